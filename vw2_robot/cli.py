@@ -1,0 +1,74 @@
+"""From a command line to a checked dataclass: the first line of every program.
+
+Hydra composes `vw2_robot.configs`, `config_from` turns the result into the program's root dataclass (a misspelt key or a
+wrong type stops the run before any work), and errors meant for a person leave as one message with exit status 1. No
+DictConfig gets past this file. Hydra is imported when a program starts, not when the library is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import dacite
+
+from vw2_robot.errors import InputError, MissingExtraError
+
+ConfigT = TypeVar("ConfigT")
+
+
+def config_from(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
+    """Build the dataclass `cls` from nested plain values, refusing unknown keys and wrong types.
+
+    Integers are accepted for floats and lists for tuples; nothing else is converted.
+
+    Raises:
+        InputError: names the key, what was expected and what was found.
+    """
+    config = dacite.Config(strict=True, cast=[tuple], type_hooks={float: _float})
+    try:
+        return dacite.from_dict(cls, values, config=config)  # type: ignore[type-var]
+    except dacite.DaciteError as error:
+        raise InputError(f"configuration of {cls.__name__}: {error}") from error
+    except (ValueError, TypeError) as error:
+        raise InputError(f"configuration of {cls.__name__}: {error}") from error
+
+
+def _float(value: Any) -> Any:
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def program(
+    config_cls: type[ConfigT], *, config_name: str
+) -> Callable[[Callable[[ConfigT], None]], Callable[[], None]]:
+    """Decorate `run(config)` into a console-script `main()` that is configured by `configs/<config_name>.yaml`."""
+
+    def decorate(run: Callable[[ConfigT], None]) -> Callable[[], None]:
+        def main() -> None:
+            import hydra
+            from omegaconf import DictConfig, OmegaConf
+
+            @hydra.main(version_base="1.3", config_path="pkg://vw2_robot.configs", config_name=config_name)
+            def job(tree: DictConfig) -> None:
+                try:
+                    values = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+                    run(config_from(config_cls, values))  # type: ignore[arg-type]
+                except (InputError, MissingExtraError) as error:
+                    _leave(config_name, error)
+
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+            job()
+
+        return main
+
+    return decorate
+
+
+def _leave(program_name: str, error: Exception) -> None:
+    if os.environ.get("HYDRA_FULL_ERROR"):
+        raise error
+    sys.stdout.flush()
+    print(f"{program_name}: error: {error}\nSet HYDRA_FULL_ERROR=1 for a full stack trace.", file=sys.stderr)
+    raise SystemExit(1) from None
