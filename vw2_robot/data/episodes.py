@@ -1,0 +1,107 @@
+"""One recorded robot episode, its pictures still compressed: what every reader yields and every writer takes.
+
+The place in the flow: `rlds` (or a simulator) makes episodes, `frames` decodes them once into the training cache. An
+`Episode` holds what latent pre-training may use (pictures, words, rate); a `Demonstration` adds the actions. Pictures
+are JPEG or PNG bytes as they lay on disk, or uint8 arrays, and are decoded one at a time, so an episode of a few
+hundred large frames costs megabytes, not gigabytes.
+
+This is not a file format and knows no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vw2_robot.contracts import ACTION_DIM
+from vw2_robot.errors import InputError
+
+# What Pillow raises for bytes that are no picture, a cut-off picture, a broken PNG chunk, or an absurd size.
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Episode:
+    """Pictures in time order at `hz` frames per second, with the instruction that was given.
+
+    `episode_id` is unique within `source`. `instruction` may be empty: such episodes exist in Open-X.
+    """
+
+    source: str
+    episode_id: str
+    instruction: str
+    hz: float
+    images: tuple[bytes | NDArray[np.uint8], ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def decode(self, index: int) -> NDArray[np.uint8]:
+        """Return frame `index` as uint8 [H, W, 3] RGB.
+
+        Raises:
+            InputError: the frame is no picture; names source, episode and frame.
+        """
+        image = self.images[index]
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+                raise self._bad_frame(index, f"an array {image.dtype} {image.shape}, expected uint8 [H, W, 3]")
+            return image
+        try:
+            with Image.open(io.BytesIO(image)) as picture:
+                return np.asarray(picture.convert("RGB"))
+        except _DECODE_ERRORS as error:
+            raise self._bad_frame(index, f"{len(image)} bytes that are no readable picture ({error})") from error
+
+    def _bad_frame(self, index: int, found: str) -> InputError:
+        return InputError(
+            f"{self.source}, episode {self.episode_id}, frame {index} of {len(self)}: found {found}; "
+            "repair or re-download the file that holds this episode, or leave the episode out"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Demonstration:
+    """An episode with its actions: float [T, 7] or [T-1, 7] for T pictures.
+
+    Action t is what was done after picture t was seen. With T-1 rows the last picture has no action. `terminal` is true
+    for a real end (the task was solved) and false for a recording that was cut off.
+    """
+
+    episode: Episode
+    actions: NDArray[np.floating[Any]]
+    terminal: bool = True
+
+    def __post_init__(self) -> None:
+        name, length = f"{self.episode.source}, episode {self.episode.episode_id}", len(self.episode)
+        shape = self.actions.shape
+        if len(shape) != 2 or shape[1] != ACTION_DIM or shape[0] not in (length, length - 1):
+            raise InputError(
+                f"{name}: actions have shape {shape}, expected ({length}, {ACTION_DIM}) or ({length - 1}, {ACTION_DIM})"
+            )
+        if not np.isfinite(self.actions).all():
+            row = int(np.flatnonzero(~np.isfinite(self.actions).all(axis=1))[0])
+            raise InputError(f"{name}: action {row} is not finite: {self.actions[row].tolist()}")
+
+
+def encode_jpeg(image: NDArray[np.uint8], *, quality: int = 95) -> bytes:
+    """Compress uint8 [H, W, 3] to JPEG without chroma subsampling; equal pixels give equal bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="JPEG", quality=quality, subsampling=0)
+    return buffer.getvalue()

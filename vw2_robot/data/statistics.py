@@ -1,0 +1,154 @@
+"""Action normalisation and its exact inverse, with the numbers that both need.
+
+Computed once from the selected labels only, stored with the data and in every checkpoint. Method specification:
+section 3.3. Default: dimension d is mapped so that its 1 % and 99 % quantiles become -1 and +1, and clipped there; so
+the pair normalise, unnormalise is the identity between the quantiles and saturates outside. The gripper is never scaled:
+it is -1 (close) or +1 (open) on both sides. A dimension that hardly moves (spread below 1e-6) passes through untouched.
+
+CALVIN's `rel_actions` already carry their scaling (units of 0.02 m and 0.05 rad); nothing is multiplied again here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vw2_robot.contracts import GRIPPER_INDEX
+from vw2_robot.errors import InputError
+
+# N actions · A action dims
+NormalisationMode = Literal["q01_q99", "mean_std", "none"]
+MIN_SPREAD = 1e-6
+_VECTORS = ("q01", "q99", "mean", "std", "min", "max")
+
+
+@dataclass(frozen=True, eq=False)
+class ActionStatistics:
+    """Per-dimension numbers [A] of `count` actions, and how they are used (`mode`)."""
+
+    q01: NDArray[np.float64]
+    q99: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+    min: NDArray[np.float64]
+    max: NDArray[np.float64]
+    count: int
+    mode: NormalisationMode = "q01_q99"
+    gripper_index: int | None = GRIPPER_INDEX
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(NormalisationMode):
+            raise InputError(f"action normalisation must be one of {get_args(NormalisationMode)}, found {self.mode!r}")
+        shapes = {name: getattr(self, name).shape for name in _VECTORS}
+        if len(set(shapes.values())) != 1 or len(shapes["mean"]) != 1:
+            raise InputError(f"action statistics must be vectors of one length, found {shapes}")
+        if self.gripper_index is not None and not 0 <= self.gripper_index < self.mean.size:
+            raise InputError(f"gripper index {self.gripper_index} lies outside an action of {self.mean.size} numbers")
+        if not all(np.isfinite(getattr(self, name)).all() for name in _VECTORS):
+            raise InputError("action statistics hold a number that is not finite")
+
+    @classmethod
+    def from_actions(
+        cls,
+        actions: NDArray[np.floating[Any]],
+        *,
+        mode: NormalisationMode = "q01_q99",
+        gripper_index: int | None = GRIPPER_INDEX,
+    ) -> ActionStatistics:
+        """Compute the statistics of actions [N, A].
+
+        Raises:
+            InputError: no action, a number that is not finite, or a gripper value other than -1 and +1.
+        """
+        if actions.ndim != 2 or 0 in actions.shape:
+            raise InputError(f"action statistics need actions [N, A] with N >= 1, found shape {actions.shape}")
+        values = actions.astype(np.float64)
+        if not np.isfinite(values).all():
+            row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
+            raise InputError(f"action {row} of {len(values)} is not finite: {values[row].tolist()}")
+        if gripper_index is not None and not np.isin(values[:, gripper_index], (-1.0, 1.0)).all():
+            found = np.unique(values[:, gripper_index])[:4].tolist()
+            raise InputError(f"gripper actions must be -1 (close) or +1 (open), found {found}")
+        q01, q99 = np.quantile(values, (0.01, 0.99), axis=0)
+        return cls(
+            q01=q01,
+            q99=q99,
+            mean=values.mean(axis=0),
+            std=values.std(axis=0),
+            min=values.min(axis=0),
+            max=values.max(axis=0),
+            count=len(values),
+            mode=mode,
+            gripper_index=gripper_index,
+        )
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """True [A] for the dimensions that are scaled; the gripper and degenerate dimensions are not."""
+        spread = {"q01_q99": self.q99 - self.q01, "mean_std": self.std, "none": np.zeros_like(self.std)}[self.mode]
+        mask: NDArray[np.bool_] = spread >= MIN_SPREAD
+        if self.gripper_index is not None:
+            mask[self.gripper_index] = False
+        return mask
+
+    def normalise(self, actions: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+        """Map robot units [..., A] to what a model predicts: [-1, 1] where `mask` is true, in mode q01_q99."""
+        values = self._checked(actions)
+        offset, scale = self._offset_and_scale()
+        scaled = (values - offset) / scale
+        if self.mode == "q01_q99":
+            scaled = np.where(self.mask, np.clip(scaled, -1.0, 1.0), scaled)
+        return scaled.astype(np.float32)
+
+    def unnormalise(self, actions: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+        """Map predictions [..., A] back to robot units; the gripper becomes -1 or +1 by its sign (0 opens)."""
+        values = self._checked(actions)
+        offset, scale = self._offset_and_scale()
+        restored = values * scale + offset
+        if self.gripper_index is not None:
+            restored[..., self.gripper_index] = np.where(values[..., self.gripper_index] < 0, -1.0, 1.0)
+        return restored.astype(np.float32)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain numbers and lists, exact to the last bit; `from_json` is the inverse."""
+        vectors = {name: getattr(self, name).tolist() for name in _VECTORS}
+        rest = {"count": self.count, "mode": self.mode, "gripper_index": self.gripper_index}
+        return {**vectors, **rest, "mask": self.mask.tolist()}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> ActionStatistics:
+        """Rebuild from `to_json`.
+
+        Raises:
+            InputError: a key is missing or a value has the wrong type.
+        """
+        missing = [field.name for field in fields(cls) if field.name not in content]
+        if missing:
+            raise InputError(f"action statistics lack {missing}; they hold {sorted(content)}")
+        try:
+            vectors = {name: np.asarray(content[name], dtype=np.float64) for name in _VECTORS}
+            gripper = content["gripper_index"]
+            return cls(
+                **vectors,
+                count=int(content["count"]),
+                mode=content["mode"],
+                gripper_index=None if gripper is None else int(gripper),
+            )
+        except (TypeError, ValueError) as error:
+            raise InputError(f"action statistics cannot be read: {error}") from error
+
+    def _offset_and_scale(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        centre, half = (self.q01 + self.q99) / 2, (self.q99 - self.q01) / 2
+        if self.mode == "mean_std":
+            centre, half = self.mean, self.std
+        return np.where(self.mask, centre, 0.0), np.where(self.mask, half, 1.0)
+
+    def _checked(self, actions: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        if actions.ndim < 1 or actions.shape[-1] != self.mean.size:
+            raise InputError(f"actions have shape {actions.shape}, the statistics are of {self.mean.size} numbers")
+        # float64 on purpose: the inverse is then exact to float32 for any offset.
+        return actions.astype(np.float64)
