@@ -1,0 +1,251 @@
+"""CALVIN on disk: what is written is read back, what need not be read is not, and damage is named."""
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vw2_robot.data.calvin import CalvinDataset
+from vw2_robot.data.calvin_writer import CalvinWriter
+from vw2_robot.data.object_arrays import load_object
+from vw2_robot.errors import InputError
+
+TASKS = (("open_drawer", "pull the drawer"), ("turn_on_led", "push the button"), ("open_drawer", "open the drawer"))
+
+
+def arrays(seed, length):
+    rng = np.random.default_rng(seed)
+    gripper = rng.choice([-1.0, 1.0], size=(length, 1))
+    return {
+        "rgb_static": rng.integers(0, 256, (length, 12, 10, 3), dtype=np.uint8),
+        "actions": np.hstack([rng.normal(size=(length, 6)), gripper]),
+        "rel_actions": np.hstack([rng.uniform(-1, 1, (length, 6)), gripper]),
+        "robot_obs": rng.normal(size=(length, 15)),
+        "scene_obs": rng.normal(size=(length, 24)),
+    }
+
+
+def write(root, *, split="training", numbers=(0, 1, 2)):
+    writer = CalvinWriter(root, split)
+    for number in numbers:
+        task, sentence = TASKS[number]
+        writer.write_episode(
+            arrays(number, 3 + number), first_frame=number * 100, task=task, instruction=sentence, scene="D"
+        )
+    return writer
+
+
+@pytest.fixture
+def root(tmp_path):
+    write(tmp_path).finish()
+    return tmp_path
+
+
+def tree(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def rewrite_step(root, frame, change):
+    path = root / "training" / f"episode_{frame:07d}.npz"
+    with np.load(path) as file:
+        content = {key: file[key] for key in file.files}
+    change(content)
+    np.savez(path, **content)
+
+
+def test_what_was_written_is_read_back(root):
+    dataset = CalvinDataset(root)
+    assert [(t.task, t.instruction) for t in dataset.trajectories] == list(TASKS)
+    assert [(t.start, t.end, t.scene) for t in dataset.trajectories] == [
+        (0, 2, "D"), (100, 103, "D"), (200, 204, "D"),
+    ]  # fmt: skip
+    wanted = arrays(2, 5)
+    images = dataset.read_images(dataset.trajectories[2], [4, 0])
+    assert images.dtype == np.uint8
+    np.testing.assert_array_equal(images, wanted["rgb_static"][[4, 0]])
+    actions = dataset.read_actions(dataset.trajectories[2])
+    assert actions.dtype == np.float32
+    np.testing.assert_array_equal(actions, wanted["rel_actions"].astype(np.float32))
+    np.testing.assert_array_equal(dataset.read(dataset.trajectories[2], "robot_obs"), wanted["robot_obs"])
+
+
+def test_files_open_with_plain_numpy_and_have_the_published_form(root):
+    folder = root / "training"
+    assert np.load(folder / "ep_start_end_ids.npy").tolist() == [[0, 2], [100, 103], [200, 204]]
+    assert np.load(folder / "ep_lens.npy").tolist() == [3, 4, 5]
+    labels = np.load(folder / "lang_annotations" / "auto_lang_ann.npy", allow_pickle=True).item()
+    assert labels["language"]["task"] == [task for task, _ in TASKS]
+    assert labels["info"]["indx"][1] == (100, 103)
+    assert np.load(folder / "scene_info.npy", allow_pickle=True).item() == {"calvin_scene_D": [0, 204]}
+    with np.load(folder / "episode_0000101.npz") as step:
+        assert {key: (step[key].dtype.name, step[key].shape) for key in step.files} == {
+            "rgb_static": ("uint8", (12, 10, 3)),
+            "actions": ("float64", (7,)),
+            "rel_actions": ("float64", (7,)),
+            "robot_obs": ("float64", (15,)),
+            "scene_obs": ("float64", (24,)),
+        }
+
+
+def test_statistics_are_those_of_all_time_steps(root):
+    yaml = pytest.importorskip("yaml")
+    statistics = yaml.safe_load((root / "training" / "statistics.yaml").read_text())
+    every = {key: np.concatenate([arrays(n, 3 + n)[key] for n in range(3)]) for key in ("robot_obs", "actions")}
+    np.testing.assert_allclose(statistics["robot_obs"][0]["mean"], every["robot_obs"].mean(axis=0), atol=1e-8)
+    np.testing.assert_allclose(statistics["robot_obs"][0]["std"], every["robot_obs"].std(axis=0), atol=1e-8)
+    np.testing.assert_allclose(statistics["act_max_bound"], every["actions"].max(axis=0), atol=1e-8)
+
+
+def test_reading_pictures_never_opens_actions(root):
+    def poison(content):
+        content["rel_actions"][:] = np.nan
+        del content["actions"]
+
+    for frame in (100, 101, 102, 103):
+        rewrite_step(root, frame, poison)
+    dataset = CalvinDataset(root)
+    assert len(list(dataset.episodes())) == 3
+    assert dataset.reads == {"rgb_static": 12}
+    with pytest.raises(InputError, match="not finite at frame 100"):
+        dataset.read_actions(dataset.trajectories[1])
+
+
+def test_reading_pictures_works_where_actions_are_absent(root):
+    for frame in (0, 1, 2):
+        rewrite_step(root, frame, lambda content: content.pop("rel_actions"))
+    dataset = CalvinDataset(root)
+    assert dataset.read_images(dataset.trajectories[0]).shape == (3, 12, 10, 3)
+    with pytest.raises(InputError, match="holds no rel_actions"):
+        dataset.read_actions(dataset.trajectories[0])
+
+
+def test_reading_actions_never_opens_pictures(root):
+    dataset = CalvinDataset(root)
+    dataset.read_actions(dataset.trajectories[0])
+    assert dataset.reads == {"rel_actions": 3}
+
+
+def test_gripper_zero_of_old_files_means_closed(root):
+    rewrite_step(root, 1, lambda content: content["rel_actions"].__setitem__(6, 0.0))
+    dataset = CalvinDataset(root)
+    assert dataset.read_actions(dataset.trajectories[0])[1, 6] == -1
+
+
+def test_episodes_carry_pictures_and_words(root):
+    episode = list(CalvinDataset(root).episodes())[1]
+    assert (episode.instruction, episode.hz, len(episode.images)) == ("push the button", 30.0, 4)
+    np.testing.assert_array_equal(episode.images[3], arrays(1, 4)["rgb_static"][3])
+
+
+def test_missing_frames_are_named_before_work_starts(root):
+    (root / "training" / "episode_0000102.npz").unlink()
+    with pytest.raises(InputError, match=r"1 of 12 labelled frames are missing, the first is episode_0000102\.npz"):
+        CalvinDataset(root)
+
+
+def test_missing_split_shows_the_expected_layout(root, tmp_path):
+    with pytest.raises(InputError, match=r"validation is not a folder(.|\n)*expected layout"):
+        CalvinDataset(root, "validation")
+    with pytest.raises(InputError, match="expected layout"):
+        CalvinDataset(tmp_path / "nowhere")
+
+
+def test_missing_labels_are_named(root):
+    (root / "training" / "lang_annotations" / "auto_lang_ann.npy").unlink()
+    with pytest.raises(InputError, match="need language labels"):
+        CalvinDataset(root)
+
+
+def test_damaged_frame_is_named(root):
+    path = root / "training" / "episode_0000100.npz"
+    path.write_bytes(path.read_bytes()[:200])
+    dataset = CalvinDataset(root)
+    with pytest.raises(InputError, match=r"episode_0000100\.npz.*damaged"):
+        dataset.read_images(dataset.trajectories[1])
+
+
+class Boom:
+    """Runs a command when unpickled."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (self.marker,)
+
+
+def test_labels_that_want_to_run_code_are_refused_and_do_not(root, tmp_path):
+    marker = tmp_path / "ran"
+    path = root / "training" / "lang_annotations" / "auto_lang_ann.npy"
+    np.save(path, np.array({"language": Boom(str(marker))}, dtype=object), allow_pickle=True)
+    with pytest.raises(InputError, match="mkdir"):
+        CalvinDataset(root)
+    assert not marker.exists()
+
+
+def hand_made(path, reduced):
+    class Payload:
+        def __reduce__(self):
+            return reduced
+
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
+        pickle.dump(Payload(), file, protocol=4)
+
+
+def test_structured_dtype_that_hides_pointers_is_refused(tmp_path):
+    path = tmp_path / "evil.npy"
+    hand_made(path, (np.dtype, ("O8", False, True), (3, "|", None, ("f0",), {"f0": (np.dtype("O"), 0)}, 8, 8, 0)))
+    with pytest.raises(InputError, match="structured"):
+        load_object(path)
+
+
+def test_arrays_inside_labels_survive_the_restricted_reader(tmp_path):
+    path = tmp_path / "x.npy"
+    value = {
+        "emb": np.arange(6, dtype=np.float32).reshape(2, 1, 3),
+        "names": np.array(["a", "bc"]),
+        "mixed": np.array([1, "x", (2, 3)], dtype=object),
+        "number": np.float64(2.5),
+        "big": np.arange(3, dtype=">i4"),
+        "columns": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    }
+    np.save(path, np.array(value, dtype=object), allow_pickle=True)
+    found = load_object(path)
+    assert found.keys() == value.keys()
+    assert found["number"] == 2.5
+    for key in ("emb", "names", "mixed", "big", "columns"):
+        np.testing.assert_array_equal(found[key], value[key])
+        assert found[key].dtype == value[key].dtype.newbyteorder("=")
+
+
+def test_interrupted_and_resumed_writing_gives_the_same_bytes(root, tmp_path_factory):
+    again = tmp_path_factory.mktemp("again")
+    write(again, numbers=(0,))
+    (again / "training" / "episode_0000100.npz").write_bytes(b"half a fi")  # killed in the middle of the second
+    resumed = CalvinWriter(again)
+    assert resumed.is_complete(0)
+    assert not resumed.is_complete(100)
+    write(again, numbers=(2, 1)).finish()
+    assert tree(again) == tree(root)
+
+
+def test_wrong_arrays_are_refused(tmp_path):
+    writer = CalvinWriter(tmp_path)
+    good = arrays(0, 4)
+    about = {"first_frame": 0, "task": "t", "instruction": "i", "scene": "D"}
+    with pytest.raises(InputError, match=r"lacks \['rel_actions'\]"):
+        writer.write_episode({k: v for k, v in good.items() if k != "rel_actions"}, **about)
+    with pytest.raises(InputError, match="robot_obs has shape"):
+        writer.write_episode({**good, "robot_obs": good["robot_obs"][:, :7]}, **about)
+    with pytest.raises(InputError, match="no complete demonstration"):
+        writer.finish()
+
+
+def test_validation_split_carries_the_evaluation_sentences(tmp_path):
+    write(tmp_path, split="validation").finish({"open_drawer": "open it"})
+    table = load_object(Path(tmp_path) / "validation" / "lang_annotations" / "embeddings.npy")
+    assert table["open_drawer"]["ann"] == ["open it"]
+    assert len(CalvinDataset(tmp_path, "validation")) == 3

@@ -1,0 +1,216 @@
+"""CALVIN on disk, written: demonstrations become a split that `calvin.py` and the official loaders read.
+
+Each demonstration is handed over whole with the number of its first frame, so that several processes can write the same
+split at once without talking to each other: frame numbers need not be contiguous in this format, they only must not
+overlap. A small entry under `.record/` marks a demonstration as complete; `finish` collects the entries into the files
+that describe the split (labels, recordings, scenes, statistics). Every file is written to a temporary name and renamed,
+and its bytes depend on its content only: killed at any moment and started again, a recording ends in the same bytes.
+
+There is no sentence embedding here: `emb` in the labels has width 0. Policies of this package read the sentences.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vw2_robot.errors import InputError
+
+from .calvin import CalvinSplit, frame_name
+
+# array -> dtype on disk and shape of one time step (-1: any); calvin specification, section 13
+STEP_ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "rgb_static": ("uint8", (-1, -1, 3)),
+    "rgb_gripper": ("uint8", (-1, -1, 3)),
+    "depth_static": ("float32", (-1, -1)),
+    "depth_gripper": ("float32", (-1, -1)),
+    "actions": ("float64", (7,)),
+    "rel_actions": ("float64", (7,)),
+    "robot_obs": ("float64", (15,)),
+    "scene_obs": ("float64", (24,)),
+}
+REQUIRED_ARRAYS = ("rgb_static", "actions", "rel_actions", "robot_obs", "scene_obs")
+_STATES = ("robot_obs", "scene_obs")
+
+
+@dataclass(frozen=True)
+class EpisodeEntry:
+    """What the index of a split needs to know about one demonstration; one json file each."""
+
+    first: int
+    last: int
+    task: str
+    instruction: str
+    scene: str
+    sums: dict[str, list[float]]
+    """Per state array: sum over the time steps."""
+    squares: dict[str, list[float]]
+    action_low: list[float]
+    action_high: list[float]
+
+
+class CalvinWriter:
+    """Writes one split of a CALVIN data set; safe to kill, safe to use from several processes on disjoint frames."""
+
+    def __init__(self, root: str | Path, split: CalvinSplit = "training", *, compress_level: int = 1) -> None:
+        """`compress_level` is zlib's: 0 stores (fast, large), 1 is the best bargain for pictures, 9 is slow."""
+        self.folder = Path(root) / split
+        self.split = split
+        self.compress_level = compress_level
+        self._entries = self.folder / ".record"
+        self._entries.mkdir(parents=True, exist_ok=True)
+
+    def is_complete(self, first_frame: int) -> bool:
+        """Say whether the demonstration that starts at this frame number has been written."""
+        return self._entry_path(first_frame).is_file()
+
+    def write_episode(
+        self, arrays: Mapping[str, NDArray[Any]], *, first_frame: int, task: str, instruction: str, scene: str
+    ) -> None:
+        """Write one demonstration of L time steps; every array has the time axis first.
+
+        Raises:
+            InputError: an array is missing, unknown, or of another shape than `STEP_ARRAYS` says.
+        """
+        length = _checked_length(arrays)
+        typed = {key: np.asarray(value, dtype=STEP_ARRAYS[key][0]) for key, value in arrays.items()}
+        for step in range(length):
+            content = _npz_bytes({key: value[step] for key, value in typed.items()}, self.compress_level)
+            _write(self.folder / frame_name(first_frame + step), content)
+        entry = EpisodeEntry(
+            first=first_frame,
+            last=first_frame + length - 1,
+            task=task,
+            instruction=instruction,
+            scene=scene,
+            sums={key: typed[key].sum(axis=0).tolist() for key in _STATES},
+            squares={key: (typed[key] ** 2).sum(axis=0).tolist() for key in _STATES},
+            action_low=typed["actions"].min(axis=0).tolist(),
+            action_high=typed["actions"].max(axis=0).tolist(),
+        )
+        text = json.dumps(dataclasses.asdict(entry), indent=1)
+        _write(self._entry_path(first_frame), text.encode())
+
+    def entries(self) -> list[EpisodeEntry]:
+        """Return the complete demonstrations in frame order."""
+        paths = sorted(self._entries.glob("episode_*.json"))
+        return [EpisodeEntry(**json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+
+    def finish(self, sentences: Mapping[str, str] | None = None) -> list[EpisodeEntry]:
+        """Write the files that describe the split and return its demonstrations.
+
+        `sentences` (task -> the sentence used in evaluation) goes into `embeddings.npy` of a validation split.
+        """
+        entries = self.entries()
+        if not entries:
+            raise InputError(f"{self.folder} holds no complete demonstration, so there is nothing to describe")
+        _save(self.folder / "ep_start_end_ids.npy", np.array([(e.first, e.last) for e in entries], dtype=np.int64))
+        _save(self.folder / "ep_lens.npy", np.array([e.last - e.first + 1 for e in entries], dtype=np.int64))
+        _save_object(self.folder / "scene_info.npy", _scene_info(entries))
+        labels = self.folder / "lang_annotations"
+        labels.mkdir(exist_ok=True)
+        if self.split == "validation" and sentences is not None:
+            empty = np.zeros((1, 1, 0), dtype=np.float32)
+            table = {task: {"emb": empty, "ann": [sentence]} for task, sentence in sentences.items()}
+            _save_object(labels / "embeddings.npy", table)
+        _write(self.folder / "statistics.yaml", _statistics_yaml(entries).encode())
+        _save_object(labels / "auto_lang_ann.npy", _language_labels(entries))  # last: a reader asks for it first
+        return entries
+
+    def _entry_path(self, first_frame: int) -> Path:
+        return self._entries / f"episode_{first_frame:07d}.json"
+
+
+def _checked_length(arrays: Mapping[str, NDArray[Any]]) -> int:
+    missing = [key for key in REQUIRED_ARRAYS if key not in arrays]
+    unknown = [key for key in arrays if key not in STEP_ARRAYS]
+    if missing or unknown:
+        raise InputError(
+            f"demonstration lacks {missing} and has unknown arrays {unknown}; known: {sorted(STEP_ARRAYS)}"
+        )
+    length = len(arrays["rgb_static"])
+    for key, value in arrays.items():
+        step_shape = STEP_ARRAYS[key][1]
+        found = np.shape(value)
+        fits = len(found) == len(step_shape) + 1 and all(
+            w in (-1, f) for w, f in zip(step_shape, found[1:], strict=True)
+        )
+        if not fits or found[0] != length or length == 0:
+            raise InputError(
+                f"{key} has shape {found}, expected ({length} time steps, *{step_shape}) with -1 for any size"
+            )
+    return length
+
+
+def _npz_bytes(arrays: Mapping[str, NDArray[Any]], level: int) -> bytes:
+    buffer = io.BytesIO()
+    method = zipfile.ZIP_DEFLATED if level else zipfile.ZIP_STORED
+    with zipfile.ZipFile(buffer, "w", method, compresslevel=level or None) as archive:
+        for key, value in arrays.items():
+            member = io.BytesIO()
+            np.save(member, value, allow_pickle=False)
+            info = zipfile.ZipInfo(f"{key}.npy", date_time=(1980, 1, 1, 0, 0, 0))  # a clock would change the bytes
+            info.compress_type = method
+            archive.writestr(info, member.getvalue(), compresslevel=level or None)
+    return buffer.getvalue()
+
+
+def _language_labels(entries: list[EpisodeEntry]) -> dict[str, Any]:
+    return {
+        "language": {
+            "ann": [entry.instruction for entry in entries],
+            "task": [entry.task for entry in entries],
+            "emb": np.zeros((len(entries), 1, 0), dtype=np.float32),
+        },
+        "info": {"episodes": [], "indx": [(entry.first, entry.last) for entry in entries]},
+    }
+
+
+def _scene_info(entries: list[EpisodeEntry]) -> dict[str, list[int]]:
+    table: dict[str, list[int]] = {}
+    for entry in entries:
+        span = table.setdefault(f"calvin_scene_{entry.scene}", [entry.first, entry.last])
+        span[1] = entry.last
+    return table
+
+
+def _statistics_yaml(entries: list[EpisodeEntry]) -> str:
+    count = sum(entry.last - entry.first + 1 for entry in entries)
+    lines = []
+    for key in _STATES:
+        mean = np.sum([entry.sums[key] for entry in entries], axis=0) / count
+        variance = np.sum([entry.squares[key] for entry in entries], axis=0) / count - mean**2
+        lines += [f"{key}:", "  - _target_: calvin_agent.utils.transforms.NormalizeVector"]
+        lines += [f"    mean: {_yaml_list(mean)}", f"    std: {_yaml_list(np.sqrt(np.maximum(variance, 0)))}"]
+    lines.append(f"act_min_bound: {_yaml_list(np.min([entry.action_low for entry in entries], axis=0))}")
+    lines.append(f"act_max_bound: {_yaml_list(np.max([entry.action_high for entry in entries], axis=0))}")
+    return "\n".join(lines) + "\n"
+
+
+def _yaml_list(values: NDArray[np.float64]) -> str:
+    return "[" + ", ".join(f"{value:.9f}" for value in values) + "]"  # no exponents: YAML 1.1 reads 1e-05 as text
+
+
+def _save(path: Path, value: NDArray[Any], *, pickled: bool = False) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, value, allow_pickle=pickled)
+    _write(path, buffer.getvalue())
+
+
+def _save_object(path: Path, value: Any) -> None:
+    _save(path, np.array(value, dtype=object), pickled=True)
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
