@@ -1,0 +1,86 @@
+"""AdamW, warm-up and decay, gradient clipping: the part of training that all stages share.
+
+The learning rate is a pure function of the step, so a resumed run needs no scheduler state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vw2_robot.errors import InputError
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Defaults: Table A.1 of the paper, dLDM column."""
+
+    lr: float = 1e-4
+    beta1: float = 0.9
+    beta2: float = 0.99
+    weight_decay: float = 0.1
+    warmup_steps: int = 2000
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or self.clip_norm <= 0:
+            raise ValueError(f"optim.lr and optim.clip_norm must be positive, found {self.lr} and {self.clip_norm}")
+
+
+class NonFiniteLossError(FloatingPointError):
+    """A loss became infinite or NaN; raised before the optimiser moves."""
+
+
+def build_optimizer(
+    parameters: Iterable[nn.Parameter], config: OptimConfig, *, fast: Iterable[nn.Parameter] = (), fast_mult: float = 1.0
+) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only (not on biases, norms, embeddings of one dimension).
+
+    `fast` parameters (a new head, say) get `fast_mult` times the learning rate.
+    """
+    groups = []
+    for members, multiplier in ((list(parameters), 1.0), (list(fast), fast_mult)):
+        for decayed in (True, False):
+            chosen = [p for p in members if p.requires_grad and (p.ndim >= 2) == decayed]
+            if chosen:
+                decay = config.weight_decay if decayed else 0.0
+                groups.append({"params": chosen, "weight_decay": decay, "lr_mult": multiplier})
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2))
+
+
+def learning_rate(step: int, config: OptimConfig, *, total_steps: int) -> float:
+    """Linear warm-up over `warmup_steps`, then linear decay to 0 at `total_steps` (the paper's WarmupDecayLR)."""
+    warmup = min(config.warmup_steps, max(1, total_steps // 5))
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    return config.lr * max(0.0, (total_steps - step) / max(1, total_steps - warmup))
+
+
+def optimizer_step(
+    loss: Tensor, optimizer: torch.optim.Optimizer, *, step: int, config: OptimConfig, total_steps: int
+) -> Tensor:
+    """Back-propagate, clip, move; returns the gradient norm before clipping (on the device).
+
+    Raises:
+        NonFiniteLossError: names the step; no parameter was changed.
+    """
+    if not bool(torch.isfinite(loss)):
+        raise NonFiniteLossError(f"the loss is {float(loss)} at step {step}; lower optim.lr or look at the data of this step")
+    rate = learning_rate(step, config, total_steps=total_steps)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_mult"]
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+    optimizer.step()
+    return norm
+
+
+def require_some(parameters: list[nn.Parameter], what: str) -> None:
+    """Fail early when a preset leaves nothing to train."""
+    if not any(p.requires_grad for p in parameters):
+        raise InputError(f"nothing to train in {what}: every parameter is frozen")

@@ -1,0 +1,238 @@
+"""A run on disk: its folder, its resolved configuration, its log, its checkpoints, and where it stopped.
+
+    run_dir/config.yaml        resolved; a different configuration in the same folder is an error that names the keys
+    run_dir/metrics.jsonl      one object a line: "step" and "stage/quantity_unit"
+    run_dir/log.txt            what a person would have seen on the terminal
+    run_dir/tensorboard/       the same metrics, when the `track` extra is installed
+    run_dir/checkpoints/step_N/ and run_dir/latest
+
+Everything random in training comes from `generator(seed, step)`, so a run needs no stored generator state: killed at any
+moment and started again it gives the same weights bit for bit. Learning itself stays in the programs.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from tqdm import tqdm
+
+from vw2_robot.checkpoint import write_text
+from vw2_robot.errors import InputError
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Facts of the machine; they may differ between two starts of one run."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:0, ..."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """bf16: autocast for matrix products; quantiser, losses and weights stay float32"""
+    threads: int = 0
+    """CPU threads of torch; 0 leaves torch's choice. Bit-exact resume needs the same number."""
+
+    def torch_device(self) -> torch.device:
+        """The device meant, after setting the number of threads.
+
+        Raises:
+            InputError: if it is not there.
+        """
+        if self.threads > 0:
+            torch.set_num_threads(self.threads)
+        name = self.device
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name.startswith("cuda") and not torch.cuda.is_available():
+            raise InputError(f"hardware.device={self.device}, but torch {torch.__version__} sees no CUDA device")
+        if name.startswith("cuda"):
+            torch.backends.cuda.matmul.allow_tf32 = True
+        return torch.device(name)
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The precision context of forward passes."""
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def generator(seed: int, step: int, *, stream: int = 0) -> torch.Generator:
+    """A CPU generator that depends on (seed, stream, step) alone."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9 + step * 0x94D049BB133111EB) & (2**63 - 1)
+    return torch.Generator().manual_seed(mixed)
+
+
+def config_tree(config: Any) -> dict[str, Any]:
+    """A dataclass as plain nested values, lists for tuples."""
+    assert is_dataclass(config)
+    tree: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))  # type: ignore[arg-type]
+    return tree
+
+
+def differing_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """Dotted names at which two nested values differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted({*old, *new})
+        return [name for key in keys for name in differing_keys(old.get(key), new.get(key), f"{prefix}{key}.")]
+    return [] if old == new else [f"{prefix[:-1]} ({old!r} -> {new!r})"]
+
+
+class Run:
+    """One stage of training in one folder.
+
+    Args:
+        path: the folder; made if missing.
+        config: the program's dataclass; keys in `free` may change between starts.
+        stage: name shown in progress and used to prefix nothing: metric names are given whole.
+        total_steps: where the run ends; `complete` compares with it.
+        save_every: steps between checkpoints; the last step is always saved.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        config: Any,
+        *,
+        stage: str,
+        total_steps: int,
+        save_every: int,
+        log_every: int,
+        free: tuple[str, ...] = ("run_dir", "hardware"),
+    ) -> None:
+        self.path, self.stage, self.total_steps = Path(path), stage, total_steps
+        self.save_every, self.log_every = save_every, log_every
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._claim(config_tree(config), free)
+        self.start = self._last_step()
+        self._forget_after(self.start)
+        self._board: Any = None
+        self._bar: tqdm[int] | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last checkpoint is that of the last step."""
+        return self.start >= self.total_steps
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The last complete checkpoint, if there is one."""
+        latest = self.path / "latest"
+        return self.path / "checkpoints" / latest.read_text(encoding="utf-8").strip() if latest.is_file() else None
+
+    def _claim(self, tree: dict[str, Any], free: tuple[str, ...]) -> None:
+        file = self.path / "config.yaml"
+        if file.is_file():
+            old = yaml.safe_load(file.read_text(encoding="utf-8"))
+            kept = [{k: v for k, v in t.items() if k not in free} for t in (old, tree)]
+            if names := differing_keys(*kept):
+                raise InputError(
+                    f"{self.path} holds a {self.stage} run with another configuration; these keys differ: "
+                    f"{', '.join(names)}. Use another run_dir, or delete this folder to start over"
+                )
+        write_text(file, yaml.safe_dump(tree, sort_keys=False))
+
+    def _last_step(self) -> int:
+        checkpoint = self.checkpoint
+        return 0 if checkpoint is None else int(checkpoint.name.removeprefix("step_"))
+
+    def _forget_after(self, step: int) -> None:
+        """Drop metric lines written after the last checkpoint: they will be written again."""
+        file = self.path / "metrics.jsonl"
+        if not file.is_file():
+            return
+        kept = []
+        for line in file.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except json.JSONDecodeError:  # the line that a kill cut short
+                break
+        write_text(file, "".join(kept))
+
+    def steps(self, stop: int | None = None, *, what: str = "") -> Iterator[int]:
+        """Step numbers from where the run stands up to `stop` (default: the end), under a progress bar."""
+        stop = self.total_steps if stop is None else stop
+        name = f"{self.stage} {what}".strip()
+        with tqdm(
+            initial=self.start, total=stop, desc=name, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True
+        ) as bar:
+            self._bar = bar
+            while self.start < stop:
+                yield self.start
+                self.start += 1
+                bar.update()
+            self._bar = None
+
+    def due(self, step: int, every: int) -> bool:
+        """Whether the step just finished is a multiple of `every`, or the last one."""
+        return (step + 1) % every == 0 or step + 1 == self.total_steps
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """Write one line of metrics (tensors are fetched here) after `step + 1` finished steps."""
+        plain = {key: round(float(value), 8) for key, value in values.items()}
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step + 1, **plain}) + "\n")
+        if self._bar is not None:
+            shown = {key.split("/", 1)[1]: f"{value:.3g}" for key, value in list(plain.items())[:4]}
+            self._bar.set_postfix(shown, refresh=False)
+        if self._bar is None or self._bar.disable:
+            self.say(f"step {step + 1}/{self.total_steps} " + " ".join(f"{k}={v:.4g}" for k, v in plain.items()))
+        self._write_board(step + 1, plain)
+
+    def _write_board(self, step: int, values: Mapping[str, float]) -> None:
+        if self._board is None:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:  # the `track` extra is optional; metrics.jsonl has everything
+                self._board = False
+            else:
+                self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=self.start)  # type: ignore[no-untyped-call]
+        if self._board:
+            for key, value in values.items():
+                self._board.add_scalar(key, value, step)
+            self._board.flush()
+
+    def say(self, message: str) -> None:
+        """A line for people: terminal and log.txt."""
+        line = f"[{self.stage}] {message}"
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+        with (self.path / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+    def save(self, step: int, write: Callable[[Path], None]) -> None:
+        """After `step + 1` finished steps: checkpoint by `write(folder)`, point `latest` at it, drop older ones."""
+        name = f"step_{step + 1}"
+        folder = self.path / "checkpoints"
+        folder.mkdir(exist_ok=True)
+        write(folder / name)
+        write_text(self.path / "latest", name + "\n")
+        for old in folder.iterdir():
+            if old.name != name:
+                shutil.rmtree(old)
+
+    def close(self) -> None:
+        """Flush the optional board."""
+        if self._board:
+            self._board.close()
+
+
+def mark(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file atomically: results that a stage leaves for the next one or for the report."""
+    write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def read_mark(path: Path) -> dict[str, Any] | None:
+    """The content of such a file, or None where there is none."""
+    if not path.is_file():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
