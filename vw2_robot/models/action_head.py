@@ -1,0 +1,43 @@
+"""Hidden states of one latent step -> the s actions that the step spans.
+
+Place in the flow: on top of the AR policy, in fine-tuning and control. Latent step k covers frames s(k-1)+1 .. sk, so its N
+hidden states answer for actions a[s(k-1)] .. a[sk-1]. Method specification 2.6; the paper says "an MLP layer".
+"""
+
+# B batch · H latent steps · N codes per step · D hidden width · s actions per step · A action dims
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vw2_robot.contracts import ACTION_DIM
+
+
+@dataclass(frozen=True)
+class ActionHeadConfig:
+    """hidden: width of the one hidden layer is 4 * min(D, hidden)."""
+
+    hidden: int = 1024
+
+
+class ActionHead(nn.Module):
+    """LayerNorm, Linear, GELU, Linear over the N concatenated states of a step. Outputs are normalised actions."""
+
+    def __init__(self, config: ActionHeadConfig, *, width: int, queries: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        inner = 4 * min(width, config.hidden)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(queries * width),
+            nn.Linear(queries * width, inner),
+            nn.GELU(),
+            nn.Linear(inner, stride * ACTION_DIM),
+        )
+
+    def forward(self, states: Float[Tensor, "B H N D"]) -> Float[Tensor, "B sH A"]:
+        """Normalised actions in time order."""
+        out = self.mlp(rearrange(states, "b h n d -> b h (n d)"))
+        return rearrange(out, "b h (s a) -> b (h s) a", s=self.stride)
