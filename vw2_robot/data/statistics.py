@@ -2,8 +2,8 @@
 
 Computed once from the selected labels only, stored with the data and in every checkpoint. Method specification:
 section 3.3. Default: dimension d is mapped so that its 1 % and 99 % quantiles become -1 and +1, and clipped there; so
-the pair normalise, unnormalise is the identity between the quantiles and saturates outside. The gripper is never scaled:
-it is -1 (close) or +1 (open) on both sides. A dimension that hardly moves (spread below 1e-6) passes through untouched.
+the pair normalise, unnormalise is the identity between the quantiles and saturates outside. The gripper is never
+scaled: it is -1 (close) or +1 (open) on both sides. A dimension that hardly moves (spread below 1e-6) passes through.
 
 CALVIN's `rel_actions` already carry their scaling (units of 0.02 m and 0.05 rad); nothing is multiplied again here.
 """
