@@ -1,0 +1,12 @@
+"""The simulator: CALVIN's four table-top scenes in PyBullet, its task oracle and its evaluation chains.
+
+Importing this package registers the Gymnasium id `vw2_robot/Calvin-v0` and nothing else; PyBullet is loaded when an
+environment is made. The oracle and the chains work without PyBullet. No file here knows a model.
+"""
+
+from gymnasium.envs.registration import register, registry
+
+CALVIN_ID = "vw2_robot/Calvin-v0"
+
+if CALVIN_ID not in registry:
+    register(id=CALVIN_ID, entry_point="vw2_robot.envs.calvin:CalvinEnv")

@@ -1,0 +1,114 @@
+"""The forms in which the arm can be commanded, checked once and made into one `Command` (calvin specification, section 6).
+
+| form | meaning |
+|---|---|
+| array of 7 | relative Cartesian, 3 position (unit 0.02 m), 3 Euler (unit 0.05 rad), gripper by its sign |
+| tuple (position, Euler angles or quaternion, gripper) | absolute Cartesian, metres and radians |
+| dict type="cartesian_rel", action=7 numbers | as the first row |
+| dict type="cartesian_abs", action=the tuple, 7 (Euler) or 8 (quaternion) numbers | absolute Cartesian |
+| dict type="joint_abs", action=8 numbers | arm joints in radians, gripper |
+| dict type="joint_rel", action=8 numbers | increments in radians on the measured joints, gripper |
+
+The gripper of a plain array closes for values <= 0 and opens above, since policies give any number there; every other
+form names the gripper exactly, +1 (open) or -1 (close). Nothing is clipped, and nothing is written into what was passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vw2_robot.contracts import ACTION_DIM, POSITION_UNIT_M, ROTATION_UNIT_RAD
+from vw2_robot.errors import InputError
+
+Kind = Literal["cartesian_rel", "cartesian_abs", "joint_rel", "joint_abs"]
+_LENGTHS: dict[str, tuple[int, ...]] = {
+    "cartesian_rel": (7,),
+    "cartesian_abs": (7, 8),
+    "joint_rel": (8,),
+    "joint_abs": (8,),
+}
+
+
+@dataclass(frozen=True)
+class Command:
+    """One checked action: `values` is everything but the gripper, `gripper` is +1 (open) or -1 (close)."""
+
+    kind: Kind
+    values: NDArray[np.float64]
+    gripper: int
+
+
+def parse_action(action: Any) -> Command:
+    """The `Command` behind any accepted form; InputError names what does not fit."""
+    if isinstance(action, Mapping):
+        return _typed_command(action)
+    if isinstance(action, tuple) and len(action) == 3:
+        return _command("cartesian_abs", _flatten(action), gripper_by_sign=False)
+    return _command("cartesian_rel", action, gripper_by_sign=True)
+
+
+def to_relative_action(absolute: ArrayLike, robot_obs: ArrayLike) -> NDArray[np.float64]:
+    """The relative action [7] that leads from the measured pose to an absolute one (3 position, 3 Euler, gripper).
+
+    Differences are clipped to one action unit, so a far target needs several actions.
+    """
+    target, measured = np.asarray(absolute, np.float64), np.asarray(robot_obs, np.float64)
+    if target.shape != (ACTION_DIM,) or measured.ndim != 1 or measured.size < 6:
+        raise InputError(f"to_relative_action wants 7 and 15 numbers, received shapes {target.shape}, {measured.shape}")
+    relative = target.copy()
+    relative[:3] = np.clip(target[:3] - measured[:3], -POSITION_UNIT_M, POSITION_UNIT_M) / POSITION_UNIT_M
+    turn = (target[3:6] - measured[3:6] + np.pi) % (2 * np.pi) - np.pi
+    relative[3:6] = np.clip(turn, -ROTATION_UNIT_RAD, ROTATION_UNIT_RAD) / ROTATION_UNIT_RAD
+    return relative
+
+
+def _typed_command(action: Mapping[str, Any]) -> Command:
+    if set(action) != {"type", "action"}:
+        raise InputError(f'an action dict has the keys "type" and "action", received {sorted(map(str, action))}')
+    kind, values = action["type"], action["action"]
+    if kind not in _LENGTHS:
+        raise InputError(f"unknown action type {kind!r}; known: {', '.join(_LENGTHS)}")
+    if kind == "cartesian_abs" and isinstance(values, tuple) and len(values) == 3:
+        values = _flatten(values)
+    return _command(kind, values, gripper_by_sign=False)
+
+
+def _flatten(parts: tuple[Any, ...]) -> NDArray[np.float64]:
+    """(position, orientation, gripper) as one row of numbers."""
+    arrays = [_numbers(part, "absolute action").ravel() for part in parts]
+    if [array.size for array in arrays] not in ([3, 3, 1], [3, 4, 1]):
+        raise InputError(
+            "an absolute action is (3 position, 3 Euler angles or 4 quaternion, 1 gripper) numbers, "
+            f"received {tuple(array.size for array in arrays)}"
+        )
+    return np.concatenate(arrays)
+
+
+def _command(kind: Kind, action: Any, *, gripper_by_sign: bool) -> Command:
+    values = _numbers(action, f"{kind} action")
+    if values.ndim != 1 or values.size not in _LENGTHS[kind]:
+        lengths = " or ".join(str(length) for length in _LENGTHS[kind])
+        raise InputError(f"{kind} action: expected {lengths} numbers in one row, received shape {values.shape}")
+    gripper = values[-1]
+    if gripper_by_sign:
+        gripper = 1 if gripper > 0 else -1
+    elif gripper not in (1, -1):
+        raise InputError(
+            f"{kind} action: the gripper (last number) must be 1 (open) or -1 (close), received {gripper:g}"
+        )
+    return Command(kind=kind, values=values[:-1].copy(), gripper=int(gripper))
+
+
+def _numbers(values: Any, name: str) -> NDArray[np.float64]:
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name}: expected numbers, received {values!r}") from error
+    if not np.isfinite(array).all():
+        raise InputError(f"{name}: expected finite numbers, received {array.tolist()}")
+    return array

@@ -1,0 +1,139 @@
+"""The two cameras of CALVIN and the two renderers that can draw for them (specification, section 9).
+
+`tiny` is PyBullet's software renderer: it needs nothing and is reproducible to the bit. `egl` is OpenGL without a window,
+as used for the published data set; its pictures have shadows, depend on the driver, and differ from `tiny` by about 20
+grey levels. Which one draws is always said explicitly; neither stands in for the other.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vw2_robot.errors import InputError
+
+from .physics import Physics
+from .robot import GRIPPER_CAMERA_LINK, Panda
+
+Renderer = Literal["tiny", "egl"]
+CameraName = Literal["static", "gripper"]
+CAMERA_NAMES: tuple[str, ...] = get_args(CameraName)
+RENDERERS: tuple[str, ...] = get_args(Renderer)
+
+# Same in all scenes and in the published data. Metres.
+STATIC_EYE = (2.871459009488717, -2.166602199425597, 2.555159848480571)
+STATIC_TARGET = (-0.026242351159453392, -0.0302329882979393, 0.3920000493526459)
+STATIC_UP = (0.4041403970338857, 0.22629790978217404, 0.8862616969685161)
+
+Matrix = tuple[float, ...]  # 16 numbers, column by column, as OpenGL and PyBullet have it
+
+
+@dataclass(frozen=True)
+class Lens:
+    """What does not move: size in pixels (square), vertical field of view in degrees, clipping planes in metres."""
+
+    pixels: int
+    fov_deg: float
+    near_m: float
+    far_m: float
+
+    @property
+    def focal_px(self) -> float:
+        """Focal length in pixels."""
+        return self.pixels / 2 / float(np.tan(np.deg2rad(self.fov_deg) / 2))
+
+
+LENSES = {
+    "static": Lens(pixels=200, fov_deg=10, near_m=0.01, far_m=10),
+    "gripper": Lens(pixels=84, fov_deg=75, near_m=0.01, far_m=2),
+}
+
+
+class Camera:
+    """One camera: `view_matrix` where it is now, `projection_matrix`, and `render`."""
+
+    def __init__(self, physics: Physics, lens: Lens, view: Callable[[], Matrix]) -> None:
+        self._physics = physics
+        self._view = view
+        self.lens = lens
+        self.projection_matrix: Matrix = physics.computeProjectionMatrixFOV(
+            fov=lens.fov_deg, aspect=1.0, nearVal=lens.near_m, farVal=lens.far_m
+        )
+
+    @property
+    def view_matrix(self) -> Matrix:
+        """World to camera, at this moment."""
+        return self._view()
+
+    def render(self) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """The picture, uint8 [H, W, 3], and its depth in metres, float32 [H, W]. One to a few hundredths of a second."""
+        size, near, far = self.lens.pixels, self.lens.near_m, self.lens.far_m
+        # All other arguments stay at their defaults: the software renderer remembers a `shadow` once given.
+        image = self._physics.getCameraImage(
+            width=size, height=size, viewMatrix=self.view_matrix, projectionMatrix=self.projection_matrix
+        )
+        rgb = np.ascontiguousarray(np.reshape(image[2], (size, size, -1))[:, :, :3], dtype=np.uint8)
+        z_buffer = np.reshape(np.asarray(image[3], dtype=np.float32), (size, size))
+        depth = far * near / (far - (far - near) * z_buffer)
+        return rgb, depth.astype(np.float32)
+
+
+def static_camera(physics: Physics) -> Camera:
+    """The camera in front of the table."""
+    view: Matrix = physics.computeViewMatrix(
+        cameraEyePosition=STATIC_EYE, cameraTargetPosition=STATIC_TARGET, cameraUpVector=STATIC_UP
+    )
+    return Camera(physics, LENSES["static"], lambda: view)
+
+
+def gripper_camera(physics: Physics, robot: Panda) -> Camera:
+    """The camera on the hand: looks along +y of its link, with -z of the link upwards."""
+
+    def view() -> Matrix:
+        position, orientation = physics.getLinkState(robot.uid, GRIPPER_CAMERA_LINK)[:2]
+        rotation = np.array(physics.getMatrixFromQuaternion(orientation)).reshape(3, 3)
+        matrix: Matrix = physics.computeViewMatrix(
+            cameraEyePosition=position,
+            cameraTargetPosition=(np.array(position) + rotation[:, 1]).tolist(),
+            cameraUpVector=(-rotation[:, 2]).tolist(),
+        )
+        return matrix
+
+    return Camera(physics, LENSES["gripper"], view)
+
+
+def make_camera(name: str, physics: Physics, robot: Panda) -> Camera:
+    """The camera called `name`."""
+    return static_camera(physics) if name == "static" else gripper_camera(physics, robot)
+
+
+def load_egl(physics: Physics) -> None:
+    """Let EGL draw for `physics`. InputError, not a dead process, where EGL does not work."""
+    spec = importlib.util.find_spec("eglRenderer")
+    if spec is None or spec.origin is None:
+        raise InputError('renderer "egl": this build of PyBullet has no EGL plug-in; use renderer="tiny"')
+    _try_egl_elsewhere(spec.origin)
+    if physics.loadPlugin(spec.origin, "_eglRendererPlugin") < 0:
+        raise InputError(f'renderer "egl": PyBullet could not load {spec.origin}; use renderer="tiny"')
+
+
+def _try_egl_elsewhere(plugin: str) -> None:
+    """Draw one picture in a child process: without a working driver the plug-in ends the process that loads it."""
+    script = (
+        "import sys, pybullet as p; p.connect(p.DIRECT); plugin = p.loadPlugin(sys.argv[1], '_eglRendererPlugin'); "
+        "p.getCameraImage(8, 8); sys.exit(plugin < 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", script, plugin], capture_output=True, timeout=120, check=False)
+    if result.returncode != 0:
+        said = result.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["nothing"]
+        raise InputError(
+            f'renderer "egl" does not work on this machine (exit status {result.returncode}, it said: {said[0]}). '
+            'Install an EGL driver (Debian: libegl1 libegl-mesa0 libgl1-mesa-dri, or the GPU vendor\'s), or use renderer="tiny"'
+        )

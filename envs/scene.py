@@ -1,0 +1,304 @@
+"""The table with its doors, button, switch and lights, the three blocks, and the scenes A to D (specification, 3, 4, 8).
+
+`SCENES` holds what differs between scenes; the rest is the same in all. Metres, radians, Newtons; Euler angles are
+fixed-axis x-y-z. `scene_obs` [24] is: slide, drawer, button and switch joint, bulb on, LED on, then for each block **in the
+order of its scene** x, y, z and three Euler angles. That order is not red, blue, pink in A and C; `SceneTable.block_order`
+names it.
+
+Quirks kept on purpose, because recordings depend on them: a default reset puts the button back before the lights, so a
+burning LED leaves the button logically on; the button never forgets that it was pressed; a reset always sets the switch
+logically off, whatever the lever says.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .physics import Physics
+
+log = logging.getLogger(__name__)
+
+SceneName = Literal["A", "B", "C", "D"]
+SCENE_NAMES: tuple[str, ...] = get_args(SceneName)
+SCENE_OBS_SIZE = 24
+GLOBAL_SCALE = 0.8
+
+DOOR_JOINTS = ("base__slide", "base__drawer")  # in the order of scene_obs
+BUTTON_JOINT = "base__button"
+SWITCH_JOINT = "base__switch"
+LIGHTS = {"lightbulb": ("light_link", (1, 1, 0, 1)), "led": ("led_link", (0, 1, 0, 1))}  # link, colour when on
+OFF_COLOUR = (1, 1, 1, 1)
+DRAWER_OPEN_M = 0.22
+JOINT_FORCE = 4  # of every motor of the table
+BUTTON_PRESSED_M = 0.01  # half of its range
+SWITCH_ON_M = 0.044  # half of its range
+PLACING_ATTEMPTS = 1000
+
+Vector = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class SceneTable:
+    """The numbers of one scene."""
+
+    blocks: tuple[tuple[str, str], ...]
+    """(colour, size), in the order of creation and of scene_obs."""
+    slide_range: float
+    """The slide is 0 .. this; at the maximum the door is on the left."""
+    surfaces: dict[str, tuple[Vector, Vector]]
+    """Where a default reset may put the centre of a block: low corner, high corner."""
+
+    @property
+    def block_order(self) -> tuple[str, ...]:
+        """Names of the blocks in the order of scene_obs."""
+        return tuple(f"block_{colour}" for colour, _ in self.blocks)
+
+
+_LEFT_AD: tuple[Vector, Vector] = ((-0.32, 0.05, 0.46), (-0.16, 0.12, 0.46))
+_RIGHT_AD: tuple[Vector, Vector] = ((-0.05, 0.05, 0.46), (0.13, 0.12, 0.46))
+_LEFT_BC: tuple[Vector, Vector] = ((-0.12, 0.05, 0.46), (0.06, 0.12, 0.46))
+
+SCENES: dict[str, SceneTable] = {
+    "A": SceneTable(
+        blocks=(("pink", "small"), ("blue", "big"), ("red", "middle")),
+        slide_range=0.28,
+        surfaces={
+            "table": ((-0.2, -0.15, 0.46), (0.35, -0.03, 0.46)),
+            "slider_left": _LEFT_AD,
+            "slider_right": _RIGHT_AD,
+        },
+    ),
+    "B": SceneTable(
+        blocks=(("red", "small"), ("blue", "big"), ("pink", "middle")),
+        slide_range=0.304,
+        surfaces={
+            "table": ((-0.35, -0.15, 0.46), (0.15, -0.03, 0.46)),
+            "slider_left": _LEFT_BC,
+            "slider_right": ((0.15, 0.05, 0.46), (0.33, 0.12, 0.46)),
+        },
+    ),
+    "C": SceneTable(
+        blocks=(("blue", "small"), ("red", "big"), ("pink", "middle")),
+        slide_range=0.24,
+        surfaces={
+            "table": ((0.0, -0.15, 0.46), (0.35, -0.03, 0.46)),
+            "slider_left": _LEFT_BC,
+            "slider_right": ((0.15, 0.05, 0.46), (0.3, 0.12, 0.46)),
+        },
+    ),
+    "D": SceneTable(
+        blocks=(("red", "middle"), ("blue", "small"), ("pink", "big")),
+        slide_range=0.28,
+        surfaces={
+            "table": ((0.0, -0.15, 0.46), (0.35, -0.03, 0.46)),
+            "slider_left": _LEFT_AD,
+            "slider_right": _RIGHT_AD,
+        },
+    ),
+}
+
+
+def sample_pose(table: SceneTable, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Random position and Euler angles of one block. The calls are the reference's: equal seeds, equal placements."""
+    low, high = table.surfaces[rng.choice(list(table.surfaces))]
+    position = rng.uniform(low, high)
+    return position, rng.uniform([0, 0, -np.pi], [0, 0, np.pi])
+
+
+class Light:
+    """A lamp of the table: a bit and a colour. No light falls from it."""
+
+    def __init__(self, physics: Physics, table: int, *, link: int, on_colour: tuple[float, ...]) -> None:
+        self._physics, self._table, self._link, self._on_colour = physics, table, link, on_colour
+        self.state = 0
+
+    def set(self, state: int) -> None:
+        """Switch to 0 or 1, and show it."""
+        self.state = state
+        colour = self._on_colour if state else OFF_COLOUR
+        self._physics.changeVisualShape(self._table, self._link, rgbaColor=colour)
+
+
+class Scene:
+    """Blocks and table, loaded into `physics` on construction; the blocks at poses drawn from `rng`.
+
+    Order of creation: blocks in scene order, table, its motors (slide, drawer, button, switch), the ground. It decides the
+    uids and the order in which the solver meets the bodies, so recordings depend on it.
+    """
+
+    def __init__(self, physics: Physics, name: str, root: Path, rng: np.random.Generator) -> None:
+        self.table = SCENES[name]
+        self._physics = physics
+        files = scene_files(name)
+        self.blocks = {
+            block: self._load_block(root / file, rng)
+            for block, file in zip(self.table.block_order, files.blocks, strict=True)
+        }
+        self.table_uid: int = physics.loadURDF(
+            str(root / files.table), basePosition=(0, 0, 0), baseOrientation=(0, 0, 0, 1), globalScaling=GLOBAL_SCALE
+        )
+        self._joints, self.links = self._find_joints()
+        for joint in (*DOOR_JOINTS, BUTTON_JOINT, SWITCH_JOINT):
+            self._start_motor(joint)
+        self._lights = {
+            light: Light(physics, self.table_uid, link=self.links[link], on_colour=colour)
+            for light, (link, colour) in LIGHTS.items()
+        }
+        self._button_state = 0
+        self._button_was_pressed = False
+        self._switch_state = 0
+        physics.loadURDF(str(root / files.plane))
+
+    def reset_to(self, scene_obs: NDArray[np.float64]) -> None:
+        """Set everything to `scene_obs` [24]: doors, lights, button, switch, blocks, in this order."""
+        for joint, value in zip(DOOR_JOINTS, scene_obs[0:2], strict=True):
+            self._set_joint(joint, value)
+        for light, state in zip(LIGHTS, scene_obs[4:6], strict=True):
+            self._lights[light].set(round(float(state)))
+        self._reset_button(scene_obs[2])
+        self._reset_switch(scene_obs[3])
+        for uid, pose in zip(self.blocks.values(), scene_obs[6:].reshape(3, 6), strict=True):
+            orientation = self._physics.getQuaternionFromEuler(pose[3:].tolist())
+            self._physics.resetBasePositionAndOrientation(uid, pose[:3].tolist(), orientation)
+
+    def reset_to_default(self, rng: np.random.Generator) -> None:
+        """Close and switch off everything (button before lights: module docstring), then place the blocks at random."""
+        for joint in DOOR_JOINTS:
+            self._set_joint(joint, 0.0)
+        self._reset_button(0.0)
+        self._reset_switch(0.0)
+        for light in self._lights.values():
+            light.set(0)
+        self._place_blocks(rng)
+
+    def update_button_and_switch(self) -> None:
+        """Let the lights follow the button and the lever; once per control step, after the physics steps."""
+        pressed = self._joint(BUTTON_JOINT) > BUTTON_PRESSED_M
+        if pressed and not self._button_was_pressed:
+            self._button_state = 1 - self._button_state
+            self._lights["led"].set(self._button_state)
+        self._button_was_pressed = pressed
+        lever = int(self._joint(SWITCH_JOINT) > SWITCH_ON_M)
+        if lever != self._switch_state:
+            self._switch_state = lever
+            self._lights["lightbulb"].set(lever)
+
+    def observe(self) -> NDArray[np.float64]:
+        """`scene_obs` [24], as described at the head of this file."""
+        physics = self._physics
+        values = [self._joint(joint) for joint in (*DOOR_JOINTS, BUTTON_JOINT, SWITCH_JOINT)]
+        values += [float(light.state) for light in self._lights.values()]
+        for uid in self.blocks.values():
+            position, orientation = physics.getBasePositionAndOrientation(uid)
+            values += [*position, *physics.getEulerFromQuaternion(orientation)]
+        return np.array(values)
+
+    def info(self) -> dict[str, Any]:
+        """What the oracle may ask about table, doors, lights and blocks (specification, section 10)."""
+        contacts = self._physics.getContactPoints
+        return {
+            "fixed_objects": {
+                "table": {"uid": self.table_uid, "links": dict(self.links), "contacts": contacts(bodyA=self.table_uid)}
+            },
+            "movable_objects": {name: self._block_info(uid) for name, uid in self.blocks.items()},
+            "doors": {joint: {"current_state": self._joint(joint)} for joint in DOOR_JOINTS},
+            "buttons": {BUTTON_JOINT: {"joint_state": self._joint(BUTTON_JOINT), "logical_state": self._button_state}},
+            "switches": {SWITCH_JOINT: {"joint_state": self._joint(SWITCH_JOINT), "logical_state": self._switch_state}},
+            "lights": {name: {"logical_state": light.state} for name, light in self._lights.items()},
+        }
+
+    def _block_info(self, uid: int) -> dict[str, Any]:
+        position, orientation = self._physics.getBasePositionAndOrientation(uid)
+        linear, angular = self._physics.getBaseVelocity(uid)
+        return {
+            "current_pos": position,
+            "current_orn": orientation,
+            "current_lin_vel": linear,
+            "current_ang_vel": angular,
+            "contacts": self._physics.getContactPoints(bodyA=uid),
+            "uid": uid,
+        }
+
+    def _load_block(self, urdf: Path, rng: np.random.Generator) -> int:
+        position, orientation = self._sample_pose(rng)
+        uid: int = self._physics.loadURDF(
+            str(urdf), basePosition=position, baseOrientation=orientation, globalScaling=GLOBAL_SCALE
+        )
+        return uid
+
+    def _place_blocks(self, rng: np.random.Generator) -> None:
+        """Sample all three blocks until no two of them touch after one physics step."""
+        uids = list(self.blocks.values())
+        for _ in range(PLACING_ATTEMPTS):
+            for uid in uids:
+                self._physics.resetBasePositionAndOrientation(uid, *self._sample_pose(rng))
+            self._physics.stepSimulation()
+            if not any(self._physics.getContactPoints(bodyA=a, bodyB=b) for a, b in combinations(uids, 2)):
+                return
+        log.error("blocks still touch after %d placements; the last one stays", PLACING_ATTEMPTS)
+
+    def _sample_pose(self, rng: np.random.Generator) -> tuple[list[float], tuple[float, ...]]:
+        """Position and quaternion."""
+        position, euler = sample_pose(self.table, rng)
+        return position.tolist(), self._physics.getQuaternionFromEuler(euler.tolist())
+
+    def _find_joints(self) -> tuple[dict[str, int], dict[str, int]]:
+        joints: dict[str, int] = {}
+        links: dict[str, int] = {}
+        for index in range(self._physics.getNumJoints(self.table_uid)):
+            entry = self._physics.getJointInfo(self.table_uid, index)
+            joints[entry[1].decode()] = index
+            links[entry[12].decode()] = index
+        links["base_link"] = -1
+        return joints, links
+
+    def _start_motor(self, joint: str) -> None:
+        """Doors and lever resist moving, as friction would; the button is pushed back."""
+        physics = self._physics
+        is_button = joint == BUTTON_JOINT
+        physics.setJointMotorControl2(
+            self.table_uid,
+            self._joints[joint],
+            controlMode=physics.POSITION_CONTROL if is_button else physics.VELOCITY_CONTROL,
+            force=JOINT_FORCE,
+            **({"targetPosition": 0} if is_button else {"targetVelocity": 0}),
+        )
+
+    def _joint(self, joint: str) -> float:
+        return float(self._physics.getJointState(self.table_uid, self._joints[joint])[0])
+
+    def _set_joint(self, joint: str, value: float) -> None:
+        self._physics.resetJointState(self.table_uid, self._joints[joint], targetValue=float(value), targetVelocity=0)
+
+    def _reset_button(self, value: float) -> None:
+        self._set_joint(BUTTON_JOINT, value)
+        self._button_state = self._lights["led"].state
+
+    def _reset_switch(self, value: float) -> None:
+        self._set_joint(SWITCH_JOINT, value)
+        self._switch_state = 0
+
+
+@dataclass(frozen=True)
+class SceneFiles:
+    """Where a scene's URDF files lie below the assets directory (the layout of `calvin_env/data`)."""
+
+    blocks: tuple[str, ...]
+    table: str
+    plane: str = "plane/plane.urdf"
+    robot: str = "franka_panda/panda_longer_finger.urdf"
+
+
+def scene_files(name: str) -> SceneFiles:
+    """The URDF files of a scene."""
+    return SceneFiles(
+        blocks=tuple(f"blocks/block_{colour}_{size}.urdf" for colour, size in SCENES[name].blocks),
+        table=f"calvin_table_{name}/urdf/calvin_table_{name}.urdf",
+    )
