@@ -1,0 +1,254 @@
+"""Windows of T frames out of the frame cache: which frames, which latent steps are real, and random batches of them.
+
+Time alignment (an interface, method specification 1.1): frame 0 of a clip is the anchor, latent step k covers frames
+s(k-1)+1 .. sk. A clip whose T-1 is no multiple of s is read up to the next multiple; an episode that ends earlier
+repeats its last frame. A step is valid only if all its frames are real, and every loss must respect `valid`.
+
+Time is configured in seconds, never in frames: sources run from 2 to 30 Hz. `target_hz` takes every hz/target_hz-th
+frame (the fraction is kept until rounding); a source slower than `target_hz` is taken frame by frame, never doubled.
+
+`ClipSampler.batch` is a pure function of (seed, step): a resumed run sees the batches it would have seen. Everything is
+numpy, uint8 [0, 255] HWC; `to_model_range` is the one place where pixels become [-1, 1] CHW.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vw2_robot.errors import InputError
+
+from .frames import FrameCache
+
+# B batch · T frames · M latent steps · s temporal stride (argument `stride_s`) · H, W pixels · n windows
+
+
+def gap_frames(gap_s: float, hz: float) -> int:
+    """Return how many frames of a source lie in `gap_s` seconds, at least 1."""
+    return max(1, math.floor(gap_s * hz + 0.5))
+
+
+def target_hz_of_gap(gap_s: float, stride_s: int) -> float:
+    """Return the `target_hz` at which one latent step of `stride_s` frames lasts `gap_s` seconds."""
+    return stride_s / gap_s
+
+
+def padded_frames(frames: int, stride_s: int) -> int:
+    """Return T rounded up so that T-1 is a multiple of the stride."""
+    return 1 + stride_s * math.ceil((frames - 1) / stride_s)
+
+
+def frame_offsets(frames: int, *, hz: float, target_hz: float | None) -> NDArray[np.int64]:
+    """Return the positions [T] of a clip's frames in the episode, relative to its first; strictly increasing."""
+    ratio = 1.0 if target_hz is None else max(1.0, hz / target_hz)
+    offsets: NDArray[np.int64] = np.floor(np.arange(frames) * ratio + 0.5).astype(np.int64)
+    return offsets
+
+
+def effective_hz(hz: float, target_hz: float | None) -> float:
+    """Return the rate of the frames that a clip really shows."""
+    return hz if target_hz is None else min(hz, target_hz)
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """n windows of one episode: start [n] and frames [n, T] count in episode frames, valid [n, M] marks real steps."""
+
+    start: NDArray[np.int64]
+    frames: NDArray[np.int64]
+    valid: NDArray[np.bool_]
+
+
+def make_windows(
+    length: int,
+    *,
+    frames: int,
+    cache_stride: int,
+    hz: float,
+    stride_s: int = 4,
+    target_hz: float | None = None,
+) -> Windows:
+    """Cut an episode of `length` frames into windows for the latent cache, one every `cache_stride` clip frames.
+
+    Only windows with at least one valid step are made, so an episode of fewer than s + 1 frames gives none. The steps
+    of a window are valid up to the end of the episode: `valid.sum(axis=1)` is H_cache of method specification 2.5.
+    """
+    if cache_stride < 1:
+        raise InputError(f"cache_stride must be at least 1, found {cache_stride}")
+    offsets = _checked_offsets(frames, stride_s=stride_s, hz=hz, target_hz=target_hz)
+    count = 1 + max(0, length) // cache_stride
+    start = frame_offsets(count * cache_stride, hz=hz, target_hz=target_hz)[::cache_stride]
+    start = start[start + offsets[stride_s] < length]
+    return _windows(start, np.full_like(start, length), np.broadcast_to(offsets, (len(start), len(offsets))), stride_s)
+
+
+def _windows(start: NDArray[np.int64], length: NDArray[np.int64], offsets: NDArray[np.int64], stride_s: int) -> Windows:
+    wanted = start[:, None] + offsets
+    last = (length - 1)[:, None]
+    # Frames are increasing: a step is real if its last frame is.
+    return Windows(start=start, frames=np.minimum(wanted, last), valid=wanted[:, stride_s::stride_s] <= last)
+
+
+def _checked_offsets(frames: int, *, stride_s: int, hz: float, target_hz: float | None) -> NDArray[np.int64]:
+    if frames < 2 or stride_s < 1 or (target_hz is not None and not target_hz > 0) or not hz > 0:
+        raise InputError(
+            f"clips need frames >= 2 (found {frames}), stride >= 1 (found {stride_s}) and positive rates "
+            f"(target {target_hz} Hz, source {hz} Hz)"
+        )
+    return frame_offsets(padded_frames(frames, stride_s), hz=hz, target_hz=target_hz)
+
+
+# -------------------------------------------------------------------------------------------------------- sampling
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes that are the same for all frames of a clip; all off by default, for very small real data sets."""
+
+    crop_min_scale: float = 1.0
+    """Smallest area of the random crop, as a part of the picture; the crop keeps its shape and is resized back."""
+    flip: float = 0.0
+    """Probability of a left-right flip. Instructions are not changed, so use it where no text is read."""
+    brightness: float = 0.0
+    """All channels are multiplied by a factor from [1 - x, 1 + x]."""
+    contrast: float = 0.0
+    """Distances from mid-grey are multiplied by a factor from [1 - x, 1 + x]."""
+    color: float = 0.0
+    """Each channel is multiplied by a factor of its own from [1 - x, 1 + x]."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.crop_min_scale <= 1.0 or not 0.0 <= self.flip <= 1.0:
+            raise ValueError(f"crop_min_scale must lie in (0, 1] and flip in [0, 1], found {self}")
+        if not all(0.0 <= value < 1.0 for value in (self.brightness, self.contrast, self.color)):
+            raise ValueError(f"brightness, contrast and color must lie in [0, 1), found {self}")
+
+
+@dataclass(frozen=True, eq=False)
+class ClipBatch:
+    """pixels uint8 [B, T, H, W, 3]; valid bool [B, M]; episode and start int64 [B], cache index and first frame."""
+
+    pixels: NDArray[np.uint8]
+    valid: NDArray[np.bool_]
+    episode: NDArray[np.int64]
+    start: NDArray[np.int64]
+
+
+class ClipSampler:
+    """Random clips from some episodes of a cache, uniform over all (episode, start) that leave enough valid steps.
+
+    Args:
+        cache: where the frames are.
+        episode_indices: which episodes may be used.
+        frames: T; read up to the next multiple of the stride plus one.
+        seed: with `step`, the only source of chance.
+        stride_s: frames of a latent step.
+        target_hz: see the top of this file.
+        min_valid_steps: how many valid steps a start must leave; an episode too short for that is still used from its
+            first frame, as long as it has one valid step.
+        augmentation: off by default.
+
+    Raises:
+        InputError: no episode has one valid step.
+    """
+
+    def __init__(
+        self,
+        cache: FrameCache,
+        episode_indices: Sequence[int],
+        *,
+        frames: int,
+        seed: int,
+        stride_s: int = 4,
+        target_hz: float | None = None,
+        min_valid_steps: int = 1,
+        augmentation: Augmentation | None = None,
+    ) -> None:
+        self.cache, self.seed, self.stride_s = cache, seed, stride_s
+        self.augmentation = augmentation or Augmentation()
+        self.frames = padded_frames(frames, stride_s)
+        self.steps = (self.frames - 1) // stride_s
+        if not 1 <= min_valid_steps <= self.steps:
+            raise InputError(
+                f"min_valid_steps must lie in 1..{self.steps} for {frames} frames, found {min_valid_steps}"
+            )
+        chosen = [cache.episodes[index] for index in episode_indices]
+        rates = sorted({episode.hz for episode in chosen})
+        table = [_checked_offsets(frames, stride_s=stride_s, hz=hz, target_hz=target_hz) for hz in rates]
+        self._offsets = np.array(table, np.int64).reshape(len(rates), self.frames)
+        rate = np.array([rates.index(episode.hz) for episode in chosen], np.int64)
+        length = np.array([episode.length for episode in chosen], np.int64)
+        usable = length > self._offsets[rate, stride_s]
+        if not usable.any():
+            longest = int(length.max(initial=0))
+            raise InputError(
+                f"none of {len(chosen)} episodes of {cache.path} is long enough for one latent step: the longest has "
+                f"{longest} frames, a step needs {stride_s + 1} at {target_hz or 'their own'} Hz; use a higher "
+                "target_hz or longer episodes"
+            )
+        self._episode = np.array(episode_indices, np.int64)[usable]
+        self._rate, self._length = rate[usable], length[usable]
+        starts = self._length - self._offsets[self._rate, min_valid_steps * stride_s]
+        self._ends = np.cumsum(np.maximum(1, starts))
+
+    def __len__(self) -> int:
+        """Return the number of different (episode, start) pairs."""
+        return int(self._ends[-1])
+
+    def batch(self, step: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> ClipBatch:
+        """Return the clips of one training step; rank r gets its part of one global batch of all ranks."""
+        mine = slice(rank * batch_size, (rank + 1) * batch_size)
+        rng = np.random.default_rng([self.seed, step])
+        pair = rng.integers(len(self), size=world_size * batch_size)[mine]
+        chosen = np.searchsorted(self._ends, pair, side="right")
+        start = pair - (self._ends[chosen] - np.diff(self._ends, prepend=0)[chosen])
+        windows = _windows(start, self._length[chosen], self._offsets[self._rate[chosen]], self.stride_s)
+        episode = self._episode[chosen]
+        pixels = self.cache.read_batch(episode, windows.frames)
+        if self.augmentation != Augmentation():
+            seeds = np.random.default_rng([self.seed, step, 1]).integers(2**63, size=world_size * batch_size)[mine]
+            for clip, clip_seed in zip(pixels, seeds.tolist(), strict=True):
+                _augment(clip, self.augmentation, np.random.default_rng(clip_seed))
+        return ClipBatch(pixels=pixels, valid=windows.valid, episode=episode, start=start)
+
+
+def _augment(clip: NDArray[np.uint8], options: Augmentation, rng: np.random.Generator) -> None:
+    """Change clip [T, H, W, 3] in place. All draws are made whether used or not, so options do not shift each other."""
+    height, width = clip.shape[1:3]
+    side = math.sqrt(rng.uniform(options.crop_min_scale, 1.0))
+    top, left = rng.uniform(0.0, 1.0 - side, 2) * (height, width)
+    flip = rng.random() < options.flip
+    gain = rng.uniform(1 - options.brightness, 1 + options.brightness)
+    contrast = rng.uniform(1 - options.contrast, 1 + options.contrast)
+    color = rng.uniform(1 - options.color, 1 + options.color, 3)
+    if side < 1.0:
+        box = (left, top, left + side * width, top + side * height)
+        for frame in clip:
+            frame[:] = Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR, box=box)
+    if flip:
+        clip[:] = clip[:, :, ::-1].copy()
+    if options.brightness or options.contrast or options.color:
+        levels = np.arange(256)[None] * (gain * color)[:, None]
+        table = np.clip(np.rint((levels - 127.5) * contrast + 127.5), 0, 255).astype(np.uint8)
+        tall = Image.fromarray(clip.reshape(-1, width, 3))
+        clip[:] = np.asarray(tall.point(table.ravel().tolist())).reshape(clip.shape)
+
+
+# ------------------------------------------------------------------------------------------------------ pixel range
+
+
+def to_model_range(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Turn uint8 [..., H, W, 3] in [0, 255] into float32 [..., 3, H, W] in [-1, 1]."""
+    channels_first = np.ascontiguousarray(np.moveaxis(pixels, -1, -3))
+    return channels_first * np.float32(1 / 127.5) - np.float32(1)
+
+
+def from_model_range(images: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
+    """Turn float [..., 3, H, W] in [-1, 1] into uint8 [..., H, W, 3]; values outside are clipped."""
+    levels = np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(np.moveaxis(levels, -3, -1))
