@@ -1,0 +1,220 @@
+"""What a scripted expert sees and how it moves: privileged world state, and straight lines for the tool centre point.
+
+`World` is a read-only view of one moment (calvin specification, section 10). `Hand` turns waypoints into CALVIN
+relative actions, one per control step, with a seeded human touch: every demonstration has its own speed, its own small
+tremor and its own detours. Skills (`skills.py`) are generators built from these motions; nothing here knows a task.
+
+Relative actions accumulate on a *stored* target pose, not on the measured one (quirk Q2), so the hand steers the target
+and watches the tool follow. A blocked arm would let the target run away; `LEAD_M` bounds how far it may go ahead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vw2_robot.contracts import ACTION_DIM, POSITION_UNIT_M, ROTATION_UNIT_RAD
+
+Action = NDArray[np.float64]
+Motion = Iterator[Action]
+
+OPEN, CLOSE = 1.0, -1.0
+LEAD_M = 0.09
+"""The stored target stays within this distance of the tool; in free motion at full speed the arm trails by 0.04 m."""
+DOWN_ROLL = math.pi
+"""First Euler angle of a hand that points straight down."""
+BLOCK_COLOURS = ("red", "blue", "pink")
+
+
+@dataclass(frozen=True)
+class Fixtures:
+    """Where the furniture of a scene is, joints at 0: metres, world frame (calvin specification, section 3)."""
+
+    button: tuple[float, float]
+    switch_x: float
+    slide_handle_x: float
+    slide_range: float
+    drawer_x: float
+    open_compartments: tuple[tuple[float, float], tuple[float, float]]
+    """x range that is free of the door when the slide joint is 0, and when it is at its maximum."""
+
+
+FIXTURES: dict[str, Fixtures] = {
+    "A": Fixtures((-0.28, -0.12), 0.30, 0.04, 0.28, 0.10, ((-0.32, -0.16), (-0.05, 0.13))),
+    "B": Fixtures((0.28, -0.12), -0.32, 0.228, 0.304, 0.18, ((-0.12, 0.06), (0.15, 0.33))),
+    "C": Fixtures((-0.12, -0.12), -0.32, 0.20, 0.24, 0.10, ((-0.12, 0.06), (0.15, 0.30))),
+    "D": Fixtures((-0.12, -0.12), 0.30, 0.04, 0.28, 0.18, ((-0.32, -0.16), (-0.05, 0.13))),
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block: centre, heading of its long edge (radians, world), and what it touches."""
+
+    position: NDArray[np.float64]
+    yaw: float
+    touches: frozenset[tuple[str, str]]
+    """Pairs such as ("table", "plank_link"), ("block", "red"), ("robot", "")."""
+
+    def rests_on(self, link: str) -> bool:
+        """Say whether the block touches this link of the table."""
+        return ("table", link) in self.touches
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything an expert may know at one moment; privileged, never given to a policy."""
+
+    fixtures: Fixtures
+    tcp: NDArray[np.float64]
+    euler: NDArray[np.float64]
+    target: NDArray[np.float64]
+    target_euler: NDArray[np.float64]
+    width: float
+    blocks: dict[str, Block]
+    slide: float
+    drawer: float
+    button: float
+    switch: float
+    lights: dict[str, bool]
+
+    def held(self) -> str | None:
+        """Return the colour of the block between the fingers: touched by the robot and by nothing else."""
+        for colour, block in self.blocks.items():
+            if {kind for kind, _ in block.touches} == {"robot"} and np.linalg.norm(block.position - self.tcp) < 0.06:
+                return colour
+        return None
+
+
+def world_from_info(
+    info: Mapping[str, Any], *, target: NDArray[np.float64], target_euler: NDArray[np.float64], scene: str
+) -> World:
+    """Read the simulator's info dictionary and the robot's stored target pose into a `World`."""
+    robot, parts = info["robot_info"], info["scene_info"]
+    table = parts["fixed_objects"]["table"]
+    movable = {name.removeprefix("block_"): value for name, value in parts["movable_objects"].items()}
+    link_names = {index: name for name, index in table["links"].items()}
+    colours = {value["uid"]: colour for colour, value in movable.items()}
+
+    def touched(row: Any) -> tuple[str, str]:
+        body, link = row[2], row[4]
+        if body == robot["uid"]:
+            return "robot", ""
+        if body == table["uid"]:
+            return "table", link_names.get(link, "")
+        return ("block", colours[body]) if body in colours else ("other", str(body))
+
+    blocks = {
+        colour: Block(
+            position=np.asarray(value["current_pos"], dtype=np.float64),
+            yaw=_heading(value["current_orn"]),
+            touches=frozenset(touched(row) for row in value["contacts"]),
+        )
+        for colour, value in movable.items()
+    }
+    return World(
+        fixtures=FIXTURES[scene],
+        tcp=np.asarray(robot["tcp_pos"], dtype=np.float64),
+        euler=np.asarray(robot["tcp_orn"], dtype=np.float64),
+        target=np.asarray(target, dtype=np.float64),
+        target_euler=np.asarray(target_euler, dtype=np.float64),
+        width=float(robot["gripper_opening_width"]),
+        blocks=blocks,
+        slide=float(parts["doors"]["base__slide"]["current_state"]),
+        drawer=float(parts["doors"]["base__drawer"]["current_state"]),
+        button=float(parts["buttons"]["base__button"]["joint_state"]),
+        switch=float(parts["switches"]["base__switch"]["joint_state"]),
+        lights={name: bool(value["logical_state"]) for name, value in parts["lights"].items()},
+    )
+
+
+@dataclass(frozen=True)
+class Style:
+    """How one demonstrator moves: share of full speed, tremor (action units), and size of its detours (metres)."""
+
+    speed: float
+    tremor: float
+    detour_m: float
+
+    @staticmethod
+    def draw(rng: np.random.Generator) -> Style:
+        """Draw a style: nobody moves twice at the same speed."""
+        return Style(float(rng.uniform(0.7, 1.0)), float(rng.uniform(0.02, 0.08)), float(rng.uniform(0.0, 0.02)))
+
+
+class Hand:
+    """Motions of the tool centre point. `world` is renewed by the demonstrator before every action."""
+
+    def __init__(self, world: World, rng: np.random.Generator, style: Style) -> None:
+        self.world = world
+        self.rng = rng
+        self.style = style
+        self.grip = OPEN
+
+    def go(
+        self,
+        position: NDArray[np.float64] | tuple[float, float, float],
+        *,
+        yaw: float | None = None,
+        pitch: float = 0.0,
+        speed: float = 1.0,
+        tolerance: float = 0.012,
+        limit: int = 70,
+    ) -> Motion:
+        """Move in a straight line until the tool is within `tolerance` metres of `position`, or for `limit` steps.
+
+        `yaw` None keeps the heading. `speed` scales the demonstrator's own.
+        """
+        goal = np.asarray(position, dtype=np.float64)
+        heading = self.world.target_euler[2] if yaw is None else yaw
+        for _ in range(limit):
+            angles = np.array([DOWN_ROLL, pitch, heading])
+            yield self._towards(goal, angles, speed)
+            turned = np.abs(wrap(angles - self.world.euler)).max() < 0.08
+            if turned and np.linalg.norm(goal - self.world.tcp) < tolerance:
+                return
+
+    def squeeze(self, grip: float, *, steps: int) -> Motion:
+        """Stand still while the fingers open or close."""
+        self.grip = grip
+        for _ in range(steps):
+            yield self._action(np.zeros(3), np.zeros(3))
+
+    def near(self, position: NDArray[np.float64] | tuple[float, float, float]) -> NDArray[np.float64]:
+        """Return a point beside `position`, drawn once per call: how detours come about."""
+        return np.asarray(position) + self.rng.normal(scale=max(self.style.detour_m, 1e-9), size=3)
+
+    def _towards(self, goal: NDArray[np.float64], angles: NDArray[np.float64], speed: float) -> Action:
+        step_m = POSITION_UNIT_M * self.style.speed * speed
+        ahead = goal - self.world.tcp
+        reach = float(np.linalg.norm(ahead))
+        leash = self.world.tcp + ahead * min(1.0, LEAD_M / max(reach, 1e-9))
+        offset = leash - self.world.target
+        length = float(np.linalg.norm(offset))
+        move = offset * min(1.0, step_m / max(length, 1e-9))
+        turn = np.clip(wrap(angles - self.world.target_euler), -ROTATION_UNIT_RAD, ROTATION_UNIT_RAD)
+        return self._action(move, turn)
+
+    def _action(self, move: NDArray[np.float64], turn: NDArray[np.float64]) -> Action:
+        action = np.empty(ACTION_DIM)
+        action[:3] = move / POSITION_UNIT_M + self.rng.normal(scale=self.style.tremor, size=3)
+        action[3:6] = turn / ROTATION_UNIT_RAD + self.rng.normal(scale=self.style.tremor / 4, size=3)
+        action[:6] = np.clip(action[:6], -1.0, 1.0)
+        action[6] = self.grip
+        return action
+
+
+def wrap(angles: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return angles in [-pi, pi)."""
+    return (angles + math.pi) % (2 * math.pi) - math.pi
+
+
+def _heading(quaternion: tuple[float, float, float, float]) -> float:
+    """Yaw of the local x axis, also for a block that lies on another face."""
+    x, y, z, w = quaternion
+    return math.atan2(2 * (x * y + w * z), 1 - 2 * (y * y + z * z))
