@@ -1,7 +1,7 @@
 """The Panda arm with its two-finger gripper in PyBullet: joints, motors, inverse kinematics (specification, section 2).
 
-Units are metres, radians and Newtons; Euler angles are fixed-axis x-y-z, quaternions (x, y, z, w). The numbers are those
-of the reference environment. Quirks kept on purpose, because recordings depend on them:
+Units are metres, radians and Newtons; Euler angles are fixed-axis x-y-z, quaternions (x, y, z, w). The numbers are
+those of the reference environment. Quirks kept on purpose, because recordings depend on them:
 
 - Relative actions accumulate on a stored target pose that only a reset sets, so a blocked arm lets the target run away.
 - The tool pose is read as the solver left it, one physics step (1/240 s) behind the joint angles.
@@ -96,6 +96,10 @@ class Panda:
         """Position and quaternion of the tool, one physics step old (module docstring)."""
         position, orientation = self._physics.getLinkState(self.uid, TCP_LINK)[:2]
         return position, orientation
+
+    def target_pose(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The stored target on which relative actions accumulate: position and Euler angles (copies)."""
+        return self._target_position.copy(), self._target_euler.copy()
 
     def observe(self) -> NDArray[np.float64]:
         """`robot_obs` [15]: tool position, tool Euler angles, opening width, arm joints, last gripper command."""
