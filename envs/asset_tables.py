@@ -1,0 +1,392 @@
+"""The four play tables A to D, the blocks and the floor, as URDF, OBJ and PNG texts.
+
+Joint names, link order, link frames, axes, ranges and outer sizes are those of the CALVIN benchmark, so that its start
+states, tasks and instructions mean the same here; the geometry, the wood and the handles are our own. Lengths in this
+file are metres in the world, as they come out after the simulator has loaded a table with `globalScaling=0.8`.
+
+Collision shapes are boxes wherever that is exact, since a box rests on a box without a margin. The shelf is a hull on
+purpose: Bullet pads hulls by 1 mm, and the benchmark's start states place blocks 1 mm above the shelf.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from .asset_meshes import Mesh, Point, chamfered, number_list, regular
+from .asset_textures import Wood, floor_png, wood_png
+
+Files = dict[str, bytes]
+Box = tuple[Point, Point]
+SCALE = 0.8  # the simulator loads tables and blocks with this globalScaling
+SLOPE = math.tan(math.radians(30))  # the cabinet's face leans back by 30 degrees
+GRAIN = 1.1  # textures per metre
+TABLE_FRICTION = 0.5
+HANDLE_GREY = (0.30, 0.30, 0.31, 1.0)
+METAL = (0.45, 0.46, 0.48, 1.0)
+DARK = (0.20, 0.17, 0.15, 1.0)
+BLACK = (0.03, 0.03, 0.03, 1.0)
+WHITE = (1.0, 1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Table:
+    """What differs between the scenes: where the parts are (x; bulb also y), how far the door slides, the wood."""
+
+    button_x: float
+    switch_x: float
+    slide_x: float
+    slide_range: float
+    drawer_x: float
+    bulb_y: float
+    plank_x: float
+    body: Wood
+    front: Wood
+
+
+TABLES = {
+    "A": Table(-0.28, 0.30, -0.10, 0.28, 0.10, 0.132, -0.10,
+               Wood((64, 30, 20), (132, 74, 50), seed=11), Wood((52, 24, 17), (112, 58, 40), seed=12, rings=20)),
+    "B": Table(0.28, -0.32, 0.088, 0.304, 0.18, 0.136, 0.08,
+               Wood((206, 160, 108), (255, 224, 176), seed=21, rings=10, fibre=0.45),
+               Wood((196, 150, 100), (246, 210, 158), seed=22, rings=16, fibre=0.4)),
+    "C": Table(-0.12, -0.32, 0.06, 0.24, 0.10, 0.132, 0.08,
+               Wood((118, 70, 32), (192, 132, 74), seed=31, rings=18),
+               Wood((64, 30, 19), (126, 68, 44), seed=32, rings=16)),
+    "D": Table(-0.12, 0.30, -0.10, 0.28, 0.18, 0.132, -0.10,
+               Wood((110, 76, 44), (204, 156, 104), seed=41), Wood((100, 70, 40), (188, 142, 92), seed=42, rings=9, bend=0.3)),
+}  # fmt: skip
+
+
+@dataclass
+class Link:
+    """One link under construction: visual meshes by (texture or none, colour), collision boxes, cylinders and hulls."""
+
+    name: str
+    mass: float
+    visuals: list[tuple[Mesh, str | None, tuple[float, float, float, float]]] = field(default_factory=list)
+    boxes: list[Box] = field(default_factory=list)
+    cylinders: list[tuple[Point, str, float, float]] = field(default_factory=list)  # centre, rpy, radius, length
+    hulls: list[Mesh] = field(default_factory=list)
+
+    def mesh(self, texture: str | None = None, rgba: tuple[float, float, float, float] = WHITE) -> Mesh:
+        """A new visual mesh of this link."""
+        mesh = Mesh(grain=GRAIN)
+        self.visuals.append((mesh, texture, rgba))
+        return mesh
+
+
+def table_files(scene: str) -> Files:
+    """Every file of one table, by path relative to the assets folder."""
+    table = TABLES[scene]
+    root = f"calvin_table_{scene}"
+    files: Files = {
+        f"{root}/textures/body_wood.png": wood_png(table.body),
+        f"{root}/textures/front_wood.png": wood_png(table.front),
+    }
+    for texture in ("body_wood", "front_wood"):
+        material = f"newmtl {texture}\nKa 1 1 1\nKd 1 1 1\nmap_Kd ../textures/{texture}.png\n"
+        files[f"{root}/meshes/{texture}.mtl"] = material.encode()
+    links = [_base(table), _button(), _switch(), _slide(), _drawer(), _led(), _light(table), _plank()]
+    text = ['<?xml version="1.0"?>', f'<robot name="{root}">']
+    for link in links:
+        text += _link_urdf(link, files, f"{root}/meshes")
+    text += _joints(table)
+    files[f"{root}/urdf/{root}.urdf"] = ("\n".join([*text, "</robot>"]) + "\n").encode()
+    return files
+
+
+def _on_slope(z: float) -> float:
+    """y of the cabinet's face at height z."""
+    return 0.02 + (z - 0.44) * SLOPE
+
+
+def _base(table: Table) -> Link:
+    """Top, case, legs and cabinet. The compartment behind the door is 0.52 wide, the drawer's opening 0.40."""
+    link = Link("base_link", 0.0)
+    left, right = table.plank_x - 0.26, table.plank_x + 0.26
+    drawer_left, drawer_right = table.drawer_x - 0.2, table.drawer_x + 0.2
+    wood = link.mesh("body_wood")
+    boards: list[Box] = [
+        ((-0.44, -0.18, 0.40), (0.44, 0.02, 0.44)),  # top
+        ((-0.44, 0.02, 0.40), (left, 0.18, 0.44)),
+        ((right, 0.02, 0.40), (0.44, 0.18, 0.44)),
+        ((left, 0.02, 0.40), (right, 0.16, 0.42)),  # below the shelf
+        ((left, 0.16, 0.40), (right, 0.18, 0.648)),  # back wall of the compartment
+        ((-0.42, -0.16, 0.30), (0.42, 0.16, 0.316)),  # bottom of the case
+        ((-0.42, -0.145, 0.316), (-0.40, 0.145, 0.40)),
+        ((0.40, -0.145, 0.316), (0.42, 0.145, 0.40)),
+        ((-0.42, 0.145, 0.316), (0.42, 0.16, 0.40)),
+        ((-0.42, -0.16, 0.316), (drawer_left, -0.145, 0.40)),  # beside the drawer
+        ((min(drawer_right, 0.41), -0.16, 0.316), (0.42, -0.145, 0.40)),
+    ]
+    for low, high in boards:
+        wood.add_box(low, high)
+        link.boxes.append((low, high))
+    for x in (-0.42, 0.42):
+        for y in (-0.163, 0.163):
+            leg = ((x - 0.021, y - 0.018, 0.0), (x + 0.021, y + 0.018, 0.3995))
+            wood.add_box(*leg)
+            link.boxes.append(leg)
+    face = [(0.02, 0.44), (0.18, 0.44), (0.18, 0.648), (_on_slope(0.648), 0.648)]
+    beam = [(_on_slope(0.626), 0.626), (0.16, 0.626), (0.16, 0.648), (_on_slope(0.648), 0.648)]
+    for outline, start, end in ((face, -0.44, left), (face, right, 0.44), (beam, left, right)):
+        wood.add_prism(outline, 0, start, end)
+        hull = Mesh()
+        hull.add_prism(outline, 0, start, end)
+        link.hulls.append(hull)
+    _fittings(link, table)
+    return link
+
+
+def _fittings(link: Link, table: Table) -> None:
+    """The collar of the button, the slots of the lever, the socket of the bulb."""
+    collar = link.mesh("body_wood")
+    collar.add_prism([(x + table.button_x, y - 0.12) for x, y in regular(16, 0.04)], 2, 0.4395, 0.46)
+    link.cylinders.append(((table.button_x, -0.12, 0.45), "0 0 0", 0.04, 0.02))
+    slots = link.mesh(None, DARK)
+    for x in (table.switch_x - 0.05, table.switch_x + 0.05):
+        low, high = (_on_slope(0.492), 0.492), (_on_slope(0.592), 0.592)
+        lift = (-0.0007, 0.0004)  # just in front of the face
+        outline = [(low[0] + lift[0], low[1] + lift[1]), (low[0] + 0.004, low[1]), (high[0] + 0.004, high[1]),
+                   (high[0] + lift[0], high[1] + lift[1])]  # fmt: skip
+        slots.add_prism(outline, 0, x - 0.007, x + 0.007)
+    socket = link.mesh(None, METAL)
+    socket.add_prism([(x + table.switch_x, y + 0.16) for x, y in regular(12, 0.016)], 2, 0.647, 0.656)
+
+
+def _button() -> Link:
+    """A round push button. Frame: x as the world, y up, z towards the viewer; the top stands 22 mm above its collar."""
+    link = Link("button_link", 0.154)
+    cap = link.mesh(None, BLACK)
+    cap.add_prism([(b, a) for a, b in reversed(regular(16, 0.0315))], 1, -0.004, 0.020)
+    cap.add_prism([(b, a) for a, b in reversed(regular(16, 0.0270))], 1, 0.0195, 0.0235)
+    link.cylinders.append(((0.0, 0.0115, 0.0), "1.570796327 0 0", 0.031, 0.024))
+    return link
+
+
+def _switch() -> Link:
+    """A lever: two arms and a bar. Frame: y out of the cabinet's face, z down the face."""
+    link = Link("switch_link", 0.239)
+    arms: list[Box] = [
+        ((-0.059, -0.004, -0.018), (-0.043, 0.046, 0.002)),
+        ((0.043, -0.004, -0.018), (0.059, 0.046, 0.002)),
+    ]
+    bar: Box = ((-0.060, 0.042, -0.024), (0.060, 0.064, 0.008))
+    grey = link.mesh(None, METAL)
+    for low, high in arms:
+        grey.add_box(low, high)
+    grey.add_prism([(y + 0.053, z - 0.008) for y, z in chamfered(0.022, 0.032, 0.007)], 0, -0.060, 0.060)
+    link.boxes = [*arms, bar]
+    return link
+
+
+def _slide() -> Link:
+    """The sliding door with an upright handle. Frame: x as the world, y up the cabinet's face, z out of it."""
+    link = Link("slide_link", 1.54)
+    door: Box = ((0.0, -0.109, 0.002), (0.28, 0.109, 0.018))
+    posts: list[Box] = [
+        ((0.126, -0.078, 0.018), (0.154, -0.058, 0.066)),
+        ((0.126, 0.058, 0.018), (0.154, 0.078, 0.066)),
+    ]
+    bar: Box = ((0.122, -0.078, 0.060), (0.158, 0.078, 0.080))
+    wood = link.mesh("front_wood")
+    wood.add_box(*door)
+    grey = link.mesh(None, HANDLE_GREY)
+    for low, high in posts:
+        grey.add_box(low, high)
+    grey.add_prism([(z + 0.070, x + 0.140) for z, x in chamfered(0.020, 0.036, 0.006)], 1, -0.078, 0.078)
+    link.boxes = [door, *posts, bar]
+    return link
+
+
+def _drawer() -> Link:
+    """An open box with a front panel and a handle. Frame: x as the world, y up, z towards the viewer."""
+    link = Link("drawer_link", 4.23)
+    boards: list[Box] = [
+        ((-0.198, 0.0, -0.06), (0.198, 0.02, 0.16)),
+        ((-0.198, 0.02, -0.06), (-0.18, 0.078, 0.16)),
+        ((0.18, 0.02, -0.06), (0.198, 0.078, 0.16)),
+        ((-0.18, 0.02, -0.06), (0.18, 0.078, -0.042)),
+        ((-0.22, -0.019, 0.161), (0.22, 0.0795, 0.179)),
+    ]
+    wood = link.mesh("front_wood")
+    for low, high in boards:
+        wood.add_box(low, high, grain_axis=0)
+    posts: list[Box] = [
+        ((-0.118, 0.028, 0.179), (-0.100, 0.052, 0.246)),
+        ((0.100, 0.028, 0.179), (0.118, 0.052, 0.246)),
+    ]
+    bar: Box = ((-0.120, 0.023, 0.240), (0.120, 0.057, 0.260))
+    grey = link.mesh(None, HANDLE_GREY)
+    for low, high in posts:
+        grey.add_box(low, high)
+    grey.add_prism([(y + 0.040, z + 0.250) for y, z in chamfered(0.034, 0.020, 0.006)], 0, -0.120, 0.120)
+    link.boxes = [*boards, *posts, bar]
+    return link
+
+
+def _led() -> Link:
+    """A light strip on top of the cabinet."""
+    link = Link("led_link", 0.204)
+    strip: Box = ((-0.08, 0.0005, -0.02), (0.08, 0.016, 0.02))
+    link.mesh().add_box(*strip)
+    link.boxes = [strip]
+    return link
+
+
+def _light(table: Table) -> Link:
+    """A round bulb on top of the cabinet; collision is a box inside it."""
+    link = Link("light_link", 0.174)
+    depth = table.bulb_y - 0.16  # the bulb sits at y 0.16; the frame's z points to the viewer
+    _add_ball(link.mesh(), (0.0, 0.032, depth), 0.027)
+    link.boxes = [((-0.02, 0.006, depth - 0.02), (0.02, 0.052, depth + 0.02))]
+    return link
+
+
+def _plank() -> Link:
+    """The shelf behind the door, 0.52 x 0.14."""
+    link = Link("plank_link", 2.84)
+    shelf: Box = ((-0.26, 0.0, -0.07), (0.26, 0.02, 0.07))
+    link.mesh("body_wood").add_box(*shelf)
+    hull = Mesh()
+    hull.add_box(*shelf)
+    link.hulls.append(hull)
+    return link
+
+
+def _add_ball(mesh: Mesh, centre: Point, radius: float, *, rings: int = 7, sides: int = 12) -> None:
+    """A ball of flat facets, poles along y."""
+    for i in range(rings):
+        low, high = math.pi * i / rings, math.pi * (i + 1) / rings
+        for k in range(sides):
+            a, b = 2 * math.pi * k / sides, 2 * math.pi * (k + 1) / sides
+            corners = [_ball_point(centre, radius, *angles) for angles in ((low, a), (high, a), (high, b), (low, b))]
+            keep = [corner for n, corner in enumerate(corners) if corner not in corners[:n]]
+            mesh.add_polygon(keep)
+
+
+def _ball_point(centre: Point, radius: float, polar: float, turn: float) -> Point:
+    ring = radius * math.sin(polar)
+    point = (centre[0] + ring * math.sin(turn), centre[1] + radius * math.cos(polar), centre[2] + ring * math.cos(turn))
+    return round(point[0], 6), round(point[1], 6), round(point[2], 6)
+
+
+def _link_urdf(link: Link, files: Files, folder: str) -> list[str]:
+    """URDF lines of a link; its meshes go into `files`. All lengths are divided by the global scaling here."""
+    lines = [f'  <link name="{link.name}">', f'    <contact><lateral_friction value="{TABLE_FRICTION}"/></contact>']
+    lines += ["    <inertial>", f'      <origin xyz="{number_list(_centre(link))}"/>', f'      <mass value="{link.mass}"/>',
+              '      <inertia ixx="0.01" ixy="0" ixz="0" iyy="0.01" iyz="0" izz="0.01"/>', "    </inertial>"]  # fmt: skip
+    for number, (mesh, texture, rgba) in enumerate(link.visuals):
+        name = f"{link.name}_{number}.obj"
+        files[f"{folder}/{name}"] = _rescaled(mesh).obj(texture).encode()
+        colour = " ".join(f"{value:g}" for value in rgba)
+        lines.append(f'    <visual><geometry><mesh filename="../meshes/{name}"/></geometry>')
+        lines.append(f'      <material name="{link.name}_{number}"><color rgba="{colour}"/></material></visual>')
+    for low, high in link.boxes:
+        centre = [(a + b) / 2 / SCALE for a, b in zip(low, high, strict=True)]
+        size = [(b - a) / SCALE for a, b in zip(low, high, strict=True)]
+        shape = f'<box size="{number_list(size)}"/>'
+        lines.append(f'    <collision><origin xyz="{number_list(centre)}"/><geometry>{shape}</geometry></collision>')
+    for middle, rpy, radius, length in link.cylinders:
+        centre = [value / SCALE for value in middle]
+        shape = f'<cylinder radius="{radius / SCALE:.6g}" length="{length / SCALE:.6g}"/>'
+        lines.append(
+            f'    <collision><origin xyz="{number_list(centre)}" rpy="{rpy}"/><geometry>{shape}</geometry></collision>'
+        )
+    for number, hull in enumerate(link.hulls):
+        name = f"{link.name}_hull_{number}.obj"
+        files[f"{folder}/{name}"] = _rescaled(hull).obj().encode()
+        lines.append(f'    <collision><geometry><mesh filename="../meshes/{name}"/></geometry></collision>')
+    return [*lines, "  </link>"]
+
+
+def _rescaled(mesh: Mesh) -> Mesh:
+    polygons = [([(x / SCALE, y / SCALE, z / SCALE) for x, y, z in points], uv) for points, uv in mesh.polygons]
+    return Mesh(grain=mesh.grain, polygons=polygons)
+
+
+def _centre(link: Link) -> list[float]:
+    """Centre of mass of the collision boxes, each weighing its volume; the origin for a link without boxes."""
+    if link.mass == 0 or not link.boxes:
+        return [0.0, 0.0, 0.0]
+    weights = [math.prod(b - a for a, b in zip(low, high, strict=True)) for low, high in link.boxes]
+    moment = [
+        sum(w * (low[k] + high[k]) / 2 for w, (low, high) in zip(weights, link.boxes, strict=True)) for k in range(3)
+    ]
+    return [value / sum(weights) / SCALE for value in moment]
+
+
+def _joints(table: Table) -> list[str]:
+    """The seven joints in the order that decides their indices."""
+    quarter = "1.570796327 0 0"
+    rows = [
+        ("button", "prismatic", (table.button_x, -0.12, 0.46), quarter, "0 -1 0", 0.02),
+        ("switch", "prismatic", (table.switch_x, 0.060928203, 0.494889727), "2.617993878 0 0", "0 0 -1", 0.088),
+        ("slide", "prismatic", (table.slide_x, 0.075, 0.535264), "1.047197551 0 0", "-1 0 0", table.slide_range),
+        ("drawer", "prismatic", (table.drawer_x, 0.0, 0.32), quarter, "0 0 1", 0.22),
+        ("led", "fixed", (table.button_x, 0.16, 0.647846), quarter, None, None),
+        ("light", "fixed", (table.switch_x, table.bulb_y, 0.647848), quarter, None, None),
+        ("plank", "fixed", (table.plank_x, 0.09, 0.42), quarter, None, None),
+    ]
+    lines = []
+    for name, kind, position, rpy, axis, upper in rows:
+        lines.append(f'  <joint name="base__{name}" type="{kind}">')
+        lines.append(f'    <origin xyz="{number_list([value / SCALE for value in position])}" rpy="{rpy}"/>')
+        lines.append(f'    <parent link="base_link"/><child link="{name}_link"/>')
+        if axis is not None and upper is not None:
+            lines.append(f'    <axis xyz="{axis}"/>')
+            lines.append(f'    <limit lower="0" upper="{upper / SCALE:.6g}" effort="0" velocity="0"/>')
+        lines.append("  </joint>")
+    return lines
+
+
+BLOCK_COLOURS = {"red": "1 0 0 1", "blue": "0 0 1 1", "pink": "1 0 1 1"}
+BLOCK_LENGTHS = {"small": 0.04, "middle": 0.056, "big": 0.08}  # the long edge, local x; the two others are 0.04
+
+
+def block_files() -> Files:
+    """The nine blocks: boxes of 1 kg."""
+    files: Files = {}
+    for colour, rgba in BLOCK_COLOURS.items():
+        for name, length in BLOCK_LENGTHS.items():
+            box = f'<geometry><box size="{number_list([length / SCALE, 0.04 / SCALE, 0.04 / SCALE])}"/></geometry>'
+            text = f"""<?xml version="1.0"?>
+<robot name="block_{colour}_{name}">
+  <link name="base_link">
+    <contact><lateral_friction value="0.7"/><spinning_friction value="0.001"/></contact>
+    <inertial><mass value="1"/><inertia ixx="1" ixy="0" ixz="0" iyy="1" iyz="0" izz="1"/></inertial>
+    <visual>{box}<material name="{colour}"><color rgba="{rgba}"/></material></visual>
+    <collision>{box}</collision>
+  </link>
+</robot>
+"""
+            files[f"blocks/block_{colour}_{name}.urdf"] = text.encode()
+    return files
+
+
+def plane_files() -> Files:
+    """The floor: tiles of 0.5 m to look at, a thick box to stand on."""
+    urdf = """<?xml version="1.0"?>
+<robot name="plane">
+  <link name="planeLink">
+    <contact><lateral_friction value="1"/></contact>
+    <inertial><mass value="0"/><inertia ixx="0" ixy="0" ixz="0" iyy="0" iyz="0" izz="0"/></inertial>
+    <visual><geometry><mesh filename="plane.obj"/></geometry>
+      <material name="tiles"><color rgba="1 1 1 1"/></material></visual>
+    <collision><origin xyz="0 0 -5"/><geometry><box size="200 200 10"/></geometry></collision>
+  </link>
+</robot>
+"""
+    half, repeats = 12, 24
+    corners = [(-half, -half), (half, -half), (half, half), (-half, half)]
+    lines = ["mtllib plane.mtl", "usemtl tiles"]
+    lines += [f"v {x} {y} 0" for x, y in corners]
+    lines += [f"vt {u} {v}" for u, v in ((0, 0), (repeats, 0), (repeats, repeats), (0, repeats))]
+    lines += ["vn 0 0 1", "f 1/1/1 2/2/1 3/3/1", "f 1/1/1 3/3/1 4/4/1"]
+    return {
+        "plane/plane.urdf": urdf.encode(),
+        "plane/plane.obj": ("\n".join(lines) + "\n").encode(),
+        "plane/plane.mtl": b"newmtl tiles\nKa 1 1 1\nKd 1 1 1\nmap_Kd tiles.png\n",
+        "plane/tiles.png": floor_png((226, 226, 224), (198, 199, 201), (180, 181, 183)),
+    }
