@@ -1,4 +1,4 @@
-"""The forms in which the arm can be commanded, checked once and made into one `Command` (calvin specification, section 6).
+"""The forms in which the arm can be commanded, checked once and made into a `Command` (specification, section 6).
 
 | form | meaning |
 |---|---|
@@ -10,7 +10,7 @@
 | dict type="joint_rel", action=8 numbers | increments in radians on the measured joints, gripper |
 
 The gripper of a plain array closes for values <= 0 and opens above, since policies give any number there; every other
-form names the gripper exactly, +1 (open) or -1 (close). Nothing is clipped, and nothing is written into what was passed.
+form names the gripper exactly, +1 (open) or -1 (close). Nothing is clipped; what was passed is not written to.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """From the `assets` option of an environment to a directory in which every file that a scene needs exists.
 
 `builtin` is the set that comes with this package; anything else is a directory with the layout of `calvin_env/data`.
-The files are followed from URDF to mesh and, for table and ground, on to material and texture, because PyBullet passes over
-a missing texture in silence. The original robot meshes name materials that were never published; those are not looked for.
+The files are followed from URDF to mesh and, for table and ground, on to material and texture, because PyBullet passes
+over a missing texture in silence. The original robot meshes name materials that were never published; those are not
+looked for.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""CALVIN as a Gymnasium environment: robot, scene and cameras in one physics client, 30 Hz control (specification, 1 to 10).
+"""CALVIN as a Gymnasium environment: robot, scene and cameras in one physics client, 30 Hz (specification, 1 to 10).
 
 The task (oracle, instructions, chains) lies elsewhere; here the reward is always 0 and an episode never ends by itself.
 Pictures cost twenty-five times what physics costs, so only the cameras asked for are drawn: none with `cameras=()`. Who
@@ -43,16 +43,16 @@ Observation = dict[str, NDArray[Any]]
 class CalvinEnv(gymnasium.Env[Observation, Any]):
     """One CALVIN table.
 
-    Observation: a dict with "rgb_<camera>", uint8 [H, W, 3], for each camera in `cameras`; without cameras, since Gymnasium
-    allows no empty observation, the two states "robot_obs" and "scene_obs".
+    Observation: a dict with "rgb_<camera>", uint8 [H, W, 3], for each camera in `cameras`; without cameras, since
+    Gymnasium allows no empty observation, the two states "robot_obs" and "scene_obs".
 
-    Action: seven numbers, six in [-1, 1] and the gripper by its sign; `step` also takes the other forms of `actions.py`.
+    Action: seven numbers, six in [-1, 1] and the gripper by its sign; `step` also takes the other forms of actions.py.
 
-    `info`, at every reset and step: "robot_obs" float64 [15], "scene_obs" float64 [24] (layout: robot.py, scene.py), and
-    "robot_info", "scene_info", which the task oracle compares (also returned by `task_info`).
+    `info`, at every reset and step: "robot_obs" float64 [15], "scene_obs" float64 [24] (layout: robot.py, scene.py),
+    and "robot_info", "scene_info", which the task oracle compares (also returned by `task_info`).
 
-    `reset(options={"robot_obs": ..., "scene_obs": ...})` goes to a state; either may be given alone; what is not given goes
-    to its default, blocks to random places. Random places come from the generator that `reset(seed=)` seeds, 0 at first.
+    `reset(options={"robot_obs": ..., "scene_obs": ...})` goes to a state; either may be given alone; what is not given
+    goes to its default, blocks to random places drawn from the generator that `reset(seed=)` seeds (0 at first).
 
     `reset_mode`: "exact" rebuilds the world at each reset (0.07 s), so a reset to a state gives the same bytes whatever
     happened before, as in a new process. "legacy" resets in place (0.3 ms) as the reference does; contacts of the past
@@ -90,6 +90,7 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
         self._physics = Physics()
         if renderer == "egl":
             load_egl(self._physics)
+        self._touched = False
         self._seed_placements(LOAD_SEED)
         self._build_world()
 
@@ -113,7 +114,7 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
         self.step_physics(action)
         return self._observation(), 0.0, False, False, self._info()
 
-    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
+    def render(self) -> NDArray[np.uint8] | None:
         """The static camera's picture."""
         if self.render_mode is None:
             gymnasium.logger.warn('render() without a render mode; make the environment with render_mode="rgb_array"')
@@ -198,7 +199,7 @@ def _generator(seed: int) -> np.random.Generator:
     return seeding.np_random(seed)[0]
 
 
-def _observation_space(cameras: tuple[str, ...]) -> spaces.Dict:
+def _observation_space(cameras: tuple[str, ...]) -> spaces.Space[Any]:
     if not cameras:
         return spaces.Dict({name: spaces.Box(-np.inf, np.inf, (size,), np.float64) for name, size in STATES.items()})
     pixels = {name: LENSES[name].pixels for name in cameras}

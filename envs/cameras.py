@@ -1,8 +1,8 @@
 """The two cameras of CALVIN and the two renderers that can draw for them (specification, section 9).
 
-`tiny` is PyBullet's software renderer: it needs nothing and is reproducible to the bit. `egl` is OpenGL without a window,
-as used for the published data set; its pictures have shadows, depend on the driver, and differ from `tiny` by about 20
-grey levels. Which one draws is always said explicitly; neither stands in for the other.
+`tiny` is PyBullet's software renderer: it needs nothing and is reproducible to the bit. `egl` is OpenGL without a
+window, as used for the published data set; its pictures have shadows, depend on the driver, and differ from `tiny` by
+about 20 grey levels. Which one draws is always said explicitly; neither stands in for the other.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Camera:
         return self._view()
 
     def render(self) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """The picture, uint8 [H, W, 3], and its depth in metres, float32 [H, W]. One to a few hundredths of a second."""
+        """The picture, uint8 [H, W, 3], and its depth in metres, float32 [H, W]. 15 to 30 ms."""
         size, near, far = self.lens.pixels, self.lens.near_m, self.lens.far_m
         # All other arguments stay at their defaults: the software renderer remembers a `shadow` once given.
         image = self._physics.getCameraImage(
@@ -135,5 +135,6 @@ def _try_egl_elsewhere(plugin: str) -> None:
         said = result.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["nothing"]
         raise InputError(
             f'renderer "egl" does not work on this machine (exit status {result.returncode}, it said: {said[0]}). '
-            'Install an EGL driver (Debian: libegl1 libegl-mesa0 libgl1-mesa-dri, or the GPU vendor\'s), or use renderer="tiny"'
+            "Install an EGL driver (Debian: libegl1 libegl-mesa0 libgl1-mesa-dri, or the GPU vendor's), "
+            'or use renderer="tiny"'
         )

@@ -1,12 +1,12 @@
-"""Which of the 34 tasks happened between two moments: pure functions of two info dictionaries (specification, section 11).
+"""Which of the 34 tasks happened between two moments: pure functions of two info dictionaries (specification, 11).
 
-A moment is what `CalvinEnv.task_info()` returns (or the `info` of a step). `tasks.yaml` says which predicate, with which
-arguments, is behind each task; the predicates here carry the names used there. All comparisons are strict.
+A moment is what `CalvinEnv.task_info()` returns (or the `info` of a step). `tasks.yaml` says which predicate, with
+which arguments, is behind each task; the predicates here carry the names used there. All comparisons are strict.
 
-A contact is a row of PyBullet's contact list: element 2 is the other body, element 4 its link. Rows include near contacts
-without force, and all of them count. Quirk kept on purpose: `push_object_into` was meant to require that the robot does
-not touch the block, but the reference compares things that are never equal, so a block that was lifted from the table into
-the drawer counts as pushed into it, too.
+A contact is a row of PyBullet's contact list: element 2 is the other body, element 4 its link. Rows include near
+contacts without force, and all of them count. Quirk kept on purpose: `push_object_into` was meant to require that the
+robot does not touch the block, but the reference compares things that are never equal, so a block that was lifted from
+the table into the drawer counts as pushed into it, too.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def load_tasks(path: Path = TASKS_FILE) -> dict[str, list[Any]]:
 
 
 def rotate_object(start: Info, end: Info, *, block: str, degrees: float) -> bool:
-    """Turned about the vertical by more than `degrees` (positive: counter-clockwise), not moved, not tilted, put down."""
+    """Turned about the vertical beyond `degrees` (positive: counter-clockwise), not moved, not tilted, put down."""
     before, after = _block(start, block), _block(end, block)
     if np.linalg.norm(_shift(before, after)) > ROTATE_MAX_SHIFT_M:
         return False

@@ -149,7 +149,8 @@ class Panda:
             jointRanges=[_IK_BOUND] * _IK_JOINTS,
             restPoses=[*INITIAL_ARM, FINGER_OPEN_M, FINGER_OPEN_M],
         )
-        return np.clip(joints[: len(ARM_JOINTS)], ARM_LOWER, ARM_UPPER)
+        angles: NDArray[np.float64] = np.clip(joints[: len(ARM_JOINTS)], ARM_LOWER, ARM_UPPER)
+        return angles
 
     def _drive_arm_joint(self, joint: int, angle: float) -> None:
         self._physics.setJointMotorControl2(

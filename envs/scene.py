@@ -1,9 +1,9 @@
-"""The table with its doors, button, switch and lights, the three blocks, and the scenes A to D (specification, 3, 4, 8).
+"""The table with doors, button, switch and lights, the three blocks, the scenes A to D (specification, 3, 4, 8).
 
 `SCENES` holds what differs between scenes; the rest is the same in all. Metres, radians, Newtons; Euler angles are
-fixed-axis x-y-z. `scene_obs` [24] is: slide, drawer, button and switch joint, bulb on, LED on, then for each block **in the
-order of its scene** x, y, z and three Euler angles. That order is not red, blue, pink in A and C; `SceneTable.block_order`
-names it.
+fixed-axis x-y-z. `scene_obs` [24] is: slide, drawer, button and switch joint, bulb on, LED on, then for each block **in
+the order of its scene** x, y, z and three Euler angles. That order is not red, blue, pink in A and C;
+`SceneTable.block_order` names it.
 
 Quirks kept on purpose, because recordings depend on them: a default reset puts the button back before the lights, so a
 burning LED leaves the button logically on; the button never forgets that it was pressed; a reset always sets the switch
@@ -129,8 +129,8 @@ class Light:
 class Scene:
     """Blocks and table, loaded into `physics` on construction; the blocks at poses drawn from `rng`.
 
-    Order of creation: blocks in scene order, table, its motors (slide, drawer, button, switch), the ground. It decides the
-    uids and the order in which the solver meets the bodies, so recordings depend on it.
+    Order of creation: blocks in scene order, table, its motors (slide, drawer, button, switch), the ground. It decides
+    the uids and the order in which the solver meets the bodies, so recordings depend on it.
     """
 
     def __init__(self, physics: Physics, name: str, root: Path, rng: np.random.Generator) -> None:

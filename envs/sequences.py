@@ -1,16 +1,22 @@
-"""The 1000 evaluation chains and the states they start from, made anew from seeds (specification, section 12).
+"""The 1000 evaluation chains and the states they start from (specification, section 12).
 
 `make_sequences` gives the chains in the benchmark's order; `start_state` turns the symbolic state of a chain into the
-numbers that `CalvinEnv.reset` takes. Both equal the published ones exactly: the seeds, the order of the random calls and a
-hash of unusual make decide it, so they are spelt out here. Needs NumPy and nothing else.
+numbers that `CalvinEnv.reset` takes. Both equal the published ones exactly: the seeds, the order of the random calls
+and a hash of unusual make decide it, so they are spelt out here. Needs no PyBullet. The benchmark is about scene D; for
+A to C the same states are put on that scene's furniture, which is ours and published nowhere.
+
+Drawing the chains means rejecting nine million candidates, a minute's work. So their task ids are kept in
+`eval_chains.json`, one line for each start state, and `python -m vw2_robot.envs.sequences` draws them again.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +25,9 @@ from numpy.typing import NDArray
 from vw2_robot.contracts import EvalSequence
 from vw2_robot.errors import InputError
 
+from .scene import DRAWER_OPEN_M, SCENE_OBS_SIZE, SCENES
+
+CHAINS_FILE = Path(__file__).parent / "eval_chains.json"
 TOTAL_SEQUENCES = 1000
 CHAIN_LENGTH = 5
 COLOURS = ("red", "blue", "pink")
@@ -38,18 +47,40 @@ _STATE_VALUES: dict[str, tuple[Any, ...]] = {
     "grasped": (0,),
 }
 
-# Numbers of the start states; metres and radians, scene D.
+# Numbers of the start states; metres and radians.
 _ROBOT_OBS = (
     0.02586889, -0.2313129, 0.5712808, 3.09045411, -0.02908596, 1.50013585, 0.07999963,
     -1.21779124, 1.03987629, 2.11978254, -2.34205014, -0.87015899, 1.64119093, 0.55344928, 1.0,
 )  # fmt: skip
-_COMPARTMENT_POSITIONS = {
-    "slider_left": (-0.240851662, 0.0924044687, 0.460990009),
-    "slider_right": (0.070341633, 0.0924044687, 0.460990009),
-}
-_TABLE_SPOTS = ((0.0500000896, -0.120000177, 0.459990009), (0.229995412, -0.11999514, 0.45999001))
-_SLIDE_LEFT_M, _DRAWER_OPEN_M, _LEVER_UP_M = 0.28, 0.22, 0.088
+_LEVER_UP_M = 0.088
 _YAW_RANGE = (3 * np.pi / 8, 5 * np.pi / 8)
+
+Vector = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class StartPlaces:
+    """Where the blocks of a start state stand in one scene: centre, metres."""
+
+    compartments: dict[str, Vector]
+    table: tuple[Vector, Vector]
+
+
+_PLACES_D = StartPlaces(
+    compartments={
+        "slider_left": (-0.240851662, 0.0924044687, 0.460990009),
+        "slider_right": (0.070341633, 0.0924044687, 0.460990009),
+    },
+    table=((0.0500000896, -0.120000177, 0.459990009), (0.229995412, -0.11999514, 0.45999001)),
+)
+# Not of the benchmark: A has D's shelf; B and C have theirs further right, B its button where D has the second spot.
+_COMPARTMENTS_BC: dict[str, Vector] = {"slider_left": (-0.03, 0.092, 0.461), "slider_right": (0.225, 0.092, 0.461)}
+_PLACES = {
+    "A": _PLACES_D,
+    "B": StartPlaces(_COMPARTMENTS_BC, table=((-0.2, -0.12, 0.46), (0.02, -0.12, 0.46))),
+    "C": StartPlaces(_COMPARTMENTS_BC, table=_PLACES_D.table),
+    "D": _PLACES_D,
+}
 
 
 @dataclass(frozen=True)
@@ -69,28 +100,34 @@ class SymbolicTask:
 def make_sequences(count: int = TOTAL_SEQUENCES) -> list[EvalSequence]:
     """The first `count` of the benchmark's 1000 chains, numbered from 0."""
     if not 1 <= count <= TOTAL_SEQUENCES:
-        raise InputError(f"the benchmark has {TOTAL_SEQUENCES} sequences; asked for {count}, choose 1 to {TOTAL_SEQUENCES}")
+        raise InputError(
+            f"asked for {count} sequences; the benchmark has {TOTAL_SEQUENCES}, choose 1 to {TOTAL_SEQUENCES}"
+        )
     return [
         EvalSequence(number=number, initial_state=dict(state), subtasks=subtasks)
         for number, (state, subtasks) in enumerate(_all_chains()[:count])
     ]
 
 
-def start_state(initial_state: State) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """`robot_obs` [15] and `scene_obs` [24] (scene D) of a chain's symbolic state; the same for the same state."""
+def start_state(initial_state: State, scene: str = "D") -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """`robot_obs` [15] and `scene_obs` [24] of a chain's symbolic state; the same for the same state and scene."""
     _check_state(initial_state)
+    if scene not in _PLACES:
+        raise InputError(f"unknown scene {scene!r}; known: {', '.join(_PLACES)}")
+    places, furniture = _PLACES[scene], SCENES[scene]
     rng = np.random.RandomState(fnv_of(_text_of(initial_state)))
-    spots = [np.array(spot) for spot in _TABLE_SPOTS]
-    rng.shuffle(spots)  # type: ignore[arg-type]  # a list of arrays, as in the reference: other calls differ
-    scene_obs = np.zeros(24)
-    scene_obs[0] = _SLIDE_LEFT_M if initial_state["slider"] == "left" else 0
-    scene_obs[1] = _DRAWER_OPEN_M if initial_state["drawer"] == "open" else 0
+    spots = [np.array(spot) for spot in places.table]
+    rng.shuffle(spots)  # a list of arrays, as in the reference: shuffling one array draws differently
+    scene_obs = np.zeros(SCENE_OBS_SIZE)
+    scene_obs[0] = furniture.slide_range if initial_state["slider"] == "left" else 0
+    scene_obs[1] = DRAWER_OPEN_M if initial_state["drawer"] == "open" else 0
     scene_obs[3] = _LEVER_UP_M if initial_state["lightbulb"] else 0
     scene_obs[4], scene_obs[5] = initial_state["lightbulb"], initial_state["led"]
-    for number, colour in enumerate(COLOURS):
+    for colour in COLOURS:
         place = initial_state[f"{colour}_block"]
-        block = scene_obs[6 + 6 * number : 12 + 6 * number]
-        block[:3] = spots[_spot(initial_state, colour)] if place == "table" else _COMPARTMENT_POSITIONS[place]
+        first = 6 + 6 * furniture.block_order.index(f"block_{colour}")
+        block = scene_obs[first : first + 6]
+        block[:3] = spots[_spot(initial_state, colour)] if place == "table" else places.compartments[place]
         block[5] = rng.uniform(*_YAW_RANGE)  # drawn for every block, in this order
     return np.array(_ROBOT_OBS), scene_obs
 
@@ -104,7 +141,7 @@ def all_initial_states() -> list[dict[str, Any]]:
 def fnv_of(text: str) -> int:
     """The 32-bit hash behind the start states.
 
-    Not textbook FNV-1: the reference's library starts from 0 instead of 0x811c9dc5, and reads the text as UTF-16, little
+    Not textbook FNV-1: the library of the reference starts from 0 instead of 0x811c9dc5, and reads UTF-16, little
     endian, without byte order mark. Any other hash silently moves the blocks of nearly all start states.
     """
     value = 0
@@ -115,33 +152,47 @@ def fnv_of(text: str) -> int:
 
 @lru_cache(maxsize=1)
 def _all_chains() -> tuple[tuple[dict[str, Any], tuple[str, ...]], ...]:
-    states = all_initial_states()
-    shares = [len(share) for share in np.array_split(range(TOTAL_SEQUENCES), len(states))]
-    chains: list[tuple[dict[str, Any], tuple[str, ...]]] = []
-    for seed, (state, share) in enumerate(zip(states, shares, strict=True)):
-        chains += [(state, subtasks) for subtasks in _chains_from(state, share, seed=seed)]
+    names = list(TASKS)
+    drawn: list[list[list[int]]] = json.loads(CHAINS_FILE.read_text())
+    chains = [
+        (state, tuple(names[task] for task in chain))
+        for state, chains_of_state in zip(all_initial_states(), drawn, strict=True)
+        for chain in chains_of_state
+    ]
     np.random.RandomState(0).shuffle(chains)  # type: ignore[arg-type]
     return tuple(chains)
 
 
-def _chains_from(state: State, count: int, *, seed: int) -> list[tuple[str, ...]]:
-    """Draw five different tasks until `count` draws can be done in turn and are of five categories."""
-    rng = np.random.RandomState(seed)
-    names = list(TASKS)
-    accepted: list[tuple[str, ...]] = []
+def chains_per_state() -> list[int]:
+    """How many of the 1000 chains start from each of the 192 states: 6 from the first 40, 5 from the others."""
+    return [len(share) for share in np.array_split(range(TOTAL_SEQUENCES), len(all_initial_states()))]
+
+
+def draw_chains(number: int) -> list[list[int]]:
+    """The chains of start state `number` (0 to 191) as task ids, drawn anew; a tenth of a second or a few.
+
+    Five different tasks are drawn until enough draws can be done in turn and are of five categories.
+    """
+    state, count = all_initial_states()[number], chains_per_state()[number]
+    rng = np.random.RandomState(number)
+    tasks = list(TASKS.values())
+    accepted: list[list[int]] = []
     while len(accepted) < count:
-        chain = tuple(str(name) for name in rng.choice(names, size=CHAIN_LENGTH, replace=False))
-        if len({TASKS[name].category for name in chain}) == CHAIN_LENGTH and _is_feasible(state, chain):
+        # What `choice(names, size=5, replace=False)` does inside, without building an array of names each time.
+        chain: list[int] = rng.permutation(len(tasks))[:CHAIN_LENGTH].tolist()
+        if len({tasks[task].category for task in chain}) < CHAIN_LENGTH:
+            continue
+        if _is_feasible(state, [tasks[task] for task in chain]):
             accepted.append(chain)
     return accepted
 
 
-def _is_feasible(state: State, chain: tuple[str, ...]) -> bool:
-    current: State | None = state
-    for name in chain:
-        current = TASKS[name].apply(current)
-        if current is None:
+def _is_feasible(state: State, chain: list[SymbolicTask]) -> bool:
+    for task in chain:
+        after = task.apply(state)
+        if after is None:
             return False
+        state = after
     return True
 
 
@@ -233,3 +284,15 @@ def _add_placing(add: Any) -> None:
 
 
 TASKS: dict[str, SymbolicTask] = _build_tasks()
+
+
+def write_chains(path: Path = CHAINS_FILE) -> None:
+    """Draw all chains anew and write them to `path`, one line for each start state; about a minute."""
+    lines = [json.dumps(draw_chains(number), separators=(",", ":")) for number in range(len(chains_per_state()))]
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+    temporary.replace(path)
+
+
+if __name__ == "__main__":
+    write_chains()
