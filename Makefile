@@ -1,0 +1,63 @@
+# One rule: every target works in a fresh clone. Set-up happens by itself, into .venv, when it is missing or when
+# setup.cfg or constraints.txt changed; only Python 3.10 or 3.11 and make are needed beforehand.
+#   make PYTHON=/path/to/python3.11     choose the interpreter
+#   make test WORKERS=8                 parallel test processes
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?=
+WORKERS ?= 2
+DEMO ?= runs/demo
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# Two test processes on two cores: one thread each, or they fight. TensorFlow's banner is not news.
+TEST_ENV := OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3
+
+.PHONY: help setup demo test test-all lint bench clean
+
+help: ## what can be done here
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+
+setup: $(READY) ## make .venv (every other target does it when needed)
+
+# A Python that starts, is 3.10 or 3.11, and can make environments; the last names are where pyenv keeps its own.
+$(READY): setup.cfg constraints.txt
+	@found=; for python in "$(PYTHON)" python3.11 python3.10 python3 /usr/bin/python3.11 /usr/bin/python3.10 \
+	        $$HOME/.pyenv/versions/3.11*/bin/python3.11 $$HOME/.pyenv/versions/3.10*/bin/python3.10; do \
+	    if "$$python" -c 'import ensurepip, sys; sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11)))' 2>/dev/null; \
+	    then found=$$python; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	    echo "vw2_robot needs Python 3.11 or 3.10 with venv (Debian, Ubuntu: apt install python3.11 python3.11-venv); then run make again." >&2; \
+	    exit 1; \
+	fi; \
+	echo "Setting up $(VENV) with $$("$$found" --version): several minutes, once."; \
+	[ -x $(BIN)/python ] && $(BIN)/python -c 'import pip' 2>/dev/null || "$$found" -m venv --clear $(VENV); \
+	$(BIN)/python -m pip install -qq --no-input --disable-pip-version-check --no-compile --prefer-binary \
+	    -c constraints.txt -e '.[all,dev]'
+	@touch $@
+
+demo: $(READY) ## the whole chain, small: record, pre-train, fine-tune, roll out, report
+	@echo "demo: not yet"; exit 1
+
+test: $(READY) ## the default test suite
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+test-all: $(READY) ## every test that needs neither a GPU nor the network
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not gpu and not network"
+
+lint: $(READY) ## format, lint and type checks
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(READY) ## print the tables of benchmarks/
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+clean: ## remove build products and caches (runs/ and .venv stay)
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov outputs multirun
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
