@@ -76,6 +76,8 @@ class World:
     target: NDArray[np.float64]
     target_euler: NDArray[np.float64]
     width: float
+    target_grip: float
+    """The last gripper command, +1 open or -1 close."""
     blocks: dict[str, Block]
     slide: float
     drawer: float
@@ -124,6 +126,7 @@ def world_from_info(
         target=np.asarray(target, dtype=np.float64),
         target_euler=np.asarray(target_euler, dtype=np.float64),
         width=float(robot["gripper_opening_width"]),
+        target_grip=float(robot["gripper_action"]),
         blocks=blocks,
         slide=float(parts["doors"]["base__slide"]["current_state"]),
         drawer=float(parts["doors"]["base__drawer"]["current_state"]),
@@ -184,6 +187,10 @@ class Hand:
         self.grip = grip
         for _ in range(steps):
             yield self._action(np.zeros(3), np.zeros(3))
+
+    def rest(self) -> Action:
+        """Return the action that changes nothing."""
+        return np.array([0.0] * 6 + [self.grip])
 
     def near(self, position: NDArray[np.float64] | tuple[float, float, float]) -> NDArray[np.float64]:
         """Return a point beside `position`, drawn once per call: how detours come about."""

@@ -1,4 +1,4 @@
-"""One small generator per skill: the waypoints of a person who knows where everything is.
+"""Skills with drawer, door, lever and button, one small generator each: the waypoints of a person who knows where everything is.
 
 A skill yields one CALVIN relative action per control step and looks at `hand.world`, which is renewed between actions.
 It ends when its plan ends, solved or not; `demonstrator.py` starts it again from wherever things then stand, which is
@@ -12,13 +12,10 @@ is dragged along; a hand that is still hooked somewhere from the task before mus
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .motion import CLOSE, OPEN, Block, Hand, Motion
+from .motion import CLOSE, OPEN, Hand, Motion
 
 TRAVEL_Z = 0.55
 HOOK_Z = 0.352
@@ -29,11 +26,14 @@ NEUTRAL_YAW = 1.5
 LEVER_PITCH = -0.7
 """The raised lever is at the edge of reach; a hand that leans forward gets there."""
 
-Skill = Callable[[Hand], Motion]
-
 
 def back_off(hand: Hand) -> Motion:
-    """Leave whatever the hand touches: up out of the drawer, forward away from door and lever, then to travel height."""
+    """Leave whatever the hand touches: up out of the drawer, forward away from door and lever, then to travel height.
+
+    A block between the fingers is let go first.
+    """
+    if hand.world.target_grip < 0 and 0.02 < hand.world.width < 0.078:
+        yield from hand.squeeze(OPEN, steps=5)
     x, y, z = hand.world.tcp
     if y < -0.17:
         if z < TRAVEL_Z - 0.03:
@@ -121,54 +121,3 @@ def press_button(hand: Hand) -> Motion:
         if hand.world.button > 0.014:
             break
     yield from hand.go((x, y, 0.55), tolerance=0.03)
-
-
-def push_block(hand: Hand, colour: str, *, right: bool) -> Motion:
-    """Come down beside the block with closed fingers and push it along x."""
-    yield from back_off(hand)
-    hand.grip = CLOSE
-    side = -1.0 if right else 1.0
-    block = hand.world.blocks[colour]
-    start = block.position[0]
-    gap = half_width_x(block) + 0.045
-    beside = np.array([start + side * gap, block.position[1], block.position[2] + 0.002])
-    yield from hand.go(hand.near(beside + [0.0, 0.0, 0.08]), yaw=NEUTRAL_YAW, tolerance=0.025)
-    yield from hand.go(beside, yaw=NEUTRAL_YAW)
-    for action in hand.go(beside - [side * (0.15 + 0.045), 0.0, 0.0], yaw=NEUTRAL_YAW, speed=0.8, limit=35):
-        yield action
-        if -side * (hand.world.blocks[colour].position[0] - start) > 0.13:
-            break
-    yield from back_off(hand)
-
-
-def grasp(hand: Hand, colour: str) -> Motion:
-    """Close the fingers across the block's short side."""
-    hand.grip = OPEN
-    block = hand.world.blocks[colour]
-    yaw = grasp_yaw(block, hand.world.euler[2])
-    yield from hand.go(hand.near(block.position + [0.0, 0.0, 0.085]), yaw=yaw, tolerance=0.025)
-    place = hand.world.blocks[colour].position - [0.0, 0.0, 0.004]
-    yield from hand.go(place, yaw=yaw, tolerance=0.007)
-    yield from hand.squeeze(CLOSE, steps=7)
-
-
-def lift_block(hand: Hand, colour: str) -> Motion:
-    """Grasp a block that stands in the open and lift it."""
-    yield from back_off(hand)
-    yield from grasp(hand, colour)
-    yield from hand.go(hand.world.tcp + [0.0, 0.0, 0.11], speed=0.8)
-
-
-def grasp_yaw(block: Block, current: float) -> float:
-    """Return the heading nearest to `current` whose fingers close across the block's short side."""
-    return current + (block.yaw - current + math.pi / 2) % math.pi - math.pi / 2
-
-
-def half_width_x(block: Block, *, long_m: float = 0.04, short_m: float = 0.02) -> float:
-    """Half extent along x of a block with these half edges; the default is the largest block."""
-    return long_m * abs(math.cos(block.yaw)) + short_m * abs(math.sin(block.yaw))
-
-
-def at(x: float, y: float, z: float) -> NDArray[np.float64]:
-    """Return a point."""
-    return np.array([x, y, z])
