@@ -1,8 +1,8 @@
 """Fewer triangles for a visual mesh: TinyRenderer's cost is per triangle, not per pixel.
 
 Two passes. Vertex clustering merges everything inside a cell of a few millimetres; then edges are collapsed in order of
-their quadric error (Garland and Heckbert 1997) until the wanted number of triangles is left. All sums are written out in
-a fixed order, so a mesh comes out the same on every machine.
+their quadric error (Garland and Heckbert 1997) until the wanted number of triangles is left. All sums are written out
+in a fixed order, so a mesh comes out the same on every machine.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def _distinct(triangles: Triangles) -> Triangles:
     a, b, c = triangles[:, 0], triangles[:, 1], triangles[:, 2]
     kept = triangles[(a != b) & (b != c) & (a != c)]
     _, first = np.unique(np.sort(kept, axis=1), axis=0, return_index=True)
-    return kept[np.sort(first)]
+    unique: Triangles = kept[np.sort(first)]
+    return unique
 
 
 def _compact(vertices: Floats, triangles: Triangles) -> tuple[Floats, Triangles]:

@@ -1,7 +1,7 @@
 """Triangle meshes for the built-in scenes: boxes, prisms, convex hulls, and their OBJ and URDF text.
 
 First stop of the asset generator (`make_assets`): everything here is arithmetic on small arrays and strings, so that a
-generated file is a pure function of the numbers in `asset_tables` and `asset_robots`. Lengths are metres in the frame of
+generated file is a pure function of the numbers in `asset_tables` and `asset_panda`. Lengths are metres in the frame of
 the link. This is not a mesh library: no topology, no reading of anything but the OBJ files of `pybullet_data`.
 
 Sums are written out instead of using matrix products: they give the same bits on every machine, and with them the same
@@ -64,7 +64,7 @@ class Mesh:
     def add_prism(self, outline: Sequence[tuple[float, float]], axis: int, start: float, end: float) -> None:
         """Extrude a convex outline along `axis` from `start` to `end`.
 
-        The outline lies in the two other axes in cyclic order (axis 0: y, z; axis 1: z, x; axis 2: x, y), counter-clockwise.
+        The outline runs counter-clockwise in the two other axes, taken in cyclic order (y, z; z, x; or x, y).
         """
         rings = [[_embed(a, b, axis, level) for a, b in outline] for level in (start, end)]
         self.add_polygon(rings[0][::-1])

@@ -35,10 +35,11 @@ class ArmLink:
     parent: str = ""
     xyz: Point = (0.0, 0.0, 0.0)
     rpy: Point = (0.0, 0.0, 0.0)
-    limits: tuple[float, float, float, float] | None = None  # lower, upper, effort, velocity
+    limits: tuple[float, float, float, float] | None = None  # in the order of LIMIT_NAMES
 
 
 QUARTER = 1.57079632679
+LIMIT_NAMES = ("lower", "upper", "effort", "velocity")
 ARM = (
     ArmLink("panda_link0", 2.9, (0, 0, 0.05), "link0", 200),
     ArmLink("panda_link1", 2.7, (0, -0.04, -0.05), "link1", 340, "panda_joint1", "panda_link0", (0, 0, 0.333),
@@ -64,7 +65,7 @@ ARM = (
 FINGER_BOXES = (
     ((-0.0105, 0.005, 0.0), (0.0105, 0.027, 0.030)),
     ((-0.0095, 0.010, 0.028), (0.0095, 0.0215, 0.068)),
-    ((-0.0090, 0.005, 0.064), (0.0090, 0.0120, 0.0965)),
+    ((-0.0090, 0.005, 0.064), (0.0090, 0.0090, 0.0965)),
 )
 # Finger tip pad in the frame of its joint, x towards the other finger.
 TIP_BOX = ((0.0158, -0.0090, 0.0047), (0.0201, 0.0090, 0.0297))
@@ -97,16 +98,10 @@ def _arm_link(link: ArmLink, source: Path, files: Files) -> list[str]:
     lines.append("  </link>")
     if link.joint:
         kind = "revolute" if link.limits else "fixed"
-        lines.append(f'  <joint name="{link.joint}" type="{kind}">')
-        lines += [
-            f"    {_origin(link.xyz, link.rpy)}",
-            f'    <parent link="{link.parent}"/><child link="{link.name}"/>',
-        ]
+        lines += _joint(link.joint, kind, link.parent, link.name, link.xyz, link.rpy)
         if link.limits:
-            lower, upper, effort, velocity = link.limits
-            lines.append(
-                f'    <axis xyz="0 0 1"/><limit lower="{lower}" upper="{upper}" effort="{effort}" velocity="{velocity}"/>'
-            )
+            limits = " ".join(f'{key}="{value}"' for key, value in zip(LIMIT_NAMES, link.limits, strict=True))
+            lines.append(f'    <axis xyz="0 0 1"/><limit {limits}/>')
         lines.append("  </joint>")
     return lines
 
@@ -156,39 +151,54 @@ def _fingers(files: Files) -> list[str]:
     pad.add_box(*TIP_BOX)
     files[f"{ROOT}/meshes/visual/finger.obj"] = visual.obj().encode()
     files[f"{ROOT}/meshes/visual/finger_tip.obj"] = pad.obj().encode()
-    lines = []
-    for number, side, sign, turn in ((1, "left", 1, 0.0), (2, "right", -1, 3.14159265359)):
-        lines += [f'  <link name="panda_{side}finger">', "    <contact><friction_anchor/><stiffness value=\"30000\"/>"
-                  '<damping value="1000"/><spinning_friction value="0.1"/><lateral_friction value="1"/></contact>',
-                  *_inertial(0.1, (0, 0.01 * sign, 0.02)), *_visual("meshes/visual/finger.obj", "light", turn)]  # fmt: skip
-        for low, high in FINGER_BOXES:
-            lines += _box_collision((low, high), sign)
-        lines += ["  </link>", f'  <joint name="panda_finger_joint{number}" type="prismatic">', f"    {_origin((0, 0, 0.0584))}",
-                  f'    <parent link="panda_hand"/><child link="panda_{side}finger"/>',
-                  f'    <axis xyz="0 {sign} 0"/><limit lower="0" upper="0.04" effort="20" velocity="0.2"/>',
-                  "  </joint>", f'  <link name="finger_{side}_tip">',
-                  '    <contact><lateral_friction value="1"/><spinning_friction value="0.001"/></contact>',
-                  *_inertial(0.0001, (0, 0, 0)), *_visual("meshes/visual/finger_tip.obj", "dark"), *_box_collision(TIP_BOX, 1),
-                  "  </link>", f'  <joint name="joint_finger_tip_{side}" type="fixed">',
-                  f"    {_origin((0.0, 0.021 * sign, 0.066), (0, 0, -QUARTER * sign))}",
-                  f'    <parent link="panda_{side}finger"/><child link="finger_{side}_tip"/>', "  </joint>"]  # fmt: skip
-    return lines
+    return [line for number, side, sign in ((1, "left", 1), (2, "right", -1)) for line in _finger(number, side, sign)]
+
+
+def _finger(number: int, side: str, sign: int) -> list[str]:
+    turn = 0.0 if sign == 1 else 2 * QUARTER
+    return [
+        f'  <link name="panda_{side}finger">',
+        '    <contact><friction_anchor/><stiffness value="30000"/><damping value="1000"/>',
+        '      <spinning_friction value="0.1"/><lateral_friction value="1"/></contact>',
+        *_inertial(0.1, (0, 0.01 * sign, 0.02)),
+        *_visual("meshes/visual/finger.obj", "light", turn),
+        *(line for box in FINGER_BOXES for line in _box_collision(box, sign)),
+        "  </link>",
+        *_joint(f"panda_finger_joint{number}", "prismatic", "panda_hand", f"panda_{side}finger", (0, 0, 0.0584)),
+        f'    <axis xyz="0 {sign} 0"/><limit lower="0" upper="0.04" effort="20" velocity="0.2"/>',
+        "  </joint>",
+        f'  <link name="finger_{side}_tip">',
+        '    <contact><lateral_friction value="1"/><spinning_friction value="0.001"/></contact>',
+        *_inertial(0.0001, (0, 0, 0)),
+        *_visual("meshes/visual/finger_tip.obj", "dark"),
+        *_box_collision(TIP_BOX, 1),
+        "  </link>",
+        *_joint(f"joint_finger_tip_{side}", "fixed", f"panda_{side}finger", f"finger_{side}_tip",
+                (0.0, 0.021 * sign, 0.066), (0, 0, -QUARTER * sign)),
+        "  </joint>",
+    ]  # fmt: skip
 
 
 def _frames() -> list[str]:
     """The three frames behind the fingers: grasp target, wrist camera, tool centre point."""
     box = '<geometry><box size="0.08 0.025 0.01"/></geometry>'
     camera = [f'    <visual>{box}<material name="dark"><color rgba="{DARK}"/></material></visual>']
-    rows = (
+    rows: tuple[tuple[str, str, float, Point, Point, list[str]], ...] = (
         ("panda_grasptarget", "panda_grasptarget_hand", 0.0, (0, 0, 0.105), (0, 0, 0), []),
         ("gripper_cam", "camera_joint", 0.2, (-0.1, 0, 0), (1.3, 0, -1.57), camera),
         ("tcp", "tcp_joint", 0.00001, (0, 0, 0.14), (0, 0, 0), []),
     )
     lines = []
     for link, joint, mass, xyz, rpy, extra in rows:
-        lines += [f'  <link name="{link}">', *_inertial(mass, (0, 0, 0)), *extra, "  </link>", f'  <joint name="{joint}" type="fixed">',
-                  f"    {_origin(xyz, rpy)}", f'    <parent link="panda_hand"/><child link="{link}"/>', "  </joint>"]  # fmt: skip
+        lines += [f'  <link name="{link}">', *_inertial(mass, (0, 0, 0)), *extra, "  </link>"]
+        lines += [*_joint(joint, "fixed", "panda_hand", link, xyz, rpy), "  </joint>"]
     return lines
+
+
+def _joint(name: str, kind: str, parent: str, child: str, xyz: Point, rpy: Point = (0.0, 0.0, 0.0)) -> list[str]:
+    """Opening lines of a joint; the caller adds axis and limits and closes it."""
+    links = f'<parent link="{parent}"/><child link="{child}"/>'
+    return [f'  <joint name="{name}" type="{kind}">', f"    {_origin(xyz, rpy)}{links}"]
 
 
 def _origin(xyz: tuple[float, ...], rpy: tuple[float, ...] = (0.0, 0.0, 0.0)) -> str:
@@ -203,9 +213,8 @@ def _inertial(mass: float, centre: tuple[float, ...]) -> list[str]:
 def _visual(mesh: str, shade: str, turn: float = 0.0) -> list[str]:
     colour = DARK if shade == "dark" else LIGHT
     material = f'<material name="panda_{shade}"><color rgba="{colour}"/></material>'
-    return [
-        f'    <visual>{_origin((0, 0, 0), (0, 0, turn))}<geometry><mesh filename="{mesh}"/></geometry>{material}</visual>'
-    ]
+    geometry = f'<geometry><mesh filename="{mesh}"/></geometry>'
+    return [f"    <visual>{_origin((0, 0, 0), (0, 0, turn))}{geometry}{material}</visual>"]
 
 
 def _box_collision(box: tuple[tuple[float, ...], tuple[float, ...]], sign: int) -> list[str]:

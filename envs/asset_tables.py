@@ -1,4 +1,4 @@
-"""The four play tables A to D, the blocks and the floor, as URDF, OBJ and PNG texts.
+"""The four play tables A to D, as URDF, OBJ and PNG files.
 
 Joint names, link order, link frames, axes, ranges and outer sizes are those of the CALVIN benchmark, so that its start
 states, tasks and instructions mean the same here; the geometry, the wood and the handles are our own. Lengths in this
@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass, field
 
 from .asset_meshes import Mesh, Point, chamfered, number_list, regular
-from .asset_textures import Wood, floor_png, wood_png
+from .asset_textures import Wood, wood_png
 
 Files = dict[str, bytes]
 Box = tuple[Point, Point]
@@ -54,7 +54,8 @@ TABLES = {
                Wood((118, 70, 32), (192, 132, 74), seed=31, rings=18),
                Wood((64, 30, 19), (126, 68, 44), seed=32, rings=16)),
     "D": Table(-0.12, 0.30, -0.10, 0.28, 0.18, 0.132, -0.10,
-               Wood((110, 76, 44), (204, 156, 104), seed=41), Wood((100, 70, 40), (188, 142, 92), seed=42, rings=9, bend=0.3)),
+               Wood((110, 76, 44), (204, 156, 104), seed=41),
+               Wood((100, 70, 40), (188, 142, 92), seed=42, rings=9, bend=0.3)),
 }  # fmt: skip
 
 
@@ -97,7 +98,7 @@ def table_files(scene: str) -> Files:
 
 
 def _on_slope(z: float) -> float:
-    """y of the cabinet's face at height z."""
+    """The y of the cabinet's face at height z."""
     return 0.02 + (z - 0.44) * SLOPE
 
 
@@ -275,8 +276,8 @@ def _ball_point(centre: Point, radius: float, polar: float, turn: float) -> Poin
 def _link_urdf(link: Link, files: Files, folder: str) -> list[str]:
     """URDF lines of a link; its meshes go into `files`. All lengths are divided by the global scaling here."""
     lines = [f'  <link name="{link.name}">', f'    <contact><lateral_friction value="{TABLE_FRICTION}"/></contact>']
-    lines += ["    <inertial>", f'      <origin xyz="{number_list(_centre(link))}"/>', f'      <mass value="{link.mass}"/>',
-              '      <inertia ixx="0.01" ixy="0" ixz="0" iyy="0.01" iyz="0" izz="0.01"/>', "    </inertial>"]  # fmt: skip
+    lines.append(f'    <inertial><origin xyz="{number_list(_centre(link))}"/><mass value="{link.mass}"/>')
+    lines.append('      <inertia ixx="0.01" ixy="0" ixz="0" iyy="0.01" iyz="0" izz="0.01"/></inertial>')
     for number, (mesh, texture, rgba) in enumerate(link.visuals):
         name = f"{link.name}_{number}.obj"
         files[f"{folder}/{name}"] = _rescaled(mesh).obj(texture).encode()
@@ -339,54 +340,3 @@ def _joints(table: Table) -> list[str]:
             lines.append(f'    <limit lower="0" upper="{upper / SCALE:.6g}" effort="0" velocity="0"/>')
         lines.append("  </joint>")
     return lines
-
-
-BLOCK_COLOURS = {"red": "1 0 0 1", "blue": "0 0 1 1", "pink": "1 0 1 1"}
-BLOCK_LENGTHS = {"small": 0.04, "middle": 0.056, "big": 0.08}  # the long edge, local x; the two others are 0.04
-
-
-def block_files() -> Files:
-    """The nine blocks: boxes of 1 kg."""
-    files: Files = {}
-    for colour, rgba in BLOCK_COLOURS.items():
-        for name, length in BLOCK_LENGTHS.items():
-            box = f'<geometry><box size="{number_list([length / SCALE, 0.04 / SCALE, 0.04 / SCALE])}"/></geometry>'
-            text = f"""<?xml version="1.0"?>
-<robot name="block_{colour}_{name}">
-  <link name="base_link">
-    <contact><lateral_friction value="0.7"/><spinning_friction value="0.001"/></contact>
-    <inertial><mass value="1"/><inertia ixx="1" ixy="0" ixz="0" iyy="1" iyz="0" izz="1"/></inertial>
-    <visual>{box}<material name="{colour}"><color rgba="{rgba}"/></material></visual>
-    <collision>{box}</collision>
-  </link>
-</robot>
-"""
-            files[f"blocks/block_{colour}_{name}.urdf"] = text.encode()
-    return files
-
-
-def plane_files() -> Files:
-    """The floor: tiles of 0.5 m to look at, a thick box to stand on."""
-    urdf = """<?xml version="1.0"?>
-<robot name="plane">
-  <link name="planeLink">
-    <contact><lateral_friction value="1"/></contact>
-    <inertial><mass value="0"/><inertia ixx="0" ixy="0" ixz="0" iyy="0" iyz="0" izz="0"/></inertial>
-    <visual><geometry><mesh filename="plane.obj"/></geometry>
-      <material name="tiles"><color rgba="1 1 1 1"/></material></visual>
-    <collision><origin xyz="0 0 -5"/><geometry><box size="200 200 10"/></geometry></collision>
-  </link>
-</robot>
-"""
-    half, repeats = 12, 24
-    corners = [(-half, -half), (half, -half), (half, half), (-half, half)]
-    lines = ["mtllib plane.mtl", "usemtl tiles"]
-    lines += [f"v {x} {y} 0" for x, y in corners]
-    lines += [f"vt {u} {v}" for u, v in ((0, 0), (repeats, 0), (repeats, repeats), (0, repeats))]
-    lines += ["vn 0 0 1", "f 1/1/1 2/2/1 3/3/1", "f 1/1/1 3/3/1 4/4/1"]
-    return {
-        "plane/plane.urdf": urdf.encode(),
-        "plane/plane.obj": ("\n".join(lines) + "\n").encode(),
-        "plane/plane.mtl": b"newmtl tiles\nKa 1 1 1\nKd 1 1 1\nmap_Kd tiles.png\n",
-        "plane/tiles.png": floor_png((226, 226, 224), (198, 199, 201), (180, 181, 183)),
-    }

@@ -1,7 +1,7 @@
 """Wood and floor pictures for the built-in scenes, made from noise.
 
-Each wood is a scalar field (growth rings bent by slow noise, fine fibres along the grain, pores) mapped onto a ramp of 48
-colours between two shades. u (columns) runs along the grain. Same wood, same seed, same picture.
+Each wood is a scalar field (growth rings bent by slow noise, fine fibres along the grain, pores) mapped onto a ramp of
+48 colours between two shades. u (columns) runs along the grain. Same wood, same seed, same picture.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def _noise(rng: np.random.Generator, *, along: int, across: int) -> Floats:
     columns, column_weight = _cells(along)
     top = grid[rows][:, columns] * (1 - column_weight) + grid[rows][:, columns + 1] * column_weight
     bottom = grid[rows + 1][:, columns] * (1 - column_weight) + grid[rows + 1][:, columns + 1] * column_weight
-    return top * (1 - row_weight)[:, None] + bottom * row_weight[:, None]
+    picture: Floats = top * (1 - row_weight)[:, None] + bottom * row_weight[:, None]
+    return picture
 
 
 def _cells(count: int) -> tuple[NDArray[np.int64], Floats]:

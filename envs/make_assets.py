@@ -2,9 +2,9 @@
 
     python -m vw2_robot.envs.make_assets
 
-The folder has the layout of the CALVIN simulator's data folder, so that either can be given to `CalvinEnv`. Everything in
-it is made from the numbers in `asset_tables` and `asset_panda`; run this program again after changing one of them, and
-commit what it writes. The Panda's shape is taken from the meshes that come with pybullet.
+The folder has the layout of the CALVIN simulator's data folder, so that either can be given to `CalvinEnv`. Everything
+in it is made from the numbers in `asset_tables` and `asset_panda`; run this program again after changing one of them,
+and commit what it writes. The Panda's shape is taken from the meshes that come with pybullet.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pathlib import Path
 from vw2_robot.errors import require
 
 from .asset_panda import panda_files
-from .asset_tables import TABLES, block_files, plane_files, table_files
+from .asset_blocks import block_files, plane_files
+from .asset_tables import TABLES, table_files
 
 Files = dict[str, bytes]
 ASSETS = Path(__file__).parent / "assets"
