@@ -14,8 +14,8 @@ from pathlib import Path
 
 from vw2_robot.errors import require
 
-from .asset_panda import panda_files
 from .asset_blocks import block_files, plane_files
+from .asset_panda import panda_files
 from .asset_tables import TABLES, table_files
 
 Files = dict[str, bytes]
