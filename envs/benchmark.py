@@ -21,6 +21,7 @@ from vw2_robot.errors import InputError
 
 from . import CALVIN_ID
 from .calvin import CONTROL_HZ, CalvinEnv
+from .demonstrator import DemonstratorPolicy
 from .instructions import load_instructions
 from .oracle import TaskOracle
 from .sequences import make_sequences, start_state
@@ -98,6 +99,10 @@ class CalvinBenchmark:
         task = self._asked()
         self.env.step_physics(action)
         return bool(self._oracle.get_task_info_for_set(self._start_info, self.env.task_info(), (task,)))
+
+    def expert(self) -> DemonstratorPolicy:
+        """The scripted expert for this world, as a policy: it reads the simulator's state, not the picture."""
+        return DemonstratorPolicy(self.env, {self.instruction(task): task for task in self._instructions})
 
     def close(self) -> None:
         """Free the world."""

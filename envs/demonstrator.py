@@ -10,9 +10,14 @@ at it and never stops by itself.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+
+from vw2_robot import __version__
+from vw2_robot.contracts import ACTION_NAMES, Observation, PolicyOutput
+from vw2_robot.errors import InputError
 
 from . import block_skills, skills
 from .calvin import CalvinEnv
@@ -59,6 +64,55 @@ class Demonstrator:
                 return action
         self._motion = self._skill(self._hand)  # the plan ended and we are still asked: try again from here
         return next(self._motion, self._hand.rest())
+
+
+class DemonstratorPolicy:
+    """The expert behind `vw2_robot.contracts.Policy`: an upper bound for rollouts.
+
+    It cheats: it is bound to one environment, reads that environment's state, and of an observation uses the prompt
+    alone. So it sees what that environment is, not what the observation shows, and has no batches.
+    """
+
+    def __init__(self, env: CalvinEnv, tasks: Mapping[str, str]) -> None:
+        """`tasks`: sentence -> task name."""
+        self.metadata: dict[str, Any] = {
+            "name": "demonstrator",
+            "version": __version__,
+            "action_space": list(ACTION_NAMES),
+            "horizon": 1,
+            "replan_every": 1,
+            "cameras": [],
+            "policy_hash": None,
+            "label_fraction": None,
+        }
+        self._env = env
+        self._tasks = dict(tasks)
+        self._expert = Demonstrator()
+        self._rng = np.random.default_rng(0)
+        self._prompt: str | None = None
+        self._is_started = False
+
+    def reset(self, prompt: str | None = None, seed: int | None = None) -> None:
+        """Forget the plan; the next `infer` makes a new one from where the world then stands."""
+        self._prompt = prompt
+        self._rng = np.random.default_rng(seed or 0)
+        self._is_started = False
+
+    def infer(self, obs: Observation) -> PolicyOutput:
+        """One action, float32 [1, 7]."""
+        if not self._is_started:
+            prompt = self._prompt if self._prompt is not None else obs.get("prompt")
+            if prompt not in self._tasks:
+                raise InputError(f"the demonstrator knows the evaluation sentences only, received {prompt!r}")
+            self._expert.start(self._tasks[prompt], self._env, self._rng)
+            self._is_started = True
+        return {"actions": self._expert.act(self._env).astype(np.float32)[None]}
+
+    def infer_batch(self, obs: Sequence[Observation]) -> list[PolicyOutput]:
+        """Like `infer`; more than one observation is refused, since there is only one world to look at."""
+        if len(obs) != 1:
+            raise InputError(f"the demonstrator drives one world, received a batch of {len(obs)} observations")
+        return [self.infer(obs[0])]
 
 
 def feasible(task: str, world: World) -> bool:
