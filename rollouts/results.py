@@ -1,0 +1,220 @@
+"""Rows of an evaluation on disk, and the arithmetic from rows to a summary.
+
+    results.jsonl   one row per finished chain, appended as soon as it exists; sorted by chain once all are there
+    timing.jsonl    seconds per chain (kept apart: rows must not depend on the machine)
+    summary.json    success rates, average length, intervals, per-task counts, and what produced them
+
+Success rate i is the share of chains with at least i solved subtasks; average length is the mean number solved; a task
+counts as attempted when it was solved or ended its chain (Calvin specification 12.5). Shares carry Wilson intervals,
+means a bootstrap over chains. Knows no policy and no simulator.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+
+from vw2_robot.checkpoint import write_text
+from vw2_robot.errors import InputError
+
+CHAIN_LENGTH = 5
+BOOTSTRAP_SAMPLES = 10_000
+Z95 = 1.959963984540054  # two-sided 95 % of the normal distribution
+
+
+class Row(TypedDict):
+    """One finished chain. steps: per attempted subtask, so solved + 1 entries unless all were solved."""
+
+    sequence: int
+    initial_state: dict[str, Any]
+    subtasks: list[str]
+    solved: int
+    steps: list[int]
+    seed: int
+
+
+def read_rows(path: Path) -> list[Row]:
+    """All whole rows of a results file; the torn end that a kill may leave is ignored. A missing file has none.
+
+    Raises:
+        InputError: a whole line is no row.
+    """
+    if not path.is_file():
+        return []
+    whole = path.read_bytes().rpartition(b"\n")[0]
+    return [_row(line, f"{path}, line {i}") for i, line in enumerate(whole.split(b"\n"), 1) if whole]
+
+
+def _row(line: bytes, where: str) -> Row:
+    try:
+        value = json.loads(line)
+        row = Row(
+            sequence=int(value["sequence"]),
+            initial_state=dict(value["initial_state"]),
+            subtasks=[str(task) for task in value["subtasks"]],
+            solved=int(value["solved"]),
+            steps=[int(n) for n in value["steps"]],
+            seed=int(value["seed"]),
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"{where} is no result row ({type(error).__name__}: {error}); expected an object with the keys "
+            f"{list(Row.__annotations__)}"
+        ) from error
+    attempted = min(row["solved"] + 1, len(row["subtasks"]))
+    if not 0 <= row["solved"] <= len(row["subtasks"]) or len(row["steps"]) != attempted:
+        raise InputError(
+            f"{where} contradicts itself: {row['solved']} of {len(row['subtasks'])} subtasks solved, "
+            f"but steps of {len(row['steps'])} attempts (expected {attempted})"
+        )
+    return row
+
+
+def drop_torn_line(path: Path) -> None:
+    """Cut a file of lines back to its last line end, so that appending is safe."""
+    if path.is_file():
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            with path.open("r+b") as file:
+                file.truncate(whole)
+
+
+def append_line(path: Path, value: Mapping[str, Any]) -> None:
+    """Append one object as a line; it is in the file when this returns."""
+    with path.open("a", encoding="utf-8", newline="\n") as file:
+        file.write(json.dumps(value) + "\n")
+
+
+def write_sorted(path: Path, rows: Iterable[Row]) -> None:
+    """The final results file: sorted by chain."""
+    lines = [json.dumps(row) + "\n" for row in sorted(rows, key=lambda row: row["sequence"])]
+    write_text(path, "".join(lines))
+
+
+def read_seconds(path: Path) -> dict[int, float]:
+    """Seconds per chain from timing.jsonl; the last entry of a chain counts."""
+    if not path.is_file():
+        return {}
+    whole = path.read_bytes().rpartition(b"\n")[0]
+    entries = [json.loads(line) for line in whole.splitlines()]
+    return {int(entry["sequence"]): float(entry["seconds"]) for entry in entries}
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927); (0, 1) when nothing was tried."""
+    if trials == 0:
+        return 0.0, 1.0
+    share, z2 = successes / trials, Z95 * Z95
+    centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = Z95 / (1 + z2 / trials) * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials * trials))
+    low = 0.0 if successes == 0 else max(0.0, centre - half)
+    high = 1.0 if successes == trials else min(1.0, centre + half)
+    return low, high
+
+
+def bootstrap_interval(values: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile bootstrap of the mean, seeded. Equal values give width zero: it cannot see more."""
+    distinct, counts = np.unique(np.asarray(values, dtype=np.float64), return_counts=True)
+    total = int(counts.sum())
+    rng = np.random.default_rng(seed)
+    # A resample of the values is a multinomial draw of how often each distinct value occurs.
+    means = rng.multinomial(total, counts / total, size=BOOTSTRAP_SAMPLES) @ distinct / total
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def paired_difference(rows: Sequence[Row], base: Sequence[Row]) -> tuple[float, float, float, int] | None:
+    """Mean difference in solved subtasks over the chains both runs finished: (mean, low, high, chains), or None."""
+    others = {row["sequence"]: row for row in base}
+    shared = [(row, others[row["sequence"]]) for row in rows if row["sequence"] in others]
+    differences = [a["solved"] - b["solved"] for a, b in shared if a["subtasks"] == b["subtasks"]]
+    if not differences:
+        return None
+    low, high = bootstrap_interval(differences)
+    return float(np.mean(differences)), low, high, len(differences)
+
+
+def per_task(rows: Iterable[Row]) -> dict[str, dict[str, int]]:
+    """Task -> {solved, attempted}, by name. A task asked for but never reached is absent."""
+    counts: dict[str, dict[str, int]] = {}
+    for row in rows:
+        for position, task in enumerate(row["subtasks"][: len(row["steps"])]):
+            entry = counts.setdefault(task, {"solved": 0, "attempted": 0})
+            entry["attempted"] += 1
+            entry["solved"] += position < row["solved"]
+    return dict(sorted(counts.items()))
+
+
+def summarize(rows: Sequence[Row], provenance: Mapping[str, Any], *, seconds: float) -> dict[str, Any]:
+    """The content of summary.json. `seconds` is time spent inside chains, summed over workers.
+
+    Raises:
+        InputError: no row.
+    """
+    if not rows:
+        raise InputError("no finished chain: nothing to summarise")
+    total = len(rows)
+    solved = [row["solved"] for row in rows]
+    reached = [sum(n >= i for n in solved) for i in range(1, CHAIN_LENGTH + 1)]
+    policy = provenance.get("policy", {})
+    return {
+        "num_sequences": total,
+        "success_rates": [count / total for count in reached],
+        "success_intervals95": [list(wilson_interval(count, total)) for count in reached],
+        "average_length": sum(solved) / total,
+        "average_length_ci95": list(bootstrap_interval(solved)),
+        "solved_histogram": [solved.count(i) for i in range(CHAIN_LENGTH + 1)],
+        "per_task": per_task(rows),
+        "policy": policy.get("name", "unknown"),
+        "policy_hash": policy.get("policy_hash"),
+        "label_fraction": policy.get("label_fraction"),
+        "env": provenance.get("env", {}),
+        "replan_every": provenance.get("replan_every"),
+        "seed": provenance.get("seed"),
+        "versions": provenance.get("versions", {}),
+        "seconds": round(seconds, 2),
+        "env_steps": sum(sum(row["steps"]) for row in rows),
+    }
+
+
+def percent(share: float) -> str:
+    """0.585 -> "58.5"."""
+    return f"{100 * share:.1f}"
+
+
+def labels_text(fraction: float | None) -> str:
+    """The label fraction in words."""
+    return "no action labels" if fraction is None else f"{100 * fraction:g} % of the action labels"
+
+
+def five_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The summary a person reads first: (name, text) five times. Every number comes with its interval."""
+    env = summary["env"]
+    world = ", ".join(f"{key} {env[key]}" for key in ("scene", "assets", "renderer", "reset_mode") if key in env)
+    identity = f", hash {summary['policy_hash'][:12]}" if summary.get("policy_hash") else ""
+    low, high = summary["average_length_ci95"]
+    rates = "  ".join(
+        f"{i}: {percent(rate)} [{percent(a)}, {percent(b)}]"
+        for i, (rate, (a, b)) in enumerate(
+            zip(summary["success_rates"], summary["success_intervals95"], strict=True), 1
+        )
+    )
+    speed = summary["env_steps"] / summary["seconds"] if summary["seconds"] else 0.0
+    steps = f"{summary['env_steps']:,} steps, {summary['seconds']:,.0f} s in chains ({speed:,.0f} steps/s)"
+    return [
+        ("policy", f"{summary['policy']}{identity}, {labels_text(summary['label_fraction'])}"),
+        ("world", world or "not named by the benchmark"),
+        ("evidence", f"{_plural(summary['num_sequences'], 'chain')}, {steps}"),
+        ("average length", f"{summary['average_length']:.2f} of {CHAIN_LENGTH} [{low:.2f}, {high:.2f}]"),
+        ("success %", rates),
+    ]
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -1,0 +1,173 @@
+"""A chain as a film: what the policy saw, what it was told, how it ended. H.264 mp4 and a poster picture.
+
+Frames are the pictures the policy looked at; nothing is rendered for the film. They play in real time: one picture
+every `replan_every` control steps. Under the picture stand the instruction, five pips (solved, failed, under way, not
+reached) and the outcome, which is held for a moment at the end of each subtask.
+
+Which chains are kept is a function of the results alone (`select_chains`), so neither the number of workers nor an
+interruption changes the gallery. imageio-ffmpeg is imported here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from vw2_robot.contracts import Observation
+from vw2_robot.errors import InputError, require
+
+from .results import Row
+
+PICTURE_PX = 384
+CAPTION_PX = 96
+MAX_FPS = 15.0
+HOLD_SECONDS = 0.8
+INK, MUTED, PAPER = "#f4f2ec", "#a8a59c", "#1b1d20"
+SOLVED, FAILED, OPEN = "#3fb68b", "#e5704b", "#565a61"
+
+
+def select_chains(solved: Mapping[int, int], count: int) -> set[int]:
+    """Chains to keep a film of: half with the most subtasks solved, half with the fewest (number -> solved).
+
+    Ties go to the lower number among the best and follow a fixed shuffle among the worst. A chain selected from all
+    results is selected from every part of them that contains it, so films can be dropped while the evaluation runs.
+    """
+    best = sorted(solved, key=lambda number: (-solved[number], number))[: math.ceil(count / 2)]
+    worst = sorted(solved, key=lambda number: (solved[number], _shuffled(number)))[: count // 2]
+    return {*best, *worst}
+
+
+def _shuffled(number: int) -> int:
+    return (number + 1) * 2_654_435_761 % 2**32  # Knuth's multiplicative hash: a bijection on 32 bits
+
+
+def film_paths(folder: Path, number: int) -> tuple[Path, Path]:
+    """Where the film of a chain and its poster lie."""
+    return folder / f"chain_{number:04d}.mp4", folder / f"chain_{number:04d}.jpg"
+
+
+def drop_other_films(folder: Path, keep: set[int]) -> None:
+    """Remove films and posters of chains that are no longer selected, and what a kill left half-written."""
+    wanted = {path.name for number in keep for path in film_paths(folder, number)}
+    for path in folder.glob("*chain_*"):
+        if path.name not in wanted:
+            path.unlink()
+
+
+class Film:
+    """Collects what a policy is shown during one chain, then writes it."""
+
+    def __init__(self, *, control_hz: float, replan_every: int) -> None:
+        """Keeps every `stride`-th look, so that no film has more than `MAX_FPS` pictures a second."""
+        self.stride = max(1, math.ceil(control_hz / replan_every / MAX_FPS))
+        self.steps_per_frame = self.stride * replan_every
+        self.fps = control_hz / self.steps_per_frame
+        self._frames: list[list[NDArray[np.uint8]]] = []
+        self._looks = 0
+
+    def look(self, subtask: int, observation: Observation) -> None:
+        """Take note of one look; the first camera of the observation is filmed."""
+        while len(self._frames) <= subtask:
+            self._frames.append([])
+            self._looks = 0
+        if self._looks % self.stride == 0:
+            self._frames[subtask].append(next(iter(observation["images"].values())))
+        self._looks += 1
+
+    def write(self, folder: Path, row: Row, *, instructions: Sequence[str]) -> None:
+        """Write the film and its poster under `folder`, each under a temporary name first."""
+        folder.mkdir(parents=True, exist_ok=True)
+        video, poster = film_paths(folder, row["sequence"])
+        last = write_video(video, self._pages(row, instructions), fps=self.fps)
+        temporary = poster.with_name(f".{poster.name}")
+        last.save(temporary, format="JPEG", quality=80)
+        temporary.replace(poster)
+
+    def _pages(self, row: Row, instructions: Sequence[str]) -> Iterator[Image.Image]:
+        hold = max(1, round(HOLD_SECONDS * self.fps))
+        for subtask, frames in enumerate(self._frames):
+            done = ["solved"] * subtask
+            rest = ["open"] * (len(row["subtasks"]) - subtask - 1)
+            for i, frame in enumerate(frames):
+                yield page(frame, instructions[subtask], [*done, "now", *rest], f"step {i * self.steps_per_frame}")
+            success = subtask < row["solved"]
+            steps = row["steps"][subtask]
+            words = f"solved in {steps} steps" if success else f"not solved in {steps} steps"
+            ended = page(frames[-1], instructions[subtask], [*done, "solved" if success else "failed", *rest], words)
+            yield from [ended] * hold
+
+
+def page(frame: NDArray[np.uint8], instruction: str, pips: Sequence[str], status: str) -> Image.Image:
+    """One frame of a film: the picture, enlarged, above instruction, progress and status."""
+    canvas = Image.new("RGB", (PICTURE_PX, PICTURE_PX + CAPTION_PX), PAPER)
+    canvas.paste(Image.fromarray(frame).resize((PICTURE_PX, PICTURE_PX), Image.Resampling.BICUBIC))
+    draw = ImageDraw.Draw(canvas)
+    margin = 16
+    font = _font_that_fits(draw, instruction, width=PICTURE_PX - 2 * margin)
+    draw.text((margin, PICTURE_PX + 30), instruction, font=font, fill=INK, anchor="lm")
+    y = PICTURE_PX + 68
+    for i, state in enumerate(pips):
+        left = margin + i * 30
+        box = (left, y - 5, left + 24, y + 5)
+        if state == "now":
+            draw.rounded_rectangle(box, radius=5, outline=INK, width=2)
+        else:
+            draw.rounded_rectangle(box, radius=5, fill={"solved": SOLVED, "failed": FAILED, "open": OPEN}[state])
+    current = next((i for i in reversed(range(len(pips))) if pips[i] != "open"), 0) + 1
+    small = ImageFont.load_default(size=15)
+    draw.text((margin + 30 * len(pips) + 2, y), f"{current}/{len(pips)}", font=small, fill=MUTED, anchor="lm")
+    colour = SOLVED if status.startswith("solved") else FAILED if status.startswith("not") else MUTED
+    draw.text((PICTURE_PX - margin, y), status, font=small, fill=colour, anchor="rm")
+    return canvas
+
+
+def _font_that_fits(draw: ImageDraw.ImageDraw, text: str, *, width: int) -> Any:
+    for size in range(20, 10, -1):
+        font = ImageFont.load_default(size=size)
+        if draw.textlength(text, font=font) <= width:
+            break
+    return font
+
+
+def write_video(path: Path, pages: Iterator[Image.Image], *, fps: float) -> Image.Image:
+    """Write pages of one even size as H.264 (yuv420p, index first, so that browsers play it); returns the last page.
+
+    One encoder thread: the same pages give the same bytes.
+
+    Raises:
+        InputError: ffmpeg did not write the file.
+    """
+    ffmpeg = require("imageio_ffmpeg", extra="report")
+    temporary = path.with_name(f".{path.name}")
+    last = next(pages)
+    writer = ffmpeg.write_frames(
+        str(temporary),
+        last.size,
+        fps=fps,
+        codec="libx264",
+        pix_fmt_in="rgb24",
+        pix_fmt_out="yuv420p",
+        macro_block_size=2,
+        quality=None,
+        output_params=["-crf", "26", "-preset", "medium", "-threads", "1", "-movflags", "+faststart"],
+        ffmpeg_log_level="error",
+    )
+    writer.send(None)
+    try:
+        writer.send(last.tobytes())
+        for last in pages:
+            writer.send(last.tobytes())
+    except OSError as error:
+        raise InputError(f"ffmpeg stopped while writing {path}: {error}; is the disk full?") from error
+    finally:
+        writer.close()
+    if not temporary.is_file() or temporary.stat().st_size == 0:
+        raise InputError(f"ffmpeg wrote nothing to {path}; is the disk full, or the folder read-only?")
+    temporary.replace(path)
+    return last
