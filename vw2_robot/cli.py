@@ -9,35 +9,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
-import dacite
-
+from vw2_robot.config_tree import config_from
 from vw2_robot.errors import InputError, MissingExtraError
 
 ConfigT = TypeVar("ConfigT")
-
-
-def config_from(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
-    """Build the dataclass `cls` from nested plain values, refusing unknown keys and wrong types.
-
-    Integers are accepted for floats and lists for tuples; nothing else is converted.
-
-    Raises:
-        InputError: names the key, what was expected and what was found.
-    """
-    config = dacite.Config(strict=True, cast=[tuple], type_hooks={float: _float})
-    try:
-        return dacite.from_dict(cls, values, config=config)  # type: ignore[type-var]
-    except dacite.DaciteError as error:
-        raise InputError(f"configuration of {cls.__name__}: {error}") from error
-    except (ValueError, TypeError) as error:
-        raise InputError(f"configuration of {cls.__name__}: {error}") from error
-
-
-def _float(value: Any) -> Any:
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def program(

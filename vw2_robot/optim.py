@@ -11,8 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vw2_robot.errors import InputError
-
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -28,6 +26,21 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if self.lr <= 0 or self.clip_norm <= 0:
             raise ValueError(f"optim.lr and optim.clip_norm must be positive, found {self.lr} and {self.clip_norm}")
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """One training loop."""
+
+    steps: int
+    batch: int
+    optim: OptimConfig
+    log_every: int = 50
+    save_every: int = 500
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 1:
+            raise ValueError(f"steps and batch must be positive, found {self.steps} and {self.batch}")
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -78,9 +91,3 @@ def optimizer_step(
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
     optimizer.step()
     return norm
-
-
-def require_some(parameters: list[nn.Parameter], what: str) -> None:
-    """Fail early when a preset leaves nothing to train."""
-    if not any(p.requires_grad for p in parameters):
-        raise InputError(f"nothing to train in {what}: every parameter is frozen")

@@ -17,8 +17,9 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -26,6 +27,7 @@ import yaml
 from tqdm import tqdm
 
 from vw2_robot.checkpoint import write_text
+from vw2_robot.config_tree import differing_keys
 from vw2_robot.errors import InputError
 
 
@@ -68,28 +70,13 @@ def generator(seed: int, step: int, *, stream: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(mixed)
 
 
-def config_tree(config: Any) -> dict[str, Any]:
-    """A dataclass as plain nested values, lists for tuples."""
-    assert is_dataclass(config)
-    tree: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))  # type: ignore[arg-type]
-    return tree
-
-
-def differing_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """Dotted names at which two nested values differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted({*old, *new})
-        return [name for key in keys for name in differing_keys(old.get(key), new.get(key), f"{prefix}{key}.")]
-    return [] if old == new else [f"{prefix[:-1]} ({old!r} -> {new!r})"]
-
-
 class Run:
     """One stage of training in one folder.
 
     Args:
         path: the folder; made if missing.
-        config: the program's dataclass; keys in `free` may change between starts.
-        stage: name shown in progress and used to prefix nothing: metric names are given whole.
+        config: plain nested values (`config_tree`) of everything that decides the result of this stage.
+        stage: name shown in progress.
         total_steps: where the run ends; `complete` compares with it.
         save_every: steps between checkpoints; the last step is always saved.
     """
@@ -97,18 +84,17 @@ class Run:
     def __init__(
         self,
         path: str | Path,
-        config: Any,
+        config: Mapping[str, Any],
         *,
         stage: str,
         total_steps: int,
         save_every: int,
         log_every: int,
-        free: tuple[str, ...] = ("run_dir", "hardware"),
     ) -> None:
         self.path, self.stage, self.total_steps = Path(path), stage, total_steps
         self.save_every, self.log_every = save_every, log_every
         self.path.mkdir(parents=True, exist_ok=True)
-        self._claim(config_tree(config), free)
+        self._claim(dict(config))
         self.start = self._last_step()
         self._forget_after(self.start)
         self._board: Any = None
@@ -125,12 +111,11 @@ class Run:
         latest = self.path / "latest"
         return self.path / "checkpoints" / latest.read_text(encoding="utf-8").strip() if latest.is_file() else None
 
-    def _claim(self, tree: dict[str, Any], free: tuple[str, ...]) -> None:
+    def _claim(self, tree: dict[str, Any]) -> None:
         file = self.path / "config.yaml"
         if file.is_file():
             old = yaml.safe_load(file.read_text(encoding="utf-8"))
-            kept = [{k: v for k, v in t.items() if k not in free} for t in (old, tree)]
-            if names := differing_keys(*kept):
+            if names := differing_keys(old, tree):
                 raise InputError(
                     f"{self.path} holds a {self.stage} run with another configuration; these keys differ: "
                     f"{', '.join(names)}. Use another run_dir, or delete this folder to start over"
@@ -187,6 +172,8 @@ class Run:
 
     def _write_board(self, step: int, values: Mapping[str, float]) -> None:
         if self._board is None:
+            # Without this marker tensorboard imports all of TensorFlow, where it is installed, to open a file.
+            sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:  # the `track` extra is optional; metrics.jsonl has everything

@@ -60,8 +60,10 @@ class DLDMConfig:
     qformer: QFormerConfig = field(default_factory=QFormerConfig)
     fsq_levels: tuple[int, ...] = (8, 5, 5, 5)
     z_channels: int = 256
-    z_norm: bool = True
-    """LayerNorm, then a linear of unit output variance, before FSQ: without it codes collapse (method 5.1)"""
+    z_norm: Literal["batch", "layer", "none"] = "batch"
+    """what keeps the numbers before FSQ spread over its levels. layer: LayerNorm, then a linear of unit output variance;
+    batch: the same, then each number standardised over the batch in training and by running statistics after (small runs
+    fall to one code without it); none: the release"""
     code_visibility: Literal["causal", "current"] = "causal"
     """decoder step k attends to the codes of steps <= k, or of step k alone"""
     pixel_residual: bool = False
@@ -261,16 +263,33 @@ class CodeDecoder(nn.Module):
             z = rearrange(z, "b m n c -> b (m n) c")
             grid_h, grid_w = h.shape[-2:]
             place = repeat(self.step[:steps], "m c -> (m s) c", s=grid_h * grid_w) + self.position.repeat(steps, 1)
-            tokens = rearrange(h[:, 1:], "b m c h w -> b (m h w) c")
+            tokens = rearrange(h[:, 1:], "b m c h w -> b (m h w) c") + place
             seen = visible_codes(steps, queries, visibility=self.config.code_visibility, device=z.device)
             mask = seen.repeat_interleave(grid_h * grid_w, dim=0)
-            tokens = tokens + self.cross(self.norm(tokens) + place, z, z, mask)
+            tokens = tokens + self.cross(self.norm(tokens), z, z, mask)
             tokens = tokens + self.mlp(tokens)
             moved = rearrange(tokens, "b (m h w) c -> b m c h w", m=steps, h=grid_h)
             h = torch.cat([h[:, :1], moved], dim=1)
         h = self.block_out(self.time(self.space(h)))
         x: Tensor = self.up(h)
         return x + first_frame[:, None] if self.config.pixel_residual else x
+
+
+class Standardise(nn.Module):
+    """Zero mean and unit variance for each digit: over the batch in training mode, by running statistics in eval mode.
+
+    In eval mode a code depends on its own clip's past alone; encode for others in eval mode.
+    """
+
+    def __init__(self, digits: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(digits, affine=False, momentum=0.02)
+
+    def forward(self, z: Float[Tensor, "B M N L"]) -> Float[Tensor, "B M N L"]:
+        """Float32 on purpose: running statistics in bfloat16 stop moving."""
+        with torch.autocast(z.device.type, enabled=False):
+            out: Tensor = self.norm(z.float().flatten(0, -2)).view_as(z)
+            return out
 
 
 class DLDM(nn.Module):
@@ -288,12 +307,13 @@ class DLDM(nn.Module):
 
     def _z_head(self, width: int) -> nn.Module:
         digits = len(self.config.fsq_levels)
-        if not self.config.z_norm:
+        if self.config.z_norm == "none":
             return nn.Sequential(nn.Linear(width, self.config.z_channels), nn.Linear(self.config.z_channels, digits))
         last = nn.Linear(width, digits)
         nn.init.normal_(last.weight, std=width**-0.5)
         nn.init.zeros_(last.bias)
-        return nn.Sequential(nn.LayerNorm(width), last)
+        spread = Standardise(digits) if self.config.z_norm == "batch" else nn.Identity()
+        return nn.Sequential(nn.LayerNorm(width), last, spread)
 
     def features(self, x: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B K C h w"]:
         """Causal features of a clip in [-1, 1]; T is padded to the stride by repeating the last frame.
@@ -331,5 +351,9 @@ class DLDM(nn.Module):
 
     @torch.no_grad()
     def indices(self, x: Float[Tensor, "B T 3 H W"]) -> Int[Tensor, "B M N"]:
-        """The latent action tokens of a clip, without gradients."""
-        return self.encode(x).indices_BMN
+        """The latent action tokens of a clip, without gradients, in eval mode."""
+        was_training = self.training
+        self.eval()
+        indices = self.encode(x).indices_BMN
+        self.train(was_training)
+        return indices

@@ -228,16 +228,19 @@ class VDM(nn.Module):
         hint: Float[Tensor, "B C K h w"] | None,
         valid: Bool[Tensor, "B M"],
         generator: torch.Generator,
+        drop_codes: bool = False,
     ) -> Float[Tensor, ""]:
         """Weighted velocity error over latent frames 1 .. K-1 whose step is valid.
 
         w(sigma) ||x0 - x0_hat||^2 with w = (1 + sigma^2)/sigma^2 equals (1 + sigma^2)/(1 + sigma)^2 ||v - v_hat||^2; the
-        second form is used: bounded weight, no cancellation at small sigma. `generator` lives on the CPU.
+        second form is used: bounded weight, no cancellation at small sigma. `generator` lives on the CPU. `drop_codes` hides
+        the codes of every sample: what is then trained is the prior.
         """
         device = latents.device
         time = self.draw_times(latents.shape[0], generator).to(device)
         noise = torch.randn(latents.shape, generator=generator).to(device)
-        keep = (torch.rand(latents.shape[0], generator=generator) >= self.config.code_dropout).to(device)
+        dropout = 1.0 if drop_codes else self.config.code_dropout
+        keep = (torch.rand(latents.shape[0], generator=generator) >= dropout).to(device)
         t = time[:, None, None, None, None]
         noisy = (1 - t) * latents + t * noise
         predicted = self.velocity(noisy, time, latents[:, :, 0], codes, hint=hint, keep_codes=keep)

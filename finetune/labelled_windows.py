@@ -1,0 +1,155 @@
+"""Labelled CALVIN trajectories as training windows: image, instruction, teacher codes, actions, and what is real.
+
+Only the trajectories that `label_fraction` selects, and the held-out ones, have their actions read; for all others the
+array is never opened. Pictures come from a frame cache made once (video only). Method specification 3.1 and 3.3.
+"""
+
+# n windows · H latent steps · s frames per step · A action dims · L trajectory length
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from vw2_robot.data.calvin import CalvinDataset, Trajectory
+from vw2_robot.data.frames import FrameCache, cache_frames, resize_frame, split_episodes
+from vw2_robot.data.labels import Labels, choose_labels, label_stratum
+from vw2_robot.data.statistics import ActionStatistics
+from vw2_robot.errors import InputError
+from vw2_robot.models.dldm import DLDM
+from vw2_robot.pixels import to_model_range
+
+
+@dataclass(frozen=True)
+class LabelledSplit:
+    """Which trajectories may show their actions in training, which are held out for validation."""
+
+    labels: Labels
+    train: tuple[int, ...]
+    validation: tuple[int, ...]
+
+
+def cache_calvin(dataset: CalvinDataset, out: Path, *, height: int, width: int) -> FrameCache:
+    """The trajectories' static-camera pictures, resized once; episode i of the cache is trajectory i."""
+    with tqdm(desc="frames", total=len(dataset), unit="trajectory", disable=None, dynamic_ncols=True) as bar:
+        cache_frames(
+            dataset.episodes(),
+            out,
+            height=height,
+            width=width,
+            max_bad=0,
+            description={"calvin": str(dataset.path.resolve()), "split": dataset.split},
+            progress=lambda stored, _: bar.update(stored - bar.n) and None,
+        )
+    cache = FrameCache(out)
+    names = [t.trajectory_id for t in dataset.trajectories]
+    if [e.episode_id for e in cache.episodes] != names:
+        raise InputError(f"{out} was made from other trajectories than {dataset.path} holds now; delete {out}")
+    return cache
+
+
+def split_trajectories(
+    dataset: CalvinDataset,
+    frames: FrameCache,
+    *,
+    label_fraction: float,
+    label_seed: int,
+    validation_fraction: float,
+) -> LabelledSplit:
+    """Hold out whole trajectories, then choose the labelled ones among the rest, stratified by task.
+
+    Held-out trajectories depend on `label_seed` and on the pixels only; trajectories whose frames overlap (CALVIN's windows
+    may) go to the same side.
+    """
+    train, validation = split_episodes(frames, validation_fraction=validation_fraction, seed=label_seed)
+    held = {frame for i in validation for frame in _span(dataset.trajectories[i])}
+    overlapping = {i for i in train if held & set(_span(dataset.trajectories[i]))}
+    if overlapping == set(train):
+        raise InputError(f"{dataset.path}: every training trajectory overlaps a held-out one; lower validation_fraction")
+    pool = [i for i in train if i not in overlapping]
+    chosen = [dataset.trajectories[i] for i in pool]
+    labels = choose_labels(
+        [label_stratum(task=t.task, scene=t.scene, instruction=t.instruction) for t in chosen],
+        [t.trajectory_id for t in chosen],
+        fraction=label_fraction,
+        seed=label_seed,
+    )
+    wanted = set(labels.episode_ids)
+    selected = tuple(i for i in pool if dataset.trajectories[i].trajectory_id in wanted)
+    return LabelledSplit(labels, selected, tuple(validation))
+
+
+def _span(trajectory: Trajectory) -> range:
+    return range(trajectory.start, trajectory.end + 1)
+
+
+class LabelledWindows:
+    """Every start frame of the given trajectories as one window of H latent steps.
+
+    Attributes:
+        actions: float32 [n, s*H, A], normalised; rows past the end of the trajectory are 0 and False in `real`.
+        codes: int64 [n, H, N] teacher codes of the frames that follow; steps past the end are False in `valid`.
+    """
+
+    def __init__(
+        self,
+        dataset: CalvinDataset,
+        frames: FrameCache,
+        trajectories: Sequence[int],
+        *,
+        steps: int,
+        stride: int,
+        statistics: ActionStatistics | None = None,
+    ) -> None:
+        self.frames = frames
+        span = steps * stride
+        raw = [dataset.read_actions(dataset.trajectories[i]) for i in trajectories]
+        self.statistics = statistics or ActionStatistics.from_actions(np.concatenate(raw))
+        self.instructions = {i: dataset.trajectories[i].instruction for i in trajectories}
+        # The last time step has no next frame, so it starts no window.
+        self.episode = np.concatenate([np.full(len(a) - 1, i) for i, a in zip(trajectories, raw, strict=True)])
+        self.start = np.concatenate([np.arange(len(a) - 1) for a in raw])
+        self.actions = np.zeros((len(self.start), span, raw[0].shape[1]), np.float32)
+        self.real = np.zeros((len(self.start), span), bool)
+        row = 0
+        for actions in raw:
+            normalised = self.statistics.normalise(actions)
+            for start in range(len(actions) - 1):
+                piece = normalised[start : start + span]
+                self.actions[row, : len(piece)], self.real[row, : len(piece)] = piece, True
+                row += 1
+        lengths = np.array([frames.episodes[i].length for i in self.episode])
+        ends = self.start[:, None] + stride * (np.arange(steps) + 1)
+        self.valid = ends < lengths[:, None]
+        self._steps, self._stride, self._lengths = steps, stride, lengths
+        self.codes = np.zeros((len(self.start), steps, 0), np.int64)
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def teach(self, dldm: DLDM, device: torch.device, *, batch: int = 128) -> None:
+        """Fill `codes` with the dLDM's codes of the frames that follow each start."""
+        ahead = np.arange(self._steps * self._stride + 1)
+        found = []
+        for i in range(0, len(self), batch):
+            rows = slice(i, i + batch)
+            times = np.minimum(self.start[rows, None] + ahead, self._lengths[rows, None] - 1)
+            pixels = self.frames.read_batch(self.episode[rows], times)
+            found.append(dldm.indices(to_model_range(torch.from_numpy(pixels).to(device))).cpu().numpy())
+        self.codes = np.concatenate(found)
+
+    def images(self, rows: NDArray[np.int64], *, image_px: int, device: torch.device) -> Tensor:
+        """float [B, 3, px, px] in [-1, 1]: the picture at each start."""
+        pixels = self.frames.read_batch(self.episode[rows], self.start[rows][:, None])[:, 0]
+        resized = np.stack([resize_frame(frame, height=image_px, width=image_px) for frame in pixels])
+        return to_model_range(torch.from_numpy(resized).to(device))
+
+    def words(self, rows: NDArray[np.int64]) -> list[str]:
+        """The instruction of each row."""
+        return [self.instructions[int(i)] for i in self.episode[rows]]

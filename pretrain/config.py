@@ -1,0 +1,167 @@
+"""The configuration that all pre-training programs share, and what they do with it first: open the frames.
+
+One tree for the whole chain, so that `pretrain-on-openx` and the single stages accept the same overrides. Each stage records
+only the sections that decide its result (`stage_tree`), so a longer policy schedule does not invalidate a trained dLDM.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from vw2_robot.data.clips import Augmentation
+from vw2_robot.data.frames import Aspect, FrameCache, split_episodes
+from vw2_robot.errors import InputError
+from vw2_robot.models.ar_policy import PolicyConfig
+from vw2_robot.models.dldm import DLDMConfig
+from vw2_robot.models.vdm import Geometry, VDMConfig
+from vw2_robot.models.video_codec import DCTCodecConfig
+from vw2_robot.optim import LoopConfig
+from vw2_robot.config_tree import config_tree
+from vw2_robot.runs import Hardware
+
+Stage = Literal["vdm", "dldm", "latents", "policy"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the video comes from and how it is cut."""
+
+    path: str | None = None
+    """an RLDS data set folder (the one that holds features.json)"""
+    source: str | None = None
+    """name of its row in the Open-X table; default: the data set's own name"""
+    splits: tuple[str, ...] = ("train",)
+    image_key: str | None = None
+    """camera to use instead of the table's"""
+    frames: str | None = None
+    """a finished frame cache to read instead of `path`: no TensorFlow is needed then"""
+    aspect: Aspect = "stretch"
+    max_bad: int = 10
+    """undecodable episodes that are named and skipped before the run stops"""
+    target_hz: float | None = None
+    """resample to this rate; null takes consecutive frames, as released"""
+    validation_fraction: float = 0.1
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+
+@dataclass(frozen=True)
+class PhasesConfig:
+    """The two phases of the dLDM (method 1.9, 1.10) and the switches of the second."""
+
+    phase1: LoopConfig
+    phase2: LoopConfig
+    advance_ratio: float = 0.5
+    """held-out reconstruction / copy-first above which the end of phase 1 is reported as premature"""
+    denoise_weight: float = 1.0
+    reconstruction_weight: float = 1.0
+    anchor_grad: bool = False
+    """phase 2: let L_rec reach the trunk through f_0 (release parity)"""
+    hint_dropout: float = 0.7
+    """per sample, the hint becomes the repeated first frame; small runs lose their codes without (method 5.1)"""
+    hint_grayscale: bool = True
+    target_color_jitter: float = 0.3
+    """strength of brightness, contrast and channel gains on the VDM's target clip; 0 switches it off"""
+    validation_clips: int = 64
+
+
+@dataclass(frozen=True)
+class LatentsConfig:
+    """The latent cache (method 2.5)."""
+
+    cache_stride: int = 4
+    """frames between the starts of windows"""
+    batch: int = 64
+
+
+@dataclass(frozen=True)
+class PolicyLoopConfig:
+    """Latent pre-training of the policy."""
+
+    loop: LoopConfig
+    image_shift_px: int = 3
+    """random translation of the input image, edge-padded"""
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """Everything `pretrain-on-openx` and its stages can be told."""
+
+    run_dir: str
+    data: DataConfig
+    dldm: DLDMConfig
+    vdm: VDMConfig
+    codec: DCTCodecConfig
+    policy: PolicyConfig
+    train_vdm: LoopConfig
+    train_dldm: PhasesConfig
+    extract_latents: LatentsConfig
+    train_policy: PolicyLoopConfig
+    stages: tuple[Stage, ...] = ("vdm", "dldm", "latents", "policy")
+    seed: int = 0
+    hardware: Hardware = field(default_factory=Hardware)
+
+    def __post_init__(self) -> None:
+        if self.codec.stride != self.dldm.stride:
+            raise ValueError(
+                f"codec.stride is {self.codec.stride}, the dLDM's temporal stride {self.dldm.stride}; they must be equal, "
+                "so that latent frame t of the VDM is latent step t"
+            )
+        if self.policy.queries != self.dldm.queries or self.policy.fsq_levels != self.dldm.fsq_levels:
+            raise ValueError(
+                f"the policy speaks {self.policy.queries} codes of levels {self.policy.fsq_levels}, "
+                f"the dLDM {self.dldm.queries} of {self.dldm.fsq_levels}"
+            )
+
+    @property
+    def geometry(self) -> Geometry:
+        """What the VDM must know of its neighbours."""
+        block = self.codec.block
+        return Geometry(
+            channels=self.codec.channels,
+            steps=self.dldm.steps,
+            height=self.dldm.height // block,
+            width=self.dldm.width // block,
+            queries=self.dldm.queries,
+            digits=len(self.dldm.fsq_levels),
+        )
+
+    def stage_dir(self, stage: Stage | Literal["frames"]) -> Path:
+        """run_dir/<stage>."""
+        return Path(self.run_dir) / stage
+
+    def stage_tree(self, *sections: str) -> dict[str, Any]:
+        """The named sections as plain values."""
+        tree = config_tree(self)
+        return {name: tree[name] for name in sections}
+
+
+def open_frames(config: Pretrain) -> FrameCache:
+    """The TF-free frame cache of this run; made from the RLDS data set first where it is not there yet.
+
+    Raises:
+        InputError: no data were named, or they cannot be read.
+    """
+    data = config.data
+    if data.frames is not None:
+        cache = FrameCache(Path(data.frames))
+        if (cache.height, cache.width) != (config.dldm.height, config.dldm.width):
+            raise InputError(
+                f"data.frames={data.frames} holds {cache.height} x {cache.width} pictures, "
+                f"the dLDM expects {config.dldm.height} x {config.dldm.width}"
+            )
+        return cache
+    if data.path is None:
+        raise InputError(
+            "no data: set data.path to an RLDS data set folder (for example "
+            ".../bridge_dataset/1.0.0), or data.frames to a frame cache made before"
+        )
+    from .cache_frames import cache_rlds
+
+    return cache_rlds(config, config.stage_dir("frames"))
+
+
+def training_split(config: Pretrain, cache: FrameCache) -> tuple[list[int], list[int]]:
+    """(training, validation) episode indices; equal videos never lie on both sides."""
+    return split_episodes(cache, validation_fraction=config.data.validation_fraction, seed=config.seed)
