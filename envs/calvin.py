@@ -15,7 +15,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import seeding
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from vw2_robot.contracts import ACTION_DIM
 from vw2_robot.errors import InputError
@@ -103,10 +103,13 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Go to a state, or to the default one; see the class."""
-        robot_obs, scene_obs = _read_options(options)
+        options = options or {}
+        unknown = sorted(set(options) - set(STATES))
+        if unknown:
+            raise InputError(f"reset: unknown option(s) {', '.join(unknown)}; known: {', '.join(STATES)}")
         if seed is not None:
             self._seed_placements(seed)
-        self.reset_physics(robot_obs=robot_obs, scene_obs=scene_obs)
+        self.reset_physics(**options)
         return self._observation(), self._info()
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
@@ -125,18 +128,18 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
         """Free the physics client. A second call does nothing."""
         self._physics.close()
 
-    def reset_physics(
-        self, *, robot_obs: NDArray[np.float64] | None = None, scene_obs: NDArray[np.float64] | None = None
-    ) -> None:
+    def reset_physics(self, *, robot_obs: ArrayLike | None = None, scene_obs: ArrayLike | None = None) -> None:
         """`reset` without pictures and information: scene, robot, one physics step."""
+        robot_state = _read_state("robot_obs", robot_obs)
+        scene_state = _read_state("scene_obs", scene_obs)
         if self.reset_mode == "exact" and self._touched:
             self._build_world()
         self._touched = True
-        if scene_obs is None:
+        if scene_state is None:
             self.scene.reset_to_default(self.np_random)
         else:
-            self.scene.reset_to(scene_obs)
-        self.robot.reset(robot_obs)
+            self.scene.reset_to(scene_state)
+        self.robot.reset(robot_state)
         self._physics.stepSimulation()
 
     def step_physics(self, action: Any) -> None:
@@ -211,18 +214,8 @@ def _check_choice(what: str, value: object, known: tuple[str, ...]) -> None:
         raise InputError(f"unknown {what} {value!r}; known: {', '.join(known)}")
 
 
-def _read_options(
-    options: dict[str, Any] | None,
-) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]:
-    options = options or {}
-    unknown = sorted(set(options) - set(STATES))
-    if unknown:
-        raise InputError(f"reset: unknown option(s) {', '.join(unknown)}; known: {', '.join(STATES)}")
-    states = [_read_state(name, options.get(name), size) for name, size in STATES.items()]
-    return states[0], states[1]
-
-
-def _read_state(name: str, value: Any, size: int) -> NDArray[np.float64] | None:
+def _read_state(name: str, value: ArrayLike | None) -> NDArray[np.float64] | None:
+    size = STATES[name]
     if value is None:
         return None
     try:
