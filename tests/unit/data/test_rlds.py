@@ -1,0 +1,413 @@
+"""All tests that need TensorFlow are in this file: importing it takes seconds."""
+
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed (extra openx)")
+tfds = pytest.importorskip("tensorflow_datasets", reason="TFDS is not installed (extra openx)")
+
+from vw2_robot.data.clips import ClipSampler, make_windows  # noqa: E402
+from vw2_robot.data.episodes import Demonstration, Episode, encode_jpeg  # noqa: E402
+from vw2_robot.data.frames import FrameCache, cache_frames, split_episodes  # noqa: E402
+from vw2_robot.data.openx import SOURCES, OpenXSource, find_source  # noqa: E402
+from vw2_robot.data.rlds import describe_rlds, read_rlds, write_rlds  # noqa: E402
+from vw2_robot.errors import InputError  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def bridge(shared_dir: Path) -> Path:
+    folder = shared_dir / "openx" / "bridge_dataset" / "1.0.0"
+    if not folder.is_dir():
+        pytest.skip("no Bridge V2 sample in the shared data")
+    return folder
+
+
+def demonstration(number: int, *, length: int = 4, hz: float = 12.5, actions: int | None = None) -> Demonstration:
+    rng = np.random.default_rng(number)
+    images = tuple(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8) for _ in range(length))
+    episode = Episode("simulator", f"recording {number}", f"lift block {number}", hz, images)
+    return Demonstration(episode, rng.uniform(-1, 1, (length if actions is None else actions, 7)))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven training episodes in three shards, one validation episode of one step."""
+    out = tmp_path_factory.mktemp("sets") / "vw2_kuka" / "1.0.0"
+    write_rlds(
+        out,
+        name="vw2_kuka",
+        version="1.0.0",
+        episodes={
+            "train": (demonstration(number) for number in range(7)),
+            "val": [demonstration(7, length=1, actions=0)],
+        },
+        max_episodes_per_shard=3,
+    )
+    return out
+
+
+# ------------------------------------------------------------------------------------------------------- real data
+
+
+def test_the_real_bridge_sample_is_described_without_being_read(bridge: Path) -> None:
+    found = describe_rlds(bridge)
+    assert (found.name, found.version, found.hz) == ("bridge_dataset", "1.0.0", 5)
+    assert found.splits == {"train": 25, "val": 25}
+    assert found.image_keys == {f"image_{number}": (64, 64) for number in range(4)}
+    assert found.language_key == ("language_instruction",)
+
+
+def test_the_real_bridge_episodes_come_compressed_with_words_and_rate(bridge: Path) -> None:
+    episodes = list(read_rlds(bridge, split="train"))
+    assert [episode.episode_id for episode in episodes] == [f"train/{number:06d}" for number in range(25)]
+    assert {(episode.source, episode.hz, len(episode)) for episode in episodes} == {("bridge_dataset", 5.0, 10)}
+    assert {episode.instruction for episode in episodes} == {
+        "put cup from counter or drying rack into sink",
+        "flip pot upright which is in sink",
+        "turn lever vertical to front",
+        "put carrot on plate",
+    }
+    assert all(isinstance(image, bytes) and image.startswith(b"\xff\xd8") for image in episodes[0].images)
+    decoded = episodes[0].decode(9)
+    assert decoded.shape == (64, 64, 3)
+    assert decoded.std() > 20
+
+
+def test_our_decoder_agrees_with_that_of_tensorflow_on_real_pictures(bridge: Path) -> None:
+    """Exactly, with TensorFlow's accurate transform; its default is a faster one that is off by a few grey levels."""
+    episode = next(iter(read_rlds(bridge)))
+    for index in range(len(episode)):
+        theirs = tf.io.decode_jpeg(episode.images[index], dct_method="INTEGER_ACCURATE").numpy()
+        np.testing.assert_array_equal(episode.decode(index), theirs)
+
+
+def test_reading_may_start_anywhere_and_from_a_slice(bridge: Path) -> None:
+    everything = list(read_rlds(bridge))
+    late = list(read_rlds(bridge, start=22))
+    assert [episode.episode_id for episode in late] == ["train/000022", "train/000023", "train/000024"]
+    assert [episode.images for episode in late] == [episode.images for episode in everything[22:]]
+    part = list(read_rlds(bridge, split="train[5:9]", start=2))
+    assert [episode.images for episode in part] == [episode.images for episode in everything[7:9]]
+    assert list(read_rlds(bridge, start=25)) == []
+
+
+def test_the_bridge_sample_has_25_videos_under_50_names_and_none_on_both_sides(bridge: Path, tmp_path: Path) -> None:
+    both = [episode for split in ("train", "val") for episode in read_rlds(bridge, split=split)]
+    cache_frames(both, tmp_path / "c", height=32, width=32, description={"path": "bridge"})
+    cache = FrameCache(tmp_path / "c")
+    videos: dict[str, list[str]] = {}
+    for cached in cache.episodes:
+        videos.setdefault(cached.sha256, []).append(cached.episode_id[:5])
+    assert len(videos) == 25
+    assert all(sorted(names) == ["train", "val/0"] for names in videos.values())
+    training, validation = split_episodes(cache, validation_fraction=0.1, seed=0)
+    assert {cache.episodes[number].sha256 for number in training}.isdisjoint(
+        cache.episodes[number].sha256 for number in validation
+    )
+    assert (len(training), len(validation)) == (44, 6)
+    batch = ClipSampler(cache, training, frames=9, seed=0).batch(0, 8)
+    assert batch.pixels.shape == (8, 9, 32, 32, 3)
+
+
+# ------------------------------------------------------------------------------------------------------ own writing
+
+
+def test_what_was_written_is_read_back(written: Path) -> None:
+    found = describe_rlds(written)
+    assert (found.name, found.version, found.splits) == ("vw2_kuka", "1.0.0", {"train": 7, "val": 1})
+    assert found.image_keys == {"image": (24, 32)}
+    episodes = list(read_rlds(written))
+    assert [episode.instruction for episode in episodes] == [f"lift block {number}" for number in range(7)]
+    assert {episode.hz for episode in episodes} == {12.5}  # stored with the episode
+    for number, episode in enumerate(episodes):
+        original = demonstration(number).episode
+        assert episode.images == tuple(encode_jpeg(original.decode(index)) for index in range(4))
+    assert len(next(iter(read_rlds(written, split="val")))) == 1
+    assert {episode.hz for episode in read_rlds(written, hz=3.0)} == {3.0}
+
+
+def test_tfds_itself_sees_a_proper_rlds_set(written: Path) -> None:
+    builder = tfds.builder_from_directory(str(written))
+    assert builder.info.splits["train"].num_shards == 3
+    example = next(iter(builder.as_dataset(split="train")))
+    steps = list(example["steps"].as_numpy_iterator())
+    assert [step["is_first"] for step in steps] == [True, False, False, False]
+    assert [step["is_last"] for step in steps] == [False, False, False, True]
+    assert [step["is_terminal"] for step in steps] == [False, False, False, True]
+    assert [step["reward"] for step in steps] == [0, 0, 0, 1]
+    assert [step["discount"] for step in steps] == [1, 1, 1, 0]
+    actions = np.stack([step["action"] for step in steps])
+    np.testing.assert_array_equal(actions, demonstration(0).actions.astype(np.float32))
+    assert steps[0]["observation"]["image"].shape == (24, 32, 3)
+    assert example["episode_metadata"]["episode_id"].numpy() == b"recording 0"
+    last = next(iter(builder.as_dataset(split="val")))["steps"]
+    assert not next(last.as_numpy_iterator())["action"].any()
+
+
+def test_a_cut_off_recording_is_not_terminal(tmp_path: Path) -> None:
+    taken = demonstration(0)
+    cut = Demonstration(taken.episode, taken.actions, terminal=False)
+    write_rlds(tmp_path / "s", name="cut", version="1.0.0", episodes={"train": [cut]})
+    example = next(iter(tfds.builder_from_directory(str(tmp_path / "s")).as_dataset(split="train")))
+    last = list(example["steps"].as_numpy_iterator())[-1]
+    assert (last["is_last"], last["is_terminal"], last["reward"], last["discount"]) == (True, False, 0, 1)
+
+
+def test_writing_is_all_or_nothing_and_reproducible(tmp_path: Path) -> None:
+    def failing() -> Any:
+        yield demonstration(0)
+        raise RuntimeError("the simulator broke")
+
+    with pytest.raises(RuntimeError, match="the simulator broke"):
+        write_rlds(tmp_path / "s", name="broken", version="1.0.0", episodes={"train": failing()})
+    assert list(tmp_path.iterdir()) == []
+    for name in ("a", "b"):
+        write_rlds(tmp_path / name, name="twice", version="1.0.0", episodes={"train": [demonstration(1)]})
+    assert {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()} == {
+        p.name: p.read_bytes() for p in (tmp_path / "b").iterdir()
+    }
+
+
+def test_what_cannot_be_written_is_refused(tmp_path: Path, written: Path) -> None:
+    small = Episode("simulator", "small", "", 5.0, (np.zeros((8, 8, 3), np.uint8),))
+    two_sizes = [demonstration(0), Demonstration(small, np.zeros((1, 7)))]
+    for out, name, version, episodes, message in (
+        (written, "x", "1.0.0", [demonstration(0)], "exists already"),
+        (tmp_path / "s", "Vw2-Kuka", "1.0.0", [demonstration(0)], "needs a name like vw2_kuka"),
+        (tmp_path / "s", "x", "1", [demonstration(0)], "a version like 1.0.0"),
+        (tmp_path / "s", "x", "1.0.0", [], "no episode to write"),
+        (tmp_path / "s", "x", "1.0.0", two_sizes, r"episode small, frame 0: \(8, 8, 3\), the set has \(24, 32, 3\)"),
+    ):
+        with pytest.raises(InputError, match=message):
+            write_rlds(out, name=name, version=version, episodes={"train": episodes})
+    assert list(tmp_path.iterdir()) == []
+
+
+# --------------------------------------------------------------------------------------------- schemas of the table
+
+
+def write_foreign(out: Path, source: OpenXSource, *, tensor_images: bool = False) -> None:
+    """A tiny set in the shape of one of the table: picture, second picture, text at its place, odd company.
+
+    Episode lengths 1 and 6; the second has an empty text in its first step.
+    """
+    feature = tfds.features
+    image = feature.Tensor(shape=(16, 20, 3), dtype=np.uint8) if tensor_images else feature.Image(shape=(16, 20, 3))
+    pictures = {source.image_key, source.wrist_key or source.image_key}
+    observation: dict[str, Any] = dict.fromkeys(pictures, image)
+    observation |= {
+        "present/xyz": feature.Tensor(shape=(3,), dtype=np.float32),
+        "depth": feature.Image(shape=(8, 8, 1)),
+    }
+    numbers = source.name == "language_table"
+    text = feature.Tensor(shape=(512,), dtype=np.int32) if numbers else feature.Text()
+    step: dict[str, Any] = {
+        "observation": observation,
+        "action": {
+            "open_gripper": feature.Scalar(dtype=np.bool_),
+            "rotation": feature.Tensor(shape=(3,), dtype=np.float32),
+        },
+        **{name: feature.Scalar(dtype=np.bool_) for name in ("is_first", "is_last", "is_terminal")},
+        "reward": feature.Tensor(shape=(1,), dtype=np.float32),
+    }
+    place = step if len(source.language_key) == 1 else observation
+    place[source.language_key[-1]] = text
+
+    def make_step(index: int, length: int) -> dict[str, Any]:
+        rng = np.random.default_rng(index)
+        words = "" if length > 1 and index == 0 else "schiebe den Würfel"
+        codes = np.zeros(512, np.int32)
+        codes[: len(words.encode())] = list(words.encode())
+        values: dict[str, Any] = {
+            "observation": {key: np.full((16, 20, 3), 10 + index, np.uint8) for key in pictures},
+            "action": {"open_gripper": True, "rotation": np.zeros(3, np.float32)},
+            **{"is_first": index == 0, "is_last": index == length - 1, "is_terminal": False},
+            "reward": np.zeros(1, np.float32),
+        }
+        values["observation"] |= {"present/xyz": rng.random(3, np.float32), "depth": np.zeros((8, 8, 1), np.uint8)}
+        place = values if len(source.language_key) == 1 else values["observation"]
+        place[source.language_key[-1]] = codes if numbers else words
+        return values
+
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name=source.name, version=tfds.core.Version("0.1.0"), data_dir=str(out), module_name=""
+    )
+    info = tfds.core.DatasetInfo(
+        builder=identity, features=feature.FeaturesDict({"steps": feature.Dataset(step)}), description=""
+    )
+    info.set_file_format("tfrecord")
+    writer = tfds.core.SequentialWriter(info, 10, overwrite=True)
+    writer.initialize_splits(["train"], fail_if_exists=False)
+    writer.add_examples({"train": [{"steps": [make_step(i, length) for i in range(length)]} for length in (1, 6)]})
+    writer.close_all()
+
+
+@pytest.mark.parametrize("source", [s for s in SOURCES if s.hz is not None], ids=lambda source: source.name)
+def test_every_source_of_the_table_is_read_by_its_row(source: OpenXSource, tmp_path: Path) -> None:
+    write_foreign(tmp_path, source)
+    one, six = read_rlds(tmp_path)
+    assert (len(one), len(six)) == (1, 6)
+    assert one.instruction == six.instruction == "schiebe den Würfel"
+    assert (one.source, one.hz) == (source.name, source.hz)
+    assert six.decode(3).tolist() == np.full((16, 20, 3), 13).tolist()
+    cache_frames([one, six], tmp_path / "cache", height=8, width=8, description={})
+    windows = make_windows(6, frames=5, cache_stride=1, hz=six.hz)
+    assert windows.valid.tolist() == [[True], [True]]
+    assert ClipSampler(FrameCache(tmp_path / "cache"), [0, 1], frames=5, seed=0).batch(0, 2).pixels[0, 0, 0, 0, 0] >= 10
+
+
+def test_pictures_stored_as_plain_numbers_and_a_missing_text_are_read(tmp_path: Path) -> None:
+    source = OpenXSource("my_robot", "camera/front", 7.0, language_key=("spoken_words",))
+    write_foreign(tmp_path, source, tensor_images=True)
+    with pytest.raises(InputError, match="frame rate of 'my_robot' is not known"):
+        read_rlds(tmp_path, image_key="camera/front")
+    episodes = list(read_rlds(tmp_path, hz=7.0))  # the only picture is taken, the text lies where nobody looks
+    assert [(len(episode), episode.instruction, episode.hz) for episode in episodes] == [(1, "", 7.0), (6, "", 7.0)]
+    assert episodes[1].decode(5).max() == 15
+    assert [episode.instruction for episode in read_rlds(tmp_path, source=source)] == ["schiebe den Würfel"] * 2
+
+
+# -------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.fixture
+def damaged(tmp_path: Path, written: Path) -> Callable[[Callable[[Path], None]], Path]:
+    def make(damage: Callable[[Path], None]) -> Path:
+        out = Path(shutil.copytree(written, tmp_path / "vw2_kuka"))
+        damage(out)
+        return out
+
+    return make
+
+
+def second_shard(folder: Path) -> Path:
+    return sorted(folder.glob("*train*"))[1]
+
+
+def cut(folder: Path) -> None:
+    shard = second_shard(folder)
+    shard.write_bytes(shard.read_bytes()[:-20])
+
+
+def flip(folder: Path) -> None:
+    shard = second_shard(folder)
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    shard.write_bytes(bytes(content))
+
+
+def drop_a_record(folder: Path) -> None:
+    shard = second_shard(folder)
+    content = shard.read_bytes()
+    (first,) = struct.unpack("<Q", content[:8])
+    shard.write_bytes(content[: first + 16])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut, r"train\.tfrecord-00001 is damaged after 2 of 3 episodes \(DataLossError\); copy or download"),
+        (flip, r"train\.tfrecord-00001 is damaged after 1 of 3 episodes \(DataLossError\)"),
+        (drop_a_record, r"train\.tfrecord-00001 holds 1 episodes, dataset_info\.json says 3"),
+        (lambda folder: second_shard(folder).unlink(), r"train\.tfrecord-00001 is damaged .* \(NotFoundError\)"),
+    ],
+    ids=["cut off", "bit rot", "fewer records", "missing"],
+)
+def test_a_damaged_shard_is_named(
+    damaged: Callable[[Callable[[Path], None]], Path], damage: Callable[[Path], None], message: str
+) -> None:
+    folder = damaged(damage)
+    with pytest.raises(InputError, match=message):
+        list(read_rlds(folder))
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+def test_a_damaged_description_is_refused(damaged: Callable[[Callable[[Path], None]], Path], name: str) -> None:
+    folder = damaged(lambda folder: (folder / name).write_text('{"a": '))
+    with pytest.raises(InputError, match=r"cannot be opened as a TFDS data set .* copy them again"):
+        describe_rlds(folder)
+
+
+def test_folders_that_are_no_data_set_are_refused(tmp_path: Path, written: Path) -> None:
+    with pytest.raises(InputError, match="there is no folder"):
+        read_rlds(tmp_path / "none")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="is a file; expected the folder"):
+        read_rlds(tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"is no TFDS data set; expected a folder with dataset_info\.json"):
+        read_rlds(tmp_path / "empty")
+    for version in ("1.0.0", "2.0.0"):
+        shutil.copytree(written, tmp_path / "two" / version)
+    with pytest.raises(InputError, match=r"holds 2 data sets \(1\.0\.0, 2\.0\.0\): name one"):
+        read_rlds(tmp_path / "two")
+    (tmp_path / "two/2.0.0/features.json").unlink()
+    with pytest.raises(InputError, match=r"has no features\.json"):
+        read_rlds(tmp_path / "two/2.0.0")
+    assert describe_rlds(written.parent).path == str(written)  # a single version is found from above
+
+
+def test_a_tfds_set_that_is_not_rlds_is_refused(tmp_path: Path) -> None:
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name="digits", version=tfds.core.Version("1.0.0"), data_dir=str(tmp_path), module_name=""
+    )
+    features = tfds.features.FeaturesDict({"label": tfds.features.Scalar(dtype=np.int64)})
+    info = tfds.core.DatasetInfo(builder=identity, features=features, description="")
+    info.set_file_format("tfrecord")
+    writer = tfds.core.SequentialWriter(info, 10, overwrite=True)
+    writer.initialize_splits(["train"], fail_if_exists=False)
+    writer.add_examples({"train": [{"label": 1}]})
+    writer.close_all()
+    with pytest.raises(InputError, match=r"not in RLDS form: expected steps with an observation, found \['label'\]"):
+        describe_rlds(tmp_path)
+
+
+def test_a_missing_split_is_answered_with_those_that_exist(written: Path) -> None:
+    for split in ("test", "train[9:]", "train[:"):
+        with pytest.raises(InputError, match=r"has no split .* available: train \(7 episodes\), val \(1 episodes\)"):
+            read_rlds(written, split=split)
+
+
+def test_a_missing_picture_is_answered_with_those_that_exist(bridge: Path, written: Path) -> None:
+    with pytest.raises(InputError, match="has no picture 'rgb'; set image_key to one of: image 24x32"):
+        read_rlds(written, image_key="rgb")
+    with pytest.raises(InputError, match=r"has no picture 'rgb_static'; .*image_0 64x64, image_1 64x64"):
+        read_rlds(bridge, source=find_source("taco_play"))
+
+
+def test_unusable_episodes_are_counted(tmp_path: Path) -> None:
+    episodes = [demonstration(0), demonstration(1, hz=0.0), demonstration(2, hz=float("nan")), demonstration(3)]
+    write_rlds(tmp_path / "s", name="vw2_kuka", version="1.0.0", episodes={"train": episodes})
+    assert [episode.episode_id for episode in read_rlds(tmp_path / "s", max_bad=2)] == ["train/000000", "train/000003"]
+    with pytest.raises(InputError, match=r"2 where 1 were allowed; the last: vw2_kuka, episode train/000002"):
+        list(read_rlds(tmp_path / "s", max_bad=1))
+
+
+def test_a_missing_tensorflow_is_answered_with_the_extra() -> None:
+    code = (
+        "import sys; sys.modules['tensorflow'] = None\n"
+        "from vw2_robot.data.rlds import read_rlds\n"
+        "from vw2_robot.errors import MissingExtraError\n"
+        "try: read_rlds('.')\n"
+        "except MissingExtraError as error: assert 'vw2-robot[openx]' in str(error), error\n"
+        "else: raise SystemExit('no error')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[3], check=True)
+
+
+def test_nothing_but_rlds_brings_tensorflow_in() -> None:
+    code = (
+        "import sys, pkgutil, importlib, vw2_robot.data as data\n"
+        "for module in pkgutil.iter_modules(data.__path__): importlib.import_module(f'vw2_robot.data.{module.name}')\n"
+        "heavy = {'tensorflow', 'tensorflow_datasets', 'torch', 'reverb'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[3], check=True)
