@@ -168,7 +168,7 @@ class Downsample(nn.Module):
         if self.conv_t is not None:
             padded = torch.cat([x[:, :1], x], dim=1)
             pooled = 0.5 * (padded[:, 0::2] + padded[:, 1::2])
-            x = self.conv_t(x) + pooled
+            x = self.conv_t(padded) + pooled
         out: Tensor = self.mix(x)
         return out
 
@@ -208,16 +208,16 @@ class Patcher(nn.Module):
         self.is_identity = config.patch == "pixel"
         self.channels = 3 * size
 
-    def forward(self, x: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B K C h w"]:
-        """T must be 1 + a multiple of patch_t; H and W multiples of patch_s."""
+    def forward(self, x: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B K h w C"]:
+        """T must be 1 + a multiple of patch_t; H and W multiples of patch_s. Channels come last."""
         x = torch.cat([x[:, :1].expand(-1, self.t - 1, -1, -1, -1), x], dim=1)
         y = rearrange(x, "b (k p) c (h q) (w r) -> b k h w c (p q r)", p=self.t, q=self.s, r=self.s)
         y = y if self.is_identity else y @ self.matrix.T
-        return rearrange(y, "b k h w c n -> b k (c n) h w")
+        return y.flatten(-2)
 
-    def inverse(self, y: Float[Tensor, "B K C h w"]) -> Float[Tensor, "B T 3 H W"]:
+    def inverse(self, y: Float[Tensor, "B K h w C"]) -> Float[Tensor, "B T 3 H W"]:
         """Exact inverse; the copies of the first frame are dropped, the last one stays."""
-        y = rearrange(y, "b k (c n) h w -> b k h w c n", c=3)
+        y = y.unflatten(-1, (3, -1))
         y = y if self.is_identity else y @ self.matrix
         x = rearrange(y, "b k h w c (p q r) -> b (k p) c (h q) (w r)", p=self.t, q=self.s, r=self.s)
         return x[:, self.t - 1 :]
@@ -230,6 +230,21 @@ def _haar(size: int) -> Tensor:
     while matrix.shape[0] < size:
         matrix = torch.kron(step, matrix)
     return matrix
+
+
+def _channels_first(conv: CausalConv3d, y: Float[Tensor, "B K h w C"]) -> Float[Tensor, "B K C2 h w"]:
+    """Apply the stem to channels-last patches; 1 x 1 as a matrix product, before the wide tensor would be transposed."""
+    if conv.kernel == (1, 1, 1):
+        return rearrange(F.linear(y, conv.weight.flatten(1), conv.bias), "b k h w c -> b k c h w")
+    out: Tensor = conv(rearrange(y, "b k h w c -> b k c h w"))
+    return out
+
+
+def _channels_last(conv: CausalConv3d, h: Float[Tensor, "B K C h w"]) -> Float[Tensor, "B K h w C2"]:
+    """The mirror of `_channels_first`, for the head."""
+    if conv.kernel == (1, 1, 1):
+        return F.linear(rearrange(h, "b k c h w -> b k h w c"), conv.weight.flatten(1), conv.bias)
+    return rearrange(conv(h), "b k c h w -> b k h w c")
 
 
 class CausalEncoder(nn.Module):
@@ -259,7 +274,7 @@ class CausalEncoder(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B K C h w"]:
         """Pixels in [-1, 1]; T = 1 + a multiple of the stride."""
-        out: Tensor = self.body(self.stem(self.patcher(x)))
+        out: Tensor = self.body(_channels_first(self.stem, self.patcher(x)))
         return out
 
 
@@ -285,4 +300,4 @@ class CausalDecoder(nn.Module):
 
     def forward(self, h: Float[Tensor, "B K C h w"]) -> Float[Tensor, "B T 3 H W"]:
         """Not clamped; trained towards pixels in [-1, 1]."""
-        return self.patcher.inverse(self.head(self.body(h)))
+        return self.patcher.inverse(_channels_last(self.head, self.body(h)))

@@ -231,14 +231,18 @@ class CodeDecoder(nn.Module):
         super().__init__()
         self.config = config
         width = config.levels[-1].width
-        self.post_quant = nn.Sequential(nn.Linear(len(config.fsq_levels), config.z_channels), nn.Linear(config.z_channels, width))
+        self.post_quant = nn.Sequential(
+            nn.Linear(len(config.fsq_levels), config.z_channels), nn.Linear(config.z_channels, width)
+        )
         self.slot = nn.Parameter(torch.randn(config.queries, width) * 0.02)
         self.step = nn.Parameter(torch.randn(config.steps, width) * 0.02)
         self.position = nn.Parameter(torch.randn(config.grid[0] * config.grid[1], width) * 0.02)
         self.block_in = ResidualBlock(width, width)
         self.norm = nn.LayerNorm(width)
         self.cross = CrossAttention(width, inner=width, heads=config.qformer.heads)
-        self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
         self.space, self.time = FrameAttention(width, axis="space"), FrameAttention(width, axis="time")
         self.block_out = ResidualBlock(width, width)
         self.up = CausalDecoder(config.stem, config.levels)
@@ -283,7 +287,7 @@ class Standardise(nn.Module):
 
     def __init__(self, digits: int) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(digits, affine=False, momentum=0.02)
+        self.norm = nn.BatchNorm1d(digits, affine=False, momentum=0.1)
 
     def forward(self, z: Float[Tensor, "B M N L"]) -> Float[Tensor, "B M N L"]:
         """Float32 on purpose: running statistics in bfloat16 stop moving."""

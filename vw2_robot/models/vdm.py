@@ -109,7 +109,9 @@ class CodeProjection(nn.Module):
 
 def _key_steps(steps: int, queries: int, device: torch.device) -> Tensor:
     """Latent step of every context token: 0 for the null token, then k for each of the N codes of step k."""
-    return torch.cat([torch.zeros(1, dtype=torch.long), torch.arange(1, steps + 1).repeat_interleave(queries)]).to(device)
+    return torch.cat([torch.zeros(1, dtype=torch.long), torch.arange(1, steps + 1).repeat_interleave(queries)]).to(
+        device
+    )
 
 
 def _step_mask(key_steps: Tensor, visibility: str, frames: Tensor | None = None) -> Bool[Tensor, "Q S"]:
@@ -147,7 +149,9 @@ class VDM(nn.Module):
     def __init__(self, config: VDMConfig, geometry: Geometry) -> None:
         super().__init__()
         if geometry.height % 2 or geometry.width % 2:
-            raise ValueError(f"the latent grid must be even in both directions, found {geometry.height} x {geometry.width}")
+            raise ValueError(
+                f"the latent grid must be even in both directions, found {geometry.height} x {geometry.width}"
+            )
         self.config, self.geometry = config, geometry
         self.projection = CodeProjection(geometry, config.context_width, config.projection_layers)
         self.transformer: nn.Module = _build_transformer(config, geometry)
@@ -197,9 +201,7 @@ class VDM(nn.Module):
         prediction: Tensor = out
         return prediction
 
-    def _set_masks(
-        self, frames: int, height: int, width: int, keep_codes: Tensor | None, device: torch.device
-    ) -> None:
+    def _set_masks(self, frames: int, height: int, width: int, keep_codes: Tensor | None, device: torch.device) -> None:
         per_frame = (height // 2) * (width // 2)
         frame_of_query = torch.arange(frames, device=device).repeat_interleave(per_frame)
         keys = _key_steps(frames - 1, self.geometry.queries, device)
