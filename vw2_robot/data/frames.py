@@ -135,8 +135,6 @@ def cache_frames(
         if progress is not None:
             stored = [row for row in rows if "skipped" not in row]
             progress(len(stored), sum(row["length"] for row in stored))
-        if len(shard_rows) < episodes_per_shard:
-            break
     _finish(out, plan, rows)
 
 

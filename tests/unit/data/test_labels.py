@@ -49,6 +49,11 @@ def test_a_fraction_that_selects_nothing_is_refused_with_the_smallest_that_does(
         label_budget(10, 0.01)
 
 
+def test_a_budget_below_one_for_everybody_goes_to_the_largest_strata() -> None:
+    chosen = choose_labels(STRATA, IDS, fraction=2 / 60, seed=0)
+    assert chosen.strata == {"open": (1, 30), "close": (1, 20), "push": (0, 10)}
+
+
 def test_repeated_ids_and_unequal_lists_are_refused() -> None:
     with pytest.raises(InputError, match="1 repeated, for example 'x'"):
         label_order(["a", "b"], ["x", "x"], seed=0)

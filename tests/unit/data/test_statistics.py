@@ -28,6 +28,15 @@ def test_the_quantiles_become_minus_one_and_one() -> None:
     assert statistics.count == 500
 
 
+def test_the_numbers_are_those_of_a_hand_made_example() -> None:
+    actions = np.stack([np.arange(101.0), np.ones(101)], axis=1)
+    statistics = ActionStatistics.from_actions(actions, gripper_index=1)
+    found = [float(getattr(statistics, name)[0]) for name in ("min", "q01", "mean", "q99", "max")]
+    assert found == [0.0, 1.0, 50.0, 99.0, 100.0]
+    assert statistics.std[0] == pytest.approx(np.sqrt(850.0))
+    assert statistics.normalise(np.array([[74.5, 1.0]])).tolist() == [[0.5, 1.0]]
+
+
 def test_what_lies_outside_the_quantiles_is_clipped() -> None:
     statistics = ActionStatistics.from_actions(actions_like_calvin())
     normalised = statistics.normalise(actions_like_calvin())
