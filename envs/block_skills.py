@@ -1,8 +1,8 @@
 """Skills with the three blocks: push, lift, rotate, place, stack, unstack, and when each of them makes sense.
 
-Generators like those of `skills.py`. Blocks are 0.04 m high and 0.04 m across their short side; the gripper opens 0.08 m.
-Fingers that point down reach 0.02 m below the tool centre point, so a block is taken just below its centre. On the shelf
-behind the door the hand leans back, because the wall stands 0.03 m behind the blocks.
+Generators like those of `skills.py`. Blocks are 0.04 m high and 0.04 m across their short side; the gripper opens to
+0.08 m. Fingers that point down reach 0.02 m below the tool centre point, so a block is taken just below its centre. On
+the shelf behind the door the hand leans back, because the wall stands 0.03 m behind the blocks.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from .motion import CLOSE, OPEN, Block, Hand, Motion, World
+from .motion import CLOSE, OPEN, Block, Hand, Motion, World, vector
 from .skills import NEUTRAL_YAW, TRAVEL_Z, back_off
 
 SHELF_PITCH = -0.3
@@ -30,9 +30,9 @@ def push_block(hand: Hand, colour: str, *, right: bool) -> Motion:
     start = block.position[0]
     gap = half_width_x(block) + 0.045
     beside = np.array([start + side * gap, block.position[1], block.position[2] + 0.002])
-    yield from hand.go(hand.near(beside + [0.0, 0.0, 0.08]), yaw=NEUTRAL_YAW, tolerance=0.025)
+    yield from hand.go(hand.near(beside + vector(0.0, 0.0, 0.08)), yaw=NEUTRAL_YAW, tolerance=0.025)
     yield from hand.go(beside, yaw=NEUTRAL_YAW)
-    for action in hand.go(beside - [side * (0.15 + 0.045), 0.0, 0.0], yaw=NEUTRAL_YAW, speed=0.8, limit=35):
+    for action in hand.go(beside - vector(side * (0.15 + 0.045), 0.0, 0.0), yaw=NEUTRAL_YAW, speed=0.8, limit=35):
         yield action
         if -side * (hand.world.blocks[colour].position[0] - start) > 0.13:
             break
@@ -43,7 +43,7 @@ def lift_block(hand: Hand, colour: str) -> Motion:
     """Take a block from wherever it stands and lift it."""
     yield from back_off(hand)
     yield from grasp(hand, colour)
-    yield from hand.go(hand.world.tcp + [0.0, 0.0, 0.12], pitch=_pitch(hand), speed=0.8, limit=30)
+    yield from hand.go(hand.world.tcp + vector(0.0, 0.0, 0.12), pitch=_pitch(hand), speed=0.8, limit=30)
 
 
 def rotate_block(hand: Hand, colour: str, *, right: bool) -> Motion:
@@ -51,7 +51,7 @@ def rotate_block(hand: Hand, colour: str, *, right: bool) -> Motion:
     yield from back_off(hand)
     turn = (-1.0 if right else 1.0) * hand.rng.uniform(1.45, 1.65)
     yield from grasp(hand, colour, middle_yaw=NEUTRAL_YAW - turn / 2)
-    yield from hand.go(hand.world.tcp + [0.0, 0.0, 0.002], yaw=hand.world.target_euler[2] + turn, limit=45)
+    yield from hand.go(hand.world.tcp + vector(0.0, 0.0, 0.002), yaw=hand.world.target_euler[2] + turn, limit=45)
     yield from hand.squeeze(OPEN, steps=5)
     yield from back_off(hand)
 
@@ -119,7 +119,7 @@ def push_into_drawer(hand: Hand) -> Motion:
     block = hand.world.blocks[colour]
     x, y, z = block.position
     behind = np.array([x, y + half_width_y(block) + 0.035, z + 0.002])
-    yield from hand.go(hand.near(behind + [0.0, 0.0, 0.08]), yaw=NEUTRAL_YAW, tolerance=0.025)
+    yield from hand.go(hand.near(behind + vector(0.0, 0.0, 0.08)), yaw=NEUTRAL_YAW, tolerance=0.025)
     yield from hand.go(behind, yaw=NEUTRAL_YAW)
     yield from hand.go((x, TABLE_EDGE_Y - 0.05, z + 0.002), yaw=NEUTRAL_YAW, speed=0.8, limit=40)
     yield from back_off(hand)
@@ -132,8 +132,8 @@ def grasp(hand: Hand, colour: str, *, middle_yaw: float = NEUTRAL_YAW) -> Motion
     yaw = grasp_yaw(block, middle_yaw)
     pitch = SHELF_PITCH if block.position[1] > 0.03 else 0.0
     back = np.array([0.0, 0.12 * math.sin(pitch), 0.0])
-    yield from hand.go(hand.near(block.position + back + [0.0, 0.0, 0.09]), yaw=yaw, pitch=pitch, tolerance=0.025)
-    place = hand.world.blocks[colour].position - [0.0, 0.0, GRASP_DEPTH_M]
+    yield from hand.go(hand.near(block.position + back + vector(0.0, 0.0, 0.09)), yaw=yaw, pitch=pitch, tolerance=0.025)
+    place = hand.world.blocks[colour].position - vector(0.0, 0.0, GRASP_DEPTH_M)
     yield from hand.go(place, yaw=yaw, pitch=pitch, tolerance=0.007, limit=40)
     yield from hand.squeeze(CLOSE, steps=7)
 
@@ -205,7 +205,7 @@ def _block_before_drawer(world: World) -> str | None:
 
 
 def _open_span(world: World) -> tuple[float, float] | None:
-    """x range of the shelf that the door leaves open; None while the door stands in the middle."""
+    """Stretch of the shelf, along x, that the door leaves open; None while the door stands in the middle."""
     fixtures = world.fixtures
     if world.slide < 0.05:
         return fixtures.open_compartments[0]

@@ -216,6 +216,11 @@ class Hand:
         return action
 
 
+def vector(x: float, y: float, z: float) -> NDArray[np.float64]:
+    """Return a point or an offset, metres."""
+    return np.array([x, y, z])
+
+
 def wrap(angles: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return angles in [-pi, pi)."""
     return (angles + math.pi) % (2 * math.pi) - math.pi

@@ -1,10 +1,10 @@
-"""Skills with drawer, door, lever and button, one small generator each: the waypoints of a person who knows where everything is.
+"""Skills with drawer, door, lever and button, one small generator each: waypoints of somebody who knows the furniture.
 
 A skill yields one CALVIN relative action per control step and looks at `hand.world`, which is renewed between actions.
 It ends when its plan ends, solved or not; `demonstrator.py` starts it again from wherever things then stand, which is
-how recovery from a slip comes about. Lengths are metres in the world frame. The numbers follow the furniture: the
-drawer's bar hangs 0.22..0.26 m in front of the table's centre line with a 0.05 m gap behind it, the door's knob stands out
-0.03 m, the lever runs up and back along (0, 0.5, 0.866).
+how recovery from a slip comes about. Lengths are metres in the world frame. The numbers follow the furniture: the bar
+of the drawer hangs 0.24..0.26 m in front of the table's centre line with a 0.05 m gap behind it, the knob of the door
+stands out 0.03 m, the lever runs up and back along (0, 0.5, 0.866).
 
 Traps, all met in practice: the button must be let go before it toggles again; the lever must be backed away from, or it
 is dragged along; a hand that is still hooked somewhere from the task before must first back out the way it came in.
@@ -12,10 +12,11 @@ is dragged along; a hand that is still hooked somewhere from the task before mus
 
 from __future__ import annotations
 
+import functools
 
 import numpy as np
 
-from .motion import CLOSE, OPEN, Hand, Motion
+from .motion import CLOSE, OPEN, Hand, Motion, vector
 
 TRAVEL_Z = 0.55
 HOOK_Z = 0.352
@@ -95,17 +96,17 @@ def move_lever(hand: Hand, *, up: bool) -> Motion:
     bar[0] += hand.rng.uniform(-0.02, 0.01)
     travel = LEVER_DIRECTION * (0.088 - hand.world.switch if up else -hand.world.switch)
     if up:
-        below = bar + [0.0, -0.055, -0.03]
-        yield from hand.go(hand.near(below + [0.0, -0.05, 0.03]), yaw=NEUTRAL_YAW, tolerance=0.025)
+        below = bar + vector(0.0, -0.055, -0.03)
+        yield from hand.go(hand.near(below + vector(0.0, -0.05, 0.03)), yaw=NEUTRAL_YAW, tolerance=0.025)
         yield from hand.go(below, yaw=NEUTRAL_YAW)
-        yield from hand.go(bar + [0.0, -0.01, -0.025], yaw=NEUTRAL_YAW, limit=12)
-        yield from hand.go(bar + travel + [0.0, 0.02, 0.02], yaw=NEUTRAL_YAW, limit=30)
+        yield from hand.go(bar + vector(0.0, -0.01, -0.025), yaw=NEUTRAL_YAW, limit=12)
+        yield from hand.go(bar + travel + vector(0.0, 0.02, 0.02), yaw=NEUTRAL_YAW, limit=30)
     else:
-        above = bar + [0.0, 0.0, 0.05]
-        lean = {"yaw": NEUTRAL_YAW, "pitch": LEVER_PITCH}
-        yield from hand.go(hand.near(above + [0.0, -0.08, 0.02]), tolerance=0.025, **lean)
-        yield from hand.go(above, limit=30, **lean)
-        yield from hand.go(bar + travel + [0.0, 0.01, 0.015], limit=30, **lean)
+        above = bar + vector(0.0, 0.0, 0.05)
+        lean = functools.partial(hand.go, yaw=NEUTRAL_YAW, pitch=LEVER_PITCH)
+        yield from lean(hand.near(above + vector(0.0, -0.08, 0.02)), tolerance=0.025)
+        yield from lean(above, limit=30)
+        yield from lean(bar + travel + vector(0.0, 0.01, 0.015), limit=30)
     yield from back_off(hand)
 
 

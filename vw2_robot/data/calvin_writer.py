@@ -56,6 +56,8 @@ class EpisodeEntry:
     squares: dict[str, list[float]]
     action_low: list[float]
     action_high: list[float]
+    attempts: int = 1
+    """How many runs it took to get it; for the record only."""
 
 
 class CalvinWriter:
@@ -74,7 +76,14 @@ class CalvinWriter:
         return self._entry_path(first_frame).is_file()
 
     def write_episode(
-        self, arrays: Mapping[str, NDArray[Any]], *, first_frame: int, task: str, instruction: str, scene: str
+        self,
+        arrays: Mapping[str, NDArray[Any]],
+        *,
+        first_frame: int,
+        task: str,
+        instruction: str,
+        scene: str,
+        attempts: int = 1,
     ) -> None:
         """Write one demonstration of L time steps; every array has the time axis first.
 
@@ -96,6 +105,7 @@ class CalvinWriter:
             squares={key: (typed[key] ** 2).sum(axis=0).tolist() for key in _STATES},
             action_low=typed["actions"].min(axis=0).tolist(),
             action_high=typed["actions"].max(axis=0).tolist(),
+            attempts=attempts,
         )
         text = json.dumps(dataclasses.asdict(entry), indent=1)
         _write(self._entry_path(first_frame), text.encode())
