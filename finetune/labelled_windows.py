@@ -71,7 +71,9 @@ def split_trajectories(
     held = {frame for i in validation for frame in _span(dataset.trajectories[i])}
     overlapping = {i for i in train if held & set(_span(dataset.trajectories[i]))}
     if overlapping == set(train):
-        raise InputError(f"{dataset.path}: every training trajectory overlaps a held-out one; lower validation_fraction")
+        raise InputError(
+            f"{dataset.path}: every training trajectory overlaps a held-out one; lower validation_fraction"
+        )
     pool = [i for i in train if i not in overlapping]
     chosen = [dataset.trajectories[i] for i in pool]
     labels = choose_labels(

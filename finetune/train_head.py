@@ -139,7 +139,9 @@ def window_losses(
 def load_pretrained(path: str) -> tuple[LatentPolicy, DLDM, dict[str, object]]:
     """The policy, the dLDM that speaks its codes, and the checkpoint's facts."""
     folder = Path(path)
-    checkpoint = load_checkpoint(folder / "policy" if (folder / "policy" / "latest").is_file() else folder, kind="policy")
+    checkpoint = load_checkpoint(
+        folder / "policy" if (folder / "policy" / "latest").is_file() else folder, kind="policy"
+    )
     policy_config = config_from(PolicyConfig, checkpoint.config["policy"])
     policy = LatentPolicy(policy_config, generator=generator(0, 0))
     dldm = DLDM(config_from(DLDMConfig, checkpoint.config["dldm"]))

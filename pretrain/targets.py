@@ -20,7 +20,9 @@ def frame_error(
 ) -> Float[Tensor, ""]:
     """Mean squared error over the frames of valid steps, and frame 0 unless told otherwise; padded frames never count."""
     stride = (rec.shape[1] - 1) // max(1, valid.shape[1])
-    real = torch.cat([valid.new_full((len(valid), 1), with_anchor), valid.repeat_interleave(stride, dim=1)], dim=1).float()
+    real = torch.cat(
+        [valid.new_full((len(valid), 1), with_anchor), valid.repeat_interleave(stride, dim=1)], dim=1
+    ).float()
     error = F.mse_loss(rec.float(), pad_to_stride(x, stride), reduction="none").mean(dim=(2, 3, 4))
     return (error * real).sum() / real.sum().clamp(min=1)
 
@@ -34,7 +36,9 @@ def make_hint(rec: Float[Tensor, "B T 3 H W"], *, grayscale: bool) -> Float[Tens
     return torch.einsum("btchw,c->bthw", rec, luma)[:, :, None].expand_as(rec)
 
 
-def jitter_colour(x: Float[Tensor, "B T 3 H W"], *, strength: float, noise: torch.Generator) -> Float[Tensor, "B T 3 H W"]:
+def jitter_colour(
+    x: Float[Tensor, "B T 3 H W"], *, strength: float, noise: torch.Generator
+) -> Float[Tensor, "B T 3 H W"]:
     """Brightness, contrast and channel gains, one draw per clip, the same for all its frames; stays in [-1, 1]."""
     if strength == 0:
         return x

@@ -67,9 +67,7 @@ def phase_two_loss(
     hint = torch.where(dropped[:, None, None, None, None], hint[:, :1].expand_as(hint), hint)
     # The encoder saw the true colours, the VDM must take its own from the conditioning frame.
     target = jitter_colour(pad_to_stride(x, dldm.config.stride), strength=phases.target_color_jitter, noise=noise)
-    den_loss = vdm.denoising_loss(
-        codec.encode(target), codes, hint=codec.encode(hint), valid=valid, generator=noise
-    )
+    den_loss = vdm.denoising_loss(codec.encode(target), codes, hint=codec.encode(hint), valid=valid, generator=noise)
     loss = phases.reconstruction_weight * rec_loss + phases.denoise_weight * den_loss
     return loss, {"dldm/reconstruction_l2": rec_loss.detach(), "dldm/denoising_loss": den_loss.detach()}
 
@@ -144,7 +142,9 @@ def train_dldm(config: Pretrain) -> None:
                     loss, values = phase_two_loss(dldm, vdm, codec, x, valid, phases=phases, noise=noise)
             norm = optimizer_step(loss, optimizer, step=step - first, config=loop.optim, total_steps=loop.steps)
             if run.due(step, loop.log_every) or step + 1 == stop:
-                health = validate(dldm, vdm, codec, check, phase=phase, seed=config.seed, grayscale=phases.hint_grayscale)
+                health = validate(
+                    dldm, vdm, codec, check, phase=phase, seed=config.seed, grayscale=phases.hint_grayscale
+                )
                 run.log(step, {"dldm/phase": phase, **values, "dldm/grad_norm": norm, **health})
             if run.due(step, loop.save_every) or step + 1 == stop:
                 save(step, optimizer)

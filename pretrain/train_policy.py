@@ -41,7 +41,9 @@ class PolicyBatches:
         px = self.image_px
         return torch.from_numpy(np.stack([resize_frame(frame, height=px, width=px) for frame in pixels]))
 
-    def read(self, rows: NDArray[np.int64], device: torch.device) -> tuple[list[str], torch.Tensor, torch.Tensor, torch.Tensor]:
+    def read(
+        self, rows: NDArray[np.int64], device: torch.device
+    ) -> tuple[list[str], torch.Tensor, torch.Tensor, torch.Tensor]:
         """(instructions, images in [-1, 1], codes [B, H, N], valid [B, H]) on the device."""
         words = [self.frames.episodes[episode].instruction for episode in self.windows.episode[rows]]
         codes = torch.from_numpy(self.windows.codes[rows].astype(np.int64)).to(device)
@@ -61,7 +63,16 @@ def train_policy(config: Pretrain) -> None:
     run = Run(
         config.stage_dir("policy"),
         config.stage_tree(
-            "data", "dldm", "vdm", "codec", "train_vdm", "train_dldm", "extract_latents", "policy", "train_policy", "seed"
+            "data",
+            "dldm",
+            "vdm",
+            "codec",
+            "train_vdm",
+            "train_dldm",
+            "extract_latents",
+            "policy",
+            "train_policy",
+            "seed",
         ),
         stage="policy",
         total_steps=loop.steps,
@@ -76,9 +87,7 @@ def train_policy(config: Pretrain) -> None:
     teacher = load_checkpoint(config.stage_dir("dldm"), kind="dldm")
     dldm = DLDM(config.dldm)
     teacher.load_into(dldm=dldm)
-    cache = LatentCache(
-        config.stage_dir("latents"), encoder_hash=encoder_hash(dldm), frames_digest=frames.digest
-    )
+    cache = LatentCache(config.stage_dir("latents"), encoder_hash=encoder_hash(dldm), frames_digest=frames.digest)
     train = PolicyBatches(cache.of_episodes(train_ids), frames, image_px=config.policy.image_px)
     held_out = PolicyBatches(cache.of_episodes(validation_ids), frames, image_px=config.policy.image_px)
     policy = build_policy(config).to(device)

@@ -44,7 +44,9 @@ class VW2Agent:
 
     metadata: dict[str, Any]
 
-    def __init__(self, policy: LatentPolicy, head: ActionHead, statistics: ActionStatistics, checkpoint: Checkpoint) -> None:
+    def __init__(
+        self, policy: LatentPolicy, head: ActionHead, statistics: ActionStatistics, checkpoint: Checkpoint
+    ) -> None:
         self._policy, self._head, self._statistics = policy.eval(), head.eval(), statistics
         self._steps = int(checkpoint.config["latent_steps"])
         self._prompt: str | None = None

@@ -130,7 +130,9 @@ def resolve(path: str | Path) -> Path:
     if (folder / "latest").is_file():
         return folder / "checkpoints" / (folder / "latest").read_text(encoding="utf-8").strip()
     what = "does not exist" if not folder.exists() else "holds neither config.json nor a file 'latest'"
-    raise InputError(f"{folder} is no checkpoint: it {what}; give a checkpoint folder or the run folder of a training stage")
+    raise InputError(
+        f"{folder} is no checkpoint: it {what}; give a checkpoint folder or the run folder of a training stage"
+    )
 
 
 def load_checkpoint(path: str | Path, *, kind: str) -> Checkpoint:

@@ -48,7 +48,11 @@ class NonFiniteLossError(FloatingPointError):
 
 
 def build_optimizer(
-    parameters: Iterable[nn.Parameter], config: OptimConfig, *, fast: Iterable[nn.Parameter] = (), fast_mult: float = 1.0
+    parameters: Iterable[nn.Parameter],
+    config: OptimConfig,
+    *,
+    fast: Iterable[nn.Parameter] = (),
+    fast_mult: float = 1.0,
 ) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices only (not on biases, norms, embeddings of one dimension).
 
@@ -81,7 +85,9 @@ def optimizer_step(
         NonFiniteLossError: names the step; no parameter was changed.
     """
     if not bool(torch.isfinite(loss)):
-        raise NonFiniteLossError(f"the loss is {float(loss)} at step {step}; lower optim.lr or look at the data of this step")
+        raise NonFiniteLossError(
+            f"the loss is {float(loss)} at step {step}; lower optim.lr or look at the data of this step"
+        )
     rate = learning_rate(step, config, total_steps=total_steps)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for group in optimizer.param_groups:
