@@ -15,6 +15,7 @@ from pathlib import Path
 from vw2_robot.errors import require
 
 from .asset_blocks import block_files, plane_files
+from .asset_kuka import kuka_files
 from .asset_panda import panda_files
 from .asset_tables import TABLES, table_files
 
@@ -25,7 +26,7 @@ ASSETS = Path(__file__).parent / "assets"
 def asset_files() -> Files:
     """Content of every generated file, by path relative to the assets folder."""
     shipped = Path(require("pybullet_data", extra="calvin").getDataPath())
-    files = {**panda_files(shipped / "franka_panda"), **block_files(), **plane_files()}
+    files = {**panda_files(shipped / "franka_panda"), **kuka_files(), **block_files(), **plane_files()}
     for scene in TABLES:
         files |= table_files(scene)
     return files
