@@ -29,11 +29,15 @@ from .config import RolloutConfig, open_crew, provenance
 from .evaluate import replan_interval, unfinished
 from .report import write_report
 from .results import Row
-from .video import drop_other_films, select_chains
+from .video import drop_films, drop_other_films, select_chains
 from .workers import Protocol, run_alone, run_in_workers
 
 FREE = ("run_dir", "workers")  # keys that may change between two starts in one folder
 SAY_EVERY_S = 30.0
+LEGACY_NOTE = (
+    "note: legacy resets carry solver state from one chain to the next, so these results depend on how chains are split over "
+    "workers and on interruptions; env.reset_mode=exact has no such memory"
+)
 
 
 class Log:
@@ -44,7 +48,7 @@ class Log:
         for name in ("results.jsonl", "timing.jsonl"):
             results.drop_torn_line(folder / name)
         self.rows: list[Row] = results.read_rows(folder / "results.jsonl")
-        self._prune()
+        drop_other_films(folder / "videos", set(self.kept()))
         self._bar = tqdm(
             total=total,
             initial=len(self.rows),
@@ -65,7 +69,8 @@ class Log:
         results.append_line(self.folder / "timing.jsonl", {"sequence": row["sequence"], "seconds": round(seconds, 4)})
         results.append_line(self.folder / "results.jsonl", row)
         self.rows.append(row)
-        self._prune()
+        # Only chains with a row: a film without one belongs to a worker that is about to report.
+        drop_films(self.folder / "videos", {row["sequence"] for row in self.rows} - self.kept().keys())
         self._bar.set_postfix_str(f"chain {row['sequence']}, success 1..5: {self._running()}", refresh=False)
         self._bar.update()
         if self._bar.disable and (time.monotonic() - self._said > SAY_EVERY_S or len(self.rows) == self.total):
@@ -75,9 +80,6 @@ class Log:
     def _running(self) -> str:
         counts = [sum(row["solved"] >= i for row in self.rows) for i in range(1, results.CHAIN_LENGTH + 1)]
         return " ".join(f"{100 * count / len(self.rows):.0f}" for count in counts) + " %"
-
-    def _prune(self) -> None:
-        drop_other_films(self.folder / "videos", set(self.kept()))
 
     def say(self, message: str) -> None:
         """A line for people: terminal and log.txt."""
@@ -147,6 +149,8 @@ def rollout(config: RolloutConfig) -> dict[str, Any]:
         waiting = unfinished(sequences, log.rows)
         if len(waiting) < len(sequences):
             log.say(f"{len(sequences) - len(waiting)} of {len(sequences)} chains are done, going on with the rest")
+        if benchmark.metadata.get("reset_mode") == "legacy" and (config.workers > 1 or len(waiting) < len(sequences)):
+            log.say(LEGACY_NOTE)
         protocol = Protocol(replan_every=every, seed=config.seed, videos=config.videos, video_dir=folder / "videos")
         if min(config.workers, len(waiting)) <= 1:
             run_alone(policy, benchmark, waiting, protocol, kept=log.kept, on_row=log.add)

@@ -75,7 +75,8 @@ def _training_panel(title: str, lines: Series, changes: Sequence[tuple[int, int]
         if width > 1:
             caption = f"each point is the mean of up to {width} logged values"
     values = np.concatenate([np.asarray(v) for _, v in lines.values()])
-    if values.min() > 0 and values.max() / values.min() > 50:
+    falls = all(v[0] > v[-1] for _, v in lines.values())
+    if falls and values.min() > 0 and values.max() / values.min() > 50:
         axes.set_yscale("log")
     for step, number in changes:
         axes.axvline(step, color=GRID, linewidth=1.5)
@@ -128,7 +129,7 @@ def _axes(*, height: float = 1.9) -> tuple[Any, Any]:
     axes.patch.set_alpha(0.0)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.spines[:].set_visible(False)
-    axes.tick_params(colors=INK, labelsize=9, length=0)
+    axes.tick_params(which="both", colors=INK, labelsize=9, length=0)
     axes.locator_params(axis="x", nbins=5, integer=True)
     return figure, axes
 

@@ -24,7 +24,7 @@ from vw2_robot.cli import program
 from vw2_robot.errors import require
 
 from .curves import code_usage_panel, training_panels
-from .results import CHAIN_LENGTH, Row, five_lines, paired_difference, percent, wilson_interval
+from .results import CHAIN_LENGTH, Row, five_lines, labels_text, paired_difference, percent, wilson_interval
 from .run_folders import Rollout, Stage, discover
 from .tables import PAPER_ROWS, latex, length_cell, markdown, rate_cells
 
@@ -101,13 +101,19 @@ def _title(stages: Sequence[Stage], rollouts: Sequence[Rollout]) -> str:
 
 
 def _header(rollout: Rollout) -> dict[str, Any]:
-    return {"name": rollout.name, "lines": five_lines(rollout.summary)}
+    lines = five_lines(rollout.summary)
+    return {
+        "name": rollout.name,
+        "length": length_cell(rollout).split(" ", 1),
+        "rates": [cell.split(" ", 1) for cell in rate_cells(rollout)],
+        "lines": [line for line in lines if line[0] not in ("average length", "success %")],
+    }
 
 
 def _stage_line(stage: Stage) -> tuple[str, str]:
     last = {key.split("/", 1)[-1].replace("_", " "): values[-1] for key, (_, values) in stage.records.items()}
-    shown = ", ".join(f"{name} {value:.3g}" for name, value in list(last.items())[:4])
-    return stage.name, f"{stage.last_step:,} steps; last {shown}" if shown else "nothing logged yet"
+    shown = ", ".join(f"{name} {value:.3g}" for name, value in last.items() if name not in ("phase", "grad norm"))
+    return stage.name, f"{stage.last_step:,} steps; at the end {shown}" if shown else "nothing logged yet"
 
 
 def rollout_facts(rollout: Rollout, first: Rollout) -> dict[str, Any]:
@@ -119,7 +125,7 @@ def rollout_facts(rollout: Rollout, first: Rollout) -> dict[str, Any]:
     facts = {
         "policy": summary["policy"],
         "policy hash": summary["policy_hash"] or "none (no weights)",
-        "label fraction": "none" if summary["label_fraction"] is None else f"{summary['label_fraction']:g}",
+        "action labels": labels_text(summary["label_fraction"]),
         "chains": f"{summary['num_sequences']} of {rollout.asked} asked for",
         "steps per look": summary.get("replan_every"),
         "step limit per subtask": origin.get("max_steps"),
@@ -131,7 +137,7 @@ def rollout_facts(rollout: Rollout, first: Rollout) -> dict[str, Any]:
         "name": rollout.name,
         "chains": summary["num_sequences"],
         "unfinished": rollout.asked - summary["num_sequences"],
-        "labels": "none" if summary["label_fraction"] is None else f"{100 * summary['label_fraction']:g} %",
+        "labels": labels_text(summary["label_fraction"]),
         "rates": rate_cells(rollout),
         "length": length_cell(rollout),
         "alike": sum(count > 0 for count in summary.get("solved_histogram", [])) == 1,
@@ -198,17 +204,17 @@ def never_reached(rollouts: Sequence[Rollout]) -> list[str]:
 
 def film_cards(rollouts: Sequence[Rollout], *, budget: int) -> tuple[list[dict[str, Any]], list[str]]:
     """Films to show, taking turns among the rollouts until `budget` bytes are spent; and the files left out."""
-    queues = [[(r, *film) for film in _spread(r.films())] for r in rollouts]
+    queues = [[(i, r, *film) for film in _spread(r.films())] for i, r in enumerate(rollouts)]
     turns = [queue[i] for i in range(max(map(len, queues), default=0)) for queue in queues if i < len(queue)]
     cards: list[dict[str, Any]] = []
     left_out = []
-    for rollout, row, film, poster in turns:
+    for index, rollout, row, film, poster in turns:
         size = film.stat().st_size + poster.stat().st_size
         if size > budget:
             left_out.append(f"{rollout.name}/videos/{film.name}")
             continue
         budget -= size
-        cards.append(_card(rollout, row, film, poster))
+        cards.append(_card(index, rollout, row, film, poster))
     order = {r.name: i for i, r in enumerate(rollouts)}
     return sorted(cards, key=lambda card: (order[card["run"]], -card["solved"], card["number"])), left_out
 
@@ -222,7 +228,7 @@ def _spread(films: list[tuple[Row, Path, Path]]) -> list[tuple[Row, Path, Path]]
     return spread
 
 
-def _card(rollout: Rollout, row: Row, film: Path, poster: Path) -> dict[str, Any]:
+def _card(index: int, rollout: Rollout, row: Row, film: Path, poster: Path) -> dict[str, Any]:
     words = rollout.origin.get("instructions", {})
     subtasks = []
     for i, task in enumerate(row["subtasks"]):
@@ -233,6 +239,7 @@ def _card(rollout: Rollout, row: Row, film: Path, poster: Path) -> dict[str, Any
         )
     return {
         "run": rollout.name,
+        "colour": index % SERIES + 1,
         "number": row["sequence"],
         "solved": row["solved"],
         "subtasks": subtasks,

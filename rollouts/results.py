@@ -189,8 +189,8 @@ def percent(share: float) -> str:
 
 
 def labels_text(fraction: float | None) -> str:
-    """The label fraction in words."""
-    return "no action labels" if fraction is None else f"{100 * fraction:g} % of the action labels"
+    """The label fraction in words; a dash for what was not trained."""
+    return "–" if fraction is None else f"{100 * fraction:g} %"
 
 
 def five_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -198,6 +198,8 @@ def five_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     env = summary["env"]
     world = ", ".join(f"{key} {env[key]}" for key in ("scene", "assets", "renderer", "reset_mode") if key in env)
     identity = f", hash {summary['policy_hash'][:12]}" if summary.get("policy_hash") else ""
+    if summary["label_fraction"] is not None:
+        identity += f", {labels_text(summary['label_fraction'])} of the action labels"
     low, high = summary["average_length_ci95"]
     rates = "  ".join(
         f"{i}: {percent(rate)} [{percent(a)}, {percent(b)}]"
@@ -208,7 +210,7 @@ def five_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     speed = summary["env_steps"] / summary["seconds"] if summary["seconds"] else 0.0
     steps = f"{summary['env_steps']:,} steps, {summary['seconds']:,.0f} s in chains ({speed:,.0f} steps/s)"
     return [
-        ("policy", f"{summary['policy']}{identity}, {labels_text(summary['label_fraction'])}"),
+        ("policy", f"{summary['policy']}{identity}"),
         ("world", world or "not named by the benchmark"),
         ("evidence", f"{_plural(summary['num_sequences'], 'chain')}, {steps}"),
         ("average length", f"{summary['average_length']:.2f} of {CHAIN_LENGTH} [{low:.2f}, {high:.2f}]"),

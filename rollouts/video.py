@@ -1,7 +1,7 @@
 """A chain as a film: what the policy saw, what it was told, how it ended. H.264 mp4 and a poster picture.
 
 Frames are the pictures the policy looked at; nothing is rendered for the film. They play in real time: one picture
-every `replan_every` control steps. Under the picture stand the instruction, five pips (solved, failed, under way, not
+every `replan_every` control steps. Above the picture stand the instruction, five pips (solved, failed, under way, not
 reached) and the outcome, which is held for a moment at the end of each subtask.
 
 Which chains are kept is a function of the results alone (`select_chains`), so neither the number of workers nor an
@@ -11,7 +11,7 @@ interruption changes the gallery. imageio-ffmpeg is imported here and nowhere el
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,15 @@ def film_paths(folder: Path, number: int) -> tuple[Path, Path]:
     return folder / f"chain_{number:04d}.mp4", folder / f"chain_{number:04d}.jpg"
 
 
+def drop_films(folder: Path, numbers: Iterable[int]) -> None:
+    """Remove the films and posters of these chains, where there are any."""
+    for number in numbers:
+        for path in film_paths(folder, number):
+            path.unlink(missing_ok=True)
+
+
 def drop_other_films(folder: Path, keep: set[int]) -> None:
-    """Remove films and posters of chains that are no longer selected, and what a kill left half-written."""
+    """Remove all films but those of `keep`, and what a kill left half-written. Not while workers write."""
     wanted = {path.name for number in keep for path in film_paths(folder, number)}
     for path in folder.glob("*chain_*"):
         if path.name not in wanted:
@@ -104,14 +111,14 @@ class Film:
 
 
 def page(frame: NDArray[np.uint8], instruction: str, pips: Sequence[str], status: str) -> Image.Image:
-    """One frame of a film: the picture, enlarged, above instruction, progress and status."""
+    """One frame of a film. The words stand above the picture, since a player's controls cover the lower edge."""
     canvas = Image.new("RGB", (PICTURE_PX, PICTURE_PX + CAPTION_PX), PAPER)
-    canvas.paste(Image.fromarray(frame).resize((PICTURE_PX, PICTURE_PX), Image.Resampling.BICUBIC))
+    canvas.paste(Image.fromarray(frame).resize((PICTURE_PX, PICTURE_PX), Image.Resampling.BICUBIC), (0, CAPTION_PX))
     draw = ImageDraw.Draw(canvas)
     margin = 16
     font = _font_that_fits(draw, instruction, width=PICTURE_PX - 2 * margin)
-    draw.text((margin, PICTURE_PX + 30), instruction, font=font, fill=INK, anchor="lm")
-    y = PICTURE_PX + 68
+    draw.text((margin, 32), instruction, font=font, fill=INK, anchor="lm")
+    y = 69
     for i, state in enumerate(pips):
         left = margin + i * 30
         box = (left, y - 5, left + 24, y + 5)

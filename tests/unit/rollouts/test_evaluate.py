@@ -1,0 +1,159 @@
+import numpy as np
+import pytest
+
+from vw2_robot.errors import InputError
+from vw2_robot.rollouts.evaluate import commands, evaluate, replan_interval, subtask_seed, unfinished
+from vw2_robot.rollouts.random_policy import RandomPolicy
+
+# Chains of the counting world start at open, close, push, lift, turn in turn and go round.
+FIRST_OF_CHAIN = ("open", "close", "push", "lift", "turn", "open")
+
+
+def test_a_policy_that_can_everything_solves_five_of_five(benchmark, make_policy):
+    rows = evaluate(make_policy(), benchmark, benchmark.sequences(6))
+    assert [row["solved"] for row in rows] == [5] * 6
+    assert rows[0]["steps"] == [3] * 5
+
+
+def test_a_chain_counts_the_subtasks_before_the_first_failure(benchmark, make_policy):
+    rows = evaluate(make_policy(knows=("open", "close", "lift", "turn")), benchmark, benchmark.sequences(6))
+    assert [row["solved"] for row in rows] == [2, 1, 0, 4, 3, 2]  # how far "push" is from each chain's start
+    assert [len(row["steps"]) for row in rows] == [3, 2, 1, 5, 4, 3]
+
+
+def test_nothing_is_asked_after_a_failure(benchmark, make_policy):
+    evaluate(make_policy(knows=("open",)), benchmark, benchmark.sequences(1))
+    assert [value for name, value in benchmark.calls if name == "begin"] == ["open", "close"]
+
+
+def test_a_failed_subtask_takes_exactly_the_step_limit(benchmark, make_policy):
+    (row,) = evaluate(make_policy(knows=()), benchmark, benchmark.sequences(1))
+    assert row["steps"] == [12]
+    assert len(benchmark.actions) == 12
+
+
+@pytest.mark.parametrize(("needed", "solved"), [(12, 1), (13, 0)])
+def test_the_last_allowed_step_still_counts(make_benchmark, make_policy, needed, solved):
+    world = make_benchmark(needed=dict.fromkeys(("open", "close", "push", "lift", "turn"), 99) | {"open": needed})
+    (row,) = evaluate(make_policy(), world, world.sequences(1))
+    assert row["solved"] == solved
+    assert row["steps"][0] == 12
+
+
+def test_the_world_is_reset_once_per_chain_and_the_policy_once_per_subtask(benchmark, make_policy):
+    policy = make_policy()
+    evaluate(policy, benchmark, benchmark.sequences(2))
+    assert [value for name, value in benchmark.calls if name == "reset"] == [0, 1]
+    prompts = [value[0] for name, value in policy.calls if name == "reset"]
+    assert prompts[:5] == ["please open", "please close", "please push", "please lift", "please turn"]
+    assert len(prompts) == 10
+
+
+def test_the_oracle_starts_counting_before_the_first_look_of_a_subtask(benchmark, make_policy):
+    evaluate(make_policy(), benchmark, benchmark.sequences(1))
+    names = [name for name, _ in benchmark.calls]
+    assert names[:6] == ["reset", "begin", "observe", "step", "step", "step"]
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 5, 8])
+def test_the_policy_looks_exactly_every_so_many_steps(make_benchmark, make_policy, every):
+    world = make_benchmark(max_steps=11)
+    policy = make_policy(knows=())
+    evaluate(policy, world, world.sequences(1), replan_every=every)
+    names = [name for name, _ in world.calls if name in ("observe", "step")]
+    steps_before_look = [names[:i].count("step") for i, name in enumerate(names) if name == "observe"]
+    assert steps_before_look == list(range(0, 11, every))
+    assert sum(name == "infer" for name, _ in policy.calls) == len(steps_before_look)
+
+
+def test_a_new_subtask_begins_with_a_new_look(make_benchmark, make_policy):
+    world = make_benchmark()
+    policy = make_policy()
+    evaluate(policy, world, world.sequences(1), replan_every=8)
+    assert [value for name, value in policy.calls if name == "infer"] == [
+        f"please {task}" for task in ("open", "close", "push", "lift", "turn")
+    ]
+
+
+def test_actions_are_executed_in_the_order_of_the_chunk(make_benchmark, make_policy):
+    world = make_benchmark(max_steps=5)
+    chunk = np.zeros((8, 7))
+    chunk[:, 1] = np.arange(8) / 10
+    evaluate(make_policy(chunk=chunk), world, world.sequences(1), replan_every=3)
+    assert [action[1] for action in world.actions] == [0.0, 0.1, 0.2, 0.0, 0.1]
+
+
+def test_commands_are_clipped_and_the_gripper_goes_by_sign():
+    raw = np.array([[2.0, -3, 0.25, 1, -1, 0, 0.01], [0, 0, 0, 0, 0, 0, 0.0], [0, 0, 0, 0, 0, 0, -7]], dtype=np.float32)
+    before = raw.copy()
+    made = commands(raw, at_least=3)
+    assert made[0].tolist() == [1, -1, 0.25, 1, -1, 0, 1]
+    assert made[1:, 6].tolist() == [-1, -1]
+    assert (raw == before).all()
+
+
+@pytest.mark.parametrize("shape", [(3, 7), (8, 6), (7,), (1, 8, 7)])
+def test_a_chunk_of_another_shape_is_refused_with_both_shapes(shape):
+    with pytest.raises(InputError, match=r"expected \[H, 7\].*H >= 4") as caught:
+        commands(np.zeros(shape), at_least=4)
+    assert str(list(shape)) in str(caught.value)
+
+
+def test_actions_that_are_not_finite_are_refused():
+    chunk = np.zeros((4, 7))
+    chunk[2, 3] = np.nan
+    with pytest.raises(InputError, match="not finite, first bad row: 2"):
+        commands(chunk, at_least=4)
+
+
+def test_the_interval_between_looks_is_the_policys_unless_overridden(make_policy):
+    assert replan_interval(make_policy(replan_every=6), None) == 6
+    assert replan_interval(make_policy(replan_every=6), 2) == 2
+    with pytest.raises(InputError, match="replan_every"):
+        replan_interval(make_policy(replan_every=None), None)
+    for wrong in (0, 9):
+        with pytest.raises(InputError, match="predicts 8 actions"):
+            replan_interval(make_policy(), wrong)
+
+
+def test_rows_do_not_depend_on_the_order_or_company_of_chains(make_benchmark):
+    def rows(order):
+        world = make_benchmark(needed=dict.fromkeys(("open", "close", "push", "lift", "turn"), 7))
+        chains = world.sequences(6)
+        return {r["sequence"]: r for r in evaluate(RandomPolicy(), world, [chains[i] for i in order], seed=3)}
+
+    forward = rows(range(6))
+    assert rows(reversed(range(6))) == forward
+    assert rows([4])[4] == forward[4]
+    assert len({row["steps"][0] for row in forward.values()}) > 1  # chance really plays a part
+
+
+def test_seeds_of_subtasks_differ_by_evaluation_chain_and_position():
+    seeds = {subtask_seed(s, c, p) for s in range(4) for c in range(10) for p in range(5)}
+    assert len(seeds) == 200
+
+
+def test_the_policy_gets_the_seed_of_its_subtask(benchmark, make_policy):
+    policy = make_policy()
+    evaluate(policy, benchmark, benchmark.sequences(1), seed=7)
+    assert [value[1] for name, value in policy.calls if name == "reset"] == [subtask_seed(7, 0, p) for p in range(5)]
+
+
+def test_rows_arrive_as_soon_as_they_exist(benchmark, make_policy):
+    seen = []
+
+    def on_row(row):
+        seen.append((row["sequence"], sum(name == "reset" for name, _ in benchmark.calls)))
+
+    evaluate(make_policy(), benchmark, benchmark.sequences(3), on_row=on_row)
+    assert seen == [(0, 1), (1, 2), (2, 3)]
+
+
+def test_finished_chains_are_left_out_and_foreign_rows_refused(benchmark, make_policy):
+    chains = benchmark.sequences(3)
+    rows = evaluate(make_policy(), benchmark, chains[1:2])
+    assert [chain.number for chain in unfinished(chains, rows)] == [0, 2]
+    with pytest.raises(InputError, match="chain 1"):
+        unfinished(chains, [{**rows[0], "subtasks": ["other"] * 5}])
+    with pytest.raises(InputError, match="no such chain"):
+        unfinished(chains[:1], rows)

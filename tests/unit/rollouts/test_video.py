@@ -1,0 +1,137 @@
+import subprocess
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from vw2_robot.rollouts.video import (
+    CAPTION_PX,
+    MAX_FPS,
+    PICTURE_PX,
+    Film,
+    drop_films,
+    drop_other_films,
+    film_paths,
+    select_chains,
+)
+
+ROW = {"sequence": 7, "initial_state": {}, "subtasks": list("abcde"), "solved": 1, "steps": [9, 30], "seed": 0}
+
+
+def shown(shade):
+    return {"images": {"static": np.full((50, 50, 3), shade, dtype=np.uint8)}}
+
+
+def filmed(folder, *, replan_every=6):
+    film = Film(control_hz=30.0, replan_every=replan_every)
+    for shade in (0, 80):
+        film.look(0, shown(shade))
+    for shade in (160, 200, 240):
+        film.look(1, shown(shade))
+    film.write(folder, ROW, instructions=[f"do {task}" for task in "abcde"])
+    return film
+
+
+def decode(path):
+    """What ffmpeg says of the stream it reads, and its frames."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(path), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    done = subprocess.run(command, capture_output=True, check=True)
+    stream = next(line for line in done.stderr.decode().splitlines() if "Video: h264" in line)
+    frames = np.frombuffer(done.stdout, np.uint8).reshape(-1, PICTURE_PX + CAPTION_PX, PICTURE_PX, 3)
+    return stream, list(frames)
+
+
+def test_a_film_decodes_with_the_right_size_rate_and_number_of_frames(tmp_path):
+    film = filmed(tmp_path)
+    stream, frames = decode(film_paths(tmp_path, 7)[0])
+    assert "yuv420p" in stream
+    assert f"{PICTURE_PX}x{PICTURE_PX + CAPTION_PX}" in stream
+    assert PICTURE_PX % 2 == CAPTION_PX % 2 == 0
+    assert film.fps == 5.0
+    assert " 5 fps" in stream
+    hold = round(0.8 * 5)
+    assert len(frames) == 2 + hold + 3 + hold
+
+
+def test_a_film_shows_what_the_policy_saw_in_order(tmp_path):
+    filmed(tmp_path)
+    _, frames = decode(film_paths(tmp_path, 7)[0])
+    middles = [float(frame[CAPTION_PX + PICTURE_PX // 2, PICTURE_PX // 2].mean()) for frame in frames]
+    assert middles == pytest.approx([0, 80, *[80] * 4, 160, 200, 240, *[240] * 4], abs=4)
+
+
+def test_success_and_failure_look_different(tmp_path):
+    filmed(tmp_path)
+    _, frames = decode(film_paths(tmp_path, 7)[0])
+    solved, failed = frames[5][:CAPTION_PX].astype(int), frames[-1][:CAPTION_PX].astype(int)
+    greener = lambda caption: (caption[..., 1] - caption[..., 0]).max()  # noqa: E731
+    redder = lambda caption: (caption[..., 0] - caption[..., 1]).max()  # noqa: E731
+    assert greener(solved) > 60
+    assert redder(solved) < 30
+    assert redder(failed) > 60
+
+
+def test_the_index_stands_before_the_pictures_so_that_browsers_can_start(tmp_path):
+    filmed(tmp_path)
+    content = film_paths(tmp_path, 7)[0].read_bytes()
+    assert 0 < content.index(b"moov") < content.index(b"mdat")
+
+
+def test_the_poster_is_the_last_page_and_nothing_else_is_left(tmp_path):
+    filmed(tmp_path)
+    film, poster = film_paths(tmp_path, 7)
+    with Image.open(poster) as picture:
+        assert picture.size == (PICTURE_PX, PICTURE_PX + CAPTION_PX)
+        assert picture.getpixel((PICTURE_PX // 2, CAPTION_PX + PICTURE_PX // 2))[0] == pytest.approx(240, abs=4)
+    assert sorted(tmp_path.iterdir()) == sorted([film, poster])
+
+
+def test_equal_looks_give_equal_bytes(tmp_path):
+    filmed(tmp_path / "a")
+    filmed(tmp_path / "b")
+    assert film_paths(tmp_path / "a", 7)[0].read_bytes() == film_paths(tmp_path / "b", 7)[0].read_bytes()
+
+
+@pytest.mark.parametrize("replan_every", [1, 2, 4, 30])
+def test_films_play_in_real_time_and_never_too_fast(replan_every):
+    film = Film(control_hz=30.0, replan_every=replan_every)
+    assert film.fps <= MAX_FPS
+    assert film.fps * film.steps_per_frame == 30.0
+
+
+def test_half_of_the_chains_kept_are_the_best_and_half_the_worst():
+    solved = {0: 1, 1: 5, 2: 0, 3: 5, 4: 2, 5: 4, 6: 1}
+    assert select_chains(solved, 4) >= {1, 3, 2}
+    assert len(select_chains(solved, 4)) == 4
+    assert select_chains(solved, 1) == {1}
+    assert select_chains(solved, 0) == set()
+    assert select_chains(solved, 100) == set(solved)
+
+
+@given(st.dictionaries(st.integers(0, 60), st.integers(0, 5), max_size=30), st.integers(0, 8), st.data())
+def test_a_chain_kept_in_the_end_is_kept_in_every_part_that_holds_it(solved, count, data):
+    part = data.draw(st.sets(st.sampled_from(sorted(solved)))) if solved else set()
+    final = select_chains(solved, count)
+    assert final & part <= select_chains({number: solved[number] for number in part}, count)
+
+
+@given(st.permutations(range(12)), st.lists(st.integers(0, 5), min_size=12, max_size=12), st.integers(1, 6))
+def test_deciding_from_the_kept_ones_alone_gives_the_same_selection(order, outcomes, count):
+    kept: dict[int, int] = {}
+    for number in order:
+        candidates = {**kept, number: outcomes[number]}
+        kept = {n: candidates[n] for n in select_chains(candidates, count)}
+    assert set(kept) == select_chains(dict(enumerate(outcomes)), count)
+
+
+def test_dropping_films_leaves_the_others(tmp_path):
+    for number in (1, 2, 3):
+        for path in film_paths(tmp_path, number):
+            path.touch()
+    (tmp_path / ".chain_0009.mp4").touch()
+    drop_films(tmp_path, [1, 8])
+    drop_other_films(tmp_path, {2})
+    assert {path.name for path in tmp_path.iterdir()} == {"chain_0002.mp4", "chain_0002.jpg"}
