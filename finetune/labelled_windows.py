@@ -64,8 +64,8 @@ def split_trajectories(
 ) -> LabelledSplit:
     """Hold out whole trajectories, then choose the labelled ones among the rest, stratified by task.
 
-    Held-out trajectories depend on `label_seed` and on the pixels only; trajectories whose frames overlap (CALVIN's windows
-    may) go to the same side.
+    Held-out trajectories depend on `label_seed` and on the pixels only; trajectories whose frames overlap (CALVIN's
+    windows may) go to the same side.
     """
     train, validation = split_episodes(frames, validation_fraction=validation_fraction, seed=label_seed)
     held = {frame for i in validation for frame in _span(dataset.trajectories[i])}
@@ -147,7 +147,7 @@ class LabelledWindows:
         self.codes = np.concatenate(found)
 
     def images(self, rows: NDArray[np.int64], *, image_px: int, device: torch.device) -> Tensor:
-        """float [B, 3, px, px] in [-1, 1]: the picture at each start."""
+        """Return float [B, 3, px, px] in [-1, 1]: the picture at each start."""
         pixels = self.frames.read_batch(self.episode[rows], self.start[rows][:, None])[:, 0]
         resized = np.stack([resize_frame(frame, height=image_px, width=image_px) for frame in pixels])
         return to_model_range(torch.from_numpy(resized).to(device))

@@ -2,8 +2,8 @@
 
     vw2-finetune policy=runs/first data.path=DIR label_fraction=0.1 run_dir=runs/first/finetune
 
-Method specification section 3: an MLP on the hidden states of each latent step, trained with L2 on normalised actions, the
-code loss kept at `lambda_ce`. The selected labels are listed in labels.json; all other actions stay unread.
+Method specification section 3: an MLP on the hidden states of each latent step, trained with L2 on normalised actions,
+the code loss kept at `lambda_ce`. The selected labels are listed in labels.json; all other actions stay unread.
 """
 
 # B batch · H latent steps · N codes per step · s actions per step · A action dims
@@ -17,13 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vw2_robot.checkpoint import load_checkpoint, load_optimizer, resolve, save_checkpoint, weights_digest
+from vw2_robot.checkpoint import load_checkpoint, load_optimizer, save_checkpoint, weights_digest
 from vw2_robot.cli import program
 from vw2_robot.config_tree import config_from, config_tree
 from vw2_robot.contracts import GRIPPER_INDEX
 from vw2_robot.data.calvin import CalvinDataset
 from vw2_robot.data.labels import write_labels
-from vw2_robot.errors import InputError
 from vw2_robot.models.action_head import ActionHead, ActionHeadConfig
 from vw2_robot.models.ar_policy import LatentPolicy, PolicyConfig
 from vw2_robot.models.dldm import DLDM, DLDMConfig
@@ -130,8 +129,8 @@ def window_losses(
     actions = torch.from_numpy(windows.actions[rows]).to(device)
     real = torch.from_numpy(windows.real[rows]).to(device)
     l2 = action_loss(predicted, actions, real, gripper_weight=config.gripper_weight)
-    # A step whose fed codes are the policy's own predicts a teacher code from a prefix that is not the teacher's; the first
-    # slot always is comparable, and on it and on teacher rows the code loss is the pre-training loss.
+    # A step whose fed codes are the policy's own predicts a teacher code from a prefix that is not the teacher's; the
+    # first slot always is comparable, and on it and on teacher rows the code loss is the pre-training loss.
     code, parts = policy.code_loss(states, teacher, valid & (fed == teacher).flatten(1).all(1)[:, None])
     return Losses(l2 + config.lambda_ce * code, l2.detach(), code.detach(), parts["accuracy"])
 

@@ -1,7 +1,8 @@
 """The configuration that all pre-training programs share, and what they do with it first: open the frames.
 
-One tree for the whole chain, so that `pretrain-on-openx` and the single stages accept the same overrides. Each stage records
-only the sections that decide its result (`stage_tree`), so a longer policy schedule does not invalidate a trained dLDM.
+One tree for the whole chain, so that `pretrain-on-openx` and the single stages accept the same overrides. Each stage
+records only the sections that decide its result (`stage_tree`), so a longer policy schedule does not invalidate a
+trained dLDM.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from vw2_robot.config_tree import config_tree
 from vw2_robot.data.clips import Augmentation
 from vw2_robot.data.frames import Aspect, FrameCache, split_episodes
 from vw2_robot.errors import InputError
@@ -18,7 +20,6 @@ from vw2_robot.models.dldm import DLDMConfig
 from vw2_robot.models.vdm import Geometry, VDMConfig
 from vw2_robot.models.video_codec import DCTCodecConfig
 from vw2_robot.optim import LoopConfig
-from vw2_robot.config_tree import config_tree
 from vw2_robot.runs import Hardware
 
 Stage = Literal["vdm", "dldm", "latents", "policy"]
@@ -105,8 +106,8 @@ class Pretrain:
     def __post_init__(self) -> None:
         if self.codec.stride != self.dldm.stride:
             raise ValueError(
-                f"codec.stride is {self.codec.stride}, the dLDM's temporal stride {self.dldm.stride}; they must be equal, "
-                "so that latent frame t of the VDM is latent step t"
+                f"codec.stride is {self.codec.stride}, the dLDM's temporal stride {self.dldm.stride}; they must be "
+                "equal, so that latent frame t of the VDM is latent step t"
             )
         if self.policy.queries != self.dldm.queries or self.policy.fsq_levels != self.dldm.fsq_levels:
             raise ValueError(

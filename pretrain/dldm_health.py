@@ -44,8 +44,8 @@ def validate(
 ) -> dict[str, float]:
     """Held-out health: reconstruction over copy-first-frame, codes used, perplexity, and in phase 2 shuffle ratios.
 
-    The shuffle ratio is L_den with the codes of another clip over L_den with the right ones, same noise; it is given with
-    the hint and without any motion in it (`hintless`).
+    The shuffle ratio is L_den with the codes of another clip over L_den with the right ones, same noise; it is given
+    with the hint and without any motion in it (`hintless`).
     """
     x, valid = clips
     was_training = dldm.training

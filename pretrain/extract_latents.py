@@ -2,8 +2,9 @@
 
     vw2-extract-latents data=bridge_sample data.path=DIR model=tiny run_dir=runs/first
 
-Every window is encoded from its own first frame (method 2.5). The index reports how often the cheaper alternative, slicing
-the codes of one encoding of the whole clip, would have given the same codes. Written in shards; a killed run goes on.
+Every window is encoded from its own first frame (method 2.5). The index reports how often the cheaper alternative,
+slicing the codes of one encoding of the whole clip, would have given the same codes. Written in shards; a killed run
+goes on.
 """
 
 # n windows · T frames · M latent steps · N codes per step

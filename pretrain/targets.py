@@ -18,7 +18,7 @@ def frame_error(
     *,
     with_anchor: bool = True,
 ) -> Float[Tensor, ""]:
-    """Mean squared error over the frames of valid steps, and frame 0 unless told otherwise; padded frames never count."""
+    """Mean squared error over the frames of valid steps, and frame 0 unless told otherwise; padding never counts."""
     stride = (rec.shape[1] - 1) // max(1, valid.shape[1])
     real = torch.cat(
         [valid.new_full((len(valid), 1), with_anchor), valid.repeat_interleave(stride, dim=1)], dim=1

@@ -3,9 +3,10 @@
     vw2-train-dldm data=bridge_sample data.path=DIR model=tiny run_dir=runs/first
 
 Phase 1 (warm-up): L2(dec(z_q, f_0), x), gradients everywhere in the autoencoder.
-Phase 2 (disentangled): L_rec(dec(sg(z_q), sg(f_0)), x) + w_d * L_den(VDM(x | proj(z_q), sg(rec), frame 0)). The decoder goes
-on reconstructing but no longer shapes the codes; the codes learn only from what the video diffusion model still needs once
-it has the first frame and the coarse clip. Method specification 1.9 and 1.10; the table of 1.9 is a test, row by row.
+Phase 2 (disentangled): L_rec(dec(sg(z_q), sg(f_0)), x) + w_d * L_den(VDM(x | proj(z_q), sg(rec), frame 0)). The decoder
+goes on reconstructing but no longer shapes the codes; the codes learn only from what the video diffusion model still
+needs once it has the first frame and the coarse clip. Method specification 1.9 and 1.10; the table of 1.9 is a test,
+row by row.
 """
 
 # B batch · T frames · M latent steps · N codes per step · s temporal stride
@@ -30,7 +31,7 @@ from .dldm_health import code_usage, draw_reconstructions, validate
 from .targets import frame_error, jitter_colour, make_hint
 from .train_vdm import load_vdm
 
-STREAM_INIT, STREAM_PHASE2, STREAM_HEALTH = 20, 21, 22
+STREAM_INIT, STREAM_PHASE2 = 20, 21
 
 
 def phase_one_loss(
@@ -101,7 +102,8 @@ def train_dldm(config: Pretrain) -> None:
     held_out = clip_sampler(config, frames, validation_ids, augment=False)
     check = to_device(held_out.batch(0, phases.validation_clips), device)
     dldm = build_dldm(config).to(device)
-    vdm, codec = (module.to(device) for module in load_vdm(config.stage_dir("vdm"), config))
+    vdm, codec = load_vdm(config.stage_dir("vdm"), config)
+    vdm, codec = vdm.to(device), codec.to(device)
     if run.checkpoint is not None:
         load_checkpoint(run.checkpoint, kind="dldm").load_into(dldm=dldm, vdm=vdm, codec=codec)
 
@@ -150,8 +152,9 @@ def train_dldm(config: Pretrain) -> None:
                 save(step, optimizer)
             if phase == 1 and step + 1 == stop and health["dldm/ratio_to_copy"] > phases.advance_ratio:
                 run.say(
-                    f"phase 1 ends with held-out reconstruction at {health['dldm/ratio_to_copy']:.2f} of copy-first-frame, "
-                    f"above {phases.advance_ratio}: the coarse clip carries little motion yet; more steps or more video help"
+                    f"phase 1 ends with held-out reconstruction at {health['dldm/ratio_to_copy']:.2f} of "
+                    f"copy-first-frame, above {phases.advance_ratio}: the coarse clip carries little motion yet; "
+                    "more steps or more video help"
                 )
     usage = code_usage(dldm, frames, config, device=device)
     summary = validate(dldm, vdm, codec, check, phase=2, seed=config.seed, grayscale=phases.hint_grayscale)

@@ -2,8 +2,9 @@
 
     vw2-train-policy data=bridge_sample data.path=DIR model=tiny run_dir=runs/first
 
-Method specification 2.4: cross-entropy on latent positions of valid steps only; text, image, specials and padding carry no
-label. No action is ever read. The checkpoint holds the policy and the dLDM that speaks its codes, so it stands alone.
+Method specification 2.4: cross-entropy on latent positions of valid steps only; text, image, specials and padding carry
+no label. No action is ever read. The checkpoint holds the policy and the dLDM that speaks its codes, so it stands
+alone.
 """
 
 from __future__ import annotations

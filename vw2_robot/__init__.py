@@ -1,7 +1,8 @@
 """vw2_robot: robot policies learned from video with latent action tokens (VideoWorld 2, robotics half).
 
 Data moves one way: Open-X -> clips -> dLDM -> latent codes -> AR policy -> action head -> rollouts -> report.
-Importing this package loads neither TensorFlow, Reverb, PyBullet, Hydra nor diffusers; `VW2Agent` is fetched on first use.
+Importing this package loads neither TensorFlow, Reverb, PyBullet, Hydra nor diffusers; `VW2Agent` is fetched on first
+use.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@
     out = agent.infer({"images": {"static": uint8_HWC}, "prompt": "open the drawer"})
     out["actions"]                                      # float32 [H, 7], robot units
 
-One look at the static camera gives H * s actions (latent steps times actions per step). Which of them are executed before
-the next look is the caller's choice; `metadata["replan_every"]` is what the policy was trained for. Needs torch and
-transformers; no TensorFlow, simulator, Hydra or diffusers.
+One look at the static camera gives H * s actions (latent steps times actions per step). Which of them are executed
+before the next look is the caller's choice; `metadata["replan_every"]` is what the policy was trained for. Needs torch
+and transformers; no TensorFlow, simulator, Hydra or diffusers.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class VW2Agent:
         return cls(policy.to(device), head.to(device), statistics, checkpoint)
 
     def reset(self, prompt: str | None = None, seed: int | None = None) -> None:
-        """Begin an episode; `prompt` is used for observations without one. Greedy decoding draws nothing from `seed`."""
+        """Begin an episode; `prompt` serves observations without one. Greedy decoding draws nothing from `seed`."""
         self._prompt = prompt
 
     def infer(self, obs: Observation) -> PolicyOutput:

@@ -5,15 +5,14 @@
     stats.json, tokens.json policies only: action statistics, latent vocabulary (interfaces specification section 7)
     optimizer.safetensors, training.json   only while a run can be resumed
 
-A folder is written under a temporary name and renamed, so a folder that exists is complete. A checkpoint alone rebuilds its
-model. A run directory may be given wherever a checkpoint is expected: its file `latest` names the last one.
+A folder is written under a temporary name and renamed, so a folder that exists is complete. A checkpoint alone rebuilds
+its model. A run directory may be given wherever a checkpoint is expected: its file `latest` names the last one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -189,4 +188,4 @@ def write_text(path: Path, text: str) -> None:
     """Write a small file so that it is either the old one or the whole new one."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    temporary.replace(path)

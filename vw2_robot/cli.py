@@ -1,7 +1,7 @@
 """From a command line to a checked dataclass: the first line of every program.
 
-Hydra composes `vw2_robot.configs`, `config_from` turns the result into the program's root dataclass (a misspelt key or a
-wrong type stops the run before any work), and errors meant for a person leave as one message with exit status 1. No
+Hydra composes `vw2_robot.configs`, `config_from` turns the result into the program's root dataclass (a misspelt key or
+a wrong type stops the run before any work), and errors meant for a person leave as one message with exit status 1. No
 DictConfig gets past this file. Hydra is imported when a program starts, not when the library is imported.
 """
 

@@ -1,4 +1,4 @@
-"""Configuration dataclasses <-> plain nested values: how a checkpoint, a run folder and a command line speak of a config."""
+"""Configuration dataclasses <-> plain nested values: how checkpoint, run folder and command line speak of a config."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def config_from(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
     """
     config = dacite.Config(strict=True, cast=[tuple], type_hooks={float: _float})
     try:
-        return dacite.from_dict(cls, values, config=config)  # type: ignore[type-var]
+        return dacite.from_dict(cls, values, config=config)
     except dacite.DaciteError as error:
         raise InputError(f"configuration of {cls.__name__}: {error}") from error
     except (ValueError, TypeError) as error:

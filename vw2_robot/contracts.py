@@ -13,8 +13,8 @@ from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-# CALVIN `rel_actions`: entries 0..5 in [-1, 1]; one unit is 0.02 m (position) or 0.05 rad (fixed-axis x-y-z Euler angle);
-# entry 6 is -1 (close) or +1 (open). Calvin specification: section 6.
+# CALVIN `rel_actions`: entries 0..5 in [-1, 1]; one unit is 0.02 m (position) or 0.05 rad (fixed-axis x-y-z Euler
+# angle); entry 6 is -1 (close) or +1 (open). Calvin specification: section 6.
 ACTION_NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
 ACTION_DIM = len(ACTION_NAMES)
 GRIPPER_INDEX = 6
@@ -53,9 +53,14 @@ class Policy(Protocol):
 
     metadata: dict[str, Any]
 
-    def reset(self, prompt: str | None = None, seed: int | None = None) -> None: ...
-    def infer(self, obs: Observation) -> PolicyOutput: ...
-    def infer_batch(self, obs: Sequence[Observation]) -> list[PolicyOutput]: ...
+    def reset(self, prompt: str | None = None, seed: int | None = None) -> None:
+        """Begin an episode."""
+
+    def infer(self, obs: Observation) -> PolicyOutput:
+        """One observation -> a chunk of actions."""
+
+    def infer_batch(self, obs: Sequence[Observation]) -> list[PolicyOutput]:
+        """Several observations of as many episodes, at once."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +83,23 @@ class Benchmark(Protocol):
     max_steps: int  # per subtask
     control_hz: float
 
-    def sequences(self, count: int) -> list[EvalSequence]: ...
-    def instruction(self, task: str) -> str: ...
-    def reset(self, sequence: EvalSequence) -> None: ...
-    def begin(self, task: str) -> None: ...
-    def observe(self) -> Observation: ...
-    def step(self, action: NDArray[np.floating]) -> bool: ...  # True once the subtask begun last is solved
-    def close(self) -> None: ...
+    def sequences(self, count: int) -> list[EvalSequence]:
+        """The first `count` chains."""
+
+    def instruction(self, task: str) -> str:
+        """The words that ask for a task."""
+
+    def reset(self, sequence: EvalSequence) -> None:
+        """Put the world into the chain's initial state."""
+
+    def begin(self, task: str) -> None:
+        """Start judging this subtask from the present state; the world is not moved."""
+
+    def observe(self) -> Observation:
+        """Render what the policy may see."""
+
+    def step(self, action: NDArray[np.floating[Any]]) -> bool:
+        """Act once; True once the subtask begun last is solved."""
+
+    def close(self) -> None:
+        """Free the world."""

@@ -29,5 +29,6 @@ def require(module: str, *, extra: str) -> ModuleType:
         if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
             raise
         raise MissingExtraError(
-            f'{module} is not installed; this part of vw2_robot needs the extra "{extra}": pip install "vw2-robot[{extra}]"'
+            f'{module} is not installed; this part of vw2_robot needs the extra "{extra}": '
+            f'pip install "vw2-robot[{extra}]"'
         ) from error

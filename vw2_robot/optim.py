@@ -93,7 +93,7 @@ def optimizer_step(
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_mult"]
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
     optimizer.step()
     return norm

@@ -6,8 +6,8 @@
     run_dir/tensorboard/       the same metrics, when the `track` extra is installed
     run_dir/checkpoints/step_N/ and run_dir/latest
 
-Everything random in training comes from `generator(seed, step)`, so a run needs no stored generator state: killed at any
-moment and started again it gives the same weights bit for bit. Learning itself stays in the programs.
+Everything random in training comes from `generator(seed, step)`, so a run needs no stored generator state: killed at
+any moment and started again it gives the same weights bit for bit. Learning itself stays in the programs.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ class Run:
             except ImportError:  # the `track` extra is optional; metrics.jsonl has everything
                 self._board = False
             else:
-                self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=self.start)  # type: ignore[no-untyped-call]
+                self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=self.start)
         if self._board:
             for key, value in values.items():
                 self._board.add_scalar(key, value, step)

@@ -1,8 +1,9 @@
 """The latent cache: the codes of every window of every episode, written once, read by everyone after. No TensorFlow.
 
-Place in the flow: dLDM -> latent cache -> AR policy. Method specification 2.5. A window starts at every `cache_stride`-th
-frame of an episode and holds the codes of the (up to) M latent steps that follow; its first frame is the policy's image.
-Codes are re-encoded per window, not sliced from the episode's codes, since the trunk remembers the window's past only.
+Place in the flow: dLDM -> latent cache -> AR policy. Method specification 2.5. A window starts at every
+`cache_stride`-th frame of an episode and holds the codes of the (up to) M latent steps that follow; its first frame is
+the policy's image. Codes are re-encoded per window, not sliced from the episode's codes, since the trunk remembers the
+window's past only.
 
     index.json              format_version, encoder hash, levels, steps, stride, frames digest, counts, slice agreement
     windows-00000.npz       episode int32[n], start int32[n], codes uint16[n, M, N], valid bool[n, M]
@@ -12,7 +13,6 @@ Codes are re-encoded per window, not sliced from the episode's codes, since the 
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ def write_shard(folder: Path, number: int, windows: LatentWindows) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
         np.savez(file, episode=windows.episode, start=windows.start, codes=windows.codes, valid=windows.valid)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def missing_shards(folder: Path, count: int) -> list[int]:
@@ -67,7 +67,7 @@ def finish(folder: Path, *, shards: int, facts: Mapping[str, Any]) -> None:
     index = {"format_version": FORMAT_VERSION, "shards": shards, **facts}
     temporary = folder / ".index.json.tmp"
     temporary.write_text(json.dumps(index, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / "index.json")
+    temporary.replace(folder / "index.json")
 
 
 class LatentCache:

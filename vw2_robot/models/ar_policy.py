@@ -4,8 +4,8 @@ Place in the flow: latent cache -> AR policy -> action head. Sequence (method sp
 
     <bos> <instr> text </instr> <img> I_1 .. I_n </img> <lat> z_1^1 .. z_1^N  z_2^1 .. z_H^N
 
-step-major, slot-minor. Batches are padded on the left, so that the latent positions of all samples line up at the end. The
-state at the token *before* z_k^n predicts it; the N states that predict step k are what the action head reads.
+step-major, slot-minor. Batches are padded on the left, so that the latent positions of all samples line up at the end.
+The state at the token *before* z_k^n predicts it; the N states that predict step k are what the action head reads.
 """
 
 # B batch · S sequence · P prompt length · H latent steps · N codes per step · D width · V codes
@@ -164,7 +164,7 @@ class LatentPolicy(nn.Module):
         temperature: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> Decoded:
-        """Generate `steps` latent steps with a key-value cache; greedy at temperature 0. Only latent tokens can come out."""
+        """Generate latent steps with a key-value cache; greedy at temperature 0. Only latent tokens come out."""
         queries, first = self.config.queries, self.backbone.vocabulary.latent[0]
         embeddings, mask, positions = prompt.embeddings_BPD, prompt.mask_BP, prompt.positions_BP
         cache = self.backbone.new_cache()

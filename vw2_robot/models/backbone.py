@@ -1,9 +1,9 @@
 """A language model whose vocabulary is extended by the latent action tokens.
 
-Place in the flow: under `ar_policy.py`. The embedded default is a small Llama built from a config through transformers with
-a byte tokenizer, so nothing has to be downloaded. Method specification 2.2 and 2.3. New rows come after the old ones and
-the old rows stay bit-equal: `<lat> </lat> <img> </img> <instr> </instr>`, then the V latent tokens, last and contiguous.
-transformers is imported when a backbone is built, not with this module.
+Place in the flow: under `ar_policy.py`. The embedded default is a small Llama built from a config through transformers
+with a byte tokenizer, so nothing has to be downloaded. Method specification 2.2 and 2.3. New rows come after the old
+ones and the old rows stay bit-equal: `<lat> </lat> <img> </img> <instr> </instr>`, then the V latent tokens, last and
+contiguous. transformers is imported when a backbone is built, not with this module.
 """
 
 # B batch · S sequence · D hidden width · V latent codes · L digits per code
@@ -121,9 +121,10 @@ class Backbone(nn.Module):
     ) -> tuple[Float[Tensor, "B S D"], Any]:
         """Last-layer states after the final norm, and the key-value cache extended by these positions.
 
-        `mask` is [B, past + S], False on padding. Pass `cache=None` for a plain forward pass, `new_cache()` to start one.
+        `mask` is [B, past + S], False on padding. Pass `cache=None` for a plain forward pass, `new_cache()` to start
+        one.
         """
-        out = self.model.model(  # type: ignore[operator,union-attr]
+        out = self.model.model(  # type: ignore[operator]
             inputs_embeds=embeddings,
             attention_mask=mask.long(),
             position_ids=positions,

@@ -1,11 +1,13 @@
 """Causal 3-D convolutions: video -> features -> video, where nothing looks ahead in time.
 
-Place in the flow: the trunk of the dLDM, encoder and decoder. Method specification section 1.2 (MAGVITv2 style blocks, the
-Cosmos-Tokenize1 DV8x16x16 layout at paper size). Feature step 0 holds frame 0 alone; step k holds frames s(k-1)+1 .. sk.
+Place in the flow: the trunk of the dLDM, encoder and decoder. Method specification section 1.2 (MAGVITv2 style blocks,
+the Cosmos-Tokenize1 DV8x16x16 layout at paper size). Feature step 0 holds frame 0 alone; step k holds frames s(k-1)+1
+.. sk.
 
 Time is the second axis everywhere ([B, T, C, H, W]), so that space folds into the batch without a copy. Every operation
-sees earlier frames only: convolutions pad on the left with the first frame, norms run per frame (a norm pooled over time
-would leak the future), temporal attention is lower-triangular. Not a variational autoencoder; there is no bottleneck here.
+sees earlier frames only: convolutions pad on the left with the first frame, norms run per frame (a norm pooled over
+time would leak the future), temporal attention is lower-triangular. Not a variational autoencoder; there is no
+bottleneck here.
 """
 
 # B batch · T frames · K feature steps · C channels · H, W pixels · h, w feature grid · s temporal stride
@@ -193,7 +195,7 @@ class Upsample(nn.Module):
 
 
 class Patcher(nn.Module):
-    """Pixels <-> channels, without loss and without weights. The first frame is repeated so that it fills a patch alone."""
+    """Pixels <-> channels, without loss or weights. The first frame is repeated so that it fills a patch alone."""
 
     matrix: Tensor
 
@@ -233,7 +235,7 @@ def _haar(size: int) -> Tensor:
 
 
 def _channels_first(conv: CausalConv3d, y: Float[Tensor, "B K h w C"]) -> Float[Tensor, "B K C2 h w"]:
-    """Apply the stem to channels-last patches; 1 x 1 as a matrix product, before the wide tensor would be transposed."""
+    """Apply the stem to channels-last patches; 1 x 1 as a matrix product, before the wide tensor is transposed."""
     if conv.kernel == (1, 1, 1):
         return rearrange(F.linear(y, conv.weight.flatten(1), conv.bias), "b k h w c -> b k c h w")
     out: Tensor = conv(rearrange(y, "b k h w c -> b k c h w"))
@@ -248,7 +250,7 @@ def _channels_last(conv: CausalConv3d, h: Float[Tensor, "B K C h w"]) -> Float[T
 
 
 class CausalEncoder(nn.Module):
-    """Clip -> features. Output width is the width of the last level; one step per `stride` frames plus the first frame."""
+    """Clip -> features. Output width is that of the last level; one step per `stride` frames plus the first frame."""
 
     def __init__(self, stem: StemConfig, levels: Sequence[LevelConfig]) -> None:
         super().__init__()

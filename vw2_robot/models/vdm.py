@@ -5,8 +5,8 @@ changed: codes come in as `encoder_hidden_states`, masks through attention proce
 the inner model's state dict stays loadable by stock diffusers both ways. Method specification 1.6, 1.7, 1.8, 1.12.
 
 Noise: rectified flow with t = sigma / (1 + sigma); the network sees (1-t) x0 + t eps and answers the velocity
-v = eps - x0. Latent frame 0 is the conditioning frame: always clean, never in the loss. diffusers is imported when a model
-is built, not with this module.
+v = eps - x0. Latent frame 0 is the conditioning frame: always clean, never in the loss. diffusers is imported when a
+model is built, not with this module.
 """
 
 # B batch · K latent frames · M = K-1 latent steps · N codes per step · C latent channels · h, w latent grid
@@ -172,8 +172,11 @@ class VDM(nn.Module):
         hint: Float[Tensor, "B C K h w"] | None,
         keep_codes: Bool[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B C K h w"]:
-        """Predicted velocity eps - x0. `first` (clean) replaces latent frame 0; entries of `keep_codes` that are False see
-        the null token alone; `hint=None` leaves the control branch out."""
+        """Predicted velocity eps - x0.
+
+        `first` (clean) replaces latent frame 0; entries of `keep_codes` that are False see the null token alone;
+        `hint=None` leaves the control branch out.
+        """
         batch, _, frames, height, width = noisy.shape
         x = torch.cat([first[:, :, None], noisy[:, :, 1:]], dim=2)
         is_first = torch.zeros(batch, 1, frames, height, width, device=x.device, dtype=x.dtype)
@@ -214,7 +217,7 @@ class VDM(nn.Module):
             self._masks.self_attention = frame_of_query[None] <= frame_of_query[:, None]
 
     def draw_times(self, batch: int, generator: torch.Generator) -> Float[Tensor, " B"]:
-        """Training noise levels: ln sigma ~ N(0, 1), sigma times sqrt(K), with a log-uniform tail; returns t in (0, 1)."""
+        """Training noise levels t in (0, 1): ln sigma ~ N(0, 1), sigma times sqrt(K), with a log-uniform tail."""
         frames = self.geometry.steps + 1
         sigma = torch.randn(batch, generator=generator).exp() * math.sqrt(frames)
         low, high = math.log(TAIL_LOW), math.log(TAIL_HIGH)
@@ -234,9 +237,9 @@ class VDM(nn.Module):
     ) -> Float[Tensor, ""]:
         """Weighted velocity error over latent frames 1 .. K-1 whose step is valid.
 
-        w(sigma) ||x0 - x0_hat||^2 with w = (1 + sigma^2)/sigma^2 equals (1 + sigma^2)/(1 + sigma)^2 ||v - v_hat||^2; the
-        second form is used: bounded weight, no cancellation at small sigma. `generator` lives on the CPU. `drop_codes` hides
-        the codes of every sample: what is then trained is the prior.
+        w(sigma) ||x0 - x0_hat||^2 with w = (1 + sigma^2)/sigma^2 equals (1 + sigma^2)/(1 + sigma)^2 ||v - v_hat||^2;
+        the second form is used: bounded weight, no cancellation at small sigma. `generator` lives on the CPU.
+        `drop_codes` hides the codes of every sample: what is then trained is the prior.
         """
         device = latents.device
         time = self.draw_times(latents.shape[0], generator).to(device)
@@ -262,7 +265,7 @@ class VDM(nn.Module):
         generator: torch.Generator,
         num_steps: int = 10,
     ) -> Float[Tensor, "B C K h w"]:
-        """Latents of a clip from its first frame, codes and coarse clip; Euler steps over Karras noise levels 80 .. 0.002."""
+        """Latents of a clip from first frame, codes and coarse clip; Euler over Karras noise levels 80 .. 0.002."""
         scheduler = require("diffusers", extra="all").FlowMatchEulerDiscreteScheduler()
         ramp = torch.linspace(0, 1, num_steps)
         sigma = (80.0 ** (1 / 7) + ramp * (0.002 ** (1 / 7) - 80.0 ** (1 / 7))) ** 7
@@ -307,9 +310,9 @@ def _install_masks(transformer: nn.Module, masks: _Masks) -> None:
     """Give every attention layer a processor that reads its mask from `masks` instead of from its arguments."""
     from diffusers.models.transformers.transformer_cosmos import CosmosAttnProcessor2_0
 
-    class MaskedProcessor(CosmosAttnProcessor2_0):  # type: ignore[misc]
+    class MaskedProcessor(CosmosAttnProcessor2_0):
         def __init__(self, kind: Literal["cross", "self_attention"]) -> None:
-            super().__init__()
+            super().__init__()  # type: ignore[no-untyped-call]
             self.kind = kind
 
         def __call__(
