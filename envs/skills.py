@@ -31,17 +31,22 @@ LEVER_PITCH = -0.7
 def back_off(hand: Hand) -> Motion:
     """Leave whatever the hand touches: up out of the drawer, forward away from door and lever, then to travel height.
 
-    A block between the fingers is let go first.
+    A block between the fingers is let go first, and left below before the hand moves sideways.
     """
-    if hand.world.target_grip < 0 and 0.02 < hand.world.width < 0.078:
+    if hand.world.target_grip < 0 and hand.world.near_hand(0.045):
         yield from hand.squeeze(OPEN, steps=5)
     x, y, z = hand.world.tcp
+    pitch = float(hand.world.target_euler[1])
+    close = hand.world.near_hand(0.075)
+    if close:
+        clear = max(float(block.position[2]) for block in close) + 0.095
+        yield from hand.go((x, y, max(clear, z)), pitch=pitch, tolerance=0.015, limit=20)
+        x, y, z = hand.world.tcp
     if y < -0.17:
         if z < TRAVEL_Z - 0.03:
             yield from hand.go((x, y, TRAVEL_Z), tolerance=0.03)
         return
     if y > -0.07:
-        pitch = float(hand.world.target_euler[1])
         yield from hand.go((x, y - 0.04, max(z, 0.49)), pitch=pitch, tolerance=0.02, limit=15)
         yield from hand.go((x, -0.11, max(z, TRAVEL_Z)), tolerance=0.03)
     elif z < TRAVEL_Z - 0.04:
