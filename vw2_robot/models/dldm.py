@@ -39,6 +39,9 @@ class QFormerConfig:
     """tell previous from current frame; our addition, off in the release"""
     value_pos: bool = True
     """position code on the values too, not on the keys only; off in the release"""
+    difference_values: bool = True
+    """adjacent only: values of the previous frame enter with a learned gain that starts at -1, those of the current one at
+    +1, so that even uniform attention reads the change instead of the mean; our addition, off in the release"""
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,9 @@ class QFormer(nn.Module):
         self.role = nn.Parameter(torch.zeros(2, width)) if config.qformer.role_embedding else None
         if self.role is not None:
             nn.init.normal_(self.role, std=0.02)
+        self.gain: nn.Parameter | None = None
+        if config.qformer.difference_values and config.qformer.context == "adjacent":
+            self.gain = nn.Parameter(torch.tensor([-1.0, 1.0])[:, None].repeat(1, width))
         depth = config.qformer.depth
         self.cross = nn.ModuleList(CrossAttention(width, inner=width // 2, heads=heads) for _ in range(depth + 1))
         self.mlp = nn.ModuleList(
@@ -214,6 +220,8 @@ class QFormer(nn.Module):
             mask = repeat(seen, "m s -> (b m) 1 1 s", b=batch)
         if self.config.value_pos:
             values = keys
+        if self.gain is not None:
+            values = values * self.gain.repeat_interleave(position.shape[0], dim=0)
         values, keys = values.flatten(0, 1), keys.flatten(0, 1)
         q = self.queries.to(f.dtype).expand(batch * steps, -1, -1)
         for i, cross in enumerate(self.cross):
