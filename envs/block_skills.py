@@ -68,7 +68,8 @@ def place_in_slider(hand: Hand) -> Motion:
     if hand.world.held() is None:
         yield from _take_any(hand)
     x = _shelf_x(hand)
-    yield from _carry(hand, (x, SHELF_Y - 0.01, 0.60), pitch=SHELF_PITCH)
+    yield from _carry(hand, (x, -0.09, 0.58), pitch=SHELF_PITCH)
+    yield from hand.go((x, SHELF_Y - 0.01, 0.56), pitch=SHELF_PITCH, tolerance=0.025, limit=30)
     yield from hand.go((x, SHELF_Y, 0.472 - _held_offset(hand)), pitch=SHELF_PITCH, tolerance=0.015, limit=30)
     yield from _let_go(hand)
 

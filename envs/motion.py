@@ -137,7 +137,7 @@ def world_from_info(
         tcp=np.asarray(robot["tcp_pos"], dtype=np.float64),
         euler=np.asarray(robot["tcp_orn"], dtype=np.float64),
         target=np.asarray(target, dtype=np.float64),
-        target_euler=np.asarray(target_euler, dtype=np.float64),
+        target_euler=np.array([*target_euler[:2], wrist_yaw(float(target_euler[2]))]),
         width=float(robot["gripper_opening_width"]),
         target_grip=float(robot["gripper_action"]),
         blocks=blocks,
@@ -187,7 +187,7 @@ class Hand:
         `yaw` None keeps the heading. `speed` scales the demonstrator's own.
         """
         goal = np.asarray(position, dtype=np.float64)
-        heading = wrist_yaw(self.world.target_euler[2]) if yaw is None else yaw
+        heading = float(self.world.target_euler[2]) if yaw is None else yaw
         for _ in range(limit):
             angles = np.array([DOWN_ROLL, pitch, heading])
             yield self._towards(goal, angles, speed)
@@ -218,7 +218,7 @@ class Hand:
         length = float(np.linalg.norm(offset))
         move = offset * min(1.0, step_m / max(length, 1e-9))
         turn = wrap(angles - self.world.target_euler)
-        turn[2] = angles[2] - wrist_yaw(self.world.target_euler[2])
+        turn[2] = angles[2] - self.world.target_euler[2]
         return self._action(move, np.clip(turn, -ROTATION_UNIT_RAD, ROTATION_UNIT_RAD))
 
     def _action(self, move: NDArray[np.float64], turn: NDArray[np.float64]) -> Action:
