@@ -1,0 +1,399 @@
+"""The house keeps its own rules: who may import whom, what is installed, what the pages promise.
+
+Reads source text only (syntax trees, setup.cfg, yaml); nothing of ours is imported here, so it runs in a second.
+"""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+
+REPO = Path(__file__).resolve().parents[1]
+SISTERS = ("envs", "pretrain", "finetune", "rollouts")
+
+# Packages that are slow to import or optional, and the files that wrap them. Nobody else names them, not even lazily.
+WRAPPED = {
+    "tensorflow": {"data/rlds.py", "data/rlds_writer.py"},
+    "tensorflow_datasets": {"data/rlds.py", "data/rlds_writer.py", "envs/record.py"},  # record: asks early
+    "rlds": {"data/rlds.py"},
+    "reverb": {"data/replay.py"},
+    "pybullet": {"envs/physics.py"},
+    "pybullet_data": {"envs/make_assets.py", "envs/physics.py"},
+    "diffusers": {"models/vdm.py"},
+    "transformers": {"models/backbone.py"},
+    "hydra": {"cli.py", "rollouts/config.py"},  # rollouts: opens the benchmark that a yaml file names
+    "matplotlib": {"rollouts/curves.py"},
+    "jinja2": {"rollouts/report.py"},
+    "imageio_ffmpeg": {"rollouts/video.py", "rollouts/__main__.py", "envs/record.py", "envs/record_formats.py"},
+    "lerobot": {"serving/lerobot_policy"},
+    "websockets": {"serving/server.py", "serving/client.py"},
+    "msgpack": {"serving/server.py", "serving/client.py"},
+}
+# What is imported under another name than it is installed.
+DISTRIBUTION = {
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+    "hydra": "hydra-core",
+    "huggingface_hub": "huggingface-hub",
+    "reverb": "dm-reverb",
+    "tensorflow_datasets": "tensorflow-datasets",
+    "pybullet_data": "pybullet",
+    "imageio_ffmpeg": "imageio-ffmpeg",
+}
+
+
+class Import(NamedTuple):
+    """One import: `who` (dotted module name) names `what` (dotted, absolute) in line `line`."""
+
+    who: str
+    what: str
+    line: int
+    level: int  # leading dots of a relative import
+    at_start: bool  # runs when `who` is imported
+
+
+def folder_of(package: str) -> Path:
+    """vw2_robot.envs -> envs/, vw2_robot.models -> vw2_robot/models/."""
+    parts = package.split(".")[1:]
+    return REPO.joinpath(*parts) if parts and parts[0] in (*SISTERS, "configs") else REPO.joinpath("vw2_robot", *parts)
+
+
+def module_name(path: Path) -> str:
+    parts = list(path.relative_to(REPO).with_suffix("").parts)
+    parts = parts if parts[0] == "vw2_robot" else ["vw2_robot", *parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Every module that is installed, by its dotted name."""
+    tops = [REPO / name for name in ("vw2_robot", *SISTERS, "configs")]
+    return {module_name(path): path for top in tops for path in sorted(top.rglob("*.py"))}
+
+
+def imports_of(name: str, path: Path) -> Iterator[Import]:
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    late = {inner for node in ast.walk(tree) if _is_late(node) for inner in ast.walk(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(name, alias.name, node.lineno, 0, node not in late)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parent = package.rsplit(".", node.level - 1)[0] if node.level > 1 else package
+                base = f"{parent}.{base}".rstrip(".")
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                yield Import(name, inner if inner in modules() else base, node.lineno, node.level, node not in late)
+        elif isinstance(node, ast.Call) and _called(node) in {"require", "import_module", "__import__"} and node.args:
+            target = getattr(node.args[0], "value", None)
+            yield from [Import(name, target, node.lineno, 0, node not in late)] if isinstance(target, str) else []
+
+
+def _is_late(node: ast.AST) -> bool:
+    """Whether the inside of `node` does not run at import time: a function, or `if TYPE_CHECKING`."""
+    if isinstance(node, ast.If):
+        return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+
+
+def _called(node: ast.Call) -> str:
+    return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+
+
+@cache
+def all_imports() -> tuple[Import, ...]:
+    return tuple(found for name, path in modules().items() for found in imports_of(name, path))
+
+
+def place_of(module: str) -> str:
+    """Where a module of ours stands in the table: floor1, models, data, agent, serving, a sister folder, configs."""
+    parts = module.split(".")
+    if len(parts) == 1:
+        return "root"
+    if parts[1] in {"models", "data", "agent", "serving", "configs", *SISTERS}:
+        return parts[1]
+    return "floor1"
+
+
+LIBRARY = {"root", "floor1", "models", "data", "agent"}
+MAY_IMPORT = {
+    "root": {"root", "floor1", "agent"},  # the agent is fetched on first use
+    "floor1": {"root", "floor1"},
+    "models": {"root", "floor1", "models"},
+    "data": {"root", "floor1", "data"},
+    "agent": LIBRARY,
+    "serving": {"root", "floor1", "agent", "serving"},
+    "configs": set[str](),
+    **{sister: LIBRARY | {sister} for sister in SISTERS},
+}
+
+
+def test_there_are_modules_to_look_at() -> None:
+    assert {"vw2_robot", "vw2_robot.contracts", "vw2_robot.models.dldm", "vw2_robot.envs.calvin"} <= set(modules())
+    assert any(found.what == "torch" for found in all_imports())
+
+
+def test_every_place_imports_only_what_the_table_allows() -> None:
+    broken = [
+        f"{found.who}:{found.line} imports {found.what}"
+        for found in all_imports()
+        if found.what.split(".")[0] == "vw2_robot" and place_of(found.what) not in MAY_IMPORT[place_of(found.who)]
+    ]
+    assert not broken, "\n".join(["", *broken])
+
+
+def test_no_import_goes_through_a_parent_or_names_a_sister_folder_as_a_package() -> None:
+    """`from ..x` hides a border; `import envs` makes a second copy of every class in a checkout."""
+    broken = [
+        f"{found.who}:{found.line} imports {found.what}"
+        for found in all_imports()
+        if found.level > 1 or found.what.split(".")[0] in (*SISTERS, "configs")
+    ]
+    assert not broken, "\n".join(["", *broken])
+
+
+def test_inside_a_folder_imports_are_relative() -> None:
+    """Also what lets mypy see a sister folder under one name."""
+    broken = [
+        f"{found.who}:{found.line} imports {found.what}"
+        for found in all_imports()
+        if found.level == 0
+        and place_of(found.who) not in {"floor1", "root"}
+        and found.what.startswith(f"vw2_robot.{place_of(found.who)}.")
+    ]
+    assert not broken, "\n".join(["", *broken])
+
+
+def test_nothing_touches_the_import_path() -> None:
+    broken = [
+        f"{name}:{node.lineno}"
+        for name, path in modules().items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr == "path" and getattr(node.value, "id", "") == "sys"
+    ]
+    assert not broken, "\n".join(["", *broken])
+
+
+def test_a_heavy_package_is_named_only_in_the_file_that_wraps_it() -> None:
+    broken = []
+    for found in all_imports():
+        wrapped = WRAPPED.get(found.what.split(".")[0])
+        where = modules()[found.who].relative_to(REPO).as_posix().removeprefix("vw2_robot/")
+        if wrapped is not None and not any(where == file or where.startswith(f"{file}/") for file in wrapped):
+            broken.append(f"{found.who}:{found.line} imports {found.what}, which belongs in {sorted(wrapped)}")
+    assert not broken, "\n".join(["", *broken])
+
+
+def test_an_optional_package_is_never_imported_at_the_start_of_a_module() -> None:
+    """Else `import vw2_robot...` ends in an ImportError that does not name the extra."""
+    setup = read_setup()
+    extras = {
+        name: rows(lines) for name, lines in setup["options.extras_require"].items() if name not in {"dev", "all"}
+    }
+    optional = {requirement_name(line) for lines in extras.values() for line in lines}
+    optional -= {requirement_name(line) for line in rows(setup["options"]["install_requires"])}
+    broken = [
+        f"{found.who}:{found.line} imports {found.what}"
+        for found in all_imports()
+        if found.at_start and distribution_of(found.what) in optional and place_of(found.who) != "serving"
+    ]
+    assert not broken, "\n".join(["", *broken])
+
+
+def test_every_third_party_import_is_declared() -> None:
+    setup = read_setup()
+    declared = {requirement_name(line) for line in rows(setup["options"]["install_requires"])}
+    for extra, lines in setup["options.extras_require"].items():
+        declared |= {requirement_name(line) for line in rows(lines)} if extra != "dev" else set()
+    broken = [
+        f"{found.who}:{found.line} imports {found.what}"
+        for found in all_imports()
+        if found.what.split(".")[0] not in {"vw2_robot", "lerobot", *sys.stdlib_module_names}
+        and distribution_of(found.what) not in declared
+    ]
+    assert not broken, "\n".join(["", *broken])
+
+
+def read_setup() -> configparser.ConfigParser:
+    setup = configparser.ConfigParser()
+    setup.read(REPO / "setup.cfg", encoding="utf-8")
+    return setup
+
+
+def rows(value: str) -> list[str]:
+    return [row.strip() for row in value.splitlines() if row.strip()]
+
+
+def requirement_name(requirement: str) -> str:
+    return re.split(r"[\s<>=!~;\[]", requirement, maxsplit=1)[0].lower().replace("_", "-")
+
+
+def distribution_of(module: str) -> str:
+    top = module.split(".")[0]
+    return DISTRIBUTION.get(top, top).lower().replace("_", "-")
+
+
+def test_setup_lists_exactly_the_folders_that_are_packages() -> None:
+    on_disk = {name for name, path in modules().items() if path.name == "__init__.py"}
+    assert set(rows(read_setup()["options"]["packages"])) == on_disk
+
+
+def test_every_folder_with_modules_is_a_package() -> None:
+    assert [str(path) for path in modules().values() if not (path.parent / "__init__.py").is_file()] == []
+
+
+def test_every_data_file_of_a_package_is_installed() -> None:
+    globs = {package: rows(value.replace(",", "\n")) for package, value in read_setup()["options.package_data"].items()}
+    installed = {
+        path for package, patterns in globs.items() for glob in patterns for path in folder_of(package).glob(glob)
+    }
+    tops = [REPO / name for name in ("vw2_robot", *SISTERS, "configs")]
+    lying = [path for path in tracked_files() if path.suffix != ".py" and any(top in path.parents for top in tops)]
+    assert lying
+    assert [str(path.relative_to(REPO)) for path in lying if path not in installed] == []
+
+
+@pytest.mark.parametrize("script", rows(read_setup()["options.entry_points"]["console_scripts"]))
+def test_console_script_names_a_function_that_exists(script: str) -> None:
+    _, target = (part.strip() for part in script.split("="))
+    module, function = target.split(":")
+    assert module in modules(), f"{target}: no such module"
+    tree = ast.parse(modules()[module].read_text(encoding="utf-8"))
+    defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    defined |= {
+        name.id
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for name in node.targets
+        if isinstance(name, ast.Name)
+    }
+    assert function in defined
+
+
+def test_every_program_is_a_console_script() -> None:
+    """A module that calls `program` is reachable by name, not only by `python -m`."""
+    programs = {
+        name
+        for name, path in modules().items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and _called(node) == "program"
+    }
+    scripts = {
+        row.split("=")[1].split(":")[0].strip() for row in rows(read_setup()["options.entry_points"]["console_scripts"])
+    }
+    assert programs <= scripts
+
+
+def test_no_file_is_a_drawer_for_odds_and_ends() -> None:
+    drawers = {"utils", "util", "common", "helpers", "helper", "misc", "tools", "shared"}
+    assert [name for name in modules() if set(name.split(".")) & drawers] == []
+
+
+@cache
+def tracked_files() -> tuple[Path, ...]:
+    """Files of the repository: those git knows or would add."""
+    if not (REPO / ".git").exists():
+        pytest.skip("not a git checkout")
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=REPO, check=True, capture_output=True, text=True).stdout
+    return tuple(path for name in listed.split("\0") if name and (path := REPO / name).is_file())
+
+
+def text_files() -> list[tuple[str, str]]:
+    kinds = {".py", ".md", ".cfg", ".toml", ".yaml", ".yml", ".txt", ".jinja", ".json", ".urdf", ""}
+    files = [path for path in tracked_files() if path.suffix in kinds]
+    return [(path.relative_to(REPO).as_posix(), path.read_bytes().decode("utf-8")) for path in files]
+
+
+def test_text_files_have_clean_white_space() -> None:
+    broken = [
+        name
+        for name, text in text_files()
+        if "LICENSE" not in name  # verbatim
+        and ("\r" in text or re.search(r"[ \t]+$", text, re.MULTILINE) or (text and not text.endswith("\n")))
+    ]
+    assert broken == []
+
+
+def test_no_file_is_larger_than_two_megabytes() -> None:
+    assert [str(path) for path in tracked_files() if path.stat().st_size > 2_000_000] == []
+
+
+def test_yaml_files_parse() -> None:
+    files = [path for path in tracked_files() if path.suffix in {".yaml", ".yml"}]
+    assert files
+    for path in files:
+        yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def test_no_file_names_a_folder_of_one_machine() -> None:
+    private = re.compile("|".join(["/" + name + "/" for name in ("work", "root", "home", "opt")]))
+    found = {name: match[0] for name, text in text_files() if name != "LICENSE" and (match := private.search(text))}
+    assert found == {}
+
+
+def markdown() -> list[tuple[Path, str]]:
+    return [(path, path.read_text(encoding="utf-8")) for path in tracked_files() if path.suffix == ".md"]
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    broken = []
+    for path, text in markdown():
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            file, _, anchor = target.partition("#")
+            if "://" in target:
+                continue
+            aim = path.parent / file if file else path
+            if not aim.exists() or (anchor and anchor not in anchors(aim.read_text(encoding="utf-8"))):
+                broken.append(f"{path.relative_to(REPO)}: {target}")
+    assert not broken, "\n".join(["", *broken])
+
+
+def anchors(page: str) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_pages_name_only_commands_files_and_targets_that_exist() -> None:
+    scripts = {row.split("=")[0].strip() for row in rows(read_setup()["options.entry_points"]["console_scripts"])}
+    targets = set(re.findall(r"^([a-z-]+):", (REPO / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    broken = []
+    for path, text in markdown():
+        named = re.findall(r"`([^`\n]+)`", text) + re.findall(
+            r"^    ([^\n]+)$|^([a-z][^\n]*)$", code_blocks(text), re.MULTILINE
+        )
+        for words in (words if isinstance(words, str) else "".join(words) for words in named):
+            first, *rest = words.split() or [""]
+            wrong = (
+                (
+                    first.startswith(("vw2-", "pretrain-on-"))
+                    and not first.startswith("vw2-robot")
+                    and first not in scripts
+                )
+                or (first == "make" and rest and "=" not in rest[0] and rest[0] not in targets)
+                or (re.fullmatch(r"[a-z_0-9]+(/[a-z_0-9]+)+\.(py|yaml|md)", first) and not known_path(first))
+            )
+            if wrong:
+                broken.append(f"{path.relative_to(REPO)}: {words}")
+    assert not broken, "\n".join(["", *broken])
+
+
+def code_blocks(text: str) -> str:
+    return "\n".join(re.findall(r"^```[a-z]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+
+
+def known_path(name: str) -> bool:
+    return (REPO / name).exists() or (REPO / "vw2_robot" / name).exists()
