@@ -313,7 +313,7 @@ def _install_masks(transformer: nn.Module, masks: _Masks) -> None:
     class MaskedProcessor(CosmosAttnProcessor2_0):
         def __init__(self, kind: Literal["cross", "self_attention"]) -> None:
             super().__init__()  # type: ignore[no-untyped-call]
-            self.kind = kind
+            self.kind, self.masks = kind, masks  # an attribute, so that a deep copy of the model has its own
 
         def __call__(
             self,
@@ -323,7 +323,7 @@ def _install_masks(transformer: nn.Module, masks: _Masks) -> None:
             attention_mask: Tensor | None = None,  # diffusers' own is [B, S] only; ours comes from `masks`
             image_rotary_emb: Any = None,
         ) -> Tensor:
-            mask = getattr(masks, self.kind)
+            mask = getattr(self.masks, self.kind)
             out: Tensor = super().__call__(attn, hidden_states, encoder_hidden_states, mask, image_rotary_emb)
             return out
 
