@@ -1,0 +1,109 @@
+"""Every yaml in configs/ is a configuration that a program accepts, and every example in a --help works as printed."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import importlib
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from vw2_robot.config_tree import config_from
+
+REPO = Path(__file__).resolve().parents[1]
+CONFIGS = REPO / "configs"
+PROGRAM_FOLDERS = ("envs", "pretrain", "finetune", "rollouts", "vw2_robot")
+
+
+def root_names() -> list[str]:
+    """The yaml files that belong to a program: those at the top of configs/, but for the shared fragments."""
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "quiet")
+
+
+def dataclass_of(config_name: str) -> Any:
+    """The dataclass of the program that is configured by `config_name`, found where it says `program(...)`."""
+    for folder in PROGRAM_FOLDERS:
+        for path in (REPO / folder).rglob("*.py"):
+            for call in (node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if is_program(node)):
+                if [word.value.value for word in call.keywords if word.arg == "config_name"] == [config_name]:
+                    parts = path.relative_to(REPO).with_suffix("").parts
+                    module = ".".join(parts if folder == "vw2_robot" else ("vw2_robot", *parts))
+                    return getattr(importlib.import_module(module), call.args[0].id)
+    raise AssertionError(f"no program is configured by configs/{config_name}.yaml")
+
+
+def is_program(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and getattr(node.func, "id", "") == "program"
+
+
+def help_of(config_name: str) -> dict[str, str]:
+    return yaml.safe_load((CONFIGS / f"{config_name}.yaml").read_text(encoding="utf-8"))["hydra"]["help"]
+
+
+def example_overrides(config_name: str) -> list[str]:
+    """The overrides of the example in the --help text."""
+    help_text = help_of(config_name)
+    example = re.search(rf"^\s*{re.escape(help_text['app_name'])} (\S.*)$", help_text["footer"], re.MULTILINE)
+    assert example, f"configs/{config_name}.yaml: the footer has no example that begins with {help_text['app_name']}"
+    return shlex.split(example[1])
+
+
+def composed(config_name: str, overrides: list[str]) -> dict[str, Any]:
+    with initialize_config_module("vw2_robot.configs", version_base="1.3"):
+        tree = compose(config_name, overrides=overrides)
+    values = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+    assert isinstance(values, dict)
+    return values
+
+
+def group_choices() -> list[tuple[str, str]]:
+    """(program, override) for every file of every group that the program's defaults list names."""
+    pairs = []
+    for name in root_names():
+        defaults = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))["defaults"]
+        groups = {next(iter(entry)).removeprefix("optional ") for entry in defaults if isinstance(entry, dict)}
+        pairs += [
+            (name, f"{group}={file.stem}") for group in sorted(groups) for file in (CONFIGS / group).glob("*.yaml")
+        ]
+    return pairs
+
+
+@pytest.mark.parametrize("config_name", root_names())
+def test_example_of_the_help_composes_and_becomes_the_dataclass(config_name: str) -> None:
+    dataclass = dataclass_of(config_name)
+    assert isinstance(config_from(dataclass, composed(config_name, example_overrides(config_name))), dataclass)
+
+
+@pytest.mark.parametrize(("config_name", "override"), group_choices())
+def test_every_choice_of_every_group_becomes_the_dataclass(config_name: str, override: str) -> None:
+    example = [words for words in example_overrides(config_name) if words.split("=")[0] != override.split("=")[0]]
+    dataclass = dataclass_of(config_name)
+    assert isinstance(config_from(dataclass, composed(config_name, [*example, override])), dataclass)
+
+
+@pytest.mark.parametrize("config_name", root_names())
+def test_a_misspelt_key_is_refused(config_name: str) -> None:
+    values = composed(config_name, example_overrides(config_name))
+    with pytest.raises(ValueError, match="sede"):
+        config_from(dataclass_of(config_name), {**values, "sede": 1})
+
+
+@pytest.mark.parametrize("config_name", root_names())
+def test_the_help_belongs_to_a_console_script(config_name: str) -> None:
+    setup = configparser.ConfigParser()
+    setup.read(REPO / "setup.cfg", encoding="utf-8")
+    scripts = {row.split("=")[0].strip() for row in setup["options.entry_points"]["console_scripts"].splitlines()}
+    assert help_of(config_name)["app_name"] in scripts
+    assert help_of(config_name)["header"].strip()
+
+
+def test_every_group_is_used_by_a_program() -> None:
+    used = {override.split("=")[0] for _, override in group_choices()}
+    assert {path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name != "__pycache__"} == used
