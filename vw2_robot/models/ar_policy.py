@@ -24,6 +24,9 @@ from torch import Tensor, nn
 from .backbone import Backbone, BackboneConfig
 from .fsq import FSQ
 
+# Groups of the norms between the image convolutions.
+NORM_GROUPS = 8
+
 
 @dataclass(frozen=True)
 class PolicyConfig:
@@ -35,7 +38,7 @@ class PolicyConfig:
     image_px: int = 64
     """the square image side that the policy sees"""
     image_widths: tuple[int, ...] = (32, 64, 128, 128)
-    """channels of the convolutions; each halves the side, the last grid is the image tokens"""
+    """channels of the convolutions, multiples of 8; each halves the side, the last grid is the image tokens"""
     text_limit: int = 64
     """bytes of the instruction that are read"""
     queries: int = 4
@@ -48,6 +51,8 @@ class PolicyConfig:
                 f"policy.image_px must be a multiple of {2 ** len(self.image_widths)} "
                 f"({len(self.image_widths)} halvings), found {self.image_px}"
             )
+        if not self.image_widths or any(width < 1 or width % NORM_GROUPS for width in self.image_widths):
+            raise ValueError(f"policy.image_widths must be multiples of {NORM_GROUPS}, found {self.image_widths}")
 
     @property
     def image_tokens(self) -> int:
@@ -79,7 +84,7 @@ class PixelTokens(nn.Module):
         layers: list[nn.Module] = []
         channels = 3
         for out in config.image_widths:
-            layers += [nn.Conv2d(channels, out, 3, stride=2, padding=1), nn.GroupNorm(8, out), nn.SiLU()]
+            layers += [nn.Conv2d(channels, out, 3, stride=2, padding=1), nn.GroupNorm(NORM_GROUPS, out), nn.SiLU()]
             channels = out
         self.convolutions = nn.Sequential(*layers)
         self.project = nn.Linear(channels, width)

@@ -78,7 +78,8 @@ def extend_vocabulary(model: nn.Module, fsq: FSQ, *, generator: torch.Generator)
     base = int(old.weight.shape[0])
     count = len(SPECIAL_TOKENS) + fsq.vocabulary
     # mean_resizing=True would give a thousand near-identical rows (std 0.001) at the price of a covariance.
-    model.resize_token_embeddings(base + count, mean_resizing=False)  # type: ignore[operator]
+    with torch.random.fork_rng(devices=[]):  # it fills the new rows from the global generator; they are set below
+        model.resize_token_embeddings(base + count, mean_resizing=False)  # type: ignore[operator]
     inputs = model.get_input_embeddings().weight  # type: ignore[operator]
     outputs = model.get_output_embeddings().weight  # type: ignore[operator]
     tables = [inputs] if outputs is inputs else [inputs, outputs]

@@ -1,0 +1,109 @@
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from vw2_robot.models.backbone import SPECIAL_TOKENS, Backbone, BackboneConfig, ByteTokenizer, extend_vocabulary
+from vw2_robot.models.fsq import FSQ
+
+TINY = BackboneConfig(hidden=32, ffn=48, layers=2, heads=4, kv_heads=2, max_positions=64)
+LEVELS = (8, 5, 5, 5)
+
+
+def llama(*, tied=False):
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=260,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            tie_word_embeddings=tied,
+        )
+    ).eval()
+
+
+def extend(model, seed=0):
+    return extend_vocabulary(model, FSQ(LEVELS), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_old_rows_and_old_logits_stay_bit_equal(tied):
+    model, tokens = llama(tied=tied), torch.randint(260, (2, 9))
+    rows = [t.weight.detach().clone() for t in (model.get_input_embeddings(), model.get_output_embeddings())]
+    logits = model(tokens).logits
+    extend(model)
+    assert model.get_input_embeddings().weight.shape == (1266, 32)
+    assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) == tied
+    assert torch.equal(model.get_input_embeddings().weight[:260], rows[0])
+    assert torch.equal(model.get_output_embeddings().weight[:260], rows[1])
+    assert torch.equal(model(tokens).logits[..., :260], logits)
+
+
+def test_latent_tokens_come_last_and_contiguous_after_the_special_ones():
+    vocabulary = extend(llama())
+    assert vocabulary.base == 260
+    assert list(vocabulary.special) == list(SPECIAL_TOKENS)
+    assert list(vocabulary.special.values()) == list(range(260, 266))
+    assert vocabulary.latent == (266, 1266)
+    assert vocabulary.to_json() == {
+        "base": 260,
+        "special": vocabulary.special,
+        "latent": [266, 1266],
+        "levels": [8, 5, 5, 5],
+    }
+
+
+def test_new_rows_are_spread_like_old_ones_and_neighbours_in_the_codebook_start_as_neighbours():
+    model = llama()
+    extend(model)
+    for table in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
+        rows = table[266:].detach() - table[:260].detach().mean(0)
+        assert 0.01 < float(rows.std(0).mean()) < 0.04  # mean_resizing=True would give 0.001
+        codes = FSQ(LEVELS).codes_of(torch.arange(1000))
+        far, near = torch.cdist(rows, rows), torch.cdist(codes, codes)
+        assert float(torch.corrcoef(torch.stack([far.flatten(), near.flatten()]))[0, 1]) > 0.6
+
+
+def test_extension_draws_from_the_generator_it_is_given():
+    models = [llama(), llama(), llama()]
+    for model, seed in zip(models, (0, 0, 1), strict=True):
+        torch.manual_seed(seed + 10)  # must not matter
+        extend(model, seed)
+    tables = [model.get_input_embeddings().weight for model in models]
+    assert torch.equal(tables[0], tables[1])
+    assert not torch.equal(tables[0], tables[2])
+
+
+def test_a_backbone_is_a_function_of_its_generator_and_leaves_the_global_one_alone():
+    state = torch.get_rng_state()
+    first, second, other = (
+        Backbone(TINY, FSQ(LEVELS), generator=torch.Generator().manual_seed(seed)).state_dict() for seed in (0, 0, 1)
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["model.model.embed_tokens.weight"], other["model.model.embed_tokens.weight"])
+
+
+def test_latent_logits_are_the_models_own_logits_of_the_latent_tokens():
+    backbone = Backbone(TINY, FSQ(LEVELS), generator=torch.Generator().manual_seed(0)).eval()
+    tokens = torch.randint(1266, (2, 7))
+    hidden, cache = backbone.hidden(
+        backbone.embed(tokens), mask=torch.ones(2, 7, dtype=torch.bool), positions=torch.arange(7).expand(2, 7)
+    )
+    assert cache is None
+    torch.testing.assert_close(backbone.latent_logits(hidden), backbone.model(tokens).logits[..., 266:])
+
+
+def test_text_becomes_lower_case_bytes_up_to_the_limit():
+    tokenizer = ByteTokenizer()
+    assert tokenizer.encode("  Öffne ", limit=64) == list("öffne".encode())
+    assert tokenizer.encode("öffne", limit=2) == list("ö".encode())
+    assert max(tokenizer.pad, tokenizer.bos, tokenizer.eos, tokenizer.unk) == tokenizer.size - 1
+
+
+@pytest.mark.parametrize("change", [{"heads": 3}, {"kv_heads": 3}])
+def test_heads_that_do_not_divide_the_width_are_refused(change):
+    with pytest.raises(ValueError, match="multiple of"):
+        BackboneConfig(**change)
