@@ -16,6 +16,8 @@ from .motion import CLOSE, OPEN, Block, Hand, Motion, World, vector
 from .skills import NEUTRAL_YAW, TRAVEL_Z, back_off, move_slider
 
 SHELF_PITCH = -0.3
+CORNER_PITCH = -0.6
+"""At the right end of the shelf the back wall leans forward."""
 SHELF_Y = 0.085
 GRASP_DEPTH_M = 0.004
 HALF_HEIGHT_M = 0.02
@@ -145,7 +147,7 @@ def grasp(hand: Hand, colour: str, *, middle_yaw: float = NEUTRAL_YAW) -> Motion
     hand.grip = OPEN
     block = hand.world.blocks[colour]
     yaw = grasp_yaw(block, middle_yaw)
-    pitch = SHELF_PITCH if block.position[1] > 0.03 else 0.0
+    pitch = _lean(hand.world, block)
     back = np.array([0.0, 0.12 * math.sin(pitch), 0.0])
     yield from hand.go(hand.near(block.position + back + vector(0.0, 0.0, 0.09)), yaw=yaw, pitch=pitch, tolerance=0.025)
     place = hand.world.blocks[colour].position - vector(0.0, 0.0, GRASP_DEPTH_M)
@@ -225,6 +227,14 @@ def _open_span(world: World) -> tuple[float, float] | None:
     if world.slide < 0.05:
         return fixtures.open_compartments[0]
     return fixtures.open_compartments[1] if world.slide > fixtures.slide_range - 0.05 else None
+
+
+def _lean(world: World, block: Block) -> float:
+    """Pitch of the hand that clears what stands behind a block."""
+    if block.position[1] < 0.03:
+        return 0.0
+    right_end = world.fixtures.open_compartments[1][1] + 0.03
+    return CORNER_PITCH if block.position[0] + HAND_HALF_WIDTH_M > right_end else SHELF_PITCH
 
 
 def _door_in_the_way(world: World, block: Block) -> str | None:

@@ -1,0 +1,181 @@
+"""vw2-record: what it leaves behind is readable, true to the simulator, and the same however it was interrupted."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pybullet")
+
+from vw2_robot.config_tree import config_from
+from vw2_robot.data.calvin import CalvinDataset
+from vw2_robot.envs import record as program
+from vw2_robot.envs.actions import to_relative_action
+from vw2_robot.envs.calvin import CalvinEnv
+from vw2_robot.envs.demonstrations import Recorder, expand_tasks
+from vw2_robot.envs.instructions import load_instructions
+from vw2_robot.envs.oracle import TaskOracle
+from vw2_robot.envs.record import RecordConfig, record
+from vw2_robot.errors import InputError
+
+pytestmark = pytest.mark.sim
+
+ENV = {"_target_": program.CALVIN_TARGET, "scene": "D", "assets": "builtin", "renderer": "tiny"}
+TASKS = ("turn_on_led", "open_drawer", "turn_off_led")
+
+
+def config(out, **changes):
+    return RecordConfig(**{"out": str(out), "env": ENV, "episodes": 3, "tasks": TASKS, **changes})
+
+
+def tree(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    out = tmp_path_factory.mktemp("recorded") / "calvin"
+    record(config(out, validation_episodes=1))
+    return out
+
+
+def test_recordings_are_balanced_and_speak_training_sentences(recorded):
+    dataset = CalvinDataset(recorded)
+    assert Counter(t.task for t in dataset.trajectories) == Counter(TASKS)
+    for trajectory in dataset.trajectories:
+        assert trajectory.instruction in load_instructions("train")[trajectory.task]
+        assert trajectory.scene == "D"
+        images = dataset.read_images(trajectory, [0])
+        assert images.shape == (1, 200, 200, 3)
+        assert images.std() > 10
+    assert len(CalvinDataset(recorded, "validation")) == 1
+
+
+def test_validation_differs_from_training(recorded):
+    first, other = CalvinDataset(recorded).trajectories[0], CalvinDataset(recorded, "validation").trajectories[0]
+    assert first.task == other.task
+    mine, theirs = (
+        CalvinDataset(recorded).read_actions(first),
+        CalvinDataset(recorded, "validation").read_actions(other),
+    )
+    assert not np.array_equal(mine[:8], theirs[:8])
+
+
+def test_absolute_actions_are_the_next_pose(recorded):
+    dataset = CalvinDataset(recorded)
+    trajectory = dataset.trajectories[1]
+    absolute, robot_obs = dataset.read(trajectory, "actions"), dataset.read(trajectory, "robot_obs")
+    np.testing.assert_array_equal(absolute[:-1, :6], robot_obs[1:, :6])
+    relative = np.array([to_relative_action(a, r) for a, r in zip(absolute, robot_obs, strict=True)])
+    executed = dataset.read(trajectory, "rel_actions")
+    np.testing.assert_array_equal(relative[:, 6], executed[:, 6])
+    # the arm follows its target with a lag, so directions agree although sizes differ
+    assert np.mean(np.sum(relative[:, :3] * executed[:, :3], axis=1) > 0) > 0.7
+
+
+def test_replayed_actions_reproduce_the_recording_bit_for_bit_and_satisfy_the_oracle(recorded):
+    dataset = CalvinDataset(recorded)
+    env, oracle, replayed = CalvinEnv(cameras=()), TaskOracle(), 0
+    for trajectory in dataset.trajectories:
+        robot_obs, scene_obs = dataset.read(trajectory, "robot_obs"), dataset.read(trajectory, "scene_obs")
+        made = Recorder().record(env, trajectory.task, seed=(0, 0, dataset.trajectories.index(trajectory)))
+        np.testing.assert_array_equal(made.arrays["robot_obs"], robot_obs)
+        np.testing.assert_array_equal(made.arrays["scene_obs"], scene_obs)
+        np.testing.assert_array_equal(made.arrays["rgb_static"], dataset.read_images(trajectory))
+        if abs(robot_obs[0, 0] - 0.0259) > 0.002:
+            continue  # begun in the middle of things: the state alone does not bring that back
+        env.reset_physics(robot_obs=_neutral(), scene_obs=_start(scene_obs[0]))
+        start = env.task_info()
+        for action, after in zip(dataset.read(trajectory, "rel_actions")[:-1], robot_obs[1:], strict=True):
+            env.step_physics(action)
+            np.testing.assert_allclose(env.robot_obs()[:14], after[:14], atol=2e-3)
+        assert oracle.get_task_info_for_set(start, env.task_info(), (trajectory.task,))
+        replayed += 1
+    env.close()
+    assert replayed >= 1
+
+
+def _neutral():
+    from vw2_robot.envs.sequences import all_initial_states, start_state
+
+    return start_state(all_initial_states()[0])[0]
+
+
+def _start(scene_obs):
+    return np.where(np.abs(scene_obs) < 1e-9, 0.0, scene_obs)
+
+
+def test_interrupted_and_resumed_recording_gives_the_same_bytes(recorded, tmp_path, monkeypatch):
+    out = tmp_path / "calvin"
+    kept = program.Station.record
+
+    def stop_after_two(self, split, number):
+        if number == 2:
+            raise KeyboardInterrupt
+        kept(self, split, number)
+
+    monkeypatch.setattr(program.Station, "record", stop_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        record(config(out, validation_episodes=1))
+    (out / "training" / "episode_0000512.npz").write_bytes(b"half")  # what a kill in the middle may leave
+    monkeypatch.undo()
+    record(config(out, validation_episodes=1))
+    assert tree(out) == tree(recorded)
+
+
+@pytest.mark.slow
+def test_two_processes_record_the_same_bytes_as_one(recorded, tmp_path):
+    out = tmp_path / "calvin"
+    record(config(out, validation_episodes=1, workers=2))
+    assert tree(out) == tree(recorded)
+
+
+def test_another_configuration_in_the_same_place_is_refused(recorded, tmp_path):
+    with pytest.raises(InputError, match="seed"):
+        record(config(recorded, validation_episodes=1, seed=1))
+    (tmp_path / "calvin").mkdir()
+    with pytest.raises(InputError, match="not begun by vw2-record"):
+        record(config(tmp_path / "calvin"))
+
+
+def test_rlds_and_video_hold_what_calvin_holds(tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    pytest.importorskip("imageio_ffmpeg")
+    changes = {"episodes": 1, "tasks": ("turn_on_led",)}
+    record(config(tmp_path / "calvin", **changes))
+    dataset = CalvinDataset(tmp_path / "calvin")
+    trajectory = dataset.trajectories[0]
+
+    record(config(tmp_path / "video", format="video", **changes))
+    caption = json.loads((tmp_path / "video" / "training" / "captions.jsonl").read_text())
+    assert (caption["instruction"], caption["frames"]) == (trajectory.instruction, trajectory.length)
+    assert (tmp_path / "video" / "training" / caption["file"]).stat().st_size > 1000
+    assert not (tmp_path / "video.parts").exists()
+
+    record(config(tmp_path / "rlds", format="rlds", **changes))
+    import tensorflow_datasets as tfds
+
+    episode = next(iter(tfds.builder_from_directory(str(tmp_path / "rlds")).as_dataset(split="train")))
+    steps = list(episode["steps"].as_numpy_iterator())
+    assert steps[0]["language_instruction"].decode() == trajectory.instruction
+    np.testing.assert_allclose([step["action"] for step in steps], dataset.read_actions(trajectory), atol=1e-6)
+    pictures = np.array([step["observation"]["image"] for step in steps]).astype(float)
+    assert np.abs(pictures - dataset.read_images(trajectory)).mean() < 4
+
+
+def test_task_groups_expand_and_unknown_names_are_refused():
+    assert len(expand_tasks(["all"])) == 34
+    assert len(expand_tasks(["basic"])) == 17
+    assert expand_tasks(["open_drawer", "furniture"])[0] == "open_drawer"
+    with pytest.raises(InputError, match="unknown task 'opn_drawer'"):
+        expand_tasks(["opn_drawer"])
+
+
+def test_configuration_is_checked_before_work():
+    tree = {"out": "x", "env": ENV, "tasks": ["open_drawer"]}
+    assert config_from(RecordConfig, tree).task_names() == ("open_drawer",)
+    assert config_from(RecordConfig, {**tree, "tasks": "furniture"}).task_names()[0] == "open_drawer"
+    for wrong in ({"episodes": 0}, {"format": "csv"}, {"max_steps": 300}, {"compress_level": 10}, {"epsiodes": 3}):
+        with pytest.raises(InputError):
+            config_from(RecordConfig, {**tree, **wrong})
