@@ -26,16 +26,15 @@ from vw2_robot.runs import mark, read_mark
 
 from . import results
 from .config import RolloutConfig, open_crew, provenance
-from .evaluate import replan_interval, unfinished
+from .evaluate import Row, replan_interval, unfinished
 from .report import write_report
-from .results import Row
 from .video import drop_films, drop_other_films, select_chains
 from .workers import Protocol, run_alone, run_in_workers
 
 FREE = ("run_dir", "workers")  # keys that may change between two starts in one folder
 SAY_EVERY_S = 30.0
 LEGACY_NOTE = (
-    "note: legacy resets carry solver state from one chain to the next, so these results depend on how chains are split over "
+    "note: legacy resets carry solver state from one chain to the next, so results depend on how chains are split over "
     "workers and on interruptions; env.reset_mode=exact has no such memory"
 )
 

@@ -6,7 +6,6 @@ dark pages. Text stays text. matplotlib is imported here and nowhere else.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -33,18 +32,21 @@ class Panel(NamedTuple):
     legend: list[tuple[int, str]]
 
 
-def training_panels(records: Series) -> list[Panel]:
-    """One panel for each quantity; `validation_x` is drawn into the panel of `x`, a change of phase as a line."""
+def training_panels(records: Series, *, ids: str) -> list[Panel]:
+    """One panel for each quantity; `validation_x` is drawn into the panel of `x`, a change of phase as a line.
+
+    `ids` begins the ids inside the drawings and must be this call's own within a page.
+    """
     partners = {key: _partner(key, records) for key in records if "/validation_" in key}
     phase = next((key for key in records if key.endswith("/phase")), None)
     changes = _changes(*records[phase]) if phase else []
-    panels = []
+    panels: list[Panel] = []
     for key in records:
         if key == phase or partners.get(key):
             continue
         lines = {_quantity(key): records[key]}
         lines |= {_quantity(other): records[other] for other, partner in partners.items() if partner == key}
-        panels.append(_training_panel(_quantity(key), lines, changes))
+        panels.append(_training_panel(_quantity(key), lines, changes, ids=f"{ids}-{len(panels)}"))
     return panels
 
 
@@ -66,7 +68,7 @@ def _changes(steps: Sequence[int], phases: Sequence[float]) -> list[tuple[int, i
     return [(steps[i - 1], int(phases[i])) for i in range(1, len(phases)) if phases[i] != phases[i - 1]]
 
 
-def _training_panel(title: str, lines: Series, changes: Sequence[tuple[int, int]]) -> Panel:
+def _training_panel(title: str, lines: Series, changes: Sequence[tuple[int, int]], *, ids: str) -> Panel:
     figure, axes = _axes()
     caption = ""
     for (name, (steps, values)), colour in zip(lines.items(), LINES, strict=False):
@@ -83,7 +85,7 @@ def _training_panel(title: str, lines: Series, changes: Sequence[tuple[int, int]
         _note(axes, f"phase {number}", at=(step, 1), coords=("data", "axes fraction"), shift=(4, -10))
     words = [name if len(lines) > 1 else "last" for name in lines]
     legend = [(i, f"{word} {v[-1]:.4g}") for i, (word, (_, v)) in enumerate(zip(words, lines.values(), strict=True), 1)]
-    return Panel(title, _svg(figure), caption, legend)
+    return Panel(title, _svg(figure, ids=ids), caption, legend)
 
 
 def thin(steps: Sequence[int], values: Sequence[float]) -> tuple[list[float], list[float], int]:
@@ -96,7 +98,7 @@ def thin(steps: Sequence[int], values: Sequence[float]) -> tuple[list[float], li
     return x, [float(np.mean(values[i : i + width])) for i in stretches], width
 
 
-def code_usage_panel(codes: Mapping[str, Any]) -> Panel:
+def code_usage_panel(codes: Mapping[str, Any], *, ids: str) -> Panel:
     """How evenly the codes are used: their shares, most frequent first, for all slots together and for each slot."""
     figure, axes = _axes(height=2.6)
     histogram = np.asarray(codes["histogram"], dtype=np.float64)
@@ -116,7 +118,7 @@ def code_usage_panel(codes: Mapping[str, Any]) -> Panel:
     perplexity = f", perplexity {codes['perplexity']:.1f}" if "perplexity" in codes else ""
     legend = [(1, "all slots together"), *([(2, "each slot")] if codes.get("by_slot") else [])]
     caption = f"{used} of {len(histogram)} codes used{perplexity}; counted over {total:,.0f} codes"
-    return Panel("share of each code", _svg(figure), caption, legend)
+    return Panel("share of each code", _svg(figure, ids=ids), caption, legend)
 
 
 def _axes(*, height: float = 1.9) -> tuple[Any, Any]:
@@ -138,8 +140,8 @@ def _note(axes: Any, text: str, *, at: tuple[float, float], coords: tuple[str, s
     axes.annotate(text, at, xycoords=coords, xytext=shift, textcoords="offset points", color=INK, fontsize=9)
 
 
-def _svg(figure: Any) -> str:
-    """The figure as an inline SVG without ids of its own, fonts or fixed size; colours are CSS variables."""
+def _svg(figure: Any, *, ids: str) -> str:
+    """The figure as an inline SVG without fonts or fixed size; colours are CSS variables."""
     import matplotlib
 
     buffer = io.StringIO()
@@ -152,8 +154,7 @@ def _svg(figure: Any) -> str:
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg).replace("xlink:href", "href")
     svg = re.sub(r'font: ([\d.]+px)[^;"]*', r"font-size: \1", re.sub(r'font-family: [^;"]*;? ?', "", svg))
     svg = re.sub(r'<svg[^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 role="img" stroke-linejoin="round">', svg, count=1)
-    own = hashlib.sha256(svg.encode()).hexdigest()[:8]  # ids must be unique in the page
-    svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{own}-", svg)
+    svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{ids}-", svg)
     for placeholder, colour in PAGE_COLOURS.items():
         svg = svg.replace(placeholder, colour)
     return svg

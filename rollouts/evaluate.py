@@ -12,7 +12,7 @@ interruptions do not show in the results. Nothing is printed or written here: `r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,17 @@ from numpy.typing import NDArray
 from vw2_robot.contracts import ACTION_DIM, GRIPPER_INDEX, Benchmark, EvalSequence, Observation, Policy
 from vw2_robot.errors import InputError
 
-from .results import Row
+
+class Row(TypedDict):
+    """One finished chain. steps: per attempted subtask, so solved + 1 entries unless all were solved."""
+
+    sequence: int
+    initial_state: dict[str, Any]
+    subtasks: list[str]
+    solved: int
+    steps: list[int]
+    seed: int
+
 
 Look = Callable[[int, Observation], None]
 """Called with the number of the subtask within its chain (0-based) and what the policy was shown."""

@@ -24,7 +24,8 @@ from vw2_robot.cli import program
 from vw2_robot.errors import require
 
 from .curves import code_usage_panel, training_panels
-from .results import CHAIN_LENGTH, Row, five_lines, labels_text, paired_difference, percent, wilson_interval
+from .evaluate import Row
+from .results import CHAIN_LENGTH, five_lines, labels_text, paired_difference, percent, wilson_interval
 from .run_folders import Rollout, Stage, discover
 from .tables import PAPER_ROWS, latex, length_cell, markdown, rate_cells
 
@@ -88,7 +89,7 @@ def render(stages: Sequence[Stage], rollouts: Sequence[Rollout], *, title: str, 
         never=never_reached(rollouts),
         cards=cards,
         left_out=left_out,
-        stages=[_stage(stage) for stage in stages],
+        stages=[_stage(stage, ids=f"figure-{i}") for i, stage in enumerate(stages)],
         paper=PAPER_ROWS,
     )
     return page
@@ -248,12 +249,12 @@ def _card(index: int, rollout: Rollout, row: Row, film: Path, poster: Path) -> d
     }
 
 
-def _stage(stage: Stage) -> dict[str, Any]:
+def _stage(stage: Stage, *, ids: str) -> dict[str, Any]:
     return {
         "name": stage.name,
         "steps": stage.last_step,
-        "panels": training_panels(stage.records),
-        "codes": code_usage_panel(stage.codes) if stage.codes else None,
+        "panels": training_panels(stage.records, ids=ids),
+        "codes": code_usage_panel(stage.codes, ids=f"{ids}-codes") if stage.codes else None,
         "pictures": data_uri(stage.reconstructions, "image/png") if stage.reconstructions else None,
         "config": stage.config,
     }

@@ -15,27 +15,18 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 
 from vw2_robot.checkpoint import write_text
 from vw2_robot.errors import InputError
 
+from .evaluate import Row
+
 CHAIN_LENGTH = 5
 BOOTSTRAP_SAMPLES = 10_000
 Z95 = 1.959963984540054  # two-sided 95 % of the normal distribution
-
-
-class Row(TypedDict):
-    """One finished chain. steps: per attempted subtask, so solved + 1 entries unless all were solved."""
-
-    sequence: int
-    initial_state: dict[str, Any]
-    subtasks: list[str]
-    solved: int
-    steps: list[int]
-    seed: int
 
 
 def read_rows(path: Path) -> list[Row]:

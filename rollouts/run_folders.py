@@ -19,7 +19,8 @@ import yaml
 from vw2_robot.errors import InputError
 from vw2_robot.runs import read_mark
 
-from .results import Row, read_rows, read_seconds, summarize
+from .evaluate import Row
+from .results import read_rows, read_seconds, summarize
 from .video import film_paths
 
 STAGE_ORDER = ("vdm", "dldm", "latents", "policy", "finetune")
@@ -77,24 +78,24 @@ def discover(runs: Sequence[str | Path]) -> tuple[list[Stage], list[Rollout]]:
     for root in roots:
         if not root.is_dir():
             raise InputError(f"runs: {root} is no folder; give the run_dir of a rollout or a training run")
-        before = len(stages) + len(rollouts)
-        for folder in _folders(root):
-            known = folder.resolve()
-            name = _name(root, folder)
-            if (folder / "metrics.jsonl").is_file():
-                stages.setdefault(known, _read_stage(name, folder))
-            if (folder / "results.jsonl").is_file() or (folder / "summary.json").is_file():
-                rollouts.setdefault(known, _read_rollout(name, folder))
-        if len(stages) + len(rollouts) == before and not {root.resolve(), *_parents(root)} & {*stages, *rollouts}:
+        found = [(folder, _kinds(folder)) for folder in _folders(root)]
+        if not any(kinds for _, kinds in found):
             raise InputError(
                 f"runs: {root} holds no run: no metrics.jsonl (training), results.jsonl or summary.json (rollout) in "
                 f"it or below it; found {sorted(p.name for p in root.iterdir())[:10]}"
             )
+        for folder, kinds in found:
+            known, name = folder.resolve(), _name(root, folder)
+            if "stage" in kinds and known not in stages:
+                stages[known] = _read_stage(name, folder)
+            if "rollout" in kinds and known not in rollouts:
+                rollouts[known] = _read_rollout(name, folder)
     return sorted(stages.values(), key=_flow), list(rollouts.values())
 
 
-def _parents(path: Path) -> set[Path]:
-    return set(path.resolve().parents)
+def _kinds(folder: Path) -> set[str]:
+    marks = {"metrics.jsonl": "stage", "results.jsonl": "rollout", "summary.json": "rollout"}
+    return {kind for name, kind in marks.items() if (folder / name).is_file()}
 
 
 def _flow(stage: Stage) -> tuple[int, str]:

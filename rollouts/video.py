@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from vw2_robot.contracts import Observation
 from vw2_robot.errors import InputError, require
 
-from .results import Row
+from .evaluate import Row
 
 PICTURE_PX = 384
 CAPTION_PX = 96

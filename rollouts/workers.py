@@ -25,8 +25,7 @@ from typing import Any
 from vw2_robot.contracts import Benchmark, EvalSequence, Policy
 from vw2_robot.errors import InputError, MissingExtraError
 
-from .evaluate import run_chain
-from .results import Row
+from .evaluate import Row, run_chain
 from .video import Film, select_chains
 
 Build = Callable[[], tuple[Policy, Benchmark]]

@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vw2_robot.errors import InputError
@@ -99,6 +99,7 @@ def test_rows_survive_the_disk(tmp_path):
     assert results.read_rows(path) == ROWS
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_torn_file_gives_its_whole_rows_and_can_be_appended_to(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("torn") / "results.jsonl"

@@ -1,0 +1,198 @@
+"""The program as a whole, on the counting world: files, resume, workers, errors."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vw2_robot.errors import InputError
+from vw2_robot.rollouts.__main__ import rollout
+from vw2_robot.rollouts.config import RolloutConfig, open_benchmark
+from vw2_robot.rollouts.results import read_rows
+
+KNOWS = ["open", "close", "lift", "turn"]  # so chains 0..5 end after 2, 1, 0, 4, 3, 2 subtasks
+
+
+@pytest.fixture
+def config(counting_world, tmp_path):
+    def make(folder="run", *, policy="demonstrator", env=(), **changes):
+        world = {"_target_": "counting_world.CountingBenchmark", "knows": KNOWS, **dict(env)}
+        chosen = {"num_sequences": 6, "videos": 0, **changes}
+        return RolloutConfig(policy=policy, env=world, run_dir=str(tmp_path / folder), **chosen)
+
+    return make
+
+
+def test_a_rollout_leaves_all_its_files_and_the_right_numbers(config, tmp_path):
+    summary = rollout(config(videos=2))
+    run = tmp_path / "run"
+    assert [row["solved"] for row in read_rows(run / "results.jsonl")] == [2, 1, 0, 4, 3, 2]
+    assert summary["average_length"] == 2.0
+    assert summary["success_rates"] == pytest.approx([5 / 6, 4 / 6, 2 / 6, 1 / 6, 0])
+    assert json.loads((run / "summary.json").read_text()) == summary
+    assert yaml.safe_load((run / "config.yaml").read_text())["num_sequences"] == 6
+    assert sorted(path.name for path in (run / "videos").glob("*.mp4")) == ["chain_0002.mp4", "chain_0003.mp4"]
+    for name in ("provenance.json", "timing.jsonl", "report.html", "table.md", "table.tex", "log.txt"):
+        assert (run / name).is_file()
+
+
+def test_the_summary_names_what_produced_it(config):
+    summary = rollout(config(seed=5, replan_every=2))
+    assert (summary["policy"], summary["policy_hash"], summary["label_fraction"]) == ("scripted", "ab" * 32, 0.1)
+    assert (summary["env"]["scene"], summary["seed"], summary["replan_every"]) == ("count", 5, 2)
+    assert {"vw2_robot", "python", "torch"} <= summary["versions"].keys()
+    assert summary["env_steps"] == 12 * 3 + 6 * 12  # twelve solved subtasks of 3 steps, six failures at the limit
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return tmp_path_factory.mktemp("finished")
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_results_cut_at_any_byte_are_completed_to_the_same_file(config, finished, tmp_path, data):
+    whole = finished / "results.jsonl"
+    if not whole.is_file():
+        rollout(config(policy="random", env={"max_steps": 7}))
+        for name in ("results.jsonl", "config.yaml", "provenance.json", "timing.jsonl"):
+            shutil.copy(tmp_path / "run" / name, finished / name)
+    run = tmp_path / "cut"
+    shutil.rmtree(run, ignore_errors=True)
+    shutil.copytree(finished, run)
+    (run / "config.yaml").unlink()
+    for name in ("results.jsonl", "timing.jsonl"):
+        content = (finished / name).read_bytes()
+        (run / name).write_bytes(content[: data.draw(st.integers(0, len(content)), label=name)])
+    rollout(config("cut", policy="random", env={"max_steps": 7}))
+    assert (run / "results.jsonl").read_bytes() == whole.read_bytes()
+
+
+def test_an_interrupted_run_ends_with_the_same_films(config, tmp_path):
+    rollout(config("whole", videos=3))
+    rollout(config("cut", videos=3))
+    run = tmp_path / "cut"
+    lines = (run / "results.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "results.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:9])
+    shutil.rmtree(run / "videos")
+    (run / "videos").mkdir()
+    (run / "videos" / ".chain_0002.mp4").touch()  # half-written when it was killed
+    rollout(config("cut", videos=3))
+    for film in sorted((tmp_path / "whole" / "videos").iterdir()):
+        if film.stem not in ("chain_0000", "chain_0001"):  # their rows were there already
+            assert (run / "videos" / film.name).read_bytes() == film.read_bytes()
+    assert not (run / "videos" / ".chain_0002.mp4").exists()
+
+
+def test_two_workers_give_the_bytes_of_one(config, tmp_path):
+    rollout(config("one", policy="random", videos=2, env={"max_steps": 9}))
+    rollout(config("two", policy="random", videos=2, workers=2, env={"max_steps": 9}))
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert (one / "results.jsonl").read_bytes() == (two / "results.jsonl").read_bytes()
+    films = sorted(path.name for path in (one / "videos").iterdir())
+    assert films == sorted(path.name for path in (two / "videos").iterdir())
+    assert all((one / "videos" / name).read_bytes() == (two / "videos" / name).read_bytes() for name in films)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "error", "words"),
+    [
+        ("die", InputError, r"exit code -9 while it ran chain 3 \['lift'"),
+        ("input", InputError, "chain 3: the world is out of tables"),
+        ("bug", RuntimeError, r"chain 3:\n(.|\n)*a bug of ours"),
+    ],
+)
+def test_a_workers_end_names_its_chain_and_keeps_what_was_done(config, tmp_path, trouble, error, words):
+    with pytest.raises(error, match=words):
+        rollout(config(workers=2, env={"trouble": trouble}))
+    done = {row["sequence"] for row in read_rows(tmp_path / "run" / "results.jsonl")}
+    assert len(done) >= 2  # chain 3 is handed out once two are back
+    assert 3 not in done
+
+
+def test_another_configuration_in_the_same_folder_names_the_keys(config):
+    rollout(config())
+    with pytest.raises(InputError, match=r"another configuration.*env\.max_steps.*seed \(0 -> 1\)"):
+        rollout(config(seed=1, env={"max_steps": 13}))
+
+
+def test_workers_and_nothing_else_may_change_between_starts(config):
+    first = rollout(config())
+    assert rollout(config(workers=3)) == first
+
+
+def test_a_retrained_policy_in_the_same_folder_is_refused(config, counting_world, monkeypatch):
+    rollout(config())
+    monkeypatch.setattr(counting_world.ScriptedPolicy, "hash", "cd" * 32)
+    with pytest.raises(InputError, match=r"another policy.*policy\.policy_hash"):
+        rollout(config())
+
+
+def test_legacy_resets_are_noted_only_where_they_matter(config, tmp_path, capsys):
+    rollout(config(env={"reset_mode": "legacy"}))
+    assert "legacy resets" not in capsys.readouterr().out
+    (tmp_path / "run" / "results.jsonl").write_bytes(b"")
+    rollout(config(env={"reset_mode": "legacy"}))
+    assert "legacy resets" not in capsys.readouterr().out
+    rows = (tmp_path / "run" / "results.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "run" / "results.jsonl").write_bytes(rows[0])
+    rollout(config(env={"reset_mode": "legacy"}))
+    assert "legacy resets" in capsys.readouterr().out
+
+
+def test_a_benchmark_without_experts_cannot_demonstrate(config, counting_world, monkeypatch):
+    monkeypatch.delattr(counting_world.CountingBenchmark, "expert")
+    with pytest.raises(InputError, match="no scripted experts"):
+        rollout(config())
+
+
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [
+        ({"_target_": "no_such_module.World"}, "no_such_module"),
+        ({"_target_": "counting_world.CountingBenchmark", "tables": 3}, "tables"),
+    ],
+)
+def test_a_benchmark_that_cannot_be_built_says_why(counting_world, env, words):
+    with pytest.raises(InputError, match=words):
+        open_benchmark(env)
+
+
+def test_errors_meant_for_people_come_out_of_the_benchmark_unwrapped(counting_world, monkeypatch):
+    def refuse(self, **_):
+        raise InputError("scene Q does not exist")
+
+    monkeypatch.setattr(counting_world.CountingBenchmark, "__init__", refuse)
+    with pytest.raises(InputError, match=r"^scene Q does not exist$"):
+        open_benchmark({"_target_": "counting_world.CountingBenchmark"})
+
+
+def test_a_folder_that_is_no_checkpoint_is_named(config, tmp_path):
+    with pytest.raises(InputError, match="nothing_here"):
+        rollout(config(policy=str(tmp_path / "nothing_here")))
+
+
+def test_a_worker_needs_no_torch_of_its_own():
+    code = "import sys, vw2_robot.rollouts.workers, vw2_robot.rollouts.config; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"workers": 0}, {"videos": -1}, {"num_sequences": 0}, {"replan_every": 0}, {"seed": -1}, {"threads": 0}]
+)
+def test_settings_that_cannot_work_are_refused_with_their_number(config, changes):
+    (key, value), *_ = changes.items()
+    with pytest.raises(ValueError, match=f"{key}={value}"):
+        config(**changes)
+
+
+@pytest.mark.parametrize("module", ["vw2_robot.rollouts", "vw2_robot.rollouts.report"])
+def test_help_names_the_job_and_an_example(module):
+    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True)
+    assert "Example:" in done.stdout
+    assert "run_dir" in done.stdout or "runs=" in done.stdout
