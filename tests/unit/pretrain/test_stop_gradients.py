@@ -1,0 +1,241 @@
+"""Who learns from which loss: the table of the method, row by row, and what the losses compare with."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vw2_robot.models.causal_video import LevelConfig, StemConfig
+from vw2_robot.models.dldm import DLDM, DLDMConfig, QFormerConfig
+from vw2_robot.models.vdm import VDM, Geometry, VDMConfig
+from vw2_robot.models.video_codec import DCTCodec, DCTCodecConfig
+from vw2_robot.optim import LoopConfig, OptimConfig, build_optimizer, optimizer_step
+from vw2_robot.pretrain.config import PhasesConfig
+from vw2_robot.pretrain.targets import frame_error, jitter_colour, make_hint
+from vw2_robot.pretrain.train_dldm import phase_one_loss, phase_two_loss
+
+DLDM_TINY = DLDMConfig(
+    frames=9,
+    height=8,
+    width=8,
+    stem=StemConfig("pixel", 4, 4, 1),
+    levels=(LevelConfig(16, 1),),
+    qformer=QFormerConfig(heads=2),
+    z_channels=16,
+)
+VDM_TINY = VDMConfig(
+    heads=2, head_dim=12, layers=2, adaln_lora_dim=8, context_width=16, control_width=8, code_dropout=0.0
+)
+OPTIM = OptimConfig(lr=1e-3, weight_decay=0.1, warmup_steps=1)
+LOOP = LoopConfig(steps=10, batch=2, optim=OPTIM)
+PHASES = PhasesConfig(phase1=LOOP, phase2=LOOP, hint_dropout=0.0, target_color_jitter=0.0)
+
+
+def build(*, shaken=True):
+    """dLDM, VDM, codec. Shaken: zero-initialised layers are moved off zero, as after a few steps of training."""
+    torch.manual_seed(0)
+    dldm = DLDM(DLDM_TINY)
+    vdm = VDM(VDM_TINY, Geometry(channels=24, steps=2, height=2, width=2, queries=4, digits=4))
+    if shaken:
+        with torch.no_grad():
+            for parameter in vdm.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    return dldm, vdm, DCTCodec(DCTCodecConfig())
+
+
+def groups(dldm, vdm):
+    return {
+        "trunk": list(dldm.encoder.parameters()),
+        "queries": [dldm.qformer.queries, *dldm.qformer.parameters()],
+        "z head": list(dldm.z_head.parameters()),
+        "decoder": list(dldm.decoder.parameters()),
+        "projection": [p for name, p in vdm.projection.named_parameters() if name != "null"],
+        "null token": [vdm.projection.null],
+        "transformer": list(vdm.transformer.parameters()),
+        "control": list(vdm.control.parameters()),
+    }
+
+
+def learners(loss, dldm, vdm):
+    """Names of the groups of which any parameter got a gradient that is not exactly zero."""
+    for module in (dldm, vdm):
+        module.zero_grad(set_to_none=True)
+    loss.backward()
+    return {
+        name
+        for name, parameters in groups(dldm, vdm).items()
+        if any(p.grad is not None and bool(p.grad.any()) for p in parameters)
+    }
+
+
+def two(dldm, vdm, codec, *, phases=PHASES, seed=0):
+    x = DLDM_TINY.fake_clip(4)
+    valid = torch.ones(4, 2, dtype=torch.bool)
+    noise = torch.Generator().manual_seed(seed)
+    return phase_two_loss(dldm, vdm, codec, x, valid, phases=phases, noise=noise)[0]
+
+
+AUTOENCODER = {"trunk", "queries", "z head", "decoder"}
+RENDERER = {"projection", "null token", "transformer", "control"}
+
+
+def test_phase_one_teaches_the_whole_autoencoder_and_nothing_else():
+    dldm, vdm, _ = build()
+    loss, parts = phase_one_loss(dldm, DLDM_TINY.fake_clip(4), torch.ones(4, 2, dtype=torch.bool))
+    assert learners(loss, dldm, vdm) == AUTOENCODER
+    assert not parts["dldm/reconstruction_l2"].requires_grad
+    assert all(p.grad is not None for p in dldm.parameters())
+
+
+@pytest.mark.parametrize("anchor_grad", [False, True])
+def test_reconstruction_in_phase_two_teaches_the_decoder_and_by_switch_the_trunk(anchor_grad):
+    dldm, vdm, codec = build()
+    loss = two(dldm, vdm, codec, phases=replace(PHASES, denoise_weight=0.0, anchor_grad=anchor_grad))
+    assert learners(loss, dldm, vdm) == ({"decoder", "trunk"} if anchor_grad else {"decoder"})
+
+
+@pytest.mark.parametrize("anchor_grad", [False, True])
+def test_denoising_teaches_codes_projection_transformer_and_control_but_never_the_decoder(anchor_grad):
+    dldm, vdm, codec = build()
+    loss = two(dldm, vdm, codec, phases=replace(PHASES, reconstruction_weight=0.0, anchor_grad=anchor_grad))
+    assert learners(loss, dldm, vdm) == (AUTOENCODER - {"decoder"}) | RENDERER
+    assert all(p.grad is None or not p.grad.any() for p in dldm.decoder.parameters())
+
+
+def test_both_losses_add_up_with_their_weights():
+    dldm, vdm, codec = build()
+    dldm.eval()
+    rec = two(dldm, vdm, codec, phases=replace(PHASES, denoise_weight=0.0))
+    den = two(dldm, vdm, codec, phases=replace(PHASES, reconstruction_weight=0.0))
+    both = two(dldm, vdm, codec, phases=replace(PHASES, denoise_weight=10.0, reconstruction_weight=0.5))
+    torch.testing.assert_close(both, 0.5 * rec + 10 * den)
+
+
+def test_control_learns_from_its_second_step_on():
+    """Zero-initialised output layers get the first gradient, what lies before them the second."""
+    dldm, vdm, codec = build(shaken=False)
+    optimizer = build_optimizer(vdm.parameters(), OPTIM)
+    for step in range(2):
+        loss = two(dldm, vdm, codec)
+        optimizer_step(loss, optimizer, step=step, config=OPTIM, total_steps=10)
+        assert any(p.grad.any() for p in vdm.control.out.parameters())
+        assert bool(vdm.control.embed.weight.grad.any()) == (step > 0)
+
+
+def test_steps_move_only_the_parameters_of_their_phase_although_weight_decay_is_on():
+    dldm, vdm, codec = build()
+    x, valid = DLDM_TINY.fake_clip(4), torch.ones(4, 2, dtype=torch.bool)
+    frozen = copy.deepcopy(vdm.state_dict()), copy.deepcopy(codec.state_dict())
+    before = [p.detach().clone() for p in dldm.parameters()]
+    optimizer = build_optimizer(dldm.parameters(), OPTIM)
+    optimizer_step(phase_one_loss(dldm, x, valid)[0], optimizer, step=0, config=OPTIM, total_steps=10)
+    assert all(torch.equal(value, frozen[0][name]) for name, value in vdm.state_dict().items())
+    assert not any(torch.equal(a, b) for a, b in zip(before, dldm.parameters(), strict=True) if a.ndim > 1)
+
+    moved = build_optimizer([*dldm.parameters(), *vdm.parameters()], OPTIM)
+    optimizer_step(two(dldm, vdm, codec), moved, step=0, config=OPTIM, total_steps=10)
+    assert all(torch.equal(value, frozen[1][name]) for name, value in codec.state_dict().items())
+    assert not torch.equal(vdm.projection.null, frozen[0]["projection.null"])
+
+
+def test_the_hint_is_grey_in_the_luma_of_its_colours_and_stays_in_range():
+    rec = torch.rand(2, 3, 3, 4, 4) * 4 - 2
+    grey = make_hint(rec, grayscale=True)
+    assert torch.equal(grey[:, :, 0], grey[:, :, 1])
+    assert torch.equal(grey[:, :, 0], grey[:, :, 2])
+    clamped = rec.clamp(-1, 1)
+    torch.testing.assert_close(
+        grey[:, :, 0], 0.299 * clamped[:, :, 0] + 0.587 * clamped[:, :, 1] + 0.114 * clamped[:, :, 2]
+    )
+    torch.testing.assert_close(make_hint(torch.ones(1, 1, 3, 2, 2), grayscale=True), torch.ones(1, 1, 3, 2, 2))
+    assert torch.equal(make_hint(rec, grayscale=False), clamped)
+
+
+class Listening:
+    """Stands for `VDM.denoising_loss`: keeps what it was given."""
+
+    def __call__(self, latents, codes, *, hint, valid, generator):
+        self.latents, self.codes, self.hint = latents, codes, hint
+        return latents.new_zeros(())
+
+
+def heard(phases, *, batch=64, seed=0):
+    """Clip, coarse clip, and what the VDM was given, decoded back to pixels by a lossless codec."""
+    torch.manual_seed(0)
+    dldm, codec = DLDM(DLDM_TINY).eval(), DCTCodec(DCTCodecConfig(keep=4))
+    vdm = VDM(VDM_TINY, Geometry(channels=192, steps=2, height=2, width=2, queries=4, digits=4))
+    vdm.denoising_loss = Listening()
+    x, valid = DLDM_TINY.fake_clip(batch), torch.ones(batch, 2, dtype=torch.bool)
+    noise = torch.Generator().manual_seed(seed)
+    phase_two_loss(dldm, vdm, codec, x, valid, phases=phases, noise=noise)
+    ear = vdm.denoising_loss
+    encoded = dldm.encode(x)
+    rec = dldm.decode(encoded.codes_BMNL, encoded.anchor_BChw, x[:, 0])
+    return x, rec.detach(), codec.decode(ear.latents), codec.decode(ear.hint)
+
+
+def test_a_dropped_hint_is_its_first_frame_repeated_and_drops_fall_per_sample():
+    _, rec, _, hint = heard(replace(PHASES, hint_dropout=0.7))
+    whole = make_hint(rec, grayscale=True)
+    frozen = torch.tensor([torch.allclose(h, h[:1].expand_as(h), atol=1e-5) for h in hint])
+    torch.testing.assert_close(hint[~frozen], whole[~frozen], atol=1e-5, rtol=0)
+    torch.testing.assert_close(hint[frozen], whole[frozen][:, :1].expand(-1, 9, -1, -1, -1), atol=1e-5, rtol=0)
+    assert 32 <= int(frozen.sum()) <= 58  # 0.7 of 64
+    for share, dropped in ((0.0, 0), (1.0, 64)):
+        hint = heard(replace(PHASES, hint_dropout=share))[3]
+        assert sum(torch.allclose(h, h[:1].expand_as(h), atol=1e-5) for h in hint) == dropped
+
+
+def test_the_hint_carries_no_gradient_and_colours_only_by_switch():
+    _, rec, _, hint = heard(replace(PHASES, hint_grayscale=False), batch=4)
+    torch.testing.assert_close(hint, rec.clamp(-1, 1), atol=1e-5, rtol=0)
+    assert not hint.requires_grad
+
+
+def test_the_renderers_target_is_jittered_while_the_encoder_sees_true_colours():
+    x, _, target, _ = heard(PHASES, batch=4)
+    torch.testing.assert_close(target, x, atol=1e-5, rtol=0)
+    jittered = heard(replace(PHASES, target_color_jitter=0.3), batch=4)
+    assert not torch.allclose(jittered[2], x, atol=0.01)
+    torch.testing.assert_close(jittered[1], heard(PHASES, batch=4)[1])  # codes and coarse clip are of the true clip
+
+
+def test_jitter_is_one_change_of_colours_for_a_whole_clip():
+    still = torch.rand(8, 1, 3, 4, 4).expand(-1, 5, -1, -1, -1) * 1.2 - 0.6
+    moved = jitter_colour(still, strength=0.3, noise=torch.Generator().manual_seed(0))
+    assert torch.equal(moved, moved[:, :1].expand_as(moved))
+    assert moved.abs().max() <= 1
+    change = (moved - still)[:, 0].flatten(2)
+    assert (change.mean(2).std(0) > 0.01).all()  # clips differ from one another
+    assert (change.mean(2).std(1) > 0.001).all()  # channels differ within a clip
+    again = jitter_colour(still, strength=0.3, noise=torch.Generator().manual_seed(0))
+    assert torch.equal(again, moved)
+    assert jitter_colour(still, strength=0.0, noise=torch.Generator()) is still
+
+
+def test_jitter_is_affine_in_every_channel_so_that_edges_stay_where_they_are():
+    x = torch.linspace(-0.3, 0.3, 16).view(1, 1, 1, 4, 4).expand(1, 1, 3, 4, 4)
+    y = jitter_colour(x, strength=0.2, noise=torch.Generator().manual_seed(0)).flatten(3)
+    slopes = y.diff(dim=-1) / x.flatten(3).diff(dim=-1)
+    torch.testing.assert_close(slopes, slopes[..., :1].expand_as(slopes), atol=1e-4, rtol=0)
+    assert (slopes > 0.5).all()
+
+
+def test_frame_error_is_the_mean_over_real_frames():
+    x, rec = torch.zeros(2, 9, 3, 2, 2), torch.zeros(2, 9, 3, 2, 2)
+    rec[0, 0], rec[0, 1:5], rec[1, 5:] = 1.0, 2.0, 100.0
+    valid = torch.tensor([[True, True], [True, False]])
+    torch.testing.assert_close(frame_error(rec, x, valid), torch.tensor((1 + 4 * 4) / (9 + 5)))
+    torch.testing.assert_close(frame_error(rec, x, valid, with_anchor=False), torch.tensor(4 * 4 / (8 + 4.0)))
+
+
+def test_frame_error_pads_a_short_clip_like_the_encoder():
+    x = torch.arange(7.0).view(1, 7, 1, 1, 1).expand(1, 7, 3, 2, 2)
+    rec = torch.cat([x, x[:, -1:], x[:, -1:]], dim=1)
+    assert float(frame_error(rec, x, torch.tensor([[True, True]]))) == 0
+
+
+def test_nothing_real_costs_nothing():
+    x = torch.randn(1, 5, 3, 2, 2)
+    assert float(frame_error(-x, x, torch.tensor([[False]]), with_anchor=False)) == 0
