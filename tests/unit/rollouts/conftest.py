@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 
-@pytest.fixture
-def counting_world(monkeypatch):
+@pytest.fixture(scope="module")
+def counting_world():
     """The module `counting_world`, importable by name here and in processes started from here."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    module = importlib.import_module("counting_world")
-    yield module
-    sys.modules.pop("counting_world", None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parent))
+        yield importlib.import_module("counting_world")
+        sys.modules.pop("counting_world", None)
 
 
 @pytest.fixture

@@ -77,13 +77,20 @@ class Page(HTMLParser):
         self.text += data + " "
 
 
-@pytest.fixture
-def everything(counting_world, tmp_path):
-    write_training(tmp_path / "first")
-    write_rollout(tmp_path / "first" / "rollout")
-    write_rollout(tmp_path / "weak", knows=["open"])
-    path = write_report([tmp_path / "first", tmp_path / "weak"], tmp_path / "out")
-    return path.read_text(encoding="utf-8")
+@pytest.fixture(scope="module")
+def runs(counting_world, tmp_path_factory):
+    """Training in first/, rollouts in first/rollout and weak/, and the report of all in out/."""
+    folder = tmp_path_factory.mktemp("runs")
+    write_training(folder / "first")
+    write_rollout(folder / "first" / "rollout")
+    write_rollout(folder / "weak", knows=["open"])
+    write_report([folder / "first", folder / "weak"], folder / "out")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def everything(runs):
+    return (runs / "out" / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_full_report_has_every_section(everything):
@@ -109,10 +116,10 @@ def test_a_report_follows_light_and_dark_and_fits_a_phone(everything):
     assert not re.search(r"#[0-9a-f]{6}\b", svg)  # no colour that the page cannot turn dark
 
 
-def test_films_are_inside_and_are_the_files_on_disk(everything, tmp_path):
+def test_films_are_inside_and_are_the_files_on_disk(everything, runs):
     page = Page(everything)
     films = [link for link in page.links if link.startswith("data:video/mp4;base64,")]
-    on_disk = {path.read_bytes() for path in tmp_path.rglob("*.mp4")}
+    on_disk = {path.read_bytes() for path in runs.rglob("*.mp4")}
     assert {base64.b64decode(link.split(",", 1)[1]) for link in films} == on_disk
     assert len(films) == sum(link.startswith("data:image/jpeg") for link in page.links) == 4
 
@@ -154,9 +161,9 @@ def test_a_training_run_alone_makes_a_report(tmp_path):
     assert "`vdm/denoising_loss`" in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
 
 
-def test_tables_hold_every_rollout_with_intervals(everything, tmp_path):
-    markdown = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
-    tex = (tmp_path / "out" / "table.tex").read_text(encoding="utf-8")
+def test_tables_hold_every_rollout_with_intervals(runs):
+    markdown = (runs / "out" / "table.md").read_text(encoding="utf-8")
+    tex = (runs / "out" / "table.tex").read_text(encoding="utf-8")
     for name in ("first/rollout", "weak"):
         assert f"| {name} | scripted | 10 % | 6 |" in markdown
         assert f"{name} & 10 \\% & 6 &" in tex
