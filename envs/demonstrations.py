@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from vw2_robot.errors import InputError
 
-from .calvin import CalvinEnv
+from .calvin import CONTROL_HZ, CalvinEnv
 from .demonstrator import SKILLS, Demonstrator, feasible, observe_world
 from .instructions import load_instructions
 from .oracle import TaskOracle
@@ -54,9 +54,13 @@ class Recording:
     instruction: str
     scene: str
     arrays: dict[str, NDArray[Any]]
-    """By CALVIN's names, time axis first. `rel_actions` are the executed commands; `actions` the pose they led to."""
+    """By CALVIN's names, time axis first. `rel_actions` are the executed commands; `actions` the pose they led to.
+
+    A world other than CALVIN's has `rgb_static` and `rel_actions` alone.
+    """
     attempts: int
     """How many runs it took until the oracle confirmed one."""
+    hz: float = float(CONTROL_HZ)
 
 
 @dataclass(frozen=True)

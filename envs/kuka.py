@@ -90,7 +90,7 @@ def kuka_episodes(count: int, *, seed: int, hz: float = 5.0, image_size: int = 1
     dropped = 0
     try:
         for index in range(count):
-            episode = _solved_episode(physics, seed=seed, index=index, hz=hz, image_size=image_size)
+            episode = solved_episode(physics, seed=seed, index=index, hz=hz, image_size=image_size)
             dropped += episode.failed_attempts
             yield episode
     finally:
@@ -98,7 +98,12 @@ def kuka_episodes(count: int, *, seed: int, hz: float = 5.0, image_size: int = 1
     logger.info("kuka: %d episodes recorded, %d failed attempts dropped", count, dropped)
 
 
-def _solved_episode(physics: Physics, *, seed: int, index: int, hz: float, image_size: int) -> RecordedEpisode:
+def solved_episode(physics: Physics, *, seed: int, index: int, hz: float, image_size: int) -> RecordedEpisode:
+    """Return episode `index`: a function of (seed, index), whatever `physics` was used for before.
+
+    Raises:
+        RuntimeError: it failed `MAX_ATTEMPTS` times.
+    """
     for attempt in range(MAX_ATTEMPTS):
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index, attempt])))
         task = TASKS[int(rng.choice(len(TASKS), p=SHARES))]

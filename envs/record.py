@@ -36,11 +36,16 @@ from vw2_robot.data.calvin import CalvinSplit
 from vw2_robot.errors import InputError, require
 
 from .calvin import CalvinEnv
-from .demonstrations import Recorder, expand_tasks
+from .demonstrations import Recorder, Recording, expand_tasks
+from .kuka import solved_episode
+from .physics import Physics
 from .record_formats import FRAMES_PER_RECORDING, Format, Output, open_output
 
 SPLITS: tuple[CalvinSplit, ...] = ("training", "validation")
-CALVIN_TARGET = "vw2_robot.envs.benchmark.CalvinBenchmark"
+CALVIN_TARGET, KUKA_TARGET = "vw2_robot.envs.benchmark.CalvinBenchmark", "vw2_robot.envs.kuka.kuka_episodes"
+WORLDS = {CALVIN_TARGET: "calvin", KUKA_TARGET: "kuka"}
+KUKA_VALIDATION_START = 1_000_000
+"""Index of the first validation episode in the Kuka world, far behind any training episode."""
 FREE = ("workers", "out")  # keys that do not change what is recorded
 
 
@@ -50,13 +55,13 @@ class RecordConfig:
 
     out: str
     env: dict[str, Any]
-    """the world; of a CALVIN one, `scene`, `assets` and `renderer` count"""
+    """the world: of a CALVIN one, `scene`, `assets` and `renderer` count; of the Kuka one, `hz` and `image_size`"""
     episodes: int = 150
     """recordings in the training split"""
     validation_episodes: int = 0
     format: Format = "calvin"
     tasks: str | tuple[str, ...] = "all"
-    """tasks or groups of tasks: all, basic, furniture, push, lift"""
+    """tasks or groups of tasks: all, basic, furniture, push, lift; the Kuka world draws its own"""
     seed: int = 0
     workers: int = 1
     """processes; does not change the result"""
@@ -79,8 +84,23 @@ class RecordConfig:
             raise ValueError(f"max_steps + tail_steps = {found}, expected at most {FRAMES_PER_RECORDING}")
         if not 0 <= self.compress_level <= 9:
             raise ValueError(f"compress_level={self.compress_level}, expected 0 to 9")
-        if "_target_" not in self.env:
-            raise ValueError(f'env has no "_target_", only {sorted(self.env)}; try env=calvin')
+        if self.env.get("_target_") not in WORLDS:
+            raise ValueError(
+                f"env has the target {self.env.get('_target_')!r}, which demonstrates nothing; try env=calvin"
+            )
+        if self.world != "calvin" and self.format == "calvin":
+            raise ValueError(
+                f"the {self.world} world does not fit the CALVIN format; choose format=rlds or format=video"
+            )
+
+    @property
+    def world(self) -> str:
+        """Which world is recorded, "calvin" or "kuka"."""
+        return WORLDS[self.env["_target_"]]
+
+    def open_output(self) -> Output:
+        """Where recordings go."""
+        return open_output(self.format, Path(self.out), world=self.world, compress_level=self.compress_level)
 
     def task_names(self) -> tuple[str, ...]:
         """The tasks to demonstrate, groups expanded."""
@@ -99,7 +119,7 @@ def record(config: RecordConfig) -> None:
     if config.format != "calvin" and out.exists():
         print(f"{out} is complete")
         return
-    output = open_output(config.format, out, compress_level=config.compress_level)
+    output = config.open_output()
     missing = [job for job in config.jobs() if not output.has(*job)]
     _check_packages(config)
     bar = tqdm(
@@ -118,11 +138,8 @@ def record(config: RecordConfig) -> None:
 @program(RecordConfig, config_name="record")
 def main(config: RecordConfig) -> None:
     """Console script `vw2-record`."""
-    if config.env["_target_"] == CALVIN_TARGET:
-        config.task_names()
-        record(config)
-    else:
-        raise InputError(f"env={config.env['_target_']} has no demonstrations; choose env=calvin")
+    config.task_names()  # a misspelt task stops the run before any work
+    record(config)
 
 
 def _claim(out: Path, wanted: dict[str, Any]) -> None:
@@ -158,7 +175,7 @@ def _record_missing(config: RecordConfig, jobs: list[tuple[CalvinSplit, int]]) -
         for job in jobs:
             station.record(*job)
             yield
-        station.env.close()
+        station.close()
         return
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(config.workers, mp_context=context, initializer=_open_station, initargs=(config,))
@@ -178,20 +195,63 @@ class Station:
     """One process's world and output."""
 
     def __init__(self, config: RecordConfig) -> None:
-        self._config = config
-        self._tasks = config.task_names()
-        world = {key: config.env[key] for key in ("scene", "assets", "renderer") if key in config.env}
-        self.env = CalvinEnv(cameras=(), reset_mode="exact", **world)
-        self._recorder = Recorder(
-            max_steps=config.max_steps, tail_steps=config.tail_steps, wrist_camera=config.wrist_camera
-        )
-        self._output = open_output(config.format, Path(config.out), compress_level=config.compress_level)
+        self._source = open_source(config)
+        self._output = config.open_output()
 
     def record(self, split: CalvinSplit, number: int) -> None:
         """Make recording `number` of a split and write it."""
+        self._output.add(split, number, self._source.make(SPLITS.index(split), number))
+
+    def close(self) -> None:
+        """Free the world."""
+        self._source.close()
+
+
+class CalvinSource:
+    """Demonstrations on a CALVIN table."""
+
+    def __init__(self, config: RecordConfig) -> None:
+        self._tasks, self._seed = config.task_names(), config.seed
+        world = {key: config.env[key] for key in ("scene", "assets", "renderer") if key in config.env}
+        self._env = CalvinEnv(cameras=(), reset_mode="exact", **world)
+        self._recorder = Recorder(
+            max_steps=config.max_steps, tail_steps=config.tail_steps, wrist_camera=config.wrist_camera
+        )
+
+    def make(self, split: int, number: int) -> Recording:
+        """Recording `number` of a split; the tasks take turns."""
         task = self._tasks[number % len(self._tasks)]
-        seed = (self._config.seed, SPLITS.index(split), number)
-        self._output.add(split, number, self._recorder.record(self.env, task, seed=seed))
+        return self._recorder.record(self._env, task, seed=(self._seed, split, number))
+
+    def close(self) -> None:
+        """Free the world."""
+        self._env.close()
+
+
+class KukaSource:
+    """Demonstrations by another robot, in another room."""
+
+    def __init__(self, config: RecordConfig) -> None:
+        self._seed = config.seed
+        self._hz, self._image_size = float(config.env["hz"]), int(config.env["image_size"])
+        self._physics = Physics()
+
+    def make(self, split: int, number: int) -> Recording:
+        """Recording `number` of a split; the world draws the task."""
+        index = number + split * KUKA_VALIDATION_START
+        episode = solved_episode(self._physics, seed=self._seed, index=index, hz=self._hz, image_size=self._image_size)
+        arrays: dict[str, Any] = {"rgb_static": episode.images, "rel_actions": episode.actions}
+        attempts = episode.failed_attempts + 1
+        return Recording(episode.task, episode.instruction, "kuka", arrays, attempts=attempts, hz=episode.hz)
+
+    def close(self) -> None:
+        """Free the world."""
+        self._physics.close()
+
+
+def open_source(config: RecordConfig) -> CalvinSource | KukaSource:
+    """Return the world that `config.env` names."""
+    return CalvinSource(config) if config.world == "calvin" else KukaSource(config)
 
 
 _station: Station | None = None

@@ -7,6 +7,7 @@ written at their final place. The other two formats are containers that must be 
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vw2_robot.data.calvin import CALVIN_HZ, CalvinSplit
+from vw2_robot.data.calvin import CalvinSplit
 from vw2_robot.data.calvin_writer import CalvinWriter
 from vw2_robot.data.episodes import Demonstration, Episode, encode_jpeg
 from vw2_robot.errors import require
@@ -27,7 +28,7 @@ from .instructions import load_instructions
 Format = Literal["calvin", "rlds", "video"]
 FRAMES_PER_RECORDING = 256
 """Frame numbers set aside for each recording in the CALVIN format, so that its place depends on its number alone."""
-RLDS_NAME, RLDS_VERSION = "vw2_calvin", "1.0.0"
+RLDS_VERSION = "1.0.0"
 
 
 class CalvinOutput:
@@ -65,10 +66,13 @@ class CalvinOutput:
         return CalvinWriter(self._out, split, compress_level=self._level)
 
 
+Pack = Callable[[Path, dict[CalvinSplit, list[Path]]], None]
+
+
 class PartsOutput:
     """Recordings that wait in `<out>.parts/` until `pack` makes the container of them."""
 
-    def __init__(self, out: Path, pack: Callable[[Path, dict[CalvinSplit, list[Path]]], None]) -> None:
+    def __init__(self, out: Path, pack: Pack) -> None:
         self._out, self._pack = out, pack
         self._parts = out.with_name(out.name + ".parts")
 
@@ -79,7 +83,7 @@ class PartsOutput:
     def add(self, split: CalvinSplit, number: int, recording: Recording) -> None:
         """Write one recording, its pictures as JPEG."""
         jpegs = [np.frombuffer(encode_jpeg(image), dtype=np.uint8) for image in recording.arrays["rgb_static"]]
-        about = {"task": recording.task, "instruction": recording.instruction, "scene": recording.scene}
+        about = {key: getattr(recording, key) for key in ("task", "instruction", "scene", "hz", "attempts")}
         path = self._part(split, number)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".tmp")
@@ -89,7 +93,7 @@ class PartsOutput:
                 jpeg=np.concatenate(jpegs),
                 sizes=np.array([len(jpeg) for jpeg in jpegs]),
                 rel_actions=recording.arrays["rel_actions"],
-                about=np.array(json.dumps({**about, "attempts": recording.attempts})),
+                about=np.array(json.dumps(about)),
             )
         temporary.replace(path)
 
@@ -113,23 +117,23 @@ class PartsOutput:
 Output = CalvinOutput | PartsOutput
 
 
-def open_output(form: Format, out: Path, *, compress_level: int) -> Output:
-    """Return the output for a format."""
+def open_output(form: Format, out: Path, *, world: str, compress_level: int) -> Output:
+    """Return the output for a format; `world` ("calvin", "kuka") names an RLDS data set."""
     if form == "calvin":
         return CalvinOutput(out, compress_level=compress_level)
-    return PartsOutput(out, _pack_rlds if form == "rlds" else _pack_videos)
+    return PartsOutput(out, functools.partial(_pack_rlds, world) if form == "rlds" else _pack_videos)
 
 
-def _pack_rlds(out: Path, parts: dict[CalvinSplit, list[Path]]) -> None:
+def _pack_rlds(world: str, out: Path, parts: dict[CalvinSplit, list[Path]]) -> None:
     from vw2_robot.data.rlds import write_rlds
 
     names = {"training": "train", "validation": "validation"}
     write_rlds(
         out,
-        name=RLDS_NAME,
+        name=f"vw2_{world}",
         version=RLDS_VERSION,
         episodes={names[split]: (_demonstration(path) for path in paths) for split, paths in parts.items()},
-        description="Scripted demonstrations from the vw2_robot CALVIN simulator; action: CALVIN relative actions.",
+        description=f"Scripted demonstrations from the vw2_robot {world} world; action: as in CALVIN's rel_actions.",
     )
 
 
@@ -146,7 +150,7 @@ def _pack_videos(out: Path, parts: dict[CalvinSplit, list[Path]]) -> None:
             name = path.with_suffix(".mp4").name.replace("part", "video")
             _write_mp4(ffmpeg, temporary / split / name, demonstration.episode)
             caption = {key: about[key] for key in ("instruction", "task", "scene")}
-            lines.append(json.dumps({"file": name, **caption, "hz": CALVIN_HZ, "frames": len(demonstration.episode)}))
+            lines.append(json.dumps({"file": name, **caption, "hz": about["hz"], "frames": len(demonstration.episode)}))
         (temporary / split / "captions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     temporary.replace(out)
 
@@ -169,10 +173,10 @@ def _demonstration(path: Path) -> Demonstration:
     with np.load(path, allow_pickle=False) as part:
         jpeg, sizes, actions = part["jpeg"], part["sizes"], part["rel_actions"]
     episode = Episode(
-        source=f"calvin_{about['scene']}",
+        source=f"vw2_{about['scene']}",
         episode_id=f"{path.parent.name}/{path.stem.removeprefix('part_')}",
         instruction=about["instruction"],
-        hz=CALVIN_HZ,
+        hz=about["hz"],
         images=tuple(_split_bytes(jpeg, sizes)),
     )
     return Demonstration(episode=episode, actions=actions)

@@ -164,6 +164,36 @@ def test_rlds_and_video_hold_what_calvin_holds(tmp_path):
     assert np.abs(pictures - dataset.read_images(trajectory)).mean() < 4
 
 
+def test_the_kuka_world_is_recorded_as_rlds_and_resumes(tmp_path, monkeypatch):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    kuka = {"_target_": program.KUKA_TARGET, "hz": 5.0, "image_size": 32}
+    wanted = config(tmp_path / "kuka", env=kuka, format="rlds", episodes=3, validation_episodes=1)
+    kept = program.Station.record
+    made = []
+
+    def stop_at_third(self, split, number):
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(number)
+        kept(self, split, number)
+
+    monkeypatch.setattr(program.Station, "record", stop_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        record(wanted)
+    assert not (tmp_path / "kuka").exists()
+    made.clear()
+    record(wanted)
+    assert len(made) == 2
+    builder = tfds.builder_from_directory(str(tmp_path / "kuka"))
+    assert builder.info.name == "vw2_kuka"
+    assert {split: builder.info.splits[split].num_examples for split in builder.info.splits} == {
+        "train": 3,
+        "validation": 1,
+    }
+    with pytest.raises(InputError, match="format=rlds"):
+        config_from(RecordConfig, {"out": "x", "env": kuka, "format": "calvin"})
+
+
 def test_task_groups_expand_and_unknown_names_are_refused():
     assert len(expand_tasks(["all"])) == 34
     assert len(expand_tasks(["basic"])) == 17
