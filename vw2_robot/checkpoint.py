@@ -107,9 +107,13 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Restore the optimiser written beside a checkpoint; returns the content of `training.json`."""
+    """Restore the optimiser written beside a checkpoint; returns the content of `training.json`.
+
+    Raises:
+        InputError: a file is missing or unreadable.
+    """
     state: dict[int, dict[str, Tensor]] = {}
-    for name, value in load_file(path / "optimizer.safetensors").items():
+    for name, value in _read_tensors(path / "optimizer.safetensors").items():
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = value
     groups = optimizer.state_dict()["param_groups"]
@@ -150,10 +154,9 @@ def load_checkpoint(path: str | Path, *, kind: str) -> Checkpoint:
         )
     if description.get("kind") != kind:
         raise InputError(f"{folder} is a checkpoint of kind {description.get('kind')!r}, expected {kind!r}")
-    try:
-        weights = load_file(folder / "model.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{folder}/model.safetensors cannot be read ({error}); copy the checkpoint again") from error
+    if not isinstance(description.get("config"), dict):
+        raise InputError(f'{folder}/config.json lacks "config"; copy the checkpoint again')
+    weights = _read_tensors(folder / "model.safetensors")
     reserved = {"config.json", "training.json"}
     files = {p.stem: _read_json(p) for p in sorted(folder.glob("*.json")) if p.name not in reserved}
     return Checkpoint(folder, kind, description["config"], description.get("facts", {}), weights, files)
@@ -170,17 +173,26 @@ def weights_digest(*modules: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read ({error}); copy the checkpoint again") from error
+
+
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing; the checkpoint is incomplete, copy it again") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not valid JSON ({error})") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON ({error}); copy the checkpoint again") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no JSON object; copy the checkpoint again")
     return content
 
 

@@ -24,8 +24,15 @@ class OptimConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or self.clip_norm <= 0:
-            raise ValueError(f"optim.lr and optim.clip_norm must be positive, found {self.lr} and {self.clip_norm}")
+        for name, positive in (("lr", self.lr), ("clip_norm", self.clip_norm)):
+            if not positive > 0:
+                raise ValueError(f"optim.{name} must be positive, found {positive}")
+        for name, share in (("beta1", self.beta1), ("beta2", self.beta2)):
+            if not 0 <= share < 1:
+                raise ValueError(f"optim.{name} must lie in [0, 1), found {share}")
+        for name, size in (("weight_decay", self.weight_decay), ("warmup_steps", self.warmup_steps)):
+            if not size >= 0:
+                raise ValueError(f"optim.{name} must not be negative, found {size}")
 
 
 @dataclass(frozen=True)
@@ -39,8 +46,9 @@ class LoopConfig:
     save_every: int = 500
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch < 1:
-            raise ValueError(f"steps and batch must be positive, found {self.steps} and {self.batch}")
+        for name in ("steps", "batch", "log_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} of a loop must be at least 1, found {getattr(self, name)}")
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -86,7 +94,7 @@ def optimizer_step(
     """
     if not bool(torch.isfinite(loss)):
         raise NonFiniteLossError(
-            f"the loss is {float(loss)} at step {step}; lower optim.lr or look at the data of this step"
+            f"the loss is {loss.item()} at step {step}; lower optim.lr or look at the data of this step"
         )
     rate = learning_rate(step, config, total_steps=total_steps)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]

@@ -1,0 +1,76 @@
+import pytest
+import torch
+from torch import nn
+
+from vw2_robot.optim import (
+    LoopConfig,
+    NonFiniteLossError,
+    OptimConfig,
+    build_optimizer,
+    learning_rate,
+    optimizer_step,
+)
+
+
+def test_rate_rises_linearly_and_then_falls_linearly_to_zero():
+    config = OptimConfig(lr=1.0, warmup_steps=10)
+    rates = [learning_rate(step, config, total_steps=110) for step in range(110)]
+    assert rates[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
+    assert rates[10:] == pytest.approx([(110 - step) / 100 for step in range(10, 110)])
+    assert learning_rate(110, config, total_steps=110) == 0
+
+
+def test_warm_up_takes_at_most_a_fifth_of_a_short_run():
+    config = OptimConfig(lr=1.0, warmup_steps=2000)
+    assert learning_rate(19, config, total_steps=100) == 1.0
+    assert learning_rate(18, config, total_steps=100) < 1.0
+    assert learning_rate(0, config, total_steps=1) == 1.0
+
+
+def test_weight_decay_is_on_matrices_only_and_the_fast_group_is_faster():
+    slow, fast = nn.Linear(3, 3), nn.Linear(3, 3)
+    slow.bias.requires_grad_(False)
+    groups = build_optimizer(
+        slow.parameters(), OptimConfig(weight_decay=0.3), fast=fast.parameters(), fast_mult=10.0
+    ).param_groups
+    found = [([tuple(p.shape) for p in g["params"]], g["weight_decay"], g["lr_mult"]) for g in groups]
+    assert found == [([(3, 3)], 0.3, 1.0), ([(3, 3)], 0.3, 10.0), ([(3,)], 0.0, 10.0)]
+    assert groups[0]["betas"] == (0.9, 0.99)
+
+
+def test_a_step_is_that_of_adamw_at_the_scheduled_rate_on_clipped_gradients():
+    config = OptimConfig(lr=0.5, beta2=0.9, weight_decay=0.1, warmup_steps=0, clip_norm=1.0)
+    net, reference = nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False)
+    reference.load_state_dict(net.state_dict())
+    mine = build_optimizer(net.parameters(), config)
+    theirs = torch.optim.AdamW(reference.parameters(), lr=0.5, betas=(0.9, 0.9), weight_decay=0.1)
+    for step in range(3):
+        norm = optimizer_step(100 * net(torch.ones(2)).sum(), mine, step=step, config=config, total_steps=10)
+        assert float(norm) == pytest.approx(100 * 2**0.5)  # as it was before clipping
+        reference.weight.grad = torch.full((1, 2), 0.5**0.5)
+        theirs.param_groups[0]["lr"] = 0.5 * (10 - step) / 10
+        theirs.step()
+    torch.testing.assert_close(net.weight, reference.weight)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_before_anything_moves(bad):
+    net = nn.Linear(2, 2)
+    before = net.weight.detach().clone()
+    optimizer = build_optimizer(net.parameters(), OptimConfig())
+    with pytest.raises(NonFiniteLossError, match="at step 7"):
+        optimizer_step(net(torch.ones(2)).sum() * bad, optimizer, step=7, config=OptimConfig(), total_steps=10)
+    assert torch.equal(net.weight, before)
+    assert not optimizer.state
+
+
+@pytest.mark.parametrize("change", [{"lr": 0.0}, {"clip_norm": -1.0}, {"warmup_steps": -1}, {"beta2": 1.0}])
+def test_impossible_optimisers_are_refused(change):
+    with pytest.raises(ValueError, match=f"optim.{next(iter(change))}"):
+        OptimConfig(**change)
+
+
+@pytest.mark.parametrize("change", [{"steps": 0}, {"batch": 0}, {"log_every": 0}, {"save_every": 0}])
+def test_impossible_loops_are_refused(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        LoopConfig(**{"steps": 1, "batch": 1, "optim": OptimConfig(), **change})
