@@ -55,6 +55,9 @@ class PhasesConfig:
     phase2: LoopConfig
     advance_ratio: float = 0.5
     """held-out reconstruction / copy-first above which the end of phase 1 is reported as premature"""
+    vdm_lr_mult: float = 1.0
+    """phase 2: learning rate of VDM, projection and control over that of the autoencoder; small runs erode their codes
+    when the encoder moves as fast as a VDM that does not use them yet"""
     denoise_weight: float = 1.0
     reconstruction_weight: float = 1.0
     anchor_grad: bool = False

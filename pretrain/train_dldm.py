@@ -128,8 +128,8 @@ def train_dldm(config: Pretrain) -> None:
     for phase, loop, stop in ((1, phases.phase1, boundary), (2, phases.phase2, total)):
         if run.start >= stop:
             continue
-        parts = [dldm] if phase == 1 else [dldm, vdm]
-        optimizer = build_optimizer([p for part in parts for p in part.parameters()], loop.optim)
+        fast = vdm.parameters() if phase == 2 else ()
+        optimizer = build_optimizer(dldm.parameters(), loop.optim, fast=fast, fast_mult=phases.vdm_lr_mult)
         first = 0 if phase == 1 else boundary
         if run.start > first:
             assert run.checkpoint is not None
