@@ -113,15 +113,19 @@ class RecordConfig:
 
 
 def record(config: RecordConfig) -> None:
-    """Record, or go on recording, what the configuration asks for."""
+    """Record, or go on recording, what the configuration asks for; prints a table of tasks at the end.
+
+    Raises:
+        InputError: the world, the tasks or the place cannot work; nothing has been written then.
+    """
     out = Path(config.out)
+    _check(config)
     _claim(out, {key: value for key, value in config_tree(config).items() if key not in FREE})
     if config.format != "calvin" and out.exists():
         print(f"{out} is complete")
         return
     output = config.open_output()
     missing = [job for job in config.jobs() if not output.has(*job)]
-    _check_packages(config)
     bar = tqdm(
         total=len(config.jobs()), initial=len(config.jobs()) - len(missing), desc="record", unit="demo", disable=None
     )
@@ -138,7 +142,6 @@ def record(config: RecordConfig) -> None:
 @program(RecordConfig, config_name="record")
 def main(config: RecordConfig) -> None:
     """Console script `vw2-record`."""
-    config.task_names()  # a misspelt task stops the run before any work
     record(config)
 
 
@@ -160,8 +163,10 @@ def _claim(out: Path, wanted: dict[str, Any]) -> None:
     temporary.replace(note)
 
 
-def _check_packages(config: RecordConfig) -> None:
-    """Find a missing package before the work, not after it."""
+def _check(config: RecordConfig) -> None:
+    """Find a misspelt task, a missing package or a broken world before the first file is written."""
+    config.task_names()
+    open_source(config).close()
     if config.format == "rlds":
         require("tensorflow_datasets", extra="openx")
     if config.format == "video":

@@ -194,6 +194,17 @@ def test_the_kuka_world_is_recorded_as_rlds_and_resumes(tmp_path, monkeypatch):
         config_from(RecordConfig, {"out": "x", "env": kuka, "format": "calvin"})
 
 
+def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path):
+    for wrong, words in (
+        ({"env": {**ENV, "assets": str(tmp_path / "nowhere")}}, "nowhere is no directory"),
+        ({"env": {**ENV, "scene": "E"}}, "unknown scene 'E'"),
+        ({"tasks": "opn_drawer"}, "unknown task 'opn_drawer'"),
+    ):
+        with pytest.raises(InputError, match=words):
+            record(config(tmp_path / "out", workers=2, **wrong))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_task_groups_expand_and_unknown_names_are_refused():
     assert len(expand_tasks(["all"])) == 34
     assert len(expand_tasks(["basic"])) == 17
