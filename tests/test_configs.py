@@ -47,12 +47,17 @@ def help_of(config_name: str) -> dict[str, str]:
     return yaml.safe_load((CONFIGS / f"{config_name}.yaml").read_text(encoding="utf-8"))["hydra"]["help"]
 
 
-def example_overrides(config_name: str) -> list[str]:
-    """The overrides of the example in the --help text."""
+def examples(config_name: str) -> list[list[str]]:
+    """The overrides of every example in the --help text."""
     help_text = help_of(config_name)
-    example = re.search(rf"^\s*{re.escape(help_text['app_name'])} (\S.*)$", help_text["footer"], re.MULTILINE)
-    assert example, f"configs/{config_name}.yaml: the footer has no example that begins with {help_text['app_name']}"
-    return shlex.split(example[1])
+    lines = re.findall(rf"^\s*{re.escape(help_text['app_name'])} (\S.*)$", help_text["footer"], re.MULTILINE)
+    assert lines, f"configs/{config_name}.yaml: the footer has no example that begins with {help_text['app_name']}"
+    return [shlex.split(line) for line in lines]
+
+
+def needed(override: str) -> bool:
+    """Whether an example's `group.key=value` fills in a value without which no choice of the group is complete."""
+    return override.startswith("data.path=")
 
 
 def composed(config_name: str, overrides: list[str]) -> dict[str, Any]:
@@ -76,21 +81,23 @@ def group_choices() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("config_name", root_names())
-def test_example_of_the_help_composes_and_becomes_the_dataclass(config_name: str) -> None:
+def test_examples_of_the_help_compose_and_become_the_dataclass(config_name: str) -> None:
     dataclass = dataclass_of(config_name)
-    assert isinstance(config_from(dataclass, composed(config_name, example_overrides(config_name))), dataclass)
+    for overrides in examples(config_name):
+        assert isinstance(config_from(dataclass, composed(config_name, overrides)), dataclass)
 
 
 @pytest.mark.parametrize(("config_name", "override"), group_choices())
 def test_every_choice_of_every_group_becomes_the_dataclass(config_name: str, override: str) -> None:
-    example = [words for words in example_overrides(config_name) if words.split("=")[0] != override.split("=")[0]]
+    group = override.split("=")[0]
+    example = [words for words in examples(config_name)[0] if re.split("[.=]", words)[0] != group or needed(words)]
     dataclass = dataclass_of(config_name)
     assert isinstance(config_from(dataclass, composed(config_name, [*example, override])), dataclass)
 
 
 @pytest.mark.parametrize("config_name", root_names())
 def test_a_misspelt_key_is_refused(config_name: str) -> None:
-    values = composed(config_name, example_overrides(config_name))
+    values = composed(config_name, examples(config_name)[0])
     with pytest.raises(ValueError, match="sede"):
         config_from(dataclass_of(config_name), {**values, "sede": 1})
 
