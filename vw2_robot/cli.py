@@ -7,15 +7,18 @@ DictConfig gets past this file. Hydra is imported when a program starts, not whe
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from vw2_robot.config_tree import config_from
 from vw2_robot.errors import InputError, MissingExtraError
 
 ConfigT = TypeVar("ConfigT")
+# What the operating system may refuse of a path that a person gave: these are input errors, not bugs.
+_DISK_TROUBLES = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 def program(
@@ -27,24 +30,37 @@ def program(
         def main() -> None:
             import hydra
             from omegaconf import DictConfig, OmegaConf
+            from omegaconf.errors import OmegaConfBaseException
 
             @hydra.main(version_base="1.3", config_path="pkg://vw2_robot.configs", config_name=config_name)
             def job(tree: DictConfig) -> None:
                 try:
                     values = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+                except OmegaConfBaseException as error:
+                    what = str(error).splitlines()[0]
+                    _leave(config_name, InputError(f"{what}; give {error.full_key}=... (--help shows an example)"))
+                try:
                     run(config_from(config_cls, values))  # type: ignore[arg-type]
                 except (InputError, MissingExtraError) as error:
                     _leave(config_name, error)
+                except OSError as error:
+                    if error.errno not in _DISK_TROUBLES:
+                        raise
+                    _leave(config_name, error)
 
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-            job()
+            try:
+                job()
+            except KeyboardInterrupt:
+                print(f"\n{config_name}: stopped", file=sys.stderr)
+                raise SystemExit(130) from None
 
         return main
 
     return decorate
 
 
-def _leave(program_name: str, error: Exception) -> None:
+def _leave(program_name: str, error: Exception) -> NoReturn:
     if os.environ.get("HYDRA_FULL_ERROR"):
         raise error
     sys.stdout.flush()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
-from typing import Any, TypeVar
+from dataclasses import asdict, fields, is_dataclass
+from difflib import get_close_matches
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import dacite
 
@@ -22,13 +23,45 @@ def config_from(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
     Raises:
         InputError: names the key, what was expected and what was found.
     """
-    config = dacite.Config(strict=True, cast=[tuple], type_hooks={float: _float})
+    config = dacite.Config(strict=True, type_hooks={float: _float})
+    where = f"configuration of {cls.__name__}"
     try:
-        return dacite.from_dict(cls, values, config=config)
-    except dacite.DaciteError as error:
-        raise InputError(f"configuration of {cls.__name__}: {error}") from error
-    except (ValueError, TypeError) as error:
-        raise InputError(f"configuration of {cls.__name__}: {error}") from error
+        return dacite.from_dict(cls, _with_tuples(cls, values, where=where, prefix=""), config=config)
+    except InputError:
+        raise
+    except dacite.WrongTypeError as error:
+        wanted = str(error.field_type if get_args(error.field_type) else error.field_type.__name__)
+        raise InputError(
+            f"{where}: {error.field_path} must be {wanted.replace('typing.', '')}, found {error.value!r}"
+        ) from error
+    except (dacite.DaciteError, ValueError, TypeError) as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _with_tuples(cls: type, values: Mapping[str, Any], *, where: str, prefix: str) -> dict[str, Any]:
+    """The values, with a tuple for every list that stands where `cls` or a dataclass inside it wants a tuple."""
+    hints = get_type_hints(cls)
+    known = [field.name for field in fields(cls)]
+    prepared: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in known:
+            nearest = get_close_matches(str(key), known, n=3) or known
+            raise InputError(f"{where}: there is no key {prefix}{key}; nearest: {', '.join(nearest)}")
+        hint, path = hints[key], f"{prefix}{key}."
+        if (kind := get_origin(hint)) in (list, tuple):
+            if not isinstance(value, list | tuple):
+                raise InputError(f"{where}: {prefix}{key} must be a list, found {value!r}")
+            inner = get_args(hint)[0]
+            prepared[key] = kind(_nested(inner, entry, where=where, prefix=path) for entry in value)
+        else:
+            prepared[key] = _nested(hint, value, where=where, prefix=path)
+    return prepared
+
+
+def _nested(hint: Any, value: Any, *, where: str, prefix: str) -> Any:
+    if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, Mapping):
+        return _with_tuples(hint, value, where=where, prefix=prefix)
+    return value
 
 
 def _float(value: Any) -> Any:

@@ -1,0 +1,135 @@
+import errno
+import subprocess
+import sys
+
+import pytest
+
+from vw2_robot.cli import program
+from vw2_robot.errors import InputError, MissingExtraError, require
+from vw2_robot.pretrain.config import Pretrain
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run a program in this process; gives (exit status, standard error)."""
+
+    def start(run, *overrides):
+        monkeypatch.setattr(sys, "argv", ["vw2-test", *overrides])
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        try:
+            program(Pretrain, config_name="pretrain")(run)()
+        except SystemExit as leave:
+            return leave.code, capsys.readouterr().err
+        return 0, capsys.readouterr().err
+
+    return start
+
+
+def test_overrides_reach_the_dataclass(call):
+    seen = []
+    status, error = call(seen.append, "run_dir=x", "data.path=y", "train_vdm.steps=7", "stages=[dldm]", "seed=3")
+    assert (status, error) == (0, "")
+    config = seen[0]
+    assert isinstance(config, Pretrain)
+    assert (config.run_dir, config.data.path, config.train_vdm.steps, config.stages) == ("x", "y", 7, ("dldm",))
+    assert config.seed == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ([], ["run_dir", "--help"]),
+        (["run_dir=x", "sed=1"], ["sed"]),
+        (["run_dir=x", "+dldm.framez=1"], ["dldm.framez", "frames"]),
+        (["run_dir=x", "seed=abc"], ["seed must be int, found 'abc'"]),
+        (["run_dir=x", "data.splits=train"], ["data.splits must be a list"]),
+        (["run_dir=x", "stages=[vdm,dream]"], ["stages", "latents", "dream"]),
+        (["run_dir=x", "dldm.frames=1"], ["dldm.frames must be at least 2", "found 1"]),
+        (["run_dir=x", "codec.stride=2"], ["codec.stride is 2", "temporal stride 4"]),
+        (["run_dir=x", "model=huge"], ["model/huge", "tiny"]),
+        (["run_dir"], ["run_dir"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_a_wrong_command_line_is_one_message_and_status_1(call, overrides, words):
+    def never(config):
+        raise AssertionError("the program must not start")
+
+    status, error = call(never, *overrides)
+    assert status == 1
+    assert "Traceback" not in error
+    for word in words:
+        assert word in error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InputError("the drawer is closed"),
+        MissingExtraError("the drawer is closed"),
+        OSError(errno.ENOSPC, "No space left", "drawer"),
+        NotADirectoryError(errno.ENOTDIR, "Not a directory", "drawer"),
+    ],
+)
+def test_errors_for_a_person_leave_as_one_message(call, error):
+    def run(config):
+        raise error
+
+    status, text = call(run, "run_dir=x")
+    assert status == 1
+    assert text.startswith("pretrain: error: ")
+    assert "drawer" in text
+    assert "Traceback" not in text
+
+
+def test_a_bug_keeps_its_traceback(call):
+    def run(config):
+        raise RuntimeError("ours")
+
+    status, text = call(run, "run_dir=x")
+    assert status == 1
+    assert "Traceback" in text
+
+
+def test_a_person_who_asks_gets_the_whole_trace(call, monkeypatch):
+    def run(config):
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+        raise InputError("the drawer is closed")
+
+    with pytest.raises(InputError, match="the drawer is closed"):
+        call(run, "run_dir=x")
+
+
+def test_stopping_by_hand_is_no_traceback(call):
+    def run(config):
+        raise KeyboardInterrupt
+
+    status, text = call(run, "run_dir=x")
+    assert (status, text) == (130, "\npretrain: stopped\n")
+
+
+def test_a_missing_extra_is_named_with_its_command():
+    with pytest.raises(
+        MissingExtraError, match=r'no_such_package.part is not.*extra "openx": pip install "vw2-robot\[openx\]"'
+    ):
+        require("no_such_package.part", extra="openx")
+
+
+def test_an_error_inside_an_installed_module_passes_through(tmp_path, monkeypatch):
+    (tmp_path / "half_installed.py").write_text("import no_such_dependency\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="no_such_dependency") as caught:
+        require("half_installed", extra="openx")
+    assert not isinstance(caught.value, MissingExtraError)
+
+
+def test_help_of_a_real_process_shows_groups_and_an_example():
+    done = subprocess.run(
+        [sys.executable, "-m", "vw2_robot.pretrain.pretrain_on_openx", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "pretrain-on-openx data=bridge_sample" in done.stdout
+    assert "train_dldm:" in done.stdout
+    assert done.stderr == ""
