@@ -27,6 +27,8 @@ from vw2_robot.errors import require
 
 # Timestep that marks the clean conditioning frame: sigma = 1e-4 (method 1.12).
 CLEAN_TIME = 1e-4 / (1 + 1e-4)
+# `prediction="change"`: size of what moves, in units of the codec's latents (EDM preconditioning, Karras et al. 2022).
+CHANGE_STD = 0.5
 # With this probability the noise level comes from a log-uniform tail over (200, 1e5) instead of the log-normal.
 TAIL_PROBABILITY, TAIL_LOW, TAIL_HIGH = 0.05, 200.0, 1e5
 
@@ -47,6 +49,10 @@ class VDMConfig:
     """latent frame t attends to codes of steps <= t, of step t alone, or to all (release parity)"""
     temporal_causal_self_attention: bool = True
     """strict causality over latent frames; off for pretrained weights, whose prior is bidirectional"""
+    prediction: Literal["velocity", "change"] = "velocity"
+    """what the network's output means. velocity: eps - x0, as in pretrained weights; change: the preconditioned difference
+    of x0 from the first frame, from which the velocity follows. An untrained network then starts at a still picture
+    instead of at noise, and all that is left to learn is motion: the choice for models trained from nothing"""
     control: Literal["light", "none"] = "light"
     control_width: int = 64
     code_dropout: float = 0.1
@@ -201,8 +207,15 @@ class VDM(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
-        prediction: Tensor = out
-        return prediction
+        if self.config.prediction == "velocity":
+            prediction: Tensor = out
+            return prediction
+        t = time.clamp(1e-3, 1 - 1e-6)[:, None, None, None, None]
+        sigma = t / (1 - t)
+        still = first[:, :, None]
+        known = CHANGE_STD**2 / (sigma**2 + CHANGE_STD**2)  # how far the noisy clip itself can be believed
+        change = known * (noisy / (1 - t) - still) + sigma * known.sqrt() * out.float()
+        return (noisy - (still + change)) / t
 
     def _set_masks(self, frames: int, height: int, width: int, keep_codes: Tensor | None, device: torch.device) -> None:
         per_frame = (height // 2) * (width // 2)
