@@ -177,7 +177,7 @@ def test_special_characters_reach_no_markup(counting_world, tmp_path, monkeypatc
         counting_world.CountingBenchmark, "instruction", lambda self, task: f"<b>please</b> {task} & co"
     )
     monkeypatch.setattr(counting_world.ScriptedPolicy, "infer", lambda self, obs: {"actions": np.zeros((8, 7))})
-    write_rollout(tmp_path / "a_b%", videos=0)
+    write_rollout(tmp_path / "a_b%", videos=1)
     page = (tmp_path / "a_b%" / "report.html").read_text(encoding="utf-8")
     assert "<b>please" not in page
     assert "&lt;b&gt;please" in page
