@@ -53,11 +53,18 @@ class Hardware:
         name = self.device
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
-        if name.startswith("cuda") and not torch.cuda.is_available():
-            raise InputError(f"hardware.device={self.device}, but torch {torch.__version__} sees no CUDA device")
-        if name.startswith("cuda"):
+        try:
+            device = torch.device(name)
+        except RuntimeError as error:
+            raise InputError(f"hardware.device={self.device}: expected auto, cpu, cuda, cuda:0, ...") from error
+        if device.type == "cuda":
+            if (device.index or 0) >= torch.cuda.device_count() or not torch.cuda.is_available():
+                seen = torch.cuda.device_count() if torch.cuda.is_available() else "no"
+                raise InputError(
+                    f"hardware.device={self.device}, but torch {torch.__version__} sees {seen} CUDA device"
+                )
             torch.backends.cuda.matmul.allow_tf32 = True
-        return torch.device(name)
+        return device
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """The precision context of forward passes."""
@@ -97,6 +104,7 @@ class Run:
         self._claim(dict(config))
         self.start = self._last_step()
         self._forget_after(self.start)
+        self._drop_other_checkpoints()
         self._board: Any = None
         self._bar: tqdm[int] | None = None
 
@@ -114,7 +122,12 @@ class Run:
     def _claim(self, tree: dict[str, Any]) -> None:
         file = self.path / "config.yaml"
         if file.is_file():
-            old = yaml.safe_load(file.read_text(encoding="utf-8"))
+            try:
+                old = yaml.safe_load(file.read_text(encoding="utf-8"))
+            except yaml.YAMLError as error:
+                raise InputError(
+                    f"{file} is damaged ({error}); restore it, or delete the folder to start over"
+                ) from error
             if names := differing_keys(old, tree):
                 raise InputError(
                     f"{self.path} holds a {self.stage} run with another configuration; these keys differ: "
@@ -200,9 +213,16 @@ class Run:
         folder.mkdir(exist_ok=True)
         write(folder / name)
         write_text(self.path / "latest", name + "\n")
-        for old in folder.iterdir():
-            if old.name != name:
-                shutil.rmtree(old)
+        self._drop_other_checkpoints()
+
+    def _drop_other_checkpoints(self) -> None:
+        """Only the last checkpoint stays; older ones, and what a kill left half-written, go."""
+        last, folder = self.checkpoint, self.path / "checkpoints"
+        if not folder.is_dir() or (last is not None and not last.is_dir()):
+            return
+        for other in folder.iterdir():
+            if other != last:
+                shutil.rmtree(other)
 
     def close(self) -> None:
         """Flush the optional board."""

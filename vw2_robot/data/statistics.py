@@ -105,12 +105,12 @@ class ActionStatistics:
         return scaled.astype(np.float32)
 
     def unnormalise(self, actions: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-        """Map predictions [..., A] back to robot units; the gripper becomes -1 or +1 by its sign (0 opens)."""
+        """Map predictions [..., A] back to robot units; the gripper becomes -1 or +1 by its sign (0 closes)."""
         values = self._checked(actions)
         offset, scale = self._offset_and_scale()
         restored = values * scale + offset
         if self.gripper_index is not None:
-            restored[..., self.gripper_index] = np.where(values[..., self.gripper_index] < 0, -1.0, 1.0)
+            restored[..., self.gripper_index] = np.where(values[..., self.gripper_index] > 0, 1.0, -1.0)
         return restored.astype(np.float32)
 
     def to_json(self) -> dict[str, Any]:

@@ -61,11 +61,11 @@ def test_gripper_and_resting_dimensions_pass_through(mode: NormalisationMode) ->
     assert statistics.mask[:4].all() == (mode != "none")
 
 
-def test_a_predicted_gripper_becomes_its_sign() -> None:
+def test_a_predicted_gripper_becomes_its_sign_and_zero_closes() -> None:
     statistics = ActionStatistics.from_actions(actions_like_calvin())
     predictions = np.zeros((3, 7))
     predictions[:, 6] = (-0.2, 0.0, 0.7)
-    assert statistics.unnormalise(predictions)[:, 6].tolist() == [-1.0, 1.0, 1.0]
+    assert statistics.unnormalise(predictions)[:, 6].tolist() == [-1.0, -1.0, 1.0]
 
 
 @settings(max_examples=60, deadline=None)
