@@ -13,7 +13,7 @@ and transformers; no TensorFlow, simulator, Hydra or diffusers.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,7 @@ class VW2Agent:
                 f"{checkpoint.path} was pre-trained on latent tokens only and has no action head; run vw2-finetune "
                 f"policy={checkpoint.path} first"
             )
+        _check_complete(checkpoint)
         generator = torch.Generator().manual_seed(0)
         policy = LatentPolicy(config_from(PolicyConfig, checkpoint.config["policy"]), generator=generator)
         stride = int(checkpoint.config["dldm"]["stem"]["patch_t"])
@@ -120,24 +121,39 @@ class VW2Agent:
         ]
 
     def _words(self, obs: Observation) -> str:
-        words = obs.get("prompt", self._prompt)
-        if not isinstance(words, str):
+        words: object = obs.get("prompt")
+        words = self._prompt if words is None else words
+        if words is None:
             raise InputError('observation has no "prompt" and reset was not given one: say what the robot shall do')
+        if not isinstance(words, str):
+            raise InputError(f'observation["prompt"] must be a string, found {type(words).__name__}')
         return words
 
 
 def _image(obs: Observation) -> NDArray[np.uint8]:
+    if not isinstance(obs, Mapping):
+        raise InputError(f'an observation is a dictionary with "images" and "prompt", found {type(obs).__name__}')
     images = obs.get("images")
     if not isinstance(images, dict) or CAMERA not in images:
         found = sorted(images) if isinstance(images, dict) else sorted(obs)
         raise InputError(f'observation["images"]["{CAMERA}"] is missing; found {found}')
     image = np.asarray(images[CAMERA])
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or image.size == 0:
         raise InputError(
             f'observation["images"]["{CAMERA}"] must be uint8 [H, W, 3] RGB without a batch axis, '
             f"found {image.dtype} {list(image.shape)}"
         )
     return image
+
+
+def _check_complete(checkpoint: Checkpoint) -> None:
+    """Say what is missing before a KeyError does."""
+    lacks = [key for key in ("policy", "dldm", "head", "latent_steps", "replan_every") if key not in checkpoint.config]
+    lacks += [key for key in ("control_hz", "label_fraction") if key not in checkpoint.facts]
+    if lacks:
+        raise InputError(f"{checkpoint.path}/config.json lacks {', '.join(lacks)}; run vw2-finetune again")
+    if "stats" not in checkpoint.files:
+        raise InputError(f"{checkpoint.path}/stats.json is missing; the checkpoint is incomplete, copy it again")
 
 
 def _only(statistics: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -150,8 +166,13 @@ def _only(statistics: dict[str, Any], path: Path) -> dict[str, Any]:
 def _local_folder(folder_or_hub_id: str | Path) -> Path:
     path = Path(folder_or_hub_id)
     name = str(folder_or_hub_id)
-    if path.exists() or isinstance(folder_or_hub_id, Path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
-        return path
+    is_local = path.exists() or isinstance(folder_or_hub_id, Path) or path.is_absolute() or path.parent.exists()
+    if is_local or name.count("/") != 1 or name.startswith((".", "~")):
+        return path.expanduser()
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(name))
+    try:
+        return Path(snapshot_download(name))
+    except (OSError, ValueError) as error:  # absent, private, unreachable, or no name for a model
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{name} is neither a folder here nor a model on the Hugging Face Hub ({reason})") from error

@@ -1,0 +1,264 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from vw2_robot.agent import VW2Agent
+from vw2_robot.checkpoint import save_checkpoint, weights_digest
+from vw2_robot.config_tree import config_tree
+from vw2_robot.contracts import ACTION_NAMES, Policy
+from vw2_robot.data.statistics import ActionStatistics
+from vw2_robot.errors import InputError
+from vw2_robot.models.action_head import ActionHead, ActionHeadConfig
+from vw2_robot.models.ar_policy import LatentPolicy, PolicyConfig
+from vw2_robot.models.backbone import BackboneConfig
+from vw2_robot.models.causal_video import LevelConfig, StemConfig
+from vw2_robot.models.dldm import DLDMConfig
+
+POLICY = PolicyConfig(
+    backbone=BackboneConfig(hidden=32, ffn=48, layers=2, heads=4, kv_heads=2), image_px=16, image_widths=(8, 16, 16)
+)
+DLDM = DLDMConfig(  # a temporal stride of 2 (stem) x 2 (level) = 4
+    frames=5,
+    height=16,
+    width=16,
+    stem=StemConfig("pixel", 2, 4, 1),
+    levels=(LevelConfig(8, 1, down_t=True),),
+)
+
+
+def labels():
+    rng = np.random.default_rng(0)
+    actions = np.clip(rng.normal(0, 0.3, (400, 7)), -1, 1)
+    actions[:, 6] = rng.choice((-1.0, 1.0), 400)
+    return ActionStatistics.from_actions(actions)
+
+
+def save_policy(folder, *, steps=2, head=True):
+    torch.manual_seed(0)
+    policy = LatentPolicy(POLICY, generator=torch.Generator().manual_seed(0))
+    modules = {"policy": policy}
+    config = {"policy": config_tree(POLICY), "dldm": config_tree(DLDM), "head": None}
+    files = {"tokens": policy.backbone.vocabulary.to_json()}
+    if head:
+        modules["head"] = ActionHead(ActionHeadConfig(16), width=32, queries=4, stride=4)
+        config |= {"head": {"hidden": 16}, "latent_steps": steps, "replan_every": 3}
+        files["stats"] = {"calvin": labels().to_json()}
+    save_checkpoint(
+        folder,
+        kind="policy",
+        config=config,
+        modules=modules,
+        facts={"control_hz": 30.0, "label_fraction": 0.1},
+        files=files,
+    )
+    return modules
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("policy") / "step_1"
+    save_policy(path)
+    return path
+
+
+@pytest.fixture
+def agent(folder):
+    return VW2Agent.from_pretrained(folder)
+
+
+def look(seed=0, size=(40, 60), **change):
+    image = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    return {"images": {"static": image}, "prompt": "open the drawer", **change}
+
+
+def test_an_agent_is_a_policy_and_says_what_it_is(agent, folder):
+    modules = save_policy(folder.parent / "again")
+    assert isinstance(agent, Policy)
+    expected = {
+        "action_space": list(ACTION_NAMES),
+        "horizon": 8,
+        "replan_every": 3,
+        "cameras": ["static"],
+        "control_hz": 30.0,
+        "label_fraction": 0.1,
+        "policy_hash": weights_digest(modules["policy"], modules["head"]),
+    }
+    assert {key: agent.metadata[key] for key in expected} == expected
+
+
+def test_actions_are_float32_in_robot_units(agent):
+    out = agent.infer(look())
+    assert out["actions"].shape == (8, 7)
+    assert out["actions"].dtype == np.float32
+    assert np.abs(out["actions"]).max() <= 1
+    assert set(np.unique(out["actions"][:, 6])) <= {-1.0, 1.0}
+    assert out["latent_tokens"].shape == (2, 4)
+    assert out["latent_tokens"].dtype == np.int64
+    assert out["timing"]["infer_s"] > 0
+
+
+@pytest.mark.parametrize(("raw", "arm", "gripper"), [(50.0, 1.0, 1.0), (-50.0, -1.0, -1.0), (0.0, None, -1.0)])
+def test_arms_are_clipped_to_the_action_space_and_the_gripper_is_a_sign(agent, raw, arm, gripper):
+    with torch.no_grad():
+        for parameter in agent._head.mlp[-1].parameters():
+            parameter.zero_()
+        agent._head.mlp[-1].bias.fill_(raw)
+    actions = agent.infer(look())["actions"]
+    assert (actions[:, 6] == gripper).all()
+    if arm is None:  # the middle of what was seen in the labels
+        statistics = labels()
+        middle = (statistics.q01 + statistics.q99) / 2
+        np.testing.assert_allclose(actions[:, :6], np.broadcast_to(middle[:6], (8, 6)), atol=1e-6)
+    else:
+        assert (actions[:, :6] == arm).all()
+
+
+def test_predictions_are_returned_in_the_units_of_the_labels(agent):
+    """The clip above hides the scale: with a small prediction the actions are the statistics' inverse of it."""
+    predictions = []
+    agent._head.register_forward_hook(lambda module, args, out: predictions.append(0.1 * out) or 0.1 * out)
+    actions = agent.infer(look())["actions"]
+    np.testing.assert_allclose(actions, labels().unnormalise(predictions[0][0].detach().numpy()), atol=1e-6)
+    assert np.abs(actions[:, :6]).max() < 1
+
+
+def test_a_batch_of_one_equals_a_single_look_bit_for_bit(agent):
+    np.testing.assert_array_equal(agent.infer(look())["actions"], agent.infer_batch([look()])[0]["actions"])
+
+
+def test_a_batch_equals_its_members_one_by_one(agent):
+    many = [look(0), look(1, prompt="push"), look(2, size=(16, 16), prompt="lift the red block and put it down")]
+    together = agent.infer_batch(many)
+    assert len(together) == 3
+    for one, out in zip(many, together, strict=True):
+        alone = agent.infer(one)
+        np.testing.assert_array_equal(alone["latent_tokens"], out["latent_tokens"])
+        np.testing.assert_allclose(alone["actions"], out["actions"], atol=1e-5)
+    assert agent.infer_batch([]) == []
+
+
+def test_wrist_camera_and_state_make_no_difference(agent):
+    more = look(images={**look()["images"], "wrist": np.zeros((8, 8, 3), np.uint8)}, state=np.ones(15))
+    np.testing.assert_array_equal(agent.infer(more)["actions"], agent.infer(look())["actions"])
+
+
+def test_picture_and_words_do_make_a_difference(agent):
+    first = agent.infer(look())["actions"]
+    assert (agent.infer(look(1))["actions"] != first).any()
+    assert (agent.infer(look(prompt="close the drawer"))["actions"] != first).any()
+
+
+def test_nothing_is_remembered_between_looks_and_seeds_do_not_matter(agent):
+    first = agent.infer(look())["actions"]
+    agent.infer(look(1, prompt="push"))
+    agent.reset("push", seed=5)
+    np.testing.assert_array_equal(agent.infer(look())["actions"], first)
+
+
+def test_the_prompt_of_reset_is_used_until_the_next_reset(agent):
+    silent = {"images": look()["images"]}
+    agent.reset("open the drawer")
+    np.testing.assert_array_equal(agent.infer(silent)["actions"], agent.infer(look())["actions"])
+    agent.reset()
+    with pytest.raises(InputError, match='no "prompt" and reset was not given one'):
+        agent.infer(silent)
+
+
+@pytest.mark.parametrize(
+    ("obs", "message"),
+    [
+        ({"prompt": "x"}, r'\["images"\]\["static"\] is missing; found \[\'prompt\'\]'),
+        ({"images": {"wrist": np.zeros((4, 4, 3), np.uint8)}, "prompt": "x"}, r"is missing; found \['wrist'\]"),
+        (look(images={"static": np.zeros((4, 4, 3), np.float32)}), r"must be uint8.*found float32 \[4, 4, 3\]"),
+        (
+            look(images={"static": np.zeros((1, 4, 4, 3), np.uint8)}),
+            r"without a batch axis, found uint8 \[1, 4, 4, 3\]",
+        ),
+        (look(images={"static": np.zeros((3, 4, 4), np.uint8)}), r"found uint8 \[3, 4, 4\]"),
+        (look(images={"static": np.zeros((0, 4, 3), np.uint8)}), r"found uint8 \[0, 4, 3\]"),
+        (look(images={"static": None}), r"found object"),
+        (look(prompt=7), r'"prompt"\] must be a string, found int'),
+        (look(prompt=None), 'no "prompt" and reset was not given one'),
+        ([1, 2], r"an observation is a dictionary.*found list"),
+    ],
+)
+def test_wrong_observations_name_key_expected_and_found(agent, obs, message):
+    with pytest.raises(InputError, match=message):
+        agent.infer(obs)
+
+
+def test_a_run_folder_is_as_good_as_its_checkpoint(folder, tmp_path, agent):
+    shutil.copytree(folder, tmp_path / "checkpoints" / "step_1")
+    (tmp_path / "latest").write_text("step_1\n")
+    again = VW2Agent.from_pretrained(str(tmp_path))
+    assert again.metadata == agent.metadata
+
+
+def test_loading_depends_on_the_folder_alone(folder, agent):
+    torch.manual_seed(123)
+    np.testing.assert_array_equal(
+        VW2Agent.from_pretrained(folder).infer(look())["actions"], agent.infer(look())["actions"]
+    )
+
+
+def edited(folder, tmp_path, name, change):
+    shutil.copytree(folder, tmp_path / "edited")
+    file = tmp_path / "edited" / name
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    return tmp_path / "edited"
+
+
+def test_another_format_version_is_refused(folder, tmp_path):
+    path = edited(folder, tmp_path, "config.json", lambda content: content | {"format_version": 99})
+    with pytest.raises(InputError, match="format_version 99, this release reads 1"):
+        VW2Agent.from_pretrained(path)
+
+
+def test_a_policy_that_was_only_pretrained_says_what_is_missing(tmp_path):
+    save_policy(tmp_path / "c", head=False)
+    with pytest.raises(InputError, match="has no action head; run vw2-finetune policy="):
+        VW2Agent.from_pretrained(tmp_path / "c")
+
+
+def test_missing_or_foreign_statistics_are_named(folder, tmp_path):
+    path = edited(folder, tmp_path, "stats.json", lambda content: content | {"bridge": content["calvin"]})
+    with pytest.raises(InputError, match=r"statistics of \['bridge', 'calvin'\]; expected exactly one"):
+        VW2Agent.from_pretrained(path)
+    (path / "stats.json").unlink()
+    with pytest.raises(InputError, match=r"stats\.json is missing"):
+        VW2Agent.from_pretrained(path)
+
+
+def test_a_checkpoint_without_a_key_that_the_agent_needs_is_named(folder, tmp_path):
+    def drop(content):
+        del content["config"]["latent_steps"], content["facts"]["control_hz"]
+        return content
+
+    with pytest.raises(InputError, match=r"config\.json lacks .*latent_steps.*control_hz"):
+        VW2Agent.from_pretrained(edited(folder, tmp_path, "config.json", drop))
+
+
+def test_a_head_for_another_width_is_named(folder, tmp_path):
+    def widen(content):
+        content["config"]["head"] = {"hidden": 64}
+        return content
+
+    with pytest.raises(InputError, match="does not fit the module 'head'"):
+        VW2Agent.from_pretrained(edited(folder, tmp_path, "config.json", widen))
+
+
+def test_a_misspelt_folder_is_not_looked_for_in_vain(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="it does not exist"):
+        VW2Agent.from_pretrained(tmp_path / "gone")
+    with pytest.raises(InputError, match="it does not exist"):
+        VW2Agent.from_pretrained("./runs/gone")
+    (tmp_path / "here").mkdir()
+    with pytest.raises(InputError, match="it does not exist"):
+        VW2Agent.from_pretrained("here/gone")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match="runs/gone is neither a folder here nor a model on the Hugging Face Hub"):
+        VW2Agent.from_pretrained("runs/gone")
