@@ -97,30 +97,32 @@ class Log:
         return summary
 
 
-def claim(folder: Path, config: RolloutConfig) -> None:
-    """Make the folder this configuration's, or find that it is.
+def check_config(folder: Path, config: RolloutConfig) -> None:
+    """See that the folder is free or holds a rollout with this configuration.
 
     Raises:
-        InputError: it holds a rollout with another configuration; names the keys.
+        InputError: it holds another one; names the keys.
     """
-    file, tree = folder / "config.yaml", config_tree(config)
+    file = folder / "config.yaml"
     if file.is_file():
         old = yaml.safe_load(file.read_text(encoding="utf-8"))
-        before, now = ({key: value for key, value in t.items() if key not in FREE} for t in (old, tree))
+        before, now = ({k: v for k, v in tree.items() if k not in FREE} for tree in (old, config_tree(config)))
         _refuse(folder, "another configuration", differing_keys(before, now))
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(file, yaml.safe_dump(tree, sort_keys=False))
 
 
-def claim_origin(folder: Path, origin: dict[str, Any]) -> None:
-    """The same for what the configuration's names stand for: a retrained policy in the same folder is another policy.
+def claim(folder: Path, config: RolloutConfig, origin: dict[str, Any]) -> None:
+    """Make the folder this rollout's, once all its parts are known to work.
+
+    What the configuration's names stand for counts too: a retrained policy in the same place is another policy.
 
     Raises:
-        InputError: names what differs.
+        InputError: the folder's rows came from something else; names what differs.
     """
     file = folder / "provenance.json"
     if (old := read_mark(file)) is not None:
         _refuse(folder, "another policy, world or library version", differing_keys(old, origin))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "config.yaml", yaml.safe_dump(config_tree(config), sort_keys=False))
     mark(file, origin)
 
 
@@ -137,13 +139,13 @@ def rollout(config: RolloutConfig) -> dict[str, Any]:
     if config.videos:
         require("imageio_ffmpeg", extra="report")
     folder = Path(config.run_dir)
-    claim(folder, config)
+    check_config(folder, config)
     policy, benchmark = open_crew(config)
     try:
         sequences = benchmark.sequences(config.num_sequences)
         every = replan_interval(policy, config.replan_every)
         origin = provenance(config, policy, benchmark, sequences, replan_every=every)
-        claim_origin(folder, origin)
+        claim(folder, config, origin)
         log = Log(folder, total=len(sequences), videos=config.videos)
         waiting = unfinished(sequences, log.rows)
         if len(waiting) < len(sequences):

@@ -19,6 +19,7 @@ from vw2_robot.errors import InputError, MissingExtraError
 
 from .random_policy import RandomPolicy
 
+BENCHMARK = ("sequences", "instruction", "reset", "begin", "observe", "step", "max_steps", "control_hz", "metadata")
 VERSIONED = ("torch", "numpy", "transformers", "pybullet")
 
 
@@ -70,7 +71,7 @@ def open_benchmark(env: dict[str, Any]) -> Benchmark:
     from hydra.utils import instantiate
 
     try:
-        return cast(Benchmark, instantiate(env, _convert_="all"))
+        made = instantiate(env, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, InputError | MissingExtraError):
@@ -78,6 +79,9 @@ def open_benchmark(env: dict[str, Any]) -> Benchmark:
         if cause is None or isinstance(cause, TypeError | ImportError | ValueError):
             raise InputError(f"env={env['_target_']} cannot be built: {error}") from error
         raise cause from None
+    if missing := [name for name in BENCHMARK if not hasattr(made, name)]:
+        raise InputError(f"env={env['_target_']} is no benchmark: it has no {', '.join(missing)}; try env=calvin")
+    return cast(Benchmark, made)
 
 
 def open_policy(config: RolloutConfig, benchmark: Benchmark) -> Policy:

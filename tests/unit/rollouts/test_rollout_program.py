@@ -166,6 +166,7 @@ def test_a_benchmark_without_experts_cannot_demonstrate(config, counting_world, 
     [
         ({"_target_": "no_such_module.World"}, "no_such_module"),
         ({"_target_": "counting_world.CountingBenchmark", "tables": 3}, "tables"),
+        ({"_target_": "counting_world.ScriptedPolicy"}, "is no benchmark: it has no sequences"),
     ],
 )
 def test_a_benchmark_that_cannot_be_built_says_why(counting_world, env, words):
@@ -180,6 +181,15 @@ def test_errors_meant_for_people_come_out_of_the_benchmark_unwrapped(counting_wo
     monkeypatch.setattr(counting_world.CountingBenchmark, "__init__", refuse)
     with pytest.raises(InputError, match=r"^scene Q does not exist$"):
         open_benchmark({"_target_": "counting_world.CountingBenchmark"})
+
+
+def test_a_start_that_failed_does_not_claim_the_folder(config, tmp_path):
+    with pytest.raises(InputError):
+        rollout(config(env={"tables": 3}))
+    with pytest.raises(InputError, match="replan_every=99"):
+        rollout(config(replan_every=99))
+    assert not (tmp_path / "run").exists()
+    rollout(config())
 
 
 def test_a_folder_that_is_no_checkpoint_is_named(config, tmp_path):
