@@ -100,7 +100,7 @@ def thin(steps: Sequence[int], values: Sequence[float]) -> tuple[list[float], li
 
 def code_usage_panel(codes: Mapping[str, Any], *, ids: str) -> Panel:
     """How evenly the codes are used: their shares, most frequent first, for all slots together and for each slot."""
-    figure, axes = _axes(height=2.6)
+    figure, axes = _axes(width=7.4, height=2.7)
     histogram = np.asarray(codes["histogram"], dtype=np.float64)
     total = histogram.sum()
     for slot, counts in enumerate(codes.get("by_slot") or []):
@@ -121,11 +121,11 @@ def code_usage_panel(codes: Mapping[str, Any], *, ids: str) -> Panel:
     return Panel("share of each code", _svg(figure, ids=ids), caption, legend)
 
 
-def _axes(*, height: float = 1.9) -> tuple[Any, Any]:
+def _axes(*, width: float = 3.6, height: float = 1.9) -> tuple[Any, Any]:
     require("matplotlib", extra="report")
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.6, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     figure.patch.set_alpha(0.0)
     axes = figure.add_subplot()
     axes.patch.set_alpha(0.0)
