@@ -78,6 +78,14 @@ def validate(
     return health
 
 
+def explain_shortfall(held_out: float, own: float, *, limit: float) -> str:
+    """What it means that phase 1 ends above the limit, from the same ratio on the training clips."""
+    said = f"phase 1 ends with held-out reconstruction at {held_out:.2f} of copy-first-frame, above {limit}; "
+    if own <= limit:
+        return said + f"the training clips are at {own:.2f}, so the model fits what it saw: more different video helps"
+    return said + f"the training clips are at {own:.2f} too, so motion is not learned yet: more steps help"
+
+
 def _usage(histogram: Tensor) -> tuple[int, float]:
     share = histogram.double() / histogram.sum().clamp(min=1)
     entropy = -(share[share > 0] * share[share > 0].log()).sum()

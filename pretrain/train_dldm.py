@@ -27,7 +27,7 @@ from vw2_robot.runs import Run, generator
 
 from .clips import clip_sampler, to_device
 from .config import PhasesConfig, Pretrain, open_frames, training_split
-from .dldm_health import code_usage, draw_reconstructions, validate
+from .dldm_health import code_usage, draw_reconstructions, explain_shortfall, validate
 from .targets import frame_error, jitter_colour, make_hint
 from .train_vdm import load_vdm
 
@@ -107,6 +107,12 @@ def train_dldm(config: Pretrain) -> None:
     if run.checkpoint is not None:
         load_checkpoint(run.checkpoint, kind="dldm").load_into(dldm=dldm, vdm=vdm, codec=codec)
 
+    def fit() -> float:
+        own = to_device(
+            clip_sampler(config, frames, train_ids, augment=False).batch(0, phases.validation_clips), device
+        )
+        return validate(dldm, vdm, codec, own, phase=1, seed=config.seed, grayscale=True)["dldm/ratio_to_copy"]
+
     def save(step: int, optimizer: torch.optim.Optimizer) -> None:
         run.save(
             step,
@@ -151,15 +157,12 @@ def train_dldm(config: Pretrain) -> None:
             if run.due(step, loop.save_every) or step + 1 == stop:
                 save(step, optimizer)
             if phase == 1 and step + 1 == stop and health["dldm/ratio_to_copy"] > phases.advance_ratio:
-                run.say(
-                    f"phase 1 ends with held-out reconstruction at {health['dldm/ratio_to_copy']:.2f} of "
-                    f"copy-first-frame, above {phases.advance_ratio}: the coarse clip carries little motion yet; "
-                    "more steps or more video help"
-                )
+                run.say(explain_shortfall(health["dldm/ratio_to_copy"], fit(), limit=phases.advance_ratio))
     usage = code_usage(dldm, frames, config, device=device)
     summary = validate(dldm, vdm, codec, check, phase=2, seed=config.seed, grayscale=phases.hint_grayscale)
     run.say(
-        f"held-out reconstruction {summary['dldm/ratio_to_copy']:.3f} of copy-first-frame, "
+        f"reconstruction {summary['dldm/ratio_to_copy']:.3f} of copy-first-frame on held-out clips, {fit():.3f} on "
+        "training clips, "
         f"{usage['used']} different codes, perplexity {usage['perplexity']:.0f}, "
         f"shuffle ratio {summary['dldm/shuffle_ratio']:.3f}"
     )
