@@ -60,7 +60,7 @@ class RecordConfig:
     """recordings in the training split"""
     validation_episodes: int = 0
     format: Format = "calvin"
-    tasks: str | tuple[str, ...] = "all"
+    tasks: str | list[str] = "all"
     """tasks or groups of tasks: all, basic, furniture, push, lift; the Kuka world draws its own"""
     seed: int = 0
     workers: int = 1

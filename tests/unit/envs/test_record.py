@@ -22,7 +22,7 @@ from vw2_robot.errors import InputError
 pytestmark = pytest.mark.sim
 
 ENV = {"_target_": program.CALVIN_TARGET, "scene": "D", "assets": "builtin", "renderer": "tiny"}
-TASKS = ("turn_on_led", "open_drawer", "turn_off_led")
+TASKS = ["turn_on_led", "open_drawer", "turn_off_led"]
 
 
 def config(out, **changes):
@@ -142,7 +142,7 @@ def test_another_configuration_in_the_same_place_is_refused(recorded, tmp_path):
 def test_rlds_and_video_hold_what_calvin_holds(tmp_path):
     pytest.importorskip("tensorflow_datasets")
     pytest.importorskip("imageio_ffmpeg")
-    changes = {"episodes": 1, "tasks": ("turn_on_led",)}
+    changes = {"episodes": 1, "tasks": ["turn_on_led"]}
     record(config(tmp_path / "calvin", **changes))
     dataset = CalvinDataset(tmp_path / "calvin")
     trajectory = dataset.trajectories[0]
