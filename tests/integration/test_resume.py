@@ -1,0 +1,252 @@
+"""Killed at any moment and started again, training ends in the same bytes as if nobody had touched it."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from vw2_robot import checkpoint, runs
+from vw2_robot.config_tree import config_from
+from vw2_robot.finetune import train_head
+from vw2_robot.finetune.train_head import Finetune, finetune
+from vw2_robot.pretrain import dldm_health, extract_latents, train_dldm, train_policy, train_vdm
+from vw2_robot.pretrain.config import Pretrain
+from vw2_robot.pretrain.pretrain_on_openx import pretrain_on_openx
+
+torch.set_num_threads(1)
+
+
+def configure(cls, name, overrides):
+    """What the command line does, in this process."""
+    with initialize_config_module("vw2_robot.configs", version_base="1.3"):
+        return config_from(cls, OmegaConf.to_container(compose(name, overrides), resolve=True))
+
+
+def contents(folder):
+    """Every file that a run leaves, but for the ones that carry the time of day."""
+    files = [p for p in folder.rglob("*") if p.is_file() and p.name != "log.txt" and "tensorboard" not in p.parts]
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+
+
+def assert_equal_contents(found, expected):
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if found[name] != expected[name]] == []
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(extract_latents, "EPISODES_PER_SHARD", 3)
+
+
+@pytest.fixture(scope="module")
+def pretrained(miniature, tmp_path_factory):
+    """A run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extract_latents, "EPISODES_PER_SHARD", 3)
+        pretrain_on_openx(configure(Pretrain, "pretrain", miniature(folder)))
+    return folder
+
+
+class Kill(BaseException):
+    """Stands for the end of the process: nothing in the programs catches it."""
+
+
+# Places where a process may die: (module, name). Training steps, log lines, parts of a checkpoint, shards, marks.
+PLACES = [
+    *((stage, "optimizer_step") for stage in (train_vdm, train_dldm, train_policy, train_head)),
+    (checkpoint, "save_file"),
+    (checkpoint, "_write_json"),
+    (runs, "write_text"),
+    (runs.Run, "log"),
+    (extract_latents, "write_shard"),
+    (extract_latents, "finish"),
+    (extract_latents, "mark"),
+    (dldm_health, "mark"),
+    (dldm_health, "_write_sheet"),
+]
+
+
+def die_at(patch, place, *, call, before=False):
+    """The process dies at the `call`-th call (from 0) of that function, having done its work or not."""
+    module, name = place
+    real, calls = getattr(module, name), [0]
+
+    def dying(*args, **options):
+        fatal = calls[0] == call
+        calls[0] += 1
+        if fatal and before:
+            raise Kill
+        result = real(*args, **options)
+        if fatal:
+            raise Kill
+        return result
+
+    patch.setattr(module, name, dying)
+
+
+def killed(run, config, place, **when):
+    with pytest.MonkeyPatch.context() as patch:
+        die_at(patch, place, **when)
+        with pytest.raises(Kill):
+            run(config)
+
+
+def test_killed_once_or_more_in_every_stage_and_inside_checkpoints(miniature, pretrained, tmp_path):
+    config = configure(Pretrain, "pretrain", miniature(tmp_path))
+    kills = [
+        ((train_vdm, "optimizer_step"), {"call": 0}),  # before any checkpoint
+        ((train_vdm, "optimizer_step"), {"call": 2}),  # between checkpoints
+        ((checkpoint, "save_file"), {"call": 0}),  # weights written, the rest of the checkpoint is not
+        ((runs, "write_text"), {"call": 3, "before": True}),  # a whole checkpoint that `latest` does not name yet
+        ((train_vdm, "optimizer_step"), {"call": 0}),
+        ((train_dldm, "optimizer_step"), {"call": 1}),  # phase 1
+        ((train_dldm, "optimizer_step"), {"call": 3}),
+        ((train_dldm, "optimizer_step"), {"call": 1}),  # phase 2, right after its beginning
+        ((checkpoint, "save_file"), {"call": 1}),
+        ((train_dldm, "optimizer_step"), {"call": 1, "before": True}),
+        ((dldm_health, "mark"), {"call": 0}),  # trained, codes.json written, the picture is missing
+        ((dldm_health, "_write_sheet"), {"call": 0, "before": True}),
+        ((extract_latents, "write_shard"), {"call": 1}),
+        ((extract_latents, "write_shard"), {"call": 1, "before": True}),
+        ((extract_latents, "finish"), {"call": 0, "before": True}),
+        ((train_policy, "optimizer_step"), {"call": 1}),
+        ((train_policy, "optimizer_step"), {"call": 2}),
+        ((checkpoint, "_write_json"), {"call": 1}),
+    ]
+    for place, when in kills:
+        killed(pretrain_on_openx, config, place, **when)
+    pretrain_on_openx(config)
+    assert_equal_contents(contents(tmp_path), contents(pretrained))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_killed_at_random_places_until_it_is_done(miniature, pretrained, tmp_path, seed):
+    config, chance = configure(Pretrain, "pretrain", miniature(tmp_path)), random.Random(seed)
+    deaths, done = 0, False
+    while not done:
+        with pytest.MonkeyPatch.context() as patch:
+            for place in PLACES:
+                die_at(patch, place, call=chance.randrange(9), before=chance.random() < 0.5)
+            try:
+                pretrain_on_openx(config)
+                done = True
+            except Kill:
+                deaths += 1
+    assert deaths >= 5
+    assert_equal_contents(contents(tmp_path), contents(pretrained))
+
+
+def test_a_finished_chain_is_left_as_it_is(miniature, pretrained, monkeypatch):
+    before = contents(pretrained)
+    monkeypatch.setattr(checkpoint, "save_file", None)  # not to be called
+    pretrain_on_openx(configure(Pretrain, "pretrain", miniature(pretrained)))
+    assert contents(pretrained) == before
+
+
+def finetuning(policy, data, folder, *more):
+    loop = "{steps: 5, batch: 4, log_every: 1, save_every: 2, optim: {lr: 0.003, warmup_steps: 2}}"
+    overrides = [
+        f"run_dir={folder}",
+        f"policy={policy}",
+        f"data.path={data}",
+        "data.validation_fraction=0.25",
+        "label_fraction=0.5",
+        "head.hidden=8",
+        f"++loop={loop}",
+        "++hardware={device: cpu, threads: 1}",
+        *more,
+    ]
+    return configure(Finetune, "finetune", overrides)
+
+
+def test_fine_tuning_killed_anywhere_ends_in_the_same_bytes(pretrained, calvin_folder, tmp_path):
+    finetune(finetuning(pretrained, calvin_folder, tmp_path / "undisturbed"))
+    config = finetuning(pretrained, calvin_folder, tmp_path / "killed")
+    for place, when in [
+        ((train_head, "write_labels"), {"call": 0, "before": True}),  # only the frame cache is there
+        ((train_head, "optimizer_step"), {"call": 1}),
+        ((train_head, "optimizer_step"), {"call": 2}),
+        ((checkpoint, "save_file"), {"call": 0}),
+        ((checkpoint, "_write_json"), {"call": 2}),
+        ((runs, "write_text"), {"call": 3, "before": True}),
+        ((runs.Run, "log"), {"call": 0}),
+    ]:
+        killed(finetune, config, place, **when)
+    finetune(config)
+    assert_equal_contents(contents(tmp_path / "killed"), contents(tmp_path / "undisturbed"))
+
+
+def start(module, overrides):
+    return subprocess.Popen(
+        [sys.executable, "-m", f"vw2_robot.{module}", *overrides],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def kill_when(module, overrides, ready):
+    """SIGKILL the program as soon as `ready()`; it must not have ended by itself."""
+    process = start(module, overrides)
+    while not ready():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    process.stderr.close()
+
+
+def finish(module, overrides):
+    process = start(module, overrides)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+
+
+def lines(file):
+    return file.read_text().count("\n") if file.is_file() else 0
+
+
+@pytest.mark.slow
+def test_a_real_kill_signal_in_every_stage_changes_nothing(miniature, calvin_folder, tmp_path):
+    calm, killed_run = tmp_path / "calm", tmp_path / "killed"
+    chain, tuning = "pretrain.pretrain_on_openx", "finetune.train_head"
+    finish(chain, miniature(calm))
+    for ready in (
+        lambda: lines(killed_run / "vdm" / "metrics.jsonl") >= 3,
+        lambda: lines(killed_run / "dldm" / "metrics.jsonl") >= 2,
+        lambda: lines(killed_run / "dldm" / "metrics.jsonl") >= 6,
+        lambda: (killed_run / "latents" / "plan.json").is_file(),
+        lambda: lines(killed_run / "policy" / "metrics.jsonl") >= 3,
+    ):
+        kill_when(chain, miniature(killed_run), ready)
+    finish(chain, miniature(killed_run))
+    assert_equal_contents(contents(killed_run), contents(calm))
+
+    def overrides(folder):
+        loop = "{steps: 8, batch: 4, log_every: 1, save_every: 3, optim: {lr: 0.003, warmup_steps: 2}}"
+        return [
+            f"run_dir={folder}",
+            f"policy={calm}",
+            f"data.path={calvin_folder}",
+            "data.validation_fraction=0.25",
+            "head.hidden=8",
+            f"++loop={loop}",
+            "++hardware={device: cpu, threads: 1}",
+        ]
+
+    finish(tuning, overrides(tmp_path / "calm_tuning"))
+    tuned = tmp_path / "killed_tuning"
+    kill_when(tuning, overrides(tuned), lambda: lines(tuned / "metrics.jsonl") >= 5)
+    finish(tuning, overrides(tuned))
+    assert_equal_contents(contents(tuned), contents(tmp_path / "calm_tuning"))
