@@ -64,10 +64,18 @@ def split_trajectories(
 ) -> LabelledSplit:
     """Hold out whole trajectories, then choose the labelled ones among the rest, stratified by task.
 
-    Held-out trajectories depend on `label_seed` and on the pixels only; trajectories whose frames overlap (CALVIN's
-    windows may) go to the same side.
+    Held-out trajectories depend on `label_seed` and on the pixels only. A trajectory that shares a frame with a
+    held-out one (CALVIN's windows overlap) is left out of training: no frame ever lies on both sides.
+
+    Raises:
+        InputError: nothing is left on one of the sides.
     """
     train, validation = split_episodes(frames, validation_fraction=validation_fraction, seed=label_seed)
+    if not validation:
+        raise InputError(
+            f"{dataset.path}: none of {len(dataset)} trajectories is held out at validation_fraction="
+            f"{validation_fraction}; use a positive share and a data set of at least two different trajectories"
+        )
     held = {frame for i in validation for frame in _span(dataset.trajectories[i])}
     overlapping = {i for i in train if held & set(_span(dataset.trajectories[i]))}
     if overlapping == set(train):
@@ -94,6 +102,9 @@ def _span(trajectory: Trajectory) -> range:
 class LabelledWindows:
     """Every start frame of the given trajectories as one window of H latent steps.
 
+    Raises:
+        InputError: no trajectory has two time steps.
+
     Attributes:
         actions: float32 [n, s*H, A], normalised; rows past the end of the trajectory are 0 and False in `real`.
         codes: int64 [n, H, N] teacher codes of the frames that follow; steps past the end are False in `valid`.
@@ -117,6 +128,8 @@ class LabelledWindows:
         # The last time step has no next frame, so it starts no window.
         self.episode = np.concatenate([np.full(len(a) - 1, i) for i, a in zip(trajectories, raw, strict=True)])
         self.start = np.concatenate([np.arange(len(a) - 1) for a in raw])
+        if not len(self.start):
+            raise InputError(f"{dataset.path}: none of the {len(raw)} labelled trajectories has two time steps")
         self.actions = np.zeros((len(self.start), span, raw[0].shape[1]), np.float32)
         self.real = np.zeros((len(self.start), span), bool)
         row = 0

@@ -23,6 +23,7 @@ from vw2_robot.config_tree import config_from, config_tree
 from vw2_robot.contracts import GRIPPER_INDEX
 from vw2_robot.data.calvin import CalvinDataset
 from vw2_robot.data.labels import write_labels
+from vw2_robot.errors import InputError
 from vw2_robot.models.action_head import ActionHead, ActionHeadConfig
 from vw2_robot.models.ar_policy import LatentPolicy, PolicyConfig
 from vw2_robot.models.dldm import DLDM, DLDMConfig
@@ -81,6 +82,11 @@ class Finetune:
             raise ValueError(
                 f"latent_steps and replan_every must be positive, found {self.latent_steps} and {self.replan_every}"
             )
+        for name in ("lambda_ce", "gripper_weight", "image_shift_px"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, found {getattr(self, name)}")
+        if not self.head_lr_mult > 0:
+            raise ValueError(f"head_lr_mult must be positive, found {self.head_lr_mult}")
 
 
 class Losses(NamedTuple):
@@ -129,9 +135,11 @@ def window_losses(
     actions = torch.from_numpy(windows.actions[rows]).to(device)
     real = torch.from_numpy(windows.real[rows]).to(device)
     l2 = action_loss(predicted, actions, real, gripper_weight=config.gripper_weight)
-    # A step whose fed codes are the policy's own predicts a teacher code from a prefix that is not the teacher's; the
-    # first slot always is comparable, and on it and on teacher rows the code loss is the pre-training loss.
-    code, parts = policy.code_loss(states, teacher, valid & (fed == teacher).flatten(1).all(1)[:, None])
+    # A code is comparable with the teacher's where the codes fed before it are the teacher's: everywhere on teacher
+    # rows, up to and including the first difference on the policy's own. There the code loss is that of pre-training.
+    same = (fed == teacher).flatten(1)[:, :-1].cumprod(1).bool()
+    comparable = torch.cat([torch.ones_like(same[:, :1]), same], dim=1).view_as(teacher)
+    code, parts = policy.code_loss(states, teacher, valid[..., None] & comparable)
     return Losses(l2 + config.lambda_ce * code, l2.detach(), code.detach(), parts["accuracy"])
 
 
@@ -166,6 +174,11 @@ def finetune(config: Finetune) -> None:
     device = config.hardware.torch_device()
     policy, dldm, facts = load_pretrained(config.policy)
     stride = dldm.config.stride
+    if config.replan_every > config.latent_steps * stride:
+        raise InputError(
+            f"replan_every={config.replan_every}, but {config.latent_steps} latent steps give only "
+            f"{config.latent_steps * stride} actions; raise latent_steps or replan more often"
+        )
     dataset = CalvinDataset(config.data.path, config.data.split)
     frames = cache_calvin(dataset, run.path / "frames", height=dldm.config.height, width=dldm.config.width)
     split = split_trajectories(

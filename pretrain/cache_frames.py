@@ -20,8 +20,6 @@ def cache_rlds(config: Pretrain, out: Path) -> FrameCache:
     """Decode and resize every episode of `config.data` into `out`; continues where an earlier call was cut off."""
     data = config.data
     assert data.path is not None
-    if (out / "index.json").is_file():
-        return FrameCache(out)
     source = find_source(data.source) if data.source is not None else None
 
     def episodes() -> Iterator[Episode]:

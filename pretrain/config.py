@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from vw2_robot.checkpoint import resolve
 from vw2_robot.config_tree import config_tree
 from vw2_robot.data.clips import Augmentation
 from vw2_robot.data.frames import Aspect, FrameCache, split_episodes
@@ -69,6 +70,18 @@ class PhasesConfig:
     """strength of brightness, contrast and channel gains on the VDM's target clip; 0 switches it off"""
     validation_clips: int = 64
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.hint_dropout <= 1:
+            raise ValueError(f"train_dldm.hint_dropout must lie in [0, 1], found {self.hint_dropout}")
+        for name in ("denoise_weight", "reconstruction_weight", "target_color_jitter"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"train_dldm.{name} must not be negative, found {getattr(self, name)}")
+        if self.validation_clips < 2:
+            raise ValueError(
+                "train_dldm.validation_clips must be at least 2, since the shuffle ratio swaps the codes of two clips; "
+                f"found {self.validation_clips}"
+            )
+
 
 @dataclass(frozen=True)
 class LatentsConfig:
@@ -78,6 +91,12 @@ class LatentsConfig:
     """frames between the starts of windows"""
     batch: int = 64
 
+    def __post_init__(self) -> None:
+        if self.cache_stride < 1 or self.batch < 1:
+            raise ValueError(
+                f"extract_latents.cache_stride and batch must be positive, found {self.cache_stride} and {self.batch}"
+            )
+
 
 @dataclass(frozen=True)
 class PolicyLoopConfig:
@@ -86,6 +105,10 @@ class PolicyLoopConfig:
     loop: LoopConfig
     image_shift_px: int = 3
     """random translation of the input image, edge-padded"""
+
+    def __post_init__(self) -> None:
+        if self.image_shift_px < 0:
+            raise ValueError(f"train_policy.image_shift_px must not be negative, found {self.image_shift_px}")
 
 
 @dataclass(frozen=True)
@@ -139,6 +162,23 @@ class Pretrain:
         """The named sections as plain values."""
         tree = config_tree(self)
         return {name: tree[name] for name in sections}
+
+
+def finished_stage(config: Pretrain, stage: Literal["vdm", "dldm"]) -> Path:
+    """The last checkpoint of a stage that the next one builds on.
+
+    Raises:
+        InputError: the stage was never run, or stands short of (or beyond) the end that this configuration names.
+    """
+    phases = config.train_dldm
+    total = config.train_vdm.steps if stage == "vdm" else phases.phase1.steps + phases.phase2.steps
+    checkpoint = resolve(config.stage_dir(stage))
+    if checkpoint.name != f"step_{total}":
+        raise InputError(
+            f"{config.stage_dir(stage)} stands at {checkpoint.name}, the stage ends at step_{total}; "
+            f"finish it first: stages=[{stage}]"
+        )
+    return checkpoint
 
 
 def open_frames(config: Pretrain) -> FrameCache:

@@ -28,7 +28,7 @@ from vw2_robot.models.dldm import DLDM
 from vw2_robot.pixels import to_model_range
 from vw2_robot.runs import mark, read_mark
 
-from .config import Pretrain, open_frames
+from .config import Pretrain, finished_stage, open_frames
 from .train_dldm import encoder_hash
 
 EPISODES_PER_SHARD = 256
@@ -37,15 +37,18 @@ EPISODES_PER_SHARD = 256
 def extract_latents(config: Pretrain) -> None:
     """Write run_dir/latents, or return at once when it is complete."""
     folder = config.stage_dir("latents")
+    asked = config.stage_tree("extract_latents") | {"target_hz": config.data.target_hz}
+    _check_plan(folder, asked)
     if (folder / "index.json").is_file():
         return
     folder.mkdir(parents=True, exist_ok=True)
     device = config.hardware.torch_device()
     frames = open_frames(config)
     dldm = DLDM(config.dldm)
-    load_checkpoint(config.stage_dir("dldm"), kind="dldm").load_into(dldm=dldm)
+    load_checkpoint(finished_stage(config, "dldm"), kind="dldm").load_into(dldm=dldm)
     identity = {"encoder_hash": encoder_hash(dldm), "frames_digest": frames.digest}
-    _claim(folder, identity | config.stage_tree("extract_latents") | {"target_hz": config.data.target_hz})
+    _check_plan(folder, identity | asked)
+    mark(folder / "plan.json", identity | asked)
     dldm = dldm.to(device).eval()
     shards = -(-len(frames.episodes) // EPISODES_PER_SHARD)
     missing = missing_shards(folder, shards)
@@ -82,15 +85,14 @@ def extract_latents(config: Pretrain) -> None:
     )
 
 
-def _claim(folder: Path, plan: dict[str, object]) -> None:
-    """A half-written cache may only be continued with the plan it was begun with."""
+def _check_plan(folder: Path, plan: dict[str, object]) -> None:
+    """A cache may only be continued, or taken for finished, with the plan it was begun with."""
     old = read_mark(folder / "plan.json")
-    if old is not None and (names := differing_keys(old, plan)):
+    if old is not None and (names := differing_keys({key: old.get(key) for key in plan}, plan)):
         raise InputError(
-            f"{folder} holds the beginning of another latent cache; these keys differ: {', '.join(names)}. "
+            f"{folder} holds another latent cache; these keys differ: {', '.join(names)}. "
             "Delete the folder or use another run_dir"
         )
-    mark(folder / "plan.json", plan)
 
 
 def _encode_episodes(

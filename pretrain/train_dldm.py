@@ -26,7 +26,7 @@ from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.runs import Run, generator
 
 from .clips import clip_sampler, to_device
-from .config import PhasesConfig, Pretrain, open_frames, training_split
+from .config import PhasesConfig, Pretrain, finished_stage, open_frames, training_split
 from .dldm_health import code_usage, draw_reconstructions, explain_shortfall, validate
 from .targets import frame_error, jitter_colour, make_hint
 from .train_vdm import load_vdm
@@ -102,7 +102,7 @@ def train_dldm(config: Pretrain) -> None:
     held_out = clip_sampler(config, frames, validation_ids, augment=False)
     check = to_device(held_out.batch(0, phases.validation_clips), device)
     dldm = build_dldm(config).to(device)
-    vdm, codec = load_vdm(config.stage_dir("vdm"), config)
+    vdm, codec = load_vdm(finished_stage(config, "vdm"), config)
     vdm, codec = vdm.to(device), codec.to(device)
     if run.checkpoint is not None:
         load_checkpoint(run.checkpoint, kind="dldm").load_into(dldm=dldm, vdm=vdm, codec=codec)

@@ -24,7 +24,7 @@ from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.pixels import shift_randomly, to_model_range
 from vw2_robot.runs import Run, generator
 
-from .config import Pretrain, open_frames, training_split
+from .config import Pretrain, finished_stage, open_frames, training_split
 from .train_dldm import encoder_hash
 
 STREAM_INIT, STREAM_BATCH = 40, 41
@@ -85,7 +85,7 @@ def train_policy(config: Pretrain) -> None:
     device = config.hardware.torch_device()
     frames = open_frames(config)
     train_ids, validation_ids = training_split(config, frames)
-    teacher = load_checkpoint(config.stage_dir("dldm"), kind="dldm")
+    teacher = load_checkpoint(finished_stage(config, "dldm"), kind="dldm")
     dldm = DLDM(config.dldm)
     teacher.load_into(dldm=dldm)
     cache = LatentCache(config.stage_dir("latents"), encoder_hash=encoder_hash(dldm), frames_digest=frames.digest)

@@ -149,13 +149,16 @@ class LatentPolicy(nn.Module):
         return rearrange(hidden[:, -steps * queries :], "b (h n) d -> b h n d", n=queries)
 
     def code_loss(
-        self, states: Float[Tensor, "B H N D"], codes: Int[Tensor, "B H N"], valid: Bool[Tensor, "B H"]
+        self, states: Float[Tensor, "B H N D"], codes: Int[Tensor, "B H N"], valid: Bool[Tensor, "B H *N"]
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Cross-entropy of the latent tokens over valid steps (softmax over latent tokens only), and token accuracy."""
+        """Cross-entropy of the latent tokens (softmax over latent tokens only), and token accuracy.
+
+        Both are means over what `valid` marks: whole steps [B, H], or single codes [B, H, N].
+        """
         logits = self.backbone.latent_logits(states)
         with torch.autocast(logits.device.type, enabled=False):
             loss_BHN = F.cross_entropy(logits.float().flatten(0, 2), codes.flatten(), reduction="none").view_as(codes)
-            weight = valid[..., None].expand_as(codes).float()
+            weight = (valid if valid.ndim == 3 else valid[..., None]).expand_as(codes).float()
             total = weight.sum().clamp(min=1)
             correct = (logits.argmax(-1) == codes).float()
             return (loss_BHN * weight).sum() / total, {"accuracy": ((correct * weight).sum() / total).detach()}

@@ -1,0 +1,267 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from vw2_robot.agent import VW2Agent
+from vw2_robot.checkpoint import load_checkpoint, resolve, save_checkpoint
+from vw2_robot.config_tree import config_tree
+from vw2_robot.data.labels import read_labels
+from vw2_robot.data.statistics import ActionStatistics
+from vw2_robot.errors import InputError
+from vw2_robot.finetune import train_head
+from vw2_robot.finetune.train_head import CalvinData, Finetune, action_loss, finetune, load_pretrained, window_losses
+from vw2_robot.models.action_head import ActionHead, ActionHeadConfig
+from vw2_robot.models.ar_policy import LatentPolicy, PolicyConfig
+from vw2_robot.models.backbone import BackboneConfig
+from vw2_robot.models.causal_video import LevelConfig, StemConfig
+from vw2_robot.models.dldm import DLDM, DLDMConfig, QFormerConfig
+from vw2_robot.optim import LoopConfig, OptimConfig
+from vw2_robot.runs import Hardware
+
+POLICY = PolicyConfig(
+    backbone=BackboneConfig(hidden=16, ffn=16, layers=1, heads=2, kv_heads=1), image_px=8, image_widths=(8,)
+)
+DLDM_TINY = DLDMConfig(
+    frames=5,
+    height=8,
+    width=8,
+    stem=StemConfig("pixel", 4, 4, 1),
+    levels=(LevelConfig(8, 1),),
+    qformer=QFormerConfig(heads=2),
+    z_channels=8,
+)
+LOOP = LoopConfig(steps=2, batch=4, log_every=1, save_every=2, optim=OptimConfig(lr=1e-2, warmup_steps=1))
+
+
+@pytest.fixture
+def pretrained(tmp_path):
+    torch.manual_seed(0)
+    policy = LatentPolicy(POLICY, generator=torch.Generator().manual_seed(0))
+    save_checkpoint(
+        tmp_path / "pretrained",
+        kind="policy",
+        config={"policy": config_tree(POLICY), "dldm": config_tree(DLDM_TINY), "head": None},
+        modules={"policy": policy, "dldm": DLDM(DLDM_TINY)},
+        facts={"encoder_hash": "e" * 64},
+    )
+    return tmp_path / "pretrained"
+
+
+@pytest.fixture
+def configure(tmp_path, pretrained):
+    def make(data, *, run="run", **change):
+        config = Finetune(
+            run_dir=str(tmp_path / run),
+            policy=str(pretrained),
+            data=CalvinData(str(data), validation_fraction=0.25),
+            loop=LOOP,
+            label_fraction=0.5,
+            head=ActionHeadConfig(8),
+            hardware=Hardware("cpu", threads=1),
+        )
+        return replace(config, **change)
+
+    return make
+
+
+def weights(run_dir):
+    return load_checkpoint(run_dir, kind="policy").weights
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_action_loss_is_the_mean_over_real_actions_with_a_weight_on_the_gripper():
+    predicted, actions = torch.zeros(2, 4, 7), torch.zeros(2, 4, 7)
+    actions[..., 0], actions[..., 6] = 2.0, 1.0
+    real = torch.tensor([[True] * 4, [True, False, False, False]])
+    actions[1, 1:] = 100.0  # past the end of the trajectory
+    assert float(action_loss(predicted, actions, real, gripper_weight=0.5)) == pytest.approx(4.5)
+    actions[0, 0, 3] = 5.0
+    assert float(action_loss(predicted, actions, real, gripper_weight=0.5)) == pytest.approx(4.5 + 25 / 5)
+    assert float(action_loss(predicted, actions, torch.zeros_like(real), gripper_weight=1.0)) == 0
+
+
+class FewWindows:
+    """Three windows with known codes."""
+
+    def __init__(self, codes):
+        self.codes = codes
+        self.valid = np.array([[True], [True], [False]])
+        self.actions, self.real = np.zeros((3, 4, 7), np.float32), np.ones((3, 4), bool)
+
+    def images(self, rows, *, image_px, device):
+        return torch.linspace(-1, 1, 3 * 192).view(3, 3, 8, 8)[rows]
+
+    def words(self, rows):
+        return [f"do {row}" for row in rows]
+
+
+@pytest.mark.parametrize("source", ["teacher", "self", "mixed", "validation"])
+def test_code_loss_counts_codes_whose_prefix_is_the_teachers(pretrained, configure, source):
+    policy, _, _ = load_pretrained(str(pretrained))
+    policy.eval()
+    head = ActionHead(ActionHeadConfig(8), width=16, queries=4, stride=4)
+    rows = np.arange(3)
+    windows = FewWindows(np.zeros((3, 1, 4), np.int64))
+    prompt = policy.prompt(windows.words(rows), windows.images(rows, image_px=8, device=None))
+    own = policy.decode(prompt, steps=1).codes_BHN
+    teacher = own.clone()
+    teacher[0, 0, 1] = (teacher[0, 0, 1] + 1) % 1000  # sample 0 differs from the second code on
+    windows.codes = teacher.numpy()
+    draw = None if source == "validation" else torch.Generator().manual_seed(1)
+    fed_own = torch.ones(3, dtype=torch.bool)
+    if source == "teacher":
+        fed_own = torch.zeros(3, dtype=torch.bool)
+    if source == "mixed":
+        fed_own = torch.rand(3, generator=torch.Generator().manual_seed(1)) < 0.5
+        assert fed_own[:2].tolist() == [False, True] or fed_own.any()
+    config = configure(
+        "unused", code_source="mixed" if source == "validation" else source, image_shift_px=0, lambda_ce=2.0
+    )
+    found = window_losses(config, policy, head, windows, rows, device=torch.device("cpu"), draw=draw)
+
+    fed = torch.where(fed_own[:, None, None], own, teacher)
+    states = policy.states(prompt, fed)
+    log_p = policy.backbone.latent_logits(states).log_softmax(-1).gather(-1, teacher[..., None])[:, 0, :, 0]
+    counted = torch.tensor([[True, True, not fed_own[0], not fed_own[0]], [True] * 4, [False] * 4])
+    torch.testing.assert_close(found.code, -(log_p * counted).sum() / counted.sum())
+    l2 = action_loss(head(states), torch.zeros(3, 4, 7), torch.ones(3, 4, dtype=torch.bool), gripper_weight=1.0)
+    torch.testing.assert_close(found.action_l2, l2)
+    torch.testing.assert_close(found.total, l2 + 2.0 * found.code)
+
+
+def test_two_steps_leave_a_policy_that_acts(configure, write_calvin, tmp_path):
+    data = write_calvin()
+    finetune(configure(data))
+    run = tmp_path / "run"
+    labels = read_labels(run / "labels.json")
+    assert len(labels.episode_ids) == 3  # half of the six that are not held out
+    checkpoint = load_checkpoint(run, kind="policy")
+    assert checkpoint.facts["labels_digest"] == labels.digest
+    assert checkpoint.facts["label_fraction"] == 0.5
+    assert checkpoint.facts["control_hz"] == 30.0
+    assert checkpoint.facts["encoder_hash"] == "e" * 64
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert {"finetune/action_l2", "finetune/validation_action_l2", "finetune/code_loss"} <= lines[0].keys()
+    out = VW2Agent.from_pretrained(run).infer({"images": {"static": np.zeros((8, 8, 3), np.uint8)}, "prompt": "do 1"})
+    assert out["actions"].shape == (4, 7)
+    finetune(configure(data))  # complete: nothing is done
+    assert (run / "metrics.jsonl").read_text().count("\n") == 2
+
+
+def test_a_pretrained_run_folder_is_accepted_as_the_policy(pretrained, tmp_path):
+    stage = tmp_path / "chain" / "policy"
+    (stage / "checkpoints").mkdir(parents=True)
+    pretrained.rename(stage / "checkpoints" / "step_9")
+    (stage / "latest").write_text("step_9\n")
+    for path in (tmp_path / "chain", stage):
+        assert load_pretrained(str(path))[2] == {"encoder_hash": "e" * 64}
+
+
+@pytest.mark.parametrize("how", ["nan", "deleted"])
+def test_unlabelled_actions_are_never_read(configure, write_calvin, tmp_path, how):
+    data = write_calvin()
+    finetune(configure(data, run="clean"))
+    wanted = set(read_labels(tmp_path / "clean" / "labels.json").episode_ids)
+    poisoned = 0
+    dataset = train_head.CalvinDataset(data)
+    frames = train_head.cache_calvin(dataset, tmp_path / "f", height=8, width=8)
+    held = train_head.split_trajectories(
+        dataset, frames, label_fraction=0.5, label_seed=0, validation_fraction=0.25
+    ).validation
+    for i, trajectory in enumerate(dataset.trajectories):
+        if trajectory.trajectory_id in wanted or i in held:
+            continue
+        poisoned += 1
+        for frame in range(trajectory.start, trajectory.end + 1):
+            path = data / "training" / f"episode_{frame:07d}.npz"
+            with np.load(path) as file:
+                content = {name: file[name] for name in file.files}
+            for name in ("rel_actions", "actions"):
+                if how == "deleted":
+                    del content[name]
+                else:
+                    content[name] = np.full(7, np.nan)
+            np.savez(path, **content)
+    assert poisoned == 3
+    finetune(configure(data, run="poisoned"))
+    assert equal(weights(tmp_path / "clean"), weights(tmp_path / "poisoned"))
+    with pytest.raises(InputError, match="rel_actions"):  # the poison is deadly where it is read
+        finetune(configure(data, run="all", label_fraction=1.0))
+
+
+def test_reads_of_actions_are_exactly_those_of_labelled_and_held_out_steps(configure, write_calvin, monkeypatch):
+    opened = []
+
+    class Spied(train_head.CalvinDataset):
+        def __init__(self, *args):
+            super().__init__(*args)
+            opened.append(self)
+
+    monkeypatch.setattr(train_head, "CalvinDataset", Spied)
+    finetune(configure(write_calvin()))
+    assert opened[0].reads == {"rgb_static": 8 * 7, "rel_actions": (3 + 2) * 7}
+
+
+def test_larger_fractions_contain_smaller_ones(configure, write_calvin, tmp_path):
+    data = write_calvin(12)
+    chosen = []
+    for share in (0.25, 0.5, 1.0):
+        finetune(configure(data, run=f"run{share}", label_fraction=share))
+        chosen.append(set(read_labels(tmp_path / f"run{share}" / "labels.json").episode_ids))
+    assert [len(ids) for ids in chosen] == [2, 5, 9]
+    assert chosen[0] < chosen[1] < chosen[2]
+
+
+@pytest.mark.parametrize("preset", ["full", "head"])
+def test_a_probe_moves_the_head_alone_although_weight_decay_is_on(
+    configure, write_calvin, tmp_path, pretrained, preset
+):
+    optim = OptimConfig(lr=1e-2, weight_decay=0.5, warmup_steps=1)
+    finetune(configure(write_calvin(), preset=preset, loop=replace(LOOP, optim=optim)))
+    before, after = load_checkpoint(pretrained, kind="policy").weights, weights(tmp_path / "run")
+    assert all(torch.equal(after[name], value) for name, value in before.items() if name.startswith("dldm."))
+    moved = {
+        name for name, value in before.items() if name.startswith("policy.") and not torch.equal(after[name], value)
+    }
+    assert bool(moved) == (preset == "full")
+
+
+def test_statistics_in_the_checkpoint_are_of_the_labels(configure, write_calvin, tmp_path):
+    data = write_calvin()
+    finetune(configure(data))
+    wanted = set(read_labels(tmp_path / "run" / "labels.json").episode_ids)
+    dataset = train_head.CalvinDataset(data)
+    raw = np.concatenate([dataset.read_actions(t) for t in dataset.trajectories if t.trajectory_id in wanted])
+    stored = json.loads((resolve(tmp_path / "run") / "stats.json").read_text())
+    assert stored == {"calvin": ActionStatistics.from_actions(raw).to_json()}
+
+
+def test_another_configuration_in_the_same_folder_is_refused(configure, write_calvin):
+    data = write_calvin()
+    finetune(configure(data))
+    with pytest.raises(InputError, match=r"these keys differ: label_fraction \(0\.5 -> 1\.0\)"):
+        finetune(configure(data, label_fraction=1.0))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label_fraction": 0.0}, "label_fraction"),
+        ({"label_fraction": 1.5}, "label_fraction"),
+        ({"latent_steps": 0}, "latent_steps"),
+        ({"replan_every": 0}, "replan_every"),
+        ({"replan_every": 5}, r"replan_every.*5.*4 actions"),
+        ({"head_lr_mult": 0.0}, "head_lr_mult"),
+        ({"lambda_ce": -1.0}, "lambda_ce"),
+    ],
+)
+def test_impossible_settings_are_refused(configure, write_calvin, change, message):
+    with pytest.raises(ValueError, match=message):
+        finetune(configure(write_calvin(), **change))
