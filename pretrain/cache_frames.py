@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 from tqdm import tqdm
@@ -22,11 +22,12 @@ def cache_rlds(config: Pretrain, out: Path) -> FrameCache:
     assert data.path is not None
     source = find_source(data.source) if data.source is not None else None
 
-    def episodes() -> Iterator[Episode]:
-        return chain.from_iterable(
-            read_rlds(str(data.path), split=split, source=source, image_key=data.image_key, max_bad=data.max_bad)
-            for split in data.splits
-        )
+    episodes: Iterator[Episode] = chain.from_iterable(
+        read_rlds(str(data.path), split=split, source=source, image_key=data.image_key, max_bad=data.max_bad)
+        for split in data.splits
+    )
+    if not (out / "index.json").is_file():  # see that the data can be read before `out` is bound to them
+        episodes = chain(list(islice(episodes, 1)), episodes)
 
     with tqdm(desc="frames", unit="episode", disable=None, dynamic_ncols=True) as bar:
 
@@ -35,7 +36,7 @@ def cache_rlds(config: Pretrain, out: Path) -> FrameCache:
             bar.set_postfix(frames=frames, refresh=False)
 
         cache_frames(
-            episodes(),
+            episodes,
             out,
             height=config.dldm.height,
             width=config.dldm.width,

@@ -120,8 +120,10 @@ class Run:
         return self.path / "checkpoints" / latest.read_text(encoding="utf-8").strip() if latest.is_file() else None
 
     def _claim(self, tree: dict[str, Any]) -> None:
+        """Refuse another configuration where there is progress to protect; a run that never began is taken over."""
         file = self.path / "config.yaml"
-        if file.is_file():
+        begun = (self.path / "metrics.jsonl").is_file() or (self.path / "latest").is_file()
+        if begun and file.is_file():
             try:
                 old = yaml.safe_load(file.read_text(encoding="utf-8"))
             except yaml.YAMLError as error:

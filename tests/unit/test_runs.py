@@ -93,7 +93,7 @@ def test_a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before(tmp_path
 
 
 def test_another_configuration_in_the_same_folder_names_the_keys_that_differ(tmp_path):
-    open_run(tmp_path / "r")
+    train(open_run(tmp_path / "r"), until=2)
     other = {"optim": {"lr": 2e-3, "beta": 0.9}, "levels": [8, 5, 5], "seed": 0}
     with pytest.raises(InputError) as caught:
         open_run(tmp_path / "r", other)
@@ -103,8 +103,15 @@ def test_another_configuration_in_the_same_folder_names_the_keys_that_differ(tmp
     open_run(tmp_path / "r")  # the folder is still that of the first configuration
 
 
+def test_a_start_that_came_to_nothing_does_not_bind_the_folder(tmp_path):
+    open_run(tmp_path / "r", CONFIG | {"data": "misspelt"})
+    train(open_run(tmp_path / "r"), until=2)
+    with pytest.raises(InputError, match="data"):
+        open_run(tmp_path / "r", CONFIG | {"data": "misspelt"})
+
+
 def test_a_configuration_that_is_no_longer_readable_is_named(tmp_path):
-    open_run(tmp_path / "r")
+    train(open_run(tmp_path / "r"), until=2)
     (tmp_path / "r" / "config.yaml").write_text("a: [1, ")
     with pytest.raises(InputError, match=r"config\.yaml"):
         open_run(tmp_path / "r")
