@@ -87,7 +87,14 @@ class CalvinDataset:
         for offset in offsets:
             if not 0 <= offset < trajectory.length:
                 raise IndexError(f"frame {offset} of {trajectory.trajectory_id}, which has {trajectory.length} frames")
-        return np.stack([self._member(trajectory.start + int(offset), key) for offset in offsets])
+        values = [self._member(trajectory.start + int(offset), key) for offset in offsets]
+        for offset, value in zip(offsets, values, strict=True):
+            if (value.dtype, value.shape) != (values[0].dtype, values[0].shape):
+                raise InputError(
+                    f"{self.folder / frame_name(trajectory.start + int(offset))}: {key} is {value.dtype} {value.shape},"
+                    f" in the steps before it {values[0].dtype} {values[0].shape}; mend or remove this trajectory"
+                )
+        return np.stack(values)
 
     def read_images(
         self, trajectory: Trajectory, frames: Sequence[int] | None = None, *, camera: str = "static"

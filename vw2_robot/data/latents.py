@@ -86,7 +86,7 @@ class LatentCache:
         self.folder = folder
         if not (folder / "index.json").is_file():
             raise InputError(f"{folder} is no finished latent cache (index.json is missing); run vw2-extract-latents")
-        self.facts: dict[str, Any] = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        self.facts = _read_index(folder / "index.json")
         version = self.facts.get("format_version")
         if version != FORMAT_VERSION:
             raise InputError(
@@ -94,9 +94,10 @@ class LatentCache:
                 "run vw2-extract-latents again"
             )
         for name, wanted in (("encoder_hash", encoder_hash), ("frames_digest", frames_digest)):
-            if wanted is not None and self.facts[name] != wanted:
+            if wanted is not None and self.facts.get(name) != wanted:
                 raise InputError(
-                    f"latent cache {folder} was made with {name} {self.facts[name][:8]}, expected {wanted[:8]}; "
+                    f"latent cache {folder} was made with {name} {str(self.facts.get(name))[:8]}, "
+                    f"expected {wanted[:8]}; "
                     "run vw2-extract-latents again in a new run_dir"
                 )
         self.windows = read_shards(folder, int(self.facts["shards"]))
@@ -108,13 +109,23 @@ class LatentCache:
         return LatentWindows(w.episode[chosen], w.start[chosen], w.codes[chosen], w.valid[chosen])
 
 
+def _read_index(path: Path) -> dict[str, Any]:
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}); run vw2-extract-latents again in a new run_dir") from error
+    if not isinstance(index, dict):
+        raise InputError(f"{path} holds no JSON object; run vw2-extract-latents again in a new run_dir")
+    return index
+
+
 def _shard(folder: Path, number: int) -> Path:
     return folder / f"windows-{number:05d}.npz"
 
 
 def _read_shard(path: Path) -> LatentWindows:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return LatentWindows(arrays["episode"], arrays["start"], arrays["codes"], arrays["valid"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} cannot be read ({error}); run vw2-extract-latents again in a new run_dir") from error
