@@ -13,6 +13,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 
 from vw2_robot import checkpoint, runs
 from vw2_robot.config_tree import config_from
@@ -144,6 +145,11 @@ def test_killed_at_random_places_until_it_is_done(miniature, pretrained, tmp_pat
                 deaths += 1
     assert deaths >= 5
     assert_equal_contents(contents(tmp_path), contents(pretrained))
+
+
+def test_phase_two_begins_with_a_fresh_optimiser(pretrained):
+    state = load_file(pretrained / "dldm" / "checkpoints" / "step_8" / "optimizer.safetensors")
+    assert {float(value) for name, value in state.items() if name.endswith(".step")} == {4.0}
 
 
 def test_a_finished_chain_is_left_as_it_is(miniature, pretrained, monkeypatch):

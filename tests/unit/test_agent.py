@@ -17,6 +17,7 @@ from vw2_robot.models.backbone import BackboneConfig
 from vw2_robot.models.causal_video import LevelConfig, StemConfig
 from vw2_robot.models.dldm import DLDMConfig
 
+torch.set_num_threads(1)
 POLICY = PolicyConfig(
     backbone=BackboneConfig(hidden=32, ffn=48, layers=2, heads=4, kv_heads=2), image_px=16, image_widths=(8, 16, 16)
 )

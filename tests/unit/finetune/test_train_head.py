@@ -243,6 +243,21 @@ def test_statistics_in_the_checkpoint_are_of_the_labels(configure, write_calvin,
     assert stored == {"calvin": ActionStatistics.from_actions(raw).to_json()}
 
 
+def test_held_out_actions_are_measured_in_the_units_of_the_labels(configure, write_calvin, monkeypatch):
+    made = []
+
+    class Spied(train_head.LabelledWindows):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            made.append(self)
+
+    monkeypatch.setattr(train_head, "LabelledWindows", Spied)
+    finetune(configure(write_calvin()))
+    train, held_out = made
+    assert held_out.statistics is train.statistics
+    assert not set(train.episode) & set(held_out.episode)
+
+
 def test_another_configuration_in_the_same_folder_is_refused(configure, write_calvin):
     data = write_calvin()
     finetune(configure(data))
