@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from vw2_robot.models.vdm import (
+    CHANGE_STD,
     CLEAN_TIME,
     VDM,
     CodeProjection,
@@ -306,6 +307,57 @@ def test_sampling_with_a_perfect_velocity_arrives_at_the_clip():
         target[:, :, 0], inputs()[3], hint=None, generator=torch.Generator().manual_seed(0), num_steps=4
     )
     torch.testing.assert_close(sample, target, atol=0.01, rtol=0)
+
+
+class Says(nn.Module):
+    """Stands for the transformer: its output is what the test says."""
+
+    def __init__(self, output):
+        super().__init__()
+        self.output = output
+
+    def forward(self, **inputs):
+        return (self.output,)
+
+
+def noised(t, change):
+    """A clip that leaves its first frame by `change`, noise, the noisy clip, and the model that predicts changes."""
+    model, (noise, _, first, codes) = build(prediction="change"), inputs()
+    clean = first[:, :, None] + change
+    time = torch.full((1,), t)
+    return model, clean, noise, ((1 - t) * clean + t * noise, time, first, codes)
+
+
+@pytest.mark.parametrize("t", [0.01, 0.3, 0.9, 0.999])
+def test_the_right_change_gives_the_right_velocity(t):
+    change = CHANGE_STD * torch.randn(1, 3, 4, 4, 4)
+    model, clean, noise, arguments = noised(t, change)
+    sigma = t / (1 - t)
+    known = CHANGE_STD**2 / (sigma**2 + CHANGE_STD**2)
+    target = (change - known * (change + sigma * noise)) / (sigma * known**0.5)  # EDM preconditioning, solved for F
+    assert 0.7 < float(target.std()) < 1.3  # the network's target has unit size at every noise level
+    model.transformer = Says(target)
+    torch.testing.assert_close(model.velocity(*arguments, hint=None), noise - clean, atol=2e-3, rtol=1e-3)
+
+
+def test_a_silent_network_shows_a_still_picture_in_noise_and_the_clip_itself_without():
+    change = CHANGE_STD * torch.randn(1, 3, 4, 4, 4)
+    for t, shown in ((0.9999, 0.0), (0.001, 1.0)):
+        model, clean, _, arguments = noised(t, change)
+        model.transformer = Says(torch.zeros(1, 3, 4, 4, 4))
+        predicted = arguments[0] - t * model.velocity(*arguments, hint=None)  # x0 of a velocity
+        torch.testing.assert_close(predicted, clean - (1 - shown) * change, atol=0.01, rtol=0)
+
+
+def test_predicting_changes_keeps_the_weights_loadable_and_the_model_causal():
+    model = build(prediction="change")
+    assert model.state_dict().keys() == build().state_dict().keys()
+    noisy, time, first, codes = inputs()
+    later = noisy.clone()
+    later[:, :, 2:] += 1
+    before, after = (model.velocity(x, time, first, codes, hint=None) for x in (noisy, later))
+    assert torch.equal(before[:, :, :2], after[:, :, :2])
+    assert not torch.allclose(before[:, :, 2], after[:, :, 2])
 
 
 @pytest.mark.parametrize(("field", "value"), [("head_dim", 8), ("code_dropout", 1.0)])
