@@ -40,8 +40,8 @@ class QFormerConfig:
     value_pos: bool = True
     """position code on the values too, not on the keys only; off in the release"""
     difference_values: bool = True
-    """adjacent only: values of the previous frame enter with a learned gain that starts at -1, those of the current one at
-    +1, so that even uniform attention reads the change instead of the mean; our addition, off in the release"""
+    """adjacent only: values of the previous frame enter with a learned gain that starts at -1, those of the current one
+    at +1, so that even uniform attention reads the change instead of the mean; our addition, off in the release"""
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class DLDMConfig:
     fsq_levels: tuple[int, ...] = (8, 5, 5, 5)
     z_channels: int = 256
     z_norm: Literal["batch", "layer", "none"] = "batch"
-    """what keeps the numbers before FSQ spread over its levels. layer: LayerNorm, then a linear of unit output variance;
-    batch: the same, then each number standardised over the batch in training and by running statistics after (small runs
-    fall to one code without it); none: the release"""
+    """what keeps the numbers before FSQ spread over its levels. layer: LayerNorm, then a linear of unit output
+    variance; batch: the same, then each number standardised over the batch in training and by running statistics after
+    (small runs fall to one code without it); none: the release"""
     code_visibility: Literal["causal", "current"] = "causal"
     """decoder step k attends to the codes of steps <= k, or of step k alone"""
     pixel_residual: bool = False
@@ -266,7 +266,7 @@ class CodeDecoder(nn.Module):
         Raises:
             ValueError: if there are more steps than the configured clip has.
         """
-        batch, steps, queries, _ = codes.shape
+        _, steps, queries, _ = codes.shape
         if steps > self.config.steps:
             raise ValueError(f"the decoder was built for at most {self.config.steps} latent steps, got {steps}")
         h = self.block_in(repeat(anchor, "b c h w -> b k c h w", k=steps + 1))

@@ -50,9 +50,9 @@ class VDMConfig:
     temporal_causal_self_attention: bool = True
     """strict causality over latent frames; off for pretrained weights, whose prior is bidirectional"""
     prediction: Literal["velocity", "change"] = "velocity"
-    """what the network's output means. velocity: eps - x0, as in pretrained weights; change: the preconditioned difference
-    of x0 from the first frame, from which the velocity follows. An untrained network then starts at a still picture
-    instead of at noise, and all that is left to learn is motion: the choice for models trained from nothing"""
+    """what the network's output means. velocity: eps - x0, as in pretrained weights; change: the preconditioned
+    difference of x0 from the first frame, from which the velocity follows. An untrained network then starts at a still
+    picture instead of at noise, and all that is left to learn is motion: the choice for models trained from nothing"""
     control: Literal["light", "none"] = "light"
     control_width: int = 64
     code_dropout: float = 0.1
