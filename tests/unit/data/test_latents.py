@@ -1,0 +1,107 @@
+import json
+
+import numpy as np
+import pytest
+
+from vw2_robot.data import latents
+from vw2_robot.data.latents import LatentCache, LatentWindows, finish, missing_shards, read_shards, write_shard
+from vw2_robot.errors import InputError
+
+FACTS = {"encoder_hash": "e" * 64, "frames_digest": "f" * 64, "hz": [5.0]}
+
+
+def windows(first: int, count: int) -> LatentWindows:
+    rng = np.random.default_rng(first)
+    return LatentWindows(
+        np.arange(first, first + count, dtype=np.int32) // 2,
+        np.arange(count, dtype=np.int32),
+        rng.integers(0, 64000, (count, 2, 4)).astype(np.uint16),
+        rng.random((count, 2)) < 0.5,
+    )
+
+
+@pytest.fixture
+def cache(tmp_path):
+    write_shard(tmp_path, 0, windows(0, 5))
+    write_shard(tmp_path, 1, windows(5, 3))
+    finish(tmp_path, shards=2, facts=FACTS)
+    return tmp_path
+
+
+def test_what_was_written_is_read_back_in_order(cache) -> None:
+    found = LatentCache(cache, encoder_hash="e" * 64, frames_digest="f" * 64)
+    assert found.facts["hz"] == [5.0]
+    for name in ("episode", "start", "codes", "valid"):
+        expected = np.concatenate([getattr(windows(0, 5), name), getattr(windows(5, 3), name)])
+        np.testing.assert_array_equal(getattr(found.windows, name), expected)
+        assert getattr(found.windows, name).dtype == expected.dtype
+
+
+def test_windows_of_some_episodes(cache) -> None:
+    chosen = LatentCache(cache).of_episodes([1, 3])
+    assert chosen.episode.tolist() == [1, 1, 3, 3]
+    np.testing.assert_array_equal(chosen.codes, LatentCache(cache).windows.codes[[2, 3, 6, 7]])
+    assert len(LatentCache(cache).of_episodes([])) == 0
+
+
+def test_a_shard_is_there_whole_or_not_at_all(tmp_path, monkeypatch) -> None:
+    write_shard(tmp_path, 1, windows(0, 2))
+    assert missing_shards(tmp_path, 3) == [0, 2]
+    real = np.savez
+
+    def die(file, **arrays):
+        real(file, **arrays)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(latents.np, "savez", die)
+    with pytest.raises(KeyboardInterrupt):
+        write_shard(tmp_path, 0, windows(0, 2))
+    assert missing_shards(tmp_path, 3) == [0, 2]
+
+
+def test_equal_windows_give_equal_bytes(tmp_path) -> None:
+    for number in range(2):
+        write_shard(tmp_path, number, windows(0, 4))
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
+def test_empty_shards_are_allowed(tmp_path) -> None:
+    write_shard(tmp_path, 0, windows(0, 0))
+    write_shard(tmp_path, 1, windows(0, 2))
+    assert len(read_shards(tmp_path, 2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"encoder_hash": "0" * 64}, "made with encoder_hash 00000000, expected eeeeeeee; run vw2-extract-latents"),
+        ({"frames_digest": "0" * 64}, "made with frames_digest 00000000, expected ffffffff"),
+        ({"format_version": 2}, "format_version 2, this release reads 1"),
+    ],
+)
+def test_a_cache_of_something_else_is_refused(cache, change, message) -> None:
+    file = cache / "index.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(InputError, match=message):
+        LatentCache(cache, encoder_hash="e" * 64, frames_digest="f" * 64)
+    if "format_version" not in change:
+        LatentCache(cache)  # nobody asked whose codes they are
+
+
+def test_an_unfinished_or_damaged_cache_is_named(cache) -> None:
+    shard = cache / "windows-00001.npz"
+    whole = shard.read_bytes()
+    for content in (whole[:50], b"", b"PK nonsense"):
+        shard.write_bytes(content)
+        with pytest.raises(InputError, match=r"windows-00001\.npz cannot be read"):
+            LatentCache(cache)
+    shard.unlink()
+    with pytest.raises(InputError, match=r"windows-00001\.npz cannot be read"):
+        LatentCache(cache)
+    for content in ("{", "[]"):
+        (cache / "index.json").write_text(content)
+        with pytest.raises(InputError, match=r"index\.json"):
+            LatentCache(cache)
+    (cache / "index.json").unlink()
+    with pytest.raises(InputError, match="is no finished latent cache"):
+        LatentCache(cache)

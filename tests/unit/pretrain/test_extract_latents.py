@@ -1,0 +1,76 @@
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from vw2_robot.data.episodes import Episode
+from vw2_robot.data.frames import FrameCache, cache_frames
+from vw2_robot.data.latents import LatentWindows
+from vw2_robot.models.causal_video import LevelConfig, StemConfig
+from vw2_robot.models.dldm import DLDM, DLDMConfig, QFormerConfig
+from vw2_robot.pixels import to_model_range
+from vw2_robot.pretrain.config import LatentsConfig
+from vw2_robot.pretrain.extract_latents import _encode_episodes, slice_agreement
+
+CONFIG = DLDMConfig(
+    frames=9,
+    height=8,
+    width=8,
+    stem=StemConfig("pixel", 4, 4, 1),
+    levels=(LevelConfig(8, 1),),
+    qformer=QFormerConfig(heads=2),
+    z_channels=8,
+    z_norm="layer",
+)
+
+
+def test_every_window_holds_the_codes_of_its_own_frames(tmp_path):
+    rng = np.random.default_rng(0)
+    lengths = (4, 9, 14)  # the first is too short for a latent step
+    cache_frames(
+        (
+            Episode("noise", str(n), "", 5.0, tuple(rng.integers(0, 256, (length, 8, 8, 3), dtype=np.uint8)))
+            for n, length in enumerate(lengths)
+        ),
+        tmp_path / "frames",
+        height=8,
+        width=8,
+        description={},
+    )
+    frames = FrameCache(tmp_path / "frames")
+    torch.manual_seed(0)
+    dldm = DLDM(CONFIG).eval()
+    config = SimpleNamespace(
+        dldm=CONFIG, extract_latents=LatentsConfig(cache_stride=3, batch=4), data=SimpleNamespace(target_hz=None)
+    )
+    windows = _encode_episodes(config, dldm, frames, range(3), torch.device("cpu"))
+    assert windows.episode.tolist() == [1, 1, 2, 2, 2, 2]
+    assert windows.start.tolist() == [0, 3, 0, 3, 6, 9]
+    assert windows.valid.tolist() == [[True, True], [True, False]] + [[True, True]] * 2 + [[True, False]] * 2
+    for row in range(6):
+        episode, start = int(windows.episode[row]), int(windows.start[row])
+        wanted = [min(start + t, lengths[episode] - 1) for t in range(9)]
+        clip = to_model_range(torch.from_numpy(frames.read(episode, wanted)))[None]
+        assert windows.codes[row].tolist() == dldm.indices(clip)[0].tolist()
+
+
+def cached(codes, starts_per_episode):
+    episode = np.repeat(np.arange(len(starts_per_episode)), starts_per_episode).astype(np.int32)
+    codes = np.array(codes, np.uint16)[..., None]
+    return LatentWindows(episode, episode, codes, np.ones(codes.shape[:2], bool))
+
+
+def test_slicing_agrees_where_a_step_has_the_same_code_in_both_windows():
+    # Two episodes of two windows, three steps each, one code a step. Window 2 starts one step after window 1.
+    windows = cached([[1, 2, 3], [2, 3, 4], [5, 6, 7], [6, 0, 8]], [2, 2])
+    assert slice_agreement(windows, stride=4, cache_stride=4) == 0.75
+    windows.valid[3, 1] = False  # a step that is padding is not compared
+    assert slice_agreement(windows, stride=4, cache_stride=4) == 1.0
+    assert slice_agreement(windows, stride=2, cache_stride=4) == 0.0  # two steps apart: 3 and 2, 7 and 6
+
+
+def test_slicing_is_not_judged_where_windows_never_coincide():
+    windows = cached([[1, 2], [2, 3]], [2])
+    assert slice_agreement(windows, stride=4, cache_stride=3) is None
+    assert slice_agreement(cached([[1], [2]], [2]), stride=4, cache_stride=4) is None
+    assert slice_agreement(cached([[1, 2], [2, 3]], [1, 1]), stride=4, cache_stride=4) is None
