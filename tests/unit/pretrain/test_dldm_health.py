@@ -5,7 +5,7 @@ import torch
 from vw2_robot.models.causal_video import LevelConfig, StemConfig
 from vw2_robot.models.dldm import DLDM, DLDMConfig, QFormerConfig
 from vw2_robot.models.video_codec import DCTCodec, DCTCodecConfig
-from vw2_robot.pretrain.dldm_health import _usage, _write_sheet, validate
+from vw2_robot.pretrain.dldm_health import _usage, _write_sheet, explain_shortfall, validate
 
 CONFIG = DLDMConfig(
     frames=9,
@@ -98,3 +98,11 @@ def test_a_sheet_shows_columns_side_by_side_and_rows_below_one_another(tmp_path)
         255,
     )
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
+
+
+def test_a_shortfall_is_blamed_on_the_data_when_the_training_clips_fit():
+    assert "more different video" in explain_shortfall(0.7, 0.3, limit=0.5)
+
+
+def test_a_shortfall_is_blamed_on_the_schedule_when_the_training_clips_do_not_fit():
+    assert "more steps" in explain_shortfall(0.9, 0.8, limit=0.5)
