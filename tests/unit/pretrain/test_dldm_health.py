@@ -91,12 +91,7 @@ def test_a_sheet_shows_columns_side_by_side_and_rows_below_one_another(tmp_path)
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     assert sheet.shape == (16, 24, 3)
     assert {int(sheet[r, c, 0]) for r, c in ((0, 0), (5, 9), (10, 0))} == {10}
-    assert (int(sheet[0, 14, 0]), int(sheet[10, 14, 0]), int(sheet[7, 0, 0]), int(sheet[0, 11, 0])) == (
-        200,
-        90,
-        255,
-        255,
-    )
+    assert [int(sheet[r, c, 0]) for r, c in ((0, 14), (10, 14), (7, 0), (0, 11))] == [200, 90, 255, 255]
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
 
 
