@@ -25,7 +25,7 @@ from vw2_robot.data.calvin import CalvinDataset
 from vw2_robot.data.labels import write_labels
 from vw2_robot.errors import InputError
 from vw2_robot.models.action_head import ActionHead, ActionHeadConfig
-from vw2_robot.models.ar_policy import LatentPolicy, PolicyConfig
+from vw2_robot.models.ar_policy import LatentPolicy, PolicyConfig, Prompt
 from vw2_robot.models.dldm import DLDM, DLDMConfig
 from vw2_robot.optim import LoopConfig, build_optimizer, optimizer_step
 from vw2_robot.pixels import shift_randomly
@@ -123,13 +123,12 @@ def window_losses(
     if draw is not None:
         image = shift_randomly(image, most=config.image_shift_px, noise=draw)
     prompt = policy.prompt(windows.words(rows), image)
-    fed = teacher
-    if draw is None or config.code_source != "teacher":
-        own = policy.decode(prompt, steps=config.latent_steps).codes_BHN
-        own_rows = torch.ones(len(rows), dtype=torch.bool)
-        if draw is not None and config.code_source == "mixed":
-            own_rows = torch.rand(len(rows), generator=draw) < 0.5
-        fed = torch.where(own_rows.to(device)[:, None, None], own, teacher)
+    own_share = 1.0 if draw is None else {"teacher": 0.0, "mixed": 0.5, "self": 1.0}[config.code_source]
+    own_rows = (torch.rand(len(rows), generator=draw) < own_share).nonzero()[:, 0].to(device)
+    fed = teacher.clone()
+    if len(own_rows):
+        chosen = Prompt(*(part[own_rows] for part in prompt))
+        fed[own_rows] = policy.decode(chosen, steps=config.latent_steps).codes_BHN
     states = policy.states(prompt, fed)
     predicted = head(states)
     actions = torch.from_numpy(windows.actions[rows]).to(device)
