@@ -134,11 +134,11 @@ def draw_reconstructions(
     device: torch.device,
     rows: int = 6,
 ) -> None:
-    """reconstructions.png: first frame, target, coarse reconstruction, VDM rendering of the clips that move most."""
+    """reconstructions.png: first frame, target, coarse reconstruction and VDM rendering of clips that move."""
     batch = held_out.batch(1, 8 * rows)
     x = to_model_range(torch.from_numpy(batch.pixels).to(device))
     moved = (x[:, -1] - x[:, 0]).square().mean(dim=(1, 2, 3)) * torch.from_numpy(batch.valid).all(1).to(device)
-    x = pad_to_stride(x[moved.topk(rows).indices], dldm.config.stride)
+    x = pad_to_stride(x[_one_per_episode(moved.cpu().numpy(), batch.episode, rows)], dldm.config.stride)
     dldm.eval()
     with torch.no_grad():
         encoded = dldm.encode(x)
@@ -152,6 +152,14 @@ def draw_reconstructions(
     rendering = codec.decode(latents)
     columns = [to_pixels(clip).detach().cpu().numpy() for clip in (x[:, 0], x[:, -1], rec[:, -1], rendering[:, -1])]
     _write_sheet(folder / "reconstructions.png", columns)
+
+
+def _one_per_episode(moved: NDArray[np.float32], episode: NDArray[np.int64], rows: int) -> list[int]:
+    """The `rows` clips that move most, different episodes first."""
+    order = np.argsort(-moved, kind="stable").tolist()
+    best = {int(episode[i]): i for i in reversed(order)}  # the last one written is the one that moves most
+    first = [i for i in order if best[int(episode[i])] == i]
+    return (first + [i for i in order if i not in first])[:rows]
 
 
 def _write_sheet(path: Path, columns: list[NDArray[np.uint8]], *, scale: int = 2, gap: int = 4) -> None:

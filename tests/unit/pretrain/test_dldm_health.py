@@ -5,7 +5,7 @@ import torch
 from vw2_robot.models.causal_video import LevelConfig, StemConfig
 from vw2_robot.models.dldm import DLDM, DLDMConfig, QFormerConfig
 from vw2_robot.models.video_codec import DCTCodec, DCTCodecConfig
-from vw2_robot.pretrain.dldm_health import _usage, _write_sheet, explain_shortfall, validate
+from vw2_robot.pretrain.dldm_health import _one_per_episode, _usage, _write_sheet, explain_shortfall, validate
 
 CONFIG = DLDMConfig(
     frames=9,
@@ -101,3 +101,9 @@ def test_a_shortfall_is_blamed_on_the_data_when_the_training_clips_fit():
 
 def test_a_shortfall_is_blamed_on_the_schedule_when_the_training_clips_do_not_fit():
     assert "more steps" in explain_shortfall(0.9, 0.8, limit=0.5)
+
+
+def test_pictures_show_different_episodes_before_showing_one_twice():
+    moved = np.array([5.0, 9.0, 1.0, 8.0, 2.0], np.float32)
+    episode = np.array([0, 0, 1, 0, 2])
+    assert _one_per_episode(moved, episode, 4) == [1, 4, 2, 3]
