@@ -123,8 +123,10 @@ def window_losses(
     if draw is not None:
         image = shift_randomly(image, most=config.image_shift_px, noise=draw)
     prompt = policy.prompt(windows.words(rows), image)
-    own_share = 1.0 if draw is None else {"teacher": 0.0, "mixed": 0.5, "self": 1.0}[config.code_source]
-    own_rows = (torch.rand(len(rows), generator=draw) < own_share).nonzero()[:, 0].to(device)
+    own_rows = torch.arange(len(rows), device=device)
+    if draw is not None:
+        share = {"teacher": 0.0, "mixed": 0.5, "self": 1.0}[config.code_source]
+        own_rows = own_rows[(torch.rand(len(rows), generator=draw) < share).to(device)]
     fed = teacher.clone()
     if len(own_rows):
         chosen = Prompt(*(part[own_rows] for part in prompt))
