@@ -1,0 +1,353 @@
+"""The original CALVIN simulator, `calvin_env`, behind `vw2_robot.contracts.Benchmark`: to compare results with ours.
+
+    vw2-rollout policy=runs/first/finetune env=calvin_reference num_sequences=20 run_dir=runs/first/reference
+
+Nothing of `calvin_env` is part of this package; whoever wants the comparison installs it, as a git checkout (it refuses
+to work elsewhere, and its assets are not packaged). On Python 3.11 this was seen to work:
+
+    git clone https://github.com/mees/calvin_env && git -C calvin_env checkout 797142c
+    pip install pybullet==3.2.7 gym==0.26.2 gitpython==3.2.1 numpy-quaternion==2024.0.13 \
+        opencv-python-headless==4.11.0.86 scipy==1.17.1 numpy==1.26.4
+    pip install --no-deps -e calvin_env
+
+`--no-deps`, because its own list also asks for what an evaluation never uses. No Hydra program of it is run: its yaml
+files are read as they are, so hydra-colorlog and the tactile camera's packages are not needed either.
+
+What is the original's: physics, actions, info dictionaries, the task oracle, pictures. What is ours: the 1000 chains,
+the sentences, the check of each action (a gripper that is not exactly -1 or +1 kills the original).
+
+- Its resets are "legacy" by nature: solver state survives them, so a chain's outcome depends on the chains before it
+  and with that on the number of workers. `metadata["reset_mode"]` says so. Only the first reset of a process is clean.
+- It draws all its cameras in every step; only the static one is configured, and `observe` returns the picture which is
+  there already. So a policy that looks seldom saves nothing (benchmarks/environment_steps.py measures what that costs).
+- It mixes calls with and without a client number, so it must be the only simulation of its process, at its start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import importlib.util
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from omegaconf import DictConfig, OmegaConf
+
+import vw2_robot
+from vw2_robot.contracts import EvalSequence, Observation
+from vw2_robot.errors import InputError, MissingExtraError
+
+from .actions import parse_action
+from .benchmark import MAX_STEPS
+from .calvin import CONTROL_HZ, CalvinEnv
+from .cameras import CAMERA_NAMES, RENDERERS, load_egl
+from .demonstrator import DemonstratorPolicy
+from .instructions import load_instructions
+from .oracle import load_tasks
+from .physics import Physics
+from .robot import ROBOT_OBS_SIZE
+from .scene import SCENE_NAMES, SCENE_OBS_SIZE
+from .sequences import make_sequences, start_state
+
+log = logging.getLogger(__name__)
+
+PACKAGE = "calvin_env"
+HOW_TO_INSTALL = (
+    "git clone https://github.com/mees/calvin_env && git -C calvin_env checkout 797142c && pip install --no-deps -e "
+    "calvin_env && pip install pybullet gym==0.26.2 gitpython numpy-quaternion opencv-python-headless scipy"
+)
+SEED = 0  # of the placements, as in the original's own configuration
+
+
+class ReferenceWorld:
+    """The original environment, with the calls of `CalvinEnv` that a benchmark and the scripted experts need.
+
+    `original` is the environment itself, for whoever wants to step it untouched. One object per process at a time.
+    """
+
+    def __init__(self, *, scene: str = "D", renderer: str = "tiny", cameras: Sequence[str] = ("static",)) -> None:
+        for what, value, known in (
+            ("scene", scene, SCENE_NAMES),
+            ("renderer", renderer, RENDERERS),
+            *(("camera", camera, CAMERA_NAMES) for camera in cameras),
+        ):
+            if value not in known:
+                raise InputError(f"unknown {what} {value!r}; known: {', '.join(known)}")
+        checkout = find_checkout()
+        simulator = _import_original("envs.play_table_env")
+        self.commit = _commit(_import_original("utils.utils"), checkout)
+        if simulator.p.isConnected(0):
+            raise InputError(
+                "calvin_env must be the first simulation of its process, since part of its calls go to whatever "
+                "simulation is number 0; close the other environments first, or use another process"
+            )
+        if renderer == "egl":
+            _check_egl()
+        self.scene_name = scene
+        config = _configuration(checkout / "conf", scene, cameras)
+        self.original = _build(simulator.PlayTableSimEnv, config, use_egl=renderer == "egl")
+        self._is_open = True
+        self._observation: dict[str, Any] = {}
+        self._information: dict[str, Any] = {}
+
+    @property
+    def robot(self) -> ReferenceWorld:
+        """The part that answers `target_pose`; here the world itself."""
+        return self
+
+    def reset_physics(self, *, robot_obs: ArrayLike | None = None, scene_obs: ArrayLike | None = None) -> None:
+        """Reset in place: scene, robot, one physics step, pictures. What is not given goes to its default."""
+        self._observation = self.original.reset(
+            robot_obs=_state("robot_obs", robot_obs, ROBOT_OBS_SIZE),
+            scene_obs=_state("scene_obs", scene_obs, SCENE_OBS_SIZE),
+        )
+        self._information = self.original.get_info()
+
+    def step_physics(self, action: Any) -> None:
+        """One control step of 1/30 s, pictures included. Takes every form of action in `actions.py`."""
+        command = parse_action(action)
+        typed = {"type": command.kind, "action": np.append(command.values, command.gripper)}
+        self._observation, _, _, self._information = self.original.step(typed)
+
+    def robot_obs(self) -> NDArray[np.float64]:
+        """The robot's state [15] after the last reset or step."""
+        return np.array(self._observation["robot_obs"], dtype=np.float64)
+
+    def scene_obs(self) -> NDArray[np.float64]:
+        """The scene's state [24] after the last reset or step."""
+        return np.array(self._observation["scene_obs"], dtype=np.float64)
+
+    def task_info(self) -> dict[str, Any]:
+        """What the task oracle compares, after the last reset or step."""
+        return self._information
+
+    def target_pose(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The stored target on which relative actions accumulate: position and Euler angles (copies)."""
+        robot = self.original.robot
+        return np.array(robot.target_pos), np.array(robot.target_orn)
+
+    def render_camera(self, name: str) -> NDArray[np.uint8]:
+        """The picture of the last reset or step, uint8 [H, W, 3] (a copy). Draws nothing."""
+        pictures = self._observation["rgb_obs"]
+        if f"rgb_{name}" not in pictures:
+            known = ", ".join(key.removeprefix("rgb_") for key in pictures)
+            raise InputError(f"unknown camera {name!r}; this world was made with: {known}")
+        return np.array(pictures[f"rgb_{name}"], dtype=np.uint8, order="C")
+
+    def close(self) -> None:
+        """Free the physics client. A second call does nothing."""
+        if self._is_open:
+            self._is_open = False
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints the number of its client
+                type(self.original).close(self.original)
+
+
+class CalvinReference:
+    """CALVIN's 1000 chains in the original simulator; the counterpart of `benchmark.CalvinBenchmark`."""
+
+    def __init__(self, *, scene: str = "D", renderer: str = "tiny", max_steps: int = MAX_STEPS) -> None:
+        if max_steps < 1:
+            raise InputError(f"max_steps must be at least 1, found {max_steps}")
+        self.env = ReferenceWorld(scene=scene, renderer=renderer)
+        self.max_steps = max_steps
+        self.control_hz = float(CONTROL_HZ)
+        self.metadata: dict[str, Any] = {
+            "simulator": f"{PACKAGE} {self.env.commit}",
+            "scene": scene,
+            "assets": PACKAGE,
+            "renderer": renderer,
+            "reset_mode": "legacy",
+            "versions": _versions(),
+        }
+        self._oracle = _import_original("envs.tasks").Tasks(load_tasks())
+        self._instructions = load_instructions("validation")
+        self._task: str | None = None
+        self._start_info: dict[str, Any] = {}
+
+    def sequences(self, count: int) -> list[EvalSequence]:
+        """The first `count` of the 1000 chains."""
+        return make_sequences(count)
+
+    def instruction(self, task: str) -> str:
+        """The sentence that asks for `task`."""
+        if task not in self._instructions:
+            raise InputError(f"unknown task {task!r}; known: {', '.join(self._instructions)}")
+        return self._instructions[task][0]
+
+    def reset(self, sequence: EvalSequence) -> None:
+        """Put everything where the chain starts; what the solver remembers stays (module docstring)."""
+        robot_obs, scene_obs = start_state(sequence.initial_state, self.env.scene_name)
+        self.env.reset_physics(robot_obs=robot_obs, scene_obs=scene_obs)
+        self._task = None
+
+    def begin(self, task: str) -> None:
+        """Ask for `task`: from here on it counts as solved once it has happened since now."""
+        self.instruction(task)  # refuses an unknown task
+        self._task = task
+        self._start_info = self.env.task_info()
+
+    def observe(self) -> Observation:
+        """What a policy may see now: the static camera's picture of the last step, and the sentence."""
+        return {"images": {"static": self.env.render_camera("static")}, "prompt": self.instruction(self._asked())}
+
+    def step(self, action: NDArray[np.floating[Any]]) -> bool:
+        """One control step; True once the original's oracle finds the subtask begun last solved."""
+        task = self._asked()
+        self.env.step_physics(action)
+        return bool(self._oracle.get_task_info_for_set(self._start_info, self.env.task_info(), {task}))
+
+    def expert(self) -> DemonstratorPolicy:
+        """The scripted expert for this world, as a policy: it reads the simulator's state, not the picture."""
+        world = cast(CalvinEnv, self.env)  # it asks for task_info, target_pose and scene_name only
+        return DemonstratorPolicy(world, {self.instruction(task): task for task in self._instructions})
+
+    def close(self) -> None:
+        """Free the world."""
+        self.env.close()
+
+    def _asked(self) -> str:
+        if self._task is None:
+            raise RuntimeError("call begin(task) after reset and before observe() or step()")
+        return self._task
+
+
+def find_checkout() -> Path:
+    """The directory that holds the `calvin_env` package, its conf/ and its data/.
+
+    Raises:
+        MissingExtraError: there is no such package.
+        InputError: there is one, but not in a checkout.
+    """
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None:
+        raise MissingExtraError(
+            f"env=calvin_reference runs the original simulator, and {PACKAGE} is not installed; {HOW_TO_INSTALL}"
+        )
+    if spec.origin is None:
+        places = ", ".join(spec.submodule_search_locations or ())
+        raise InputError(
+            f"{PACKAGE} is a folder on the import path ({places}), not the package; often this is the checkout itself, "
+            f"seen from the directory above it. Start elsewhere, or install it: {HOW_TO_INSTALL}"
+        )
+    checkout = Path(spec.origin).parents[1]
+    if missing := [name for name in ("conf", "data") if not (checkout / name).is_dir()]:
+        raise InputError(
+            f"{PACKAGE} was found in {checkout}, without its {' and '.join(missing)}: it works only from a checkout, "
+            f"installed in place: {HOW_TO_INSTALL}"
+        )
+    return checkout
+
+
+def _import_original(module: str) -> Any:
+    """A module of the original, without the warnings it gives about its own age."""
+    try:
+        with _hushed():
+            return importlib.import_module(f"{PACKAGE}.{module}")
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{PACKAGE} is installed, but its module {module} cannot be imported: {error}. It needs more packages: "
+            f"{HOW_TO_INSTALL.rpartition('&& ')[2]}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Say nothing of gym's farewell and of the warnings about what the original uses; nobody here can change that."""
+    said = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _commit(functions: Any, checkout: Path) -> str:
+    """The commit of the checkout; the original itself asks for it at every start, and fails without one."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            commit = str(functions.get_git_commit_hash(checkout / PACKAGE / "__init__.py"))
+    except functions.git.exc.GitError as error:
+        raise InputError(
+            f"{PACKAGE} starts only from a git checkout, and {checkout} is none that git can read "
+            f"({type(error).__name__}: {error}); {HOW_TO_INSTALL}"
+        ) from error
+    if said.getvalue():
+        log.warning("%s: %s", PACKAGE, said.getvalue().strip())
+        commit += " with local changes"
+    return commit
+
+
+def _configuration(conf: Path, scene: str, cameras: Sequence[str]) -> DictConfig:
+    """The original's own yaml files, put together as its Hydra programs would, with these cameras alone."""
+
+    def read(name: str) -> DictConfig:
+        content = cast(DictConfig, OmegaConf.load(conf / name))
+        content.pop("defaults", None)
+        return content
+
+    try:
+        return OmegaConf.create(
+            {
+                "data_path": "data",
+                "use_vr": False,
+                "cameras": {camera: read(f"cameras/cameras/{camera}.yaml") for camera in cameras},
+                "robot": OmegaConf.merge(read("robot/panda.yaml"), read("robot/panda_longer_finger.yaml")),
+                "scene": read(f"scene/calvin_scene_{scene}.yaml"),
+                "env": read("env/play_table_env.yaml"),
+            }
+        )
+    except FileNotFoundError as error:
+        raise InputError(f"{conf} has no {Path(error.filename).name}; wanted is commit 797142c") from error
+
+
+def _build(environment: Any, config: DictConfig, *, use_egl: bool) -> Any:
+    """The original environment: no window, full information, one renderer."""
+    settings = config.env
+    try:
+        with _hushed():
+            original = environment(
+                robot_cfg=settings.robot_cfg,
+                scene_cfg=settings.scene_cfg,
+                cameras=settings.cameras,
+                seed=SEED,
+                bullet_time_step=settings.bullet_time_step,
+                control_freq=settings.control_freq,
+                use_vr=False,
+                show_gui=False,
+                use_scene_info=True,
+                use_egl=use_egl,
+            )
+    except SystemExit as error:
+        raise InputError(f'{PACKAGE} gave up while starting with renderer "egl"; use renderer=tiny') from error
+    # It would disconnect once more when it is collected, by then perhaps somebody else's simulation.
+    original.close = lambda: None
+    return original
+
+
+def _check_egl() -> None:
+    """InputError instead of a dead process where EGL does not work."""
+    probe = Physics()
+    try:
+        load_egl(probe)
+    finally:
+        probe.close()
+
+
+def _state(name: str, value: ArrayLike | None, size: int) -> NDArray[np.float64] | None:
+    if value is None:
+        return None
+    state = np.array(value, dtype=np.float64)
+    if state.shape != (size,):
+        raise InputError(f"reset: {name} must be {size} numbers, received shape {state.shape}")
+    return state
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: importlib.metadata.version(name) for name in ("pybullet", "gym", "numpy", "scipy")}
+    return {"vw2_robot": vw2_robot.__version__, **packages}
