@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -40,15 +41,16 @@ needs_original = pytest.mark.skipif(
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An import path on which `calvin_env` is what the test puts into this folder, and nothing else."""
-    for name in [name for name in sys.modules if name.split(".")[0] == "calvin_env"]:
-        monkeypatch.delitem(sys.modules, name)
     others = [entry for entry in sys.path if not (Path(entry) / "calvin_env").exists()]
     monkeypatch.setattr(sys, "path", [str(tmp_path), *others])
     finders = [finder for finder in sys.meta_path if "editable" not in getattr(finder, "__module__", "")]
     monkeypatch.setattr(sys, "meta_path", finders)
-    return tmp_path
+    before = forget_original()
+    yield tmp_path
+    forget_original()
+    sys.modules.update(before)
 
 
 def test_a_missing_original_is_said_with_the_way_to_install_it(elsewhere: Path) -> None:
@@ -72,6 +74,12 @@ def test_a_package_that_misses_others_is_said_to(elsewhere: Path) -> None:
     make_package(elsewhere, "import a_package_nobody_has\n", "conf", "data")
     with pytest.raises(MissingExtraError, match=r"No module named 'a_package_nobody_has'.*pip install .*gitpython"):
         ReferenceWorld()
+
+
+def forget_original() -> dict[str, ModuleType]:
+    """Take every module of `calvin_env` out of Python's memory; returns them."""
+    names = [name for name in sys.modules if name.split(".")[0] == "calvin_env"]
+    return {name: sys.modules.pop(name) for name in names}
 
 
 def make_package(folder: Path, module: str, *siblings: str) -> None:
