@@ -10,7 +10,7 @@ files.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,8 +20,13 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Triangles = NDArray[np.int64]
 Point = tuple[float, float, float]
+Face = tuple[list[Point], list[tuple[float, float]]]  # corners and their texture coordinates
 
-BOX_QUADS = ((0, 4, 6, 2), (1, 3, 7, 5), (0, 1, 5, 4), (2, 6, 7, 3), (0, 2, 3, 1), (4, 5, 7, 6))  # -x +x -y +y -z +z
+BOX_QUADS = {
+    "-x": (0, 4, 6, 2), "+x": (1, 3, 7, 5),
+    "-y": (0, 1, 5, 4), "+y": (2, 6, 7, 3),
+    "-z": (0, 2, 3, 1), "+z": (4, 5, 7, 6),
+}  # fmt: skip
 
 
 @dataclass
@@ -32,7 +37,7 @@ class Mesh:
     """
 
     grain: float = 1.0
-    polygons: list[tuple[list[Point], list[tuple[float, float]]]] = field(default_factory=list)
+    polygons: list[Face] = field(default_factory=list)
 
     def add_polygon(self, corners: Sequence[Point], *, grain_axis: int | None = None) -> None:
         """Add one planar convex polygon, corners counter-clockwise seen from outside.
@@ -53,13 +58,14 @@ class Mesh:
         uv = [(float(u), float(v)) for u, v in zip(along_uv, across_uv, strict=True)]
         self.polygons.append(([(float(x), float(y), float(z)) for x, y, z in points], uv))
 
-    def add_box(self, low: Point, high: Point, *, grain_axis: int | None = None) -> None:
-        """Add an axis-aligned box."""
+    def add_box(self, low: Point, high: Point, *, grain_axis: int | None = None, hidden: Collection[str] = ()) -> None:
+        """Add an axis-aligned box without the faces ("+z", "-x", ...) that other parts hide for good."""
         if grain_axis is None:
             grain_axis = int(np.argmax(np.subtract(high, low)))
         corners = box_corners(low, high)
-        for quad in BOX_QUADS:
-            self.add_polygon([corners[k] for k in quad], grain_axis=grain_axis)
+        for side, quad in BOX_QUADS.items():
+            if side not in hidden:
+                self.add_polygon([corners[k] for k in quad], grain_axis=grain_axis)
 
     def add_prism(self, outline: Sequence[tuple[float, float]], axis: int, start: float, end: float) -> None:
         """Extrude a convex outline along `axis` from `start` to `end`.

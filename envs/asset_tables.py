@@ -14,6 +14,7 @@ import math
 from dataclasses import dataclass, field
 
 from .asset_meshes import Mesh, Point, chamfered, number_list, regular
+from .asset_tessellation import static_view, tessellate
 from .asset_textures import Wood, wood_png
 
 Files = dict[str, bytes]
@@ -25,6 +26,11 @@ TABLE_FRICTION = 0.5
 HANDLE_GREY = (0.30, 0.30, 0.31, 1.0)
 METAL = (0.45, 0.46, 0.48, 1.0)
 DARK = (0.20, 0.17, 0.15, 1.0)
+QUARTER = math.pi / 2
+TURNS = {  # of a link's frame about the world's x axis, radians
+    "button_link": QUARTER, "switch_link": QUARTER * 5 / 3, "slide_link": QUARTER * 2 / 3, "drawer_link": QUARTER,
+    "led_link": QUARTER, "light_link": QUARTER, "plank_link": QUARTER,
+}  # fmt: skip
 BLACK = (0.03, 0.03, 0.03, 1.0)
 WHITE = (1.0, 1.0, 1.0, 1.0)
 
@@ -108,26 +114,26 @@ def _base(table: Table) -> Link:
     left, right = table.plank_x - 0.26, table.plank_x + 0.26
     drawer_left, drawer_right = table.drawer_x - 0.2, table.drawer_x + 0.2
     wood = link.mesh("body_wood")
-    boards: list[Box] = [
-        ((-0.44, -0.18, 0.40), (0.44, 0.02, 0.44)),  # top
-        ((-0.44, 0.02, 0.40), (left, 0.18, 0.44)),
-        ((right, 0.02, 0.40), (0.44, 0.18, 0.44)),
-        ((left, 0.02, 0.40), (right, 0.16, 0.42)),  # below the shelf
-        ((left, 0.16, 0.40), (right, 0.18, 0.648)),  # back wall of the compartment
-        ((-0.42, -0.16, 0.30), (0.42, 0.16, 0.316)),  # bottom of the case
-        ((-0.42, -0.145, 0.316), (-0.40, 0.145, 0.40)),
-        ((0.40, -0.145, 0.316), (0.42, 0.145, 0.40)),
-        ((-0.42, 0.145, 0.316), (0.42, 0.16, 0.40)),
-        ((-0.42, -0.16, 0.316), (drawer_left, -0.145, 0.40)),  # beside the drawer
-        ((min(drawer_right, 0.41), -0.16, 0.316), (0.42, -0.145, 0.40)),
+    boards: list[tuple[Box, tuple[str, ...]]] = [  # each with the faces that nobody can see
+        (((-0.44, -0.18, 0.40), (0.44, 0.02, 0.44)), ()),  # top
+        (((-0.44, 0.02, 0.40), (left, 0.18, 0.44)), ("-y",)),
+        (((right, 0.02, 0.40), (0.44, 0.18, 0.44)), ("-y",)),
+        (((left, 0.02, 0.40), (right, 0.16, 0.42)), ("-x", "+x", "+z")),  # below the shelf
+        (((left, 0.16, 0.40), (right, 0.18, 0.648)), ("-x", "+x")),  # back wall of the compartment
+        (((-0.42, -0.16, 0.30), (0.42, 0.16, 0.316)), ("+z",)),  # bottom of the case
+        (((-0.42, -0.145, 0.316), (-0.40, 0.145, 0.40)), ("+x", "-y", "+y", "-z", "+z")),
+        (((0.40, -0.145, 0.316), (0.42, 0.145, 0.40)), ("-x", "-y", "+y", "-z", "+z")),
+        (((-0.42, 0.145, 0.316), (0.42, 0.16, 0.40)), ("-y", "-z", "+z")),
+        (((-0.42, -0.16, 0.316), (drawer_left, -0.145, 0.40)), ("+y", "-z", "+z")),  # beside the drawer
+        (((min(drawer_right, 0.41), -0.16, 0.316), (0.42, -0.145, 0.40)), ("+y", "-z", "+z")),
     ]
-    for low, high in boards:
-        wood.add_box(low, high)
+    for (low, high), hidden in boards:
+        wood.add_box(low, high, hidden=hidden)
         link.boxes.append((low, high))
     for x in (-0.42, 0.42):
         for y in (-0.163, 0.163):
             leg = ((x - 0.021, y - 0.018, 0.0), (x + 0.021, y + 0.018, 0.3995))
-            wood.add_box(*leg)
+            wood.add_box(*leg, hidden=("-z", "+z"))
             link.boxes.append(leg)
     face = [(0.02, 0.44), (0.18, 0.44), (0.18, 0.648), (_on_slope(0.648), 0.648)]
     beam = [(_on_slope(0.626), 0.626), (0.16, 0.626), (0.16, 0.648), (_on_slope(0.648), 0.648)]
@@ -249,7 +255,7 @@ def _plank() -> Link:
     """The shelf behind the door, 0.52 x 0.14."""
     link = Link("plank_link", 2.84)
     shelf: Box = ((-0.26, 0.0, -0.07), (0.26, 0.02, 0.07))
-    link.mesh("body_wood").add_box(*shelf)
+    link.mesh("body_wood").add_box(*shelf, hidden=("-z",))
     hull = Mesh()
     hull.add_box(*shelf)
     link.hulls.append(hull)
@@ -280,7 +286,9 @@ def _link_urdf(link: Link, files: Files, folder: str) -> list[str]:
     lines.append('      <inertia ixx="0.01" ixy="0" ixz="0" iyy="0.01" iyz="0" izz="0.01"/></inertial>')
     for number, (mesh, texture, rgba) in enumerate(link.visuals):
         name = f"{link.name}_{number}.obj"
-        files[f"{folder}/{name}"] = _rescaled(mesh).obj(texture).encode()
+        scaled = _rescaled(mesh)
+        cut = Mesh(polygons=tessellate(scaled.polygons, static_view(turn=TURNS.get(link.name, 0.0), scale=SCALE)))
+        files[f"{folder}/{name}"] = cut.obj(texture).encode()
         colour = " ".join(f"{value:g}" for value in rgba)
         lines.append(f'    <visual><geometry><mesh filename="../meshes/{name}"/></geometry>')
         lines.append(f'      <material name="{link.name}_{number}"><color rgba="{colour}"/></material></visual>')
