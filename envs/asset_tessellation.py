@@ -46,8 +46,8 @@ def static_view(*, turn: float, scale: float) -> View:
     right /= np.linalg.norm(right)
     sine, cosine = math.sin(turn), math.cos(turn)
     to_link = np.array([[1, 0, 0], [0, cosine, sine], [0, -sine, cosine]])
-    axes: list[Vector] = [to_link @ axis for axis in (right, np.cross(to_camera, right), to_camera)]
-    return View(*axes, pixels=LENSES["static"].focal_px / distance * scale)
+    rows: list[Vector] = [to_link @ axis for axis in (right, np.cross(to_camera, right), to_camera)]
+    return View(rows[0], rows[1], rows[2], LENSES["static"].focal_px / distance * scale)
 
 
 def tessellate(faces: Sequence[Face], view: View) -> list[Face]:
