@@ -1,126 +1,195 @@
-"""One demonstration: a start state in which the task makes sense, the expert at work, and the oracle's word on it.
+"""Recordings: the expert at work from a start state, one task or several in a row, and the oracle's word on each.
 
-`record_demonstration` is a pure function of its seed: it resets the world exactly, so neither what was recorded before
-nor the process that does it shows in a single byte. A run that the oracle does not confirm within `max_steps` is thrown
-away and another start is drawn.
+`Recorder.record` is a pure function of its seed: it resets the world exactly, so neither what was recorded before nor
+the process that does it shows in a single byte. It works in two passes. The rehearsal runs without pictures, which cost
+twenty-five times what physics costs; if the oracle does not confirm every task within `max_steps`, it is thrown away
+and another start is drawn. The take that went well is then played again, to the bit, in front of the cameras.
 
-Start states are those of the evaluation protocol; half of them get their table blocks moved and turned, and a good part
-of the demonstrations begins where another task just ended, the hand still at the drawer or the lever, since that is
-where the later subtasks of a chain begin.
+With `play` above 1 a recording is a stretch of play: a task, a moment of whatever the expert does next, another task
+that is feasible where the world then stands, without a reset. Each task becomes a labelled window; the moments between
+belong to none. The first task is the one asked for, the others are drawn from the pool, those not yet done first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vw2_robot.data.calvin_writer import Label
 from vw2_robot.errors import InputError
 
+from .actions import to_relative_action
 from .calvin import CONTROL_HZ, CalvinEnv
 from .demonstrator import SKILLS, Demonstrator, feasible, observe_world
 from .instructions import load_instructions
+from .motion import Action
 from .oracle import TaskOracle
-from .scene import SCENES
-from .sequences import TASKS, all_initial_states, start_state
+from .start_states import PAUSE_STEPS, TASK_GROUPS, Start, go_to_start
 
-SCATTER_SHARE = 0.5
-"""Share of demonstrations whose blocks on the table are moved away from the protocol's two spots."""
-CONTINUE_SHARE = 0.4
-"""Share of demonstrations that begin where another task ended."""
-BETWEEN_STEPS = 120
-"""Steps that the task before may take."""
 MAX_ATTEMPTS = 12
-MAX_STARTS = 200
-BLOCK_GAP_M = 0.12
-
-TASK_GROUPS: dict[str, tuple[str, ...]] = {
-    "all": tuple(SKILLS),
-    "furniture": tuple(task for task in SKILLS if task.startswith(("open", "close", "move", "turn"))),
-    "push": tuple(task for task in SKILLS if task.startswith("push") and task != "push_into_drawer"),
-    "lift": tuple(task for task in SKILLS if task.startswith("lift") and task.endswith("table")),
-}
-TASK_GROUPS["basic"] = TASK_GROUPS["furniture"] + TASK_GROUPS["push"] + TASK_GROUPS["lift"]
 
 
 @dataclass(frozen=True)
 class Recording:
     """What was seen and done at each of L control steps: action t was executed after picture t was taken."""
 
-    task: str
-    instruction: str
     scene: str
+    labels: tuple[Label, ...]
+    """The tasks done, in order; windows do not overlap."""
     arrays: dict[str, NDArray[Any]]
-    """By CALVIN's names, time axis first. `rel_actions` are the executed commands; `actions` the pose they led to.
-
-    A world other than CALVIN's has `rgb_static` and `rel_actions` alone.
+    """By CALVIN's names, time axis first: `actions` the pose of the next step, `rel_actions` the way there, and
+    `commanded_actions` what was executed. A world other than CALVIN's has `rgb_static` and `commanded_actions` alone.
     """
-    attempts: int
-    """How many runs it took until the oracle confirmed one."""
+    failed: tuple[str, ...] = ()
+    """Tasks at which earlier tries were given up."""
     hz: float = float(CONTROL_HZ)
 
 
 @dataclass(frozen=True)
 class Recorder:
-    """How demonstrations are taken."""
+    """How recordings are taken."""
 
     max_steps: int = 128
     tail_steps: int = 4
     """Steps kept after success, so that the last pictures show what success looks like."""
+    play: int = 1
+    """Tasks in a row in one recording."""
+    max_window: int | None = None
+    """Longest labelled window; what came before stays in the recording without a label. None: the whole task."""
     wrist_camera: bool = False
+    depth: bool = False
 
-    def record(self, env: CalvinEnv, task: str, *, seed: Sequence[int]) -> Recording:
-        """Demonstrate `task` in `env`, whose reset mode must be "exact" for the bytes to depend on the seed alone.
+    def record(self, env: CalvinEnv, task: str, *, seed: Sequence[int], pool: Sequence[str] = ()) -> Recording:
+        """Record `task`, then `play` - 1 tasks of the pool. The bytes depend on the arguments alone.
+
+        The reset mode of `env` must be "exact" for that.
 
         Raises:
-            InputError: `MAX_ATTEMPTS` runs failed.
+            InputError: `MAX_ATTEMPTS` tries failed.
         """
-        oracle = TaskOracle()
-        for attempt in range(MAX_ATTEMPTS):
-            rng = np.random.default_rng([*seed, attempt])
-            go_to_start(env, task, oracle, rng)
-            arrays = self._run(env, task, oracle, rng)
-            if arrays is not None:
-                sentences = load_instructions("train")[task]
-                instruction = sentences[int(rng.integers(len(sentences)))]
-                return Recording(task, instruction, env.scene_name, arrays, attempts=attempt + 1)
+        failed: list[str] = []
+        while len(failed) < MAX_ATTEMPTS:
+            rng = np.random.default_rng([*seed, len(failed)])
+            oracle = TaskOracle()
+            start = go_to_start(env, task, oracle, rng)
+            take = _Take(env, oracle)
+            stuck = self._rehearse(take, task, pool, rng)
+            if stuck is None:
+                arrays = {**self._film(env, start, take), **take.arrays()}
+                return Recording(env.scene_name, tuple(take.labels), arrays, tuple(failed))
+            failed.append(stuck)
         raise InputError(
             f"{task} was not demonstrated in {MAX_ATTEMPTS} tries of at most {self.max_steps} steps in scene"
-            f" {env.scene_name} with assets {env.assets_dir}; leave this task out, or raise max_steps"
+            f" {env.scene_name} with assets {env.assets_dir}, given up at {', '.join(sorted(set(failed)))}; leave that"
+            " out, or raise max_steps"
         )
 
-    def _run(
-        self, env: CalvinEnv, task: str, oracle: TaskOracle, rng: np.random.Generator
-    ) -> dict[str, NDArray[Any]] | None:
-        """Let the expert work; None unless the oracle confirms."""
-        expert = Demonstrator()
-        expert.start(task, env, rng)
-        start_info = env.task_info()
-        rows: list[dict[str, Any]] = []
-        left = self.max_steps
-        solved = False
-        while left > 0:
-            left -= 1
-            row = self._look(env)
-            row["rel_actions"] = expert.act(env)
-            env.step_physics(row["rel_actions"])
-            after = env.robot_obs()
-            row["actions"] = np.array([*after[:6], row["rel_actions"][6]])
-            rows.append(row)
-            if not solved and oracle.get_task_info_for_set(start_info, env.task_info(), (task,)):
-                solved = True
-                left = self.tail_steps
-        return {key: np.stack([row[key] for row in rows]) for key in rows[0]} if solved else None
+    def _rehearse(self, take: _Take, task: str, pool: Sequence[str], rng: np.random.Generator) -> str | None:
+        """Do all tasks without pictures; returns the one that was not solved, None if all were."""
+        while True:
+            expert = Demonstrator()
+            expert.start(task, take.env, rng)
+            begin = len(take.rows)
+            if not take.do(task, expert, self.max_steps):
+                return task
+            for _ in range(self.tail_steps):
+                take.step(expert.act(take.env))
+            label = take.label(task, begin, self.max_window, rng)
+            if label is None:
+                return task
+            take.labels.append(label)
+            if len(take.labels) == self.play:
+                return None
+            for _ in range(int(rng.integers(*PAUSE_STEPS))):
+                take.step(expert.act(take.env))
+            following = next_task(take.env, pool, [label.task for label in take.labels], rng)
+            if following is None:
+                return task
+            task = following
 
-    def _look(self, env: CalvinEnv) -> dict[str, Any]:
-        row: dict[str, Any] = {"rgb_static": env.render_camera("static")}
-        if self.wrist_camera:
-            row["rgb_gripper"] = env.render_camera("gripper")
-        row["robot_obs"], row["scene_obs"] = env.robot_obs(), env.scene_obs()
-        return row
+    def _film(self, env: CalvinEnv, start: Start, take: _Take) -> dict[str, NDArray[Any]]:
+        """Play a take again and look at every step of it."""
+        start.go(env)
+        frames: list[dict[str, NDArray[Any]]] = []
+        for row in take.rows:
+            assert np.array_equal(env.robot_obs(), row["robot_obs"]), 'a replay drifted; is the reset mode "exact"?'
+            frames.append({})
+            for camera in ("static", "gripper") if self.wrist_camera else ("static",):
+                rgb, depth = env.render_depth(camera)
+                frames[-1][f"rgb_{camera}"] = rgb
+                if self.depth:
+                    frames[-1][f"depth_{camera}"] = depth
+            env.step_physics(row["commanded_actions"])
+        return _stack(frames)
+
+
+@dataclass
+class _Take:
+    """A recording in the making, without pictures."""
+
+    env: CalvinEnv
+    oracle: TaskOracle
+    rows: list[dict[str, NDArray[Any]]] = field(default_factory=list)
+    labels: list[Label] = field(default_factory=list)
+    _infos: list[dict[str, Any]] = field(default_factory=list)
+    """What the oracle may ask about the world before each step, and after the last."""
+
+    def step(self, action: Action) -> None:
+        """Execute an action and note what it did."""
+        env = self.env
+        row = {"robot_obs": env.robot_obs(), "scene_obs": env.scene_obs(), "commanded_actions": action}
+        if not self._infos:
+            self._infos.append(env.task_info())
+        env.step_physics(action)
+        row["actions"] = np.array([*env.robot_obs()[:6], action[6]])
+        row["rel_actions"] = to_relative_action(row["actions"], row["robot_obs"])
+        self.rows.append(row)
+        self._infos.append(env.task_info())
+
+    def do(self, task: str, expert: Demonstrator, max_steps: int) -> bool:
+        """Let the expert work until the oracle confirms the task; False if that takes more than `max_steps`."""
+        begin = len(self.rows)
+        for _ in range(max_steps):
+            self.step(expert.act(self.env))
+            if self._holds(task, begin, len(self.rows)):
+                return True
+        return False
+
+    def label(self, task: str, begin: int, max_window: int | None, rng: np.random.Generator) -> Label | None:
+        """The window of a task that began at step `begin`; None if it cannot be cut to `max_window`."""
+        start = begin if max_window is None else max(begin, len(self.rows) - max_window)
+        if start > begin and not self._holds(task, start, len(self.rows)):
+            return None
+        sentences = load_instructions("train")[task]
+        return Label(task, sentences[int(rng.integers(len(sentences)))], start, len(self.rows) - 1)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Everything but pictures, time axis first."""
+        return _stack(self.rows)
+
+    def _holds(self, task: str, begin: int, end: int) -> bool:
+        return bool(self.oracle.get_task_info_for_set(self._infos[begin], self._infos[end], (task,)))
+
+
+def _stack(rows: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+def next_task(env: CalvinEnv, pool: Sequence[str], done: Sequence[str], rng: np.random.Generator) -> str | None:
+    """Draw a task that is feasible now; None if there is none in the pool.
+
+    A block in the hand is placed or stacked if the pool allows. Otherwise tasks not yet done go first.
+    """
+    world = observe_world(env)
+    choices = [task for task in pool if task != done[-1] and feasible(task, world)]
+    if world.held() is not None:
+        choices = [task for task in choices if task.startswith(("place", "stack"))] or choices
+    choices = [task for task in choices if task not in done] or choices
+    return choices[int(rng.integers(len(choices)))] if choices else None
 
 
 def expand_tasks(names: Sequence[str]) -> tuple[str, ...]:
@@ -139,87 +208,3 @@ def expand_tasks(names: Sequence[str]) -> tuple[str, ...]:
     if not tasks:
         raise InputError(f"no task to demonstrate; name tasks or groups ({', '.join(TASK_GROUPS)})")
     return tuple(tasks)
-
-
-def go_to_start(env: CalvinEnv, task: str, oracle: TaskOracle, rng: np.random.Generator) -> None:
-    """Bring the world into a state in which `task` can be done.
-
-    Raises:
-        InputError: no such state was found in `MAX_STARTS` draws.
-    """
-    states = [state for state in all_initial_states() if _may_lead_to(task, state)]
-    for _ in range(MAX_STARTS):
-        robot_obs, scene_obs = start_state(states[int(rng.integers(len(states)))], env.scene_name)
-        if rng.random() < SCATTER_SHARE:
-            scatter_blocks(scene_obs, env.scene_name, rng)
-        env.reset_physics(robot_obs=robot_obs, scene_obs=scene_obs)
-        if _do_before(env, task, oracle, rng) and feasible(task, observe_world(env)):
-            return
-    raise InputError(f"no start state for {task} found in scene {env.scene_name} in {MAX_STARTS} draws")
-
-
-def scatter_blocks(scene_obs: NDArray[np.float64], scene: str, rng: np.random.Generator) -> None:
-    """Move and turn the blocks that stand on the table, in place, at least `BLOCK_GAP_M` apart."""
-    table = SCENES[scene]
-    low, high = (np.array(corner) for corner in table.surfaces["table"])
-    blocks = scene_obs[6:].reshape(3, 6)
-    on_table = [block for block in blocks if block[1] < 0.0]
-    for _ in range(100):
-        spots = rng.uniform([low[0] + 0.02, -0.14], [high[0] - 0.06, -0.06], size=(len(on_table), 2))
-        gaps = [np.linalg.norm(a - b) for i, a in enumerate(spots) for b in spots[:i]]
-        if min(gaps, default=1.0) > BLOCK_GAP_M:
-            break
-    else:
-        return
-    for block, spot in zip(on_table, spots, strict=True):
-        block[:2] = spot
-        block[5] = rng.normal(np.pi / 2, 0.5)
-
-
-def _may_lead_to(task: str, state: dict[str, Any]) -> bool:
-    """Say whether a protocol state suits the task, or the tasks that must come before it."""
-    before = _needed_before(task)
-    if not before:
-        return TASKS[task].apply(state) is not None
-    return state["drawer"] == "open" if "drawer" in task else True
-
-
-def _needed_before(task: str) -> tuple[str, ...]:
-    """Beginnings of names of the tasks that a start state of the protocol lacks."""
-    words = task.split("_")
-    if words[0] in ("place", "stack"):
-        return ("lift",)
-    if words[0] == "unstack":
-        return ("lift", "stack_block")
-    if words[0] == "lift" and words[-1] == "drawer":
-        return (f"lift_{words[1]}_block", "place_in_drawer")
-    return ()
-
-
-def _do_before(env: CalvinEnv, task: str, oracle: TaskOracle, rng: np.random.Generator) -> bool:
-    """Do what must, or may, come before the task; False if it went wrong."""
-    needed = _needed_before(task)
-    if not needed and rng.random() < CONTINUE_SHARE:
-        needed = tuple(str(name) for name in rng.permutation(TASK_GROUPS["basic"])[:1])
-    for beginning in needed:
-        world = observe_world(env)
-        choices = [name for name in SKILLS if name.startswith(beginning) and name != task and feasible(name, world)]
-        if not choices:
-            return False
-        if not _do_one(env, choices[int(rng.integers(len(choices)))], oracle, rng):
-            return False
-    return True
-
-
-def _do_one(env: CalvinEnv, task: str, oracle: TaskOracle, rng: np.random.Generator) -> bool:
-    """Do a task without recording it, and let things settle for a moment."""
-    expert = Demonstrator()
-    expert.start(task, env, rng)
-    start_info = env.task_info()
-    for _ in range(BETWEEN_STEPS):
-        env.step_physics(expert.act(env))
-        if oracle.get_task_info_for_set(start_info, env.task_info(), (task,)):
-            for _ in range(int(rng.integers(2, 14))):
-                env.step_physics(expert.act(env))
-            return True
-    return False

@@ -6,6 +6,9 @@ Recording number i shows task i modulo the number of tasks, and everything else 
 So the tasks are balanced, any number of processes share the work, and a recording that was stopped, even killed, ends
 in the same bytes when it is started again. How often the expert failed is printed per task; failures are not recorded.
 
+`play=5` records stretches of play instead: five tasks one after another without a reset, each of them labelled. The
+first task of each recording takes its turn, the others are what is feasible then.
+
 `format`: "calvin" (a folder like the published data sets), "rlds" (TFDS, opened by `tfds.builder_from_directory`),
 "video" (mp4 and captions). With `env=kuka` the demonstrations come from another robot's world, for cross-embodiment
 pre-training.
@@ -28,21 +31,24 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from vw2_robot.cli import program
 from vw2_robot.config_tree import config_tree, differing_keys
 from vw2_robot.data.calvin import CalvinSplit
+from vw2_robot.data.calvin_writer import Label
 from vw2_robot.errors import InputError, require
 
 from .calvin import CalvinEnv
 from .demonstrations import Recorder, Recording, expand_tasks
 from .kuka import solved_episode
 from .physics import Physics
-from .record_formats import FRAMES_PER_RECORDING, Format, Output, open_output
+from .record_environment import environment_yaml
+from .record_formats import MAX_FRAME, CalvinOutput, Format, Output, frames_per_recording, parts_output
+from .record_progress import show_progress
+from .start_states import PAUSE_STEPS
 
 SPLITS: tuple[CalvinSplit, ...] = ("training", "validation")
 CALVIN_TARGET, KUKA_TARGET = "vw2_robot.envs.benchmark.CalvinBenchmark", "vw2_robot.envs.kuka.kuka_episodes"
+WORLD_DEFAULTS = {"scene": "D", "assets": "builtin", "renderer": "tiny"}
 WORLDS = {CALVIN_TARGET: "calvin", KUKA_TARGET: "kuka"}
 KUKA_VALIDATION_START = 1_000_000
 """Index of the first validation episode in the Kuka world, far behind any training episode."""
@@ -69,19 +75,29 @@ class RecordConfig:
     """longer attempts count as failures"""
     tail_steps: int = 4
     """steps kept after success"""
+    play: int = 1
+    """tasks in a row, without a reset, in one recording"""
+    max_window: int | None = None
+    """longest labelled window in time steps, 64 in the published data sets; null: the whole demonstration"""
     wrist_camera: bool = False
+    depth: bool = False
+    """depth in metres of every camera; only in the CALVIN format"""
     compress_level: int = 1
     """zlib level of CALVIN frames: 0 stores, 9 is small and slow"""
 
     def __post_init__(self) -> None:
         """Reject what cannot work."""
-        least = {"episodes": 1, "validation_episodes": 0, "seed": 0, "workers": 1, "max_steps": 1, "tail_steps": 0}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"{name}={getattr(self, name)}, expected at least {low}")
-        if self.max_steps + self.tail_steps > FRAMES_PER_RECORDING:
-            found = self.max_steps + self.tail_steps
-            raise ValueError(f"max_steps + tail_steps = {found}, expected at most {FRAMES_PER_RECORDING}")
+        least = {"episodes": 1, "seed": 0, "workers": 1, "max_steps": 1, "play": 1, "max_window": 1}
+        for name in (*least, "validation_episodes", "tail_steps"):
+            value, low = getattr(self, name), least.get(name, 0)
+            if value is not None and value < low:
+                raise ValueError(f"{name}={value}, expected at least {low}")
+        most = MAX_FRAME // self.spacing
+        if self.format == "calvin" and max(self.episodes, self.validation_episodes) > most:
+            raise ValueError(
+                f"episodes={self.episodes}, validation_episodes={self.validation_episodes}: the seven-digit frame"
+                f" numbers of the CALVIN format have room for {most} recordings of {self.spacing}; use several folders"
+            )
         if not 0 <= self.compress_level <= 9:
             raise ValueError(f"compress_level={self.compress_level}, expected 0 to 9")
         if self.env.get("_target_") not in WORLDS:
@@ -92,15 +108,34 @@ class RecordConfig:
             raise ValueError(
                 f"the {self.world} world does not fit the CALVIN format; choose format=rlds or format=video"
             )
+        if self.depth and self.format != "calvin":
+            raise ValueError(f"format={self.format} holds no depth; leave out depth=true or choose format=calvin")
+        if self.world != "calvin" and (self.play > 1 or self.max_window is not None):
+            raise ValueError(f"the {self.world} world knows no play and no max_window; leave them out")
 
     @property
     def world(self) -> str:
         """Which world is recorded, "calvin" or "kuka"."""
         return WORLDS[self.env["_target_"]]
 
+    @property
+    def spacing(self) -> int:
+        """Frame numbers set aside for each recording in the CALVIN format."""
+        pause = PAUSE_STEPS[1] - 1
+        return frames_per_recording(self.play * (self.max_steps + self.tail_steps + pause) - pause)
+
     def open_output(self) -> Output:
         """Where recordings go."""
-        return open_output(self.format, Path(self.out), world=self.world, compress_level=self.compress_level)
+        if self.format != "calvin":
+            return parts_output(self.format, Path(self.out), world=self.world)
+        world = {key: str(self.env.get(key, value)) for key, value in WORLD_DEFAULTS.items()}
+        cameras = ("static", "gripper") if self.wrist_camera else ("static",)
+        return CalvinOutput(
+            Path(self.out),
+            compress_level=self.compress_level,
+            spacing=self.spacing,
+            environment=environment_yaml(cameras=cameras, **world),
+        )
 
     def task_names(self) -> tuple[str, ...]:
         """The tasks to demonstrate, groups expanded."""
@@ -126,14 +161,13 @@ def record(config: RecordConfig) -> None:
         return
     output = config.open_output()
     missing = [job for job in config.jobs() if not output.has(*job)]
-    bar = tqdm(
-        total=len(config.jobs()), initial=len(config.jobs()) - len(missing), desc="record", unit="demo", disable=None
-    )
-    with bar:
-        for _ in _record_missing(config, missing):
-            bar.update()
+    total = len(config.jobs())
+    already = total - len(missing)
+    if already:
+        print(f"{already} of {total} recordings are already there")
+    show_progress(_record_missing(config, missing), total=total, already=already, unit="recording")
     splits: list[CalvinSplit] = [split for split in SPLITS if any(split == name for name, _ in config.jobs())]
-    table = _attempt_table(output, splits)
+    table = _task_table(output, splits)
     output.finish(splits)
     print(table)
     print(f"data set: {out}")
@@ -217,16 +251,21 @@ class CalvinSource:
 
     def __init__(self, config: RecordConfig) -> None:
         self._tasks, self._seed = config.task_names(), config.seed
-        world = {key: config.env[key] for key in ("scene", "assets", "renderer") if key in config.env}
+        world = {key: config.env.get(key, value) for key, value in WORLD_DEFAULTS.items()}
         self._env = CalvinEnv(cameras=(), reset_mode="exact", **world)
         self._recorder = Recorder(
-            max_steps=config.max_steps, tail_steps=config.tail_steps, wrist_camera=config.wrist_camera
+            max_steps=config.max_steps,
+            tail_steps=config.tail_steps,
+            play=config.play,
+            max_window=config.max_window,
+            wrist_camera=config.wrist_camera,
+            depth=config.depth,
         )
 
     def make(self, split: int, number: int) -> Recording:
-        """Recording `number` of a split; the tasks take turns."""
+        """Recording `number` of a split; the tasks take turns to be the first."""
         task = self._tasks[number % len(self._tasks)]
-        return self._recorder.record(self._env, task, seed=(self._seed, split, number))
+        return self._recorder.record(self._env, task, seed=(self._seed, split, number), pool=self._tasks)
 
     def close(self) -> None:
         """Free the world."""
@@ -245,9 +284,9 @@ class KukaSource:
         """Recording `number` of a split; the world draws the task."""
         index = number + split * KUKA_VALIDATION_START
         episode = solved_episode(self._physics, seed=self._seed, index=index, hz=self._hz, image_size=self._image_size)
-        arrays: dict[str, Any] = {"rgb_static": episode.images, "rel_actions": episode.actions}
-        attempts = episode.failed_attempts + 1
-        return Recording(episode.task, episode.instruction, "kuka", arrays, attempts=attempts, hz=episode.hz)
+        arrays: dict[str, Any] = {"rgb_static": episode.images, "commanded_actions": episode.actions}
+        label = Label(episode.task, episode.instruction, 0, len(episode.images) - 1)
+        return Recording("kuka", (label,), arrays, failed=(episode.task,) * episode.failed_attempts, hz=episode.hz)
 
     def close(self) -> None:
         """Free the world."""
@@ -282,18 +321,17 @@ def _record_one(split: CalvinSplit, number: int) -> None:
     _station.record(split, number)
 
 
-def _attempt_table(output: Output, splits: list[CalvinSplit]) -> str:
-    """Recordings and failed runs per task, one line each."""
+def _task_table(output: Output, splits: list[CalvinSplit]) -> str:
+    """Recorded and failed runs per task, one line each."""
     recorded: Counter[str] = Counter()
-    runs: Counter[str] = Counter()
+    failed: Counter[str] = Counter()
     for split in splits:
-        for task, attempts in output.attempts(split):
-            recorded[task] += 1
-            runs[task] += attempts
+        for outcome in output.outcomes(split):
+            recorded.update(outcome.tasks)
+            failed.update(outcome.failed)
     lines = [f"{'task':<28}{'recorded':>9}{'failed runs':>13}"]
-    lines += [f"{task:<28}{recorded[task]:>9}{runs[task] - recorded[task]:>13}" for task in recorded]
-    total = sum(recorded.values())
-    lines.append(f"{'all':<28}{total:>9}{sum(runs.values()) - total:>13}")
+    lines += [f"{task:<28}{recorded[task]:>9}{failed[task]:>13}" for task in {**recorded, **failed}]
+    lines.append(f"{'all':<28}{recorded.total():>9}{failed.total():>13}")
     return "\n".join(lines)
 
 

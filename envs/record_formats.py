@@ -3,16 +3,22 @@
 The two classes have the same four methods, so that `record.py` need not know which one it has. CALVIN frames are
 written at their final place. The other two formats are containers that must be written in one go: recordings wait under
 `<out>.parts/`, which disappears when the container is complete. All are safe to kill and to start again.
+
+A CALVIN data set keeps a recording as it was, whole, with its labelled windows. RLDS and video are made of episodes
+with one instruction each: there each window becomes an episode, and steps of play outside the windows are left out.
+Their actions are the commanded ones.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,41 +32,59 @@ from .demonstrations import Recording
 from .instructions import load_instructions
 
 Format = Literal["calvin", "rlds", "video"]
-FRAMES_PER_RECORDING = 256
-"""Frame numbers set aside for each recording in the CALVIN format, so that its place depends on its number alone."""
+
+
+class Outcome(NamedTuple):
+    """The tasks of one recording, and those at which earlier tries of it were given up."""
+
+    tasks: tuple[str, ...]
+    failed: tuple[str, ...]
+
+
+MAX_FRAME = 10_000_000
+"""Frame numbers have seven digits, and readers count on it."""
 RLDS_VERSION = "1.0.0"
+
+
+def frames_per_recording(longest: int) -> int:
+    """Frame numbers set aside for each recording of at most `longest` steps in the CALVIN format.
+
+    A power of two, so that the place of a recording depends on its number and shows in it.
+    """
+    return 1 << (longest - 1).bit_length()
 
 
 class CalvinOutput:
     """Splits of a CALVIN data set."""
 
-    def __init__(self, out: Path, *, compress_level: int) -> None:
-        self._out, self._level = out, compress_level
+    def __init__(self, out: Path, *, compress_level: int, spacing: int, environment: str) -> None:
+        """`spacing`: frame numbers set aside per recording; `environment`: the text of `.hydra/merged_config.yaml`."""
+        self._out, self._level, self._spacing, self._environment = out, compress_level, spacing, environment
 
     def has(self, split: CalvinSplit, number: int) -> bool:
         """Say whether this recording is complete."""
-        return self._writer(split).is_complete(number * FRAMES_PER_RECORDING)
+        return self._writer(split).is_complete(number * self._spacing)
 
     def add(self, split: CalvinSplit, number: int, recording: Recording) -> None:
         """Write one recording."""
-        self._writer(split).write_episode(
+        self._writer(split).write_recording(
             recording.arrays,
-            first_frame=number * FRAMES_PER_RECORDING,
-            task=recording.task,
-            instruction=recording.instruction,
+            first_frame=number * self._spacing,
             scene=recording.scene,
-            attempts=recording.attempts,
+            labels=recording.labels,
+            failed=recording.failed,
         )
 
-    def attempts(self, split: CalvinSplit) -> list[tuple[str, int]]:
-        """Return (task, number of runs it took) of each recording."""
-        return [(entry.task, entry.attempts) for entry in self._writer(split).entries()]
+    def outcomes(self, split: CalvinSplit) -> Iterator[Outcome]:
+        """Yield what each recording shows, and where earlier tries failed."""
+        for entry in self._writer(split).entries():
+            yield Outcome(tuple(label.task for label in entry.labels), entry.failed)
 
     def finish(self, splits: list[CalvinSplit]) -> None:
         """Write what describes the splits."""
         sentences = {task: lines[0] for task, lines in load_instructions("validation").items()}
         for split in splits:
-            self._writer(split).finish(sentences)
+            self._writer(split).finish(sentences, self._environment)
 
     def _writer(self, split: CalvinSplit) -> CalvinWriter:
         return CalvinWriter(self._out, split, compress_level=self._level)
@@ -83,7 +107,8 @@ class PartsOutput:
     def add(self, split: CalvinSplit, number: int, recording: Recording) -> None:
         """Write one recording, its pictures as JPEG."""
         jpegs = [np.frombuffer(encode_jpeg(image), dtype=np.uint8) for image in recording.arrays["rgb_static"]]
-        about = {key: getattr(recording, key) for key in ("task", "instruction", "scene", "hz", "attempts")}
+        labels = [dataclasses.asdict(label) for label in recording.labels]
+        about = {"scene": recording.scene, "hz": recording.hz, "labels": labels, "failed": recording.failed}
         path = self._part(split, number)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".tmp")
@@ -92,15 +117,16 @@ class PartsOutput:
                 file,
                 jpeg=np.concatenate(jpegs),
                 sizes=np.array([len(jpeg) for jpeg in jpegs]),
-                rel_actions=recording.arrays["rel_actions"],
+                actions=recording.arrays["commanded_actions"],
                 about=np.array(json.dumps(about)),
             )
         temporary.replace(path)
 
-    def attempts(self, split: CalvinSplit) -> list[tuple[str, int]]:
-        """Return (task, number of runs it took) of each recording."""
-        abouts = [_about(path) for path in self._paths(split)]
-        return [(about["task"], about["attempts"]) for about in abouts]
+    def outcomes(self, split: CalvinSplit) -> Iterator[Outcome]:
+        """Yield what each recording shows, and where earlier tries failed."""
+        for path in self._paths(split):
+            about = _read_part(path).about
+            yield Outcome(tuple(label["task"] for label in about["labels"]), tuple(about["failed"]))
 
     def finish(self, splits: list[CalvinSplit]) -> None:
         """Make the container and clear the parts away."""
@@ -117,10 +143,8 @@ class PartsOutput:
 Output = CalvinOutput | PartsOutput
 
 
-def open_output(form: Format, out: Path, *, world: str, compress_level: int) -> Output:
-    """Return the output for a format; `world` ("calvin", "kuka") names an RLDS data set."""
-    if form == "calvin":
-        return CalvinOutput(out, compress_level=compress_level)
+def parts_output(form: Literal["rlds", "video"], out: Path, *, world: str) -> PartsOutput:
+    """Return the output for a format that is a container; `world` ("calvin", "kuka") names an RLDS data set."""
     return PartsOutput(out, functools.partial(_pack_rlds, world) if form == "rlds" else _pack_videos)
 
 
@@ -132,13 +156,13 @@ def _pack_rlds(world: str, out: Path, parts: dict[CalvinSplit, list[Path]]) -> N
         out,
         name=f"vw2_{world}",
         version=RLDS_VERSION,
-        episodes={names[split]: (_demonstration(path) for path in paths) for split, paths in parts.items()},
+        episodes={names[split]: _demonstrations(paths) for split, paths in parts.items()},
         description=f"Scripted demonstrations from the vw2_robot {world} world; action: as in CALVIN's rel_actions.",
     )
 
 
 def _pack_videos(out: Path, parts: dict[CalvinSplit, list[Path]]) -> None:
-    """One mp4 per recording beside `captions.jsonl`, one object a line: file, instruction, task, scene, hz, frames."""
+    """One mp4 per window beside `captions.jsonl`, one object a line: file, instruction, task, scene, hz, frames."""
     ffmpeg = require("imageio_ffmpeg", extra="report")
     temporary = out.with_name(out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -146,11 +170,13 @@ def _pack_videos(out: Path, parts: dict[CalvinSplit, list[Path]]) -> None:
         (temporary / split).mkdir(parents=True)
         lines = []
         for path in paths:
-            demonstration, about = _demonstration(path), _about(path)
-            name = path.with_suffix(".mp4").name.replace("part", "video")
-            _write_mp4(ffmpeg, temporary / split / name, demonstration.episode)
-            caption = {key: about[key] for key in ("instruction", "task", "scene")}
-            lines.append(json.dumps({"file": name, **caption, "hz": about["hz"], "frames": len(demonstration.episode)}))
+            part = _read_part(path)
+            for window, label in enumerate(part.about["labels"]):
+                episode = _window(part, window).episode
+                name = f"video_{_window_name(part, window)}.mp4"
+                _write_mp4(ffmpeg, temporary / split / name, episode)
+                caption = {"instruction": label["instruction"], "task": label["task"], "scene": part.about["scene"]}
+                lines.append(json.dumps({"file": name, **caption, "hz": episode.hz, "frames": len(episode)}))
         (temporary / split / "captions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     temporary.replace(out)
 
@@ -168,26 +194,43 @@ def _write_mp4(ffmpeg: Any, path: Path, episode: Episode) -> None:
     stream.close()
 
 
-def _demonstration(path: Path) -> Demonstration:
-    about = _about(path)
+@dataclass(frozen=True)
+class _Part:
+    """One waiting recording."""
+
+    path: Path
+    about: dict[str, Any]
+    jpegs: tuple[bytes, ...]
+    actions: NDArray[np.float64]
+
+
+def _read_part(path: Path) -> _Part:
     with np.load(path, allow_pickle=False) as part:
-        jpeg, sizes, actions = part["jpeg"], part["sizes"], part["rel_actions"]
+        pieces = np.split(part["jpeg"], np.cumsum(part["sizes"])[:-1])
+        return _Part(path, json.loads(str(part["about"])), tuple(p.tobytes() for p in pieces), part["actions"])
+
+
+def _demonstrations(paths: list[Path]) -> Iterator[Demonstration]:
+    for path in paths:
+        part = _read_part(path)
+        yield from (_window(part, window) for window in range(len(part.about["labels"])))
+
+
+def _window(part: _Part, window: int) -> Demonstration:
+    """Labelled window number `window` of a recording."""
+    label = part.about["labels"][window]
+    steps = slice(label["start"], label["end"] + 1)
     episode = Episode(
-        source=f"vw2_{about['scene']}",
-        episode_id=f"{path.parent.name}/{path.stem.removeprefix('part_')}",
-        instruction=about["instruction"],
-        hz=about["hz"],
-        images=tuple(_split_bytes(jpeg, sizes)),
+        source=f"vw2_{part.about['scene']}",
+        episode_id=f"{part.path.parent.name}/{_window_name(part, window)}",
+        instruction=label["instruction"],
+        hz=part.about["hz"],
+        images=part.jpegs[steps],
     )
-    return Demonstration(episode=episode, actions=actions)
+    return Demonstration(episode=episode, actions=part.actions[steps])
 
 
-def _split_bytes(joined: NDArray[np.uint8], sizes: NDArray[np.int64]) -> Iterator[bytes]:
-    for piece in np.split(joined, np.cumsum(sizes)[:-1]):
-        yield piece.tobytes()
-
-
-def _about(path: Path) -> dict[str, Any]:
-    with np.load(path, allow_pickle=False) as part:
-        about: dict[str, Any] = json.loads(str(part["about"]))
-        return about
+def _window_name(part: _Part, window: int) -> str:
+    """The recording's number; of play, also the window's."""
+    number = part.path.stem.removeprefix("part_")
+    return number if len(part.about["labels"]) == 1 else f"{number}_{window}"

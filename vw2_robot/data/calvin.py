@@ -7,18 +7,24 @@ pre-training reads pictures alone. Each member of an npz lies in its own compres
 for is opened: an unlabelled trajectory's actions may be missing or poisoned without anyone noticing. `reads` counts
 what was opened, so that this can be tested.
 
-Every frame that any trajectory needs is looked for before work starts. Writing is in `calvin_writer.py`.
+`trajectories="recordings"` gives the play itself instead, for pre-training on video: every recording from end to end,
+in pieces, without words; no labels are needed then.
+
+Every frame that any trajectory needs is looked for before work starts. Which scene a frame shows is found out in
+`calvin_scenes.py`; writing is in `calvin_writer.py`.
 """
 
 from __future__ import annotations
 
 import os
+import struct
 import zipfile
+import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,21 +32,29 @@ from numpy.typing import NDArray
 from vw2_robot.contracts import ACTION_DIM, GRIPPER_INDEX
 from vw2_robot.errors import InputError
 
+from .calvin_scenes import SceneTable
 from .episodes import Episode
 from .object_arrays import load_object
 
 CALVIN_HZ = 30.0
 CalvinSplit = Literal["training", "validation"]
+T = TypeVar("T")
+TrajectoryKind = Literal["labelled", "recordings"]
+PIECE_FRAMES = 512
+"""Longest piece of a recording: published ones last many minutes, and an episode's pictures are held in memory."""
+# What a damaged file can raise while it is opened or unpacked; zipfile calls unknown compression not implemented.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, ValueError, EOFError, OSError, NotImplementedError)
 
 LAYOUT = """expected layout:
   <data set>/training/episode_0000000.npz, episode_0000001.npz, ...   one file per time step
   <data set>/training/lang_annotations/auto_lang_ann.npy              instructions, tasks, first and last frames
+  <data set>/training/ep_start_end_ids.npy                            first and last frame of each recording
   <data set>/validation/...                                           the same"""
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One labelled window: frames `start` to `end`, both included, of one split."""
+    """Frames `start` to `end`, both included, of one split: a labelled window, or a piece of play without words."""
 
     trajectory_id: str
     task: str
@@ -48,7 +62,7 @@ class Trajectory:
     start: int
     end: int
     scene: str
-    """Letter of the CALVIN scene, or "unknown" where the data set has no table of scenes."""
+    """Letter of the CALVIN scene, or "unknown" where the data set does not tell."""
 
     @property
     def length(self) -> int:
@@ -57,13 +71,15 @@ class Trajectory:
 
 
 class CalvinDataset:
-    """The labelled trajectories of one split.
+    """The trajectories of one split.
 
     `reads` counts opened arrays by name ("rgb_static", "rel_actions", ...), one per time step.
     """
 
-    def __init__(self, path: str | Path, split: CalvinSplit = "training") -> None:
-        """Read the labels and check that every frame they speak of is there.
+    def __init__(
+        self, path: str | Path, split: CalvinSplit = "training", *, trajectories: TrajectoryKind = "labelled"
+    ) -> None:
+        """Read the labels, or the table of recordings, and check that every frame they speak of is there.
 
         Raises:
             InputError: a folder, the labels or frames are missing; the message shows what and the expected layout.
@@ -72,7 +88,14 @@ class CalvinDataset:
         self.folder = self.path / split
         self.split = split
         self.reads: Counter[str] = Counter()
-        self.trajectories = _read_trajectories(self.path, split)
+        self._action_key: str | None = None
+        if trajectories not in get_args(TrajectoryKind):
+            raise InputError(f"unknown trajectories {trajectories!r}; known: {', '.join(get_args(TrajectoryKind))}")
+        _check_folders(self.path, split)
+        read_table = _read_labels if trajectories == "labelled" else _read_recordings
+        scenes = SceneTable(self.folder / "scene_info.npy", is_validation=split == "validation")
+        self.trajectories = read_table(self.folder, split, scenes)
+        scenes.warn_about(trajectory.start for trajectory in self.trajectories)
         _check_complete(self.folder, self.trajectories)
 
     def __len__(self) -> int:
@@ -109,14 +132,17 @@ class CalvinDataset:
         return images
 
     def read_actions(self, trajectory: Trajectory) -> NDArray[np.float32]:
-        """Return float32 [L, 7] relative actions (`vw2_robot.contracts`); opens nothing but `rel_actions`.
+        """Return float32 [L, 7] relative actions (`vw2_robot.contracts`); opens no other array.
 
-        Old files mark a closed gripper with 0; it becomes -1.
+        These are the `commanded_actions` of a data set that has them, a recording of ours, else `rel_actions`. Old
+        files mark a closed gripper with 0; it becomes -1.
         """
-        actions = self.read(trajectory, "rel_actions").astype(np.float32)
-        where = f"{self.folder}, {trajectory.trajectory_id}: rel_actions"
-        if actions.shape[1:] != (ACTION_DIM,):
-            raise InputError(f"{where} has shape {actions.shape[1:]} per step, expected ({ACTION_DIM},)")
+        key = self._action_key or self._find_action_key(trajectory)
+        raw = self.read(trajectory, key)
+        where = f"{self.folder}, {trajectory.trajectory_id}: {key}"
+        if raw.shape[1:] != (ACTION_DIM,) or raw.dtype.kind not in "fiu":
+            raise InputError(f"{where} is {raw.dtype} {raw.shape[1:]} per step, expected numbers ({ACTION_DIM},)")
+        actions = raw.astype(np.float32)
         if not np.isfinite(actions).all():
             first = int(np.flatnonzero(~np.isfinite(actions).all(axis=1))[0])
             raise InputError(
@@ -137,23 +163,44 @@ class CalvinDataset:
                 images=tuple(images),
             )
 
+    def _find_action_key(self, trajectory: Trajectory) -> str:
+        """Look which arrays the data set has, at one frame; opens none of them."""
+        names = self._open(trajectory.start, lambda file: file.files)
+        self._action_key = "commanded_actions" if "commanded_actions" in names else "rel_actions"
+        return self._action_key
+
     def _member(self, frame: int, key: str) -> NDArray[Any]:
+        def take(file: Any) -> NDArray[Any]:
+            if key not in file.files:
+                raise InputError(
+                    f"{self.folder / frame_name(frame)} holds no {key}; it holds {', '.join(sorted(file.files))}"
+                )
+            self.reads[key] += 1
+            value: NDArray[Any] = file[key]
+            return value
+
+        return self._open(frame, take)
+
+    def _open(self, frame: int, take: Callable[[Any], T]) -> T:
+        """Hand the opened file of a frame to `take`; whatever is wrong with the file becomes an InputError."""
         path = self.folder / frame_name(frame)
         try:
-            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-                if key not in file.files:
-                    raise InputError(f"{path} holds no {key}; it holds {', '.join(sorted(file.files))}")
-                self.reads[key] += 1
-                value: NDArray[Any] = file[key]
-                return value
+            with path.open("rb") as raw, _npz(raw) as file:
+                return take(file)
         except FileNotFoundError:
             raise InputError(f"{path} has disappeared since the data set was opened") from None
-        except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(
-                f"{path}: {key} cannot be read ({error}); the file is damaged, restore or remove it"
-            ) from error
+        except InputError:
+            raise
+        except _DAMAGE as error:
+            raise InputError(f"{path} cannot be read ({error}); the file is damaged, restore or remove it") from error
+
+
+def _npz(raw: BinaryIO) -> Any:
+    """Open an npz file; ValueError for a file that is none, such as a plain npy."""
+    file = np.load(raw, allow_pickle=False)
+    if isinstance(file, np.ndarray):
+        raise ValueError("it holds one array and no names")
+    return file
 
 
 def frame_name(frame: int) -> str:
@@ -161,14 +208,16 @@ def frame_name(frame: int) -> str:
     return f"episode_{frame:07d}.npz"
 
 
-def _read_trajectories(root: Path, split: str) -> list[Trajectory]:
-    folder = root / split
-    labels = folder / "lang_annotations" / "auto_lang_ann.npy"
-    for needed in (root, folder, labels.parent):
+def _check_folders(root: Path, split: str) -> None:
+    for needed in (root, root / split):
         if not needed.is_dir():
             raise InputError(
                 f"{needed} is not a folder, so {root} is no CALVIN data set with a split {split!r}; {LAYOUT}"
             )
+
+
+def _read_labels(folder: Path, split: str, scenes: SceneTable) -> list[Trajectory]:
+    labels = folder / "lang_annotations" / "auto_lang_ann.npy"
     if not labels.is_file():
         raise InputError(f"{labels} is missing: trajectories need language labels; {LAYOUT}")
     content = load_object(labels)
@@ -185,7 +234,6 @@ def _read_trajectories(root: Path, split: str) -> list[Trajectory]:
         )
     if not windows:
         raise InputError(f"{labels} holds no trajectory")
-    scenes = _scene_ranges(folder / "scene_info.npy")
     seen: Counter[str] = Counter()
     trajectories = []
     for sentence, task, (first, last) in zip(sentences, tasks, windows, strict=True):
@@ -194,22 +242,29 @@ def _read_trajectories(root: Path, split: str) -> list[Trajectory]:
         name = f"{split}/{first:07d}-{last:07d}/{task}"
         seen[name] += 1
         unique = name if seen[name] == 1 else f"{name}/{seen[name]}"
-        trajectories.append(Trajectory(unique, str(task), str(sentence), first, last, _scene_of(first, scenes)))
+        trajectories.append(Trajectory(unique, str(task), str(sentence), first, last, scenes.scene_of(first)))
     return trajectories
 
 
-def _scene_ranges(path: Path) -> list[tuple[str, int, int]]:
-    if not path.is_file():
-        return []
-    table = load_object(path)
+def _read_recordings(folder: Path, split: str, scenes: SceneTable) -> list[Trajectory]:
+    path = folder / "ep_start_end_ids.npy"
     try:
-        return [(str(name).removeprefix("calvin_scene_"), int(a), int(b)) for name, (a, b) in table.items()]
-    except (AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: expected a dict of scene name -> [first, last] frame, found {table!r}") from error
-
-
-def _scene_of(frame: int, scenes: list[tuple[str, int, int]]) -> str:
-    return next((name for name, first, last in scenes if first <= frame <= last), "unknown")
+        table = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: it says where recordings begin and end; {LAYOUT}") from None
+    except _DAMAGE as error:
+        raise InputError(f"{path} cannot be read ({error}); the file is damaged, restore it") from error
+    if not isinstance(table, np.ndarray) or table.ndim != 2 or table.shape[1] != 2 or table.dtype.kind not in "iu":
+        raise InputError(f"{path}: expected whole numbers (recordings, 2), first and last frame of each")
+    if not len(table) or (table[:, 0] > table[:, 1]).any() or table.min() < 0:
+        raise InputError(f"{path}: expected at least one recording, each with 0 <= first <= last frame")
+    trajectories = []
+    for first, last in table.tolist():
+        for start in range(first, last + 1, PIECE_FRAMES):
+            end = min(start + PIECE_FRAMES - 1, last)
+            name = f"{split}/{start:07d}-{end:07d}/play"
+            trajectories.append(Trajectory(name, "", "", start, end, scenes.scene_of(start)))
+    return trajectories
 
 
 def _check_complete(folder: Path, trajectories: list[Trajectory]) -> None:
@@ -220,6 +275,6 @@ def _check_complete(folder: Path, trajectories: list[Trajectory]) -> None:
     if missing:
         first = next(t for t in trajectories if t.start <= missing[0] <= t.end)
         raise InputError(
-            f"{folder}: {len(missing)} of {len(wanted)} labelled frames are missing, the first is"
+            f"{folder}: {len(missing)} of {len(wanted)} frames are missing, the first is"
             f" {frame_name(missing[0])} (needed by {first.trajectory_id}); the download or copy is incomplete; {LAYOUT}"
         )

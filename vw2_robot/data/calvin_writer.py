@@ -1,12 +1,23 @@
 """CALVIN on disk, written: demonstrations become a split that `calvin.py` and the official loaders read.
 
-Each demonstration is handed over whole with the number of its first frame, so that several processes can write the same
+Each recording is handed over whole with the number of its first frame, so that several processes can write the same
 split at once without talking to each other: frame numbers need not be contiguous in this format, they only must not
-overlap. A small entry under `.record/` marks a demonstration as complete; `finish` collects the entries into the files
-that describe the split (labels, recordings, scenes, statistics). Every file is written to a temporary name and renamed,
-and its bytes depend on its content only: killed at any moment and started again, a recording ends in the same bytes.
+overlap. A small entry under `.record/` marks a recording as complete; `finish` collects the entries into the files that
+describe the split (labels, recordings, scenes, statistics, environment). Every file is written to a temporary name and
+renamed, and its bytes depend on its content only: killed at any moment and started again, a recording ends in the same
+bytes.
 
-There is no sentence embedding here: `emb` in the labels has width 0. Policies of this package read the sentences.
+Where recordings differ from the published data sets:
+
+- `commanded_actions` is an array of ours, beside the published ones: the relative actions that were executed.
+  `rel_actions` is what the format says, `to_relative_action(actions, robot_obs)`: the way the arm went, which lags
+  behind its target. Played back from the same state, the commands solved 238 of 238 demonstrations (34 tasks, scenes A
+  and D), `rel_actions` 224; with noise of 0.15 units on both, 133 and 117 of 170. So our reader gives the commands to
+  fine-tuning where there are any; another reader ignores them.
+- A labelled window is a whole task, from where it was begun to a moment after it was solved, often 30 to 70 time steps;
+  published windows have at most 64. A closed loop begins at the beginning, too. `vw2-record max_window=64` cuts.
+- `emb` and `embeddings.npy` have the published form, but their vectors are of our making (`calvin_sentences.py`).
+- There is no tactile camera, and `.record/` is ours.
 """
 
 from __future__ import annotations
@@ -15,7 +26,7 @@ import dataclasses
 import io
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +37,7 @@ from numpy.typing import NDArray
 from vw2_robot.errors import InputError
 
 from .calvin import CalvinSplit, frame_name
+from .calvin_sentences import EMBEDDING_WIDTH, sentence_vector
 
 # array -> dtype on disk and shape of one time step (-1: any); calvin specification, section 13
 STEP_ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -35,6 +47,7 @@ STEP_ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {
     "depth_gripper": ("float32", (-1, -1)),
     "actions": ("float64", (7,)),
     "rel_actions": ("float64", (7,)),
+    "commanded_actions": ("float64", (7,)),
     "robot_obs": ("float64", (15,)),
     "scene_obs": ("float64", (24,)),
 }
@@ -43,21 +56,38 @@ _STATES = ("robot_obs", "scene_obs")
 
 
 @dataclass(frozen=True)
-class EpisodeEntry:
-    """What the index of a split needs to know about one demonstration; one json file each."""
+class Label:
+    """One task done within a recording: time steps `start` to `end`, both included, 0 = the recording's first."""
+
+    task: str
+    instruction: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class RecordingEntry:
+    """What the index of a split needs to know about one recording; one json file each."""
 
     first: int
     last: int
-    task: str
-    instruction: str
     scene: str
+    labels: tuple[Label, ...]
     sums: dict[str, list[float]]
     """Per state array: sum over the time steps."""
     squares: dict[str, list[float]]
     action_low: list[float]
     action_high: list[float]
-    attempts: int = 1
-    """How many runs it took to get it; for the record only."""
+    failed: tuple[str, ...] = ()
+    """Tasks at which earlier tries of this recording were given up; for the record only."""
+
+    @staticmethod
+    def from_json(text: str) -> RecordingEntry:
+        """Read what `write_recording` left."""
+        tree = json.loads(text)
+        tree["labels"] = tuple(Label(**label) for label in tree["labels"])
+        tree["failed"] = tuple(tree["failed"])
+        return RecordingEntry(**tree)
 
 
 class CalvinWriter:
@@ -72,53 +102,63 @@ class CalvinWriter:
         self._entries.mkdir(parents=True, exist_ok=True)
 
     def is_complete(self, first_frame: int) -> bool:
-        """Say whether the demonstration that starts at this frame number has been written."""
+        """Say whether the recording that starts at this frame number has been written."""
         return self._entry_path(first_frame).is_file()
 
     def write_episode(
+        self, arrays: Mapping[str, NDArray[Any]], *, first_frame: int, task: str, instruction: str, scene: str
+    ) -> None:
+        """Write a recording that is one demonstration from its first to its last time step."""
+        label = Label(task, instruction, 0, len(arrays["rgb_static"]) - 1)
+        self.write_recording(arrays, first_frame=first_frame, scene=scene, labels=(label,))
+
+    def write_recording(
         self,
         arrays: Mapping[str, NDArray[Any]],
         *,
         first_frame: int,
-        task: str,
-        instruction: str,
         scene: str,
-        attempts: int = 1,
+        labels: Sequence[Label],
+        failed: Sequence[str] = (),
     ) -> None:
-        """Write one demonstration of L time steps; every array has the time axis first.
+        """Write one recording of L time steps; every array has the time axis first.
 
         Raises:
-            InputError: an array is missing, unknown, or of another shape than `STEP_ARRAYS` says.
+            InputError: an array is missing, unknown, or of another shape than `STEP_ARRAYS` says; a label lies outside.
         """
         length = _checked_length(arrays)
+        for label in labels:
+            if not 0 <= label.start <= label.end < length:
+                raise InputError(f"{label} does not lie within a recording of {length} time steps")
         typed = {key: np.asarray(value, dtype=STEP_ARRAYS[key][0]) for key, value in arrays.items()}
         for step in range(length):
             content = _npz_bytes({key: value[step] for key, value in typed.items()}, self.compress_level)
             _write(self.folder / frame_name(first_frame + step), content)
-        entry = EpisodeEntry(
+        entry = RecordingEntry(
             first=first_frame,
             last=first_frame + length - 1,
-            task=task,
-            instruction=instruction,
             scene=scene,
+            labels=tuple(labels),
             sums={key: typed[key].sum(axis=0).tolist() for key in _STATES},
             squares={key: (typed[key] ** 2).sum(axis=0).tolist() for key in _STATES},
             action_low=typed["actions"].min(axis=0).tolist(),
             action_high=typed["actions"].max(axis=0).tolist(),
-            attempts=attempts,
+            failed=tuple(failed),
         )
-        text = json.dumps(dataclasses.asdict(entry), indent=1)
-        _write(self._entry_path(first_frame), text.encode())
+        _write(self._entry_path(first_frame), json.dumps(dataclasses.asdict(entry), indent=1).encode())
 
-    def entries(self) -> list[EpisodeEntry]:
-        """Return the complete demonstrations in frame order."""
+    def entries(self) -> list[RecordingEntry]:
+        """Return the complete recordings in frame order."""
         paths = sorted(self._entries.glob("episode_*.json"))
-        return [EpisodeEntry(**json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+        return [RecordingEntry.from_json(path.read_text(encoding="utf-8")) for path in paths]
 
-    def finish(self, sentences: Mapping[str, str] | None = None) -> list[EpisodeEntry]:
-        """Write the files that describe the split and return its demonstrations.
+    def finish(
+        self, sentences: Mapping[str, str] | None = None, environment: str | None = None
+    ) -> list[RecordingEntry]:
+        """Write the files that describe the split and return its recordings.
 
-        `sentences` (task -> the sentence used in evaluation) goes into `embeddings.npy` of a validation split.
+        `sentences` (task -> the sentence used in evaluation) goes into `embeddings.npy` of a validation split,
+        `environment` (yaml) is what `.hydra/merged_config.yaml` says about the world that was recorded.
         """
         entries = self.entries()
         if not entries:
@@ -129,9 +169,11 @@ class CalvinWriter:
         labels = self.folder / "lang_annotations"
         labels.mkdir(exist_ok=True)
         if self.split == "validation" and sentences is not None:
-            empty = np.zeros((1, 1, 0), dtype=np.float32)
-            table = {task: {"emb": empty, "ann": [sentence]} for task, sentence in sentences.items()}
+            table = {task: {"emb": _vectors([text]), "ann": [text]} for task, text in sentences.items()}
             _save_object(labels / "embeddings.npy", table)
+        if environment is not None:
+            (self.folder / ".hydra").mkdir(exist_ok=True)
+            _write(self.folder / ".hydra" / "merged_config.yaml", environment.encode())
         _write(self.folder / "statistics.yaml", _statistics_yaml(entries).encode())
         _save_object(labels / "auto_lang_ann.npy", _language_labels(entries))  # last: a reader asks for it first
         return entries
@@ -174,18 +216,26 @@ def _npz_bytes(arrays: Mapping[str, NDArray[Any]], level: int) -> bytes:
     return buffer.getvalue()
 
 
-def _language_labels(entries: list[EpisodeEntry]) -> dict[str, Any]:
+def _language_labels(entries: list[RecordingEntry]) -> dict[str, Any]:
+    windows = [(entry.first + label.start, entry.first + label.end) for entry in entries for label in entry.labels]
+    labels = [label for entry in entries for label in entry.labels]
     return {
         "language": {
-            "ann": [entry.instruction for entry in entries],
-            "task": [entry.task for entry in entries],
-            "emb": np.zeros((len(entries), 1, 0), dtype=np.float32),
+            "ann": [label.instruction for label in labels],
+            "task": [label.task for label in labels],
+            "emb": _vectors([label.instruction for label in labels]),
         },
-        "info": {"episodes": [], "indx": [(entry.first, entry.last) for entry in entries]},
+        "info": {"episodes": [], "indx": windows},
     }
 
 
-def _scene_info(entries: list[EpisodeEntry]) -> dict[str, list[int]]:
+def _vectors(sentences: list[str]) -> NDArray[np.float32]:
+    """float32 [N, 1, 384]."""
+    rows = [sentence_vector(sentence) for sentence in sentences]
+    return np.array(rows, dtype=np.float32).reshape(-1, 1, EMBEDDING_WIDTH)
+
+
+def _scene_info(entries: list[RecordingEntry]) -> dict[str, list[int]]:
     table: dict[str, list[int]] = {}
     for entry in entries:
         span = table.setdefault(f"calvin_scene_{entry.scene}", [entry.first, entry.last])
@@ -193,7 +243,7 @@ def _scene_info(entries: list[EpisodeEntry]) -> dict[str, list[int]]:
     return table
 
 
-def _statistics_yaml(entries: list[EpisodeEntry]) -> str:
+def _statistics_yaml(entries: list[RecordingEntry]) -> str:
     count = sum(entry.last - entry.first + 1 for entry in entries)
     lines = []
     for key in _STATES:

@@ -141,7 +141,7 @@ def test_episodes_carry_pictures_and_words(root):
 
 def test_missing_frames_are_named_before_work_starts(root):
     (root / "training" / "episode_0000102.npz").unlink()
-    with pytest.raises(InputError, match=r"1 of 12 labelled frames are missing, the first is episode_0000102\.npz"):
+    with pytest.raises(InputError, match=r"1 of 12 frames are missing, the first is episode_0000102\.npz"):
         CalvinDataset(root)
 
 

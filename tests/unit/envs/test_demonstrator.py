@@ -8,11 +8,11 @@ pytest.importorskip("pybullet")
 from vw2_robot.contracts import Policy
 from vw2_robot.envs.benchmark import CalvinBenchmark
 from vw2_robot.envs.calvin import CalvinEnv
-from vw2_robot.envs.demonstrations import TASK_GROUPS, go_to_start, scatter_blocks
 from vw2_robot.envs.demonstrator import SKILLS, Demonstrator, feasible, observe_world
 from vw2_robot.envs.motion import LEAD_M, wrist_yaw
 from vw2_robot.envs.oracle import TaskOracle
 from vw2_robot.envs.sequences import TASKS, all_initial_states, start_state
+from vw2_robot.envs.start_states import TASK_GROUPS, go_to_start, scatter_blocks
 from vw2_robot.errors import InputError
 
 pytestmark = pytest.mark.sim

@@ -11,7 +11,6 @@ pytest.importorskip("pybullet")
 from vw2_robot.config_tree import config_from
 from vw2_robot.data.calvin import CalvinDataset
 from vw2_robot.envs import record as program
-from vw2_robot.envs.actions import to_relative_action
 from vw2_robot.envs.calvin import CalvinEnv
 from vw2_robot.envs.demonstrations import Recorder, expand_tasks
 from vw2_robot.envs.instructions import load_instructions
@@ -62,16 +61,15 @@ def test_validation_differs_from_training(recorded):
     assert not np.array_equal(mine[:8], theirs[:8])
 
 
-def test_absolute_actions_are_the_next_pose(recorded):
+def test_commands_lead_where_the_recorded_motion_goes(recorded):
     dataset = CalvinDataset(recorded)
     trajectory = dataset.trajectories[1]
-    absolute, robot_obs = dataset.read(trajectory, "actions"), dataset.read(trajectory, "robot_obs")
-    np.testing.assert_array_equal(absolute[:-1, :6], robot_obs[1:, :6])
-    relative = np.array([to_relative_action(a, r) for a, r in zip(absolute, robot_obs, strict=True)])
-    executed = dataset.read(trajectory, "rel_actions")
-    np.testing.assert_array_equal(relative[:, 6], executed[:, 6])
+    moved, commanded = dataset.read(trajectory, "rel_actions"), dataset.read_actions(trajectory)
+    assert dataset.reads == {"rel_actions": len(moved), "commanded_actions": len(moved)}
+    np.testing.assert_array_equal(moved[:, 6], commanded[:, 6])
     # the arm follows its target with a lag, so directions agree although sizes differ
-    assert np.mean(np.sum(relative[:, :3] * executed[:, :3], axis=1) > 0) > 0.7
+    assert np.mean(np.sum(moved[:, :3] * commanded[:, :3], axis=1) > 0) > 0.7
+    assert np.abs(moved[:, :6] - commanded[:, :6]).mean() > 0.01
 
 
 def test_replayed_actions_reproduce_the_recording_bit_for_bit_and_satisfy_the_oracle(recorded):
@@ -87,7 +85,7 @@ def test_replayed_actions_reproduce_the_recording_bit_for_bit_and_satisfy_the_or
             continue  # begun in the middle of things: the state alone does not bring that back
         env.reset_physics(robot_obs=_neutral(), scene_obs=_start(scene_obs[0]))
         start = env.task_info()
-        for action, after in zip(dataset.read(trajectory, "rel_actions")[:-1], robot_obs[1:], strict=True):
+        for action, after in zip(dataset.read(trajectory, "commanded_actions")[:-1], robot_obs[1:], strict=True):
             env.step_physics(action)
             np.testing.assert_allclose(env.robot_obs()[:14], after[:14], atol=2e-3)
         assert oracle.get_task_info_for_set(start, env.task_info(), (trajectory.task,))
@@ -217,6 +215,11 @@ def test_configuration_is_checked_before_work():
     tree = {"out": "x", "env": ENV, "tasks": ["open_drawer"]}
     assert config_from(RecordConfig, tree).task_names() == ("open_drawer",)
     assert config_from(RecordConfig, {**tree, "tasks": "furniture"}).task_names()[0] == "open_drawer"
-    for wrong in ({"episodes": 0}, {"format": "csv"}, {"max_steps": 300}, {"compress_level": 10}, {"epsiodes": 3}):
+    assert config_from(RecordConfig, tree).spacing == 256
+    assert config_from(RecordConfig, {**tree, "play": 5}).spacing == 1024  # 5 x 132 steps and 4 x 13 between
+    for wrong in (
+        {"episodes": 0}, {"format": "csv"}, {"compress_level": 10}, {"epsiodes": 3}, {"play": 0},
+        {"max_window": 0}, {"depth": True, "format": "rlds"}, {"play": 1000, "episodes": 1000},
+    ):  # fmt: skip
         with pytest.raises(InputError):
             config_from(RecordConfig, {**tree, **wrong})
