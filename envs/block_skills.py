@@ -17,7 +17,7 @@ from .skills import NEUTRAL_YAW, TRAVEL_Z, back_off, move_slider
 
 SHELF_PITCH = -0.3
 CORNER_PITCH = -0.6
-"""At the right end of the shelf the back wall leans forward."""
+"""At the right end of the shelf the back wall leans forward; beside the door the hand must stay in front of it."""
 SHELF_Y = 0.085
 GRASP_DEPTH_M = 0.004
 HALF_HEIGHT_M = 0.02
@@ -146,7 +146,7 @@ def grasp(hand: Hand, colour: str, *, middle_yaw: float = NEUTRAL_YAW) -> Motion
         yield from _make_room(hand, colour, grasp_yaw(hand.world.blocks[colour], middle_yaw))
     hand.grip = OPEN
     block = hand.world.blocks[colour]
-    yaw = grasp_yaw(block, middle_yaw)
+    yaw = _clear_of_door(hand.world, block, grasp_yaw(block, middle_yaw))
     pitch = _lean(hand.world, block)
     back = np.array([0.0, 0.12 * math.sin(pitch), 0.0])
     yield from hand.go(hand.near(block.position + back + vector(0.0, 0.0, 0.09)), yaw=yaw, pitch=pitch, tolerance=0.025)
@@ -230,11 +230,26 @@ def _open_span(world: World) -> tuple[float, float] | None:
 
 
 def _lean(world: World, block: Block) -> float:
-    """Pitch of the hand that clears what stands behind a block."""
+    """Pitch of the hand that clears what stands behind a block, and beside it."""
     if block.position[1] < 0.03:
         return 0.0
     right_end = world.fixtures.open_compartments[1][1] + 0.03
-    return CORNER_PITCH if block.position[0] + HAND_HALF_WIDTH_M > right_end else SHELF_PITCH
+    is_in_corner = block.position[0] + HAND_HALF_WIDTH_M > right_end
+    return CORNER_PITCH if is_in_corner or _is_beside_door(world, block) else SHELF_PITCH
+
+
+def _is_beside_door(world: World, block: Block) -> bool:
+    """Say whether the hand, over a block on the shelf, reaches over the door's edge."""
+    low, high = world.door_span()
+    return block.position[1] > 0.03 and low - HAND_HALF_WIDTH_M < block.position[0] < high + HAND_HALF_WIDTH_M
+
+
+def _clear_of_door(world: World, block: Block, yaw: float) -> float:
+    """Keep the finger on the door's side from lying deeper than the other; closing turns the block the rest."""
+    if not _is_beside_door(world, block):
+        return yaw
+    is_on_right = block.position[0] < sum(world.door_span()) / 2
+    return min(yaw, math.pi / 2) if is_on_right else max(yaw, math.pi / 2)
 
 
 def _door_in_the_way(world: World, block: Block) -> str | None:
