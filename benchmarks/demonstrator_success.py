@@ -95,14 +95,14 @@ def table(rows: list[dict[str, object]]) -> str:
     lines.append("|---" * (len(worlds) + 1) + "|")
     measured = {task for _, _, task in steps}
     for task in (task for task in TASKS if task in measured):
-        lines.append(f"| {task} | " + " | ".join(cell(steps[*world, task]) for world in worlds) + " |")
+        lines.append(f"| {task} | " + " | ".join(cell(steps[(*world, task)]) for world in worlds) + " |")
     lines.append("| **all** | " + " | ".join(cell(total(steps, world)) for world in worlds) + " |")
     return "\n".join(lines)
 
 
 def total(steps: dict[tuple[str, str, str], list[int]], world: tuple[str, str]) -> list[int]:
     """The runs of all tasks in one world."""
-    return [step for task in TASKS for step in steps[*world, task]]
+    return [step for task in TASKS for step in steps[(*world, task)]]
 
 
 def cell(steps: list[int]) -> str:
