@@ -71,6 +71,7 @@ def run_chain(
 ) -> Row:
     """One chain, from its start state to the first failure or the last success."""
     benchmark.reset(sequence)
+    is_blind = look is None and not policy.metadata.get("cameras", ["static"])  # then nobody would see the pictures
     steps: list[int] = []
     solved = 0
     for position, task in enumerate(sequence.subtasks):
@@ -82,7 +83,7 @@ def run_chain(
             if look is not None:
                 look(position, observation)
 
-        taken, success = _run_subtask(policy, benchmark, instruction, replan_every, shown)
+        taken, success = _run_subtask(policy, benchmark, instruction, replan_every, None if is_blind else shown)
         steps.append(taken)
         if not success:
             break
@@ -102,15 +103,20 @@ def _run_subtask(
     benchmark: Benchmark,
     instruction: str,
     replan_every: int,
-    shown: Callable[[Observation], None],
+    shown: Callable[[Observation], None] | None,
 ) -> tuple[int, bool]:
-    """Steps taken, and whether the subtask was solved. Look k covers steps k*E .. (k+1)*E - 1, E = `replan_every`."""
+    """Steps taken, and whether the subtask was solved. Look k covers steps k*E .. (k+1)*E - 1, E = `replan_every`.
+
+    Without `shown` no picture is asked for.
+    """
     chunk: NDArray[np.float64] = np.empty((0, ACTION_DIM))
     for step in range(benchmark.max_steps):
         position = step % replan_every
         if position == 0:
-            observation: Observation = {"images": benchmark.observe()["images"], "prompt": instruction}
-            shown(observation)
+            observation: Observation = {"images": {}, "prompt": instruction}
+            if shown is not None:
+                observation["images"] = benchmark.observe()["images"]
+                shown(observation)
             chunk = commands(policy.infer(observation)["actions"], at_least=replan_every)
         if benchmark.step(chunk[position]):
             return step + 1, True

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from vw2_robot.errors import InputError
-from vw2_robot.rollouts.evaluate import commands, evaluate, replan_interval, subtask_seed, unfinished
+from vw2_robot.rollouts.evaluate import commands, evaluate, replan_interval, run_chain, subtask_seed, unfinished
 from vw2_robot.rollouts.random_policy import RandomPolicy
 
 # Chains of the counting world start at open, close, push, lift, turn in turn and go round.
@@ -157,3 +157,15 @@ def test_finished_chains_are_left_out_and_foreign_rows_refused(benchmark, make_p
         unfinished(chains, [{**rows[0], "subtasks": ["other"] * 5}])
     with pytest.raises(InputError, match="no such chain"):
         unfinished(chains[:1], rows)
+
+
+def test_for_a_policy_without_cameras_no_picture_is_rendered_unless_it_is_filmed(benchmark, make_policy):
+    policy = make_policy()
+    policy.metadata = {**policy.metadata, "cameras": []}
+    (row,) = evaluate(policy, benchmark, benchmark.sequences(1))
+    assert row["solved"] == 5
+    assert "observe" not in [name for name, _ in benchmark.calls]
+    films = []
+    chain = benchmark.sequences(1)[0]
+    run_chain(policy, benchmark, chain, replan_every=1, seed=0, look=lambda *seen: films.append(seen))
+    assert len(films) == sum(row["steps"])
