@@ -32,6 +32,12 @@ _LENGTHS: dict[str, tuple[int, ...]] = {
     "joint_rel": (8,),
     "joint_abs": (8,),
 }
+_HINTS: dict[str, str] = {
+    "cartesian_rel": ' (a batch? step takes one action; other forms: {"type": "joint_abs", "action": ...} and so on)',
+    "cartesian_abs": " (3 position, 3 Euler angles or 4 quaternion, 1 gripper)",
+    "joint_rel": " (7 arm joints, 1 gripper)",
+    "joint_abs": " (7 arm joints, 1 gripper)",
+}
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ def _typed_command(action: Mapping[str, Any]) -> Command:
     if set(action) != {"type", "action"}:
         raise InputError(f'an action dict has the keys "type" and "action", received {sorted(map(str, action))}')
     kind, values = action["type"], action["action"]
-    if kind not in _LENGTHS:
+    if kind not in tuple(_LENGTHS):  # not the dict itself: an unhashable kind is to be named, too
         raise InputError(f"unknown action type {kind!r}; known: {', '.join(_LENGTHS)}")
     if kind == "cartesian_abs" and isinstance(values, tuple) and len(values) == 3:
         values = _flatten(values)
@@ -93,13 +99,16 @@ def _command(kind: Kind, action: Any, *, gripper_by_sign: bool) -> Command:
     values = _numbers(action, f"{kind} action")
     if values.ndim != 1 or values.size not in _LENGTHS[kind]:
         lengths = " or ".join(str(length) for length in _LENGTHS[kind])
-        raise InputError(f"{kind} action: expected {lengths} numbers in one row, received shape {values.shape}")
+        raise InputError(
+            f"{kind} action: expected {lengths} numbers in one row, received shape {values.shape}{_HINTS[kind]}"
+        )
     gripper = values[-1]
     if gripper_by_sign:
         gripper = 1 if gripper > 0 else -1
     elif gripper not in (1, -1):
         raise InputError(
-            f"{kind} action: the gripper (last number) must be 1 (open) or -1 (close), received {gripper:g}"
+            f"{kind} action: the gripper (last number) must be 1 (open) or -1 (close), received {gripper:g}; "
+            "round it to one of them, or pass a plain relative array, whose gripper goes by its sign"
         )
     return Command(kind=kind, values=values[:-1].copy(), gripper=int(gripper))
 
@@ -110,5 +119,8 @@ def _numbers(values: Any, name: str) -> NDArray[np.float64]:
     except (TypeError, ValueError) as error:
         raise InputError(f"{name}: expected numbers, received {values!r}") from error
     if not np.isfinite(array).all():
-        raise InputError(f"{name}: expected finite numbers, received {array.tolist()}")
+        raise InputError(
+            f"{name}: expected finite numbers, received {array.tolist()}; look for a division by zero or a missing "
+            "normalisation where it was computed. Nothing has moved"
+        )
     return array

@@ -2,15 +2,21 @@
 
 PyBullet is imported here and nowhere else. `Physics` offers PyBullet's own functions and constants under their own
 names (`physics.getJointState(...)`); functions that do not touch a simulation (quaternions, matrices) pass unchanged.
+
+A process has room for 1024 clients and gets none back by itself. So a client is freed by `close`, or with its
+`Physics` when nobody refers to that any more, or at the end of the process; whichever comes first.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
+import weakref
+from types import ModuleType
+from typing import Any, NoReturn
 
-from vw2_robot.errors import require
+from gymnasium.error import ClosedEnvironmentError
+
+from vw2_robot.errors import InputError, require
 
 _WITHOUT_CLIENT = frozenset(
     {
@@ -24,30 +30,68 @@ _WITHOUT_CLIENT = frozenset(
 )
 
 
+class SimulationClosedError(ClosedEnvironmentError, RuntimeError):
+    """A call into a simulation that has been freed."""
+
+
 class Physics:
     """A headless PyBullet simulation of its own. `close` frees it; a closed one refuses every call."""
 
     def __init__(self) -> None:
         self._bullet = require("pybullet", extra="calvin")
         self._client: int | None = self._bullet.connect(self._bullet.DIRECT)
+        if self._client < 0:
+            self._client = None
+            raise InputError(
+                "PyBullet has no room for another simulation (1024 in one process); close environments no longer in use"
+            )
+        self._free = weakref.finalize(self, _disconnect, self._bullet, self._client)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the simulation has been freed."""
+        return self._client is None
+
+    def loadURDF(self, file: str, *args: Any, **options: Any) -> int:
+        """PyBullet's function of that name; InputError, which names the file, where PyBullet cannot load it."""
+        try:
+            uid: int = self._bound("loadURDF")(file, *args, **options)
+        except self._bullet.error as error:
+            raise InputError(
+                f"PyBullet cannot load {file} ({error}); what it found wrong stands in its own lines above. "
+                "Restore the file"
+            ) from error
+        return uid
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
         attribute: Any = getattr(self._bullet, name)
-        if not callable(attribute) or name in _WITHOUT_CLIENT:
-            return attribute
-        if self._client is None:
-            raise RuntimeError(f"{name}: this simulation is closed; make a new environment")
-        bound: Callable[..., Any] = functools.partial(attribute, physicsClientId=self._client)
-        setattr(self, name, bound)  # the next look-up finds it without coming here
-        return bound
+        if callable(attribute) and name not in _WITHOUT_CLIENT:
+            attribute = self._bound(name)
+        setattr(self, name, attribute)  # the next look-up finds it without coming here
+        return attribute
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a simulation can be neither copied nor pickled; pass on `env.spec`, gymnasium.make makes another from it"
+        )
 
     def close(self) -> None:
         """Free the simulation. A second call does nothing."""
         if self._client is None:
             return
-        client, self._client = self._client, None
+        self._client = None
         for name in [name for name in vars(self) if not name.startswith("_")]:
             delattr(self, name)
-        self._bullet.disconnect(physicsClientId=client)
+        self._free()
+
+    def _bound(self, name: str) -> Any:
+        if self._client is None:
+            raise SimulationClosedError(f"{name}: this simulation is closed; make a new environment")
+        return functools.partial(getattr(self._bullet, name), physicsClientId=self._client)
+
+
+def _disconnect(bullet: ModuleType, client: int) -> None:
+    if bullet.isConnected(client):
+        bullet.disconnect(physicsClientId=client)

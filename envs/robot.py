@@ -10,6 +10,8 @@ those of the reference environment. Quirks kept on purpose, because recordings d
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vw2_robot.contracts import POSITION_UNIT_M, ROTATION_UNIT_RAD
+from vw2_robot.errors import InputError
 
 from .actions import Command
 from .physics import Physics
@@ -24,8 +27,17 @@ from .physics import Physics
 BASE_POSITION = (-0.34, -0.46, 0.24)
 ARM_JOINTS = tuple(range(7))
 FINGER_JOINTS = (9, 11)
+MOTORS = ARM_JOINTS + FINGER_JOINTS
 GRIPPER_CAMERA_LINK = 14
 TCP_LINK = 15
+_LINKS = {
+    0: "panda_link1",
+    6: "panda_link7",
+    9: "panda_leftfinger",
+    11: "panda_rightfinger",
+    14: "gripper_cam",
+    15: "tcp",
+}
 
 INITIAL_ARM = (-1.21779206, 1.03987646, 2.11978261, -2.34205014, -0.87015947, 1.64119353, 0.55344866)
 ARM_LOWER = np.array([-2.8973, -1.7628, -2.8973, -3.0718, -2.8973, -0.0175, -2.8973])
@@ -38,8 +50,10 @@ FINGER_FORCE = {1: 2, -1: 200}  # by gripper command: open, close
 FINGER_MAX_VELOCITY = 1
 
 # The null-space form of Bullet's inverse kinematics, over 7 arm and 2 finger joints, with limits wider than the arm's.
-_IK_BOUND = 7.0
-_IK_JOINTS = 9
+_IK_LOWER = [-7.0] * len(MOTORS)
+_IK_UPPER = [7.0] * len(MOTORS)
+_MIN_QUATERNION_LENGTH = 1e-6
+_IK_REST = [*INITIAL_ARM, FINGER_OPEN_M, FINGER_OPEN_M]
 
 ROBOT_OBS_SIZE = 15
 
@@ -54,6 +68,7 @@ class Panda:
         )
         self._add_base_cylinder()
         self._couple_fingers()
+        self._check_links(urdf)
         self.gripper_action = 1
         self._target_position = np.zeros(3)
         self._target_euler = np.zeros(3)
@@ -62,35 +77,34 @@ class Panda:
     def reset(self, robot_obs: NDArray[np.float64] | None) -> None:
         """Put the joints where `robot_obs` [15] has them (tool pose and gripper command in it are ignored), or home."""
         physics = self._physics
-        arm = INITIAL_ARM if robot_obs is None else robot_obs[7:14]
-        finger = FINGER_OPEN_M if robot_obs is None else robot_obs[6] / 2
-        for joint, angle in zip(ARM_JOINTS, arm, strict=True):
-            physics.resetJointState(self.uid, jointIndex=joint, targetValue=angle, targetVelocity=0)
-            self._drive_arm_joint(joint, angle)
-        for joint in FINGER_JOINTS:
-            physics.resetJointState(self.uid, jointIndex=joint, targetValue=finger, targetVelocity=0)
-            self._drive_finger(joint, finger, force=FINGER_FORCE[-1])
+        arm = INITIAL_ARM if robot_obs is None else robot_obs[7:14].tolist()
+        finger = FINGER_OPEN_M if robot_obs is None else float(robot_obs[6] / 2)
+        for joint, value in zip(MOTORS, (*arm, finger, finger), strict=True):
+            physics.resetJointState(self.uid, jointIndex=joint, targetValue=value, targetVelocity=0)
+        self._drive(arm, finger, finger_force=FINGER_FORCE[-1])
         position, orientation = self.tcp_pose()
         self._target_position = np.array(position)
         self._target_euler = np.array(physics.getEulerFromQuaternion(orientation))
 
     def apply(self, command: Command) -> None:
         """Set the motors to follow `command`; they keep their targets until the next call."""
-        for joint, angle in zip(ARM_JOINTS, self._arm_target(command), strict=True):
-            self._drive_arm_joint(joint, angle)
+        arm = self._arm_target(command)
         self.gripper_action = command.gripper
-        opening = FINGER_OPEN_M if command.gripper == 1 else 0.0
-        for joint in FINGER_JOINTS:
-            self._drive_finger(joint, opening, force=FINGER_FORCE[command.gripper])
+        finger = FINGER_OPEN_M if command.gripper == 1 else 0.0
+        self._drive(arm.tolist(), finger, finger_force=FINGER_FORCE[command.gripper])
+
+    def joints(self) -> list[float]:
+        """The nine measured joints: seven of the arm, left finger, right finger. One call into the simulation."""
+        return [state[0] for state in self._physics.getJointStates(self.uid, MOTORS)]
 
     def arm_angles(self) -> NDArray[np.float64]:
         """The seven measured arm joints."""
-        return np.array([self._physics.getJointState(self.uid, joint)[0] for joint in ARM_JOINTS])
+        return np.array(self.joints()[: len(ARM_JOINTS)])
 
     def opening_width(self) -> float:
         """Distance between the fingers, 0 to 0.08 m."""
-        left, right = (self._physics.getJointState(self.uid, joint)[0] for joint in FINGER_JOINTS)
-        return float(left + right)
+        left, right = self.joints()[len(ARM_JOINTS) :]
+        return left + right
 
     def tcp_pose(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Position and quaternion of the tool, one physics step old (module docstring)."""
@@ -105,11 +119,12 @@ class Panda:
         """`robot_obs` [15]: tool position, tool Euler angles, opening width, arm joints, last gripper command."""
         position, orientation = self.tcp_pose()
         euler = self._physics.getEulerFromQuaternion(orientation)
-        return np.array([*position, *euler, self.opening_width(), *self.arm_angles(), float(self.gripper_action)])
+        *arm, left, right = self.joints()
+        return np.array([*position, *euler, left + right, *arm, self.gripper_action], np.float64)
 
-    def info(self) -> dict[str, Any]:
-        """What the oracle may ask about the robot (specification, section 10)."""
-        robot_obs = self.observe()
+    def info(self, robot_obs: NDArray[np.float64] | None = None) -> dict[str, Any]:
+        """What the oracle may ask about the robot (specification, section 10); `robot_obs` if it was just observed."""
+        robot_obs = self.observe() if robot_obs is None else robot_obs.copy()
         return {
             "tcp_pos": robot_obs[0:3],
             "tcp_orn": robot_obs[3:6],
@@ -127,9 +142,11 @@ class Panda:
         if command.kind == "joint_rel":
             return self.arm_angles() + values
         if command.kind == "cartesian_rel":
-            self._target_position = self._target_position + values[:3] * POSITION_UNIT_M
-            self._target_euler = self._target_euler + values[3:6] * ROTATION_UNIT_RAD
-            return self._inverse_kinematics(self._target_position, self._target_euler)
+            position = self._target_position + values[:3] * POSITION_UNIT_M
+            euler = self._target_euler + values[3:6] * ROTATION_UNIT_RAD
+            angles = self._inverse_kinematics(position, euler)
+            self._target_position, self._target_euler = position, euler
+            return angles
         return self._inverse_kinematics(values[:3], values[3:])
 
     def _inverse_kinematics(
@@ -139,38 +156,33 @@ class Panda:
         quaternion = orientation
         if orientation.size == 3:
             quaternion = self._physics.getQuaternionFromEuler(orientation.tolist())
+        length = math.hypot(*quaternion)
+        # Bullet's solver never returns from such a pose.
+        if not (length > _MIN_QUATERNION_LENGTH and math.isfinite(length) and math.isfinite(math.hypot(*position))):
+            raise InputError(
+                f"action: no pose of the tool: position {position.tolist()}, quaternion {tuple(quaternion)}; "
+                "expected metres and a quaternion of length 1 (or Euler angles in radians). Nothing has moved"
+            )
         joints = self._physics.calculateInverseKinematics(
             self.uid,
             TCP_LINK,
-            list(position),
+            position.tolist(),
             list(quaternion),
-            lowerLimits=[-_IK_BOUND] * _IK_JOINTS,
-            upperLimits=[_IK_BOUND] * _IK_JOINTS,
-            jointRanges=[_IK_BOUND] * _IK_JOINTS,
-            restPoses=[*INITIAL_ARM, FINGER_OPEN_M, FINGER_OPEN_M],
+            lowerLimits=_IK_LOWER,
+            upperLimits=_IK_UPPER,
+            jointRanges=_IK_UPPER,
+            restPoses=_IK_REST,
         )
-        angles: NDArray[np.float64] = np.clip(joints[: len(ARM_JOINTS)], ARM_LOWER, ARM_UPPER)
-        return angles
+        return np.minimum(np.maximum(joints[: len(ARM_JOINTS)], ARM_LOWER), ARM_UPPER)
 
-    def _drive_arm_joint(self, joint: int, angle: float) -> None:
-        self._physics.setJointMotorControl2(
-            bodyIndex=self.uid,
-            jointIndex=joint,
-            controlMode=self._physics.POSITION_CONTROL,
-            targetPosition=angle,
-            force=ARM_FORCE,
-            maxVelocity=ARM_MAX_VELOCITY,
-        )
-
-    def _drive_finger(self, joint: int, position: float, *, force: float) -> None:
-        self._physics.setJointMotorControl2(
-            bodyIndex=self.uid,
-            jointIndex=joint,
-            controlMode=self._physics.POSITION_CONTROL,
-            targetPosition=position,
-            force=force,
-            maxVelocity=FINGER_MAX_VELOCITY,
-        )
+    def _drive(self, arm: Sequence[float], finger: float, *, finger_force: float) -> None:
+        """Set the targets of all motors: the arm's seven angles, the place of both fingers."""
+        # One call a motor: the one call that takes a list with maximum velocities gives other trajectories (tried).
+        set_motor, mode = self._physics.setJointMotorControl2, self._physics.POSITION_CONTROL
+        for joint, angle in zip(ARM_JOINTS, arm, strict=True):
+            set_motor(self.uid, joint, mode, targetPosition=angle, force=ARM_FORCE, maxVelocity=ARM_MAX_VELOCITY)
+        for joint in FINGER_JOINTS:
+            set_motor(self.uid, joint, mode, targetPosition=finger, force=finger_force, maxVelocity=FINGER_MAX_VELOCITY)
 
     def _add_base_cylinder(self) -> None:
         """The white pedestal: visual only. It takes uid 1; later uids, and with them recordings, count on it."""
@@ -182,6 +194,16 @@ class Panda:
             visualFramePosition=[-0.39, -0.46, 0.12],
         )
         self._physics.createMultiBody(baseMass=0, baseVisualShapeIndex=shape)
+
+    def _check_links(self, urdf: Path) -> None:
+        """Joints and links are addressed by number all over this file; another arm would move in some other way."""
+        info, count = self._physics.getJointInfo, self._physics.getNumJoints(self.uid)
+        found = {index: info(self.uid, index)[12].decode() for index in _LINKS if index < count}
+        if found != _LINKS:
+            raise InputError(
+                f"assets: {urdf} is not CALVIN's arm: expected the links {_LINKS}, found {found}. Restore the file, or "
+                'give assets="builtin"'
+            )
 
     def _couple_fingers(self) -> None:
         left, right = FINGER_JOINTS

@@ -21,6 +21,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from vw2_robot.errors import InputError
+
 from .physics import Physics
 
 log = logging.getLogger(__name__)
@@ -28,11 +30,14 @@ log = logging.getLogger(__name__)
 SceneName = Literal["A", "B", "C", "D"]
 SCENE_NAMES: tuple[str, ...] = get_args(SceneName)
 SCENE_OBS_SIZE = 24
+LIGHTS_IN_SCENE_OBS = slice(4, 6)
 GLOBAL_SCALE = 0.8
 
-DOOR_JOINTS = ("base__slide", "base__drawer")  # in the order of scene_obs
+DOOR_JOINTS = ("base__slide", "base__drawer")
 BUTTON_JOINT = "base__button"
 SWITCH_JOINT = "base__switch"
+TABLE_JOINTS = (*DOOR_JOINTS, BUTTON_JOINT, SWITCH_JOINT)  # in the order of scene_obs, and of creating their motors
+TABLE_LINKS = ("drawer_link", "plank_link", "light_link", "led_link")  # those that tasks and lights ask for
 LIGHTS = {"lightbulb": ("light_link", (1, 1, 0, 1)), "led": ("led_link", (0, 1, 0, 1))}  # link, colour when on
 OFF_COLOUR = (1, 1, 1, 1)
 DRAWER_OPEN_M = 0.22
@@ -42,6 +47,7 @@ SWITCH_ON_M = 0.044  # half of its range
 PLACING_ATTEMPTS = 1000
 
 Vector = tuple[float, float, float]
+Pose = tuple[Vector, tuple[float, float, float, float]]  # position, quaternion
 
 
 @dataclass(frozen=True)
@@ -144,8 +150,8 @@ class Scene:
         self.table_uid: int = physics.loadURDF(
             str(root / files.table), basePosition=(0, 0, 0), baseOrientation=(0, 0, 0, 1), globalScaling=GLOBAL_SCALE
         )
-        self._joints, self.links = self._find_joints()
-        for joint in (*DOOR_JOINTS, BUTTON_JOINT, SWITCH_JOINT):
+        self._joints, self.links = self._find_joints(root / files.table)
+        for joint in TABLE_JOINTS:
             self._start_motor(joint)
         self._lights = {
             light: Light(physics, self.table_uid, link=self.links[link], on_colour=colour)
@@ -160,7 +166,7 @@ class Scene:
         """Set everything to `scene_obs` [24]: doors, lights, button, switch, blocks, in this order."""
         for joint, value in zip(DOOR_JOINTS, scene_obs[0:2], strict=True):
             self._set_joint(joint, value)
-        for light, state in zip(LIGHTS, scene_obs[4:6], strict=True):
+        for light, state in zip(LIGHTS, scene_obs[LIGHTS_IN_SCENE_OBS], strict=True):
             self._lights[light].set(round(float(state)))
         self._reset_button(scene_obs[2])
         self._reset_switch(scene_obs[3])
@@ -180,42 +186,61 @@ class Scene:
 
     def update_button_and_switch(self) -> None:
         """Let the lights follow the button and the lever; once per control step, after the physics steps."""
-        pressed = self._joint(BUTTON_JOINT) > BUTTON_PRESSED_M
+        _, _, button, switch = self._read_joints()
+        pressed = button > BUTTON_PRESSED_M
         if pressed and not self._button_was_pressed:
             self._button_state = 1 - self._button_state
             self._lights["led"].set(self._button_state)
         self._button_was_pressed = pressed
-        lever = int(self._joint(SWITCH_JOINT) > SWITCH_ON_M)
+        lever = int(switch > SWITCH_ON_M)
         if lever != self._switch_state:
             self._switch_state = lever
             self._lights["lightbulb"].set(lever)
 
     def observe(self) -> NDArray[np.float64]:
         """`scene_obs` [24], as described at the head of this file."""
-        physics = self._physics
-        values = [self._joint(joint) for joint in (*DOOR_JOINTS, BUTTON_JOINT, SWITCH_JOINT)]
-        values += [float(light.state) for light in self._lights.values()]
-        for uid in self.blocks.values():
-            position, orientation = physics.getBasePositionAndOrientation(uid)
-            values += [*position, *physics.getEulerFromQuaternion(orientation)]
-        return np.array(values)
+        return self._state(self._read_joints(), self._read_poses())
 
     def info(self) -> dict[str, Any]:
         """What the oracle may ask about table, doors, lights and blocks (specification, section 10)."""
-        contacts = self._physics.getContactPoints
+        return self._description(self._read_joints(), self._read_poses())
+
+    def observe_with_info(self) -> tuple[NDArray[np.float64], dict[str, Any]]:
+        """`observe` and `info` of the same moment, read once."""
+        joints, poses = self._read_joints(), self._read_poses()
+        return self._state(joints, poses), self._description(joints, poses)
+
+    def _read_joints(self) -> list[float]:
+        """Where the `TABLE_JOINTS` are."""
+        return [state[0] for state in self._physics.getJointStates(self.table_uid, self._table_joints)]
+
+    def _read_poses(self) -> list[Pose]:
+        """Where the blocks are, in scene order."""
+        return [self._physics.getBasePositionAndOrientation(uid) for uid in self.blocks.values()]
+
+    def _state(self, joints: list[float], poses: list[Pose]) -> NDArray[np.float64]:
+        values = [*joints, *(light.state for light in self._lights.values())]
+        for position, orientation in poses:
+            values += (*position, *self._physics.getEulerFromQuaternion(orientation))
+        return np.array(values, np.float64)
+
+    def _description(self, joints: list[float], poses: list[Pose]) -> dict[str, Any]:
+        slide, drawer, button, switch = joints
+        blocks = zip(self.blocks.items(), poses, strict=True)
+        table_contacts = self._physics.getContactPoints(bodyA=self.table_uid)
         return {
-            "fixed_objects": {
-                "table": {"uid": self.table_uid, "links": dict(self.links), "contacts": contacts(bodyA=self.table_uid)}
+            "fixed_objects": {"table": {"uid": self.table_uid, "links": dict(self.links), "contacts": table_contacts}},
+            "movable_objects": {name: self._block_info(uid, pose) for (name, uid), pose in blocks},
+            "doors": {
+                joint: {"current_state": value} for joint, value in zip(DOOR_JOINTS, (slide, drawer), strict=True)
             },
-            "movable_objects": {name: self._block_info(uid) for name, uid in self.blocks.items()},
-            "doors": {joint: {"current_state": self._joint(joint)} for joint in DOOR_JOINTS},
-            "buttons": {BUTTON_JOINT: {"joint_state": self._joint(BUTTON_JOINT), "logical_state": self._button_state}},
-            "switches": {SWITCH_JOINT: {"joint_state": self._joint(SWITCH_JOINT), "logical_state": self._switch_state}},
+            "buttons": {BUTTON_JOINT: {"joint_state": button, "logical_state": self._button_state}},
+            "switches": {SWITCH_JOINT: {"joint_state": switch, "logical_state": self._switch_state}},
             "lights": {name: {"logical_state": light.state} for name, light in self._lights.items()},
         }
 
-    def _block_info(self, uid: int) -> dict[str, Any]:
-        position, orientation = self._physics.getBasePositionAndOrientation(uid)
+    def _block_info(self, uid: int, pose: Pose) -> dict[str, Any]:
+        position, orientation = pose
         linear, angular = self._physics.getBaseVelocity(uid)
         return {
             "current_pos": position,
@@ -249,7 +274,8 @@ class Scene:
         position, euler = sample_pose(self.table, rng)
         return position.tolist(), self._physics.getQuaternionFromEuler(euler.tolist())
 
-    def _find_joints(self) -> tuple[dict[str, int], dict[str, int]]:
+    def _find_joints(self, urdf: Path) -> tuple[dict[str, int], dict[str, int]]:
+        """Index of each joint and of each link of the table, by name."""
         joints: dict[str, int] = {}
         links: dict[str, int] = {}
         for index in range(self._physics.getNumJoints(self.table_uid)):
@@ -257,6 +283,13 @@ class Scene:
             joints[entry[1].decode()] = index
             links[entry[12].decode()] = index
         links["base_link"] = -1
+        missing = [name for name in (*TABLE_JOINTS, *TABLE_LINKS) if name not in {**joints, **links}]
+        if missing:
+            raise InputError(
+                f"assets: {urdf} describes no CALVIN table; it lacks {', '.join(missing)}. Restore the file, or give "
+                'assets="builtin"'
+            )
+        self._table_joints = [joints[name] for name in TABLE_JOINTS]
         return joints, links
 
     def _start_motor(self, joint: str) -> None:
@@ -270,9 +303,6 @@ class Scene:
             force=JOINT_FORCE,
             **({"targetPosition": 0} if is_button else {"targetVelocity": 0}),
         )
-
-    def _joint(self, joint: str) -> float:
-        return float(self._physics.getJointState(self.table_uid, self._joints[joint])[0])
 
     def _set_joint(self, joint: str, value: float) -> None:
         self._physics.resetJointState(self.table_uid, self._joints[joint], targetValue=float(value), targetVelocity=0)
