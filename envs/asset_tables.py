@@ -10,11 +10,12 @@ purpose: Bullet pads hulls by 1 mm, and the benchmark's start states place block
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 
 from .asset_meshes import Mesh, Point, chamfered, number_list, regular
-from .asset_tessellation import static_view, tessellate
+from .asset_tessellation import cell, static_view, tessellate
 from .asset_textures import Wood, wood_png
 
 Files = dict[str, bytes]
@@ -26,6 +27,9 @@ TABLE_FRICTION = 0.5
 HANDLE_GREY = (0.30, 0.30, 0.31, 1.0)
 METAL = (0.45, 0.46, 0.48, 1.0)
 DARK = (0.20, 0.17, 0.15, 1.0)
+SLOT_Z = (0.492, 0.592)
+SLOT_WIDTH = 0.014
+SLOT_DEPTH = 0.008
 QUARTER = math.pi / 2
 TURNS = {  # of a link's frame about the world's x axis, radians
     "button_link": QUARTER, "switch_link": QUARTER * 5 / 3, "slide_link": QUARTER * 2 / 3, "drawer_link": QUARTER,
@@ -138,7 +142,10 @@ def _base(table: Table) -> Link:
     face = [(0.02, 0.44), (0.18, 0.44), (0.18, 0.648), (_on_slope(0.648), 0.648)]
     beam = [(_on_slope(0.626), 0.626), (0.16, 0.626), (0.16, 0.648), (_on_slope(0.648), 0.648)]
     for outline, start, end in ((face, -0.44, left), (face, right, 0.44), (beam, left, right)):
-        wood.add_prism(outline, 0, start, end)
+        if start < table.switch_x < end:
+            _add_slotted_face(link, wood, outline, start, table.switch_x, end)
+        else:
+            wood.add_prism(outline, 0, start, end)
         hull = Mesh()
         hull.add_prism(outline, 0, start, end)
         link.hulls.append(hull)
@@ -146,18 +153,39 @@ def _base(table: Table) -> Link:
     return link
 
 
+def _add_slotted_face(
+    link: Link, wood: Mesh, outline: list[tuple[float, float]], start: float, switch_x: float, end: float
+) -> None:
+    """The cabinet's face with two slots for the arms of the lever, dark inside; collision does without them."""
+    wood.add_prism(outline, 0, start, end)
+    face = wood.polygons.pop()  # the slope; its first edge runs down, its last one along x
+    dark = link.mesh(None, DARK)
+    top, bottom = outline[-1][1], outline[0][1]
+    down = [0.0, *((top - z) / (top - bottom) for z in reversed(SLOT_Z)), 1.0]
+    sides = [switch_x + arm + side * SLOT_WIDTH / 2 for arm in (-0.051, 0.051) for side in (-1, 1)]
+    along = [0.0, *((x - start) / (end - start) for x in sides), 1.0]
+    for i, j in itertools.product(range(3), range(5)):
+        piece = cell(face, (down[i], down[i + 1]), (along[j], along[j + 1]))
+        if i == 1 and j in (1, 3):
+            _add_recess(dark, piece[0])
+        else:
+            wood.polygons.append(piece)
+
+
+def _add_recess(mesh: Mesh, hole: list[Point]) -> None:
+    """Floor and walls of a slot in the cabinet's face."""
+    floor: list[Point] = [(x, y + SLOT_DEPTH * math.cos(math.pi / 6), z - SLOT_DEPTH / 2) for x, y, z in hole]
+    mesh.add_polygon(floor)
+    for k in range(4):
+        j = (k + 1) % 4
+        mesh.add_polygon([hole[k], hole[j], floor[j], floor[k]])
+
+
 def _fittings(link: Link, table: Table) -> None:
-    """The collar of the button, the slots of the lever, the socket of the bulb."""
+    """The collar of the button, the socket of the bulb."""
     collar = link.mesh("body_wood")
     collar.add_prism([(x + table.button_x, y - 0.12) for x, y in regular(16, 0.04)], 2, 0.4395, 0.46)
     link.cylinders.append(((table.button_x, -0.12, 0.45), "0 0 0", 0.04, 0.02))
-    slots = link.mesh(None, DARK)
-    for x in (table.switch_x - 0.05, table.switch_x + 0.05):
-        low, high = (_on_slope(0.492), 0.492), (_on_slope(0.592), 0.592)
-        lift = (-0.0007, 0.0004)  # just in front of the face
-        outline = [(low[0] + lift[0], low[1] + lift[1]), (low[0] + 0.004, low[1]), (high[0] + 0.004, high[1]),
-                   (high[0] + lift[0], high[1] + lift[1])]  # fmt: skip
-        slots.add_prism(outline, 0, x - 0.007, x + 0.007)
     socket = link.mesh(None, METAL)
     socket.add_prism([(x + table.switch_x, y + 0.16) for x, y in regular(12, 0.016)], 2, 0.647, 0.656)
 

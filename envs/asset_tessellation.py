@@ -69,9 +69,9 @@ def _cut(face: Face, view: View) -> list[Face]:
     )
     triangles = []
     for i, j in itertools.product(range(across), range(along)):
-        cell = _cell(face, (i / across, (i + 1) / across), (j / along, (j + 1) / along))
+        part = cell(face, (i / across, (i + 1) / across), (j / along, (j + 1) / along))
         for chosen in ((0, 1, 3), (1, 2, 3)) if is_falling else ((0, 1, 2), (0, 2, 3)):
-            triangles.append(_pick(cell, chosen))
+            triangles.append(_pick(part, chosen))
     return triangles
 
 
@@ -85,7 +85,7 @@ def _cost(edges: tuple[Vector, Vector], choice: tuple[int, int, bool], view: Vie
     return 2 * across * along * (TRIANGLE_NS + PIXEL_NS * pixels)
 
 
-def _cell(face: Face, across: tuple[float, float], along: tuple[float, float]) -> Face:
+def cell(face: Face, across: tuple[float, float], along: tuple[float, float]) -> Face:
     """The part of a parallelogram between shares of its first edge and of its last one."""
     places = [(across[0], along[0]), (across[1], along[0]), (across[1], along[1]), (across[0], along[1])]
     points, uv = np.array(face[0]), np.array(face[1])
