@@ -2,8 +2,9 @@
 
 `Recorder.record` is a pure function of its seed: it resets the world exactly, so neither what was recorded before nor
 the process that does it shows in a single byte. It works in two passes. The rehearsal runs without pictures, which cost
-twenty-five times what physics costs; if the oracle does not confirm every task within `max_steps`, it is thrown away
-and another start is drawn. The take that went well is then played again, to the bit, in front of the cameras.
+twenty-five times what physics costs; if the oracle does not confirm every task within `max_steps`, and again at the end
+of its window, it is thrown away and another start is drawn. The take that went well is then played again, to the bit,
+in front of the cameras.
 
 With `play` above 1 a recording is a stretch of play: a task, a moment of whatever the expert does next, another task
 that is feasible where the world then stands, without a reset. Each task becomes a labelled window; the moments between
@@ -104,8 +105,9 @@ class Recorder:
             take.labels.append(label)
             if len(take.labels) == self.play:
                 return None
-            for _ in range(int(rng.integers(*PAUSE_STEPS))):
-                take.step(expert.act(take.env))
+            if observe_world(take.env).held() is None:  # an expert that goes on would put the block down
+                for _ in range(int(rng.integers(*PAUSE_STEPS))):
+                    take.step(expert.act(take.env))
             following = next_task(take.env, pool, [label.task for label in take.labels], rng)
             if following is None:
                 return task
@@ -160,9 +162,12 @@ class _Take:
         return False
 
     def label(self, task: str, begin: int, max_window: int | None, rng: np.random.Generator) -> Label | None:
-        """The window of a task that began at step `begin`; None if it cannot be cut to `max_window`."""
+        """The window of a task that began at step `begin` and ends now; None if the oracle does not confirm it.
+
+        It may not: the tail undid the task, or the change began before a window cut to `max_window`.
+        """
         start = begin if max_window is None else max(begin, len(self.rows) - max_window)
-        if start > begin and not self._holds(task, start, len(self.rows)):
+        if not self._holds(task, start, len(self.rows)):
             return None
         sentences = load_instructions("train")[task]
         return Label(task, sentences[int(rng.integers(len(sentences)))], start, len(self.rows) - 1)

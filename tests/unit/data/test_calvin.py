@@ -1,5 +1,6 @@
 """CALVIN on disk: what is written is read back, what need not be read is not, and damage is named."""
 
+import io
 import os
 import pickle
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vw2_robot.data import calvin
 from vw2_robot.data.calvin import CalvinDataset
-from vw2_robot.data.calvin_writer import CalvinWriter
+from vw2_robot.data.calvin_writer import CalvinWriter, Label
 from vw2_robot.data.object_arrays import load_object
 from vw2_robot.errors import InputError
 
@@ -139,6 +141,70 @@ def test_episodes_carry_pictures_and_words(root):
     np.testing.assert_array_equal(episode.images[3], arrays(1, 4)["rgb_static"][3])
 
 
+def test_commanded_actions_are_read_where_a_recording_has_them(tmp_path):
+    commanded = np.tile(np.array([0.5, 0, 0, 0, 0, 0, 1.0]), (3, 1))
+    writer = CalvinWriter(tmp_path)
+    content = {**arrays(0, 3), "commanded_actions": commanded}
+    writer.write_episode(content, first_frame=7, task="t", instruction="i", scene="D")
+    writer.finish()
+    dataset = CalvinDataset(tmp_path)
+    np.testing.assert_array_equal(dataset.read_actions(dataset.trajectories[0]), commanded.astype(np.float32))
+    assert dataset.reads == {"commanded_actions": 3}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_actions_of_either_width_are_read(root, dtype):
+    for frame in (0, 1, 2):
+        rewrite_step(root, frame, lambda content: content.update(rel_actions=content["rel_actions"].astype(dtype)))
+    dataset = CalvinDataset(root)
+    actions = dataset.read_actions(dataset.trajectories[0])
+    assert actions.dtype == np.float32
+    np.testing.assert_array_equal(actions, arrays(0, 3)["rel_actions"].astype(np.float32))
+
+
+def test_recordings_are_read_without_labels_and_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(calvin, "PIECE_FRAMES", 4)
+    writer = CalvinWriter(tmp_path)
+    labels = (Label("open_drawer", "pull", 1, 3), Label("turn_on_led", "press", 5, 7))
+    writer.write_recording(arrays(3, 10), first_frame=20, scene="B", labels=labels)
+    writer.write_recording(arrays(4, 2), first_frame=40, scene="B", labels=())
+    writer.finish()
+    labelled = CalvinDataset(tmp_path)
+    assert [(t.start, t.end, t.task) for t in labelled.trajectories] == [
+        (21, 23, "open_drawer"),
+        (25, 27, "turn_on_led"),
+    ]
+    (tmp_path / "training" / "lang_annotations" / "auto_lang_ann.npy").unlink()
+    play = CalvinDataset(tmp_path, trajectories="recordings")
+    assert [(t.start, t.end) for t in play.trajectories] == [(20, 23), (24, 27), (28, 29), (40, 41)]
+    assert {(t.scene, t.task, t.instruction) for t in play.trajectories} == {("B", "", "")}
+    pictures = np.concatenate([np.stack(episode.images) for episode in play.episodes()])
+    np.testing.assert_array_equal(pictures[:10], arrays(3, 10)["rgb_static"])
+    assert play.reads == {"rgb_static": 12}
+    with pytest.raises(InputError, match="unknown trajectories 'all'"):
+        CalvinDataset(tmp_path, trajectories="all")
+
+
+def test_a_damaged_table_of_recordings_is_named(root):
+    path = root / "training" / "ep_start_end_ids.npy"
+    for wrong in (np.zeros((2, 3), int), np.array([[5, 3]]), np.zeros((0, 2), int), np.zeros((2, 2))):
+        np.save(path, wrong)
+        with pytest.raises(InputError, match="ep_start_end_ids"):
+            CalvinDataset(root, trajectories="recordings")
+    for content in (b"", b"\x93NUMPY"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="damaged"):
+            CalvinDataset(root, trajectories="recordings")
+    path.unlink()
+    with pytest.raises(InputError, match="is missing"):
+        CalvinDataset(root, trajectories="recordings")
+
+
+def test_a_label_outside_its_recording_is_refused(tmp_path):
+    with pytest.raises(InputError, match="does not lie within a recording of 4 time steps"):
+        CalvinWriter(tmp_path).write_recording(arrays(0, 4), first_frame=0, scene="D", labels=(Label("t", "i", 2, 4),))
+
+
 def test_missing_frames_are_named_before_work_starts(root):
     (root / "training" / "episode_0000102.npz").unlink()
     with pytest.raises(InputError, match=r"1 of 12 frames are missing, the first is episode_0000102\.npz"):
@@ -158,12 +224,63 @@ def test_missing_labels_are_named(root):
         CalvinDataset(root)
 
 
-def test_damaged_frame_is_named(root):
+@pytest.mark.parametrize("content", ["cut off", "empty", "text", "one plain array", "a flipped byte"])
+def test_damaged_frame_is_named(root, content):
     path = root / "training" / "episode_0000100.npz"
-    path.write_bytes(path.read_bytes()[:200])
+    whole = path.read_bytes()
+    plain = io.BytesIO()
+    np.save(plain, np.zeros(7))
+    flipped = bytearray(whole)
+    flipped[150] ^= 0xFF
+    damage = {"cut off": whole[:200], "empty": b"", "text": b"no archive", "one plain array": plain.getvalue()}
+    path.write_bytes(damage.get(content, bytes(flipped)))
     dataset = CalvinDataset(root)
     with pytest.raises(InputError, match=r"episode_0000100\.npz.*damaged"):
         dataset.read_images(dataset.trajectories[1])
+
+
+def test_whatever_happens_to_a_file_ends_in_an_error_of_ours(root):
+    path = root / "training" / "episode_0000100.npz"
+    whole = path.read_bytes()
+    dataset = CalvinDataset(root)
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        broken = bytearray(whole[: int(rng.integers(1, len(whole) + 1))] if rng.random() < 0.3 else whole)
+        broken[int(rng.integers(len(broken)))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(bytes(broken))
+        try:
+            dataset.read_actions(dataset.trajectories[1])
+            dataset.read_images(dataset.trajectories[1])
+        except InputError:
+            refused += 1
+    assert refused > 150
+
+
+@pytest.mark.parametrize("wrong", [np.zeros(6), np.zeros((7, 1)), np.array(["open"] * 7)])
+def test_actions_of_another_form_are_named(root, wrong):
+    for frame in (100, 101, 102, 103):
+        rewrite_step(root, frame, lambda content: content.update(rel_actions=wrong))
+    dataset = CalvinDataset(root)
+    with pytest.raises(InputError, match=r"rel_actions is .*expected numbers \(7,\)"):
+        dataset.read_actions(dataset.trajectories[1])
+
+
+def test_pictures_of_another_form_are_named(root):
+    rewrite_step(root, 101, lambda content: content.update(rgb_static=content["rgb_static"][:6]))
+    dataset = CalvinDataset(root)
+    with pytest.raises(
+        InputError, match=r"episode_0000101\.npz: rgb_static is uint8 \(6, 10, 3\), in the steps before"
+    ):
+        dataset.read_images(dataset.trajectories[1])
+
+
+def test_grey_pictures_are_refused(root):
+    for frame in (0, 1, 2):
+        rewrite_step(root, frame, lambda content: content.update(rgb_static=content["rgb_static"][..., 0]))
+    dataset = CalvinDataset(root)
+    with pytest.raises(InputError, match=r"expected uint8 \(height, width, 3\)"):
+        dataset.read_images(dataset.trajectories[0])
 
 
 class Boom:
