@@ -209,8 +209,12 @@ def has_room(world: World, task: str) -> bool:
 
 
 def can_push_into_drawer(world: World) -> bool:
-    """Say whether the drawer is open and exactly one block stands on the table, in front of it."""
-    return world.drawer > 0.15 and _block_before_drawer(world) is not None
+    """Say whether the drawer is open and a block stands in front of it that touches the table and nothing else.
+
+    What the hand touches at the start does not count for the oracle, even if it ends in the drawer.
+    """
+    colour = _block_before_drawer(world)
+    return world.drawer > 0.15 and colour is not None and ("robot", "") not in world.blocks[colour].touches
 
 
 def _block_before_drawer(world: World) -> str | None:

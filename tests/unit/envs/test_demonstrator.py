@@ -1,5 +1,7 @@
 """The scripted experts solve their tasks as the oracle sees them, from seeded starts, and always in the same way."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -95,6 +97,19 @@ def test_feasibility_follows_doors_and_lights(env):
     wanted = {"open_drawer", "move_slider_right", "turn_off_lightbulb", "turn_on_led"}
     assert {task for task in TASK_GROUPS["furniture"] if feasible(task, world)} == wanted
     assert not any(feasible(task, world) for task in ("place_in_slider", "stack_block", "unstack_block"))
+
+
+def test_a_block_in_the_hand_cannot_be_pushed_into_the_drawer(env):
+    state = next(s for s in all_initial_states() if TASKS["push_into_drawer"].apply(s) is not None)
+    robot_obs, scene_obs = start_state(state)
+    env.reset_physics(robot_obs=robot_obs, scene_obs=scene_obs)
+    world = observe_world(env)
+    assert feasible("push_into_drawer", world)
+    touched = {
+        colour: dataclasses.replace(block, touches=block.touches | {("robot", "")})
+        for colour, block in world.blocks.items()
+    }
+    assert not feasible("push_into_drawer", dataclasses.replace(world, blocks=touched))
 
 
 def test_scattered_blocks_stay_apart_and_only_those_on_the_table_move():
