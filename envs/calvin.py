@@ -33,6 +33,7 @@ from .scene import LIGHTS_IN_SCENE_OBS, SCENE_NAMES, SCENE_OBS_SIZE, SCENES, Sce
 
 ResetMode = Literal["exact", "legacy"]
 RESET_MODES: tuple[str, ...] = get_args(ResetMode)
+WorldState = Literal["incomplete", "loaded", "touched", "ready"]  # ready: reset, so it can be stepped
 
 GRAVITY = -9.8  # m/s^2
 PHYSICS_HZ = 240
@@ -40,7 +41,7 @@ CONTROL_HZ = 30
 PHYSICS_STEPS = PHYSICS_HZ // CONTROL_HZ
 LOAD_SEED = 0
 STATES = {"robot_obs": ROBOT_OBS_SIZE, "scene_obs": SCENE_OBS_SIZE}
-MAX_STATE = 1000.0  # far beyond the table; numbers beyond all bounds never return from Bullet's solvers
+MAX_STATE = 1000.0  # metres or radians, far beyond the table; numbers beyond all bounds hang Bullet's solvers
 OPTIONS = (*STATES, "task")  # of reset
 
 Observation = dict[str, NDArray[Any]]
@@ -67,7 +68,7 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
 
     `reset_mode`: "exact" rebuilds the world at each reset (0.07 s), so a reset to a state gives the same bytes whatever
     happened before, as in a new process. "legacy" resets in place (0.3 ms) as the reference does; contacts of the past
-    then leak into the next episode.
+    then leak into the next episode. A reset with a seed rebuilds in either mode.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012 - Gymnasium's own convention
@@ -95,8 +96,7 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
         self.action_space = spaces.Box(-1.0, 1.0, (ACTION_DIM,), np.float64)
         self._always_asked = None if task is None else AskedTask(task)
         self._asked: AskedTask | None = None
-        self._is_ready = False  # to be stepped: there was a reset since the world was loaded
-        self._is_untouched = False  # since the world was loaded
+        self._world: WorldState = "incomplete"
         self._physics = Physics()
         try:
             if renderer == "egl":
@@ -137,6 +137,7 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
         self._refuse_if_closed("reset")
         if seed is not None:
             self._seed_placements(seed)
+            self._build_fresh_world()  # in legacy mode, too: what follows a seed depends on nothing before it
         self.reset_physics(**options)
         return self._look()
 
@@ -177,9 +178,9 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
         if asked is not None and scene_state is None:
             start_robot, scene_state = asked.draw_start(self.scene_name, self.np_random)
             robot_state = start_robot if robot_state is None else robot_state
-        if self.reset_mode == "exact" and not self._is_untouched:
-            self._build_world()
-        self._is_ready = self._is_untouched = False
+        if self.reset_mode == "exact" or self._world == "incomplete":
+            self._build_fresh_world()
+        self._world = "touched"
         if scene_state is None:
             self.scene.reset_to_default(self.np_random)
         else:
@@ -189,7 +190,7 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
         self._asked = asked
         if asked is not None:
             asked.begin(self.task_info())
-        self._is_ready = True
+        self._world = "ready"
 
     def step_physics(self, action: Any) -> None:
         """`step` without pictures and information, about 1 ms. Takes every form of action in `actions.py`."""
@@ -224,7 +225,7 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
 
     def _build_world(self) -> None:
         """Load everything into an empty simulation, in the one order that reproduces recordings."""
-        self._is_ready = self._is_untouched = False
+        self._world = "incomplete"
         physics = self._physics
         physics.resetSimulation()
         physics.setPhysicsEngineParameter(deterministicOverlappingPairs=0)
@@ -233,7 +234,11 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
         # The poses at load time reach later physics through the broad phase: they are the same in every world.
         self.scene = Scene(physics, self.scene_name, self.assets_dir, _generator(LOAD_SEED))
         self.cameras = {name: make_camera(name, physics, self.robot) for name in CAMERA_NAMES}
-        self._is_untouched = True
+        self._world = "loaded"
+
+    def _build_fresh_world(self) -> None:
+        if self._world != "loaded":
+            self._build_world()
 
     def _seed_placements(self, seed: int) -> None:
         """Start the stream of random placements after the three that the reference uses up while loading its blocks."""
@@ -267,10 +272,9 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
             raise SimulationClosedError(f"{call}: this environment has been closed; make a new one")
 
     def _refuse_if_not_ready(self, call: str) -> None:
-        if not self._is_ready:
-            self._refuse_if_closed(call)
-            raise ResetNeeded(f"{call}: call reset() first; a world that was only loaded has never been moved")
         self._refuse_if_closed(call)
+        if self._world != "ready":
+            raise ResetNeeded(f"{call}: call reset() first; what was only loaded has not been put into a state")
 
 
 def _generator(seed: int) -> np.random.Generator:
@@ -279,7 +283,9 @@ def _generator(seed: int) -> np.random.Generator:
 
 def _observation_space(cameras: tuple[str, ...]) -> spaces.Space[Any]:
     if not cameras:
-        return spaces.Dict({name: spaces.Box(-np.inf, np.inf, (size,), np.float64) for name, size in STATES.items()})
+        return spaces.Dict(
+            {name: spaces.Box(-MAX_STATE, MAX_STATE, (size,), np.float64) for name, size in STATES.items()}
+        )
     pixels = {name: LENSES[name].pixels for name in cameras}
     return spaces.Dict({f"rgb_{name}": spaces.Box(0, 255, (size, size, 3), np.uint8) for name, size in pixels.items()})
 

@@ -52,7 +52,7 @@ FINGER_MAX_VELOCITY = 1
 # The null-space form of Bullet's inverse kinematics, over 7 arm and 2 finger joints, with limits wider than the arm's.
 _IK_LOWER = [-7.0] * len(MOTORS)
 _IK_UPPER = [7.0] * len(MOTORS)
-_MIN_QUATERNION_LENGTH = 1e-6
+_BEYOND = 1e6  # metres, or length of a quaternion; smaller ones lead somewhere, if only to a stretched arm
 _IK_REST = [*INITIAL_ARM, FINGER_OPEN_M, FINGER_OPEN_M]
 
 ROBOT_OBS_SIZE = 15
@@ -156,9 +156,8 @@ class Panda:
         quaternion = orientation
         if orientation.size == 3:
             quaternion = self._physics.getQuaternionFromEuler(orientation.tolist())
-        length = math.hypot(*quaternion)
-        # Bullet's solver never returns from such a pose.
-        if not (length > _MIN_QUATERNION_LENGTH and math.isfinite(length) and math.isfinite(math.hypot(*position))):
+        # Bullet's solver never returns from the pose that is refused here. Not a number is not below anything, either.
+        if not (1 / _BEYOND < math.hypot(*quaternion) < _BEYOND and math.hypot(*position) < _BEYOND):
             raise InputError(
                 f"action: no pose of the tool: position {position.tolist()}, quaternion {tuple(quaternion)}; "
                 "expected metres and a quaternion of length 1 (or Euler angles in radians). Nothing has moved"

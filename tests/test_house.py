@@ -34,7 +34,13 @@ WRAPPED = {
     "hydra": {"cli.py", "rollouts/config.py"},  # rollouts: opens the benchmark that a yaml file names
     "matplotlib": {"rollouts/curves.py"},
     "jinja2": {"rollouts/report.py"},
-    "imageio_ffmpeg": {"rollouts/video.py", "rollouts/__main__.py", "envs/record.py", "envs/record_formats.py"},
+    "imageio_ffmpeg": {
+        "rollouts/video.py",
+        "rollouts/__main__.py",
+        "envs/record.py",
+        "envs/record_formats.py",
+        "envs/video_recorder.py",
+    },
     "lerobot": {"serving/lerobot_policy"},
     "websockets": {"serving/server.py", "serving/client.py"},
     "msgpack": {"serving/server.py", "serving/client.py"},
