@@ -2,6 +2,11 @@
 
 Importing this package registers the Gymnasium id `vw2_robot/Calvin-v0` and nothing else; PyBullet is loaded when an
 environment is made. The oracle and the chains work without PyBullet. No file here knows a model.
+
+    env = gymnasium.make("vw2_robot.envs:vw2_robot/Calvin-v0", task="open_drawer", max_episode_steps=360)
+
+asks for one task (calvin.py); the benchmark's chains of five are in benchmark.py, films of episodes in
+video_recorder.py.
 """
 
 from gymnasium.envs.registration import register, registry
