@@ -66,7 +66,7 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
     reward 1.0 and terminates. With a task and no "scene_obs", the episode begins in one of the benchmark's start states
     in which the task can be done, drawn at random. `gymnasium.make(max_episode_steps=360)` sets the benchmark's limit.
 
-    `reset_mode`: "exact" rebuilds the world at each reset (10 ms with the built-in assets, 60 with the original ones), so
+    `reset_mode`: "exact" rebuilds the world at each reset (10 ms with the built-in assets, 60 with the original), so
     a reset to a state gives the same bytes whatever happened before, as in a new process. "legacy" resets in place
     (0.2 ms) as the reference does; contacts of the past then leak into the next episode. A reset with a seed rebuilds
     in either mode.
