@@ -13,8 +13,9 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,6 +99,37 @@ class Demonstration:
         if not np.isfinite(self.actions).all():
             row = int(np.flatnonzero(~np.isfinite(self.actions).all(axis=1))[0])
             raise InputError(f"{name}: action {row} is not finite: {self.actions[row].tolist()}")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a data set that is read from front to back: usually one file."""
+
+    name: str
+    """unique within its source and the same on every machine; named in messages"""
+    episodes: int | None
+    """how many it holds; None where only reading tells"""
+
+
+class EpisodeSource(Protocol):
+    """A data set as parts, each a run of episodes: what streaming, sharding and resuming need of a format.
+
+    Parts are shared out among ranks and workers; within a part the order never changes. Opening a source reads no
+    episode; a source can be pickled, and opens its files where it is read.
+    """
+
+    name: str
+    """as it appears in `Episode.source`"""
+
+    def parts(self) -> Sequence[Part]:
+        """All parts, in a fixed order."""
+
+    def read(self, part: int, *, start: int = 0) -> Iterator[Episode]:
+        """The episodes of one part from number `start` on, pictures still compressed.
+
+        Raises:
+            InputError: the part is damaged from here on; the message names file and episode.
+        """
 
 
 def encode_jpeg(image: NDArray[np.uint8], *, quality: int = 95) -> bytes:
