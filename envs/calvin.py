@@ -2,8 +2,9 @@
 
 Without a task the reward is always 0 and an episode never ends by itself. Asked for one (`task=`), the environment
 judges every step: success brings reward 1 and ends the episode. Chains of tasks are the benchmark's (benchmark.py).
-Pictures cost twenty-five times what physics costs, so only the cameras asked for are drawn: none with `cameras=()`. Who
-steps much and looks seldom calls `env.unwrapped.step_physics(action)` and `env.unwrapped.render_camera("static")`.
+A picture costs many times what physics costs (docs/simulator.md), so only the cameras asked for are drawn: none with
+`cameras=()`. Who steps much and looks seldom calls `env.unwrapped.step_physics(action)` and
+`env.unwrapped.render_camera("static")`.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 `Recorder.record` is a pure function of its seed: it resets the world exactly, so neither what was recorded before nor
 the process that does it shows in a single byte. It works in two passes. The rehearsal runs without pictures, which cost
-twenty-five times what physics costs; if the oracle does not confirm every task within `max_steps`, and again at the end
-of its window, it is thrown away and another start is drawn. The take that went well is then played again, to the bit,
-in front of the cameras.
+many times what physics costs; if the oracle does not confirm every task within `max_steps`, and again at the end of its
+window, it is thrown away and another start is drawn. The take that went well is then played again, to the bit, in front
+of the cameras.
 
 With `play` above 1 a recording is a stretch of play: a task, a moment of whatever the expert does next, another task
 that is feasible where the world then stands, without a reset. Each task becomes a labelled window; the moments between
