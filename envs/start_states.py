@@ -30,7 +30,8 @@ BETWEEN_STEPS = 120
 """Steps that the task before may take."""
 PAUSE_STEPS = (2, 14)
 """After a task the expert goes on for at least 2 and fewer than 14 steps before it takes on the next."""
-MAX_STARTS = 200
+MAX_STARTS = 1000
+"""Draws of a start; in scene B few place a block before the drawer."""
 BLOCK_GAP_M = 0.12
 
 TASK_GROUPS: dict[str, tuple[str, ...]] = {
