@@ -149,7 +149,7 @@ def parts_output(form: Literal["rlds", "video"], out: Path, *, world: str) -> Pa
 
 
 def _pack_rlds(world: str, out: Path, parts: dict[CalvinSplit, list[Path]]) -> None:
-    from vw2_robot.data.rlds import write_rlds
+    from vw2_robot.data.rlds_writer import write_rlds
 
     names = {"training": "train", "validation": "validation"}
     write_rlds(

@@ -142,7 +142,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from vw2_robot.data.episodes import Demonstration, Episode
-from vw2_robot.data.rlds import write_rlds
+from vw2_robot.data.rlds_writer import write_rlds
 from vw2_robot.pretrain import pretrain_on_openx
 
 out, overrides = Path(sys.argv[1]), sys.argv[2:]
@@ -182,10 +182,10 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(refuse, chai
     from vw2_robot.data import rlds
 
     (tmp_path / "set").mkdir()
-    rlds._tensorflow.cache_clear()
+    rlds.load_tensorflow.cache_clear()
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     error = refuse(pretrain_on_openx, chain(f"data.path={tmp_path / 'set'}"))
-    rlds._tensorflow.cache_clear()
+    rlds.load_tensorflow.cache_clear()
     assert 'tensorflow is not installed; this part of vw2_robot needs the extra "openx"' in error
     assert 'pip install "vw2-robot[openx]"' in error
 

@@ -11,6 +11,7 @@ This is not a file format and knows no TensorFlow.
 from __future__ import annotations
 
 import io
+import logging
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,8 @@ from PIL import Image
 
 from vw2_robot.contracts import ACTION_DIM
 from vw2_robot.errors import InputError
+
+_LOG = logging.getLogger(__name__)
 
 # What Pillow raises for bytes that are no picture, a cut-off picture, a broken PNG chunk, or an absurd size.
 _DECODE_ERRORS = (
@@ -130,6 +133,27 @@ class EpisodeSource(Protocol):
         Raises:
             InputError: the part is damaged from here on; the message names file and episode.
         """
+
+
+class BadEpisodes:
+    """Episodes that were left out, each named in the log; one more than `limit` stops the run."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.messages: list[str] = []
+
+    def add(self, error: InputError) -> None:
+        """Count one episode; `error` says which one and what is wrong with it.
+
+        Raises:
+            InputError: there are more than `limit`.
+        """
+        self.messages.append(str(error))
+        if len(self.messages) > self.limit:
+            raise InputError(
+                f"too many unusable episodes: {len(self.messages)} where {self.limit} were allowed; the last: {error}"
+            ) from error
+        _LOG.warning("episode skipped: %s", error)
 
 
 def encode_jpeg(image: NDArray[np.uint8], *, quality: int = 95) -> bytes:

@@ -146,7 +146,7 @@ SOURCES: tuple[OpenXSource, ...] = (
     _stepped("berkeley_gnm_sac_son", "image", 10, 0, 0, wrist="image", note="a driving robot's camera"),
     _external("berkeley_mvp", "hand_image", 5, 0, 0, wrist="hand_image", note="the only view is the wrist"),
     _external("berkeley_rpt", "hand_image", 30, 0, 0, wrist="hand_image", note="the only view is the wrist"),
-    # Written by `rlds.write_rlds`; every episode carries its rate.
+    # Written by `rlds_writer.write_rlds`; every episode carries its rate.
     _stepped("vw2_kuka", "image", None, 0, 0, aliases=("vw2_calvin",), note="recorded in simulation by this package"),
 )
 

@@ -1,5 +1,6 @@
-"""All tests that need TensorFlow are in this file: importing it takes seconds."""
+"""RLDS data sets, read and written. What the table of sources says of them is tested in test_openx_schemas."""
 
+import pickle
 import shutil
 import struct
 import subprocess
@@ -18,7 +19,8 @@ from vw2_robot.data.clips import ClipSampler, make_windows  # noqa: E402
 from vw2_robot.data.episodes import Demonstration, Episode, encode_jpeg  # noqa: E402
 from vw2_robot.data.frames import FrameCache, cache_frames, split_episodes  # noqa: E402
 from vw2_robot.data.openx import SOURCES, OpenXSource, find_source  # noqa: E402
-from vw2_robot.data.rlds import describe_rlds, read_rlds, write_rlds  # noqa: E402
+from vw2_robot.data.rlds import RldsSource, describe_rlds, read_rlds  # noqa: E402
+from vw2_robot.data.rlds_writer import write_rlds  # noqa: E402
 from vw2_robot.errors import InputError  # noqa: E402
 
 
@@ -191,6 +193,85 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path, written: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+# -------------------------------------------------------------------------------------------------- files as parts
+
+
+def same(one: Episode, other: Episode) -> bool:
+    return (one.episode_id, one.instruction, one.hz, one.images) == (
+        other.episode_id,
+        other.instruction,
+        other.hz,
+        other.images,
+    )
+
+
+def test_files_are_parts_and_together_they_are_the_splits(written: Path) -> None:
+    data = RldsSource(written, splits=("train", "val"))
+    assert [(part.name, part.episodes) for part in data.parts()] == [
+        ("train/vw2_kuka-train.tfrecord-00000", 3),
+        ("train/vw2_kuka-train.tfrecord-00001", 3),
+        ("train/vw2_kuka-train.tfrecord-00002", 1),
+        ("val/vw2_kuka-val.tfrecord-00000", 1),
+    ]
+    everything = [*read_rlds(written), *read_rlds(written, split="val")]
+    found = [episode for part in range(4) for episode in data.read(part)]
+    assert [episode.episode_id for episode in found][-2:] == ["train/000006", "val/000000"]
+    assert all(same(*pair) for pair in zip(found, everything, strict=True))
+
+
+def test_a_part_is_read_from_any_episode_on_and_in_another_process(written: Path) -> None:
+    data = pickle.loads(pickle.dumps(RldsSource(written)))
+    assert [episode.episode_id for episode in data.read(1, start=2)] == ["train/000005"]
+    assert same(next(data.read(1, start=2)), list(read_rlds(written))[5])
+    assert list(data.read(1, start=3)) == []
+
+
+def test_slices_cut_parts(written: Path) -> None:
+    data = RldsSource(written, splits=("train[2:4]", "train[6:]"))
+    assert [part.episodes for part in data.parts()] == [1, 1, 1]
+    found = [episode for part in range(3) for episode in data.read(part)]
+    assert [episode.episode_id for episode in found] == ["train[2:4]/000000", "train[2:4]/000001", "train[6:]/000000"]
+    assert [episode.instruction[-1] for episode in found] == ["2", "3", "6"]
+
+
+def test_a_path_with_a_scheme_goes_through_tensorflow(written: Path) -> None:
+    """`ram://` stands for a bucket: TFDS does not know it, TensorFlow does."""
+    for file in written.iterdir():
+        tf.io.gfile.makedirs("ram://bucket/vw2_kuka/1.0.0")
+        tf.io.gfile.copy(str(file), f"ram://bucket/vw2_kuka/1.0.0/{file.name}", overwrite=True)
+    assert describe_rlds("ram://bucket/vw2_kuka").path == "ram://bucket/vw2_kuka/1.0.0"
+    data = pickle.loads(pickle.dumps(RldsSource("ram://bucket/vw2_kuka")))
+    assert all(same(*pair) for pair in zip(data.read(0), list(read_rlds(written))[:3], strict=True))
+    assert len(list(read_rlds(f"file://{written}"))) == 7
+    with pytest.raises(InputError, match="ram://bucket/nothing is no TFDS data set"):
+        RldsSource("ram://bucket/nothing")
+
+
+def test_a_record_of_another_form_is_named_and_skipped(damaged: Callable[[Callable[[Path], None]], Path]) -> None:
+    def empty_the_middle(folder: Path) -> None:
+        shard = second_shard(folder)
+        records = list(tf.data.TFRecordDataset(str(shard)).as_numpy_iterator())
+        with tf.io.TFRecordWriter(str(shard)) as writer:
+            for record in (records[0], tf.train.Example().SerializeToString(), records[2]):
+                writer.write(record)
+
+    data = RldsSource(damaged(empty_the_middle), max_bad=1)
+    assert [episode.episode_id for episode in data.read(1)] == ["train/000003", "train/000005"]
+    (message,) = data.bad.messages
+    assert "episode train/000004" in message
+    with pytest.raises(InputError, match="too many unusable episodes: 2 where 1 were allowed"):
+        list(data.read(1))
+
+
+def test_a_local_set_is_opened_without_tensorflow(written: Path) -> None:
+    code = (
+        "import sys; from vw2_robot.data.rlds import RldsSource, describe_rlds\n"
+        f"assert len(RldsSource({str(written)!r}).parts()) == 3 and describe_rlds({str(written)!r}).num_bytes > 0\n"
+        "assert 'tensorflow' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[3], check=True)
+
+
 # --------------------------------------------------------------------------------------------- schemas of the table
 
 
@@ -316,7 +397,7 @@ def drop_a_record(folder: Path) -> None:
     [
         (cut, r"train\.tfrecord-00001 is damaged after 2 of 3 episodes \(DataLossError\); copy or download"),
         (flip, r"train\.tfrecord-00001 is damaged after 1 of 3 episodes \(DataLossError\)"),
-        (drop_a_record, r"train\.tfrecord-00001 holds 1 episodes, dataset_info\.json says 3"),
+        (drop_a_record, r"train\.tfrecord-00001 holds no more than 1 episodes, dataset_info\.json says 3"),
         (lambda folder: second_shard(folder).unlink(), r"train\.tfrecord-00001 is damaged .* \(NotFoundError\)"),
     ],
     ids=["cut off", "bit rot", "fewer records", "missing"],

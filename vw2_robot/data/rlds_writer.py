@@ -1,0 +1,138 @@
+"""Our demonstrations as an RLDS data set: the folder that `tfds.builder_from_directory` opens, and `rlds` reads back.
+
+The place in the flow: a simulator's recordings -> RLDS. Everyone else's programs can read what lies there; ours do so
+by `RldsSource`. TensorFlow comes in through `rlds.load_tensorflow`. Interfaces specification: section 9.4.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vw2_robot.contracts import ACTION_DIM
+from vw2_robot.errors import InputError
+
+from .episodes import Demonstration, encode_jpeg
+from .rlds import load_tensorflow
+
+
+def write_rlds(
+    out: Path,
+    *,
+    name: str,
+    version: str,
+    episodes: Mapping[str, Iterable[Demonstration]],
+    description: str = "",
+    max_episodes_per_shard: int = 100,
+) -> None:
+    """Write demonstrations as a TFDS data set that `tfds.builder_from_directory(out)` opens.
+
+    Steps hold `observation/image` (JPEG), `action` float32 [7], `language_instruction`, `reward` (1 on the last step of
+    a terminal episode), `discount`, `is_first`, `is_last`, `is_terminal`; episodes hold `episode_id` and `hz`. Where an
+    episode has one action fewer than pictures, the last step's action is zero. `out` appears when it is complete.
+
+    Args:
+        out: the new folder, by custom `<name>/<version>`.
+        name: of the data set, lower case with underscores.
+        version: three numbers, `1.0.0`.
+        episodes: split name -> episodes, consumed one by one; all pictures have one size.
+        description: free words about the origin.
+        max_episodes_per_shard: episodes in one file.
+
+    Raises:
+        InputError: a bad name, an existing folder, no episode, or pictures of different sizes.
+    """
+    tf, tfds = load_tensorflow()
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or not re.fullmatch(r"\d+\.\d+\.\d+", version):
+        raise InputError(f"a data set needs a name like vw2_kuka and a version like 1.0.0, found {name!r}, {version!r}")
+    if out.exists():
+        raise InputError(f"{out} exists already; choose another folder or delete it")
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        writer: Any = None
+        size: tuple[int, ...] | None = None
+        for split, demonstrations in episodes.items():
+            for demonstration in demonstrations:
+                if writer is None:
+                    size = demonstration.episode.decode(0).shape
+                    writer = _writer(tf, tfds, temporary, name, version, size, description, max_episodes_per_shard)
+                    writer.initialize_splits(list(episodes), fail_if_exists=False)
+                writer.add_examples({split: [_example(demonstration, size)]})
+        if writer is None:
+            raise InputError(f"no episode to write to {out}")
+        writer.close_all()
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _writer(
+    tf: ModuleType,
+    tfds: ModuleType,
+    folder: Path,
+    name: str,
+    version: str,
+    size: tuple[int, ...],
+    description: str,
+    max_episodes_per_shard: int,
+) -> Any:
+    features = tfds.features
+    step = {
+        "observation": {"image": features.Image(shape=size, encoding_format="jpeg")},
+        "action": features.Tensor(shape=(ACTION_DIM,), dtype=np.float32),
+        "language_instruction": features.Text(),
+        "reward": features.Scalar(dtype=np.float32),
+        "discount": features.Scalar(dtype=np.float32),
+        "is_first": features.Scalar(dtype=np.bool_),
+        "is_last": features.Scalar(dtype=np.bool_),
+        "is_terminal": features.Scalar(dtype=np.bool_),
+    }
+    episode = {
+        "steps": features.Dataset(step),
+        "episode_metadata": {"episode_id": features.Text(), "hz": features.Scalar(dtype=np.float64)},
+    }
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name=name, version=tfds.core.Version(version), data_dir=str(folder), module_name=""
+    )
+    info = tfds.core.DatasetInfo(builder=identity, description=description, features=features.FeaturesDict(episode))
+    info.set_file_format("tfrecord")
+    return tfds.core.SequentialWriter(info, max_episodes_per_shard, overwrite=True)
+
+
+def _example(demonstration: Demonstration, size: tuple[int, ...] | None) -> dict[str, Any]:
+    episode, actions = demonstration.episode, demonstration.actions.astype(np.float32)
+    steps = []
+    for index in range(len(episode)):
+        pixels = episode.decode(index)
+        if pixels.shape != size:
+            raise InputError(
+                f"{episode.source}, episode {episode.episode_id}, frame {index}: {pixels.shape}, the set has {size}"
+            )
+        stored = episode.images[index]
+        is_last = index == len(episode) - 1
+        steps.append(
+            {
+                "observation": {"image": stored if _is_jpeg(stored) else encode_jpeg(pixels)},
+                "action": actions[index] if index < len(actions) else np.zeros(ACTION_DIM, np.float32),
+                "language_instruction": episode.instruction,
+                "reward": np.float32(is_last and demonstration.terminal),
+                "discount": np.float32(not (is_last and demonstration.terminal)),
+                "is_first": index == 0,
+                "is_last": is_last,
+                "is_terminal": is_last and demonstration.terminal,
+            }
+        )
+    return {"steps": steps, "episode_metadata": {"episode_id": episode.episode_id, "hz": np.float64(episode.hz)}}
+
+
+def _is_jpeg(image: bytes | NDArray[np.uint8]) -> bool:
+    return isinstance(image, bytes) and image.startswith(b"\xff\xd8")
