@@ -41,6 +41,8 @@ WRAPPED = {
         "envs/record_formats.py",
         "envs/video_recorder.py",
     },
+    "av": {"data/video_files.py"},
+    "pyarrow": {"data/lerobot_dataset.py"},
     "lerobot": {"serving/lerobot_policy"},
     "websockets": {"serving/server.py", "serving/client.py"},
     "msgpack": {"serving/server.py", "serving/client.py"},

@@ -1,10 +1,10 @@
-"""Reading a pickled dictionary inside an `.npy` file without trusting whoever wrote it.
+"""Reading a pickled dictionary, bare or inside an `.npy` file, without trusting whoever wrote it.
 
 CALVIN stores its language labels and its table of scenes as `np.save` of one Python dict, which NumPy can only read
 with `allow_pickle=True`, that is, by running whatever the file asks for. Here such a file is decoded by an unpickler
 that knows plain containers, numbers, text, and arrays of them, and nothing else: no class of ours, no function, and not
 even NumPy's own reconstruction functions (a hand-made dtype state can make those read foreign memory). Everything else
-is refused with a message that names what was asked for.
+is refused with a message that names what was asked for. The pickle copy of Open-X is read the same way.
 """
 
 from __future__ import annotations
@@ -64,6 +64,13 @@ def _scalar(dtype: _PlainDtype, raw: bytes) -> Any:
     return np.frombuffer(raw, dtype=dtype.dtype, count=1)[0]
 
 
+def _from_buffer(raw: object, dtype: _PlainDtype, shape: tuple[int, ...], order: str) -> Any:
+    """Make the array of a protocol 5 pickle, whose content is bytes."""
+    if not isinstance(raw, bytes | bytearray) or dtype.dtype.kind == "O" or order not in ("C", "F"):
+        raise pickle.UnpicklingError(f"array of {dtype.dtype} with content of type {type(raw).__name__}")
+    return np.frombuffer(raw, dtype=dtype.dtype).reshape(shape, order="C" if order == "C" else "F")
+
+
 _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "ndarray"): _no_array,
     ("numpy", "dtype"): _PlainDtype,
@@ -74,6 +81,8 @@ _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
     _ALLOWED[_module, "_reconstruct"] = _array
     _ALLOWED[_module, "scalar"] = _scalar
+for _module in ("numpy.core.numeric", "numpy._core.numeric"):
+    _ALLOWED[_module, "_frombuffer"] = _from_buffer
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -90,20 +99,36 @@ def load_object(path: Path) -> Any:
     Raises:
         InputError: the file is missing, is no `.npy` of one object, or asks for anything but plain data.
     """
+    value = _load(path, inside_npy=True)
+    return value.item() if isinstance(value, np.ndarray) and value.shape == () else value
+
+
+def load_pickle(path: Path) -> Any:
+    """Return the object in a pickle file; run no code from the file.
+
+    Raises:
+        InputError: the file is missing, damaged, or asks for anything but plain data.
+    """
+    return _load(path, inside_npy=False)
+
+
+def _load(path: Path, *, inside_npy: bool) -> Any:
     try:
         with path.open("rb") as file:
-            _expect_one_object(file, path)
-            value = _PlainUnpickler(file).load()
+            if inside_npy:
+                _expect_one_object(file, path)
+            return _PlainUnpickler(file).load()
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except InputError:
         raise
     except Exception as error:  # a broken or hostile pickle can fail in any way; it is never run, only refused
+        hint = " (torch tensors among them: save them again as NumPy arrays)" if str(error).startswith("torch") else ""
         raise InputError(
             f"{path} is not readable as plain data ({type(error).__name__}: {error}); expected one pickled dictionary"
-            " of numbers, text and arrays. Files that need anything else are refused: reading them would run their code"
+            f" of numbers, text and arrays. Files that need anything else are refused{hint}: reading them would run"
+            " their code"
         ) from error
-    return value.item() if isinstance(value, np.ndarray) and value.shape == () else value
 
 
 def _expect_one_object(file: BinaryIO, path: Path) -> None:

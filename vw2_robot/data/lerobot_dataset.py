@@ -1,0 +1,257 @@
+"""A LeRobotDataset v3.0 as a source: pictures, words and the rate, read without LeRobot.
+
+Layout (interfaces specification, section 2.9): `meta/info.json` describes the set, `meta/episodes/` has one row per
+episode, the pictures lie in `videos/<camera>/chunk-*/file-*.mp4`, many episodes to a file, or inside
+`data/chunk-*/file-*.parquet`. One such file is one part and is read in one pass; of a film only the stretch from the
+first wanted episode on is decoded. PyArrow is imported here and nowhere else, when a source is opened.
+
+Pictures out of films are held as JPEG, those out of parquet as they lie there. Versions 1 and 2 have another layout
+and are refused. Actions and states are not read. An episode with several tasks gets the first one listed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from vw2_robot.errors import InputError, require
+
+from .episodes import Episode, Part
+from .video_files import jpegs_at
+
+CONVERT = "python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=<user>/<name>"
+_CAMERA_PREFIXES = ("observation.images.", "observation.")
+
+
+@dataclass(frozen=True)
+class _Row:
+    """An episode: its place is the seconds `start` in a film, or the rows that carry its number in a parquet file."""
+
+    number: int
+    instruction: str
+    length: int
+    start: float
+
+
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    rows: tuple[_Row, ...]
+
+
+class LeRobotSource:
+    """An `EpisodeSource` of which every part is one file of pictures.
+
+    `version`, `hz`, `splits` (name -> first episode, one past the last) and `cameras` say what `meta/info.json` says.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        split: str | None = None,
+        image_key: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        """Read the description and the table of episodes; no picture is read.
+
+        Args:
+            path: the folder that holds `meta/`.
+            split: one of the set's splits; every episode if None.
+            image_key: the camera, in full (`observation.images.top`) or in short (`top`); may be left out where the
+                set has a single one.
+            name: of the source; the folder's own if None.
+
+        Raises:
+            InputError: another version, an unknown camera or split, a damaged table, a missing file.
+        """
+        self.path = Path(path)
+        self.name = name or self.path.resolve().name
+        info = _read_info(self.path)
+        self.version: str = info["codebase_version"]
+        self.hz = float(info["fps"])
+        self.cameras = _cameras(info)
+        self.splits = _splits(info)
+        self._camera = _choose_camera(self.path, self.cameras, image_key)
+        self._is_film = self.cameras[self._camera] == "video"
+        self._files = self._find_files(info, _chosen_episodes(self.path, self.splits, split))
+
+    def parts(self) -> list[Part]:
+        """One part per file of pictures."""
+        return [Part(file.path.relative_to(self.path).as_posix(), len(file.rows)) for file in self._files]
+
+    def read(self, part: int, *, start: int = 0) -> Iterator[Episode]:
+        """Yield the episodes of one file, in the order in which they lie there.
+
+        Raises:
+            InputError: the file is damaged, or holds less than the table says.
+        """
+        file = self._files[part]
+        rows = file.rows[start:]
+        if self._is_film:
+            pictures = jpegs_at(file.path, ((row.start, row.length) for row in rows), self.hz)
+        else:
+            pictures = _stored_pictures(file.path, self._camera, rows)
+        for row in rows:
+            try:
+                images = next(pictures)
+            except InputError as error:
+                raise InputError(f"{self.name}, episode {row.number}: {error}") from error
+            yield Episode(self.name, f"{row.number:06d}", row.instruction, self.hz, images)
+
+    def _find_files(self, info: Mapping[str, Any], chosen: range | None) -> tuple[_File, ...]:
+        prefix = f"videos/{self._camera}" if self._is_film else "data"
+        template = info["video_path" if self._is_film else "data_path"]
+        columns = ["episode_index", "tasks", "length", f"{prefix}/chunk_index", f"{prefix}/file_index"]
+        start_column = f"{prefix}/from_timestamp"
+        files: dict[Path, list[_Row]] = {}
+        for line in _read_episode_table(self.path, [*columns, start_column] if self._is_film else columns):
+            number, tasks, length, chunk, index = (line[column] for column in columns)
+            if chosen is not None and number not in chosen:
+                continue
+            if chunk is None or index is None:
+                raise InputError(f"{self.path}: episode {number} has no {prefix} file; finish writing the set first")
+            path = self.path / template.format(video_key=self._camera, chunk_index=int(chunk), file_index=int(index))
+            row = _Row(
+                int(number), _first_task(tasks), int(length), float(line[start_column]) if self._is_film else 0.0
+            )
+            files.setdefault(path, []).append(row)
+        if not files:
+            raise InputError(f"{self.path} holds no episode")
+        missing = [path for path in files if not path.is_file()]
+        if missing:
+            raise InputError(
+                f"{missing[0]} is missing, one of {len(missing)} of {len(files)} files; the download is incomplete:"
+                " fetch the set again"
+            )
+        order = (lambda row: row.start) if self._is_film else (lambda row: row.number)
+        return tuple(_File(path, tuple(sorted(rows, key=order))) for path, rows in sorted(files.items()))
+
+
+def _pyarrow_parquet() -> ModuleType:
+    return require("pyarrow.parquet", extra="lerobot")
+
+
+def _read_info(path: Path) -> dict[str, Any]:
+    file = path / "meta" / "info.json"
+    try:
+        info = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{file} does not exist; expected a LeRobotDataset v3.0, a folder that holds meta/") from None
+    except ValueError as error:
+        raise InputError(f"{file} is damaged ({error}); fetch the set again") from None
+    version = str(info.get("codebase_version")) if isinstance(info, dict) else "none"
+    if version != "v3.0":
+        advice = (
+            f"convert it with LeRobot: {CONVERT}" if version.startswith(("v1", "v2")) else "only v3.0 is known here"
+        )
+        raise InputError(f"{path} is a LeRobotDataset of version {version}, expected v3.0; {advice}")
+    for key, kind in (("fps", int | float), ("features", dict), ("data_path", str)):
+        if not isinstance(info.get(key), kind):
+            raise InputError(f"{file}: {key} is {info.get(key)!r}; expected a LeRobotDataset v3.0, fetch the set again")
+    if not info["fps"] > 0:
+        raise InputError(f"{file}: fps is {info['fps']}, expected more than 0")
+    return info
+
+
+def _cameras(info: Mapping[str, Any]) -> dict[str, str]:
+    """Return camera -> "video" or "image", without depth maps."""
+    features = {key: value for key, value in info["features"].items() if value.get("dtype") in ("video", "image")}
+    return {key: value["dtype"] for key, value in features.items() if not _is_depth(value)}
+
+
+def _is_depth(feature: Mapping[str, Any]) -> bool:
+    about = {**(feature.get("video_info") or {}), **(feature.get("info") or {})}
+    return bool(about.get("is_depth_map") or about.get("video.is_depth_map"))
+
+
+def _choose_camera(path: Path, cameras: Mapping[str, str], asked: str | None) -> str:
+    if asked is None and len(cameras) == 1:
+        return next(iter(cameras))
+    for prefix in ("", *_CAMERA_PREFIXES):
+        if asked is not None and prefix + asked in cameras:
+            return prefix + asked
+    found = ", ".join(cameras) or "none"
+    if asked is not None or not cameras:
+        raise InputError(f"{path} has no camera {asked or ''!r}; it has: {found}")
+    raise InputError(f"{path} has {len(cameras)} cameras; set image_key to one of: {found}")
+
+
+def _splits(info: Mapping[str, Any]) -> dict[str, range]:
+    splits = {}
+    for name, words in (info.get("splits") or {}).items():
+        first, _, end = str(words).partition(":")
+        if first.isdigit() and end.isdigit():
+            splits[name] = range(int(first), int(end))
+    return splits
+
+
+def _chosen_episodes(path: Path, splits: Mapping[str, range], split: str | None) -> range | None:
+    if split is None:
+        return None
+    if split not in splits:
+        raise InputError(f"{path} has no split {split!r}; available: {', '.join(splits) or 'none'}")
+    return splits[split]
+
+
+def _read_episode_table(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
+    parquet = _pyarrow_parquet()
+    files = sorted((path / "meta" / "episodes").glob("chunk-*/file-*.parquet"))
+    if not files:
+        raise InputError(f"{path / 'meta' / 'episodes'} holds no table of episodes; the download is incomplete")
+    for file in files:
+        with _opened(parquet, file) as table:
+            absent = [column for column in columns if column not in table.schema_arrow.names]
+            if absent:
+                raise InputError(f"{file} has no column {absent[0]}; expected a LeRobotDataset v3.0, fetch it again")
+            yield from table.read(columns=columns).to_pylist()
+
+
+def _opened(parquet: ModuleType, file: Path) -> Any:
+    try:
+        return parquet.ParquetFile(file)
+    except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
+        raise InputError(
+            f"{file} is no readable parquet file ({str(error).splitlines()[0]}); it was cut short, or its writer was"
+            " never finalized: write or fetch it again"
+        ) from error
+
+
+def _first_task(tasks: Any) -> str:
+    words = [tasks] if isinstance(tasks, str) else tasks
+    return str(words[0]).strip() if words else ""
+
+
+def _stored_pictures(file: Path, camera: str, rows: tuple[_Row, ...]) -> Iterator[tuple[bytes, ...]]:
+    """Yield the pictures of some episodes of a data file, in one pass and in the order of the file."""
+    stream = _picture_rows(file, camera)
+    waiting = next(stream, None)
+    for row in rows:
+        while waiting is not None and waiting[0] < row.number:
+            waiting = next(stream, None)
+        images = []
+        while waiting is not None and waiting[0] == row.number:
+            images.append(waiting[1])
+            waiting = next(stream, None)
+        if len(images) != row.length:
+            raise InputError(f"{file} holds {len(images)} pictures of it, the table says {row.length}; fetch it again")
+        yield tuple(images)
+
+
+def _picture_rows(file: Path, camera: str) -> Iterator[tuple[int, bytes]]:
+    """Yield the episode's number and the stored picture of every row."""
+    with _opened(_pyarrow_parquet(), file) as table:
+        for key in ("episode_index", camera):
+            if key not in table.schema_arrow.names:
+                raise InputError(f"{file} has no column {key}; fetch the set again")
+        for batch in table.iter_batches(batch_size=64, columns=["episode_index", camera]):
+            for number, picture in zip(batch["episode_index"].to_pylist(), batch[camera].to_pylist(), strict=True):
+                data = picture.get("bytes") if isinstance(picture, dict) else picture
+                if not isinstance(data, bytes):
+                    raise InputError(f"{file}: a picture of episode {number} lies outside the file; embed the pictures")
+                yield int(number), data
