@@ -4,10 +4,16 @@ Time alignment (an interface, method specification 1.1): frame 0 of a clip is th
 s(k-1)+1 .. sk. A clip whose T-1 is no multiple of s is read up to the next multiple; an episode that ends earlier
 repeats its last frame. A step is valid only if all its frames are real, and every loss must respect `valid`.
 
-Time is configured in seconds, never in frames: sources run from 2 to 30 Hz. `target_hz` takes every hz/target_hz-th
-frame (the fraction is kept until rounding); a source slower than `target_hz` is taken frame by frame, never doubled. A
-latent step then lasts s / target_hz seconds: 6.7 Hz gives the 0.6 s that latent-action work uses on Open-X.
+Time is configured in seconds, never in frames: sources run from 2 to 30 Hz. There are two ways to say it, of which a
+run names one or none (none: consecutive frames, as released); both keep the fraction until rounding.
 
+* `target_hz`, how often the clip looks: every hz/target_hz-th frame. A source slower than `target_hz` is taken frame
+  by frame, never doubled, so its latent steps last longer than s / target_hz.
+* `gap_s`, how long a latent step lasts: step k ends at frame round(k * gap_s * hz), at least one frame after the last.
+  0.6 s is what latent-action work uses on Open-X. Where a source has fewer than s frames in that time, a clip shows
+  some of them twice.
+
+These functions are the only place that turns seconds into frames; the offline path and the replay both call them.
 `ClipSampler.batch` is a pure function of (seed, step): a resumed run sees the batches it would have seen. Everything is
 numpy, uint8 [0, 255] HWC; `vw2_robot.pixels` turns it into [-1, 1] CHW.
 """
@@ -34,16 +40,40 @@ def padded_frames(frames: int, stride_s: int) -> int:
     return 1 + stride_s * math.ceil((frames - 1) / stride_s)
 
 
-def frame_offsets(frames: int, *, hz: float, target_hz: float | None) -> NDArray[np.int64]:
-    """Return the positions [T] of a clip's frames in the episode, relative to its first; strictly increasing."""
-    ratio = 1.0 if target_hz is None else max(1.0, hz / target_hz)
-    offsets: NDArray[np.int64] = np.floor(np.arange(frames) * ratio + 0.5).astype(np.int64)
+def frame_offsets(
+    frames: int, *, hz: float, target_hz: float | None = None, gap_s: float | None = None, stride_s: int = 4
+) -> NDArray[np.int64]:
+    """Return the positions [T] of a clip's frames in the episode, relative to its first.
+
+    They never decrease, and each latent step ends at least one frame after the one before; without `gap_s` no frame is
+    shown twice. `stride_s` matters for `gap_s` only.
+
+    Raises:
+        InputError: both `target_hz` and `gap_s` are given, or a rate or time is not positive.
+    """
+    if target_hz is not None and gap_s is not None:
+        raise InputError(f"give target_hz or gap_s, not both: found target_hz {target_hz} and gap_s {gap_s}")
+    if not all(value > 0 for value in (hz, stride_s, target_hz, gap_s) if value is not None):
+        raise InputError(
+            f"clips need positive rates, times and stride: source {hz} Hz, target_hz {target_hz}, gap_s {gap_s}, "
+            f"stride {stride_s}"
+        )
+    offsets: NDArray[np.int64] = np.floor(np.arange(frames) * _ratio(hz, target_hz, gap_s, stride_s) + 0.5).astype(
+        np.int64
+    )
     return offsets
 
 
-def effective_hz(hz: float, target_hz: float | None) -> float:
-    """Return the rate of the frames that a clip really shows."""
-    return hz if target_hz is None else min(hz, target_hz)
+def _ratio(hz: float, target_hz: float | None, gap_s: float | None, stride_s: int) -> float:
+    """Return how many episode frames lie between two clip frames."""
+    if gap_s is not None:
+        return max(1.0, gap_s * hz) / stride_s
+    return 1.0 if target_hz is None else max(1.0, hz / target_hz)
+
+
+def effective_hz(hz: float, target_hz: float | None, *, gap_s: float | None = None, stride_s: int = 4) -> float:
+    """Return the rate of the frames that a clip really shows; a frame shown twice counts twice."""
+    return hz / _ratio(hz, target_hz, gap_s, stride_s) if gap_s is not None else min(hz, target_hz or hz)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +93,7 @@ def make_windows(
     hz: float,
     stride_s: int = 4,
     target_hz: float | None = None,
+    gap_s: float | None = None,
 ) -> Windows:
     """Cut an episode of `length` frames into windows for the latent cache, one every `cache_stride` clip frames.
 
@@ -71,27 +102,34 @@ def make_windows(
     """
     if cache_stride < 1:
         raise InputError(f"cache_stride must be at least 1, found {cache_stride}")
-    offsets = _checked_offsets(frames, stride_s=stride_s, hz=hz, target_hz=target_hz)
-    count = 1 + max(0, length) // cache_stride
-    start = frame_offsets(count * cache_stride, hz=hz, target_hz=target_hz)[::cache_stride]
+    offsets = clip_offsets(frames, stride_s=stride_s, hz=hz, target_hz=target_hz, gap_s=gap_s)
+    # Frames shown twice make more clip frames than episode frames, at most s times as many.
+    count = 1 + max(0, length) * (stride_s if gap_s is not None else 1) // cache_stride
+    clip_frames = frame_offsets(count * cache_stride, hz=hz, target_hz=target_hz, gap_s=gap_s, stride_s=stride_s)
+    start = np.unique(clip_frames[::cache_stride])
     start = start[start + offsets[stride_s] < length]
-    return _windows(start, np.full_like(start, length), np.broadcast_to(offsets, (len(start), len(offsets))), stride_s)
+    return windows_at(
+        start, np.full_like(start, length), np.broadcast_to(offsets, (len(start), len(offsets))), stride_s
+    )
 
 
-def _windows(start: NDArray[np.int64], length: NDArray[np.int64], offsets: NDArray[np.int64], stride_s: int) -> Windows:
+def clip_offsets(
+    frames: int, *, stride_s: int, hz: float, target_hz: float | None = None, gap_s: float | None = None
+) -> NDArray[np.int64]:
+    """`frame_offsets` of a clip that is read up to a whole number of latent steps."""
+    if frames < 2 or stride_s < 1:
+        raise InputError(f"clips need frames >= 2 (found {frames}) and stride >= 1 (found {stride_s})")
+    return frame_offsets(padded_frames(frames, stride_s), hz=hz, target_hz=target_hz, gap_s=gap_s, stride_s=stride_s)
+
+
+def windows_at(
+    start: NDArray[np.int64], length: NDArray[np.int64], offsets: NDArray[np.int64], stride_s: int
+) -> Windows:
+    """Return the windows that begin at `start` [n] in episodes of `length` [n] frames, for `offsets` [n, T]."""
     wanted = start[:, None] + offsets
     last = (length - 1)[:, None]
-    # Frames are increasing: a step is real if its last frame is.
+    # Frames never decrease: a step is real if its last frame is.
     return Windows(start=start, frames=np.minimum(wanted, last), valid=wanted[:, stride_s::stride_s] <= last)
-
-
-def _checked_offsets(frames: int, *, stride_s: int, hz: float, target_hz: float | None) -> NDArray[np.int64]:
-    if frames < 2 or stride_s < 1 or (target_hz is not None and not target_hz > 0) or not hz > 0:
-        raise InputError(
-            f"clips need frames >= 2 (found {frames}), stride >= 1 (found {stride_s}) and positive rates "
-            f"(target {target_hz} Hz, source {hz} Hz)"
-        )
-    return frame_offsets(padded_frames(frames, stride_s), hz=hz, target_hz=target_hz)
 
 
 # -------------------------------------------------------------------------------------------------------- sampling
@@ -139,6 +177,7 @@ class ClipSampler:
         seed: with `step`, the only source of chance.
         stride_s: frames of a latent step.
         target_hz: see the top of this file.
+        gap_s: see the top of this file.
         min_valid_steps: how many valid steps a start must leave; an episode too short for that is still used from its
             first frame, as long as it has one valid step.
         augmentation: off by default.
@@ -156,6 +195,7 @@ class ClipSampler:
         seed: int,
         stride_s: int = 4,
         target_hz: float | None = None,
+        gap_s: float | None = None,
         min_valid_steps: int = 1,
         augmentation: Augmentation | None = None,
     ) -> None:
@@ -169,7 +209,7 @@ class ClipSampler:
             )
         chosen = [cache.episodes[index] for index in episode_indices]
         rates = sorted({episode.hz for episode in chosen})
-        table = [_checked_offsets(frames, stride_s=stride_s, hz=hz, target_hz=target_hz) for hz in rates]
+        table = [clip_offsets(frames, stride_s=stride_s, hz=hz, target_hz=target_hz, gap_s=gap_s) for hz in rates]
         self._offsets = np.array(table, np.int64).reshape(len(rates), self.frames)
         rate = np.array([rates.index(episode.hz) for episode in chosen], np.int64)
         length = np.array([episode.length for episode in chosen], np.int64)
@@ -178,8 +218,8 @@ class ClipSampler:
             longest = int(length.max(initial=0))
             raise InputError(
                 f"none of {len(chosen)} episodes of {cache.path} is long enough for one latent step: the longest has "
-                f"{longest} frames, a step needs {stride_s + 1} at {target_hz or 'their own'} Hz; use a higher "
-                "target_hz or longer episodes"
+                f"{longest} frames, a step needs {stride_s + 1} clip frames (target_hz {target_hz}, gap_s {gap_s}): "
+                "use a higher target_hz, a shorter gap_s or longer episodes"
             )
         self._episode = np.array(episode_indices, np.int64)[usable]
         self._rate, self._length = rate[usable], length[usable]
@@ -197,17 +237,17 @@ class ClipSampler:
         pair = rng.integers(len(self), size=world_size * batch_size)[mine]
         chosen = np.searchsorted(self._ends, pair, side="right")
         start = pair - (self._ends[chosen] - np.diff(self._ends, prepend=0)[chosen])
-        windows = _windows(start, self._length[chosen], self._offsets[self._rate[chosen]], self.stride_s)
+        windows = windows_at(start, self._length[chosen], self._offsets[self._rate[chosen]], self.stride_s)
         episode = self._episode[chosen]
         pixels = self.cache.read_batch(episode, windows.frames)
         if self.augmentation != Augmentation():
             seeds = np.random.default_rng([self.seed, step, 1]).integers(2**63, size=world_size * batch_size)[mine]
             for clip, clip_seed in zip(pixels, seeds.tolist(), strict=True):
-                _augment(clip, self.augmentation, np.random.default_rng(clip_seed))
+                augment(clip, self.augmentation, np.random.default_rng(clip_seed))
         return ClipBatch(pixels=pixels, valid=windows.valid, episode=episode, start=start)
 
 
-def _augment(clip: NDArray[np.uint8], options: Augmentation, rng: np.random.Generator) -> None:
+def augment(clip: NDArray[np.uint8], options: Augmentation, rng: np.random.Generator) -> None:
     """Change clip [T, H, W, 3] in place. All draws are made whether used or not, so options do not shift each other."""
     height, width = clip.shape[1:3]
     side = math.sqrt(rng.uniform(options.crop_min_scale, 1.0))
