@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from vw2_robot.errors import InputError, require
+from vw2_robot.errors import InputError, MissingExtraError, require
 
 from .episodes import Episode, Part
 from .video_files import jpegs_at
@@ -134,7 +134,12 @@ class LeRobotSource:
 
 
 def _pyarrow_parquet() -> ModuleType:
-    return require("pyarrow.parquet", extra="lerobot")
+    try:
+        return require("pyarrow.parquet", extra="lerobot")
+    except MissingExtraError:
+        raise
+    except ImportError as error:  # such as PyArrow 26 beside NumPy 1, which only says so here
+        raise InputError(f'PyArrow cannot be used here ({error}); pip install "pyarrow<26"') from error
 
 
 def _read_info(path: Path) -> dict[str, Any]:

@@ -71,12 +71,20 @@ def _from_buffer(raw: object, dtype: _PlainDtype, shape: tuple[int, ...], order:
     return np.frombuffer(raw, dtype=dtype.dtype).reshape(shape, order="C" if order == "C" else "F")
 
 
+def _bytes_of(text: object, encoding: object) -> bytes:
+    """Make the bytes of a protocol 2 pickle, which knows text only and stores them as that."""
+    if not isinstance(text, str) or encoding != "latin1":
+        raise pickle.UnpicklingError(f"text in the encoding {encoding!r}")
+    return text.encode("latin1")
+
+
 _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "ndarray"): _no_array,
     ("numpy", "dtype"): _PlainDtype,
     ("builtins", "set"): set,
     ("builtins", "frozenset"): frozenset,
     ("builtins", "complex"): complex,
+    ("_codecs", "encode"): _bytes_of,
 }
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
     _ALLOWED[_module, "_reconstruct"] = _array

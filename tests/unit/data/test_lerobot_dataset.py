@@ -1,0 +1,234 @@
+"""LeRobotDataset v3.0: sets laid out as documented are read picture by picture; everything else is refused clearly."""
+
+import json
+import pickle
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vw2_robot.data.episodes import encode_jpeg
+from vw2_robot.data.lerobot_dataset import LeRobotSource
+from vw2_robot.errors import InputError
+
+pa = pytest.importorskip("pyarrow", reason="PyArrow is not installed (extra lerobot)")
+pq = pytest.importorskip("pyarrow.parquet", reason="PyArrow is not installed (extra lerobot)")
+pytest.importorskip("av", reason="PyAV is not installed (extra lerobot)")
+
+TOP, WRIST = "observation.images.top", "observation.images.wrist"
+LENGTHS = ((5, 9, 4), (7, 6))  # episodes of the two files
+TASKS = ("put the cube in the cup", "open the lid", "", "close the lid", "wave")
+
+
+def feature(kind, **about):
+    return {"dtype": kind, "shape": [48, 64, 3], "names": ["height", "width", "channels"], **about}
+
+
+def write_info(root, features, **changes):
+    info = {
+        "codebase_version": "v3.0",
+        "robot_type": "so101",
+        "total_episodes": 5,
+        "total_frames": 31,
+        "total_tasks": 5,
+        "chunks_size": 1000,
+        "data_files_size_in_mb": 100,
+        "video_files_size_in_mb": 200,
+        "fps": 10,
+        "splits": {"train": "0:4", "test": "4:5"},
+        "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+        "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+        "features": {**features, "action": {"dtype": "float32", "shape": [6], "names": None}},
+        **changes,
+    }
+    (root / "meta").mkdir(parents=True, exist_ok=True)
+    (root / "meta" / "info.json").write_text(json.dumps(info))
+
+
+def write_table(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def write_set(root, film, *, cameras=(TOP,), codec="libx264", gap=0, stored=False, features=None):
+    """Write five episodes in two files. Picture i of episode e is number 100 e + i; `gap` frames lie between two."""
+    rows, number, index = [], 0, 0
+    for file, lengths in enumerate(LENGTHS):
+        pictures, data = [], []
+        for length in lengths:
+            start = len(pictures)
+            shown = [100 * number + i for i in range(length)]
+            pictures += shown + [4095] * gap
+            places = {
+                f"videos/{camera}/{key}": value
+                for camera in cameras
+                for key, value in {
+                    "chunk_index": 0,
+                    "file_index": file,
+                    "from_timestamp": start / 10,
+                    "to_timestamp": (start + length) / 10,
+                }.items()
+            }
+            rows.append(
+                {
+                    "episode_index": number,
+                    "tasks": [TASKS[number]] if TASKS[number] else [],
+                    "length": length,
+                    "data/chunk_index": 0,
+                    "data/file_index": file,
+                    "dataset_from_index": index,
+                    "dataset_to_index": index + length,
+                    **({} if stored else places),
+                    "stats/action/mean": [0.0] * 6,
+                }
+            )
+            for i, shown_number in enumerate(shown):
+                row = {"timestamp": i / 10, "frame_index": i, "episode_index": number, "index": index + i}
+                data.append({**row, "task_index": number, "action": [0.0] * 6, "_number": shown_number})
+            number, index = number + 1, index + length
+        if stored:
+            for row in data:
+                row[TOP] = {"bytes": stored(row.pop("_number")), "path": None}
+        else:
+            for camera in cameras:
+                film(root / "videos" / camera / "chunk-000" / f"file-{file:03d}.mp4", pictures, codec=codec)
+        write_table(root / "data" / "chunk-000" / f"file-{file:03d}.parquet", data)
+    write_table(root / "meta" / "episodes" / "chunk-000" / "file-000.parquet", rows[:2])
+    write_table(root / "meta" / "episodes" / "chunk-000" / "file-001.parquet", rows[2:])
+    kind = "image" if stored else "video"
+    write_info(root, features or {camera: feature(kind) for camera in cameras})
+    return root
+
+
+def everything(source):
+    return [episode for part in range(len(source.parts())) for episode in source.read(part)]
+
+
+def shown(episode, number_of):
+    return [number_of(episode.decode(index)) for index in range(len(episode))]
+
+
+WANTED = [[100 * n + i for i in range(length)] for n, length in enumerate(sum(LENGTHS, ()))]
+
+
+@pytest.mark.parametrize(("codec", "gap"), [("libx264", 0), ("libx264", 3), ("libsvtav1", 0)])
+def test_episodes_that_share_a_film_are_told_apart_to_the_frame(tmp_path, film, number_of, codec, gap):
+    source = LeRobotSource(write_set(tmp_path / "cups", film, codec=codec, gap=gap))
+    assert [(part.name, part.episodes) for part in source.parts()] == [
+        (f"videos/{TOP}/chunk-000/file-000.mp4", 3), (f"videos/{TOP}/chunk-000/file-001.mp4", 2),
+    ]  # fmt: skip
+    found = everything(pickle.loads(pickle.dumps(source)))
+    assert [shown(episode, number_of) for episode in found] == WANTED
+    assert [episode.instruction for episode in found] == list(TASKS)
+    assert [(e.source, e.episode_id, e.hz) for e in found] == [("cups", f"{n:06d}", 10.0) for n in range(5)]
+
+
+def test_reading_goes_on_at_any_episode(tmp_path, film):
+    source = LeRobotSource(write_set(tmp_path, film))
+    whole = [episode.images for episode in source.read(0)]
+    for start in range(4):
+        assert [episode.images for episode in source.read(0, start=start)] == whole[start:]
+
+
+def test_pictures_in_parquet_come_as_they_were_stored(tmp_path, film, number_of, picture):
+    stored = [encode_jpeg(picture(number)) for number in range(410)]
+    source = LeRobotSource(write_set(tmp_path, film, stored=lambda number: stored[number]))
+    assert [part.name for part in source.parts()] == [f"data/chunk-000/file-00{n}.parquet" for n in range(2)]
+    assert [episode.images for episode in everything(source)] == [
+        tuple(stored[number] for number in numbers) for numbers in WANTED
+    ]
+    assert [shown(episode, number_of) for episode in source.read(0, start=1)] == WANTED[1:3]
+
+
+def test_cameras_are_named_in_full_or_in_short_and_never_guessed(tmp_path, film):
+    depth = feature("video", info={"video.is_depth_map": True})
+    features = {TOP: feature("video"), WRIST: feature("video"), "observation.images.depth": depth}
+    write_set(tmp_path, film, cameras=(TOP, WRIST), features=features)
+    with pytest.raises(InputError, match=f"has 2 cameras; set image_key to one of: {TOP}, {WRIST}"):
+        LeRobotSource(tmp_path)
+    for asked in ("wrist", WRIST):
+        assert WRIST in LeRobotSource(tmp_path, image_key=asked).parts()[0].name
+    with pytest.raises(InputError, match=f"no camera 'depth'; it has: {TOP}, {WRIST}"):
+        LeRobotSource(tmp_path, image_key="depth")
+
+
+def test_a_split_is_its_episodes(tmp_path, film):
+    write_set(tmp_path, film)
+    assert [e.episode_id for e in everything(LeRobotSource(tmp_path, split="test"))] == ["000004"]
+    assert sum(part.episodes for part in LeRobotSource(tmp_path, split="train").parts()) == 4
+    with pytest.raises(InputError, match="no split 'val'; available: train, test"):
+        LeRobotSource(tmp_path, split="val")
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v2.0", "v1.6"])
+def test_older_versions_are_refused_in_one_sentence_that_says_how_to_convert(tmp_path, version):
+    write_info(tmp_path, {}, codebase_version=version)
+    with pytest.raises(
+        InputError, match=rf"version {version}, expected v3\.0; convert it with LeRobot: python -m"
+    ) as caught:
+        LeRobotSource(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_version_of_the_future_is_refused(tmp_path):
+    write_info(tmp_path, {}, codebase_version="v4.0")
+    with pytest.raises(InputError, match=r"version v4\.0, expected v3\.0; only v3\.0 is known"):
+        LeRobotSource(tmp_path)
+
+
+def remove(name):
+    return lambda root: (root / name).unlink()
+
+
+def shorten(name, size):
+    return lambda root: (root / name).write_bytes((root / name).read_bytes()[:size])
+
+
+EPISODES = "meta/episodes/chunk-000/file-001.parquet"
+FILM = f"videos/{TOP}/chunk-000/file-001.mp4"
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (remove("meta/info.json"), r"info\.json does not exist; expected a LeRobotDataset v3\.0"),
+        (shorten("meta/info.json", 40), r"info\.json is damaged"),
+        (shorten(EPISODES, 200), r"file-001\.parquet is no readable parquet file .* never finalized"),
+        (remove(FILM), r"file-001\.mp4 is missing, one of 1 of 2 files"),
+        (shorten(FILM, 900), r"episode 3: .*file-001\.mp4 (cannot be read|is damaged)"),
+        (lambda root: write_info(root, {TOP: feature("video")}, fps=0), "fps is 0, expected more than 0"),
+        (lambda root: write_info(root, {TOP: feature("video")}, fps="ten"), "fps is 'ten'"),
+        (lambda root: write_info(root, {}), "has no camera ''; it has: none"),
+        (lambda root: write_table(root / EPISODES, [{"episode_index": 4}]), "has no column tasks"),
+    ],
+)
+def test_damage_is_named(tmp_path, film, damage, said):
+    write_set(tmp_path, film)
+    damage(tmp_path)
+    with pytest.raises(InputError, match=said):
+        everything(LeRobotSource(tmp_path))
+
+
+def test_a_film_with_fewer_frames_than_the_table_says_is_an_error(tmp_path, film):
+    write_set(tmp_path, film)
+    film(tmp_path / FILM, range(300, 310))
+    source = LeRobotSource(tmp_path)
+    with pytest.raises(InputError, match=r"episode 4: .*file-001\.mp4: 3 of 6 pictures from 0\.700 s on are not there"):
+        list(source.read(1))
+
+
+def test_lerobot_itself_is_not_imported(tmp_path, film):
+    everything(LeRobotSource(write_set(tmp_path, film)))
+    assert "lerobot" not in sys.modules
+
+
+def test_a_picture_is_off_by_about_one_grey_level_at_most(tmp_path, film, picture):
+    """What keeping the pictures of a film as JPEG costs, against the film itself."""
+    av = pytest.importorskip("av")
+    source = LeRobotSource(write_set(tmp_path, film))
+    kept = next(source.read(0)).decode(0).astype(int)
+    with av.open(str(tmp_path / "videos" / TOP / "chunk-000" / "file-000.mp4")) as container:
+        straight = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    assert np.abs(kept - straight).mean() < 1.0
+    assert Image.fromarray(straight).size == (64, 48)
