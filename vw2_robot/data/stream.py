@@ -168,6 +168,7 @@ class ClipStream:
         self._read_ahead = ThreadPoolExecutor(1, thread_name_prefix="read") if threads else None
         self.bad: dict[str, str] = {}
         """what was left out so far: where -> why"""
+        self._failed: InputError | None = None
         self._position: tuple[Position, int]
         """a block, and how many of its windows are taken"""
         self._begin(Position(0, 0), 0)
@@ -184,7 +185,8 @@ class ClipStream:
 
     def epoch(self, batch_size: int) -> Iterator[StreamBatch]:
         """Yield the rest of the present epoch; the last batch may be smaller."""
-        clips = self._clips(epoch=self._position[0].epoch)
+        self._fill_pipeline()
+        clips = self._clips(epoch=self._pending[0][0].block.epoch)
         while len((batch := self._collect(itertools.islice(clips, batch_size), batch_size)).start):
             yield batch
 
@@ -221,8 +223,12 @@ class ClipStream:
             self._position = window.after
             if isinstance(made, _Clip):
                 yield made
-            else:
+                continue
+            try:
                 self._note(made.where, made.why)
+            except InputError as error:
+                self._failed = error
+                self._pending.clear()
 
     # ----------------------------------------------------------------------------------------------------- position
 
@@ -284,7 +290,7 @@ class ClipStream:
     def _begin(self, position: Position, taken: int) -> None:
         self._pending: deque[tuple[_Window, Callable[[], _Clip | _Bad]]] = deque()
         self._position = (position, taken)
-        self._failed: InputError | None = None
+        self._failed = None
         self._windows = self._sequence(position, taken)
 
     def _fill_pipeline(self) -> None:
