@@ -33,7 +33,7 @@ WRAPPED = {
     "transformers": {"models/backbone.py"},
     "hydra": {"cli.py", "rollouts/config.py"},  # rollouts: opens the benchmark that a yaml file names
     "matplotlib": {"rollouts/curves.py"},
-    "jinja2": {"rollouts/report.py"},
+    "jinja2": {"rollouts/report.py", "doctor/data_report.py"},
     "imageio_ffmpeg": {
         "rollouts/video.py",
         "rollouts/__main__.py",
@@ -127,11 +127,11 @@ def all_imports() -> tuple[Import, ...]:
 
 
 def place_of(module: str) -> str:
-    """Where a module of ours stands in the table: floor1, models, data, agent, serving, a sister folder, configs."""
+    """Where a module of ours stands in the table: floor1, models, data, agent, doctor, serving, a sister folder, configs."""
     parts = module.split(".")
     if len(parts) == 1:
         return "root"
-    if parts[1] in {"models", "data", "agent", "serving", "configs", *SISTERS}:
+    if parts[1] in {"models", "data", "agent", "doctor", "serving", "configs", *SISTERS}:
         return parts[1]
     return "floor1"
 
@@ -143,6 +143,7 @@ MAY_IMPORT = {
     "models": {"root", "floor1", "models"},
     "data": {"root", "floor1", "data"},
     "agent": LIBRARY,
+    "doctor": {"root", "floor1", "data", "doctor"},
     "serving": {"root", "floor1", "agent", "serving"},
     "configs": set[str](),
     **{sister: LIBRARY | {sister} for sister in SISTERS},

@@ -29,6 +29,33 @@ _CAMERA_PREFIXES = ("observation.images.", "observation.")
 
 
 @dataclass(frozen=True)
+class LeRobotDescription:
+    """What `meta/info.json` says: `splits` name -> episodes, `cameras` name -> "video" or "image"."""
+
+    version: str
+    hz: float
+    episodes: int
+    splits: dict[str, range]
+    cameras: dict[str, str]
+
+
+def describe_lerobot(path: str | os.PathLike[str]) -> LeRobotDescription:
+    """Say what a set holds, from its description alone.
+
+    Raises:
+        InputError: another version than v3.0, or a damaged description.
+    """
+    info = _read_info(Path(path))
+    return LeRobotDescription(
+        version=info["codebase_version"],
+        hz=float(info["fps"]),
+        episodes=int(info.get("total_episodes") or 0),
+        splits=_splits(info),
+        cameras=_cameras(info),
+    )
+
+
+@dataclass(frozen=True)
 class _Row:
     """An episode: its place is the seconds `start` in a film, or the rows that carry its number in a parquet file."""
 
@@ -45,10 +72,7 @@ class _File:
 
 
 class LeRobotSource:
-    """An `EpisodeSource` of which every part is one file of pictures.
-
-    `version`, `hz`, `splits` (name -> first episode, one past the last) and `cameras` say what `meta/info.json` says.
-    """
+    """An `EpisodeSource` of which every part is one file of pictures."""
 
     def __init__(
         self,
@@ -73,13 +97,10 @@ class LeRobotSource:
         self.path = Path(path)
         self.name = name or self.path.resolve().name
         info = _read_info(self.path)
-        self.version: str = info["codebase_version"]
-        self.hz = float(info["fps"])
-        self.cameras = _cameras(info)
-        self.splits = _splits(info)
-        self._camera = _choose_camera(self.path, self.cameras, image_key)
-        self._is_film = self.cameras[self._camera] == "video"
-        self._files = self._find_files(info, _chosen_episodes(self.path, self.splits, split))
+        self.hz, cameras = float(info["fps"]), _cameras(info)
+        self._camera = _choose_camera(self.path, cameras, image_key)
+        self._is_film = cameras[self._camera] == "video"
+        self._files = self._find_files(info, _chosen_episodes(self.path, _splits(info), split))
 
     def parts(self) -> list[Part]:
         """One part per file of pictures."""

@@ -67,7 +67,7 @@ class PickledOpenXSource:
                 f"{self.path}: the frame rate of {self.name!r} is not known (found {rate}); give hz, frames per second"
             )
         self.hz = float(rate)
-        named = [row.image_key] if row is not None else []
+        named = row.image_keys if row is not None else ()
         self._image_keys = (image_key,) if image_key is not None else (*named, *KNOWN_IMAGE_KEYS)
 
     def parts(self) -> list[Part]:

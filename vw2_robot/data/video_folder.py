@@ -108,9 +108,9 @@ class VideoFolderSource:
         )
 
 
-def has_videos(path: Path) -> bool:
-    """Say whether a folder, or one directly inside it, holds a video."""
-    return any(_is_video(file) for pattern in ("*", "*/*") for file in path.glob(pattern))
+def has_videos(path: Path, *, below: bool = True) -> bool:
+    """Say whether a folder, or (with `below`) one directly inside it, holds a video."""
+    return any(_is_video(file) for pattern in ("*", "*/*")[: 1 + below] for file in path.glob(pattern))
 
 
 def _find_videos(root: Path) -> tuple[Video, ...]:

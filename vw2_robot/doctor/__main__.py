@@ -1,0 +1,168 @@
+"""Program `vw2-doctor`: what is installed, which data sets are there, and what to do about the rest.
+
+    vw2-doctor data data.path=/data                        the data sets below a folder
+    vw2-doctor data data.path=/data report=data.html       a page with clips of each
+    vw2-doctor data data.path=/data data.mixture=octo      what a mixture lacks, with the commands that copy it
+
+Words in front choose sections (`packages`, `data`); without any, all are shown. The exit status is 0 when everything
+that was asked for is there and sound, and 1 when something needs doing; extras that are not installed are named, but
+only the core is required.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vw2_robot.cli import program
+from vw2_robot.data.mixtures import find_set, mixture_weights
+from vw2_robot.data.openx import OpenXSource, copy_command
+
+from .data_report import ClipOptions, format_bytes, write_data_report
+from .data_sets import DataSet, find_data_sets
+from .packages import CORE, Package, list_packages, missing_extras
+
+SECTIONS = ("packages", "data")
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Where to look for data sets."""
+
+    path: str | list[str] = "."
+    """a folder or several; data sets are found in and below them"""
+    depth: int = 4
+    """how many levels of folders below `path`"""
+    mixture: str | None = None
+    """octo, openvla, videoworld2 or a yaml file: every data set of it has to be there"""
+
+    def __post_init__(self) -> None:
+        """Reject what cannot work."""
+        if self.depth < 0:
+            raise ValueError(f"data.depth={self.depth}, expected at least 0")
+
+    @property
+    def roots(self) -> list[Path]:
+        """The folders to look in."""
+        return [Path(self.path)] if isinstance(self.path, str) else [Path(path) for path in self.path]
+
+
+@dataclass(frozen=True)
+class DoctorConfig:
+    """The root of `vw2-doctor`."""
+
+    sections: list[str] = field(default_factory=lambda: list(SECTIONS))
+    data: DataOptions = field(default_factory=DataOptions)
+    report: str | None = None
+    """file of the page with sample clips"""
+    clips: ClipOptions = field(default_factory=ClipOptions)
+
+    def __post_init__(self) -> None:
+        """Reject what cannot work."""
+        unknown = [section for section in self.sections if section not in SECTIONS]
+        if unknown or not self.sections:
+            raise ValueError(f"sections={self.sections}, expected some of {', '.join(SECTIONS)}")
+        if self.report is not None and "data" not in self.sections:
+            raise ValueError("report shows data sets: add the section data")
+
+
+def run(config: DoctorConfig) -> None:
+    """Look at what was asked for, print it, and leave with status 1 if something needs doing."""
+    sound = True
+    if "packages" in config.sections:
+        sound = _show_packages(list_packages()) and sound
+    if "data" in config.sections:
+        sound = _show_data(config) and sound
+    if not sound:
+        raise SystemExit(1)
+
+
+def main() -> None:
+    """Turn leading words into sections, then run."""
+    words = []
+    while len(sys.argv) > 1 and sys.argv[1].isalpha():
+        words.append(sys.argv.pop(1))
+    if words:
+        sys.argv.insert(1, f"sections=[{','.join(words)}]")
+    _configured()
+
+
+def _show_packages(packages: Sequence[Package]) -> bool:
+    print("packages")
+    _print_table(
+        [("extra", "package", "installed", "wanted", "")]
+        + [(p.extra, p.name, p.found or "-", p.wanted, "" if p.fits else "!") for p in packages]
+    )
+    for extra in missing_extras(list(packages)):
+        what = "vw2-robot" if extra == CORE else f"vw2-robot[{extra}]"
+        print(f'  to get what {extra} needs: pip install "{what}"')
+    print()
+    return CORE not in missing_extras(list(packages))
+
+
+def _show_data(config: DoctorConfig) -> bool:
+    roots = config.data.roots
+    data_sets = find_data_sets(roots, depth=config.data.depth)
+    print(f"data sets in {', '.join(map(str, roots))}")
+    if data_sets:
+        _print_table([("name", "format", "version", "episodes", "Hz", "size", "where"), *map(_row, data_sets)])
+    else:
+        print(f"  none, {config.data.depth} levels deep; give data.path=... the folder that holds them, or make one:")
+        print("    vw2-record episodes=20 out=runs/calvin")
+    for data_set in data_sets:
+        for problem in data_set.problems:
+            print(f"  ! {data_set.path}: {problem}")
+        if data_set.note:
+            print(f"  - {data_set.path}: {data_set.note}")
+    sound = bool(data_sets) and not any(data_set.problems for data_set in data_sets)
+    if config.data.mixture is not None:
+        sound = _show_missing(config.data.mixture, str(roots[0])) and sound
+    if config.report is not None:
+        sound = _write_report(data_sets, config) and sound
+    return sound
+
+
+def _show_missing(mixture: str, root: str) -> bool:
+    """Print what a mixture lacks below `root`; of two conversions of the same recordings one is enough."""
+    recordings: dict[str, list[OpenXSource]] = {}
+    for source in mixture_weights(mixture):
+        recordings.setdefault(source.same_as or source.name, []).insert(0, source)
+    missing = [same[-1] for same in recordings.values() if not any(find_set(source, root) for source in same)]
+    print(f"\nmixture {mixture}: {len(recordings) - len(missing)} of {len(recordings)} data sets lie in {root}")
+    if missing:
+        print("  to copy the others:")
+    for source in missing:
+        print(f"    {copy_command(source, root)}")
+    return not missing
+
+
+def _write_report(data_sets: Sequence[DataSet], config: DoctorConfig) -> bool:
+    assert config.report is not None
+    samples = write_data_report(data_sets, Path(config.report), config.clips)
+    shown = sum(len(sample.clips) for sample in samples)
+    print(f"\n{config.report}: {shown} clips of {sum(bool(sample.clips) for sample in samples)} data sets")
+    for sample in samples:
+        if sample.problem:
+            print(f"  ! {sample.data_set.path}: {sample.problem}")
+    return not any(sample.problem for sample in samples)
+
+
+def _row(data_set: DataSet) -> tuple[str, ...]:
+    splits = ", ".join(f"{name} {'?' if count is None else count}" for name, count in data_set.splits.items())
+    rate = "-" if data_set.hz is None else f"{data_set.hz:g}"
+    size = format_bytes(data_set.num_bytes)
+    return (data_set.name, data_set.format, data_set.version, splits or "-", rate, size, str(data_set.path))
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  " + "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+_configured = program(DoctorConfig, config_name="doctor")(run)
+
+if __name__ == "__main__":
+    main()

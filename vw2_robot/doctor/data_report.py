@@ -1,0 +1,206 @@
+"""The data as a page: clips of every source as training will see them, each picture with its time.
+
+A clip is cut by the functions that cut training clips (`vw2_robot.data.clips`), so the page answers whether the camera
+is the right one, whether the words fit, and how much happens in a latent step. Which episodes are shown depends on the
+data set alone: parts spread evenly over it, the clip in the middle of the episode. The page is self-contained and
+follows the reader's light or dark setting.
+
+A source that cannot be read is shown with the reason; the others are not affected.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib.resources
+import io
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vw2_robot import __version__
+from vw2_robot.checkpoint import write_text
+from vw2_robot.data.clips import clip_offsets, padded_frames, windows_at
+from vw2_robot.data.episodes import Episode, EpisodeSource
+from vw2_robot.data.formats import open_source
+from vw2_robot.data.lerobot_dataset import describe_lerobot
+from vw2_robot.errors import InputError, MissingExtraError, require
+
+from .data_sets import DataSet
+
+PICTURE_PX = 168
+"""Height of a picture on the page."""
+
+
+@dataclass(frozen=True)
+class ClipOptions:
+    """Which clips the page shows; the meaning of the numbers is that of `vw2_robot.data.clips`."""
+
+    count: int = 3
+    """clips of each data set"""
+    frames: int = 9
+    stride_s: int = 4
+    target_hz: float | None = None
+    gap_s: float | None = 0.6
+
+    def __post_init__(self) -> None:
+        """Reject what cannot work."""
+        if self.count < 1:
+            raise ValueError(f"clips.count={self.count}, expected at least 1")
+        clip_offsets(self.frames, stride_s=self.stride_s, hz=1.0, target_hz=self.target_hz, gap_s=self.gap_s)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A data set on the page: its clips, or why there are none."""
+
+    data_set: DataSet
+    clips: list[dict[str, Any]] = field(default_factory=list)
+    problem: str = ""
+
+
+def write_data_report(data_sets: Sequence[DataSet], out: Path, options: ClipOptions) -> list[Sample]:
+    """Write the page; returns what it shows, with the problems met while reading."""
+    samples = [_sample(data_set, options) for data_set in data_sets]
+    jinja2 = require("jinja2", extra="report")
+    template = importlib.resources.files("vw2_robot.doctor").joinpath("data_report.html.jinja")
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    page = environment.from_string(template.read_text(encoding="utf-8")).render(
+        version=__version__,
+        written=time.strftime("%Y-%m-%d %H:%M"),
+        sources=[{**_facts(sample.data_set), "clips": sample.clips, "problem": sample.problem} for sample in samples],
+        rule=_rule(options),
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, page)
+    return samples
+
+
+def _rule(options: ClipOptions) -> str:
+    frames = padded_frames(options.frames, options.stride_s)
+    if options.gap_s is not None:
+        spacing = f"a latent step of {options.stride_s} frames lasts {options.gap_s:g} s"
+    elif options.target_hz is not None:
+        spacing = f"at {options.target_hz:g} Hz, or slower where the source is"
+    else:
+        spacing = "consecutive"
+    return f"{frames} frames, {spacing}"
+
+
+def _facts(data_set: DataSet) -> dict[str, Any]:
+    splits = ", ".join(f"{name} {'?' if count is None else f'{count:,}'}" for name, count in data_set.splits.items())
+    return {
+        "name": data_set.name,
+        "path": str(data_set.path),
+        "format": data_set.format,
+        "version": data_set.version,
+        "splits": splits or "–",
+        "hz": f"{data_set.hz:g} Hz" if data_set.hz else "with each episode",
+        "size": format_bytes(data_set.num_bytes),
+        "note": data_set.note,
+        "problems": data_set.problems,
+    }
+
+
+def format_bytes(count: int | None) -> str:
+    """Return a size for people: 7.0 MB."""
+    if count is None:
+        return "?"
+    size, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while size >= 999.5 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    return f"{size:.0f} {units[0]}" if size >= 99.5 or units[0] == "B" else f"{size:.1f} {units[0]}"
+
+
+# ------------------------------------------------------------------------------------------------------------ clips
+
+
+def _sample(data_set: DataSet, options: ClipOptions) -> Sample:
+    try:
+        source = open_for_a_look(data_set)
+        return Sample(data_set, [_clip(episode, options) for episode in spread_episodes(source, options.count)])
+    except (InputError, MissingExtraError) as error:
+        return Sample(data_set, problem=str(error))
+
+
+def open_for_a_look(data_set: DataSet) -> EpisodeSource:
+    """Open a data set as far as that needs no decision of a person: the first split, the first of several cameras."""
+    kind, splits = data_set.format, list(data_set.splits)
+    if kind == "rlds":
+        return open_source(data_set.path, format=kind, split=splits[0] if splits else None)
+    if kind == "lerobot":
+        return open_source(
+            data_set.path, format=kind, image_key=next(iter(describe_lerobot(data_set.path).cameras), None)
+        )
+    if kind == "calvin":
+        split = splits[0] if splits else "training"
+        labelled = (data_set.path / split / "lang_annotations" / "auto_lang_ann.npy").is_file()
+        return open_source(
+            data_set.path, format=kind, split=split, trajectories="labelled" if labelled else "recordings"
+        )
+    return open_source(data_set.path, format=kind)
+
+
+def spread_episodes(source: EpisodeSource, count: int) -> Iterator[Episode]:
+    """Yield up to `count` episodes out of parts that are spread over the source; no more is read than that."""
+    parts = len(source.parts())
+    chosen = [number * parts // count for number in range(count)] if parts >= count else list(range(parts))
+    left = count
+    for number, part in enumerate(chosen):
+        here = -(-left // (len(chosen) - number))
+        for _, episode in zip(range(here), source.read(part), strict=False):
+            left -= 1
+            yield episode
+
+
+def _clip(episode: Episode, options: ClipOptions) -> dict[str, Any]:
+    offsets = clip_offsets(
+        options.frames, stride_s=options.stride_s, hz=episode.hz, target_hz=options.target_hz, gap_s=options.gap_s
+    )
+    start = max(0, (len(episode) - int(offsets[-1])) // 2)
+    windows = windows_at(np.array([start]), np.array([len(episode)]), offsets[None], options.stride_s)
+    numbers = windows.frames[0].tolist()
+    pictures = {number: _picture(episode, number) for number in dict.fromkeys(numbers)}
+    height, width = episode.decode(numbers[0]).shape[:2]
+    seconds = max(1, len(episode) - 1) / episode.hz
+    return {
+        "episode": episode.episode_id,
+        "words": episode.instruction,
+        "length": len(episode),
+        "seconds": f"{len(episode) / episode.hz:.1f}",
+        "size": f"{width} x {height}",
+        "valid": int(windows.valid.sum()),
+        "steps": windows.valid.shape[1],
+        "marks": [round(100 * number / episode.hz / seconds, 3) for number in numbers],
+        "frames": [
+            _frame(position, number, pictures[number], episode, windows.valid[0], options.stride_s)
+            for position, number in enumerate(numbers)
+        ],
+    }
+
+
+def _frame(position: int, number: int, picture: str, episode: Episode, valid: Any, stride_s: int) -> Mapping[str, Any]:
+    """One picture of a clip. Latent step k ends with frame k * stride_s; frame 0 is the anchor."""
+    step = -(-position // stride_s)
+    return {
+        "picture": picture,
+        "time": f"{number / episode.hz:.2f} s",
+        "number": number,
+        "role": "anchor" if position == 0 else f"step {step}" if position % stride_s == 0 else "",
+        "real": step == 0 or bool(valid[step - 1]),
+    }
+
+
+def _picture(episode: Episode, number: int) -> str:
+    image = Image.fromarray(episode.decode(number))
+    width = max(1, round(image.width * PICTURE_PX / image.height))
+    image = image.resize((width, PICTURE_PX), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=82)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,217 @@
+"""Which data sets lie below a folder: format, version, splits, rate and size, from descriptions alone.
+
+No episode is read and no TensorFlow imported, so it is quick on data sets of any size. What can be seen without
+reading is checked: files that a description counts and that are not there, versions that we cannot read, labels that
+speak of missing time steps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from vw2_robot.data.calvin import CALVIN_HZ, CalvinDataset, CalvinSplit, frame_name
+from vw2_robot.data.formats import Format, recognise
+from vw2_robot.data.lerobot_dataset import describe_lerobot
+from vw2_robot.data.openx import known_source
+from vw2_robot.data.pickled_openx import PICKLE_ENDINGS
+from vw2_robot.data.video_files import describe_video
+from vw2_robot.data.video_folder import VideoFolderSource, has_videos
+from vw2_robot.errors import InputError, MissingExtraError
+
+OUR_RUNS = ("results.jsonl", "metrics.jsonl")
+"""Folders that hold one of these are rollouts or training runs: films in them are no data."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set that was found. `hz` and `num_bytes` are None where they are not known.
+
+    `splits` is name -> episodes (None: not known), `problems` is what keeps it from being read, `note` what a reader
+    should know.
+    """
+
+    path: Path
+    format: Format
+    name: str
+    version: str = "-"
+    splits: Mapping[str, int | None] = field(default_factory=dict)
+    hz: float | None = None
+    num_bytes: int | None = None
+    note: str = ""
+    problems: tuple[str, ...] = ()
+
+
+def find_data_sets(roots: Sequence[Path], *, depth: int) -> list[DataSet]:
+    """Look for data sets in and below some folders, `depth` levels deep; never inside a data set.
+
+    Raises:
+        InputError: a root is no folder.
+    """
+    found: dict[Path, DataSet] = {}
+    for root in roots:
+        if not root.is_dir():
+            raise InputError(f"{root} is not a folder; give data.path=... the folder that holds your data sets")
+        for folder, kind in _candidates(root, depth):
+            found.setdefault(folder.resolve(), describe(folder, kind))
+    return list(found.values())
+
+
+def describe(path: Path, kind: Format) -> DataSet:
+    """Describe one data set; whatever is wrong with it becomes a problem."""
+    try:
+        return _DESCRIBE[kind](path)
+    except (InputError, MissingExtraError) as error:
+        return DataSet(path, kind, path.resolve().name, problems=(str(error).splitlines()[0],))
+
+
+def _candidates(folder: Path, depth: int) -> Iterator[tuple[Path, Format]]:
+    if any((folder / name).is_file() for name in OUR_RUNS):
+        return
+    kind = recognise(folder)
+    versions = sorted(file.parent for file in folder.glob("*/features.json")) if kind == "rlds" else []
+    if kind == "rlds" and not (folder / "features.json").is_file():
+        yield from ((version, kind) for version in versions)
+    elif kind is not None and (kind != "video" or _videos_belong_here(folder)):
+        yield folder, kind
+    elif depth > 0:
+        for inside in sorted(entry for entry in folder.iterdir() if _is_open(entry)):
+            yield from _candidates(inside, depth - 1)
+
+
+def _videos_belong_here(folder: Path) -> bool:
+    """Whether films lie here, or in every folder here (splits of one set), not in one beside other things."""
+    return has_videos(folder, below=False) or all(
+        has_videos(entry, below=False) for entry in folder.iterdir() if _is_open(entry)
+    )
+
+
+def _is_open(entry: Path) -> bool:
+    return entry.is_dir() and not entry.name.startswith((".", "_")) and os.access(entry, os.R_OK | os.X_OK)
+
+
+# ----------------------------------------------------------------------------------------------------- the formats
+
+
+def _describe_rlds(path: Path) -> DataSet:
+    info = _read_json(path / "dataset_info.json")
+    try:
+        name, version, form = str(info["name"]), str(info["version"]), str(info.get("fileFormat", "tfrecord"))
+        shards = {str(split["name"]): [int(count) for count in split["shardLengths"]] for split in info["splits"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path / 'dataset_info.json'} is damaged ({error!r}): copy it again") from error
+    names = [entry.name for entry in path.iterdir()]
+    problems = []
+    for split, lengths in shards.items():
+        here = sum(entry.startswith(f"{name}-{split}.{form}-") for entry in names)
+        if here != len(lengths):
+            problems.append(f"split {split}: {here} of {len(lengths)} files are here: copy the data set again")
+    row = known_source(name)
+    unknown = "not in the table of Open-X sources: image_key and hz have to be given, if episodes do not carry hz"
+    return DataSet(
+        path,
+        "rlds",
+        name,
+        version,
+        {split: sum(lengths) for split, lengths in shards.items()},
+        row.hz if row is not None else None,
+        _bytes_in(path),
+        note=unknown if row is None else "",
+        problems=tuple(problems),
+    )
+
+
+def _describe_lerobot(path: Path) -> DataSet:
+    facts = describe_lerobot(path)
+    splits = {name: len(episodes) for name, episodes in facts.splits.items()} or {"all": facts.episodes}
+    cameras = ", ".join(key.removeprefix("observation.images.") for key in facts.cameras)
+    return DataSet(
+        path,
+        "lerobot",
+        path.resolve().name,
+        facts.version,
+        splits,
+        facts.hz,
+        _bytes_in(path),
+        note=f"cameras: {cameras}; image_key chooses" if len(facts.cameras) > 1 else "",
+    )
+
+
+def _describe_calvin(path: Path) -> DataSet:
+    splits: dict[str, int | None] = {}
+    problems, notes, size = [], [], 0
+    for split in get_args(CalvinSplit):
+        if not (path / split).is_dir():
+            continue
+        try:
+            labelled = (path / split / "lang_annotations" / "auto_lang_ann.npy").is_file()
+            dataset = CalvinDataset(path, split, trajectories="labelled" if labelled else "recordings")
+        except InputError as error:
+            splits[split] = None
+            problems.append(str(error).splitlines()[0])
+            continue
+        splits[split] = len(dataset)
+        size += _calvin_bytes(dataset)
+        if not labelled:
+            notes.append(f"{split} has no labels: trajectories=recordings")
+    return DataSet(path, "calvin", path.resolve().name, "-", splits, CALVIN_HZ, size, "; ".join(notes), tuple(problems))
+
+
+def _calvin_bytes(dataset: CalvinDataset) -> int:
+    """Number of time steps times the size of one: there may be millions of files."""
+    table = dataset.folder / "ep_start_end_ids.npy"
+    if table.is_file():
+        ranges = np.load(table, allow_pickle=False)
+        steps = int((ranges[:, 1] - ranges[:, 0] + 1).sum())
+    else:
+        steps = sum(trajectory.length for trajectory in dataset.trajectories)
+    return steps * (dataset.folder / frame_name(dataset.trajectories[0].start)).stat().st_size
+
+
+def _describe_pickles(path: Path) -> DataSet:
+    name = path.resolve().name
+    count = sum(file.suffix in PICKLE_ENDINGS for file in path.rglob("*"))
+    row = known_source(name)
+    note = "" if row is not None else "not in the table of Open-X sources: hz has to be given"
+    return DataSet(path, "pickle", name, "-", {"all": count}, row.hz if row else None, _bytes_in(path), note)
+
+
+def _describe_videos(path: Path) -> DataSet:
+    source = VideoFolderSource(path)
+    splits: dict[str, int | None] = {}
+    for video in source.videos:
+        split = video.name.partition("/")[0] if "/" in video.name else "all"
+        splits[split] = (splits.get(split) or 0) + 1
+    first = source.videos[0]
+    hz = first.hz or describe_video(path / first.name).hz
+    silent = sum(not video.instruction for video in source.videos)
+    note = f"{silent} of {len(source.videos)} without words" if silent else ""
+    return DataSet(path, "video", source.name, "-", splits, hz, _bytes_in(path), note)
+
+
+_DESCRIBE = {
+    "rlds": _describe_rlds,
+    "lerobot": _describe_lerobot,
+    "calvin": _describe_calvin,
+    "pickle": _describe_pickles,
+    "video": _describe_videos,
+}
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{file} is missing: copy the data set again") from None
+    except ValueError as error:
+        raise InputError(f"{file} is damaged ({error}): copy it again") from None
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
