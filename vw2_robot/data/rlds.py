@@ -136,9 +136,8 @@ class RldsSource:
         self.name: str = builder.info.name
         source = source or known_source(self.name)
         self._pieces = tuple(piece for split in splits for piece in _pieces(builder, self.path, split))
-        self.image_key = _choose_image_key(
-            builder, self.path, image_key or (source.image_key if source is not None else None)
-        )
+        usual = source.image_keys if source is not None else ()
+        self.image_key = _choose_image_key(builder, self.path, (image_key,) if image_key is not None else usual)
         self.language_key = _language_key(builder, self.path, source)
         rate = hz if hz is not None else (source.hz if source is not None else None)
         stored = hz is None and _child(_child(builder.info.features, "episode_metadata"), "hz") is not None
@@ -211,14 +210,20 @@ class RldsSource:
         self, piece: _Piece, start: int, parse: Callable[[Any], dict[str, Any]]
     ) -> Iterator[Mapping[str, Any]]:
         tf, tfds = load_tensorflow()
-        raw = self._builder.as_data_source(
-            split=piece.split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-        )
 
-        def example(position: int) -> dict[str, Any]:
-            return {key: value.numpy() for key, value in parse(tf.constant(raw[position])).items()}
+        @functools.cache
+        def records() -> Any:
+            method = tfds.decode.DeserializeMethod.RAW_BYTES
+            return self._builder.as_data_source(split=piece.split, deserialize_method=method)
 
-        return map(example, range(piece.first + start, piece.first + piece.take))  # goes on after a bad record
+        def example(number: int) -> dict[str, Any]:
+            try:
+                record = records()[piece.first + number]
+            except (RuntimeError, ValueError, OSError) as error:
+                raise tf.errors.DataLossError(None, None, str(error)) from error
+            return {key: value.numpy() for key, value in parse(tf.constant(record)).items()}
+
+        return map(example, range(start, piece.take))  # goes on after a record of another form
 
     def _wanted_features(self, tfds: ModuleType) -> Any:
         """Return the features with one camera, the words and the rate: other cameras are never copied."""
@@ -310,11 +315,9 @@ def _damaged(piece: _Piece, number: int, error: Exception) -> InputError:
 def _open(path: str | os.PathLike[str]) -> tuple[Any, str]:
     """Return the TFDS builder of a data set and the folder that holds its files."""
     tfds = _load_tfds()
-    where = os.fspath(path)
-    remote = "://" in where
-    folder = _remote_version_folder(where.rstrip("/")) if remote else str(_version_folder(Path(where)))
+    folder = _version_folder(os.fspath(path).rstrip("/") or "/")
     try:
-        return (_open_remote(tfds, folder) if remote else tfds.builder_from_directory(folder)), folder
+        return (_open_remote(tfds, folder) if "://" in folder else tfds.builder_from_directory(folder)), folder
     except Exception as error:  # a broken description raises a dozen types inside TFDS, json and protobuf
         raise InputError(
             f"{folder} cannot be opened as a TFDS data set ({type(error).__name__}: {_first_line(error)}); its "
@@ -331,27 +334,35 @@ def _open_remote(tfds: ModuleType, folder: str) -> Any:
         return tfds.builder_from_directory(local)
 
 
-def _remote_version_folder(path: str) -> str:
+def list_files(folder: str, pattern: str) -> list[str]:
+    """Return the paths below a folder that match, sorted; `gs://...` and its like go through TensorFlow."""
+    if "://" not in folder:
+        return sorted(map(str, Path(folder).glob(pattern)))
     tf, _ = load_tensorflow()
     try:
-        found = [
-            str(file).rpartition("/")[0]
-            for pattern in ("", "*/", "*/*/")
-            for file in tf.io.gfile.glob(f"{path}/{pattern}dataset_info.json")
-        ]
+        return sorted(tf.io.gfile.glob(f"{folder}/{pattern}"))
+    except tf.errors.NotFoundError:
+        return []
     except tf.errors.OpError as error:
-        raise InputError(f"{path} cannot be reached ({type(error).__name__}: {_first_line(error)})") from error
-    return _single(path, found)
+        raise InputError(
+            f"{folder} cannot be reached ({type(error).__name__}: {_first_line(error)}); check the name, the network "
+            "and your credentials"
+        ) from error
 
 
-def _version_folder(path: Path) -> Path:
-    if not path.exists():
-        raise InputError(f"there is no folder {path}; expected an RLDS data set such as .../bridge_dataset/1.0.0")
-    if not path.is_dir():
-        raise InputError(f"{path} is a file; expected the folder of an RLDS data set, with dataset_info.json in it")
-    patterns = ("dataset_info.json", "*/dataset_info.json", "*/*/dataset_info.json")
-    folder = Path(_single(str(path), [str(file.parent) for pattern in patterns for file in sorted(path.glob(pattern))]))
-    if not (folder / "features.json").is_file():
+def _version_folder(path: str) -> str:
+    if "://" not in path:
+        path = str(Path(path))
+        if not Path(path).is_dir():
+            what = f"{path} is a file" if Path(path).exists() else f"there is no folder {path}"
+            raise InputError(f"{what}; expected the folder of an RLDS data set such as .../bridge_dataset/1.0.0")
+    found = [
+        file.rpartition("/")[0]
+        for pattern in ("dataset_info.json", "*/dataset_info.json", "*/*/dataset_info.json")
+        for file in list_files(path, pattern)
+    ]
+    folder = _single(path, found)
+    if not list_files(folder, "features.json"):
         raise InputError(f"{folder} has no features.json beside its dataset_info.json: copy the data set again")
     return folder
 
@@ -390,14 +401,14 @@ def _image_keys(builder: Any, folder: str) -> dict[str, tuple[int | None, int | 
     }
 
 
-def _choose_image_key(builder: Any, folder: str, key: str | None) -> str:
+def _choose_image_key(builder: Any, folder: str, keys: Sequence[str]) -> str:
+    """Return the first of `keys` that the set has; without keys, its only picture."""
     available = _image_keys(builder, folder)
-    if key in available:
-        return str(key)
-    if key is None and len(available) == 1:
-        return next(iter(available))
+    for key in keys or (list(available) if len(available) == 1 else ()):
+        if key in available:
+            return key
     sizes = ", ".join(f"{name} {height or '?'}x{width or '?'}" for name, (height, width) in available.items()) or "none"
-    asked = f"has no picture {key!r}" if key is not None else f"is no known source and holds {len(available)} pictures"
+    asked = f"has no picture {keys[0]!r}" if keys else f"is no known source and holds {len(available)} pictures"
     raise InputError(f"{folder} {asked}; set image_key to one of: {sizes}")
 
 

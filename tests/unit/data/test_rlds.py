@@ -15,10 +15,10 @@ import pytest
 tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed (extra openx)")
 tfds = pytest.importorskip("tensorflow_datasets", reason="TFDS is not installed (extra openx)")
 
-from vw2_robot.data.clips import ClipSampler, make_windows  # noqa: E402
+from vw2_robot.data.clips import ClipSampler  # noqa: E402
 from vw2_robot.data.episodes import Demonstration, Episode, encode_jpeg  # noqa: E402
 from vw2_robot.data.frames import FrameCache, cache_frames, split_episodes  # noqa: E402
-from vw2_robot.data.openx import SOURCES, OpenXSource, find_source  # noqa: E402
+from vw2_robot.data.openx import find_source  # noqa: E402
 from vw2_robot.data.rlds import RldsSource, describe_rlds, read_rlds  # noqa: E402
 from vw2_robot.data.rlds_writer import write_rlds  # noqa: E402
 from vw2_robot.errors import InputError  # noqa: E402
@@ -270,90 +270,6 @@ def test_a_local_set_is_opened_without_tensorflow(written: Path) -> None:
         "assert 'tensorflow' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[3], check=True)
-
-
-# --------------------------------------------------------------------------------------------- schemas of the table
-
-
-def write_foreign(out: Path, source: OpenXSource, *, tensor_images: bool = False) -> None:
-    """A tiny set in the shape of one of the table: picture, second picture, text at its place, odd company.
-
-    Episode lengths 1 and 6; the second has an empty text in its first step.
-    """
-    feature = tfds.features
-    image = feature.Tensor(shape=(16, 20, 3), dtype=np.uint8) if tensor_images else feature.Image(shape=(16, 20, 3))
-    pictures = {source.image_key, source.wrist_key or source.image_key}
-    observation: dict[str, Any] = dict.fromkeys(pictures, image)
-    observation |= {
-        "present/xyz": feature.Tensor(shape=(3,), dtype=np.float32),
-        "depth": feature.Image(shape=(8, 8, 1)),
-    }
-    numbers = source.name == "language_table"
-    text = feature.Tensor(shape=(512,), dtype=np.int32) if numbers else feature.Text()
-    step: dict[str, Any] = {
-        "observation": observation,
-        "action": {
-            "open_gripper": feature.Scalar(dtype=np.bool_),
-            "rotation": feature.Tensor(shape=(3,), dtype=np.float32),
-        },
-        **{name: feature.Scalar(dtype=np.bool_) for name in ("is_first", "is_last", "is_terminal")},
-        "reward": feature.Tensor(shape=(1,), dtype=np.float32),
-    }
-    place = step if len(source.language_key) == 1 else observation
-    place[source.language_key[-1]] = text
-
-    def make_step(index: int, length: int) -> dict[str, Any]:
-        rng = np.random.default_rng(index)
-        words = "" if length > 1 and index == 0 else "schiebe den Würfel"
-        codes = np.zeros(512, np.int32)
-        codes[: len(words.encode())] = list(words.encode())
-        values: dict[str, Any] = {
-            "observation": {key: np.full((16, 20, 3), 10 + index, np.uint8) for key in pictures},
-            "action": {"open_gripper": True, "rotation": np.zeros(3, np.float32)},
-            **{"is_first": index == 0, "is_last": index == length - 1, "is_terminal": False},
-            "reward": np.zeros(1, np.float32),
-        }
-        values["observation"] |= {"present/xyz": rng.random(3, np.float32), "depth": np.zeros((8, 8, 1), np.uint8)}
-        place = values if len(source.language_key) == 1 else values["observation"]
-        place[source.language_key[-1]] = codes if numbers else words
-        return values
-
-    identity = tfds.core.dataset_info.DatasetIdentity(
-        name=source.name, version=tfds.core.Version("0.1.0"), data_dir=str(out), module_name=""
-    )
-    info = tfds.core.DatasetInfo(
-        builder=identity, features=feature.FeaturesDict({"steps": feature.Dataset(step)}), description=""
-    )
-    info.set_file_format("tfrecord")
-    writer = tfds.core.SequentialWriter(info, 10, overwrite=True)
-    writer.initialize_splits(["train"], fail_if_exists=False)
-    writer.add_examples({"train": [{"steps": [make_step(i, length) for i in range(length)]} for length in (1, 6)]})
-    writer.close_all()
-
-
-@pytest.mark.parametrize("source", [s for s in SOURCES if s.hz is not None], ids=lambda source: source.name)
-def test_every_source_of_the_table_is_read_by_its_row(source: OpenXSource, tmp_path: Path) -> None:
-    write_foreign(tmp_path, source)
-    one, six = read_rlds(tmp_path)
-    assert (len(one), len(six)) == (1, 6)
-    assert one.instruction == six.instruction == "schiebe den Würfel"
-    assert (one.source, one.hz) == (source.name, source.hz)
-    assert six.decode(3).tolist() == np.full((16, 20, 3), 13).tolist()
-    cache_frames([one, six], tmp_path / "cache", height=8, width=8, description={})
-    windows = make_windows(6, frames=5, cache_stride=1, hz=six.hz)
-    assert windows.valid.tolist() == [[True], [True]]
-    assert ClipSampler(FrameCache(tmp_path / "cache"), [0, 1], frames=5, seed=0).batch(0, 2).pixels[0, 0, 0, 0, 0] >= 10
-
-
-def test_pictures_stored_as_plain_numbers_and_a_missing_text_are_read(tmp_path: Path) -> None:
-    source = OpenXSource("my_robot", "camera/front", 7.0, language_key=("spoken_words",))
-    write_foreign(tmp_path, source, tensor_images=True)
-    with pytest.raises(InputError, match="frame rate of 'my_robot' is not known"):
-        read_rlds(tmp_path, image_key="camera/front")
-    episodes = list(read_rlds(tmp_path, hz=7.0))  # the only picture is taken, the text lies where nobody looks
-    assert [(len(episode), episode.instruction, episode.hz) for episode in episodes] == [(1, "", 7.0), (6, "", 7.0)]
-    assert episodes[1].decode(5).max() == 15
-    assert [episode.instruction for episode in read_rlds(tmp_path, source=source)] == ["schiebe den Würfel"] * 2
 
 
 # -------------------------------------------------------------------------------------------------------- bad input
