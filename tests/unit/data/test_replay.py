@@ -1,0 +1,490 @@
+"""One suite for both replay engines, and what is special to each."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vw2_robot.data.blocks import WindowOptions
+from vw2_robot.data.clips import make_windows
+from vw2_robot.data.episodes import Episode, EpisodeSource, Part, encode_jpeg
+from vw2_robot.data.memory_replay import MemoryReplay, fed_by
+from vw2_robot.data.replay import (
+    Delivered,
+    Mode,
+    Progress,
+    Replay,
+    ReplayTimeout,
+    ReplayWindow,
+    ReplayWriter,
+    cut_episode,
+    decode,
+    share_of,
+)
+from vw2_robot.data.replay_ingest import IngestPlan, ingest
+from vw2_robot.data.reverb_reader import ReverbReader
+from vw2_robot.data.reverb_server import ReplayServer
+from vw2_robot.data.reverb_tables import ServerOptions
+from vw2_robot.data.reverb_writer import ReverbWriter
+from vw2_robot.errors import InputError
+
+OPTIONS = WindowOptions(frames=5, stride_s=2, window_stride=2)
+FRAME_BYTES = 1000
+
+
+class Numbered:
+    """A source whose pictures are bytes that name themselves; part p holds episodes of the given lengths."""
+
+    def __init__(
+        self, parts: list[list[int]], *, name: str = "numbered", damaged: tuple[int, int] | None = None
+    ) -> None:
+        self.name, self.lengths, self.damaged = name, parts, damaged
+
+    def parts(self) -> list[Part]:
+        return [Part(f"part-{number}", len(lengths)) for number, lengths in enumerate(self.lengths)]
+
+    def read(self, part: int, *, start: int = 0) -> Iterator[Episode]:
+        for number in range(start, len(self.lengths[part])):
+            if self.damaged == (part, number):
+                raise InputError(f"{self.name}, part-{part} is cut off in episode {number}")
+            name = f"{part}/{number}"
+            images = tuple(
+                f"{self.name} {name} {frame} ".encode().ljust(FRAME_BYTES, b"\0")
+                for frame in range(self.lengths[part][number])
+            )
+            yield Episode(self.name, name, f"do {name}", 10.0, images)
+
+
+SOURCE = Numbered([[9, 1, 12], [4, 7], [11, 0, 3, 8]])
+
+
+def expected(source: Numbered, options: WindowOptions = OPTIONS) -> Counter[tuple[str, int]]:
+    """(episode, start) of every window, once each."""
+    found: Counter[tuple[str, int]] = Counter()
+    for part, lengths in enumerate(source.lengths):
+        for number, length in enumerate(lengths):
+            windows = make_windows(
+                length, frames=options.frames, cache_stride=options.window_stride, hz=10.0, stride_s=options.stride_s
+            )
+            found.update((f"{part}/{number}", start) for start in windows.start.tolist())
+    return found
+
+
+def drawn(windows: list[ReplayWindow]) -> Counter[tuple[str, int]]:
+    return Counter((window.episode_id, window.start) for window in windows)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Engine:
+    """One replay of one rank in a test: open it, close it, open it again from its checkpoint."""
+
+    def __init__(self, kind: str, folder: Path) -> None:
+        self.kind, self.folder, self.port = kind, folder, free_port()
+        self.server: ReplayServer | None = None
+        self.memory: MemoryReplay | None = None
+        self.opened: list[ReverbWriter | ReverbReader] = []
+
+    def open(self, mode: Mode = "queue", *, windows: int = 100, timeout_s: float = 5.0) -> tuple[ReplayWriter, Replay]:
+        """Of room for about `windows` windows that do not overlap."""
+        if self.kind == "memory":
+            size = windows * OPTIONS.frames * FRAME_BYTES
+            self.memory = MemoryReplay(mode=mode, max_bytes=size, seed=0, path=self.folder, timeout_s=timeout_s)
+            return self.memory, self.memory
+        options = ServerOptions(mode=mode, frames=5, stride_s=2, max_windows=windows)
+        self.server = ReplayServer(options, path=self.folder, port=self.port)
+        address = f"127.0.0.1:{self.port}"
+        writer, reader = ReverbWriter(address, timeout_s=timeout_s), ReverbReader(address)
+        self.opened += [writer, reader]
+        return writer, reader
+
+    def close(self) -> None:
+        for one in self.opened:
+            one.close()
+        self.opened.clear()
+        if self.memory is not None:
+            self.memory.close()
+        if self.server is not None:
+            self.server.stop()
+        self.memory = self.server = None
+
+
+@pytest.fixture(params=["memory", "reverb"])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    if request.param == "reverb":
+        pytest.importorskip("reverb", reason="Reverb is not installed (extra openx)")
+    made = Engine(request.param, tmp_path / "replay")
+    yield made
+    made.close()
+
+
+def fill(source: EpisodeSource, writer: ReplayWriter, **plan: Any) -> None:
+    ingest([(source, 1.0)], IngestPlan(OPTIONS, **plan), writer)
+
+
+# ------------------------------------------------------------------------------------------------------ both engines
+
+
+def test_a_queue_delivers_every_window_once_and_then_says_so(engine: Engine) -> None:
+    writer, replay = engine.open()
+    fill(SOURCE, writer)
+    assert not replay.finished
+    windows = replay.sample(5, timeout_s=5)
+    assert len(windows) == 5
+    windows += replay.sample(1000, timeout_s=5)
+    assert drawn(windows) == expected(SOURCE)
+    assert replay.finished
+    assert replay.sample(3, timeout_s=5) == []
+    assert replay.size() == 0
+
+
+def test_a_queue_delivers_every_epoch(engine: Engine) -> None:
+    writer, replay = engine.open()
+    fill(SOURCE, writer, epochs=3)
+    windows = replay.sample(1000, timeout_s=5)
+    for epoch in range(3):
+        assert drawn([window for window in windows if window.epoch == epoch]) == expected(SOURCE)
+
+
+def test_a_window_is_delivered_as_it_was_cut(engine: Engine) -> None:
+    writer, replay = engine.open()
+    fill(SOURCE, writer)
+    for window in replay.sample(1000, timeout_s=5):
+        part, number = map(int, window.episode_id.split("/"))
+        length = SOURCE.lengths[part][number]
+        wanted = [f"numbered {window.episode_id} {window.start + i} " for i in range(5) if window.start + i < length]
+        assert [frame.rstrip(b"\0").decode() for frame in window.frames] == wanted + [""] * (5 - len(wanted))
+        assert (window.source, window.instruction, window.hz) == ("numbered", f"do {window.episode_id}", 10.0)
+        assert window.valid(2).tolist() == [window.start + 2 < length, window.start + 4 < length]
+
+
+def test_a_pool_is_drawn_from_with_replacement_and_drops_the_oldest(engine: Engine) -> None:
+    writer, replay = engine.open("uniform", windows=4)
+    long = Numbered([[40]])
+    fill(long, writer)
+    assert 4 <= replay.size() < 20
+    seen = drawn(replay.sample(200, timeout_s=20))
+    assert len(seen) == replay.size()
+    assert min(start for _, start in seen) == 2 * (len(expected(long)) - len(seen))  # those that came last
+    assert not replay.finished
+
+
+def test_drawing_from_an_empty_replay_ends_in_time(engine: Engine) -> None:
+    _, replay = engine.open()
+    begin = time.monotonic()
+    with pytest.raises(ReplayTimeout, match="0 of 3 windows"):
+        replay.sample(3, timeout_s=0.5)
+    assert 0.4 < time.monotonic() - begin < 3
+
+
+def test_windows_that_came_before_a_time_out_are_kept(engine: Engine) -> None:
+    writer, replay = engine.open()
+    cut = cut_episode(next(SOURCE.read(0)), OPTIONS, epoch=0, stretch="0/0/0", number=0)
+    writer.progress("plan")
+    assert writer.add(cut, Progress(0, 0, 1, len(cut.windows)))
+    with pytest.raises(ReplayTimeout):
+        replay.sample(len(cut.windows) + 1, timeout_s=1.0)
+    assert replay.size() == len(cut.windows)
+    assert len(replay.sample(len(cut.windows), timeout_s=5)) == len(cut.windows)
+
+
+def test_a_full_queue_makes_the_writer_wait_and_then_give_up(engine: Engine) -> None:
+    writer, replay = engine.open(windows=2, timeout_s=1.5)
+    begin = time.monotonic()
+    with pytest.raises(ReplayTimeout):
+        fill(SOURCE, writer)
+    assert 1.0 < time.monotonic() - begin < 10
+    assert len(replay.sample(2, timeout_s=5)) == 2
+
+
+def test_a_writer_goes_on_when_there_is_room_again(engine: Engine) -> None:
+    writer, replay = engine.open(windows=3, timeout_s=30)
+    thread = threading.Thread(target=fill, args=(SOURCE, writer))
+    thread.start()
+    windows: list[ReplayWindow] = []
+    while len(windows) < sum(expected(SOURCE).values()):
+        windows += replay.sample(1, timeout_s=10)
+    thread.join(10)
+    assert drawn(windows) == expected(SOURCE)
+    assert replay.sample(1, timeout_s=5) == []
+    assert replay.finished
+
+
+def test_a_replay_goes_on_from_its_checkpoint(engine: Engine) -> None:
+    writer, replay = engine.open()
+    fill(SOURCE, writer)
+    before = replay.sample(7, timeout_s=5)
+    replay.checkpoint(timeout_s=10)
+    state = json.loads(json.dumps(replay.state()))
+    replay.sample(4, timeout_s=5)  # drawn after the checkpoint: comes again
+    engine.close()
+    _, replay = engine.open()
+    replay.restore(state)
+    assert drawn(before + replay.sample(1000, timeout_s=5)) == expected(SOURCE)
+
+
+def test_what_was_delivered_after_the_checkpoint_is_not_delivered_again(engine: Engine) -> None:
+    writer, replay = engine.open()
+    fill(SOURCE, writer)
+    replay.checkpoint(timeout_s=10)
+    before = replay.sample(7, timeout_s=5)
+    state = replay.state()
+    engine.close()
+    _, replay = engine.open()
+    replay.restore(state)
+    assert drawn(before + replay.sample(1000, timeout_s=5)) == expected(SOURCE)
+
+
+class StopsHalfway:
+    """A writer whose process is killed after the windows of its n-th episode are stored, before its progress is."""
+
+    def __init__(self, writer: Any, episodes: int) -> None:
+        self.writer, self.left = writer, episodes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.writer, name)
+
+    def add(self, cut: Any, after: Progress) -> bool:
+        self.left -= 1
+        if self.left == 0:
+            if isinstance(self.writer, ReverbWriter):
+                self.writer._commit = killed  # type: ignore[method-assign]
+            else:
+                self.writer.finish = killed
+        return bool(self.writer.add(cut, after))
+
+
+def killed(_: Progress) -> bool:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("episodes", [1, 2, 4])
+def test_an_ingest_that_was_killed_goes_on_without_doubling_or_losing(engine: Engine, episodes: int) -> None:
+    writer, replay = engine.open()
+    with pytest.raises(KeyboardInterrupt):
+        fill(SOURCE, StopsHalfway(writer, episodes))
+    windows = replay.sample(1, timeout_s=5)  # one before it is back, the rest after
+    if isinstance(writer, MemoryReplay):
+        del writer.finish  # type: ignore[method-assign]
+        fill(SOURCE, writer)
+    else:
+        again = ReverbWriter(f"127.0.0.1:{engine.port}", timeout_s=5)
+        engine.opened.append(again)
+        fill(SOURCE, again)
+    assert drawn(windows + replay.sample(1000, timeout_s=5)) == expected(SOURCE)
+
+
+def test_a_finished_ingest_adds_nothing_when_it_is_started_again(engine: Engine) -> None:
+    writer, replay = engine.open()
+    fill(SOURCE, writer)
+    size = replay.size()
+    fill(SOURCE, writer)
+    assert replay.size() == size
+
+
+def test_another_plan_is_refused(engine: Engine) -> None:
+    writer, _ = engine.open()
+    fill(SOURCE, writer)
+    with pytest.raises(InputError, match="another plan"):
+        fill(SOURCE, writer, seed=1)
+
+
+def test_a_damaged_part_is_left_where_it_breaks(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    writer, replay = engine.open()
+    fill(Numbered(SOURCE.lengths, damaged=(2, 2)), writer)
+    assert drawn(replay.sample(1000, timeout_s=5)) == expected(Numbered([[9, 1, 12], [4, 7], [11, 0]]))
+    assert "part-2, left from episode 2 on: numbered, part-2 is cut off" in caplog.text
+    with pytest.raises(InputError, match="too many"):
+        fill(Numbered([[5, 5]], damaged=(0, 1)), MemoryReplay(mode="queue", max_bytes=10**6, seed=0), max_bad=0)
+
+
+# ---------------------------------------------------------------------------------------------------------- plan
+
+
+def test_ingest_processes_share_the_windows_and_their_identities_do_not_depend_on_the_run() -> None:
+    def collect(number: int, ingests: int) -> list[ReplayWindow]:
+        replay = MemoryReplay(mode="queue", max_bytes=10**7, seed=0)
+        fill(SOURCE, replay, ingest=number, ingests=ingests, seed=3)
+        return replay.sample(1000, timeout_s=5)
+
+    both = collect(0, 2) + collect(1, 2)
+    assert drawn(both) == expected(SOURCE) == drawn(collect(0, 1))
+    assert len({window.key for window in both}) == len(both)
+    again = {window.key: drawn([window]) for window in collect(0, 2) + collect(1, 2)}
+    assert again == {window.key: drawn([window]) for window in both}
+
+
+def test_windows_are_shared_out_evenly_and_each_share_counts_without_gaps() -> None:
+    window = cut_episode(next(SOURCE.read(0)), OPTIONS, epoch=0, stretch="0/1/7", number=0).windows[0]
+    shares = [share_of(dataclasses.replace(window, number=number), 3) for number in range(30)]
+    assert Counter(shares) == {0: 10, 1: 10, 2: 10}
+    delivered = Delivered(3)
+    for number in (number for number in reversed(range(30)) if shares[number] == 1):
+        assert ("0/1/7", number) not in delivered
+        delivered.add(("0/1/7", number))
+        assert ("0/1/7", number) in delivered
+    assert delivered.state() == {"shares": 3, "marks": {"0/1/7": 10}, "above": {}}
+    with pytest.raises(InputError, match="one of 3 ranks"):
+        Delivered.of(delivered.state(), shares=2)
+
+
+def test_decoded_windows_are_the_clips_of_the_stream(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (7, 24, 32, 3), dtype=np.uint8)
+    for images in (tuple(encode_jpeg(picture) for picture in pictures), tuple(pictures)):
+        episode = Episode("made", "1", "words", 5.0, images)
+        cut = cut_episode(episode, OPTIONS, epoch=2, stretch="x", number=0)
+        batch = decode(cut.windows, stride_s=2, height=24, width=32)
+        windows = make_windows(7, frames=5, cache_stride=2, hz=5.0, stride_s=2)
+        np.testing.assert_array_equal(batch.valid, windows.valid)
+        shown = np.stack([[episode.decode(index) for index in row] for row in windows.frames.tolist()])
+        np.testing.assert_array_equal(batch.pixels, shown)
+        assert batch.epoch.tolist() == [2] * len(windows.start)
+        assert batch.start.tolist() == windows.start.tolist()
+    broken = dataclasses.replace(cut.windows[0], frames=(b"no picture",) * 5)
+    with pytest.raises(InputError, match="made, episode 1 from frame 0"):
+        decode([broken], stride_s=2, height=8, width=8)
+
+
+# --------------------------------------------------------------------------------------------------------- memory
+
+
+def test_a_frame_that_many_windows_show_is_counted_once() -> None:
+    replay = MemoryReplay(mode="queue", max_bytes=10**6, seed=0)
+    fill(Numbered([[21]]), replay)
+    assert replay.bytes == 21 * FRAME_BYTES
+    replay.sample(1000, timeout_s=1)
+    assert replay.bytes == 0
+
+
+def test_a_pool_stays_within_its_bytes() -> None:
+    replay = MemoryReplay(mode="uniform", max_bytes=12 * FRAME_BYTES, seed=0)
+    fill(Numbered([[50, 9, 70]]), replay)
+    assert 5 * FRAME_BYTES < replay.bytes <= 12 * FRAME_BYTES
+    with pytest.raises(InputError, match="max_bytes"):
+        fill(SOURCE, MemoryReplay(mode="uniform", max_bytes=4 * FRAME_BYTES, seed=0))
+
+
+def test_an_error_of_the_ingest_thread_reaches_whoever_draws() -> None:
+    replay = MemoryReplay(mode="queue", max_bytes=10**6, seed=0)
+    with (
+        fed_by(replay, lambda: fill(Numbered([[5, 5]], damaged=(0, 1)), replay, max_bad=0)),
+        pytest.raises(InputError, match="too many"),
+    ):
+        replay.sample(100, timeout_s=5)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    (tmp_path / "replay.npz").write_bytes(b"PK nonsense")
+    with pytest.raises(InputError, match=r"replay\.npz is damaged"):
+        MemoryReplay(mode="queue", max_bytes=10**6, seed=0, path=tmp_path)
+
+
+# --------------------------------------------------------------------------------------------------------- reverb
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """served(**options) -> address of a server."""
+    pytest.importorskip("reverb", reason="Reverb is not installed (extra openx)")
+    servers: list[ReplayServer] = []
+
+    def serve(**options: Any) -> str:
+        given = {"frames": 5, "stride_s": 2, **options}
+        servers.append(ReplayServer(ServerOptions(**given), path=tmp_path / "server", port=free_port()))
+        return f"127.0.0.1:{servers[-1].port}"
+
+    yield serve
+    for server in servers:
+        server.stop()
+
+
+def test_two_ranks_and_two_ingests_share_an_epoch(served: Callable[..., str]) -> None:
+    address = served(ranks=2, ingests=2)
+    for number in range(2):
+        writer = ReverbWriter(address, ingest=number, timeout_s=5)
+        fill(SOURCE, writer, ingest=number, ingests=2)
+        writer.close()
+    readers = [ReverbReader(address, rank=rank, ranks=2) for rank in range(2)]
+    shares = [reader.sample(1000, timeout_s=5) for reader in readers]
+    assert min(map(len, shares)) > 0
+    assert drawn(shares[0] + shares[1]) == expected(SOURCE)
+    assert all(reader.finished for reader in readers)
+    for reader in readers:
+        reader.close()
+
+
+def test_a_server_refuses_clients_that_do_not_fit(served: Callable[..., str]) -> None:
+    address = served(ranks=2, ingests=1)
+    with pytest.raises(InputError, match="2 ranks, this is rank 0 of 3"):
+        ReverbReader(address, rank=0, ranks=3)
+    with pytest.raises(InputError, match="serves 1 ingest"):
+        ReverbWriter(address, ingest=1, timeout_s=5)
+    writer = ReverbWriter(address, timeout_s=5)
+    with pytest.raises(InputError, match="9 frames"):
+        ingest([(SOURCE, 1.0)], IngestPlan(WindowOptions(frames=9)), writer)
+    writer.close()
+
+
+def test_a_folder_of_another_server_is_refused(served: Callable[..., str]) -> None:
+    served(max_windows=50)
+    with pytest.raises(InputError, match="max_windows"):
+        served(max_windows=60)
+
+
+def test_the_options_of_restored_tables_are_compared(tmp_path: Path) -> None:
+    """Reverb keeps the old size of a table, whatever the new server was asked for."""
+    pytest.importorskip("reverb", reason="Reverb is not installed (extra openx)")
+    port = free_port()
+    server = ReplayServer(ServerOptions(max_windows=50), path=tmp_path, port=port)
+    server.checkpoint(timeout_s=10)
+    server.stop()
+    asked = ServerOptions(max_windows=60)
+    (tmp_path / "replay.json").write_text(json.dumps(dataclasses.asdict(asked), indent=1, sort_keys=True) + "\n")
+    with pytest.raises(InputError, match=r"queue-0.*50.*queue-0.*60"):
+        ReplayServer(asked, path=tmp_path, port=free_port())
+
+
+def test_a_taken_port_is_named(served: Callable[..., str], tmp_path: Path) -> None:
+    port = int(served().rpartition(":")[2])
+    with pytest.raises(InputError, match=f"port {port}"):
+        ReplayServer(ServerOptions(), path=tmp_path / "other", port=port)
+
+
+def test_a_server_that_is_not_there_is_named_in_time() -> None:
+    pytest.importorskip("reverb", reason="Reverb is not installed (extra openx)")
+    address = f"127.0.0.1:{free_port()}"
+    begin = time.monotonic()
+    for opened in (ReverbReader, ReverbWriter):
+        with pytest.raises(ReplayTimeout, match=f"no replay server listens at {address}"):
+            opened(address, timeout_s=0.3)
+    assert time.monotonic() - begin < 5
+    with pytest.raises(InputError, match="host:port"):
+        ReverbReader("localhost", timeout_s=0.3)
+
+
+def test_a_second_process_with_the_same_number_is_noticed(served: Callable[..., str]) -> None:
+    address = served()
+    first, second = (ReverbWriter(address, timeout_s=5) for _ in range(2))
+    cut = cut_episode(next(SOURCE.read(0)), OPTIONS, epoch=0, stretch="0/0/0", number=0)
+    first.progress("plan")
+    second.progress("plan")
+    assert first.add(cut, Progress(0, 0, 1, len(cut.windows)))
+    with pytest.raises(InputError, match="another process writes as ingest 0"):
+        second.add(cut, Progress(0, 0, 1, len(cut.windows)))
+    first.close()
+    second.close()

@@ -1,0 +1,202 @@
+"""The ingest side of a Reverb replay.
+
+Windows go first, then the server confirms them, then the progress is stored. A server that was restarted from a
+checkpoint has an older progress: the number of progress records that it has taken (part of the checkpoint) no longer
+fits, and the writer goes back to what is stored there.
+
+Reverb's writer, once its server is gone, blocks the whole interpreter when it is destroyed. It is leaked then
+(`_abandon`); the process should end and be started again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from vw2_robot.errors import InputError
+
+from .replay import CutEpisode, Progress, ReplayTimeout, padded_steps, share_of
+from .reverb_tables import CALL_S, connect, layout_of, load_reverb, reachable, server_info, within, writer_config
+
+
+class ReverbWriter:
+    """One ingest process's side of a server; a `ReplayWriter`.
+
+    Args:
+        address: host:port.
+        ingest: which ingest process this is.
+        timeout_s: how long to wait for the server to appear, and for room for one episode.
+
+    Raises:
+        InputError: the server does not serve that many ingest processes.
+        ReplayTimeout: no server.
+    """
+
+    def __init__(self, address: str, *, ingest: int = 0, timeout_s: float = 600.0) -> None:
+        self.address, self._timeout_s, self._table = address, timeout_s, f"progress-{ingest}"
+        self._client = connect(address, timeout_s=timeout_s)
+        self._layout = layout_of(self._client, address, CALL_S)
+        if not 0 <= ingest < self._layout.ingests:
+            raise InputError(
+                f"ingest {ingest}: the replay server at {address} serves {self._layout.ingests} ingest processes, "
+                "counted from 0"
+            )
+        self._ingest = ingest
+        self._writers: dict[tuple[int, ...], Any] = {}
+        self._notes: Any = self._client.trajectory_writer(1)
+        self._commits = 0
+        self._totals = [0] * len(self._layout.tables)
+        self._plan = ""
+
+    def progress(self, plan: str) -> Progress:
+        """See `ReplayWriter.progress`."""
+        self._plan, count = plan, self._count()
+        record = self._read() if self._info().current_size else None
+        if record is not None and record["plan"] != plan:
+            raise InputError(
+                f"ingest {self._ingest} of the replay server at {self.address} was filled by another plan (sources, "
+                "windows, seed, epochs or number of ingest processes differ); use that plan, or a fresh server folder"
+            )
+        self._commits = count
+        if record is None or record["commits"] != count:
+            # Nothing yet, or a record that followed others which a restored checkpoint had lost: begin anew, what was
+            # delivered before is dropped by its readers.
+            self._totals = [0] * len(self._layout.tables)
+            return Progress()
+        self._totals = record["totals"]
+        return Progress(**record["progress"])
+
+    def add(self, cut: CutEpisode, after: Progress) -> bool:
+        """See `ReplayWriter.add`."""
+        if len(cut.offsets) != self._layout.frames:
+            raise InputError(
+                f"windows have {len(cut.offsets)} frames, the replay server at {self.address} expects "
+                f"{self._layout.frames}; give both the same frames and stride_s"
+            )
+        shares = len(self._layout.tables)
+        self._send(cut.offsets, _steps(cut, shares))
+        for window in cut.windows:
+            self._totals[share_of(window, shares)] += 1
+        return self._commit(after)
+
+    def finish(self, after: Progress) -> bool:
+        """See `ReplayWriter.finish`: each queue gets the number of windows that this process sent to it."""
+        offsets = tuple(range(self._layout.frames))
+        for share, (name, total) in enumerate(zip(self._layout.tables, self._totals, strict=True)):
+            if name.startswith("queue-"):
+                header = json.dumps({"end": self._ingest, "total": total}).encode()
+                empty = {"image": b"", "header": b"", "table": np.int64(0)}
+                last = {"image": b"", "header": header, "table": np.int64(1 + share)}
+                self._send(offsets, [empty] * (len(offsets) - 1) + [last])
+        return self._commit(after)
+
+    def close(self) -> None:
+        """See `ReplayWriter.close`."""
+        writers, self._writers = [*self._writers.values()], {}
+        if not reachable(self.address, 0.0):
+            for writer in [*writers, self._notes]:
+                _abandon(writer)
+
+    def _send(self, offsets: tuple[int, ...], steps: list[dict[str, Any]]) -> None:
+        """Write the steps of an episode and wait until the server has all windows that end in them."""
+        if offsets not in self._writers:
+            configs = [
+                writer_config(offsets, table=name, number=number)
+                for number, name in enumerate(self._layout.tables, start=1)
+            ]
+            self._writers[offsets] = self._client.structured_writer(configs)
+        writer = self._writers[offsets]
+        for number, step in enumerate(steps):
+            writer.append(step)
+            if number % 64 == 63:  # keeps what waits on this side small
+                self._confirm(functools.partial(writer.flush, 32))
+        self._confirm(functools.partial(writer.end_episode, True), functools.partial(writer.flush, 0))
+
+    def _confirm(self, first: Callable[..., None], again: Callable[..., None] | None = None) -> None:
+        reverb, _ = load_reverb()
+        deadline, call = time.monotonic() + self._timeout_s, first
+        while True:
+            try:
+                call(timeout_ms=1000)
+            except reverb.errors.DeadlineExceededError as error:
+                if time.monotonic() < deadline:
+                    call = again or first  # an episode is ended even when its end was not confirmed in time
+                    continue
+                raise self._give_up(f"no room or no answer for {self._timeout_s:g} s") from error
+            except RuntimeError as error:
+                raise self._give_up(str(error)) from error
+            return
+
+    def _give_up(self, why: str) -> ReplayTimeout:
+        gone = "nobody listens there any more" if not reachable(self.address, 0.0) else "is a trainer drawing?"
+        for writer in [*self._writers.values(), self._notes]:
+            _abandon(writer)
+        self._writers = {}
+        return ReplayTimeout(
+            f"the replay server at {self.address} did not take an episode: {why}; {gone} Start the server again if it "
+            "ended, then this process: it goes on where it was"
+        )
+
+    def _info(self) -> Any:
+        return server_info(self._client, self.address, CALL_S)[self._table]
+
+    def _count(self) -> int:
+        """Return how many progress records the server has taken; part of its checkpoint."""
+        return int(self._info().rate_limiter_info.insert_stats.completed)
+
+    def _read(self) -> dict[str, Any]:
+        samples = within(
+            CALL_S,
+            f"reading the progress at {self.address}",
+            lambda: list(self._client.sample(self._table, 1, emit_timesteps=False)),
+        )
+        record: dict[str, Any] = json.loads(samples[0].data[0][0])
+        return record
+
+    def _commit(self, after: Progress) -> bool:
+        """Store progress; False if the server's count shows that it went back to a checkpoint meanwhile."""
+        if not self._unbroken():
+            return False
+        record = {
+            "plan": self._plan,
+            "commits": self._commits + 1,
+            "totals": self._totals,
+            "progress": asdict(after),
+        }
+        self._notes.append({"record": json.dumps(record).encode()})
+        self._notes.create_item(self._table, 1.0, {"record": self._notes.history["record"][-1:]})
+        self._confirm(self._notes.flush)
+        self._commits += 1
+        return self._unbroken()
+
+    def _unbroken(self) -> bool:
+        count = self._count()
+        if count > self._commits:
+            raise InputError(
+                f"another process writes as ingest {self._ingest} to the replay server at {self.address}; end one of "
+                "the two"
+            )
+        return count == self._commits
+
+
+def _steps(cut: CutEpisode, shares: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "image": image,
+            "header": window.header() if window is not None else b"",
+            "table": np.int64(1 + share_of(window, shares) if window is not None else 0),
+        }
+        for image, window in padded_steps(cut)
+    ]
+
+
+def _abandon(writer: Any) -> None:
+    """Never destroy this writer: without its server, its destructor waits for ever and holds the interpreter's lock."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(writer))
