@@ -113,7 +113,7 @@ def _show_data(config: DoctorConfig) -> bool:
         print("    vw2-record episodes=20 out=runs/calvin")
     for data_set in data_sets:
         for problem in data_set.problems:
-            print(f"  ! {data_set.path}: {problem}")
+            _print_problem(data_set, problem)
         if data_set.note:
             print(f"  - {data_set.path}: {data_set.note}")
     sound = bool(data_sets) and not any(data_set.problems for data_set in data_sets)
@@ -144,9 +144,14 @@ def _write_report(data_sets: Sequence[DataSet], config: DoctorConfig) -> bool:
     shown = sum(len(sample.clips) for sample in samples)
     print(f"\n{config.report}: {shown} clips of {sum(bool(sample.clips) for sample in samples)} data sets")
     for sample in samples:
-        if sample.problem:
-            print(f"  ! {sample.data_set.path}: {sample.problem}")
+        if sample.problem and sample.problem not in sample.data_set.problems:
+            _print_problem(sample.data_set, sample.problem)
     return not any(sample.problem for sample in samples)
+
+
+def _print_problem(data_set: DataSet, problem: str) -> None:
+    where = "" if str(data_set.path) in problem else f"{data_set.path}: "
+    print(f"  ! {where}{problem}")
 
 
 def _row(data_set: DataSet) -> tuple[str, ...]:

@@ -101,7 +101,7 @@ def _facts(data_set: DataSet) -> dict[str, Any]:
         "format": data_set.format,
         "version": data_set.version,
         "splits": splits or "–",
-        "hz": f"{data_set.hz:g} Hz" if data_set.hz else "with each episode",
+        "hz": f"{data_set.hz:g} Hz" if data_set.hz else "rate with each episode" if data_set.splits else "–",
         "size": format_bytes(data_set.num_bytes),
         "note": data_set.note,
         "problems": data_set.problems,
