@@ -26,7 +26,7 @@ WRAPPED = {
     "tensorflow": {"data/rlds.py", "data/rlds_writer.py"},
     "tensorflow_datasets": {"data/rlds.py", "data/rlds_writer.py", "envs/record.py"},  # record: asks early
     "rlds": {"data/rlds.py"},
-    "reverb": {"data/replay.py"},
+    "reverb": {"data/reverb_tables.py"},
     "pybullet": {"envs/physics.py"},
     "pybullet_data": {"envs/make_assets.py", "envs/physics.py"},
     "diffusers": {"models/vdm.py"},

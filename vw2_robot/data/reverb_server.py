@@ -68,7 +68,6 @@ class ReplayServer:
         found = layout_of(self._client, f"127.0.0.1:{self.port}", CALL_S)
         wanted = Layout.of_options(self.options)
         if found != wanted:
-            self.stop()
             raise InputError(f"the restored tables are {found}, asked for {wanted}; use another folder")
 
     def sizes(self) -> dict[str, int]:

@@ -82,12 +82,16 @@ class ServerOptions:
 
 
 def step_spec() -> dict[str, Any]:
-    """Return the types of one step: its picture, the window that ends here (b"" if none) and for which rank."""
+    """Return the types of one step: its picture, the window that ends here (b"" if none), and for which table it is.
+
+    rlds finds the ends of episodes by `is_last`.
+    """
     _, tf = load_reverb()
     return {
         "image": tf.TensorSpec([], tf.string),
         "header": tf.TensorSpec([], tf.string),
         "table": tf.TensorSpec([], tf.int64),
+        "is_last": tf.TensorSpec([], tf.bool),
     }
 
 

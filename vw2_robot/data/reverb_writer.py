@@ -81,7 +81,7 @@ class ReverbWriter:
                 f"{self._layout.frames}; give both the same frames and stride_s"
             )
         shares = len(self._layout.tables)
-        self._send(cut.offsets, _steps(cut, shares))
+        self._send(cut.offsets, steps_of(cut, shares=shares))
         for window in cut.windows:
             self._totals[share_of(window, shares)] += 1
         return self._commit(after)
@@ -92,9 +92,8 @@ class ReverbWriter:
         for share, (name, total) in enumerate(zip(self._layout.tables, self._totals, strict=True)):
             if name.startswith("queue-"):
                 header = json.dumps({"end": self._ingest, "total": total}).encode()
-                empty = {"image": b"", "header": b"", "table": np.int64(0)}
-                last = {"image": b"", "header": header, "table": np.int64(1 + share)}
-                self._send(offsets, [empty] * (len(offsets) - 1) + [last])
+                steps = [_step(b"", b"", 0)] * (len(offsets) - 1)
+                self._send(offsets, [*steps, _step(b"", header, 1 + share)])
         return self._commit(after)
 
     def close(self) -> None:
@@ -186,15 +185,25 @@ class ReverbWriter:
         return count == self._commits
 
 
-def _steps(cut: CutEpisode, shares: int) -> list[dict[str, Any]]:
-    return [
-        {
-            "image": image,
-            "header": window.header() if window is not None else b"",
-            "table": np.int64(1 + share_of(window, shares) if window is not None else 0),
-        }
+def steps_of(cut: CutEpisode, *, shares: int) -> list[dict[str, Any]]:
+    """Return an episode as steps of `reverb_tables.step_spec`, padded so that every window is the same pattern."""
+    steps = [
+        _step(image, window.header() if window is not None else b"", 1 + share_of(window, shares) if window else 0)
         for image, window in padded_steps(cut)
     ]
+    if steps:
+        steps[-1]["is_last"] = np.bool_(True)
+    return steps
+
+
+def _step(image: bytes, header: bytes, table: int) -> dict[str, Any]:
+    return {
+        # An object array: as plain bytes, or numpy's own strings, a picture would lose the zeros at its end.
+        "image": np.array(image, dtype=object),
+        "header": np.array(header, dtype=object),
+        "table": np.int64(table),
+        "is_last": np.bool_(False),
+    }
 
 
 def _abandon(writer: Any) -> None:
