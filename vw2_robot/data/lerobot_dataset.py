@@ -11,6 +11,7 @@ and are refused. Actions and states are not read. An episode with several tasks 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -127,21 +128,22 @@ class LeRobotSource:
 
     def _find_files(self, info: Mapping[str, Any], chosen: range | None) -> tuple[_File, ...]:
         prefix = f"videos/{self._camera}" if self._is_film else "data"
-        template = info["video_path" if self._is_film else "data_path"]
         columns = ["episode_index", "tasks", "length", f"{prefix}/chunk_index", f"{prefix}/file_index"]
-        start_column = f"{prefix}/from_timestamp"
+        columns += [f"{prefix}/from_timestamp"] * self._is_film
         files: dict[Path, list[_Row]] = {}
-        for line in _read_episode_table(self.path, [*columns, start_column] if self._is_film else columns):
-            number, tasks, length, chunk, index = (line[column] for column in columns)
-            if chosen is not None and number not in chosen:
-                continue
-            if chunk is None or index is None:
-                raise InputError(f"{self.path}: episode {number} has no {prefix} file; finish writing the set first")
-            path = self.path / template.format(video_key=self._camera, chunk_index=int(chunk), file_index=int(index))
-            row = _Row(
-                int(number), _first_task(tasks), int(length), float(line[start_column]) if self._is_film else 0.0
-            )
-            files.setdefault(path, []).append(row)
+        for line in _read_episode_table(self.path, columns):
+            try:
+                number, tasks, length, chunk, index, start = (*line, 0.0)[:6]
+                row = _Row(int(number), _first_task(tasks), int(length), float(start))
+                template = info["video_path" if self._is_film else "data_path"]
+                place = template.format(video_key=self._camera, chunk_index=int(chunk), file_index=int(index))
+            except (TypeError, ValueError, LookupError, AttributeError) as error:
+                raise InputError(
+                    f"{self.path}: the place of an episode in {prefix} cannot be made out ({error}) from "
+                    f"{dict(zip(columns, line, strict=True))}; the set was not finished, or is damaged"
+                ) from error
+            if chosen is None or row.number in chosen:
+                files.setdefault(self.path / place, []).append(row)
         if not files:
             raise InputError(f"{self.path} holds no episode")
         missing = [path for path in files if not path.is_file()]
@@ -187,8 +189,12 @@ def _read_info(path: Path) -> dict[str, Any]:
 
 def _cameras(info: Mapping[str, Any]) -> dict[str, str]:
     """Return camera -> "video" or "image", without depth maps."""
-    features = {key: value for key, value in info["features"].items() if value.get("dtype") in ("video", "image")}
-    return {key: value["dtype"] for key, value in features.items() if not _is_depth(value)}
+    features = {key: value for key, value in info["features"].items() if isinstance(value, dict)}
+    return {
+        key: value["dtype"]
+        for key, value in features.items()
+        if value.get("dtype") in ("video", "image") and not _is_depth(value)
+    }
 
 
 def _is_depth(feature: Mapping[str, Any]) -> bool:
@@ -225,7 +231,7 @@ def _chosen_episodes(path: Path, splits: Mapping[str, range], split: str | None)
     return splits[split]
 
 
-def _read_episode_table(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
+def _read_episode_table(path: Path, columns: list[str]) -> Iterator[list[Any]]:
     parquet = _pyarrow_parquet()
     files = sorted((path / "meta" / "episodes").glob("chunk-*/file-*.parquet"))
     if not files:
@@ -235,17 +241,27 @@ def _read_episode_table(path: Path, columns: list[str]) -> Iterator[dict[str, An
             absent = [column for column in columns if column not in table.schema_arrow.names]
             if absent:
                 raise InputError(f"{file} has no column {absent[0]}; expected a LeRobotDataset v3.0, fetch it again")
-            yield from table.read(columns=columns).to_pylist()
+            rows = table.read(columns=columns)
+            yield from map(list, zip(*(rows[column].to_pylist() for column in columns), strict=True))
 
 
-def _opened(parquet: ModuleType, file: Path) -> Any:
+@contextlib.contextmanager
+def _opened(parquet: ModuleType, file: Path) -> Iterator[Any]:
+    """Open a parquet file; whatever PyArrow finds wrong with it, now or while it is read, becomes an InputError."""
     try:
-        return parquet.ParquetFile(file)
-    except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
+        with parquet.ParquetFile(file) as table:
+            yield table
+    except InputError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, IndexError, NotImplementedError, MemoryError) as error:
         raise InputError(
-            f"{file} is no readable parquet file ({str(error).splitlines()[0]}); it was cut short, or its writer was"
-            " never finalized: write or fetch it again"
+            f"{file} is no readable parquet file ({_first_line(error)}); it is damaged or cut short, or its writer was "
+            "never finalized: write or fetch it again"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _first_task(tasks: Any) -> str:

@@ -69,7 +69,7 @@ def describe_video(path: Path) -> VideoFacts:
     """
     av = _av()
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             return _facts(_film_of(container, path))
     except av.FFmpegError as error:
         raise _unreadable(path, error) from error
@@ -84,7 +84,7 @@ def timed_frames(path: Path, *, start_s: float = 0.0) -> Iterator[TimedFrame]:
     av = _av()
     last = None
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             film = _film_of(container, path)
             film.codec_context.thread_count = 1
             film.codec_context.options = {"err_detect": "explode"}
@@ -168,8 +168,11 @@ def _av() -> ModuleType:
 def _film_of(container: Any, path: Path) -> Any:
     """The first stream of pictures that is not a cover."""
     for stream in container.streams.video:
-        if not stream.disposition & type(stream.disposition).attached_pic:
-            return stream
+        if stream.disposition & type(stream.disposition).attached_pic:
+            continue
+        if stream.codec_context is None:
+            raise InputError(f"{path} cannot be read as a video (its encoding is not known); {_ADVICE}")
+        return stream
     raise InputError(f"{path} holds no film (streams: {', '.join(s.type for s in container.streams) or 'none'})")
 
 

@@ -232,3 +232,23 @@ def test_a_picture_is_off_by_about_one_grey_level_at_most(tmp_path, film, pictur
         straight = next(container.decode(video=0)).to_ndarray(format="rgb24")
     assert np.abs(kept - straight).mean() < 1.0
     assert Image.fromarray(straight).size == (64, 48)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_whatever_happens_to_a_file_ends_in_an_error_of_ours_or_in_pictures(tmp_path, film, picture, stored):
+    write_set(tmp_path, film, stored=(lambda number: encode_jpeg(picture(number))) if stored else False)
+    files = sorted(file for file in tmp_path.rglob("*") if file.is_file())
+    rng, refused = np.random.default_rng(5), 0
+    for _ in range(60):
+        file = files[rng.integers(len(files))]
+        good = file.read_bytes()
+        damaged = bytearray(good[: rng.integers(1, len(good))] if rng.random() < 0.3 else good)
+        for position in rng.integers(len(damaged), size=rng.choice([1, 5, 50])):
+            damaged[position] = rng.integers(256)
+        file.write_bytes(damaged)
+        try:
+            everything(LeRobotSource(tmp_path))
+        except InputError:
+            refused += 1
+        file.write_bytes(good)
+    assert refused > 20
