@@ -1,4 +1,4 @@
-"""RLDS episodes -> frame cache: the only step of pre-training that needs TensorFlow, done once per run."""
+"""Data sets -> frame cache: decoded once per run; with RLDS the only step of pre-training that needs TensorFlow."""
 
 from __future__ import annotations
 
@@ -8,24 +8,46 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vw2_robot.data.episodes import Episode
+from vw2_robot.data.episodes import Episode, EpisodeSource
+from vw2_robot.data.formats import open_source, recognise
 from vw2_robot.data.frames import FrameCache, cache_frames
+from vw2_robot.data.mixtures import open_mixture
 from vw2_robot.data.openx import find_source
-from vw2_robot.data.rlds import read_rlds
+from vw2_robot.data.rlds import RldsSource
 
-from .config import Pretrain
+from .config import DataConfig, Pretrain
 
 
-def cache_rlds(config: Pretrain, out: Path) -> FrameCache:
-    """Decode and resize every episode of `config.data` into `out`; continues where an earlier call was cut off."""
-    data = config.data
+def open_sources(data: DataConfig) -> list[tuple[EpisodeSource, float]]:
+    """The data sets that the configuration names, each with its weight; no episode is read."""
     assert data.path is not None
-    source = find_source(data.source) if data.source is not None else None
+    if data.mixture is not None:
+        members = open_mixture(data.mixture, data.path)
+        return [(member.open(splits=data.splits, max_bad=data.max_bad), member.weight) for member in members]
+    if "://" in data.path or recognise(Path(data.path)) == "rlds" or data.source is not None:
+        row = find_source(data.source) if data.source is not None else None
+        rlds = RldsSource(data.path, splits=data.splits, source=row, image_key=data.image_key, max_bad=data.max_bad)
+        return [(rlds, 1.0)]
+    return [(open_source(data.path, image_key=data.image_key), 1.0)]
 
-    episodes: Iterator[Episode] = chain.from_iterable(
-        read_rlds(str(data.path), split=split, source=source, image_key=data.image_key, max_bad=data.max_bad)
-        for split in data.splits
-    )
+
+def heads(source: EpisodeSource, *, limit: int | None) -> Iterator[Episode]:
+    """All episodes in order, or about `limit` of them: equally many from the head of every part."""
+    parts = len(source.parts())
+    if limit is None:
+        yield from chain.from_iterable(source.read(part) for part in range(parts))
+        return
+    for part in range(parts):
+        share = limit * (part + 1) // parts - limit * part // parts
+        if share:
+            yield from islice(source.read(part), share)
+
+
+def cache_sources(config: Pretrain, out: Path) -> FrameCache:
+    """Decode and resize the episodes of `config.data` into `out`; continues where an earlier call was cut off."""
+    data = config.data
+    sources = open_sources(data)
+    episodes = chain.from_iterable(heads(source, limit=data.cache_episodes) for source, _ in sources)
     if not (out / "index.json").is_file():  # see that the data can be read before `out` is bound to them
         episodes = chain(list(islice(episodes, 1)), episodes)
 
@@ -43,10 +65,12 @@ def cache_rlds(config: Pretrain, out: Path) -> FrameCache:
             aspect=data.aspect,
             max_bad=data.max_bad,
             description={
-                "path": str(Path(data.path).resolve()),
+                "path": str(data.path) if "://" in str(data.path) else str(Path(str(data.path)).resolve()),
+                "mixture": data.mixture,
                 "splits": list(data.splits),
                 "source": data.source,
                 "image_key": data.image_key,
+                "cache_episodes": data.cache_episodes,
             },
             progress=progress,
         )

@@ -31,12 +31,23 @@ class DataConfig:
     """Where the video comes from and how it is cut."""
 
     path: str | None = None
-    """an RLDS data set folder (the one that holds features.json)"""
+    """a data set of any format that `vw2_robot.data.formats` knows; with `mixture`: the folder or bucket of the sets"""
+    mixture: str | None = None
+    """octo, openvla, videoworld2, or a yaml file with `name: weight`: many Open-X sets below `path`"""
     source: str | None = None
     """name of its row in the Open-X table; default: the data set's own name"""
     splits: tuple[str, ...] = ("train",)
+    """of an RLDS set; other formats take what they call training"""
     image_key: str | None = None
     """camera to use instead of the table's"""
+    stream: bool = False
+    """train the video prior and the dLDM on clips read from the data sets all the time instead of from the frame cache;
+    then only validation, latent cache and policy need the cache, and `cache_episodes` bounds it"""
+    cache_episodes: int | None = None
+    """episodes of each data set that go into the frame cache, from the heads of all its files; null: all"""
+    shuffle_mb: int = 256
+    """stream: compressed pictures held for shuffling"""
+    decode_threads: int = 2
     frames: str | None = None
     """a finished frame cache to read instead of `path`: no TensorFlow is needed then"""
     aspect: Aspect = "stretch"
@@ -46,6 +57,15 @@ class DataConfig:
     """resample to this rate; null takes consecutive frames, as released"""
     validation_fraction: float = 0.1
     augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def __post_init__(self) -> None:
+        for name in ("cache_episodes", "shuffle_mb"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"data.{name} must be at least 1, found {value}")
+        if self.decode_threads < 0:
+            raise ValueError(f"data.decode_threads must not be negative, found {self.decode_threads}")
+        if self.stream and self.path is None:
+            raise ValueError("data.stream=true needs data.path, since a frame cache is no data set to stream from")
 
 
 @dataclass(frozen=True)
@@ -182,7 +202,7 @@ def finished_stage(config: Pretrain, stage: Literal["vdm", "dldm"]) -> Path:
 
 
 def open_frames(config: Pretrain) -> FrameCache:
-    """The TF-free frame cache of this run; made from the RLDS data set first where it is not there yet.
+    """The TF-free frame cache of this run; made from the data sets first where it is not there yet.
 
     Raises:
         InputError: no data were named, or they cannot be read.
@@ -198,12 +218,12 @@ def open_frames(config: Pretrain) -> FrameCache:
         return cache
     if data.path is None:
         raise InputError(
-            "no data: set data.path to an RLDS data set folder (for example "
-            ".../bridge_dataset/1.0.0), or data.frames to a frame cache made before"
+            "no data: set data.path to the folder of a data set (for example .../bridge_dataset/1.0.0), or data.frames "
+            "to a frame cache made before"
         )
-    from .cache_frames import cache_rlds
+    from .cache_frames import cache_sources
 
-    return cache_rlds(config, config.stage_dir("frames"))
+    return cache_sources(config, config.stage_dir("frames"))
 
 
 def training_split(config: Pretrain, cache: FrameCache) -> tuple[list[int], list[int]]:

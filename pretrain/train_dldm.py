@@ -25,7 +25,7 @@ from vw2_robot.models.video_codec import DCTCodec
 from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.runs import Run, generator
 
-from .clips import clip_sampler, to_device
+from .clips import clip_sampler, to_device, training_clips
 from .config import PhasesConfig, Pretrain, finished_stage, open_frames, training_split
 from .dldm_health import code_usage, draw_reconstructions, explain_shortfall, validate
 from .targets import frame_error, jitter_colour, make_hint
@@ -98,14 +98,16 @@ def train_dldm(config: Pretrain) -> None:
     device = config.hardware.torch_device()
     frames = open_frames(config)
     train_ids, validation_ids = training_split(config, frames)
-    sampler = clip_sampler(config, frames, train_ids)
+    training = training_clips(config, frames, train_ids, validation_ids)
     held_out = clip_sampler(config, frames, validation_ids, augment=False)
     check = to_device(held_out.batch(0, phases.validation_clips), device)
     dldm = build_dldm(config).to(device)
     vdm, codec = load_vdm(finished_stage(config, "vdm"), config)
     vdm, codec = vdm.to(device), codec.to(device)
     if run.checkpoint is not None:
-        load_checkpoint(run.checkpoint, kind="dldm").load_into(dldm=dldm, vdm=vdm, codec=codec)
+        checkpoint = load_checkpoint(run.checkpoint, kind="dldm")
+        checkpoint.load_into(dldm=dldm, vdm=vdm, codec=codec)
+        training.restore(checkpoint.facts["clips"])
 
     def fit() -> float:
         own = to_device(
@@ -126,6 +128,7 @@ def train_dldm(config: Pretrain) -> None:
                     "vdm": config_tree(config.vdm),
                     "codec": config_tree(config.codec),
                     "frames_digest": frames.digest,
+                    "clips": training.state(),
                 },
                 optimizer=optimizer,
             ),
@@ -141,7 +144,7 @@ def train_dldm(config: Pretrain) -> None:
             assert run.checkpoint is not None
             load_optimizer(run.checkpoint, optimizer)
         for step in run.steps(stop, what=f"phase {phase}"):
-            x, valid = to_device(sampler.batch(step, loop.batch), device)
+            x, valid = to_device(training.batch(step, loop.batch), device)
             noise = generator(config.seed, step, stream=STREAM_PHASE2)
             with config.hardware.autocast(device):
                 if phase == 1:
@@ -167,6 +170,7 @@ def train_dldm(config: Pretrain) -> None:
         f"shuffle ratio {summary['dldm/shuffle_ratio']:.3f}"
     )
     draw_reconstructions(folder, dldm, vdm, codec, held_out, seed=config.seed, phases=phases, device=device)
+    training.close()
     run.close()
 
 

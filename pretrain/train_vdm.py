@@ -22,7 +22,7 @@ from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.pixels import to_model_range
 from vw2_robot.runs import Run, generator
 
-from .clips import clip_sampler, to_device
+from .clips import clip_sampler, to_device, training_clips
 from .config import Pretrain, open_frames, training_split
 
 # Streams of `runs.generator`: what is drawn in one stage never depends on another.
@@ -59,15 +59,17 @@ def train_vdm(config: Pretrain) -> None:
     device = config.hardware.torch_device()
     frames = open_frames(config)
     train_ids, validation_ids = training_split(config, frames)
-    sampler = clip_sampler(config, frames, train_ids)
+    training = training_clips(config, frames, train_ids, validation_ids)
     held_out = clip_sampler(config, frames, validation_ids, augment=False)
     vdm, codec = build_vdm(config)
-    codec.measure(to_model_range(torch.from_numpy(sampler.batch(0, 64).pixels)))
+    codec.measure(to_model_range(torch.from_numpy(clip_sampler(config, frames, train_ids).batch(0, 64).pixels)))
     vdm, codec = vdm.to(device), codec.to(device)
     optimizer = build_optimizer(vdm.parameters(), loop.optim)
     if run.checkpoint is not None:
-        load_checkpoint(run.checkpoint, kind="vdm").load_into(vdm=vdm, codec=codec)
+        checkpoint = load_checkpoint(run.checkpoint, kind="vdm")
+        checkpoint.load_into(vdm=vdm, codec=codec)
         load_optimizer(run.checkpoint, optimizer)
+        training.restore(checkpoint.facts["clips"])
 
     def prior_loss(clips: tuple[torch.Tensor, torch.Tensor], noise: torch.Generator) -> torch.Tensor:
         x, valid = clips
@@ -77,7 +79,7 @@ def train_vdm(config: Pretrain) -> None:
 
     for step in run.steps():
         noise = generator(config.seed, step, stream=STREAM_NOISE)
-        loss = prior_loss(to_device(sampler.batch(step, loop.batch), device), noise)
+        loss = prior_loss(to_device(training.batch(step, loop.batch), device), noise)
         norm = optimizer_step(loss, optimizer, step=step, config=loop.optim, total_steps=loop.steps)
         if run.due(step, loop.log_every):
             with torch.no_grad():
@@ -95,10 +97,15 @@ def train_vdm(config: Pretrain) -> None:
                     kind="vdm",
                     config=config_tree(config.vdm) | {"codec": config_tree(config.codec)},
                     modules={"vdm": vdm, "codec": codec},
-                    facts={"geometry": config.geometry._asdict(), "frames_digest": frames.digest},
+                    facts={
+                        "geometry": config.geometry._asdict(),
+                        "frames_digest": frames.digest,
+                        "clips": training.state(),
+                    },
                     optimizer=optimizer,
                 ),
             )
+    training.close()
     run.close()
 
 

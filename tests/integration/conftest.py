@@ -24,7 +24,7 @@ def moving_square(number: int, length: int = 9) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def frames_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A frame cache of ten short episodes, as `cache_rlds` would leave it."""
+    """A frame cache of ten short episodes, as `cache_sources` would leave it."""
     from vw2_robot.data.episodes import Episode
     from vw2_robot.data.frames import cache_frames
 
