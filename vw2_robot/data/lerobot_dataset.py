@@ -6,7 +6,8 @@ episode, the pictures lie in `videos/<camera>/chunk-*/file-*.mp4`, many episodes
 first wanted episode on is decoded. PyArrow is imported here and nowhere else, when a source is opened.
 
 Pictures out of films are held as JPEG, those out of parquet as they lie there. Versions 1 and 2 have another layout
-and are refused. Actions and states are not read. An episode with several tasks gets the first one listed.
+and are refused. Actions and states are not read. An episode with several tasks gets the first one listed, one of more
+than `PIECE_FRAMES` comes in pieces, called `<number>#<first frame>`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 from vw2_robot.errors import InputError, MissingExtraError, require
 
 from .episodes import Episode, Part
-from .video_files import jpegs_at
+from .video_files import PIECE_FRAMES, jpegs_at
 
 CONVERT = "python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=<user>/<name>"
 _CAMERA_PREFIXES = ("observation.images.", "observation.")
@@ -58,12 +59,29 @@ def describe_lerobot(path: str | os.PathLike[str]) -> LeRobotDescription:
 
 @dataclass(frozen=True)
 class _Row:
-    """An episode: its place is the seconds `start` in a film, or the rows that carry its number in a parquet file."""
+    """An episode, or `length` frames of one from frame `first` on.
+
+    Its place is the seconds `start` in a film, or the rows that carry its number in a parquet file.
+    """
 
     number: int
     instruction: str
     length: int
     start: float
+    first: int = 0
+    is_end: bool = True
+
+    @property
+    def episode_id(self) -> str:
+        """Return the number, and the first frame if that is not 0."""
+        return f"{self.number:06d}#{self.first}" if self.first else f"{self.number:06d}"
+
+    def pieces(self, hz: float) -> Iterator[_Row]:
+        """Cut it to what can be held in memory."""
+        for first in range(0, self.length, PIECE_FRAMES):
+            length = min(PIECE_FRAMES, self.length - first)
+            is_end = first + length == self.length
+            yield _Row(self.number, self.instruction, length, self.start + first / hz, first, is_end)
 
 
 @dataclass(frozen=True)
@@ -123,8 +141,8 @@ class LeRobotSource:
             try:
                 images = next(pictures)
             except InputError as error:
-                raise InputError(f"{self.name}, episode {row.number}: {error}") from error
-            yield Episode(self.name, f"{row.number:06d}", row.instruction, self.hz, images)
+                raise InputError(f"{self.name}, episode {row.episode_id}: {error}") from error
+            yield Episode(self.name, row.episode_id, row.instruction, self.hz, images)
 
     def _find_files(self, info: Mapping[str, Any], chosen: range | None) -> tuple[_File, ...]:
         prefix = f"videos/{self._camera}" if self._is_film else "data"
@@ -143,7 +161,7 @@ class LeRobotSource:
                     f"{dict(zip(columns, line, strict=True))}; the set was not finished, or is damaged"
                 ) from error
             if chosen is None or row.number in chosen:
-                files.setdefault(self.path / place, []).append(row)
+                files.setdefault(self.path / place, []).extend(row.pieces(self.hz))
         if not files:
             raise InputError(f"{self.path} holds no episode")
         missing = [path for path in files if not path.is_file()]
@@ -152,7 +170,7 @@ class LeRobotSource:
                 f"{missing[0]} is missing, one of {len(missing)} of {len(files)} files; the download is incomplete:"
                 " fetch the set again"
             )
-        order = (lambda row: row.start) if self._is_film else (lambda row: row.number)
+        order = (lambda row: row.start) if self._is_film else (lambda row: (row.number, row.first))
         return tuple(_File(path, tuple(sorted(rows, key=order))) for path, rows in sorted(files.items()))
 
 
@@ -274,19 +292,20 @@ def _stored_pictures(file: Path, camera: str, rows: tuple[_Row, ...]) -> Iterato
     stream = _picture_rows(file, camera)
     waiting = next(stream, None)
     for row in rows:
-        while waiting is not None and waiting[0] < row.number:
+        while waiting is not None and waiting[:2] < (row.number, row.first):
             waiting = next(stream, None)
-        images = []
-        while waiting is not None and waiting[0] == row.number:
-            images.append(waiting[1])
+        images: list[bytes] = []
+        while waiting is not None and waiting[0] == row.number and (row.is_end or len(images) < row.length):
+            images.append(waiting[2])
             waiting = next(stream, None)
         if len(images) != row.length:
             raise InputError(f"{file} holds {len(images)} pictures of it, the table says {row.length}; fetch it again")
         yield tuple(images)
 
 
-def _picture_rows(file: Path, camera: str) -> Iterator[tuple[int, bytes]]:
-    """Yield the episode's number and the stored picture of every row."""
+def _picture_rows(file: Path, camera: str) -> Iterator[tuple[int, int, bytes]]:
+    """Yield the episode's number, the frame's number in it and the stored picture of every row."""
+    before, frame = None, 0
     with _opened(_pyarrow_parquet(), file) as table:
         for key in ("episode_index", camera):
             if key not in table.schema_arrow.names:
@@ -296,4 +315,5 @@ def _picture_rows(file: Path, camera: str) -> Iterator[tuple[int, bytes]]:
                 data = picture.get("bytes") if isinstance(picture, dict) else picture
                 if not isinstance(data, bytes):
                     raise InputError(f"{file}: a picture of episode {number} lies outside the file; embed the pictures")
-                yield int(number), data
+                before, frame = number, frame + 1 if number == before else 0
+                yield int(number), frame, data

@@ -25,6 +25,8 @@ from vw2_robot.errors import InputError, require
 
 from .episodes import encode_jpeg
 
+PIECE_FRAMES = 512
+"""Longest episode that is held in memory; what is longer is cut into several."""
 LONGEST_GAP_S = 60.0
 """A film that stands still for longer, by its own times, is taken for damaged."""
 _HIGHEST_HZ = 1000.0

@@ -24,12 +24,10 @@ from typing import Any
 from vw2_robot.errors import InputError
 
 from .episodes import Episode, Part
-from .video_files import describe_video, frames_at_rate, timed_frames
+from .video_files import PIECE_FRAMES, describe_video, frames_at_rate, timed_frames
 
 VIDEO_ENDINGS = (".mp4", ".webm", ".mkv", ".mov", ".m4v", ".avi")
 CAPTION_FILES = ("captions.jsonl", "metadata.jsonl")
-PIECE_FRAMES = 512
-"""Longest episode; further frames of the film are the next episode."""
 _FILE_KEYS = ("file", "file_name")
 _TEXT_KEYS = ("instruction", "text", "caption")
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vw2_robot.data import lerobot_dataset
 from vw2_robot.data.episodes import encode_jpeg
 from vw2_robot.data.lerobot_dataset import LeRobotSource
 from vw2_robot.errors import InputError
@@ -141,6 +142,22 @@ def test_pictures_in_parquet_come_as_they_were_stored(tmp_path, film, number_of,
     assert [shown(episode, number_of) for episode in source.read(0, start=1)] == WANTED[1:3]
 
 
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_long_episode_comes_in_pieces_and_can_be_resumed(tmp_path, film, number_of, picture, monkeypatch, stored):
+    monkeypatch.setattr(lerobot_dataset, "PIECE_FRAMES", 4)
+    write_set(tmp_path, film, stored=(lambda number: encode_jpeg(picture(number))) if stored else False)
+    source = LeRobotSource(tmp_path)
+    pieces = list(source.read(0))
+    assert [(piece.episode_id, len(piece)) for piece in pieces] == [
+        ("000000", 4), ("000000#4", 1), ("000001", 4), ("000001#4", 4), ("000001#8", 1), ("000002", 4),
+    ]  # fmt: skip
+    assert source.parts()[0].episodes == 6
+    assert [n for piece in pieces for n in shown(piece, number_of)] == [n for numbers in WANTED[:3] for n in numbers]
+    for start in range(7):
+        again = [(piece.episode_id, piece.images) for piece in source.read(0, start=start)]
+        assert again == [(piece.episode_id, piece.images) for piece in pieces[start:]]
+
+
 def test_cameras_are_named_in_full_or_in_short_and_never_guessed(tmp_path, film):
     depth = feature("video", info={"video.is_depth_map": True})
     features = {TOP: feature("video"), WRIST: feature("video"), "observation.images.depth": depth}
@@ -196,7 +213,7 @@ FILM = f"videos/{TOP}/chunk-000/file-001.mp4"
         (shorten("meta/info.json", 40), r"info\.json is damaged"),
         (shorten(EPISODES, 200), r"file-001\.parquet is no readable parquet file .* never finalized"),
         (remove(FILM), r"file-001\.mp4 is missing, one of 1 of 2 files"),
-        (shorten(FILM, 900), r"episode 3: .*file-001\.mp4 (cannot be read|is damaged)"),
+        (shorten(FILM, 900), r"episode 000003: .*file-001\.mp4 (cannot be read|is damaged)"),
         (lambda root: write_info(root, {TOP: feature("video")}, fps=0), "fps is 0, expected more than 0"),
         (lambda root: write_info(root, {TOP: feature("video")}, fps="ten"), "fps is 'ten'"),
         (lambda root: write_info(root, {}), "has no camera ''; it has: none"),
@@ -214,7 +231,9 @@ def test_a_film_with_fewer_frames_than_the_table_says_is_an_error(tmp_path, film
     write_set(tmp_path, film)
     film(tmp_path / FILM, range(300, 310))
     source = LeRobotSource(tmp_path)
-    with pytest.raises(InputError, match=r"episode 4: .*file-001\.mp4: 3 of 6 pictures from 0\.700 s on are not there"):
+    with pytest.raises(
+        InputError, match=r"episode 000004: .*file-001\.mp4: 3 of 6 pictures from 0\.700 s on are not there"
+    ):
         list(source.read(1))
 
 
