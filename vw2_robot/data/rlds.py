@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import itertools
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,6 +45,7 @@ def load_tensorflow() -> tuple[ModuleType, ModuleType]:
     tfds = _load_tfds()
     tf = require("tensorflow", extra="openx")
     tf.config.set_visible_devices([], "GPU")
+    tf.get_logger().setLevel("ERROR")  # the reader of record files is called deprecated since 2.0, and is in 2.15
     return tf, tfds
 
 
@@ -141,17 +144,20 @@ class RldsSource:
         self.language_key = _language_key(builder, self.path, source)
         rate = hz if hz is not None else (source.hz if source is not None else None)
         stored = hz is None and _child(_child(builder.info.features, "episode_metadata"), "hz") is not None
-        if not stored and (rate is None or not rate > 0):
+        if not stored and (rate is None or not 0 < rate < math.inf):
             raise InputError(
                 f"{self.path}: the frame rate of {self.name!r} is not known (found {rate}); give hz, frames per second"
             )
         self.hz = None if stored or rate is None else float(rate)
         """frames per second; None where each episode carries its own"""
         self.bad = BadEpisodes(max_bad)
-        self._builder: Any = builder
+        self._random_access = builder.info.file_format.value == "array_record"
+        if self._random_access and "://" in self.path:
+            raise InputError(f"{self.path} holds array_record files, which are read from disk only: copy the data set")
+        self._parse: Callable[[bytes], dict[str, Any]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_builder": None}
+        return {**self.__dict__, "_parse": None}  # made again where it is used
 
     def parts(self) -> Sequence[Part]:
         """All files in the order of splits and shards."""
@@ -183,10 +189,37 @@ class RldsSource:
 
     def _examples(self, piece: _Piece, start: int) -> Iterator[Mapping[str, Any]]:
         """Parse nothing but the wanted fields of the records of one file; pictures and texts stay bytes."""
+        if self._parse is None:
+            self._parse = self._parser()
+        return map(self._parse, self._records(piece, start))  # unlike a generator, goes on after a bad record
+
+    def _records(self, piece: _Piece, start: int) -> Iterator[bytes]:
         tf, tfds = load_tensorflow()
-        if self._builder is None:  # unpickled in a worker
-            self._builder, _ = _open(self.path)
-        features = self._wanted_features(tfds)
+        if not self._random_access:
+            # Not tf.data: it takes 15 ms to open a file and never frees the graph that it makes for each.
+            everything = map(tf.compat.v1.io.tf_record_iterator, [piece.file])  # opens it when the first is asked for
+            return itertools.islice(
+                itertools.chain.from_iterable(everything), piece.skip + start, piece.skip + piece.take
+            )
+
+        @functools.cache
+        def source() -> Any:
+            method = tfds.decode.DeserializeMethod.RAW_BYTES
+            return _open(self.path)[0].as_data_source(split=piece.split, deserialize_method=method)
+
+        def record(number: int) -> bytes:
+            try:
+                found: bytes = source()[piece.first + number]
+            except (RuntimeError, ValueError, OSError) as error:
+                raise tf.errors.DataLossError(None, None, str(error)) from error
+            return found
+
+        return map(record, range(start, piece.take))
+
+    def _parser(self) -> Callable[[bytes], dict[str, Any]]:
+        """Return the function record -> pictures, words, rate; made once, since tracing takes long."""
+        tf, tfds = load_tensorflow()
+        features = self._wanted_features(tfds, _open(self.path)[0])
 
         def parse(record: Any) -> dict[str, Any]:
             example = features.deserialize_example(record, decoders={"steps": tfds.decode.SkipDecoding()})
@@ -197,37 +230,12 @@ class RldsSource:
                 found["hz"] = example["episode_metadata"]["hz"]
             return found
 
-        if self._builder.info.file_format.value == "array_record":
-            return self._random_access(piece, start, parse)
-        records = tf.data.TFRecordDataset(piece.file).skip(piece.skip + start).take(piece.take - start)
-        options = tf.data.Options()
-        options.threading.private_threadpool_size = 1
-        options.threading.max_intra_op_parallelism = 1
-        options.autotune.enabled = False
-        return records.map(parse).prefetch(1).with_options(options).as_numpy_iterator()
+        traced = tf.function(parse, input_signature=[tf.TensorSpec((), tf.string)])
+        return lambda record: {key: value.numpy() for key, value in traced(tf.constant(record)).items()}
 
-    def _random_access(
-        self, piece: _Piece, start: int, parse: Callable[[Any], dict[str, Any]]
-    ) -> Iterator[Mapping[str, Any]]:
-        tf, tfds = load_tensorflow()
-
-        @functools.cache
-        def records() -> Any:
-            method = tfds.decode.DeserializeMethod.RAW_BYTES
-            return self._builder.as_data_source(split=piece.split, deserialize_method=method)
-
-        def example(number: int) -> dict[str, Any]:
-            try:
-                record = records()[piece.first + number]
-            except (RuntimeError, ValueError, OSError) as error:
-                raise tf.errors.DataLossError(None, None, str(error)) from error
-            return {key: value.numpy() for key, value in parse(tf.constant(record)).items()}
-
-        return map(example, range(start, piece.take))  # goes on after a record of another form
-
-    def _wanted_features(self, tfds: ModuleType) -> Any:
+    def _wanted_features(self, tfds: ModuleType, builder: Any) -> Any:
         """Return the features with one camera, the words and the rate: other cameras are never copied."""
-        whole, step = self._builder.info.features, _step_features(self._builder, self.path)
+        whole, step = builder.info.features, _step_features(builder, self.path)
         wanted: dict[str, Any] = {"observation": {self.image_key: step["observation"][self.image_key]}}
         if self.language_key is not None:
             *above, last = self.language_key
@@ -241,7 +249,7 @@ class RldsSource:
     def _episode(self, name: str, example: Mapping[str, Any]) -> Episode:
         images = tuple(example["images"])
         hz = float(np.ravel(example["hz"])[0]) if self.hz is None else self.hz
-        if not images or not hz > 0:
+        if not images or not 0 < hz < math.inf:
             raise InputError(
                 f"{self.name}, episode {name}: {len(images)} pictures at {hz} Hz; expected at least one, a rate > 0"
             )

@@ -263,6 +263,41 @@ def test_a_record_of_another_form_is_named_and_skipped(damaged: Callable[[Callab
         list(data.read(1))
 
 
+def write_array_record(out: Path) -> Path:
+    feature = tfds.features
+    step = {"observation": {"image": feature.Image(shape=(16, 20, 3))}, "language_instruction": feature.Text()}
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name="cmu_stretch", version=tfds.core.Version("0.1.0"), data_dir=str(out), module_name=""
+    )
+    features = feature.FeaturesDict({"steps": feature.Dataset(step)})
+    info = tfds.core.DatasetInfo(builder=identity, features=features, description="")
+    info.set_file_format("array_record")
+    writer = tfds.core.SequentialWriter(info, 3, overwrite=True, file_format="array_record")
+    writer.initialize_splits(["train"], fail_if_exists=False)
+    for number in range(5):
+        image = np.full((16, 20, 3), number, np.uint8)
+        steps = [{"observation": {"image": image}, "language_instruction": f"task {number}"}] * (number + 1)
+        writer.add_examples({"train": [{"steps": steps}]})
+    writer.close_all()
+    return out
+
+
+def test_array_record_files_are_read_too_and_a_damaged_one_is_named(tmp_path: Path) -> None:
+    data = RldsSource(write_array_record(tmp_path))
+    assert [part.episodes for part in data.parts()] == [3, 2]
+    found = [episode for part in range(2) for episode in data.read(part)]
+    assert [(episode.episode_id, episode.instruction, len(episode)) for episode in found] == [
+        (f"train/{number:06d}", f"task {number}", number + 1) for number in range(5)
+    ]
+    assert [episode.decode(0).max() for episode in found] == [0, 1, 2, 3, 4]
+    assert [episode.episode_id for episode in pickle.loads(pickle.dumps(data)).read(1, start=1)] == ["train/000004"]
+    shard = second_shard(tmp_path)
+    shard.write_bytes(shard.read_bytes()[:-20])
+    assert len(list(data.read(0))) == 3
+    with pytest.raises(InputError, match=r"train\.array_record-00001 is damaged after 0 of 2 episodes"):
+        list(data.read(1))
+
+
 def test_a_local_set_is_opened_without_tensorflow(written: Path) -> None:
     code = (
         "import sys; from vw2_robot.data.rlds import RldsSource, describe_rlds\n"
