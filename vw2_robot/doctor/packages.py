@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 from dataclasses import dataclass
 
 from packaging.requirements import Requirement
+
+from vw2_robot.errors import InputError
 
 DISTRIBUTION = "vw2-robot"
 CORE = "core"
@@ -25,10 +28,18 @@ class Package:
 
 
 def list_packages() -> list[Package]:
-    """Return every package that the core and each extra need on this machine, in the order of `setup.cfg`."""
-    requirements = [Requirement(line) for line in importlib.metadata.requires(DISTRIBUTION) or []]
-    metadata = importlib.metadata.metadata(DISTRIBUTION)
-    extras = [extra for extra in metadata.get_all("Provides-Extra") or [] if extra not in NOT_FOR_USE]
+    """Return every package that the core and each extra need on this machine, in the order of `setup.cfg`.
+
+    Raises:
+        InputError: this is a checkout that was never installed, so that nothing says what it needs.
+    """
+    try:
+        lines = importlib.metadata.requires(DISTRIBUTION) or []
+    except importlib.metadata.PackageNotFoundError:
+        raise InputError(f"{DISTRIBUTION} runs from a checkout and is not installed: pip install -e .") from None
+    requirements = [Requirement(line) for line in lines]
+    named = [extra for line in lines for extra in re.findall(r"extra == [\"']([^\"']+)", line)]
+    extras = [extra for extra in dict.fromkeys(named) if extra not in NOT_FOR_USE]
     packages = []
     for extra in (CORE, *extras):
         for requirement in requirements:
