@@ -11,7 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vw2_robot.checkpoint import write_text
 from vw2_robot.errors import InputError
 
 from .reverb_tables import CALL_S, Layout, ServerOptions, layout_of, load_reverb, make_tables, within
@@ -43,7 +42,9 @@ class ReplayServer:
                 f"asked for {' '.join(plan.split())}; use those options, or another folder"
             )
         path.mkdir(parents=True, exist_ok=True)
-        write_text(stored, plan)
+        temporary = stored.with_suffix(".tmp")
+        temporary.write_text(plan, encoding="utf-8")
+        temporary.replace(stored)
         (path / "reverb").mkdir(exist_ok=True)
         try:
             self._server: Any = reverb.Server(
