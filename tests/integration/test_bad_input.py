@@ -75,7 +75,7 @@ def tuning(pretrained, calvin_folder, tmp_path):
 
 
 def test_no_data_at_all(refuse, chain):
-    assert "set data.path to an RLDS data set folder" in refuse(pretrain_on_openx, chain(None))
+    assert "set data.path to the folder of a data set" in refuse(pretrain_on_openx, chain(None))
 
 
 def test_a_folder_that_is_not_there(refuse, chain, tuning, tmp_path):
@@ -180,8 +180,12 @@ def test_a_tfrecord_shard_that_was_cut_off(chain, tmp_path):
 
 def test_a_missing_extra_is_named_with_the_command_that_installs_it(refuse, chain, tmp_path, monkeypatch):
     from vw2_robot.data import rlds
+    from vw2_robot.data.episodes import Demonstration, Episode
+    from vw2_robot.data.rlds_writer import write_rlds
 
-    (tmp_path / "set").mkdir()
+    video = tuple(np.full((7, 16, 16, 3), 9, np.uint8))
+    episode = Demonstration(Episode("set", "0", "wait", 5.0, video), np.zeros((7, 7)))
+    write_rlds(tmp_path / "set", name="waiting", version="1.0.0", episodes={"train": [episode]})
     rlds.load_tensorflow.cache_clear()
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     error = refuse(pretrain_on_openx, chain(f"data.path={tmp_path / 'set'}"))
