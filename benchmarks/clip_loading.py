@@ -1,50 +1,272 @@
-"""How fast clips leave the frame cache, with and without augmentation: one table.
+"""How fast `ClipStream` feeds a training run, beside what it is measured by: one table.
 
-Run: python -m benchmarks.clip_loading
+Run: python -m benchmarks.clip_loading [--bridge FOLDER] [--dlimp CHECKOUT] [--window-stride 8] [--rounds 5]
 
-Made-up noise at the pilot's size (64 x 64 pixels, 9 frames); seconds are CPU seconds of one process, so a busy machine
-changes little. Reading real episodes costs the same: the cache holds plain pixels.
+Two data sets: real Bridge V2 episodes (64 x 64 pixels, four cameras) where `--bridge` names them, and episodes of
+256 x 256 pixels at 15 Hz, made up here and stored as RLDS. Clips of 9 frames, shown at 5 Hz, at 64 and 128 pixels.
+
+    pillow        the bound: decode and resize the needed frames of clips in memory, and nothing else
+    ClipStream    read, shuffle, decode, resize, batch
+    tfds          plain TFDS with default decoding of everything; windows cut from the decoded episodes, unshuffled
+    dlimp         the loader below Octo, put together as Octo does: chunk, flatten, shuffle, decode, resize, batch.
+                  Needs a checkout of github.com/kvablack/dlimp; it resizes with another filter (Lanczos)
+
+Each runs in a process of its own with the same number of threads; they take turns for some rounds, and the speed-up of
+ClipStream is the median over rounds of the ratio within a round. Processor time is that of all threads. Two clips that
+overlap share no decoding in ClipStream and dlimp; plain TFDS decodes a frame once however many windows show it, so
+small window strides favour it, at the price of decoded episodes in memory.
 """
 
 from __future__ import annotations
 
+import argparse
+import io
+import itertools
+import multiprocessing
+import os
+import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
-from vw2_robot.data.clips import Augmentation, ClipSampler
-from vw2_robot.data.episodes import Episode
-from vw2_robot.data.frames import FrameCache, cache_frames
+from vw2_robot.data.blocks import WindowOptions
+from vw2_robot.data.clips import frame_offsets, make_windows
+from vw2_robot.data.episodes import Demonstration, Episode, encode_jpeg
+from vw2_robot.data.rlds import RldsSource
+from vw2_robot.data.rlds_writer import write_rlds
+from vw2_robot.data.stream import ClipStream, StreamOptions
 
-SIZE, LENGTH, EPISODES, FRAMES, BATCH, BATCHES = 64, 40, 200, 9, 64, 30
-CASES = {
-    "no augmentation": Augmentation(),
-    "flip": Augmentation(flip=0.5),
-    "brightness, contrast, color": Augmentation(brightness=0.2, contrast=0.2, color=0.1),
-    "crop": Augmentation(crop_min_scale=0.7),
-    "all": Augmentation(crop_min_scale=0.7, flip=0.5, brightness=0.2, contrast=0.2, color=0.1),
+FRAMES, TARGET_HZ, BATCH, SHUFFLED_CLIPS = 9, 5.0, 16, 500
+HZ = 15.0  # of the made-up set, which stores it with each episode
+
+
+@dataclass(frozen=True)
+class Case:
+    """One data set and how it is read."""
+
+    title: str
+    folder: str
+    image_key: str
+    px: int
+    resize: bool
+    window_stride: int
+    threads: int
+    dlimp: str | None
+
+    def windows(self, length: int, hz: float) -> NDArray[np.int64]:
+        """Return the frames [n, T] of all clips of an episode."""
+        stride = self.window_stride
+        return make_windows(length, frames=FRAMES, cache_stride=stride, hz=hz, target_hz=TARGET_HZ).frames
+
+
+# ------------------------------------------------------------------------------------------------------ contestants
+
+
+def pillow(case: Case) -> Iterator[int]:
+    """Nothing but decoding: episodes are in memory and in random order before the clock runs."""
+    source = RldsSource(case.folder, image_key=case.image_key)
+    clips = [
+        [episode.images[frame] for frame in dict.fromkeys(frames)]
+        for number in range(len(source.parts()))
+        for episode in source.read(number)
+        for frames in case.windows(len(episode), episode.hz).tolist()
+    ]
+    order = np.random.default_rng(0).permutation(len(clips)).tolist()
+
+    def decode(number: int) -> list[NDArray[np.uint8]]:
+        pixels = []
+        for data in clips[number]:
+            with Image.open(io.BytesIO(data)) as stored:
+                picture = stored.convert("RGB")
+                if picture.size != (case.px, case.px):
+                    picture = picture.resize((case.px, case.px), Image.Resampling.BILINEAR)
+                pixels.append(np.asarray(picture))
+        return pixels
+
+    endless = itertools.cycle(order)
+    with ThreadPoolExecutor(case.threads) as pool:
+        while True:
+            yield len(list(pool.map(decode, itertools.islice(endless, BATCH), chunksize=4)))
+
+
+def clip_stream(case: Case) -> Iterator[int]:
+    """Ours."""
+    source = RldsSource(case.folder, image_key=case.image_key)
+    cut = WindowOptions(FRAMES, target_hz=TARGET_HZ, window_stride=case.window_stride)
+    options = StreamOptions(cut, case.px, case.px, shuffle_bytes=16 * 2**20)
+    with ClipStream([(source, 1.0)], options, seed=0, threads=case.threads) as stream:
+        while True:
+            yield len(stream.batch(BATCH).start)
+
+
+def tfds(case: Case) -> Iterator[int]:
+    """Everything that the data set stores is decoded; then windows are cut, resized and batched."""
+    import tensorflow_datasets
+
+    builder = tensorflow_datasets.builder_from_directory(case.folder)
+    hz = RldsSource(case.folder, image_key=case.image_key).hz or HZ
+    clips: list[NDArray[np.uint8]] = []
+    for _ in itertools.count():
+        for episode in builder.as_dataset(split="train"):
+            steps = next(iter(episode["steps"].batch(500)))
+            pictures = steps["observation"][case.image_key].numpy()
+            for frames in case.windows(len(pictures), hz):
+                clips.append(np.stack([_resized(picture, case.px) for picture in pictures[frames]]))
+                if len(clips) == BATCH:
+                    yield len(np.stack(clips))
+                    clips.clear()
+
+
+def _resized(picture: NDArray[np.uint8], px: int) -> NDArray[np.uint8]:
+    if picture.shape[:2] == (px, px):
+        return picture
+    return np.asarray(Image.fromarray(picture).resize((px, px), Image.Resampling.BILINEAR))
+
+
+def dlimp(case: Case) -> Iterator[int]:
+    """Octo's arrangement: all that is cheap on whole episodes, a shuffle of undecoded clips, then the pictures."""
+    assert case.dlimp is not None
+    sys.path.insert(0, case.dlimp)
+    import dlimp
+    import tensorflow as tf
+    import tensorflow_datasets
+
+    hz = RldsSource(case.folder, image_key=case.image_key).hz or HZ
+    offsets = frame_offsets(FRAMES, hz=hz, target_hz=TARGET_HZ)
+    starts = frame_offsets(10_000, hz=hz, target_hz=TARGET_HZ)[:: case.window_stride]
+
+    def chunk(episode: Any) -> Any:
+        pictures = episode["observation"][case.image_key]
+        length = tf.shape(pictures, out_type=tf.int64)[0]
+        start = tf.boolean_mask(starts, starts + offsets[4] < length)
+        frames = tf.minimum(start[:, None] + offsets, length - 1)
+        words = tf.repeat(episode["language_instruction"][:1], tf.shape(frames)[0])
+        return {"pictures": tf.gather(pictures, frames), "words": words}
+
+    def decode(clip: Any) -> Any:
+        found = dlimp.vmap(lambda held: {"picture": one(held["picture"])})({"picture": clip["pictures"]})
+        return {"pictures": found["picture"], "words": clip["words"]}
+
+    def one(data: Any) -> Any:
+        picture = tf.io.decode_image(data, expand_animations=False, dtype=tf.uint8)
+        return dlimp.transforms.resize_image(picture, size=(case.px, case.px)) if case.resize else picture
+
+    builder = tensorflow_datasets.builder_from_directory(case.folder)
+    dataset = dlimp.DLataset.from_rlds(builder, split="train", shuffle=True).repeat().traj_map(chunk)
+    dataset = dataset.flatten().shuffle(SHUFFLED_CLIPS).frame_map(decode).batch(BATCH).with_ram_budget(1)
+    for batch in dataset.iterator():
+        yield len(batch["pictures"])
+
+
+CONTESTANTS: dict[str, Callable[[Case], Iterator[int]]] = {
+    "pillow": pillow,
+    "ClipStream": clip_stream,
+    "tfds": tfds,
+    "dlimp": dlimp,
 }
 
 
-def main() -> None:
+# ----------------------------------------------------------------------------------------------------------- rounds
+
+
+def contestant(name: str, case: Case, clips: int, pipe: Connection) -> None:
+    """Run in a process of its own: one measurement for each message, answered with seconds and processor seconds."""
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    while pipe.recv():
+        batches = CONTESTANTS[name](case)
+        for _ in range(4):
+            next(batches)
+        begin, cpu, done = time.perf_counter(), time.process_time(), 0
+        while done < clips:
+            done += next(batches)
+        pipe.send(((time.perf_counter() - begin) / done, (time.process_time() - cpu) / done))
+        batches.close()  # type: ignore[attr-defined]
+
+
+def measure(case: Case, *, rounds: int, clips: int) -> dict[str, list[tuple[float, float]]]:
+    """Return for each contestant the seconds and processor seconds of a clip, round by round."""
+    context = multiprocessing.get_context("spawn")
+    names = [name for name in CONTESTANTS if name != "dlimp" or case.dlimp is not None]
+    pipes, processes = {}, []
+    for name in names:
+        pipes[name], end = context.Pipe()
+        processes.append(context.Process(target=contestant, args=(name, case, clips, end), daemon=True))
+        processes[-1].start()
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for name in names:
+            pipes[name].send(True)
+            found[name].append(pipes[name].recv())
+    for name, process in zip(names, processes, strict=True):
+        pipes[name].send(False)
+        process.join()
+    return found
+
+
+def print_rows(case: Case, found: dict[str, list[tuple[float, float]]]) -> None:
+    """Print one row for each contestant."""
+    ours = found["ClipStream"]
+    for name, times in found.items():
+        wall, cpu = (median(each[kind] for each in times) for kind in (0, 1))
+        gains = [median(his[kind] / own[kind] for his, own in zip(times, ours, strict=True)) for kind in (0, 1)]
+        print(f"{case.title:<26}{name:<14}{1 / wall:>9.0f}{1000 * cpu:>12.2f}{gains[0]:>10.2f}{gains[1]:>10.2f}")
+    if case.dlimp is None:
+        print(f"{case.title:<26}{'dlimp':<14} not measured: name a checkout with --dlimp")
+
+
+def write_photos(folder: Path, *, episodes: int = 48, length: int = 60, px: int = 256) -> None:
+    """Store made-up episodes: a soft picture with grain that drifts, about 20 kB a frame."""
     rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    wide = np.asarray(coarse.resize((2 * px, 2 * px), Image.Resampling.BICUBIC)).astype(np.int16)
+    photo = np.clip(wide + rng.normal(0, 4, wide.shape), 0, 255).astype(np.uint8)
+
+    def demonstrations() -> Iterator[Demonstration]:
+        for number in range(episodes):
+            left, top = rng.integers(0, px - length, 2).tolist()
+            views = (photo[top : top + px, left + step : left + step + px] for step in range(length))
+            images = tuple(encode_jpeg(np.ascontiguousarray(view), quality=90) for view in views)
+            yield Demonstration(Episode("photos", str(number), "push the block", HZ, images), np.zeros((length, 7)))
+
+    write_rlds(folder, name="photos", version="1.0.0", episodes={"train": demonstrations()}, max_episodes_per_shard=24)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="clips per second of the loaders")
+    parser.add_argument(
+        "--bridge", default="../shared/openx/bridge_dataset/1.0.0", help="RLDS folder with real episodes"
+    )
+    parser.add_argument("--dlimp", help="checkout of github.com/kvablack/dlimp")
+    parser.add_argument("--window-stride", type=int, default=8, help="clip frames between the starts of windows")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    print(f"{'data':<26}{'loader':<14}{'clips/s':>9}{'cpu ms/clip':>12}{'wall x':>10}{'cpu x':>10}")
+    shared: dict[str, Any] = {
+        "window_stride": options.window_stride,
+        "threads": options.threads,
+        "dlimp": options.dlimp,
+    }
+    if Path(options.bridge).is_dir():
+        bridge = Case("Bridge V2, 64 px, real", options.bridge, "image_0", px=64, resize=False, **shared)
+        print_rows(bridge, measure(bridge, rounds=options.rounds, clips=1600))
+    else:
+        print(f"{'Bridge V2, 64 px, real':<26} not measured: no folder {options.bridge}")
     with tempfile.TemporaryDirectory() as folder:
-        episodes = (
-            Episode("noise", str(n), "", 10.0, tuple(rng.integers(0, 256, (LENGTH, SIZE, SIZE, 3), dtype=np.uint8)))
-            for n in range(EPISODES)
-        )
-        cache_frames(episodes, Path(folder) / "cache", height=SIZE, width=SIZE, description={})
-        cache = FrameCache(Path(folder) / "cache")
-        print(f"{'augmentation':<30}{'clips/s':>10}")
-        for name, augmentation in CASES.items():
-            sampler = ClipSampler(cache, range(EPISODES), frames=FRAMES, seed=0, augmentation=augmentation)
-            sampler.batch(0, BATCH)
-            begin = time.process_time()
-            for step in range(BATCHES):
-                sampler.batch(step, BATCH)
-            print(f"{name:<30}{BATCH * BATCHES / (time.process_time() - begin):>10.0f}")
+        photos = Path(folder) / "photos" / "1.0.0"
+        write_photos(photos)
+        made = Case("256 px, to 128", str(photos), "image", px=128, resize=True, **shared)
+        print_rows(made, measure(made, rounds=options.rounds, clips=480))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
 """Episodes read from many sources, shuffled in blocks of a stated number of bytes, pictures still compressed.
 
 A block is filled with episodes until it holds half of `shuffle_bytes`; then all its windows are put in random order.
-While one block is being used, the next is read: together they stay within `shuffle_bytes`, plus the last episode of
-each. Counted are the compressed bytes of all pictures that some window shows, once each, however many windows overlap;
-other pictures are dropped at once, and an episode is let go with its last window. An epoch ends with its own, possibly
-small, block.
+While one block is being used, the next ones are read, as far as all that is held stays within `shuffle_bytes` (plus one
+episode). Counted are the compressed bytes of all pictures that some window shows, once each, however many windows
+overlap; other pictures are dropped at once, and an episode is let go with its last window. An epoch ends with its own,
+possibly small, block.
 
 Which source comes next is drawn with the number of episodes that it still has in this epoch, so a mixture keeps its
 proportions to the end. Within a source, `lanes` files are open at the same time.
 
-A `Position` says where a block begins, in a few numbers; `Reader.block` of equal positions gives equal blocks, whatever
+A `Position` says where a block begins, in a few numbers; a `Reader` fills equal blocks for equal positions, whatever
 was read before. That is what makes an exact resume cheap: no buffer is stored.
 
 A damaged part or an empty episode is reported in `Block.bad` and left out. After damage the part is tried once more
@@ -20,7 +20,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,6 +69,8 @@ class Block:
     episodes: list[Episode]
     owner: NDArray[np.int64]
     start: NDArray[np.int64]
+    sizes: list[int]
+    """bytes of each episode"""
     bad: dict[str, str]
     """what was left out: where -> why"""
 
@@ -118,6 +122,7 @@ class _Lane:
 class _Cut:
     episode: Episode
     start: NDArray[np.int64]
+    size: int
 
 
 class Reader:
@@ -161,8 +166,10 @@ class Reader:
         self._position: Position | None = None
         self._kept: tuple[list[tuple[int, ...]], list[_Cut], dict[str, str]] | None = None
 
-    def block(self, position: Position) -> Block:
-        """Return the block that begins at `position`; fastest if it is where the last one ended.
+    def filling(self, position: Position) -> Generator[int, None, Block]:
+        """Fill the block that begins at `position`, fastest if it is where the last one ended.
+
+        Yields the bytes read so far, before each episode that is read, and returns the block. One block at a time.
 
         Raises:
             InputError: a whole epoch of this rank gives no window.
@@ -171,9 +178,10 @@ class Reader:
         plan = self._coverage()
         if self._kept is not None and position.block == 0 and self._kept[0] == plan:
             # All of the epoch fits into one block and was read before.
-            self._position = None
-            return self._shuffled(self._kept[1], self._kept[2], begin=position, end=Position(position.epoch + 1, 0))
-        cuts, bad = self._fill(np.random.default_rng([self._seed, 1, position.epoch, self._rank, position.block]))
+            _, cuts, bad = self._kept
+            held = [dataclasses.replace(cut, size=0) for cut in cuts]
+            return self._shuffled(held, bad, begin=position, end=Position(position.epoch + 1, 0))
+        cuts, bad = yield from self._fill(position)
         if any(lane.left() for lane in self._lanes):
             places = tuple((lane.chunk, lane.used) for lane in self._lanes)
             windows = position.windows + sum(len(cut.start) for cut in cuts)
@@ -195,6 +203,7 @@ class Reader:
 
     def _go_to(self, position: Position) -> None:
         if position == self._position and position.block:
+            self._position = None
             return
         self.close()
         shards = self._world_size * self._lanes_each
@@ -230,20 +239,22 @@ class Reader:
             merged.append((source, part, merged.pop()[2] if follows else start, stop))
         return merged
 
-    def _fill(self, rng: np.random.Generator) -> tuple[list[_Cut], dict[str, str]]:
+    def _fill(self, position: Position) -> Generator[int, None, tuple[list[_Cut], dict[str, str]]]:
+        rng = np.random.default_rng([self._seed, 1, position.epoch, self._rank, position.block])
         found: dict[tuple[int, ...], _Cut] = {}
         bad: dict[str, str] = {}
         size = 0
         while size < self._block_bytes and (total := sum(lane.left() for lane in self._lanes)):
+            yield size
             ends = itertools.accumulate(lane.left() for lane in self._lanes)
             drawn = int(rng.integers(total))
             index = next(index for index, end in enumerate(ends) if drawn < end)
             lane, chunk = self._lanes[index], self._lanes[index].chunk
             read = self._read(lane, bad)
             if read is not None and (self._keep is None or self._keep(read[1])):
-                cut, cut_bytes = self._cut(read[1])
+                cut = self._cut(read[1])
                 if len(cut.start):
-                    size += cut_bytes
+                    size += cut.size
                     found[lane.source, lane.chunks[chunk].part, read[0], index, chunk] = cut
         # In file order, so that a block does not depend on how its episodes were drawn.
         return [found[key] for key in sorted(found)], bad
@@ -284,8 +295,8 @@ class Reader:
         lane.finish()
         return None
 
-    def _cut(self, episode: Episode) -> tuple[_Cut, int]:
-        """Return an episode with its windows, rid of pictures that none of them shows, and the bytes that are left."""
+    def _cut(self, episode: Episode) -> _Cut:
+        """Return an episode with its windows, rid of pictures that none of them shows."""
         options = self._options
         windows = make_windows(
             len(episode),
@@ -300,13 +311,14 @@ class Reader:
         shown[windows.frames] = True
         images = tuple(image if use else b"" for image, use in zip(episode.images, shown.tolist(), strict=True))
         size = sum(image.nbytes if isinstance(image, np.ndarray) else len(image) for image in images)
-        return _Cut(dataclasses.replace(episode, images=images), windows.start), size
+        return _Cut(dataclasses.replace(episode, images=images), windows.start, size)
 
     def _shuffled(self, cuts: list[_Cut], bad: dict[str, str], *, begin: Position, end: Position) -> Block:
         start = np.concatenate([np.zeros(0, np.int64), *(cut.start for cut in cuts)])
         owner = np.repeat(np.arange(len(cuts)), [len(cut.start) for cut in cuts])
         order = np.random.default_rng([self._seed, 2, begin.epoch, self._rank, begin.block]).permutation(len(start))
-        return Block(begin, end, [cut.episode for cut in cuts], owner[order], start[order], bad)
+        episodes, sizes = [cut.episode for cut in cuts], [cut.size for cut in cuts]
+        return Block(begin, end, episodes, owner[order], start[order], sizes, bad)
 
     def _empty(self, epoch: int, bad: dict[str, str]) -> InputError:
         names = ", ".join(source.name for source, _ in self._sources)
@@ -321,3 +333,93 @@ def _left_out(source: EpisodeSource) -> int:
     """Return how many episodes the source has left out by itself: their numbers pass without an episode."""
     messages: Sequence[str] = getattr(getattr(source, "bad", None), "messages", ())
     return len(messages)
+
+
+class ReadAhead:
+    """The blocks of a reader one after the other, read in the background as far as memory allows.
+
+    Args:
+        reader: which nobody else may use meanwhile.
+        position: of the first block.
+        limit: bytes that all blocks together may hold, the one in use included.
+        pool: with one thread, for the reading; without, a block is read when it is asked for.
+    """
+
+    def __init__(self, reader: Reader, position: Position, *, limit: int, pool: ThreadPoolExecutor | None) -> None:
+        self._reader, self._limit, self._pool = reader, limit, pool
+        self._next = position
+        self._filling: Generator[int, None, Block] | None = None
+        self._filled = 0  # bytes of the block that is being read
+        self._ready: deque[Block | InputError] = deque()
+        self._read = self._let_go = 0  # bytes so far; each is counted by one thread only
+        self._task: Future[None] | None = None
+        self._closed = False
+        self.go_on()
+
+    def take(self) -> Block:
+        """Return the next block.
+
+        Raises:
+            InputError: as `Reader.filling`, each time from then on.
+        """
+        while not self._ready:
+            if self._closed:
+                raise RuntimeError("blocks of a closed stream were asked for")
+            if self._pool is None:
+                self._work()
+            else:
+                self.go_on()
+                assert self._task is not None
+                self._task.result()
+        first = self._ready[0]
+        if isinstance(first, InputError):
+            raise first
+        self._ready.popleft()
+        self.go_on()
+        return first
+
+    def let_go(self, size: int) -> None:
+        """Say that an episode of so many bytes is no longer held."""
+        self._let_go += size
+        if size:
+            self.go_on()
+
+    def go_on(self) -> None:
+        """Read on in the background, unless that is being done or there is no room."""
+        if self._pool is None or self._closed or not self._has_room():
+            return
+        if self._task is not None:
+            if not self._task.done():
+                return
+            self._task.result()  # an error that is no InputError surfaces here
+        self._task = self._pool.submit(self._work)
+
+    def close(self) -> None:
+        """Stop reading; returns when the reader is free for others."""
+        self._closed = True
+        if self._task is not None:
+            self._task.result()
+
+    def _has_room(self) -> bool:
+        if not self._ready:
+            return True
+        held = self._read + self._filled - self._let_go
+        return held < self._limit and len(self._ready) < 2 and not isinstance(self._ready[-1], InputError)
+
+    def _work(self) -> None:
+        """Read episode after episode while there is room; without a pool, to the end of the block."""
+        while not self._closed and self._has_room():
+            if self._filling is None:
+                self._filling = self._reader.filling(self._next)
+            try:
+                self._filled = next(self._filling)
+                continue
+            except StopIteration as end:
+                block: Block = end.value
+                self._read, self._filled, self._next = self._read + sum(block.sizes), 0, block.end
+                self._ready.append(block)
+            except InputError as error:
+                self._ready.append(error)
+            self._filling = None
+            if self._pool is None:
+                return

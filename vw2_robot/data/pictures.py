@@ -2,14 +2,17 @@
 
 Pixels are those of the frame cache, bit for bit: the same decoder and the same resize. What is saved is the way there.
 Pillow reads the header of a JPEG in Python, for a small picture a third of all time and under the interpreter's lock;
-here the few bytes that matter are read and the rest goes to the decoder. Everything that is no plain colour JPEG takes
-the ordinary way, `Episode.decode`, which also words the error for a picture that cannot be read.
+here the few bytes that matter are read and the rest goes to the decoder, into a picture that each thread keeps.
+Everything that is no plain colour JPEG takes the ordinary way, `Episode.decode`, which also words the error for a
+picture that cannot be read.
 
 `draft` decodes at 1/2, 1/4 or 1/8 where the picture is at least that much larger than wanted. It is faster and gives
 slightly other pixels, so it is off unless asked for.
 """
 
 from __future__ import annotations
+
+import threading
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +25,7 @@ from .frames import Aspect, resize_frame
 _PLAIN = (0xC0, 0xC1, 0xC2)  # start of a baseline, extended or progressive frame
 _OTHER_FRAMES = (*range(0xC3, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))
 _ADOBE = 0xEE  # may say that the three channels are no YCbCr
+_SCRATCH = threading.local()
 
 
 def read_frame(
@@ -38,10 +42,12 @@ def read_frame(
         return resize_frame(episode.decode(index), height=height, width=width, aspect=aspect)
     if aspect == "stretch" and picture.size != (width, height):
         picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    return resize_frame(np.asarray(picture), height=height, width=width, aspect=aspect)
+    pixels = np.frombuffer(picture.tobytes(), np.uint8).reshape(picture.height, picture.width, 3)
+    return resize_frame(pixels, height=height, width=width, aspect=aspect)
 
 
 def _plain_jpeg(data: bytes, wanted: tuple[int, int] | None) -> Image.Image | None:
+    """Return this thread's scratch picture with `data` in it; smaller by 2, 4 or 8 if that still holds `wanted`."""
     size = _jpeg_size(data)
     if size is None:
         return None
@@ -50,8 +56,12 @@ def _plain_jpeg(data: bytes, wanted: tuple[int, int] | None) -> Image.Image | No
         ratio = min(size[0] // wanted[0], size[1] // wanted[1])
         scale = next((step for step in (8, 4, 2) if ratio >= step), 1)
     scaled = (-(-size[0] // scale), -(-size[1] // scale))
+    picture: Image.Image | None = getattr(_SCRATCH, "picture", None)
+    if picture is None or picture.size != scaled:
+        picture = _SCRATCH.picture = Image.new("RGB", scaled)
     try:
-        return Image.frombytes("RGB", scaled, data, "jpeg", "RGB", "", scale, 0)
+        picture.frombytes(data, "jpeg", "RGB", "", scale, 0)
+        return picture
     except (ValueError, OSError):  # damaged: the ordinary way finds the words
         return None
 

@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 
 from vw2_robot.errors import InputError
 
-from .blocks import Block, Position, Reader, WindowOptions
+from .blocks import Block, Position, ReadAhead, Reader, WindowOptions
 from .clips import Augmentation, augment, clip_offsets, padded_frames, windows_at
 from .episodes import Episode, EpisodeSource
 from .frames import Aspect
@@ -49,6 +49,7 @@ from .pictures import read_frame
 # B batch · T frames · M latent steps · H, W pixels
 _LOG = logging.getLogger(__name__)
 _TASK = 4  # clips that a thread takes at a time
+_BULK = 64  # windows that are worked out at a time
 
 
 @dataclass(frozen=True)
@@ -91,22 +92,17 @@ class StreamBatch:
     hz: tuple[float, ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class _Window:
-    """One clip to come: where it is, and the position of the stream after it."""
+    """One clip to come: which frames, its place in the order, and the position of the stream after it."""
 
     episode: Episode
     start: int
+    frames: list[int]
+    valid: NDArray[np.bool_]
     block: Position
     number: int
     after: tuple[Position, int]
-
-
-@dataclass(frozen=True, eq=False)
-class _Clip:
-    window: _Window
-    pixels: NDArray[np.uint8]
-    valid: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -163,12 +159,14 @@ class ClipStream:
             keep=keep,
         )
         self._made_with = self._describe(sources, world_size)
-        self._offsets: dict[float, NDArray[np.int64]] = {}
+        self._shape = (padded_frames(cut.frames, cut.stride_s), options.height, options.width, 3)
+        self._spare: deque[NDArray[np.uint8]] = deque(maxlen=prefetch + _TASK)  # clips to be overwritten
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode") if threads else None
         self._read_ahead = ThreadPoolExecutor(1, thread_name_prefix="read") if threads else None
         self.bad: dict[str, str] = {}
         """what was left out so far: where -> why"""
-        self._failed: InputError | None = None
+        self._failed: tuple[int, InputError] | None = None
+        """the epoch that cannot be finished, and why"""
         self._position: tuple[Position, int]
         """a block, and how many of its windows are taken"""
         self._begin(Position(0, 0), 0)
@@ -186,48 +184,52 @@ class ClipStream:
     def epoch(self, batch_size: int) -> Iterator[StreamBatch]:
         """Yield the rest of the present epoch; the last batch may be smaller."""
         self._fill_pipeline()
-        clips = self._clips(epoch=self._pending[0][0].block.epoch)
+        present = self._pending[0][0].block.epoch if self._pending else self._position[0].epoch
+        clips = self._clips(epoch=present)
         while len((batch := self._collect(itertools.islice(clips, batch_size), batch_size)).start):
             yield batch
 
-    def _collect(self, clips: Iterator[_Clip], batch_size: int) -> StreamBatch:
-        options = self.options
-        frames = padded_frames(options.windows.frames, options.windows.stride_s)
-        pixels = np.empty((batch_size, frames, options.height, options.width, 3), np.uint8)
-        taken: list[_Clip] = []
-        for clip in clips:
-            pixels[len(taken)] = clip.pixels
-            taken.append(dataclasses.replace(clip, pixels=pixels[:0]))
-        episodes = [clip.window.episode for clip in taken]
-        steps = (frames - 1) // options.windows.stride_s
+    def _collect(self, clips: Iterator[tuple[_Window, NDArray[np.uint8]]], batch_size: int) -> StreamBatch:
+        batch = np.empty((batch_size, *self._shape), np.uint8)
+        windows: list[_Window] = []
+        for window, pixels in clips:
+            batch[len(windows)] = pixels
+            windows.append(window)
+            self._spare.append(pixels)
+        steps = (self._shape[0] - 1) // self.options.windows.stride_s
+        episodes = [window.episode for window in windows]
         return StreamBatch(
-            pixels=pixels[: len(taken)],
-            valid=np.array([clip.valid for clip in taken], np.bool_).reshape(len(taken), steps),
-            start=np.array([clip.window.start for clip in taken], np.int64),
-            epoch=np.array([clip.window.block.epoch for clip in taken], np.int64),
+            pixels=batch[: len(windows)],
+            valid=np.array([window.valid for window in windows], np.bool_).reshape(len(windows), steps),
+            start=np.array([window.start for window in windows], np.int64),
+            epoch=np.array([window.block.epoch for window in windows], np.int64),
             source=tuple(episode.source for episode in episodes),
             episode_id=tuple(episode.episode_id for episode in episodes),
             instruction=tuple(episode.instruction for episode in episodes),
             hz=tuple(episode.hz for episode in episodes),
         )
 
-    def _clips(self, *, epoch: int | None = None) -> Iterator[_Clip]:
+    def _clips(self, *, epoch: int | None = None) -> Iterator[tuple[_Window, NDArray[np.uint8]]]:
         """Take clips off the front of the pipeline, in order; up to the end of `epoch` if given."""
         while True:
             self._fill_pipeline()
+            if self._failed is not None and not self._pending:
+                if epoch is not None and epoch < self._failed[0]:
+                    return
+                raise self._failed[1]
             window, result = self._pending[0]
-            if epoch is not None and window.block.epoch != epoch:
+            if epoch is not None and epoch < window.block.epoch:
                 return
             self._pending.popleft()
             made = result()
             self._position = window.after
-            if isinstance(made, _Clip):
-                yield made
+            if isinstance(made, np.ndarray):
+                yield window, made
                 continue
             try:
                 self._note(made.where, made.why)
             except InputError as error:
-                self._failed = error
+                self._failed = (window.block.epoch, error)
                 self._pending.clear()
 
     # ----------------------------------------------------------------------------------------------------- position
@@ -250,10 +252,12 @@ class ClipStream:
             raise InputError(f"the position of the clip stream was stored for another stream ({pairs})")
         block = {**state["block"], "lanes": tuple((chunk, used) for chunk, used in state["block"]["lanes"])}
         self.bad = dict(state["bad"])
+        self._blocks.close()
         self._begin(Position(**block), int(state["taken"]))
 
     def close(self) -> None:
         """Stop the threads and let go of all files."""
+        self._blocks.close()
         for pool in (self._read_ahead, self._decoders):
             if pool is not None:
                 pool.shutdown(cancel_futures=True)
@@ -288,68 +292,56 @@ class ClipStream:
     # ----------------------------------------------------------------------------------------------------- pipeline
 
     def _begin(self, position: Position, taken: int) -> None:
-        self._pending: deque[tuple[_Window, Callable[[], _Clip | _Bad]]] = deque()
+        self._pending: deque[tuple[_Window, Callable[[], NDArray[np.uint8] | _Bad]]] = deque()
         self._position = (position, taken)
-        self._failed = None
-        self._windows = self._sequence(position, taken)
+        self._failed, self._reading = None, position.epoch
+        self._blocks = ReadAhead(self._reader, position, limit=self.options.shuffle_bytes, pool=self._read_ahead)
+        self._windows = self._sequence(taken)
 
     def _fill_pipeline(self) -> None:
-        """Hand windows to the decoders; an error on the way is raised when the clips before it are used up."""
+        """Hand windows to the decoders; an error on the way waits until the clips before it are used up."""
         while self._failed is None and len(self._pending) <= self._ahead:
             windows: list[_Window] = []
             try:
                 windows.extend(itertools.islice(self._windows, _TASK if self._decoders is not None else 1))
             except InputError as error:
-                self._failed = error
+                self._failed = (self._reading, error)
             if self._decoders is None:
                 self._pending += [(window, partial(self._decode, window)) for window in windows]
             elif windows:
                 task = self._decoders.submit(lambda some: [self._decode(window) for window in some], windows)
                 self._pending += [(window, partial(_nth, task, number)) for number, window in enumerate(windows)]
-        if self._failed is not None and not self._pending:
-            raise self._failed
 
-    def _sequence(self, position: Position, taken: int) -> Iterator[_Window]:
-        """Yield windows for ever, block after block; the next block is read while this one is used."""
-        block = self._reader_call(position)
+    def _sequence(self, taken: int) -> Iterator[_Window]:
+        """Yield windows for ever, block after block."""
         while True:
-            present = block()
-            for where, why in present.bad.items():
+            block = self._blocks.take()
+            for where, why in block.bad.items():
                 self._note(where, why)
-            block = self._reader_call(present.end)
-            yield from _windows_of(present, taken)
-            taken = 0
+            yield from _windows_of(block, taken, self.options.windows, self._blocks.let_go)
+            self._reading, taken = block.end.epoch, 0
 
-    def _reader_call(self, position: Position) -> Callable[[], Block]:
-        if self._read_ahead is None:
-            return partial(self._reader.block, position)
-        return self._read_ahead.submit(self._reader.block, position).result
-
-    def _decode(self, window: _Window) -> _Clip | _Bad:
-        options, episode = self.options, window.episode
-        cut = options.windows
-        offsets = self._offsets.get(episode.hz)
-        if offsets is None:
-            offsets = clip_offsets(
-                cut.frames, stride_s=cut.stride_s, hz=episode.hz, target_hz=cut.target_hz, gap_s=cut.gap_s
-            )
-            self._offsets[episode.hz] = offsets
-        found = windows_at(np.array([window.start]), np.array([len(episode)]), offsets[None], cut.stride_s)
-        frames: list[int] = found.frames[0].tolist()
-        pixels = np.empty((len(frames), options.height, options.width, 3), np.uint8)
-        size = {"height": options.height, "width": options.width}
+    def _decode(self, window: _Window) -> NDArray[np.uint8] | _Bad:
+        options, episode, frames = self.options, window.episode, window.frames
+        height, width = options.height, options.width
+        try:
+            pixels = self._spare.pop()
+        except IndexError:
+            pixels = np.empty(self._shape, np.uint8)
         for place, frame in enumerate(frames):
             if place and frame == frames[place - 1]:  # past the end of the episode, or shown twice
                 pixels[place] = pixels[place - 1]
                 continue
             try:
-                pixels[place] = read_frame(episode, frame, **size, aspect=options.aspect, draft=options.draft)
+                pixels[place] = read_frame(
+                    episode, frame, height=height, width=width, aspect=options.aspect, draft=options.draft
+                )
             except InputError as error:
                 return _Bad(f"{episode.source}, episode {episode.episode_id}, frame {frame}", str(error))
         if options.augmentation != Augmentation():
             key = [self._seed, 3, window.block.epoch, self._rank, window.block.block, window.number]
             augment(pixels, options.augmentation, np.random.default_rng(key))
-        return _Clip(window, pixels, found.valid[0])
+        return pixels
 
     def _note(self, where: str, why: str) -> None:
         if where in self.bad:
@@ -363,24 +355,40 @@ class ClipStream:
         _LOG.warning("left out: %s", why)
 
 
-def _nth(task: Future[list[_Clip | _Bad]], number: int) -> _Clip | _Bad:
+def _nth(task: Future[list[NDArray[np.uint8] | _Bad]], number: int) -> NDArray[np.uint8] | _Bad:
     return task.result()[number]
 
 
-def _windows_of(block: Block, taken: int) -> Iterator[_Window]:
+def _windows_of(block: Block, taken: int, cut: WindowOptions, let_go: Callable[[int], None]) -> Iterator[_Window]:
     """Yield the windows of a block from number `taken` on; an episode is let go with its last window."""
+    rates = sorted({episode.hz for episode in block.episodes})
+    table = np.array(
+        [
+            clip_offsets(cut.frames, stride_s=cut.stride_s, hz=hz, target_hz=cut.target_hz, gap_s=cut.gap_s)
+            for hz in rates
+        ]
+    )
+    length = np.array([len(episode) for episode in block.episodes])
+    rate = np.array([rates.index(episode.hz) for episode in block.episodes])
     left = np.bincount(block.owner[taken:], minlength=len(block.episodes)).tolist()
     episodes: list[Episode | None] = [
         episode if count else None for episode, count in zip(block.episodes, left, strict=True)
     ]
     block.episodes.clear()
+    for size, count in zip(block.sizes, left, strict=True):
+        if not count:
+            let_go(size)
     total = len(block.owner)
-    for number in range(taken, total):
-        owner, start = int(block.owner[number]), int(block.start[number])
-        episode = episodes[owner]
-        assert episode is not None
-        left[owner] -= 1
-        if not left[owner]:
-            episodes[owner] = None
-        after = (block.end, 0) if number + 1 == total else (block.begin, number + 1)
-        yield _Window(episode, start, block.begin, number, after)
+    for begin in range(taken, total, _BULK):
+        owners = block.owner[begin : begin + _BULK]
+        bulk = windows_at(block.start[begin : begin + _BULK], length[owners], table[rate[owners]], cut.stride_s)
+        rows = zip(owners.tolist(), bulk.start.tolist(), bulk.frames.tolist(), bulk.valid, strict=True)
+        for number, (owner, start, frames, valid) in enumerate(rows, begin):
+            episode = episodes[owner]
+            assert episode is not None
+            left[owner] -= 1
+            if not left[owner]:
+                episodes[owner] = None
+                let_go(block.sizes[owner])
+            after = (block.end, 0) if number + 1 == total else (block.begin, number + 1)
+            yield _Window(episode, start, frames, valid, block.begin, number, after)
