@@ -9,7 +9,8 @@ Two data sets: real Bridge V2 episodes (64 x 64 pixels, four cameras) where `--b
     ClipStream    read, shuffle, decode, resize, batch
     tfds          plain TFDS with default decoding of everything; windows cut from the decoded episodes, unshuffled
     dlimp         the loader below Octo, put together as Octo does: chunk, flatten, shuffle, decode, resize, batch.
-                  Needs a checkout of github.com/kvablack/dlimp; it resizes with another filter (Lanczos)
+                  Needs a checkout of github.com/kvablack/dlimp. Octo resizes every picture (Lanczos filter), also to
+                  the size that it has; where sizes are equal, a second row leaves that out
 
 Each runs in a process of its own with the same number of threads; they take turns for some rounds, and the speed-up of
 ClipStream is the median over rounds of the ratio within a round. Processor time is that of all threads. Two clips that
@@ -58,7 +59,8 @@ class Case:
     folder: str
     image_key: str
     px: int
-    resize: bool
+    native: bool
+    """whether pictures have that size already"""
     window_stride: int
     threads: int
     dlimp: str | None
@@ -133,7 +135,12 @@ def _resized(picture: NDArray[np.uint8], px: int) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(picture).resize((px, px), Image.Resampling.BILINEAR))
 
 
-def dlimp(case: Case) -> Iterator[int]:
+def dlimp_as_stored(case: Case) -> Iterator[int]:
+    """`dlimp_as_octo` without its resize."""
+    return dlimp_as_octo(case, resize=False)
+
+
+def dlimp_as_octo(case: Case, *, resize: bool = True) -> Iterator[int]:
     """Octo's arrangement: all that is cheap on whole episodes, a shuffle of undecoded clips, then the pictures."""
     assert case.dlimp is not None
     sys.path.insert(0, case.dlimp)
@@ -159,7 +166,7 @@ def dlimp(case: Case) -> Iterator[int]:
 
     def one(data: Any) -> Any:
         picture = tf.io.decode_image(data, expand_animations=False, dtype=tf.uint8)
-        return dlimp.transforms.resize_image(picture, size=(case.px, case.px)) if case.resize else picture
+        return dlimp.transforms.resize_image(picture, size=(case.px, case.px)) if resize else picture
 
     builder = tensorflow_datasets.builder_from_directory(case.folder)
     dataset = dlimp.DLataset.from_rlds(builder, split="train", shuffle=True).repeat().traj_map(chunk)
@@ -172,7 +179,8 @@ CONTESTANTS: dict[str, Callable[[Case], Iterator[int]]] = {
     "pillow": pillow,
     "ClipStream": clip_stream,
     "tfds": tfds,
-    "dlimp": dlimp,
+    "dlimp": dlimp_as_octo,
+    "dlimp, no resize": dlimp_as_stored,
 }
 
 
@@ -196,7 +204,9 @@ def contestant(name: str, case: Case, clips: int, pipe: Connection) -> None:
 def measure(case: Case, *, rounds: int, clips: int) -> dict[str, list[tuple[float, float]]]:
     """Return for each contestant the seconds and processor seconds of a clip, round by round."""
     context = multiprocessing.get_context("spawn")
-    names = [name for name in CONTESTANTS if name != "dlimp" or case.dlimp is not None]
+    names = ["pillow", "ClipStream", "tfds"]
+    if case.dlimp is not None:
+        names += ["dlimp", "dlimp, no resize"] if case.native else ["dlimp"]
     pipes, processes = {}, []
     for name in names:
         pipes[name], end = context.Pipe()
@@ -219,9 +229,9 @@ def print_rows(case: Case, found: dict[str, list[tuple[float, float]]]) -> None:
     for name, times in found.items():
         wall, cpu = (median(each[kind] for each in times) for kind in (0, 1))
         gains = [median(his[kind] / own[kind] for his, own in zip(times, ours, strict=True)) for kind in (0, 1)]
-        print(f"{case.title:<26}{name:<14}{1 / wall:>9.0f}{1000 * cpu:>12.2f}{gains[0]:>10.2f}{gains[1]:>10.2f}")
+        print(f"{case.title:<26}{name:<18}{1 / wall:>9.0f}{1000 * cpu:>12.2f}{gains[0]:>10.2f}{gains[1]:>10.2f}")
     if case.dlimp is None:
-        print(f"{case.title:<26}{'dlimp':<14} not measured: name a checkout with --dlimp")
+        print(f"{case.title:<26}{'dlimp':<18} not measured: name a checkout with --dlimp")
 
 
 def write_photos(folder: Path, *, episodes: int = 48, length: int = 60, px: int = 256) -> None:
@@ -251,21 +261,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    print(f"{'data':<26}{'loader':<14}{'clips/s':>9}{'cpu ms/clip':>12}{'wall x':>10}{'cpu x':>10}")
+    print(f"{'data':<26}{'loader':<18}{'clips/s':>9}{'cpu ms/clip':>12}{'wall x':>10}{'cpu x':>10}")
     shared: dict[str, Any] = {
         "window_stride": options.window_stride,
         "threads": options.threads,
         "dlimp": options.dlimp,
     }
     if Path(options.bridge).is_dir():
-        bridge = Case("Bridge V2, 64 px, real", options.bridge, "image_0", px=64, resize=False, **shared)
+        bridge = Case("Bridge V2, 64 px, real", options.bridge, "image_0", px=64, native=True, **shared)
         print_rows(bridge, measure(bridge, rounds=options.rounds, clips=1600))
     else:
         print(f"{'Bridge V2, 64 px, real':<26} not measured: no folder {options.bridge}")
     with tempfile.TemporaryDirectory() as folder:
         photos = Path(folder) / "photos" / "1.0.0"
         write_photos(photos)
-        made = Case("256 px, to 128", str(photos), "image", px=128, resize=True, **shared)
+        made = Case("256 px, to 128", str(photos), "image", px=128, native=False, **shared)
         print_rows(made, measure(made, rounds=options.rounds, clips=480))
 
 

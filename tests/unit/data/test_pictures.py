@@ -8,8 +8,7 @@ from PIL.ExifTags import Base
 
 from vw2_robot.data.episodes import Episode, encode_jpeg
 from vw2_robot.data.frames import Aspect, resize_frame
-from vw2_robot.data.pictures import read_frame
-from vw2_robot.errors import InputError
+from vw2_robot.data.pictures import PictureError, read_clip
 
 
 def photo(height: int = 48, width: int = 64) -> Image.Image:
@@ -30,8 +29,14 @@ def exif() -> Image.Exif:
     return found
 
 
-def episode(image: Any) -> Episode:
-    return Episode("set", "7", "", 5.0, (image,))
+def episode(*images: Any) -> Episode:
+    return Episode("set", "7", "", 5.0, images)
+
+
+def read_frame(held: Episode, index: int, *, height: int, width: int, **options: Any) -> np.ndarray:
+    out = np.full((1, height, width, 3), 99, np.uint8)
+    read_clip(held, [index], out, **options)
+    return out[0]
 
 
 PLAIN = {
@@ -69,7 +74,9 @@ def test_plain_jpeg_needs_no_header_in_python(kind: str, monkeypatch: pytest.Mon
     "data", [b"", b"\xff\xd8", b"no picture", PLAIN["subsampled"][:-900], PLAIN["subsampled"][:40]]
 )
 def test_damaged_pictures_are_named(data: bytes) -> None:
-    with pytest.raises(InputError, match=r"set, episode 7, frame 0 of 1: found \d+ bytes that are no readable picture"):
+    with pytest.raises(
+        PictureError, match=r"set, episode 7, frame 0 of 1: found \d+ bytes that are no readable picture"
+    ):
         read_frame(episode(data), 0, height=8, width=8)
 
 
@@ -88,3 +95,21 @@ def test_a_draft_is_the_one_of_the_decoder() -> None:
         picture.draft("RGB", (80, 60))
         wanted = np.asarray(picture.convert("RGB"))
     np.testing.assert_array_equal(read_frame(episode(data), 0, height=60, width=80, draft=True), wanted)
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (300, 400)], ids=["in one strip", "in several"])
+def test_a_clip_of_all_kinds_holds_each_frame_at_its_place(height: int, width: int) -> None:
+    rng = np.random.default_rng(1)
+    kinds = [encode_jpeg(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)) for _ in range(3)] + list(OTHER.values())
+    held = episode(*kinds)
+    frames = [3, 0, 0, 4, 1, 1, 1, 8, 2, 5, 5, 0]
+    out = np.full((len(frames), height, width, 3), 99, np.uint8)
+    read_clip(held, frames, out)
+    for place, frame in enumerate(frames):
+        np.testing.assert_array_equal(out[place], resize_frame(held.decode(frame), height=height, width=width))
+
+
+def test_the_bad_frame_of_a_clip_is_known() -> None:
+    with pytest.raises(PictureError) as caught:
+        read_clip(episode(PLAIN["subsampled"], b"", PLAIN["subsampled"]), [0, 2, 1], np.empty((3, 8, 8, 3), np.uint8))
+    assert caught.value.frame == 1
