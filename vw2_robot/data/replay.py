@@ -40,7 +40,7 @@ from .blocks import WindowOptions
 from .clips import clip_offsets, make_windows
 from .episodes import Episode
 from .frames import Aspect
-from .pictures import read_frame
+from .pictures import read_clip
 from .stream import StreamBatch
 
 # B windows · T frames · M latent steps · s temporal stride · H, W pixels
@@ -175,12 +175,11 @@ def decode(
     pixels = np.empty((len(windows), len(windows[0].frames), height, width, 3), np.uint8)
     for clip, window in zip(pixels, windows, strict=True):
         name = f"{window.episode_id} from frame {window.start}"
-        shown = Episode(window.source, name, window.instruction, window.hz, window.frames)
-        for index, frame in enumerate(window.frames):
-            if index and frame in (b"", window.frames[index - 1]):
-                clip[index] = clip[index - 1]
-            else:
-                clip[index] = read_frame(shown, index, height=height, width=width, aspect=aspect)
+        shown = list(range(len(window.frames)))
+        for index in shown[1:]:
+            if window.frames[index] in (b"", window.frames[index - 1]):
+                shown[index] = shown[index - 1]
+        read_clip(Episode(window.source, name, "", window.hz, window.frames), shown, clip, aspect=aspect)
     return StreamBatch(
         pixels=pixels,
         valid=np.stack([window.valid(stride_s) for window in windows]),

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from vw2_robot.config_tree import differing_keys
 from vw2_robot.errors import InputError
 
 from .reverb_tables import CALL_S, Layout, ServerOptions, layout_of, load_reverb, make_tables, within
@@ -34,21 +35,11 @@ class ReplayServer:
         reverb, _ = load_reverb()
         self.options, self.port = options, port
         _refuse_taken(port)
-        plan = json.dumps(asdict(options), indent=1, sort_keys=True) + "\n"
-        stored = path / "replay.json"
-        if stored.is_file() and stored.read_text(encoding="utf-8") != plan:
-            raise InputError(
-                f"{path} holds a replay with other options: {' '.join(stored.read_text(encoding='utf-8').split())}, "
-                f"asked for {' '.join(plan.split())}; use those options, or another folder"
-            )
-        path.mkdir(parents=True, exist_ok=True)
-        temporary = stored.with_suffix(".tmp")
-        temporary.write_text(plan, encoding="utf-8")
-        temporary.replace(stored)
+        session = 1 + _claim(path, options)
         (path / "reverb").mkdir(exist_ok=True)
         try:
             self._server: Any = reverb.Server(
-                make_tables(options),
+                make_tables(options, session=session),
                 port=port,
                 checkpointer=reverb.checkpointers.DefaultCheckpointer(str((path / "reverb").resolve())),
             )
@@ -87,6 +78,29 @@ class ReplayServer:
     def stop(self) -> None:
         """End the server; without it Reverb complains when the interpreter ends."""
         self._server.stop()
+
+
+def _claim(path: Path, options: ServerOptions) -> int:
+    """Return how often a server was started in this folder, and count one more.
+
+    Raises:
+        InputError: it had other options.
+    """
+    file = path / "replay.json"
+    old: dict[str, Any] = {"options": asdict(options), "sessions": 0}
+    if file.is_file():
+        old = json.loads(file.read_text(encoding="utf-8"))
+    if names := differing_keys(old["options"], asdict(options)):
+        raise InputError(
+            f"{path} holds a replay with other options; these differ: {', '.join(names)}. Use the old ones, or "
+            "another folder"
+        )
+    path.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".tmp")
+    new = {"options": asdict(options), "sessions": old["sessions"] + 1}
+    temporary.write_text(json.dumps(new, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    temporary.replace(file)
+    return int(old["sessions"])
 
 
 def _refuse_taken(port: int) -> None:

@@ -5,6 +5,7 @@ Tables of a server:
     queue-<rank>         mode queue: one for each trainer rank; a window is removed when it is drawn, in random order
     pool                 mode uniform: one for all; sampled with replacement, the oldest goes when it is full
     progress-<ingest>    the last `Progress` of each ingest process, in the same checkpoint as the windows
+    session-<number>     always empty: one for each start of the server, so that a client can tell one from the next
 
 A window is written by Reverb's structured writer as a pattern over the steps of a padded episode (`window_pattern`), so
 overlapping windows share their frames on the server. The same pattern, given to
@@ -114,8 +115,11 @@ def wanted_at(table: int) -> Any:
     return reverb.structured_writer.Condition.data(step_spec())["table"] == table
 
 
-def make_tables(options: ServerOptions) -> list[Any]:
-    """Return empty tables for a server."""
+def make_tables(options: ServerOptions, *, session: int) -> list[Any]:
+    """Return empty tables for start number `session` of a server, from 1 on.
+
+    A checkpoint is only restored into a server that has all its tables, so those of earlier sessions stay.
+    """
     reverb, _ = load_reverb()
     frames = padded_frames(options.frames, options.stride_s)
     config = writer_config(tuple(range(frames)), table="any", number=1)
@@ -133,7 +137,7 @@ def make_tables(options: ServerOptions) -> list[Any]:
         )
         for name, size in options.tables.items()
     ]
-    return windows + [
+    progress = [
         reverb.Table(
             f"progress-{ingest}",
             sampler=reverb.selectors.Lifo(),
@@ -143,6 +147,8 @@ def make_tables(options: ServerOptions) -> list[Any]:
         )
         for ingest in range(options.ingests)
     ]
+    sessions = [reverb.Table.queue(f"session-{number}", max_size=1) for number in range(1, session + 1)]
+    return [*windows, *progress, *sessions]
 
 
 def writer_config(offsets: Sequence[int], *, table: str, number: int) -> Any:
@@ -176,10 +182,10 @@ def layout_of(client: Any, address: str, timeout_s: float) -> Layout:
         ReplayTimeout: it does not answer.
     """
     info = server_info(client, address, timeout_s)
-    tables = {name: table for name, table in info.items() if not name.startswith("progress-")}
+    tables = {name: table for name, table in info.items() if name.startswith(("queue-", "pool"))}
     return Layout(
         tables={name: tables[name].max_size for name in sorted(tables, key=lambda name: (len(name), name))},
-        ingests=len(info) - len(tables),
+        ingests=sum(name.startswith("progress-") for name in info),
         frames=len(next(iter(tables.values())).signature["frames"]),
     )
 

@@ -1,8 +1,10 @@
 """The ingest side of a Reverb replay.
 
-Windows go first, then the server confirms them, then the progress is stored. A server that was restarted from a
-checkpoint has an older progress: the number of progress records that it has taken (part of the checkpoint) no longer
-fits, and the writer goes back to what is stored there.
+Windows go first, then the server confirms them, then the progress is stored. Reverb's writer reconnects in silence when
+its server is started again, and what the server had confirmed since its last checkpoint is gone then. So before and
+after progress is stored the writer looks whether this is still the same start of the server (its newest session table)
+with as many progress records as it wrote (their number is part of the checkpoint). If not, it goes back to what is
+stored.
 
 Reverb's writer, once its server is gone, blocks the whole interpreter when it is destroyed. It is leaked then
 (`_abandon`); the process should end and be started again.
@@ -51,26 +53,26 @@ class ReverbWriter:
         self._ingest = ingest
         self._writers: dict[tuple[int, ...], Any] = {}
         self._notes: Any = self._client.trajectory_writer(1)
-        self._commits = 0
+        self._session = self._commits = 0
         self._totals = [0] * len(self._layout.tables)
         self._plan = ""
+        self._stored: dict[str, Any] = {}
 
     def progress(self, plan: str) -> Progress:
         """See `ReplayWriter.progress`."""
-        self._plan, count = plan, self._count()
-        record = self._read() if self._info().current_size else None
+        self._plan = plan
+        self._session, self._commits, size = self._look()
+        record = self._read() if size else None
         if record is not None and record["plan"] != plan:
             raise InputError(
                 f"ingest {self._ingest} of the replay server at {self.address} was filled by another plan (sources, "
                 "windows, seed, epochs or number of ingest processes differ); use that plan, or a fresh server folder"
             )
-        self._commits = count
-        if record is None or record["commits"] != count:
+        if record is None or record["commits"] != self._commits:
             # Nothing yet, or a record that followed others which a restored checkpoint had lost: begin anew, what was
             # delivered before is dropped by its readers.
-            self._totals = [0] * len(self._layout.tables)
-            return Progress()
-        self._totals = record["totals"]
+            record = self._record(Progress(), [0] * len(self._layout.tables))
+        self._stored, self._totals = record, list(record["totals"])
         return Progress(**record["progress"])
 
     def add(self, cut: CutEpisode, after: Progress) -> bool:
@@ -143,12 +145,12 @@ class ReverbWriter:
             "ended, then this process: it goes on where it was"
         )
 
-    def _info(self) -> Any:
-        return server_info(self._client, self.address, CALL_S)[self._table]
-
-    def _count(self) -> int:
-        """Return how many progress records the server has taken; part of its checkpoint."""
-        return int(self._info().rate_limiter_info.insert_stats.completed)
+    def _look(self) -> tuple[int, int, int]:
+        """Return the number of the server's start, how many progress records it took, and whether it holds one."""
+        info = server_info(self._client, self.address, CALL_S)
+        session = max(int(name.rpartition("-")[2]) for name in info if name.startswith("session-"))
+        own = info[self._table]
+        return session, int(own.rate_limiter_info.insert_stats.completed), int(own.current_size)
 
     def _read(self) -> dict[str, Any]:
         samples = within(
@@ -160,29 +162,34 @@ class ReverbWriter:
         return record
 
     def _commit(self, after: Progress) -> bool:
-        """Store progress; False if the server's count shows that it went back to a checkpoint meanwhile."""
+        """Store progress; False if the server went back to a checkpoint meanwhile."""
         if not self._unbroken():
             return False
-        record = {
-            "plan": self._plan,
-            "commits": self._commits + 1,
-            "totals": self._totals,
-            "progress": asdict(after),
-        }
-        self._notes.append({"record": json.dumps(record).encode()})
+        record = self._record(after, self._totals)
+        self._write(record)
+        if not self._unbroken():
+            self._write(self._stored)  # it may have gone back just before it took the record: take that back, too
+            return False
+        self._stored = record
+        return True
+
+    def _record(self, progress: Progress, totals: list[int]) -> dict[str, Any]:
+        return {"plan": self._plan, "progress": asdict(progress), "totals": list(totals)}
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self._commits += 1
+        self._notes.append({"record": json.dumps({**record, "commits": self._commits}).encode()})
         self._notes.create_item(self._table, 1.0, {"record": self._notes.history["record"][-1:]})
         self._confirm(self._notes.flush)
-        self._commits += 1
-        return self._unbroken()
 
     def _unbroken(self) -> bool:
-        count = self._count()
-        if count > self._commits:
+        session, count, _ = self._look()
+        if session == self._session and count > self._commits:
             raise InputError(
                 f"another process writes as ingest {self._ingest} to the replay server at {self.address}; end one of "
                 "the two"
             )
-        return count == self._commits
+        return session == self._session and count == self._commits
 
 
 def steps_of(cut: CutEpisode, *, shares: int) -> list[dict[str, Any]]:

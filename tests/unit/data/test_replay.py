@@ -37,6 +37,7 @@ from vw2_robot.data.reverb_server import ReplayServer
 from vw2_robot.data.reverb_tables import ServerOptions
 from vw2_robot.data.reverb_writer import ReverbWriter
 from vw2_robot.errors import InputError
+from vw2_robot.runs import mark
 
 OPTIONS = WindowOptions(frames=5, stride_s=2, window_stride=2)
 FRAME_BYTES = 1000
@@ -413,6 +414,37 @@ def served(tmp_path: Path) -> Iterator[Callable[..., str]]:
         server.stop()
 
 
+@pytest.mark.parametrize("written_first", [False, True])
+def test_a_server_that_goes_back_in_the_middle_of_an_episode_is_noticed(tmp_path: Path, written_first: bool) -> None:
+    """Windows that it had confirmed are gone, while Reverb's writer reconnects and goes on as if nothing had been."""
+    pytest.importorskip("reverb", reason="Reverb is not installed (extra openx)")
+    options, port = ServerOptions(frames=5, stride_s=2), free_port()
+    servers = [ReplayServer(options, path=tmp_path, port=port)]
+    writer = ReverbWriter(f"127.0.0.1:{port}", timeout_s=30)
+    reader = ReverbReader(f"127.0.0.1:{port}")
+    step = writer._write if written_first else writer._unbroken
+    calls = 0
+
+    def restart_at_the_third(*record: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            servers[0].checkpoint(timeout_s=10)
+        if calls == 3:
+            servers[0].stop()
+            servers.append(ReplayServer(options, path=tmp_path, port=port))
+        return step(*record)
+
+    setattr(writer, step.__name__, restart_at_the_third)
+    fill(SOURCE, writer)
+    assert len(servers) == 2
+    assert drawn(reader.sample(1000, timeout_s=60)) == expected(SOURCE)
+    assert reader.finished
+    writer.close()
+    reader.close()
+    servers[1].stop()
+
+
 def test_two_ranks_and_two_ingests_share_an_epoch(served: Callable[..., str]) -> None:
     address = served(ranks=2, ingests=2)
     for number in range(2):
@@ -454,7 +486,7 @@ def test_the_options_of_restored_tables_are_compared(tmp_path: Path) -> None:
     server.checkpoint(timeout_s=10)
     server.stop()
     asked = ServerOptions(max_windows=60)
-    (tmp_path / "replay.json").write_text(json.dumps(dataclasses.asdict(asked), indent=1, sort_keys=True) + "\n")
+    mark(tmp_path / "replay.json", {"options": dataclasses.asdict(asked), "sessions": 1})
     with pytest.raises(InputError, match=r"queue-0.*50.*queue-0.*60"):
         ReplayServer(asked, path=tmp_path, port=free_port())
 

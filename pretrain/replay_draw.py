@@ -1,0 +1,109 @@
+"""Draw from a replay as a trainer rank does, decode, and count: is it filled, how fast is it, does everything arrive?
+
+    vw2-replay-draw replay=reverb replay.address=127.0.0.1:8765 rank=0 ranks=2 out=runs/draw
+    vw2-replay-draw replay=memory data.sources=[{path: DIR/bridge_dataset/1.0.0}] out=runs/draw
+
+Leaves `rank-<rank>.jsonl`, one line for each window, and `rank-<rank>.json`, the position. Started again with the same
+`out` it goes on from that position and forgets the lines after it, as a trainer forgets the steps after its checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vw2_robot.checkpoint import write_text
+from vw2_robot.cli import program
+from vw2_robot.data.open_replay import ReplayConfig, open_replay
+from vw2_robot.data.replay import ReplayWindow, ReplayWriter, decode
+from vw2_robot.runs import mark, read_mark
+
+from .replay_data import ReplayData, fill
+
+
+@dataclass(frozen=True)
+class ReplayDrawConfig:
+    """Everything `vw2-replay-draw` can be told."""
+
+    out: str
+    replay: ReplayConfig
+    data: ReplayData = field(default_factory=ReplayData)
+    """what fills a memory replay; of a Reverb replay only windows.stride_s is used"""
+    rank: int = 0
+    ranks: int = 1
+    batch: int = 32
+    batches: int = 0
+    """0: to the end of a queue"""
+    height: int = 64
+    width: int = 64
+    pause_s: float = 0.0
+    """between batches, for the time that a training step takes"""
+    checkpoint_batches: int = 0
+    """store the replay, then the position, after so many batches; 0 stores the position alone, after each"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.ranks or min(self.batches, self.checkpoint_batches) < 0 or not self.pause_s >= 0:
+            raise ValueError(
+                f"rank ({self.rank}) must lie below ranks ({self.ranks}); batches ({self.batches}), pause_s "
+                f"({self.pause_s}) and checkpoint_batches ({self.checkpoint_batches}) must not be negative"
+            )
+        if min(self.batch, self.height, self.width) < 1:
+            raise ValueError(f"batch, height and width must be positive, found {self.batch, self.height, self.width}")
+
+
+def draw(config: ReplayDrawConfig) -> None:
+    """Draw batches to the end of the queue, or as many as asked for."""
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    log, position = out / f"rank-{config.rank}.jsonl", out / f"rank-{config.rank}.json"
+    begin, drawn, batches = time.monotonic(), 0, 0
+
+    def fill_memory(writer: ReplayWriter) -> None:
+        fill(config.data, writer, number=config.rank, ingests=config.ranks)
+
+    with open_replay(
+        config.replay, rank=config.rank, ranks=config.ranks, seed=config.data.seed, fill=fill_memory
+    ) as replay:
+        if (stored := read_mark(position)) is not None:
+            replay.restore(stored["replay"])
+        lines = _forget_after(log, 0 if stored is None else stored["lines"])
+        while not config.batches or batches < config.batches:
+            windows = replay.sample(config.batch, timeout_s=config.replay.timeout_s)
+            _use(windows, config)
+            with log.open("a", encoding="utf-8") as file:
+                file.writelines(_line(window) for window in windows)
+            drawn, batches, lines = drawn + len(windows), batches + 1, lines + len(windows)
+            if not windows or batches % (config.checkpoint_batches or 1) == 0:
+                if config.checkpoint_batches:
+                    replay.checkpoint(timeout_s=config.replay.timeout_s)
+                mark(position, {"replay": replay.state(), "lines": lines})
+            if not windows:
+                break
+            time.sleep(config.pause_s)
+        ended = "all that there was" if replay.finished else "more to come"
+    seconds = time.monotonic() - begin
+    print(f"rank {config.rank}: {drawn} windows in {seconds:.1f} s, {drawn / seconds:.1f}/s; {ended}", flush=True)
+
+
+def _use(windows: list[ReplayWindow], config: ReplayDrawConfig) -> None:
+    if windows:
+        decode(windows, stride_s=config.data.windows.stride_s, height=config.height, width=config.width)
+
+
+def _forget_after(log: Path, lines: int) -> int:
+    kept = log.read_text(encoding="utf-8").splitlines(keepends=True)[:lines] if log.is_file() else []
+    write_text(log, "".join(kept))
+    return len(kept)
+
+
+def _line(window: ReplayWindow) -> str:
+    values = {name: getattr(window, name) for name in ("source", "episode_id", "start", "epoch", "instruction")}
+    return json.dumps(values, ensure_ascii=False) + "\n"
+
+
+main = program(ReplayDrawConfig, config_name="replay_draw")(draw)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""The server of a Reverb replay: holds windows between `vw2-ingest` processes and trainer ranks, writes checkpoints.
+
+    vw2-replay-server path=runs/replay ranks=2 ingests=2 frames=9 listen=all
+
+One process on the machine with the most free memory; docs/scaling.md has the commands for two machines. Stopped by
+SIGTERM or Ctrl-C it writes a last checkpoint (unless checkpoint_minutes=0) and started again it goes on from the last.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vw2_robot.cli import program
+from vw2_robot.data.replay import Mode
+from vw2_robot.data.reverb_server import ReplayServer
+from vw2_robot.data.reverb_tables import ServerOptions
+from vw2_robot.errors import InputError
+
+
+@dataclass(frozen=True)
+class ReplayServerConfig:
+    """Everything `vw2-replay-server` can be told."""
+
+    path: str
+    """folder for checkpoints"""
+    port: int = 8765
+    listen: Literal["all"] | None = None
+    """Reverb listens on all interfaces and asks for no password; `all` says that you know"""
+    mode: Mode = "queue"
+    ranks: int = 1
+    ingests: int = 1
+    frames: int = 9
+    stride_s: int = 4
+    max_windows: int = 10_000
+    """held at most; a window costs about the compressed frames that it does not share with its neighbours"""
+    checkpoint_minutes: float = 10.0
+    """0: only when a trainer asks"""
+    checkpoint_timeout_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.port < 2**16 or self.checkpoint_minutes < 0 or not self.checkpoint_timeout_s > 0:
+            raise ValueError(
+                f"port ({self.port}) must lie in 1..65535, checkpoint_minutes ({self.checkpoint_minutes}) must not be "
+                f"negative, checkpoint_timeout_s ({self.checkpoint_timeout_s}) must be positive"
+            )
+        assert self.options  # checks the rest
+
+    @property
+    def options(self) -> ServerOptions:
+        """What the server offers to its clients."""
+        return ServerOptions(
+            mode=self.mode,
+            ranks=self.ranks,
+            ingests=self.ingests,
+            frames=self.frames,
+            stride_s=self.stride_s,
+            max_windows=self.max_windows,
+        )
+
+
+def serve(config: ReplayServerConfig) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    if config.listen != "all":
+        raise InputError(
+            "Reverb can only listen on all interfaces of this machine, without a password. Close port "
+            f"{config.port} to everybody but your own machines (docs/scaling.md shows how), then say listen=all"
+        )
+    asked_to_stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: asked_to_stop.set())
+    server = ReplayServer(config.options, path=Path(config.path), port=config.port)
+    try:
+        print(f"replay server on port {config.port}, all interfaces: {_contents(server)}", flush=True)
+        wait_s = config.checkpoint_minutes * 60 if config.checkpoint_minutes else None
+        while not asked_to_stop.wait(wait_s):
+            _checkpoint(server, config)
+        if config.checkpoint_minutes:
+            _checkpoint(server, config)
+    finally:
+        server.stop()
+
+
+def _checkpoint(server: ReplayServer, config: ReplayServerConfig) -> None:
+    begin = time.monotonic()
+    where = server.checkpoint(timeout_s=config.checkpoint_timeout_s)
+    print(f"checkpoint {where} in {time.monotonic() - begin:.1f} s: {_contents(server)}", flush=True)
+
+
+def _contents(server: ReplayServer) -> str:
+    return ", ".join(f"{name} {size} windows" for name, size in server.sizes().items())
+
+
+main = program(ReplayServerConfig, config_name="replay_server")(serve)
+
+if __name__ == "__main__":
+    main()

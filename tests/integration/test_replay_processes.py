@@ -1,0 +1,206 @@
+"""A replay server, two ingest processes and two trainer ranks, each a process of its own; some of them are killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from vw2_robot.data.clips import make_windows
+from vw2_robot.data.formats import open_source
+
+REPO = Path(__file__).resolve().parents[2]
+MODULES = {"vw2-replay-server": "replay_server", "vw2-ingest": "ingest", "vw2-replay-draw": "replay_draw"}
+pytestmark = pytest.mark.slow
+
+
+class Processes:
+    """Programs of ours in one folder, each with its output in a file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.running: list[subprocess.Popen[bytes]] = []
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+
+    def start(self, command: str, name: str) -> subprocess.Popen[bytes]:
+        """Start a shell command in which our console scripts are run from this checkout."""
+        for script, module in MODULES.items():
+            command = re.sub(rf"\b{script}\b", f"{shlex.quote(sys.executable)} -m vw2_robot.pretrain.{module}", command)
+        environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+        with (self.folder / f"{name}.txt").open("ab") as out:
+            process = subprocess.Popen(
+                ["bash", "-c", command],
+                cwd=self.folder,
+                env=environment,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.running.append(process)
+        return process
+
+    def output(self, name: str) -> str:
+        """What a program has written so far."""
+        return (self.folder / f"{name}.txt").read_text(encoding="utf-8", errors="replace")
+
+    def kill(self, process: subprocess.Popen[bytes]) -> None:
+        """End a command and all its children, as a power cut would."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(10)
+
+    def server(self, options: str) -> subprocess.Popen[bytes]:
+        """Start a server and wait until it listens."""
+        before = self.output("server").count("replay server on port") if (self.folder / "server.txt").exists() else 0
+        process = self.start(f"vw2-replay-server path=replay port={self.port} frames=5 listen=all {options}", "server")
+        wait_until(lambda: self.output("server").count("replay server on port") > before, 120)
+        return process
+
+    def ingest(self, number: int, data: str, *, timeout_s: float = 20) -> subprocess.Popen[bytes]:
+        """Start an ingest process in the loop that docs/scaling.md shows."""
+        return self.start(
+            f"until vw2-ingest address=127.0.0.1:{self.port} ingest={number} ingests=2 {data} timeout_s={timeout_s}; "
+            "do sleep 1; done",
+            f"ingest-{number}",
+        )
+
+    def draw(self, rank: int, options: str, *, ranks: int = 2) -> subprocess.Popen[bytes]:
+        """Start a trainer rank."""
+        return self.start(
+            f"vw2-replay-draw replay=reverb replay.address=127.0.0.1:{self.port} rank={rank} ranks={ranks} out=draw "
+            f"height=16 width=16 {options}",
+            f"draw-{rank}",
+        )
+
+    def drawn(self) -> Counter[tuple[str, int, int]]:
+        """(episode, start, epoch) of everything that the ranks have drawn."""
+        found: Counter[tuple[str, int, int]] = Counter()
+        for file in (self.folder / "draw").glob("*.jsonl"):
+            for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
+                if line.endswith("\n"):
+                    row = json.loads(line)
+                    found[row["episode_id"], row["start"], row["epoch"]] += 1
+        return found
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Processes]:
+    pytest.importorskip("reverb", reason="Reverb is not installed (extra openx)")
+    made = Processes(tmp_path)
+    yield made
+    for process in made.running:
+        made.kill(process)
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened in time"
+        time.sleep(0.1)
+
+
+EPOCHS = 15
+
+
+def data_of(folder: Path) -> str:
+    source = f'"data.sources=[{{path: {folder}}}]"'
+    return f"{source} data.windows.frames=5 data.windows.window_stride=1 data.epochs={EPOCHS}"
+
+
+def expected(folder: Path) -> Counter[tuple[str, int, int]]:
+    found: Counter[tuple[str, int, int]] = Counter()
+    source = open_source(folder)
+    for part in range(len(source.parts())):
+        for episode in source.read(part):
+            windows = make_windows(len(episode), frames=5, cache_stride=1, hz=episode.hz)
+            for epoch in range(EPOCHS):
+                found.update((episode.episode_id, start, epoch) for start in windows.start.tolist())
+    assert sum(found.values()) > 400
+    return found
+
+
+def test_every_window_once_though_an_ingest_and_the_server_are_killed(
+    processes: Processes, calvin_folder: Path
+) -> None:
+    options = "ranks=2 ingests=2 max_windows=60 checkpoint_minutes=0.02"
+    wanted, data = expected(calvin_folder), data_of(calvin_folder)
+    server = processes.server(options)
+    ingests = [processes.ingest(number, data) for number in range(2)]
+    draws = [processes.draw(rank, "batch=4 pause_s=0.1 replay.timeout_s=180") for rank in range(2)]
+
+    wait_until(lambda: processes.drawn().total() > 0.2 * wanted.total(), 120)
+    processes.kill(ingests[0])
+    ingests[0] = processes.ingest(0, data)
+
+    wait_until(lambda: processes.drawn().total() > 0.5 * wanted.total(), 120)
+    processes.kill(server)
+    assert processes.drawn().total() < wanted.total(), "the server was to be killed in the middle"
+    processes.server(options)
+
+    for process in (*draws, *ingests):
+        assert process.wait(240) == 0
+    assert processes.drawn() == wanted
+
+
+def test_a_killed_trainer_and_its_server_go_back_together(processes: Processes, calvin_folder: Path) -> None:
+    options = "ranks=1 ingests=2 max_windows=60 checkpoint_minutes=0"
+    wanted, data = expected(calvin_folder), data_of(calvin_folder)
+    server = processes.server(options)
+    ingests = [processes.ingest(number, data) for number in range(2)]
+    trainer = "batch=4 pause_s=0.05 replay.timeout_s=180 checkpoint_batches=10"
+    draw = processes.draw(0, trainer, ranks=1)
+
+    wait_until(lambda: processes.drawn().total() > 0.4 * wanted.total(), 120)
+    processes.kill(draw)
+    processes.kill(server)
+    processes.server(options)
+    draw = processes.draw(0, trainer, ranks=1)
+
+    for process in (draw, *ingests):
+        assert process.wait(240) == 0
+    assert processes.drawn() == wanted
+
+
+def test_nobody_hangs_when_the_server_never_comes_back(processes: Processes, calvin_folder: Path) -> None:
+    server = processes.server("ranks=1 ingests=1 max_windows=20")
+    ingest = processes.start(
+        f"vw2-ingest address=127.0.0.1:{processes.port} {data_of(calvin_folder)} timeout_s=4", "ingest"
+    )
+    draw = processes.draw(0, "batch=4 pause_s=0.3 replay.timeout_s=4", ranks=1)
+    wait_until(lambda: processes.drawn().total() > 8, 60)
+    processes.kill(server)
+    begin = time.monotonic()
+    assert draw.wait(30) == 1
+    assert ingest.wait(30) == 1
+    assert time.monotonic() - begin < 30
+    address = f"the replay server at 127.0.0.1:{processes.port}"
+    assert f"{address} gave 0 of 4 windows in 4 s" in processes.output("draw-0")
+    assert f"{address} did not take an episode" in processes.output("ingest")
+    assert "Traceback" not in processes.output("draw-0") + processes.output("ingest")
+
+
+def test_an_ingest_ends_in_time_when_nobody_draws(processes: Processes, calvin_folder: Path) -> None:
+    server = processes.server("max_windows=20")
+    ingest = processes.start(
+        f"vw2-ingest address=127.0.0.1:{processes.port} {data_of(calvin_folder)} timeout_s=3", "ingest"
+    )
+    assert ingest.wait(60) == 1
+    assert "is a trainer drawing?" in processes.output("ingest")
+    server.send_signal(signal.SIGTERM)
+    os.killpg(server.pid, signal.SIGTERM)
+    server.wait(30)
+    assert "queue-0 20 windows" in processes.output("server").splitlines()[-2] + processes.output("server")
