@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -203,4 +204,58 @@ def test_an_ingest_ends_in_time_when_nobody_draws(processes: Processes, calvin_f
     server.send_signal(signal.SIGTERM)
     os.killpg(server.pid, signal.SIGTERM)
     server.wait(30)
-    assert "queue-0 20 windows" in processes.output("server").splitlines()[-2] + processes.output("server")
+    checkpoints = [line for line in processes.output("server").splitlines() if line.startswith("checkpoint ")]
+    assert checkpoints[-1].endswith("queue-0 20 windows")
+
+
+def blocks_of_the_page(language: str) -> list[str]:
+    page = (REPO / "docs" / "scaling.md").read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+
+
+def test_the_commands_of_the_page_work_as_printed(processes: Processes, calvin_folder: Path) -> None:
+    def adapted(text: str) -> str:
+        return text.replace("8765", str(processes.port)).replace("{path: DIR}", f"{{path: {calvin_folder}}}")
+
+    server_command, ingest_commands, draw_commands = (adapted(block).strip() for block in blocks_of_the_page(""))
+    (program,) = blocks_of_the_page("python")
+    source = open_source(calvin_folder)
+    wanted: Counter[tuple[str, int, int]] = Counter()
+    for part in range(len(source.parts())):
+        for episode in source.read(part):
+            for start in make_windows(len(episode), frames=9, cache_stride=4, hz=episode.hz).start.tolist():
+                wanted.update((episode.episode_id, start, epoch) for epoch in range(2))
+
+    for number in range(2):  # once drawn by the commands, once by the program
+        listening = "replay server on port"
+        server = processes.start(server_command, f"server-{number}")
+        wait_until(lambda: listening in processes.output(f"server-{number}"), 120)  # noqa: B023
+        ingests = [processes.start(command, "ingest") for command in ingest_commands.splitlines()]
+        if number == 0:
+            drawing = [processes.start(command, "draw") for command in draw_commands.splitlines()]
+        else:
+            use = (
+                "import json\n"
+                "        for row in zip(batch.episode_id, batch.start.tolist(), batch.epoch.tolist()):\n"
+                "            print(json.dumps(row))\n"
+            )
+            body = adapted(program).replace("...  # batch", use + "        # batch")
+            assert use in body
+            drawing = []
+            for rank in range(2):
+                (processes.folder / f"rank{rank}.py").write_text(body.replace("rank=0", f"rank={rank}"))
+                drawing.append(processes.start(f"{shlex.quote(sys.executable)} rank{rank}.py", "program"))
+        for process in (*drawing, *ingests):
+            assert process.wait(180) == 0, processes.output("ingest")
+        os.killpg(server.pid, signal.SIGTERM)
+        assert server.wait(30) == 0
+        shutil.rmtree(processes.folder / "runs" / "replay")
+
+    rows = [
+        json.loads(line)
+        for file in (processes.folder / "runs" / "draw").glob("*.jsonl")
+        for line in file.read_text(encoding="utf-8").splitlines()
+    ]
+    assert Counter((row["episode_id"], row["start"], row["epoch"]) for row in rows) == wanted
+    printed = [json.loads(line) for line in processes.output("program").splitlines() if line.startswith('["')]
+    assert Counter((name, start, epoch) for name, start, epoch in printed) == wanted
