@@ -72,7 +72,8 @@ lint: $(READY) ## format, lint and type checks
 	$(BIN)/mypy
 
 bench: $(READY) ## print the tables of benchmarks/
-	@for script in benchmarks/*.py; do echo "== $$script"; TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python "$$script"; done
+	@for table in clip_loading clip_augmentation decode_latency environment_steps; do \
+	    echo "== $$table"; TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m "benchmarks.$$table"; done
 
 clean: ## remove build products and caches (runs/ and .venv stay)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov outputs multirun

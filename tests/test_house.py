@@ -127,7 +127,7 @@ def all_imports() -> tuple[Import, ...]:
 
 
 def place_of(module: str) -> str:
-    """Where a module of ours stands in the table: floor1, models, data, agent, doctor, serving, a sister folder, configs."""
+    """Where a module of ours stands: floor1, models, data, agent, doctor, serving, a sister folder, configs."""
     parts = module.split(".")
     if len(parts) == 1:
         return "root"

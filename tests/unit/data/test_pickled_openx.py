@@ -84,9 +84,7 @@ def test_the_table_s_picture_comes_before_other_known_names(tmp_path):
 
 def test_an_unknown_picture_is_an_error_that_lists_the_keys_and_never_a_white_frame(tmp_path):
     source = PickledOpenXSource(save(tmp_path / "toto", episode("cam_low")))
-    with pytest.raises(
-        InputError, match=r"no picture under image, rgb, .*holds: cam_low, natural_.*image_key"
-    ):
+    with pytest.raises(InputError, match=r"no picture under image, rgb, .*holds: cam_low, natural_.*image_key"):
         everything(source)
     assert len(everything(PickledOpenXSource(tmp_path / "toto", image_key="cam_low"))) == 1
 
