@@ -13,11 +13,13 @@ A `Position` says where a block begins, in a few numbers; a `Reader` fills equal
 was read before. That is what makes an exact resume cheap: no buffer is stored.
 
 A damaged part or an empty episode is reported in `Block.bad` and left out. After damage the part is tried once more
-behind it; if that fails too, the rest of the part is left out.
+behind it; if that fails too, the rest of the part is left out. Episodes that a source leaves out by itself are counted
+here too, instead of against the source's own limit, which would be reached some epochs later.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 from collections import deque
@@ -31,7 +33,7 @@ from numpy.typing import NDArray
 from vw2_robot.errors import InputError
 
 from .clips import make_windows
-from .episodes import Episode, EpisodeSource
+from .episodes import BadEpisodes, Episode, EpisodeSource
 from .shards import Chunk, epoch_chunks
 
 # n windows of a block · S sources · L lanes
@@ -154,7 +156,8 @@ class Reader:
         block_bytes: int,
         keep: Callable[[Episode], bool] | None = None,
     ) -> None:
-        self._sources, self._options, self._seed, self._rank = sources, options, seed, rank
+        self._sources = [(_own(source), weight) for source, weight in sources]
+        self._options, self._seed, self._rank = options, seed, rank
         self._world_size, self._lanes_each, self._block_bytes, self._keep = world_size, lanes, block_bytes, keep
         self.parts = [list(source.parts()) for source, _ in sources]
         for (source, weight), parts in zip(sources, self.parts, strict=True):
@@ -263,37 +266,48 @@ class Reader:
         """Return the next usable episode of a lane with its number in the part; None if the part gives no more."""
         source, chunk = self._sources[lane.source][0], lane.chunks[lane.chunk]
         part = self.parts[lane.source][chunk.part]
+        where = f"{source.name}, {part.name}, episode"
         for attempt in range(2):
-            number, skipped = chunk.start + lane.used, _left_out(source)
-            try:
-                if lane.stream is None:
-                    lane.stream = source.read(chunk.part, start=number)
-                episode = next(lane.stream)
-            except (InputError, StopIteration) as error:
-                if isinstance(error, StopIteration) and (chunk.stop is None or _left_out(source) > skipped):
-                    break
-                where = f"{source.name}, {part.name}, episode {number}"
-                if attempt == 0:
-                    bad[where] = str(error) or f"{where}: the part ends here, {part.episodes} episodes were promised"
-                    lane.close()
-                    if lane.advance(max(1, _left_out(source) - skipped)):
-                        continue
-                    return None
-                bad[where] = f"{where} and the rest of this part are left out"
-                break
-            number += _left_out(source) - skipped
-            if chunk.stop is not None and number >= chunk.stop:  # belongs to another shard
-                break
-            lane.advance(number + 1 - chunk.start - lane.used)
-            if len(episode) and episode.hz > 0:
+            episode, why = self._next(lane)
+            for reason in _left_out(source):
+                if chunk.stop is None or lane.used < len(chunk):
+                    bad[f"{where} {chunk.start + lane.used}"] = reason
+                lane.used += 1
+            number = chunk.start + lane.used
+            if (chunk.stop is None and not why and episode is None) or (
+                chunk.stop is not None and number >= chunk.stop
+            ):
+                break  # the end, or the first episode of another shard
+            if episode is not None and len(episode) and episode.hz > 0:
+                lane.advance(1)
                 return number, episode
-            bad[f"{source.name}, {part.name}, episode {number}"] = (
-                f"{source.name}, episode {episode.episode_id}: {len(episode)} pictures at {episode.hz} Hz; expected at "
-                "least one, a rate > 0"
-            )
-            return None
+            if episode is not None:
+                why = f"{source.name}, episode {episode.episode_id}: {len(episode)} pictures at {episode.hz} Hz"
+                bad[f"{where} {number}"] = f"{why}; expected at least one, a rate > 0"
+                lane.advance(1)
+                return None
+            if attempt:
+                bad[f"{where} {number}"] = f"{where} {number} and the rest of this part are left out"
+                break
+            promised = f"{where} {number} is missing: the part ends here, {part.episodes} episodes were promised"
+            bad[f"{where} {number}"] = why or promised
+            lane.close()
+            if not lane.advance(1):
+                return None
         lane.finish()
         return None
+
+    def _next(self, lane: _Lane) -> tuple[Episode | None, str]:
+        """Return the next episode; without one, what is damaged, or nothing at the end of the part."""
+        chunk = lane.chunks[lane.chunk]
+        try:
+            if lane.stream is None:
+                lane.stream = self._sources[lane.source][0].read(chunk.part, start=chunk.start + lane.used)
+            return next(lane.stream), ""
+        except StopIteration:
+            return None, ""
+        except InputError as error:
+            return None, str(error)
 
     def _cut(self, episode: Episode) -> _Cut:
         """Return an episode with its windows, rid of pictures that none of them shows."""
@@ -329,10 +343,29 @@ class Reader:
         )
 
 
-def _left_out(source: EpisodeSource) -> int:
-    """Return how many episodes the source has left out by itself: their numbers pass without an episode."""
-    messages: Sequence[str] = getattr(getattr(source, "bad", None), "messages", ())
-    return len(messages)
+class _LeftOut(BadEpisodes):
+    """What a source leaves out by itself; counted by the stream, each place once, not anew in each epoch."""
+
+    def add(self, error: InputError) -> None:
+        """Take down one episode."""
+        self.messages.append(str(error))
+
+
+def _own(source: EpisodeSource) -> EpisodeSource:
+    """Return the source, a copy with its own list if it leaves out episodes by itself."""
+    if isinstance(getattr(source, "bad", None), BadEpisodes):
+        source = copy.copy(source)
+        source.bad = _LeftOut(0)  # type: ignore[attr-defined]
+    return source
+
+
+def _left_out(source: EpisodeSource) -> list[str]:
+    """Return what was left out since the last call: one number of the part has passed for each."""
+    found = getattr(source, "bad", None)
+    if not isinstance(found, _LeftOut):
+        return []
+    messages, found.messages = found.messages, []
+    return messages
 
 
 class ReadAhead:

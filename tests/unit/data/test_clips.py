@@ -97,6 +97,44 @@ def test_a_fractional_rate_keeps_its_fraction() -> None:
     assert (effective_hz(12.5, 5.0), effective_hz(3.0, 10.0), effective_hz(3.0, None)) == (5.0, 3.0, 3.0)
 
 
+def test_a_gap_says_how_long_a_latent_step_lasts() -> None:
+    def steps(hz: float, **options: Any) -> list[int]:
+        return frame_offsets(5, hz=hz, gap_s=0.6, **options).tolist()
+
+    assert steps(10.0, stride_s=1) == [0, 6, 12, 18, 24]
+    assert steps(3.75, stride_s=1) == [0, 2, 5, 7, 9]  # 2.25 frames: the fraction is kept until rounding
+    assert steps(1.0, stride_s=1) == [0, 1, 2, 3, 4]  # at least one frame
+    assert steps(10.0, stride_s=4) == [0, 2, 3, 5, 6]
+    assert steps(5.0, stride_s=4) == [0, 1, 2, 2, 3]  # three frames in that time, shown in four pictures
+    assert effective_hz(10.0, None, gap_s=0.6, stride_s=4) == pytest.approx(4 / 0.6)
+
+
+@given(st.integers(1, 6), st.integers(1, 8), st.floats(0.5, 60), st.floats(0.05, 3))
+def test_a_latent_step_lasts_its_gap_and_never_less_than_a_frame(
+    stride: int, steps: int, hz: float, gap_s: float
+) -> None:
+    ends = frame_offsets(1 + stride * steps, hz=hz, gap_s=gap_s, stride_s=stride)[::stride]
+    assert (np.diff(ends) >= 1).all()
+    assert (np.abs(ends - np.arange(steps + 1) * max(1.0, gap_s * hz)) <= 0.5001).all()
+
+
+@given(st.integers(0, 50), st.integers(1, 4), st.integers(1, 5), st.floats(1, 30), st.floats(0.05, 2))
+def test_windows_with_a_gap_start_once_each_and_reach_as_far_as_they_can(
+    length: int, stride: int, cache_stride: int, hz: float, gap_s: float
+) -> None:
+    windows = make_windows(
+        length, frames=1 + 2 * stride, cache_stride=cache_stride, hz=hz, stride_s=stride, gap_s=gap_s
+    )
+    first = frame_offsets(1 + stride, hz=hz, gap_s=gap_s, stride_s=stride)[-1]
+    everything = frame_offsets(2000, hz=hz, gap_s=gap_s, stride_s=stride)[::cache_stride]
+    assert windows.start.tolist() == sorted({start for start in everything.tolist() if start + first < length})
+
+
+def test_two_ways_to_say_the_time_are_one_too_many() -> None:
+    with pytest.raises(InputError, match="target_hz or gap_s, not both"):
+        frame_offsets(5, hz=5.0, target_hz=5.0, gap_s=0.6)
+
+
 def test_a_clip_is_filled_up_to_whole_latent_steps() -> None:
     assert [padded_frames(clip, 4) for clip in (2, 5, 6, 9, 93)] == [5, 5, 9, 9, 93]
 

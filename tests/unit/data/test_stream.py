@@ -398,10 +398,11 @@ def test_episodes_that_a_source_leaves_out_shift_nothing(ranks: int) -> None:
     parts = [[bad, *(numbered("choosy", 10 * part + number, 9) for number in range(4)), bad, bad] for part in range(3)]
     source = Choosy("choosy", parts)
     seen: Counter[Place] = Counter()
+    named: set[str] = set()
     for rank in range(ranks):
         with open_stream(source, rank=rank, world_size=ranks, shuffle_bytes=5000) as stream:
             seen += epoch_places(stream)
-            assert stream.bad == {}
+            named |= set(stream.bad)
         with open_stream(source, rank=rank, world_size=ranks, shuffle_bytes=5000) as stream:
             places(stream, 30)
             state = stream.state()
@@ -410,6 +411,22 @@ def test_episodes_that_a_source_leaves_out_shift_nothing(ranks: int) -> None:
             stream.restore(state)
             assert places(stream, 60) == rest
     assert seen == windows_of(source)
+    assert named == {f"choosy, part-{part}, episode {number}" for part in range(3) for number in (0, 5, 6)}
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_what_a_source_leaves_out_counts_once_however_many_epochs(lanes: int) -> None:
+    bad = InputError("empty")
+    parts = [[bad, bad, numbered("choosy", 0, 9), bad, numbered("choosy", 1, 9), bad], [numbered("choosy", 2, 9), bad]]
+    source = Choosy("choosy", parts)
+    source.bad = BadEpisodes(3)
+    with open_stream(source, lanes=lanes, shuffle_bytes=1) as stream:
+        for _ in range(4):
+            assert epoch_places(stream) == windows_of(source)
+        assert len(stream.bad) == 5
+    with open_stream(source, lanes=lanes, max_bad=4) as stream, pytest.raises(InputError, match="5 where 4 were"):
+        epoch_places(stream)
+    assert source.bad.messages == []
 
 
 def test_a_part_shorter_than_promised_is_named() -> None:
