@@ -151,6 +151,10 @@ class CalvinDataset:
         actions[actions[:, GRIPPER_INDEX] == 0, GRIPPER_INDEX] = -1
         return actions
 
+    def holds(self, trajectory: Trajectory, key: str) -> bool:
+        """Whether the first frame of the trajectory has array `key`; opens none."""
+        return self._open(trajectory.start, lambda file: key in file.files)
+
     def episodes(self) -> Iterator[Episode]:
         """Yield every trajectory as video with its instruction; actions are not read."""
         for trajectory in self.trajectories:
@@ -165,8 +169,8 @@ class CalvinDataset:
 
     def _find_action_key(self, trajectory: Trajectory) -> str:
         """Look which arrays the data set has, at one frame; opens none of them."""
-        names = self._open(trajectory.start, lambda file: file.files)
-        self._action_key = "commanded_actions" if "commanded_actions" in names else "rel_actions"
+        commanded = self.holds(trajectory, "commanded_actions")
+        self._action_key = "commanded_actions" if commanded else "rel_actions"
         return self._action_key
 
     def _member(self, frame: int, key: str) -> NDArray[Any]:

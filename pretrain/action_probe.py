@@ -1,0 +1,203 @@
+"""The action probe: R2 of true actions from codes, beside features that ought to be worse; in one scene and across.
+
+Method specification 7, item 16. Rows of one demonstration are never on two sides. Across scenes, a probe is fitted in
+one data set and judged on the test demonstrations of another; where units or embodiment differ R2 says little, so sign
+accuracy and rank correlation stand beside it.
+"""
+
+# R rows (valid steps) · D features · A targets
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vw2_robot.data.labelled_steps import target_names
+from vw2_robot.models.fsq import FSQ
+from vw2_robot.probes import Split, finite, fit_linear, fit_mlp, rank_correlation, score_r2, split_groups
+
+from .probe_features import StepRows, code_values, one_hot_digits, project
+
+Target = Literal["commanded", "moved"]
+WIDE = 256
+SIGN_QUANTILE = 0.25
+"""Sign accuracy leaves out the quarter of the rows that move least in that dimension: their sign is noise."""
+STREAM_SPLIT, STREAM_RANDOM, STREAM_SHUFFLE, STREAM_BOOTSTRAP = range(4)
+
+
+def probe_actions(
+    sets: Sequence[StepRows], untrained: Sequence[StepRows], fsq: FSQ, *, shares: Sequence[float], seed: int
+) -> dict[str, Any]:
+    """Probe each data set, and each pair of them: {"in_scene": {set: {target: {feature: scores}}}, "transfer": ...}."""
+    splits = [
+        split_groups(rows.group, rng=np.random.default_rng([seed, STREAM_SPLIT, i]), shares=shares)
+        for i, rows in enumerate(sets)
+    ]
+    tables = [
+        features_of(rows, blind, split, fsq, seed=seed)
+        for rows, blind, split in zip(sets, untrained, splits, strict=True)
+    ]
+    kinds: tuple[Target, ...] = ("commanded", "moved") if all(r.moved is not None for r in sets) else ("commanded",)
+    in_scene = {
+        rows.name: {
+            kind: {
+                feature: _judge(table[feature], rows, split, kind, seed=seed, mlp=feature in MLP_FEATURES)
+                for feature in table
+            }
+            for kind in kinds
+        }
+        for rows, table, split in zip(sets, tables, splits, strict=True)
+    }
+    return {
+        "widths": {feature: int(values.shape[1]) for feature, values in tables[0].items()},
+        "rows": {
+            rows.name: {side: int(chosen.sum()) for side, chosen in split._asdict().items()}
+            for rows, split in zip(sets, splits, strict=True)
+        },
+        "in_scene": in_scene,
+        "transfer": {kind: transfer(sets, untrained, splits, fsq, kind, seed=seed) for kind in kinds}
+        if len(sets) > 1
+        else {},
+    }
+
+
+MLP_FEATURES = ("codes_one_hot", "code_values", "pixels_equal", "untrained_codes")
+
+
+def features_of(
+    rows: StepRows, untrained: StepRows, split: Split, fsq: FSQ, *, seed: int
+) -> dict[str, NDArray[np.float32]]:
+    """Every feature table [R, D] of one data set, by name; components of pixels are fitted on the training rows."""
+    one_hot = one_hot_digits(rows.indices, fsq)
+    known = rows.difference[split.train]
+    noise = np.random.default_rng([seed, STREAM_RANDOM]).integers(int(np.prod(fsq.levels)), size=rows.indices.shape)
+    order = np.random.default_rng([seed, STREAM_SHUFFLE]).permutation(len(rows))
+    return {
+        "codes_one_hot": one_hot,
+        "code_values": code_values(rows.indices, fsq),
+        "pixels_equal": project(known, rows.difference, one_hot.shape[1]),
+        "pixels_wide": project(known, rows.difference, max(WIDE, one_hot.shape[1])),
+        "untrained_codes": one_hot_digits(untrained.indices, fsq),
+        "random_codes": one_hot_digits(noise, fsq),
+        "shuffled_codes": one_hot[order],
+    }
+
+
+def targets_of(rows: StepRows, kind: Target) -> NDArray[np.float64]:
+    """The motion [R, 7] that is to be read."""
+    values = rows.commanded if kind == "commanded" else rows.moved
+    assert values is not None
+    return values
+
+
+def means_of(kind: Target) -> dict[str, tuple[str, ...]]:
+    """Averages that are reported beside the single dimensions."""
+    names = target_names(kind)
+    return {"translation": names[:3], "rotation": names[3:6], "all": names}
+
+
+def _judge(
+    features: NDArray[np.float32], rows: StepRows, split: Split, kind: Target, *, seed: int, mlp: bool
+) -> dict[str, Any]:
+    targets, names = targets_of(rows, kind), target_names(kind)
+    probe = fit_linear(features, targets, split)
+    predicted = {"linear": probe.predict(features[split.test])}
+    if mlp:
+        predicted["mlp"] = fit_mlp(features, targets, split, seed=seed).predict(features[split.test])
+    return {
+        form: score_r2(
+            targets[split.test],
+            values,
+            rows.group[split.test],
+            names,
+            rng=np.random.default_rng([seed, STREAM_BOOTSTRAP]),
+            means=means_of(kind),
+        )
+        for form, values in predicted.items()
+    }
+
+
+def transfer(
+    sets: Sequence[StepRows],
+    untrained: Sequence[StepRows],
+    splits: Sequence[Split],
+    fsq: FSQ,
+    kind: Target,
+    *,
+    seed: int,
+) -> dict[str, Any]:
+    """Fitted in one data set (or all others), judged on the test demonstrations of another: {feature: {from: {to}}}."""
+    found: dict[str, Any] = {}
+    for feature in ("codes_one_hot", "code_values", "pixels_equal", "untrained_codes"):
+        found[feature] = {}
+        for source in [*range(len(sets)), "others"]:
+            for target in range(len(sets)):
+                members = [source] if isinstance(source, int) else [i for i in range(len(sets)) if i != target]
+                if source == "others" and len(sets) < 3:
+                    continue
+                name = sets[source].name if isinstance(source, int) else "others"
+                found[feature].setdefault(name, {})[sets[target].name] = _transfer_to(
+                    [sets[i] for i in members],
+                    [untrained[i] for i in members],
+                    [splits[i] for i in members],
+                    (sets[target], untrained[target], splits[target]),
+                    fsq,
+                    feature,
+                    kind,
+                    seed=seed,
+                )
+    return found
+
+
+def _transfer_to(
+    sources: Sequence[StepRows],
+    blind: Sequence[StepRows],
+    splits: Sequence[Split],
+    target: tuple[StepRows, StepRows, Split],
+    fsq: FSQ,
+    feature: str,
+    kind: Target,
+    *,
+    seed: int,
+) -> dict[str, Any]:
+    goal, goal_blind, goal_split = target
+
+    def table(rows: StepRows, untrained: StepRows) -> NDArray[np.float32]:
+        if feature == "pixels_equal":
+            return rows.difference
+        chosen = untrained.indices if feature == "untrained_codes" else rows.indices
+        return code_values(chosen, fsq) if feature == "code_values" else one_hot_digits(chosen, fsq)
+
+    x = np.concatenate([table(rows, twin) for rows, twin in zip(sources, blind, strict=True)])
+    y = np.concatenate([targets_of(rows, kind) for rows in sources])
+    split = Split(*(np.concatenate(sides) for sides in zip(*splits, strict=True)))
+    test = table(goal, goal_blind)[goal_split.test]
+    if feature == "pixels_equal":
+        width = one_hot_digits(goal.indices[:1], fsq).shape[1]
+        x, test = project(x[split.train], x, width), project(x[split.train], test, width)
+    predicted = fit_linear(x, y, split).predict(test)
+    true = targets_of(goal, kind)[goal_split.test]
+    names = target_names(kind)
+    scores = score_r2(
+        true,
+        predicted,
+        goal.group[goal_split.test],
+        names,
+        rng=np.random.default_rng([seed, STREAM_BOOTSTRAP]),
+        means=means_of(kind),
+    )
+    for a, name in enumerate(names):
+        scores[name] |= {
+            "rank_correlation": finite(rank_correlation(true[:, a], predicted[:, a])),
+            "sign_accuracy": finite(sign_accuracy(true[:, a], predicted[:, a])),
+        }
+    return scores
+
+
+def sign_accuracy(true: NDArray[np.float64], predicted: NDArray[np.float64]) -> float:
+    """Share of the rows that move whose direction is right; NaN where nothing moves."""
+    size = np.abs(true)
+    moving = (size > np.quantile(size, SIGN_QUANTILE)) & (size > 1e-9)
+    return float((np.sign(predicted) == np.sign(true))[moving].mean()) if moving.any() else float("nan")
