@@ -3,6 +3,8 @@
 # B batch · T frames · M latent steps
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -13,17 +15,22 @@ from vw2_robot.models.dldm import pad_to_stride
 
 def frame_error(
     rec: Float[Tensor, "B T 3 H W"],
-    x: Float[Tensor, "B T 3 H W"],
+    x: Float[Tensor, "B T2 3 H W"],
     valid: Bool[Tensor, "B M"],
     *,
     with_anchor: bool = True,
+    norm: Literal["l2", "l1"] = "l2",
 ) -> Float[Tensor, ""]:
-    """Mean squared error over the frames of valid steps, and frame 0 unless told otherwise; padding never counts."""
+    """Mean squared (or absolute) error over the frames of valid steps, and frame 0 unless told otherwise.
+
+    Padding never counts. `x` may still lack the last frames that pad T - 1 to a multiple of the stride.
+    """
     stride = (rec.shape[1] - 1) // max(1, valid.shape[1])
     real = torch.cat(
         [valid.new_full((len(valid), 1), with_anchor), valid.repeat_interleave(stride, dim=1)], dim=1
     ).float()
-    error = F.mse_loss(rec.float(), pad_to_stride(x, stride), reduction="none").mean(dim=(2, 3, 4))
+    distance = F.mse_loss if norm == "l2" else F.l1_loss
+    error = distance(rec.float(), pad_to_stride(x, stride), reduction="none").mean(dim=(2, 3, 4))
     return (error * real).sum() / real.sum().clamp(min=1)
 
 

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -249,8 +250,17 @@ def _channels_last(conv: CausalConv3d, h: Float[Tensor, "B K C h w"]) -> Float[T
     return rearrange(conv(h), "b k c h w -> b k h w c")
 
 
+def _run(body: nn.Sequential, x: Tensor, *, checkpointing: bool) -> Tensor:
+    """The blocks in order; with `checkpointing` only their inputs are kept for the way back."""
+    for block in body:
+        x = checkpoint(block, x, use_reentrant=False) if checkpointing and torch.is_grad_enabled() else block(x)
+    return x
+
+
 class CausalEncoder(nn.Module):
     """Clip -> features. Output width is that of the last level; one step per `stride` frames plus the first frame."""
+
+    checkpointing = False
 
     def __init__(self, stem: StemConfig, levels: Sequence[LevelConfig]) -> None:
         super().__init__()
@@ -276,12 +286,13 @@ class CausalEncoder(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B K C h w"]:
         """Pixels in [-1, 1]; T = 1 + a multiple of the stride."""
-        out: Tensor = self.body(_channels_first(self.stem, self.patcher(x)))
-        return out
+        return _run(self.body, _channels_first(self.stem, self.patcher(x)), checkpointing=self.checkpointing)
 
 
 class CausalDecoder(nn.Module):
     """Features -> clip: the up path that mirrors `CausalEncoder`. The middle, where codes enter, is the dLDM's."""
+
+    checkpointing = False
 
     def __init__(self, stem: StemConfig, levels: Sequence[LevelConfig]) -> None:
         super().__init__()
@@ -302,4 +313,5 @@ class CausalDecoder(nn.Module):
 
     def forward(self, h: Float[Tensor, "B K C h w"]) -> Float[Tensor, "B T 3 H W"]:
         """Not clamped; trained towards pixels in [-1, 1]."""
-        return self.patcher.inverse(_channels_last(self.head, self.body(h)))
+        h = _run(self.body, h, checkpointing=self.checkpointing)
+        return self.patcher.inverse(_channels_last(self.head, h))

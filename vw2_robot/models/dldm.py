@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from .causal_video import CausalDecoder, CausalEncoder, FrameAttention, LevelConfig, ResidualBlock, StemConfig
 from .fsq import FSQ
+from .vq import VQ
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,12 @@ class DLDMConfig:
     queries: int = 4
     """N, codes per latent step"""
     qformer: QFormerConfig = field(default_factory=QFormerConfig)
+    quantiser: Literal["fsq", "vq"] = "fsq"
+    """vq: a learned codebook, as the predecessor LAPA has it"""
     fsq_levels: tuple[int, ...] = (8, 5, 5, 5)
+    """values of each digit of a code, their product is V; with `vq` one number, V"""
+    vq_width: int = 32
+    """vq: numbers of an entry of the codebook"""
     z_channels: int = 256
     z_norm: Literal["batch", "layer", "none"] = "batch"
     """what keeps the numbers before FSQ spread over its levels. layer: LayerNorm, then a linear of unit output
@@ -71,10 +77,24 @@ class DLDMConfig:
     """decoder step k attends to the codes of steps <= k, or of step k alone"""
     pixel_residual: bool = False
     """the decoder predicts the change from the first frame instead of the pixels themselves"""
+    post_quant: Literal["linear", "conv"] = "linear"
+    """how the decoder takes codes in: each by itself, or with its two predecessors in the flat row (release)"""
+    gap: int = 1
+    """the model reads and reconstructs every gap-th frame; frames = 1 + gap makes it LAPA's pair of frames"""
 
     def __post_init__(self) -> None:
         if self.frames < 2:
             raise ValueError(f"dldm.frames must be at least 2 (an anchor and one more), found {self.frames}")
+        if self.gap < 1:
+            raise ValueError(f"dldm.gap must be at least 1 (every frame), found {self.gap}")
+        if self.quantiser == "vq" and len(self.fsq_levels) != 1:
+            raise ValueError(
+                f"dldm.quantiser=vq: dldm.fsq_levels must be one number, the codebook's size; found {self.fsq_levels}"
+            )
+        if self.post_quant == "conv" and self.code_visibility == "current":
+            raise ValueError(
+                "dldm.post_quant=conv mixes codes of neighbouring steps, so code_visibility must be causal"
+            )
         if not self.levels:
             raise ValueError("dldm.levels is empty; give at least one resolution")
         shrink = self.stem.patch_s * 2 ** sum(level.down_s for level in self.levels)
@@ -89,7 +109,7 @@ class DLDMConfig:
     @property
     def stride(self) -> int:
         """s, frames per latent step."""
-        return int(self.stem.patch_t * 2 ** sum(level.down_t for level in self.levels))
+        return int(self.gap * self.stem.patch_t * 2 ** sum(level.down_t for level in self.levels))
 
     @property
     def steps(self) -> int:
@@ -106,6 +126,11 @@ class DLDMConfig:
     def vocabulary(self) -> int:
         """V, number of different codes."""
         return math.prod(self.fsq_levels)
+
+    @property
+    def digits(self) -> int:
+        """L, numbers of one code."""
+        return len(self.fsq_levels) if self.quantiser == "fsq" else self.vq_width
 
     def fake_clip(self, batch: int = 2, *, seed: int = 0) -> Float[Tensor, "B T 3 H W"]:
         """A random clip of this configuration's shape, in [-1, 1]; for tests."""
@@ -148,7 +173,7 @@ class CrossAttention(nn.Module):
         queries: Float[Tensor, "B Q C"],
         keys: Float[Tensor, "B S C"],
         values: Float[Tensor, "B S C"],
-        mask: Bool[Tensor, "*batch Q S"] | None = None,
+        mask: Bool[Tensor, "*#B #Q S"] | None = None,
     ) -> Float[Tensor, "B Q C"]:
         """`mask` is True where attention is allowed."""
         q, k, v = (
@@ -195,8 +220,8 @@ class QFormer(nn.Module):
         angle = 2 * math.pi * grid @ self.frequencies
         return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
-    def forward(self, f: Float[Tensor, "B K C h w"]) -> Float[Tensor, "B M N C"]:
-        """Read every step k = 1 .. K-1. All steps at once: M is folded into the batch."""
+    def _context(self, f: Float[Tensor, "B K C h w"]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys and values [B M, S, C] that each step's queries look at, and a mask where S holds more than that."""
         batch, steps = f.shape[0], f.shape[1] - 1
         tokens = rearrange(f, "b k c h w -> b k (h w) c")
         position = self.position(*f.shape[-2:]).to(f.dtype)
@@ -222,7 +247,12 @@ class QFormer(nn.Module):
             values = keys
         if self.gain is not None:
             values = values * self.gain.repeat_interleave(position.shape[0], dim=0)
-        values, keys = values.flatten(0, 1), keys.flatten(0, 1)
+        return keys.flatten(0, 1), values.flatten(0, 1), mask
+
+    def forward(self, f: Float[Tensor, "B K C h w"]) -> Float[Tensor, "B M N C"]:
+        """Read every step k = 1 .. K-1. All steps at once: M is folded into the batch."""
+        batch, steps = f.shape[0], f.shape[1] - 1
+        keys, values, mask = self._context(f)
         q = self.queries.to(f.dtype).expand(batch * steps, -1, -1)
         for i, cross in enumerate(self.cross):
             mixed = cross(q, keys, values, mask)
@@ -232,6 +262,19 @@ class QFormer(nn.Module):
         return q.unflatten(0, (batch, steps))
 
 
+class TokenConvolution(nn.Module):
+    """A causal convolution along the flat row of codes: each with its two predecessors, the first one repeated."""
+
+    def __init__(self, width_in: int, width_out: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(width_in, width_out, 3)
+
+    def forward(self, z: Float[Tensor, "B M N Z"]) -> Float[Tensor, "B M N C"]:
+        """Rows are step-major, slot-minor."""
+        flat = F.pad(rearrange(z, "b m n z -> b z (m n)"), (2, 0), mode="replicate")
+        return rearrange(self.conv(flat), "b c (m n) -> b m n c", n=z.shape[2])
+
+
 class CodeDecoder(nn.Module):
     """Codes and the anchor feature -> coarse clip. The middle attends to codes; step 0 never does."""
 
@@ -239,9 +282,8 @@ class CodeDecoder(nn.Module):
         super().__init__()
         self.config = config
         width = config.levels[-1].width
-        self.post_quant = nn.Sequential(
-            nn.Linear(len(config.fsq_levels), config.z_channels), nn.Linear(config.z_channels, width)
-        )
+        mix = nn.Linear if config.post_quant == "linear" else TokenConvolution
+        self.post_quant = nn.Sequential(nn.Linear(config.digits, config.z_channels), mix(config.z_channels, width))
         self.slot = nn.Parameter(torch.randn(config.queries, width) * 0.02)
         self.step = nn.Parameter(torch.randn(config.steps, width) * 0.02)
         self.position = nn.Parameter(torch.randn(config.grid[0] * config.grid[1], width) * 0.02)
@@ -261,7 +303,7 @@ class CodeDecoder(nn.Module):
         anchor: Float[Tensor, "B C h w"],
         first_frame: Float[Tensor, "B 3 H W"],
     ) -> Float[Tensor, "B T 3 H W"]:
-        """T = 1 + s * M. With M = 0 only the anchor is decoded. `first_frame` is read only with `pixel_residual`.
+        """T = 1 + s/gap * M. With M = 0 only the anchor is decoded. `first_frame` is read only with `pixel_residual`.
 
         Raises:
             ValueError: if there are more steps than the configured clip has.
@@ -314,11 +356,13 @@ class DLDM(nn.Module):
         self.encoder = CausalEncoder(config.stem, config.levels)
         self.qformer = QFormer(config)
         self.z_head = self._z_head(width)
-        self.fsq = FSQ(config.fsq_levels)
+        self.fsq: FSQ | VQ = FSQ(config.fsq_levels)
+        if config.quantiser == "vq":
+            self.fsq = VQ(config.vocabulary, config.vq_width)
         self.decoder = CodeDecoder(config)
 
     def _z_head(self, width: int) -> nn.Module:
-        digits = len(self.config.fsq_levels)
+        digits = self.config.digits
         if self.config.z_norm == "none":
             return nn.Sequential(nn.Linear(width, self.config.z_channels), nn.Linear(self.config.z_channels, digits))
         last = nn.Linear(width, digits)
@@ -326,6 +370,10 @@ class DLDM(nn.Module):
         nn.init.zeros_(last.bias)
         spread = Standardise(digits) if self.config.z_norm == "batch" else nn.Identity()
         return nn.Sequential(nn.LayerNorm(width), last, spread)
+
+    def seen(self, x: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B T2 3 H W"]:
+        """The frames that the model reads and reconstructs: T padded to the stride, then every gap-th."""
+        return pad_to_stride(x, self.config.stride)[:, :: self.config.gap]
 
     def features(self, x: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B K C h w"]:
         """Causal features of a clip in [-1, 1]; T is padded to the stride by repeating the last frame.
@@ -337,13 +385,14 @@ class DLDM(nn.Module):
             raise ValueError(
                 f"the dLDM was built for {self.config.height} x {self.config.width} pixels, got {tuple(x.shape[-2:])}"
             )
-        out: Tensor = self.encoder(pad_to_stride(x, self.config.stride))
+        out: Tensor = self.encoder(self.seen(x))
         return out
 
     def quantise(self, f: Float[Tensor, "B K C h w"]) -> tuple[Float[Tensor, "B M N L"], Int[Tensor, "B M N"]]:
         """Features -> codes (straight-through gradients) and their indices."""
-        codes = self.fsq(self.z_head(self.qformer(f)))
-        return codes, self.fsq.indices(codes)
+        z = self.z_head(self.qformer(f))
+        codes = self.fsq(z)
+        return codes, self.fsq.indices(codes if isinstance(self.fsq, FSQ) else z)
 
     def encode(self, x: Float[Tensor, "B T 3 H W"]) -> Encoded:
         """Clip -> anchor feature f_0, codes, indices."""
@@ -357,9 +406,13 @@ class DLDM(nn.Module):
         anchor: Float[Tensor, "B C h w"],
         first_frame: Float[Tensor, "B 3 H W"],
     ) -> Float[Tensor, "B T 3 H W"]:
-        """Coarse clip of 1 + s * M frames."""
+        """Coarse clip of 1 + s/gap * M frames, those of `seen`."""
         out: Tensor = self.decoder(codes, anchor, first_frame)
         return out
+
+    def checkpoint_gradients(self) -> None:
+        """From now on keep only the input of each block of the trunk and compute the rest again on the way back."""
+        self.encoder.checkpointing = self.decoder.up.checkpointing = True
 
     @torch.no_grad()
     def indices(self, x: Float[Tensor, "B T 3 H W"]) -> Int[Tensor, "B M N"]:
