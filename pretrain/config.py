@@ -19,7 +19,7 @@ from vw2_robot.errors import InputError
 from vw2_robot.models.ar_policy import PolicyConfig
 from vw2_robot.models.dldm import DLDMConfig
 from vw2_robot.models.vdm import Geometry, VDMConfig
-from vw2_robot.models.video_codec import DCTCodecConfig
+from vw2_robot.models.video_codec import CodecConfig
 from vw2_robot.optim import LoopConfig
 from vw2_robot.runs import Hardware
 
@@ -139,7 +139,7 @@ class Pretrain:
     data: DataConfig
     dldm: DLDMConfig
     vdm: VDMConfig
-    codec: DCTCodecConfig
+    codec: CodecConfig
     policy: PolicyConfig
     train_vdm: LoopConfig
     train_dldm: PhasesConfig

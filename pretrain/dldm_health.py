@@ -19,7 +19,7 @@ from vw2_robot.data.clips import ClipSampler
 from vw2_robot.data.frames import FrameCache
 from vw2_robot.models.dldm import DLDM, pad_to_stride
 from vw2_robot.models.vdm import VDM
-from vw2_robot.models.video_codec import DCTCodec
+from vw2_robot.models.video_codec import VideoCodec
 from vw2_robot.pixels import to_model_range, to_pixels
 from vw2_robot.runs import generator, mark
 
@@ -35,7 +35,7 @@ HEALTHY_SHUFFLE_RATIO = 1.1
 def validate(
     dldm: DLDM,
     vdm: VDM,
-    codec: DCTCodec,
+    codec: VideoCodec,
     clips: tuple[Tensor, Tensor],
     *,
     phase: int,
@@ -126,7 +126,7 @@ def draw_reconstructions(
     folder: Path,
     dldm: DLDM,
     vdm: VDM,
-    codec: DCTCodec,
+    codec: VideoCodec,
     held_out: ClipSampler,
     *,
     seed: int,

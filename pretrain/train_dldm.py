@@ -21,7 +21,7 @@ from vw2_robot.cli import program
 from vw2_robot.config_tree import config_tree
 from vw2_robot.models.dldm import DLDM, pad_to_stride
 from vw2_robot.models.vdm import VDM
-from vw2_robot.models.video_codec import DCTCodec
+from vw2_robot.models.video_codec import VideoCodec
 from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.runs import Run, generator
 
@@ -47,7 +47,7 @@ def phase_one_loss(
 def phase_two_loss(
     dldm: DLDM,
     vdm: VDM,
-    codec: DCTCodec,
+    codec: VideoCodec,
     x: Float[Tensor, "B T 3 H W"],
     valid: Bool[Tensor, "B M"],
     *,
@@ -137,7 +137,7 @@ def train_dldm(config: Pretrain) -> None:
     for phase, loop, stop in ((1, phases.phase1, boundary), (2, phases.phase2, total)):
         if run.start >= stop:
             continue
-        fast = vdm.parameters() if phase == 2 else ()
+        fast = vdm.trainable_parameters() if phase == 2 else ()
         optimizer = build_optimizer(dldm.parameters(), loop.optim, fast=fast, fast_mult=phases.vdm_lr_mult)
         first = 0 if phase == 1 else boundary
         if run.start > first:

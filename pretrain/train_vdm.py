@@ -17,7 +17,7 @@ from vw2_robot.checkpoint import load_checkpoint, load_optimizer, save_checkpoin
 from vw2_robot.cli import program
 from vw2_robot.config_tree import config_tree
 from vw2_robot.models.vdm import VDM
-from vw2_robot.models.video_codec import DCTCodec
+from vw2_robot.models.video_codec import VideoCodec, build_codec
 from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.pixels import to_model_range
 from vw2_robot.runs import Run, generator
@@ -29,17 +29,18 @@ from .config import Pretrain, open_frames, training_split
 STREAM_INIT, STREAM_NOISE, STREAM_VALIDATION = 10, 11, 12
 
 
-def build_vdm(config: Pretrain) -> tuple[VDM, DCTCodec]:
+def build_vdm(config: Pretrain) -> tuple[VDM, VideoCodec]:
     """An untrained VDM and codec; the weights depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator(config.seed, 0, stream=STREAM_INIT))))
-        return VDM(config.vdm, config.geometry), DCTCodec(config.codec)
+        return VDM(config.vdm, config.geometry), build_codec(config.codec)
 
 
-def load_vdm(path: str | Path, config: Pretrain) -> tuple[VDM, DCTCodec]:
-    """The VDM and codec of a finished stage."""
+def load_vdm(path: str | Path, config: Pretrain) -> tuple[VDM, VideoCodec]:
+    """The VDM and codec of a finished stage, ready for phase 2."""
     vdm, codec = build_vdm(config)
     load_checkpoint(path, kind="vdm").load_into(vdm=vdm, codec=codec)
+    vdm.finish_prior()
     return vdm, codec
 
 
@@ -64,7 +65,7 @@ def train_vdm(config: Pretrain) -> None:
     vdm, codec = build_vdm(config)
     codec.measure(to_model_range(torch.from_numpy(clip_sampler(config, frames, train_ids).batch(0, 64).pixels)))
     vdm, codec = vdm.to(device), codec.to(device)
-    optimizer = build_optimizer(vdm.parameters(), loop.optim)
+    optimizer = build_optimizer(vdm.trainable_parameters(prior=True), loop.optim)
     if run.checkpoint is not None:
         checkpoint = load_checkpoint(run.checkpoint, kind="vdm")
         checkpoint.load_into(vdm=vdm, codec=codec)

@@ -29,7 +29,8 @@ WRAPPED = {
     "reverb": {"data/reverb_tables.py"},
     "pybullet": {"envs/physics.py"},
     "pybullet_data": {"envs/make_assets.py", "envs/physics.py"},
-    "diffusers": {"models/vdm.py"},
+    "diffusers": {"models/cosmos.py"},
+    "peft": {"models/cosmos.py"},
     "transformers": {"models/backbone.py"},
     "hydra": {"cli.py", "rollouts/config.py"},  # rollouts: opens the benchmark that a yaml file names
     "matplotlib": {"rollouts/curves.py"},

@@ -1,11 +1,12 @@
 """The video diffusion model that paints appearance, steered by latent codes and a coarse clip.
 
 Place in the flow: beside the dLDM in phase 2. diffusers' `CosmosTransformer3DModel` is wrapped, never subclassed or
-changed: codes come in as `encoder_hidden_states`, masks through attention processors, control through forward hooks, so
-the inner model's state dict stays loadable by stock diffusers both ways. Method specification 1.6, 1.7, 1.8, 1.12.
+changed: codes come in as `encoder_hidden_states`, masks through attention processors, control through forward hooks,
+adapters through peft, so the inner model's weights stay loadable by stock diffusers both ways. Method specification
+1.6, 1.7, 1.8, 1.12. What it is made of: `code_projection.py`, `control.py`, `cosmos.py`.
 
-Noise: rectified flow with t = sigma / (1 + sigma); the network sees (1-t) x0 + t eps and answers the velocity
-v = eps - x0. Latent frame 0 is the conditioning frame: always clean, never in the loss. diffusers is imported when a
+Noise (`noise_levels.py`): rectified flow; the network sees (1-t) x0 + t eps and answers the velocity v = eps - x0.
+Latent frame 0 is the conditioning frame: always clean, never in the loss. diffusers is imported when a
 model is built, not with this module.
 """
 
@@ -13,24 +14,21 @@ model is built, not with this module.
 # Q = K * h/2 * w/2 tokens of the transformer · S = 1 + M*N keys (null token first) · D width of the cross-attention
 from __future__ import annotations
 
-import math
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from vw2_robot.errors import require
-
-# Timestep that marks the clean conditioning frame: sigma = 1e-4 (method 1.12).
-CLEAN_TIME = 1e-4 / (1 + 1e-4)
-# `prediction="change"`: size of what moves, in units of the codec's latents (EDM preconditioning, Karras et al. 2022).
-CHANGE_STD = 0.5
-# With this probability the noise level comes from a log-uniform tail over (200, 1e5) instead of the log-normal.
-TAIL_PROBABILITY, TAIL_LOW, TAIL_HIGH = 0.05, 200.0, 1e5
+from .code_projection import CodeProjection, key_steps, visible_keys
+from .control import FullControl, LightControl
+from .cosmos import Masks, add_lora, blocks_of, build_scheduler, build_transformer, install_masks, is_adapter
+from .cosmos_folder import load_weights, save_scheduler, save_weights
+from .noise_levels import CLEAN_TIME, draw_times, loss_weight, sampling_times, velocity_of_change
 
 
 @dataclass(frozen=True)
@@ -42,9 +40,15 @@ class VDMConfig:
     layers: int = 4
     mlp_ratio: float = 2.0
     adaln_lora_dim: int = 32
+    rope_scale: tuple[float, ...] = (1.0, 1.0, 1.0)
+    """of time, height and width; (1, 3, 3) in Cosmos-Predict2"""
+    padding_channel: bool = False
+    """a channel that marks padded pixels (none here), as pretrained weights have"""
     context_width: int = 64
     """D, width of the projected codes (1024 for Cosmos-Predict2)"""
     projection_layers: int = 1
+    """of causal self-attention over the codes; 0: the MLP alone (Table A.2)"""
+    projection_head_dim: int = 64
     code_visibility: Literal["causal", "current", "none"] = "causal"
     """latent frame t attends to codes of steps <= t, of step t alone, or to all (release parity)"""
     temporal_causal_self_attention: bool = True
@@ -53,16 +57,55 @@ class VDMConfig:
     """what the network's output means. velocity: eps - x0, as in pretrained weights; change: the preconditioned
     difference of x0 from the first frame, from which the velocity follows. An untrained network then starts at a still
     picture instead of at noise, and all that is left to learn is motion: the choice for models trained from nothing"""
-    control: Literal["light", "none"] = "light"
+    control: Literal["light", "full", "none"] = "light"
+    """light: an MLP on the coarse clip; full: copies of the first blocks, as released"""
+    control_layers: int = 0
+    """blocks that the branch speaks to; 0: all (light), 3 (full)"""
     control_width: int = 64
+    """inside the light branch"""
     code_dropout: float = 0.1
     """per sample, all codes hidden (null context), so that guidance is possible"""
+    train: Literal["full", "lora", "frozen"] = "full"
+    """what of the transformer learns in phase 2 (Table A.3); projection and control branch always do"""
+    lora_rank: int = 16
+    init: Literal["prior", "random"] = "prior"
+    """phase 2 begins with the video prior (its own stage, or `weights`), or with random weights (Table A.3)"""
+    weights: str | None = None
+    """folder in diffusers' layout whose transformer/ is the prior, instead of training one"""
+    frozen_precision: Literal["float32", "bf16"] = "float32"
+    """lora and frozen, with `weights`: in which the transformer's own weights are kept; bf16 halves them"""
 
     def __post_init__(self) -> None:
         if self.head_dim < 12:
             raise ValueError(f"vdm.head_dim must be at least 12 (rotary split into three axes), found {self.head_dim}")
         if not 0 <= self.code_dropout < 1:
             raise ValueError(f"vdm.code_dropout must lie in [0, 1), found {self.code_dropout}")
+        if len(self.rope_scale) != 3:
+            raise ValueError(f"vdm.rope_scale needs three numbers (time, height, width), found {self.rope_scale}")
+        if not 0 <= self.control_layers <= self.layers or (self.control == "full" and self.controlled > self.layers):
+            raise ValueError(
+                f"vdm.control_layers must lie in 0 .. vdm.layers = {self.layers}, found {self.control_layers} "
+                f"({self.controlled} with vdm.control={self.control})"
+            )
+        if self.lora_rank < 1:
+            raise ValueError(f"vdm.lora_rank must be at least 1, found {self.lora_rank}")
+        if self.weights is not None and self.init == "random":
+            raise ValueError(f"vdm.init=random and vdm.weights={self.weights} contradict each other; drop one")
+        if self.frozen_precision == "bf16" and (self.train == "full" or self.weights is None):
+            raise ValueError(
+                "vdm.frozen_precision=bf16 is for weights that never learn: it needs vdm.weights and vdm.train=lora or "
+                f"frozen, found weights={self.weights} and train={self.train}"
+            )
+
+    @property
+    def width(self) -> int:
+        """W, of the transformer's tokens."""
+        return self.heads * self.head_dim
+
+    @property
+    def controlled(self) -> int:
+        """How many blocks the control branch speaks to."""
+        return self.control_layers or {"light": self.layers, "full": 3, "none": 0}[self.control]
 
 
 class Geometry(NamedTuple):
@@ -76,81 +119,11 @@ class Geometry(NamedTuple):
     digits: int
 
 
-class _Masks:
-    """The attention masks of one forward pass, shared by all processors of a model; None means full attention."""
-
-    cross: Tensor | None = None
-    self_attention: Tensor | None = None
-
-
-class CodeProjection(nn.Module):
-    """Codes -> context tokens: MLP, step and slot embedding, block-causal self-attention; a null token in front."""
-
-    def __init__(self, geometry: Geometry, width: int, layers: int) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(geometry.digits, width), nn.GELU(), nn.Linear(width, width))
-        self.step = nn.Parameter(torch.randn(geometry.steps, width) * 0.02)
-        self.slot = nn.Parameter(torch.randn(geometry.queries, width) * 0.02)
-        self.null = nn.Parameter(torch.randn(width) * 0.02)
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                width, max(1, width // 64), 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-            )
-            for _ in range(layers)
-        )
-        self.norm = nn.LayerNorm(width)
-
-    def forward(self, codes: Float[Tensor, "B M N L"]) -> Float[Tensor, "B S D"]:
-        """A token sees the tokens of steps <= its own; the null token sees itself."""
-        batch, steps, queries, _ = codes.shape
-        tokens = self.mlp(codes) + self.step[:steps, None] + self.slot
-        tokens = rearrange(tokens, "b m n d -> b (m n) d")
-        tokens = torch.cat([self.null.expand(batch, 1, -1), tokens], dim=1)
-        hidden = ~_step_mask(_key_steps(steps, queries, tokens.device), "causal")
-        for layer in self.layers:
-            tokens = layer(tokens, src_mask=hidden)
-        out: Tensor = self.norm(tokens)
-        return out
-
-
-def _key_steps(steps: int, queries: int, device: torch.device) -> Tensor:
-    """Latent step of every context token: 0 for the null token, then k for each of the N codes of step k."""
-    return torch.cat([torch.zeros(1, dtype=torch.long), torch.arange(1, steps + 1).repeat_interleave(queries)]).to(
-        device
-    )
-
-
-def _step_mask(key_steps: Tensor, visibility: str, frames: Tensor | None = None) -> Bool[Tensor, "Q S"]:
-    """True where a query of latent frame `frames[q]` may see a key of step `key_steps[s]`."""
-    frames = key_steps if frames is None else frames
-    if visibility == "none":
-        return torch.ones(len(frames), len(key_steps), dtype=torch.bool, device=key_steps.device)
-    if visibility == "causal":
-        return key_steps[None] <= frames[:, None]
-    return (key_steps[None] == frames[:, None]) | (key_steps[None] == 0)
-
-
-class ControlBranch(nn.Module):
-    """The light control branch: coarse-clip latents -> one residual per transformer block, zero at the start."""
-
-    def __init__(self, channels: int, width: int, hidden: int, blocks: int) -> None:
-        super().__init__()
-        self.embed = nn.Conv3d(channels, hidden, (1, 2, 2), stride=(1, 2, 2))
-        self.mlp = nn.Sequential(nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU())
-        self.out = nn.ModuleList(nn.Linear(hidden, width) for _ in range(blocks))
-        for layer in self.out:
-            assert isinstance(layer, nn.Linear)
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
-
-    def forward(self, hint: Float[Tensor, "B C K h w"]) -> list[Float[Tensor, "B Q W"]]:
-        """Residual i is added to the output of transformer block i."""
-        tokens = self.mlp(rearrange(self.embed(hint), "b c k h w -> b (k h w) c"))
-        return [layer(tokens) for layer in self.out]
-
-
 class VDM(nn.Module):
-    """Wrapper that owns the transformer, the code projection, the control branch, the loss and the sampler."""
+    """Wrapper that owns the transformer, the code projection, the control branch, the loss and the sampler.
+
+    Names and shapes of all parameters follow from the configuration alone, adapters included.
+    """
 
     def __init__(self, config: VDMConfig, geometry: Geometry) -> None:
         super().__init__()
@@ -159,14 +132,82 @@ class VDM(nn.Module):
                 f"the latent grid must be even in both directions, found {geometry.height} x {geometry.width}"
             )
         self.config, self.geometry = config, geometry
-        self.projection = CodeProjection(geometry, config.context_width, config.projection_layers)
-        self.transformer: nn.Module = _build_transformer(config, geometry)
-        self.control: ControlBranch | None = None
+        self.projection = CodeProjection(
+            digits=geometry.digits,
+            steps=geometry.steps,
+            queries=geometry.queries,
+            width=config.context_width,
+            layers=config.projection_layers,
+            head_dim=config.projection_head_dim,
+        )
+        self.transformer: nn.Module = build_transformer(stock_options(config, geometry))
+        self.control: LightControl | FullControl | None = None
         if config.control == "light":
-            width = config.heads * config.head_dim
-            self.control = ControlBranch(geometry.channels, width, config.control_width, config.layers)
-        self._masks = _Masks()
-        _install_masks(self.transformer, self._masks)
+            self.control = LightControl(
+                geometry.channels, width=config.width, hidden=config.control_width, blocks=config.controlled
+            )
+        elif config.control == "full":
+            self.control = FullControl(
+                self.transformer, geometry.channels, width=config.width, blocks=config.controlled
+            )
+        if config.frozen_precision == "bf16":
+            self.transformer.to(torch.bfloat16)
+        if config.train == "lora":
+            add_lora(self.transformer, config.lora_rank)
+        self._masks = Masks()
+        install_masks(blocks_of(self.transformer), self._masks)
+        if isinstance(self.control, FullControl):
+            install_masks(self.control.blocks, self._masks)
+
+    def trainable_parameters(self, *, prior: bool = False) -> list[nn.Parameter]:
+        """The parameters that may move, in a fixed order; marks them, and no others, as learning.
+
+        With `prior` (the stage before phase 2) those are transformer and projection. In phase 2 they are projection,
+        control branch, and of the transformer what `config.train` says: everything, the adapters, or nothing.
+        """
+        chosen = []
+        for name, parameter in self.named_parameters():
+            part = name.split(".", 1)[0]
+            if part == "transformer":
+                learns = not is_adapter(name) if prior else self._transformer_learns(name)
+            else:
+                learns = part == "projection" or not prior
+            parameter.requires_grad_(learns)
+            if learns:
+                chosen.append(parameter)
+        return chosen
+
+    def _transformer_learns(self, name: str) -> bool:
+        return {"full": True, "lora": is_adapter(name), "frozen": False}[self.config.train]
+
+    def finish_prior(self) -> None:
+        """To be called once, between prior and phase 2: copied control blocks become those of the trained prior."""
+        if isinstance(self.control, FullControl):
+            self.control.copy_blocks(self.transformer)
+
+    def load_folder(self, path: str | Path) -> None:
+        """Take the transformer of a folder in diffusers' layout as the prior, and finish it.
+
+        Raises:
+            InputError: there is no such folder, or it holds another size than the configuration describes.
+        """
+        load_weights(self.transformer, path, "transformer", section="vdm")
+        self.finish_prior()
+
+    def save_folder(self, path: str | Path, *, merged: bool = True) -> None:
+        """Write transformer/ and scheduler/ so that stock diffusers loads them; `merged` adds adapters to the weights.
+
+        Unmerged, the transformer is written as it was before phase 2 and the adapters lie beside it.
+        """
+        stock = {key: stock_options(self.config, self.geometry)[key] for key in ("in_channels", "concat_padding_mask")}
+        save_weights(self.transformer, path, "transformer", options=stock, merged=merged)
+        save_scheduler(path)
+
+    def checkpoint_gradients(self) -> None:
+        """Keep one activation per block for the backward pass and compute the others again: less memory, more time."""
+        self.transformer.enable_gradient_checkpointing()  # type: ignore[operator]
+        if isinstance(self.control, FullControl):
+            self.control.checkpointing = True
 
     def velocity(
         self,
@@ -185,58 +226,60 @@ class VDM(nn.Module):
         """
         batch, _, frames, height, width = noisy.shape
         x = torch.cat([first[:, :, None], noisy[:, :, 1:]], dim=2)
-        is_first = torch.zeros(batch, 1, frames, height, width, device=x.device, dtype=x.dtype)
-        is_first[:, :, 0] = 1.0
+        # Marks the conditioning frame; the second channel, where there is one, would mark padding.
+        marks = x.new_zeros(batch, 1 + self.config.padding_channel, frames, height, width)
+        marks[:, 0, 0] = 1.0
         times = time[:, None].repeat(1, frames)
         times[:, 0] = CLEAN_TIME
         context = self.projection(codes)
         self._set_masks(frames, height, width, keep_codes, x.device)
         handles = []
-        if self.control is not None and hint is not None:
-            for block, residual in zip(_blocks(self.transformer), self.control(hint), strict=True):
-                handles.append(block.register_forward_hook(_adder(residual)))
-        try:
-            out = self.transformer(
-                hidden_states=x,
-                timestep=times[:, None, :, None, None],
-                encoder_hidden_states=context,
-                condition_mask=is_first,
-                fps=None,  # temporal rotary positions in latent frames, as the original 2B model (method 1.12, trap 3)
-                return_dict=False,
-            )[0]
-        finally:
-            for handle in handles:
-                handle.remove()
+        with self._precision(x.device):
+            residuals = self._residuals(torch.cat([x, marks], dim=1), times, context, hint)
+            if residuals:
+                blocks = blocks_of(self.transformer)[: len(residuals)]
+                for block, residual in zip(blocks, residuals, strict=True):
+                    handles.append(block.register_forward_hook(_adder(residual)))
+            try:
+                out = self.transformer(
+                    hidden_states=x,
+                    timestep=times[:, None, :, None, None],
+                    encoder_hidden_states=context,
+                    condition_mask=marks,
+                    fps=None,  # rotary positions in latent frames, as the original 2B model (method 1.12, trap 3)
+                    return_dict=False,
+                )[0]
+            finally:
+                for handle in handles:
+                    handle.remove()
         if self.config.prediction == "velocity":
             prediction: Tensor = out
             return prediction
-        t = time.clamp(1e-3, 1 - 1e-6)[:, None, None, None, None]
-        sigma = t / (1 - t)
-        still = first[:, :, None]
-        known = CHANGE_STD**2 / (sigma**2 + CHANGE_STD**2)  # how far the noisy clip itself can be believed
-        change = known * (noisy / (1 - t) - still) + sigma * known.sqrt() * out.float()
-        return (noisy - (still + change)) / t
+        return velocity_of_change(out.float(), noisy, time, first)
+
+    def _precision(self, device: torch.device) -> Any:
+        """Weights kept in bfloat16 run in bfloat16; otherwise the caller's autocast decides."""
+        half = self.config.frozen_precision == "bf16"
+        return torch.autocast(device.type, dtype=torch.bfloat16) if half else nullcontext()
+
+    def _residuals(self, x: Tensor, times: Tensor, context: Tensor, hint: Tensor | None) -> list[Tensor]:
+        if self.control is None or hint is None:
+            return []
+        if isinstance(self.control, LightControl):
+            return list(self.control(hint))
+        return list(self.control(self.transformer, x, times, context, hint))
 
     def _set_masks(self, frames: int, height: int, width: int, keep_codes: Tensor | None, device: torch.device) -> None:
         per_frame = (height // 2) * (width // 2)
         frame_of_query = torch.arange(frames, device=device).repeat_interleave(per_frame)
-        keys = _key_steps(frames - 1, self.geometry.queries, device)
-        cross = _step_mask(keys, self.config.code_visibility, frame_of_query)[None, None]
+        keys = key_steps(frames - 1, self.geometry.queries, device)
+        cross = visible_keys(keys, self.config.code_visibility, frame_of_query)[None, None]
         if keep_codes is not None:
             cross = cross & (keep_codes[:, None, None, None] | (keys == 0))
         self._masks.cross = cross
         self._masks.self_attention = None
         if self.config.temporal_causal_self_attention:
             self._masks.self_attention = frame_of_query[None] <= frame_of_query[:, None]
-
-    def draw_times(self, batch: int, generator: torch.Generator) -> Float[Tensor, " B"]:
-        """Training noise levels t in (0, 1): ln sigma ~ N(0, 1), sigma times sqrt(K), with a log-uniform tail."""
-        frames = self.geometry.steps + 1
-        sigma = torch.randn(batch, generator=generator).exp() * math.sqrt(frames)
-        low, high = math.log(TAIL_LOW), math.log(TAIL_HIGH)
-        tail = (low + (high - low) * torch.rand(batch, generator=generator)).exp()
-        sigma = torch.where(torch.rand(batch, generator=generator) < TAIL_PROBABILITY, tail, sigma)
-        return sigma / (1 + sigma)
 
     def denoising_loss(
         self,
@@ -250,12 +293,10 @@ class VDM(nn.Module):
     ) -> Float[Tensor, ""]:
         """Weighted velocity error over latent frames 1 .. K-1 whose step is valid.
 
-        w(sigma) ||x0 - x0_hat||^2 with w = (1 + sigma^2)/sigma^2 equals (1 + sigma^2)/(1 + sigma)^2 ||v - v_hat||^2;
-        the second form is used: bounded weight, no cancellation at small sigma. `generator` lives on the CPU.
-        `drop_codes` hides the codes of every sample: what is then trained is the prior.
+        `generator` lives on the CPU. `drop_codes` hides the codes of every sample: what is then trained is the prior.
         """
         device = latents.device
-        time = self.draw_times(latents.shape[0], generator).to(device)
+        time = draw_times(latents.shape[0], generator, frames=self.geometry.steps + 1).to(device)
         noise = torch.randn(latents.shape, generator=generator).to(device)
         dropout = 1.0 if drop_codes else self.config.code_dropout
         keep = (torch.rand(latents.shape[0], generator=generator) >= dropout).to(device)
@@ -264,8 +305,7 @@ class VDM(nn.Module):
         predicted = self.velocity(noisy, time, latents[:, :, 0], codes, hint=hint, keep_codes=keep)
         with torch.autocast(device.type, enabled=False):
             error = F.mse_loss(predicted.float(), noise - latents, reduction="none")[:, :, 1:].mean(dim=(1, 3, 4))
-            # sigma = t/(1-t), so (1+sigma^2)/(1+sigma)^2 = t^2 + (1-t)^2
-            weight = (time.square() + (1 - time).square())[:, None] * valid
+            weight = loss_weight(time)[:, None] * valid
             return (weight * error).sum() / valid.sum().clamp(min=1)
 
     @torch.no_grad()
@@ -279,10 +319,8 @@ class VDM(nn.Module):
         num_steps: int = 10,
     ) -> Float[Tensor, "B C K h w"]:
         """Latents of a clip from first frame, codes and coarse clip; Euler over Karras noise levels 80 .. 0.002."""
-        scheduler = require("diffusers", extra="all").FlowMatchEulerDiscreteScheduler()
-        ramp = torch.linspace(0, 1, num_steps)
-        sigma = (80.0 ** (1 / 7) + ramp * (0.002 ** (1 / 7) - 80.0 ** (1 / 7))) ** 7
-        scheduler.set_timesteps(sigmas=(sigma / (1 + sigma)).tolist(), device=first.device)
+        scheduler = build_scheduler()
+        scheduler.set_timesteps(sigmas=sampling_times(num_steps).tolist(), device=first.device)
         batch, channels, height, width = first.shape
         frames = codes.shape[1] + 1
         x = torch.randn(batch, channels, frames, height, width, generator=generator).to(first.device)
@@ -292,57 +330,24 @@ class VDM(nn.Module):
         return torch.cat([first[:, :, None], x[:, :, 1:]], dim=2)
 
 
-def _build_transformer(config: VDMConfig, geometry: Geometry) -> nn.Module:
-    diffusers = require("diffusers", extra="all")
-    largest = max(geometry.steps + 1, geometry.height, geometry.width, 32)
-    model: nn.Module = diffusers.CosmosTransformer3DModel(
-        in_channels=geometry.channels + 1,  # + the mask that marks the conditioning frame
-        out_channels=geometry.channels,
-        num_attention_heads=config.heads,
-        attention_head_dim=config.head_dim,
-        num_layers=config.layers,
-        mlp_ratio=config.mlp_ratio,
-        text_embed_dim=config.context_width,
-        adaln_lora_dim=config.adaln_lora_dim,
-        max_size=(largest, largest, largest),
-        patch_size=(1, 2, 2),
-        rope_scale=(1.0, 1.0, 1.0),
-        concat_padding_mask=False,  # True would need torchvision
-        extra_pos_embed_type=None,
-    )
-    return model
-
-
-def _blocks(transformer: nn.Module) -> list[nn.Module]:
-    blocks = transformer.transformer_blocks
-    assert isinstance(blocks, nn.ModuleList)
-    return list(blocks)
-
-
-def _install_masks(transformer: nn.Module, masks: _Masks) -> None:
-    """Give every attention layer a processor that reads its mask from `masks` instead of from its arguments."""
-    from diffusers.models.transformers.transformer_cosmos import CosmosAttnProcessor2_0
-
-    class MaskedProcessor(CosmosAttnProcessor2_0):
-        def __init__(self, kind: Literal["cross", "self_attention"]) -> None:
-            super().__init__()  # type: ignore[no-untyped-call]
-            self.kind, self.masks = kind, masks  # an attribute, so that a deep copy of the model has its own
-
-        def __call__(
-            self,
-            attn: Any,
-            hidden_states: Tensor,
-            encoder_hidden_states: Tensor | None = None,
-            attention_mask: Tensor | None = None,  # diffusers' own is [B, S] only; ours comes from `masks`
-            image_rotary_emb: Any = None,
-        ) -> Tensor:
-            mask = getattr(self.masks, self.kind)
-            out: Tensor = super().__call__(attn, hidden_states, encoder_hidden_states, mask, image_rotary_emb)
-            return out
-
-    for block in _blocks(transformer):
-        block.attn1.set_processor(MaskedProcessor("self_attention"))  # type: ignore[union-attr,operator]
-        block.attn2.set_processor(MaskedProcessor("cross"))  # type: ignore[union-attr,operator]
+def stock_options(config: VDMConfig, geometry: Geometry) -> dict[str, Any]:
+    """The options of the stock transformer's constructor; `configs/model/paper.yaml` gives those of the 2B model."""
+    return {
+        "in_channels": geometry.channels + 1,  # + the mask that marks the conditioning frame
+        "out_channels": geometry.channels,
+        "num_attention_heads": config.heads,
+        "attention_head_dim": config.head_dim,
+        "num_layers": config.layers,
+        "mlp_ratio": config.mlp_ratio,
+        "text_embed_dim": config.context_width,
+        "adaln_lora_dim": config.adaln_lora_dim,
+        # The longest axis that rotary positions reach; no weight depends on it.
+        "max_size": (max(128, geometry.steps + 1), max(240, geometry.height), max(240, geometry.width)),
+        "patch_size": (1, 2, 2),
+        "rope_scale": config.rope_scale,
+        "concat_padding_mask": config.padding_channel,
+        "extra_pos_embed_type": None,
+    }
 
 
 def _adder(residual: Tensor) -> Any:

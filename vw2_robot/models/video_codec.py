@@ -1,9 +1,9 @@
-"""Pixels <-> latents for the video diffusion model.
+"""Pixels <-> latents for the video diffusion model: the fixed DCT codec and the pretrained VAE behind one call.
 
 Place in the flow: between the clip and `vdm.py`. `DCTCodec` is the parameter-free default: blocks of s x p x p pixels
 keep their lowest frequencies. It is exactly causal per latent step, invertible up to its band limit (37 to 39 dB on
-smooth clips with p = 4), and runs everywhere. Method specification section 1.12. Not learned, and no substitute for a
-video VAE at high resolution.
+smooth clips with p = 4), and runs everywhere. `WanCodec` wraps diffusers' `AutoencoderKLWan`, the VAE that
+Cosmos-Predict2 was trained with; it never learns here. Method specification section 1.12.
 
 Layout: pixels are [B, T, 3, H, W] in [-1, 1]; latents are diffusers' [B, C, K, h, w], where latent frame 0 is frame 0
 alone and latent frame k holds frames s(k-1)+1 .. sk, the same convention as the dLDM's steps.
@@ -13,23 +13,55 @@ alone and latent frame k holds frames s(k-1)+1 .. sk, the same convention as the
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .cosmos import build_vae
+from .cosmos_folder import load_weights
+
 
 @dataclass(frozen=True)
-class DCTCodecConfig:
-    """Block size and how many of the lowest frequencies are kept along each axis."""
+class WanConfig:
+    """Size of the VAE. Defaults: Wan 2.1, 126.9 M parameters; its strides (4 in time, 8 in space) are fixed."""
 
+    base_dim: int = 96
+    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
+    res_blocks: int = 2
+
+    def __post_init__(self) -> None:
+        if len(self.dim_mult) != 4:
+            raise ValueError(f"codec.wan.dim_mult needs four numbers (three halvings of space), found {self.dim_mult}")
+
+
+@dataclass(frozen=True)
+class CodecConfig:
+    """Which codec, its block size, and how many of the lowest frequencies `dct` keeps along each axis."""
+
+    kind: Literal["dct", "wan"] = "dct"
     stride: int = 4
     block: int = 4
     keep: int = 2
+    """dct only"""
+    weights: str | None = None
+    """wan only: a folder in diffusers' layout whose sub-folder vae/ is read when a run begins"""
+    wan: WanConfig = field(default_factory=WanConfig)
+    precision: Literal["float32", "bf16"] = "bf16"
+    """wan only: in which the frozen weights are kept and run; latents are float32 in any case"""
 
     def __post_init__(self) -> None:
+        if self.kind == "wan":
+            if (self.stride, self.block) != (4, 8):
+                raise ValueError(
+                    f"codec.kind=wan has codec.stride=4 and codec.block=8, found {self.stride} and {self.block}"
+                )
+            return
+        if self.weights is not None:
+            raise ValueError(f"codec.weights={self.weights} is for codec.kind=wan; the DCT codec has no weights")
         if not 1 <= self.keep <= min(self.stride, self.block):
             raise ValueError(
                 f"codec.keep must lie in 1 .. min(stride, block) = {min(self.stride, self.block)}, found {self.keep}"
@@ -37,8 +69,8 @@ class DCTCodecConfig:
 
     @property
     def channels(self) -> int:
-        """C, latent channels: three colours times keep^3 frequencies."""
-        return 3 * self.keep**3
+        """C, latent channels: three colours times keep^3 frequencies; 16 for Wan."""
+        return 16 if self.kind == "wan" else 3 * self.keep**3
 
 
 def dct_basis(size: int, keep: int) -> Float[Tensor, "keep size"]:
@@ -56,7 +88,7 @@ class DCTCodec(nn.Module):
     basis_s: Tensor
     scale: Tensor
 
-    def __init__(self, config: DCTCodecConfig) -> None:
+    def __init__(self, config: CodecConfig) -> None:
         super().__init__()
         self.config = config
         self.register_buffer("basis_t", dct_basis(config.stride, config.keep), persistent=False)
@@ -90,3 +122,67 @@ class DCTCodec(nn.Module):
             blocks = torch.movedim(blocks, 5, -1) @ basis
         x = rearrange(blocks, "b k h w c s p q -> b (k s) c (h p) (w q)")
         return x[:, self.config.stride - 1 :]
+
+
+class WanCodec(nn.Module):
+    """The pretrained VAE, frozen: latents are the mean of the posterior, normalised by the VAE's own mean and size.
+
+    One clip at a time and without gradients, so that memory does not grow with the batch; inside a clip diffusers'
+    VAE goes through time in pieces of four frames.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        self.config = config
+        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        wan = config.wan
+        vae = build_vae(wan.base_dim, dim_mult=wan.dim_mult, res_blocks=wan.res_blocks)
+        self.vae = vae.to(dtype).eval().requires_grad_(False)
+        self.register_buffer("mean", torch.tensor(vae.config.latents_mean))
+        self.register_buffer("std", torch.tensor(vae.config.latents_std))
+
+    def load_folder(self, path: str) -> None:
+        """Take the weights, mean and size of `path`/vae.
+
+        Raises:
+            InputError: there is no such folder, or it holds a VAE of another size.
+        """
+        facts = load_weights(self.vae, path, "vae", section="codec.wan")
+        self.mean.copy_(torch.tensor(facts["latents_mean"]))
+        self.std.copy_(torch.tensor(facts["latents_std"]))
+
+    def measure(self, x: Float[Tensor, "B T 3 H W"]) -> None:
+        """Nothing: mean and size of the latents came with the weights."""
+
+    def train(self, mode: bool = True) -> WanCodec:
+        """The VAE stays in eval mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def encode(self, x: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B C K h w"]:
+        """T must be 1 + a multiple of 4; K = 1 + (T - 1) / 4."""
+        dtype = next(self.vae.parameters()).dtype
+        with torch.autocast(x.device.type, enabled=False):
+            clips = rearrange(x, "b t c h w -> b c t h w").to(dtype).split(1)
+            latents = torch.cat([self.vae.encode(clip).latent_dist.mode() for clip in clips]).float()
+        return (latents - self.mean[:, None, None, None]) / self.std[:, None, None, None]
+
+    @torch.no_grad()
+    def decode(self, latents: Float[Tensor, "B C K h w"]) -> Float[Tensor, "B T 3 H W"]:
+        """Pixels in [-1, 1] (clamped by the VAE)."""
+        dtype = next(self.vae.parameters()).dtype
+        with torch.autocast(latents.device.type, enabled=False):
+            pieces = (latents.float() * self.std[:, None, None, None] + self.mean[:, None, None, None]).to(dtype)
+            x = torch.cat([self.vae.decode(piece, return_dict=False)[0] for piece in pieces.split(1)])
+        return rearrange(x.float(), "b c t h w -> b t c h w")
+
+
+VideoCodec = DCTCodec | WanCodec
+
+
+def build_codec(config: CodecConfig) -> VideoCodec:
+    """The codec that is meant; Wan's weights are random until `load_folder` or a checkpoint fills them."""
+    return WanCodec(config) if config.kind == "wan" else DCTCodec(config)

@@ -6,16 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from vw2_robot.models.vdm import (
-    CHANGE_STD,
-    CLEAN_TIME,
-    VDM,
-    CodeProjection,
-    Geometry,
-    VDMConfig,
-    _key_steps,
-    _step_mask,
-)
+from vw2_robot.models.code_projection import CodeProjection, key_steps, visible_keys
+from vw2_robot.models.noise_levels import CHANGE_STD, CLEAN_TIME, draw_times
+from vw2_robot.models.vdm import VDM, Geometry, VDMConfig
 
 GEOMETRY = Geometry(channels=3, steps=3, height=4, width=4, queries=4, digits=4)
 TINY = VDMConfig(heads=2, head_dim=12, layers=2, adaln_lora_dim=8, context_width=16, control_width=8, code_dropout=0.0)
@@ -89,15 +82,15 @@ def test_codes_that_are_dropped_leave_the_null_token_alone():
 @pytest.mark.parametrize("visibility", ["causal", "current", "none"])
 @pytest.mark.parametrize("steps", [0, 1, 3])
 def test_no_row_is_without_a_visible_key(visibility, steps):
-    keys = _key_steps(steps, 4, torch.device("cpu"))
+    keys = key_steps(steps, 4, torch.device("cpu"))
     assert len(keys) == 1 + 4 * steps
     frames = torch.arange(steps + 1).repeat_interleave(4)
-    assert _step_mask(keys, visibility, frames).any(dim=1).all()
+    assert visible_keys(keys, visibility, frames).any(dim=1).all()
 
 
 def test_projected_tokens_see_their_own_and_earlier_steps():
     torch.manual_seed(0)
-    projection = CodeProjection(GEOMETRY, 16, 2)
+    projection = CodeProjection(digits=4, steps=3, queries=4, width=16, layers=2)
     codes = torch.rand(1, 3, 4, 4, requires_grad=True)
     tokens = projection(codes)
     assert tokens.shape == (1, 13, 16)
@@ -228,11 +221,10 @@ def test_codes_are_hidden_as_often_as_the_configuration_says():
 
 
 def test_noise_levels_have_the_published_quantiles(monkeypatch):
-    model = VDM(TINY, GEOMETRY._replace(steps=23))  # the paper's 24 latent frames
     generator = torch.Generator().manual_seed(0)
-    with_tail = model.draw_times(100_000, generator)
-    monkeypatch.setattr("vw2_robot.models.vdm.TAIL_PROBABILITY", 0.0)
-    t = model.draw_times(100_000, generator)
+    with_tail = draw_times(100_000, generator, frames=24)
+    monkeypatch.setattr("vw2_robot.models.noise_levels.TAIL_PROBABILITY", 0.0)
+    t = draw_times(100_000, generator, frames=24)
     found = t.quantile(torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95]))
     torch.testing.assert_close(found, torch.tensor([0.49, 0.71, 0.83, 0.91, 0.96]), atol=0.006, rtol=0)
     high = (with_tail > 200 / 201).float().mean()

@@ -5,7 +5,7 @@ import torch
 
 from vw2_robot.models.causal_video import LevelConfig, StemConfig
 from vw2_robot.models.dldm import DLDMConfig
-from vw2_robot.models.video_codec import DCTCodec, DCTCodecConfig, dct_basis
+from vw2_robot.models.video_codec import CodecConfig, DCTCodec, dct_basis
 
 
 def moving_blob(frames=13, side=32):
@@ -28,32 +28,32 @@ def test_basis_is_the_orthonormal_dct():
 
 
 def test_with_every_frequency_kept_the_round_trip_is_exact():
-    codec, x = DCTCodec(DCTCodecConfig(stride=4, block=4, keep=4)), torch.rand(2, 9, 3, 16, 8) * 2 - 1
+    codec, x = DCTCodec(CodecConfig(stride=4, block=4, keep=4)), torch.rand(2, 9, 3, 16, 8) * 2 - 1
     latents = codec.encode(x)
     assert latents.shape == (2, 192, 3, 4, 2)
     torch.testing.assert_close(codec.decode(latents), x, atol=1e-5, rtol=0)
 
 
 def test_clips_within_the_band_survive_and_the_rest_is_dropped():
-    codec = DCTCodec(DCTCodecConfig())
+    codec = DCTCodec(CodecConfig())
     latents = torch.randn(1, 24, 3, 2, 2)
     latents[:, :, 0].unflatten(1, (3, 2, 2, 2))[:, :, 1] = 0  # frame 0 stands still within its block
     x = codec.decode(latents)
     torch.testing.assert_close(codec.encode(x), latents, atol=1e-5, rtol=0)
     fine = dct_basis(4, 4)[2].repeat(2).expand(1, 5, 3, 8, 8)  # the first frequency that is not kept
     assert codec.encode(fine).abs().max() < 1e-6
-    assert DCTCodec(DCTCodecConfig(keep=3)).encode(fine).abs().max() > 1
+    assert DCTCodec(CodecConfig(keep=3)).encode(fine).abs().max() > 1
 
 
 def test_smooth_clips_come_back_with_at_least_35_db():
-    codec, x = DCTCodec(DCTCodecConfig()), moving_blob()
+    codec, x = DCTCodec(CodecConfig()), moving_blob()
     error = (codec.decode(codec.encode(x)) - x).square().mean()
     assert 10 * math.log10(4 / float(error)) >= 35  # the range of pixels is 2
 
 
 @pytest.mark.parametrize("frame", [0, 1, 4, 5, 8])
 def test_latents_of_a_step_see_its_own_frames_and_no_others(frame):
-    codec, x = DCTCodec(DCTCodecConfig()), torch.rand(1, 9, 3, 8, 8)
+    codec, x = DCTCodec(CodecConfig()), torch.rand(1, 9, 3, 8, 8)
     other = x.clone()
     other[:, frame] = torch.rand(1, 3, 8, 8)
     before, after = codec.encode(x), codec.encode(other)
@@ -64,11 +64,11 @@ def test_latents_of_a_step_see_its_own_frames_and_no_others(frame):
 @pytest.mark.parametrize("frames", [5, 13, 93])
 def test_latent_frames_are_the_steps_of_the_dldm(frames):
     config = DLDMConfig(frames=frames, height=8, width=8, stem=StemConfig("pixel", 4, 4), levels=(LevelConfig(8),))
-    assert DCTCodec(DCTCodecConfig()).encode(torch.zeros(1, frames, 3, 8, 8)).shape[2] == config.steps + 1
+    assert DCTCodec(CodecConfig()).encode(torch.zeros(1, frames, 3, 8, 8)).shape[2] == config.steps + 1
 
 
 def test_measured_channels_have_unit_size():
-    codec, x = DCTCodec(DCTCodecConfig()), moving_blob() + 0.02 * torch.randn(1, 13, 3, 32, 32)
+    codec, x = DCTCodec(CodecConfig()), moving_blob() + 0.02 * torch.randn(1, 13, 3, 32, 32)
     plain = codec.decode(codec.encode(x))
     codec.measure(x)
     size = codec.encode(x).square().mean(dim=(0, 2, 3, 4)).sqrt()
@@ -80,7 +80,7 @@ def test_measured_channels_have_unit_size():
 
 
 def test_a_channel_that_never_moves_is_not_blown_up():
-    codec = DCTCodec(DCTCodecConfig())
+    codec = DCTCodec(CodecConfig())
     still = torch.linspace(-1, 1, 8).expand(1, 5, 3, 8, 8)  # no temporal and no vertical frequency at all
     codec.measure(still)
     assert float(codec.scale.max() / codec.scale.min()) <= 100.001
@@ -89,7 +89,7 @@ def test_a_channel_that_never_moves_is_not_blown_up():
 
 def test_decoding_is_the_transpose_of_encoding():
     """<encode(x), y> = <x, decode(y)>, frame 0 standing for its whole block."""
-    codec = DCTCodec(DCTCodecConfig())
+    codec = DCTCodec(CodecConfig())
     x, y = torch.randn(1, 9, 3, 8, 8), torch.randn(1, 24, 3, 2, 2)
     y[:, :, 0] = 0  # frame 0 fills a block alone, so the law holds from step 1 on
     torch.testing.assert_close((codec.encode(x) * y).sum(), (x * codec.decode(y)).sum(), rtol=1e-4, atol=1e-4)
@@ -98,4 +98,4 @@ def test_decoding_is_the_transpose_of_encoding():
 @pytest.mark.parametrize("keep", [0, 5])
 def test_impossible_frequencies_are_refused(keep):
     with pytest.raises(ValueError, match=f"found {keep}"):
-        DCTCodecConfig(keep=keep)
+        CodecConfig(keep=keep)

@@ -4,7 +4,7 @@ import torch
 
 from vw2_robot.models.causal_video import LevelConfig, StemConfig
 from vw2_robot.models.dldm import DLDM, DLDMConfig, QFormerConfig
-from vw2_robot.models.video_codec import DCTCodec, DCTCodecConfig
+from vw2_robot.models.video_codec import CodecConfig, DCTCodec
 from vw2_robot.pretrain.dldm_health import _one_per_episode, _usage, _write_sheet, explain_shortfall, validate
 
 CONFIG = DLDMConfig(
@@ -49,7 +49,7 @@ def health(*, rec=None, weight=0.0, phase=2):
     if rec is not None:
         dldm.decode = lambda codes, anchor, first: rec(x)
     renderer = Renderer(encoded.codes_BMNL.detach(), weight)
-    values = validate(dldm, renderer, DCTCodec(DCTCodecConfig()), (x, valid), phase=phase, seed=0, grayscale=True)
+    values = validate(dldm, renderer, DCTCodec(CodecConfig()), (x, valid), phase=phase, seed=0, grayscale=True)
     assert dldm.training
     return values, renderer, encoded, valid
 

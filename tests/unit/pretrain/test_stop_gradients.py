@@ -9,7 +9,7 @@ import torch
 from vw2_robot.models.causal_video import LevelConfig, StemConfig
 from vw2_robot.models.dldm import DLDM, DLDMConfig, QFormerConfig
 from vw2_robot.models.vdm import VDM, Geometry, VDMConfig
-from vw2_robot.models.video_codec import DCTCodec, DCTCodecConfig
+from vw2_robot.models.video_codec import CodecConfig, DCTCodec
 from vw2_robot.optim import LoopConfig, OptimConfig, build_optimizer, optimizer_step
 from vw2_robot.pretrain.config import PhasesConfig
 from vw2_robot.pretrain.targets import frame_error, jitter_colour, make_hint
@@ -41,7 +41,7 @@ def build(*, shaken=True):
         with torch.no_grad():
             for parameter in vdm.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter))
-    return dldm, vdm, DCTCodec(DCTCodecConfig())
+    return dldm, vdm, DCTCodec(CodecConfig())
 
 
 def groups(dldm, vdm):
@@ -163,7 +163,7 @@ class Listening:
 def heard(phases, *, batch=64, seed=0):
     """Clip, coarse clip, and what the VDM was given, decoded back to pixels by a lossless codec."""
     torch.manual_seed(0)
-    dldm, codec = DLDM(DLDM_TINY).eval(), DCTCodec(DCTCodecConfig(keep=4))
+    dldm, codec = DLDM(DLDM_TINY).eval(), DCTCodec(CodecConfig(keep=4))
     vdm = VDM(VDM_TINY, Geometry(channels=192, steps=2, height=2, width=2, queries=4, digits=4))
     vdm.denoising_loss = Listening()
     x, valid = DLDM_TINY.fake_clip(batch), torch.ones(batch, 2, dtype=torch.bool)

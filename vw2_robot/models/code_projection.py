@@ -1,0 +1,65 @@
+"""Codes -> the context tokens that the video diffusion model attends to, and who may see which of them.
+
+Place in the flow: between the dLDM's codes and the cross-attention of `vdm.py`, in the slot where text was. Method
+specification 1.6 and 1.7; Table A.2 of the paper compares the MLP alone (`layers=0`) with causal self-attention.
+"""
+
+# B batch · M latent steps · N codes per step · L digits per code · S = 1 + M*N keys (null token first)
+# D width of the cross-attention · Q queries of the video diffusion model
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+
+class CodeProjection(nn.Module):
+    """MLP, step and slot embedding, block-causal self-attention; a null token in front, which is all frame 0 sees."""
+
+    def __init__(self, *, digits: int, steps: int, queries: int, width: int, layers: int, head_dim: int = 64) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(digits, width), nn.GELU(), nn.Linear(width, width))
+        self.step = nn.Parameter(torch.randn(steps, width) * 0.02)
+        self.slot = nn.Parameter(torch.randn(queries, width) * 0.02)
+        self.null = nn.Parameter(torch.randn(width) * 0.02)
+        heads = max(1, width // head_dim)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width, heads, 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, codes: Float[Tensor, "B M N L"]) -> Float[Tensor, "B S D"]:
+        """A token sees the tokens of steps <= its own; the null token sees itself."""
+        batch, steps, queries, _ = codes.shape
+        tokens = self.mlp(codes) + self.step[:steps, None] + self.slot
+        tokens = rearrange(tokens, "b m n d -> b (m n) d")
+        tokens = torch.cat([self.null.expand(batch, 1, -1), tokens], dim=1)
+        hidden = ~visible_keys(key_steps(steps, queries, tokens.device), "causal")
+        for layer in self.layers:
+            tokens = layer(tokens, src_mask=hidden)
+        out: Tensor = self.norm(tokens)
+        return out
+
+
+def key_steps(steps: int, queries: int, device: torch.device) -> Tensor:
+    """Latent step of every context token: 0 for the null token, then k for each of the N codes of step k."""
+    return torch.cat([torch.zeros(1, dtype=torch.long), torch.arange(1, steps + 1).repeat_interleave(queries)]).to(
+        device
+    )
+
+
+def visible_keys(key_steps: Tensor, visibility: str, frames: Tensor | None = None) -> Bool[Tensor, "Q S"]:
+    """True where a query of latent frame `frames[q]` may see a key of step `key_steps[s]`.
+
+    causal: steps <= the frame; current: the frame's own step and the null token; none: everything (release parity).
+    """
+    frames = key_steps if frames is None else frames
+    if visibility == "none":
+        return torch.ones(len(frames), len(key_steps), dtype=torch.bool, device=key_steps.device)
+    if visibility == "causal":
+        return key_steps[None] <= frames[:, None]
+    return (key_steps[None] == frames[:, None]) | (key_steps[None] == 0)

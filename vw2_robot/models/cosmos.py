@@ -1,0 +1,119 @@
+"""diffusers' Cosmos-Predict2 parts, wrapped and not forked: transformer, VAE, scheduler, attention masks, adapters.
+
+Place in the flow: below `vdm.py` and `video_codec.py`. diffusers and peft are imported when something is built. Masks
+enter through attention processors and adapters through peft, so the names and shapes of all weights stay those of stock
+diffusers; `cosmos_folder.py` reads and writes them. Method specification 1.12.
+
+The padding mask: stock diffusers needs torchvision to resize a mask that is zero for whole pictures. Here both mask
+channels are given together, so `in_channels` grows by one and `concat_padding_mask` is off while running. The weights
+are the same, and a saved folder says what the stock model says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from vw2_robot.errors import require
+
+# Linear layers of a block that get adapters (method 1.12).
+LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+
+
+class Masks:
+    """The attention masks of one forward pass, shared by all processors of a model; None means full attention."""
+
+    cross: Tensor | None = None
+    self_attention: Tensor | None = None
+
+
+def build_transformer(options: Mapping[str, Any]) -> nn.Module:
+    """A `CosmosTransformer3DModel` with random weights; `options` are those of the stock constructor."""
+    diffusers = require("diffusers", extra="all")
+    model: nn.Module = diffusers.CosmosTransformer3DModel(**_as_run(options))
+    return model
+
+
+def _as_run(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The constructor's options while running: the padding mask counts among the channels."""
+    padding = int(options["concat_padding_mask"])
+    return {**options, "in_channels": options["in_channels"] + padding, "concat_padding_mask": False}
+
+
+def build_vae(base_dim: int, *, dim_mult: Sequence[int], res_blocks: int) -> Any:
+    """An `AutoencoderKLWan` of 16 latent channels with random weights."""
+    diffusers = require("diffusers", extra="all")
+    return diffusers.AutoencoderKLWan(base_dim=base_dim, dim_mult=list(dim_mult), num_res_blocks=res_blocks)
+
+
+def build_scheduler() -> Any:
+    """The flow-match Euler scheduler; its noise levels are given by the caller."""
+    return require("diffusers", extra="all").FlowMatchEulerDiscreteScheduler()
+
+
+def blocks_of(transformer: nn.Module) -> list[nn.Module]:
+    """The transformer's blocks in their order."""
+    blocks = transformer.transformer_blocks
+    assert isinstance(blocks, nn.ModuleList)
+    return list(blocks)
+
+
+def install_masks(blocks: Iterable[nn.Module], masks: Masks) -> None:
+    """Give every attention layer a processor that reads its mask from `masks` instead of from its arguments."""
+    from diffusers.models.transformers.transformer_cosmos import CosmosAttnProcessor2_0
+
+    class MaskedProcessor(CosmosAttnProcessor2_0):
+        def __init__(self, kind: Literal["cross", "self_attention"]) -> None:
+            super().__init__()  # type: ignore[no-untyped-call]
+            self.kind, self.masks = kind, masks  # an attribute, so that a deep copy of the model has its own
+
+        def __call__(
+            self,
+            attn: Any,
+            hidden_states: Tensor,
+            encoder_hidden_states: Tensor | None = None,
+            attention_mask: Tensor | None = None,  # diffusers' own is [B, S] only; ours comes from `masks`
+            image_rotary_emb: Any = None,
+        ) -> Tensor:
+            mask = getattr(self.masks, self.kind)
+            out: Tensor = super().__call__(attn, hidden_states, encoder_hidden_states, mask, image_rotary_emb)
+            return out
+
+    for block in blocks:
+        block.attn1.set_processor(MaskedProcessor("self_attention"))  # type: ignore[union-attr,operator]
+        block.attn2.set_processor(MaskedProcessor("cross"))  # type: ignore[union-attr,operator]
+
+
+def add_lora(transformer: nn.Module, rank: int) -> None:
+    """Put rank-`rank` adapters on attention and feed-forward layers; at the start they change no bit.
+
+    Adapters are float32 whatever the transformer is kept in.
+    """
+    peft = require("peft", extra="cosmos")
+    config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=list(LORA_TARGETS))
+    transformer.add_adapter(config)  # type: ignore[operator]
+    for name, parameter in transformer.named_parameters():
+        if is_adapter(name):
+            parameter.data = parameter.data.float()
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter of that name belongs to an adapter."""
+    return ".lora_" in name
+
+
+def plain_state(module: nn.Module, *, merged: bool = False) -> dict[str, Tensor]:
+    """The weights under stock diffusers' names, without adapters, or with `merged` added into their layers."""
+    state = {
+        name.replace(".base_layer.", "."): value
+        for name, value in module.state_dict().items()
+        if not is_adapter(f".{name}")
+    }
+    if merged:
+        for name, layer in module.named_modules():
+            if hasattr(layer, "get_delta_weight"):
+                weight = state[f"{name}.weight"]
+                state[f"{name}.weight"] = (weight.float() + layer.get_delta_weight("default").float()).to(weight.dtype)
+    return state

@@ -1,0 +1,64 @@
+"""Noise levels of the video diffusion model: how they are drawn, weighted and stepped through.
+
+Place in the flow: arithmetic below `vdm.py`, no weights. Rectified flow with t = sigma / (1 + sigma) in (0, 1): the
+network sees (1-t) x0 + t eps and answers the velocity v = eps - x0. Method specification 1.12.
+"""
+
+# B batch · K latent frames · C latent channels · h, w latent grid
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+# Timestep that marks the clean conditioning frame: sigma = 1e-4 (method 1.12).
+CLEAN_TIME = 1e-4 / (1 + 1e-4)
+# Size of what moves, in units of the codec's latents (EDM preconditioning, Karras et al. 2022).
+CHANGE_STD = 0.5
+# With this probability the noise level comes from a log-uniform tail over (200, 1e5) instead of the log-normal.
+TAIL_PROBABILITY, TAIL_LOW, TAIL_HIGH = 0.05, 200.0, 1e5
+# Sampling goes from the first to the second sigma, evenly spaced in the seventh root.
+SIGMA_FIRST, SIGMA_LAST, ORDER = 80.0, 0.002, 7
+
+
+def draw_times(batch: int, generator: torch.Generator, *, frames: int) -> Float[Tensor, " B"]:
+    """Training noise levels t: ln sigma ~ N(0, 1), sigma times sqrt(K = `frames`), with a log-uniform tail."""
+    sigma = torch.randn(batch, generator=generator).exp() * math.sqrt(frames)
+    low, high = math.log(TAIL_LOW), math.log(TAIL_HIGH)
+    tail = (low + (high - low) * torch.rand(batch, generator=generator)).exp()
+    sigma = torch.where(torch.rand(batch, generator=generator) < TAIL_PROBABILITY, tail, sigma)
+    return sigma / (1 + sigma)
+
+
+def loss_weight(time: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """What the squared velocity error is multiplied by, in [0.5, 1).
+
+    w(sigma) ||x0 - x0_hat||^2 with w = (1 + sigma^2)/sigma^2 equals (1 + sigma^2)/(1 + sigma)^2 ||v - v_hat||^2; with
+    sigma = t/(1-t) the latter factor is t^2 + (1-t)^2: bounded, and no cancellation at small sigma.
+    """
+    return time.square() + (1 - time).square()
+
+
+def sampling_times(num_steps: int) -> Float[Tensor, " S"]:
+    """Decreasing t of a sampling run (Karras spacing)."""
+    ramp = torch.linspace(0, 1, num_steps)
+    first, last = SIGMA_FIRST ** (1 / ORDER), SIGMA_LAST ** (1 / ORDER)
+    sigma = (first + ramp * (last - first)) ** ORDER
+    return sigma / (1 + sigma)
+
+
+def velocity_of_change(
+    out: Float[Tensor, "B C K h w"],
+    noisy: Float[Tensor, "B C K h w"],
+    time: Float[Tensor, " B"],
+    first: Float[Tensor, "B C h w"],
+) -> Float[Tensor, "B C K h w"]:
+    """The velocity of a network whose output `out` is the preconditioned difference of x0 from the first frame."""
+    t = time.clamp(1e-3, 1 - 1e-6)[:, None, None, None, None]
+    sigma = t / (1 - t)
+    still = first[:, :, None]
+    known = CHANGE_STD**2 / (sigma**2 + CHANGE_STD**2)  # how far the noisy clip itself can be believed
+    change = known * (noisy / (1 - t) - still) + sigma * known.sqrt() * out
+    return (noisy - (still + change)) / t
