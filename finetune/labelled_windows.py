@@ -1,4 +1,4 @@
-"""Labelled CALVIN trajectories as training windows: image, instruction, teacher codes, actions, and what is real.
+"""CALVIN trajectories as training windows: image, instruction, teacher codes, and where labelled, actions.
 
 Only the trajectories that `label_fraction` selects, and the held-out ones, have their actions read; for all others the
 array is never opened. Pictures come from a frame cache made once (video only). Method specification 3.1 and 3.3.
@@ -20,7 +20,7 @@ from tqdm import tqdm
 from vw2_robot.data.calvin import CalvinDataset, Trajectory
 from vw2_robot.data.frames import FrameCache, cache_frames, resize_frame, split_episodes
 from vw2_robot.data.labels import Labels, choose_labels, label_stratum
-from vw2_robot.data.statistics import ActionStatistics
+from vw2_robot.data.statistics import ActionStatistics, NormalisationMode
 from vw2_robot.errors import InputError
 from vw2_robot.models.dldm import DLDM
 from vw2_robot.pixels import to_model_range
@@ -28,11 +28,15 @@ from vw2_robot.pixels import to_model_range
 
 @dataclass(frozen=True)
 class LabelledSplit:
-    """Which trajectories may show their actions in training, which are held out for validation."""
+    """Which trajectories may show their actions in training, which are held out for validation, which are video only.
+
+    The three have no frame in common with the held-out ones; what overlaps those is in none of them.
+    """
 
     labels: Labels
     train: tuple[int, ...]
     validation: tuple[int, ...]
+    unlabelled: tuple[int, ...]
 
 
 def cache_calvin(dataset: CalvinDataset, out: Path, *, height: int, width: int) -> FrameCache:
@@ -92,22 +96,33 @@ def split_trajectories(
     )
     wanted = set(labels.episode_ids)
     selected = tuple(i for i in pool if dataset.trajectories[i].trajectory_id in wanted)
-    return LabelledSplit(labels, selected, tuple(validation))
+    unlabelled = tuple(i for i in pool if dataset.trajectories[i].trajectory_id not in wanted)
+    return LabelledSplit(labels, selected, tuple(validation), unlabelled)
 
 
 def _span(trajectory: Trajectory) -> range:
     return range(trajectory.start, trajectory.end + 1)
 
 
-class LabelledWindows:
-    """Every start frame of the given trajectories as one window of H latent steps.
+class VideoWindows:
+    """Windows of H latent steps of the given trajectories, without their actions.
+
+    Args:
+        dataset: where words and lengths come from; no action is read.
+        frames: its pictures in the size of the dLDM.
+        trajectories: positions in the data set.
+        steps: H.
+        stride: s.
+        start_every: frames between two starts. The last time step has no next frame, so it starts no window.
+        pictures: its pictures in the size of the policy, where that is another; else `frames`.
 
     Raises:
         InputError: no trajectory has two time steps.
 
     Attributes:
-        actions: float32 [n, s*H, A], normalised; rows past the end of the trajectory are 0 and False in `real`.
-        codes: int64 [n, H, N] teacher codes of the frames that follow; steps past the end are False in `valid`.
+        episode: int [n], start: int [n]: trajectory and first frame of each window.
+        codes: int64 [n, H, N] teacher codes of the frames that follow, once taught; steps past the end are False in
+            `valid`.
     """
 
     def __init__(
@@ -118,41 +133,35 @@ class LabelledWindows:
         *,
         steps: int,
         stride: int,
-        statistics: ActionStatistics | None = None,
+        start_every: int = 1,
+        pictures: FrameCache | None = None,
     ) -> None:
-        self.frames = frames
-        span = steps * stride
-        raw = [dataset.read_actions(dataset.trajectories[i]) for i in trajectories]
-        self.statistics = statistics or ActionStatistics.from_actions(np.concatenate(raw))
+        self.frames, self.pictures = frames, pictures or frames
         self.instructions = {i: dataset.trajectories[i].instruction for i in trajectories}
-        # The last time step has no next frame, so it starts no window.
-        self.episode = np.concatenate([np.full(len(a) - 1, i) for i, a in zip(trajectories, raw, strict=True)])
-        self.start = np.concatenate([np.arange(len(a) - 1) for a in raw])
+        starts = [np.arange(0, frames.episodes[i].length - 1, start_every) for i in trajectories]
+        self.episode = np.concatenate([np.full(len(s), i) for i, s in zip(trajectories, starts, strict=True)])
+        self.start = np.concatenate(starts)
         if not len(self.start):
-            raise InputError(f"{dataset.path}: none of the {len(raw)} labelled trajectories has two time steps")
-        self.actions = np.zeros((len(self.start), span, raw[0].shape[1]), np.float32)
-        self.real = np.zeros((len(self.start), span), bool)
-        row = 0
-        for actions in raw:
-            normalised = self.statistics.normalise(actions)
-            for start in range(len(actions) - 1):
-                piece = normalised[start : start + span]
-                self.actions[row, : len(piece)], self.real[row, : len(piece)] = piece, True
-                row += 1
-        lengths = np.array([frames.episodes[i].length for i in self.episode])
+            raise InputError(f"{dataset.path}: none of the {len(starts)} chosen trajectories has two time steps")
+        self._lengths = np.array([frames.episodes[i].length for i in self.episode])
         ends = self.start[:, None] + stride * (np.arange(steps) + 1)
-        self.valid = ends < lengths[:, None]
-        self._steps, self._stride, self._lengths = steps, stride, lengths
+        self.valid = ends < self._lengths[:, None]
+        self._steps, self._stride = steps, stride
         self.codes = np.zeros((len(self.start), steps, 0), np.int64)
 
     def __len__(self) -> int:
         return len(self.start)
 
+    @property
+    def taught(self) -> bool:
+        """Whether `codes` are filled."""
+        return self.codes.shape[-1] > 0
+
     def teach(self, dldm: DLDM, device: torch.device, *, batch: int = 128) -> None:
         """Fill `codes` with the dLDM's codes of the frames that follow each start."""
         ahead = np.arange(self._steps * self._stride + 1)
         found = []
-        for i in range(0, len(self), batch):
+        for i in tqdm(range(0, len(self), batch), desc="codes", unit="batch", disable=None, dynamic_ncols=True):
             rows = slice(i, i + batch)
             times = np.minimum(self.start[rows, None] + ahead, self._lengths[rows, None] - 1)
             pixels = self.frames.read_batch(self.episode[rows], times)
@@ -161,10 +170,45 @@ class LabelledWindows:
 
     def images(self, rows: NDArray[np.int64], *, image_px: int, device: torch.device) -> Tensor:
         """Return float [B, 3, px, px] in [-1, 1]: the picture at each start."""
-        pixels = self.frames.read_batch(self.episode[rows], self.start[rows][:, None])[:, 0]
+        pixels = self.pictures.read_batch(self.episode[rows], self.start[rows][:, None])[:, 0]
         resized = np.stack([resize_frame(frame, height=image_px, width=image_px) for frame in pixels])
         return to_model_range(torch.from_numpy(resized).to(device))
 
     def words(self, rows: NDArray[np.int64]) -> list[str]:
         """The instruction of each row."""
         return [self.instructions[int(i)] for i in self.episode[rows]]
+
+
+class LabelledWindows(VideoWindows):
+    """Every start frame of the given trajectories as one window, with the actions that follow.
+
+    Attributes:
+        statistics: of these trajectories' actions, or those given.
+        actions: float32 [n, s*H, A], normalised; rows past the end of the trajectory are 0 and False in `real`.
+    """
+
+    def __init__(
+        self,
+        dataset: CalvinDataset,
+        frames: FrameCache,
+        trajectories: Sequence[int],
+        *,
+        steps: int,
+        stride: int,
+        pictures: FrameCache | None = None,
+        statistics: ActionStatistics | None = None,
+        normalisation: NormalisationMode = "q01_q99",
+    ) -> None:
+        super().__init__(dataset, frames, trajectories, steps=steps, stride=stride, pictures=pictures)
+        raw = [dataset.read_actions(dataset.trajectories[i]) for i in trajectories]
+        self.statistics = statistics or ActionStatistics.from_actions(np.concatenate(raw), mode=normalisation)
+        span = steps * stride
+        self.actions = np.zeros((len(self), span, raw[0].shape[1]), np.float32)
+        self.real = np.zeros((len(self), span), bool)
+        row = 0
+        for actions in raw:
+            normalised = self.statistics.normalise(actions)
+            for start in range(len(actions) - 1):
+                piece = normalised[start : start + span]
+                self.actions[row, : len(piece)], self.real[row, : len(piece)] = piece, True
+                row += 1

@@ -6,16 +6,19 @@
     out["actions"]                                      # float32 [H, 7], robot units
 
 One look at the static camera gives H * s actions (latent steps times actions per step). Which of them are executed
-before the next look is the caller's choice; `metadata["replan_every"]` is what the policy was trained for. Needs torch
-and transformers; no TensorFlow, simulator, Hydra or diffusers.
+before the next look is the caller's choice; `metadata["replan_every"]` is what the policy was trained for, and
+`vw2_robot.chunks.ChunkQueue` does the counting for a caller that wants one action at a time. Needs torch and
+transformers; no TensorFlow, simulator, Hydra or diffusers.
 """
+
+# B observations · H latent steps · N codes per step · s actions per step · A action dims
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,51 +26,97 @@ from numpy.typing import NDArray
 
 from vw2_robot import __version__
 from vw2_robot.checkpoint import Checkpoint, load_checkpoint, weights_digest
+from vw2_robot.chunks import Ensemble
 from vw2_robot.config_tree import config_from
-from vw2_robot.contracts import ACTION_NAMES, GRIPPER_INDEX, Observation, PolicyOutput
+from vw2_robot.contracts import ACTION_DIM, ACTION_NAMES, GRIPPER_INDEX, Observation, PolicyOutput
 from vw2_robot.data.frames import resize_frame
 from vw2_robot.data.statistics import ActionStatistics
 from vw2_robot.errors import InputError
+from vw2_robot.models.acting import act
 from vw2_robot.models.action_head import ActionHead, ActionHeadConfig
 from vw2_robot.models.ar_policy import LatentPolicy, PolicyConfig
+from vw2_robot.models.dldm import DLDMConfig
 from vw2_robot.pixels import to_model_range
 
 CAMERA = "static"
+BUILTIN = "builtin:"
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+RANGE_SLACK = 1e-4
+"""Recorded actions are float32 and may pass 1 by a rounding."""
 
 
 class VW2Agent:
     """Implements `vw2_robot.contracts.Policy`. Build it with `from_pretrained`.
 
     Attributes:
-        metadata: name, version, action_space, horizon, replan_every, cameras, control_hz, policy_hash, label_fraction.
+        metadata: name, version, action_space, horizon, replan_every, temporal_ensemble, cameras, control_hz,
+            policy_hash, label_fraction.
     """
 
     metadata: dict[str, Any]
 
     def __init__(
-        self, policy: LatentPolicy, head: ActionHead, statistics: ActionStatistics, checkpoint: Checkpoint
+        self,
+        policy: LatentPolicy,
+        head: ActionHead,
+        statistics: ActionStatistics,
+        checkpoint: Checkpoint,
+        *,
+        replan_every: int,
+        temporal_ensemble: float | None,
+        temperature: float,
     ) -> None:
         self._policy, self._head, self._statistics = policy.eval(), head.eval(), statistics
         self._steps = int(checkpoint.config["latent_steps"])
+        self._codes = checkpoint.config.get("codes", "own")
+        self._temperature = temperature
         self._prompt: str | None = None
+        self._draw = torch.Generator().manual_seed(0)
+        horizon = self._steps * head.stride
+        if not 1 <= replan_every <= horizon:
+            raise InputError(
+                f"replan_every={replan_every}, but the policy predicts {horizon} actions; give 1..{horizon}"
+            )
+        self._ensemble = None if temporal_ensemble is None else Ensemble(replan_every, decay=temporal_ensemble)
         self.metadata = {
             "name": "vw2_robot",
             "version": __version__,
             "action_space": list(ACTION_NAMES),
-            "horizon": self._steps * head.stride,
-            "replan_every": int(checkpoint.config["replan_every"]),
+            "horizon": horizon,
+            "replan_every": replan_every,
+            "temporal_ensemble": temporal_ensemble,
+            "temperature": temperature,
             "cameras": [CAMERA],
             "control_hz": checkpoint.facts["control_hz"],
             "policy_hash": weights_digest(policy, head),
             "label_fraction": checkpoint.facts["label_fraction"],
+            "arm": checkpoint.facts.get("arm"),
         }
 
     @classmethod
-    def from_pretrained(cls, folder_or_hub_id: str | Path, *, device: str = "cpu") -> VW2Agent:
-        """Load a fine-tuned policy from a checkpoint folder, a run folder, or the Hugging Face Hub ("owner/name").
+    def from_pretrained(
+        cls,
+        folder_or_hub_id: str | Path,
+        *,
+        device: str = "cpu",
+        replan_every: int | None = None,
+        temporal_ensemble: float | Literal["stored", "off"] = "stored",
+        temperature: float = 0.0,
+    ) -> VW2Agent:
+        """Load a fine-tuned policy.
+
+        Args:
+            folder_or_hub_id: a checkpoint folder, a run folder, "builtin:NAME" for one that is part of this package, or
+                a model on the Hugging Face Hub ("owner/name").
+            device: cpu, cuda, cuda:0, ...
+            replan_every: environment steps between two calls of `infer`; None: what was stored in training.
+            temporal_ensemble: average the chunks that overlap in time, each weighted by exp(-decay * number of chunks
+                since the oldest); the decay, "off", or as stored in training.
+            temperature: 0 decodes latent tokens greedily; above, they are drawn, from the seed given to `reset`.
 
         Raises:
-            InputError: not a checkpoint, another format version, or a policy without an action head.
+            InputError: not a checkpoint, another format version, a policy without an action head, or statistics of
+                actions that are not CALVIN's relative ones.
         """
         checkpoint = load_checkpoint(_local_folder(folder_or_hub_id), kind="policy")
         if checkpoint.config.get("head") is None:
@@ -76,24 +125,34 @@ class VW2Agent:
                 f"policy={checkpoint.path} first"
             )
         _check_complete(checkpoint)
-        generator = torch.Generator().manual_seed(0)
-        policy = LatentPolicy(config_from(PolicyConfig, checkpoint.config["policy"]), generator=generator)
-        stride = int(checkpoint.config["dldm"]["stem"]["patch_t"])
-        for level in checkpoint.config["dldm"]["levels"]:
-            stride *= 2 if level["down_t"] else 1
+        config = checkpoint.config
+        policy = LatentPolicy(config_from(PolicyConfig, config["policy"]), generator=torch.Generator().manual_seed(0))
         head = ActionHead(
-            config_from(ActionHeadConfig, checkpoint.config["head"]),
+            config_from(ActionHeadConfig, config["head"]),
             width=policy.backbone.width,
             queries=policy.config.queries,
-            stride=stride,
+            stride=_stride(config),
         )
         checkpoint.load_into(policy=policy, head=head)
         statistics = ActionStatistics.from_json(_only(checkpoint.files["stats"], checkpoint.path))
-        return cls(policy.to(device), head.to(device), statistics, checkpoint)
+        _check_range(statistics, checkpoint.path)
+        stored = config.get("temporal_ensemble")
+        return cls(
+            policy.to(device),
+            head.to(device),
+            statistics,
+            checkpoint,
+            replan_every=int(config["replan_every"]) if replan_every is None else replan_every,
+            temporal_ensemble={"stored": stored, "off": None}.get(temporal_ensemble, temporal_ensemble),  # type: ignore[arg-type]
+            temperature=temperature,
+        )
 
     def reset(self, prompt: str | None = None, seed: int | None = None) -> None:
         """Begin an episode; `prompt` serves observations without one. Greedy decoding draws nothing from `seed`."""
         self._prompt = prompt
+        self._draw = torch.Generator().manual_seed(0 if seed is None else seed)
+        if self._ensemble is not None:
+            self._ensemble.clear()
 
     def infer(self, obs: Observation) -> PolicyOutput:
         """One observation -> float32 actions [H, 7] in robot units."""
@@ -101,24 +160,50 @@ class VW2Agent:
 
     @torch.no_grad()
     def infer_batch(self, obs: Sequence[Observation]) -> list[PolicyOutput]:
-        """Several observations at once; element i equals `infer(obs[i])` up to float32 rounding."""
+        """Several observations at once; element i equals `infer(obs[i])` up to float32 rounding.
+
+        Two cases tell batches apart: with temporal ensembling element i of each call belongs to episode i, and with a
+        temperature all elements draw from one generator.
+
+        Raises:
+            InputError: an observation that is not what the policy sees, or with temporal ensembling another number of
+                them than since `reset`.
+        """
         if not obs:
             return []
         begin = time.perf_counter()
         px = self._policy.config.image_px
         device = next(self._head.parameters()).device
         frames = np.stack([resize_frame(_image(o), height=px, width=px) for o in obs])
-        prompt = self._policy.prompt([self._words(o) for o in obs], to_model_range(torch.from_numpy(frames).to(device)))
-        decoded = self._policy.decode(prompt, steps=self._steps)
-        actions = self._statistics.unnormalise(self._head(decoded.states_BHND).float().cpu().numpy())
-        arm = [i for i in range(actions.shape[-1]) if i != GRIPPER_INDEX]
-        actions[..., arm] = actions[..., arm].clip(-1.0, 1.0)
+        words = [self._words(o) for o in obs]
+        prepared = time.perf_counter()
+        prompt = self._policy.prompt(words, to_model_range(torch.from_numpy(frames).to(device)))
+        decoded = act(
+            self._policy,
+            prompt,
+            steps=self._steps,
+            codes=self._codes,
+            temperature=self._temperature,
+            generator=self._draw,
+        )
+        predicted = self._head(decoded.states_BHND).float().cpu().numpy()
         codes = decoded.codes_BHN.cpu().numpy()
-        seconds = (time.perf_counter() - begin) / len(obs)
+        if self._ensemble is not None:
+            predicted = self._ensemble.blend(predicted)
+        actions = self._in_robot_units(predicted)
+        end = time.perf_counter()
+        share = {"infer_s": (end - begin) / len(obs), "prepare_s": (prepared - begin) / len(obs)}
         return [
-            {"actions": np.ascontiguousarray(actions[i]), "latent_tokens": codes[i], "timing": {"infer_s": seconds}}
+            {"actions": np.ascontiguousarray(actions[i]), "latent_tokens": codes[i], "timing": dict(share)}
             for i in range(len(obs))
         ]
+
+    def _in_robot_units(self, predicted: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Un-normalise, clip the arm to the action space; the gripper is the sign, 0 closes."""
+        actions = self._statistics.unnormalise(predicted)
+        arm = [i for i in range(actions.shape[-1]) if i != GRIPPER_INDEX]
+        actions[..., arm] = actions[..., arm].clip(-1.0, 1.0)
+        return actions
 
     def _words(self, obs: Observation) -> str:
         words: object = obs.get("prompt")
@@ -148,12 +233,36 @@ def _image(obs: Observation) -> NDArray[np.uint8]:
 
 def _check_complete(checkpoint: Checkpoint) -> None:
     """Say what is missing before a KeyError does."""
-    lacks = [key for key in ("policy", "dldm", "head", "latent_steps", "replan_every") if key not in checkpoint.config]
+    lacks = [key for key in ("policy", "head", "latent_steps", "replan_every") if key not in checkpoint.config]
+    lacks += ["stride"] if not {"stride", "dldm"} & checkpoint.config.keys() else []
     lacks += [key for key in ("control_hz", "label_fraction") if key not in checkpoint.facts]
     if lacks:
         raise InputError(f"{checkpoint.path}/config.json lacks {', '.join(lacks)}; run vw2-finetune again")
     if "stats" not in checkpoint.files:
         raise InputError(f"{checkpoint.path}/stats.json is missing; the checkpoint is incomplete, copy it again")
+
+
+def _stride(config: Mapping[str, Any]) -> int:
+    """s, actions per latent step. Checkpoints of the first months say it through their dLDM alone."""
+    return int(config["stride"]) if "stride" in config else config_from(DLDMConfig, config["dldm"]).stride
+
+
+def _check_range(statistics: ActionStatistics, path: Path) -> None:
+    """The labels behind a policy must have been what the robot takes: seven numbers in [-1, 1]."""
+    where = f"{path}/stats.json"
+    if statistics.mean.size != ACTION_DIM or statistics.gripper_index != GRIPPER_INDEX:
+        raise InputError(
+            f"{where}: actions of {statistics.mean.size} numbers with the gripper at {statistics.gripper_index}; "
+            f"expected {ACTION_DIM} and {GRIPPER_INDEX}: {', '.join(ACTION_NAMES)}"
+        )
+    wrong = np.flatnonzero((statistics.min < -1 - RANGE_SLACK) | (statistics.max > 1 + RANGE_SLACK))
+    if len(wrong):
+        i = int(wrong[0])
+        raise InputError(
+            f"{where}: the labels' {ACTION_NAMES[i]} reached from {statistics.min[i]:.4g} to {statistics.max[i]:.4g}, "
+            "relative actions lie in [-1, 1]; the policy was trained on actions in other units, fine-tune it again on "
+            "rel_actions as CALVIN scales them"
+        )
 
 
 def _only(statistics: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -164,8 +273,10 @@ def _only(statistics: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _local_folder(folder_or_hub_id: str | Path) -> Path:
-    path = Path(folder_or_hub_id)
     name = str(folder_or_hub_id)
+    if name.startswith(BUILTIN):
+        return _builtin_folder(name.removeprefix(BUILTIN))
+    path = Path(folder_or_hub_id)
     is_local = path.exists() or isinstance(folder_or_hub_id, Path) or path.is_absolute() or path.parent.exists()
     if is_local or name.count("/") != 1 or name.startswith((".", "~")):
         return path.expanduser()
@@ -176,3 +287,12 @@ def _local_folder(folder_or_hub_id: str | Path) -> Path:
     except (OSError, ValueError) as error:  # absent, private, unreachable, or no name for a model
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{name} is neither a folder here nor a model on the Hugging Face Hub ({reason})") from error
+
+
+def _builtin_folder(name: str) -> Path:
+    """The checkpoint of that name among the files of this package."""
+    known = sorted(path.parent.name for path in CHECKPOINTS.glob("*/config.json"))
+    if name not in known:
+        there = f"available: {', '.join(known)}" if known else "this release contains none, give a folder or a Hub id"
+        raise InputError(f"there is no built-in policy {name!r}; {there}")
+    return CHECKPOINTS / name

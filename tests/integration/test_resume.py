@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 
 from vw2_robot import checkpoint, runs
 from vw2_robot.config_tree import config_from
-from vw2_robot.finetune import train_head
-from vw2_robot.finetune.train_head import Finetune, finetune
+from vw2_robot.finetune import material, train_head
+from vw2_robot.finetune.config import Finetune
+from vw2_robot.finetune.train_head import finetune
 from vw2_robot.pretrain import dldm_health, extract_latents, train_dldm, train_policy, train_vdm
 from vw2_robot.pretrain.config import Pretrain
 from vw2_robot.pretrain.pretrain_on_openx import pretrain_on_openx
@@ -179,7 +180,7 @@ def test_fine_tuning_killed_anywhere_ends_in_the_same_bytes(pretrained, calvin_f
     finetune(finetuning(pretrained, calvin_folder, tmp_path / "undisturbed"))
     config = finetuning(pretrained, calvin_folder, tmp_path / "killed")
     for place, when in [
-        ((train_head, "write_labels"), {"call": 0, "before": True}),  # only the frame cache is there
+        ((material, "write_labels"), {"call": 0, "before": True}),  # only the frame cache is there
         ((train_head, "optimizer_step"), {"call": 1}),
         ((train_head, "optimizer_step"), {"call": 2}),
         ((checkpoint, "save_file"), {"call": 0}),

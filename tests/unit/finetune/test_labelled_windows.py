@@ -184,5 +184,5 @@ def test_nothing_to_hold_out_is_named(write_calvin, count, share):
 
 
 def test_trajectories_of_a_single_picture_are_named(write_calvin):
-    with pytest.raises(InputError, match="none of the 2 labelled trajectories has two time steps"):
+    with pytest.raises(InputError, match="none of the 2 chosen trajectories has two time steps"):
         windows_of(write_calvin(4, length=1))

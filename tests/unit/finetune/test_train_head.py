@@ -11,8 +11,11 @@ from vw2_robot.config_tree import config_tree
 from vw2_robot.data.labels import read_labels
 from vw2_robot.data.statistics import ActionStatistics
 from vw2_robot.errors import InputError
-from vw2_robot.finetune import train_head
-from vw2_robot.finetune.train_head import CalvinData, Finetune, action_loss, finetune, load_pretrained, window_losses
+from vw2_robot.finetune import material
+from vw2_robot.finetune.config import CalvinData, Finetune
+from vw2_robot.finetune.losses import action_loss, window_losses
+from vw2_robot.finetune.starting_point import load_pretrained
+from vw2_robot.finetune.train_head import finetune
 from vw2_robot.models.action_head import ActionHead, ActionHeadConfig
 from vw2_robot.models.ar_policy import LatentPolicy, PolicyConfig
 from vw2_robot.models.backbone import BackboneConfig
@@ -75,22 +78,23 @@ def equal(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_action_loss_is_the_mean_over_real_actions_with_a_weight_on_the_gripper():
+def test_action_loss_is_the_mean_over_real_actions_with_a_weight_on_the_gripper(configure):
+    half, whole = configure("unused", gripper_weight=0.5), configure("unused")
     predicted, actions = torch.zeros(2, 4, 7), torch.zeros(2, 4, 7)
     actions[..., 0], actions[..., 6] = 2.0, 1.0
     real = torch.tensor([[True] * 4, [True, False, False, False]])
     actions[1, 1:] = 100.0  # past the end of the trajectory
-    assert float(action_loss(predicted, actions, real, gripper_weight=0.5)) == pytest.approx(4.5)
+    assert float(action_loss(half, predicted, actions, real)) == pytest.approx(4.5)
     actions[0, 0, 3] = 5.0
-    assert float(action_loss(predicted, actions, real, gripper_weight=0.5)) == pytest.approx(4.5 + 25 / 5)
-    assert float(action_loss(predicted, actions, torch.zeros_like(real), gripper_weight=1.0)) == 0
+    assert float(action_loss(half, predicted, actions, real)) == pytest.approx(4.5 + 25 / 5)
+    assert float(action_loss(whole, predicted, actions, torch.zeros_like(real))) == 0
 
 
 class FewWindows:
     """Three windows with known codes."""
 
     def __init__(self, codes):
-        self.codes = codes
+        self.codes, self.taught = codes, True
         self.valid = np.array([[True], [True], [False]])
         self.actions, self.real = np.zeros((3, 4, 7), np.float32), np.ones((3, 4), bool)
 
@@ -101,7 +105,7 @@ class FewWindows:
         return [f"do {row}" for row in rows]
 
 
-@pytest.mark.parametrize("source", ["teacher", "self", "mixed", "validation"])
+@pytest.mark.parametrize("source", ["teacher", "self", "mixed"])
 def test_code_loss_counts_codes_whose_prefix_is_the_teachers(pretrained, configure, source):
     policy, _, _ = load_pretrained(str(pretrained))
     policy.eval()
@@ -113,25 +117,25 @@ def test_code_loss_counts_codes_whose_prefix_is_the_teachers(pretrained, configu
     teacher = own.clone()
     teacher[0, 0, 1] = (teacher[0, 0, 1] + 1) % 1000  # sample 0 differs from the second code on
     windows.codes = teacher.numpy()
-    draw = None if source == "validation" else torch.Generator().manual_seed(1)
+    draw = torch.Generator().manual_seed(1)
     fed_own = torch.ones(3, dtype=torch.bool)
     if source == "teacher":
         fed_own = torch.zeros(3, dtype=torch.bool)
     if source == "mixed":
         fed_own = torch.rand(3, generator=torch.Generator().manual_seed(1)) < 0.5
         assert fed_own[:2].tolist() == [False, True] or fed_own.any()
-    config = configure(
-        "unused", code_source="mixed" if source == "validation" else source, image_shift_px=0, lambda_ce=2.0
+    config = configure("unused", code_source=source, image_shift_px=0, lambda_ce=2.0)
+    found = window_losses(
+        config, policy, head, windows, rows, device=torch.device("cpu"), own_share=config.own_share(0), draw=draw
     )
-    found = window_losses(config, policy, head, windows, rows, device=torch.device("cpu"), draw=draw)
 
     fed = torch.where(fed_own[:, None, None], own, teacher)
     states = policy.states(prompt, fed)
     log_p = policy.backbone.latent_logits(states).log_softmax(-1).gather(-1, teacher[..., None])[:, 0, :, 0]
     counted = torch.tensor([[True, True, not fed_own[0], not fed_own[0]], [True] * 4, [False] * 4])
     torch.testing.assert_close(found.code, -(log_p * counted).sum() / counted.sum())
-    l2 = action_loss(head(states), torch.zeros(3, 4, 7), torch.ones(3, 4, dtype=torch.bool), gripper_weight=1.0)
-    torch.testing.assert_close(found.action_l2, l2)
+    l2 = action_loss(config, head(states), torch.zeros(3, 4, 7), torch.ones(3, 4, dtype=torch.bool))
+    torch.testing.assert_close(found.action, l2)
     torch.testing.assert_close(found.total, l2 + 2.0 * found.code)
 
 
@@ -170,9 +174,9 @@ def test_unlabelled_actions_are_never_read(configure, write_calvin, tmp_path, ho
     finetune(configure(data, run="clean"))
     wanted = set(read_labels(tmp_path / "clean" / "labels.json").episode_ids)
     poisoned = 0
-    dataset = train_head.CalvinDataset(data)
-    frames = train_head.cache_calvin(dataset, tmp_path / "f", height=8, width=8)
-    held = train_head.split_trajectories(
+    dataset = material.CalvinDataset(data)
+    frames = material.cache_calvin(dataset, tmp_path / "f", height=8, width=8)
+    held = material.split_trajectories(
         dataset, frames, label_fraction=0.5, label_seed=0, validation_fraction=0.25
     ).validation
     for i, trajectory in enumerate(dataset.trajectories):
@@ -199,12 +203,12 @@ def test_unlabelled_actions_are_never_read(configure, write_calvin, tmp_path, ho
 def test_reads_of_actions_are_exactly_those_of_labelled_and_held_out_steps(configure, write_calvin, monkeypatch):
     opened = []
 
-    class Spied(train_head.CalvinDataset):
+    class Spied(material.CalvinDataset):
         def __init__(self, *args):
             super().__init__(*args)
             opened.append(self)
 
-    monkeypatch.setattr(train_head, "CalvinDataset", Spied)
+    monkeypatch.setattr(material, "CalvinDataset", Spied)
     finetune(configure(write_calvin()))
     assert opened[0].reads == {"rgb_static": 8 * 7, "rel_actions": (3 + 2) * 7}
 
@@ -237,7 +241,7 @@ def test_statistics_in_the_checkpoint_are_of_the_labels(configure, write_calvin,
     data = write_calvin()
     finetune(configure(data))
     wanted = set(read_labels(tmp_path / "run" / "labels.json").episode_ids)
-    dataset = train_head.CalvinDataset(data)
+    dataset = material.CalvinDataset(data)
     raw = np.concatenate([dataset.read_actions(t) for t in dataset.trajectories if t.trajectory_id in wanted])
     stored = json.loads((resolve(tmp_path / "run") / "stats.json").read_text())
     assert stored == {"calvin": ActionStatistics.from_actions(raw).to_json()}
@@ -246,12 +250,12 @@ def test_statistics_in_the_checkpoint_are_of_the_labels(configure, write_calvin,
 def test_held_out_actions_are_measured_in_the_units_of_the_labels(configure, write_calvin, monkeypatch):
     made = []
 
-    class Spied(train_head.LabelledWindows):
+    class Spied(material.LabelledWindows):
         def __init__(self, *args, **options):
             super().__init__(*args, **options)
             made.append(self)
 
-    monkeypatch.setattr(train_head, "LabelledWindows", Spied)
+    monkeypatch.setattr(material, "LabelledWindows", Spied)
     finetune(configure(write_calvin()))
     train, held_out = made
     assert held_out.statistics is train.statistics

@@ -1,0 +1,155 @@
+"""Everything `vw2-finetune` can be told, and what is refused before any work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from vw2_robot.data.statistics import NormalisationMode
+from vw2_robot.models.action_head import ActionHeadConfig
+from vw2_robot.models.ar_policy import PolicyConfig
+from vw2_robot.models.lora import LoRAConfig
+from vw2_robot.optim import LoopConfig
+from vw2_robot.runs import Hardware
+
+SCRATCH = "scratch"
+
+
+@dataclass(frozen=True)
+class CalvinData:
+    """The labelled data set."""
+
+    path: str
+    """a CALVIN data set folder, published or written by vw2-record"""
+    split: Literal["training", "validation"] = "training"
+    validation_fraction: float = 0.1
+    """share of whole trajectories that never train"""
+
+
+@dataclass(frozen=True)
+class Network:
+    """The untrained policy that `policy=scratch` begins with."""
+
+    like: str | None = None
+    """checkpoint or run folder whose network is taken, its sizes and not its weights; the rest is then ignored"""
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    stride: int = 4
+    """s, actions per latent step"""
+
+
+@dataclass(frozen=True)
+class OwnCodes:
+    """code_source=mixed: the chance of a sample to be fed the policy's own codes, from the first to the last step."""
+
+    start: float = 0.5
+    end: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("start", "end"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"own_codes.{name} must lie in [0, 1], found {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Unlabelled:
+    """Video without actions: the code loss of pre-training, kept on while the head learns. Its actions stay unread."""
+
+    weight: float = 0.0
+    """of the code loss on unlabelled windows; 0 switches it off"""
+    path: str | None = None
+    """another CALVIN data set; null: the trajectories that the label fraction leaves out"""
+    batch: int = 32
+
+    def __post_init__(self) -> None:
+        if not self.weight >= 0 or self.batch < 1:
+            raise ValueError(
+                f"unlabelled.weight must not be negative and unlabelled.batch positive, found {self.weight} and "
+                f"{self.batch}"
+            )
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """The root of `vw2-finetune`."""
+
+    run_dir: str
+    policy: str
+    """checkpoint or run folder of the pre-trained policy (a pretrain-on-openx run_dir too), or "scratch" """
+    data: CalvinData
+    loop: LoopConfig
+    arm: str | None = None
+    """name of the comparison's arm, for tables; configs/arm sets it"""
+    network: Network = field(default_factory=Network)
+    label_fraction: float = 1.0
+    label_seed: int = 0
+    preset: Literal["full", "head", "lora", "last_n"] = "full"
+    """full: the whole policy and the head; head: the policy is frozen (a probe); lora: adapters on the language model;
+    last_n: its last layers"""
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    last_n: int = 2
+    """layers that preset=last_n trains"""
+    head: ActionHeadConfig = field(default_factory=ActionHeadConfig)
+    head_lr_mult: float = 10.0
+    latent_steps: int = 1
+    """H, latent steps per window: the policy answers with H * s actions"""
+    replan_every: int = 4
+    """environment steps between two looks at the camera, stored for rollouts"""
+    temporal_ensemble: float | None = None
+    """decay of the weights with which overlapping chunks are averaged in control, stored for rollouts; null: off"""
+    code_source: Literal["teacher", "self", "mixed", "none"] = "mixed"
+    """codes fed in training: the dLDM's, the policy's own greedy ones, a mixture by `own_codes`; none: the policy acts
+    without codes, in training and in control"""
+    own_codes: OwnCodes = field(default_factory=OwnCodes)
+    lambda_ce: float = 0.1
+    """weight of the code loss; 0 in the paper"""
+    unlabelled: Unlabelled = field(default_factory=Unlabelled)
+    gripper_loss: Literal["l2", "bce"] = "l2"
+    gripper_weight: float = 1.0
+    normalisation: NormalisationMode = "q01_q99"
+    image_shift_px: int = 3
+    validation_windows: int = 256
+    """held-out windows looked at every `loop.log_every` steps; the end of training looks at all"""
+    seed: int = 0
+    hardware: Hardware = field(default_factory=Hardware)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.label_fraction <= 1:
+            raise ValueError(f"label_fraction must lie in (0, 1], found {self.label_fraction}")
+        for name in ("latent_steps", "replan_every", "last_n", "validation_windows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
+        for name in ("lambda_ce", "gripper_weight", "image_shift_px", "temporal_ensemble"):
+            if (value := getattr(self, name)) is not None and not value >= 0:
+                raise ValueError(f"{name} must not be negative, found {value}")
+        if not self.head_lr_mult > 0:
+            raise ValueError(f"head_lr_mult must be positive, found {self.head_lr_mult}")
+        self._check_codes()
+
+    def _check_codes(self) -> None:
+        code_losses = {"lambda_ce": self.lambda_ce, "unlabelled.weight": self.unlabelled.weight}
+        asked = [name for name, weight in code_losses.items() if weight > 0]
+        if self.code_source == "none" and self.lambda_ce > 0:
+            raise ValueError(
+                f"code_source=none feeds no codes, so there is no code loss: set lambda_ce=0, found {asked}"
+            )
+        if not self.from_scratch:
+            return
+        if self.preset != "full":
+            raise ValueError(f"policy=scratch has nothing to keep frozen: set preset=full, found {self.preset}")
+        if asked or self.code_source in ("teacher", "mixed"):
+            raise ValueError(
+                f"policy=scratch has no dLDM to take codes from: set code_source=none (or self), lambda_ce=0 and "
+                f"unlabelled.weight=0, found code_source={self.code_source} and {asked or 'no code loss'}"
+            )
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether the policy begins untrained."""
+        return self.policy == SCRATCH
+
+    def own_share(self, step: int) -> float:
+        """Chance of a sample to be fed the policy's own codes at this step."""
+        if self.code_source == "mixed":
+            done = step / max(1, self.loop.steps - 1)
+            return self.own_codes.start + done * (self.own_codes.end - self.own_codes.start)
+        return 1.0 if self.code_source == "self" else 0.0

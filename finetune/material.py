@@ -1,0 +1,137 @@
+"""What fine-tuning learns from: the labelled windows, the held-out ones, and video whose actions stay unread."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vw2_robot.data.calvin import CalvinDataset
+from vw2_robot.data.frames import FrameCache
+from vw2_robot.data.labels import write_labels
+from vw2_robot.data.statistics import ActionStatistics
+from vw2_robot.errors import InputError
+from vw2_robot.runs import Run
+
+from .config import Finetune
+from .labelled_windows import LabelledSplit, LabelledWindows, VideoWindows, cache_calvin, split_trajectories
+from .starting_point import StartingPoint
+
+
+@dataclass(frozen=True)
+class Material:
+    """Windows to learn from, windows held out, windows without actions (None where there are none), control rate."""
+
+    split: LabelledSplit
+    train: LabelledWindows
+    held_out: LabelledWindows
+    unlabelled: VideoWindows | None
+    hz: float
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A data set with its pictures in the dLDM's size and in the policy's; one cache where these are equal."""
+
+    dataset: CalvinDataset
+    frames: FrameCache
+    policy: FrameCache
+
+
+def open_material(config: Finetune, start: StartingPoint, run: Run, device: torch.device) -> Material:
+    """Open the data, write labels.json, make the windows and their teacher codes.
+
+    Raises:
+        InputError: the policy cannot act as often as it shall look, or the data do not fit.
+    """
+    _check_horizon(config, start)
+    dataset = CalvinDataset(config.data.path, config.data.split)
+    seen = _pictures(dataset, start, run.path, "frames")
+    split = split_trajectories(
+        dataset,
+        seen.frames,
+        label_fraction=config.label_fraction,
+        label_seed=config.label_seed,
+        validation_fraction=config.data.validation_fraction,
+    )
+    write_labels(run.path / "labels.json", split.labels)
+    train = _labelled(config, start, seen, split.train, statistics=None)
+    held_out = _labelled(config, start, seen, split.validation, statistics=train.statistics)
+    run.say(
+        f"{len(split.train)} labelled trajectories of {split.labels.total} ({len(train)} windows), "
+        f"{len(split.validation)} held out; actions of the others stay unread"
+    )
+    unlabelled = _unlabelled(config, start, run, seen, split.unlabelled)
+    if start.dldm is not None:
+        start.dldm.to(device).eval()
+        labelled = [train, held_out] if config.code_source != "none" else []
+        for windows in (*labelled, *([unlabelled] if unlabelled is not None else [])):
+            windows.teach(start.dldm, device)
+    return Material(split, train, held_out, unlabelled, seen.frames.episodes[0].hz)
+
+
+def _check_horizon(config: Finetune, start: StartingPoint) -> None:
+    horizon = config.latent_steps * start.stride
+    if config.replan_every > horizon:
+        raise InputError(
+            f"replan_every={config.replan_every}, but {config.latent_steps} latent steps give only "
+            f"{horizon} actions; raise latent_steps or replan more often"
+        )
+
+
+def _pictures(dataset: CalvinDataset, start: StartingPoint, folder: Path, name: str) -> Pictures:
+    """Cache the pictures straight from the data set in each size, as the agent resizes what it is shown."""
+    height, width = start.frame_size
+    px = start.policy.config.image_px
+    frames = cache_calvin(dataset, folder / name, height=height, width=width)
+    if (height, width) == (px, px):
+        return Pictures(dataset, frames, frames)
+    return Pictures(dataset, frames, cache_calvin(dataset, folder / f"{name}_policy", height=px, width=px))
+
+
+def _labelled(
+    config: Finetune,
+    start: StartingPoint,
+    seen: Pictures,
+    trajectories: tuple[int, ...],
+    *,
+    statistics: ActionStatistics | None,
+) -> LabelledWindows:
+    return LabelledWindows(
+        seen.dataset,
+        seen.frames,
+        trajectories,
+        steps=config.latent_steps,
+        stride=start.stride,
+        pictures=seen.policy,
+        statistics=statistics,
+        normalisation=config.normalisation,
+    )
+
+
+def _unlabelled(
+    config: Finetune, start: StartingPoint, run: Run, seen: Pictures, rest: tuple[int, ...]
+) -> VideoWindows | None:
+    """Windows for the code loss alone, one every latent step; None where it is off or there is no such video."""
+    settings = config.unlabelled
+    if settings.weight == 0:
+        return None
+    if settings.path is not None:
+        dataset = CalvinDataset(settings.path, config.data.split)
+        seen = _pictures(dataset, start, run.path, "unlabelled")
+        rest = tuple(range(len(dataset)))
+    if not rest:
+        run.say("unlabelled.weight is set, but every trajectory is labelled; give unlabelled.path for more video")
+        return None
+    windows = VideoWindows(
+        seen.dataset,
+        seen.frames,
+        rest,
+        steps=config.latent_steps,
+        stride=start.stride,
+        start_every=start.stride,
+        pictures=seen.policy,
+    )
+    run.say(f"{len(rest)} trajectories without labels ({len(windows)} windows) keep the code loss")
+    return windows

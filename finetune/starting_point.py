@@ -1,0 +1,120 @@
+"""What fine-tuning begins with: a pre-trained policy and the dLDM that speaks its codes, or an untrained policy.
+
+And what of it trains: all of it, nothing (the head alone), low-rank adapters, or the last layers. Method
+specification 3.2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from vw2_robot.checkpoint import Checkpoint, load_checkpoint
+from vw2_robot.config_tree import config_from
+from vw2_robot.errors import InputError
+from vw2_robot.models.ar_policy import LatentPolicy, PolicyConfig
+from vw2_robot.models.dldm import DLDM, DLDMConfig
+from vw2_robot.models.lora import LoRA
+from vw2_robot.runs import generator
+
+from .config import Finetune
+
+STREAM_POLICY, STREAM_LORA = 53, 54
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """A policy, its dLDM (None where it never had one), actions per latent step, and the checkpoint's facts."""
+
+    policy: LatentPolicy
+    dldm: DLDM | None
+    stride: int
+    facts: dict[str, Any]
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """(height, width) of the pictures that the codes are made from; the policy's own where there is no dLDM."""
+        if self.dldm is not None:
+            return self.dldm.config.height, self.dldm.config.width
+        return self.policy.config.image_px, self.policy.config.image_px
+
+
+def starting_point(config: Finetune) -> StartingPoint:
+    """Load the pre-trained policy, or draw an untrained one from the seed."""
+    if not config.from_scratch:
+        policy, dldm, facts = load_pretrained(config.policy)
+        return StartingPoint(policy, dldm, dldm.config.stride, facts)
+    network = config.network
+    if network.like is not None:
+        found = policy_checkpoint(network.like).config
+        stride = config_from(DLDMConfig, found["dldm"]).stride
+        network = replace(network, policy=config_from(PolicyConfig, found["policy"]), stride=stride)
+    policy = LatentPolicy(network.policy, generator=generator(config.seed, 0, stream=STREAM_POLICY))
+    return StartingPoint(policy, None, network.stride, {"pretraining": None})
+
+
+def policy_checkpoint(path: str) -> Checkpoint:
+    """The policy checkpoint meant by `path`: itself, its run folder, or a pretrain-on-openx folder around that."""
+    folder = Path(path)
+    return load_checkpoint(folder / "policy" if (folder / "policy" / "latest").is_file() else folder, kind="policy")
+
+
+def load_pretrained(path: str) -> tuple[LatentPolicy, DLDM, dict[str, Any]]:
+    """The policy, the dLDM that speaks its codes, and the checkpoint's facts.
+
+    Raises:
+        InputError: the checkpoint has no dLDM: it was fine-tuned from scratch.
+    """
+    checkpoint = policy_checkpoint(path)
+    if checkpoint.config.get("dldm") is None:
+        raise InputError(f"{checkpoint.path} has no dLDM, it was trained from scratch; give a pre-trained policy")
+    policy = LatentPolicy(config_from(PolicyConfig, checkpoint.config["policy"]), generator=generator(0, 0))
+    dldm = DLDM(config_from(DLDMConfig, checkpoint.config["dldm"]))
+    checkpoint.load_into(policy=policy, dldm=dldm)
+    return policy, dldm, checkpoint.facts
+
+
+def freeze(policy: LatentPolicy, config: Finetune) -> LoRA | None:
+    """Leave trainable what the preset names; returns the adapters of preset=lora.
+
+    Raises:
+        InputError: the language model has fewer than `last_n` layers.
+    """
+    policy.requires_grad_(config.preset == "full")
+    if config.preset == "last_n":
+        layers = transformer_layers(policy)
+        if config.last_n > len(layers):
+            raise InputError(f"last_n={config.last_n}, but the language model has {len(layers)} layers")
+        for layer in layers[-config.last_n :]:
+            layer.requires_grad_(True)
+    if config.preset != "lora":
+        return None
+    output = policy.backbone.model.get_output_embeddings()
+    draw = generator(config.seed, 0, stream=STREAM_LORA)
+    return LoRA(policy.backbone, config.lora, generator=draw, skip=(output,))
+
+
+def transformer_layers(policy: LatentPolicy) -> nn.ModuleList:
+    """The layers of the language model: the longest list of modules in it."""
+    lists = [module for module in policy.backbone.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len)
+
+
+def saved_policy(policy: LatentPolicy, adapters: LoRA | None) -> nn.Module:
+    """The policy as it goes into a checkpoint: with its adapters in the weights."""
+    return policy if adapters is None else _with_backbone(policy, adapters.merged(policy.backbone))
+
+
+def _with_backbone(policy: LatentPolicy, backbone: nn.Module) -> nn.Module:
+    whole = nn.Module()
+    for name, child in policy.named_children():
+        whole.add_module(name, backbone if name == "backbone" else child)
+    return whole
+
+
+def trainable_parameters(policy: LatentPolicy, adapters: LoRA | None) -> list[nn.Parameter]:
+    """What moves beside the head."""
+    return [*policy.parameters(), *(adapters.parameters() if adapters is not None else ())]

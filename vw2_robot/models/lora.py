@@ -1,0 +1,75 @@
+"""Low-rank adapters on every linear layer of a module, without changing the module (Hu et al., LoRA, 2021).
+
+    y = W x + b + (alpha / rank) · up (down x)
+
+`up` starts at zero, so an adapted module begins as the original. The layers stay where they are and as they are:
+forward hooks add the second term. So the module's state dict is that of the base, bit for bit, and `merged` gives a
+copy in which the sum stands in W, to be loaded without any adapter.
+"""
+
+# r rank · in, out widths of a linear layer
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Size of the adapters."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    """the adapters' output is scaled by alpha / rank"""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not self.alpha > 0:
+            raise ValueError(f"lora.rank and lora.alpha must be positive, found {self.rank} and {self.alpha}")
+
+
+class LoRA(nn.Module):
+    """The adapters of one module: hooks its linear layers and holds the only new parameters.
+
+    Args:
+        module: its linear layers are adapted, but for those in `skip`; freeze it yourself.
+        config: rank and scale.
+        generator: draws the start of `down`.
+        skip: layers to leave alone, the output embedding for instance.
+    """
+
+    def __init__(
+        self, module: nn.Module, config: LoRAConfig, *, generator: torch.Generator, skip: tuple[nn.Module, ...] = ()
+    ) -> None:
+        super().__init__()
+        self.scale = config.alpha / config.rank
+        layers = {n: m for n, m in module.named_modules() if isinstance(m, nn.Linear) and m not in skip}
+        if not layers:
+            raise ValueError("there is no linear layer to adapt")
+        self.names = tuple(layers)
+        self.down, self.up = nn.ParameterList(), nn.ParameterList()
+        for layer in layers.values():
+            start = torch.randn(config.rank, layer.in_features, generator=generator) * layer.in_features**-0.5
+            self.down.append(nn.Parameter(start.to(layer.weight)))
+            self.up.append(nn.Parameter(layer.weight.new_zeros(layer.out_features, config.rank)))
+        for number, layer in enumerate(layers.values()):
+            layer.register_forward_hook(self._added(number))
+
+    def _added(self, number: int):  # type: ignore[no-untyped-def]  # torch's own type of a forward hook is Any
+        def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return output + self.scale * F.linear(F.linear(inputs[0], self.down[number]), self.up[number])
+
+        return add
+
+    @torch.no_grad()
+    def merged(self, module: nn.Module) -> nn.Module:
+        """A copy of the adapted module, without hooks, whose weights hold base and adapters."""
+        plain = copy.deepcopy(module)
+        for number, name in enumerate(self.names):
+            layer = plain.get_submodule(name)
+            layer._forward_hooks.clear()
+            layer.weight += self.scale * self.up[number].to(layer.weight) @ self.down[number].to(layer.weight)
+        return plain
