@@ -1,12 +1,20 @@
-"""Clips as training batches, from the frame cache or streamed from the data sets, and the way to the device.
+"""Clips as training batches, and the way to the device.
 
-Both give the same pixels for the same window. From the cache, batch i is a pure function of (seed, i); a stream has a
-position, which goes into every checkpoint. Either way a resumed run sees the batches it would have seen.
+They come from one of three places:
+
+    frame cache         the default
+    data sets           `data.stream=true`: read, cut and shuffled all the time, in this process
+    replay              `replay=memory` or `replay=reverb`: windows that a thread or processes elsewhere have cut
+
+All give the same pixels for the same window. From the cache, batch i is a pure function of (seed, i); a stream and a
+replay have a position, which goes into every checkpoint. A resumed run sees the batches it would have seen; from a
+Reverb server, it sees none of those that its checkpoint counts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +24,13 @@ from vw2_robot.data.blocks import WindowOptions
 from vw2_robot.data.clips import Augmentation, ClipBatch, ClipSampler
 from vw2_robot.data.frames import FrameCache
 from vw2_robot.data.stream import ClipStream, StreamBatch, StreamOptions
+from vw2_robot.errors import InputError
 from vw2_robot.pixels import to_model_range
 
 from .config import Pretrain
+from .replayed_clips import ReplayedClips
+
+Position = Mapping[str, Any] | None
 
 
 class CachedClips:
@@ -34,8 +46,9 @@ class CachedClips:
     def state(self) -> None:
         """Nothing: batches depend on the step alone."""
 
-    def restore(self, state: Mapping[str, Any] | None) -> None:
+    def restore(self, state: Position) -> None:
         """Go on where a checkpoint was written."""
+        _came_from("the frame cache", state)
 
     def close(self) -> None:
         """Nothing is open."""
@@ -55,21 +68,37 @@ class StreamedClips:
         """The position after the last batch."""
         return self._stream.state()
 
-    def restore(self, state: Mapping[str, Any] | None) -> None:
+    def restore(self, state: Position) -> None:
         """Go on where a checkpoint was written."""
-        assert state is not None, "a checkpoint of a streaming run holds the position of its stream"
-        self._stream.restore(state)
+        self._stream.restore(_came_from("a stream", state))
 
     def close(self) -> None:
         """Stop the decoding threads."""
         self._stream.close()
 
 
+def _came_from(kind: str, state: Position) -> Mapping[str, Any]:
+    """Return the position if a run on clips of this kind has stored it.
+
+    Raises:
+        InputError: a run on others has.
+    """
+    found = "the frame cache" if state is None else "a replay" if "replay" in state else "a stream"
+    if found != kind:
+        raise InputError(
+            f"the checkpoint was written by a run whose clips came from {found}, now they come from {kind}; go on with "
+            "the old data.stream and replay, or use another run_dir"
+        )
+    return state or {}
+
+
 def training_clips(
-    config: Pretrain, frames: FrameCache, train: list[int], held_out: list[int]
-) -> CachedClips | StreamedClips:
-    """What a stage trains on. A stream leaves out the held-out episodes of the cache, by their names."""
+    config: Pretrain, frames: FrameCache, train: list[int], held_out: list[int], folder: Path
+) -> CachedClips | StreamedClips | ReplayedClips:
+    """What the stage in `folder` trains on. A stream and a replay leave held-out episodes out by name."""
     data = config.data
+    if config.replay is not None:
+        return ReplayedClips(config, config.replay, frames, held_out, folder=folder / "replay")
     if not data.stream:
         return CachedClips(clip_sampler(config, frames, train))
     from .cache_frames import open_sources

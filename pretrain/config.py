@@ -15,6 +15,7 @@ from vw2_robot.checkpoint import resolve
 from vw2_robot.config_tree import config_tree
 from vw2_robot.data.clips import Augmentation
 from vw2_robot.data.frames import Aspect, FrameCache, split_episodes
+from vw2_robot.data.open_replay import ReplayConfig
 from vw2_robot.errors import InputError
 from vw2_robot.models.ar_policy import PolicyConfig
 from vw2_robot.models.dldm import DLDMConfig
@@ -147,9 +148,17 @@ class Pretrain:
     train_policy: PolicyLoopConfig
     stages: tuple[Stage, ...] = ("vdm", "dldm", "latents", "policy")
     seed: int = 0
+    replay: ReplayConfig | None = None
+    """train the video prior and the dLDM on clips drawn from a replay (docs/scaling.md) instead of the frame cache"""
     hardware: Hardware = field(default_factory=Hardware)
 
     def __post_init__(self) -> None:
+        memory = self.replay is not None and self.replay.engine == "memory"
+        if self.replay is not None and (self.data.stream or (memory and self.data.path is None)):
+            raise ValueError(
+                f"replay={self.replay.engine} with data.stream={self.data.stream} and data.path={self.data.path}: "
+                "clips come from a replay or from a stream, and a replay in memory is filled from data.path"
+            )
         if self.codec.stride != self.dldm.stride:
             raise ValueError(
                 f"codec.stride is {self.codec.stride}, the dLDM's temporal stride {self.dldm.stride}; they must be "

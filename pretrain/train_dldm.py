@@ -98,7 +98,7 @@ def train_dldm(config: Pretrain) -> None:
     device = config.hardware.torch_device()
     frames = open_frames(config)
     train_ids, validation_ids = training_split(config, frames)
-    training = training_clips(config, frames, train_ids, validation_ids)
+    training = training_clips(config, frames, train_ids, validation_ids, run.path)
     held_out = clip_sampler(config, frames, validation_ids, augment=False)
     check = to_device(held_out.batch(0, phases.validation_clips), device)
     dldm = build_dldm(config).to(device)

@@ -60,7 +60,7 @@ def train_vdm(config: Pretrain) -> None:
     device = config.hardware.torch_device()
     frames = open_frames(config)
     train_ids, validation_ids = training_split(config, frames)
-    training = training_clips(config, frames, train_ids, validation_ids)
+    training = training_clips(config, frames, train_ids, validation_ids, run.path)
     held_out = clip_sampler(config, frames, validation_ids, augment=False)
     vdm, codec = build_vdm(config)
     codec.measure(to_model_range(torch.from_numpy(clip_sampler(config, frames, train_ids).batch(0, 64).pixels)))

@@ -79,7 +79,7 @@ def test_a_stream_never_shows_a_held_out_episode_and_its_clips_are_the_caches(st
     train, held_out = training_split(config, frames)
     assert held_out
     names = {frames.episodes[index].episode_id: index for index in train}
-    clips = training_clips(config, frames, train, held_out)
+    clips = training_clips(config, frames, train, held_out, tmp_path)
     assert isinstance(clips, StreamedClips)
     seen = set()
     for step in range(60):
@@ -92,7 +92,7 @@ def test_a_stream_never_shows_a_held_out_episode_and_its_clips_are_the_caches(st
 def test_without_streaming_the_cache_is_sampled(streaming, tmp_path):
     config = streaming(tmp_path, "data.stream=false")
     frames = open_frames(config)
-    assert isinstance(training_clips(config, frames, *training_split(config, frames)), CachedClips)
+    assert isinstance(training_clips(config, frames, *training_split(config, frames), tmp_path), CachedClips)
 
 
 def test_the_cache_of_a_streaming_run_holds_no_more_episodes_than_asked_for(streaming, tmp_path):

@@ -2,14 +2,18 @@
 
 The contract is that of `vw2_robot.data.replay`. An ingest thread of the trainer's process writes, the trainer draws;
 with several ranks each has its own replay and reads its own share of the data. A frame that several windows show is
-held, and counted, once.
+held, and counted, once; the windows of one more episode wait outside for room.
 
     replay = MemoryReplay(mode="queue", max_bytes=2**30, seed=0)
     with fed_by(replay, lambda: ingest(sources, plan, replay)):
         windows = replay.sample(32, timeout_s=60)
 
-With `path`, `checkpoint` writes everything to one file there (numbers and bytes, no pickle), and a replay that is
-opened with the same path goes on from it.
+A queue that is fed by a thread has an exact order: it is drawn from only while it is full or holds the rest of an
+epoch, and epochs do not mix. So what is drawn is a pure function of seed and plan, however fast reading and training
+are. A pool (mode "uniform") depends on how far the thread has come.
+
+With `path`, `checkpoint` writes everything to a file there (numbers and bytes, no pickle), and `restore` with a `state`
+taken afterwards goes on from it. The file before the last one is kept, for a trainer that dies between the two.
 """
 
 from __future__ import annotations
@@ -17,12 +21,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
-import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +35,7 @@ from vw2_robot.errors import InputError
 
 from .replay import CutEpisode, Delivered, Mode, Progress, ReplayTimeout, ReplayWindow, window_of
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class MemoryReplay:
@@ -41,11 +45,8 @@ class MemoryReplay:
         mode: see `vw2_robot.data.replay`.
         max_bytes: of compressed frames; one episode's window must fit.
         seed: of the order of drawing.
-        path: folder for checkpoints; what lies there is restored at once.
+        path: folder for checkpoints.
         timeout_s: how long `add` waits for room in a full queue.
-
-    Raises:
-        InputError: the folder holds another replay.
     """
 
     def __init__(
@@ -60,13 +61,16 @@ class MemoryReplay:
         self._windows: dict[int, ReplayWindow] = {}
         self._first = self._next = 0
         self._uses: dict[int, int] = {}
+        self._backlog: deque[ReplayWindow] = deque()
+        """of the last episode, waiting for room"""
         self._delivered = Delivered()
+        self._draws = 0
+        self._stored: str | None = None
+        """name of the last checkpoint"""
         self._plan: str | None = None
         self._progress = Progress()
         self._failure: BaseException | None = None
-        self._closed = False
-        if path is not None and (path / "replay.npz").is_file():
-            self._load(path / "replay.npz")
+        self._exact = self._went_back = self._closed = False
 
     # -------------------------------------------------------------------------------------------------------- writing
 
@@ -78,22 +82,34 @@ class MemoryReplay:
                     f"the replay{f' in {self.path}' if self.path else ''} was filled by another plan of sources and "
                     "windows; use that plan, or another folder"
                 )
-            self._plan = plan
+            self._plan, self._went_back = plan, False
             return self._progress
 
-    def add(self, cut: CutEpisode, after: Progress) -> Literal[True]:
+    def add(self, cut: CutEpisode, after: Progress) -> bool:
         """See `ReplayWriter.add`."""
-        deadline = time.monotonic() + self._timeout_s
         for window in cut.windows:
-            with self._changed:
-                self._make_room(window, deadline)
-                self._put(window)
-                self._changed.notify_all()
-        return self.finish(after)
+            self._check_size(window)
+        with self._changed:
+            if not self._changed.wait_for(
+                lambda: not self._backlog or self._closed or self._went_back, self._timeout_s
+            ):
+                raise ReplayTimeout(
+                    f"the replay stayed full ({self.bytes} of {self.max_bytes} bytes) for {self._timeout_s:g} s: "
+                    "nobody draws from it"
+                )
+            if self._closed:
+                raise ReplayTimeout("the replay was closed while a writer filled it")
+            if self._went_back:
+                return False
+            self._backlog.extend(cut.windows)
+            self._move_in()
+            return self.finish(after)
 
-    def finish(self, after: Progress) -> Literal[True]:
+    def finish(self, after: Progress) -> bool:
         """See `ReplayWriter.finish`."""
         with self._changed:
+            if self._went_back:
+                return False
             self._progress = after
             self._changed.notify_all()
         return True
@@ -104,24 +120,24 @@ class MemoryReplay:
             self._failure = error
             self._changed.notify_all()
 
-    def _make_room(self, window: ReplayWindow, deadline: float) -> None:
+    def _check_size(self, window: ReplayWindow) -> None:
         own = sum({id(frame): len(frame) for frame in window.frames}.values())
         if own > self.max_bytes:
             raise InputError(
                 f"a window of {window.source}, episode {window.episode_id}, takes {own} bytes, the replay holds "
                 f"{self.max_bytes}; raise replay.max_bytes"
             )
-        while self.bytes + self._new_bytes(window) > self.max_bytes:
-            if self.mode == "uniform":
+
+    def _move_in(self) -> None:
+        """Take what waits for room, as far as there is room."""
+        while self._backlog:
+            window = self._backlog[0]
+            while self.mode == "uniform" and self.bytes + self._new_bytes(window) > self.max_bytes:
                 self._take(self._first)
-                continue
-            if self._closed:
-                raise ReplayTimeout("the replay was closed while a writer waited for room in it")
-            if not self._changed.wait(deadline - time.monotonic()):
-                raise ReplayTimeout(
-                    f"the replay stayed full ({self.bytes} of {self.max_bytes} bytes) for {self._timeout_s:g} s: "
-                    "nobody draws from it"
-                )
+            other_epoch = bool(self._windows) and self._windows[self._first].epoch != window.epoch
+            if self.bytes + self._new_bytes(window) > self.max_bytes or (self._exact and other_epoch):
+                return
+            self._put(self._backlog.popleft())
 
     def _new_bytes(self, window: ReplayWindow) -> int:
         return sum({id(frame): len(frame) for frame in window.frames if id(frame) not in self._uses}.values())
@@ -149,16 +165,15 @@ class MemoryReplay:
     # -------------------------------------------------------------------------------------------------------- drawing
 
     def sample(self, count: int, *, timeout_s: float) -> list[ReplayWindow]:
-        """See `Replay.sample`."""
-        deadline = time.monotonic() + timeout_s
+        """See `Replay.sample`; the time runs anew with each window that is stored."""
         drawn: dict[tuple[str, int], ReplayWindow] = {}
         pool: list[ReplayWindow] = []
         with self._changed:
             while len(drawn) + len(pool) < count and not self.finished:
                 if self._failure is not None:
                     raise self._failure
-                if not self._windows:
-                    if not self._changed.wait_for(self._something_new, max(0.0, deadline - time.monotonic())):
+                if not self._ready():
+                    if not self._wait_for_more(timeout_s):
                         for window in drawn.values():  # for the next call
                             self._put(window)
                         raise ReplayTimeout(
@@ -170,35 +185,51 @@ class MemoryReplay:
                     window = self._take(self._draw())
                     if window.key not in self._delivered:
                         drawn[window.key] = window
-                    self._changed.notify_all()  # there is room again
+                    self._move_in()
+                    self._changed.notify_all()  # there may be room for the next episode
             for key in drawn:
                 self._delivered.add(key)
         return [*drawn.values(), *pool]
 
     def _draw(self) -> int:
+        self._draws += 1
         return int(self._rng.integers(self._first, self._next))
 
-    def _something_new(self) -> bool:
-        return bool(self._windows) or self.finished or self._failure is not None
+    def _ready(self) -> bool:
+        return bool(self._windows) and (not self._exact or bool(self._backlog) or self._progress.done)
+
+    def _wait_for_more(self, timeout_s: float) -> bool:
+        before = self._next
+        return self._changed.wait_for(
+            lambda: self._next > before or self._ready() or self.finished or self._failure is not None, timeout_s
+        )
 
     def size(self) -> int:
         """See `Replay.size`."""
-        return len(self._windows)
+        return len(self._windows) + len(self._backlog)
 
     @property
     def finished(self) -> bool:
         """See `Replay.finished`."""
-        return self.mode == "queue" and self._progress.done and not self._windows
+        return self.mode == "queue" and self._progress.done and not self.size()
 
     def state(self) -> dict[str, Any]:
-        """See `Replay.state`."""
+        """See `Replay.state`; it names the last checkpoint."""
         with self._changed:
-            return self._delivered.state()
+            return {**self._delivered.state(), "file": self._stored}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """See `Replay.restore`."""
+        """See `Replay.restore`.
+
+        Raises:
+            InputError: the checkpoint that the state names is gone, damaged, or holds another replay.
+        """
         with self._changed:
+            if state["file"] is not None:
+                self._load(state["file"])
             self._delivered = Delivered.of(state, shares=1)
+            self._went_back = True  # a writer that has asked for its place before asks again
+            self._changed.notify_all()
 
     def close(self) -> None:
         """See `Replay.close`."""
@@ -215,52 +246,81 @@ class MemoryReplay:
         if not self._changed.acquire(timeout=timeout_s):
             raise ReplayTimeout(f"the replay was busy for {timeout_s:g} s")
         try:
-            windows = [self._windows[place] for place in range(self._first, self._next)]
+            windows = [*(self._windows[place] for place in range(self._first, self._next)), *self._backlog]
             facts = {
                 "format_version": FORMAT_VERSION,
                 "mode": self.mode,
                 "plan": self._plan,
                 "progress": dataclasses.asdict(self._progress),
-                "delivered": self._delivered.state(),
+                "backlog": len(self._backlog),
+                "draws": self._draws,
+                "chance": self._rng.bit_generator.state,
             }
         finally:
             self._changed.release()
-        frames = {id(frame): frame for window in windows for frame in window.frames}
-        places = {key: place for place, key in enumerate(frames)}
-        file = self.path / "replay.npz"
-        self.path.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(file.name + ".tmp")
-        with temporary.open("wb") as out:
-            np.savez(
-                out,
-                facts=_bytes(json.dumps(facts).encode()),
-                headers=_bytes(b"\n".join(window.header() for window in windows)),
-                frames=_bytes(b"".join(frames.values())),
-                lengths=np.array([len(frame) for frame in frames.values()], np.int64),
-                shown=np.array([[places[id(frame)] for frame in window.frames] for window in windows], np.int64),
-            )
-        temporary.replace(file)
+        previous, self._stored = self._stored, f"replay-{self._draws}.npz"
+        file = self.path / self._stored
+        _write(file, facts, windows)
+        for old in self.path.glob("replay-*.npz"):
+            if old.name not in (previous, self._stored):
+                old.unlink()
         return str(file)
 
-    def _load(self, file: Path) -> None:
-        try:
-            with np.load(file, allow_pickle=False) as archive:
-                stored = dict(archive)
-            facts = json.loads(stored["facts"].tobytes())
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise InputError(f"{file} is damaged ({error}); delete it, and the replay is filled anew") from error
-        if (facts["format_version"], facts["mode"]) != (FORMAT_VERSION, self.mode):
-            raise InputError(
-                f"{file} holds a replay of version {facts['format_version']}, mode {facts['mode']}; expected "
-                f"{FORMAT_VERSION}, {self.mode}; use another folder"
-            )
-        blob, ends = stored["frames"].tobytes(), np.cumsum(stored["lengths"]).tolist()
-        frames = [blob[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
-        headers = stored["headers"].tobytes().split(b"\n")
-        for header, shown in zip(headers, stored["shown"].tolist(), strict=False):
-            self._put(window_of(header, [frames[place] for place in shown]))
+    def _load(self, name: str) -> None:
+        if self.path is None:
+            raise InputError(f"the position belongs to the replay stored in {name}; set replay.path to its folder")
+        facts, windows = _read(self.path / name, self.mode)
+        self._windows, self._uses, self._first, self._next, self.bytes = {}, {}, 0, 0, 0
+        inside = len(windows) - facts["backlog"]
+        for window in windows[:inside]:
+            self._put(window)
+        self._backlog = deque(windows[inside:])
         self._plan, self._progress = facts["plan"], Progress(**facts["progress"])
-        self._delivered = Delivered.of(facts["delivered"], shares=1)
+        self._rng.bit_generator.state = facts["chance"]
+        self._draws, self._stored = facts["draws"], name
+
+
+def _write(file: Path, facts: Mapping[str, Any], windows: Sequence[ReplayWindow]) -> None:
+    """Store windows in one file; a frame that several of them show is written once."""
+    frames = {id(frame): frame for window in windows for frame in window.frames}
+    places = {key: place for place, key in enumerate(frames)}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(file.name + ".tmp")
+    with temporary.open("wb") as out:
+        np.savez(
+            out,
+            facts=_bytes(json.dumps(facts).encode()),
+            headers=_bytes(b"\n".join(window.header() for window in windows)),
+            frames=_bytes(b"".join(frames.values())),
+            lengths=np.array([len(frame) for frame in frames.values()], np.int64),
+            shown=np.array([[places[id(frame)] for frame in window.frames] for window in windows], np.int64),
+        )
+    temporary.replace(file)
+
+
+def _read(file: Path, mode: Mode) -> tuple[dict[str, Any], list[ReplayWindow]]:
+    """Return what `_write` stored."""
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            stored = dict(archive)
+        facts: dict[str, Any] = json.loads(stored["facts"].tobytes())
+        found = facts["format_version"], facts["mode"]
+    except FileNotFoundError as error:
+        raise InputError(f"{file} is gone, and the position in the replay belongs to it; start the run anew") from error
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{file} is damaged ({error}); the position in the replay is lost, start the run anew"
+        ) from error
+    if found != (FORMAT_VERSION, mode):
+        raise InputError(
+            f"{file} holds a replay of version {found[0]}, mode {found[1]}; expected {FORMAT_VERSION}, {mode}; "
+            "use another folder"
+        )
+    blob, ends = stored["frames"].tobytes(), np.cumsum(stored["lengths"]).tolist()
+    frames = [blob[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+    headers = stored["headers"].tobytes().split(b"\n")
+    rows = zip(headers, stored["shown"].tolist(), strict=False)
+    return facts, [window_of(header, [frames[place] for place in shown]) for header, shown in rows]
 
 
 def _bytes(value: bytes) -> NDArray[np.uint8]:
@@ -270,6 +330,7 @@ def _bytes(value: bytes) -> NDArray[np.uint8]:
 @contextmanager
 def fed_by(replay: MemoryReplay, fill: Callable[[], object]) -> Iterator[None]:
     """Run `fill` in a thread while the body draws; what `fill` raises is raised by `replay.sample`."""
+    replay._exact = replay.mode == "queue"
 
     def work() -> None:
         try:

@@ -9,11 +9,12 @@ processes (`vw2-ingest`) and needs none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from .memory_replay import MemoryReplay, fed_by
 from .replay import Mode, Replay, ReplayWriter
@@ -34,11 +35,14 @@ class ReplayConfig:
     """reverb: host:port of the server"""
     timeout_s: float = 120.0
     """how long a rank waits for windows; longer than ingest processes need to start"""
+    checkpoint_timeout_s: float = 600.0
+    """how long a rank waits until the replay has stored its windows"""
 
     def __post_init__(self) -> None:
-        if self.max_bytes < 1 or not self.timeout_s > 0:
+        if self.max_bytes < 1 or not min(self.timeout_s, self.checkpoint_timeout_s) > 0:
             raise ValueError(
-                f"replay.max_bytes ({self.max_bytes}) and replay.timeout_s ({self.timeout_s}) must be positive"
+                f"replay.max_bytes ({self.max_bytes}), replay.timeout_s ({self.timeout_s}) and "
+                f"replay.checkpoint_timeout_s ({self.checkpoint_timeout_s}) must be positive"
             )
         if (self.engine == "reverb") != (self.address is not None):
             raise ValueError(
@@ -49,9 +53,15 @@ class ReplayConfig:
 
 @contextmanager
 def open_replay(
-    config: ReplayConfig, *, rank: int, ranks: int, seed: int, fill: Callable[[ReplayWriter], object]
+    config: ReplayConfig,
+    *,
+    rank: int,
+    ranks: int,
+    seed: int,
+    fill: Callable[[ReplayWriter], object],
+    state: Mapping[str, Any] | None = None,
 ) -> Iterator[Replay]:
-    """Open the replay of one trainer rank and close it afterwards.
+    """Open the replay of one trainer rank, where `Replay.state` of an earlier one says, and close it afterwards.
 
     Raises:
         InputError: the server does not fit, or a checkpoint is damaged.
@@ -63,11 +73,17 @@ def open_replay(
         assert config.address is not None
         reader = ReverbReader(config.address, rank=rank, ranks=ranks, timeout_s=config.timeout_s)
         try:
+            if state is not None:
+                reader.restore(state)
             yield reader
         finally:
             reader.close()
         return
     path = Path(config.path) / f"rank-{rank}" if config.path is not None else None
-    memory = MemoryReplay(mode=config.mode, max_bytes=config.max_bytes, seed=seed + rank, path=path)
+    # The thread that fills it waits as long as training may pause: it ends when the replay is closed.
+    forever = threading.TIMEOUT_MAX
+    memory = MemoryReplay(mode=config.mode, max_bytes=config.max_bytes, seed=seed + rank, path=path, timeout_s=forever)
+    if state is not None:
+        memory.restore(state)
     with fed_by(memory, lambda: fill(memory)):
         yield memory

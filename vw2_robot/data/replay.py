@@ -67,6 +67,9 @@ class ReplayWindow:
     number: int
     """counts the windows of a stretch, from 0 on without a gap"""
     frames: tuple[bytes, ...]
+    target_hz: float | None = None
+    """how it was cut, as in `WindowOptions`"""
+    gap_s: float | None = None
 
     @property
     def key(self) -> tuple[str, int]:
@@ -131,6 +134,8 @@ def cut_episode(episode: Episode, options: WindowOptions, *, epoch: int, stretch
             stretch=stretch,
             number=number + index,
             frames=tuple(images[start + offset] if start + offset < len(images) else b"" for offset in offsets),
+            target_hz=options.target_hz,
+            gap_s=options.gap_s,
         )
         for index, start in enumerate(found.start.tolist())
     )
@@ -170,16 +175,26 @@ def decode(
     """Decode windows into a training batch, of the same kind and with the same pixels as `ClipStream.batch`.
 
     Raises:
-        InputError: a frame is no picture; names source, episode and frame of the window.
+        PictureError: a frame is no picture; names source, episode and frame of the window.
     """
     pixels = np.empty((len(windows), len(windows[0].frames), height, width, 3), np.uint8)
     for clip, window in zip(pixels, windows, strict=True):
-        name = f"{window.episode_id} from frame {window.start}"
-        shown = list(range(len(window.frames)))
-        for index in shown[1:]:
-            if window.frames[index] in (b"", window.frames[index - 1]):
-                shown[index] = shown[index - 1]
-        read_clip(Episode(window.source, name, "", window.hz, window.frames), shown, clip, aspect=aspect)
+        decode_window(window, clip, aspect=aspect)
+    return batch_of(windows, pixels, stride_s=stride_s)
+
+
+def decode_window(window: ReplayWindow, out: NDArray[np.uint8], *, aspect: Aspect = "stretch") -> None:
+    """Write the frames of one window to `out`, uint8 [T, H, W, 3]; otherwise as `decode`."""
+    name = f"{window.episode_id} from frame {window.start}"
+    shown = list(range(len(window.frames)))
+    for index in shown[1:]:
+        if window.frames[index] in (b"", window.frames[index - 1]):
+            shown[index] = shown[index - 1]
+    read_clip(Episode(window.source, name, "", window.hz, window.frames), shown, out, aspect=aspect)
+
+
+def batch_of(windows: Sequence[ReplayWindow], pixels: NDArray[np.uint8], *, stride_s: int) -> StreamBatch:
+    """Return the training batch of windows and their pixels, uint8 [B, T, H, W, 3]."""
     return StreamBatch(
         pixels=pixels,
         valid=np.stack([window.valid(stride_s) for window in windows]),
@@ -254,7 +269,10 @@ class Replay(Protocol):
         """Whether a queue has delivered to this rank everything that all ingest processes sent. Never in a pool."""
 
     def state(self) -> dict[str, Any]:
-        """Return what was delivered to this rank, as JSON values for the trainer's checkpoint."""
+        """Return what was delivered to this rank, as JSON values for the trainer's checkpoint.
+
+        A memory replay goes on exactly where a `checkpoint` right before this was written.
+        """
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on after the deliveries of an earlier `state`."""

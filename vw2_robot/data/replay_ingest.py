@@ -64,7 +64,8 @@ def ingest(
         report: called after each episode with the new progress and the number of windows that were stored.
 
     Raises:
-        InputError: no episode to read, too many damaged parts, or a replay that was filled by another plan.
+        InputError: no episode to read, no window in any of them, too many damaged parts, or a replay that was filled
+            by another plan.
         ReplayTimeout: the replay does not answer, or stays full.
     """
     if not sources or not any(source.parts() for source, _ in sources):
@@ -95,19 +96,23 @@ def _run(
     if at.done:
         return True
     for epoch in range(at.epoch, plan.epochs):
-        stretches = _stretches(sources, plan, epoch)
+        stretches, cut_before = _stretches(sources, plan, epoch), at != Progress(epoch)
         for turn in range(at.turn, len(stretches)):
             number, chunk = stretches[turn]
             stretch, windows = f"{epoch}/{plan.ingest}/{turn}", at.windows
             for position, episode in _episodes(sources[number][0], chunk, at.episode, bad):
                 cut = cut_episode(episode, plan.windows, epoch=epoch, stretch=stretch, number=windows)
                 windows += len(cut.windows)
+                cut_before = cut_before or windows > 0
                 after = Progress(epoch, turn, position + 1, windows)
                 if cut.windows and not writer.add(cut, after):
                     return False
                 if report is not None:
                     report(after, len(cut.windows))
             at = Progress(epoch, turn + 1)
+        if not cut_before and plan.ingests == 1:  # of several, one may have nothing to do
+            names = ", ".join(source.name for source, _ in sources)
+            raise InputError(f"no window in {names}: no episode is long enough for {plan.windows}; see the log")
         at = Progress(epoch + 1)
     return writer.finish(Progress(plan.epochs, done=True))
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from vw2_robot.data.blocks import WindowOptions
 from vw2_robot.data.clips import make_windows
 from vw2_robot.data.episodes import Episode, EpisodeSource, Part, encode_jpeg
 from vw2_robot.data.memory_replay import MemoryReplay, fed_by
+from vw2_robot.data.open_replay import ReplayConfig, open_replay
 from vw2_robot.data.replay import (
     Delivered,
     Mode,
@@ -389,10 +391,73 @@ def test_an_error_of_the_ingest_thread_reaches_whoever_draws() -> None:
         replay.sample(100, timeout_s=5)
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
-    (tmp_path / "replay.npz").write_bytes(b"PK nonsense")
-    with pytest.raises(InputError, match=r"replay\.npz is damaged"):
-        MemoryReplay(mode="queue", max_bytes=10**6, seed=0, path=tmp_path)
+class Slow(Numbered):
+    """The same episodes, each of them at another pace in each run."""
+
+    def read(self, part: int, *, start: int = 0) -> Iterator[Episode]:
+        for episode in super().read(part, start=start):
+            time.sleep(np.random.default_rng().uniform(0, 0.02))
+            yield episode
+
+
+def in_order(
+    source: Numbered, batches: int, *, state: dict[str, Any] | None = None, path: Path | None = None, **options: Any
+) -> tuple[list[tuple[int, str, int]], dict[str, Any]]:
+    """(epoch, episode, start) of every window of so many batches, and the position after them."""
+    config = ReplayConfig(max_bytes=30 * FRAME_BYTES, path=None if path is None else str(path), **options)
+    fill_forever = partial(fill, source, epochs=2**31)
+    with open_replay(config, rank=0, ranks=1, seed=4, fill=fill_forever, state=state) as replay:
+        windows = [window for _ in range(batches) for window in replay.sample(3, timeout_s=20)]
+        if path is not None:
+            replay.checkpoint(timeout_s=10)
+        stored = json.loads(json.dumps(replay.state()))
+    return [(window.epoch, window.episode_id, window.start) for window in windows], stored
+
+
+def test_the_order_of_a_queue_does_not_depend_on_how_fast_it_is_filled() -> None:
+    fast, _ = in_order(SOURCE, 30)
+    assert fast == in_order(Slow(SOURCE.lengths), 30)[0]
+    epoch = sum(expected(SOURCE).values())
+    for number in range(90 // epoch):
+        turn = fast[number * epoch : (number + 1) * epoch]
+        assert {row[0] for row in turn} == {number}  # epochs do not mix
+        assert Counter(row[1:] for row in turn) == expected(SOURCE)
+    assert fast[:epoch] != sorted(fast[:epoch])
+
+
+@pytest.mark.parametrize("before", [1, 4, 13])
+def test_a_queue_goes_on_in_the_same_order_from_its_checkpoint(tmp_path: Path, before: int) -> None:
+    whole, _ = in_order(SOURCE, 30)
+    first, state = in_order(SOURCE, before, path=tmp_path)
+    then, state = in_order(Slow(SOURCE.lengths), 10, path=tmp_path, state=state)
+    last, _ = in_order(SOURCE, 20 - before, path=tmp_path, state=state)
+    assert first + then + last == whole
+    assert len(list((tmp_path / "rank-0").iterdir())) == 2  # the last and the one before it
+
+
+def test_the_checkpoint_before_the_last_one_is_still_good(tmp_path: Path) -> None:
+    whole, _ = in_order(SOURCE, 30)
+    first, state = in_order(SOURCE, 5, path=tmp_path)
+    in_order(SOURCE, 3, path=tmp_path, state=state)  # died before the trainer's own checkpoint was written
+    assert first + in_order(SOURCE, 10, path=tmp_path, state=state)[0] == whole[:45]
+
+
+def test_data_without_a_window_are_named_instead_of_read_for_ever() -> None:
+    with pytest.raises(InputError, match="no window in numbered: no episode is long enough"):
+        in_order(Numbered([[1, 1], [0]]), 1)
+
+
+def test_a_damaged_or_lost_checkpoint_is_named(tmp_path: Path) -> None:
+    _, state = in_order(SOURCE, 2, path=tmp_path)
+    file = tmp_path / "rank-0" / state["file"]
+    file.write_bytes(b"PK nonsense")
+    with pytest.raises(InputError, match=r"replay-6\.npz is damaged"):
+        in_order(SOURCE, 2, path=tmp_path, state=state)
+    file.unlink()
+    with pytest.raises(InputError, match=r"replay-6\.npz is gone"):
+        in_order(SOURCE, 2, path=tmp_path, state=state)
+    with pytest.raises(InputError, match=r"set replay\.path"):
+        in_order(SOURCE, 2, state=state)
 
 
 # --------------------------------------------------------------------------------------------------------- reverb

@@ -1,0 +1,208 @@
+"""Clips drawn from a replay, in this process or on a server: the third kind beside those of `clips`.
+
+    replay=memory                          a thread reads data.path; bounded by replay.max_bytes
+    replay=reverb replay.address=HOST:PORT  `vw2-ingest` processes read, on this or other machines (docs/scaling.md)
+
+What is held out is decided by the frame cache alone, so a window is looked at when it is drawn, whoever cut it: one of
+a held-out episode is dropped. So is one of an episode that the cache does not know, since nobody can tell about it; the
+episode is named and counted against `data.max_bad`, as are pictures that cannot be decoded. Only if
+`data.cache_episodes` says that the cache holds some of the episodes are all others trained on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vw2_robot.data.blocks import WindowOptions
+from vw2_robot.data.clips import Augmentation, augment, padded_frames
+from vw2_robot.data.frames import FrameCache
+from vw2_robot.data.open_replay import ReplayConfig, open_replay
+from vw2_robot.data.pictures import PictureError
+from vw2_robot.data.replay import Replay, ReplayWindow, ReplayWriter, batch_of, decode_window
+from vw2_robot.data.replay_ingest import IngestPlan, ingest
+from vw2_robot.data.stream import StreamBatch
+from vw2_robot.errors import InputError
+
+from .config import Pretrain
+
+# B batch · T frames · H, W pixels
+_LOG = logging.getLogger(__name__)
+_ENDLESS = 2**31  # epochs: training ends by its steps
+_DROPPED_IN_A_ROW = 10_000  # windows, without one to train on between them
+
+
+class ReplayedClips:
+    """Training clips out of a replay; `batch` must be called for every step, in order.
+
+    The replay is opened when the first batch is asked for.
+
+    Args:
+        config: `replay` says where the replay is, `data` what fills one in memory.
+        replay: `config.replay`.
+        frames: the frame cache that decides what is held out.
+        held_out: indices of its held-out episodes.
+        folder: where a memory replay stores its windows, unless `replay.path` names a folder.
+    """
+
+    def __init__(
+        self, config: Pretrain, replay: ReplayConfig, frames: FrameCache, held_out: list[int], *, folder: Path
+    ) -> None:
+        if replay.engine == "memory" and replay.path is None:
+            replay = dataclasses.replace(replay, path=str(folder))
+        self._config, self._options, self._frames = config, replay, frames
+        names = [(episode.source, episode.episode_id) for episode in frames.episodes]
+        self._known, self._hidden = set(names), {names[index] for index in held_out}
+        self._closing = ExitStack()
+        self._replay: Replay | None = None
+        self._position: Mapping[str, Any] | None = None
+        threads = config.data.decode_threads
+        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode") if threads else None
+        self.bad: dict[str, str] = {}
+        """what was left out so far: where -> why"""
+
+    def batch(self, step: int, size: int) -> StreamBatch:
+        """The next clips.
+
+        Raises:
+            ReplayTimeout: not so many windows came within `replay.timeout_s`.
+            InputError: the replay has come to its end, its windows are not those of this configuration, or too much
+                is bad.
+        """
+        windows: list[ReplayWindow] = []
+        clips: list[NDArray[np.uint8]] = []
+        while len(windows) < size:
+            some = self._draw(size - len(windows))
+            decoded = (self._decoders.map if self._decoders is not None else map)(self._decode, some)
+            for window, clip in zip(some, decoded, strict=True):
+                if isinstance(clip, PictureError):
+                    self._note(f"{window.source}, episode {window.episode_id} from frame {window.start}", str(clip))
+                else:
+                    windows.append(window)
+                    clips.append(clip)
+        if self._config.data.augmentation != Augmentation():
+            for number, clip in enumerate(clips):
+                key = [self._config.seed, 4, step, number]
+                augment(clip, self._config.data.augmentation, np.random.default_rng(key))
+        return batch_of(windows, np.stack(clips), stride_s=self._config.dldm.stride)
+
+    def state(self) -> dict[str, Any]:
+        """The position after the last batch; the replay stores its windows first.
+
+        Raises:
+            ReplayTimeout: that took longer than `replay.checkpoint_timeout_s`.
+        """
+        replay = self._opened()
+        replay.checkpoint(timeout_s=self._options.checkpoint_timeout_s)
+        return {"replay": self._options.engine, "bad": dict(self.bad), "position": replay.state()}
+
+    def restore(self, state: Mapping[str, Any] | None) -> None:
+        """Go on where a checkpoint was written.
+
+        Raises:
+            InputError: by a run that drew from no replay, or from one of the other engine.
+        """
+        if state is None or state.get("replay") != self._options.engine:
+            raise InputError(
+                f"the checkpoint was written by a run with replay={(state or {}).get('replay', 'null')}, this one has "
+                f"replay={self._options.engine}; go on as the run was begun, or use another run_dir"
+            )
+        self._closing.close()
+        self._replay, self._position, self.bad = None, state["position"], dict(state["bad"])
+
+    def close(self) -> None:
+        """Let go of the replay and stop the threads."""
+        self._closing.close()
+        self._replay = None
+        if self._decoders is not None:
+            self._decoders.shutdown(cancel_futures=True)
+
+    # ------------------------------------------------------------------------------------------------------- drawing
+
+    def _opened(self) -> Replay:
+        if self._replay is None:
+            opening = open_replay(
+                self._options, rank=0, ranks=1, seed=self._config.seed, fill=self._fill, state=self._position
+            )
+            self._replay = self._closing.enter_context(opening)
+        return self._replay
+
+    def _fill(self, writer: ReplayWriter) -> None:
+        from .cache_frames import open_sources  # with RLDS it needs TensorFlow
+
+        data = self._config.data
+        ingest(open_sources(data), IngestPlan(self._cut, seed=self._config.seed, epochs=_ENDLESS), writer)
+
+    @property
+    def _cut(self) -> WindowOptions:
+        """How a memory replay is cut."""
+        config = self._config
+        return WindowOptions(config.dldm.frames, stride_s=config.dldm.stride, target_hz=config.data.target_hz)
+
+    def _draw(self, count: int) -> list[ReplayWindow]:
+        """Return one to `count` windows that may be trained on."""
+        replay, dropped = self._opened(), 0
+        while dropped < _DROPPED_IN_A_ROW:
+            windows = replay.sample(count, timeout_s=self._options.timeout_s)
+            if len(windows) < count:
+                raise InputError(
+                    f"the replay has delivered all that it was given, {count} clips were asked for, {len(windows)} "
+                    "were left; fill it anew with more epochs (vw2-ingest data.epochs=...), or train for fewer steps"
+                )
+            if usable := [window for window in windows if self._is_usable(window)]:
+                return usable
+            dropped += len(windows)
+        raise InputError(
+            f"the last {dropped} windows of the replay were all of held-out or unknown episodes; "
+            "fill it from more data, or lower data.validation_fraction"
+        )
+
+    def _is_usable(self, window: ReplayWindow) -> bool:
+        cut = self._cut
+        wanted = padded_frames(cut.frames, cut.stride_s), cut.target_hz, cut.gap_s
+        if (found := (len(window.frames), window.target_hz, window.gap_s)) != wanted:
+            raise InputError(
+                f"the replay holds windows of (frames, target_hz, gap_s) {found}, this run trains on {wanted}; start "
+                "vw2-replay-server and vw2-ingest with those (frames, data.windows.*), or change dldm.frames and "
+                "data.target_hz"
+            )
+        name = window.source, window.episode_id
+        if name in self._hidden:
+            return False
+        if name in self._known or self._config.data.cache_episodes is not None:
+            return True
+        self._note(
+            f"{window.source}, episode {window.episode_id}",
+            f"the replay holds episode {window.episode_id} of {window.source}, which is not in the frame cache "
+            f"{self._frames.path}, so nobody can tell whether it is held out; fill both from the same data (the same "
+            "name of the folder, the same split), or set data.cache_episodes if the cache holds only some of them",
+        )
+        return False
+
+    def _decode(self, window: ReplayWindow) -> NDArray[np.uint8] | PictureError:
+        dldm = self._config.dldm
+        pixels = np.empty((len(window.frames), dldm.height, dldm.width, 3), np.uint8)
+        try:
+            decode_window(window, pixels, aspect=self._config.data.aspect)
+        except PictureError as error:
+            return error
+        return pixels
+
+    def _note(self, where: str, why: str) -> None:
+        if where in self.bad:
+            return
+        self.bad[where] = why
+        if len(self.bad) > (allowed := self._config.data.max_bad):
+            raise InputError(
+                f"too many bad pictures and unknown episodes: {len(self.bad)} where {allowed} were allowed; "
+                f"the last: {why}"
+            )
+        _LOG.warning("left out: %s", why)
