@@ -46,9 +46,11 @@ def load_weights(module: nn.Module, path: str | Path, part: str, *, section: str
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"the weights in {folder} cannot be read ({error}); copy the folder again") from error
-    if wrong := [*report["missing_keys"], *report["unexpected_keys"]]:
-        raise InputError(f"{folder} lacks, or has too many of, the weights of its config.json: {sorted(wrong)[:5]}")
     found = loaded.state_dict()
+    # A tensor that no file of a sharded folder holds stays on the meta device without being reported as missing.
+    lost = {*report["missing_keys"], *(name for name, value in found.items() if value.is_meta)}
+    if wrong := sorted({*lost, *report["unexpected_keys"]}):
+        raise InputError(f"{folder} does not hold exactly the weights that its config.json describes: {wrong[:5]}")
     with torch.no_grad():
         for name, value in plain_state(module).items():
             value.copy_(found[name])

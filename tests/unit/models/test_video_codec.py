@@ -1,11 +1,12 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from vw2_robot.models.causal_video import LevelConfig, StemConfig
 from vw2_robot.models.dldm import DLDMConfig
-from vw2_robot.models.video_codec import CodecConfig, DCTCodec, dct_basis
+from vw2_robot.models.video_codec import CodecConfig, DCTCodec, WanConfig, build_codec, dct_basis
 
 
 def moving_blob(frames=13, side=32):
@@ -99,3 +100,83 @@ def test_decoding_is_the_transpose_of_encoding():
 def test_impossible_frequencies_are_refused(keep):
     with pytest.raises(ValueError, match=f"found {keep}"):
         CodecConfig(keep=keep)
+
+
+WAN = CodecConfig(
+    kind="wan", stride=4, block=8, precision="float32", wan=WanConfig(base_dim=8, dim_mult=(1, 1, 2, 2), res_blocks=1)
+)
+
+
+def wan(**change):
+    torch.manual_seed(0)
+    return build_codec(replace(WAN, **change))
+
+
+@pytest.mark.parametrize("frames", [1, 5, 13])
+def test_the_vae_has_the_shapes_that_its_configuration_promises(frames):
+    codec, x = wan(), torch.rand(2, frames, 3, 16, 32) * 2 - 1
+    latents = codec.encode(x)
+    assert latents.shape == (2, WAN.channels, 1 + (frames - 1) // WAN.stride, 16 // WAN.block, 32 // WAN.block)
+    assert codec.decode(latents).shape == x.shape
+
+
+def test_the_vae_is_causal_and_later_steps_see_the_past():
+    codec, x = wan(), torch.rand(1, 9, 3, 16, 16) * 2 - 1
+    other = x.clone()
+    other[:, 5] = -other[:, 5]  # the first frame of step 2
+    before, after = codec.encode(x), codec.encode(other)
+    assert torch.equal(before[:, :, :2], after[:, :, :2])
+    assert not torch.equal(before[:, :, 2], after[:, :, 2])
+
+
+def test_latents_of_the_vae_are_its_posterior_mean_less_its_own_mean_over_its_own_size():
+    codec, x = wan(), torch.rand(2, 5, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        raw = codec.vae.encode(x.transpose(1, 2)).latent_dist.mean
+    offset, size = torch.tensor(codec.vae.config.latents_mean), torch.tensor(codec.vae.config.latents_std)
+    torch.testing.assert_close(codec.encode(x), (raw - offset[:, None, None, None]) / size[:, None, None, None])
+    assert float(offset[0]) == pytest.approx(-0.7571)  # Wan 2.1's published numbers
+    codec.measure(x)  # nothing to measure
+    assert torch.equal(codec.mean, offset)
+
+
+def test_the_vae_never_learns_and_never_leaves_eval_mode():
+    codec = wan()
+    assert not any(p.requires_grad for p in codec.parameters())
+    assert not codec.train().training
+    assert not codec.vae.training
+    x = torch.rand(1, 5, 3, 16, 16, requires_grad=True)
+    assert not codec.encode(x).requires_grad
+
+
+def test_a_clip_is_encoded_alike_alone_and_in_a_batch_and_also_under_autocast():
+    codec, x = wan(), torch.rand(3, 5, 3, 16, 16) * 2 - 1
+    together = codec.encode(x)
+    assert torch.equal(together[1:2], codec.encode(x[1:2]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(codec.encode(x), together)
+
+
+def test_the_vae_kept_in_bfloat16_gives_float32_latents_close_to_its_own():
+    codec, half, x = wan(), wan(precision="bf16"), torch.rand(1, 5, 3, 16, 16) * 2 - 1
+    assert {p.dtype for p in half.vae.parameters()} == {torch.bfloat16}
+    latents = half.encode(x)
+    assert latents.dtype == torch.float32
+    torch.testing.assert_close(latents, codec.encode(x), atol=0.05, rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "wan", "block": 4}, "codec.block=8, found 4 and 4"),
+        ({"kind": "dct", "weights": "folder"}, "DCT codec has no weights"),
+    ],
+)
+def test_codecs_refuse_what_is_not_theirs(change, message):
+    with pytest.raises(ValueError, match=message):
+        CodecConfig(**change)
+
+
+def test_a_vae_of_another_depth_is_refused():
+    with pytest.raises(ValueError, match="four numbers"):
+        WanConfig(dim_mult=(1, 2))
