@@ -311,7 +311,14 @@ class CausalDecoder(nn.Module):
         self.body = nn.Sequential(*body, FrameNorm(width), nn.SiLU())
         self.head = CausalConv3d(width, self.patcher.channels, (1, stem.kernel_s, stem.kernel_s))
 
-    def forward(self, h: Float[Tensor, "B K C h w"]) -> Float[Tensor, "B T 3 H W"]:
+    def features(self, h: Float[Tensor, "B K C h w"]) -> Float[Tensor, "B K2 C2 h2 w2"]:
+        """The last features before pixels, on the grid of patches; K2 - 1 steps of `patch_t` frames after the first."""
+        return _run(self.body, h, checkpointing=self.checkpointing)
+
+    def pixels(self, features: Float[Tensor, "B K2 C2 h2 w2"]) -> Float[Tensor, "B T 3 H W"]:
         """Not clamped; trained towards pixels in [-1, 1]."""
-        h = _run(self.body, h, checkpointing=self.checkpointing)
-        return self.patcher.inverse(_channels_last(self.head, h))
+        return self.patcher.inverse(_channels_last(self.head, features))
+
+    def forward(self, h: Float[Tensor, "B K C h w"]) -> Float[Tensor, "B T 3 H W"]:
+        """Features, then pixels."""
+        return self.pixels(self.features(h))

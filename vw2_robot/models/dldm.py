@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .causal_video import CausalDecoder, CausalEncoder, FrameAttention, LevelConfig, ResidualBlock, StemConfig
+from .frame_warp import FrameWarp
 from .fsq import FSQ
 from .vq import VQ
 
@@ -75,8 +76,9 @@ class DLDMConfig:
     (small runs fall to one code without it); none: the release"""
     code_visibility: Literal["causal", "current"] = "causal"
     """decoder step k attends to the codes of steps <= k, or of step k alone"""
-    pixel_residual: bool = False
-    """the decoder predicts the change from the first frame instead of the pixels themselves"""
+    output: Literal["pixels", "change", "warp"] = "pixels"
+    """what the decoder predicts: the pixels themselves (paper); their change from the first frame; or a flow field that
+    moves the pixels of the first frame, plus a change (`frame_warp.py`)"""
     post_quant: Literal["linear", "conv"] = "linear"
     """how the decoder takes codes in: each by itself, or with its two predecessors in the flat row (release)"""
     gap: int = 1
@@ -296,6 +298,10 @@ class CodeDecoder(nn.Module):
         self.space, self.time = FrameAttention(width, axis="space"), FrameAttention(width, axis="time")
         self.block_out = ResidualBlock(width, width)
         self.up = CausalDecoder(config.stem, config.levels)
+        self.warp: FrameWarp | None = None
+        if config.output == "warp":
+            self.warp = FrameWarp(config.levels[0].width, config.stem.patch_t)
+            nn.init.zeros_(self.up.head.weight)  # a still picture to begin with, so that motion is learned first
 
     def forward(
         self,
@@ -303,7 +309,7 @@ class CodeDecoder(nn.Module):
         anchor: Float[Tensor, "B C h w"],
         first_frame: Float[Tensor, "B 3 H W"],
     ) -> Float[Tensor, "B T 3 H W"]:
-        """T = 1 + s/gap * M. With M = 0 only the anchor is decoded. `first_frame` is read only with `pixel_residual`.
+        """T = 1 + s/gap * M. With M = 0 only the anchor is decoded. `first_frame` is not read with `output=pixels`.
 
         Raises:
             ValueError: if there are more steps than the configured clip has.
@@ -325,8 +331,11 @@ class CodeDecoder(nn.Module):
             moved = rearrange(tokens, "b (m h w) c -> b m c h w", m=steps, h=grid_h)
             h = torch.cat([h[:, :1], moved], dim=1)
         h = self.block_out(self.time(self.space(h)))
-        x: Tensor = self.up(h)
-        return x + first_frame[:, None] if self.config.pixel_residual else x
+        features = self.up.features(h)
+        x: Tensor = self.up.pixels(features)
+        if self.warp is not None:
+            return x + self.warp(features, first_frame)
+        return x + first_frame[:, None] if self.config.output == "change" else x
 
 
 class Standardise(nn.Module):
