@@ -92,9 +92,12 @@ def _came_from(kind: str, state: Position) -> Mapping[str, Any]:
     return state or {}
 
 
+TrainingClips = CachedClips | StreamedClips | ReplayedClips
+
+
 def training_clips(
     config: Pretrain, frames: FrameCache, train: list[int], held_out: list[int], folder: Path
-) -> CachedClips | StreamedClips | ReplayedClips:
+) -> TrainingClips:
     """What the stage in `folder` trains on. A stream and a replay leave held-out episodes out by name."""
     data = config.data
     if config.replay is not None:

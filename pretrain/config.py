@@ -75,23 +75,55 @@ class PhasesConfig:
 
     phase1: LoopConfig
     phase2: LoopConfig
+    advance: Literal["steps", "ratio"] = "steps"
+    """when phase 2 begins. steps: after phase 1's steps, with a word in the log if `advance_ratio` is not reached;
+    ratio: at the first validation at or below it, and never before: phase 1's steps are then the most it may take"""
     advance_ratio: float = 0.5
-    """held-out reconstruction / copy-first above which the end of phase 1 is reported as premature"""
+    """held-out reconstruction / copy-first at which codes and hint carry enough motion for phase 2"""
+    with_vdm: bool = True
+    """off: phase 2 goes on with phase 1's loss; no VDM is trained, built or saved (Table 3a, first row; VideoWorld)"""
+    stop_gradient: bool = True
+    """phase 2: L_rec trains the decoder alone; off: it goes on shaping the codes (Table 3a, second row)"""
     vdm_lr_mult: float = 1.0
     """phase 2: learning rate of VDM, projection and control over that of the autoencoder; small runs erode their codes
     when the encoder moves as fast as a VDM that does not use them yet"""
     denoise_weight: float = 1.0
     reconstruction_weight: float = 1.0
+    """of L_rec in phase 2"""
     anchor_grad: bool = False
     """phase 2: let L_rec reach the trunk through f_0 (release parity)"""
+    anchor_grad_phase1: bool = True
+    """the same in phase 1; LAPA's decoder sees the first frame without gradient"""
+    reconstruction_loss: Literal["l2", "l1"] = "l2"
+    """l1: the release"""
     hint_dropout: float = 0.7
     """per sample, the hint becomes the repeated first frame; small runs lose their codes without (method 5.1)"""
     hint_grayscale: bool = True
     target_color_jitter: float = 0.3
     """strength of brightness, contrast and channel gains on the VDM's target clip; 0 switches it off"""
+    ema: float = 0.0
+    """decay of averaged weights, which are then what is validated and handed on (0.999, say); 0: none"""
     validation_clips: int = 64
+    usage_clips: int = 1024
+    """clips over which codes.json counts codes"""
+    perplexity_alarm: float = 0.01
+    """share of the codes (that a stretch of training could show) below which the perplexity raises an alarm"""
+    shuffle_alarm: float = 1.02
+    """phase 2: ratio of the denoising loss with another clip's codes below which the VDM is said to ignore codes"""
+    alarm_after: int = 3
+    """validations in a row that must be bad for an alarm"""
+
+    @property
+    def total(self) -> int:
+        """Steps of both phases."""
+        return self.phase1.steps + self.phase2.steps
 
     def __post_init__(self) -> None:
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"train_dldm.ema must lie in [0, 1), found {self.ema}")
+        for name in ("usage_clips", "alarm_after"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train_dldm.{name} must be at least 1, found {getattr(self, name)}")
         if not 0 <= self.hint_dropout <= 1:
             raise ValueError(f"train_dldm.hint_dropout must lie in [0, 1], found {self.hint_dropout}")
         for name in ("denoise_weight", "reconstruction_weight", "target_color_jitter"):
@@ -150,9 +182,13 @@ class Pretrain:
     seed: int = 0
     replay: ReplayConfig | None = None
     """train the video prior and the dLDM on clips drawn from a replay (docs/scaling.md) instead of the frame cache"""
+    workers: int = 1
+    """processes that write the latent cache; does not change it"""
     hardware: Hardware = field(default_factory=Hardware)
 
     def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"workers must be at least 1, found {self.workers}")
         memory = self.replay is not None and self.replay.engine == "memory"
         if self.replay is not None and (self.data.stream or (memory and self.data.path is None)):
             raise ValueError(
@@ -169,6 +205,15 @@ class Pretrain:
                 f"the policy speaks {self.policy.queries} codes of levels {self.policy.fsq_levels}, "
                 f"the dLDM {self.dldm.queries} of {self.dldm.fsq_levels}"
             )
+        if self.dldm.gap > 1 and self.train_dldm.with_vdm:
+            raise ValueError(
+                f"dldm.gap={self.dldm.gap} leaves out frames that the VDM paints; set train_dldm.with_vdm=false"
+            )
+
+    @property
+    def needs_prior(self) -> bool:
+        """Whether the stage `vdm` has anything to do."""
+        return self.train_dldm.with_vdm and self.vdm.init == "prior" and self.vdm.weights is None
 
     @property
     def geometry(self) -> Geometry:
@@ -180,7 +225,7 @@ class Pretrain:
             height=self.dldm.height // block,
             width=self.dldm.width // block,
             queries=self.dldm.queries,
-            digits=len(self.dldm.fsq_levels),
+            digits=self.dldm.digits,
         )
 
     def stage_dir(self, stage: Stage | Literal["frames"]) -> Path:
@@ -199,8 +244,7 @@ def finished_stage(config: Pretrain, stage: Literal["vdm", "dldm"]) -> Path:
     Raises:
         InputError: the stage was never run, or stands short of (or beyond) the end that this configuration names.
     """
-    phases = config.train_dldm
-    total = config.train_vdm.steps if stage == "vdm" else phases.phase1.steps + phases.phase2.steps
+    total = config.train_vdm.steps if stage == "vdm" else config.train_dldm.total
     checkpoint = resolve(config.stage_dir(stage))
     if checkpoint.name != f"step_{total}":
         raise InputError(

@@ -6,14 +6,17 @@ A good reconstruction alone is no evidence: it can come with empty codes, and ph
 # B batch · T frames · M latent steps · N codes per step · V codebook
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Int
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from vw2_robot.data.clips import ClipSampler
 from vw2_robot.data.frames import FrameCache
@@ -27,15 +30,14 @@ from .config import PhasesConfig, Pretrain
 from .targets import frame_error, make_hint
 
 STREAM_HEALTH, STREAM_PICTURE = 30, 31
-# Shuffle ratio below which the VDM is said to ignore the codes (method 5.1).
-HEALTHY_SHUFFLE_RATIO = 1.1
+USAGE_BATCH = 64
 
 
 @torch.no_grad()
 def validate(
     dldm: DLDM,
-    vdm: VDM,
-    codec: VideoCodec,
+    vdm: VDM | None,
+    codec: VideoCodec | None,
     clips: tuple[Tensor, Tensor],
     *,
     phase: int,
@@ -45,37 +47,97 @@ def validate(
     """Held-out health: reconstruction over copy-first-frame, codes used, perplexity, and in phase 2 shuffle ratios.
 
     The shuffle ratio is L_den with the codes of another clip over L_den with the right ones, same noise; it is given
-    with the hint and without any motion in it (`hintless`).
+    with the hint and without any motion in it (`hintless`). Without a VDM there is none.
     """
     x, valid = clips
     was_training = dldm.training
     dldm.eval()
     encoded = dldm.encode(x)
-    rec = dldm.decode(encoded.codes_BMNL, encoded.anchor_BChw, x[:, 0])
-    still = x[:, :1].expand_as(pad_to_stride(x, dldm.config.stride))
-    ratio = frame_error(rec, x, valid, with_anchor=False) / frame_error(still, x, valid, with_anchor=False)
+    rec, seen = dldm.decode(encoded.codes_BMNL, encoded.anchor_BChw, x[:, 0]), dldm.seen(x)
+    still = x[:, :1].expand_as(seen)
+    ratio = frame_error(rec, seen, valid, with_anchor=False) / frame_error(still, seen, valid, with_anchor=False)
     used, perplexity = _usage(torch.bincount(encoded.indices_BMN[valid].flatten(), minlength=dldm.fsq.vocabulary))
     health = {"dldm/ratio_to_copy": float(ratio), "dldm/codes_used": used, "dldm/perplexity": perplexity}
-    if phase == 2:
-        latents = codec.encode(pad_to_stride(x, dldm.config.stride))
-        motion = codec.encode(make_hint(rec, grayscale=grayscale))
-        no_motion = codec.encode(make_hint(still, grayscale=grayscale))
-        shuffled = encoded.codes_BMNL.roll(1, dims=0)
-        for name, hint in (("shuffle_ratio", motion), ("shuffle_ratio_hintless", no_motion)):
-            right, wrong = (
-                sum(
-                    float(
-                        vdm.denoising_loss(
-                            latents, codes, hint=hint, valid=valid, generator=generator(seed, i, stream=STREAM_HEALTH)
-                        )
-                    )
-                    for i in range(4)
-                )
-                for codes in (encoded.codes_BMNL, shuffled)
-            )
-            health[f"dldm/{name}"] = wrong / right
+    if phase == 2 and vdm is not None and codec is not None:
+        latents = codec.encode(seen)
+        hints = {
+            "shuffle_ratio": codec.encode(make_hint(rec, grayscale=grayscale)),
+            "shuffle_ratio_hintless": codec.encode(make_hint(still, grayscale=grayscale)),
+        }
+        for name, hint in hints.items():
+            health[f"dldm/{name}"] = _shuffle_ratio(vdm, latents, encoded.codes_BMNL, hint, valid, seed=seed)
     dldm.train(was_training)
     return health
+
+
+def _shuffle_ratio(vdm: VDM, latents: Tensor, codes: Tensor, hint: Tensor, valid: Tensor, *, seed: int) -> float:
+    """L_den with the codes of the neighbour in the batch over L_den with the right ones, over four noise draws."""
+    right, wrong = (
+        sum(
+            float(
+                vdm.denoising_loss(
+                    latents, given, hint=hint, valid=valid, generator=generator(seed, i, stream=STREAM_HEALTH)
+                )
+            )
+            for i in range(4)
+        )
+        for given in (codes, codes.roll(1, dims=0))
+    )
+    return wrong / right
+
+
+class CodeWatch(nn.Module):
+    """Counts the codes of training batches from one validation to the next, and says when something stays wrong.
+
+    All its state is saved with the run, so that a resumed run logs what it would have logged.
+    """
+
+    counts: Tensor
+    streaks: Tensor
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.register_buffer("counts", torch.zeros(vocabulary, dtype=torch.long))
+        self.register_buffer("streaks", torch.zeros(2, dtype=torch.long))
+
+    def count(self, indices: Int[Tensor, "B M N"], valid: Bool[Tensor, "B M"]) -> None:
+        """Add the codes of the real steps of one batch."""
+        self.counts += torch.bincount(indices[valid].flatten(), minlength=len(self.counts))
+
+    def read(self) -> dict[str, float]:
+        """Different codes, dead codes, perplexity and entropy since the last call of `look`."""
+        used, perplexity = _usage(self.counts)
+        return {
+            "dldm/train_codes_used": used,
+            "dldm/dead_codes": len(self.counts) - used,
+            "dldm/train_perplexity": perplexity,
+            "dldm/entropy_bits": math.log2(perplexity),
+        }
+
+    def look(self, health: Mapping[str, float], phases: PhasesConfig) -> list[str]:
+        """Alarms that are due after a validation; then count from zero.
+
+        An alarm is given once, at the `alarm_after`-th bad validation in a row, and again only after a good one.
+        """
+        perplexity, shuffle = _usage(self.counts)[1], health.get("dldm/shuffle_ratio", math.inf)
+        # A stretch of n codes cannot show more than n different ones; a single code has perplexity 1.
+        floor = 1 + phases.perplexity_alarm * (min(len(self.counts), int(self.counts.sum())) - 1)
+        bad = torch.tensor([perplexity < floor, not shuffle >= phases.shuffle_alarm], device=self.streaks.device)
+        self.streaks.copy_((self.streaks + 1) * bad)
+        self.counts.zero_()
+        collapsed, ignored = (int(streak) == phases.alarm_after for streak in self.streaks)
+        alarms = []
+        if collapsed:
+            alarms.append(
+                f"ALARM codes collapse: perplexity {perplexity:.2f} in training, below {floor:.2f} at "
+                f"{phases.alarm_after} validations in a row; dldm.z_norm=batch and a lower learning rate help"
+            )
+        if ignored:
+            alarms.append(
+                f"ALARM codes ignored: the VDM loses only {shuffle:.3f} x with the codes of another clip (limit "
+                f"{phases.shuffle_alarm}) at {phases.alarm_after} validations in a row; raise train_dldm.hint_dropout"
+            )
+        return alarms
 
 
 def explain_shortfall(held_out: float, own: float, *, limit: float) -> str:
@@ -104,8 +166,9 @@ def code_usage(dldm: DLDM, frames: FrameCache, config: Pretrain, *, device: torc
         target_hz=config.data.target_hz,
         seed=config.seed,
     )
-    for i in range(16):
-        batch = sampler.batch(i, 64)
+    clips = config.train_dldm.usage_clips
+    for i in range(math.ceil(clips / USAGE_BATCH)):
+        batch = sampler.batch(i, min(USAGE_BATCH, clips - i * USAGE_BATCH))
         indices = dldm.indices(to_model_range(torch.from_numpy(batch.pixels).to(device))).cpu()
         for slot in range(config.dldm.queries):
             chosen = indices[..., slot][torch.from_numpy(batch.valid)]
@@ -116,7 +179,7 @@ def code_usage(dldm: DLDM, frames: FrameCache, config: Pretrain, *, device: torc
         "by_slot": histogram.tolist(),
         "used": used,
         "perplexity": perplexity,
-        "clips": 16 * 64,
+        "clips": clips,
     }
     mark(config.stage_dir("dldm") / "codes.json", usage)
     return usage
@@ -125,8 +188,8 @@ def code_usage(dldm: DLDM, frames: FrameCache, config: Pretrain, *, device: torc
 def draw_reconstructions(
     folder: Path,
     dldm: DLDM,
-    vdm: VDM,
-    codec: VideoCodec,
+    vdm: VDM | None,
+    codec: VideoCodec | None,
     held_out: ClipSampler,
     *,
     seed: int,
@@ -134,7 +197,7 @@ def draw_reconstructions(
     device: torch.device,
     rows: int = 6,
 ) -> None:
-    """reconstructions.png: first frame, target, coarse reconstruction and VDM rendering of clips that move."""
+    """reconstructions.png: first frame, target, coarse reconstruction and any VDM's rendering of clips that move."""
     batch = held_out.batch(1, 8 * rows)
     x = to_model_range(torch.from_numpy(batch.pixels).to(device))
     moved = (x[:, -1] - x[:, 0]).square().mean(dim=(1, 2, 3)) * torch.from_numpy(batch.valid).all(1).to(device)
@@ -143,14 +206,13 @@ def draw_reconstructions(
     with torch.no_grad():
         encoded = dldm.encode(x)
         rec = dldm.decode(encoded.codes_BMNL, encoded.anchor_BChw, x[:, 0])
-    latents = vdm.sample(
-        codec.encode(x)[:, :, 0],
-        encoded.codes_BMNL,
-        hint=codec.encode(make_hint(rec, grayscale=phases.hint_grayscale)),
-        generator=generator(seed, 0, stream=STREAM_PICTURE),
-    )
-    rendering = codec.decode(latents)
-    columns = [to_pixels(clip).detach().cpu().numpy() for clip in (x[:, 0], x[:, -1], rec[:, -1], rendering[:, -1])]
+    clips = [x[:, 0], x[:, -1], rec[:, -1]]
+    if vdm is not None and codec is not None:
+        hint = codec.encode(make_hint(rec, grayscale=phases.hint_grayscale))
+        noise = generator(seed, 0, stream=STREAM_PICTURE)
+        latents = vdm.sample(codec.encode(x)[:, :, 0], encoded.codes_BMNL, hint=hint, generator=noise)
+        clips.append(codec.decode(latents)[:, -1])
+    columns = [to_pixels(clip).detach().cpu().numpy() for clip in clips]
     _write_sheet(folder / "reconstructions.png", columns)
 
 

@@ -12,36 +12,55 @@ row by row.
 # B batch · T frames · M latent steps · N codes per step · s temporal stride
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from vw2_robot.averaging import Average
 from vw2_robot.checkpoint import load_checkpoint, load_optimizer, save_checkpoint, weights_digest
 from vw2_robot.cli import program
 from vw2_robot.config_tree import config_tree
+from vw2_robot.data.clips import ClipSampler
+from vw2_robot.data.frames import FrameCache
+from vw2_robot.errors import InputError
 from vw2_robot.models.dldm import DLDM, pad_to_stride
 from vw2_robot.models.vdm import VDM
 from vw2_robot.models.video_codec import VideoCodec
 from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.runs import Run, generator
 
-from .clips import clip_sampler, to_device, training_clips
-from .config import PhasesConfig, Pretrain, finished_stage, open_frames, training_split
-from .dldm_health import code_usage, draw_reconstructions, explain_shortfall, validate
+from .clips import TrainingClips, clip_sampler, to_device, training_clips
+from .config import PhasesConfig, Pretrain, open_frames, training_split
+from .dldm_health import CodeWatch, code_usage, draw_reconstructions, explain_shortfall, validate
 from .targets import frame_error, jitter_colour, make_hint
-from .train_vdm import load_vdm
+from .train_vdm import build_vdm, open_vdm
 
 STREAM_INIT, STREAM_PHASE2 = 20, 21
 
 
 def phase_one_loss(
-    dldm: DLDM, x: Float[Tensor, "B T 3 H W"], valid: Bool[Tensor, "B M"]
+    dldm: DLDM,
+    x: Float[Tensor, "B T 3 H W"],
+    valid: Bool[Tensor, "B M"],
+    *,
+    norm: Literal["l2", "l1"] = "l2",
+    anchor_grad: bool = True,
+    watch: CodeWatch | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Reconstruction with gradients everywhere in the autoencoder."""
+    """Reconstruction with gradients everywhere in the autoencoder; `anchor_grad=False` keeps them off f_0 (LAPA)."""
     encoded = dldm.encode(x)
-    rec = dldm.decode(encoded.codes_BMNL, encoded.anchor_BChw, x[:, 0])
-    loss = frame_error(rec, x, valid)
-    return loss, {"dldm/reconstruction_l2": loss.detach()}
+    anchor = encoded.anchor_BChw if anchor_grad else encoded.anchor_BChw.detach()
+    rec = dldm.decode(encoded.codes_BMNL, anchor, x[:, 0])
+    loss = frame_error(rec, dldm.seen(x), valid, norm=norm)
+    if watch is not None:
+        watch.count(encoded.indices_BMN, valid)
+    return loss, {f"dldm/reconstruction_{norm}": loss.detach()}
 
 
 def phase_two_loss(
@@ -53,15 +72,18 @@ def phase_two_loss(
     *,
     phases: PhasesConfig,
     noise: torch.Generator,
+    watch: CodeWatch | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Reconstruction for the decoder alone, denoising for everything else; the stop-gradients stand here."""
     f = dldm.features(x)
-    codes, _ = dldm.quantise(f)
-    anchor = f[:, 0]
+    codes, indices = dldm.quantise(f)
+    if watch is not None:
+        watch.count(indices, valid)
     # Differs from the release: f_0 is detached unless anchor_grad, so L_rec trains the decoder and nothing else.
-    anchor = anchor if phases.anchor_grad else anchor.detach()
-    rec = dldm.decode(codes.detach(), anchor, x[:, 0])
-    rec_loss = frame_error(rec, x, valid)
+    shown = codes.detach() if phases.stop_gradient else codes
+    anchor = f[:, 0].detach() if phases.stop_gradient and not phases.anchor_grad else f[:, 0]
+    rec = dldm.decode(shown, anchor, x[:, 0])
+    rec_loss = frame_error(rec, x, valid, norm=phases.reconstruction_loss)
 
     hint = make_hint(rec.detach(), grayscale=phases.hint_grayscale)
     dropped = torch.rand(len(x), generator=noise).to(x.device) < phases.hint_dropout
@@ -70,7 +92,8 @@ def phase_two_loss(
     target = jitter_colour(pad_to_stride(x, dldm.config.stride), strength=phases.target_color_jitter, noise=noise)
     den_loss = vdm.denoising_loss(codec.encode(target), codes, hint=codec.encode(hint), valid=valid, generator=noise)
     loss = phases.reconstruction_weight * rec_loss + phases.denoise_weight * den_loss
-    return loss, {"dldm/reconstruction_l2": rec_loss.detach(), "dldm/denoising_loss": den_loss.detach()}
+    name = f"dldm/reconstruction_{phases.reconstruction_loss}"
+    return loss, {name: rec_loss.detach(), "dldm/denoising_loss": den_loss.detach()}
 
 
 def build_dldm(config: Pretrain) -> DLDM:
@@ -80,103 +103,238 @@ def build_dldm(config: Pretrain) -> DLDM:
         return DLDM(config.dldm)
 
 
+@dataclass
+class Training:
+    """What the steps of both phases work with. `vdm` and `codec` are None where phase 2 has no VDM."""
+
+    config: Pretrain
+    run: Run
+    device: torch.device
+    frames: FrameCache
+    clips: TrainingClips
+    held_out: ClipSampler
+    own: ClipSampler
+    """training clips without augmentation"""
+    dldm: DLDM
+    vdm: VDM | None
+    codec: VideoCodec | None
+    watch: CodeWatch
+    average: Average | None
+
+    @property
+    def phases(self) -> PhasesConfig:
+        """The section of the configuration that this stage is about."""
+        return self.config.train_dldm
+
+    def loss(self, phase: int, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of one training batch under autocast, and what to log of it."""
+        phases = self.phases
+        loop = phases.phase1 if phase == 1 else phases.phase2
+        x, valid = to_device(self.clips.batch(step, loop.batch), self.device)
+        with self.config.hardware.autocast(self.device):
+            if phase == 2 and self.vdm is not None and self.codec is not None:
+                noise = generator(self.config.seed, step, stream=STREAM_PHASE2)
+                return phase_two_loss(
+                    self.dldm, self.vdm, self.codec, x, valid, phases=phases, noise=noise, watch=self.watch
+                )
+            norm, anchor_grad = phases.reconstruction_loss, phases.anchor_grad_phase1
+            return phase_one_loss(self.dldm, x, valid, norm=norm, anchor_grad=anchor_grad, watch=self.watch)
+
+    def result(self) -> tuple[DLDM, VDM | None]:
+        """What is validated and handed on: the averages where there are any, else the learning modules themselves."""
+        if self.average is None:
+            return self.dldm, self.vdm
+        dldm, vdm = self.average.modules["dldm"], self.average.modules.get("vdm")
+        assert isinstance(dldm, DLDM)
+        assert vdm is None or isinstance(vdm, VDM)
+        return dldm, vdm
+
+    def health(self, sampler: ClipSampler, *, phase: int) -> dict[str, float]:
+        """`validate` on clips of that sampler, the same ones every time."""
+        clips = to_device(sampler.batch(0, self.phases.validation_clips), self.device)
+        grayscale = self.phases.hint_grayscale
+        return validate(*self.result(), self.codec, clips, phase=phase, seed=self.config.seed, grayscale=grayscale)
+
+    def save(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """Everything that the next stages or a resumed run need, after `step + 1` steps."""
+        dldm, vdm = self.result()
+        modules: dict[str, nn.Module | None] = {"dldm": dldm, "vdm": vdm, "codec": self.codec, "watch": self.watch}
+        if self.average is not None:
+            modules |= {f"learning_{name}": module for name, module in self.average.learning.items()}
+        facts = {
+            "encoder_hash": encoder_hash(dldm),
+            "vdm": None if vdm is None else config_tree(self.config.vdm),
+            "codec": None if vdm is None else config_tree(self.config.codec),
+            "frames_digest": self.frames.digest,
+            "clips": self.clips.state(),
+        }
+        write = partial(
+            save_checkpoint,
+            kind="dldm",
+            config=config_tree(self.config.dldm),
+            modules={name: module for name, module in modules.items() if module is not None},
+            facts=facts,
+            optimizer=optimizer,
+        )
+        self.run.save(step, write)
+
+    def restore(self, path: Path) -> None:
+        """Go on where that checkpoint was written."""
+        checkpoint = load_checkpoint(path, kind="dldm")
+        learning = {"dldm": self.dldm} | ({} if self.vdm is None else {"vdm": self.vdm})
+        checkpoint.load_into(watch=self.watch, **({} if self.codec is None else {"codec": self.codec}))
+        if self.average is None:
+            checkpoint.load_into(**learning)
+        else:
+            checkpoint.load_into(**self.average.modules)
+            checkpoint.load_into(**{f"learning_{name}": module for name, module in learning.items()})
+        self.clips.restore(checkpoint.facts["clips"])
+
+
 def train_dldm(config: Pretrain) -> None:
-    """Train both phases, then leave codes.json and reconstructions.png; return at once when complete."""
-    phases = config.train_dldm
-    boundary, total = phases.phase1.steps, phases.phase1.steps + phases.phase2.steps
+    """Train both phases, then leave codes.json and reconstructions.png; return at once when complete.
+
+    Raises:
+        InputError: the video prior is missing, or with `train_dldm.advance=ratio` phase 1 ends short of its goal.
+    """
     run = Run(
         config.stage_dir("dldm"),
         config.stage_tree("data", "dldm", "vdm", "codec", "train_vdm", "train_dldm", "seed"),
         stage="dldm",
-        total_steps=total,
-        save_every=phases.phase1.save_every,
-        log_every=phases.phase1.log_every,
+        total_steps=config.train_dldm.total,
+        save_every=config.train_dldm.phase1.save_every,
+        log_every=config.train_dldm.phase1.log_every,
     )
-    folder = config.stage_dir("dldm")
-    if run.complete and (folder / "reconstructions.png").is_file():
+    if run.complete and (run.path / "reconstructions.png").is_file():
         return
-    device = config.hardware.torch_device()
-    frames = open_frames(config)
-    train_ids, validation_ids = training_split(config, frames)
-    training = training_clips(config, frames, train_ids, validation_ids, run.path)
-    held_out = clip_sampler(config, frames, validation_ids, augment=False)
-    check = to_device(held_out.batch(0, phases.validation_clips), device)
-    dldm = build_dldm(config).to(device)
-    vdm, codec = load_vdm(finished_stage(config, "vdm"), config)
-    vdm, codec = vdm.to(device), codec.to(device)
-    if run.checkpoint is not None:
-        checkpoint = load_checkpoint(run.checkpoint, kind="dldm")
-        checkpoint.load_into(dldm=dldm, vdm=vdm, codec=codec)
-        training.restore(checkpoint.facts["clips"])
-
-    def fit() -> float:
-        own = to_device(
-            clip_sampler(config, frames, train_ids, augment=False).batch(0, phases.validation_clips), device
-        )
-        return validate(dldm, vdm, codec, own, phase=1, seed=config.seed, grayscale=True)["dldm/ratio_to_copy"]
-
-    def save(step: int, optimizer: torch.optim.Optimizer) -> None:
-        run.save(
-            step,
-            lambda path: save_checkpoint(
-                path,
-                kind="dldm",
-                config=config_tree(config.dldm),
-                modules={"dldm": dldm, "vdm": vdm, "codec": codec},
-                facts={
-                    "encoder_hash": encoder_hash(dldm),
-                    "vdm": config_tree(config.vdm),
-                    "codec": config_tree(config.codec),
-                    "frames_digest": frames.digest,
-                    "clips": training.state(),
-                },
-                optimizer=optimizer,
-            ),
-        )
-
-    for phase, loop, stop in ((1, phases.phase1, boundary), (2, phases.phase2, total)):
-        if run.start >= stop:
-            continue
-        fast = vdm.trainable_parameters() if phase == 2 else ()
-        optimizer = build_optimizer(dldm.parameters(), loop.optim, fast=fast, fast_mult=phases.vdm_lr_mult)
-        first = 0 if phase == 1 else boundary
-        if run.start > first:
-            assert run.checkpoint is not None
-            load_optimizer(run.checkpoint, optimizer)
-        for step in run.steps(stop, what=f"phase {phase}"):
-            x, valid = to_device(training.batch(step, loop.batch), device)
-            noise = generator(config.seed, step, stream=STREAM_PHASE2)
-            with config.hardware.autocast(device):
-                if phase == 1:
-                    loss, values = phase_one_loss(dldm, x, valid)
-                else:
-                    loss, values = phase_two_loss(dldm, vdm, codec, x, valid, phases=phases, noise=noise)
-            norm = optimizer_step(loss, optimizer, step=step - first, config=loop.optim, total_steps=loop.steps)
-            if run.due(step, loop.log_every) or step + 1 == stop:
-                health = validate(
-                    dldm, vdm, codec, check, phase=phase, seed=config.seed, grayscale=phases.hint_grayscale
-                )
-                run.log(step, {"dldm/phase": phase, **values, "dldm/grad_norm": norm, **health})
-            if run.due(step, loop.save_every) or step + 1 == stop:
-                save(step, optimizer)
-            if phase == 1 and step + 1 == stop and health["dldm/ratio_to_copy"] > phases.advance_ratio:
-                run.say(explain_shortfall(health["dldm/ratio_to_copy"], fit(), limit=phases.advance_ratio))
-    usage = code_usage(dldm, frames, config, device=device)
-    summary = validate(dldm, vdm, codec, check, phase=2, seed=config.seed, grayscale=phases.hint_grayscale)
-    run.say(
-        f"reconstruction {summary['dldm/ratio_to_copy']:.3f} of copy-first-frame on held-out clips, {fit():.3f} on "
-        "training clips, "
-        f"{usage['used']} different codes, perplexity {usage['perplexity']:.0f}, "
-        f"shuffle ratio {summary['dldm/shuffle_ratio']:.3f}"
-    )
-    draw_reconstructions(folder, dldm, vdm, codec, held_out, seed=config.seed, phases=phases, device=device)
-    training.close()
+    training = _begin(config, run)
+    for phase in (1, 2):
+        _train_phase(training, phase)
+    _sum_up(training)
+    training.clips.close()
     run.close()
 
 
+def _begin(config: Pretrain, run: Run) -> Training:
+    """Open the data, build the models, and go back to the last checkpoint."""
+    device = config.hardware.torch_device()
+    frames = open_frames(config)
+    train_ids, validation_ids = training_split(config, frames)
+    clips = training_clips(config, frames, train_ids, validation_ids, run.path)
+    held_out = clip_sampler(config, frames, validation_ids, augment=False)
+    own = clip_sampler(config, frames, train_ids, augment=False)
+    dldm, vdm, codec = build_dldm(config).to(device), None, None
+    if config.train_dldm.with_vdm:
+        begun = run.checkpoint is not None  # then the weights come from the checkpoint
+        vdm, codec = build_vdm(config) if begun else open_vdm(config, clip_sampler(config, frames, train_ids))
+        vdm, codec = vdm.to(device), codec.to(device)
+    learning = {"dldm": dldm} | ({} if vdm is None else {"vdm": vdm})
+    average = Average(learning, config.train_dldm.ema) if config.train_dldm.ema else None
+    watch = CodeWatch(config.dldm.vocabulary).to(device)
+    training = Training(config, run, device, frames, clips, held_out, own, dldm, vdm, codec, watch, average)
+    if run.checkpoint is not None:
+        training.restore(run.checkpoint)
+    if config.hardware.gradient_checkpointing:
+        for module in (dldm, vdm):
+            if module is not None:
+                module.checkpoint_gradients()
+    if config.hardware.compile:
+        dldm.encoder.compile()
+        dldm.decoder.compile()
+    return training
+
+
+def _train_phase(training: Training, phase: int) -> None:
+    """The steps of one phase that are left. Each phase has its own optimiser and schedule."""
+    run, phases, vdm = training.run, training.phases, training.vdm
+    loop, first = (phases.phase1, 0) if phase == 1 else (phases.phase2, phases.phase1.steps)
+    stop = first + loop.steps
+    if run.start >= stop:
+        return
+    if phase == 2 and run.start == first and vdm is not None:
+        _check_advance(training)
+    fast = vdm.trainable_parameters() if phase == 2 and vdm is not None else ()
+    optimizer = build_optimizer(training.dldm.parameters(), loop.optim, fast=fast, fast_mult=phases.vdm_lr_mult)
+    if run.start > first:
+        assert run.checkpoint is not None
+        load_optimizer(run.checkpoint, optimizer)
+    for step in run.steps(stop, what=f"phase {phase}"):
+        loss, values = training.loss(phase, step)
+        norm = optimizer_step(
+            loss, optimizer, step=step - first, config=loop.optim, total_steps=loop.steps, first_step=first
+        )
+        if training.average is not None:
+            training.average.update(step)
+        ready = False
+        if run.due(step, loop.log_every) or step + 1 == stop:
+            health = _log(training, phase, step, {**values, "dldm/grad_norm": norm})
+            ready = phases.advance == "ratio" and health["dldm/ratio_to_copy"] <= phases.advance_ratio
+        if phase == 1 and ready and vdm is not None:
+            run.say(
+                f"phase 1 reaches {phases.advance_ratio} of copy-first-frame after {step + 1} steps; phase 2 begins"
+            )
+            training.save(stop - 1, optimizer)
+            run.skip_to(stop)
+            break
+        if run.due(step, loop.save_every) or step + 1 == stop:
+            training.save(step, optimizer)
+
+
+def _log(training: Training, phase: int, step: int, values: Mapping[str, Any]) -> dict[str, float]:
+    """One line of metrics with a validation in it, and any alarm; returns the validation."""
+    health = training.health(training.held_out, phase=phase)
+    training.run.log(step, {"dldm/phase": phase, **values, **health, **training.watch.read()})
+    for alarm in training.watch.look(health, training.phases):
+        training.run.say(f"step {step + 1}: {alarm}")
+    return health
+
+
+def _check_advance(training: Training) -> None:
+    """Say so, or with `advance=ratio` refuse, when phase 2 is about to begin on a reconstruction that shows no motion.
+
+    Raises:
+        InputError: `advance=ratio`, and the ratio was not reached in all of phase 1.
+    """
+    phases = training.phases
+    ratio = training.health(training.held_out, phase=1)["dldm/ratio_to_copy"]
+    if ratio <= phases.advance_ratio:
+        return
+    own = training.health(training.own, phase=1)["dldm/ratio_to_copy"]
+    said = explain_shortfall(ratio, own, limit=phases.advance_ratio)
+    if phases.advance == "ratio":
+        raise InputError(
+            f"{said}. Phase 2 does not begin: give train_dldm.phase1.steps more than {phases.phase1.steps} in a new "
+            "run_dir, or train_dldm.advance=steps to go on regardless"
+        )
+    training.run.say(f"{said}; phase 2 begins all the same (train_dldm.advance=steps)")
+
+
+def _sum_up(training: Training) -> None:
+    """codes.json, reconstructions.png, and a sentence on how healthy the model is."""
+    config, (dldm, vdm) = training.config, training.result()
+    usage = code_usage(dldm, training.frames, config, device=training.device)
+    summary = training.health(training.held_out, phase=2)
+    own = training.health(training.own, phase=1)["dldm/ratio_to_copy"]
+    shuffled = f", shuffle ratio {summary['dldm/shuffle_ratio']:.3f}" if vdm is not None else ""
+    training.run.say(
+        f"reconstruction {summary['dldm/ratio_to_copy']:.3f} of copy-first-frame on held-out clips, {own:.3f} on "
+        f"training clips, {usage['used']} different codes, perplexity {usage['perplexity']:.0f}{shuffled}"
+    )
+    draw_reconstructions(
+        training.run.path,
+        dldm,
+        vdm,
+        training.codec,
+        training.held_out,
+        seed=config.seed,
+        phases=training.phases,
+        device=training.device,
+    )
+
+
 def encoder_hash(dldm: DLDM) -> str:
-    """Identity of everything that decides a code: trunk, queries, head, levels."""
-    return weights_digest(dldm.encoder, dldm.qformer, dldm.z_head)
+    """Identity of everything that decides a code: trunk, queries, head, codebook where there is one."""
+    return weights_digest(dldm.encoder, dldm.qformer, dldm.z_head, dldm.fsq)
 
 
 main = program(Pretrain, config_name="pretrain")(train_dldm)

@@ -9,21 +9,25 @@ first one.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from vw2_robot.checkpoint import load_checkpoint, load_optimizer, save_checkpoint
 from vw2_robot.cli import program
 from vw2_robot.config_tree import config_tree
+from vw2_robot.data.clips import ClipSampler
 from vw2_robot.models.vdm import VDM
-from vw2_robot.models.video_codec import VideoCodec, build_codec
+from vw2_robot.models.video_codec import VideoCodec, WanCodec, build_codec
 from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.pixels import to_model_range
 from vw2_robot.runs import Run, generator
 
-from .clips import clip_sampler, to_device, training_clips
-from .config import Pretrain, open_frames, training_split
+from .clips import TrainingClips, clip_sampler, to_device, training_clips
+from .config import Pretrain, finished_stage, open_frames, training_split
 
 # Streams of `runs.generator`: what is drawn in one stage never depends on another.
 STREAM_INIT, STREAM_NOISE, STREAM_VALIDATION = 10, 11, 12
@@ -44,70 +48,129 @@ def load_vdm(path: str | Path, config: Pretrain) -> tuple[VDM, VideoCodec]:
     return vdm, codec
 
 
+def open_vdm(config: Pretrain, clips: ClipSampler) -> tuple[VDM, VideoCodec]:
+    """What phase 2 begins with: the prior of stage `vdm`, that of a folder in diffusers' layout, or random weights.
+
+    `clips` are training clips, by which the codec is measured where no stage has done it.
+
+    Raises:
+        InputError: stage `vdm` is unfinished, or the folder is missing or holds a model of another size.
+    """
+    if config.needs_prior:
+        return load_vdm(finished_stage(config, "vdm"), config)
+    vdm, codec = build_vdm(config)
+    prepare_codec(config, codec, clips)
+    if config.vdm.weights is None:
+        vdm.finish_prior()
+    else:
+        vdm.load_folder(config.vdm.weights)
+    return vdm, codec
+
+
+def prepare_codec(config: Pretrain, codec: VideoCodec, clips: ClipSampler) -> None:
+    """Read the codec's weights, or measure the size of its latents on training clips."""
+    if isinstance(codec, WanCodec) and config.codec.weights is not None:
+        codec.load_folder(config.codec.weights)
+    else:
+        codec.measure(to_model_range(torch.from_numpy(clips.batch(0, 64).pixels)))
+
+
+def prior_loss(
+    config: Pretrain, vdm: VDM, codec: VideoCodec, clips: tuple[Tensor, Tensor], noise: torch.Generator
+) -> Tensor:
+    """Denoising loss of a batch without codes and without control."""
+    x, valid = clips
+    with config.hardware.autocast(x.device):
+        codes = x.new_zeros(len(x), config.dldm.steps, config.dldm.queries, config.dldm.digits)
+        return vdm.denoising_loss(codec.encode(x), codes, hint=None, valid=valid, generator=noise, drop_codes=True)
+
+
 def train_vdm(config: Pretrain) -> None:
-    """Train the prior, or return at once when it is complete."""
-    loop = config.train_vdm
+    """Train the prior, or return at once when it is complete or not wanted."""
+    if not config.needs_prior:
+        print("vdm: no prior to train (train_dldm.with_vdm, vdm.init, vdm.weights)", flush=True)
+        return
     run = Run(
         config.stage_dir("vdm"),
         config.stage_tree("data", "dldm", "vdm", "codec", "train_vdm", "seed"),
         stage="vdm",
-        total_steps=loop.steps,
-        save_every=loop.save_every,
-        log_every=loop.log_every,
+        total_steps=config.train_vdm.steps,
+        save_every=config.train_vdm.save_every,
+        log_every=config.train_vdm.log_every,
     )
     if run.complete:
         return
-    device = config.hardware.torch_device()
     frames = open_frames(config)
     train_ids, validation_ids = training_split(config, frames)
     training = training_clips(config, frames, train_ids, validation_ids, run.path)
-    held_out = clip_sampler(config, frames, validation_ids, augment=False)
     vdm, codec = build_vdm(config)
-    codec.measure(to_model_range(torch.from_numpy(clip_sampler(config, frames, train_ids).batch(0, 64).pixels)))
+    prepare_codec(config, codec, clip_sampler(config, frames, train_ids))
+    device = config.hardware.torch_device()
     vdm, codec = vdm.to(device), codec.to(device)
+    if config.hardware.gradient_checkpointing:
+        vdm.checkpoint_gradients()
+    held_out = to_device(clip_sampler(config, frames, validation_ids, augment=False).batch(0, 32), device)
+    _train(config, run, vdm, codec, training, held_out, frames_digest=frames.digest)
+    training.close()
+    run.close()
+
+
+def _train(
+    config: Pretrain,
+    run: Run,
+    vdm: VDM,
+    codec: VideoCodec,
+    training: TrainingClips,
+    held_out: tuple[Tensor, Tensor],
+    *,
+    frames_digest: str,
+) -> None:
+    """All steps that are left, from the last checkpoint on."""
+    loop, device = config.train_vdm, held_out[0].device
     optimizer = build_optimizer(vdm.trainable_parameters(prior=True), loop.optim)
     if run.checkpoint is not None:
         checkpoint = load_checkpoint(run.checkpoint, kind="vdm")
         checkpoint.load_into(vdm=vdm, codec=codec)
         load_optimizer(run.checkpoint, optimizer)
         training.restore(checkpoint.facts["clips"])
-
-    def prior_loss(clips: tuple[torch.Tensor, torch.Tensor], noise: torch.Generator) -> torch.Tensor:
-        x, valid = clips
-        with config.hardware.autocast(device):
-            codes = x.new_zeros(len(x), config.dldm.steps, config.dldm.queries, len(config.dldm.fsq_levels))
-            return vdm.denoising_loss(codec.encode(x), codes, hint=None, valid=valid, generator=noise, drop_codes=True)
-
     for step in run.steps():
-        noise = generator(config.seed, step, stream=STREAM_NOISE)
-        loss = prior_loss(to_device(training.batch(step, loop.batch), device), noise)
+        clips = to_device(training.batch(step, loop.batch), device)
+        loss = prior_loss(config, vdm, codec, clips, generator(config.seed, step, stream=STREAM_NOISE))
         norm = optimizer_step(loss, optimizer, step=step, config=loop.optim, total_steps=loop.steps)
         if run.due(step, loop.log_every):
             with torch.no_grad():
-                clips = to_device(held_out.batch(0, 32), device)
-                validation = prior_loss(clips, generator(config.seed, 0, stream=STREAM_VALIDATION))
+                noise = generator(config.seed, 0, stream=STREAM_VALIDATION)
+                validation = prior_loss(config, vdm, codec, held_out, noise)
             run.log(
                 step,
                 {"vdm/denoising_loss": loss.detach(), "vdm/validation_loss": validation, "vdm/grad_norm": norm},
             )
         if run.due(step, loop.save_every):
-            run.save(
-                step,
-                lambda path: save_checkpoint(
-                    path,
-                    kind="vdm",
-                    config=config_tree(config.vdm) | {"codec": config_tree(config.codec)},
-                    modules={"vdm": vdm, "codec": codec},
-                    facts={
-                        "geometry": config.geometry._asdict(),
-                        "frames_digest": frames.digest,
-                        "clips": training.state(),
-                    },
-                    optimizer=optimizer,
-                ),
-            )
-    training.close()
-    run.close()
+            facts = {
+                "geometry": config.geometry._asdict(),
+                "frames_digest": frames_digest,
+                "clips": training.state(),
+            }
+            run.save(step, partial(_save, config=config, vdm=vdm, codec=codec, facts=facts, optimizer=optimizer))
+
+
+def _save(
+    path: Path,
+    *,
+    config: Pretrain,
+    vdm: VDM,
+    codec: VideoCodec,
+    facts: dict[str, Any],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    save_checkpoint(
+        path,
+        kind="vdm",
+        config=config_tree(config.vdm) | {"codec": config_tree(config.codec)},
+        modules={"vdm": vdm, "codec": codec},
+        facts=facts,
+        optimizer=optimizer,
+    )
 
 
 main = program(Pretrain, config_name="pretrain")(train_vdm)

@@ -20,6 +20,8 @@ from vw2_robot.config_tree import config_from
 REPO = Path(__file__).resolve().parents[1]
 CONFIGS = REPO / "configs"
 PROGRAM_FOLDERS = ("envs", "pretrain", "finetune", "rollouts", "vw2_robot")
+# Groups that no defaults list names, since they are left out as a rule: given as `+group=choice` to this program.
+APPENDED = {"experiment": "pretrain"}
 # Choices of a shared group that one of its programs has no use for -> what it says.
 REFUSED = {("record", "env=calvin_reference"): "demonstrates nothing"}
 
@@ -73,8 +75,10 @@ def composed(config_name: str, overrides: list[str]) -> dict[str, Any]:
 
 
 def group_choices() -> list[tuple[str, str]]:
-    """(program, override) for every file of every group that the program's defaults list names."""
-    pairs = []
+    """(program, override) for every file of every group that the program's defaults list names, and of `APPENDED`."""
+    pairs = [
+        (name, f"+{group}={file.stem}") for group, name in APPENDED.items() for file in (CONFIGS / group).glob("*.yaml")
+    ]
     for name in root_names():
         defaults = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))["defaults"]
         groups = {next(iter(entry)).removeprefix("optional ") for entry in defaults if isinstance(entry, dict)}
@@ -121,5 +125,5 @@ def test_the_help_belongs_to_a_console_script(config_name: str) -> None:
 
 
 def test_every_group_is_used_by_a_program() -> None:
-    used = {override.split("=")[0] for _, override in group_choices()}
+    used = {override.split("=")[0].removeprefix("+") for _, override in group_choices()}
     assert {path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name != "__pycache__"} == used

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vw2_robot.errors import InputError
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -51,8 +53,8 @@ class LoopConfig:
                 raise ValueError(f"{name} of a loop must be at least 1, found {getattr(self, name)}")
 
 
-class NonFiniteLossError(FloatingPointError):
-    """A loss became infinite or NaN; raised before the optimiser moves."""
+class NonFiniteLossError(InputError, FloatingPointError):
+    """A loss or its gradient became infinite or NaN; raised before the optimiser moves."""
 
 
 def build_optimizer(
@@ -85,17 +87,21 @@ def learning_rate(step: int, config: OptimConfig, *, total_steps: int) -> float:
 
 
 def optimizer_step(
-    loss: Tensor, optimizer: torch.optim.Optimizer, *, step: int, config: OptimConfig, total_steps: int
+    loss: Tensor,
+    optimizer: torch.optim.Optimizer,
+    *,
+    step: int,
+    config: OptimConfig,
+    total_steps: int,
+    first_step: int = 0,
 ) -> Tensor:
     """Back-propagate, clip, move; returns the gradient norm before clipping (on the device).
 
+    `step` counts from the beginning of the schedule, which is step `first_step` of the run.
+
     Raises:
-        NonFiniteLossError: names the step; no parameter was changed.
+        NonFiniteLossError: names the step of the run; no parameter was changed.
     """
-    if not bool(torch.isfinite(loss)):
-        raise NonFiniteLossError(
-            f"the loss is {loss.item()} at step {step}; lower optim.lr or look at the data of this step"
-        )
     rate = learning_rate(step, config, total_steps=total_steps)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for group in optimizer.param_groups:
@@ -103,5 +109,11 @@ def optimizer_step(
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+    if not bool(torch.isfinite(norm + loss.detach())):  # one wait for the device a step
+        raise NonFiniteLossError(
+            f"the loss is {loss.item()} and its gradient norm {norm.item()} at step {first_step + step}. Nothing was "
+            "saved after the last checkpoint, which is sound, but the same step comes again from there: lower optim.lr "
+            "(in a new run_dir), use hardware.precision=float32, or look at the data"
+        )
     optimizer.step()
     return norm

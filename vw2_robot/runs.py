@@ -41,6 +41,10 @@ class Hardware:
     """bf16: autocast for matrix products; quantiser, losses and weights stay float32"""
     threads: int = 0
     """CPU threads of torch; 0 leaves torch's choice. Bit-exact resume needs the same number."""
+    compile: bool = False
+    """dLDM stage: encoder and decoder through torch.compile; minutes at the start, worth it on a GPU"""
+    gradient_checkpointing: bool = False
+    """VDM and dLDM stages: compute activations again on the way back instead of keeping them; same numbers"""
 
     def torch_device(self) -> torch.device:
         """The device meant, after setting the number of threads.
@@ -168,6 +172,10 @@ class Run:
                 self.start += 1
                 bar.update()
             self._bar = None
+
+    def skip_to(self, step: int) -> None:
+        """Leave out the steps up to `step`; call it after leaving the loop over `steps`, with a checkpoint saved."""
+        self.start, self._bar = step, None
 
     def due(self, step: int, every: int) -> bool:
         """Whether the step just finished is a multiple of `every`, or the last one."""

@@ -93,18 +93,3 @@ class VQ(nn.Module):
             self.codebook[dead] = self.codebook[chosen] + apart.to(self.codebook)
         self.used.zero_()
         self.since.zero_()
-
-
-class UnorderedCodes:
-    """Codes without neighbours, each a one-hot vector: all that a policy knows of a learned codebook."""
-
-    def __init__(self, vocabulary: int) -> None:
-        self.vocabulary, self.levels = vocabulary, (vocabulary,)
-
-    def codes_of(self, indices: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch V"]:
-        """Index in [0, V) -> one-hot vector; a random linear map of these is a normal initialisation."""
-        return nn.functional.one_hot(indices, self.vocabulary).float()
-
-    def indices(self, codes: Float[Tensor, "*batch V"]) -> Int[Tensor, "*batch"]:
-        """Inverse of `codes_of`."""
-        return codes.argmax(dim=-1)

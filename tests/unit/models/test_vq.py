@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from vw2_robot.models.vq import UnorderedCodes, VQ
+from vw2_robot.models.vq import VQ
 
 
 def build(vocabulary=8, width=4, *, seed=0):
@@ -83,11 +83,3 @@ def test_quantiser_stays_in_float32_under_autocast():
 def test_codebooks_that_make_no_sense_are_refused(size):
     with pytest.raises(ValueError, match="codebook"):
         VQ(*size)
-
-
-def test_codes_without_neighbours_are_equally_far_from_one_another():
-    codes = UnorderedCodes(5)
-    vectors = codes.codes_of(torch.arange(5))
-    distances = torch.cdist(vectors, vectors)
-    assert len(distances[~torch.eye(5, dtype=torch.bool)].unique()) == 1
-    assert torch.equal(codes.indices(vectors), torch.arange(5))
