@@ -5,96 +5,54 @@
 
 Leaves in `run_dir`: config.yaml, provenance.json, results.jsonl, timing.jsonl, summary.json, videos/, report.html,
 table.md, table.tex, log.txt. Killed and started again it continues; the results are those of an uninterrupted run.
+docs/evaluation.md tells the rest: protocols, shards, comparisons, the official evaluator.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import yaml
-from tqdm import tqdm
 
 from vw2_robot.checkpoint import write_text
 from vw2_robot.cli import program
+from vw2_robot.commands import replan_interval
 from vw2_robot.config_tree import config_tree, differing_keys
+from vw2_robot.contracts import Benchmark, EvalSequence, Policy
 from vw2_robot.errors import InputError, require
 from vw2_robot.runs import mark, read_mark
 
 from . import results
-from .config import RolloutConfig, open_crew, provenance
-from .evaluate import Row, replan_interval, unfinished
+from .compare import RunningRace, compare, lines
+from .config import (
+    RolloutConfig,
+    choose_sequences,
+    is_served,
+    open_alone,
+    open_benchmark,
+    open_checkpoint,
+    open_worker,
+    provenance,
+)
+from .evaluate import Row, unfinished
+from .policy_process import PolicyProcess
+from .progress import Log
 from .report import write_report
-from .video import drop_films, drop_other_films, select_chains
-from .workers import Protocol, run_alone, run_in_workers
+from .selection import piece
+from .workers import Crew, Protocol, run_alone
 
-FREE = ("run_dir", "workers")  # keys that may change between two starts in one folder
-SAY_EVERY_S = 30.0
+FREE = ("run_dir", "workers", "retries")  # keys that may change between two starts in one folder
 LEGACY_NOTE = (
     "note: legacy resets carry solver state from one chain to the next, so results depend on how chains are split over "
     "workers and on interruptions; env.reset_mode=exact has no such memory"
 )
 
 
-class Log:
-    """Everything a rollout leaves behind while it runs: rows, timing, films, progress."""
-
-    def __init__(self, folder: Path, *, total: int, videos: int) -> None:
-        self.folder, self.total, self.videos = folder, total, videos
-        for name in ("results.jsonl", "timing.jsonl"):
-            results.drop_torn_line(folder / name)
-        self.rows: list[Row] = results.read_rows(folder / "results.jsonl")
-        drop_other_films(folder / "videos", set(self.kept()))
-        self._bar = tqdm(
-            total=total,
-            initial=len(self.rows),
-            desc="rollout",
-            unit="chain",
-            disable=not sys.stderr.isatty(),
-            dynamic_ncols=True,
-        )
-        self._said = time.monotonic()
-
-    def kept(self) -> dict[int, int]:
-        """Chains that have a film so far -> subtasks solved."""
-        solved = {row["sequence"]: row["solved"] for row in self.rows}
-        return {number: solved[number] for number in select_chains(solved, self.videos)}
-
-    def add(self, row: Row, seconds: float) -> None:
-        """Take a finished chain: its row is on disk when this returns."""
-        results.append_line(self.folder / "timing.jsonl", {"sequence": row["sequence"], "seconds": round(seconds, 4)})
-        results.append_line(self.folder / "results.jsonl", row)
-        self.rows.append(row)
-        # Only chains with a row: a film without one belongs to a worker that is about to report.
-        drop_films(self.folder / "videos", {row["sequence"] for row in self.rows} - self.kept().keys())
-        self._bar.set_postfix_str(f"chain {row['sequence']}, success 1..5: {self._running()}", refresh=False)
-        self._bar.update()
-        if self._bar.disable and (time.monotonic() - self._said > SAY_EVERY_S or len(self.rows) == self.total):
-            self._said = time.monotonic()
-            self.say(f"chain {len(self.rows)}/{self.total}, success 1..5: {self._running()}")
-
-    def _running(self) -> str:
-        counts = [sum(row["solved"] >= i for row in self.rows) for i in range(1, results.CHAIN_LENGTH + 1)]
-        return " ".join(f"{100 * count / len(self.rows):.0f}" for count in counts) + " %"
-
-    def say(self, message: str) -> None:
-        """A line for people: terminal and log.txt."""
-        tqdm.write(message, file=sys.stdout)
-        sys.stdout.flush()
-        with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
-
-    def finish(self, origin: dict[str, Any]) -> dict[str, Any]:
-        """Sort the rows, write summary.json and return it."""
-        self._bar.close()
-        results.write_sorted(self.folder / "results.jsonl", self.rows)
-        seconds = sum(results.read_seconds(self.folder / "timing.jsonl").values())
-        summary = results.summarize(self.rows, origin, seconds=seconds)
-        mark(self.folder / "summary.json", summary)
-        return summary
+class Decided(Exception):
+    """The race against another rollout is over; no further chain is needed."""
 
 
 def check_config(folder: Path, config: RolloutConfig) -> None:
@@ -138,30 +96,85 @@ def rollout(config: RolloutConfig) -> dict[str, Any]:
     """Run or continue the evaluation; returns its summary."""
     if config.videos:
         require("imageio_ffmpeg", extra="report")
-    folder = Path(config.run_dir)
-    check_config(folder, config)
-    policy, benchmark = open_crew(config)
+    check_config(config.folder, config)
+    benchmark = open_benchmark(config.env)
+    served: PolicyProcess | None = None
     try:
-        sequences = benchmark.sequences(config.num_sequences)
-        every = replan_interval(policy, config.replan_every)
-        origin = provenance(config, policy, benchmark, sequences, replan_every=every)
-        claim(folder, config, origin)
-        log = Log(folder, total=len(sequences), videos=config.videos)
-        waiting = unfinished(sequences, log.rows)
-        if len(waiting) < len(sequences):
-            log.say(f"{len(sequences) - len(waiting)} of {len(sequences)} chains are done, going on with the rest")
-        if benchmark.metadata.get("reset_mode") == "legacy" and (config.workers > 1 or len(waiting) < len(sequences)):
-            log.say(LEGACY_NOTE)
-        protocol = Protocol(replan_every=every, seed=config.seed, videos=config.videos, video_dir=folder / "videos")
-        if min(config.workers, len(waiting)) <= 1:
-            run_alone(policy, benchmark, waiting, protocol, kept=log.kept, on_row=log.add)
-        else:
-            build = functools.partial(open_crew, config)
-            run_in_workers(build, waiting, protocol, workers=config.workers, kept=log.kept, on_row=log.add)
+        chains = choose_sequences(config, benchmark)
+        mine = piece(chains, config.shard)
+        race = RunningRace(Path(config.against), mine, error=config.error) if config.against is not None else None
+        if config.workers > 1 and is_served(config):
+            served = PolicyProcess(functools.partial(open_checkpoint, config), rows=config.batch)
+        policy = served if served is not None else open_alone(config, benchmark)
+        every = replan_interval(policy.metadata, config.replan_every)
+        origin = provenance(config, policy.metadata, benchmark, chains, every=every)
+        claim(config.folder, config, origin)
+        log = Log(config.folder, total=len(mine), videos=config.videos)
+        waiting = unfinished(mine, log.rows)
+        greet(log, benchmark, config, done=len(mine) - len(waiting))
+        run_chains(config, log, benchmark, policy, waiting, race, every=every)
     finally:
+        if served is not None:
+            served.close()
         benchmark.close()
-    summary = log.finish(origin)
-    write_report([folder], folder)
+    return finish(config, log, origin, race)
+
+
+def greet(log: Log, benchmark: Benchmark, config: RolloutConfig, *, done: int) -> None:
+    """Say what a person should know before the first chain."""
+    if done:
+        log.say(f"{done} of {log.total} chains are done, going on with the rest")
+    if benchmark.metadata.get("reset_mode") == "legacy" and (config.workers > 1 or done):
+        log.say(LEGACY_NOTE)
+
+
+def run_chains(
+    config: RolloutConfig,
+    log: Log,
+    benchmark: Benchmark,
+    policy: Policy | PolicyProcess,
+    waiting: list[EvalSequence],
+    race: RunningRace | None,
+    *,
+    every: int,
+) -> None:
+    """Run what is not done yet, here or in workers, until all is done or the race is decided."""
+    protocol = Protocol(
+        replan_every=every, seed=config.seed, videos=config.videos, run_dir=config.folder, record=config.record
+    )
+
+    def stop_if_decided() -> None:
+        if race is not None and race.decided(log.rows) is not None:
+            raise Decided
+
+    def on_row(row: Row, seconds: float) -> None:
+        log.add(row, seconds)
+        stop_if_decided()
+
+    with contextlib.suppress(Decided):
+        stop_if_decided()
+        served = policy if isinstance(policy, PolicyProcess) else None
+        workers = min(config.workers, len(waiting))
+        if not isinstance(policy, PolicyProcess) and workers <= 1:
+            run_alone(policy, benchmark, waiting, protocol, kept=log.kept, on_row=on_row)
+        else:
+            build = functools.partial(open_worker, config, served.address if served else None, policy.metadata)
+            crew = Crew(build, protocol, policy=served, retries=config.retries, say=log.say)
+            crew.run(waiting, workers=workers, kept=log.kept, on_row=on_row)
+
+
+def finish(config: RolloutConfig, log: Log, origin: dict[str, Any], race: RunningRace | None) -> dict[str, Any]:
+    """Write summary and report; returns the summary."""
+    decided = race.decided(log.rows) if race is not None else None
+    if decided is not None:  # chains that other workers finished meanwhile would make the result depend on them
+        origin = {**origin, "num_sequences": len(decided)}
+        mark(config.folder / "provenance.json", origin)
+    summary = log.finish(origin, rows=decided)
+    if race is not None:
+        comparison = compare(log.rows, race.base, error=config.error)
+        mark(config.folder / "comparison.json", comparison)
+        log.say("\n".join(lines(comparison)))
+    write_report([config.folder], config.folder)
     log.say("\n".join(f"{name:<15} {text}" for name, text in results.five_lines(summary)))
     return summary
 
@@ -170,7 +183,7 @@ def rollout(config: RolloutConfig) -> dict[str, Any]:
 def main(config: RolloutConfig) -> None:
     """Console script `vw2-rollout`."""
     rollout(config)
-    print(f"report: {Path(config.run_dir) / 'report.html'}")
+    print(f"report: {config.folder / 'report.html'}")
 
 
 if __name__ == "__main__":

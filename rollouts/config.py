@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from dataclasses import dataclass
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -17,10 +18,16 @@ from vw2_robot import __version__
 from vw2_robot.contracts import Benchmark, EvalSequence, Policy
 from vw2_robot.errors import InputError, MissingExtraError
 
+from .policy_process import LocalPolicy, RemotePolicy
 from .random_policy import RandomPolicy
+from .recording import FOLDER
+from .selection import parse_shard, piece, select, shard_folder
 
 BENCHMARK = ("sequences", "instruction", "reset", "begin", "observe", "step", "max_steps", "control_hz", "metadata")
 VERSIONED = ("torch", "numpy", "transformers", "pybullet")
+
+
+LOCAL_POLICIES = ("random", "demonstrator")
 
 
 @dataclass(frozen=True)
@@ -28,15 +35,36 @@ class RolloutConfig:
     """The root of `vw2-rollout`."""
 
     policy: str
-    """a checkpoint or fine-tuning run folder, a Hub id "owner/name", "random", or "demonstrator" """
+    """a checkpoint or fine-tuning run folder, a Hub id "owner/name", "random", "demonstrator", or the run_dir of a
+    rollout with recorded actions to replay"""
     env: dict[str, Any]
     """`_target_` of a Benchmark and its arguments"""
     run_dir: str
+    protocol: Literal["chain", "single"] = "chain"
+    """chain: the benchmark's chains, no reset between subtasks; single: one task at a time, each from a start state"""
     num_sequences: int = 1000
+    """chains of the benchmark to consider (protocol=chain)"""
+    rollouts_per_task: int = 10
+    """starts of each task (protocol=single)"""
+    sequences: list[Any] | str | int | None = None
+    """numbers and ranges of chains, such as 0:100 or [0:50,704]; none: all considered"""
+    shard: str | None = None
+    """i/n: this piece of n, in a folder of its own below run_dir; vw2-merge puts the pieces together"""
     workers: int = 1
-    """processes; does not change the results"""
+    """simulator processes; does not change the results"""
+    batch: int = 1
+    """chains that share a forward pass of the policy. Another number may change the last bits of an action; the number
+    of workers does not. 1 on a CPU; on a GPU about the number of workers"""
+    retries: int = 3
+    """times that a chain is begun again when the worker that ran it dies"""
     videos: int = 6
     """chains to film: half with the most subtasks solved, half with the fewest"""
+    record: bool = False
+    """keep what the policy answered, chain by chain (rollouts/recording.py)"""
+    against: str | None = None
+    """run_dir of a finished rollout on the same chains: stop as soon as one of the two is better"""
+    error: float = 0.05
+    """chance of a wrong decision where both are equally good (against)"""
     replan_every: int | None = None
     """steps between two looks; none: what the policy was trained for"""
     seed: int = 0
@@ -46,19 +74,66 @@ class RolloutConfig:
 
     def __post_init__(self) -> None:
         """Reject what cannot work."""
-        for name, least in (("num_sequences", 1), ("workers", 1), ("videos", 0), ("seed", 0), ("threads", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}, expected at least {least}")
+        least = {"num_sequences": 1, "rollouts_per_task": 1, "workers": 1, "batch": 1, "threads": 1}
+        for name, smallest in (*least.items(), ("videos", 0), ("seed", 0), ("retries", 0)):
+            if getattr(self, name) < smallest:
+                raise ValueError(f"{name}={getattr(self, name)}, expected at least {smallest}")
         if self.replan_every is not None and self.replan_every < 1:
             raise ValueError(f"replan_every={self.replan_every}, expected at least 1 (or null: the policy's own)")
+        if not 0 < self.error < 1:
+            raise ValueError(f"error={self.error}, expected a chance between 0 and 1, such as 0.05")
+        if self.shard is not None:
+            parse_shard(self.shard)
+            if self.against is not None:
+                raise ValueError(
+                    "shard and against: no shard sees enough to decide; merge the shards, then vw2-compare"
+                )
         if "_target_" not in self.env:
             raise ValueError(f'env has no "_target_" (the benchmark to build), only {sorted(self.env)}; try env=calvin')
 
+    @property
+    def folder(self) -> Path:
+        """Where this rollout, or this shard of it, leaves its files."""
+        return Path(self.run_dir) if self.shard is None else Path(self.run_dir) / shard_folder(self.shard)
 
-def open_crew(config: RolloutConfig) -> tuple[Policy, Benchmark]:
-    """The policy and the benchmark of a configuration: what each worker starts from."""
+
+def is_served(config: RolloutConfig) -> bool:
+    """Whether the policy can live in a process of its own: a checkpoint, whose answers depend on the picture alone."""
+    return config.policy not in LOCAL_POLICIES and not _is_recording(config.policy)
+
+
+def _is_recording(policy: str) -> bool:
+    return (Path(policy) / FOLDER).is_dir()
+
+
+def open_alone(config: RolloutConfig, benchmark: Benchmark) -> Policy:
+    """The policy for a rollout in one process: the bits of many."""
+    policy = open_policy(config, benchmark)
+    return LocalPolicy(policy, config.batch) if is_served(config) else policy
+
+
+def open_worker(config: RolloutConfig, address: Any, metadata: dict[str, Any]) -> tuple[Policy, Benchmark]:
+    """A worker's policy and benchmark; `address` None: the policy lives in the worker."""
     benchmark = open_benchmark(config.env)
-    return open_policy(config, benchmark), benchmark
+    return (open_policy(config, benchmark) if address is None else RemotePolicy(address, metadata)), benchmark
+
+
+def choose_sequences(config: RolloutConfig, benchmark: Benchmark) -> list[EvalSequence]:
+    """The chains of all shards together.
+
+    Raises:
+        InputError: the benchmark has no single tasks, or not the chains asked for.
+    """
+    if config.protocol == "single":
+        single_tasks = getattr(benchmark, "single_tasks", None)
+        if single_tasks is None:
+            raise InputError(f"protocol=single, but {config.env['_target_']} has no start states for single tasks")
+        chains = single_tasks(config.rollouts_per_task)
+    else:
+        chains = benchmark.sequences(config.num_sequences)
+    wanted = config.sequences
+    specs = [] if wanted is None else wanted if isinstance(wanted, list) else [wanted]
+    return select(chains, specs)
 
 
 def open_benchmark(env: dict[str, Any]) -> Benchmark:
@@ -99,29 +174,47 @@ def open_policy(config: RolloutConfig, benchmark: Benchmark) -> Policy:
                 f"policy=demonstrator, but {config.env['_target_']} has no scripted experts (no method expert)"
             )
         return cast(Policy, expert())
+    if _is_recording(config.policy):
+        from .action_replay import ActionReplay
+
+        return ActionReplay(config.policy)
+    return open_checkpoint(config)
+
+
+def open_checkpoint(config: RolloutConfig) -> Policy:
+    """The policy of a checkpoint, on its device.
+
+    Raises:
+        InputError: no such checkpoint, or no such device.
+    """
     from vw2_robot.agent import VW2Agent
     from vw2_robot.runs import Hardware
 
     device = Hardware(device=config.device, threads=config.threads).torch_device()
-    return VW2Agent.from_pretrained(config.policy, device=str(device))
+    return VW2Agent.from_pretrained(config.policy, device=str(device), replan_every=config.replan_every)
 
 
 def provenance(
-    config: RolloutConfig, policy: Policy, benchmark: Benchmark, sequences: list[EvalSequence], *, replan_every: int
+    config: RolloutConfig, metadata: dict[str, Any], benchmark: Benchmark, chains: list[EvalSequence], *, every: int
 ) -> dict[str, Any]:
-    """What produces the rows; a run folder is continued only by the same."""
-    tasks = sorted({task for sequence in sequences for task in sequence.subtasks})
-    return {
-        "policy": _plain(policy.metadata),
+    """What produces the rows; a run folder is continued only by the same. `chains`: those of all shards."""
+    tasks = sorted({task for sequence in chains for task in sequence.subtasks})
+    origin = {
+        "policy": _plain(metadata),
         "env": _plain(benchmark.metadata),
         "control_hz": benchmark.control_hz,
         "max_steps": benchmark.max_steps,
-        "replan_every": replan_every,
+        "replan_every": every,
         "seed": config.seed,
-        "num_sequences": len(sequences),
+        "protocol": config.protocol,
+        "batch": config.batch,
+        "num_sequences": len(piece(chains, config.shard)),
         "instructions": {task: benchmark.instruction(task) for task in tasks},
         "versions": versions(),
     }
+    if config.shard is not None:
+        origin |= {"shard": config.shard, "num_sequences_of_all_shards": len(chains)}
+    return origin
 
 
 def versions() -> dict[str, str]:

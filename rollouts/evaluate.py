@@ -12,17 +12,21 @@ interruptions do not show in the results. Nothing is printed or written here: `r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vw2_robot.contracts import ACTION_DIM, GRIPPER_INDEX, Benchmark, EvalSequence, Observation, Policy
+from vw2_robot.commands import commands, replan_interval
+from vw2_robot.contracts import ACTION_DIM, Benchmark, EvalSequence, Observation, Policy, PolicyOutput
 from vw2_robot.errors import InputError
 
 
 class Row(TypedDict):
-    """One finished chain. steps: per attempted subtask, so solved + 1 entries unless all were solved."""
+    """One finished chain.
+
+    steps, instructions: per attempted subtask, so solved + 1 entries unless all were solved.
+    """
 
     sequence: int
     initial_state: dict[str, Any]
@@ -30,10 +34,16 @@ class Row(TypedDict):
     solved: int
     steps: list[int]
     seed: int
+    instructions: list[str]
 
 
-Look = Callable[[int, Observation], None]
-"""Called with the number of the subtask within its chain (0-based) and what the policy was shown."""
+class Watcher(Protocol):
+    """Sees every look of a chain. `needs_pictures`: render them even for a policy that does not look at them."""
+
+    needs_pictures: bool
+
+    def look(self, subtask: int, observation: Observation, output: PolicyOutput) -> None:
+        """`subtask`: its number within the chain (0-based); what the policy was shown, and what it answered."""
 
 
 def evaluate(
@@ -44,17 +54,17 @@ def evaluate(
     replan_every: int | None = None,
     seed: int = 0,
     on_row: Callable[[Row], None] | None = None,
-    look: Look | None = None,
+    watchers: Sequence[Watcher] = (),
 ) -> list[Row]:
     """Run the chains in the order given and return their rows; `on_row` gets each as soon as it exists.
 
     Raises:
         InputError: `replan_every` does not suit the policy, or the policy returned unusable actions.
     """
-    every = replan_interval(policy, replan_every)
+    every = replan_interval(policy.metadata, replan_every)
     rows = []
     for sequence in sequences:
-        rows.append(run_chain(policy, benchmark, sequence, replan_every=every, seed=seed, look=look))
+        rows.append(run_chain(policy, benchmark, sequence, replan_every=every, seed=seed, watchers=watchers))
         if on_row is not None:
             on_row(rows[-1])
     return rows
@@ -67,23 +77,29 @@ def run_chain(
     *,
     replan_every: int,
     seed: int,
-    look: Look | None = None,
+    watchers: Sequence[Watcher] = (),
 ) -> Row:
     """One chain, from its start state to the first failure or the last success."""
     benchmark.reset(sequence)
-    is_blind = look is None and not policy.metadata.get("cameras", ["static"])  # then nobody would see the pictures
+    # A policy without cameras is shown none, unless somebody else wants to see the pictures.
+    is_shown = bool(policy.metadata.get("cameras", ["static"])) or any(one.needs_pictures for one in watchers)
     steps: list[int] = []
+    instructions: list[str] = []
     solved = 0
     for position, task in enumerate(sequence.subtasks):
-        instruction = benchmark.instruction(task)
+        instructions.append(benchmark.instruction(task))
         benchmark.begin(task)
-        policy.reset(instruction, seed=subtask_seed(seed, sequence.number, position))
+        policy.reset(instructions[-1], seed=subtask_seed(seed, sequence.number, position))
 
-        def shown(observation: Observation, position: int = position) -> None:
-            if look is not None:
-                look(position, observation)
+        def ask(position: int = position) -> NDArray[np.float64]:
+            images = benchmark.observe()["images"] if is_shown else {}
+            observation: Observation = {"images": images, "prompt": instructions[position]}
+            output = policy.infer(observation)
+            for watcher in watchers:
+                watcher.look(position, observation, output)
+            return commands(output["actions"], at_least=replan_every)
 
-        taken, success = _run_subtask(policy, benchmark, instruction, replan_every, None if is_blind else shown)
+        taken, success = _run_subtask(benchmark, ask, replan_every)
         steps.append(taken)
         if not success:
             break
@@ -95,72 +111,20 @@ def run_chain(
         solved=solved,
         steps=steps,
         seed=seed,
+        instructions=instructions,
     )
 
 
-def _run_subtask(
-    policy: Policy,
-    benchmark: Benchmark,
-    instruction: str,
-    replan_every: int,
-    shown: Callable[[Observation], None] | None,
-) -> tuple[int, bool]:
-    """Steps taken, and whether the subtask was solved. Look k covers steps k*E .. (k+1)*E - 1, E = `replan_every`.
-
-    Without `shown` no picture is asked for.
-    """
+def _run_subtask(benchmark: Benchmark, ask: Callable[[], NDArray[np.float64]], replan_every: int) -> tuple[int, bool]:
+    """Steps taken, and whether the subtask was solved. Look k covers steps k*E .. (k+1)*E - 1, E = `replan_every`."""
     chunk: NDArray[np.float64] = np.empty((0, ACTION_DIM))
     for step in range(benchmark.max_steps):
         position = step % replan_every
         if position == 0:
-            observation: Observation = {"images": {}, "prompt": instruction}
-            if shown is not None:
-                observation["images"] = benchmark.observe()["images"]
-                shown(observation)
-            chunk = commands(policy.infer(observation)["actions"], at_least=replan_every)
+            chunk = ask()
         if benchmark.step(chunk[position]):
             return step + 1, True
     return benchmark.max_steps, False
-
-
-def commands(actions: Any, *, at_least: int) -> NDArray[np.float64]:
-    """A policy's chunk as commands the robot accepts: clipped to [-1, 1], gripper by sign, 0 closes.
-
-    Raises:
-        InputError: not [H, 7] with H >= `at_least`, or not finite.
-    """
-    chunk = np.array(actions, dtype=np.float64)
-    if chunk.ndim != 2 or chunk.shape[1] != ACTION_DIM or len(chunk) < at_least:
-        raise InputError(
-            f"the policy returned actions of shape {list(chunk.shape)}; expected [H, {ACTION_DIM}], H >= {at_least}: "
-            "that many are executed before it looks again; lower replan_every or raise the policy's horizon"
-        )
-    if not np.isfinite(chunk).all():
-        raise InputError(f"the policy returned actions that are not finite, first bad row: {_first_bad(chunk)}")
-    gripper = np.where(chunk[:, GRIPPER_INDEX] > 0, 1.0, -1.0)
-    chunk = chunk.clip(-1.0, 1.0)
-    chunk[:, GRIPPER_INDEX] = gripper
-    return chunk
-
-
-def _first_bad(chunk: NDArray[np.float64]) -> str:
-    row = int(np.argmin(np.isfinite(chunk).all(axis=1)))
-    return f"{row}: {chunk[row].tolist()}"
-
-
-def replan_interval(policy: Policy, override: int | None) -> int:
-    """Steps between two looks: the override, or what the policy was trained for.
-
-    Raises:
-        InputError: neither is given, or it exceeds the policy's horizon.
-    """
-    every = policy.metadata.get("replan_every") if override is None else override
-    if every is None:
-        raise InputError('the policy\'s metadata has no "replan_every"; give replan_every=N (steps between two looks)')
-    horizon = policy.metadata.get("horizon")
-    if every < 1 or (horizon is not None and every > horizon):
-        raise InputError(f"replan_every={every}, but the policy predicts {horizon} actions per look; give 1..{horizon}")
-    return int(every)
 
 
 def subtask_seed(seed: int, sequence: int, position: int) -> int:

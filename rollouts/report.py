@@ -25,8 +25,9 @@ from vw2_robot.errors import require
 
 from .curves import code_usage_panel, training_panels
 from .evaluate import Row
-from .results import CHAIN_LENGTH, five_lines, labels_text, paired_difference, percent, wilson_interval
+from .results import CHAIN_LENGTH, five_lines, labels_text, paired_difference, percent
 from .run_folders import Rollout, Stage, discover
+from .statistics import wilson_interval
 from .tables import PAPER_ROWS, latex, length_cell, markdown, rate_cells
 
 SERIES = 6  # colours of the page
@@ -139,9 +140,8 @@ def rollout_facts(rollout: Rollout, first: Rollout) -> dict[str, Any]:
         "chains": summary["num_sequences"],
         "unfinished": rollout.asked - summary["num_sequences"],
         "labels": labels_text(summary["label_fraction"]),
-        "rates": rate_cells(rollout),
+        "rates": rate_cells(rollout, columns=CHAIN_LENGTH),
         "length": length_cell(rollout),
-        "alike": sum(count > 0 for count in summary.get("solved_histogram", [])) == 1,
         "histogram": summary.get("solved_histogram"),
         "difference": difference,
         "facts": {key: value for key, value in facts.items() if value is not None},
@@ -176,6 +176,8 @@ def success_groups(rollouts: Sequence[Rollout]) -> list[dict[str, Any]]:
     for i in range(CHAIN_LENGTH):
         bars = []
         for index, r in enumerate(rollouts):
+            if i >= len(r.summary["success_rates"]):
+                continue  # single tasks: nothing comes after the first
             total = r.summary["num_sequences"]
             bars.append(_bar(r, index, count=round(r.summary["success_rates"][i] * total), total=total))
         groups.append({"name": f"{i + 1} in a row" if i else "1 task", "words": "", "bars": bars})

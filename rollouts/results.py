@@ -6,13 +6,12 @@
 
 Success rate i is the share of chains with at least i solved subtasks; average length is the mean number solved; a task
 counts as attempted when it was solved or ended its chain (Calvin specification 12.5). Shares carry Wilson intervals,
-means a bootstrap over chains. Knows no policy and no simulator.
+means a t interval (`statistics`). Knows no policy and no simulator.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,9 @@ from vw2_robot.checkpoint import write_text
 from vw2_robot.errors import InputError
 
 from .evaluate import Row
+from .statistics import mean_interval, wilson_interval
 
-CHAIN_LENGTH = 5
-BOOTSTRAP_SAMPLES = 10_000
-Z95 = 1.959963984540054  # two-sided 95 % of the normal distribution
+CHAIN_LENGTH = 5  # of the published protocol; a single task is a chain of one
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -51,6 +49,7 @@ def _row(line: bytes, where: str) -> Row:
             solved=int(value["solved"]),
             steps=[int(n) for n in value["steps"]],
             seed=int(value["seed"]),
+            instructions=[str(sentence) for sentence in value.get("instructions", [])],
         )
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(
@@ -97,38 +96,28 @@ def read_seconds(path: Path) -> dict[int, float]:
     return {int(entry["sequence"]): float(entry["seconds"]) for entry in entries}
 
 
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927); (0, 1) when nothing was tried."""
-    if trials == 0:
-        return 0.0, 1.0
-    share, z2 = successes / trials, Z95 * Z95
-    centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = Z95 / (1 + z2 / trials) * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials * trials))
-    low = 0.0 if successes == 0 else max(0.0, centre - half)
-    high = 1.0 if successes == trials else min(1.0, centre + half)
-    return low, high
-
-
-def bootstrap_interval(values: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap of the mean, seeded. Equal values give width zero: it cannot see more."""
-    distinct, counts = np.unique(np.asarray(values, dtype=np.float64), return_counts=True)
-    total = int(counts.sum())
-    rng = np.random.default_rng(seed)
-    # A resample of the values is a multinomial draw of how often each distinct value occurs.
-    means = rng.multinomial(total, counts / total, size=BOOTSTRAP_SAMPLES) @ distinct / total
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
-
-
 def paired_difference(rows: Sequence[Row], base: Sequence[Row]) -> tuple[float, float, float, int] | None:
     """Mean difference in solved subtasks over the chains both runs finished: (mean, low, high, chains), or None."""
+    pairs = paired_rows(rows, base)
+    if not pairs:
+        return None
+    differences = [a["solved"] - b["solved"] for a, b in pairs]
+    largest = longest_chain([a for a, _ in pairs])
+    low, high = mean_interval(differences, lowest=-largest, highest=largest)
+    return float(np.mean(differences)), low, high, len(differences)
+
+
+def paired_rows(rows: Iterable[Row], base: Iterable[Row]) -> list[tuple[Row, Row]]:
+    """The chains that both runs finished, by number: same number and same subtasks."""
     others = {row["sequence"]: row for row in base}
     shared = [(row, others[row["sequence"]]) for row in rows if row["sequence"] in others]
-    differences = [a["solved"] - b["solved"] for a, b in shared if a["subtasks"] == b["subtasks"]]
-    if not differences:
-        return None
-    low, high = bootstrap_interval(differences)
-    return float(np.mean(differences)), low, high, len(differences)
+    pairs = [(a, b) for a, b in shared if a["subtasks"] == b["subtasks"]]
+    return sorted(pairs, key=lambda pair: pair[0]["sequence"])
+
+
+def longest_chain(rows: Iterable[Row]) -> int:
+    """Subtasks of the longest chain: 5 in the published protocol, 1 for single tasks."""
+    return max(len(row["subtasks"]) for row in rows)
 
 
 def per_task(rows: Iterable[Row]) -> dict[str, dict[str, int]]:
@@ -152,15 +141,17 @@ def summarize(rows: Sequence[Row], provenance: Mapping[str, Any], *, seconds: fl
         raise InputError("no finished chain: nothing to summarise")
     total = len(rows)
     solved = [row["solved"] for row in rows]
-    reached = [sum(n >= i for n in solved) for i in range(1, CHAIN_LENGTH + 1)]
+    length = longest_chain(rows)
+    reached = [sum(n >= i for n in solved) for i in range(1, length + 1)]
     policy = provenance.get("policy", {})
     return {
         "num_sequences": total,
         "success_rates": [count / total for count in reached],
         "success_intervals95": [list(wilson_interval(count, total)) for count in reached],
         "average_length": sum(solved) / total,
-        "average_length_ci95": list(bootstrap_interval(solved)),
-        "solved_histogram": [solved.count(i) for i in range(CHAIN_LENGTH + 1)],
+        "average_length_ci95": list(mean_interval(solved, lowest=0, highest=length)),
+        "solved_histogram": [solved.count(i) for i in range(length + 1)],
+        "chain_length": length,
         "per_task": per_task(rows),
         "policy": policy.get("name", "unknown"),
         "policy_hash": policy.get("policy_hash"),
@@ -192,6 +183,7 @@ def five_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     if summary["label_fraction"] is not None:
         identity += f", {labels_text(summary['label_fraction'])} of the action labels"
     low, high = summary["average_length_ci95"]
+    length = len(summary["success_rates"])
     rates = "  ".join(
         f"{i}: {percent(rate)} [{percent(a)}, {percent(b)}]"
         for i, (rate, (a, b)) in enumerate(
@@ -204,7 +196,7 @@ def five_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("policy", f"{summary['policy']}{identity}"),
         ("world", world or "not named by the benchmark"),
         ("evidence", f"{_plural(summary['num_sequences'], 'chain')}, {steps}"),
-        ("average length", f"{summary['average_length']:.2f} of {CHAIN_LENGTH} [{low:.2f}, {high:.2f}]"),
+        ("average length", f"{summary['average_length']:.2f} of {length} [{low:.2f}, {high:.2f}]"),
         ("success %", rates),
     ]
 

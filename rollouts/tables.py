@@ -47,11 +47,14 @@ def markdown(rollouts: Sequence[Rollout], stages: Sequence[Stage]) -> str:
             *(f"{i} in a row (%)" for i in range(1, CHAIN_LENGTH + 1)),
             "average length",
         ]
-        body = [[_md(cell) for cell in [r.name, r.summary["policy"], labels_text(r.summary["label_fraction"])]]
-                + [str(r.summary["num_sequences"]), *rate_cells(r), length_cell(r)] for r in rollouts]  # fmt: skip
+        body = []
+        for r in rollouts:
+            names = [r.name, r.summary["policy"], labels_text(r.summary["label_fraction"])]
+            rates = rate_cells(r, columns=CHAIN_LENGTH)
+            body.append([*map(_md, names), str(r.summary["num_sequences"]), *rates, length_cell(r)])
         parts.append(
             _pipe_table(head, body)
-            + "\nIn brackets: 95 % intervals (Wilson for shares, bootstrap over chains for the average length).\n"
+            + "\nIn brackets: 95 % intervals (Wilson for shares, t over chains for the average length).\n"
         )
     if stages:
         rows = [
@@ -72,10 +75,11 @@ def _md(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def rate_cells(rollout: Rollout) -> list[str]:
-    """Success at 1 to 5 with intervals, in percent."""
+def rate_cells(rollout: Rollout, *, columns: int = 0) -> list[str]:
+    """Success at 1 to 5 with intervals, in percent; dashes up to `columns` where chains are shorter (single tasks)."""
     pairs = zip(rollout.summary["success_rates"], rollout.summary["success_intervals95"], strict=True)
-    return [f"{percent(rate)} [{percent(low)}, {percent(high)}]" for rate, (low, high) in pairs]
+    cells = [f"{percent(rate)} [{percent(low)}, {percent(high)}]" for rate, (low, high) in pairs]
+    return cells + ["–"] * (columns - len(cells))
 
 
 def length_cell(rollout: Rollout) -> str:
@@ -96,14 +100,14 @@ def latex(rollouts: Sequence[Rollout]) -> str:
     ]
     for r in rollouts:
         cells = [_tex(r.name), _tex(labels_text(r.summary["label_fraction"])), str(r.summary["num_sequences"])]
-        cells += [_small(cell) for cell in [*rate_cells(r), length_cell(r)]]
+        cells += [_small(cell) for cell in [*rate_cells(r, columns=CHAIN_LENGTH), length_cell(r)]]
         lines.append(" & ".join(cells) + " \\\\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
 
 
 def _small(cell: str) -> str:
     number, _, interval = cell.partition(" ")
-    return f"{number} {{\\scriptsize {interval}}}"
+    return f"{number} {{\\scriptsize {interval}}}" if interval else number
 
 
 def _tex(text: str) -> str:

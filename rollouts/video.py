@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from vw2_robot.contracts import Observation
+from vw2_robot.contracts import Observation, PolicyOutput
 from vw2_robot.errors import InputError, require
 
 from .evaluate import Row
@@ -68,7 +68,9 @@ def drop_other_films(folder: Path, keep: set[int]) -> None:
 
 
 class Film:
-    """Collects what a policy is shown during one chain, then writes it."""
+    """Collects what a policy is shown during one chain, then writes it. An `evaluate.Watcher`."""
+
+    needs_pictures = True
 
     def __init__(self, *, control_hz: float, replan_every: int) -> None:
         """Keeps every `stride`-th look, so that no film has more than `MAX_FPS` pictures a second."""
@@ -78,7 +80,7 @@ class Film:
         self._frames: list[list[NDArray[np.uint8]]] = []
         self._looks = 0
 
-    def look(self, subtask: int, observation: Observation) -> None:
+    def look(self, subtask: int, observation: Observation, output: PolicyOutput) -> None:
         """Take note of one look; the first camera of the observation is filmed."""
         while len(self._frames) <= subtask:
             self._frames.append([])

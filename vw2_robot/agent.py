@@ -15,6 +15,7 @@ transformers; no TensorFlow, simulator, Hydra or diffusers.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -146,6 +147,14 @@ class VW2Agent:
             temporal_ensemble={"stored": stored, "off": None}.get(temporal_ensemble, temporal_ensemble),  # type: ignore[arg-type]
             temperature=temperature,
         )
+
+    def twin(self) -> VW2Agent:
+        """The same weights with a memory of their own (prompt, draws, chunks to average): for an episode beside."""
+        other = copy.copy(self)
+        other._draw = torch.Generator().manual_seed(0)
+        if self._ensemble is not None:
+            other._ensemble = Ensemble(self._ensemble.replan_every, decay=self._ensemble.decay)
+        return other
 
     def reset(self, prompt: str | None = None, seed: int | None = None) -> None:
         """Begin an episode; `prompt` serves observations without one. Greedy decoding draws nothing from `seed`."""

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from vw2_robot.errors import InputError
-from vw2_robot.rollouts.evaluate import commands, evaluate, replan_interval, run_chain, subtask_seed, unfinished
+from vw2_robot.rollouts.evaluate import evaluate, run_chain, subtask_seed, unfinished
 from vw2_robot.rollouts.random_policy import RandomPolicy
 
 # Chains of the counting world start at open, close, push, lift, turn in turn and go round.
@@ -83,39 +83,6 @@ def test_actions_are_executed_in_the_order_of_the_chunk(make_benchmark, make_pol
     assert [action[1] for action in world.actions] == [0.0, 0.1, 0.2, 0.0, 0.1]
 
 
-def test_commands_are_clipped_and_the_gripper_goes_by_sign():
-    raw = np.array([[2.0, -3, 0.25, 1, -1, 0, 0.01], [0, 0, 0, 0, 0, 0, 0.0], [0, 0, 0, 0, 0, 0, -7]], dtype=np.float32)
-    before = raw.copy()
-    made = commands(raw, at_least=3)
-    assert made[0].tolist() == [1, -1, 0.25, 1, -1, 0, 1]
-    assert made[1:, 6].tolist() == [-1, -1]
-    assert (raw == before).all()
-
-
-@pytest.mark.parametrize("shape", [(3, 7), (8, 6), (7,), (1, 8, 7)])
-def test_a_chunk_of_another_shape_is_refused_with_both_shapes(shape):
-    with pytest.raises(InputError, match=r"expected \[H, 7\].*H >= 4") as caught:
-        commands(np.zeros(shape), at_least=4)
-    assert str(list(shape)) in str(caught.value)
-
-
-def test_actions_that_are_not_finite_are_refused():
-    chunk = np.zeros((4, 7))
-    chunk[2, 3] = np.nan
-    with pytest.raises(InputError, match="not finite, first bad row: 2"):
-        commands(chunk, at_least=4)
-
-
-def test_the_interval_between_looks_is_the_policys_unless_overridden(make_policy):
-    assert replan_interval(make_policy(replan_every=6), None) == 6
-    assert replan_interval(make_policy(replan_every=6), 2) == 2
-    with pytest.raises(InputError, match="replan_every"):
-        replan_interval(make_policy(replan_every=None), None)
-    for wrong in (0, 9):
-        with pytest.raises(InputError, match="predicts 8 actions"):
-            replan_interval(make_policy(), wrong)
-
-
 def test_rows_do_not_depend_on_the_order_or_company_of_chains(make_benchmark):
     def rows(order):
         world = make_benchmark(needed=dict.fromkeys(("open", "close", "push", "lift", "turn"), 7))
@@ -165,7 +132,28 @@ def test_for_a_policy_without_cameras_no_picture_is_rendered_unless_it_is_filmed
     (row,) = evaluate(policy, benchmark, benchmark.sequences(1))
     assert row["solved"] == 5
     assert "observe" not in [name for name, _ in benchmark.calls]
-    films = []
+    watcher = Watcher()
     chain = benchmark.sequences(1)[0]
-    run_chain(policy, benchmark, chain, replan_every=1, seed=0, look=lambda *seen: films.append(seen))
-    assert len(films) == sum(row["steps"])
+    run_chain(policy, benchmark, chain, replan_every=1, seed=0, watchers=[watcher])
+    assert "observe" not in [name for name, _ in benchmark.calls]
+    watcher.needs_pictures = True
+    run_chain(policy, benchmark, chain, replan_every=1, seed=0, watchers=[watcher])
+    assert [name for name, _ in benchmark.calls].count("observe") == sum(row["steps"])
+    assert [subtask for subtask, *_ in watcher.seen] == 2 * [i for i in range(5) for _ in range(3)]
+    assert watcher.seen[-1][1]["images"]["static"].shape == (20, 20, 3)
+    assert watcher.seen[-1][2]["actions"].shape == (8, 7)
+
+
+def test_a_row_says_what_was_asked_for_in_words(benchmark, make_policy):
+    (row,) = evaluate(make_policy(knows=("open",)), benchmark, benchmark.sequences(1))
+    assert row["instructions"] == ["please open", "please close"]
+
+
+class Watcher:
+    needs_pictures = False
+
+    def __init__(self):
+        self.seen = []
+
+    def look(self, *seen):
+        self.seen.append(seen)

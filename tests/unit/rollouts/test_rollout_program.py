@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from vw2_robot.errors import InputError
 from vw2_robot.rollouts.__main__ import rollout
-from vw2_robot.rollouts.config import RolloutConfig, open_benchmark, open_crew
+from vw2_robot.rollouts.config import RolloutConfig, open_benchmark, open_worker
 from vw2_robot.rollouts.results import read_rows
-from vw2_robot.rollouts.workers import Protocol, run_in_workers
+from vw2_robot.rollouts.workers import Crew, Protocol
 
 KNOWS = ["open", "close", "lift", "turn"]  # so chains 0..5 end after 2, 1, 0, 4, 3, 2 subtasks
 
@@ -119,10 +119,13 @@ def test_a_workers_end_names_its_chain_and_keeps_what_was_done(config, tmp_path,
 
 def test_the_death_of_the_only_worker_is_noticed(config, counting_world, tmp_path):
     chains = counting_world.CountingBenchmark().sequences(6)[3:4]
-    protocol = Protocol(replan_every=4, seed=0, videos=0, video_dir=tmp_path)
-    build = functools.partial(open_crew, config(env={"trouble": "die"}))
-    with pytest.raises(InputError, match="rollout worker 0 died with exit code -9 while it ran chain 3"):
-        run_in_workers(build, chains, protocol, workers=1, kept=dict, on_row=lambda *_: None)
+    protocol = Protocol(replan_every=4, seed=0, videos=0, run_dir=tmp_path)
+    build = functools.partial(open_worker, config(env={"trouble": "die"}), None, {})
+    said = []
+    crew = Crew(build, protocol, retries=1, say=said.append)
+    with pytest.raises(InputError, match=r"worker 1 died with exit code -9 while it ran chain 3 .* tried 2 times"):
+        crew.run(chains, workers=1, kept=dict, on_row=lambda *_: None)
+    assert said == ["rollout worker 0 died with exit code -9 while it ran chain 3; another one runs the chain again"]
 
 
 def test_another_configuration_in_the_same_folder_names_the_keys(config):

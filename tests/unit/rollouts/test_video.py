@@ -28,9 +28,9 @@ def shown(shade):
 def filmed(folder, *, replan_every=6):
     film = Film(control_hz=30.0, replan_every=replan_every)
     for shade in (0, 80):
-        film.look(0, shown(shade))
+        film.look(0, shown(shade), {})
     for shade in (160, 200, 240):
-        film.look(1, shown(shade))
+        film.look(1, shown(shade), {})
     film.write(folder, ROW, instructions=[f"do {task}" for task in "abcde"])
     return film
 

@@ -1,0 +1,139 @@
+"""Program `vw2-compare`: is one policy better than another? On the chains that both ran, pair by pair.
+
+    vw2-compare run=runs/second/rollout base=runs/first/rollout
+
+Prints the difference in average length with its interval, wins and losses, the p value of a sign-flip test, and what a
+`Race` says that takes the chains in order and stops once it is sure: how many chains would have been enough. While a
+rollout runs, `vw2-rollout against=RUN_DIR` holds the same race and stops when it is decided, with the same statement of
+error (rollouts/statistics.py): if both policies do equally well, some difference is claimed with a chance of at most
+`error`, however often one looked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vw2_robot.cli import program
+from vw2_robot.contracts import EvalSequence
+from vw2_robot.errors import InputError
+from vw2_robot.runs import mark
+
+from .evaluate import Row
+from .results import longest_chain, paired_difference, paired_rows, read_rows
+from .statistics import Race, sign_flip_p
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """The root of `vw2-compare`."""
+
+    run: str
+    """folder of a rollout"""
+    base: str
+    """folder of the rollout to compare it with"""
+    error: float = 0.05
+    """chance of claiming a difference between equally good policies"""
+    out: str | None = None
+    """file for the numbers, as JSON"""
+
+    def __post_init__(self) -> None:
+        """Reject what cannot work."""
+        if not 0 < self.error < 1:
+            raise ValueError(f"error={self.error}, expected a chance between 0 and 1, such as 0.05")
+
+
+def compare(rows: Sequence[Row], base: Sequence[Row], *, error: float = 0.05) -> dict[str, Any]:
+    """All that can be said about two sets of rows.
+
+    Raises:
+        InputError: no chain in common.
+    """
+    pairs = paired_rows(rows, base)
+    difference = paired_difference(rows, base)
+    if difference is None:
+        raise InputError("the two rollouts have no finished chain in common: nothing to compare")
+    mean, low, high, count = difference
+    differences = [a["solved"] - b["solved"] for a, b in pairs]
+    race = Race(largest=longest_chain([a for a, _ in pairs]), error=error)
+    for value in differences:
+        race.add(value)
+    return {
+        "chains": count,
+        "mean_difference": mean,
+        "interval95": [low, high],
+        "wins": sum(value > 0 for value in differences),
+        "ties": differences.count(0),
+        "losses": sum(value < 0 for value in differences),
+        "sign_flip_p": sign_flip_p(differences),
+        "error": error,
+        "verdict": {1: "better", -1: "worse", 0: "undecided"}[race.verdict],
+        "decided_after": race.decided_after,
+    }
+
+
+class RunningRace:
+    """The race against a finished rollout while another one runs.
+
+    Rows may come in any order: only chains before the first gap count, so the decision is a function of the results
+    alone.
+    """
+
+    def __init__(self, folder: Path, sequences: Sequence[EvalSequence], *, error: float) -> None:
+        """Raises InputError if the folder does not hold all these chains."""
+        self._base = {row["sequence"]: row for row in read_rows(folder / "results.jsonl")}
+        self.base = list(self._base.values())
+        self._order = list(sequences)
+        self._error = error
+        for chain in self._order:
+            row = self._base.get(chain.number)
+            if row is None or row["subtasks"] != list(chain.subtasks):
+                raise InputError(
+                    f"against={folder} has no result for chain {chain.number} {list(chain.subtasks)}; both rollouts "
+                    "must run the same chains: finish that one, or choose its chains with sequences="
+                )
+
+    def decided(self, rows: Sequence[Row]) -> list[Row] | None:
+        """The rows up to the decision, in order; None while there is none."""
+        done = {row["sequence"]: row for row in rows}
+        race = Race(largest=max(len(chain.subtasks) for chain in self._order), error=self._error)
+        used = []
+        for chain in self._order:
+            if chain.number not in done:
+                return None
+            used.append(done[chain.number])
+            if race.add(used[-1]["solved"] - self._base[chain.number]["solved"]):
+                return used
+        return None
+
+
+def lines(result: dict[str, Any]) -> list[str]:
+    """A comparison for people."""
+    low, high = result["interval95"]
+    sure = f"after {result['decided_after']} chains" if result["decided_after"] else "all chains were looked at"
+    return [
+        f"chains in common   {result['chains']}: {result['wins']} won, {result['ties']} equal, {result['losses']} lost",
+        f"average length     {result['mean_difference']:+.3f} [{low:+.3f}, {high:+.3f}]",
+        f"sign-flip test     p = {result['sign_flip_p']:.4f} (for a number of chains fixed beforehand)",
+        f"race               {result['verdict']}, {sure} (error at most {result['error']:g})",
+    ]
+
+
+@program(CompareConfig, config_name="compare")
+def main(config: CompareConfig) -> None:
+    """Console script `vw2-compare`."""
+    sides = []
+    for name, folder in (("run", config.run), ("base", config.base)):
+        if not (rows := read_rows(Path(folder) / "results.jsonl")):
+            raise InputError(f"{name}={folder} holds no results.jsonl with finished chains; give a rollout's run_dir")
+        sides.append(rows)
+    result = compare(*sides, error=config.error)
+    print("\n".join(lines(result)))
+    if config.out is not None:
+        mark(Path(config.out), result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Program `vw2-merge`: the shards of one rollout become one rollout.
+
+    vw2-merge run_dir=runs/eval          # runs/eval/shard_0_of_8 ... shard_7_of_8 -> runs/eval
+
+Rows, films and recordings of the result are the bytes of a rollout without shards, since a row does not know where it
+was made. Shards that differ in anything but their chains are refused by name, as are shards that are missing or not
+finished. Can be run again at any time.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vw2_robot.checkpoint import write_text
+from vw2_robot.cli import program
+from vw2_robot.config_tree import differing_keys
+from vw2_robot.errors import InputError
+from vw2_robot.runs import mark, read_mark
+
+from . import results
+from .evaluate import Row
+from .recording import FOLDER
+from .report import write_report
+from .video import drop_other_films, film_paths, select_chains
+
+OF_A_SHARD = ("shard", "num_sequences", "num_sequences_of_all_shards")
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """The root of `vw2-merge`."""
+
+    run_dir: str
+    """what the shards were given as run_dir"""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One finished shard as it lies on disk."""
+
+    folder: Path
+    config: dict[str, Any]
+    origin: dict[str, Any]
+    rows: list[Row]
+
+
+def merge(run_dir: str | Path) -> dict[str, Any]:
+    """Put the shards below `run_dir` together in it; returns the summary.
+
+    Raises:
+        InputError: no shards, a shard that is missing or unfinished, or shards of different rollouts.
+    """
+    target = Path(run_dir)
+    shards = [_read(folder) for folder in find_shards(target)]
+    first = shards[0]
+    for other in shards[1:]:
+        names = differing_keys(_shared(first.origin), _shared(other.origin))
+        names += differing_keys(_without(first.config, "shard"), _without(other.config, "shard"))
+        if names:
+            raise InputError(f"{other.folder} is no shard of the rollout in {first.folder}: {', '.join(names)}")
+    rows = [row for shard in shards for row in shard.rows]
+    origin = _shared(first.origin) | {"num_sequences": first.origin["num_sequences_of_all_shards"]}
+    write_text(target / "config.yaml", yaml.safe_dump(first.config | {"shard": None}, sort_keys=False))
+    mark(target / "provenance.json", origin)
+    results.write_sorted(target / "results.jsonl", rows)
+    timing = [(shard.folder / "timing.jsonl").read_text(encoding="utf-8") for shard in shards]
+    write_text(target / "timing.jsonl", "".join(timing))
+    _gather_films(target, shards, count=int(first.config["videos"]))
+    for shard in shards:
+        for file in sorted((shard.folder / FOLDER).glob("chain_*.npz")):
+            _copy(file, target / FOLDER / file.name)
+    seconds = sum(results.read_seconds(target / "timing.jsonl").values())
+    summary = results.summarize(rows, origin, seconds=seconds)
+    mark(target / "summary.json", summary)
+    write_report([target], target)
+    return summary
+
+
+def find_shards(target: Path) -> list[Path]:
+    """The folders of all shards, in order.
+
+    Raises:
+        InputError: there are none, some are missing, or there are those of several divisions.
+    """
+    found = {
+        (int(match[1]), int(match[2])): folder
+        for folder in sorted(target.glob("shard_*_of_*"))
+        if (match := re.fullmatch(r"shard_(\d+)_of_(\d+)", folder.name))
+    }
+    counts = {count for _, count in found}
+    if not found:
+        raise InputError(f"{target} holds no shards (shard_0_of_N, ...); make them with vw2-rollout shard=0/N ...")
+    if len(counts) > 1:
+        raise InputError(f"{target} holds shards of {sorted(counts)} pieces; remove those that do not count")
+    (count,) = counts
+    if missing := [f"{number}/{count}" for number in range(count) if (number, count) not in found]:
+        raise InputError(f"{target} lacks shard {', '.join(missing)}; run vw2-rollout shard={missing[0]} there first")
+    return [found[number, count] for number in range(count)]
+
+
+def _read(folder: Path) -> Shard:
+    origin = read_mark(folder / "provenance.json")
+    file = folder / "config.yaml"
+    rows = results.read_rows(folder / "results.jsonl")
+    if origin is None or not file.is_file() or len(rows) < int(origin["num_sequences"]):
+        asked = "?" if origin is None else origin["num_sequences"]
+        raise InputError(f"{folder} has {len(rows)} of {asked} chains; start that shard again to finish it")
+    return Shard(folder, yaml.safe_load(file.read_text(encoding="utf-8")), origin, rows)
+
+
+def _shared(origin: dict[str, Any]) -> dict[str, Any]:
+    return _without(origin, *OF_A_SHARD)
+
+
+def _without(values: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in (*keys, "run_dir", "workers", "retries")}
+
+
+def _gather_films(target: Path, shards: Sequence[Shard], *, count: int) -> None:
+    """Copy the films that one rollout would have kept: each of them was kept by its shard, too."""
+    kept = select_chains({row["sequence"]: row["solved"] for shard in shards for row in shard.rows}, count)
+    drop_other_films(target / "videos", kept)
+    for shard in shards:
+        for number in kept & {row["sequence"] for row in shard.rows}:
+            for path in film_paths(shard.folder / "videos", number):
+                _copy(path, target / "videos" / path.name)
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}")
+    shutil.copyfile(source, temporary)
+    temporary.replace(target)
+
+
+@program(MergeConfig, config_name="merge")
+def main(config: MergeConfig) -> None:
+    """Console script `vw2-merge`."""
+    summary = merge(config.run_dir)
+    print("\n".join(f"{name:<15} {text}" for name, text in results.five_lines(summary)))
+    print(f"report: {Path(config.run_dir) / 'report.html'}")
+
+
+if __name__ == "__main__":
+    main()
