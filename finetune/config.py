@@ -24,6 +24,12 @@ class CalvinData:
     split: Literal["training", "validation"] = "training"
     validation_fraction: float = 0.1
     """share of whole trajectories that never train"""
+    validation_split: Literal["training", "validation"] | None = None
+    """hold out this split of the data set instead of a share of `split`"""
+
+    def __post_init__(self) -> None:
+        if self.validation_split == self.split:
+            raise ValueError(f"data.split and data.validation_split are both {self.split!r}; nothing would be held out")
 
 
 @dataclass(frozen=True)

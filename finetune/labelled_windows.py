@@ -64,18 +64,20 @@ def split_trajectories(
     *,
     label_fraction: float,
     label_seed: int,
-    validation_fraction: float,
+    validation_fraction: float | None,
 ) -> LabelledSplit:
     """Hold out whole trajectories, then choose the labelled ones among the rest, stratified by task.
 
     Held-out trajectories depend on `label_seed` and on the pixels only. A trajectory that shares a frame with a
-    held-out one (CALVIN's windows overlap) is left out of training: no frame ever lies on both sides.
+    held-out one (CALVIN's windows overlap) is left out of training: no frame ever lies on both sides. With
+    validation_fraction=None nothing is held out here, since another split of the data set is.
 
     Raises:
         InputError: nothing is left on one of the sides.
     """
-    train, validation = split_episodes(frames, validation_fraction=validation_fraction, seed=label_seed)
-    if not validation:
+    share = 0.0 if validation_fraction is None else validation_fraction
+    train, validation = split_episodes(frames, validation_fraction=share, seed=label_seed)
+    if not validation and validation_fraction is not None:
         raise InputError(
             f"{dataset.path}: none of {len(dataset)} trajectories is held out at validation_fraction="
             f"{validation_fraction}; use a positive share and a data set of at least two different trajectories"

@@ -46,21 +46,18 @@ def open_material(config: Finetune, start: StartingPoint, run: Run, device: torc
         InputError: the policy cannot act as often as it shall look, or the data do not fit.
     """
     _check_horizon(config, start)
-    dataset = CalvinDataset(config.data.path, config.data.split)
-    seen = _pictures(dataset, start, run.path, "frames")
-    split = split_trajectories(
-        dataset,
-        seen.frames,
-        label_fraction=config.label_fraction,
-        label_seed=config.label_seed,
-        validation_fraction=config.data.validation_fraction,
-    )
+    seen = _pictures(CalvinDataset(config.data.path, config.data.split), start, run.path, "frames")
+    split = _split(config, seen)
     write_labels(run.path / "labels.json", split.labels)
     train = _labelled(config, start, seen, split.train, statistics=None)
-    held_out = _labelled(config, start, seen, split.validation, statistics=train.statistics)
+    other, held = seen, split.validation
+    if config.data.validation_split is not None:
+        other = _pictures(CalvinDataset(config.data.path, config.data.validation_split), start, run.path, "held_out")
+        held = tuple(range(len(other.dataset)))
+    held_out = _labelled(config, start, other, held, statistics=train.statistics)
     run.say(
         f"{len(split.train)} labelled trajectories of {split.labels.total} ({len(train)} windows), "
-        f"{len(split.validation)} held out; actions of the others stay unread"
+        f"{len(held)} held out; actions of the others stay unread"
     )
     unlabelled = _unlabelled(config, start, run, seen, split.unlabelled)
     if start.dldm is not None:
@@ -69,6 +66,16 @@ def open_material(config: Finetune, start: StartingPoint, run: Run, device: torc
         for windows in (*labelled, *([unlabelled] if unlabelled is not None else [])):
             windows.teach(start.dldm, device)
     return Material(split, train, held_out, unlabelled, seen.frames.episodes[0].hz)
+
+
+def _split(config: Finetune, seen: Pictures) -> LabelledSplit:
+    return split_trajectories(
+        seen.dataset,
+        seen.frames,
+        label_fraction=config.label_fraction,
+        label_seed=config.label_seed,
+        validation_fraction=None if config.data.validation_split else config.data.validation_fraction,
+    )
 
 
 def _check_horizon(config: Finetune, start: StartingPoint) -> None:

@@ -4,6 +4,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from vw2_robot.agent import VW2Agent
 from vw2_robot.checkpoint import save_checkpoint, weights_digest
@@ -16,6 +17,7 @@ from vw2_robot.models.ar_policy import LatentPolicy, PolicyConfig
 from vw2_robot.models.backbone import BackboneConfig
 from vw2_robot.models.causal_video import LevelConfig, StemConfig
 from vw2_robot.models.dldm import DLDMConfig
+from vw2_robot.pixels import to_model_range
 
 torch.set_num_threads(1)
 POLICY = PolicyConfig(
@@ -37,7 +39,7 @@ def labels():
     return ActionStatistics.from_actions(actions)
 
 
-def save_policy(folder, *, steps=2, head=True):
+def save_policy(folder, *, steps=2, head=True, **settings):
     torch.manual_seed(0)
     policy = LatentPolicy(POLICY, generator=torch.Generator().manual_seed(0))
     modules = {"policy": policy}
@@ -45,7 +47,7 @@ def save_policy(folder, *, steps=2, head=True):
     files = {"tokens": policy.backbone.vocabulary.to_json()}
     if head:
         modules["head"] = ActionHead(ActionHeadConfig(16), width=32, queries=4, stride=4)
-        config |= {"head": {"hidden": 16}, "latent_steps": steps, "replan_every": 3}
+        config |= {"head": {"hidden": 16}, "latent_steps": steps, "replan_every": 3, **settings}
         files["stats"] = {"calvin": labels().to_json()}
     save_checkpoint(
         folder,
@@ -98,7 +100,7 @@ def test_actions_are_float32_in_robot_units(agent):
     assert set(np.unique(out["actions"][:, 6])) <= {-1.0, 1.0}
     assert out["latent_tokens"].shape == (2, 4)
     assert out["latent_tokens"].dtype == np.int64
-    assert out["timing"]["infer_s"] > 0
+    assert out["timing"]["infer_s"] > out["timing"]["prepare_s"] > 0
 
 
 @pytest.mark.parametrize(("raw", "arm", "gripper"), [(50.0, 1.0, 1.0), (-50.0, -1.0, -1.0), (0.0, None, -1.0)])
@@ -203,6 +205,103 @@ def test_loading_depends_on_the_folder_alone(folder, agent):
     np.testing.assert_array_equal(
         VW2Agent.from_pretrained(folder).infer(look())["actions"], agent.infer(look())["actions"]
     )
+
+
+def test_a_policy_without_codes_feeds_the_zero_code(tmp_path, agent):
+    modules = save_policy(tmp_path / "c", codes="none")
+    blank = VW2Agent.from_pretrained(tmp_path / "c")
+    out = blank.infer(look())
+    zero = agent._policy.fsq.indices(torch.zeros(4))
+    assert (out["latent_tokens"] == int(zero)).all()
+    image = torch.from_numpy(np.asarray(Image.fromarray(look()["images"]["static"]).resize((16, 16), 2)).copy())
+    prompt = modules["policy"].prompt([look()["prompt"]], to_model_range(image[None]))
+    with torch.no_grad():
+        predicted = modules["head"](modules["policy"].states(prompt, zero.expand(1, 2, 4)))
+    expected = labels().unnormalise(predicted[0].numpy())
+    np.testing.assert_allclose(out["actions"][:, :6], expected[:, :6].clip(-1, 1), atol=1e-5)
+
+
+def test_a_policy_that_never_had_a_dldm_names_its_stride(folder, tmp_path, agent):
+    def without(content):
+        content["config"] |= {"dldm": None, "stride": 4}
+        return content
+
+    again = VW2Agent.from_pretrained(edited(folder, tmp_path, "config.json", without))
+    np.testing.assert_array_equal(again.infer(look())["actions"], agent.infer(look())["actions"])
+
+
+def test_ensembling_averages_predictions_before_the_gripper_becomes_a_sign(tmp_path, folder):
+    stored = VW2Agent.from_pretrained(save_and_name(tmp_path / "c", temporal_ensemble=0.5), replan_every=2)
+    assert (stored.metadata["temporal_ensemble"], stored.metadata["replan_every"]) == (0.5, 2)
+    predictions = []
+    stored._head.register_forward_hook(lambda module, args, out: predictions.append(out[0].numpy().copy()))
+    looks = [look(seed) for seed in range(3)]
+    found = [stored.infer(obs)["actions"] for obs in looks]
+    np.testing.assert_array_equal(found[0], VW2Agent.from_pretrained(folder).infer(looks[0])["actions"])
+    # Step 0 of the third look: chunks of eight, so all three cover it, at their steps 4, 2 and 0.
+    weights = np.exp(-0.5 * np.arange(3))[:, None]
+    mean = (weights * [predictions[0][4], predictions[1][2], predictions[2][0]]).sum(0) / weights.sum()
+    expected = labels().unnormalise(mean.astype(np.float32))
+    np.testing.assert_allclose(found[2][0, :6], expected[:6].clip(-1, 1), atol=1e-6)
+    assert found[2][0, 6] == expected[6]
+    stored.reset("open the drawer")
+    np.testing.assert_array_equal(stored.infer(looks[0])["actions"], found[0])
+    off = VW2Agent.from_pretrained(tmp_path / "c", temporal_ensemble="off")
+    assert off.metadata["temporal_ensemble"] is None
+
+
+def save_and_name(path, **settings):
+    save_policy(path, **settings)
+    return path
+
+
+def test_drawn_tokens_depend_on_the_seed_of_reset_alone(folder):
+    agent = VW2Agent.from_pretrained(folder, temperature=5.0)
+
+    def tokens(seed, count=2):
+        agent.reset("open the drawer", seed=seed)
+        return [agent.infer(look())["latent_tokens"].tolist() for _ in range(count)]
+
+    assert tokens(1) == tokens(1)
+    assert tokens(1) != tokens(2)
+    first, second = tokens(1)
+    assert first != second
+
+
+@pytest.mark.parametrize("every", [0, 9])
+def test_looking_more_rarely_than_the_chunk_is_long_is_refused(folder, every):
+    with pytest.raises(InputError, match=rf"replan_every={every}, but the policy predicts 8 actions; give 1\.\.8"):
+        VW2Agent.from_pretrained(folder, replan_every=every)
+
+
+def test_labels_in_other_units_are_refused_at_load(folder, tmp_path):
+    def rescale(content):
+        content["calvin"]["max"][2] = 50.0
+        return content
+
+    with pytest.raises(InputError, match=r"stats\.json: the labels' dz reached from .* to 50, .* in \[-1, 1\]"):
+        VW2Agent.from_pretrained(edited(folder, tmp_path, "stats.json", rescale))
+
+
+def test_labels_of_another_robot_are_refused_at_load(folder, tmp_path):
+    def shorten(content):
+        for name in ("q01", "q99", "mean", "std", "min", "max"):
+            content["calvin"][name] = content["calvin"][name][:5]
+        return {"calvin": content["calvin"] | {"gripper_index": None}}
+
+    with pytest.raises(InputError, match=r"actions of 5 numbers with the gripper at None; expected 7 and 6"):
+        VW2Agent.from_pretrained(edited(folder, tmp_path, "stats.json", shorten))
+
+
+def test_builtin_policies_are_files_of_this_package(folder, tmp_path, monkeypatch, agent):
+    monkeypatch.setattr("vw2_robot.agent.CHECKPOINTS", tmp_path)
+    with pytest.raises(InputError, match="no built-in policy 'calvin'; this release contains none"):
+        VW2Agent.from_pretrained("builtin:calvin")
+    shutil.copytree(folder, tmp_path / "calvin_d")
+    with pytest.raises(InputError, match="no built-in policy 'calvin'; available: calvin_d"):
+        VW2Agent.from_pretrained("builtin:calvin")
+    found = VW2Agent.from_pretrained("builtin:calvin_d")
+    np.testing.assert_array_equal(found.infer(look())["actions"], agent.infer(look())["actions"])
 
 
 def edited(folder, tmp_path, name, change):

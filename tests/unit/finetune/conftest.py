@@ -1,11 +1,37 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from vw2_robot.checkpoint import save_checkpoint
+from vw2_robot.config_tree import config_tree
+from vw2_robot.finetune.config import CalvinData, Finetune
+from vw2_robot.models.action_head import ActionHeadConfig
+from vw2_robot.models.ar_policy import LatentPolicy, PolicyConfig
+from vw2_robot.models.backbone import BackboneConfig
+from vw2_robot.models.causal_video import LevelConfig, StemConfig
+from vw2_robot.models.dldm import DLDM, DLDMConfig, QFormerConfig
+from vw2_robot.optim import LoopConfig, OptimConfig
+from vw2_robot.runs import Hardware
+
 torch.set_num_threads(1)  # the models are tiny; two test processes share two cores
 LENGTH = 7
+POLICY = PolicyConfig(
+    backbone=BackboneConfig(hidden=16, ffn=16, layers=1, heads=2, kv_heads=1), image_px=8, image_widths=(8,)
+)
+DLDM_TINY = DLDMConfig(
+    frames=5,
+    height=8,
+    width=8,
+    stem=StemConfig("pixel", 4, 4, 1),
+    levels=(LevelConfig(8, 1),),
+    qformer=QFormerConfig(heads=2),
+    z_channels=8,
+)
+LOOP = LoopConfig(steps=2, batch=4, log_every=1, save_every=2, optim=OptimConfig(lr=1e-2, warmup_steps=1))
 
 
 @pytest.fixture
@@ -41,3 +67,34 @@ def write_calvin(tmp_path):
         return tmp_path / name
 
     return write
+
+
+@pytest.fixture
+def pretrained(tmp_path):
+    torch.manual_seed(0)
+    policy = LatentPolicy(POLICY, generator=torch.Generator().manual_seed(0))
+    save_checkpoint(
+        tmp_path / "pretrained",
+        kind="policy",
+        config={"policy": config_tree(POLICY), "dldm": config_tree(DLDM_TINY), "head": None},
+        modules={"policy": policy, "dldm": DLDM(DLDM_TINY)},
+        facts={"encoder_hash": "e" * 64},
+    )
+    return tmp_path / "pretrained"
+
+
+@pytest.fixture
+def configure(tmp_path, pretrained):
+    def make(data, *, run="run", **change):
+        config = Finetune(
+            run_dir=str(tmp_path / run),
+            policy=str(pretrained),
+            data=CalvinData(str(data), validation_fraction=0.25),
+            loop=LOOP,
+            label_fraction=0.5,
+            head=ActionHeadConfig(8),
+            hardware=Hardware("cpu", threads=1),
+        )
+        return replace(config, **change)
+
+    return make

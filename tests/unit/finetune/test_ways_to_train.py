@@ -1,0 +1,331 @@
+"""Presets, code sources, gripper losses, unlabelled video, an untrained start: what moves, is read, resumes."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vw2_robot.agent import VW2Agent
+from vw2_robot.checkpoint import load_checkpoint
+from vw2_robot.data.labels import read_labels
+from vw2_robot.errors import InputError
+from vw2_robot.finetune import material, train_head
+from vw2_robot.finetune.config import CalvinData, Network, OwnCodes, Unlabelled
+from vw2_robot.finetune.losses import action_errors, window_losses
+from vw2_robot.finetune.starting_point import starting_point
+from vw2_robot.finetune.train_head import finetune
+from vw2_robot.models.lora import LoRAConfig
+
+SCRATCH = {"policy": "scratch", "code_source": "none", "lambda_ce": 0.0}
+WAYS = {
+    "full": {},
+    "head": {"preset": "head"},
+    "lora": {"preset": "lora", "lora": LoRAConfig(rank=2)},
+    "last_n": {"preset": "last_n", "last_n": 1},
+    "teacher": {"code_source": "teacher"},
+    "self": {"code_source": "self"},
+    "schedule": {"own_codes": OwnCodes(0.0, 1.0)},
+    "none": {"code_source": "none", "lambda_ce": 0.0},
+    "unlabelled": {"unlabelled": Unlabelled(weight=0.5, batch=3)},
+    "bce": {"gripper_loss": "bce", "gripper_weight": 0.3},
+    "scratch": SCRATCH,
+}
+
+
+@pytest.fixture
+def configured(configure, pretrained):
+    def make(data, way, **change):
+        settings = dict(WAYS[way])
+        if way == "scratch":
+            settings["network"] = Network(like=str(pretrained))
+        return configure(data, **{**settings, **change})
+
+    return make
+
+
+def weights(run_dir):
+    return load_checkpoint(run_dir, kind="policy").weights
+
+
+def moved(before, after, prefix):
+    return {name for name, value in before.items() if name.startswith(prefix) and not torch.equal(after[name], value)}
+
+
+def look():
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    return {"images": {"static": image}, "prompt": "do 1"}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_resumes_to_the_same_bytes_and_acts(configured, write_calvin, tmp_path, monkeypatch, way):
+    data = write_calvin()
+    loop = replace(configured(data, way).loop, steps=4, save_every=2)
+    finetune(configured(data, way, loop=loop, run="calm"))
+    real, calls = train_head.optimizer_step, []
+
+    def dying(*args, **options):
+        calls.append(0)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*args, **options)
+
+    monkeypatch.setattr(train_head, "optimizer_step", dying)
+    config = configured(data, way, loop=loop, run="killed")
+    with pytest.raises(KeyboardInterrupt):
+        finetune(config)
+    finetune(config)
+    calm, killed = tmp_path / "calm" / "checkpoints" / "step_4", tmp_path / "killed" / "checkpoints" / "step_4"
+    for name in ("model.safetensors", "optimizer.safetensors", "config.json", "stats.json"):
+        assert (calm / name).read_bytes() == (killed / name).read_bytes(), name
+    assert (tmp_path / "calm" / "metrics.jsonl").read_text() == (tmp_path / "killed" / "metrics.jsonl").read_text()
+    assert (tmp_path / "calm" / "validation.json").is_file()
+    assert VW2Agent.from_pretrained(tmp_path / "killed").infer(look())["actions"].shape == (4, 7)
+
+
+@pytest.mark.parametrize("way", ["head", "lora", "last_n"])
+def test_what_a_preset_keeps_stays_bit_equal_although_weight_decay_is_on(
+    configured, write_calvin, tmp_path, pretrained, way
+):
+    config = configured(write_calvin(), way)
+    optim = replace(config.loop.optim, weight_decay=0.5)
+    finetune(replace(config, loop=replace(config.loop, optim=optim)))
+    before, after = load_checkpoint(pretrained, kind="policy").weights, weights(tmp_path / "run")
+    assert not moved(before, after, "dldm.")
+    changed = moved(before, after, "policy.")
+    adapted = {name for name in before if "proj" in name and name.startswith("policy.backbone.") and "layers" in name}
+    if way == "head":
+        assert not changed
+    elif way == "lora":
+        assert changed == adapted
+    else:
+        assert changed == {name for name in before if ".layers.0." in name}
+
+
+def test_adapters_are_merged_into_what_is_saved(configured, write_calvin, tmp_path, monkeypatch):
+    seen = {}
+    real = train_head._save
+
+    def spy(path, config, start, material, head, adapters, optimizer):
+        prompt = start.policy.prompt(["do 1"], torch.zeros(1, 3, 8, 8))
+        seen["states"] = start.policy.states(prompt, torch.zeros(1, 1, 4, dtype=torch.long)).detach()
+        real(path, config, start, material, head, adapters, optimizer)
+
+    monkeypatch.setattr(train_head, "_save", spy)
+    finetune(configured(write_calvin(), "lora"))
+    policy = VW2Agent.from_pretrained(tmp_path / "run")._policy
+    prompt = policy.prompt(["do 1"], torch.zeros(1, 3, 8, 8))
+    with torch.no_grad():
+        found = policy.states(prompt, torch.zeros(1, 1, 4, dtype=torch.long))
+    torch.testing.assert_close(found, seen["states"], atol=1e-5, rtol=1e-5)
+
+
+def test_more_last_layers_than_there_are_is_refused(configured, write_calvin):
+    with pytest.raises(InputError, match="last_n=2, but the language model has 1 layers"):
+        finetune(configured(write_calvin(), "last_n", last_n=2))
+
+
+def test_the_share_of_own_codes_follows_its_schedule(configure):
+    config = configure("unused", own_codes=OwnCodes(0.2, 0.8))
+    config = replace(config, loop=replace(config.loop, steps=5))
+    assert [config.own_share(step) for step in range(5)] == pytest.approx([0.2, 0.35, 0.5, 0.65, 0.8])
+    assert replace(config, code_source="self").own_share(0) == 1.0
+    assert replace(config, code_source="teacher").own_share(4) == 0.0
+
+
+def test_bce_is_that_of_the_gripper_logit_and_leaves_the_arm(configure):
+    config = configure("unused", gripper_loss="bce", gripper_weight=0.3)
+    predicted, actions = torch.randn(2, 4, 7), torch.rand(2, 4, 7)
+    actions[..., 6] = torch.tensor([[1, -1, 1, -1], [-1, -1, 1, 1]])
+    found = action_errors(config, predicted, actions)
+    arm = (predicted - actions)[..., :6].square().sum(-1)
+    gripper = F.binary_cross_entropy(predicted[..., 6].sigmoid(), (actions[..., 6] > 0).float(), reduction="none")
+    torch.testing.assert_close(found, arm + 0.3 * gripper)
+
+
+def test_without_codes_the_code_loss_is_nothing_and_no_video_is_encoded(configured, write_calvin, monkeypatch):
+    monkeypatch.setattr(material.VideoWindows, "teach", None)  # not to be called
+    finetune(configured(write_calvin(), "none"))
+
+
+def test_unlabelled_video_teaches_codes_and_its_actions_are_never_opened(
+    configured, write_calvin, tmp_path, monkeypatch
+):
+    """The trajectories outside the fraction hold NaN where their actions were."""
+    data, opened = write_calvin(), []
+
+    class Spied(material.CalvinDataset):
+        def __init__(self, *args):
+            super().__init__(*args)
+            opened.append(self)
+
+    finetune(configured(data, "full", run="plain"))
+    labelled = set(read_labels(tmp_path / "plain" / "labels.json").episode_ids)
+    dataset = material.CalvinDataset(data)
+    frames = material.cache_calvin(dataset, tmp_path / "f", height=8, width=8)
+    split = material.split_trajectories(dataset, frames, label_fraction=0.5, label_seed=0, validation_fraction=0.25)
+    assert len(split.unlabelled) == 3
+    assert not {dataset.trajectories[i].trajectory_id for i in split.unlabelled} & labelled
+    assert not set(split.unlabelled) & set(split.validation)
+    for i in split.unlabelled:
+        for frame in range(dataset.trajectories[i].start, dataset.trajectories[i].end + 1):
+            path = data / "training" / f"episode_{frame:07d}.npz"
+            with np.load(path) as file:
+                content = {name: file[name] for name in file.files}
+            np.savez(path, **(content | {name: np.full(7, np.nan) for name in ("rel_actions", "actions")}))
+    monkeypatch.setattr(material, "CalvinDataset", Spied)
+    finetune(configured(data, "unlabelled"))
+    assert opened[0].reads == {"rgb_static": 8 * 7, "rel_actions": (3 + 2) * 7}
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(line["finetune/unlabelled_loss"]) for line in lines)
+    plain, more = weights(tmp_path / "plain"), weights(tmp_path / "run")
+    assert all(torch.isfinite(value).all() for value in more.values())
+    assert moved(plain, more, "policy.")  # the video made a difference
+    assert [lines[0][key] for key in ("finetune/action_l2", "finetune/code_loss")] == [
+        json.loads((tmp_path / "plain" / "metrics.jsonl").read_text().splitlines()[0])[key]
+        for key in ("finetune/action_l2", "finetune/code_loss")
+    ]  # and the labelled batches are the same
+
+
+def test_unlabelled_video_may_come_from_another_data_set(configured, write_calvin, monkeypatch, tmp_path):
+    more = write_calvin(3, name="more")
+    for path in (more / "training").glob("episode_*.npz"):
+        with np.load(path) as file:
+            np.savez(path, rgb_static=file["rgb_static"])
+    settings = Unlabelled(weight=0.5, path=str(more), batch=3)
+    finetune(configured(write_calvin(), "full", label_fraction=1.0, unlabelled=settings))
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "3 trajectories without labels (6 windows) keep the code loss" in log  # 7 frames: starts 0 and 4
+
+
+def test_nothing_unlabelled_is_said_and_changes_nothing(configured, write_calvin, tmp_path):
+    data = write_calvin()
+    finetune(configured(data, "full", label_fraction=1.0, run="plain"))
+    finetune(configured(data, "unlabelled", label_fraction=1.0))
+    assert "every trajectory is labelled" in (tmp_path / "run" / "log.txt").read_text()
+    plain, more = weights(tmp_path / "plain"), weights(tmp_path / "run")
+    assert all(torch.equal(plain[name], more[name]) for name in plain)
+
+
+def test_scratch_has_the_network_of_the_pretrained_policy_and_none_of_its_weights(configured, write_calvin, pretrained):
+    config = configured("unused", "scratch")
+    start = starting_point(config)
+    before = load_checkpoint(pretrained, kind="policy")
+    assert start.dldm is None
+    assert start.stride == 4
+    found = start.policy.state_dict()
+    wanted = {name.removeprefix("policy."): v for name, v in before.weights.items() if name.startswith("policy.")}
+    assert {name: v.shape for name, v in found.items()} == {name: v.shape for name, v in wanted.items()}
+    assert not any(torch.equal(found[name], v) for name, v in wanted.items() if v.ndim > 1)
+    again = starting_point(config).policy.state_dict()
+    assert all(torch.equal(found[name], again[name]) for name in found)
+    other = starting_point(replace(config, seed=1)).policy.state_dict()
+    assert not torch.equal(found["image.project.weight"], other["image.project.weight"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"preset": "head"}, "nothing to keep frozen"),
+        ({"code_source": "mixed"}, "no dLDM to take codes from.*code_source=mixed"),
+        ({"lambda_ce": 0.1}, "set lambda_ce=0"),
+        ({"unlabelled": Unlabelled(weight=1.0)}, r"unlabelled\.weight"),
+    ],
+)
+def test_scratch_refuses_what_needs_a_pretrained_policy(configured, change, message):
+    with pytest.raises(ValueError, match=message):
+        configured("unused", "scratch", **change)
+
+
+def test_a_policy_from_scratch_is_no_start_for_codes(configured, write_calvin, tmp_path):
+    data = write_calvin()
+    finetune(configured(data, "scratch", run="first"))
+    with pytest.raises(InputError, match="has no dLDM, it was trained from scratch"):
+        finetune(configured(data, "full", policy=str(tmp_path / "first")))
+
+
+def test_another_split_can_be_held_out(configured, write_calvin, tmp_path):
+    data = write_calvin(6)
+    other = write_calvin(3, name="other")
+    (other / "training").rename(data / "validation")
+    config = configured(data, "full", label_fraction=1.0)
+    finetune(replace(config, data=CalvinData(str(data), validation_split="validation")))
+    assert len(read_labels(tmp_path / "run" / "labels.json").episode_ids) == 6
+    assert json.loads((tmp_path / "run" / "validation.json").read_text())["trajectories"] == 3
+    with pytest.raises(ValueError, match="nothing would be held out"):
+        CalvinData(str(data), validation_split="training")
+
+
+def test_pictures_of_the_policy_are_resized_once_as_the_agent_does(configured, write_calvin, monkeypatch):
+    """The dLDM's pictures are 8 pixels wide; a policy that sees 16 must not see them enlarged."""
+    made = []
+
+    class Spied(material.LabelledWindows):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            made.append(self)
+
+    monkeypatch.setattr(material, "LabelledWindows", Spied)
+    config = configured(write_calvin(), "full")
+    start = starting_point(config)
+    large = replace(start.policy.config, image_px=16)
+    object.__setattr__(start.policy, "config", large)
+    run = train_head._open_run(config)
+    material.open_material(config, start, run, torch.device("cpu"))
+    assert made[0].frames.height == 8
+    assert made[0].pictures.height == 16
+
+
+def test_validation_acts_as_the_agent_does(configured, write_calvin, tmp_path):
+    """Own codes, no shift: the reported error is that of `VW2Agent.infer` on the held-out pictures."""
+    data = write_calvin()
+    finetune(configured(data, "full"))
+    agent = VW2Agent.from_pretrained(tmp_path / "run")
+    dataset = material.CalvinDataset(data)
+    frames = material.cache_calvin(dataset, tmp_path / "run" / "frames", height=8, width=8)
+    held = material.split_trajectories(
+        dataset, frames, label_fraction=0.5, label_seed=0, validation_fraction=0.25
+    ).validation
+    statistics, raw = agent._statistics, []
+    agent._head.register_forward_hook(lambda module, args, out: raw.append(out.numpy().copy()))
+    errors = []
+    for i in held:
+        trajectory = dataset.trajectories[i]
+        actions = statistics.normalise(dataset.read_actions(trajectory))
+        for start, image in enumerate(dataset.read_images(trajectory)[:-1]):
+            raw.clear()
+            agent.infer({"images": {"static": image}, "prompt": trajectory.instruction})
+            real = actions[start : start + 4]
+            errors.append(np.abs(raw[0][0][: len(real)] - real)[:, :6])
+    found = json.loads((tmp_path / "run" / "validation.json").read_text())["arm_error"]
+    assert found == pytest.approx(np.concatenate(errors).mean(), rel=1e-4)
+
+
+def test_teacher_and_own_codes_are_told_apart_in_the_log(configured, write_calvin, tmp_path):
+    finetune(configured(write_calvin(), "full"))
+    line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    own, teacher = line["finetune/validation_action_l2"], line["finetune/validation_teacher_l2"]
+    assert line["finetune/validation_teacher_gap"] == pytest.approx(own - teacher, abs=1e-6)
+    assert own != teacher
+    assert line["finetune/validation_action_l2_low"] <= own <= line["finetune/validation_action_l2_high"]
+
+
+def test_no_code_loss_is_counted_where_no_teacher_taught(configured, write_calvin, tmp_path):
+    config = configured(write_calvin(), "none")
+    start = starting_point(config)
+    found = material.open_material(config, start, train_head._open_run(config), torch.device("cpu"))
+    head = train_head._new_head(config, start)
+    losses = window_losses(
+        config,
+        start.policy,
+        head,
+        found.train,
+        np.arange(3),
+        device=torch.device("cpu"),
+        own_share=0.0,
+        draw=torch.Generator().manual_seed(0),
+    )
+    assert float(losses.code) == 0
+    torch.testing.assert_close(losses.total.detach(), losses.action)
