@@ -1,7 +1,6 @@
-"""Draw from a replay as a trainer rank does, decode, and count: is it filled, how fast is it, does everything arrive?
+"""Draw from a replay server as a trainer rank does, decode, and count: is it filled, how fast, does everything arrive?
 
-    vw2-replay-draw replay=reverb replay.address=127.0.0.1:8765 rank=0 ranks=2 out=runs/draw
-    vw2-replay-draw replay=memory data.sources=[{path: DIR/bridge_dataset/1.0.0}] out=runs/draw
+    vw2-replay-draw address=127.0.0.1:8765 rank=0 ranks=2 out=runs/draw
 
 Leaves `rank-<rank>.jsonl`, one line for each window, and `rank-<rank>.json`, the position. Started again with the same
 `out` it goes on from that position and forgets the lines after it, as a trainer forgets the steps after its checkpoint.
@@ -9,18 +8,17 @@ Leaves `rank-<rank>.jsonl`, one line for each window, and `rank-<rank>.json`, th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from vw2_robot.checkpoint import write_text
 from vw2_robot.cli import program
-from vw2_robot.data.open_replay import ReplayConfig, open_replay
-from vw2_robot.data.replay import ReplayWindow, ReplayWriter, decode
+from vw2_robot.data.replay import ReplayWindow, decode
+from vw2_robot.data.reverb_reader import ReverbReader
 from vw2_robot.runs import mark, read_mark
-
-from .replay_data import ReplayData, fill
 
 
 @dataclass(frozen=True)
@@ -28,9 +26,10 @@ class ReplayDrawConfig:
     """Everything `vw2-replay-draw` can be told."""
 
     out: str
-    replay: ReplayConfig
-    data: ReplayData = field(default_factory=ReplayData)
-    """what fills a memory replay; of a Reverb replay only windows.stride_s is used"""
+    address: str
+    """host:port of the server"""
+    timeout_s: float = 120.0
+    """how long to wait for the server, for the windows of a batch, and for a checkpoint"""
     rank: int = 0
     ranks: int = 1
     batch: int = 32
@@ -38,6 +37,7 @@ class ReplayDrawConfig:
     """0: to the end of a queue"""
     height: int = 64
     width: int = 64
+    stride_s: int = 4
     pause_s: float = 0.0
     """between batches, for the time that a training step takes"""
     checkpoint_batches: int = 0
@@ -49,8 +49,11 @@ class ReplayDrawConfig:
                 f"rank ({self.rank}) must lie below ranks ({self.ranks}); batches ({self.batches}), pause_s "
                 f"({self.pause_s}) and checkpoint_batches ({self.checkpoint_batches}) must not be negative"
             )
-        if min(self.batch, self.height, self.width) < 1:
-            raise ValueError(f"batch, height and width must be positive, found {self.batch, self.height, self.width}")
+        if min(self.batch, self.height, self.width, self.stride_s) < 1 or not self.timeout_s > 0:
+            raise ValueError(
+                f"batch ({self.batch}), height ({self.height}), width ({self.width}), stride_s ({self.stride_s}) and "
+                f"timeout_s ({self.timeout_s}) must be positive"
+            )
 
 
 def draw(config: ReplayDrawConfig) -> None:
@@ -59,25 +62,21 @@ def draw(config: ReplayDrawConfig) -> None:
     out.mkdir(parents=True, exist_ok=True)
     log, position = out / f"rank-{config.rank}.jsonl", out / f"rank-{config.rank}.json"
     begin, drawn, batches = time.monotonic(), 0, 0
-
-    def fill_memory(writer: ReplayWriter) -> None:
-        fill(config.data, writer, number=config.rank, ingests=config.ranks)
-
-    with open_replay(
-        config.replay, rank=config.rank, ranks=config.ranks, seed=config.data.seed, fill=fill_memory
+    with contextlib.closing(
+        ReverbReader(config.address, rank=config.rank, ranks=config.ranks, timeout_s=config.timeout_s)
     ) as replay:
         if (stored := read_mark(position)) is not None:
             replay.restore(stored["replay"])
         lines = _forget_after(log, 0 if stored is None else stored["lines"])
         while not config.batches or batches < config.batches:
-            windows = replay.sample(config.batch, timeout_s=config.replay.timeout_s)
+            windows = replay.sample(config.batch, timeout_s=config.timeout_s)
             _use(windows, config)
             with log.open("a", encoding="utf-8") as file:
                 file.writelines(_line(window) for window in windows)
             drawn, batches, lines = drawn + len(windows), batches + 1, lines + len(windows)
             if not windows or batches % (config.checkpoint_batches or 1) == 0:
                 if config.checkpoint_batches:
-                    replay.checkpoint(timeout_s=config.replay.timeout_s)
+                    replay.checkpoint(timeout_s=config.timeout_s)
                 mark(position, {"replay": replay.state(), "lines": lines})
             if not windows:
                 break
@@ -89,7 +88,7 @@ def draw(config: ReplayDrawConfig) -> None:
 
 def _use(windows: list[ReplayWindow], config: ReplayDrawConfig) -> None:
     if windows:
-        decode(windows, stride_s=config.data.windows.stride_s, height=config.height, width=config.width)
+        decode(windows, stride_s=config.stride_s, height=config.height, width=config.width)
 
 
 def _forget_after(log: Path, lines: int) -> int:

@@ -11,56 +11,41 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
 from vw2_robot.cli import program
-from vw2_robot.data.replay import Mode
 from vw2_robot.data.reverb_server import ReplayServer
 from vw2_robot.data.reverb_tables import ServerOptions
 from vw2_robot.errors import InputError
 
 
-@dataclass(frozen=True)
-class ReplayServerConfig:
-    """Everything `vw2-replay-server` can be told."""
+@dataclass(frozen=True, kw_only=True)
+class ReplayServerConfig(ServerOptions):
+    """Everything `vw2-replay-server` can be told: what it offers, and the rest."""
 
     path: str
     """folder for checkpoints"""
     port: int = 8765
     listen: Literal["all"] | None = None
     """Reverb listens on all interfaces and asks for no password; `all` says that you know"""
-    mode: Mode = "queue"
-    ranks: int = 1
-    ingests: int = 1
-    frames: int = 9
-    stride_s: int = 4
-    max_windows: int = 10_000
-    """held at most; a window costs about the compressed frames that it does not share with its neighbours"""
     checkpoint_minutes: float = 10.0
     """0: only when a trainer asks"""
     checkpoint_timeout_s: float = 600.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.port < 2**16 or self.checkpoint_minutes < 0 or not self.checkpoint_timeout_s > 0:
             raise ValueError(
                 f"port ({self.port}) must lie in 1..65535, checkpoint_minutes ({self.checkpoint_minutes}) must not be "
                 f"negative, checkpoint_timeout_s ({self.checkpoint_timeout_s}) must be positive"
             )
-        assert self.options  # checks the rest
 
     @property
     def options(self) -> ServerOptions:
         """What the server offers to its clients."""
-        return ServerOptions(
-            mode=self.mode,
-            ranks=self.ranks,
-            ingests=self.ingests,
-            frames=self.frames,
-            stride_s=self.stride_s,
-            max_windows=self.max_windows,
-        )
+        return ServerOptions(**{field.name: getattr(self, field.name) for field in fields(ServerOptions)})
 
 
 def serve(config: ReplayServerConfig) -> None:

@@ -21,9 +21,16 @@ import pytest
 
 from vw2_robot.data.clips import make_windows
 from vw2_robot.data.formats import open_source
+from vw2_robot.data.frames import cache_frames
 
 REPO = Path(__file__).resolve().parents[2]
-MODULES = {"vw2-replay-server": "replay_server", "vw2-ingest": "ingest", "vw2-replay-draw": "replay_draw"}
+MODULES = {
+    "vw2-replay-server": "replay_server",
+    "vw2-ingest": "ingest",
+    "vw2-replay-draw": "replay_draw",
+    "vw2-train-vdm": "train_vdm",
+    "vw2-train-dldm": "train_dldm",
+}
 pytestmark = pytest.mark.slow
 
 
@@ -82,7 +89,7 @@ class Processes:
     def draw(self, rank: int, options: str, *, ranks: int = 2) -> subprocess.Popen[bytes]:
         """Start a trainer rank."""
         return self.start(
-            f"vw2-replay-draw replay=reverb replay.address=127.0.0.1:{self.port} rank={rank} ranks={ranks} out=draw "
+            f"vw2-replay-draw address=127.0.0.1:{self.port} rank={rank} ranks={ranks} out=draw "
             f"height=16 width=16 {options}",
             f"draw-{rank}",
         )
@@ -141,7 +148,7 @@ def test_every_window_once_though_an_ingest_and_the_server_are_killed(
     wanted, data = expected(calvin_folder), data_of(calvin_folder)
     server = processes.server(options)
     ingests = [processes.ingest(number, data) for number in range(2)]
-    draws = [processes.draw(rank, "batch=4 pause_s=0.1 replay.timeout_s=180") for rank in range(2)]
+    draws = [processes.draw(rank, "batch=4 pause_s=0.1 timeout_s=180") for rank in range(2)]
 
     wait_until(lambda: processes.drawn().total() > 0.2 * wanted.total(), 120)
     processes.kill(ingests[0])
@@ -162,7 +169,7 @@ def test_a_killed_trainer_and_its_server_go_back_together(processes: Processes, 
     wanted, data = expected(calvin_folder), data_of(calvin_folder)
     server = processes.server(options)
     ingests = [processes.ingest(number, data) for number in range(2)]
-    trainer = "batch=4 pause_s=0.05 replay.timeout_s=180 checkpoint_batches=10"
+    trainer = "batch=4 pause_s=0.05 timeout_s=180 checkpoint_batches=10"
     draw = processes.draw(0, trainer, ranks=1)
 
     wait_until(lambda: processes.drawn().total() > 0.4 * wanted.total(), 120)
@@ -181,7 +188,7 @@ def test_nobody_hangs_when_the_server_never_comes_back(processes: Processes, cal
     ingest = processes.start(
         f"vw2-ingest address=127.0.0.1:{processes.port} {data_of(calvin_folder)} timeout_s=4", "ingest"
     )
-    draw = processes.draw(0, "batch=4 pause_s=0.3 replay.timeout_s=4", ranks=1)
+    draw = processes.draw(0, "batch=4 pause_s=0.3 timeout_s=4", ranks=1)
     wait_until(lambda: processes.drawn().total() > 8, 60)
     processes.kill(server)
     begin = time.monotonic()
@@ -213,49 +220,49 @@ def blocks_of_the_page(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
 
 
-def test_the_commands_of_the_page_work_as_printed(processes: Processes, calvin_folder: Path) -> None:
+def test_the_commands_of_the_page_work_as_printed(
+    processes: Processes, calvin_folder: Path, miniature: Callable[..., list[str]], tmp_path: Path
+) -> None:
     def adapted(text: str) -> str:
-        return text.replace("8765", str(processes.port)).replace("{path: DIR}", f"{{path: {calvin_folder}}}")
+        text = text.replace("8765", str(processes.port)).replace("{path: DIR}", f"{{path: {calvin_folder}}}")
+        return text.replace("FRAMES", str(tmp_path / "cache"))
 
-    server_command, ingest_commands, draw_commands = (adapted(block).strip() for block in blocks_of_the_page(""))
-    (program,) = blocks_of_the_page("python")
-    source = open_source(calvin_folder)
-    wanted: Counter[tuple[str, int, int]] = Counter()
-    for part in range(len(source.parts())):
-        for episode in source.read(part):
-            for start in make_windows(len(episode), frames=9, cache_stride=4, hz=episode.hz).start.tolist():
-                wanted.update((episode.episode_id, start, epoch) for epoch in range(2))
+    server_command, ingest_commands, draw_command, train_commands = (
+        adapted(block).strip() for block in blocks_of_the_page("")
+    )
+    (program,), source = blocks_of_the_page("python"), open_source(calvin_folder)
+    use = (
+        "import json\n"
+        "        for row in zip(batch.episode_id, batch.start.tolist(), batch.epoch.tolist()):\n"
+        "            print(json.dumps(row))\n"
+    )
+    body = adapted(program).replace("...  # batch", use + "        # batch")
+    assert use in body
+    (processes.folder / "program.py").write_text(body)
+    episodes = [episode for part in range(len(source.parts())) for episode in source.read(part)]
+    cache_frames(episodes, tmp_path / "cache", height=16, width=16, description={})
+    small = [word for word in miniature(tmp_path) if not word.startswith(("run_dir", "data.frames", "dldm.frames"))]
+    small.append("train_vdm.steps=2")  # two epochs of eight episodes must do for both trainers
+    train_commands = "\n".join(f"{command} {shlex.join(small)}" for command in train_commands.splitlines())
 
-    for number in range(2):  # once drawn by the commands, once by the program
-        listening = "replay server on port"
-        server = processes.start(server_command, f"server-{number}")
-        wait_until(lambda: listening in processes.output(f"server-{number}"), 120)  # noqa: B023
-        ingests = [processes.start(command, "ingest") for command in ingest_commands.splitlines()]
-        if number == 0:
-            drawing = [processes.start(command, "draw") for command in draw_commands.splitlines()]
-        else:
-            use = (
-                "import json\n"
-                "        for row in zip(batch.episode_id, batch.start.tolist(), batch.epoch.tolist()):\n"
-                "            print(json.dumps(row))\n"
-            )
-            body = adapted(program).replace("...  # batch", use + "        # batch")
-            assert use in body
-            drawing = []
-            for rank in range(2):
-                (processes.folder / f"rank{rank}.py").write_text(body.replace("rank=0", f"rank={rank}"))
-                drawing.append(processes.start(f"{shlex.quote(sys.executable)} rank{rank}.py", "program"))
-        for process in (*drawing, *ingests):
-            assert process.wait(180) == 0, processes.output("ingest")
+    python = shlex.quote(sys.executable)
+    for name, command in (("draw", draw_command), ("program", f"{python} program.py"), ("train", train_commands)):
+        server = processes.start(server_command, f"server-{name}")
+        wait_until(lambda: "replay server on port" in processes.output(f"server-{name}"), 120)  # noqa: B023
+        ingests = [processes.start(command, f"ingest-{name}") for command in ingest_commands.splitlines()]
+        for process in (processes.start(f"set -e\n{command}", name), *ingests):
+            assert process.wait(240) == 0, processes.output(name) + processes.output(f"ingest-{name}")
         os.killpg(server.pid, signal.SIGTERM)
         assert server.wait(30) == 0
         shutil.rmtree(processes.folder / "runs" / "replay")
 
-    rows = [
-        json.loads(line)
-        for file in (processes.folder / "runs" / "draw").glob("*.jsonl")
-        for line in file.read_text(encoding="utf-8").splitlines()
-    ]
+    wanted: Counter[tuple[str, int, int]] = Counter()
+    for episode in episodes:
+        for start in make_windows(len(episode), frames=9, cache_stride=4, hz=episode.hz).start.tolist():
+            wanted.update((episode.episode_id, start, epoch) for epoch in range(2))
+    rows = [json.loads(line) for line in (processes.folder / "runs/draw/rank-0.jsonl").read_text().splitlines()]
     assert Counter((row["episode_id"], row["start"], row["epoch"]) for row in rows) == wanted
     printed = [json.loads(line) for line in processes.output("program").splitlines() if line.startswith('["')]
     assert Counter((name, start, epoch) for name, start, epoch in printed) == wanted
+    steps = {stage: (processes.folder / "runs/first" / stage / "latest").read_text() for stage in ("vdm", "dldm")}
+    assert steps == {"vdm": "step_2\n", "dldm": "step_8\n"}

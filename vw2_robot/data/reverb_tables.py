@@ -60,7 +60,7 @@ class ServerOptions:
     """T of the windows"""
     stride_s: int = 4
     max_windows: int = 10_000
-    """held at most, over all ranks; bounds the memory of the server"""
+    """held at most, over all ranks; one costs about the compressed frames that it does not share with its neighbours"""
 
     def __post_init__(self) -> None:
         for name in ("ranks", "ingests", "stride_s"):
