@@ -6,7 +6,8 @@ when a function is called; they see no GPU, so torch keeps it. A data set is ope
 stay JPEG/PNG bytes, and only the chosen camera, the words and the rate leave a record. A part is a file, read from
 front to back. Interfaces specification: sections 9.1 to 9.4.
 
-Episodes come in file order and are called `<split>/<position>`. What is needed of a set (picture, words, rate) comes
+Episodes come in file order and are called `<split>/<position>`, the position in the whole split also where a slice of
+it is read: an episode has one name, however it was asked for. What is needed of a set (picture, words, rate) comes
 from the arguments, then from the episode's own metadata, then from the table in `openx`, and is checked against the
 features of the copy at hand.
 
@@ -97,7 +98,7 @@ def describe_rlds(path: str | os.PathLike[str]) -> RLDSDescription:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Episodes `skip` to `skip + take` of one file; `first` is the position of the first of them in the split."""
+    """Episodes `skip` to `skip + take` of one file; `first` is the position of the first of them in the whole split."""
 
     split: str
     file: str
@@ -105,6 +106,12 @@ class _Piece:
     take: int
     in_file: int
     first: int
+
+    @property
+    def name(self) -> str:
+        """Return the split and the file, with the slice of it where it is not read as a whole."""
+        cut = f"[{self.skip}:{self.skip + self.take}]" if self.take < self.in_file else ""
+        return f"{self.split}/{self.file.rpartition('/')[2]}{cut}"
 
 
 class RldsSource:
@@ -161,7 +168,7 @@ class RldsSource:
 
     def parts(self) -> Sequence[Part]:
         """All files in the order of splits and shards."""
-        return [Part(f"{piece.split}/{piece.file.rpartition('/')[2]}", piece.take) for piece in self._pieces]
+        return [Part(piece.name, piece.take) for piece in self._pieces]
 
     def read(self, part: int, *, start: int = 0) -> Iterator[Episode]:
         """Yield the episodes of one file from number `start` on, pictures still compressed.
@@ -287,11 +294,15 @@ def _pieces(builder: Any, folder: str, split: str) -> Iterator[_Piece]:
         splits = ((name, info.num_examples) for name, info in builder.info.splits.items())
         available = ", ".join(f"{name} ({count} episodes)" for name, count in splits) or "none"
         raise InputError(f"{folder} has no split {split!r} ({_first_line(error)}); available: {available}") from error
-    first = 0
+    place = {}  # of each file: its split, and the position of its first episode there
+    for name, info in builder.info.splits.items():
+        wholes = info.file_instructions if info.num_examples else []
+        begins = itertools.accumulate((whole.examples_in_shard for whole in wholes), initial=0)
+        place |= {whole.basename(): (name, begin) for whole, begin in zip(wholes, begins, strict=False)}
     for instruction in instructions:
-        file = f"{folder}/{instruction.basename()}"
-        yield _Piece(split, file, instruction.skip, instruction.take, instruction.examples_in_shard, first)
-        first += instruction.take
+        whole_split, first = place[instruction.basename()]
+        file, skip = f"{folder}/{instruction.basename()}", int(instruction.skip)
+        yield _Piece(whole_split, file, skip, instruction.take, instruction.examples_in_shard, first + skip)
 
 
 def _text(values: NDArray[Any] | None) -> str:
