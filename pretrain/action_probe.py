@@ -15,10 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vw2_robot.data.labelled_steps import target_names
-from vw2_robot.models.fsq import FSQ
-from vw2_robot.probes import Split, finite, fit_linear, fit_mlp, rank_correlation, score_r2, split_groups
+from vw2_robot.probes import LinearProbe, Split, finite, fit_linear, fit_mlp, rank_correlation, score_r2, split_groups
 
-from .probe_features import StepRows, code_values, one_hot_digits, project
+from .probe_features import Quantiser, StepRows, code_values, one_hot_digits, project
 
 Target = Literal["commanded", "moved"]
 WIDE = 256
@@ -27,16 +26,20 @@ SIGN_QUANTILE = 0.25
 STREAM_SPLIT, STREAM_RANDOM, STREAM_SHUFFLE, STREAM_BOOTSTRAP = range(4)
 
 
-def probe_actions(
-    sets: Sequence[StepRows], untrained: Sequence[StepRows], fsq: FSQ, *, shares: Sequence[float], seed: int
-) -> dict[str, Any]:
-    """Probe each data set, and each pair of them: {"in_scene": {set: {target: {feature: scores}}}, "transfer": ...}."""
-    splits = [
+def split_sets(sets: Sequence[StepRows], *, shares: Sequence[float], seed: int) -> list[Split]:
+    """The split of each data set by demonstrations; `shares` are those of validation and test."""
+    return [
         split_groups(rows.group, rng=np.random.default_rng([seed, STREAM_SPLIT, i]), shares=shares)
         for i, rows in enumerate(sets)
     ]
+
+
+def probe_actions(
+    sets: Sequence[StepRows], untrained: Sequence[StepRows], splits: Sequence[Split], quantiser: Quantiser, *, seed: int
+) -> dict[str, Any]:
+    """Probe each data set, and each pair of them: {"in_scene": {set: {target: {feature: scores}}}, "transfer": ...}."""
     tables = [
-        features_of(rows, blind, split, fsq, seed=seed)
+        features_of(rows, blind, split, quantiser, seed=seed)
         for rows, blind, split in zip(sets, untrained, splits, strict=True)
     ]
     kinds: tuple[Target, ...] = ("commanded", "moved") if all(r.moved is not None for r in sets) else ("commanded",)
@@ -57,7 +60,7 @@ def probe_actions(
             for rows, split in zip(sets, splits, strict=True)
         },
         "in_scene": in_scene,
-        "transfer": {kind: transfer(sets, untrained, splits, fsq, kind, seed=seed) for kind in kinds}
+        "transfer": {kind: transfer(sets, untrained, splits, quantiser, kind, seed=seed) for kind in kinds}
         if len(sets) > 1
         else {},
     }
@@ -67,20 +70,22 @@ MLP_FEATURES = ("codes_one_hot", "code_values", "pixels_equal", "untrained_codes
 
 
 def features_of(
-    rows: StepRows, untrained: StepRows, split: Split, fsq: FSQ, *, seed: int
+    rows: StepRows, untrained: StepRows, split: Split, quantiser: Quantiser, *, seed: int
 ) -> dict[str, NDArray[np.float32]]:
     """Every feature table [R, D] of one data set, by name; components of pixels are fitted on the training rows."""
-    one_hot = one_hot_digits(rows.indices, fsq)
+    one_hot = one_hot_digits(rows.indices, quantiser)
     known = rows.difference[split.train]
-    noise = np.random.default_rng([seed, STREAM_RANDOM]).integers(int(np.prod(fsq.levels)), size=rows.indices.shape)
+    noise = np.random.default_rng([seed, STREAM_RANDOM]).integers(
+        int(np.prod(quantiser.levels)), size=rows.indices.shape
+    )
     order = np.random.default_rng([seed, STREAM_SHUFFLE]).permutation(len(rows))
     return {
         "codes_one_hot": one_hot,
-        "code_values": code_values(rows.indices, fsq),
+        "code_values": code_values(rows.indices, quantiser),
         "pixels_equal": project(known, rows.difference, one_hot.shape[1]),
         "pixels_wide": project(known, rows.difference, max(WIDE, one_hot.shape[1])),
-        "untrained_codes": one_hot_digits(untrained.indices, fsq),
-        "random_codes": one_hot_digits(noise, fsq),
+        "untrained_codes": one_hot_digits(untrained.indices, quantiser),
+        "random_codes": one_hot_digits(noise, quantiser),
         "shuffled_codes": one_hot[order],
     }
 
@@ -119,11 +124,16 @@ def _judge(
     }
 
 
+def fit_code_probe(rows: StepRows, split: Split, quantiser: Quantiser) -> LinearProbe:
+    """The linear probe from one-hot digits to what can be seen of the motion [7]."""
+    return fit_linear(one_hot_digits(rows.indices, quantiser), rows.motion, split)
+
+
 def transfer(
     sets: Sequence[StepRows],
     untrained: Sequence[StepRows],
     splits: Sequence[Split],
-    fsq: FSQ,
+    quantiser: Quantiser,
     kind: Target,
     *,
     seed: int,
@@ -143,7 +153,7 @@ def transfer(
                     [untrained[i] for i in members],
                     [splits[i] for i in members],
                     (sets[target], untrained[target], splits[target]),
-                    fsq,
+                    quantiser,
                     feature,
                     kind,
                     seed=seed,
@@ -156,7 +166,7 @@ def _transfer_to(
     blind: Sequence[StepRows],
     splits: Sequence[Split],
     target: tuple[StepRows, StepRows, Split],
-    fsq: FSQ,
+    quantiser: Quantiser,
     feature: str,
     kind: Target,
     *,
@@ -168,14 +178,14 @@ def _transfer_to(
         if feature == "pixels_equal":
             return rows.difference
         chosen = untrained.indices if feature == "untrained_codes" else rows.indices
-        return code_values(chosen, fsq) if feature == "code_values" else one_hot_digits(chosen, fsq)
+        return code_values(chosen, quantiser) if feature == "code_values" else one_hot_digits(chosen, quantiser)
 
     x = np.concatenate([table(rows, twin) for rows, twin in zip(sources, blind, strict=True)])
     y = np.concatenate([targets_of(rows, kind) for rows in sources])
     split = Split(*(np.concatenate(sides) for sides in zip(*splits, strict=True)))
     test = table(goal, goal_blind)[goal_split.test]
     if feature == "pixels_equal":
-        width = one_hot_digits(goal.indices[:1], fsq).shape[1]
+        width = one_hot_digits(goal.indices[:1], quantiser).shape[1]
         x, test = project(x[split.train], x, width), project(x[split.train], test, width)
     predicted = fit_linear(x, y, split).predict(test)
     true = targets_of(goal, kind)[goal_split.test]

@@ -7,6 +7,7 @@ up to its end. Rows are the valid steps of all clips, in clip order.
 # n clips · T frames · M latent steps · N codes per step · L digits per code · R rows (valid steps)
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +18,11 @@ from PIL import Image
 from vw2_robot.data.labelled_steps import LabelledSteps, LabelledVideo
 from vw2_robot.models.dldm import DLDM, DLDMConfig
 from vw2_robot.models.fsq import FSQ
+from vw2_robot.models.vq import VQ
 from vw2_robot.pixels import to_model_range
 from vw2_robot.probes import principal_components
 
+Quantiser = FSQ | VQ
 DIFFERENCE_PX = 16
 SETTLING_BATCHES = 30
 
@@ -40,6 +43,11 @@ class StepRows:
 
     def __len__(self) -> int:
         return len(self.clip)
+
+    @property
+    def motion(self) -> NDArray[np.float64]:
+        """What can be seen of the motion [R, 7]: how the hand moved; what was commanded where that is not known."""
+        return self.commanded if self.moved is None else self.moved
 
 
 def step_rows(
@@ -89,16 +97,17 @@ def shrink(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.stack(small) / 255
 
 
-def one_hot_digits(indices: NDArray[np.int64], fsq: FSQ) -> NDArray[np.float32]:
-    """Codes [R, N] -> every digit of every slot as one-hot [R, N * sum(levels)]."""
-    digits = fsq.digits_of(torch.from_numpy(indices)).numpy()
-    parts = [digits[..., i, None] == np.arange(level) for i, level in enumerate(fsq.levels)]
+def one_hot_digits(indices: NDArray[np.int64], quantiser: Quantiser) -> NDArray[np.float32]:
+    """Codes [R, N] -> every digit of every slot as one-hot [R, N * sum(levels)]; a learned codebook has one digit."""
+    levels = quantiser.levels
+    parts = [indices[..., None] // math.prod(levels[:i]) % level == np.arange(level) for i, level in enumerate(levels)]
     return np.concatenate(parts, axis=-1).reshape(len(indices), -1).astype(np.float32)
 
 
-def code_values(indices: NDArray[np.int64], fsq: FSQ) -> NDArray[np.float32]:
-    """Codes [R, N] -> their values in [-1, 1], [R, N * L]."""
-    return fsq.codes_of(torch.from_numpy(indices)).numpy().reshape(len(indices), -1).astype(np.float32)
+@torch.no_grad()
+def code_values(indices: NDArray[np.int64], quantiser: Quantiser) -> NDArray[np.float32]:
+    """Codes [R, N] -> their values [R, N * L]; those of FSQ lie in [-1, 1]. `quantiser` is on the CPU."""
+    return quantiser.codes_of(torch.from_numpy(indices)).numpy().reshape(len(indices), -1).astype(np.float32)
 
 
 def project(fitted_on: NDArray[np.float32], features: NDArray[np.float32], width: int) -> NDArray[np.float32]:

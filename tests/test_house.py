@@ -34,6 +34,7 @@ WRAPPED = {
     "transformers": {"models/backbone.py"},
     "hydra": {"cli.py", "rollouts/config.py"},  # rollouts: opens the benchmark that a yaml file names
     "matplotlib": {"rollouts/curves.py"},
+    "umap": {"pretrain/latent_map.py"},
     "jinja2": {"rollouts/report.py", "doctor/data_report.py"},
     "imageio_ffmpeg": {
         "rollouts/video.py",
@@ -57,6 +58,7 @@ DISTRIBUTION = {
     "reverb": "dm-reverb",
     "tensorflow_datasets": "tensorflow-datasets",
     "pybullet_data": "pybullet",
+    "umap": "umap-learn",
     "imageio_ffmpeg": "imageio-ffmpeg",
 }
 

@@ -221,6 +221,53 @@ def score_r2(
     return scores
 
 
+def score_correlation(
+    true: NDArray[np.floating[Any]],
+    found: NDArray[np.floating[Any]],
+    group_n: NDArray[np.integer[Any]],
+    names: Sequence[str],
+    *,
+    rng: np.random.Generator,
+) -> dict[str, dict[str, Any]]:
+    """Pearson's correlation of each column and their mean (`mean`), with 95 % intervals over groups.
+
+    {name: {"correlation": value, "ci95": [low, high]}}; None where a column does not vary.
+    """
+    x, y = true.astype(np.float64), found.astype(np.float64)
+    table = np.concatenate([x, y, x**2, y**2, x * y, np.ones((len(x), 1))], axis=1)
+    sums, drawn = resample_groups(sum_by_group(table, group_n), rng=rng)
+    whole, parts = _correlations(sums[None], len(names))[0], _correlations(drawn, len(names))
+    scores = {name: _entry(whole[a], parts[:, a], key="correlation") for a, name in enumerate(names)}
+    return scores | {"mean": _entry(whole.mean(), parts.mean(1), key="correlation")}
+
+
+def _correlations(sums: Floats, columns: int) -> Floats:
+    """Correlations [S, A] from sums [S, 5A + 1] of x, y, x squared, y squared, x y and 1."""
+    x, y, xx, yy, xy = (sums[:, i * columns : (i + 1) * columns] for i in range(5))
+    n = sums[:, -1:]
+    spread_x, spread_y = xx - x**2 / n, yy - y**2 / n
+    known = (spread_x > 1e-9 * np.maximum(xx, 1e-12)) & (spread_y > 1e-9 * np.maximum(yy, 1e-12))
+    size = np.sqrt(np.where(known, spread_x * spread_y, 1.0))
+    return np.where(known, (xy - x * y / n) / size, np.nan)
+
+
+def score_ratio(
+    above: NDArray[np.floating[Any]],
+    below: NDArray[np.floating[Any]],
+    group_n: NDArray[np.integer[Any]],
+    *,
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    """Mean of `above` [n] over mean of `below` [n], with its 95 % interval over groups: {"ratio", "ci95"}."""
+    table = np.stack([above, below], axis=1).astype(np.float64)
+    sums, drawn = resample_groups(sum_by_group(table, group_n), rng=rng)
+    whole, parts = (
+        np.where(pair[..., 1] > 0, pair[..., 0] / np.where(pair[..., 1] > 0, pair[..., 1], 1), np.nan)
+        for pair in (sums, drawn)
+    )
+    return _entry(float(whole), parts, key="ratio")
+
+
 def _r2(sums: Floats, columns: int) -> Floats:
     """R2 [S, A] from sums [S, 3A + 1] of squared error, y, y squared and 1."""
     error, total, square = (sums[:, i * columns : (i + 1) * columns] for i in range(3))
@@ -229,9 +276,9 @@ def _r2(sums: Floats, columns: int) -> Floats:
     return np.where(known, 1 - error / np.where(known, spread, 1.0), np.nan)
 
 
-def _entry(value: float, samples: Floats) -> dict[str, Any]:
+def _entry(value: float, samples: Floats, *, key: str = "r2") -> dict[str, Any]:
     low, high = interval95(samples)
-    return {"r2": finite(value), "ci95": [finite(low), finite(high)]}
+    return {key: finite(value), "ci95": [finite(low), finite(high)]}
 
 
 def finite(value: float) -> float | None:

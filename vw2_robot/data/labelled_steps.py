@@ -51,7 +51,7 @@ class LabelledVideo:
 
 @dataclass(frozen=True, eq=False)
 class LabelledSteps:
-    """Clips that cover every episode once, without overlap, and the motion of their steps.
+    """Clips of labelled video, and the motion of their steps.
 
     episode [n]: index in the frame cache; frames [n, T]; valid [n, M]: steps that are wholly inside the episode.
     commanded, moved [n, M, 7]: zero where not valid.
@@ -62,6 +62,11 @@ class LabelledSteps:
     valid: NDArray[np.bool_]
     commanded: NDArray[np.float64]
     moved: NDArray[np.float64] | None
+
+    @property
+    def motion(self) -> NDArray[np.float64]:
+        """What can be seen of the motion [n, M, 7]: `moved`, or `commanded` where that is not known."""
+        return self.commanded if self.moved is None else self.moved
 
 
 def open_labelled_calvin(
@@ -137,9 +142,11 @@ def cut_steps(
     frames: int,
     stride: int,
     target_hz: float | None = None,
-    gap_s: float | None = None,
+    every: int | None = None,
 ) -> LabelledSteps:
-    """Cut every episode into clips of `frames` frames, one after the other, and say what happened in each step.
+    """Cut every episode into clips of `frames` frames and say what happened in each step.
+
+    Clips follow one another without overlap, or begin at `every`-th clip frame.
 
     Raises:
         InputError: no episode is long enough for one step.
@@ -150,11 +157,10 @@ def cut_steps(
         windows = make_windows(
             episode.length,
             frames=frames,
-            cache_stride=span,
+            cache_stride=every or span,
             hz=episode.hz,
             stride_s=stride,
             target_hz=target_hz,
-            gap_s=gap_s,
         )
         pieces.append((np.full(len(windows.start), index), windows.frames, windows.valid))
     episode_n, frames_nT, valid_nM = (np.concatenate(parts) for parts in zip(*pieces, strict=True))

@@ -1,0 +1,100 @@
+"""The main numbers of a latent report as markdown tables; every number with its 95 % interval over demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+FEATURES = {
+    "codes_one_hot": "codes, one-hot digits",
+    "code_values": "codes, values",
+    "pixels_equal": "pixel difference, as wide",
+    "pixels_wide": "pixel difference, wider",
+    "untrained_codes": "codes of an untrained encoder",
+    "random_codes": "random codes",
+    "shuffled_codes": "shuffled codes",
+}
+"""What `probe` compares, in the order of the tables."""
+
+
+def latent_tables(report: Mapping[str, Any]) -> str:
+    """All tables of a report."""
+    parts = [_probe_table(report, name, kind) for name, kinds in report["probe"]["in_scene"].items() for kind in kinds]
+    parts += [_transfer_table(kind, tables) for kind, tables in report["probe"]["transfer"].items()]
+    parts += [_swap_table(report["swap"]), _nuisance_table(report["nuisance"]), _map_table(report["map"])]
+    codes = report["codes"]
+    parts.append(f"Codes: {codes['used']} used, {codes['dead']} never, perplexity {codes['perplexity']:.1f}.\n")
+    return "\n".join(parts)
+
+
+def cell(entry: Mapping[str, Any], key: str) -> str:
+    """A number with its interval, "–" where there is none."""
+    if entry[key] is None:
+        return "–"
+    low, high = entry["ci95"]
+    return f"{entry[key]:.2f}" if low is None else f"{entry[key]:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A markdown table."""
+    return "".join("| " + " | ".join(line) + " |\n" for line in [head, ["---"] * len(head), *body])
+
+
+def _probe_table(report: Mapping[str, Any], name: str, kind: str) -> str:
+    scores = report["probe"]["in_scene"][name][kind]
+    columns = list(scores["codes_one_hot"]["linear"])
+    widths = report["probe"]["widths"]
+    body = [
+        [f"{words} ({widths[feature]})", form, *(cell(scores[feature][form][column], "r2") for column in columns)]
+        for feature, words in FEATURES.items()
+        for form in scores[feature]
+    ]
+    said = f"R2 of the motion ({kind}) of a step, {name}, on {report['probe']['rows'][name]['test']} steps:\n\n"
+    return said + table(["features (width)", "probe", *columns], body)
+
+
+def _transfer_table(kind: str, tables: Mapping[str, Any]) -> str:
+    goals = list(next(iter(tables["codes_one_hot"].values())))
+    body = [
+        [FEATURES[feature], source, *(cell(row[goal]["translation"], "r2") if goal in row else "–" for goal in goals)]
+        for feature, sources in tables.items()
+        for source, row in sources.items()
+    ]
+    return f"R2 of the translation ({kind}), fitted in one data set (rows), judged in another:\n\n" + table(
+        ["features", "fitted in", *goals], body
+    )
+
+
+def _swap_table(swaps: Sequence[Mapping[str, Any]]) -> str:
+    columns = ("follows_donor", "follows_own", "follows_third", "own_codes", "ceiling")
+    body = [
+        [f"{s['first']}, codes of {s['donor']}", str(s["pairs"]), *(cell(s[c]["mean"], "correlation") for c in columns)]
+        for s in swaps
+    ]
+    head = ["first frames", "pairs", "donor's motion", "own motion", "a third clip's", "own codes", "true clips"]
+    return "Swap test, correlation of the motion read off the decoded clip:\n\n" + table(head, body)
+
+
+def _nuisance_table(nuisance: Mapping[str, Any]) -> str:
+    columns = ("pixel_change", "to_actions", "sensitivity", "on_action", "phantom_motion")
+    body = [
+        [name, kind, *(cell(entry[c], "ratio") if c in entry else "–" for c in columns)]
+        for name, found in nuisance.items()
+        for kind, entry in found["kinds"].items()
+    ]
+    return "Nothing acts, but camera or light change (ratios to actions):\n\n" + table(
+        ["data set", "kind", *(c.replace("_", " ") for c in columns)], body
+    )
+
+
+def _map_table(found: Mapping[str, Any]) -> str:
+    body = [
+        [feature, known, asked, cell(entry["accuracy"], "ratio"), cell(entry["commonest"], "ratio")]
+        for feature, sources in found["neighbours"].items()
+        for known, row in sources.items()
+        for asked, entry in row.items()
+    ]
+    silhouettes = ", ".join(f"by {name} {value}" for name, value in found["silhouette"].items())
+    return f"Direction by the nearest neighbours' majority (silhouettes: {silhouettes}):\n\n" + table(
+        ["features", "neighbours in", "asked in", "right", "always the commonest"], body
+    )
