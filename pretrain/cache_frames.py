@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -14,21 +15,43 @@ from vw2_robot.data.frames import FrameCache, cache_frames
 from vw2_robot.data.mixtures import open_mixture
 from vw2_robot.data.openx import find_source
 from vw2_robot.data.rlds import RldsSource
+from vw2_robot.errors import InputError
 
 from .config import DataConfig, Pretrain
 
 
 def open_sources(data: DataConfig) -> list[tuple[EpisodeSource, float]]:
-    """The data sets that the configuration names, each with its weight; no episode is read."""
+    """The data sets that the configuration names, each with its weight; no episode is read.
+
+    Raises:
+        InputError: one of them cannot be opened, or two have the same name.
+    """
     assert data.path is not None
     if data.mixture is not None:
+        assert isinstance(data.path, str)
         members = open_mixture(data.mixture, data.path)
         return [(member.open(splits=data.splits, max_bad=data.max_bad), member.weight) for member in members]
-    if "://" in data.path or recognise(Path(data.path)) == "rlds" or data.source is not None:
+    paths = data.path if isinstance(data.path, list) else [data.path]
+    sources = [_open(path, data) for path in paths]
+    same = [name for name, count in Counter(source.name for source in sources).items() if count > 1]
+    if same:
+        raise InputError(
+            f"data.path={paths}: more than one data set is called {', '.join(same)}; episodes are told apart by the "
+            "names of their data sets, so rename a folder"
+        )
+    return [(source, 1.0) for source in sources]
+
+
+def _open(path: str, data: DataConfig) -> EpisodeSource:
+    if "://" in path or recognise(Path(path)) == "rlds" or data.source is not None:
         row = find_source(data.source) if data.source is not None else None
-        rlds = RldsSource(data.path, splits=data.splits, source=row, image_key=data.image_key, max_bad=data.max_bad)
-        return [(rlds, 1.0)]
-    return [(open_source(data.path, image_key=data.image_key), 1.0)]
+        return RldsSource(path, splits=data.splits, source=row, image_key=data.image_key, max_bad=data.max_bad)
+    return open_source(path, image_key=data.image_key)
+
+
+def _identity(path: str) -> str:
+    """A name for the data that does not depend on the working directory."""
+    return path if "://" in path else str(Path(path).resolve())
 
 
 def heads(source: EpisodeSource, *, limit: int | None) -> Iterator[Episode]:
@@ -65,7 +88,7 @@ def cache_sources(config: Pretrain, out: Path) -> FrameCache:
             aspect=data.aspect,
             max_bad=data.max_bad,
             description={
-                "path": str(data.path) if "://" in str(data.path) else str(Path(str(data.path)).resolve()),
+                "path": [_identity(p) for p in data.path] if isinstance(data.path, list) else _identity(str(data.path)),
                 "mixture": data.mixture,
                 "splits": list(data.splits),
                 "source": data.source,

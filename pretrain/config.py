@@ -31,8 +31,9 @@ Stage = Literal["vdm", "dldm", "latents", "policy"]
 class DataConfig:
     """Where the video comes from and how it is cut."""
 
-    path: str | None = None
-    """a data set of any format that `vw2_robot.data.formats` knows; with `mixture`: the folder or bucket of the sets"""
+    path: str | list[str] | None = None
+    """a data set of any format that `vw2_robot.data.formats` knows, or a list of them with different names; with
+    `mixture`: the folder or bucket of the sets"""
     mixture: str | None = None
     """octo, openvla, videoworld2, or a yaml file with `name: weight`: many Open-X sets below `path`"""
     source: str | None = None
@@ -63,6 +64,11 @@ class DataConfig:
         for name in ("cache_episodes", "shuffle_mb"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"data.{name} must be at least 1, found {value}")
+        if isinstance(self.path, list) and (not self.path or self.mixture is not None or self.source is not None):
+            raise ValueError(
+                f"data.path is a list of {len(self.path)}; give at least one data set, and neither data.mixture nor "
+                "data.source with a list, since those speak of one folder"
+            )
         if self.decode_threads < 0:
             raise ValueError(f"data.decode_threads must not be negative, found {self.decode_threads}")
         if self.stream and self.path is None:

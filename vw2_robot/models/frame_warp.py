@@ -26,8 +26,8 @@ class FrameWarp(nn.Module):
         super().__init__()
         self.frames_per_step = frames_per_step
         self.flow = nn.Conv2d(width, 2 * frames_per_step, 3, padding=1)
-        nn.init.zeros_(self.flow.weight)
-        nn.init.zeros_(self.flow.bias)
+        for parameter in self.flow.parameters():
+            nn.init.zeros_(parameter)
 
     def fields(self, features: Float[Tensor, "B K C h w"]) -> Float[Tensor, "B T1 2 h w"]:
         """Where frames 1 .. T-1 look in the first frame: (x, y) offsets in half picture widths, on the coarse grid."""

@@ -1,0 +1,36 @@
+import numpy as np
+import pytest
+
+from vw2_robot.data.calvin_writer import CalvinWriter
+from vw2_robot.errors import InputError
+from vw2_robot.pretrain.cache_frames import open_sources
+from vw2_robot.pretrain.config import DataConfig
+
+
+def write_calvin(root, *, scene):
+    writer = CalvinWriter(root, "training")
+    arrays = {
+        "rgb_static": np.zeros((2, 4, 4, 3), np.uint8), "actions": np.zeros((2, 7)), "rel_actions": np.zeros((2, 7)),
+        "robot_obs": np.zeros((2, 15)), "scene_obs": np.zeros((2, 24)),
+    }  # fmt: skip
+    writer.write_episode(arrays, first_frame=0, task="open_drawer", instruction="pull", scene=scene)
+    writer.finish()
+    return str(root)
+
+
+def test_several_data_sets_are_opened_side_by_side(tmp_path):
+    paths = [write_calvin(tmp_path / scene, scene=scene) for scene in "AD"]
+    sources = open_sources(DataConfig(path=paths))
+    assert [(source.name, weight) for source, weight in sources] == [("calvin_A", 1.0), ("calvin_D", 1.0)]
+
+
+def test_two_data_sets_of_one_name_are_refused_since_their_episodes_could_not_be_told_apart(tmp_path):
+    paths = [write_calvin(tmp_path / name, scene="A") for name in ("first", "second")]
+    with pytest.raises(InputError, match=r"more than one data set is called calvin_A"):
+        open_sources(DataConfig(path=paths))
+
+
+@pytest.mark.parametrize("more", [{"mixture": "octo"}, {"source": "bridge_dataset"}])
+def test_a_list_of_paths_goes_with_no_setting_that_speaks_of_one_folder(more):
+    with pytest.raises(ValueError, match="a list of 2"):
+        DataConfig(path=["A", "B"], **more)
