@@ -1,15 +1,21 @@
 """Stage `latents`: clips -> latent cache, with the trained dLDM.
 
-    vw2-extract-latents data=bridge_sample data.path=DIR model=tiny run_dir=runs/first
+    vw2-extract-latents data=bridge_sample data.path=DIR model=tiny run_dir=runs/first workers=4
 
-Every window is encoded from its own first frame (method 2.5). The index reports how often the cheaper alternative,
-slicing the codes of one encoding of the whole clip, would have given the same codes. Written in shards; a killed run
-goes on.
+Every window is encoded from its own first frame (method 2.5). Log and index report how often the cheaper alternative,
+slicing the codes of one encoding of the whole clip, would have given the same codes. Written in shards, by several
+processes if asked; a killed run goes on, with any number of them.
 """
 
 # n windows · T frames · M latent steps · N codes per step
 from __future__ import annotations
 
+import multiprocessing
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from vw2_robot.checkpoint import load_checkpoint
+from vw2_robot.checkpoint import load_checkpoint, write_text
 from vw2_robot.cli import program
 from vw2_robot.config_tree import differing_keys
 from vw2_robot.data.clips import effective_hz, make_windows
@@ -31,7 +37,7 @@ from vw2_robot.runs import mark, read_mark
 from .config import Pretrain, finished_stage, open_frames
 from .train_dldm import encoder_hash
 
-EPISODES_PER_SHARD = 256
+EPISODES_PER_SHARD = 64
 
 
 def extract_latents(config: Pretrain) -> None:
@@ -42,47 +48,116 @@ def extract_latents(config: Pretrain) -> None:
     if (folder / "index.json").is_file():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    device = config.hardware.torch_device()
     frames = open_frames(config)
-    dldm = DLDM(config.dldm)
-    load_checkpoint(finished_stage(config, "dldm"), kind="dldm").load_into(dldm=dldm)
+    dldm, checkpoint = _teacher(config)
     identity = {"encoder_hash": encoder_hash(dldm), "frames_digest": frames.digest}
-    _check_plan(folder, identity | asked)
-    mark(folder / "plan.json", identity | asked)
-    dldm = dldm.to(device).eval()
-    shards = -(-len(frames.episodes) // EPISODES_PER_SHARD)
-    missing = missing_shards(folder, shards)
-    with tqdm(desc="latents", total=shards, initial=shards - len(missing), unit="shard", disable=None) as bar:
-        for number in missing:
-            first = number * EPISODES_PER_SHARD
-            episodes = range(first, min(first + EPISODES_PER_SHARD, len(frames.episodes)))
-            write_shard(folder, number, _encode_episodes(config, dldm, frames, episodes, device))
+    plan = identity | asked | {"episodes_per_shard": EPISODES_PER_SHARD}
+    _check_plan(folder, plan)
+    mark(folder / "plan.json", plan)
+    shards = [
+        range(first, min(first + EPISODES_PER_SHARD, len(frames.episodes)))
+        for first in range(0, len(frames.episodes), EPISODES_PER_SHARD)
+    ]
+    missing = missing_shards(folder, len(shards))
+    with tqdm(desc="latents", total=len(shards), initial=len(shards) - len(missing), unit="shard", disable=None) as bar:
+        for _ in _write_shards(Encoder(config, dldm, frames), checkpoint, {n: shards[n] for n in missing}):
             bar.update()
-    windows = read_shards(folder, shards)
-    used = np.unique(windows.codes[windows.valid])
-    finish(
-        folder,
-        shards=shards,
-        facts=identity
-        | {
-            "levels": list(config.dldm.fsq_levels),
-            "stride": config.dldm.stride,
-            "steps": config.dldm.steps,
-            "cache_stride": config.extract_latents.cache_stride,
-            "hz": sorted({effective_hz(e.hz, config.data.target_hz) for e in frames.episodes}),
-            "windows": len(windows),
-            "codes_used": len(used),
-            "slice_agreement": slice_agreement(
-                windows, stride=config.dldm.stride, cache_stride=config.extract_latents.cache_stride
-            ),
-        },
-    )
-    facts = read_mark(folder / "index.json") or {}
-    print(
-        f"latents: {len(windows)} windows, {len(used)} different codes, "
-        f"slicing would agree on {facts['slice_agreement']} of the comparable codes",
-        flush=True,
-    )
+    windows = read_shards(folder, len(shards))
+    finish(folder, shards=len(shards), facts=identity | _facts(config, frames, windows))
+    _say(folder, read_mark(folder / "index.json") or {})
+
+
+def _teacher(config: Pretrain) -> tuple[DLDM, Path]:
+    """The trained dLDM and its checkpoint."""
+    path = finished_stage(config, "dldm")
+    dldm = DLDM(config.dldm)
+    load_checkpoint(path, kind="dldm").load_into(dldm=dldm)
+    return dldm, path
+
+
+class Encoder:
+    """What a process needs to write shards."""
+
+    def __init__(self, config: Pretrain, dldm: DLDM, frames: FrameCache) -> None:
+        self.config, self.frames = config, frames
+        self.device = config.hardware.torch_device()
+        self.dldm = dldm.to(self.device).eval()
+
+    def write(self, number: int, episodes: range) -> None:
+        """Encode these episodes and write shard `number`."""
+        windows = _encode_episodes(self.config, self.dldm, self.frames, episodes, self.device)
+        write_shard(self.config.stage_dir("latents"), number, windows)
+
+
+def _write_shards(encoder: Encoder, checkpoint: Path, missing: dict[int, range]) -> Iterator[None]:
+    """Write the missing shards, here or in `config.workers` processes; yields after each.
+
+    Raises:
+        InputError: a process met one, or died.
+    """
+    config = encoder.config
+    workers = min(config.workers, len(missing))
+    if workers <= 1:
+        for number, episodes in missing.items():
+            encoder.write(number, episodes)
+            yield
+        return
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, torch.get_num_threads() // workers)
+    arguments = (config, checkpoint, encoder.frames.path, threads)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_open_encoder, initargs=arguments)
+    try:
+        for future in as_completed([pool.submit(_write_one, *job) for job in missing.items()]):
+            yield future.result()
+    except BrokenProcessPool:
+        raise InputError(
+            "a process that encodes latents died; finished shards are kept. Often this is memory: start again with "
+            f"fewer than workers={workers}"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_encoder: Encoder | None = None
+
+
+def _open_encoder(config: Pretrain, checkpoint: Path, frames: Path, threads: int) -> None:
+    global _encoder
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    torch.set_num_threads(threads)
+    dldm = DLDM(config.dldm)
+    load_checkpoint(checkpoint, kind="dldm").load_into(dldm=dldm)
+    _encoder = Encoder(replace(config, hardware=replace(config.hardware, threads=threads)), dldm, FrameCache(frames))
+
+
+def _write_one(number: int, episodes: range) -> None:
+    assert _encoder is not None
+    _encoder.write(number, episodes)
+
+
+def _facts(config: Pretrain, frames: FrameCache, windows: LatentWindows) -> dict[str, object]:
+    """What index.json says of the windows."""
+    stride, cache_stride = config.dldm.stride, config.extract_latents.cache_stride
+    return {
+        "levels": list(config.dldm.fsq_levels),
+        "stride": stride,
+        "steps": config.dldm.steps,
+        "cache_stride": cache_stride,
+        "hz": sorted({effective_hz(e.hz, config.data.target_hz) for e in frames.episodes}),
+        "windows": len(windows),
+        "codes_used": len(np.unique(windows.codes[windows.valid])),
+        "slice_agreement": slice_agreement(windows, stride=stride, cache_stride=cache_stride),
+    }
+
+
+def _say(folder: Path, facts: dict[str, object]) -> None:
+    agreement = facts["slice_agreement"]
+    compared = "no code could be compared with slicing (windows of one step, or starts that never meet)"
+    if isinstance(agreement, float):
+        compared = f"slicing instead of encoding every window would give {100 * agreement:.1f} % of the codes alike"
+    line = f"latents: {facts['windows']} windows, {facts['codes_used']} different codes; {compared}"
+    print(line, flush=True)
+    write_text(folder / "log.txt", line + "\n")
 
 
 def _check_plan(folder: Path, plan: dict[str, object]) -> None:

@@ -1,16 +1,21 @@
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 
+from vw2_robot.checkpoint import load_checkpoint, save_checkpoint
 from vw2_robot.data.episodes import Episode
 from vw2_robot.data.frames import FrameCache, cache_frames
-from vw2_robot.data.latents import LatentWindows
+from vw2_robot.data.latents import LatentWindows, missing_shards
+from vw2_robot.errors import InputError
 from vw2_robot.models.causal_video import LevelConfig, StemConfig
 from vw2_robot.models.dldm import DLDM, DLDMConfig, QFormerConfig
 from vw2_robot.pixels import to_model_range
-from vw2_robot.pretrain.config import LatentsConfig
-from vw2_robot.pretrain.extract_latents import _encode_episodes, slice_agreement
+from vw2_robot.pretrain.config import DataConfig, LatentsConfig, Pretrain
+from vw2_robot.pretrain.extract_latents import Encoder, _encode_episodes, _say, _write_shards, slice_agreement
+from vw2_robot.runs import Hardware
 
 CONFIG = DLDMConfig(
     frames=9,
@@ -74,3 +79,74 @@ def test_slicing_is_not_judged_where_windows_never_coincide():
     assert slice_agreement(windows, stride=4, cache_stride=3) is None
     assert slice_agreement(cached([[1], [2]], [2]), stride=4, cache_stride=4) is None
     assert slice_agreement(cached([[1, 2], [2, 3]], [1, 1]), stride=4, cache_stride=4) is None
+
+
+@pytest.fixture
+def dldm_stage(tmp_path):
+    """A trained dLDM and a frame cache of ten episodes: what the stage begins with."""
+    rng = np.random.default_rng(0)
+    cache_frames(
+        (
+            Episode("noise", str(n), "", 5.0, tuple(rng.integers(0, 256, (9 + n % 3, 8, 8, 3), dtype=np.uint8)))
+            for n in range(10)
+        ),
+        tmp_path / "frames",
+        height=8,
+        width=8,
+        description={},
+    )
+    torch.manual_seed(0)
+    save_checkpoint(tmp_path / "dldm", kind="dldm", config={}, modules={"dldm": DLDM(CONFIG)})
+    return tmp_path
+
+
+def encoder(folder, *, workers):
+    config = Settings(str(folder), workers)
+    dldm = DLDM(CONFIG)
+    load_checkpoint(folder / "dldm", kind="dldm").load_into(dldm=dldm)
+    (folder / "latents").mkdir(exist_ok=True)
+    return Encoder(config, dldm, FrameCache(folder / "frames"))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What of a `Pretrain` this stage reads when it writes shards."""
+
+    run_dir: str
+    workers: int
+    dldm: DLDMConfig = CONFIG
+    extract_latents: LatentsConfig = field(default_factory=lambda: LatentsConfig(cache_stride=3, batch=4))
+    data: DataConfig = field(default_factory=DataConfig)
+    hardware: Hardware = field(default_factory=lambda: Hardware("cpu", threads=1))
+    stage_dir = Pretrain.stage_dir
+
+
+def test_several_processes_write_the_shards_of_one_and_a_partial_cache_is_continued(dldm_stage):
+    jobs = {number: range(3 * number, min(3 * number + 3, 10)) for number in range(4)}
+    for _ in _write_shards(encoder(dldm_stage, workers=1), dldm_stage / "dldm", jobs):
+        pass
+    folder = dldm_stage / "latents"
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert sorted(whole) == [f"windows-0000{number}.npz" for number in range(4)]
+    for number in (0, 2, 3):
+        (folder / f"windows-0000{number}.npz").unlink()
+    missing = {number: jobs[number] for number in missing_shards(folder, 4)}
+    for _ in _write_shards(encoder(dldm_stage, workers=2), dldm_stage / "dldm", missing):
+        pass
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+
+
+def test_trouble_in_a_process_is_named(dldm_stage):
+    (dldm_stage / "frames" / "shard-00000.npy").unlink()
+    jobs = {0: range(3), 1: range(3, 6)}
+    with pytest.raises(InputError, match="is missing or cut off"):
+        list(_write_shards(encoder(dldm_stage, workers=2), dldm_stage / "dldm", jobs))
+
+
+def test_log_and_index_say_how_slicing_compares(tmp_path, capsys):
+    facts = {"windows": 7, "codes_used": 3, "slice_agreement": 0.25}
+    _say(tmp_path, facts)
+    assert "would give 25.0 % of the codes alike" in (tmp_path / "log.txt").read_text()
+    assert capsys.readouterr().out == (tmp_path / "log.txt").read_text()
+    _say(tmp_path, facts | {"slice_agreement": None})
+    assert "no code could be compared" in capsys.readouterr().out
