@@ -98,8 +98,7 @@ def fed_codes(
         return policy.decode(prompt, steps=config.latent_steps).codes_BHN
     fed = torch.from_numpy(windows.codes[rows]).to(device)
     if len(own_rows):
-        chosen = Prompt(*(None if part is None else part[own_rows] for part in prompt))
-        fed[own_rows] = policy.decode(chosen, steps=config.latent_steps).codes_BHN
+        fed[own_rows] = policy.decode(prompt.rows(own_rows), steps=config.latent_steps).codes_BHN
     return fed
 
 

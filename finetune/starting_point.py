@@ -71,9 +71,9 @@ def load_pretrained(path: str) -> tuple[LatentPolicy, DLDM, dict[str, Any]]:
     checkpoint = policy_checkpoint(path)
     if checkpoint.config.get("dldm") is None:
         raise InputError(f"{checkpoint.path} has no dLDM, it was trained from scratch; give a pre-trained policy")
-    policy = LatentPolicy(config_from(PolicyConfig, checkpoint.config["policy"]), generator=generator(0, 0))
+    policy = LatentPolicy.of_checkpoint(checkpoint)
     dldm = DLDM(config_from(DLDMConfig, checkpoint.config["dldm"]))
-    checkpoint.load_into(policy=policy, dldm=dldm)
+    checkpoint.load_into(dldm=dldm)
     return policy, dldm, checkpoint.facts
 
 

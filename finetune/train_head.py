@@ -147,7 +147,7 @@ def _save(
         },
         files={
             "stats": {"calvin": material.train.statistics.to_json()},
-            "tokens": policy.backbone.vocabulary.to_json(),
+            **policy.files(),
         },
         optimizer=optimizer,
     )

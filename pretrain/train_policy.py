@@ -52,9 +52,9 @@ class PolicyBatches:
         return words, to_model_range(self.images(rows).to(device)), codes, valid
 
 
-def build_policy(config: Pretrain) -> LatentPolicy:
-    """An untrained policy; the weights depend on the seed alone."""
-    return LatentPolicy(config.policy, generator=generator(config.seed, 0, stream=STREAM_INIT))
+def build_policy(config: Pretrain, dldm: DLDM) -> LatentPolicy:
+    """A policy before latent pre-training; what is random in it depends on the seed alone."""
+    return LatentPolicy(config.policy, generator=generator(config.seed, 0, stream=STREAM_INIT), dldm=dldm)
 
 
 def train_policy(config: Pretrain) -> None:
@@ -91,7 +91,7 @@ def train_policy(config: Pretrain) -> None:
     cache = LatentCache(config.stage_dir("latents"), encoder_hash=encoder_hash(dldm), frames_digest=frames.digest)
     train = PolicyBatches(cache.of_episodes(train_ids), frames, image_px=config.policy.image_px)
     held_out = PolicyBatches(cache.of_episodes(validation_ids), frames, image_px=config.policy.image_px)
-    policy = build_policy(config).to(device)
+    policy = build_policy(config, dldm).to(device)
     optimizer = build_optimizer(policy.parameters(), loop.optim)
     if run.checkpoint is not None:
         load_checkpoint(run.checkpoint, kind="policy").load_into(policy=policy)
@@ -110,7 +110,7 @@ def train_policy(config: Pretrain) -> None:
                     "latent_hz": cache.facts["hz"],
                     "pretraining": {"frames_digest": frames.digest, "windows": len(train.windows)},
                 },
-                files={"tokens": policy.backbone.vocabulary.to_json()},
+                files=policy.files(),
                 optimizer=optimizer,
             ),
         )

@@ -31,7 +31,8 @@ WRAPPED = {
     "pybullet_data": {"envs/make_assets.py", "envs/physics.py"},
     "diffusers": {"models/cosmos.py"},
     "peft": {"models/cosmos.py"},
-    "transformers": {"models/backbone.py"},
+    "transformers": {"models/backbone.py", "models/pretrained.py", "models/kv_cache.py"},
+    "tokenizers": {"models/pretrained.py"},
     "hydra": {"cli.py", "rollouts/config.py"},  # rollouts: opens the benchmark that a yaml file names
     "matplotlib": {"rollouts/curves.py"},
     "umap": {"pretrain/latent_map.py"},

@@ -35,7 +35,7 @@ from vw2_robot.data.statistics import ActionStatistics
 from vw2_robot.errors import InputError
 from vw2_robot.models.acting import act
 from vw2_robot.models.action_head import ActionHead, ActionHeadConfig
-from vw2_robot.models.ar_policy import LatentPolicy, PolicyConfig
+from vw2_robot.models.ar_policy import LatentPolicy
 from vw2_robot.models.dldm import DLDMConfig
 from vw2_robot.pixels import to_model_range
 
@@ -127,14 +127,14 @@ class VW2Agent:
             )
         _check_complete(checkpoint)
         config = checkpoint.config
-        policy = LatentPolicy(config_from(PolicyConfig, config["policy"]), generator=torch.Generator().manual_seed(0))
+        policy = LatentPolicy.of_checkpoint(checkpoint)
         head = ActionHead(
             config_from(ActionHeadConfig, config["head"]),
             width=policy.backbone.width,
             queries=policy.config.queries,
             stride=_stride(config),
         )
-        checkpoint.load_into(policy=policy, head=head)
+        checkpoint.load_into(head=head)
         statistics = ActionStatistics.from_json(_only(checkpoint.files["stats"], checkpoint.path))
         _check_range(statistics, checkpoint.path)
         stored = config.get("temporal_ensemble")

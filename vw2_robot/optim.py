@@ -66,16 +66,21 @@ def build_optimizer(
 ) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices only (not on biases, norms, embeddings of one dimension).
 
+    A parameter with a true attribute `no_weight_decay` is not decayed either: a table of which some rows stay frozen.
     `fast` parameters (a new head, say) get `fast_mult` times the learning rate.
     """
     groups = []
     for members, multiplier in ((list(parameters), 1.0), (list(fast), fast_mult)):
         for decayed in (True, False):
-            chosen = [p for p in members if p.requires_grad and (p.ndim >= 2) == decayed]
+            chosen = [p for p in members if p.requires_grad and _decays(p) == decayed]
             if chosen:
                 decay = config.weight_decay if decayed else 0.0
                 groups.append({"params": chosen, "weight_decay": decay, "lr_mult": multiplier})
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2))
+
+
+def _decays(parameter: nn.Parameter) -> bool:
+    return parameter.ndim >= 2 and not getattr(parameter, "no_weight_decay", False)
 
 
 def learning_rate(step: int, config: OptimConfig, *, total_steps: int) -> float:

@@ -8,12 +8,12 @@ step-major, slot-minor. Batches are padded on the left, so that the latent posit
 The state at the token *before* z_k^n predicts it; the N states that predict step k are what the action head reads.
 """
 
-# B batch · S sequence · P prompt length · H latent steps · N codes per step · D width · V codes
+# B batch · S sequence · P prompt length · H latent steps · N codes per step · D width · V codes · n picture tokens
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +21,16 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from .backbone import Backbone, BackboneConfig
-from .fsq import FSQ
+from vw2_robot.checkpoint import Checkpoint
+from vw2_robot.config_tree import config_from
 
-# Groups of the norms between the image convolutions.
-NORM_GROUPS = 8
+from .backbone import Backbone, BackboneConfig
+from .decoding import Decoded, Decoding, Prompt, Sampling
+from .dldm import DLDM, DLDMConfig
+from .fsq import FSQ
+from .image_tokens import NORM_GROUPS, DiscreteTokens, FeatureTokens, PixelTokens
+
+__all__ = ["Decoded", "Decoding", "LatentPolicy", "PolicyConfig", "Prompt", "Sampling"]
 
 
 @dataclass(frozen=True)
@@ -33,84 +38,124 @@ class PolicyConfig:
     """Layout and image input. Defaults: the embedded tiny policy."""
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    image: Literal["pixels"] = "pixels"
-    """a small trainable convolution stack; needs no other model"""
+    image: Literal["pixels", "features", "discrete", "vlm"] = "pixels"
+    """pixels: a small trainable convolution stack; features: f_0 of the frozen dLDM encoder; discrete: a fixed
+    tokenizer's ids; vlm: the model's own eyes, for a backbone.weights that has some"""
     image_px: int = 64
     """the square image side that the policy sees"""
     image_widths: tuple[int, ...] = (32, 64, 128, 128)
-    """channels of the convolutions, multiples of 8; each halves the side, the last grid is the image tokens"""
+    """pixels: channels of the convolutions, multiples of 8; each halves the side, the last grid is the image tokens"""
+    image_grid: int = 4
+    """features: the feature map is pooled to a grid of this side"""
+    image_patch: int = 8
+    """discrete: side of the patch that becomes one token"""
     text_limit: int = 64
-    """bytes of the instruction that are read"""
+    """tokens of the instruction that are read; bytes for the embedded model"""
     queries: int = 4
     """N, codes per latent step"""
     fsq_levels: tuple[int, ...] = (8, 5, 5, 5)
+    restrict_softmax: bool = True
+    """the loss compares latent tokens with one another; false: with the whole vocabulary"""
 
     def __post_init__(self) -> None:
-        if self.image_px % 2 ** len(self.image_widths):
+        if self.image == "pixels" and self.image_px % 2 ** len(self.image_widths):
             raise ValueError(
                 f"policy.image_px must be a multiple of {2 ** len(self.image_widths)} "
                 f"({len(self.image_widths)} halvings), found {self.image_px}"
             )
         if not self.image_widths or any(width < 1 or width % NORM_GROUPS for width in self.image_widths):
             raise ValueError(f"policy.image_widths must be multiples of {NORM_GROUPS}, found {self.image_widths}")
-
-    @property
-    def image_tokens(self) -> int:
-        """n, soft tokens of the image."""
-        side = self.image_px // 2 ** len(self.image_widths)
-        return side * side
-
-
-class Prompt(NamedTuple):
-    """Embedded prompts, padded on the left. `mask` is False on padding; `positions` count real tokens from 0."""
-
-    embeddings_BPD: Tensor
-    mask_BP: Tensor
-    positions_BP: Tensor
-
-
-class Decoded(NamedTuple):
-    """codes_BHN: chosen indices. states_BHND: the states that chose them, what the action head reads."""
-
-    codes_BHN: Tensor
-    states_BHND: Tensor
-
-
-class PixelTokens(nn.Module):
-    """Image -> a grid of soft tokens by strided convolutions."""
-
-    def __init__(self, config: PolicyConfig, width: int) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        channels = 3
-        for out in config.image_widths:
-            layers += [nn.Conv2d(channels, out, 3, stride=2, padding=1), nn.GroupNorm(NORM_GROUPS, out), nn.SiLU()]
-            channels = out
-        self.convolutions = nn.Sequential(*layers)
-        self.project = nn.Linear(channels, width)
-        self.position = nn.Parameter(torch.randn(config.image_tokens, width) * 0.02)
-
-    def forward(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B n D"]:
-        """Pixels in [-1, 1]."""
-        grid = rearrange(self.convolutions(image), "b c h w -> b (h w) c")
-        out: Tensor = self.project(grid) + self.position
-        return out
+        if self.image_grid < 1 or self.image_patch < 2:
+            raise ValueError(
+                "policy.image_grid must be at least 1 and policy.image_patch at least 2, found "
+                f"{self.image_grid} and {self.image_patch}"
+            )
+        if self.image == "discrete" and self.image_px % self.image_patch:
+            raise ValueError(
+                f"policy.image_px must be a multiple of policy.image_patch={self.image_patch}, found {self.image_px}"
+            )
+        if self.image == "vlm" and self.backbone.weights is None:
+            raise ValueError("policy.image=vlm needs policy.backbone.weights, a vision-language model")
 
 
 class LatentPolicy(nn.Module):
-    """Backbone plus image tokens: loss for pre-training, states for the head, cached decoding for control."""
+    """Backbone plus image tokens: loss for pre-training, states for the head, cached decoding for control.
 
-    def __init__(self, config: PolicyConfig, *, generator: torch.Generator) -> None:
+    Args:
+        config: layout, backbone, image input.
+        generator: draws all random weights.
+        dldm: `image: features` copies its encoder; not read otherwise.
+        description: content of a checkpoint's backbone.json, see `Backbone`.
+
+    Raises:
+        InputError: the backbone's weights cannot be loaded.
+        ValueError: `image: features` without a dLDM.
+    """
+
+    image: PixelTokens | FeatureTokens | DiscreteTokens | None
+
+    def __init__(
+        self,
+        config: PolicyConfig,
+        *,
+        generator: torch.Generator,
+        dldm: DLDM | None = None,
+        description: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
         self.fsq = FSQ(config.fsq_levels)
-        self.backbone = Backbone(config.backbone, self.fsq, generator=generator)
+        discrete = DiscreteTokens(config.image_px, patch=config.image_patch) if config.image == "discrete" else None
+        self.backbone = Backbone(
+            config.backbone,
+            self.fsq,
+            generator=generator,
+            image_fsq=None if discrete is None else discrete.fsq,
+            kind="image_text" if config.image == "vlm" else "causal",
+            description=description,
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
-            self.image = PixelTokens(config, self.backbone.width)
+            self.image = discrete if config.image in ("discrete", "vlm") else self._soft_tokens(dldm)
+
+    def _soft_tokens(self, dldm: DLDM | None) -> PixelTokens | FeatureTokens:
+        config, width = self.config, self.backbone.width
+        if config.image == "pixels":
+            return PixelTokens(config.image_px, config.image_widths, width)
+        if dldm is None:
+            raise ValueError("policy.image=features reads the encoder of a dLDM, and there is none; use image=pixels")
+        return FeatureTokens(dldm, grid=config.image_grid, width=width)
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint: Checkpoint) -> LatentPolicy:
+        """The policy of a checkpoint of kind "policy", in full precision, with adapters merged into the weights.
+
+        All of it can be trained, whatever was kept frozen before.
+
+        Raises:
+            InputError: the weights do not fit the configuration.
+        """
+        config = config_from(PolicyConfig, checkpoint.config["policy"])
+        if config.backbone.train == "freeze_base":
+            config = replace(config, backbone=replace(config.backbone, train="full"))
+        dldm = None
+        if config.image == "features" and checkpoint.config.get("dldm") is not None:
+            dldm = DLDM(config_from(DLDMConfig, checkpoint.config["dldm"]))
+        generator = torch.Generator().manual_seed(0)  # every weight is replaced
+        policy = cls(config, generator=generator, dldm=dldm, description=checkpoint.files.get("backbone"))
+        checkpoint.load_into(policy=policy)
+        if config.backbone.train == "lora":
+            policy.backbone.merge_adapters()
+            policy.config = replace(config, backbone=replace(config.backbone, train="full"))
+        return policy.requires_grad_(True)
+
+    def files(self) -> dict[str, dict[str, Any]]:
+        """What a checkpoint must hold beside config and weights, by file name: see `of_checkpoint`."""
+        tokens = {"tokens": self.backbone.vocabulary.to_json()}
+        return tokens if self.backbone.description is None else tokens | {"backbone": self.backbone.description}
 
     def prompt(self, instructions: Sequence[str], image: Float[Tensor, "B 3 H W"]) -> Prompt:
-        """Embed `<bos> <instr> text </instr> <img> I </img> <lat>` for every sample.
+        """`<bos> <instr> text </instr> <img> I </img> <lat>` for every sample.
 
         Raises:
             ValueError: if the image side is not the configured one, or the batch sizes differ.
@@ -125,73 +170,127 @@ class LatentPolicy(nn.Module):
         longest = max(len(text) for text in texts)
         rows = [
             [tokenizer.pad] * (longest - len(text))
-            + [tokenizer.bos, special["<instr>"], *text, special["</instr>"], special["<img>"]]
+            + [*tokenizer.start, special["<instr>"], *text, special["</instr>"], special["<img>"]]
             for text in texts
         ]
         device = image.device
         before = torch.tensor(rows, device=device)
         after = torch.tensor([[special["</img>"], special["<lat>"]]] * len(rows), device=device)
-        embeddings = torch.cat([self.backbone.embed(before), self.image(image), self.backbone.embed(after)], dim=1)
-        lengths = torch.tensor([longest - len(text) for text in texts], device=device)
-        mask = torch.arange(embeddings.shape[1], device=device)[None] >= lengths[:, None]
-        return Prompt(embeddings, mask, (mask.long().cumsum(1) - 1).clamp(min=0))
+        inputs, pictures = self._around_picture(before, image, after)
+        padding = torch.tensor([longest - len(text) for text in texts], device=device)
+        mask = torch.arange(inputs.shape[1], device=device)[None] >= padding[:, None]
+        return Prompt(inputs, mask, (mask.long().cumsum(1) - 1).clamp(min=0), pictures)
+
+    def _around_picture(
+        self, before: Int[Tensor, "B a"], image: Float[Tensor, "B 3 H W"], after: Int[Tensor, "B b"]
+    ) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """Tokens, picture, tokens: as embeddings, or as ids beside picture tensors for a model with eyes."""
+        backbone = self.backbone
+        if self.image is None:
+            assert backbone.pictures is not None
+            pictures = backbone.pictures.tensors(image)
+            count = backbone.pictures.count(backbone.model, pictures)
+            places = before.new_full((len(before), count), backbone.pictures.token)
+            return torch.cat([before, places, after], dim=1), pictures
+        seen = self.image(image)
+        if isinstance(self.image, DiscreteTokens):
+            assert backbone.vocabulary.image is not None
+            seen = backbone.embed(seen + backbone.vocabulary.image[0])
+        return torch.cat([backbone.embed(before), seen, backbone.embed(after)], dim=1), None
 
     def states(self, prompt: Prompt, codes: Int[Tensor, "B H N"]) -> Float[Tensor, "B H N D"]:
         """Teacher-forced states that predict each code; the last code itself is never fed."""
-        batch, steps, queries = codes.shape
-        tokens = codes.flatten(1)[:, :-1] + self.backbone.vocabulary.latent[0]
-        embeddings = torch.cat([prompt.embeddings_BPD, self.backbone.embed(tokens)], dim=1)
-        extra = tokens.shape[1]
-        mask = torch.cat([prompt.mask_BP, prompt.mask_BP.new_ones(batch, extra)], dim=1)
-        later = prompt.positions_BP[:, -1:] + torch.arange(1, extra + 1, device=tokens.device)
-        positions = torch.cat([prompt.positions_BP, later], dim=1)
-        hidden, _ = self.backbone.hidden(embeddings, mask=mask, positions=positions)
+        steps, queries = codes.shape[1:]
+        whole = prompt.followed_by(codes.flatten(1)[:, :-1] + self.backbone.vocabulary.latent[0], self.backbone)
+        hidden = self.backbone.hidden(
+            whole.inputs, mask=whole.mask_BP, positions=whole.positions_BP, pictures=whole.for_model(self.backbone)
+        )
         return rearrange(hidden[:, -steps * queries :], "b (h n) d -> b h n d", n=queries)
 
     def code_loss(
         self, states: Float[Tensor, "B H N D"], codes: Int[Tensor, "B H N"], valid: Bool[Tensor, "B H *N"]
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Cross-entropy of the latent tokens (softmax over latent tokens only), and token accuracy.
+        """Cross-entropy of the latent tokens, and token accuracy among them; softmax by `restrict_softmax`.
 
         Both are means over what `valid` marks: whole steps [B, H], or single codes [B, H, N].
         """
-        logits = self.backbone.latent_logits(states)
+        first, end = self.backbone.vocabulary.latent
+        if not self.config.restrict_softmax:
+            logits = self.backbone.logits(states, end=end)
+            chosen, labels = logits[..., first:].argmax(-1), codes + first
+        else:
+            logits = self.backbone.latent_logits(states)
+            chosen, labels = logits.argmax(-1), codes
         with torch.autocast(logits.device.type, enabled=False):
-            loss_BHN = F.cross_entropy(logits.float().flatten(0, 2), codes.flatten(), reduction="none").view_as(codes)
+            loss_BHN = F.cross_entropy(logits.float().flatten(0, 2), labels.flatten(), reduction="none").view_as(codes)
             weight = (valid if valid.ndim == 3 else valid[..., None]).expand_as(codes).float()
             total = weight.sum().clamp(min=1)
-            correct = (logits.argmax(-1) == codes).float()
+            correct = (chosen == codes).float()
             return (loss_BHN * weight).sum() / total, {"accuracy": ((correct * weight).sum() / total).detach()}
 
-    @torch.no_grad()
+    def begin(
+        self,
+        prompt: Prompt,
+        *,
+        steps: int,
+        sampling: Sampling | None = None,
+        generator: torch.Generator | None = None,
+        given: Int[Tensor, "B h N"] | None = None,
+    ) -> Decoding:
+        """Decode latent step by latent step: call `.step()` at most `steps` times. Only latent tokens come out."""
+        return Decoding(
+            self.backbone,
+            prompt,
+            queries=self.config.queries,
+            steps=steps,
+            sampling=sampling,
+            generator=generator,
+            given=given,
+        )
+
     def decode(
         self,
         prompt: Prompt,
         *,
         steps: int,
         temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
         generator: torch.Generator | None = None,
+        given: Int[Tensor, "B h N"] | None = None,
     ) -> Decoded:
-        """Generate latent steps with a key-value cache; greedy at temperature 0. Only latent tokens come out."""
-        queries, first = self.config.queries, self.backbone.vocabulary.latent[0]
-        embeddings, mask, positions = prompt.embeddings_BPD, prompt.mask_BP, prompt.positions_BP
-        cache = self.backbone.new_cache()
-        codes, states = [], []
-        for _ in range(steps * queries):
-            hidden, cache = self.backbone.hidden(embeddings, mask=mask, positions=positions, cache=cache)
-            state = hidden[:, -1]
-            logits = self.backbone.latent_logits(state).float()
-            if temperature > 0:
-                chances = (logits / temperature).softmax(-1).cpu()
-                code = torch.multinomial(chances, 1, generator=generator)[:, 0].to(state.device)
-            else:
-                code = logits.argmax(-1)
-            codes.append(code)
-            states.append(state)
-            embeddings = self.backbone.embed(code[:, None] + first)
-            mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=1)
-            positions = positions[:, -1:] + 1
-        return Decoded(
-            rearrange(torch.stack(codes, 1), "b (h n) -> b h n", n=queries),
-            rearrange(torch.stack(states, 1), "b (h n) d -> b h n d", n=queries),
-        )
+        """`steps` latent steps at once, behind `given` ones if there are some; greedy at temperature 0.
+
+        Raises:
+            ValueError: the sequence would be longer than the model has positions.
+        """
+        sampling = Sampling(temperature, top_k, top_p)
+        decoding = self.begin(prompt, steps=steps, sampling=sampling, generator=generator, given=given)
+        parts = [decoding.step() for _ in range(steps)]
+        return Decoded(torch.cat([part.codes_BHN for part in parts], 1), torch.cat([p.states_BHND for p in parts], 1))
+
+    def long_plan(
+        self,
+        prompt: Prompt,
+        *,
+        steps: int,
+        horizon: int,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Int[Tensor, "B H N"]:
+        """Codes of more steps than the policy was trained on: windows of `horizon` steps that overlap by half.
+
+        Every window after the first begins with the last codes chosen so far, as if they followed the first picture.
+        Up to `horizon` steps this is `decode`.
+        """
+        kept = horizon // 2
+        chosen = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        codes = self.decode(prompt, steps=min(steps, horizon), generator=generator, **chosen).codes_BHN  # type: ignore[arg-type]
+        while codes.shape[1] < steps:
+            more = min(horizon - kept, steps - codes.shape[1])
+            given = codes[:, codes.shape[1] - kept :]
+            decoded = self.decode(prompt, steps=more, generator=generator, given=given, **chosen)  # type: ignore[arg-type]
+            codes = torch.cat([codes, decoded.codes_BHN], dim=1)
+        return codes

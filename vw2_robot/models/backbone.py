@@ -1,31 +1,36 @@
 """A language model whose vocabulary is extended by the latent action tokens.
 
 Place in the flow: under `ar_policy.py`. The embedded default is a small Llama built from a config through transformers
-with a byte tokenizer, so nothing has to be downloaded. Method specification 2.2 and 2.3. New rows come after the old
-ones and the old rows stay bit-equal: `<lat> </lat> <img> </img> <instr> </instr>`, then the V latent tokens, last and
-contiguous. transformers is imported when a backbone is built, not with this module.
+with a byte tokenizer, so nothing has to be downloaded. With `weights` it is any `AutoModelForCausalLM`, or, for a
+policy with `image: vlm`, any `AutoModelForImageTextToText`, from a folder or a hub id. Method specification 2.2 and
+2.3; the vocabulary itself is in `vocabulary.py`. transformers is imported when a backbone is built, not before.
 """
 
 # B batch · S sequence · D hidden width · V latent codes · L digits per code
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from .fsq import FSQ
+from vw2_robot.errors import InputError
 
-SPECIAL_TOKENS = ("<lat>", "</lat>", "<img>", "</img>", "<instr>", "</instr>")
-# Size of the random spread of new rows around the mean of the old ones (method 2.3).
-NEW_ROW_STD = 0.02
+from .fsq import FSQ
+from .kv_cache import Cache, LibraryCache, StaticCache, is_llama_shaped, takes_positions
+from .lora import LoRA, LoRAConfig
+from .pretrained import Kind, read_pretrained, rebuild_pretrained
+from .vlm_pictures import VLMPictures
+from .vocabulary import ByteTokenizer, LatentInit, Tokenizer, embedding_tables, extend_vocabulary
 
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """A Llama from numbers. Defaults: the embedded tiny model, about 1 M parameters."""
+    """A Llama from numbers, or any model by name. Defaults: the embedded tiny model, about 1 M parameters."""
 
     hidden: int = 128
     ffn: int = 384
@@ -33,6 +38,16 @@ class BackboneConfig:
     heads: int = 4
     kv_heads: int = 2
     max_positions: int = 1024
+    weights: str | None = None
+    """folder or hub id of a transformers model with safetensors weights; the numbers above are then not used"""
+    latent_init: LatentInit = "fsq"
+    """new rows of codes: fsq, neighbours in the codebook start as neighbours; normal, independent"""
+    pad_to_multiple_of: int = 1
+    """round the embedding tables up to a multiple of this; the extra rows are never used"""
+    train: Literal["full", "freeze_base", "lora"] = "full"
+    """latent pre-training moves everything; the new rows alone; adapters and the new rows"""
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    """train=lora: size of the adapters"""
 
     def __post_init__(self) -> None:
         if self.hidden % self.heads or self.heads % self.kv_heads:
@@ -40,111 +55,181 @@ class BackboneConfig:
                 f"backbone: hidden ({self.hidden}) must be a multiple of heads ({self.heads}), "
                 f"and heads a multiple of kv_heads ({self.kv_heads})"
             )
-
-
-class ByteTokenizer:
-    """UTF-8 bytes as tokens 0..255, then pad, bos, eos, unk. Needs no file and knows every language."""
-
-    pad, bos, eos, unk = 256, 257, 258, 259
-    size = 260
-
-    def encode(self, text: str, *, limit: int) -> list[int]:
-        """The first `limit` bytes of the lower-cased, stripped text."""
-        return list(text.strip().lower().encode("utf-8")[:limit])
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """Where each kind of token lies in the extended vocabulary (saved as tokens.json)."""
-
-    base: int
-    special: dict[str, int]
-    latent: tuple[int, int]
-    """first latent token, one past the last"""
-    levels: tuple[int, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for tokens.json."""
-        return asdict(self) | {"latent": list(self.latent), "levels": list(self.levels)}
-
-
-def extend_vocabulary(model: nn.Module, fsq: FSQ, *, generator: torch.Generator) -> Vocabulary:
-    """Append the special and the latent tokens to a transformers model; old rows and old logits stay bit-equal.
-
-    Latent rows start FSQ-aware: mean of the old rows plus a random linear map of the code plus a little noise, so that
-    neighbours among the codes start as neighbours. Input and (untied) output embeddings get the same treatment.
-    """
-    old = model.get_input_embeddings()  # type: ignore[operator]
-    base = int(old.weight.shape[0])
-    count = len(SPECIAL_TOKENS) + fsq.vocabulary
-    # mean_resizing=True would give a thousand near-identical rows (std 0.001) at the price of a covariance.
-    with torch.random.fork_rng(devices=[]):  # it fills the new rows from the global generator; they are set below
-        model.resize_token_embeddings(base + count, mean_resizing=False)  # type: ignore[operator]
-    inputs = model.get_input_embeddings().weight  # type: ignore[operator]
-    outputs = model.get_output_embeddings().weight  # type: ignore[operator]
-    tables = [inputs] if outputs is inputs else [inputs, outputs]
-    first = base + len(SPECIAL_TOKENS)
-    codes = fsq.codes_of(torch.arange(fsq.vocabulary))
-    with torch.no_grad():
-        for table in tables:
-            width = table.shape[1]
-            mean = table[:base].mean(dim=0)
-            mixing = torch.randn(codes.shape[1], width, generator=generator)
-            noise = torch.randn(count, width, generator=generator)
-            table[base:first] = mean + NEW_ROW_STD * noise[: len(SPECIAL_TOKENS)]
-            table[first:] = mean + NEW_ROW_STD * (codes @ mixing + 0.25 * noise[len(SPECIAL_TOKENS) :])
-    special = {token: base + i for i, token in enumerate(SPECIAL_TOKENS)}
-    return Vocabulary(base, special, (first, first + fsq.vocabulary), fsq.levels)
+        if self.pad_to_multiple_of < 1:
+            raise ValueError(f"backbone.pad_to_multiple_of must be at least 1, found {self.pad_to_multiple_of}")
+        if self.train != "full" and self.weights is None:
+            raise ValueError(
+                f"backbone.train={self.train} keeps the base model as it is, but the embedded one begins untrained; "
+                "set backbone.weights, or train=full"
+            )
 
 
 class Backbone(nn.Module):
-    """The extended language model behind two calls: `embed` and `hidden`. Logits are taken by the policy."""
+    """The extended language model behind three calls: `embed`, `hidden` and `latent_logits`.
 
-    def __init__(self, config: BackboneConfig, fsq: FSQ, *, generator: torch.Generator) -> None:
+    Args:
+        config: what to build or load.
+        fsq: the latent codes.
+        generator: draws all random weights.
+        image_fsq: the picture tokens, if pictures are discrete tokens.
+        kind: "image_text" for a model that sees pictures itself.
+        description: content of a checkpoint's backbone.json; the network is then built from it and `config.weights`
+            is not opened.
+
+    Raises:
+        InputError: `config.weights` cannot be loaded, or its logits are not made of its output embeddings in a way that
+            we know.
+    """
+
+    adapters: LoRA | None = None
+
+    def __init__(
+        self,
+        config: BackboneConfig,
+        fsq: FSQ,
+        *,
+        generator: torch.Generator,
+        image_fsq: FSQ | None = None,
+        kind: Kind = "causal",
+        description: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
-        self.tokenizer = ByteTokenizer()
-        self.model = _build_llama(config, self.tokenizer, generator)
-        self.vocabulary = extend_vocabulary(self.model, fsq, generator=generator)
+        self.description = description
+        self.pictures: VLMPictures | None = None
+        self.tokenizer: Tokenizer = ByteTokenizer()
+        self.model: Any
+        if config.weights is None:
+            self.model = _build_llama(config, ByteTokenizer(), generator)
+        else:
+            with torch.random.fork_rng(devices=[]):  # rebuilding fills the weights from the global generator
+                found = rebuild_pretrained(description) if description else read_pretrained(config.weights, kind=kind)
+            self.model, self.tokenizer, self.description = found.model, found.tokenizer, found.description
+            if kind == "image_text":
+                self.pictures = VLMPictures(self.model, found.image_processor)
+        if self.model.get_output_embeddings() is None:
+            raise InputError(
+                f"policy.backbone.weights={config.weights} has no output embeddings; give a language model"
+            )
+        self.vocabulary = extend_vocabulary(
+            self.model,
+            fsq,
+            generator=generator,
+            image_fsq=image_fsq,
+            latent_init=config.latent_init,
+            pad_to_multiple_of=config.pad_to_multiple_of,
+        )
+        if config.weights is not None:
+            self.model.eval()
+            self._check_head()
+        if config.train != "full":
+            self._keep_base(generator)
 
     @property
     def width(self) -> int:
         """D."""
-        return self.config.hidden
+        return int(self.model.get_input_embeddings().weight.shape[1])
 
-    def embed(self, tokens: Tensor) -> Float[Tensor, "B S D"]:
+    @property
+    def most_positions(self) -> int | None:
+        """Longest sequence that the model's positions allow; None where it names no limit."""
+        found = getattr(self._text_config, "max_position_embeddings", None)
+        return None if found is None else int(found)
+
+    def embed(self, tokens: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch D"]:
         """Token ids -> embeddings."""
-        out: Tensor = self.model.get_input_embeddings()(tokens)  # type: ignore[operator]
+        out: Tensor = self.model.get_input_embeddings()(tokens)
         return out
 
     def hidden(
-        self, embeddings: Float[Tensor, "B S D"], *, mask: Tensor, positions: Tensor, cache: Any = None
-    ) -> tuple[Float[Tensor, "B S D"], Any]:
-        """Last-layer states after the final norm, and the key-value cache extended by these positions.
+        self,
+        inputs: Tensor,
+        *,
+        mask: Bool[Tensor, "B S"],
+        positions: Int[Tensor, "B S"],
+        pictures: Mapping[str, Tensor] | None = None,
+    ) -> Float[Tensor, "B S D"]:
+        """Last-layer states after the final norm. `mask` is False on padding, `positions` count real tokens from 0.
 
-        `mask` is [B, past + S], False on padding. Pass `cache=None` for a plain forward pass, `new_cache()` to start
-        one.
+        `inputs` are embeddings [B, S, D], or token ids [B, S] for a model that sees `pictures` itself.
         """
-        out = self.model.model(  # type: ignore[operator]
-            inputs_embeds=embeddings,
-            attention_mask=mask.long(),
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=cache is not None,
+        name = "inputs_embeds" if inputs.is_floating_point() else "input_ids"
+        where = {"position_ids": positions} if takes_positions(self.model.base_model) else {}
+        out = self.model.base_model(
+            **{name: inputs}, attention_mask=mask.long(), use_cache=False, **where, **(pictures or {})
         )
-        return out.last_hidden_state, out.past_key_values
+        states: Tensor = out.last_hidden_state
+        return states
 
-    def new_cache(self) -> Any:
-        """An empty key-value cache."""
-        from transformers import DynamicCache
+    def new_cache(self, positions: Int[Tensor, "B P"], *, further: int) -> Cache:
+        """An empty cache for a prompt at these positions and at most `further` tokens after it."""
+        decoder = self.model.base_model
+        if is_llama_shaped(decoder):
+            return StaticCache(decoder, positions=positions, further=further)
+        return LibraryCache(decoder)
 
-        return DynamicCache()
+    def picture_marks(self, tokens: Int[Tensor, "B S"]) -> dict[str, Tensor]:
+        """Arguments that tell a vision-language model which of these tokens are picture."""
+        return {} if self.pictures is None else self.pictures.marks(tokens)
 
     def latent_logits(self, hidden: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch V"]:
         """Logits of the latent tokens alone: the restricted softmax of method 2.4, for training and inference alike."""
-        first, end = self.vocabulary.latent
-        weight = self.model.get_output_embeddings().weight[first:end]  # type: ignore[operator]
-        return hidden @ weight.T
+        return self.logits(hidden, *self.vocabulary.latent)
+
+    def logits(self, hidden: Float[Tensor, "*batch D"], first: int = 0, end: int | None = None) -> Tensor:
+        """Logits of the tokens first .. end - 1; [*batch, end - first]."""
+        head = self.model.get_output_embeddings()
+        logits = hidden @ head.weight[first:end].T
+        if getattr(head, "bias", None) is not None:
+            logits = logits + head.bias[first:end]
+        config = self._text_config
+        if scale := getattr(config, "logit_scale", None):  # Cohere
+            logits = logits * scale
+        if divisor := getattr(config, "logits_scaling", None):  # Granite
+            logits = logits / divisor
+        if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
+            logits = torch.tanh(logits / cap) * cap
+        return logits
+
+    def merge_adapters(self) -> None:
+        """Put the adapters into the weights of the layers they adapt, for good."""
+        if self.adapters is not None:
+            self.model, self.adapters = self.adapters.merged(self.model), None
+
+    @property
+    def _text_config(self) -> Any:
+        config = self.model.config
+        return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """The states and logits that we compute must be those of the model itself."""
+        tokens = torch.arange(3)[None]
+        arguments = inspect.signature(self.model.base_model.forward).parameters
+        if "inputs_embeds" not in arguments or "attention_mask" not in arguments:
+            raise InputError(
+                f"policy.backbone.weights={self.config.weights} is a {type(self.model).__name__}, which takes no "
+                "embeddings or no attention mask; give a transformer"
+            )
+        ours = self.logits(self.hidden(self.embed(tokens), mask=torch.ones_like(tokens).bool(), positions=tokens))
+        theirs = self.model(input_ids=tokens).logits
+        if ours.shape != theirs.shape or not torch.allclose(ours, theirs, atol=1e-3, rtol=1e-3):
+            raise InputError(
+                f"policy.backbone.weights={self.config.weights} is a {type(self.model).__name__}, whose logits are not "
+                "those of its output embeddings on its last states; such models are not supported"
+            )
+
+    def _keep_base(self, generator: torch.Generator) -> None:
+        """Freeze what was loaded but for the new rows; with train=lora, adapt its linear layers."""
+        self.model.requires_grad_(False)
+        if self.config.train == "lora":
+            output = self.model.get_output_embeddings()
+            self.adapters = LoRA(self.model, self.config.lora, generator=generator, skip=(output,))
+        base = self.vocabulary.base
+        for table in embedding_tables(self.model):
+            table.requires_grad_(True)
+            table.register_hook(lambda gradient: torch.cat([torch.zeros_like(gradient[:base]), gradient[base:]]))
+            table.no_weight_decay = True  # type: ignore[attr-defined]  # AdamW's decay would move the old rows
 
 
 def _build_llama(config: BackboneConfig, tokenizer: ByteTokenizer, generator: torch.Generator) -> nn.Module:

@@ -33,7 +33,7 @@ def test_prompt_is_laid_out_as_documented():
     prompt = policy.prompt(["ab", "c"], image)
     special, tokenizer = policy.backbone.vocabulary.special, policy.backbone.tokenizer
     soft = policy.image(image)
-    assert prompt.embeddings_BPD.shape == (2, 2 + 2 + 2 + 4 + 2, 32)
+    assert prompt.inputs.shape == (2, 2 + 2 + 2 + 4 + 2, 32)
 
     def row(*tokens):
         return policy.backbone.embed(torch.tensor(tokens))
@@ -43,12 +43,12 @@ def test_prompt_is_laid_out_as_documented():
         soft[0],
         row(special["</img>"], special["<lat>"]),
     ]
-    assert torch.equal(prompt.embeddings_BPD[0], torch.cat(first))
+    assert torch.equal(prompt.inputs[0], torch.cat(first))
     assert prompt.mask_BP[0].all()
     assert prompt.mask_BP[1].tolist() == [False] + [True] * 11
     assert prompt.positions_BP[0].tolist() == list(range(12))
     assert prompt.positions_BP[1].tolist() == [0, *range(11)]
-    assert torch.equal(prompt.embeddings_BPD[1, 1:3], row(tokenizer.bos, special["<instr>"]))
+    assert torch.equal(prompt.inputs[1, 1:3], row(tokenizer.bos, special["<instr>"]))
 
 
 @pytest.mark.parametrize(("image", "words"), [(pictures(2), ["a"]), (torch.zeros(1, 3, 8, 8), ["a"])])
@@ -75,9 +75,9 @@ def test_state_before_a_code_predicts_it_in_the_models_own_token_stream():
     policy, codes = build(), some_codes(1, 2)
     prompt = policy.prompt(["push"], pictures(1))
     tokens = codes.flatten(1) + policy.backbone.vocabulary.latent[0]
-    whole = torch.cat([prompt.embeddings_BPD, policy.backbone.embed(tokens)], dim=1)
+    whole = torch.cat([prompt.inputs, policy.backbone.embed(tokens)], dim=1)
     hidden = policy.backbone.model.model(inputs_embeds=whole).last_hidden_state
-    start = prompt.embeddings_BPD.shape[1] - 1
+    start = prompt.inputs.shape[1] - 1
     torch.testing.assert_close(
         policy.states(prompt, codes).flatten(1, 2), hidden[:, start : start + 8], atol=2e-6, rtol=2e-6
     )
@@ -142,7 +142,7 @@ def test_greedy_decoding_equals_transformers_generate_on_the_same_embeddings():
             return scores
 
     tokens = policy.backbone.model.generate(
-        inputs_embeds=prompt.embeddings_BPD,
+        inputs_embeds=prompt.inputs,
         attention_mask=prompt.mask_BP.long(),
         max_new_tokens=8,
         do_sample=False,

@@ -2,8 +2,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from vw2_robot.models.backbone import SPECIAL_TOKENS, Backbone, BackboneConfig, ByteTokenizer, extend_vocabulary
+from vw2_robot.models.backbone import Backbone, BackboneConfig
 from vw2_robot.models.fsq import FSQ
+from vw2_robot.models.vocabulary import SPECIAL_TOKENS, ByteTokenizer, extend_vocabulary
 
 TINY = BackboneConfig(hidden=32, ffn=48, layers=2, heads=4, kv_heads=2, max_positions=64)
 LEVELS = (8, 5, 5, 5)
@@ -52,6 +53,7 @@ def test_latent_tokens_come_last_and_contiguous_after_the_special_ones():
         "special": vocabulary.special,
         "latent": [266, 1266],
         "levels": [8, 5, 5, 5],
+        "image": None,
     }
 
 
@@ -89,10 +91,9 @@ def test_a_backbone_is_a_function_of_its_generator_and_leaves_the_global_one_alo
 def test_latent_logits_are_the_models_own_logits_of_the_latent_tokens():
     backbone = Backbone(TINY, FSQ(LEVELS), generator=torch.Generator().manual_seed(0)).eval()
     tokens = torch.randint(1266, (2, 7))
-    hidden, cache = backbone.hidden(
+    hidden = backbone.hidden(
         backbone.embed(tokens), mask=torch.ones(2, 7, dtype=torch.bool), positions=torch.arange(7).expand(2, 7)
     )
-    assert cache is None
     torch.testing.assert_close(backbone.latent_logits(hidden), backbone.model(tokens).logits[..., 266:])
 
 

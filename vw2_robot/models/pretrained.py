@@ -1,0 +1,140 @@
+"""Any language model or vision-language model of transformers, from a folder or a hub id, and again from a checkpoint.
+
+Place in the flow: under `backbone.py`. `read_pretrained` loads weights, tokenizer and (for a VLM) image processor and
+describes them in plain JSON; that description travels in the policy's checkpoint as backbone.json, and
+`rebuild_pretrained` makes the same network from it, without the folder and without weights. Only safetensors weights
+are read, and no code that comes with a model is run.
+
+Not used for the embedded default, which is a Llama from numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from vw2_robot.errors import InputError
+
+Kind = Literal["causal", "image_text"]
+
+
+class LibraryTokenizer:
+    """A tokenizer.json behind the two calls that we need; special strings in an instruction count as plain text."""
+
+    def __init__(self, content: str, *, bos: int | None, pad: int) -> None:
+        from tokenizers import Tokenizer
+
+        self.content, self.bos, self.pad = content, bos, pad
+        self.start: tuple[int, ...] = () if bos is None else (bos,)
+        self._tokenizer = Tokenizer.from_str(content)
+        self._tokenizer.encode_special_tokens = True
+
+    def encode(self, text: str, *, limit: int) -> list[int]:
+        """The first `limit` tokens of the lower-cased, stripped text."""
+        ids: list[int] = self._tokenizer.encode(text.strip().lower(), add_special_tokens=False).ids
+        return ids[:limit]
+
+    def describe(self) -> dict[str, Any]:
+        """What rebuilds it."""
+        return {"tokenizer_json": self.content, "bos": self.bos, "pad": self.pad}
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A transformers model, its tokenizer, its image processor (VLM only), and what rebuilds them."""
+
+    model: nn.Module
+    tokenizer: LibraryTokenizer
+    image_processor: Any | None
+    description: dict[str, Any]
+
+
+def read_pretrained(weights: str, *, kind: Kind) -> Pretrained:
+    """Load a model in float32 from a folder or a hub id, with whatever class transformers has for it.
+
+    Raises:
+        InputError: there is no such model, it is not of this kind, or a file is missing or unreadable.
+    """
+    import transformers
+
+    loader = transformers.AutoModelForCausalLM if kind == "causal" else transformers.AutoModelForImageTextToText
+    folder = str(Path(weights).expanduser()) if Path(weights).expanduser().exists() else weights
+    try:
+        model = loader.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, use_fast=True)
+        processor = None if kind == "causal" else _image_processor(folder)
+    except (OSError, ValueError, ImportError) as error:  # absent, private, unreachable, of another kind, a bad file
+        wanted = "language model" if kind == "causal" else "vision-language model"
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"policy.backbone.weights={weights} cannot be loaded as a {wanted} ({reason}); give a folder with "
+            "config.json, model.safetensors and tokenizer.json, or a hub id"
+        ) from error
+    ours = _library_tokenizer(tokenizer, weights)
+    description = {
+        "kind": kind,
+        "transformers": transformers.__version__,
+        "config": model.config.to_dict(),
+        "tokenizer": ours.describe(),
+        "image_processor": None if processor is None else json.loads(processor.to_json_string()),
+    }
+    return Pretrained(model, ours, processor, json.loads(json.dumps(description, default=str)))
+
+
+def rebuild_pretrained(description: dict[str, Any]) -> Pretrained:
+    """The same network with arbitrary weights, to be loaded from a checkpoint.
+
+    Raises:
+        InputError: the description was written by a later major version of transformers than is installed.
+    """
+    import transformers
+
+    here, there = transformers.__version__, str(description["transformers"])
+    if int(here.split(".")[0]) < int(there.split(".")[0]):
+        raise InputError(
+            f"the policy's language model was described by transformers {there}, whose configurations transformers "
+            f'{here} misreads; pip install "transformers>={there.split(".")[0]}"'
+        )
+    values = {key: value for key, value in description["config"].items() if key not in ("model_type", "dtype")}
+    config = transformers.AutoConfig.for_model(description["config"]["model_type"], **values)
+    causal = description["kind"] == "causal"
+    loader: Any = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForImageTextToText
+    model = loader.from_config(config, dtype=torch.float32)
+    words = description["tokenizer"]
+    tokenizer = LibraryTokenizer(words["tokenizer_json"], bos=words["bos"], pad=words["pad"])
+    processor = None
+    if not causal:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in (("preprocessor_config", description["image_processor"]), ("config", values)):
+                content = content | ({"model_type": config.model_type} if name == "config" else {})
+                (Path(folder) / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+            processor = _image_processor(folder)
+    return Pretrained(model, tokenizer, processor, description)
+
+
+def _image_processor(folder: str) -> Any:
+    """The model's own, in its version without torchvision, which would tie us to one release of torch."""
+    import transformers
+
+    loader: Any = transformers.AutoImageProcessor
+    processor = loader.from_pretrained(folder, use_fast=False)
+    if hasattr(processor, "do_image_splitting"):
+        processor.do_image_splitting = False  # one view of one picture; crops would multiply the prompt's length
+    return processor
+
+
+def _library_tokenizer(tokenizer: Any, weights: str) -> LibraryTokenizer:
+    if not getattr(tokenizer, "is_fast", False):
+        raise InputError(
+            f"policy.backbone.weights={weights} has no tokenizer.json; convert its tokenizer to a fast one"
+        )
+    known = [tokenizer.pad_token_id, tokenizer.eos_token_id, 0]
+    pad = next(int(token) for token in known if token is not None)
+    bos = tokenizer.bos_token_id
+    return LibraryTokenizer(tokenizer.backend_tokenizer.to_str(), bos=None if bos is None else int(bos), pad=pad)

@@ -1,0 +1,76 @@
+"""The first picture for a vision-language model: its own pixel tensors, and how many places it takes in the sequence.
+
+Place in the flow: under `ar_policy.py`, `image: vlm` (method specification 2.4). The model's image processor makes
+the tensors; the places are its image token, repeated, between `<img>` and `</img>`. The text around it is laid out as
+for every other policy. Differs from the model's chat processor on purpose: those of several families need torchvision,
+and add markers that an extended vocabulary makes superfluous.
+"""
+
+# B batch · n picture tokens · R rows of a picture tensor per sample
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from vw2_robot.errors import InputError
+from vw2_robot.pixels import to_pixels
+
+
+class VLMPictures:
+    """Makes picture tensors for one model, and counts their tokens once per picture size.
+
+    Raises:
+        InputError: the model has no image token, or keeps its image features to itself.
+    """
+
+    def __init__(self, model: nn.Module, image_processor: Any) -> None:
+        config: Any = model.config
+        token = getattr(config, "image_token_id", None)
+        token = getattr(config, "image_token_index", None) if token is None else token
+        if token is None or not hasattr(model, "get_image_features"):
+            raise InputError(
+                f"policy.backbone.weights: {type(model).__name__} has no image token or no get_image_features; give "
+                "another vision-language model"
+            )
+        self.token = int(token)
+        self._processor = image_processor
+        self._counts: dict[tuple[int, ...], int] = {}
+        asked = inspect.signature(model.base_model.forward).parameters  # type: ignore[union-attr]
+        self._marks = [name for name in ("mm_token_type_ids", "token_type_ids") if name in asked]
+
+    def tensors(self, image: Float[Tensor, "B 3 H W"]) -> dict[str, Tensor]:
+        """Pixels in [-1, 1] -> what the model's forward pass takes, each [B, R, ...]."""
+        frames = to_pixels(image).cpu().numpy()
+        made = self._processor(images=[[frame] for frame in frames], return_tensors="pt")
+        batch = len(frames)
+        return {
+            name: value.to(image.device).unflatten(0, (batch, value.shape[0] // batch))
+            for name, value in made.items()
+            if isinstance(value, Tensor)
+        }
+
+    @torch.no_grad()
+    def count(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> int:
+        """n, places that one picture takes: as many as the model makes features of it."""
+        shape = tuple(tensors["pixel_values"].shape[1:])
+        if shape not in self._counts:
+            found = model.get_image_features(**flat_rows({k: v[:1] for k, v in tensors.items()}))  # type: ignore[operator]
+            features = getattr(found, "pooler_output", found)
+            rows = features if isinstance(features, list | tuple) else [features]
+            self._counts[shape] = sum(row.flatten(0, -2).shape[0] for row in rows)
+        return self._counts[shape]
+
+    def marks(self, tokens: Int[Tensor, "B S"]) -> dict[str, Tensor]:
+        """Which tokens are picture, for the models whose forward pass asks."""
+        where = (tokens == self.token).long()
+        return dict.fromkeys(self._marks, where)
+
+
+def flat_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """[B, R, ...] -> [B * R, ...], as transformers wants them."""
+    return {name: value.flatten(0, 1) for name, value in tensors.items()}
