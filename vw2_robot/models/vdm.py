@@ -151,7 +151,7 @@ class VDM(nn.Module):
                 self.transformer, geometry.channels, width=config.width, blocks=config.controlled
             )
         if config.frozen_precision == "bf16":
-            self.transformer.to(torch.bfloat16)
+            nn.Module.to(self.transformer, torch.bfloat16)  # diffusers' own `to` warns without cause
         if config.train == "lora":
             add_lora(self.transformer, config.lora_rank)
         self._masks = Masks()

@@ -140,7 +140,7 @@ class WanCodec(nn.Module):
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         wan = config.wan
         vae = build_vae(wan.base_dim, dim_mult=wan.dim_mult, res_blocks=wan.res_blocks)
-        self.vae = vae.to(dtype).eval().requires_grad_(False)
+        self.vae = nn.Module.to(vae, dtype).eval().requires_grad_(False)  # diffusers' own `to` warns without cause
         self.register_buffer("mean", torch.tensor(vae.config.latents_mean))
         self.register_buffer("std", torch.tensor(vae.config.latents_std))
 

@@ -1,0 +1,271 @@
+"""How fast the dLDM is: token extraction beside LAPA's LAQ, the vectorised q-former, and on a GPU its two phases.
+
+Run: python -m benchmarks.dldm [--laq CHECKOUT/laq] [--preset h200] [--device auto]
+
+One table. (a) and (b) run anywhere, one thread on a CPU, best of several runs. `--laq` names the folder laq/ of a
+checkout of github.com/LatentActionPretraining/LAPA; its model is imported from there, and its rows are left out without
+it. LAQ sees pairs of frames, ours whole clips; "frames/s" counts the frames that go in, though LAQ needs two of them
+for each code. (c) needs CUDA: clips/s, step time, and MFU, the share of the GPU's bfloat16 peak that the arithmetic of
+the step is (counted by torch's flop counter, recomputed activations included).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import time
+import types
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from vw2_robot.config_tree import config_from
+from vw2_robot.models.causal_video import LevelConfig
+from vw2_robot.models.dldm import DLDM, DLDMConfig, QFormer, QFormerConfig
+from vw2_robot.models.vdm import VDM, Geometry, VDMConfig
+from vw2_robot.models.video_codec import CodecConfig, VideoCodec, build_codec
+from vw2_robot.optim import build_optimizer, optimizer_step
+from vw2_robot.pretrain.config import PhasesConfig
+from vw2_robot.pretrain.train_dldm import phase_one_loss, phase_two_loss
+
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bfloat16, vendor's tables
+LAQ_TOKENS = 8  # side of LAQ's grid of patches, as published (256 px in patches of 32)
+
+
+@dataclass(frozen=True)
+class Size:
+    """One comparison: side of the frames, frames of our clip, and the shared width."""
+
+    preset: str
+    px: int
+    frames: int
+    clips: int
+
+
+# Square frames of each preset's size; clips and pairs are chosen so that both sides see about as many frames at once.
+SIZES = (Size("tiny", 64, 9, 16), Size("h200", 128, 33, 4), Size("paper", 256, 33, 1))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A preset's models on a device."""
+
+    dldm: DLDM
+    vdm: VDM
+    codec: VideoCodec
+    phases: PhasesConfig
+
+
+def preset_tree(name: str) -> dict[str, Any]:
+    path = Path(__file__).parents[1] / "configs" / "model" / f"{name}.yaml"
+    tree: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return tree
+
+
+def seconds(run: Callable[[], object], *, repeats: int, device: torch.device) -> float:
+    """Best time of one call, after one call to warm up."""
+    best = float("inf")
+    for repeat in range(repeats + 1):
+        begin = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - begin) if repeat else best
+    return best
+
+
+# (a) token extraction
+
+
+def load_laq(folder: Path) -> types.ModuleType:
+    """LAPA's model file; the package's own `__init__` is passed over, since it imports the trainer and all it needs."""
+    package = types.ModuleType("laq_model")
+    package.__path__ = [str(folder / "laq_model")]
+    sys.modules["laq_model"] = package
+    return importlib.import_module("laq_model.latent_action_quantization")
+
+
+def build_laq(module: types.ModuleType, *, width: int, px: int, device: torch.device) -> torch.nn.Module:
+    """LAQ at the published depth, grid and code length, with our width; its quantiser is written for CUDA alone."""
+    quantiser = module.NSVQ
+    module.NSVQ = lambda **options: quantiser(**{**options, "device": device})  # type: ignore[attr-defined]
+    model: torch.nn.Module = module.LatentActionQuantization(
+        dim=width,
+        quant_dim=32,
+        codebook_size=8,
+        image_size=px,
+        patch_size=px // LAQ_TOKENS,
+        spatial_depth=8,
+        temporal_depth=8,
+        dim_head=64,
+        heads=max(1, width // 64),
+        code_seq_len=4,
+    )
+    module.NSVQ = quantiser  # type: ignore[attr-defined]
+    return model.to(device).eval()
+
+
+def extraction_rows(laq: Path | None, sizes: tuple[Size, ...], device: torch.device, *, repeats: int) -> None:
+    print(f"{'token extraction':<34}{'width':>7}{'M params':>10}{'frames/s':>11}{'ratio':>8}")
+    for size in sizes:
+        config = config_from(DLDMConfig, preset_tree(size.preset)["dldm"])
+        config = replace(config, height=size.px, width=size.px, frames=size.frames)
+        width, dldm = config.levels[-1].width, DLDM(config).to(device).eval()
+        x = config.fake_clip(size.clips).to(device)
+        ours = x.shape[0] * x.shape[1] / seconds(lambda d=dldm, x=x: d.indices(x), repeats=repeats, device=device)  # type: ignore[misc]
+        encoder = _millions(dldm.encoder, dldm.qformer, dldm.z_head)
+        name = f"dLDM {size.preset}, {size.px} px"
+        if laq is None:
+            print(f"{name:<34}{width:>7}{encoder:>10.1f}{ours:>11.1f}{'-':>8}")
+            continue
+        rival = build_laq(load_laq(laq), width=width, px=size.px, device=device)
+        pairs = torch.rand(x.shape[0] * x.shape[1] // 2, 3, 2, size.px, size.px, device=device)
+        theirs = _laq_speed(rival, pairs, repeats=repeats, device=device)
+        parameters = _millions(rival) - _millions(rival.dec_spatial_transformer, rival.to_pixels_first_frame)  # type: ignore[arg-type]
+        print(f"{name:<34}{width:>7}{encoder:>10.1f}{ours:>11.1f}{ours / theirs:>8.2f}")
+        print(f"{f'LAQ, {size.px} px':<34}{width:>7}{parameters:>10.1f}{theirs:>11.1f}{1:>8.2f}", flush=True)
+
+
+@torch.no_grad()
+def _laq_speed(model: Any, pairs: Tensor, *, repeats: int, device: torch.device) -> float:
+    run = lambda: model.inference(pairs, return_only_codebook_ids=True)  # noqa: E731
+    return 2 * len(pairs) / seconds(run, repeats=repeats, device=device)
+
+
+def _millions(*modules: torch.nn.Module) -> float:
+    return sum(p.numel() for module in modules for p in module.parameters()) / 1e6
+
+
+# (b) the q-former
+
+
+@torch.no_grad()
+def qformer_rows(device: torch.device, *, repeats: int) -> None:
+    """All steps at once against one step at a time, at the paper's 23 steps; both must agree."""
+    print(f"\n{'q-former, 23 steps':<34}{'at once, ms':>14}{'loop, ms':>11}{'ratio':>8}")
+    for width, grid, batch in ((32, 4, 1), (64, 8, 1), (64, 8, 4)):
+        config = DLDMConfig(levels=(LevelConfig(width),), qformer=QFormerConfig(heads=4))
+        qformer = QFormer(config).to(device).eval()
+        f = torch.randn(batch, 24, width, grid, grid, device=device)
+
+        def loop(qformer: QFormer = qformer, f: Tensor = f) -> Tensor:
+            return torch.cat([qformer(f[:, k - 1 : k + 1]) for k in range(1, 24)], dim=1)
+
+        torch.testing.assert_close(qformer(f), loop(), atol=1e-4, rtol=1e-4)
+        whole = seconds(lambda q=qformer, f=f: q(f), repeats=5 * repeats, device=device)  # type: ignore[misc]
+        looped = seconds(loop, repeats=5 * repeats, device=device)
+        name = f"width {width}, grid {grid} x {grid}, batch {batch}"
+        print(f"{name:<34}{1000 * whole:>14.2f}{1000 * looped:>11.2f}{looped / whole:>8.1f}", flush=True)
+
+
+# (c) training
+
+
+def build_parts(preset: str, device: torch.device, *, layers: int | None = None, **change: Any) -> Parts:
+    """A preset's models with random weights; `change` goes to the VDM, and `layers` makes it shallower."""
+    tree = preset_tree(preset)
+    dldm, codec = config_from(DLDMConfig, tree["dldm"]), config_from(CodecConfig, tree["codec"])
+    config = replace(config_from(VDMConfig, tree["vdm"]), **change)
+    config = replace(config, layers=layers or config.layers)
+    height, width = dldm.height // codec.block, dldm.width // codec.block
+    geometry = Geometry(codec.channels, dldm.steps, height, width, dldm.queries, len(dldm.fsq_levels))
+    phases = config_from(PhasesConfig, tree["train_dldm"])
+    with torch.device(device):
+        return Parts(DLDM(dldm), VDM(config, geometry), build_codec(codec), phases)
+
+
+def measure_step(
+    parts: Parts, loss_of: Callable[[], Tensor], parameters: list[torch.nn.Parameter], *, device: torch.device
+) -> tuple[float, float]:
+    """(seconds, flops) of one step: forward under bfloat16 autocast, backward, AdamW."""
+    loop = parts.phases.phase2
+    optimizer = build_optimizer(parameters, loop.optim)
+
+    def step() -> None:
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            loss = loss_of()
+        optimizer_step(loss, optimizer, step=0, config=loop.optim, total_steps=loop.steps)
+
+    counter = FlopCounterMode(display=False)
+    with counter:
+        step()
+    return seconds(step, repeats=3, device=device), float(counter.get_total_flops())
+
+
+def training_row(name: str, clips: int, timed: tuple[float, float], device: torch.device) -> None:
+    took, flops = timed
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    peak = next((peak for known, peak in PEAK_FLOPS.items() if known in card), None)
+    share = f"{100 * flops / took / peak:>8.1f}" if peak else f"{'-':>8}"
+    print(f"{name:<34}{clips:>7}{1000 * took:>12.1f}{clips / took:>10.2f}{flops / 1e12:>9.3f}{share}", flush=True)
+
+
+def phase_rows(preset: str, device: torch.device, *, batch: int | None = None) -> None:
+    """Phases 1 and 2 of a preset, at its batch or another."""
+    parts = build_parts(preset, device)
+    clips = batch or parts.phases.phase2.batch
+    x = parts.dldm.config.fake_clip(clips).to(device)
+    valid = torch.ones(clips, parts.dldm.config.steps, dtype=torch.bool, device=device)
+    noise = torch.Generator().manual_seed(0)
+    own, both = list(parts.dldm.parameters()), [*parts.dldm.parameters(), *parts.vdm.trainable_parameters()]
+
+    def one() -> Tensor:
+        return phase_one_loss(parts.dldm, x, valid)[0]
+
+    def two() -> Tensor:
+        return phase_two_loss(parts.dldm, parts.vdm, parts.codec, x, valid, phases=parts.phases, noise=noise)[0]
+
+    for phase, loss_of, learning in (("1", one, own), ("2", two, both)):
+        timed = measure_step(parts, loss_of, learning, device=device)
+        training_row(f"phase {phase}, {preset}", clips, timed, device)
+
+
+def lora_row(device: torch.device, *, layers: int | None = None, **change: Any) -> None:
+    """One LoRA step of the video diffusion model in the 2B's shape (random weights), one clip, latents given."""
+    parts = build_parts("paper", device, layers=layers, train="lora", control="light", **change)
+    parts.vdm.checkpoint_gradients()
+    grid = parts.vdm.geometry
+    latents = torch.randn(1, grid.channels, grid.steps + 1, grid.height, grid.width, device=device)
+    codes = torch.rand(1, grid.steps, grid.queries, grid.digits, device=device)
+    valid = torch.ones(1, grid.steps, dtype=torch.bool, device=device)
+    noise = torch.Generator().manual_seed(0)
+    learning = parts.vdm.trainable_parameters()
+    loss_of = lambda: parts.vdm.denoising_loss(latents, codes, hint=latents, valid=valid, generator=noise)  # noqa: E731
+    training_row("LoRA step, 2B shape", 1, measure_step(parts, loss_of, learning, device=device), device)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--laq", type=Path, help="folder laq/ of a LAPA checkout")
+    arguments.add_argument("--preset", default="h200", help="of the two phases")
+    arguments.add_argument("--device", default="auto")
+    arguments.add_argument("--sizes", default="tiny,h200,paper", help="of token extraction")
+    arguments.add_argument("--repeats", type=int, default=3)
+    chosen = arguments.parse_args()
+    cuda = torch.cuda.is_available() and chosen.device != "cpu"
+    device = torch.device("cuda" if cuda else "cpu")
+    torch.manual_seed(0)
+    if not cuda:
+        torch.set_num_threads(1)
+    sizes = tuple(size for size in SIZES if size.preset in chosen.sizes.split(","))
+    with torch.autocast("cuda", dtype=torch.bfloat16) if cuda else nullcontext():
+        extraction_rows(chosen.laq, sizes, device, repeats=chosen.repeats)
+        qformer_rows(device, repeats=chosen.repeats)
+    print(f"\n{'training step':<34}{'clips':>7}{'ms':>12}{'clips/s':>10}{'TFLOP':>9}{'MFU, %':>8}")
+    if not cuda:
+        print("not measured: no GPU")
+        return
+    phase_rows(chosen.preset, device)
+    lora_row(device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""What one GPU must hold to train the dLDM at the paper's size, one clip at a time: one table, made without a GPU.
+
+Run: python -m benchmarks.memory_plan [--preset paper] [--layers N]
+
+The forward pass of phase 2 runs on tensors without data, in bfloat16 autocast over float32 weights, and everything that
+autograd keeps for the way back is counted once. CUDA's rule that norms run in float32 under autocast is added by hand,
+since the tensors are those of a CPU. Weights, gradients and AdamW's two moments are arithmetic. With recomputed
+activations the largest block comes on top, since it lives again on the way back. What a real GPU adds is not in the
+table: its context, fragmentation, workspaces; a tenth of the card is left for them. The Wan VAE runs first and without
+gradients, so its weights count and its activations are gone by then.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+from vw2_robot.config_tree import config_from
+from vw2_robot.models.control import FullControl
+from vw2_robot.models.cosmos import blocks_of
+from vw2_robot.models.dldm import DLDM, DLDMConfig
+from vw2_robot.models.vdm import VDM, Geometry, VDMConfig
+from vw2_robot.models.video_codec import CodecConfig, build_codec
+
+GB = 1e9
+CARDS = (80, 141)  # GB, as sold
+HEADROOM = 0.9  # what a real GPU leaves of them
+
+
+class NormsInFloat32(TorchFunctionMode):
+    """The rule of CUDA's autocast for norms, on tensors of a CPU."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.nn.functional.layer_norm, torch.nn.functional.group_norm):
+            with torch.autocast("cpu", enabled=False):
+                return func(args[0].float(), *args[1:], **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+class Kept:
+    """Bytes that autograd keeps between forward and backward, weights left out; `largest` is that of one block."""
+
+    def __init__(self, *models: nn.Module) -> None:
+        self._own = {t.untyped_storage()._cdata for m in models for t in (*m.parameters(), *m.buffers())}
+        self._seen: dict[int, Tensor] = {}  # holds the tensors, so that no storage is seen twice under one address
+        self.bytes = self.largest = 0
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        """Called by autograd for every tensor that it keeps."""
+        key = tensor.untyped_storage()._cdata
+        if key not in self._own and key not in self._seen:
+            self._seen[key] = tensor
+            self.bytes += tensor.untyped_storage().nbytes()
+        return tensor
+
+    @contextmanager
+    def counting(self, blocks: list[nn.Module]) -> Iterator[None]:
+        """Count what is kept inside, and what each of `blocks` adds to it."""
+        begun: dict[nn.Module, int] = {}
+
+        def begin(block: nn.Module, _: Any) -> None:
+            begun[block] = self.bytes
+
+        def end(block: nn.Module, _: Any, __: Any) -> None:
+            self.largest = max(self.largest, self.bytes - begun[block])
+
+        handles = [h for b in blocks for h in (b.register_forward_pre_hook(begin), b.register_forward_hook(end))]
+        with torch.autograd.graph.saved_tensors_hooks(self.pack, lambda tensor: tensor):
+            yield
+        for handle in handles:
+            handle.remove()
+
+
+def load_preset(name: str) -> tuple[DLDMConfig, VDMConfig, CodecConfig]:
+    path = Path(__file__).parents[1] / "configs" / "model" / f"{name}.yaml"
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return (
+        config_from(DLDMConfig, tree["dldm"]),
+        config_from(VDMConfig, tree["vdm"]),
+        config_from(CodecConfig, tree["codec"]),
+    )
+
+
+def geometry_of(dldm: DLDMConfig, codec: CodecConfig, *, enlarge: int = 1) -> Geometry:
+    """The VDM's shapes; `enlarge` 2 is the paper's 480 x 832 beside a dLDM at 240 x 416."""
+    height, width = (enlarge * side // codec.block for side in (dldm.height, dldm.width))
+    return Geometry(codec.channels, dldm.steps, height, width, dldm.queries, len(dldm.fsq_levels))
+
+
+def phase_two_forward(dldm: DLDM, vdm: VDM) -> Tensor:
+    """The two losses of phase 2 for one clip, latents given (losses of equal memory, without masks and jitter)."""
+    x, grid = dldm.config.fake_clip(1), vdm.geometry
+    latents = torch.zeros(1, grid.channels, grid.steps + 1, grid.height, grid.width)
+    f = dldm.features(x)
+    codes, _ = dldm.quantise(f)
+    rec = dldm.decode(codes.detach(), f[:, 0].detach(), x[:, 0])
+    denoising = vdm.denoising_loss(
+        latents, codes, hint=latents, valid=torch.ones(1, grid.steps, dtype=torch.bool), generator=torch.Generator()
+    )
+    return (rec - x).square().mean() + denoising
+
+
+def activations(dldm_config: DLDMConfig, vdm_config: VDMConfig, geometry: Geometry, *, recompute: bool) -> int:
+    """Bytes of a phase-2 step that are neither weight nor gradient nor optimiser."""
+    with torch.device("meta"):
+        dldm, vdm = DLDM(dldm_config), VDM(vdm_config, geometry)
+    vdm.trainable_parameters()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        dldm, vdm = dldm.to_empty(device="cpu"), vdm.to_empty(device="cpu")
+        blocks = [*dldm.encoder.body, *dldm.decoder.up.body, *blocks_of(vdm.transformer)]
+        if isinstance(vdm.control, FullControl):
+            blocks += vdm.control.blocks
+        largest = 0
+        if recompute:
+            largest = _forward(dldm, vdm, blocks).largest
+            dldm.checkpoint_gradients()
+            vdm.checkpoint_gradients()
+        return _forward(dldm, vdm, blocks).bytes + largest
+
+
+def _forward(dldm: DLDM, vdm: VDM, blocks: list[nn.Module]) -> Kept:
+    kept = Kept(dldm, vdm)
+    with kept.counting(blocks), torch.autocast("cpu", dtype=torch.bfloat16), NormsInFloat32():
+        phase_two_forward(dldm, vdm)
+    return kept
+
+
+def states(dldm_config: DLDMConfig, vdm_config: VDMConfig, geometry: Geometry, codec: CodecConfig) -> tuple[int, int]:
+    """Bytes of all weights, and of gradients and AdamW's moments (float32) of those that learn."""
+    with torch.device("meta"):
+        dldm, vdm, wan = DLDM(dldm_config), VDM(vdm_config, geometry), build_codec(codec)
+    learning = [*dldm.parameters(), *vdm.trainable_parameters()]
+    weights = sum(p.numel() * p.element_size() for m in (dldm, vdm, wan) for p in m.parameters())
+    return weights, sum(p.numel() for p in learning) * 3 * 4
+
+
+def describe(dldm_config: DLDMConfig, vdm_config: VDMConfig, geometry: Geometry, codec: CodecConfig) -> None:
+    with torch.device("meta"):
+        dldm, vdm, wan = DLDM(dldm_config), VDM(vdm_config, geometry), build_codec(codec)
+    parts = {
+        "dLDM": dldm,
+        "of it decoder": dldm.decoder,
+        "VDM transformer": vdm.transformer,
+        "code projection": vdm.projection,
+        "control branch": vdm.control,
+        "codec": wan,
+    }
+    for name, part in parts.items():
+        if part is not None:
+            print(f"{name:<18}{sum(p.numel() for p in part.parameters()) / 1e6:>10.1f} M parameters")
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--preset", default="paper")
+    arguments.add_argument("--layers", type=int, help="fewer blocks of the VDM, for a quick look")
+    chosen = arguments.parse_args()
+    dldm, vdm, codec = load_preset(chosen.preset)
+    vdm = replace(vdm, layers=chosen.layers or vdm.layers)
+    describe(dldm, vdm, geometry_of(dldm, codec), codec)
+    print(
+        f"\n{'VDM at':<12}{'VDM trained':<14}{'recompute':<11}{'weights':>9}{'grad+Adam':>11}{'activations':>13}"
+        f"{'sum, GB':>9}" + "".join(f"{f'{card} GB':>8}" for card in CARDS)
+    )
+    for enlarge in (1, 2):
+        geometry = geometry_of(dldm, codec, enlarge=enlarge)
+        for train in ("full", "lora", "frozen"):
+            kept = "float32" if train == "full" else "bf16"
+            config = replace(vdm, train=train, frozen_precision=kept, weights="given")  # type: ignore[arg-type]
+            if train == "lora":
+                config = replace(config, control="light", control_layers=0)
+            weights, learning = (size / GB for size in states(dldm, config, geometry, codec))
+            for recompute in (False, True):
+                held = activations(dldm, config, geometry, recompute=recompute) / GB
+                total = weights + learning + held
+                fits = "".join(f"{'fits' if total < HEADROOM * card else 'no':>8}" for card in CARDS)
+                size = f"{enlarge * dldm.height}x{enlarge * dldm.width}"
+                print(
+                    f"{size:<12}{train:<14}{'yes' if recompute else 'no':<11}{weights:>9.1f}{learning:>11.1f}"
+                    f"{held:>13.1f}{total:>9.1f}{fits}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()

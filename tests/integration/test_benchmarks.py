@@ -1,0 +1,84 @@
+"""The benchmarks that need a GPU or a big model run at tiny size on a CPU, and count what can be counted by hand."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+REPO = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+
+
+def benchmark(name):
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", REPO / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def speed():
+    return benchmark("dldm")
+
+
+@pytest.fixture(scope="module")
+def memory():
+    return benchmark("memory_plan")
+
+
+def test_both_phases_of_a_preset_give_a_row_each(speed, capsys):
+    speed.phase_rows("tiny", CPU, batch=2)
+    rows = [row.split() for row in capsys.readouterr().out.splitlines()]
+    assert [row[:3] for row in rows] == [["phase", "1,", "tiny"], ["phase", "2,", "tiny"]]
+    for row in rows:
+        clips, milliseconds, rate, teraflop = map(float, row[3:7])
+        assert clips == 2
+        assert rate == pytest.approx(2000 / milliseconds, rel=0.05)
+        assert teraflop > 0
+    assert float(rows[1][6]) > float(rows[0][6])  # phase 2 runs the diffusion model too
+
+
+def test_the_lora_step_has_the_2b_models_switches_and_runs_when_narrow(speed, capsys):
+    narrow = {"heads": 2, "head_dim": 12, "adaln_lora_dim": 8, "context_width": 16, "projection_layers": 1}
+    assert speed.build_parts("paper", torch.device("meta"), layers=1, control="none").vdm.config.padding_channel
+    speed.lora_row(CPU, layers=1, **narrow)
+    assert capsys.readouterr().out.startswith("LoRA step, 2B shape")
+
+
+def test_the_vectorised_qformer_agrees_with_the_loop_and_is_faster(speed, capsys):
+    speed.qformer_rows(CPU, repeats=1)
+    first = capsys.readouterr().out.splitlines()[2].split()
+    assert float(first[-1]) > 5
+
+
+def test_token_extraction_is_measured_without_the_rival(speed, capsys):
+    speed.extraction_rows(None, (speed.Size("tiny", 64, 9, 1),), CPU, repeats=1)
+    assert float(capsys.readouterr().out.splitlines()[1].split()[-2]) > 0
+
+
+def test_what_autograd_keeps_of_a_small_network_is_counted_as_by_hand(memory):
+    first, second = torch.nn.Linear(8, 16), torch.nn.Linear(16, 4)
+    model = torch.nn.Sequential(first, torch.nn.ReLU(), second)
+    x, kept = torch.randn(2, 8), memory.Kept(model)
+    with kept.counting([first, second]):
+        model(x).sum().backward()
+    assert kept.bytes == 4 * (2 * 8 + 2 * 16)  # input of the first layer; the ReLU's output, input of the second, once
+    assert kept.largest == 4 * 2 * 8
+
+
+def test_norms_keep_float32_as_under_cuda_autocast(memory):
+    norm, x = torch.nn.LayerNorm(8), torch.randn(2, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16), memory.NormsInFloat32():
+        assert norm(x.bfloat16()).dtype == torch.float32
+
+
+def test_recomputing_activations_needs_less_and_states_are_four_numbers_per_weight(memory):
+    dldm, vdm, codec = memory.load_preset("tiny")
+    geometry = memory.geometry_of(dldm, codec)
+    plain, recomputed = (memory.activations(dldm, vdm, geometry, recompute=r) for r in (False, True))
+    assert 0 < recomputed < plain
+    weights, learning = memory.states(dldm, vdm, geometry, codec)
+    assert learning == 3 * weights  # gradient and two moments beside each float32 weight; the DCT codec has none
