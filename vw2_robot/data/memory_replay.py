@@ -8,9 +8,9 @@ held, and counted, once; the windows of one more episode wait outside for room.
     with fed_by(replay, lambda: ingest(sources, plan, replay)):
         windows = replay.sample(32, timeout_s=60)
 
-A queue that is fed by a thread has an exact order: it is drawn from only while it is full or holds the rest of an
-epoch, and epochs do not mix. So what is drawn is a pure function of seed and plan, however fast reading and training
-are. A pool (mode "uniform") depends on how far the thread has come.
+Fed by a thread, it has an exact order: what is drawn is a pure function of seed and plan, however fast reading and
+training are. A queue is drawn from only while it is full or holds the rest of an epoch, and epochs do not mix. A pool
+(mode "uniform") is first filled, with one epoch at most; then with each draw one window comes in place of the oldest.
 
 With `path`, `checkpoint` writes everything to a file there (numbers and bytes, no pickle), and `restore` with a `state`
 taken afterwards goes on from it. The file before the last one is kept, for a trainer that dies between the two.
@@ -65,6 +65,8 @@ class MemoryReplay:
         """of the last episode, waiting for room"""
         self._delivered = Delivered()
         self._draws = 0
+        self._filled, self._turns = False, 0
+        """of an exact pool: whether it was once full, and how many windows may come in place of the oldest"""
         self._stored: str | None = None
         """name of the last checkpoint"""
         self._plan: str | None = None
@@ -129,14 +131,21 @@ class MemoryReplay:
             )
 
     def _move_in(self) -> None:
-        """Take what waits for room, as far as there is room."""
+        """Take in what waits for room: a queue as far as there is room, a pool in place of the oldest."""
         while self._backlog:
             window = self._backlog[0]
-            while self.mode == "uniform" and self.bytes + self._new_bytes(window) > self.max_bytes:
-                self._take(self._first)
-            other_epoch = bool(self._windows) and self._windows[self._first].epoch != window.epoch
-            if self.bytes + self._new_bytes(window) > self.max_bytes or (self._exact and other_epoch):
+            other_epoch = bool(self._windows) and self._windows[self._next - 1].epoch != window.epoch
+            full = self.bytes + self._new_bytes(window) > self.max_bytes or (self._exact and other_epoch)
+            if self.mode == "queue" and full:
                 return
+            self._filled = self._filled or full
+            if self._exact and self.mode == "uniform" and self._filled:
+                if not self._turns:
+                    return
+                self._turns -= 1
+                self._take(self._first)
+            while self.bytes + self._new_bytes(window) > self.max_bytes:
+                self._take(self._first)
             self._put(self._backlog.popleft())
 
     def _new_bytes(self, window: ReplayWindow) -> int:
@@ -181,6 +190,9 @@ class MemoryReplay:
                         )
                 elif self.mode == "uniform":
                     pool.append(self._windows[self._draw()])
+                    self._turns += 1
+                    self._move_in()
+                    self._changed.notify_all()
                 else:
                     window = self._take(self._draw())
                     if window.key not in self._delivered:
@@ -254,6 +266,8 @@ class MemoryReplay:
                 "progress": dataclasses.asdict(self._progress),
                 "backlog": len(self._backlog),
                 "draws": self._draws,
+                "filled": self._filled,
+                "turns": self._turns,
                 "chance": self._rng.bit_generator.state,
             }
         finally:
@@ -277,7 +291,8 @@ class MemoryReplay:
         self._backlog = deque(windows[inside:])
         self._plan, self._progress = facts["plan"], Progress(**facts["progress"])
         self._rng.bit_generator.state = facts["chance"]
-        self._draws, self._stored = facts["draws"], name
+        self._draws, self._filled, self._turns = facts["draws"], facts["filled"], facts["turns"]
+        self._stored = name
 
 
 def _write(file: Path, facts: Mapping[str, Any], windows: Sequence[ReplayWindow]) -> None:
@@ -330,7 +345,7 @@ def _bytes(value: bytes) -> NDArray[np.uint8]:
 @contextmanager
 def fed_by(replay: MemoryReplay, fill: Callable[[], object]) -> Iterator[None]:
     """Run `fill` in a thread while the body draws; what `fill` raises is raised by `replay.sample`."""
-    replay._exact = replay.mode == "queue"
+    replay._exact = True
 
     def work() -> None:
         try:

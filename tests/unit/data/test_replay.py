@@ -425,12 +425,22 @@ def test_the_order_of_a_queue_does_not_depend_on_how_fast_it_is_filled() -> None
     assert fast[:epoch] != sorted(fast[:epoch])
 
 
+def test_a_pool_turns_over_by_one_window_with_each_draw() -> None:
+    rows, _ = in_order(Slow([[60]]), 100, mode="uniform")
+    assert rows == in_order(Numbered([[60]]), 100, mode="uniform")[0]
+    epoch, room = expected(Numbered([[60]])).total(), 13  # windows of 5 frames, 2 apart, share 30 frames
+    arrived = [number * epoch + start // 2 for number, _, start in rows]
+    assert all(draw <= place < draw + room for draw, place in enumerate(arrived))
+    assert arrived != sorted(arrived)
+
+
+@pytest.mark.parametrize("mode", ["queue", "uniform"])
 @pytest.mark.parametrize("before", [1, 4, 13])
-def test_a_queue_goes_on_in_the_same_order_from_its_checkpoint(tmp_path: Path, before: int) -> None:
-    whole, _ = in_order(SOURCE, 30)
-    first, state = in_order(SOURCE, before, path=tmp_path)
-    then, state = in_order(Slow(SOURCE.lengths), 10, path=tmp_path, state=state)
-    last, _ = in_order(SOURCE, 20 - before, path=tmp_path, state=state)
+def test_a_replay_that_is_fed_goes_on_in_the_same_order(tmp_path: Path, before: int, mode: Mode) -> None:
+    whole, _ = in_order(SOURCE, 30, mode=mode)
+    first, state = in_order(SOURCE, before, path=tmp_path, mode=mode)
+    then, state = in_order(Slow(SOURCE.lengths), 10, path=tmp_path, state=state, mode=mode)
+    last, _ = in_order(SOURCE, 20 - before, path=tmp_path, state=state, mode=mode)
     assert first + then + last == whole
     assert len(list((tmp_path / "rank-0").iterdir())) == 2  # the last and the one before it
 
