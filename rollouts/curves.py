@@ -121,6 +121,21 @@ def code_usage_panel(codes: Mapping[str, Any], *, ids: str) -> Panel:
     return Panel("share of each code", _svg(figure, ids=ids), caption, legend)
 
 
+def scatter_panel(
+    title: str, points: Sequence[Sequence[float]], label: Sequence[int], names: Sequence[str], *, ids: str
+) -> Panel:
+    """Points [n, 2] coloured by label, at most six names; the axes of such maps have no unit and are left out."""
+    figure, axes = _axes(width=3.6, height=3.0)
+    place, kind = np.asarray(points, dtype=np.float64), np.asarray(label)
+    for number, colour in zip(range(len(names)), LINES, strict=False):
+        x, y = place[kind == number].T
+        axes.scatter(x, y, s=5, color=colour, alpha=0.55, linewidths=0)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    legend = [(i, f"{name} ({int((kind == i - 1).sum())})") for i, name in enumerate(names, 1)]
+    return Panel(title, _svg(figure, ids=ids), f"{len(place)} steps that move", legend)
+
+
 def _axes(*, width: float = 3.6, height: float = 1.9) -> tuple[Any, Any]:
     require("matplotlib", extra="report")
     from matplotlib.figure import Figure

@@ -10,7 +10,6 @@ lives in `results`, drawing in `curves`; here facts are put in order for the tem
 
 from __future__ import annotations
 
-import base64
 import importlib.resources
 import time
 from collections.abc import Sequence
@@ -25,6 +24,8 @@ from vw2_robot.errors import require
 
 from .curves import code_usage_panel, training_panels
 from .evaluate import Row
+from .inline_files import data_uri
+from .latent_section import LatentReport, latent_section, read_latent_reports
 from .results import CHAIN_LENGTH, five_lines, labels_text, paired_difference, percent
 from .run_folders import Rollout, Stage, discover
 from .statistics import wilson_interval
@@ -61,14 +62,27 @@ def write_report(
     stages, rollouts = discover(runs)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    page = render(stages, rollouts, title=title or _title(stages, rollouts), video_megabytes=video_megabytes)
+    page = render(
+        stages,
+        rollouts,
+        read_latent_reports(runs),
+        title=title or _title(stages, rollouts),
+        video_megabytes=video_megabytes,
+    )
     write_text(folder / "table.md", markdown(rollouts, stages))
     write_text(folder / "table.tex", latex(rollouts))
     write_text(folder / "report.html", page)
     return folder / "report.html"
 
 
-def render(stages: Sequence[Stage], rollouts: Sequence[Rollout], *, title: str, video_megabytes: float) -> str:
+def render(
+    stages: Sequence[Stage],
+    rollouts: Sequence[Rollout],
+    latents: Sequence[LatentReport] = (),
+    *,
+    title: str,
+    video_megabytes: float,
+) -> str:
     """The page as text."""
     jinja2 = require("jinja2", extra="report")
     source = importlib.resources.files("vw2_robot.rollouts").joinpath("report.html.jinja").read_text(encoding="utf-8")
@@ -91,6 +105,7 @@ def render(stages: Sequence[Stage], rollouts: Sequence[Rollout], *, title: str, 
         cards=cards,
         left_out=left_out,
         stages=[_stage(stage, ids=f"figure-{i}") for i, stage in enumerate(stages)],
+        latents=latent_section(latents, environment),
         paper=PAPER_ROWS,
     )
     return page
@@ -260,11 +275,6 @@ def _stage(stage: Stage, *, ids: str) -> dict[str, Any]:
         "pictures": data_uri(stage.reconstructions, "image/png") if stage.reconstructions else None,
         "config": stage.config,
     }
-
-
-def data_uri(path: Path, kind: str) -> str:
-    """A file as a data URI."""
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
 
 
 @program(ReportConfig, config_name="report")

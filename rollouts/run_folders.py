@@ -81,8 +81,8 @@ def discover(runs: Sequence[str | Path]) -> tuple[list[Stage], list[Rollout]]:
         found = [(folder, _kinds(folder)) for folder in _folders(root)]
         if not any(kinds for _, kinds in found):
             raise InputError(
-                f"runs: {root} holds no run: no metrics.jsonl (training), results.jsonl or summary.json (rollout) in "
-                f"it or below it; found {sorted(p.name for p in root.iterdir())[:10]}"
+                f"runs: {root} holds no run: no metrics.jsonl (training), results.jsonl or summary.json (rollout), "
+                f"latent_report.json (probe) in it or below it; found {sorted(p.name for p in root.iterdir())[:10]}"
             )
         for folder, kinds in found:
             known, name = folder.resolve(), _name(root, folder)
@@ -94,7 +94,12 @@ def discover(runs: Sequence[str | Path]) -> tuple[list[Stage], list[Rollout]]:
 
 
 def _kinds(folder: Path) -> set[str]:
-    marks = {"metrics.jsonl": "stage", "results.jsonl": "rollout", "summary.json": "rollout"}
+    marks = {
+        "metrics.jsonl": "stage",
+        "results.jsonl": "rollout",
+        "summary.json": "rollout",
+        "latent_report.json": "latents",
+    }
     return {kind for name, kind in marks.items() if (folder / name).is_file()}
 
 
