@@ -107,6 +107,8 @@ class PhasesConfig:
     hint_grayscale: bool = True
     target_color_jitter: float = 0.3
     """strength of brightness, contrast and channel gains on the VDM's target clip; 0 switches it off"""
+    disturbance: float = 0.0
+    """strength of a drift of view and light that only the encoder sees, so that codes leave it out; 0: none"""
     ema: float = 0.0
     """decay of averaged weights, which are then what is validated and handed on (0.999, say); 0: none"""
     validation_clips: int = 64
@@ -132,7 +134,7 @@ class PhasesConfig:
                 raise ValueError(f"train_dldm.{name} must be at least 1, found {getattr(self, name)}")
         if not 0 <= self.hint_dropout <= 1:
             raise ValueError(f"train_dldm.hint_dropout must lie in [0, 1], found {self.hint_dropout}")
-        for name in ("denoise_weight", "reconstruction_weight", "target_color_jitter"):
+        for name in ("denoise_weight", "reconstruction_weight", "target_color_jitter", "disturbance"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"train_dldm.{name} must not be negative, found {getattr(self, name)}")
         if self.validation_clips < 2:

@@ -37,11 +37,12 @@ from vw2_robot.runs import Run, generator
 
 from .clips import TrainingClips, clip_sampler, to_device, training_clips
 from .config import PhasesConfig, Pretrain, open_frames, training_split
+from .disturbance import disturb
 from .dldm_health import CodeWatch, code_usage, draw_reconstructions, explain_shortfall, validate
 from .targets import frame_error, jitter_colour, make_hint
 from .train_vdm import build_vdm, open_vdm
 
-STREAM_INIT, STREAM_PHASE2 = 20, 21
+STREAM_INIT, STREAM_LOSS = 20, 21
 
 
 def phase_one_loss(
@@ -51,10 +52,14 @@ def phase_one_loss(
     *,
     norm: Literal["l2", "l1"] = "l2",
     anchor_grad: bool = True,
+    watched: Float[Tensor, "B T 3 H W"] | None = None,
     watch: CodeWatch | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Reconstruction with gradients everywhere in the autoencoder; `anchor_grad=False` keeps them off f_0 (LAPA)."""
-    encoded = dldm.encode(x)
+    """Reconstruction with gradients everywhere in the autoencoder; `anchor_grad=False` keeps them off f_0 (LAPA).
+
+    `watched` is what the encoder sees instead of `x`: the same clip, disturbed.
+    """
+    encoded = dldm.encode(x if watched is None else watched)
     anchor = encoded.anchor_BChw if anchor_grad else encoded.anchor_BChw.detach()
     rec = dldm.decode(encoded.codes_BMNL, anchor, x[:, 0])
     loss = frame_error(rec, dldm.seen(x), valid, norm=norm)
@@ -75,7 +80,7 @@ def phase_two_loss(
     watch: CodeWatch | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Reconstruction for the decoder alone, denoising for everything else; the stop-gradients stand here."""
-    f = dldm.features(x)
+    f = dldm.features(disturb(x, strength=phases.disturbance, noise=noise))
     codes, indices = dldm.quantise(f)
     if watch is not None:
         watch.count(indices, valid)
@@ -131,14 +136,21 @@ class Training:
         phases = self.phases
         loop = phases.phase1 if phase == 1 else phases.phase2
         x, valid = to_device(self.clips.batch(step, loop.batch), self.device)
+        noise = generator(self.config.seed, step, stream=STREAM_LOSS)
         with self.config.hardware.autocast(self.device):
             if phase == 2 and self.vdm is not None and self.codec is not None:
-                noise = generator(self.config.seed, step, stream=STREAM_PHASE2)
                 return phase_two_loss(
                     self.dldm, self.vdm, self.codec, x, valid, phases=phases, noise=noise, watch=self.watch
                 )
-            norm, anchor_grad = phases.reconstruction_loss, phases.anchor_grad_phase1
-            return phase_one_loss(self.dldm, x, valid, norm=norm, anchor_grad=anchor_grad, watch=self.watch)
+            return phase_one_loss(
+                self.dldm,
+                x,
+                valid,
+                norm=phases.reconstruction_loss,
+                anchor_grad=phases.anchor_grad_phase1,
+                watched=disturb(x, strength=phases.disturbance, noise=noise),
+                watch=self.watch,
+            )
 
     def result(self) -> tuple[DLDM, VDM | None]:
         """What is validated and handed on: the averages where there are any, else the learning modules themselves."""
