@@ -1,0 +1,188 @@
+"""Ablations of the dLDM on a small scale: are the codes actions, in which variant, with which spread over seeds?
+
+    python -m benchmarks.dldm_ablation --data runs/record/A runs/record/B runs/record/D --out runs/ablation
+
+Each variant is an experiment of `configs/experiment/`, trained on the same recordings with the same steps, once for
+each seed; then `vw2-probe-latents` asks its codes for true actions (fitted in all data sets but one, judged on unseen
+demonstrations of that one) and swaps them between clips. A run that is done is not repeated, one that was stopped goes
+on, so the command can be given again. The tables hold the mean over seeds and the 95 % interval of Student's t.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Report = dict[str, Any]
+TABLES = {
+    "3a": {
+        "3a_baseline": "reconstruction alone",
+        "3a_vdm": "+ VDM",
+        "3a_stop_gradient": "+ stop-gradient",
+        "3a_control": "+ control (default)",
+    },
+    "3b": {"3b_n1": "N = 1", "3b_n2": "N = 2", "3a_control": "N = 4 (default)", "3b_n8": "N = 8"},
+}
+STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}
+"""Half-width of the 95 % interval in standard errors, by number of seeds."""
+
+
+def train(arm: str, seed: int, args: argparse.Namespace) -> Path:
+    """Run the stages up to the dLDM in a process of its own; returns the run folder."""
+    run = Path(args.out) / arm / f"seed_{seed}"
+    if not (run / "latent_report" / "latent_report.json").is_file():
+        first, *rest = (str(Path(path).resolve()) for path in args.data)
+        program(
+            "vw2_robot.pretrain.pretrain_on_openx",
+            f"+experiment={arm}",
+            f"run_dir={run}",
+            f"data.path=[{','.join([first, *rest])}]",
+            "stages=[vdm,dldm]",
+            f"seed={seed}",
+            f"dldm.frames={args.frames}",
+            f"train_vdm.steps={args.vdm_steps}",
+            f"train_dldm.phase1.steps={args.phase1_steps}",
+            f"train_dldm.phase2.steps={args.phase2_steps}",
+            "hardware.threads=1",
+            *args.override,
+        )
+    return run
+
+
+def probe(run: Path, seed: int, args: argparse.Namespace) -> Report:
+    """The latent report of a trained dLDM."""
+    out = run / "latent_report"
+    if not (out / "latent_report.json").is_file():
+        data = ",".join(str(Path(path).resolve()) for path in args.data)
+        program(
+            "vw2_robot.pretrain.probe_latents",
+            f"dldm={run / 'dldm'}",
+            f"labelled=[{data}]",
+            f"out={out}",
+            f"frames={Path(args.out) / 'probe_frames'}",
+            f"episodes={args.episodes}",
+            f"seed={seed}",
+            "hardware.threads=1",
+        )
+    report: Report = json.loads((out / "latent_report.json").read_text(encoding="utf-8"))
+    return report
+
+
+def program(module: str, *overrides: str) -> None:
+    """Run a program; its own message ends the benchmark when it fails."""
+    command = [sys.executable, "-m", module, *overrides]
+    print(" ".join(command[1:]), file=sys.stderr, flush=True)
+    subprocess.run(command, check=True, stdout=sys.stderr)
+
+
+def across(report: Report, feature: str, target: str = "translation") -> float:
+    """R2 of the true motion, fitted in all other data sets, judged in one; mean over data sets."""
+    tables = report["probe"]["transfer"]["moved"][feature]
+    fitted = tables["others"] if "others" in tables else None
+    if fitted is None:
+        pairs = [(a, b) for a in tables for b in tables[a] if a != b]
+        return statistics.mean(tables[a][b][target]["r2"] for a, b in pairs)
+    return statistics.mean(scores[target]["r2"] for scores in fitted.values())
+
+
+def within(report: Report, feature: str, target: str = "translation") -> float:
+    """R2 of the true motion in the data set it was fitted in, on unseen demonstrations; mean over data sets."""
+    return statistics.mean(
+        tables["moved"][feature]["linear"][target]["r2"] for tables in report["probe"]["in_scene"].values()
+    )
+
+
+def swap(report: Report, whose: str) -> float:
+    """Correlation of the decoded motion with the donor's (or another's) true motion, mean over pairs of data sets."""
+    return statistics.mean(row[whose]["mean"]["correlation"] for row in report["swap"])
+
+
+def nuisance(report: Report, measure: str, kinds: tuple[str, ...] = ("camera_shift", "camera_zoom", "light")) -> float:
+    """A ratio of the camera-cut test, mean over kinds and data sets."""
+    return statistics.mean(
+        rows["kinds"][kind][measure]["ratio"] for rows in report["nuisance"].values() for kind in kinds
+    )
+
+
+COLUMNS: dict[str, Callable[[Report], float]] = {
+    "R² across scenes": lambda r: across(r, "codes_one_hot"),
+    "R² in scene": lambda r: within(r, "codes_one_hot"),
+    "rotation, in scene": lambda r: within(r, "codes_one_hot", "rotation"),
+    "opening, in scene": lambda r: within(r, "codes_one_hot", "opening"),
+    "swap: donor": lambda r: swap(r, "follows_donor"),
+    "swap: third clip": lambda r: swap(r, "follows_third"),
+    "nuisance on action": lambda r: nuisance(r, "on_action"),
+    "perplexity": lambda r: float(r["codes"]["perplexity"]),
+}
+BASELINES: dict[str, str] = {
+    "pixels_equal": "pixel difference, as wide",
+    "untrained_codes": "codes of an untrained encoder",
+    "random_codes": "random codes",
+}
+
+
+def interval(values: list[float]) -> str:
+    """Mean and 95 % interval over seeds."""
+    mean = statistics.mean(values)
+    if len(values) not in STUDENT_T:
+        return f"{mean:.2f}"
+    half = STUDENT_T[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{mean:.2f} ± {half:.2f}"
+
+
+def markdown(title: str, rows: dict[str, list[Report]]) -> str:
+    """One table: a row for each variant, a column for each measure."""
+    lines = [
+        f"Table {title}",
+        "",
+        f"| variant | seeds | {' | '.join(COLUMNS)} |",
+        "| --- | --- |" + " --- |" * len(COLUMNS),
+    ]
+    for name, reports in rows.items():
+        cells = [interval([measure(report) for report in reports]) for measure in COLUMNS.values()]
+        lines.append(f"| {name} | {len(reports)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def baselines(reports: list[Report]) -> str:
+    """What the default's codes are to be compared with."""
+    lines = ["| features | R² across scenes | R² in scene |", "| --- | --- | --- |"]
+    for feature, name in {"codes_one_hot": "codes (default)", **BASELINES}.items():
+        there = "–" if feature == "random_codes" else interval([across(r, feature) for r in reports])
+        lines.append(f"| {name} | {there} | {interval([within(r, feature) for r in reports])} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Train and probe what is missing, print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", nargs="+", required=True, help="data sets in CALVIN's layout, one a scene")
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tables", nargs="+", default=list(TABLES), choices=list(TABLES))
+    parser.add_argument("--frames", type=int, default=5)
+    parser.add_argument("--vdm-steps", type=int, default=150)
+    parser.add_argument("--phase1-steps", type=int, default=800)
+    parser.add_argument("--phase2-steps", type=int, default=250)
+    parser.add_argument("--episodes", type=int, default=120, help="demonstrations of each data set to probe with")
+    parser.add_argument("--override", nargs="*", default=[], help="further overrides of every training")
+    args = parser.parse_args()
+    arms = list(dict.fromkeys(arm for table in args.tables for arm in TABLES[table]))
+    reports: dict[str, list[Report]] = {arm: [] for arm in arms}
+    for seed in range(args.seeds):
+        for arm in arms:
+            reports[arm].append(probe(train(arm, seed, args), seed, args))
+    for table in args.tables:
+        print(markdown(table, {label: reports[arm] for arm, label in TABLES[table].items()}), end="\n\n")
+    print(baselines(reports["3a_control"]))
+
+
+if __name__ == "__main__":
+    main()
