@@ -41,20 +41,16 @@ from numpy.typing import ArrayLike, NDArray
 from omegaconf import DictConfig, OmegaConf
 
 import vw2_robot
-from vw2_robot.contracts import EvalSequence, Observation
 from vw2_robot.errors import InputError, MissingExtraError
 
 from .actions import parse_action
-from .benchmark import MAX_STEPS
-from .calvin import CONTROL_HZ, CalvinEnv
+from .benchmark import MAX_STEPS, CalvinProtocol, check_max_steps
 from .cameras import CAMERA_NAMES, RENDERERS, load_egl
-from .demonstrator import DemonstratorPolicy
-from .instructions import load_instructions
+from .instructions import load_sentences
 from .oracle import load_tasks
 from .physics import Physics
 from .robot import ROBOT_OBS_SIZE
 from .scene import SCENE_NAMES, SCENE_OBS_SIZE
-from .sequences import make_sequences, start_state
 
 log = logging.getLogger(__name__)
 
@@ -149,16 +145,21 @@ class ReferenceWorld:
                 type(self.original).close(self.original)
 
 
-class CalvinReference:
+class CalvinReference(CalvinProtocol):
     """CALVIN's 1000 chains in the original simulator; the counterpart of `benchmark.CalvinBenchmark`."""
 
-    def __init__(self, *, scene: str = "D", renderer: str = "tiny", max_steps: int = MAX_STEPS) -> None:
-        if max_steps < 1:
-            raise InputError(f"max_steps must be at least 1, found {max_steps}")
+    def __init__(
+        self,
+        *,
+        scene: str = "D",
+        renderer: str = "tiny",
+        max_steps: int = MAX_STEPS,
+        sentences: str = "validation",
+    ) -> None:
+        check_max_steps(max_steps)
+        load_sentences(sentences)
         self.env = ReferenceWorld(scene=scene, renderer=renderer)
-        self.max_steps = max_steps
-        self.control_hz = float(CONTROL_HZ)
-        self.metadata: dict[str, Any] = {
+        metadata = {
             "simulator": f"{PACKAGE} {self.env.commit}",
             "scene": scene,
             "assets": PACKAGE,
@@ -166,56 +167,8 @@ class CalvinReference:
             "reset_mode": "legacy",
             "versions": _versions(),
         }
-        self._oracle = _import_original("envs.tasks").Tasks(load_tasks())
-        self._instructions = load_instructions("validation")
-        self._task: str | None = None
-        self._start_info: dict[str, Any] = {}
-
-    def sequences(self, count: int) -> list[EvalSequence]:
-        """The first `count` of the 1000 chains."""
-        return make_sequences(count)
-
-    def instruction(self, task: str) -> str:
-        """The sentence that asks for `task`."""
-        if task not in self._instructions:
-            raise InputError(f"unknown task {task!r}; known: {', '.join(self._instructions)}")
-        return self._instructions[task][0]
-
-    def reset(self, sequence: EvalSequence) -> None:
-        """Put everything where the chain starts; what the solver remembers stays (module docstring)."""
-        robot_obs, scene_obs = start_state(sequence.initial_state, self.env.scene_name)
-        self.env.reset_physics(robot_obs=robot_obs, scene_obs=scene_obs)
-        self._task = None
-
-    def begin(self, task: str) -> None:
-        """Ask for `task`: from here on it counts as solved once it has happened since now."""
-        self.instruction(task)  # refuses an unknown task
-        self._task = task
-        self._start_info = self.env.task_info()
-
-    def observe(self) -> Observation:
-        """What a policy may see now: the static camera's picture of the last step, and the sentence."""
-        return {"images": {"static": self.env.render_camera("static")}, "prompt": self.instruction(self._asked())}
-
-    def step(self, action: NDArray[np.floating[Any]]) -> bool:
-        """One control step; True once the original's oracle finds the subtask begun last solved."""
-        task = self._asked()
-        self.env.step_physics(action)
-        return bool(self._oracle.get_task_info_for_set(self._start_info, self.env.task_info(), {task}))
-
-    def expert(self) -> DemonstratorPolicy:
-        """The scripted expert for this world, as a policy: it reads the simulator's state, not the picture."""
-        world = cast(CalvinEnv, self.env)  # it asks for task_info, target_pose and scene_name only
-        return DemonstratorPolicy(world, {self.instruction(task): task for task in self._instructions})
-
-    def close(self) -> None:
-        """Free the world."""
-        self.env.close()
-
-    def _asked(self) -> str:
-        if self._task is None:
-            raise RuntimeError("call begin(task) after reset and before observe() or step()")
-        return self._task
+        oracle = _import_original("envs.tasks").Tasks(load_tasks())
+        super().__init__(self.env, oracle, max_steps=max_steps, sentences=sentences, metadata=metadata)
 
 
 def find_checkout() -> Path:

@@ -1,0 +1,87 @@
+"""Single tasks: where they begin, and that they can be done there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vw2_robot.envs.instructions import choose_sentence, load_instructions, load_sentences
+from vw2_robot.envs.sequences import TASKS
+from vw2_robot.envs.single_tasks import needs_prelude, single_tasks
+from vw2_robot.errors import InputError
+
+SCENES = ("A", "B", "C", "D")
+
+
+def test_every_task_gets_as_many_rollouts_as_asked_for_and_keeps_its_numbers() -> None:
+    chosen = single_tasks(3)
+    assert [chain.subtasks for chain in chosen[:34]] == [(task,) for task in TASKS]
+    assert len(chosen) == len({chain.number for chain in chosen}) == 102
+    more = {chain.number: chain for chain in single_tasks(5)}
+    assert all(more[chain.number] == chain for chain in chosen)  # asking for more does not move anything
+    with pytest.raises(InputError, match="rollouts_per_task=1001"):
+        single_tasks(1001)
+
+
+def test_the_first_rollouts_of_a_task_begin_in_different_states_in_which_it_can_be_done() -> None:
+    for task in TASKS:
+        states = [chain.initial_state for chain in single_tasks(10) if chain.subtasks == (task,)]
+        assert len({str(state) for state in states}) == 10
+        if "prelude" not in states[0]:
+            assert all(TASKS[task].apply(state) is not None for state in states)
+    assert sum(needs_prelude(chain) for chain in single_tasks(1)) == 7
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("scene", SCENES)
+def test_a_start_that_needs_the_expert_is_the_same_every_time_and_can_be_solved_from(scene: str) -> None:
+    from vw2_robot.envs.benchmark import CalvinBenchmark
+
+    world = CalvinBenchmark(scene=scene)
+    (chain,) = (one for one in single_tasks(1) if one.subtasks == ("stack_block",))
+    states = []
+    for _ in range(2):
+        world.reset(chain)
+        states.append(world.env.scene_obs())
+    np.testing.assert_array_equal(*states)
+    world.begin("stack_block")
+    expert = world.expert()
+    expert.reset(world.instruction("stack_block"), seed=0)
+    assert any(world.step(expert.infer({})["actions"][0].astype(np.float64)) for _ in range(360))
+    world.close()
+
+
+def test_enriched_sentences_are_three_a_task_and_in_no_other_set() -> None:
+    enriched = load_sentences("enriched")
+    known = {
+        line.lower() for split in ("train", "validation") for task in load_instructions(split).values() for line in task
+    }
+    lines = [line for task in enriched.values() for line in task]
+    assert set(enriched) == set(TASKS)
+    assert len(set(lines)) == len(lines) == 102
+    assert not known & set(lines)
+    assert max(len(line) for line in lines) <= 64  # the embedded policy reads so many bytes
+
+
+def test_a_chain_always_asks_with_the_same_sentence_and_chains_differ() -> None:
+    lines = load_sentences("train")["open_drawer"]
+    chosen = [choose_sentence(lines, "open_drawer", chain) for chain in range(60)]
+    assert chosen == [choose_sentence(lines, "open_drawer", chain) for chain in range(60)]
+    assert set(chosen) == set(lines)
+    assert choose_sentence(lines, "open_drawer", None) == lines[0]
+
+
+def test_sentences_of_ones_own_must_cover_every_task(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("".join(f"{task}: [please {task}]\n" for task in TASKS))
+    assert load_sentences(str(file))["open_drawer"] == ["please open_drawer"]
+    file.write_text("open_drawer: [please]\n")
+    with pytest.raises(InputError, match="no sentence for rotate_red_block_right"):
+        load_sentences(str(file))
+    file.write_text("just words\n")
+    with pytest.raises(InputError, match="no list of sentences"):
+        load_sentences(str(file))
+    with pytest.raises(InputError, match="unknown sentences 'wide'; known: train, validation, enriched"):
+        load_sentences("wide")
