@@ -38,12 +38,13 @@ def train(arm: str, seed: int, args: argparse.Namespace) -> Path:
     """Run the stages up to the dLDM in a process of its own; returns the run folder."""
     run = Path(args.out) / arm / f"seed_{seed}"
     if not (run / "latent_report" / "latent_report.json").is_file():
-        first, *rest = (str(Path(path).resolve()) for path in args.data)
+        frames = next(iter(Path(args.out).glob("*/seed_*/frames/index.json")), None)  # decoded by the first run
+        data = ",".join(str(Path(path).resolve()) for path in args.data)
         program(
             "vw2_robot.pretrain.pretrain_on_openx",
             f"+experiment={arm}",
             f"run_dir={run}",
-            f"data.path=[{','.join([first, *rest])}]",
+            f"data.path=[{data}]" if frames is None else f"data.frames={frames.parent}",
             "stages=[vdm,dldm]",
             f"seed={seed}",
             f"dldm.frames={args.frames}",
@@ -85,11 +86,9 @@ def program(module: str, *overrides: str) -> None:
 def across(report: Report, feature: str, target: str = "translation") -> float:
     """R2 of the true motion, fitted in all other data sets, judged in one; mean over data sets."""
     tables = report["probe"]["transfer"]["moved"][feature]
-    fitted = tables["others"] if "others" in tables else None
-    if fitted is None:
-        pairs = [(a, b) for a in tables for b in tables[a] if a != b]
-        return statistics.mean(tables[a][b][target]["r2"] for a, b in pairs)
-    return statistics.mean(scores[target]["r2"] for scores in fitted.values())
+    if "others" in tables:
+        return statistics.mean(scores[target]["r2"] for scores in tables["others"].values())
+    return statistics.mean(tables[a][b][target]["r2"] for a in tables for b in tables[a] if a != b)
 
 
 def within(report: Report, feature: str, target: str = "translation") -> float:
