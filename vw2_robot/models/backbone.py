@@ -81,8 +81,6 @@ class Backbone(nn.Module):
             we know.
     """
 
-    adapters: LoRA | None = None
-
     def __init__(
         self,
         config: BackboneConfig,
@@ -96,6 +94,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         self.description = description
+        self.adapters: LoRA | None = None
         self.pictures: VLMPictures | None = None
         self.tokenizer: Tokenizer = ByteTokenizer()
         self.model: Any
@@ -224,7 +223,10 @@ class Backbone(nn.Module):
         self.model.requires_grad_(False)
         if self.config.train == "lora":
             output = self.model.get_output_embeddings()
-            self.adapters = LoRA(self.model, self.config.lora, generator=generator, skip=(output,))
+            try:
+                self.adapters = LoRA(self.model, self.config.lora, generator=generator, skip=(output,))
+            except ValueError as error:
+                raise InputError(f"policy.backbone.train=lora on a {type(self.model).__name__}: {error}") from error
         base = self.vocabulary.base
         for table in embedding_tables(self.model):
             table.requires_grad_(True)

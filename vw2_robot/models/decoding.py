@@ -140,7 +140,11 @@ class Decoding:
         codes, states = [], []
         for _ in range(self._queries):
             state = self._advance()
-            self._code = self._sampling.choose(self._backbone.latent_logits(state), self._generator)
+            with torch.autocast(
+                state.device.type, enabled=False
+            ):  # a thousand logits differ by less than bf16 resolves
+                logits = self._backbone.latent_logits(state.float())
+            self._code = self._sampling.choose(logits, self._generator)
             codes.append(self._code)
             states.append(state)
         return Decoded(torch.stack(codes, 1)[:, None], torch.stack(states, 1)[:, None])

@@ -123,10 +123,13 @@ class DiscreteTokens(nn.Module):
         )
         return self.fsq.indices(self.fsq(numbers / self.scale))
 
+    def _numbers_of(self, ids: Int[Tensor, "B n"]) -> Float[Tensor, "B n 5"]:
+        return self.fsq.pre_images_of(ids).clamp(-1.5, 1.5) * self.scale  # the outer levels have no far end
+
     @torch.no_grad()
     def picture(self, ids: Int[Tensor, "B n"]) -> Float[Tensor, "B 3 H W"]:
         """What the ids still say of the picture; to look at, and to test."""
-        light, red, blue, across, down = (self.fsq.pre_images_of(ids) * self.scale).unbind(-1)
+        light, red, blue, across, down = self._numbers_of(ids).unbind(-1)
         flat = torch.stack([light + red, light - red - blue, light + blue], dim=2)  # the three differences sum to 0
         mean, slope = self.basis * self.patch  # inverse of a basis divided by sqrt(p): times p
         shape = across[..., None, None] * torch.outer(mean, slope) + down[..., None, None] * torch.outer(slope, mean)

@@ -80,7 +80,7 @@ def read_pretrained(weights: str, *, kind: Kind) -> Pretrained:
     description = {
         "kind": kind,
         "transformers": transformers.__version__,
-        "config": model.config.to_dict(),
+        "config": {key: value for key, value in model.config.to_dict().items() if key != "_name_or_path"},
         "tokenizer": ours.describe(),
         "image_processor": None if processor is None else json.loads(processor.to_json_string()),
     }
