@@ -43,6 +43,7 @@ WRAPPED = {
         "envs/record.py",
         "envs/record_formats.py",
         "envs/video_recorder.py",
+        "pretrain/film.py",
     },
     "av": {"data/video_files.py"},
     "pyarrow": {"data/lerobot_dataset.py"},

@@ -1,0 +1,135 @@
+"""Long videos from codes, segment by segment: what the policy believes will happen, made visible.
+
+Place in the flow: policy (or an encoder) -> codes -> dLDM decoder -> coarse clip -> VDM, if asked -> rendered clip.
+A segment is one clip of the dLDM: 1 + s·M frames, or every gap-th of them. It begins with the last frame of the segment
+before it, and that double is left out where segments are joined. Method specification 4.
+
+    plan     full: all codes in one plan behind the first picture, later ones conditioned on earlier ones
+             requery: every segment is planned anew, from the frame it begins with
+    anchor   coarse: the coarse video goes on from its own last frame, the rendered one from its own (as released)
+             rendered: both go on from the rendered last frame
+"""
+
+# B = 1 throughout · T frames · M latent steps of a segment · N codes per step · K = M + 1
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from vw2_robot.models.ar_policy import LatentPolicy, Sampling
+from vw2_robot.models.dldm import DLDM
+from vw2_robot.models.vdm import VDM
+from vw2_robot.models.video_codec import VideoCodec
+
+from .targets import make_hint
+
+Anchor = Literal["coarse", "rendered"]
+Plan = Literal["full", "requery"]
+PlanSegment = Callable[[int, Tensor], Tensor]
+"""(number of the segment, the frame [1, 3, H, W] it begins with) -> codes [1, M, N]"""
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """The VDM of phase 2 with its codec."""
+
+    vdm: VDM
+    codec: VideoCodec
+    grayscale_hint: bool
+    sample_steps: int
+
+    @torch.no_grad()
+    def render(
+        self,
+        codes: Float[Tensor, "1 M N L"],
+        coarse: Float[Tensor, "1 T 3 H W"],
+        first: Float[Tensor, "1 3 H W"],
+        generator: torch.Generator,
+    ) -> Float[Tensor, "1 T 3 H W"]:
+        """A clip that begins with `first`, moves as the codes say and looks roughly like `coarse`."""
+        hint = self.codec.encode(make_hint(coarse, grayscale=self.grayscale_hint))
+        anchor = self.codec.encode(first[:, None])[:, :, 0]
+        latents = self.vdm.sample(anchor, codes, hint=hint, generator=generator, num_steps=self.sample_steps)
+        return self.codec.decode(latents).clamp(-1, 1)
+
+
+class Imagined(NamedTuple):
+    """Videos [T, 3, H, W] in [-1, 1] with the first frame as given, and the codes [M · segments, N] behind them."""
+
+    coarse: Tensor
+    rendered: Tensor | None
+    codes: Tensor
+
+
+@torch.no_grad()
+def imagine_segments(
+    dldm: DLDM,
+    first: Float[Tensor, "1 3 H W"],
+    plan: PlanSegment,
+    *,
+    segments: int,
+    anchor: Anchor = "coarse",
+    renderer: Renderer | None = None,
+    generator: torch.Generator,
+) -> Imagined:
+    """Decode (and render) `segments` clips, each from the last frame of the one before."""
+    coarse_start = rendered_start = first
+    coarse_parts, rendered_parts, codes = [first], [first], []
+    for number in range(segments):
+        seen = rendered_start if renderer is not None and anchor == "rendered" else coarse_start
+        indices = plan(number, seen)
+        levels = dldm.fsq.codes_of(indices)
+        coarse = dldm.decode(levels, dldm.features(seen[:, None])[:, 0], seen).clamp(-1, 1)
+        codes.append(indices[0])
+        coarse_parts.append(coarse[0, 1:])
+        coarse_start = coarse[:, -1]
+        if renderer is not None:
+            rendered = renderer.render(levels, coarse, rendered_start, generator)
+            rendered_parts.append(rendered[0, 1:])
+            rendered_start = rendered[:, -1]
+    whole = torch.cat(rendered_parts) if renderer is not None else None
+    return Imagined(torch.cat(coarse_parts), whole, torch.cat(codes))
+
+
+def plan_of(decode: Callable[[Tensor, int], Tensor], *, plan: Plan, steps: int, segments: int) -> PlanSegment:
+    """How segments get their codes from `decode(frame, steps)`.
+
+    With plan="full" the first frame is asked for everything, and the frames of later segments are not looked at.
+    """
+    whole: list[Tensor] = []
+
+    def segment(number: int, frame: Tensor) -> Tensor:
+        if plan == "requery":
+            return decode(frame, steps)
+        if not whole:
+            whole.append(decode(frame, steps * segments))
+        return whole[0][:, number * steps : (number + 1) * steps]
+
+    return segment
+
+
+def policy_decoder(
+    policy: LatentPolicy, words: str, *, horizon: int, sampling: Sampling, generator: torch.Generator
+) -> Callable[[Tensor, int], Tensor]:
+    """Frame and number of latent steps -> the codes that the policy predicts for the instruction."""
+
+    def decode(frame: Tensor, steps: int) -> Int[Tensor, "1 H N"]:
+        px = policy.config.image_px
+        image = F.interpolate(frame, size=(px, px), mode="bilinear", antialias=True)
+        return policy.long_plan(
+            policy.prompt([words], image),
+            steps=steps,
+            horizon=horizon,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            generator=generator,
+        )
+
+    return decode

@@ -1,0 +1,272 @@
+"""Program `vw2-imagine`: first picture and instruction, or codes, -> a video of what follows.
+
+    vw2-imagine policy=runs/first image=table.png prompt="open the drawer" segments=3 out=runs/first/imagined.mp4
+    vw2-imagine policy=runs/first frames=runs/first/frames episode=4 codes=encoded out=runs/first/encoded.mp4
+
+Needs the decoder alone and is then a matter of seconds on a CPU; `vdm=DIR` (the dLDM stage) renders the video too. A
+picture from a frame cache comes with its true continuation: PSNR and SSIM against it stand in the json beside the
+video, next to those of a still picture. `codes=encoded` decodes the codes of that continuation instead of predicted ones:
+what the decoder could show at best.
+"""
+
+# T frames · M latent steps of a segment · N codes per step
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from vw2_robot.checkpoint import load_checkpoint
+from vw2_robot.cli import program
+from vw2_robot.config_tree import config_from
+from vw2_robot.data.frames import FrameCache, resize_frame
+from vw2_robot.errors import InputError
+from vw2_robot.models.ar_policy import LatentPolicy, Sampling
+from vw2_robot.models.dldm import DLDM, DLDMConfig
+from vw2_robot.models.vdm import VDM, Geometry, VDMConfig
+from vw2_robot.models.video_codec import CodecConfig, build_codec
+from vw2_robot.picture_metrics import WINDOW, psnr, ssim
+from vw2_robot.pixels import to_model_range, to_pixels
+from vw2_robot.runs import Hardware, generator, mark
+
+from .film import write_film
+from .imagination import Anchor, Imagined, Plan, PlanSegment, Renderer, imagine_segments, plan_of, policy_decoder
+from .train_dldm import encoder_hash
+
+STREAM_CODES, STREAM_RENDER = 60, 61
+DEFAULT_FPS = 10.0
+PREDICTED, ENCODED = "predicted", "encoded"
+
+
+@dataclass(frozen=True)
+class Imagine:
+    """The root of `vw2-imagine`."""
+
+    policy: str
+    """checkpoint or run folder of a policy that has a dLDM (a pretrain-on-openx run_dir too)"""
+    out: str
+    """the mp4; a json of the same name lies beside it"""
+    image: str | None = None
+    prompt: str | None = None
+    """default: the instruction of the episode, where the picture comes from a frame cache"""
+    frames: str | None = None
+    """a frame cache to take the first picture and its true continuation from, instead of `image`"""
+    episode: int = 0
+    start: int = 0
+    codes: str = PREDICTED
+    """predicted: by the policy; encoded: of the true continuation; or a .npy file, whole numbers [steps, N]"""
+    segments: int = 1
+    plan: Plan = "requery"
+    anchor: Anchor = "coarse"
+    vdm: str | None = None
+    """folder of the dLDM stage: its VDM renders the video"""
+    grayscale_hint: bool = True
+    """as the VDM was trained: train_dldm.hint_grayscale"""
+    sample_steps: int = 10
+    sampling: Sampling = field(default_factory=Sampling)
+    fps: float | None = None
+    """default: the rate at which the policy was pre-trained"""
+    enlarge: int = 4
+    seed: int = 0
+    hardware: Hardware = field(default_factory=Hardware)
+
+    def __post_init__(self) -> None:
+        for name in ("segments", "sample_steps", "enlarge"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if (self.image is None) == (self.frames is None):
+            raise ValueError("give the first picture: either image=FILE or frames=DIR (a frame cache) with episode=N")
+        if self.codes == ENCODED and self.frames is None:
+            raise ValueError("codes=encoded needs a true continuation: give frames=DIR and episode=N instead of image")
+        if self.codes == PREDICTED and self.prompt is None and self.frames is None:
+            raise ValueError("say what shall be done: prompt='open the drawer'")
+        if self.anchor == "rendered" and self.vdm is None:
+            raise ValueError("anchor=rendered needs a VDM that renders: vdm=DIR, the folder of the dLDM stage")
+
+
+class Beginning(NamedTuple):
+    """first: uint8 [H, W, 3]. true: it and all frames that followed, uint8 [1 + L, H, W, 3], or None."""
+
+    first: NDArray[np.uint8]
+    prompt: str
+    true: NDArray[np.uint8] | None
+
+
+def imagine(config: Imagine) -> None:
+    """Write the video and its json; prints what can be compared."""
+    device = config.hardware.torch_device()
+    path = Path(config.policy)
+    checkpoint = load_checkpoint(path / "policy" if (path / "policy" / "latest").is_file() else path, kind="policy")
+    if checkpoint.config.get("dldm") is None:
+        raise InputError(f"{checkpoint.path} has no dLDM, it was trained from scratch; give a pre-trained policy")
+    dldm = DLDM(config_from(DLDMConfig, checkpoint.config["dldm"]))
+    checkpoint.load_into(dldm=dldm)
+    dldm = dldm.to(device).eval()
+    begin = _beginning(config, dldm)
+    policy = LatentPolicy.of_checkpoint(checkpoint).to(device).eval()
+    renderer = None if config.vdm is None else _renderer(config, dldm, device)
+    made = imagine_segments(
+        dldm,
+        to_model_range(torch.from_numpy(begin.first[None]).to(device)),
+        _plan(config, policy, dldm, begin, device),
+        segments=config.segments,
+        anchor=config.anchor,
+        renderer=renderer,
+        generator=generator(config.seed, 0, stream=STREAM_RENDER),
+    )
+    rates = checkpoint.facts.get("latent_hz") or [DEFAULT_FPS]
+    shown = begin._replace(true=None if begin.true is None else begin.true[:: dldm.config.gap])
+    _write(config, shown, made, fps=config.fps or float(rates[0]) / dldm.config.gap)
+
+
+def _beginning(config: Imagine, dldm: DLDM) -> Beginning:
+    height, width = dldm.config.height, dldm.config.width
+    if config.image is not None:
+        try:
+            picture = np.asarray(Image.open(config.image).convert("RGB"))
+        except (OSError, UnidentifiedImageError) as error:
+            raise InputError(f"image={config.image} cannot be read as a picture ({error})") from error
+        return Beginning(np.array(resize_frame(picture, height=height, width=width)), config.prompt or "", None)
+    assert config.frames is not None
+    cache = FrameCache(Path(config.frames))
+    if not 0 <= config.episode < len(cache.episodes):
+        raise InputError(f"episode={config.episode}, but {config.frames} holds {len(cache.episodes)} episodes")
+    episode = cache.episodes[config.episode]
+    if not 0 <= config.start < episode.length:
+        raise InputError(f"start={config.start}, but episode {config.episode} has {episode.length} frames")
+    end = min(episode.length, config.start + 1 + config.segments * dldm.config.steps * dldm.config.stride)
+    pixels = cache.read(config.episode, np.arange(config.start, end))
+    true = np.stack([resize_frame(frame, height=height, width=width) for frame in pixels])
+    return Beginning(true[0], config.prompt or episode.instruction, true)
+
+
+def _plan(config: Imagine, policy: LatentPolicy, dldm: DLDM, begin: Beginning, device: torch.device) -> PlanSegment:
+    steps = dldm.config.steps
+    if config.codes == PREDICTED:
+        decode = policy_decoder(
+            policy,
+            begin.prompt,
+            horizon=steps,
+            sampling=config.sampling,
+            generator=generator(config.seed, 0, stream=STREAM_CODES),
+        )
+        return plan_of(decode, plan=config.plan, steps=steps, segments=config.segments)
+    given = _encoded(dldm, begin, device) if config.codes == ENCODED else _codes_of_file(config, dldm).to(device)
+    if len(given) < steps * config.segments:
+        raise InputError(
+            f"codes={config.codes} gives {len(given)} latent steps, {config.segments} segments need "
+            f"{steps * config.segments}; lower segments, or begin earlier in a longer episode"
+        )
+    return lambda number, _: given[None, number * steps : (number + 1) * steps]
+
+
+def _encoded(dldm: DLDM, begin: Beginning, device: torch.device) -> Tensor:
+    """[steps, N]: codes of each segment of the true continuation, encoded from its own first frame."""
+    assert begin.true is not None
+    span = dldm.config.steps * dldm.config.stride
+    clips = [begin.true[i : i + span + 1] for i in range(0, len(begin.true) - span, span)]
+    if not clips:
+        return torch.zeros(0, dldm.config.queries, dtype=torch.int64, device=device)
+    return dldm.indices(to_model_range(torch.from_numpy(np.stack(clips)).to(device))).flatten(0, 1)
+
+
+def _codes_of_file(config: Imagine, dldm: DLDM) -> Tensor:
+    try:
+        codes = np.load(config.codes, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"codes={config.codes}: give predicted, encoded, or a .npy file ({error})") from error
+    most, queries = dldm.config.vocabulary, dldm.config.queries
+    if (
+        not isinstance(codes, np.ndarray)
+        or codes.dtype.kind not in "iu"
+        or codes.ndim != 2
+        or codes.shape[1] != queries
+    ):
+        raise InputError(f"{config.codes}: expected whole numbers [steps, {queries}]")
+    if codes.size and not 0 <= codes.min() <= codes.max() < most:
+        raise InputError(f"{config.codes}: codes lie in 0 .. {most - 1}, found {codes.min()} .. {codes.max()}")
+    return torch.from_numpy(codes.astype(np.int64))
+
+
+def _renderer(config: Imagine, dldm: DLDM, device: torch.device) -> Renderer:
+    """The VDM of the dLDM stage.
+
+    Raises:
+        InputError: it belongs to another dLDM than the policy.
+    """
+    assert config.vdm is not None
+    path = Path(config.vdm)
+    checkpoint = load_checkpoint(path / "dldm" if (path / "dldm" / "latest").is_file() else path, kind="dldm")
+    found, wanted = str(checkpoint.facts.get("encoder_hash")), encoder_hash(dldm)
+    if found != wanted:
+        raise InputError(
+            f"{checkpoint.path} belongs to encoder {found[:8]}, the policy speaks the codes of {wanted[:8]}; give the "
+            "dLDM stage that the policy was trained on"
+        )
+    if checkpoint.facts.get("vdm") is None:
+        raise InputError(f"{checkpoint.path} was trained without a VDM, so nothing can be rendered; leave out vdm")
+    codec_config = config_from(CodecConfig, checkpoint.facts["codec"])
+    codec = build_codec(codec_config)
+    size = dldm.config
+    geometry = Geometry(
+        channels=codec_config.channels,
+        steps=size.steps,
+        height=size.height // codec_config.block,
+        width=size.width // codec_config.block,
+        queries=size.queries,
+        digits=len(size.fsq_levels),
+    )
+    vdm = VDM(config_from(VDMConfig, checkpoint.facts["vdm"]), geometry)
+    checkpoint.load_into(vdm=vdm, codec=codec)
+    return Renderer(vdm.to(device).eval(), codec.to(device).eval(), config.grayscale_hint, config.sample_steps)
+
+
+def _write(config: Imagine, begin: Beginning, made: Imagined, *, fps: float) -> None:
+    """The films and the json: coarse video left, rendered and true ones beside it where they exist."""
+    videos = {"coarse": made.coarse} | ({"rendered": made.rendered} if made.rendered is not None else {})
+    pixels = {name: to_pixels(video).cpu().numpy() for name, video in videos.items()}
+    columns = list(pixels.values())
+    facts: dict[str, Any] = {
+        "prompt": begin.prompt,
+        "segments": config.segments,
+        "plan": config.plan,
+        "anchor": config.anchor,
+        "fps": fps,
+        "columns": list(pixels),
+        "codes": made.codes.cpu().tolist(),
+    }
+    if begin.true is not None and len(begin.true) > 1:
+        facts["compared_frames"] = len(begin.true) - 1
+        for name, video in (*pixels.items(), ("still", np.broadcast_to(begin.true[:1], begin.true.shape))):
+            facts[name] = compare(video[: len(begin.true)], begin.true)
+            print(f"{name}: " + ", ".join(f"{key} {value['mean']:.3f}" for key, value in facts[name].items()))
+        held = np.concatenate([begin.true, begin.true[-1:].repeat(len(columns[0]) - len(begin.true), axis=0)])
+        columns.append(held)
+        facts["columns"] = [*pixels, "true"]
+    out = Path(config.out)
+    write_film(out, np.concatenate(columns, axis=2), fps=fps, enlarge=config.enlarge)
+    mark(out.with_suffix(".json"), facts)
+    print(f"video: {out} ({len(columns[0])} frames; {', '.join(facts['columns'])})")
+
+
+def compare(video: NDArray[np.uint8], true: NDArray[np.uint8]) -> dict[str, dict[str, Any]]:
+    """PSNR in dB and SSIM of each frame after the first, and their means; SSIM where pictures are large enough."""
+    found = {"psnr_db": psnr(video[1:], true[1:])}
+    if min(true.shape[1:3]) >= WINDOW:
+        found["ssim"] = ssim(video[1:], true[1:])
+    return {
+        name: {"mean": round(float(values.mean()), 4), "per_frame": [round(float(v), 4) for v in values]}
+        for name, values in found.items()
+    }
+
+
+main = program(Imagine, config_name="imagine")(imagine)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vw2_robot.checkpoint import save_checkpoint
+from vw2_robot.config_tree import config_tree
+from vw2_robot.data.episodes import Episode
+from vw2_robot.data.frames import FrameCache, cache_frames
+from vw2_robot.errors import InputError
+from vw2_robot.models.ar_policy import LatentPolicy, PolicyConfig
+from vw2_robot.models.backbone import BackboneConfig
+from vw2_robot.models.causal_video import LevelConfig, StemConfig
+from vw2_robot.models.dldm import DLDM, DLDMConfig, QFormerConfig
+from vw2_robot.models.vdm import VDM, Geometry, VDMConfig
+from vw2_robot.models.video_codec import CodecConfig, DCTCodec
+from vw2_robot.picture_metrics import psnr
+from vw2_robot.pixels import to_model_range, to_pixels
+from vw2_robot.pretrain import imagine as program
+from vw2_robot.pretrain.imagination import Renderer, imagine_segments, plan_of
+from vw2_robot.pretrain.imagine import Imagine, imagine
+from vw2_robot.pretrain.train_dldm import encoder_hash
+from vw2_robot.runs import Hardware
+
+CONFIG = DLDMConfig(
+    frames=9,
+    height=16,
+    width=16,
+    stem=StemConfig("pixel", 4, 4, 1),
+    levels=(LevelConfig(8, 1),),
+    qformer=QFormerConfig(heads=2),
+    z_channels=8,
+)
+POLICY = PolicyConfig(
+    backbone=BackboneConfig(hidden=16, ffn=16, layers=1, heads=2, kv_heads=1), image_px=8, image_widths=(8,)
+)
+TINY_VDM = VDMConfig(heads=1, head_dim=12, layers=1, adaln_lora_dim=4, context_width=8, control_width=8)
+GEOMETRY = Geometry(channels=32, steps=2, height=4, width=4, queries=4, digits=4)
+
+
+def dldm():
+    torch.manual_seed(0)
+    return DLDM(CONFIG).eval()
+
+
+def codes(count, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 1000, (count, 4)))
+
+
+def first():
+    return torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(3)) * 2 - 1
+
+
+def given(all_codes):
+    return lambda number, _: all_codes[None, 2 * number : 2 * number + 2]
+
+
+def decode(model, indices, start):
+    with torch.no_grad():
+        anchor = model.features(start[:, None])[:, 0]
+        return model.decode(model.fsq.codes_of(indices), anchor, start).clamp(-1, 1)
+
+
+def draws():
+    return torch.Generator().manual_seed(1)
+
+
+def test_segments_are_joined_at_their_common_frame():
+    model, chosen = dldm(), codes(4)
+    made = imagine_segments(model, first(), given(chosen), segments=2, generator=draws())
+    assert made.coarse.shape == (1 + 2 * 8, 3, 16, 16)
+    torch.testing.assert_close(made.coarse[0], first()[0], rtol=0, atol=0)
+    one = decode(model, chosen[None, :2], first())
+    torch.testing.assert_close(made.coarse[1:9], one[0, 1:])
+    two = decode(model, chosen[None, 2:], one[:, -1])
+    torch.testing.assert_close(made.coarse[9:], two[0, 1:])
+    assert torch.equal(made.codes, chosen)
+    assert made.rendered is None
+
+
+class Brighter(Renderer):
+    """Renders the coarse clip one shade brighter, to be told apart; remembers what it was given."""
+
+    def __init__(self):
+        object.__setattr__(self, "starts", [])
+
+    def render(self, codes, coarse, first, generator):
+        self.starts.append(first)
+        return (coarse + 0.25).clamp(-1, 1)
+
+
+@pytest.mark.parametrize("anchor", ["coarse", "rendered"])
+def test_the_anchor_says_from_which_last_frame_the_coarse_video_goes_on(anchor):
+    model, chosen, renderer = dldm(), codes(4), Brighter()
+    made = imagine_segments(
+        model, first(), given(chosen), segments=2, anchor=anchor, renderer=renderer, generator=draws()
+    )
+    start = made.coarse[8:9] if anchor == "coarse" else made.rendered[8:9]
+    torch.testing.assert_close(made.coarse[9:], decode(model, chosen[None, 2:], start)[0, 1:])
+    torch.testing.assert_close(renderer.starts[1], made.rendered[8:9])  # the rendered video follows itself in any case
+
+
+@pytest.mark.parametrize("plan", ["full", "requery"])
+def test_a_full_plan_asks_once_and_requerying_asks_every_frame(plan):
+    asked = []
+
+    def ask(frame, steps):
+        asked.append((frame.clone(), steps))
+        return codes(steps, seed=len(asked))[None]
+
+    made = imagine_segments(
+        dldm(), first(), plan_of(ask, plan=plan, steps=2, segments=3), segments=3, generator=draws()
+    )
+    assert [steps for _, steps in asked] == ([6] if plan == "full" else [2, 2, 2])
+    if plan == "full":
+        assert torch.equal(made.codes, codes(6, seed=1))
+    else:
+        torch.testing.assert_close(asked[1][0][0], made.coarse[8])
+        torch.testing.assert_close(asked[2][0][0], made.coarse[16])
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A policy, its dLDM stage with a VDM, and a frame cache of two episodes."""
+    model = dldm()
+    save_checkpoint(
+        tmp_path / "policy",
+        kind="policy",
+        config={"policy": config_tree(POLICY), "dldm": config_tree(CONFIG), "head": None},
+        modules={"policy": LatentPolicy(POLICY, generator=torch.Generator().manual_seed(0)), "dldm": model},
+        facts={"latent_hz": [5.0]},
+    )
+    codec = CodecConfig()
+    save_checkpoint(
+        tmp_path / "dldm",
+        kind="dldm",
+        config=config_tree(CONFIG),
+        modules={
+            "dldm": model,
+            "vdm": VDM(TINY_VDM, GEOMETRY._replace(channels=codec.channels)),
+            "codec": DCTCodec(codec),
+        },
+        facts={"encoder_hash": encoder_hash(model), "vdm": config_tree(TINY_VDM), "codec": config_tree(codec)},
+    )
+    rng = np.random.default_rng(0)
+    episodes = (
+        Episode("noise", str(n), f"do {n}", 5.0, tuple(rng.integers(0, 256, (19, 16, 16, 3), dtype=np.uint8)))
+        for n in range(2)
+    )
+    cache_frames(episodes, tmp_path / "frames", height=16, width=16, description={})
+    return tmp_path
+
+
+@pytest.fixture
+def filmed(monkeypatch):
+    """Frames and rate of every film, instead of a file."""
+    films = []
+    monkeypatch.setattr(program, "write_film", lambda path, frames, *, fps, enlarge: films.append((path, frames, fps)))
+    return films
+
+
+def settings(trained, **change):
+    base = Imagine(
+        policy=str(trained / "policy"),
+        out=str(trained / "seen.mp4"),
+        frames=str(trained / "frames"),
+        hardware=Hardware("cpu", threads=1),
+    )
+    return replace(base, **change)
+
+
+def test_true_codes_are_compared_with_the_true_continuation(trained, filmed):
+    imagine(settings(trained, codes="encoded", episode=1, start=2, segments=2))
+    path, frames, fps = filmed[0]
+    facts = json.loads(path.with_suffix(".json").read_text())
+    true = FrameCache(trained / "frames").read(1, np.arange(2, 19))
+    assert frames.shape == (17, 16, 32, 3)  # coarse, true
+    assert fps == 5.0
+    np.testing.assert_array_equal(frames[:, :, 16:], true)
+    assert facts["prompt"] == "do 1"
+    assert facts["columns"] == ["coarse", "true"]
+    assert facts["compared_frames"] == 16
+    np.testing.assert_allclose(facts["coarse"]["psnr_db"]["per_frame"], psnr(frames[1:, :, :16], true[1:]), atol=1e-3)
+    still = psnr(np.broadcast_to(true[:1], true.shape)[1:], true[1:]).mean()
+    assert facts["still"]["psnr_db"]["mean"] == pytest.approx(still, abs=1e-3)
+    assert set(facts["coarse"]) == {"psnr_db", "ssim"}
+    model = dldm()
+    clips = [to_model_range(torch.from_numpy(true[i : i + 9]))[None] for i in (0, 8)]
+    assert facts["codes"] == [step for clip in clips for step in model.indices(clip)[0].tolist()]
+
+
+def test_an_image_and_words_become_predicted_codes_and_a_rendered_video(trained, filmed):
+    picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(trained / "table.png")
+    made = settings(
+        trained,
+        frames=None,
+        image=str(trained / "table.png"),
+        prompt="open the drawer",
+        vdm=str(trained / "dldm"),
+        sample_steps=2,
+        segments=2,
+    )
+    imagine(made)
+    imagine(replace(made, plan="full"))
+    (path, frames, _), (_, full, _) = filmed
+    assert frames.shape == full.shape == (17, 16, 32, 3)  # coarse, rendered
+    resized = np.asarray(Image.fromarray(picture).resize((16, 16), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(frames[0], np.concatenate([resized, resized], axis=1))
+    np.testing.assert_array_equal(frames[:9, :, :16], full[:9, :, :16])  # the first segment is planned alike
+    assert "coarse" not in json.loads(path.with_suffix(".json").read_text())  # nothing to compare with
+
+
+def test_codes_of_a_file_are_decoded(trained, filmed):
+    np.save(trained / "codes.npy", codes(3).numpy())
+    imagine(settings(trained, codes=str(trained / "codes.npy")))
+    _, frames, _ = filmed[0]
+    start = to_model_range(torch.from_numpy(FrameCache(trained / "frames").read(0, [0])))
+    expected = to_pixels(decode(dldm(), codes(3)[None, :2], start))[0].numpy()
+    np.testing.assert_array_equal(frames[1:, :, :16], expected[1:])
+
+
+def test_a_film_is_an_mp4_of_even_size(tmp_path):
+    pytest.importorskip("imageio_ffmpeg")
+    from vw2_robot.pretrain.film import write_film
+
+    write_film(tmp_path / "deep" / "a.mp4", np.zeros((3, 5, 7, 3), np.uint8), fps=5.0, enlarge=3)
+    assert b"ftyp" in (tmp_path / "deep" / "a.mp4").read_bytes()[:12]
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.mp4"]
+
+
+def other_encoder(trained):
+    save_checkpoint(
+        trained / "other", kind="dldm", config={}, modules={"dldm": dldm()}, facts={"encoder_hash": "0" * 64}
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"episode": 2}, "episode=2, but .* holds 2 episodes"),
+        ({"start": 19}, "start=19, but episode 0 has 19 frames"),
+        ({"codes": "encoded", "segments": 3}, "codes=encoded gives 4 latent steps, 3 segments need 6"),
+        ({"codes": "nowhere.npy"}, r"give predicted, encoded, or a \.npy file"),
+        ({"codes": "bad.npy"}, r"codes lie in 0 \.\. 999"),
+        ({"codes": "flat.npy"}, r"expected whole numbers \[steps, 4\]"),
+        ({"vdm": "other"}, "belongs to encoder 00000000, the policy speaks"),
+        ({"frames": None, "image": "gone.png", "prompt": "x"}, "cannot be read as a picture"),
+    ],
+)
+def test_wrong_input_is_named(trained, filmed, monkeypatch, change, message):
+    monkeypatch.chdir(trained)
+    np.save("bad.npy", np.full((2, 4), 1000))
+    np.save("flat.npy", np.zeros(8, int))
+    other_encoder(trained)
+    with pytest.raises(InputError, match=message):
+        imagine(settings(trained, **change))
+    assert not filmed
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image": "a.png"}, "either image=FILE or frames=DIR"),
+        ({"frames": None}, "either image=FILE or frames=DIR"),
+        ({"frames": None, "image": "a.png", "codes": "encoded"}, "codes=encoded needs a true continuation"),
+        ({"frames": None, "image": "a.png"}, "say what shall be done"),
+        ({"anchor": "rendered"}, "needs a VDM that renders"),
+        ({"segments": 0}, "segments must be at least 1"),
+    ],
+)
+def test_contradictions_are_refused(trained, change, message):
+    with pytest.raises(ValueError, match=message):
+        settings(trained, **change)
