@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from vw2_robot.checkpoint import Checkpoint
 from vw2_robot.config_tree import config_from
+from vw2_robot.errors import InputError
 
 from .backbone import Backbone, BackboneConfig
 from .decoding import Decoded, Decoding, Prompt, Sampling
@@ -88,8 +89,7 @@ class LatentPolicy(nn.Module):
         description: content of a checkpoint's backbone.json, see `Backbone`.
 
     Raises:
-        InputError: the backbone's weights cannot be loaded.
-        ValueError: `image: features` without a dLDM.
+        InputError: the backbone's weights cannot be loaded, or `image: features` comes without a dLDM.
     """
 
     image: PixelTokens | FeatureTokens | DiscreteTokens | None
@@ -123,7 +123,7 @@ class LatentPolicy(nn.Module):
         if config.image == "pixels":
             return PixelTokens(config.image_px, config.image_widths, width)
         if dldm is None:
-            raise ValueError("policy.image=features reads the encoder of a dLDM, and there is none; use image=pixels")
+            raise InputError("policy.image=features reads the encoder of a dLDM, and there is none; use image=pixels")
         return FeatureTokens(dldm, grid=config.image_grid, width=width)
 
     @classmethod

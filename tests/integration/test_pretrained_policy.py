@@ -1,0 +1,102 @@
+"""The policy stage on models from folders: trained, killed, resumed, fine-tuned, and loaded as an agent."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from vw2_robot.agent import VW2Agent
+from vw2_robot.checkpoint import load_checkpoint
+from vw2_robot.config_tree import config_from
+from vw2_robot.finetune.config import Finetune
+from vw2_robot.finetune.train_head import finetune
+from vw2_robot.models.ar_policy import LatentPolicy
+from vw2_robot.pretrain import train_policy as stage
+from vw2_robot.pretrain.config import Pretrain
+from vw2_robot.pretrain.pretrain_on_openx import pretrain_on_openx
+
+torch.set_num_threads(1)
+# (family of the folder, overrides of the policy)
+POLICIES = [
+    ("llama", ["++policy.backbone.train=lora", "++policy.backbone.lora={rank: 2}", "policy.image=features"]),
+    ("qwen3", ["++policy.backbone.train=freeze_base", "policy.image=discrete", "++policy.image_patch=4"]),
+    ("smolvlm", ["policy.image=vlm"]),
+]
+
+
+def configure(cls, name, overrides):
+    with initialize_config_module("vw2_robot.configs", version_base="1.3"):
+        return config_from(cls, OmegaConf.to_container(compose(name, overrides), resolve=True))
+
+
+@pytest.fixture(scope="module")
+def encoded(miniature, tmp_path_factory):
+    """A run that has its latent cache."""
+    folder = tmp_path_factory.mktemp("encoded") / "run"
+    pretrain_on_openx(configure(Pretrain, "pretrain", [*miniature(folder), "stages=[vdm,dldm,latents]"]))
+    return folder
+
+
+@pytest.mark.parametrize(("family", "overrides"), POLICIES, ids=[family for family, _ in POLICIES])
+def test_from_a_folder_to_actions(
+    family, overrides, miniature, encoded, model_folder, calvin_folder, tmp_path, monkeypatch
+):
+    run = tmp_path / "run"
+    shutil.copytree(encoded, run)
+    mine = [*miniature(run), f"++policy.backbone.weights={model_folder(family)}", *overrides]
+    config = configure(Pretrain, "pretrain", [*mine, "stages=[policy]"])
+    real, steps = stage.optimizer_step, []
+
+    def dies_once(loss, optimizer, *, step, **rest):
+        steps.append(step)
+        if step == 3 and steps.count(3) == 1:
+            raise KeyboardInterrupt
+        return real(loss, optimizer, step=step, **rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "optimizer_step", dies_once)
+        with pytest.raises(KeyboardInterrupt):
+            stage.train_policy(config)
+        stage.train_policy(config)
+    assert steps == [0, 1, 2, 3, 2, 3, 4]
+
+    trained = LatentPolicy.of_checkpoint(load_checkpoint(run / "policy", kind="policy"))
+    fresh = stage.build_policy(config, stage.DLDM(config.dldm))
+    moved = not torch.equal(
+        trained.backbone.embed(torch.arange(300, 1300)), fresh.backbone.embed(torch.arange(300, 1300))
+    )
+    assert moved
+    kept = torch.equal(trained.backbone.embed(torch.arange(300)), fresh.backbone.embed(torch.arange(300)))
+    assert kept == (family != "smolvlm")  # the base stays in freeze_base and lora, and moves in full
+
+    loop = "{steps: 2, batch: 4, log_every: 1, save_every: 2, optim: {lr: 0.003, warmup_steps: 2}}"
+    finetune(
+        configure(
+            Finetune,
+            "finetune",
+            [
+                f"run_dir={tmp_path / 'finetune'}",
+                f"policy={run}",
+                f"data.path={calvin_folder}",
+                "data.validation_fraction=0.25",
+                "head.hidden=8",
+                f"++loop={loop}",
+                "++hardware={device: cpu, threads: 1}",
+            ],
+        )
+    )
+    monkeypatch.setattr("vw2_robot.models.backbone.read_pretrained", None)  # the folder is needed no more
+    agent = VW2Agent.from_pretrained(tmp_path / "finetune")
+    looks = [
+        {"images": {"static": np.full((20, 30, 3), shade, np.uint8)}, "prompt": words}
+        for shade, words in ((0, "push"), (255, "push the square to the left"))
+    ]
+    together, alone = agent.infer_batch(looks), [agent.infer(look) for look in looks]
+    for one, other in zip(together, alone, strict=True):
+        assert one["actions"].shape == (4, 7)
+        np.testing.assert_allclose(one["actions"], other["actions"], atol=1e-5)
