@@ -42,16 +42,18 @@ LAQ_TOKENS = 8  # side of LAQ's grid of patches, as published (256 px in patches
 
 @dataclass(frozen=True)
 class Size:
-    """One comparison: side of the frames, frames of our clip, and the shared width."""
+    """One comparison: side of the frames, frames and number of our clips, widths of LAQ (none: ours)."""
 
     preset: str
     px: int
     frames: int
     clips: int
+    laq_widths: tuple[int, ...] = ()
 
 
 # Square frames of each preset's size; clips and pairs are chosen so that both sides see about as many frames at once.
-SIZES = (Size("tiny", 64, 9, 16), Size("h200", 128, 33, 4), Size("paper", 256, 33, 1))
+# The paper's size is compared with LAQ at equal width and as published, 1024.
+SIZES = (Size("tiny", 64, 9, 16), Size("h200", 128, 33, 1), Size("paper", 256, 17, 1, (512, 1024)))
 
 
 @dataclass(frozen=True)
@@ -114,30 +116,45 @@ def build_laq(module: types.ModuleType, *, width: int, px: int, device: torch.de
 
 
 def extraction_rows(laq: Path | None, sizes: tuple[Size, ...], device: torch.device, *, repeats: int) -> None:
-    print(f"{'token extraction':<34}{'width':>7}{'M params':>10}{'frames/s':>11}{'ratio':>8}")
+    """Clip -> tokens in frames/s and arithmetic per frame; the ratio is ours over LAQ's."""
+    print(f"{'token extraction':<26}{'width':>7}{'M params':>10}{'GFLOP/frame':>13}{'frames/s':>11}{'ours is':>9}")
     for size in sizes:
         config = config_from(DLDMConfig, preset_tree(size.preset)["dldm"])
         config = replace(config, height=size.px, width=size.px, frames=size.frames)
         width, dldm = config.levels[-1].width, DLDM(config).to(device).eval()
         x = config.fake_clip(size.clips).to(device)
-        ours = x.shape[0] * x.shape[1] / seconds(lambda d=dldm, x=x: d.indices(x), repeats=repeats, device=device)  # type: ignore[misc]
-        encoder = _millions(dldm.encoder, dldm.qformer, dldm.z_head)
+        frames = x.shape[0] * x.shape[1]
+        ours = frames / seconds(lambda d=dldm, x=x: d.indices(x), repeats=repeats, device=device)  # type: ignore[misc]
+        work = _gigaflops(lambda d=dldm, x=x: d.encode(x[:1])) / size.frames  # type: ignore[misc]
+        parameters = _millions(dldm.encoder, dldm.qformer, dldm.z_head)
         name = f"dLDM {size.preset}, {size.px} px"
-        if laq is None:
-            print(f"{name:<34}{width:>7}{encoder:>10.1f}{ours:>11.1f}{'-':>8}")
-            continue
-        rival = build_laq(load_laq(laq), width=width, px=size.px, device=device)
-        pairs = torch.rand(x.shape[0] * x.shape[1] // 2, 3, 2, size.px, size.px, device=device)
-        theirs = _laq_speed(rival, pairs, repeats=repeats, device=device)
-        parameters = _millions(rival) - _millions(rival.dec_spatial_transformer, rival.to_pixels_first_frame)  # type: ignore[arg-type]
-        print(f"{name:<34}{width:>7}{encoder:>10.1f}{ours:>11.1f}{ours / theirs:>8.2f}")
-        print(f"{f'LAQ, {size.px} px':<34}{width:>7}{parameters:>10.1f}{theirs:>11.1f}{1:>8.2f}", flush=True)
+        print(f"{name:<26}{width:>7}{parameters:>10.1f}{work:>13.2f}{ours:>11.1f}", flush=True)
+        for laq_width in () if laq is None else size.laq_widths or (width,):
+            assert laq is not None
+            _laq_row(load_laq(laq), laq_width, size, pairs=frames // 2, ours=ours, repeats=repeats, device=device)
 
 
 @torch.no_grad()
-def _laq_speed(model: Any, pairs: Tensor, *, repeats: int, device: torch.device) -> float:
-    run = lambda: model.inference(pairs, return_only_codebook_ids=True)  # noqa: E731
-    return 2 * len(pairs) / seconds(run, repeats=repeats, device=device)
+def _laq_row(
+    module: types.ModuleType, width: int, size: Size, *, pairs: int, ours: float, repeats: int, device: torch.device
+) -> None:
+    model: Any = build_laq(module, width=width, px=size.px, device=device)
+    x = torch.rand(pairs, 3, 2, size.px, size.px, device=device)
+
+    def tokens(x: Tensor = x) -> object:
+        return model.inference(x, return_only_codebook_ids=True)
+
+    theirs = 2 * pairs / seconds(tokens, repeats=repeats, device=device)
+    work = _gigaflops(lambda: tokens(x[:1])) / 2
+    parameters = _millions(model) - _millions(model.dec_spatial_transformer, model.to_pixels_first_frame)
+    name = f"LAQ, {size.px} px"
+    print(f"{name:<26}{width:>7}{parameters:>10.1f}{work:>13.2f}{theirs:>11.1f}{ours / theirs:>8.2f}x", flush=True)
+
+
+def _gigaflops(run: Callable[[], object]) -> float:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return float(counter.get_total_flops()) / 1e9
 
 
 def _millions(*modules: torch.nn.Module) -> float:
