@@ -9,7 +9,7 @@ accuracy and rank correlation stand beside it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from vw2_robot.probes import LinearProbe, Split, finite, fit_linear, fit_mlp, ra
 from .probe_features import Quantiser, StepRows, code_values, one_hot_digits, project
 
 Target = Literal["commanded", "moved"]
+MLP_FEATURES = ("codes_one_hot", "code_values", "pixels_equal", "untrained_codes")
 WIDE = 256
 SIGN_QUANTILE = 0.25
 """Sign accuracy leaves out the quarter of the rows that move least in that dimension: their sign is noise."""
@@ -42,6 +43,7 @@ def probe_actions(
         features_of(rows, blind, split, quantiser, seed=seed)
         for rows, blind, split in zip(sets, untrained, splits, strict=True)
     ]
+    probed = [Probed(*one) for one in zip(sets, untrained, splits, strict=True)]
     kinds: tuple[Target, ...] = ("commanded", "moved") if all(r.moved is not None for r in sets) else ("commanded",)
     in_scene = {
         rows.name: {
@@ -60,13 +62,8 @@ def probe_actions(
             for rows, split in zip(sets, splits, strict=True)
         },
         "in_scene": in_scene,
-        "transfer": {kind: transfer(sets, untrained, splits, quantiser, kind, seed=seed) for kind in kinds}
-        if len(sets) > 1
-        else {},
+        "transfer": {kind: transfer(probed, quantiser, kind, seed=seed) for kind in kinds} if len(sets) > 1 else {},
     }
-
-
-MLP_FEATURES = ("codes_one_hot", "code_values", "pixels_equal", "untrained_codes")
 
 
 def features_of(
@@ -129,71 +126,59 @@ def fit_code_probe(rows: StepRows, split: Split, quantiser: Quantiser) -> Linear
     return fit_linear(one_hot_digits(rows.indices, quantiser), rows.motion, split)
 
 
-def transfer(
-    sets: Sequence[StepRows],
-    untrained: Sequence[StepRows],
-    splits: Sequence[Split],
-    quantiser: Quantiser,
-    kind: Target,
-    *,
-    seed: int,
-) -> dict[str, Any]:
-    """Fitted in one data set (or all others), judged on the test demonstrations of another: {feature: {from: {to}}}."""
+class Probed(NamedTuple):
+    """One data set with the codes of the untrained encoder and its split."""
+
+    rows: StepRows
+    untrained: StepRows
+    split: Split
+
+    def table(self, feature: str, quantiser: Quantiser) -> NDArray[np.float32]:
+        """Features [R, D]; of pixels the difference itself, whose components depend on where a probe is fitted."""
+        if feature == "pixels_equal":
+            return self.rows.difference
+        indices = self.untrained.indices if feature == "untrained_codes" else self.rows.indices
+        return code_values(indices, quantiser) if feature == "code_values" else one_hot_digits(indices, quantiser)
+
+
+def transfer(probed: Sequence[Probed], quantiser: Quantiser, kind: Target, *, seed: int) -> dict[str, Any]:
+    """Fitted in one data set, judged on the test demonstrations of another: {feature: {from: {to: scores}}}.
+
+    With three data sets or more, `others` is the probe that was fitted on all but the one where it is judged.
+    """
+    sources = {one.rows.name: [one] for one in probed}
     found: dict[str, Any] = {}
     for feature in ("codes_one_hot", "code_values", "pixels_equal", "untrained_codes"):
-        found[feature] = {}
-        for source in [*range(len(sets)), "others"]:
-            for target in range(len(sets)):
-                members = [source] if isinstance(source, int) else [i for i in range(len(sets)) if i != target]
-                if source == "others" and len(sets) < 3:
-                    continue
-                name = sets[source].name if isinstance(source, int) else "others"
-                found[feature].setdefault(name, {})[sets[target].name] = _transfer_to(
-                    [sets[i] for i in members],
-                    [untrained[i] for i in members],
-                    [splits[i] for i in members],
-                    (sets[target], untrained[target], splits[target]),
-                    quantiser,
-                    feature,
-                    kind,
-                    seed=seed,
+        found[feature] = {
+            name: {goal.rows.name: _transfer_to(source, goal, quantiser, feature, kind, seed=seed) for goal in probed}
+            for name, source in sources.items()
+        }
+        if len(probed) > 2:
+            found[feature]["others"] = {
+                goal.rows.name: _transfer_to(
+                    [one for one in probed if one is not goal], goal, quantiser, feature, kind, seed=seed
                 )
+                for goal in probed
+            }
     return found
 
 
 def _transfer_to(
-    sources: Sequence[StepRows],
-    blind: Sequence[StepRows],
-    splits: Sequence[Split],
-    target: tuple[StepRows, StepRows, Split],
-    quantiser: Quantiser,
-    feature: str,
-    kind: Target,
-    *,
-    seed: int,
+    sources: Sequence[Probed], goal: Probed, quantiser: Quantiser, feature: str, kind: Target, *, seed: int
 ) -> dict[str, Any]:
-    goal, goal_blind, goal_split = target
-
-    def table(rows: StepRows, untrained: StepRows) -> NDArray[np.float32]:
-        if feature == "pixels_equal":
-            return rows.difference
-        chosen = untrained.indices if feature == "untrained_codes" else rows.indices
-        return code_values(chosen, quantiser) if feature == "code_values" else one_hot_digits(chosen, quantiser)
-
-    x = np.concatenate([table(rows, twin) for rows, twin in zip(sources, blind, strict=True)])
-    y = np.concatenate([targets_of(rows, kind) for rows in sources])
-    split = Split(*(np.concatenate(sides) for sides in zip(*splits, strict=True)))
-    test = table(goal, goal_blind)[goal_split.test]
+    x = np.concatenate([source.table(feature, quantiser) for source in sources])
+    y = np.concatenate([targets_of(source.rows, kind) for source in sources])
+    split = Split(*(np.concatenate(sides) for sides in zip(*(source.split for source in sources), strict=True)))
+    test = goal.table(feature, quantiser)[goal.split.test]
     if feature == "pixels_equal":
-        width = one_hot_digits(goal.indices[:1], quantiser).shape[1]
+        width = one_hot_digits(goal.rows.indices[:1], quantiser).shape[1]
         x, test = project(x[split.train], x, width), project(x[split.train], test, width)
     predicted = fit_linear(x, y, split).predict(test)
-    true = targets_of(goal, kind)[goal_split.test]
-    names = target_names(kind)
+    true, names = targets_of(goal.rows, kind)[goal.split.test], target_names(kind)
     scores = score_r2(
         true,
         predicted,
-        goal.group[goal_split.test],
+        goal.rows.group[goal.split.test],
         names,
         rng=np.random.default_rng([seed, STREAM_BOOTSTRAP]),
         means=means_of(kind),

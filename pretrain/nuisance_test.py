@@ -1,6 +1,7 @@
 """The camera-cut test: what do codes say where nothing was done, but the camera moved, cut, or the light changed?
 
-A still frame is made into a clip in which only the camera or the light changes; nothing acts. For each kind:
+A still frame is made into a clip in which only the camera or the light changes; nothing acts. A cut jumps to a picture
+of another demonstration. For each kind:
 
 * `to_actions`: distance of its code to the codes of random actions, over the distance of action codes among themselves.
   Below 1, the code looks like one of the actions; above 1, it stands apart.
@@ -108,42 +109,36 @@ def nuisance_test(
         device: where the model is.
     """
     rng = np.random.default_rng([seed, 3])
-    stride, count = dldm.config.stride, len(clips)
-    amount = np.arange(clips.shape[1]) / stride
-    angle = rng.uniform(0, 2 * np.pi, count)
-    still = np.repeat(clips[:, :1], clips.shape[1], axis=1)
-    others = _others(group, rng)
-    made = {
-        kind: np.stack([change(clip, amount, a) for clip, a in zip(still, angle, strict=True)])
-        for kind, change in KINDS.items()
-    }
+    stride = dldm.config.stride
+    amount, angle = np.arange(clips.shape[1]) / stride, rng.uniform(0, 2 * np.pi, len(clips))
+    still, others = np.repeat(clips[:, :1], clips.shape[1], axis=1), _others(group, rng)
+
+    def disturb(kind: str, on: Pixels) -> Pixels:
+        return np.stack([KINDS[kind](clip, amount, a) for clip, a in zip(on, angle, strict=True)])
+
+    def ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> dict[str, Any]:
+        return score_ratio(above, below, group, rng=np.random.default_rng([seed, 4]))
+
+    made = {"still": still} | {kind: disturb(kind, still) for kind in KINDS}
     made["camera_cut"] = np.concatenate([still[:, :1], still[others[:, 0]][:, 1:]], axis=1)
-    action, unmoved = (_encode(dldm, x, device) for x in (clips, still))
-    value = {"action": code_values(action, quantiser), "still": code_values(unmoved, quantiser)}
-    among = _distance(value["action"][:, None], value["action"][others]).mean(1)
-    change_px = _pixel_change(clips, stride)
-    found: dict[str, Any] = {"frames": count, "action_distance": round(float(among.mean()), 5), "kinds": {}}
-    for kind, pixels in {"still": still, **made}.items():
+    unmoved = _encode(dldm, still, device)
+    action, rest = code_values(_encode(dldm, clips, device), quantiser), code_values(unmoved, quantiser)
+    among = _distance(action[:, None], action[others]).mean(1)
+    kinds: dict[str, Any] = {}
+    for kind, pixels in made.items():
         indices = _encode(dldm, pixels, device)
         codes = code_values(indices, quantiser)
-        away = _distance(codes, value["still"])
         read = _translation(probe, indices, quantiser) - _translation(probe, unmoved, quantiser)
-
-        def ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> dict[str, Any]:
-            return score_ratio(above, below, group, rng=np.random.default_rng([seed, 4]))
-
-        entry = {
-            "pixel_change": ratio(_pixel_change(pixels, stride), change_px),
-            "to_actions": ratio(_distance(codes[:, None], value["action"][others]).mean(1), among),
-            "sensitivity": ratio(away, _distance(value["action"], value["still"])),
+        kinds[kind] = {
+            "pixel_change": ratio(_pixel_change(pixels, stride), _pixel_change(clips, stride)),
+            "to_actions": ratio(_distance(codes[:, None], action[others]).mean(1), among),
+            "sensitivity": ratio(_distance(codes, rest), _distance(action, rest)),
             "phantom_motion": _root(ratio((read**2).sum(1), (motion[:, :3] ** 2).sum(1))),
         }
         if kind in KINDS:
-            disturbed = np.stack([KINDS[kind](c, amount, a) for c, a in zip(clips, angle, strict=True)])
-            moved = code_values(_encode(dldm, disturbed, device), quantiser)
-            entry["on_action"] = ratio(_distance(moved, value["action"]), among)
-        found["kinds"][kind] = entry
-    return found
+            disturbed = code_values(_encode(dldm, disturb(kind, clips), device), quantiser)
+            kinds[kind]["on_action"] = ratio(_distance(disturbed, action), among)
+    return {"frames": len(clips), "action_distance": round(float(among.mean()), 5), "kinds": kinds}
 
 
 def nuisance_examples(clips: Pixels, stride: int) -> list[list[Pixels]]:

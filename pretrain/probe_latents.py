@@ -28,6 +28,7 @@ import yaml
 from vw2_robot.checkpoint import load_checkpoint, resolve, write_text
 from vw2_robot.cli import program
 from vw2_robot.config_tree import config_from
+from vw2_robot.errors import InputError
 from vw2_robot.models.dldm import DLDM, DLDMConfig
 from vw2_robot.probes import Split
 from vw2_robot.runs import Hardware
@@ -186,6 +187,11 @@ def _nuisances(
         rows = labelled.rows
         chosen = (rows.step == 0) & split.test & moving_rows(rows.motion[:, :3])
         numbers = chosen.nonzero()[0][: config.nuisance_clips]
+        if len(set(rows.group[numbers].tolist())) < 2:
+            raise InputError(
+                f"{rows.name}: fewer than 2 test demonstrations begin with a step that moves; use more demonstrations "
+                "(episodes) or a larger test_share"
+            )
         pixels = labelled.first_steps(numbers, stride=dldm.config.stride)
         found[rows.name] = nuisance_test(
             dldm,

@@ -2,7 +2,7 @@
 
 For judging codes, not for training: this is the one place where video and true motion meet before fine-tuning. Reads
 CALVIN data sets (published ones and our recordings). Frames are decoded once into a frame cache, the motion is stored
-beside it.
+in the same folder.
 
 Time alignment: latent step k of a clip covers frames s(k-1)+1 .. sk, the transitions caused by the actions
 a[s(k-1)] .. a[sk-1]; in arrays of M steps, entry m is step m + 1. Two descriptions of a step are given:
@@ -97,7 +97,7 @@ def open_labelled_calvin(
         max_bad=0,
         description={"calvin": str(path.resolve()), "split": split, "episodes": count, "seed": seed},
     )
-    commanded, moved = _read_motion(dataset, trajectories, cache.with_name(cache.name + ".motion.npz"))
+    commanded, moved = _read_motion(dataset, trajectories, cache / "motion.npz")
     return LabelledVideo(name, FrameCache(cache), _groups(trajectories), commanded, moved)
 
 
