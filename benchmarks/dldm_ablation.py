@@ -29,6 +29,11 @@ TABLES = {
         "3a_control": "+ control (default)",
     },
     "3b": {"3b_n1": "N = 1", "3b_n2": "N = 2", "3a_control": "N = 4 (default)", "3b_n8": "N = 8"},
+    "ours": {
+        "3a_control": "default",
+        "ours_change": "decoder paints the change, no flow",
+        "ours_disturbed": "encoder sees drifting view and light",
+    },
 }
 STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}
 """Half-width of the 95 % interval in standard errors, by number of seeds."""
@@ -167,10 +172,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tables", nargs="+", default=list(TABLES), choices=list(TABLES))
     parser.add_argument("--frames", type=int, default=5)
-    parser.add_argument("--vdm-steps", type=int, default=150)
-    parser.add_argument("--phase1-steps", type=int, default=800)
-    parser.add_argument("--phase2-steps", type=int, default=250)
-    parser.add_argument("--episodes", type=int, default=120, help="demonstrations of each data set to probe with")
+    parser.add_argument("--vdm-steps", type=int, default=100)
+    parser.add_argument("--phase1-steps", type=int, default=500)
+    parser.add_argument("--phase2-steps", type=int, default=200)
+    parser.add_argument("--episodes", type=int, default=100, help="demonstrations of each data set to probe with")
     parser.add_argument("--override", nargs="*", default=[], help="further overrides of every training")
     args = parser.parse_args()
     arms = list(dict.fromkeys(arm for table in args.tables for arm in TABLES[table]))
