@@ -111,6 +111,7 @@ def train_vdm(config: Pretrain) -> None:
         vdm.checkpoint_gradients()
     held_out = to_device(clip_sampler(config, frames, validation_ids, augment=False).batch(0, 32), device)
     _train(config, run, vdm, codec, training, held_out, frames_digest=frames.digest)
+    vdm.save_folder(config.stage_dir("vdm") / "diffusers")  # for stock diffusers, and for `vdm.weights` of other runs
     training.close()
     run.close()
 

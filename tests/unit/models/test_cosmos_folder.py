@@ -180,6 +180,19 @@ def test_trained_adapters_are_saved_inside_the_weights_or_beside_them(tmp_path):
     torch.testing.assert_close(answer(beside), expected, atol=1e-4, rtol=1e-4)
 
 
+def test_a_tiny_prior_takes_the_same_way_through_a_folder_as_the_2b_model(tmp_path):
+    tiny = replace(NARROW, layers=2, padding_channel=False, prediction="change", control="full", control_layers=1)
+    trained, other = build(tiny), build(tiny, seed=5)
+    trained.save_folder(tmp_path)
+    trained.save_folder(tmp_path)  # over the first
+    other.load_folder(tmp_path)
+    assert all(
+        torch.equal(a, b) for a, b in zip(trained.transformer.parameters(), other.transformer.parameters(), strict=True)
+    )
+    block = trained.transformer.transformer_blocks[0]
+    assert all(torch.equal(a, b) for a, b in zip(other.control.blocks[0].parameters(), block.parameters(), strict=True))
+
+
 def broken(folder, tmp_path, part):
     """A copy of one part of the folder, to be damaged."""
     shutil.copytree(folder / part, tmp_path / part)
