@@ -5,9 +5,9 @@ Run: python -m benchmarks.memory_plan [--preset paper] [--layers N]
 The forward pass of phase 2 runs on tensors without data, in bfloat16 autocast over float32 weights, and everything that
 autograd keeps for the way back is counted once. CUDA's rule that norms run in float32 under autocast is added by hand,
 since the tensors are those of a CPU. Weights, gradients and AdamW's two moments are arithmetic. With recomputed
-activations the largest block comes on top, since it lives again on the way back. What a real GPU adds is not in the
-table: its context, fragmentation, workspaces; a tenth of the card is left for them. The Wan VAE runs first and without
-gradients, so its weights count and its activations are gone by then.
+activations the largest block comes on top, since it lives again on the way back. A lower bound: context, fragmentation,
+workspaces, and temporaries of the backward pass and of AdamW are not in it; a tenth of the card is left for them. The
+Wan VAE runs first and without gradients: its weights count, its activations do not.
 """
 
 from __future__ import annotations
