@@ -5,6 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
+
+# Shapes that signatures promise are checked in the tests alone.
+SHAPES_CHECKED = (
+    *(f"vw2_robot.models.{name}" for name in ("dldm", "causal_video", "fsq", "vq", "code_projection", "action_head")),
+    "vw2_robot.pretrain.targets",
+    "vw2_robot.pretrain.train_dldm",
+)
+install_import_hook(SHAPES_CHECKED, "beartype.beartype")
 
 
 @pytest.fixture(scope="session")

@@ -64,6 +64,18 @@ def test_a_loss_that_is_not_finite_stops_before_anything_moves(bad):
     assert not optimizer.state
 
 
+def test_a_gradient_that_is_not_finite_stops_before_anything_moves_and_names_the_step_of_the_run():
+    net = nn.Linear(1, 1, bias=False)
+    before = net.weight.detach().clone()
+    loss = (net(torch.zeros(1)).sum() - 0.0).abs().sqrt()  # zero, with an infinite slope
+    assert torch.isfinite(loss)
+    optimizer = build_optimizer(net.parameters(), OptimConfig())
+    with pytest.raises(NonFiniteLossError, match=r"step 107.*last checkpoint"):
+        optimizer_step(loss, optimizer, step=7, config=OptimConfig(), total_steps=10, first_step=100)
+    assert torch.equal(net.weight, before)
+    assert not optimizer.state
+
+
 @pytest.mark.parametrize("change", [{"lr": 0.0}, {"clip_norm": -1.0}, {"warmup_steps": -1}, {"beta2": 1.0}])
 def test_impossible_optimisers_are_refused(change):
     with pytest.raises(ValueError, match=f"optim.{next(iter(change))}"):

@@ -43,6 +43,40 @@ def test_changing_any_frame_after_a_codes_step_leaves_that_code_unchanged(contex
         assert not torch.equal(z_before, z_after)
 
 
+@pytest.mark.parametrize("frames", [2, 6, 11])
+def test_extreme_values_after_a_step_leave_its_code_bit_equal_also_where_the_clip_is_padded(frames):
+    model = build()
+    x = TINY.fake_clip(4)[:, :frames]
+    changed = x.clone()
+    finished = (frames - 1) // 4
+    changed[:, 4 * finished + 1 :] = 1e6
+    assert torch.equal(model.indices(x)[:, :finished], model.indices(changed)[:, :finished])
+    assert torch.isfinite(model.encode(changed).codes_BMNL).all()
+
+
+def test_a_short_clip_has_the_same_codes_alone_and_padded_into_a_batch_of_longer_ones():
+    model = build()
+    x = TINY.fake_clip(3)
+    short = x[:1, :6]
+    padded = torch.cat([short, short[:, -1:].expand(-1, 7, -1, -1, -1)], dim=1)
+    together = model.indices(torch.cat([padded, x[1:]]))
+    alone = model.indices(short)
+    assert torch.equal(together[:1, :2], alone)
+    assert torch.equal(together[1:], model.indices(x[1:]))
+
+
+def test_a_clip_of_one_frame_has_no_codes_and_decodes_to_its_anchor():
+    model = build(replace(TINY, output="change"))
+    x = TINY.fake_clip(2)[:, :1]
+    encoded = model.encode(x)
+    rec = model.decode(encoded.codes_BMNL, encoded.anchor_BChw, x[:, 0])
+    assert encoded.indices_BMN.shape == (2, 0, 4)
+    with_codes = model.encode(TINY.fake_clip(2))
+    whole = model.decode(with_codes.codes_BMNL, with_codes.anchor_BChw, x[:, 0])
+    assert rec.shape == (2, 1, 3, 16, 16)
+    torch.testing.assert_close(rec, whole[:, :1])
+
+
 @pytest.mark.parametrize(("context", "seen"), [("adjacent", {1, 2}), ("all", {0, 1, 2}), ("current", {2})])
 def test_queries_of_a_step_see_exactly_the_frames_of_their_context(context, seen):
     model = build(replace(TINY, qformer=QFormerConfig(heads=2, context=context)))
@@ -126,6 +160,71 @@ def test_decoder_output_never_depends_on_codes_of_later_steps():
     assert gradient[2] == 0
 
 
+def test_a_code_mixes_with_its_two_predecessors_by_switch_and_with_no_later_one():
+    for switch, reach in (("linear", 0), ("conv", 2)):
+        model = build(replace(TINY, post_quant=switch))
+        codes = torch.rand(1, 3, 4, 4, requires_grad=True)
+        model.decoder.post_quant(codes)[:, 1, 2].sum().backward()  # code 6 of the flat row
+        touched = codes.grad.abs().sum(-1).flatten().nonzero().flatten().tolist()
+        assert touched == list(range(6 - reach, 7))
+
+
+def test_with_a_gap_only_every_gap_th_frame_is_read_and_reconstructed():
+    config = replace(TINY, frames=9, gap=4, stem=StemConfig("pixel", 1, 4, 1))
+    assert (config.stride, config.steps) == (4, 2)
+    model = build(config)
+    x = config.fake_clip(2)
+    unseen = x.clone()
+    unseen[:, [1, 2, 3, 5, 6, 7]] = 0.9
+    assert torch.equal(model.indices(x), model.indices(unseen))
+    assert torch.equal(model.seen(x), x[:, ::4])
+    encoded = model.encode(x)
+    assert model.decode(encoded.codes_BMNL, encoded.anchor_BChw, x[:, 0]).shape == model.seen(x).shape
+
+
+def test_a_learned_codebook_takes_the_place_of_fsq():
+    config = replace(TINY, quantiser="vq", fsq_levels=(8,), vq_width=5, z_norm="none")
+    model = build(config)
+    x = config.fake_clip(4)
+    encoded = model.encode(x)
+    assert (config.vocabulary, config.digits) == (8, 5)
+    assert torch.equal(encoded.codes_BMNL, model.fsq.codes_of(encoded.indices_BMN))
+    model.train()
+    f = model.features(x)
+    codes, indices = model.quantise(f)
+    assert torch.equal(indices, model.fsq.indices(model.z_head(model.qformer(f))))  # of z, not of the noisy codes
+    codes.square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in (model.fsq.codebook, model.qformer.queries))
+
+
+def test_recomputed_activations_change_neither_outputs_nor_gradients():
+    gradients = []
+    for switch in (False, True):
+        model = build(replace(TINY, levels=(LevelConfig(16, 1, down_s=True), LevelConfig(16, 1, attention=True))))
+        model.train()
+        if switch:
+            model.checkpoint_gradients()
+        x = TINY.fake_clip(2)
+        encoded = model.encode(x)
+        rec = model.decode(encoded.codes_BMNL, encoded.anchor_BChw, x[:, 0])
+        (rec - x).square().mean().backward()
+        gradients.append([rec.detach(), *(p.grad for p in model.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_recomputing_keeps_fewer_activations():
+    kept = {}
+    for switch in (False, True):
+        model = build().train()
+        if switch:
+            model.checkpoint_gradients()
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
+            model.features(TINY.fake_clip(2))
+        kept[switch] = sum(sizes)
+    assert kept[True] < 0.5 * kept[False]
+
+
 def test_encoding_keeps_the_training_mode_it_found():
     model = build().train()
     model.indices(TINY.fake_clip(2))
@@ -133,7 +232,15 @@ def test_encoding_keeps_the_training_mode_it_found():
 
 
 @pytest.mark.parametrize(
-    ("change", "message"), [({"frames": 1}, "frames"), ({"height": 18}, "height"), ({"levels": ()}, "levels")]
+    ("change", "message"),
+    [
+        ({"frames": 1}, "frames"),
+        ({"height": 18}, "height"),
+        ({"levels": ()}, "levels"),
+        ({"gap": 0}, "gap"),
+        ({"quantiser": "vq"}, "one number"),
+        ({"post_quant": "conv", "code_visibility": "current"}, "post_quant"),
+    ],
 )
 def test_impossible_configurations_are_refused_with_numbers(change, message):
     with pytest.raises(ValueError, match=message):

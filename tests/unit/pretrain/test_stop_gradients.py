@@ -103,6 +103,65 @@ def test_denoising_teaches_codes_projection_transformer_and_control_but_never_th
     assert all(p.grad is None or not p.grad.any() for p in dldm.decoder.parameters())
 
 
+@pytest.mark.parametrize("anchor_grad", [False, True])
+def test_without_the_stop_gradient_reconstruction_goes_on_teaching_the_whole_autoencoder(anchor_grad):
+    dldm, vdm, codec = build()
+    phases = replace(PHASES, stop_gradient=False, anchor_grad=anchor_grad, denoise_weight=0.0)
+    assert learners(two(dldm, vdm, codec, phases=phases), dldm, vdm) == AUTOENCODER
+    phases = replace(phases, denoise_weight=1.0, reconstruction_weight=0.0)
+    assert learners(two(dldm, vdm, codec, phases=phases), dldm, vdm) == (AUTOENCODER - {"decoder"}) | RENDERER
+
+
+def test_phase_one_can_keep_the_gradient_off_the_first_feature():
+    dldm, _, _ = build()
+    x, valid = DLDM_TINY.fake_clip(4), torch.ones(4, 2, dtype=torch.bool)
+    with torch.no_grad():
+        f = dldm.features(x)
+    f.requires_grad_()
+    dldm.features = lambda x: f
+    for anchor_grad in (True, False):
+        f.grad = None
+        phase_one_loss(dldm, x, valid, anchor_grad=anchor_grad)[0].backward()
+        codes_alone = f.grad[:, 0].clone()
+        if anchor_grad:
+            both = codes_alone
+    assert codes_alone.any()  # f_0 is also what step 1 is compared with
+    assert not torch.equal(both, codes_alone)
+
+
+def test_the_reconstruction_loss_is_squared_or_absolute():
+    rec, x = torch.zeros(2, 9, 3, 4, 4), torch.full((2, 9, 3, 4, 4), 0.5)
+    valid = torch.ones(2, 2, dtype=torch.bool)
+    assert float(frame_error(rec, x, valid)) == pytest.approx(0.25)
+    assert float(frame_error(rec, x, valid, norm="l1")) == pytest.approx(0.5)
+    dldm, vdm, codec = build()
+    noise = torch.Generator().manual_seed(0)
+    clip = DLDM_TINY.fake_clip(4), torch.ones(4, 2, dtype=torch.bool)
+    parts = phase_two_loss(dldm, vdm, codec, *clip, phases=replace(PHASES, reconstruction_loss="l1"), noise=noise)[1]
+    assert set(parts) == {"dldm/reconstruction_l1", "dldm/denoising_loss"}
+
+
+@pytest.mark.parametrize("quantiser", ["fsq", "vq"])
+def test_under_autocast_matrix_products_are_bfloat16_but_codes_and_losses_are_float32(quantiser):
+    torch.manual_seed(0)
+    levels, width = ((8, 5, 5, 5), 4) if quantiser == "fsq" else ((8,), 4)
+    dldm = DLDM(replace(DLDM_TINY, quantiser=quantiser, fsq_levels=levels, vq_width=width))
+    _, vdm, codec = build()
+    x, valid = DLDM_TINY.fake_clip(4), torch.ones(4, 2, dtype=torch.bool)
+    products = []
+    dldm.qformer.cross[0].register_forward_hook(lambda module, inputs, output: products.append(output.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        codes, _ = dldm.quantise(dldm.features(x))
+        assert products == [torch.bfloat16]
+        assert codes.dtype == torch.float32
+        assert phase_one_loss(dldm, x, valid)[0].dtype == torch.float32
+        noise = torch.Generator().manual_seed(0)
+        loss, parts = phase_two_loss(dldm, vdm, codec, x, valid, phases=PHASES, noise=noise)
+    assert {loss.dtype, *(part.dtype for part in parts.values())} == {torch.float32}
+    loss.backward()
+    assert {p.grad.dtype for p in dldm.parameters() if p.grad is not None} == {torch.float32}
+
+
 def test_both_losses_add_up_with_their_weights():
     dldm, vdm, codec = build()
     dldm.eval()

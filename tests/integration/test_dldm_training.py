@@ -1,0 +1,163 @@
+"""The switches of the dLDM's training program: when phase 2 begins, averaged weights, memory, broken numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+from vw2_robot.checkpoint import resolve
+from vw2_robot.config_tree import config_from
+from vw2_robot.errors import InputError
+from vw2_robot.pretrain import train_dldm as module
+from vw2_robot.pretrain.config import Pretrain
+from vw2_robot.pretrain.train_dldm import train_dldm
+from vw2_robot.pretrain.train_vdm import train_vdm
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def configure(miniature: Callable[..., list[str]], tmp_path: Path) -> Callable[..., Pretrain]:
+    """A miniature run without augmentation, as changed by overrides; its video prior is trained."""
+
+    def make(*more: str, name: str = "run") -> Pretrain:
+        with initialize_config_module("vw2_robot.configs", version_base="1.3"):
+            tree = compose("pretrain", [*miniature(tmp_path / name), "++train_dldm.usage_clips=4", *more])
+        config = config_from(Pretrain, OmegaConf.to_container(tree, resolve=True))
+        train_vdm(config)
+        return config
+
+    return make
+
+
+def lines(config: Pretrain) -> list[dict[str, float]]:
+    file = Path(config.run_dir) / "dldm" / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def log(config: Pretrain) -> str:
+    return (Path(config.run_dir) / "dldm" / "log.txt").read_text()
+
+
+def weights(config: Pretrain) -> dict[str, torch.Tensor]:
+    return load_file(resolve(Path(config.run_dir) / "dldm") / "model.safetensors")
+
+
+class Kill(BaseException):
+    """Stands for the end of the process."""
+
+
+def train_with_a_kill(config: Pretrain, monkeypatch: pytest.MonkeyPatch, *, call: int) -> None:
+    """Train, die after the `call`-th step (from 0), and train to the end."""
+    real, calls = module.optimizer_step, [0]
+
+    def dying(*args: object, **options: object) -> object:
+        result = real(*args, **options)
+        calls[0] += 1
+        if calls[0] == call + 1:
+            raise Kill
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "optimizer_step", dying)
+        with pytest.raises(Kill):
+            train_dldm(config)
+    train_dldm(config)
+
+
+def test_phase_two_begins_after_the_steps_of_phase_one_and_says_when_that_is_too_early(configure) -> None:
+    config = configure("++train_dldm.advance_ratio=0.0001")
+    train_dldm(config)
+    assert [line["dldm/phase"] for line in lines(config)] == [1] * 4 + [2] * 4
+    assert "above 0.0001" in log(config)
+    assert "phase 2 begins all the same" in log(config)
+
+
+def test_by_ratio_phase_two_begins_as_soon_as_a_validation_is_good_enough(configure, monkeypatch) -> None:
+    config = configure("++train_dldm.advance=ratio", "++train_dldm.advance_ratio=1000", name="calm")
+    train_dldm(config)
+    assert [(line["step"], line["dldm/phase"]) for line in lines(config)] == [(1, 1), *((s, 2) for s in (5, 6, 7, 8))]
+    killed = configure("++train_dldm.advance=ratio", "++train_dldm.advance_ratio=1000", name="killed")
+    train_with_a_kill(killed, monkeypatch, call=1)
+    assert all(torch.equal(value, weights(config)[name]) for name, value in weights(killed).items())
+    assert lines(killed) == lines(config)
+
+
+def test_by_ratio_phase_two_never_begins_above_it_also_when_tried_again(configure) -> None:
+    config = configure("++train_dldm.advance=ratio", "++train_dldm.advance_ratio=0.0001")
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"Phase 2 does not begin.*train_dldm.advance=steps"):
+            train_dldm(config)
+        assert [line["dldm/phase"] for line in lines(config)] == [1] * 4
+
+
+def test_averaged_weights_are_handed_on_beside_the_learning_ones_and_resume_exactly(configure, monkeypatch) -> None:
+    plain, config = configure(name="plain"), configure("++train_dldm.ema=0.9", name="averaged")
+    train_dldm(plain)
+    train_dldm(config)
+    learned, saved = weights(plain), weights(config)
+    trained = {key: value for key, value in learned.items() if key.startswith(("dldm.", "vdm."))}
+    assert all(torch.equal(saved[f"learning_{key}"], value) for key, value in trained.items())
+    moved = "dldm.qformer.queries"
+    assert not torch.equal(saved[moved], learned[moved])
+    killed = configure("++train_dldm.ema=0.9", name="killed")
+    train_with_a_kill(killed, monkeypatch, call=4)
+    assert all(torch.equal(value, saved[name]) for name, value in weights(killed).items())
+    assert lines(killed) == lines(config)
+
+
+def test_recomputed_activations_give_the_same_weights(configure) -> None:
+    plain, config = configure(name="plain"), configure("hardware.gradient_checkpointing=true", name="recomputed")
+    for each in (plain, config):
+        train_dldm(each)
+    for name, value in weights(plain).items():
+        torch.testing.assert_close(weights(config)[name], value, atol=1e-6, rtol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint_as_it_was(
+    configure, monkeypatch
+) -> None:
+    config = configure()
+    real = module.phase_two_loss
+
+    def broken(*args: object, **options: object) -> object:
+        loss, parts = real(*args, **options)
+        return loss * float("nan"), parts
+
+    monkeypatch.setattr(module, "phase_two_loss", broken)
+    with pytest.raises(InputError, match="at step 4"):
+        train_dldm(config)
+    assert resolve(Path(config.run_dir) / "dldm").name == "step_4"
+    assert all(torch.isfinite(value).all() for value in weights(config).values())
+
+
+def test_alarms_reach_the_log(configure) -> None:
+    config = configure(
+        "++train_dldm.perplexity_alarm=1.0", "++train_dldm.shuffle_alarm=1000", "++train_dldm.alarm_after=2"
+    )
+    train_dldm(config)
+    assert log(config).count("ALARM codes collapse") == 1
+    assert log(config).count("ALARM codes ignored") == 1
+
+
+def test_under_bfloat16_both_phases_train_and_keep_float32_weights(configure) -> None:
+    config = configure("hardware.precision=bf16")
+    train_dldm(config)
+    assert {value.dtype for value in weights(config).values() if value.is_floating_point()} == {torch.float32}
+    assert all(line["dldm/grad_norm"] > 0 for line in lines(config))
+
+
+@pytest.mark.slow
+def test_compiled_training_agrees_with_eager_training(configure) -> None:
+    plain, config = configure(name="plain"), configure("hardware.compile=true", name="compiled")
+    for each in (plain, config):
+        train_dldm(each)
+    for name, value in weights(plain).items():
+        torch.testing.assert_close(weights(config)[name], value, atol=1e-3, rtol=1e-2)
