@@ -31,3 +31,11 @@ def make_policy(counting_world):
 @pytest.fixture
 def benchmark(make_benchmark):
     return make_benchmark()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A policy folder as fine-tuning leaves it: tiny, untrained."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parent))
+        return importlib.import_module("tiny_policy").save_tiny_policy(tmp_path_factory.mktemp("tiny_policy"))

@@ -1,0 +1,161 @@
+"""The official CALVIN evaluation loop, in a process of its own: the other side of `evaluation.py`.
+
+Needs an interpreter with `calvin_env` (vw2_robot/envs/calvin_reference.py says how) and a checkout of `mees/calvin`.
+What runs is theirs, untouched: `evaluate_sequence` and `rollout` of evaluate_policy.py, their start states, their task
+oracle, their sentences, the original simulator with legacy resets. Ours: the list of chains (the same, without the
+minute it takes to draw it), the policy behind `Vw2CalvinModel`, and a count of what was done. Modules of theirs that an
+evaluation never calls (training, plotting) are replaced by empty ones, so that their 2022 requirements are not needed.
+
+    PYTHON -m benchmarks.official_loop --calvin DIR --policy demonstrator --chains 0:10 --out official.jsonl
+
+A line for each chain: {"sequence", "solved", "steps", "seconds", "digest"}. `digest` is of all executed actions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib
+import json
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from vw2_robot.contracts import Policy
+from vw2_robot.envs.calvin_reference import CalvinReference, ReferenceWorld
+from vw2_robot.envs.sequences import fnv_of, make_sequences
+from vw2_robot.rollouts.evaluate import subtask_seed
+from vw2_robot.serving.calvin_model import Vw2CalvinModel
+
+SEED = 0
+
+
+class Empty(ModuleType):
+    """A module whose every name is a function that does nothing."""
+
+    __path__: list[str] = []  # noqa: RUF012 - as a package has it
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *args, **kwargs: None
+
+
+def import_official(calvin: Path) -> ModuleType:
+    """Their evaluate_policy.py, without what it imports and does not use here."""
+    for name in ("calvin_agent.models.mcil", "calvin_agent.utils.utils", "pytorch_lightning", "termcolor"):
+        sys.modules[name] = Empty(name)
+    hashes = Empty("pyhash")
+    hashes.fnv1_32 = lambda: fnv_of  # type: ignore[attr-defined]  # pyhash builds on no current Python
+    sys.modules["pyhash"] = hashes
+    sys.path.insert(0, str(calvin / "calvin_models"))
+    return importlib.import_module("calvin_agent.evaluation.evaluate_policy")
+
+
+class Wrapper:
+    """What their read-me calls an environment wrapper: counts steps, and keeps what our scripted expert reads."""
+
+    def __init__(self, world: ReferenceWorld) -> None:
+        self._world = world
+        self.steps = 0
+
+    def reset(self, robot_obs: Any, scene_obs: Any) -> Any:
+        """Theirs."""
+        self._world._observation = self._world.original.reset(robot_obs=robot_obs, scene_obs=scene_obs)
+        self._world._information = self._world.original.get_info()
+        return self._world._observation
+
+    def get_obs(self) -> Any:
+        """Theirs; draws."""
+        return self._world.original.get_obs()
+
+    def get_info(self) -> Any:
+        """Theirs."""
+        return self._world.original.get_info()
+
+    def step(self, action: Any) -> Any:
+        """Theirs, counted."""
+        result = self._world.original.step(action)
+        self._world._observation, self._world._information = result[0], result[3]
+        self.steps += 1
+        return result
+
+
+class Model(Vw2CalvinModel):
+    """Seeds each subtask as `vw2-rollout` does, and takes note of the actions."""
+
+    def __init__(self, policy: Policy | str, env: Wrapper, replan_every: int | None) -> None:
+        super().__init__(policy, replan_every=replan_every)
+        self._env = env
+
+    def begin(self, chain: int) -> None:
+        """A new chain."""
+        self._chain, self._position = chain, 0
+        self.first_steps: list[int] = []
+        self.digest = hashlib.sha256()
+
+    def reset(self) -> None:
+        """A new subtask."""
+        self.first_steps.append(self._env.steps)
+        self._queue.reset(seed=subtask_seed(SEED, self._chain, self._position))
+        self._position += 1
+
+    def step(self, obs: Any, goal: str) -> Any:
+        """The action, noted."""
+        action = super().step(obs, goal)
+        self.digest.update(action.tobytes())
+        return action
+
+
+def run(options: argparse.Namespace) -> None:
+    official = import_official(options.calvin)
+    official.EP_LEN = options.max_steps  # type: ignore[attr-defined]
+    reference = CalvinReference()
+    env = Wrapper(reference.env)
+    policy = reference.expert() if options.policy == "demonstrator" else options.policy
+    model = Model(policy, env, options.replan_every)
+    conf = options.calvin / "calvin_models/conf"
+    oracle = official.hydra.utils.instantiate(  # type: ignore[attr-defined]
+        official.OmegaConf.load(conf / "callbacks/rollout/tasks/new_playtable_tasks.yaml")  # type: ignore[attr-defined]
+    )
+    sentences = official.OmegaConf.load(conf / "annotations/new_playtable_validation.yaml")  # type: ignore[attr-defined]
+    plans: dict[str, list[Any]] = defaultdict(list)
+    first, last = (int(n) for n in options.chains.split(":"))
+    with options.out.open("w", encoding="utf-8") as out:
+        for chain in make_sequences(last)[first:]:
+            begin = time.perf_counter()
+            model.begin(chain.number)
+            solved = official.evaluate_sequence(  # type: ignore[attr-defined]
+                env, model, oracle, chain.initial_state, list(chain.subtasks), sentences, plans, False
+            )
+            steps = np.diff([*model.first_steps, env.steps]).tolist()
+            row = {"sequence": chain.number, "solved": solved, "steps": steps, "digest": model.digest.hexdigest()}
+            print(json.dumps(row | {"seconds": time.perf_counter() - begin}), file=out, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--calvin", type=Path, required=True, help="checkout of mees/calvin")
+    parser.add_argument("--policy", default="demonstrator", help="demonstrator, or a checkpoint")
+    parser.add_argument("--chains", default="0:10", help="first:last")
+    parser.add_argument("--max-steps", type=int, default=360)
+    parser.add_argument("--replan-every", type=int)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--more-packages", help="a further folder to import from, last: torch, if it lies elsewhere")
+    options = parser.parse_args()
+    if options.more_packages:
+        sys.path.append(options.more_packages)
+    if options.policy != "demonstrator":
+        import torch
+
+        torch.set_num_threads(1)
+    run(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""One process for the policy: the same bits whoever else asks, and a clear end when it dies."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from vw2_robot.errors import InputError
+from vw2_robot.rollouts.policy_process import (
+    FixedBatch,
+    LocalPolicy,
+    PolicyLostError,
+    PolicyProcess,
+    RemotePolicy,
+)
+
+WORDS = ("open the drawer", "push the sliding door to the left side", "lift it", "press the button")
+
+
+def load(folder, **options):
+    import torch
+
+    from vw2_robot.agent import VW2Agent
+
+    torch.set_num_threads(1)
+    return VW2Agent.from_pretrained(folder, **options)
+
+
+def looks(count):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, 40, 40, 3), dtype=np.uint8)
+    return [{"images": {"static": image}, "prompt": WORDS[i % 4]} for i, image in enumerate(images)]
+
+
+def test_an_action_has_the_same_bits_whatever_else_is_in_the_batch(checkpoint):
+    batch, seen = FixedBatch(load(checkpoint), 4), looks(24)
+    rng = np.random.default_rng(1)
+    alone = [batch.answer([(chain, look)])[0]["actions"] for chain, look in enumerate(seen)]
+    for _ in range(30):
+        company = rng.permutation(24)[: rng.integers(1, 9)]
+        answers = batch.answer([(int(i), seen[i]) for i in company])
+        for i, answer in zip(company, answers, strict=True):
+            np.testing.assert_array_equal(answer["actions"], alone[i])
+
+
+def test_a_batch_of_full_sentences_has_the_bits_of_a_mixed_one(checkpoint):
+    """transformers drops a mask without padding and then takes another kernel: there must always be padding."""
+    batch, seen = FixedBatch(load(checkpoint), 2), looks(2)
+    full = [{**look, "prompt": "z" * 80} for look in seen]
+    both = batch.answer([(0, full[0]), (1, full[1])])
+    np.testing.assert_array_equal(both[0]["actions"], batch.answer([(0, full[0])])[0]["actions"])
+
+
+def test_every_pass_has_one_shape_and_chains_of_one_row_take_turns():
+    class Counting:
+        metadata = {}  # noqa: RUF012
+
+        def infer_batch(self, obs):
+            passes.append([look["prompt"] for look in obs])
+            return [{"actions": np.full((1, 7), i)} for i, _ in enumerate(obs)]
+
+    passes = []
+    images = {"static": np.zeros((4, 4, 3), np.uint8)}
+    asked = [(number, {"images": images, "prompt": f"chain {number}"}) for number in (5, 1, 9, 2)]
+    answers = FixedBatch(Counting(), 4).answer(asked)
+    assert [len(words) for words in passes] == [6, 6, 6]
+    assert [sorted(w for w in words if w.startswith("chain")) for words in passes] == [
+        ["chain 2", "chain 5"],
+        ["chain 1"],
+        ["chain 9"],
+    ]
+    assert [int(answer["actions"][0, 0]) for answer in answers] == [1, 1, 1, 2]  # the row of each
+
+
+def test_what_a_batch_cannot_hold_is_refused(checkpoint):
+    with pytest.raises(InputError, match=r"batch=4, but the policy remembers .*temporal_ensemble=0\.5"):
+        FixedBatch(load(checkpoint, temporal_ensemble=0.5), 4)
+    with pytest.raises(InputError, match="sentences of up to 100 bytes"):
+        FixedBatch(load(checkpoint), 2).answer([(0, {**looks(1)[0], "prompt": "please " * 20})])
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_process_answers_as_the_policy_does_here(checkpoint, rows):
+    served = PolicyProcess(functools.partial(load, checkpoint), rows=rows)
+    local = LocalPolicy(load(checkpoint), rows)
+    remote = [RemotePolicy(served.address, served.metadata) for _ in range(2)]
+    try:
+        assert remote[0].metadata == local.metadata
+        for number, look in enumerate(looks(6)):
+            one = remote[number % 2]
+            one.chain = local.chain = number
+            for policy in (one, local):
+                policy.reset(look["prompt"], seed=number)
+            np.testing.assert_array_equal(one.infer(look)["actions"], local.infer(look)["actions"])
+        with pytest.raises(InputError, match=r'observation\["images"\]'):
+            remote[0].infer({"images": {}, "prompt": "open"})
+    finally:
+        served.close()
+
+
+def test_each_worker_has_a_memory_of_its_own(checkpoint):
+    build = functools.partial(load, checkpoint, temporal_ensemble=0.5, temperature=1.0)
+    served = PolicyProcess(build, rows=1)
+    try:
+        one, other = (RemotePolicy(served.address, served.metadata) for _ in range(2))
+        alone = build()
+        for policy, seed in ((one, 1), (other, 2), (alone, 1)):
+            policy.reset("open", seed=seed)
+        for look in looks(5):
+            other.infer(look)
+            np.testing.assert_array_equal(one.infer(look)["actions"], alone.infer(look)["actions"])
+    finally:
+        served.close()
+
+
+def test_a_dead_process_is_noticed_and_explained(checkpoint):
+    served = PolicyProcess(functools.partial(load, checkpoint), rows=1)
+    remote = RemotePolicy(served.address, served.metadata)
+    os.kill(served.process.pid, signal.SIGKILL)
+    served.process.join()
+    with pytest.raises(PolicyLostError):
+        remote.infer(looks(1)[0])
+    assert "died with exit code -9; finished chains are kept" in str(served.death())
+    served.close()
+
+
+def test_a_policy_that_cannot_be_loaded_says_why_in_the_parent(tmp_path):
+    with pytest.raises(InputError, match="nothing_here"):
+        PolicyProcess(functools.partial(load, tmp_path / "nothing_here"), rows=1)

@@ -1,0 +1,50 @@
+"""A policy of a few thousand weights that was never trained: what it does is senseless, and always the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vw2_robot.checkpoint import save_checkpoint
+from vw2_robot.config_tree import config_tree
+from vw2_robot.data.statistics import ActionStatistics
+from vw2_robot.models.action_head import ActionHead, ActionHeadConfig
+from vw2_robot.models.ar_policy import LatentPolicy, PolicyConfig
+from vw2_robot.models.backbone import BackboneConfig
+
+STRIDE = 4
+
+
+def save_tiny_policy(folder: Path) -> Path:
+    """Write the checkpoint; actions are large, so that a changed bit soon shows in the world."""
+    generator = torch.Generator().manual_seed(0)
+    config = PolicyConfig(
+        backbone=BackboneConfig(hidden=32, ffn=48, layers=2, heads=4, kv_heads=2), image_px=32, image_widths=(8, 16, 16)
+    )
+    policy = LatentPolicy(config, generator=generator)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        head = ActionHead(ActionHeadConfig(16), width=32, queries=config.queries, stride=STRIDE)
+    rng = np.random.default_rng(0)
+    labels = np.clip(rng.normal(0, 0.9, (400, 7)), -1, 1)
+    labels[:, 6] = rng.choice((-1.0, 1.0), 400)
+    save_checkpoint(
+        folder / "step_1",
+        kind="policy",
+        config={
+            "policy": config_tree(config),
+            "stride": STRIDE,
+            "head": {"hidden": 16},
+            "latent_steps": 1,
+            "replan_every": STRIDE,
+        },
+        modules={"policy": policy, "head": head},
+        facts={"control_hz": 30.0, "label_fraction": 0.0},
+        files={
+            "tokens": policy.backbone.vocabulary.to_json(),
+            "stats": {"calvin": ActionStatistics.from_actions(labels).to_json()},
+        },
+    )
+    return folder / "step_1"
