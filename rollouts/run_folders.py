@@ -190,7 +190,9 @@ def _read_rollout(name: str, folder: Path) -> Rollout:
         raise InputError(
             f"{folder}/summary.json lacks {sorted(missing)}; run vw2-rollout again in that folder to rewrite it"
         )
-    asked = int(origin.get("num_sequences", summary["num_sequences"]))
+    race = _json(folder / "comparison.json") or {}
+    is_decided = race.get("decided_after") == summary["num_sequences"]  # then the other chains are not missing
+    asked = int(summary["num_sequences"] if is_decided else origin.get("num_sequences", summary["num_sequences"]))
     return Rollout(name, folder, summary, rows, origin, _text(folder / "config.yaml"), asked)
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from vw2_robot.rollouts.config import RolloutConfig
+
 
 @pytest.fixture(scope="module")
 def counting_world():
@@ -39,3 +41,19 @@ def checkpoint(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(Path(__file__).parent))
         return importlib.import_module("tiny_policy").save_tiny_policy(tmp_path_factory.mktemp("tiny_policy"))
+
+
+@pytest.fixture
+def config(counting_world, tmp_path):
+    """Makes configurations of rollouts in the counting world; chains 0..5 end after 2, 1, 0, 4, 3, 2 subtasks."""
+
+    def make(folder="run", *, policy="demonstrator", env=(), **changes):
+        world = {
+            "_target_": "counting_world.CountingBenchmark",
+            "knows": ["open", "close", "lift", "turn"],
+            **dict(env),
+        }
+        chosen = {"num_sequences": 6, "videos": 0, **changes}
+        return RolloutConfig(policy=policy, env=world, run_dir=str(tmp_path / folder), **chosen)
+
+    return make

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ TASKS = ("open", "close", "push", "lift", "turn")
 class CountingBenchmark:
     """A subtask is solved by its `needed[task]`-th step with a positive first entry; calls are written down.
 
-    knows: tasks that `expert()` can do. trouble: what happens when chain 3 begins.
+    knows: tasks that `expert()` can do. trouble: what happens when chain 3 begins; a path: die, until that file exists.
     """
 
     def __init__(
@@ -49,6 +50,11 @@ class CountingBenchmark:
             EvalSequence(n, {"shift": n}, (*TASKS[n % 5 :], *TASKS[: n % 5])) for n in range(min(count, self.chains))
         ]
 
+    def single_tasks(self, per_task: int) -> list[EvalSequence]:
+        return [
+            EvalSequence(10 * i + n, {"shift": n}, (task,)) for n in range(per_task) for i, task in enumerate(TASKS)
+        ]
+
     def instruction(self, task: str) -> str:
         return f"please {task}"
 
@@ -59,6 +65,9 @@ class CountingBenchmark:
 
     def _meet_trouble(self) -> None:
         if self.trouble == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "/" in self.trouble and not Path(self.trouble).exists():
+            Path(self.trouble).touch()
             os.kill(os.getpid(), signal.SIGKILL)
         if self.trouble == "input":
             raise InputError("the world is out of tables")

@@ -13,21 +13,9 @@ from hypothesis import strategies as st
 
 from vw2_robot.errors import InputError
 from vw2_robot.rollouts.__main__ import rollout
-from vw2_robot.rollouts.config import RolloutConfig, open_benchmark, open_worker
+from vw2_robot.rollouts.config import open_benchmark, open_worker
 from vw2_robot.rollouts.results import read_rows
 from vw2_robot.rollouts.workers import Crew, Protocol
-
-KNOWS = ["open", "close", "lift", "turn"]  # so chains 0..5 end after 2, 1, 0, 4, 3, 2 subtasks
-
-
-@pytest.fixture
-def config(counting_world, tmp_path):
-    def make(folder="run", *, policy="demonstrator", env=(), **changes):
-        world = {"_target_": "counting_world.CountingBenchmark", "knows": KNOWS, **dict(env)}
-        chosen = {"num_sequences": 6, "videos": 0, **changes}
-        return RolloutConfig(policy=policy, env=world, run_dir=str(tmp_path / folder), **chosen)
-
-    return make
 
 
 def test_a_rollout_leaves_all_its_files_and_the_right_numbers(config, tmp_path):
@@ -115,6 +103,14 @@ def test_a_workers_end_names_its_chain_and_keeps_what_was_done(config, tmp_path,
     done = {row["sequence"] for row in read_rows(tmp_path / "run" / "results.jsonl")}
     assert len(done) >= 2  # chain 3 is handed out once two are back
     assert 3 not in done
+
+
+def test_a_worker_that_dies_is_replaced_and_its_chain_run_again(config, tmp_path, capsys):
+    rollout(config("whole"))
+    rollout(config("killed", workers=2, env={"trouble": str(tmp_path / "died")}))
+    assert (tmp_path / "died").exists()
+    assert "died with exit code -9 while it ran chain 3; another one runs the chain again" in capsys.readouterr().out
+    assert (tmp_path / "killed/results.jsonl").read_bytes() == (tmp_path / "whole/results.jsonl").read_bytes()
 
 
 def test_the_death_of_the_only_worker_is_noticed(config, counting_world, tmp_path):
@@ -206,7 +202,12 @@ def test_a_worker_needs_no_torch_of_its_own():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"workers": 0}, {"videos": -1}, {"num_sequences": 0}, {"replan_every": 0}, {"seed": -1}, {"threads": 0}]
+    "changes",
+    [
+        *({name: 0} for name in ("workers", "num_sequences", "replan_every", "threads", "batch", "rollouts_per_task")),
+        *({name: -1} for name in ("videos", "seed", "retries")),
+        {"error": 1.0},
+    ],
 )
 def test_settings_that_cannot_work_are_refused_with_their_number(config, changes):
     (key, value), *_ = changes.items()
@@ -214,8 +215,36 @@ def test_settings_that_cannot_work_are_refused_with_their_number(config, changes
         config(**changes)
 
 
-@pytest.mark.parametrize("module", ["vw2_robot.rollouts", "vw2_robot.rollouts.report"])
+def test_a_subset_has_the_rows_of_the_whole(config, tmp_path):
+    rollout(config("whole"))
+    summary = rollout(config("some", sequences=["1:3", 5]))
+    whole = {row["sequence"]: row for row in read_rows(tmp_path / "whole/results.jsonl")}
+    assert read_rows(tmp_path / "some/results.jsonl") == [whole[1], whole[2], whole[5]]
+    assert summary["num_sequences"] == 3
+    rollout(config("one", sequences="2:3"))
+    assert read_rows(tmp_path / "one/results.jsonl") == [whole[2]]
+    with pytest.raises(InputError, match="asks for chain 6, but there are chains 0 to 5"):
+        rollout(config("none", sequences=6))
+
+
+def test_single_tasks_are_counted_task_by_task(config, tmp_path):
+    summary = rollout(config(protocol="single", rollouts_per_task=3, videos=1))
+    assert summary["per_task"]["push"] == {"solved": 0, "attempted": 3}
+    assert summary["per_task"]["open"] == {"solved": 3, "attempted": 3}
+    assert summary["success_rates"] == [pytest.approx(12 / 15)]
+    assert (summary["average_length"], summary["chain_length"]) == (pytest.approx(12 / 15), 1)
+    assert "– |" in (tmp_path / "run/table.md").read_text()
+    assert "80.0" in (tmp_path / "run/report.html").read_text()
+
+
+def test_a_benchmark_without_single_tasks_says_so(config, counting_world, monkeypatch):
+    monkeypatch.delattr(counting_world.CountingBenchmark, "single_tasks")
+    with pytest.raises(InputError, match="no start states for single tasks"):
+        rollout(config(protocol="single"))
+
+
+@pytest.mark.parametrize("module", ["vw2_robot.rollouts", "vw2_robot.rollouts.report", "vw2_robot.rollouts.compare"])
 def test_help_names_the_job_and_an_example(module):
     done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True)
     assert "Example:" in done.stdout
-    assert "run_dir" in done.stdout or "runs=" in done.stdout
+    assert "run_dir" in done.stdout or "runs=" in done.stdout or "base=" in done.stdout
