@@ -1,0 +1,155 @@
+"""What training is for: codes that carry the arm's motion, and a decoder that obeys them.
+
+Items 15 to 17 of the list of proofs in the method. Models are tiny, seeds are fixed; each test takes a minute or two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vw2_robot.models.causal_video import LevelConfig, StemConfig
+from vw2_robot.models.dldm import DLDM, DLDMConfig, QFormerConfig
+from vw2_robot.models.vdm import VDM, Geometry, VDMConfig
+from vw2_robot.models.video_codec import CodecConfig, DCTCodec
+from vw2_robot.optim import LoopConfig, OptimConfig, build_optimizer, optimizer_step
+from vw2_robot.pretrain.config import PhasesConfig
+from vw2_robot.pretrain.train_dldm import phase_one_loss, phase_two_loss
+
+pytestmark = pytest.mark.slow
+
+DLDM_CONFIG = DLDMConfig(
+    frames=5,
+    height=64,
+    width=64,
+    stem=StemConfig("pixel", 4, 8, 1),
+    levels=(LevelConfig(32, 1),),
+    qformer=QFormerConfig(heads=4, depth=1),
+    z_channels=32,
+    output="warp",
+)
+VDM_CONFIG = VDMConfig(
+    heads=2, head_dim=32, layers=2, adaln_lora_dim=16, context_width=32, control_width=32, prediction="change"
+)
+CODEC_CONFIG = CodecConfig(block=8, keep=2)
+PHASE1 = OptimConfig(lr=2e-3, weight_decay=0.01, warmup_steps=20)
+PHASE2 = OptimConfig(lr=2e-4, weight_decay=0.01, warmup_steps=20)
+LOOP = LoopConfig(steps=1, batch=16, optim=PHASE2)
+PHASES = PhasesConfig(phase1=LOOP, phase2=LOOP, hint_dropout=0.7, vdm_lr_mult=10.0)
+BATCH = 16
+
+
+def build_renderer(config: DLDMConfig, seed: int) -> tuple[VDM, DCTCodec]:
+    torch.manual_seed(seed)
+    side = config.height // CODEC_CONFIG.block
+    geometry = Geometry(CODEC_CONFIG.channels, config.steps, side, side, config.queries, config.digits)
+    return VDM(VDM_CONFIG, geometry), DCTCodec(CODEC_CONFIG)
+
+
+def real(x: Tensor, config: DLDMConfig) -> Tensor:
+    return torch.ones(len(x), config.steps, dtype=torch.bool)
+
+
+def phase_one(dldm: DLDM, clips, *, steps: int, optim: OptimConfig = PHASE1) -> None:
+    optimizer = build_optimizer(dldm.parameters(), optim)
+    for step in range(steps):
+        x = clips(step)
+        loss, _ = phase_one_loss(dldm, x, real(x, dldm.config))
+        optimizer_step(loss, optimizer, step=step, config=optim, total_steps=steps)
+
+
+def prior(vdm: VDM, codec: DCTCodec, clips, *, config: DLDMConfig, steps: int) -> None:
+    optimizer = build_optimizer(vdm.trainable_parameters(prior=True), PHASE1)
+    codec.measure(clips(0))
+    for step in range(steps):
+        x = clips(step)
+        codes = x.new_zeros(len(x), config.steps, config.queries, config.digits)
+        noise = torch.Generator().manual_seed(step)
+        loss = vdm.denoising_loss(
+            codec.encode(x), codes, hint=None, valid=real(x, config), generator=noise, drop_codes=True
+        )
+        optimizer_step(loss, optimizer, step=step, config=PHASE1, total_steps=steps)
+
+
+def phase_two(dldm: DLDM, vdm: VDM, codec: DCTCodec, clips, *, phases: PhasesConfig, steps: int) -> None:
+    optimizer = build_optimizer(
+        dldm.parameters(), PHASE2, fast=vdm.trainable_parameters(), fast_mult=phases.vdm_lr_mult
+    )
+    for step in range(steps):
+        x, noise = clips(step), torch.Generator().manual_seed(step)
+        loss, _ = phase_two_loss(dldm, vdm, codec, x, real(x, dldm.config), phases=phases, noise=noise)
+        optimizer_step(loss, optimizer, step=step, config=PHASE2, total_steps=steps)
+
+
+@torch.no_grad()
+def reconstruct(dldm: DLDM, x: Tensor, *, donor: int = 0) -> Tensor:
+    """Clips decoded from their own first frames and the codes of the clip `donor` places further on."""
+    encoded = dldm.eval().encode(x)
+    rec = dldm.decode(encoded.codes_BMNL.roll(-donor, 0), encoded.anchor_BChw, x[:, 0])
+    dldm.train()
+    return rec
+
+
+def error_over_copying(dldm: DLDM, x: Tensor) -> float:
+    still = F.mse_loss(x[:, :1].expand_as(x)[:, 1:], x[:, 1:])
+    return float(F.mse_loss(reconstruct(dldm, x)[:, 1:], x[:, 1:]) / still)
+
+
+@pytest.fixture(scope="module")
+def trained(toy_world) -> DLDM:
+    """A dLDM after phase 1 on the toy world."""
+    torch.manual_seed(0)
+    dldm = DLDM(DLDM_CONFIG)
+    phase_one(dldm, lambda step: toy_world.toy_clips(BATCH, frames=5, seed=step).x, steps=200)
+    return dldm
+
+
+def test_one_clip_is_learned_by_heart_and_phase_two_keeps_it(toy_world) -> None:
+    config = replace(DLDM_CONFIG, frames=9)
+    torch.manual_seed(0)
+    dldm = DLDM(config)
+    clip = toy_world.toy_clips(1, frames=9, seed=3)
+    assert clip.arm.any()
+    phase_one(dldm, lambda _: clip.x, steps=300)
+    learned = error_over_copying(dldm, clip.x)
+    assert learned < 0.05
+    vdm, codec = build_renderer(config, seed=1)
+    prior(vdm, codec, lambda _: clip.x, config=config, steps=50)
+    phase_two(dldm, vdm, codec, lambda _: clip.x, phases=PHASES, steps=50)
+    assert error_over_copying(dldm, clip.x) < max(1.2 * learned, 0.05)
+
+
+def probe(dldm: DLDM, x: Tensor, target: Tensor, *, train: int) -> float:
+    """R2 on the clips after the first `train` of a ridge regression from one-hot digits of the codes to `target`."""
+    indices = torch.cat([dldm.indices(part) for part in x.split(100)])
+    digits = dldm.fsq.digits_of(indices)
+    columns = [F.one_hot(digits[..., i], level).flatten(1) for i, level in enumerate(dldm.fsq.levels)]
+    given = torch.cat([*columns, torch.ones(len(x), 1)], dim=1).double()
+    known, wanted = given[:train], target.double()
+    weights = torch.linalg.solve(known.T @ known + 0.1 * torch.eye(given.shape[1]), known.T @ wanted[:train])
+    error = (given[train:] @ weights - wanted[train:]).square().sum()
+    return float(1 - error / (wanted[train:] - wanted[train:].mean()).square().sum())
+
+
+def test_codes_carry_the_arm_and_not_the_distractor(trained: DLDM, toy_world) -> None:
+    clips = toy_world.toy_clips(1500, frames=5, seed=10**6)
+    arm = probe(trained, clips.x, clips.arm[:, 0, 0], train=1000)
+    distractor = probe(trained, clips.x, clips.distractor[:, 0, 1], train=1000)
+    assert arm > 0.6
+    assert arm - distractor > 0.3
+
+
+def test_codes_of_a_donor_move_the_arm_of_another_clip(trained: DLDM, toy_world) -> None:
+    clips = toy_world.toy_clips(200, frames=5, seed=2 * 10**6)
+    swapped = reconstruct(trained, clips.x, donor=1)
+    moved = toy_world.arm_position(swapped[:, -1]) - toy_world.arm_position(clips.x[:, 0])
+    followed, own = (
+        float(torch.corrcoef(torch.stack([moved, way]))[0, 1])
+        for way in (clips.arm[:, 0, 0].roll(-1), clips.arm[:, 0, 0])
+    )
+    assert followed > 0.7
+    assert abs(own) < 0.3

@@ -1,0 +1,65 @@
+"""A world whose state is known: a square arm moves by discrete actions, a smaller square moves by itself.
+
+Smooth random background for each clip, slow drift of brightness. So it can be said exactly what codes should carry (the
+arm) and what they should not (the distractor), without a simulator. Method specification, section 7.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SIDE = 64
+ARM_SIDE, DISTRACTOR_SIDE = 12.0, 8.0
+SPEED = 1.5  # pixels a frame of the arm; the distractor has half of it
+
+
+class ToyClips(NamedTuple):
+    """x float [B, T, 3, 64, 64] in [-1, 1]; arm, distractor [B, M, 2]: how far right and down each goes, in pixels."""
+
+    x: Tensor
+    arm: Tensor
+    distractor: Tensor
+
+
+def toy_clips(batch: int, *, frames: int, seed: int, stride: int = 4) -> ToyClips:
+    """Clips in which the arm goes left, right or nowhere along one axis, the distractor up, down or nowhere."""
+    draw = torch.Generator().manual_seed(seed)
+    steps = (frames - 1) // stride
+    ways = torch.randint(-1, 2, (2, batch, steps), generator=draw).float()
+    paths = (ways.repeat_interleave(stride, dim=2) * SPEED).cumsum(2)
+    paths = F.pad(paths, (1, 0))  # [2, B, T]
+    starts = 20 + 24 * torch.rand(2, batch, 2, generator=draw)  # (x, y) of arm, distractor
+    grey, tint = (torch.rand(batch, channels, 4, 4, generator=draw) for channels in (1, 3))
+    coarse = grey - 0.7 + 0.3 * tint  # nowhere as red as the arm
+    ground = F.interpolate(coarse, size=SIDE, mode="bilinear", align_corners=True)
+    drift = 0.1 * (2 * torch.rand(batch, generator=draw) - 1)
+    x = ground[:, None].repeat(1, frames, 1, 1, 1)
+    still = torch.zeros(batch, frames)
+    x = _paint(x, starts[1], still, 0.5 * paths[1], DISTRACTOR_SIDE, (-0.2, 0.9, 0.0))
+    x = _paint(x, starts[0], paths[0], still, ARM_SIDE, (1.0, -0.9, -0.9))
+    x = x + drift[:, None, None, None, None] * torch.linspace(0, 1, frames)[:, None, None, None]
+    nothing = torch.zeros(batch, steps)
+    arm = torch.stack([ways[0] * SPEED * stride, nothing], dim=2)
+    return ToyClips(x.clamp(-1, 1), arm, torch.stack([nothing, 0.5 * ways[1] * SPEED * stride], dim=2))
+
+
+def _paint(
+    x: Tensor, start: Tensor, right: Tensor, down: Tensor, side: float, colour: tuple[float, float, float]
+) -> Tensor:
+    """Lay a square with soft edges over every frame; `right` and `down` are its way [B, T] from `start` [B, 2]."""
+    pixel = torch.arange(SIDE) + 0.5
+    across = (side / 2 + 0.5 - (pixel - (start[:, None, None, 0] + right[..., None])).abs()).clamp(0, 1)
+    along = (side / 2 + 0.5 - (pixel - (start[:, None, None, 1] + down[..., None])).abs()).clamp(0, 1)
+    cover = (along[..., :, None] * across[..., None, :])[:, :, None]
+    return x * (1 - cover) + cover * torch.tensor(colour)[:, None, None]
+
+
+def arm_position(frames: Tensor) -> Tensor:
+    """Horizontal centre of the red in pictures [..., 3, 64, 64], in pixels."""
+    red = (frames[..., 0, :, :] - torch.maximum(frames[..., 1, :, :], frames[..., 2, :, :]) - 0.6).clamp(min=0)
+    weight = red.sum(-2)
+    return (weight * (torch.arange(SIDE) + 0.5)).sum(-1) / weight.sum(-1).clamp(min=1e-6)
