@@ -168,18 +168,17 @@ class LatentPolicy(nn.Module):
         special, tokenizer = self.backbone.vocabulary.special, self.backbone.tokenizer
         texts = [tokenizer.encode(text, limit=self.config.text_limit) for text in instructions]
         longest = max(len(text) for text in texts)
-        rows = [
-            [tokenizer.pad] * (longest - len(text))
-            + [*tokenizer.start, special["<instr>"], *text, special["</instr>"], special["<img>"]]
-            for text in texts
-        ]
+        words = tuple(
+            (*tokenizer.start, special["<instr>"], *text, special["</instr>"], special["<img>"]) for text in texts
+        )
+        rows = [[tokenizer.pad] * (longest - len(text)) + [*own] for text, own in zip(texts, words, strict=True)]
         device = image.device
         before = torch.tensor(rows, device=device)
         after = torch.tensor([[special["</img>"], special["<lat>"]]] * len(rows), device=device)
         inputs, pictures = self._around_picture(before, image, after)
         padding = torch.tensor([longest - len(text) for text in texts], device=device)
         mask = torch.arange(inputs.shape[1], device=device)[None] >= padding[:, None]
-        return Prompt(inputs, mask, (mask.long().cumsum(1) - 1).clamp(min=0), pictures)
+        return Prompt(inputs, mask, (mask.long().cumsum(1) - 1).clamp(min=0), pictures, words)
 
     def _around_picture(
         self, before: Int[Tensor, "B a"], image: Float[Tensor, "B 3 H W"], after: Int[Tensor, "B b"]

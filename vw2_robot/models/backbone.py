@@ -10,7 +10,7 @@ policy with `image: vlm`, any `AutoModelForImageTextToText`, from a folder or a 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from vw2_robot.errors import InputError
 
 from .fsq import FSQ
-from .kv_cache import Cache, LibraryCache, StaticCache, is_llama_shaped, takes_positions
+from .kv_cache import Cache, LibraryCache, StaticCache, WordsMemory, takes_positions
+from .llama_weights import LlamaWeights, is_llama_shaped
 from .lora import LoRA, LoRAConfig
 from .pretrained import Kind, read_pretrained, rebuild_pretrained
 from .vlm_pictures import VLMPictures
@@ -95,6 +96,7 @@ class Backbone(nn.Module):
         self.config = config
         self.description = description
         self.adapters: LoRA | None = None
+        self._words: WordsMemory | None = None
         self.pictures: VLMPictures | None = None
         self.tokenizer: Tokenizer = ByteTokenizer()
         self.model: Any
@@ -160,12 +162,20 @@ class Backbone(nn.Module):
         states: Tensor = out.last_hidden_state
         return states
 
-    def new_cache(self, positions: Int[Tensor, "B P"], *, further: int) -> Cache:
-        """An empty cache for a prompt at these positions and at most `further` tokens after it."""
+    def new_cache(
+        self, positions: Int[Tensor, "B P"], *, further: int, words: Sequence[tuple[int, ...]] = ()
+    ) -> tuple[Cache, int]:
+        """A cache for a prompt at these positions and `further` tokens after it, and how much of it was read before.
+
+        `words` are the tokens that each sample begins with, known before the picture is seen.
+        """
         decoder = self.model.base_model
-        if is_llama_shaped(decoder):
-            return StaticCache(decoder, positions=positions, further=further)
-        return LibraryCache(decoder)
+        if self._words is None or not self._words.weights.is_current:
+            if not is_llama_shaped(decoder):
+                return LibraryCache(decoder), 0
+            self._words = WordsMemory(LlamaWeights(decoder), self.model.get_input_embeddings())
+        cache = StaticCache(self._words.weights, positions=positions, further=further)
+        return cache, cache.recall([self._words.of(one) for one in words]) if words else 0
 
     def picture_marks(self, tokens: Int[Tensor, "B S"]) -> dict[str, Tensor]:
         """Arguments that tell a vision-language model which of these tokens are picture."""

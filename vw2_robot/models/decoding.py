@@ -23,18 +23,23 @@ class Prompt(NamedTuple):
     """Prompts, padded on the left. `mask_BP` is False on padding; `positions_BP` count real tokens from 0.
 
     `inputs` are embeddings [B, P, D]; for a model that sees pictures itself they are token ids [B, P], and `pictures`
-    holds its picture tensors, each [B, R, ...].
+    holds its picture tensors, each [B, R, ...]. `words` are the tokens of each sample before the picture; decoding may
+    know them from an earlier look, so it is the weights of the day that count for them, not those that made `inputs`.
     """
 
     inputs: Tensor
     mask_BP: Tensor
     positions_BP: Tensor
     pictures: dict[str, Tensor] | None = None
+    words: tuple[tuple[int, ...], ...] = ()
 
     def rows(self, chosen: Int[Tensor, " b"]) -> Prompt:
         """Some samples of the batch."""
         pictures = None if self.pictures is None else {name: value[chosen] for name, value in self.pictures.items()}
-        return Prompt(self.inputs[chosen], self.mask_BP[chosen], self.positions_BP[chosen], pictures)
+        words = tuple(self.words[i] for i in chosen.tolist()) if self.words else ()
+        left = max(map(len, self.words), default=0) - max(map(len, words), default=0)  # padding that nobody needs now
+        inputs, mask, positions = (part[chosen, left:] for part in (self.inputs, self.mask_BP, self.positions_BP))
+        return Prompt(inputs, mask, positions, pictures, words)
 
     def followed_by(self, tokens: Int[Tensor, "B S"], backbone: Backbone) -> Prompt:
         """The prompt with `tokens` behind it."""
@@ -42,7 +47,7 @@ class Prompt(NamedTuple):
         mask = torch.cat([self.mask_BP, self.mask_BP.new_ones(tokens.shape)], dim=1)
         later = self.positions_BP[:, -1:] + torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
         positions = torch.cat([self.positions_BP, later], dim=1)
-        return Prompt(torch.cat([self.inputs, more], dim=1), mask, positions, self.pictures)
+        return Prompt(torch.cat([self.inputs, more], dim=1), mask, positions, self.pictures, self.words)
 
     def for_model(self, backbone: Backbone) -> dict[str, Tensor]:
         """Further arguments of the model's forward pass."""
@@ -126,7 +131,7 @@ class Decoding:
             )
         self._backbone, self._queries, self._generator = backbone, queries, generator
         self._sampling = sampling or Sampling()
-        self._cache = backbone.new_cache(prompt.positions_BP, further=further)
+        self._cache, self._known = backbone.new_cache(prompt.positions_BP, further=further, words=prompt.words)
         self._mask = torch.cat([prompt.mask_BP, prompt.mask_BP.new_ones(len(prompt.mask_BP), further)], dim=1)
         self._length = length
         self._next_position = prompt.positions_BP[:, -1:] + 1
@@ -154,9 +159,9 @@ class Decoding:
         if self._prompt is not None:
             prompt, self._prompt = self._prompt, None
             return self._cache.advance(
-                prompt.inputs,
+                prompt.inputs[:, self._known :],
                 mask=prompt.mask_BP,
-                positions=prompt.positions_BP,
+                positions=prompt.positions_BP[:, self._known :],
                 **prompt.for_model(self._backbone),
             )
         assert self._code is not None

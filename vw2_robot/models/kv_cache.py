@@ -3,8 +3,8 @@
 Place in the flow: under `backbone.py`; used by `LatentPolicy.decode` and never in training. A model of a few million
 parameters spends most of a token's time in the bookkeeping of transformers (masks, cache objects, output classes), not
 in arithmetic. `StaticCache` runs the layers of Llama, Mistral, Qwen2 and Qwen3 itself: memory reserved once, rotations
-prepared once, projections that read the same input done together, grouped queries without copies of keys, and of a
-prompt only what its last position needs.
+prepared once, projections that read the same input done together (`llama_weights.py`), grouped queries without copies
+of keys, of a prompt only what its last position needs, and of an instruction that was read before nothing at all.
 
 Both caches give the last position's state after the final norm, equal to the model's own forward pass up to float
 rounding (tested to 2e-6).
@@ -14,14 +14,18 @@ rounding (tested to 2e-6).
 from __future__ import annotations
 
 import inspect
-from typing import Any, NamedTuple, Protocol
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Models of exactly this shape: pre-norm layers with RMSNorm, rotary positions, gated MLP, causal attention over all.
-LLAMA_SHAPED = ("llama", "mistral", "qwen2", "qwen3")
+from .llama_weights import LayerWeights, LlamaWeights
+
+# Instructions remembered per model, the latest ones.
+MOST_WORDS = 32
 
 
 class Cache(Protocol):
@@ -30,22 +34,6 @@ class Cache(Protocol):
     def advance(self, inputs: Tensor, *, mask: Tensor, positions: Tensor, **pictures: Tensor) -> Tensor:
         """Inputs [B, S, D] or token ids [B, S]; mask [B, t + S]; positions [B, S]. Returns [B, D]."""
         ...
-
-
-def is_llama_shaped(decoder: nn.Module) -> bool:
-    """Whether `StaticCache` can run this decoder: the right kind of layers, in float32, without adapters hooked on."""
-    config: Any = getattr(decoder, "config", None)
-    if getattr(config, "model_type", None) not in LLAMA_SHAPED:
-        return False
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    # mistral has a window whenever it is set; qwen only with the switch
-    window = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    dynamic = rope.get("rope_type", rope.get("type", "default")) in ("dynamic", "longrope")
-    plain = all(
-        not m._forward_hooks and p.dtype == torch.float32 for m in decoder.modules() for p in m.parameters(False)
-    )
-    return kinds == {"full_attention"} and not window and not dynamic and plain
 
 
 class LibraryCache:
@@ -79,54 +67,44 @@ def takes_positions(model: Any) -> bool:
     return "position_ids" in inspect.signature(model.forward).parameters and not hasattr(model, "get_rope_index")
 
 
-class _Layer(NamedTuple):
-    """The weights of one layer, matrices transposed. Views of the model's own: they follow every update of it."""
-
-    norm_attention: Tensor
-    qkv: Tensor
-    qkv_bias: Tensor | None
-    norm_q: Tensor | None
-    norm_k: Tensor | None
-    out: Tensor
-    out_bias: Tensor | None
-    norm_mlp: Tensor
-    gate_up: Tensor
-    gate_up_bias: Tensor | None
-    down: Tensor
-    down_bias: Tensor | None
-
-
 class StaticCache:
     """Keys and values of a Llama-shaped decoder in memory reserved once.
 
-    The weights of projections that read the same input are moved next to one another in memory the first time, so that
-    one product serves all; the parameters stay the model's own, as views.
-
     Args:
-        decoder: the transformers model without its head (LlamaModel and the like).
+        weights: the decoder.
         positions: [B, P], those of the prompt, left-padded.
         further: most positions that will follow it.
     """
 
-    def __init__(self, decoder: Any, *, positions: Tensor, further: int) -> None:
-        config = decoder.config
-        self._layers = [_layer(layer) for layer in decoder.layers]
-        self._activation = decoder.layers[0].mlp.act_fn
-        self._final_norm = decoder.norm.weight.detach()
+    def __init__(self, weights: LlamaWeights, *, positions: Tensor, further: int) -> None:
+        self._weights = weights
         self._length, self._padded = 0, True
-        self._queries, self._keys = int(config.num_attention_heads), int(config.num_key_value_heads)
-        self._width = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-        self._scale = float(decoder.layers[0].self_attn.scaling)
-        self._eps = self._final_norm.new_tensor(float(config.rms_norm_eps))
         batch, prompt = positions.shape
         self._capacity = prompt + further
-        shape = (len(self._layers), batch, 2 * self._keys, self._capacity, self._width)
-        self._memory = self._final_norm.new_empty(shape).unbind(0)  # keys, then values
+        shape = (len(weights.layers), batch, 2 * weights.keys, self._capacity, weights.head_width)
+        # Keys, then values. Zeros, since a place that is never filled is multiplied by a weight of 0.
+        self._memory = weights.norm.new_zeros(shape)
         later = positions[:, -1:] + torch.arange(1, further + 1, device=positions.device)
-        cos, sin = decoder.rotary_emb(self._final_norm, torch.cat([positions, later], dim=1))  # [B, C, E]
-        half = self._width // 2
+        cos, sin = weights.rotary(weights.norm, torch.cat([positions, later], dim=1))  # [B, C, E]
+        half = weights.head_width // 2
         # rotate_half(x) * sin == x with its halves swapped * sin with its first half negated
         self._cos, self._sin = cos[:, :, None], torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)[:, :, None]
+
+    def recall(self, parts: Sequence[Tensor]) -> int:
+        """Begin with what was read before: `memory` of one sequence per sample; returns how many positions that is.
+
+        Shorter ones stand to the right, as prompts do.
+        """
+        longest = max(part.shape[2] for part in parts)
+        for sample, part in enumerate(parts):
+            self._memory[:, sample, :, longest - part.shape[2] : longest] = part
+        self._length = longest
+        return longest
+
+    @property
+    def memory(self) -> Tensor:
+        """Keys and values of the first sample so far: [layers, 2 keys, t, E]."""
+        return self._memory[:, 0, :, : self._length]
 
     @torch.no_grad()
     def advance(self, inputs: Tensor, *, mask: Tensor, positions: Tensor, **pictures: Tensor) -> Tensor:
@@ -139,46 +117,48 @@ class StaticCache:
         begin, end = self._length, self._length + count
         if end > self._capacity:
             raise ValueError(f"the cache was reserved for {self._capacity} positions, {end} were asked for")
-        if begin == 0:  # the one look at the mask's values; what follows the prompt is no padding
+        if count > 1:  # the one look at the mask's values; what follows the prompt is no padding
             self._padded = not bool(mask.all())
         self._length = end
         allowed = self._allowed(mask, begin, end)
         with torch.autocast(inputs.device.type, enabled=False):
             turn = self._turn(begin, end)
             x = inputs.float().flatten(0, 1)
-            for number, (weights, memory) in enumerate(zip(self._layers, self._memory, strict=True)):
+            for number, (weights, memory) in enumerate(zip(self._weights.layers, self._memory.unbind(0), strict=True)):
                 heads = self._project(weights, x, (batch, count), turn)
-                memory[:, :, begin:end] = heads[:, :, self._queries :].transpose(1, 2)
-                q = heads[:, :, : self._queries]
-                if count > 1 and number == len(self._layers) - 1:  # nothing reads the other positions any more
+                memory[:, :, begin:end] = heads[:, :, self._weights.queries :].transpose(1, 2)
+                q = heads[:, :, : self._weights.queries]
+                if count > 1 and number == len(self._weights.layers) - 1:  # nothing reads the other positions any more
                     x, q = x.view(batch, count, -1)[:, -1], q[:, -1:]
-                    allowed = None if allowed is None else allowed[:, :, -(self._queries // self._keys) :]
+                    allowed = (
+                        None if allowed is None else allowed[:, :, -(self._weights.queries // self._weights.keys) :]
+                    )
                 mixed = self._attend(memory[:, :, :end], q, allowed)
                 x = torch.addmm(x if weights.out_bias is None else x + weights.out_bias, mixed, weights.out)
                 x = self._mlp(weights, x)
-            return self._norm(x, self._final_norm)
+            return self._norm(x, self._weights.norm)
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """RMSNorm in few steps: on a CPU, torch's own falls apart into more and slower ones."""
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return x * torch.addcmul(self._eps, length, length, value=1 / x.shape[-1]).rsqrt_() * weight
+        return x * torch.addcmul(self._weights.eps, length, length, value=1 / x.shape[-1]).rsqrt_() * weight
 
     def _turn(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
         """Factors of these positions for queries, keys and (1 and 0) values: [B, S, queries + 2 keys, E]."""
         cos, sin = self._cos[:, begin:end], self._sin[:, begin:end]
-        turned, kept = (-1, -1, self._queries + self._keys, -1), (-1, -1, self._keys, -1)
+        turned, kept = (-1, -1, self._weights.queries + self._weights.keys, -1), (-1, -1, self._weights.keys, -1)
         return (
             torch.cat([cos.expand(turned), torch.ones_like(cos).expand(kept)], dim=2),
             torch.cat([sin.expand(turned), torch.zeros_like(sin).expand(kept)], dim=2),
         )
 
-    def _project(self, weights: _Layer, x: Tensor, shape: tuple[int, int], turn: tuple[Tensor, Tensor]) -> Tensor:
+    def _project(self, weights: LayerWeights, x: Tensor, shape: tuple[int, int], turn: tuple[Tensor, Tensor]) -> Tensor:
         """Queries and keys, rotated, and values: [B, S, queries + 2 keys, E]."""
         h = self._norm(x, weights.norm_attention)
         out = h @ weights.qkv if weights.qkv_bias is None else torch.addmm(weights.qkv_bias, h, weights.qkv)
-        heads = out.view(*shape, -1, self._width)
+        heads = out.view(*shape, -1, self._weights.head_width)
         if weights.norm_q is not None and weights.norm_k is not None:
-            q, k, v = heads.split([self._queries, self._keys, self._keys], dim=2)
+            q, k, v = heads.split([self._weights.queries, self._weights.keys, self._weights.keys], dim=2)
             heads = torch.cat([self._norm(q, weights.norm_q), self._norm(k, weights.norm_k), v], dim=2)
         first, second = heads.chunk(2, dim=-1)
         return torch.addcmul(heads * turn[0], torch.cat([second, first], dim=-1), turn[1])
@@ -186,30 +166,30 @@ class StaticCache:
     def _attend(self, memory: Tensor, q: Tensor, allowed: Tensor | None) -> Tensor:
         """[B * S, queries * E]. Queries that share a key head stand behind one another: no key is copied."""
         batch, count, _, width = q.shape
-        keys, values = memory.split(self._keys, dim=1)
+        keys, values = memory.split(self._weights.keys, dim=1)
         if count == 1:
-            grouped = q.view(batch, self._keys, -1, width)
-            mixed = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=allowed, scale=self._scale)
+            grouped = q.view(batch, self._weights.keys, -1, width)
+            mixed = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=allowed, scale=self._weights.scale)
             return mixed.reshape(batch, -1)
-        grouped = q.unflatten(2, (self._keys, -1)).transpose(1, 2).flatten(2, 3)
-        mixed = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=allowed, scale=self._scale)
+        grouped = q.unflatten(2, (self._weights.keys, -1)).transpose(1, 2).flatten(2, 3)
+        mixed = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=allowed, scale=self._weights.scale)
         return mixed.unflatten(2, (count, -1)).transpose(1, 2).reshape(batch * count, -1)
 
-    def _mlp(self, weights: _Layer, x: Tensor) -> Tensor:
+    def _mlp(self, weights: LayerWeights, x: Tensor) -> Tensor:
         h = self._norm(x, weights.norm_mlp)
         both = h @ weights.gate_up
         if weights.gate_up_bias is not None:
             both = both + weights.gate_up_bias
         gate, up = both.chunk(2, dim=-1)
         residual = x if weights.down_bias is None else x + weights.down_bias
-        return torch.addmm(residual, self._activation(gate) * up, weights.down)
+        return torch.addmm(residual, self._weights.activation(gate) * up, weights.down)
 
     def _allowed(self, mask: Tensor, begin: int, end: int) -> Tensor | None:
         """[B, 1, S * groups, t + S], True where a query may look; None where one new position may look everywhere.
 
         Padding may look at itself, or its row of the softmax would be empty; nothing else looks at padding.
         """
-        groups = self._queries // self._keys
+        groups = self._weights.queries // self._weights.keys
         if end - begin == 1:
             return mask[:, None, None].expand(-1, -1, groups, -1) if self._padded else None
         place = torch.arange(end, device=mask.device)
@@ -218,49 +198,32 @@ class StaticCache:
         return (seen | (place == rows))[:, None].repeat_interleave(groups, dim=2)
 
 
-def _layer(layer: Any) -> _Layer:
-    attention, mlp = layer.self_attn, layer.mlp
-    qkv, qkv_bias = _side_by_side([attention.q_proj, attention.k_proj, attention.v_proj])
-    gate_up, gate_up_bias = _side_by_side([mlp.gate_proj, mlp.up_proj])
-    out, out_bias = _side_by_side([attention.o_proj])
-    down, down_bias = _side_by_side([mlp.down_proj])
-    norm_q, norm_k = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
-    return _Layer(
-        norm_attention=layer.input_layernorm.weight.detach(),
-        qkv=qkv,
-        qkv_bias=qkv_bias,
-        norm_q=None if norm_q is None else norm_q.weight.detach(),
-        norm_k=None if norm_k is None else norm_k.weight.detach(),
-        out=out,
-        out_bias=out_bias,
-        norm_mlp=layer.post_attention_layernorm.weight.detach(),
-        gate_up=gate_up,
-        gate_up_bias=gate_up_bias,
-        down=down,
-        down_bias=down_bias,
-    )
+class WordsMemory:
+    """What a decoder remembers of instructions that it has read: their keys and values, until its weights change.
 
+    A policy looks at a new picture every few steps and at the same words for a whole episode. Each instruction is read
+    by itself, so that what is remembered does not depend on the batch it first came in.
+    """
 
-def _side_by_side(linears: list[Any]) -> tuple[Tensor, Tensor | None]:
-    """The weights of linear layers as one matrix [in, out], and their biases; moved together where they are not."""
-    bias = None if linears[0].bias is None else _adjacent([linear.bias for linear in linears])
-    return _adjacent([linear.weight for linear in linears]).T, bias
+    def __init__(self, weights: LlamaWeights, embed: nn.Module) -> None:
+        self.weights, self._embed = weights, embed
+        self._version = -1
+        self._known: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
 
-
-def _adjacent(parameters: list[nn.Parameter]) -> Tensor:
-    """The parameters stacked along their first axis, as one tensor that shares their memory."""
-    if len(parameters) == 1:
-        return parameters[0].detach()
-    first = parameters[0].data
-    step, lies_together = first.data_ptr(), True
-    for parameter in parameters:
-        lies_together &= parameter.data_ptr() == step and parameter.is_contiguous()
-        lies_together &= parameter.data.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-        step += parameter.numel() * parameter.element_size()
-    rows = sum(parameter.shape[0] for parameter in parameters)
-    if not lies_together:
-        whole = torch.cat([parameter.data for parameter in parameters])
-        for parameter, part in zip(parameters, whole.split([p.shape[0] for p in parameters]), strict=True):
-            parameter.data = part
-        return whole
-    return first.as_strided((rows, *first.shape[1:]), first.stride())
+    @torch.no_grad()
+    def of(self, words: tuple[int, ...]) -> Tensor:
+        """[layers, 2 keys, len(words), E]."""
+        version = self.weights.version + self._embed.weight._version
+        if version != self._version:
+            self._known.clear()
+            self._version = int(version)
+        if words not in self._known:
+            tokens = torch.tensor([words], device=self.weights.norm.device)
+            positions = torch.arange(len(words), device=tokens.device)[None]
+            cache = StaticCache(self.weights, positions=positions, further=0)
+            cache.advance(self._embed(tokens), mask=torch.ones_like(tokens).bool(), positions=positions)
+            self._known[words] = cache.memory
+            if len(self._known) > MOST_WORDS:
+                self._known.popitem(last=False)
+        self._known.move_to_end(words)
+        return self._known[words]

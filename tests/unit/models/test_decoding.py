@@ -113,7 +113,7 @@ def test_impossible_sampling_is_refused(wrong):
 
 
 def test_decoding_under_autocast_is_that_in_full_precision(policy, prompt):
-    assert isinstance(policy.backbone.new_cache(prompt.positions_BP, further=3), StaticCache)
+    assert isinstance(policy.backbone.new_cache(prompt.positions_BP, further=3)[0], StaticCache)
     plain = policy.decode(prompt, steps=2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = policy.decode(prompt, steps=2)
@@ -152,3 +152,40 @@ def test_the_whole_vocabulary_may_take_part_in_the_loss():
     narrow, narrow_parts = policy.code_loss(states, codes, torch.ones(2, 1, dtype=torch.bool))
     assert float(narrow.detach()) < float(loss.detach())
     assert torch.equal(parts["accuracy"], narrow_parts["accuracy"])
+
+
+def test_words_that_were_read_before_are_not_read_again_and_change_nothing(monkeypatch):
+    """First look, second look, another batch around it: the same bits, and fewer positions read."""
+    policy = LatentPolicy(TINY, generator=torch.Generator().manual_seed(0)).eval()
+    read = []
+    real = StaticCache.advance
+
+    def counted(self, inputs, **rest):
+        read.append(inputs.shape[:2])
+        return real(self, inputs, **rest)
+
+    monkeypatch.setattr(StaticCache, "advance", counted)
+    image = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    alone = policy.prompt(["push"], image[:1])
+    first = policy.decode(alone, steps=1)
+    assert read == [(1, 8), (1, 6), (1, 1), (1, 1), (1, 1)]  # words; picture and what follows; three codes
+    read.clear()
+    again = policy.decode(alone, steps=1)
+    assert read == [(1, 6), (1, 1), (1, 1), (1, 1)]
+    assert torch.equal(first.states_BHND, again.states_BHND)
+    policy.decode(policy.prompt(["push", "open the drawer", "push"], image), steps=1)
+    assert torch.equal(policy.decode(alone, steps=1).states_BHND, first.states_BHND)
+    with torch.no_grad():  # a weight that moves makes it forget
+        policy.backbone.model.model.layers[0].mlp.up_proj.weight.mul_(1.5)
+        read.clear()
+        changed = policy.decode(alone, steps=1)
+        assert read[0] == (1, 8)
+        torch.testing.assert_close(changed.states_BHND, policy.states(alone, changed.codes_BHN), atol=2e-6, rtol=2e-6)
+
+
+def test_only_so_many_instructions_are_remembered(policy):
+    image = torch.zeros(1, 3, 16, 16)
+    for number in range(40):
+        policy.decode(policy.prompt([f"push {number}"], image), steps=1)
+    assert len(policy.backbone._words._known) == 32
+    assert any(bytes(t for t in words if t < 256) == b"push 39" for words in policy.backbone._words._known)

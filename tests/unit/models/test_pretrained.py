@@ -129,7 +129,7 @@ def test_greedy_decoding_equals_generate(family, model_folder):
 def test_llama_shaped_models_are_decoded_by_our_own_cache_and_others_by_that_of_transformers(model_folder):
     kinds = {}
     for family in FAMILIES:
-        kinds[family] = type(policy_of(family, model_folder).backbone.new_cache(torch.zeros(1, 2).long(), further=1))
+        kinds[family] = type(policy_of(family, model_folder).backbone.new_cache(torch.zeros(1, 2).long(), further=1)[0])
     ours = {"llama", "llama_tied", "qwen2", "qwen3"}
     assert kinds == {family: StaticCache if family in ours else LibraryCache for family in FAMILIES}
 
@@ -143,6 +143,7 @@ def test_decoding_follows_every_update_of_the_weights(model_folder):
     with torch.no_grad():
         for parameter in policy.backbone.model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    prompt = policy.prompt(WORDS, pictures(policy))
     after = policy.decode(prompt, steps=2)
     assert not torch.equal(before.states_BHND, after.states_BHND)
     for changed in (policy, policy.double().float()):
