@@ -3,9 +3,10 @@
 Run: python -m benchmarks.decode_latency
 
 The embedded policy at its default size with random weights; time does not depend on what was learned. Table 1 decodes
-the same prompts into the same greedy tokens twice, by our own loop and by `transformers.generate` (which gets the
-embedded prompt, a logits mask over the latent tokens, and no end token), in turn, several times; the least time of each
-counts. Our own loop remembers the words of an episode from one look to the next; "new words" is without. Table 2 takes one look apart: what a robot waits for between a picture and its actions.
+the same prompts into the same greedy tokens, by our own loop and by `transformers.generate` (which gets the embedded
+prompt, a logits mask over the latent tokens, and no end token), in turn, several times; the least time of each counts.
+Our own loop remembers the words of an episode from one look to the next; "new words" is without. Table 2 takes one
+look apart: what a robot waits for between a picture and its actions.
 
 On a CPU: one thread, time spent by the process, so that other work on the machine counts little. Where a GPU is at hand
 the tables are made there too, with the time that merely reading all weights once per token would take at the
