@@ -120,17 +120,17 @@ def run(options: argparse.Namespace) -> None:
     policy = reference.expert() if options.policy == "demonstrator" else options.policy
     model = Model(policy, env, options.replan_every)
     conf = options.calvin / "calvin_models/conf"
-    oracle = official.hydra.utils.instantiate(  # type: ignore[attr-defined]
-        official.OmegaConf.load(conf / "callbacks/rollout/tasks/new_playtable_tasks.yaml")  # type: ignore[attr-defined]
+    oracle = official.hydra.utils.instantiate(
+        official.OmegaConf.load(conf / "callbacks/rollout/tasks/new_playtable_tasks.yaml")
     )
-    sentences = official.OmegaConf.load(conf / "annotations/new_playtable_validation.yaml")  # type: ignore[attr-defined]
+    sentences = official.OmegaConf.load(conf / "annotations/new_playtable_validation.yaml")
     plans: dict[str, list[Any]] = defaultdict(list)
     first, last = (int(n) for n in options.chains.split(":"))
     with options.out.open("w", encoding="utf-8") as out:
         for chain in make_sequences(last)[first:]:
             begin = time.perf_counter()
             model.begin(chain.number)
-            solved = official.evaluate_sequence(  # type: ignore[attr-defined]
+            solved = official.evaluate_sequence(
                 env, model, oracle, chain.initial_state, list(chain.subtasks), sentences, plans, False
             )
             steps = np.diff([*model.first_steps, env.steps]).tolist()

@@ -5,8 +5,8 @@
 
 Needs the decoder alone and is then a matter of seconds on a CPU; `vdm=DIR` (the dLDM stage) renders the video too. A
 picture from a frame cache comes with its true continuation: PSNR and SSIM against it stand in the json beside the
-video, next to those of a still picture. `codes=encoded` decodes the codes of that continuation instead of predicted ones:
-what the decoder could show at best.
+video, next to those of a still picture. `codes=encoded` decodes the codes of that continuation instead of predicted
+ones: what the decoder could show at best.
 """
 
 # T frames · M latent steps of a segment · N codes per step

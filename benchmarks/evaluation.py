@@ -1,0 +1,211 @@
+"""Evaluation speed against the official loop, chain by chain agreement, and what is left to speed up.
+
+    python -m benchmarks.evaluation --policy CHECKPOINT --chains 10 \
+        --reference-python PYTHON_WITH_CALVIN_ENV --calvin CHECKOUT_OF_MEES_CALVIN
+
+Prints four tables: wall clock of the same chains with the same policy in the official loop (one process, its static
+camera alone, which is its kindest setting) and in `vw2-rollout` with original and built-in assets; how many chains end
+alike under legacy resets (same simulator) and under exact ones; where our time goes; and which batch sizes change an
+action's bits, with what a fixed batch costs. Without --calvin the last two alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vw2_robot.agent import VW2Agent
+from vw2_robot.contracts import Observation
+from vw2_robot.envs.benchmark import CalvinBenchmark
+from vw2_robot.rollouts.evaluate import run_chain
+from vw2_robot.rollouts.policy_process import FixedBatch
+from vw2_robot.rollouts.results import read_rows
+
+REPO = Path(__file__).resolve().parents[1]
+GOAL = 6.0
+START = (
+    "import sys; sys.path += [word for word in [{more!r}] if word]; "
+    "from vw2_robot.rollouts.__main__ import main; sys.argv[0] = 'vw2-rollout'; main()"
+)
+
+
+def timed(command: list[str], log: Path) -> float:
+    """Seconds of a child process, all included."""
+    begin = time.perf_counter()
+    with log.open("w", encoding="utf-8") as out:
+        done = subprocess.run(command, cwd=REPO, stdout=out, stderr=subprocess.STDOUT)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command[:3])} ... failed; the end of what it said:\n{log.read_text()[-1500:]}")
+    return time.perf_counter() - begin
+
+
+def official(options: argparse.Namespace, folder: Path) -> tuple[float, list[dict[str, Any]]]:
+    """Wall seconds and rows of the official loop."""
+    out = folder / "official.jsonl"
+    command = [options.reference_python, "-m", "benchmarks.official_loop", "--calvin", str(options.calvin.resolve())]
+    command += ["--policy", options.policy, "--chains", f"0:{options.chains}", "--max-steps", str(options.max_steps)]
+    command += ["--out", str(out)] + (["--more-packages", options.more_packages] if options.more_packages else [])
+    seconds = timed(command, folder / "official.log")
+    return seconds, [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def ours(options: argparse.Namespace, folder: Path, python: str, *words: str) -> tuple[float, list[dict[str, Any]]]:
+    """Wall seconds and rows of `vw2-rollout` with these overrides."""
+    run_dir = folder / f"run{len(list(folder.iterdir()))}"
+    command = [python, "-c", START.format(more=options.more_packages if python != sys.executable else "")]
+    command += [f"policy={options.policy}", f"num_sequences={options.chains}", f"env.max_steps={options.max_steps}"]
+    command += ["videos=0", f"run_dir={run_dir}", *words]
+    seconds = timed(command, folder / f"{run_dir.name}.log")
+    return seconds, [dict(row) for row in read_rows(run_dir / "results.jsonl")]
+
+
+def agreement(name: str, rows: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
+    """How many chains end alike, and how many take the same steps."""
+    pairs = list(zip(rows, theirs, strict=True))
+    solved = sum(a["solved"] == b["solved"] for a, b in pairs)
+    steps = sum(a["steps"] == b["steps"] for a, b in pairs)
+    lengths = [float(np.mean([row["solved"] for row in side])) for side in (rows, theirs)]
+    print(
+        f"{name:<58}{solved:>5} of {len(pairs)} end alike, {steps} with the same steps; "
+        f"average length {lengths[0]:.2f}, official {lengths[1]:.2f}"
+    )
+
+
+def against_official(options: argparse.Namespace, folder: Path) -> None:
+    """The first two tables."""
+    theirs_s, theirs = official(options, folder)
+    data = subprocess.run(
+        [options.reference_python, "-c", "from vw2_robot.envs.calvin_reference import find_checkout as f; print(f())"],
+        cwd=REPO, capture_output=True, text=True, check=True,
+    ).stdout.split()[-1]  # fmt: skip
+    worlds = {"original assets": f"env.assets={data}/data", "built-in assets": "env.assets=builtin"}
+    print(f"\n{'wall clock, start included':<58}{'s':>8}{'x official':>12}")
+    print(f"{'official loop, one process':<58}{theirs_s:>8.1f}{1.0:>12.2f}")
+    found = {}
+    for name, words in worlds.items():
+        for workers in (1, options.workers):
+            seconds, rows = ours(options, folder, sys.executable, words, f"workers={workers}")
+            line = f"vw2-rollout, {name}, {workers} worker{'s' if workers > 1 else ''}, exact resets"
+            goal = "" if workers == 1 else f"  >= {GOAL:g}: {'met' if theirs_s / seconds >= GOAL else 'MISSED'}"
+            print(f"{line:<58}{seconds:>8.1f}{theirs_s / seconds:>12.2f}{goal}")
+            found[name] = rows
+    print("\nchain by chain against the official loop")
+    _, legacy = ours(options, folder, options.reference_python, "env=calvin_reference")
+    agreement("vw2-rollout, the same simulator (legacy resets)", legacy, theirs)
+    agreement("vw2-rollout, original assets, exact resets", found["original assets"], theirs)
+    agreement("vw2-rollout, built-in assets, exact resets", found["built-in assets"], theirs)
+
+
+class Stopwatch:
+    """A benchmark and a policy whose calls are timed part by part."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def time(self, thing: Any, method: str, part: str) -> None:
+        """Replace a method by one that takes the time."""
+        work = getattr(thing, method)
+
+        def measured(*args: Any, **kwargs: Any) -> Any:
+            begin = time.perf_counter()
+            result = work(*args, **kwargs)
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - begin
+            return result
+
+        setattr(thing, method, measured)
+
+
+def profile(options: argparse.Namespace) -> None:
+    """Where one worker's time goes, in one process."""
+    world, agent, watch = CalvinBenchmark(max_steps=options.max_steps), open_agent(options.policy), Stopwatch()
+    watch.time(world.env, "render_camera", "pictures")
+    watch.time(world.env, "step_physics", "physics and control")
+    watch.time(world.env, "reset_physics", "resets")
+    watch.time(world.env, "task_info", "information for the oracle")
+    watch.time(world._oracle, "get_task_info_for_set", "oracle")
+    watch.time(agent, "infer", "policy")
+    begin = time.perf_counter()
+    every = agent.metadata["replan_every"]
+    rows = [run_chain(agent, world, chain, replan_every=every, seed=0) for chain in world.sequences(options.chains)]
+    total = time.perf_counter() - begin
+    world.close()
+    steps = sum(sum(row["steps"]) for row in rows)
+    print(f"\n{'profile, built-in assets, one process':<58}{'ms/step':>9}{'%':>7}")
+    parts = sorted(watch.seconds.items(), key=lambda entry: -entry[1])
+    for part, seconds in [*parts, ("the rest", total - sum(watch.seconds.values()))]:
+        print(f"  {part:<56}{1000 * seconds / steps:>9.3f}{100 * seconds / total:>7.1f}")
+
+
+def open_agent(policy: str) -> VW2Agent:
+    import torch
+
+    torch.set_num_threads(1)
+    return VW2Agent.from_pretrained(policy)
+
+
+def batches(policy: str, *, looks: int = 32) -> None:
+    """Which batch sizes change the bits of an action, and what a pass costs."""
+    agent = open_agent(policy)
+    rng = np.random.default_rng(0)
+    sentences = ("open the drawer", "push the sliding door to the left side", "grasp and lift the red block")
+    seen: list[Observation] = [
+        {"images": {"static": rng.integers(0, 256, (200, 200, 3), dtype=np.uint8)}, "prompt": sentences[i % 3]}
+        for i in range(looks)
+    ]
+    alone = [agent.infer(look)["actions"] for look in seen]
+    print(
+        f"\n{'actions that differ from those of a batch of one':<42}{'free batch':>12}{'fixed rows*':>13}{'ms/look':>9}"
+    )
+    for rows in (1, 2, 4, 8, 16):
+        free = [out["actions"] for i in range(0, looks, rows) for out in agent.infer_batch(seen[i : i + rows])]
+        begin = time.perf_counter()
+        fixed = seen if rows == 1 else None
+        answers = [agent.infer(look) for look in seen] if fixed else fixed_answers(agent, seen, rows)
+        ms = 1000 * (time.perf_counter() - begin) / looks
+        differ = sum(not np.array_equal(a, b) for a, b in zip(free, alone, strict=True))
+        shuffled = answers if fixed else fixed_answers(agent, seen, rows, shuffle=True)
+        moved = sum(not np.array_equal(a["actions"], b["actions"]) for a, b in zip(answers, shuffled, strict=True))
+        print(f"  batch={rows:<34}{differ:>9} of {looks}{moved:>6} of {looks}{ms:>9.1f}")
+    print("  * compared with itself in other company: what vw2-rollout batch=N does")
+
+
+def fixed_answers(agent: VW2Agent, seen: list[Observation], rows: int, *, shuffle: bool = False) -> list[Any]:
+    """Answers of a fixed batch; shuffled: in another order, each look keeping its chain."""
+    batch = FixedBatch(agent, rows)
+    order = np.random.default_rng(1).permutation(len(seen)) if shuffle else np.arange(len(seen))
+    answers: dict[int, Any] = {}
+    for i in range(0, len(order), rows):
+        some = [int(n) for n in order[i : i + rows]]
+        answers |= dict(zip(some, batch.answer([(n, seen[n]) for n in some]), strict=True))
+    return [answers[n] for n in range(len(seen))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--policy", required=True, help="checkpoint folder")
+    parser.add_argument("--chains", type=int, default=10)
+    parser.add_argument("--max-steps", type=int, default=360)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--reference-python", default=sys.executable, help="interpreter that has calvin_env")
+    parser.add_argument("--calvin", type=Path, help="checkout of mees/calvin")
+    parser.add_argument("--more-packages", default="", help="folder with torch, if that interpreter has none")
+    options = parser.parse_args()
+    print(f"machine: {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {options.chains} chains")
+    if options.calvin is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            against_official(options, Path(folder))
+    profile(options)
+    batches(options.policy)
+
+
+if __name__ == "__main__":
+    main()

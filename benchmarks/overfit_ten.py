@@ -1,0 +1,150 @@
+"""Ten demonstrations learned by heart: are the demonstrator's actions reproduced, and do they work in closed loop?
+
+    python -m benchmarks.overfit_ten out=runs/overfit_ten
+
+Records ten demonstrations (scene D, built-in assets), trains a tiny policy on them from scratch with vw2-finetune and
+looks at it through `VW2Agent.infer` alone:
+
+- on the recorded pictures: mean absolute difference to the recorded actions in normalised units, over every action of
+  every chunk (the gripper counts 0 or 2);
+- in the simulator, from the same start states and with the same sentences: how often the task oracle says yes within
+  360 steps. The simulator sees the policy's actions, the policy sees the simulator's pictures; no label is replayed.
+
+Prints a table and writes overfit.json. A run that was stopped goes on. Further words are passed to vw2-finetune.
+"""
+
+# L time steps of a trajectory · H actions of a chunk · A action dims
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from vw2_robot.agent import VW2Agent
+from vw2_robot.checkpoint import load_checkpoint
+from vw2_robot.chunks import ChunkQueue
+from vw2_robot.config_tree import config_from
+from vw2_robot.contracts import GRIPPER_INDEX
+from vw2_robot.data.calvin import CalvinDataset, Trajectory
+from vw2_robot.data.statistics import ActionStatistics
+from vw2_robot.envs.calvin import CalvinEnv
+from vw2_robot.envs.demonstrations import MAX_ATTEMPTS
+from vw2_robot.envs.oracle import TaskOracle
+from vw2_robot.envs.record import RecordConfig, record
+from vw2_robot.envs.start_states import Start, go_to_start
+from vw2_robot.finetune.config import Finetune
+from vw2_robot.finetune.train_head import finetune
+
+MAX_STEPS = 360
+RECORDING = ["episodes=10", "validation_episodes=2", "tasks=basic", "seed=0"]
+TRAINING = [
+    "policy=scratch",
+    "code_source=none",
+    "lambda_ce=0",
+    "data.validation_split=validation",
+    "image_shift_px=0",
+    "head_lr_mult=1",
+    "+network.policy.text_limit=16",  # bytes of the sentence: enough to tell ten apart, and a shorter sequence
+    "loop={steps: 1800, batch: 32, log_every: 200, save_every: 200, "
+    "optim: {lr: 1.5e-3, beta2: 0.98, weight_decay: 0.0, warmup_steps: 50}}",
+    "hardware={device: cpu, precision: float32, threads: 1}",
+]
+
+
+def configured(cls: type[Any], program: str, words: list[str]) -> Any:
+    """What the program would make of these words."""
+    with initialize_config_module("vw2_robot.configs", version_base="1.3"):
+        return config_from(cls, OmegaConf.to_container(compose(program, words), resolve=True))  # type: ignore[arg-type]
+
+
+def reproduction(agent: VW2Agent, statistics: ActionStatistics, dataset: CalvinDataset) -> dict[str, float]:
+    """Differences between the agent's chunks and the recorded actions, in normalised units."""
+    arm, gripper = [], []
+    for trajectory in dataset.trajectories:
+        recorded = dataset.read_actions(trajectory)
+        for start, image in enumerate(dataset.read_images(trajectory)[:-1]):
+            agent.reset(trajectory.instruction)
+            found = agent.infer({"images": {"static": image}, "prompt": trajectory.instruction})["actions"]
+            real = recorded[start : start + len(found)]
+            off = np.abs(statistics.normalise(found[: len(real)]) - statistics.normalise(real))
+            gripper.append(off[:, GRIPPER_INDEX])
+            arm.append(np.delete(off, GRIPPER_INDEX, axis=1))
+    arms, grippers = np.concatenate(arm), np.concatenate(gripper)
+    every = np.concatenate([arms, grippers[:, None]], axis=1)
+    return {
+        "mean_error": round(float(every.mean()), 4),
+        "arm_error": round(float(arms.mean()), 4),
+        "arm_error_p99": round(float(np.quantile(arms, 0.99)), 4),
+        "gripper_wrong": round(float((grippers > 0).mean()), 4),
+    }
+
+
+def start_of(env: CalvinEnv, dataset: CalvinDataset, number: int, trajectory: Trajectory, seed: int) -> Start:
+    """The start state of recording `number`, found again from its seed and compared with the first recorded state."""
+    recorded = [dataset.read(trajectory, key, [0])[0] for key in ("robot_obs", "scene_obs")]
+    for attempt in range(MAX_ATTEMPTS):  # the recorder drew again when the expert failed
+        rng = np.random.default_rng([seed, 0, number, attempt])
+        start = go_to_start(env, trajectory.task, TaskOracle(), rng)
+        if all(np.array_equal(a, b) for a, b in zip(recorded, (env.robot_obs(), env.scene_obs()), strict=True)):
+            return start
+    raise AssertionError(f"no draw of recording {number} begins where it was recorded")
+
+
+def replay(agent: VW2Agent, dataset: CalvinDataset, *, seed: int, replan_every: int) -> list[dict[str, Any]]:
+    """Closed loop from every recorded start: task, steps, whether the oracle confirmed it."""
+    env, oracle, rows = CalvinEnv(cameras=(), reset_mode="exact"), TaskOracle(), []
+    for number, trajectory in enumerate(dataset.trajectories):
+        start_of(env, dataset, number, trajectory, seed).go(env)
+        before, queue = env.task_info(), ChunkQueue(agent, replan_every=replan_every)
+        queue.reset(trajectory.instruction)
+        solved = steps = 0
+        while not solved and steps < MAX_STEPS:
+            images = {"static": env.render_camera("static")} if queue.must_look else {}
+            env.step_physics(queue.action({"images": images, "prompt": trajectory.instruction}).astype(np.float64))
+            steps += 1
+            solved = trajectory.task in oracle.get_task_info_for_set(before, env.task_info(), (trajectory.task,))
+        rows.append({"task": trajectory.task, "recorded": trajectory.length, "steps": steps, "solved": bool(solved)})
+    env.close()
+    return rows
+
+
+def main() -> None:
+    """Record, train, look, replay."""
+    torch.set_num_threads(1)
+    words = dict(word.split("=", 1) for word in sys.argv[1:] if word.startswith("out="))
+    out = Path(words.get("out", "runs/overfit_ten"))
+    begin = time.process_time()
+    recording = configured(RecordConfig, "record", [*RECORDING, f"out={out}/demonstrations"])
+    record(recording)
+    recorded = time.process_time()
+    more = [word for word in sys.argv[1:] if not word.startswith("out=")]
+    places = [f"data.path={out}/demonstrations", f"run_dir={out}/policy"]
+    finetune(configured(Finetune, "finetune", [*TRAINING, *places, *more]))
+    trained = time.process_time()
+    dataset = CalvinDataset(out / "demonstrations")
+    agent = VW2Agent.from_pretrained(out / "policy")
+    statistics = ActionStatistics.from_json(load_checkpoint(out / "policy", kind="policy").files["stats"]["calvin"])
+    found: dict[str, Any] = {"reproduction": reproduction(agent, statistics, dataset), "closed_loop": {}}
+    print(found["reproduction"], flush=True)
+    for every in sorted({agent.metadata["replan_every"], 1, 2}, reverse=True):
+        rows = replay(agent, dataset, seed=recording.seed, replan_every=every)
+        found["closed_loop"][str(every)] = {"success": sum(row["solved"] for row in rows) / len(rows), "rows": rows}
+        print(f"a look every {every} steps: {sum(row['solved'] for row in rows)} of {len(rows)} solved")
+        for row in rows:
+            print(
+                f"  {row['task']:<24}{row['steps']:>5} steps, recorded in {row['recorded']:>3}, solved: {row['solved']}"
+            )
+    found["cpu_seconds"] = {"recording": round(recorded - begin, 1), "training": round(trained - recorded, 1)}
+    print(f"processor seconds: {found['cpu_seconds']}")
+    (out / "overfit.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
