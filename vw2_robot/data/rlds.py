@@ -294,7 +294,7 @@ def _pieces(builder: Any, folder: str, split: str) -> Iterator[_Piece]:
         splits = ((name, info.num_examples) for name, info in builder.info.splits.items())
         available = ", ".join(f"{name} ({count} episodes)" for name, count in splits) or "none"
         raise InputError(f"{folder} has no split {split!r} ({_first_line(error)}); available: {available}") from error
-    place = {}  # of each file: its split, and the position of its first episode there
+    place: dict[str, tuple[str, int]] = {}  # of each file: its split, and the position of its first episode there
     for name, info in builder.info.splits.items():
         wholes = info.file_instructions if info.num_examples else []
         begins = itertools.accumulate((whole.examples_in_shard for whole in wholes), initial=0)
