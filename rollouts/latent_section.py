@@ -5,7 +5,6 @@ Reads `latent_report.json` and the pictures beside it, found anywhere below the 
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -88,11 +87,10 @@ def _read(folder: Path) -> LatentReport:
 
 
 def latent_section(reports: Sequence[LatentReport], environment: Any) -> str:
-    """The section as HTML, "" without a report; `environment` is jinja2's."""
+    """The section as HTML, "" without a report; `environment` is jinja2's, over templates/."""
     if not reports:
         return ""
-    source = importlib.resources.files("vw2_robot.rollouts").joinpath("latents.html.jinja").read_text(encoding="utf-8")
-    page: str = environment.from_string(source).render(
+    page: str = environment.get_template("latents.html.jinja").render(
         reports=[_facts(report, ids=f"latents-{i}") for i, report in enumerate(reports)]
     )
     return page

@@ -43,8 +43,11 @@ class Recording:
         self._outputs.append(output)
 
     def write(self, run_dir: Path, row: Row) -> None:
-        """Write the file, under a temporary name first."""
-        path = recording_path(run_dir, row["sequence"])
+        """Write the chain's file in the run's folder."""
+        self.save(recording_path(run_dir, row["sequence"]))
+
+    def save(self, path: Path) -> None:
+        """Write the answers to `path`, under a temporary name first."""
         path.parent.mkdir(parents=True, exist_ok=True)
         arrays: dict[str, NDArray[Any]] = {
             "actions": np.stack([np.asarray(output["actions"], np.float32) for output in self._outputs]),

@@ -4,8 +4,9 @@
 
 `report.html` is self-contained: styles, figures, pictures and films are inside, it fetches nothing, follows the
 reader's light or dark setting and fits a phone. `table.md` and `table.tex` hold the same numbers. Runs are found
-anywhere below the given folders; a training run alone, a rollout alone and several of both are all reports. Arithmetic
-lives in `results`, drawing in `curves`; here facts are put in order for the template.
+anywhere below the given folders; a training run alone, a rollout alone and several of both are all reports. A rollout
+writes its own page with `write_report`, too. Arithmetic lives in `results`, `failures` and `compare`, drawing in
+`curves` and `strips`, facts for the page in `bars`, `side_by_side` and `gallery`, its looks in templates/.
 """
 
 from __future__ import annotations
@@ -22,16 +23,17 @@ from vw2_robot.checkpoint import write_text
 from vw2_robot.cli import program
 from vw2_robot.errors import require
 
+from .bars import length_bars, longest, never_reached, place_groups, success_groups, task_groups
 from .curves import code_usage_panel, training_panels
-from .evaluate import Row
+from .gallery import film_cards
 from .inline_files import data_uri
 from .latent_section import LatentReport, latent_section, read_latent_reports
-from .results import CHAIN_LENGTH, five_lines, labels_text, paired_difference, percent
+from .results import five_lines, percent
 from .run_folders import Rollout, Stage, discover
-from .statistics import wilson_interval
+from .side_by_side import comparisons, provenance_table, rollout_facts
 from .tables import PAPER_ROWS, latex, length_cell, markdown, rate_cells
 
-SERIES = 6  # colours of the page
+VIDEO_MEGABYTES = 12.0  # leaves room below 20 MB for everything else
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ class ReportConfig:
     """folders of rollouts or training runs; everything below them is found"""
     out: str
     title: str | None = None
-    video_megabytes: float = 5.0
-    """films beyond this size are named instead of shown"""
+    video_megabytes: float = VIDEO_MEGABYTES
+    """megabytes of the page that films and their strips may take; the rest is named instead of shown"""
 
     def __post_init__(self) -> None:
         """Reject what cannot work."""
@@ -52,7 +54,7 @@ class ReportConfig:
 
 
 def write_report(
-    runs: Sequence[str | Path], out: str | Path, *, title: str | None = None, video_megabytes: float = 5.0
+    runs: Sequence[str | Path], out: str | Path, *, title: str | None = None, video_megabytes: float = VIDEO_MEGABYTES
 ) -> Path:
     """Write report.html, table.md and table.tex to `out`; returns the path of the page.
 
@@ -84,24 +86,23 @@ def render(
     video_megabytes: float,
 ) -> str:
     """The page as text."""
-    jinja2 = require("jinja2", extra="report")
-    source = importlib.resources.files("vw2_robot.rollouts").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["pct"] = percent
+    environment = _environment()
     cards, left_out = film_cards(rollouts, budget=int(video_megabytes * 1e6))
-    page: str = environment.from_string(source).render(
+    page: str = environment.get_template("report.html.jinja").render(
         title=title,
         version=__version__,
         written=time.strftime("%Y-%m-%d %H:%M"),
         summaries=[_header(r) for r in rollouts],
         stage_lines=[_stage_line(stage) for stage in stages],
-        rollouts=[rollout_facts(r, rollouts[0]) for r in rollouts],
-        chain_length=CHAIN_LENGTH,
+        rollouts=[rollout_facts(i, r) for i, r in enumerate(rollouts)],
+        chain_length=longest(rollouts),
         success=success_groups(rollouts),
         tasks=task_groups(rollouts),
         never=never_reached(rollouts),
+        places=place_groups(rollouts),
+        lengths=length_bars(rollouts),
+        comparison=comparisons(rollouts),
+        provenance=provenance_table(rollouts),
         cards=cards,
         left_out=left_out,
         stages=[_stage(stage, ids=f"figure-{i}") for i, stage in enumerate(stages)],
@@ -109,6 +110,21 @@ def render(
         paper=PAPER_ROWS,
     )
     return page
+
+
+def _environment() -> Any:
+    """jinja2 over the folder templates/, which is package data."""
+    jinja2 = require("jinja2", extra="report")
+    folder = importlib.resources.files("vw2_robot.rollouts").joinpath("templates")
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["pct"] = percent
+    return environment
 
 
 def _title(stages: Sequence[Stage], rollouts: Sequence[Rollout]) -> str:
@@ -122,6 +138,7 @@ def _header(rollout: Rollout) -> dict[str, Any]:
     return {
         "name": rollout.name,
         "length": length_cell(rollout).split(" ", 1),
+        "chain_length": len(rollout.summary["success_rates"]),
         "rates": [cell.split(" ", 1) for cell in rate_cells(rollout)],
         "lines": [line for line in lines if line[0] not in ("average length", "success %")],
     }
@@ -131,139 +148,6 @@ def _stage_line(stage: Stage) -> tuple[str, str]:
     last = {key.split("/", 1)[-1].replace("_", " "): values[-1] for key, (_, values) in stage.records.items()}
     shown = ", ".join(f"{name} {value:.3g}" for name, value in last.items() if name not in ("phase", "grad norm"))
     return stage.name, f"{stage.last_step:,} steps; at the end {shown}" if shown else "nothing logged yet"
-
-
-def rollout_facts(rollout: Rollout, first: Rollout) -> dict[str, Any]:
-    """What the comparison and the provenance sections say about one rollout."""
-    summary, origin = rollout.summary, rollout.origin
-    difference = None
-    if rollout is not first:
-        difference = paired_difference(rollout.rows, first.rows)
-    facts = {
-        "policy": summary["policy"],
-        "policy hash": summary["policy_hash"] or "none (no weights)",
-        "action labels": labels_text(summary["label_fraction"]),
-        "chains": f"{summary['num_sequences']} of {rollout.asked} asked for",
-        "steps per look": summary.get("replan_every"),
-        "step limit per subtask": origin.get("max_steps"),
-        "seed": summary.get("seed"),
-        **{f"world: {key}": _words(value) for key, value in summary["env"].items()},
-        "versions": _words(summary.get("versions", {})),
-    }
-    return {
-        "name": rollout.name,
-        "chains": summary["num_sequences"],
-        "unfinished": rollout.asked - summary["num_sequences"],
-        "labels": labels_text(summary["label_fraction"]),
-        "rates": rate_cells(rollout, columns=CHAIN_LENGTH),
-        "length": length_cell(rollout),
-        "histogram": summary.get("solved_histogram"),
-        "difference": difference,
-        "facts": {key: value for key, value in facts.items() if value is not None},
-        "config": rollout.config,
-    }
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_words(item)}" for key, item in value.items())
-    if isinstance(value, list):
-        return ", ".join(_words(item) for item in value)
-    return str(value)
-
-
-def _bar(rollout: Rollout, index: int, *, count: int, total: int) -> dict[str, Any]:
-    low, high = wilson_interval(count, total)
-    return {
-        "run": rollout.name,
-        "colour": index % SERIES + 1,
-        "count": count,
-        "total": total,
-        "share": count / total if total else 0.0,
-        "low": low,
-        "high": high,
-    }
-
-
-def success_groups(rollouts: Sequence[Rollout]) -> list[dict[str, Any]]:
-    """Bars of success at 1 to 5 in a row, one for each rollout."""
-    groups = []
-    for i in range(CHAIN_LENGTH):
-        bars = []
-        for index, r in enumerate(rollouts):
-            if i >= len(r.summary["success_rates"]):
-                continue  # single tasks: nothing comes after the first
-            total = r.summary["num_sequences"]
-            bars.append(_bar(r, index, count=round(r.summary["success_rates"][i] * total), total=total))
-        groups.append({"name": f"{i + 1} in a row" if i else "1 task", "words": "", "bars": bars})
-    return groups
-
-
-def task_groups(rollouts: Sequence[Rollout]) -> list[dict[str, Any]]:
-    """Bars of each task, by name; one for each rollout that attempted it."""
-    tasks = sorted({task for r in rollouts for task in r.summary["per_task"]})
-    groups = []
-    for task in tasks:
-        bars = [
-            _bar(r, index, count=entry["solved"], total=entry["attempted"])
-            for index, r in enumerate(rollouts)
-            if (entry := r.summary["per_task"].get(task))
-        ]
-        words = next((r.origin["instructions"][task] for r in rollouts if task in r.origin.get("instructions", {})), "")
-        groups.append({"name": task.replace("_", " "), "words": words, "bars": bars})
-    return groups
-
-
-def never_reached(rollouts: Sequence[Rollout]) -> list[str]:
-    """Tasks that the chains asked for, but that no rollout got to."""
-    asked = {task for r in rollouts for row in r.rows for task in row["subtasks"]}
-    return sorted(task.replace("_", " ") for task in asked - {t for r in rollouts for t in r.summary["per_task"]})
-
-
-def film_cards(rollouts: Sequence[Rollout], *, budget: int) -> tuple[list[dict[str, Any]], list[str]]:
-    """Films to show, taking turns among the rollouts until `budget` bytes are spent; and the files left out."""
-    queues = [[(i, r, *film) for film in _spread(r.films())] for i, r in enumerate(rollouts)]
-    turns = [queue[i] for i in range(max(map(len, queues), default=0)) for queue in queues if i < len(queue)]
-    cards: list[dict[str, Any]] = []
-    left_out = []
-    for index, rollout, row, film, poster in turns:
-        size = film.stat().st_size + poster.stat().st_size
-        if size > budget:
-            left_out.append(f"{rollout.name}/videos/{film.name}")
-            continue
-        budget -= size
-        cards.append(_card(index, rollout, row, film, poster))
-    order = {r.name: i for i, r in enumerate(rollouts)}
-    return sorted(cards, key=lambda card: (order[card["run"]], -card["solved"], card["number"])), left_out
-
-
-def _spread(films: list[tuple[Row, Path, Path]]) -> list[tuple[Row, Path, Path]]:
-    """Best, worst, second best, ...: whatever the budget cuts off, both kinds are shown."""
-    spread = []
-    while films:
-        spread.append(films.pop(0))
-        films.reverse()
-    return spread
-
-
-def _card(index: int, rollout: Rollout, row: Row, film: Path, poster: Path) -> dict[str, Any]:
-    words = rollout.origin.get("instructions", {})
-    subtasks = []
-    for i, task in enumerate(row["subtasks"]):
-        state = "solved" if i < row["solved"] else "failed" if i == row["solved"] else "open"
-        steps = row["steps"][i] if i < len(row["steps"]) else None
-        subtasks.append(
-            {"task": task, "words": words.get(task, task.replace("_", " ")), "state": state, "steps": steps}
-        )
-    return {
-        "run": rollout.name,
-        "colour": index % SERIES + 1,
-        "number": row["sequence"],
-        "solved": row["solved"],
-        "subtasks": subtasks,
-        "film": data_uri(film, "video/mp4"),
-        "poster": data_uri(poster, "image/jpeg"),
-    }
 
 
 def _stage(stage: Stage, *, ids: str) -> dict[str, Any]:

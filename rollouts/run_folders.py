@@ -21,7 +21,7 @@ from vw2_robot.runs import read_mark
 
 from .evaluate import Row
 from .results import read_rows, read_seconds, summarize
-from .video import film_paths
+from .video import FilmPaths, film_paths
 
 STAGE_ORDER = ("vdm", "dldm", "latents", "policy", "finetune")
 SKIPPED = {"checkpoints", "tensorboard", "videos"}
@@ -57,10 +57,10 @@ class Rollout:
     asked: int
     """chains asked for; more than the summary counts while the rollout is under way"""
 
-    def films(self) -> list[tuple[Row, Path, Path]]:
-        """(row, film, poster) of the chains that were filmed, most solved first."""
-        found = [(row, *film_paths(self.path / "videos", row["sequence"])) for row in self.rows]
-        there = [entry for entry in found if entry[1].is_file() and entry[2].is_file()]
+    def films(self) -> list[tuple[Row, FilmPaths]]:
+        """The chains that were filmed, most solved first; `answers` may be missing on disk."""
+        found = [(row, film_paths(self.path / "videos", row["sequence"])) for row in self.rows]
+        there = [entry for entry in found if entry[1].video.is_file() and entry[1].poster.is_file()]
         return sorted(there, key=lambda entry: (-entry[0]["solved"], entry[0]["sequence"]))
 
 

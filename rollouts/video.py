@@ -2,7 +2,8 @@
 
 Frames are the pictures the policy looked at; nothing is rendered for the film. They play in real time: one picture
 every `replan_every` control steps. Above the picture stand the instruction, five pips (solved, failed, under way, not
-reached) and the outcome, which is held for a moment at the end of each subtask.
+reached) and the outcome, which is held for a moment at the end of each subtask. Beside the film lie the policy's
+answers (recording.py), which the report draws under it.
 
 Which chains are kept is a function of the results alone (`select_chains`), so neither the number of workers nor an
 interruption changes the gallery. imageio-ffmpeg is imported here and nowhere else.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from vw2_robot.contracts import Observation, PolicyOutput
 from vw2_robot.errors import InputError, require
 
 from .evaluate import Row
+from .recording import Recording
 
 PICTURE_PX = 384
 CAPTION_PX = 96
@@ -47,13 +49,21 @@ def _shuffled(number: int) -> int:
     return (number + 1) * 2_654_435_761 % 2**32  # Knuth's multiplicative hash: a bijection on 32 bits
 
 
-def film_paths(folder: Path, number: int) -> tuple[Path, Path]:
-    """Where the film of a chain and its poster lie."""
-    return folder / f"chain_{number:04d}.mp4", folder / f"chain_{number:04d}.jpg"
+class FilmPaths(NamedTuple):
+    """The three files of a film."""
+
+    video: Path
+    poster: Path
+    answers: Path
+
+
+def film_paths(folder: Path, number: int) -> FilmPaths:
+    """Where the film of a chain, its poster and the policy's answers lie."""
+    return FilmPaths(*(folder / f"chain_{number:04d}.{kind}" for kind in ("mp4", "jpg", "npz")))
 
 
 def drop_films(folder: Path, numbers: Iterable[int]) -> None:
-    """Remove the films and posters of these chains, where there are any."""
+    """Remove what is kept of these chains' films, where there are any."""
     for number in numbers:
         for path in film_paths(folder, number):
             path.unlink(missing_ok=True)
@@ -79,9 +89,11 @@ class Film:
         self.fps = control_hz / self.steps_per_frame
         self._frames: list[list[NDArray[np.uint8]]] = []
         self._looks = 0
+        self._recording = Recording()
 
     def look(self, subtask: int, observation: Observation, output: PolicyOutput) -> None:
         """Take note of one look; the first camera of the observation is filmed."""
+        self._recording.look(subtask, observation, output)
         while len(self._frames) <= subtask:
             self._frames.append([])
             self._looks = 0
@@ -90,13 +102,14 @@ class Film:
         self._looks += 1
 
     def write(self, folder: Path, row: Row, *, instructions: Sequence[str]) -> None:
-        """Write the film and its poster under `folder`, each under a temporary name first."""
+        """Write the film, its poster and the answers under `folder`, each under a temporary name first."""
         folder.mkdir(parents=True, exist_ok=True)
-        video, poster = film_paths(folder, row["sequence"])
+        video, poster, answers = film_paths(folder, row["sequence"])
         last = write_video(video, self._pages(row, instructions), fps=self.fps)
         temporary = poster.with_name(f".{poster.name}")
         last.save(temporary, format="JPEG", quality=80)
         temporary.replace(poster)
+        self._recording.save(answers)
 
     def _pages(self, row: Row, instructions: Sequence[str]) -> Iterator[Image.Image]:
         hold = max(1, round(HOLD_SECONDS * self.fps))

@@ -11,7 +11,8 @@ from vw2_robot.errors import InputError
 from vw2_robot.rollouts.__main__ import rollout
 from vw2_robot.rollouts.config import RolloutConfig
 from vw2_robot.rollouts.curves import MAX_POINTS, code_usage_panel, thin, training_panels
-from vw2_robot.rollouts.report import film_cards, write_report
+from vw2_robot.rollouts.gallery import film_cards
+from vw2_robot.rollouts.report import write_report
 from vw2_robot.rollouts.run_folders import discover
 from vw2_robot.rollouts.tables import latex
 
@@ -95,7 +96,8 @@ def everything(runs):
 
 def test_a_full_report_has_every_section(everything):
     page = Page(everything)
-    sections = ["summary", "success", "tasks", "films", "training", "codes", "pictures", "provenance", "paper"]
+    sections = ["summary", "success", "comparison", "paper", "tasks", "failures", "films"]
+    sections += ["training", "codes", "pictures", "provenance"]
     assert [name for name in page.ids if name in sections] == sections
     assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
 
@@ -135,7 +137,7 @@ def test_numbers_stand_with_intervals_and_denominators(everything):
     text = " ".join(Page(everything).text.split())
     assert re.search(r"2\.00 \[0\.\d\d, [34]\.\d\d\] average length of 5", text)
     assert "83.3 [43.6, 97.0] 5/6" in text
-    assert re.search(r"-1\.\d\d\s*\[-\d\.\d\d, [-+]\d\.\d\d\] on 6 shared", text)
+    assert re.search(r"-1\.\d\d \[-\d\.\d\d, [-+]\d\.\d\d\] on 6 shared chains: 0 better, 1 equal, 5 worse", text)
 
 
 def test_the_papers_rows_are_marked_as_the_papers(everything):
@@ -196,7 +198,10 @@ def test_an_unfinished_rollout_is_reported_as_such(counting_world, tmp_path):
 def test_films_beyond_the_budget_are_named_and_both_kinds_stay(counting_world, tmp_path):
     write_rollout(tmp_path / "run", videos=6)
     _, rollouts = discover([tmp_path / "run"])
-    sizes = [film.stat().st_size + poster.stat().st_size for _, film, poster in rollouts[0].films()]
+    sizes = [
+        len(card["film"]) + len(card["poster"]) + len(card["strip"].svg)
+        for card in film_cards(rollouts, budget=10**9)[0]
+    ]
     cards, left_out = film_cards(rollouts, budget=int(2.5 * max(sizes)))
     assert len(cards) + len(left_out) == len(sizes) >= 5
     assert 2 <= len(cards) < len(sizes)

@@ -18,6 +18,7 @@ from vw2_robot.rollouts.video import (
     select_chains,
 )
 
+ANSWER = {"actions": np.zeros((8, 7), np.float32), "latent_tokens": np.array([[1, 2, 3, 4]])}
 ROW = {"sequence": 7, "initial_state": {}, "subtasks": list("abcde"), "solved": 1, "steps": [9, 30], "seed": 0}
 
 
@@ -28,9 +29,9 @@ def shown(shade):
 def filmed(folder, *, replan_every=6):
     film = Film(control_hz=30.0, replan_every=replan_every)
     for shade in (0, 80):
-        film.look(0, shown(shade), {})
+        film.look(0, shown(shade), ANSWER)
     for shade in (160, 200, 240):
-        film.look(1, shown(shade), {})
+        film.look(1, shown(shade), ANSWER)
     film.write(folder, ROW, instructions=[f"do {task}" for task in "abcde"])
     return film
 
@@ -82,11 +83,19 @@ def test_the_index_stands_before_the_pictures_so_that_browsers_can_start(tmp_pat
 
 def test_the_poster_is_the_last_page_and_nothing_else_is_left(tmp_path):
     filmed(tmp_path)
-    film, poster = film_paths(tmp_path, 7)
+    film, poster, answers = film_paths(tmp_path, 7)
     with Image.open(poster) as picture:
         assert picture.size == (PICTURE_PX, PICTURE_PX + CAPTION_PX)
         assert picture.getpixel((PICTURE_PX // 2, CAPTION_PX + PICTURE_PX // 2))[0] == pytest.approx(240, abs=4)
-    assert sorted(tmp_path.iterdir()) == sorted([film, poster])
+    assert sorted(tmp_path.iterdir()) == sorted([film, poster, answers])
+
+
+def test_beside_the_film_lie_the_answers_to_all_looks(tmp_path):
+    filmed(tmp_path)
+    with np.load(film_paths(tmp_path, 7).answers) as file:
+        assert file["actions"].shape == (5, 8, 7)
+        assert file["subtask"].tolist() == [0, 0, 1, 1, 1]
+        assert file["tokens"].shape == (5, 1, 4)
 
 
 def test_equal_looks_give_equal_bytes(tmp_path):
@@ -134,4 +143,8 @@ def test_dropping_films_leaves_the_others(tmp_path):
     (tmp_path / ".chain_0009.mp4").touch()
     drop_films(tmp_path, [1, 8])
     drop_other_films(tmp_path, {2})
-    assert {path.name for path in tmp_path.iterdir()} == {"chain_0002.mp4", "chain_0002.jpg"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "chain_0002.mp4",
+        "chain_0002.jpg",
+        "chain_0002.npz",
+    }
