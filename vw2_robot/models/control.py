@@ -10,7 +10,10 @@ what the transformer says. Method specification 1.8. Table 3a of the paper is ab
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -90,6 +93,27 @@ class FullControl(nn.Module):
                 tokens = tokens + self.mlp(rearrange(self.embed(hint), "b c k h w -> b (k h w) c"))
             residuals.append(FULL_WEIGHT * after(tokens))
         return residuals
+
+
+@contextmanager
+def residuals_added(transformer: nn.Module, residuals: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, the first blocks answer with their residual added; outside, no hook is left, not even after an error."""
+    handles = []
+    if residuals:
+        for block, residual in zip(blocks_of(transformer)[: len(residuals)], residuals, strict=True):
+            handles.append(block.register_forward_hook(_adder(residual)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _adder(residual: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    def add(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return output + residual.to(output.dtype)
+
+    return add
 
 
 def _zero(layer: nn.Module) -> nn.Module:

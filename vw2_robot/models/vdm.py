@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .code_projection import CodeProjection, key_steps, visible_keys
-from .control import FullControl, LightControl
+from .control import FullControl, LightControl, residuals_added
 from .cosmos import Masks, add_lora, blocks_of, build_scheduler, build_transformer, install_masks, is_adapter
 from .cosmos_folder import load_weights, save_scheduler, save_weights
 from .noise_levels import CLEAN_TIME, draw_times, loss_weight, sampling_times, velocity_of_change
@@ -233,14 +233,9 @@ class VDM(nn.Module):
         times[:, 0] = CLEAN_TIME
         context = self.projection(codes)
         self._set_masks(frames, height, width, keep_codes, x.device)
-        handles = []
         with self._precision(x.device):
             residuals = self._residuals(torch.cat([x, marks], dim=1), times, context, hint)
-            if residuals:
-                blocks = blocks_of(self.transformer)[: len(residuals)]
-                for block, residual in zip(blocks, residuals, strict=True):
-                    handles.append(block.register_forward_hook(_adder(residual)))
-            try:
+            with residuals_added(self.transformer, residuals):
                 out = self.transformer(
                     hidden_states=x,
                     timestep=times[:, None, :, None, None],
@@ -249,9 +244,6 @@ class VDM(nn.Module):
                     fps=None,  # rotary positions in latent frames, as the original 2B model (method 1.12, trap 3)
                     return_dict=False,
                 )[0]
-            finally:
-                for handle in handles:
-                    handle.remove()
         if self.config.prediction == "velocity":
             prediction: Tensor = out
             return prediction
@@ -348,10 +340,3 @@ def stock_options(config: VDMConfig, geometry: Geometry) -> dict[str, Any]:
         "concat_padding_mask": config.padding_channel,
         "extra_pos_embed_type": None,
     }
-
-
-def _adder(residual: Tensor) -> Any:
-    def add(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        return output + residual.to(output.dtype)
-
-    return add
