@@ -31,6 +31,7 @@ TABLES = {
     "3b": {"3b_n1": "N = 1", "3b_n2": "N = 2", "3a_control": "N = 4 (default)", "3b_n8": "N = 8"},
     "ours": {
         "3a_baseline": "reconstruction alone, as in 3a",
+        "ours_correlated": "nothing keeps the digits apart",
         "ours_change": "the decoder paints the change, no flow",
         "ours_disturbed": "the encoder sees drifting view and light",
     },

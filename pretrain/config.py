@@ -107,6 +107,8 @@ class PhasesConfig:
     hint_grayscale: bool = True
     target_color_jitter: float = 0.3
     """strength of brightness, contrast and channel gains on the VDM's target clip; 0 switches it off"""
+    decorrelation: float = 0.0
+    """weight of the mean squared correlation between the digits of a latent step; 0: the paper"""
     disturbance: float = 0.0
     """strength of a drift of view and light that only the encoder sees, so that codes leave it out; 0: none"""
     ema: float = 0.0
@@ -134,7 +136,7 @@ class PhasesConfig:
                 raise ValueError(f"train_dldm.{name} must be at least 1, found {getattr(self, name)}")
         if not 0 <= self.hint_dropout <= 1:
             raise ValueError(f"train_dldm.hint_dropout must lie in [0, 1], found {self.hint_dropout}")
-        for name in ("denoise_weight", "reconstruction_weight", "target_color_jitter", "disturbance"):
+        for name in ("denoise_weight", "reconstruction_weight", "target_color_jitter", "decorrelation", "disturbance"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"train_dldm.{name} must not be negative, found {getattr(self, name)}")
         if self.validation_clips < 2:

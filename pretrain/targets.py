@@ -1,6 +1,6 @@
-"""What the dLDM's losses compare with: frame error over real frames, the grey hint, the colour-jittered target."""
+"""What the dLDM's losses are made of: frame error, grey hint, colour-jittered target, correlation of digits."""
 
-# B batch · T frames · M latent steps
+# B batch · T frames · M latent steps · N codes per step · L digits of a code
 from __future__ import annotations
 
 from typing import Literal
@@ -32,6 +32,22 @@ def frame_error(
     distance = F.mse_loss if norm == "l2" else F.l1_loss
     error = distance(rec.float(), pad_to_stride(x, stride), reduction="none").mean(dim=(2, 3, 4))
     return (error * real).sum() / real.sum().clamp(min=1)
+
+
+def correlation(codes: Float[Tensor, "B M N L"], valid: Bool[Tensor, "B M"]) -> Float[Tensor, ""]:
+    """Mean squared correlation between two different digits of a latent step, over the valid steps of a batch.
+
+    1: all N x L digits of a step say the same; about 1 / (valid steps) for independent ones; 0 at best. Not in the
+    paper. Without it, small models put one direction of motion into all digits (docs/concepts.md).
+    """
+    digits, weight = codes.float().flatten(2), valid.unsqueeze(-1).float()
+    count = weight.sum().clamp(min=1)
+    digits = (digits - (digits * weight).sum((0, 1)) / count) * weight
+    digits = digits / ((digits.square().sum((0, 1)) / count) + 1e-4).sqrt()
+    with torch.autocast(digits.device.type, enabled=False):
+        between = torch.einsum("bmi,bmj->ij", digits, digits) / count
+    pairs = len(between) * (len(between) - 1)
+    return (between.square().sum() - between.diagonal().square().sum()) / max(1, pairs)
 
 
 def make_hint(rec: Float[Tensor, "B T 3 H W"], *, grayscale: bool) -> Float[Tensor, "B T 3 H W"]:

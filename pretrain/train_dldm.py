@@ -39,7 +39,7 @@ from .clips import TrainingClips, clip_sampler, to_device, training_clips
 from .config import PhasesConfig, Pretrain, open_frames, training_split
 from .disturbance import disturb
 from .dldm_health import CodeWatch, code_usage, draw_reconstructions, explain_shortfall, validate
-from .targets import frame_error, jitter_colour, make_hint
+from .targets import correlation, frame_error, jitter_colour, make_hint
 from .train_vdm import build_vdm, open_vdm
 
 STREAM_INIT, STREAM_LOSS = 20, 21
@@ -53,6 +53,7 @@ def phase_one_loss(
     norm: Literal["l2", "l1"] = "l2",
     anchor_grad: bool = True,
     watched: Float[Tensor, "B T 3 H W"] | None = None,
+    decorrelation: float = 0.0,
     watch: CodeWatch | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Reconstruction with gradients everywhere in the autoencoder; `anchor_grad=False` keeps them off f_0 (LAPA).
@@ -62,10 +63,12 @@ def phase_one_loss(
     encoded = dldm.encode(x if watched is None else watched)
     anchor = encoded.anchor_BChw if anchor_grad else encoded.anchor_BChw.detach()
     rec = dldm.decode(encoded.codes_BMNL, anchor, x[:, 0])
-    loss = frame_error(rec, dldm.seen(x), valid, norm=norm)
+    rec_loss = frame_error(rec, dldm.seen(x), valid, norm=norm)
+    alike = correlation(encoded.codes_BMNL, valid)
     if watch is not None:
         watch.count(encoded.indices_BMN, valid)
-    return loss, {f"dldm/reconstruction_{norm}": loss.detach()}
+    values = {f"dldm/reconstruction_{norm}": rec_loss.detach(), "dldm/correlation": alike.detach()}
+    return rec_loss + decorrelation * alike, values
 
 
 def phase_two_loss(
@@ -96,9 +99,10 @@ def phase_two_loss(
     # The encoder saw the true colours, the VDM must take its own from the conditioning frame.
     target = jitter_colour(pad_to_stride(x, dldm.config.stride), strength=phases.target_color_jitter, noise=noise)
     den_loss = vdm.denoising_loss(codec.encode(target), codes, hint=codec.encode(hint), valid=valid, generator=noise)
-    loss = phases.reconstruction_weight * rec_loss + phases.denoise_weight * den_loss
-    name = f"dldm/reconstruction_{phases.reconstruction_loss}"
-    return loss, {name: rec_loss.detach(), "dldm/denoising_loss": den_loss.detach()}
+    alike = correlation(codes, valid)
+    loss = phases.reconstruction_weight * rec_loss + phases.denoise_weight * den_loss + phases.decorrelation * alike
+    values = {f"dldm/reconstruction_{phases.reconstruction_loss}": rec_loss, "dldm/denoising_loss": den_loss}
+    return loss, {name: value.detach() for name, value in {**values, "dldm/correlation": alike}.items()}
 
 
 def build_dldm(config: Pretrain) -> DLDM:
@@ -149,6 +153,7 @@ class Training:
                 norm=phases.reconstruction_loss,
                 anchor_grad=phases.anchor_grad_phase1,
                 watched=disturb(x, strength=phases.disturbance, noise=noise),
+                decorrelation=phases.decorrelation,
                 watch=self.watch,
             )
 

@@ -339,19 +339,20 @@ class CodeDecoder(nn.Module):
 
 
 class Standardise(nn.Module):
-    """Zero mean and unit variance for each digit: over the batch in training mode, by running statistics in eval mode.
+    """Zero mean and unit variance for each digit of each query: over the batch in training, running statistics in eval.
 
+    Each query for itself: over all queries together, a constant difference between them would pass for variance.
     In eval mode a code depends on its own clip's past alone; encode for others in eval mode.
     """
 
-    def __init__(self, digits: int) -> None:
+    def __init__(self, queries: int, digits: int) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(digits, affine=False, momentum=0.1)
+        self.norm = nn.BatchNorm1d(queries * digits, affine=False, momentum=0.1)
 
     def forward(self, z: Float[Tensor, "B M N L"]) -> Float[Tensor, "B M N L"]:
         """Float32 on purpose: running statistics in bfloat16 stop moving."""
         with torch.autocast(z.device.type, enabled=False):
-            out: Tensor = self.norm(z.float().flatten(0, -2)).view_as(z)
+            out: Tensor = self.norm(z.float().flatten(2).flatten(0, 1)).view_as(z)
             return out
 
 
@@ -377,7 +378,7 @@ class DLDM(nn.Module):
         last = nn.Linear(width, digits)
         nn.init.normal_(last.weight, std=width**-0.5)
         nn.init.zeros_(last.bias)
-        spread = Standardise(digits) if self.config.z_norm == "batch" else nn.Identity()
+        spread = Standardise(self.config.queries, digits) if self.config.z_norm == "batch" else nn.Identity()
         return nn.Sequential(nn.LayerNorm(width), last, spread)
 
     def seen(self, x: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B T2 3 H W"]:

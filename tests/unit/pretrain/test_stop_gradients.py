@@ -138,7 +138,7 @@ def test_the_reconstruction_loss_is_squared_or_absolute():
     noise = torch.Generator().manual_seed(0)
     clip = DLDM_TINY.fake_clip(4), torch.ones(4, 2, dtype=torch.bool)
     parts = phase_two_loss(dldm, vdm, codec, *clip, phases=replace(PHASES, reconstruction_loss="l1"), noise=noise)[1]
-    assert set(parts) == {"dldm/reconstruction_l1", "dldm/denoising_loss"}
+    assert set(parts) == {"dldm/reconstruction_l1", "dldm/denoising_loss", "dldm/correlation"}
 
 
 @pytest.mark.parametrize("quantiser", ["fsq", "vq"])
