@@ -78,7 +78,8 @@ class StaticCache:
 
     def __init__(self, weights: LlamaWeights, *, positions: Tensor, further: int) -> None:
         self._weights = weights
-        self._length, self._padded = 0, True
+        self._length, self._begun = 0, False
+        self._padding: Tensor | None = None
         batch, prompt = positions.shape
         self._capacity = prompt + further
         shape = (len(weights.layers), batch, 2 * weights.keys, self._capacity, weights.head_width)
@@ -117,9 +118,9 @@ class StaticCache:
         begin, end = self._length, self._length + count
         if end > self._capacity:
             raise ValueError(f"the cache was reserved for {self._capacity} positions, {end} were asked for")
-        if count > 1:  # the one look at the mask's values; what follows the prompt is no padding
-            self._padded = not bool(mask.all())
-        self._length = end
+        if not self._begun and not bool(mask.all()):  # the one look at its values: what follows a prompt is no padding
+            self._padding = self._bias(F.pad(mask, (0, self._capacity - end), value=True))
+        self._length, self._begun = end, True
         allowed = self._allowed(mask, begin, end)
         with torch.autocast(inputs.device.type, enabled=False):
             turn = self._turn(begin, end)
@@ -185,17 +186,21 @@ class StaticCache:
         return torch.addmm(residual, self._weights.activation(gate) * up, weights.down)
 
     def _allowed(self, mask: Tensor, begin: int, end: int) -> Tensor | None:
-        """[B, 1, S * groups, t + S], True where a query may look; None where one new position may look everywhere.
+        """[B, 1, S * groups, t + S], 0 where a query may look and -inf elsewhere; None where all may look everywhere.
 
         Padding may look at itself, or its row of the softmax would be empty; nothing else looks at padding.
         """
         groups = self._weights.queries // self._weights.keys
         if end - begin == 1:
-            return mask[:, None, None].expand(-1, -1, groups, -1) if self._padded else None
+            return None if self._padding is None else self._padding[:, None, None, :end].expand(-1, -1, groups, -1)
         place = torch.arange(end, device=mask.device)
         rows = place[begin:, None]
         seen = mask[:, None] & (place <= rows)
-        return (seen | (place == rows))[:, None].repeat_interleave(groups, dim=2)
+        return self._bias(seen | (place == rows))[:, None].repeat_interleave(groups, dim=2)
+
+    def _bias(self, seen: Tensor) -> Tensor:
+        """What attention adds to its scores: numbers, since a mask of truths would be made into them in each layer."""
+        return self._weights.norm.new_zeros(seen.shape).masked_fill_(~seen, -torch.inf)
 
 
 class WordsMemory:
