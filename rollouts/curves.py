@@ -82,7 +82,7 @@ def _training_panel(title: str, lines: Series, changes: Sequence[tuple[int, int]
         axes.set_yscale("log")
     for step, number in changes:
         axes.axvline(step, color=GRID, linewidth=1.5)
-        _note(axes, f"phase {number}", at=(step, 1), coords=("data", "axes fraction"), shift=(4, -10))
+        _note(axes, f"phase {number}", at=(step, 1), coords=("data", "axes fraction"), shift=(0, 3))
     words = [name if len(lines) > 1 else "last" for name in lines]
     legend = [(i, f"{word} {v[-1]:.4g}") for i, (word, (_, v)) in enumerate(zip(words, lines.values(), strict=True), 1)]
     return Panel(title, _svg(figure, ids=ids), caption, legend)

@@ -16,6 +16,7 @@ from vw2_robot.errors import InputError
 
 from .curves import code_usage_panel, scatter_panel
 from .inline_files import data_uri
+from .tables import number
 
 FORMAT_VERSION = 1
 FEATURES = {
@@ -141,7 +142,7 @@ def cell(entry: Mapping[str, Any], key: str) -> str:
     if entry[key] is None:
         return "–"
     low, high = entry["ci95"]
-    return f"{entry[key]:.2f}" if low is None else f"{entry[key]:.2f} [{low:.2f}, {high:.2f}]"
+    return number(entry[key]) if low is None else f"{number(entry[key])} [{number(low)}, {number(high)}]"
 
 
 def _probe(content: Mapping[str, Any], name: str, kind: str) -> dict[str, Any]:

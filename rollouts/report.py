@@ -31,8 +31,9 @@ from .latent_section import LatentReport, latent_section, read_latent_reports
 from .results import five_lines, percent
 from .run_folders import Rollout, Stage, discover
 from .side_by_side import comparisons, provenance_table, rollout_facts
-from .tables import PAPER_ROWS, latex, length_cell, markdown, rate_cells
+from .tables import PAPER_ROWS, latex, length_cell, markdown, number, rate_cells, signed
 
+MOST_QUANTITIES = 4  # of a training stage in the summary; all have a panel of their own
 VIDEO_MEGABYTES = 12.0  # leaves room below 20 MB for everything else
 
 
@@ -123,7 +124,7 @@ def _environment() -> Any:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["pct"] = percent
+    environment.filters |= {"pct": percent, "number": number, "signed": signed}
     return environment
 
 
@@ -146,7 +147,8 @@ def _header(rollout: Rollout) -> dict[str, Any]:
 
 def _stage_line(stage: Stage) -> tuple[str, str]:
     last = {key.split("/", 1)[-1].replace("_", " "): values[-1] for key, (_, values) in stage.records.items()}
-    shown = ", ".join(f"{name} {value:.3g}" for name, value in last.items() if name not in ("phase", "grad norm"))
+    told = [f"{name} {value:.3g}" for name, value in last.items() if name not in ("phase", "grad norm")]
+    shown = ", ".join(told[:MOST_QUANTITIES])
     return stage.name, f"{stage.last_step:,} steps; at the end {shown}" if shown else "nothing logged yet"
 
 

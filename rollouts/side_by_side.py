@@ -71,6 +71,7 @@ def rollout_facts(index: int, rollout: Rollout) -> dict[str, Any]:
         "chains": summary["num_sequences"],
         "unfinished": rollout.asked - summary["num_sequences"],
         "labels": labels_text(summary["label_fraction"]),
+        "arm": rollout.origin.get("policy", {}).get("arm") or "–",
         "rates": rate_cells(rollout, columns=CHAIN_LENGTH),
         "length": length_cell(rollout),
         "histogram": summary.get("solved_histogram"),

@@ -54,7 +54,6 @@ class Strip:
     steps: int
     parts: list[tuple[int, int]]
     names: tuple[str, ...]
-    height: int
 
 
 def read_answers(path: Path) -> Answers:
@@ -109,7 +108,7 @@ def draw(answers: Answers, steps: Sequence[int], *, every: int, num_codes: int |
         picture = code_picture(answers, steps, every=every, num_codes=num_codes)
         codes, rows = _png(picture), picture.shape[0]
     parts = [(i + 1, taken) for i, taken in enumerate(steps)]
-    return Strip(svg, codes, rows, len(told), parts, ACTION_NAMES, height)
+    return Strip(svg, codes, rows, len(told), parts, ACTION_NAMES)
 
 
 def code_picture(

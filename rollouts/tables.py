@@ -35,6 +35,18 @@ PAPER_ROWS = (
 )
 
 
+def number(value: float) -> str:
+    """Two digits, with a true minus sign and no minus before zero."""
+    text = f"{value:.2f}"
+    return "0.00" if text == "-0.00" else text.replace("-", "−")
+
+
+def signed(value: float) -> str:
+    """A difference: "+0.50", "−0.50", "0.00"."""
+    text = number(value)
+    return text if text == "0.00" or value < 0 else f"+{text}"
+
+
 def markdown(rollouts: Sequence[Rollout], stages: Sequence[Stage]) -> str:
     """All runs as markdown."""
     parts = []

@@ -84,8 +84,8 @@ def test_a_latent_report_alone_is_a_page(tmp_path):
     page = write_report([tmp_path / "run"], tmp_path / "page").read_text()
     assert 'href="#latents"' in page
     section = page[page.index('<section id="latents">') :]
-    words = re.sub(r"<[^>]+>", " ", section)
-    for said in ("run/latent_report", "0.81 [0.71, 0.91]", "0.72 [0.62, 0.82]", "-0.03", "77 pairs", "0.66", "1,234"):
+    words = " ".join(re.sub(r"<[^>]+>", " ", section).split())
+    for said in ("run/latent_report", "0.81 [0.71, 0.91]", "0.72 [0.62, 0.82]", "−0.03", "77 pairs", "0.66", "1,234"):
         assert said in words, said
     assert "A &lt;1&gt;" in section
     assert "A <1>" not in section
@@ -122,6 +122,6 @@ def test_another_version_and_damage_are_refused(tmp_path):
 def test_bars_stay_within_the_track_and_say_the_true_number():
     drawn = bar("x", {"r2": -0.4, "ci95": [-0.9, 1.7]}, "r2", 1)
     assert (drawn["share"], drawn["low"], drawn["high"]) == (0.0, 0.0, 1.0)
-    assert drawn["text"] == "-0.40 [-0.90, 1.70]"
+    assert drawn["text"] == "−0.40 [−0.90, 1.70]"
     nothing = {"r2": None, "ci95": [None, None]}
     assert cell(nothing, "r2") == bar("x", nothing, "r2", 1)["text"] == "–"

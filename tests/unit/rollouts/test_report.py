@@ -137,7 +137,7 @@ def test_numbers_stand_with_intervals_and_denominators(everything):
     text = " ".join(Page(everything).text.split())
     assert re.search(r"2\.00 \[0\.\d\d, [34]\.\d\d\] average length of 5", text)
     assert "83.3 [43.6, 97.0] 5/6" in text
-    assert re.search(r"-1\.\d\d \[-\d\.\d\d, [-+]\d\.\d\d\] on 6 shared chains: 0 better, 1 equal, 5 worse", text)
+    assert re.search(r"−1\.\d\d \[−\d\.\d\d, [−+]\d\.\d\d\] on 6 shared chains: 0 better, 1 equal, 5 worse", text)
 
 
 def test_the_papers_rows_are_marked_as_the_papers(everything):
