@@ -5,13 +5,15 @@
 
 Prints four tables: wall clock of the same chains with the same policy in the official loop (one process, its static
 camera alone, which is its kindest setting) and in `vw2-rollout` with original and built-in assets; how many chains end
-alike under legacy resets (same simulator) and under exact ones; where our time goes; and which batch sizes change an
-action's bits, with what a fixed batch costs. Without --calvin the last two alone.
+alike under legacy resets (theirs and ours) and under exact ones; where our time goes; and which batch sizes change an
+action's bits, with what a fixed batch costs. Without --calvin the last two alone; with --policy demonstrator the first
+two.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -24,10 +26,12 @@ from typing import Any
 import numpy as np
 
 from vw2_robot.agent import VW2Agent
+from vw2_robot.commands import commands
 from vw2_robot.contracts import Observation
 from vw2_robot.envs.benchmark import CalvinBenchmark
-from vw2_robot.rollouts.evaluate import run_chain
+from vw2_robot.rollouts.evaluate import Row, run_chain
 from vw2_robot.rollouts.policy_process import FixedBatch
+from vw2_robot.rollouts.recording import recording_path
 from vw2_robot.rollouts.results import read_rows
 
 REPO = Path(__file__).resolve().parents[1]
@@ -63,31 +67,47 @@ def ours(options: argparse.Namespace, folder: Path, python: str, *words: str) ->
     run_dir = folder / f"run{len(list(folder.iterdir()))}"
     command = [python, "-c", START.format(more=options.more_packages if python != sys.executable else "")]
     command += [f"policy={options.policy}", f"num_sequences={options.chains}", f"env.max_steps={options.max_steps}"]
-    command += ["videos=0", f"run_dir={run_dir}", *words]
+    command += ["videos=0", "record=true", f"run_dir={run_dir}", *words]
     seconds = timed(command, folder / f"{run_dir.name}.log")
-    return seconds, [dict(row) for row in read_rows(run_dir / "results.jsonl")]
+    every = int(json.loads((run_dir / "summary.json").read_text())["replan_every"])
+    rows = read_rows(run_dir / "results.jsonl")
+    return seconds, [{**row, "digest": executed(run_dir, row, every)} for row in rows]
+
+
+def executed(run_dir: Path, row: Row, every: int) -> str:
+    """SHA-256 of all actions of a chain, as official_loop.py takes it."""
+    digest = hashlib.sha256()
+    with np.load(recording_path(run_dir, row["sequence"])) as file:
+        answers, subtask = file["actions"], file["subtask"]
+    for position, steps in enumerate(row["steps"]):
+        chunks = [commands(answer, at_least=every)[:every] for answer in answers[subtask == position]]
+        digest.update(np.concatenate(chunks)[:steps].tobytes())
+    return digest.hexdigest()
 
 
 def agreement(name: str, rows: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
-    """How many chains end alike, and how many take the same steps."""
+    """How many chains end alike, how many take the same steps, and how many the same actions to the last bit."""
     pairs = list(zip(rows, theirs, strict=True))
     solved = sum(a["solved"] == b["solved"] for a, b in pairs)
-    steps = sum(a["steps"] == b["steps"] for a, b in pairs)
+    steps, bits = (sum(a[key] == b[key] for a, b in pairs) for key in ("steps", "digest"))
     lengths = [float(np.mean([row["solved"] for row in side])) for side in (rows, theirs)]
     print(
-        f"{name:<58}{solved:>5} of {len(pairs)} end alike, {steps} with the same steps; "
+        f"{name:<58}{solved:>5} of {len(pairs)} end alike, {steps} with the same steps, {bits} bits; "
         f"average length {lengths[0]:.2f}, official {lengths[1]:.2f}"
     )
 
 
-def against_official(options: argparse.Namespace, folder: Path) -> None:
+def original_assets(options: argparse.Namespace) -> str:
+    """The folder data/ of the `calvin_env` that the other interpreter finds."""
+    find = "from vw2_robot.envs.calvin_reference import find_checkout as f; print(f())"
+    done = subprocess.run([options.reference_python, "-c", find], cwd=REPO, capture_output=True, text=True, check=True)
+    return f"{done.stdout.split()[-1]}/data"
+
+
+def against_official(options: argparse.Namespace, folder: Path, data: str) -> None:
     """The first two tables."""
     theirs_s, theirs = official(options, folder)
-    data = subprocess.run(
-        [options.reference_python, "-c", "from vw2_robot.envs.calvin_reference import find_checkout as f; print(f())"],
-        cwd=REPO, capture_output=True, text=True, check=True,
-    ).stdout.split()[-1]  # fmt: skip
-    worlds = {"original assets": f"env.assets={data}/data", "built-in assets": "env.assets=builtin"}
+    worlds = {"original assets": f"env.assets={data}", "built-in assets": "env.assets=builtin"}
     print(f"\n{'wall clock, start included':<58}{'s':>8}{'x official':>12}")
     print(f"{'official loop, one process':<58}{theirs_s:>8.1f}{1.0:>12.2f}")
     found = {}
@@ -101,6 +121,8 @@ def against_official(options: argparse.Namespace, folder: Path) -> None:
     print("\nchain by chain against the official loop")
     _, legacy = ours(options, folder, options.reference_python, "env=calvin_reference")
     agreement("vw2-rollout, the same simulator (legacy resets)", legacy, theirs)
+    _, legacy = ours(options, folder, sys.executable, worlds["original assets"], "env.reset_mode=legacy")
+    agreement("vw2-rollout, original assets, legacy resets", legacy, theirs)
     agreement("vw2-rollout, original assets, exact resets", found["original assets"], theirs)
     agreement("vw2-rollout, built-in assets, exact resets", found["built-in assets"], theirs)
 
@@ -124,9 +146,10 @@ class Stopwatch:
         setattr(thing, method, measured)
 
 
-def profile(options: argparse.Namespace) -> None:
+def profile(options: argparse.Namespace, name: str, assets: str) -> None:
     """Where one worker's time goes, in one process."""
-    world, agent, watch = CalvinBenchmark(max_steps=options.max_steps), open_agent(options.policy), Stopwatch()
+    world, agent = CalvinBenchmark(assets=assets, max_steps=options.max_steps), open_agent(options.policy)
+    watch = Stopwatch()
     watch.time(world.env, "render_camera", "pictures")
     watch.time(world.env, "step_physics", "physics and control")
     watch.time(world.env, "reset_physics", "resets")
@@ -139,7 +162,7 @@ def profile(options: argparse.Namespace) -> None:
     total = time.perf_counter() - begin
     world.close()
     steps = sum(sum(row["steps"]) for row in rows)
-    print(f"\n{'profile, built-in assets, one process':<58}{'ms/step':>9}{'%':>7}")
+    print(f"\n{f'profile, {name} assets, one process':<58}{'ms/step':>9}{'%':>7}")
     parts = sorted(watch.seconds.items(), key=lambda entry: -entry[1])
     for part, seconds in [*parts, ("the rest", total - sum(watch.seconds.values()))]:
         print(f"  {part:<56}{1000 * seconds / steps:>9.3f}{100 * seconds / total:>7.1f}")
@@ -191,7 +214,7 @@ def fixed_answers(agent: VW2Agent, seen: list[Observation], rows: int, *, shuffl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--policy", required=True, help="checkpoint folder")
+    parser.add_argument("--policy", required=True, help="checkpoint folder, or demonstrator")
     parser.add_argument("--chains", type=int, default=10)
     parser.add_argument("--max-steps", type=int, default=360)
     parser.add_argument("--workers", type=int, default=2)
@@ -200,11 +223,15 @@ def main() -> None:
     parser.add_argument("--more-packages", default="", help="folder with torch, if that interpreter has none")
     options = parser.parse_args()
     print(f"machine: {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {options.chains} chains")
+    worlds = {"built-in": "builtin"}
     if options.calvin is not None:
+        worlds["original"] = original_assets(options)
         with tempfile.TemporaryDirectory() as folder:
-            against_official(options, Path(folder))
-    profile(options)
-    batches(options.policy)
+            against_official(options, Path(folder), worlds["original"])
+    if options.policy != "demonstrator":  # it lives in the simulator, and looks at no picture
+        for name, assets in worlds.items():
+            profile(options, name, assets)
+        batches(options.policy)
 
 
 if __name__ == "__main__":
