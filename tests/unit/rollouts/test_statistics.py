@@ -94,6 +94,32 @@ def test_the_sign_flip_test_agrees_with_all_flips_counted():
     assert sign_flip_p([0, 0]) == 1.0
 
 
+def pairs(rng, first, second, size):
+    """Differences of two policies that meet the same luck on half of the chains."""
+    luck = rng.random((size, 5))
+    other = np.where(rng.random((size, 1)) < 0.5, luck, rng.random((size, 5)))
+    one, two = (np.cumprod(draw < chance, axis=1).sum(axis=1) for draw, chance in ((luck, first), (other, second)))
+    return one - two
+
+
+@pytest.mark.parametrize("count", [20, 50, 200])
+@pytest.mark.parametrize(("first", "second"), [(0.5, 0.5), (0.8, 0.5), (0.97, 0.95), (0.1, 0.05)])
+def test_the_interval_of_a_paired_difference_covers_what_it_says(count, first, second):
+    rng = np.random.default_rng(3)
+    truth = sum(first**i - second**i for i in range(1, 6))
+    hit = 0
+    for _ in range(1000):
+        low, high = mean_interval(pairs(rng, first, second, count), lowest=-5, highest=5)
+        hit += low <= truth <= high
+    assert hit / 1000 > 0.93
+
+
+def test_the_sign_flip_test_finds_a_difference_between_equal_policies_as_seldom_as_it_says():
+    rng = np.random.default_rng(4)
+    found = [sign_flip_p(pairs(rng, 0.7, 0.7, 40)) < 0.05 for _ in range(400)]
+    assert np.mean(found) < 0.075  # 0.05 and more than two standard errors
+
+
 def race(rng, first, second, *, limit, error=0.05):
     """Verdict and number of chains used; both policies meet the same luck on half of the chains."""
     one = Race(largest=5, error=error)
