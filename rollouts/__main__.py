@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,8 @@ def finish(config: RolloutConfig, log: Log, origin: dict[str, Any], race: Runnin
 @program(RolloutConfig, config_name="rollout")
 def main(config: RolloutConfig) -> None:
     """Console script `vw2-rollout`."""
+    # As under `python -m`: else each worker imports the console script again, and torch with it (150 MB).
+    sys.modules["__main__"].__spec__ = __spec__
     rollout(config)
     print(f"report: {config.folder / 'report.html'}")
 

@@ -1,4 +1,4 @@
-"""Where and when chains ended: by place in the chain, by task, by steps used. And the five chains that ask too much.
+"""Where and when chains ended: by place in the chain, by task, by steps used. And the chains that ask for a covered block.
 
 Arithmetic on rows alone; report.py puts the answers on the page. A subtask that is solved has the steps it took; one
 that is not ran into the limit and ended its chain.
@@ -14,9 +14,6 @@ import numpy as np
 from .evaluate import Row
 
 STEP_BINS = 18
-COVERED_CHAINS = (704, 771, 907, 954, 977)
-"""Chains of CALVIN's 1000 that ask for a block behind the door: the reference books place_in_slider into the other
-compartment (Calvin specification Q21, docs/simulator.md)"""
 
 
 class Place(NamedTuple):
@@ -102,27 +99,39 @@ def step_histogram(rows: Sequence[Row], *, limit: int | None) -> Steps | None:
 
 
 def covered_chains(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """What became of the five chains, as far as these rows hold them."""
+    """What became of the chains that ask for a covered block, as far as these rows hold them."""
     found = []
     for row in rows:
-        if row["sequence"] not in COVERED_CHAINS or not asks_for_covered_block(row["subtasks"]):
-            continue
-        last = len(row["subtasks"])
-        outcome = f"ended at subtask {row['solved'] + 1}, before it mattered"
-        if row["solved"] == last:
-            outcome = "solved all the same"
-        elif row["solved"] == last - 1:
-            outcome = "ended at that request"
-        found.append({"number": row["sequence"], "request": row["subtasks"][-1], "outcome": outcome})
+        place = covered_request(row["subtasks"])
+        if place is not None:
+            outcome = f"ended at subtask {row['solved'] + 1}, before it mattered"
+            if row["solved"] > place:
+                outcome = "solved all the same"
+            elif row["solved"] == place:
+                outcome = "ended at that request"
+            found.append({"number": row["sequence"], "request": row["subtasks"][place], "outcome": outcome})
     return found
 
 
-def asks_for_covered_block(subtasks: Sequence[str]) -> bool:
-    """Whether a block is put into the cabinet, the door moved and the block asked for: the shape of the five chains."""
-    kinds = ["place" if t == "place_in_slider" else "move" if t.startswith("move_slider") else t for t in subtasks]
-    if "place" not in kinds or "move" not in kinds[kinds.index("place") :]:
-        return False
-    return subtasks[-1].startswith("lift_") and subtasks[-1].endswith("_slider")
+def covered_request(subtasks: Sequence[str]) -> int | None:
+    """The place in the chain where a block is asked for that the door covers; None in a chain without.
+
+    place_in_slider puts the held block where the door is not; each move of the door covers that compartment or opens
+    it again. The reference books the block into the other one (Calvin specification Q21, docs/simulator.md).
+    """
+    held = ""
+    covered: dict[str, bool] = {}
+    for place, task in enumerate(subtasks):
+        if task.startswith("lift_"):
+            held = task.split("_")[1]
+            if task.endswith("_slider") and covered.get(held):
+                return place
+            covered.pop(held, None)
+        elif task == "place_in_slider":
+            covered[held] = False
+        elif task.startswith("move_slider"):
+            covered = {block: not behind for block, behind in covered.items()}
+    return None
 
 
 def average_length_without(rows: Sequence[Row], numbers: Sequence[int]) -> float | None:

@@ -6,7 +6,6 @@ Films take turns among the rollouts, best and worst alternating, until a number 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from .bars import colour
@@ -14,7 +13,7 @@ from .evaluate import Row
 from .inline_files import data_uri
 from .recording import recording_path
 from .run_folders import Rollout
-from .strips import Answers, Strip, draw, read_answers
+from .strips import Strip, draw, read_answers
 from .video import FilmPaths
 
 MAX_FILMS = 24
@@ -25,22 +24,20 @@ def film_cards(rollouts: Sequence[Rollout], *, budget: int) -> tuple[list[dict[s
     """Films to show, within `budget` bytes of the page; and the files left out."""
     queues = [[(i, r, *film) for film in _spread(r.films())] for i, r in enumerate(rollouts)]
     turns = [queue[i] for i in range(max(map(len, queues), default=0)) for queue in queues if i < len(queue)]
-    answers = {id(paths): _answers(r, row, paths) for _, r, row, paths in turns[:MAX_FILMS]}
-    largest = _largest_code(list(answers.values()))
     cards: list[dict[str, Any]] = []
     left_out = []
     for turn in turns:
         _, rollout, row, paths = turn
-        if len(cards) < MAX_FILMS and id(paths) in answers:
-            strip = _strip(rollout, row, answers[id(paths)], largest)
-            size = _size(paths, strip)
+        size = (paths.video.stat().st_size + paths.poster.stat().st_size) * 4 // 3  # base64 makes four of three
+        if len(cards) < MAX_FILMS and size <= budget:
+            strip = _strip(rollout, row, paths)
+            size += len(strip.svg) + len(strip.codes or "") if strip is not None else 0
             if size <= budget:
                 budget -= size
                 cards.append(_card(turn, strip))
                 continue
         left_out.append(f"{rollout.name}/videos/{paths.video.name}")
-    order = {r.name: i for i, r in enumerate(rollouts)}
-    return sorted(cards, key=lambda card: (order[card["run"]], -card["solved"], card["number"])), left_out
+    return sorted(cards, key=lambda card: (card["index"], -card["solved"], card["number"])), left_out
 
 
 def _spread(films: list[tuple[Row, FilmPaths]]) -> list[tuple[Row, FilmPaths]]:
@@ -52,34 +49,18 @@ def _spread(films: list[tuple[Row, FilmPaths]]) -> list[tuple[Row, FilmPaths]]:
     return spread
 
 
-def _answers(rollout: Rollout, row: Row, paths: FilmPaths) -> Answers | None:
-    """What the policy answered: beside the film or, in older folders, among all recorded chains."""
+def _strip(rollout: Rollout, row: Row, paths: FilmPaths) -> Strip | None:
+    """What the policy answered: kept beside the film or, in older folders, among all recorded chains."""
     places = (paths.answers, recording_path(rollout.path, row["sequence"]))
-    there: Path | None = next((path for path in places if path.is_file()), None)
-    return read_answers(there) if there is not None else None
-
-
-def _largest_code(answers: Sequence[Answers | None]) -> int:
-    """So that a code has one colour on the whole page."""
-    return max((int(a.tokens.max()) for a in answers if a is not None and a.tokens is not None), default=0)
-
-
-def _strip(rollout: Rollout, row: Row, answers: Answers | None, largest: int) -> Strip | None:
+    there = next((path for path in places if path.is_file()), None)
     every = rollout.summary.get("replan_every")
-    if answers is None or not every:
-        return None
-    return draw(answers, row["steps"], every=int(every), num_codes=largest + 1)
-
-
-def _size(paths: FilmPaths, strip: Strip | None) -> int:
-    """Bytes in the page; base64 makes four of three."""
-    drawn = len(strip.svg) + len(strip.codes or "") if strip is not None else 0
-    return (paths.video.stat().st_size + paths.poster.stat().st_size) * 4 // 3 + drawn
+    return draw(read_answers(there), row["steps"], every=int(every)) if there is not None and every else None
 
 
 def _card(turn: Turn, strip: Strip | None) -> dict[str, Any]:
     index, rollout, row, paths = turn
     return {
+        "index": index,
         "run": rollout.name,
         "colour": colour(index),
         "number": row["sequence"],

@@ -16,6 +16,7 @@ from vw2_robot.errors import InputError
 
 from .curves import code_usage_panel, scatter_panel
 from .inline_files import data_uri
+from .run_folders import labels
 from .tables import number
 
 FORMAT_VERSION = 1
@@ -63,16 +64,17 @@ def read_latent_reports(runs: Sequence[str | Path]) -> list[LatentReport]:
         InputError: one cannot be read, or another release wrote it.
     """
     found: dict[Path, LatentReport] = {}
-    for run in runs:
-        for folder, below, files in os.walk(run):
+    roots = [Path(run) for run in runs]
+    for root, label in zip(roots, labels(roots), strict=True):
+        for folder, below, files in os.walk(root):
             below[:] = sorted(name for name in below if not name.startswith("."))
             path = Path(folder)
             if "latent_report.json" in files and path.resolve() not in found:
-                found[path.resolve()] = _read(path)
+                found[path.resolve()] = _read((Path(label) / path.relative_to(root)).as_posix(), path)
     return list(found.values())
 
 
-def _read(folder: Path) -> LatentReport:
+def _read(name: str, folder: Path) -> LatentReport:
     path = folder / "latent_report.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -83,8 +85,7 @@ def _read(folder: Path) -> LatentReport:
         raise InputError(
             f"{path} has format_version {version!r}, this release reads {FORMAT_VERSION}; run vw2-probe-latents again"
         )
-    parent = folder.resolve()
-    return LatentReport(f"{parent.parent.name}/{parent.name}", folder, content)
+    return LatentReport(name, folder, content)
 
 
 def latent_section(reports: Sequence[LatentReport], environment: Any) -> str:

@@ -75,7 +75,7 @@ def discover(runs: Sequence[str | Path]) -> tuple[list[Stage], list[Rollout]]:
         raise InputError("runs is empty; give the folders of rollouts or training runs: runs=[DIR,...]")
     stages: dict[Path, Stage] = {}
     rollouts: dict[Path, Rollout] = {}
-    for root in roots:
+    for root, label in zip(roots, labels(roots), strict=True):
         if not root.is_dir():
             raise InputError(f"runs: {root} is no folder; give the run_dir of a rollout or a training run")
         found = [(folder, _kinds(folder)) for folder in _folders(root)]
@@ -85,7 +85,7 @@ def discover(runs: Sequence[str | Path]) -> tuple[list[Stage], list[Rollout]]:
                 f"latent_report.json (probe) in it or below it; found {sorted(p.name for p in root.iterdir())[:10]}"
             )
         for folder, kinds in found:
-            known, name = folder.resolve(), _name(root, folder)
+            known, name = folder.resolve(), (Path(label) / folder.relative_to(root)).as_posix()
             if "stage" in kinds and known not in stages:
                 stages[known] = _read_stage(name, folder)
             if "rollout" in kinds and known not in rollouts:
@@ -116,10 +116,15 @@ def _folders(root: Path) -> list[Path]:
     return found
 
 
-def _name(root: Path, folder: Path) -> str:
-    top = root.resolve().name
-    below = folder.relative_to(root).as_posix()
-    return top if below == "." else f"{top}/{below}"
+def labels(roots: Sequence[Path]) -> list[str]:
+    """The last parts of each path, as many as it takes to tell different folders apart."""
+    paths = [root.resolve() for root in roots]
+    found = [path.name for path in paths]
+    depth = 1
+    while len(set(found)) < len(set(paths)):
+        depth += 1
+        found = ["/".join(path.parts[-depth:]) for path in paths]
+    return found
 
 
 def _read_stage(name: str, folder: Path) -> Stage:

@@ -3,7 +3,7 @@
 One control step is one unit of the drawing's width, so a strip is as long as its chain and scrolls inside its place.
 Executed is what the robot was told (`vw2_robot.commands`); predicted is the whole chunk of each look before clipping,
 its later part replaced by the next look. Every pixel column of the codes is a control step, every row one of the N
-codes of the latent step being executed; equal colours are equal codes. Reads `videos/chain_0000.npz`, which holds what
+codes of the latent step being executed; equal codes have equal colours. Reads `videos/chain_0000.npz`, which holds what
 recording.py describes; colours are the page's CSS variables.
 """
 
@@ -26,13 +26,14 @@ from vw2_robot.contracts import ACTION_DIM, ACTION_NAMES
 from vw2_robot.errors import InputError
 
 # L looks · H actions per look · A action dims · E steps between looks · K latent steps · N codes per step · S steps
-ROW = 26
-"""height of one action dimension; -1 .. 1 spans 20 of it"""
+ROW, UNIT = 104, 40
+"""height of one action dimension, and of the value 1 in it; the page stretches the drawing to its place"""
 MAX_POINTS = 900
 """of the executed line; longer chains are drawn as means over equally many steps"""
 MAX_CHUNKS = 150
 """predicted chunks that are drawn; of more looks every second, third, ... one"""
-CODE_RAMP = ((43, 38, 84), (44, 96, 134), (58, 146, 131), (150, 190, 97), (246, 222, 110))
+HUE_STEP, LIGHT_STEP = 0.6180339887, 0.7548776662
+"""shares of the colour circle and of the range of brightness between a code and the next: neighbours look unlike"""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def read_answers(path: Path) -> Answers:
         InputError: the file is torn or holds something else.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             tokens = file["tokens"] if "tokens" in file.files else None
             found = Answers(file["actions"], file["subtask"], tokens)
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
@@ -93,8 +94,8 @@ def executed(answers: Answers, steps: Sequence[int], *, every: int) -> NDArray[n
     return np.concatenate(parts)
 
 
-def draw(answers: Answers, steps: Sequence[int], *, every: int, num_codes: int | None = None) -> Strip:
-    """The strip of a chain with these steps per attempted subtask; `num_codes` fixes the colours across chains."""
+def draw(answers: Answers, steps: Sequence[int], *, every: int) -> Strip:
+    """The strip of a chain with these steps per attempted subtask."""
     told = executed(answers, steps, every=every)
     height = ROW * ACTION_DIM
     body = [_frame(steps, height)]
@@ -105,15 +106,13 @@ def draw(answers: Answers, steps: Sequence[int], *, every: int, num_codes: int |
     svg = f'<svg viewBox="0 0 {len(told)} {height}" preserveAspectRatio="none">{"".join(body)}</svg>'
     codes, rows = None, 0
     if answers.tokens is not None:
-        picture = code_picture(answers, steps, every=every, num_codes=num_codes)
+        picture = code_picture(answers, steps, every=every)
         codes, rows = _png(picture), picture.shape[0]
     parts = [(i + 1, taken) for i, taken in enumerate(steps)]
     return Strip(svg, codes, rows, len(told), parts, ACTION_NAMES)
 
 
-def code_picture(
-    answers: Answers, steps: Sequence[int], *, every: int, num_codes: int | None = None
-) -> NDArray[np.uint8]:
+def code_picture(answers: Answers, steps: Sequence[int], *, every: int) -> NDArray[np.uint8]:
     """RGB [N, S, 3]: column t shows the codes of the latent step that covers control step t of its chunk."""
     assert answers.tokens is not None
     latent_steps, horizon = answers.tokens.shape[1], answers.actions.shape[1]
@@ -123,11 +122,13 @@ def code_picture(
         tokens = answers.tokens[answers.subtask == position]
         look, within = np.divmod(np.arange(taken), every)
         columns.append(tokens[look, np.minimum(within // stride, latent_steps - 1)])
-    codes_SN = np.concatenate(columns)
-    largest = max(1, (num_codes or int(answers.tokens.max()) + 1) - 1)
-    place = codes_SN.T / largest * (len(CODE_RAMP) - 1)
-    ramp = np.array(CODE_RAMP, dtype=np.float64)
-    channels = [np.interp(place, np.arange(len(CODE_RAMP)), ramp[:, i]) for i in range(3)]
+    return _colours(np.concatenate(columns).T)
+
+
+def _colours(codes: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """RGB of each code, the same on every page; codes next to each other differ in hue."""
+    hue, light = codes * HUE_STEP % 1.0, 0.7 + 0.45 * (codes * LIGHT_STEP % 1.0)
+    channels = [255 * light * (0.5 + 0.32 * np.cos(2 * np.pi * (hue - third / 3))) for third in range(3)]
     return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
@@ -165,8 +166,8 @@ def _predicted(answers: Answers, steps: Sequence[int], dim: int, middle: int, *,
 
 
 def _height(value: Any, middle: int) -> int:
-    """-1 .. 1 is 10 down to 10 up; what lies beyond is cut off just outside."""
-    return middle - round(10 * float(np.clip(value, -1.25, 1.25)))
+    """Where a value is drawn; what lies beyond -1 .. 1 is cut off just outside."""
+    return middle - round(UNIT * float(np.clip(value, -1.25, 1.25)))
 
 
 def _path(points: Sequence[tuple[int, int]]) -> str:

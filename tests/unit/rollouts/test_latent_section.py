@@ -107,7 +107,7 @@ def test_reports_are_found_below_folders_and_each_once(tmp_path):
     write(tmp_path / "run" / "a" / "latent_report")
     write(tmp_path / "run" / "b" / "latent_report")
     found = read_latent_reports([tmp_path / "run", tmp_path / "run" / "a"])
-    assert [entry.name for entry in found] == ["a/latent_report", "b/latent_report"]
+    assert [entry.name for entry in found] == ["run/a/latent_report", "run/b/latent_report"]
 
 
 def test_another_version_and_damage_are_refused(tmp_path):

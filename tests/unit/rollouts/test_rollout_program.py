@@ -2,9 +2,11 @@
 
 import functools
 import json
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -199,6 +201,27 @@ def test_a_folder_that_is_no_checkpoint_is_named(config, tmp_path):
 def test_a_worker_needs_no_torch_of_its_own():
     code = "import sys, vw2_robot.rollouts.workers, vw2_robot.rollouts.config; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_workers_of_the_console_script_import_no_torch_either(tmp_path, monkeypatch):
+    (tmp_path / "telling.py").write_text(
+        "import os, sys\nfrom pathlib import Path\nimport counting_world\n"
+        "class World(counting_world.CountingBenchmark):\n"
+        "    def reset(self, sequence):\n"
+        "        super().reset(sequence)\n"
+        f"        Path({str(tmp_path)!r}, f'saw_{{os.getpid()}}').write_text(str('torch' in sys.modules))\n"
+    )
+    (tmp_path / "env").mkdir()
+    (tmp_path / "env/telling.yaml").write_text("_target_: telling.World\n")
+    script = tmp_path / "vw2-rollout"  # as pip writes it
+    script.write_text(
+        "import sys\nfrom vw2_robot.rollouts.__main__ import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
+    )
+    places = [str(tmp_path), str(Path(__file__).parent), str(Path(__file__).parents[3])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(places))
+    words = ["env=telling", "policy=random", "num_sequences=4", "videos=0", "workers=2", f"run_dir={tmp_path / 'run'}"]
+    subprocess.run([sys.executable, str(script), "--config-dir", str(tmp_path), *words], check=True, capture_output=True)
+    assert {file.read_text() for file in tmp_path.glob("saw_*")} == {"False"}
 
 
 @pytest.mark.parametrize(
