@@ -1,4 +1,4 @@
-"""Where and when chains ended: by place in the chain, by task, by steps used. And the chains that ask for a covered block.
+"""Where and when chains ended: by place in the chain, by task, by steps used; and which ask for a covered block.
 
 Arithmetic on rows alone; report.py puts the answers on the page. A subtask that is solved has the steps it took; one
 that is not ran into the limit and ended its chain.
