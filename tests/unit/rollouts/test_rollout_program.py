@@ -220,7 +220,9 @@ def test_workers_of_the_console_script_import_no_torch_either(tmp_path, monkeypa
     places = [str(tmp_path), str(Path(__file__).parent), str(Path(__file__).parents[3])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(places))
     words = ["env=telling", "policy=random", "num_sequences=4", "videos=0", "workers=2", f"run_dir={tmp_path / 'run'}"]
-    subprocess.run([sys.executable, str(script), "--config-dir", str(tmp_path), *words], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, str(script), "--config-dir", str(tmp_path), *words], check=True, capture_output=True
+    )
     assert {file.read_text() for file in tmp_path.glob("saw_*")} == {"False"}
 
 
