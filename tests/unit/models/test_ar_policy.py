@@ -166,6 +166,17 @@ def test_prompts_of_different_lengths_in_a_batch_equal_one_by_one():
         torch.testing.assert_close(single.states_BHND[0], decoded.states_BHND[i], atol=5e-6, rtol=5e-6)
 
 
+def test_what_stands_in_the_padding_changes_nothing():
+    policy, codes = build(), some_codes(4, 2)
+    prompt = policy.prompt(WORDS, pictures(4))._replace(words=())  # read whole, nothing remembered
+    assert not prompt.mask_BP.all()
+    other = prompt._replace(inputs=torch.where(prompt.mask_BP[..., None], prompt.inputs, 3.0))
+    valid = torch.ones(4, 2, dtype=torch.bool)
+    loss, changed = (policy.code_loss(policy.states(one, codes), codes, valid)[0] for one in (prompt, other))
+    assert torch.equal(loss, changed)
+    assert torch.equal(policy.decode(prompt, steps=2).states_BHND, policy.decode(other, steps=2).states_BHND)
+
+
 def test_only_latent_tokens_come_out_even_if_the_model_wants_others():
     policy = build()
     prompt = policy.prompt(WORDS, pictures(4))
