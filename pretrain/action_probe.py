@@ -1,8 +1,8 @@
 """The action probe: R2 of true actions from codes, beside features that ought to be worse; in one scene and across.
 
 Method specification 7, item 16. Rows of one demonstration are never on two sides. Across scenes, a probe is fitted in
-one data set and judged on the test demonstrations of another; where units or embodiment differ R2 says little, so sign
-accuracy and rank correlation stand beside it.
+one data set and judged on the test demonstrations of another, with sign accuracy and rank correlation beside R2. Where
+units differ (another robot), only translations are compared, each data set's in units of its own mean and spread.
 """
 
 # R rows (valid steps) · D features · A targets
@@ -20,6 +20,7 @@ from vw2_robot.probes import LinearProbe, Split, finite, fit_linear, fit_mlp, ra
 from .probe_features import Quantiser, StepRows, code_values, one_hot_digits, project
 
 Target = Literal["commanded", "moved"]
+KINDS: tuple[Target, ...] = ("commanded", "moved")
 MLP_FEATURES = ("codes_one_hot", "code_values", "pixels_equal", "untrained_codes")
 WIDE = 256
 SIGN_QUANTILE = 0.25
@@ -44,14 +45,13 @@ def probe_actions(
         for rows, blind, split in zip(sets, untrained, splits, strict=True)
     ]
     probed = [Probed(*one) for one in zip(sets, untrained, splits, strict=True)]
-    kinds: tuple[Target, ...] = ("commanded", "moved") if all(r.moved is not None for r in sets) else ("commanded",)
     in_scene = {
         rows.name: {
             kind: {
                 feature: _judge(table[feature], rows, split, kind, seed=seed, mlp=feature in MLP_FEATURES)
                 for feature in table
             }
-            for kind in kinds
+            for kind in kinds_of(rows)
         }
         for rows, table, split in zip(sets, tables, splits, strict=True)
     }
@@ -62,8 +62,17 @@ def probe_actions(
             for rows, split in zip(sets, splits, strict=True)
         },
         "in_scene": in_scene,
-        "transfer": {kind: transfer(probed, quantiser, kind, seed=seed) for kind in kinds} if len(sets) > 1 else {},
+        "transfer": {
+            kind: transfer(known, quantiser, kind, seed=seed)
+            for kind in KINDS
+            if len(known := [one for one in probed if kind in kinds_of(one.rows)]) > 1
+        },
     }
+
+
+def kinds_of(rows: StepRows) -> tuple[Target, ...]:
+    """Which descriptions of motion a data set has."""
+    return KINDS if rows.moved is not None else KINDS[:1]
 
 
 def features_of(
@@ -140,11 +149,20 @@ class Probed(NamedTuple):
         indices = self.untrained.indices if feature == "untrained_codes" else self.rows.indices
         return code_values(indices, quantiser) if feature == "code_values" else one_hot_digits(indices, quantiser)
 
+    def targets(self, kind: Target, *, comparable: bool) -> NDArray[np.float64]:
+        """The motion [R, 7]; to be comparable, the translation [R, 3], standardised by the training rows."""
+        values = targets_of(self.rows, kind)
+        if not comparable:
+            return values
+        known = values[self.split.train, :3]
+        return (values[:, :3] - known.mean(0)) / np.maximum(known.std(0), 1e-12)
+
 
 def transfer(probed: Sequence[Probed], quantiser: Quantiser, kind: Target, *, seed: int) -> dict[str, Any]:
     """Fitted in one data set, judged on the test demonstrations of another: {feature: {from: {to: scores}}}.
 
-    With three data sets or more, `others` is the probe that was fitted on all but the one where it is judged.
+    `others` is the probe that was fitted on all data sets in the same units but the one where it is judged, if they are
+    at least two.
     """
     sources = {one.rows.name: [one] for one in probed}
     found: dict[str, Any] = {}
@@ -153,35 +171,40 @@ def transfer(probed: Sequence[Probed], quantiser: Quantiser, kind: Target, *, se
             name: {goal.rows.name: _transfer_to(source, goal, quantiser, feature, kind, seed=seed) for goal in probed}
             for name, source in sources.items()
         }
-        if len(probed) > 2:
-            found[feature]["others"] = {
-                goal.rows.name: _transfer_to(
-                    [one for one in probed if one is not goal], goal, quantiser, feature, kind, seed=seed
-                )
-                for goal in probed
-            }
+        others = {
+            goal.rows.name: [one for one in probed if one is not goal and one.rows.units == goal.rows.units]
+            for goal in probed
+        }
+        judged = {
+            goal.rows.name: _transfer_to(others[goal.rows.name], goal, quantiser, feature, kind, seed=seed)
+            for goal in probed
+            if len(others[goal.rows.name]) > 1
+        }
+        found[feature] |= {"others": judged} if judged else {}
     return found
 
 
 def _transfer_to(
     sources: Sequence[Probed], goal: Probed, quantiser: Quantiser, feature: str, kind: Target, *, seed: int
 ) -> dict[str, Any]:
+    comparable = len({one.rows.units for one in (*sources, goal)}) > 1
     x = np.concatenate([source.table(feature, quantiser) for source in sources])
-    y = np.concatenate([targets_of(source.rows, kind) for source in sources])
+    y = np.concatenate([source.targets(kind, comparable=comparable) for source in sources])
     split = Split(*(np.concatenate(sides) for sides in zip(*(source.split for source in sources), strict=True)))
     test = goal.table(feature, quantiser)[goal.split.test]
     if feature == "pixels_equal":
         width = one_hot_digits(goal.rows.indices[:1], quantiser).shape[1]
         x, test = project(x[split.train], x, width), project(x[split.train], test, width)
     predicted = fit_linear(x, y, split).predict(test)
-    true, names = targets_of(goal.rows, kind)[goal.split.test], target_names(kind)
+    true = goal.targets(kind, comparable=comparable)[goal.split.test]
+    names = target_names(kind)[: true.shape[1]]
     scores = score_r2(
         true,
         predicted,
         goal.rows.group[goal.split.test],
         names,
         rng=np.random.default_rng([seed, STREAM_BOOTSTRAP]),
-        means=means_of(kind),
+        means={"translation": names} if comparable else means_of(kind),
     )
     for a, name in enumerate(names):
         scores[name] |= {

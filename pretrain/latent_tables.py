@@ -20,7 +20,8 @@ FEATURES = {
 def latent_tables(report: Mapping[str, Any]) -> str:
     """All tables of a report."""
     parts = [_probe_table(report, name, kind) for name, kinds in report["probe"]["in_scene"].items() for kind in kinds]
-    parts += [_transfer_table(kind, tables) for kind, tables in report["probe"]["transfer"].items()]
+    units = {entry["units"] for entry in report["data"]}
+    parts += [_transfer_table(kind, found, units=len(units)) for kind, found in report["probe"]["transfer"].items()]
     parts += [_swap_table(report["swap"]), _nuisance_table(report["nuisance"]), _map_table(report["map"])]
     codes = report["codes"]
     parts.append(f"Codes: {codes['used']} used, {codes['dead']} never, perplexity {codes['perplexity']:.1f}.\n")
@@ -53,16 +54,16 @@ def _probe_table(report: Mapping[str, Any], name: str, kind: str) -> str:
     return said + table(["features (width)", "probe", *columns], body)
 
 
-def _transfer_table(kind: str, tables: Mapping[str, Any]) -> str:
+def _transfer_table(kind: str, tables: Mapping[str, Any], *, units: int) -> str:
     goals = list(next(iter(tables["codes_one_hot"].values())))
     body = [
         [FEATURES[feature], source, *(cell(row[goal]["translation"], "r2") if goal in row else "–" for goal in goals)]
         for feature, sources in tables.items()
         for source, row in sources.items()
     ]
-    return f"R2 of the translation ({kind}), fitted in one data set (rows), judged in another:\n\n" + table(
-        ["features", "fitted in", *goals], body
-    )
+    apart = "" if units == 1 else "; where units differ, each data set's translation is standardised"
+    said = f"R2 of the translation ({kind}), fitted in one data set (rows), judged in another{apart}:\n\n"
+    return said + table(["features", "fitted in", *goals], body)
 
 
 def _swap_table(swaps: Sequence[Mapping[str, Any]]) -> str:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from vw2_robot.data.labelled_steps import LabelledSteps, LabelledVideo
+from vw2_robot.data.labelled_steps import CALVIN_UNITS, LabelledSteps, LabelledVideo
 from vw2_robot.models.dldm import DLDM, DLDMConfig
 from vw2_robot.models.fsq import FSQ
 from vw2_robot.models.vq import VQ
@@ -40,6 +40,8 @@ class StepRows:
     difference: NDArray[np.float32]
     commanded: NDArray[np.float64]
     moved: NDArray[np.float64] | None
+    units: str = CALVIN_UNITS
+    """as of `LabelledVideo`"""
 
     def __len__(self) -> int:
         return len(self.clip)
@@ -66,6 +68,7 @@ def step_rows(
         difference=difference_nMD[clip, step],
         commanded=steps.commanded[clip, step],
         moved=None if steps.moved is None else steps.moved[clip, step],
+        units=video.units,
     )
 
 

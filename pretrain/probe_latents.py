@@ -38,7 +38,7 @@ from .latent_map import code_use, latent_map, moving_rows, nearest_steps
 from .latent_pictures import write_columns, write_grid, write_strips
 from .latent_tables import latent_tables
 from .nuisance_test import nuisance_examples, nuisance_test
-from .probe_sets import Labelled, dense_changes, open_sets, swap_steps, whole_clips
+from .probe_sets import Labelled, dense_changes, in_common_units, open_sets, swap_steps, whole_clips
 from .swap_test import MotionReader, decode_with_codes_of, swap_examples, swap_test
 from .train_dldm import encoder_hash
 
@@ -53,7 +53,7 @@ class ProbeLatents:
     dldm: str
     """a checkpoint, or the run folder of the stage"""
     labelled: list[str]
-    """labelled data sets in CALVIN's layout, for example one a scene"""
+    """labelled data sets in CALVIN's layout or RLDS, for example one a scene, or another robot's"""
     out: str
     names: list[str] | None = None
     """what to call the data sets; default: the names of their folders"""
@@ -163,17 +163,19 @@ def measure(config: ProbeLatents, dldm: DLDM, sets: Sequence[Labelled], *, devic
 def _swaps(
     config: ProbeLatents, dldm: DLDM, sets: Sequence[Labelled], splits: Sequence[Split], *, device: torch.device
 ) -> list[dict[str, Any]]:
-    """The swap test within each data set, and with codes from the next one."""
-    decode, found = decode_with_codes_of(dldm), []
-    seen = dense_changes(sets, splits, count=swap_steps(sets[0]), stride=dldm.config.stride)
-    reader = MotionReader(seen, seed=config.seed)
-    clips = [whole_clips(labelled, split, seed=config.seed) for labelled, split in zip(sets, splits, strict=True)]
-    for i, first in enumerate(clips):
-        for donor in [first] if len(clips) == 1 else [first, clips[(i + 1) % len(clips)]]:
-            found.append(
-                swap_test(decode, first, donor, reader=reader, pairs=config.pairs, seed=config.seed, device=device)
-            )
-    columns = swap_examples(decode, clips[0], clips[-1], rows=PICTURE_ROWS, seed=config.seed, device=device)
+    """The swap test within each data set, and with codes from the next one in the same units."""
+    decode, found, every = decode_with_codes_of(dldm), [], []
+    for members, sides in in_common_units(sets, splits):
+        seen = dense_changes(members, sides, count=swap_steps(members[0]), stride=dldm.config.stride)
+        reader = MotionReader(seen, seed=config.seed)
+        clips = [whole_clips(labelled, split, seed=config.seed) for labelled, split in zip(members, sides, strict=True)]
+        for i, first in enumerate(clips):
+            for donor in [first] if len(clips) == 1 else [first, clips[(i + 1) % len(clips)]]:
+                found.append(
+                    swap_test(decode, first, donor, reader=reader, pairs=config.pairs, seed=config.seed, device=device)
+                )
+        every += clips
+    columns = swap_examples(decode, every[0], every[-1], rows=PICTURE_ROWS, seed=config.seed, device=device)
     write_columns(Path(config.out) / "swap.png", columns)
     return found
 

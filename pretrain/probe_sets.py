@@ -13,9 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from vw2_robot.data.calvin import CalvinSplit
+from vw2_robot.data.formats import recognise
+from vw2_robot.data.labelled_rlds import open_labelled_rlds
 from vw2_robot.data.labelled_steps import LabelledSteps, LabelledVideo, cut_steps, open_labelled_calvin
 from vw2_robot.errors import InputError
-from vw2_robot.models.dldm import DLDM
+from vw2_robot.models.dldm import DLDM, DLDMConfig
 from vw2_robot.probes import Split
 
 from .probe_features import StepRows, encode_steps, pixel_differences, step_rows, untrained_twin
@@ -39,12 +41,13 @@ class Labelled:
     target_hz: float | None
 
     def facts(self) -> dict[str, Any]:
-        """Name and sizes."""
+        """Name, sizes, units."""
         return {
             "name": self.video.name,
             "demonstrations": len(self.video.frames.episodes),
             "clips": len(self.steps.episode),
             "steps": len(self.rows),
+            "units": self.video.units,
         }
 
     def first_steps(self, rows: NDArray[np.int64], *, stride: int) -> NDArray[np.uint8]:
@@ -71,29 +74,16 @@ def open_sets(
         InputError: a folder is no labelled data set, or has fewer than three separate demonstrations.
     """
     shape = dldm.config
-    opened = []
-    for path, name in zip(paths, names or short_names([Path(path) for path in paths]), strict=True):
-        video = open_labelled_calvin(
-            Path(path),
-            name=name,
-            cache=cache / f"{name}-{split}-{shape.height}x{shape.width}-{episodes}-{seed}",
-            height=shape.height,
-            width=shape.width,
-            episodes=episodes,
-            seed=seed,
-            split=split,
-        )
-        if len(set(video.group.tolist())) < 3:
-            raise InputError(
-                f"{path}: a probe needs at least 3 demonstrations that share no frame (training, validation, test), "
-                f"found {len(set(video.group.tolist()))}; record more, or name a larger data set"
-            )
-        opened.append((video, cut_steps(video, frames=shape.frames, stride=shape.stride, target_hz=target_hz)))
-    video, steps = opened[0]
+    videos = [
+        _open_video(Path(path), name, cache=cache, shape=shape, split=split, episodes=episodes, seed=seed)
+        for path, name in zip(paths, names or short_names([Path(path) for path in paths]), strict=True)
+    ]
+    cut = [cut_steps(video, frames=shape.frames, stride=shape.stride, target_hz=target_hz) for video in videos]
+    video, steps = videos[0], cut[0]
     clips = video.frames.read_batch(steps.episode[:UNTRAINED_CLIPS], steps.frames[:UNTRAINED_CLIPS])
     twin = untrained_twin(shape, clips, seed=seed, device=device)
     sets = []
-    for video, steps in opened:
+    for video, steps in zip(videos, cut, strict=True):
         difference = pixel_differences(video, steps, stride=shape.stride)
         known, blind = (
             step_rows(video, steps, encode_steps(model, video, steps, device=device), difference)
@@ -101,6 +91,39 @@ def open_sets(
         )
         sets.append(Labelled(video, steps, known, blind, target_hz))
     return sets
+
+
+def _open_video(
+    path: Path, name: str, *, cache: Path, shape: DLDMConfig, split: CalvinSplit, episodes: int, seed: int
+) -> LabelledVideo:
+    """One data set in CALVIN's layout or in RLDS, with demonstrations enough for a probe."""
+    reader = open_labelled_rlds if recognise(path) == "rlds" else open_labelled_calvin
+    video = reader(
+        path,
+        name=name,
+        cache=cache / f"{name}-{split}-{shape.height}x{shape.width}-{episodes}-{seed}",
+        height=shape.height,
+        width=shape.width,
+        episodes=episodes,
+        seed=seed,
+        split=split,
+    )
+    if len(set(video.group.tolist())) < 3:
+        raise InputError(
+            f"{path}: a probe needs at least 3 demonstrations that share no frame (training, validation, test), "
+            f"found {len(set(video.group.tolist()))}; record more, or name a larger data set"
+        )
+    return video
+
+
+def in_common_units(sets: Sequence[Labelled], splits: Sequence[Split]) -> list[tuple[list[Labelled], list[Split]]]:
+    """The data sets whose numbers mean the same together, with their splits, in the order of their first ones."""
+    alike: dict[str, tuple[list[Labelled], list[Split]]] = {}
+    for labelled, split in zip(sets, splits, strict=True):
+        members, sides = alike.setdefault(labelled.video.units, ([], []))
+        members.append(labelled)
+        sides.append(split)
+    return list(alike.values())
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

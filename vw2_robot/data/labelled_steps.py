@@ -1,8 +1,8 @@
 """Labelled video cut into latent steps: for every step its frames and what the robot really did during it.
 
 For judging codes, not for training: this is the one place where video and true motion meet before fine-tuning. Reads
-CALVIN data sets (published ones and our recordings). Frames are decoded once into a frame cache, the motion is stored
-in the same folder.
+CALVIN data sets (published ones and our recordings); RLDS ones are read by `labelled_rlds.py`. Frames are decoded once
+into a frame cache, the motion is stored in the same folder.
 
 Time alignment: latent step k of a clip covers frames s(k-1)+1 .. sk, the transitions caused by the actions
 a[s(k-1)] .. a[sk-1]; in arrays of M steps, entry m is step m + 1. Two descriptions of a step are given:
@@ -16,7 +16,7 @@ a[s(k-1)] .. a[sk-1]; in arrays of M steps, entry m is step m + 1. Two descripti
 # E episodes · L frames of an episode · n clips · T frames of a clip · M latent steps · s temporal stride · H, W pixels
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from .frames import FrameCache, cache_frames
 
 MOVED_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "opening")
 ROTATION = slice(3, 6)
+CALVIN_UNITS = "calvin"
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +48,8 @@ class LabelledVideo:
     group: NDArray[np.int64]
     commanded: list[NDArray[np.float64]]
     moved: list[NDArray[np.float64]] | None
+    units: str = CALVIN_UNITS
+    """equal where numbers of one data set mean the same in another: one robot, one kind of action"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,20 +123,28 @@ def _groups(trajectories: Sequence[Trajectory]) -> NDArray[np.int64]:
 def _read_motion(
     dataset: CalvinDataset, trajectories: Sequence[Trajectory], file: Path
 ) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]] | None]:
-    lengths = np.cumsum([trajectory.length for trajectory in trajectories])[:-1]
-    if not file.is_file():
-        actions = np.concatenate([dataset.read_actions(t) for t in trajectories])
-        arrays = {"commanded": actions.astype(np.float64)}
+    def read() -> dict[str, NDArray[np.float64]]:
+        arrays = {"commanded": np.concatenate([dataset.read_actions(t) for t in trajectories]).astype(np.float64)}
         if dataset.holds(trajectories[0], "robot_obs"):
             state = np.concatenate([dataset.read(t, "robot_obs") for t in trajectories])
             arrays["moved"] = state[:, :7].astype(np.float64)
+        return arrays
+
+    found = keep_motion(file, read, lengths=[trajectory.length for trajectory in trajectories])
+    return found["commanded"], found.get("moved")
+
+
+def keep_motion(
+    file: Path, read: Callable[[], Mapping[str, NDArray[np.float64]]], *, lengths: Sequence[int]
+) -> dict[str, list[NDArray[np.float64]]]:
+    """What `read` gives of all episodes in a row, cut into episodes; read once, then kept in `file` (.npz)."""
+    if not file.is_file():
         temporary = file.with_name(f".{file.name}.tmp")
         with temporary.open("wb") as out:
-            np.savez(out, **arrays)
+            np.savez(out, **read())
         temporary.replace(file)
     with np.load(file, allow_pickle=False) as stored:
-        found = {key: np.split(stored[key], lengths) for key in stored.files}
-    return found["commanded"], found.get("moved")
+        return {key: np.split(stored[key], np.cumsum(lengths)[:-1]) for key in stored.files}
 
 
 def cut_steps(

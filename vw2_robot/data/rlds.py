@@ -11,8 +11,8 @@ it is read: an episode has one name, however it was asked for. What is needed of
 from the arguments, then from the episode's own metadata, then from the table in `openx`, and is checked against the
 features of the copy at hand.
 
-Not here: actions of foreign robots, which never enter fine-tuning. So no step is left out: neither a first one with an
-empty action nor the last one, whose action means nothing; their pictures are real.
+Actions of foreign robots never enter an episode, so no step is left out: neither a first one with an empty action nor
+the last one, whose action means nothing; their pictures are real. `read_numbers` reads them apart, for judging codes.
 """
 
 from __future__ import annotations
@@ -194,6 +194,27 @@ class RldsSource:
             else:
                 yield episode
 
+    def read_numbers(
+        self, part: int, keys: Sequence[tuple[str, ...]], *, start: int = 0
+    ) -> Iterator[tuple[str, tuple[NDArray[Any], ...]]]:
+        """Yield episode by episode its name and what lies at `keys` in its steps, such as `("action",)`: each [T, ...].
+
+        For files that `read` has found sound; names and order are its own, unusable episodes come, too.
+
+        Raises:
+            InputError: the steps have no such entry.
+        """
+        tf, tfds = load_tensorflow()
+        step, piece = _step_features(_open(self.path)[0], self.path), self._pieces[part]
+        for key in keys:
+            if functools.reduce(_child, key, step) is None:
+                raise InputError(f"{self.path}: the steps of {self.name!r} have no {'/'.join(key)}")
+        features = tfds.features.FeaturesDict({"steps": tfds.features.Dataset(_entries(step, keys))})
+        for number, record in enumerate(self._records(piece, start), start):
+            found = features.deserialize_example(tf.constant(record), decoders={"steps": tfds.decode.SkipDecoding()})
+            values = (functools.reduce(lambda node, name: node[name], key, found["steps"]).numpy() for key in keys)
+            yield f"{piece.split}/{piece.first + number:06d}", tuple(values)
+
     def _examples(self, piece: _Piece, start: int) -> Iterator[Mapping[str, Any]]:
         """Parse nothing but the wanted fields of the records of one file; pictures and texts stay bytes."""
         if self._parse is None:
@@ -243,11 +264,8 @@ class RldsSource:
     def _wanted_features(self, tfds: ModuleType, builder: Any) -> Any:
         """Return the features with one camera, the words and the rate: other cameras are never copied."""
         whole, step = builder.info.features, _step_features(builder, self.path)
-        wanted: dict[str, Any] = {"observation": {self.image_key: step["observation"][self.image_key]}}
-        if self.language_key is not None:
-            *above, last = self.language_key
-            place = functools.reduce(lambda node, key: node.setdefault(key, {}), above, wanted)
-            place[last] = functools.reduce(lambda node, key: node[key], self.language_key, step)
+        words = () if self.language_key is None else (self.language_key,)
+        wanted = _entries(step, (("observation", self.image_key), *words))
         example: dict[str, Any] = {"steps": tfds.features.Dataset(wanted)}
         if self.hz is None:
             example["episode_metadata"] = {"hz": whole["episode_metadata"]["hz"]}
@@ -409,6 +427,15 @@ def _step_features(builder: Any, folder: str) -> Any:
             f"{sorted(features) if hasattr(features, 'keys') else features}"
         )
     return step
+
+
+def _entries(step: Any, keys: Sequence[tuple[str, ...]]) -> dict[str, Any]:
+    """Return the features of a step at these places alone, nested as they were."""
+    wanted: dict[str, Any] = {}
+    for *above, last in keys:
+        place = functools.reduce(lambda node, key: node.setdefault(key, {}), above, wanted)
+        place[last] = functools.reduce(lambda node, key: node[key], (*above, last), step)
+    return wanted
 
 
 def _image_keys(builder: Any, folder: str) -> dict[str, tuple[int | None, int | None]]:

@@ -5,7 +5,7 @@ import pytest
 
 from vw2_robot.models.fsq import FSQ
 from vw2_robot.models.vq import VQ
-from vw2_robot.pretrain.action_probe import probe_actions, sign_accuracy, split_sets
+from vw2_robot.pretrain.action_probe import Probed, probe_actions, sign_accuracy, split_sets, transfer
 from vw2_robot.pretrain.latent_map import (
     DIRECTIONS,
     code_use,
@@ -21,7 +21,7 @@ from vw2_robot.pretrain.probe_features import StepRows, code_values, one_hot_dig
 FSQ_LEVELS = (8, 5, 5, 5)
 
 
-def rows(name, *, seed=0, count=400, informed=True, gain=1.0):
+def rows(name, *, seed=0, count=400, informed=True, gain=1.0, units="calvin"):
     """Steps whose codes are the quantised translation (or, if not informed, chance)."""
     rng = np.random.default_rng(seed)
     motion = np.concatenate([rng.uniform(-1, 1, (count, 3)), np.zeros((count, 4))], axis=1)
@@ -38,6 +38,7 @@ def rows(name, *, seed=0, count=400, informed=True, gain=1.0):
         difference=rng.normal(size=(count, 12)).astype(np.float32),
         commanded=gain * motion,
         moved=None,
+        units=units,
     )
 
 
@@ -61,6 +62,18 @@ def test_codes_that_are_actions_are_found_in_a_scene_and_across_and_the_controls
     assert across["sign_accuracy"] > 0.9
     assert across["r2"] < 0.7  # another unit
     assert "others" not in found["transfer"]["commanded"]["codes_one_hot"]
+
+
+def test_translations_of_another_robot_are_compared_in_units_of_their_own_spread():
+    sets = [rows(name, seed=i, count=200) for i, name in enumerate("abc")]
+    sets.append(rows("far", seed=3, count=200, gain=50.0, units="another robot"))
+    probed = [Probed(one, one, side) for one, side in zip(sets, split(sets), strict=True)]
+    table = transfer(probed, FSQ(FSQ_LEVELS), "commanded", seed=0)["codes_one_hot"]
+    assert table["a"]["far"]["translation"]["r2"] > 0.8
+    assert table["far"]["a"]["translation"]["r2"] > 0.8
+    assert set(table["a"]["far"]) == {"dx", "dy", "dz", "translation"}
+    assert "dyaw" in table["a"]["b"]
+    assert set(table["others"]) == {"a", "b", "c"}  # each of them has two others in its units
 
 
 def test_with_three_data_sets_a_probe_is_also_fitted_on_all_others():

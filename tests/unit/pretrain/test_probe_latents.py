@@ -12,6 +12,7 @@ from PIL import Image
 from vw2_robot.checkpoint import save_checkpoint
 from vw2_robot.config_tree import config_tree
 from vw2_robot.data.calvin_writer import CalvinWriter
+from vw2_robot.data.episodes import Demonstration, Episode
 from vw2_robot.errors import InputError
 from vw2_robot.models.causal_video import LevelConfig, StemConfig
 from vw2_robot.models.dldm import DLDM, DLDMConfig, QFormerConfig
@@ -104,6 +105,47 @@ def test_the_report_says_what_it_looked_at(made):
     assert [(s["first"], s["donor"]) for s in report["swap"]] == [("A", "A"), ("A", "B"), ("B", "B"), ("B", "A")]
     assert set(report["probe"]["in_scene"]["A"]) == {"commanded", "moved"}
     assert set(report["probe"]["transfer"]["moved"]["codes_one_hot"]["A"]) == {"A", "B"}
+
+
+def write_rlds_set(root):
+    """The same kind of video from another robot: actions in RLDS, no pose of the hand."""
+    pytest.importorskip("tensorflow", reason="TensorFlow is not installed (extra openx)")
+    from vw2_robot.data.rlds_writer import write_rlds
+
+    rng = np.random.default_rng(7)
+    demonstrations = []
+    for number in range(EPISODES):
+        move = rng.normal(size=(LENGTH, 7))
+        video = tuple(rng.integers(0, 255, (16, 16, 3)).astype(np.uint8) for _ in range(LENGTH))
+        demonstrations.append(Demonstration(Episode("kuka", f"recording {number}", "push", 5.0, video), move))
+    write_rlds(root, name="vw2_kuka", version="1.0.0", episodes={"train": demonstrations})
+    return str(root)
+
+
+@pytest.mark.slow
+def test_another_robots_rlds_is_probed_beside_calvin_but_not_swapped_with_it(made, tmp_path):
+    config, _, root = made
+    report = probe_latents(
+        ProbeLatents(
+            dldm=config.dldm,
+            labelled=[config.labelled[0], write_rlds_set(tmp_path / "kuka")],
+            names=["A", "kuka"],
+            out=str(tmp_path / "out"),
+            frames=str(root / "out" / "frames"),
+            pairs=40,
+            hardware=Hardware(device="cpu"),
+        )
+    )
+    assert [entry["units"] for entry in report["data"]] == ["calvin", "vw2_kuka"]
+    assert set(report["probe"]["in_scene"]["kuka"]) == {"commanded"}
+    assert set(report["probe"]["transfer"]) == {"commanded"}
+    across = report["probe"]["transfer"]["commanded"]["codes_one_hot"]
+    assert set(across["A"]) == set(across["kuka"]) == {"A", "kuka"}
+    assert set(across["A"]["kuka"]) == {"dx", "dy", "dz", "translation"}
+    pairs = [(s["first"], s["donor"]) for s in report["swap"]]
+    assert pairs == [("A", "A"), ("kuka", "kuka")]
+    assert report["map"]["silhouette"]["source"] is not None
+    assert "translation is standardised" in (tmp_path / "out" / "latent_report.md").read_text()
 
 
 def test_the_same_seed_gives_the_same_report_from_the_kept_frames(made):
