@@ -99,13 +99,14 @@ def turns(device: torch.device, *jobs: Callable[[], object]) -> NDArray[np.float
 
 
 def arithmetic_share(job: Callable[[], object]) -> float:
-    """Of the CPU time of `job`, the share inside matrix products and attention."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        job()
-    events = profile.key_averages()
-    return sum(e.self_cpu_time_total for e in events if e.key in ARITHMETIC) / sum(
-        e.self_cpu_time_total for e in events
-    )
+    """Of the CPU time of `job`, the share inside matrix products and attention: the median of five, after a first."""
+    shares = []
+    for _ in range(6):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            job()
+        spent = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
+        shares.append(sum(spent.get(name, 0.0) for name in ARITHMETIC) / sum(spent.values()))
+    return float(np.median(shares[1:]))
 
 
 def prompts(policy: LatentPolicy, batch: int, device: torch.device) -> Prompt:
