@@ -104,8 +104,15 @@ def test_adjacent_queries_know_which_frame_came_first():
     torch.testing.assert_close(blind.qformer(f), blind.qformer(f.flip(1)), atol=1e-5, rtol=1e-5)
 
 
-def test_motion_in_one_step_changes_only_that_steps_code_input():
-    config = replace(TINY, levels=(LevelConfig(16, 1),))
+@pytest.mark.parametrize(
+    ("context", "expected"),
+    [
+        ("adjacent", [False, True, True]),  # step 3 moves too: it looks back at the end of step 2
+        ("current", [False, True, False]),
+    ],
+)
+def test_motion_in_one_step_changes_only_that_steps_code_input(context, expected):
+    config = replace(TINY, qformer=QFormerConfig(heads=2, context=context))
     model = build(config)
     # without temporal attention and with flat temporal kernels the trunk is local in time
     for module in model.encoder.modules():
@@ -119,7 +126,7 @@ def test_motion_in_one_step_changes_only_that_steps_code_input():
     moving[:, 5:9] += 0.5  # frames of latent step 2
     z_still, z_moving = (model.z_head(model.qformer(model.features(x))) for x in (still, moving))
     differs = [not torch.allclose(z_still[:, m], z_moving[:, m], atol=1e-6) for m in range(3)]
-    assert differs == [False, True, True]  # step 3 moves too: adjacent, it looks back at the end of step 2
+    assert differs == expected
 
 
 @pytest.mark.parametrize(("frames", "steps"), [(1, 0), (2, 1), (5, 1), (6, 2), (12, 3), (13, 3)])
