@@ -78,14 +78,18 @@ def never_reached(rollouts: Sequence[Rollout]) -> list[str]:
 def place_groups(rollouts: Sequence[Rollout]) -> list[dict[str, Any]]:
     """Success at each place of the chain among the chains that got there."""
     found = [places(r.rows) for r in rollouts]
-    groups = []
-    for i in range(max(map(len, found), default=0)):
+    groups: list[dict[str, Any]] = []
+    last = max(map(len, found), default=0)
+    for i in range(last):
         bars = [
             bar(r, index, count=there[i].solved, total=there[i].attempted)
             for index, (r, there) in enumerate(zip(rollouts, found, strict=True))
             if i < len(there) and there[i].attempted
         ]
-        groups.append({"name": f"subtask {i + 1}", "words": "" if bars else "no chain got here", "bars": bars})
+        if not bars:
+            name = f"subtask {last}" if i + 1 == last else f"subtasks {i + 1} to {last}"
+            return [*groups, {"name": name, "words": "no chain got here", "bars": []}]
+        groups.append({"name": f"subtask {i + 1}", "words": "", "bars": bars})
     return groups
 
 
@@ -102,7 +106,7 @@ def length_bars(rollouts: Sequence[Rollout]) -> list[dict[str, Any]]:
     published = [
         {
             "name": row.method,
-            "words": f"{row.labels} of the labels, latents: {row.pretraining}",
+            "words": f"{row.labels} of the labels, {'no latents' if row.pretraining == 'none' else row.pretraining}",
             "text": f"{row.length:.2f}",
             "share": row.length / CHAIN_LENGTH,
             "low": 0.0,

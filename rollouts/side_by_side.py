@@ -105,7 +105,7 @@ def _facts(rollout: Rollout) -> dict[str, Any]:
         "policy": summary["policy"],
         "policy hash": summary["policy_hash"] or "none (no weights)",
         "action labels": labels_text(summary["label_fraction"]),
-        **{name.replace("_", " "): policy.get(name) or None for name in POLICY_FACTS},
+        **{name.replace("_", " "): policy.get(name) for name in POLICY_FACTS},
         "protocol": origin.get("protocol"),
         "chains": f"{summary['num_sequences']} of {rollout.asked} asked for",
         "shard": origin.get("shard"),
@@ -127,5 +127,5 @@ def words(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {words(item)}" for key, item in value.items())
     if isinstance(value, list):
-        return ", ".join(words(item) for item in value)
+        return ", ".join(words(item) for item in value) or "–"
     return str(value)

@@ -47,7 +47,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Strip:
-    """A drawing and what its template needs. parts: (number of the subtask, its steps)."""
+    """A drawing and what its template needs. parts: (number of the subtask, its steps); horizon: steps predicted."""
 
     svg: str
     codes: str | None
@@ -55,6 +55,7 @@ class Strip:
     steps: int
     parts: list[tuple[int, int]]
     names: tuple[str, ...]
+    horizon: int
 
 
 def read_answers(path: Path) -> Answers:
@@ -109,7 +110,7 @@ def draw(answers: Answers, steps: Sequence[int], *, every: int) -> Strip:
         picture = code_picture(answers, steps, every=every)
         codes, rows = _png(picture), picture.shape[0]
     parts = [(i + 1, taken) for i, taken in enumerate(steps)]
-    return Strip(svg, codes, rows, len(told), parts, ACTION_NAMES)
+    return Strip(svg, codes, rows, len(told), parts, ACTION_NAMES, answers.actions.shape[1])
 
 
 def code_picture(answers: Answers, steps: Sequence[int], *, every: int) -> NDArray[np.uint8]:
@@ -158,7 +159,7 @@ def _predicted(answers: Answers, steps: Sequence[int], dim: int, middle: int, *,
     for position, taken in enumerate(steps):
         for look, chunk in enumerate(answers.actions[answers.subtask == position]):
             shown = chunk[: max(0, taken - look * every), dim]
-            if look % skip == 0 and len(shown):
+            if look % skip == 0 and len(shown) > 1:  # a single step says nothing beyond the executed one
                 first = begin + look * every
                 paths.append(_path([(first + j, _height(value, middle)) for j, value in enumerate(shown)]))
         begin += taken

@@ -5,6 +5,7 @@ import hashlib
 import pytest
 
 from vw2_robot.rollouts.__main__ import rollout
+from vw2_robot.rollouts.bars import place_groups
 from vw2_robot.rollouts.run_folders import discover
 from vw2_robot.rollouts.side_by_side import comparisons, provenance_table, words
 from vw2_robot.rollouts.tables import number, signed
@@ -59,7 +60,14 @@ def test_folders_of_equal_name_are_told_apart(config, tmp_path):
     assert len(names) == len(set(names)) == 3
 
 
+def test_places_that_no_chain_reached_share_a_line(config, tmp_path):
+    rollout(config("weak", env={"knows": ["open"]}))
+    groups = place_groups(discover([tmp_path / "weak"])[1])
+    assert [group["name"] for group in groups] == ["subtask 1", "subtask 2", "subtasks 3 to 5"]
+    assert [(bar["count"], bar["total"]) for group in groups for bar in group["bars"]] == [(2, 6), (0, 2)]
+
+
 def test_values_and_numbers_are_written_for_people():
-    assert words({"a": [1, None], "b": "x"}) == "a 1, –, b x"
+    assert words({"a": [1, None], "b": "x", "c": [], "d": 0.0}) == "a 1, –, b x, c –, d 0.0"
     assert [number(value) for value in (-0.004, -0.5, 1.0)] == ["0.00", "−0.50", "1.00"]
     assert [signed(value) for value in (-0.004, 0.004, 0.5, -0.5)] == ["0.00", "0.00", "+0.50", "−0.50"]

@@ -68,6 +68,14 @@ def test_predictions_go_on_beyond_the_next_look():
     assert points == [4, 2]  # the whole chunk; cut at the end of the subtask
 
 
+def test_a_policy_that_predicts_one_step_has_executed_lines_alone():
+    strip = draw(answers([0, 0, 0], horizon=1), [3], every=1)
+    lines = {(path.get("class"), bool(path.get("d"))) for path in ET.fromstring(strip.svg)}
+    assert strip.horizon == 1
+    assert ("p", True) not in lines
+    assert ("e", True) in lines
+
+
 @pytest.mark.parametrize(
     "arrays",
     [
