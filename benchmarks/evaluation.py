@@ -133,10 +133,16 @@ def against_official(options: argparse.Namespace, folder: Path, data: str) -> No
             met = official_cost.wall / cost.wall >= GOAL
             cost_line(line, cost, official_cost, "" if workers == 1 else f"  >= {GOAL:g}: {'met' if met else 'MISSED'}")
             found[name] = rows
+    if not options.no_agreement:
+        agreements(options, folder, worlds["original assets"], found, theirs)
+
+
+def agreements(options: argparse.Namespace, folder: Path, original: str, found: Any, theirs: Any) -> None:
+    """The second table; `found` and `theirs` are the rows that are there already."""
     print("\nchain by chain against the official loop")
     _, legacy = ours(options, folder, options.reference_python, "env=calvin_reference")
     agreement("vw2-rollout, the same simulator (legacy resets)", legacy, theirs)
-    _, legacy = ours(options, folder, sys.executable, worlds["original assets"], "env.reset_mode=legacy")
+    _, legacy = ours(options, folder, sys.executable, original, "env.reset_mode=legacy")
     agreement("vw2-rollout, original assets, legacy resets", legacy, theirs)
     agreement("vw2-rollout, original assets, exact resets", found["original assets"], theirs)
     agreement("vw2-rollout, built-in assets, exact resets", found["built-in assets"], theirs)
@@ -236,6 +242,7 @@ def main() -> None:
     parser.add_argument("--reference-python", default=sys.executable, help="interpreter that has calvin_env")
     parser.add_argument("--calvin", type=Path, help="checkout of mees/calvin")
     parser.add_argument("--more-packages", default="", help="folder with torch, if that interpreter has none")
+    parser.add_argument("--no-agreement", action="store_true", help="speed alone: half the time")
     options = parser.parse_args()
     print(f"machine: {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {options.chains} chains")
     worlds = {"built-in": "builtin"}
