@@ -28,10 +28,10 @@ CHAINS, MAX_STEPS, KILLS = 40, 45, 17  # 17 for each of three policies
 SCHEDULES = {"1 worker", "2 workers", "4 workers", "4 workers, kills", "3 shards, merged"}
 
 
-@pytest.mark.parametrize("policies", [("demonstrator", "replay"), ("CHECKPOINT",)], ids=" and ".join)
-def test_no_schedule_shows_in_the_results(policies, checkpoint, tmp_path):
+@pytest.mark.parametrize(("policies", "max_steps"), [(("demonstrator", "replay"), MAX_STEPS), (("CHECKPOINT",), 24)])
+def test_no_schedule_shows_in_the_results(policies, max_steps, checkpoint, tmp_path):
     names = [str(checkpoint) if name == "CHECKPOINT" else name for name in policies]
-    words = ["--policies", *names, "--chains", str(CHAINS), "--max-steps", str(MAX_STEPS), "--kills", str(KILLS)]
+    words = ["--policies", *names, "--chains", str(CHAINS), "--max-steps", str(max_steps), "--kills", str(KILLS)]
     command = [sys.executable, "-m", "benchmarks.schedules", *words, "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
