@@ -1,6 +1,6 @@
-"""What training is for: codes that carry the arm's motion, and a decoder that obeys them.
+"""What training is for: codes that carry the arm's motion, a decoder that obeys them, a renderer that needs them.
 
-Items 15 to 17 of the list of proofs in the method. Models are tiny, seeds are fixed; each test takes a minute or two.
+Items 15 to 18 of the list of proofs in the method. Models are tiny, seeds are fixed; each test takes a minute or two.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from vw2_robot.models.vdm import VDM, Geometry, VDMConfig
 from vw2_robot.models.video_codec import CodecConfig, DCTCodec
 from vw2_robot.optim import LoopConfig, OptimConfig, build_optimizer, optimizer_step
 from vw2_robot.pretrain.config import PhasesConfig
+from vw2_robot.pretrain.dldm_health import validate
 from vw2_robot.pretrain.train_dldm import phase_one_loss, phase_two_loss
 
 pytestmark = pytest.mark.slow
@@ -43,11 +44,13 @@ PHASES = PhasesConfig(phase1=LOOP, phase2=LOOP, hint_dropout=0.7, vdm_lr_mult=10
 BATCH = 16
 
 
-def build_renderer(config: DLDMConfig, seed: int) -> tuple[VDM, DCTCodec]:
+def build_renderer(
+    config: DLDMConfig, seed: int, *, vdm: VDMConfig = VDM_CONFIG, codec: CodecConfig = CODEC_CONFIG
+) -> tuple[VDM, DCTCodec]:
     torch.manual_seed(seed)
-    side = config.height // CODEC_CONFIG.block
-    geometry = Geometry(CODEC_CONFIG.channels, config.steps, side, side, config.queries, config.digits)
-    return VDM(VDM_CONFIG, geometry), DCTCodec(CODEC_CONFIG)
+    side = config.height // codec.block
+    geometry = Geometry(codec.channels, config.steps, side, side, config.queries, config.digits)
+    return VDM(vdm, geometry), DCTCodec(codec)
 
 
 def real(x: Tensor, config: DLDMConfig) -> Tensor:
@@ -75,14 +78,21 @@ def prior(vdm: VDM, codec: DCTCodec, clips, *, config: DLDMConfig, steps: int) -
         optimizer_step(loss, optimizer, step=step, config=PHASE1, total_steps=steps)
 
 
-def phase_two(dldm: DLDM, vdm: VDM, codec: DCTCodec, clips, *, phases: PhasesConfig, steps: int) -> None:
-    optimizer = build_optimizer(
-        dldm.parameters(), PHASE2, fast=vdm.trainable_parameters(), fast_mult=phases.vdm_lr_mult
-    )
+def phase_two(
+    dldm: DLDM,
+    vdm: VDM,
+    codec: DCTCodec,
+    clips,
+    *,
+    phases: PhasesConfig,
+    steps: int,
+    optim: OptimConfig = PHASE2,
+) -> None:
+    optimizer = build_optimizer(dldm.parameters(), optim, fast=vdm.trainable_parameters(), fast_mult=phases.vdm_lr_mult)
     for step in range(steps):
         x, noise = clips(step), torch.Generator().manual_seed(step)
         loss, _ = phase_two_loss(dldm, vdm, codec, x, real(x, dldm.config), phases=phases, noise=noise)
-        optimizer_step(loss, optimizer, step=step, config=PHASE2, total_steps=steps)
+        optimizer_step(loss, optimizer, step=step, config=optim, total_steps=steps)
 
 
 @torch.no_grad()
@@ -153,3 +163,29 @@ def test_codes_of_a_donor_move_the_arm_of_another_clip(trained: DLDM, toy_world)
     )
     assert followed > 0.7
     assert abs(own) < 0.3
+
+
+def shuffle_ratios(dldm: DLDM, clips) -> tuple[float, float]:
+    """How much worse the renderer is with another clip's codes, with the hint and with a still one, after phase 2."""
+    config = dldm.config
+    vdm, codec = build_renderer(
+        config, 1, vdm=replace(VDM_CONFIG, code_dropout=0.0), codec=CodecConfig(block=2, keep=2)
+    )
+    prior(vdm, codec, clips, config=config, steps=100)
+    phases = replace(PHASES, vdm_lr_mult=20.0, target_color_jitter=0.0)
+    phase_two(dldm, vdm, codec, clips, phases=phases, steps=200, optim=replace(PHASE2, lr=1e-4))
+    x = clips(3 * 10**6, 128)
+    health = validate(dldm, vdm, codec, (x, real(x, config)), phase=2, seed=0, grayscale=True)
+    return health["dldm/shuffle_ratio"], health["dldm/shuffle_ratio_hintless"]
+
+
+def test_a_renderer_that_was_trained_with_dropped_hints_needs_the_codes_with_and_without_a_hint(toy_world) -> None:
+    config = replace(DLDM_CONFIG, height=16, width=16, stem=StemConfig("pixel", 4, 4, 1))
+    torch.manual_seed(0)
+    dldm = DLDM(config)
+
+    def clips(step: int, batch: int = 32) -> Tensor:
+        return toy_world.coarse_clips(batch, frames=5, seed=step)
+
+    phase_one(dldm, clips, steps=200)
+    assert min(shuffle_ratios(dldm, clips)) > 1.1

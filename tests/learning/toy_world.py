@@ -47,6 +47,26 @@ def toy_clips(batch: int, *, frames: int, seed: int, stride: int = 4) -> ToyClip
     return ToyClips(x.clamp(-1, 1), arm, torch.stack([nothing, 0.5 * ways[1] * SPEED * stride], dim=2))
 
 
+def coarse_clips(batch: int, *, frames: int, seed: int) -> Tensor:
+    """x [B, T, 3, 16, 16] of one latent step: on a board of 4 x 4 fields the arm goes a field left, right, or stays.
+
+    A field is as large as a token of a small renderer, so that where the arm is and where it goes meet in one place.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    way = torch.randint(-1, 2, (batch, 1), generator=draw)
+    column, row = torch.randint(1, 3, (batch, 1), generator=draw), torch.randint(0, 4, (batch, 1), generator=draw)
+    grey, tint = (torch.rand(batch, channels, 3, 3, generator=draw) for channels in (1, 3))
+    ground = F.interpolate(grey - 0.7 + 0.3 * tint, size=16, mode="bilinear", align_corners=True)
+    drift = 0.1 * (2 * torch.rand(batch, 1, generator=draw) - 1)
+    time = torch.linspace(0, 1, frames)
+    pixel = torch.arange(16) + 0.5
+    across = (2.5 - (pixel - 4 * (column + way * time)[..., None] - 2).abs()).clamp(0, 1)  # soft edges, [B, T, 16]
+    along = ((pixel - 4 * row - 2).abs() < 2).float()[:, None]
+    cover = (along[..., :, None] * across[..., None, :])[:, :, None]
+    x = ground[:, None] * (1 - cover) + cover * torch.tensor((1.0, -0.9, -0.9))[:, None, None]
+    return (x + (drift * time)[..., None, None, None]).clamp(-1, 1)
+
+
 def _paint(
     x: Tensor, start: Tensor, right: Tensor, down: Tensor, side: float, colour: tuple[float, float, float]
 ) -> Tensor:
