@@ -29,7 +29,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vw2_robot.config_tree import config_from
 from vw2_robot.models.causal_video import LevelConfig
-from vw2_robot.models.dldm import DLDM, DLDMConfig, QFormer, QFormerConfig
+from vw2_robot.models.dldm import DLDM
+from vw2_robot.models.dldm_config import DLDMConfig, QFormerConfig
+from vw2_robot.models.qformer import QFormer
 from vw2_robot.models.vdm import VDM, Geometry, VDMConfig
 from vw2_robot.models.video_codec import CodecConfig, VideoCodec, build_codec
 from vw2_robot.optim import build_optimizer, optimizer_step

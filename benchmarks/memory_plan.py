@@ -28,7 +28,8 @@ from torch.overrides import TorchFunctionMode
 from vw2_robot.config_tree import config_from
 from vw2_robot.models.control import FullControl
 from vw2_robot.models.cosmos import blocks_of
-from vw2_robot.models.dldm import DLDM, DLDMConfig
+from vw2_robot.models.dldm import DLDM
+from vw2_robot.models.dldm_config import DLDMConfig
 from vw2_robot.models.vdm import VDM, Geometry, VDMConfig
 from vw2_robot.models.video_codec import CodecConfig, build_codec
 

@@ -16,7 +16,8 @@ from vw2_robot.checkpoint import Checkpoint, load_checkpoint
 from vw2_robot.config_tree import config_from
 from vw2_robot.errors import InputError
 from vw2_robot.models.ar_policy import LatentPolicy, PolicyConfig
-from vw2_robot.models.dldm import DLDM, DLDMConfig
+from vw2_robot.models.dldm import DLDM
+from vw2_robot.models.dldm_config import DLDMConfig
 from vw2_robot.models.lora import LoRA
 from vw2_robot.runs import generator
 

@@ -18,7 +18,7 @@ from vw2_robot.data.frames import Aspect, FrameCache, split_episodes
 from vw2_robot.data.open_replay import ReplayConfig
 from vw2_robot.errors import InputError
 from vw2_robot.models.ar_policy import PolicyConfig
-from vw2_robot.models.dldm import DLDMConfig
+from vw2_robot.models.dldm_config import DLDMConfig
 from vw2_robot.models.vdm import Geometry, VDMConfig
 from vw2_robot.models.video_codec import CodecConfig
 from vw2_robot.optim import LoopConfig

@@ -28,7 +28,8 @@ from vw2_robot.config_tree import config_from
 from vw2_robot.data.frames import FrameCache, resize_frame
 from vw2_robot.errors import InputError
 from vw2_robot.models.ar_policy import LatentPolicy, Sampling
-from vw2_robot.models.dldm import DLDM, DLDMConfig
+from vw2_robot.models.dldm import DLDM
+from vw2_robot.models.dldm_config import DLDMConfig
 from vw2_robot.models.vdm import VDM, Geometry, VDMConfig
 from vw2_robot.models.video_codec import CodecConfig, build_codec
 from vw2_robot.picture_metrics import WINDOW, psnr, ssim

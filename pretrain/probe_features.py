@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vw2_robot.data.labelled_steps import CALVIN_UNITS, LabelledSteps, LabelledVideo
-from vw2_robot.models.dldm import DLDM, DLDMConfig
+from vw2_robot.models.dldm import DLDM
+from vw2_robot.models.dldm_config import DLDMConfig
 from vw2_robot.models.fsq import FSQ
 from vw2_robot.models.vq import VQ
 from vw2_robot.pixels import to_model_range

@@ -29,7 +29,8 @@ from vw2_robot.checkpoint import load_checkpoint, resolve, write_text
 from vw2_robot.cli import program
 from vw2_robot.config_tree import config_from
 from vw2_robot.errors import InputError
-from vw2_robot.models.dldm import DLDM, DLDMConfig
+from vw2_robot.models.dldm import DLDM
+from vw2_robot.models.dldm_config import DLDMConfig
 from vw2_robot.probes import Split
 from vw2_robot.runs import Hardware
 

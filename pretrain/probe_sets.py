@@ -17,7 +17,8 @@ from vw2_robot.data.formats import recognise
 from vw2_robot.data.labelled_rlds import open_labelled_rlds
 from vw2_robot.data.labelled_steps import LabelledSteps, LabelledVideo, cut_steps, open_labelled_calvin
 from vw2_robot.errors import InputError
-from vw2_robot.models.dldm import DLDM, DLDMConfig
+from vw2_robot.models.dldm import DLDM
+from vw2_robot.models.dldm_config import DLDMConfig
 from vw2_robot.probes import Split
 
 from .probe_features import StepRows, encode_steps, pixel_differences, step_rows, untrained_twin

@@ -36,7 +36,7 @@ from vw2_robot.errors import InputError
 from vw2_robot.models.acting import act
 from vw2_robot.models.action_head import ActionHead, ActionHeadConfig
 from vw2_robot.models.ar_policy import LatentPolicy
-from vw2_robot.models.dldm import DLDMConfig
+from vw2_robot.models.dldm_config import DLDMConfig
 from vw2_robot.pixels import to_model_range
 
 CAMERA = "static"

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vw2_robot.models.causal_video import LevelConfig, StemConfig
-from vw2_robot.models.dldm import DLDM, DLDMConfig, QFormerConfig
+from vw2_robot.models.dldm import DLDM
+from vw2_robot.models.dldm_config import DLDMConfig, QFormerConfig
 from vw2_robot.models.vdm import VDM, Geometry, VDMConfig
 from vw2_robot.models.video_codec import CodecConfig, DCTCodec
 from vw2_robot.optim import LoopConfig, OptimConfig, build_optimizer, optimizer_step

@@ -16,7 +16,7 @@ from vw2_robot.models.action_head import ActionHead, ActionHeadConfig
 from vw2_robot.models.ar_policy import LatentPolicy, PolicyConfig
 from vw2_robot.models.backbone import BackboneConfig
 from vw2_robot.models.causal_video import LevelConfig, StemConfig
-from vw2_robot.models.dldm import DLDMConfig
+from vw2_robot.models.dldm_config import DLDMConfig
 from vw2_robot.pixels import to_model_range
 
 torch.set_num_threads(1)

@@ -27,7 +27,8 @@ from vw2_robot.errors import InputError
 
 from .backbone import Backbone, BackboneConfig
 from .decoding import Decoded, Decoding, Prompt, Sampling
-from .dldm import DLDM, DLDMConfig
+from .dldm import DLDM
+from .dldm_config import DLDMConfig
 from .fsq import FSQ
 from .image_tokens import NORM_GROUPS, DiscreteTokens, FeatureTokens, PixelTokens
 

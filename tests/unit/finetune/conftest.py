@@ -13,7 +13,8 @@ from vw2_robot.models.action_head import ActionHeadConfig
 from vw2_robot.models.ar_policy import LatentPolicy, PolicyConfig
 from vw2_robot.models.backbone import BackboneConfig
 from vw2_robot.models.causal_video import LevelConfig, StemConfig
-from vw2_robot.models.dldm import DLDM, DLDMConfig, QFormerConfig
+from vw2_robot.models.dldm import DLDM
+from vw2_robot.models.dldm_config import DLDMConfig, QFormerConfig
 from vw2_robot.optim import LoopConfig, OptimConfig
 from vw2_robot.runs import Hardware
 

@@ -8,7 +8,8 @@ from vw2_robot.data.statistics import ActionStatistics
 from vw2_robot.errors import InputError
 from vw2_robot.finetune.labelled_windows import LabelledWindows, cache_calvin, split_trajectories
 from vw2_robot.models.causal_video import LevelConfig, StemConfig
-from vw2_robot.models.dldm import DLDM, DLDMConfig, QFormerConfig
+from vw2_robot.models.dldm import DLDM
+from vw2_robot.models.dldm_config import DLDMConfig, QFormerConfig
 
 
 def opened(root):

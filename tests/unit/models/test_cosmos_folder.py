@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from vw2_robot.config_tree import config_from
 from vw2_robot.errors import InputError
 from vw2_robot.models.cosmos import plain_state
-from vw2_robot.models.dldm import DLDMConfig
+from vw2_robot.models.dldm_config import DLDMConfig
 from vw2_robot.models.vdm import VDM, Geometry, VDMConfig, stock_options
 from vw2_robot.models.video_codec import CodecConfig, WanCodec, WanConfig, build_codec
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from vw2_robot.models.causal_video import LevelConfig, StemConfig
-from vw2_robot.models.dldm import DLDM, DLDMConfig, QFormerConfig, pad_to_stride, visible_codes
+from vw2_robot.models.code_decoder import visible_codes
+from vw2_robot.models.dldm import DLDM, pad_to_stride
+from vw2_robot.models.dldm_config import DLDMConfig, QFormerConfig
 
 TINY = DLDMConfig(
     frames=13,

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from vw2_robot.models.causal_video import LevelConfig, StemConfig
-from vw2_robot.models.dldm import DLDM, DLDMConfig, QFormerConfig
+from vw2_robot.models.dldm import DLDM
+from vw2_robot.models.dldm_config import DLDMConfig, QFormerConfig
 from vw2_robot.models.frame_warp import FLOW_SCALE, FrameWarp
 
 TINY = DLDMConfig(

@@ -10,7 +10,8 @@ from vw2_robot.config_tree import config_tree
 from vw2_robot.models.ar_policy import LatentPolicy, PolicyConfig
 from vw2_robot.models.backbone import BackboneConfig
 from vw2_robot.models.causal_video import LevelConfig, StemConfig
-from vw2_robot.models.dldm import DLDM, DLDMConfig
+from vw2_robot.models.dldm import DLDM
+from vw2_robot.models.dldm_config import DLDMConfig
 from vw2_robot.models.image_tokens import DISCRETE_LEVELS, DiscreteTokens, FeatureTokens
 from vw2_robot.optim import OptimConfig, build_optimizer
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vw2_robot.models.causal_video import LevelConfig, StemConfig
-from vw2_robot.models.dldm import DLDMConfig
+from vw2_robot.models.dldm_config import DLDMConfig
 from vw2_robot.models.video_codec import CodecConfig, DCTCodec, WanConfig, build_codec, dct_basis
 
 

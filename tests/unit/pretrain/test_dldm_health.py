@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from vw2_robot.models.causal_video import LevelConfig, StemConfig
-from vw2_robot.models.dldm import DLDM, DLDMConfig, QFormerConfig
+from vw2_robot.models.dldm import DLDM
+from vw2_robot.models.dldm_config import DLDMConfig, QFormerConfig
 from vw2_robot.models.video_codec import CodecConfig, DCTCodec
 from vw2_robot.pretrain.dldm_health import _one_per_episode, _usage, _write_sheet, explain_shortfall, validate
 

@@ -11,7 +11,8 @@ from vw2_robot.data.frames import FrameCache, cache_frames
 from vw2_robot.data.latents import LatentWindows, missing_shards
 from vw2_robot.errors import InputError
 from vw2_robot.models.causal_video import LevelConfig, StemConfig
-from vw2_robot.models.dldm import DLDM, DLDMConfig, QFormerConfig
+from vw2_robot.models.dldm import DLDM
+from vw2_robot.models.dldm_config import DLDMConfig, QFormerConfig
 from vw2_robot.pixels import to_model_range
 from vw2_robot.pretrain.config import DataConfig, LatentsConfig, Pretrain
 from vw2_robot.pretrain.extract_latents import Encoder, _encode_episodes, _say, _write_shards, slice_agreement

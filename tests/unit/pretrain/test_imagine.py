@@ -14,7 +14,8 @@ from vw2_robot.errors import InputError
 from vw2_robot.models.ar_policy import LatentPolicy, PolicyConfig
 from vw2_robot.models.backbone import BackboneConfig
 from vw2_robot.models.causal_video import LevelConfig, StemConfig
-from vw2_robot.models.dldm import DLDM, DLDMConfig, QFormerConfig
+from vw2_robot.models.dldm import DLDM
+from vw2_robot.models.dldm_config import DLDMConfig, QFormerConfig
 from vw2_robot.models.vdm import VDM, Geometry, VDMConfig
 from vw2_robot.models.video_codec import CodecConfig, DCTCodec
 from vw2_robot.picture_metrics import psnr

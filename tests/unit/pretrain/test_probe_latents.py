@@ -15,7 +15,8 @@ from vw2_robot.data.calvin_writer import CalvinWriter
 from vw2_robot.data.episodes import Demonstration, Episode
 from vw2_robot.errors import InputError
 from vw2_robot.models.causal_video import LevelConfig, StemConfig
-from vw2_robot.models.dldm import DLDM, DLDMConfig, QFormerConfig
+from vw2_robot.models.dldm import DLDM
+from vw2_robot.models.dldm_config import DLDMConfig, QFormerConfig
 from vw2_robot.pretrain.probe_latents import ProbeLatents, probe_latents, trained_hz
 from vw2_robot.pretrain.probe_sets import short_names
 from vw2_robot.runs import Hardware

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from vw2_robot.models.causal_video import LevelConfig, StemConfig
-from vw2_robot.models.dldm import DLDM, DLDMConfig, QFormerConfig
+from vw2_robot.models.dldm import DLDM
+from vw2_robot.models.dldm_config import DLDMConfig, QFormerConfig
 from vw2_robot.pretrain.nuisance_test import COMPARED, KINDS, _others, nuisance_examples, nuisance_test
 from vw2_robot.pretrain.probe_features import one_hot_digits
 from vw2_robot.pretrain.swap_test import (

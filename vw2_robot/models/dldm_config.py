@@ -1,0 +1,129 @@
+"""Sizes and switches of the dLDM, and what follows from them: stride, steps, grid, vocabulary.
+
+Place in the flow: configs/model -> `DLDMConfig` -> `dldm.py`. Defaults are the paper's sizes; the switches are those of
+its tables, of the release, and of the predecessor LAPA (method specification 1.1 to 1.5, 5.1).
+"""
+
+# B batch · T frames · M latent steps · N codes per step · L digits per code
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .causal_video import LevelConfig, StemConfig
+
+
+@dataclass(frozen=True)
+class QFormerConfig:
+    """The learnable queries and what they may look at (method 1.3; the paper's three sources disagree)."""
+
+    context: Literal["adjacent", "all", "current"] = "adjacent"
+    """step k sees (f_{k-1}, f_k), all of f_0 .. f_k, or f_k alone"""
+    depth: int = 2
+    heads: int = 4
+    role_embedding: bool = True
+    """tell previous from current frame; our addition, off in the release"""
+    value_pos: bool = True
+    """position code on the values too, not on the keys only; off in the release"""
+    difference_values: bool = True
+    """adjacent only: values of the previous frame enter with a learned gain that starts at -1, those of the current one
+    at +1, so that even uniform attention reads the change instead of the mean; our addition, off in the release"""
+
+
+@dataclass(frozen=True)
+class DLDMConfig:
+    """Size and switches of the autoencoder. Defaults: the paper's size with our health switches on (method 5.1)."""
+
+    frames: int = 93
+    """T, frames of a training clip"""
+    height: int = 240
+    width: int = 416
+    stem: StemConfig = field(default_factory=StemConfig)
+    levels: tuple[LevelConfig, ...] = (
+        LevelConfig(width=256, down_s=True),
+        LevelConfig(width=512, down_s=True),
+        LevelConfig(width=512, attention=True),
+    )
+    queries: int = 4
+    """N, codes per latent step"""
+    qformer: QFormerConfig = field(default_factory=QFormerConfig)
+    quantiser: Literal["fsq", "vq"] = "fsq"
+    """vq: a learned codebook, as the predecessor LAPA has it"""
+    fsq_levels: tuple[int, ...] = (8, 5, 5, 5)
+    """values of each digit of a code, their product is V; with `vq` one number, V"""
+    vq_width: int = 32
+    """vq: numbers of an entry of the codebook"""
+    z_channels: int = 256
+    z_norm: Literal["batch", "layer", "none"] = "batch"
+    """what keeps the numbers before FSQ spread over its levels. layer: LayerNorm, then a linear of unit output
+    variance; batch: the same, then each number standardised over the batch in training and by running statistics after
+    (small runs fall to one code without it); none: the release"""
+    code_visibility: Literal["causal", "current"] = "causal"
+    """decoder step k attends to the codes of steps <= k, or of step k alone"""
+    output: Literal["pixels", "change", "warp"] = "pixels"
+    """what the decoder predicts: the pixels themselves (paper); their change from the first frame; or a flow field that
+    moves the pixels of the first frame, plus a change (`frame_warp.py`)"""
+    post_quant: Literal["linear", "conv"] = "linear"
+    """how the decoder takes codes in: each by itself, or with its two predecessors in the flat row (release)"""
+    gap: int = 1
+    """the model reads and reconstructs every gap-th frame; frames = 1 + gap makes it LAPA's pair of frames"""
+
+    def __post_init__(self) -> None:
+        if self.frames < 2:
+            raise ValueError(f"dldm.frames must be at least 2 (an anchor and one more), found {self.frames}")
+        if self.gap < 1:
+            raise ValueError(f"dldm.gap must be at least 1 (every frame), found {self.gap}")
+        if self.quantiser == "vq" and len(self.fsq_levels) != 1:
+            raise ValueError(
+                f"dldm.quantiser=vq: dldm.fsq_levels must be one number, the codebook's size; found {self.fsq_levels}"
+            )
+        if self.post_quant == "conv" and self.code_visibility == "current":
+            raise ValueError(
+                "dldm.post_quant=conv mixes codes of neighbouring steps, so code_visibility must be causal"
+            )
+        if not self.levels:
+            raise ValueError("dldm.levels is empty; give at least one resolution")
+        shrink = self.stem.patch_s * 2 ** sum(level.down_s for level in self.levels)
+        for name, size in (("height", self.height), ("width", self.width)):
+            if size % shrink:
+                raise ValueError(f"dldm.{name} must be a multiple of {shrink} (stem and down-sampling), found {size}")
+        if self.levels[-1].width % (2 * self.qformer.heads):
+            raise ValueError(
+                f"the last level's width {self.levels[-1].width} must be a multiple of 2 x {self.qformer.heads} heads"
+            )
+
+    @property
+    def stride(self) -> int:
+        """s, frames per latent step."""
+        return int(self.gap * self.stem.patch_t * 2 ** sum(level.down_t for level in self.levels))
+
+    @property
+    def steps(self) -> int:
+        """M, latent steps of a training clip."""
+        return math.ceil((self.frames - 1) / self.stride)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of the feature grid."""
+        shrink = self.stem.patch_s * 2 ** sum(level.down_s for level in self.levels)
+        return self.height // shrink, self.width // shrink
+
+    @property
+    def vocabulary(self) -> int:
+        """V, number of different codes."""
+        return math.prod(self.fsq_levels)
+
+    @property
+    def digits(self) -> int:
+        """L, numbers of one code."""
+        return len(self.fsq_levels) if self.quantiser == "fsq" else self.vq_width
+
+    def fake_clip(self, batch: int = 2, *, seed: int = 0) -> Float[Tensor, "B T 3 H W"]:
+        """A random clip of this configuration's shape, in [-1, 1]; for tests."""
+        generator = torch.Generator().manual_seed(seed)
+        return torch.rand(batch, self.frames, 3, self.height, self.width, generator=generator) * 2 - 1
