@@ -36,7 +36,7 @@ from vw2_robot.models.vdm import VDM, Geometry, VDMConfig
 from vw2_robot.models.video_codec import CodecConfig, VideoCodec, build_codec
 from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.pretrain.config import PhasesConfig
-from vw2_robot.pretrain.train_dldm import phase_one_loss, phase_two_loss
+from vw2_robot.pretrain.dldm_losses import phase_one_loss, phase_two_loss
 
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bfloat16, vendor's tables
 LAQ_TOKENS = 8  # side of LAQ's grid of patches, as published (256 px in patches of 32)

@@ -2,24 +2,20 @@
 
     vw2-train-dldm data=bridge_sample data.path=DIR model=tiny run_dir=runs/first
 
-Phase 1 (warm-up): L2(dec(z_q, f_0), x), gradients everywhere in the autoencoder.
-Phase 2 (disentangled): L_rec(dec(sg(z_q), sg(f_0)), x) + w_d * L_den(VDM(x | proj(z_q), sg(rec), frame 0)). The decoder
-goes on reconstructing but no longer shapes the codes; the codes learn only from what the video diffusion model still
-needs once it has the first frame and the coarse clip. Method specification 1.9 and 1.10; the table of 1.9 is a test,
-row by row.
+Phase 1 (warm-up) reconstructs. In phase 2 (disentangled) the decoder goes on reconstructing but no longer shapes the
+codes; they learn only from what the video diffusion model still needs once it has the first frame and the coarse clip.
+Losses and stop-gradients are in `dldm_losses.py`. Method specification 1.10.
 """
 
-# B batch · T frames · M latent steps · N codes per step · s temporal stride
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vw2_robot.averaging import Average
@@ -29,7 +25,7 @@ from vw2_robot.config_tree import config_tree
 from vw2_robot.data.clips import ClipSampler
 from vw2_robot.data.frames import FrameCache
 from vw2_robot.errors import InputError
-from vw2_robot.models.dldm import DLDM, pad_to_stride
+from vw2_robot.models.dldm import DLDM
 from vw2_robot.models.vdm import VDM
 from vw2_robot.models.video_codec import VideoCodec
 from vw2_robot.optim import build_optimizer, optimizer_step
@@ -39,70 +35,10 @@ from .clips import TrainingClips, clip_sampler, to_device, training_clips
 from .config import PhasesConfig, Pretrain, open_frames, training_split
 from .disturbance import disturb
 from .dldm_health import CodeWatch, code_usage, draw_reconstructions, explain_shortfall, validate
-from .targets import correlation, frame_error, jitter_colour, make_hint
+from .dldm_losses import phase_one_loss, phase_two_loss
 from .train_vdm import build_vdm, open_vdm
 
 STREAM_INIT, STREAM_LOSS = 20, 21
-
-
-def phase_one_loss(
-    dldm: DLDM,
-    x: Float[Tensor, "B T 3 H W"],
-    valid: Bool[Tensor, "B M"],
-    *,
-    norm: Literal["l2", "l1"] = "l2",
-    anchor_grad: bool = True,
-    watched: Float[Tensor, "B T 3 H W"] | None = None,
-    decorrelation: float = 0.0,
-    watch: CodeWatch | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Reconstruction with gradients everywhere in the autoencoder; `anchor_grad=False` keeps them off f_0 (LAPA).
-
-    `watched` is what the encoder sees instead of `x`: the same clip, disturbed.
-    """
-    encoded = dldm.encode(x if watched is None else watched)
-    anchor = encoded.anchor_BChw if anchor_grad else encoded.anchor_BChw.detach()
-    rec = dldm.decode(encoded.codes_BMNL, anchor, x[:, 0])
-    rec_loss = frame_error(rec, dldm.seen(x), valid, norm=norm)
-    alike = correlation(encoded.codes_BMNL, valid)
-    if watch is not None:
-        watch.count(encoded.indices_BMN, valid)
-    values = {f"dldm/reconstruction_{norm}": rec_loss.detach(), "dldm/correlation": alike.detach()}
-    return rec_loss + decorrelation * alike, values
-
-
-def phase_two_loss(
-    dldm: DLDM,
-    vdm: VDM,
-    codec: VideoCodec,
-    x: Float[Tensor, "B T 3 H W"],
-    valid: Bool[Tensor, "B M"],
-    *,
-    phases: PhasesConfig,
-    noise: torch.Generator,
-    watch: CodeWatch | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Reconstruction for the decoder alone, denoising for everything else; the stop-gradients stand here."""
-    f = dldm.features(disturb(x, strength=phases.disturbance, noise=noise))
-    codes, indices = dldm.quantise(f)
-    if watch is not None:
-        watch.count(indices, valid)
-    # Differs from the release: f_0 is detached unless anchor_grad, so L_rec trains the decoder and nothing else.
-    shown = codes.detach() if phases.stop_gradient else codes
-    anchor = f[:, 0].detach() if phases.stop_gradient and not phases.anchor_grad else f[:, 0]
-    rec = dldm.decode(shown, anchor, x[:, 0])
-    rec_loss = frame_error(rec, x, valid, norm=phases.reconstruction_loss)
-
-    hint = make_hint(rec.detach(), grayscale=phases.hint_grayscale)
-    dropped = torch.rand(len(x), generator=noise).to(x.device) < phases.hint_dropout
-    hint = torch.where(dropped[:, None, None, None, None], hint[:, :1].expand_as(hint), hint)
-    # The encoder saw the true colours, the VDM must take its own from the conditioning frame.
-    target = jitter_colour(pad_to_stride(x, dldm.config.stride), strength=phases.target_color_jitter, noise=noise)
-    den_loss = vdm.denoising_loss(codec.encode(target), codes, hint=codec.encode(hint), valid=valid, generator=noise)
-    alike = correlation(codes, valid)
-    loss = phases.reconstruction_weight * rec_loss + phases.denoise_weight * den_loss + phases.decorrelation * alike
-    values = {f"dldm/reconstruction_{phases.reconstruction_loss}": rec_loss, "dldm/denoising_loss": den_loss}
-    return loss, {name: value.detach() for name, value in {**values, "dldm/correlation": alike}.items()}
 
 
 def build_dldm(config: Pretrain) -> DLDM:

@@ -20,7 +20,7 @@ from vw2_robot.models.video_codec import CodecConfig, DCTCodec
 from vw2_robot.optim import LoopConfig, OptimConfig, build_optimizer, optimizer_step
 from vw2_robot.pretrain.config import PhasesConfig
 from vw2_robot.pretrain.dldm_health import validate
-from vw2_robot.pretrain.train_dldm import phase_one_loss, phase_two_loss
+from vw2_robot.pretrain.dldm_losses import phase_one_loss, phase_two_loss
 
 pytestmark = pytest.mark.slow
 

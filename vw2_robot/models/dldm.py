@@ -2,7 +2,7 @@
 
 Place in the flow: clips -> dLDM -> latent codes. Causal encoder, learnable queries (q-former), FSQ, decoder; method
 specification sections 1.1 to 1.5. The video diffusion model that takes appearance off the codes is in `vdm.py`; phases
-and stop-gradients are in `pretrain/train_dldm.py`.
+and stop-gradients are in `pretrain/dldm_losses.py`.
 
 Time alignment, an interface that the action head relies on: feature step 0 is frame 0 alone (the anchor); latent step k
 (1 .. M) covers frames s(k-1)+1 .. sk, the transitions caused by actions a[s(k-1)] .. a[sk-1]. In tensors of M steps,

@@ -13,8 +13,8 @@ from vw2_robot.models.vdm import VDM, Geometry, VDMConfig
 from vw2_robot.models.video_codec import CodecConfig, DCTCodec
 from vw2_robot.optim import LoopConfig, OptimConfig, build_optimizer, optimizer_step
 from vw2_robot.pretrain.config import PhasesConfig
+from vw2_robot.pretrain.dldm_losses import phase_one_loss, phase_two_loss
 from vw2_robot.pretrain.targets import frame_error, jitter_colour, make_hint
-from vw2_robot.pretrain.train_dldm import phase_one_loss, phase_two_loss
 
 DLDM_TINY = DLDMConfig(
     frames=9,
