@@ -165,6 +165,28 @@ def baselines(reports: list[Report]) -> str:
     return "\n".join(lines)
 
 
+def by_target(reports: list[Report]) -> str:
+    """R2 in scene of each number that describes the hand's motion."""
+    targets = ("x", "y", "z", "roll", "pitch", "yaw", "opening")
+    lines = [f"| features, in scene | {' | '.join(targets)} |", "| --- |" + " --- |" * len(targets)]
+    for feature, name in {"codes_one_hot": "codes (default)", "pixels_equal": BASELINES["pixels_equal"]}.items():
+        cells = [interval([within(r, feature, target) for r in reports]) for target in targets]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def camera_cut(rows: dict[str, list[Report]]) -> str:
+    """Three readings of the camera-cut test (pretrain/nuisance_test.py) for each kind of nuisance."""
+    kinds = ("camera_shift", "camera_zoom", "light", "camera_cut")
+    lines = [f"| variant | reading | {' | '.join(kinds)} |", "| --- | --- |" + " --- |" * len(kinds)]
+    for name, reports in rows.items():
+        for measure in ("on_action", "sensitivity", "to_actions"):
+            there = [kind for kind in kinds if measure != "on_action" or kind != "camera_cut"]  # a cut has no action
+            cells = {kind: interval([nuisance(r, measure, (kind,)) for r in reports]) for kind in there}
+            lines.append(f"| {name} | {measure} | {' | '.join(cells.get(kind, '–') for kind in kinds)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Train and probe what is missing, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -188,7 +210,10 @@ def main() -> None:
     for table in args.tables if not args.only else ():
         print(markdown(table, {label: reports[arm] for arm, label in TABLES[table].items()}), end="\n\n")
     if not args.only:
-        print(baselines(reports["3a_control"]))
+        default = reports["3a_control"]
+        print(baselines(default), by_target(default), sep="\n\n")
+        if "ours" in args.tables:
+            print("", camera_cut({"default": default, "drifting view and light": reports["ours_disturbed"]}), sep="\n")
 
 
 if __name__ == "__main__":
