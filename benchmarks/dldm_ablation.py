@@ -136,10 +136,11 @@ BASELINES: dict[str, str] = {
 def interval(values: list[float]) -> str:
     """Mean and 95 % interval over seeds."""
     mean = statistics.mean(values)
+    places = 0 if abs(mean) >= 10 else 2
     if len(values) not in STUDENT_T:
-        return f"{mean:.2f}"
+        return f"{mean:.{places}f}"
     half = STUDENT_T[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean:.2f} ± {half:.2f}"
+    return f"{mean:.{places}f} ± {half:.{places}f}"
 
 
 def markdown(title: str, rows: dict[str, list[Report]]) -> str:
@@ -162,6 +163,8 @@ def baselines(reports: list[Report]) -> str:
     for feature, name in {"codes_one_hot": "codes (default)", **BASELINES}.items():
         there = "–" if feature == "random_codes" else interval([across(r, feature) for r in reports])
         lines.append(f"| {name} | {there} | {interval([within(r, feature) for r in reports])} |")
+    gains = [interval([r2(r, "codes_one_hot") - r2(r, "pixels_equal") for r in reports]) for r2 in (across, within)]
+    lines.append(f"| codes minus pixel difference, seeds paired | {gains[0]} | {gains[1]} |")
     return "\n".join(lines)
 
 
