@@ -120,10 +120,10 @@ def trained(toy_world) -> DLDM:
 
 
 def test_one_clip_is_learned_by_heart_and_phase_two_keeps_it(toy_world) -> None:
-    config = replace(DLDM_CONFIG, frames=9)
+    config = replace(DLDM_CONFIG, frames=17)  # four latent steps: two are too few to standardise over
     torch.manual_seed(0)
     dldm = DLDM(config)
-    clip = toy_world.toy_clips(1, frames=9, seed=3)
+    clip = toy_world.toy_clips(1, frames=17, seed=3)
     assert clip.arm.any()
     phase_one(dldm, lambda _: clip.x, steps=300)
     learned = error_over_copying(dldm, clip.x)
