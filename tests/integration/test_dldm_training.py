@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +24,8 @@ from vw2_robot.pretrain.train_dldm import train_dldm
 from vw2_robot.pretrain.train_vdm import train_vdm
 
 torch.set_num_threads(1)
+REPO = Path(__file__).resolve().parents[2]
+LOSSES = ("dldm/reconstruction_l2", "dldm/denoising_loss")
 
 
 @pytest.fixture
@@ -155,9 +160,27 @@ def test_under_bfloat16_both_phases_train_and_keep_float32_weights(configure) ->
 
 
 @pytest.mark.slow
-def test_compiled_training_agrees_with_eager_training(configure) -> None:
-    plain, config = configure(name="plain"), configure("hardware.compile=true", name="compiled")
-    for each in (plain, config):
-        train_dldm(each)
-    for name, value in weights(plain).items():
-        torch.testing.assert_close(weights(config)[name], value, atol=1e-3, rtol=1e-2)
+def test_compiled_training_agrees_with_eager_training(miniature, tmp_path) -> None:
+    """In processes of their own: the run-time shape checks of the tests and torch's compiler do not mix.
+
+    Losses are compared, not weights: a bias before the standardisation has no gradient, and Adam makes rounding of it.
+    """
+    found = {}
+    for compiled in ("false", "true"):
+        run = tmp_path / compiled
+        words = [*miniature(run), "++train_dldm.usage_clips=4", "stages=[vdm,dldm]", f"++hardware.compile={compiled}"]
+        done = subprocess.run(
+            [sys.executable, "-m", "vw2_robot.pretrain.pretrain_on_openx", *words],
+            capture_output=True,
+            text=True,
+            cwd=REPO,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+        metrics = (run / "dldm" / "metrics.jsonl").read_text().splitlines()
+        found[compiled] = [
+            {name: value for name, value in json.loads(line).items() if name in LOSSES} for line in metrics
+        ]
+    assert len(found["false"]) == 8
+    for plain, fast in zip(found["false"], found["true"], strict=True):
+        assert fast == pytest.approx(plain, rel=1e-3)
