@@ -85,6 +85,7 @@ class MemoryReplay:
                     "windows; use that plan, or another folder"
                 )
             self._plan, self._went_back = plan, False
+            self._changed.notify_all()
             return self._progress
 
     def add(self, cut: CutEpisode, after: Progress) -> bool:
@@ -121,6 +122,12 @@ class MemoryReplay:
         with self._changed:
             self._failure = error
             self._changed.notify_all()
+
+    def wait_until_back(self) -> bool:
+        """Wait until this replay goes back to an earlier state, or False: until it is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._went_back or self._closed)
+            return not self._closed
 
     def _check_size(self, window: ReplayWindow) -> None:
         own = sum({id(frame): len(frame) for frame in window.frames}.values())
@@ -208,6 +215,8 @@ class MemoryReplay:
         return int(self._rng.integers(self._first, self._next))
 
     def _ready(self) -> bool:
+        if self._exact and self._went_back:
+            return False  # what was restored may be of another plan, which the writer finds out
         return bool(self._windows) and (not self._exact or bool(self._backlog) or self._progress.done)
 
     def _wait_for_more(self, timeout_s: float) -> bool:
@@ -350,6 +359,8 @@ def fed_by(replay: MemoryReplay, fill: Callable[[], object]) -> Iterator[None]:
     def work() -> None:
         try:
             fill()
+            while replay.wait_until_back():
+                fill()
         except BaseException as error:  # raised again where the windows are wanted
             replay.fail(error)
 

@@ -391,6 +391,38 @@ def test_an_error_of_the_ingest_thread_reaches_whoever_draws() -> None:
         replay.sample(100, timeout_s=5)
 
 
+def stored_after_two_windows(folder: Path) -> dict[str, Any]:
+    """The state of a replay that was checkpointed there and still holds windows."""
+    replay = MemoryReplay(mode="queue", max_bytes=10**6, seed=0, path=folder)
+    with fed_by(replay, lambda: fill(SOURCE, replay)):
+        replay.sample(2, timeout_s=5)
+        replay.checkpoint(timeout_s=5)
+        return replay.state()
+
+
+def test_nothing_of_another_plan_is_delivered_before_the_ingest_thread_has_seen_it(tmp_path: Path) -> None:
+    state, start = stored_after_two_windows(tmp_path), threading.Event()
+    replay = MemoryReplay(mode="queue", max_bytes=10**6, seed=0, path=tmp_path)
+    replay.restore(state)
+    timer = threading.Timer(0.3, start.set)
+    timer.start()
+    with (
+        fed_by(replay, lambda: (start.wait(), fill(SOURCE, replay, seed=1))),
+        pytest.raises(InputError, match="another plan"),
+    ):
+        replay.sample(2, timeout_s=10)
+
+
+def test_a_replay_whose_ingest_thread_was_done_can_still_go_back(tmp_path: Path) -> None:
+    state = stored_after_two_windows(tmp_path)
+    replay = MemoryReplay(mode="queue", max_bytes=10**6, seed=0, path=tmp_path)
+    with fed_by(replay, lambda: fill(SOURCE, replay)):
+        everything = replay.sample(1000, timeout_s=5)
+        assert drawn(everything) == expected(SOURCE)
+        replay.restore(state)
+        assert len(replay.sample(1000, timeout_s=5)) == len(everything) - 2
+
+
 class Slow(Numbered):
     """The same episodes, each of them at another pace in each run."""
 
