@@ -27,7 +27,7 @@ from .actions import to_relative_action
 from .calvin import CONTROL_HZ, CalvinEnv
 from .demonstrator import SKILLS, Demonstrator, feasible, observe_world
 from .instructions import load_instructions
-from .motion import Action
+from .motion import Action, Bumps
 from .oracle import TaskOracle
 from .start_states import PAUSE_STEPS, TASK_GROUPS, Start, go_to_start
 
@@ -43,7 +43,7 @@ class Recording:
     """The tasks done, in order; windows do not overlap."""
     arrays: dict[str, NDArray[Any]]
     """By CALVIN's names, time axis first: `actions` the pose of the next step, `rel_actions` the way there, and
-    `commanded_actions` what was executed. A world other than CALVIN's has `rgb_static` and `commanded_actions` alone.
+    `commanded_actions` what the expert wanted, which is what was executed but for bumps. A world other than CALVIN's has `rgb_static` and `commanded_actions` alone.
     """
     failed: tuple[str, ...] = ()
     """Tasks at which earlier tries were given up."""
@@ -63,6 +63,8 @@ class Recorder:
     """Longest labelled window; what came before stays in the recording without a label. None: the whole task."""
     wrist_camera: bool = False
     depth: bool = False
+    bumps: float = 0.0
+    """Chance of each step to be the first of a push, see `Bumps`."""
 
     def record(self, env: CalvinEnv, task: str, *, seed: Sequence[int], pool: Sequence[str] = ()) -> Recording:
         """Record `task`, then `play` - 1 tasks of the pool. The bytes depend on the arguments alone.
@@ -77,7 +79,7 @@ class Recorder:
             rng = np.random.default_rng([*seed, len(failed)])
             oracle = TaskOracle()
             start = go_to_start(env, task, oracle, rng)
-            take = _Take(env, oracle)
+            take = _Take(env, oracle, Bumps(self.bumps, rng))
             stuck = self._rehearse(take, task, pool, rng)
             if stuck is None:
                 arrays = {**self._film(env, start, take), **take.arrays()}
@@ -117,7 +119,7 @@ class Recorder:
         """Play a take again and look at every step of it."""
         start.go(env)
         frames: list[dict[str, NDArray[Any]]] = []
-        for row in take.rows:
+        for row, action in zip(take.rows, take.executed, strict=True):
             assert np.array_equal(env.robot_obs(), row["robot_obs"]), 'a replay drifted; is the reset mode "exact"?'
             frames.append({})
             for camera in ("static", "gripper") if self.wrist_camera else ("static",):
@@ -125,7 +127,7 @@ class Recorder:
                 frames[-1][f"rgb_{camera}"] = rgb
                 if self.depth:
                     frames[-1][f"depth_{camera}"] = depth
-            env.step_physics(row["commanded_actions"])
+            env.step_physics(action)
         return _stack(frames)
 
 
@@ -135,18 +137,22 @@ class _Take:
 
     env: CalvinEnv
     oracle: TaskOracle
+    bumps: Bumps
+    executed: list[Action] = field(default_factory=list)
+    """Commanded actions, or the pushes that came instead."""
     rows: list[dict[str, NDArray[Any]]] = field(default_factory=list)
     labels: list[Label] = field(default_factory=list)
     _infos: list[dict[str, Any]] = field(default_factory=list)
     """What the oracle may ask about the world before each step, and after the last."""
 
     def step(self, action: Action) -> None:
-        """Execute an action and note what it did."""
+        """Execute an action, if nothing pushes the arm, and note what happened."""
         env = self.env
         row = {"robot_obs": env.robot_obs(), "scene_obs": env.scene_obs(), "commanded_actions": action}
         if not self._infos:
             self._infos.append(env.task_info())
-        env.step_physics(action)
+        self.executed.append(self.bumps.onto(action))
+        env.step_physics(self.executed[-1])
         row["actions"] = np.array([*env.robot_obs()[:6], action[6]])
         row["rel_actions"] = to_relative_action(row["actions"], row["robot_obs"])
         self.rows.append(row)

@@ -31,6 +31,12 @@ DOWN_ROLL = math.pi
 YAW_CENTRE = 2.05
 """Middle of the headings that the wrist can take (-0.8 to 4.9 rad); the short way round may lead past its limits."""
 DOOR_HALF_WIDTH_M = 0.141
+BUMP_STEPS = (2, 6)
+"""A push takes at least 2 and fewer than 6 steps."""
+BUMP_SIZE = (0.3, 1.0)
+"""Action units: 6 to 20 mm a step."""
+BUMP_TWIST = 0.6
+"""Largest turn about the vertical, action units."""
 BLOCK_COLOURS = ("red", "blue", "pink")
 
 
@@ -161,6 +167,37 @@ class Style:
     def draw(rng: np.random.Generator) -> Style:
         """Draw a style: nobody moves twice at the same speed."""
         return Style(float(rng.uniform(0.7, 1.0)), float(rng.uniform(0.02, 0.08)), float(rng.uniform(0.0, 0.02)))
+
+
+class Bumps:
+    """Pushes against the arm, a few steps long and in any direction, as an elbow would give it.
+
+    A demonstrator that is pushed shows how to come back: whoever learns from still hands alone has never seen the
+    places where its own small errors lead.
+
+    Args:
+        chance: of each step to be the first of a push.
+        rng: draws when and where to.
+    """
+
+    def __init__(self, chance: float, rng: np.random.Generator) -> None:
+        self._chance, self._rng = chance, rng
+        self._left = 0
+        self._push, self._twist = np.zeros(3), 0.0
+
+    def onto(self, action: Action) -> Action:
+        """What is executed in place of `action`: itself, or the push with the same gripper command."""
+        if self._chance == 0:
+            return action
+        if self._left == 0 and self._rng.random() < self._chance:
+            self._left = int(self._rng.integers(*BUMP_STEPS))
+            direction = self._rng.normal(size=3)
+            self._push = direction / np.linalg.norm(direction) * self._rng.uniform(*BUMP_SIZE)
+            self._twist = float(self._rng.uniform(-1.0, 1.0) * BUMP_TWIST)
+        if self._left == 0:
+            return action
+        self._left -= 1
+        return np.array([*self._push, 0.0, 0.0, self._twist, action[6]])
 
 
 class Hand:

@@ -79,6 +79,8 @@ class RecordConfig:
     """tasks in a row, without a reset, in one recording"""
     max_window: int | None = None
     """longest labelled window in time steps, 64 in the published data sets; null: the whole demonstration"""
+    bumps: float = 0.0
+    """chance of each step to be the first of a push against the arm; `commanded_actions` stay those of the expert"""
     wrist_camera: bool = False
     depth: bool = False
     """depth in metres of every camera; only in the CALVIN format"""
@@ -98,6 +100,8 @@ class RecordConfig:
                 f"episodes={self.episodes}, validation_episodes={self.validation_episodes}: the seven-digit frame"
                 f" numbers of the CALVIN format have room for {most} recordings of {self.spacing}; use several folders"
             )
+        if not 0 <= self.bumps < 1:
+            raise ValueError(f"bumps={self.bumps}, expected a chance from 0 to below 1")
         if not 0 <= self.compress_level <= 9:
             raise ValueError(f"compress_level={self.compress_level}, expected 0 to 9")
         if self.env.get("_target_") not in WORLDS:
@@ -110,8 +114,8 @@ class RecordConfig:
             )
         if self.depth and self.format != "calvin":
             raise ValueError(f"format={self.format} holds no depth; leave out depth=true or choose format=calvin")
-        if self.world != "calvin" and (self.play > 1 or self.max_window is not None):
-            raise ValueError(f"the {self.world} world knows no play and no max_window; leave them out")
+        if self.world != "calvin" and (self.play > 1 or self.max_window is not None or self.bumps > 0):
+            raise ValueError(f"the {self.world} world knows no play, no max_window and no bumps; leave them out")
 
     @property
     def world(self) -> str:
@@ -260,6 +264,7 @@ class CalvinSource:
             max_window=config.max_window,
             wrist_camera=config.wrist_camera,
             depth=config.depth,
+            bumps=config.bumps,
         )
 
     def make(self, split: int, number: int) -> Recording:

@@ -28,8 +28,8 @@ CONTINUE_SHARE = 0.4
 """Share of demonstrations that begin where another task ended."""
 BETWEEN_STEPS = 120
 """Steps that the task before may take."""
-PAUSE_STEPS = (2, 14)
-"""After a task the expert goes on for at least 2 and fewer than 14 steps before it takes on the next."""
+PAUSE_STEPS = (0, 12)
+"""After a task the expert goes on for fewer than 12 steps, or not at all as in the protocol, before the next."""
 MAX_STARTS = 1000
 """Draws of a start; in scene B few place a block before the drawer."""
 BLOCK_GAP_M = 0.12

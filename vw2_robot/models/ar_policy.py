@@ -52,7 +52,7 @@ class PolicyConfig:
     image_patch: int = 8
     """discrete: side of the patch that becomes one token"""
     text_limit: int = 64
-    """tokens of the instruction that are read; bytes for the embedded model"""
+    """tokens of the instruction that are read"""
     queries: int = 4
     """N, codes per latent step"""
     fsq_levels: tuple[int, ...] = (8, 5, 5, 5)

@@ -1,7 +1,7 @@
 """A language model whose vocabulary is extended by the latent action tokens.
 
 Place in the flow: under `ar_policy.py`. The embedded default is a small Llama built from a config through transformers
-with a byte tokenizer, so nothing has to be downloaded. With `weights` it is any `AutoModelForCausalLM`, or, for a
+with a tokenizer of our own, so nothing has to be downloaded. With `weights` it is any `AutoModelForCausalLM`, or, for a
 policy with `image: vlm`, any `AutoModelForImageTextToText`, from a folder or a hub id. Method specification 2.2 and
 2.3; the vocabulary itself is in `vocabulary.py`. transformers is imported when a backbone is built, not before.
 """
@@ -26,7 +26,15 @@ from .llama_weights import LlamaWeights, is_llama_shaped
 from .lora import LoRA, LoRAConfig
 from .pretrained import Kind, read_pretrained, rebuild_pretrained
 from .vlm_pictures import VLMPictures
-from .vocabulary import ByteTokenizer, LatentInit, Tokenizer, embedding_tables, extend_vocabulary
+from .vocabulary import (
+    TOKENIZERS,
+    ByteTokenizer,
+    LatentInit,
+    Tokenizer,
+    WordTokenizer,
+    embedding_tables,
+    extend_vocabulary,
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,8 @@ class BackboneConfig:
     heads: int = 4
     kv_heads: int = 2
     max_positions: int = 1024
+    tokenizer: Literal["words", "bytes"] = "words"
+    """words: about 500 words of instructions for robots, the rest in bytes; bytes: any text, four times as long"""
     weights: str | None = None
     """folder or hub id of a transformers model with safetensors weights; the numbers above are then not used"""
     latent_init: LatentInit = "fsq"
@@ -98,10 +108,11 @@ class Backbone(nn.Module):
         self.adapters: LoRA | None = None
         self._words: WordsMemory | None = None
         self.pictures: VLMPictures | None = None
-        self.tokenizer: Tokenizer = ByteTokenizer()
+        self.tokenizer: Tokenizer
         self.model: Any
         if config.weights is None:
-            self.model = _build_llama(config, ByteTokenizer(), generator)
+            self.tokenizer = own = TOKENIZERS[config.tokenizer]()
+            self.model = _build_llama(config, own, generator)
         else:
             with torch.random.fork_rng(devices=[]):  # rebuilding fills the weights from the global generator
                 found = rebuild_pretrained(description) if description else read_pretrained(config.weights, kind=kind)
@@ -244,7 +255,7 @@ class Backbone(nn.Module):
             table.no_weight_decay = True  # type: ignore[attr-defined]  # AdamW's decay would move the old rows
 
 
-def _build_llama(config: BackboneConfig, tokenizer: ByteTokenizer, generator: torch.Generator) -> nn.Module:
+def _build_llama(config: BackboneConfig, tokenizer: ByteTokenizer | WordTokenizer, generator: torch.Generator) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     with torch.random.fork_rng(devices=[]):  # transformers initialises from the global generator

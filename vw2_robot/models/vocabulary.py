@@ -9,7 +9,10 @@ and old logits stay bit-equal, in the input table and in an untied output table.
 # V0 old rows · V latent codes · L digits per code · D width
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
@@ -46,6 +49,42 @@ class ByteTokenizer:
     def encode(self, text: str, *, limit: int) -> list[int]:
         """The first `limit` bytes of the lower-cased, stripped text."""
         return list(text.strip().lower().encode("utf-8")[:limit])
+
+
+class WordTokenizer:
+    """One token for each word that instructions for robots are made of, bytes for every other.
+
+    Tokens 0..259 are those of `ByteTokenizer`, then come the words of instruction_words.txt. A space stands
+    between two words only where both are spelt. Punctuation is spelt.
+    """
+
+    pad, bos, eos, unk = ByteTokenizer.pad, ByteTokenizer.bos, ByteTokenizer.eos, ByteTokenizer.unk
+    start: tuple[int, ...] = (bos,)
+
+    def __init__(self) -> None:
+        self._tokens = {word: ByteTokenizer.size + i for i, word in enumerate(instruction_words())}
+        self.size = ByteTokenizer.size + len(self._tokens)
+
+    def encode(self, text: str, *, limit: int) -> list[int]:
+        """The first `limit` words, or bytes of words, of the lower-cased, stripped text."""
+        tokens: list[int] = []
+        spelt = False
+        for word in re.findall(r"[a-z0-9]+|[^a-z0-9\s]+", text.lower()):
+            known = self._tokens.get(word)
+            if spelt and known is None:
+                tokens.append(ord(" "))
+            tokens += list(word.encode("utf-8")) if known is None else [known]
+            spelt = known is None
+        return tokens[:limit]
+
+
+@cache
+def instruction_words() -> tuple[str, ...]:
+    """The words that have a token of their own. Their order is part of every checkpoint: the list never changes."""
+    return tuple(Path(__file__).with_name("instruction_words.txt").read_text(encoding="utf-8").split())
+
+
+TOKENIZERS = {"bytes": ByteTokenizer, "words": WordTokenizer}
 
 
 @dataclass(frozen=True)

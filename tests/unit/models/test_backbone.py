@@ -1,10 +1,22 @@
+import hashlib
+import re
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from vw2_robot.models.backbone import Backbone, BackboneConfig
+from envs.instructions import load_sentences
 from vw2_robot.models.fsq import FSQ
-from vw2_robot.models.vocabulary import SPECIAL_TOKENS, ByteTokenizer, extend_vocabulary
+from vw2_robot.models.vocabulary import (
+    SPECIAL_TOKENS,
+    ByteTokenizer,
+    WordTokenizer,
+    extend_vocabulary,
+    instruction_words,
+)
 
 TINY = BackboneConfig(hidden=32, ffn=48, layers=2, heads=4, kv_heads=2, max_positions=64)
 LEVELS = (8, 5, 5, 5)
@@ -90,11 +102,12 @@ def test_a_backbone_is_a_function_of_its_generator_and_leaves_the_global_one_alo
 
 def test_latent_logits_are_the_models_own_logits_of_the_latent_tokens():
     backbone = Backbone(TINY, FSQ(LEVELS), generator=torch.Generator().manual_seed(0)).eval()
-    tokens = torch.randint(1266, (2, 7))
+    first, end = backbone.vocabulary.latent
+    tokens = torch.randint(end, (2, 7))
     hidden = backbone.hidden(
         backbone.embed(tokens), mask=torch.ones(2, 7, dtype=torch.bool), positions=torch.arange(7).expand(2, 7)
     )
-    torch.testing.assert_close(backbone.latent_logits(hidden), backbone.model(tokens).logits[..., 266:])
+    torch.testing.assert_close(backbone.latent_logits(hidden), backbone.model(tokens).logits[..., first:end])
 
 
 def test_text_becomes_lower_case_bytes_up_to_the_limit():
@@ -102,6 +115,43 @@ def test_text_becomes_lower_case_bytes_up_to_the_limit():
     assert tokenizer.encode("  Öffne ", limit=64) == list("öffne".encode())
     assert tokenizer.encode("öffne", limit=2) == list("ö".encode())
     assert max(tokenizer.pad, tokenizer.bos, tokenizer.eos, tokenizer.unk) == tokenizer.size - 1
+
+
+def spelt_out(tokens: list[int]) -> str:
+    """What a WordTokenizer's tokens say, without space."""
+    words = instruction_words()
+    parts = [words[i - ByteTokenizer.size].encode() if i >= ByteTokenizer.size else bytes([i]) for i in tokens]
+    return b"".join(parts).decode().replace(" ", "")
+
+
+@given(st.text(max_size=40))
+def test_words_lose_nothing_but_space_and_case(text):
+    assert spelt_out(WordTokenizer().encode(text, limit=1000)) == re.sub(r"\s", "", text.lower())
+
+
+def test_an_unknown_word_is_spelt():
+    tokenizer = WordTokenizer()
+    known = [tokenizer.encode(word, limit=9)[0] for word in ("push", "block")]
+    assert tokenizer.encode(" Push  zyx qq, block", limit=64) == [known[0], *b"zyx qq ,", known[1]]
+    assert tokenizer.encode("push zyx", limit=2) == [known[0], ord("z")]
+    assert tokenizer.size == ByteTokenizer.size + len(set(instruction_words())) == max(known[0], tokenizer.size)
+
+
+def test_no_calvin_instruction_is_spelt_and_each_has_its_own_tokens():
+    tokenizer = WordTokenizer()
+    sentences = {text for name in ("train", "enriched") for texts in load_sentences(name).values() for text in texts}
+    found = [tuple(tokenizer.encode(text, limit=64)) for text in sentences]
+    assert {token for tokens in found for token in tokens if token < tokenizer.size - len(instruction_words())} <= {
+        ord(",")
+    }
+    assert len(set(found)) == len(sentences)
+    assert max(map(len, found)) <= 16
+
+
+def test_the_list_of_words_never_changes():
+    """Checkpoints count on it; a better list gets another name."""
+    digest = hashlib.sha256("\n".join(instruction_words()).encode()).hexdigest()
+    assert digest.startswith("e88b2426e02df09c")
 
 
 @pytest.mark.parametrize("change", [{"heads": 3}, {"kv_heads": 3}])
