@@ -14,6 +14,7 @@ from vw2_robot.envs import record as program
 from vw2_robot.envs.calvin import CalvinEnv
 from vw2_robot.envs.demonstrations import Recorder, expand_tasks
 from vw2_robot.envs.instructions import load_instructions
+from vw2_robot.envs.motion import BUMP_SIZE, BUMP_STEPS, BUMP_TWIST, Bumps
 from vw2_robot.envs.oracle import TaskOracle
 from vw2_robot.envs.record import RecordConfig, record
 from vw2_robot.errors import InputError
@@ -92,6 +93,48 @@ def test_replayed_actions_reproduce_the_recording_bit_for_bit_and_satisfy_the_or
         replayed += 1
     env.close()
     assert replayed >= 1
+
+
+def test_a_bump_is_a_short_push_in_any_direction_and_leaves_the_gripper_alone():
+    action = np.array([0.1, 0.2, 0.3, 0.0, 0.0, 0.4, -1.0])
+    bumps = Bumps(0.1, np.random.default_rng(0))
+    pushed, lengths, directions = 0, [], []
+    for _ in range(20_000):
+        done = bumps.onto(action)
+        if done is action:
+            lengths, pushed = [*lengths, pushed] if pushed else lengths, 0
+            continue
+        if pushed == 0:
+            directions.append(done[:3])
+        pushed += 1
+        assert done[6] == action[6]
+        assert abs(done[5]) <= BUMP_TWIST
+        assert BUMP_SIZE[0] <= np.linalg.norm(done[:3]) <= BUMP_SIZE[1]
+    assert set(range(*BUMP_STEPS)) <= set(lengths)  # a push may follow on another
+    assert np.abs(np.mean(directions, axis=0)).max() < 0.05
+    never = Bumps(0.0, rng := np.random.default_rng(3))
+    assert never.onto(action) is action
+    assert rng.random() == np.random.default_rng(3).random()
+
+
+def test_a_recording_with_bumps_shows_pushes_and_keeps_what_the_expert_wanted():
+    env = CalvinEnv(cameras=(), reset_mode="exact")
+    recorder = Recorder(bumps=0.05)
+    made, again = (recorder.record(env, "open_drawer", seed=(0, 0, 7)) for _ in range(2))
+    plain = Recorder().record(env, "open_drawer", seed=(0, 0, 7))
+    env.close()
+    for name, array in made.arrays.items():
+        np.testing.assert_array_equal(array, again.arrays[name])
+    (label,) = made.labels
+    assert label.task == "open_drawer"
+
+    def astray(recording):
+        """How far the arm moved against what was commanded, metres, in the worst step."""
+        moved, wanted = recording.arrays["rel_actions"][:, :3], recording.arrays["commanded_actions"][:, :3]
+        return 0.02 * float(np.max(-np.sum(moved * wanted, axis=1) / np.maximum(np.linalg.norm(wanted, axis=1), 0.3)))
+
+    assert astray(made) > 0.006
+    assert astray(made) > 2 * astray(plain)
 
 
 def _neutral():

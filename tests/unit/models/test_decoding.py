@@ -11,7 +11,7 @@ from vw2_robot.models.decoding import Sampling
 from vw2_robot.models.kv_cache import StaticCache
 
 TINY = PolicyConfig(
-    backbone=BackboneConfig(hidden=32, ffn=64, layers=2, heads=4, kv_heads=2, max_positions=96),
+    backbone=BackboneConfig(tokenizer="bytes", hidden=32, ffn=64, layers=2, heads=4, kv_heads=2, max_positions=96),
     image_px=16,
     image_widths=(8, 16, 16),
 )

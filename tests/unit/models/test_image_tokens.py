@@ -23,7 +23,7 @@ DLDM_CONFIG = DLDMConfig(
     levels=(LevelConfig(8, 1, down_t=True),),
 )
 TINY = PolicyConfig(
-    backbone=BackboneConfig(hidden=32, ffn=48, layers=2, heads=4, kv_heads=2),
+    backbone=BackboneConfig(tokenizer="bytes", hidden=32, ffn=48, layers=2, heads=4, kv_heads=2),
     image_px=16,
     image_widths=(8, 16, 16),
     image_grid=2,
