@@ -43,7 +43,8 @@ class Recording:
     """The tasks done, in order; windows do not overlap."""
     arrays: dict[str, NDArray[Any]]
     """By CALVIN's names, time axis first: `actions` the pose of the next step, `rel_actions` the way there, and
-    `commanded_actions` what the expert wanted, which is what was executed but for bumps. A world other than CALVIN's has `rgb_static` and `commanded_actions` alone.
+    `commanded_actions` what the expert wanted, which is what was executed but for bumps. A world other than CALVIN's
+    has `rgb_static` and `commanded_actions` alone.
     """
     failed: tuple[str, ...] = ()
     """Tasks at which earlier tries were given up."""

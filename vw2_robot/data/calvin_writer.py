@@ -9,8 +9,8 @@ bytes.
 
 Where recordings differ from the published data sets:
 
-- `commanded_actions` is an array of ours, beside the published ones: the relative actions that the expert gave, executed
-  but for the bumps of `vw2-record bumps=`.
+- `commanded_actions` is an array of ours, beside the published ones: the relative actions that the expert gave, which
+  were executed but for the bumps of `vw2-record bumps=`.
   `rel_actions` is what the format says, `to_relative_action(actions, robot_obs)`: the way the arm went, which lags
   behind its target. Played back from the same state, the commands solved 238 of 238 demonstrations (34 tasks, scenes A
   and D), `rel_actions` 224; with noise of 0.15 units on both, 133 and 117 of 170. So our reader gives the commands to

@@ -28,10 +28,9 @@ from .pretrained import Kind, read_pretrained, rebuild_pretrained
 from .vlm_pictures import VLMPictures
 from .vocabulary import (
     TOKENIZERS,
-    ByteTokenizer,
+    EmbeddedTokenizer,
     LatentInit,
     Tokenizer,
-    WordTokenizer,
     embedding_tables,
     extend_vocabulary,
 )
@@ -255,7 +254,7 @@ class Backbone(nn.Module):
             table.no_weight_decay = True  # type: ignore[attr-defined]  # AdamW's decay would move the old rows
 
 
-def _build_llama(config: BackboneConfig, tokenizer: ByteTokenizer | WordTokenizer, generator: torch.Generator) -> nn.Module:
+def _build_llama(config: BackboneConfig, tokenizer: EmbeddedTokenizer, generator: torch.Generator) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     with torch.random.fork_rng(devices=[]):  # transformers initialises from the global generator

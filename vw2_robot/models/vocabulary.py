@@ -84,7 +84,9 @@ def instruction_words() -> tuple[str, ...]:
     return tuple(Path(__file__).with_name("instruction_words.txt").read_text(encoding="utf-8").split())
 
 
-TOKENIZERS = {"bytes": ByteTokenizer, "words": WordTokenizer}
+EmbeddedTokenizer = ByteTokenizer | WordTokenizer
+"""Of the embedded language model."""
+TOKENIZERS: dict[str, type[EmbeddedTokenizer]] = {"bytes": ByteTokenizer, "words": WordTokenizer}
 
 
 @dataclass(frozen=True)

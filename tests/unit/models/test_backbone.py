@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from vw2_robot.models.backbone import Backbone, BackboneConfig
 from envs.instructions import load_sentences
+from vw2_robot.models.backbone import Backbone, BackboneConfig
 from vw2_robot.models.fsq import FSQ
 from vw2_robot.models.vocabulary import (
     SPECIAL_TOKENS,
