@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from .asset_meshes import Mesh, Point, chamfered, number_list, regular
 from .asset_tessellation import cell, static_view, tessellate
-from .asset_textures import Wood, wood_png
+from .asset_textures import Wood, plain_png, wood_png
 
 Files = dict[str, bytes]
 Box = tuple[Point, Point]
@@ -26,7 +26,8 @@ GRAIN = 1.1  # textures per metre
 TABLE_FRICTION = 0.5
 HANDLE_GREY = (0.30, 0.30, 0.31, 1.0)
 METAL = (0.45, 0.46, 0.48, 1.0)
-DARK = (0.20, 0.17, 0.15, 1.0)
+# Of the base link, as textures: a link of one colour is a backdrop that can be hidden and shown again (backdrop.py).
+PLAIN = {"dark": (51, 43, 38), "metal": (115, 117, 122)}
 SLOT_Z = (0.492, 0.592)
 SLOT_WIDTH = 0.014
 SLOT_DEPTH = 0.008
@@ -95,7 +96,9 @@ def table_files(scene: str) -> Files:
         f"{root}/textures/body_wood.png": wood_png(table.body),
         f"{root}/textures/front_wood.png": wood_png(table.front),
     }
-    for texture in ("body_wood", "front_wood"):
+    for texture, colour in PLAIN.items():
+        files[f"{root}/textures/{texture}.png"] = plain_png(colour)
+    for texture in ("body_wood", "front_wood", *PLAIN):
         material = f"newmtl {texture}\nKa 1 1 1\nKd 1 1 1\nmap_Kd ../textures/{texture}.png\n"
         files[f"{root}/meshes/{texture}.mtl"] = material.encode()
     links = [_base(table), _button(), _switch(), _slide(), _drawer(), _led(), _light(table), _plank()]
@@ -159,7 +162,7 @@ def _add_slotted_face(
     """The cabinet's face with two slots for the arms of the lever, dark inside; collision does without them."""
     wood.add_prism(outline, 0, start, end)
     face = wood.polygons.pop()  # the slope; its first edge runs down, its last one along x
-    dark = link.mesh(None, DARK)
+    dark = link.mesh("dark")
     top, bottom = outline[-1][1], outline[0][1]
     down = [0.0, *((top - z) / (top - bottom) for z in reversed(SLOT_Z)), 1.0]
     sides = [switch_x + arm + side * SLOT_WIDTH / 2 for arm in (-0.051, 0.051) for side in (-1, 1)]
@@ -186,7 +189,7 @@ def _fittings(link: Link, table: Table) -> None:
     collar = link.mesh("body_wood")
     collar.add_prism([(x + table.button_x, y - 0.12) for x, y in regular(16, 0.04)], 2, 0.4395, 0.46)
     link.cylinders.append(((table.button_x, -0.12, 0.45), "0 0 0", 0.04, 0.02))
-    socket = link.mesh(None, METAL)
+    socket = link.mesh("metal")
     socket.add_prism([(x + table.switch_x, y + 0.16) for x, y in regular(12, 0.016)], 2, 0.647, 0.656)
 
 

@@ -1,4 +1,4 @@
-"""Wood and floor pictures for the built-in scenes, made from noise.
+"""Wood, floor and plain pictures for the built-in scenes, the first made from noise.
 
 Each wood is a scalar field (growth rings bent by slow noise, fine fibres along the grain, pores) mapped onto a ramp of
 48 colours between two shades. u (columns) runs along the grain. Same wood, same seed, same picture.
@@ -44,6 +44,11 @@ def wood_png(wood: Wood) -> bytes:
     low, high = np.quantile(field, [0.01, 0.99])
     index = np.clip(np.floor((field - low) / (high - low) * RAMP), 0, RAMP - 1).astype(np.uint8)
     return _indexed_png(index, _ramp(wood.dark, wood.light))
+
+
+def plain_png(colour: tuple[int, int, int]) -> bytes:
+    """A picture of one colour."""
+    return _indexed_png(np.zeros((8, 8), dtype=np.uint8), [*colour])
 
 
 def floor_png(tile: tuple[int, int, int], other: tuple[int, int, int], joint: tuple[int, int, int]) -> bytes:

@@ -9,6 +9,7 @@ A picture costs many times what physics costs (docs/simulator.md), so only the c
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -26,7 +27,8 @@ from vw2_robot.errors import InputError
 from .actions import parse_action
 from .asked_task import AskedTask
 from .asset_files import find_assets
-from .cameras import CAMERA_NAMES, LENSES, RENDERERS, load_egl, make_camera
+from .backdrop import Backdrop, Layer, hide_all_but, paintable
+from .cameras import CAMERA_NAMES, LENSES, RENDERERS, load_egl, make_cameras, static_camera
 from .choices import check_choice
 from .physics import Physics, SimulationClosedError
 from .robot import ROBOT_OBS_SIZE, Panda
@@ -235,7 +237,12 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
         self.robot = Panda(physics, self.assets_dir / scene_files(self.scene_name).robot)
         # The poses at load time reach later physics through the broad phase: they are the same in every world.
         self.scene = Scene(physics, self.scene_name, self.assets_dir, _generator(LOAD_SEED))
-        self.cameras = {name: make_camera(name, physics, self.robot) for name in CAMERA_NAMES}
+        backdrop = None
+        if self.renderer == "layered":
+            still = paintable(physics, self.scene.still_parts)
+            layer = functools.partial(_still_layer, self.scene_name, self.assets_dir)
+            backdrop = Backdrop(physics, still, layer)
+        self.cameras = make_cameras(physics, self.robot, backdrop)
         self._world = "loaded"
 
     def _build_fresh_world(self) -> None:
@@ -318,3 +325,15 @@ def _read_state(name: str, value: ArrayLike | None) -> NDArray[np.float64] | Non
             f"{state[LIGHTS_IN_SCENE_OBS].tolist()}"
         )
     return state
+
+
+@functools.lru_cache(maxsize=16)
+def _still_layer(scene_name: str, assets_dir: Path) -> Layer:
+    """What the static camera sees of a scene's still parts, drawn in a world of its own, once in a process."""
+    physics = Physics()
+    try:
+        scene = Scene(physics, scene_name, assets_dir, _generator(LOAD_SEED))
+        hide_all_but(physics, paintable(physics, scene.still_parts))
+        return static_camera(physics).draw()
+    finally:
+        physics.close()

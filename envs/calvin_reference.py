@@ -45,7 +45,7 @@ from vw2_robot.errors import InputError, MissingExtraError
 
 from .actions import parse_action
 from .benchmark import MAX_STEPS, CalvinProtocol, check_max_steps
-from .cameras import CAMERA_NAMES, RENDERERS, load_egl
+from .cameras import CAMERA_NAMES, load_egl
 from .instructions import load_sentences
 from .oracle import load_tasks
 from .physics import Physics
@@ -59,6 +59,7 @@ HOW_TO_INSTALL = (
     "git clone https://github.com/mees/calvin_env && git -C calvin_env checkout 797142c && pip install --no-deps -e "
     "calvin_env && pip install pybullet gym==0.26.2 gitpython numpy-quaternion opencv-python-headless scipy"
 )
+RENDERERS = ("tiny", "egl")
 SEED = 0  # of the placements, as in the original's own configuration
 
 

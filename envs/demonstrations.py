@@ -66,6 +66,8 @@ class Recorder:
     depth: bool = False
     bumps: float = 0.0
     """Chance of each step to be the first of a push, see `Bumps`."""
+    mistakes: float = 0.0
+    """Share of recordings that begin where the expert has just tried in vain, see `go_to_start`."""
 
     def record(self, env: CalvinEnv, task: str, *, seed: Sequence[int], pool: Sequence[str] = ()) -> Recording:
         """Record `task`, then `play` - 1 tasks of the pool. The bytes depend on the arguments alone.
@@ -79,7 +81,7 @@ class Recorder:
         while len(failed) < MAX_ATTEMPTS:
             rng = np.random.default_rng([*seed, len(failed)])
             oracle = TaskOracle()
-            start = go_to_start(env, task, oracle, rng)
+            start = go_to_start(env, task, oracle, rng, mistakes=self.mistakes)
             take = _Take(env, oracle, Bumps(self.bumps, rng))
             stuck = self._rehearse(take, task, pool, rng)
             if stuck is None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vw2_robot import __version__
 from vw2_robot.contracts import ACTION_NAMES, Observation, PolicyOutput
@@ -40,16 +41,20 @@ class Demonstrator:
         self._hand: Hand | None = None
         self._skill: Callable[[Hand], Motion] | None = None
         self._motion: Motion | None = None
+        self._error = np.zeros(3)
 
-    def start(self, task: str, env: CalvinEnv, rng: np.random.Generator) -> None:
-        """Take on a task in the present state, with a style drawn from `rng`.
+    def start(
+        self, task: str, env: CalvinEnv, rng: np.random.Generator, *, error: NDArray[np.float64] | None = None
+    ) -> None:
+        """Take on a task in the present state, with a style drawn from `rng`, misjudging all places by `error`, metres.
 
         Raises:
             KeyError: nobody has written a skill for this task; the message lists those that exist.
         """
         if task not in SKILLS:
             raise KeyError(f"no demonstrator for task {task!r}; there is one for {', '.join(sorted(SKILLS))}")
-        self._hand = Hand(observe_world(env), rng, Style.draw(rng))
+        self._error = np.zeros(3) if error is None else error
+        self._hand = Hand(self._look(env), rng, Style.draw(rng))
         self._skill = SKILLS[task]
         self._motion = None
 
@@ -57,13 +62,17 @@ class Demonstrator:
         """Return the next relative action [7], to be executed before the next call."""
         assert self._hand is not None, "act before start"
         assert self._skill is not None, "act before start"
-        self._hand.world = observe_world(env)
+        self._hand.world = self._look(env)
         if self._motion is not None:
             action = next(self._motion, None)
             if action is not None:
                 return action
         self._motion = self._skill(self._hand)  # the plan ended and we are still asked: try again from here
         return next(self._motion, self._hand.rest())
+
+    def _look(self, env: CalvinEnv) -> World:
+        world = observe_world(env)
+        return world.misjudged(self._error) if self._error.any() else world
 
 
 class DemonstratorPolicy:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -94,6 +94,19 @@ class World:
     button: float
     switch: float
     lights: dict[str, bool]
+
+    def misjudged(self, error: NDArray[np.float64]) -> World:
+        """What somebody sees who misjudges where things are by `error`, metres; of the furniture, along x alone."""
+        x = float(error[0])
+        blocks = {colour: replace(block, position=block.position + error) for colour, block in self.blocks.items()}
+        fixtures = replace(
+            self.fixtures,
+            button=(self.fixtures.button[0] + x, self.fixtures.button[1] + float(error[1])),
+            switch_x=self.fixtures.switch_x + x,
+            slide_handle_x=self.fixtures.slide_handle_x + x,
+            drawer_x=self.fixtures.drawer_x + x,
+        )
+        return replace(self, blocks=blocks, fixtures=fixtures)
 
     def near_hand(self, distance: float) -> list[Block]:
         """Return the blocks whose centre is within `distance` metres of the tool."""

@@ -48,7 +48,7 @@ from .start_states import PAUSE_STEPS
 
 SPLITS: tuple[CalvinSplit, ...] = ("training", "validation")
 CALVIN_TARGET, KUKA_TARGET = "vw2_robot.envs.benchmark.CalvinBenchmark", "vw2_robot.envs.kuka.kuka_episodes"
-WORLD_DEFAULTS = {"scene": "D", "assets": "builtin", "renderer": "tiny"}
+WORLD_DEFAULTS = {"scene": "D", "assets": "builtin", "renderer": "layered"}
 WORLDS = {CALVIN_TARGET: "calvin", KUKA_TARGET: "kuka"}
 KUKA_VALIDATION_START = 1_000_000
 """Index of the first validation episode in the Kuka world, far behind any training episode."""
@@ -81,6 +81,8 @@ class RecordConfig:
     """longest labelled window in time steps, 64 in the published data sets; null: the whole demonstration"""
     bumps: float = 0.0
     """chance of each step to be the first of a push against the arm; `commanded_actions` stay those of the expert"""
+    mistakes: float = 0.0
+    """share of recordings that begin where the expert has just tried in vain, misjudging where things are"""
     wrist_camera: bool = False
     depth: bool = False
     """depth in metres of every camera; only in the CALVIN format"""
@@ -100,8 +102,9 @@ class RecordConfig:
                 f"episodes={self.episodes}, validation_episodes={self.validation_episodes}: the seven-digit frame"
                 f" numbers of the CALVIN format have room for {most} recordings of {self.spacing}; use several folders"
             )
-        if not 0 <= self.bumps < 1:
-            raise ValueError(f"bumps={self.bumps}, expected a chance from 0 to below 1")
+        for name in ("bumps", "mistakes"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}, expected a chance from 0 to below 1")
         if not 0 <= self.compress_level <= 9:
             raise ValueError(f"compress_level={self.compress_level}, expected 0 to 9")
         if self.env.get("_target_") not in WORLDS:
@@ -114,8 +117,10 @@ class RecordConfig:
             )
         if self.depth and self.format != "calvin":
             raise ValueError(f"format={self.format} holds no depth; leave out depth=true or choose format=calvin")
-        if self.world != "calvin" and (self.play > 1 or self.max_window is not None or self.bumps > 0):
-            raise ValueError(f"the {self.world} world knows no play, no max_window and no bumps; leave them out")
+        if self.world != "calvin" and (
+            self.play > 1 or self.max_window is not None or self.bumps > 0 or self.mistakes > 0
+        ):
+            raise ValueError(f"the {self.world} world knows no play, max_window, bumps or mistakes; leave them out")
 
     @property
     def world(self) -> str:
@@ -265,6 +270,7 @@ class CalvinSource:
             wrist_camera=config.wrist_camera,
             depth=config.depth,
             bumps=config.bumps,
+            mistakes=config.mistakes,
         )
 
     def make(self, split: int, number: int) -> Recording:

@@ -160,7 +160,9 @@ class Scene:
         self._button_state = 0
         self._button_was_pressed = False
         self._switch_state = 0
-        physics.loadURDF(str(root / files.plane))
+        plane: int = physics.loadURDF(str(root / files.plane))
+        self.still_parts = ((plane, -1), (self.table_uid, -1), (self.table_uid, self.links["plank_link"]))
+        """Body and link of what nothing moves or repaints."""
 
     def reset_to(self, scene_obs: NDArray[np.float64]) -> None:
         """Set everything to `scene_obs` [24]: doors, lights, button, switch, blocks, in this order."""

@@ -30,6 +30,10 @@ BETWEEN_STEPS = 120
 """Steps that the task before may take."""
 PAUSE_STEPS = (0, 12)
 """After a task the expert goes on for fewer than 12 steps, or not at all as in the protocol, before the next."""
+MISTAKE_M = (0.06, 0.04, 0.02)
+"""Largest error of a mistake along x, y and z."""
+MISTAKE_STEPS = (10, 60)
+"""A mistake takes at least 10 and fewer than 60 steps."""
 MAX_STARTS = 1000
 """Draws of a start; in scene B few place a block before the drawer."""
 BLOCK_GAP_M = 0.12
@@ -58,8 +62,14 @@ class Start:
             env.step_physics(action)
 
 
-def go_to_start(env: CalvinEnv, task: str, oracle: TaskOracle, rng: np.random.Generator) -> Start:
+def go_to_start(
+    env: CalvinEnv, task: str, oracle: TaskOracle, rng: np.random.Generator, *, mistakes: float = 0.0
+) -> Start:
     """Bring the world into a state in which `task` can be done.
+
+    A share `mistakes` of the starts lies behind an attempt at the task with a wrong idea of where things are: the hand
+    beside the handle, fingers closed on nothing. Whoever learns from demonstrations gets there by itself, and must have
+    seen how one goes on.
 
     Raises:
         InputError: no such state was found in `MAX_STARTS` draws.
@@ -71,7 +81,11 @@ def go_to_start(env: CalvinEnv, task: str, oracle: TaskOracle, rng: np.random.Ge
             scatter_blocks(scene_obs, env.scene_name, rng)
         env.reset_physics(robot_obs=robot_obs, scene_obs=scene_obs)
         actions = _do_before(env, task, oracle, rng)
-        if actions is not None and feasible(task, observe_world(env)):
+        if actions is None or not feasible(task, observe_world(env)):
+            continue
+        if mistakes > 0 and rng.random() < mistakes:
+            actions += _try_in_vain(env, task, rng)
+        if feasible(task, observe_world(env)):
             return Start(robot_obs, scene_obs, tuple(actions))
     raise InputError(f"no start state for {task} found in scene {env.scene_name} in {MAX_STARTS} draws")
 
@@ -129,6 +143,17 @@ def _do_before(env: CalvinEnv, task: str, oracle: TaskOracle, rng: np.random.Gen
         if done is None:
             return None
         actions += done
+    return actions
+
+
+def _try_in_vain(env: CalvinEnv, task: str, rng: np.random.Generator) -> list[Action]:
+    """Try a task for a while, misjudging where things are."""
+    expert = Demonstrator()
+    expert.start(task, env, rng, error=rng.uniform(-1.0, 1.0, size=3) * MISTAKE_M)
+    actions: list[Action] = []
+    for _ in range(int(rng.integers(*MISTAKE_STEPS))):
+        actions.append(expert.act(env))
+        env.step_physics(actions[-1])
     return actions
 
 

@@ -13,6 +13,7 @@ from vw2_robot.data.calvin import CalvinDataset
 from vw2_robot.envs import record as program
 from vw2_robot.envs.calvin import CalvinEnv
 from vw2_robot.envs.demonstrations import Recorder, expand_tasks
+from vw2_robot.envs.demonstrator import observe_world
 from vw2_robot.envs.instructions import load_instructions
 from vw2_robot.envs.motion import BUMP_SIZE, BUMP_STEPS, BUMP_TWIST, Bumps
 from vw2_robot.envs.oracle import TaskOracle
@@ -135,6 +136,33 @@ def test_a_recording_with_bumps_shows_pushes_and_keeps_what_the_expert_wanted():
 
     assert astray(made) > 0.006
     assert astray(made) > 2 * astray(plain)
+
+
+def test_a_mistake_comes_before_the_window_and_leads_to_another_start():
+    env = CalvinEnv(cameras=(), reset_mode="exact")
+    hands = {}
+    for mistakes in (0.0, 0.999):
+        recorder = Recorder(mistakes=mistakes)
+        made = [recorder.record(env, "lift_red_block_table", seed=(0, 0, k)) for k in range(4)]
+        assert all(one.labels[0].task == "lift_red_block_table" and one.labels[0].start == 0 for one in made)
+        first = [one.arrays[name][0] for one in made for name in ("robot_obs", "scene_obs")]
+        hands[mistakes] = [float(np.linalg.norm(first[i][:3] - first[i + 1][6:9])) for i in range(0, 8, 2)]
+    env.close()
+    assert np.median(hands[0.999]) < 0.12 < np.median(hands[0.0])  # the hand stands beside the block that it missed
+
+
+def test_a_misjudged_world_is_shifted_and_nothing_else():
+    env = CalvinEnv(cameras=(), reset_mode="exact")
+    world = observe_world(env)
+    env.close()
+    error = np.array([0.03, -0.02, 0.01])
+    wrong = world.misjudged(error)
+    for colour, block in world.blocks.items():
+        np.testing.assert_allclose(wrong.blocks[colour].position, block.position + error)
+    assert wrong.fixtures.drawer_x == pytest.approx(world.fixtures.drawer_x + 0.03)
+    assert wrong.fixtures.button == pytest.approx((world.fixtures.button[0] + 0.03, world.fixtures.button[1] - 0.02))
+    np.testing.assert_array_equal(wrong.tcp, world.tcp)
+    assert (wrong.slide, wrong.drawer, wrong.lights) == (world.slide, world.drawer, world.lights)
 
 
 def _neutral():

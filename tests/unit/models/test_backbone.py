@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from envs.instructions import load_sentences
+from vw2_robot.envs.instructions import load_sentences
 from vw2_robot.models.backbone import Backbone, BackboneConfig
 from vw2_robot.models.fsq import FSQ
 from vw2_robot.models.vocabulary import (
