@@ -32,7 +32,7 @@ def test_the_config_builds_the_published_benchmark() -> None:
     assert built.max_steps == 360
     assert built.control_hz == 30
     settings = {key: built.metadata[key] for key in ("scene", "assets", "renderer", "reset_mode")}
-    assert settings == {"scene": "D", "assets": "builtin", "renderer": "tiny", "reset_mode": "exact"}
+    assert settings == {"scene": "D", "assets": "builtin", "renderer": "layered", "reset_mode": "exact"}
     assert set(built.metadata["versions"]) == {"vw2_robot", "pybullet", "gymnasium", "numpy"}
     built.close()
 

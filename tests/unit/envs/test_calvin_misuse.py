@@ -35,7 +35,7 @@ def env() -> Iterator[CalvinEnv]:
         ({"scene": "d"}, r"unknown scene 'd'; known: A, B, C, D \(did you mean D\?\)"),
         ({"scene": None}, "unknown scene None; known: A, B, C, D"),
         ({"scene": ["D"]}, r"unknown scene \['D'\]; known"),
-        ({"renderer": "Tiny"}, r"unknown renderer 'Tiny'; known: tiny, egl \(did you mean tiny\?\)"),
+        ({"renderer": "Tiny"}, r"unknown renderer 'Tiny'; known: tiny, layered, egl \(did you mean tiny\?\)"),
         ({"cameras": ("grippr",)}, r"unknown camera 'grippr'; known: static, gripper \(did you mean gripper\?\)"),
         ({"cameras": None}, r"cameras: expected some of static, gripper, or \(\) for none, found None"),
         ({"cameras": 2}, "cameras: expected some of static, gripper"),

@@ -20,7 +20,7 @@ from vw2_robot.errors import InputError
 pytestmark = pytest.mark.sim
 
 STARTS = 3
-STEPS = 128
+STEPS = 200
 
 
 @pytest.fixture(scope="module")
