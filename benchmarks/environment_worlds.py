@@ -120,7 +120,7 @@ class Ours:
 
     def __init__(self, walk: Walk, assets: str) -> None:
         self._walk = walk
-        self.benchmark = CalvinBenchmark(scene=walk.scene, assets=assets)
+        self.benchmark = CalvinBenchmark(scene=walk.scene, assets=assets, renderer="tiny")
         self.env = self.benchmark.env
         self.states: list[str] = []
         self.pictures: dict[int, str] = {}

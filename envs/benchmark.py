@@ -133,7 +133,7 @@ class CalvinBenchmark(CalvinProtocol):
         *,
         scene: str = "D",
         assets: str = "builtin",
-        renderer: str = "tiny",
+        renderer: str = "layered",
         reset_mode: str = "exact",
         max_steps: int = MAX_STEPS,
         sentences: str = "validation",

@@ -82,7 +82,7 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
         *,
         scene: str = "D",
         assets: str | Path = "builtin",
-        renderer: str = "tiny",
+        renderer: str = "layered",
         cameras: Sequence[str] = ("static",),
         reset_mode: str = "exact",
         render_mode: str | None = None,

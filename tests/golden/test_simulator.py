@@ -57,7 +57,7 @@ def load(folder: Path, name: str) -> Recording:
 
 
 def make(recording: Recording, assets: Path, **options: Any) -> CalvinEnv:
-    return CalvinEnv(scene=str(recording["scene"]), assets=assets, cameras=(), **options)
+    return CalvinEnv(scene=str(recording["scene"]), assets=assets, cameras=(), renderer="tiny", **options)
 
 
 def start(env: CalvinEnv, recording: Recording) -> None:
@@ -231,7 +231,13 @@ def test_default_resets_place_the_blocks_as_recorded(
     number: int, agreement: Any, golden_dir: Path, reference_assets: Path
 ) -> None:
     recording = load(golden_dir, "default_resets")
-    env = CalvinEnv(scene=str(recording["scenes"][number]), assets=reference_assets, cameras=(), reset_mode="legacy")
+    env = CalvinEnv(
+        scene=str(recording["scenes"][number]),
+        assets=reference_assets,
+        cameras=(),
+        renderer="tiny",
+        reset_mode="legacy",
+    )
     infos = [env.reset(seed=0 if reset == 0 else None)[1] for reset in range(6)]
     env.close()
     states = {key: np.array([info[key] for info in infos]) for key in ("robot_obs", "scene_obs")}
@@ -245,7 +251,7 @@ def test_a_benchmark_step_says_done_in_the_recorded_row(
     recording = load(golden_dir, "D_drawer_button")
     task = "open_drawer"
     done = recording["tasks"][0, :, recording["task_names"].tolist().index(task)]
-    benchmark = CalvinBenchmark(assets=str(reference_assets))
+    benchmark = CalvinBenchmark(assets=str(reference_assets), renderer="tiny")
     start(benchmark.env, recording)
     benchmark.begin(task)
     row = next(row for row, action in enumerate(recording["actions"], 1) if benchmark.step(action))
@@ -256,7 +262,7 @@ def test_a_benchmark_step_says_done_in_the_recorded_row(
 @pytest.mark.parametrize("number", range(4), ids=list("ABCD"))
 def test_each_scene_looks_as_recorded(number: int, agreement: Any, golden_dir: Path, reference_assets: Path) -> None:
     recording = load(golden_dir, "renderers")
-    env = CalvinEnv(scene=str(recording["scenes"][number]), assets=reference_assets, cameras=())
+    env = CalvinEnv(scene=str(recording["scenes"][number]), assets=reference_assets, cameras=(), renderer="tiny")
     env.reset_physics(robot_obs=recording["reset_robot_obs"], scene_obs=recording["reset_scene_obs"][number])
     for camera in ("static", "gripper"):
         rgb, depth = env.render_depth(camera)

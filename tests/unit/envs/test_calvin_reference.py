@@ -157,7 +157,7 @@ def test_the_original_and_ours_give_the_same_bits_and_verdicts(name: str, shared
     recording = load(shared_dir, name)
     scene, task = str(recording["scene"]), "open_drawer"
     reference = CalvinReference(scene=scene)
-    ours = CalvinBenchmark(scene=scene, assets=str(find_checkout() / "data"))
+    ours = CalvinBenchmark(scene=scene, assets=str(find_checkout() / "data"), renderer="tiny")
     for world in (reference.env, ours.env):
         world.reset_physics(robot_obs=recording["reset_robot_obs"], scene_obs=recording["reset_scene_obs"])
     happened = recording["tasks"][0].any(axis=0)

@@ -22,7 +22,7 @@ from vw2_robot.errors import InputError
 
 pytestmark = pytest.mark.sim
 
-ENV = {"_target_": program.CALVIN_TARGET, "scene": "D", "assets": "builtin", "renderer": "tiny"}
+ENV = {"_target_": program.CALVIN_TARGET, "scene": "D", "assets": "builtin", "renderer": "layered"}
 TASKS = ["turn_on_led", "open_drawer", "turn_off_led"]
 
 
