@@ -4,8 +4,9 @@ Floor and table fill most of the static camera's picture and never change, while
 pixel of every triangle. So they are drawn once, by a simulation that holds nothing else, and hidden in all others; a
 picture is what moves, laid over that wherever it is nearer. The software renderer draws no shadows, so this is the
 whole picture but for pixels where something that moves touches something that does not: there the depth that PyBullet
-gives, rounded to a tenth of a millimetre, does not tell which of the two the renderer would have chosen. One picture in
-ten has such a pixel, seldom two (tests/unit/envs/test_backdrop.py). Equal worlds give equal pictures, as always.
+gives, rounded to a tenth of a millimetre, does not tell which of the two the renderer would have chosen. At most two
+pixels of a picture are such, often one where the button meets its collar (tests/unit/envs/test_backdrop.py). Equal
+worlds give equal pictures, as always.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The two cameras of CALVIN and the renderers that can draw for them (specification, section 9).
 
 `tiny` is PyBullet's software renderer: it needs nothing and is reproducible to the bit. `layered`, the default, is the
-same with what never moves drawn once (backdrop.py): twice as fast, and the same picture but for a pixel now and then.
+same with what never moves drawn once (backdrop.py): twice as fast, and the same picture but for a pixel or two.
 `egl` is OpenGL without a window, as used for the published data set; its pictures have shadows, depend on the driver,
 and differ from `tiny` by about 20 grey levels. Which one draws is said beside every result; none stands in for another.
 """
