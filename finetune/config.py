@@ -26,6 +26,8 @@ class CalvinData:
     """share of whole trajectories that never train"""
     validation_split: Literal["training", "validation"] | None = None
     """hold out this split of the data set instead of a share of `split`"""
+    frames: str | None = None
+    """folder where the decoded pictures are kept, for all runs that are given it; null: the run's own"""
 
     def __post_init__(self) -> None:
         if self.validation_split == self.split:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,20 +48,21 @@ def open_material(config: Finetune, start: StartingPoint, run: Run, device: torc
         InputError: the policy cannot act as often as it shall look, or the data do not fit.
     """
     _check_horizon(config, start)
-    seen = _pictures(CalvinDataset(config.data.path, config.data.split), start, run.path, "frames")
+    folder = run.path / "frames" if config.data.frames is None else Path(config.data.frames)
+    seen = _pictures(CalvinDataset(config.data.path, config.data.split), start, folder)
     split = _split(config, seen)
     write_labels(run.path / "labels.json", split.labels)
     train = _labelled(config, start, seen, split.train, statistics=None)
     other, held = seen, split.validation
     if config.data.validation_split is not None:
-        other = _pictures(CalvinDataset(config.data.path, config.data.validation_split), start, run.path, "held_out")
+        other = _pictures(CalvinDataset(config.data.path, config.data.validation_split), start, folder)
         held = tuple(range(len(other.dataset)))
     held_out = _labelled(config, start, other, held, statistics=train.statistics)
     run.say(
         f"{len(split.train)} labelled trajectories of {split.labels.total} ({len(train)} windows), "
         f"{len(held)} held out; actions of the others stay unread"
     )
-    unlabelled = _unlabelled(config, start, run, seen, split.unlabelled)
+    unlabelled = _unlabelled(config, start, run, folder, seen, split.unlabelled)
     if start.dldm is not None:
         start.dldm.to(device).eval()
         labelled = [train, held_out] if config.code_source != "none" else []
@@ -87,14 +90,22 @@ def _check_horizon(config: Finetune, start: StartingPoint) -> None:
         )
 
 
-def _pictures(dataset: CalvinDataset, start: StartingPoint, folder: Path, name: str) -> Pictures:
+def _pictures(dataset: CalvinDataset, start: StartingPoint, folder: Path) -> Pictures:
     """Cache the pictures straight from the data set in each size, as the agent resizes what it is shown."""
-    height, width = start.frame_size
     px = start.policy.config.image_px
-    frames = cache_calvin(dataset, folder / name, height=height, width=width)
-    if (height, width) == (px, px):
-        return Pictures(dataset, frames, frames)
-    return Pictures(dataset, frames, cache_calvin(dataset, folder / f"{name}_policy", height=px, width=px))
+    frames = _cached(dataset, folder, start.frame_size)
+    return Pictures(dataset, frames, frames if start.frame_size == (px, px) else _cached(dataset, folder, (px, px)))
+
+
+def _cached(dataset: CalvinDataset, folder: Path, size: tuple[int, int]) -> FrameCache:
+    """The pictures of a data set in one size; where another run is making them now, wait until it is done."""
+    height, width = size
+    which = hashlib.sha256(str(dataset.path.resolve()).encode()).hexdigest()[:8]  # folders may have equal names
+    out = folder / f"{dataset.path.name}_{which}_{dataset.split}_{height}x{width}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with out.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel lets go of it when a run is killed
+        return cache_calvin(dataset, out, height=height, width=width)
 
 
 def _labelled(
@@ -118,7 +129,7 @@ def _labelled(
 
 
 def _unlabelled(
-    config: Finetune, start: StartingPoint, run: Run, seen: Pictures, rest: tuple[int, ...]
+    config: Finetune, start: StartingPoint, run: Run, folder: Path, seen: Pictures, rest: tuple[int, ...]
 ) -> VideoWindows | None:
     """Windows for the code loss alone, one every latent step; None where it is off or there is no such video."""
     settings = config.unlabelled
@@ -126,7 +137,7 @@ def _unlabelled(
         return None
     if settings.path is not None:
         dataset = CalvinDataset(settings.path, config.data.split)
-        seen = _pictures(dataset, start, run.path, "unlabelled")
+        seen = _pictures(dataset, start, folder)
         rest = tuple(range(len(dataset)))
     if not rest:
         run.say("unlabelled.weight is set, but every trajectory is labelled; give unlabelled.path for more video")

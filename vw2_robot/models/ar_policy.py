@@ -47,6 +47,8 @@ class PolicyConfig:
     """the square image side that the policy sees"""
     image_widths: tuple[int, ...] = (32, 64, 128, 128)
     """pixels: channels of the convolutions, multiples of 8; each halves the side, the last grid is the image tokens"""
+    image_block: int = 1
+    """pixels: side of the square of pixels that is one place before the first convolution"""
     image_grid: int = 4
     """features: the feature map is pooled to a grid of this side"""
     image_patch: int = 8
@@ -60,10 +62,11 @@ class PolicyConfig:
     """the loss compares latent tokens with one another; false: with the whole vocabulary"""
 
     def __post_init__(self) -> None:
-        if self.image == "pixels" and self.image_px % 2 ** len(self.image_widths):
+        smallest = self.image_block * 2 ** len(self.image_widths)
+        if self.image == "pixels" and (self.image_block < 1 or self.image_px % smallest):
             raise ValueError(
-                f"policy.image_px must be a multiple of {2 ** len(self.image_widths)} "
-                f"({len(self.image_widths)} halvings), found {self.image_px}"
+                f"policy.image_px must be a multiple of {smallest} (blocks of {self.image_block}, "
+                f"{len(self.image_widths)} halvings), found {self.image_px}"
             )
         if not self.image_widths or any(width < 1 or width % NORM_GROUPS for width in self.image_widths):
             raise ValueError(f"policy.image_widths must be multiples of {NORM_GROUPS}, found {self.image_widths}")
@@ -122,7 +125,7 @@ class LatentPolicy(nn.Module):
     def _soft_tokens(self, dldm: DLDM | None) -> PixelTokens | FeatureTokens:
         config, width = self.config, self.backbone.width
         if config.image == "pixels":
-            return PixelTokens(config.image_px, config.image_widths, width)
+            return PixelTokens(config.image_px, config.image_widths, width, block=config.image_block)
         if dldm is None:
             raise InputError("policy.image=features reads the encoder of a dLDM, and there is none; use image=pixels")
         return FeatureTokens(dldm, grid=config.image_grid, width=width)
@@ -176,13 +179,17 @@ class LatentPolicy(nn.Module):
         device = image.device
         before = torch.tensor(rows, device=device)
         after = torch.tensor([[special["</img>"], special["<lat>"]]] * len(rows), device=device)
-        inputs, pictures = self._around_picture(before, image, after)
+        inputs, pictures = self._around_picture(before, image, after, texts)
         padding = torch.tensor([longest - len(text) for text in texts], device=device)
         mask = torch.arange(inputs.shape[1], device=device)[None] >= padding[:, None]
         return Prompt(inputs, mask, (mask.long().cumsum(1) - 1).clamp(min=0), pictures, words)
 
     def _around_picture(
-        self, before: Int[Tensor, "B a"], image: Float[Tensor, "B 3 H W"], after: Int[Tensor, "B b"]
+        self,
+        before: Int[Tensor, "B a"],
+        image: Float[Tensor, "B 3 H W"],
+        after: Int[Tensor, "B b"],
+        texts: Sequence[Sequence[int]],
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
         """Tokens, picture, tokens: as embeddings, or as ids beside picture tensors for a model with eyes."""
         backbone = self.backbone
@@ -192,11 +199,23 @@ class LatentPolicy(nn.Module):
             count = backbone.pictures.count(backbone.model, pictures)
             places = before.new_full((len(before), count), backbone.pictures.token)
             return torch.cat([before, places, after], dim=1), pictures
-        seen = self.image(image)
-        if isinstance(self.image, DiscreteTokens):
+        if isinstance(self.image, PixelTokens):
+            seen = self.image(image, self._mean_words(texts, image.device))
+        elif isinstance(self.image, DiscreteTokens):
             assert backbone.vocabulary.image is not None
-            seen = backbone.embed(seen + backbone.vocabulary.image[0])
+            seen = backbone.embed(self.image(image) + backbone.vocabulary.image[0])
+        else:
+            seen = self.image(image)
         return torch.cat([backbone.embed(before), seen, backbone.embed(after)], dim=1), None
+
+    def _mean_words(self, texts: Sequence[Sequence[int]], device: torch.device) -> Float[Tensor, "B D"]:
+        """Mean embedding of the instruction's tokens; of `<instr>` where there are none."""
+        texts = [text or [self.backbone.vocabulary.special["<instr>"]] for text in texts]
+        counts = torch.tensor([len(text) for text in texts], device=device)
+        embedded = self.backbone.embed(torch.tensor([token for text in texts for token in text], device=device))
+        samples = torch.repeat_interleave(counts)
+        total = embedded.new_zeros(len(texts), embedded.shape[1]).index_add(0, samples, embedded)
+        return total / counts[:, None]
 
     def states(self, prompt: Prompt, codes: Int[Tensor, "B H N"]) -> Float[Tensor, "B H N D"]:
         """Teacher-forced states that predict each code; the last code itself is never fed."""

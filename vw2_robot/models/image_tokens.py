@@ -2,7 +2,7 @@
 
 Place in the flow: under `ar_policy.py`. Method specification 2.4, `image: pixels | features | discrete`:
 
-    PixelTokens      a small convolution stack, trained with the policy                          soft tokens
+    PixelTokens      a small convolution stack that knows the instruction, trained with the policy    soft tokens
     FeatureTokens    f_0 of the frozen dLDM encoder, pooled to a grid; a linear map is trained    soft tokens
     DiscreteTokens   a fixed DCT of every patch, quantised by FSQ; nothing is trained            token ids
 
@@ -32,31 +32,58 @@ DISCRETE_LEVELS = (8, 5, 5, 5, 5)
 DISCRETE_SCALE = (0.6, 0.25, 0.25, 0.2, 0.2)
 
 
+class Halving(nn.Module):
+    """Convolution to half the side, group norm, channels scaled and shifted by the instruction (FiLM), SiLU."""
+
+    def __init__(self, channels: int, out: int, width: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(channels, out, 3, stride=2, padding=1)
+        self.norm = nn.GroupNorm(NORM_GROUPS, out)
+        self.film = nn.Linear(width, 2 * out)
+        nn.init.zeros_(self.film.weight)
+        nn.init.zeros_(self.film.bias)
+
+    def forward(self, x: Float[Tensor, "B c H W"], asked: Float[Tensor, "B D"]) -> Float[Tensor, "B C h w"]:
+        """Begins as if there were no instruction."""
+        scale, shift = self.film(asked)[..., None, None].chunk(2, dim=1)
+        return F.silu(self.norm(self.convolution(x)) * (1 + scale) + shift)
+
+
 class PixelTokens(nn.Module):
-    """Picture -> a grid of soft tokens by strided convolutions.
+    """Picture -> a grid of soft tokens by strided convolutions that see where they are and know what is asked for.
+
+    A grid this coarse cannot name a block's place to a pixel unless the convolutions before it choose what to look
+    for: they read the coordinates of every pixel beside its colours, and the instruction modulates their channels.
 
     Args:
         side: of the square picture, in pixels.
         widths: channels of the convolutions, each of which halves the side.
         width: D.
+        block: side of the square of pixels that is one place before the first convolution.
     """
 
-    def __init__(self, side: int, widths: tuple[int, ...], width: int) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        channels = 3
-        for out in widths:
-            layers += [nn.Conv2d(channels, out, 3, stride=2, padding=1), nn.GroupNorm(NORM_GROUPS, out), nn.SiLU()]
-            channels = out
-        self.count = (side // 2 ** len(widths)) ** 2
-        self.convolutions = nn.Sequential(*layers)
-        self.project = nn.Linear(channels, width)
-        self.position = nn.Parameter(torch.randn(self.count, width) * 0.02)
+    where: Tensor
 
-    def forward(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B n D"]:
-        """Pixels in [-1, 1]."""
-        grid = rearrange(self.convolutions(image), "b c h w -> b (h w) c")
-        out: Tensor = self.project(grid) + self.position
+    def __init__(self, side: int, widths: tuple[int, ...], width: int, *, block: int) -> None:
+        super().__init__()
+        self.block = block
+        self.count = (side // block // 2 ** len(widths)) ** 2
+        self.asked = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU())
+        self.halvings = nn.ModuleList(
+            Halving(channels, out, width) for channels, out in zip((5 * block**2, *widths), widths, strict=False)
+        )
+        self.project = nn.Linear(widths[-1], width)
+        self.position = nn.Parameter(torch.randn(self.count, width) * 0.02)
+        ramp = torch.linspace(-1, 1, side)
+        self.register_buffer("where", torch.stack(torch.meshgrid(ramp, ramp, indexing="ij")), persistent=False)
+
+    def forward(self, image: Float[Tensor, "B 3 H W"], words: Float[Tensor, "B D"]) -> Float[Tensor, "B n D"]:
+        """Pixels in [-1, 1]; `words` is the mean embedding of the instruction's tokens."""
+        asked = self.asked(words)
+        x = F.pixel_unshuffle(torch.cat([image, self.where.expand(len(image), -1, -1, -1)], dim=1), self.block)
+        for halving in self.halvings:
+            x = halving(x, asked)
+        out: Tensor = self.project(rearrange(x, "b c h w -> b (h w) c")) + self.position
         return out
 
 

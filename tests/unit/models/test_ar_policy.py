@@ -32,7 +32,8 @@ def test_prompt_is_laid_out_as_documented():
     image = pictures(2)
     prompt = policy.prompt(["ab", "c"], image)
     special, tokenizer = policy.backbone.vocabulary.special, policy.backbone.tokenizer
-    soft = policy.image(image)
+    words = policy.backbone.embed(torch.tensor([[ord("a"), ord("b")], [ord("c")] * 2])).mean(1)
+    soft = policy.image(image, words)
     assert prompt.inputs.shape == (2, 2 + 2 + 2 + 4 + 2, 32)
 
     def row(*tokens):

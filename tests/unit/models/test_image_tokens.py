@@ -12,7 +12,7 @@ from vw2_robot.models.backbone import BackboneConfig
 from vw2_robot.models.causal_video import LevelConfig, StemConfig
 from vw2_robot.models.dldm import DLDM
 from vw2_robot.models.dldm_config import DLDMConfig
-from vw2_robot.models.image_tokens import DISCRETE_LEVELS, DiscreteTokens, FeatureTokens
+from vw2_robot.models.image_tokens import DISCRETE_LEVELS, DiscreteTokens, FeatureTokens, PixelTokens
 from vw2_robot.optim import OptimConfig, build_optimizer
 
 DLDM_CONFIG = DLDMConfig(
@@ -66,6 +66,49 @@ def test_every_way_fills_its_places_between_img_tokens_and_matters(image, count)
     assert torch.equal(prompt.inputs[:, same], other.inputs[:, same])
     states = [policy.states(p, torch.zeros(2, 1, 4).long()) for p in (prompt, other)]
     assert not torch.equal(*states)
+
+
+def test_an_untrained_policy_sees_the_same_picture_whatever_is_asked_and_learns_to_choose():
+    policy = build("pixels")
+    one = pictures(1).expand(2, -1, -1, -1)
+    picture = slice(-6, -2)
+    before = policy.prompt(WORDS, one).inputs[:, picture]
+    assert torch.equal(before[0], before[1])
+    train_once(policy)
+    after = policy.prompt(WORDS, one).inputs[:, picture]
+    assert not torch.allclose(after[0], after[1])
+
+
+def test_an_instruction_is_asked_for_alike_alone_and_in_a_batch():
+    policy = build("pixels")
+    train_once(policy)
+    words = [*WORDS, ""]
+    image = pictures(3)
+    together = policy.prompt(words, image).inputs[:, -6:-2]
+    alone = [policy.prompt([text], image[i : i + 1]).inputs[0, -6:-2] for i, text in enumerate(words)]
+    torch.testing.assert_close(together, torch.stack(alone), atol=1e-6, rtol=1e-5)
+
+
+def test_blocks_of_pixels_make_the_grid_coarser_and_lose_no_pixel():
+    torch.manual_seed(0)
+    module = PixelTokens(16, (8, 16), 5, block=2)
+    assert module.count == 4
+    words = torch.zeros(1, 5)
+    image = torch.zeros(1, 3, 16, 16, requires_grad=True)
+    module(image, words).square().sum().backward()
+    assert image.grad.abs().sum(1).gt(0).all()
+    with pytest.raises(ValueError, match=r"multiple of 16 \(blocks of 2, 3 halvings\), found 24"):
+        replace(TINY, image_block=2, image_px=24)
+
+
+def test_equal_things_at_two_places_look_different():
+    torch.manual_seed(0)
+    module = PixelTokens(64, (8, 16), 5, block=1)
+    with torch.no_grad():
+        module.position.zero_()
+    grid = module(torch.zeros(1, 3, 64, 64), torch.zeros(1, 5))[0].view(16, 16, 5)
+    assert not torch.allclose(grid[8, 4], grid[8, 11], atol=1e-3)  # far from the edges, which differ anyway
+    assert not torch.allclose(grid[4, 8], grid[11, 8], atol=1e-3)
 
 
 def test_features_are_the_pooled_first_feature_of_the_dldm():
