@@ -4,8 +4,10 @@
 relative actions, one per control step, with a seeded human touch: every demonstration has its own speed, its own small
 tremor and its own detours. Skills (`skills.py`) are generators built from these motions; nothing here knows a task.
 
-Relative actions accumulate on a *stored* target pose, not on the measured one (quirk Q2), so the hand steers the target
-and watches the tool follow. A blocked arm would let the target run away; `LEAD_M` bounds how far it may go ahead.
+Relative actions accumulate on a *stored* target pose, not on the measured one (quirk Q2). The hand nevertheless
+commands what the *measured* pose asks for: where the stored target stands cannot be seen in a picture, so whoever
+learns from pictures could not tell "wait, the target is there already" from "go on". A blocked arm lets the target run
+away; `LEAD_M` bounds how far it may go ahead.
 """
 
 from __future__ import annotations
@@ -26,6 +28,11 @@ Motion = Iterator[Action]
 OPEN, CLOSE = 1.0, -1.0
 LEAD_M = 0.09
 """The stored target stays within this distance of the tool; in free motion at full speed the arm trails by 0.04 m."""
+LEAD_RAD = 0.4
+"""The same for each angle."""
+APPROACH = 0.25
+"""Share of the way that is left, commanded in one step. The arm trails its target by two steps' way, so 1/8 would be
+critically damped; 1/4 overshoots by some percent and is there sooner."""
 DOWN_ROLL = math.pi
 """First Euler angle of a hand that points straight down."""
 YAW_CENTRE = 2.05
@@ -260,16 +267,19 @@ class Hand:
         return np.asarray(position) + self.rng.normal(scale=max(self.style.detour_m, 1e-9), size=3)
 
     def _towards(self, goal: NDArray[np.float64], angles: NDArray[np.float64], speed: float) -> Action:
-        step_m = POSITION_UNIT_M * self.style.speed * speed
-        ahead = goal - self.world.tcp
-        reach = float(np.linalg.norm(ahead))
-        leash = self.world.tcp + ahead * min(1.0, LEAD_M / max(reach, 1e-9))
-        offset = leash - self.world.target
-        length = float(np.linalg.norm(offset))
-        move = offset * min(1.0, step_m / max(length, 1e-9))
-        turn = wrap(angles - self.world.target_euler)
-        turn[2] = angles[2] - self.world.target_euler[2]
-        return self._action(move, np.clip(turn, -ROTATION_UNIT_RAD, ROTATION_UNIT_RAD))
+        """A step of a proportional controller on the measured pose, at most at the demonstrator's speed."""
+        world = self.world
+        move = APPROACH * (goal - world.tcp)
+        length = float(np.linalg.norm(move))
+        move *= min(1.0, POSITION_UNIT_M * self.style.speed * speed / max(length, 1e-9))
+        lead = world.target + move - world.tcp
+        lead *= min(1.0, LEAD_M / max(float(np.linalg.norm(lead)), 1e-9))
+        ahead = wrap(world.target_euler - world.euler)
+        short = wrap(angles - world.target_euler)
+        short[2] = angles[2] - world.target_euler[2]  # the wrist has limits, so not the short way round
+        turn = np.clip(APPROACH * (short + ahead), -ROTATION_UNIT_RAD, ROTATION_UNIT_RAD)
+        turn = np.clip(ahead + turn, -LEAD_RAD, LEAD_RAD) - ahead
+        return self._action(world.tcp + lead - world.target, turn)
 
     def _action(self, move: NDArray[np.float64], turn: NDArray[np.float64]) -> Action:
         action = np.empty(ACTION_DIM)

@@ -1,6 +1,7 @@
 """The scripted experts solve their tasks as the oracle sees them, from seeded starts, and always in the same way."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from vw2_robot.contracts import Policy
 from vw2_robot.envs.benchmark import CalvinBenchmark
 from vw2_robot.envs.calvin import CalvinEnv
 from vw2_robot.envs.demonstrator import SKILLS, Demonstrator, feasible, observe_world
-from vw2_robot.envs.motion import LEAD_M, wrist_yaw
+from vw2_robot.envs.motion import LEAD_M, Hand, Style, vector, wrist_yaw
 from vw2_robot.envs.oracle import TaskOracle
 from vw2_robot.envs.sequences import TASKS, all_initial_states, start_state
 from vw2_robot.envs.start_states import TASK_GROUPS, go_to_start, scatter_blocks
@@ -83,6 +84,23 @@ def test_the_target_never_runs_far_ahead_of_a_blocked_hand(env):
         leads.append(np.linalg.norm(world.target - world.tcp))
     assert world.tcp[2] > 0.3
     assert LEAD_M / 2 < max(leads) < LEAD_M + 0.02
+
+
+def test_a_command_follows_what_a_picture_shows_and_not_the_stored_target(env):
+    env.reset_physics()
+    world = observe_world(env)
+    goal, angles = world.tcp + vector(0.05, -0.03, 0.02), np.array([math.pi, 0.0, world.target_euler[2] + 0.1])
+    style = Style(speed=1.0, tremor=0.0, detour_m=0.0)
+    ahead = dataclasses.replace(
+        world, target=world.tcp + vector(0.03, 0.0, -0.02), target_euler=world.target_euler + 0.02
+    )
+
+    def command(seen):
+        return Hand(seen, np.random.default_rng(0), style)._towards(goal, angles, 1.0)
+
+    np.testing.assert_allclose(command(ahead), command(world), atol=1e-9)
+    runaway = dataclasses.replace(world, target=world.tcp + vector(LEAD_M, 0.0, 0.0))
+    assert command(runaway)[0] <= 0.0 < command(world)[0]
 
 
 def test_feasibility_follows_doors_and_lights(env):

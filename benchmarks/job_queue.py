@@ -1,0 +1,136 @@
+"""Commands of the package as jobs that need one another: run what is missing, several at a time, and note the cost.
+
+A job that ended well leaves `jobs/NAME.json` with its words and the seconds that it took, all attempts together; given
+again with the same words it is not run. With other words it is refused, as the command itself would refuse its folder.
+Every command of the package resumes by itself, so a queue may be killed at any time and started again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command, `python -m program words...`. What it makes lies where its words say."""
+
+    name: str
+    program: str
+    words: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    """names of the jobs whose results it reads"""
+    alone: bool = False
+    """it uses all cores itself"""
+
+
+class Queue:
+    """Runs jobs, at most `parallel` at a time; notes and logs go to `out`/jobs."""
+
+    def __init__(self, out: Path, *, parallel: int) -> None:
+        self._out, self._parallel = out, parallel
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Run what is not done, each job after those it needs, otherwise in the order given.
+
+        Raises:
+            SystemExit: a job failed, was done before with other words, or needs what is neither here nor done. Those
+                that run at that time are waited for.
+        """
+        left = {job.name: job for job in jobs if not self.is_done(job)}
+        self._check_needs(jobs)
+        print(f"{len(jobs) - len(left)} of {len(jobs)} jobs are already done", flush=True)
+        failed = ""
+        with ThreadPoolExecutor(self._parallel) as pool:
+            running: dict[Future[int], Job] = {}
+            while (left and not failed) or running:
+                if not failed:
+                    for job in self._startable(left.values(), running.values(), jobs):
+                        running[pool.submit(self._work, left.pop(job.name))] = job
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    job = running.pop(future)
+                    failed = job.name if future.result() else failed
+        if failed:
+            raise SystemExit(f"{failed} failed; see {self._file(failed, '.log')}, then start again")
+
+    def is_done(self, job: Job) -> bool:
+        """Whether the job ended well with these words.
+
+        Raises:
+            SystemExit: with other ones.
+        """
+        note = read_note(self._out, job.name)
+        if note is None or not note["done"]:
+            return False
+        if note["words"] != list(job.words):
+            other = " ".join(sorted(set(note["words"]) ^ set(job.words)))
+            raise SystemExit(
+                f"{job.name} was done with other words ({other}); use another --out, or delete what it made"
+            )
+        return True
+
+    def _check_needs(self, jobs: Sequence[Job]) -> None:
+        here = {job.name for job in jobs}
+        for job in jobs:
+            for name in job.needs:
+                note = read_note(self._out, name)
+                if name not in here and (note is None or not note["done"]):
+                    raise SystemExit(f"{job.name} needs {name}, which is not done; run the stage before")
+
+    def _startable(self, left: Iterable[Job], running: Iterable[Job], jobs: Sequence[Job]) -> list[Job]:
+        """Those that may start now, in order, as many as there is room for."""
+        busy = list(running)
+        undone = {job.name for job in jobs if not self.is_done(job)}
+        chosen: list[Job] = []
+        for job in left:
+            others = busy + chosen
+            room = not others if job.alone else len(others) < self._parallel and not any(o.alone for o in others)
+            if room and not undone & set(job.needs):
+                chosen.append(job)
+        return chosen
+
+    def _work(self, job: Job) -> int:
+        print(f"{time.strftime('%H:%M:%S')} {job.name}", flush=True)
+        log_file = self._file(job.name, ".log")
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        begin = time.monotonic()
+        with log_file.open("a", encoding="utf-8") as log:
+            command = [sys.executable, "-m", job.program, *job.words]
+            environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+            code = subprocess.run(command, cwd=REPO, env=environment, stdout=log, stderr=log, check=False).returncode
+        before = read_note(self._out, job.name)
+        seconds = time.monotonic() - begin + (0.0 if before is None else before["seconds"])
+        note = {"program": job.program, "words": list(job.words), "seconds": round(seconds, 1), "done": code == 0}
+        temporary = self._file(job.name, ".tmp")
+        temporary.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(self._file(job.name, ".json"))
+        ended = "done" if code == 0 else f"FAILED with status {code}"
+        print(f"{time.strftime('%H:%M:%S')} {job.name}: {ended}, {seconds:.0f} s", flush=True)
+        return code
+
+    def _file(self, name: str, suffix: str) -> Path:
+        return _note_file(self._out, name).with_suffix(suffix)
+
+
+def read_note(out: Path, name: str) -> dict[str, Any] | None:
+    """What is known of a job: program, words, seconds, done; None before its first attempt ended."""
+    file = _note_file(out, name)
+    if not file.is_file():
+        return None
+    note: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return note
+
+
+def _note_file(out: Path, name: str) -> Path:
+    return out / "jobs" / (name.replace("/", "__") + ".json")

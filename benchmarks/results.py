@@ -1,0 +1,252 @@
+"""The reference experiment: every number of docs/results.md, from an empty folder, by commands of the package.
+
+    python -m benchmarks.results --out runs/results                               everything, stage after stage
+    python -m benchmarks.results --out runs/results --stages data frames pretrain
+
+Stages, in order (each can be killed and given again, and goes on where it stood):
+
+    data       demonstrations of all tasks in scene D; another robot's video; recorded by vw2-record
+    reference  the policy of the package: pre-trained, all labels, then the full protocol
+    pretrain   dLDM and latent pre-training of every arm and seed, the probe of their codes
+    finetune   action heads: every arm at 10 % of the labels, two arms at all of them
+    rollouts   single tasks and chains, the same starts for every arm
+    page       docs/results.md from the run folders
+
+All arms share recordings, network, labels, schedule and starts; what differs stands in ARMS, configs/arm and
+configs/experiment. With --preset h200 the same plan runs with larger networks and more steps (model=h200).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .job_queue import Job, Queue
+from .results_page import write_page
+
+STAGES = ("data", "reference", "pretrain", "finetune", "rollouts", "page")
+RECORD, PRETRAIN = "vw2_robot.envs.record", "vw2_robot.pretrain.pretrain_on_openx"
+PROBE, FINETUNE, ROLLOUT = "vw2_robot.pretrain.probe_latents", "vw2_robot.finetune.train_head", "vw2_robot.rollouts"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Sizes and steps of every stage, as words for the programs."""
+
+    demonstrations: int
+    other_robot: int
+    """episodes of the other robot"""
+    pretrain: tuple[str, ...]
+    pretrain_other: tuple[str, ...]
+    """in place of the dLDM's and the policy's own lengths, for other robots' video"""
+    reference: tuple[str, ...]
+    few_labels: tuple[str, ...]
+    """fine-tuning at 10 %"""
+    all_labels: tuple[str, ...]
+    longer: tuple[str, ...]
+    """for the arm without pre-training: the steps that the others spent on pre-training, added"""
+    singles: int
+    """starts of each task, for every seed"""
+    chains: int
+
+
+HEAD = ("head_lr_mult=1", "loop.batch=64", "loop.optim.lr=1e-3", "loop.optim.warmup_steps=200", "replan_every=2")
+CPU = Preset(
+    demonstrations=3400,
+    other_robot=1000,
+    pretrain=(
+        "model=tiny",
+        "dldm.frames=5",
+        "train_dldm.phase1.steps=3000",
+        "train_dldm.phase2.steps=300",
+        "train_dldm.decorrelation=0.0003",
+        "extract_latents.cache_stride=2",
+        "train_policy.loop.batch=64",
+        "train_policy.loop.steps=4000",
+    ),
+    pretrain_other=(),
+    reference=("loop.steps=20000",),
+    few_labels=("loop.steps=4000",),
+    all_labels=("loop.steps=8000",),
+    longer=("loop.steps=8000",),
+    singles=10,
+    chains=170,
+)
+PRESETS = {"cpu": CPU}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A row of the table: how it was pre-trained, if at all, and how its head learns."""
+
+    pretraining: str | None
+    """name in PRETRAININGS; None: untrained"""
+    words: tuple[str, ...]
+    percent: int = 10
+    """of the labels"""
+    longer: bool = False
+
+
+PRETRAININGS: dict[str, tuple[str, ...]] = {
+    "vw2": (),
+    "videoworld": ("+experiment=videoworld",),
+    "lapa": ("+experiment=lapa",),
+    "vw2_cross": (),
+}
+KEPT = ("unlabelled.weight=0.1",)
+ARMS = {
+    "oracle_10": Arm(None, ("arm=oracle",)),
+    "oracle_10_longer": Arm(None, ("arm=oracle",), longer=True),
+    "lapa_10": Arm("lapa", ("arm=lapa",)),
+    "videoworld_10": Arm("videoworld", ("arm=videoworld", *KEPT)),
+    "vw2_10": Arm("vw2", ("arm=indomain", *KEPT)),
+    "oracle_100": Arm(None, ("arm=oracle",), percent=100),
+    "vw2_cross_100": Arm("vw2_cross", ("arm=crossdomain",), percent=100),
+}
+
+
+class Plan:
+    """The jobs of the experiment below one folder."""
+
+    def __init__(self, out: Path, preset: Preset, seeds: Sequence[int], *, bridge: str | None) -> None:
+        self.out, self.preset, self.seeds, self.bridge = out, preset, tuple(seeds), bridge
+
+    def jobs(self, stage: str) -> list[Job]:
+        """What belongs to a stage, in the order in which it is best done."""
+        found: list[Job] = getattr(self, f"_{stage}")()
+        return found
+
+    def _data(self) -> list[Job]:
+        count = self.preset.demonstrations
+        demonstrations = (
+            "env.scene=D", "tasks=all", f"episodes={count}", "validation_episodes=68", "tail_steps=1", "bumps=0.015",
+            "mistakes=0.3", "seed=11", "workers=2", f"out={self.out / 'data' / 'D'}",
+        )  # fmt: skip
+        other = (
+            "env=kuka", "format=rlds", f"episodes={self.preset.other_robot}", "workers=2",
+            f"out={self.out / 'data' / 'kuka'}",
+        )  # fmt: skip
+        pictures = (f"data.path={self.out / 'data' / 'D'}", f"run_dir={self.out / 'pictures'}", "stages=[]")
+        return [
+            Job("data/D", RECORD, demonstrations, alone=True),
+            Job("data/kuka", RECORD, other, alone=True),
+            Job("pictures", PRETRAIN, (*pictures, "model=tiny"), needs=("data/D",)),
+        ]
+
+    def _reference(self) -> list[Job]:
+        folder = self.out / "reference"
+        tuned = self._tune(
+            "reference", folder / "finetune", Arm("vw2", ("arm=indomain",), percent=100), folder / "pretrain", seed=0,
+            steps=self.preset.reference, threads=2,
+        )  # fmt: skip
+        return [
+            self._learn("reference/pretrain", "vw2", folder / "pretrain", seed=0, threads=2),
+            tuned,
+            self._roll("reference/single", folder / "finetune", ("protocol=single", "rollouts_per_task=30"), workers=2),
+            self._roll("reference/chains", folder / "finetune", ("num_sequences=1000",), workers=2),
+        ]
+
+    def _pretrain(self) -> list[Job]:
+        jobs = []
+        for seed in self.seeds:
+            for name in PRETRAININGS:
+                folder = self.out / "pretrain" / name / f"seed_{seed}"
+                jobs.append(self._learn(f"pretrain/{name}/seed_{seed}", name, folder, seed=seed, threads=1))
+            jobs.append(self._probe(seed))
+        return jobs
+
+    def _finetune(self) -> list[Job]:
+        jobs = []
+        for seed in self.seeds:
+            for name, arm in ARMS.items():
+                steps = self.preset.all_labels if arm.percent == 100 else self.preset.few_labels
+                steps = self.preset.longer if arm.longer else steps
+                before = None if arm.pretraining is None else self.out / "pretrain" / arm.pretraining / f"seed_{seed}"
+                folder = self.out / "finetune" / name / f"seed_{seed}"
+                jobs.append(self._tune(f"finetune/{name}/seed_{seed}", folder, arm, before, seed, steps, threads=1))
+        return jobs
+
+    def _rollouts(self) -> list[Job]:
+        jobs = []
+        for seed in self.seeds:
+            for name in ARMS:
+                tuned = self.out / "finetune" / name / f"seed_{seed}"
+                single = ("protocol=single", f"rollouts_per_task={self.preset.singles}")
+                first = seed * self.preset.chains
+                chains = (f"sequences={first}:{first + self.preset.chains}",)
+                jobs.append(self._roll(f"single/{name}/seed_{seed}", tuned, single, workers=1))
+                jobs.append(self._roll(f"chains/{name}/seed_{seed}", tuned, chains, workers=1))
+        return jobs
+
+    def _learn(self, name: str, pretraining: str, folder: Path, *, seed: int, threads: int) -> Job:
+        """The whole pre-training of one seed."""
+        if pretraining == "vw2_cross":
+            sets = [str(self.out / "data" / "kuka"), *([self.bridge] if self.bridge else [])]
+            data, needs = (f"data.path=[{','.join(sets)}]",), ("data/kuka",)
+            lengths = self.preset.pretrain_other
+        else:
+            data, needs = (f"data.frames={self.out / 'pictures' / 'frames'}",), ("pictures",)
+            lengths = ()
+        words = (*PRETRAININGS[pretraining], *self.preset.pretrain, *lengths, *data, f"seed={seed}")
+        return Job(name, PRETRAIN, (*words, f"hardware.threads={threads}", f"run_dir={folder}"), needs, threads > 1)
+
+    def _probe(self, seed: int) -> Job:
+        """What the codes of a seed say about the motion, on demonstrations that trained nothing."""
+        words = (
+            f"dldm={self.out / 'pretrain' / 'vw2' / f'seed_{seed}' / 'dldm'}", f"labelled=[{self.out / 'data' / 'D'}]",
+            "episodes=400", f"frames={self.out / 'probe_frames'}", f"seed={seed}", "hardware.threads=1",
+            f"out={self.out / 'probe' / f'seed_{seed}'}",
+        )  # fmt: skip
+        return Job(f"probe/seed_{seed}", PROBE, words, needs=(f"pretrain/vw2/seed_{seed}",))
+
+    def _tune(
+        self, name: str, folder: Path, arm: Arm, before: Path | None, seed: int, steps: tuple[str, ...], *, threads: int
+    ) -> Job:
+        """Fine-tuning of one arm and seed; the seed also chooses the labels."""
+        start = () if before is None else (f"policy={before}",)
+        words = (
+            *arm.words, *start, f"data.path={self.out / 'data' / 'D'}", "data.validation_split=validation",
+            f"data.frames={self.out / 'labelled_pictures'}", f"label_fraction={arm.percent / 100}",
+            f"label_seed={seed}", f"seed={seed}", *HEAD, *steps, f"hardware.threads={threads}",
+            "hardware.precision=bf16", f"run_dir={folder}",
+        )  # fmt: skip
+        needs = "data/D" if before is None else before.relative_to(self.out).as_posix()
+        return Job(name, FINETUNE, words, (needs,), threads > 1)
+
+    def _roll(self, name: str, policy: Path, what: tuple[str, ...], *, workers: int) -> Job:
+        words = (f"policy={policy}", *what, f"workers={workers}", "videos=0", f"run_dir={self.out / name}")
+        return Job(name, ROLLOUT, words, (policy.relative_to(self.out).as_posix(),), workers > 1)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the stages asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/results"))
+    parser.add_argument("--preset", choices=PRESETS, default="cpu")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--parallel", type=int, default=2, help="jobs at a time, one thread each")
+    parser.add_argument("--bridge", help="Bridge V2 as RLDS, for cross-domain pre-training beside the other robot")
+    parser.add_argument("--page", type=Path, default=Path("docs/results.md"))
+    args = parser.parse_args(arguments)
+    out = args.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    plan = Plan(out, PRESETS[args.preset], args.seeds, bridge=args.bridge)
+    queue = Queue(out, parallel=args.parallel)
+    for stage in STAGES:
+        if stage not in args.stages:
+            continue
+        print(f"== {stage}", flush=True)
+        if stage == "page":
+            write_page(out, args.page, list(ARMS))
+        else:
+            jobs = plan.jobs(stage)
+            parts = {job.name: job.name.split("/")[1] for job in jobs if stage in ("finetune", "rollouts")}
+            queue.run([job for job in jobs if parts.get(job.name, args.arms[0]) in args.arms])
+
+
+if __name__ == "__main__":
+    main()

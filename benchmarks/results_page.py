@@ -1,0 +1,262 @@
+"""docs/results.md from the run folders of `benchmarks.results`: nothing on that page is typed by hand.
+
+Shares carry Wilson intervals, average lengths t intervals over chains, differences between two arms t intervals over
+pairs: the same start, the same seed. A cell without a run says so.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vw2_robot.rollouts.evaluate import Row
+from vw2_robot.rollouts.results import paired_rows, per_task, read_rows
+from vw2_robot.rollouts.statistics import mean_interval, t95, wilson_interval
+
+from .job_queue import read_note
+
+MISSING = "not run"
+TITLES = {
+    "oracle_10": ("no pre-training (`oracle`)", "10 %"),
+    "oracle_10_longer": ("no pre-training, longer schedule", "10 %"),
+    "lapa_10": ("LAPA's way, in-domain video", "10 %"),
+    "videoworld_10": ("VideoWorld 1's way, in-domain video", "10 %"),
+    "vw2_10": ("dLDM codes, in-domain video (`vw2`)", "10 %"),
+    "oracle_100": ("no pre-training (`oracle`)", "100 %"),
+    "vw2_cross_100": ("dLDM codes, other robots' video", "100 %"),
+}
+COMPARISONS = (
+    ("vw2_10", "oracle_10"),
+    ("vw2_10", "oracle_10_longer"),
+    ("vw2_10", "lapa_10"),
+    ("vw2_10", "videoworld_10"),
+    ("vw2_cross_100", "oracle_100"),
+)
+
+
+class Runs(NamedTuple):
+    """Finished rows by seed."""
+
+    single: dict[int, list[Row]]
+    chains: dict[int, list[Row]]
+
+
+def write_page(out: Path, page: Path, arms: Sequence[str]) -> None:
+    """Write the page; complete or not, it says what is there."""
+    parts = [HEAD, reference_section(out), arms_section(out, arms), comparison_section(out, arms)]
+    parts += [codes_section(out), cost_section(out, arms), FOOT]
+    temporary = page.with_suffix(".tmp")
+    temporary.write_text("\n".join(part.strip() + "\n" for part in parts), encoding="utf-8")
+    temporary.replace(page)
+    print(f"page: {page}", flush=True)
+
+
+HEAD = """
+# Results
+
+Written by `python -m benchmarks.results --stages page` from run folders; the commands that made those are at the end.
+Everything is measured in the built-in scene D, with pictures of the static camera alone, on instructions that no
+demonstration was labelled with (CALVIN's validation sentences). In brackets: 95 % intervals. What was tried on the way,
+also in vain: [lab_log.md](lab_log.md).
+"""
+
+FOOT = """
+## Commands
+
+    make results            # all of it: days on two cores; it can be stopped at any time and goes on when given again
+    python -m benchmarks.results --stages data reference --out runs/results
+    python -m benchmarks.results --stages pretrain finetune rollouts --seeds 0 1 2 --out runs/results
+    python -m benchmarks.results --stages page --out runs/results
+"""
+
+
+def read_runs(out: Path, arm: str) -> Runs:
+    """The rollouts of an arm whose jobs are done."""
+
+    def rows(kind: str) -> dict[int, list[Row]]:
+        found = {}
+        for folder in sorted((out / kind / arm).glob("seed_*")):
+            note = read_note(out, f"{kind}/{arm}/{folder.name}")
+            if note is not None and note["done"]:
+                found[int(folder.name.removeprefix("seed_"))] = read_rows(folder / "results.jsonl")
+        return found
+
+    return Runs(rows("single"), rows("chains"))
+
+
+def reference_section(out: Path) -> str:
+    """The policy that the package brings: chains, single tasks, cost."""
+    lines = ["## The policy of the package", ""]
+    folder = out / "reference"
+    rolled = {kind: read_note(out, f"reference/{kind}") for kind in ("chains", "single")}
+    if rolled["chains"] is None or not rolled["chains"]["done"]:
+        return "\n".join([*lines, MISSING])
+    chains = read_rows(folder / "chains" / "results.jsonl")
+    solved = [row["solved"] for row in chains]
+    shares = [_share(sum(n >= i for n in solved), len(solved)) for i in range(1, 6)]
+    lines += [
+        f"Full protocol, {len(chains)} chains of five instructions, 360 steps each:",
+        "",
+        "| 1 in a row (%) | 2 | 3 | 4 | 5 | average length |",
+        "|---|---|---|---|---|---|",
+        f"| {' | '.join(shares)} | {_length(solved)} |",
+        "",
+    ]
+    if rolled["single"] is not None and rolled["single"]["done"]:
+        tasks = per_task(read_rows(folder / "single" / "results.jsonl"))
+        total = [sum(row[key] for row in tasks.values()) for key in ("solved", "attempted")]
+        lines += [f"Single tasks: {_share(*total)} % of {total[1]} rollouts.", ""]
+        lines += ["| task | solved |", "|---|---|"]
+        worst_first = sorted(tasks.items(), key=lambda item: item[1]["solved"] / item[1]["attempted"])
+        lines += [f"| {task} | {row['solved']} of {row['attempted']} |" for task, row in worst_first]
+        lines += [""]
+    names = ("data/D", "pictures", "reference/pretrain", "reference/finetune")
+    lines += [f"Training, recording included: {_minutes(out, names)} on two cores."]
+    return "\n".join(lines)
+
+
+def arms_section(out: Path, arms: Sequence[str]) -> str:
+    """One row for each arm."""
+    lines = [
+        "## With and without latent pre-training",
+        "",
+        "The same recordings, network, labels (chosen by the seed), schedule and starts for every arm; each seed has",
+        "its own dLDM, pre-training and choice of labels.",
+        "",
+        "| method | labels | seeds | single tasks (%) | rollouts | 1 in a row (%) | 5 in a row (%) | average length "
+        "| chains |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for arm in arms:
+        title, labels = TITLES[arm]
+        runs = read_runs(out, arm)
+        single = [row["solved"] for rows in runs.single.values() for row in rows]
+        solved = [row["solved"] for rows in runs.chains.values() for row in rows]
+        cells = [_share(sum(single), len(single)), str(len(single))] if single else [MISSING, "0"]
+        if solved:
+            reached = [_share(sum(n >= i for n in solved), len(solved)) for i in (1, 5)]
+            cells += [*reached, _length(solved), str(len(solved))]
+        else:
+            cells += [MISSING, MISSING, MISSING, "0"]
+        seeds = len(set(runs.single) | set(runs.chains))
+        lines.append(f"| {title} | {labels} | {seeds} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def comparison_section(out: Path, arms: Sequence[str]) -> str:
+    """Paired differences between arms, pooled and for each seed."""
+    lines = [
+        "## Differences, pair by pair",
+        "",
+        "Single tasks in points of percent, chains in subtasks solved; both from equal starts with equal seeds.",
+        "",
+        "| | single tasks | each seed | chains | each seed | ratio of average lengths |",
+        "|---|---|---|---|---|---|",
+    ]
+    for first, second in COMPARISONS:
+        if first not in arms or second not in arms:
+            continue
+        a, b = read_runs(out, first), read_runs(out, second)
+        single = _difference(a.single, b.single, scale=100, length=1)
+        chains = _difference(a.chains, b.chains, scale=1, length=5)
+        name = f"{_title(first)} − {_title(second)}"
+        lines.append(f"| {name} | {' | '.join(single)} | {' | '.join(chains)} | {_ratio(a.chains, b.chains)} |")
+    return "\n".join(lines)
+
+
+def codes_section(out: Path) -> str:
+    """What the codes say about the motion of the hand."""
+    reports = [
+        json.loads(file.read_text(encoding="utf-8")) for file in sorted(out.glob("probe/seed_*/latent_report.json"))
+    ]
+    lines = ["## What the codes carry", ""]
+    if not reports:
+        return "\n".join([*lines, MISSING])
+    lines += [
+        "R² of a regression from one-hot codes to the true motion of the hand over a latent step, on demonstrations",
+        f"that trained neither; mean over {len(reports)} dLDM seeds with the t interval over seeds.",
+        "",
+        "| | R² |",
+        "|---|---|",
+    ]
+    for target in ("x", "y", "z", "roll", "pitch", "yaw", "opening"):
+        values = [_probe(report, target) for report in reports]
+        lines.append(f"| {target} | {_over_seeds(values)} |")
+    return "\n".join(lines)
+
+
+def cost_section(out: Path, arms: Sequence[str]) -> str:
+    """Seconds of every kind of job."""
+    lines = [
+        "## Cost",
+        "",
+        "Wall-clock minutes of a job on one core, others running beside it; median over seeds.",
+        "",
+        "| job | minutes |",
+        "|---|---|",
+    ]
+    kinds: dict[str, list[float]] = {}
+    for file in sorted((out / "jobs").glob("*.json")):
+        note = json.loads(file.read_text(encoding="utf-8"))
+        if note["done"]:
+            kinds.setdefault(file.stem.split("__seed_")[0].replace("__", "/"), []).append(note["seconds"] / 60)
+    shown = {kind: minutes for kind, minutes in kinds.items() if kind.split("/")[-1] in arms or "/" in kind}
+    lines += [f"| {kind} | {statistics.median(minutes):.0f} |" for kind, minutes in shown.items()]
+    return "\n".join(lines)
+
+
+def _title(arm: str) -> str:
+    return f"{TITLES[arm][0]}, {TITLES[arm][1]}"
+
+
+def _share(count: int, total: int) -> str:
+    low, high = wilson_interval(count, total)
+    return f"{100 * count / total:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _length(solved: Sequence[int]) -> str:
+    low, high = mean_interval(solved, lowest=0, highest=5)
+    return f"{statistics.mean(solved):.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _difference(a: dict[int, list[Row]], b: dict[int, list[Row]], *, scale: int, length: int) -> tuple[str, str]:
+    """Pooled difference with its interval, and that of each seed."""
+    by_seed = {seed: [x["solved"] - y["solved"] for x, y in paired_rows(a[seed], b[seed])] for seed in a if seed in b}
+    by_seed = {seed: values for seed, values in by_seed.items() if values}
+    if not by_seed:
+        return MISSING, MISSING
+    values = [scale * value for seed in by_seed.values() for value in seed]
+    low, high = mean_interval(values, lowest=-scale * length, highest=scale * length)
+    places: Callable[[float], str] = (lambda v: f"{v:+.1f}") if scale == 100 else (lambda v: f"{v:+.2f}")
+    each = ", ".join(places(scale * statistics.mean(seed)) for seed in by_seed.values())
+    return f"{places(statistics.mean(values))} [{places(low)}, {places(high)}]", each
+
+
+def _ratio(a: dict[int, list[Row]], b: dict[int, list[Row]]) -> str:
+    first, second = ([row["solved"] for rows in runs.values() for row in rows] for runs in (a, b))
+    if not first or not second or not sum(second):
+        return MISSING
+    return f"{statistics.mean(first) / statistics.mean(second):.2f}"
+
+
+def _probe(report: dict[str, Any], target: str) -> float:
+    tables = report["probe"]["in_scene"].values()
+    return statistics.mean(table["moved"]["codes_one_hot"]["linear"][target]["r2"] for table in tables)
+
+
+def _over_seeds(values: Sequence[float]) -> str:
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return f"{mean:.2f} (one seed)"
+    half = t95(len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean:.2f} [{mean - half:.2f}, {mean + half:.2f}]"
+
+
+def _minutes(out: Path, names: Sequence[str]) -> str:
+    notes = [read_note(out, name) for name in names]
+    if any(note is None for note in notes):
+        return MISSING
+    return f"{sum(note['seconds'] for note in notes if note is not None) / 60:.0f} minutes"
