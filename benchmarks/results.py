@@ -137,15 +137,13 @@ class Plan:
 
     def _reference(self) -> list[Job]:
         folder = self.out / "reference"
-        tuned = self._tune(
-            "reference", folder / "finetune", Arm("vw2", ("arm=indomain",), percent=100), folder / "pretrain", seed=0,
-            steps=self.preset.reference, threads=2,
-        )  # fmt: skip
+        arm, before = Arm("vw2", ("arm=indomain",), percent=100), folder / "pretrain"
+        tuned = folder / "finetune"
         return [
-            self._learn("reference/pretrain", "vw2", folder / "pretrain", seed=0, threads=2),
-            tuned,
-            self._roll("reference/single", folder / "finetune", ("protocol=single", "rollouts_per_task=30"), workers=2),
-            self._roll("reference/chains", folder / "finetune", ("num_sequences=1000",), workers=2),
+            self._learn("reference/pretrain", "vw2", before, seed=0, threads=2),
+            self._tune("reference/finetune", tuned, arm, before, 0, self.preset.reference, threads=2),
+            self._roll("reference/single", tuned, ("protocol=single", "rollouts_per_task=30"), workers=2),
+            self._roll("reference/chains", tuned, ("num_sequences=1000",), workers=2),
         ]
 
     def _pretrain(self) -> list[Job]:

@@ -12,7 +12,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from .motion import CLOSE, OPEN, Block, Hand, Motion, World, vector
+from .motion import CLOSE, OPEN, Block, Hand, Motion, World, vector, wrap
 from .skills import NEUTRAL_YAW, TRAVEL_Z, back_off, move_slider
 
 SHELF_PITCH = -0.3
@@ -20,6 +20,11 @@ CORNER_PITCH = -0.6
 """At the right end of the shelf the back wall leans forward; beside the door the hand must stay in front of it."""
 SHELF_Y = 0.085
 GRASP_DEPTH_M = 0.004
+ABOVE_M = 0.09
+"""From here the hand comes down on a block."""
+WIDE_M = 0.06
+FUNNEL, FUNNEL_M = 2.0, 0.006
+"""Slope and opening of the funnel: so much higher for every metre aside, beyond this many."""
 HALF_HEIGHT_M = 0.02
 TABLE_EDGE_Y = -0.18
 PUSH_M = 0.115
@@ -47,7 +52,8 @@ def push_block(hand: Hand, colour: str, *, right: bool) -> Motion:
 
 def lift_block(hand: Hand, colour: str) -> Motion:
     """Take a block from wherever it stands and lift it; a door that stands in the way is pushed aside first."""
-    yield from back_off(hand)
+    if not _is_over(hand, colour):
+        yield from back_off(hand)
     side = _door_in_the_way(hand.world, hand.world.blocks[colour])
     if side is not None:
         yield from move_slider(hand, left=side == "left")
@@ -57,7 +63,8 @@ def lift_block(hand: Hand, colour: str) -> Motion:
 
 def rotate_block(hand: Hand, colour: str, *, right: bool) -> Motion:
     """Grasp and turn by a good quarter, on the spot; left is counter-clockwise from above."""
-    yield from back_off(hand)
+    if not _is_over(hand, colour):
+        yield from back_off(hand)
     turn = (-1.0 if right else 1.0) * hand.rng.uniform(1.45, 1.65)
     yield from grasp(hand, colour, middle_yaw=NEUTRAL_YAW - turn / 2)
     yield from hand.go(hand.world.tcp + vector(0.0, 0.0, 0.002), yaw=hand.world.target_euler[2] + turn, limit=45)
@@ -148,11 +155,46 @@ def grasp(hand: Hand, colour: str, *, middle_yaw: float = NEUTRAL_YAW) -> Motion
     block = hand.world.blocks[colour]
     yaw = _clear_of_door(hand.world, block, grasp_yaw(block, middle_yaw))
     pitch = _lean(hand.world, block)
-    back = np.array([0.0, 0.12 * math.sin(pitch), 0.0])
-    yield from hand.go(hand.near(block.position + back + vector(0.0, 0.0, 0.09)), yaw=yaw, pitch=pitch, tolerance=0.025)
-    place = hand.world.blocks[colour].position - vector(0.0, 0.0, GRASP_DEPTH_M)
-    yield from hand.go(place, yaw=yaw, pitch=pitch, tolerance=0.007, limit=40)
+    if not _is_over(hand, colour):
+        above = block.position + ABOVE_M * _approach(pitch)
+        yield from hand.go(hand.near(above), yaw=yaw, pitch=pitch, tolerance=0.035)
+    yield from _come_down(hand, colour, yaw=yaw, pitch=pitch)
     yield from hand.squeeze(CLOSE, steps=7)
+
+
+def _approach(pitch: float) -> NDArray[np.float64]:
+    """Direction from a block to where a hand that leans by `pitch` comes from."""
+    return vector(0.0, math.sin(pitch), math.cos(pitch))
+
+
+def _is_over(hand: Hand, colour: str) -> bool:
+    """Say whether the open hand is so near the way down on a block that it need not leave first."""
+    block = hand.world.blocks[colour]
+    height, aside = _seen_from(hand, colour, _lean(hand.world, block))
+    return hand.world.target_grip > 0 and hand.world.width > 0.07 and -0.02 < height < 0.2 and aside < WIDE_M
+
+
+def _seen_from(hand: Hand, colour: str, pitch: float) -> tuple[float, float]:
+    """How far the tool is from where it would close on the block: along the way down, and aside of it; metres."""
+    offset = hand.world.tcp - hand.world.blocks[colour].position + vector(0.0, 0.0, GRASP_DEPTH_M)
+    height = float(offset @ _approach(pitch))
+    return height, float(np.linalg.norm(offset - height * _approach(pitch)))
+
+
+def _come_down(hand: Hand, colour: str, *, yaw: float, pitch: float, limit: int = 80) -> Motion:
+    """Down a funnel: the further aside, or the more askew, the higher up.
+
+    What is commanded follows from where hand and block are now, at every step: a hand that came down beside the block
+    goes up again, and nothing has to be remembered that a picture does not show.
+    """
+    for _ in range(limit):
+        _, aside = _seen_from(hand, colour, pitch)
+        askew = abs(float(wrap(hand.world.euler[2] - yaw)))
+        rise = min(ABOVE_M, FUNNEL * max(0.0, aside - FUNNEL_M) + 0.2 * max(0.0, askew - 0.2))
+        place = hand.world.blocks[colour].position - vector(0.0, 0.0, GRASP_DEPTH_M)
+        if rise == 0.0 and np.linalg.norm(hand.world.tcp - place) < 0.007:
+            return
+        yield from hand.go(place + rise * _approach(pitch), yaw=yaw, pitch=pitch, limit=1)
 
 
 def grasp_yaw(block: Block, middle: float) -> float:

@@ -1,0 +1,126 @@
+"""The queue of the reference experiment: order, what is done already, failures, and a page from what there is."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # benchmarks are not part of the package
+
+from benchmarks.job_queue import Job, Queue, read_note
+from benchmarks.results import ARMS, CPU, STAGES, Plan
+from benchmarks.results_page import write_page
+
+WORKER = """
+import sys, time
+from pathlib import Path
+log, name, *rest = sys.argv[1:]
+with open(log, "a") as file:
+    file.write(f"begin {name}\\n")
+time.sleep(0.3)
+with open(log, "a") as file:
+    file.write(f"end {name}\\n")
+sys.exit(3 if "fail" in rest and not Path(rest[-1]).exists() else 0)
+"""
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    (tmp_path / "queue_worker.py").write_text(WORKER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def make(name, *words, **options):
+        return Job(name, "queue_worker", (str(tmp_path / "log"), name, *words), **options)
+
+    return make
+
+
+def events(tmp_path):
+    return (tmp_path / "log").read_text().splitlines()
+
+
+def test_a_job_waits_for_what_it_needs_and_one_that_wants_all_cores_for_all(job, tmp_path):
+    jobs = [job("last", needs=("a/first", "b")), job("a/first"), job("b"), job("big", alone=True, needs=("b",))]
+    Queue(tmp_path, parallel=2).run(jobs)
+    seen = events(tmp_path)
+    assert {*seen[:2]} == {"begin a/first", "begin b"}
+    assert max(seen.index("end a/first"), seen.index("end b")) < seen.index("begin last")
+    at = seen.index("begin big")
+    assert seen[at + 1] == "end big"
+    note = read_note(tmp_path, "a/first")
+    assert note["done"]
+    assert note["seconds"] >= 0.3
+
+
+def test_what_is_done_is_not_run_again_and_refused_with_other_words(job, tmp_path):
+    Queue(tmp_path, parallel=1).run([job("one")])
+    Queue(tmp_path, parallel=1).run([job("one"), job("two", needs=("one",))])
+    assert events(tmp_path) == ["begin one", "end one", "begin two", "end two"]
+    with pytest.raises(SystemExit, match=r"one was done with other words \(steps=2\)"):
+        Queue(tmp_path, parallel=1).run([job("one", "steps=2")])
+
+
+def test_a_failure_stops_the_queue_and_the_next_call_goes_on(job, tmp_path):
+    jobs = [job("bad", "fail", str(tmp_path / "mended")), job("after", needs=("bad",))]
+    with pytest.raises(SystemExit, match=r"bad failed; see .*bad\.log, then start again"):
+        Queue(tmp_path, parallel=1).run(jobs)
+    assert not read_note(tmp_path, "bad")["done"]
+    (tmp_path / "mended").touch()
+    Queue(tmp_path, parallel=1).run(jobs)
+    assert events(tmp_path)[-1] == "end after"
+    assert read_note(tmp_path, "bad")["seconds"] >= 0.6  # both attempts
+
+
+def test_a_missing_need_is_named(job, tmp_path):
+    with pytest.raises(SystemExit, match="one needs zero, which is not done; run the stage before"):
+        Queue(tmp_path, parallel=1).run([job("one", needs=("zero",))])
+
+
+def test_every_job_of_the_plan_needs_jobs_of_the_plan_and_has_a_name_of_its_own(tmp_path):
+    plan = Plan(tmp_path, CPU, [0, 1], bridge=None)
+    jobs = [job for stage in STAGES if stage != "page" for job in plan.jobs(stage)]
+    names = [job.name for job in jobs]
+    assert len(set(names)) == len(names)
+    before = set()
+    for one in jobs:
+        assert set(one.needs) <= before, one.name
+        before.add(one.name)
+    assert len([name for name in names if name.startswith("finetune/")]) == 2 * len(ARMS)
+
+
+def fake_rollout(out, name, solved, *, tasks):
+    folder = out / name
+    folder.mkdir(parents=True)
+    rows = [
+        {
+            "sequence": number, "initial_state": {}, "subtasks": list(tasks), "solved": value,
+            "steps": [10] * min(value + 1, len(tasks)), "seed": 0, "instructions": ["x"] * len(tasks),
+        }
+        for number, value in enumerate(solved)
+    ]  # fmt: skip
+    (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    note = {"program": "p", "words": [], "seconds": 60.0, "done": True}
+    (out / "jobs").mkdir(exist_ok=True)
+    (out / "jobs" / f"{name.replace('/', '__')}.json").write_text(json.dumps(note))
+
+
+def test_the_page_says_what_was_measured_and_what_was_not(tmp_path):
+    chain = ["a", "b", "c", "d", "e"]
+    for seed in (0, 1):
+        fake_rollout(tmp_path, f"single/oracle_10/seed_{seed}", [0, 1] * 50, tasks=["a"])
+        fake_rollout(tmp_path, f"single/vw2_10/seed_{seed}", [1, 1, 0, 1] * 25, tasks=["a"])
+        fake_rollout(tmp_path, f"chains/oracle_10/seed_{seed}", [0, 2], tasks=chain)
+        fake_rollout(tmp_path, f"chains/vw2_10/seed_{seed}", [2, 2], tasks=chain)
+    write_page(tmp_path, tmp_path / "results.md", list(ARMS))
+    page = (tmp_path / "results.md").read_text()
+    row = next(line for line in page.splitlines() if line.startswith("| no pre-training (`oracle`) | 10 % |"))
+    assert "| 2 | 50.0 [43.1, 56.9] | 200 |" in row
+    assert "| 1.00 [" in row
+    pair = next(line for line in page.splitlines() if "(`vw2`), 10 % − no pre-training (`oracle`), 10 %" in line)
+    assert "| +25.0 [" in pair
+    assert "| +25.0, +25.0 |" in pair
+    assert pair.endswith("| 2.00 |")
+    lapa = next(line for line in page.splitlines() if line.startswith("| LAPA's way"))
+    assert "not run" in lapa
+    assert "## The policy of the package\n\nnot run" in page
