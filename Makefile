@@ -17,7 +17,7 @@ READY := $(VENV)/.ready
 # Two test processes on two cores: one thread each, or they fight. TensorFlow's banner is not news.
 TEST_ENV := OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3
 
-.PHONY: help setup demo test test-all lint bench clean
+.PHONY: help setup demo results test test-all lint bench clean
 
 help: ## what can be done here
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -47,6 +47,8 @@ DEMO_ENV := OMP_WAIT_POLICY=PASSIVE TF_CPP_MIN_LOG_LEVEL=3
 
 demo: $(READY) ## the whole chain, small: record, pre-train, fine-tune, roll out, report
 	@export $(DEMO_ENV); started=$$SECONDS; say() { printf '\n== %s (%d s so far)\n' "$$1" $$((SECONDS - started)); }; \
+	say "0/6 the policy that comes with the package, in closed loop"; \
+	$(BIN)/vw2-rollout policy=builtin:calvin-tiny num_sequences=8 videos=8 workers=2 run_dir=$(DEMO)/calvin-tiny; \
 	say "1/6 another robot's video as an RLDS data set"; \
 	$(BIN)/vw2-record env=kuka format=rlds episodes=100 workers=2 out=$(DEMO)/kuka; \
 	say "2/6 pre-training without labels: video prior, dLDM, latent tokens, policy"; \
@@ -58,7 +60,14 @@ demo: $(READY) ## the whole chain, small: record, pre-train, fine-tune, roll out
 	say "5/6 closed-loop rollouts, static camera only"; \
 	$(BIN)/vw2-rollout policy=$(DEMO)/finetune num_sequences=12 videos=12 workers=2 run_dir=$(DEMO)/rollout; \
 	say "6/6 report"; \
-	$(BIN)/vw2-report runs=[$(DEMO)] out=$(DEMO)/report
+	$(BIN)/vw2-report runs=[$(DEMO)/calvin-tiny,$(DEMO)] out=$(DEMO)/report
+
+# Stage by stage: make results STAGES="data reference"; python -m benchmarks.results --help names them all.
+RESULTS ?= runs/results
+STAGES ?= data reference pretrain finetune rollouts page
+
+results: $(READY) ## docs/results.md from nothing: days on two cores, goes on where it was stopped
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m benchmarks.results --out $(RESULTS) --stages $(STAGES)
 
 test: $(READY) ## the default test suite
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

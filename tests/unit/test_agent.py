@@ -1,5 +1,7 @@
 import json
 import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -302,6 +304,18 @@ def test_builtin_policies_are_files_of_this_package(folder, tmp_path, monkeypatc
         VW2Agent.from_pretrained("builtin:calvin")
     found = VW2Agent.from_pretrained("builtin:calvin_d")
     np.testing.assert_array_equal(found.infer(look())["actions"], agent.infer(look())["actions"])
+
+
+def test_a_policy_packaged_in_half_precision_acts_the_same(folder, tmp_path, agent):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # benchmarks are not part of the package
+    from benchmarks.package_policy import package
+
+    size = package(folder, tmp_path / "half")
+    whole = sum(file.stat().st_size for file in folder.glob("model.safetensors")) / 1e6
+    assert size < 0.6 * whole
+    assert not (tmp_path / "half" / "optimizer.safetensors").exists()
+    half = VW2Agent.from_pretrained(tmp_path / "half")
+    np.testing.assert_allclose(half.infer(look())["actions"], agent.infer(look())["actions"], atol=0.02)
 
 
 def edited(folder, tmp_path, name, change):

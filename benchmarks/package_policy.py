@@ -1,0 +1,67 @@
+"""Put a fine-tuned policy among the files of the package, in half precision, as `builtin:NAME`.
+
+    python -m benchmarks.package_policy runs/results/reference/finetune --name calvin-tiny
+
+The dLDM stays with the policy, since it is what its latent tokens mean. All checkpoints of the package together must
+stay below 8 MB. The folder is written under a temporary name and renamed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from vw2_robot.agent import CHECKPOINTS, VW2Agent
+from vw2_robot.checkpoint import resolve
+
+LIMIT_MB = 8.0
+LEFT_BEHIND = ("optimizer.safetensors", "training.json", "model.safetensors")
+
+
+def package(run: Path, out: Path) -> float:
+    """Copy the last checkpoint of `run` to `out` with half-precision weights; returns its size in MB.
+
+    Raises:
+        SystemExit: it is no policy that acts, or too large.
+    """
+    source = resolve(run)
+    VW2Agent.from_pretrained(source)  # says what is wrong, if something is
+    temporary = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(source, temporary, ignore=shutil.ignore_patterns(*LEFT_BEHIND))
+    weights = load_file(source / "model.safetensors")
+    halves = {name: value.half() if value.dtype == torch.float32 else value for name, value in weights.items()}
+    if wrong := [name for name, value in halves.items() if value.is_floating_point() and not value.isfinite().all()]:
+        raise SystemExit(f"{source}: {wrong[:3]} do not fit half precision")
+    save_file(halves, temporary / "model.safetensors")
+    size = sum(file.stat().st_size for file in temporary.iterdir()) / 1e6
+    if size > LIMIT_MB:
+        raise SystemExit(
+            f"{source} takes {size:.1f} MB in half precision, more than {LIMIT_MB:g} MB; train a smaller one"
+        )
+    for file in temporary.iterdir():
+        file.chmod(0o644)
+    shutil.rmtree(out, ignore_errors=True)
+    temporary.rename(out)
+    return size
+
+
+def main() -> None:
+    """Package one policy and try it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="a fine-tuning run, or one of its checkpoints")
+    parser.add_argument("--name", default="calvin-tiny")
+    args = parser.parse_args()
+    CHECKPOINTS.mkdir(exist_ok=True)
+    size = package(args.run, CHECKPOINTS / args.name)
+    agent = VW2Agent.from_pretrained(f"builtin:{args.name}")
+    print(f"builtin:{args.name}: {size:.1f} MB\n{json.dumps(agent.metadata, indent=1)}")
+
+
+if __name__ == "__main__":
+    main()
