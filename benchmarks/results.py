@@ -35,7 +35,8 @@ PROBE, FINETUNE, ROLLOUT = "vw2_robot.pretrain.probe_latents", "vw2_robot.finetu
 class Preset:
     """Sizes and steps of every stage, as words for the programs."""
 
-    demonstrations: int
+    recordings: int
+    """of three tasks in a row, so that windows begin as they do in chains"""
     other_robot: int
     """episodes of the other robot"""
     pretrain: tuple[str, ...]
@@ -52,9 +53,16 @@ class Preset:
     chains: int
 
 
-HEAD = ("head_lr_mult=1", "loop.batch=64", "loop.optim.lr=1e-3", "loop.optim.warmup_steps=200", "replan_every=2")
+HEAD = (
+    "head_lr_mult=1",
+    "loop.batch=64",
+    "loop.optim.lr=1e-3",
+    "loop.optim.warmup_steps=200",
+    "replan_every=2",
+    "image_shift_px=2",
+)
 CPU = Preset(
-    demonstrations=3400,
+    recordings=1200,
     other_robot=1000,
     pretrain=(
         "model=tiny",
@@ -65,6 +73,7 @@ CPU = Preset(
         "extract_latents.cache_stride=2",
         "train_policy.loop.batch=64",
         "train_policy.loop.steps=4000",
+        "hardware.precision=bf16",
     ),
     pretrain_other=(),
     reference=("loop.steps=20000",),
@@ -119,9 +128,9 @@ class Plan:
         return found
 
     def _data(self) -> list[Job]:
-        count = self.preset.demonstrations
+        count = self.preset.recordings
         demonstrations = (
-            "env.scene=D", "tasks=all", f"episodes={count}", "validation_episodes=68", "tail_steps=1", "bumps=0.015",
+            "env.scene=D", "tasks=all", f"episodes={count}", "validation_episodes=34", "play=3", "tail_steps=1", "bumps=0.015",
             "mistakes=0.3", "seed=11", "workers=2", f"out={self.out / 'data' / 'D'}",
         )  # fmt: skip
         other = (
@@ -203,14 +212,15 @@ class Plan:
         self, name: str, folder: Path, arm: Arm, before: Path | None, seed: int, steps: tuple[str, ...], *, threads: int
     ) -> Job:
         """Fine-tuning of one arm and seed; the seed also chooses the labels."""
-        start = () if before is None else (f"policy={before}",)
+        taught = self.out / "pretrain" / "vw2" / f"seed_{seed}"
+        start = f"network.like={taught}" if before is None else f"policy={before}"
         words = (
-            *arm.words, *start, f"data.path={self.out / 'data' / 'D'}", "data.validation_split=validation",
+            *arm.words, start, f"data.path={self.out / 'data' / 'D'}", "data.validation_split=validation",
             f"data.frames={self.out / 'labelled_pictures'}", f"label_fraction={arm.percent / 100}",
             f"label_seed={seed}", f"seed={seed}", *HEAD, *steps, f"hardware.threads={threads}",
             "hardware.precision=bf16", f"run_dir={folder}",
         )  # fmt: skip
-        needs = "data/D" if before is None else before.relative_to(self.out).as_posix()
+        needs = (before or taught).relative_to(self.out).as_posix()
         return Job(name, FINETUNE, words, (needs,), threads > 1)
 
     def _roll(self, name: str, policy: Path, what: tuple[str, ...], *, workers: int) -> Job:

@@ -29,7 +29,7 @@ from .demonstrator import SKILLS, Demonstrator, feasible, observe_world
 from .instructions import load_instructions
 from .motion import Action, Bumps
 from .oracle import TaskOracle
-from .start_states import PAUSE_STEPS, TASK_GROUPS, Start, go_to_start
+from .start_states import PAUSE_STEPS, TASK_GROUPS, Start, go_to_start, vain_attempt
 
 MAX_ATTEMPTS = 12
 
@@ -67,7 +67,7 @@ class Recorder:
     bumps: float = 0.0
     """Chance of each step to be the first of a push, see `Bumps`."""
     mistakes: float = 0.0
-    """Share of recordings that begin where the expert has just tried in vain, see `go_to_start`."""
+    """Share of tasks that begin where the expert has just tried in vain, see `go_to_start`."""
 
     def record(self, env: CalvinEnv, task: str, *, seed: Sequence[int], pool: Sequence[str] = ()) -> Recording:
         """Record `task`, then `play` - 1 tasks of the pool. The bytes depend on the arguments alone.
@@ -117,6 +117,11 @@ class Recorder:
             if following is None:
                 return task
             task = following
+            if self.mistakes > 0 and rng.random() < self.mistakes and observe_world(take.env).held() is None:
+                for action in vain_attempt(take.env, task, rng):
+                    take.step(action)
+                if not feasible(task, observe_world(take.env)):
+                    return task
 
     def _film(self, env: CalvinEnv, start: Start, take: _Take) -> dict[str, NDArray[Any]]:
         """Play a take again and look at every step of it."""

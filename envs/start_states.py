@@ -7,6 +7,7 @@ where the later subtasks of a chain begin. So a start is a state to reset to and
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +85,9 @@ def go_to_start(
         if actions is None or not feasible(task, observe_world(env)):
             continue
         if mistakes > 0 and rng.random() < mistakes:
-            actions += _try_in_vain(env, task, rng)
+            for action in vain_attempt(env, task, rng):
+                env.step_physics(action)
+                actions.append(action)
         if feasible(task, observe_world(env)):
             return Start(robot_obs, scene_obs, tuple(actions))
     raise InputError(f"no start state for {task} found in scene {env.scene_name} in {MAX_STARTS} draws")
@@ -146,15 +149,12 @@ def _do_before(env: CalvinEnv, task: str, oracle: TaskOracle, rng: np.random.Gen
     return actions
 
 
-def _try_in_vain(env: CalvinEnv, task: str, rng: np.random.Generator) -> list[Action]:
-    """Try a task for a while, misjudging where things are."""
+def vain_attempt(env: CalvinEnv, task: str, rng: np.random.Generator) -> Iterator[Action]:
+    """Try a task for a while, misjudging where things are; each action is to be executed at once."""
     expert = Demonstrator()
     expert.start(task, env, rng, error=rng.uniform(-1.0, 1.0, size=3) * MISTAKE_M)
-    actions: list[Action] = []
     for _ in range(int(rng.integers(*MISTAKE_STEPS))):
-        actions.append(expert.act(env))
-        env.step_physics(actions[-1])
-    return actions
+        yield expert.act(env)
 
 
 def _do_one(env: CalvinEnv, task: str, oracle: TaskOracle, rng: np.random.Generator) -> list[Action] | None:

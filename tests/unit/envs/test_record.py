@@ -1,5 +1,6 @@
 """vw2-record: what it leaves behind is readable, true to the simulator, and the same however it was interrupted."""
 
+import itertools
 import json
 from collections import Counter
 
@@ -18,6 +19,7 @@ from vw2_robot.envs.instructions import load_instructions
 from vw2_robot.envs.motion import BUMP_SIZE, BUMP_STEPS, BUMP_TWIST, Bumps
 from vw2_robot.envs.oracle import TaskOracle
 from vw2_robot.envs.record import RecordConfig, record
+from vw2_robot.envs.start_states import PAUSE_STEPS
 from vw2_robot.errors import InputError
 
 pytestmark = pytest.mark.sim
@@ -149,6 +151,20 @@ def test_a_mistake_comes_before_the_window_and_leads_to_another_start():
         hands[mistakes] = [float(np.linalg.norm(first[i][:3] - first[i + 1][6:9])) for i in range(0, 8, 2)]
     env.close()
     assert np.median(hands[0.999]) < 0.12 < np.median(hands[0.0])  # the hand stands beside the block that it missed
+
+
+def test_mistakes_in_play_lie_between_the_windows():
+    env = CalvinEnv(cameras=(), reset_mode="exact")
+    pool = ("turn_on_led", "turn_off_led", "turn_on_lightbulb", "turn_off_lightbulb")
+    gaps = {}
+    for mistakes in (0.0, 0.999):
+        made = [Recorder(play=3, mistakes=mistakes).record(env, pool[0], seed=(0, 0, k), pool=pool) for k in range(3)]
+        windows = [(a, b) for one in made for a, b in itertools.pairwise(one.labels)]
+        gaps[mistakes] = [after.start - before.end for before, after in windows]
+    env.close()
+    assert len(gaps[0.999]) == 6
+    assert max(gaps[0.0]) <= PAUSE_STEPS[1] + 4  # the pause and the tail
+    assert np.median(gaps[0.999]) > PAUSE_STEPS[1] + 4
 
 
 def test_a_misjudged_world_is_shifted_and_nothing_else():
