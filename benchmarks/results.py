@@ -130,8 +130,8 @@ class Plan:
     def _data(self) -> list[Job]:
         count = self.preset.recordings
         demonstrations = (
-            "env.scene=D", "tasks=all", f"episodes={count}", "validation_episodes=34", "play=3", "tail_steps=1", "bumps=0.015",
-            "mistakes=0.3", "seed=11", "workers=2", f"out={self.out / 'data' / 'D'}",
+            "env.scene=D", "tasks=all", f"episodes={count}", "validation_episodes=34", "play=3", "tail_steps=1",
+            "bumps=0.015", "mistakes=0.3", "seed=11", "workers=2", f"out={self.out / 'data' / 'D'}",
         )  # fmt: skip
         other = (
             "env=kuka", "format=rlds", f"episodes={self.preset.other_robot}", "workers=2",

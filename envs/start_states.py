@@ -31,6 +31,8 @@ BETWEEN_STEPS = 120
 """Steps that the task before may take."""
 PAUSE_STEPS = (0, 12)
 """After a task the expert goes on for fewer than 12 steps, or not at all as in the protocol, before the next."""
+SETTLE_STEPS = 10
+"""At least so many after stacking: the oracle believes in a stack only if it has seen it at rest."""
 MISTAKE_M = (0.06, 0.04, 0.02)
 """Largest error of a mistake along x, y and z."""
 MISTAKE_STEPS = (10, 60)
@@ -170,5 +172,6 @@ def _do_one(env: CalvinEnv, task: str, oracle: TaskOracle, rng: np.random.Genera
         actions.append(expert.act(env))
         env.step_physics(actions[-1])
         if not solved and oracle.get_task_info_for_set(start_info, env.task_info(), (task,)):
-            solved, left = True, int(rng.integers(*PAUSE_STEPS))
+            pause = int(rng.integers(*PAUSE_STEPS))
+            solved, left = True, max(pause, SETTLE_STEPS) if task == "stack_block" else pause
     return actions if solved else None

@@ -72,7 +72,9 @@ def test_nothing_jumps_between_the_tasks(recorded):
     for trajectory in dataset.trajectories:
         absolute, measured = dataset.read(trajectory, "actions"), dataset.read(trajectory, "robot_obs")
         np.testing.assert_array_equal(absolute[:-1, :6], measured[1:, :6])
-        assert np.linalg.norm(np.diff(measured[:, :3], axis=0), axis=1).max() < 0.03
+        assert (
+            np.linalg.norm(np.diff(measured[:, :3], axis=0), axis=1).max() < 0.06
+        )  # an arm that was blocked comes free
 
 
 def test_every_window_is_confirmed_by_the_oracle_from_end_to_end(env):
