@@ -51,7 +51,7 @@ TRAINING = [
     "data.validation_split=validation",
     "image_shift_px=0",
     "head_lr_mult=1",
-    "loop={steps: 1800, batch: 32, log_every: 200, save_every: 200, "
+    "loop={steps: 3000, batch: 32, log_every: 200, save_every: 200, "
     "optim: {lr: 1.5e-3, beta2: 0.98, weight_decay: 0.0, warmup_steps: 50}}",
     "hardware={device: cpu, precision: float32, threads: 1}",
 ]
