@@ -1,7 +1,7 @@
 """The reference experiment: every number of docs/results.md, from an empty folder, by commands of the package.
 
     python -m benchmarks.results --out runs/results                               everything, stage after stage
-    python -m benchmarks.results --out runs/results --stages data frames pretrain
+    python -m benchmarks.results --out runs/results --stages data reference
 
 Stages, in order (each can be killed and given again, and goes on where it stood):
 
@@ -13,7 +13,7 @@ Stages, in order (each can be killed and given again, and goes on where it stood
     page       docs/results.md from the run folders
 
 All arms share recordings, network, labels, schedule and starts; what differs stands in ARMS, configs/arm and
-configs/experiment. With --preset h200 the same plan runs with larger networks and more steps (model=h200).
+configs/experiment. CPU holds all sizes and steps.
 """
 
 from __future__ import annotations
@@ -40,8 +40,6 @@ class Preset:
     other_robot: int
     """episodes of the other robot"""
     pretrain: tuple[str, ...]
-    pretrain_other: tuple[str, ...]
-    """in place of the dLDM's and the policy's own lengths, for other robots' video"""
     reference: tuple[str, ...]
     few_labels: tuple[str, ...]
     """fine-tuning at 10 %"""
@@ -73,9 +71,7 @@ CPU = Preset(
         "extract_latents.cache_stride=2",
         "train_policy.loop.batch=64",
         "train_policy.loop.steps=4000",
-        "hardware.precision=bf16",
     ),
-    pretrain_other=(),
     reference=("loop.steps=20000",),
     few_labels=("loop.steps=4000",),
     all_labels=("loop.steps=8000",),
@@ -83,7 +79,6 @@ CPU = Preset(
     singles=10,
     chains=170,
 )
-PRESETS = {"cpu": CPU}
 
 
 @dataclass(frozen=True)
@@ -192,11 +187,9 @@ class Plan:
         if pretraining == "vw2_cross":
             sets = [str(self.out / "data" / "kuka"), *([self.bridge] if self.bridge else [])]
             data, needs = (f"data.path=[{','.join(sets)}]",), ("data/kuka",)
-            lengths = self.preset.pretrain_other
         else:
             data, needs = (f"data.frames={self.out / 'pictures' / 'frames'}",), ("pictures",)
-            lengths = ()
-        words = (*PRETRAININGS[pretraining], *self.preset.pretrain, *lengths, *data, f"seed={seed}")
+        words = (*PRETRAININGS[pretraining], *self.preset.pretrain, *data, f"seed={seed}")
         return Job(name, PRETRAIN, (*words, f"hardware.threads={threads}", f"run_dir={folder}"), needs, threads > 1)
 
     def _probe(self, seed: int) -> Job:
@@ -232,7 +225,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the stages asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/results"))
-    parser.add_argument("--preset", choices=PRESETS, default="cpu")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
@@ -242,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    plan = Plan(out, PRESETS[args.preset], args.seeds, bridge=args.bridge)
+    plan = Plan(out, CPU, args.seeds, bridge=args.bridge)
     queue = Queue(out, parallel=args.parallel)
     for stage in STAGES:
         if stage not in args.stages:

@@ -47,7 +47,7 @@ class Runs(NamedTuple):
 def write_page(out: Path, page: Path, arms: Sequence[str]) -> None:
     """Write the page; complete or not, it says what is there."""
     parts = [HEAD, reference_section(out), arms_section(out, arms), comparison_section(out, arms)]
-    parts += [codes_section(out), cost_section(out, arms), FOOT]
+    parts += [codes_section(out), cost_section(out), FOOT]
     temporary = page.with_suffix(".tmp")
     temporary.write_text("\n".join(part.strip() + "\n" for part in parts), encoding="utf-8")
     temporary.replace(page)
@@ -188,7 +188,7 @@ def codes_section(out: Path) -> str:
     return "\n".join(lines)
 
 
-def cost_section(out: Path, arms: Sequence[str]) -> str:
+def cost_section(out: Path) -> str:
     """Seconds of every kind of job."""
     lines = [
         "## Cost",
@@ -203,8 +203,7 @@ def cost_section(out: Path, arms: Sequence[str]) -> str:
         note = json.loads(file.read_text(encoding="utf-8"))
         if note["done"]:
             kinds.setdefault(file.stem.split("__seed_")[0].replace("__", "/"), []).append(note["seconds"] / 60)
-    shown = {kind: minutes for kind, minutes in kinds.items() if kind.split("/")[-1] in arms or "/" in kind}
-    lines += [f"| {kind} | {statistics.median(minutes):.0f} |" for kind, minutes in shown.items()]
+    lines += [f"| {kind} | {statistics.median(minutes):.0f} |" for kind, minutes in kinds.items()]
     return "\n".join(lines)
 
 
