@@ -5,7 +5,7 @@
 
 Stages, in order (each can be killed and given again, and goes on where it stood):
 
-    data       demonstrations of all tasks in scene D; another robot's video; recorded by vw2-record
+    data       demonstrations of all tasks in scene D; other robots' video; recorded by vw2-record
     reference  the policy of the package: pre-trained, all labels, then the full protocol
     pretrain   dLDM and latent pre-training of every arm and seed, the probe of their codes
     finetune   action heads: every arm at 10 % of the labels, two arms at all of them
@@ -36,9 +36,9 @@ class Preset:
     """Sizes and steps of every stage, as words for the programs."""
 
     recordings: int
-    """of three tasks in a row, so that windows begin as they do in chains"""
-    other_robot: int
-    """episodes of the other robot"""
+    """of four tasks in a row, so that windows begin as they do in chains"""
+    other_robots: int
+    """episodes of other robots"""
     pretrain: tuple[str, ...]
     reference: tuple[str, ...]
     few_labels: tuple[str, ...]
@@ -61,7 +61,7 @@ HEAD = (
 )
 CPU = Preset(
     recordings=1200,
-    other_robot=1000,
+    other_robots=1000,
     pretrain=(
         "model=tiny",
         "dldm.frames=5",
@@ -125,17 +125,17 @@ class Plan:
     def _data(self) -> list[Job]:
         count = self.preset.recordings
         demonstrations = (
-            "env.scene=D", "tasks=all", f"episodes={count}", "validation_episodes=34", "play=3", "tail_steps=1",
+            "env.scene=D", "tasks=all", f"episodes={count}", "validation_episodes=34", "play=4", "tail_steps=1",
             "bumps=0.015", "mistakes=0.3", "seed=11", "workers=2", f"out={self.out / 'data' / 'D'}",
         )  # fmt: skip
         other = (
-            "env=kuka", "format=rlds", f"episodes={self.preset.other_robot}", "workers=2",
-            f"out={self.out / 'data' / 'kuka'}",
+            "env=arms", "format=rlds", f"episodes={self.preset.other_robots}", "workers=2",
+            f"out={self.out / 'data' / 'arms'}",
         )  # fmt: skip
         pictures = (f"data.path={self.out / 'data' / 'D'}", f"run_dir={self.out / 'pictures'}", "stages=[]")
         return [
             Job("data/D", RECORD, demonstrations, alone=True),
-            Job("data/kuka", RECORD, other, alone=True),
+            Job("data/arms", RECORD, other, alone=True),
             Job("pictures", PRETRAIN, (*pictures, "model=tiny"), needs=("data/D",)),
         ]
 
@@ -185,8 +185,8 @@ class Plan:
     def _learn(self, name: str, pretraining: str, folder: Path, *, seed: int, threads: int) -> Job:
         """The whole pre-training of one seed."""
         if pretraining == "vw2_cross":
-            sets = [str(self.out / "data" / "kuka"), *([self.bridge] if self.bridge else [])]
-            data, needs = (f"data.path=[{','.join(sets)}]",), ("data/kuka",)
+            sets = [str(self.out / "data" / "arms"), *([self.bridge] if self.bridge else [])]
+            data, needs = (f"data.path=[{','.join(sets)}]",), ("data/arms",)
         else:
             data, needs = (f"data.frames={self.out / 'pictures' / 'frames'}",), ("pictures",)
         words = (*PRETRAININGS[pretraining], *self.preset.pretrain, *data, f"seed={seed}")
@@ -229,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--parallel", type=int, default=2, help="jobs at a time, one thread each")
-    parser.add_argument("--bridge", help="Bridge V2 as RLDS, for cross-domain pre-training beside the other robot")
+    parser.add_argument("--bridge", help="Bridge V2 as RLDS, for cross-domain pre-training beside the other robots")
     parser.add_argument("--page", type=Path, default=Path("docs/results.md"))
     args = parser.parse_args(arguments)
     out = args.out.resolve()

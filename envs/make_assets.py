@@ -3,8 +3,8 @@
     python -m vw2_robot.envs.make_assets
 
 The folder has the layout of the CALVIN simulator's data folder, so that either can be given to `CalvinEnv`. Everything
-in it is made from the numbers in `asset_tables` and `asset_panda`; run this program again after changing one of them,
-and commit what it writes. The Panda's shape is taken from the meshes that come with pybullet.
+in it is made from the numbers in `asset_tables`, `asset_panda` and `asset_arms`; run this program again after changing
+one of them, and commit what it writes. The Panda's shape is taken from the meshes that come with pybullet.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 
 from vw2_robot.errors import require
 
+from .asset_arms import arm_files
 from .asset_blocks import block_files, plane_files
-from .asset_kuka import kuka_files
 from .asset_panda import panda_files
 from .asset_tables import TABLES, table_files
 
@@ -26,7 +26,7 @@ ASSETS = Path(__file__).parent / "assets"
 def asset_files() -> Files:
     """Content of every generated file, by path relative to the assets folder."""
     shipped = Path(require("pybullet_data", extra="calvin").getDataPath())
-    files = {**panda_files(shipped / "franka_panda"), **kuka_files(), **block_files(), **plane_files()}
+    files = {**panda_files(shipped / "franka_panda"), **arm_files(), **block_files(), **plane_files()}
     for scene in TABLES:
         files |= table_files(scene)
     return files

@@ -10,7 +10,7 @@ in the same bytes when it is started again. How often the expert failed is print
 first task of each recording takes its turn, the others are what is feasible then.
 
 `format`: "calvin" (a folder like the published data sets), "rlds" (TFDS, opened by `tfds.builder_from_directory`),
-"video" (mp4 and captions). With `env=kuka` the demonstrations come from another robot's world, for cross-embodiment
+"video" (mp4 and captions). With `env=arms` the demonstrations come from other robots' world, for cross-embodiment
 pre-training.
 """
 
@@ -37,9 +37,9 @@ from vw2_robot.data.calvin import CalvinSplit
 from vw2_robot.data.calvin_writer import Label
 from vw2_robot.errors import InputError, require
 
+from .arms import check_arms, solved_episode
 from .calvin import CalvinEnv
 from .demonstrations import Recorder, Recording, expand_tasks
-from .kuka import solved_episode
 from .physics import Physics
 from .record_environment import environment_yaml
 from .record_formats import MAX_FRAME, CalvinOutput, Format, Output, frames_per_recording, parts_output
@@ -47,11 +47,11 @@ from .record_progress import show_progress
 from .start_states import PAUSE_STEPS
 
 SPLITS: tuple[CalvinSplit, ...] = ("training", "validation")
-CALVIN_TARGET, KUKA_TARGET = "vw2_robot.envs.benchmark.CalvinBenchmark", "vw2_robot.envs.kuka.kuka_episodes"
+CALVIN_TARGET, ARMS_TARGET = "vw2_robot.envs.benchmark.CalvinBenchmark", "vw2_robot.envs.arms.arms_episodes"
 WORLD_DEFAULTS = {"scene": "D", "assets": "builtin", "renderer": "layered"}
-WORLDS = {CALVIN_TARGET: "calvin", KUKA_TARGET: "kuka"}
-KUKA_VALIDATION_START = 1_000_000
-"""Index of the first validation episode in the Kuka world, far behind any training episode."""
+WORLDS = {CALVIN_TARGET: "calvin", ARMS_TARGET: "arms"}
+ARMS_VALIDATION_START = 1_000_000
+"""Index of the first validation episode in the other world, far behind any training episode."""
 FREE = ("workers", "out")  # keys that do not change what is recorded
 
 
@@ -61,13 +61,13 @@ class RecordConfig:
 
     out: str
     env: dict[str, Any]
-    """the world: of a CALVIN one, `scene`, `assets` and `renderer` count; of the Kuka one, `hz` and `image_size`"""
+    """the world: of CALVIN, `scene`, `assets` and `renderer` count; of the other one, `hz`, `image_size` and `arms`"""
     episodes: int = 150
     """recordings in the training split"""
     validation_episodes: int = 0
     format: Format = "calvin"
     tasks: str | list[str] = "all"
-    """tasks or groups of tasks: all, basic, furniture, push, lift; the Kuka world draws its own"""
+    """tasks or groups of tasks: all, basic, furniture, push, lift; the other world draws its own"""
     seed: int = 0
     workers: int = 1
     """processes; does not change the result"""
@@ -124,7 +124,7 @@ class RecordConfig:
 
     @property
     def world(self) -> str:
-        """Which world is recorded, "calvin" or "kuka"."""
+        """Which world is recorded, "calvin" or "arms"."""
         return WORLDS[self.env["_target_"]]
 
     @property
@@ -283,30 +283,34 @@ class CalvinSource:
         self._env.close()
 
 
-class KukaSource:
-    """Demonstrations by another robot, in another room."""
+class ArmsSource:
+    """Demonstrations by other robots, in another room."""
 
     def __init__(self, config: RecordConfig) -> None:
         self._seed = config.seed
         self._hz, self._image_size = float(config.env["hz"]), int(config.env["image_size"])
+        self._arms = tuple(config.env["arms"])
+        check_arms(self._arms)
         self._physics = Physics()
 
     def make(self, split: int, number: int) -> Recording:
         """Recording `number` of a split; the world draws the task."""
-        index = number + split * KUKA_VALIDATION_START
-        episode = solved_episode(self._physics, seed=self._seed, index=index, hz=self._hz, image_size=self._image_size)
+        index = number + split * ARMS_VALIDATION_START
+        episode = solved_episode(
+            self._physics, seed=self._seed, index=index, hz=self._hz, image_size=self._image_size, arms=self._arms
+        )
         arrays: dict[str, Any] = {"rgb_static": episode.images, "commanded_actions": episode.actions}
         label = Label(episode.task, episode.instruction, 0, len(episode.images) - 1)
-        return Recording("kuka", (label,), arrays, failed=(episode.task,) * episode.failed_attempts, hz=episode.hz)
+        return Recording("arms", (label,), arrays, failed=(episode.task,) * episode.failed_attempts, hz=episode.hz)
 
     def close(self) -> None:
         """Free the world."""
         self._physics.close()
 
 
-def open_source(config: RecordConfig) -> CalvinSource | KukaSource:
+def open_source(config: RecordConfig) -> CalvinSource | ArmsSource:
     """Return the world that `config.env` names."""
-    return CalvinSource(config) if config.world == "calvin" else KukaSource(config)
+    return CalvinSource(config) if config.world == "calvin" else ArmsSource(config)
 
 
 _station: Station | None = None

@@ -148,7 +148,7 @@ from vw2_robot.pretrain import pretrain_on_openx
 out, overrides = Path(sys.argv[1]), sys.argv[2:]
 video = tuple(np.full((16, 16, 3), 20 * t, np.uint8) for t in range(8))
 made = [Demonstration(Episode("made", str(n), "push", 5.0, video), np.zeros((8, 7))) for n in range(4)]
-write_rlds(out, name="vw2_kuka", version="1.0.0", episodes={"train": made})
+write_rlds(out, name="vw2_arms", version="1.0.0", episodes={"train": made})
 shard, = out.glob("*.tfrecord*")
 shard.write_bytes(shard.read_bytes()[:-200])
 sys.argv = ["vw2", *overrides]
@@ -167,12 +167,12 @@ def process(code, *arguments):
 
 def test_a_tfrecord_shard_that_was_cut_off(chain, tmp_path):
     pytest.importorskip("tensorflow_datasets", reason="the openx extra is not installed")
-    out = tmp_path / "vw2_kuka" / "1.0.0"
+    out = tmp_path / "vw2_arms" / "1.0.0"
     done = process(TRUNCATED, out, *chain(f"data.path={out}", "data.max_bad=0"))
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert "pretrain: error: " in done.stderr
-    assert "vw2_kuka-train.tfrecord" in done.stderr
+    assert "vw2_arms-train.tfrecord" in done.stderr
 
 
 # ------------------------------------------------------------------------------------------------ missing extras

@@ -42,8 +42,8 @@ def run(module: str, *overrides: str) -> str:
 
 def test_video_of_one_robot_becomes_a_policy_and_a_report_for_another(tmp_path):
     pytest.importorskip("tensorflow_datasets", reason="the openx extra is not installed")
-    run("envs.record", "env=kuka", "format=rlds", "episodes=6", f"out={tmp_path}/kuka")
-    run("pretrain.pretrain_on_openx", "data=rlds", f"data.path={tmp_path}/kuka", f"run_dir={tmp_path}/pretrain", *SMALL)
+    run("envs.record", "env=arms", "format=rlds", "episodes=6", f"out={tmp_path}/arms")
+    run("pretrain.pretrain_on_openx", "data=rlds", f"data.path={tmp_path}/arms", f"run_dir={tmp_path}/pretrain", *SMALL)
     for stage in ("vdm", "dldm", "policy"):
         assert (tmp_path / "pretrain" / stage / "latest").is_file()
     usage = json.loads((tmp_path / "pretrain/dldm/codes.json").read_text())

@@ -52,7 +52,7 @@ def write_rlds(
     """
     tf, tfds = load_tensorflow()
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or not re.fullmatch(r"\d+\.\d+\.\d+", version):
-        raise InputError(f"a data set needs a name like vw2_kuka and a version like 1.0.0, found {name!r}, {version!r}")
+        raise InputError(f"a data set needs a name like vw2_arms and a version like 1.0.0, found {name!r}, {version!r}")
     if out.exists():
         raise InputError(f"{out} exists already; choose another folder or delete it")
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")

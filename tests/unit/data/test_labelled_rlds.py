@@ -21,7 +21,7 @@ def demonstration(number: int) -> Demonstration:
     return Demonstration(Episode("kuka", f"recording {number}", "push", 5.0, images), actions)
 
 
-def write(out: Path, *, name: str = "vw2_kuka") -> Path:
+def write(out: Path, *, name: str = "vw2_arms") -> Path:
     write_rlds(
         out,
         name=name,
@@ -38,7 +38,7 @@ def opened(path: Path, cache: Path, *, episodes: int = 5, seed: int = 0) -> Labe
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("sets") / "vw2_kuka" / "1.0.0")
+    return write(tmp_path_factory.mktemp("sets") / "vw2_arms" / "1.0.0")
 
 
 def test_every_drawn_episode_has_its_own_frames_and_actions(written: Path, tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_every_drawn_episode_has_its_own_frames_and_actions(written: Path, tmp_p
         assert np.allclose(video.commanded[i][:-1, 0], number + np.arange(4 + number) / 100)
         assert not video.commanded[i][-1].any()  # nothing follows the last frame
     assert video.moved is None
-    assert video.units == "vw2_kuka"
+    assert video.units == "vw2_arms"
     assert len(set(video.group.tolist())) == 5
     steps = cut_steps(video, frames=5, stride=4)
     assert np.allclose(steps.commanded[0, 0, 0], 4 * numbers[0] + 0.06)

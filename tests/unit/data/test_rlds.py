@@ -42,10 +42,10 @@ def demonstration(number: int, *, length: int = 4, hz: float = 12.5, actions: in
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seven training episodes in three shards, one validation episode of one step."""
-    out = tmp_path_factory.mktemp("sets") / "vw2_kuka" / "1.0.0"
+    out = tmp_path_factory.mktemp("sets") / "vw2_arms" / "1.0.0"
     write_rlds(
         out,
-        name="vw2_kuka",
+        name="vw2_arms",
         version="1.0.0",
         episodes={
             "train": (demonstration(number) for number in range(7)),
@@ -124,7 +124,7 @@ def test_the_bridge_sample_has_25_videos_under_50_names_and_none_on_both_sides(b
 
 def test_what_was_written_is_read_back(written: Path) -> None:
     found = describe_rlds(written)
-    assert (found.name, found.version, found.splits) == ("vw2_kuka", "1.0.0", {"train": 7, "val": 1})
+    assert (found.name, found.version, found.splits) == ("vw2_arms", "1.0.0", {"train": 7, "val": 1})
     assert found.image_keys == {"image": (24, 32)}
     episodes = list(read_rlds(written))
     assert [episode.instruction for episode in episodes] == [f"lift block {number}" for number in range(7)]
@@ -183,7 +183,7 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path, written: Path) -> Non
     two_sizes = [demonstration(0), Demonstration(small, np.zeros((1, 7)))]
     for out, name, version, episodes, message in (
         (written, "x", "1.0.0", [demonstration(0)], "exists already"),
-        (tmp_path / "s", "Vw2-Kuka", "1.0.0", [demonstration(0)], "needs a name like vw2_kuka"),
+        (tmp_path / "s", "Vw2-Arms", "1.0.0", [demonstration(0)], "needs a name like vw2_arms"),
         (tmp_path / "s", "x", "1", [demonstration(0)], "a version like 1.0.0"),
         (tmp_path / "s", "x", "1.0.0", [], "no episode to write"),
         (tmp_path / "s", "x", "1.0.0", two_sizes, r"episode small, frame 0: \(8, 8, 3\), the set has \(24, 32, 3\)"),
@@ -208,10 +208,10 @@ def same(one: Episode, other: Episode) -> bool:
 def test_files_are_parts_and_together_they_are_the_splits(written: Path) -> None:
     data = RldsSource(written, splits=("train", "val"))
     assert [(part.name, part.episodes) for part in data.parts()] == [
-        ("train/vw2_kuka-train.tfrecord-00000", 3),
-        ("train/vw2_kuka-train.tfrecord-00001", 3),
-        ("train/vw2_kuka-train.tfrecord-00002", 1),
-        ("val/vw2_kuka-val.tfrecord-00000", 1),
+        ("train/vw2_arms-train.tfrecord-00000", 3),
+        ("train/vw2_arms-train.tfrecord-00001", 3),
+        ("train/vw2_arms-train.tfrecord-00002", 1),
+        ("val/vw2_arms-val.tfrecord-00000", 1),
     ]
     everything = [*read_rlds(written), *read_rlds(written, split="val")]
     found = [episode for part in range(4) for episode in data.read(part)]
@@ -237,10 +237,10 @@ def test_slices_cut_parts(written: Path) -> None:
 def test_a_path_with_a_scheme_goes_through_tensorflow(written: Path) -> None:
     """`ram://` stands for a bucket: TFDS does not know it, TensorFlow does."""
     for file in written.iterdir():
-        tf.io.gfile.makedirs("ram://bucket/vw2_kuka/1.0.0")
-        tf.io.gfile.copy(str(file), f"ram://bucket/vw2_kuka/1.0.0/{file.name}", overwrite=True)
-    assert describe_rlds("ram://bucket/vw2_kuka").path == "ram://bucket/vw2_kuka/1.0.0"
-    data = pickle.loads(pickle.dumps(RldsSource("ram://bucket/vw2_kuka")))
+        tf.io.gfile.makedirs("ram://bucket/vw2_arms/1.0.0")
+        tf.io.gfile.copy(str(file), f"ram://bucket/vw2_arms/1.0.0/{file.name}", overwrite=True)
+    assert describe_rlds("ram://bucket/vw2_arms").path == "ram://bucket/vw2_arms/1.0.0"
+    data = pickle.loads(pickle.dumps(RldsSource("ram://bucket/vw2_arms")))
     assert all(same(*pair) for pair in zip(data.read(0), list(read_rlds(written))[:3], strict=True))
     assert len(list(read_rlds(f"file://{written}"))) == 7
     with pytest.raises(InputError, match="ram://bucket/nothing is no TFDS data set"):
@@ -315,7 +315,7 @@ def test_a_local_set_is_opened_without_tensorflow(written: Path) -> None:
 @pytest.fixture
 def damaged(tmp_path: Path, written: Path) -> Callable[[Callable[[Path], None]], Path]:
     def make(damage: Callable[[Path], None]) -> Path:
-        out = Path(shutil.copytree(written, tmp_path / "vw2_kuka"))
+        out = Path(shutil.copytree(written, tmp_path / "vw2_arms"))
         damage(out)
         return out
 
@@ -419,9 +419,9 @@ def test_a_missing_picture_is_answered_with_those_that_exist(bridge: Path, writt
 
 def test_unusable_episodes_are_counted(tmp_path: Path) -> None:
     episodes = [demonstration(0), demonstration(1, hz=0.0), demonstration(2, hz=float("nan")), demonstration(3)]
-    write_rlds(tmp_path / "s", name="vw2_kuka", version="1.0.0", episodes={"train": episodes})
+    write_rlds(tmp_path / "s", name="vw2_arms", version="1.0.0", episodes={"train": episodes})
     assert [episode.episode_id for episode in read_rlds(tmp_path / "s", max_bad=2)] == ["train/000000", "train/000003"]
-    with pytest.raises(InputError, match=r"2 where 1 were allowed; the last: vw2_kuka, episode train/000002"):
+    with pytest.raises(InputError, match=r"2 where 1 were allowed; the last: vw2_arms, episode train/000002"):
         list(read_rlds(tmp_path / "s", max_bad=1))
 
 

@@ -249,10 +249,10 @@ def test_rlds_and_video_hold_what_calvin_holds(tmp_path):
     assert np.abs(pictures - dataset.read_images(trajectory)).mean() < 4
 
 
-def test_the_kuka_world_is_recorded_as_rlds_and_resumes(tmp_path, monkeypatch):
+def test_the_other_world_is_recorded_as_rlds_and_resumes(tmp_path, monkeypatch):
     tfds = pytest.importorskip("tensorflow_datasets")
-    kuka = {"_target_": program.KUKA_TARGET, "hz": 5.0, "image_size": 32}
-    wanted = config(tmp_path / "kuka", env=kuka, format="rlds", episodes=3, validation_episodes=1)
+    arms = {"_target_": program.ARMS_TARGET, "hz": 5.0, "image_size": 32, "arms": ["iiwa", "gen3"]}
+    wanted = config(tmp_path / "arms", env=arms, format="rlds", episodes=3, validation_episodes=1)
     kept = program.Station.record
     made = []
 
@@ -265,18 +265,18 @@ def test_the_kuka_world_is_recorded_as_rlds_and_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr(program.Station, "record", stop_at_third)
     with pytest.raises(KeyboardInterrupt):
         record(wanted)
-    assert not (tmp_path / "kuka").exists()
+    assert not (tmp_path / "arms").exists()
     made.clear()
     record(wanted)
     assert len(made) == 2
-    builder = tfds.builder_from_directory(str(tmp_path / "kuka"))
-    assert builder.info.name == "vw2_kuka"
+    builder = tfds.builder_from_directory(str(tmp_path / "arms"))
+    assert builder.info.name == "vw2_arms"
     assert {split: builder.info.splits[split].num_examples for split in builder.info.splits} == {
         "train": 3,
         "validation": 1,
     }
     with pytest.raises(InputError, match="format=rlds"):
-        config_from(RecordConfig, {"out": "x", "env": kuka, "format": "calvin"})
+        config_from(RecordConfig, {"out": "x", "env": arms, "format": "calvin"})
 
 
 def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path):

@@ -119,7 +119,7 @@ def write_rlds_set(root):
         move = rng.normal(size=(LENGTH, 7))
         video = tuple(rng.integers(0, 255, (16, 16, 3)).astype(np.uint8) for _ in range(LENGTH))
         demonstrations.append(Demonstration(Episode("kuka", f"recording {number}", "push", 5.0, video), move))
-    write_rlds(root, name="vw2_kuka", version="1.0.0", episodes={"train": demonstrations})
+    write_rlds(root, name="vw2_arms", version="1.0.0", episodes={"train": demonstrations})
     return str(root)
 
 
@@ -137,7 +137,7 @@ def test_another_robots_rlds_is_probed_beside_calvin_but_not_swapped_with_it(mad
             hardware=Hardware(device="cpu"),
         )
     )
-    assert [entry["units"] for entry in report["data"]] == ["calvin", "vw2_kuka"]
+    assert [entry["units"] for entry in report["data"]] == ["calvin", "vw2_arms"]
     assert set(report["probe"]["in_scene"]["kuka"]) == {"commanded"}
     assert set(report["probe"]["transfer"]) == {"commanded"}
     across = report["probe"]["transfer"]["commanded"]["codes_one_hot"]

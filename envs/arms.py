@@ -1,6 +1,6 @@
 """Scripted episodes from the second robot world: reach, push, pick, and put on a plate, with a sentence each.
 
-This is the cross-domain half of pre-training data that needs no download: another robot than CALVIN's, another table,
+This is the cross-domain half of pre-training data that needs no download: other robots than CALVIN's, another table,
 another camera. `vw2-record` writes it as an RLDS data set. Each episode is a pure function of (seed, index). The script
 decides in advance where the tool shall go; physics decides whether that worked. What did not work is thrown away and
 counted, never kept under a wrong label.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,13 +21,24 @@ from numpy.typing import NDArray
 from vw2_robot.contracts import ACTION_DIM, GRIPPER_INDEX, POSITION_UNIT_M, ROTATION_UNIT_RAD
 from vw2_robot.errors import InputError
 
-from .kuka_world import CONTROL_STEPS, LEFT_FINGER, PHYSICS_HZ, RIGHT_FINGER, KukaWorld, Layout, Thing, sample_layout
+from .arms_world import (
+    CONTROL_STEPS,
+    HOME,
+    LEFT_FINGER,
+    PHYSICS_HZ,
+    RIGHT_FINGER,
+    ArmsWorld,
+    Layout,
+    Thing,
+    sample_layout,
+)
 from .physics import Physics
 
 Floats = NDArray[np.float64]
 logger = logging.getLogger(__name__)
 
 COMMAND_HZ = PHYSICS_HZ / CONTROL_STEPS
+ALL_ARMS = tuple(HOME)
 MAX_ATTEMPTS = 20  # for one episode; about one script in forty fails
 CRUISE_M_S = 0.30  # mean speed of a free motion
 PUSH_M_S = 0.14
@@ -71,35 +82,46 @@ class Plan:
     task: str
     instruction: str
     legs: list[Leg]
-    succeeded: Callable[[KukaWorld], bool]
+    succeeded: Callable[[ArmsWorld], bool]
 
 
-def kuka_episodes(count: int, *, seed: int, hz: float = 5.0, image_size: int = 128) -> Iterator[RecordedEpisode]:
-    """Yield `count` solved episodes of about 12 to 25 frames at 5 Hz, in an order that depends on `seed` alone.
+def arms_episodes(
+    count: int, *, seed: int, hz: float = 5.0, image_size: int = 128, arms: Sequence[str] = ALL_ARMS
+) -> Iterator[RecordedEpisode]:
+    """Yield `count` solved episodes of about 12 to 25 frames at 5 Hz; each draws one of `arms`.
 
     Raises:
-        InputError: a count, rate or size that cannot work.
+        InputError: a count, rate, size or arm that cannot work.
         RuntimeError: one episode failed `MAX_ATTEMPTS` times, which means that this world is broken.
     """
     if count < 0 or not 0 < hz <= COMMAND_HZ or image_size < 8:
         raise InputError(
-            f"kuka episodes: found count={count}, hz={hz}, image_size={image_size}; "
+            f"arms episodes: found count={count}, hz={hz}, image_size={image_size}; "
             f"need count >= 0, 0 < hz <= {COMMAND_HZ:g}, image_size >= 8"
         )
+    check_arms(arms)
     physics = Physics()
     dropped = 0
     try:
         for index in range(count):
-            episode = solved_episode(physics, seed=seed, index=index, hz=hz, image_size=image_size)
+            episode = solved_episode(physics, seed=seed, index=index, hz=hz, image_size=image_size, arms=arms)
             dropped += episode.failed_attempts
             yield episode
     finally:
         physics.close()
-    logger.info("kuka: %d episodes recorded, %d failed attempts dropped", count, dropped)
+    logger.info("arms: %d episodes recorded, %d failed attempts dropped", count, dropped)
 
 
-def solved_episode(physics: Physics, *, seed: int, index: int, hz: float, image_size: int) -> RecordedEpisode:
-    """Return episode `index`: a function of (seed, index), whatever `physics` was used for before.
+def check_arms(arms: Sequence[str]) -> None:
+    """Raise an `InputError` if there is no arm, or one that nobody knows."""
+    if not arms or set(arms) - set(ALL_ARMS):
+        raise InputError(f"arms={list(arms)}, expected one or more of {', '.join(ALL_ARMS)}")
+
+
+def solved_episode(
+    physics: Physics, *, seed: int, index: int, hz: float, image_size: int, arms: Sequence[str] = ALL_ARMS
+) -> RecordedEpisode:
+    """Return episode `index`: a function of (seed, index, arms), whatever `physics` was used for before.
 
     Raises:
         RuntimeError: it failed `MAX_ATTEMPTS` times.
@@ -107,24 +129,24 @@ def solved_episode(physics: Physics, *, seed: int, index: int, hz: float, image_
     for attempt in range(MAX_ATTEMPTS):
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index, attempt])))
         task = TASKS[int(rng.choice(len(TASKS), p=SHARES))]
-        layout, plan = _draw(task, rng)
-        world = KukaWorld(physics, layout)
+        layout, plan = _draw(task, rng, arms)
+        world = ArmsWorld(physics, layout)
         images, actions = _play(world, plan, hz=hz, image_size=image_size)
         if plan.succeeded(world):
             return RecordedEpisode(images, actions, plan.instruction, plan.task, True, attempt, hz)
-    raise RuntimeError(f"kuka episode {index} of seed {seed} failed {MAX_ATTEMPTS} times")
+    raise RuntimeError(f"arms episode {index} of seed {seed} failed {MAX_ATTEMPTS} times")
 
 
-def _draw(task: Task, rng: np.random.Generator) -> tuple[Layout, Plan]:
+def _draw(task: Task, rng: np.random.Generator, arms: Sequence[str] = ALL_ARMS) -> tuple[Layout, Plan]:
     """Layouts in which the task is possible, drawn until one comes."""
     while True:
-        layout = sample_layout(rng, plates=1 if task is _place else int(rng.random() < 0.3))
+        layout = sample_layout(rng, arms=arms, plates=1 if task is _place else int(rng.random() < 0.3))
         plan = task(layout, rng)
         if plan is not None:
             return layout, plan
 
 
-def _play(world: KukaWorld, plan: Plan, *, hz: float, image_size: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+def _play(world: ArmsWorld, plan: Plan, *, hz: float, image_size: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Run the script to its end and on to the next frame; return pictures and actions."""
     images: list[NDArray[np.uint8]] = []
     poses: list[Floats] = []
@@ -187,7 +209,7 @@ def _reach(layout: Layout, rng: np.random.Generator) -> Plan:
     legs = [_travel(layout.tool, over, _grasp_yaw(thing)), Leg(goal, _grasp_yaw(thing), False, 0.8),
             Leg(goal, _grasp_yaw(thing), False, hover)]  # fmt: skip
 
-    def succeeded(world: KukaWorld) -> bool:
+    def succeeded(world: ArmsWorld) -> bool:
         return bool(np.linalg.norm(world.tool()[0] - goal) < 0.02) and _undisturbed(world, except_for=None)
 
     verb = rng.choice(["move the gripper to", "reach for", "go to", "hover over", "move above"])
@@ -214,7 +236,7 @@ def _push(layout: Layout, rng: np.random.Generator) -> Plan | None:
             Leg(far, yaw, True, float(np.linalg.norm(end - start)) / PUSH_M_S),
             Leg(far + np.array([*(-0.02 * direction), 0.08]), yaw, True, 0.6)]  # fmt: skip
 
-    def succeeded(world: KukaWorld) -> bool:
+    def succeeded(world: ArmsWorld) -> bool:
         moved = world.thing(index)[:2] - thing.xy
         along = float(moved @ direction)
         sideways = float(np.linalg.norm(moved - along * direction))
@@ -231,7 +253,7 @@ def _pick(layout: Layout, rng: np.random.Generator) -> Plan:
     lift = np.array([*thing.xy, rng.uniform(0.16, 0.22)])
     legs = [*_grasp(layout, thing), Leg(lift, _grasp_yaw(thing), True, 0.9)]
 
-    def succeeded(world: KukaWorld) -> bool:
+    def succeeded(world: ArmsWorld) -> bool:
         raised = world.thing(index)[2] - thing.height / 2
         return raised > 0.08 and _held(world, index) and _undisturbed(world, except_for=index)
 
@@ -252,7 +274,7 @@ def _place(layout: Layout, rng: np.random.Generator) -> Plan | None:
     legs = [*_grasp(layout, thing), Leg(up, yaw, True, 0.6), _travel((up[0], up[1], up[2]), over, yaw, closed=True),
             Leg(down, yaw, True, 0.6), Leg(down, yaw, False, 0.35), Leg(over, yaw, False, 0.6)]  # fmt: skip
 
-    def succeeded(world: KukaWorld) -> bool:
+    def succeeded(world: ArmsWorld) -> bool:
         apart = float(np.linalg.norm(world.thing(index)[:2] - world.thing(plate_index)[:2]))
         touched = {body for body, _ in world.touched(index)}
         at_rest = world.speed(index) < 0.02 and touched == {world.things[plate_index]}
@@ -316,12 +338,12 @@ def _clear(layout: Layout, start: Floats, end: Floats, *, but: tuple[int, ...]) 
     return True
 
 
-def _held(world: KukaWorld, index: int) -> bool:
+def _held(world: ArmsWorld, index: int) -> bool:
     """Whether both fingers press against a thing and nothing else does."""
     return world.touched(index) == {(world.arm, LEFT_FINGER), (world.arm, RIGHT_FINGER)}
 
 
-def _undisturbed(world: KukaWorld, *, except_for: int | None) -> bool:
+def _undisturbed(world: ArmsWorld, *, except_for: int | None) -> bool:
     """Whether all other things are where they were, to a centimetre."""
     return all(
         np.linalg.norm(world.thing(k)[:2] - thing.xy) < 0.01

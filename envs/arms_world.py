@@ -1,8 +1,8 @@
-"""The second robot world: a seven-joint arm on a table with coloured things, seen by one camera.
+"""The second robot world: one of three seven-joint arms on a table with coloured things, seen by one camera.
 
-It shares no picture element with the CALVIN scenes: another arm, table, camera place, objects and colours.
-`sample_layout` draws a scene, `KukaWorld` builds it in an empty simulation, moves the arm and takes pictures. What the
-arm should do, and whether it did it, is the business of `kuka`. Metres, radians, seconds; z = 0 is the table top, the
+It shares no picture element with the CALVIN scenes: other arms, table, camera place, objects and colours.
+`sample_layout` draws a scene, `ArmsWorld` builds it in an empty simulation, moves the arm and takes pictures. What the
+arm should do, and whether it did it, is the business of `arms`. Metres, radians, seconds; z = 0 is the table top, the
 arm stands at the origin and reaches along +x; the tool points down, `yaw` turns it about z, and the fingers close
 across it.
 """
@@ -10,6 +10,7 @@ across it.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,15 +20,19 @@ from numpy.typing import NDArray
 from .physics import Physics
 
 Floats = NDArray[np.float64]
-ARM_URDF = Path(__file__).parent / "assets" / "kuka" / "arm.urdf"
+ASSETS = Path(__file__).parent / "assets" / "arms"
 PHYSICS_HZ = 240
 CONTROL_STEPS = 8  # physics steps between two commands to the arm: 30 Hz
 GRAVITY = -9.8
 
 ARM_JOINTS = tuple(range(7))
 LEFT_FINGER, RIGHT_FINGER, TOOL = 8, 9, 10
-HOME = (0.0, 0.55, 0.0, -1.45, 0.0, 1.14, 0.0)
-JOINT_LIMITS = (2.967, 2.094, 2.967, 2.094, 2.967, 2.094, 3.054)
+HOME = {
+    "iiwa": (0.0, 0.55, 0.0, -1.45, 0.0, 1.14, 0.0),
+    "xarm": (0.0, 0.0, 0.0, 1.2, 0.0, 1.2, 0.0),
+    "gen3": (0.0, 0.5, 0.0, 1.5, 0.0, 1.1, 0.0),
+}
+"""A pose of each arm with the tool before it and down, from which the inverse kinematics start."""
 OPEN_M = 0.036  # per finger
 ARM_FORCE, ARM_SPEED = 250.0, 2.5
 CLOSE_FORCE, OPEN_FORCE, FINGER_SPEED = 25.0, 10.0, 0.25
@@ -74,6 +79,8 @@ class Thing:
 class Layout:
     """Everything that differs between two episodes before the arm moves."""
 
+    arm: str
+    """a key of HOME"""
     things: tuple[Thing, ...]
     tool: tuple[float, float, float]  # where the arm starts
     tool_yaw: float
@@ -93,8 +100,9 @@ class Layout:
         return np.asarray(turned / np.linalg.norm(turned))
 
 
-def sample_layout(rng: np.random.Generator, *, plates: int) -> Layout:
-    """Draw two to four things of different colours, of which `plates` are plates, and how the scene looks."""
+def sample_layout(rng: np.random.Generator, *, arms: Sequence[str], plates: int) -> Layout:
+    """Draw an arm, two to four things of different colours, of which `plates` are plates, and how the scene looks."""
+    arm = arms[int(rng.integers(len(arms)))]
     count = plates + int(rng.integers(2, 4))
     colours = rng.permutation(sorted(COLOURS))[:count].tolist()
     kinds = ["plate"] * plates + [str(kind) for kind in rng.choice(sorted(SHAPES), size=count - plates)]
@@ -107,6 +115,7 @@ def sample_layout(rng: np.random.Generator, *, plates: int) -> Layout:
     tone = rng.uniform(0.9, 1.08)
     mat = tuple(rng.uniform(0.25, 0.85, size=3).tolist()) if rng.random() < 0.5 else None
     return Layout(
+        arm=arm,
         things=things,
         tool=(rng.uniform(0.40, 0.52), rng.uniform(-0.12, 0.12), rng.uniform(0.18, 0.25)),
         tool_yaw=rng.uniform(-0.4, 0.4),
@@ -134,7 +143,7 @@ def _spread(rng: np.random.Generator, count: int) -> list[tuple[float, float]]:
             return [(float(x), float(y)) for x, y in places]
 
 
-class KukaWorld:
+class ArmsWorld:
     """One layout in a physics client, which it empties first: equal layouts and commands give equal bytes."""
 
     def __init__(self, physics: Physics, layout: Layout) -> None:
@@ -143,7 +152,8 @@ class KukaWorld:
         physics.resetSimulation()
         physics.setGravity(0, 0, GRAVITY)
         physics.setTimeStep(1 / PHYSICS_HZ)
-        self.arm: int = physics.loadURDF(str(ARM_URDF), (0, 0, 0), useFixedBase=True)
+        self.arm: int = physics.loadURDF(str(ASSETS / layout.arm / "arm.urdf"), (0, 0, 0), useFixedBase=True)
+        self._limits = [physics.getJointInfo(self.arm, joint)[8:10] for joint in ARM_JOINTS]
         gear = physics.createConstraint(
             self.arm, LEFT_FINGER, self.arm, RIGHT_FINGER, physics.JOINT_GEAR, (1, 0, 0), (0, 0, 0), (0, 0, 0)
         )
@@ -201,11 +211,11 @@ class KukaWorld:
         """Inverse kinematics, started from the joints as they are (its null-space form misses by centimetres here)."""
         turn = self._physics.getQuaternionFromEuler((math.pi, 0.0, yaw))
         found = self._physics.calculateInverseKinematics(self.arm, TOOL, position.tolist(), turn)
-        return [max(-limit, min(limit, joint)) for joint, limit in zip(found[:7], JOINT_LIMITS, strict=True)]
+        return [max(low, min(high, joint)) for joint, (low, high) in zip(found[:7], self._limits, strict=True)]
 
     def _place_tool(self, position: tuple[float, float, float], yaw: float) -> None:
         """Put the arm, without simulating, where its tool is in the given pose and its fingers are open."""
-        joints: list[float] = list(HOME)
+        joints: list[float] = list(HOME[self.layout.arm])
         for _ in range(20):
             for joint, angle in zip(ARM_JOINTS, joints, strict=True):
                 self._physics.resetJointState(self.arm, joint, angle)
