@@ -37,7 +37,8 @@ from vw2_robot.data.statistics import ActionStatistics
 from vw2_robot.envs.calvin import CalvinEnv
 from vw2_robot.envs.demonstrations import MAX_ATTEMPTS
 from vw2_robot.envs.oracle import TaskOracle
-from vw2_robot.envs.record import RecordConfig, record
+from vw2_robot.envs.record import record
+from vw2_robot.envs.record_config import RecordConfig
 from vw2_robot.envs.start_states import Start, go_to_start
 from vw2_robot.finetune.config import Finetune
 from vw2_robot.finetune.train_head import finetune

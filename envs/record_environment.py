@@ -37,14 +37,14 @@ FLANGE_LINK = 7
 
 
 def environment_yaml(*, scene: str, cameras: tuple[str, ...], renderer: str, assets: str) -> str:
-    """Return the text of `merged_config.yaml`."""
+    """Return the text of `merged_config.yaml`; of several scenes it describes the first."""
     tree = {
         "seed": 0,
         "use_vr": False,
         "show_gui": False,
         "data_path": "data",
         "cameras": {name: _camera(name) for name in cameras},
-        "scene": _scene(scene),
+        "scene": _scene(scene[0]),
         "robot": _robot(),
         "env": {
             "_target_": "calvin_env.envs.play_table_env.PlayTableSimEnv",
@@ -63,7 +63,7 @@ def environment_yaml(*, scene: str, cameras: tuple[str, ...], renderer: str, ass
         "recorded_with": {
             "program": "vw2-record",
             "version": __version__,
-            "scene": f"calvin_scene_{scene}",
+            "scene": [f"calvin_scene_{name}" for name in scene] if len(scene) > 1 else f"calvin_scene_{scene}",
             "assets": assets,
             "renderer": renderer,
         },

@@ -10,17 +10,17 @@ import pytest
 pytest.importorskip("pybullet")
 
 from vw2_robot.data.calvin import CalvinDataset
-from vw2_robot.envs import record as program
 from vw2_robot.envs.calvin import CalvinEnv
 from vw2_robot.envs.demonstrations import Recorder, next_task
 from vw2_robot.envs.demonstrator import SKILLS
 from vw2_robot.envs.oracle import TaskOracle
-from vw2_robot.envs.record import RecordConfig, record
+from vw2_robot.envs.record import record
+from vw2_robot.envs.record_config import CALVIN_TARGET, RecordConfig
 from vw2_robot.envs.start_states import TASK_GROUPS, go_to_start
 
 pytestmark = pytest.mark.sim
 
-ENV = {"_target_": program.CALVIN_TARGET, "scene": "D"}
+ENV = {"_target_": CALVIN_TARGET, "scene": "D"}
 
 
 def config(out, **changes):

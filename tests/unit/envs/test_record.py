@@ -18,13 +18,14 @@ from vw2_robot.envs.demonstrator import observe_world
 from vw2_robot.envs.instructions import load_instructions
 from vw2_robot.envs.motion import BUMP_SIZE, BUMP_STEPS, BUMP_TWIST, Bumps
 from vw2_robot.envs.oracle import TaskOracle
-from vw2_robot.envs.record import RecordConfig, record
+from vw2_robot.envs.record import record
+from vw2_robot.envs.record_config import ARMS_TARGET, CALVIN_TARGET, RecordConfig
 from vw2_robot.envs.start_states import PAUSE_STEPS
 from vw2_robot.errors import InputError
 
 pytestmark = pytest.mark.sim
 
-ENV = {"_target_": program.CALVIN_TARGET, "scene": "D", "assets": "builtin", "renderer": "layered"}
+ENV = {"_target_": CALVIN_TARGET, "scene": "D", "assets": "builtin", "renderer": "layered"}
 TASKS = ["turn_on_led", "open_drawer", "turn_off_led"]
 
 
@@ -251,7 +252,7 @@ def test_rlds_and_video_hold_what_calvin_holds(tmp_path):
 
 def test_the_other_world_is_recorded_as_rlds_and_resumes(tmp_path, monkeypatch):
     tfds = pytest.importorskip("tensorflow_datasets")
-    arms = {"_target_": program.ARMS_TARGET, "hz": 5.0, "image_size": 32, "arms": ["iiwa", "gen3"]}
+    arms = {"_target_": ARMS_TARGET, "hz": 5.0, "image_size": 32, "arms": ["iiwa", "gen3"]}
     wanted = config(tmp_path / "arms", env=arms, format="rlds", episodes=3, validation_episodes=1)
     kept = program.Station.record
     made = []
@@ -279,10 +280,26 @@ def test_the_other_world_is_recorded_as_rlds_and_resumes(tmp_path, monkeypatch):
         config_from(RecordConfig, {"out": "x", "env": arms, "format": "calvin"})
 
 
+def test_several_scenes_share_a_split(tmp_path):
+    out = tmp_path / "abc"
+    record(config(out, env={**ENV, "scene": "ACD"}, episodes=4, validation_episodes=1, tasks=["turn_on_led"]))
+    trajectories = CalvinDataset(out).trajectories
+    assert [trajectory.scene for trajectory in trajectories] == ["A", "A", "C", "D"]
+    assert [trajectory.scene for trajectory in CalvinDataset(out, "validation").trajectories] == ["A"]
+    for trajectory in trajectories[1:]:
+        picture = CalvinDataset(out).read_images(trajectory, [0])[0]
+        env = CalvinEnv(scene=trajectory.scene)
+        rows = (CalvinDataset(out).read(trajectory, name)[0] for name in ("robot_obs", "scene_obs"))
+        env.reset_physics(**dict(zip(("robot_obs", "scene_obs"), rows, strict=True)))
+        assert np.abs(picture.astype(int) - env.render_depth("static")[0].astype(int)).mean() < 2, trajectory.scene
+        env.close()
+
+
 def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path):
     for wrong, words in (
         ({"env": {**ENV, "assets": str(tmp_path / "nowhere")}}, "nowhere is no directory"),
         ({"env": {**ENV, "scene": "E"}}, "unknown scene 'E'"),
+        ({"env": {**ENV, "scene": "ABA"}}, "unknown scene 'ABA'; choose one of A, B, C, D, or several, as ABC"),
         ({"tasks": "opn_drawer"}, "unknown task 'opn_drawer'"),
     ):
         with pytest.raises(InputError, match=words):

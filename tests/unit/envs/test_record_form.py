@@ -8,9 +8,9 @@ pytest.importorskip("pybullet")
 
 from omegaconf import OmegaConf
 
-from vw2_robot.envs import record as program
 from vw2_robot.envs.instructions import load_instructions
-from vw2_robot.envs.record import RecordConfig, record
+from vw2_robot.envs.record import record
+from vw2_robot.envs.record_config import CALVIN_TARGET, RecordConfig
 from vw2_robot.envs.scene import SCENES
 
 pytestmark = pytest.mark.sim
@@ -30,7 +30,7 @@ FRAME = {
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     out = tmp_path_factory.mktemp("form") / "calvin"
-    env = {"_target_": program.CALVIN_TARGET, "scene": "A"}
+    env = {"_target_": CALVIN_TARGET, "scene": "A"}
     tasks = ["turn_on_led", "close_drawer"]
     record(
         RecordConfig(
