@@ -183,6 +183,24 @@ def test_words_that_were_read_before_are_not_read_again_and_change_nothing(monke
         torch.testing.assert_close(changed.states_BHND, policy.states(alone, changed.codes_BHN), atol=2e-6, rtol=2e-6)
 
 
+def test_many_instructions_are_read_in_one_go(policy, monkeypatch):
+    """As in training, where every sample has its own and the weights change before the next look."""
+    reads = []
+    real = StaticCache.advance
+
+    def counted(self, inputs, **rest):
+        reads.append(tuple(inputs.shape[:2]))
+        return real(self, inputs, **rest)
+
+    monkeypatch.setattr(StaticCache, "advance", counted)
+    image = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    prompt = policy.prompt([f"push {number}" for number in range(8)], image)
+    decoded = policy.decode(prompt, steps=1)
+    assert reads == [(8, prompt.mask_BP.shape[1]), (8, 1), (8, 1), (8, 1)]
+    states = policy.states(prompt, decoded.codes_BHN)
+    torch.testing.assert_close(decoded.states_BHND, states, atol=2e-6, rtol=2e-6)
+
+
 def test_only_so_many_instructions_are_remembered(policy):
     image = torch.zeros(1, 3, 16, 16)
     for number in range(40):
