@@ -5,10 +5,10 @@
 
 Stages, in order (each can be killed and given again, and goes on where it stood):
 
-    data       demonstrations of all tasks in scene D; other robots' video; recorded by vw2-record
+    data       demonstrations of all tasks in scene D, and in A, B and C; other robots' video; recorded by vw2-record
     reference  the policy of the package: pre-trained, all labels, then the full protocol
     pretrain   dLDM and latent pre-training of every arm and seed, the probe of their codes
-    finetune   action heads: every arm at 10 % of the labels, two arms at all of them
+    finetune   action heads: every arm at 10 % of the labels, some at all of them
     rollouts   single tasks and chains, the same starts for every arm
     page       docs/results.md from the run folders
 
@@ -22,6 +22,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from .job_queue import Job, Queue
 from .results_page import write_page
@@ -91,13 +92,23 @@ class Arm:
     percent: int = 10
     """of the labels"""
     longer: bool = False
+    data: str = "D"
+    """recordings that the labels are of"""
 
 
-PRETRAININGS: dict[str, tuple[str, ...]] = {
-    "vw2": (),
-    "videoworld": ("+experiment=videoworld",),
-    "lapa": ("+experiment=lapa",),
-    "vw2_cross": (),
+class Pretraining(NamedTuple):
+    """Words for pretrain-on-openx, and the recordings whose video it sees."""
+
+    words: tuple[str, ...]
+    data: str
+
+
+PRETRAININGS = {
+    "vw2": Pretraining((), "D"),
+    "videoworld": Pretraining(("+experiment=videoworld",), "D"),
+    "lapa": Pretraining(("+experiment=lapa",), "D"),
+    "vw2_cross": Pretraining((), "arms"),
+    "vw2_abc": Pretraining((), "ABC"),
 }
 KEPT = ("unlabelled.weight=0.1",)
 ARMS = {
@@ -108,6 +119,8 @@ ARMS = {
     "vw2_10": Arm("vw2", ("arm=indomain", *KEPT)),
     "oracle_100": Arm(None, ("arm=oracle",), percent=100),
     "vw2_cross_100": Arm("vw2_cross", ("arm=crossdomain",), percent=100),
+    "oracle_abc": Arm(None, ("arm=oracle",), percent=100, data="ABC"),
+    "vw2_abc": Arm("vw2_abc", ("arm=indomain",), percent=100, data="ABC"),
 }
 
 
@@ -123,21 +136,22 @@ class Plan:
         return found
 
     def _data(self) -> list[Job]:
-        count = self.preset.recordings
         demonstrations = (
-            "env.scene=D", "tasks=all", f"episodes={count}", "validation_episodes=34", "play=4", "tail_steps=1",
-            "bumps=0.015", "mistakes=0.3", "seed=11", "workers=2", f"out={self.out / 'data' / 'D'}",
+            "tasks=all", f"episodes={self.preset.recordings}", "validation_episodes=34", "play=4", "tail_steps=1",
+            "bumps=0.015", "mistakes=0.3", "seed=11", "workers=2",
         )  # fmt: skip
         other = (
             "env=arms", "format=rlds", f"episodes={self.preset.other_robots}", "workers=2",
             f"out={self.out / 'data' / 'arms'}",
         )  # fmt: skip
-        pictures = (f"data.path={self.out / 'data' / 'D'}", f"run_dir={self.out / 'pictures'}", "stages=[]")
-        return [
-            Job("data/D", RECORD, demonstrations, alone=True),
-            Job("data/arms", RECORD, other, alone=True),
-            Job("pictures", PRETRAIN, (*pictures, "model=tiny"), needs=("data/D",)),
-        ]
+        jobs = [Job("data/arms", RECORD, other, alone=True)]
+        for scene in ("D", "ABC"):
+            folder = self.out / "data" / scene
+            recording = (f"env.scene={scene}", *demonstrations, f"out={folder}")
+            pictures = ("model=tiny", "stages=[]", f"data.path={folder}", f"run_dir={self.out / 'pictures' / scene}")
+            jobs.append(Job(f"data/{scene}", RECORD, recording, alone=True))
+            jobs.append(Job(f"pictures/{scene}", PRETRAIN, pictures, needs=(f"data/{scene}",)))
+        return jobs
 
     def _reference(self) -> list[Job]:
         folder = self.out / "reference"
@@ -184,12 +198,13 @@ class Plan:
 
     def _learn(self, name: str, pretraining: str, folder: Path, *, seed: int, threads: int) -> Job:
         """The whole pre-training of one seed."""
-        if pretraining == "vw2_cross":
+        own, source = PRETRAININGS[pretraining]
+        if source == "arms":
             sets = [str(self.out / "data" / "arms"), *([self.bridge] if self.bridge else [])]
             data, needs = (f"data.path=[{','.join(sets)}]",), ("data/arms",)
         else:
-            data, needs = (f"data.frames={self.out / 'pictures' / 'frames'}",), ("pictures",)
-        words = (*PRETRAININGS[pretraining], *self.preset.pretrain, *data, f"seed={seed}")
+            data, needs = (f"data.frames={self.out / 'pictures' / source / 'frames'}",), (f"pictures/{source}",)
+        words = (*own, *self.preset.pretrain, *data, f"seed={seed}")
         return Job(name, PRETRAIN, (*words, f"hardware.threads={threads}", f"run_dir={folder}"), needs, threads > 1)
 
     def _probe(self, seed: int) -> Job:
@@ -208,13 +223,13 @@ class Plan:
         taught = self.out / "pretrain" / "vw2" / f"seed_{seed}"
         start = f"network.like={taught}" if before is None else f"policy={before}"
         words = (
-            *arm.words, start, f"data.path={self.out / 'data' / 'D'}", "data.validation_split=validation",
+            *arm.words, start, f"data.path={self.out / 'data' / arm.data}", "data.validation_split=validation",
             f"data.frames={self.out / 'labelled_pictures'}", f"label_fraction={arm.percent / 100}",
             f"label_seed={seed}", f"seed={seed}", *HEAD, *steps, f"hardware.threads={threads}",
             "hardware.precision=bf16", f"run_dir={folder}",
         )  # fmt: skip
-        needs = (before or taught).relative_to(self.out).as_posix()
-        return Job(name, FINETUNE, words, (needs,), threads > 1)
+        needs = ((before or taught).relative_to(self.out).as_posix(), f"data/{arm.data}")
+        return Job(name, FINETUNE, words, needs, threads > 1)
 
     def _roll(self, name: str, policy: Path, what: tuple[str, ...], *, workers: int) -> Job:
         words = (f"policy={policy}", *what, f"workers={workers}", "videos=0", f"run_dir={self.out / name}")
