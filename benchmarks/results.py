@@ -144,14 +144,14 @@ class Plan:
             "env=arms", "format=rlds", f"episodes={self.preset.other_robots}", "workers=2",
             f"out={self.out / 'data' / 'arms'}",
         )  # fmt: skip
-        jobs = [Job("data/arms", RECORD, other, alone=True)]
+        jobs = []
         for scene in ("D", "ABC"):
             folder = self.out / "data" / scene
             recording = (f"env.scene={scene}", *demonstrations, f"out={folder}")
             pictures = ("model=tiny", "stages=[]", f"data.path={folder}", f"run_dir={self.out / 'pictures' / scene}")
             jobs.append(Job(f"data/{scene}", RECORD, recording, alone=True))
             jobs.append(Job(f"pictures/{scene}", PRETRAIN, pictures, needs=(f"data/{scene}",)))
-        return jobs
+        return [*jobs, Job("data/arms", RECORD, other, alone=True)]
 
     def _reference(self) -> list[Job]:
         folder = self.out / "reference"
@@ -243,6 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--only", nargs="+", default=[""], help="jobs whose names begin so, data/D or finetune/vw2_10")
     parser.add_argument("--parallel", type=int, default=2, help="jobs at a time, one thread each")
     parser.add_argument("--bridge", help="Bridge V2 as RLDS, for cross-domain pre-training beside the other robots")
     parser.add_argument("--page", type=Path, default=Path("docs/results.md"))
@@ -260,6 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             jobs = plan.jobs(stage)
             parts = {job.name: job.name.split("/")[1] for job in jobs if stage in ("finetune", "rollouts")}
+            jobs = [job for job in jobs if job.name.startswith(tuple(args.only))]
             queue.run([job for job in jobs if parts.get(job.name, args.arms[0]) in args.arms])
 
 

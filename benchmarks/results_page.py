@@ -180,8 +180,8 @@ def codes_section(out: Path) -> str:
     if not reports:
         return "\n".join([*lines, MISSING])
     lines += [
-        "R² of a regression from the codes of a latent step to the true motion of the hand in it, on demonstrations that",
-        f"trained neither; mean over {len(reports)} dLDM seeds with the t interval over seeds.",
+        "R² of a regression from the codes of a latent step to the true motion of the hand in it, on demonstrations",
+        f"that trained neither; mean over {len(reports)} dLDM seeds with the t interval over seeds.",
         "",
         "| | MLP, code values | linear, one-hot codes |",
         "|---|---|---|",
