@@ -9,6 +9,9 @@ alone.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -52,6 +55,16 @@ class PolicyBatches:
         return words, to_model_range(self.images(rows).to(device)), codes, valid
 
 
+@dataclass(frozen=True)
+class Material:
+    """Windows to learn from, windows held out, the dLDM that speaks their codes, latent steps per second."""
+
+    train: PolicyBatches
+    held_out: PolicyBatches
+    dldm: DLDM
+    latent_hz: float | None
+
+
 def build_policy(config: Pretrain, dldm: DLDM) -> LatentPolicy:
     """A policy before latent pre-training; what is random in it depends on the seed alone."""
     return LatentPolicy(config.policy, generator=generator(config.seed, 0, stream=STREAM_INIT), dldm=dldm)
@@ -59,68 +72,24 @@ def build_policy(config: Pretrain, dldm: DLDM) -> LatentPolicy:
 
 def train_policy(config: Pretrain) -> None:
     """Pre-train the policy on the latent cache, or return at once when it is complete."""
-    settings = config.train_policy
-    loop = settings.loop
-    run = Run(
-        config.stage_dir("policy"),
-        config.stage_tree(
-            "data",
-            "dldm",
-            "vdm",
-            "codec",
-            "train_vdm",
-            "train_dldm",
-            "extract_latents",
-            "policy",
-            "train_policy",
-            "seed",
-        ),
-        stage="policy",
-        total_steps=loop.steps,
-        save_every=loop.save_every,
-        log_every=loop.log_every,
-    )
+    loop, shift = config.train_policy.loop, config.train_policy.image_shift_px
+    run = _open_run(config)
     if run.complete:
         return
     device = config.hardware.torch_device()
-    frames = open_frames(config)
-    train_ids, validation_ids = training_split(config, frames)
-    teacher = load_checkpoint(finished_stage(config, "dldm"), kind="dldm")
-    dldm = DLDM(config.dldm)
-    teacher.load_into(dldm=dldm)
-    cache = LatentCache(config.stage_dir("latents"), encoder_hash=encoder_hash(dldm), frames_digest=frames.digest)
-    train = PolicyBatches(cache.of_episodes(train_ids), frames, image_px=config.policy.image_px)
-    held_out = PolicyBatches(cache.of_episodes(validation_ids), frames, image_px=config.policy.image_px)
-    policy = build_policy(config, dldm).to(device)
+    material = _open_material(config)
+    policy = build_policy(config, material.dldm).to(device)
     optimizer = build_optimizer(policy.parameters(), loop.optim)
     if run.checkpoint is not None:
         load_checkpoint(run.checkpoint, kind="policy").load_into(policy=policy)
         load_optimizer(run.checkpoint, optimizer)
-
-    def save(step: int) -> None:
-        run.save(
-            step,
-            lambda path: save_checkpoint(
-                path,
-                kind="policy",
-                config={"policy": config_tree(config.policy), "dldm": config_tree(config.dldm), "head": None},
-                modules={"policy": policy, "dldm": dldm},
-                facts={
-                    "encoder_hash": encoder_hash(dldm),
-                    "latent_hz": cache.facts["hz"],
-                    "pretraining": {"frames_digest": frames.digest, "windows": len(train.windows)},
-                },
-                files=policy.files(),
-                optimizer=optimizer,
-            ),
-        )
-
+    held_out = material.held_out
     check = np.linspace(0, len(held_out.windows) - 1, min(256, len(held_out.windows))).astype(np.int64)
     for step in run.steps():
         draw = generator(config.seed, step, stream=STREAM_BATCH)
-        rows = torch.randint(len(train.windows), (loop.batch,), generator=draw).numpy()
-        words, image, codes, valid = train.read(rows, device)
-        image = shift_randomly(image, most=settings.image_shift_px, noise=draw)
+        rows = torch.randint(len(material.train.windows), (loop.batch,), generator=draw).numpy()
+        words, image, codes, valid = material.train.read(rows, device)
+        image = shift_randomly(image, most=shift, noise=draw)
         with config.hardware.autocast(device):
             loss, parts = policy.code_loss(policy.states(policy.prompt(words, image), codes), codes, valid)
         norm = optimizer_step(loss, optimizer, step=step, config=loop.optim, total_steps=loop.steps)
@@ -139,8 +108,55 @@ def train_policy(config: Pretrain) -> None:
                 },
             )
         if run.due(step, loop.save_every):
-            save(step)
+            run.save(step, lambda path: _save(path, config, material, policy, optimizer))
     run.close()
+
+
+def _open_run(config: Pretrain) -> Run:
+    stages_before = ("data", "dldm", "vdm", "codec", "train_vdm", "train_dldm", "extract_latents")
+    loop = config.train_policy.loop
+    return Run(
+        config.stage_dir("policy"),
+        config.stage_tree(*stages_before, "policy", "train_policy", "seed"),
+        stage="policy",
+        total_steps=loop.steps,
+        save_every=loop.save_every,
+        log_every=loop.log_every,
+    )
+
+
+def _open_material(config: Pretrain) -> Material:
+    """The windows of the latent cache, after it was checked against pictures and dLDM."""
+    frames = open_frames(config)
+    train_ids, validation_ids = training_split(config, frames)
+    dldm = DLDM(config.dldm)
+    load_checkpoint(finished_stage(config, "dldm"), kind="dldm").load_into(dldm=dldm)
+    cache = LatentCache(config.stage_dir("latents"), encoder_hash=encoder_hash(dldm), frames_digest=frames.digest)
+    px = config.policy.image_px
+    train, held_out = (
+        PolicyBatches(cache.of_episodes(ids), frames, image_px=px) for ids in (train_ids, validation_ids)
+    )
+    return Material(train, held_out, dldm, latent_hz=cache.facts["hz"])
+
+
+def _save(
+    path: Path, config: Pretrain, material: Material, policy: LatentPolicy, optimizer: torch.optim.Optimizer
+) -> None:
+    """Write policy and dLDM, all that later stages and a resumed run need."""
+    train, dldm = material.train, material.dldm
+    save_checkpoint(
+        path,
+        kind="policy",
+        config={"policy": config_tree(config.policy), "dldm": config_tree(config.dldm), "head": None},
+        modules={"policy": policy, "dldm": dldm},
+        facts={
+            "encoder_hash": encoder_hash(dldm),
+            "latent_hz": material.latent_hz,
+            "pretraining": {"frames_digest": train.frames.digest, "windows": len(train.windows)},
+        },
+        files=policy.files(),
+        optimizer=optimizer,
+    )
 
 
 main = program(Pretrain, config_name="pretrain")(train_policy)
