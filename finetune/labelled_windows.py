@@ -187,6 +187,7 @@ class LabelledWindows(VideoWindows):
     Attributes:
         statistics: of these trajectories' actions, or those given.
         actions: float32 [n, s*H, A], normalised; rows past the end of the trajectory are 0 and False in `real`.
+        poses: float32 [n, P], the hand at each start, see `hand_poses`; P is 0 unless `with_poses`.
     """
 
     def __init__(
@@ -200,6 +201,7 @@ class LabelledWindows(VideoWindows):
         pictures: FrameCache | None = None,
         statistics: ActionStatistics | None = None,
         normalisation: NormalisationMode = "q01_q99",
+        with_poses: bool = False,
     ) -> None:
         super().__init__(dataset, frames, trajectories, steps=steps, stride=stride, pictures=pictures)
         raw = [dataset.read_actions(dataset.trajectories[i]) for i in trajectories]
@@ -214,3 +216,18 @@ class LabelledWindows(VideoWindows):
                 piece = normalised[start : start + span]
                 self.actions[row, : len(piece)], self.real[row, : len(piece)] = piece, True
                 row += 1
+        self.poses = np.zeros((len(self), 0), np.float32)
+        if with_poses:
+            states = [dataset.read(dataset.trajectories[i], "robot_obs")[:-1] for i in trajectories]
+            self.poses = hand_poses(np.concatenate(states))
+
+
+def hand_poses(robot_obs: NDArray[np.float64]) -> NDArray[np.float32]:
+    """[n, P] from CALVIN's robot_obs [n, 15]: position, sines and cosines of the angles, opening of the fingers.
+
+    Units are such that all numbers vary about as much: 0.1 m from the middle of the space over the table, 0.04 m.
+    """
+    position, angles, opening = robot_obs[:, :3] - (0, -0.1, 0.55), robot_obs[:, 3:6], robot_obs[:, 6:7]
+    return np.concatenate(
+        [position / 0.1, np.sin(angles), np.cos(angles), opening / 0.04], axis=1, dtype=np.float32, casting="same_kind"
+    )

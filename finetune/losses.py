@@ -3,6 +3,8 @@
     L = mean over real actions [ ||a_arm - â_arm||² + w_g L_g ] + lambda_ce · CE(codes)       (method specification 3.4)
 
 in normalised units, with L_g the squared error against -1 and +1, or the binary cross-entropy of the gripper's logit.
+With `pose_weight` the head must also tell where the hand is: one camera far away hides depth from a policy that only
+learns what to do, and then it reaches for a place that lies on the same line of sight (docs/lab_log.md).
 """
 
 # B batch · H latent steps · N codes per step · s actions per step · A action dims
@@ -31,6 +33,7 @@ class Losses(NamedTuple):
 
     total: Tensor
     action: Tensor
+    pose: Tensor
     code: Tensor
     accuracy: Tensor
 
@@ -73,12 +76,18 @@ def window_losses(
     states = policy.states(prompt, fed)
     actions, real = (torch.from_numpy(array[rows]).to(device) for array in (windows.actions, windows.real))
     action = action_loss(config, head(states), actions, real)
+    total = action
+    pose = nothing = torch.zeros((), device=device)
+    if config.pose_weight > 0:
+        true = torch.from_numpy(windows.poses[rows]).to(device)
+        pose = (head.hand_pose(states).float() - true).square().sum(1).mean()
+        total = total + config.pose_weight * pose
     if not windows.taught or config.code_source == "none":
-        nothing = torch.zeros((), device=device)
-        return Losses(action, action.detach(), nothing, nothing)
+        return Losses(total, action.detach(), pose.detach(), nothing, nothing)
     teacher, valid = (torch.from_numpy(array[rows]).to(device) for array in (windows.codes, windows.valid))
     code, parts = policy.code_loss(states, teacher, valid[..., None] & comparable_codes(fed, teacher))
-    return Losses(action + config.lambda_ce * code, action.detach(), code.detach(), parts["accuracy"])
+    total = total + config.lambda_ce * code
+    return Losses(total, action.detach(), pose.detach(), code.detach(), parts["accuracy"])
 
 
 def fed_codes(

@@ -125,6 +125,7 @@ def _labelled(
         pictures=seen.policy,
         statistics=statistics,
         normalisation=config.normalisation,
+        with_poses=config.pose_weight > 0,
     )
 
 

@@ -11,7 +11,7 @@ the error on all held-out windows.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from torch import nn
 from vw2_robot.checkpoint import load_checkpoint, load_optimizer, save_checkpoint, weights_digest
 from vw2_robot.cli import program
 from vw2_robot.config_tree import config_tree
-from vw2_robot.models.action_head import ActionHead
+from vw2_robot.models.action_head import ActionHead, ActionHeadConfig
 from vw2_robot.models.lora import LoRA
 from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.runs import Run, generator, mark
@@ -70,6 +70,8 @@ def finetune(config: Finetune) -> None:
         if run.due(step, loop.log_every):
             with config.hardware.autocast(device):
                 held = validate(config, policy, head, material.held_out, device=device, most=config.validation_windows)
+            if config.pose_weight > 0:
+                more["finetune/pose_loss"] = losses.pose
             parts = {"finetune/code_loss": losses.code, "finetune/accuracy": losses.accuracy, **more}
             seen = {"finetune/action_l2": losses.action, **held.metrics("finetune/validation"), **parts}
             run.log(step, seen | {"finetune/grad_norm": norm})
@@ -99,11 +101,18 @@ def _open_run(config: Finetune) -> Run:
     )
 
 
+def head_config(config: Finetune) -> ActionHeadConfig:
+    """The head's sizes; whoever weighs the hand's pose needs a head that tells it."""
+    return replace(config.head, pose=config.head.pose or config.pose_weight > 0)
+
+
 def _new_head(config: Finetune, start: StartingPoint) -> ActionHead:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator(config.seed, 0, stream=STREAM_INIT))))
         policy = start.policy
-        return ActionHead(config.head, width=policy.backbone.width, queries=policy.config.queries, stride=start.stride)
+        return ActionHead(
+            head_config(config), width=policy.backbone.width, queries=policy.config.queries, stride=start.stride
+        )
 
 
 def _save(
@@ -126,7 +135,7 @@ def _save(
         config={
             "policy": config_tree(policy.config),
             "dldm": None if dldm is None else config_tree(dldm.config),
-            "head": config_tree(config.head),
+            "head": config_tree(head_config(config)),
             "stride": start.stride,
             "latent_steps": config.latent_steps,
             "replan_every": config.replan_every,

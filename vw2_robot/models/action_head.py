@@ -15,12 +15,17 @@ from torch import Tensor, nn
 
 from vw2_robot.contracts import ACTION_DIM
 
+POSE_DIM = 10  # position, sine and cosine of the three angles, opening of the fingers
+
 
 @dataclass(frozen=True)
 class ActionHeadConfig:
-    """hidden: width of the one hidden layer is 4 * min(D, hidden)."""
+    """Sizes of the head."""
 
     hidden: int = 1024
+    """width of the one hidden layer is 4 * min(D, hidden)"""
+    pose: bool = False
+    """a second output in training: where the hand is now, see `ActionHead.hand_pose`"""
 
 
 class ActionHead(nn.Module):
@@ -36,8 +41,20 @@ class ActionHead(nn.Module):
             nn.GELU(),
             nn.Linear(inner, stride * ACTION_DIM),
         )
+        self.pose = nn.Linear(inner, POSE_DIM) if config.pose else None
 
     def forward(self, states: Float[Tensor, "B H N D"]) -> Float[Tensor, "B sH A"]:
         """Normalised actions in time order."""
         out = self.mlp(rearrange(states, "b h n d -> b h (n d)"))
         return rearrange(out, "b h (s a) -> b (h s) a", s=self.stride)
+
+    def hand_pose(self, states: Float[Tensor, "B H N D"]) -> Float[Tensor, "B P"]:
+        """Normalised pose of the hand at the moment of the picture, from the layer that the actions come from.
+
+        Nobody needs the answer in control. It is asked for in training because an action depends on where the hand is,
+        and one camera shows that only to who looks at the whole arm.
+        """
+        if self.pose is None:
+            raise ValueError("this head was built without head.pose")
+        out: Tensor = self.pose(self.mlp[:-1](rearrange(states[:, 0], "b n d -> b (n d)")))
+        return out

@@ -6,7 +6,7 @@ from vw2_robot.data.calvin import CalvinDataset
 from vw2_robot.data.object_arrays import load_object
 from vw2_robot.data.statistics import ActionStatistics
 from vw2_robot.errors import InputError
-from vw2_robot.finetune.labelled_windows import LabelledWindows, cache_calvin, split_trajectories
+from vw2_robot.finetune.labelled_windows import LabelledWindows, cache_calvin, hand_poses, split_trajectories
 from vw2_robot.models.causal_video import LevelConfig, StemConfig
 from vw2_robot.models.dldm import DLDM
 from vw2_robot.models.dldm_config import DLDMConfig, QFormerConfig
@@ -47,6 +47,28 @@ def test_every_time_step_but_the_last_starts_a_window(write_calvin):
     assert windows.episode.tolist() == [1] * 6 + [3] * 6
     assert windows.start.tolist() == [0, 1, 2, 3, 4, 5] * 2
     assert windows.words(np.array([0, 11])) == ["do 1", "do 3"]
+
+
+def test_poses_are_those_of_the_pictures_and_are_read_only_where_they_are_wanted(write_calvin):
+    dataset, frames = opened(write_calvin())
+    LabelledWindows(dataset, frames, (1, 3), steps=1, stride=4)
+    assert "robot_obs" not in dataset.reads
+    windows = LabelledWindows(dataset, frames, (1, 3), steps=1, stride=4, with_poses=True)
+    assert dataset.reads["robot_obs"] == sum(dataset.trajectories[i].length for i in (1, 3))
+    assert windows.poses.shape == (len(windows), 10)
+    for row in range(len(windows)):
+        obs = dataset.read(dataset.trajectories[windows.episode[row]], "robot_obs", [int(windows.start[row])])
+        np.testing.assert_allclose(windows.poses[row], hand_poses(obs)[0])
+
+
+def test_a_pose_does_not_jump_where_an_angle_does():
+    obs = np.zeros((2, 15))
+    obs[:, 3] = np.pi - 1e-4, -np.pi + 1e-4
+    obs[:, :3] = 0.1, -0.1, 0.65
+    obs[:, 6] = 0.08
+    poses = hand_poses(obs)
+    np.testing.assert_allclose(poses[0], poses[1], atol=1e-3)
+    np.testing.assert_allclose(poses[0][[0, 1, 2, 9]], [1, 0, 1, 2], atol=1e-6)
 
 
 @pytest.mark.parametrize(("steps", "stride"), [(1, 4), (2, 2), (2, 3)])
