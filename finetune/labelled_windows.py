@@ -204,7 +204,9 @@ class LabelledWindows(VideoWindows):
         with_poses: bool = False,
     ) -> None:
         super().__init__(dataset, frames, trajectories, steps=steps, stride=stride, pictures=pictures)
-        raw = [dataset.read_actions(dataset.trajectories[i]) for i in trajectories]
+        more = ("robot_obs",) if with_poses else ()
+        read = [dataset.read_actions_and(dataset.trajectories[i], *more) for i in trajectories]
+        raw = [actions for actions, *_ in read]
         self.statistics = statistics or ActionStatistics.from_actions(np.concatenate(raw), mode=normalisation)
         span = steps * stride
         self.actions = np.zeros((len(self), span, raw[0].shape[1]), np.float32)
@@ -216,10 +218,8 @@ class LabelledWindows(VideoWindows):
                 piece = normalised[start : start + span]
                 self.actions[row, : len(piece)], self.real[row, : len(piece)] = piece, True
                 row += 1
-        self.poses = np.zeros((len(self), 0), np.float32)
-        if with_poses:
-            states = [dataset.read(dataset.trajectories[i], "robot_obs")[:-1] for i in trajectories]
-            self.poses = hand_poses(np.concatenate(states))
+        states = [robot_obs[:-1] for _, *others in read for robot_obs in others]
+        self.poses = hand_poses(np.concatenate(states)) if states else np.zeros((len(self), 0), np.float32)
 
 
 def hand_poses(robot_obs: NDArray[np.float64]) -> NDArray[np.float32]:

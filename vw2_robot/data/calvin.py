@@ -106,18 +106,26 @@ class CalvinDataset:
 
         No other array of these files is opened.
         """
+        return self.read_together(trajectory, (key,), frames)[0]
+
+    def read_together(
+        self, trajectory: Trajectory, keys: Sequence[str], frames: Sequence[int] | None = None
+    ) -> tuple[NDArray[Any], ...]:
+        """`read` of several arrays; each file is opened once."""
         offsets = range(trajectory.length) if frames is None else frames
         for offset in offsets:
             if not 0 <= offset < trajectory.length:
                 raise IndexError(f"frame {offset} of {trajectory.trajectory_id}, which has {trajectory.length} frames")
-        values = [self._member(trajectory.start + int(offset), key) for offset in offsets]
-        for offset, value in zip(offsets, values, strict=True):
-            if (value.dtype, value.shape) != (values[0].dtype, values[0].shape):
-                raise InputError(
-                    f"{self.folder / frame_name(trajectory.start + int(offset))}: {key} is {value.dtype} {value.shape},"
-                    f" in the steps before it {values[0].dtype} {values[0].shape}; mend or remove this trajectory"
-                )
-        return np.stack(values)
+        rows = [self._members(trajectory.start + int(offset), keys) for offset in offsets]
+        for offset, row in zip(offsets, rows, strict=True):
+            for key, value, first in zip(keys, row, rows[0], strict=True):
+                if (value.dtype, value.shape) != (first.dtype, first.shape):
+                    raise InputError(
+                        f"{self.folder / frame_name(trajectory.start + int(offset))}: {key} is {value.dtype}"
+                        f" {value.shape}, in the steps before it {first.dtype} {first.shape}; mend or remove this"
+                        " trajectory"
+                    )
+        return tuple(np.stack(column) for column in zip(*rows, strict=True))
 
     def read_images(
         self, trajectory: Trajectory, frames: Sequence[int] | None = None, *, camera: str = "static"
@@ -137,8 +145,12 @@ class CalvinDataset:
         These are the `commanded_actions` of a data set that has them, a recording of ours, else `rel_actions`. Old
         files mark a closed gripper with 0; it becomes -1.
         """
+        return self.read_actions_and(trajectory)[0]
+
+    def read_actions_and(self, trajectory: Trajectory, *more: str) -> tuple[NDArray[Any], ...]:
+        """`read_actions`, then other arrays out of the same look at the files."""
         key = self._action_key or self._find_action_key(trajectory)
-        raw = self.read(trajectory, key)
+        raw, *others = self.read_together(trajectory, (key, *more))
         where = f"{self.folder}, {trajectory.trajectory_id}: {key}"
         if raw.shape[1:] != (ACTION_DIM,) or raw.dtype.kind not in "fiu":
             raise InputError(f"{where} is {raw.dtype} {raw.shape[1:]} per step, expected numbers ({ACTION_DIM},)")
@@ -149,7 +161,7 @@ class CalvinDataset:
                 f"{where} is not finite at frame {trajectory.start + first}; mend or remove this trajectory"
             )
         actions[actions[:, GRIPPER_INDEX] == 0, GRIPPER_INDEX] = -1
-        return actions
+        return actions, *others
 
     def holds(self, trajectory: Trajectory, key: str) -> bool:
         """Whether the first frame of the trajectory has array `key`; opens none."""
@@ -173,15 +185,15 @@ class CalvinDataset:
         self._action_key = "commanded_actions" if commanded else "rel_actions"
         return self._action_key
 
-    def _member(self, frame: int, key: str) -> NDArray[Any]:
-        def take(file: Any) -> NDArray[Any]:
-            if key not in file.files:
-                raise InputError(
-                    f"{self.folder / frame_name(frame)} holds no {key}; it holds {', '.join(sorted(file.files))}"
-                )
-            self.reads[key] += 1
-            value: NDArray[Any] = file[key]
-            return value
+    def _members(self, frame: int, keys: Sequence[str]) -> list[NDArray[Any]]:
+        def take(file: Any) -> list[NDArray[Any]]:
+            for key in keys:
+                if key not in file.files:
+                    raise InputError(
+                        f"{self.folder / frame_name(frame)} holds no {key}; it holds {', '.join(sorted(file.files))}"
+                    )
+                self.reads[key] += 1
+            return [file[key] for key in keys]
 
         return self._open(frame, take)
 
