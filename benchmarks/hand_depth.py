@@ -1,0 +1,118 @@
+"""How well can the policy's eyes tell where the hand is, along the line of sight and across it?
+
+    python -m benchmarks.hand_depth --data runs/results/data/D --sides 64 96 128
+
+One far camera shows a hand near the table and one in front of it at the same pixel; only the rest of the arm differs.
+So the convolutions of `policy.image=pixels` (as model=tiny has them, blocks growing with the side) learn the hand's
+position alone, from pictures and robot_obs of some demonstrations, and are judged on others. The bound is the spread of
+positions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vw2_robot.data.calvin import CalvinDataset
+from vw2_robot.data.frames import resize_frame
+from vw2_robot.envs.cameras import STATIC_EYE, STATIC_TARGET
+from vw2_robot.models.image_tokens import PixelTokens
+from vw2_robot.pixels import shift_randomly, to_model_range
+
+WIDTHS, WIDTH, BATCH, EVERY = (64, 128, 128), 128, 64, 2
+
+
+def read(data: str, split: str, count: int, side: int) -> tuple[Tensor, Tensor]:
+    """uint8 pictures [n, side, side, 3] and positions of the hand [n, 3] in metres, every other step."""
+    dataset = CalvinDataset(data, split)  # type: ignore[arg-type]
+    pictures: list[NDArray[np.uint8]] = []
+    positions: list[NDArray[np.float64]] = []
+    for number in np.random.default_rng(0).permutation(len(dataset))[:count]:
+        trajectory = dataset.trajectories[number]
+        robot_obs, images = dataset.read_together(
+            trajectory, ("robot_obs", "rgb_static"), range(0, trajectory.length, EVERY)
+        )
+        pictures += [resize_frame(image, height=side, width=side) for image in images]
+        positions.append(robot_obs[:, :3])
+    return torch.from_numpy(np.stack(pictures)), torch.from_numpy(np.concatenate(positions)).float()
+
+
+def errors(training: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], *, steps: int, shift: int) -> Tensor:
+    """Learn on one, return the errors on the other, [n, 3] in metres."""
+    torch.manual_seed(0)
+    side = training[0].shape[1]
+    eyes = PixelTokens(side, WIDTHS, WIDTH, block=side // 32)
+    head = nn.Sequential(
+        nn.LayerNorm(eyes.count * WIDTH), nn.Linear(eyes.count * WIDTH, 256), nn.GELU(), nn.Linear(256, 3)
+    )
+    mean, spread = training[1].mean(0), training[1].std(0)
+    parameters = [*eyes.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: min((k + 1) / 100, (steps - k) / steps))
+    draw = torch.Generator().manual_seed(0)
+
+    def guess(pictures: Tensor, moved: int) -> Tensor:
+        image = shift_randomly(to_model_range(pictures), most=moved, noise=draw)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out: Tensor = head(eyes(image, torch.zeros(len(image), WIDTH)).flatten(1))
+        return out.float()
+
+    for _ in range(steps):
+        rows = torch.randint(len(training[1]), (BATCH,), generator=draw)
+        loss = F.mse_loss(guess(training[0][rows], shift), (training[1][rows] - mean) / spread)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        found = torch.cat([guess(part, 0) for part in test[0].split(256)])
+    return found * spread + mean - test[1]
+
+
+def along_and_across(error: Tensor) -> tuple[Tensor, Tensor]:
+    """Absolute errors in cm along the camera's line of sight and across it."""
+    sight = F.normalize(torch.tensor(STATIC_TARGET) - torch.tensor(STATIC_EYE), dim=0).float()
+    along = error @ sight
+    return 100 * along.abs(), 100 * (error - along[:, None] * sight).norm(dim=1)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print one row for each side."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="a CALVIN data set with a validation split")
+    parser.add_argument("--sides", nargs="+", type=int, default=[64, 96, 128], help="multiples of 32, in pixels")
+    parser.add_argument("--demonstrations", type=int, default=900)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--shift", type=int, default=2, help="random shift of training pictures, in pixels")
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    print(f"{'picture':<12}{'along, median':>15}{'90 %':>8}{'across, median':>16}{'90 %':>8}   cm{'s of a core':>14}")
+    for number, side in enumerate(args.sides):
+        training, test = (
+            read(args.data, split, count, side)
+            for split, count in (("training", args.demonstrations), ("validation", 10**9))
+        )
+        if number == 0:
+            row("bound", training[1].mean(0) - test[1], 0.0)
+        begin = time.process_time()
+        error = errors(training, test, steps=args.steps, shift=args.shift)
+        row(f"{side} px", error, time.process_time() - begin)
+
+
+def row(name: str, error: Tensor, seconds: float) -> None:
+    """One line of the table."""
+    along, across = along_and_across(error)
+    cells = [f"{part.quantile(q):.1f}" for part in (along, across) for q in (0.5, 0.9)]
+    print(f"{name:<12}{cells[0]:>15}{cells[1]:>8}{cells[2]:>16}{cells[3]:>8}     {seconds:>14.0f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
