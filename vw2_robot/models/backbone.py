@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from vw2_robot.errors import InputError
 
 from .fsq import FSQ
-from .kv_cache import FEW_WORDS, Cache, LibraryCache, StaticCache, WordsMemory, takes_positions
+from .kv_cache import Cache, LibraryCache, StaticCache, WordsMemory, takes_positions
 from .llama_weights import LlamaWeights, is_llama_shaped
 from .lora import LoRA, LoRAConfig
 from .pretrained import Kind, read_pretrained, rebuild_pretrained
@@ -179,8 +179,8 @@ class Backbone(nn.Module):
     ) -> tuple[Cache, int]:
         """A cache for a prompt at these positions and `further` tokens after it, and how much of it was read before.
 
-        `words` are the tokens that each sample begins with, known before the picture is seen. They are remembered where
-        a batch has few different ones: one by one, many take longer than in one go.
+        `words` are the tokens that each sample begins with, known before the picture is seen. They are remembered,
+        except in training: the weights are new at every step there, and read one by one they take the longest.
         """
         decoder = self.model.base_model
         if self._words is None or not self._words.weights.is_current:
@@ -188,8 +188,8 @@ class Backbone(nn.Module):
                 return LibraryCache(decoder), 0
             self._words = WordsMemory(LlamaWeights(decoder), self.model.get_input_embeddings())
         cache = StaticCache(self._words.weights, positions=positions, further=further)
-        few = 0 < len(set(words)) <= FEW_WORDS
-        return cache, cache.recall([self._words.of(one) for one in words]) if few else 0
+        remembers = words and not self.training
+        return cache, cache.recall([self._words.of(one) for one in words]) if remembers else 0
 
     def picture_marks(self, tokens: Int[Tensor, "B S"]) -> dict[str, Tensor]:
         """Arguments that tell a vision-language model which of these tokens are picture."""

@@ -24,9 +24,8 @@ from torch import Tensor, nn
 
 from .llama_weights import LayerWeights, LlamaWeights
 
-# Instructions remembered per model, the latest ones; and the most different ones in a batch that are read one by one.
+# Instructions remembered per model, the latest ones.
 MOST_WORDS = 32
-FEW_WORDS = 4
 
 
 class Cache(Protocol):
