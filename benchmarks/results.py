@@ -59,6 +59,7 @@ HEAD = (
     "loop.optim.warmup_steps=200",
     "replan_every=2",
     "image_shift_px=2",
+    "pose_weight=1",
 )
 CPU = Preset(
     recordings=1200,
