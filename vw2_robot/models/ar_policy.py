@@ -49,8 +49,6 @@ class PolicyConfig:
     """pixels: channels of the convolutions, multiples of 8; each halves the side, the last grid is the image tokens"""
     image_block: int = 1
     """pixels: side of the square of pixels that is one place before the first convolution"""
-    image_keypoints: int = 0
-    """pixels: places that each feature map before the last is searched for, as one more token; 0: none"""
     image_grid: int = 4
     """features: the feature map is pooled to a grid of this side"""
     image_patch: int = 8
@@ -72,11 +70,6 @@ class PolicyConfig:
             )
         if not self.image_widths or any(width < 1 or width % NORM_GROUPS for width in self.image_widths):
             raise ValueError(f"policy.image_widths must be multiples of {NORM_GROUPS}, found {self.image_widths}")
-        if self.image_keypoints < 0 or (self.image_keypoints and len(self.image_widths) < 2):
-            raise ValueError(
-                "policy.image_keypoints must not be negative, and needs two or more policy.image_widths, found "
-                f"{self.image_keypoints} and {self.image_widths}"
-            )
         if self.image_grid < 1 or self.image_patch < 2:
             raise ValueError(
                 "policy.image_grid must be at least 1 and policy.image_patch at least 2, found "
@@ -132,13 +125,7 @@ class LatentPolicy(nn.Module):
     def _soft_tokens(self, dldm: DLDM | None) -> PixelTokens | FeatureTokens:
         config, width = self.config, self.backbone.width
         if config.image == "pixels":
-            return PixelTokens(
-                config.image_px,
-                config.image_widths,
-                width,
-                block=config.image_block,
-                keypoints=config.image_keypoints,
-            )
+            return PixelTokens(config.image_px, config.image_widths, width, block=config.image_block)
         if dldm is None:
             raise InputError("policy.image=features reads the encoder of a dLDM, and there is none; use image=pixels")
         return FeatureTokens(dldm, grid=config.image_grid, width=width)

@@ -49,54 +49,31 @@ class Halving(nn.Module):
         return F.silu(self.norm(self.convolution(x)) * (1 + scale) + shift)
 
 
-class Keypoints(nn.Module):
-    """Where something is: expected places of `count` heat maps over a feature map (spatial softmax).
-
-    Finn et al., "Deep Spatial Autoencoders for Visuomotor Learning", 2016. A place is finer than the map's cells.
-    """
-
-    def __init__(self, channels: int, count: int) -> None:
-        super().__init__()
-        self.heat = nn.Conv2d(channels, count, 1)
-
-    def forward(self, x: Float[Tensor, "B c h w"]) -> Float[Tensor, "B k"]:
-        """Down and right of each heat map's middle, in [-1, 1]: k is twice `count`."""
-        heat = self.heat(x)
-        with torch.autocast(x.device.type, enabled=False):
-            share = heat.float().flatten(2).softmax(-1).view_as(heat)
-            down, right = (torch.linspace(-1, 1, side, device=x.device) for side in x.shape[-2:])
-            return torch.cat([share.sum(3) @ down, share.sum(2) @ right], dim=1)
-
-
 class PixelTokens(nn.Module):
     """Picture -> a grid of soft tokens by strided convolutions that see where they are and know what is asked for.
 
     A grid this coarse cannot name a block's place to a pixel unless the convolutions before it choose what to look
     for: they read the coordinates of every pixel beside its colours, and the instruction modulates their channels.
-    With `keypoints`, the maps before the last also say where they found something, in one more token behind the grid.
 
     Args:
         side: of the square picture, in pixels.
         widths: channels of the convolutions, each of which halves the side.
         width: D.
         block: side of the square of pixels that is one place before the first convolution.
-        keypoints: of each map before the last; 0: no such token.
     """
 
     where: Tensor
 
-    def __init__(self, side: int, widths: tuple[int, ...], width: int, *, block: int, keypoints: int = 0) -> None:
+    def __init__(self, side: int, widths: tuple[int, ...], width: int, *, block: int) -> None:
         super().__init__()
         self.block = block
-        self.count = (side // block // 2 ** len(widths)) ** 2 + (keypoints > 0)
+        self.count = (side // block // 2 ** len(widths)) ** 2
         self.asked = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU())
         self.halvings = nn.ModuleList(
             Halving(channels, out, width) for channels, out in zip((5 * block**2, *widths), widths, strict=False)
         )
         self.project = nn.Linear(widths[-1], width)
         self.position = nn.Parameter(torch.randn(self.count, width) * 0.02)
-        self.points = nn.ModuleList(Keypoints(channels, keypoints) for channels in widths[:-1] if keypoints)
-        self.project_points = nn.Linear(2 * keypoints * len(self.points), width) if self.points else None
         ramp = torch.linspace(-1, 1, side)
         self.register_buffer("where", torch.stack(torch.meshgrid(ramp, ramp, indexing="ij")), persistent=False)
 
@@ -104,15 +81,9 @@ class PixelTokens(nn.Module):
         """Pixels in [-1, 1]; `words` is the mean embedding of the instruction's tokens."""
         asked = self.asked(words)
         x = F.pixel_unshuffle(torch.cat([image, self.where.expand(len(image), -1, -1, -1)], dim=1), self.block)
-        found = []
-        for number, halving in enumerate(self.halvings):
+        for halving in self.halvings:
             x = halving(x, asked)
-            if number < len(self.points):
-                found.append(self.points[number](x))
-        tokens = self.project(rearrange(x, "b c h w -> b (h w) c"))
-        if self.project_points is not None:
-            tokens = torch.cat([tokens, self.project_points(torch.cat(found, dim=1))[:, None]], dim=1)
-        out: Tensor = tokens + self.position
+        out: Tensor = self.project(rearrange(x, "b c h w -> b (h w) c")) + self.position
         return out
 
 

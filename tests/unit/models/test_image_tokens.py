@@ -12,7 +12,7 @@ from vw2_robot.models.backbone import BackboneConfig
 from vw2_robot.models.causal_video import LevelConfig, StemConfig
 from vw2_robot.models.dldm import DLDM
 from vw2_robot.models.dldm_config import DLDMConfig
-from vw2_robot.models.image_tokens import DISCRETE_LEVELS, DiscreteTokens, FeatureTokens, Keypoints, PixelTokens
+from vw2_robot.models.image_tokens import DISCRETE_LEVELS, DiscreteTokens, FeatureTokens, PixelTokens
 from vw2_robot.optim import OptimConfig, build_optimizer
 
 DLDM_CONFIG = DLDMConfig(
@@ -109,37 +109,6 @@ def test_equal_things_at_two_places_look_different():
     grid = module(torch.zeros(1, 3, 64, 64), torch.zeros(1, 5))[0].view(16, 16, 5)
     assert not torch.allclose(grid[8, 4], grid[8, 11], atol=1e-3)  # far from the edges, which differ anyway
     assert not torch.allclose(grid[4, 8], grid[11, 8], atol=1e-3)
-
-
-def test_a_keypoint_is_where_its_map_is_hot():
-    module = Keypoints(2, 3)
-    x = torch.zeros(1, 2, 5, 9)
-    x[0, 0, 1, 6] = 1.0
-    x[0, 1, 3:5, 2] = 1.0
-    with torch.no_grad():
-        module.heat.weight.zero_()
-        module.heat.bias.zero_()
-        module.heat.weight[0, 0] = module.heat.weight[1, 1] = 100.0
-    down, right = module(x)[0].view(2, 3)
-    torch.testing.assert_close(down, torch.tensor([-0.5, 0.75, 0.0]))  # the third map is even: its middle
-    torch.testing.assert_close(right, torch.tensor([0.5, -0.5, 0.0]))
-
-
-def test_keypoints_are_one_more_token_that_learns():
-    torch.manual_seed(0)
-    module = PixelTokens(16, (8, 16), 5, block=1, keypoints=3)
-    assert module.count == 17
-    out = module(torch.rand(2, 3, 16, 16), torch.zeros(2, 5))
-    assert out.shape == (2, 17, 5)
-    out[:, -1].square().sum().backward()
-    assert module.points[0].heat.weight.grad.abs().sum() > 0
-    config = replace(TINY, image_keypoints=4)
-    generator = torch.Generator().manual_seed(0)
-    longer, shorter = LatentPolicy(config, generator=generator), build("pixels")
-    lengths = [policy.prompt(WORDS, pictures(2)).inputs.shape[1] for policy in (longer, shorter)]
-    assert lengths[0] == lengths[1] + 1
-    with pytest.raises(ValueError, match="image_keypoints"):
-        replace(TINY, image_keypoints=-1)
 
 
 def test_features_are_the_pooled_first_feature_of_the_dldm():
