@@ -111,7 +111,6 @@ def train_vdm(config: Pretrain) -> None:
         vdm.checkpoint_gradients()
     held_out = to_device(clip_sampler(config, frames, validation_ids, augment=False).batch(0, 32), device)
     _train(config, run, vdm, codec, training, held_out, frames_digest=frames.digest)
-    vdm.save_folder(config.stage_dir("vdm") / "diffusers")  # for stock diffusers, and for `vdm.weights` of other runs
     training.close()
     run.close()
 
@@ -146,6 +145,8 @@ def _train(
                 step,
                 {"vdm/denoising_loss": loss.detach(), "vdm/validation_loss": validation, "vdm/grad_norm": norm},
             )
+        if step + 1 == loop.steps:  # before the last checkpoint: a run that is complete has this folder as well
+            vdm.save_folder(run.path / "diffusers")  # for stock diffusers, and for `vdm.weights` of other runs
         if run.due(step, loop.save_every):
             facts = {
                 "geometry": config.geometry._asdict(),

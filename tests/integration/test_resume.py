@@ -20,6 +20,7 @@ from vw2_robot.config_tree import config_from
 from vw2_robot.finetune import material, train_head
 from vw2_robot.finetune.config import Finetune
 from vw2_robot.finetune.train_head import finetune
+from vw2_robot.models.vdm import VDM
 from vw2_robot.pretrain import dldm_health, extract_latents, train_dldm, train_policy, train_vdm
 from vw2_robot.pretrain.config import Pretrain
 from vw2_robot.pretrain.pretrain_on_openx import pretrain_on_openx
@@ -75,6 +76,7 @@ PLACES = [
     (extract_latents, "mark"),
     (dldm_health, "mark"),
     (dldm_health, "_write_sheet"),
+    (VDM, "save_folder"),
 ]
 
 
@@ -111,6 +113,8 @@ def test_killed_once_or_more_in_every_stage_and_inside_checkpoints(miniature, pr
         ((checkpoint, "save_file"), {"call": 0}),  # weights written, the rest of the checkpoint is not
         ((runs, "write_text"), {"call": 3, "before": True}),  # a whole checkpoint that `latest` does not name yet
         ((train_vdm, "optimizer_step"), {"call": 0}),
+        ((VDM, "save_folder"), {"call": 0, "before": True}),  # all steps done, the folder for diffusers is missing
+        ((VDM, "save_folder"), {"call": 0}),
         ((train_dldm, "optimizer_step"), {"call": 1}),  # phase 1
         ((train_dldm, "optimizer_step"), {"call": 3}),
         ((train_dldm, "optimizer_step"), {"call": 1}),  # phase 2, right after its beginning
