@@ -23,9 +23,9 @@ SISTERS = ("envs", "pretrain", "finetune", "rollouts")
 
 # Packages that are slow to import or optional, and the files that wrap them. Nobody else names them, not even lazily.
 WRAPPED = {
-    "tensorflow": {"data/rlds.py", "data/rlds_writer.py"},
-    "tensorflow_datasets": {"data/rlds.py", "data/rlds_writer.py", "envs/record.py"},  # record: asks early
-    "rlds": {"data/rlds.py"},
+    "tensorflow": {"data/rlds_builder.py", "data/rlds_writer.py"},
+    "tensorflow_datasets": {"data/rlds_builder.py", "data/rlds_writer.py", "envs/record.py"},  # record: asks early
+    "rlds": {"data/rlds_builder.py"},
     "reverb": {"data/reverb_tables.py"},
     "pybullet": {"envs/physics.py"},
     "pybullet_data": {"envs/make_assets.py", "envs/physics.py"},

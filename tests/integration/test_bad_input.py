@@ -179,17 +179,17 @@ def test_a_tfrecord_shard_that_was_cut_off(chain, tmp_path):
 
 
 def test_a_missing_extra_is_named_with_the_command_that_installs_it(refuse, chain, tmp_path, monkeypatch):
-    from vw2_robot.data import rlds
+    from vw2_robot.data import rlds_builder
     from vw2_robot.data.episodes import Demonstration, Episode
     from vw2_robot.data.rlds_writer import write_rlds
 
     video = tuple(np.full((7, 16, 16, 3), 9, np.uint8))
     episode = Demonstration(Episode("set", "0", "wait", 5.0, video), np.zeros((7, 7)))
     write_rlds(tmp_path / "set", name="waiting", version="1.0.0", episodes={"train": [episode]})
-    rlds.load_tensorflow.cache_clear()
+    rlds_builder.load_tensorflow.cache_clear()
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     error = refuse(pretrain_on_openx, chain(f"data.path={tmp_path / 'set'}"))
-    rlds.load_tensorflow.cache_clear()
+    rlds_builder.load_tensorflow.cache_clear()
     assert 'tensorflow is not installed; this part of vw2_robot needs the extra "openx"' in error
     assert 'pip install "vw2-robot[openx]"' in error
 

@@ -25,7 +25,8 @@ import yaml
 from vw2_robot.errors import InputError
 
 from .openx import OpenXSource, all_sources, copy_command, find_source
-from .rlds import RldsSource, list_files
+from .rlds import RldsSource
+from .rlds_builder import list_files
 
 MIXTURES = ("octo", "openvla", "videoworld2")
 

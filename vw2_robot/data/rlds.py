@@ -1,8 +1,6 @@
 """RLDS data sets, on disk or in a bucket, as parts of compressed episodes.
 
-The entrance of the flow: Open-X folders -> episodes -> clips. TensorFlow and TFDS are imported here and nowhere else,
-when a function is called; they see no GPU, so torch keeps it. A data set is opened from its folder
-(`builder_from_directory`), never by name, so nothing touches the network unless the path says so (`gs://...`). Pictures
+The entrance of the flow: Open-X folders -> episodes -> clips. Folders are found and opened in `rlds_builder`. Pictures
 stay JPEG/PNG bytes, and only the chosen camera, the words and the rate leave a record. A part is a file, read from
 front to back. Interfaces specification: sections 9.1 to 9.4.
 
@@ -18,82 +16,33 @@ the last one, whose action means nothing; their pictures are real. `read_numbers
 from __future__ import annotations
 
 import functools
-import importlib.util
 import itertools
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vw2_robot.errors import InputError, require
+from vw2_robot.errors import InputError
 
 from .episodes import BadEpisodes, Episode, Part
-from .openx import OBSERVATION_TEXT, STEP_TEXT, OpenXSource, known_source
+from .openx import OpenXSource, known_source
+from .rlds_builder import (
+    child,
+    choose_image_key,
+    entries,
+    find_language_key,
+    first_line,
+    load_tensorflow,
+    open_builder,
+    step_features,
+)
 
 # T steps of an episode · H, W pixels
-
-
-@functools.cache
-def load_tensorflow() -> tuple[ModuleType, ModuleType]:
-    """Import TensorFlow and TFDS, quiet and without a GPU."""
-    tfds = _load_tfds()
-    tf = require("tensorflow", extra="openx")
-    tf.config.set_visible_devices([], "GPU")
-    tf.get_logger().setLevel("ERROR")  # the reader of record files is called deprecated since 2.0, and is in 2.15
-    return tf, tfds
-
-
-def _load_tfds() -> ModuleType:
-    """Import TFDS alone: it opens a local data set without TensorFlow, which costs half a gigabyte and seconds."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("NO_GCE_CHECK", "true")  # otherwise TFDS looks for a cloud machine's metadata server
-    if importlib.util.find_spec("tensorflow") is None:
-        require("tensorflow", extra="openx")  # say so now, not when the first episode is read
-    return require("tensorflow_datasets", extra="openx")
-
-
-# ----------------------------------------------------------------------------------------------------- description
-
-
-@dataclass(frozen=True)
-class RLDSDescription:
-    """What lies in a folder: `splits` name -> episodes, `image_keys` name -> (H, W), `hz` as in the table or None."""
-
-    path: str
-    name: str
-    version: str
-    splits: dict[str, int]
-    num_bytes: int
-    image_keys: dict[str, tuple[int | None, int | None]]
-    language_key: tuple[str, ...] | None
-    hz: float | None
-
-
-def describe_rlds(path: str | os.PathLike[str]) -> RLDSDescription:
-    """Open a data set folder and say what is in it, without reading an episode."""
-    builder, folder = _open(path)
-    name = builder.info.name
-    source = known_source(name)
-    return RLDSDescription(
-        path=folder,
-        name=name,
-        version=str(builder.info.version),
-        splits={split: int(info.num_examples) for split, info in builder.info.splits.items()},
-        num_bytes=sum(int(info.num_bytes) for info in builder.info.splits.values()),
-        image_keys=_image_keys(builder, folder),
-        language_key=_language_key(builder, folder, source),
-        hz=source.hz if source is not None else None,
-    )
-
-
-# --------------------------------------------------------------------------------------------------------- reading
 
 
 @dataclass(frozen=True)
@@ -142,15 +91,15 @@ class RldsSource:
         hz: float | None = None,
         max_bad: int = 10,
     ) -> None:
-        builder, self.path = _open(path)
+        builder, self.path = open_builder(path)
         self.name: str = builder.info.name
         source = source or known_source(self.name)
         self._pieces = tuple(piece for split in splits for piece in _pieces(builder, self.path, split))
         usual = source.image_keys if source is not None else ()
-        self.image_key = _choose_image_key(builder, self.path, (image_key,) if image_key is not None else usual)
-        self.language_key = _language_key(builder, self.path, source)
+        self.image_key = choose_image_key(builder, self.path, (image_key,) if image_key is not None else usual)
+        self.language_key = find_language_key(builder, self.path, source)
         rate = hz if hz is not None else (source.hz if source is not None else None)
-        stored = hz is None and _child(_child(builder.info.features, "episode_metadata"), "hz") is not None
+        stored = hz is None and child(child(builder.info.features, "episode_metadata"), "hz") is not None
         if not stored and (rate is None or not 0 < rate < math.inf):
             raise InputError(
                 f"{self.path}: the frame rate of {self.name!r} is not known (found {rate}); give hz, frames per second"
@@ -186,9 +135,7 @@ class RldsSource:
             except InputError as error:
                 self.bad.add(error)
             except tf.errors.InvalidArgumentError as error:  # a sound record with other contents than announced
-                self.bad.add(
-                    InputError(f"{self.path}, episode {name} is not as in features.json: {_first_line(error)}")
-                )
+                self.bad.add(InputError(f"{self.path}, episode {name} is not as in features.json: {first_line(error)}"))
             except (tf.errors.OpError, StopIteration) as error:
                 raise _damaged(piece, number, error) from error
             else:
@@ -205,11 +152,11 @@ class RldsSource:
             InputError: the steps have no such entry.
         """
         tf, tfds = load_tensorflow()
-        step, piece = _step_features(_open(self.path)[0], self.path), self._pieces[part]
+        step, piece = step_features(open_builder(self.path)[0], self.path), self._pieces[part]
         for key in keys:
-            if functools.reduce(_child, key, step) is None:
+            if functools.reduce(child, key, step) is None:
                 raise InputError(f"{self.path}: the steps of {self.name!r} have no {'/'.join(key)}")
-        features = tfds.features.FeaturesDict({"steps": tfds.features.Dataset(_entries(step, keys))})
+        features = tfds.features.FeaturesDict({"steps": tfds.features.Dataset(entries(step, keys))})
         for number, record in enumerate(self._records(piece, start), start):
             found = features.deserialize_example(tf.constant(record), decoders={"steps": tfds.decode.SkipDecoding()})
             values = (functools.reduce(lambda node, name: node[name], key, found["steps"]).numpy() for key in keys)
@@ -233,7 +180,7 @@ class RldsSource:
         @functools.cache
         def source() -> Any:
             method = tfds.decode.DeserializeMethod.RAW_BYTES
-            return _open(self.path)[0].as_data_source(split=piece.split, deserialize_method=method)
+            return open_builder(self.path)[0].as_data_source(split=piece.split, deserialize_method=method)
 
         def record(number: int) -> bytes:
             try:
@@ -247,7 +194,7 @@ class RldsSource:
     def _parser(self) -> Callable[[bytes], dict[str, Any]]:
         """Return the function record -> pictures, words, rate; made once, since tracing takes long."""
         tf, tfds = load_tensorflow()
-        features = self._wanted_features(tfds, _open(self.path)[0])
+        features = self._wanted_features(tfds, open_builder(self.path)[0])
 
         def parse(record: Any) -> dict[str, Any]:
             example = features.deserialize_example(record, decoders={"steps": tfds.decode.SkipDecoding()})
@@ -263,9 +210,9 @@ class RldsSource:
 
     def _wanted_features(self, tfds: ModuleType, builder: Any) -> Any:
         """Return the features with one camera, the words and the rate: other cameras are never copied."""
-        whole, step = builder.info.features, _step_features(builder, self.path)
+        whole, step = builder.info.features, step_features(builder, self.path)
         words = () if self.language_key is None else (self.language_key,)
-        wanted = _entries(step, (("observation", self.image_key), *words))
+        wanted = entries(step, (("observation", self.image_key), *words))
         example: dict[str, Any] = {"steps": tfds.features.Dataset(wanted)}
         if self.hz is None:
             example["episode_metadata"] = {"hz": whole["episode_metadata"]["hz"]}
@@ -311,7 +258,7 @@ def _pieces(builder: Any, folder: str, split: str) -> Iterator[_Piece]:
     except (KeyError, ValueError) as error:
         splits = ((name, info.num_examples) for name, info in builder.info.splits.items())
         available = ", ".join(f"{name} ({count} episodes)" for name, count in splits) or "none"
-        raise InputError(f"{folder} has no split {split!r} ({_first_line(error)}); available: {available}") from error
+        raise InputError(f"{folder} has no split {split!r} ({first_line(error)}); available: {available}") from error
     place: dict[str, tuple[str, int]] = {}  # of each file: its split, and the position of its first episode there
     for name, info in builder.info.splits.items():
         wholes = info.file_instructions if info.num_examples else []
@@ -344,135 +291,3 @@ def _damaged(piece: _Piece, number: int, error: Exception) -> InputError:
         )
     reason = type(error).__name__
     return InputError(f"{piece.file} is damaged after {found} of {piece.in_file} episodes ({reason}); {advice}")
-
-
-# --------------------------------------------------------------------------------------------- opening and checking
-
-
-def _open(path: str | os.PathLike[str]) -> tuple[Any, str]:
-    """Return the TFDS builder of a data set and the folder that holds its files."""
-    tfds = _load_tfds()
-    folder = _version_folder(os.fspath(path).rstrip("/") or "/")
-    try:
-        return (_open_remote(tfds, folder) if "://" in folder else tfds.builder_from_directory(folder)), folder
-    except Exception as error:  # a broken description raises a dozen types inside TFDS, json and protobuf
-        raise InputError(
-            f"{folder} cannot be opened as a TFDS data set ({type(error).__name__}: {_first_line(error)}); its "
-            "dataset_info.json or features.json is damaged: copy them again"
-        ) from error
-
-
-def _open_remote(tfds: ModuleType, folder: str) -> Any:
-    """Open a copy of the description: TFDS by itself knows fewer kinds of paths than TensorFlow."""
-    files = load_tensorflow()[0].io.gfile
-    with tempfile.TemporaryDirectory() as local:
-        for name in ("dataset_info.json", "features.json"):
-            files.copy(f"{folder}/{name}", f"{local}/{name}")
-        return tfds.builder_from_directory(local)
-
-
-def list_files(folder: str, pattern: str) -> list[str]:
-    """Return the paths below a folder that match, sorted; `gs://...` and its like go through TensorFlow."""
-    if "://" not in folder:
-        return sorted(map(str, Path(folder).glob(pattern)))
-    tf, _ = load_tensorflow()
-    try:
-        return sorted(tf.io.gfile.glob(f"{folder}/{pattern}"))
-    except tf.errors.NotFoundError:
-        return []
-    except tf.errors.OpError as error:
-        raise InputError(
-            f"{folder} cannot be reached ({type(error).__name__}: {_first_line(error)}); check the name, the network "
-            "and your credentials"
-        ) from error
-
-
-def _version_folder(path: str) -> str:
-    if "://" not in path:
-        path = str(Path(path))
-        if not Path(path).is_dir():
-            what = f"{path} is a file" if Path(path).exists() else f"there is no folder {path}"
-            raise InputError(f"{what}; expected the folder of an RLDS data set such as .../bridge_dataset/1.0.0")
-    found = [
-        file.rpartition("/")[0]
-        for pattern in ("dataset_info.json", "*/dataset_info.json", "*/*/dataset_info.json")
-        for file in list_files(path, pattern)
-    ]
-    folder = _single(path, found)
-    if not list_files(folder, "features.json"):
-        raise InputError(f"{folder} has no features.json beside its dataset_info.json: copy the data set again")
-    return folder
-
-
-def _single(path: str, found: list[str]) -> str:
-    """Return the data set that lies in `path` itself, or the only one that lies below."""
-    if found and (found[0] == path or len(found) == 1):
-        return found[0]
-    inside = ", ".join(folder.removeprefix(path).strip("/") for folder in found[:8])
-    what = f"holds {len(found)} data sets ({inside}): name one of them" if found else "is no TFDS data set"
-    raise InputError(f"{path} {what}; expected a folder with dataset_info.json, features.json and the shards")
-
-
-def _child(features: Any, key: str) -> Any:
-    """Return one entry of a TFDS features dict, None if it is absent or `features` is no dict."""
-    return features[key] if hasattr(features, "keys") and key in features else None
-
-
-def _step_features(builder: Any, folder: str) -> Any:
-    features = builder.info.features
-    step = getattr(_child(features, "steps"), "feature", None)
-    if not hasattr(_child(step, "observation"), "items"):
-        raise InputError(
-            f"{folder} is a TFDS data set but not in RLDS form: expected steps with an observation, found "
-            f"{sorted(features) if hasattr(features, 'keys') else features}"
-        )
-    return step
-
-
-def _entries(step: Any, keys: Sequence[tuple[str, ...]]) -> dict[str, Any]:
-    """Return the features of a step at these places alone, nested as they were."""
-    wanted: dict[str, Any] = {}
-    for *above, last in keys:
-        place = functools.reduce(lambda node, key: node.setdefault(key, {}), above, wanted)
-        place[last] = functools.reduce(lambda node, key: node[key], (*above, last), step)
-    return wanted
-
-
-def _image_keys(builder: Any, folder: str) -> dict[str, tuple[int | None, int | None]]:
-    """Return picture name -> (H, W) for everything in the observation that is RGB; None where the size varies."""
-    return {
-        key: (feature.shape[0], feature.shape[1])
-        for key, feature in sorted(_step_features(builder, folder)["observation"].items())
-        if len(feature.shape or ()) == 3 and feature.shape[2] == 3 and feature.np_dtype == np.uint8
-    }
-
-
-def _choose_image_key(builder: Any, folder: str, keys: Sequence[str]) -> str:
-    """Return the first of `keys` that the set has; without keys, its only picture."""
-    available = _image_keys(builder, folder)
-    for key in keys or (list(available) if len(available) == 1 else ()):
-        if key in available:
-            return key
-    sizes = ", ".join(f"{name} {height or '?'}x{width or '?'}" for name, (height, width) in available.items()) or "none"
-    asked = f"has no picture {keys[0]!r}" if keys else f"is no known source and holds {len(available)} pictures"
-    raise InputError(f"{folder} {asked}; set image_key to one of: {sizes}")
-
-
-def _language_key(builder: Any, folder: str, source: OpenXSource | None) -> tuple[str, ...] | None:
-    candidates: tuple[tuple[str, ...], ...] = (
-        *((source.language_key,) if source is not None else ()),
-        STEP_TEXT,
-        OBSERVATION_TEXT,
-    )
-    for path in candidates:
-        node = _step_features(builder, folder)
-        for key in path:
-            node = _child(node, key)
-        if node is not None:
-            return path
-    return None
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

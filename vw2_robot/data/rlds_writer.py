@@ -1,7 +1,7 @@
 """Our demonstrations as an RLDS data set: the folder that `tfds.builder_from_directory` opens, and `rlds` reads back.
 
 The place in the flow: a simulator's recordings -> RLDS. Everyone else's programs can read what lies there; ours do so
-by `RldsSource`. TensorFlow comes in through `rlds.load_tensorflow`. Interfaces specification: section 9.4.
+by `RldsSource`. TensorFlow comes in through `rlds_builder.load_tensorflow`. Interfaces specification: section 9.4.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vw2_robot.contracts import ACTION_DIM
 from vw2_robot.errors import InputError
 
 from .episodes import Demonstration, encode_jpeg
-from .rlds import load_tensorflow
+from .rlds_builder import load_tensorflow
 
 
 def write_rlds(

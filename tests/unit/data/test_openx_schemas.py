@@ -23,7 +23,8 @@ from vw2_robot.data.blocks import WindowOptions  # noqa: E402
 from vw2_robot.data.clips import ClipSampler  # noqa: E402
 from vw2_robot.data.frames import FrameCache, cache_frames  # noqa: E402
 from vw2_robot.data.openx import OpenXSource, all_sources, find_source  # noqa: E402
-from vw2_robot.data.rlds import RldsSource, describe_rlds  # noqa: E402
+from vw2_robot.data.rlds import RldsSource  # noqa: E402
+from vw2_robot.data.rlds_builder import describe_rlds  # noqa: E402
 from vw2_robot.data.stream import ClipStream, StreamOptions  # noqa: E402
 from vw2_robot.errors import InputError  # noqa: E402
 

@@ -19,7 +19,8 @@ from vw2_robot.data.clips import ClipSampler  # noqa: E402
 from vw2_robot.data.episodes import Demonstration, Episode, encode_jpeg  # noqa: E402
 from vw2_robot.data.frames import FrameCache, cache_frames, split_episodes  # noqa: E402
 from vw2_robot.data.openx import find_source  # noqa: E402
-from vw2_robot.data.rlds import RldsSource, describe_rlds, read_rlds  # noqa: E402
+from vw2_robot.data.rlds import RldsSource, read_rlds  # noqa: E402
+from vw2_robot.data.rlds_builder import describe_rlds  # noqa: E402
 from vw2_robot.data.rlds_writer import write_rlds  # noqa: E402
 from vw2_robot.errors import InputError  # noqa: E402
 
@@ -302,7 +303,8 @@ def test_array_record_files_are_read_too_and_a_damaged_one_is_named(tmp_path: Pa
 
 def test_a_local_set_is_opened_without_tensorflow(written: Path) -> None:
     code = (
-        "import sys; from vw2_robot.data.rlds import RldsSource, describe_rlds\n"
+        "import sys; from vw2_robot.data.rlds import RldsSource\n"
+        "from vw2_robot.data.rlds_builder import describe_rlds\n"
         f"assert len(RldsSource({str(written)!r}).parts()) == 3 and describe_rlds({str(written)!r}).num_bytes > 0\n"
         "assert 'tensorflow' not in sys.modules\n"
     )

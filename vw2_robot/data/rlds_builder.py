@@ -1,0 +1,210 @@
+"""RLDS data sets as they lie in a folder or a bucket: finding and opening one, and naming its picture and its words.
+
+TensorFlow and TFDS are imported here and nowhere else, when a function is called; they see no GPU, so torch keeps it. A
+data set is opened from its folder (`builder_from_directory`), never by name, so nothing touches the network unless the
+path says so (`gs://...`). Episodes are read in `rlds`. Interfaces specification: sections 9.1 to 9.3.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from vw2_robot.errors import InputError, require
+
+from .openx import OBSERVATION_TEXT, STEP_TEXT, OpenXSource, known_source
+
+
+@functools.cache
+def load_tensorflow() -> tuple[ModuleType, ModuleType]:
+    """Import TensorFlow and TFDS, quiet and without a GPU."""
+    tfds = _load_tfds()
+    tf = require("tensorflow", extra="openx")
+    tf.config.set_visible_devices([], "GPU")
+    tf.get_logger().setLevel("ERROR")  # the reader of record files is called deprecated since 2.0, and is in 2.15
+    return tf, tfds
+
+
+def _load_tfds() -> ModuleType:
+    """Import TFDS alone: it opens a local data set without TensorFlow, which costs half a gigabyte and seconds."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("NO_GCE_CHECK", "true")  # otherwise TFDS looks for a cloud machine's metadata server
+    if importlib.util.find_spec("tensorflow") is None:
+        require("tensorflow", extra="openx")  # say so now, not when the first episode is read
+    return require("tensorflow_datasets", extra="openx")
+
+
+@dataclass(frozen=True)
+class RLDSDescription:
+    """What lies in a folder: `splits` name -> episodes, `image_keys` name -> (H, W), `hz` as in the table or None."""
+
+    path: str
+    name: str
+    version: str
+    splits: dict[str, int]
+    num_bytes: int
+    image_keys: dict[str, tuple[int | None, int | None]]
+    language_key: tuple[str, ...] | None
+    hz: float | None
+
+
+def describe_rlds(path: str | os.PathLike[str]) -> RLDSDescription:
+    """Open a data set folder and say what is in it, without reading an episode."""
+    builder, folder = open_builder(path)
+    name = builder.info.name
+    source = known_source(name)
+    return RLDSDescription(
+        path=folder,
+        name=name,
+        version=str(builder.info.version),
+        splits={split: int(info.num_examples) for split, info in builder.info.splits.items()},
+        num_bytes=sum(int(info.num_bytes) for info in builder.info.splits.values()),
+        image_keys=find_image_keys(builder, folder),
+        language_key=find_language_key(builder, folder, source),
+        hz=source.hz if source is not None else None,
+    )
+
+
+def open_builder(path: str | os.PathLike[str]) -> tuple[Any, str]:
+    """Return the TFDS builder of a data set and the folder that holds its files."""
+    tfds = _load_tfds()
+    folder = _version_folder(os.fspath(path).rstrip("/") or "/")
+    try:
+        return (_open_remote(tfds, folder) if "://" in folder else tfds.builder_from_directory(folder)), folder
+    except Exception as error:  # a broken description raises a dozen types inside TFDS, json and protobuf
+        raise InputError(
+            f"{folder} cannot be opened as a TFDS data set ({type(error).__name__}: {first_line(error)}); its "
+            "dataset_info.json or features.json is damaged: copy them again"
+        ) from error
+
+
+def _open_remote(tfds: ModuleType, folder: str) -> Any:
+    """Open a copy of the description: TFDS by itself knows fewer kinds of paths than TensorFlow."""
+    files = load_tensorflow()[0].io.gfile
+    with tempfile.TemporaryDirectory() as local:
+        for name in ("dataset_info.json", "features.json"):
+            files.copy(f"{folder}/{name}", f"{local}/{name}")
+        return tfds.builder_from_directory(local)
+
+
+def list_files(folder: str, pattern: str) -> list[str]:
+    """Return the paths below a folder that match, sorted; `gs://...` and its like go through TensorFlow."""
+    if "://" not in folder:
+        return sorted(map(str, Path(folder).glob(pattern)))
+    tf, _ = load_tensorflow()
+    try:
+        return sorted(tf.io.gfile.glob(f"{folder}/{pattern}"))
+    except tf.errors.NotFoundError:
+        return []
+    except tf.errors.OpError as error:
+        raise InputError(
+            f"{folder} cannot be reached ({type(error).__name__}: {first_line(error)}); check the name, the network "
+            "and your credentials"
+        ) from error
+
+
+def _version_folder(path: str) -> str:
+    if "://" not in path:
+        path = str(Path(path))
+        if not Path(path).is_dir():
+            what = f"{path} is a file" if Path(path).exists() else f"there is no folder {path}"
+            raise InputError(f"{what}; expected the folder of an RLDS data set such as .../bridge_dataset/1.0.0")
+    found = [
+        file.rpartition("/")[0]
+        for pattern in ("dataset_info.json", "*/dataset_info.json", "*/*/dataset_info.json")
+        for file in list_files(path, pattern)
+    ]
+    folder = _single(path, found)
+    if not list_files(folder, "features.json"):
+        raise InputError(f"{folder} has no features.json beside its dataset_info.json: copy the data set again")
+    return folder
+
+
+def _single(path: str, found: list[str]) -> str:
+    """Return the data set that lies in `path` itself, or the only one that lies below."""
+    if found and (found[0] == path or len(found) == 1):
+        return found[0]
+    inside = ", ".join(folder.removeprefix(path).strip("/") for folder in found[:8])
+    what = f"holds {len(found)} data sets ({inside}): name one of them" if found else "is no TFDS data set"
+    raise InputError(f"{path} {what}; expected a folder with dataset_info.json, features.json and the shards")
+
+
+def child(features: Any, key: str) -> Any:
+    """Return one entry of a TFDS features dict, None if it is absent or `features` is no dict."""
+    return features[key] if hasattr(features, "keys") and key in features else None
+
+
+def step_features(builder: Any, folder: str) -> Any:
+    """Return the features of a step.
+
+    Raises:
+        InputError: the set is not in RLDS form.
+    """
+    features = builder.info.features
+    step = getattr(child(features, "steps"), "feature", None)
+    if not hasattr(child(step, "observation"), "items"):
+        raise InputError(
+            f"{folder} is a TFDS data set but not in RLDS form: expected steps with an observation, found "
+            f"{sorted(features) if hasattr(features, 'keys') else features}"
+        )
+    return step
+
+
+def entries(step: Any, keys: Sequence[tuple[str, ...]]) -> dict[str, Any]:
+    """Return the features of a step at these places alone, nested as they were."""
+    wanted: dict[str, Any] = {}
+    for *above, last in keys:
+        place = functools.reduce(lambda node, key: node.setdefault(key, {}), above, wanted)
+        place[last] = functools.reduce(lambda node, key: node[key], (*above, last), step)
+    return wanted
+
+
+def find_image_keys(builder: Any, folder: str) -> dict[str, tuple[int | None, int | None]]:
+    """Return picture name -> (H, W) for everything in the observation that is RGB; None where the size varies."""
+    return {
+        key: (feature.shape[0], feature.shape[1])
+        for key, feature in sorted(step_features(builder, folder)["observation"].items())
+        if len(feature.shape or ()) == 3 and feature.shape[2] == 3 and feature.np_dtype == np.uint8
+    }
+
+
+def choose_image_key(builder: Any, folder: str, keys: Sequence[str]) -> str:
+    """Return the first of `keys` that the set has; without keys, its only picture."""
+    available = find_image_keys(builder, folder)
+    for key in keys or (list(available) if len(available) == 1 else ()):
+        if key in available:
+            return key
+    sizes = ", ".join(f"{name} {height or '?'}x{width or '?'}" for name, (height, width) in available.items()) or "none"
+    asked = f"has no picture {keys[0]!r}" if keys else f"is no known source and holds {len(available)} pictures"
+    raise InputError(f"{folder} {asked}; set image_key to one of: {sizes}")
+
+
+def find_language_key(builder: Any, folder: str, source: OpenXSource | None) -> tuple[str, ...] | None:
+    """Return where in a step the words lie: as the table says, else where most sets have them; None without words."""
+    candidates: tuple[tuple[str, ...], ...] = (
+        *((source.language_key,) if source is not None else ()),
+        STEP_TEXT,
+        OBSERVATION_TEXT,
+    )
+    for path in candidates:
+        node = step_features(builder, folder)
+        for key in path:
+            node = child(node, key)
+        if node is not None:
+            return path
+    return None
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error of TFDS or TensorFlow says, without the rest of its page."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
