@@ -29,7 +29,7 @@ from .config import Finetune
 from .losses import unlabelled_loss, window_losses
 from .material import Material, open_material
 from .starting_point import StartingPoint, freeze, saved_policy, starting_point, trainable_parameters
-from .validation import validate
+from .validation import Validation, validate
 
 STREAM_INIT, STREAM_BATCH, STREAM_UNLABELLED = 50, 51, 52
 
@@ -75,17 +75,22 @@ def finetune(config: Finetune) -> None:
             parts = {"finetune/code_loss": losses.code, "finetune/accuracy": losses.accuracy, **more}
             seen = {"finetune/action_l2": losses.action, **held.metrics("finetune/validation"), **parts}
             run.log(step, seen | {"finetune/grad_norm": norm})
+        if step + 1 == loop.steps:  # before the last checkpoint: a run that is complete has been judged
+            with config.hardware.autocast(device):
+                _judge(run, validate(config, policy, head, material.held_out, device=device))
         if run.due(step, loop.save_every):
             run.save(step, lambda path: _save(path, config, start, material, head, adapters, optimizer))
-    with config.hardware.autocast(device):
-        found = validate(config, policy, head, material.held_out, device=device)
+    run.close()
+
+
+def _judge(run: Run, found: Validation) -> None:
+    """Leave validation.json."""
     mark(run.path / "validation.json", asdict(found))
     run.say(
         f"held out: loss {found.action_loss:.4f} [{found.low:.4f}, {found.high:.4f}], arm error {found.arm_error:.4f} "
         f"in normalised units, gripper right in {100 * found.gripper_accuracy:.1f} % ({found.windows} windows of "
         f"{found.trajectories} trajectories)"
     )
-    run.close()
 
 
 def _open_run(config: Finetune) -> Run:

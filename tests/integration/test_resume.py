@@ -191,6 +191,7 @@ def test_fine_tuning_killed_anywhere_ends_in_the_same_bytes(pretrained, calvin_f
         ((checkpoint, "_write_json"), {"call": 2}),
         ((runs, "write_text"), {"call": 3, "before": True}),
         ((runs.Run, "log"), {"call": 0}),
+        ((train_head, "mark"), {"call": 0, "before": True}),  # all steps done, validation.json is missing
     ]:
         killed(finetune, config, place, **when)
     finetune(config)
