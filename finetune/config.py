@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from vw2_robot.data.statistics import NormalisationMode
+from vw2_robot.models.acting import ActingCodes
 from vw2_robot.models.action_head import ActionHeadConfig
 from vw2_robot.models.ar_policy import PolicyConfig
 from vw2_robot.models.lora import LoRAConfig
@@ -47,7 +48,7 @@ class Network:
 
 @dataclass(frozen=True)
 class OwnCodes:
-    """code_source=mixed: the chance of a sample to be fed the policy's own codes, from the first to the last step."""
+    """The chance of a sample to be fed the policy's own codes (mixed) or none (dropped), from first to last step."""
 
     start: float = 0.5
     end: float = 0.5
@@ -64,16 +65,24 @@ class Unlabelled:
 
     weight: float = 0.0
     """of the code loss on unlabelled windows; 0 switches it off"""
+    actions: float = 0.0
+    """weight of the action loss against what the head itself answers when fed the dLDM's codes; needs `code_source`
+    mixed or dropped, so that it learns to read them; 0 switches it off"""
     path: str | None = None
     """another CALVIN data set; null: the trajectories that the label fraction leaves out"""
     batch: int = 32
 
     def __post_init__(self) -> None:
-        if not self.weight >= 0 or self.batch < 1:
-            raise ValueError(
-                f"unlabelled.weight must not be negative and unlabelled.batch positive, found {self.weight} and "
-                f"{self.batch}"
-            )
+        for name in ("weight", "actions"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"unlabelled.{name} must not be negative, found {getattr(self, name)}")
+        if self.batch < 1:
+            raise ValueError(f"unlabelled.batch must be positive, found {self.batch}")
+
+    @property
+    def used(self) -> bool:
+        """Whether such video is looked at."""
+        return self.weight > 0 or self.actions > 0
 
 
 @dataclass(frozen=True)
@@ -104,9 +113,9 @@ class Finetune:
     """environment steps between two looks at the camera, stored for rollouts"""
     temporal_ensemble: float | None = None
     """decay of the weights with which overlapping chunks are averaged in control, stored for rollouts; null: off"""
-    code_source: Literal["teacher", "self", "mixed", "none"] = "mixed"
-    """codes fed in training: the dLDM's, the policy's own greedy ones, a mixture by `own_codes`; none: the policy acts
-    without codes, in training and in control"""
+    code_source: Literal["teacher", "self", "mixed", "dropped", "none"] = "mixed"
+    """codes fed in training: the dLDM's, the policy's own greedy ones, a mixture by `own_codes`; dropped: the dLDM's,
+    and none by `own_codes`; none: no codes at all. After the last two the policy acts without codes in control"""
     own_codes: OwnCodes = field(default_factory=OwnCodes)
     lambda_ce: float = 0.1
     """weight of the code loss; 0 in the paper"""
@@ -136,20 +145,30 @@ class Finetune:
         self._check_codes()
 
     def _check_codes(self) -> None:
-        code_losses = {"lambda_ce": self.lambda_ce, "unlabelled.weight": self.unlabelled.weight}
+        code_losses = {
+            "lambda_ce": self.lambda_ce,
+            "unlabelled.weight": self.unlabelled.weight,
+            "unlabelled.actions": self.unlabelled.actions,
+        }
         asked = [name for name, weight in code_losses.items() if weight > 0]
         if self.code_source == "none" and self.lambda_ce > 0:
             raise ValueError(
                 f"code_source=none feeds no codes, so there is no code loss: set lambda_ce=0, found {asked}"
             )
+        if self.unlabelled.actions > 0 and self.code_source not in ("mixed", "dropped"):
+            raise ValueError(
+                f"unlabelled.actions needs a head that reads the dLDM's codes and a policy that acts without them: "
+                f"set code_source=mixed or dropped, found {self.code_source}"
+            )
         if not self.from_scratch:
             return
         if self.preset != "full":
             raise ValueError(f"policy=scratch has nothing to keep frozen: set preset=full, found {self.preset}")
-        if asked or self.code_source in ("teacher", "mixed"):
+        if asked or self.code_source in ("teacher", "mixed", "dropped"):
             raise ValueError(
                 f"policy=scratch has no dLDM to take codes from: set code_source=none (or self), lambda_ce=0 and "
-                f"unlabelled.weight=0, found code_source={self.code_source} and {asked or 'no code loss'}"
+                f"unlabelled.weight=0, unlabelled.actions=0, found code_source={self.code_source} and "
+                f"{asked or 'no code loss'}"
             )
 
     @property
@@ -157,9 +176,14 @@ class Finetune:
         """Whether the policy begins untrained."""
         return self.policy == SCRATCH
 
+    @property
+    def codes_in_control(self) -> ActingCodes:
+        """What the policy is fed in control."""
+        return "none" if self.code_source in ("dropped", "none") else "own"
+
     def own_share(self, step: int) -> float:
-        """Chance of a sample to be fed the policy's own codes at this step."""
-        if self.code_source == "mixed":
+        """Chance of a sample to be fed what it is fed in control, at this step; the others get the dLDM's codes."""
+        if self.code_source in ("mixed", "dropped"):
             done = step / max(1, self.loop.steps - 1)
             return self.own_codes.start + done * (self.own_codes.end - self.own_codes.start)
-        return 1.0 if self.code_source == "self" else 0.0
+        return 0.0 if self.code_source == "teacher" else 1.0

@@ -134,14 +134,14 @@ def _unlabelled(
 ) -> VideoWindows | None:
     """Windows for the code loss alone, one every latent step; None where it is off or there is no such video."""
     settings = config.unlabelled
-    if settings.weight == 0:
+    if not settings.used:
         return None
     if settings.path is not None:
         dataset = CalvinDataset(settings.path, config.data.split)
         seen = _pictures(dataset, start, folder)
         rest = tuple(range(len(dataset)))
     if not rest:
-        run.say("unlabelled.weight is set, but every trajectory is labelled; give unlabelled.path for more video")
+        run.say("unlabelled video is asked for, but every trajectory is labelled; give unlabelled.path for more video")
         return None
     windows = VideoWindows(
         seen.dataset,
@@ -152,5 +152,5 @@ def _unlabelled(
         start_every=start.stride,
         pictures=seen.policy,
     )
-    run.say(f"{len(rest)} trajectories without labels ({len(windows)} windows) keep the code loss")
+    run.say(f"{len(rest)} trajectories without labels ({len(windows)} windows) teach as well")
     return windows

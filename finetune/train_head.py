@@ -26,7 +26,7 @@ from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.runs import Run, generator, mark
 
 from .config import Finetune
-from .losses import unlabelled_loss, window_losses
+from .losses import unlabelled_losses, window_losses
 from .material import Material, open_material
 from .starting_point import StartingPoint, freeze, saved_policy, starting_point, trainable_parameters
 from .validation import Validation, validate
@@ -64,8 +64,9 @@ def finetune(config: Finetune) -> None:
             if unlabelled is not None:
                 draw = generator(config.seed, step, stream=STREAM_UNLABELLED)
                 rows = torch.randint(len(unlabelled), (config.unlabelled.batch,), generator=draw).numpy()
-                video = unlabelled_loss(config, policy, unlabelled, rows, device=device, draw=draw)
-                total, more = total + config.unlabelled.weight * video, {"finetune/unlabelled_loss": video.detach()}
+                video = unlabelled_losses(config, policy, head, unlabelled, rows, device=device, draw=draw)
+                total = total + video.total
+                more = {"finetune/unlabelled_loss": video.code, "finetune/unlabelled_action_l2": video.action}
         norm = optimizer_step(total, optimizer, step=step, config=loop.optim, total_steps=loop.steps)
         if run.due(step, loop.log_every):
             with config.hardware.autocast(device):
@@ -145,7 +146,7 @@ def _save(
             "latent_steps": config.latent_steps,
             "replan_every": config.replan_every,
             "temporal_ensemble": config.temporal_ensemble,
-            "codes": "none" if config.code_source == "none" else "own",
+            "codes": config.codes_in_control,
         },
         modules=modules,
         facts={
