@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
@@ -17,6 +18,9 @@ from vw2_robot.config_tree import config_from
 from vw2_robot.errors import InputError, MissingExtraError
 
 ConfigT = TypeVar("ConfigT")
+# `section.key=value`: the yaml files show the keys that are changed often, the dataclasses know all. Hydra would ask for
+# a plus sign before the others; `config_from` refuses what no dataclass has, and says what is near.
+_NESTED = re.compile(r"(?!hydra\.)[A-Za-z_]\w*(\.\w+)+=")
 # What the operating system may refuse of a path that a person gave: these are input errors, not bugs.
 _DISK_TROUBLES = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
@@ -49,6 +53,7 @@ def program(
                     _leave(config_name, error)
 
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+            sys.argv[1:] = [f"++{word}" if _NESTED.match(word) else word for word in sys.argv[1:]]
             try:
                 job()
             except KeyboardInterrupt:

@@ -35,12 +35,20 @@ def test_overrides_reach_the_dataclass(call):
     assert config.seed == 3
 
 
+def test_a_key_that_only_the_dataclass_shows_needs_no_plus_sign(call):
+    seen = []
+    words = ("run_dir=x", "data.path=y", "train_dldm.ema=0.5", "+policy.text_limit=9", "++train_vdm.steps=7")
+    assert call(seen.append, *words) == (0, "")
+    assert (seen[0].train_dldm.ema, seen[0].policy.text_limit, seen[0].train_vdm.steps) == (0.5, 9, 7)
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
         ([], ["run_dir", "--help"]),
         (["run_dir=x", "sed=1"], ["sed"]),
         (["run_dir=x", "+dldm.framez=1"], ["dldm.framez", "frames"]),
+        (["run_dir=x", "dldm.framez=1"], ["dldm.framez", "frames"]),
         (["run_dir=x", "seed=abc"], ["seed must be int, found 'abc'"]),
         (["run_dir=x", "data.splits=train"], ["data.splits must be a list"]),
         (["run_dir=x", "stages=[vdm,dream]"], ["stages", "latents", "dream"]),
