@@ -18,7 +18,7 @@ from vw2_robot.config_tree import config_from
 from vw2_robot.errors import InputError, MissingExtraError
 
 ConfigT = TypeVar("ConfigT")
-# `section.key=value`: the yaml files show the keys that are changed often, the dataclasses know all. Hydra would ask for
+# `section.key=value`: the yaml files show what is changed often, the dataclasses know all keys. Hydra would ask for
 # a plus sign before the others; `config_from` refuses what no dataclass has, and says what is near.
 _NESTED = re.compile(r"(?!hydra\.)[A-Za-z_]\w*(\.\w+)+=")
 # What the operating system may refuse of a path that a person gave: these are input errors, not bugs.
