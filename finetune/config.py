@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from vw2_robot.data.statistics import NormalisationMode
-from vw2_robot.models.acting import ActingCodes
 from vw2_robot.models.action_head import ActionHeadConfig
 from vw2_robot.models.ar_policy import PolicyConfig
 from vw2_robot.models.lora import LoRAConfig
@@ -48,7 +47,7 @@ class Network:
 
 @dataclass(frozen=True)
 class OwnCodes:
-    """The chance of a sample to be fed the policy's own codes (mixed) or none (dropped), from first to last step."""
+    """code_source=mixed: the chance of a sample to be fed the policy's own codes, from the first to the last step."""
 
     start: float = 0.5
     end: float = 0.5
@@ -65,9 +64,10 @@ class Unlabelled:
 
     weight: float = 0.0
     """of the code loss on unlabelled windows; 0 switches it off"""
-    actions: float = 0.0
-    """weight of the action loss against what the head itself answers when fed the dLDM's codes; needs `code_source`
-    mixed or dropped, so that it learns to read them; 0 switches it off"""
+    labeller: str | None = None
+    """run folder of a policy fine-tuned with arm=labeller; what it reads from the codes is learned as an action"""
+    actions: float = 1.0
+    """with a labeller: weight of the action loss on unlabelled windows"""
     path: str | None = None
     """another CALVIN data set; null: the trajectories that the label fraction leaves out"""
     batch: int = 32
@@ -82,7 +82,7 @@ class Unlabelled:
     @property
     def used(self) -> bool:
         """Whether such video is looked at."""
-        return self.weight > 0 or self.actions > 0
+        return self.weight > 0 or self.labeller is not None
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,9 @@ class Finetune:
     """environment steps between two looks at the camera, stored for rollouts"""
     temporal_ensemble: float | None = None
     """decay of the weights with which overlapping chunks are averaged in control, stored for rollouts; null: off"""
-    code_source: Literal["teacher", "self", "mixed", "dropped", "none"] = "mixed"
-    """codes fed in training: the dLDM's, the policy's own greedy ones, a mixture by `own_codes`; dropped: the dLDM's,
-    and none by `own_codes`; none: no codes at all. After the last two the policy acts without codes in control"""
+    code_source: Literal["teacher", "self", "mixed", "none"] = "mixed"
+    """codes fed in training: the dLDM's, the policy's own greedy ones, a mixture by `own_codes`; none: the policy acts
+    without codes, in training and in control"""
     own_codes: OwnCodes = field(default_factory=OwnCodes)
     lambda_ce: float = 0.1
     """weight of the code loss; 0 in the paper"""
@@ -148,26 +148,21 @@ class Finetune:
         code_losses = {
             "lambda_ce": self.lambda_ce,
             "unlabelled.weight": self.unlabelled.weight,
-            "unlabelled.actions": self.unlabelled.actions,
+            "unlabelled.labeller": float(self.unlabelled.labeller is not None),
         }
         asked = [name for name, weight in code_losses.items() if weight > 0]
         if self.code_source == "none" and self.lambda_ce > 0:
             raise ValueError(
                 f"code_source=none feeds no codes, so there is no code loss: set lambda_ce=0, found {asked}"
             )
-        if self.unlabelled.actions > 0 and self.code_source not in ("mixed", "dropped"):
-            raise ValueError(
-                f"unlabelled.actions needs a head that reads the dLDM's codes and a policy that acts without them: "
-                f"set code_source=mixed or dropped, found {self.code_source}"
-            )
         if not self.from_scratch:
             return
         if self.preset != "full":
             raise ValueError(f"policy=scratch has nothing to keep frozen: set preset=full, found {self.preset}")
-        if asked or self.code_source in ("teacher", "mixed", "dropped"):
+        if asked or self.code_source in ("teacher", "mixed"):
             raise ValueError(
-                f"policy=scratch has no dLDM to take codes from: set code_source=none (or self), lambda_ce=0 and "
-                f"unlabelled.weight=0, unlabelled.actions=0, found code_source={self.code_source} and "
+                f"policy=scratch has no dLDM to take codes from: set code_source=none (or self), lambda_ce=0, "
+                f"unlabelled.weight=0 and no unlabelled.labeller, found code_source={self.code_source} and "
                 f"{asked or 'no code loss'}"
             )
 
@@ -176,14 +171,9 @@ class Finetune:
         """Whether the policy begins untrained."""
         return self.policy == SCRATCH
 
-    @property
-    def codes_in_control(self) -> ActingCodes:
-        """What the policy is fed in control."""
-        return "none" if self.code_source in ("dropped", "none") else "own"
-
     def own_share(self, step: int) -> float:
-        """Chance of a sample to be fed what it is fed in control, at this step; the others get the dLDM's codes."""
-        if self.code_source in ("mixed", "dropped"):
+        """Chance of a sample to be fed the policy's own codes at this step."""
+        if self.code_source == "mixed":
             done = step / max(1, self.loop.steps - 1)
             return self.own_codes.start + done * (self.own_codes.end - self.own_codes.start)
-        return 0.0 if self.code_source == "teacher" else 1.0
+        return 1.0 if self.code_source == "self" else 0.0

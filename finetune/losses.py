@@ -98,20 +98,16 @@ def fed_codes(
     prompt: Prompt,
     own: Tensor,
 ) -> Tensor:
-    """[B, H, N]: where `own` [B] is True what is fed in control, own greedy or zero codes; else the teacher's."""
-    device, steps = prompt.mask_BP.device, config.latent_steps
+    """[B, H, N]: the policy's own greedy codes where `own` [B] is True, else the teacher's; the zero code for none."""
+    device = prompt.mask_BP.device
+    if config.code_source == "none":
+        return blank_codes(policy, len(rows), steps=config.latent_steps, device=device)
     own_rows = torch.arange(len(rows), device=device)[own.to(device)]
-
-    def in_control(prompt: Prompt) -> Tensor:
-        if config.codes_in_control == "own":
-            return policy.decode(prompt, steps=steps).codes_BHN
-        return blank_codes(policy, len(prompt.mask_BP), steps=steps, device=device)
-
     if len(own_rows) == len(rows):
-        return in_control(prompt)
+        return policy.decode(prompt, steps=config.latent_steps).codes_BHN
     fed = torch.from_numpy(windows.codes[rows]).to(device)
     if len(own_rows):
-        fed[own_rows] = in_control(prompt.rows(own_rows))
+        fed[own_rows] = policy.decode(prompt.rows(own_rows), steps=config.latent_steps).codes_BHN
     return fed
 
 
@@ -126,7 +122,7 @@ def comparable_codes(fed: Tensor, teacher: Tensor) -> Tensor:
 
 
 class UnlabelledLosses(NamedTuple):
-    """total, and its parts for the log."""
+    """total, and its parts for the log; a part that is not asked for is 0."""
 
     total: Tensor
     code: Tensor
@@ -143,25 +139,22 @@ def unlabelled_losses(
     device: torch.device,
     draw: torch.Generator,
 ) -> UnlabelledLosses:
-    """On windows without actions: the code loss of pre-training, and the actions that the head reads from the codes.
+    """On windows without actions: the code loss of pre-training, and the action loss against a labeller's answers.
 
-    The dLDM's codes say what happened next, so the head fed with them errs less than in control; what it answers is
-    what the policy shall do without them. Nothing flows back through the answer. Steps past the end count for neither.
+    The actions are those of control, on the policy's own codes or without any. Steps past the end count for neither.
     """
     image = windows.images(rows, image_px=policy.config.image_px, device=device)
     image = shift_randomly(image, most=config.image_shift_px, noise=draw)
     teacher, valid = (torch.from_numpy(array[rows]).to(device) for array in (windows.codes, windows.valid))
     prompt = policy.prompt(windows.words(rows), image)
-    states = policy.states(prompt, teacher)
-    code, _ = policy.code_loss(states, teacher, valid)
-    total, action = config.unlabelled.weight * code, torch.zeros((), device=device)
-    if config.unlabelled.actions > 0:
-        with torch.no_grad():
-            answer = head(states).float()
-            if config.gripper_loss == "bce":  # a logit; the label is 2p - 1
-                answer[..., GRIPPER_INDEX] = torch.tanh(answer[..., GRIPPER_INDEX] / 2)
-        fed = fed_codes(config, policy, windows, rows, prompt, torch.ones(len(rows), dtype=torch.bool))
-        real = valid.repeat_interleave(head.stride, dim=1)
-        action = action_loss(config, head(policy.states(prompt, fed)), answer, real)
+    total = code = action = torch.zeros((), device=device)
+    if config.unlabelled.weight > 0:
+        code, _ = policy.code_loss(policy.states(prompt, teacher), teacher, valid)
+        total = total + config.unlabelled.weight * code
+    if windows.answers is not None:
+        own = torch.ones(len(rows), dtype=torch.bool)
+        states = policy.states(prompt, fed_codes(config, policy, windows, rows, prompt, own))
+        answers, real = torch.from_numpy(windows.answers[rows]).to(device), valid.repeat_interleave(head.stride, dim=1)
+        action = action_loss(config, head(states), answers, real)
         total = total + config.unlabelled.actions * action
     return UnlabelledLosses(total, code.detach(), action.detach())

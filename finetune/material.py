@@ -18,6 +18,7 @@ from vw2_robot.runs import Run
 
 from .config import Finetune
 from .labelled_windows import LabelledSplit, LabelledWindows, VideoWindows, cache_calvin, split_trajectories
+from .labeller import read_actions
 from .starting_point import StartingPoint
 
 
@@ -68,6 +69,16 @@ def open_material(config: Finetune, start: StartingPoint, run: Run, device: torc
         labelled = [train, held_out] if config.code_source != "none" else []
         for windows in (*labelled, *([unlabelled] if unlabelled is not None else [])):
             windows.teach(start.dldm, device)
+    if unlabelled is not None and config.unlabelled.labeller is not None:
+        unlabelled.answers = read_actions(
+            config.unlabelled.labeller,
+            unlabelled,
+            start,
+            statistics=train.statistics,
+            latent_steps=config.latent_steps,
+            labels_digest=split.labels.digest,
+            device=device,
+        )
     return Material(split, train, held_out, unlabelled, seen.frames.episodes[0].hz)
 
 

@@ -5,7 +5,8 @@
 
 Method specification section 3: an MLP on the hidden states of each latent step, trained with L2 on normalised actions,
 the code loss kept at `lambda_ce`. The selected labels are listed in labels.json; all other actions stay unread. With
-`unlabelled.weight` the trajectories without labels still teach the policy what happens next. Leaves validation.json:
+`unlabelled.weight` the trajectories without labels still teach the policy what happens next, with `unlabelled.labeller`
+what to do as well (`labeller`). Leaves validation.json:
 the error on all held-out windows.
 """
 
@@ -146,13 +147,14 @@ def _save(
             "latent_steps": config.latent_steps,
             "replan_every": config.replan_every,
             "temporal_ensemble": config.temporal_ensemble,
-            "codes": config.codes_in_control,
+            "codes": "none" if config.code_source == "none" else "own",
         },
         modules=modules,
         facts={
             **start.facts,
             "arm": config.arm,
             "preset": config.preset,
+            "code_source": config.code_source,
             "label_fraction": config.label_fraction,
             "label_seed": config.label_seed,
             "labels_digest": material.split.labels.digest,

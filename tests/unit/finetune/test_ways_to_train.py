@@ -16,11 +16,9 @@ from vw2_robot.data.labels import read_labels
 from vw2_robot.errors import InputError
 from vw2_robot.finetune import material, train_head
 from vw2_robot.finetune.config import CalvinData, Network, OwnCodes, Unlabelled
-from vw2_robot.finetune.losses import action_errors, unlabelled_losses, window_losses
-from vw2_robot.finetune.material import open_material
+from vw2_robot.finetune.losses import action_errors, window_losses
 from vw2_robot.finetune.starting_point import starting_point
 from vw2_robot.finetune.train_head import finetune
-from vw2_robot.models.acting import blank_codes
 from vw2_robot.models.lora import LoRAConfig
 
 SCRATCH = {"policy": "scratch", "code_source": "none", "lambda_ce": 0.0}
@@ -34,9 +32,6 @@ WAYS = {
     "schedule": {"own_codes": OwnCodes(0.0, 1.0)},
     "none": {"code_source": "none", "lambda_ce": 0.0},
     "unlabelled": {"unlabelled": Unlabelled(weight=0.5, batch=3)},
-    "dropped": {"code_source": "dropped"},
-    "answers": {"unlabelled": Unlabelled(actions=0.5, batch=3), "gripper_loss": "bce"},
-    "dropped_answers": {"code_source": "dropped", "unlabelled": Unlabelled(weight=0.1, actions=0.5, batch=3)},
     "bce": {"gripper_loss": "bce", "gripper_weight": 0.3},
     "scratch": SCRATCH,
 }
@@ -196,52 +191,6 @@ def test_unlabelled_video_teaches_codes_and_its_actions_are_never_opened(
     ]  # and the labelled batches are the same
 
 
-@pytest.mark.parametrize("gripper_loss", ["l2", "bce"])
-@pytest.mark.parametrize("source", ["mixed", "dropped"])
-def test_on_unlabelled_video_the_head_answers_to_the_codes_and_only_the_policy_in_control_learns_it(
-    configured, write_calvin, source, gripper_loss
-):
-    config = configured(write_calvin(), "full", code_source=source, gripper_loss=gripper_loss, image_shift_px=0)
-    config = replace(config, unlabelled=Unlabelled(actions=2.0))
-    start = starting_point(config)
-    policy, head = start.policy.eval(), train_head._new_head(config, start)
-    windows = open_material(config, start, train_head._open_run(config), torch.device("cpu")).unlabelled
-    rows = np.arange(3)
-    found = unlabelled_losses(
-        config, policy, head, windows, rows, device=torch.device("cpu"), draw=torch.Generator().manual_seed(0)
-    )
-    prompt = policy.prompt(windows.words(rows), windows.images(rows, image_px=8, device=torch.device("cpu")))
-    answer = head(policy.states(prompt, torch.from_numpy(windows.codes[rows]))).detach()
-    if gripper_loss == "bce":
-        answer[..., 6] = 2 * answer[..., 6].sigmoid() - 1
-    fed = (
-        policy.decode(prompt, steps=1).codes_BHN if source == "mixed" else blank_codes(policy, 3, steps=1, device="cpu")
-    )
-    acted = head(policy.states(prompt, fed))
-    real = torch.from_numpy(windows.valid[rows]).repeat_interleave(4, dim=1)
-    expected = 2.0 * action_errors(config, acted, answer)[real].mean()
-    assert found.total.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert found.action.item() == pytest.approx(expected.item() / 2, rel=1e-5)
-    moves = [p for p in (*policy.parameters(), *head.parameters()) if p.requires_grad]
-    for one, other in zip(
-        torch.autograd.grad(found.total, moves, materialize_grads=True),
-        torch.autograd.grad(expected, moves, materialize_grads=True),
-        strict=True,
-    ):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("source", ["teacher", "self", "none"])
-def test_answers_need_a_head_that_reads_codes_and_a_policy_that_acts_otherwise(configured, source):
-    with pytest.raises(ValueError, match="set code_source=mixed or dropped"):
-        configured("unused", "full", code_source=source, lambda_ce=0.0, unlabelled=Unlabelled(actions=1.0))
-
-
-def test_with_dropped_codes_the_policy_acts_without_them(configured, write_calvin, tmp_path):
-    finetune(configured(write_calvin(), "dropped"))
-    assert load_checkpoint(tmp_path / "run", kind="policy").config["codes"] == "none"
-
-
 def test_unlabelled_video_may_come_from_another_data_set(configured, write_calvin, monkeypatch, tmp_path):
     more = write_calvin(3, name="more")
     for path in (more / "training").glob("episode_*.npz"):
@@ -286,7 +235,6 @@ def test_scratch_has_the_network_of_the_pretrained_policy_and_none_of_its_weight
         ({"code_source": "mixed"}, "no dLDM to take codes from.*code_source=mixed"),
         ({"lambda_ce": 0.1}, "set lambda_ce=0"),
         ({"unlabelled": Unlabelled(weight=1.0)}, r"unlabelled\.weight"),
-        ({"code_source": "dropped", "unlabelled": Unlabelled(actions=1.0)}, r"unlabelled\.actions"),
     ],
 )
 def test_scratch_refuses_what_needs_a_pretrained_policy(configured, change, message):
@@ -402,7 +350,7 @@ def test_no_code_loss_is_counted_where_no_teacher_taught(configured, write_calvi
         found.train,
         np.arange(3),
         device=torch.device("cpu"),
-        own_share=config.own_share(0),
+        own_share=0.0,
         draw=torch.Generator().manual_seed(0),
     )
     assert float(losses.code) == 0

@@ -1,0 +1,142 @@
+"""A labeller reads actions from codes; the policy that follows it learns them as if they were labels."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from vw2_robot.checkpoint import load_checkpoint
+from vw2_robot.contracts import GRIPPER_INDEX
+from vw2_robot.data.calvin import CalvinDataset
+from vw2_robot.data.statistics import ActionStatistics
+from vw2_robot.errors import InputError
+from vw2_robot.finetune import train_head
+from vw2_robot.finetune.config import Unlabelled
+from vw2_robot.finetune.losses import action_errors, unlabelled_losses
+from vw2_robot.finetune.material import open_material
+from vw2_robot.finetune.starting_point import starting_point
+from vw2_robot.finetune.train_head import finetune
+from vw2_robot.models.acting import blank_codes
+
+CPU = torch.device("cpu")
+FOLLOWER = {"code_source": "none", "lambda_ce": 0.0}
+
+
+@pytest.fixture
+def data(write_calvin):
+    return write_calvin()
+
+
+@pytest.fixture
+def labeller(configure, data, tmp_path):
+    finetune(configure(data, run="labeller", code_source="teacher", lambda_ce=0.0))
+    return str(tmp_path / "labeller")
+
+
+def material_of(config):
+    start = starting_point(config)
+    return start, open_material(config, start, train_head._open_run(config), CPU)
+
+
+def test_its_answers_are_what_its_head_says_to_the_codes_with_a_gripper_that_is_open_or_closed(
+    configure, data, labeller
+):
+    config = configure(data, **FOLLOWER, unlabelled=Unlabelled(labeller=labeller))
+    start, material = material_of(config)
+    windows = material.unlabelled
+    assert windows.answers.shape == (len(windows), 4, 7)
+    assert windows.answers.dtype == np.float32
+    assert set(np.unique(windows.answers[..., GRIPPER_INDEX])) <= {-1.0, 1.0}
+    teacher = replace(config, policy=labeller)
+    policy, head = starting_point(teacher).policy.eval(), train_head._new_head(config, start)
+    load_checkpoint(labeller, kind="policy").load_into(head=head)
+    rows = np.arange(len(windows))
+    prompt = policy.prompt(windows.words(rows), windows.images(rows, image_px=8, device=CPU))
+    with torch.no_grad():
+        said = head(policy.states(prompt, torch.from_numpy(windows.codes))).numpy()
+    arm = [i for i in range(7) if i != GRIPPER_INDEX]
+    np.testing.assert_allclose(windows.answers[..., arm], said[..., arm].clip(-1, 1), atol=1e-5)  # as labels are
+
+
+@pytest.mark.parametrize("source", ["none", "self"])
+def test_the_policy_learns_them_as_it_acts(configure, data, labeller, source):
+    settings = Unlabelled(labeller=labeller, actions=2.0, weight=0.0)
+    config = configure(data, code_source=source, lambda_ce=0.0, image_shift_px=0, unlabelled=settings)
+    start, material = material_of(config)
+    policy, head, windows = start.policy.eval(), train_head._new_head(config, start), material.unlabelled
+    rows = np.arange(3)
+    found = unlabelled_losses(config, policy, head, windows, rows, device=CPU, draw=torch.Generator().manual_seed(0))
+    prompt = policy.prompt(windows.words(rows), windows.images(rows, image_px=8, device=CPU))
+    own = source == "self"
+    fed = policy.decode(prompt, steps=1).codes_BHN if own else blank_codes(policy, 3, steps=1, device=CPU)
+    real = torch.from_numpy(windows.valid[rows]).repeat_interleave(4, dim=1)
+    errors = action_errors(config, head(policy.states(prompt, fed)), torch.from_numpy(windows.answers[rows]))
+    torch.testing.assert_close(found.action, errors[real].mean().detach())
+    torch.testing.assert_close(found.total.detach(), 2 * found.action)
+    assert found.code.item() == 0
+
+
+def test_a_run_that_follows_a_labeller_is_moved_by_it_and_never_opens_an_action(configure, data, labeller, tmp_path):
+    labelled = set(json.loads((tmp_path / "labeller" / "labels.json").read_text())["episode_ids"])
+    finetune(configure(data, run="alone", **FOLLOWER))
+    _, material = material_of(configure(data, run="look", **FOLLOWER))
+    dataset = CalvinDataset(data)
+    for i in material.split.unlabelled:
+        for frame in range(dataset.trajectories[i].start, dataset.trajectories[i].end + 1):
+            path = data / "training" / f"episode_{frame:07d}.npz"
+            with np.load(path) as file:
+                content = {name: file[name] for name in file.files}
+            np.savez(path, **(content | {name: np.full(7, np.nan) for name in ("rel_actions", "actions")}))
+    finetune(configure(data, run="following", **FOLLOWER, unlabelled=Unlabelled(labeller=labeller, batch=3)))
+    alone, following = (load_checkpoint(tmp_path / run, kind="policy").weights for run in ("alone", "following"))
+    assert any(not torch.equal(alone[name], following[name]) for name in alone)
+    assert all(torch.isfinite(value).all() for value in following.values())
+    assert set(json.loads((tmp_path / "following" / "labels.json").read_text())["episode_ids"]) == labelled
+    lines = [json.loads(line) for line in (tmp_path / "following" / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["finetune/unlabelled_action_l2"] > 0 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label_seed": 1}, "was taught with other labels"),
+        ({"latent_steps": 2}, "answers 1 latent steps of 4 actions, expected 2 of 4"),
+    ],
+)
+def test_another_labeller_than_the_data_ask_for_is_refused(configure, data, labeller, change, message):
+    with pytest.raises(InputError, match=message):
+        material_of(configure(data, **FOLLOWER, **change, unlabelled=Unlabelled(labeller=labeller)))
+
+
+def test_a_policy_that_never_read_codes_is_no_labeller(configure, data, tmp_path):
+    finetune(configure(data, run="blind", **FOLLOWER))
+    config = configure(data, **FOLLOWER, unlabelled=Unlabelled(labeller=str(tmp_path / "blind")))
+    with pytest.raises(InputError, match="found code_source=none"):
+        material_of(config)
+
+
+def test_a_labeller_for_another_dldm_is_refused(configure, data, labeller, tmp_path):
+    config = configure(data, **FOLLOWER, unlabelled=Unlabelled(labeller=labeller))
+    start = starting_point(config)
+    with torch.no_grad():
+        next(start.dldm.parameters()).add_(1)
+    with pytest.raises(InputError, match="reads the codes of another dLDM"):
+        open_material(config, start, train_head._open_run(config), CPU)
+
+
+def test_statistics_of_the_labeller_are_undone(configure, data, labeller):
+    """Normalised in another way, the policy is still taught the same actions."""
+    config = configure(data, **FOLLOWER, unlabelled=Unlabelled(labeller=labeller))
+    _, one = material_of(config)
+    _, other = material_of(replace(config, normalisation="mean_std", run_dir=config.run_dir + "_other"))
+    stored = load_checkpoint(labeller, kind="policy").files["stats"]["calvin"]
+    assert one.train.statistics.to_json() == ActionStatistics.from_json(stored).to_json()
+    inside = np.abs(one.unlabelled.answers) < 1  # q01_q99 cuts off what lies outside
+    assert inside.any()
+    np.testing.assert_allclose(
+        one.train.statistics.unnormalise(one.unlabelled.answers)[inside],
+        other.train.statistics.unnormalise(other.unlabelled.answers)[inside],
+        atol=1e-5,
+    )
