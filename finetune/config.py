@@ -113,9 +113,10 @@ class Finetune:
     """environment steps between two looks at the camera, stored for rollouts"""
     temporal_ensemble: float | None = None
     """decay of the weights with which overlapping chunks are averaged in control, stored for rollouts; null: off"""
-    code_source: Literal["teacher", "self", "mixed", "none"] = "mixed"
+    code_source: Literal["teacher", "self", "mixed", "none", "known"] = "mixed"
     """codes fed in training: the dLDM's, the policy's own greedy ones, a mixture by `own_codes`; none: the policy acts
-    without codes, in training and in control"""
+    without codes, in training and in control; known: the head answers after it has read all of the dLDM's codes of the
+    window, so the policy labels video (`labeller`) and cannot act"""
     own_codes: OwnCodes = field(default_factory=OwnCodes)
     lambda_ce: float = 0.1
     """weight of the code loss; 0 in the paper"""
@@ -151,15 +152,18 @@ class Finetune:
             "unlabelled.labeller": float(self.unlabelled.labeller is not None),
         }
         asked = [name for name, weight in code_losses.items() if weight > 0]
-        if self.code_source == "none" and self.lambda_ce > 0:
+        if self.code_source in ("none", "known") and self.lambda_ce > 0:
             raise ValueError(
-                f"code_source=none feeds no codes, so there is no code loss: set lambda_ce=0, found {asked}"
+                f"code_source={self.code_source} predicts no codes, so there is no code loss: set lambda_ce=0, "
+                f"found {asked}"
             )
+        if self.code_source == "known" and self.unlabelled.used:
+            raise ValueError("code_source=known learns from labels alone: set unlabelled.weight=0, no labeller")
         if not self.from_scratch:
             return
         if self.preset != "full":
             raise ValueError(f"policy=scratch has nothing to keep frozen: set preset=full, found {self.preset}")
-        if asked or self.code_source in ("teacher", "mixed"):
+        if asked or self.code_source in ("teacher", "mixed", "known"):
             raise ValueError(
                 f"policy=scratch has no dLDM to take codes from: set code_source=none (or self), lambda_ce=0, "
                 f"unlabelled.weight=0 and no unlabelled.labeller, found code_source={self.code_source} and "

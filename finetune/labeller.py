@@ -63,19 +63,19 @@ def read_actions(
         rows = np.arange(first, min(first + BATCH, len(windows)))
         image = windows.images(rows, image_px=policy.config.image_px, device=device)
         codes = torch.from_numpy(windows.codes[rows]).to(device)
-        answer = head(policy.states(policy.prompt(windows.words(rows), image), codes)).float().cpu().numpy()
+        answer = head(policy.states_after(policy.prompt(windows.words(rows), image), codes)).float().cpu().numpy()
         answer[..., GRIPPER_INDEX] = np.where(answer[..., GRIPPER_INDEX] > 0, 1, -1)  # as labels are
-        found.append(statistics.normalise(own.unnormalise(answer)))
+        found.append(statistics.normalise(own.unnormalise(answer).clip(-1, 1)))  # what the robot takes
     return np.concatenate(found)
 
 
 def _check(checkpoint: Checkpoint, start: StartingPoint, *, latent_steps: int, labels_digest: str) -> None:
     config, facts = checkpoint.config, checkpoint.facts
     what = f"unlabelled.labeller={checkpoint.path}"
-    if config.get("head") is None or facts.get("code_source") not in ("teacher", "mixed"):
+    if config.get("codes") != "known":
         raise InputError(
-            f"{what} has not learned to read the dLDM's codes: expected a run of vw2-finetune with arm=labeller "
-            f"(code_source=teacher), found code_source={facts.get('code_source')}"
+            f"{what} is no labeller: expected a run of vw2-finetune with arm=labeller (code_source=known), found a "
+            f"policy that acts with codes={config.get('codes')}"
         )
     assert start.dldm is not None
     if facts["pretrained_from"] != weights_digest(start.dldm):

@@ -73,7 +73,7 @@ def window_losses(
     prompt = policy.prompt(windows.words(rows), image)
     own = torch.rand(len(rows), generator=draw) < own_share
     fed = fed_codes(config, policy, windows, rows, prompt, own)
-    states = policy.states(prompt, fed)
+    states = head_states(config, policy, prompt, fed)
     actions, real = (torch.from_numpy(array[rows]).to(device) for array in (windows.actions, windows.real))
     action = action_loss(config, head(states), actions, real)
     total = action
@@ -82,7 +82,7 @@ def window_losses(
         true = torch.from_numpy(windows.poses[rows]).to(device)
         pose = (head.hand_pose(states).float() - true).square().sum(1).mean()
         total = total + config.pose_weight * pose
-    if not windows.taught or config.code_source == "none":
+    if not windows.taught or config.code_source in ("none", "known"):
         return Losses(total, action.detach(), pose.detach(), nothing, nothing)
     teacher, valid = (torch.from_numpy(array[rows]).to(device) for array in (windows.codes, windows.valid))
     code, parts = policy.code_loss(states, teacher, valid[..., None] & comparable_codes(fed, teacher))
@@ -109,6 +109,11 @@ def fed_codes(
     if len(own_rows):
         fed[own_rows] = policy.decode(prompt.rows(own_rows), steps=config.latent_steps).codes_BHN
     return fed
+
+
+def head_states(config: Finetune, policy: LatentPolicy, prompt: Prompt, fed: Tensor) -> Tensor:
+    """[B, H, N, D]: what the head answers from."""
+    return policy.states_after(prompt, fed) if config.code_source == "known" else policy.states(prompt, fed)
 
 
 def comparable_codes(fed: Tensor, teacher: Tensor) -> Tensor:

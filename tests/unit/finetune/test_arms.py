@@ -40,4 +40,4 @@ def test_only_the_oracle_begins_untrained_and_lapa_leaves_its_codes_unused():
 
 
 def test_the_labeller_is_fed_what_really_happened():
-    assert arm("labeller").code_source == "teacher"
+    assert arm("labeller").code_source == "known"

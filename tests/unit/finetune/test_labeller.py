@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from vw2_robot.agent import VW2Agent
 from vw2_robot.checkpoint import load_checkpoint
 from vw2_robot.contracts import GRIPPER_INDEX
 from vw2_robot.data.calvin import CalvinDataset
@@ -18,6 +19,7 @@ from vw2_robot.finetune.losses import action_errors, unlabelled_losses
 from vw2_robot.finetune.material import open_material
 from vw2_robot.finetune.starting_point import starting_point
 from vw2_robot.finetune.train_head import finetune
+from vw2_robot.finetune.validation import validate
 from vw2_robot.models.acting import blank_codes
 
 CPU = torch.device("cpu")
@@ -31,7 +33,7 @@ def data(write_calvin):
 
 @pytest.fixture
 def labeller(configure, data, tmp_path):
-    finetune(configure(data, run="labeller", code_source="teacher", lambda_ce=0.0))
+    finetune(configure(data, run="labeller", code_source="known", lambda_ce=0.0))
     return str(tmp_path / "labeller")
 
 
@@ -55,9 +57,9 @@ def test_its_answers_are_what_its_head_says_to_the_codes_with_a_gripper_that_is_
     rows = np.arange(len(windows))
     prompt = policy.prompt(windows.words(rows), windows.images(rows, image_px=8, device=CPU))
     with torch.no_grad():
-        said = head(policy.states(prompt, torch.from_numpy(windows.codes))).numpy()
-    arm = [i for i in range(7) if i != GRIPPER_INDEX]
-    np.testing.assert_allclose(windows.answers[..., arm], said[..., arm].clip(-1, 1), atol=1e-5)  # as labels are
+        said = head(policy.states_after(prompt, torch.from_numpy(windows.codes))).numpy()
+    np.testing.assert_allclose(windows.answers[..., :2], said[..., :2].clip(-1, 1), atol=1e-5)  # as labels are
+    assert np.abs(windows.answers).max() <= 1
 
 
 @pytest.mark.parametrize("source", ["none", "self"])
@@ -113,7 +115,7 @@ def test_another_labeller_than_the_data_ask_for_is_refused(configure, data, labe
 def test_a_policy_that_never_read_codes_is_no_labeller(configure, data, tmp_path):
     finetune(configure(data, run="blind", **FOLLOWER))
     config = configure(data, **FOLLOWER, unlabelled=Unlabelled(labeller=str(tmp_path / "blind")))
-    with pytest.raises(InputError, match="found code_source=none"):
+    with pytest.raises(InputError, match="found a policy that acts with codes=none"):
         material_of(config)
 
 
@@ -140,3 +142,40 @@ def test_statistics_of_the_labeller_are_undone(configure, data, labeller):
         other.train.statistics.unnormalise(other.unlabelled.answers)[inside],
         atol=1e-5,
     )
+
+
+def test_a_labeller_reads_every_code_and_its_held_out_error_is_that_of_its_labels(configure, data):
+    config = configure(data, code_source="known", lambda_ce=0.0)
+    start, material = material_of(config)
+    policy, head, windows = start.policy.eval(), train_head._new_head(config, start), material.held_out
+    rows = np.arange(2)
+    prompt = policy.prompt(windows.words(rows), windows.images(rows, image_px=8, device=CPU))
+    codes = torch.from_numpy(windows.codes[rows])
+    last = codes.clone()
+    last[:, -1, -1] = (last[:, -1, -1] + 1) % 5
+    with torch.no_grad():
+        assert torch.equal(policy.states(prompt, codes), policy.states(prompt, last))
+        known = policy.states_after(prompt, codes)
+        assert not torch.allclose(known, policy.states_after(prompt, last))
+        torch.testing.assert_close(known[:, :, :-1], policy.states(prompt, codes)[:, :, 1:])
+    found = validate(config, policy, head, windows, device=CPU)
+    assert found.teacher_loss is None
+    everything = np.arange(len(windows))
+    prompt = policy.prompt(windows.words(everything), windows.images(everything, image_px=8, device=CPU))
+    with torch.no_grad():
+        said = head(policy.states_after(prompt, torch.from_numpy(windows.codes)))
+    errors = action_errors(config, said, torch.from_numpy(windows.actions))[torch.from_numpy(windows.real)]
+    assert found.action_loss == pytest.approx(errors.mean().item(), rel=1e-5)
+
+
+def test_a_labeller_cannot_act(labeller):
+    with pytest.raises(InputError, match="labels video from the codes of what happened"):
+        VW2Agent.from_pretrained(labeller)
+
+
+@pytest.mark.parametrize(
+    "change", [{"lambda_ce": 0.1}, {"lambda_ce": 0.0, "unlabelled": Unlabelled(weight=0.1)}], ids=str
+)
+def test_a_labeller_learns_from_labels_alone(configure, change):
+    with pytest.raises(ValueError, match="code_source=known"):
+        configure("unused", code_source="known", **change)
