@@ -102,9 +102,6 @@ class PhasesConfig:
     """the same in phase 1; LAPA's decoder sees the first frame without gradient"""
     reconstruction_loss: Literal["l2", "l1"] = "l2"
     """l1: the release"""
-    equalise: float = 0.0
-    """phase 1: clips weigh in L_rec by 1 / (how much they change) to this power; 0: the paper. At 1 a hand that closes
-    its fingers while the arm rests counts as much as an arm that swings"""
     hint_dropout: float = 0.7
     """per sample, the hint becomes the repeated first frame; small runs lose their codes without (method 5.1)"""
     hint_grayscale: bool = True
@@ -139,7 +136,7 @@ class PhasesConfig:
                 raise ValueError(f"train_dldm.{name} must be at least 1, found {getattr(self, name)}")
         if not 0 <= self.hint_dropout <= 1:
             raise ValueError(f"train_dldm.hint_dropout must lie in [0, 1], found {self.hint_dropout}")
-        weights = ("denoise_weight", "reconstruction_weight", "equalise", "decorrelation")
+        weights = ("denoise_weight", "reconstruction_weight", "decorrelation")
         for name in (*weights, "target_color_jitter", "disturbance"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"train_dldm.{name} must not be negative, found {getattr(self, name)}")

@@ -30,7 +30,6 @@ def phase_one_loss(
     valid: Bool[Tensor, "B M"],
     *,
     norm: Literal["l2", "l1"] = "l2",
-    equalise: float = 0.0,
     anchor_grad: bool = True,
     watched: Float[Tensor, "B T 3 H W"] | None = None,
     decorrelation: float = 0.0,
@@ -43,7 +42,7 @@ def phase_one_loss(
     encoded = dldm.encode(x if watched is None else watched)
     anchor = encoded.anchor_BChw if anchor_grad else encoded.anchor_BChw.detach()
     rec = dldm.decode(encoded.codes_BMNL, anchor, x[:, 0])
-    rec_loss = frame_error(rec, dldm.seen(x), valid, norm=norm, equalise=equalise)
+    rec_loss = frame_error(rec, dldm.seen(x), valid, norm=norm)
     alike = correlation(encoded.codes_BMNL, valid)
     if watch is not None:
         watch.count(encoded.indices_BMN, valid)

@@ -20,13 +20,10 @@ def frame_error(
     *,
     with_anchor: bool = True,
     norm: Literal["l2", "l1"] = "l2",
-    equalise: float = 0.0,
 ) -> Float[Tensor, ""]:
     """Mean squared (or absolute) error over the frames of valid steps, and frame 0 unless told otherwise.
 
-    Padding never counts. `x` may still lack the last frames that pad T - 1 to a multiple of the stride. `equalise`
-    weighs every clip by (mean change of the batch / its own change) to that power, change being the squared distance
-    to frame 0, and 5 % of the mean added so that still clips stay finite.
+    Padding never counts. `x` may still lack the last frames that pad T - 1 to a multiple of the stride.
     """
     stride = (rec.shape[1] - 1) // max(1, valid.shape[1])
     real = torch.cat(
@@ -34,11 +31,6 @@ def frame_error(
     ).float()
     distance = F.mse_loss if norm == "l2" else F.l1_loss
     error = distance(rec.float(), pad_to_stride(x, stride), reduction="none").mean(dim=(2, 3, 4))
-    if equalise > 0:
-        change = (x.float() - x[:, :1].float()).square().mean(dim=(1, 2, 3, 4))
-        mean = change.mean()
-        weight = ((mean + 1e-12) / (change + 0.05 * mean + 1e-12)) ** equalise
-        error = error * weight[:, None]
     return (error * real).sum() / real.sum().clamp(min=1)
 
 

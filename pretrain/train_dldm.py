@@ -87,7 +87,6 @@ class Training:
                 x,
                 valid,
                 norm=phases.reconstruction_loss,
-                equalise=phases.equalise,
                 anchor_grad=phases.anchor_grad_phase1,
                 watched=disturb(x, strength=phases.disturbance, noise=noise),
                 decorrelation=phases.decorrelation,
