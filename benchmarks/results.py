@@ -6,7 +6,7 @@
 Stages, in order (each can be killed and given again, and goes on where it stood):
 
     data       demonstrations of all tasks in scene D, and in A, B and C; other robots' video; recorded by vw2-record
-    reference  the policy of the package: pre-trained, all labels, then the full protocol
+    reference  the policy of the package: pre-trained (as the first seed of vw2), all labels, then the full protocol
     pretrain   dLDM and latent pre-training of every arm and seed, the probe of their codes
     finetune   action heads: every arm at 10 % of the labels, some at all of them
     rollouts   single tasks and chains, the same starts for every arm
@@ -58,7 +58,6 @@ HEAD = (
     "loop.optim.lr=1e-3",
     "loop.optim.warmup_steps=200",
     "replan_every=2",
-    "image_shift_px=2",
     "pose_weight=1",
 )
 CPU = Preset(
@@ -67,17 +66,18 @@ CPU = Preset(
     pretrain=(
         "model=tiny",
         "dldm.frames=5",
-        "train_dldm.phase1.steps=3000",
+        "train_dldm.phase1.steps=4500",
         "train_dldm.phase2.steps=300",
         "train_dldm.decorrelation=0.0003",
         "extract_latents.cache_stride=2",
         "train_policy.loop.batch=64",
         "train_policy.loop.steps=4000",
+        "hardware.precision=bf16",
     ),
-    reference=("loop.steps=20000",),
-    few_labels=("loop.steps=4000",),
-    all_labels=("loop.steps=8000",),
-    longer=("loop.steps=8000",),
+    reference=("loop.steps=20000", "image_shift_px=0"),
+    few_labels=("loop.steps=4000", "image_shift_px=2"),
+    all_labels=("loop.steps=8000", "image_shift_px=2"),
+    longer=("loop.steps=8000", "image_shift_px=2"),
     singles=10,
     chains=170,
 )
@@ -112,6 +112,7 @@ PRETRAININGS = {
     "vw2_abc": Pretraining((), "ABC"),
 }
 KEPT = ("unlabelled.weight=0.1",)
+UNFED = ("code_source=none", "lambda_ce=0")
 ARMS = {
     "oracle_10": Arm(None, ("arm=oracle",)),
     "oracle_10_longer": Arm(None, ("arm=oracle",), longer=True),
@@ -155,12 +156,11 @@ class Plan:
         return [*jobs, Job("data/arms", RECORD, other, alone=True)]
 
     def _reference(self) -> list[Job]:
-        folder = self.out / "reference"
-        arm, before = Arm("vw2", ("arm=indomain",), percent=100), folder / "pretrain"
-        tuned = folder / "finetune"
+        arm = Arm("vw2", ("arm=indomain", *UNFED), percent=100)
+        before, tuned = self.out / "pretrain" / "vw2" / "seed_0", self.out / "reference" / "finetune"
         return [
-            self._learn("reference/pretrain", "vw2", before, seed=0, threads=2),
-            self._tune("reference/finetune", tuned, arm, before, 0, self.preset.reference, threads=2),
+            self._learn("pretrain/vw2/seed_0", "vw2", before, seed=0, threads=1),
+            self._tune("reference/finetune", tuned, arm, before, 0, self.preset.reference, threads=1),
             self._roll("reference/single", tuned, ("protocol=single", "rollouts_per_task=30"), workers=2),
             self._roll("reference/chains", tuned, ("num_sequences=1000",), workers=2),
         ]
