@@ -1,11 +1,12 @@
 """How well can the policy's eyes tell where the hand is, along the line of sight and across it?
 
     python -m benchmarks.hand_depth --data runs/results/data/D --sides 64 96 128
+    python -m benchmarks.hand_depth --data runs/results/data/D --policies RUN1 RUN2        # what fine-tuned heads say
 
 One far camera shows a hand near the table and one in front of it at the same pixel; only the rest of the arm differs.
 So the convolutions of `policy.image=pixels` (as model=tiny has them, blocks growing with the side) learn the hand's
 position alone, from pictures and robot_obs of some demonstrations, and are judged on others. The bound is the spread of
-positions.
+positions. `--policies` asks policies that were fine-tuned with `pose_weight` instead, as they act without codes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,20 +23,36 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vw2_robot.checkpoint import load_checkpoint
+from vw2_robot.config_tree import config_from
 from vw2_robot.data.calvin import CalvinDataset
 from vw2_robot.data.frames import resize_frame
 from vw2_robot.envs.cameras import STATIC_EYE, STATIC_TARGET
+from vw2_robot.finetune.labelled_windows import hand_poses
+from vw2_robot.models.acting import blank_codes
+from vw2_robot.models.action_head import ActionHead, ActionHeadConfig
+from vw2_robot.models.ar_policy import LatentPolicy
 from vw2_robot.models.image_tokens import PixelTokens
 from vw2_robot.pixels import shift_randomly, to_model_range
 
 WIDTHS, WIDTH, BATCH, EVERY = (64, 128, 128), 128, 64, 2
+PICTURE = 200  # side of a recorded picture
 
 
-def read(data: str, split: str, count: int, side: int) -> tuple[Tensor, Tensor]:
-    """uint8 pictures [n, side, side, 3] and positions of the hand [n, 3] in metres, every other step."""
+class Looks(NamedTuple):
+    """uint8 pictures [n, side, side, 3], positions of the hand [n, 3] in metres, instructions [n]."""
+
+    pictures: Tensor
+    positions: Tensor
+    words: list[str]
+
+
+def read(data: str, split: str, count: int, side: int) -> Looks:
+    """Every other step of `count` demonstrations."""
     dataset = CalvinDataset(data, split)  # type: ignore[arg-type]
     pictures: list[NDArray[np.uint8]] = []
     positions: list[NDArray[np.float64]] = []
+    words: list[str] = []
     for number in np.random.default_rng(0).permutation(len(dataset))[:count]:
         trajectory = dataset.trajectories[number]
         robot_obs, images = dataset.read_together(
@@ -41,10 +60,11 @@ def read(data: str, split: str, count: int, side: int) -> tuple[Tensor, Tensor]:
         )
         pictures += [resize_frame(image, height=side, width=side) for image in images]
         positions.append(robot_obs[:, :3])
-    return torch.from_numpy(np.stack(pictures)), torch.from_numpy(np.concatenate(positions)).float()
+        words += [trajectory.instruction] * len(images)
+    return Looks(torch.from_numpy(np.stack(pictures)), torch.from_numpy(np.concatenate(positions)).float(), words)
 
 
-def errors(training: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], *, steps: int, shift: int) -> Tensor:
+def errors(training: Looks, test: Looks, *, steps: int, shift: int) -> Tensor:
     """Learn on one, return the errors on the other, [n, 3] in metres."""
     torch.manual_seed(0)
     side = training[0].shape[1]
@@ -77,6 +97,33 @@ def errors(training: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], *, step
     return found * spread + mean - test[1]
 
 
+@torch.no_grad()
+def errors_of_policy(run: str, test: Looks) -> Tensor:
+    """How wrong the head of a fine-tuned policy is, [n, 3] in metres."""
+    checkpoint = load_checkpoint(run, kind="policy")
+    policy = LatentPolicy.of_checkpoint(checkpoint).eval()
+    config = config_from(ActionHeadConfig, checkpoint.config["head"])
+    stride = int(checkpoint.config["stride"])
+    head = ActionHead(config, width=policy.backbone.width, queries=policy.config.queries, stride=stride)
+    checkpoint.load_into(head=head)
+    head.eval()
+    px, found = policy.config.image_px, []
+    for first in range(0, len(test.words), 256):
+        said = test.words[first : first + 256]
+        pictures = test.pictures[first : first + 256].numpy()
+        resized = np.stack([resize_frame(picture, height=px, width=px) for picture in pictures])
+        prompt = policy.prompt(said, to_model_range(torch.from_numpy(resized)))
+        codes = blank_codes(policy, len(said), steps=int(checkpoint.config["latent_steps"]), device=torch.device("cpu"))
+        found.append(head.hand_pose(policy.states(prompt, codes)))
+    return position_of(torch.cat(found)) - test.positions
+
+
+def position_of(pose: Tensor) -> Tensor:
+    """The inverse of `hand_poses` for the position, [n, 3] in metres."""
+    zero, one = (torch.from_numpy(hand_poses(np.full((1, 15), value)))[0, :3] for value in (0.0, 1.0))
+    return (pose[:, :3] - zero) / (one - zero)
+
+
 def along_and_across(error: Tensor) -> tuple[Tensor, Tensor]:
     """Absolute errors in cm along the camera's line of sight and across it."""
     sight = F.normalize(torch.tensor(STATIC_TARGET) - torch.tensor(STATIC_EYE), dim=0).float()
@@ -91,10 +138,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sides", nargs="+", type=int, default=[64, 96, 128], help="multiples of 32, in pixels")
     parser.add_argument("--demonstrations", type=int, default=900)
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--policies", nargs="+", default=[], help="run folders of vw2-finetune with pose_weight")
     parser.add_argument("--shift", type=int, default=2, help="random shift of training pictures, in pixels")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     print(f"{'picture':<12}{'along, median':>15}{'90 %':>8}{'across, median':>16}{'90 %':>8}   cm{'s of a core':>14}")
+    if args.policies:
+        shown = read(args.data, "validation", 10**9, PICTURE)
+        row("bound", shown.positions.mean(0) - shown.positions, 0.0)
+        for run in args.policies:
+            begin = time.process_time()
+            row(Path(run).name, errors_of_policy(run, shown), time.process_time() - begin)
+        return
     for number, side in enumerate(args.sides):
         training, test = (
             read(args.data, split, count, side)
