@@ -30,30 +30,28 @@ from .starting_point import StartingPoint, policy_checkpoint
 BATCH = 256
 
 
-@torch.no_grad()
-def read_actions(
-    path: str,
-    windows: VideoWindows,
-    start: StartingPoint,
-    *,
-    statistics: ActionStatistics,
-    latent_steps: int,
-    labels_digest: str,
-    device: torch.device,
-) -> NDArray[np.float32]:
-    """[n, sH, A]: what the labeller in `path` answers to the codes of `windows`, normalised by `statistics`.
+def open_labeller(path: str, start: StartingPoint, *, latent_steps: int, labels_digest: str) -> Checkpoint:
+    """The checkpoint of a labeller, found to fit; cheap, so that a wrong one is refused before video is encoded.
 
     Raises:
         InputError: the labeller speaks another dLDM's codes, saw other labels, or answers for other spans of time.
     """
     checkpoint = policy_checkpoint(path)
     _check(checkpoint, start, latent_steps=latent_steps, labels_digest=labels_digest)
+    return checkpoint
+
+
+@torch.no_grad()
+def read_actions(
+    checkpoint: Checkpoint, windows: VideoWindows, *, statistics: ActionStatistics, device: torch.device
+) -> NDArray[np.float32]:
+    """[n, sH, A]: what the labeller answers to the codes of `windows`, normalised by `statistics`."""
     policy = LatentPolicy.of_checkpoint(checkpoint).to(device).eval()
     head = ActionHead(
         config_from(ActionHeadConfig, checkpoint.config["head"]),
         width=policy.backbone.width,
         queries=policy.config.queries,
-        stride=start.stride,
+        stride=int(checkpoint.config["stride"]),
     )
     checkpoint.load_into(head=head)
     head.to(device).eval()

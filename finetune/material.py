@@ -18,7 +18,7 @@ from vw2_robot.runs import Run
 
 from .config import Finetune
 from .labelled_windows import LabelledSplit, LabelledWindows, VideoWindows, cache_calvin, split_trajectories
-from .labeller import read_actions
+from .labeller import open_labeller, read_actions
 from .starting_point import StartingPoint
 
 
@@ -64,21 +64,21 @@ def open_material(config: Finetune, start: StartingPoint, run: Run, device: torc
         f"{len(held)} held out; actions of the others stay unread"
     )
     unlabelled = _unlabelled(config, start, run, folder, seen, split.unlabelled)
+    labeller = None
+    if unlabelled is not None and config.unlabelled.labeller is not None:
+        labeller = open_labeller(
+            config.unlabelled.labeller,
+            start,
+            latent_steps=config.latent_steps,
+            labels_digest=split.labels.digest,
+        )
     if start.dldm is not None:
         start.dldm.to(device).eval()
         labelled = [train, held_out] if config.code_source != "none" else []
         for windows in (*labelled, *([unlabelled] if unlabelled is not None else [])):
             windows.teach(start.dldm, device)
-    if unlabelled is not None and config.unlabelled.labeller is not None:
-        unlabelled.answers = read_actions(
-            config.unlabelled.labeller,
-            unlabelled,
-            start,
-            statistics=train.statistics,
-            latent_steps=config.latent_steps,
-            labels_digest=split.labels.digest,
-            device=device,
-        )
+    if unlabelled is not None and labeller is not None:
+        unlabelled.answers = read_actions(labeller, unlabelled, statistics=train.statistics, device=device)
     return Material(split, train, held_out, unlabelled, seen.frames.episodes[0].hz)
 
 
@@ -143,7 +143,7 @@ def _labelled(
 def _unlabelled(
     config: Finetune, start: StartingPoint, run: Run, folder: Path, seen: Pictures, rest: tuple[int, ...]
 ) -> VideoWindows | None:
-    """Windows for the code loss alone, one every latent step; None where it is off or there is no such video."""
+    """Windows without actions, one every latent step; None where it is off or there is no such video."""
     settings = config.unlabelled
     if not settings.used:
         return None

@@ -136,8 +136,7 @@ class PhasesConfig:
                 raise ValueError(f"train_dldm.{name} must be at least 1, found {getattr(self, name)}")
         if not 0 <= self.hint_dropout <= 1:
             raise ValueError(f"train_dldm.hint_dropout must lie in [0, 1], found {self.hint_dropout}")
-        weights = ("denoise_weight", "reconstruction_weight", "decorrelation")
-        for name in (*weights, "target_color_jitter", "disturbance"):
+        for name in ("denoise_weight", "reconstruction_weight", "target_color_jitter", "decorrelation", "disturbance"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"train_dldm.{name} must not be negative, found {getattr(self, name)}")
         if self.validation_clips < 2:

@@ -13,7 +13,7 @@ from vw2_robot.contracts import GRIPPER_INDEX
 from vw2_robot.data.calvin import CalvinDataset
 from vw2_robot.data.statistics import ActionStatistics
 from vw2_robot.errors import InputError
-from vw2_robot.finetune import train_head
+from vw2_robot.finetune import material, train_head
 from vw2_robot.finetune.config import Unlabelled
 from vw2_robot.finetune.losses import action_errors, unlabelled_losses
 from vw2_robot.finetune.material import open_material
@@ -107,7 +107,10 @@ def test_a_run_that_follows_a_labeller_is_moved_by_it_and_never_opens_an_action(
         ({"latent_steps": 2}, "answers 1 latent steps of 4 actions, expected 2 of 4"),
     ],
 )
-def test_another_labeller_than_the_data_ask_for_is_refused(configure, data, labeller, change, message):
+def test_another_labeller_than_the_data_ask_for_is_refused_before_any_work(
+    configure, data, labeller, change, message, monkeypatch
+):
+    monkeypatch.setattr(material.VideoWindows, "teach", None)  # not to be called
     with pytest.raises(InputError, match=message):
         material_of(configure(data, **FOLLOWER, **change, unlabelled=Unlabelled(labeller=labeller)))
 
