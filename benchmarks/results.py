@@ -10,7 +10,8 @@ Stages, in order (each can be killed and given again, and goes on where it stood
     pretrain   dLDM and latent pre-training of every arm and seed, the probe of their codes
     finetune   action heads: every arm at 10 % of the labels, some at all of them
     rollouts   single tasks and chains, the same starts for every arm
-    page       docs/results.md from the run folders
+    keep       outcomes of finished runs, without checkpoints and recordings, into docs/results
+    page       docs/results.md from docs/results
 
 All arms share recordings, network, labels, schedule and starts; what differs stands in ARMS, configs/arm and
 configs/experiment. CPU holds all sizes and steps.
@@ -25,9 +26,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .job_queue import Job, Queue
+from .results_archive import keep
 from .results_page import write_page
 
-STAGES = ("data", "reference", "pretrain", "finetune", "rollouts", "page")
+STAGES = ("data", "reference", "pretrain", "finetune", "rollouts", "keep", "page")
 RECORD, PRETRAIN = "vw2_robot.envs.record", "vw2_robot.pretrain.pretrain_on_openx"
 PROBE, FINETUNE, ROLLOUT = "vw2_robot.pretrain.probe_latents", "vw2_robot.finetune.train_head", "vw2_robot.rollouts"
 
@@ -72,6 +74,7 @@ CPU = Preset(
         "extract_latents.cache_stride=2",
         "train_policy.loop.batch=64",
         "train_policy.loop.steps=4000",
+        "train_policy.image_shift_px=0",
         "hardware.precision=bf16",
     ),
     reference=("loop.steps=20000", "image_shift_px=0"),
@@ -247,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", default=[""], help="jobs whose names begin so, data/D or finetune/vw2_10")
     parser.add_argument("--parallel", type=int, default=2, help="jobs at a time, one thread each")
     parser.add_argument("--bridge", help="Bridge V2 as RLDS, for cross-domain pre-training beside the other robots")
-    parser.add_argument("--page", type=Path, default=Path("docs/results.md"))
+    parser.add_argument("--archive", type=Path, default=Path("docs/results"), help="the page is written beside it")
     args = parser.parse_args(arguments)
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
@@ -258,7 +261,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             continue
         print(f"== {stage}", flush=True)
         if stage == "page":
-            write_page(out, args.page, list(ARMS))
+            write_page(args.archive, args.archive.with_suffix(".md"), list(ARMS))
+        elif stage == "keep":
+            keep(out, args.archive)
         else:
             jobs = plan.jobs(stage)
             parts = {job.name: job.name.split("/")[1] for job in jobs if stage in ("finetune", "rollouts")}

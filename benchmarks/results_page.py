@@ -1,4 +1,4 @@
-"""docs/results.md from the run folders of `benchmarks.results`: nothing on that page is typed by hand.
+"""docs/results.md from what `benchmarks.results` kept of its runs: nothing on that page is typed by hand.
 
 Shares carry Wilson intervals, average lengths t intervals over chains, differences between two arms t intervals over
 pairs: the same start, the same seed. A cell without a run says so.
@@ -61,7 +61,8 @@ def write_page(out: Path, page: Path, arms: Sequence[str]) -> None:
 HEAD = """
 # Results
 
-Written by `python -m benchmarks.results --stages page` from run folders; the commands that made those are at the end.
+Written by `python -m benchmarks.results --stages page` from [results](results), which holds the outcome of every
+rollout and the words of every job; the commands that made those are at the end.
 Everything is measured in the built-in scene D, with pictures of the static camera alone, on instructions that no
 demonstration was labelled with (CALVIN's validation sentences). In brackets: 95 % intervals. What was tried on the way,
 also in vain: [lab_log.md](lab_log.md).
@@ -73,7 +74,7 @@ FOOT = """
     make results            # all of it: days on two cores; it can be stopped at any time and goes on when given again
     python -m benchmarks.results --stages data reference --out runs/results
     python -m benchmarks.results --stages pretrain finetune rollouts --seeds 0 1 2 --out runs/results
-    python -m benchmarks.results --stages page --out runs/results
+    python -m benchmarks.results --stages keep page --out runs/results
 """
 
 

@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # benchmarks are n
 
 from benchmarks.job_queue import Job, Queue, read_note
 from benchmarks.results import ARMS, CPU, STAGES, Plan
+from benchmarks.results_archive import keep
 from benchmarks.results_page import write_page
 
 WORKER = """
@@ -79,7 +80,7 @@ def test_a_missing_need_is_named(job, tmp_path):
 
 def test_every_job_of_the_plan_needs_jobs_of_the_plan_and_jobs_of_one_name_are_one_job(tmp_path):
     plan = Plan(tmp_path, CPU, [0, 1], bridge=None)
-    jobs = [job for stage in STAGES if stage != "page" for job in plan.jobs(stage)]
+    jobs = [job for stage in STAGES if stage not in ("keep", "page") for job in plan.jobs(stage)]
     names = {job.name for job in jobs}
     assert len(set(jobs)) == len(names)
     assert len(jobs) == len(names) + 1  # the first seed of vw2 is what the reference begins with
@@ -90,7 +91,7 @@ def test_every_job_of_the_plan_needs_jobs_of_the_plan_and_jobs_of_one_name_are_o
     assert len([name for name in names if name.startswith("finetune/")]) == 2 * len(ARMS)
 
 
-def fake_rollout(out, name, solved, *, tasks):
+def fake_rollout(out, name, solved, *, tasks, words=(), done=True):
     folder = out / name
     folder.mkdir(parents=True)
     rows = [
@@ -101,9 +102,31 @@ def fake_rollout(out, name, solved, *, tasks):
         for number, value in enumerate(solved)
     ]  # fmt: skip
     (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    note = {"program": "p", "words": [], "seconds": 60.0, "done": True}
+    note = {"program": "p", "words": list(words), "seconds": 60.0, "done": done}
     (out / "jobs").mkdir(exist_ok=True)
     (out / "jobs" / f"{name.replace('/', '__')}.json").write_text(json.dumps(note))
+
+
+def test_what_is_kept_makes_the_same_page_adds_up_and_names_no_folder_of_this_machine(tmp_path):
+    one, other, kept = tmp_path / "one", tmp_path / "other", tmp_path / "kept"
+    for out, seed in ((one, 0), (other, 1)):
+        fake_rollout(out, f"single/vw2_10/seed_{seed}", [1, 0], tasks=["a"], words=[f"policy={out}/finetune"])
+        (out / "single" / "vw2_10" / f"seed_{seed}" / "films").mkdir()
+    fake_rollout(one, "single/oracle_10/seed_0", [1], tasks=["a"], done=False)
+    keep(one, kept)
+    write_page(kept, tmp_path / "kept.md", list(ARMS))
+    write_page(one, tmp_path / "one.md", list(ARMS))
+    assert (tmp_path / "kept.md").read_text() == (tmp_path / "one.md").read_text()
+    keep(other, kept)
+    files = sorted(path.relative_to(kept).as_posix() for path in kept.rglob("*") if path.is_file())
+    assert files == [
+        *(f"jobs/single__vw2_10__seed_{seed}.json" for seed in (0, 1)),
+        *(f"single/vw2_10/seed_{seed}/results.jsonl" for seed in (0, 1)),
+    ]
+    assert not any(str(tmp_path) in (kept / file).read_text() for file in files)
+    assert read_note(kept, "single/vw2_10/seed_0")["words"] == ["policy=RESULTS/finetune"]
+    with pytest.raises(SystemExit, match="is done; nothing is kept"):
+        keep(tmp_path / "nothing", kept)
 
 
 def test_the_page_says_what_was_measured_and_what_was_not(tmp_path):
