@@ -75,6 +75,7 @@ CPU = Preset(
         "train_policy.loop.batch=64",
         "train_policy.loop.steps=4000",
         "train_policy.image_shift_px=0",
+        "train_policy.blind_share=0.5",
         "hardware.precision=bf16",
     ),
     reference=("loop.steps=20000", "image_shift_px=0"),

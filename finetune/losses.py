@@ -156,7 +156,8 @@ def unlabelled_losses(
 ) -> UnlabelledLosses:
     """On windows without actions: the code loss of pre-training, and the action loss against a labeller's answers.
 
-    The actions are those of control, on the policy's own codes or without any. Steps past the end count for neither.
+    The actions are those of control, on the policy's own codes or without any; where it acts without, it also predicts
+    each code without those before it. Steps past the end count for neither.
     """
     image = windows.images(rows, image_px=policy.config.image_px, device=device)
     image = shift_randomly(image, most=config.image_shift_px, noise=draw)
@@ -164,7 +165,8 @@ def unlabelled_losses(
     prompt = policy.prompt(windows.words(rows), image)
     total = code = action = torch.zeros((), device=device)
     if config.unlabelled.weight > 0:
-        code, _ = policy.code_loss(policy.states(prompt, teacher), teacher, valid)
+        fed = fed_codes(config, policy, windows, rows, prompt, torch.zeros(len(rows), dtype=torch.bool))
+        code, _ = policy.code_loss(policy.states(prompt, fed), teacher, valid)
         total = total + config.unlabelled.weight * code
     if windows.answers is not None:
         own = torch.ones(len(rows), dtype=torch.bool)

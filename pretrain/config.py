@@ -168,10 +168,14 @@ class PolicyLoopConfig:
     loop: LoopConfig
     image_shift_px: int = 3
     """random translation of the input image, edge-padded"""
+    blind_share: float = 0.0
+    """share of samples that predict every code without the codes before it, as arms with code_source=none act"""
 
     def __post_init__(self) -> None:
         if self.image_shift_px < 0:
             raise ValueError(f"train_policy.image_shift_px must not be negative, found {self.image_shift_px}")
+        if not 0 <= self.blind_share <= 1:
+            raise ValueError(f"train_policy.blind_share must lie in [0, 1], found {self.blind_share}")
 
 
 @dataclass(frozen=True)

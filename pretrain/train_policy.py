@@ -21,6 +21,7 @@ from vw2_robot.cli import program
 from vw2_robot.config_tree import config_tree
 from vw2_robot.data.frames import FrameCache, resize_frame
 from vw2_robot.data.latents import LatentCache, LatentWindows
+from vw2_robot.models.acting import blank_codes
 from vw2_robot.models.ar_policy import LatentPolicy
 from vw2_robot.models.dldm import DLDM
 from vw2_robot.optim import build_optimizer, optimizer_step
@@ -90,8 +91,9 @@ def train_policy(config: Pretrain) -> None:
         rows = torch.randint(len(material.train.windows), (loop.batch,), generator=draw).numpy()
         words, image, codes, valid = material.train.read(rows, device)
         image = shift_randomly(image, most=shift, noise=draw)
+        fed = _fed_codes(policy, codes, share=config.train_policy.blind_share, draw=draw)
         with config.hardware.autocast(device):
-            loss, parts = policy.code_loss(policy.states(policy.prompt(words, image), codes), codes, valid)
+            loss, parts = policy.code_loss(policy.states(policy.prompt(words, image), fed), codes, valid)
         norm = optimizer_step(loss, optimizer, step=step, config=loop.optim, total_steps=loop.steps)
         if run.due(step, loop.log_every):
             with torch.no_grad(), config.hardware.autocast(device):
@@ -110,6 +112,15 @@ def train_policy(config: Pretrain) -> None:
         if run.due(step, loop.save_every):
             run.save(step, lambda path: _save(path, config, material, policy, optimizer))
     run.close()
+
+
+def _fed_codes(policy: LatentPolicy, codes: torch.Tensor, *, share: float, draw: torch.Generator) -> torch.Tensor:
+    """The codes [B, H, N], but the zero code in every slot of a random share of the samples."""
+    if share == 0:
+        return codes
+    blind = torch.rand(len(codes), generator=draw).to(codes.device) < share
+    nothing = blank_codes(policy, len(codes), steps=codes.shape[1], device=codes.device)
+    return torch.where(blind[:, None, None], nothing, codes)
 
 
 def _open_run(config: Pretrain) -> Run:

@@ -15,6 +15,7 @@ from vw2_robot.checkpoint import load_checkpoint
 from vw2_robot.config_tree import config_from
 from vw2_robot.finetune.config import Finetune
 from vw2_robot.finetune.train_head import finetune
+from vw2_robot.models.acting import blank_codes
 from vw2_robot.models.ar_policy import LatentPolicy
 from vw2_robot.pretrain import train_policy as stage
 from vw2_robot.pretrain.config import Pretrain
@@ -40,6 +41,25 @@ def encoded(miniature, tmp_path_factory):
     folder = tmp_path_factory.mktemp("encoded") / "run"
     pretrain_on_openx(configure(Pretrain, "pretrain", [*miniature(folder), "stages=[vdm,dldm,latents]"]))
     return folder
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_share_of_the_samples_is_fed_no_codes(share, miniature, encoded, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(encoded, run)
+    mine = [*miniature(run), f"++train_policy.blind_share={share}", "train_policy.loop.steps=8", "stages=[policy]"]
+    blind = []
+
+    def watched(policy, prompt, codes, real=LatentPolicy.states):
+        nothing = blank_codes(policy, len(codes), steps=codes.shape[1], device=codes.device)
+        if torch.is_grad_enabled():
+            blind.extend((codes == nothing).all(dim=(1, 2)).tolist())
+        return real(policy, prompt, codes)
+
+    monkeypatch.setattr(LatentPolicy, "states", watched)
+    pretrain_on_openx(configure(Pretrain, "pretrain", mine))
+    assert len(blind) >= 16
+    assert {0.0: not any(blind), 0.5: 0 < sum(blind) < len(blind), 1.0: all(blind)}[share]
 
 
 @pytest.mark.parametrize(("family", "overrides"), POLICIES, ids=[family for family, _ in POLICIES])

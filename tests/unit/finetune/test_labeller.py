@@ -80,6 +80,20 @@ def test_the_policy_learns_them_as_it_acts(configure, data, labeller, source):
     assert found.code.item() == 0
 
 
+def test_a_policy_that_acts_without_codes_predicts_those_of_other_video_without_them(configure, data, labeller):
+    config = configure(data, code_source="none", lambda_ce=0.0, image_shift_px=0, unlabelled=Unlabelled(weight=0.5))
+    start, material = material_of(config)
+    policy, head, windows = start.policy.eval(), train_head._new_head(config, start), material.unlabelled
+    rows = np.arange(3)
+    found = unlabelled_losses(config, policy, head, windows, rows, device=CPU, draw=torch.Generator().manual_seed(0))
+    prompt = policy.prompt(windows.words(rows), windows.images(rows, image_px=8, device=CPU))
+    blank = blank_codes(policy, 3, steps=1, device=CPU)
+    teacher, valid = torch.from_numpy(windows.codes[rows]), torch.from_numpy(windows.valid[rows])
+    wanted, _ = policy.code_loss(policy.states(prompt, blank), teacher, valid)
+    torch.testing.assert_close(found.code, wanted.detach())
+    torch.testing.assert_close(found.total.detach(), 0.5 * found.code)
+
+
 def test_a_run_that_follows_a_labeller_is_moved_by_it_and_never_opens_an_action(configure, data, labeller, tmp_path):
     labelled = set(json.loads((tmp_path / "labeller" / "labels.json").read_text())["episode_ids"])
     finetune(configure(data, run="alone", **FOLLOWER))
