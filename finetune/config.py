@@ -123,8 +123,6 @@ class Finetune:
     unlabelled: Unlabelled = field(default_factory=Unlabelled)
     pose_weight: float = 0.0
     """weight of the error at telling where the hand is, asked in training only; reads robot_obs of labelled windows"""
-    scene_weight: float = 0.0
-    """weight of the error at telling where blocks and furniture are, asked in training only; reads their scene_obs"""
     gripper_loss: Literal["l2", "bce"] = "l2"
     gripper_weight: float = 1.0
     normalisation: NormalisationMode = "q01_q99"
@@ -140,8 +138,7 @@ class Finetune:
         for name in ("latent_steps", "replan_every", "last_n", "validation_windows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
-        weights = ("lambda_ce", "gripper_weight", "pose_weight", "scene_weight")
-        for name in (*weights, "image_shift_px", "temporal_ensemble"):
+        for name in ("lambda_ce", "gripper_weight", "pose_weight", "image_shift_px", "temporal_ensemble"):
             if (value := getattr(self, name)) is not None and not value >= 0:
                 raise ValueError(f"{name} must not be negative, found {value}")
         if not self.head_lr_mult > 0:

@@ -25,9 +25,6 @@ from vw2_robot.errors import InputError
 from vw2_robot.models.dldm import DLDM
 from vw2_robot.pixels import to_model_range
 
-# Middle of the space over the table, in metres.
-MIDDLE = (0.0, -0.1, 0.55)
-
 
 @dataclass(frozen=True)
 class LabelledSplit:
@@ -192,8 +189,7 @@ class LabelledWindows(VideoWindows):
     Attributes:
         statistics: of these trajectories' actions, or those given.
         actions: float32 [n, s*H, A], normalised; rows past the end of the trajectory are 0 and False in `real`.
-        poses: float32 [n, P], the hand at each start, see `hand_poses`; P is 0 unless `with_states`.
-        scenes: float32 [n, E], blocks and furniture at each start, see `scene_states`; E is 0 unless `with_states`.
+        poses: float32 [n, P], the hand at each start, see `hand_poses`; P is 0 unless `with_poses`.
     """
 
     def __init__(
@@ -207,10 +203,10 @@ class LabelledWindows(VideoWindows):
         pictures: FrameCache | None = None,
         statistics: ActionStatistics | None = None,
         normalisation: NormalisationMode = "q01_q99",
-        with_states: bool = False,
+        with_poses: bool = False,
     ) -> None:
         super().__init__(dataset, frames, trajectories, steps=steps, stride=stride, pictures=pictures)
-        more = ("robot_obs", "scene_obs") if with_states else ()
+        more = ("robot_obs",) if with_poses else ()
         read = [dataset.read_actions_and(dataset.trajectories[i], *more) for i in trajectories]
         raw = [actions for actions, *_ in read]
         self.statistics = statistics or ActionStatistics.from_actions(np.concatenate(raw), mode=normalisation)
@@ -224,10 +220,8 @@ class LabelledWindows(VideoWindows):
                 piece = normalised[start : start + span]
                 self.actions[row, : len(piece)], self.real[row, : len(piece)] = piece, True
                 row += 1
-        self.poses = self.scenes = np.zeros((len(self), 0), np.float32)
-        if with_states:
-            robot_obs, scene_obs = (np.concatenate([other[i][:-1] for other in read]) for i in (1, 2))
-            self.poses, self.scenes = hand_poses(robot_obs), scene_states(scene_obs)
+        states = [robot_obs[:-1] for _, *others in read for robot_obs in others]
+        self.poses = hand_poses(np.concatenate(states)) if states else np.zeros((len(self), 0), np.float32)
 
 
 def hand_poses(robot_obs: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -235,20 +229,7 @@ def hand_poses(robot_obs: NDArray[np.float64]) -> NDArray[np.float32]:
 
     Units are such that all numbers vary about as much: 0.1 m from the middle of the space over the table, 0.04 m.
     """
-    position, angles, opening = robot_obs[:, :3] - MIDDLE, robot_obs[:, 3:6], robot_obs[:, 6:7]
+    position, angles, opening = robot_obs[:, :3] - (0, -0.1, 0.55), robot_obs[:, 3:6], robot_obs[:, 6:7]
     return np.concatenate(
         [position / 0.1, np.sin(angles), np.cos(angles), opening / 0.04], axis=1, dtype=np.float32, casting="same_kind"
     )
-
-
-def scene_states(scene_obs: NDArray[np.float64]) -> NDArray[np.float32]:
-    """[n, E] from CALVIN's scene_obs [n, 24]: slide and drawer, bulb and LED; of each block position and turn.
-
-    Units are as in `hand_poses`. A block turned by half a circle looks the same: sine and cosine are of twice its turn.
-    """
-    furniture = np.concatenate([scene_obs[:, :2] / 0.1, 2 * scene_obs[:, 4:6] - 1], axis=1)
-    blocks = scene_obs[:, 6:].reshape(-1, 3, 6)
-    position, turn = (blocks[..., :3] - MIDDLE) / 0.1, 2 * blocks[..., 5]
-    parts = [position, np.sin(turn)[..., None], np.cos(turn)[..., None]]
-    seen = np.concatenate(parts, axis=2).reshape(len(blocks), -1)
-    return np.concatenate([furniture, seen], axis=1, dtype=np.float32, casting="same_kind")

@@ -4,8 +4,7 @@
 
 in normalised units, with L_g the squared error against -1 and +1, or the binary cross-entropy of the gripper's logit.
 With `pose_weight` the head must also tell where the hand is: one camera far away hides depth from a policy that only
-learns what to do, and then it reaches for a place that lies on the same line of sight (docs/lab_log.md). With
-`scene_weight` it must tell where the blocks and the furniture are as well.
+learns what to do, and then it reaches for a place that lies on the same line of sight (docs/lab_log.md).
 """
 
 # B batch · H latent steps · N codes per step · s actions per step · A action dims
@@ -35,7 +34,6 @@ class Losses(NamedTuple):
     total: Tensor
     action: Tensor
     pose: Tensor
-    scene: Tensor
     code: Tensor
     accuracy: Tensor
 
@@ -79,25 +77,17 @@ def window_losses(
     actions, real = (torch.from_numpy(array[rows]).to(device) for array in (windows.actions, windows.real))
     action = action_loss(config, head(states), actions, real)
     total = action
-    pose = scene = nothing = torch.zeros((), device=device)
+    pose = nothing = torch.zeros((), device=device)
     if config.pose_weight > 0:
-        pose = _told(head.hand_pose(states), windows.poses[rows])
+        true = torch.from_numpy(windows.poses[rows]).to(device)
+        pose = (head.hand_pose(states).float() - true).square().sum(1).mean()
         total = total + config.pose_weight * pose
-    if config.scene_weight > 0:
-        scene = _told(head.scene_state(states), windows.scenes[rows])
-        total = total + config.scene_weight * scene
-    seen = (action.detach(), pose.detach(), scene.detach())
     if not windows.taught or config.code_source in ("none", "known"):
-        return Losses(total, *seen, nothing, nothing)
+        return Losses(total, action.detach(), pose.detach(), nothing, nothing)
     teacher, valid = (torch.from_numpy(array[rows]).to(device) for array in (windows.codes, windows.valid))
     code, parts = policy.code_loss(states, teacher, valid[..., None] & comparable_codes(fed, teacher))
     total = total + config.lambda_ce * code
-    return Losses(total, *seen, code.detach(), parts["accuracy"])
-
-
-def _told(predicted: Tensor, true: NDArray[np.float32]) -> Tensor:
-    """Mean over the batch of the squared error."""
-    return (predicted.float() - torch.from_numpy(true).to(predicted.device)).square().sum(1).mean()
+    return Losses(total, action.detach(), pose.detach(), code.detach(), parts["accuracy"])
 
 
 def fed_codes(

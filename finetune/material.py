@@ -136,7 +136,7 @@ def _labelled(
         pictures=seen.policy,
         statistics=statistics,
         normalisation=config.normalisation,
-        with_states=config.pose_weight > 0 or config.scene_weight > 0,
+        with_poses=config.pose_weight > 0,
     )
 
 

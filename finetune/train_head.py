@@ -74,8 +74,6 @@ def finetune(config: Finetune) -> None:
                 held = validate(config, policy, head, material.held_out, device=device, most=config.validation_windows)
             if config.pose_weight > 0:
                 more["finetune/pose_loss"] = losses.pose
-            if config.scene_weight > 0:
-                more["finetune/scene_loss"] = losses.scene
             parts = {"finetune/code_loss": losses.code, "finetune/accuracy": losses.accuracy, **more}
             seen = {"finetune/action_l2": losses.action, **held.metrics("finetune/validation"), **parts}
             run.log(step, seen | {"finetune/grad_norm": norm})
@@ -111,9 +109,8 @@ def _open_run(config: Finetune) -> Run:
 
 
 def head_config(config: Finetune) -> ActionHeadConfig:
-    """The head's sizes; whoever weighs the hand's pose or the scene's state needs a head that tells it."""
-    asked = config.head
-    return replace(asked, pose=asked.pose or config.pose_weight > 0, scene=asked.scene or config.scene_weight > 0)
+    """The head's sizes; whoever weighs the hand's pose needs a head that tells it."""
+    return replace(config.head, pose=config.head.pose or config.pose_weight > 0)
 
 
 def _new_head(config: Finetune, start: StartingPoint) -> ActionHead:

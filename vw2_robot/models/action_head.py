@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from vw2_robot.contracts import ACTION_DIM
 
 POSE_DIM = 10  # position, sine and cosine of the three angles, opening of the fingers
-SCENE_DIM = 19  # slide, drawer, bulb, LED; position of each of three blocks, sine and cosine of twice its turn
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,6 @@ class ActionHeadConfig:
     """width of the one hidden layer is 4 * min(D, hidden)"""
     pose: bool = False
     """a second output in training: where the hand is now, see `ActionHead.hand_pose`"""
-    scene: bool = False
-    """and one more: where the blocks and the furniture are, see `ActionHead.scene_state`"""
 
 
 class ActionHead(nn.Module):
@@ -45,7 +42,6 @@ class ActionHead(nn.Module):
             nn.Linear(inner, stride * ACTION_DIM),
         )
         self.pose = nn.Linear(inner, POSE_DIM) if config.pose else None
-        self.scene = nn.Linear(inner, SCENE_DIM) if config.scene else None
 
     def forward(self, states: Float[Tensor, "B H N D"]) -> Float[Tensor, "B sH A"]:
         """Normalised actions in time order."""
@@ -60,16 +56,5 @@ class ActionHead(nn.Module):
         """
         if self.pose is None:
             raise ValueError("this head was built without head.pose")
-        out: Tensor = self.pose(self._before_actions(states))
-        return out
-
-    def scene_state(self, states: Float[Tensor, "B H N D"]) -> Float[Tensor, "B E"]:
-        """Normalised state of the blocks and the furniture at the moment of the picture, from the same layer."""
-        if self.scene is None:
-            raise ValueError("this head was built without head.scene")
-        out: Tensor = self.scene(self._before_actions(states))
-        return out
-
-    def _before_actions(self, states: Float[Tensor, "B H N D"]) -> Tensor:
-        out: Tensor = self.mlp[:-1](rearrange(states[:, 0], "b n d -> b (n d)"))
+        out: Tensor = self.pose(self.mlp[:-1](rearrange(states[:, 0], "b n d -> b (n d)")))
         return out

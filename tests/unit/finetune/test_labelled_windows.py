@@ -6,13 +6,7 @@ from vw2_robot.data.calvin import CalvinDataset
 from vw2_robot.data.object_arrays import load_object
 from vw2_robot.data.statistics import ActionStatistics
 from vw2_robot.errors import InputError
-from vw2_robot.finetune.labelled_windows import (
-    LabelledWindows,
-    cache_calvin,
-    hand_poses,
-    scene_states,
-    split_trajectories,
-)
+from vw2_robot.finetune.labelled_windows import LabelledWindows, cache_calvin, hand_poses, split_trajectories
 from vw2_robot.models.causal_video import LevelConfig, StemConfig
 from vw2_robot.models.dldm import DLDM
 from vw2_robot.models.dldm_config import DLDMConfig, QFormerConfig
@@ -55,18 +49,16 @@ def test_every_time_step_but_the_last_starts_a_window(write_calvin):
     assert windows.words(np.array([0, 11])) == ["do 1", "do 3"]
 
 
-def test_states_are_those_of_the_pictures_and_are_read_only_where_they_are_wanted(write_calvin):
+def test_poses_are_those_of_the_pictures_and_are_read_only_where_they_are_wanted(write_calvin):
     dataset, frames = opened(write_calvin())
     LabelledWindows(dataset, frames, (1, 3), steps=1, stride=4)
-    assert not {"robot_obs", "scene_obs"} & dataset.reads.keys()
-    windows = LabelledWindows(dataset, frames, (1, 3), steps=1, stride=4, with_states=True)
+    assert "robot_obs" not in dataset.reads
+    windows = LabelledWindows(dataset, frames, (1, 3), steps=1, stride=4, with_poses=True)
     assert dataset.reads["robot_obs"] == sum(dataset.trajectories[i].length for i in (1, 3))
     assert windows.poses.shape == (len(windows), 10)
     for row in range(len(windows)):
         obs = dataset.read(dataset.trajectories[windows.episode[row]], "robot_obs", [int(windows.start[row])])
         np.testing.assert_allclose(windows.poses[row], hand_poses(obs)[0])
-        obs = dataset.read(dataset.trajectories[windows.episode[row]], "scene_obs", [int(windows.start[row])])
-        np.testing.assert_allclose(windows.scenes[row], scene_states(obs)[0])
 
 
 def test_a_pose_does_not_jump_where_an_angle_does():
@@ -77,18 +69,6 @@ def test_a_pose_does_not_jump_where_an_angle_does():
     poses = hand_poses(obs)
     np.testing.assert_allclose(poses[0], poses[1], atol=1e-3)
     np.testing.assert_allclose(poses[0][[0, 1, 2, 9]], [1, 0, 1, 2], atol=1e-6)
-
-
-def test_a_scene_names_furniture_and_blocks_and_sees_no_half_turn():
-    obs = np.zeros((2, 24))
-    obs[:, 0], obs[:, 4] = 0.2, (0, 1)
-    obs[:, 12:15] = 0.1, -0.1, 0.45  # the second block
-    obs[:, 17] = 0.3, 0.3 - np.pi
-    first, second = scene_states(obs)
-    np.testing.assert_allclose(first[:4], [2, 0, -1, -1])
-    np.testing.assert_allclose(second[:4], [2, 0, 1, -1])
-    np.testing.assert_allclose(first[9:14], [1, 0, -1, np.sin(0.6), np.cos(0.6)], atol=1e-6)
-    np.testing.assert_allclose(first[4:], second[4:], atol=1e-6)
 
 
 @pytest.mark.parametrize(("steps", "stride"), [(1, 4), (2, 2), (2, 3)])

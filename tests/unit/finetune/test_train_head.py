@@ -107,23 +107,22 @@ def test_two_steps_leave_a_policy_that_acts(configure, write_calvin, tmp_path):
     assert (run / "metrics.jsonl").read_text().count("\n") == 2
 
 
-@pytest.mark.parametrize("told", ["pose", "scene"])
-def test_states_are_learnt_beside_the_actions_and_not_needed_to_act(configure, write_calvin, tmp_path, told):
+def test_the_hands_pose_is_learnt_beside_the_actions_and_not_needed_to_act(configure, write_calvin, tmp_path):
     data = write_calvin()
     finetune(configure(data, run="without"))
-    finetune(configure(data, **{f"{told}_weight": 1.0}))
+    finetune(configure(data, pose_weight=1.0))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert lines[0][f"finetune/{told}_loss"] > lines[1][f"finetune/{told}_loss"] > 0
+    assert lines[0]["finetune/pose_loss"] > lines[1]["finetune/pose_loss"] > 0
     found, plain = weights(tmp_path / "run"), weights(tmp_path / "without")
-    assert found.keys() - plain.keys() == {f"head.{told}.weight", f"head.{told}.bias"}
+    assert found.keys() - plain.keys() == {"head.pose.weight", "head.pose.bias"}
     assert any(not torch.equal(found[name], plain[name]) for name in plain if name.startswith("policy.image"))
     out = VW2Agent.from_pretrained(tmp_path / "run").infer(
         {"images": {"static": np.zeros((8, 8, 3), np.uint8)}, "prompt": "do 1"}
     )
     assert out["actions"].shape == (4, 7)
     head = ActionHead(ActionHeadConfig(8), width=16, queries=4, stride=4)
-    with pytest.raises(ValueError, match=rf"without head\.{told}"):
-        {"pose": head.hand_pose, "scene": head.scene_state}[told](torch.zeros(1, 1, 4, 16))
+    with pytest.raises(ValueError, match=r"without head\.pose"):
+        head.hand_pose(torch.zeros(1, 1, 4, 16))
 
 
 def test_a_pretrained_run_folder_is_accepted_as_the_policy(pretrained, tmp_path):
