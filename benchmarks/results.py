@@ -6,7 +6,7 @@
 Stages, in order (each can be killed and given again, and goes on where it stood):
 
     data       demonstrations of all tasks in scene D, and in A, B and C; other robots' video; recorded by vw2-record
-    reference  the policy of the package: pre-trained (as the first seed of vw2), all labels, then the full protocol
+    reference  the policy of the package: pre-trained (for a quarter of the time), all labels, the full protocol
     pretrain   dLDM and latent pre-training of every arm and seed, the probe of their codes
     finetune   action heads: every arm at 10 % of the labels, some at all of them
     rollouts   single tasks and chains, the same starts for every arm
@@ -43,12 +43,16 @@ class Preset:
     other_robots: int
     """episodes of other robots"""
     pretrain: tuple[str, ...]
+    policy_steps: int
+    """of latent pre-training in every arm"""
+    reference_policy_steps: int
+    """the same for the policy of the package, which all labels teach most of what it knows"""
     reference: tuple[str, ...]
     few_labels: tuple[str, ...]
     """fine-tuning at 10 %"""
     all_labels: tuple[str, ...]
     longer: tuple[str, ...]
-    """for the arm without pre-training: the steps that the others spent on pre-training, added"""
+    """for the arm without pre-training: the steps that the others spent on pre-training their policy, added"""
     singles: int
     """starts of each task, for every seed"""
     chains: int
@@ -73,15 +77,16 @@ CPU = Preset(
         "train_dldm.decorrelation=0.0003",
         "extract_latents.cache_stride=2",
         "train_policy.loop.batch=64",
-        "train_policy.loop.steps=4000",
         "train_policy.image_shift_px=0",
         "train_policy.blind_share=0.5",
         "hardware.precision=bf16",
     ),
+    policy_steps=16000,
+    reference_policy_steps=4000,
     reference=("loop.steps=20000", "image_shift_px=0"),
     few_labels=("loop.steps=4000", "image_shift_px=2"),
     all_labels=("loop.steps=8000", "image_shift_px=2"),
-    longer=("loop.steps=8000", "image_shift_px=2"),
+    longer=("loop.steps=20000", "image_shift_px=2"),
     singles=10,
     chains=170,
 )
@@ -115,18 +120,17 @@ PRETRAININGS = {
     "vw2_cross": Pretraining((), "arms"),
     "vw2_abc": Pretraining((), "ABC"),
 }
-KEPT = ("unlabelled.weight=0.1",)
 UNFED = ("code_source=none", "lambda_ce=0")
 ARMS = {
     "oracle_10": Arm(None, ("arm=oracle",)),
     "oracle_10_longer": Arm(None, ("arm=oracle",), longer=True),
     "lapa_10": Arm("lapa", ("arm=lapa",)),
-    "videoworld_10": Arm("videoworld", ("arm=videoworld", *KEPT)),
-    "vw2_10": Arm("vw2", ("arm=indomain", *KEPT)),
+    "videoworld_10": Arm("videoworld", ("arm=videoworld", *UNFED)),
+    "vw2_10": Arm("vw2", ("arm=indomain", *UNFED)),
     "oracle_100": Arm(None, ("arm=oracle",), percent=100),
-    "vw2_cross_100": Arm("vw2_cross", ("arm=crossdomain",), percent=100),
+    "vw2_cross_100": Arm("vw2_cross", ("arm=crossdomain", *UNFED), percent=100),
     "oracle_abc": Arm(None, ("arm=oracle",), percent=100, data="ABC"),
-    "vw2_abc": Arm("vw2_abc", ("arm=indomain",), percent=100, data="ABC"),
+    "vw2_abc": Arm("vw2_abc", ("arm=indomain", *UNFED), percent=100, data="ABC"),
 }
 
 
@@ -161,11 +165,11 @@ class Plan:
 
     def _reference(self) -> list[Job]:
         arm = Arm("vw2", ("arm=indomain", *UNFED), percent=100)
-        before, tuned = self.out / "pretrain" / "vw2" / "seed_0", self.out / "reference" / "finetune"
+        before, tuned = self.out / "reference" / "pretrain", self.out / "reference" / "finetune"
         return [
-            self._learn("pretrain/vw2/seed_0", "vw2", before, seed=0, threads=1),
-            self._tune("reference/finetune", tuned, arm, before, 0, self.preset.reference, threads=1),
-            self._roll("reference/single", tuned, ("protocol=single", "rollouts_per_task=30"), workers=2),
+            self._learn("reference/pretrain", "vw2", before, self.preset.reference_policy_steps, seed=0),
+            self._tune("reference/finetune", tuned, arm, before, 0, self.preset.reference),
+            self._roll("reference/single", tuned, ("protocol=single", "rollouts_per_task=20"), workers=2),
             self._roll("reference/chains", tuned, ("num_sequences=1000",), workers=2),
         ]
 
@@ -174,7 +178,8 @@ class Plan:
         for seed in self.seeds:
             for name in PRETRAININGS:
                 folder = self.out / "pretrain" / name / f"seed_{seed}"
-                jobs.append(self._learn(f"pretrain/{name}/seed_{seed}", name, folder, seed=seed, threads=1))
+                steps = self.preset.policy_steps
+                jobs.append(self._learn(f"pretrain/{name}/seed_{seed}", name, folder, steps, seed=seed))
             jobs.append(self._probe(seed))
         return jobs
 
@@ -186,7 +191,7 @@ class Plan:
                 steps = self.preset.longer if arm.longer else steps
                 before = None if arm.pretraining is None else self.out / "pretrain" / arm.pretraining / f"seed_{seed}"
                 folder = self.out / "finetune" / name / f"seed_{seed}"
-                jobs.append(self._tune(f"finetune/{name}/seed_{seed}", folder, arm, before, seed, steps, threads=1))
+                jobs.append(self._tune(f"finetune/{name}/seed_{seed}", folder, arm, before, seed, steps))
         return jobs
 
     def _rollouts(self) -> list[Job]:
@@ -201,7 +206,7 @@ class Plan:
                 jobs.append(self._roll(f"chains/{name}/seed_{seed}", tuned, chains, workers=1))
         return jobs
 
-    def _learn(self, name: str, pretraining: str, folder: Path, *, seed: int, threads: int) -> Job:
+    def _learn(self, name: str, pretraining: str, folder: Path, policy_steps: int, *, seed: int) -> Job:
         """The whole pre-training of one seed."""
         own, source = PRETRAININGS[pretraining]
         if source == "arms":
@@ -209,8 +214,8 @@ class Plan:
             data, needs = (f"data.path=[{','.join(sets)}]",), ("data/arms",)
         else:
             data, needs = (f"data.frames={self.out / 'pictures' / source / 'frames'}",), (f"pictures/{source}",)
-        words = (*own, *self.preset.pretrain, *data, f"seed={seed}")
-        return Job(name, PRETRAIN, (*words, f"hardware.threads={threads}", f"run_dir={folder}"), needs, threads > 1)
+        words = (*own, *self.preset.pretrain, f"train_policy.loop.steps={policy_steps}", *data, f"seed={seed}")
+        return Job(name, PRETRAIN, (*words, "hardware.threads=1", f"run_dir={folder}"), needs)
 
     def _probe(self, seed: int) -> Job:
         """What the codes of a seed say about the motion, on demonstrations that trained nothing."""
@@ -221,20 +226,18 @@ class Plan:
         )  # fmt: skip
         return Job(f"probe/seed_{seed}", PROBE, words, needs=(f"pretrain/vw2/seed_{seed}",))
 
-    def _tune(
-        self, name: str, folder: Path, arm: Arm, before: Path | None, seed: int, steps: tuple[str, ...], *, threads: int
-    ) -> Job:
+    def _tune(self, name: str, folder: Path, arm: Arm, before: Path | None, seed: int, steps: tuple[str, ...]) -> Job:
         """Fine-tuning of one arm and seed; the seed also chooses the labels."""
         taught = self.out / "pretrain" / "vw2" / f"seed_{seed}"
         start = f"network.like={taught}" if before is None else f"policy={before}"
         words = (
             *arm.words, start, f"data.path={self.out / 'data' / arm.data}", "data.validation_split=validation",
             f"data.frames={self.out / 'labelled_pictures'}", f"label_fraction={arm.percent / 100}",
-            f"label_seed={seed}", f"seed={seed}", *HEAD, *steps, f"hardware.threads={threads}",
+            f"label_seed={seed}", f"seed={seed}", *HEAD, *steps, "hardware.threads=1",
             "hardware.precision=bf16", f"run_dir={folder}",
         )  # fmt: skip
         needs = ((before or taught).relative_to(self.out).as_posix(), f"data/{arm.data}")
-        return Job(name, FINETUNE, words, needs, threads > 1)
+        return Job(name, FINETUNE, words, needs)
 
     def _roll(self, name: str, policy: Path, what: tuple[str, ...], *, workers: int) -> Job:
         words = (f"policy={policy}", *what, f"workers={workers}", "videos=0", f"run_dir={self.out / name}")

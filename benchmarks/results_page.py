@@ -118,7 +118,7 @@ def reference_section(out: Path) -> str:
         worst_first = sorted(tasks.items(), key=lambda item: item[1]["solved"] / item[1]["attempted"])
         lines += [f"| {task} | {row['solved']} of {row['attempted']} |" for task, row in worst_first]
         lines += [""]
-    names = ("data/D", "pictures/D", "pretrain/vw2/seed_0", "reference/finetune")
+    names = ("data/D", "pictures/D", "reference/pretrain", "reference/finetune")
     lines += [f"Training, recording included: {_minutes(out, names)}, recording on two cores and training on one."]
     return "\n".join(lines)
 
