@@ -64,25 +64,16 @@ class Unlabelled:
 
     weight: float = 0.0
     """of the code loss on unlabelled windows; 0 switches it off"""
-    labeller: str | None = None
-    """run folder of a policy fine-tuned with arm=labeller; what it reads from the codes is learned as an action"""
-    actions: float = 1.0
-    """with a labeller: weight of the action loss on unlabelled windows"""
     path: str | None = None
     """another CALVIN data set; null: the trajectories that the label fraction leaves out"""
     batch: int = 32
 
     def __post_init__(self) -> None:
-        for name in ("weight", "actions"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"unlabelled.{name} must not be negative, found {getattr(self, name)}")
-        if self.batch < 1:
-            raise ValueError(f"unlabelled.batch must be positive, found {self.batch}")
-
-    @property
-    def used(self) -> bool:
-        """Whether such video is looked at."""
-        return self.weight > 0 or self.labeller is not None
+        if not self.weight >= 0 or self.batch < 1:
+            raise ValueError(
+                f"unlabelled.weight must not be negative and unlabelled.batch positive, found {self.weight} and "
+                f"{self.batch}"
+            )
 
 
 @dataclass(frozen=True)
@@ -113,10 +104,9 @@ class Finetune:
     """environment steps between two looks at the camera, stored for rollouts"""
     temporal_ensemble: float | None = None
     """decay of the weights with which overlapping chunks are averaged in control, stored for rollouts; null: off"""
-    code_source: Literal["teacher", "self", "mixed", "none", "known"] = "mixed"
+    code_source: Literal["teacher", "self", "mixed", "none"] = "mixed"
     """codes fed in training: the dLDM's, the policy's own greedy ones, a mixture by `own_codes`; none: the policy acts
-    without codes, in training and in control; known: the head answers after it has read all of the dLDM's codes of the
-    window, so the policy labels video (`labeller`) and cannot act"""
+    without codes, in training and in control"""
     own_codes: OwnCodes = field(default_factory=OwnCodes)
     lambda_ce: float = 0.1
     """weight of the code loss; 0 in the paper"""
@@ -146,28 +136,20 @@ class Finetune:
         self._check_codes()
 
     def _check_codes(self) -> None:
-        code_losses = {
-            "lambda_ce": self.lambda_ce,
-            "unlabelled.weight": self.unlabelled.weight,
-            "unlabelled.labeller": float(self.unlabelled.labeller is not None),
-        }
+        code_losses = {"lambda_ce": self.lambda_ce, "unlabelled.weight": self.unlabelled.weight}
         asked = [name for name, weight in code_losses.items() if weight > 0]
-        if self.code_source in ("none", "known") and self.lambda_ce > 0:
+        if self.code_source == "none" and self.lambda_ce > 0:
             raise ValueError(
-                f"code_source={self.code_source} predicts no codes, so there is no code loss: set lambda_ce=0, "
-                f"found {asked}"
+                f"code_source=none feeds no codes, so there is no code loss: set lambda_ce=0, found {asked}"
             )
-        if self.code_source == "known" and self.unlabelled.used:
-            raise ValueError("code_source=known learns from labels alone: set unlabelled.weight=0, no labeller")
         if not self.from_scratch:
             return
         if self.preset != "full":
             raise ValueError(f"policy=scratch has nothing to keep frozen: set preset=full, found {self.preset}")
-        if asked or self.code_source in ("teacher", "mixed", "known"):
+        if asked or self.code_source in ("teacher", "mixed"):
             raise ValueError(
-                f"policy=scratch has no dLDM to take codes from: set code_source=none (or self), lambda_ce=0, "
-                f"unlabelled.weight=0 and no unlabelled.labeller, found code_source={self.code_source} and "
-                f"{asked or 'no code loss'}"
+                f"policy=scratch has no dLDM to take codes from: set code_source=none (or self), lambda_ce=0 and "
+                f"unlabelled.weight=0, found code_source={self.code_source} and {asked or 'no code loss'}"
             )
 
     @property

@@ -125,7 +125,6 @@ class VideoWindows:
         episode: int [n], start: int [n]: trajectory and first frame of each window.
         codes: int64 [n, H, N] teacher codes of the frames that follow, once taught; steps past the end are False in
             `valid`.
-        answers: float32 [n, s*H, A], normalised actions that a labeller read from the codes, or None.
     """
 
     def __init__(
@@ -151,7 +150,6 @@ class VideoWindows:
         self.valid = ends < self._lengths[:, None]
         self._steps, self._stride = steps, stride
         self.codes = np.zeros((len(self.start), steps, 0), np.int64)
-        self.answers: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.start)

@@ -73,7 +73,7 @@ def window_losses(
     prompt = policy.prompt(windows.words(rows), image)
     own = torch.rand(len(rows), generator=draw) < own_share
     fed = fed_codes(config, policy, windows, rows, prompt, own)
-    states = head_states(config, policy, prompt, fed)
+    states = policy.states(prompt, fed)
     actions, real = (torch.from_numpy(array[rows]).to(device) for array in (windows.actions, windows.real))
     action = action_loss(config, head(states), actions, real)
     total = action
@@ -82,7 +82,7 @@ def window_losses(
         true = torch.from_numpy(windows.poses[rows]).to(device)
         pose = (head.hand_pose(states).float() - true).square().sum(1).mean()
         total = total + config.pose_weight * pose
-    if not windows.taught or config.code_source in ("none", "known"):
+    if not windows.taught or config.code_source == "none":
         return Losses(total, action.detach(), pose.detach(), nothing, nothing)
     teacher, valid = (torch.from_numpy(array[rows]).to(device) for array in (windows.codes, windows.valid))
     code, parts = policy.code_loss(states, teacher, valid[..., None] & comparable_codes(fed, teacher))
@@ -111,11 +111,6 @@ def fed_codes(
     return fed
 
 
-def head_states(config: Finetune, policy: LatentPolicy, prompt: Prompt, fed: Tensor) -> Tensor:
-    """[B, H, N, D]: what the head answers from."""
-    return policy.states_after(prompt, fed) if config.code_source == "known" else policy.states(prompt, fed)
-
-
 def comparable_codes(fed: Tensor, teacher: Tensor) -> Tensor:
     """[B, H, N]: True where all codes fed before are the teacher's.
 
@@ -126,42 +121,23 @@ def comparable_codes(fed: Tensor, teacher: Tensor) -> Tensor:
     return torch.cat([torch.ones_like(same[:, :1]), same], dim=1).view_as(teacher)
 
 
-class UnlabelledLosses(NamedTuple):
-    """total, and its parts for the log; a part that is not asked for is 0."""
-
-    total: Tensor
-    code: Tensor
-    action: Tensor
-
-
-def unlabelled_losses(
+def unlabelled_loss(
     config: Finetune,
     policy: LatentPolicy,
-    head: ActionHead,
     windows: VideoWindows,
     rows: NDArray[np.int64],
     *,
     device: torch.device,
     draw: torch.Generator,
-) -> UnlabelledLosses:
-    """On windows without actions: the code loss of pre-training, and the action loss against a labeller's answers.
+) -> Tensor:
+    """The code loss of pre-training on windows without actions.
 
-    The actions are those of control, on the policy's own codes or without any; where it acts without, it also predicts
-    each code without those before it. Steps past the end count for neither.
+    A policy that acts without codes also predicts each code without those before it.
     """
     image = windows.images(rows, image_px=policy.config.image_px, device=device)
     image = shift_randomly(image, most=config.image_shift_px, noise=draw)
     teacher, valid = (torch.from_numpy(array[rows]).to(device) for array in (windows.codes, windows.valid))
     prompt = policy.prompt(windows.words(rows), image)
-    total = code = action = torch.zeros((), device=device)
-    if config.unlabelled.weight > 0:
-        fed = fed_codes(config, policy, windows, rows, prompt, torch.zeros(len(rows), dtype=torch.bool))
-        code, _ = policy.code_loss(policy.states(prompt, fed), teacher, valid)
-        total = total + config.unlabelled.weight * code
-    if windows.answers is not None:
-        own = torch.ones(len(rows), dtype=torch.bool)
-        states = policy.states(prompt, fed_codes(config, policy, windows, rows, prompt, own))
-        answers, real = torch.from_numpy(windows.answers[rows]).to(device), valid.repeat_interleave(head.stride, dim=1)
-        action = action_loss(config, head(states), answers, real)
-        total = total + config.unlabelled.actions * action
-    return UnlabelledLosses(total, code.detach(), action.detach())
+    fed = fed_codes(config, policy, windows, rows, prompt, torch.zeros(len(rows), dtype=torch.bool))
+    loss, _ = policy.code_loss(policy.states(prompt, fed), teacher, valid)
+    return loss

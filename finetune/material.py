@@ -18,7 +18,6 @@ from vw2_robot.runs import Run
 
 from .config import Finetune
 from .labelled_windows import LabelledSplit, LabelledWindows, VideoWindows, cache_calvin, split_trajectories
-from .labeller import open_labeller, read_actions
 from .starting_point import StartingPoint
 
 
@@ -64,21 +63,11 @@ def open_material(config: Finetune, start: StartingPoint, run: Run, device: torc
         f"{len(held)} held out; actions of the others stay unread"
     )
     unlabelled = _unlabelled(config, start, run, folder, seen, split.unlabelled)
-    labeller = None
-    if unlabelled is not None and config.unlabelled.labeller is not None:
-        labeller = open_labeller(
-            config.unlabelled.labeller,
-            start,
-            latent_steps=config.latent_steps,
-            labels_digest=split.labels.digest,
-        )
     if start.dldm is not None:
         start.dldm.to(device).eval()
         labelled = [train, held_out] if config.code_source != "none" else []
         for windows in (*labelled, *([unlabelled] if unlabelled is not None else [])):
             windows.teach(start.dldm, device)
-    if unlabelled is not None and labeller is not None:
-        unlabelled.answers = read_actions(labeller, unlabelled, statistics=train.statistics, device=device)
     return Material(split, train, held_out, unlabelled, seen.frames.episodes[0].hz)
 
 
@@ -143,16 +132,16 @@ def _labelled(
 def _unlabelled(
     config: Finetune, start: StartingPoint, run: Run, folder: Path, seen: Pictures, rest: tuple[int, ...]
 ) -> VideoWindows | None:
-    """Windows without actions, one every latent step; None where it is off or there is no such video."""
+    """Windows for the code loss alone, one every latent step; None where it is off or there is no such video."""
     settings = config.unlabelled
-    if not settings.used:
+    if settings.weight == 0:
         return None
     if settings.path is not None:
         dataset = CalvinDataset(settings.path, config.data.split)
         seen = _pictures(dataset, start, folder)
         rest = tuple(range(len(dataset)))
     if not rest:
-        run.say("unlabelled video is asked for, but every trajectory is labelled; give unlabelled.path for more video")
+        run.say("unlabelled.weight is set, but every trajectory is labelled; give unlabelled.path for more video")
         return None
     windows = VideoWindows(
         seen.dataset,
@@ -163,5 +152,5 @@ def _unlabelled(
         start_every=start.stride,
         pictures=seen.policy,
     )
-    run.say(f"{len(rest)} trajectories without labels ({len(windows)} windows) teach as well")
+    run.say(f"{len(rest)} trajectories without labels ({len(windows)} windows) keep the code loss")
     return windows

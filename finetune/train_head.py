@@ -5,8 +5,7 @@
 
 Method specification section 3: an MLP on the hidden states of each latent step, trained with L2 on normalised actions,
 the code loss kept at `lambda_ce`. The selected labels are listed in labels.json; all other actions stay unread. With
-`unlabelled.weight` the trajectories without labels still teach the policy what happens next, with `unlabelled.labeller`
-what to do as well (`labeller`). Leaves validation.json:
+`unlabelled.weight` the trajectories without labels still teach the policy what happens next. Leaves validation.json:
 the error on all held-out windows.
 """
 
@@ -27,7 +26,7 @@ from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.runs import Run, generator, mark
 
 from .config import Finetune
-from .losses import unlabelled_losses, window_losses
+from .losses import unlabelled_loss, window_losses
 from .material import Material, open_material
 from .starting_point import StartingPoint, freeze, saved_policy, starting_point, trainable_parameters
 from .validation import Validation, validate
@@ -65,9 +64,8 @@ def finetune(config: Finetune) -> None:
             if unlabelled is not None:
                 draw = generator(config.seed, step, stream=STREAM_UNLABELLED)
                 rows = torch.randint(len(unlabelled), (config.unlabelled.batch,), generator=draw).numpy()
-                video = unlabelled_losses(config, policy, head, unlabelled, rows, device=device, draw=draw)
-                total = total + video.total
-                more = {"finetune/unlabelled_loss": video.code, "finetune/unlabelled_action_l2": video.action}
+                video = unlabelled_loss(config, policy, unlabelled, rows, device=device, draw=draw)
+                total, more = total + config.unlabelled.weight * video, {"finetune/unlabelled_loss": video.detach()}
         norm = optimizer_step(total, optimizer, step=step, config=loop.optim, total_steps=loop.steps)
         if run.due(step, loop.log_every):
             with config.hardware.autocast(device):
@@ -147,7 +145,7 @@ def _save(
             "latent_steps": config.latent_steps,
             "replan_every": config.replan_every,
             "temporal_ensemble": config.temporal_ensemble,
-            "codes": config.code_source if config.code_source in ("none", "known") else "own",
+            "codes": "none" if config.code_source == "none" else "own",
         },
         modules=modules,
         facts={

@@ -21,7 +21,7 @@ from vw2_robot.models.ar_policy import LatentPolicy
 
 from .config import Finetune
 from .labelled_windows import LabelledWindows
-from .losses import action_errors, fed_codes, head_states
+from .losses import action_errors, fed_codes
 
 BATCH = 256
 RESAMPLES = 1000
@@ -74,7 +74,7 @@ def validate(
     """Look at all windows, or at `most` of them, evenly spread."""
     count = len(windows) if most is None else min(most, len(windows))
     check = np.linspace(0, len(windows) - 1, count).astype(np.int64)
-    has_teacher = windows.taught and config.code_source not in ("none", "known")
+    has_teacher = windows.taught and config.code_source != "none"
     own: list[Tensor] = []
     teacher: list[Tensor] = []
     for i in range(0, count, BATCH):
@@ -84,9 +84,8 @@ def validate(
         )
         for found, is_own in ((own, True), (teacher, False)):
             if is_own or has_teacher:
-                own_rows = torch.full((len(rows),), is_own and config.code_source != "known")
-                fed = fed_codes(config, policy, windows, rows, prompt, own_rows)
-                found.append(head(head_states(config, policy, prompt, fed)).float().cpu())
+                fed = fed_codes(config, policy, windows, rows, prompt, torch.full((len(rows),), is_own))
+                found.append(head(policy.states(prompt, fed)).float().cpu())
     predicted = torch.cat(own)
     errors = _errors(config, predicted, windows, check)
     real, actions = windows.real[check], windows.actions[check]

@@ -126,11 +126,6 @@ class VW2Agent:
                 f"policy={checkpoint.path} first"
             )
         _check_complete(checkpoint)
-        if checkpoint.config.get("codes") == "known":
-            raise InputError(
-                f"{checkpoint.path} labels video from the codes of what happened (arm=labeller) and cannot act; give "
-                "it to vw2-finetune as unlabelled.labeller"
-            )
         config = checkpoint.config
         policy = LatentPolicy.of_checkpoint(checkpoint)
         head = ActionHead(

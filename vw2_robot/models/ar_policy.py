@@ -219,19 +219,12 @@ class LatentPolicy(nn.Module):
 
     def states(self, prompt: Prompt, codes: Int[Tensor, "B H N"]) -> Float[Tensor, "B H N D"]:
         """Teacher-forced states that predict each code; the last code itself is never fed."""
-        return self._states_along(prompt, codes.flatten(1)[:, :-1], queries=codes.shape[2], count=codes[0].numel())
-
-    def states_after(self, prompt: Prompt, codes: Int[Tensor, "B H N"]) -> Float[Tensor, "B H N D"]:
-        """States that have read each code: what a labeller knows, who is told the future."""
-        return self._states_along(prompt, codes.flatten(1), queries=codes.shape[2], count=codes[0].numel())
-
-    def _states_along(self, prompt: Prompt, fed: Int[Tensor, "B n"], *, queries: int, count: int) -> Tensor:
-        """The last `count` states of the prompt followed by the codes `fed`, [B, H, N, D]."""
-        whole = prompt.followed_by(fed + self.backbone.vocabulary.latent[0], self.backbone)
+        steps, queries = codes.shape[1:]
+        whole = prompt.followed_by(codes.flatten(1)[:, :-1] + self.backbone.vocabulary.latent[0], self.backbone)
         hidden = self.backbone.hidden(
             whole.inputs, mask=whole.mask_BP, positions=whole.positions_BP, pictures=whole.for_model(self.backbone)
         )
-        return rearrange(hidden[:, -count:], "b (h n) d -> b h n d", n=queries)
+        return rearrange(hidden[:, -steps * queries :], "b (h n) d -> b h n d", n=queries)
 
     def code_loss(
         self, states: Float[Tensor, "B H N D"], codes: Int[Tensor, "B H N"], valid: Bool[Tensor, "B H *N"]

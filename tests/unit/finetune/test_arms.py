@@ -37,7 +37,3 @@ def test_arms_share_head_data_schedule_and_losses(name):
 def test_only_the_oracle_begins_untrained_and_lapa_leaves_its_codes_unused():
     assert [name for name in ARMS if arm(name).from_scratch] == ["oracle"]
     assert [name for name in ARMS if arm(name).code_source == "none"] == ["oracle", "lapa"]
-
-
-def test_the_labeller_is_fed_what_really_happened():
-    assert arm("labeller").code_source == "known"

@@ -11,9 +11,10 @@ from vw2_robot.data.labels import read_labels
 from vw2_robot.data.statistics import ActionStatistics
 from vw2_robot.errors import InputError
 from vw2_robot.finetune import material
-from vw2_robot.finetune.losses import action_loss, window_losses
+from vw2_robot.finetune.losses import action_loss, unlabelled_loss, window_losses
 from vw2_robot.finetune.starting_point import load_pretrained
 from vw2_robot.finetune.train_head import finetune
+from vw2_robot.models.acting import blank_codes
 from vw2_robot.models.action_head import ActionHead, ActionHeadConfig
 from vw2_robot.optim import OptimConfig
 
@@ -85,6 +86,21 @@ def test_code_loss_counts_codes_whose_prefix_is_the_teachers(pretrained, configu
     l2 = action_loss(config, head(states), torch.zeros(3, 4, 7), torch.ones(3, 4, dtype=torch.bool))
     torch.testing.assert_close(found.action, l2)
     torch.testing.assert_close(found.total, l2 + 2.0 * found.code)
+
+
+@pytest.mark.parametrize("source", ["teacher", "none"])
+def test_unlabelled_codes_are_predicted_as_the_policy_acts_with_or_without_those_before(pretrained, configure, source):
+    policy, _, _ = load_pretrained(str(pretrained))
+    policy.eval()
+    rows, cpu = np.arange(3), torch.device("cpu")
+    windows = FewWindows(np.arange(12).reshape(3, 1, 4))
+    config = configure("unused", code_source=source, image_shift_px=0, lambda_ce=0.0)
+    found = unlabelled_loss(config, policy, windows, rows, device=cpu, draw=torch.Generator())
+    teacher = torch.from_numpy(windows.codes)
+    fed = teacher if source == "teacher" else blank_codes(policy, 3, steps=1, device=cpu)
+    prompt = policy.prompt(windows.words(rows), windows.images(rows, image_px=8, device=None))
+    wanted, _ = policy.code_loss(policy.states(prompt, fed), teacher, torch.from_numpy(windows.valid))
+    torch.testing.assert_close(found, wanted)
 
 
 def test_two_steps_leave_a_policy_that_acts(configure, write_calvin, tmp_path):

@@ -199,7 +199,7 @@ def test_unlabelled_video_may_come_from_another_data_set(configured, write_calvi
     settings = Unlabelled(weight=0.5, path=str(more), batch=3)
     finetune(configured(write_calvin(), "full", label_fraction=1.0, unlabelled=settings))
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert "3 trajectories without labels (6 windows) teach as well" in log  # 7 frames: starts 0 and 4
+    assert "3 trajectories without labels (6 windows) keep the code loss" in log  # 7 frames: starts 0 and 4
 
 
 def test_nothing_unlabelled_is_said_and_changes_nothing(configured, write_calvin, tmp_path):
