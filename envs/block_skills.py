@@ -19,12 +19,16 @@ SHELF_PITCH = -0.3
 CORNER_PITCH = -0.6
 """At the right end of the shelf the back wall leans forward; beside the door the hand must stay in front of it."""
 SHELF_Y = 0.085
+FRONT_Y = -0.13
+"""In front of door, knob and lever: here the hand travels along the shelf."""
 GRASP_DEPTH_M = 0.004
 ABOVE_M = 0.09
 """From here the hand comes down on a block."""
 WIDE_M = 0.06
 FUNNEL, FUNNEL_M = 2.0, 0.006
 """Slope and opening of the funnel: so much higher for every metre aside, beyond this many."""
+STALL_STEPS, STALL_M = 5, 0.025
+"""A hand this near its place that has not moved for so many steps does not come nearer."""
 HALF_HEIGHT_M = 0.02
 TABLE_EDGE_Y = -0.18
 PUSH_M = 0.115
@@ -58,7 +62,9 @@ def lift_block(hand: Hand, colour: str) -> Motion:
     if side is not None:
         yield from move_slider(hand, left=side == "left")
     yield from grasp(hand, colour)
-    yield from hand.go(hand.world.tcp + vector(0.0, 0.0, 0.12), pitch=_pitch(hand), speed=0.8, limit=30)
+    pitch = _pitch(hand)
+    away = -0.03 if pitch < 0 else 0.0  # from the back wall of the shelf: a hand that touches it cannot place the block
+    yield from hand.go(hand.world.tcp + vector(0.0, away, 0.12), pitch=pitch, speed=0.8, limit=30)
 
 
 def rotate_block(hand: Hand, colour: str, *, right: bool) -> Motion:
@@ -157,6 +163,9 @@ def grasp(hand: Hand, colour: str, *, middle_yaw: float = NEUTRAL_YAW) -> Motion
     pitch = _lean(hand.world, block)
     if not _is_over(hand, colour):
         above = block.position + ABOVE_M * _approach(pitch)
+        if pitch < 0 and abs(above[0] - hand.world.tcp[0]) > WIDE_M:  # the straight way leads through the door's knob
+            front = vector(above[0], FRONT_Y, max(above[2], TRAVEL_Z))
+            yield from hand.go(hand.near(front), yaw=yaw, tolerance=0.05)
         yield from hand.go(hand.near(above), yaw=yaw, pitch=pitch, tolerance=0.035)
     yield from _come_down(hand, colour, yaw=yaw, pitch=pitch)
     yield from hand.squeeze(CLOSE, steps=7)
@@ -185,15 +194,20 @@ def _come_down(hand: Hand, colour: str, *, yaw: float, pitch: float, limit: int 
     """Down a funnel: the further aside, or the more askew, the higher up.
 
     What is commanded follows from where hand and block are now, at every step: a hand that came down beside the block
-    goes up again, and nothing has to be remembered that a picture does not show.
+    goes up again, and nothing has to be remembered that a picture does not show. A hand that stands still over the
+    block, held up by door or wall, is as near as it gets.
     """
+    before = [hand.world.tcp] * STALL_STEPS
     for _ in range(limit):
         _, aside = _seen_from(hand, colour, pitch)
         askew = abs(float(wrap(hand.world.euler[2] - yaw)))
         rise = min(ABOVE_M, FUNNEL * max(0.0, aside - FUNNEL_M) + 0.2 * max(0.0, askew - 0.2))
         place = hand.world.blocks[colour].position - vector(0.0, 0.0, GRASP_DEPTH_M)
-        if rise == 0.0 and np.linalg.norm(hand.world.tcp - place) < 0.007:
+        short = float(np.linalg.norm(hand.world.tcp - place))
+        stalls = short < STALL_M and np.linalg.norm(hand.world.tcp - before[0]) < 0.002
+        if (rise == 0.0 and short < 0.007) or stalls:
             return
+        before = [*before[1:], hand.world.tcp]
         yield from hand.go(place + rise * _approach(pitch), yaw=yaw, pitch=pitch, limit=1)
 
 
