@@ -8,8 +8,9 @@ a seed adds it to those that are there.
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
+
+from vw2_robot.checkpoint import write_text
 
 from .job_queue import read_note
 
@@ -25,7 +26,6 @@ def keep(out: Path, archive: Path) -> None:
     Raises:
         SystemExit: no job is done.
     """
-    (archive / "jobs").mkdir(parents=True, exist_ok=True)
     count = 0
     for file in sorted((out / "jobs").glob("*.json")):
         name = file.stem.replace("__", "/")
@@ -34,7 +34,8 @@ def keep(out: Path, archive: Path) -> None:
             continue
         words = [word.replace(str(out), OUT) for word in note["words"]]
         text = json.dumps({**note, "words": words}, indent=1) + "\n"
-        (archive / "jobs" / file.name).write_text(text, encoding="utf-8")
+        (archive / "jobs").mkdir(parents=True, exist_ok=True)
+        write_text(archive / "jobs" / file.name, text)
         count += 1
         if name in KEPT or name.split("/")[0] in KEPT:
             _copy(out / name, archive / name)
@@ -47,4 +48,4 @@ def _copy(source: Path, target: Path) -> None:
     for name in FILES:
         if (source / name).is_file():
             target.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / name, target / name)
+            write_text(target / name, (source / name).read_text(encoding="utf-8"))
