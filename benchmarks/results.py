@@ -32,6 +32,8 @@ from .results_page import write_page
 STAGES = ("data", "reference", "pretrain", "finetune", "rollouts", "keep", "page")
 RECORD, PRETRAIN = "vw2_robot.envs.record", "vw2_robot.pretrain.pretrain_on_openx"
 PROBE, FINETUNE, ROLLOUT = "vw2_robot.pretrain.probe_latents", "vw2_robot.finetune.train_head", "vw2_robot.rollouts"
+PLAY = 4
+"""tasks in a row in one recording"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,9 @@ class Preset:
     """Sizes and steps of every stage, as words for the programs."""
 
     recordings: int
-    """of four tasks in a row, so that windows begin as they do in chains"""
+    """of `PLAY` tasks in a row, so that windows begin as they do in chains"""
+    probe_recordings: int
+    """more of the same, which train nothing: there the codes are judged"""
     other_robots: int
     """episodes of other robots"""
     pretrain: tuple[str, ...]
@@ -68,6 +72,7 @@ HEAD = (
 )
 CPU = Preset(
     recordings=1200,
+    probe_recordings=300,
     other_robots=1000,
     pretrain=(
         "model=tiny",
@@ -146,9 +151,13 @@ class Plan:
         return found
 
     def _data(self) -> list[Job]:
+        taken = (f"play={PLAY}", "tail_steps=1", "bumps=0.015", "mistakes=0.3")
         demonstrations = (
-            "tasks=all", f"episodes={self.preset.recordings}", "validation_episodes=34", "play=4", "tail_steps=1",
-            "bumps=0.015", "mistakes=0.3", "seed=11", "workers=2",
+            "tasks=all", f"episodes={self.preset.recordings}", "validation_episodes=34", *taken, "seed=11", "workers=2",
+        )  # fmt: skip
+        unseen = (
+            "env.scene=D", "tasks=all", f"episodes={self.preset.probe_recordings}", "validation_episodes=0", *taken,
+            "seed=12", "workers=2", f"out={self.out / 'data' / 'probe'}",
         )  # fmt: skip
         other = (
             "env=arms", "format=rlds", f"episodes={self.preset.other_robots}", "workers=2",
@@ -161,6 +170,7 @@ class Plan:
             pictures = ("model=tiny", "stages=[]", f"data.path={folder}", f"run_dir={self.out / 'pictures' / scene}")
             jobs.append(Job(f"data/{scene}", RECORD, recording, alone=True))
             jobs.append(Job(f"pictures/{scene}", PRETRAIN, pictures, needs=(f"data/{scene}",)))
+        jobs.append(Job("data/probe", RECORD, unseen, alone=True))
         return [*jobs, Job("data/arms", RECORD, other, alone=True)]
 
     def _reference(self) -> list[Job]:
@@ -220,11 +230,12 @@ class Plan:
     def _probe(self, seed: int) -> Job:
         """What the codes of a seed say about the motion, on demonstrations that trained nothing."""
         words = (
-            f"dldm={self.out / 'pretrain' / 'vw2' / f'seed_{seed}' / 'dldm'}", f"labelled=[{self.out / 'data' / 'D'}]",
-            "episodes=400", f"frames={self.out / 'probe_frames'}", f"seed={seed}", "hardware.threads=1",
+            f"dldm={self.out / 'pretrain' / 'vw2' / f'seed_{seed}' / 'dldm'}",
+            f"labelled=[{self.out / 'data' / 'probe'}]", f"episodes={PLAY * self.preset.probe_recordings}",
+            f"frames={self.out / 'probe_frames'}", f"seed={seed}", "hardware.threads=1",
             f"out={self.out / 'probe' / f'seed_{seed}'}",
         )  # fmt: skip
-        return Job(f"probe/seed_{seed}", PROBE, words, needs=(f"pretrain/vw2/seed_{seed}",))
+        return Job(f"probe/seed_{seed}", PROBE, words, needs=(f"pretrain/vw2/seed_{seed}", "data/probe"))
 
     def _tune(self, name: str, folder: Path, arm: Arm, before: Path | None, seed: int, steps: tuple[str, ...]) -> Job:
         """Fine-tuning of one arm and seed; the seed also chooses the labels."""

@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 
 from vw2_robot.rollouts.evaluate import Row
 from vw2_robot.rollouts.results import paired_rows, per_task, read_rows
-from vw2_robot.rollouts.statistics import mean_interval, t95, wilson_interval
+from vw2_robot.rollouts.statistics import mean_interval, wilson_interval
 
 from .job_queue import read_note
 
 MISSING = "not run"
-PROBES = (("code_values", "mlp"), ("codes_one_hot", "linear"))
 TITLES = {
     "oracle_10": ("no pre-training (`oracle`)", "10 %"),
     "oracle_10_longer": ("no pre-training, longer schedule", "10 %"),
@@ -174,22 +173,24 @@ def comparison_section(out: Path, arms: Sequence[str]) -> str:
 
 def codes_section(out: Path) -> str:
     """What the codes say about the motion of the hand."""
-    reports = [
-        json.loads(file.read_text(encoding="utf-8")) for file in sorted(out.glob("probe/seed_*/latent_report.json"))
-    ]
+    reports = {
+        int(file.parent.name.removeprefix("seed_")): json.loads(file.read_text(encoding="utf-8"))
+        for file in sorted(out.glob("probe/seed_*/latent_report.json"))
+    }
     lines = ["## What the codes carry", ""]
     if not reports:
         return "\n".join([*lines, MISSING])
     lines += [
         "R² of a regression from the codes of a latent step to the true motion of the hand in it, on demonstrations",
-        f"that trained neither; mean over {len(reports)} dLDM seeds with the t interval over seeds.",
+        "that trained neither the dLDM nor the regression; of each dLDM seed, with the interval over demonstrations.",
         "",
-        "| | MLP, code values | linear, one-hot codes |",
-        "|---|---|---|",
+        f"| | {' | '.join(f'MLP on code values, seed {seed}' for seed in reports)} | linear on one-hot codes, mean |",
+        f"|---|{'---|' * len(reports)}---|",
     ]
     for target in ("x", "y", "z", "roll", "pitch", "yaw", "opening"):
-        cells = [_over_seeds([_probe(report, probe, target) for report in reports]) for probe in PROBES]
-        lines.append(f"| {target} | {' | '.join(cells)} |")
+        cells = [_scored(_probe(report, "code_values", "mlp", target)) for report in reports.values()]
+        linear = [_probe(report, "codes_one_hot", "linear", target)["r2"] for report in reports.values()]
+        lines.append(f"| {target} | {' | '.join(cells)} | {statistics.mean(linear):.2f} |")
     return "\n".join(lines)
 
 
@@ -246,18 +247,16 @@ def _ratio(a: dict[int, list[Row]], b: dict[int, list[Row]]) -> str:
     return f"{statistics.mean(first) / statistics.mean(second):.2f}"
 
 
-def _probe(report: dict[str, Any], probe: tuple[str, str], target: str) -> float:
-    tables = report["probe"]["in_scene"].values()
-    features, model = probe
-    return statistics.mean(table["moved"][features][model][target]["r2"] for table in tables)
+def _probe(report: dict[str, Any], features: str, model: str, target: str) -> dict[str, Any]:
+    """R² with its interval, in the one data set of a report."""
+    (table,) = report["probe"]["in_scene"].values()
+    found: dict[str, Any] = table["moved"][features][model][target]
+    return found
 
 
-def _over_seeds(values: Sequence[float]) -> str:
-    mean = statistics.mean(values)
-    if len(values) < 2:
-        return f"{mean:.2f} (one seed)"
-    half = t95(len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean:.2f} [{mean - half:.2f}, {mean + half:.2f}]"
+def _scored(entry: dict[str, Any]) -> str:
+    low, high = entry["ci95"]
+    return f"{entry['r2']:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _minutes(out: Path, names: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # benchmarks are n
 from benchmarks.job_queue import Job, Queue, read_note
 from benchmarks.results import ARMS, CPU, STAGES, Plan
 from benchmarks.results_archive import keep
-from benchmarks.results_page import write_page
+from benchmarks.results_page import codes_section, write_page
 
 WORKER = """
 import sys, time
@@ -147,3 +147,18 @@ def test_the_page_says_what_was_measured_and_what_was_not(tmp_path):
     lapa = next(line for line in page.splitlines() if line.startswith("| LAPA's way"))
     assert "not run" in lapa
     assert "## The policy of the package\n\nnot run" in page
+
+
+def test_the_page_shows_the_codes_of_each_seed_with_their_intervals(tmp_path):
+    targets = ("x", "y", "z", "roll", "pitch", "yaw", "opening")
+    for seed in (0, 2):
+        scores = {name: {"r2": 0.5 + 0.1 * seed, "ci95": [0.4, 0.8]} for name in targets}
+        table = {"moved": {"code_values": {"mlp": scores}, "codes_one_hot": {"linear": scores}}}
+        folder = tmp_path / "probe" / f"seed_{seed}"
+        folder.mkdir(parents=True)
+        (folder / "latent_report.json").write_text(json.dumps({"probe": {"in_scene": {"probe": table}}}))
+    lines = codes_section(tmp_path).splitlines()
+    assert [line for line in lines if line.startswith("| x ")] == [
+        "| x | 0.50 [0.40, 0.80] | 0.70 [0.40, 0.80] | 0.60 |"
+    ]
+    assert "seed 0 | MLP on code values, seed 2" in next(line for line in lines if "MLP" in line)
