@@ -1,7 +1,8 @@
 """Commands of the package as jobs that need one another: run what is missing, several at a time, and note the cost.
 
-A job that ended well leaves `jobs/NAME.json` with its words and the seconds that it took, all attempts together; given
-again with the same words it is not run. With other words it is refused, as the command itself would refuse its folder.
+A job that ended well leaves `jobs/NAME.json` with its words, the commit of the checkout and the seconds that it took,
+all attempts together; given again with the same words it is not run. With other words it is refused, as the command
+itself would refuse its folder.
 Every command of the package resumes by itself, so a queue may be killed at any time and started again.
 """
 
@@ -111,7 +112,13 @@ class Queue:
             code = subprocess.run(command, cwd=REPO, env=environment, stdout=log, stderr=log, check=False).returncode
         before = read_note(self._out, job.name)
         seconds = time.monotonic() - begin + (0.0 if before is None else before["seconds"])
-        note = {"program": job.program, "words": list(job.words), "seconds": round(seconds, 1), "done": code == 0}
+        note = {
+            "program": job.program,
+            "words": list(job.words),
+            "commit": _commit(),
+            "seconds": round(seconds, 1),
+            "done": code == 0,
+        }
         temporary = self._file(job.name, ".tmp")
         temporary.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
         temporary.replace(self._file(job.name, ".json"))
@@ -130,6 +137,13 @@ def read_note(out: Path, name: str) -> dict[str, Any] | None:
         return None
     note: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return note
+
+
+def _commit() -> str:
+    """The commit of the checkout, with "-dirty" where files differ from it; "unknown" where there is no repository."""
+    command = ["git", "-C", str(REPO), "describe", "--always", "--dirty", "--match", ""]
+    found = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False, text=True)
+    return found.stdout.strip() if found.returncode == 0 else "unknown"
 
 
 def _note_file(out: Path, name: str) -> Path:

@@ -201,15 +201,17 @@ def cost_section(out: Path) -> str:
         "",
         "Wall-clock minutes of a job on one core, others running beside it; median over seeds.",
         "",
-        "| job | minutes |",
-        "|---|---|",
+        "| job | minutes | commit |",
+        "|---|---|---|",
     ]
-    kinds: dict[str, list[float]] = {}
+    kinds: dict[str, list[dict[str, Any]]] = {}
     for file in sorted((out / "jobs").glob("*.json")):
         note = json.loads(file.read_text(encoding="utf-8"))
         if note["done"]:
-            kinds.setdefault(file.stem.split("__seed_")[0].replace("__", "/"), []).append(note["seconds"] / 60)
-    lines += [f"| {kind} | {statistics.median(minutes):.0f} |" for kind, minutes in kinds.items()]
+            kinds.setdefault(file.stem.split("__seed_")[0].replace("__", "/"), []).append(note)
+    for kind, notes in kinds.items():
+        minutes = statistics.median(note["seconds"] / 60 for note in notes)
+        lines.append(f"| {kind} | {minutes:.0f} | {', '.join(sorted({note['commit'] for note in notes}))} |")
     return "\n".join(lines)
 
 

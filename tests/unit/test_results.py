@@ -1,6 +1,7 @@
 """The queue of the reference experiment: order, what is done already, failures, and a page from what there is."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def test_a_job_waits_for_what_it_needs_and_one_that_wants_all_cores_for_all(job,
     note = read_note(tmp_path, "a/first")
     assert note["done"]
     assert note["seconds"] >= 0.3
+    assert re.fullmatch(r"[0-9a-f]{7,}(-dirty)?|unknown", note["commit"])
 
 
 def test_what_is_done_is_not_run_again_and_refused_with_other_words(job, tmp_path):
@@ -101,7 +103,7 @@ def fake_rollout(out, name, solved, *, tasks, words=(), done=True):
         for number, value in enumerate(solved)
     ]  # fmt: skip
     (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    note = {"program": "p", "words": list(words), "seconds": 60.0, "done": done}
+    note = {"program": "p", "words": list(words), "commit": "1a2b3c4", "seconds": 60.0, "done": done}
     (out / "jobs").mkdir(exist_ok=True)
     (out / "jobs" / f"{name.replace('/', '__')}.json").write_text(json.dumps(note))
 
