@@ -30,6 +30,8 @@ FUNNEL, FUNNEL_M = 2.0, 0.006
 STALL_STEPS, STALL_M = 5, 0.025
 """A hand this near its place that has not moved for so many steps does not come nearer."""
 HALF_HEIGHT_M = 0.02
+HALF_LENGTH_M = 0.04
+"""Of the largest block."""
 TABLE_EDGE_Y = -0.18
 PUSH_M = 0.115
 """How far a block is pushed; the oracle wants 0.1."""
@@ -216,30 +218,44 @@ def grasp_yaw(block: Block, middle: float) -> float:
     return middle + (block.yaw - middle + math.pi / 2) % math.pi - math.pi / 2
 
 
-def half_width_x(block: Block, *, long_m: float = 0.04, short_m: float = 0.02) -> float:
+def half_width_x(block: Block, *, long_m: float = HALF_LENGTH_M, short_m: float = 0.02) -> float:
     """Half extent along x of a block with these half edges; the default is the largest block."""
     return long_m * abs(math.cos(block.yaw)) + short_m * abs(math.sin(block.yaw))
 
 
-def half_width_y(block: Block, *, long_m: float = 0.04, short_m: float = 0.02) -> float:
+def half_width_y(block: Block, *, long_m: float = HALF_LENGTH_M, short_m: float = 0.02) -> float:
     """Half extent along y of a block with these half edges; the default is the largest block."""
     return long_m * abs(math.sin(block.yaw)) + short_m * abs(math.cos(block.yaw))
 
 
-def stands_free(world: World, colour: str) -> bool:
-    """Say whether a block stands on the table top, within reach, with nothing close to it."""
+def stands_in_reach(world: World, colour: str) -> bool:
+    """Say whether a block stands on the table top where the hand can take it, with none on top of it.
+
+    Others may stand beside it, as they do where one was pushed against another: `grasp` makes room first.
+    """
     block = world.blocks[colour]
     x, y, z = block.position
-    others = [float(np.linalg.norm(b.position - block.position)) for c, b in world.blocks.items() if c != colour]
     inside = -0.28 < x < 0.36 and TABLE_EDGE_Y + 0.03 < y < -0.02 and abs(z - 0.46) < 0.01
-    return inside and block.rests_on("base_link") and min(others) > 0.09
+    return inside and block.rests_on("base_link") and not any(_lies_on(b, block) for b in world.blocks.values())
+
+
+def stands_free(world: World, colour: str) -> bool:
+    """Say whether a block stands in reach with nothing close to it, so that it can be pushed by itself."""
+    place = world.blocks[colour].position
+    others = [float(np.linalg.norm(b.position - place)) for c, b in world.blocks.items() if c != colour]
+    return stands_in_reach(world, colour) and min(others) > 0.09
+
+
+def _lies_on(upper: Block, lower: Block) -> bool:
+    x, y, z = upper.position - lower.position
+    return z > HALF_HEIGHT_M and math.hypot(x, y) < 2 * HALF_LENGTH_M
 
 
 def can_lift(world: World, colour: str, place: str) -> bool:
     """Say whether a block stands on the "table", in the open part of the "slider", or in the open "drawer"."""
     block = world.blocks[colour]
     if place == "table":
-        return stands_free(world, colour)
+        return stands_in_reach(world, colour)
     if place == "drawer":
         return block.rests_on("drawer_link") and world.drawer > 0.12 and block.position[1] < TABLE_EDGE_Y - 0.02
     span = _open_span(world)
@@ -261,7 +277,7 @@ def has_room(world: World, task: str) -> bool:
     if task == "place_in_slider":
         return _open_span(world) is not None
     held = world.held()
-    return any(stands_free(world, colour) for colour in world.blocks if colour != held)
+    return any(stands_in_reach(world, colour) for colour in world.blocks if colour != held)
 
 
 def can_push_into_drawer(world: World) -> bool:

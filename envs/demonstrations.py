@@ -212,18 +212,18 @@ def next_task(env: CalvinEnv, pool: Sequence[str], done: Sequence[str], rng: np.
 
 
 def expand_tasks(names: Sequence[str]) -> tuple[str, ...]:
-    """Replace names of groups by their tasks; keeps the order, drops repetitions.
+    """Replace names of groups by their tasks; keeps order and repetitions, which are weights.
 
     Raises:
         InputError: neither a task nor a group.
     """
-    tasks: dict[str, None] = {}
+    tasks: list[str] = []
     for name in names:
         if name not in TASK_GROUPS and name not in SKILLS:
             raise InputError(
                 f"unknown task {name!r}; groups: {', '.join(TASK_GROUPS)}; tasks: {', '.join(sorted(SKILLS))}"
             )
-        tasks.update(dict.fromkeys(TASK_GROUPS.get(name, (name,))))
+        tasks.extend(TASK_GROUPS.get(name, (name,)))
     if not tasks:
         raise InputError(f"no task to demonstrate; name tasks or groups ({', '.join(TASK_GROUPS)})")
     return tuple(tasks)

@@ -131,8 +131,10 @@ def feasible(task: str, world: World) -> bool:
         return _DOOR_ROOM[task](world) > DOOR_MARGIN_M
     if words[0] == "turn":
         return world.lights[words[2]] is (words[1] == "off")
-    if words[0] in ("push", "rotate") and words[1] in BLOCK_COLOURS:
+    if words[0] == "push" and words[1] in BLOCK_COLOURS:
         return world.held() is None and block_skills.stands_free(world, words[1])
+    if words[0] == "rotate":
+        return world.held() is None and block_skills.stands_in_reach(world, words[1])
     if words[0] == "lift":
         return world.held() is None and block_skills.can_lift(world, words[1], words[3])
     if task in ("place_in_slider", "place_in_drawer", "stack_block"):

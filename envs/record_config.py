@@ -33,7 +33,8 @@ class RecordConfig:
     validation_episodes: int = 0
     format: Format = "calvin"
     tasks: str | list[str] = "all"
-    """tasks or groups of tasks: all, basic, furniture, push, lift; the other world draws its own"""
+    """tasks or groups of tasks: all, basic, furniture, push, lift (from the table), lift_anywhere; what is named twice
+    is demonstrated twice as often; the other world draws its own"""
     seed: int = 0
     workers: int = 1
     """processes; does not change the result"""

@@ -46,6 +46,7 @@ TASK_GROUPS: dict[str, tuple[str, ...]] = {
     "furniture": tuple(task for task in SKILLS if task.startswith(("open", "close", "move", "turn"))),
     "push": tuple(task for task in SKILLS if task.startswith("push") and task != "push_into_drawer"),
     "lift": tuple(task for task in SKILLS if task.startswith("lift") and task.endswith("table")),
+    "lift_anywhere": tuple(task for task in SKILLS if task.startswith("lift")),
 }
 TASK_GROUPS["basic"] = TASK_GROUPS["furniture"] + TASK_GROUPS["push"] + TASK_GROUPS["lift"]
 

@@ -117,6 +117,43 @@ def test_feasibility_follows_doors_and_lights(env):
     assert not any(feasible(task, world) for task in ("place_in_slider", "stack_block", "unstack_block"))
 
 
+@pytest.fixture
+def crowded(env):
+    """Red and pink side by side on the table, as a push leaves them; there the hand cannot straddle either."""
+    state = next(s for s in all_initial_states() if s["red_block"] == s["pink_block"] == "table")
+    robot_obs, scene_obs = start_state(state)
+    blocks = scene_obs[6:].reshape(3, 6)
+    blocks[0, [0, 1, 5]] = 0.15, -0.12, math.pi / 2
+    blocks[2, [0, 1, 5]] = 0.21, -0.12, math.pi / 2
+    env.reset_physics(robot_obs=robot_obs, scene_obs=scene_obs)
+    for _ in range(10):
+        env.step_physics(np.array([0, 0, 0, 0, 0, 0, 1.0]))
+    return env
+
+
+@pytest.mark.parametrize("task", ["lift_red_block_table", "lift_pink_block_table", "rotate_pink_block_left"])
+def test_a_block_beside_another_is_taken_after_making_room(crowded, task):
+    world = observe_world(crowded)
+    assert feasible(task, world)
+    assert not feasible("push_red_block_left", world)
+    start, oracle, expert = crowded.task_info(), TaskOracle(), Demonstrator()
+    expert.start(task, crowded, np.random.default_rng(0))
+    for _ in range(STEPS):
+        crowded.step_physics(expert.act(crowded))
+        if oracle.get_task_info_for_set(start, crowded.task_info(), (task,)):
+            return
+    pytest.fail(f"{task} was not solved in {STEPS} steps")
+
+
+def test_a_block_under_another_is_not_lifted(crowded):
+    world = observe_world(crowded)
+    red, pink = world.blocks["red"], world.blocks["pink"]
+    upper = dataclasses.replace(pink, position=red.position + vector(0.01, 0.0, 0.04))
+    stack = dataclasses.replace(world, blocks=world.blocks | {"pink": upper})
+    assert not feasible("lift_red_block_table", stack)
+    assert not feasible("rotate_red_block_right", stack)
+
+
 def test_a_block_in_the_hand_cannot_be_pushed_into_the_drawer(env):
     state = next(s for s in all_initial_states() if TASKS["push_into_drawer"].apply(s) is not None)
     robot_obs, scene_obs = start_state(state)
