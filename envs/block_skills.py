@@ -33,6 +33,8 @@ HALF_HEIGHT_M = 0.02
 HALF_LENGTH_M = 0.04
 """Of the largest block."""
 TABLE_EDGE_Y = -0.18
+REACH_X = (-0.34, 0.40)
+"""Along the table; with a block further to the right the expert fails."""
 PUSH_M = 0.115
 """How far a block is pushed; the oracle wants 0.1."""
 HAND_HALF_WIDTH_M = 0.105
@@ -235,15 +237,16 @@ def stands_in_reach(world: World, colour: str) -> bool:
     """
     block = world.blocks[colour]
     x, y, z = block.position
-    inside = -0.28 < x < 0.36 and TABLE_EDGE_Y + 0.03 < y < -0.02 and abs(z - 0.46) < 0.01
+    inside = REACH_X[0] < x < REACH_X[1] and TABLE_EDGE_Y + 0.02 < y < 0.0 and abs(z - 0.46) < 0.01
     return inside and block.rests_on("base_link") and not any(_lies_on(b, block) for b in world.blocks.values())
 
 
 def stands_free(world: World, colour: str) -> bool:
-    """Say whether a block stands in reach with nothing close to it, so that it can be pushed by itself."""
+    """Say whether a block stands in reach, nothing close to it and room to go, so that it can be pushed by itself."""
     place = world.blocks[colour].position
     others = [float(np.linalg.norm(b.position - place)) for c, b in world.blocks.items() if c != colour]
-    return stands_in_reach(world, colour) and min(others) > 0.09
+    inside = -0.28 < place[0] < 0.36 and TABLE_EDGE_Y + 0.03 < place[1] < -0.02
+    return inside and stands_in_reach(world, colour) and min(others) > 0.09
 
 
 def _lies_on(upper: Block, lower: Block) -> bool:
@@ -281,12 +284,16 @@ def has_room(world: World, task: str) -> bool:
 
 
 def can_push_into_drawer(world: World) -> bool:
-    """Say whether the drawer is open and a block stands in front of it that touches the table and nothing else.
+    """Say whether the drawer is open and a block stands in front of it, or where the hand can fetch it from.
 
     What the hand touches at the start does not count for the oracle, even if it ends in the drawer.
     """
-    colour = _block_before_drawer(world)
-    return world.drawer > 0.15 and colour is not None and ("robot", "") not in world.blocks[colour].touches
+    before = _block_before_drawer(world)
+    candidates = list(world.blocks) if before is None else [before]
+    return world.drawer > 0.15 and any(
+        (colour == before or stands_in_reach(world, colour)) and ("robot", "") not in world.blocks[colour].touches
+        for colour in candidates
+    )
 
 
 def _block_before_drawer(world: World) -> str | None:
