@@ -6,7 +6,7 @@
 Stages, in order (each can be killed and given again, and goes on where it stood):
 
     data       demonstrations of all tasks in scene D, and in A, B and C; other robots' video; recorded by vw2-record
-    reference  the policy of the package: pre-trained (for a quarter of the time), all labels, the full protocol
+    reference  the policy of the package: recordings of its own (data/D_hard), all labels, the full protocol
     pretrain   dLDM and latent pre-training of every arm and seed, the probe of their codes
     finetune   action heads: every arm at 10 % of the labels, some at all of them
     rollouts   single tasks and chains, the same starts for every arm
@@ -32,6 +32,8 @@ from .results_page import write_page
 STAGES = ("data", "reference", "pretrain", "finetune", "rollouts", "keep", "page")
 RECORD, PRETRAIN = "vw2_robot.envs.record", "vw2_robot.pretrain.pretrain_on_openx"
 PROBE, FINETUNE, ROLLOUT = "vw2_robot.pretrain.probe_latents", "vw2_robot.finetune.train_head", "vw2_robot.rollouts"
+HARD = ("all", "lift_anywhere", "stack_block", "push_into_drawer")
+"""named twice, demonstrated twice as often"""
 PLAY = 4
 """tasks in a row in one recording"""
 
@@ -42,6 +44,8 @@ class Preset:
 
     recordings: int
     """of `PLAY` tasks in a row, so that windows begin as they do in chains"""
+    hard_recordings: int
+    """for the policy of the package: more, and more of what chains ask for and policies find hard"""
     probe_recordings: int
     """more of the same, which train nothing: there the codes are judged"""
     other_robots: int
@@ -72,6 +76,7 @@ HEAD = (
 )
 CPU = Preset(
     recordings=1200,
+    hard_recordings=1700,
     probe_recordings=300,
     other_robots=1000,
     pretrain=(
@@ -151,33 +156,37 @@ class Plan:
         return found
 
     def _data(self) -> list[Job]:
-        taken = (f"play={PLAY}", "tail_steps=1", "bumps=0.015", "mistakes=0.3")
-        demonstrations = (
-            "tasks=all", f"episodes={self.preset.recordings}", "validation_episodes=34", *taken, "seed=11", "workers=2",
-        )  # fmt: skip
-        unseen = (
-            "env.scene=D", "tasks=all", f"episodes={self.preset.probe_recordings}", "validation_episodes=0", *taken,
-            "seed=12", "workers=2", f"out={self.out / 'data' / 'probe'}",
-        )  # fmt: skip
+        preset = self.preset
+        sets = (
+            ("D_hard", "D", f"tasks=[{','.join(HARD)}]", preset.hard_recordings, 34, 13),
+            ("D", "D", "tasks=all", preset.recordings, 34, 11),
+            ("ABC", "ABC", "tasks=all", preset.recordings, 34, 11),
+            ("probe", "D", "tasks=all", preset.probe_recordings, 0, 12),
+        )
+        jobs = []
+        for name, scene, tasks, count, held_out, seed in sets:
+            folder = self.out / "data" / name
+            recording = (
+                f"env.scene={scene}", tasks, f"episodes={count}", f"validation_episodes={held_out}", f"play={PLAY}",
+                "tail_steps=1", "bumps=0.015", "mistakes=0.3", f"seed={seed}", "workers=2", f"out={folder}",
+            )  # fmt: skip
+            jobs.append(Job(f"data/{name}", RECORD, recording, alone=True))
+            if name != "probe":
+                pictures = ("model=tiny", "stages=[]", f"data.path={folder}", f"run_dir={self.out / 'pictures' / name}")
+                jobs.append(Job(f"pictures/{name}", PRETRAIN, pictures, needs=(f"data/{name}",)))
         other = (
-            "env=arms", "format=rlds", f"episodes={self.preset.other_robots}", "workers=2",
+            "env=arms", "format=rlds", f"episodes={preset.other_robots}", "workers=2",
             f"out={self.out / 'data' / 'arms'}",
         )  # fmt: skip
-        jobs = []
-        for scene in ("D", "ABC"):
-            folder = self.out / "data" / scene
-            recording = (f"env.scene={scene}", *demonstrations, f"out={folder}")
-            pictures = ("model=tiny", "stages=[]", f"data.path={folder}", f"run_dir={self.out / 'pictures' / scene}")
-            jobs.append(Job(f"data/{scene}", RECORD, recording, alone=True))
-            jobs.append(Job(f"pictures/{scene}", PRETRAIN, pictures, needs=(f"data/{scene}",)))
-        jobs.append(Job("data/probe", RECORD, unseen, alone=True))
         return [*jobs, Job("data/arms", RECORD, other, alone=True)]
 
     def _reference(self) -> list[Job]:
-        arm = Arm("vw2", ("arm=indomain", *UNFED), percent=100)
+        arm = Arm("vw2", ("arm=indomain", *UNFED), percent=100, data="D_hard")
         before, tuned = self.out / "reference" / "pretrain", self.out / "reference" / "finetune"
         return [
-            self._learn("reference/pretrain", "vw2", before, self.preset.reference_policy_steps, seed=0),
+            self._learn(
+                "reference/pretrain", Pretraining((), "D_hard"), before, self.preset.reference_policy_steps, seed=0
+            ),
             self._tune("reference/finetune", tuned, arm, before, 0, self.preset.reference),
             self._roll("reference/single", tuned, ("protocol=single", "rollouts_per_task=20"), workers=2),
             self._roll("reference/chains", tuned, ("num_sequences=1000",), workers=2),
@@ -186,10 +195,10 @@ class Plan:
     def _pretrain(self) -> list[Job]:
         jobs = []
         for seed in self.seeds:
-            for name in PRETRAININGS:
+            for name, pretraining in PRETRAININGS.items():
                 folder = self.out / "pretrain" / name / f"seed_{seed}"
                 steps = self.preset.policy_steps
-                jobs.append(self._learn(f"pretrain/{name}/seed_{seed}", name, folder, steps, seed=seed))
+                jobs.append(self._learn(f"pretrain/{name}/seed_{seed}", pretraining, folder, steps, seed=seed))
             jobs.append(self._probe(seed))
         return jobs
 
@@ -216,9 +225,9 @@ class Plan:
                 jobs.append(self._roll(f"chains/{name}/seed_{seed}", tuned, chains, workers=1))
         return jobs
 
-    def _learn(self, name: str, pretraining: str, folder: Path, policy_steps: int, *, seed: int) -> Job:
+    def _learn(self, name: str, pretraining: Pretraining, folder: Path, policy_steps: int, *, seed: int) -> Job:
         """The whole pre-training of one seed."""
-        own, source = PRETRAININGS[pretraining]
+        own, source = pretraining
         if source == "arms":
             sets = [str(self.out / "data" / "arms"), *([self.bridge] if self.bridge else [])]
             data, needs = (f"data.path=[{','.join(sets)}]",), ("data/arms",)

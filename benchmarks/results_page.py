@@ -117,7 +117,8 @@ def reference_section(out: Path) -> str:
         worst_first = sorted(tasks.items(), key=lambda item: item[1]["solved"] / item[1]["attempted"])
         lines += [f"| {task} | {row['solved']} of {row['attempted']} |" for task, row in worst_first]
         lines += [""]
-    names = ("data/D", "pictures/D", "reference/pretrain", "reference/finetune")
+    seen = _recordings(read_note(out, "reference/finetune"))
+    names = (f"data/{seen}", f"pictures/{seen}", "reference/pretrain", "reference/finetune")
     lines += [f"Training, recording included: {_minutes(out, names)}, recording on two cores and training on one."]
     return "\n".join(lines)
 
@@ -259,6 +260,12 @@ def _probe(report: dict[str, Any], features: str, model: str, target: str) -> di
 def _scored(entry: dict[str, Any]) -> str:
     low, high = entry["ci95"]
     return f"{entry['r2']:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _recordings(note: dict[str, Any] | None) -> str:
+    """The recordings that a fine-tuning learnt from."""
+    words = [] if note is None else note["words"]
+    return next((word.rsplit("/", 1)[1] for word in words if word.startswith("data.path=")), MISSING)
 
 
 def _minutes(out: Path, names: Sequence[str]) -> str:
