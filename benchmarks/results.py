@@ -76,7 +76,7 @@ HEAD = (
 )
 CPU = Preset(
     recordings=1200,
-    hard_recordings=1700,
+    hard_recordings=2400,
     probe_recordings=300,
     other_robots=1000,
     pretrain=(
@@ -183,11 +183,10 @@ class Plan:
     def _reference(self) -> list[Job]:
         arm = Arm("vw2", ("arm=indomain", *UNFED), percent=100, data="D_hard")
         before, tuned = self.out / "reference" / "pretrain", self.out / "reference" / "finetune"
+        video, steps = Pretraining((), "D_hard"), self.preset.reference_policy_steps
         return [
-            self._learn(
-                "reference/pretrain", Pretraining((), "D_hard"), before, self.preset.reference_policy_steps, seed=0
-            ),
-            self._tune("reference/finetune", tuned, arm, before, 0, self.preset.reference),
+            self._learn("reference/pretrain", video, before, steps, seed=0, cores=2),
+            self._tune("reference/finetune", tuned, arm, before, 0, self.preset.reference, cores=2),
             self._roll("reference/single", tuned, ("protocol=single", "rollouts_per_task=20"), workers=2),
             self._roll("reference/chains", tuned, ("num_sequences=1000",), workers=2),
         ]
@@ -225,7 +224,9 @@ class Plan:
                 jobs.append(self._roll(f"chains/{name}/seed_{seed}", tuned, chains, workers=1))
         return jobs
 
-    def _learn(self, name: str, pretraining: Pretraining, folder: Path, policy_steps: int, *, seed: int) -> Job:
+    def _learn(
+        self, name: str, pretraining: Pretraining, folder: Path, policy_steps: int, *, seed: int, cores: int = 1
+    ) -> Job:
         """The whole pre-training of one seed."""
         own, source = pretraining
         if source == "arms":
@@ -234,7 +235,7 @@ class Plan:
         else:
             data, needs = (f"data.frames={self.out / 'pictures' / source / 'frames'}",), (f"pictures/{source}",)
         words = (*own, *self.preset.pretrain, f"train_policy.loop.steps={policy_steps}", *data, f"seed={seed}")
-        return Job(name, PRETRAIN, (*words, "hardware.threads=1", f"run_dir={folder}"), needs)
+        return Job(name, PRETRAIN, (*words, f"hardware.threads={cores}", f"run_dir={folder}"), needs, cores > 1)
 
     def _probe(self, seed: int) -> Job:
         """What the codes of a seed say about the motion, on demonstrations that trained nothing."""
@@ -246,18 +247,28 @@ class Plan:
         )  # fmt: skip
         return Job(f"probe/seed_{seed}", PROBE, words, needs=(f"pretrain/vw2/seed_{seed}", "data/probe"))
 
-    def _tune(self, name: str, folder: Path, arm: Arm, before: Path | None, seed: int, steps: tuple[str, ...]) -> Job:
+    def _tune(
+        self,
+        name: str,
+        folder: Path,
+        arm: Arm,
+        before: Path | None,
+        seed: int,
+        steps: tuple[str, ...],
+        *,
+        cores: int = 1,
+    ) -> Job:
         """Fine-tuning of one arm and seed; the seed also chooses the labels."""
         taught = self.out / "pretrain" / "vw2" / f"seed_{seed}"
         start = f"network.like={taught}" if before is None else f"policy={before}"
         words = (
             *arm.words, start, f"data.path={self.out / 'data' / arm.data}", "data.validation_split=validation",
             f"data.frames={self.out / 'labelled_pictures'}", f"label_fraction={arm.percent / 100}",
-            f"label_seed={seed}", f"seed={seed}", *HEAD, *steps, "hardware.threads=1",
+            f"label_seed={seed}", f"seed={seed}", *HEAD, *steps, f"hardware.threads={cores}",
             "hardware.precision=bf16", f"run_dir={folder}",
         )  # fmt: skip
         needs = ((before or taught).relative_to(self.out).as_posix(), f"data/{arm.data}")
-        return Job(name, FINETUNE, words, needs)
+        return Job(name, FINETUNE, words, needs, cores > 1)
 
     def _roll(self, name: str, policy: Path, what: tuple[str, ...], *, workers: int) -> Job:
         words = (f"policy={policy}", *what, f"workers={workers}", "videos=0", f"run_dir={self.out / name}")

@@ -119,7 +119,7 @@ def reference_section(out: Path) -> str:
         lines += [""]
     seen = _recordings(read_note(out, "reference/finetune"))
     names = (f"data/{seen}", f"pictures/{seen}", "reference/pretrain", "reference/finetune")
-    lines += [f"Training, recording included: {_minutes(out, names)}, recording on two cores and training on one."]
+    lines += [f"Training, recording included: {_minutes(out, names)} on two cores."]
     return "\n".join(lines)
 
 
