@@ -275,6 +275,11 @@ class Plan:
         return Job(name, ROLLOUT, words, (policy.relative_to(self.out).as_posix(),), workers > 1)
 
 
+def _is_below(name: str, folders: Sequence[str]) -> bool:
+    """Whether a job is one of these or below one: finetune/vw2_10 means all seeds, data/D does not mean data/D_hard."""
+    return any(f"{name}/".startswith(f"{folder}/") for folder in folders)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the stages asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -282,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--only", nargs="+", default=[""], help="jobs whose names begin so, data/D or finetune/vw2_10")
+    parser.add_argument("--only", nargs="+", help="these jobs and those below: data/D finetune/vw2_10 probe")
     parser.add_argument("--parallel", type=int, default=2, help="jobs at a time, one thread each")
     parser.add_argument("--bridge", help="Bridge V2 as RLDS, for cross-domain pre-training beside the other robots")
     parser.add_argument("--archive", type=Path, default=Path("docs/results"), help="the page is written beside it")
@@ -302,7 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             jobs = plan.jobs(stage)
             parts = {job.name: job.name.split("/")[1] for job in jobs if stage in ("finetune", "rollouts")}
-            jobs = [job for job in jobs if job.name.startswith(tuple(args.only))]
+            jobs = [job for job in jobs if args.only is None or _is_below(job.name, args.only)]
             queue.run([job for job in jobs if parts.get(job.name, args.arms[0]) in args.arms])
 
 

@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # benchmarks are not part of the package
 
 from benchmarks.job_queue import Job, Queue, read_note
-from benchmarks.results import ARMS, CPU, STAGES, Plan
+from benchmarks.results import ARMS, CPU, STAGES, Plan, _is_below
 from benchmarks.results_archive import keep
 from benchmarks.results_page import codes_section, write_page
 
@@ -90,6 +90,12 @@ def test_every_job_of_the_plan_has_a_name_of_its_own_and_needs_jobs_of_the_plan(
         assert set(one.needs) <= before, one.name
         before.add(one.name)
     assert len([name for name in names if name.startswith("finetune/")]) == 2 * len(ARMS)
+
+
+def test_jobs_are_chosen_by_whole_parts_of_their_names():
+    assert _is_below("finetune/vw2_10/seed_0", ["data/D", "finetune/vw2_10"])
+    assert _is_below("data/D", ["data/D"])
+    assert not _is_below("data/D_hard", ["data/D"])
 
 
 def fake_rollout(out, name, solved, *, tasks, words=(), done=True):
