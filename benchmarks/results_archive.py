@@ -38,14 +38,14 @@ def keep(out: Path, archive: Path) -> None:
         write_text(archive / "jobs" / file.name, text)
         count += 1
         if name in KEPT or name.split("/")[0] in KEPT:
-            _copy(out / name, archive / name)
+            _copy(out / name, archive / name, out)
     if not count:
         raise SystemExit(f"none of the jobs in {out} is done; nothing is kept")
     print(f"kept: {count} jobs in {archive}", flush=True)
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: Path, target: Path, out: Path) -> None:
     for name in FILES:
         if (source / name).is_file():
             target.mkdir(parents=True, exist_ok=True)
-            write_text(target / name, (source / name).read_text(encoding="utf-8"))
+            write_text(target / name, (source / name).read_text(encoding="utf-8").replace(str(out), OUT))

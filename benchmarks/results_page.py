@@ -184,11 +184,12 @@ def codes_section(out: Path) -> str:
     lines += [
         "R² of a regression from the codes of a latent step to the true motion of the hand in it, on demonstrations",
         "that trained neither the dLDM nor the regression; of each dLDM seed, with the interval over demonstrations.",
+        "`rotation` is the mean of the three angles.",
         "",
         f"| | {' | '.join(f'MLP on code values, seed {seed}' for seed in reports)} | linear on one-hot codes, mean |",
         f"|---|{'---|' * len(reports)}---|",
     ]
-    for target in ("x", "y", "z", "roll", "pitch", "yaw", "opening"):
+    for target in ("x", "y", "z", "roll", "pitch", "yaw", "rotation", "opening"):
         cells = [_scored(_probe(report, "code_values", "mlp", target)) for report in reports.values()]
         linear = [_probe(report, "codes_one_hot", "linear", target)["r2"] for report in reports.values()]
         lines.append(f"| {target} | {' | '.join(cells)} | {statistics.mean(linear):.2f} |")

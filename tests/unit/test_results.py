@@ -120,6 +120,8 @@ def test_what_is_kept_makes_the_same_page_adds_up_and_names_no_folder_of_this_ma
         fake_rollout(out, f"single/vw2_10/seed_{seed}", [1, 0], tasks=["a"], words=[f"policy={out}/finetune"])
         (out / "single" / "vw2_10" / f"seed_{seed}" / "films").mkdir()
     fake_rollout(one, "single/oracle_10/seed_0", [1], tasks=["a"], done=False)
+    fake_rollout(other, "probe/seed_1", [], tasks=[])
+    (other / "probe" / "seed_1" / "latent_report.json").write_text(json.dumps({"dldm": f"{other}/pretrain"}))
     keep(one, kept)
     write_page(kept, tmp_path / "kept.md", list(ARMS))
     write_page(one, tmp_path / "one.md", list(ARMS))
@@ -127,7 +129,9 @@ def test_what_is_kept_makes_the_same_page_adds_up_and_names_no_folder_of_this_ma
     keep(other, kept)
     files = sorted(path.relative_to(kept).as_posix() for path in kept.rglob("*") if path.is_file())
     assert files == [
+        "jobs/probe__seed_1.json",
         *(f"jobs/single__vw2_10__seed_{seed}.json" for seed in (0, 1)),
+        *(f"probe/seed_1/{name}" for name in ("latent_report.json", "results.jsonl")),
         *(f"single/vw2_10/seed_{seed}/results.jsonl" for seed in (0, 1)),
     ]
     assert not any(str(tmp_path) in (kept / file).read_text() for file in files)
@@ -158,7 +162,7 @@ def test_the_page_says_what_was_measured_and_what_was_not(tmp_path):
 
 
 def test_the_page_shows_the_codes_of_each_seed_with_their_intervals(tmp_path):
-    targets = ("x", "y", "z", "roll", "pitch", "yaw", "opening")
+    targets = ("x", "y", "z", "roll", "pitch", "yaw", "rotation", "opening")
     for seed in (0, 2):
         scores = {name: {"r2": 0.5 + 0.1 * seed, "ci95": [0.4, 0.8]} for name in targets}
         table = {"moved": {"code_values": {"mlp": scores}, "codes_one_hot": {"linear": scores}}}
