@@ -167,6 +167,28 @@ def test_a_block_in_the_hand_cannot_be_pushed_into_the_drawer(env):
     assert not feasible("push_into_drawer", dataclasses.replace(world, blocks=touched))
 
 
+def test_a_block_that_does_not_stand_before_the_drawer_is_carried_there(env):
+    state = next(
+        s for s in all_initial_states()
+        if s["drawer"] == "open" and s["red_block"] == "table" and "table" not in (s["blue_block"], s["pink_block"])
+    )  # fmt: skip
+    robot_obs, scene_obs = start_state(state)
+    scene_obs[6:8] = 0.38, -0.12  # where a push to the right ends
+    env.reset_physics(robot_obs=robot_obs, scene_obs=scene_obs)
+    env.step_physics(np.array([0, 0, 0, 0, 0, 0, 1.0]))
+    world = observe_world(env)
+    assert feasible("push_into_drawer", world)
+    assert not feasible("push_into_drawer", dataclasses.replace(world, drawer=0.0))
+    assert not feasible("push_red_block_right", world)
+    start, oracle, expert = env.task_info(), TaskOracle(), Demonstrator()
+    expert.start("push_into_drawer", env, np.random.default_rng(1))
+    for _ in range(STEPS):
+        env.step_physics(expert.act(env))
+        if oracle.get_task_info_for_set(start, env.task_info(), ("push_into_drawer",)):
+            return
+    pytest.fail(f"push_into_drawer was not solved in {STEPS} steps")
+
+
 def test_scattered_blocks_stay_apart_and_only_those_on_the_table_move():
     state = next(s for s in all_initial_states() if s["red_block"] == "slider_left" and s["pink_block"] == "table")
     _, before = start_state(state)
