@@ -250,8 +250,9 @@ def stands_free(world: World, colour: str) -> bool:
 
 
 def _lies_on(upper: Block, lower: Block) -> bool:
+    """Say whether a block is where one on top of the other is; one that is carried higher over it is not."""
     x, y, z = upper.position - lower.position
-    return z > HALF_HEIGHT_M and math.hypot(x, y) < 2 * HALF_LENGTH_M
+    return HALF_HEIGHT_M < z < 3 * HALF_HEIGHT_M and math.hypot(x, y) < 2 * HALF_LENGTH_M
 
 
 def can_lift(world: World, colour: str, place: str) -> bool:

@@ -152,6 +152,9 @@ def test_a_block_under_another_is_not_lifted(crowded):
     stack = dataclasses.replace(world, blocks=world.blocks | {"pink": upper})
     assert not feasible("lift_red_block_table", stack)
     assert not feasible("rotate_red_block_right", stack)
+    held = dataclasses.replace(pink, position=red.position + vector(0.01, 0.0, 0.1), touches=frozenset({("robot", "")}))
+    hand = dataclasses.replace(world, blocks=world.blocks | {"pink": held}, tcp=held.position)
+    assert feasible("stack_block", hand)  # over the block it is to go on
 
 
 def test_a_block_in_the_hand_cannot_be_pushed_into_the_drawer(env):
