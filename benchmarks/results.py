@@ -76,7 +76,7 @@ HEAD = (
 )
 CPU = Preset(
     recordings=1200,
-    hard_recordings=2000,
+    hard_recordings=1600,
     probe_recordings=300,
     other_robots=1000,
     pretrain=(
