@@ -170,12 +170,17 @@ class PolicyLoopConfig:
     """random translation of the input image, edge-padded"""
     blind_share: float = 0.0
     """share of samples that predict every code without the codes before it, as arms with code_source=none act"""
+    latent_steps: int | None = None
+    """latent steps that are predicted from a picture; null: those of one clip of the dLDM. More: the codes of clips
+    that follow one another, which costs the dLDM nothing"""
 
     def __post_init__(self) -> None:
         if self.image_shift_px < 0:
             raise ValueError(f"train_policy.image_shift_px must not be negative, found {self.image_shift_px}")
         if not 0 <= self.blind_share <= 1:
             raise ValueError(f"train_policy.blind_share must lie in [0, 1], found {self.blind_share}")
+        if self.latent_steps is not None and self.latent_steps < 1:
+            raise ValueError(f"train_policy.latent_steps must be positive, found {self.latent_steps}")
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from vw2_robot.checkpoint import load_checkpoint, load_optimizer, save_checkpoint
 from vw2_robot.cli import program
 from vw2_robot.config_tree import config_tree
+from vw2_robot.data.clips import clip_offsets
 from vw2_robot.data.frames import FrameCache, resize_frame
-from vw2_robot.data.latents import LatentCache, LatentWindows
+from vw2_robot.data.latents import LatentCache, LatentWindows, joined
+from vw2_robot.errors import InputError
 from vw2_robot.models.acting import blank_codes
 from vw2_robot.models.ar_policy import LatentPolicy
 from vw2_robot.models.dldm import DLDM
@@ -145,9 +147,35 @@ def _open_material(config: Pretrain) -> Material:
     cache = LatentCache(config.stage_dir("latents"), encoder_hash=encoder_hash(dldm), frames_digest=frames.digest)
     px = config.policy.image_px
     train, held_out = (
-        PolicyBatches(cache.of_episodes(ids), frames, image_px=px) for ids in (train_ids, validation_ids)
+        PolicyBatches(_as_long_as_asked(config, cache.of_episodes(ids), frames), frames, image_px=px)
+        for ids in (train_ids, validation_ids)
     )
     return Material(train, held_out, dldm, latent_hz=cache.facts["hz"])
+
+
+def _as_long_as_asked(config: Pretrain, windows: LatentWindows, frames: FrameCache) -> LatentWindows:
+    """The windows with `train_policy.latent_steps` latent steps.
+
+    Raises:
+        InputError: longer ones are asked for and no window of the cache begins where another one ends.
+    """
+    steps, own = config.train_policy.latent_steps, config.dldm.steps
+    if steps is None or steps == own:
+        return windows
+    dldm = config.dldm
+    reach = {
+        hz: int(clip_offsets(dldm.frames, stride_s=dldm.stride, hz=hz, target_hz=config.data.target_hz)[-1])
+        for hz in {episode.hz for episode in frames.episodes}
+    }
+    ends = windows.start + np.array([reach[frames.episodes[episode].hz] for episode in windows.episode])
+    longer = joined(windows, ends=ends, steps=steps)
+    if steps > own and len(windows) and not longer.valid[:, own].any():
+        raise InputError(
+            f"train_policy.latent_steps={steps}, but no window of {own} latent steps in {config.stage_dir('latents')} "
+            f"begins where another one ends, {min(reach.values())} frames later; set extract_latents.cache_stride="
+            f"{config.extract_latents.cache_stride} to a divisor of that, or train_policy.latent_steps={own}"
+        )
+    return longer
 
 
 def _save(

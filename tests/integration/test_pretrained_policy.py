@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from vw2_robot.agent import VW2Agent
 from vw2_robot.checkpoint import load_checkpoint
 from vw2_robot.config_tree import config_from
+from vw2_robot.errors import InputError
 from vw2_robot.finetune.config import Finetune
 from vw2_robot.finetune.train_head import finetune
 from vw2_robot.models.acting import blank_codes
@@ -60,6 +61,22 @@ def test_a_share_of_the_samples_is_fed_no_codes(share, miniature, encoded, tmp_p
     pretrain_on_openx(configure(Pretrain, "pretrain", mine))
     assert len(blind) >= 16
     assert {0.0: not any(blind), 0.5: 0 < sum(blind) < len(blind), 1.0: all(blind)}[share]
+
+
+def test_a_policy_predicts_further_than_a_clip_of_the_dldm(miniature, encoded, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(encoded, run)
+    shapes, real = set(), LatentPolicy.states
+    monkeypatch.setattr(LatentPolicy, "states", lambda *args: shapes.add(args[2].shape[1:]) or real(*args))
+    words = [*miniature(run), "++train_policy.latent_steps=2", "train_policy.loop.steps=2", "stages=[policy]"]
+    pretrain_on_openx(configure(Pretrain, "pretrain", words))
+    assert shapes == {(2, 4)}
+
+
+def test_windows_that_never_meet_are_refused(miniature, tmp_path):
+    words = [*miniature(tmp_path), "++extract_latents.cache_stride=3", "++train_policy.latent_steps=2"]
+    with pytest.raises(InputError, match=r"begins where another one ends, 4 frames later.*cache_stride=3"):
+        pretrain_on_openx(configure(Pretrain, "pretrain", words))
 
 
 @pytest.mark.parametrize(("family", "overrides"), POLICIES, ids=[family for family, _ in POLICIES])

@@ -40,6 +40,29 @@ class LatentWindows:
         return len(self.episode)
 
 
+def joined(windows: LatentWindows, *, ends: NDArray[np.int64], steps: int) -> LatentWindows:
+    """The same windows with `steps` latent steps: each goes on with the one that begins at the frame where it ends.
+
+    Steps behind the last such window are invalid; `steps` below M cuts. `ends`: int [n], the frame that each window
+    ends at, which may lie beyond its episode.
+    """
+    span = int(max(ends.max(initial=0), windows.start.max(initial=0))) + 1
+    starts, wanted = (windows.episode.astype(np.int64) * span + frame for frame in (windows.start, ends))
+    order = np.argsort(starts)
+    place = np.searchsorted(starts, wanted, sorter=order)
+    nearest = order[np.minimum(place, len(order) - 1)] if len(order) else order
+    follower = np.where(starts[nearest] == wanted, nearest, -1)
+    codes, valid, row = [], [], np.arange(len(windows))
+    for _ in range(-(-steps // max(1, windows.codes.shape[1]))):
+        there = (row >= 0)[:, None]
+        codes.append(np.where(there[..., None], windows.codes[row], 0).astype(np.uint16))
+        valid.append(windows.valid[row] & there)
+        row = np.where(row >= 0, follower[row], -1)
+    return LatentWindows(
+        windows.episode, windows.start, np.concatenate(codes, 1)[:, :steps], np.concatenate(valid, 1)[:, :steps]
+    )
+
+
 def write_shard(folder: Path, number: int, windows: LatentWindows) -> None:
     """Write one shard, whole or not at all."""
     path = _shard(folder, number)

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from vw2_robot.data import latents
-from vw2_robot.data.latents import LatentCache, LatentWindows, finish, missing_shards, read_shards, write_shard
+from vw2_robot.data.latents import (
+    LatentCache,
+    LatentWindows,
+    finish,
+    joined,
+    missing_shards,
+    read_shards,
+    write_shard,
+)
 from vw2_robot.errors import InputError
 
 FACTS = {"encoder_hash": "e" * 64, "frames_digest": "f" * 64, "hz": [5.0]}
@@ -105,3 +113,35 @@ def test_an_unfinished_or_damaged_cache_is_named(cache) -> None:
     (cache / "index.json").unlink()
     with pytest.raises(InputError, match="is no finished latent cache"):
         LatentCache(cache)
+
+
+@pytest.mark.parametrize("own", [1, 2])
+@pytest.mark.parametrize("steps", [1, 2, 3, 5])
+@pytest.mark.parametrize("cache_stride", [2, 4])
+def test_joined_windows_hold_the_codes_of_clips_that_follow_one_another(own, steps, cache_stride) -> None:
+    """Two episodes of 21 and 13 frames, latent steps of 4 frames; a code names the frame that its step begins at."""
+    rows = [(e, s) for e, length in enumerate((21, 13)) for s in range(0, length - 4, cache_stride)]
+    episode, start = np.array(rows, np.int32).T
+    begins = start[:, None] + 4 * np.arange(own)
+    valid = begins + 4 < np.array([21, 13])[episode][:, None]
+    codes = np.where(valid, 1000 * episode[:, None] + begins, 9999)[..., None].repeat(4, -1).astype(np.uint16)
+    shuffled = np.random.default_rng(0).permutation(len(rows))
+    windows = LatentWindows(episode[shuffled], start[shuffled], codes[shuffled], valid[shuffled])
+    found = joined(windows, ends=windows.start + 4 * own, steps=steps)
+    np.testing.assert_array_equal(found.start, windows.start)
+    expected = found.start[:, None] + 4 * np.arange(steps)
+    last = np.array([21, 13])[found.episode][:, None]
+    np.testing.assert_array_equal(found.valid, expected + 4 < last)
+    assert found.codes.shape == (len(rows), steps, 4)
+    assert found.codes.dtype == np.uint16
+    wanted = 1000 * found.episode[:, None] + expected
+    np.testing.assert_array_equal(found.codes[found.valid], wanted[found.valid][:, None].repeat(4, -1))
+
+
+def test_windows_that_never_meet_stay_alone(cache) -> None:
+    lonely = LatentCache(cache).windows
+    found = joined(lonely, ends=lonely.start + 100, steps=4)
+    np.testing.assert_array_equal(found.valid[:, :2], lonely.valid)
+    assert not found.valid[:, 2:].any()
+    nothing = LatentCache(cache).of_episodes([])
+    assert joined(nothing, ends=nothing.start, steps=4).codes.shape == (0, 4, 4)
