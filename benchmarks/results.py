@@ -123,12 +123,14 @@ class Pretraining(NamedTuple):
     data: str
 
 
+AHEAD = ("train_policy.latent_steps=4",)
+"""the policy predicts 16 frames, four clips of the dLDM; LAPA's predicts one step"""
 PRETRAININGS = {
-    "vw2": Pretraining((), "D"),
-    "videoworld": Pretraining(("+experiment=videoworld",), "D"),
+    "vw2": Pretraining(AHEAD, "D"),
+    "videoworld": Pretraining(("+experiment=videoworld", *AHEAD), "D"),
     "lapa": Pretraining(("+experiment=lapa",), "D"),
-    "vw2_cross": Pretraining((), "arms"),
-    "vw2_abc": Pretraining((), "ABC"),
+    "vw2_cross": Pretraining(AHEAD, "arms"),
+    "vw2_abc": Pretraining(AHEAD, "ABC"),
 }
 UNFED = ("code_source=none", "lambda_ce=0")
 ARMS = {
@@ -183,7 +185,7 @@ class Plan:
     def _reference(self) -> list[Job]:
         arm = Arm("vw2", ("arm=indomain", *UNFED), percent=100, data="D_hard")
         before, tuned = self.out / "reference" / "pretrain", self.out / "reference" / "finetune"
-        video, steps = Pretraining((), "D_hard"), self.preset.reference_policy_steps
+        video, steps = Pretraining(AHEAD, "D_hard"), self.preset.reference_policy_steps
         return [
             self._learn("reference/pretrain", video, before, steps, seed=0, cores=2),
             self._tune("reference/finetune", tuned, arm, before, 0, self.preset.reference, cores=2),
