@@ -96,7 +96,7 @@ CPU = Preset(
     reference=("loop.steps=20000", "image_shift_px=0"),
     few_labels=("loop.steps=4000", "image_shift_px=2"),
     all_labels=("loop.steps=8000", "image_shift_px=2"),
-    longer=("loop.steps=20000", "image_shift_px=2"),
+    longer=("loop.steps=12000", "image_shift_px=2"),
     singles=10,
     chains=170,
 )
