@@ -41,6 +41,7 @@ def test_both_phases_of_a_preset_give_a_row_each(speed, capsys):
     assert float(rows[1][6]) > float(rows[0][6])  # phase 2 runs the diffusion model too
 
 
+@pytest.mark.slow
 def test_the_lora_step_has_the_2b_models_switches_and_runs_when_narrow(speed, capsys):
     narrow = {"heads": 2, "head_dim": 12, "adaln_lora_dim": 8, "context_width": 16, "projection_layers": 1}
     assert speed.build_parts("paper", torch.device("meta"), layers=1, control="none").vdm.config.padding_channel

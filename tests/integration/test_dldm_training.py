@@ -103,6 +103,7 @@ def test_by_ratio_phase_two_never_begins_above_it_also_when_tried_again(configur
         assert [line["dldm/phase"] for line in lines(config)] == [1] * 4
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_handed_on_beside_the_learning_ones_and_resume_exactly(configure, monkeypatch) -> None:
     plain, config = configure(name="plain"), configure("++train_dldm.ema=0.9", name="averaged")
     train_dldm(plain)
@@ -118,6 +119,7 @@ def test_averaged_weights_are_handed_on_beside_the_learning_ones_and_resume_exac
     assert lines(killed) == lines(config)
 
 
+@pytest.mark.slow
 def test_recomputed_activations_give_the_same_weights(configure) -> None:
     plain, config = configure(name="plain"), configure("hardware.gradient_checkpointing=true", name="recomputed")
     for each in (plain, config):

@@ -57,6 +57,7 @@ def die_after(patch, module, *, steps):
     patch.setattr(module, "optimizer_step", dying)
 
 
+@pytest.mark.slow
 def test_a_killed_streaming_run_ends_in_the_bytes_of_an_undisturbed_one(streaming, tmp_path):
     pretrain_on_openx(streaming(tmp_path / "whole"))
     config = streaming(tmp_path / "killed", "data.decode_threads=0")

@@ -49,6 +49,7 @@ def test_resets_leave_no_memory_and_no_simulation_behind(reset_mode: str, resets
     env.close()
 
 
+@pytest.mark.slow
 def test_fifty_environments_made_and_closed_leave_no_simulation() -> None:
     before = clients()
     for _ in range(50):

@@ -154,6 +154,7 @@ def test_a_mistake_comes_before_the_window_and_leads_to_another_start():
     assert np.median(hands[0.999]) < 0.12 < np.median(hands[0.0])  # the hand stands beside the block that it missed
 
 
+@pytest.mark.slow
 def test_mistakes_in_play_lie_between_the_windows():
     env = CalvinEnv(cameras=(), reset_mode="exact")
     pool = ("turn_on_led", "turn_off_led", "turn_on_lightbulb", "turn_off_lightbulb")

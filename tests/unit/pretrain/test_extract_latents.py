@@ -122,6 +122,7 @@ class Settings:
     stage_dir = Pretrain.stage_dir
 
 
+@pytest.mark.slow
 def test_several_processes_write_the_shards_of_one_and_a_partial_cache_is_continued(dldm_stage):
     jobs = {number: range(3 * number, min(3 * number + 3, 10)) for number in range(4)}
     for _ in _write_shards(encoder(dldm_stage, workers=1), dldm_stage / "dldm", jobs):

@@ -11,6 +11,7 @@ WORDS = ["policy=random", "num_sequences=3", "videos=0", "record=true", "env.max
 
 
 @pytest.mark.sim
+@pytest.mark.slow
 def test_a_multirun_of_shards_merged_is_the_rollout_without(tmp_path):
     command = [sys.executable, "-m", "vw2_robot.rollouts"]
     jobs = ["--multirun", f"hydra.sweep.dir={tmp_path / 'jobs'}", "shard=0/2,1/2", f"run_dir={tmp_path / 'parts'}"]

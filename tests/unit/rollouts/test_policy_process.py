@@ -83,7 +83,7 @@ def test_what_a_batch_cannot_hold_is_refused(checkpoint):
         FixedBatch(load(checkpoint), 2).answer([(0, {**looks(1)[0], "prompt": "please " * 20})])
 
 
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("rows", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_process_answers_as_the_policy_does_here(checkpoint, rows):
     served = PolicyProcess(functools.partial(load, checkpoint), rows=rows)
     local = LocalPolicy(load(checkpoint), rows)
@@ -102,6 +102,7 @@ def test_the_process_answers_as_the_policy_does_here(checkpoint, rows):
         served.close()
 
 
+@pytest.mark.slow
 def test_each_worker_has_a_memory_of_its_own(checkpoint):
     build = functools.partial(load, checkpoint, temporal_ensemble=0.5, temperature=1.0)
     served = PolicyProcess(build, rows=1)

@@ -26,7 +26,7 @@ def test_a_recording_holds_every_answer_with_its_subtask(recorded):
             assert file["actions"].dtype == np.float32
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_replay_gives_the_rows_of_what_it_replays(config, recorded, tmp_path, workers):
     rollout(config("again", policy=str(recorded), record=True, workers=workers, env={"max_steps": 9}))
     assert (tmp_path / "again/results.jsonl").read_bytes() == (recorded / "results.jsonl").read_bytes()
