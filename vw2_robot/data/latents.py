@@ -13,6 +13,7 @@ window's past only.
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ def joined(windows: LatentWindows, *, ends: NDArray[np.int64], steps: int) -> La
     nearest = order[np.minimum(place, len(order) - 1)] if len(order) else order
     follower = np.where(starts[nearest] == wanted, nearest, -1)
     codes, valid, row = [], [], np.arange(len(windows))
-    for _ in range(-(-steps // max(1, windows.codes.shape[1]))):
+    for _ in range(math.ceil(steps / windows.codes.shape[1])):
         there = (row >= 0)[:, None]
         codes.append(np.where(there[..., None], windows.codes[row], 0).astype(np.uint16))
         valid.append(windows.valid[row] & there)
