@@ -74,6 +74,9 @@ FOOT = """
     python -m benchmarks.results --stages data reference --out runs/results
     python -m benchmarks.results --stages pretrain finetune rollouts --seeds 0 1 2 --out runs/results
     python -m benchmarks.results --stages keep page --out runs/results
+
+They follow the plan as it is now. What a number above was made with are the words of its job in
+[results/jobs](results/jobs), at the commit in the table of costs.
 """
 
 
