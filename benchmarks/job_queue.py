@@ -32,7 +32,7 @@ class Job:
     needs: tuple[str, ...] = ()
     """names of the jobs whose results it reads"""
     alone: bool = False
-    """it uses all cores itself"""
+    """it uses all cores itself: when its turn comes it waits for those that run, and nothing passes it"""
 
 
 class Queue:
@@ -96,9 +96,13 @@ class Queue:
         chosen: list[Job] = []
         for job in left:
             others = busy + chosen
-            room = not others if job.alone else len(others) < self._parallel and not any(o.alone for o in others)
-            if room and not undone & set(job.needs):
-                chosen.append(job)
+            if len(others) >= self._parallel or any(other.alone for other in others):
+                break
+            if undone & set(job.needs):
+                continue
+            if job.alone and others:
+                break
+            chosen.append(job)
         return chosen
 
     def _work(self, job: Job) -> int:

@@ -3,7 +3,7 @@
     python -m benchmarks.results --out runs/results                               everything, stage after stage
     python -m benchmarks.results --out runs/results --stages data reference
 
-Stages, in order (each can be killed and given again, and goes on where it stood):
+Stages (each can be killed and given again, and goes on where it stood; a job begins when those it needs are done):
 
     data       demonstrations of all tasks in scene D, and in A, B and C; other robots' video; recorded by vw2-record
     reference  the policy of the package: recordings of its own (data/D_hard), all labels, the full protocol
@@ -64,6 +64,9 @@ class Preset:
     singles: int
     """starts of each task, for every seed"""
     chains: int
+    """of every seed, in the arms of the main comparison"""
+    other_chains: int
+    """of every seed in the other arms: the first of those"""
 
 
 HEAD = (
@@ -99,6 +102,7 @@ CPU = Preset(
     longer=("loop.steps=12000", "image_shift_px=2"),
     singles=10,
     chains=170,
+    other_chains=70,
 )
 
 
@@ -132,6 +136,7 @@ PRETRAININGS = {
     "vw2_cross": Pretraining(AHEAD, "arms"),
     "vw2_abc": Pretraining(AHEAD, "ABC"),
 }
+MAIN = ("vw2_10", "oracle_10")
 UNFED = ("code_source=none", "lambda_ce=0")
 ARMS = {
     "oracle_10": Arm(None, ("arm=oracle",)),
@@ -221,7 +226,8 @@ class Plan:
                 tuned = self.out / "finetune" / name / f"seed_{seed}"
                 single = ("protocol=single", f"rollouts_per_task={self.preset.singles}")
                 first = seed * self.preset.chains
-                chains = (f"sequences={first}:{first + self.preset.chains}",)
+                count = self.preset.chains if name in MAIN else self.preset.other_chains
+                chains = (f"sequences={first}:{first + count}",)
                 jobs.append(self._roll(f"single/{name}/seed_{seed}", tuned, single, workers=1))
                 jobs.append(self._roll(f"chains/{name}/seed_{seed}", tuned, chains, workers=1))
         return jobs
@@ -297,20 +303,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     plan = Plan(out, CPU, args.seeds, bridge=args.bridge)
-    queue = Queue(out, parallel=args.parallel)
-    for stage in STAGES:
-        if stage not in args.stages:
-            continue
-        print(f"== {stage}", flush=True)
-        if stage == "page":
-            write_page(args.archive, args.archive.with_suffix(".md"), list(ARMS))
-        elif stage == "keep":
-            keep(out, args.archive)
-        else:
-            jobs = plan.jobs(stage)
-            parts = {job.name: job.name.split("/")[1] for job in jobs if stage in ("finetune", "rollouts")}
-            jobs = [job for job in jobs if args.only is None or _is_below(job.name, args.only)]
-            queue.run([job for job in jobs if parts.get(job.name, args.arms[0]) in args.arms])
+    wanted: list[Job] = []
+    for stage in (stage for stage in STAGES if stage in args.stages and stage not in ("keep", "page")):
+        jobs = [job for job in plan.jobs(stage) if args.only is None or _is_below(job.name, args.only)]
+        if stage in ("finetune", "rollouts"):
+            jobs = [job for job in jobs if job.name.split("/")[1] in args.arms]
+        wanted += jobs
+    if wanted:
+        Queue(out, parallel=args.parallel).run(wanted)
+    if "keep" in args.stages:
+        keep(out, args.archive)
+    if "page" in args.stages:
+        write_page(args.archive, args.archive.with_suffix(".md"), list(ARMS))
 
 
 if __name__ == "__main__":

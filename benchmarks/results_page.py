@@ -248,10 +248,9 @@ def _difference(a: dict[int, list[Row]], b: dict[int, list[Row]], *, scale: int,
 
 
 def _ratio(a: dict[int, list[Row]], b: dict[int, list[Row]]) -> str:
-    first, second = ([row["solved"] for rows in runs.values() for row in rows] for runs in (a, b))
-    if not first or not second or not sum(second):
-        return MISSING
-    return f"{statistics.mean(first) / statistics.mean(second):.2f}"
+    pairs = [(x["solved"], y["solved"]) for seed in a if seed in b for x, y in paired_rows(a[seed], b[seed])]
+    below = sum(solved for _, solved in pairs)
+    return f"{sum(solved for solved, _ in pairs) / below:.2f}" if below else MISSING
 
 
 def _probe(report: dict[str, Any], features: str, model: str, target: str) -> dict[str, Any]:

@@ -56,6 +56,11 @@ def test_a_job_waits_for_what_it_needs_and_one_that_wants_all_cores_for_all(job,
     assert re.fullmatch(r"[0-9a-f]{7,}(-dirty)?|unknown", note["commit"])
 
 
+def test_nothing_passes_a_job_that_waits_for_all_cores(job, tmp_path):
+    Queue(tmp_path, parallel=2).run([job("first"), job("big", alone=True), job("small")])
+    assert events(tmp_path) == [f"{what} {name}" for name in ("first", "big", "small") for what in ("begin", "end")]
+
+
 def test_what_is_done_is_not_run_again_and_refused_with_other_words(job, tmp_path):
     Queue(tmp_path, parallel=1).run([job("one")])
     Queue(tmp_path, parallel=1).run([job("one"), job("two", needs=("one",))])
@@ -146,7 +151,7 @@ def test_the_page_says_what_was_measured_and_what_was_not(tmp_path):
         fake_rollout(tmp_path, f"single/oracle_10/seed_{seed}", [0, 1] * 50, tasks=["a"])
         fake_rollout(tmp_path, f"single/vw2_10/seed_{seed}", [1, 1, 0, 1] * 25, tasks=["a"])
         fake_rollout(tmp_path, f"chains/oracle_10/seed_{seed}", [0, 2], tasks=chain)
-        fake_rollout(tmp_path, f"chains/vw2_10/seed_{seed}", [2, 2], tasks=chain)
+        fake_rollout(tmp_path, f"chains/vw2_10/seed_{seed}", [2, 2, 5], tasks=chain)  # the third is nobody's pair
     write_page(tmp_path, tmp_path / "results.md", list(ARMS))
     page = (tmp_path / "results.md").read_text()
     row = next(line for line in page.splitlines() if line.startswith("| no pre-training (`oracle`) | 10 % |"))
