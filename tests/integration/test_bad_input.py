@@ -165,6 +165,7 @@ def process(code, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_a_tfrecord_shard_that_was_cut_off(chain, tmp_path):
     pytest.importorskip("tensorflow_datasets", reason="the openx extra is not installed")
     out = tmp_path / "vw2_arms" / "1.0.0"

@@ -138,6 +138,7 @@ def test_several_processes_write_the_shards_of_one_and_a_partial_cache_is_contin
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
 
 
+@pytest.mark.slow
 def test_trouble_in_a_process_is_named(dldm_stage):
     (dldm_stage / "frames" / "shard-00000.npy").unlink()
     jobs = {0: range(3), 1: range(3, 6)}

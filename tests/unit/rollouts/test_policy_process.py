@@ -118,6 +118,7 @@ def test_each_worker_has_a_memory_of_its_own(checkpoint):
         served.close()
 
 
+@pytest.mark.slow
 def test_a_dead_process_is_noticed_and_explained(checkpoint):
     served = PolicyProcess(functools.partial(load, checkpoint), rows=1)
     remote = RemotePolicy(served.address, served.metadata)
