@@ -146,7 +146,21 @@ class CalvinWriter:
             action_high=typed["actions"].max(axis=0).tolist(),
             failed=tuple(failed),
         )
-        _write(self._entry_path(first_frame), json.dumps(dataclasses.asdict(entry), indent=1).encode())
+        self._note(entry)
+
+    def adopt(self, folder: Path, entry: RecordingEntry, *, first_frame: int) -> None:
+        """Take over a recording of another data set's split `folder`, renumbered from `first_frame`.
+
+        Its files are hard links, which take no room; a folder on another disk is refused with OSError.
+        """
+        for step in range(entry.last - entry.first + 1):
+            place = self.folder / frame_name(first_frame + step)
+            place.unlink(missing_ok=True)
+            place.hardlink_to(folder / frame_name(entry.first + step))
+        self._note(dataclasses.replace(entry, first=first_frame, last=first_frame + entry.last - entry.first))
+
+    def _note(self, entry: RecordingEntry) -> None:
+        _write(self._entry_path(entry.first), json.dumps(dataclasses.asdict(entry), indent=1).encode())
 
     def entries(self) -> list[RecordingEntry]:
         """Return the complete recordings in frame order."""
