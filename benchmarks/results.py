@@ -7,6 +7,7 @@ Stages (each can be killed and given again, and goes on where it stood; a job be
 
     data       demonstrations of all tasks in scene D, and in A, B and C; other robots' video; recorded by vw2-record
     reference  the policy of the package: recordings of its own (data/D_hard), all labels, the full protocol
+    few        as far as it goes with 10 % of the labels: all recordings of scene D (data/D_large)
     pretrain   dLDM and latent pre-training of every arm and seed, the probe of their codes
     finetune   action heads: every arm at 10 % of the labels, some at all of them
     rollouts   single tasks and chains, the same starts for every arm
@@ -29,8 +30,9 @@ from .job_queue import Job, Queue
 from .results_archive import keep
 from .results_page import write_page
 
-STAGES = ("data", "reference", "pretrain", "finetune", "rollouts", "keep", "page")
-RECORD, PRETRAIN = "vw2_robot.envs.record", "vw2_robot.pretrain.pretrain_on_openx"
+STAGES = ("data", "reference", "few", "pretrain", "finetune", "rollouts", "keep", "page")
+RECORD, JOIN = "vw2_robot.envs.record", "benchmarks.join_recordings"
+PRETRAIN = "vw2_robot.pretrain.pretrain_on_openx"
 PROBE, FINETUNE, ROLLOUT = "vw2_robot.pretrain.probe_latents", "vw2_robot.finetune.train_head", "vw2_robot.rollouts"
 HARD = ("all", "lift_anywhere", "stack_block", "push_into_drawer")
 """named twice, demonstrated twice as often"""
@@ -56,8 +58,12 @@ class Preset:
     reference_policy_steps: int
     """the same for the policy of the package, which all labels teach most of what it knows"""
     reference: tuple[str, ...]
+    few_policy_steps: int
+    """of latent pre-training on all recordings of scene D"""
+    few: tuple[str, ...]
+    """fine-tuning on 10 % of those"""
     few_labels: tuple[str, ...]
-    """fine-tuning at 10 %"""
+    """fine-tuning at 10 % in the arms"""
     all_labels: tuple[str, ...]
     longer: tuple[str, ...]
     """for the arm without pre-training: the steps that the others spent on pre-training their policy, added"""
@@ -97,6 +103,8 @@ CPU = Preset(
     policy_steps=8000,
     reference_policy_steps=8000,
     reference=("loop.steps=20000", "image_shift_px=0"),
+    few_policy_steps=12000,
+    few=("loop.steps=8000", "image_shift_px=2"),
     few_labels=("loop.steps=4000", "image_shift_px=2"),
     all_labels=("loop.steps=8000", "image_shift_px=2"),
     longer=("loop.steps=12000", "image_shift_px=2"),
@@ -179,13 +187,32 @@ class Plan:
             )  # fmt: skip
             jobs.append(Job(f"data/{name}", RECORD, recording, alone=True))
             if name != "probe":
-                pictures = ("model=tiny", "stages=[]", f"data.path={folder}", f"run_dir={self.out / 'pictures' / name}")
-                jobs.append(Job(f"pictures/{name}", PRETRAIN, pictures, needs=(f"data/{name}",)))
+                jobs.append(self._pictures(name))
+        parts = [str(self.out / "data" / name) for name in ("D", "D_hard")]
+        joined = (*parts, "--out", str(self.out / "data" / "D_large"))
+        jobs += [Job("data/D_large", JOIN, joined, needs=("data/D", "data/D_hard")), self._pictures("D_large")]
         other = (
             "env=arms", "format=rlds", f"episodes={preset.other_robots}", "workers=2",
             f"out={self.out / 'data' / 'arms'}",
         )  # fmt: skip
         return [*jobs, Job("data/arms", RECORD, other, alone=True)]
+
+    def _pictures(self, name: str) -> Job:
+        """The pictures of recordings, small, for all that is pre-trained on them."""
+        words = ("model=tiny", "stages=[]", f"data.path={self.out / 'data' / name}")
+        words = (*words, f"run_dir={self.out / 'pictures' / name}")
+        return Job(f"pictures/{name}", PRETRAIN, words, needs=(f"data/{name}",))
+
+    def _few(self) -> list[Job]:
+        arm = Arm("vw2", ("arm=indomain", *UNFED), percent=10, data="D_large")
+        before, tuned = self.out / "few" / "pretrain", self.out / "few" / "finetune"
+        video, steps = Pretraining(AHEAD, "D_large"), self.preset.few_policy_steps
+        return [
+            self._learn("few/pretrain", video, before, steps, seed=0),
+            self._tune("few/finetune", tuned, arm, before, 0, self.preset.few),
+            self._roll("few/single", tuned, ("protocol=single", "rollouts_per_task=10"), workers=1),
+            self._roll("few/chains", tuned, ("num_sequences=300",), workers=1),
+        ]
 
     def _reference(self) -> list[Job]:
         arm = Arm("vw2", ("arm=indomain", *UNFED), percent=100, data="D_hard")

@@ -16,7 +16,7 @@ from .job_queue import read_note
 
 OUT = "RESULTS"
 """stands for the folder of the runs in the words of their jobs"""
-KEPT = {"reference/single", "reference/chains", "single", "chains", "probe"}
+KEPT = {"reference/single", "reference/chains", "few/single", "few/chains", "single", "chains", "probe"}
 FILES = ("results.jsonl", "latent_report.json")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,8 @@ from vw2_robot.rollouts.statistics import mean_interval, wilson_interval
 from .job_queue import read_note
 
 MISSING = "not run"
+JOINED = {"D_large": ("D", "D_hard", "D_large")}
+"""recordings made of others"""
 TITLES = {
     "oracle_10": ("no pre-training (`oracle`)", "10 %"),
     "oracle_10_longer": ("no pre-training, longer schedule", "10 %"),
@@ -49,8 +51,10 @@ class Runs(NamedTuple):
 
 def write_page(out: Path, page: Path, arms: Sequence[str]) -> None:
     """Write the page; complete or not, it says what is there."""
-    parts = [HEAD, reference_section(out), arms_section(out, arms), comparison_section(out, arms)]
-    parts += [codes_section(out), cost_section(out), FOOT]
+    parts = [HEAD, policy_section(out, "reference", "The policy of the package")]
+    parts += [policy_section(out, "few", "As far as it goes with 10 % of the labels")]
+    parts += [arms_section(out, arms), comparison_section(out, arms), codes_section(out)]
+    parts += [cost_section(out), FOOT]
     temporary = page.with_suffix(".tmp")
     temporary.write_text("\n".join(part.strip() + "\n" for part in parts), encoding="utf-8")
     temporary.replace(page)
@@ -94,18 +98,18 @@ def read_runs(out: Path, arm: str) -> Runs:
     return Runs(rows("single"), rows("chains"))
 
 
-def reference_section(out: Path) -> str:
-    """The policy that the package brings: chains, single tasks, cost."""
-    lines = ["## The policy of the package", ""]
-    folder = out / "reference"
-    rolled = {kind: read_note(out, f"reference/{kind}") for kind in ("chains", "single")}
+def policy_section(out: Path, stage: str, title: str) -> str:
+    """One policy, taken as far as it goes: chains, single tasks, cost."""
+    lines = [f"## {title}", ""]
+    folder = out / stage
+    rolled = {kind: read_note(out, f"{stage}/{kind}") for kind in ("chains", "single")}
     if rolled["chains"] is None or not rolled["chains"]["done"]:
         return "\n".join([*lines, MISSING])
     chains = read_rows(folder / "chains" / "results.jsonl")
     solved = [row["solved"] for row in chains]
     shares = [_share(sum(n >= i for n in solved), len(solved)) for i in range(1, 6)]
     lines += [
-        f"Full protocol, {len(chains)} chains of five instructions, 360 steps each:",
+        f"{len(chains)} chains of five instructions, 360 steps each:",
         "",
         "| 1 in a row (%) | 2 | 3 | 4 | 5 | average length |",
         "|---|---|---|---|---|---|",
@@ -120,9 +124,12 @@ def reference_section(out: Path) -> str:
         worst_first = sorted(tasks.items(), key=lambda item: item[1]["solved"] / item[1]["attempted"])
         lines += [f"| {task} | {row['solved']} of {row['attempted']} |" for task, row in worst_first]
         lines += [""]
-    seen = _recordings(read_note(out, "reference/finetune"))
-    names = (f"data/{seen}", f"pictures/{seen}", "reference/pretrain", "reference/finetune")
-    lines += [f"Training, recording included: {_minutes(out, names)} on two cores."]
+    seen = _recordings(read_note(out, f"{stage}/finetune"))
+    parts = (f"data/{name}" for name in JOINED.get(seen, (seen,)))
+    lines += [
+        f"Recordings: {_minutes(out, parts)} on two cores. "
+        f"Training: {_minutes(out, (f'pictures/{seen}', f'{stage}/pretrain', f'{stage}/finetune'))}."
+    ]
     return "\n".join(lines)
 
 
@@ -271,7 +278,7 @@ def _recordings(note: dict[str, Any] | None) -> str:
     return next((word.rsplit("/", 1)[1] for word in words if word.startswith("data.path=")), MISSING)
 
 
-def _minutes(out: Path, names: Sequence[str]) -> str:
+def _minutes(out: Path, names: Iterable[str]) -> str:
     notes = [read_note(out, name) for name in names]
     if any(note is None for note in notes):
         return MISSING
