@@ -75,7 +75,7 @@ FOOT = """
 ## Commands
 
     make results            # all of it: days on two cores; it can be stopped at any time and goes on when given again
-    python -m benchmarks.results --stages data reference --out runs/results
+    python -m benchmarks.results --stages data reference few --out runs/results
     python -m benchmarks.results --stages pretrain finetune rollouts --seeds 0 1 2 --out runs/results
     python -m benchmarks.results --stages keep page --out runs/results
 
