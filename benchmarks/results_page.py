@@ -124,11 +124,14 @@ def policy_section(out: Path, stage: str, title: str) -> str:
         worst_first = sorted(tasks.items(), key=lambda item: item[1]["solved"] / item[1]["attempted"])
         lines += [f"| {task} | {row['solved']} of {row['attempted']} |" for task, row in worst_first]
         lines += [""]
-    seen = _recordings(read_note(out, f"{stage}/finetune"))
-    parts = (f"data/{name}" for name in JOINED.get(seen, (seen,)))
+    tuning = read_note(out, f"{stage}/finetune")
+    seen = _word(tuning, "data.path").rsplit("/", 1)[-1]
+    parts = [f"data/{name}" for name in JOINED.get(seen, (seen,))]
     lines += [
-        f"Recordings: {_minutes(out, parts)} on two cores. "
-        f"Training: {_minutes(out, (f'pictures/{seen}', f'{stage}/pretrain', f'{stage}/finetune'))}."
+        f"Demonstrations: {_demonstrations(out, parts)}, of which {_share_of_labels(tuning)} with labels. "
+        f"Recording them: {_minutes(out, parts)} on two cores. "
+        f"Training: {_minutes(out, (f'pictures/{seen}', f'{stage}/pretrain', f'{stage}/finetune'))} "
+        f"on {_word(tuning, 'hardware.threads')} of them."
     ]
     return "\n".join(lines)
 
@@ -272,10 +275,22 @@ def _scored(entry: dict[str, Any]) -> str:
     return f"{entry['r2']:.2f} [{low:.2f}, {high:.2f}]"
 
 
-def _recordings(note: dict[str, Any] | None) -> str:
-    """The recordings that a fine-tuning learnt from."""
+def _word(note: dict[str, Any] | None, key: str) -> str:
+    """What a job was told for a key."""
     words = [] if note is None else note["words"]
-    return next((word.rsplit("/", 1)[1] for word in words if word.startswith("data.path=")), MISSING)
+    return next((word.removeprefix(f"{key}=") for word in words if word.startswith(f"{key}=")), MISSING)
+
+
+def _demonstrations(out: Path, recordings: Sequence[str]) -> str:
+    """How many tasks were demonstrated in recordings, those for validation left out."""
+    notes = [note for note in (read_note(out, name) for name in recordings) if _word(note, "episodes") != MISSING]
+    return str(sum(int(_word(note, "episodes")) * int(_word(note, "play")) for note in notes)) if notes else MISSING
+
+
+def _share_of_labels(note: dict[str, Any] | None) -> str:
+    """Per cent."""
+    share = _word(note, "label_fraction")
+    return share if share == MISSING else f"{100 * float(share):.0f} %"
 
 
 def _minutes(out: Path, names: Iterable[str]) -> str:

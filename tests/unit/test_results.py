@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # benchmarks are n
 from benchmarks.job_queue import Job, Queue, read_note
 from benchmarks.results import ARMS, CPU, STAGES, Plan, _is_below
 from benchmarks.results_archive import keep
-from benchmarks.results_page import codes_section, write_page
+from benchmarks.results_page import codes_section, policy_section, write_page
 
 WORKER = """
 import sys, time
@@ -164,6 +164,21 @@ def test_the_page_says_what_was_measured_and_what_was_not(tmp_path):
     lapa = next(line for line in page.splitlines() if line.startswith("| LAPA's way"))
     assert "not run" in lapa
     assert "## The policy of the package\n\nnot run" in page
+
+
+def test_a_policy_taken_far_is_shown_with_what_it_learnt_from(tmp_path):
+    fake_rollout(tmp_path, "few/chains", [0, 5], tasks=["a", "b", "c", "d", "e"])
+    fake_rollout(tmp_path, "data/D", [], tasks=[], words=["episodes=1200", "play=4"])
+    fake_rollout(tmp_path, "data/D_hard", [], tasks=[], words=["episodes=50", "play=4"])
+    fake_rollout(tmp_path, "data/D_large", [], tasks=[], words=["data/D", "data/D_hard"])
+    words = ["data.path=RESULTS/data/D_large", "label_fraction=0.1", "hardware.threads=1"]
+    for name in ("pictures/D_large", "few/pretrain", "few/finetune"):
+        fake_rollout(tmp_path, name, [], tasks=[], words=words)
+    section = policy_section(tmp_path, "few", "Few")
+    assert "| 50.0 [9.5, 90.5] |" in section
+    assert "| 2.50 [0.00, 5.00] |" in section
+    said = "Demonstrations: 5000, of which 10 % with labels. Recording them: 3 minutes on two cores. Training: 3 minutes on 1"
+    assert said in section
 
 
 def test_the_page_shows_the_codes_of_each_seed_with_their_intervals(tmp_path):
