@@ -87,7 +87,7 @@ CPU = Preset(
     recordings=1200,
     hard_recordings=1600,
     probe_recordings=300,
-    other_robots=1000,
+    other_robots=2000,
     pretrain=(
         "model=tiny",
         "dldm.frames=5",
@@ -192,14 +192,16 @@ class Plan:
         joined = (*parts, "--out", str(self.out / "data" / "D_large"))
         jobs += [Job("data/D_large", JOIN, joined, needs=("data/D", "data/D_hard")), self._pictures("D_large")]
         other = (
-            "env=arms", "format=rlds", f"episodes={preset.other_robots}", "workers=2",
+            "env=arms", "env.hz=30", "format=rlds", f"episodes={preset.other_robots}", "workers=2",
             f"out={self.out / 'data' / 'arms'}",
         )  # fmt: skip
-        return [*jobs, Job("data/arms", RECORD, other, alone=True)]
+        also = [self.bridge] if self.bridge else []
+        return [*jobs, Job("data/arms", RECORD, other, alone=True), self._pictures("arms", *also)]
 
-    def _pictures(self, name: str) -> Job:
-        """The pictures of recordings, small, for all that is pre-trained on them."""
-        words = ("model=tiny", "stages=[]", f"data.path={self.out / 'data' / name}")
+    def _pictures(self, name: str, *also: str) -> Job:
+        """The pictures of recordings and of other data sets, small, for all that is pre-trained on them."""
+        sets = [str(self.out / "data" / name), *also]
+        words = ("model=tiny", "stages=[]", f"data.path=[{','.join(sets)}]" if also else f"data.path={sets[0]}")
         words = (*words, f"run_dir={self.out / 'pictures' / name}")
         return Job(f"pictures/{name}", PRETRAIN, words, needs=(f"data/{name}",))
 
@@ -264,13 +266,12 @@ class Plan:
     ) -> Job:
         """The whole pre-training of one seed."""
         own, source = pretraining
-        if source == "arms":
-            sets = [str(self.out / "data" / "arms"), *([self.bridge] if self.bridge else [])]
-            data, needs = (f"data.path=[{','.join(sets)}]",), ("data/arms",)
-        else:
-            data, needs = (f"data.frames={self.out / 'pictures' / source / 'frames'}",), (f"pictures/{source}",)
-        words = (*own, *self.preset.pretrain, f"train_policy.loop.steps={policy_steps}", *data, f"seed={seed}")
-        return Job(name, PRETRAIN, (*words, f"hardware.threads={cores}", f"run_dir={folder}"), needs, cores > 1)
+        words = (
+            *own, *self.preset.pretrain, f"train_policy.loop.steps={policy_steps}",
+            f"data.frames={self.out / 'pictures' / source / 'frames'}", f"seed={seed}", f"hardware.threads={cores}",
+            f"run_dir={folder}",
+        )  # fmt: skip
+        return Job(name, PRETRAIN, words, (f"pictures/{source}",), cores > 1)
 
     def _probe(self, seed: int) -> Job:
         """What the codes of a seed say about the motion, on demonstrations that trained nothing."""
