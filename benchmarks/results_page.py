@@ -27,7 +27,9 @@ TITLES = {
     "lapa_10": ("LAPA's way, in-domain video", "10 %"),
     "videoworld_10": ("VideoWorld 1's way, in-domain video", "10 %"),
     "vw2_10": ("dLDM codes, in-domain video (`vw2`)", "10 %"),
+    "vw2_cross_10": ("dLDM codes, other robots' video", "10 %"),
     "oracle_100": ("no pre-training (`oracle`)", "100 %"),
+    "vw2_100": ("dLDM codes, in-domain video (`vw2`)", "100 %"),
     "vw2_cross_100": ("dLDM codes, other robots' video", "100 %"),
     "oracle_abc": ("scenes A, B, C → D: no pre-training", "100 %"),
     "vw2_abc": ("scenes A, B, C → D: dLDM codes, video of A, B, C", "100 %"),
@@ -37,6 +39,8 @@ COMPARISONS = (
     ("vw2_10", "oracle_10_longer"),
     ("vw2_10", "lapa_10"),
     ("vw2_10", "videoworld_10"),
+    ("vw2_cross_10", "oracle_10"),
+    ("vw2_100", "oracle_100"),
     ("vw2_cross_100", "oracle_100"),
     ("vw2_abc", "oracle_abc"),
 )
