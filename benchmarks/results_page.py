@@ -83,8 +83,8 @@ FOOT = """
     python -m benchmarks.results --stages pretrain finetune rollouts --seeds 0 1 2 --out runs/results
     python -m benchmarks.results --stages keep page --out runs/results
 
-The rows of other robots' video were made with `--bridge BRIDGE_V2/1.0.0` beside `--stages data` (25 Bridge V2 episodes in RLDS).
-They follow the plan as it is now. What a number above was made with are the words of its job in
+They follow the plan as it is now; for the rows of other robots' video, `--stages data` also had
+`--bridge BRIDGE_V2/1.0.0` (25 Bridge V2 episodes in RLDS). What a number above was made with are the words of its job in
 [results/jobs](results/jobs), at the commit in the table of costs.
 """
 
