@@ -84,7 +84,7 @@ FOOT = """
     python -m benchmarks.results --stages keep page --out runs/results
 
 They follow the plan as it is now; for the rows of other robots' video, `--stages data` also had
-`--bridge BRIDGE_V2/1.0.0` (25 Bridge V2 episodes in RLDS). What a number above was made with are the words of its job in
+`--bridge BRIDGE_V2/1.0.0` (25 episodes in RLDS). What a number above was made with are the words of its job in
 [results/jobs](results/jobs), at the commit in the table of costs.
 """
 
