@@ -87,7 +87,7 @@ CPU = Preset(
     recordings=1200,
     hard_recordings=1600,
     probe_recordings=300,
-    other_robots=2000,
+    other_robots=4000,
     pretrain=(
         "model=tiny",
         "dldm.frames=5",
@@ -194,8 +194,8 @@ class Plan:
         joined = (*parts, "--out", str(self.out / "data" / "D_large"))
         jobs += [Job("data/D_large", JOIN, joined, needs=("data/D", "data/D_hard")), self._pictures("D_large")]
         other = (
-            "env=arms", "env.hz=30", "format=rlds", f"episodes={preset.other_robots}", "workers=2",
-            f"out={self.out / 'data' / 'arms'}",
+            "env=arms", "env.hz=30", "env.image_size=64", "format=rlds", f"episodes={preset.other_robots}",
+            "workers=2", f"out={self.out / 'data' / 'arms'}",
         )  # fmt: skip
         also = [self.bridge] if self.bridge else []
         return [*jobs, Job("data/arms", RECORD, other, alone=True), self._pictures("arms", *also)]

@@ -221,7 +221,7 @@ def _push(layout: Layout, rng: np.random.Generator) -> Plan | None:
     index = _choose(layout, rng)
     thing = layout.things[index]
     names = {"to the right": layout.right, "to the left": -layout.right,
-             "away from the camera": _ahead(layout), "towards the camera": -_ahead(layout)}  # fmt: skip
+             "away from the camera": layout.ahead, "towards the camera": -layout.ahead}  # fmt: skip
     where = str(rng.choice(sorted(names)))
     direction = names[where]
     distance = float(rng.uniform(0.09, 0.13))
@@ -315,12 +315,6 @@ def _grasp_yaw(thing: Thing) -> float:
 
 def _fold(angle: float, period: float) -> float:
     return (angle + period / 2) % period - period / 2
-
-
-def _ahead(layout: Layout) -> Floats:
-    """Horizontal unit vector away from the camera."""
-    right = layout.right
-    return np.array([-right[1], right[0]])
 
 
 def _reachable(*points: Floats) -> bool:

@@ -1,10 +1,10 @@
 """The second robot world: one of three seven-joint arms on a table with coloured things, seen by one camera.
 
-It shares no picture element with the CALVIN scenes: other arms, table, camera place, objects and colours.
-`sample_layout` draws a scene, `ArmsWorld` builds it in an empty simulation, moves the arm and takes pictures. What the
-arm should do, and whether it did it, is the business of `arms`. Metres, radians, seconds; z = 0 is the table top, the
-arm stands at the origin and reaches along +x; the tool points down, `yaw` turns it about z, and the fingers close
-across it.
+It shares no picture element with the CALVIN scenes: other arms, table, objects and colours, and a camera that stands
+elsewhere in every episode. `sample_layout` draws a scene, `ArmsWorld` builds it in an empty simulation, moves the arm
+and takes pictures. What the arm should do, and whether it did it, is the business of `arms`. Metres, radians, seconds;
+z = 0 is the table top, the arm stands at the origin and reaches along +x; the tool points down, `yaw` turns it about
+z, and the fingers close across it.
 """
 
 from __future__ import annotations
@@ -53,6 +53,9 @@ TABLE_TONES = ((0.80, 0.78, 0.74), (0.55, 0.57, 0.60), (0.42, 0.36, 0.34), (0.45
 WALL_TONES = ((0.88, 0.87, 0.84), (0.62, 0.68, 0.74), (0.72, 0.74, 0.62), (0.52, 0.50, 0.50))
 AREA = ((0.38, -0.20), (0.58, 0.20))  # where things may lie: x and y, low and high
 SPACING_M = 0.125
+AROUND = 1.9
+"""How far the camera may stand to either side of the place that faces the arm, in radians about the table's middle."""
+WALL_M = 1.35  # from the table's middle
 
 
 @dataclass(frozen=True)
@@ -93,11 +96,16 @@ class Layout:
     light: tuple[float, float, float]
 
     @property
+    def ahead(self) -> Floats:
+        """Horizontal unit vector away from the camera."""
+        way = np.subtract(self.target, self.eye)[:2]
+        return np.asarray(way / np.linalg.norm(way))
+
+    @property
     def right(self) -> Floats:
         """Horizontal unit vector that points to the right in the picture."""
-        ahead = np.subtract(self.target, self.eye)[:2]
-        turned = np.array([ahead[1], -ahead[0]])
-        return np.asarray(turned / np.linalg.norm(turned))
+        x, y = self.ahead
+        return np.array([y, -x])
 
 
 def sample_layout(rng: np.random.Generator, *, arms: Sequence[str], plates: int) -> Layout:
@@ -109,7 +117,7 @@ def sample_layout(rng: np.random.Generator, *, arms: Sequence[str], plates: int)
     places = _spread(rng, count)
     yaws = rng.uniform(-math.pi / 4, math.pi / 4, size=count).tolist()
     things = tuple(Thing(*row) for row in zip(colours, kinds, places, yaws, strict=True))
-    azimuth, height = rng.uniform(-0.75, 0.75), rng.uniform(0.52, 0.66)
+    azimuth, height = rng.uniform(-AROUND, AROUND), rng.uniform(0.52, 0.66)
     distance = rng.uniform(0.60, 0.68)
     target = (0.45 + rng.uniform(-0.02, 0.02), rng.uniform(-0.02, 0.02), 0.06)
     tone = rng.uniform(0.9, 1.08)
@@ -162,7 +170,9 @@ class ArmsWorld:
         self.table = self._add_box((0.55, 0.75, 0.02), (0.35, 0, -0.02), layout.table, solid=True)
         if layout.mat is not None:
             self._add_box((0.16, 0.28, 0.0005), (0.48, 0, 0.0005), layout.mat, solid=False)
-        self._add_box((0.01, 4.0, 1.5), (-0.9, 0, 0.2), layout.wall, solid=False)
+        ahead_x, ahead_y = layout.ahead
+        wall = (layout.target[0] + WALL_M * ahead_x, layout.target[1] + WALL_M * ahead_y, 0.2)
+        self._add_box((0.01, 4.0, 1.5), wall, layout.wall, solid=False, yaw=math.atan2(ahead_y, ahead_x))
         self._place_tool(layout.tool, layout.tool_yaw)
 
     def command(self, position: Floats, yaw: float, *, closed: bool) -> None:
@@ -247,11 +257,12 @@ class ArmsWorld:
         colour: tuple[float, ...],
         *,
         solid: bool,
+        yaw: float = 0.0,
     ) -> int:
         physics = self._physics
         hull = physics.createCollisionShape(physics.GEOM_BOX, halfExtents=half) if solid else -1
         look = physics.createVisualShape(physics.GEOM_BOX, halfExtents=half, rgbaColor=(*colour, 1.0))
-        body: int = physics.createMultiBody(0, hull, look, centre)
+        body: int = physics.createMultiBody(0, hull, look, centre, physics.getQuaternionFromEuler((0, 0, yaw)))
         if solid:
             physics.changeDynamics(body, -1, lateralFriction=0.7)
         return body
