@@ -15,17 +15,17 @@ from torch import Tensor
 
 # Timestep that marks the clean conditioning frame: sigma = 1e-4 (method 1.12).
 CLEAN_TIME = 1e-4 / (1 + 1e-4)
-# Size of what moves, in units of the codec's latents (EDM preconditioning, Karras et al. 2022).
-CHANGE_STD = 0.5
+# Size of what moves, in units of the codec's latents (EDM preconditioning, Karras et al. 2022); measured: 1.06.
+CHANGE_STD = 1.0
 # With this probability the noise level comes from a log-uniform tail over (200, 1e5) instead of the log-normal.
 TAIL_PROBABILITY, TAIL_LOW, TAIL_HIGH = 0.05, 200.0, 1e5
 # Sampling goes from the first to the second sigma, evenly spaced in the seventh root.
 SIGMA_FIRST, SIGMA_LAST, ORDER = 80.0, 0.002, 7
 
 
-def draw_times(batch: int, generator: torch.Generator, *, frames: int) -> Float[Tensor, " B"]:
-    """Training noise levels t: ln sigma ~ N(0, 1), sigma times sqrt(K = `frames`), with a log-uniform tail."""
-    sigma = torch.randn(batch, generator=generator).exp() * math.sqrt(frames)
+def draw_times(batch: int, generator: torch.Generator, *, frames: int, shift: float = 1.0) -> Float[Tensor, " B"]:
+    """Training noise levels t: ln sigma ~ N(0, 1), sigma times `shift` sqrt(K = `frames`), with a log-uniform tail."""
+    sigma = torch.randn(batch, generator=generator).exp() * math.sqrt(frames) * shift
     low, high = math.log(TAIL_LOW), math.log(TAIL_HIGH)
     tail = (low + (high - low) * torch.rand(batch, generator=generator)).exp()
     sigma = torch.where(torch.rand(batch, generator=generator) < TAIL_PROBABILITY, tail, sigma)

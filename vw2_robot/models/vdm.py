@@ -57,6 +57,9 @@ class VDMConfig:
     """what the network's output means. velocity: eps - x0, as in pretrained weights; change: the preconditioned
     difference of x0 from the first frame, from which the velocity follows. An untrained network then starts at a still
     picture instead of at noise, and all that is left to learn is motion: the choice for models trained from nothing"""
+    noise_shift: float = 1.0
+    """what the noise levels of training are multiplied by. Above 1 for latents in which what moves is much larger than
+    one, such as the DCT codec's: there little noise hides no motion, and the VDM has no use for the codes"""
     control: Literal["light", "full", "none"] = "light"
     """light: an MLP on the coarse clip; full: copies of the first blocks, as released"""
     control_layers: int = 0
@@ -80,6 +83,8 @@ class VDMConfig:
             raise ValueError(f"vdm.head_dim must be at least 12 (rotary split into three axes), found {self.head_dim}")
         if not 0 <= self.code_dropout < 1:
             raise ValueError(f"vdm.code_dropout must lie in [0, 1), found {self.code_dropout}")
+        if not self.noise_shift > 0:
+            raise ValueError(f"vdm.noise_shift must be positive, found {self.noise_shift}")
         if len(self.rope_scale) != 3:
             raise ValueError(f"vdm.rope_scale needs three numbers (time, height, width), found {self.rope_scale}")
         if not 0 <= self.control_layers <= self.layers or (self.control == "full" and self.controlled > self.layers):
@@ -288,7 +293,8 @@ class VDM(nn.Module):
         `generator` lives on the CPU. `drop_codes` hides the codes of every sample: what is then trained is the prior.
         """
         device = latents.device
-        time = draw_times(latents.shape[0], generator, frames=self.geometry.steps + 1).to(device)
+        shift = self.config.noise_shift
+        time = draw_times(latents.shape[0], generator, frames=self.geometry.steps + 1, shift=shift).to(device)
         noise = torch.randn(latents.shape, generator=generator).to(device)
         dropout = 1.0 if drop_codes else self.config.code_dropout
         keep = (torch.rand(latents.shape[0], generator=generator) >= dropout).to(device)
