@@ -135,7 +135,8 @@ class CodeWatch(nn.Module):
         if ignored:
             alarms.append(
                 f"ALARM codes ignored: the VDM loses only {shuffle:.3f} x with the codes of another clip (limit "
-                f"{phases.shuffle_alarm}) at {phases.alarm_after} validations in a row; raise train_dldm.hint_dropout"
+                f"{phases.shuffle_alarm}) at {phases.alarm_after} validations in a row; raise train_dldm.hint_dropout, "
+                "or vdm.noise_shift where the VDM learns from nothing"
             )
         return alarms
 

@@ -1,4 +1,5 @@
 import copy
+import math
 import warnings
 from dataclasses import replace
 
@@ -227,6 +228,9 @@ def test_noise_levels_have_the_published_quantiles(monkeypatch):
     t = draw_times(100_000, generator, frames=24)
     found = t.quantile(torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95]))
     torch.testing.assert_close(found, torch.tensor([0.49, 0.71, 0.83, 0.91, 0.96]), atol=0.006, rtol=0)
+    shifted = draw_times(100_000, torch.Generator().manual_seed(0), frames=24, shift=5.0)
+    level = shifted.quantile(0.5) / (1 - shifted.quantile(0.5))
+    assert float(level) == pytest.approx(5 * math.sqrt(24), rel=0.02)
     high = (with_tail > 200 / 201).float().mean()
     assert 0.045 < float(high) < 0.055
     assert float(with_tail.max()) < 1

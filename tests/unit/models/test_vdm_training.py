@@ -204,6 +204,7 @@ def test_weights_kept_in_bfloat16_give_nearly_the_same_velocity_while_adapters_s
         ({"control_layers": 5}, "found 5"),
         ({"rope_scale": (1.0, 3.0)}, "three numbers"),
         ({"lora_rank": 0}, "found 0"),
+        ({"noise_shift": 0.0}, "vdm.noise_shift must be positive, found 0.0"),
     ],
 )
 def test_choices_that_contradict_each_other_are_refused(change, message):
