@@ -14,7 +14,7 @@ pytest.importorskip("pybullet", reason="the simulator needs pybullet")
 from vw2_robot.contracts import GRIPPER_INDEX, POSITION_UNIT_M
 from vw2_robot.envs import arms
 from vw2_robot.envs.arms import ALL_ARMS, RecordedEpisode, arms_episodes
-from vw2_robot.envs.arms_world import ArmsWorld, Layout
+from vw2_robot.envs.arms_world import ArmsWorld, Layout, sample_layout
 from vw2_robot.envs.physics import Physics
 from vw2_robot.errors import InputError
 
@@ -102,6 +102,22 @@ def test_actions_add_up_to_the_way_of_the_tool(physics: Physics) -> None:
     np.testing.assert_allclose(end, plan.legs[-1].position, atol=0.02)
     assert actions[0, GRIPPER_INDEX] == 1
     assert actions[-1, GRIPPER_INDEX] == -1
+
+
+def test_the_camera_sees_all_things_from_before_and_from_both_sides(physics: Physics) -> None:
+    around = []
+    for seed in range(100):
+        layout = sample_layout(np.random.default_rng(seed), arms=ALL_ARMS, plates=1)
+        around.append(math.atan2(-layout.ahead[1], -layout.ahead[0]))
+        view = np.array(physics.computeViewMatrix(layout.eye, layout.target, (0, 0, 1))).reshape(4, 4).T
+        lens = np.array(physics.computeProjectionMatrixFOV(layout.view_deg, 1.0, 0.05, 5.0)).reshape(4, 4).T
+        for thing in layout.things:
+            x, y, _, w = lens @ view @ [*thing.xy, thing.height / 2, 1]
+            assert max(abs(x / w), abs(y / w)) < 1, f"seed {seed}: the {thing.name} is outside the picture"
+        assert layout.ahead @ layout.right == pytest.approx(0)
+    assert min(around) < -1.5
+    assert max(around) > 1.5
+    assert min(map(abs, around)) < 0.2
 
 
 def test_frame_rate_sets_the_number_of_frames() -> None:
