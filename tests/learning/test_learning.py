@@ -170,7 +170,7 @@ def shuffle_ratios(dldm: DLDM, clips) -> tuple[float, float]:
     """How much worse the renderer is with another clip's codes, with the hint and with a still one, after phase 2."""
     config = dldm.config
     vdm, codec = build_renderer(
-        config, 1, vdm=replace(VDM_CONFIG, code_dropout=0.0), codec=CodecConfig(block=2, keep=2)
+        config, 1, vdm=replace(VDM_CONFIG, code_dropout=0.0, noise_shift=5.0), codec=CodecConfig(block=2, keep=2)
     )
     prior(vdm, codec, clips, config=config, steps=100)
     phases = replace(PHASES, vdm_lr_mult=20.0, target_color_jitter=0.0)
@@ -189,4 +189,4 @@ def test_a_renderer_that_was_trained_with_dropped_hints_needs_the_codes_with_and
         return toy_world.coarse_clips(batch, frames=5, seed=step)
 
     phase_one(dldm, clips, steps=200)
-    assert min(shuffle_ratios(dldm, clips)) > 1.1
+    assert min(shuffle_ratios(dldm, clips)) > 2
