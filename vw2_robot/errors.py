@@ -14,6 +14,10 @@ class InputError(ValueError):
     """Something that came from outside is wrong. The message says what, where, expected, found and what to do."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, raised in the main thread by programs (`vw2_robot.cli`): clean up like for Ctrl-C and leave."""
+
+
 class MissingExtraError(ImportError):
     """An optional dependency is not installed. The message names the extra and the pip command."""
 

@@ -1,0 +1,246 @@
+"""Files on disk: written whole or not at all, safe against a power cut, and checked when they are read back.
+
+    atomic_write, atomic_folder   temporary name, flush, fsync of file and folder, rename
+    write_json, read_json         small JSON objects; with `sealed` they carry a SHA-256 of their own content
+    write_manifest, verify        SHA-256 of every file of a folder, in its `manifest.json`
+
+Every place of the package that leaves something behind for a later start goes through here. What cannot be written
+ends in an `OSError` that names the file (libraries often leave the name out), what cannot be read back in an
+`InputError` that names it. `vw2_robot.locks` sees to it that only one process writes in a folder.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vw2_robot.errors import InputError
+
+MANIFEST = "manifest.json"
+_SEAL = "sha256_of_the_rest"
+# No JSON file of ours comes near; a stranger's may not fill the memory.
+MAX_JSON_BYTES = 256 * 2**20
+
+# --------------------------------------------------------------------------------------------------------- writing
+
+
+@contextmanager
+def atomic_write(path: Path, *, sync: bool = True) -> Iterator[Path]:
+    """Yield a temporary path to write at; afterwards `path` is that file, whole, even after a power cut.
+
+    A failure inside leaves `path` as it was and removes the temporary file.
+
+    Args:
+        path: the file to make or to replace.
+        sync: False where thousands of small files are written: call `sync_files` before the file that vouches for
+            them is written.
+
+    Raises:
+        OSError: with the name of the file, whatever library wrote it.
+    """
+    temporary = temporary_name(path)
+    try:
+        yield temporary
+        if sync:
+            _sync(temporary)
+        temporary.replace(path)
+        if sync:
+            _sync(path.parent)
+    except BaseException as error:
+        with named(path):  # a full disk can refuse even the removal; the first error is the one to tell
+            temporary.unlink(missing_ok=True)
+        if translated := os_error(error, path):
+            raise translated from error
+        raise
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder to fill; afterwards `path` is that folder, whole, even after a power cut.
+
+    A folder that is there is replaced after the new one is on disk. A failure inside leaves it and removes the
+    temporary one.
+    """
+    temporary, old = temporary_name(path), path.with_name(f".{path.name}.old")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        sync_files(temporary.rglob("*"))
+        _sync(temporary)
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            path.rename(old)
+        temporary.rename(path)
+        _sync(path.parent)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if translated := os_error(error, path):
+            raise translated from error
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def temporary_name(path: Path) -> Path:
+    """The name under which `path` is written first. It is always the same, so that the next start overwrites it."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+def sync_files(paths: Iterable[Path]) -> None:
+    """Put the content of these files, and the names in these folders, on disk."""
+    for path in paths:
+        if not path.is_symlink():
+            _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str, *, sync: bool = True) -> None:
+    """Write a small file so that it is either the old one or the whole new one."""
+    with atomic_write(path, sync=sync) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Mapping[str, Any], *, sealed: bool = False, sync: bool = True) -> None:
+    """Write a JSON object; `sealed`: with a SHA-256 of the rest, which `read_json(sealed=True)` checks."""
+    content = {**content, _SEAL: _digest_of(content)} if sealed else content
+    write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n", sync=sync)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a log or a table of rows; a full disk is told with the file's name."""
+    with named(path), path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Let an error of the operating system inside leave with the name of this file."""
+    try:
+        yield
+    except Exception as error:
+        if translated := os_error(error, path):
+            raise translated from error
+        raise
+
+
+def os_error(error: BaseException, path: Path) -> OSError | None:
+    """The operating system's error behind `error`, with a file name; None if it has one, or is of another kind.
+
+    safetensors reports a full disk as "... (os error 28)" in an exception of its own, NumPy's `tofile` as an OSError
+    without a number, and Python's own file objects without the name of the file.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return None if error.filename is not None else OSError(error.errno, error.strerror, str(path))
+    if found := re.search(r"\(os error (\d+)\)", str(error)):
+        number = int(found[1])
+        return OSError(number, os.strerror(number), str(path))
+    if isinstance(error, OSError) and re.search(r"\d+ requested and \d+ written", str(error)):
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    return None
+
+
+# --------------------------------------------------------------------------------------------------------- reading
+
+
+def read_json(path: Path, *, cure: str, sealed: bool = False) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Args:
+        path: the file.
+        cure: what a person should do if it is missing or damaged, as the end of the message.
+        sealed: it was written with `sealed`; a changed byte is noticed.
+
+    Raises:
+        InputError: missing, unreadable, no JSON object, or not what was written.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_JSON_BYTES:
+            raise InputError(f"{path} has {size} bytes, expected at most {MAX_JSON_BYTES}; {cure}")
+        content = json.loads(path.read_bytes().decode("utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing; {cure}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); {cure}") from error
+    except (ValueError, RecursionError) as error:  # no UTF-8 and no JSON are both ValueErrors
+        what = "nested too deep" if isinstance(error, RecursionError) else f"no valid JSON ({error})"
+        raise InputError(f"{path} is damaged: {what}; {cure}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is damaged: it holds no JSON object; {cure}")
+    if sealed:
+        seal = content.pop(_SEAL, None)
+        if seal != _digest_of(content):
+            raise InputError(f"{path} is damaged: its content is not what was written (SHA-256 differs); {cure}")
+    return content
+
+
+def _digest_of(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+# -------------------------------------------------------------------------------------------------------- manifest
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_manifest(folder: Path) -> None:
+    """Write `manifest.json`: the SHA-256 of every file that lies in `folder` (sub-folders included) now."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    write_json(folder / MANIFEST, {"sha256": {p.relative_to(folder).as_posix(): sha256_of(p) for p in files}})
+
+
+def verify(folder: Path, *, cure: str, names: Iterable[str] | None = None) -> bool:
+    """Compare files with the folder's manifest; False where the folder has none.
+
+    Args:
+        folder: holds `manifest.json`.
+        cure: the end of the message, as in `read_json`.
+        names: files that have to be listed and right; None: all that are listed.
+
+    Raises:
+        InputError: a file is missing, unlisted or not what was written, or the manifest itself is damaged.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return False
+    listed = read_json(path, cure=cure).get("sha256")
+    if not isinstance(listed, dict):
+        raise InputError(f'{path} is damaged: it lacks "sha256"; {cure}')
+    for name in sorted(listed) if names is None else names:
+        if name not in listed:
+            raise InputError(f"{path} does not list {name}; {cure}")
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise InputError(f"{path} lists {name!r}, which lies outside the folder; {cure}")
+        file = folder / name
+        try:
+            found = sha256_of(file)
+        except OSError as error:
+            raise InputError(f"{file} cannot be read ({error.strerror}); {cure}") from error
+        if found != listed[name]:
+            raise InputError(
+                f"{file} is damaged: its SHA-256 begins with {found[:8]}, {path.name} says {str(listed[name])[:8]}; "
+                f"{cure}"
+            )
+    return True
