@@ -101,6 +101,8 @@ class Beginning(NamedTuple):
 
 def imagine(config: Imagine) -> None:
     """Write the video and its json; prints what can be compared."""
+    if Path(config.out).is_dir() or Path(config.out).suffix == ".json":
+        raise InputError(f"out={config.out}: give a name for the video, such as imagined.mp4; its json lies beside it")
     device = config.hardware.torch_device()
     path = Path(config.policy)
     checkpoint = load_checkpoint(path / "policy" if (path / "policy" / "latest").is_file() else path, kind="policy")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import io
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vw2_robot.arrays import read_arrays
 from vw2_robot.commands import commands
 from vw2_robot.contracts import ACTION_DIM, ACTION_NAMES
 from vw2_robot.errors import InputError
@@ -62,21 +62,34 @@ def read_answers(path: Path) -> Answers:
     """The recorded answers of one chain.
 
     Raises:
-        InputError: the file is torn or holds something else.
+        InputError: the file is torn, damaged or holds something else.
     """
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            tokens = file["tokens"] if "tokens" in file.files else None
-            found = Answers(file["actions"], file["subtask"], tokens)
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} holds no recorded answers ({error}); delete it, or run the rollout again") from error
-    looks = len(found.subtask)
-    lengths = [looks, len(found.actions), looks if found.tokens is None else len(found.tokens)]
-    if found.actions.ndim != 3 or found.actions.shape[2] != ACTION_DIM or set(lengths) != {looks} or looks == 0:
-        raise InputError(
-            f"{path}: actions {list(found.actions.shape)} for {looks} looks; expected [looks, H, {ACTION_DIM}]"
+    arrays = read_arrays(path, cure="delete it, or run the rollout again")
+    actions, subtask, tokens = (arrays.get(name) for name in ("actions", "subtask", "tokens"))
+    looks = 0 if subtask is None else subtask.size
+    fits = (
+        actions is not None
+        and subtask is not None
+        and looks > 0
+        and (actions.ndim, len(actions), actions.dtype.kind) == (3, looks, "f")
+        and actions.shape[1] > 0
+        and actions.shape[2] == ACTION_DIM
+        and (subtask.ndim, subtask.dtype.kind) == (1, "i")
+        and np.isfinite(actions).all()
+        and (
+            tokens is None
+            or ((tokens.ndim, len(tokens)) == (3, looks) and tokens.dtype.kind in "iu" and tokens.size > 0)
         )
-    return found
+    )
+    if not fits:
+        shapes = {name: [array.dtype.name, *array.shape] for name, array in arrays.items()}
+        raise InputError(
+            f"{path} holds no recorded answers: expected actions [looks, H, {ACTION_DIM}], subtask [looks] and perhaps "
+            f"tokens [looks, K, N], found {shapes}; delete it, or run the rollout again"
+        )
+    assert actions is not None
+    assert subtask is not None
+    return Answers(actions, subtask, tokens)
 
 
 def executed(answers: Answers, steps: Sequence[int], *, every: int) -> NDArray[np.float64]:

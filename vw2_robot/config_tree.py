@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import dacite
@@ -81,3 +82,13 @@ def differing_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
         keys = sorted({*old, *new})
         return [name for key in keys for name in differing_keys(old.get(key), new.get(key), f"{prefix}{key}.")]
     return [] if old == new else [f"{prefix[:-1]} ({old!r} -> {new!r})"]
+
+
+def one_spelling(value: Any) -> Any:
+    """Nested values with every path that is there in one spelling: `runs/a` and `./runs/a/` are equal."""
+    if isinstance(value, dict):
+        return {key: one_spelling(item) for key, item in value.items()}
+    try:
+        return str(Path(value).resolve()) if isinstance(value, str) and Path(value).exists() else value
+    except (OSError, ValueError):  # too long for a path, or with a NUL in it: then it is none
+        return value

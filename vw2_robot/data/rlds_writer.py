@@ -6,9 +6,7 @@ by `RldsSource`. TensorFlow comes in through `rlds_builder.load_tensorflow`. Int
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +17,7 @@ from numpy.typing import NDArray
 
 from vw2_robot.contracts import ACTION_DIM
 from vw2_robot.errors import InputError
+from vw2_robot.storage import atomic_folder
 
 from .episodes import Demonstration, encode_jpeg
 from .rlds_builder import load_tensorflow
@@ -55,9 +54,7 @@ def write_rlds(
         raise InputError(f"a data set needs a name like vw2_arms and a version like 1.0.0, found {name!r}, {version!r}")
     if out.exists():
         raise InputError(f"{out} exists already; choose another folder or delete it")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
-    try:
+    with atomic_folder(out) as temporary:
         writer: Any = None
         size: tuple[int, ...] | None = None
         for split, demonstrations in episodes.items():
@@ -70,9 +67,6 @@ def write_rlds(
         if writer is None:
             raise InputError(f"no episode to write to {out}")
         writer.close_all()
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _writer(
