@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vw2_robot.checkpoint import write_text
+from vw2_robot.storage import write_text
 
 from .job_queue import read_note
 

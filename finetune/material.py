@@ -11,7 +11,6 @@ import torch
 
 from vw2_robot.data.calvin import CalvinDataset
 from vw2_robot.data.frames import FrameCache
-from vw2_robot.data.labels import write_labels
 from vw2_robot.data.statistics import ActionStatistics
 from vw2_robot.errors import InputError
 from vw2_robot.runs import Run
@@ -42,7 +41,7 @@ class Pictures:
 
 
 def open_material(config: Finetune, start: StartingPoint, run: Run, device: torch.device) -> Material:
-    """Open the data, write labels.json, make the windows and their teacher codes.
+    """Open the data, make the windows and their teacher codes.
 
     Raises:
         InputError: the policy cannot act as often as it shall look, or the data do not fit.
@@ -51,7 +50,6 @@ def open_material(config: Finetune, start: StartingPoint, run: Run, device: torc
     folder = run.path / "frames" if config.data.frames is None else Path(config.data.frames)
     seen = _pictures(CalvinDataset(config.data.path, config.data.split), start, folder)
     split = _split(config, seen)
-    write_labels(run.path / "labels.json", split.labels)
     train = _labelled(config, start, seen, split.train, statistics=None)
     other, held = seen, split.validation
     if config.data.validation_split is not None:

@@ -50,9 +50,10 @@ def starting_point(config: Finetune) -> StartingPoint:
         return StartingPoint(policy, dldm, dldm.config.stride, facts)
     network = config.network
     if network.like is not None:
-        found = policy_checkpoint(network.like).config
-        stride = config_from(DLDMConfig, found["dldm"]).stride
-        network = replace(network, policy=config_from(PolicyConfig, found["policy"]), stride=stride)
+        found = policy_checkpoint(network.like)
+        with found.building():
+            stride = config_from(DLDMConfig, found.config["dldm"]).stride
+            network = replace(network, policy=config_from(PolicyConfig, found.config["policy"]), stride=stride)
     policy = LatentPolicy(network.policy, generator=generator(config.seed, 0, stream=STREAM_POLICY))
     return StartingPoint(policy, None, network.stride, {"pretraining": None})
 
@@ -73,8 +74,9 @@ def load_pretrained(path: str) -> tuple[LatentPolicy, DLDM, dict[str, Any]]:
     if checkpoint.config.get("dldm") is None:
         raise InputError(f"{checkpoint.path} has no dLDM, it was trained from scratch; give a pre-trained policy")
     policy = LatentPolicy.of_checkpoint(checkpoint)
-    dldm = DLDM(config_from(DLDMConfig, checkpoint.config["dldm"]))
-    checkpoint.load_into(dldm=dldm)
+    with checkpoint.building():
+        dldm = DLDM(config_from(DLDMConfig, checkpoint.config["dldm"]))
+        checkpoint.load_into(dldm=dldm)
     return policy, dldm, checkpoint.facts
 
 

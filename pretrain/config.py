@@ -7,6 +7,7 @@ trained dLDM.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from vw2_robot.data.clips import Augmentation
 from vw2_robot.data.frames import Aspect, FrameCache, split_episodes
 from vw2_robot.data.open_replay import ReplayConfig
 from vw2_robot.errors import InputError
+from vw2_robot.locks import lock_folder
 from vw2_robot.models.ar_policy import PolicyConfig
 from vw2_robot.models.dldm_config import DLDMConfig
 from vw2_robot.models.vdm import Geometry, VDMConfig
@@ -255,6 +257,16 @@ class Pretrain:
         """The named sections as plain values."""
         tree = config_tree(self)
         return {name: tree[name] for name in sections}
+
+
+def alone(stage: Callable[[Pretrain], None]) -> Callable[[Pretrain], None]:
+    """The stage as a program: as long as it runs, no other one works in this run_dir, whatever its stage."""
+
+    def owner(config: Pretrain) -> None:
+        with lock_folder(Path(config.run_dir), what="pre-training"):
+            stage(config)
+
+    return owner
 
 
 def finished_stage(config: Pretrain, stage: Literal["vdm", "dldm"]) -> Path:

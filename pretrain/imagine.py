@@ -106,8 +106,9 @@ def imagine(config: Imagine) -> None:
     checkpoint = load_checkpoint(path / "policy" if (path / "policy" / "latest").is_file() else path, kind="policy")
     if checkpoint.config.get("dldm") is None:
         raise InputError(f"{checkpoint.path} has no dLDM, it was trained from scratch; give a pre-trained policy")
-    dldm = DLDM(config_from(DLDMConfig, checkpoint.config["dldm"]))
-    checkpoint.load_into(dldm=dldm)
+    with checkpoint.building():
+        dldm = DLDM(config_from(DLDMConfig, checkpoint.config["dldm"]))
+        checkpoint.load_into(dldm=dldm)
     dldm = dldm.to(device).eval()
     begin = _beginning(config, dldm)
     policy = LatentPolicy.of_checkpoint(checkpoint).to(device).eval()
@@ -212,19 +213,20 @@ def _renderer(config: Imagine, dldm: DLDM, device: torch.device) -> Renderer:
         )
     if checkpoint.facts.get("vdm") is None:
         raise InputError(f"{checkpoint.path} was trained without a VDM, so nothing can be rendered; leave out vdm")
-    codec_config = config_from(CodecConfig, checkpoint.facts["codec"])
-    codec = build_codec(codec_config)
     size = dldm.config
-    geometry = Geometry(
-        channels=codec_config.channels,
-        steps=size.steps,
-        height=size.height // codec_config.block,
-        width=size.width // codec_config.block,
-        queries=size.queries,
-        digits=len(size.fsq_levels),
-    )
-    vdm = VDM(config_from(VDMConfig, checkpoint.facts["vdm"]), geometry)
-    checkpoint.load_into(vdm=vdm, codec=codec)
+    with checkpoint.building():
+        codec_config = config_from(CodecConfig, checkpoint.fact("codec"))
+        codec = build_codec(codec_config)
+        geometry = Geometry(
+            channels=codec_config.channels,
+            steps=size.steps,
+            height=size.height // codec_config.block,
+            width=size.width // codec_config.block,
+            queries=size.queries,
+            digits=len(size.fsq_levels),
+        )
+        vdm = VDM(config_from(VDMConfig, checkpoint.facts["vdm"]), geometry)
+        checkpoint.load_into(vdm=vdm, codec=codec)
     return Renderer(vdm.to(device).eval(), codec.to(device).eval(), config.grayscale_hint, config.sample_steps)
 
 

@@ -23,9 +23,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 
-from vw2_robot.checkpoint import load_checkpoint, resolve, write_text
+from vw2_robot.checkpoint import load_checkpoint, resolve
 from vw2_robot.cli import program
 from vw2_robot.config_tree import config_from
 from vw2_robot.errors import InputError
@@ -33,6 +32,7 @@ from vw2_robot.models.dldm import DLDM
 from vw2_robot.models.dldm_config import DLDMConfig
 from vw2_robot.probes import Split
 from vw2_robot.runs import Hardware
+from vw2_robot.storage import read_yaml, write_text
 
 from .action_probe import fit_code_probe, probe_actions, split_sets
 from .latent_map import code_use, latent_map, moving_rows, nearest_steps
@@ -101,8 +101,9 @@ def probe_latents(config: ProbeLatents) -> dict[str, Any]:
     """
     device = config.hardware.torch_device()
     checkpoint = load_checkpoint(config.dldm, kind="dldm")
-    dldm = DLDM(config_from(DLDMConfig, checkpoint.config))
-    checkpoint.load_into(dldm=dldm)
+    with checkpoint.building():
+        dldm = DLDM(config_from(DLDMConfig, checkpoint.config))
+        checkpoint.load_into(dldm=dldm)
     dldm = dldm.to(device).eval()
     sets = open_sets(
         config.labelled,
@@ -136,11 +137,13 @@ def probe_latents(config: ProbeLatents) -> dict[str, Any]:
 
 def trained_hz(dldm: str) -> float | None:
     """`data.target_hz` of the run that the dLDM comes from; None where its configuration is not there."""
-    folder = resolve(dldm).parent.parent
-    if not (folder / "config.yaml").is_file():
+    file = resolve(dldm).parent.parent / "config.yaml"
+    if not file.is_file():
         return None
-    tree = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    rate = (tree.get("data") or {}).get("target_hz")
+    data = read_yaml(file, cure="restore it, or give target_hz").get("data")
+    rate = data.get("target_hz") if isinstance(data, dict) else None
+    if not isinstance(rate, int | float | None):
+        raise InputError(f"{file}: data.target_hz must be a number, found {rate!r}; restore it, or give target_hz")
     return None if rate is None else float(rate)
 
 

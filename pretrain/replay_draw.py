@@ -14,11 +14,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from vw2_robot.checkpoint import write_text
 from vw2_robot.cli import program
 from vw2_robot.data.replay import ReplayWindow, decode
 from vw2_robot.data.reverb_reader import ReverbReader
 from vw2_robot.runs import mark, read_mark
+from vw2_robot.storage import write_text
 
 
 @dataclass(frozen=True)

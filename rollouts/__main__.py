@@ -18,13 +18,13 @@ from typing import Any
 
 import yaml
 
-from vw2_robot.checkpoint import write_text
 from vw2_robot.cli import program
 from vw2_robot.commands import replan_interval
 from vw2_robot.config_tree import config_tree, differing_keys
 from vw2_robot.contracts import Benchmark, EvalSequence, Policy
 from vw2_robot.errors import InputError, require
 from vw2_robot.runs import mark, read_mark
+from vw2_robot.storage import write_text
 
 from . import results
 from .compare import RunningRace, compare, lines

@@ -18,11 +18,11 @@ from typing import Any
 
 import yaml
 
-from vw2_robot.checkpoint import write_text
 from vw2_robot.cli import program
 from vw2_robot.config_tree import differing_keys
 from vw2_robot.errors import InputError
 from vw2_robot.runs import mark, read_mark
+from vw2_robot.storage import write_text
 
 from . import results
 from .evaluate import Row

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from vw2_robot import __version__
-from vw2_robot.checkpoint import write_text
 from vw2_robot.cli import program
 from vw2_robot.errors import require
+from vw2_robot.storage import write_text
 
 from .bars import length_bars, longest, never_reached, place_groups, success_groups, task_groups
 from .curves import code_usage_panel, training_panels

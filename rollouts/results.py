@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from vw2_robot.checkpoint import write_text
 from vw2_robot.errors import InputError
+from vw2_robot.storage import write_text
 
 from .evaluate import Row
 from .statistics import mean_interval, wilson_interval

@@ -16,6 +16,7 @@ transformers; no TensorFlow, simulator, Hydra or diffusers.
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from vw2_robot import __version__
-from vw2_robot.checkpoint import Checkpoint, load_checkpoint, weights_digest
+from vw2_robot.checkpoint import CURE, Checkpoint, load_checkpoint, weights_digest
 from vw2_robot.chunks import Ensemble
 from vw2_robot.config_tree import config_from
 from vw2_robot.contracts import ACTION_DIM, ACTION_NAMES, GRIPPER_INDEX, Observation, PolicyOutput
@@ -103,6 +104,7 @@ class VW2Agent:
         replan_every: int | None = None,
         temporal_ensemble: float | Literal["stored", "off"] = "stored",
         temperature: float = 0.0,
+        verify: bool = True,
     ) -> VW2Agent:
         """Load a fine-tuned policy.
 
@@ -114,12 +116,13 @@ class VW2Agent:
             temporal_ensemble: average the chunks that overlap in time, each weighted by exp(-decay * number of chunks
                 since the oldest); the decay, "off", or as stored in training.
             temperature: 0 decodes latent tokens greedily; above, they are drawn, from the seed given to `reset`.
+            verify: compare every file with the checkpoint's manifest first.
 
         Raises:
-            InputError: not a checkpoint, another format version, a policy without an action head, or statistics of
-                actions that are not CALVIN's relative ones.
+            InputError: not a checkpoint, a damaged one, another format version, a policy without an action head, or
+                statistics of actions that are not CALVIN's relative ones.
         """
-        checkpoint = load_checkpoint(_local_folder(folder_or_hub_id), kind="policy")
+        checkpoint = load_checkpoint(_local_folder(folder_or_hub_id), kind="policy", verify=verify)
         if checkpoint.config.get("head") is None:
             raise InputError(
                 f"{checkpoint.path} was pre-trained on latent tokens only and has no action head; run vw2-finetune "
@@ -128,14 +131,16 @@ class VW2Agent:
         _check_complete(checkpoint)
         config = checkpoint.config
         policy = LatentPolicy.of_checkpoint(checkpoint)
-        head = ActionHead(
-            config_from(ActionHeadConfig, config["head"]),
-            width=policy.backbone.width,
-            queries=policy.config.queries,
-            stride=_stride(config),
-        )
-        checkpoint.load_into(head=head)
-        statistics = ActionStatistics.from_json(_only(checkpoint.files["stats"], checkpoint.path))
+        with checkpoint.building():
+            head = ActionHead(
+                config_from(ActionHeadConfig, config["head"]),
+                width=policy.backbone.width,
+                queries=policy.config.queries,
+                stride=_stride(config),
+            )
+            checkpoint.load_into(head=head)
+        _check_steps(checkpoint, policy)
+        statistics = _statistics(checkpoint)
         _check_range(statistics, checkpoint.path)
         stored = config.get("temporal_ensemble")
         return cls(
@@ -247,8 +252,44 @@ def _check_complete(checkpoint: Checkpoint) -> None:
     lacks += [key for key in ("control_hz", "label_fraction") if key not in checkpoint.facts]
     if lacks:
         raise InputError(f"{checkpoint.path}/config.json lacks {', '.join(lacks)}; run vw2-finetune again")
+    config, facts = checkpoint.config, checkpoint.facts
+    for key, value, right in (
+        ("latent_steps", config["latent_steps"], _is_count(config["latent_steps"])),
+        ("replan_every", config["replan_every"], _is_count(config["replan_every"])),
+        ("stride", config.get("stride", 1), _is_count(config.get("stride", 1))),
+        ("codes", config.get("codes", "own"), config.get("codes", "own") in ("own", "none")),
+        ("temporal_ensemble", config.get("temporal_ensemble"), _is_number(config.get("temporal_ensemble", 0.0) or 0.0)),
+        ("control_hz", facts["control_hz"], _is_number(facts["control_hz"])),
+        ("label_fraction", facts["label_fraction"], _is_number(facts["label_fraction"])),
+    ):
+        if not right:
+            raise InputError(f"{checkpoint.path}/config.json: {key}={value!r} is not what training writes; {CURE}")
     if "stats" not in checkpoint.files:
         raise InputError(f"{checkpoint.path}/stats.json is missing; the checkpoint is incomplete, copy it again")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_steps(checkpoint: Checkpoint, policy: LatentPolicy) -> None:
+    """As many latent tokens as the language model has positions for, before a look tries to hold them."""
+    tokens, most = checkpoint.config["latent_steps"] * policy.config.queries, policy.backbone.most_positions
+    if most is not None and tokens >= most:
+        raise InputError(
+            f"{checkpoint.path}/config.json: {tokens} latent tokens, the language model has {most} positions; {CURE}"
+        )
+
+
+def _statistics(checkpoint: Checkpoint) -> ActionStatistics:
+    try:
+        return ActionStatistics.from_json(_only(checkpoint.files["stats"], checkpoint.path))
+    except (InputError, OverflowError) as error:
+        raise InputError(f"{checkpoint.path}/stats.json: {error}; {CURE}") from error
 
 
 def _stride(config: Mapping[str, Any]) -> int:
@@ -278,6 +319,8 @@ def _only(statistics: dict[str, Any], path: Path) -> dict[str, Any]:
     if len(statistics) != 1:
         raise InputError(f"{path}/stats.json holds statistics of {sorted(statistics)}; expected exactly one embodiment")
     content: dict[str, Any] = next(iter(statistics.values()))
+    if not isinstance(content, dict):
+        raise InputError(f"{path}/stats.json holds no statistics; {CURE}")
     return content
 
 

@@ -14,6 +14,8 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 from weakref import WeakValueDictionary
@@ -27,16 +29,26 @@ _HELD: WeakValueDictionary[tuple[int, str], FolderLock] = WeakValueDictionary()
 class FolderLock:
     """A lock that is held. It is given back by `release`, or when the last reference or the process goes."""
 
-    def __init__(self, file: IO[str], path: Path) -> None:
-        self._file, self._path, self._owner = file, path, os.getpid()
+    def __init__(self, file: IO[str], path: Path, made: Sequence[Path]) -> None:
+        self._file, self._path, self._made, self._owner = file, path, made, os.getpid()
 
     def release(self) -> None:
-        """Give the lock back and remove its file; calling it twice does no harm."""
-        if not self._file.closed:
+        """Give the lock back, remove its file, and the folders made for it that stayed empty.
+
+        Calling it twice does no harm.
+        """
+        if self._file.closed:
+            return
+        try:
             # The name goes while the lock is still held: whoever has opened the old file meanwhile notices (`_is_at`).
             # A forked child that lets go of its copy leaves file and lock to the parent.
             if self._owner == os.getpid() and _is_at(self._file, self._path):
                 self._path.unlink()
+                for folder in self._made:
+                    folder.rmdir()
+        except OSError:  # not empty, or the disk has gone: nothing that a second start would stumble over
+            pass
+        finally:
             self._file.close()
 
     def __enter__(self) -> FolderLock:
@@ -65,9 +77,13 @@ def lock_folder(folder: Path, *, what: str, beside: bool = False) -> FolderLock:
     key = (os.getpid(), str(path))
     if (held := _HELD.get(key)) is not None and not held._file.closed:
         return held
-    path.parent.mkdir(parents=True, exist_ok=True)
+    made = [parent for parent in path.parents if not parent.exists()]
     while True:
-        file = path.open("a+", encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = path.open("a+", encoding="utf-8")
+        except FileNotFoundError:  # whoever gave the lock back took the empty folder with it
+            continue
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -85,12 +101,18 @@ def lock_folder(folder: Path, *, what: str, beside: bool = False) -> FolderLock:
         if _is_at(file, path):
             break
         file.close()  # given back, and its name removed, between opening and locking: take the new one
-    file.truncate(0)
+    lock = FolderLock(file, path, made)
     now = time.strftime("%Y-%m-%d %H:%M:%S")
     facts: dict[str, Any] = {"what": what, "pid": os.getpid(), "host": socket.gethostname(), "since": now}
-    file.write(json.dumps({**facts, "command": " ".join(sys.argv)[:500]}) + "\n")
-    file.flush()
-    _HELD[key] = lock = FolderLock(file, path)
+    try:
+        file.truncate(0)
+        file.write(json.dumps({**facts, "command": " ".join(sys.argv)[:500]}) + "\n")
+        file.flush()
+    except OSError as error:
+        with suppress(OSError):  # what could not be written is tried again when the file is closed
+            lock.release()
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    _HELD[key] = lock
     return lock
 
 

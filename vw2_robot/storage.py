@@ -2,6 +2,7 @@
 
     atomic_write, atomic_folder   temporary name, flush, fsync of file and folder, rename
     write_json, read_json         small JSON objects; with `sealed` they carry a SHA-256 of their own content
+    write_yaml, read_yaml         configurations, with a SHA-256 in their last line
     write_manifest, verify        SHA-256 of every file of a folder, in its `manifest.json`
 
 Every place of the package that leaves something behind for a later start goes through here. What cannot be written
@@ -18,16 +19,20 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from vw2_robot.errors import InputError
 
 MANIFEST = "manifest.json"
 _SEAL = "sha256_of_the_rest"
-# No JSON file of ours comes near; a stranger's may not fill the memory.
+_YAML_SEAL = "# sha256 of the lines above: "
+# No JSON file of ours comes near; a stranger's may not fill the memory. YAML is read a hundred times as slowly.
 MAX_JSON_BYTES = 256 * 2**20
+MAX_YAML_BYTES = 2**20
 
 # --------------------------------------------------------------------------------------------------------- writing
 
@@ -55,7 +60,7 @@ def atomic_write(path: Path, *, sync: bool = True) -> Iterator[Path]:
         if sync:
             _sync(path.parent)
     except BaseException as error:
-        with named(path):  # a full disk can refuse even the removal; the first error is the one to tell
+        with suppress(OSError):  # the first error is the one to tell
             temporary.unlink(missing_ok=True)
         if translated := os_error(error, path):
             raise translated from error
@@ -82,6 +87,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         temporary.rename(path)
         _sync(path.parent)
     except BaseException as error:
+        if old.is_dir() and not path.exists():
+            old.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
         if translated := os_error(error, path):
             raise translated from error
@@ -105,6 +112,9 @@ def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot sync a folder
+            raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         os.close(descriptor)
 
@@ -117,8 +127,16 @@ def write_text(path: Path, text: str, *, sync: bool = True) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any], *, sealed: bool = False, sync: bool = True) -> None:
     """Write a JSON object; `sealed`: with a SHA-256 of the rest, which `read_json(sealed=True)` checks."""
-    content = {**content, _SEAL: _digest_of(content)} if sealed else content
+    if sealed:
+        content = json.loads(json.dumps(content))  # as it will be read: keys are strings then, and sorted as such
+        content = {**content, _SEAL: _digest_of(content)}
     write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n", sync=sync)
+
+
+def write_yaml(path: Path, content: Mapping[str, Any], *, note: str = "") -> None:
+    """Write a configuration; `note` becomes a comment, and the last line is a SHA-256 that `read_yaml` checks."""
+    text = yaml.safe_dump(dict(content), sort_keys=False) + (f"# {note}\n" if note else "")
+    write_text(path, f"{text}{_YAML_SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n")
 
 
 def append_line(path: Path, line: str) -> None:
@@ -163,30 +181,65 @@ def read_json(path: Path, *, cure: str, sealed: bool = False) -> dict[str, Any]:
     Args:
         path: the file.
         cure: what a person should do if it is missing or damaged, as the end of the message.
-        sealed: it was written with `sealed`; a changed byte is noticed.
+        sealed: it must have been written with `sealed`. A seal that is there is checked in any case.
 
     Raises:
         InputError: missing, unreadable, no JSON object, or not what was written.
     """
+    text = read_text(path, cure=cure, most=MAX_JSON_BYTES)
     try:
-        size = path.stat().st_size
-        if size > MAX_JSON_BYTES:
-            raise InputError(f"{path} has {size} bytes, expected at most {MAX_JSON_BYTES}; {cure}")
-        content = json.loads(path.read_bytes().decode("utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing; {cure}") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); {cure}") from error
-    except (ValueError, RecursionError) as error:  # no UTF-8 and no JSON are both ValueErrors
+        content = json.loads(text)
+        seal = content.pop(_SEAL, None) if isinstance(content, dict) else None
+        whole = seal == _digest_of(content) if seal is not None or sealed else True
+    except (ValueError, RecursionError) as error:
         what = "nested too deep" if isinstance(error, RecursionError) else f"no valid JSON ({error})"
         raise InputError(f"{path} is damaged: {what}; {cure}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} is damaged: it holds no JSON object; {cure}")
-    if sealed:
-        seal = content.pop(_SEAL, None)
-        if seal != _digest_of(content):
-            raise InputError(f"{path} is damaged: its content is not what was written (SHA-256 differs); {cure}")
+    if not whole:
+        raise InputError(f"{path} is damaged: its content is not what was written (SHA-256 differs); {cure}")
     return content
+
+
+def read_yaml(path: Path, *, cure: str) -> dict[str, Any]:
+    """The mapping in a YAML file; its seal is checked where it has one (a person's own file has none).
+
+    Raises:
+        InputError: missing, unreadable, no mapping, or not what was written.
+    """
+    text = read_text(path, cure=cure, most=MAX_YAML_BYTES)
+    body, found, digest = text.rpartition(_YAML_SEAL)
+    if found and digest.strip() != hashlib.sha256(body.encode()).hexdigest():
+        raise InputError(f"{path} is damaged: its content is not what was written (SHA-256 differs); {cure}")
+    try:
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: the 30th of February
+        what = "nested too deep" if isinstance(error, RecursionError) else f"no valid YAML ({error})"
+        raise InputError(f"{path} is damaged: {' '.join(what.split())}; {cure}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is damaged: it holds no keys and values; {cure}")
+    return content
+
+
+def read_text(path: Path, *, cure: str, most: int = MAX_YAML_BYTES) -> str:
+    """The text in a file of at most `most` bytes.
+
+    Raises:
+        InputError: missing, unreadable, too long, or not UTF-8.
+    """
+    try:
+        if not path.is_file() and path.exists():
+            raise InputError(f"{path} is no file; {cure}")  # opening a pipe would wait for ever
+        size = path.stat().st_size
+        if size > most:
+            raise InputError(f"{path} has {size} bytes, expected at most {most}; {cure}")
+        return path.read_bytes().decode("utf-8")
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing; {cure}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); {cure}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is damaged: it is not UTF-8; {cure}") from error
 
 
 def _digest_of(content: Mapping[str, Any]) -> str:
@@ -198,6 +251,8 @@ def _digest_of(content: Mapping[str, Any]) -> str:
 
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's bytes, read in pieces."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))  # a pipe or /dev/zero would have no end
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
@@ -236,8 +291,8 @@ def verify(folder: Path, *, cure: str, names: Iterable[str] | None = None) -> bo
         file = folder / name
         try:
             found = sha256_of(file)
-        except OSError as error:
-            raise InputError(f"{file} cannot be read ({error.strerror}); {cure}") from error
+        except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+            raise InputError(f"{file} cannot be read ({getattr(error, 'strerror', error)}); {cure}") from error
         if found != listed[name]:
             raise InputError(
                 f"{file} is damaged: its SHA-256 begins with {found[:8]}, {path.name} says {str(listed[name])[:8]}; "

@@ -21,7 +21,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from vw2_robot.checkpoint import Checkpoint
+from vw2_robot.checkpoint import CURE, Checkpoint
 from vw2_robot.config_tree import config_from
 from vw2_robot.errors import InputError
 
@@ -33,6 +33,8 @@ from .fsq import FSQ
 from .image_tokens import NORM_GROUPS, DiscreteTokens, FeatureTokens, PixelTokens
 
 __all__ = ["Decoded", "Decoding", "LatentPolicy", "PolicyConfig", "Prompt", "Sampling"]
+
+MAX_IMAGE_PX = 4096
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class PolicyConfig:
     """the loss compares latent tokens with one another; false: with the whole vocabulary"""
 
     def __post_init__(self) -> None:
+        if not 1 <= self.image_px <= MAX_IMAGE_PX:
+            raise ValueError(f"policy.image_px must lie in 1..{MAX_IMAGE_PX}, found {self.image_px}")
         smallest = self.image_block * 2 ** len(self.image_widths)
         if self.image == "pixels" and (self.image_block < 1 or self.image_px % smallest):
             raise ValueError(
@@ -137,17 +141,32 @@ class LatentPolicy(nn.Module):
         All of it can be trained, whatever was kept frozen before.
 
         Raises:
-            InputError: the weights do not fit the configuration.
+            InputError: the weights do not fit the configuration, or a language model of others is not described.
         """
+        with checkpoint.building():
+            return cls._of_checkpoint(checkpoint)
+
+    @classmethod
+    def _of_checkpoint(cls, checkpoint: Checkpoint) -> LatentPolicy:
         config = config_from(PolicyConfig, checkpoint.config["policy"])
+        description = checkpoint.files.get("backbone")
+        if config.backbone.weights is not None and not description:
+            # A checkpoint describes what it needs. To open what it names would be to run what a stranger wrote.
+            raise InputError(
+                f"{checkpoint.path}/backbone.json is missing, and nothing is loaded from {config.backbone.weights!r} "
+                f"instead; {CURE}"
+            )
         if config.backbone.train == "freeze_base":
             config = replace(config, backbone=replace(config.backbone, train="full"))
         dldm = None
         if config.image == "features" and checkpoint.config.get("dldm") is not None:
             dldm = DLDM(config_from(DLDMConfig, checkpoint.config["dldm"]))
         generator = torch.Generator().manual_seed(0)  # every weight is replaced
-        policy = cls(config, generator=generator, dldm=dldm, description=checkpoint.files.get("backbone"))
+        policy = cls(config, generator=generator, dldm=dldm, description=description)
         checkpoint.load_into(policy=policy)
+        vocabulary, stored = policy.backbone.vocabulary.to_json(), checkpoint.files.get("tokens", {})
+        if wrong := sorted(key for key, value in stored.items() if vocabulary.get(key) != value):
+            raise InputError(f"{checkpoint.path}/tokens.json describes another vocabulary ({', '.join(wrong)}); {CURE}")
         if config.backbone.train == "lora":
             policy.backbone.merge_adapters()
             policy.config = replace(config, backbone=replace(config.backbone, train="full"))

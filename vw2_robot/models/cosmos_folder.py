@@ -11,7 +11,6 @@ have the size that the configuration describes, so that a checkpoint alone can r
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 from torch import nn
 
 from vw2_robot.errors import InputError
+from vw2_robot.storage import atomic_folder
 
 from .cosmos import build_scheduler, plain_state
 
@@ -90,20 +90,14 @@ def save_weights(
     `options` replace entries of the configuration that is written. Adapters go into the weights with `merged`; else
     the weights are the untouched ones and the adapters lie beside them as stock `load_lora_adapter` reads them.
     """
-    folder = Path(path) / part
-    temporary = folder.with_name(f".{part}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     kind: Any = type(module)
     with torch.device("meta"):
         stock = kind.from_config({**module.config, **(options or {})})  # type: ignore[dict-item]
     stock.load_state_dict(plain_state(module, merged=merged), assign=True)
-    stock.save_pretrained(str(temporary))
-    if not merged and hasattr(module, "peft_config"):
-        module.save_lora_adapter(str(temporary))  # type: ignore[operator]
-    if folder.exists():
-        shutil.rmtree(folder)
-    temporary.rename(folder)
+    with atomic_folder(Path(path) / part) as folder:
+        stock.save_pretrained(str(folder))
+        if not merged and hasattr(module, "peft_config"):
+            module.save_lora_adapter(str(folder))  # type: ignore[operator]
 
 
 def save_scheduler(path: str | Path) -> None:
@@ -112,4 +106,5 @@ def save_scheduler(path: str | Path) -> None:
     scheduler.register_to_config(
         sigma_max=80.0, sigma_min=0.002, sigma_data=1.0, use_karras_sigmas=True, final_sigmas_type="sigma_min"
     )
-    scheduler.save_pretrained(str(Path(path) / "scheduler"))
+    with atomic_folder(Path(path) / "scheduler") as folder:
+        scheduler.save_pretrained(str(folder))
