@@ -23,16 +23,17 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from vw2_robot.checkpoint import load_checkpoint, write_text
+from vw2_robot.checkpoint import load_checkpoint
 from vw2_robot.cli import program
 from vw2_robot.config_tree import differing_keys
 from vw2_robot.data.clips import effective_hz, make_windows
 from vw2_robot.data.frames import FrameCache
 from vw2_robot.data.latents import LatentWindows, finish, missing_shards, read_shards, write_shard
 from vw2_robot.errors import InputError
+from vw2_robot.locks import lock_folder
 from vw2_robot.models.dldm import DLDM
 from vw2_robot.pixels import to_model_range
-from vw2_robot.runs import mark, read_mark
+from vw2_robot.storage import read_json, write_json, write_text
 
 from .config import Pretrain, finished_stage, open_frames
 from .train_dldm import encoder_hash
@@ -47,13 +48,18 @@ def extract_latents(config: Pretrain) -> None:
     _check_plan(folder, asked)
     if (folder / "index.json").is_file():
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    with lock_folder(folder, what="extracting latents"):
+        _extract(config, folder, asked)
+
+
+def _extract(config: Pretrain, folder: Path, asked: dict[str, object]) -> None:
+    """Write the shards that are missing, then the index."""
     frames = open_frames(config)
     dldm, checkpoint = _teacher(config)
     identity = {"encoder_hash": encoder_hash(dldm), "frames_digest": frames.digest}
     plan = identity | asked | {"episodes_per_shard": EPISODES_PER_SHARD}
     _check_plan(folder, plan)
-    mark(folder / "plan.json", plan)
+    write_json(folder / "plan.json", plan)
     shards = [
         range(first, min(first + EPISODES_PER_SHARD, len(frames.episodes)))
         for first in range(0, len(frames.episodes), EPISODES_PER_SHARD)
@@ -63,8 +69,9 @@ def extract_latents(config: Pretrain) -> None:
         for _ in _write_shards(Encoder(config, dldm, frames), checkpoint, {n: shards[n] for n in missing}):
             bar.update()
     windows = read_shards(folder, len(shards))
-    finish(folder, shards=len(shards), facts=identity | _facts(config, frames, windows))
-    _say(folder, read_mark(folder / "index.json") or {})
+    facts = _facts(config, frames, windows)
+    finish(folder, shards=len(shards), facts=identity | facts)
+    _say(folder, facts)
 
 
 def _teacher(config: Pretrain) -> tuple[DLDM, Path]:
@@ -114,6 +121,10 @@ def _write_shards(encoder: Encoder, checkpoint: Path, missing: dict[int, range])
             "a process that encodes latents died; finished shards are kept. Often this is memory: start again with "
             f"fewer than workers={workers}"
         ) from None
+    except KeyboardInterrupt:  # a shard may take minutes, and comes whole or not at all
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -162,7 +173,8 @@ def _say(folder: Path, facts: dict[str, object]) -> None:
 
 def _check_plan(folder: Path, plan: dict[str, object]) -> None:
     """A cache may only be continued, or taken for finished, with the plan it was begun with."""
-    old = read_mark(folder / "plan.json")
+    path = folder / "plan.json"
+    old = read_json(path, cure=f"delete {folder} and extract again") if path.is_file() else None
     if old is not None and (names := differing_keys({key: old.get(key) for key in plan}, plan)):
         raise InputError(
             f"{folder} holds another latent cache; these keys differ: {', '.join(names)}. "

@@ -157,13 +157,14 @@ def os_error(error: BaseException, path: Path) -> OSError | None:
 # --------------------------------------------------------------------------------------------------------- reading
 
 
-def read_json(path: Path, *, cure: str, sealed: bool = False) -> dict[str, Any]:
+def read_json(path: Path, *, cure: str, sealed: bool | None = False) -> dict[str, Any]:
     """The JSON object in a file.
 
     Args:
         path: the file.
         cure: what a person should do if it is missing or damaged, as the end of the message.
-        sealed: it was written with `sealed`; a changed byte is noticed.
+        sealed: it was written with `sealed`; a changed byte is noticed. None: looked at where there is a seal, for
+            files that older versions wrote without.
 
     Raises:
         InputError: missing, unreadable, no JSON object, or not what was written.
@@ -182,7 +183,7 @@ def read_json(path: Path, *, cure: str, sealed: bool = False) -> dict[str, Any]:
         raise InputError(f"{path} is damaged: {what}; {cure}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} is damaged: it holds no JSON object; {cure}")
-    if sealed:
+    if sealed or (sealed is None and _SEAL in content):
         seal = content.pop(_SEAL, None)
         if seal != _digest_of(content):
             raise InputError(f"{path} is damaged: its content is not what was written (SHA-256 differs); {cure}")
