@@ -25,7 +25,10 @@ from numpy.typing import NDArray
 
 from vw2_robot.contracts import ACTION_NAMES, GRIPPER_INDEX
 from vw2_robot.errors import InputError
+from vw2_robot.locks import lock_folder
+from vw2_robot.storage import atomic_write
 
+from .array_files import read_arrays
 from .calvin import CalvinDataset, CalvinSplit, Trajectory
 from .clips import make_windows
 from .episodes import Episode
@@ -137,14 +140,24 @@ def _read_motion(
 def keep_motion(
     file: Path, read: Callable[[], Mapping[str, NDArray[np.float64]]], *, lengths: Sequence[int]
 ) -> dict[str, list[NDArray[np.float64]]]:
-    """What `read` gives of all episodes in a row, cut into episodes; read once, then kept in `file` (.npz)."""
+    """What `read` gives of all episodes in a row, cut into episodes; read once, then kept in `file` (.npz).
+
+    Raises:
+        InputError: the file is damaged, or of other episodes.
+    """
+    cure = "delete it, and it is made again"
     if not file.is_file():
-        temporary = file.with_name(f".{file.name}.tmp")
-        with temporary.open("wb") as out:
+        with (
+            lock_folder(file.parent, what="reading actions"),
+            atomic_write(file) as temporary,
+            temporary.open("wb") as out,
+        ):
             np.savez(out, **read())
-        temporary.replace(file)
-    with np.load(file, allow_pickle=False) as stored:
-        return {key: np.split(stored[key], np.cumsum(lengths)[:-1]) for key in stored.files}
+    stored = read_arrays(file, cure=cure)
+    for key, values in stored.items():
+        if values.shape[:1] != (sum(lengths),):
+            raise InputError(f"{file}: {key} has shape {values.shape}, expected {sum(lengths)} rows; {cure}")
+    return {key: np.split(values, np.cumsum(lengths)[:-1]) for key, values in stored.items()}
 
 
 def cut_steps(
