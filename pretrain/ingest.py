@@ -104,6 +104,11 @@ def fill_server(config: IngestConfig) -> None:
     plan, stored = config.data.plan(ingest=config.ingest, ingests=config.ingests), 0
     writer = ReverbWriter(config.address, ingest=config.ingest, timeout_s=config.timeout_s)
     try:
+        if writer.ingests != config.ingests:
+            raise InputError(
+                f"ingests={config.ingests}, but the replay server at {config.address} was started for "
+                f"{writer.ingests} ingest processes; give both the same number"
+            )
         with tqdm(desc=f"ingest {config.ingest}", unit="window", disable=None, dynamic_ncols=True) as bar:
 
             def report(_: Progress, windows: int) -> None:

@@ -3,22 +3,29 @@
     vw2-replay-server path=runs/replay ranks=2 ingests=2 frames=9 listen=all
 
 One process on the machine with the most free memory; docs/scaling.md has the commands for two machines. Stopped by
-SIGTERM or Ctrl-C it writes a last checkpoint (unless checkpoint_minutes=0) and started again it goes on from the last.
+SIGTERM or Ctrl-C it writes a last checkpoint (unless checkpoint_minutes=0), as far as that takes seconds, and started
+again it goes on from the last.
 """
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from types import FrameType
+from typing import Literal, NoReturn
 
 from vw2_robot.cli import program
 from vw2_robot.data.reverb_server import ReplayServer
 from vw2_robot.data.reverb_tables import ServerOptions
-from vw2_robot.errors import InputError
+from vw2_robot.errors import InputError, Terminated
+
+# Who is told to stop is gone within 10 s.
+_LAST_CHECKPOINT_S, _STOP_S = 6.0, 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,25 +62,40 @@ def serve(config: ReplayServerConfig) -> None:
             "Reverb can only listen on all interfaces of this machine, without a password. Close port "
             f"{config.port} to everybody but your own machines (docs/scaling.md shows how), then say listen=all"
         )
-    asked_to_stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: asked_to_stop.set())
+        signal.signal(number, _terminate)
     server = ReplayServer(config.options, path=Path(config.path), port=config.port)
     try:
         print(f"replay server on port {config.port}, all interfaces: {_contents(server)}", flush=True)
-        wait_s = config.checkpoint_minutes * 60 if config.checkpoint_minutes else None
-        while not asked_to_stop.wait(wait_s):
-            _checkpoint(server, config)
+        while True:
+            threading.Event().wait(config.checkpoint_minutes * 60 or None)
+            _checkpoint(server, config.checkpoint_timeout_s)
+    except Terminated:
+        print("replay server: told to stop", flush=True)
         if config.checkpoint_minutes:
-            _checkpoint(server, config)
+            _checkpoint(server, min(config.checkpoint_timeout_s, _LAST_CHECKPOINT_S))
     finally:
-        server.stop()
+        ended = server.stop(timeout_s=_STOP_S)
+    print("replay server: stopped", flush=True)
+    if not ended:
+        os._exit(0)
 
 
-def _checkpoint(server: ReplayServer, config: ReplayServerConfig) -> None:
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    for one in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(one, signal.SIG_IGN)  # it is on its way
+    raise Terminated
+
+
+def _checkpoint(server: ReplayServer, timeout_s: float) -> None:
+    """Store the windows, or say why not: the last checkpoint stays, and the server goes on."""
     begin = time.monotonic()
-    where = server.checkpoint(timeout_s=config.checkpoint_timeout_s)
-    print(f"checkpoint {where} in {time.monotonic() - begin:.1f} s: {_contents(server)}", flush=True)
+    try:
+        where = server.checkpoint(timeout_s=timeout_s)
+    except InputError as error:
+        print(f"no checkpoint, the one before stays: {error}", file=sys.stderr, flush=True)
+    else:
+        print(f"checkpoint {where} in {time.monotonic() - begin:.1f} s: {_contents(server)}", flush=True)
 
 
 def _contents(server: ReplayServer) -> str:

@@ -77,10 +77,10 @@ def ingest(
 
 
 def fingerprint(sources: Sequence[tuple[EpisodeSource, float]], plan: IngestPlan) -> str:
-    """Return a hash of everything that decides which windows this process makes."""
+    """Return a hash of everything that decides which windows are made; the same in all processes of one replay."""
     listing = [[s.name, weight, [[part.name, part.episodes] for part in s.parts()]] for s, weight in sources]
     values = {**dataclasses.asdict(plan), "sources": listing}
-    del values["max_bad"]
+    del values["max_bad"], values["ingest"]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -6,6 +6,7 @@ Tables of a server:
     pool                 mode uniform: one for all; sampled with replacement, the oldest goes when it is full
     progress-<ingest>    the last `Progress` of each ingest process, in the same checkpoint as the windows
     session-<number>     always empty: one for each start of the server, so that a client can tell one from the next
+    checkpoint           which of the checkpoints that were asked for is the last that is safe on the server's disk
 
 A window is written by Reverb's structured writer as a pattern over the steps of a padded episode (`window_pattern`), so
 overlapping windows share their frames on the server. The same pattern, given to
@@ -18,12 +19,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -137,18 +140,18 @@ def make_tables(options: ServerOptions, *, session: int) -> list[Any]:
         )
         for name, size in options.tables.items()
     ]
-    progress = [
+    records = [
         reverb.Table(
-            f"progress-{ingest}",
+            name,
             sampler=reverb.selectors.Lifo(),
             remover=reverb.selectors.Fifo(),
             max_size=1,
             rate_limiter=reverb.rate_limiters.MinSize(1),
         )
-        for ingest in range(options.ingests)
+        for name in (*(f"progress-{ingest}" for ingest in range(options.ingests)), "checkpoint")
     ]
     sessions = [reverb.Table.queue(f"session-{number}", max_size=1) for number in range(1, session + 1)]
-    return [*windows, *progress, *sessions]
+    return [*windows, *records, *sessions]
 
 
 def writer_config(offsets: Sequence[int], *, table: str, number: int) -> Any:
@@ -202,6 +205,60 @@ def server_info(client: Any, address: str, timeout_s: float) -> dict[str, Any]:
     except (reverb.errors.ReverbError, RuntimeError) as error:
         raise ReplayTimeout(f"the replay server at {address} does not answer ({error}); is it running?") from error
     return found
+
+
+def session_of(info: dict[str, Any]) -> int:
+    """Return the number of the server's start, from its `server_info`."""
+    return max(int(name.rpartition("-")[2]) for name in info if name.startswith("session-"))
+
+
+def read_record(client: Any, table: str, address: str) -> dict[str, Any]:
+    """Return the JSON object in a table that holds one.
+
+    Raises:
+        ReplayTimeout: the server does not answer.
+    """
+    samples = within(
+        CALL_S, f"reading {table} at {address}", lambda: list(client.sample(table, 1, emit_timesteps=False))
+    )
+    record: dict[str, Any] = json.loads(samples[0].data[0][0])
+    return record
+
+
+def write_record(writer: Any, table: str, record: dict[str, Any]) -> None:
+    """Put a JSON object into a table that holds one, by a trajectory writer that still has to be flushed."""
+    writer.append({"record": json.dumps(record).encode()})
+    writer.create_item(table, 1.0, {"record": writer.history["record"][-1:]})
+
+
+def store_windows(client: Any, address: str, timeout_s: float) -> str:
+    """Let the server store all its tables; return where, once they are safe on its disk.
+
+    Raises:
+        ReplayTimeout: it took longer, or the server ended meanwhile.
+        InputError: the server could not write them.
+    """
+    what, deadline = f"the checkpoint of the replay at {address}", time.monotonic() + timeout_s
+    session = session_of(server_info(client, address, CALL_S))
+    try:
+        asked = Path(within(timeout_s, what, client.checkpoint)).name
+    except ReplayTimeout as error:
+        if isinstance(error.__cause__, (RuntimeError, type(None))):  # the connection broke, or no time is left
+            raise
+        raise InputError(f"{what} cannot be written ({error.__cause__}); see to the disk of the server") from error
+    while True:
+        info = server_info(client, address, CALL_S)
+        if session_of(info) != session:
+            raise ReplayTimeout(f"{what} failed: the server was started again meanwhile")
+        if info["checkpoint"].current_size:
+            record = read_record(client, "checkpoint", address)
+            if record["name"] >= asked:  # Reverb names them by the time
+                if record["error"]:
+                    raise InputError(f"{what} cannot be written ({record['error']}); see to the disk of the server")
+                return str(record["path"])
+        if time.monotonic() > deadline:
+            raise ReplayTimeout(f"{what} took longer than {timeout_s:g} s; is the server running?")
+        time.sleep(0.05)
 
 
 def connect(address: str, *, timeout_s: float) -> Any:

@@ -25,7 +25,18 @@ import numpy as np
 from vw2_robot.errors import InputError
 
 from .replay import CutEpisode, Progress, ReplayTimeout, padded_steps, share_of
-from .reverb_tables import CALL_S, connect, layout_of, load_reverb, reachable, server_info, within, writer_config
+from .reverb_tables import (
+    CALL_S,
+    connect,
+    layout_of,
+    load_reverb,
+    reachable,
+    read_record,
+    server_info,
+    session_of,
+    write_record,
+    writer_config,
+)
 
 
 class ReverbWriter:
@@ -58,16 +69,16 @@ class ReverbWriter:
         self._plan = ""
         self._stored: dict[str, Any] = {}
 
+    @property
+    def ingests(self) -> int:
+        """How many ingest processes the server serves."""
+        return self._layout.ingests
+
     def progress(self, plan: str) -> Progress:
         """See `ReplayWriter.progress`."""
         self._plan = plan
-        self._session, self._commits, size = self._look()
-        record = self._read() if size else None
-        if record is not None and record["plan"] != plan:
-            raise InputError(
-                f"ingest {self._ingest} of the replay server at {self.address} was filled by another plan (sources, "
-                "windows, seed, epochs or number of ingest processes differ); use that plan, or a fresh server folder"
-            )
+        self._session, self._commits = self._look()
+        record = self._records().get(self._ingest)
         if record is None or record["commits"] != self._commits:
             # Nothing yet, or a record that followed others which a restored checkpoint had lost: begin anew, what was
             # delivered before is dropped by its readers.
@@ -90,6 +101,7 @@ class ReverbWriter:
 
     def finish(self, after: Progress) -> bool:
         """See `ReplayWriter.finish`: each queue gets the number of windows that this process sent to it."""
+        self._records()
         offsets = tuple(range(self._layout.frames))
         for share, (name, total) in enumerate(zip(self._layout.tables, self._totals, strict=True)):
             if name.startswith("queue-"):
@@ -145,21 +157,29 @@ class ReverbWriter:
             "ended, then this process: it goes on where it was"
         )
 
-    def _look(self) -> tuple[int, int, int]:
-        """Return the number of the server's start, how many progress records it took, and whether it holds one."""
+    def _look(self) -> tuple[int, int]:
+        """Return the number of the server's start, and how many progress records it took."""
         info = server_info(self._client, self.address, CALL_S)
-        session = max(int(name.rpartition("-")[2]) for name in info if name.startswith("session-"))
-        own = info[self._table]
-        return session, int(own.rate_limiter_info.insert_stats.completed), int(own.current_size)
+        return session_of(info), int(info[self._table].rate_limiter_info.insert_stats.completed)
 
-    def _read(self) -> dict[str, Any]:
-        samples = within(
-            CALL_S,
-            f"reading the progress at {self.address}",
-            lambda: list(self._client.sample(self._table, 1, emit_timesteps=False)),
-        )
-        record: dict[str, Any] = json.loads(samples[0].data[0][0])
-        return record
+    def _records(self) -> dict[int, dict[str, Any]]:
+        """Return the last record of each ingest process that has one.
+
+        Raises:
+            InputError: one of them has another plan, so that windows would come twice or not at all.
+        """
+        info, found = server_info(self._client, self.address, CALL_S), {}
+        for ingest in range(self._layout.ingests):
+            if not info[table := f"progress-{ingest}"].current_size:
+                continue
+            found[ingest] = record = read_record(self._client, table, self.address)
+            if record["plan"] != self._plan:
+                raise InputError(
+                    f"ingest {ingest} of the replay server at {self.address} was filled by another plan (sources, "
+                    "windows, seed, epochs or number of ingest processes differ); use that plan, or a fresh server "
+                    "folder"
+                )
+        return found
 
     def _commit(self, after: Progress) -> bool:
         """Store progress; False if the server went back to a checkpoint meanwhile."""
@@ -178,12 +198,11 @@ class ReverbWriter:
 
     def _write(self, record: dict[str, Any]) -> None:
         self._commits += 1
-        self._notes.append({"record": json.dumps({**record, "commits": self._commits}).encode()})
-        self._notes.create_item(self._table, 1.0, {"record": self._notes.history["record"][-1:]})
+        write_record(self._notes, self._table, {**record, "commits": self._commits})
         self._confirm(self._notes.flush)
 
     def _unbroken(self) -> bool:
-        session, count, _ = self._look()
+        session, count = self._look()
         if session == self._session and count > self._commits:
             raise InputError(
                 f"another process writes as ingest {self._ingest} to the replay server at {self.address}; end one of "
