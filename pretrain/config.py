@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from vw2_robot.checkpoint import resolve
 from vw2_robot.config_tree import config_tree
-from vw2_robot.data.clips import Augmentation
+from vw2_robot.data.clips import Augmentation, TimeBase, frame_offsets
 from vw2_robot.data.frames import Aspect, FrameCache, split_episodes
 from vw2_robot.data.open_replay import ReplayConfig
 from vw2_robot.errors import InputError
@@ -59,6 +59,8 @@ class DataConfig:
     """undecodable episodes that are named and skipped before the run stops"""
     target_hz: float | None = None
     """resample to this rate; null takes consecutive frames, as released"""
+    gap_s: float | None = None
+    """instead of target_hz: seconds that a latent step lasts, whatever the source's rate"""
     validation_fraction: float = 0.1
     augmentation: Augmentation = field(default_factory=Augmentation)
 
@@ -71,10 +73,16 @@ class DataConfig:
                 f"data.path is a list of {len(self.path)}; give at least one data set, and neither data.mixture nor "
                 "data.source with a list, since those speak of one folder"
             )
+        frame_offsets(1, hz=1.0, **self.time_base)
         if self.decode_threads < 0:
             raise ValueError(f"data.decode_threads must not be negative, found {self.decode_threads}")
         if self.stream and self.path is None:
             raise ValueError("data.stream=true needs data.path, since a frame cache is no data set to stream from")
+
+    @property
+    def time_base(self) -> TimeBase:
+        """How clips are timed."""
+        return TimeBase(target_hz=self.target_hz, gap_s=self.gap_s)
 
 
 @dataclass(frozen=True)

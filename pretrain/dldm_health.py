@@ -165,7 +165,7 @@ def code_usage(dldm: DLDM, frames: FrameCache, config: Pretrain, *, device: torc
         list(range(len(frames.episodes))),
         frames=config.dldm.frames,
         stride_s=config.dldm.stride,
-        target_hz=config.data.target_hz,
+        **config.data.time_base,
         seed=config.seed,
     )
     clips = config.train_dldm.usage_clips

@@ -50,7 +50,7 @@ def extract_latents(config: Pretrain) -> None:
 
 
 def _extract(config: Pretrain, folder: Path) -> None:
-    asked = config.stage_tree("extract_latents") | {"target_hz": config.data.target_hz}
+    asked = config.stage_tree("extract_latents") | config.data.time_base
     _check_plan(folder, asked)
     if (folder / "index.json").is_file():
         return
@@ -163,7 +163,7 @@ def _facts(config: Pretrain, frames: FrameCache, windows: LatentWindows) -> dict
         "stride": stride,
         "steps": config.dldm.steps,
         "cache_stride": cache_stride,
-        "hz": sorted({effective_hz(e.hz, config.data.target_hz) for e in frames.episodes}),
+        "hz": sorted({effective_hz(e.hz, stride_s=stride, **config.data.time_base) for e in frames.episodes}),
         "windows": len(windows),
         "codes_used": len(np.unique(windows.codes[windows.valid])),
         "slice_agreement": slice_agreement(windows, stride=stride, cache_stride=cache_stride),
@@ -203,7 +203,7 @@ def _encode_episodes(
             cache_stride=config.extract_latents.cache_stride,
             hz=episode.hz,
             stride_s=config.dldm.stride,
-            target_hz=config.data.target_hz,
+            **config.data.time_base,
         )
         pieces.append((np.full(len(windows.start), index), windows.start, windows.frames, windows.valid))
     episode_n, start_n, frames_nT, valid_nM = (np.concatenate(parts) for parts in zip(*pieces, strict=True))

@@ -25,6 +25,7 @@ from torch import Tensor
 from vw2_robot.checkpoint import load_checkpoint
 from vw2_robot.cli import program
 from vw2_robot.config_tree import config_from
+from vw2_robot.data.clips import TimeBase, frame_offsets, time_base_of
 from vw2_robot.data.frames import FrameCache, resize_frame
 from vw2_robot.errors import InputError
 from vw2_robot.models.ar_policy import LatentPolicy, Sampling
@@ -92,7 +93,7 @@ class Imagine:
 
 
 class Beginning(NamedTuple):
-    """first: uint8 [H, W, 3]. true: it and all frames that followed, uint8 [1 + L, H, W, 3], or None."""
+    """first: uint8 [H, W, 3]. true: it and the clip frames that followed, uint8 [1 + L, H, W, 3], or None."""
 
     first: NDArray[np.uint8]
     prompt: str
@@ -110,7 +111,7 @@ def imagine(config: Imagine) -> None:
         dldm = DLDM(config_from(DLDMConfig, checkpoint.config["dldm"]))
         checkpoint.load_into(dldm=dldm)
     dldm = dldm.to(device).eval()
-    begin = _beginning(config, dldm)
+    begin = _beginning(config, dldm, time_base_of(checkpoint.facts))
     policy = LatentPolicy.of_checkpoint(checkpoint).to(device).eval()
     renderer = None if config.vdm is None else _renderer(config, dldm, device)
     made = imagine_segments(
@@ -127,7 +128,7 @@ def imagine(config: Imagine) -> None:
     _write(config, shown, made, fps=config.fps or float(rates[0]) / dldm.config.gap)
 
 
-def _beginning(config: Imagine, dldm: DLDM) -> Beginning:
+def _beginning(config: Imagine, dldm: DLDM, time_base: TimeBase) -> Beginning:
     height, width = dldm.config.height, dldm.config.width
     if config.image is not None:
         try:
@@ -142,8 +143,10 @@ def _beginning(config: Imagine, dldm: DLDM) -> Beginning:
     episode = cache.episodes[config.episode]
     if not 0 <= config.start < episode.length:
         raise InputError(f"start={config.start}, but episode {config.episode} has {episode.length} frames")
-    end = min(episode.length, config.start + 1 + config.segments * dldm.config.steps * dldm.config.stride)
-    pixels = cache.read(config.episode, np.arange(config.start, end))
+    stride = dldm.config.stride
+    count = 1 + config.segments * dldm.config.steps * stride
+    wanted = config.start + frame_offsets(count, hz=episode.hz, stride_s=stride, **time_base)
+    pixels = cache.read(config.episode, wanted[wanted < episode.length])
     true = np.stack([resize_frame(frame, height=height, width=width) for frame in pixels])
     return Beginning(true[0], config.prompt or episode.instruction, true)
 

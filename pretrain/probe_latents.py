@@ -24,9 +24,10 @@ from typing import Any, Literal
 
 import torch
 
-from vw2_robot.checkpoint import load_checkpoint, resolve
+from vw2_robot.checkpoint import Checkpoint, load_checkpoint, resolve
 from vw2_robot.cli import program
 from vw2_robot.config_tree import config_from
+from vw2_robot.data.clips import TimeBase, frame_offsets, time_base_of
 from vw2_robot.errors import InputError
 from vw2_robot.models.dldm import DLDM
 from vw2_robot.models.dldm_config import DLDMConfig
@@ -64,7 +65,9 @@ class ProbeLatents:
     frames: str | None = None
     """where decoded frames are kept; default: out/frames"""
     target_hz: float | None = None
-    """rate of the clips' frames; null: as the dLDM's run folder says, or consecutive frames where there is none"""
+    """rate of the clips' frames; null, and gap_s null: what the dLDM was trained at"""
+    gap_s: float | None = None
+    """instead of target_hz: seconds that a latent step lasts"""
     pairs: int = 400
     """of clips in the swap test"""
     nuisance_clips: int = 200
@@ -83,6 +86,7 @@ class ProbeLatents:
             raise ValueError(
                 f"names={self.names}: expected {len(self.labelled)} different names, one for each data set"
             )
+        frame_offsets(1, hz=1.0, target_hz=self.target_hz, gap_s=self.gap_s)
         if self.episodes < 3:
             raise ValueError(f"episodes={self.episodes}; a probe needs at least 3 (training, validation, test)")
         for name in ("pairs", "nuisance_clips"):
@@ -111,7 +115,9 @@ def probe_latents(config: ProbeLatents) -> dict[str, Any]:
         cache=Path(config.frames) if config.frames is not None else Path(config.out) / "frames",
         split=config.split,
         episodes=config.episodes,
-        target_hz=config.target_hz if config.target_hz is not None else trained_hz(config.dldm),
+        time_base=TimeBase(target_hz=config.target_hz, gap_s=config.gap_s)
+        if config.target_hz is not None or config.gap_s is not None
+        else trained_time_base(checkpoint),
         seed=config.seed,
         dldm=dldm,
         device=device,
@@ -135,16 +141,16 @@ def probe_latents(config: ProbeLatents) -> dict[str, Any]:
     return report
 
 
-def trained_hz(dldm: str) -> float | None:
-    """`data.target_hz` of the run that the dLDM comes from; None where its configuration is not there."""
-    file = resolve(dldm).parent.parent / "config.yaml"
-    if not file.is_file():
-        return None
-    data = read_yaml(file, cure="restore it, or give target_hz").get("data")
-    rate = data.get("target_hz") if isinstance(data, dict) else None
-    if not isinstance(rate, int | float | None):
-        raise InputError(f"{file}: data.target_hz must be a number, found {rate!r}; restore it, or give target_hz")
-    return None if rate is None else float(rate)
+def trained_time_base(checkpoint: Checkpoint) -> TimeBase:
+    """How the clips were timed that the dLDM saw; checkpoints of the first months have it in their run's configuration.
+
+    Consecutive frames where neither is there.
+    """
+    file = checkpoint.path.parent.parent / "config.yaml"
+    if "time_base" in checkpoint.facts or not file.is_file():
+        return time_base_of(checkpoint.facts)
+    tree = read_yaml(file, cure="restore it, or give target_hz")
+    return time_base_of({"time_base": tree.get("data")})
 
 
 def measure(config: ProbeLatents, dldm: DLDM, sets: Sequence[Labelled], *, device: torch.device) -> dict[str, Any]:

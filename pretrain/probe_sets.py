@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from vw2_robot.data.calvin import CalvinSplit
+from vw2_robot.data.clips import TimeBase
 from vw2_robot.data.formats import recognise
 from vw2_robot.data.labelled_rlds import open_labelled_rlds
 from vw2_robot.data.labelled_steps import LabelledSteps, LabelledVideo, cut_steps, open_labelled_calvin
@@ -39,7 +40,7 @@ class Labelled:
     steps: LabelledSteps
     rows: StepRows
     untrained: StepRows
-    target_hz: float | None
+    time_base: TimeBase
 
     def facts(self) -> dict[str, Any]:
         """Name, sizes, units."""
@@ -64,7 +65,7 @@ def open_sets(
     cache: Path,
     split: CalvinSplit,
     episodes: int,
-    target_hz: float | None,
+    time_base: TimeBase,
     seed: int,
     dldm: DLDM,
     device: torch.device,
@@ -79,7 +80,7 @@ def open_sets(
         _open_video(Path(path), name, cache=cache, shape=shape, split=split, episodes=episodes, seed=seed)
         for path, name in zip(paths, names or short_names([Path(path) for path in paths]), strict=True)
     ]
-    cut = [cut_steps(video, frames=shape.frames, stride=shape.stride, target_hz=target_hz) for video in videos]
+    cut = [cut_steps(video, frames=shape.frames, stride=shape.stride, **time_base) for video in videos]
     video, steps = videos[0], cut[0]
     clips = video.frames.read_batch(steps.episode[:UNTRAINED_CLIPS], steps.frames[:UNTRAINED_CLIPS])
     twin = untrained_twin(shape, clips, seed=seed, device=device)
@@ -90,7 +91,7 @@ def open_sets(
             step_rows(video, steps, encode_steps(model, video, steps, device=device), difference)
             for model in (dldm, twin)
         )
-        sets.append(Labelled(video, steps, known, blind, target_hz))
+        sets.append(Labelled(video, steps, known, blind, time_base))
     return sets
 
 
@@ -149,7 +150,7 @@ def dense_changes(sets: Sequence[Labelled], splits: Sequence[Split], *, count: i
     changes, motions, sides = [], [], []
     for labelled, split in zip(sets, splits, strict=True):
         video = labelled.video
-        steps = cut_steps(video, frames=1 + stride * count, stride=stride, target_hz=labelled.target_hz, every=stride)
+        steps = cut_steps(video, frames=1 + stride * count, stride=stride, **labelled.time_base, every=stride)
         whole = np.flatnonzero(steps.valid.all(1))
         for part in np.array_split(whole, max(1, len(whole) // READ_AT_ONCE)):
             ends = video.frames.read_batch(steps.episode[part], steps.frames[part][:, [0, -1]])

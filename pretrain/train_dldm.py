@@ -120,6 +120,7 @@ class Training:
             "vdm": None if vdm is None else config_tree(self.config.vdm),
             "codec": None if vdm is None else config_tree(self.config.codec),
             "frames_digest": self.frames.digest,
+            "time_base": self.config.data.time_base,
             "clips": self.clips.state(),
         }
         write = partial(

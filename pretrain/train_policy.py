@@ -168,7 +168,7 @@ def _as_long_as_asked(config: Pretrain, windows: LatentWindows, frames: FrameCac
         return windows
     dldm = config.dldm
     reach = {
-        hz: int(clip_offsets(dldm.frames, stride_s=dldm.stride, hz=hz, target_hz=config.data.target_hz)[-1])
+        hz: int(clip_offsets(dldm.frames, stride_s=dldm.stride, hz=hz, **config.data.time_base)[-1])
         for hz in {episode.hz for episode in frames.episodes}
     }
     ends = windows.start + np.array([reach[frames.episodes[episode].hz] for episode in windows.episode])
@@ -195,6 +195,7 @@ def _save(
         facts={
             "encoder_hash": encoder_hash(dldm),
             "latent_hz": material.latent_hz,
+            "time_base": config.data.time_base,
             "pretraining": {"frames_digest": train.frames.digest, "windows": len(train.windows)},
         },
         files=policy.files(),

@@ -166,6 +166,7 @@ def cut_steps(
     frames: int,
     stride: int,
     target_hz: float | None = None,
+    gap_s: float | None = None,
     every: int | None = None,
 ) -> LabelledSteps:
     """Cut every episode into clips of `frames` frames and say what happened in each step.
@@ -185,6 +186,7 @@ def cut_steps(
             hz=episode.hz,
             stride_s=stride,
             target_hz=target_hz,
+            gap_s=gap_s,
         )
         pieces.append((np.full(len(windows.start), index), windows.frames, windows.valid))
     episode_n, frames_nT, valid_nM = (np.concatenate(parts) for parts in zip(*pieces, strict=True))

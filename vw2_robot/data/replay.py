@@ -70,6 +70,7 @@ class ReplayWindow:
     target_hz: float | None = None
     """how it was cut, as in `WindowOptions`"""
     gap_s: float | None = None
+    stride_s: int = 4
 
     @property
     def key(self) -> tuple[str, int]:
@@ -136,6 +137,7 @@ def cut_episode(episode: Episode, options: WindowOptions, *, epoch: int, stretch
             frames=tuple(images[start + offset] if start + offset < len(images) else b"" for offset in offsets),
             target_hz=options.target_hz,
             gap_s=options.gap_s,
+            stride_s=options.stride_s,
         )
         for index, start in enumerate(found.start.tolist())
     )

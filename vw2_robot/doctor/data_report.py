@@ -45,7 +45,7 @@ class ClipOptions:
     frames: int = 9
     stride_s: int = 4
     target_hz: float | None = None
-    gap_s: float | None = 0.6
+    gap_s: float | None = None
 
     def __post_init__(self) -> None:
         """Reject what cannot work."""

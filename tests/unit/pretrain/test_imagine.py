@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vw2_robot.checkpoint import save_checkpoint
+from vw2_robot.checkpoint import load_checkpoint, save_checkpoint
 from vw2_robot.config_tree import config_tree
 from vw2_robot.data.episodes import Episode
 from vw2_robot.data.frames import FrameCache, cache_frames
@@ -191,6 +191,23 @@ def test_true_codes_are_compared_with_the_true_continuation(trained, filmed):
     model = dldm()
     clips = [to_model_range(torch.from_numpy(true[i : i + 9]))[None] for i in (0, 8)]
     assert facts["codes"] == [step for clip in clips for step in model.indices(clip)[0].tolist()]
+
+
+def test_the_true_continuation_is_shown_at_the_rate_of_the_codes(trained, filmed):
+    checkpoint = load_checkpoint(trained / "policy", kind="policy")
+    policy, model = LatentPolicy.of_checkpoint(checkpoint), dldm()
+    save_checkpoint(
+        trained / "slow",
+        kind="policy",
+        config=checkpoint.config,
+        modules={"policy": policy, "dldm": model},
+        files=checkpoint.files,
+        facts={**checkpoint.facts, "time_base": {"target_hz": 2.5, "gap_s": None}, "latent_hz": [2.5]},
+    )
+    imagine(settings(trained, policy=str(trained / "slow"), codes="encoded"))
+    _, frames, fps = filmed[0]
+    assert fps == 2.5
+    np.testing.assert_array_equal(frames[:, :, 16:], FrameCache(trained / "frames").read(0, 2 * np.arange(9)))
 
 
 def test_an_image_and_words_become_predicted_codes_and_a_rendered_video(trained, filmed):

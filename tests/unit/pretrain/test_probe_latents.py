@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vw2_robot.checkpoint import save_checkpoint
+from vw2_robot.checkpoint import load_checkpoint, save_checkpoint
 from vw2_robot.config_tree import config_tree
 from vw2_robot.data.calvin_writer import CalvinWriter
 from vw2_robot.data.episodes import Demonstration, Episode
@@ -17,7 +17,7 @@ from vw2_robot.errors import InputError
 from vw2_robot.models.causal_video import LevelConfig, StemConfig
 from vw2_robot.models.dldm import DLDM
 from vw2_robot.models.dldm_config import DLDMConfig, QFormerConfig
-from vw2_robot.pretrain.probe_latents import ProbeLatents, probe_latents, trained_hz
+from vw2_robot.pretrain.probe_latents import ProbeLatents, probe_latents, trained_time_base
 from vw2_robot.pretrain.probe_sets import short_names
 from vw2_robot.runs import Hardware
 
@@ -163,11 +163,13 @@ def test_the_same_seed_gives_the_same_report_from_the_kept_frames(made):
     assert not (root / "again" / "frames").exists()
 
 
-def test_the_rate_is_that_of_the_training_run(tmp_path):
-    folder = save(tmp_path / "dldm")
-    assert trained_hz(folder) is None
+def test_clips_are_timed_as_in_training_whether_the_checkpoint_says_so_or_its_run(tmp_path):
+    checkpoint = load_checkpoint(save(tmp_path / "dldm"), kind="dldm")
+    assert trained_time_base(checkpoint) == {"target_hz": None, "gap_s": None}
     (tmp_path / "dldm" / "config.yaml").write_text("data: {target_hz: 10.0}\n")
-    assert trained_hz(folder) == 10.0
+    assert trained_time_base(checkpoint) == {"target_hz": 10.0, "gap_s": None}
+    checkpoint.facts["time_base"] = {"target_hz": None, "gap_s": 0.6}
+    assert trained_time_base(checkpoint) == {"target_hz": None, "gap_s": 0.6}
 
 
 def test_too_few_demonstrations_are_refused(made, tmp_path):
