@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vw2_robot.agent import CHECKPOINTS, VW2Agent
-from vw2_robot.checkpoint import resolve
+from vw2_robot.checkpoint import TORCH_TENSORS, resolve
 
 LIMIT_MB = 8.0
 LEFT_BEHIND = ("optimizer.safetensors", "training.json", "model.safetensors")
@@ -38,7 +38,7 @@ def package(run: Path, out: Path) -> float:
     halves = {name: value.half() if value.dtype == torch.float32 else value for name, value in weights.items()}
     if wrong := [name for name, value in halves.items() if value.is_floating_point() and not value.isfinite().all()]:
         raise SystemExit(f"{source}: {wrong[:3]} do not fit half precision")
-    save_file(halves, temporary / "model.safetensors")
+    save_file(halves, temporary / "model.safetensors", TORCH_TENSORS)
     size = sum(file.stat().st_size for file in temporary.iterdir()) / 1e6
     if size > LIMIT_MB:
         raise SystemExit(

@@ -27,6 +27,8 @@ from torch import Tensor, nn
 from vw2_robot.errors import InputError
 
 FORMAT_VERSION = 1
+TORCH_TENSORS = {"format": "pt"}
+"""metadata of a safetensors file: transformers, diffusers and the Hub refuse or misread one without it"""
 
 
 @dataclass(frozen=True)
@@ -79,13 +81,13 @@ def save_checkpoint(
         for name, module in modules.items()
         for key, value in module.state_dict().items()
     }
-    save_file(weights, temporary / "model.safetensors")
+    save_file(weights, temporary / "model.safetensors", TORCH_TENSORS)
     description = {"format_version": FORMAT_VERSION, "kind": kind, "config": dict(config), "facts": dict(facts or {})}
     _write_json(temporary / "config.json", description)
     for name, content in (files or {}).items():
         _write_json(temporary / f"{name}.json", content)
     if optimizer is not None:
-        save_file(_optimizer_tensors(optimizer), temporary / "optimizer.safetensors")
+        save_file(_optimizer_tensors(optimizer), temporary / "optimizer.safetensors", TORCH_TENSORS)
         _write_json(temporary / "training.json", dict(training or {}))
     if path.exists():
         old = path.with_name(f".{path.name}.old")
