@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
+from vw2_robot import __version__
 from vw2_robot.config_tree import config_from
 from vw2_robot.errors import InputError, MissingExtraError
 
@@ -32,6 +33,9 @@ def program(
 
     def decorate(run: Callable[[ConfigT], None]) -> Callable[[], None]:
         def main() -> None:
+            if "--version" in sys.argv[1:]:  # Hydra would print its own
+                print(f"vw2_robot {__version__}")
+                return
             import hydra
             from omegaconf import DictConfig, OmegaConf
             from omegaconf.errors import OmegaConfBaseException
