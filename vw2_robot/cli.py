@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vw2_robot import __version__
 from vw2_robot.config_tree import config_from
 from vw2_robot.errors import InputError, MissingExtraError
 from vw2_robot.process import orderly
@@ -59,6 +60,9 @@ def program(
 
     def decorate(run: Callable[[ConfigT], None]) -> Callable[[], None]:
         def main() -> None:
+            if "--version" in sys.argv[1:]:  # Hydra would print its own
+                print(f"vw2_robot {__version__}")
+                return
             import hydra
             from omegaconf import DictConfig, OmegaConf
             from omegaconf.errors import OmegaConfBaseException

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from vw2_robot import checkpoint
@@ -66,6 +67,16 @@ def test_an_optimiser_continues_as_if_it_had_never_stopped(tmp_path):
     assert all(torch.equal(value, net.state_dict()[name]) for name, value in twin.state_dict().items())
     states = optimizer.state_dict()["state"], again.state_dict()["state"]
     assert all(torch.equal(states[0][i][key], states[1][i][key]) for i in states[0] for key in states[0][i])
+
+
+def test_tensor_files_say_that_they_hold_torch_tensors(tmp_path):
+    net = small_net()
+    optimizer = build_optimizer(net.parameters(), OPTIM)
+    train(net, optimizer, 1)
+    save(tmp_path / "c", net, optimizer=optimizer, training={})
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        with safe_open(tmp_path / "c" / file, framework="pt") as stored:
+            assert stored.metadata() == {"format": "pt"}, file
 
 
 class Killed(BaseException):

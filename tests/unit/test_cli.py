@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+import vw2_robot
 from vw2_robot.cli import program
 from vw2_robot.errors import InputError, MissingExtraError, require
 from vw2_robot.pretrain.config import Pretrain
@@ -129,6 +130,12 @@ def test_an_error_inside_an_installed_module_passes_through(tmp_path, monkeypatc
     with pytest.raises(ModuleNotFoundError, match="no_such_dependency") as caught:
         require("half_installed", extra="openx")
     assert not isinstance(caught.value, MissingExtraError)
+
+
+def test_version_is_ours_and_not_that_of_hydra(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["vw2-test", "run_dir=x", "--version"])
+    program(Pretrain, config_name="pretrain")(None)()
+    assert capsys.readouterr().out == f"vw2_robot {vw2_robot.__version__}\n"
 
 
 def test_help_of_a_real_process_shows_groups_and_an_example():
