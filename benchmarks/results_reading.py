@@ -57,9 +57,10 @@ def reading_section(out: Path, runs: Mapping[str, Runs]) -> str:
             "method that made it, and stand only where they are called so.",
         ),
         bullet(
-            f"**Rows are not alike.** They have {listed(seeds)} seeds and {listed(chains)} chains a seed, and other",
-            "compute: pre-training comes on top of the fine-tuning that `oracle` has, and the longer schedule does",
-            "not make up for it ([steps and core-minutes of every row](#what-the-rows-were-given)).",
+            f"**Rows are not alike.** They have {listed(seeds)} seeds and {listed(chains)} chains a seed. Pre-training",
+            "comes on top of the fine-tuning that `oracle` has: more compute, which the longer schedule does not make",
+            "up for ([steps and core-minutes of every row](#what-the-rows-were-given)), and in-domain the images and",
+            "instructions of all recordings, of which `oracle` sees the labeled ones.",
         ),
         _acting(out, runs),
         *_video_model(out),
@@ -103,11 +104,11 @@ def _video_model(out: Path) -> list[str]:
             "**The video model of the `vw2` rows did not read the codes.** At the end of their phase 2 its loss with",
             f"the codes of another clip was {ratios['vw2']} times that with the right ones on the three seeds (shuffle",
             "ratio; healthy is above 1.1), so what it sends back to the encoder is noise. What separates these rows",
-            f"from VideoWorld 1's way are {phases[1]} steps of {sum(phases)} beside it. Both single policies below",
-            "were pre-trained with the same video model; their ratio was not noted. Over other robots' video it was",
-            f"{ratios['vw2_cross']}, over video of A, B and C {ratios['vw2_abc']}, at five times the noise: little.",
-            "These ratios are those of [lab_log.md](lab_log.md) (2026-11-23); the logs that they were read from are",
-            "not in the archive.",
+            f"from VideoWorld 1's way are {phases[1]} steps of {sum(phases)} beside that model. Both single policies",
+            "below were pre-trained with the same video model; their ratio was not noted. Over other robots' video it",
+            f"was {ratios['vw2_cross']}, over video of A, B and C {ratios['vw2_abc']}, at five times the noise:",
+            "little. These ratios are those of [lab_log.md](lab_log.md) (2026-11-23); the logs that they were read",
+            "from are not in the archive.",
         )
     ]
 

@@ -1,7 +1,9 @@
 """The queue of the reference experiment: order, what is done already, failures, and a page from what there is."""
 
+import configparser
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -12,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # benchmarks are n
 from benchmarks.job_queue import Job, Queue, read_note
 from benchmarks.results import ARMS, STAGES, Plan, _is_below, planned
 from benchmarks.results_archive import add_settings, keep
-from benchmarks.results_configs import ABSENT, compared_jobs
+from benchmarks.results_configs import ABSENT, COMMANDS, compared_jobs
 from benchmarks.results_page import codes_section, write_page
 from benchmarks.results_policies import few_section
 from benchmarks.results_seeds import over_seeds, seed_interval
@@ -259,6 +261,16 @@ def test_the_plan_takes_every_experiment_of_its_programs_and_holds_no_setting_of
     plan = ("+experiment", "seed", "label_seed", "sequences", "stages", "workers", "hardware.threads", "device")
     keys = {word.split("=")[0] for job in jobs for word in job.words if "=" in word}
     assert keys <= {*places, *plan}
+
+
+def test_the_commands_that_the_page_shows_compose():
+    setup = configparser.ConfigParser()
+    setup.read(REPO / "setup.cfg", encoding="utf-8")
+    scripts = dict(row.split(" = ") for row in setup["options.entry_points"]["console_scripts"].strip().splitlines())
+    commands = [shlex.split(line) for line in COMMANDS.strip().splitlines()]
+    assert len(commands) == 5
+    for script, *words in commands:
+        assert settings_of(scripts[script].split(":")[0].removesuffix(".__main__"), words), script
 
 
 def test_every_archived_job_was_made_with_the_settings_that_the_plan_has():
