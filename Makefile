@@ -64,7 +64,7 @@ demo: $(READY) ## the whole chain, small: record, pre-train, fine-tune, roll out
 
 # Stage by stage: make results STAGES="data reference"; python -m benchmarks.results --help names them all.
 RESULTS ?= runs/results
-STAGES ?= data reference few pretrain finetune rollouts keep page
+STAGES ?= data reference package few pretrain finetune rollouts keep page
 
 results: $(READY) ## docs/results.md from nothing: days on two cores, goes on where it was stopped
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m benchmarks.results --out $(RESULTS) --stages $(STAGES)
