@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import sys
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
 from vw2_robot.config_tree import config_from
 from vw2_robot.errors import InputError, MissingExtraError
+from vw2_robot.overrides import as_typed
 
 ConfigT = TypeVar("ConfigT")
-# `section.key=value`: the yaml files show what is changed often, the dataclasses know all keys. Hydra would ask for
-# a plus sign before the others; `config_from` refuses what no dataclass has, and says what is near.
-_NESTED = re.compile(r"(?!hydra\.)[A-Za-z_]\w*(\.\w+)+=")
 # What the operating system may refuse of a path that a person gave: these are input errors, not bugs.
 _DISK_TROUBLES = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
@@ -53,9 +50,11 @@ def program(
                     _leave(config_name, error)
 
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-            sys.argv[1:] = [f"++{word}" if _NESTED.match(word) else word for word in sys.argv[1:]]
             try:
+                sys.argv[1:] = as_typed(sys.argv[1:], config_cls)
                 job()
+            except InputError as error:
+                _leave(config_name, error)
             except KeyboardInterrupt:
                 print(f"\n{config_name}: stopped", file=sys.stderr)
                 raise SystemExit(130) from None
