@@ -163,7 +163,7 @@ class CalvinBenchmark(CalvinProtocol):
 
 def check_max_steps(max_steps: int) -> None:
     """InputError for a limit that cannot be."""
-    if max_steps < 1:
+    if not isinstance(max_steps, int) or max_steps < 1:
         raise InputError(f"max_steps must be at least 1, found {max_steps}")
 
 

@@ -29,6 +29,7 @@ from vw2_robot.data.array_files import read_array
 from vw2_robot.data.clips import TimeBase, frame_offsets, time_base_of
 from vw2_robot.data.frames import FrameCache, resize_frame
 from vw2_robot.errors import InputError
+from vw2_robot.limits import Rate
 from vw2_robot.models.ar_policy import LatentPolicy, Sampling
 from vw2_robot.models.dldm import DLDM
 from vw2_robot.models.dldm_config import DLDMConfig
@@ -73,7 +74,7 @@ class Imagine:
     """as the VDM was trained: train_dldm.hint_grayscale"""
     sample_steps: int = 10
     sampling: Sampling = field(default_factory=Sampling)
-    fps: float | None = None
+    fps: Rate | None = None
     """default: the rate at which the policy was pre-trained"""
     enlarge: int = 4
     seed: int = 0

@@ -21,6 +21,7 @@ from vw2_robot.data.replay import Progress
 from vw2_robot.data.replay_ingest import IngestPlan, ingest
 from vw2_robot.data.reverb_writer import ReverbWriter
 from vw2_robot.errors import InputError
+from vw2_robot.limits import Rate
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,13 @@ class SourceConfig:
     """One data set; see `vw2_robot.data.formats.open_source`."""
 
     path: str
-    weight: float = 1.0
+    weight: Rate = 1.0
     """how often an epoch goes through it"""
     format: Format | None = None
     """recognised where it is not given"""
     split: str | None = None
     image_key: str | None = None
-    hz: float | None = None
+    hz: Rate | None = None
 
 
 @dataclass(frozen=True)

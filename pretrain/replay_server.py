@@ -23,6 +23,7 @@ from vw2_robot.cli import program
 from vw2_robot.data.reverb_server import ReplayServer
 from vw2_robot.data.reverb_tables import ServerOptions
 from vw2_robot.errors import InputError, Terminated
+from vw2_robot.limits import Unbounded
 
 # Who is told to stop is gone within 10 s.
 _LAST_CHECKPOINT_S, _STOP_S = 6.0, 2.0
@@ -37,7 +38,7 @@ class ReplayServerConfig(ServerOptions):
     port: int = 8765
     listen: Literal["all"] | None = None
     """Reverb listens on all interfaces and asks for no password; `all` says that you know"""
-    checkpoint_minutes: float = 10.0
+    checkpoint_minutes: Unbounded = 10.0
     """0: only when a trainer asks"""
     checkpoint_timeout_s: float = 600.0
 

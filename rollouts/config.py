@@ -190,7 +190,7 @@ def open_checkpoint(config: RolloutConfig) -> Policy:
     from vw2_robot.agent import VW2Agent
     from vw2_robot.runs import Hardware
 
-    device = Hardware(device=config.device, threads=config.threads).torch_device()
+    device = Hardware(device=config.device, threads=config.threads).torch_device(option="device")
     return VW2Agent.from_pretrained(config.policy, device=str(device), replan_every=config.replan_every)
 
 

@@ -33,7 +33,7 @@ WRAPPED = {
     "peft": {"models/cosmos.py"},
     "transformers": {"models/backbone.py", "models/pretrained.py", "models/kv_cache.py"},
     "tokenizers": {"models/pretrained.py"},
-    "hydra": {"cli.py", "rollouts/config.py"},  # rollouts: opens the benchmark that a yaml file names
+    "hydra": {"cli.py", "overrides.py", "rollouts/config.py"},  # rollouts: opens the benchmark that a yaml file names
     "matplotlib": {"rollouts/curves.py"},
     "umap": {"pretrain/latent_map.py"},
     "jinja2": {"rollouts/report.py", "doctor/data_report.py"},

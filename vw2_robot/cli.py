@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,13 +18,11 @@ from typing import Any, TypeVar
 from vw2_robot import __version__
 from vw2_robot.config_tree import config_from
 from vw2_robot.errors import InputError, MissingExtraError
+from vw2_robot.overrides import as_typed
 from vw2_robot.process import orderly
 from vw2_robot.storage import os_error
 
 ConfigT = TypeVar("ConfigT")
-# `section.key=value`: the yaml files show what is changed often, the dataclasses know all keys. Hydra would ask for
-# a plus sign before the others; `config_from` refuses what no dataclass has, and says what is near.
-_NESTED = re.compile(r"(?!hydra\.)[A-Za-z_]\w*(\.\w+)+=")
 # What a person can do about the refusals of an operating system.
 _CURES = {
     errno.ENOSPC: "free some space and start the same command again",
@@ -92,8 +89,12 @@ def program(
                     raise InputError(f"{what}; give {error.full_key}=... (--help shows an example)") from error
 
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-            sys.argv[1:] = [f"++{word}" if _NESTED.match(word) else word for word in sys.argv[1:]]
             with orderly(config_name):
+                try:
+                    sys.argv[1:] = as_typed(sys.argv[1:], config_cls)
+                except InputError as error:
+                    _tell(config_name, str(error))
+                    raise SystemExit(1) from None
                 job()
                 if failed:
                     _tell(config_name, f"{len(failed)} of the jobs failed: {'; '.join(failed)}")

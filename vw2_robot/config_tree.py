@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import dacite
 
 from vw2_robot.errors import InputError
+from vw2_robot.limits import check_number
 
 ConfigT = TypeVar("ConfigT")
 
@@ -18,7 +19,7 @@ ConfigT = TypeVar("ConfigT")
 def config_from(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
     """Build the dataclass `cls` from nested plain values, refusing unknown keys and wrong types.
 
-    Integers are accepted for floats and lists for tuples; nothing else is converted.
+    Integers are accepted for floats and lists for tuples; nothing else is converted. Numbers must be as in `limits`.
 
     Raises:
         InputError: names the key, what was expected and what was found.
@@ -40,7 +41,7 @@ def config_from(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
 
 def _with_tuples(cls: type, values: Mapping[str, Any], *, where: str, prefix: str) -> dict[str, Any]:
     """The values, with a tuple for every list that stands where `cls` or a dataclass inside it wants a tuple."""
-    hints = get_type_hints(cls)
+    hints = get_type_hints(cls, include_extras=True)
     known = [field.name for field in fields(cls)]
     prepared: dict[str, Any] = {}
     for key, value in values.items():
@@ -53,7 +54,10 @@ def _with_tuples(cls: type, values: Mapping[str, Any], *, where: str, prefix: st
                 raise InputError(f"{where}: {prefix}{key} must be a list, found {value!r}")
             inner = get_args(hint)[0]
             prepared[key] = kind(_nested(inner, entry, where=where, prefix=path) for entry in value)
+            for entry in value:
+                check_number(inner, entry, f"{where}: {prefix}{key}")
         else:
+            check_number(hint, value, f"{where}: {prefix}{key}")
             prepared[key] = _nested(hint, value, where=where, prefix=path)
     return prepared
 
