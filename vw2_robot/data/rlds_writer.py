@@ -6,9 +6,7 @@ by `RldsSource`. TensorFlow comes in through `rlds_builder.load_tensorflow`. Int
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -19,9 +17,11 @@ from numpy.typing import NDArray
 
 from vw2_robot.contracts import ACTION_DIM
 from vw2_robot.errors import InputError
+from vw2_robot.locks import lock_folder
+from vw2_robot.storage import MANIFEST, atomic_folder, sha256_of, write_json
 
 from .episodes import Demonstration, encode_jpeg
-from .rlds_builder import load_tensorflow
+from .rlds_builder import DESCRIPTION, load_tensorflow
 
 
 def write_rlds(
@@ -55,24 +55,21 @@ def write_rlds(
         raise InputError(f"a data set needs a name like vw2_arms and a version like 1.0.0, found {name!r}, {version!r}")
     if out.exists():
         raise InputError(f"{out} exists already; choose another folder or delete it")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
-    try:
+    with lock_folder(out, what="writing an RLDS data set", beside=True), atomic_folder(out) as folder:
         writer: Any = None
         size: tuple[int, ...] | None = None
         for split, demonstrations in episodes.items():
             for demonstration in demonstrations:
                 if writer is None:
                     size = demonstration.episode.decode(0).shape
-                    writer = _writer(tf, tfds, temporary, name, version, size, description, max_episodes_per_shard)
+                    writer = _writer(tf, tfds, folder, name, version, size, description, max_episodes_per_shard)
                     writer.initialize_splits(list(episodes), fail_if_exists=False)
                 writer.add_examples({split: [_example(demonstration, size)]})
         if writer is None:
             raise InputError(f"no episode to write to {out}")
         writer.close_all()
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        # Records carry checksums of their own.
+        write_json(folder / MANIFEST, {"sha256": {name: sha256_of(folder / name) for name in DESCRIPTION}})
 
 
 def _writer(
