@@ -50,11 +50,9 @@ def program(
                     _leave(config_name, error)
 
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+            sys.argv[1:] = as_typed(sys.argv[1:], config_cls)
             try:
-                sys.argv[1:] = as_typed(sys.argv[1:], config_cls)
                 job()
-            except InputError as error:
-                _leave(config_name, error)
             except KeyboardInterrupt:
                 print(f"\n{config_name}: stopped", file=sys.stderr)
                 raise SystemExit(130) from None
