@@ -90,11 +90,7 @@ def program(
 
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
             with orderly(config_name):
-                try:
-                    sys.argv[1:] = as_typed(sys.argv[1:], config_cls)
-                except InputError as error:
-                    _tell(config_name, str(error))
-                    raise SystemExit(1) from None
+                sys.argv[1:] = as_typed(sys.argv[1:], config_cls)
                 job()
                 if failed:
                     _tell(config_name, f"{len(failed)} of the jobs failed: {'; '.join(failed)}")

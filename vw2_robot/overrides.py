@@ -15,8 +15,6 @@ from collections.abc import Sequence
 from dataclasses import is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
-from vw2_robot.errors import InputError
-
 _ARGUMENT = re.compile(r"([+~]{0,2})([A-Za-z_][\w./@-]*)=(.*)", re.DOTALL)
 _PLAIN = r"(?!\s*['\"])[^\[\]{},]*"  # an element without quotes around it
 _FLAT_LIST = re.compile(rf"\[{_PLAIN}(,{_PLAIN})*\]")
@@ -26,23 +24,19 @@ def as_typed(arguments: Sequence[str], config_cls: type) -> list[str]:
     """Return arguments that Hydra reads as they were meant for the fields of `config_cls`.
 
     The yaml files show what is changed often, the dataclasses know all keys; a nested key gets the plus signs that
-    Hydra asks for where a yaml file does not show it. `config_from` refuses what no dataclass has.
-
-    Raises:
-        InputError: an argument is no `key=value`, or a list or dictionary in it cannot be read.
+    Hydra asks for where a yaml file does not show it. `config_from` refuses what no dataclass has, and what fits no
+    type. Where jobs of a sweep are asked for, their commas stay.
     """
-    has_options = any(argument.startswith("-") for argument in arguments)
-    return [argument if argument.startswith("-") else _one(argument, config_cls, has_options) for argument in arguments]
+    sweeps = any(argument in ("-m", "--multirun") for argument in arguments)
+    return [_one(argument, config_cls, sweeps) for argument in arguments]
 
 
-def _one(argument: str, config_cls: type, has_options: bool) -> str:
+def _one(argument: str, config_cls: type, sweeps: bool) -> str:
     found = _ARGUMENT.fullmatch(argument)
-    if found is None:
-        if has_options or _parsed(argument) is not None:  # what an option of Hydra takes, or ~key
-            return argument
-        raise InputError(f"{argument!r} is no key=value; --help shows an example")
+    if found is None:  # an option, or a word that Hydra explains
+        return argument
     sign, key, value = found.groups()
-    if key.startswith("hydra."):
+    if key.startswith("hydra.") or (sweeps and _parsed(f"{key}={value}", sweep=True)):
         return argument
     if not sign and "." in key:
         sign = "++"
@@ -70,25 +64,20 @@ def _value(key: str, value: str, kinds: tuple[Any, ...]) -> str:
         if isinstance(read, list) and (inner is not None or not kinds):
             wrong = inner is str and any(not isinstance(element, str) for element in read)
             return _list(key, value, inner) if wrong else value
-        other = read is not None and not isinstance(read, str) and type(read) not in kinds
+        other = not isinstance(read, str) and type(read) not in kinds and value.strip() != "null"
         return _quoted(value) if str in kinds and (other or read == value.strip() != value) else value
-    if (value.startswith("[") and inner is not None) or (value.startswith(("[", "{")) and str not in kinds):
-        return _list(key, value, inner)
-    return _quoted(value)
+    return _list(key, value, inner) if value.startswith("[") and (inner is not None or not kinds) else _quoted(value)
 
 
 def _list(key: str, value: str, inner: Any) -> str:
-    """A flat list, each element by itself."""
+    """A list, each element by itself; one that is not flat must be written as Hydra reads it."""
     if not _FLAT_LIST.fullmatch(value.strip()):
-        raise InputError(
-            f"{key}={value} cannot be read; put every text in it that holds one of , = ( ) [ ] {{ }} ' or letters "
-            f"beyond ASCII in quotes, as in '{key}=[\"Jürgen\"]'"
-        )
+        return _quoted(value)
     elements = (element.strip() for element in value.strip()[1:-1].split(","))
     return f"[{','.join(_value(key, element, (inner,) if inner is not None else ()) for element in elements)}]"
 
 
-def _parsed(argument: str) -> Any:
+def _parsed(argument: str, *, sweep: bool = False) -> Any:
     """Hydra's reading of an argument; None for what it cannot read, or takes for a sweep over several values."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -97,7 +86,7 @@ def _parsed(argument: str) -> Any:
         override = OverridesParser.create().parse_override(argument)
     except HydraException:
         return None
-    return None if override.is_sweep_override() else override
+    return override if override.is_sweep_override() == sweep else None
 
 
 def _quoted(value: str) -> str:

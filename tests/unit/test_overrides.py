@@ -6,7 +6,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vw2_robot.errors import InputError
 from vw2_robot.overrides import as_typed
 
 
@@ -59,7 +58,7 @@ def test_any_text_is_taken_as_it_was_typed_unless_it_is_quoted_null_or_escaped(t
         ("data={path: a}", {"path": "a"}),
         ("data.path=[a,b]", ["a", "b"]),
         ("data.path=[Jürgen, 2024,it's]", ["Jürgen", "2024", "it's"]),
-        ("data.splits=[train[:5%]]", None),
+        ("data.splits=[train[:5%]]", "[train[:5%]]"),  # no list: `config_from` says what to quote
         ("data.path=null", None),
         ("prompt='open the drawer, then stop'", "open the drawer, then stop"),
         ('prompt="it\'s"', "it's"),
@@ -73,18 +72,9 @@ def test_any_text_is_taken_as_it_was_typed_unless_it_is_quoted_null_or_escaped(t
     ],
 )
 def test_other_values_stay_what_they_are(argument: str, value: Any) -> None:
-    if value is None and "null" not in argument:
-        with pytest.raises(InputError, match=r"data\.splits=.*in quotes, as in 'data\.splits=\[\"Jürgen\"\]'"):
-            read(argument)
-    else:
-        assert read(argument) == value
+    assert read(argument) == value
 
 
 def test_options_of_hydra_and_its_own_keys_pass() -> None:
-    for words in (["--cfg", "job", "prompt=a"], ["--help"], ["hydra.verbose=true"], ["~data"]):
-        assert as_typed(words, Root) == words
-
-
-def test_what_is_no_override_is_refused() -> None:
-    with pytest.raises(InputError, match="'prompt' is no key=value"):
-        as_typed(["prompt"], Root)
+    for words in ("--cfg job prompt=a", "--help", "hydra.verbose=true", "~data", "-m seed=1,2", "prompt"):
+        assert as_typed(words.split(), Root) == words.split()
