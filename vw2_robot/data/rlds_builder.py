@@ -8,8 +8,10 @@ path says so (`gs://...`). Episodes are read in `rlds`. Interfaces specification
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,16 +24,29 @@ import numpy as np
 from vw2_robot.errors import InputError, require
 
 from .openx import OBSERVATION_TEXT, STEP_TEXT, OpenXSource, known_source
+from .step_names import OBSERVATION, STEPS
 
 
 @functools.cache
 def load_tensorflow() -> tuple[ModuleType, ModuleType]:
     """Import TensorFlow and TFDS, quiet and without a GPU."""
     tfds = _load_tfds()
+    prepare_tensorflow()
     tf = require("tensorflow", extra="openx")
     tf.config.set_visible_devices([], "GPU")
     tf.get_logger().setLevel("ERROR")  # the reader of record files is called deprecated since 2.0, and is in 2.15
     return tf, tfds
+
+
+def prepare_tensorflow() -> None:
+    """See to it that TensorFlow can be imported next, and quietly.
+
+    torch's CUDA builds bring triton and import it late. Imported after TensorFlow 2.21 it ends the process with a
+    segmentation fault (each has an LLVM of its own); before it, it does no harm.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if "tensorflow" not in sys.modules and importlib.util.find_spec("triton") is not None:
+        importlib.import_module("triton")
 
 
 def _load_tfds() -> ModuleType:
@@ -150,8 +165,8 @@ def step_features(builder: Any, folder: str) -> Any:
         InputError: the set is not in RLDS form.
     """
     features = builder.info.features
-    step = getattr(child(features, "steps"), "feature", None)
-    if not hasattr(child(step, "observation"), "items"):
+    step = getattr(child(features, STEPS), "feature", None)
+    if not hasattr(child(step, OBSERVATION), "items"):
         raise InputError(
             f"{folder} is a TFDS data set but not in RLDS form: expected steps with an observation, found "
             f"{sorted(features) if hasattr(features, 'keys') else features}"
@@ -172,7 +187,7 @@ def find_image_keys(builder: Any, folder: str) -> dict[str, tuple[int | None, in
     """Return picture name -> (H, W) for everything in the observation that is RGB; None where the size varies."""
     return {
         key: (feature.shape[0], feature.shape[1])
-        for key, feature in sorted(step_features(builder, folder)["observation"].items())
+        for key, feature in sorted(step_features(builder, folder)[OBSERVATION].items())
         if len(feature.shape or ()) == 3 and feature.shape[2] == 3 and feature.np_dtype == np.uint8
     }
 
