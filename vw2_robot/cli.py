@@ -8,6 +8,7 @@ DictConfig gets past this file. Hydra is imported when a program starts, not whe
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import re
 import sys
@@ -16,7 +17,7 @@ from typing import NoReturn, TypeVar
 
 from vw2_robot import __version__
 from vw2_robot.config_tree import config_from
-from vw2_robot.errors import InputError, MissingExtraError
+from vw2_robot.errors import InputError, MissingExtraError, require
 
 ConfigT = TypeVar("ConfigT")
 # `section.key=value`: the yaml files show what is changed often, the dataclasses know all keys. Hydra would ask for
@@ -27,15 +28,22 @@ _DISK_TROUBLES = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.
 
 
 def program(
-    config_cls: type[ConfigT], *, config_name: str
+    config_cls: type[ConfigT], *, config_name: str, extra: str = "train"
 ) -> Callable[[Callable[[ConfigT], None]], Callable[[], None]]:
-    """Decorate `run(config)` into a console-script `main()` that is configured by `configs/<config_name>.yaml`."""
+    """Decorate `run(config)` into a console-script `main()` that is configured by `configs/<config_name>.yaml`.
+
+    `extra` is the one that installs what the program needs, Hydra first of all.
+    """
 
     def decorate(run: Callable[[ConfigT], None]) -> Callable[[], None]:
         def main() -> None:
             if "--version" in sys.argv[1:]:  # Hydra would print its own
                 print(f"vw2_robot {__version__}")
                 return
+            try:
+                require("hydra", extra=extra)
+            except MissingExtraError as error:
+                _leave(config_name, error)
             import hydra
             from omegaconf import DictConfig, OmegaConf
             from omegaconf.errors import OmegaConfBaseException
@@ -67,6 +75,22 @@ def program(
         return main
 
     return decorate
+
+
+def program_of_an_extra(module: str) -> Callable[[], None]:
+    """Return a console script for the program in `module`, which cannot even be imported without its extra."""
+
+    def main() -> None:
+        try:
+            found = importlib.import_module(module)
+        except MissingExtraError as error:
+            _leave(module.rpartition(".")[2], error)
+        found.main()
+
+    return main
+
+
+record = program_of_an_extra("vw2_robot.envs.record")
 
 
 def _leave(program_name: str, error: Exception) -> NoReturn:
