@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from tqdm import tqdm
 
 from vw2_robot.cli import program
+from vw2_robot.data import rlds_transformations
 from vw2_robot.data.blocks import WindowOptions
 from vw2_robot.data.episodes import EpisodeSource
 from vw2_robot.data.formats import Format, open_source
@@ -117,7 +118,7 @@ def fill_server(config: IngestConfig) -> None:
                 stored += windows
                 bar.update(windows)
 
-            ingest(config.data.open(), plan, writer, report=report)
+            ingest(config.data.open(), plan, writer, report=report, frames_of=rlds_transformations.window_frames)
     finally:
         writer.close()
     print(f"ingest {config.ingest} of {config.ingests}: {stored} windows stored, nothing left to do", flush=True)

@@ -164,7 +164,7 @@ def _stage(stage: Stage, *, ids: str) -> dict[str, Any]:
     }
 
 
-@program(ReportConfig, config_name="report")
+@program(ReportConfig, config_name="report", extra="report")
 def main(config: ReportConfig) -> None:
     """Console script `vw2-report`."""
     page = write_report(config.runs, config.out, title=config.title, video_megabytes=config.video_megabytes)

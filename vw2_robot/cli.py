@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from vw2_robot import __version__
 from vw2_robot.config_tree import config_from
-from vw2_robot.errors import InputError, MissingExtraError
+from vw2_robot.errors import InputError, MissingExtraError, require
 from vw2_robot.overrides import as_typed
 from vw2_robot.process import orderly
 from vw2_robot.storage import os_error
@@ -48,11 +48,12 @@ _LIMITS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
 
 
 def program(
-    config_cls: type[ConfigT], *, config_name: str, one_process: bool = False
+    config_cls: type[ConfigT], *, config_name: str, extra: str = "train", one_process: bool = False
 ) -> Callable[[Callable[[ConfigT], None]], Callable[[], None]]:
     """Decorate `run(config)` into a console-script `main()` that is configured by `configs/<config_name>.yaml`.
 
-    With `one_process` it refuses to be started as one of several ranks, each of which would do all of the work.
+    `extra` is the one that installs what the program needs, Hydra first of all. With `one_process` it refuses to be
+    started as one of several ranks, each of which would do all of the work.
     """
 
     def decorate(run: Callable[[ConfigT], None]) -> Callable[[], None]:
@@ -60,6 +61,11 @@ def program(
             if "--version" in sys.argv[1:]:  # Hydra would print its own
                 print(f"vw2_robot {__version__}")
                 return
+            try:
+                require("hydra", extra=extra)
+            except MissingExtraError as error:
+                _tell(config_name, str(error))
+                raise SystemExit(1) from None
             import hydra
             from omegaconf import DictConfig, OmegaConf
             from omegaconf.errors import OmegaConfBaseException

@@ -41,6 +41,7 @@ from .rlds_builder import (
     open_builder,
     step_features,
 )
+from .step_names import OBSERVATION, STEPS
 
 # T steps of an episode · H, W pixels
 
@@ -156,15 +157,15 @@ class RldsSource:
         for key in keys:
             if functools.reduce(child, key, step) is None:
                 raise InputError(f"{self.path}: the steps of {self.name!r} have no {'/'.join(key)}")
-        features = tfds.features.FeaturesDict({"steps": tfds.features.Dataset(entries(step, keys))})
+        features = tfds.features.FeaturesDict({STEPS: tfds.features.Dataset(entries(step, keys))})
         records = self._records(piece, start)
         for number in range(start, piece.take):
             try:
                 record = tf.constant(next(records))
-                found = features.deserialize_example(record, decoders={"steps": tfds.decode.SkipDecoding()})
+                found = features.deserialize_example(record, decoders={STEPS: tfds.decode.SkipDecoding()})
             except (tf.errors.OpError, StopIteration) as error:
                 raise _damaged(piece, number, error) from error
-            values = (functools.reduce(lambda node, name: node[name], key, found["steps"]).numpy() for key in keys)
+            values = (functools.reduce(lambda node, name: node[name], key, found[STEPS]).numpy() for key in keys)
             yield f"{piece.split}/{piece.first + number:06d}", tuple(values)
 
     def _examples(self, piece: _Piece, start: int) -> Iterator[Mapping[str, Any]]:
@@ -202,10 +203,10 @@ class RldsSource:
         features = self._wanted_features(tfds, open_builder(self.path)[0])
 
         def parse(record: Any) -> dict[str, Any]:
-            example = features.deserialize_example(record, decoders={"steps": tfds.decode.SkipDecoding()})
-            found = {"images": example["steps"]["observation"][self.image_key]}
+            example = features.deserialize_example(record, decoders={STEPS: tfds.decode.SkipDecoding()})
+            found = {"images": example[STEPS][OBSERVATION][self.image_key]}
             if self.language_key is not None:
-                found["text"] = functools.reduce(lambda node, key: node[key], self.language_key, example["steps"])
+                found["text"] = functools.reduce(lambda node, key: node[key], self.language_key, example[STEPS])
             if self.hz is None:
                 found["hz"] = example["episode_metadata"]["hz"]
             return found
@@ -217,8 +218,8 @@ class RldsSource:
         """Return the features with one camera, the words and the rate: other cameras are never copied."""
         whole, step = builder.info.features, step_features(builder, self.path)
         words = () if self.language_key is None else (self.language_key,)
-        wanted = entries(step, (("observation", self.image_key), *words))
-        example: dict[str, Any] = {"steps": tfds.features.Dataset(wanted)}
+        wanted = entries(step, ((OBSERVATION, self.image_key), *words))
+        example: dict[str, Any] = {STEPS: tfds.features.Dataset(wanted)}
         if self.hz is None:
             example["episode_metadata"] = {"hz": whole["episode_metadata"]["hz"]}
         return tfds.features.FeaturesDict(example)

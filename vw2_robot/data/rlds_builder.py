@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import importlib.util
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ from vw2_robot.errors import InputError, require
 from vw2_robot.storage import read_json, verify
 
 from .openx import OBSERVATION_TEXT, STEP_TEXT, OpenXSource, known_source
+from .step_names import OBSERVATION, STEPS
 
 DESCRIPTION = ("dataset_info.json", "features.json")
 _COPY_AGAIN = "copy the data set again"
@@ -45,9 +48,16 @@ def load_tensorflow() -> tuple[ModuleType, ModuleType]:
 
 
 def prepare_tensorflow() -> None:
-    """See to it that TensorFlow can be imported next, and leaves nothing in the working directory."""
+    """See to it that TensorFlow can be imported next, quietly, and leaves nothing in the working directory.
+
+    torch's CUDA builds bring triton and import it late. Imported after TensorFlow 2.21 it ends the process with a
+    segmentation fault (each has an LLVM of its own); before it, it does no harm.
+    """
     if os.path.expanduser("~") == "~":  # noqa: PTH111 - pathlib raises here: neither HOME nor an entry for the user
         os.environ.setdefault("KERAS_HOME", os.devnull)  # Keras would make a folder called ~
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if "tensorflow" not in sys.modules and importlib.util.find_spec("triton") is not None:
+        importlib.import_module("triton")
 
 
 def _load_tfds() -> ModuleType:
@@ -197,8 +207,8 @@ def step_features(builder: Any, folder: str) -> Any:
         InputError: the set is not in RLDS form.
     """
     features = builder.info.features
-    step = getattr(child(features, "steps"), "feature", None)
-    if not hasattr(child(step, "observation"), "items"):
+    step = getattr(child(features, STEPS), "feature", None)
+    if not hasattr(child(step, OBSERVATION), "items"):
         raise InputError(
             f"{folder} is a TFDS data set but not in RLDS form: expected steps with an observation, found "
             f"{sorted(features) if hasattr(features, 'keys') else features}"
@@ -219,7 +229,7 @@ def find_image_keys(builder: Any, folder: str) -> dict[str, tuple[int | None, in
     """Return picture name -> (H, W) for everything in the observation that is RGB; None where the size varies."""
     return {
         key: (feature.shape[0], feature.shape[1])
-        for key, feature in sorted(step_features(builder, folder)["observation"].items())
+        for key, feature in sorted(step_features(builder, folder)[OBSERVATION].items())
         if len(feature.shape or ()) == 3 and feature.shape[2] == 3 and feature.np_dtype == np.uint8
     }
 
