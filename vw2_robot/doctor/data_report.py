@@ -23,12 +23,12 @@ import numpy as np
 from PIL import Image
 
 from vw2_robot import __version__
-from vw2_robot.checkpoint import write_text
 from vw2_robot.data.clips import clip_offsets, padded_frames, windows_at
 from vw2_robot.data.episodes import Episode, EpisodeSource
 from vw2_robot.data.formats import open_source
 from vw2_robot.data.lerobot_dataset import describe_lerobot
 from vw2_robot.errors import InputError, MissingExtraError, require
+from vw2_robot.storage import write_text
 
 from .data_sets import DataSet
 
@@ -78,7 +78,7 @@ def write_data_report(data_sets: Sequence[DataSet], out: Path, options: ClipOpti
         rule=_rule(options),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out, page)
+    write_text(out, page.encode("utf-8", "backslashreplace").decode())  # names of files need not be text
     return samples
 
 
@@ -125,7 +125,7 @@ def _sample(data_set: DataSet, options: ClipOptions) -> Sample:
     try:
         source = open_for_a_look(data_set)
         return Sample(data_set, [_clip(episode, options) for episode in spread_episodes(source, options.count)])
-    except (InputError, MissingExtraError) as error:
+    except (InputError, MissingExtraError, OSError) as error:
         return Sample(data_set, problem=str(error))
 
 
