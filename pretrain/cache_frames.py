@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vw2_robot.data.episodes import Episode, EpisodeSource
+from vw2_robot.data.episodes import BadEpisodes, Episode, EpisodeSource, TooManyBadError
 from vw2_robot.data.formats import open_source, recognise
 from vw2_robot.data.frames import FrameCache, cache_frames
 from vw2_robot.data.mixtures import open_mixture
@@ -54,23 +54,34 @@ def _identity(path: str) -> str:
     return path if "://" in path else str(Path(path).resolve())
 
 
-def heads(source: EpisodeSource, *, limit: int | None) -> Iterator[Episode]:
-    """All episodes in order, or about `limit` of them: equally many from the head of every part."""
-    parts = len(source.parts())
-    if limit is None:
-        yield from chain.from_iterable(source.read(part) for part in range(parts))
-        return
-    for part in range(parts):
-        share = limit * (part + 1) // parts - limit * part // parts
-        if share:
-            yield from islice(source.read(part), share)
+def heads(source: EpisodeSource, *, limit: int | None, bad: BadEpisodes) -> Iterator[Episode]:
+    """All episodes in order, or about `limit` of them: equally many from the head of every part.
+
+    Where a part cannot be read, such as a cut video, what was to come of it is left out and counted in `bad`.
+
+    Raises:
+        TooManyBadError: there is more of that than allowed.
+    """
+    parts = source.parts()
+    for number, part in enumerate(parts):
+        share = None if limit is None else limit * (number + 1) // len(parts) - limit * number // len(parts)
+        read = 0
+        try:
+            for episode in islice(source.read(number), share):
+                yield episode
+                read += 1
+        except TooManyBadError:
+            raise
+        except InputError as error:
+            due = [wanted for wanted in (share, part.episodes) if wanted is not None]
+            bad.add(error, count=max(1, min(due, default=0) - read))
 
 
 def cache_sources(config: Pretrain, out: Path) -> FrameCache:
     """Decode and resize the episodes of `config.data` into `out`; continues where an earlier call was cut off."""
     data = config.data
-    sources = open_sources(data)
-    episodes = chain.from_iterable(heads(source, limit=data.cache_episodes) for source, _ in sources)
+    sources, bad = open_sources(data), BadEpisodes(data.max_bad)
+    episodes = chain.from_iterable(heads(source, limit=data.cache_episodes, bad=bad) for source, _ in sources)
     if not (out / "index.json").is_file():  # see that the data can be read before `out` is bound to them
         episodes = chain(list(islice(episodes, 1)), episodes)
 

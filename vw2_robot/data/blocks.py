@@ -350,9 +350,9 @@ class Reader:
 class _LeftOut(BadEpisodes):
     """What a source leaves out by itself; counted by the stream, each place once, not anew in each epoch."""
 
-    def add(self, error: InputError) -> None:
-        """Take down one episode."""
-        self.messages.append(str(error))
+    def add(self, error: InputError, *, count: int = 1) -> None:
+        """Take them down."""
+        self.messages += [str(error)] * count
 
 
 def _own(source: EpisodeSource) -> EpisodeSource:

@@ -33,7 +33,7 @@ from .openx import OBSERVATION_TEXT, STEP_TEXT, OpenXSource, known_source
 from .step_names import OBSERVATION, STEPS
 
 DESCRIPTION = ("dataset_info.json", "features.json")
-_COPY_AGAIN = "copy the data set again"
+COPY_AGAIN = "copy the data set again"
 
 
 @functools.cache
@@ -125,10 +125,10 @@ def _open_remote(tfds: ModuleType, folder: str) -> Any:
 
 
 def _open_local(tfds: ModuleType, folder: str) -> Any:
-    verify(Path(folder), cure=_COPY_AGAIN, names=DESCRIPTION)
+    verify(Path(folder), cure=COPY_AGAIN, names=DESCRIPTION)
     features = Path(folder) / "features.json"
     known = tfds.features.FeatureConnector._registered_features
-    for name in _class_names(read_json(features, cure=_COPY_AGAIN)):
+    for name in _class_names(read_json(features, cure=COPY_AGAIN)):
         if name not in known or not name.startswith("tensorflow_datasets."):
             raise InputError(
                 f"{features} names {name!r}, which is no feature of TFDS: opening the data set would import that "

@@ -79,7 +79,7 @@ def write_data_report(data_sets: Sequence[DataSet], out: Path, options: ClipOpti
         rule=_rule(options),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out, page)
+    write_text(out, page.encode("utf-8", "backslashreplace").decode())  # names of files need not be text
     return samples
 
 
@@ -126,7 +126,7 @@ def _sample(data_set: DataSet, options: ClipOptions) -> Sample:
     try:
         source = open_for_a_look(data_set)
         return Sample(data_set, [_clip(episode, options) for episode in spread_episodes(source, options.count)])
-    except (InputError, MissingExtraError) as error:
+    except (InputError, MissingExtraError, OSError) as error:
         return Sample(data_set, problem=str(error))
 
 

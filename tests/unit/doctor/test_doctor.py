@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import re
 import sys
 
@@ -161,6 +162,21 @@ def test_a_source_that_cannot_be_read_does_not_spoil_the_page(tmp_path, monkeypa
     assert "2 clips of 1 data sets" in said
     assert re.search(r"! \S*episode_0000003\.npz cannot be read", said)
     assert "episode_0000003.npz cannot be read" in page.read_text()
+
+
+def test_names_that_are_not_utf8_are_shown_as_far_as_they_can_be_and_the_page_is_written(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("av", reason="PyAV is not installed (extra video)")
+    write_calvin(tmp_path / "good")
+    write_calvin(tmp_path / os.fsdecode(b"caf\xe9"))
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / os.fsdecode(b"bad\xff.mp4")).touch()
+    page = tmp_path / "page.html"
+    status, said = vw2_doctor(monkeypatch, capsys, "data", f"data.path={tmp_path}", f"report={page}")
+    assert status == 1
+    assert "4 clips of 2 data sets" in said
+    for text in (said, page.read_text().replace("&#39;", "'")):
+        assert r"caf\udce9" in text
+        assert r"holds b'bad\xff.mp4', a name that is not UTF-8" in text
 
 
 class Counting:

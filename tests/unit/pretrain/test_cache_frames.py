@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from vw2_robot.data.calvin_writer import CalvinWriter
+from vw2_robot.data.episodes import BadEpisodes, Episode, Part, TooManyBadError
 from vw2_robot.errors import InputError
-from vw2_robot.pretrain.cache_frames import open_sources
+from vw2_robot.pretrain.cache_frames import heads, open_sources
 from vw2_robot.pretrain.config import DataConfig
 
 
@@ -34,3 +35,31 @@ def test_two_data_sets_of_one_name_are_refused_since_their_episodes_could_not_be
 def test_a_list_of_paths_goes_with_no_setting_that_speaks_of_one_folder(more):
     with pytest.raises(ValueError, match="a list of 2"):
         DataConfig(path=["A", "B"], **more)
+
+
+class Shards:
+    """Three files of four episodes; the second is damaged behind its first."""
+
+    name = "shards"
+
+    def parts(self):
+        return [Part(f"file-{number}", 4) for number in range(3)]
+
+    def read(self, part, *, start=0):
+        for number in range(start, 4):
+            if (part, number) == (1, 1):
+                raise InputError("file-1 is damaged")
+            yield Episode("shards", f"{part}/{number}", "", 5.0, (np.zeros((2, 2, 3), np.uint8),))
+
+
+@pytest.mark.parametrize(("limit", "wanted"), [(None, 9), (6, 5)])
+def test_of_a_damaged_file_the_rest_is_left_out_and_named(limit, wanted, caplog):
+    bad = BadEpisodes(3)
+    assert len(list(heads(Shards(), limit=limit, bad=bad))) == wanted
+    assert len(bad.messages) == (3 if limit is None else 1)
+    assert caplog.messages == ["episode skipped: file-1 is damaged"]
+
+
+def test_more_lost_episodes_than_allowed_stop_the_run():
+    with pytest.raises(TooManyBadError, match="3 where 2 were allowed; the last: file-1 is damaged"):
+        list(heads(Shards(), limit=None, bad=BadEpisodes(2)))
