@@ -55,7 +55,11 @@ def keep(out: Path, archive: Path) -> None:
 
 
 def add_settings(archive: Path) -> None:
-    """Give every note that lacks them the settings that its words meant, composed by the code of its commit."""
+    """Give every note that lacks them the settings that its words meant, composed by the code of its commit.
+
+    Raises:
+        SystemExit: that commit is not in this repository.
+    """
     by_commit: dict[str, list[Path]] = {}
     for file in sorted((archive / "jobs").glob("*.json")):
         note = json.loads(file.read_text(encoding="utf-8"))
@@ -73,7 +77,11 @@ def _composed_at(commit: str, notes: list[dict[str, Any]]) -> list[dict[str, Any
         code = REPO
         if not commit.endswith("-dirty") and commit != "unknown":
             code = Path(folder)
-            packed = subprocess.run(["git", "-C", str(REPO), "archive", commit], stdout=subprocess.PIPE, check=True)
+            packed = subprocess.run(["git", "-C", str(REPO), "archive", commit], stdout=subprocess.PIPE, check=False)
+            if packed.returncode:
+                raise SystemExit(
+                    f"commit {commit}, at which jobs were run, is not in {REPO}; fetch it, then keep again"
+                )
             with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as tar:
                 tar.extractall(code, filter="data")
         jobs = json.dumps([[note["program"], note["words"]] for note in notes])

@@ -28,7 +28,7 @@ def package_section(out: Path) -> str:
         "`builtin:calvin-tiny`: the weights of one fine-tuning run, rounded to half precision when they were packaged."
     )
     lines = ["## The policy of the package", "", paragraph(said, ONE_POLICY), ""]
-    lines += _tables(out, {"the shipped file": "package", "before rounding": "reference"})
+    lines += _tables(out, {"the shipped file": "package", "the weights before rounding": "reference"})
     shipped, before = (_done_rows(out, f"{stage}/chains") for stage in ("package", "reference"))
     if (found := paired_difference(shipped, before)) is not None:
         mean, low, high, count = found
@@ -36,9 +36,9 @@ def package_section(out: Path) -> str:
         changed = sum(row["solved"] != usual.get(row["sequence"], row["solved"]) for row in shipped)
         lines += [
             paragraph(
-                f"Chain by chain, the shipped file solves {mean:+.2f} [{low:+.2f}, {high:+.2f}] subtasks more;",
-                f"{changed} of {count} chains end elsewhere. The two were measured at other commits and perhaps on",
-                "other kinds of CPU, which changes chains as well.",
+                f"Chain by chain over the first {count} of the protocol, which are in random order, the shipped file",
+                f"solves {mean:+.2f} [{low:+.2f}, {high:+.2f}] subtasks more, and {changed} chains end elsewhere. The",
+                "two were measured at other commits and perhaps on other kinds of CPU, which changes chains as well.",
             ),
             "",
         ]
@@ -52,7 +52,7 @@ def few_section(out: Path) -> str:
 
 
 def _tables(out: Path, stages: Mapping[str, str]) -> list[str]:
-    """Chains of some policies, single tasks of the first."""
+    """Chains of some policies, single tasks of the first that was asked for them."""
     lines = [
         "| policy | chains | 1 in a row (%) | 2 | 3 | 4 | 5 | average length | single tasks (%) | rollouts |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -66,8 +66,9 @@ def _tables(out: Path, stages: Mapping[str, str]) -> list[str]:
         done = sum(row["solved"] for row in single)
         cells += [_share(done, len(single)) if single else MISSING, str(len(single))]
         lines.append(f"| {name} | {len(solved)} | {' | '.join(cells)} |")
-    name, stage = next(iter(stages.items()))
-    if tasks := per_task(_done_rows(out, f"{stage}/single")):
+    tried = {name: per_task(_done_rows(out, f"{stage}/single")) for name, stage in stages.items()}
+    name, tasks = next(((name, tasks) for name, tasks in tried.items() if tasks), ("", {}))
+    if tasks:
         lines += ["", f"Single tasks of {name}:", "", "| task | solved |", "|---|---|"]
         worst_first = sorted(tasks.items(), key=lambda item: item[1]["solved"] / item[1]["attempted"])
         lines += [f"| {task} | {row['solved']} of {row['attempted']} |" for task, row in worst_first]

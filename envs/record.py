@@ -71,7 +71,7 @@ def record(config: RecordConfig) -> None:
     print(f"data set: {out}")
 
 
-@program(RecordConfig, config_name="record")
+@program(RecordConfig, config_name="record", extra="calvin")
 def main(config: RecordConfig) -> None:
     """Console script `vw2-record`."""
     record(config)

@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vw2_robot.data.array_files import read_arrays
 from vw2_robot.data.calvin import CalvinSplit
 from vw2_robot.data.calvin_writer import CalvinWriter
 from vw2_robot.data.episodes import Demonstration, Episode, encode_jpeg
@@ -205,9 +206,10 @@ class _Part:
 
 
 def _read_part(path: Path) -> _Part:
-    with np.load(path, allow_pickle=False) as part:
-        pieces = np.split(part["jpeg"], np.cumsum(part["sizes"])[:-1])
-        return _Part(path, json.loads(str(part["about"])), tuple(p.tobytes() for p in pieces), part["actions"])
+    names = ("jpeg", "sizes", "actions", "about")
+    part = read_arrays(path, names, cure="delete it: the same vw2-record command then makes this recording again")
+    pieces = np.split(part["jpeg"], np.cumsum(part["sizes"])[:-1])
+    return _Part(path, json.loads(str(part["about"])), tuple(p.tobytes() for p in pieces), part["actions"])
 
 
 def _demonstrations(paths: list[Path]) -> Iterator[Demonstration]:

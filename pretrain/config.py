@@ -18,6 +18,7 @@ from vw2_robot.data.clips import Augmentation, TimeBase, frame_offsets
 from vw2_robot.data.frames import Aspect, FrameCache, split_episodes
 from vw2_robot.data.open_replay import ReplayConfig
 from vw2_robot.errors import InputError
+from vw2_robot.limits import Rate, Share, Unbounded
 from vw2_robot.locks import lock_folder
 from vw2_robot.models.ar_policy import PolicyConfig
 from vw2_robot.models.dldm_config import DLDMConfig
@@ -57,11 +58,11 @@ class DataConfig:
     aspect: Aspect = "stretch"
     max_bad: int = 10
     """undecodable episodes that are named and skipped before the run stops"""
-    target_hz: float | None = None
+    target_hz: Rate | None = None
     """resample to this rate; null takes consecutive frames, as released"""
-    gap_s: float | None = None
+    gap_s: Rate | None = None
     """instead of target_hz: seconds that a latent step lasts, whatever the source's rate"""
-    validation_fraction: float = 0.1
+    validation_fraction: Share = 0.1
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
@@ -94,13 +95,13 @@ class PhasesConfig:
     advance: Literal["steps", "ratio"] = "steps"
     """when phase 2 begins. steps: after phase 1's steps, with a word in the log if `advance_ratio` is not reached;
     ratio: at the first validation at or below it, and never before: phase 1's steps are then the most it may take"""
-    advance_ratio: float = 0.5
+    advance_ratio: Unbounded = 0.5
     """held-out reconstruction / copy-first at which codes and hint carry enough motion for phase 2"""
     with_vdm: bool = True
     """off: phase 2 goes on with phase 1's loss; no VDM is trained, built or saved (Table 3a, first row; VideoWorld)"""
     stop_gradient: bool = True
     """phase 2: L_rec trains the decoder alone; off: it goes on shaping the codes (Table 3a, second row)"""
-    vdm_lr_mult: float = 1.0
+    vdm_lr_mult: Rate = 1.0
     """phase 2: learning rate of VDM, projection and control over that of the autoencoder; small runs erode their codes
     when the encoder moves as fast as a VDM that does not use them yet"""
     denoise_weight: float = 1.0
@@ -126,9 +127,9 @@ class PhasesConfig:
     validation_clips: int = 64
     usage_clips: int = 1024
     """clips over which codes.json counts codes"""
-    perplexity_alarm: float = 0.01
+    perplexity_alarm: Unbounded = 0.01
     """share of the codes (that a stretch of training could show) below which the perplexity raises an alarm"""
-    shuffle_alarm: float = 1.02
+    shuffle_alarm: Unbounded = 1.02
     """phase 2: ratio of the denoising loss with another clip's codes below which the VDM is said to ignore codes"""
     alarm_after: int = 3
     """validations in a row that must be bad for an alarm"""

@@ -25,9 +25,11 @@ from torch import Tensor
 from vw2_robot.checkpoint import load_checkpoint
 from vw2_robot.cli import program
 from vw2_robot.config_tree import config_from
+from vw2_robot.data.array_files import read_array
 from vw2_robot.data.clips import TimeBase, frame_offsets, time_base_of
 from vw2_robot.data.frames import FrameCache, resize_frame
 from vw2_robot.errors import InputError
+from vw2_robot.limits import Rate
 from vw2_robot.models.ar_policy import LatentPolicy, Sampling
 from vw2_robot.models.dldm import DLDM
 from vw2_robot.models.dldm_config import DLDMConfig
@@ -72,7 +74,7 @@ class Imagine:
     """as the VDM was trained: train_dldm.hint_grayscale"""
     sample_steps: int = 10
     sampling: Sampling = field(default_factory=Sampling)
-    fps: float | None = None
+    fps: Rate | None = None
     """default: the rate at which the policy was pre-trained"""
     enlarge: int = 4
     seed: int = 0
@@ -182,17 +184,9 @@ def _encoded(dldm: DLDM, begin: Beginning, device: torch.device) -> Tensor:
 
 
 def _codes_of_file(config: Imagine, dldm: DLDM) -> Tensor:
-    try:
-        codes = np.load(config.codes, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"codes={config.codes}: give predicted, encoded, or a .npy file ({error})") from error
+    codes = read_array(Path(config.codes), cure="give predicted, encoded, or a .npy file")
     most, queries = dldm.config.vocabulary, dldm.config.queries
-    if (
-        not isinstance(codes, np.ndarray)
-        or codes.dtype.kind not in "iu"
-        or codes.ndim != 2
-        or codes.shape[1] != queries
-    ):
+    if codes.dtype.kind not in "iu" or codes.ndim != 2 or codes.shape[1] != queries:
         raise InputError(f"{config.codes}: expected whole numbers [steps, {queries}]")
     if codes.size and not 0 <= codes.min() <= codes.max() < most:
         raise InputError(f"{config.codes}: codes lie in 0 .. {most - 1}, found {codes.min()} .. {codes.max()}")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from tqdm import tqdm
 
 from vw2_robot.cli import program
+from vw2_robot.data import rlds_transformations
 from vw2_robot.data.blocks import WindowOptions
 from vw2_robot.data.episodes import EpisodeSource
 from vw2_robot.data.formats import Format, open_source
@@ -21,6 +22,7 @@ from vw2_robot.data.replay import Progress
 from vw2_robot.data.replay_ingest import IngestPlan, ingest
 from vw2_robot.data.reverb_writer import ReverbWriter
 from vw2_robot.errors import InputError
+from vw2_robot.limits import Rate
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,13 @@ class SourceConfig:
     """One data set; see `vw2_robot.data.formats.open_source`."""
 
     path: str
-    weight: float = 1.0
+    weight: Rate = 1.0
     """how often an epoch goes through it"""
     format: Format | None = None
     """recognised where it is not given"""
     split: str | None = None
     image_key: str | None = None
-    hz: float | None = None
+    hz: Rate | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def fill_server(config: IngestConfig) -> None:
                 stored += windows
                 bar.update(windows)
 
-            ingest(config.data.open(), plan, writer, report=report)
+            ingest(config.data.open(), plan, writer, report=report, frames_of=rlds_transformations.window_frames)
     finally:
         writer.close()
     print(f"ingest {config.ingest} of {config.ingests}: {stored} windows stored, nothing left to do", flush=True)

@@ -29,6 +29,7 @@ from vw2_robot.cli import program
 from vw2_robot.config_tree import config_from
 from vw2_robot.data.clips import TimeBase, frame_offsets, time_base_of
 from vw2_robot.errors import InputError
+from vw2_robot.limits import Rate
 from vw2_robot.models.dldm import DLDM
 from vw2_robot.models.dldm_config import DLDMConfig
 from vw2_robot.probes import Split
@@ -64,9 +65,9 @@ class ProbeLatents:
     """demonstrations to use of each data set, drawn by the seed"""
     frames: str | None = None
     """where decoded frames are kept; default: out/frames"""
-    target_hz: float | None = None
+    target_hz: Rate | None = None
     """rate of the clips' frames; null, and gap_s null: what the dLDM was trained at"""
-    gap_s: float | None = None
+    gap_s: Rate | None = None
     """instead of target_hz: seconds that a latent step lasts"""
     pairs: int = 400
     """of clips in the swap test"""

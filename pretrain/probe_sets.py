@@ -43,13 +43,15 @@ class Labelled:
     time_base: TimeBase
 
     def facts(self) -> dict[str, Any]:
-        """Name, sizes, units."""
+        """Name, sizes, units, and what those amount to: mean and standard deviation of the actions."""
+        mean, std = self.video.spread
         return {
             "name": self.video.name,
             "demonstrations": len(self.video.frames.episodes),
             "clips": len(self.steps.episode),
             "steps": len(self.rows),
             "units": self.video.units,
+            "actions": {"mean": mean.tolist(), "std": std.tolist()},
         }
 
     def first_steps(self, rows: NDArray[np.int64], *, stride: int) -> NDArray[np.uint8]:

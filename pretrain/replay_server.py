@@ -21,6 +21,7 @@ from vw2_robot.cli import program
 from vw2_robot.data.reverb_server import ReplayServer
 from vw2_robot.data.reverb_tables import ServerOptions
 from vw2_robot.errors import InputError
+from vw2_robot.limits import Unbounded
 
 # Within `process.GRACE_SECONDS`.
 _LAST_CHECKPOINT_S, _STOP_S = 5.0, 2.0
@@ -35,7 +36,7 @@ class ReplayServerConfig(ServerOptions):
     port: int = 8765
     listen: Literal["all"] | None = None
     """Reverb listens on all interfaces and asks for no password; `all` says that you know"""
-    checkpoint_minutes: float = 10.0
+    checkpoint_minutes: Unbounded = 10.0
     """0: only when a trainer asks"""
     checkpoint_timeout_s: float = 600.0
 

@@ -174,8 +174,8 @@ class ReplayedClips:
         if found != wanted:
             raise InputError(
                 f"the replay holds windows of (frames, target_hz, gap_s{', stride_s' * (len(found) > 3)}) {found}, "
-                f"this run trains on {wanted}; start vw2-replay-server and vw2-ingest with those (frames, data.windows.*), "
-                "or change dldm.frames, data.target_hz and data.gap_s"
+                f"this run trains on {wanted}; start vw2-replay-server and vw2-ingest with those (frames, "
+                "data.windows.*), or change dldm.frames, data.target_hz and data.gap_s"
             )
         name = window.source, window.episode_id
         if name in self._hidden:

@@ -178,7 +178,7 @@ def finish(config: RolloutConfig, log: Log, origin: dict[str, Any], race: Runnin
     return summary
 
 
-@program(RolloutConfig, config_name="rollout")
+@program(RolloutConfig, config_name="rollout", extra="calvin")
 def main(config: RolloutConfig) -> None:
     """Console script `vw2-rollout`."""
     # As under `python -m`: else each worker imports the console script again, and torch with it (150 MB).

@@ -20,6 +20,7 @@ from vw2_robot.errors import InputError
 from .evaluate import subtask_seed
 from .recording import recording_path
 from .results import read_rows
+from .strips import Answers, read_answers
 
 
 class ActionReplay:
@@ -45,8 +46,7 @@ class ActionReplay:
             for position in range(len(row["subtasks"]))
         }
         recorded = origin["policy"]
-        with self._open(rows[0]["sequence"]) as file:
-            horizon = int(file["actions"].shape[1])
+        horizon = self._recorded(rows[0]["sequence"]).actions.shape[1]
         self.metadata = {
             "name": f"replay of {recorded.get('name')}",
             "version": __version__,
@@ -72,8 +72,8 @@ class ActionReplay:
                 "of the recorded rollout"
             )
         number, position = self._places[seed]
-        with self._open(number) as file:
-            self._answers = file["actions"][file["subtask"] == position]
+        recorded = self._recorded(number)
+        self._answers = recorded.actions[recorded.subtask == position]
         self._next = 0
 
     def infer(self, obs: Observation) -> PolicyOutput:
@@ -90,8 +90,8 @@ class ActionReplay:
         """One chunk for each observation, in turn."""
         return [self.infer(one) for one in obs]
 
-    def _open(self, number: int) -> Any:
+    def _recorded(self, number: int) -> Answers:
         path = recording_path(self._run_dir, number)
         if not path.is_file():
             raise InputError(f"{path} is missing; it holds the actions of chain {number}")
-        return np.load(path, allow_pickle=False)
+        return read_answers(path)

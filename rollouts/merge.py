@@ -140,7 +140,7 @@ def _copy(source: Path, target: Path) -> None:
     temporary.replace(target)
 
 
-@program(MergeConfig, config_name="merge")
+@program(MergeConfig, config_name="merge", extra="report")
 def main(config: MergeConfig) -> None:
     """Console script `vw2-merge`."""
     summary = merge(config.run_dir)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import io
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from PIL import Image
 
 from vw2_robot.commands import commands
 from vw2_robot.contracts import ACTION_DIM, ACTION_NAMES
+from vw2_robot.data.array_files import read_arrays
 from vw2_robot.errors import InputError
 
 # L looks · H actions per look · A action dims · E steps between looks · K latent steps · N codes per step · S steps
@@ -64,19 +64,18 @@ def read_answers(path: Path) -> Answers:
     Raises:
         InputError: the file is torn or holds something else.
     """
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            tokens = file["tokens"] if "tokens" in file.files else None
-            found = Answers(file["actions"], file["subtask"], tokens)
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} holds no recorded answers ({error}); delete it, or run the rollout again") from error
-    looks = len(found.subtask)
-    lengths = [looks, len(found.actions), looks if found.tokens is None else len(found.tokens)]
-    if found.actions.ndim != 3 or found.actions.shape[2] != ACTION_DIM or set(lengths) != {looks} or looks == 0:
+    cure = "delete it, or run the rollout again"
+    arrays = read_arrays(path, cure=cure)
+    shapes = {name: array.shape for name, array in arrays.items()}
+    looks = arrays["subtask"].size if len(shapes.get("subtask", ())) == 1 else 0
+    wanted = {"actions": (looks, *shapes.get("actions", ())[1:2], ACTION_DIM), "subtask": (looks,)}
+    wanted |= {"tokens": (looks, *shapes["tokens"][1:3])} if len(shapes.get("tokens", ())) == 3 else {}
+    if looks == 0 or shapes != wanted or any(array.dtype.kind not in "fiu" for array in arrays.values()):
         raise InputError(
-            f"{path}: actions {list(found.actions.shape)} for {looks} looks; expected [looks, H, {ACTION_DIM}]"
+            f"{path} holds no recorded answers, but {shapes}; expected actions [looks, H, {ACTION_DIM}], "
+            f"subtask [looks], perhaps tokens [looks, K, N]; {cure}"
         )
-    return found
+    return Answers(arrays["actions"], arrays["subtask"], arrays.get("tokens"))
 
 
 def executed(answers: Answers, steps: Sequence[int], *, every: int) -> NDArray[np.float64]:

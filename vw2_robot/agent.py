@@ -33,6 +33,7 @@ from vw2_robot.config_tree import config_from
 from vw2_robot.contracts import ACTION_DIM, ACTION_NAMES, GRIPPER_INDEX, Observation, PolicyOutput
 from vw2_robot.data.frames import resize_frame
 from vw2_robot.data.statistics import ActionStatistics
+from vw2_robot.devices import open_device
 from vw2_robot.errors import InputError
 from vw2_robot.models.acting import act
 from vw2_robot.models.action_head import ActionHead, ActionHeadConfig
@@ -111,7 +112,7 @@ class VW2Agent:
         Args:
             folder_or_hub_id: a checkpoint folder, a run folder, "builtin:NAME" for one that is part of this package, or
                 a model on the Hugging Face Hub ("owner/name").
-            device: cpu, cuda, cuda:0, ...
+            device: cpu, cuda, cuda:0, auto, ...
             replan_every: environment steps between two calls of `infer`; None: what was stored in training.
             temporal_ensemble: average the chunks that overlap in time, each weighted by exp(-decay * number of chunks
                 since the oldest); the decay, "off", or as stored in training.
@@ -142,10 +143,11 @@ class VW2Agent:
         _check_steps(checkpoint, policy)
         statistics = _statistics(checkpoint)
         _check_range(statistics, checkpoint.path)
+        place = open_device(device)
         stored = config.get("temporal_ensemble")
         return cls(
-            policy.to(device),
-            head.to(device),
+            policy.to(place),
+            head.to(place),
             statistics,
             checkpoint,
             replan_every=int(config["replan_every"]) if replan_every is None else replan_every,

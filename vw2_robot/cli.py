@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,14 +17,12 @@ from typing import Any, TypeVar
 
 from vw2_robot import __version__
 from vw2_robot.config_tree import config_from
-from vw2_robot.errors import InputError, MissingExtraError
+from vw2_robot.errors import InputError, MissingExtraError, require
+from vw2_robot.overrides import as_typed
 from vw2_robot.process import orderly
 from vw2_robot.storage import os_error
 
 ConfigT = TypeVar("ConfigT")
-# `section.key=value`: the yaml files show what is changed often, the dataclasses know all keys. Hydra would ask for
-# a plus sign before the others; `config_from` refuses what no dataclass has, and says what is near.
-_NESTED = re.compile(r"(?!hydra\.)[A-Za-z_]\w*(\.\w+)+=")
 # What a person can do about the refusals of an operating system.
 _CURES = {
     errno.ENOSPC: "free some space and start the same command again",
@@ -51,11 +48,12 @@ _LIMITS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
 
 
 def program(
-    config_cls: type[ConfigT], *, config_name: str, one_process: bool = False
+    config_cls: type[ConfigT], *, config_name: str, extra: str = "train", one_process: bool = False
 ) -> Callable[[Callable[[ConfigT], None]], Callable[[], None]]:
     """Decorate `run(config)` into a console-script `main()` that is configured by `configs/<config_name>.yaml`.
 
-    With `one_process` it refuses to be started as one of several ranks, each of which would do all of the work.
+    `extra` is the one that installs what the program needs, Hydra first of all. With `one_process` it refuses to be
+    started as one of several ranks, each of which would do all of the work.
     """
 
     def decorate(run: Callable[[ConfigT], None]) -> Callable[[], None]:
@@ -63,6 +61,11 @@ def program(
             if "--version" in sys.argv[1:]:  # Hydra would print its own
                 print(f"vw2_robot {__version__}")
                 return
+            try:
+                require("hydra", extra=extra)
+            except MissingExtraError as error:
+                _tell(config_name, str(error))
+                raise SystemExit(1) from None
             import hydra
             from omegaconf import DictConfig, OmegaConf
             from omegaconf.errors import OmegaConfBaseException
@@ -92,8 +95,8 @@ def program(
                     raise InputError(f"{what}; give {error.full_key}=... (--help shows an example)") from error
 
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-            sys.argv[1:] = [f"++{word}" if _NESTED.match(word) else word for word in sys.argv[1:]]
             with orderly(config_name):
+                sys.argv[1:] = as_typed(sys.argv[1:], config_cls)
                 job()
                 if failed:
                     _tell(config_name, f"{len(failed)} of the jobs failed: {'; '.join(failed)}")

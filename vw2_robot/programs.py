@@ -11,12 +11,17 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from vw2_robot.errors import MissingExtraError
 from vw2_robot.process import stopping_at_once
 
 
 def _start(module: str) -> None:
-    with stopping_at_once(Path(sys.argv[0]).name):
-        main = importlib.import_module(module).main
+    name = Path(sys.argv[0]).name
+    with stopping_at_once(name):
+        try:
+            main = importlib.import_module(module).main
+        except MissingExtraError as error:  # some cannot even be imported without their extra
+            raise SystemExit(f"{name}: error: {error}") from None
     main()
 
 

@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from vw2_robot.checkpoint import CURE, STEP_FOLDER, is_own_checkpoint, last_checkpoint
 from vw2_robot.config_tree import differing_keys
+from vw2_robot.devices import open_device
 from vw2_robot.errors import InputError, require
 from vw2_robot.locks import lock_folder
 from vw2_robot.storage import (
@@ -65,7 +66,7 @@ class Hardware:
     gradient_checkpointing: bool = False
     """VDM and dLDM stages: compute activations again on the way back instead of keeping them; same numbers"""
 
-    def torch_device(self) -> torch.device:
+    def torch_device(self, *, option: str = "hardware.device") -> torch.device:
         """The device meant, after setting the number of threads.
 
         Raises:
@@ -73,19 +74,8 @@ class Hardware:
         """
         if self.threads > 0:
             torch.set_num_threads(self.threads)
-        name = self.device
-        if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            device = torch.device(name)
-        except RuntimeError as error:
-            raise InputError(f"hardware.device={self.device}: expected auto, cpu, cuda, cuda:0, ...") from error
+        device = open_device(self.device, option=option)
         if device.type == "cuda":
-            if (device.index or 0) >= torch.cuda.device_count() or not torch.cuda.is_available():
-                seen = torch.cuda.device_count() if torch.cuda.is_available() else "no"
-                raise InputError(
-                    f"hardware.device={self.device}, but torch {torch.__version__} sees {seen} CUDA device"
-                )
             torch.backends.cuda.matmul.allow_tf32 = True
         return device
 

@@ -159,15 +159,16 @@ def named(path: Path) -> Iterator[None]:
 def os_error(error: BaseException, path: Path) -> OSError | None:
     """The operating system's error behind `error`, with a file name; None if it has one, or is of another kind.
 
-    safetensors reports a full disk as "... (os error 28)" in an exception of its own, NumPy's `tofile` as an OSError
-    without a number, and Python's own file objects without the name of the file.
+    safetensors reports a full disk as "... (os error 28)" in an exception of its own, TensorFlow in words, NumPy's
+    `tofile` as an OSError without a number, and Python's own file objects without the name of the file.
     """
     if isinstance(error, OSError) and error.errno is not None:
         return None if error.filename is not None else OSError(error.errno, error.strerror, str(path))
     if found := re.search(r"\(os error (\d+)\)", str(error)):
         number = int(found[1])
         return OSError(number, os.strerror(number), str(path))
-    if isinstance(error, OSError) and re.search(r"\d+ requested and \d+ written", str(error)):
+    no_space = os.strerror(errno.ENOSPC) in str(error)
+    if no_space or (isinstance(error, OSError) and re.search(r"\d+ requested and \d+ written", str(error))):
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     return None
 

@@ -107,7 +107,7 @@ class Processes:
 
 @pytest.fixture
 def processes(tmp_path: Path) -> Iterator[Processes]:
-    pytest.importorskip("reverb", reason="Reverb is not installed (extra openx)")
+    pytest.importorskip("reverb", reason="Reverb is not installed (extra replay)")
     made = Processes(tmp_path)
     yield made
     for process in made.running:

@@ -45,7 +45,7 @@ class Training:
         self.engine, self.folder = engine, folder
         self.overrides, self.closing = overrides, []
         if engine == "reverb":
-            pytest.importorskip("reverb", reason="Reverb is not installed (extra openx)")
+            pytest.importorskip("reverb", reason="Reverb is not installed (extra replay)")
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
                 self.port = int(probe.getsockname()[1])

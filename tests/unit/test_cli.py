@@ -1,12 +1,16 @@
 import errno
+import importlib.metadata
 import subprocess
 import sys
+import types
+from pathlib import Path
 
 import pytest
 
 import vw2_robot
+from vw2_robot import cli, errors
 from vw2_robot.cli import program
-from vw2_robot.errors import InputError, MissingExtraError, require
+from vw2_robot.errors import InputError, MissingExtraError, install_command, require
 from vw2_robot.pretrain.config import Pretrain
 
 
@@ -52,6 +56,7 @@ def test_a_key_that_only_the_dataclass_shows_needs_no_plus_sign(call):
         (["run_dir=x", "dldm.framez=1"], ["dldm.framez", "frames"]),
         (["run_dir=x", "seed=abc"], ["seed must be int, found 'abc'"]),
         (["run_dir=x", "data.splits=train"], ["data.splits must be a list"]),
+        (["run_dir=x", "data.splits=[train[:5%]]"], ["data.splits must be a list", "in quotes"]),
         (["run_dir=x", "stages=[vdm,dream]"], ["stages", "latents", "dream"]),
         (["run_dir=x", "dldm.frames=1"], ["dldm.frames must be at least 2", "found 1"]),
         (["run_dir=x", "codec.stride=2"], ["codec.stride is 2", "temporal stride 4"]),
@@ -117,11 +122,44 @@ def test_stopping_by_hand_is_no_traceback(call):
     assert (status, text) == (130, "\npretrain: stopped\n")
 
 
-def test_a_missing_extra_is_named_with_its_command():
-    with pytest.raises(
-        MissingExtraError, match=r'no_such_package.part is not.*extra "openx": pip install "vw2-robot\[openx\]"'
-    ):
+def test_a_missing_extra_is_named_with_the_command_for_this_checkout():
+    with pytest.raises(MissingExtraError) as caught:
         require("no_such_package.part", extra="openx")
+    checkout = Path(__file__).resolve().parents[2]
+    assert str(caught.value) == (
+        'no_such_package.part is not installed; this part of vw2_robot needs the extra "openx": '
+        f'pip install -e "{checkout}[openx]"'
+    )
+
+
+@pytest.mark.parametrize(
+    ("note", "origin"),
+    [
+        ('{"archive_info": {}, "url": "file:///tmp/vw2_robot-0.1.0-py3-none-any.whl"}', "file:///tmp/vw2_robot-0.1.0-"),
+        (None, "file:///PATH-OF-A-CHECKOUT-OR-WHEEL"),
+    ],
+)
+def test_an_installed_copy_names_the_place_that_pip_took_it_from(monkeypatch, tmp_path, note, origin):
+    monkeypatch.setattr(errors, "__file__", str(tmp_path / "site-packages" / "vw2_robot" / "errors.py"))
+    installed = types.SimpleNamespace(read_text={"direct_url.json": note}.get)
+    monkeypatch.setattr(importlib.metadata, "distribution", {"vw2-robot": installed}.__getitem__)
+    assert install_command("train").startswith(f'pip install "vw2-robot[train] @ {origin}')
+
+
+@pytest.mark.parametrize(("extra", "module"), [("calvin", "hydra"), ("calvin", "gymnasium")])
+def test_a_program_without_its_extra_ends_in_one_message(monkeypatch, capsys, extra, module):
+    """Of an installation without extras: the simulator's package cannot even be imported there."""
+    for name in [name for name in sys.modules if name.startswith("vw2_robot.envs")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(sys, "argv", ["vw2-record"])
+    with pytest.raises(SystemExit) as left:
+        cli.record()
+    error = capsys.readouterr().err
+    assert left.value.code == 1
+    assert error.startswith(
+        f'record: error: {module} is not installed; this part of vw2_robot needs the extra "{extra}"'
+    )
 
 
 def test_an_error_inside_an_installed_module_passes_through(tmp_path, monkeypatch):

@@ -89,7 +89,8 @@ def sentences():
     changed = sum(row not in usual for row in other)
     ratio = statistics.mean(float(word) for word in re.search(LOGGED_RATIOS, log()).groups())
     yield f"({pixels}-pixel images"
-    yield f"does {statistics.mean(chains):.1f} of five instructions in a row over {len(chains)} chains"
+    yield f"does {statistics.mean(chains):.1f} of five instructions in a row over the first {len(chains)}"
+    yield f"of the protocol's {len(solved('reference/chains'))} chains"
     yield "With 10 % of the labels"
     yield f"solves {percent('vw2_10')} % of single tasks ({each('vw2_10')})"
     yield f"without it {percent('oracle_10')} % ({each('oracle_10')}): {ten:.0f} points more"

@@ -1,6 +1,5 @@
 """The queue of the reference experiment: order, what is done already, failures, and a page from what there is."""
 
-import configparser
 import json
 import re
 import shlex
@@ -8,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # benchmarks are not part of the package
 
@@ -18,7 +18,7 @@ from benchmarks.results_configs import ABSENT, COMMANDS, compared_jobs
 from benchmarks.results_page import codes_section, write_page
 from benchmarks.results_policies import few_section
 from benchmarks.results_seeds import over_seeds, seed_interval
-from benchmarks.settings import settings_of
+from benchmarks.settings import PROGRAMS, settings_of
 
 REPO = Path(__file__).resolve().parents[2]
 ARCHIVE = REPO / "docs" / "results"
@@ -264,13 +264,15 @@ def test_the_plan_takes_every_experiment_of_its_programs_and_holds_no_setting_of
 
 
 def test_the_commands_that_the_page_shows_compose():
-    setup = configparser.ConfigParser()
-    setup.read(REPO / "setup.cfg", encoding="utf-8")
-    scripts = dict(row.split(" = ") for row in setup["options.entry_points"]["console_scripts"].strip().splitlines())
+    names = {
+        program: yaml.safe_load((REPO / f"configs/{config}.yaml").read_text())
+        for program, (config, *_) in PROGRAMS.items()
+    }
+    programs = {tree["hydra"]["help"]["app_name"]: program for program, tree in names.items()}
     commands = [shlex.split(line) for line in COMMANDS.strip().splitlines()]
     assert len(commands) == 5
     for script, *words in commands:
-        assert settings_of(scripts[script].split(":")[0].removesuffix(".__main__"), words), script
+        assert settings_of(programs[script], words), script
 
 
 def test_every_archived_job_was_made_with_the_settings_that_the_plan_has():

@@ -250,7 +250,12 @@ def _text(value: Any, where: str) -> str:
     return str(value)
 
 
-def _read_recordings(folder: Path, split: str, scenes: SceneTable) -> list[Trajectory]:
+def read_spans(folder: Path) -> NDArray[np.integer[Any]]:
+    """First and last frame of each recording of a split, [recordings, 2].
+
+    Raises:
+        InputError: the table is missing or damaged.
+    """
     path = folder / "ep_start_end_ids.npy"
     if not path.is_file():
         raise InputError(f"{path} is missing: it says where recordings begin and end; {LAYOUT}")
@@ -260,11 +265,14 @@ def _read_recordings(folder: Path, split: str, scenes: SceneTable) -> list[Traje
         raise InputError(f"{path}: expected whole numbers (recordings, 2), first and last frame of each")
     if not len(table) or (table[:, 0] > table[:, 1]).any() or table.min() < 0:
         raise InputError(f"{path}: expected at least one recording, each with 0 <= first <= last frame")
+    return table
 
+
+def _read_recordings(folder: Path, split: str, scenes: SceneTable) -> list[Trajectory]:
     def play(first: int, last: int) -> Trajectory:
         return Trajectory(f"{split}/{first:07d}-{last:07d}/play", "", "", first, last, scenes.scene_of(first))
 
-    recordings = [play(first, last) for first, last in table.tolist()]
+    recordings = [play(first, last) for first, last in read_spans(folder).tolist()]
     _check_complete(folder, recordings)  # before they are cut: a damaged table may speak of any number of frames
     return [
         play(start, min(start + PIECE_FRAMES - 1, whole.end))

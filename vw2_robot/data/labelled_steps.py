@@ -33,6 +33,7 @@ from .calvin import CalvinDataset, CalvinSplit, Trajectory
 from .clips import make_windows
 from .episodes import Episode
 from .frames import FrameCache, cache_frames
+from .statistics import mean_and_std
 
 MOVED_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "opening")
 ROTATION = slice(3, 6)
@@ -51,6 +52,8 @@ class LabelledVideo:
     group: NDArray[np.int64]
     commanded: list[NDArray[np.float64]]
     moved: list[NDArray[np.float64]] | None
+    spread: tuple[NDArray[np.float64], NDArray[np.float64]]
+    """mean and standard deviation [7] of the actions, see `statistics.mean_and_std`"""
     units: str = CALVIN_UNITS
     """equal where numbers of one data set mean the same in another: one robot, one kind of action"""
 
@@ -104,7 +107,7 @@ def open_labelled_calvin(
         description={"calvin": str(path.resolve()), "split": split, "episodes": count, "seed": seed},
     )
     commanded, moved = _read_motion(dataset, trajectories, cache / "motion.npz")
-    return LabelledVideo(name, FrameCache(cache), _groups(trajectories), commanded, moved)
+    return LabelledVideo(name, FrameCache(cache), _groups(trajectories), commanded, moved, mean_and_std(commanded))
 
 
 def _episode(dataset: CalvinDataset, trajectory: Trajectory) -> Episode:

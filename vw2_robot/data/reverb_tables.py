@@ -9,8 +9,8 @@ Tables of a server:
     checkpoint           which of the checkpoints that were asked for is the last that is safe on the server's disk
 
 A window is written by Reverb's structured writer as a pattern over the steps of a padded episode (`window_pattern`), so
-overlapping windows share their frames on the server. The same pattern, given to
-`rlds.transformations.pattern_map_from_transform`, cuts the same windows offline.
+overlapping windows share their frames on the server. Its steps are named as in RLDS: ingest processes cut the windows
+beforehand by the same pattern (`rlds_transformations.py`).
 
 Every call ends: either Reverb's own time limit or a thread that is given up (`within`) bounds it.
 """
@@ -20,10 +20,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,8 @@ from vw2_robot.errors import InputError, require
 
 from .clips import padded_frames
 from .replay import Mode, ReplayTimeout
+from .rlds_builder import prepare_tensorflow
+from .step_names import IS_LAST, OBSERVATION
 
 # T frames of a window
 CALL_S = 10.0  # one small request to a server that is there
@@ -43,8 +45,10 @@ _Answer = TypeVar("_Answer")
 @functools.cache
 def load_reverb() -> tuple[ModuleType, ModuleType]:
     """Import Reverb and the TensorFlow below it, quiet and without a GPU."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    reverb = require("reverb", extra="openx")
+    prepare_tensorflow()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # it reads TensorFlow's version by distutils
+        reverb = require("reverb", extra="replay")
     tf: ModuleType = reverb.trajectory_dataset.tf
     tf.config.set_visible_devices([], "GPU")
     return reverb, tf
@@ -86,16 +90,13 @@ class ServerOptions:
 
 
 def step_spec() -> dict[str, Any]:
-    """Return the types of one step: its picture, the window that ends here (b"" if none), and for which table it is.
-
-    rlds finds the ends of episodes by `is_last`.
-    """
+    """Return the types of one step: its picture, the window that ends here (b"" if none), and for which table it is."""
     _, tf = load_reverb()
     return {
-        "image": tf.TensorSpec([], tf.string),
+        OBSERVATION: tf.TensorSpec([], tf.string),
         "header": tf.TensorSpec([], tf.string),
         "table": tf.TensorSpec([], tf.int64),
-        "is_last": tf.TensorSpec([], tf.bool),
+        IS_LAST: tf.TensorSpec([], tf.bool),
     }
 
 
@@ -106,16 +107,16 @@ def window_pattern(offsets: Sequence[int]) -> Callable[[Any], dict[str, Any]]:
     """
 
     def pattern(step: Any) -> dict[str, Any]:
-        frames = tuple(step["image"][offset - offsets[-1] - 1] for offset in offsets)
+        frames = tuple(step[OBSERVATION][offset - offsets[-1] - 1] for offset in offsets)
         return {"frames": frames, "header": step["header"][-1]}
 
     return pattern
 
 
-def wanted_at(table: int) -> Any:
-    """Return the condition that the window which ends at a step is for `table` (from 1 on; 0 is none)."""
+def wanted_at(table: int, spec: Any) -> Any:
+    """Return the condition, on steps of `spec`, that the window which ends there is for `table` (from 1; 0 is none)."""
     reverb, _ = load_reverb()
-    return reverb.structured_writer.Condition.data(step_spec())["table"] == table
+    return reverb.structured_writer.Condition.data(spec)["table"] == table
 
 
 def make_tables(options: ServerOptions, *, session: int) -> list[Any]:
@@ -158,7 +159,7 @@ def writer_config(offsets: Sequence[int], *, table: str, number: int) -> Any:
     """Return how a structured writer fills `table` with the windows that are meant for it."""
     writer = load_reverb()[0].structured_writer
     pattern = writer.pattern_from_transform(step_spec(), window_pattern(offsets))
-    return writer.create_config(pattern, table=table, conditions=[wanted_at(number)])
+    return writer.create_config(pattern, table=table, conditions=[wanted_at(number, step_spec())])
 
 
 # ----------------------------------------------------------------------------------------------------- connections

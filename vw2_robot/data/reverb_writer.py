@@ -37,6 +37,7 @@ from .reverb_tables import (
     write_record,
     writer_config,
 )
+from .step_names import IS_LAST, OBSERVATION
 
 
 class ReverbWriter:
@@ -225,17 +226,17 @@ def steps_of(cut: CutEpisode, *, shares: int) -> list[dict[str, Any]]:
         for image, window in padded_steps(cut)
     ]
     if steps:
-        steps[-1]["is_last"] = np.bool_(True)
+        steps[-1][IS_LAST] = np.bool_(True)
     return steps
 
 
 def _step(image: bytes, header: bytes, table: int) -> dict[str, Any]:
     return {
         # An object array: as plain bytes, or numpy's own strings, a picture would lose the zeros at its end.
-        "image": np.array(image, dtype=object),
+        OBSERVATION: np.array(image, dtype=object),
         "header": np.array(header, dtype=object),
         "table": np.int64(table),
-        "is_last": np.bool_(False),
+        IS_LAST: np.bool_(False),
     }
 
 

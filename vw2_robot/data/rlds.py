@@ -41,6 +41,7 @@ from .rlds_builder import (
     open_builder,
     step_features,
 )
+from .step_names import OBSERVATION, STEPS
 
 # T steps of an episode · H, W pixels
 
@@ -156,10 +157,15 @@ class RldsSource:
         for key in keys:
             if functools.reduce(child, key, step) is None:
                 raise InputError(f"{self.path}: the steps of {self.name!r} have no {'/'.join(key)}")
-        features = tfds.features.FeaturesDict({"steps": tfds.features.Dataset(entries(step, keys))})
-        for number, record in enumerate(self._records(piece, start), start):
-            found = features.deserialize_example(tf.constant(record), decoders={"steps": tfds.decode.SkipDecoding()})
-            values = (functools.reduce(lambda node, name: node[name], key, found["steps"]).numpy() for key in keys)
+        features = tfds.features.FeaturesDict({STEPS: tfds.features.Dataset(entries(step, keys))})
+        records = self._records(piece, start)
+        for number in range(start, piece.take):
+            try:
+                record = tf.constant(next(records))
+                found = features.deserialize_example(record, decoders={STEPS: tfds.decode.SkipDecoding()})
+            except (tf.errors.OpError, StopIteration) as error:
+                raise _damaged(piece, number, error) from error
+            values = (functools.reduce(lambda node, name: node[name], key, found[STEPS]).numpy() for key in keys)
             yield f"{piece.split}/{piece.first + number:06d}", tuple(values)
 
     def _examples(self, piece: _Piece, start: int) -> Iterator[Mapping[str, Any]]:
@@ -173,9 +179,9 @@ class RldsSource:
         if not self._random_access:
             # Not tf.data: it takes 15 ms to open a file and never frees the graph that it makes for each.
             everything = map(tf.compat.v1.io.tf_record_iterator, [piece.file])  # opens it when the first is asked for
-            return itertools.islice(
-                itertools.chain.from_iterable(everything), piece.skip + start, piece.skip + piece.take
-            )
+            records = itertools.chain.from_iterable(everything)
+            checked = map(lambda _, record: record, _fitting_lengths(tf, piece.file), records)
+            return itertools.islice(checked, piece.skip + start, piece.skip + piece.take)
 
         @functools.cache
         def source() -> Any:
@@ -197,10 +203,10 @@ class RldsSource:
         features = self._wanted_features(tfds, open_builder(self.path)[0])
 
         def parse(record: Any) -> dict[str, Any]:
-            example = features.deserialize_example(record, decoders={"steps": tfds.decode.SkipDecoding()})
-            found = {"images": example["steps"]["observation"][self.image_key]}
+            example = features.deserialize_example(record, decoders={STEPS: tfds.decode.SkipDecoding()})
+            found = {"images": example[STEPS][OBSERVATION][self.image_key]}
             if self.language_key is not None:
-                found["text"] = functools.reduce(lambda node, key: node[key], self.language_key, example["steps"])
+                found["text"] = functools.reduce(lambda node, key: node[key], self.language_key, example[STEPS])
             if self.hz is None:
                 found["hz"] = example["episode_metadata"]["hz"]
             return found
@@ -212,8 +218,8 @@ class RldsSource:
         """Return the features with one camera, the words and the rate: other cameras are never copied."""
         whole, step = builder.info.features, step_features(builder, self.path)
         words = () if self.language_key is None else (self.language_key,)
-        wanted = entries(step, (("observation", self.image_key), *words))
-        example: dict[str, Any] = {"steps": tfds.features.Dataset(wanted)}
+        wanted = entries(step, ((OBSERVATION, self.image_key), *words))
+        example: dict[str, Any] = {STEPS: tfds.features.Dataset(wanted)}
         if self.hz is None:
             example["episode_metadata"] = {"hz": whole["episode_metadata"]["hz"]}
         return tfds.features.FeaturesDict(example)
@@ -268,6 +274,27 @@ def _pieces(builder: Any, folder: str, split: str) -> Iterator[_Piece]:
         whole_split, first = place[instruction.basename()]
         file, skip = f"{folder}/{instruction.basename()}", int(instruction.skip)
         yield _Piece(whole_split, file, skip, instruction.take, instruction.examples_in_shard, first + skip)
+
+
+def _fitting_lengths(tf: ModuleType, file: str) -> Iterator[int]:
+    """Yield the length of each record of a TFRecord file, before TensorFlow reads it.
+
+    TensorFlow makes room for what a length says, and ends the process where there is not so much memory.
+
+    Raises:
+        tf.errors.DataLossError: the record would end behind the file.
+    """
+    with tf.io.gfile.GFile(file, "rb") as stream:
+        size, position = stream.size(), 0
+        while len(header := stream.read(8)) == 8:
+            length = int.from_bytes(header, "little")
+            position += 16 + length  # itself, its checksum, the record, its checksum
+            if position > size:
+                raise tf.errors.DataLossError(None, None, f"a record of {length} bytes in a file of {size}")
+            yield length
+            stream.seek(position)
+        if header:
+            raise tf.errors.DataLossError(None, None, f"{len(header)} bytes behind the last record")
 
 
 def _text(values: NDArray[Any] | None) -> str:

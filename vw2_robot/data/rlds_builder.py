@@ -3,15 +3,22 @@
 TensorFlow and TFDS are imported here and nowhere else, when a function is called; they see no GPU, so torch keeps it. A
 data set is opened from its folder (`builder_from_directory`), never by name, so nothing touches the network unless the
 path says so (`gs://...`). Episodes are read in `rlds`. Interfaces specification: sections 9.1 to 9.3.
+
+A description may name any Python class, and TFDS imports the module of one that it does not know: such descriptions
+are refused before TFDS sees them. Those that we wrote are compared with their `manifest.json`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
 import importlib.util
+import json
 import os
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -20,18 +27,37 @@ from typing import Any
 import numpy as np
 
 from vw2_robot.errors import InputError, require
+from vw2_robot.storage import read_json, verify
 
 from .openx import OBSERVATION_TEXT, STEP_TEXT, OpenXSource, known_source
+from .step_names import OBSERVATION, STEPS
+
+DESCRIPTION = ("dataset_info.json", "features.json")
+_COPY_AGAIN = "copy the data set again"
 
 
 @functools.cache
 def load_tensorflow() -> tuple[ModuleType, ModuleType]:
     """Import TensorFlow and TFDS, quiet and without a GPU."""
     tfds = _load_tfds()
+    prepare_tensorflow()
     tf = require("tensorflow", extra="openx")
     tf.config.set_visible_devices([], "GPU")
     tf.get_logger().setLevel("ERROR")  # the reader of record files is called deprecated since 2.0, and is in 2.15
     return tf, tfds
+
+
+def prepare_tensorflow() -> None:
+    """See to it that TensorFlow can be imported next, quietly, and leaves nothing in the working directory.
+
+    torch's CUDA builds bring triton and import it late. Imported after TensorFlow 2.21 it ends the process with a
+    segmentation fault (each has an LLVM of its own); before it, it does no harm.
+    """
+    if os.path.expanduser("~") == "~":  # noqa: PTH111 - pathlib raises here: neither HOME nor an entry for the user
+        os.environ.setdefault("KERAS_HOME", os.devnull)  # Keras would make a folder called ~
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if "tensorflow" not in sys.modules and importlib.util.find_spec("triton") is not None:
+        importlib.import_module("triton")
 
 
 def _load_tfds() -> ModuleType:
@@ -79,7 +105,9 @@ def open_builder(path: str | os.PathLike[str]) -> tuple[Any, str]:
     tfds = _load_tfds()
     folder = _version_folder(os.fspath(path).rstrip("/") or "/")
     try:
-        return (_open_remote(tfds, folder) if "://" in folder else tfds.builder_from_directory(folder)), folder
+        return (_open_remote if "://" in folder else _open_local)(tfds, folder), folder
+    except InputError:
+        raise
     except Exception as error:  # a broken description raises a dozen types inside TFDS, json and protobuf
         raise InputError(
             f"{folder} cannot be opened as a TFDS data set ({type(error).__name__}: {first_line(error)}); its "
@@ -91,9 +119,38 @@ def _open_remote(tfds: ModuleType, folder: str) -> Any:
     """Open a copy of the description: TFDS by itself knows fewer kinds of paths than TensorFlow."""
     files = load_tensorflow()[0].io.gfile
     with tempfile.TemporaryDirectory() as local:
-        for name in ("dataset_info.json", "features.json"):
+        for name in DESCRIPTION:
             files.copy(f"{folder}/{name}", f"{local}/{name}")
-        return tfds.builder_from_directory(local)
+        return _open_local(tfds, local)
+
+
+def _open_local(tfds: ModuleType, folder: str) -> Any:
+    verify(Path(folder), cure=_COPY_AGAIN, names=DESCRIPTION)
+    features = Path(folder) / "features.json"
+    known = tfds.features.FeatureConnector._registered_features
+    for name in _class_names(read_json(features, cure=_COPY_AGAIN)):
+        if name not in known or not name.startswith("tensorflow_datasets."):
+            raise InputError(
+                f"{features} names {name!r}, which is no feature of TFDS: opening the data set would import that "
+                "module. Convert the data set to TFDS's own features"
+            )
+    return tfds.builder_from_directory(folder)
+
+
+def _class_names(description: object) -> Iterator[str]:
+    """Every class that a features.json names, also in JSON inside its texts."""
+    waiting = [description]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict):
+            waiting += node.values()
+            names = (node.get(key) for key in ("pythonClassName", "python_class_name", "type"))
+            yield from (name for name in names if isinstance(name, str) and "." in name)
+        elif isinstance(node, list):
+            waiting += node
+        elif isinstance(node, str) and "{" in node:
+            with contextlib.suppress(ValueError, RecursionError):
+                waiting.append(json.loads(node))
 
 
 def list_files(folder: str, pattern: str) -> list[str]:
@@ -119,7 +176,7 @@ def _version_folder(path: str) -> str:
             what = f"{path} is a file" if Path(path).exists() else f"there is no folder {path}"
             raise InputError(f"{what}; expected the folder of an RLDS data set such as .../bridge_dataset/1.0.0")
     found = [
-        file.rpartition("/")[0]
+        file.rpartition("/")[0] or "."
         for pattern in ("dataset_info.json", "*/dataset_info.json", "*/*/dataset_info.json")
         for file in list_files(path, pattern)
     ]
@@ -150,8 +207,8 @@ def step_features(builder: Any, folder: str) -> Any:
         InputError: the set is not in RLDS form.
     """
     features = builder.info.features
-    step = getattr(child(features, "steps"), "feature", None)
-    if not hasattr(child(step, "observation"), "items"):
+    step = getattr(child(features, STEPS), "feature", None)
+    if not hasattr(child(step, OBSERVATION), "items"):
         raise InputError(
             f"{folder} is a TFDS data set but not in RLDS form: expected steps with an observation, found "
             f"{sorted(features) if hasattr(features, 'keys') else features}"
@@ -172,7 +229,7 @@ def find_image_keys(builder: Any, folder: str) -> dict[str, tuple[int | None, in
     """Return picture name -> (H, W) for everything in the observation that is RGB; None where the size varies."""
     return {
         key: (feature.shape[0], feature.shape[1])
-        for key, feature in sorted(step_features(builder, folder)["observation"].items())
+        for key, feature in sorted(step_features(builder, folder)[OBSERVATION].items())
         if len(feature.shape or ()) == 3 and feature.shape[2] == 3 and feature.np_dtype == np.uint8
     }
 

@@ -10,7 +10,7 @@ CALVIN's `rel_actions` already carry their scaling (units of 0.02 m and 0.05 rad
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -152,3 +152,18 @@ class ActionStatistics:
             raise InputError(f"actions have shape {actions.shape}, the statistics are of {self.mean.size} numbers")
         # float64 on purpose: the inverse is then exact to float32 for any offset.
         return actions.astype(np.float64)
+
+
+def mean_and_std(actions: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return mean and standard deviation [A] of the actions [L, A] of all episodes, but for the last one of each.
+
+    What follows the last observation need not mean anything in RLDS. The deviation is that of a sample (n - 1), as rlds
+    has it.
+
+    Raises:
+        InputError: fewer than two actions.
+    """
+    values = np.concatenate([episode[:-1] for episode in actions])
+    if len(values) < 2:
+        raise InputError(f"statistics need two actions, found {len(values)} in {len(actions)} episodes")
+    return values.mean(axis=0), values.std(axis=0, ddof=1)

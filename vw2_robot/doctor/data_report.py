@@ -28,6 +28,7 @@ from vw2_robot.data.episodes import Episode, EpisodeSource
 from vw2_robot.data.formats import open_source
 from vw2_robot.data.lerobot_dataset import describe_lerobot
 from vw2_robot.errors import InputError, MissingExtraError, require
+from vw2_robot.limits import Rate
 from vw2_robot.storage import write_text
 
 from .data_sets import DataSet
@@ -44,8 +45,8 @@ class ClipOptions:
     """clips of each data set"""
     frames: int = 9
     stride_s: int = 4
-    target_hz: float | None = None
-    gap_s: float | None = None
+    target_hz: Rate | None = None
+    gap_s: Rate | None = None
 
     def __post_init__(self) -> None:
         """Reject what cannot work."""

@@ -14,9 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
-
-from vw2_robot.data.calvin import CALVIN_HZ, CalvinDataset, CalvinSplit, frame_name
+from vw2_robot.data.calvin import CALVIN_HZ, CalvinDataset, CalvinSplit, frame_name, read_spans
 from vw2_robot.data.formats import Format, recognise
 from vw2_robot.data.lerobot_dataset import describe_lerobot
 from vw2_robot.data.openx import known_source
@@ -165,10 +163,8 @@ def _describe_calvin(path: Path) -> DataSet:
 
 def _calvin_bytes(dataset: CalvinDataset) -> int:
     """Number of time steps times the size of one: there may be millions of files."""
-    table = dataset.folder / "ep_start_end_ids.npy"
-    if table.is_file():
-        ranges = np.load(table, allow_pickle=False)
-        steps = int((ranges[:, 1] - ranges[:, 0] + 1).sum())
+    if (dataset.folder / "ep_start_end_ids.npy").is_file():
+        steps = sum(last - first + 1 for first, last in read_spans(dataset.folder).tolist())
     else:
         steps = sum(trajectory.length for trajectory in dataset.trajectories)
     return steps * (dataset.folder / frame_name(dataset.trajectories[0].start)).stat().st_size

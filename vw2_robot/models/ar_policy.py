@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from vw2_robot.checkpoint import CURE, Checkpoint
 from vw2_robot.config_tree import config_from
 from vw2_robot.errors import InputError
+from vw2_robot.limits import Count
 
 from .backbone import Backbone, BackboneConfig
 from .decoding import Decoded, Decoding, Prompt, Sampling
@@ -45,19 +46,19 @@ class PolicyConfig:
     image: Literal["pixels", "features", "discrete", "vlm"] = "pixels"
     """pixels: a small trainable convolution stack; features: f_0 of the frozen dLDM encoder; discrete: a fixed
     tokenizer's ids; vlm: the model's own eyes, for a backbone.weights that has some"""
-    image_px: int = 64
+    image_px: Count = 64
     """the square image side that the policy sees"""
     image_widths: tuple[int, ...] = (32, 64, 128, 128)
     """pixels: channels of the convolutions, multiples of 8; each halves the side, the last grid is the image tokens"""
-    image_block: int = 1
+    image_block: Count = 1
     """pixels: side of the square of pixels that is one place before the first convolution"""
     image_grid: int = 4
     """features: the feature map is pooled to a grid of this side"""
     image_patch: int = 8
     """discrete: side of the patch that becomes one token"""
-    text_limit: int = 64
+    text_limit: Count = 64
     """tokens of the instruction that are read"""
-    queries: int = 4
+    queries: Count = 4
     """N, codes per latent step"""
     fsq_levels: tuple[int, ...] = (8, 5, 5, 5)
     restrict_softmax: bool = True

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vw2_robot.errors import InputError
+from vw2_robot.errors import InputError, require
 from vw2_robot.storage import atomic_folder
 
 from .cosmos import build_scheduler, plain_state
@@ -31,6 +31,7 @@ def load_weights(module: nn.Module, path: str | Path, part: str, *, section: str
 
     Raises:
         InputError: no such folder, a model of another size, weights missing or unreadable.
+        MissingExtraError: accelerate is not installed.
     """
     folder = Path(path) / part
     if not (folder / "config.json").is_file():
@@ -40,6 +41,9 @@ def load_weights(module: nn.Module, path: str | Path, part: str, *, section: str
         )
     kind: Any = type(module)
     facts = _same_size(module, kind, folder, section=section)
+    # diffusers fills an empty model with it, so the weights are held twice and not three times; the Cosmos transformer,
+    # which keeps a part in float32, it does not load at all without.
+    require("accelerate", extra="cosmos")
     try:
         loaded, report = kind.from_pretrained(
             str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True

@@ -136,7 +136,7 @@ class Engine:
 @pytest.fixture(params=["memory", "reverb"])
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
     if request.param == "reverb":
-        pytest.importorskip("reverb", reason="Reverb is not installed (extra openx)")
+        pytest.importorskip("reverb", reason="Reverb is not installed (extra replay)")
     made = Engine(request.param, tmp_path / "replay")
     yield made
     made.close()
@@ -581,7 +581,7 @@ def test_a_folder_that_another_process_uses_is_refused_before_it_is_touched(
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Callable[..., str]]:
     """served(**options) -> address of a server."""
-    pytest.importorskip("reverb", reason="Reverb is not installed (extra openx)")
+    pytest.importorskip("reverb", reason="Reverb is not installed (extra replay)")
     servers: list[ReplayServer] = []
 
     def serve(**options: Any) -> str:
@@ -597,7 +597,7 @@ def served(tmp_path: Path) -> Iterator[Callable[..., str]]:
 @pytest.mark.parametrize("written_first", [False, True])
 def test_a_server_that_goes_back_in_the_middle_of_an_episode_is_noticed(tmp_path: Path, written_first: bool) -> None:
     """Windows that it had confirmed are gone, while Reverb's writer reconnects and goes on as if nothing had been."""
-    pytest.importorskip("reverb", reason="Reverb is not installed (extra openx)")
+    pytest.importorskip("reverb", reason="Reverb is not installed (extra replay)")
     options, port = ServerOptions(frames=5, stride_s=2), free_port()
     servers = [ReplayServer(options, path=tmp_path, port=port)]
     writer = ReverbWriter(f"127.0.0.1:{port}", timeout_s=30)
@@ -660,7 +660,7 @@ def test_a_folder_of_another_server_is_refused(served: Callable[..., str]) -> No
 
 def test_the_options_of_restored_tables_are_compared(tmp_path: Path) -> None:
     """Reverb keeps the old size of a table, whatever the new server was asked for."""
-    pytest.importorskip("reverb", reason="Reverb is not installed (extra openx)")
+    pytest.importorskip("reverb", reason="Reverb is not installed (extra replay)")
     port = free_port()
     server = ReplayServer(ServerOptions(max_windows=50), path=tmp_path, port=port)
     server.checkpoint(timeout_s=10)
@@ -762,7 +762,7 @@ def test_a_taken_port_is_named(served: Callable[..., str], tmp_path: Path) -> No
 
 
 def test_a_server_that_is_not_there_is_named_in_time() -> None:
-    pytest.importorskip("reverb", reason="Reverb is not installed (extra openx)")
+    pytest.importorskip("reverb", reason="Reverb is not installed (extra replay)")
     address = f"127.0.0.1:{free_port()}"
     begin = time.monotonic()
     for opened in (ReverbReader, ReverbWriter):

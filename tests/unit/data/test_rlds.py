@@ -1,5 +1,7 @@
 """RLDS data sets, read and written. What the table of sources says of them is tested in test_openx_schemas."""
 
+import json
+import os
 import pickle
 import shutil
 import struct
@@ -20,7 +22,7 @@ from vw2_robot.data.episodes import Demonstration, Episode, encode_jpeg  # noqa:
 from vw2_robot.data.frames import FrameCache, cache_frames, split_episodes  # noqa: E402
 from vw2_robot.data.openx import find_source  # noqa: E402
 from vw2_robot.data.rlds import RldsSource, read_rlds  # noqa: E402
-from vw2_robot.data.rlds_builder import describe_rlds  # noqa: E402
+from vw2_robot.data.rlds_builder import _class_names, describe_rlds  # noqa: E402
 from vw2_robot.data.rlds_writer import write_rlds  # noqa: E402
 from vw2_robot.errors import InputError  # noqa: E402
 
@@ -368,8 +370,63 @@ def test_a_damaged_shard_is_named(
 @pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
 def test_a_damaged_description_is_refused(damaged: Callable[[Callable[[Path], None]], Path], name: str) -> None:
     folder = damaged(lambda folder: (folder / name).write_text('{"a": '))
-    with pytest.raises(InputError, match=r"cannot be opened as a TFDS data set .* copy them again"):
+    with pytest.raises(InputError, match=rf"{name} is damaged: .* copy the data set again"):
         describe_rlds(folder)
+    (folder / "manifest.json").unlink()  # as in data sets of others
+    with pytest.raises(InputError, match=r"is damaged|cannot be opened as a TFDS data set .* copy them again"):
+        describe_rlds(folder)
+
+
+@pytest.mark.parametrize("key", ["pythonClassName", "python_class_name"])
+def test_a_description_imports_nothing(
+    damaged: Callable[[Callable[[Path], None]], Path], monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    def name_a_module(folder: Path) -> None:
+        (folder / "manifest.json").unlink()
+        (folder / "evil.py").write_text("raise SystemExit('ran')")
+        text = (folder / "features.json").read_text()
+        scalar = '"pythonClassName": "tensorflow_datasets.core.features.scalar.Scalar"'
+        assert scalar in text
+        (folder / "features.json").write_text(text.replace(scalar, f'"{key}": "evil.Evil"', 1))
+
+    folder = damaged(name_a_module)
+    monkeypatch.syspath_prepend(folder)
+    with pytest.raises(InputError, match=r"features\.json names 'evil\.Evil', which is no feature of TFDS"):
+        RldsSource(folder)
+
+
+def test_a_class_inside_a_text_of_a_description_is_seen() -> None:
+    inside = json.dumps({"feature": {"type": "evil.Evil", "content": {}}})
+    assert list(_class_names({"a": [{"jsonFeature": {"json": inside}}]})) == ["evil.Evil"]
+
+
+def test_a_length_beyond_the_file_is_refused_before_tensorflow_makes_room(
+    damaged: Callable[[Callable[[Path], None]], Path],
+) -> None:
+    """With the right checksum, as whoever wants to harm would write it: TensorFlow would end the process."""
+
+    def claim_an_exabyte(folder: Path) -> None:
+        length = struct.pack("<Q", 2**60)
+        checksum = struct.pack("<I", 0x8E4E23C4)
+        shard = second_shard(folder)
+        shard.write_bytes(length + checksum + shard.read_bytes()[12:])
+
+    data = RldsSource(damaged(claim_an_exabyte))
+    with pytest.raises(InputError, match=r"vw2_arms-train\.tfrecord-00001 is damaged after 0 of 3 episodes"):
+        list(data.read(1))
+    with pytest.raises(InputError, match=r"is damaged after 0 of 3 episodes"):
+        list(data.read_numbers(1, [("action",)]))
+
+
+def test_tensorflow_leaves_nothing_behind_where_there_is_no_home(tmp_path: Path) -> None:
+    code = "from vw2_robot.data.rlds_builder import load_tensorflow; load_tensorflow()"
+    environment = {key: value for key, value in os.environ.items() if key not in ("HOME", "KERAS_HOME")}
+    environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[3])
+    stranger = ["unshare", "--user", "--map-user=12345"]  # a user without an entry, as in containers
+    if subprocess.run([*stranger, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("no user namespaces here")
+    subprocess.run([*stranger, sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_folders_that_are_no_data_set_are_refused(tmp_path: Path, written: Path) -> None:
@@ -433,7 +490,7 @@ def test_a_missing_tensorflow_is_answered_with_the_extra() -> None:
         "from vw2_robot.data.rlds import read_rlds\n"
         "from vw2_robot.errors import MissingExtraError\n"
         "try: read_rlds('.')\n"
-        "except MissingExtraError as error: assert 'vw2-robot[openx]' in str(error), error\n"
+        "except MissingExtraError as error: assert '[openx]' in str(error), error\n"
         "else: raise SystemExit('no error')\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[3], check=True)

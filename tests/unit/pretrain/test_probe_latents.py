@@ -103,6 +103,7 @@ def test_the_report_says_what_it_looked_at(made):
     assert [entry["name"] for entry in report["data"]] == ["A", "B"]
     assert all(entry["demonstrations"] == EPISODES for entry in report["data"])
     assert all(entry["steps"] == EPISODES * 7 for entry in report["data"])
+    assert all(len(entry["actions"][name]) == 7 for entry in report["data"] for name in ("mean", "std"))
     assert [(s["first"], s["donor"]) for s in report["swap"]] == [("A", "A"), ("A", "B"), ("B", "B"), ("B", "A")]
     assert set(report["probe"]["in_scene"]["A"]) == {"commanded", "moved"}
     assert set(report["probe"]["transfer"]["moved"]["codes_one_hot"]["A"]) == {"A", "B"}

@@ -94,5 +94,5 @@ def test_a_file_with_something_else_is_named(tmp_path, arrays):
 
 def test_a_torn_file_is_named(tmp_path):
     (tmp_path / "chain_0001.npz").write_bytes(b"PK\x03\x04 torn")
-    with pytest.raises(InputError, match=r"chain_0001\.npz holds no recorded answers"):
+    with pytest.raises(InputError, match=r"chain_0001\.npz cannot be read, it is damaged"):
         read_answers(tmp_path / "chain_0001.npz")
