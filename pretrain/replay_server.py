@@ -10,23 +10,21 @@ again it goes on from the last.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import FrameType
-from typing import Literal, NoReturn
+from typing import Literal
 
 from vw2_robot.cli import program
 from vw2_robot.data.reverb_server import ReplayServer
 from vw2_robot.data.reverb_tables import ServerOptions
-from vw2_robot.errors import InputError, Terminated
+from vw2_robot.errors import InputError
 from vw2_robot.limits import Unbounded
 
-# Who is told to stop is gone within 10 s.
-_LAST_CHECKPOINT_S, _STOP_S = 6.0, 2.0
+# Within `process.GRACE_SECONDS`.
+_LAST_CHECKPOINT_S, _STOP_S = 5.0, 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,15 +61,13 @@ def serve(config: ReplayServerConfig) -> None:
             "Reverb can only listen on all interfaces of this machine, without a password. Close port "
             f"{config.port} to everybody but your own machines (docs/scaling.md shows how), then say listen=all"
         )
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _terminate)
     server = ReplayServer(config.options, path=Path(config.path), port=config.port)
     try:
         print(f"replay server on port {config.port}, all interfaces: {_contents(server)}", flush=True)
         while True:
             threading.Event().wait(config.checkpoint_minutes * 60 or None)
             _checkpoint(server, config.checkpoint_timeout_s)
-    except Terminated:
+    except KeyboardInterrupt:  # SIGTERM as well
         print("replay server: told to stop", flush=True)
         if config.checkpoint_minutes:
             _checkpoint(server, min(config.checkpoint_timeout_s, _LAST_CHECKPOINT_S))
@@ -80,12 +76,6 @@ def serve(config: ReplayServerConfig) -> None:
     print("replay server: stopped", flush=True)
     if not ended:
         os._exit(0)
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    for one in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(one, signal.SIG_IGN)  # it is on its way
-    raise Terminated
 
 
 def _checkpoint(server: ReplayServer, timeout_s: float) -> None:

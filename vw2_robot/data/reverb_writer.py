@@ -6,8 +6,8 @@ after progress is stored the writer looks whether this is still the same start o
 with as many progress records as it wrote (their number is part of the checkpoint). If not, it goes back to what is
 stored.
 
-Reverb's writer, once its server is gone, blocks the whole interpreter when it is destroyed. It is leaked then
-(`_abandon`); the process should end and be started again.
+Reverb's writer blocks the whole interpreter when it is destroyed while something of it is not confirmed: its server has
+gone, or the queue is full. It is leaked then (`_abandon`); the process should end and be started again.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class ReverbWriter:
         self._ingest = ingest
         self._writers: dict[tuple[int, ...], Any] = {}
         self._notes: Any = self._client.trajectory_writer(1)
+        self._confirmed = True  # all that was sent
         self._session = self._commits = 0
         self._totals = [0] * len(self._layout.tables)
         self._plan = ""
@@ -113,10 +114,9 @@ class ReverbWriter:
 
     def close(self) -> None:
         """See `ReplayWriter.close`."""
-        writers, self._writers = [*self._writers.values()], {}
-        if not reachable(self.address, 0.0):
-            for writer in [*writers, self._notes]:
-                _abandon(writer)
+        if not self._confirmed or not reachable(self.address, 0.0):
+            self._abandon_all()
+        self._writers = {}
 
     def _send(self, offsets: tuple[int, ...], steps: list[dict[str, Any]]) -> None:
         """Write the steps of an episode and wait until the server has all windows that end in them."""
@@ -127,11 +127,13 @@ class ReverbWriter:
             ]
             self._writers[offsets] = self._client.structured_writer(configs)
         writer = self._writers[offsets]
+        self._confirmed = False
         for number, step in enumerate(steps):
             writer.append(step)
             if number % 64 == 63:  # keeps what waits on this side small
                 self._confirm(functools.partial(writer.flush, 32))
         self._confirm(functools.partial(writer.end_episode, True), functools.partial(writer.flush, 0))
+        self._confirmed = True
 
     def _confirm(self, first: Callable[..., None], again: Callable[..., None] | None = None) -> None:
         reverb, _ = load_reverb()
@@ -150,13 +152,16 @@ class ReverbWriter:
 
     def _give_up(self, why: str) -> ReplayTimeout:
         gone = "nobody listens there any more" if not reachable(self.address, 0.0) else "is a trainer drawing?"
-        for writer in [*self._writers.values(), self._notes]:
-            _abandon(writer)
-        self._writers = {}
+        self._abandon_all()
         return ReplayTimeout(
             f"the replay server at {self.address} did not take an episode: {why}; {gone} Start the server again if it "
             "ended, then this process: it goes on where it was"
         )
+
+    def _abandon_all(self) -> None:
+        for writer in [*self._writers.values(), self._notes]:
+            _abandon(writer)
+        self._writers = {}
 
     def _look(self) -> tuple[int, int]:
         """Return the number of the server's start, and how many progress records it took."""
@@ -199,8 +204,10 @@ class ReverbWriter:
 
     def _write(self, record: dict[str, Any]) -> None:
         self._commits += 1
+        self._confirmed = False
         write_record(self._notes, self._table, {**record, "commits": self._commits})
         self._confirm(self._notes.flush)
+        self._confirmed = True
 
     def _unbroken(self) -> bool:
         session, count = self._look()
@@ -234,5 +241,5 @@ def _step(image: bytes, header: bytes, table: int) -> dict[str, Any]:
 
 
 def _abandon(writer: Any) -> None:
-    """Never destroy this writer: without its server, its destructor waits for ever and holds the interpreter's lock."""
+    """Never destroy this writer: its destructor would wait for ever and hold the interpreter's lock."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(writer))
