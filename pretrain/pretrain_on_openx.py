@@ -24,9 +24,10 @@ STAGES = {"vdm": train_vdm, "dldm": train_dldm, "latents": extract_latents, "pol
 def pretrain_on_openx(config: Pretrain) -> None:
     """Run the stages that are asked for and not yet complete."""
     frames = open_frames(config)
+    silent = sum(not episode.instruction for episode in frames.episodes)
     print(
         f"frames: {len(frames.episodes)} episodes, {sum(e.length for e in frames.episodes)} pictures "
-        f"of {frames.height} x {frames.width}",
+        f"of {frames.height} x {frames.width}" + (f"; {silent} episodes have no instruction" if silent else ""),
         flush=True,
     )
     for name, stage in STAGES.items():
