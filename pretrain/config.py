@@ -41,15 +41,18 @@ class DataConfig:
     """octo, openvla, videoworld2, or a yaml file with `name: weight`: many Open-X sets below `path`"""
     source: str | None = None
     """name of its row in the Open-X table; default: the data set's own name"""
-    splits: tuple[str, ...] = ("train",)
-    """of an RLDS set; other formats take what they call training"""
+    splits: tuple[str, ...] | None = None
+    """of every data set: names of its splits (for RLDS also slices, for videos folders in the folder); null: what it
+    calls training, and all of a folder of videos"""
     image_key: str | None = None
     """camera to use instead of the table's"""
+    hz: Rate | None = None
+    """frames per second of an RLDS set, of pickles or videos that do not tell it, or tell it wrongly"""
     stream: bool = False
     """train the video prior and the dLDM on clips read from the data sets all the time instead of from the frame cache;
     then only validation, latent cache and policy need the cache, and `cache_episodes` bounds it"""
     cache_episodes: int | None = None
-    """episodes of each data set that go into the frame cache, from the heads of all its files; null: all"""
+    """episodes of each data set (and split) that go into the frame cache, from the heads of all files; null: all"""
     shuffle_mb: int = 256
     """stream: compressed pictures held for shuffling"""
     decode_threads: int = 2
@@ -69,6 +72,12 @@ class DataConfig:
         for name in ("cache_episodes", "shuffle_mb"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"data.{name} must be at least 1, found {value}")
+        chosen = {"source": self.source, "image_key": self.image_key, "hz": self.hz}
+        unused = [f"data.{name}" for name, value in chosen.items() if value is not None]
+        if self.mixture is not None and unused:
+            raise ValueError(
+                f"{' and '.join(unused)}: data.mixture={self.mixture} takes that from the table of sources"
+            )
         if isinstance(self.path, list) and (not self.path or self.mixture is not None or self.source is not None):
             raise ValueError(
                 f"data.path is a list of {len(self.path)}; give at least one data set, and neither data.mixture nor "
@@ -265,6 +274,7 @@ class Pretrain:
     def stage_tree(self, *sections: str) -> dict[str, Any]:
         """The named sections as plain values."""
         tree = config_tree(self)
+        tree["data"]["splits"] = list(self.data.splits or ("train",))  # as runs wrote it when that was the default
         return {name: tree[name] for name in sections}
 
 

@@ -16,7 +16,7 @@ from vw2_robot.cli import program
 from vw2_robot.data import rlds_transformations
 from vw2_robot.data.blocks import WindowOptions
 from vw2_robot.data.episodes import EpisodeSource
-from vw2_robot.data.formats import Format, open_source
+from vw2_robot.data.formats import Format, open_source, open_training
 from vw2_robot.data.mixtures import open_mixture
 from vw2_robot.data.replay import Progress
 from vw2_robot.data.replay_ingest import IngestPlan, ingest
@@ -35,6 +35,7 @@ class SourceConfig:
     format: Format | None = None
     """recognised where it is not given"""
     split: str | None = None
+    """null: what pre-training takes"""
     image_key: str | None = None
     hz: Rate | None = None
 
@@ -68,13 +69,13 @@ class ReplayData:
         Raises:
             InputError: none was named, or one cannot be opened.
         """
-        opened: list[tuple[EpisodeSource, float]] = [
-            (
-                open_source(s.path, format=s.format or "auto", split=s.split, image_key=s.image_key, hz=s.hz),
-                s.weight,
-            )
-            for s in self.sources
-        ]
+        opened: list[tuple[EpisodeSource, float]] = []
+        for s in self.sources:
+            if s.format is None and s.split is None:
+                opened += [(source, s.weight) for source in open_training(s.path, image_key=s.image_key, hz=s.hz)]
+            else:
+                found = open_source(s.path, format=s.format or "auto", split=s.split, image_key=s.image_key, hz=s.hz)
+                opened.append((found, s.weight))
         if self.mixture is not None and self.root is not None:
             opened += [(member.open(), member.weight) for member in open_mixture(self.mixture, self.root)]
         if not opened:

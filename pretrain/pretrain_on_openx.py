@@ -25,9 +25,10 @@ def pretrain_on_openx(config: Pretrain) -> None:
     """Run the stages that are asked for and not yet complete."""
     config.hardware.torch_device()  # whether it is there is known before hours of decoding
     frames = open_frames(config)
+    silent = sum(not episode.instruction for episode in frames.episodes)
     print(
         f"frames: {len(frames.episodes)} episodes, {sum(e.length for e in frames.episodes)} pictures "
-        f"of {frames.height} x {frames.width}",
+        f"of {frames.height} x {frames.width}" + (f"; {silent} episodes have no instruction" if silent else ""),
         flush=True,
     )
     for name, stage in STAGES.items():

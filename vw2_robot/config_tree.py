@@ -51,6 +51,8 @@ def _with_tuples(cls: type, values: Mapping[str, Any], *, where: str, prefix: st
             nearest = get_close_matches(str(key), known, n=3) or known
             raise InputError(f"{where}: there is no key {prefix}{key}; nearest: {', '.join(nearest)}")
         hint, path = hints[key], f"{prefix}{key}."
+        if value is not None and type(None) in get_args(hint) and len(get_args(hint)) == 2:
+            hint = next(kind for kind in get_args(hint) if kind is not type(None))
         if (kind := get_origin(hint)) in (list, tuple):
             if not isinstance(value, list | tuple):
                 raise InputError(f"{where}: {prefix}{key} must be a list, found {value!r}{_quoting(value)}")

@@ -67,7 +67,8 @@ class PickledOpenXSource:
         rate = hz if hz is not None else (row.hz if row is not None else None)
         if rate is None or not 0 < rate < math.inf:
             raise InputError(
-                f"{self.path}: the frame rate of {self.name!r} is not known (found {rate}); give hz, frames per second"
+                f"{self.path}: the frame rate of {self.name!r} is not known (found {rate}); give hz, frames per second "
+                "(data.hz=5)"
             )
         self.hz = float(rate)
         named = row.image_keys if row is not None else ()

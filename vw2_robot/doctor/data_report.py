@@ -45,6 +45,8 @@ class ClipOptions:
     """clips of each data set"""
     frames: int = 9
     stride_s: int = 4
+    hz: Rate | None = None
+    """frames per second of the data sets that do not tell theirs"""
     target_hz: Rate | None = None
     gap_s: Rate | None = None
 
@@ -124,17 +126,26 @@ def format_bytes(count: int | None) -> str:
 
 def _sample(data_set: DataSet, options: ClipOptions) -> Sample:
     try:
-        source = open_for_a_look(data_set)
-        return Sample(data_set, [_clip(episode, options) for episode in spread_episodes(source, options.count)])
+        try:
+            return _sample_at(data_set, options, hz=None)
+        except InputError:
+            if options.hz is None or data_set.hz is not None:
+                raise
+            return _sample_at(data_set, options, hz=options.hz)
     except (InputError, MissingExtraError, OSError) as error:
         return Sample(data_set, problem=str(error))
 
 
-def open_for_a_look(data_set: DataSet) -> EpisodeSource:
+def _sample_at(data_set: DataSet, options: ClipOptions, *, hz: float | None) -> Sample:
+    source = open_for_a_look(data_set, hz=hz)
+    return Sample(data_set, [_clip(episode, options) for episode in spread_episodes(source, options.count)])
+
+
+def open_for_a_look(data_set: DataSet, *, hz: float | None = None) -> EpisodeSource:
     """Open a data set as far as that needs no decision of a person: the first split, the first of several cameras."""
     kind, splits = data_set.format, list(data_set.splits)
     if kind == "rlds":
-        return open_source(data_set.path, format=kind, split=splits[0] if splits else None)
+        return open_source(data_set.path, format=kind, split=splits[0] if splits else None, hz=hz)
     if kind == "lerobot":
         return open_source(
             data_set.path, format=kind, image_key=next(iter(describe_lerobot(data_set.path).cameras), None)
@@ -145,7 +156,7 @@ def open_for_a_look(data_set: DataSet) -> EpisodeSource:
         return open_source(
             data_set.path, format=kind, split=split, trajectories="labelled" if labelled else "recordings"
         )
-    return open_source(data_set.path, format=kind)
+    return open_source(data_set.path, format=kind, hz=hz)
 
 
 def spread_episodes(source: EpisodeSource, count: int) -> Iterator[Episode]:
