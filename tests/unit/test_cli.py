@@ -113,7 +113,7 @@ def test_stopping_by_hand_is_no_traceback(call):
         raise KeyboardInterrupt
 
     status, text = call(run, "run_dir=x")
-    assert (status, text) == (130, "\npretrain: stopped\n")
+    assert (status, text) == (130, "\npretrain: stopped by Ctrl-C; start the same command again\n")
 
 
 def test_a_missing_extra_is_named_with_its_command():
