@@ -1,11 +1,14 @@
 import errno
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from vw2_robot import cli, programs
 from vw2_robot.cli import program
-from vw2_robot.errors import InputError, MissingExtraError, require
+from vw2_robot.errors import InputError, MissingExtraError, Terminated, require
 from vw2_robot.pretrain.config import Pretrain
 
 
@@ -75,9 +78,15 @@ def test_a_wrong_command_line_is_one_message_and_status_1(call, overrides, words
     [
         InputError("the drawer is closed"),
         MissingExtraError("the drawer is closed"),
-        OSError(errno.ENOSPC, "No space left", "drawer"),
-        NotADirectoryError(errno.ENOTDIR, "Not a directory", "drawer"),
+        *(OSError(number, os.strerror(number), "drawer") for number in cli._CURES),
+        IsADirectoryError(errno.EISDIR, "Is a directory", ".drawer.tmp", None, "drawer"),
+        RuntimeError("I/O error: No space left on the drawer (os error 28)"),
+        MemoryError("Unable to allocate 9 TiB for a drawer"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory for the drawer"),
+        RuntimeError("can't start new thread in the drawer"),
+        type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory in the drawer"),
     ],
+    ids=lambda error: f"{type(error).__name__}-{getattr(error, 'errno', '')}",
 )
 def test_errors_for_a_person_leave_as_one_message(call, error):
     def run(config):
@@ -86,17 +95,62 @@ def test_errors_for_a_person_leave_as_one_message(call, error):
     status, text = call(run, "run_dir=x")
     assert status == 1
     assert text.startswith("pretrain: error: ")
-    assert "drawer" in text
+    assert "drawer" in text or "a file: No space left on device; free some space" in text
+    assert text.count("\n") == 2
     assert "Traceback" not in text
 
 
-def test_a_bug_keeps_its_traceback(call):
+def test_a_limit_of_the_machine_needs_no_file_to_be_told(call):
     def run(config):
-        raise RuntimeError("ours")
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    assert "Too many open files; this process may open more" in call(run, "run_dir=x")[1]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("ours"), KeyError("ours"), FileNotFoundError(errno.ENOENT, "ours")])
+def test_a_bug_keeps_its_traceback(call, error):
+    def run(config):
+        raise error
 
     status, text = call(run, "run_dir=x")
     assert status == 1
     assert "Traceback" in text
+
+
+def test_a_sweep_goes_on_after_a_job_that_fails_and_names_it(call):
+    seen = []
+
+    def run(config):
+        seen.append(config.seed)
+        if config.seed == 1:
+            raise InputError("the drawer is closed")
+
+    status, text = call(run, "run_dir=x", "seed=0,1,2", "--multirun")
+    assert (status, seen) == (1, [0, 1, 2])
+    assert "pretrain: error: the drawer is closed" in text
+    assert "1 of the jobs failed: #1 (run_dir=x seed=1)" in text
+    assert "Traceback" not in text
+
+
+def test_several_ranks_are_refused_by_what_is_one_process(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(sys, "argv", ["vw2-test", "run_dir=x"])
+    seen = []
+    program(Pretrain, config_name="pretrain")(seen.append)()
+    assert len(seen) == 1
+    with pytest.raises(SystemExit):
+        program(Pretrain, config_name="pretrain", one_process=True)(seen.append)()
+    assert "WORLD_SIZE=2: this program is one process" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    program(Pretrain, config_name="pretrain", one_process=True)(seen.append)()
+    assert len(seen) == 2
+
+
+def test_every_training_program_refuses_ranks():
+    for name in ("pretrain_on_openx", "train_vdm", "train_dldm", "extract_latents", "train_policy", "finetune"):
+        module = getattr(programs, name).args[0]
+        path = module.removeprefix("vw2_robot.").replace(".", "/") + ".py"
+        assert "one_process=True" in (Path(__file__).parents[2] / path).read_text()
 
 
 def test_a_person_who_asks_gets_the_whole_trace(call, monkeypatch):
@@ -108,12 +162,14 @@ def test_a_person_who_asks_gets_the_whole_trace(call, monkeypatch):
         call(run, "run_dir=x")
 
 
-def test_stopping_by_hand_is_no_traceback(call):
+@pytest.mark.parametrize(("stop", "status", "name"), [(KeyboardInterrupt, 130, "Ctrl-C"), (Terminated, 143, "SIGTERM")])
+@pytest.mark.parametrize("words", [("run_dir=x",), ("run_dir=x", "seed=0,1", "--multirun")])
+def test_a_stop_is_one_message_and_says_where_to_go_on(call, stop, status, name, words):
     def run(config):
-        raise KeyboardInterrupt
+        raise stop("the same command goes on from step 4 of vdm")
 
-    status, text = call(run, "run_dir=x")
-    assert (status, text) == (130, "\npretrain: stopped by Ctrl-C; start the same command again\n")
+    text = f"\npretrain: stopped by {name}; the same command goes on from step 4 of vdm\n"
+    assert call(run, *words) == (status, text)
 
 
 def test_a_missing_extra_is_named_with_its_command():

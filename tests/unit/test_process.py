@@ -50,9 +50,8 @@ with atomic_folder(Path(sys.argv[1]) / "step_1") as folder:
 
 @pytest.mark.parametrize(("number", "name"), STOPS)
 def test_a_second_stop_ends_the_clean_up_at_once(number: int, name: str) -> None:
-    started = start(
-        "try:\n    print('ready', flush=True)\n    time.sleep(60)\nfinally:\n    print('cleaning', flush=True)\n    time.sleep(60)"
-    )
+    waiting = "print('{}', flush=True)\n    time.sleep(60)"
+    started = start(f"try:\n    {waiting.format('ready')}\nfinally:\n    {waiting.format('cleaning')}")
     started.send_signal(number)
     assert started.stdout is not None
     assert started.stdout.readline() == "cleaning\n"
