@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -100,12 +101,16 @@ def _judge(run: Run, found: Validation) -> None:
     )
 
 
+def run_tree(config: Finetune) -> dict[str, Any]:
+    """What decides the result of this stage."""
+    return {key: value for key, value in config_tree(config).items() if key not in ("run_dir", "hardware")}
+
+
 def _open_run(config: Finetune) -> Run:
-    tree = {k: v for k, v in config_tree(config).items() if k not in ("run_dir", "hardware")}
     loop = config.loop
     return Run(
         config.run_dir,
-        tree,
+        run_tree(config),
         stage="finetune",
         total_steps=loop.steps,
         save_every=loop.save_every,

@@ -255,14 +255,13 @@ def _check_complete(checkpoint: Checkpoint) -> None:
     if lacks:
         raise InputError(f"{checkpoint.path}/config.json lacks {', '.join(lacks)}; run vw2-finetune again")
     config, facts = checkpoint.config, checkpoint.facts
+    codes, decay = config.get("codes", "own"), config.get("temporal_ensemble")
     for key, value, right in (
-        ("latent_steps", config["latent_steps"], _is_count(config["latent_steps"])),
-        ("replan_every", config["replan_every"], _is_count(config["replan_every"])),
+        *((key, config[key], _is_count(config[key])) for key in ("latent_steps", "replan_every")),
         ("stride", config.get("stride", 1), _is_count(config.get("stride", 1))),
-        ("codes", config.get("codes", "own"), config.get("codes", "own") in ("own", "none")),
-        ("temporal_ensemble", config.get("temporal_ensemble"), _is_number(config.get("temporal_ensemble", 0.0) or 0.0)),
-        ("control_hz", facts["control_hz"], _is_number(facts["control_hz"])),
-        ("label_fraction", facts["label_fraction"], _is_number(facts["label_fraction"])),
+        ("codes", codes, codes in ("own", "none")),
+        ("temporal_ensemble", decay, decay is None or (_is_number(decay) and decay >= 0)),
+        *((key, facts[key], _is_number(facts[key])) for key in ("control_hz", "label_fraction")),
     ):
         if not right:
             raise InputError(f"{checkpoint.path}/config.json: {key}={value!r} is not what training writes; {CURE}")
@@ -279,8 +278,15 @@ def _is_number(value: object) -> bool:
 
 
 def _check_steps(checkpoint: Checkpoint, policy: LatentPolicy) -> None:
-    """As many latent tokens as the language model has positions for, before a look tries to hold them."""
-    tokens, most = checkpoint.config["latent_steps"] * policy.config.queries, policy.backbone.most_positions
+    """Numbers that have to agree, before a look tries to hold as many tokens or hands out as many actions."""
+    config = checkpoint.config
+    tokens, most = config["latent_steps"] * policy.config.queries, policy.backbone.most_positions
+    horizon = config["latent_steps"] * _stride(config)
+    if config["replan_every"] > horizon:
+        raise InputError(
+            f"{checkpoint.path}/config.json: replan_every={config['replan_every']}, but the policy predicts {horizon} "
+            f"actions; {CURE}"
+        )
     if most is not None and tokens >= most:
         raise InputError(
             f"{checkpoint.path}/config.json: {tokens} latent tokens, the language model has {most} positions; {CURE}"
@@ -307,6 +313,9 @@ def _check_range(statistics: ActionStatistics, path: Path) -> None:
             f"{where}: actions of {statistics.mean.size} numbers with the gripper at {statistics.gripper_index}; "
             f"expected {ACTION_DIM} and {GRIPPER_INDEX}: {', '.join(ACTION_NAMES)}"
         )
+    inner = np.stack([statistics.q01, statistics.q99, statistics.mean, statistics.std - 1])  # of numbers in [-1, 1]
+    if (np.abs(inner) > 1 + RANGE_SLACK).any() and (np.abs([statistics.min, statistics.max]) <= 1 + RANGE_SLACK).all():
+        raise InputError(f"{where}: quantiles, mean or spread do not fit smallest and largest value; {CURE}")
     wrong = np.flatnonzero((statistics.min < -1 - RANGE_SLACK) | (statistics.max > 1 + RANGE_SLACK))
     if len(wrong):
         i = int(wrong[0])

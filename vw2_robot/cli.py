@@ -138,7 +138,8 @@ def _message(error: Exception) -> str | None:
         return f"not enough memory ({text[:300] or 'MemoryError'}); {_CURES[errno.ENOMEM]}"
     if isinstance(error, RuntimeError) and "can't start new thread" in text:
         return f"{text}: {_CURES[errno.EAGAIN]}"
-    error = os_error(error, Path("a file")) or error
+    if getattr(error, "errno", None) is None:
+        error = os_error(error, Path("a file")) or error
     if not isinstance(error, OSError) or error.errno not in _CURES:
         return None
     names = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)

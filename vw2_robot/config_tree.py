@@ -43,6 +43,8 @@ def config_from(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
 
 def _with_tuples(cls: type, values: Mapping[str, Any], *, where: str, prefix: str) -> dict[str, Any]:
     """The values, with a tuple for every list that stands where `cls` or a dataclass inside it wants a tuple."""
+    if not isinstance(values, Mapping):
+        raise InputError(f"{where}: {prefix[:-1] or 'it'} must hold keys and values, found {values!r}")
     hints = get_type_hints(cls, include_extras=True)
     known = [field.name for field in fields(cls)]
     prepared: dict[str, Any] = {}
@@ -69,6 +71,8 @@ def _with_tuples(cls: type, values: Mapping[str, Any], *, where: str, prefix: st
 def _nested(hint: Any, value: Any, *, where: str, prefix: str) -> Any:
     if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, Mapping):
         return _with_tuples(hint, value, where=where, prefix=prefix)
+    if hint in (int, float) and isinstance(value, bool):  # which Python counts among the integers
+        raise InputError(f"{where}: {prefix[:-1]} must be {hint.__name__}, found {value!r}")
     return value
 
 

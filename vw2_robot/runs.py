@@ -296,9 +296,7 @@ class Run:
                 shutil.rmtree(older)
 
     def close(self) -> None:
-        """Close the board and give the folder back."""
-        if self._board is not None:
-            self._board.close()
+        """Give the folder back."""
         self._lock.release()
 
     def __enter__(self) -> Run:
@@ -324,19 +322,18 @@ class Board:
     """
 
     def __init__(self, folder: Path | None, *, purge_step: int = 0) -> None:
-        self._records: Any = None
+        self._path: Path | None = None
         if folder is None:
             return
         try:
             events = require("tensorboard.compat.proto.event_pb2", extra="track")
             self._summary = require("tensorboard.compat.proto.summary_pb2", extra="track").Summary
-            record_writer = require("tensorboard.summary.writer.record_writer", extra="track").RecordWriter
+            self._records = require("tensorboard.summary.writer.record_writer", extra="track").RecordWriter
         except ImportError:  # missing, or without a package of its own: metrics.jsonl has everything
             return
         folder.mkdir(exist_ok=True)
         self._path = folder / f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.0"
         self._event = events.Event
-        self._records = record_writer(self._path.open("wb"))
         self._add(file_version="brain.Event:2")
         self._add(step=purge_step, session_log=events.SessionLog(status=events.SessionLog.START))
 
@@ -346,20 +343,14 @@ class Board:
         Raises:
             OSError: with the name of the file.
         """
-        if self._records is not None:
+        if self._path is not None:
             pairs = [self._summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
             self._add(step=step, summary=self._summary(value=pairs))
-            with named(self._path):
-                self._records.flush()
 
     def _add(self, **content: Any) -> None:
-        with named(self._path):
-            self._records.write(self._event(wall_time=time.time(), **content).SerializeToString())
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._records is not None:
-            self._records.close()
+        assert self._path is not None
+        with named(self._path), self._path.open("ab") as file:
+            self._records(file).write(self._event(wall_time=time.time(), **content).SerializeToString())
 
 
 def mark(path: Path, content: Mapping[str, Any]) -> None:

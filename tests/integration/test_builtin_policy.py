@@ -1,9 +1,12 @@
 """The policy that comes with the package: small, loadable by name, and able to do something."""
 
+import json
+
 import numpy as np
 import pytest
 
 from vw2_robot.agent import CHECKPOINTS, VW2Agent
+from vw2_robot.storage import sha256_of
 
 NAME = "builtin:calvin-tiny"
 
@@ -17,6 +20,12 @@ def test_all_built_in_policies_together_stay_small():
     files = [file for file in CHECKPOINTS.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) < 8e6
     assert not [file for file in files if file.suffix not in (".json", ".safetensors", ".md")]
+
+
+def test_the_manifest_of_every_built_in_policy_is_fresh():
+    for folder in CHECKPOINTS.iterdir():
+        manifest = json.loads((folder / "manifest.json").read_text())["sha256"]
+        assert manifest == {p.name: sha256_of(p) for p in folder.iterdir() if p.name != "manifest.json"}
 
 
 def test_it_acts_on_a_picture_of_any_size_and_is_deterministic(agent):

@@ -168,6 +168,13 @@ class LatentPolicy(nn.Module):
         vocabulary, stored = policy.backbone.vocabulary.to_json(), checkpoint.files.get("tokens", {})
         if wrong := sorted(key for key, value in stored.items() if vocabulary.get(key) != value):
             raise InputError(f"{checkpoint.path}/tokens.json describes another vocabulary ({', '.join(wrong)}); {CURE}")
+        with torch.no_grad():  # a tokenizer or image processor that does not fit shows here, not in front of a robot
+            prompt = policy.prompt(["a"], torch.zeros(1, 3, config.image_px, config.image_px))
+        most = policy.backbone.most_positions
+        if most is not None and prompt.mask_BP.shape[1] >= most:
+            raise InputError(
+                f"{checkpoint.path}: a prompt has {prompt.mask_BP.shape[1]} places, the model {most}; {CURE}"
+            )
         if config.backbone.train == "lora":
             policy.backbone.merge_adapters()
             policy.config = replace(config, backbone=replace(config.backbone, train="full"))

@@ -25,6 +25,7 @@ from vw2_robot.errors import InputError
 Kind = Literal["causal", "image_text"]
 # Attention of PyTorch itself. Flash attention is left out: where it is not installed, transformers fetches a kernel.
 KERNELS = ("eager", "sdpa", "flex_attention")
+MAX_LAYERS = 10_000
 
 
 class LibraryTokenizer:
@@ -139,17 +140,21 @@ def _image_processor(folder: str) -> Any:
 
 
 def _refuse_code(description: Any) -> None:
-    """Refuse a description that names classes outside transformers. Those that we write name none.
+    """Refuse a description that names classes outside transformers, or a number of layers that fills the memory.
+
+    Those that we write do neither.
 
     Raises:
-        InputError: `auto_map` at any depth.
+        InputError: at any depth.
     """
-    for key, _ in _entries(description):
+    for key, value in _entries(description):
         if key == "auto_map":
             raise InputError(
                 "backbone.json names code of its own (auto_map), which is never run; use a model that transformers "
                 "knows without it"
             )
+        if "layer" in key and isinstance(value, int) and value > MAX_LAYERS:  # transformers lists them by name first
+            raise InputError(f"backbone.json: {key}={value}, expected at most {MAX_LAYERS}")
 
 
 def _refuse_kernels(values: Any, *, where: str) -> None:
