@@ -101,6 +101,6 @@ def differing_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
 def _same(old: Any, new: Any) -> bool:
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         return all(_same(*pair) for pair in zip(old, new, strict=True))
-    if isinstance(old, str) and isinstance(new, str) and old != new:  # data, data/, ./data, /home/me/data
+    if isinstance(old, str) and isinstance(new, str) and old != new:  # data, data/, ./data, its full path
         return "/" in old + new and Path(old).resolve() == Path(new).resolve()
     return bool(old == new)
