@@ -88,7 +88,7 @@ class Finetune:
 
     run_dir: str
     policy: str
-    """checkpoint or run folder of the pre-trained policy (a pretrain-on-openx run_dir too), or "scratch" """
+    """checkpoint or run folder of the pre-trained policy (a pretrain-on-openx run_dir too), builtin:NAME, or scratch"""
     data: CalvinData
     loop: LoopConfig
     arm: str | None = None

@@ -21,7 +21,7 @@ from vw2_robot.data.calvin import CalvinDataset, Trajectory
 from vw2_robot.data.clips import frame_offsets
 from vw2_robot.data.frames import FrameCache, cache_frames, resize_frame, split_episodes
 from vw2_robot.data.labels import Labels, choose_labels, label_stratum
-from vw2_robot.data.statistics import ActionStatistics, NormalisationMode
+from vw2_robot.data.statistics import ActionStatistics, NormalisationMode, check_relative
 from vw2_robot.errors import InputError
 from vw2_robot.models.dldm import DLDM
 from vw2_robot.pixels import to_model_range
@@ -209,6 +209,9 @@ class VideoWindows:
 class LabelledWindows(VideoWindows):
     """Every start frame of the given trajectories as one window, with the actions that follow.
 
+    Raises:
+        InputError: no trajectory has two time steps, or actions are not relative ones, which no robot of ours takes.
+
     Attributes:
         statistics: of these trajectories' actions, or those given.
         actions: float32 [n, R, A], normalised, one for each of the R = ahead[-1] time steps of a window; rows past the
@@ -244,6 +247,8 @@ class LabelledWindows(VideoWindows):
         more = ("robot_obs",) if with_poses else ()
         read = [dataset.read_actions_and(dataset.trajectories[i], *more) for i in trajectories]
         raw = [actions for actions, *_ in read]
+        for i, actions in zip(trajectories, raw, strict=True):
+            check_relative(actions, f"{dataset.folder}, {dataset.trajectories[i].trajectory_id}")
         self.statistics = statistics or ActionStatistics.from_actions(np.concatenate(raw), mode=normalisation)
         span = int(self.ahead[-1])
         self.actions = np.zeros((len(self), span, raw[0].shape[1]), np.float32)

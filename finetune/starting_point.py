@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from vw2_robot.agent import policy_folder
 from vw2_robot.checkpoint import Checkpoint, load_checkpoint
 from vw2_robot.config_tree import config_from
 from vw2_robot.data.calvin import CALVIN_HZ
@@ -98,9 +98,8 @@ def actions_per_step(dldm: DLDMConfig, facts: Mapping[str, Any], *, latent_steps
 
 
 def policy_checkpoint(path: str) -> Checkpoint:
-    """The policy checkpoint meant by `path`: itself, its run folder, or a pretrain-on-openx folder around that."""
-    folder = Path(path)
-    return load_checkpoint(folder / "policy" if (folder / "policy" / "latest").is_file() else folder, kind="policy")
+    """The policy checkpoint meant by `path`: itself, its run folder, one of pretrain-on-openx, or of this package."""
+    return load_checkpoint(policy_folder(path), kind="policy")
 
 
 def load_pretrained(path: str) -> tuple[LatentPolicy, DLDM, dict[str, Any]]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from vw2_robot.agent import policy_folder
 from vw2_robot.checkpoint import load_checkpoint
 from vw2_robot.cli import program
 from vw2_robot.config_tree import config_from
@@ -53,7 +54,7 @@ class Imagine:
     """The root of `vw2-imagine`."""
 
     policy: str
-    """checkpoint or run folder of a policy that has a dLDM (a pretrain-on-openx run_dir too)"""
+    """checkpoint or run folder of a policy that has a dLDM (a pretrain-on-openx run_dir too), or builtin:NAME"""
     out: str
     """the mp4; a json of the same name lies beside it"""
     image: str | None = None
@@ -105,8 +106,7 @@ class Beginning(NamedTuple):
 def imagine(config: Imagine) -> None:
     """Write the video and its json; prints what can be compared."""
     device = config.hardware.torch_device()
-    path = Path(config.policy)
-    checkpoint = load_checkpoint(path / "policy" if (path / "policy" / "latest").is_file() else path, kind="policy")
+    checkpoint = load_checkpoint(policy_folder(config.policy), kind="policy")
     if checkpoint.config.get("dldm") is None:
         raise InputError(f"{checkpoint.path} has no dLDM, it was trained from scratch; give a pre-trained policy")
     with checkpoint.building():

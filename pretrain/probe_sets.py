@@ -22,6 +22,7 @@ from vw2_robot.models.dldm import DLDM
 from vw2_robot.models.dldm_config import DLDMConfig
 from vw2_robot.probes import Split
 
+from .latent_map import moving_rows
 from .probe_features import StepRows, encode_steps, pixel_differences, step_rows, untrained_twin
 from .swap_test import Changes, MovingClips, change_of
 
@@ -75,7 +76,7 @@ def open_sets(
     """Decode, cut and encode every data set; the untrained twin of `dldm` sees the same clips.
 
     Raises:
-        InputError: a folder is no labelled data set, or has fewer than three separate demonstrations.
+        InputError: a folder is no labelled data set, has fewer than three separate demonstrations, or nothing moves.
     """
     shape = dldm.config
     videos = [
@@ -83,6 +84,8 @@ def open_sets(
         for path, name in zip(paths, names or short_names([Path(path) for path in paths]), strict=True)
     ]
     cut = [cut_steps(video, frames=shape.frames, stride=shape.stride, **time_base) for video in videos]
+    for video, steps in zip(videos, cut, strict=True):
+        _check_motion(video, steps)
     video, steps = videos[0], cut[0]
     clips = video.frames.read_batch(steps.episode[:UNTRAINED_CLIPS], steps.frames[:UNTRAINED_CLIPS])
     twin = untrained_twin(shape, clips, seed=seed, device=device)
@@ -95,6 +98,17 @@ def open_sets(
         )
         sets.append(Labelled(video, steps, known, blind, time_base))
     return sets
+
+
+def _check_motion(video: LabelledVideo, steps: LabelledSteps) -> None:
+    """Look for motion before anything is encoded: where a converter left zeros, there is nothing to read from codes."""
+    motion = steps.motion[steps.valid][:, :3]
+    if not moving_rows(motion).any():
+        what = "the actions are" if video.moved is None else "the pose of the hand (robot_obs) is"
+        raise InputError(
+            f"{video.name}: {what} the same in all {len(motion)} latent steps, so there is no motion to find in codes; "
+            "give a data set in which the robot moves, or leave this one out of labelled"
+        )
 
 
 def _open_video(

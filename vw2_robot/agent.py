@@ -32,7 +32,7 @@ from vw2_robot.chunks import Ensemble
 from vw2_robot.config_tree import config_from
 from vw2_robot.contracts import ACTION_DIM, ACTION_NAMES, GRIPPER_INDEX, Observation, PolicyOutput
 from vw2_robot.data.frames import resize_frame
-from vw2_robot.data.statistics import ActionStatistics
+from vw2_robot.data.statistics import RANGE_SLACK, ActionStatistics
 from vw2_robot.devices import open_device
 from vw2_robot.errors import InputError
 from vw2_robot.models.acting import act
@@ -44,8 +44,6 @@ from vw2_robot.pixels import to_model_range
 CAMERA = "static"
 BUILTIN = "builtin:"
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
-RANGE_SLACK = 1e-4
-"""Recorded actions are float32 and may pass 1 by a rounding."""
 
 
 class VW2Agent:
@@ -350,6 +348,14 @@ def _local_folder(folder_or_hub_id: str | Path) -> Path:
     except (OSError, ValueError) as error:  # absent, private, unreachable, or no name for a model
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{name} is neither a folder here nor a model on the Hugging Face Hub ({reason})") from error
+
+
+def policy_folder(name: str) -> Path:
+    """Where the policy lies that a program begins with: "builtin:NAME", or a folder; of pretrain-on-openx its stage."""
+    if name.startswith(BUILTIN):
+        return _builtin_folder(name.removeprefix(BUILTIN))
+    folder = Path(name)
+    return folder / "policy" if (folder / "policy" / "latest").is_file() else folder
 
 
 def _builtin_folder(name: str) -> Path:

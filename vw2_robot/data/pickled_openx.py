@@ -139,7 +139,9 @@ def _stacked(file: Path, images: Any) -> tuple[NDArray[np.uint8], ...]:
 
 def _text_of(node: Mapping[str, Any]) -> str:
     """Return the instruction: text, bytes, or UTF-8 code points padded with zeros; empty where there is none."""
-    value = next((node[key] for key in _TEXT_KEYS if key in node), "")
+    value = next((node[key] for key in _TEXT_KEYS if node.get(key) is not None), "")
+    if isinstance(value, list | tuple) and all(isinstance(entry, str | bytes) for entry in value):
+        value = next((entry for entry in value if entry.strip()), "")
     if isinstance(value, np.ndarray):
         integers = value.dtype.kind in "iu"
         value = bytes(value[value > 0].astype(np.uint8)) if integers else value.item() if value.size == 1 else ""

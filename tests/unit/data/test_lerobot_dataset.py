@@ -172,6 +172,16 @@ def test_cameras_are_named_in_full_or_in_short_and_never_guessed(tmp_path, film)
         LeRobotSource(tmp_path, image_key="depth")
 
 
+@pytest.mark.parametrize(
+    ("tasks", "text"),
+    [(["open", "lid"], "open"), ("open ", "open"), ([b"open"], "open"), ([None], ""), (None, ""), ([], "")],
+)
+def test_an_instruction_is_the_first_task_however_it_is_stored(tasks, text):
+    assert lerobot_dataset._first_task(tasks) == text
+    with pytest.raises(TypeError, match="its task is 3, not text"):
+        lerobot_dataset._first_task([3])
+
+
 def test_training_leaves_out_what_the_set_calls_test(tmp_path, film):
     write_set(tmp_path, film)
     (source,) = open_training(tmp_path)

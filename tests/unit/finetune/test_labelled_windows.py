@@ -159,6 +159,14 @@ def test_images_are_the_first_frames_of_their_windows(write_calvin):
     assert shown == [[20, 20, 0], [60, 30, 0]]  # trajectory 1 at time 2, trajectory 3 at time 3
 
 
+def test_labels_in_other_units_are_refused_before_anything_is_learned(write_calvin):
+    root = write_calvin(length=13)  # dx reaches 1.2
+    with pytest.raises(
+        InputError, match=r"training/0000100-0000112/task_1: dx is 1\.1 at its time step 11; .*rel_actions"
+    ):
+        windows_of(root)
+
+
 def test_statistics_come_from_the_selected_labels_alone(write_calvin):
     dataset, frames = opened(write_calvin())
     windows = LabelledWindows(dataset, frames, (1, 3), steps=1, stride=4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ CONFIG = DLDMConfig(
 LENGTH, EPISODES = 29, 5
 
 
-def write_set(root, *, seed):
+def write_set(root, *, seed, standing=False):
     """A bright square on noise; the hand is where the square is."""
     rng = np.random.default_rng(seed)
     writer = CalvinWriter(root, "training", compress_level=0)
@@ -49,7 +50,7 @@ def write_set(root, *, seed):
                 "rgb_static": video,
                 "actions": move,
                 "rel_actions": np.where(np.arange(7) < 6, np.clip(move, -1, 1), np.sign(move)),
-                "robot_obs": np.pad(place, ((0, 0), (0, 8))),
+                "robot_obs": np.zeros((LENGTH, 15)) if standing else np.pad(place, ((0, 0), (0, 8))),
                 "scene_obs": np.zeros((LENGTH, 24)),
             },
             first_frame=100 * number,
@@ -171,6 +172,16 @@ def test_clips_are_timed_as_in_training_whether_the_checkpoint_says_so_or_its_ru
     assert trained_time_base(checkpoint) == {"target_hz": 10.0, "gap_s": None}
     checkpoint.facts["time_base"] = {"target_hz": None, "gap_s": 0.6}
     assert trained_time_base(checkpoint) == {"target_hz": None, "gap_s": 0.6}
+
+
+def test_a_robot_that_stands_still_is_refused_before_anything_is_encoded(made, tmp_path, monkeypatch):
+    config, _, _ = made
+    still = write_set(tmp_path / "still", seed=2, standing=True)
+    monkeypatch.setattr("vw2_robot.pretrain.probe_sets.encode_steps", None)
+    with pytest.raises(
+        InputError, match=r"still: the pose of the hand \(robot_obs\) is the same in all 35 latent steps"
+    ):
+        probe_latents(replace(config, labelled=[still], out=str(tmp_path / "out")))
 
 
 def test_too_few_demonstrations_are_refused(made, tmp_path):
