@@ -37,8 +37,7 @@ def program(
 
     def decorate(run: Callable[[ConfigT], None]) -> Callable[[], None]:
         def main() -> None:
-            if "--version" in sys.argv[1:]:  # Hydra would print its own
-                print(f"vw2_robot {__version__}")
+            if _version_was_asked():
                 return
             try:
                 require("hydra", extra=extra)
@@ -81,6 +80,8 @@ def program_of_an_extra(module: str) -> Callable[[], None]:
     """Return a console script for the program in `module`, which cannot even be imported without its extra."""
 
     def main() -> None:
+        if _version_was_asked():
+            return
         try:
             found = importlib.import_module(module)
         except MissingExtraError as error:
@@ -91,6 +92,14 @@ def program_of_an_extra(module: str) -> Callable[[], None]:
 
 
 record = program_of_an_extra("vw2_robot.envs.record")
+
+
+def _version_was_asked() -> bool:
+    """Print our version where it is asked for; Hydra would print its own."""
+    if "--version" in sys.argv[1:]:
+        print(f"vw2_robot {__version__}")
+        return True
+    return False
 
 
 def _leave(program_name: str, error: Exception) -> NoReturn:

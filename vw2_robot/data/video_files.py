@@ -63,6 +63,12 @@ class TimedFrame:
         return encode_jpeg(self.picture())
 
 
+def _open(av: ModuleType, path: Path) -> Any:
+    """Open a film whatever is written in its title; PyAV reads such text by itself from 19 on."""
+    options = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+    return av.open(str(path), **options)
+
+
 def describe_video(path: Path) -> VideoFacts:
     """Read the header of a video file.
 
@@ -71,7 +77,7 @@ def describe_video(path: Path) -> VideoFacts:
     """
     av = _av()
     try:
-        with av.open(str(path), metadata_errors="replace") as container:
+        with _open(av, path) as container:
             return _facts(_film_of(container, path))
     except av.FFmpegError as error:
         raise _unreadable(path, error) from error
@@ -86,7 +92,7 @@ def timed_frames(path: Path, *, start_s: float = 0.0) -> Iterator[TimedFrame]:
     av = _av()
     last = None
     try:
-        with av.open(str(path), metadata_errors="replace") as container:
+        with _open(av, path) as container:
             film = _film_of(container, path)
             film.codec_context.thread_count = 1
             film.codec_context.options = {"err_detect": "explode"}
