@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import socket
+import sys
 import threading
 import time
 from collections import Counter
@@ -36,9 +37,9 @@ from vw2_robot.data.replay import (
 from vw2_robot.data.replay_ingest import IngestPlan, ingest
 from vw2_robot.data.reverb_reader import ReverbReader
 from vw2_robot.data.reverb_server import ReplayServer
-from vw2_robot.data.reverb_tables import ServerOptions
+from vw2_robot.data.reverb_tables import ServerOptions, load_reverb
 from vw2_robot.data.reverb_writer import ReverbWriter
-from vw2_robot.errors import InputError
+from vw2_robot.errors import InputError, MissingExtraError
 from vw2_robot.runs import mark
 
 OPTIONS = WindowOptions(frames=5, stride_s=2, window_stride=2)
@@ -503,6 +504,12 @@ def test_a_damaged_or_lost_checkpoint_is_named(tmp_path: Path) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- reverb
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="Reverb is made for this Python")
+def test_where_reverb_is_not_made_for_python_the_message_says_so() -> None:
+    with pytest.raises(MissingExtraError, match=r"Reverb is made for Python 3\.10 and 3\.11, .*replay=memory"):
+        load_reverb()
 
 
 @pytest.fixture
