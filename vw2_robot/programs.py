@@ -11,11 +11,15 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from vw2_robot import __version__
 from vw2_robot.errors import MissingExtraError
 from vw2_robot.process import stopping_at_once
 
 
 def _start(module: str) -> None:
+    if "--version" in sys.argv[1:]:
+        print(f"vw2_robot {__version__}")
+        return
     name = Path(sys.argv[0]).name
     with stopping_at_once(name):
         try:

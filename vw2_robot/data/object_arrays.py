@@ -79,11 +79,14 @@ def _scalar(dtype: _PlainDtype, raw: bytes) -> Any:
     return np.frombuffer(raw, dtype=dtype.dtype, count=1)[0]
 
 
-def _from_buffer(raw: object, dtype: _PlainDtype, shape: tuple[int, ...], order: str) -> Any:
-    """Make the array of a protocol 5 pickle, whose content is bytes."""
-    if not isinstance(raw, bytes | bytearray) or dtype.dtype.kind == "O" or order not in ("C", "F"):
+def _from_buffer(
+    raw: object, dtype: _PlainDtype, shape: tuple[int, ...], order: str, axes: tuple[int, ...] | None = None
+) -> Any:
+    """Make the array of a protocol 5 pickle, whose content is bytes; `axes` is NumPy 2.5's, for order "K"."""
+    if not isinstance(raw, bytes | bytearray) or dtype.dtype.kind == "O" or order not in ("C", "F", "K"):
         raise pickle.UnpicklingError(f"array of {dtype.dtype} with content of type {type(raw).__name__}")
-    return np.frombuffer(raw, dtype=dtype.dtype).reshape(shape, order="C" if order == "C" else "F")
+    array = np.frombuffer(raw, dtype=dtype.dtype).reshape(shape, order="F" if order == "F" else "C")
+    return array.transpose(axes) if order == "K" else array
 
 
 def _bytes_of(text: object, encoding: object) -> bytes:

@@ -19,8 +19,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import json
+import platform
 import socket
+import sys
 import threading
 import time
 import warnings
@@ -30,7 +33,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from vw2_robot.errors import InputError, require
+from vw2_robot.errors import InputError, MissingExtraError, require
 
 from .clips import padded_frames
 from .replay import Mode, ReplayTimeout
@@ -44,7 +47,16 @@ _Answer = TypeVar("_Answer")
 
 @functools.cache
 def load_reverb() -> tuple[ModuleType, ModuleType]:
-    """Import Reverb and the TensorFlow below it, quiet and without a GPU."""
+    """Import Reverb and the TensorFlow below it, quiet and without a GPU.
+
+    Raises:
+        MissingExtraError: it is not installed, or not made for this Python.
+    """
+    if sys.version_info >= (3, 12) and importlib.util.find_spec("reverb") is None:
+        raise MissingExtraError(
+            f"Reverb is made for Python 3.10 and 3.11, here it is {platform.python_version()}; run the replay server, "
+            "ingest processes and trainers that use one on those, or train with replay=memory"
+        )
     prepare_tensorflow()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # it reads TensorFlow's version by distutils

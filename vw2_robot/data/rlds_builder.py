@@ -53,14 +53,16 @@ def load_tensorflow() -> tuple[ModuleType, ModuleType]:
 def prepare_tensorflow() -> None:
     """See to it that TensorFlow can be imported next, quietly, and leaves nothing in the working directory.
 
-    torch's CUDA builds bring triton and import it late. Imported after TensorFlow 2.21 it ends the process with a
-    segmentation fault (each has an LLVM of its own); before it, it does no harm.
+    TensorFlow 2.21 must come after a CUDA build of torch. Before it, torch finds no GPU (TensorFlow's stand-in for the
+    CUDA runtime answers), and triton, which torch brings and imports late, ends the process with a segmentation fault
+    (each has an LLVM of its own).
     """
     if os.path.expanduser("~") == "~":  # noqa: PTH111 - pathlib raises here: neither HOME nor an entry for the user
         os.environ.setdefault("KERAS_HOME", os.devnull)  # Keras would make a folder called ~
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if "tensorflow" not in sys.modules and importlib.util.find_spec("triton") is not None:
-        importlib.import_module("triton")
+        for name in ("triton", "torch"):
+            importlib.import_module(name)
 
 
 def _load_tfds() -> ModuleType:

@@ -8,6 +8,7 @@ import pytest
 
 from vw2_robot.data import object_arrays
 from vw2_robot.data.episodes import encode_jpeg
+from vw2_robot.data.object_arrays import load_pickle
 from vw2_robot.data.pickled_openx import PickledOpenXSource
 from vw2_robot.errors import InputError
 
@@ -166,6 +167,15 @@ def test_links_to_pickles_are_followed(tmp_path):
     (tmp_path / "toto").mkdir()
     (tmp_path / "toto" / "part").symlink_to(tmp_path / "disk")
     assert [part.name for part in PickledOpenXSource(tmp_path / "toto").parts()] == ["part/episode_0.pickle"]
+
+
+def test_an_array_whose_axes_were_swapped_is_read_as_numpy_2_5_stores_it(tmp_path):
+    content = b"\x96\x18" + b"\0" * 7 + bytes(range(24))  # BYTEARRAY8; NumPy 2.5: order "K" and the axes
+    array = b"cnumpy._core.numeric\n_frombuffer\n(" + content + b"cnumpy\ndtype\n(X\x02\0\0\0u1tR"
+    shape, axes = b"K\x02K\x03K\x04\x87", b"K\x01K\x02K\0\x87"
+    (tmp_path / "a.pickle").write_bytes(b"\x80\x05" + array + shape + b"X\x01\0\0\0K" + axes + b"tR.")
+    wanted = np.arange(24, dtype=np.uint8).reshape(2, 3, 4).transpose(1, 2, 0)
+    np.testing.assert_array_equal(load_pickle(tmp_path / "a.pickle"), wanted)
 
 
 def test_an_array_of_objects_cannot_hide_in_a_buffer(tmp_path):

@@ -42,9 +42,9 @@ from vw2_robot.data.replay import (
 from vw2_robot.data.replay_ingest import IngestPlan, ingest
 from vw2_robot.data.reverb_reader import ReverbReader
 from vw2_robot.data.reverb_server import ReplayServer
-from vw2_robot.data.reverb_tables import ServerOptions
+from vw2_robot.data.reverb_tables import ServerOptions, load_reverb
 from vw2_robot.data.reverb_writer import ReverbWriter
-from vw2_robot.errors import InputError
+from vw2_robot.errors import InputError, MissingExtraError
 from vw2_robot.pretrain.ingest import IngestConfig, fill_server
 from vw2_robot.storage import write_json
 
@@ -576,6 +576,12 @@ def test_a_folder_that_another_process_uses_is_refused_before_it_is_touched(
 
 
 # --------------------------------------------------------------------------------------------------------- reverb
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="Reverb is made for this Python")
+def test_where_reverb_is_not_made_for_python_the_message_says_so() -> None:
+    with pytest.raises(MissingExtraError, match=r"Reverb is made for Python 3\.10 and 3\.11, .*replay=memory"):
+        load_reverb()
 
 
 @pytest.fixture
