@@ -61,6 +61,8 @@ def record(config: RecordConfig) -> None:
     missing = [job for job in config.jobs() if not output.has(*job)]
     total = len(config.jobs())
     already = total - len(missing)
+    for split, scenes in config.scenes_left_out().items():
+        print(f"{split}: no recording of scene {', '.join(scenes)}, since there are fewer recordings than scenes")
     if already:
         print(f"{already} of {total} recordings are already there")
     show_progress(_record_missing(config, missing), total=total, already=already, unit="recording")

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from vw2_robot.agent import policy_folder
@@ -85,6 +85,8 @@ class Imagine:
         for name in ("segments", "sample_steps", "enlarge"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if Path(self.out).suffix.lower() not in (".mp4", ".m4v", ".mov"):
+            raise ValueError(f"out={self.out}: give the name of a video, such as imagined.mp4; a json lies beside it")
         if (self.image is None) == (self.frames is None):
             raise ValueError("give the first picture: either image=FILE or frames=DIR (a frame cache) with episode=N")
         if self.codes == ENCODED and self.frames is None:
@@ -133,10 +135,7 @@ def imagine(config: Imagine) -> None:
 def _beginning(config: Imagine, dldm: DLDM, time_base: TimeBase) -> Beginning:
     height, width = dldm.config.height, dldm.config.width
     if config.image is not None:
-        try:
-            picture = np.asarray(Image.open(config.image).convert("RGB"))
-        except (OSError, UnidentifiedImageError) as error:
-            raise InputError(f"image={config.image} cannot be read as a picture ({error})") from error
+        picture = read_photograph(config.image)
         return Beginning(np.array(resize_frame(picture, height=height, width=width)), config.prompt or "", None)
     assert config.frames is not None
     cache = FrameCache(Path(config.frames))
@@ -151,6 +150,25 @@ def _beginning(config: Imagine, dldm: DLDM, time_base: TimeBase) -> Beginning:
     pixels = cache.read(config.episode, wanted[wanted < episode.length])
     true = np.stack([resize_frame(frame, height=height, width=width) for frame in pixels])
     return Beginning(true[0], config.prompt or episode.instruction, true)
+
+
+def read_photograph(file: str) -> NDArray[np.uint8]:
+    """Return a picture as a person sees it, uint8 [H, W, 3]: upright, and of 16 bits the upper eight.
+
+    Raises:
+        InputError: it is no picture, too large, or holds numbers that are no shades.
+    """
+    try:
+        with Image.open(file) as stored:
+            picture = ImageOps.exif_transpose(stored)
+            if picture.mode[0] in "IF":  # one channel of 16 or 32 bits, which `convert` would cut off at 255
+                values = np.asarray(picture)
+                if picture.mode == "F" or values.min() < 0 or values.max() > 65535:
+                    raise ValueError(f"its numbers reach from {values.min()} to {values.max()}, expected 0 to 65535")
+                picture = Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8))
+            return np.asarray(picture.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputError(f"image={file} cannot be read as a picture ({error})") from error
 
 
 def _plan(config: Imagine, policy: LatentPolicy, dldm: DLDM, begin: Beginning, device: torch.device) -> PlanSegment:

@@ -26,7 +26,7 @@ from vw2_robot.errors import InputError
 from . import rlds_transformations
 from .calvin import CalvinSplit
 from .frames import FrameCache, cache_frames
-from .labelled_steps import LabelledVideo, keep_motion
+from .labelled_steps import LabelledVideo, check_same_episodes, keep_motion
 from .openx import known_source
 from .rlds import RldsSource
 from .statistics import mean_and_std
@@ -121,7 +121,7 @@ def _motion(
     numbers = [
         found for part, chosen in drawn for found in _pick(source.read_numbers(part, keys, start=chosen[0]), chosen)
     ]
-    assert [name for name, _ in numbers] == [episode.episode_id for episode in frames.episodes]
+    check_same_episodes(frames, [name for name, _ in numbers], source.path)
     columns = [np.concatenate([values[i] for _, values in numbers]).astype(np.float64) for i in range(len(keys))]
     for key, column in zip(keys, columns, strict=True):
         if column.ndim != 2 or column.shape[1] != ACTION_DIM:

@@ -106,8 +106,23 @@ def open_labelled_calvin(
         max_bad=0,
         description={"calvin": str(path.resolve()), "split": split, "episodes": count, "seed": seed},
     )
+    frames = FrameCache(cache)
+    check_same_episodes(frames, [trajectory.trajectory_id for trajectory in trajectories], path)
     commanded, moved = _read_motion(dataset, trajectories, cache / "motion.npz")
-    return LabelledVideo(name, FrameCache(cache), _groups(trajectories), commanded, moved, mean_and_std(commanded))
+    return LabelledVideo(name, frames, _groups(trajectories), commanded, moved, mean_and_std(commanded))
+
+
+def check_same_episodes(frames: FrameCache, names: Sequence[str], path: Path | str) -> None:
+    """Refuse a complete cache where the data set has changed since, so that other episodes are drawn from it.
+
+    Raises:
+        InputError: names the folder to delete.
+    """
+    if [episode.episode_id for episode in frames.episodes] != list(names):
+        raise InputError(
+            f"{frames.path} was made from other episodes than are drawn from {path} now; delete {frames.path} to have "
+            "it made again"
+        )
 
 
 def _episode(dataset: CalvinDataset, trajectory: Trajectory) -> Episode:

@@ -58,7 +58,7 @@ def test_an_episode_is_read_whatever_the_protocol(tmp_path, protocol, form):
 @pytest.mark.parametrize(
     "text",
     [
-        "open it", b"open it", np.array(b"open it", object), np.bytes_(b"open it"),
+        "open it", b"open it", np.array(b"open it", object), np.bytes_(b"open it"), ["open it"], [b"", b"open it"],
         np.array([*b"open it", 0, 0, 0], np.int32),
     ],
 )  # fmt: skip

@@ -22,7 +22,7 @@ from vw2_robot.picture_metrics import psnr
 from vw2_robot.pixels import to_model_range, to_pixels
 from vw2_robot.pretrain import imagine as program
 from vw2_robot.pretrain.imagination import Renderer, imagine_segments, plan_of
-from vw2_robot.pretrain.imagine import Imagine, imagine
+from vw2_robot.pretrain.imagine import Imagine, imagine, read_photograph
 from vw2_robot.pretrain.train_dldm import encoder_hash
 from vw2_robot.runs import Hardware
 
@@ -293,3 +293,23 @@ def test_wrong_input_is_named(trained, filmed, monkeypatch, change, message):
 def test_contradictions_are_refused(trained, change, message):
     with pytest.raises(ValueError, match=message):
         settings(trained, **change)
+
+
+def test_a_photograph_is_upright_and_keeps_its_shades(tmp_path):
+    shades = np.arange(6 * 8, dtype=np.uint8).reshape(6, 8) * 5
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    Image.fromarray(shades).save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(read_photograph(str(tmp_path / "turned.png"))[..., 0], np.rot90(shades, -1))
+    Image.fromarray(shades.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(read_photograph(str(tmp_path / "deep.png"))[..., 2], shades)
+    Image.fromarray(shades.astype(np.float32)).save(tmp_path / "float.tiff")
+    (tmp_path / "text.png").write_text("no picture")
+    for name in ("float.tiff", "text.png", "gone.png"):
+        with pytest.raises(InputError, match=rf"image=.*{name} cannot be read as a picture"):
+            read_photograph(str(tmp_path / name))
+
+
+def test_the_video_is_not_named_like_the_json_beside_it(trained):
+    with pytest.raises(ValueError, match=r"out=imagined\.json: give the name of a video"):
+        settings(trained, out="imagined.json")
