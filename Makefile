@@ -30,11 +30,11 @@ setup: $(READY) ## make .venv (every other target does it when needed)
 # A Python that starts, is of such a version, and can make environments; pyenv keeps its own under versions/.
 $(READY): setup.cfg constraints.txt constraints-3.12.txt
 	@fits() { "$$1" -c "import ensurepip, sys; sys.exit('%d.%d' % sys.version_info[:2] not in '$(if $(PYTHON),3.10 3.11 3.12 3.13,$(PYTHONS))'.split())" 2>/dev/null; }; \
-	found=; for python in $(or "$(PYTHON)",$(foreach v,$(PYTHONS),python$(v) /usr/bin/python$(v) $$HOME/.pyenv/versions/$(v).*/bin/python$(v)) python3); do \
+	found=; for python in $(if $(PYTHON),"$(PYTHON)",$(foreach v,$(PYTHONS),python$(v) /usr/bin/python$(v) $$HOME/.pyenv/versions/$(v).*/bin/python$(v)) python3); do \
 	    if fits "$$python"; then found=$$python; break; fi; \
 	done; \
 	if [ -z "$$found" ]; then \
-	    echo "vw2_robot needs one of Python $(if $(PYTHON),3.10 to 3.13 (found no such one at $(PYTHON)),$(PYTHONS)) with venv (Debian, Ubuntu: apt install python3.11 python3.11-venv); then run make again." >&2; \
+	    echo "vw2_robot needs one of Python $(if $(PYTHON),3.10 to 3.13 (found no such one at $(PYTHON)),$(PYTHONS)) with venv (Debian, Ubuntu: apt install python$(firstword $(PYTHONS)) python$(firstword $(PYTHONS))-venv); then run make again." >&2; \
 	    exit 1; \
 	fi; \
 	echo "Setting up $(VENV) with $$("$$found" --version): several minutes, once."; \
