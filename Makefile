@@ -34,7 +34,7 @@ $(READY): setup.cfg constraints.txt constraints-3.12.txt
 	    if fits "$$python"; then found=$$python; break; fi; \
 	done; \
 	if [ -z "$$found" ]; then \
-	    echo "vw2_robot needs one of Python $(if $(PYTHON),3.10 to 3.13 (found no such one at $(PYTHON)),$(PYTHONS)) with venv (Debian, Ubuntu: apt install python3.11 python3.11-venv); then run make again." >&2; \
+	    echo "vw2_robot needs one of Python $(if $(PYTHON),3.10 to 3.13 (found no such one at $(PYTHON)),$(PYTHONS)) with venv (Debian, Ubuntu: apt install python$(firstword $(PYTHONS)) python$(firstword $(PYTHONS))-venv); then run make again." >&2; \
 	    exit 1; \
 	fi; \
 	echo "Setting up $(VENV) with $$("$$found" --version): several minutes, once."; \

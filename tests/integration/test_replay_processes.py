@@ -154,7 +154,8 @@ def test_every_window_once_though_an_ingest_and_the_server_are_killed(
     processes.kill(ingests[0])
     ingests[0] = processes.ingest(0, data)
 
-    wait_until(lambda: processes.drawn().total() > 0.5 * wanted.total(), 120)
+    # Before the other ingest process can have finished alone: an ended one does not store again what a server loses.
+    wait_until(lambda: processes.drawn().total() > 0.35 * wanted.total(), 120)
     processes.kill(server)
     assert processes.drawn().total() < wanted.total(), "the server was to be killed in the middle"
     processes.server(options)
