@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import socket
 import threading
 import time
@@ -31,6 +30,7 @@ from vw2_robot.errors import InputError, require
 
 from .clips import padded_frames
 from .replay import Mode, ReplayTimeout
+from .rlds_builder import set_environment
 
 # T frames of a window
 CALL_S = 10.0  # one small request to a server that is there
@@ -40,7 +40,7 @@ _Answer = TypeVar("_Answer")
 @functools.cache
 def load_reverb() -> tuple[ModuleType, ModuleType]:
     """Import Reverb and the TensorFlow below it, quiet and without a GPU."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    set_environment()
     reverb = require("reverb", extra="openx")
     tf: ModuleType = reverb.trajectory_dataset.tf
     tf.config.set_visible_devices([], "GPU")

@@ -24,6 +24,13 @@ from vw2_robot.errors import InputError, require
 from .openx import OBSERVATION_TEXT, STEP_TEXT, OpenXSource, known_source
 
 
+def set_environment() -> None:
+    """To be called before TensorFlow is imported: it logs nothing, and makes no folder `~` where nobody has a home."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if os.path.expanduser("~") == "~":  # noqa: PTH111 - pathlib raises here
+        os.environ.setdefault("KERAS_HOME", os.devnull)
+
+
 @functools.cache
 def load_tensorflow() -> tuple[ModuleType, ModuleType]:
     """Import TensorFlow and TFDS, quiet and without a GPU."""
@@ -36,7 +43,7 @@ def load_tensorflow() -> tuple[ModuleType, ModuleType]:
 
 def _load_tfds() -> ModuleType:
     """Import TFDS alone: it opens a local data set without TensorFlow, which costs half a gigabyte and seconds."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    set_environment()
     os.environ.setdefault("NO_GCE_CHECK", "true")  # otherwise TFDS looks for a cloud machine's metadata server
     if importlib.util.find_spec("tensorflow") is None:
         require("tensorflow", extra="openx")  # say so now, not when the first episode is read
