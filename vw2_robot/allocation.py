@@ -1,6 +1,6 @@
 """A bound on the memory that building a model may take: the sizes in a stranger's configuration are only numbers.
 
-    with AllocationLimit(numbers, what="..."):
+    with AllocationLimit(numbers, tensors=100, what="..."):
         model = LatentPolicy(...)
 
 Every constructor of PyTorch ends in one of a few functions that make tensors; those are asked for their size before
@@ -28,31 +28,39 @@ _SIZES: dict[Any, slice] = {
 }
 _RAMPS = (torch.arange, torch.linspace, torch.randperm)
 _JOINTS = (torch.cat, torch.stack)
-# Roofs over what is made on the way: old and new embedding tables, copies, first values that are replaced.
-TIMES_THE_WEIGHTS = 8
-BESIDE_THE_WEIGHTS = 2**26
 
 
 class AllocationLimit(TorchFunctionMode):
-    """Refuse tensors of more than `numbers` elements in total, whatever device they are for.
+    """Refuse tensors of more than `numbers` elements, or more than `tensors` of them, whatever device they are for.
+
+    Both are counted in total, also what is given back: old and new embedding tables, first values that are replaced.
 
     Raises:
         InputError: inside, before the tensor that is too much is made.
     """
 
-    def __init__(self, numbers: int, *, what: str) -> None:
+    def __init__(self, numbers: int, *, tensors: int, what: str) -> None:
         super().__init__()
         self._most = self._left = numbers
+        self._tensors_left = tensors
         self._what = what
+
+    @classmethod
+    def like(cls, weights: Mapping[str, Tensor], *, what: str) -> AllocationLimit:
+        """As much as building takes whose weights these are, with plenty of room."""
+        numbers = sum(value.numel() for value in weights.values())
+        return cls(8 * numbers + 2**26, tensors=8 * len(weights) + 1000, what=what)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Count, then call."""
         kwargs = kwargs or {}
+        if func in _SIZES:
+            self._tensors_left -= 1
         self._left -= _numbers(func, args, kwargs)
-        if self._left < 0:
-            raise InputError(f"{self._what} describes a model that takes more than {self._most} numbers to build")
+        if min(self._left, self._tensors_left) < 0:
+            raise InputError(f"{self._what} describes a model that is far larger than its weights")
         return func(*args, **kwargs)
 
 

@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vw2_robot.allocation import BESIDE_THE_WEIGHTS, TIMES_THE_WEIGHTS, AllocationLimit
+from vw2_robot.allocation import AllocationLimit
 from vw2_robot.errors import InputError
 from vw2_robot.storage import MANIFEST, atomic_folder, read_json, read_text, write_json, write_manifest
 from vw2_robot.storage import verify as compare_with_manifest
@@ -79,10 +79,8 @@ class Checkpoint:
             InputError: whatever goes wrong inside. The values come from a file, and libraries that are given sizes,
                 names and tokenizers of strangers raise exceptions of every kind.
         """
-        numbers = sum(value.numel() for value in self.weights.values())
-        limit = TIMES_THE_WEIGHTS * numbers + BESIDE_THE_WEIGHTS
         try:
-            with AllocationLimit(limit, what=f"{self.path}/config.json"):
+            with AllocationLimit.like(self.weights, what=f"{self.path}/config.json"):
                 yield
         except InputError as error:
             if str(self.path) in str(error):

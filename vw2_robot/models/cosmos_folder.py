@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vw2_robot.allocation import AllocationLimit
 from vw2_robot.errors import InputError, require
 from vw2_robot.storage import atomic_folder
 
@@ -48,7 +49,7 @@ def load_weights(module: nn.Module, path: str | Path, part: str, *, section: str
         loaded, report = kind.from_pretrained(
             str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # as above, and safetensors has exceptions of its own
         raise InputError(f"the weights in {folder} cannot be read ({error}); copy the folder again") from error
     found = loaded.state_dict()
     # A tensor that no file of a sharded folder holds stays on the meta device without being reported as missing.
@@ -63,10 +64,13 @@ def load_weights(module: nn.Module, path: str | Path, part: str, *, section: str
 
 def _same_size(module: Any, kind: Any, folder: Path, *, section: str) -> dict[str, Any]:
     """The configuration in `folder`, where it describes weights like those of `module`."""
+    limit = AllocationLimit.like(plain_state(module), what=f"{folder}/config.json")
     try:
-        with torch.device("meta"):
+        with limit, torch.device("meta"):
             stock = kind.from_config(kind.load_config(str(folder), local_files_only=True))
-    except (OSError, ValueError, TypeError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # a library is given sizes and names of strangers
         raise InputError(f"{folder}/config.json describes no {kind.__name__}: {error}") from error
     facts = dict(stock.config)
     found, wanted = ({k: tuple(v.shape) for k, v in s.items()} for s in (stock.state_dict(), plain_state(module)))

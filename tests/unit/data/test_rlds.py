@@ -571,3 +571,15 @@ def test_nothing_but_rlds_brings_tensorflow_in() -> None:
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[3], check=True)
+
+
+def test_nobody_without_a_home_gets_a_folder_called_tilde(tmp_path: Path) -> None:
+    code = (
+        "import os, pwd\n"
+        "def nobody(uid): raise KeyError(uid)\n"
+        "pwd.getpwuid = nobody; del os.environ['HOME']\n"
+        "from vw2_robot.data.rlds_builder import load_tensorflow\n"
+        "load_tensorflow()"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert not list(tmp_path.iterdir())
