@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -210,15 +211,24 @@ def start(module, overrides):
     )
 
 
-def kill_when(module, overrides, ready):
-    """SIGKILL the program as soon as `ready()`; it must not have ended by itself."""
+def end_when(module, overrides, ready, number):
+    """Send a signal to the program as soon as `ready()`; it must not have ended by itself, and leave nothing behind."""
     process = start(module, overrides)
     while not ready():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    process.stderr.close()
+    process.send_signal(number)
+    begin = time.monotonic()
+    _, errors = process.communicate()
+    assert time.monotonic() - begin < 10
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+        return
+    assert process.returncode == 128 + number
+    assert "stopped by SIGTERM; " in errors
+    assert "Traceback" not in errors
+    folder = Path(next(word for word in overrides if word.startswith("run_dir=")).removeprefix("run_dir="))
+    assert list(folder.rglob(".*")) == []
 
 
 def finish(module, overrides):
@@ -232,7 +242,8 @@ def lines(file):
 
 
 @pytest.mark.slow
-def test_a_real_kill_signal_in_every_stage_changes_nothing(miniature, calvin_folder, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_real_signal_in_every_stage_changes_nothing(miniature, calvin_folder, tmp_path, number):
     calm, killed_run = tmp_path / "calm", tmp_path / "killed"
     chain, tuning = "pretrain.pretrain_on_openx", "finetune.train_head"
     finish(chain, miniature(calm))
@@ -243,7 +254,7 @@ def test_a_real_kill_signal_in_every_stage_changes_nothing(miniature, calvin_fol
         lambda: (killed_run / "latents" / "plan.json").is_file(),
         lambda: lines(killed_run / "policy" / "metrics.jsonl") >= 3,
     ):
-        kill_when(chain, miniature(killed_run), ready)
+        end_when(chain, miniature(killed_run), ready, number)
     finish(chain, miniature(killed_run))
     assert_equal_contents(contents(killed_run), contents(calm))
 
@@ -261,6 +272,6 @@ def test_a_real_kill_signal_in_every_stage_changes_nothing(miniature, calvin_fol
 
     finish(tuning, overrides(tmp_path / "calm_tuning"))
     tuned = tmp_path / "killed_tuning"
-    kill_when(tuning, overrides(tuned), lambda: lines(tuned / "metrics.jsonl") >= 5)
+    end_when(tuning, overrides(tuned), lambda: lines(tuned / "metrics.jsonl") >= 5, number)
     finish(tuning, overrides(tuned))
     assert_equal_contents(contents(tuned), contents(tmp_path / "calm_tuning"))
