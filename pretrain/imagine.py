@@ -23,10 +23,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from vw2_robot.agent import policy_folder
+from vw2_robot.arrays import read_array
 from vw2_robot.checkpoint import load_checkpoint
 from vw2_robot.cli import program
 from vw2_robot.config_tree import config_from
-from vw2_robot.data.array_files import read_array
 from vw2_robot.data.clips import TimeBase, frame_offsets, time_base_of
 from vw2_robot.data.frames import FrameCache, resize_frame
 from vw2_robot.errors import InputError
@@ -107,6 +107,8 @@ class Beginning(NamedTuple):
 
 def imagine(config: Imagine) -> None:
     """Write the video and its json; prints what can be compared."""
+    if Path(config.out).is_dir() or Path(config.out).suffix == ".json":
+        raise InputError(f"out={config.out}: give a name for the video, such as imagined.mp4; its json lies beside it")
     device = config.hardware.torch_device()
     checkpoint = load_checkpoint(policy_folder(config.policy), kind="policy")
     if checkpoint.config.get("dldm") is None:

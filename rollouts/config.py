@@ -18,7 +18,7 @@ from vw2_robot import __version__
 from vw2_robot.contracts import Benchmark, EvalSequence, Policy
 from vw2_robot.errors import InputError, MissingExtraError
 
-from .policy_process import LocalPolicy, RemotePolicy
+from .policy_process import LocalPolicy
 from .random_policy import RandomPolicy
 from .recording import FOLDER
 from .selection import parse_shard, piece, select, shard_folder
@@ -110,12 +110,6 @@ def open_alone(config: RolloutConfig, benchmark: Benchmark) -> Policy:
     """The policy for a rollout in one process: the bits of many."""
     policy = open_policy(config, benchmark)
     return LocalPolicy(policy, config.batch) if is_served(config) else policy
-
-
-def open_worker(config: RolloutConfig, address: Any, metadata: dict[str, Any]) -> tuple[Policy, Benchmark]:
-    """A worker's policy and benchmark; `address` None: the policy lives in the worker."""
-    benchmark = open_benchmark(config.env)
-    return (open_policy(config, benchmark) if address is None else RemotePolicy(address, metadata)), benchmark
 
 
 def choose_sequences(config: RolloutConfig, benchmark: Benchmark) -> list[EvalSequence]:

@@ -6,7 +6,7 @@ reached) and the outcome, which is held for a moment at the end of each subtask.
 answers (recording.py), which the report draws under it.
 
 Which chains are kept is a function of the results alone (`select_chains`), so neither the number of workers nor an
-interruption changes the gallery. imageio-ffmpeg is imported here and nowhere else.
+interruption changes the gallery.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from vw2_robot.contracts import Observation, PolicyOutput
-from vw2_robot.errors import InputError, require
+from vw2_robot.mp4 import Mp4Writer
+from vw2_robot.storage import atomic_write
 
 from .evaluate import Row
 from .recording import Recording
@@ -102,13 +103,12 @@ class Film:
         self._looks += 1
 
     def write(self, folder: Path, row: Row, *, instructions: Sequence[str]) -> None:
-        """Write the film, its poster and the answers under `folder`, each under a temporary name first."""
+        """Write the film, its poster and the answers under `folder`; they are on disk when this returns."""
         folder.mkdir(parents=True, exist_ok=True)
         video, poster, answers = film_paths(folder, row["sequence"])
         last = write_video(video, self._pages(row, instructions), fps=self.fps)
-        temporary = poster.with_name(f".{poster.name}")
-        last.save(temporary, format="JPEG", quality=80)
-        temporary.replace(poster)
+        with atomic_write(poster) as temporary:
+            last.save(temporary, format="JPEG", quality=80)
         self._recording.save(answers)
 
     def _pages(self, row: Row, instructions: Sequence[str]) -> Iterator[Image.Image]:
@@ -158,38 +158,9 @@ def _font_that_fits(draw: ImageDraw.ImageDraw, text: str, *, width: int) -> Any:
 
 
 def write_video(path: Path, pages: Iterator[Image.Image], *, fps: float) -> Image.Image:
-    """Write pages of one even size as H.264 (yuv420p, index first, so that browsers play it); returns the last page.
-
-    One encoder thread: the same pages give the same bytes.
-
-    Raises:
-        InputError: ffmpeg did not write the file.
-    """
-    ffmpeg = require("imageio_ffmpeg", extra="report")
-    temporary = path.with_name(f".{path.name}")
-    last = next(pages)
-    writer = ffmpeg.write_frames(
-        str(temporary),
-        last.size,
-        fps=fps,
-        codec="libx264",
-        pix_fmt_in="rgb24",
-        pix_fmt_out="yuv420p",
-        macro_block_size=2,
-        quality=None,
-        output_params=["-crf", "26", "-preset", "medium", "-threads", "1", "-movflags", "+faststart"],
-        ffmpeg_log_level="error",
-    )
-    writer.send(None)
-    try:
-        writer.send(last.tobytes())
+    """Write pages of one even size as H.264 (yuv420p, index first, so that browsers play it); returns the last page."""
+    encoding = ["-crf", "26", "-preset", "medium", "-movflags", "+faststart"]
+    with Mp4Writer(path, fps=fps, encoding=encoding) as video:
         for last in pages:
-            writer.send(last.tobytes())
-    except OSError as error:
-        raise InputError(f"ffmpeg stopped while writing {path}: {error}; is the disk full?") from error
-    finally:
-        writer.close()
-    if not temporary.is_file() or temporary.stat().st_size == 0:
-        raise InputError(f"ffmpeg wrote nothing to {path}; is the disk full, or the folder read-only?")
-    temporary.replace(path)
+            video.add(np.asarray(last))
     return last

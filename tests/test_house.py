@@ -39,13 +39,11 @@ WRAPPED = {
     "umap": {"pretrain/latent_map.py"},
     "jinja2": {"rollouts/report.py", "doctor/data_report.py"},
     "imageio_ffmpeg": {
-        "rollouts/video.py",
+        "mp4.py",
         "rollouts/__main__.py",
         "envs/record.py",
-        "envs/record_formats.py",
         "envs/video_recorder.py",
-        "pretrain/film.py",
-    },
+    },  # all but mp4: ask early
     "av": {"data/video_files.py"},
     "pyarrow": {"data/lerobot_dataset.py"},
     "lerobot": {"serving/lerobot_policy"},

@@ -119,8 +119,9 @@ def lock_folder(folder: Path, *, what: str, beside: bool = False) -> FolderLock:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            # Closed in programs that this one starts, which would hold the lock as long as they live.
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            # Closed in programs that this one starts, which would hold the lock as long as they live. Not through a
+            # link: in a stranger's folder it could lead to any file, and this one is emptied.
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         except FileNotFoundError:  # whoever gave the lock back took the empty folder with it
             continue
         lock = FolderLock(descriptor, path, folder, made)

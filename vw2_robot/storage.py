@@ -2,7 +2,7 @@
 
     atomic_write, atomic_folder   temporary name, flush, fsync of file and folder, rename
     write_json, read_json         small JSON objects; with `sealed` they carry a SHA-256 of their own content
-    write_yaml, read_yaml         configurations, with a SHA-256 in their last line
+    write_yaml, read_yaml         configurations, with a SHA-256 in their first line
     write_manifest, verify        SHA-256 of every file of a folder, in its `manifest.json`
 
 Every place of the package that leaves something behind for a later start goes through here. What cannot be written
@@ -29,7 +29,7 @@ from vw2_robot.errors import InputError
 
 MANIFEST = "manifest.json"
 _SEAL = "sha256_of_the_rest"
-_YAML_SEAL = "# sha256 of the lines above: "
+_YAML_SEAL = "# sha256 of the lines below: "
 # No JSON file of ours comes near; a stranger's may not fill the memory. YAML is read a hundred times as slowly.
 MAX_JSON_BYTES = 256 * 2**20
 MAX_YAML_BYTES = 2**20
@@ -53,6 +53,7 @@ def atomic_write(path: Path, *, sync: bool = True) -> Iterator[Path]:
     """
     temporary = temporary_name(path)
     try:
+        temporary.unlink(missing_ok=True)  # what a kill left, or a link that somebody put there
         yield temporary
         if sync:
             _sync(temporary)
@@ -64,6 +65,8 @@ def atomic_write(path: Path, *, sync: bool = True) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
         if translated := os_error(error, path):
             raise translated from error
+        if isinstance(error, OSError) and error.filename == str(temporary):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
@@ -134,15 +137,24 @@ def write_json(path: Path, content: Mapping[str, Any], *, sealed: bool = False, 
 
 
 def write_yaml(path: Path, content: Mapping[str, Any], *, note: str = "") -> None:
-    """Write a configuration; `note` becomes a comment, and the last line is a SHA-256 that `read_yaml` checks."""
+    """Write a configuration; `note` becomes a comment, and the first line is a SHA-256 that `read_yaml` checks."""
     text = yaml.safe_dump(dict(content), sort_keys=False) + (f"# {note}\n" if note else "")
-    write_text(path, f"{text}{_YAML_SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n")
+    write_text(path, f"{_YAML_SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
 
 
-def append_line(path: Path, line: str) -> None:
-    """Append a line to a log or a table of rows; a full disk is told with the file's name."""
-    with named(path), path.open("a", encoding="utf-8") as file:
+def append_line(path: Path, line: str, *, sync: bool = False) -> None:
+    """Append a line to a log or a table of rows; a full disk is told with the file's name.
+
+    With `sync` the line is on disk when this returns.
+    """
+    is_new = sync and not path.exists()
+    with named(path), path.open("a", encoding="utf-8", newline="\n") as file:
         file.write(line + "\n")
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
+    if is_new:
+        _sync(path.parent)
 
 
 @contextmanager
@@ -167,10 +179,15 @@ def os_error(error: BaseException, path: Path) -> OSError | None:
     if found := re.search(r"\(os error (\d+)\)", str(error)):
         number = int(found[1])
         return OSError(number, os.strerror(number), str(path))
-    no_space = os.strerror(errno.ENOSPC) in str(error)
-    if no_space or (isinstance(error, OSError) and re.search(r"\d+ requested and \d+ written", str(error))):
+    if isinstance(error, OSError) and re.search(r"\d+ requested and \d+ written", str(error)):
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-    return None
+    return None if isinstance(error, InputError) else told_in_words(str(error), path)
+
+
+def told_in_words(text: str, path: Path) -> OSError | None:
+    """The error of a full disk in what a library or another program says; None if it says nothing of the kind."""
+    found = [number for number in (errno.ENOSPC, errno.EDQUOT) if os.strerror(number) in text]
+    return OSError(found[0], os.strerror(found[0]), str(path)) if found else None
 
 
 # --------------------------------------------------------------------------------------------------------- reading
@@ -208,17 +225,31 @@ def read_yaml(path: Path, *, cure: str) -> dict[str, Any]:
         InputError: missing, unreadable, no mapping, or not what was written.
     """
     text = read_text(path, cure=cure, most=MAX_YAML_BYTES)
-    body, found, digest = text.rpartition(_YAML_SEAL)
-    if found and digest.strip() != hashlib.sha256(body.encode()).hexdigest():
-        raise InputError(f"{path} is damaged: its content is not what was written (SHA-256 differs); {cure}")
+    if text.startswith(_YAML_SEAL):  # first, so that a file that was cut off anywhere is noticed
+        digest, _, body = text.removeprefix(_YAML_SEAL).partition("\n")
+        if digest != hashlib.sha256(body.encode()).hexdigest():
+            raise InputError(f"{path} is damaged: its content is not what was written (SHA-256 differs); {cure}")
     try:
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: the 30th of February
+        content = yaml.load(text, Loader=_PlainLoader)
+    except _NO_YAML as error:
         what = "nested too deep" if isinstance(error, RecursionError) else f"no valid YAML ({error})"
         raise InputError(f"{path} is damaged: {' '.join(what.split())}; {cure}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} is damaged: it holds no keys and values; {cure}")
     return content
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Without aliases: a few lines of them can stand for more than any memory holds."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not read")
+        return super().compose_node(parent, index)
+
+
+# The others come from values: the 30th of February, an explicit tag with nothing behind it.
+_NO_YAML = (yaml.YAMLError, RecursionError, ValueError, LookupError, TypeError, AttributeError, OverflowError)
 
 
 def read_text(path: Path, *, cure: str, most: int = MAX_YAML_BYTES) -> str:

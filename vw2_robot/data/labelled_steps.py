@@ -23,12 +23,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vw2_robot.arrays import read_arrays
 from vw2_robot.contracts import ACTION_NAMES, GRIPPER_INDEX
 from vw2_robot.errors import InputError
 from vw2_robot.locks import lock_folder
 from vw2_robot.storage import atomic_write
 
-from .array_files import read_arrays
 from .calvin import CalvinDataset, CalvinSplit, Trajectory
 from .clips import make_windows
 from .episodes import Episode

@@ -22,10 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vw2_robot.arrays import read_arrays
 from vw2_robot.errors import InputError
 from vw2_robot.storage import atomic_write, read_json, sha256_of, write_json
-
-from .array_files import read_arrays
 
 FORMAT_VERSION = 1
 _CURE = "delete its folder and run vw2-extract-latents again"

@@ -19,9 +19,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from vw2_robot.arrays import read_header
 from vw2_robot.errors import InputError
-
-from .array_files import read_header
 
 MAX_ENTRIES = 2_000_000
 """Objects in a file, those that several places share counted at each: eight times the largest published label file."""
