@@ -27,7 +27,9 @@ PROGRAMS = {
 """program -> its configuration in configs/, and where its dataclass is"""
 PLACES = (
     "run_dir", "out", "data.path", "data.frames", "data.root", "policy", "network.like", "dldm", "labelled", "frames",
+    "data.splits",
 )  # fmt: skip
+"""which data, by name; what a data set calls its training split is a name as well"""
 SEEDS = ("seed", "label_seed", "sequences")
 MACHINE = ("workers", "hardware.threads", "hardware.device", "threads", "device")
 _NESTED = re.compile(r"(?!hydra\.)[A-Za-z_]\w*(\.\w+)+=")  # as vw2_robot.cli has it, also at commits before it had
