@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from vw2_robot.cli import program
-from vw2_robot.config_tree import config_tree, differing_keys, one_spelling
+from vw2_robot.config_tree import config_tree, differing_keys
 from vw2_robot.data.calvin import CalvinSplit
 from vw2_robot.errors import InputError, require
 from vw2_robot.locks import lock_folder
@@ -63,6 +63,8 @@ def _record(config: RecordConfig) -> None:
     missing = [job for job in config.jobs() if not output.has(*job)]
     total = len(config.jobs())
     already = total - len(missing)
+    for split, scenes in config.scenes_left_out().items():
+        print(f"{split}: no recording of scene {', '.join(scenes)}, since there are fewer recordings than scenes")
     if already:
         print(f"{already} of {total} recordings are already there")
     with closing(_record_missing(config, missing)) as finished:
@@ -74,7 +76,7 @@ def _record(config: RecordConfig) -> None:
     print(f"data set: {config.out}")
 
 
-@program(RecordConfig, config_name="record")
+@program(RecordConfig, config_name="record", extra="calvin")
 def main(config: RecordConfig) -> None:
     """Console script `vw2-record`."""
     record(config)
@@ -88,7 +90,7 @@ def _claim(out: Path, wanted: dict[str, Any]) -> None:
         raise InputError(f"{out} exists and was not begun by vw2-record; use another out=")
     if begun:
         found = read_json(note, cure=f"copy it again, or delete {out.name} with all that begins so, to start over")
-        if names := differing_keys(one_spelling(found), one_spelling(wanted)):
+        if names := differing_keys(found, wanted):
             raise InputError(
                 f"{out} holds a recording with another configuration; these keys differ: {', '.join(names)}. "
                 "Use another out=, or delete this one to start over"

@@ -132,6 +132,17 @@ class RecordConfig:
         scenes, count = self.calvin()["scene"], dict(self.counts())[split]
         return scenes[number * len(scenes) // count]
 
+    def scenes_left_out(self) -> dict[CalvinSplit, list[str]]:
+        """For each split with fewer recordings than `env.scene` names scenes: those that are not recorded."""
+        if self.world != "calvin":
+            return {}
+        found: dict[CalvinSplit, list[str]] = {}
+        for split, count in self.counts():
+            recorded = {self.scene_of(split, number) for number in range(count)}
+            if missing := sorted(set(self.calvin()["scene"]) - recorded) if count else []:
+                found[split] = missing
+        return found
+
     def task_names(self) -> tuple[str, ...]:
         """The tasks to demonstrate, groups expanded."""
         return expand_tasks((self.tasks,) if isinstance(self.tasks, str) else self.tasks)

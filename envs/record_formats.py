@@ -213,7 +213,7 @@ class _Part:
 
 def _read_part(path: Path) -> _Part:
     cure = "delete it and start vw2-record again, which makes this recording again"
-    part = read_arrays(path, cure=cure)
+    part = read_arrays(path, ("jpeg", "sizes", "actions", "about"), cure=cure)
     try:
         pieces = np.split(part["jpeg"], np.cumsum(part["sizes"])[:-1])
         return _Part(path, json.loads(str(part["about"])), tuple(p.tobytes() for p in pieces), part["actions"])

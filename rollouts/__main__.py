@@ -19,7 +19,7 @@ from typing import Any
 
 from vw2_robot.cli import program
 from vw2_robot.commands import replan_interval
-from vw2_robot.config_tree import config_tree, differing_keys, one_spelling
+from vw2_robot.config_tree import config_tree, differing_keys
 from vw2_robot.contracts import Benchmark, EvalSequence, Policy
 from vw2_robot.errors import InputError, require
 from vw2_robot.locks import lock_folder
@@ -71,7 +71,7 @@ def check_config(folder: Path, config: RolloutConfig) -> None:
 
 def _comparable(tree: dict[str, Any]) -> dict[str, Any]:
     """What decides the results; a path counts the same whatever way it is spelt."""
-    return {key: one_spelling(value) for key, value in tree.items() if key not in FREE}
+    return {key: value for key, value in tree.items() if key not in FREE}
 
 
 def claim(folder: Path, config: RolloutConfig, origin: dict[str, Any]) -> None:
@@ -85,7 +85,7 @@ def claim(folder: Path, config: RolloutConfig, origin: dict[str, Any]) -> None:
     file = folder / "provenance.json"
     if file.is_file():
         old = read_json(file, cure="copy it again, or delete this folder to start over")
-        _refuse(folder, "another policy, world or library version", differing_keys(*map(one_spelling, (old, origin))))
+        _refuse(folder, "another policy, world or library version", differing_keys(old, origin))
     elif results.read_rows(folder / "results.jsonl"):
         raise InputError(
             f"{folder} holds results, but no provenance.json that says what they are of; use another run_dir"
@@ -209,7 +209,7 @@ def finish(config: RolloutConfig, log: Log, origin: dict[str, Any], race: Runnin
     return summary
 
 
-@program(RolloutConfig, config_name="rollout")
+@program(RolloutConfig, config_name="rollout", extra="calvin")
 def main(config: RolloutConfig) -> None:
     """Console script `vw2-rollout`."""
     # As under `python -m`: else each worker imports the console script again, and torch with it (150 MB).

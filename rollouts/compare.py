@@ -121,7 +121,7 @@ def lines(result: dict[str, Any]) -> list[str]:
     ]
 
 
-@program(CompareConfig, config_name="compare")
+@program(CompareConfig, config_name="compare", extra="report")
 def main(config: CompareConfig) -> None:
     """Console script `vw2-compare`."""
     sides = []

@@ -24,7 +24,7 @@ from .recording import FOLDER
 from .selection import parse_shard, piece, select, shard_folder
 
 BENCHMARK = ("sequences", "instruction", "reset", "begin", "observe", "step", "max_steps", "control_hz", "metadata")
-VERSIONED = ("torch", "numpy", "transformers", "pybullet")
+VERSIONED = ("torch", "numpy", "transformers", "pybullet", "pybullet-arm64")
 
 
 LOCAL_POLICIES = ("random", "demonstrator")
@@ -143,6 +143,8 @@ def open_benchmark(env: dict[str, Any]) -> Benchmark:
         made = instantiate(env, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__
+        if isinstance(cause, ImportError) and isinstance(cause.__cause__, MissingExtraError):
+            cause = cause.__cause__  # the file of the target needs an extra: Hydra wraps that once more
         if isinstance(cause, InputError | MissingExtraError):
             raise cause from None
         if cause is None or isinstance(cause, TypeError | ImportError | ValueError):
@@ -184,7 +186,7 @@ def open_checkpoint(config: RolloutConfig) -> Policy:
     from vw2_robot.agent import VW2Agent
     from vw2_robot.runs import Hardware
 
-    device = Hardware(device=config.device, threads=config.threads).torch_device()
+    device = Hardware(device=config.device, threads=config.threads).torch_device(option="device")
     return VW2Agent.from_pretrained(config.policy, device=str(device), replan_every=config.replan_every)
 
 

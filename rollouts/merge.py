@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vw2_robot.cli import program
-from vw2_robot.config_tree import differing_keys, one_spelling
+from vw2_robot.config_tree import differing_keys
 from vw2_robot.errors import InputError
 from vw2_robot.locks import lock_folder
 from vw2_robot.storage import atomic_write, read_json, read_yaml, write_json, write_text, write_yaml
@@ -62,7 +62,7 @@ def merge(run_dir: str | Path) -> dict[str, Any]:
     for other in shards[1:]:
         pairs = [(_shared(first.origin), _shared(other.origin))]
         pairs += [(_without(first.config, "shard"), _without(other.config, "shard"))]
-        names = [name for pair in pairs for name in differing_keys(*map(one_spelling, pair))]
+        names = [name for pair in pairs for name in differing_keys(*pair)]
         if names:
             raise InputError(f"{other.folder} is no shard of the rollout in {first.folder}: {', '.join(names)}")
     rows = [row for shard in shards for row in shard.rows]
@@ -144,7 +144,7 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, temporary)
 
 
-@program(MergeConfig, config_name="merge")
+@program(MergeConfig, config_name="merge", extra="report")
 def main(config: MergeConfig) -> None:
     """Console script `vw2-merge`."""
     with lock_folder(Path(config.run_dir), what="a merge of shards"):

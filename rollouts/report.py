@@ -21,6 +21,7 @@ from typing import Any
 from vw2_robot import __version__
 from vw2_robot.cli import program
 from vw2_robot.errors import require
+from vw2_robot.limits import Unbounded
 from vw2_robot.locks import lock_folder
 from vw2_robot.storage import write_text
 
@@ -46,7 +47,7 @@ class ReportConfig:
     """folders of rollouts or training runs; everything below them is found"""
     out: str
     title: str | None = None
-    video_megabytes: float = VIDEO_MEGABYTES
+    video_megabytes: Unbounded = VIDEO_MEGABYTES
     """megabytes of the page that films and their strips may take; the rest is named instead of shown"""
 
     def __post_init__(self) -> None:
@@ -164,7 +165,7 @@ def _stage(stage: Stage, *, ids: str) -> dict[str, Any]:
     }
 
 
-@program(ReportConfig, config_name="report")
+@program(ReportConfig, config_name="report", extra="report")
 def main(config: ReportConfig) -> None:
     """Console script `vw2-report`."""
     with lock_folder(Path(config.out), what="a report"):

@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vw2_robot import __version__
 from vw2_robot.config_tree import config_from
-from vw2_robot.errors import InputError, MissingExtraError
+from vw2_robot.errors import InputError, MissingExtraError, require
+from vw2_robot.overrides import as_typed
 from vw2_robot.process import orderly
 from vw2_robot.storage import os_error
 
 ConfigT = TypeVar("ConfigT")
-# `section.key=value`: the yaml files show what is changed often, the dataclasses know all keys. Hydra would ask for
-# a plus sign before the others; `config_from` refuses what no dataclass has, and says what is near.
-_NESTED = re.compile(r"(?!hydra\.)[A-Za-z_]\w*(\.\w+)+=")
 # What a person can do about the refusals of an operating system.
 _CURES = {
     errno.ENOSPC: "free some space and start the same command again",
@@ -50,15 +48,24 @@ _LIMITS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
 
 
 def program(
-    config_cls: type[ConfigT], *, config_name: str, one_process: bool = False
+    config_cls: type[ConfigT], *, config_name: str, extra: str = "train", one_process: bool = False
 ) -> Callable[[Callable[[ConfigT], None]], Callable[[], None]]:
     """Decorate `run(config)` into a console-script `main()` that is configured by `configs/<config_name>.yaml`.
 
-    With `one_process` it refuses to be started as one of several ranks, each of which would do all of the work.
+    `extra` is the one that installs what the program needs, Hydra first of all. With `one_process` it refuses to be
+    started as one of several ranks, each of which would do all of the work.
     """
 
     def decorate(run: Callable[[ConfigT], None]) -> Callable[[], None]:
         def main() -> None:
+            if "--version" in sys.argv[1:]:  # Hydra would print its own
+                print(f"vw2_robot {__version__}")
+                return
+            try:
+                require("hydra", extra=extra)
+            except MissingExtraError as error:
+                _tell(config_name, str(error))
+                raise SystemExit(1) from None
             import hydra
             from omegaconf import DictConfig, OmegaConf
             from omegaconf.errors import OmegaConfBaseException
@@ -88,8 +95,8 @@ def program(
                     raise InputError(f"{what}; give {error.full_key}=... (--help shows an example)") from error
 
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-            sys.argv[1:] = [f"++{word}" if _NESTED.match(word) else word for word in sys.argv[1:]]
             with orderly(config_name):
+                sys.argv[1:] = as_typed(sys.argv[1:], config_cls)
                 job()
                 if failed:
                     _tell(config_name, f"{len(failed)} of the jobs failed: {'; '.join(failed)}")
@@ -131,7 +138,8 @@ def _message(error: Exception) -> str | None:
         return f"not enough memory ({text[:300] or 'MemoryError'}); {_CURES[errno.ENOMEM]}"
     if isinstance(error, RuntimeError) and "can't start new thread" in text:
         return f"{text}: {_CURES[errno.EAGAIN]}"
-    error = os_error(error, Path("a file")) or error
+    if getattr(error, "errno", None) is None:
+        error = os_error(error, Path("a file")) or error
     if not isinstance(error, OSError) or error.errno not in _CURES:
         return None
     names = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)

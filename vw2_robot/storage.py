@@ -207,8 +207,7 @@ def read_json(path: Path, *, cure: str, sealed: bool = False) -> dict[str, Any]:
     text = read_text(path, cure=cure, most=MAX_JSON_BYTES)
     try:
         content = json.loads(text)
-        seal = content.pop(_SEAL, None) if isinstance(content, dict) else None
-        whole = seal == _digest_of(content) if seal is not None or sealed else True
+        whole = not isinstance(content, dict) or _is_whole(content, sealed=sealed)
     except (ValueError, RecursionError) as error:
         what = "nested too deep" if isinstance(error, RecursionError) else f"no valid JSON ({error})"
         raise InputError(f"{path} is damaged: {what}; {cure}") from error
@@ -272,6 +271,17 @@ def read_text(path: Path, *, cure: str, most: int = MAX_YAML_BYTES) -> str:
         raise InputError(f"{path} cannot be read ({error.strerror}); {cure}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is damaged: it is not UTF-8; {cure}") from error
+
+
+def _is_whole(content: dict[str, Any], *, sealed: bool) -> bool:
+    """Take the seal out and compare; a file without one is whole where none is demanded."""
+    if _SEAL in content:
+        return bool(content.pop(_SEAL) == _digest_of(content))
+    # A seal under another name is one whose name was damaged.
+    long = [key for key, value in content.items() if isinstance(value, str) and len(value) == 64]
+    return not sealed and not any(
+        content[key] == _digest_of({k: v for k, v in content.items() if k != key}) for key in long
+    )
 
 
 def _digest_of(content: Mapping[str, Any]) -> str:

@@ -66,6 +66,7 @@ def test_content_is_on_disk_before_the_name_and_the_name_before_the_return(
         OSError(errno.ENOSPC, "No space left on device"),
         OSError("12288 requested and 0 written"),
         RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        RuntimeError("/out/.x.tmp/train.tfrecord-00000; No space left on device"),
     ],
 )
 def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path: Path, error: Exception) -> None:

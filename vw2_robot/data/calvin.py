@@ -17,20 +17,21 @@ Every frame that any trajectory needs is looked for before work starts. Which sc
 from __future__ import annotations
 
 import os
-import struct
-import zipfile
-import zlib
+import re
+from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vw2_robot.arrays import array_names, read_array, read_arrays
 from vw2_robot.contracts import ACTION_DIM, GRIPPER_INDEX
 from vw2_robot.errors import InputError
+from vw2_robot.storage import MANIFEST, verify
 
 from .calvin_scenes import SceneTable
 from .episodes import Episode
@@ -38,12 +39,11 @@ from .object_arrays import load_object
 
 CALVIN_HZ = 30.0
 CalvinSplit = Literal["training", "validation"]
-T = TypeVar("T")
 TrajectoryKind = Literal["labelled", "recordings"]
 PIECE_FRAMES = 512
 """Longest piece of a recording: published ones last many minutes, and an episode's pictures are held in memory."""
-# What a damaged file can raise while it is opened or unpacked; zipfile calls unknown compression not implemented.
-_DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, ValueError, EOFError, OSError, NotImplementedError)
+_RESTORE = "restore it, or leave it out"
+_RESTORE_INDEX = f"restore it; if you changed it yourself, delete {MANIFEST} beside it"
 
 LAYOUT = """expected layout:
   <data set>/training/episode_0000000.npz, episode_0000001.npz, ...   one file per time step
@@ -93,10 +93,10 @@ class CalvinDataset:
             raise InputError(f"unknown trajectories {trajectories!r}; known: {', '.join(get_args(TrajectoryKind))}")
         _check_folders(self.path, split)
         read_table = _read_labels if trajectories == "labelled" else _read_recordings
+        verify(self.folder, cure=_RESTORE_INDEX, names=("scene_info.npy",))
         scenes = SceneTable(self.folder / "scene_info.npy", is_validation=split == "validation")
         self.trajectories = read_table(self.folder, split, scenes)
         scenes.warn_about(trajectory.start for trajectory in self.trajectories)
-        _check_complete(self.folder, self.trajectories)
 
     def __len__(self) -> int:
         return len(self.trajectories)
@@ -165,7 +165,7 @@ class CalvinDataset:
 
     def holds(self, trajectory: Trajectory, key: str) -> bool:
         """Whether the first frame of the trajectory has array `key`; opens none."""
-        return self._open(trajectory.start, lambda file: key in file.files)
+        return key in array_names(self.folder / frame_name(trajectory.start), cure=_RESTORE)
 
     def episodes(self) -> Iterator[Episode]:
         """Yield every trajectory as video with its instruction; actions are not read."""
@@ -186,37 +186,9 @@ class CalvinDataset:
         return self._action_key
 
     def _members(self, frame: int, keys: Sequence[str]) -> list[NDArray[Any]]:
-        def take(file: Any) -> list[NDArray[Any]]:
-            for key in keys:
-                if key not in file.files:
-                    raise InputError(
-                        f"{self.folder / frame_name(frame)} holds no {key}; it holds {', '.join(sorted(file.files))}"
-                    )
-                self.reads[key] += 1
-            return [file[key] for key in keys]
-
-        return self._open(frame, take)
-
-    def _open(self, frame: int, take: Callable[[Any], T]) -> T:
-        """Hand the opened file of a frame to `take`; whatever is wrong with the file becomes an InputError."""
-        path = self.folder / frame_name(frame)
-        try:
-            with path.open("rb") as raw, _npz(raw) as file:
-                return take(file)
-        except FileNotFoundError:
-            raise InputError(f"{path} has disappeared since the data set was opened") from None
-        except InputError:
-            raise
-        except _DAMAGE as error:
-            raise InputError(f"{path} cannot be read ({error}); the file is damaged, restore or remove it") from error
-
-
-def _npz(raw: BinaryIO) -> Any:
-    """Open an npz file; ValueError for a file that is none, such as a plain npy."""
-    file = np.load(raw, allow_pickle=False)
-    if isinstance(file, np.ndarray):
-        raise ValueError("it holds one array and no names")
-    return file
+        found = read_arrays(self.folder / frame_name(frame), keys, cure=_RESTORE)
+        self.reads.update(keys)
+        return [found[key] for key in keys]
 
 
 def frame_name(frame: int) -> str:
@@ -236,11 +208,12 @@ def _read_labels(folder: Path, split: str, scenes: SceneTable) -> list[Trajector
     labels = folder / "lang_annotations" / "auto_lang_ann.npy"
     if not labels.is_file():
         raise InputError(f"{labels} is missing: trajectories need language labels; {LAYOUT}")
+    verify(folder, cure=_RESTORE_INDEX, names=(labels.relative_to(folder).as_posix(),))
     content = load_object(labels)
     try:
-        sentences, tasks = content["language"]["ann"], content["language"]["task"]
+        sentences, tasks = list(content["language"]["ann"]), list(content["language"]["task"])
         windows = [(int(first), int(last)) for first, last in content["info"]["indx"]]
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f'{labels}: expected {{"language": {{"ann", "task"}}, "info": {{"indx"}}}}, reading failed with {error!r}'
         ) from error
@@ -252,45 +225,77 @@ def _read_labels(folder: Path, split: str, scenes: SceneTable) -> list[Trajector
         raise InputError(f"{labels} holds no trajectory")
     seen: Counter[str] = Counter()
     trajectories = []
-    for sentence, task, (first, last) in zip(sentences, tasks, windows, strict=True):
+    for sentence, label, (first, last) in zip(sentences, tasks, windows, strict=True):
+        text, task = (_text(value, f"{labels}, window ({first}, {last})") for value in (sentence, label))
         if not 0 <= first <= last:
             raise InputError(f"{labels}: window ({first}, {last}) of task {task!r} is empty or negative")
         name = f"{split}/{first:07d}-{last:07d}/{task}"
         seen[name] += 1
         unique = name if seen[name] == 1 else f"{name}/{seen[name]}"
-        trajectories.append(Trajectory(unique, str(task), str(sentence), first, last, scenes.scene_of(first)))
+        trajectories.append(Trajectory(unique, task, text, first, last, scenes.scene_of(first)))
+    _check_complete(folder, trajectories)
     return trajectories
 
 
-def _read_recordings(folder: Path, split: str, scenes: SceneTable) -> list[Trajectory]:
+def _text(value: Any, where: str) -> str:
+    """A sentence or a task: text, also as bytes or as the only entry of a list, as converters leave it."""
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.item()
+    elif isinstance(value, list | tuple) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", errors="replace")
+    if not isinstance(value, str):
+        raise InputError(f"{where}: expected text for sentence and task, found {type(value).__name__}; mend the labels")
+    return str(value)
+
+
+def read_spans(folder: Path) -> NDArray[np.integer[Any]]:
+    """First and last frame of each recording of a split, [recordings, 2].
+
+    Raises:
+        InputError: the table is missing or damaged.
+    """
     path = folder / "ep_start_end_ids.npy"
-    try:
-        table = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing: it says where recordings begin and end; {LAYOUT}") from None
-    except _DAMAGE as error:
-        raise InputError(f"{path} cannot be read ({error}); the file is damaged, restore it") from error
-    if not isinstance(table, np.ndarray) or table.ndim != 2 or table.shape[1] != 2 or table.dtype.kind not in "iu":
+    if not path.is_file():
+        raise InputError(f"{path} is missing: it says where recordings begin and end; {LAYOUT}")
+    verify(folder, cure=_RESTORE_INDEX, names=(path.name,))
+    table = read_array(path, cure=_RESTORE_INDEX)
+    if table.ndim != 2 or table.shape[1] != 2 or table.dtype.kind not in "iu":
         raise InputError(f"{path}: expected whole numbers (recordings, 2), first and last frame of each")
     if not len(table) or (table[:, 0] > table[:, 1]).any() or table.min() < 0:
         raise InputError(f"{path}: expected at least one recording, each with 0 <= first <= last frame")
-    trajectories = []
-    for first, last in table.tolist():
-        for start in range(first, last + 1, PIECE_FRAMES):
-            end = min(start + PIECE_FRAMES - 1, last)
-            name = f"{split}/{start:07d}-{end:07d}/play"
-            trajectories.append(Trajectory(name, "", "", start, end, scenes.scene_of(start)))
-    return trajectories
+    return table
+
+
+def _read_recordings(folder: Path, split: str, scenes: SceneTable) -> list[Trajectory]:
+    def play(first: int, last: int) -> Trajectory:
+        return Trajectory(f"{split}/{first:07d}-{last:07d}/play", "", "", first, last, scenes.scene_of(first))
+
+    recordings = [play(first, last) for first, last in read_spans(folder).tolist()]
+    _check_complete(folder, recordings)  # before they are cut: a damaged table may speak of any number of frames
+    return [
+        play(start, min(start + PIECE_FRAMES - 1, whole.end))
+        for whole in recordings
+        for start in range(whole.start, whole.end + 1, PIECE_FRAMES)
+    ]
 
 
 def _check_complete(folder: Path, trajectories: list[Trajectory]) -> None:
     with os.scandir(folder) as entries:
-        present = {entry.name for entry in entries if entry.name.startswith("episode_")}
-    wanted = {frame for t in trajectories for frame in range(t.start, t.end + 1)}
-    missing = sorted(frame for frame in wanted if frame_name(frame) not in present)
+        names = (re.fullmatch(r"episode_(\d{7}|[1-9]\d{7,17})\.npz", entry.name) for entry in entries)
+        present = sorted(int(name[1]) for name in names if name)
+    wanted, missing, done, first = 0, 0, -1, ""
+    for trajectory in sorted(trajectories, key=lambda trajectory: trajectory.start):
+        start = max(trajectory.start, done + 1)  # windows may overlap
+        here = present[bisect_left(present, start) : bisect_right(present, trajectory.end)]
+        length = max(0, trajectory.end + 1 - start)
+        if len(here) < length and not missing:
+            gap = next((i for i, frame in enumerate(here) if frame != start + i), len(here))
+            first = f"{frame_name(start + gap)} (needed by {trajectory.trajectory_id})"
+        wanted, missing, done = wanted + length, missing + length - len(here), max(done, trajectory.end)
     if missing:
-        first = next(t for t in trajectories if t.start <= missing[0] <= t.end)
         raise InputError(
-            f"{folder}: {len(missing)} of {len(wanted)} frames are missing, the first is"
-            f" {frame_name(missing[0])} (needed by {first.trajectory_id}); the download or copy is incomplete; {LAYOUT}"
+            f"{folder}: {missing} of {wanted} frames are missing, the first is {first}; the download or copy is"
+            f" incomplete; {LAYOUT}"
         )

@@ -10,6 +10,7 @@ show scene D.
 from __future__ import annotations
 
 import logging
+import reprlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -80,8 +81,10 @@ def _read_ranges(path: Path) -> Ranges:
     table = load_object(path)
     try:
         ranges = [(str(name).removeprefix("calvin_scene_"), int(a), int(b)) for name, (a, b) in table.items()]
-    except (AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: expected a dict of scene name -> [first, last] frame, found {table!r}") from error
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"{path}: expected a dict of scene name -> [first, last] frame, found {reprlib.repr(table)}"
+        ) from error
     return ranges
 
 

@@ -3,9 +3,9 @@
 Each recording is handed over whole with the number of its first frame, so that several processes can write the same
 split at once without talking to each other: frame numbers need not be contiguous in this format, they only must not
 overlap. A small entry under `.record/` marks a recording as complete; `finish` collects the entries into the files that
-describe the split (labels, recordings, scenes, statistics, environment). Every file is written to a temporary name and
-renamed, and its bytes depend on its content only: killed at any moment and started again, a recording ends in the same
-bytes.
+describe the split (labels, recordings, scenes, statistics, environment), and the SHA-256 of those into `manifest.json`;
+the time steps carry checksums of their own. Every file is written to a temporary name and renamed, and its bytes depend
+on its content only: killed at any moment, or cut off from power, and started again, a recording ends in the same bytes.
 
 Where recordings differ from the published data sets:
 
@@ -18,14 +18,13 @@ Where recordings differ from the published data sets:
 - A labelled window is a whole task, from where it was begun to a moment after it was solved, often 30 to 70 time steps;
   published windows have at most 64. A closed loop begins at the beginning, too. `vw2-record max_window=64` cuts.
 - `emb` and `embeddings.npy` have the published form, but their vectors are of our making (`calvin_sentences.py`).
-- There is no tactile camera, and `.record/` is ours.
+- There is no tactile camera; `.record/` and `manifest.json` are ours.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vw2_robot.errors import InputError
+from vw2_robot.storage import MANIFEST, atomic_write, read_json, sha256_of, sync_files, write_json
 
 from .calvin import CalvinSplit, frame_name
 from .calvin_sentences import EMBEDDING_WIDTH, sentence_vector
@@ -83,12 +83,20 @@ class RecordingEntry:
     """Tasks at which earlier tries of this recording were given up; for the record only."""
 
     @staticmethod
-    def from_json(text: str) -> RecordingEntry:
-        """Read what `write_recording` left."""
-        tree = json.loads(text)
-        tree["labels"] = tuple(Label(**label) for label in tree["labels"])
-        tree["failed"] = tuple(tree["failed"])
-        return RecordingEntry(**tree)
+    def read(path: Path) -> RecordingEntry:
+        """Read what `write_recording` left.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        cure = "delete it: the same vw2-record command then makes this recording again"
+        tree = read_json(path, cure=cure)
+        try:
+            tree["labels"] = tuple(Label(**label) for label in tree["labels"])
+            tree["failed"] = tuple(tree["failed"])
+            return RecordingEntry(**tree)
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{path} is damaged ({error!r}); {cure}") from error
 
 
 class CalvinWriter:
@@ -132,9 +140,10 @@ class CalvinWriter:
             if not 0 <= label.start <= label.end < length:
                 raise InputError(f"{label} does not lie within a recording of {length} time steps")
         typed = {key: np.asarray(value, dtype=STEP_ARRAYS[key][0]) for key, value in arrays.items()}
-        for step in range(length):
-            content = _npz_bytes({key: value[step] for key, value in typed.items()}, self.compress_level)
-            _write(self.folder / frame_name(first_frame + step), content)
+        paths = [self.folder / frame_name(first_frame + step) for step in range(length)]
+        for step, path in enumerate(paths):
+            _write(path, _npz_bytes({key: value[step] for key, value in typed.items()}, self.compress_level))
+        sync_files((*paths, self.folder))
         entry = RecordingEntry(
             first=first_frame,
             last=first_frame + length - 1,
@@ -157,15 +166,15 @@ class CalvinWriter:
             place = self.folder / frame_name(first_frame + step)
             place.unlink(missing_ok=True)
             place.hardlink_to(folder / frame_name(entry.first + step))
+        sync_files((self.folder,))
         self._note(dataclasses.replace(entry, first=first_frame, last=first_frame + entry.last - entry.first))
 
     def _note(self, entry: RecordingEntry) -> None:
-        _write(self._entry_path(entry.first), json.dumps(dataclasses.asdict(entry), indent=1).encode())
+        write_json(self._entry_path(entry.first), dataclasses.asdict(entry), sealed=True)
 
     def entries(self) -> list[RecordingEntry]:
         """Return the complete recordings in frame order."""
-        paths = sorted(self._entries.glob("episode_*.json"))
-        return [RecordingEntry.from_json(path.read_text(encoding="utf-8")) for path in paths]
+        return [RecordingEntry.read(path) for path in sorted(self._entries.glob("episode_*.json"))]
 
     def finish(
         self, sentences: Mapping[str, str] | None = None, environment: str | None = None
@@ -178,19 +187,25 @@ class CalvinWriter:
         entries = self.entries()
         if not entries:
             raise InputError(f"{self.folder} holds no complete demonstration, so there is nothing to describe")
-        _save(self.folder / "ep_start_end_ids.npy", np.array([(e.first, e.last) for e in entries], dtype=np.int64))
-        _save(self.folder / "ep_lens.npy", np.array([e.last - e.first + 1 for e in entries], dtype=np.int64))
-        _save_object(self.folder / "scene_info.npy", _scene_info(entries))
-        labels = self.folder / "lang_annotations"
-        labels.mkdir(exist_ok=True)
+        (self.folder / MANIFEST).unlink(missing_ok=True)  # of fewer recordings, perhaps
+        files = {
+            "ep_start_end_ids.npy": _npy_bytes(np.array([(e.first, e.last) for e in entries], dtype=np.int64)),
+            "ep_lens.npy": _npy_bytes(np.array([e.last - e.first + 1 for e in entries], dtype=np.int64)),
+            "scene_info.npy": _npy_bytes(_object(_scene_info(entries))),
+            "statistics.yaml": _statistics_yaml(entries).encode(),
+            "lang_annotations/auto_lang_ann.npy": _npy_bytes(_object(_language_labels(entries))),
+        }
         if self.split == "validation" and sentences is not None:
             table = {task: {"emb": _vectors([text]), "ann": [text]} for task, text in sentences.items()}
-            _save_object(labels / "embeddings.npy", table)
+            files["lang_annotations/embeddings.npy"] = _npy_bytes(_object(table))
         if environment is not None:
-            (self.folder / ".hydra").mkdir(exist_ok=True)
-            _write(self.folder / ".hydra" / "merged_config.yaml", environment.encode())
-        _write(self.folder / "statistics.yaml", _statistics_yaml(entries).encode())
-        _save_object(labels / "auto_lang_ann.npy", _language_labels(entries))  # last: a reader asks for it first
+            files[".hydra/merged_config.yaml"] = environment.encode()
+        for name, content in files.items():
+            (self.folder / name).parent.mkdir(exist_ok=True)
+            _write(self.folder / name, content)
+        paths = [self.folder / name for name in files]
+        sync_files((*paths, *{path.parent for path in paths}))
+        write_json(self.folder / MANIFEST, {"sha256": {name: sha256_of(self.folder / name) for name in files}})
         return entries
 
     def _entry_path(self, first_frame: int) -> Path:
@@ -275,17 +290,17 @@ def _yaml_list(values: NDArray[np.float64]) -> str:
     return "[" + ", ".join(f"{value:.9f}" for value in values) + "]"  # no exponents: YAML 1.1 reads 1e-05 as text
 
 
-def _save(path: Path, value: NDArray[Any], *, pickled: bool = False) -> None:
+def _object(value: Any) -> NDArray[Any]:
+    return np.array(value, dtype=object)
+
+
+def _npy_bytes(value: NDArray[Any]) -> bytes:
     buffer = io.BytesIO()
-    np.save(buffer, value, allow_pickle=pickled)
-    _write(path, buffer.getvalue())
-
-
-def _save_object(path: Path, value: Any) -> None:
-    _save(path, np.array(value, dtype=object), pickled=True)
+    np.save(buffer, value, allow_pickle=value.dtype.hasobject)
+    return buffer.getvalue()
 
 
 def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    """Write a file that is put on disk later, with many others."""
+    with atomic_write(path, sync=False) as temporary:
+        temporary.write_bytes(content)

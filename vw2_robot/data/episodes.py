@@ -27,12 +27,16 @@ from vw2_robot.errors import InputError
 
 _LOG = logging.getLogger(__name__)
 
+MAX_PIXELS = 2**26
+"""Largest picture that is decoded, 8192 x 8192; a few bytes can claim far more."""
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow would hand others to programs outside, such as Ghostscript
 # What Pillow raises for bytes that are no picture, a cut-off picture, a broken PNG chunk, or an absurd size.
 _DECODE_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
     EOFError,
+    MemoryError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
@@ -53,6 +57,17 @@ class Episode:
     hz: float
     images: tuple[bytes | NDArray[np.uint8], ...]
 
+    def __post_init__(self) -> None:
+        """Reject names and words that no file could hold: halves of characters, out of a damaged text."""
+        for text in (self.source, self.episode_id, self.instruction):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise InputError(
+                    f"{self.source!r}, episode {self.episode_id!r}: {text!r} is no valid text ({error.reason} at "
+                    f"character {error.start}); mend or rename it"
+                ) from error
+
     def __len__(self) -> int:
         return len(self.images)
 
@@ -68,7 +83,11 @@ class Episode:
                 raise self._bad_frame(index, f"an array {image.dtype} {image.shape}, expected uint8 [H, W, 3]")
             return image
         try:
-            with Image.open(io.BytesIO(image)) as picture:
+            with Image.open(io.BytesIO(image), formats=_FORMATS) as picture:
+                if picture.width * picture.height > MAX_PIXELS:
+                    raise ValueError(f"{picture.width} x {picture.height} pixels, at most {MAX_PIXELS} are read")
+                if picture.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"):
+                    raise ValueError(f"pixels of kind {picture.mode}: convert it to 8 bits a channel")
                 return np.asarray(picture.convert("RGB"))
         except _DECODE_ERRORS as error:
             raise self._bad_frame(index, f"{len(image)} bytes that are no readable picture ({error})") from error
@@ -135,6 +154,10 @@ class EpisodeSource(Protocol):
         """
 
 
+class TooManyBadError(InputError):
+    """More of the data is unusable than was allowed."""
+
+
 class BadEpisodes:
     """Episodes that were left out, each named in the log; one more than `limit` stops the run."""
 
@@ -142,15 +165,15 @@ class BadEpisodes:
         self.limit = limit
         self.messages: list[str] = []
 
-    def add(self, error: InputError) -> None:
-        """Count one episode; `error` says which one and what is wrong with it.
+    def add(self, error: InputError, *, count: int = 1) -> None:
+        """Count an episode, or several of one file; `error` says which and what is wrong with it.
 
         Raises:
-            InputError: there are more than `limit`.
+            TooManyBadError: there are more than `limit`.
         """
-        self.messages.append(str(error))
+        self.messages += [str(error)] * count
         if len(self.messages) > self.limit:
-            raise InputError(
+            raise TooManyBadError(
                 f"too many unusable episodes: {len(self.messages)} where {self.limit} were allowed; the last: {error}"
             ) from error
         _LOG.warning("episode skipped: %s", error)

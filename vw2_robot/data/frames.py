@@ -5,8 +5,12 @@
     out/shard-00000.jsonl  one line an episode: where it lies in the shard, sha256 of its pixels, words, rate
     out/index.json         written last: totals and the digest that later stages store
 
-`cache_frames` may be killed at any moment and started again with the same arguments: finished shards are kept, the rest
-is made, and the folder ends up with the same bytes. A folder without `index.json` is unfinished and is not read.
+`cache_frames` may be killed or cut off from power at any moment and started again with the same arguments: finished
+shards are kept, the rest is made, and the folder ends up with the same bytes. One process at a time makes a cache. A
+folder without `index.json` is unfinished and is not read.
+
+Nothing damaged is read in silence: the index must be what `plan.json` and the rows give, which is worked out at every
+opening, and the pixels of an episode must have the sha256 in its row, which is compared when they are first read.
 
 `split_episodes` decides what is held out, by the sha256 of the cached pixels. Public samples contain the same video
 under two names (the `val` split of the small Bridge V2 sample is its `train` split in another order); equal pixels
@@ -22,6 +26,7 @@ import itertools
 import json
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +36,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vw2_robot.arrays import map_array
 from vw2_robot.errors import InputError
+from vw2_robot.locks import lock_folder
+from vw2_robot.storage import atomic_write, read_json, write_json, write_text
 
 from .episodes import Episode
 
@@ -117,14 +125,28 @@ def cache_frames(
         "episodes_per_shard": episodes_per_shard,
         "description": dict(description),
     }
-    _begin(out, plan)
-    if (out / "index.json").exists():
+    plan = json.loads(json.dumps(plan))  # tuples become lists, as they will be when read back
+    if _is_begun(out, plan) and (out / "index.json").exists():
         return
-    stream = iter(episodes)
+    with lock_folder(out, what="making a frame cache"):
+        if not _is_begun(out, plan):
+            write_json(out / "plan.json", plan)
+        _fill(out, plan, iter(episodes), max_bad=max_bad, progress=progress)
+
+
+def _fill(
+    out: Path,
+    plan: dict[str, Any],
+    stream: Iterator[Episode],
+    *,
+    max_bad: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Make the missing shards, then the index."""
     rows: list[dict[str, Any]] = []
     for number in itertools.count():
         if (shard_rows := _read_rows(out, number)) is None:
-            chunk = list(itertools.islice(stream, episodes_per_shard))
+            chunk = list(itertools.islice(stream, plan["episodes_per_shard"]))
             if not chunk:
                 break
             bad = sum("skipped" in row for row in rows)
@@ -135,23 +157,36 @@ def cache_frames(
         if progress is not None:
             stored = [row for row in rows if "skipped" not in row]
             progress(len(stored), sum(row["length"] for row in stored))
-    _finish(out, plan, rows)
+    stored = [row for row in rows if "skipped" not in row]
+    if not stored:
+        raise InputError(
+            f"no episode to store in {out}: the data gave {len(rows)}, all unreadable; check path and split"
+        )
+    names = Counter((row["source"], row["episode_id"]) for row in stored)
+    if len(names) < len(stored):
+        repeated = names.most_common(1)[0][0]
+        raise InputError(f"frame cache {out}: episode {repeated} occurs twice; (source, episode id) must be unique")
+    write_json(out / "index.json", _index_of(plan, rows))
 
 
-def _begin(out: Path, plan: dict[str, Any]) -> None:
-    wanted = json.loads(json.dumps(plan))  # tuples become lists, as they will be when read back
+def _is_begun(out: Path, plan: dict[str, Any]) -> bool:
+    """Whether `out` holds a cache of this plan, finished or not.
+
+    Raises:
+        InputError: it holds something else.
+    """
     plan_path = out / "plan.json"
     if not plan_path.exists():
-        if out.exists() and (not out.is_dir() or any(entry.suffix != ".tmp" for entry in out.iterdir())):
+        ours = (".tmp", ".lock")
+        if out.exists() and (not out.is_dir() or any(not entry.name.endswith(ours) for entry in out.iterdir())):
             raise InputError(f"{out} exists and is no frame cache; choose another folder or empty this one")
-        out.mkdir(parents=True, exist_ok=True)
-        _write_text(plan_path, json.dumps(wanted, indent=1, sort_keys=True) + "\n")
-        return
-    found = _read_json(plan_path)
-    differing = sorted(key for key in {*wanted, *found} if wanted.get(key) != found.get(key))
+        return False
+    found = read_json(plan_path, cure=_cure(out))
+    differing = sorted(key for key in {*plan, *found} if plan.get(key) != found.get(key))
     if differing:
-        pairs = ", ".join(f"{key}: {found.get(key)!r} there, {wanted.get(key)!r} asked for" for key in differing)
+        pairs = ", ".join(f"{key}: {found.get(key)!r} there, {plan.get(key)!r} asked for" for key in differing)
         raise InputError(f"{out} holds a frame cache of another kind ({pairs}); choose another folder or delete it")
+    return True
 
 
 def _make_shard(
@@ -180,12 +215,9 @@ def _make_shard(
             offset += len(part)
         rows.append(row)
     _stop_at_too_many_bad(rows, bad_allowed)  # before anything is stored: repaired data get a second chance
-    path = _shard_path(out, number)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    with atomic_write(_shard_path(out, number)) as temporary, temporary.open("wb") as file:
         np.save(file, pixels[:offset], allow_pickle=False)
-    temporary.replace(path)
-    _write_text(_rows_path(out, number), "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
+    write_text(_rows_path(out, number), "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
     return rows
 
 
@@ -218,35 +250,25 @@ def _stop_at_too_many_bad(rows: list[dict[str, Any]], allowed: int) -> None:
         raise InputError(f"too many unreadable episodes: {len(bad)} where {allowed} were allowed; the last: {bad[-1]}")
 
 
-def _finish(out: Path, plan: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+def _index_of(plan: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What index.json says of these rows. The digest knows content and order, not how they were cut into shards."""
     stored = [row for row in rows if "skipped" not in row]
-    if not stored:
-        raise InputError(
-            f"no episode to store in {out}: the data gave {len(rows)}, all unreadable; check path and split"
-        )
-    names = [(row["source"], row["episode_id"]) for row in stored]
-    if len(set(names)) < len(names):
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"frame cache {out}: episode {repeated} occurs twice; (source, episode id) must be unique")
-    # The digest knows the content and its order, not how it was cut into shards.
     keys = ("source", "episode_id", "instruction", "hz", "length", "sha256")
-    digest = hashlib.sha256(json.dumps([[row[key] for key in keys] for row in stored]).encode()).hexdigest()
-    index = {
+    return {
         **plan,
         "shards": stored[-1]["shard"] + 1,
         "episodes": len(stored),
         "frames": sum(row["length"] for row in stored),
         "skipped": [[row["source"], row["episode_id"]] for row in rows if "skipped" in row],
-        "digest": digest,
+        "digest": hashlib.sha256(json.dumps([[row[key] for key in keys] for row in stored]).encode()).hexdigest(),
     }
-    _write_text(out / "index.json", json.dumps(index, indent=1, sort_keys=True) + "\n")
 
 
 # --------------------------------------------------------------------------------------------------------- reading
 
 
 class FrameCache:
-    """A finished cache. Opening reads the index; frames are mapped when first asked for.
+    """A finished cache. Opening reads index and rows; frames are mapped when first asked for.
 
     Attributes:
         episodes: one `CachedEpisode` for each, in the order of the source.
@@ -262,20 +284,39 @@ class FrameCache:
     digest: str
     description: dict[str, Any]
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, verify: bool = True) -> None:
+        """Open a cache.
+
+        Args:
+            path: its folder.
+            verify: compare the pixels of an episode with their sha256 when they are first read.
+
+        Raises:
+            InputError: it is unfinished, damaged, or no frame cache; reading frames raises the same.
+        """
         self.path = Path(path)
         index = self._read_index()
-        self.height, self.width = int(index["height"]), int(index["width"])
-        self.digest, self.description = str(index["digest"]), dict(index["description"])
-        rows = [row for number in range(index["shards"]) for row in self._rows(number)]
-        names = CachedEpisode.__dataclass_fields__
-        self.episodes = [CachedEpisode(**{name: row[name] for name in names}) for row in rows if "skipped" not in row]
-        if len(self.episodes) != index["episodes"]:
+        try:
+            rows = [row for number in range(index["shards"]) for row in self._rows(number)]
+            for number in itertools.count(index["shards"]):  # shards that hold no frame, since all was skipped
+                if not _rows_path(self.path, number).is_file():
+                    break
+                rows += self._rows(number)
+            stored = [row for row in rows if "skipped" not in row]
+            if _index_of(read_json(self.path / "plan.json", cure=_cure(self.path)), rows) != index:
+                raise InputError(f"{self.path / 'index.json'} does not fit plan.json and the rows; {_cure(self.path)}")
+            names = CachedEpisode.__dataclass_fields__
+            self.episodes = [CachedEpisode(**{name: row[name] for name in names}) for row in stored]
+            self.height, self.width, self.digest = index["height"], index["width"], index["digest"]
+            self.description = dict(index["description"])
+        except InputError:
+            raise
+        except (LookupError, TypeError, ValueError, RecursionError) as error:
             raise InputError(
-                f"frame cache {self.path} lists {len(self.episodes)} episodes, its index says {index['episodes']}; "
-                "delete the folder and make it again"
-            )
+                f"the index of frame cache {self.path} is damaged ({error!r}); {_cure(self.path)}"
+            ) from error
         self._shards: dict[int, NDArray[np.uint8]] = {}
+        self._unchecked = set(range(len(self.episodes))) if verify else set[int]()
 
     def read(self, episode_index: int, frames: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
         """Return the given frames of one episode as a new array uint8 [n, H, W, 3]."""
@@ -293,31 +334,45 @@ class FrameCache:
                 raise IndexError(
                     f"frames {frames[row].tolist()} of episode {episode_index}, which has {episode.length} frames"
                 )
+            if episode_index in self._unchecked:
+                self._check(episode_index)
             np.take(self._shard(episode.shard), frames[row] + episode.offset, axis=0, out=pixels[row], mode="clip")
         return pixels
+
+    def _check(self, episode_index: int) -> None:
+        """Compare the pixels of an episode with its row; that costs one reading of them."""
+        episode = self.episodes[episode_index]
+        pixels = self._shard(episode.shard)[episode.offset : episode.offset + episode.length]
+        if hashlib.sha256(pixels.data).hexdigest() != episode.sha256:
+            raise InputError(
+                f"{_shard_path(self.path, episode.shard)} is damaged: the pixels of {episode.source}, episode "
+                f"{episode.episode_id} are not what was written (SHA-256 differs); {_cure(self.path)}"
+            )
+        self._unchecked.discard(episode_index)
 
     def _shard(self, number: int) -> NDArray[np.uint8]:
         if number not in self._shards:
             path = _shard_path(self.path, number)
             wanted = (sum(e.length for e in self.episodes if e.shard == number), self.height, self.width, 3)
-            try:
-                shard = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:
+            shard = map_array(path, cure=_cure(self.path))
+            if shard.shape != wanted or shard.dtype != np.uint8 or not shard.flags.c_contiguous:
                 raise InputError(
-                    f"{path} is missing or cut off ({error}); delete {self.path} and make it again"
-                ) from error
-            if shard.shape != wanted or shard.dtype != np.uint8:
-                raise InputError(
-                    f"{path} holds {shard.dtype} {shard.shape}, expected uint8 {wanted}; "
-                    f"delete {self.path} and make it again"
+                    f"{path} holds {shard.dtype} {shard.shape}, expected uint8 {wanted}; {_cure(self.path)}"
                 )
-            self._shards[number] = np.asarray(shard)
+            self._shards[number] = shard
         return self._shards[number]
 
     def _rows(self, number: int) -> list[dict[str, Any]]:
+        """The rows of a shard; what `_index_of` leaves out of them is where the frames lie, which is checked here."""
         rows = _read_rows(self.path, number)
         if rows is None:
-            raise InputError(f"{_rows_path(self.path, number)} is missing; delete {self.path} and make it again")
+            raise InputError(f"{_rows_path(self.path, number)} is missing; {_cure(self.path)}")
+        offset = 0
+        for row in rows:
+            if "skipped" not in row:
+                if (row["shard"], row["offset"]) != (number, offset) or row["length"] < 1:
+                    raise InputError(f"{_rows_path(self.path, number)} is damaged; {_cure(self.path)}")
+                offset += row["length"]
         return rows
 
     def _read_index(self) -> dict[str, Any]:
@@ -326,11 +381,11 @@ class FrameCache:
             if not (self.path / "plan.json").is_file():
                 state = "does not exist or is no frame cache: expected a folder with plan.json and index.json"
             raise InputError(f"frame cache {self.path} {state}")
-        index = _read_json(self.path / "index.json")
+        index = read_json(self.path / "index.json", cure=_cure(self.path))
         if index.get("format_version") != FORMAT_VERSION:
             raise InputError(
                 f"frame cache {self.path} has format version {index.get('format_version')}, this program reads "
-                f"{FORMAT_VERSION}; delete the folder and make it again"
+                f"{FORMAT_VERSION}; {_cure(self.path)}"
             )
         return index
 
@@ -370,22 +425,13 @@ def _read_rows(folder: Path, number: int) -> list[dict[str, Any]] | None:
     if not path.is_file():
         return None
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}); delete {folder} and make it again") from error
+        rows = [json.loads(line) for line in path.read_bytes().decode("utf-8").split("\n") if line]
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged ({error}); {_cure(folder)}") from error
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise InputError(f"{path} is damaged: expected one JSON object a line; {_cure(folder)}")
+    return rows
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); delete {path.parent} and make it again") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds no JSON object; delete {path.parent} and make it again")
-    return content
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+def _cure(folder: Path) -> str:
+    return f"delete {folder} and make it again"

@@ -25,15 +25,14 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import json
 import math
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vw2_robot.errors import InputError
+from vw2_robot.storage import read_json, write_json
 
 FORMAT_VERSION = 1
 
@@ -153,17 +152,19 @@ def choose_labels(strata: Sequence[str], episode_ids: Sequence[str], *, fraction
 
 
 def write_labels(path: Path, labels: Labels) -> None:
-    """Write `labels.json` under a temporary name, then rename it."""
+    """Write `labels.json`, sealed."""
     content = {"format_version": FORMAT_VERSION, "digest": labels.digest, **asdict(labels)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_json(path, content, sealed=True)
 
 
 def read_labels(path: Path) -> Labels:
-    """Read `labels.json` and check its digest."""
+    """Read `labels.json` and check its digest, and its seal where it has one.
+
+    Raises:
+        InputError: it is missing, damaged or was edited.
+    """
+    content = read_json(path, cure="it is written by vw2-finetune: copy it again from its run")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         if content["format_version"] != FORMAT_VERSION:
             raise InputError(f"{path} has format version {content['format_version']}, expected {FORMAT_VERSION}")
         labels = Labels(
@@ -174,9 +175,9 @@ def read_labels(path: Path) -> Labels:
             strata={name: (int(pair[0]), int(pair[1])) for name, pair in content["strata"].items()},
         )
         found = str(content["digest"])
-    except FileNotFoundError as error:
-        raise InputError(f"there is no label file at {path}; it is written by vw2-finetune") from error
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except InputError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path} is not a label file written by vw2-finetune ({error!r})") from error
     if found != labels.digest:
         raise InputError(f"{path} was edited: its digest is {found[:12]}, its episodes give {labels.digest[:12]}")

@@ -5,16 +5,15 @@ Place in the flow: dLDM -> latent cache -> AR policy. Method specification 2.5. 
 the policy's image. Codes are re-encoded per window, not sliced from the episode's codes, since the trunk remembers the
 window's past only.
 
-    index.json              format_version, encoder hash, levels, steps, stride, frames digest, counts, slice agreement
+    index.json              format_version, encoder hash, levels, steps, stride, frames digest, counts, slice agreement,
+                            the sha256 of each shard, and of itself
     windows-00000.npz       episode int32[n], start int32[n], codes uint16[n, M, N], valid bool[n, M]
 """
 
 # n windows · M latent steps · N codes per step
 from __future__ import annotations
 
-import json
 import math
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +22,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vw2_robot.arrays import read_arrays
 from vw2_robot.errors import InputError
+from vw2_robot.storage import atomic_write, read_json, sha256_of, write_json
 
 FORMAT_VERSION = 1
+_CURE = "delete its folder and run vw2-extract-latents again"
+_KINDS = {"episode": ("i", 1), "start": ("i", 1), "codes": ("u", 3), "valid": ("b", 2)}
+"""Of each array its kind of numbers and its number of axes."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,8 @@ def joined(windows: LatentWindows, *, ends: NDArray[np.int64], steps: int) -> La
 
 def write_shard(folder: Path, number: int, windows: LatentWindows) -> None:
     """Write one shard, whole or not at all."""
-    path = _shard(folder, number)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
+    with atomic_write(_shard(folder, number)) as temporary, temporary.open("wb") as file:
         np.savez(file, episode=windows.episode, start=windows.start, codes=windows.codes, valid=windows.valid)
-    temporary.replace(path)
 
 
 def missing_shards(folder: Path, count: int) -> list[int]:
@@ -79,19 +80,24 @@ def missing_shards(folder: Path, count: int) -> list[int]:
 
 
 def read_shards(folder: Path, count: int) -> LatentWindows:
-    """All windows of `count` shards, in order."""
+    """All windows of `count` shards, in order.
+
+    Raises:
+        InputError: a shard is missing or damaged.
+    """
     shards = [_read_shard(_shard(folder, number)) for number in range(count)]
-    return LatentWindows(
-        *(np.concatenate([getattr(s, name) for s in shards]) for name in ("episode", "start", "codes", "valid"))
-    )
+    sizes = {shard.codes.shape[1:] for shard in shards if len(shard)}
+    if len(sizes) > 1:
+        raise InputError(f"the shards of latent cache {folder} hold codes of {len(sizes)} different shapes; {_CURE}")
+    shards = [shard for shard in shards if len(shard)] or shards
+    return LatentWindows(*(np.concatenate([getattr(shard, name) for shard in shards]) for name in _KINDS))
 
 
 def finish(folder: Path, *, shards: int, facts: Mapping[str, Any]) -> None:
     """Write index.json: from now on the folder is a cache."""
-    index = {"format_version": FORMAT_VERSION, "shards": shards, **facts}
-    temporary = folder / ".index.json.tmp"
-    temporary.write_text(json.dumps(index, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    temporary.replace(folder / "index.json")
+    sums = [sha256_of(_shard(folder, number)) for number in range(shards)]
+    index = {"format_version": FORMAT_VERSION, "shards": shards, "sha256": sums, **facts}
+    write_json(folder / "index.json", index, sealed=True)
 
 
 class LatentCache:
@@ -103,14 +109,14 @@ class LatentCache:
         frames_digest: the frame cache that `LatentWindows.episode` refers to; None skips the check.
 
     Raises:
-        InputError: missing, unfinished, another format version, another encoder, other frames.
+        InputError: missing, unfinished, damaged, another format version, another encoder, other frames.
     """
 
     def __init__(self, folder: Path, *, encoder_hash: str | None = None, frames_digest: str | None = None) -> None:
         self.folder = folder
         if not (folder / "index.json").is_file():
             raise InputError(f"{folder} is no finished latent cache (index.json is missing); run vw2-extract-latents")
-        self.facts = _read_index(folder / "index.json")
+        self.facts = read_json(folder / "index.json", cure=_CURE)  # older ones have neither seal nor sums
         version = self.facts.get("format_version")
         if version != FORMAT_VERSION:
             raise InputError(
@@ -121,10 +127,22 @@ class LatentCache:
             if wanted is not None and self.facts.get(name) != wanted:
                 raise InputError(
                     f"latent cache {folder} was made with {name} {str(self.facts.get(name))[:8]}, "
-                    f"expected {wanted[:8]}; "
-                    "run vw2-extract-latents again in a new run_dir"
+                    f"expected {wanted[:8]}; run vw2-extract-latents again in a new run_dir"
                 )
-        self.windows = read_shards(folder, int(self.facts["shards"]))
+        count, sums = self.facts.get("shards"), self.facts.get("sha256")
+        if (
+            not isinstance(count, int)
+            or count < 1
+            or not (sums is None or (isinstance(sums, list) and len(sums) == count))
+        ):
+            raise InputError(f"{folder / 'index.json'} is damaged: shards is {count!r}; {_CURE}")
+        for number, wanted in enumerate(sums or ()):
+            path = _shard(folder, number)
+            if not path.is_file():
+                raise InputError(f"{path} is missing; {_CURE}")
+            if sha256_of(path) != wanted:
+                raise InputError(f"{path} is damaged: it is not what was written (SHA-256 differs); {_CURE}")
+        self.windows = read_shards(folder, count)
 
     def of_episodes(self, episodes: list[int]) -> LatentWindows:
         """The windows of these episodes, in cache order."""
@@ -133,23 +151,13 @@ class LatentCache:
         return LatentWindows(w.episode[chosen], w.start[chosen], w.codes[chosen], w.valid[chosen])
 
 
-def _read_index(path: Path) -> dict[str, Any]:
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}); run vw2-extract-latents again in a new run_dir") from error
-    if not isinstance(index, dict):
-        raise InputError(f"{path} holds no JSON object; run vw2-extract-latents again in a new run_dir")
-    return index
-
-
 def _shard(folder: Path, number: int) -> Path:
     return folder / f"windows-{number:05d}.npz"
 
 
 def _read_shard(path: Path) -> LatentWindows:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return LatentWindows(arrays["episode"], arrays["start"], arrays["codes"], arrays["valid"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} cannot be read ({error}); run vw2-extract-latents again in a new run_dir") from error
+    arrays = read_arrays(path, list(_KINDS), cure=_CURE)
+    found = {name: (array.dtype.kind, array.ndim) for name, array in arrays.items()}
+    if found != _KINDS or len({len(array) for array in arrays.values()}) != 1:
+        raise InputError(f"{path} holds no windows: its arrays are {found}, expected {_KINDS}; {_CURE}")
+    return LatentWindows(**arrays)

@@ -13,8 +13,8 @@ than `PIECE_FRAMES` comes in pieces, called `<number>#<first frame>`.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,16 @@ from types import ModuleType
 from typing import Any
 
 from vw2_robot.errors import InputError, MissingExtraError, require
+from vw2_robot.storage import read_json
 
 from .episodes import Episode, Part
-from .video_files import PIECE_FRAMES, jpegs_at
+from .video_files import HIGHEST_HZ, PIECE_FRAMES, jpegs_at
 
 CONVERT = "python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=<user>/<name>"
+MAX_FRAMES = 10**9
+"""Frames of a set, and seconds of a film; 926 hours of 300 Hz. What a damaged table says may be far beyond."""
+MAX_TABLE_BYTES = 2**30
+"""Size of the table of episodes when it is unpacked."""
 _CAMERA_PREFIXES = ("observation.images.", "observation.")
 
 
@@ -51,7 +56,7 @@ def describe_lerobot(path: str | os.PathLike[str]) -> LeRobotDescription:
     return LeRobotDescription(
         version=info["codebase_version"],
         hz=float(info["fps"]),
-        episodes=int(info.get("total_episodes") or 0),
+        episodes=info["total_episodes"],
         splits=_splits(info),
         cameras=_cameras(info),
     )
@@ -149,17 +154,28 @@ class LeRobotSource:
         columns = ["episode_index", "tasks", "length", f"{prefix}/chunk_index", f"{prefix}/file_index"]
         columns += [f"{prefix}/from_timestamp"] * self._is_film
         files: dict[Path, list[_Row]] = {}
-        for line in _read_episode_table(self.path, columns):
+        total, template = 0, _template(self.path, info, "video_path" if self._is_film else "data_path")
+        for table, line in _read_episode_table(self.path, columns):
             try:
                 number, tasks, length, chunk, index, start = (*line, 0.0)[:6]
                 row = _Row(int(number), _first_task(tasks), int(length), float(start))
-                template = info["video_path" if self._is_film else "data_path"]
                 place = template.format(video_key=self._camera, chunk_index=int(chunk), file_index=int(index))
-            except (TypeError, ValueError, LookupError, AttributeError) as error:
+                is_inside = all(part != ".." and len(part.encode()) < 256 for part in Path(place).parts)
+            except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
                 raise InputError(
-                    f"{self.path}: the place of an episode in {prefix} cannot be made out ({error}) from "
-                    f"{dict(zip(columns, line, strict=True))}; the set was not finished, or is damaged"
+                    f"{table}: the place of an episode in {prefix} cannot be made out ({error}) from "
+                    f"{_shown(dict(zip(columns, line, strict=True)))}; the set was not finished, or is damaged"
                 ) from error
+            total += row.length
+            if not is_inside:
+                raise InputError(
+                    f"{table}, episode {row.number}: {place[:300]} can be no file of the set; fetch it again"
+                )
+            if not 0 < row.length <= total <= MAX_FRAMES or not 0 <= row.start <= MAX_FRAMES:
+                raise InputError(
+                    f"{table}, episode {row.number}: {row.length} frames from {row.start} s on; expected at least one "
+                    "frame, and a time that is a number from 0 on. Fetch the set again, or leave the episode out"
+                )
             if chosen is None or row.number in chosen:
                 files.setdefault(self.path / place, []).extend(row.pieces(self.hz))
         if not files:
@@ -185,24 +201,40 @@ def _pyarrow_parquet() -> ModuleType:
 
 def _read_info(path: Path) -> dict[str, Any]:
     file = path / "meta" / "info.json"
-    try:
-        info = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{file} does not exist; expected a LeRobotDataset v3.0, a folder that holds meta/") from None
-    except ValueError as error:
-        raise InputError(f"{file} is damaged ({error}); fetch the set again") from None
-    version = str(info.get("codebase_version")) if isinstance(info, dict) else "none"
+    if not file.is_file():
+        raise InputError(f"{file} does not exist; expected a LeRobotDataset v3.0, a folder that holds meta/")
+    info = read_json(file, cure="fetch the set again")
+    version = str(info.get("codebase_version"))
     if version != "v3.0":
         advice = (
             f"convert it with LeRobot: {CONVERT}" if version.startswith(("v1", "v2")) else "only v3.0 is known here"
         )
-        raise InputError(f"{path} is a LeRobotDataset of version {version}, expected v3.0; {advice}")
-    for key, kind in (("fps", int | float), ("features", dict), ("data_path", str)):
+        raise InputError(f"{path} is a LeRobotDataset of version {version[:20]}, expected v3.0; {advice}")
+    info = {**info, "splits": info.get("splits") or {}, "total_episodes": info.get("total_episodes") or 0}
+    kinds = {"fps": int | float, "features": dict, "data_path": str, "splits": dict, "total_episodes": int}
+    for key, kind in kinds.items():
         if not isinstance(info.get(key), kind):
-            raise InputError(f"{file}: {key} is {info.get(key)!r}; expected a LeRobotDataset v3.0, fetch the set again")
-    if not info["fps"] > 0:
-        raise InputError(f"{file}: fps is {info['fps']}, expected more than 0")
+            found = _shown(info.get(key))
+            raise InputError(f"{file}: {key} is {found}; expected a LeRobotDataset v3.0, fetch the set again")
+    if not 0 < info["fps"] <= HIGHEST_HZ:
+        raise InputError(f"{file}: fps is {info['fps']}, expected more than 0 and at most {HIGHEST_HZ:g}")
     return info
+
+
+def _template(path: Path, info: Mapping[str, Any], key: str) -> str:
+    """The pattern of the files' names; what else a pattern can say has no place in one, nor have other folders."""
+    template = info.get(key)
+    plain = r"(?:[^{}]|\{video_key\}|\{(?:chunk|file)_index(?::0?\d)?d?\})*"
+    if not isinstance(template, str) or not re.fullmatch(plain, template) or template.startswith("/"):
+        raise InputError(
+            f"{path / 'meta' / 'info.json'}: {key} is {_shown(template)}; expected names such as "
+            "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4, fetch the set again"
+        )
+    return template
+
+
+def _shown(value: object) -> str:
+    return repr(value)[:200]
 
 
 def _cameras(info: Mapping[str, Any]) -> dict[str, str]:
@@ -216,8 +248,9 @@ def _cameras(info: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _is_depth(feature: Mapping[str, Any]) -> bool:
-    about = {**(feature.get("video_info") or {}), **(feature.get("info") or {})}
-    return bool(about.get("is_depth_map") or about.get("video.is_depth_map"))
+    about = [feature.get(key) for key in ("video_info", "info")]
+    marks = ("is_depth_map", "video.is_depth_map")
+    return any(bool(found.get(mark)) for found in about if isinstance(found, dict) for mark in marks)
 
 
 def _choose_camera(path: Path, cameras: Mapping[str, str], asked: str | None) -> str:
@@ -233,12 +266,8 @@ def _choose_camera(path: Path, cameras: Mapping[str, str], asked: str | None) ->
 
 
 def _splits(info: Mapping[str, Any]) -> dict[str, range]:
-    splits = {}
-    for name, words in (info.get("splits") or {}).items():
-        first, _, end = str(words).partition(":")
-        if first.isdigit() and end.isdigit():
-            splits[name] = range(int(first), int(end))
-    return splits
+    found = {name: re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", str(text)) for name, text in info["splits"].items()}
+    return {name: range(int(span[1]), int(span[2])) for name, span in found.items() if span}
 
 
 def _chosen_episodes(path: Path, splits: Mapping[str, range], split: str | None) -> range | None:
@@ -249,29 +278,38 @@ def _chosen_episodes(path: Path, splits: Mapping[str, range], split: str | None)
     return splits[split]
 
 
-def _read_episode_table(path: Path, columns: list[str]) -> Iterator[list[Any]]:
+def _read_episode_table(path: Path, columns: list[str]) -> Iterator[tuple[Path, list[Any]]]:
+    """Yield the file and the given columns of every row."""
     parquet = _pyarrow_parquet()
     files = sorted((path / "meta" / "episodes").glob("chunk-*/file-*.parquet"))
     if not files:
         raise InputError(f"{path / 'meta' / 'episodes'} holds no table of episodes; the download is incomplete")
+    size = 0
     for file in files:
         with _opened(parquet, file) as table:
             absent = [column for column in columns if column not in table.schema_arrow.names]
             if absent:
                 raise InputError(f"{file} has no column {absent[0]}; expected a LeRobotDataset v3.0, fetch it again")
-            rows = table.read(columns=columns)
-            yield from map(list, zip(*(rows[column].to_pylist() for column in columns), strict=True))
+            for rows in table.iter_batches(batch_size=256, columns=columns):
+                size += rows.nbytes  # a few bytes can be unpacked to any number of equal ones
+                if size > MAX_TABLE_BYTES:
+                    raise InputError(
+                        f"{file}: the table of episodes is larger than {MAX_TABLE_BYTES} bytes; fetch it again"
+                    )
+                for line in zip(*(rows[column].to_pylist() for column in columns), strict=True):
+                    yield file, list(line)
 
 
 @contextlib.contextmanager
 def _opened(parquet: ModuleType, file: Path) -> Iterator[Any]:
     """Open a parquet file; whatever PyArrow finds wrong with it, now or while it is read, becomes an InputError."""
+    arrow: type[Exception] = require("pyarrow", extra="lerobot").ArrowException
     try:
         with parquet.ParquetFile(file) as table:
             yield table
     except InputError:
         raise
-    except (OSError, ValueError, TypeError, KeyError, IndexError, NotImplementedError, MemoryError) as error:
+    except (arrow, OSError, ValueError, TypeError, LookupError, OverflowError, RuntimeError, MemoryError) as error:
         raise InputError(
             f"{file} is no readable parquet file ({_first_line(error)}); it is damaged or cut short, or its writer was "
             "never finalized: write or fetch it again"
@@ -283,8 +321,11 @@ def _first_line(error: Exception) -> str:
 
 
 def _first_task(tasks: Any) -> str:
-    words = [tasks] if isinstance(tasks, str) else tasks
-    return str(words[0]).strip() if words else ""
+    words = [tasks] if isinstance(tasks, str | bytes) else tasks or [""]
+    text = words[0].decode("utf-8") if isinstance(words[0], bytes) else words[0]
+    if not isinstance(text, str | None):
+        raise TypeError(f"its task is {text!r}, not text")
+    return (text or "").strip()
 
 
 def _stored_pictures(file: Path, camera: str, rows: tuple[_Row, ...]) -> Iterator[tuple[bytes, ...]]:

@@ -11,6 +11,7 @@ found is an error that lists what is there; nothing is put in its place.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from vw2_robot.errors import InputError
 
 from .episodes import Episode, Part
+from .folder_files import files_below, name_below
 from .object_arrays import load_pickle
 from .openx import known_source
 
@@ -57,14 +59,16 @@ class PickledOpenXSource:
         if not self.path.is_dir():
             raise InputError(f"{self.path} is not a folder; expected one data set, a pickle per episode")
         self.name = name or self.path.resolve().name
-        self._files = sorted(file for file in self.path.rglob("*") if file.suffix in PICKLE_ENDINGS and file.is_file())
+        found = (file for file in files_below(self.path) if file.suffix in PICKLE_ENDINGS)
+        self._files = sorted(found, key=lambda file: name_below(self.path, file))
         if not self._files:
             raise InputError(f"{self.path} holds no {' or '.join(PICKLE_ENDINGS)} file; unpack the archives first")
         row = known_source(self.name)
         rate = hz if hz is not None else (row.hz if row is not None else None)
-        if rate is None or not rate > 0:
+        if rate is None or not 0 < rate < math.inf:
             raise InputError(
-                f"{self.path}: the frame rate of {self.name!r} is not known (found {rate}); give hz, frames per second"
+                f"{self.path}: the frame rate of {self.name!r} is not known (found {rate}); give hz, frames per second "
+                "(data.hz=5)"
             )
         self.hz = float(rate)
         named = row.image_keys if row is not None else ()
@@ -135,7 +139,9 @@ def _stacked(file: Path, images: Any) -> tuple[NDArray[np.uint8], ...]:
 
 def _text_of(node: Mapping[str, Any]) -> str:
     """Return the instruction: text, bytes, or UTF-8 code points padded with zeros; empty where there is none."""
-    value = next((node[key] for key in _TEXT_KEYS if key in node), "")
+    value = next((node[key] for key in _TEXT_KEYS if node.get(key) is not None), "")
+    if isinstance(value, list | tuple) and all(isinstance(entry, str | bytes) for entry in value):
+        value = next((entry for entry in value if entry.strip()), "")
     if isinstance(value, np.ndarray):
         integers = value.dtype.kind in "iu"
         value = bytes(value[value > 0].astype(np.uint8)) if integers else value.item() if value.size == 1 else ""

@@ -3,15 +3,22 @@
 TensorFlow and TFDS are imported here and nowhere else, when a function is called; they see no GPU, so torch keeps it. A
 data set is opened from its folder (`builder_from_directory`), never by name, so nothing touches the network unless the
 path says so (`gs://...`). Episodes are read in `rlds`. Interfaces specification: sections 9.1 to 9.3.
+
+A description may name any Python class, and TFDS imports the module of one that it does not know: such descriptions
+are refused before TFDS sees them. Those that we wrote are compared with their `manifest.json`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
 import importlib.util
+import json
 import os
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -20,18 +27,42 @@ from typing import Any
 import numpy as np
 
 from vw2_robot.errors import InputError, require
+from vw2_robot.storage import read_json, verify
 
 from .openx import OBSERVATION_TEXT, STEP_TEXT, OpenXSource, known_source
+from .step_names import OBSERVATION, STEPS
+
+DESCRIPTION = ("dataset_info.json", "features.json")
+COPY_AGAIN = "copy the data set again"
+
+EPISODE = "episode_metadata"
+EPISODE_TEXTS = ("language_instruction", "natural_language_instruction", "instruction", "language", "task")
 
 
 @functools.cache
 def load_tensorflow() -> tuple[ModuleType, ModuleType]:
     """Import TensorFlow and TFDS, quiet and without a GPU."""
     tfds = _load_tfds()
+    prepare_tensorflow()
     tf = require("tensorflow", extra="openx")
     tf.config.set_visible_devices([], "GPU")
     tf.get_logger().setLevel("ERROR")  # the reader of record files is called deprecated since 2.0, and is in 2.15
     return tf, tfds
+
+
+def prepare_tensorflow() -> None:
+    """See to it that TensorFlow can be imported next, quietly, and leaves nothing in the working directory.
+
+    TensorFlow 2.21 must come after a CUDA build of torch. Before it, torch finds no GPU (TensorFlow's stand-in for the
+    CUDA runtime answers), and triton, which torch brings and imports late, ends the process with a segmentation fault
+    (each has an LLVM of its own).
+    """
+    if os.path.expanduser("~") == "~":  # noqa: PTH111 - pathlib raises here: neither HOME nor an entry for the user
+        os.environ.setdefault("KERAS_HOME", os.devnull)  # Keras would make a folder called ~
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if "tensorflow" not in sys.modules and importlib.util.find_spec("triton") is not None:
+        for name in ("triton", "torch"):
+            importlib.import_module(name)
 
 
 def _load_tfds() -> ModuleType:
@@ -79,7 +110,9 @@ def open_builder(path: str | os.PathLike[str]) -> tuple[Any, str]:
     tfds = _load_tfds()
     folder = _version_folder(os.fspath(path).rstrip("/") or "/")
     try:
-        return (_open_remote(tfds, folder) if "://" in folder else tfds.builder_from_directory(folder)), folder
+        return (_open_remote if "://" in folder else _open_local)(tfds, folder), folder
+    except InputError:
+        raise
     except Exception as error:  # a broken description raises a dozen types inside TFDS, json and protobuf
         raise InputError(
             f"{folder} cannot be opened as a TFDS data set ({type(error).__name__}: {first_line(error)}); its "
@@ -91,9 +124,38 @@ def _open_remote(tfds: ModuleType, folder: str) -> Any:
     """Open a copy of the description: TFDS by itself knows fewer kinds of paths than TensorFlow."""
     files = load_tensorflow()[0].io.gfile
     with tempfile.TemporaryDirectory() as local:
-        for name in ("dataset_info.json", "features.json"):
+        for name in DESCRIPTION:
             files.copy(f"{folder}/{name}", f"{local}/{name}")
-        return tfds.builder_from_directory(local)
+        return _open_local(tfds, local)
+
+
+def _open_local(tfds: ModuleType, folder: str) -> Any:
+    verify(Path(folder), cure=COPY_AGAIN, names=DESCRIPTION)
+    features = Path(folder) / "features.json"
+    known = tfds.features.FeatureConnector._registered_features
+    for name in _class_names(read_json(features, cure=COPY_AGAIN)):
+        if name not in known or not name.startswith("tensorflow_datasets."):
+            raise InputError(
+                f"{features} names {name!r}, which is no feature of TFDS: opening the data set would import that "
+                "module. Convert the data set to TFDS's own features"
+            )
+    return tfds.builder_from_directory(folder)
+
+
+def _class_names(description: object) -> Iterator[str]:
+    """Every class that a features.json names, also in JSON inside its texts."""
+    waiting = [description]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict):
+            waiting += node.values()
+            names = (node.get(key) for key in ("pythonClassName", "python_class_name", "type"))
+            yield from (name for name in names if isinstance(name, str) and "." in name)
+        elif isinstance(node, list):
+            waiting += node
+        elif isinstance(node, str) and "{" in node:
+            with contextlib.suppress(ValueError, RecursionError):
+                waiting.append(json.loads(node))
 
 
 def list_files(folder: str, pattern: str) -> list[str]:
@@ -119,7 +181,7 @@ def _version_folder(path: str) -> str:
             what = f"{path} is a file" if Path(path).exists() else f"there is no folder {path}"
             raise InputError(f"{what}; expected the folder of an RLDS data set such as .../bridge_dataset/1.0.0")
     found = [
-        file.rpartition("/")[0]
+        file.rpartition("/")[0] or "."
         for pattern in ("dataset_info.json", "*/dataset_info.json", "*/*/dataset_info.json")
         for file in list_files(path, pattern)
     ]
@@ -150,8 +212,8 @@ def step_features(builder: Any, folder: str) -> Any:
         InputError: the set is not in RLDS form.
     """
     features = builder.info.features
-    step = getattr(child(features, "steps"), "feature", None)
-    if not hasattr(child(step, "observation"), "items"):
+    step = getattr(child(features, STEPS), "feature", None)
+    if not hasattr(child(step, OBSERVATION), "items"):
         raise InputError(
             f"{folder} is a TFDS data set but not in RLDS form: expected steps with an observation, found "
             f"{sorted(features) if hasattr(features, 'keys') else features}"
@@ -170,11 +232,26 @@ def entries(step: Any, keys: Sequence[tuple[str, ...]]) -> dict[str, Any]:
 
 def find_image_keys(builder: Any, folder: str) -> dict[str, tuple[int | None, int | None]]:
     """Return picture name -> (H, W) for everything in the observation that is RGB; None where the size varies."""
-    return {
-        key: (feature.shape[0], feature.shape[1])
-        for key, feature in sorted(step_features(builder, folder)["observation"].items())
-        if len(feature.shape or ()) == 3 and feature.shape[2] == 3 and feature.np_dtype == np.uint8
-    }
+    return {name: (shape[0], shape[1]) for name, (_, shape) in _pictures(builder, folder).items()}
+
+
+def image_path(builder: Any, folder: str, name: str) -> tuple[str, ...]:
+    """Return where in a step the picture of that name lies."""
+    return _pictures(builder, folder)[name][0]
+
+
+def _pictures(builder: Any, folder: str) -> dict[str, tuple[tuple[str, ...], tuple[int | None, ...]]]:
+    """Return name -> (path in a step, shape); in a dictionary of the observation, the name is `wrist/rgb`."""
+
+    def walk(features: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], tuple[int | None, ...]]]:
+        for key, feature in sorted(features.items()):
+            if hasattr(feature, "items"):
+                yield from walk(feature, (*path, key))
+            elif len(feature.shape or ()) == 3 and feature.shape[2] == 3 and feature.np_dtype == np.uint8:
+                yield (*path, key), feature.shape
+
+    found = walk(step_features(builder, folder)[OBSERVATION], (OBSERVATION,))
+    return {"/".join(path[1:]): (path, shape) for path, shape in found}
 
 
 def choose_image_key(builder: Any, folder: str, keys: Sequence[str]) -> str:
@@ -183,13 +260,19 @@ def choose_image_key(builder: Any, folder: str, keys: Sequence[str]) -> str:
     for key in keys or (list(available) if len(available) == 1 else ()):
         if key in available:
             return key
-    sizes = ", ".join(f"{name} {height or '?'}x{width or '?'}" for name, (height, width) in available.items()) or "none"
+    if not available:
+        held = ", ".join(sorted(step_features(builder, folder)["observation"].keys())) or "nothing"
+        raise InputError(f"{folder} has no picture: expected uint8 [H, W, 3] in the observation, which holds: {held}")
+    sizes = ", ".join(f"{name} {height or '?'}x{width or '?'}" for name, (height, width) in available.items())
     asked = f"has no picture {keys[0]!r}" if keys else f"is no known source and holds {len(available)} pictures"
     raise InputError(f"{folder} {asked}; set image_key to one of: {sizes}")
 
 
 def find_language_key(builder: Any, folder: str, source: OpenXSource | None) -> tuple[str, ...] | None:
-    """Return where in a step the words lie: as the table says, else where most sets have them; None without words."""
+    """Return where in a step the words lie: as the table says, else where most sets have them; None without words.
+
+    Some sets have them once for an episode: then the path begins with "episode_metadata".
+    """
     candidates: tuple[tuple[str, ...], ...] = (
         *((source.language_key,) if source is not None else ()),
         STEP_TEXT,
@@ -201,6 +284,10 @@ def find_language_key(builder: Any, folder: str, source: OpenXSource | None) -> 
             node = child(node, key)
         if node is not None:
             return path
+    about = child(builder.info.features, EPISODE)
+    for key in EPISODE_TEXTS:
+        if getattr(child(about, key), "np_dtype", None) == np.object_:  # text, not its number in a list
+            return (EPISODE, key)
     return None
 
 

@@ -5,37 +5,42 @@ else, when a function is called. A file is decoded from front to back, with one 
 already), from the key frame before the wanted time on; a picture that nobody asks for is decoded but never converted.
 
 A damaged file is an error that names it: decoding is strict, and a file that ends before its own header says is
-damaged too. Nothing is patched up.
+damaged too. Nothing is patched up. What a header says of the rate is not relied on: recordings of screens and browsers
+say 1000, or the mean of a rate that varies. It is measured where the film begins.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vw2_robot.errors import InputError, require
 
-from .episodes import encode_jpeg
+from .episodes import MAX_PIXELS, encode_jpeg
 
 PIECE_FRAMES = 512
 """Longest episode that is held in memory; what is longer is cut into several."""
 LONGEST_GAP_S = 60.0
 """A film that stands still for longer, by its own times, is taken for damaged."""
-_HIGHEST_HZ = 1000.0
+HIGHEST_HZ = 1000.0
+_RATE_PACKETS = 500
+"""Pictures that the rate is measured on; they are not decoded."""
 _ADVICE = "copy or encode the file again, or leave it out"
 
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """What a file's header says; `frames` and `seconds` are None where it does not."""
+    """What a file's header says; `frames` and `seconds` are None where it does not. `hz` is measured."""
 
     hz: float | None
     frames: int | None
@@ -63,16 +68,31 @@ class TimedFrame:
         return encode_jpeg(self.picture())
 
 
+def _open(av: ModuleType, path: Path) -> Any:
+    """Open a film whatever is written in its title; PyAV reads such text by itself from 19 on."""
+    options = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+    return av.open(str(path), **options)
+
+
 def describe_video(path: Path) -> VideoFacts:
-    """Read the header of a video file.
+    """Read the header of a video file, and the times of its first pictures.
 
     Raises:
         InputError: there is no such file, or it is no readable video.
     """
     av = _av()
     try:
-        with av.open(str(path), metadata_errors="replace") as container:
-            return _facts(_film_of(container, path))
+        with _open(av, path) as container:
+            film = _film_of(container, path)
+            context = film.codec_context
+            return VideoFacts(
+                hz=_measured_hz(container, film),
+                frames=film.frames or None,
+                seconds=_seconds(film),
+                height=context.height,
+                width=context.width,
+                codec=context.codec.canonical_name,
+            )
     except av.FFmpegError as error:
         raise _unreadable(path, error) from error
 
@@ -84,25 +104,31 @@ def timed_frames(path: Path, *, start_s: float = 0.0) -> Iterator[TimedFrame]:
         InputError: the file is missing, is no video, is damaged, or ends before its header says.
     """
     av = _av()
-    last = None
+    times: list[float] = []
     try:
-        with av.open(str(path), metadata_errors="replace") as container:
+        with _open(av, path) as container:
             film = _film_of(container, path)
             film.codec_context.thread_count = 1
-            film.codec_context.options = {"err_detect": "explode"}
-            facts, begin = _facts(film), float((film.start_time or 0) * film.time_base)
+            film.codec_context.options = {"err_detect": "explode", "max_pixels": str(MAX_PIXELS)}
+            seconds, begin = _seconds(film), _begin(film)
             if start_s > 0:
                 container.seek(int((start_s + begin) / film.time_base), stream=film, backward=True)
             for frame in container.decode(film):
                 if frame.time is None or frame.is_corrupt:
-                    raise InputError(f"{path} is damaged after {last or 0.0:.2f} s; {_ADVICE}")
-                last = float(frame.time) - begin
-                yield TimedFrame(last, frame)
+                    raise InputError(f"{path} is damaged after {times[-1] if times else 0:.2f} s; {_ADVICE}")
+                times.append(float(frame.time) - begin)
+                yield TimedFrame(times[-1], frame)
     except av.FFmpegError as error:
-        if last is None:
+        if not times:
             raise _unreadable(path, error) from error
-        raise InputError(f"{path} is damaged after {last:.2f} s ({_reason(error)}); {_ADVICE}") from error
-    _check_end(path, facts, last)
+        raise InputError(f"{path} is damaged after {times[-1]:.2f} s ({_reason(error)}); {_ADVICE}") from error
+    if not times:
+        raise InputError(f"{path} holds no frame; {_ADVICE}")
+    slack = 2.5 * (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.5
+    # A last picture may stay for seconds, and some headers know the length of the sound alone.
+    if (seconds is None or times[-1] < seconds - slack) and _is_short(path):
+        said = "" if seconds is None else f", its header says {seconds:.2f} s"
+        raise InputError(f"{path} ends at {times[-1]:.2f} s{said}: it is cut; {_ADVICE}")
 
 
 def frames_at_rate(path: Path, hz: float) -> Iterator[TimedFrame]:
@@ -174,37 +200,70 @@ def _film_of(container: Any, path: Path) -> Any:
             continue
         if stream.codec_context is None:
             raise InputError(f"{path} cannot be read as a video (its encoding is not known); {_ADVICE}")
+        width, height = stream.codec_context.width, stream.codec_context.height
+        if width * height > MAX_PIXELS:
+            raise InputError(f"{path} has pictures of {width} x {height}, at most {MAX_PIXELS} pixels are read")
         return stream
     raise InputError(f"{path} holds no film (streams: {', '.join(s.type for s in container.streams) or 'none'})")
 
 
-def _facts(film: Any) -> VideoFacts:
-    context = film.codec_context
-    hz = float(film.average_rate or film.guessed_rate or 0.0)
-    return VideoFacts(
-        hz=hz if 0.0 < hz <= _HIGHEST_HZ else None,
-        frames=film.frames or None,
-        seconds=_seconds(film),
-        height=context.height,
-        width=context.width,
-        codec=context.codec.canonical_name,
-    )
+def _begin(film: Any) -> float:
+    """When the film begins, in seconds on the file's clock."""
+    return float((film.start_time or 0) * film.time_base)
 
 
 def _seconds(film: Any) -> float | None:
-    if film.duration is not None:
-        return float(film.duration * film.time_base)
-    tag = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", film.metadata.get("DURATION", "").strip())  # Matroska and WebM
-    return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3]) if tag else None
+    """How long the film is by its header; None where that does not say."""
+    tags = (value for key, value in film.metadata.items() if key.startswith("DURATION"))  # Matroska and WebM
+    tag = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", next(tags, "").strip())
+    if tag:
+        return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3]) - _begin(film)
+    return None if film.duration is None else float(film.duration * film.time_base)
 
 
-def _check_end(path: Path, facts: VideoFacts, last: float | None) -> None:
-    """Compare where decoding ended with where the header says that the film ends."""
-    if last is None:
-        raise InputError(f"{path} holds no frame; {_ADVICE}")
-    slack = 2.5 / facts.hz if facts.hz else 0.5
-    if facts.seconds is not None and last < facts.seconds - slack:
-        raise InputError(f"{path} ends at {last:.2f} s, its header says {facts.seconds:.2f} s: it is cut; {_ADVICE}")
+def _is_short(path: Path) -> bool:
+    """Whether a file ends before its outermost parts do: the boxes of mp4, the segment of Matroska, the RIFF of avi."""
+    size, position = path.stat().st_size, 0
+    with path.open("rb") as file:
+        kind = file.read(4)
+        if kind == b"RIFF":
+            return 8 + int.from_bytes(file.read(4), "little") > size
+        if kind == b"\x1a\x45\xdf\xa3":
+            file.seek(_ebml_number(file) or 0, os.SEEK_CUR)
+            segment = _ebml_number(file) if file.read(4) == b"\x18\x53\x80\x67" else None
+            return segment is not None and file.tell() + segment > size
+        while position < size:
+            file.seek(position)
+            length = int.from_bytes(file.read(4), "big")
+            if length == 1:
+                file.seek(4, os.SEEK_CUR)
+                length = int.from_bytes(file.read(8), "big")
+            if length == 0:  # to the end of the file
+                return False
+            position += max(8, length)
+    return position > size
+
+
+def _ebml_number(file: BinaryIO) -> int | None:
+    """Read a length; None for one that the writer did not know."""
+    first = file.read(1) or b"\xff"
+    width = 9 - first[0].bit_length()
+    number = int.from_bytes(first + file.read(width - 1), "big") & ((1 << 7 * width) - 1)
+    return None if number == (1 << 7 * width) - 1 else number
+
+
+def _measured_hz(container: Any, film: Any) -> float | None:
+    """The rate at which most of the first pictures follow one another, as the header has it if it is near."""
+    packets = itertools.islice(container.demux(film), _RATE_PACKETS)
+    gaps = np.diff(sorted({float(packet.pts * packet.time_base) for packet in packets if packet.pts is not None}))
+    stated = [float(rate) for rate in (film.average_rate, film.guessed_rate) if rate and rate < HIGHEST_HZ]
+    if not len(gaps):
+        return stated[0] if stated else None
+    usual = float(np.median(gaps))
+    measured = 1 / float(np.mean(gaps[np.abs(gaps - usual) <= usual / 2]))  # times may be rounded to milliseconds
+    nearest = min(stated, key=lambda hz: abs(hz - measured), default=measured)
+    hz = nearest if abs(nearest - measured) < 0.02 * measured else round(measured, 3)
+    return hz if 0 < hz <= HIGHEST_HZ else None
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:

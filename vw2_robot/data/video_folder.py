@@ -24,7 +24,8 @@ from typing import Any
 from vw2_robot.errors import InputError
 
 from .episodes import Episode, Part
-from .video_files import PIECE_FRAMES, describe_video, frames_at_rate, timed_frames
+from .folder_files import files_below, name_below
+from .video_files import HIGHEST_HZ, PIECE_FRAMES, describe_video, frames_at_rate, timed_frames
 
 VIDEO_ENDINGS = (".mp4", ".webm", ".mkv", ".mov", ".m4v", ".avi")
 CAPTION_FILES = ("captions.jsonl", "metadata.jsonl")
@@ -58,7 +59,7 @@ class VideoFolderSource:
             InputError: no folder, no video in it, or a table of captions that is damaged or names missing files.
         """
         self.path = Path(path)
-        if hz is not None and not hz > 0:
+        if hz is not None and not 0 < hz < math.inf:
             raise InputError(f"hz must be positive, found {hz}")
         if not self.path.is_dir():
             raise InputError(f"{self.path} is not a folder; expected a folder of videos ({', '.join(VIDEO_ENDINGS)})")
@@ -83,7 +84,9 @@ class VideoFolderSource:
         given = self._hz or video.hz
         hz = given or describe_video(file).hz
         if hz is None:
-            raise InputError(f"{file} does not tell its rate; give hz, frames per second, or a caption with hz")
+            raise InputError(
+                f"{file} does not tell its rate; give hz, frames per second (data.hz=30), or a caption with hz"
+            )
         frames = timed_frames(file) if given else frames_at_rate(file, hz)
         first, images = start * PIECE_FRAMES, list[bytes]()
         for number, frame in enumerate(frames):
@@ -112,7 +115,7 @@ def has_videos(path: Path, *, below: bool = True) -> bool:
 
 
 def _find_videos(root: Path) -> tuple[Video, ...]:
-    found = {file.relative_to(root).as_posix(): file for file in root.rglob("*") if _is_video(file)}
+    found = {name_below(root, file): file for file in files_below(root) if _is_video(file)}
     if not found:
         raise InputError(f"{root} holds no video, nor does a folder in it; expected {', '.join(VIDEO_ENDINGS)}")
     captions: dict[str, Video] = {}
@@ -134,10 +137,10 @@ def _is_video(file: Path) -> bool:
 def _read_captions(table: Path, root: Path) -> Iterator[Video]:
     folder = table.parent.relative_to(root)
     try:
-        text = table.read_text(encoding="utf-8")
+        text = table.read_text(encoding="utf-8-sig")  # Windows editors begin a file with a mark
     except UnicodeDecodeError as error:
         raise InputError(f"{table} is not UTF-8 text ({error.reason} at byte {error.start})") from None
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # other ends of lines may lie inside a sentence
         if line.strip():
             yield _video_of(f"{table}, line {number}", line, folder)
 
@@ -147,19 +150,21 @@ def _video_of(where: str, line: str, folder: Path) -> Video:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: no JSON ({error.msg} at column {error.colno})") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: no JSON ({error})") from None
     file = _first(row, _FILE_KEYS) if isinstance(row, dict) else None
     if not isinstance(file, str):
         raise InputError(f'{where}: expected an object with "file", found {line.strip()[:80]}')
     text, hz, frames = _first(row, _TEXT_KEYS), row.get("hz"), row.get("frames")
     if not isinstance(text, str | None):
         raise InputError(f"{where}: the instruction must be text, found {text!r}")
-    if hz is not None and (isinstance(hz, bool) or not isinstance(hz, int | float) or not 0 < hz < math.inf):
-        raise InputError(f"{where}: hz must be a positive number, found {hz!r}")
+    if hz is not None and (isinstance(hz, bool) or not isinstance(hz, int | float) or not 0 < hz <= HIGHEST_HZ):
+        raise InputError(f"{where}: hz must be a positive number, at most {HIGHEST_HZ:g}, found {hz!r}")
     return Video(
         name=Path(os.path.normpath(folder / file)).as_posix(),
         instruction=(text or "").strip(),
         hz=None if hz is None else float(hz),
-        frames=frames if isinstance(frames, int) and frames > 0 else None,
+        frames=frames if isinstance(frames, int) and 0 < frames < 2**31 else None,
     )
 
 

@@ -11,6 +11,7 @@ only the core is required.
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from pathlib import Path
 from vw2_robot.cli import program
 from vw2_robot.data.mixtures import find_set, mixture_weights
 from vw2_robot.data.openx import OpenXSource, copy_command
+from vw2_robot.errors import install_command
 
 from .data_report import ClipOptions, format_bytes, write_data_report
 from .data_sets import DataSet, find_data_sets
@@ -70,6 +72,8 @@ class DoctorConfig:
 
 def run(config: DoctorConfig) -> None:
     """Look at what was asked for, print it, and leave with status 1 if something needs doing."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     sound = True
     if "packages" in config.sections:
         sound = _show_packages(list_packages()) and sound
@@ -96,8 +100,7 @@ def _show_packages(packages: Sequence[Package]) -> bool:
         + [(p.extra, p.name, p.found or "-", p.wanted, "" if p.fits else "!") for p in packages]
     )
     for extra in missing_extras(list(packages)):
-        what = "vw2-robot" if extra == CORE else f"vw2-robot[{extra}]"
-        print(f'  to get what {extra} needs: pip install "{what}"')
+        print(f"  to get what {extra} needs: {install_command('' if extra == CORE else extra)}")
     print()
     return CORE not in missing_extras(list(packages))
 

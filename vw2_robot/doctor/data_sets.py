@@ -7,23 +7,23 @@ speak of missing time steps.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-import numpy as np
-
-from vw2_robot.data.calvin import CALVIN_HZ, CalvinDataset, CalvinSplit, frame_name
+from vw2_robot.data.calvin import CALVIN_HZ, CalvinDataset, CalvinSplit, frame_name, read_spans
+from vw2_robot.data.folder_files import files_below
 from vw2_robot.data.formats import Format, recognise
 from vw2_robot.data.lerobot_dataset import describe_lerobot
 from vw2_robot.data.openx import known_source
 from vw2_robot.data.pickled_openx import PICKLE_ENDINGS
+from vw2_robot.data.rlds_builder import COPY_AGAIN, DESCRIPTION
 from vw2_robot.data.video_files import describe_video
 from vw2_robot.data.video_folder import VideoFolderSource, has_videos
 from vw2_robot.errors import InputError, MissingExtraError
+from vw2_robot.storage import read_json, verify
 
 OUR_RUNS = ("results.jsonl", "metrics.jsonl")
 """Folders that hold one of these are rollouts or training runs: films in them are no data."""
@@ -67,7 +67,7 @@ def describe(path: Path, kind: Format) -> DataSet:
     """Describe one data set; whatever is wrong with it becomes a problem."""
     try:
         return _DESCRIBE[kind](path)
-    except (InputError, MissingExtraError) as error:
+    except (InputError, MissingExtraError, OSError) as error:
         return DataSet(path, kind, path.resolve().name, problems=(str(error).splitlines()[0],))
 
 
@@ -100,12 +100,13 @@ def _is_open(entry: Path) -> bool:
 
 
 def _describe_rlds(path: Path) -> DataSet:
-    info = _read_json(path / "dataset_info.json")
+    verify(path, cure=COPY_AGAIN, names=DESCRIPTION)
+    info = read_json(path / "dataset_info.json", cure=COPY_AGAIN)
     try:
         name, version, form = str(info["name"]), str(info["version"]), str(info.get("fileFormat", "tfrecord"))
         shards = {str(split["name"]): [int(count) for count in split["shardLengths"]] for split in info["splits"]}
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path / 'dataset_info.json'} is damaged ({error!r}): copy it again") from error
+        raise InputError(f"{path / 'dataset_info.json'} is damaged ({error!r}); {COPY_AGAIN}") from error
     names = [entry.name for entry in path.iterdir()]
     problems = []
     for split, lengths in shards.items():
@@ -113,7 +114,10 @@ def _describe_rlds(path: Path) -> DataSet:
         if here != len(lengths):
             problems.append(f"split {split}: {here} of {len(lengths)} files are here: copy the data set again")
     row = known_source(name)
-    unknown = "not in the table of Open-X sources: image_key and hz have to be given, if episodes do not carry hz"
+    unknown = (
+        "not in the table of Open-X sources: image_key has to be given where there are several pictures, and the rate "
+        "where episodes do not carry it (data.hz in training, clips.hz here)"
+    )
     return DataSet(
         path,
         "rlds",
@@ -165,10 +169,8 @@ def _describe_calvin(path: Path) -> DataSet:
 
 def _calvin_bytes(dataset: CalvinDataset) -> int:
     """Number of time steps times the size of one: there may be millions of files."""
-    table = dataset.folder / "ep_start_end_ids.npy"
-    if table.is_file():
-        ranges = np.load(table, allow_pickle=False)
-        steps = int((ranges[:, 1] - ranges[:, 0] + 1).sum())
+    if (dataset.folder / "ep_start_end_ids.npy").is_file():
+        steps = sum(last - first + 1 for first, last in read_spans(dataset.folder).tolist())
     else:
         steps = sum(trajectory.length for trajectory in dataset.trajectories)
     return steps * (dataset.folder / frame_name(dataset.trajectories[0].start)).stat().st_size
@@ -176,9 +178,9 @@ def _calvin_bytes(dataset: CalvinDataset) -> int:
 
 def _describe_pickles(path: Path) -> DataSet:
     name = path.resolve().name
-    count = sum(file.suffix in PICKLE_ENDINGS for file in path.rglob("*"))
+    count = sum(file.suffix in PICKLE_ENDINGS for file in files_below(path))
     row = known_source(name)
-    note = "" if row is not None else "not in the table of Open-X sources: hz has to be given"
+    note = "" if row is not None else "not in the table of Open-X sources: the rate has to be given (data.hz)"
     return DataSet(path, "pickle", name, "-", {"all": count}, row.hz if row else None, _bytes_in(path), note)
 
 
@@ -204,14 +206,5 @@ _DESCRIBE = {
 }
 
 
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{file} is missing: copy the data set again") from None
-    except ValueError as error:
-        raise InputError(f"{file} is damaged ({error}): copy it again") from None
-
-
 def _bytes_in(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return sum(file.stat().st_size for file in files_below(folder))

@@ -1,4 +1,6 @@
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -43,6 +45,34 @@ def test_grey_and_transparent_pictures_become_rgb() -> None:
     taken = episode(png(grey), png(rgba))
     assert taken.decode(0).tolist() == np.full((4, 6, 3), 90).tolist()
     assert taken.decode(1).shape == (4, 6, 3)
+
+
+def claiming(pixels: np.ndarray, width: int, height: int) -> bytes:
+    """A PNG whose header speaks of another size, with the right checksum."""
+    data = png(pixels)
+    header = b"IHDR" + struct.pack(">II", width, height) + data[24:29]
+    return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
+
+
+def deep(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[..., 0].astype(np.uint16) * 256).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (claiming(picture(), 9000, 9000), "9000 x 9000 pixels, at most 67108864 are read"),
+        (claiming(picture(), 2**31 - 1, 2**31 - 1), "no readable picture"),
+        (deep(picture()), "convert it to 8 bits a channel"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n", "cannot identify image file"),
+    ],
+    ids=["large", "absurd", "16 bits", "for another program"],
+)
+def test_what_would_cost_too_much_or_come_out_wrong_is_not_decoded(data: bytes, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        episode(data).decode(0)
 
 
 @pytest.mark.parametrize(

@@ -243,12 +243,12 @@ def test_missing_unfinished_damaged_and_foreign_caches_are_refused(tmp_path: Pat
         FrameCache(tmp_path / "rows")
 
     (broken("json") / "index.json").write_text("{")
-    with pytest.raises(InputError, match=r"index\.json cannot be read"):
+    with pytest.raises(InputError, match=r"index\.json is damaged"):
         FrameCache(tmp_path / "json")
 
     shard = broken("cut") / "shard-00000.npy"
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(InputError, match=r"shard-00000\.npy is missing or cut off"):
+    with pytest.raises(InputError, match=r"shard-00000\.npy cannot be read, it is damaged"):
         FrameCache(tmp_path / "cut").read(0, [0])
 
     shutil.copy(tmp_path / "c/shard-00001.npy", broken("other") / "shard-00000.npy")

@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from vw2_robot.data.labels import (
     write_labels,
 )
 from vw2_robot.errors import InputError
+from vw2_robot.storage import read_json, write_json
 
 STRATA = ["open"] * 30 + ["close"] * 20 + ["push"] * 10
 IDS = [f"episode_{number:04d}" for number in range(60)]
@@ -83,10 +83,15 @@ def test_label_file_round_trip(tmp_path: Path) -> None:
 def test_an_edited_label_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "labels.json"
     write_labels(path, choose_labels(STRATA, IDS, fraction=0.2, seed=3))
-    content = json.loads(path.read_text())
+    content = read_json(path, cure="", sealed=True)
     content["episode_ids"].pop()
-    path.write_text(json.dumps(content))
-    with pytest.raises(InputError, match="was edited"):
+    for sealed in (True, False):  # older files have no seal
+        write_json(path, content, sealed=sealed)
+        with pytest.raises(InputError, match="was edited"):
+            read_labels(path)
+    write_labels(path, choose_labels(STRATA, IDS, fraction=0.2, seed=3))
+    path.write_text(path.read_text().replace('"seed": 3', '"seed": 4'))
+    with pytest.raises(InputError, match="is not what was written"):
         read_labels(path)
 
 
@@ -96,5 +101,5 @@ def test_a_file_that_is_no_label_file_is_refused(tmp_path: Path, text: str) -> N
     path.write_text(text)
     with pytest.raises(InputError, match=r"labels\.json"):
         read_labels(path)
-    with pytest.raises(InputError, match="there is no label file"):
+    with pytest.raises(InputError, match="is missing; it is written by vw2-finetune"):
         read_labels(tmp_path / "none.json")

@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 
@@ -14,6 +12,7 @@ from vw2_robot.data.latents import (
     write_shard,
 )
 from vw2_robot.errors import InputError
+from vw2_robot.storage import read_json, write_json
 
 FACTS = {"encoder_hash": "e" * 64, "frames_digest": "f" * 64, "hz": [5.0]}
 
@@ -89,7 +88,7 @@ def test_empty_shards_are_allowed(tmp_path) -> None:
 )
 def test_a_cache_of_something_else_is_refused(cache, change, message) -> None:
     file = cache / "index.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    write_json(file, read_json(file, cure="", sealed=True) | change, sealed=True)
     with pytest.raises(InputError, match=message):
         LatentCache(cache, encoder_hash="e" * 64, frames_digest="f" * 64)
     if "format_version" not in change:
@@ -101,10 +100,12 @@ def test_an_unfinished_or_damaged_cache_is_named(cache) -> None:
     whole = shard.read_bytes()
     for content in (whole[:50], b"", b"PK nonsense"):
         shard.write_bytes(content)
-        with pytest.raises(InputError, match=r"windows-00001\.npz cannot be read"):
+        with pytest.raises(InputError, match=r"windows-00001\.npz is damaged"):
             LatentCache(cache)
+        with pytest.raises(InputError, match=r"windows-00001\.npz cannot be read, it is damaged"):
+            read_shards(cache, 2)
     shard.unlink()
-    with pytest.raises(InputError, match=r"windows-00001\.npz cannot be read"):
+    with pytest.raises(InputError, match=r"windows-00001\.npz is missing"):
         LatentCache(cache)
     for content in ("{", "[]"):
         (cache / "index.json").write_text(content)

@@ -1,6 +1,7 @@
 """LeRobotDataset v3.0: sets laid out as documented are read picture by picture; everything else is refused clearly."""
 
 import json
+import math
 import pickle
 import sys
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 from vw2_robot.data import lerobot_dataset
 from vw2_robot.data.episodes import encode_jpeg
+from vw2_robot.data.formats import open_training
 from vw2_robot.data.lerobot_dataset import LeRobotSource
 from vw2_robot.errors import InputError
 
@@ -170,6 +172,27 @@ def test_cameras_are_named_in_full_or_in_short_and_never_guessed(tmp_path, film)
         LeRobotSource(tmp_path, image_key="depth")
 
 
+@pytest.mark.parametrize(
+    ("tasks", "text"),
+    [(["open", "lid"], "open"), ("open ", "open"), ([b"open"], "open"), ([None], ""), (None, ""), ([], "")],
+)
+def test_an_instruction_is_the_first_task_however_it_is_stored(tasks, text):
+    assert lerobot_dataset._first_task(tasks) == text
+    with pytest.raises(TypeError, match="its task is 3, not text"):
+        lerobot_dataset._first_task([3])
+
+
+def test_training_leaves_out_what_the_set_calls_test(tmp_path, film):
+    write_set(tmp_path, film)
+    (source,) = open_training(tmp_path)
+    assert sum(part.episodes for part in source.parts()) == 4
+    both = open_training(tmp_path, splits=["train", "test"])
+    assert [[part.episodes for part in source.parts()] for source in both] == [[3, 1], [1]]
+    write_info(tmp_path, {TOP: feature("video")}, splits={})
+    (source,) = open_training(tmp_path)
+    assert sum(part.episodes for part in source.parts()) == 5  # no splits: everything is training
+
+
 def test_a_split_is_its_episodes(tmp_path, film):
     write_set(tmp_path, film)
     assert [e.episode_id for e in everything(LeRobotSource(tmp_path, split="test"))] == ["000004"]
@@ -202,6 +225,17 @@ def shorten(name, size):
     return lambda root: (root / name).write_bytes((root / name).read_bytes()[:size])
 
 
+def place(**changes):
+    """Change what the table of episodes says of the last one."""
+
+    def damage(root):
+        rows = pq.read_table(root / EPISODES).to_pylist()
+        rows[-1] |= {key if key == "length" else f"videos/{TOP}/{key}": value for key, value in changes.items()}
+        write_table(root / EPISODES, rows)
+
+    return damage
+
+
 EPISODES = "meta/episodes/chunk-000/file-001.parquet"
 FILM = f"videos/{TOP}/chunk-000/file-001.mp4"
 
@@ -216,6 +250,16 @@ FILM = f"videos/{TOP}/chunk-000/file-001.mp4"
         (shorten(FILM, 900), r"episode 000003: .*file-001\.mp4 (cannot be read|is damaged)"),
         (lambda root: write_info(root, {TOP: feature("video")}, fps=0), "fps is 0, expected more than 0"),
         (lambda root: write_info(root, {TOP: feature("video")}, fps="ten"), "fps is 'ten'"),
+        (lambda root: write_info(root, {TOP: feature("video")}, fps=math.inf), "fps is inf, expected more than 0"),
+        (lambda root: write_info(root, {TOP: feature("video")}, fps=math.nan), "fps is nan, expected more than 0"),
+        (lambda root: write_info(root, {TOP: feature("video")}, splits=[1]), r"splits is \[1\]"),
+        (lambda root: write_info(root, {TOP: feature("video")}, video_path="{file_index:999999999d}"), "video_path is"),
+        (lambda root: write_info(root, {TOP: feature("video")}, video_path="../../{file_index}"), "can be no file of"),
+        (place(from_timestamp=math.nan), r"file-001\.parquet, episode 4: 6 frames from nan s on; expected .* a number"),
+        (place(from_timestamp=math.inf), r"file-001\.parquet, episode 4: 6 frames from inf s on"),
+        (place(from_timestamp=-1.0), r"file-001\.parquet, episode 4: 6 frames from -1\.0 s on"),
+        (place(length=0), r"file-001\.parquet, episode 4: 0 frames"),
+        (place(length=10**15), r"file-001\.parquet, episode 4: 1000000000000000 frames"),
         (lambda root: write_info(root, {}), "has no camera ''; it has: none"),
         (lambda root: write_table(root / EPISODES, [{"episode_index": 4}]), "has no column tasks"),
     ],
@@ -225,6 +269,13 @@ def test_damage_is_named(tmp_path, film, damage, said):
     damage(tmp_path)
     with pytest.raises(InputError, match=said):
         everything(LeRobotSource(tmp_path))
+
+
+def test_a_table_that_unpacks_to_too_much_is_refused(tmp_path, film, monkeypatch):
+    write_set(tmp_path, film)
+    monkeypatch.setattr(lerobot_dataset, "MAX_TABLE_BYTES", 100)
+    with pytest.raises(InputError, match=r"file-000\.parquet: the table of episodes is larger than 100 bytes"):
+        LeRobotSource(tmp_path)
 
 
 def test_a_film_with_fewer_frames_than_the_table_says_is_an_error(tmp_path, film):

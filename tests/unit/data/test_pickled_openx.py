@@ -1,11 +1,14 @@
 """The pickle copy of Open-X: read as plain data, never run; a picture is found or the file is refused."""
 
 import pickle
+import struct
 
 import numpy as np
 import pytest
 
+from vw2_robot.data import object_arrays
 from vw2_robot.data.episodes import encode_jpeg
+from vw2_robot.data.object_arrays import load_pickle
 from vw2_robot.data.pickled_openx import PickledOpenXSource
 from vw2_robot.errors import InputError
 
@@ -55,7 +58,7 @@ def test_an_episode_is_read_whatever_the_protocol(tmp_path, protocol, form):
 @pytest.mark.parametrize(
     "text",
     [
-        "open it", b"open it", np.array(b"open it", object), np.bytes_(b"open it"),
+        "open it", b"open it", np.array(b"open it", object), np.bytes_(b"open it"), ["open it"], [b"", b"open it"],
         np.array([*b"open it", 0, 0, 0], np.int32),
     ],
 )  # fmt: skip
@@ -109,6 +112,70 @@ def test_torch_tensors_are_refused_with_advice(tmp_path):
     folder = save(tmp_path, {"obs_images": torch.zeros(2, 3, 6, 8, dtype=torch.uint8)})
     with pytest.raises(InputError, match="torch tensors among them: save them again as NumPy arrays"):
         everything(PickledOpenXSource(folder, hz=5))
+
+
+def doubled(times):
+    made = ()
+    for _ in range(times):
+        made = (made, made)
+    return made
+
+
+HOSTILE = {
+    "many in few bytes": pickle.dumps({"steps": doubled(40)}),
+    "a key that takes for ever to hash": b"\x80\x04})" + b"2\x86" * 60 + b"K\x01s.",
+    "filled after use": b"".join(b"]q%c0" % i for i in range(41))
+    + b"".join(b"h%c(h%ch%ce0" % (i, i + 1, i + 1) for i in range(40))
+    + b"h\x00.",
+    "holds itself": b"]q\x00h\x00a.",
+    "deep": b"(" * 50_000 + b"l" * 50_000 + b".",
+    "a slot far away": b"Nr\xff\xff\xff\x7f.",
+    "bytes that are not there": b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"x.",
+    "numbers that collide": pickle.dumps({i * (2**61 - 1): i for i in range(1, 100)}),
+    "no end": b"N0" * 100,
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_pickle_costs_no_more_than_its_size(tmp_path, content):
+    (tmp_path / "a.pickle").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.pickle is not readable as plain data"):
+        everything(PickledOpenXSource(tmp_path, hz=5))
+
+
+def test_the_number_of_instructions_is_limited(tmp_path, monkeypatch):
+    folder = save(tmp_path, episode())
+    assert everything(PickledOpenXSource(folder, hz=5))
+    monkeypatch.setattr(object_arrays, "MAX_ENTRIES", 100)
+    with pytest.raises(InputError, match="more than 100"):
+        everything(PickledOpenXSource(folder, hz=5))
+
+
+@pytest.mark.parametrize("shape", [(100_000,), (2, 3), (-1, -1), ("a",)])
+def test_an_array_of_objects_is_as_long_as_its_list(tmp_path, shape):
+    """NumPy would read behind the end of the list, and end the process."""
+    array = pickle.dumps(np.array([None], object), protocol=2)
+    assert array.count(b"K\x01\x85") == 1
+    (tmp_path / "a.pickle").write_bytes(array.replace(b"K\x01\x85", pickle.dumps(shape, protocol=2)[2:-1]))
+    with pytest.raises(InputError, match=r"a\.pickle is not readable as plain data .*array of"):
+        everything(PickledOpenXSource(tmp_path, hz=5))
+
+
+def test_links_to_pickles_are_followed(tmp_path):
+    save(tmp_path / "disk", episode())
+    (tmp_path / "toto").mkdir()
+    (tmp_path / "toto" / "part").symlink_to(tmp_path / "disk")
+    assert [part.name for part in PickledOpenXSource(tmp_path / "toto").parts()] == ["part/episode_0.pickle"]
+
+
+def test_an_array_whose_axes_were_swapped_is_read_as_numpy_2_5_stores_it(tmp_path):
+    content = b"\x96\x18" + b"\0" * 7 + bytes(range(24))  # BYTEARRAY8; NumPy 2.5: order "K" and the axes
+    array = b"cnumpy._core.numeric\n_frombuffer\n(" + content + b"cnumpy\ndtype\n(X\x02\0\0\0u1tR"
+    shape, axes = b"K\x02K\x03K\x04\x87", b"K\x01K\x02K\0\x87"
+    (tmp_path / "a.pickle").write_bytes(b"\x80\x05" + array + shape + b"X\x01\0\0\0K" + axes + b"tR.")
+    wanted = np.arange(24, dtype=np.uint8).reshape(2, 3, 4).transpose(1, 2, 0)
+    np.testing.assert_array_equal(load_pickle(tmp_path / "a.pickle"), wanted)
 
 
 def test_an_array_of_objects_cannot_hide_in_a_buffer(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vw2_robot.data import video_files
 from vw2_robot.data.video_files import describe_video, frames_at_rate, jpegs_at, timed_frames
 from vw2_robot.errors import InputError
 
@@ -28,6 +29,15 @@ def test_every_codec_gives_the_pictures_in_order_with_their_times(tmp_path, film
     facts = describe_video(path)
     assert (facts.hz, facts.height, facts.width) == (10.0, 48, 64)
     assert facts.seconds == pytest.approx(3.0, abs=0.05)
+
+
+def test_a_film_whose_title_is_no_text_is_read(tmp_path, film, number_of):
+    path = film(tmp_path / "a.mp4", range(3))
+    written = path.read_bytes()
+    assert b"Lavf" in written  # the name of the program that wrote it
+    path.write_bytes(written.replace(b"Lavf", b"\xff\xfe\xff\xfe"))
+    assert describe_video(path).hz == 10.0
+    assert [number_of(frame.picture()) for frame in timed_frames(path)] == [0, 1, 2]
 
 
 def test_colours_come_back(tmp_path, film, picture):
@@ -64,6 +74,65 @@ def test_a_film_that_jumps_by_hours_is_damaged(tmp_path, film):
     path = film(tmp_path / "a.mkv", range(3), times=[0, 100, 7_200_000])
     with pytest.raises(InputError, match=r"a\.mkv jumps from 0\.10 s to 7200\.00 s"):
         list(frames_at_rate(path, 10.0))
+
+
+def remux(path, to, *, sound_s=0.0, stays=0, options=None):
+    """Copy a film, with sound from the beginning on, and a last picture that stays for `stays` ms."""
+    av = pytest.importorskip("av")
+    with av.open(str(path)) as source, av.open(str(to), "w", options=options or {}) as container:
+        video = container.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.dts is not None]
+        packets[-1].duration = packets[-1].duration if not stays else int(stays / 1000 / packets[-1].time_base)
+        sound = container.add_stream("pcm_s16le", rate=8000) if sound_s else None
+        for second in range(int(sound_s)):
+            wave = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), format="s16", layout="mono")
+            wave.sample_rate, wave.pts = 8000, 8000 * second
+            packets += sound.encode(wave)
+        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
+            if packet.stream.type == "video":
+                packet.stream = video
+            container.mux(packet)
+    return to
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv"])
+def test_a_last_picture_may_stay_for_seconds_and_does_not_change_the_rate(tmp_path, film, ending):
+    times = [100 * i for i in range(10)] + [900 + 400 * i for i in range(1, 4)]
+    path = film(tmp_path / "a.mkv", range(13), times=times, codec="libvpx-vp9")
+    path = remux(path, tmp_path / f"stays.{ending}", stays=6000)
+    assert describe_video(path).hz == 10.0
+    assert describe_video(path).seconds == pytest.approx(8.1, abs=0.1)
+    assert [frame.time for frame in frames_at_rate(path, 10.0)][-1] == pytest.approx(2.1, abs=0.01)
+
+
+def test_a_browser_s_recording_that_tells_neither_rate_nor_length_is_measured(tmp_path, film, number_of):
+    path = remux(film(tmp_path / "a.webm", range(20), codec="libvpx-vp9"), tmp_path / "live.mkv", options={"live": "1"})
+    facts = describe_video(path)
+    assert (facts.hz, facts.seconds) == (10.0, None)
+    assert [number_of(frame.picture()) for frame in frames_at_rate(path, 10.0)] == list(range(20))
+
+
+@pytest.mark.parametrize("tagged", [True, False])  # Matroska has one length for all streams, perhaps a tag for each
+def test_a_film_that_begins_later_than_its_sound_is_whole_and_a_cut_one_is_not(tmp_path, film, tagged):
+    plain = film(tmp_path / "a.mkv", range(30), times=[5000 + 100 * i for i in range(30)], codec="libvpx-vp9")
+    path = remux(plain, tmp_path / "sound.mkv", sound_s=12)
+    for file in (plain, path):
+        content = file.read_bytes()
+        assert b"DURATION" in content
+        file.write_bytes(content if tagged else content.replace(b"DURATION", b"IDENTITY"))
+        assert describe_video(file).hz == 10.0
+        assert len(list(frames_at_rate(file, 10.0))) == 30
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    with pytest.raises(InputError, match=r"sound\.mkv ends at \d\.\d+ s.*: it is cut"):
+        list(timed_frames(path))
+
+
+def test_pictures_beyond_the_limit_are_refused_before_they_are_decoded(tmp_path, film, monkeypatch):
+    path = film(tmp_path / "a.mp4", range(3))
+    monkeypatch.setattr(video_files, "MAX_PIXELS", 48 * 64 - 1)
+    for read in (describe_video, lambda path: list(timed_frames(path))):
+        with pytest.raises(InputError, match=r"a\.mp4 has pictures of 64 x 48, at most 3071 pixels are read"):
+            read(path)
 
 
 @pytest.mark.parametrize("turn", [90, 180, 270])

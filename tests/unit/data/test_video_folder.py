@@ -1,6 +1,7 @@
 """Folders of videos: files become episodes, captions their words, and nothing doubtful is read."""
 
 import json
+import os
 import pickle
 
 import numpy as np
@@ -96,12 +97,41 @@ def test_hidden_and_unfinished_files_are_left_alone(tmp_path, film):
         ('{"file": "a.mp4", "instruction": 3}', "line 2: the instruction must be text"),
         ('{"file": "a.mp4", "hz": 0}', "line 2: hz must be a positive number"),
         ('{"file": "a.mp4", "hz": "fast"}', "line 2: hz must be a positive number"),
+        ('{"file": "a.mp4", "hz": NaN}', "line 2: hz must be a positive number"),
+        ('{"file": "a.mp4", "hz": 1' + "0" * 400 + "}", "line 2: hz must be a positive number"),
+        ("[" * 100_000, "line 2: no JSON"),
     ],
 )
 def test_a_table_of_captions_is_taken_seriously(tmp_path, line, said):
     (tmp_path / "a.mp4").touch()
     (tmp_path / "captions.jsonl").write_text('{"file": "a.mp4"}\n' + line + "\n")
     with pytest.raises(InputError, match=said):
+        VideoFolderSource(tmp_path)
+
+
+def test_captions_hold_any_character_that_json_allows(tmp_path, film):
+    film(tmp_path / "a.mp4", range(2))
+    row = {"file": "a.mp4", "instruction": "open\u2028the\x85drawer"}
+    (tmp_path / "captions.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\r\n", encoding="utf-8-sig")
+    assert everything(VideoFolderSource(tmp_path))[0].instruction == row["instruction"]
+    caption(tmp_path, {"file": "a.mp4", "instruction": "half a \ud800"})
+    with pytest.raises(InputError, match=r"a\.mp4.*is no valid text"):
+        everything(VideoFolderSource(tmp_path))
+
+
+def test_links_to_videos_and_to_folders_of_videos_are_followed_and_never_in_circles(tmp_path, film):
+    film(tmp_path / "disk" / "a.mp4", range(2))
+    (tmp_path / "set" / "training").mkdir(parents=True)
+    (tmp_path / "set" / "training" / "more").symlink_to(tmp_path / "disk")
+    (tmp_path / "set" / "b.mp4").symlink_to(tmp_path / "disk" / "a.mp4")
+    (tmp_path / "disk" / "back").symlink_to(tmp_path / "set")
+    assert [video.name for video in VideoFolderSource(tmp_path / "set").videos] == ["b.mp4", "training/more/a.mp4"]
+
+
+def test_a_name_that_is_not_utf8_is_named(tmp_path):
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / os.fsdecode(b"bad\xff.mp4")).touch()
+    with pytest.raises(InputError, match=r"holds b'bad\\xff\.mp4', a name that is not UTF-8"):
         VideoFolderSource(tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import re
 import sys
 
@@ -14,6 +15,7 @@ from vw2_robot.doctor import __main__ as doctor
 from vw2_robot.doctor.data_report import ClipOptions, format_bytes, spread_episodes, write_data_report
 from vw2_robot.doctor.data_sets import describe, find_data_sets
 from vw2_robot.doctor.packages import CORE, list_packages, missing_extras
+from vw2_robot.errors import install_command
 
 
 def write_calvin(root, *, lengths=(40, 8), words=("pull the drawer", "<b>push</b> & hold")):
@@ -92,15 +94,15 @@ def test_packages_are_listed_by_extra(monkeypatch, capsys):
 
 
 def test_a_missing_package_is_seen_and_an_unused_extra_does_not_hurt(monkeypatch, capsys):
-    lines = ["torch>=2.4", "numpy>=99", 'no-such-thing>=1; extra == "serve"', 'pytest; extra == "dev"']
+    lines = ["torch>=2.4", "numpy>=99", 'no-such-thing>=1; extra == "sing"', 'pytest; extra == "dev"']
     monkeypatch.setattr("importlib.metadata.requires", lambda name: lines)
     packages = list_packages()
     assert [(p.extra, p.name, p.fits) for p in packages] == [
-        (CORE, "torch", True), (CORE, "numpy", False), ("serve", "no-such-thing", False),
+        (CORE, "torch", True), (CORE, "numpy", False), ("sing", "no-such-thing", False),
     ]  # fmt: skip
-    assert missing_extras(packages) == [CORE, "serve"]
+    assert missing_extras(packages) == [CORE, "sing"]
     status, said = vw2_doctor(monkeypatch, capsys, "packages")
-    assert (status, 'pip install "vw2-robot[serve]"' in said) == (1, True)
+    assert (status, f"to get what sing needs: {install_command('sing')}" in said) == (1, True)
     del lines[1]
     assert vw2_doctor(monkeypatch, capsys, "packages")[0] == 0
 
@@ -121,7 +123,7 @@ def test_a_checkout_that_is_not_installed_says_so(monkeypatch, capsys):
         (["packages", "report=x.html"], "add the section data"),
         (["data", "clips.count=0"], "clips.count=0"),
         (["data", "clips.frames=1"], "frames >= 2"),
-        (["data", "clips.target_hz=5"], "not both"),
+        (["data", "clips.target_hz=5", "clips.gap_s=0.6"], "not both"),
         (["data", "data.depht=3"], "depht"),
     ],
 )
@@ -160,6 +162,21 @@ def test_a_source_that_cannot_be_read_does_not_spoil_the_page(tmp_path, monkeypa
     assert "2 clips of 1 data sets" in said
     assert re.search(r"! \S*episode_0000003\.npz cannot be read", said)
     assert "episode_0000003.npz cannot be read" in page.read_text()
+
+
+def test_names_that_are_not_utf8_are_shown_as_far_as_they_can_be_and_the_page_is_written(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("av", reason="PyAV is not installed (extra video)")
+    write_calvin(tmp_path / "good")
+    write_calvin(tmp_path / os.fsdecode(b"caf\xe9"))
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / os.fsdecode(b"bad\xff.mp4")).touch()
+    page = tmp_path / "page.html"
+    status, said = vw2_doctor(monkeypatch, capsys, "data", f"data.path={tmp_path}", f"report={page}")
+    assert status == 1
+    assert "4 clips of 2 data sets" in said
+    for text in (said, page.read_text().replace("&#39;", "'")):
+        assert r"caf\udce9" in text
+        assert r"holds b'bad\xff.mp4', a name that is not UTF-8" in text
 
 
 class Counting:

@@ -96,7 +96,7 @@ def test_a_file_with_something_else_is_named(tmp_path, arrays):
 def test_a_torn_file_is_named(tmp_path):
     file = tmp_path / "chain_0001.npz"
     file.write_bytes(b"PK\x03\x04 torn")
-    with pytest.raises(InputError, match=r"chain_0001\.npz is damaged"):
+    with pytest.raises(InputError, match=r"chain_0001\.npz cannot be read, it is damaged"):
         read_answers(file)
 
 
