@@ -112,11 +112,19 @@ def stops_held_back() -> Iterator[None]:
 
     Here the signals arrive afterwards. Who starts the processes also ends them (`end_children`).
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPED_BY)
+    arrived: list[int] = []
+    # The mask is what a child inherits. It does not hold a signal back here: the system may give it to another thread,
+    # and Python then calls the handler in this one all the same.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPED_BY)
+    in_main = threading.current_thread() is threading.main_thread()
+    handlers = _install(lambda number, _: arrived.append(number)) if in_main else {}
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        _restore(handlers)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number in arrived:
+            signal.raise_signal(number)
 
 
 def end_with_parent() -> None:

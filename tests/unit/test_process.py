@@ -99,6 +99,17 @@ def test_a_program_started_with_nohup_hears_only_sigterm() -> None:
     assert stop(start(body, program=ignoring), signal.SIGINT) == (0, "")
 
 
+def test_a_stop_waits_until_a_worker_has_been_started() -> None:
+    body = """
+with stops_held_back():
+    print("ready", flush=True)
+    for _ in range(10):
+        time.sleep(0.05)
+    print("started", file=sys.stderr, flush=True)"""
+    code, told = stop(start(body), signal.SIGTERM)
+    assert (code, told.splitlines()[0]) == (143, "started")
+
+
 def test_workers_never_hear_a_stop_and_end_with_their_parent() -> None:
     body = """
 import multiprocessing
