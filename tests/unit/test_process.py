@@ -48,6 +48,19 @@ with atomic_folder(Path(sys.argv[1]) / "step_1") as folder:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_stop_waits_for_no_thread_and_removes_what_goes_at_exit(tmp_path: Path) -> None:
+    body = """
+import tempfile, threading
+folder = tempfile.TemporaryDirectory(dir=sys.argv[1])
+threading.Thread(target=time.sleep, args=(60,)).start()
+print("ready", flush=True)
+time.sleep(60)"""
+    begin = time.monotonic()
+    assert stop(start(body, str(tmp_path)), signal.SIGTERM)[0] == 128 + signal.SIGTERM
+    assert time.monotonic() - begin < process.GRACE_SECONDS
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(("number", "name"), STOPS)
 def test_a_second_stop_ends_the_clean_up_at_once(number: int, name: str) -> None:
     waiting = "print('{}', flush=True)\n    time.sleep(60)"
