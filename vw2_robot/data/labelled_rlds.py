@@ -114,7 +114,8 @@ def _motion(
     numbers = [
         found for part, chosen in drawn for found in _pick(source.read_numbers(part, keys, start=chosen[0]), chosen)
     ]
-    assert [name for name, _ in numbers] == [episode.episode_id for episode in frames.episodes]
+    if [name for name, _ in numbers] != [episode.episode_id for episode in frames.episodes]:
+        raise InputError(f"{frames.path} was made from other episodes than {source.path} holds now; delete it")
     columns = [np.concatenate([values[i] for _, values in numbers]).astype(np.float64) for i in range(len(keys))]
     for key, column in zip(keys, columns, strict=True):
         if column.ndim != 2 or column.shape[1] != ACTION_DIM:

@@ -103,8 +103,11 @@ def open_labelled_calvin(
         max_bad=0,
         description={"calvin": str(path.resolve()), "split": split, "episodes": count, "seed": seed},
     )
+    frames = FrameCache(cache)
+    if [episode.episode_id for episode in frames.episodes] != [trajectory.trajectory_id for trajectory in trajectories]:
+        raise InputError(f"{cache} was made from other trajectories than {path} holds now; delete it")
     commanded, moved = _read_motion(dataset, trajectories, cache / "motion.npz")
-    return LabelledVideo(name, FrameCache(cache), _groups(trajectories), commanded, moved)
+    return LabelledVideo(name, frames, _groups(trajectories), commanded, moved)
 
 
 def _episode(dataset: CalvinDataset, trajectory: Trajectory) -> Episode:

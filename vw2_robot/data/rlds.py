@@ -32,6 +32,7 @@ from vw2_robot.errors import InputError
 from .episodes import BadEpisodes, Episode, Part
 from .openx import OpenXSource, known_source
 from .rlds_builder import (
+    check_shapes,
     child,
     choose_image_key,
     entries,
@@ -157,6 +158,7 @@ class RldsSource:
             if functools.reduce(child, key, step) is None:
                 raise InputError(f"{self.path}: the steps of {self.name!r} have no {'/'.join(key)}")
         features = tfds.features.FeaturesDict({"steps": tfds.features.Dataset(entries(step, keys))})
+        check_shapes(features, self.path)
         records = self._records(piece, start)
         for number in range(start, piece.take):
             try:
@@ -221,11 +223,16 @@ class RldsSource:
         example: dict[str, Any] = {"steps": tfds.features.Dataset(wanted)}
         if self.hz is None:
             example["episode_metadata"] = {"hz": whole["episode_metadata"]["hz"]}
-        return tfds.features.FeaturesDict(example)
+        features = tfds.features.FeaturesDict(example)
+        check_shapes(features, self.path)
+        return features
 
     def _episode(self, name: str, example: Mapping[str, Any]) -> Episode:
         images = tuple(example["images"])
-        hz = float(np.ravel(example["hz"])[0]) if self.hz is None else self.hz
+        try:
+            hz = float(np.ravel(example["hz"])[0]) if self.hz is None else self.hz
+        except (ValueError, TypeError, IndexError):  # a rate that is no number
+            hz = math.nan
         if not images or not 0 < hz < math.inf:
             raise InputError(
                 f"{self.name}, episode {name}: {len(images)} pictures at {hz} Hz; expected at least one, a rate > 0"
@@ -301,7 +308,7 @@ def _text(values: NDArray[Any] | None) -> str:
     if values is None:
         return ""
     if values.dtype.kind in "iu":
-        rows = values.reshape(len(values), -1)
+        rows = values.reshape(len(values), -1) if values.size else values
         texts = (bytes(row[row > 0].astype(np.uint8)) for row in rows)
     else:
         texts = (bytes(value) for value in values.ravel())
