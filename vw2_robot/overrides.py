@@ -37,10 +37,12 @@ def _one(argument: str, config_cls: type, sweeps: bool) -> str:
     if found is None:  # an option, or a word that Hydra explains
         return argument
     sign, key, value = found.groups()
-    if key.startswith("hydra.") or (sweeps and _parsed(f"{key}={value}", sweep=True)):
+    if key.startswith("hydra."):
         return argument
     if not sign and _NESTED.fullmatch(key):
         sign = "++"
+    if sweeps and _parsed(f"{key}={value}", sweep=True):
+        return f"{sign}{key}={value}"
     return f"{sign}{key}={_value(key, value, _kinds(config_cls, key))}"
 
 
