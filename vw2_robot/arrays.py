@@ -94,7 +94,7 @@ def read_arrays(path: Path, names: Sequence[str] | None = None, *, cure: str) ->
         members = _members(archive)
         missing = [name for name in names or () if name not in members]
         if missing:
-            raise InputError(f"{path} holds no {missing[0]}; it holds {', '.join(sorted(members))}")
+            raise InputError(f"{path} holds no {missing[0]}; it holds {', '.join(sorted(members))}; {cure}")
         return {name: _unpacked(archive, members[name]) for name in (names if names is not None else members)}
 
 

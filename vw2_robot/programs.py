@@ -25,7 +25,8 @@ def _start(module: str) -> None:
         try:
             main = importlib.import_module(module).main
         except MissingExtraError as error:  # some cannot even be imported without their extra
-            raise SystemExit(f"{name}: error: {error}") from None
+            print(f"{name}: error: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
     main()
 
 

@@ -50,21 +50,15 @@ def test_a_flipped_bit_or_a_cut_is_never_silent(
         np.testing.assert_array_equal(found[name], array)
 
 
-def test_what_numpy_would_unpack_or_believe_is_refused(tmp_path: Path) -> None:
-    np.savez_compressed(tmp_path / "packed.npz", a=np.zeros(10))
-    with pytest.raises(InputError, match=r"packed\.npz holds a\.npy compressed.*; make it again"):
-        read_arrays(tmp_path / "packed.npz", cure="make it again")
+def test_what_numpy_would_believe_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "pickled.npz", a=np.array([{}], dtype=object))
-    with pytest.raises(InputError, match=r"pickled\.npz is damaged.*make it again"):
+    with pytest.raises(InputError, match=r"pickled\.npz cannot be read, it is damaged.*make it again"):
         read_arrays(tmp_path / "pickled.npz", cure="make it again")
     content = io.BytesIO()
     np.lib.format.write_array_header_1_0(content, {"descr": "<f8", "fortran_order": False, "shape": (2**60,)})
     with (tmp_path / "huge.npz").open("wb") as file, zipfile.ZipFile(file, "w") as archive:
         archive.writestr("a.npy", content.getvalue())
-    with pytest.raises(InputError, match=r"huge\.npz is damaged"):
+    with pytest.raises(InputError, match=r"huge\.npz cannot be read, it is damaged"):
         read_arrays(tmp_path / "huge.npz", cure="make it again")
-    write_arrays(tmp_path / "large.npz", {"a": np.zeros(1000)})
-    with pytest.raises(InputError, match="expected at most 1000"):
-        read_arrays(tmp_path / "large.npz", cure="make it again", most_bytes=1000)
     with pytest.raises(InputError, match=r"none\.npz is missing; make it again"):
         read_arrays(tmp_path / "none.npz", cure="make it again")
