@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import signal
@@ -65,3 +66,26 @@ def test_a_forked_child_that_ends_leaves_the_lock_to_its_parent(tmp_path: Path) 
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.returncode != 0
         assert "in use by another run" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("file", errno.EEXIST), ("file/x", errno.ENOTDIR), ("loop/x", errno.ELOOP), ("x" * 300, errno.ENAMETOOLONG)],
+)
+def test_a_path_that_the_system_refuses_is_an_error_with_its_name(tmp_path: Path, name: str, number: int) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("pool")
+    (tmp_path / "pool").symlink_to("loop")
+    with pytest.raises(OSError, match=r"\[Errno") as raised:
+        lock_folder(tmp_path / name, what="training")
+    assert raised.value.errno == number
+    assert str(raised.value.filename).startswith(str(tmp_path))
+
+
+def test_folders_made_for_a_lock_go_if_they_stay_empty(tmp_path: Path) -> None:
+    with lock_folder(tmp_path / "a" / "b", what="training"):
+        assert (tmp_path / "a" / "b" / ".lock").is_file()
+    assert not list(tmp_path.iterdir())
+    with lock_folder(tmp_path / "a" / "b", what="training"):
+        (tmp_path / "a" / "result").write_text("kept")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["result"]
