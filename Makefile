@@ -1,6 +1,6 @@
 # One rule: every target works in a fresh clone. Set-up happens by itself, into .venv, when it is missing or when
-# setup.cfg or constraints.txt changed; only Python 3.10 or 3.11 and make are needed beforehand.
-#   make PYTHON=/path/to/python3.11     choose the interpreter
+# setup.cfg or the versions changed; only Python 3.10 to 3.13 and make are needed beforehand.
+#   make PYTHON=/path/to/python3.12     choose the interpreter; default: the first of PYTHONS that is here
 #   make test WORKERS=8                 parallel test processes
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -8,37 +8,41 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
 PYTHON ?=
+# Reverb ends at 3.11, so that comes first.
+PYTHONS ?= 3.11 3.10 3.12 3.13
 WORKERS ?= 2
 DEMO ?= runs/demo
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+NEWER ?= tests/golden tests/unit tests/property tests/test_import.py tests/test_house.py tests/test_configs.py
 # Two test processes on two cores: one thread each, or they fight. TensorFlow's banner is not news.
 TEST_ENV := OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3
 
-.PHONY: help setup demo results test test-all lint bench clean
+.PHONY: help setup demo results test test-all test-3.12 test-newer lint bench clean
 
 help: ## what can be done here
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z0-9.-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9.-]+):.*## /  make \1\t/' | expand -t 18
 
 setup: $(READY) ## make .venv (every other target does it when needed)
 
-# A Python that starts, is 3.10 or 3.11, and can make environments; the last names are where pyenv keeps its own.
-$(READY): setup.cfg constraints.txt
-	@found=; for python in "$(PYTHON)" python3.11 python3.10 python3 /usr/bin/python3.11 /usr/bin/python3.10 \
-	        $$HOME/.pyenv/versions/3.11*/bin/python3.11 $$HOME/.pyenv/versions/3.10*/bin/python3.10; do \
-	    if "$$python" -c 'import ensurepip, sys; sys.exit(sys.version_info[:2] not in ((3, 10), (3, 11)))' 2>/dev/null; \
-	    then found=$$python; break; fi; \
+# A Python that starts, is of such a version, and can make environments; pyenv keeps its own under versions/.
+$(READY): setup.cfg constraints.txt constraints-3.12.txt
+	@fits() { "$$1" -c "import ensurepip, sys; sys.exit('%d.%d' % sys.version_info[:2] not in '$(if $(PYTHON),3.10 3.11 3.12 3.13,$(PYTHONS))'.split())" 2>/dev/null; }; \
+	found=; for python in $(if $(PYTHON),"$(PYTHON)",$(foreach v,$(PYTHONS),python$(v) /usr/bin/python$(v) $$HOME/.pyenv/versions/$(v).*/bin/python$(v)) python3); do \
+	    if fits "$$python"; then found=$$python; break; fi; \
 	done; \
 	if [ -z "$$found" ]; then \
-	    echo "vw2_robot needs Python 3.11 or 3.10 with venv (Debian, Ubuntu: apt install python3.11 python3.11-venv); then run make again." >&2; \
+	    echo "vw2_robot needs one of Python $(if $(PYTHON),3.10 to 3.13 (found no such one at $(PYTHON)),$(PYTHONS)) with venv (Debian, Ubuntu: apt install python$(firstword $(PYTHONS)) python$(firstword $(PYTHONS))-venv); then run make again." >&2; \
 	    exit 1; \
 	fi; \
 	echo "Setting up $(VENV) with $$("$$found" --version): several minutes, once."; \
 	[ -x $(BIN)/python ] && $(BIN)/python -c 'import pip' 2>/dev/null || "$$found" -m venv --clear $(VENV); \
+	versions=constraints.txt; \
+	if $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 12))'; then versions=constraints-3.12.txt; fi; \
 	$(BIN)/python -m pip install -qq --no-input --disable-pip-version-check --no-compile --prefer-binary \
-	    -c constraints.txt -e '.[all,dev]'
+	    -c $$versions -e '.[all,dev]'
 	@touch $@
 
 # Every stage skips what is complete and resumes what is not, so a demo that was stopped goes on where it stood.
@@ -64,7 +68,7 @@ demo: $(READY) ## the whole chain, small: record, pre-train, fine-tune, roll out
 
 # Stage by stage: make results STAGES="data reference"; python -m benchmarks.results --help names them all.
 RESULTS ?= runs/results
-STAGES ?= data reference few pretrain finetune rollouts keep page
+STAGES ?= data reference package few pretrain finetune rollouts keep page
 
 results: $(READY) ## docs/results.md from nothing: days on two cores, goes on where it was stopped
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m benchmarks.results --out $(RESULTS) --stages $(STAGES)
@@ -75,6 +79,13 @@ test: $(READY) ## the default test suite
 test-all: $(READY) ## every test that needs neither a GPU nor the network
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not gpu and not network"
 
+# What README promises on Python 3.12, in an environment of its own beside .venv.
+test-3.12: ## the fast tests on Python 3.12: simulator, data readers, models, programs (no Reverb there)
+	$(MAKE) PYTHON= PYTHONS=3.12 VENV=.venv-3.12 test-newer
+
+test-newer: $(READY)
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(NEWER)
+
 lint: $(READY) ## format, lint and type checks
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -84,6 +95,6 @@ bench: $(READY) ## print the tables of benchmarks/
 	@for table in clip_loading clip_augmentation decode_latency environment_steps; do \
 	    echo "== $$table"; TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m "benchmarks.$$table"; done
 
-clean: ## remove build products and caches (runs/ and .venv stay)
+clean: ## remove build products and caches (runs/ and .venv* stay)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov outputs multirun
-	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -not -path './.venv*/*' -prune -exec rm -rf {} +

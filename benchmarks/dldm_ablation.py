@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vw2_robot.rollouts.statistics import t95
+
 Report = dict[str, Any]
 TABLES = {
     "3a": {
@@ -36,8 +38,6 @@ TABLES = {
         "ours_disturbed": "the encoder sees drifting view and light",
     },
 }
-STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}
-"""Half-width of the 95 % interval in standard errors, by number of seeds."""
 
 
 def train(arm: str, seed: int, args: argparse.Namespace) -> Path:
@@ -137,9 +137,9 @@ def interval(values: list[float]) -> str:
     """Mean and 95 % interval over seeds."""
     mean = statistics.mean(values)
     places = 0 if abs(mean) >= 10 else 2
-    if len(values) not in STUDENT_T:
+    if len(values) < 2:
         return f"{mean:.{places}f}"
-    half = STUDENT_T[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
+    half = t95(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     return f"{mean:.{places}f} ± {half:.{places}f}"
 
 

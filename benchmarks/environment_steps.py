@@ -40,6 +40,7 @@ from numpy.typing import NDArray
 from vw2_robot.envs.actions import parse_action
 from vw2_robot.envs.calvin import PHYSICS_STEPS
 from vw2_robot.envs.oracle import TaskOracle
+from vw2_robot.envs.physics import pybullet_version
 from vw2_robot.errors import InputError
 
 from .environment_worlds import LOOK_EVERY, RECORDING, TASK, Original, Ours, Walk, is_look, read_walk
@@ -176,8 +177,8 @@ def measure_workers(walk: Walk, assets: str, *, turns: int) -> None:
 
 
 def print_head(walk: Walk, original: Original) -> None:
-    packages = ("pybullet", "gymnasium", "numpy")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    packages = {name: importlib.metadata.version(name) for name in ("gymnasium", "numpy")}
+    versions = ", ".join(f"{name} {version}" for name, version in {**pybullet_version(), **packages}.items())
     print(f"ours: Python {platform.python_version()}, {versions}")
     if "error" in original.about:
         print(f"original: not measured ({original.about['error']})")

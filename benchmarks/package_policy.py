@@ -14,13 +14,14 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from vw2_robot.agent import CHECKPOINTS, VW2Agent
-from vw2_robot.checkpoint import resolve
+from vw2_robot.checkpoint import resolve, save_tensors
+from vw2_robot.storage import MANIFEST, atomic_folder, write_manifest
 
 LIMIT_MB = 8.0
-LEFT_BEHIND = ("optimizer.safetensors", "training.json", "model.safetensors")
+LEFT_BEHIND = ("optimizer.safetensors", "training.json", "model.safetensors", MANIFEST)
 
 
 def package(run: Path, out: Path) -> float:
@@ -31,23 +32,21 @@ def package(run: Path, out: Path) -> float:
     """
     source = resolve(run)
     VW2Agent.from_pretrained(source)  # says what is wrong, if something is
-    temporary = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(source, temporary, ignore=shutil.ignore_patterns(*LEFT_BEHIND))
     weights = load_file(source / "model.safetensors")
     halves = {name: value.half() if value.dtype == torch.float32 else value for name, value in weights.items()}
     if wrong := [name for name, value in halves.items() if value.is_floating_point() and not value.isfinite().all()]:
         raise SystemExit(f"{source}: {wrong[:3]} do not fit half precision")
-    save_file(halves, temporary / "model.safetensors")
-    size = sum(file.stat().st_size for file in temporary.iterdir()) / 1e6
-    if size > LIMIT_MB:
-        raise SystemExit(
-            f"{source} takes {size:.1f} MB in half precision, more than {LIMIT_MB:g} MB; train a smaller one"
-        )
-    for file in temporary.iterdir():
-        file.chmod(0o644)
-    shutil.rmtree(out, ignore_errors=True)
-    temporary.rename(out)
+    with atomic_folder(out) as folder:
+        for file in source.iterdir():
+            if file.name not in LEFT_BEHIND:
+                shutil.copyfile(file, folder / file.name)
+        save_tensors(halves, folder / "model.safetensors")
+        write_manifest(folder)
+        size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
+        if size > LIMIT_MB:
+            raise SystemExit(
+                f"{source} takes {size:.1f} MB in half precision, more than {LIMIT_MB:g} MB; train a smaller one"
+            )
     return size
 
 

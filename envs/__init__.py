@@ -9,7 +9,12 @@ asks for one task (calvin.py); the benchmark's chains of five are in benchmark.p
 video_recorder.py.
 """
 
-from gymnasium.envs.registration import register, registry
+from vw2_robot.errors import require
+
+for _module in ("gymnasium", "omegaconf"):  # the files of this folder import them at their start
+    require(_module, extra="calvin")
+
+from gymnasium.envs.registration import register, registry  # noqa: E402
 
 CALVIN_ID = "vw2_robot/Calvin-v0"
 

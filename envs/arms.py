@@ -94,12 +94,7 @@ def arms_episodes(
         InputError: a count, rate, size or arm that cannot work.
         RuntimeError: one episode failed `MAX_ATTEMPTS` times, which means that this world is broken.
     """
-    if count < 0 or not 0 < hz <= COMMAND_HZ or image_size < 8:
-        raise InputError(
-            f"arms episodes: found count={count}, hz={hz}, image_size={image_size}; "
-            f"need count >= 0, 0 < hz <= {COMMAND_HZ:g}, image_size >= 8"
-        )
-    check_arms(arms)
+    check_world(count, hz, image_size, arms)
     physics = Physics()
     dropped = 0
     try:
@@ -112,8 +107,13 @@ def arms_episodes(
     logger.info("arms: %d episodes recorded, %d failed attempts dropped", count, dropped)
 
 
-def check_arms(arms: Sequence[str]) -> None:
-    """Raise an `InputError` if there is no arm, or one that nobody knows."""
+def check_world(count: int, hz: float, image_size: int, arms: Sequence[str]) -> None:
+    """Raise an `InputError` for numbers that cannot work, if there is no arm, or one that nobody knows."""
+    if count < 0 or not 0 < hz <= COMMAND_HZ or image_size < 8:
+        raise InputError(
+            f"arms episodes: found count={count}, hz={hz}, image_size={image_size}; "
+            f"need count >= 0, 0 < hz <= {COMMAND_HZ:g}, image_size >= 8"
+        )
     if not arms or set(arms) - set(ALL_ARMS):
         raise InputError(f"arms={list(arms)}, expected one or more of {', '.join(ALL_ARMS)}")
 

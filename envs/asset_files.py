@@ -93,6 +93,8 @@ def _listed(names: list[str]) -> str:
 
 def _below(path: Path, root: Path) -> str:
     """`path` as seen from `root`, without detours through `..`."""
+    if not path.is_relative_to(root):
+        return str(path)
     parts: list[str] = []
     for part in path.relative_to(root).parts:
         if part == ".." and parts:

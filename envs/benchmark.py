@@ -27,6 +27,7 @@ from .calvin import CONTROL_HZ, CalvinEnv
 from .demonstrator import DemonstratorPolicy
 from .instructions import choose_sentence, load_sentences
 from .oracle import TaskOracle
+from .physics import pybullet_version
 from .sequences import make_sequences, start_state
 from .single_tasks import go_to_single_start, needs_prelude, single_tasks
 
@@ -163,10 +164,10 @@ class CalvinBenchmark(CalvinProtocol):
 
 def check_max_steps(max_steps: int) -> None:
     """InputError for a limit that cannot be."""
-    if max_steps < 1:
+    if not isinstance(max_steps, int) or max_steps < 1:
         raise InputError(f"max_steps must be at least 1, found {max_steps}")
 
 
 def _versions() -> dict[str, str]:
-    packages = {name: importlib.metadata.version(name) for name in ("pybullet", "gymnasium", "numpy")}
-    return {"vw2_robot": vw2_robot.__version__, **packages}
+    packages = {name: importlib.metadata.version(name) for name in ("gymnasium", "numpy")}
+    return {"vw2_robot": vw2_robot.__version__, **pybullet_version(), **packages}

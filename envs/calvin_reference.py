@@ -48,7 +48,7 @@ from .benchmark import MAX_STEPS, CalvinProtocol, check_max_steps
 from .cameras import CAMERA_NAMES, load_egl
 from .instructions import load_sentences
 from .oracle import load_tasks
-from .physics import Physics
+from .physics import Physics, pybullet_version
 from .robot import ROBOT_OBS_SIZE
 from .scene import SCENE_NAMES, SCENE_OBS_SIZE
 
@@ -303,5 +303,5 @@ def _state(name: str, value: ArrayLike | None, size: int) -> NDArray[np.float64]
 
 
 def _versions() -> dict[str, str]:
-    packages = {name: importlib.metadata.version(name) for name in ("pybullet", "gym", "numpy", "scipy")}
-    return {"vw2_robot": vw2_robot.__version__, **packages}
+    packages = {name: importlib.metadata.version(name) for name in ("gym", "numpy", "scipy")}
+    return {"vw2_robot": vw2_robot.__version__, **pybullet_version(), **packages}

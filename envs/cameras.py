@@ -173,16 +173,22 @@ def load_egl(physics: Physics) -> None:
 
 
 def _try_egl_elsewhere(plugin: str) -> None:
-    """Draw one picture in a child process: without a working driver the plug-in ends the process that loads it."""
+    """Draw one picture in a child process: without a working driver the plug-in ends the process that loads it.
+
+    So it does after TensorFlow 2.21 where Mesa draws (each has an LLVM of its own), so the child loads what is here.
+    """
     script = (
-        "import sys, pybullet as p; p.connect(p.DIRECT); plugin = p.loadPlugin(sys.argv[1], '_eglRendererPlugin'); "
-        "p.getCameraImage(8, 8); sys.exit(plugin < 0)"
+        "import sys, pybullet as p; [__import__(name) for name in sys.argv[2:]]; p.connect(p.DIRECT); "
+        "plugin = p.loadPlugin(sys.argv[1], '_eglRendererPlugin'); p.getCameraImage(8, 8); sys.exit(plugin < 0)"
     )
-    result = subprocess.run([sys.executable, "-c", script, plugin], capture_output=True, timeout=120, check=False)
+    beside = [name for name in ("tensorflow",) if name in sys.modules]
+    command = [sys.executable, "-c", script, plugin, *beside]
+    result = subprocess.run(command, capture_output=True, timeout=120, check=False)
     if result.returncode != 0:
         said = result.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["nothing"]
         raise InputError(
-            f'renderer "egl" does not work on this machine (exit status {result.returncode}, it said: {said[0]}). '
+            f'renderer "egl" does not work on this machine{"".join(f" beside {name}" for name in beside)} (exit status '
+            f"{result.returncode}, it said: {said[0]}). "
             "Install an EGL driver (Debian: libegl1 libegl-mesa0 libgl1-mesa-dri, or the GPU vendor's), "
             'or use renderer="tiny"'
         )

@@ -2,7 +2,8 @@
 
 PyBullet loads half a mesh as if it were whole, shows a broken texture as white, and says so at most on its standard
 output. A world with a hole in the table is worse than none, so every file is looked at before it is loaded: is it
-readable, whole, of the kind its name says? Files that were in order are not read again until they change.
+readable, whole, of the kind its name says? Files that were in order are not read again until they change. The files
+may be a stranger's: how large they are is looked at before they are read.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from PIL import Image, UnidentifiedImageError
 _FACE = re.compile(rb"(?m)^f([ \t].*)$")
 _CORNER = re.compile(rb"[ \t](-?\d+)")
 _STL_HEAD_BYTES, _STL_TRIANGLE_BYTES = 84, 50
+MAX_BYTES, MAX_PIXELS = 2**28, 2**26
+"""far above the largest file and texture of the benchmark"""
 
 
 def flaw_of(path: Path) -> str | None:
@@ -31,6 +34,8 @@ def flaw_of(path: Path) -> str | None:
 def _flaw_of(path: Path, changed_ns: int, size: int) -> str | None:
     if size == 0:
         return "is empty"
+    if size > MAX_BYTES:
+        return f"is too large ({size} bytes, at most {MAX_BYTES} are read)"
     check = _CHECKS.get(path.suffix.lower())
     try:
         return check(path) if check else None
@@ -54,7 +59,10 @@ def _obj_flaw(path: Path) -> str | None:
     faces = set(_FACE.findall(data))
     if not vertices or not faces:
         return f"holds no surface ({vertices} vertices, {len(faces)} faces)"
-    corners = [[int(corner) for corner in _CORNER.findall(face)] for face in faces]
+    try:
+        corners = [[int(corner) for corner in _CORNER.findall(face)] for face in faces]
+    except ValueError:  # more digits than Python reads
+        return "holds a face with a corner that is no number"
     if min(map(len, corners)) < 3:
         return "holds a face with fewer than three corners"
     highest = max(map(max, corners))
@@ -85,7 +93,11 @@ def _mtl_flaw(path: Path) -> str | None:
 def _picture_flaw(path: Path) -> str | None:
     try:
         with Image.open(path) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                return f"is too large a picture ({picture.width} x {picture.height})"
             picture.load()
+    except Image.DecompressionBombError:
+        return "is too large a picture"
     except UnidentifiedImageError:
         return "is no picture"
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damage depends on where it is

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from vw2_robot.errors import require
+from vw2_robot.storage import atomic_write
 
 from .asset_arms import arm_files
 from .asset_blocks import block_files, plane_files
@@ -40,9 +41,8 @@ def write_assets(folder: Path = ASSETS) -> int:
         if path.is_file() and path.read_bytes() == content:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        with atomic_write(path, sync=False) as temporary:
+            temporary.write_bytes(content)
     return sum(len(content) for content in files.values())
 
 

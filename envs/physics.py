@@ -9,7 +9,9 @@ A process has room for 1024 clients and gets none back by itself. So a client is
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib.metadata
 import weakref
 from types import ModuleType
 from typing import Any, NoReturn
@@ -28,6 +30,18 @@ _WITHOUT_CLIENT = frozenset(
         "getQuaternionFromEuler",
     }
 )
+
+
+DISTRIBUTIONS = ("pybullet", "pybullet-arm64")
+"""What brings the module `pybullet`: the second has wheels for Python 3.12 and later, for x86-64 as well."""
+
+
+def pybullet_version() -> dict[str, str]:
+    """Return the distribution that PyBullet came in, and its version."""
+    for name in DISTRIBUTIONS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return {name: importlib.metadata.version(name)}
+    return {}
 
 
 class SimulationClosedError(ClosedEnvironmentError, RuntimeError):

@@ -18,17 +18,11 @@ pre-training.
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import os
-import signal
+import functools
 import sys
-import threading
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +30,12 @@ from vw2_robot.cli import program
 from vw2_robot.config_tree import config_tree, differing_keys
 from vw2_robot.data.calvin import CalvinSplit
 from vw2_robot.errors import InputError, require
+from vw2_robot.locks import lock_folder
+from vw2_robot.storage import read_json, write_json
+from vw2_robot.worker_pool import WorkerPool
 
-from .record_config import SPLITS, RecordConfig
-from .record_formats import Output
+from .record_config import SPLITS, Job, RecordConfig
+from .record_formats import Output, parts_folder
 from .record_progress import show_progress
 from .record_sources import open_source
 
@@ -51,27 +48,37 @@ def record(config: RecordConfig) -> None:
     Raises:
         InputError: the world, the tasks or the place cannot work; nothing has been written then.
     """
-    out = Path(config.out)
+    out = Path(config.out).resolve()
+    if not out.name:
+        raise InputError(f"out={config.out} is the root of all folders; give a folder below it")
     _check(config)
-    _claim(out, {key: value for key, value in config_tree(config).items() if key not in FREE})
-    if config.format != "calvin" and out.exists():
-        print(f"{out} is complete")
-        return
+    with lock_folder(out, what="a recording", beside=True):
+        _claim(out, {key: value for key, value in config_tree(config).items() if key not in FREE})
+        _record(config)
+
+
+def _record(config: RecordConfig) -> None:
     output = config.open_output()
+    if output.is_complete():
+        print(f"{config.out} is complete")
+        return
     missing = [job for job in config.jobs() if not output.has(*job)]
     total = len(config.jobs())
     already = total - len(missing)
+    for split, scenes in config.scenes_left_out().items():
+        print(f"{split}: no recording of scene {', '.join(scenes)}, since there are fewer recordings than scenes")
     if already:
         print(f"{already} of {total} recordings are already there")
-    show_progress(_record_missing(config, missing), total=total, already=already, unit="recording")
+    with closing(_record_missing(config, missing)) as finished:
+        show_progress(finished, total=total, already=already, unit="recording")
     splits: list[CalvinSplit] = [split for split in SPLITS if any(split == name for name, _ in config.jobs())]
     table = _task_table(output, splits)
     output.finish(splits)
     print(table)
-    print(f"data set: {out}")
+    print(f"data set: {config.out}")
 
 
-@program(RecordConfig, config_name="record")
+@program(RecordConfig, config_name="record", extra="calvin")
 def main(config: RecordConfig) -> None:
     """Console script `vw2-record`."""
     record(config)
@@ -80,19 +87,17 @@ def main(config: RecordConfig) -> None:
 def _claim(out: Path, wanted: dict[str, Any]) -> None:
     """Make the output this configuration's, or find that it is. The note beside it outlives the recording."""
     note = out.with_name(out.name + ".record.json")
-    begun = out.exists() or out.with_name(out.name + ".parts").exists()
-    found = json.loads(note.read_text(encoding="utf-8")) if begun and note.is_file() else None
-    if found is not None and (names := differing_keys(found, wanted)):
-        raise InputError(
-            f"{out} holds a recording with another configuration; these keys differ: {', '.join(names)}. "
-            "Use another out=, or delete this one to start over"
-        )
-    if found is None and begun:
+    begun = out.exists() or parts_folder(out).exists()
+    if begun and not note.is_file():
         raise InputError(f"{out} exists and was not begun by vw2-record; use another out=")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = note.with_name(note.name + ".tmp")
-    temporary.write_text(json.dumps(wanted, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    temporary.replace(note)
+    if begun:
+        found = read_json(note, cure=f"copy it again, or delete {out.name} with all that begins so, to start over")
+        if names := differing_keys(found, wanted):
+            raise InputError(
+                f"{out} holds a recording with another configuration; these keys differ: {', '.join(names)}. "
+                "Use another out=, or delete this one to start over"
+            )
+    write_json(note, wanted, sealed=True)
 
 
 def _check(config: RecordConfig) -> None:
@@ -105,27 +110,16 @@ def _check(config: RecordConfig) -> None:
         require("imageio_ffmpeg", extra="report")
 
 
-def _record_missing(config: RecordConfig, jobs: list[tuple[CalvinSplit, int]]) -> Iterator[None]:
+def _record_missing(config: RecordConfig, jobs: list[Job]) -> Generator[None]:
     """Record the jobs, here or in `config.workers` processes; yields after each."""
-    if min(config.workers, len(jobs)) <= 1:
-        station = Station(config)
-        for job in jobs:
-            station.record(*job)
-            yield
-        station.close()
+    workers = min(config.workers, len(jobs))
+    if workers <= 1:
+        with open_station(config) as make:
+            for job in jobs:
+                yield make(job)
         return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(config.workers, mp_context=context, initializer=_open_station, initargs=(config,))
-    try:
-        for future in as_completed([pool.submit(_record_one, *job) for job in jobs]):
-            yield future.result()
-    except BrokenProcessPool:
-        raise InputError(
-            "a recording process died; finished recordings are kept. Often this is memory: start again with fewer"
-            " workers"
-        ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    pool: WorkerPool[Job, None] = WorkerPool(functools.partial(open_station, config), name="recording process")
+    yield from pool.run(jobs, workers=workers)
 
 
 class Station:
@@ -144,27 +138,14 @@ class Station:
         self._source.close()
 
 
-_station: Station | None = None
-
-
-def _open_station(config: RecordConfig) -> None:
-    global _station
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-    _station = Station(config)
-
-
-def _leave_with_parent() -> None:
-    """A killed parent cannot tell its workers; they watch it and leave."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
-
-
-def _record_one(split: CalvinSplit, number: int) -> None:
-    assert _station is not None
-    _station.record(split, number)
+@contextmanager
+def open_station(config: RecordConfig) -> Iterator[Callable[[Job], None]]:
+    """A station as the function that makes a recording."""
+    station = Station(config)
+    try:
+        yield lambda job: station.record(*job)
+    finally:
+        station.close()
 
 
 def _task_table(output: Output, splits: list[CalvinSplit]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vw2_robot.data.calvin import CalvinSplit
 
@@ -17,6 +17,17 @@ SPLITS: tuple[CalvinSplit, ...] = ("training", "validation")
 CALVIN_TARGET, ARMS_TARGET = "vw2_robot.envs.benchmark.CalvinBenchmark", "vw2_robot.envs.arms.arms_episodes"
 CALVIN_DEFAULTS = {"scene": "D", "assets": "builtin", "renderer": "layered"}
 WORLDS = {CALVIN_TARGET: "calvin", ARMS_TARGET: "arms"}
+
+
+class Job(NamedTuple):
+    """One recording to make."""
+
+    split: CalvinSplit
+    number: int
+
+    def __str__(self) -> str:
+        """The recording, for messages."""
+        return f"recording {self.number} of {self.split}"
 
 
 @dataclass(frozen=True)
@@ -121,13 +132,24 @@ class RecordConfig:
         scenes, count = self.calvin()["scene"], dict(self.counts())[split]
         return scenes[number * len(scenes) // count]
 
+    def scenes_left_out(self) -> dict[CalvinSplit, list[str]]:
+        """For each split with fewer recordings than `env.scene` names scenes: those that are not recorded."""
+        if self.world != "calvin":
+            return {}
+        found: dict[CalvinSplit, list[str]] = {}
+        for split, count in self.counts():
+            recorded = {self.scene_of(split, number) for number in range(count)}
+            if missing := sorted(set(self.calvin()["scene"]) - recorded) if count else []:
+                found[split] = missing
+        return found
+
     def task_names(self) -> tuple[str, ...]:
         """The tasks to demonstrate, groups expanded."""
         return expand_tasks((self.tasks,) if isinstance(self.tasks, str) else self.tasks)
 
-    def jobs(self) -> list[tuple[CalvinSplit, int]]:
-        """Every recording as (split, number)."""
-        return [(split, number) for split, count in self.counts() for number in range(count)]
+    def jobs(self) -> list[Job]:
+        """Every recording."""
+        return [Job(split, number) for split, count in self.counts() for number in range(count)]
 
     def counts(self) -> tuple[tuple[CalvinSplit, int], ...]:
         """Recordings of each split."""

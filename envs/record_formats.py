@@ -23,11 +23,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vw2_robot.data.array_files import read_arrays
+from vw2_robot.arrays import read_arrays, write_arrays
 from vw2_robot.data.calvin import CalvinSplit
 from vw2_robot.data.calvin_writer import CalvinWriter
 from vw2_robot.data.episodes import Demonstration, Episode, encode_jpeg
-from vw2_robot.errors import require
+from vw2_robot.errors import InputError
+from vw2_robot.mp4 import Mp4Writer
+from vw2_robot.storage import atomic_folder, write_text
 
 from .demonstrations import Recording
 from .instructions import load_instructions
@@ -61,6 +63,10 @@ class CalvinOutput:
     def __init__(self, out: Path, *, compress_level: int, spacing: int, environment: str) -> None:
         """`spacing`: frame numbers set aside per recording; `environment`: the text of `.hydra/merged_config.yaml`."""
         self._out, self._level, self._spacing, self._environment = out, compress_level, spacing, environment
+
+    def is_complete(self) -> bool:
+        """Never known before the recordings were counted: more may be asked for."""
+        return False
 
     def has(self, split: CalvinSplit, number: int) -> bool:
         """Say whether this recording is complete."""
@@ -99,7 +105,14 @@ class PartsOutput:
 
     def __init__(self, out: Path, pack: Pack) -> None:
         self._out, self._pack = out, pack
-        self._parts = out.with_name(out.name + ".parts")
+        self._parts = parts_folder(out)
+
+    def is_complete(self) -> bool:
+        """Say whether the container is there; parts that a kill left beside it go."""
+        if not self._out.exists():
+            return False
+        shutil.rmtree(self._parts, ignore_errors=True)
+        return True
 
     def has(self, split: CalvinSplit, number: int) -> bool:
         """Say whether this recording is complete."""
@@ -112,16 +125,13 @@ class PartsOutput:
         about = {"scene": recording.scene, "hz": recording.hz, "labels": labels, "failed": recording.failed}
         path = self._part(split, number)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as file:
-            np.savez(
-                file,
-                jpeg=np.concatenate(jpegs),
-                sizes=np.array([len(jpeg) for jpeg in jpegs]),
-                actions=recording.arrays["commanded_actions"],
-                about=np.array(json.dumps(about)),
-            )
-        temporary.replace(path)
+        arrays = {
+            "jpeg": np.concatenate(jpegs),
+            "sizes": np.array([len(jpeg) for jpeg in jpegs]),
+            "actions": recording.arrays["commanded_actions"],
+            "about": np.array(json.dumps(about)),
+        }
+        write_arrays(path, arrays)
 
     def outcomes(self, split: CalvinSplit) -> Iterator[Outcome]:
         """Yield what each recording shows, and where earlier tries failed."""
@@ -144,6 +154,11 @@ class PartsOutput:
 Output = CalvinOutput | PartsOutput
 
 
+def parts_folder(out: Path) -> Path:
+    """Where the recordings of a container wait."""
+    return out.with_name(out.name + ".parts")
+
+
 def parts_output(form: Literal["rlds", "video"], out: Path, *, world: str) -> PartsOutput:
     """Return the output for a format that is a container; `world` ("calvin", "arms") names an RLDS data set."""
     return PartsOutput(out, functools.partial(_pack_rlds, world) if form == "rlds" else _pack_videos)
@@ -164,35 +179,26 @@ def _pack_rlds(world: str, out: Path, parts: dict[CalvinSplit, list[Path]]) -> N
 
 def _pack_videos(out: Path, parts: dict[CalvinSplit, list[Path]]) -> None:
     """One mp4 per window beside `captions.jsonl`, one object a line: file, instruction, task, scene, hz, frames."""
-    ffmpeg = require("imageio_ffmpeg", extra="report")
-    temporary = out.with_name(out.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    for split, paths in parts.items():
-        (temporary / split).mkdir(parents=True)
-        lines = []
-        for path in paths:
-            part = _read_part(path)
-            for window, label in enumerate(part.about["labels"]):
-                episode = _window(part, window).episode
-                name = f"video_{_window_name(part, window)}.mp4"
-                _write_mp4(ffmpeg, temporary / split / name, episode)
-                caption = {"instruction": label["instruction"], "task": label["task"], "scene": part.about["scene"]}
-                lines.append(json.dumps({"file": name, **caption, "hz": episode.hz, "frames": len(episode)}))
-        (temporary / split / "captions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    temporary.replace(out)
+    with atomic_folder(out) as temporary:
+        for split, paths in parts.items():
+            (temporary / split).mkdir(parents=True)
+            lines = []
+            for path in paths:
+                part = _read_part(path)
+                for window, label in enumerate(part.about["labels"]):
+                    episode = _window(part, window).episode
+                    name = f"video_{_window_name(part, window)}.mp4"
+                    _write_mp4(temporary / split / name, episode)
+                    caption = {"instruction": label["instruction"], "task": label["task"], "scene": part.about["scene"]}
+                    lines.append(json.dumps({"file": name, **caption, "hz": episode.hz, "frames": len(episode)}))
+            write_text(temporary / split / "captions.jsonl", "\n".join(lines) + "\n")
 
 
-def _write_mp4(ffmpeg: Any, path: Path, episode: Episode) -> None:
-    height, width = episode.decode(0).shape[:2]
-    # bitexact and one thread: equal pictures give equal bytes
-    exact = ["-threads", "1", "-bitexact", "-map_metadata", "-1"]
-    stream = ffmpeg.write_frames(
-        str(path), (width, height), fps=episode.hz, quality=7, macro_block_size=2, output_params=exact
-    )
-    stream.send(None)
-    for index in range(len(episode)):
-        stream.send(np.ascontiguousarray(episode.decode(index)))
-    stream.close()
+def _write_mp4(path: Path, episode: Episode) -> None:
+    # bitexact: equal pictures give equal bytes
+    with Mp4Writer(path, fps=episode.hz, encoding=["-crf", "15", "-bitexact", "-map_metadata", "-1"]) as video:
+        for index in range(len(episode)):
+            video.add(episode.decode(index))
 
 
 @dataclass(frozen=True)
@@ -206,10 +212,13 @@ class _Part:
 
 
 def _read_part(path: Path) -> _Part:
-    names = ("jpeg", "sizes", "actions", "about")
-    part = read_arrays(path, names, cure="delete it: the same vw2-record command then makes this recording again")
-    pieces = np.split(part["jpeg"], np.cumsum(part["sizes"])[:-1])
-    return _Part(path, json.loads(str(part["about"])), tuple(p.tobytes() for p in pieces), part["actions"])
+    cure = "delete it and start vw2-record again, which makes this recording again"
+    part = read_arrays(path, ("jpeg", "sizes", "actions", "about"), cure=cure)
+    try:
+        pieces = np.split(part["jpeg"], np.cumsum(part["sizes"])[:-1])
+        return _Part(path, json.loads(str(part["about"])), tuple(p.tobytes() for p in pieces), part["actions"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{path} is no waiting recording ({error}); {cure}") from error
 
 
 def _demonstrations(paths: list[Path]) -> Iterator[Demonstration]:

@@ -6,8 +6,9 @@ from typing import Any
 
 from vw2_robot.data.calvin_writer import Label
 from vw2_robot.errors import InputError
+from vw2_robot.limits import Count, Rate, number
 
-from .arms import check_arms, solved_episode
+from .arms import check_world, solved_episode
 from .calvin import CalvinEnv
 from .demonstrations import Recorder, Recording
 from .physics import Physics
@@ -56,9 +57,10 @@ class ArmsSource:
 
     def __init__(self, config: RecordConfig) -> None:
         self._seed = config.seed
-        self._hz, self._image_size = float(config.env["hz"]), int(config.env["image_size"])
+        self._hz = number(Rate, config.env["hz"], "env.hz")
+        self._image_size = number(Count, config.env["image_size"], "env.image_size")
         self._arms = tuple(config.env["arms"])
-        check_arms(self._arms)
+        check_world(config.episodes, self._hz, self._image_size, self._arms)
         self._physics = Physics()
 
     def make(self, split: int, number: int) -> Recording:

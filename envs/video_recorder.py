@@ -10,19 +10,18 @@ divides it); encoding runs in ffmpeg's own process.
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, SupportsFloat
 
 import gymnasium
-import numpy as np
 from gymnasium.utils import RecordConstructorArgs
-from numpy.typing import NDArray
 
 from vw2_robot.errors import InputError, require
+from vw2_robot.mp4 import Mp4Writer
 
 DEFAULT_FPS = 30
+ENCODING = ("-crf", "20", "-preset", "medium", "-movflags", "+faststart")
 
 
 class VideoRecorder(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
@@ -63,7 +62,7 @@ class VideoRecorder(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs
         self._fps = env.metadata.get("render_fps", DEFAULT_FPS) / every
         self._episode = -1
         self._steps = 0
-        self._film: _Film | None = None
+        self._film: Mp4Writer | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Complete the film of the episode before, then reset and begin the next."""
@@ -72,7 +71,8 @@ class VideoRecorder(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs
         self._episode += 1
         self._steps = 0
         if self._trigger is None or self._trigger(self._episode):
-            self._film = _Film(self._folder / f"{self._prefix}_{self._episode:04d}.mp4", fps=self._fps)
+            path = self._folder / f"{self._prefix}_{self._episode:04d}.mp4"
+            self._film = Mp4Writer(path, fps=self._fps, encoding=ENCODING)
             self._shoot(self._film)
         return observation, info
 
@@ -93,60 +93,15 @@ class VideoRecorder(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs
         finally:
             self.env.close()
 
-    def _shoot(self, film: _Film) -> None:
+    def _shoot(self, film: Mp4Writer) -> None:
         picture: Any = self.env.render()
         try:
             film.add(picture)
-        except InputError:
+        except (InputError, OSError):
             self._film = None  # it cannot be continued; the episode can
             raise
 
     def _finish(self) -> None:
         film, self._film = self._film, None
         if film is not None:
-            film.finish()
-
-
-class _Film:
-    """One mp4 under way (yuv420p, index first, so that browsers play it). One encoder thread: equal bytes each time."""
-
-    def __init__(self, path: Path, *, fps: float) -> None:
-        self._path, self._fps = path, fps
-        self._temporary = path.with_name(f".{path.name}")
-        self._ffmpeg: subprocess.Popen[bytes] | None = None
-
-    def add(self, picture: NDArray[np.uint8]) -> None:
-        """One more picture, [H, W, 3]."""
-        if self._ffmpeg is None:
-            self._ffmpeg = self._start(height=picture.shape[0], width=picture.shape[1])
-        assert self._ffmpeg.stdin is not None
-        try:
-            self._ffmpeg.stdin.write(picture.tobytes())
-        except OSError as error:
-            self.finish()  # says why it ended, if it can
-            raise InputError(f"ffmpeg ended before {self._path} was complete: {error}") from error
-
-    def finish(self) -> None:
-        """Give the film its name; InputError with ffmpeg's last words where there is no film."""
-        ffmpeg, self._ffmpeg = self._ffmpeg, None
-        assert ffmpeg is not None, "a film begins with a picture"
-        _, said = ffmpeg.communicate()
-        if ffmpeg.returncode != 0:
-            last = said.decode(errors="replace").strip().splitlines()[-1:] or ["nothing"]
-            raise InputError(
-                f"ffmpeg did not write {self._path} (exit status {ffmpeg.returncode}, it said: {last[0]}); is the "
-                "folder still there and writable, is the disk full?"
-            )
-        self._temporary.replace(self._path)
-
-    def _start(self, *, height: int, width: int) -> subprocess.Popen[bytes]:
-        program = require("imageio_ffmpeg", extra="report").get_ffmpeg_exe()
-        pictures = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{self._fps:g}", "-i", "-"]
-        even = ["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2"]  # the format has no odd sizes
-        codec = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "20", "-preset", "medium", "-threads", "1"]
-        return subprocess.Popen(
-            [program, "-v", "error", "-y", *pictures, *even, *codec, "-movflags", "+faststart", str(self._temporary)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
+            film.close()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from vw2_robot.data.statistics import NormalisationMode
+from vw2_robot.limits import Count
 from vw2_robot.models.action_head import ActionHeadConfig
 from vw2_robot.models.ar_policy import PolicyConfig
 from vw2_robot.models.lora import LoRAConfig
@@ -30,6 +31,11 @@ class CalvinData:
     """folder where the decoded pictures are kept, for all runs that are given it; null: the run's own"""
 
     def __post_init__(self) -> None:
+        if self.validation_split is None and not 0 < self.validation_fraction < 1:
+            raise ValueError(
+                f"data.validation_fraction={self.validation_fraction}, expected a number between 0 and 1, neither of "
+                "them: validation needs a share of the trajectories"
+            )
         if self.validation_split == self.split:
             raise ValueError(f"data.split and data.validation_split are both {self.split!r}; nothing would be held out")
 
@@ -41,7 +47,7 @@ class Network:
     like: str | None = None
     """checkpoint or run folder whose network is taken, its sizes and not its weights; the rest is then ignored"""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
-    stride: int = 4
+    stride: Count = 4
     """s, actions per latent step"""
 
 
@@ -82,7 +88,7 @@ class Finetune:
 
     run_dir: str
     policy: str
-    """checkpoint or run folder of the pre-trained policy (a pretrain-on-openx run_dir too), or "scratch" """
+    """checkpoint or run folder of the pre-trained policy (a pretrain-on-openx run_dir too), builtin:NAME, or scratch"""
     data: CalvinData
     loop: LoopConfig
     arm: str | None = None

@@ -4,7 +4,7 @@ Only the trajectories that `label_fraction` selects, and the held-out ones, have
 array is never opened. Pictures come from a frame cache made once (video only). Method specification 3.1 and 3.3.
 """
 
-# n windows · H latent steps · s frames per step · A action dims · L trajectory length
+# n windows · H latent steps · s clip frames per step · A action dims · L trajectory length
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -18,9 +18,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vw2_robot.data.calvin import CalvinDataset, Trajectory
+from vw2_robot.data.clips import frame_offsets
 from vw2_robot.data.frames import FrameCache, cache_frames, resize_frame, split_episodes
 from vw2_robot.data.labels import Labels, choose_labels, label_stratum
-from vw2_robot.data.statistics import ActionStatistics, NormalisationMode
+from vw2_robot.data.statistics import ActionStatistics, NormalisationMode, check_relative
 from vw2_robot.errors import InputError
 from vw2_robot.models.dldm import DLDM
 from vw2_robot.pixels import to_model_range
@@ -106,6 +107,26 @@ def _span(trajectory: Trajectory) -> range:
     return range(trajectory.start, trajectory.end + 1)
 
 
+def window_offsets(
+    steps: int, *, stride: int, hz: float, target_hz: float | None = None, gap_s: float | None = None
+) -> NDArray[np.int64]:
+    """Positions [1 + s*H] of a window's clip frames after its start, in the time base that the codes were learned in.
+
+    Each latent step spans the same number of time steps, of which each has an action: `window_offsets(...)[s]`.
+
+    Raises:
+        InputError: H latent steps last no whole number of time steps each.
+    """
+    offsets = frame_offsets(1 + steps * stride, hz=hz, stride_s=stride, target_hz=target_hz, gap_s=gap_s)
+    if (np.diff(offsets[::stride]) != offsets[stride]).any():
+        raise InputError(
+            f"latent_steps={steps}: the latent steps of codes with target_hz {target_hz} and gap_s {gap_s} end at time "
+            f"steps {offsets[stride::stride].tolist()} of data at {hz:g} Hz, not all after the same number of actions; "
+            f"set latent_steps=1, or pre-train on a whole number of them (data.gap_s={offsets[stride] / hz:.4g}, say)"
+        )
+    return offsets
+
+
 class VideoWindows:
     """Windows of H latent steps of the given trajectories, without their actions.
 
@@ -114,7 +135,9 @@ class VideoWindows:
         frames: its pictures in the size of the dLDM.
         trajectories: positions in the data set.
         steps: H.
-        stride: s.
+        stride: s, clip frames of a latent step.
+        target_hz: see `vw2_robot.data.clips`.
+        gap_s: see there.
         start_every: frames between two starts. The last time step has no next frame, so it starts no window.
         pictures: its pictures in the size of the policy, where that is another; else `frames`.
 
@@ -123,6 +146,7 @@ class VideoWindows:
 
     Attributes:
         episode: int [n], start: int [n]: trajectory and first frame of each window.
+        ahead: int [1 + s*H], the frames that codes are made of, relative to the start.
         codes: int64 [n, H, N] teacher codes of the frames that follow, once taught; steps past the end are False in
             `valid`.
     """
@@ -135,6 +159,8 @@ class VideoWindows:
         *,
         steps: int,
         stride: int,
+        target_hz: float | None = None,
+        gap_s: float | None = None,
         start_every: int = 1,
         pictures: FrameCache | None = None,
     ) -> None:
@@ -146,9 +172,9 @@ class VideoWindows:
         if not len(self.start):
             raise InputError(f"{dataset.path}: none of the {len(starts)} chosen trajectories has two time steps")
         self._lengths = np.array([frames.episodes[i].length for i in self.episode])
-        ends = self.start[:, None] + stride * (np.arange(steps) + 1)
-        self.valid = ends < self._lengths[:, None]
-        self._steps, self._stride = steps, stride
+        hz = frames.episodes[trajectories[0]].hz
+        self.ahead = window_offsets(steps, stride=stride, hz=hz, target_hz=target_hz, gap_s=gap_s)
+        self.valid = self.start[:, None] + self.ahead[stride::stride] < self._lengths[:, None]
         self.codes = np.zeros((len(self.start), steps, 0), np.int64)
 
     def __len__(self) -> int:
@@ -161,11 +187,10 @@ class VideoWindows:
 
     def teach(self, dldm: DLDM, device: torch.device, *, batch: int = 128) -> None:
         """Fill `codes` with the dLDM's codes of the frames that follow each start."""
-        ahead = np.arange(self._steps * self._stride + 1)
         found = []
         for i in tqdm(range(0, len(self), batch), desc="codes", unit="batch", disable=None, dynamic_ncols=True):
             rows = slice(i, i + batch)
-            times = np.minimum(self.start[rows, None] + ahead, self._lengths[rows, None] - 1)
+            times = np.minimum(self.start[rows, None] + self.ahead, self._lengths[rows, None] - 1)
             pixels = self.frames.read_batch(self.episode[rows], times)
             found.append(dldm.indices(to_model_range(torch.from_numpy(pixels).to(device))).cpu().numpy())
         self.codes = np.concatenate(found)
@@ -184,9 +209,13 @@ class VideoWindows:
 class LabelledWindows(VideoWindows):
     """Every start frame of the given trajectories as one window, with the actions that follow.
 
+    Raises:
+        InputError: no trajectory has two time steps, or actions are not relative ones, which no robot of ours takes.
+
     Attributes:
         statistics: of these trajectories' actions, or those given.
-        actions: float32 [n, s*H, A], normalised; rows past the end of the trajectory are 0 and False in `real`.
+        actions: float32 [n, R, A], normalised, one for each of the R = ahead[-1] time steps of a window; rows past the
+            end of the trajectory are 0 and False in `real`.
         poses: float32 [n, P], the hand at each start, see `hand_poses`; P is 0 unless `with_poses`.
     """
 
@@ -198,17 +227,30 @@ class LabelledWindows(VideoWindows):
         *,
         steps: int,
         stride: int,
+        target_hz: float | None = None,
+        gap_s: float | None = None,
         pictures: FrameCache | None = None,
         statistics: ActionStatistics | None = None,
         normalisation: NormalisationMode = "q01_q99",
         with_poses: bool = False,
     ) -> None:
-        super().__init__(dataset, frames, trajectories, steps=steps, stride=stride, pictures=pictures)
+        super().__init__(
+            dataset,
+            frames,
+            trajectories,
+            steps=steps,
+            stride=stride,
+            target_hz=target_hz,
+            gap_s=gap_s,
+            pictures=pictures,
+        )
         more = ("robot_obs",) if with_poses else ()
         read = [dataset.read_actions_and(dataset.trajectories[i], *more) for i in trajectories]
         raw = [actions for actions, *_ in read]
+        for i, actions in zip(trajectories, raw, strict=True):
+            check_relative(actions, f"{dataset.folder}, {dataset.trajectories[i].trajectory_id}")
         self.statistics = statistics or ActionStatistics.from_actions(np.concatenate(raw), mode=normalisation)
-        span = steps * stride
+        span = int(self.ahead[-1])
         self.actions = np.zeros((len(self), span, raw[0].shape[1]), np.float32)
         self.real = np.zeros((len(self), span), bool)
         row = 0

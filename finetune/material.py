@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from vw2_robot.data.calvin import CalvinDataset
+from vw2_robot.data.calvin import CALVIN_HZ, CalvinDataset
+from vw2_robot.data.clips import time_base_of
 from vw2_robot.data.frames import FrameCache
-from vw2_robot.data.labels import write_labels
 from vw2_robot.data.statistics import ActionStatistics
 from vw2_robot.errors import InputError
 from vw2_robot.runs import Run
@@ -42,7 +42,7 @@ class Pictures:
 
 
 def open_material(config: Finetune, start: StartingPoint, run: Run, device: torch.device) -> Material:
-    """Open the data, write labels.json, make the windows and their teacher codes.
+    """Open the data, make the windows and their teacher codes.
 
     Raises:
         InputError: the policy cannot act as often as it shall look, or the data do not fit.
@@ -51,7 +51,6 @@ def open_material(config: Finetune, start: StartingPoint, run: Run, device: torc
     folder = run.path / "frames" if config.data.frames is None else Path(config.data.frames)
     seen = _pictures(CalvinDataset(config.data.path, config.data.split), start, folder)
     split = _split(config, seen)
-    write_labels(run.path / "labels.json", split.labels)
     train = _labelled(config, start, seen, split.train, statistics=None)
     other, held = seen, split.validation
     if config.data.validation_split is not None:
@@ -62,6 +61,7 @@ def open_material(config: Finetune, start: StartingPoint, run: Run, device: torc
         f"{len(split.train)} labelled trajectories of {split.labels.total} ({len(train)} windows), "
         f"{len(held)} held out; actions of the others stay unread"
     )
+    _say_rates(start, run)
     unlabelled = _unlabelled(config, start, run, folder, seen, split.unlabelled)
     if start.dldm is not None:
         start.dldm.to(device).eval()
@@ -69,6 +69,21 @@ def open_material(config: Finetune, start: StartingPoint, run: Run, device: torc
         for windows in (*labelled, *([unlabelled] if unlabelled is not None else [])):
             windows.teach(start.dldm, device)
     return Material(split, train, held_out, unlabelled, seen.frames.episodes[0].hz)
+
+
+def _say_rates(start: StartingPoint, run: Run) -> None:
+    """What a latent step lasts, where it is not one clip frame for each action or not what it was in pre-training."""
+    if start.dldm is None:
+        return
+    learned = start.facts.get("latent_hz") or [CALVIN_HZ]
+    if start.time_base != time_base_of({}):
+        run.say(f"a latent step lasts {start.stride / CALVIN_HZ:.3g} s, as in pre-training: {start.stride} actions")
+    elif CALVIN_HZ not in learned:
+        run.say(
+            f"the codes were learned on consecutive frames at {' and '.join(f'{hz:g}' for hz in learned)} Hz, here "
+            f"they are of consecutive frames at {CALVIN_HZ:g} Hz; data.target_hz or data.gap_s in pre-training makes a "
+            "code the same span of time everywhere"
+        )
 
 
 def _split(config: Finetune, seen: Pictures) -> LabelledSplit:
@@ -121,7 +136,8 @@ def _labelled(
         seen.frames,
         trajectories,
         steps=config.latent_steps,
-        stride=start.stride,
+        stride=start.clip_stride,
+        **start.time_base,
         pictures=seen.policy,
         statistics=statistics,
         normalisation=config.normalisation,
@@ -148,7 +164,8 @@ def _unlabelled(
         seen.frames,
         rest,
         steps=config.latent_steps,
-        stride=start.stride,
+        stride=start.clip_stride,
+        **start.time_base,
         start_every=start.stride,
         pictures=seen.policy,
     )

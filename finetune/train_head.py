@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from torch import nn
 from vw2_robot.checkpoint import load_checkpoint, load_optimizer, save_checkpoint, weights_digest
 from vw2_robot.cli import program
 from vw2_robot.config_tree import config_tree
+from vw2_robot.data.labels import write_labels
 from vw2_robot.models.action_head import ActionHead, ActionHeadConfig
 from vw2_robot.models.lora import LoRA
 from vw2_robot.optim import build_optimizer, optimizer_step
@@ -36,11 +38,16 @@ STREAM_INIT, STREAM_BATCH, STREAM_UNLABELLED = 50, 51, 52
 
 def finetune(config: Finetune) -> None:
     """Train the head (and the policy), or return at once when complete."""
+    with _open_run(config) as run:
+        if run.complete:
+            run.say(f"complete at step {run.start}: {run.checkpoint}")
+        else:
+            _train(config, run)
+
+
+def _train(config: Finetune, run: Run) -> None:
+    """All steps that are left, from the last checkpoint on."""
     loop = config.loop
-    run = _open_run(config)
-    if run.complete:
-        run.say(f"complete at step {run.start}: {run.checkpoint}")
-        return
     device = config.hardware.torch_device()
     start = starting_point(config)
     material = open_material(config, start, run, device)
@@ -53,6 +60,8 @@ def finetune(config: Finetune) -> None:
     if run.checkpoint is not None:
         _restore(run.checkpoint, start, head, adapters)
         load_optimizer(run.checkpoint, optimizer)
+    run.begin()
+    write_labels(run.path / "labels.json", material.split.labels)
     for step in run.steps():
         draw = generator(config.seed, step, stream=STREAM_BATCH)
         rows = torch.randint(len(train), (loop.batch,), generator=draw).numpy()
@@ -80,7 +89,6 @@ def finetune(config: Finetune) -> None:
                 _judge(run, validate(config, policy, head, material.held_out, device=device))
         if run.due(step, loop.save_every):
             run.save(step, lambda path: _save(path, config, start, material, head, adapters, optimizer))
-    run.close()
 
 
 def _judge(run: Run, found: Validation) -> None:
@@ -93,12 +101,16 @@ def _judge(run: Run, found: Validation) -> None:
     )
 
 
+def run_tree(config: Finetune) -> dict[str, Any]:
+    """What decides the result of this stage."""
+    return {key: value for key, value in config_tree(config).items() if key not in ("run_dir", "hardware")}
+
+
 def _open_run(config: Finetune) -> Run:
-    tree = {k: v for k, v in config_tree(config).items() if k not in ("run_dir", "hardware")}
     loop = config.loop
     return Run(
         config.run_dir,
-        tree,
+        run_tree(config),
         stage="finetune",
         total_steps=loop.steps,
         save_every=loop.save_every,
@@ -173,7 +185,7 @@ def _restore(path: Path, start: StartingPoint, head: ActionHead, adapters: LoRA 
     load_checkpoint(path, kind="policy").load_into(head=head, **modules)
 
 
-main = program(Finetune, config_name="finetune")(finetune)
+main = program(Finetune, config_name="finetune", one_process=True)(finetune)
 
 if __name__ == "__main__":
     main()

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
 from tqdm import tqdm
 
 from vw2_robot.data.episodes import BadEpisodes, Episode, EpisodeSource, TooManyBadError
-from vw2_robot.data.formats import open_source, recognise
+from vw2_robot.data.formats import open_training, recognise
 from vw2_robot.data.frames import FrameCache, cache_frames
 from vw2_robot.data.mixtures import open_mixture
 from vw2_robot.data.openx import find_source
 from vw2_robot.data.rlds import RldsSource
 from vw2_robot.errors import InputError
+from vw2_robot.runs import mark, read_mark
 
 from .config import DataConfig, Pretrain
 
@@ -30,23 +31,26 @@ def open_sources(data: DataConfig) -> list[tuple[EpisodeSource, float]]:
     if data.mixture is not None:
         assert isinstance(data.path, str)
         members = open_mixture(data.mixture, data.path)
-        return [(member.open(splits=data.splits, max_bad=data.max_bad), member.weight) for member in members]
+        splits = data.splits or ("train",)
+        return [(member.open(splits=splits, max_bad=data.max_bad), member.weight) for member in members]
     paths = data.path if isinstance(data.path, list) else [data.path]
-    sources = [_open(path, data) for path in paths]
-    same = [name for name, count in Counter(source.name for source in sources).items() if count > 1]
+    opened = [_open(path, data) for path in paths]
+    names = Counter(name for sources in opened for name in {source.name for source in sources})
+    same = [name for name, count in names.items() if count > 1]
     if same:
         raise InputError(
             f"data.path={paths}: more than one data set is called {', '.join(same)}; episodes are told apart by the "
             "names of their data sets, so rename a folder"
         )
-    return [(source, 1.0) for source in sources]
+    return [(source, 1.0) for sources in opened for source in sources]
 
 
-def _open(path: str, data: DataConfig) -> EpisodeSource:
+def _open(path: str, data: DataConfig) -> Sequence[EpisodeSource]:
     if "://" in path or recognise(Path(path)) == "rlds" or data.source is not None:
         row = find_source(data.source) if data.source is not None else None
-        return RldsSource(path, splits=data.splits, source=row, image_key=data.image_key, max_bad=data.max_bad)
-    return open_source(path, image_key=data.image_key)
+        splits, key = data.splits or ("train",), data.image_key
+        return [RldsSource(path, splits=splits, source=row, image_key=key, hz=data.hz, max_bad=data.max_bad)]
+    return open_training(path, splits=data.splits, image_key=data.image_key, hz=data.hz)
 
 
 def _identity(path: str) -> str:
@@ -82,7 +86,8 @@ def cache_sources(config: Pretrain, out: Path) -> FrameCache:
     data = config.data
     sources, bad = open_sources(data), BadEpisodes(data.max_bad)
     episodes = chain.from_iterable(heads(source, limit=data.cache_episodes, bad=bad) for source, _ in sources)
-    if not (out / "index.json").is_file():  # see that the data can be read before `out` is bound to them
+    was_complete = (out / "index.json").is_file()
+    if not was_complete:  # see that the data can be read before `out` is bound to them
         episodes = chain(list(islice(episodes, 1)), episodes)
 
     with tqdm(desc="frames", unit="episode", disable=None, dynamic_ncols=True) as bar:
@@ -101,11 +106,34 @@ def cache_sources(config: Pretrain, out: Path) -> FrameCache:
             description={
                 "path": [_identity(p) for p in data.path] if isinstance(data.path, list) else _identity(str(data.path)),
                 "mixture": data.mixture,
-                "splits": list(data.splits),
+                "splits": list(data.splits or ("train",)),
                 "source": data.source,
                 "image_key": data.image_key,
                 "cache_episodes": data.cache_episodes,
+                **({} if data.hz is None else {"hz": data.hz}),
             },
             progress=progress,
         )
+    _tell_of_new_parts(out, [source for source, _ in sources], was_complete=was_complete)
     return FrameCache(out)
+
+
+def _tell_of_new_parts(out: Path, sources: Sequence[EpisodeSource], *, was_complete: bool) -> None:
+    """Say what has come to the data sets since the cache was complete: it is not in there, and nobody trains on it.
+
+    `parts.json` keeps what the data sets were made of then.
+    """
+    file = out / "parts.json"
+    parts = [[source.name, part.name, part.episodes] for source in sources for part in source.parts()]
+    known = read_mark(file) if was_complete else None
+    if known is None:
+        mark(file, {"parts": parts})
+        return
+    before = set(map(tuple, known["parts"]))
+    if new := [f"{source}: {name}" for source, name, count in parts if (source, name, count) not in before]:
+        shown = ", ".join(new[:5]) + (", ..." if len(new) > 5 else "")
+        print(
+            f"frames: {len(new)} of {len(parts)} parts of the data ({shown}) are not in {out}, which was complete "
+            "before they came or changed; use another run_dir, or delete this one, to train on them",
+            flush=True,
+        )

@@ -108,7 +108,7 @@ def training_clips(
 
     hidden = {(frames.episodes[index].source, frames.episodes[index].episode_id) for index in held_out}
     options = StreamOptions(
-        WindowOptions(frames=config.dldm.frames, stride_s=config.dldm.stride, target_hz=data.target_hz),
+        WindowOptions(frames=config.dldm.frames, stride_s=config.dldm.stride, **data.time_base),
         height=config.dldm.height,
         width=config.dldm.width,
         aspect=data.aspect,
@@ -133,7 +133,7 @@ def clip_sampler(config: Pretrain, frames: FrameCache, episodes: list[int], *, a
         episodes,
         frames=config.dldm.frames,
         stride_s=config.dldm.stride,
-        target_hz=config.data.target_hz,
+        **config.data.time_base,
         seed=config.seed,
         augmentation=config.data.augmentation if augment else Augmentation(),
     )

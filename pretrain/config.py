@@ -7,16 +7,19 @@ trained dLDM.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from vw2_robot.checkpoint import resolve
 from vw2_robot.config_tree import config_tree
-from vw2_robot.data.clips import Augmentation
+from vw2_robot.data.clips import Augmentation, TimeBase, frame_offsets
 from vw2_robot.data.frames import Aspect, FrameCache, split_episodes
 from vw2_robot.data.open_replay import ReplayConfig
 from vw2_robot.errors import InputError
+from vw2_robot.limits import Rate, Share, Unbounded
+from vw2_robot.locks import lock_folder
 from vw2_robot.models.ar_policy import PolicyConfig
 from vw2_robot.models.dldm_config import DLDMConfig
 from vw2_robot.models.vdm import Geometry, VDMConfig
@@ -38,15 +41,18 @@ class DataConfig:
     """octo, openvla, videoworld2, or a yaml file with `name: weight`: many Open-X sets below `path`"""
     source: str | None = None
     """name of its row in the Open-X table; default: the data set's own name"""
-    splits: tuple[str, ...] = ("train",)
-    """of an RLDS set; other formats take what they call training"""
+    splits: tuple[str, ...] | None = None
+    """of every data set: names of its splits (for RLDS also slices, for videos folders in the folder); null: what it
+    calls training, and all of a folder of videos"""
     image_key: str | None = None
     """camera to use instead of the table's"""
+    hz: Rate | None = None
+    """frames per second of an RLDS set, of pickles or videos that do not tell it, or tell it wrongly"""
     stream: bool = False
     """train the video prior and the dLDM on clips read from the data sets all the time instead of from the frame cache;
     then only validation, latent cache and policy need the cache, and `cache_episodes` bounds it"""
     cache_episodes: int | None = None
-    """episodes of each data set that go into the frame cache, from the heads of all its files; null: all"""
+    """episodes of each data set (and split) that go into the frame cache, from the heads of all files; null: all"""
     shuffle_mb: int = 256
     """stream: compressed pictures held for shuffling"""
     decode_threads: int = 2
@@ -55,24 +61,38 @@ class DataConfig:
     aspect: Aspect = "stretch"
     max_bad: int = 10
     """undecodable episodes that are named and skipped before the run stops"""
-    target_hz: float | None = None
+    target_hz: Rate | None = None
     """resample to this rate; null takes consecutive frames, as released"""
-    validation_fraction: float = 0.1
+    gap_s: Rate | None = None
+    """instead of target_hz: seconds that a latent step lasts, whatever the source's rate"""
+    validation_fraction: Share = 0.1
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
         for name in ("cache_episodes", "shuffle_mb"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"data.{name} must be at least 1, found {value}")
+        chosen = {"source": self.source, "image_key": self.image_key, "hz": self.hz}
+        unused = [f"data.{name}" for name, value in chosen.items() if value is not None]
+        if self.mixture is not None and unused:
+            raise ValueError(
+                f"{' and '.join(unused)}: data.mixture={self.mixture} takes that from the table of sources"
+            )
         if isinstance(self.path, list) and (not self.path or self.mixture is not None or self.source is not None):
             raise ValueError(
                 f"data.path is a list of {len(self.path)}; give at least one data set, and neither data.mixture nor "
                 "data.source with a list, since those speak of one folder"
             )
+        frame_offsets(1, hz=1.0, **self.time_base)
         if self.decode_threads < 0:
             raise ValueError(f"data.decode_threads must not be negative, found {self.decode_threads}")
         if self.stream and self.path is None:
             raise ValueError("data.stream=true needs data.path, since a frame cache is no data set to stream from")
+
+    @property
+    def time_base(self) -> TimeBase:
+        """How clips are timed."""
+        return TimeBase(target_hz=self.target_hz, gap_s=self.gap_s)
 
 
 @dataclass(frozen=True)
@@ -84,13 +104,13 @@ class PhasesConfig:
     advance: Literal["steps", "ratio"] = "steps"
     """when phase 2 begins. steps: after phase 1's steps, with a word in the log if `advance_ratio` is not reached;
     ratio: at the first validation at or below it, and never before: phase 1's steps are then the most it may take"""
-    advance_ratio: float = 0.5
+    advance_ratio: Unbounded = 0.5
     """held-out reconstruction / copy-first at which codes and hint carry enough motion for phase 2"""
     with_vdm: bool = True
     """off: phase 2 goes on with phase 1's loss; no VDM is trained, built or saved (Table 3a, first row; VideoWorld)"""
     stop_gradient: bool = True
     """phase 2: L_rec trains the decoder alone; off: it goes on shaping the codes (Table 3a, second row)"""
-    vdm_lr_mult: float = 1.0
+    vdm_lr_mult: Rate = 1.0
     """phase 2: learning rate of VDM, projection and control over that of the autoencoder; small runs erode their codes
     when the encoder moves as fast as a VDM that does not use them yet"""
     denoise_weight: float = 1.0
@@ -116,9 +136,9 @@ class PhasesConfig:
     validation_clips: int = 64
     usage_clips: int = 1024
     """clips over which codes.json counts codes"""
-    perplexity_alarm: float = 0.01
+    perplexity_alarm: Unbounded = 0.01
     """share of the codes (that a stretch of training could show) below which the perplexity raises an alarm"""
-    shuffle_alarm: float = 1.02
+    shuffle_alarm: Unbounded = 1.02
     """phase 2: ratio of the denoising loss with another clip's codes below which the VDM is said to ignore codes"""
     alarm_after: int = 3
     """validations in a row that must be bad for an alarm"""
@@ -254,7 +274,18 @@ class Pretrain:
     def stage_tree(self, *sections: str) -> dict[str, Any]:
         """The named sections as plain values."""
         tree = config_tree(self)
+        tree["data"]["splits"] = list(self.data.splits or ("train",))  # as runs wrote it when that was the default
         return {name: tree[name] for name in sections}
+
+
+def alone(stage: Callable[[Pretrain], None]) -> Callable[[Pretrain], None]:
+    """The stage as a program: as long as it runs, no other one works in this run_dir, whatever its stage."""
+
+    def owner(config: Pretrain) -> None:
+        with lock_folder(Path(config.run_dir), what="pre-training"):
+            stage(config)
+
+    return owner
 
 
 def finished_stage(config: Pretrain, stage: Literal["vdm", "dldm"]) -> Path:
@@ -299,5 +330,18 @@ def open_frames(config: Pretrain) -> FrameCache:
 
 
 def training_split(config: Pretrain, cache: FrameCache) -> tuple[list[int], list[int]]:
-    """(training, validation) episode indices; equal videos never lie on both sides."""
-    return split_episodes(cache, validation_fraction=config.data.validation_fraction, seed=config.seed)
+    """(training, validation) episode indices; equal videos never lie on both sides.
+
+    Raises:
+        InputError: nothing is left on one of the sides.
+    """
+    fraction = config.data.validation_fraction
+    train, held_out = split_episodes(cache, validation_fraction=fraction, seed=config.seed)
+    if not train or not held_out:
+        different = len({episode.sha256 for episode in cache.episodes})
+        raise InputError(
+            f"data.validation_fraction={fraction}: nothing can be held out of {cache.path}, whose "
+            f"{len(cache.episodes)} episodes are {different} different videos; training "
+            "needs at least two, since it is judged on video that it has not seen"
+        )
+    return train, held_out

@@ -25,6 +25,7 @@ from vw2_robot.models.vdm import VDM
 from vw2_robot.models.video_codec import VideoCodec
 from vw2_robot.pixels import to_model_range, to_pixels
 from vw2_robot.runs import generator, mark
+from vw2_robot.storage import atomic_write
 
 from .config import PhasesConfig, Pretrain
 from .targets import frame_error, make_hint
@@ -164,7 +165,7 @@ def code_usage(dldm: DLDM, frames: FrameCache, config: Pretrain, *, device: torc
         list(range(len(frames.episodes))),
         frames=config.dldm.frames,
         stride_s=config.dldm.stride,
-        target_hz=config.data.target_hz,
+        **config.data.time_base,
         seed=config.seed,
     )
     clips = config.train_dldm.usage_clips
@@ -235,6 +236,5 @@ def _write_sheet(path: Path, columns: list[NDArray[np.uint8]], *, scale: int = 2
         for r, picture in enumerate(column):
             top, left = r * (height * scale + gap), c * (width * scale + gap)
             sheet[top : top + height * scale, left : left + width * scale] = picture.repeat(scale, 0).repeat(scale, 1)
-    temporary = path.with_name(f".{path.name}.tmp")
-    Image.fromarray(sheet).save(temporary, format="PNG")
-    temporary.replace(path)
+    with atomic_write(path) as temporary:
+        Image.fromarray(sheet).save(temporary, format="PNG")

@@ -11,7 +11,6 @@ processes if asked; a killed run goes on, with any number of them.
 from __future__ import annotations
 
 import multiprocessing
-import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -28,14 +27,16 @@ from vw2_robot.cli import program
 from vw2_robot.config_tree import differing_keys
 from vw2_robot.data.clips import effective_hz, make_windows
 from vw2_robot.data.frames import FrameCache
-from vw2_robot.data.latents import LatentWindows, finish, missing_shards, read_shards, write_shard
+from vw2_robot.data.latents import LatentCache, LatentWindows, finish, missing_shards, read_shards, write_shard
 from vw2_robot.errors import InputError
 from vw2_robot.locks import lock_folder
 from vw2_robot.models.dldm import DLDM
 from vw2_robot.pixels import to_model_range
-from vw2_robot.storage import read_json, write_json, write_text
+from vw2_robot.process import end_children, end_with_parent, stops_held_back
+from vw2_robot.runs import mark, read_mark
+from vw2_robot.storage import write_text
 
-from .config import Pretrain, finished_stage, open_frames
+from .config import Pretrain, alone, finished_stage, open_frames
 from .train_dldm import encoder_hash
 
 EPISODES_PER_SHARD = 64
@@ -44,22 +45,24 @@ EPISODES_PER_SHARD = 64
 def extract_latents(config: Pretrain) -> None:
     """Write run_dir/latents, or return at once when it is complete."""
     folder = config.stage_dir("latents")
-    asked = config.stage_tree("extract_latents") | {"target_hz": config.data.target_hz}
+    with lock_folder(folder, what="encoding latents"):
+        _extract(config, folder)
+
+
+def _extract(config: Pretrain, folder: Path) -> None:
+    asked = config.stage_tree("extract_latents") | config.data.time_base
     _check_plan(folder, asked)
     if (folder / "index.json").is_file():
+        LatentCache(folder)  # complete, if all of it is there
         return
-    with lock_folder(folder, what="extracting latents"):
-        _extract(config, folder, asked)
-
-
-def _extract(config: Pretrain, folder: Path, asked: dict[str, object]) -> None:
-    """Write the shards that are missing, then the index."""
+    config.hardware.torch_device()  # whether it is there is known before anything is written
     frames = open_frames(config)
     dldm, checkpoint = _teacher(config)
     identity = {"encoder_hash": encoder_hash(dldm), "frames_digest": frames.digest}
     plan = identity | asked | {"episodes_per_shard": EPISODES_PER_SHARD}
     _check_plan(folder, plan)
-    write_json(folder / "plan.json", plan)
+    mark(folder / "plan.json", plan)
+    _drop_unfinished(folder)
     shards = [
         range(first, min(first + EPISODES_PER_SHARD, len(frames.episodes)))
         for first in range(0, len(frames.episodes), EPISODES_PER_SHARD)
@@ -69,9 +72,8 @@ def _extract(config: Pretrain, folder: Path, asked: dict[str, object]) -> None:
         for _ in _write_shards(Encoder(config, dldm, frames), checkpoint, {n: shards[n] for n in missing}):
             bar.update()
     windows = read_shards(folder, len(shards))
-    facts = _facts(config, frames, windows)
-    finish(folder, shards=len(shards), facts=identity | facts)
-    _say(folder, facts)
+    finish(folder, shards=len(shards), facts=identity | _facts(config, frames, windows))
+    _say(folder, read_mark(folder / "index.json") or {})
 
 
 def _teacher(config: Pretrain) -> tuple[DLDM, Path]:
@@ -114,19 +116,27 @@ def _write_shards(encoder: Encoder, checkpoint: Path, missing: dict[int, range])
     arguments = (config, checkpoint, encoder.frames.path, threads)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_open_encoder, initargs=arguments)
     try:
-        for future in as_completed([pool.submit(_write_one, *job) for job in missing.items()]):
+        with stops_held_back():  # workers inherit this: a stop is the parent's to handle, also while they import
+            futures = [pool.submit(_write_one, *job) for job in missing.items()]
+        for future in as_completed(futures):
             yield future.result()
     except BrokenProcessPool:
         raise InputError(
             "a process that encodes latents died; finished shards are kept. Often this is memory: start again with "
             f"fewer than workers={workers}"
         ) from None
-    except KeyboardInterrupt:  # a shard may take minutes, and comes whole or not at all
-        for process in multiprocessing.active_children():
-            process.terminate()
+    except BaseException:  # stopped, or a shard cannot be written: nobody waits for the others
+        end_children()
+        _drop_unfinished(config.stage_dir("latents"))
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _drop_unfinished(folder: Path) -> None:
+    """Remove what a process that was ended left of a shard."""
+    for leftover in folder.glob(".windows-*.tmp"):
+        leftover.unlink()
 
 
 _encoder: Encoder | None = None
@@ -134,7 +144,7 @@ _encoder: Encoder | None = None
 
 def _open_encoder(config: Pretrain, checkpoint: Path, frames: Path, threads: int) -> None:
     global _encoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    end_with_parent()
     torch.set_num_threads(threads)
     dldm = DLDM(config.dldm)
     load_checkpoint(checkpoint, kind="dldm").load_into(dldm=dldm)
@@ -154,7 +164,7 @@ def _facts(config: Pretrain, frames: FrameCache, windows: LatentWindows) -> dict
         "stride": stride,
         "steps": config.dldm.steps,
         "cache_stride": cache_stride,
-        "hz": sorted({effective_hz(e.hz, config.data.target_hz) for e in frames.episodes}),
+        "hz": sorted({effective_hz(e.hz, stride_s=stride, **config.data.time_base) for e in frames.episodes}),
         "windows": len(windows),
         "codes_used": len(np.unique(windows.codes[windows.valid])),
         "slice_agreement": slice_agreement(windows, stride=stride, cache_stride=cache_stride),
@@ -173,8 +183,7 @@ def _say(folder: Path, facts: dict[str, object]) -> None:
 
 def _check_plan(folder: Path, plan: dict[str, object]) -> None:
     """A cache may only be continued, or taken for finished, with the plan it was begun with."""
-    path = folder / "plan.json"
-    old = read_json(path, cure=f"delete {folder} and extract again") if path.is_file() else None
+    old = read_mark(folder / "plan.json")
     if old is not None and (names := differing_keys({key: old.get(key) for key in plan}, plan)):
         raise InputError(
             f"{folder} holds another latent cache; these keys differ: {', '.join(names)}. "
@@ -195,7 +204,7 @@ def _encode_episodes(
             cache_stride=config.extract_latents.cache_stride,
             hz=episode.hz,
             stride_s=config.dldm.stride,
-            target_hz=config.data.target_hz,
+            **config.data.time_base,
         )
         pieces.append((np.full(len(windows.start), index), windows.start, windows.frames, windows.valid))
     episode_n, start_n, frames_nT, valid_nM = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
@@ -221,7 +230,7 @@ def slice_agreement(windows: LatentWindows, *, stride: int, cache_stride: int) -
     return round(float((early == late)[both].mean()), 4) if both.any() else None
 
 
-main = program(Pretrain, config_name="pretrain")(extract_latents)
+main = program(Pretrain, config_name="pretrain", one_process=True)(alone(extract_latents))
 
 if __name__ == "__main__":
     main()

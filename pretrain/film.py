@@ -1,4 +1,4 @@
-"""Frames -> an H.264 file that a browser plays. imageio-ffmpeg (extra `report`) is imported here."""
+"""Frames of a clip -> a film of it."""
 
 # T frames · H, W pixels
 from __future__ import annotations
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vw2_robot.errors import InputError, require
+from vw2_robot.mp4 import Mp4Writer
 
 
 def write_film(path: Path, frames: NDArray[np.uint8], *, fps: float, enlarge: int = 1) -> None:
@@ -18,33 +18,11 @@ def write_film(path: Path, frames: NDArray[np.uint8], *, fps: float, enlarge: in
 
     Raises:
         MissingExtraError: imageio-ffmpeg is not installed.
-        InputError: ffmpeg did not write the file.
+        OSError, InputError: ffmpeg did not write the file.
     """
-    ffmpeg = require("imageio_ffmpeg", extra="report")
     large = frames.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
-    large = np.ascontiguousarray(large[:, : large.shape[1] // 2 * 2, : large.shape[2] // 2 * 2])
+    large = large[:, : large.shape[1] // 2 * 2, : large.shape[2] // 2 * 2]
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    writer = ffmpeg.write_frames(
-        str(temporary),
-        (large.shape[2], large.shape[1]),
-        fps=fps,
-        codec="libx264",
-        pix_fmt_in="rgb24",
-        pix_fmt_out="yuv420p",
-        macro_block_size=2,
-        quality=None,
-        output_params=["-crf", "20", "-preset", "medium", "-threads", "1", "-movflags", "+faststart", "-f", "mp4"],
-        ffmpeg_log_level="error",
-    )
-    writer.send(None)
-    try:
+    with Mp4Writer(path, fps=fps, encoding=["-crf", "20", "-preset", "medium", "-movflags", "+faststart"]) as video:
         for frame in large:
-            writer.send(frame)
-    except OSError as error:
-        raise InputError(f"ffmpeg stopped while writing {path}: {error}; is the disk full?") from error
-    finally:
-        writer.close()
-    if not temporary.is_file() or temporary.stat().st_size == 0:
-        raise InputError(f"ffmpeg wrote nothing to {path}; is the disk full, or the folder read-only?")
-    temporary.replace(path)
+            video.add(frame)

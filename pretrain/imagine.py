@@ -19,15 +19,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
+from vw2_robot.agent import policy_folder
+from vw2_robot.arrays import read_array
 from vw2_robot.checkpoint import load_checkpoint
 from vw2_robot.cli import program
 from vw2_robot.config_tree import config_from
-from vw2_robot.data.array_files import read_array
+from vw2_robot.data.clips import TimeBase, frame_offsets, time_base_of
 from vw2_robot.data.frames import FrameCache, resize_frame
 from vw2_robot.errors import InputError
+from vw2_robot.limits import Rate
 from vw2_robot.models.ar_policy import LatentPolicy, Sampling
 from vw2_robot.models.dldm import DLDM
 from vw2_robot.models.dldm_config import DLDMConfig
@@ -51,7 +54,7 @@ class Imagine:
     """The root of `vw2-imagine`."""
 
     policy: str
-    """checkpoint or run folder of a policy that has a dLDM (a pretrain-on-openx run_dir too)"""
+    """checkpoint or run folder of a policy that has a dLDM (a pretrain-on-openx run_dir too), or builtin:NAME"""
     out: str
     """the mp4; a json of the same name lies beside it"""
     image: str | None = None
@@ -72,7 +75,7 @@ class Imagine:
     """as the VDM was trained: train_dldm.hint_grayscale"""
     sample_steps: int = 10
     sampling: Sampling = field(default_factory=Sampling)
-    fps: float | None = None
+    fps: Rate | None = None
     """default: the rate at which the policy was pre-trained"""
     enlarge: int = 4
     seed: int = 0
@@ -82,6 +85,8 @@ class Imagine:
         for name in ("segments", "sample_steps", "enlarge"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if Path(self.out).suffix.lower() not in (".mp4", ".m4v", ".mov"):
+            raise ValueError(f"out={self.out}: give the name of a video, such as imagined.mp4; a json lies beside it")
         if (self.image is None) == (self.frames is None):
             raise ValueError("give the first picture: either image=FILE or frames=DIR (a frame cache) with episode=N")
         if self.codes == ENCODED and self.frames is None:
@@ -93,7 +98,7 @@ class Imagine:
 
 
 class Beginning(NamedTuple):
-    """first: uint8 [H, W, 3]. true: it and all frames that followed, uint8 [1 + L, H, W, 3], or None."""
+    """first: uint8 [H, W, 3]. true: it and the clip frames that followed, uint8 [1 + L, H, W, 3], or None."""
 
     first: NDArray[np.uint8]
     prompt: str
@@ -102,15 +107,17 @@ class Beginning(NamedTuple):
 
 def imagine(config: Imagine) -> None:
     """Write the video and its json; prints what can be compared."""
+    if Path(config.out).is_dir() or Path(config.out).suffix == ".json":
+        raise InputError(f"out={config.out}: give a name for the video, such as imagined.mp4; its json lies beside it")
     device = config.hardware.torch_device()
-    path = Path(config.policy)
-    checkpoint = load_checkpoint(path / "policy" if (path / "policy" / "latest").is_file() else path, kind="policy")
+    checkpoint = load_checkpoint(policy_folder(config.policy), kind="policy")
     if checkpoint.config.get("dldm") is None:
         raise InputError(f"{checkpoint.path} has no dLDM, it was trained from scratch; give a pre-trained policy")
-    dldm = DLDM(config_from(DLDMConfig, checkpoint.config["dldm"]))
-    checkpoint.load_into(dldm=dldm)
+    with checkpoint.building():
+        dldm = DLDM(config_from(DLDMConfig, checkpoint.config["dldm"]))
+        checkpoint.load_into(dldm=dldm)
     dldm = dldm.to(device).eval()
-    begin = _beginning(config, dldm)
+    begin = _beginning(config, dldm, time_base_of(checkpoint.facts))
     policy = LatentPolicy.of_checkpoint(checkpoint).to(device).eval()
     renderer = None if config.vdm is None else _renderer(config, dldm, device)
     made = imagine_segments(
@@ -127,13 +134,10 @@ def imagine(config: Imagine) -> None:
     _write(config, shown, made, fps=config.fps or float(rates[0]) / dldm.config.gap)
 
 
-def _beginning(config: Imagine, dldm: DLDM) -> Beginning:
+def _beginning(config: Imagine, dldm: DLDM, time_base: TimeBase) -> Beginning:
     height, width = dldm.config.height, dldm.config.width
     if config.image is not None:
-        try:
-            picture = np.asarray(Image.open(config.image).convert("RGB"))
-        except (OSError, UnidentifiedImageError) as error:
-            raise InputError(f"image={config.image} cannot be read as a picture ({error})") from error
+        picture = read_photograph(config.image)
         return Beginning(np.array(resize_frame(picture, height=height, width=width)), config.prompt or "", None)
     assert config.frames is not None
     cache = FrameCache(Path(config.frames))
@@ -142,10 +146,31 @@ def _beginning(config: Imagine, dldm: DLDM) -> Beginning:
     episode = cache.episodes[config.episode]
     if not 0 <= config.start < episode.length:
         raise InputError(f"start={config.start}, but episode {config.episode} has {episode.length} frames")
-    end = min(episode.length, config.start + 1 + config.segments * dldm.config.steps * dldm.config.stride)
-    pixels = cache.read(config.episode, np.arange(config.start, end))
+    stride = dldm.config.stride
+    count = 1 + config.segments * dldm.config.steps * stride
+    wanted = config.start + frame_offsets(count, hz=episode.hz, stride_s=stride, **time_base)
+    pixels = cache.read(config.episode, wanted[wanted < episode.length])
     true = np.stack([resize_frame(frame, height=height, width=width) for frame in pixels])
     return Beginning(true[0], config.prompt or episode.instruction, true)
+
+
+def read_photograph(file: str) -> NDArray[np.uint8]:
+    """Return a picture as a person sees it, uint8 [H, W, 3]: upright, and of 16 bits the upper eight.
+
+    Raises:
+        InputError: it is no picture, too large, or holds numbers that are no shades.
+    """
+    try:
+        with Image.open(file) as stored:
+            picture = ImageOps.exif_transpose(stored)
+            if picture.mode[0] in "IF":  # one channel of 16 or 32 bits, which `convert` would cut off at 255
+                values = np.asarray(picture)
+                if picture.mode == "F" or values.min() < 0 or values.max() > 65535:
+                    raise ValueError(f"its numbers reach from {values.min()} to {values.max()}, expected 0 to 65535")
+                picture = Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8))
+            return np.asarray(picture.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputError(f"image={file} cannot be read as a picture ({error})") from error
 
 
 def _plan(config: Imagine, policy: LatentPolicy, dldm: DLDM, begin: Beginning, device: torch.device) -> PlanSegment:
@@ -205,19 +230,20 @@ def _renderer(config: Imagine, dldm: DLDM, device: torch.device) -> Renderer:
         )
     if checkpoint.facts.get("vdm") is None:
         raise InputError(f"{checkpoint.path} was trained without a VDM, so nothing can be rendered; leave out vdm")
-    codec_config = config_from(CodecConfig, checkpoint.facts["codec"])
-    codec = build_codec(codec_config)
     size = dldm.config
-    geometry = Geometry(
-        channels=codec_config.channels,
-        steps=size.steps,
-        height=size.height // codec_config.block,
-        width=size.width // codec_config.block,
-        queries=size.queries,
-        digits=len(size.fsq_levels),
-    )
-    vdm = VDM(config_from(VDMConfig, checkpoint.facts["vdm"]), geometry)
-    checkpoint.load_into(vdm=vdm, codec=codec)
+    with checkpoint.building():
+        codec_config = config_from(CodecConfig, checkpoint.fact("codec"))
+        codec = build_codec(codec_config)
+        geometry = Geometry(
+            channels=codec_config.channels,
+            steps=size.steps,
+            height=size.height // codec_config.block,
+            width=size.width // codec_config.block,
+            queries=size.queries,
+            digits=len(size.fsq_levels),
+        )
+        vdm = VDM(config_from(VDMConfig, checkpoint.facts["vdm"]), geometry)
+        checkpoint.load_into(vdm=vdm, codec=codec)
     return Renderer(vdm.to(device).eval(), codec.to(device).eval(), config.grayscale_hint, config.sample_steps)
 
 

@@ -13,14 +13,16 @@ from dataclasses import dataclass, field
 from tqdm import tqdm
 
 from vw2_robot.cli import program
+from vw2_robot.data import rlds_transformations
 from vw2_robot.data.blocks import WindowOptions
 from vw2_robot.data.episodes import EpisodeSource
-from vw2_robot.data.formats import Format, open_source
+from vw2_robot.data.formats import Format, open_source, open_training
 from vw2_robot.data.mixtures import open_mixture
 from vw2_robot.data.replay import Progress
 from vw2_robot.data.replay_ingest import IngestPlan, ingest
 from vw2_robot.data.reverb_writer import ReverbWriter
 from vw2_robot.errors import InputError
+from vw2_robot.limits import Rate
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,14 @@ class SourceConfig:
     """One data set; see `vw2_robot.data.formats.open_source`."""
 
     path: str
-    weight: float = 1.0
+    weight: Rate = 1.0
     """how often an epoch goes through it"""
     format: Format | None = None
     """recognised where it is not given"""
     split: str | None = None
+    """null: what pre-training takes"""
     image_key: str | None = None
-    hz: float | None = None
+    hz: Rate | None = None
 
 
 @dataclass(frozen=True)
@@ -66,13 +69,13 @@ class ReplayData:
         Raises:
             InputError: none was named, or one cannot be opened.
         """
-        opened: list[tuple[EpisodeSource, float]] = [
-            (
-                open_source(s.path, format=s.format or "auto", split=s.split, image_key=s.image_key, hz=s.hz),
-                s.weight,
-            )
-            for s in self.sources
-        ]
+        opened: list[tuple[EpisodeSource, float]] = []
+        for s in self.sources:
+            if s.format is None and s.split is None:
+                opened += [(source, s.weight) for source in open_training(s.path, image_key=s.image_key, hz=s.hz)]
+            else:
+                found = open_source(s.path, format=s.format or "auto", split=s.split, image_key=s.image_key, hz=s.hz)
+                opened.append((found, s.weight))
         if self.mixture is not None and self.root is not None:
             opened += [(member.open(), member.weight) for member in open_mixture(self.mixture, self.root)]
         if not opened:
@@ -104,6 +107,11 @@ def fill_server(config: IngestConfig) -> None:
     plan, stored = config.data.plan(ingest=config.ingest, ingests=config.ingests), 0
     writer = ReverbWriter(config.address, ingest=config.ingest, timeout_s=config.timeout_s)
     try:
+        if writer.ingests != config.ingests:
+            raise InputError(
+                f"ingests={config.ingests}, but the replay server at {config.address} was started for "
+                f"{writer.ingests} ingest processes; give both the same number"
+            )
         with tqdm(desc=f"ingest {config.ingest}", unit="window", disable=None, dynamic_ncols=True) as bar:
 
             def report(_: Progress, windows: int) -> None:
@@ -111,7 +119,7 @@ def fill_server(config: IngestConfig) -> None:
                 stored += windows
                 bar.update(windows)
 
-            ingest(config.data.open(), plan, writer, report=report)
+            ingest(config.data.open(), plan, writer, report=report, frames_of=rlds_transformations.window_frames)
     finally:
         writer.close()
     print(f"ingest {config.ingest} of {config.ingests}: {stored} windows stored, nothing left to do", flush=True)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vw2_robot.errors import InputError
 from vw2_robot.probes import Split, finite, principal_components, score_ratio
 
 from .probe_features import Quantiser, StepRows, code_values, project
@@ -159,6 +160,11 @@ def nearest_steps(
         i = number % len(sets)
         translation = sets[i].motion[:, :3]
         pool = np.flatnonzero(moving_rows(translation) & splits[i].test)
+        if not len(pool):
+            raise InputError(
+                f"{sets[i].name}: no latent step of the test demonstrations moves; use more demonstrations (episodes) "
+                "or a larger test_share"
+            )
         wanted = pool[directions(translation)[pool] == (number // len(sets)) % 6]
         row = int(rng.choice(wanted if len(wanted) else pool))
         order = np.argsort(squared_distances(code[i][row : row + 1], everything)[0], kind="stable")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vw2_robot.data.labelled_steps import LabelledSteps, LabelledVideo
+from vw2_robot.storage import atomic_write
 
 from .probe_features import StepRows
 
@@ -41,9 +42,8 @@ def write_grid(path: Path, rows: Sequence[Sequence[Pixels]], *, every: int = 1, 
         for c, frame in enumerate(row):
             top, left = r * (height + GAP), c * (width + GAP) + c // every * break_px
             sheet[top : top + height, left : left + width] = frame.repeat(scale, 0).repeat(scale, 1)
-    temporary = path.with_name(f".{path.name}.tmp")
-    Image.fromarray(sheet).save(temporary, format="PNG")
-    temporary.replace(path)
+    with atomic_write(path) as temporary:
+        Image.fromarray(sheet).save(temporary, format="PNG")
 
 
 def write_strips(

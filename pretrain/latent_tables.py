@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vw2_robot.contracts import ACTION_NAMES
+
 FEATURES = {
     "codes_one_hot": "codes, one-hot digits",
     "code_values": "codes, values",
@@ -19,7 +21,8 @@ FEATURES = {
 
 def latent_tables(report: Mapping[str, Any]) -> str:
     """All tables of a report."""
-    parts = [_probe_table(report, name, kind) for name, kinds in report["probe"]["in_scene"].items() for kind in kinds]
+    parts = [_data_table(report["data"])]
+    parts += [_probe_table(report, name, kind) for name, kinds in report["probe"]["in_scene"].items() for kind in kinds]
     units = {entry["units"] for entry in report["data"]}
     parts += [_transfer_table(kind, found, units=len(units)) for kind, found in report["probe"]["transfer"].items()]
     parts += [_swap_table(report["swap"]), _nuisance_table(report["nuisance"]), _map_table(report["map"])]
@@ -39,6 +42,16 @@ def cell(entry: Mapping[str, Any], key: str) -> str:
 def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """A markdown table."""
     return "".join("| " + " | ".join(line) + " |\n" for line in [head, ["---"] * len(head), *body])
+
+
+def _data_table(sets: Sequence[Mapping[str, Any]]) -> str:
+    body = [
+        [entry["name"], str(entry["demonstrations"]), entry["units"]]
+        + [f"{m:.3f} ± {s:.3f}" for m, s in zip(entry["actions"]["mean"], entry["actions"]["std"], strict=True)]
+        for entry in sets
+    ]
+    head = ["data set", "demonstrations", "units", *ACTION_NAMES]
+    return "Actions as they are stored, mean ± standard deviation:\n\n" + table(head, body)
 
 
 def _probe_table(report: Mapping[str, Any], name: str, kind: str) -> str:

@@ -12,7 +12,7 @@ import time
 
 from vw2_robot.cli import program
 
-from .config import Pretrain, open_frames
+from .config import Pretrain, alone, open_frames
 from .extract_latents import extract_latents
 from .train_dldm import train_dldm
 from .train_policy import train_policy
@@ -23,10 +23,12 @@ STAGES = {"vdm": train_vdm, "dldm": train_dldm, "latents": extract_latents, "pol
 
 def pretrain_on_openx(config: Pretrain) -> None:
     """Run the stages that are asked for and not yet complete."""
+    config.hardware.torch_device()  # whether it is there is known before hours of decoding
     frames = open_frames(config)
+    silent = sum(not episode.instruction for episode in frames.episodes)
     print(
         f"frames: {len(frames.episodes)} episodes, {sum(e.length for e in frames.episodes)} pictures "
-        f"of {frames.height} x {frames.width}",
+        f"of {frames.height} x {frames.width}" + (f"; {silent} episodes have no instruction" if silent else ""),
         flush=True,
     )
     for name, stage in STAGES.items():
@@ -36,7 +38,7 @@ def pretrain_on_openx(config: Pretrain) -> None:
             print(f"{name}: {time.monotonic() - begin:.0f} s, {config.run_dir}/{name}", flush=True)
 
 
-main = program(Pretrain, config_name="pretrain")(pretrain_on_openx)
+main = program(Pretrain, config_name="pretrain", one_process=True)(alone(pretrain_on_openx))
 
 if __name__ == "__main__":
     main()

@@ -23,16 +23,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 
-from vw2_robot.checkpoint import load_checkpoint, resolve, write_text
+from vw2_robot.checkpoint import Checkpoint, load_checkpoint, resolve
 from vw2_robot.cli import program
 from vw2_robot.config_tree import config_from
+from vw2_robot.data.clips import TimeBase, frame_offsets, time_base_of
 from vw2_robot.errors import InputError
+from vw2_robot.limits import Rate
 from vw2_robot.models.dldm import DLDM
 from vw2_robot.models.dldm_config import DLDMConfig
 from vw2_robot.probes import Split
 from vw2_robot.runs import Hardware
+from vw2_robot.storage import read_yaml, write_text
 
 from .action_probe import fit_code_probe, probe_actions, split_sets
 from .latent_map import code_use, latent_map, moving_rows, nearest_steps
@@ -63,8 +65,10 @@ class ProbeLatents:
     """demonstrations to use of each data set, drawn by the seed"""
     frames: str | None = None
     """where decoded frames are kept; default: out/frames"""
-    target_hz: float | None = None
-    """rate of the clips' frames; null: as the dLDM's run folder says, or consecutive frames where there is none"""
+    target_hz: Rate | None = None
+    """rate of the clips' frames; null, and gap_s null: what the dLDM was trained at"""
+    gap_s: Rate | None = None
+    """instead of target_hz: seconds that a latent step lasts"""
     pairs: int = 400
     """of clips in the swap test"""
     nuisance_clips: int = 200
@@ -83,6 +87,7 @@ class ProbeLatents:
             raise ValueError(
                 f"names={self.names}: expected {len(self.labelled)} different names, one for each data set"
             )
+        frame_offsets(1, hz=1.0, target_hz=self.target_hz, gap_s=self.gap_s)
         if self.episodes < 3:
             raise ValueError(f"episodes={self.episodes}; a probe needs at least 3 (training, validation, test)")
         for name in ("pairs", "nuisance_clips"):
@@ -101,8 +106,9 @@ def probe_latents(config: ProbeLatents) -> dict[str, Any]:
     """
     device = config.hardware.torch_device()
     checkpoint = load_checkpoint(config.dldm, kind="dldm")
-    dldm = DLDM(config_from(DLDMConfig, checkpoint.config))
-    checkpoint.load_into(dldm=dldm)
+    with checkpoint.building():
+        dldm = DLDM(config_from(DLDMConfig, checkpoint.config))
+        checkpoint.load_into(dldm=dldm)
     dldm = dldm.to(device).eval()
     sets = open_sets(
         config.labelled,
@@ -110,7 +116,9 @@ def probe_latents(config: ProbeLatents) -> dict[str, Any]:
         cache=Path(config.frames) if config.frames is not None else Path(config.out) / "frames",
         split=config.split,
         episodes=config.episodes,
-        target_hz=config.target_hz if config.target_hz is not None else trained_hz(config.dldm),
+        time_base=TimeBase(target_hz=config.target_hz, gap_s=config.gap_s)
+        if config.target_hz is not None or config.gap_s is not None
+        else trained_time_base(checkpoint),
         seed=config.seed,
         dldm=dldm,
         device=device,
@@ -134,14 +142,16 @@ def probe_latents(config: ProbeLatents) -> dict[str, Any]:
     return report
 
 
-def trained_hz(dldm: str) -> float | None:
-    """`data.target_hz` of the run that the dLDM comes from; None where its configuration is not there."""
-    folder = resolve(dldm).parent.parent
-    if not (folder / "config.yaml").is_file():
-        return None
-    tree = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    rate = (tree.get("data") or {}).get("target_hz")
-    return None if rate is None else float(rate)
+def trained_time_base(checkpoint: Checkpoint) -> TimeBase:
+    """How the clips were timed that the dLDM saw; checkpoints of the first months have it in their run's configuration.
+
+    Consecutive frames where neither is there.
+    """
+    file = checkpoint.path.parent.parent / "config.yaml"
+    if "time_base" in checkpoint.facts or not file.is_file():
+        return time_base_of(checkpoint.facts)
+    tree = read_yaml(file, cure="restore it, or give target_hz")
+    return time_base_of({"time_base": tree.get("data")})
 
 
 def measure(config: ProbeLatents, dldm: DLDM, sets: Sequence[Labelled], *, device: torch.device) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from vw2_robot.data.calvin import CalvinSplit
+from vw2_robot.data.clips import TimeBase
 from vw2_robot.data.formats import recognise
 from vw2_robot.data.labelled_rlds import open_labelled_rlds
 from vw2_robot.data.labelled_steps import LabelledSteps, LabelledVideo, cut_steps, open_labelled_calvin
@@ -21,6 +22,7 @@ from vw2_robot.models.dldm import DLDM
 from vw2_robot.models.dldm_config import DLDMConfig
 from vw2_robot.probes import Split
 
+from .latent_map import moving_rows
 from .probe_features import StepRows, encode_steps, pixel_differences, step_rows, untrained_twin
 from .swap_test import Changes, MovingClips, change_of
 
@@ -39,16 +41,18 @@ class Labelled:
     steps: LabelledSteps
     rows: StepRows
     untrained: StepRows
-    target_hz: float | None
+    time_base: TimeBase
 
     def facts(self) -> dict[str, Any]:
-        """Name, sizes, units."""
+        """Name, sizes, units, and what those amount to: mean and standard deviation of the actions."""
+        mean, std = self.video.spread
         return {
             "name": self.video.name,
             "demonstrations": len(self.video.frames.episodes),
             "clips": len(self.steps.episode),
             "steps": len(self.rows),
             "units": self.video.units,
+            "actions": {"mean": mean.tolist(), "std": std.tolist()},
         }
 
     def first_steps(self, rows: NDArray[np.int64], *, stride: int) -> NDArray[np.uint8]:
@@ -64,7 +68,7 @@ def open_sets(
     cache: Path,
     split: CalvinSplit,
     episodes: int,
-    target_hz: float | None,
+    time_base: TimeBase,
     seed: int,
     dldm: DLDM,
     device: torch.device,
@@ -72,14 +76,16 @@ def open_sets(
     """Decode, cut and encode every data set; the untrained twin of `dldm` sees the same clips.
 
     Raises:
-        InputError: a folder is no labelled data set, or has fewer than three separate demonstrations.
+        InputError: a folder is no labelled data set, has fewer than three separate demonstrations, or nothing moves.
     """
     shape = dldm.config
     videos = [
         _open_video(Path(path), name, cache=cache, shape=shape, split=split, episodes=episodes, seed=seed)
         for path, name in zip(paths, names or short_names([Path(path) for path in paths]), strict=True)
     ]
-    cut = [cut_steps(video, frames=shape.frames, stride=shape.stride, target_hz=target_hz) for video in videos]
+    cut = [cut_steps(video, frames=shape.frames, stride=shape.stride, **time_base) for video in videos]
+    for video, steps in zip(videos, cut, strict=True):
+        _check_motion(video, steps)
     video, steps = videos[0], cut[0]
     clips = video.frames.read_batch(steps.episode[:UNTRAINED_CLIPS], steps.frames[:UNTRAINED_CLIPS])
     twin = untrained_twin(shape, clips, seed=seed, device=device)
@@ -90,8 +96,19 @@ def open_sets(
             step_rows(video, steps, encode_steps(model, video, steps, device=device), difference)
             for model in (dldm, twin)
         )
-        sets.append(Labelled(video, steps, known, blind, target_hz))
+        sets.append(Labelled(video, steps, known, blind, time_base))
     return sets
+
+
+def _check_motion(video: LabelledVideo, steps: LabelledSteps) -> None:
+    """Look for motion before anything is encoded: where a converter left zeros, there is nothing to read from codes."""
+    motion = steps.motion[steps.valid][:, :3]
+    if not moving_rows(motion).any():
+        what = "the actions are" if video.moved is None else "the pose of the hand (robot_obs) is"
+        raise InputError(
+            f"{video.name}: {what} the same in all {len(motion)} latent steps, so there is no motion to find in codes; "
+            "give a data set in which the robot moves, or leave this one out of labelled"
+        )
 
 
 def _open_video(
@@ -149,7 +166,7 @@ def dense_changes(sets: Sequence[Labelled], splits: Sequence[Split], *, count: i
     changes, motions, sides = [], [], []
     for labelled, split in zip(sets, splits, strict=True):
         video = labelled.video
-        steps = cut_steps(video, frames=1 + stride * count, stride=stride, target_hz=labelled.target_hz, every=stride)
+        steps = cut_steps(video, frames=1 + stride * count, stride=stride, **labelled.time_base, every=stride)
         whole = np.flatnonzero(steps.valid.all(1))
         for part in np.array_split(whole, max(1, len(whole) // READ_AT_ONCE)):
             ends = video.frames.read_batch(steps.episode[part], steps.frames[part][:, [0, -1]])

@@ -9,16 +9,22 @@ Leaves `rank-<rank>.jsonl`, one line for each window, and `rank-<rank>.json`, th
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from vw2_robot.checkpoint import write_text
 from vw2_robot.cli import program
 from vw2_robot.data.replay import ReplayWindow, decode
 from vw2_robot.data.reverb_reader import ReverbReader
-from vw2_robot.runs import mark, read_mark
+from vw2_robot.errors import InputError
+from vw2_robot.locks import lock_folder
+from vw2_robot.storage import atomic_write, named, read_json, sync_files, write_json
+
+_CURE = "use another folder for out, and fill the server anew"
 
 
 @dataclass(frozen=True)
@@ -59,25 +65,32 @@ class ReplayDrawConfig:
 def draw(config: ReplayDrawConfig) -> None:
     """Draw batches to the end of the queue, or as many as asked for."""
     out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
     log, position = out / f"rank-{config.rank}.jsonl", out / f"rank-{config.rank}.json"
     begin, drawn, batches = time.monotonic(), 0, 0
-    with contextlib.closing(
-        ReverbReader(config.address, rank=config.rank, ranks=config.ranks, timeout_s=config.timeout_s)
-    ) as replay:
-        if (stored := read_mark(position)) is not None:
+    with (
+        lock_folder(out / f"rank-{config.rank}", what="a draw", beside=True),
+        contextlib.closing(
+            ReverbReader(config.address, rank=config.rank, ranks=config.ranks, timeout_s=config.timeout_s)
+        ) as replay,
+    ):
+        stored = read_json(position, cure=_CURE, sealed=True) if position.exists() else None
+        if stored is not None:
             replay.restore(stored["replay"])
-        lines = _forget_after(log, 0 if stored is None else stored["lines"])
+        lines, digest = _forget_after(log, stored)
         while not config.batches or batches < config.batches:
             windows = replay.sample(config.batch, timeout_s=config.timeout_s)
             _use(windows, config)
-            with log.open("a", encoding="utf-8") as file:
-                file.writelines(_line(window) for window in windows)
+            new = "".join(map(_line, windows)).encode()
+            with named(log), log.open("ab") as file:
+                file.write(new)
+            digest.update(new)
             drawn, batches, lines = drawn + len(windows), batches + 1, lines + len(windows)
             if not windows or batches % (config.checkpoint_batches or 1) == 0:
                 if config.checkpoint_batches:
                     replay.checkpoint(timeout_s=config.timeout_s)
-                mark(position, {"replay": replay.state(), "lines": lines})
+                sync_files([log])
+                facts = {"replay": replay.state(), "lines": lines, "sha256_of_lines": digest.hexdigest()}
+                write_json(position, facts, sealed=True)
             if not windows:
                 break
             time.sleep(config.pause_s)
@@ -91,10 +104,16 @@ def _use(windows: list[ReplayWindow], config: ReplayDrawConfig) -> None:
         decode(windows, stride_s=config.stride_s, height=config.height, width=config.width)
 
 
-def _forget_after(log: Path, lines: int) -> int:
-    kept = log.read_text(encoding="utf-8").splitlines(keepends=True)[:lines] if log.is_file() else []
-    write_text(log, "".join(kept))
-    return len(kept)
+def _forget_after(log: Path, stored: Mapping[str, Any] | None) -> tuple[int, Any]:
+    """Cut the log back to the lines that the position counts; return their number and running SHA-256."""
+    lines = 0 if stored is None else stored["lines"]
+    kept = log.read_bytes().splitlines(keepends=True)[:lines] if log.is_file() else []
+    digest = hashlib.sha256(b"".join(kept))
+    if stored is not None and (len(kept), digest.hexdigest()) != (lines, stored["sha256_of_lines"]):
+        raise InputError(f"{log} is damaged: its first {lines} lines are not those that were written; {_CURE}")
+    with atomic_write(log) as temporary:
+        temporary.write_bytes(b"".join(kept))
+    return lines, digest
 
 
 def _line(window: ReplayWindow) -> str:

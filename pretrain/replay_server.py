@@ -3,12 +3,14 @@
     vw2-replay-server path=runs/replay ranks=2 ingests=2 frames=9 listen=all
 
 One process on the machine with the most free memory; docs/scaling.md has the commands for two machines. Stopped by
-SIGTERM or Ctrl-C it writes a last checkpoint (unless checkpoint_minutes=0) and started again it goes on from the last.
+SIGTERM or Ctrl-C it writes a last checkpoint (unless checkpoint_minutes=0), as far as that takes seconds, and started
+again it goes on from the last.
 """
 
 from __future__ import annotations
 
-import signal
+import os
+import sys
 import threading
 import time
 from dataclasses import dataclass, fields
@@ -19,6 +21,10 @@ from vw2_robot.cli import program
 from vw2_robot.data.reverb_server import ReplayServer
 from vw2_robot.data.reverb_tables import ServerOptions
 from vw2_robot.errors import InputError
+from vw2_robot.limits import Unbounded
+
+# Within `process.GRACE_SECONDS`.
+_LAST_CHECKPOINT_S, _STOP_S = 5.0, 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +36,7 @@ class ReplayServerConfig(ServerOptions):
     port: int = 8765
     listen: Literal["all"] | None = None
     """Reverb listens on all interfaces and asks for no password; `all` says that you know"""
-    checkpoint_minutes: float = 10.0
+    checkpoint_minutes: Unbounded = 10.0
     """0: only when a trainer asks"""
     checkpoint_timeout_s: float = 600.0
 
@@ -55,25 +61,32 @@ def serve(config: ReplayServerConfig) -> None:
             "Reverb can only listen on all interfaces of this machine, without a password. Close port "
             f"{config.port} to everybody but your own machines (docs/scaling.md shows how), then say listen=all"
         )
-    asked_to_stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: asked_to_stop.set())
     server = ReplayServer(config.options, path=Path(config.path), port=config.port)
     try:
         print(f"replay server on port {config.port}, all interfaces: {_contents(server)}", flush=True)
-        wait_s = config.checkpoint_minutes * 60 if config.checkpoint_minutes else None
-        while not asked_to_stop.wait(wait_s):
-            _checkpoint(server, config)
+        while True:
+            threading.Event().wait(config.checkpoint_minutes * 60 or None)
+            _checkpoint(server, config.checkpoint_timeout_s)
+    except KeyboardInterrupt:  # SIGTERM as well
+        print("replay server: told to stop", flush=True)
         if config.checkpoint_minutes:
-            _checkpoint(server, config)
+            _checkpoint(server, min(config.checkpoint_timeout_s, _LAST_CHECKPOINT_S))
     finally:
-        server.stop()
+        ended = server.stop(timeout_s=_STOP_S)
+    print("replay server: stopped", flush=True)
+    if not ended:
+        os._exit(0)
 
 
-def _checkpoint(server: ReplayServer, config: ReplayServerConfig) -> None:
+def _checkpoint(server: ReplayServer, timeout_s: float) -> None:
+    """Store the windows, or say why not: the last checkpoint stays, and the server goes on."""
     begin = time.monotonic()
-    where = server.checkpoint(timeout_s=config.checkpoint_timeout_s)
-    print(f"checkpoint {where} in {time.monotonic() - begin:.1f} s: {_contents(server)}", flush=True)
+    try:
+        where = server.checkpoint(timeout_s=timeout_s)
+    except InputError as error:
+        print(f"no checkpoint, the one before stays: {error}", file=sys.stderr, flush=True)
+    else:
+        print(f"checkpoint {where} in {time.monotonic() - begin:.1f} s: {_contents(server)}", flush=True)
 
 
 def _contents(server: ReplayServer) -> str:

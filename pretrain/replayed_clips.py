@@ -145,7 +145,7 @@ class ReplayedClips:
     def _cut(self) -> WindowOptions:
         """How a memory replay is cut."""
         config = self._config
-        return WindowOptions(config.dldm.frames, stride_s=config.dldm.stride, target_hz=config.data.target_hz)
+        return WindowOptions(config.dldm.frames, stride_s=config.dldm.stride, **config.data.time_base)
 
     def _draw(self, count: int) -> list[ReplayWindow]:
         """Return one to `count` windows that may be trained on."""
@@ -167,12 +167,15 @@ class ReplayedClips:
 
     def _is_usable(self, window: ReplayWindow) -> bool:
         cut = self._cut
-        wanted = padded_frames(cut.frames, cut.stride_s), cut.target_hz, cut.gap_s
-        if (found := (len(window.frames), window.target_hz, window.gap_s)) != wanted:
+        wanted: tuple[Any, ...] = padded_frames(cut.frames, cut.stride_s), cut.target_hz, cut.gap_s
+        found: tuple[Any, ...] = len(window.frames), window.target_hz, window.gap_s
+        if cut.gap_s is not None:  # then the frames of a clip depend on the stride as well
+            wanted, found = (*wanted, cut.stride_s), (*found, window.stride_s)
+        if found != wanted:
             raise InputError(
-                f"the replay holds windows of (frames, target_hz, gap_s) {found}, this run trains on {wanted}; start "
-                "vw2-replay-server and vw2-ingest with those (frames, data.windows.*), or change dldm.frames and "
-                "data.target_hz"
+                f"the replay holds windows of (frames, target_hz, gap_s{', stride_s' * (len(found) > 3)}) {found}, "
+                f"this run trains on {wanted}; start vw2-replay-server and vw2-ingest with those (frames, "
+                "data.windows.*), or change dldm.frames, data.target_hz and data.gap_s"
             )
         name = window.source, window.episode_id
         if name in self._hidden:

@@ -10,6 +10,7 @@ Losses and stop-gradients are in `dldm_losses.py`. Method specification 1.10.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.runs import Run, generator
 
 from .clips import TrainingClips, clip_sampler, to_device, training_clips
-from .config import PhasesConfig, Pretrain, open_frames, training_split
+from .config import PhasesConfig, Pretrain, alone, open_frames, training_split
 from .disturbance import disturb
 from .dldm_health import CodeWatch, code_usage, draw_reconstructions, explain_shortfall, validate
 from .dldm_losses import phase_one_loss, phase_two_loss
@@ -119,6 +120,7 @@ class Training:
             "vdm": None if vdm is None else config_tree(self.config.vdm),
             "codec": None if vdm is None else config_tree(self.config.codec),
             "frames_digest": self.frames.digest,
+            "time_base": self.config.data.time_base,
             "clips": self.clips.state(),
         }
         write = partial(
@@ -141,7 +143,7 @@ class Training:
         else:
             checkpoint.load_into(**self.average.modules)
             checkpoint.load_into(**{f"learning_{name}": module for name, module in learning.items()})
-        self.clips.restore(checkpoint.facts["clips"])
+        self.clips.restore(checkpoint.fact("clips"))
 
 
 def train_dldm(config: Pretrain) -> None:
@@ -150,30 +152,36 @@ def train_dldm(config: Pretrain) -> None:
     Raises:
         InputError: the video prior is missing, or with `train_dldm.advance=ratio` phase 1 ends short of its goal.
     """
-    run = Run(
+    with Run(
         config.stage_dir("dldm"),
         config.stage_tree("data", "dldm", "vdm", "codec", "train_vdm", "train_dldm", "seed"),
         stage="dldm",
         total_steps=config.train_dldm.total,
         save_every=config.train_dldm.phase1.save_every,
         log_every=config.train_dldm.phase1.log_every,
-    )
-    if run.complete and (run.path / "reconstructions.png").is_file():
-        return
-    training = _begin(config, run)
-    for phase in (1, 2):
-        _train_phase(training, phase)
-    _sum_up(training)
-    training.clips.close()
-    run.close()
+    ) as run:
+        if run.complete and (run.path / "reconstructions.png").is_file():
+            return
+        device = config.hardware.torch_device()
+        frames = open_frames(config)
+        split = training_split(config, frames)
+        with closing(training_clips(config, frames, *split, run.path)) as clips:
+            training = _begin(config, run, device, frames, clips, split)
+            for phase in (1, 2):
+                _train_phase(training, phase)
+            _sum_up(training)
 
 
-def _begin(config: Pretrain, run: Run) -> Training:
-    """Open the data, build the models, and go back to the last checkpoint."""
-    device = config.hardware.torch_device()
-    frames = open_frames(config)
-    train_ids, validation_ids = training_split(config, frames)
-    clips = training_clips(config, frames, train_ids, validation_ids, run.path)
+def _begin(
+    config: Pretrain,
+    run: Run,
+    device: torch.device,
+    frames: FrameCache,
+    clips: TrainingClips,
+    split: tuple[list[int], list[int]],
+) -> Training:
+    """Build the models, go back to the last checkpoint, and begin."""
+    train_ids, validation_ids = split
     held_out = clip_sampler(config, frames, validation_ids, augment=False)
     own = clip_sampler(config, frames, train_ids, augment=False)
     dldm, vdm, codec = build_dldm(config).to(device), None, None
@@ -194,6 +202,7 @@ def _begin(config: Pretrain, run: Run) -> Training:
     if config.hardware.compile:
         dldm.encoder.compile()
         dldm.decoder.compile()
+    run.begin()
     return training
 
 
@@ -290,7 +299,7 @@ def encoder_hash(dldm: DLDM) -> str:
     return weights_digest(dldm.encoder, dldm.qformer, dldm.z_head, dldm.fsq)
 
 
-main = program(Pretrain, config_name="pretrain")(train_dldm)
+main = program(Pretrain, config_name="pretrain", one_process=True)(alone(train_dldm))
 
 if __name__ == "__main__":
     main()

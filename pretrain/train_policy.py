@@ -30,7 +30,7 @@ from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.pixels import shift_randomly, to_model_range
 from vw2_robot.runs import Run, generator
 
-from .config import Pretrain, finished_stage, open_frames, training_split
+from .config import Pretrain, alone, finished_stage, open_frames, training_split
 from .train_dldm import encoder_hash
 
 STREAM_INIT, STREAM_BATCH = 40, 41
@@ -75,10 +75,14 @@ def build_policy(config: Pretrain, dldm: DLDM) -> LatentPolicy:
 
 def train_policy(config: Pretrain) -> None:
     """Pre-train the policy on the latent cache, or return at once when it is complete."""
+    with _open_run(config) as run:
+        if not run.complete:
+            _train(config, run)
+
+
+def _train(config: Pretrain, run: Run) -> None:
+    """All steps that are left, from the last checkpoint on."""
     loop, shift = config.train_policy.loop, config.train_policy.image_shift_px
-    run = _open_run(config)
-    if run.complete:
-        return
     device = config.hardware.torch_device()
     material = _open_material(config)
     policy = build_policy(config, material.dldm).to(device)
@@ -86,6 +90,7 @@ def train_policy(config: Pretrain) -> None:
     if run.checkpoint is not None:
         load_checkpoint(run.checkpoint, kind="policy").load_into(policy=policy)
         load_optimizer(run.checkpoint, optimizer)
+    run.begin()
     held_out = material.held_out
     check = np.linspace(0, len(held_out.windows) - 1, min(256, len(held_out.windows))).astype(np.int64)
     for step in run.steps():
@@ -113,7 +118,6 @@ def train_policy(config: Pretrain) -> None:
             )
         if run.due(step, loop.save_every):
             run.save(step, lambda path: _save(path, config, material, policy, optimizer))
-    run.close()
 
 
 def _fed_codes(policy: LatentPolicy, codes: torch.Tensor, *, share: float, draw: torch.Generator) -> torch.Tensor:
@@ -164,7 +168,7 @@ def _as_long_as_asked(config: Pretrain, windows: LatentWindows, frames: FrameCac
         return windows
     dldm = config.dldm
     reach = {
-        hz: int(clip_offsets(dldm.frames, stride_s=dldm.stride, hz=hz, target_hz=config.data.target_hz)[-1])
+        hz: int(clip_offsets(dldm.frames, stride_s=dldm.stride, hz=hz, **config.data.time_base)[-1])
         for hz in {episode.hz for episode in frames.episodes}
     }
     ends = windows.start + np.array([reach[frames.episodes[episode].hz] for episode in windows.episode])
@@ -191,6 +195,7 @@ def _save(
         facts={
             "encoder_hash": encoder_hash(dldm),
             "latent_hz": material.latent_hz,
+            "time_base": config.data.time_base,
             "pretraining": {"frames_digest": train.frames.digest, "windows": len(train.windows)},
         },
         files=policy.files(),
@@ -198,7 +203,7 @@ def _save(
     )
 
 
-main = program(Pretrain, config_name="pretrain")(train_policy)
+main = program(Pretrain, config_name="pretrain", one_process=True)(alone(train_policy))
 
 if __name__ == "__main__":
     main()

@@ -9,6 +9,7 @@ first one.
 
 from __future__ import annotations
 
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from vw2_robot.pixels import to_model_range
 from vw2_robot.runs import Run, generator
 
 from .clips import TrainingClips, clip_sampler, to_device, training_clips
-from .config import Pretrain, finished_stage, open_frames, training_split
+from .config import Pretrain, alone, finished_stage, open_frames, training_split
 
 # Streams of `runs.generator`: what is drawn in one stage never depends on another.
 STREAM_INIT, STREAM_NOISE, STREAM_VALIDATION = 10, 11, 12
@@ -90,29 +91,27 @@ def train_vdm(config: Pretrain) -> None:
     if not config.needs_prior:
         print("vdm: no prior to train (train_dldm.with_vdm, vdm.init, vdm.weights)", flush=True)
         return
-    run = Run(
+    with Run(
         config.stage_dir("vdm"),
         config.stage_tree("data", "dldm", "vdm", "codec", "train_vdm", "seed"),
         stage="vdm",
         total_steps=config.train_vdm.steps,
         save_every=config.train_vdm.save_every,
         log_every=config.train_vdm.log_every,
-    )
-    if run.complete:
-        return
-    frames = open_frames(config)
-    train_ids, validation_ids = training_split(config, frames)
-    training = training_clips(config, frames, train_ids, validation_ids, run.path)
-    vdm, codec = build_vdm(config)
-    prepare_codec(config, codec, clip_sampler(config, frames, train_ids))
-    device = config.hardware.torch_device()
-    vdm, codec = vdm.to(device), codec.to(device)
-    if config.hardware.gradient_checkpointing:
-        vdm.checkpoint_gradients()
-    held_out = to_device(clip_sampler(config, frames, validation_ids, augment=False).batch(0, 32), device)
-    _train(config, run, vdm, codec, training, held_out, frames_digest=frames.digest)
-    training.close()
-    run.close()
+    ) as run:
+        if run.complete:
+            return
+        device = config.hardware.torch_device()
+        frames = open_frames(config)
+        train_ids, validation_ids = training_split(config, frames)
+        with closing(training_clips(config, frames, train_ids, validation_ids, run.path)) as training:
+            vdm, codec = build_vdm(config)
+            prepare_codec(config, codec, clip_sampler(config, frames, train_ids))
+            vdm, codec = vdm.to(device), codec.to(device)
+            if config.hardware.gradient_checkpointing:
+                vdm.checkpoint_gradients()
+            held_out = to_device(clip_sampler(config, frames, validation_ids, augment=False).batch(0, 32), device)
+            _train(config, run, vdm, codec, training, held_out, frames_digest=frames.digest)
 
 
 def _train(
@@ -132,7 +131,8 @@ def _train(
         checkpoint = load_checkpoint(run.checkpoint, kind="vdm")
         checkpoint.load_into(vdm=vdm, codec=codec)
         load_optimizer(run.checkpoint, optimizer)
-        training.restore(checkpoint.facts["clips"])
+        training.restore(checkpoint.fact("clips"))
+    run.begin()
     for step in run.steps():
         clips = to_device(training.batch(step, loop.batch), device)
         loss = prior_loss(config, vdm, codec, clips, generator(config.seed, step, stream=STREAM_NOISE))
@@ -175,7 +175,7 @@ def _save(
     )
 
 
-main = program(Pretrain, config_name="pretrain")(train_vdm)
+main = program(Pretrain, config_name="pretrain", one_process=True)(alone(train_vdm))
 
 if __name__ == "__main__":
     main()

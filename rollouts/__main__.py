@@ -13,18 +13,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from vw2_robot.checkpoint import write_text
 from vw2_robot.cli import program
 from vw2_robot.commands import replan_interval
 from vw2_robot.config_tree import config_tree, differing_keys
 from vw2_robot.contracts import Benchmark, EvalSequence, Policy
 from vw2_robot.errors import InputError, require
-from vw2_robot.runs import mark, read_mark
+from vw2_robot.locks import lock_folder
+from vw2_robot.storage import read_json, read_yaml, write_json, write_yaml
+from vw2_robot.worker_pool import WorkerPool
 
 from . import results
 from .compare import RunningRace, compare, lines
@@ -35,38 +35,43 @@ from .config import (
     open_alone,
     open_benchmark,
     open_checkpoint,
-    open_worker,
     provenance,
 )
 from .evaluate import Row, unfinished
-from .policy_process import PolicyProcess
+from .policy_process import PolicyLostError, PolicyProcess
 from .progress import Log
 from .report import write_report
 from .selection import piece
-from .workers import Crew, Protocol, run_alone
+from .workers import Job, Protocol, open_worker, run_job
 
 FREE = ("run_dir", "workers", "retries")  # keys that may change between two starts in one folder
+OF_TRAINING = ("metrics.jsonl", "latest", "checkpoints")
 LEGACY_NOTE = (
     "note: legacy resets carry solver state from one chain to the next, so results depend on how chains are split over "
     "workers and on interruptions; env.reset_mode=exact has no such memory"
 )
 
 
-class Decided(Exception):
-    """The race against another rollout is over; no further chain is needed."""
-
-
 def check_config(folder: Path, config: RolloutConfig) -> None:
     """See that the folder is free or holds a rollout with this configuration.
 
     Raises:
-        InputError: it holds another one; names the keys.
+        InputError: it holds another one, with the names of the keys, or another kind of run.
     """
     file = folder / "config.yaml"
     if file.is_file():
-        old = yaml.safe_load(file.read_text(encoding="utf-8"))
-        before, now = ({k: v for k, v in tree.items() if k not in FREE} for tree in (old, config_tree(config)))
+        old = read_yaml(file, cure="delete it to go on; provenance.json beside it still says what the results are of")
+        if not {"policy", "env"} <= old.keys():
+            raise InputError(f"{folder} holds another kind of run (see its config.yaml); use another run_dir")
+        before, now = (_comparable(tree) for tree in (old, config_tree(config)))
         _refuse(folder, "another configuration", differing_keys(before, now))
+    elif found := [name for name in OF_TRAINING if (folder / name).exists()]:
+        raise InputError(f"{folder} holds a training run ({found[0]}); use another run_dir")
+
+
+def _comparable(tree: dict[str, Any]) -> dict[str, Any]:
+    """What decides the results; a path counts the same whatever way it is spelt."""
+    return {key: value for key, value in tree.items() if key not in FREE}
 
 
 def claim(folder: Path, config: RolloutConfig, origin: dict[str, Any]) -> None:
@@ -78,11 +83,15 @@ def claim(folder: Path, config: RolloutConfig, origin: dict[str, Any]) -> None:
         InputError: the folder's rows came from something else; names what differs.
     """
     file = folder / "provenance.json"
-    if (old := read_mark(file)) is not None:
+    if file.is_file():
+        old = read_json(file, cure="copy it again, or delete this folder to start over")
         _refuse(folder, "another policy, world or library version", differing_keys(old, origin))
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "config.yaml", yaml.safe_dump(config_tree(config), sort_keys=False))
-    mark(file, origin)
+    elif results.read_rows(folder / "results.jsonl"):
+        raise InputError(
+            f"{folder} holds results, but no provenance.json that says what they are of; use another run_dir"
+        )
+    write_yaml(folder / "config.yaml", config_tree(config))
+    write_json(file, origin, sealed=True)
 
 
 def _refuse(folder: Path, what: str, names: list[str]) -> None:
@@ -97,6 +106,11 @@ def rollout(config: RolloutConfig) -> dict[str, Any]:
     """Run or continue the evaluation; returns its summary."""
     if config.videos:
         require("imageio_ffmpeg", extra="report")
+    with lock_folder(config.folder, what="a rollout"):
+        return _rollout(config)
+
+
+def _rollout(config: RolloutConfig) -> dict[str, Any]:
     check_config(config.folder, config)
     benchmark = open_benchmark(config.env)
     served: PolicyProcess | None = None
@@ -140,28 +154,45 @@ def run_chains(
     every: int,
 ) -> None:
     """Run what is not done yet, here or in workers, until all is done or the race is decided."""
+    if race is not None and race.decided(log.rows) is not None:
+        return
     protocol = Protocol(
         replan_every=every, seed=config.seed, videos=config.videos, run_dir=config.folder, record=config.record
     )
+    jobs = (Job(sequence, log.kept()) for sequence in waiting)
+    with contextlib.closing(_finished(config, log, benchmark, policy, jobs, protocol)) as finished:
+        for row, seconds in finished:
+            log.add(row, seconds)
+            if race is not None and race.decided(log.rows) is not None:
+                return
 
-    def stop_if_decided() -> None:
-        if race is not None and race.decided(log.rows) is not None:
-            raise Decided
 
-    def on_row(row: Row, seconds: float) -> None:
-        log.add(row, seconds)
-        stop_if_decided()
-
-    with contextlib.suppress(Decided):
-        stop_if_decided()
-        served = policy if isinstance(policy, PolicyProcess) else None
-        workers = min(config.workers, len(waiting))
-        if not isinstance(policy, PolicyProcess) and workers <= 1:
-            run_alone(policy, benchmark, waiting, protocol, kept=log.kept, on_row=on_row)
-        else:
-            build = functools.partial(open_worker, config, served.address if served else None, policy.metadata)
-            crew = Crew(build, protocol, policy=served, retries=config.retries, say=log.say)
-            crew.run(waiting, workers=workers, kept=log.kept, on_row=on_row)
+def _finished(
+    config: RolloutConfig,
+    log: Log,
+    benchmark: Benchmark,
+    policy: Policy | PolicyProcess,
+    jobs: Iterator[Job],
+    protocol: Protocol,
+) -> Generator[tuple[Row, float]]:
+    """Yield each chain's row and seconds as it ends."""
+    if not isinstance(policy, PolicyProcess) and config.workers == 1:
+        for job in jobs:
+            yield run_job(policy, benchmark, job, protocol)
+        return
+    served = policy if isinstance(policy, PolicyProcess) else None
+    pool: WorkerPool[Job, tuple[Row, float]] = WorkerPool(
+        functools.partial(open_worker, config, protocol, policy.metadata),
+        name="rollout worker",
+        arguments=tuple if served is None else lambda: (served.connect(),),
+        retries=config.retries,
+        on_loss=log.say,
+    )
+    try:
+        yield from pool.run(jobs, workers=config.workers)
+    except PolicyLostError:
+        assert served is not None
+        raise served.death() from None
 
 
 def finish(config: RolloutConfig, log: Log, origin: dict[str, Any], race: RunningRace | None) -> dict[str, Any]:
@@ -171,14 +202,14 @@ def finish(config: RolloutConfig, log: Log, origin: dict[str, Any], race: Runnin
     summary = log.finish(origin, rows=decided)
     if race is not None:
         comparison = compare(log.rows, race.base, error=config.error)
-        mark(config.folder / "comparison.json", comparison)
+        write_json(config.folder / "comparison.json", comparison, sealed=True)
         log.say("\n".join(lines(comparison)))
     write_report([config.folder], config.folder)
     log.say("\n".join(f"{name:<15} {text}" for name, text in results.five_lines(summary)))
     return summary
 
 
-@program(RolloutConfig, config_name="rollout")
+@program(RolloutConfig, config_name="rollout", extra="calvin")
 def main(config: RolloutConfig) -> None:
     """Console script `vw2-rollout`."""
     # As under `python -m`: else each worker imports the console script again, and torch with it (150 MB).

@@ -5,7 +5,6 @@ Under another simulator, another reset mode, another number of workers: what dif
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,11 @@ from numpy.typing import NDArray
 from vw2_robot import __version__
 from vw2_robot.contracts import ACTION_DIM, GRIPPER_INDEX, Observation, PolicyOutput
 from vw2_robot.errors import InputError
+from vw2_robot.storage import read_json
 
 from .evaluate import subtask_seed
 from .recording import recording_path
-from .results import read_rows
+from .results import read_results
 from .strips import Answers, read_answers
 
 
@@ -35,23 +35,24 @@ class ActionReplay:
 
     def __init__(self, run_dir: str | Path) -> None:
         self._run_dir = Path(run_dir)
-        provenance = self._run_dir / "provenance.json"
-        rows = read_rows(self._run_dir / "results.jsonl")
-        if not provenance.is_file() or not rows:
+        rows = read_results(self._run_dir)
+        if not rows:
             raise InputError(f"{run_dir} is no rollout with recorded actions; make one with vw2-rollout record=true")
-        origin = json.loads(provenance.read_text(encoding="utf-8"))
+        origin = read_json(self._run_dir / "provenance.json", cure="copy it again, or run that rollout again")
+        recorded, every = origin.get("policy"), origin.get("replan_every")
+        if not isinstance(recorded, dict) or not isinstance(every, int):
+            raise InputError(f'{run_dir}/provenance.json lacks "policy" or "replan_every"; run that rollout again')
         self._places = {
             subtask_seed(row["seed"], row["sequence"], position): (row["sequence"], position)
             for row in rows
             for position in range(len(row["subtasks"]))
         }
-        recorded = origin["policy"]
-        horizon = self._recorded(rows[0]["sequence"]).actions.shape[1]
+        horizon = self._read(rows[0]["sequence"]).actions.shape[1]
         self.metadata = {
             "name": f"replay of {recorded.get('name')}",
             "version": __version__,
             "horizon": horizon,
-            "replan_every": origin["replan_every"],
+            "replan_every": every,
             "cameras": [],
             "policy_hash": recorded.get("policy_hash"),
             "label_fraction": recorded.get("label_fraction"),
@@ -72,7 +73,7 @@ class ActionReplay:
                 "of the recorded rollout"
             )
         number, position = self._places[seed]
-        recorded = self._recorded(number)
+        recorded = self._read(number)
         self._answers = recorded.actions[recorded.subtask == position]
         self._next = 0
 
@@ -90,7 +91,7 @@ class ActionReplay:
         """One chunk for each observation, in turn."""
         return [self.infer(one) for one in obs]
 
-    def _recorded(self, number: int) -> Answers:
+    def _read(self, number: int) -> Answers:
         path = recording_path(self._run_dir, number)
         if not path.is_file():
             raise InputError(f"{path} is missing; it holds the actions of chain {number}")

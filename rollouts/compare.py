@@ -19,10 +19,10 @@ from typing import Any
 from vw2_robot.cli import program
 from vw2_robot.contracts import EvalSequence
 from vw2_robot.errors import InputError
-from vw2_robot.runs import mark
+from vw2_robot.storage import write_json
 
 from .evaluate import Row
-from .results import longest_chain, paired_difference, paired_rows, read_rows
+from .results import longest_chain, paired_difference, paired_rows, read_results
 from .statistics import Race, sign_flip_p
 
 
@@ -83,7 +83,7 @@ class RunningRace:
 
     def __init__(self, folder: Path, sequences: Sequence[EvalSequence], *, error: float) -> None:
         """Raises InputError if the folder does not hold all these chains."""
-        self._base = {row["sequence"]: row for row in read_rows(folder / "results.jsonl")}
+        self._base = {row["sequence"]: row for row in read_results(folder)}
         self.base = list(self._base.values())
         self._order = list(sequences)
         self._error = error
@@ -121,18 +121,18 @@ def lines(result: dict[str, Any]) -> list[str]:
     ]
 
 
-@program(CompareConfig, config_name="compare")
+@program(CompareConfig, config_name="compare", extra="report")
 def main(config: CompareConfig) -> None:
     """Console script `vw2-compare`."""
     sides = []
     for name, folder in (("run", config.run), ("base", config.base)):
-        if not (rows := read_rows(Path(folder) / "results.jsonl")):
+        if not (rows := read_results(Path(folder))):
             raise InputError(f"{name}={folder} holds no results.jsonl with finished chains; give a rollout's run_dir")
         sides.append(rows)
     result = compare(*sides, error=config.error)
     print("\n".join(lines(result)))
     if config.out is not None:
-        mark(Path(config.out), result)
+        write_json(Path(config.out), result)
 
 
 if __name__ == "__main__":

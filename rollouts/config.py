@@ -18,13 +18,13 @@ from vw2_robot import __version__
 from vw2_robot.contracts import Benchmark, EvalSequence, Policy
 from vw2_robot.errors import InputError, MissingExtraError
 
-from .policy_process import LocalPolicy, RemotePolicy
+from .policy_process import LocalPolicy
 from .random_policy import RandomPolicy
 from .recording import FOLDER
 from .selection import parse_shard, piece, select, shard_folder
 
 BENCHMARK = ("sequences", "instruction", "reset", "begin", "observe", "step", "max_steps", "control_hz", "metadata")
-VERSIONED = ("torch", "numpy", "transformers", "pybullet")
+VERSIONED = ("torch", "numpy", "transformers", "pybullet", "pybullet-arm64")
 
 
 LOCAL_POLICIES = ("random", "demonstrator")
@@ -112,12 +112,6 @@ def open_alone(config: RolloutConfig, benchmark: Benchmark) -> Policy:
     return LocalPolicy(policy, config.batch) if is_served(config) else policy
 
 
-def open_worker(config: RolloutConfig, address: Any, metadata: dict[str, Any]) -> tuple[Policy, Benchmark]:
-    """A worker's policy and benchmark; `address` None: the policy lives in the worker."""
-    benchmark = open_benchmark(config.env)
-    return (open_policy(config, benchmark) if address is None else RemotePolicy(address, metadata)), benchmark
-
-
 def choose_sequences(config: RolloutConfig, benchmark: Benchmark) -> list[EvalSequence]:
     """The chains of all shards together.
 
@@ -149,6 +143,8 @@ def open_benchmark(env: dict[str, Any]) -> Benchmark:
         made = instantiate(env, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__
+        if isinstance(cause, ImportError) and isinstance(cause.__cause__, MissingExtraError):
+            cause = cause.__cause__  # the file of the target needs an extra: Hydra wraps that once more
         if isinstance(cause, InputError | MissingExtraError):
             raise cause from None
         if cause is None or isinstance(cause, TypeError | ImportError | ValueError):
@@ -190,7 +186,7 @@ def open_checkpoint(config: RolloutConfig) -> Policy:
     from vw2_robot.agent import VW2Agent
     from vw2_robot.runs import Hardware
 
-    device = Hardware(device=config.device, threads=config.threads).torch_device()
+    device = Hardware(device=config.device, threads=config.threads).torch_device(option="device")
     return VW2Agent.from_pretrained(config.policy, device=str(device), replan_every=config.replan_every)
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from vw2_robot.errors import InputError
+
 from .bars import colour
 from .evaluate import Row
-from .inline_files import data_uri
+from .inline_files import data_uri, lies_in
 from .recording import recording_path
 from .run_folders import Rollout
 from .strips import Strip, draw, read_answers
@@ -52,9 +54,14 @@ def _spread(films: list[tuple[Row, FilmPaths]]) -> list[tuple[Row, FilmPaths]]:
 def _strip(rollout: Rollout, row: Row, paths: FilmPaths) -> Strip | None:
     """What the policy answered: kept beside the film or, in older folders, among all recorded chains."""
     places = (paths.answers, recording_path(rollout.path, row["sequence"]))
-    there = next((path for path in places if path.is_file()), None)
+    there = next((path for path in places if lies_in(rollout.path, path)), None)
     every = rollout.summary.get("replan_every")
-    return draw(read_answers(there), row["steps"], every=int(every)) if there is not None and every else None
+    if there is None or not every:
+        return None
+    try:
+        return draw(read_answers(there), row["steps"], every=every)
+    except InputError as error:
+        raise InputError(f"{there}: {error}" if str(there) not in str(error) else str(error)) from error
 
 
 def _card(turn: Turn, strip: Strip | None) -> dict[str, Any]:

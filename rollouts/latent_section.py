@@ -5,7 +5,6 @@ Reads `latent_report.json` and the pictures beside it, found anywhere below the 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from vw2_robot.errors import InputError
+from vw2_robot.storage import read_json
 
 from .curves import code_usage_panel, scatter_panel
-from .inline_files import data_uri
+from .inline_files import data_uri, lies_in
 from .run_folders import labels
 from .tables import number
 
@@ -69,18 +69,16 @@ def read_latent_reports(runs: Sequence[str | Path]) -> list[LatentReport]:
         for folder, below, files in os.walk(root):
             below[:] = sorted(name for name in below if not name.startswith("."))
             path = Path(folder)
-            if "latent_report.json" in files and path.resolve() not in found:
+            is_one = "latent_report.json" in files and lies_in(path, path / "latent_report.json")
+            if is_one and path.resolve() not in found:
                 found[path.resolve()] = _read((Path(label) / path.relative_to(root)).as_posix(), path)
     return list(found.values())
 
 
 def _read(name: str, folder: Path) -> LatentReport:
     path = folder / "latent_report.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error}); run vw2-probe-latents again") from error
-    version = content.get("format_version") if isinstance(content, dict) else None
+    content = read_json(path, cure="run vw2-probe-latents again")
+    version = content.get("format_version")
     if version != FORMAT_VERSION:
         raise InputError(
             f"{path} has format_version {version!r}, this release reads {FORMAT_VERSION}; run vw2-probe-latents again"
@@ -92,9 +90,16 @@ def latent_section(reports: Sequence[LatentReport], environment: Any) -> str:
     """The section as HTML, "" without a report; `environment` is jinja2's, over templates/."""
     if not reports:
         return ""
-    page: str = environment.get_template("latents.html.jinja").render(
-        reports=[_facts(report, ids=f"latents-{i}") for i, report in enumerate(reports)]
-    )
+    facts = []
+    for i, report in enumerate(reports):
+        try:
+            facts.append(_facts(report, ids=f"latents-{i}"))
+        except (LookupError, TypeError, ValueError, AttributeError, StopIteration, ArithmeticError) as error:
+            raise InputError(
+                f"{report.path}/latent_report.json holds something else than vw2-probe-latents writes "
+                f"({type(error).__name__}: {str(error)[:200]}); run vw2-probe-latents again"
+            ) from error
+    page: str = environment.get_template("latents.html.jinja").render(reports=facts)
     return page
 
 
@@ -125,7 +130,7 @@ def _facts(report: LatentReport, *, ids: str) -> dict[str, Any]:
         "pictures": [
             {"words": words, "uri": data_uri(path, "image/png")}
             for name, words in PICTURES.items()
-            if (path := report.path / f"{name}.png").is_file()
+            if lies_in(report.path, path := report.path / f"{name}.png")
         ],
     }
 

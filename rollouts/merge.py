@@ -16,13 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from vw2_robot.checkpoint import write_text
 from vw2_robot.cli import program
 from vw2_robot.config_tree import differing_keys
 from vw2_robot.errors import InputError
-from vw2_robot.runs import mark, read_mark
+from vw2_robot.locks import lock_folder
+from vw2_robot.storage import atomic_write, read_json, read_yaml, write_json, write_text, write_yaml
 
 from . import results
 from .evaluate import Row
@@ -49,6 +47,7 @@ class Shard:
     config: dict[str, Any]
     origin: dict[str, Any]
     rows: list[Row]
+    seconds: dict[int, float]
 
 
 def merge(run_dir: str | Path) -> dict[str, Any]:
@@ -61,24 +60,25 @@ def merge(run_dir: str | Path) -> dict[str, Any]:
     shards = [_read(folder) for folder in find_shards(target)]
     first = shards[0]
     for other in shards[1:]:
-        names = differing_keys(_shared(first.origin), _shared(other.origin))
-        names += differing_keys(_without(first.config, "shard"), _without(other.config, "shard"))
+        pairs = [(_shared(first.origin), _shared(other.origin))]
+        pairs += [(_without(first.config, "shard"), _without(other.config, "shard"))]
+        names = [name for pair in pairs for name in differing_keys(*pair)]
         if names:
             raise InputError(f"{other.folder} is no shard of the rollout in {first.folder}: {', '.join(names)}")
     rows = [row for shard in shards for row in shard.rows]
     origin = _shared(first.origin) | {"num_sequences": first.origin["num_sequences_of_all_shards"]}
-    write_text(target / "config.yaml", yaml.safe_dump(first.config | {"shard": None}, sort_keys=False))
-    mark(target / "provenance.json", origin)
+    seconds = {number: spent for shard in shards for number, spent in shard.seconds.items()}
+    write_yaml(target / "config.yaml", first.config | {"shard": None})
+    write_json(target / "provenance.json", origin, sealed=True)
     results.write_sorted(target / "results.jsonl", rows)
-    timing = [(shard.folder / "timing.jsonl").read_text(encoding="utf-8") for shard in shards]
-    write_text(target / "timing.jsonl", "".join(timing))
-    _gather_films(target, shards, count=int(first.config["videos"]))
+    timing = [results.sealed_line({"sequence": number, "seconds": spent}) for number, spent in seconds.items()]
+    write_text(target / "timing.jsonl", "\n".join([*timing, ""]))
+    _gather_films(target, shards, count=first.config["videos"])
     for shard in shards:
         for file in sorted((shard.folder / FOLDER).glob("chain_*.npz")):
             _copy(file, target / FOLDER / file.name)
-    seconds = sum(results.read_seconds(target / "timing.jsonl").values())
-    summary = results.summarize(rows, origin, seconds=seconds)
-    mark(target / "summary.json", summary)
+    summary = results.summarize(rows, origin, seconds=sum(seconds.values()))
+    write_json(target / "summary.json", summary, sealed=True)
     write_report([target], target)
     return summary
 
@@ -106,13 +106,18 @@ def find_shards(target: Path) -> list[Path]:
 
 
 def _read(folder: Path) -> Shard:
-    origin = read_mark(folder / "provenance.json")
-    file = folder / "config.yaml"
+    again = "copy it again, or start that shard again"
     rows = results.read_rows(folder / "results.jsonl")
-    if origin is None or not file.is_file() or len(rows) < int(origin["num_sequences"]):
-        asked = "?" if origin is None else origin["num_sequences"]
-        raise InputError(f"{folder} has {len(rows)} of {asked} chains; start that shard again to finish it")
-    return Shard(folder, yaml.safe_load(file.read_text(encoding="utf-8")), origin, rows)
+    files = [folder / name for name in ("provenance.json", "config.yaml")]
+    origin = read_json(files[0], cure=again) if all(file.is_file() for file in files) else {}
+    asked = origin.get("num_sequences")
+    if not isinstance(asked, int) or len(rows) < asked:
+        raise InputError(f"{folder} has {len(rows)} of {asked or '?'} chains; start that shard again to finish it")
+    config = read_yaml(files[1], cure=again)
+    for file, values, key in ((files[0], origin, "num_sequences_of_all_shards"), (files[1], config, "videos")):
+        if not isinstance(values.get(key), int):
+            raise InputError(f'{file} lacks "{key}"; {again}')
+    return Shard(folder, config, origin, rows, results.read_seconds(folder / "timing.jsonl"))
 
 
 def _shared(origin: dict[str, Any]) -> dict[str, Any]:
@@ -135,15 +140,15 @@ def _gather_films(target: Path, shards: Sequence[Shard], *, count: int) -> None:
 
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}")
-    shutil.copyfile(source, temporary)
-    temporary.replace(target)
+    with atomic_write(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
-@program(MergeConfig, config_name="merge")
+@program(MergeConfig, config_name="merge", extra="report")
 def main(config: MergeConfig) -> None:
     """Console script `vw2-merge`."""
-    summary = merge(config.run_dir)
+    with lock_folder(Path(config.run_dir), what="a merge of shards"):
+        summary = merge(config.run_dir)
     print("\n".join(f"{name:<15} {text}" for name, text in results.five_lines(summary)))
     print(f"report: {Path(config.run_dir) / 'report.html'}")
 

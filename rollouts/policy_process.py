@@ -11,9 +11,9 @@ last bits (benchmarks/evaluation.py counts them). So a forward pass has one shap
   shape do not look at other rows' numbers; tests/unit/rollouts/test_policy_process.py holds the agent to it. Only for
   policies without memory: no temporal ensembling, greedy decoding.
 
-The parent starts the process (`PolicyProcess`), workers reach it as a policy (`RemotePolicy`) over a local socket with
-the key of the process tree. Policies bound to a world live in the workers instead (`config.open_worker`). If this
-process ends, all ends.
+The parent starts the process (`PolicyProcess`) and hands each worker one end of a socket pair, the process the other
+(`connect`): no socket has a name, so TMPDIR may be long, full or read-only. A worker sees a policy (`RemotePolicy`).
+Policies bound to a world live in the workers instead (`workers.open_worker`). If this process ends, all ends.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import multiprocessing
-import os
 import queue
 import signal
 import threading
-import traceback
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Client, Connection, Listener, wait
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle, send_handle
 from typing import Any, Literal
 
 import numpy as np
 
 from vw2_robot.contracts import Observation, Policy, PolicyOutput
-from vw2_robot.errors import InputError, MissingExtraError
+from vw2_robot.errors import InputError
+from vw2_robot.worker_pool import described, end, how_it_ended, live_with_parent, start
 
 LONGEST_SENTENCE = 100
 """bytes; only where several requests share a pass"""
@@ -46,7 +46,7 @@ Episode = tuple[str | None, int | None]
 """What `Policy.reset` is given."""
 Asked = tuple[Connection, Request | Episode | None]
 """Who, and what; None: gone."""
-Kind = Literal["ready", "output", "input", "bug"]
+Kind = Literal["ready", "output", "error", "memory", "bug"]
 
 
 class FixedBatch:
@@ -108,19 +108,17 @@ class LocalPolicy:
         return [self.infer(one) for one in obs]
 
 
-class PolicyLostError(Exception):
+class PolicyLostError(InputError):
     """The policy's process is gone: only the parent can say why."""
 
 
 class RemotePolicy:
     """What a worker holds instead of the policy. `chain`: the number of the chain that is under way."""
 
-    def __init__(self, address: Any, metadata: dict[str, Any]) -> None:
+    def __init__(self, connection: Connection, metadata: dict[str, Any]) -> None:
+        """`connection` is what `PolicyProcess.connect` gave."""
         self.metadata, self.chain = metadata, 0
-        try:
-            self._connection = Client(address, authkey=multiprocessing.current_process().authkey)
-        except OSError as error:
-            raise PolicyLostError from error
+        self._connection = connection
 
     def reset(self, prompt: str | None = None, seed: int | None = None) -> None:
         """Begin an episode; nobody waits for an answer."""
@@ -133,7 +131,7 @@ class RemotePolicy:
         """Ask and wait.
 
         Raises:
-            InputError: the policy refused the observation.
+            InputError: the policy refused the observation, or had no memory left for it.
             RuntimeError: the policy failed; carries its traceback.
             PolicyLostError: there is nobody there.
         """
@@ -150,108 +148,104 @@ class RemotePolicy:
 
 
 def _content(kind: Kind, content: Any) -> Any:
-    if kind == "input":
-        raise InputError(content)
+    if kind == "error":
+        raise content
+    if kind == "memory":
+        raise InputError(f"no memory left in the policy process ({content}); lower batch, or use another device")
     if kind == "bug":
         raise RuntimeError(f"the policy process failed:\n{content}")
     return content
 
 
 class PolicyProcess:
-    """The parent's handle. `address` and `metadata` are what `RemotePolicy` needs."""
+    """The parent's handle. `connect` and `metadata` give what `RemotePolicy` needs."""
 
     def __init__(self, build: Callable[[], Policy], *, rows: int) -> None:
         """Start the process and wait until its policy is loaded. `build` must be picklable.
 
         Raises:
-            InputError, MissingExtraError: the policy cannot be built.
+            InputError, MissingExtraError, OSError: the policy cannot be built.
             RuntimeError: it failed otherwise; carries its traceback.
         """
-        context = multiprocessing.get_context("spawn")
-        self._control, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, build, rows), name="policy process", daemon=True)
-        self.process.start()
-        theirs.close()
+        self._control, self.process = start(_serve, build, rows, name="policy process")
         try:
-            kind, content = self._control.recv()
-            self.metadata, self.address = _content(kind, content)
+            self.metadata: dict[str, Any] = _content(*self._control.recv())
         except EOFError:
             raise self.death() from None
         except BaseException:
             self.close()
             raise
 
+    def connect(self) -> Connection:
+        """A new connection, to be given to a worker process as an argument and closed here.
+
+        Raises:
+            InputError: the process is gone.
+        """
+        theirs, ours = multiprocessing.Pipe()
+        try:
+            send_handle(self._control, theirs.fileno(), self.process.pid)
+        except (BrokenPipeError, ConnectionResetError):
+            raise self.death() from None
+        finally:
+            theirs.close()
+        return ours
+
     def death(self) -> InputError:
         """What to tell a person once the process is gone, or nobody reaches it."""
         self.process.join(timeout=10)
+        kept = "finished chains are kept, start again with the same run_dir to go on"
         if self.process.exitcode is None:
-            return InputError(
-                "a worker lost its connection to the policy process, which still runs; finished chains are kept, start "
-                "again with the same run_dir to go on"
-            )
+            return InputError(f"a worker lost its connection to the policy process, which still runs; {kept}")
+        advice = ", where memory is short with a lower batch or on another device"
         return InputError(
-            f"the policy process died with exit code {self.process.exitcode}; finished chains are kept, start again "
-            "with the same run_dir to go on. Often this is memory: lower batch, or use another device"
+            f"the policy process died with {how_it_ended(self.process)}; {kept}"
+            f"{advice if self.process.exitcode == -signal.SIGKILL else ''}"
         )
 
     def close(self) -> None:
         """End the process. A second call does nothing."""
         self._control.close()
         self.process.terminate()
-        self.process.join()
-
-
-def end_with_parent() -> None:
-    """Let this process end when the one that started it does, even if that one was killed."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+        end([self.process])
 
 
 def _serve(control: Connection, build: Callable[[], Policy], rows: int) -> None:
-    """The life of the process: load, let workers in, answer them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    end_with_parent()
+    live_with_parent(functools.partial(_load_and_answer, control, build, rows))
+
+
+def _load_and_answer(control: Connection, build: Callable[[], Policy], rows: int) -> None:
+    """The life of the process: load, let workers in, answer them until the parent closes `control`."""
     try:
         policy = build()
-    except (InputError, MissingExtraError) as error:
-        control.send(("input", str(error)))
-        return
-    except Exception:  # whatever it is, the parent shows it
-        control.send(("bug", traceback.format_exc()))
-        return
-    try:
         answer = _in_batches(policy, rows) if rows > 1 else _one_by_one(policy)
-    except InputError as error:
-        control.send(("input", str(error)))
+    except Exception as error:  # whatever it is, the parent shows it
+        control.send(described(error))
         return
-    asked: queue.SimpleQueue[Asked] = queue.SimpleQueue()
-    listener = Listener(authkey=multiprocessing.current_process().authkey, backlog=64)
-    threading.Thread(target=_let_in, args=(listener, asked), daemon=True).start()
-    control.send(("ready", (policy.metadata, listener.address)))
+    asked: queue.SimpleQueue[Asked | None] = queue.SimpleQueue()
+    threading.Thread(target=_let_in, args=(control, asked), daemon=True).start()
+    control.send(("ready", policy.metadata))
     while True:
         waiting = [asked.get()]
         while not asked.empty():
             waiting.append(asked.get())
-        answer(waiting)
+        if None in waiting:
+            return
+        answer([one for one in waiting if one is not None])
 
 
-def _let_in(listener: Listener, asked: queue.SimpleQueue[Asked]) -> None:
-    """Give every worker a thread that reads what it asks."""
+def _let_in(control: Connection, asked: queue.SimpleQueue[Asked | None]) -> None:
+    """Give every worker that the parent announces a thread that reads what it asks."""
     while True:
         try:
-            connection = listener.accept()
-        except (EOFError, OSError, multiprocessing.AuthenticationError):  # a worker killed while it knocked
-            continue
+            connection = Connection(recv_handle(control))
+        except (EOFError, OSError):  # the parent needs no more
+            asked.put(None)
+            return
         threading.Thread(target=_read, args=(connection, asked), daemon=True).start()
 
 
-def _read(connection: Connection, asked: queue.SimpleQueue[Asked]) -> None:
+def _read(connection: Connection, asked: queue.SimpleQueue[Asked | None]) -> None:
     try:
         while True:
             asked.put((connection, connection.recv()))
@@ -302,10 +296,8 @@ def _outcome(work: Callable[[], Any]) -> tuple[Kind, Any]:
     """What the work gave, or what went wrong: the worker raises it again, and the parent shows it."""
     try:
         return "output", work()
-    except InputError as error:
-        return "input", str(error)
-    except Exception:
-        return "bug", traceback.format_exc()
+    except Exception as error:
+        return described(error)
 
 
 def _tell(connection: Connection, kind: Kind, content: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vw2_robot.runs import mark
+from vw2_robot.storage import append_line, write_json
 
 from . import results
 from .evaluate import Row
@@ -32,6 +32,9 @@ class Log:
         for name in ("results.jsonl", "timing.jsonl"):
             results.drop_torn_line(folder / name)
         self.rows: list[Row] = results.read_rows(folder / "results.jsonl")
+        self._seconds = results.read_seconds(folder / "timing.jsonl")
+        if len(self.rows) < results.counted_chains(folder):  # taken away; they are run again and summed up anew
+            (folder / "summary.json").unlink()
         drop_other_films(folder / "videos", set(self.kept()))
         self._bar = tqdm(
             total=total,
@@ -51,8 +54,9 @@ class Log:
 
     def add(self, row: Row, seconds: float) -> None:
         """Take a finished chain: its row is on disk when this returns."""
-        results.append_line(self.folder / "timing.jsonl", {"sequence": row["sequence"], "seconds": round(seconds, 4)})
-        results.append_line(self.folder / "results.jsonl", row)
+        self._seconds[row["sequence"]] = round(seconds, 4)
+        results.append_seconds(self.folder / "timing.jsonl", row["sequence"], seconds)
+        results.append_row(self.folder / "results.jsonl", row)
         self.rows.append(row)
         # Only chains with a row: a film without one belongs to a worker that is about to report.
         drop_films(self.folder / "videos", {row["sequence"] for row in self.rows} - self.kept().keys())
@@ -84,8 +88,7 @@ class Log:
         """A line for people: terminal and log.txt."""
         tqdm.write(message, file=sys.stdout)
         sys.stdout.flush()
-        with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
+        append_line(self.folder / "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}")
 
     def finish(self, origin: dict[str, Any], *, rows: list[Row] | None = None) -> dict[str, Any]:
         """Sort the rows (or take these alone), write summary.json and return it."""
@@ -93,8 +96,7 @@ class Log:
         self.rows = self.rows if rows is None else rows
         drop_other_films(self.folder / "videos", set(self.kept()))
         results.write_sorted(self.folder / "results.jsonl", self.rows)
-        seconds = results.read_seconds(self.folder / "timing.jsonl")
-        spent = sum(seconds.get(row["sequence"], 0.0) for row in self.rows)
+        spent = sum(self._seconds.get(row["sequence"], 0.0) for row in self.rows)
         summary = results.summarize(self.rows, origin, seconds=spent)
-        mark(self.folder / "summary.json", summary)
+        write_json(self.folder / "summary.json", summary, sealed=True)
         return summary

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vw2_robot.arrays import write_arrays
 from vw2_robot.contracts import Observation, PolicyOutput
 
 from .evaluate import Row
@@ -47,7 +48,7 @@ class Recording:
         self.save(recording_path(run_dir, row["sequence"]))
 
     def save(self, path: Path) -> None:
-        """Write the answers to `path`, under a temporary name first."""
+        """Write the answers to `path`."""
         path.parent.mkdir(parents=True, exist_ok=True)
         arrays: dict[str, NDArray[Any]] = {
             "actions": np.stack([np.asarray(output["actions"], np.float32) for output in self._outputs]),
@@ -55,7 +56,4 @@ class Recording:
         }
         if all("latent_tokens" in output for output in self._outputs):
             arrays["tokens"] = np.stack([output["latent_tokens"] for output in self._outputs])
-        temporary = path.with_name(f".{path.name}")
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
-        temporary.replace(path)
+        write_arrays(path, arrays)

@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from vw2_robot import __version__
-from vw2_robot.checkpoint import write_text
 from vw2_robot.cli import program
 from vw2_robot.errors import require
+from vw2_robot.limits import Unbounded
+from vw2_robot.locks import lock_folder
+from vw2_robot.storage import write_text
 
 from .bars import length_bars, longest, never_reached, place_groups, success_groups, task_groups
 from .curves import code_usage_panel, training_panels
@@ -45,7 +47,7 @@ class ReportConfig:
     """folders of rollouts or training runs; everything below them is found"""
     out: str
     title: str | None = None
-    video_megabytes: float = VIDEO_MEGABYTES
+    video_megabytes: Unbounded = VIDEO_MEGABYTES
     """megabytes of the page that films and their strips may take; the rest is named instead of shown"""
 
     def __post_init__(self) -> None:
@@ -64,7 +66,6 @@ def write_report(
     """
     stages, rollouts = discover(runs)
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     page = render(
         stages,
         rollouts,
@@ -72,6 +73,7 @@ def write_report(
         title=title or _title(stages, rollouts),
         video_megabytes=video_megabytes,
     )
+    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "table.md", markdown(rollouts, stages))
     write_text(folder / "table.tex", latex(rollouts))
     write_text(folder / "report.html", page)
@@ -163,10 +165,11 @@ def _stage(stage: Stage, *, ids: str) -> dict[str, Any]:
     }
 
 
-@program(ReportConfig, config_name="report")
+@program(ReportConfig, config_name="report", extra="report")
 def main(config: ReportConfig) -> None:
     """Console script `vw2-report`."""
-    page = write_report(config.runs, config.out, title=config.title, video_megabytes=config.video_megabytes)
+    with lock_folder(Path(config.out), what="a report"):
+        page = write_report(config.runs, config.out, title=config.title, video_megabytes=config.video_megabytes)
     print(f"report: {page} ({page.stat().st_size / 1e6:.1f} MB)")
 
 

@@ -7,62 +7,133 @@
 Success rate i is the share of chains with at least i solved subtasks; average length is the mean number solved; a task
 counts as attempted when it was solved or ended its chain (Calvin specification 12.5). Shares carry Wilson intervals,
 means a t interval (`statistics`). Knows no policy and no simulator.
+
+Every line carries a checksum of itself, summary.json that of its content: a bit that flipped on the disk is told, not
+counted. Folders of older releases have none and are read as they are.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from vw2_robot.checkpoint import write_text
 from vw2_robot.errors import InputError
+from vw2_robot.storage import MAX_JSON_BYTES, append_line, read_json, write_text
 
 from .evaluate import Row
 from .statistics import mean_interval, wilson_interval
 
 CHAIN_LENGTH = 5  # of the published protocol; a single task is a chain of one
+CHECKSUM = "checksum"
+CURE = "copy the file again, or delete that line and start vw2-rollout again, which runs the chain again"
+RERUN = "copy the folder again, or start vw2-rollout again in it"
+MAX_NUMBER = 2**31
+Entry = TypeVar("Entry")
+
+
+def read_results(folder: Path) -> list[Row]:
+    """The rows of a rollout's folder; none where it has no results.jsonl.
+
+    Raises:
+        InputError: a line is damaged, or rows that the summary has counted are gone.
+    """
+    rows = read_rows(folder / "results.jsonl")
+    if (folder / "results.jsonl").is_file() and len(rows) < (counted := counted_chains(folder)):
+        raise InputError(
+            f"{folder / 'results.jsonl'} is damaged: it holds {len(rows)} chains, summary.json counted {counted}; "
+            f"{RERUN}"
+        )
+    return rows
+
+
+def counted_chains(folder: Path) -> int:
+    """How many chains summary.json is about; 0 without one."""
+    path = folder / "summary.json"
+    count = read_json(path, cure=RERUN).get("num_sequences") if path.is_file() else 0
+    return count if isinstance(count, int) else 0
 
 
 def read_rows(path: Path) -> list[Row]:
     """All whole rows of a results file; the torn end that a kill may leave is ignored. A missing file has none.
 
+    A row that is there twice counts once.
+
     Raises:
-        InputError: a whole line is no row.
+        InputError: a whole line is no row, or two rows tell different things of one chain.
     """
+    rows: dict[int, Row] = {}
+    for row, where in _entries(path, _row, keys=Row.__annotations__):
+        if rows.setdefault(row["sequence"], row) != row:
+            raise InputError(f"{where} is another result of chain {row['sequence']}, which has one already; {CURE}")
+    return list(rows.values())
+
+
+def _entries(path: Path, make: Callable[[Any], Entry], *, keys: Iterable[str]) -> Iterator[tuple[Entry, str]]:
+    """What `make` makes of each whole line, and where it stands."""
     if not path.is_file():
-        return []
+        return
+    if (size := path.stat().st_size) > MAX_JSON_BYTES:
+        raise InputError(f"{path} has {size} bytes, expected at most {MAX_JSON_BYTES}; {RERUN}")
     whole = path.read_bytes().rpartition(b"\n")[0]
-    return [_row(line, f"{path}, line {i}") for i, line in enumerate(whole.split(b"\n"), 1) if whole]
+    for number, line in enumerate(whole.split(b"\n") if whole else [], 1):
+        where = f"{path}, line {number}"
+        try:
+            value = json.loads(line)
+            if not isinstance(value, dict):
+                raise ValueError(f"expected an object, found {type(value).__name__}")
+            checksum = value.pop(CHECKSUM, None)
+            strangers = value.keys() - set(keys)
+            if checksum != _checksum(value) if checksum is not None else strangers:
+                raise ValueError("it is not what was written")
+            yield make(value), where
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+            what = f"{type(error).__name__}: {error}"[:200]
+            raise InputError(f"{where} is damaged or no entry of such a file ({what}); {CURE}") from error
 
 
-def _row(line: bytes, where: str) -> Row:
-    try:
-        value = json.loads(line)
-        row = Row(
-            sequence=int(value["sequence"]),
-            initial_state=dict(value["initial_state"]),
-            subtasks=[str(task) for task in value["subtasks"]],
-            solved=int(value["solved"]),
-            steps=[int(n) for n in value["steps"]],
-            seed=int(value["seed"]),
-            instructions=[str(sentence) for sentence in value.get("instructions", [])],
-        )
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(
-            f"{where} is no result row ({type(error).__name__}: {error}); expected an object with the keys "
-            f"{list(Row.__annotations__)}"
-        ) from error
+def _checksum(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def sealed_line(value: Mapping[str, Any]) -> str:
+    """A line of results.jsonl or timing.jsonl: the object with its checksum."""
+    return json.dumps({**value, CHECKSUM: _checksum(value)})
+
+
+def _row(value: Mapping[str, Any]) -> Row:
+    row = Row(
+        sequence=_count(value["sequence"]),
+        initial_state=dict(value["initial_state"]),
+        subtasks=_texts(value["subtasks"]),
+        solved=_count(value["solved"]),
+        steps=[1 + _count(steps - 1) for steps in value["steps"]],
+        seed=_count(value["seed"], most=2**63),
+        instructions=_texts(value.get("instructions", [])),
+    )
     attempted = min(row["solved"] + 1, len(row["subtasks"]))
-    if not 0 <= row["solved"] <= len(row["subtasks"]) or len(row["steps"]) != attempted:
-        raise InputError(
-            f"{where} contradicts itself: {row['solved']} of {len(row['subtasks'])} subtasks solved, "
-            f"but steps of {len(row['steps'])} attempts (expected {attempted})"
+    if not row["subtasks"] or row["solved"] > len(row["subtasks"]) or len(row["steps"]) != attempted:
+        raise ValueError(
+            f"{row['solved']} of {len(row['subtasks'])} subtasks solved, but steps of {len(row['steps'])} attempts, "
+            f"expected {attempted}"
         )
     return row
+
+
+def _count(value: Any, *, most: int = MAX_NUMBER) -> int:
+    if type(value) is not int or not 0 <= value < most:
+        raise ValueError(f"expected a whole number from 0 to below {most}, found {str(value)[:40]!r}")
+    return value
+
+
+def _texts(values: Any) -> list[str]:
+    if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
+        raise ValueError(f"expected a list of texts, found {str(values)[:40]!r}")
+    return values
 
 
 def drop_torn_line(path: Path) -> None:
@@ -75,25 +146,36 @@ def drop_torn_line(path: Path) -> None:
                 file.truncate(whole)
 
 
-def append_line(path: Path, value: Mapping[str, Any]) -> None:
-    """Append one object as a line; it is in the file when this returns."""
-    with path.open("a", encoding="utf-8", newline="\n") as file:
-        file.write(json.dumps(value) + "\n")
+def append_row(path: Path, row: Row) -> None:
+    """Append a row; it is on disk when this returns."""
+    append_line(path, sealed_line(row), sync=True)
+
+
+def append_seconds(path: Path, number: int, seconds: float) -> None:
+    """Append the time that a chain took."""
+    append_line(path, sealed_line({"sequence": number, "seconds": round(seconds, 4)}))
 
 
 def write_sorted(path: Path, rows: Iterable[Row]) -> None:
     """The final results file: sorted by chain."""
-    lines = [json.dumps(row) + "\n" for row in sorted(rows, key=lambda row: row["sequence"])]
+    lines = [sealed_line(row) + "\n" for row in sorted(rows, key=lambda row: row["sequence"])]
     write_text(path, "".join(lines))
 
 
 def read_seconds(path: Path) -> dict[int, float]:
-    """Seconds per chain from timing.jsonl; the last entry of a chain counts."""
-    if not path.is_file():
-        return {}
-    whole = path.read_bytes().rpartition(b"\n")[0]
-    entries = [json.loads(line) for line in whole.splitlines()]
-    return {int(entry["sequence"]): float(entry["seconds"]) for entry in entries}
+    """Seconds per chain from timing.jsonl; the last entry of a chain counts.
+
+    Raises:
+        InputError: a whole line is no such entry.
+    """
+    return {number: seconds for (number, seconds), _ in _entries(path, _timing, keys=("sequence", "seconds"))}
+
+
+def _timing(value: Mapping[str, Any]) -> tuple[int, float]:
+    seconds = float(value["seconds"])
+    if not 0 <= seconds < MAX_NUMBER:
+        raise ValueError(f"expected seconds, found {seconds}")
+    return _count(value["sequence"]), seconds
 
 
 def paired_difference(rows: Sequence[Row], base: Sequence[Row]) -> tuple[float, float, float, int] | None:

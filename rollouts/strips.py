@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vw2_robot.arrays import read_arrays
 from vw2_robot.commands import commands
 from vw2_robot.contracts import ACTION_DIM, ACTION_NAMES
-from vw2_robot.data.array_files import read_arrays
 from vw2_robot.errors import InputError
 
 # L looks · H actions per look · A action dims · E steps between looks · K latent steps · N codes per step · S steps
@@ -62,20 +62,34 @@ def read_answers(path: Path) -> Answers:
     """The recorded answers of one chain.
 
     Raises:
-        InputError: the file is torn or holds something else.
+        InputError: the file is torn, damaged or holds something else.
     """
-    cure = "delete it, or run the rollout again"
-    arrays = read_arrays(path, cure=cure)
-    shapes = {name: array.shape for name, array in arrays.items()}
-    looks = arrays["subtask"].size if len(shapes.get("subtask", ())) == 1 else 0
-    wanted = {"actions": (looks, *shapes.get("actions", ())[1:2], ACTION_DIM), "subtask": (looks,)}
-    wanted |= {"tokens": (looks, *shapes["tokens"][1:3])} if len(shapes.get("tokens", ())) == 3 else {}
-    if looks == 0 or shapes != wanted or any(array.dtype.kind not in "fiu" for array in arrays.values()):
-        raise InputError(
-            f"{path} holds no recorded answers, but {shapes}; expected actions [looks, H, {ACTION_DIM}], "
-            f"subtask [looks], perhaps tokens [looks, K, N]; {cure}"
+    arrays = read_arrays(path, cure="delete it, or run the rollout again")
+    actions, subtask, tokens = (arrays.get(name) for name in ("actions", "subtask", "tokens"))
+    looks = 0 if subtask is None else subtask.size
+    fits = (
+        actions is not None
+        and subtask is not None
+        and looks > 0
+        and (actions.ndim, len(actions), actions.dtype.kind) == (3, looks, "f")
+        and actions.shape[1] > 0
+        and actions.shape[2] == ACTION_DIM
+        and (subtask.ndim, subtask.dtype.kind) == (1, "i")
+        and np.isfinite(actions).all()
+        and (
+            tokens is None
+            or ((tokens.ndim, len(tokens)) == (3, looks) and tokens.dtype.kind in "iu" and tokens.size > 0)
         )
-    return Answers(arrays["actions"], arrays["subtask"], arrays.get("tokens"))
+    )
+    if not fits:
+        shapes = {name: [array.dtype.name, *array.shape] for name, array in arrays.items()}
+        raise InputError(
+            f"{path} holds no recorded answers: expected actions [looks, H, {ACTION_DIM}], subtask [looks] and perhaps "
+            f"tokens [looks, K, N], found {shapes}; delete it, or run the rollout again"
+        )
+    assert actions is not None
+    assert subtask is not None
+    return Answers(actions, subtask, tokens)
 
 
 def executed(answers: Answers, steps: Sequence[int], *, every: int) -> NDArray[np.float64]:

@@ -70,7 +70,7 @@ def markdown(rollouts: Sequence[Rollout], stages: Sequence[Stage]) -> str:
         )
     if stages:
         rows = [
-            [_md(stage.name), str(stage.last_step), f"`{key}`", f"{values[-1]:.4g}"]
+            [_md(stage.name), str(stage.last_step), f"`{_md(key)}`", f"{values[-1]:.4g}"]
             for stage in stages
             for key, (_, values) in stage.records.items()
         ]
@@ -84,7 +84,13 @@ def _pipe_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def _md(text: str) -> str:
-    return text.replace("|", "\\|")
+    """Words of a run as plain text in a cell: no markup, no HTML, no second line."""
+    html = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+    return "".join(html.get(c, f"\\{c}" if c in "\\|`*[]" else c) for c in _one_line(text))
+
+
+def _one_line(text: str) -> str:
+    return "".join(c for c in " ".join(text.split()) if c.isprintable())
 
 
 def rate_cells(rollout: Rollout, *, columns: int = 0) -> list[str]:
@@ -124,4 +130,4 @@ def _small(cell: str) -> str:
 
 def _tex(text: str) -> str:
     special = {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
-    return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
+    return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in _one_line(text))

@@ -6,12 +6,13 @@ reached) and the outcome, which is held for a moment at the end of each subtask.
 answers (recording.py), which the report draws under it.
 
 Which chains are kept is a function of the results alone (`select_chains`), so neither the number of workers nor an
-interruption changes the gallery. imageio-ffmpeg is imported here and nowhere else.
+interruption changes the gallery.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from vw2_robot.contracts import Observation, PolicyOutput
-from vw2_robot.errors import InputError, require
+from vw2_robot.mp4 import Mp4Writer
+from vw2_robot.storage import atomic_write
 
 from .evaluate import Row
 from .recording import Recording
@@ -30,6 +32,7 @@ PICTURE_PX = 384
 CAPTION_PX = 96
 MAX_FPS = 15.0
 HOLD_SECONDS = 0.8
+_OURS = re.compile(r"\.?chain_\d{4,}\.(mp4|jpg|npz)(\.tmp)?")
 INK, MUTED, PAPER = "#f4f2ec", "#a8a59c", "#1b1d20"
 SOLVED, FAILED, OPEN = "#3fb68b", "#e5704b", "#565a61"
 
@@ -70,10 +73,13 @@ def drop_films(folder: Path, numbers: Iterable[int]) -> None:
 
 
 def drop_other_films(folder: Path, keep: set[int]) -> None:
-    """Remove all films but those of `keep`, and what a kill left half-written. Not while workers write."""
+    """Remove all films but those of `keep`, and what a kill left half-written. Not while workers write.
+
+    Files that are no films of ours stay.
+    """
     wanted = {path.name for number in keep for path in film_paths(folder, number)}
     for path in folder.glob("*chain_*"):
-        if path.name not in wanted:
+        if _OURS.fullmatch(path.name) and path.name not in wanted:
             path.unlink()
 
 
@@ -102,13 +108,12 @@ class Film:
         self._looks += 1
 
     def write(self, folder: Path, row: Row, *, instructions: Sequence[str]) -> None:
-        """Write the film, its poster and the answers under `folder`, each under a temporary name first."""
+        """Write the film, its poster and the answers under `folder`; they are on disk when this returns."""
         folder.mkdir(parents=True, exist_ok=True)
         video, poster, answers = film_paths(folder, row["sequence"])
         last = write_video(video, self._pages(row, instructions), fps=self.fps)
-        temporary = poster.with_name(f".{poster.name}")
-        last.save(temporary, format="JPEG", quality=80)
-        temporary.replace(poster)
+        with atomic_write(poster) as temporary:
+            last.save(temporary, format="JPEG", quality=80)
         self._recording.save(answers)
 
     def _pages(self, row: Row, instructions: Sequence[str]) -> Iterator[Image.Image]:
@@ -158,38 +163,9 @@ def _font_that_fits(draw: ImageDraw.ImageDraw, text: str, *, width: int) -> Any:
 
 
 def write_video(path: Path, pages: Iterator[Image.Image], *, fps: float) -> Image.Image:
-    """Write pages of one even size as H.264 (yuv420p, index first, so that browsers play it); returns the last page.
-
-    One encoder thread: the same pages give the same bytes.
-
-    Raises:
-        InputError: ffmpeg did not write the file.
-    """
-    ffmpeg = require("imageio_ffmpeg", extra="report")
-    temporary = path.with_name(f".{path.name}")
-    last = next(pages)
-    writer = ffmpeg.write_frames(
-        str(temporary),
-        last.size,
-        fps=fps,
-        codec="libx264",
-        pix_fmt_in="rgb24",
-        pix_fmt_out="yuv420p",
-        macro_block_size=2,
-        quality=None,
-        output_params=["-crf", "26", "-preset", "medium", "-threads", "1", "-movflags", "+faststart"],
-        ffmpeg_log_level="error",
-    )
-    writer.send(None)
-    try:
-        writer.send(last.tobytes())
+    """Write pages of one even size as H.264 (yuv420p, index first, so that browsers play it); returns the last page."""
+    encoding = ["-crf", "26", "-preset", "medium", "-movflags", "+faststart"]
+    with Mp4Writer(path, fps=fps, encoding=encoding) as video:
         for last in pages:
-            writer.send(last.tobytes())
-    except OSError as error:
-        raise InputError(f"ffmpeg stopped while writing {path}: {error}; is the disk full?") from error
-    finally:
-        writer.close()
-    if not temporary.is_file() or temporary.stat().st_size == 0:
-        raise InputError(f"ffmpeg wrote nothing to {path}; is the disk full, or the folder read-only?")
-    temporary.replace(path)
+            video.add(np.asarray(last))
     return last

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
+from vw2_robot.data.rlds_builder import prepare_tensorflow
+
+prepare_tensorflow()  # some tests import TensorFlow by themselves
 # Shapes that signatures promise are checked in the tests alone.
 SHAPES_CHECKED = (
     *(f"vw2_robot.models.{name}" for name in ("dldm", "causal_video", "fsq", "vq", "code_projection", "action_head")),

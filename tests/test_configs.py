@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import ast
 import configparser
+import copy
+import functools
 import importlib
+import math
 import re
 import shlex
+from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from vw2_robot.config_tree import config_from
+from vw2_robot.config_tree import config_from, config_tree
+from vw2_robot.errors import InputError
 
 REPO = Path(__file__).resolve().parents[1]
 CONFIGS = REPO / "configs"
@@ -113,6 +119,41 @@ def test_a_misspelt_key_is_refused(config_name: str) -> None:
     values = composed(config_name, examples(config_name)[0])
     with pytest.raises(ValueError, match="sede"):
         config_from(dataclass_of(config_name), {**values, "sede": 1})
+
+
+def numbers_of(cls: type, prefix: str = "") -> Iterator[tuple[str, bool]]:
+    """(dotted key, whether it is a whole number) of every number in a dataclass and in those inside it."""
+    for name, hint in get_type_hints(cls).items():
+        for kind in (hint, *get_args(hint)):
+            if is_dataclass(kind) and isinstance(kind, type) and get_origin(hint) is None:
+                yield from numbers_of(kind, f"{prefix}{name}.")
+            elif kind in (int, float) and get_origin(hint) not in (list, tuple):
+                yield f"{prefix}{name}", kind is int
+                break
+
+
+@pytest.mark.parametrize("config_name", root_names())
+def test_no_number_may_be_negative_where_it_counts_or_not_a_number(config_name: str) -> None:
+    """The rule of `vw2_robot.limits`: the same for seeds, rates and sizes of all programs."""
+    dataclass = dataclass_of(config_name)
+    values = config_tree(config_from(dataclass, composed(config_name, examples(config_name)[0])))
+    for key, is_whole in numbers_of(dataclass):
+        *above, last = key.split(".")
+        tree = copy.deepcopy(values)
+        functools.reduce(lambda node, name: node[name], above, tree)[last] = -1 if is_whole else math.nan
+        with pytest.raises(InputError, match=rf"{re.escape(last)}\b"):
+            config_from(dataclass, tree)
+
+
+def test_doctor_and_ingest_cut_clips_as_training_does() -> None:
+    training = config_from(dataclass_of("pretrain"), composed("pretrain", examples("pretrain")[0]))
+    wanted = (training.dldm.frames, training.dldm.stride, training.data.target_hz, training.data.gap_s)
+    doctor = config_from(dataclass_of("doctor"), composed("doctor", [])).clips
+    windows = config_from(dataclass_of("ingest"), composed("ingest", ["address=HOST:1"])).data.windows
+    for cut in (doctor, windows):
+        assert (cut.frames, cut.stride_s, cut.target_hz, cut.gap_s) == wanted
+    with pytest.raises(InputError, match="target_hz or gap_s, not both"):
+        config_from(type(training.data), {"target_hz": 5.0, "gap_s": 0.6})
 
 
 @pytest.mark.parametrize("config_name", root_names())

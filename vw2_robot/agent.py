@@ -16,6 +16,7 @@ transformers; no TensorFlow, simulator, Hydra or diffusers.
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,12 +27,13 @@ import torch
 from numpy.typing import NDArray
 
 from vw2_robot import __version__
-from vw2_robot.checkpoint import Checkpoint, load_checkpoint, weights_digest
+from vw2_robot.checkpoint import CURE, Checkpoint, load_checkpoint, weights_digest
 from vw2_robot.chunks import Ensemble
 from vw2_robot.config_tree import config_from
 from vw2_robot.contracts import ACTION_DIM, ACTION_NAMES, GRIPPER_INDEX, Observation, PolicyOutput
 from vw2_robot.data.frames import resize_frame
-from vw2_robot.data.statistics import ActionStatistics
+from vw2_robot.data.statistics import RANGE_SLACK, ActionStatistics
+from vw2_robot.devices import open_device
 from vw2_robot.errors import InputError
 from vw2_robot.models.acting import act
 from vw2_robot.models.action_head import ActionHead, ActionHeadConfig
@@ -42,8 +44,6 @@ from vw2_robot.pixels import to_model_range
 CAMERA = "static"
 BUILTIN = "builtin:"
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
-RANGE_SLACK = 1e-4
-"""Recorded actions are float32 and may pass 1 by a rounding."""
 
 
 class VW2Agent:
@@ -103,23 +103,25 @@ class VW2Agent:
         replan_every: int | None = None,
         temporal_ensemble: float | Literal["stored", "off"] = "stored",
         temperature: float = 0.0,
+        verify: bool = True,
     ) -> VW2Agent:
         """Load a fine-tuned policy.
 
         Args:
             folder_or_hub_id: a checkpoint folder, a run folder, "builtin:NAME" for one that is part of this package, or
                 a model on the Hugging Face Hub ("owner/name").
-            device: cpu, cuda, cuda:0, ...
+            device: cpu, cuda, cuda:0, auto, ...
             replan_every: environment steps between two calls of `infer`; None: what was stored in training.
             temporal_ensemble: average the chunks that overlap in time, each weighted by exp(-decay * number of chunks
                 since the oldest); the decay, "off", or as stored in training.
             temperature: 0 decodes latent tokens greedily; above, they are drawn, from the seed given to `reset`.
+            verify: compare every file with the checkpoint's manifest first.
 
         Raises:
-            InputError: not a checkpoint, another format version, a policy without an action head, or statistics of
-                actions that are not CALVIN's relative ones.
+            InputError: not a checkpoint, a damaged one, another format version, a policy without an action head, or
+                statistics of actions that are not CALVIN's relative ones.
         """
-        checkpoint = load_checkpoint(_local_folder(folder_or_hub_id), kind="policy")
+        checkpoint = load_checkpoint(_local_folder(folder_or_hub_id), kind="policy", verify=verify)
         if checkpoint.config.get("head") is None:
             raise InputError(
                 f"{checkpoint.path} was pre-trained on latent tokens only and has no action head; run vw2-finetune "
@@ -128,19 +130,22 @@ class VW2Agent:
         _check_complete(checkpoint)
         config = checkpoint.config
         policy = LatentPolicy.of_checkpoint(checkpoint)
-        head = ActionHead(
-            config_from(ActionHeadConfig, config["head"]),
-            width=policy.backbone.width,
-            queries=policy.config.queries,
-            stride=_stride(config),
-        )
-        checkpoint.load_into(head=head)
-        statistics = ActionStatistics.from_json(_only(checkpoint.files["stats"], checkpoint.path))
+        with checkpoint.building():
+            head = ActionHead(
+                config_from(ActionHeadConfig, config["head"]),
+                width=policy.backbone.width,
+                queries=policy.config.queries,
+                stride=_stride(config),
+            )
+            checkpoint.load_into(head=head)
+        _check_steps(checkpoint, policy)
+        statistics = _statistics(checkpoint)
         _check_range(statistics, checkpoint.path)
+        place = open_device(device)
         stored = config.get("temporal_ensemble")
         return cls(
-            policy.to(device),
-            head.to(device),
+            policy.to(place),
+            head.to(place),
             statistics,
             checkpoint,
             replan_every=int(config["replan_every"]) if replan_every is None else replan_every,
@@ -247,8 +252,50 @@ def _check_complete(checkpoint: Checkpoint) -> None:
     lacks += [key for key in ("control_hz", "label_fraction") if key not in checkpoint.facts]
     if lacks:
         raise InputError(f"{checkpoint.path}/config.json lacks {', '.join(lacks)}; run vw2-finetune again")
+    config, facts = checkpoint.config, checkpoint.facts
+    codes, decay = config.get("codes", "own"), config.get("temporal_ensemble")
+    for key, value, right in (
+        *((key, config[key], _is_count(config[key])) for key in ("latent_steps", "replan_every")),
+        ("stride", config.get("stride", 1), _is_count(config.get("stride", 1))),
+        ("codes", codes, codes in ("own", "none")),
+        ("temporal_ensemble", decay, decay is None or (_is_number(decay) and decay >= 0)),
+        *((key, facts[key], _is_number(facts[key])) for key in ("control_hz", "label_fraction")),
+    ):
+        if not right:
+            raise InputError(f"{checkpoint.path}/config.json: {key}={value!r} is not what training writes; {CURE}")
     if "stats" not in checkpoint.files:
         raise InputError(f"{checkpoint.path}/stats.json is missing; the checkpoint is incomplete, copy it again")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_steps(checkpoint: Checkpoint, policy: LatentPolicy) -> None:
+    """Numbers that have to agree, before a look tries to hold as many tokens or hands out as many actions."""
+    config = checkpoint.config
+    tokens, most = config["latent_steps"] * policy.config.queries, policy.backbone.most_positions
+    horizon = config["latent_steps"] * _stride(config)
+    if config["replan_every"] > horizon:
+        raise InputError(
+            f"{checkpoint.path}/config.json: replan_every={config['replan_every']}, but the policy predicts {horizon} "
+            f"actions; {CURE}"
+        )
+    if most is not None and tokens >= most:
+        raise InputError(
+            f"{checkpoint.path}/config.json: {tokens} latent tokens, the language model has {most} positions; {CURE}"
+        )
+
+
+def _statistics(checkpoint: Checkpoint) -> ActionStatistics:
+    try:
+        return ActionStatistics.from_json(_only(checkpoint.files["stats"], checkpoint.path))
+    except (InputError, OverflowError) as error:
+        raise InputError(f"{checkpoint.path}/stats.json: {error}; {CURE}") from error
 
 
 def _stride(config: Mapping[str, Any]) -> int:
@@ -264,6 +311,9 @@ def _check_range(statistics: ActionStatistics, path: Path) -> None:
             f"{where}: actions of {statistics.mean.size} numbers with the gripper at {statistics.gripper_index}; "
             f"expected {ACTION_DIM} and {GRIPPER_INDEX}: {', '.join(ACTION_NAMES)}"
         )
+    inner = np.stack([statistics.q01, statistics.q99, statistics.mean, statistics.std - 1])  # of numbers in [-1, 1]
+    if (np.abs(inner) > 1 + RANGE_SLACK).any() and (np.abs([statistics.min, statistics.max]) <= 1 + RANGE_SLACK).all():
+        raise InputError(f"{where}: quantiles, mean or spread do not fit smallest and largest value; {CURE}")
     wrong = np.flatnonzero((statistics.min < -1 - RANGE_SLACK) | (statistics.max > 1 + RANGE_SLACK))
     if len(wrong):
         i = int(wrong[0])
@@ -278,6 +328,8 @@ def _only(statistics: dict[str, Any], path: Path) -> dict[str, Any]:
     if len(statistics) != 1:
         raise InputError(f"{path}/stats.json holds statistics of {sorted(statistics)}; expected exactly one embodiment")
     content: dict[str, Any] = next(iter(statistics.values()))
+    if not isinstance(content, dict):
+        raise InputError(f"{path}/stats.json holds no statistics; {CURE}")
     return content
 
 
@@ -296,6 +348,14 @@ def _local_folder(folder_or_hub_id: str | Path) -> Path:
     except (OSError, ValueError) as error:  # absent, private, unreachable, or no name for a model
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{name} is neither a folder here nor a model on the Hugging Face Hub ({reason})") from error
+
+
+def policy_folder(name: str) -> Path:
+    """Where the policy lies that a program begins with: "builtin:NAME", or a folder; of pretrain-on-openx its stage."""
+    if name.startswith(BUILTIN):
+        return _builtin_folder(name.removeprefix(BUILTIN))
+    folder = Path(name)
+    return folder / "policy" if (folder / "policy" / "latest").is_file() else folder
 
 
 def _builtin_folder(name: str) -> Path:

@@ -3,18 +3,22 @@
     config.json             format_version, kind ("vdm", "dldm", "policy"), the model's config, and facts worth keeping
     model.safetensors       weights; names are "<module>.<parameter>"
     stats.json, tokens.json policies only: action statistics, latent vocabulary (interfaces specification section 7)
+    backbone.json           policies on a language model of others: what rebuilds it
     optimizer.safetensors, training.json   only while a run can be resumed
+    manifest.json           SHA-256 of all of these, compared when the checkpoint is loaded
 
-A folder is written under a temporary name and renamed, so a folder that exists is complete. A checkpoint alone rebuilds
-its model. A run directory may be given wherever a checkpoint is expected: its file `latest` names the last one.
+A folder is written under a temporary name, synced and renamed, so a folder that exists is complete. A checkpoint alone
+rebuilds its model. A run directory may be given wherever a checkpoint is expected: its file `latest` names the last
+one. Whatever is wrong with a file ends in an InputError that names it, before memory is taken for what it promises.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import shutil
-from collections.abc import Mapping
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +28,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vw2_robot.allocation import AllocationLimit
 from vw2_robot.errors import InputError
+from vw2_robot.storage import MANIFEST, atomic_folder, read_json, read_text, write_json, write_manifest
+from vw2_robot.storage import verify as compare_with_manifest
 
 FORMAT_VERSION = 1
+KINDS = ("vdm", "dldm", "policy")
+CURE = "copy the checkpoint again"
+STEP_FOLDER = re.compile(r"step_(0|[1-9]\d{0,17})")
+_OPTIMIZER_FILES = ("optimizer.safetensors", "training.json")
+_FILES = ("config.json", "model.safetensors", "stats.json", "tokens.json", "backbone.json", *_OPTIMIZER_FILES)
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,19 +57,59 @@ class Checkpoint:
         """Copy the weights of each named module, exactly.
 
         Raises:
-            InputError: names missing, unexpected and wrongly shaped parameters.
+            InputError: names missing, unexpected and wrongly shaped or typed parameters.
         """
         for name, module in modules.items():
             found = {key[len(name) + 1 :]: value for key, value in self.weights.items() if key.startswith(name + ".")}
             wanted = module.state_dict()
             missing, unexpected = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
-            shapes = [k for k in wanted.keys() & found.keys() if wanted[k].shape != found[k].shape]
+            shapes = [k for k in wanted.keys() & found.keys() if not _fits(found[k], wanted[k])]
             if missing or unexpected or shapes:
                 raise InputError(
                     f"checkpoint {self.path} does not fit the module '{name}' that its config describes: "
                     f"missing {missing[:5]}, unexpected {unexpected[:5]}, other shape {sorted(shapes)[:5]}"
                 )
             module.load_state_dict(found)
+
+    @contextmanager
+    def building(self) -> Iterator[None]:
+        """Build modules from `config` and `files` inside: bounded by the size of the weights, errors named.
+
+        Raises:
+            InputError: whatever goes wrong inside. The values come from a file, and libraries that are given sizes,
+                names and tokenizers of strangers raise exceptions of every kind.
+        """
+        try:
+            with AllocationLimit.like(self.weights, what=f"{self.path}/config.json"):
+                yield
+        except InputError as error:
+            if str(self.path) in str(error):
+                raise
+            raise InputError(f"{self.path}/config.json: {error}; {CURE}") from error
+        except MemoryError:  # this machine is too small for an honest model
+            raise
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise InputError(
+                f"{self.path}: no model of kind {self.kind!r} can be built from its config.json ({reason}); {CURE}"
+            ) from error
+
+    def fact(self, name: str) -> Any:
+        """A fact that must be there.
+
+        Raises:
+            InputError: it is not.
+        """
+        if name not in self.facts:
+            raise InputError(f'{self.path}/config.json lacks the fact "{name}"; {CURE}')
+        return self.facts[name]
+
+
+def _fits(found: Tensor, wanted: Tensor) -> bool:
+    """Equal shapes, and numbers of the same sort: halves may become floats, whole numbers may not."""
+    return found.shape == wanted.shape and (
+        found.dtype == wanted.dtype or (found.is_floating_point() and wanted.is_floating_point())
+    )
 
 
 def save_checkpoint(
@@ -71,30 +124,26 @@ def save_checkpoint(
     training: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a complete checkpoint folder at `path`, replacing one that is there. `files` become `<name>.json`."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     weights = {
         f"{name}.{key}": value.detach().cpu().contiguous().clone()
         for name, module in modules.items()
         for key, value in module.state_dict().items()
     }
-    save_file(weights, temporary / "model.safetensors")
     description = {"format_version": FORMAT_VERSION, "kind": kind, "config": dict(config), "facts": dict(facts or {})}
-    _write_json(temporary / "config.json", description)
-    for name, content in (files or {}).items():
-        _write_json(temporary / f"{name}.json", content)
-    if optimizer is not None:
-        save_file(_optimizer_tensors(optimizer), temporary / "optimizer.safetensors")
-        _write_json(temporary / "training.json", dict(training or {}))
-    if path.exists():
-        old = path.with_name(f".{path.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        path.rename(old)
-        temporary.rename(path)
-        shutil.rmtree(old)
-    else:
-        temporary.rename(path)
+    with atomic_folder(path) as folder:
+        save_tensors(weights, folder / "model.safetensors")
+        write_json(folder / "config.json", description, sync=False)
+        for name, content in (files or {}).items():
+            write_json(folder / f"{name}.json", content, sync=False)
+        if optimizer is not None:
+            save_tensors(_optimizer_tensors(optimizer), folder / "optimizer.safetensors")
+            write_json(folder / "training.json", dict(training or {}), sync=False)
+        write_manifest(folder, sync=False)  # the whole folder will be
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file; the metadata tell other libraries that it is PyTorch's layout."""
+    save_file(dict(tensors), path, metadata={"format": "pt"})
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -106,19 +155,28 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def load_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def load_optimizer(path: Path, optimizer: torch.optim.Optimizer, *, verify: bool = True) -> dict[str, Any]:
     """Restore the optimiser written beside a checkpoint; returns the content of `training.json`.
 
     Raises:
-        InputError: a file is missing or unreadable.
+        InputError: a file is missing, damaged, or of an optimiser of other parameters.
     """
+    file = path / "optimizer.safetensors"
+    if verify:
+        compare_with_manifest(path, cure=CURE, names=_OPTIMIZER_FILES)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
-    for name, value in _read_tensors(path / "optimizer.safetensors").items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = value
+    for name, value in _read_tensors(file).items():
+        index, _, key = name.partition(".")
+        number = int(index) if re.fullmatch(r"\d{1,9}", index) else len(parameters)
+        if number >= len(parameters) or not (value.ndim == 0 or _fits(value, parameters[number])):
+            raise InputError(f"{file}: {name} {list(value.shape)} belongs to no parameter of this run; {CURE}")
+        state.setdefault(number, {})[key] = value
+    if len({frozenset(entry) for entry in state.values()}) > 1:
+        raise InputError(f"{file} lacks numbers of some parameters; {CURE}")
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-    return _read_json(path / "training.json")
+    return read_json(path / "training.json", cure=CURE)
 
 
 def resolve(path: str | Path) -> Path:
@@ -130,22 +188,72 @@ def resolve(path: str | Path) -> Path:
     folder = Path(path)
     if (folder / "config.json").is_file():
         return folder
-    if (folder / "latest").is_file():
-        return folder / "checkpoints" / (folder / "latest").read_text(encoding="utf-8").strip()
+    if (found := last_checkpoint(folder)) is not None:
+        return found
     what = "does not exist" if not folder.exists() else "holds neither config.json nor a file 'latest'"
     raise InputError(
         f"{folder} is no checkpoint: it {what}; give a checkpoint folder or the run folder of a training stage"
     )
 
 
-def load_checkpoint(path: str | Path, *, kind: str) -> Checkpoint:
-    """Read a checkpoint of that kind.
+def last_checkpoint(run: Path) -> Path | None:
+    """The checkpoint that the file `latest` of a run folder names; None where there is no such file.
 
     Raises:
-        InputError: not a checkpoint, another kind, another format version, or an unreadable file.
+        InputError: the file does not hold the name of a folder `step_N`, or there is no such checkpoint in the run
+            folder. A link that leads out of it is none.
+    """
+    latest, cure = run / "latest", f"write the name of a folder in {run}/checkpoints into it, or delete {run}"
+    if not latest.exists():
+        return None
+    name = read_text(latest, cure=cure, most=1000).removesuffix("\n")
+    if not STEP_FOLDER.fullmatch(name):
+        raise InputError(f"{latest} must hold the name of a checkpoint (step_N), found {name[:40]!r}; {cure}")
+    folder = run / "checkpoints" / name
+    if not (folder / "config.json").is_file():
+        raise InputError(
+            f"{latest} names {name}, but {folder}/config.json is missing; restore the checkpoint, or delete {run} to "
+            "train again"
+        )
+    if folder.resolve() != run.resolve() / "checkpoints" / name:
+        raise InputError(f"{folder} is a link that leads out of {run}; replace it by the folder itself")
+    return folder
+
+
+def is_own_checkpoint(folder: Path) -> bool:
+    """Whether all that lies in `folder` was written by `save_checkpoint`: nothing else may ever be deleted."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    try:
+        description = read_json(folder / "config.json", cure=CURE)
+        manifest = read_json(folder / MANIFEST, cure=CURE) if (folder / MANIFEST).exists() else {"sha256": _FILES}
+    except InputError:
+        return False
+    files = manifest.get("sha256")
+    listed = {MANIFEST, *(files if isinstance(files, dict | tuple) else ())}
+    strangers = [e for e in folder.iterdir() if e.name not in listed or e.is_symlink() or not e.is_file()]
+    return "format_version" in description and description.get("kind") in KINDS and not strangers
+
+
+def load_checkpoint(path: str | Path, *, kind: str, verify: bool = True) -> Checkpoint:
+    """Read a checkpoint of that kind.
+
+    Args:
+        path: a checkpoint folder, or a run folder.
+        kind: "vdm", "dldm" or "policy".
+        verify: compare all files with the manifest first, which reads the weights twice.
+
+    Raises:
+        InputError: not a checkpoint, another kind, another format version, or a damaged file.
     """
     folder = resolve(path)
-    description = _read_json(folder / "config.json")
+    reserved = {"config.json", "training.json", MANIFEST}
+    others = [p for p in sorted(folder.glob("*.json")) if p.name not in reserved]
+    if verify:
+        written = [name for name in ("stats.json", "tokens.json", "backbone.json") if (folder / name).exists()]
+        if not compare_with_manifest(folder, cure=CURE, names=["config.json", "model.safetensors", *written]):
+            _LOG.warning("%s has no %s: whether its files are whole is not checked", folder, MANIFEST)
+    description = read_json(folder / "config.json", cure=CURE)
     version = description.get("format_version")
     if version != FORMAT_VERSION:
         raise InputError(
@@ -154,12 +262,11 @@ def load_checkpoint(path: str | Path, *, kind: str) -> Checkpoint:
         )
     if description.get("kind") != kind:
         raise InputError(f"{folder} is a checkpoint of kind {description.get('kind')!r}, expected {kind!r}")
-    if not isinstance(description.get("config"), dict):
-        raise InputError(f'{folder}/config.json lacks "config"; copy the checkpoint again')
+    config, facts = description.get("config"), description.get("facts", {})
+    if not isinstance(config, dict) or not isinstance(facts, dict):
+        raise InputError(f'{folder}/config.json lacks "config" or "facts"; {CURE}')
     weights = _read_tensors(folder / "model.safetensors")
-    reserved = {"config.json", "training.json"}
-    files = {p.stem: _read_json(p) for p in sorted(folder.glob("*.json")) if p.name not in reserved}
-    return Checkpoint(folder, kind, description["config"], description.get("facts", {}), weights, files)
+    return Checkpoint(folder, kind, config, facts, weights, {p.stem: read_json(p, cure=CURE) for p in others})
 
 
 def weights_digest(*modules: nn.Module) -> str:
@@ -176,28 +283,7 @@ def weights_digest(*modules: nn.Module) -> str:
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} cannot be read ({error}); copy the checkpoint again") from error
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing; the checkpoint is incomplete, copy it again") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error}); copy the checkpoint again") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds no JSON object; copy the checkpoint again")
-    return content
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file so that it is either the old one or the whole new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    except (OSError, SafetensorError, RuntimeError, ValueError, TypeError, OverflowError) as error:
+        # Beside its own error safetensors passes on what PyTorch says of a shape, and Python of its numbers.
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{path} cannot be read ({reason}); {CURE}") from error

@@ -6,11 +6,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import dacite
 
 from vw2_robot.errors import InputError
+from vw2_robot.limits import check_number
 
 ConfigT = TypeVar("ConfigT")
 
@@ -18,7 +20,7 @@ ConfigT = TypeVar("ConfigT")
 def config_from(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
     """Build the dataclass `cls` from nested plain values, refusing unknown keys and wrong types.
 
-    Integers are accepted for floats and lists for tuples; nothing else is converted.
+    Integers are accepted for floats and lists for tuples; nothing else is converted. Numbers must be as in `limits`.
 
     Raises:
         InputError: names the key, what was expected and what was found.
@@ -33,6 +35,7 @@ def config_from(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
         wanted = str(error.field_type if get_args(error.field_type) else error.field_type.__name__)
         raise InputError(
             f"{where}: {error.field_path} must be {wanted.replace('typing.', '')}, found {error.value!r}"
+            f"{_quoting(error.value)}"
         ) from error
     except (dacite.DaciteError, ValueError, TypeError) as error:
         raise InputError(f"{where}: {error}") from error
@@ -40,7 +43,9 @@ def config_from(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
 
 def _with_tuples(cls: type, values: Mapping[str, Any], *, where: str, prefix: str) -> dict[str, Any]:
     """The values, with a tuple for every list that stands where `cls` or a dataclass inside it wants a tuple."""
-    hints = get_type_hints(cls)
+    if not isinstance(values, Mapping):
+        raise InputError(f"{where}: {prefix[:-1] or 'it'} must hold keys and values, found {values!r}")
+    hints = get_type_hints(cls, include_extras=True)
     known = [field.name for field in fields(cls)]
     prepared: dict[str, Any] = {}
     for key, value in values.items():
@@ -48,12 +53,17 @@ def _with_tuples(cls: type, values: Mapping[str, Any], *, where: str, prefix: st
             nearest = get_close_matches(str(key), known, n=3) or known
             raise InputError(f"{where}: there is no key {prefix}{key}; nearest: {', '.join(nearest)}")
         hint, path = hints[key], f"{prefix}{key}."
+        if value is not None and type(None) in get_args(hint) and len(get_args(hint)) == 2:
+            hint = next(kind for kind in get_args(hint) if kind is not type(None))
         if (kind := get_origin(hint)) in (list, tuple):
             if not isinstance(value, list | tuple):
-                raise InputError(f"{where}: {prefix}{key} must be a list, found {value!r}")
+                raise InputError(f"{where}: {prefix}{key} must be a list, found {value!r}{_quoting(value)}")
             inner = get_args(hint)[0]
             prepared[key] = kind(_nested(inner, entry, where=where, prefix=path) for entry in value)
+            for entry in value:
+                check_number(inner, entry, f"{where}: {prefix}{key}")
         else:
+            check_number(hint, value, f"{where}: {prefix}{key}")
             prepared[key] = _nested(hint, value, where=where, prefix=path)
     return prepared
 
@@ -61,7 +71,16 @@ def _with_tuples(cls: type, values: Mapping[str, Any], *, where: str, prefix: st
 def _nested(hint: Any, value: Any, *, where: str, prefix: str) -> Any:
     if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, Mapping):
         return _with_tuples(hint, value, where=where, prefix=prefix)
+    if hint in (int, float) and isinstance(value, bool):  # which Python counts among the integers
+        raise InputError(f"{where}: {prefix[:-1]} must be {hint.__name__}, found {value!r}")
     return value
+
+
+def _quoting(value: Any) -> str:
+    """What to do about a list or dictionary that the command line could not read."""
+    if not isinstance(value, str) or not value.startswith(("[", "{")):
+        return ""
+    return "; put texts in it with one of , = ( ) [ ] { } ' or letters beyond ASCII in quotes, as in '[\"Jürgen\"]'"
 
 
 def _float(value: Any) -> Any:
@@ -76,8 +95,16 @@ def config_tree(config: Any) -> dict[str, Any]:
 
 
 def differing_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """Dotted names at which two nested values differ."""
+    """Dotted names at which two nested values differ; two spellings of one path do not."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted({*old, *new})
         return [name for key in keys for name in differing_keys(old.get(key), new.get(key), f"{prefix}{key}.")]
-    return [] if old == new else [f"{prefix[:-1]} ({old!r} -> {new!r})"]
+    return [] if _same(old, new) else [f"{prefix[:-1]} ({old!r} -> {new!r})"]
+
+
+def _same(old: Any, new: Any) -> bool:
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return all(_same(*pair) for pair in zip(old, new, strict=True))
+    if isinstance(old, str) and isinstance(new, str) and old != new:  # data, data/, ./data, or the absolute path
+        return "/" in old + new and Path(old).resolve() == Path(new).resolve()
+    return bool(old == new)

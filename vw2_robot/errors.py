@@ -7,6 +7,9 @@ and keeps its traceback.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import json
+from pathlib import Path
 from types import ModuleType
 
 
@@ -33,6 +36,27 @@ def require(module: str, *, extra: str) -> ModuleType:
         if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
             raise
         raise MissingExtraError(
-            f'{module} is not installed; this part of vw2_robot needs the extra "{extra}": '
-            f'pip install "vw2-robot[{extra}]"'
+            f'{module} is not installed; this part of vw2_robot needs the extra "{extra}": {install_command(extra)}'
         ) from error
+
+
+def install_command(extra: str = "") -> str:
+    """Return the pip command for an extra, or without one for the core.
+
+    The package is on no index, so the command names the place that this copy came from: the checkout that it runs in,
+    or the checkout or wheel that pip noted when it installed it.
+    """
+    what = f"[{extra}]" if extra else ""
+    checkout = Path(__file__).resolve().parents[1]
+    if (checkout / "setup.cfg").is_file():
+        return f'pip install -e "{checkout}{what}"'
+    return f'pip install "vw2-robot{what} @ {_origin()}"'
+
+
+def _origin() -> str:
+    """Return where pip installed this copy from (PEP 610), or words for it where pip did not note it."""
+    try:
+        note = importlib.metadata.distribution("vw2-robot").read_text("direct_url.json")
+    except importlib.metadata.PackageNotFoundError:
+        note = None
+    return str(json.loads(note)["url"]) if note else "file:///PATH-OF-A-CHECKOUT-OR-WHEEL"

@@ -12,10 +12,9 @@ import json
 import logging
 import os
 import socket
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
 from weakref import WeakValueDictionary
 
 from vw2_robot.errors import InputError
@@ -27,17 +26,67 @@ _HELD: WeakValueDictionary[tuple[int, str], FolderLock] = WeakValueDictionary()
 class FolderLock:
     """A lock that is held. It is given back by `release`, or when the last reference or the process goes."""
 
-    def __init__(self, file: IO[str], path: Path) -> None:
-        self._file, self._path, self._owner = file, path, os.getpid()
+    def __init__(self, descriptor: int, path: Path, folder: Path, made: Sequence[Path]) -> None:
+        self._descriptor, self._path, self._folder, self._made = descriptor, path, folder, made
+        self._owner = os.getpid()
+
+    @property
+    def held(self) -> bool:
+        """Until `release`."""
+        return self._descriptor >= 0
 
     def release(self) -> None:
-        """Give the lock back and remove its file; calling it twice does no harm."""
-        if not self._file.closed:
+        """Give the lock back, remove its file, and the folders made for it that stayed empty.
+
+        Calling it twice does no harm.
+        """
+        if not self.held:
+            return
+        try:
             # The name goes while the lock is still held: whoever has opened the old file meanwhile notices (`_is_at`).
             # A forked child that lets go of its copy leaves file and lock to the parent.
-            if self._owner == os.getpid() and _is_at(self._file, self._path):
+            if self._owner == os.getpid() and _is_at(self._descriptor, self._path):
                 self._path.unlink()
-            self._file.close()
+                for folder in self._made:
+                    folder.rmdir()
+        except OSError:  # not empty, or the disk has gone: nothing that a second start would stumble over
+            pass
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        os.close(self._descriptor)
+        self._descriptor = -1
+
+    def take(self, what: str) -> bool:
+        """Become the owner and write who that is; False where the file was given back since it was opened."""
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _holder(os.pread(self._descriptor, 4096, 0).decode("utf-8", "replace"))
+            self._close()
+            raise InputError(
+                f"{self._folder} is in use by another run: {holder}. Wait for it or stop it, or use another folder"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                self._close()
+                raise OSError(error.errno, error.strerror, str(self._path)) from error
+            _LOG.warning(
+                "%s: this file system has no locks (%s); see to it that one run writes here", self._path, error
+            )
+        if not _is_at(self._descriptor, self._path):
+            self._close()
+            return False
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        facts = {"what": what, "pid": os.getpid(), "host": socket.gethostname(), "since": now}
+        try:
+            os.truncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, f"{json.dumps(facts)}\n".encode(), 0)
+        except OSError as error:
+            self.release()
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
+        return True
 
     def __enter__(self) -> FolderLock:
         return self
@@ -59,45 +108,32 @@ def lock_folder(folder: Path, *, what: str, beside: bool = False) -> FolderLock:
 
     Raises:
         InputError: another process holds it; the message says which and since when.
+        OSError: with the name of the lock file.
     """
     folder = Path(folder).resolve()  # whatever way it is spelt
     path = folder.with_name(f".{folder.name}.lock") if beside else folder / ".lock"
     key = (os.getpid(), str(path))
-    if (held := _HELD.get(key)) is not None and not held._file.closed:
-        return held
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if (other := _HELD.get(key)) is not None and other.held:
+        return other
+    made = [parent for parent in path.parents if not parent.exists()]
     while True:
-        file = path.open("a+", encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = _holder(file.read())
-            file.close()
-            raise InputError(
-                f"{folder} is in use by another run: {holder}. Wait for it or stop it, or use another folder"
-            ) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                file.close()
-                raise OSError(error.errno, error.strerror, str(path)) from error
-            _LOG.warning("%s: this file system has no locks (%s); see to it that one run writes here", path, error)
-        if _is_at(file, path):
-            break
-        file.close()  # given back, and its name removed, between opening and locking: take the new one
-    file.truncate(0)
-    now = time.strftime("%Y-%m-%d %H:%M:%S")
-    facts: dict[str, Any] = {"what": what, "pid": os.getpid(), "host": socket.gethostname(), "since": now}
-    file.write(json.dumps({**facts, "command": " ".join(sys.argv)[:500]}) + "\n")
-    file.flush()
-    _HELD[key] = lock = FolderLock(file, path)
-    return lock
+            # Closed in programs that this one starts, which would hold the lock as long as they live. Not through a
+            # link: in a stranger's folder it could lead to any file, and this one is emptied.
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        except FileNotFoundError:  # whoever gave the lock back took the empty folder with it
+            continue
+        lock = FolderLock(descriptor, path, folder, made)
+        if lock.take(what):
+            _HELD[key] = lock
+            return lock
 
 
-def _is_at(file: IO[str], path: Path) -> bool:
+def _is_at(descriptor: int, path: Path) -> bool:
     """Whether `path` still names this open file."""
     try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+        return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
 

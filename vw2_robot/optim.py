@@ -12,18 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from vw2_robot.errors import InputError
+from vw2_robot.limits import Rate, Unbounded
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     """Defaults: Table A.1 of the paper, dLDM column."""
 
-    lr: float = 1e-4
+    lr: Rate = 1e-4
     beta1: float = 0.9
     beta2: float = 0.99
     weight_decay: float = 0.1
     warmup_steps: int = 2000
-    clip_norm: float = 1.0
+    clip_norm: Unbounded = 1.0
 
     def __post_init__(self) -> None:
         for name, positive in (("lr", self.lr), ("clip_norm", self.clip_norm)):

@@ -5,30 +5,50 @@
     run_dir/log.txt            what a person would have seen on the terminal
     run_dir/tensorboard/       the same metrics, when the `track` extra is installed
     run_dir/checkpoints/step_N/ and run_dir/latest
+    run_dir/.lock              while a process trains here
 
-Everything random in training comes from `generator(seed, step)`, so a run needs no stored generator state: killed at
-any moment and started again it gives the same weights bit for bit. Learning itself stays in the programs.
+A folder has one owner, and nothing in it that was not written here is ever changed or deleted. Everything random in
+training comes from `generator(seed, step)`, so a run needs no stored generator state: killed at any moment and started
+again it gives the same weights bit for bit. Learning itself stays in the programs.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import TracebackType
 from typing import Any, Literal
 
 import torch
-import yaml
 from tqdm import tqdm
 
-from vw2_robot.checkpoint import write_text
+from vw2_robot.checkpoint import CURE, STEP_FOLDER, is_own_checkpoint, last_checkpoint
 from vw2_robot.config_tree import differing_keys
-from vw2_robot.errors import InputError
+from vw2_robot.devices import open_device
+from vw2_robot.errors import InputError, require
+from vw2_robot.locks import lock_folder
+from vw2_robot.storage import (
+    append_line,
+    named,
+    read_json,
+    read_yaml,
+    sync_files,
+    verify,
+    write_json,
+    write_text,
+    write_yaml,
+)
+
+CONFIG, METRICS, LATEST, CHECKPOINTS = "config.yaml", "metrics.jsonl", "latest", "checkpoints"
+_LEFTOVER = re.compile(rf"\.{STEP_FOLDER.pattern}\.(tmp|old)")
 
 
 @dataclass(frozen=True)
@@ -46,7 +66,7 @@ class Hardware:
     gradient_checkpointing: bool = False
     """VDM and dLDM stages: compute activations again on the way back instead of keeping them; same numbers"""
 
-    def torch_device(self) -> torch.device:
+    def torch_device(self, *, option: str = "hardware.device") -> torch.device:
         """The device meant, after setting the number of threads.
 
         Raises:
@@ -54,19 +74,8 @@ class Hardware:
         """
         if self.threads > 0:
             torch.set_num_threads(self.threads)
-        name = self.device
-        if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            device = torch.device(name)
-        except RuntimeError as error:
-            raise InputError(f"hardware.device={self.device}: expected auto, cpu, cuda, cuda:0, ...") from error
+        device = open_device(self.device, option=option)
         if device.type == "cuda":
-            if (device.index or 0) >= torch.cuda.device_count() or not torch.cuda.is_available():
-                seen = torch.cuda.device_count() if torch.cuda.is_available() else "no"
-                raise InputError(
-                    f"hardware.device={self.device}, but torch {torch.__version__} sees {seen} CUDA device"
-                )
             torch.backends.cuda.matmul.allow_tf32 = True
         return device
 
@@ -82,7 +91,10 @@ def generator(seed: int, step: int, *, stream: int = 0) -> torch.Generator:
 
 
 class Run:
-    """One stage of training in one folder.
+    """One stage of training in one folder, which this process owns until `close` or the end of the `with`.
+
+    Opening it only reads. `begin` is the first change in the folder, for when everything that a command can be refused
+    for has been looked at.
 
     Args:
         path: the folder; made if missing.
@@ -90,6 +102,9 @@ class Run:
         stage: name shown in progress.
         total_steps: where the run ends; `complete` compares with it.
         save_every: steps between checkpoints; the last step is always saved.
+
+    Raises:
+        InputError: another process works here, the folder is not that of such a run, or a file in it is damaged.
     """
 
     def __init__(
@@ -104,60 +119,108 @@ class Run:
     ) -> None:
         self.path, self.stage, self.total_steps = Path(path), stage, total_steps
         self.save_every, self.log_every = save_every, log_every
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._claim(dict(config))
-        self.start = self._last_step()
-        self._forget_after(self.start)
-        self._drop_other_checkpoints()
-        self._board: Any = None
+        self._tree = dict(config)
+        self._board: Board | None = None
         self._bar: tqdm[int] | None = None
+        self._lock = lock_folder(self.path, what=f"training ({stage})")
+        try:
+            self._check_links()
+            self.checkpoint = last_checkpoint(self.path) or self._unnamed_checkpoint()
+            self.start = 0 if self.checkpoint is None else _step_of(self.checkpoint)
+            self._check_configuration()
+            self._check_strangers()
+            if self.checkpoint is not None and self.complete:  # nobody will load it in this run
+                verify(self.checkpoint, cure=CURE)
+            if self.checkpoint is not None and not (self.path / LATEST).exists():
+                write_text(self.path / LATEST, self.checkpoint.name + "\n")  # other stages look for it
+        except BaseException:
+            self._lock.release()
+            raise
 
     @property
     def complete(self) -> bool:
         """Whether the last checkpoint is that of the last step."""
         return self.start >= self.total_steps
 
-    @property
-    def checkpoint(self) -> Path | None:
-        """The last complete checkpoint, if there is one."""
-        latest = self.path / "latest"
-        return self.path / "checkpoints" / latest.read_text(encoding="utf-8").strip() if latest.is_file() else None
-
-    def _claim(self, tree: dict[str, Any]) -> None:
-        """Refuse another configuration where there is progress to protect; a run that never began is taken over."""
-        file = self.path / "config.yaml"
-        begun = (self.path / "metrics.jsonl").is_file() or (self.path / "latest").is_file()
-        if begun and file.is_file():
-            try:
-                old = yaml.safe_load(file.read_text(encoding="utf-8"))
-            except yaml.YAMLError as error:
+    def _check_links(self) -> None:
+        """Refuse links among our own names: what is written or deleted through them lies elsewhere."""
+        for name in (CONFIG, METRICS, LATEST, CHECKPOINTS, "log.txt", "tensorboard"):
+            if (self.path / name).is_symlink():
                 raise InputError(
-                    f"{file} is damaged ({error}); restore it, or delete the folder to start over"
-                ) from error
-            if names := differing_keys(old, tree):
-                raise InputError(
-                    f"{self.path} holds a {self.stage} run with another configuration; these keys differ: "
-                    f"{', '.join(names)}. Use another run_dir, or delete this folder to start over"
+                    f"{self.path / name} is a link, and a run writes and deletes in its own folder alone; replace it "
+                    "by what it points to, or use another run_dir"
                 )
-        write_text(file, yaml.safe_dump(tree, sort_keys=False))
 
-    def _last_step(self) -> int:
-        checkpoint = self.checkpoint
-        return 0 if checkpoint is None else int(checkpoint.name.removeprefix("step_"))
+    def _unnamed_checkpoint(self) -> Path | None:
+        """The newest checkpoint where a kill came between the first one and `latest`, or `latest` was lost."""
+        return max((folder for folder in self._step_folders() if is_own_checkpoint(folder)), key=_step_of, default=None)
 
-    def _forget_after(self, step: int) -> None:
-        """Drop metric lines written after the last checkpoint: they will be written again."""
-        file = self.path / "metrics.jsonl"
-        if not file.is_file():
+    def _step_folders(self) -> list[Path]:
+        folder = self.path / CHECKPOINTS
+        found = list(folder.iterdir()) if folder.is_dir() else []
+        return [entry for entry in found if STEP_FOLDER.fullmatch(entry.name)]
+
+    def _check_configuration(self) -> None:
+        """Refuse another configuration where there is progress to protect, and a folder of another kind of run.
+
+        A run of ours that never began is taken over.
+        """
+        file, begun = self.path / CONFIG, self.checkpoint is not None or (self.path / METRICS).is_file()
+        if not file.exists():
+            if begun:
+                raise InputError(
+                    f"{file} is missing, so nobody can tell which configuration the run in this folder has; restore "
+                    "it, use another run_dir, or delete the folder to start over"
+                )
             return
-        kept = []
-        for line in file.read_text(encoding="utf-8").splitlines():
+        old = read_yaml(file, cure="restore it, or delete the folder to start over")
+        known, found = self._tree.keys(), old.keys()
+        if not (found <= known or found >= known if begun else found == known):
+            sections = ", ".join(sorted(map(str, found))[:8])
+            raise InputError(
+                f"{file} is not that of a {self.stage} run (its sections: {sections}); use another run_dir"
+            )
+        if begun and (names := differing_keys(old, self._tree)):
+            raise InputError(
+                f"{self.path} holds a {self.stage} run with another configuration; these keys differ: "
+                f"{', '.join(names)}. Use another run_dir, or delete this folder to start over"
+            )
+
+    def _check_strangers(self) -> None:
+        """Refuse to train towards a place where something lies that is not ours."""
+        for folder in self._step_folders():
+            if self.start < _step_of(folder) <= self.total_steps:
+                self._check_place(folder)
+
+    def _check_place(self, folder: Path) -> None:
+        if folder.exists() and not is_own_checkpoint(folder):
+            raise InputError(
+                f"{folder} was not written by this program, and a checkpoint of this run belongs there; move it away, "
+                "or use another run_dir"
+            )
+
+    def begin(self) -> None:
+        """Bind the folder to this configuration, and forget what came after the last checkpoint."""
+        write_yaml(self.path / CONFIG, self._tree, note=f"a {self.stage} run of vw2_robot")
+        damaged = self._forget_after(self.start)
+        self._drop_older_checkpoints()
+        if damaged:
+            self.say(f"{self.path / METRICS}: {damaged} damaged lines are left out")
+
+    def _forget_after(self, step: int) -> int:
+        """Drop metric lines written after the last checkpoint: they will be written again; returns damaged ones."""
+        file = self.path / METRICS
+        if not file.is_file():
+            return 0
+        lines, kept, damaged = file.read_text(encoding="utf-8", errors="replace").splitlines(), [], 0
+        for line in lines:
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
-            except json.JSONDecodeError:  # the line that a kill cut short
-                break
+            except (ValueError, TypeError, KeyError, RecursionError):
+                damaged += line is not lines[-1]  # the last one may have been cut short by a kill
         write_text(file, "".join(kept))
+        return damaged
 
     def steps(self, stop: int | None = None, *, what: str = "") -> Iterator[int]:
         """Step numbers from where the run stands up to `stop` (default: the end), under a progress bar."""
@@ -184,8 +247,7 @@ class Run:
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Write one line of metrics (tensors are fetched here) after `step + 1` finished steps."""
         plain = {key: round(float(value), 8) for key, value in values.items()}
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step + 1, **plain}) + "\n")
+        append_line(self.path / METRICS, json.dumps({"step": step + 1, **plain}))
         if self._bar is not None:
             shown = {key.split("/", 1)[1]: f"{value:.3g}" for key, value in list(plain.items())[:4]}
             self._bar.set_postfix(shown, refresh=False)
@@ -194,60 +256,112 @@ class Run:
         self._write_board(step + 1, plain)
 
     def _write_board(self, step: int, values: Mapping[str, float]) -> None:
-        if self._board is None:
-            # Without this marker tensorboard imports all of TensorFlow, where it is installed, to open a file.
-            sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:  # the `track` extra is optional; metrics.jsonl has everything
-                self._board = False
-            else:
-                self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=self.start)
-        if self._board:
-            for key, value in values.items():
-                self._board.add_scalar(key, value, step)
-            self._board.flush()
+        try:
+            if self._board is None:
+                self._board = Board(self.path / "tensorboard", purge_step=self.start)
+            self._board.write(step, values)
+        except OSError as error:  # the same numbers are in metrics.jsonl
+            self._board = Board(None)
+            self.say(f"no more metrics for TensorBoard: {error}")
 
     def say(self, message: str) -> None:
         """A line for people: terminal and log.txt."""
         line = f"[{self.stage}] {message}"
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
-        with (self.path / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+        append_line(self.path / "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """After `step + 1` finished steps: checkpoint by `write(folder)`, point `latest` at it, drop older ones."""
-        name = f"step_{step + 1}"
-        folder = self.path / "checkpoints"
-        folder.mkdir(exist_ok=True)
-        write(folder / name)
-        write_text(self.path / "latest", name + "\n")
-        self._drop_other_checkpoints()
+        """After `step + 1` finished steps: checkpoint by `write(folder)`, point `latest` at it, drop older ones.
 
-    def _drop_other_checkpoints(self) -> None:
-        """Only the last checkpoint stays; older ones, and what a kill left half-written, go."""
-        last, folder = self.checkpoint, self.path / "checkpoints"
-        if not folder.is_dir() or (last is not None and not last.is_dir()):
-            return
-        for other in folder.iterdir():
-            if other != last:
-                shutil.rmtree(other)
+        The older ones go last, when the new one and all that leads to it are on disk.
+        """
+        folder = self.path / CHECKPOINTS / f"step_{step + 1}"
+        folder.parent.mkdir(exist_ok=True)
+        self._check_place(folder)
+        write(folder)
+        sync_files(file for file in [self.path / METRICS] if file.is_file())
+        write_text(self.path / LATEST, folder.name + "\n")
+        self.checkpoint = folder
+        self._drop_older_checkpoints()
+
+    def _drop_older_checkpoints(self) -> None:
+        """Our own checkpoints before the last one go, and what a kill left half-written."""
+        folder = self.path / CHECKPOINTS
+        for entry in list(folder.iterdir()) if folder.is_dir() else []:
+            if _LEFTOVER.fullmatch(entry.name) and not entry.is_symlink() and entry.is_dir():
+                shutil.rmtree(entry)
+        for older in self._step_folders():
+            if self.checkpoint is not None and _step_of(older) < _step_of(self.checkpoint) and is_own_checkpoint(older):
+                shutil.rmtree(older)
 
     def close(self) -> None:
-        """Flush the optional board."""
-        if self._board:
-            self._board.close()
+        """Give the folder back."""
+        self._lock.release()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, KeyboardInterrupt) and not error.args:  # what the program tells when it was stopped
+            step = 0 if self.checkpoint is None else _step_of(self.checkpoint)
+            error.args = (f"the same command goes on from step {step} of {self.stage}",)
+        self.close()
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))
+
+
+class Board:
+    """Scalars for TensorBoard, where the `track` extra is installed; without it, or without a folder, nothing.
+
+    Written here and now: the thread of `SummaryWriter` dies with a traceback of its own on a full disk.
+    """
+
+    def __init__(self, folder: Path | None, *, purge_step: int = 0) -> None:
+        self._path: Path | None = None
+        if folder is None:
+            return
+        try:
+            events = require("tensorboard.compat.proto.event_pb2", extra="track")
+            self._summary = require("tensorboard.compat.proto.summary_pb2", extra="track").Summary
+            self._records = require("tensorboard.summary.writer.record_writer", extra="track").RecordWriter
+        except ImportError:  # missing, or without a package of its own: metrics.jsonl has everything
+            return
+        folder.mkdir(exist_ok=True)
+        self._path = folder / f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.0"
+        self._event = events.Event
+        self._add(file_version="brain.Event:2")
+        self._add(step=purge_step, session_log=events.SessionLog(status=events.SessionLog.START))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Add one value for each tag.
+
+        Raises:
+            OSError: with the name of the file.
+        """
+        if self._path is not None:
+            pairs = [self._summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+            self._add(step=step, summary=self._summary(value=pairs))
+
+    def _add(self, **content: Any) -> None:
+        assert self._path is not None
+        with named(self._path), self._path.open("ab") as file:
+            self._records(file).write(self._event(wall_time=time.time(), **content).SerializeToString())
 
 
 def mark(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file atomically: results that a stage leaves for the next one or for the report."""
-    write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+    """Write a sealed JSON file: results that a stage leaves for the next one or for the report."""
+    write_json(path, content, sealed=True)
 
 
 def read_mark(path: Path) -> dict[str, Any] | None:
-    """The content of such a file, or None where there is none."""
-    if not path.is_file():
-        return None
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+    """The content of such a file, or None where there is none.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    return read_json(path, cure="restore it, or delete it to have it made again") if path.exists() else None

@@ -1,9 +1,14 @@
 """The policy that comes with the package: small, loadable by name, and able to do something."""
 
+import json
+
 import numpy as np
 import pytest
 
-from vw2_robot.agent import CHECKPOINTS, VW2Agent
+from vw2_robot.agent import CHECKPOINTS, VW2Agent, policy_folder
+from vw2_robot.errors import InputError
+from vw2_robot.finetune.starting_point import load_pretrained, policy_checkpoint
+from vw2_robot.storage import sha256_of
 
 NAME = "builtin:calvin-tiny"
 
@@ -17,6 +22,12 @@ def test_all_built_in_policies_together_stay_small():
     files = [file for file in CHECKPOINTS.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) < 8e6
     assert not [file for file in files if file.suffix not in (".json", ".safetensors", ".md")]
+
+
+def test_the_manifest_of_every_built_in_policy_is_fresh():
+    for folder in CHECKPOINTS.iterdir():
+        manifest = json.loads((folder / "manifest.json").read_text())["sha256"]
+        assert manifest == {p.name: sha256_of(p) for p in folder.iterdir() if p.name != "manifest.json"}
 
 
 def test_it_acts_on_a_picture_of_any_size_and_is_deterministic(agent):
@@ -39,6 +50,15 @@ def test_the_instruction_decides_what_it_does(agent):
         agent.reset(prompt, seed=0)
         answers.append(agent.infer({"images": {"static": image}, "prompt": prompt})["actions"])
     assert np.abs(answers[0] - answers[1]).max() > 0.05
+
+
+def test_every_program_that_begins_with_a_policy_takes_it_by_name():
+    checkpoint = policy_checkpoint(NAME)
+    assert checkpoint.path == CHECKPOINTS / "calvin-tiny"
+    policy, dldm, facts = load_pretrained(NAME)
+    assert (policy.config.queries, dldm.config.stride, facts["latent_hz"]) == (4, 4, [30.0])
+    with pytest.raises(InputError, match="there is no built-in policy 'calvin-huge'; available: calvin-tiny"):
+        policy_folder("builtin:calvin-huge")
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """One checkpoint, several interpreters: the same actions from each, without TensorFlow.
 
-Interpreters beside the one that runs the tests are named in VW2_OTHER_PYTHONS, separated like the paths of PATH.
+Interpreters beside the one that runs the tests are that of .venv-3.12, where `make test-3.12` has made it, and those in
+VW2_OTHER_PYTHONS, separated like the paths of PATH.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.slow
 def test_a_policy_acts_alike_in_every_interpreter():
-    others = [sys.executable, *filter(None, os.environ.get("VW2_OTHER_PYTHONS", "").split(os.pathsep))]
+    newer = ROOT / ".venv-3.12" / "bin" / "python"
+    named = os.environ.get("VW2_OTHER_PYTHONS", "").split(os.pathsep)
+    others = [sys.executable, *filter(None, named), *([str(newer)] if newer.exists() else [])]
     command = [sys.executable, "-m", "benchmarks.same_actions", *others]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

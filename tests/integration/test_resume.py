@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from safetensors.torch import load_file
 
 from vw2_robot import checkpoint, runs
 from vw2_robot.config_tree import config_from
-from vw2_robot.finetune import material, train_head
+from vw2_robot.finetune import train_head
 from vw2_robot.finetune.config import Finetune
 from vw2_robot.finetune.train_head import finetune
 from vw2_robot.models.vdm import VDM
@@ -67,9 +69,11 @@ class Kill(BaseException):
 # Places where a process may die: (module, name). Training steps, log lines, parts of a checkpoint, shards, marks.
 PLACES = [
     *((stage, "optimizer_step") for stage in (train_vdm, train_dldm, train_policy, train_head)),
-    (checkpoint, "save_file"),
-    (checkpoint, "_write_json"),
+    (checkpoint, "save_tensors"),
+    (checkpoint, "write_json"),
+    (checkpoint, "write_manifest"),
     (runs, "write_text"),
+    (runs.Run, "begin"),
     (runs.Run, "log"),
     (extract_latents, "write_shard"),
     (extract_latents, "finish"),
@@ -110,15 +114,15 @@ def test_killed_once_or_more_in_every_stage_and_inside_checkpoints(miniature, pr
     kills = [
         ((train_vdm, "optimizer_step"), {"call": 0}),  # before any checkpoint
         ((train_vdm, "optimizer_step"), {"call": 2}),  # between checkpoints
-        ((checkpoint, "save_file"), {"call": 0}),  # weights written, the rest of the checkpoint is not
-        ((runs, "write_text"), {"call": 3, "before": True}),  # a whole checkpoint that `latest` does not name yet
+        ((checkpoint, "save_tensors"), {"call": 0}),  # weights written, the rest of the checkpoint is not
+        ((runs, "write_text"), {"call": 1, "before": True}),  # a whole checkpoint that `latest` does not name yet
         ((train_vdm, "optimizer_step"), {"call": 0}),
         ((VDM, "save_folder"), {"call": 0, "before": True}),  # all steps done, the folder for diffusers is missing
         ((VDM, "save_folder"), {"call": 0}),
         ((train_dldm, "optimizer_step"), {"call": 1}),  # phase 1
         ((train_dldm, "optimizer_step"), {"call": 3}),
         ((train_dldm, "optimizer_step"), {"call": 1}),  # phase 2, right after its beginning
-        ((checkpoint, "save_file"), {"call": 1}),
+        ((checkpoint, "save_tensors"), {"call": 1}),
         ((train_dldm, "optimizer_step"), {"call": 1, "before": True}),
         ((dldm_health, "mark"), {"call": 0}),  # trained, codes.json written, the picture is missing
         ((dldm_health, "_write_sheet"), {"call": 0, "before": True}),
@@ -127,7 +131,7 @@ def test_killed_once_or_more_in_every_stage_and_inside_checkpoints(miniature, pr
         ((extract_latents, "finish"), {"call": 0, "before": True}),
         ((train_policy, "optimizer_step"), {"call": 1}),
         ((train_policy, "optimizer_step"), {"call": 2}),
-        ((checkpoint, "_write_json"), {"call": 1}),
+        ((checkpoint, "write_json"), {"call": 1}),
     ]
     for place, when in kills:
         killed(pretrain_on_openx, config, place, **when)
@@ -159,7 +163,7 @@ def test_phase_two_begins_with_a_fresh_optimiser(pretrained):
 
 def test_a_finished_chain_is_left_as_it_is(miniature, pretrained, monkeypatch):
     before = contents(pretrained)
-    monkeypatch.setattr(checkpoint, "save_file", None)  # not to be called
+    monkeypatch.setattr(checkpoint, "save_tensors", None)  # not to be called
     pretrain_on_openx(configure(Pretrain, "pretrain", miniature(pretrained)))
     assert contents(pretrained) == before
 
@@ -184,12 +188,12 @@ def test_fine_tuning_killed_anywhere_ends_in_the_same_bytes(pretrained, calvin_f
     finetune(finetuning(pretrained, calvin_folder, tmp_path / "undisturbed"))
     config = finetuning(pretrained, calvin_folder, tmp_path / "killed")
     for place, when in [
-        ((material, "write_labels"), {"call": 0, "before": True}),  # only the frame cache is there
+        ((train_head, "write_labels"), {"call": 0, "before": True}),  # only the frame cache is there
         ((train_head, "optimizer_step"), {"call": 1}),
         ((train_head, "optimizer_step"), {"call": 2}),
-        ((checkpoint, "save_file"), {"call": 0}),
-        ((checkpoint, "_write_json"), {"call": 2}),
-        ((runs, "write_text"), {"call": 3, "before": True}),
+        ((checkpoint, "save_tensors"), {"call": 0}),
+        ((checkpoint, "write_json"), {"call": 2}),
+        ((runs, "write_text"), {"call": 1, "before": True}),
         ((runs.Run, "log"), {"call": 0}),
         ((train_head, "mark"), {"call": 0, "before": True}),  # all steps done, validation.json is missing
     ]:
@@ -208,15 +212,24 @@ def start(module, overrides):
     )
 
 
-def kill_when(module, overrides, ready):
-    """SIGKILL the program as soon as `ready()`; it must not have ended by itself."""
+def end_when(module, overrides, ready, number):
+    """Send a signal to the program as soon as `ready()`; it must not have ended by itself, and leave nothing behind."""
     process = start(module, overrides)
     while not ready():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    process.stderr.close()
+    process.send_signal(number)
+    begin = time.monotonic()
+    _, errors = process.communicate()
+    assert time.monotonic() - begin < 10
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+        return
+    assert process.returncode == 128 + number
+    assert "stopped by SIGTERM; " in errors
+    assert "Traceback" not in errors
+    folder = Path(next(word for word in overrides if word.startswith("run_dir=")).removeprefix("run_dir="))
+    assert list(folder.rglob(".*")) == []
 
 
 def finish(module, overrides):
@@ -230,7 +243,41 @@ def lines(file):
 
 
 @pytest.mark.slow
-def test_a_real_kill_signal_in_every_stage_changes_nothing(miniature, calvin_folder, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_worker_processes_end_with_a_stop_and_nothing_of_theirs_stays(miniature, pretrained, tmp_path, number):
+    shutil.copytree(pretrained, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "latents")
+    code = "from vw2_robot.pretrain import extract_latents as e; e.EPISODES_PER_SHARD = 3; e.main()"
+    command = [sys.executable, "-c", code, *miniature(tmp_path / "run"), "workers=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def begin():
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+
+    latents = tmp_path / "run" / "latents"
+    for ready in (lambda: (latents / "plan.json").is_file(), lambda: list(latents.glob("windows-*.npz"))):
+        process = begin()
+        while not ready():
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.002)
+        time.sleep(0.5)  # the workers are importing, or at work
+        os.killpg(process.pid, number)  # as a terminal or a batch system does
+        _, errors = process.communicate(timeout=10)
+        if process.returncode == 0:
+            break
+        assert process.returncode == 128 + number
+        assert "stopped by" in errors
+        assert "Traceback" not in errors
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)
+        assert list((tmp_path / "run").rglob(".*")) == []
+    assert begin().wait() == 0
+    assert_equal_contents(contents(tmp_path / "run"), contents(pretrained))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_real_signal_in_every_stage_changes_nothing(miniature, calvin_folder, tmp_path, number):
     calm, killed_run = tmp_path / "calm", tmp_path / "killed"
     chain, tuning = "pretrain.pretrain_on_openx", "finetune.train_head"
     finish(chain, miniature(calm))
@@ -241,7 +288,7 @@ def test_a_real_kill_signal_in_every_stage_changes_nothing(miniature, calvin_fol
         lambda: (killed_run / "latents" / "plan.json").is_file(),
         lambda: lines(killed_run / "policy" / "metrics.jsonl") >= 3,
     ):
-        kill_when(chain, miniature(killed_run), ready)
+        end_when(chain, miniature(killed_run), ready, number)
     finish(chain, miniature(killed_run))
     assert_equal_contents(contents(killed_run), contents(calm))
 
@@ -259,6 +306,6 @@ def test_a_real_kill_signal_in_every_stage_changes_nothing(miniature, calvin_fol
 
     finish(tuning, overrides(tmp_path / "calm_tuning"))
     tuned = tmp_path / "killed_tuning"
-    kill_when(tuning, overrides(tuned), lambda: lines(tuned / "metrics.jsonl") >= 5)
+    end_when(tuning, overrides(tuned), lambda: lines(tuned / "metrics.jsonl") >= 5, number)
     finish(tuning, overrides(tuned))
     assert_equal_contents(contents(tuned), contents(tmp_path / "calm_tuning"))

@@ -19,8 +19,9 @@ from omegaconf import OmegaConf
 from vw2_robot.config_tree import config_from
 from vw2_robot.data.blocks import WindowOptions
 from vw2_robot.data.clips import make_windows
+from vw2_robot.data.episodes import Episode
 from vw2_robot.data.frames import FrameCache
-from vw2_robot.data.replay import ReplayTimeout
+from vw2_robot.data.replay import ReplayTimeout, cut_episode, window_of
 from vw2_robot.data.replay_ingest import IngestPlan, ingest
 from vw2_robot.errors import InputError
 from vw2_robot.pretrain import cache_frames, train_dldm, train_vdm
@@ -44,7 +45,7 @@ class Training:
         self.engine, self.folder = engine, folder
         self.overrides, self.closing = overrides, []
         if engine == "reverb":
-            pytest.importorskip("reverb", reason="Reverb is not installed (extra openx)")
+            pytest.importorskip("reverb", reason="Reverb is not installed (extra replay)")
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
                 self.port = int(probe.getsockname()[1])
@@ -182,6 +183,23 @@ def test_windows_of_another_kind_are_refused(training: Training) -> None:
         training.feed(config, epochs=1, windows=WindowOptions(frames=5, target_hz=15.0))
         with pytest.raises(InputError, match=r"\(5, 15\.0, None\), this run trains on \(5, None, None\)"):
             clips.batch(0, 2)
+    clips.close()
+
+
+def test_windows_that_were_cut_for_another_stride_are_refused_where_the_stride_times_them(training: Training) -> None:
+    clips, *_ = opened(training.config("run", "data.gap_s=0.8"))
+    assert clips._cut == WindowOptions(frames=5, stride_s=4, gap_s=0.8)
+    episode = Episode("squares", "0", "", 5.0, tuple(np.zeros((9, 4, 4, 3), np.uint8)))
+    for stride, same in ((4, True), (2, False)):
+        options = WindowOptions(frames=5, stride_s=stride, gap_s=0.8)
+        window = cut_episode(episode, options, epoch=0, stretch="0/0/0", number=0).windows[0]
+        window = window_of(window.header(), window.frames)  # as it comes from a server
+        if same:
+            assert isinstance(clips._is_usable(window), bool)
+        else:
+            words = r"stride_s\) \(5, None, 0\.8, 2\), this run trains on \(5, None, 0\.8, 4\)"
+            with pytest.raises(InputError, match=words):
+                clips._is_usable(window)
     clips.close()
 
 

@@ -1,4 +1,4 @@
-"""One definition of a window: numpy, rlds' offline pattern and Reverb's structured writer cut the same windows."""
+"""One definition of a window: numpy, rlds' patterns and Reverb's structured writer cut the same windows."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from vw2_robot.data import rlds_transformations
 from vw2_robot.data.blocks import WindowOptions
 from vw2_robot.data.clips import make_windows, padded_frames
 from vw2_robot.data.episodes import Episode
-from vw2_robot.data.replay import CutEpisode, Progress, ReplayWindow, cut_episode, window_of
+from vw2_robot.data.replay import CutEpisode, Progress, ReplayWindow, cut_episode, window_frames
 from vw2_robot.data.reverb_reader import ReverbReader
 from vw2_robot.data.reverb_server import ReplayServer
-from vw2_robot.data.reverb_tables import ServerOptions, load_reverb, step_spec, wanted_at, window_pattern
-from vw2_robot.data.reverb_writer import ReverbWriter, steps_of
+from vw2_robot.data.reverb_tables import ServerOptions
+from vw2_robot.data.reverb_writer import ReverbWriter
 
 FRAMES, STRIDE = 7, 3
 _numbers = itertools.count()
@@ -68,7 +69,7 @@ def test_numpy_windows_hold_the_frames_that_make_windows_names(made: tuple[Episo
 
 @pytest.fixture(scope="module")
 def replay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ReverbWriter, ReverbReader]]:
-    pytest.importorskip("reverb", reason="Reverb is not installed (extra openx)")
+    pytest.importorskip("reverb", reason="Reverb is not installed (extra replay)")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -95,25 +96,17 @@ def test_the_structured_writer_cuts_the_same_windows(
     assert contents(found) == contents(list(wanted.windows))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(made=episodes())
-def test_the_offline_pattern_of_rlds_cuts_the_same_windows(made: tuple[Episode, WindowOptions]) -> None:
-    pytest.importorskip("rlds", reason="rlds is not installed (extra openx)")
-    from rlds import transformations
-
-    _, tf = load_reverb()
-    wanted = cut(*made)
-    rows = steps_of(wanted, shares=1)
-    columns = {
-        name: tf.constant([row[name].item() for row in rows], dtype=spec.dtype, shape=[len(rows)])
-        for name, spec in step_spec().items()
-    }
-    steps = tf.data.Dataset.from_tensors({"steps": tf.data.Dataset.from_tensor_slices(columns)})
-    found = transformations.pattern_map_from_transform(
-        steps, window_pattern(wanted.offsets), conditions=[wanted_at(1)], respect_episode_boundaries=True
-    )
-    windows = [window_of(item["header"], item["frames"]) for item in found.as_numpy_iterator()]
-    assert contents(windows) == contents(list(wanted.windows))
+def test_the_patterns_of_rlds_cut_the_same_windows(made: tuple[Episode, WindowOptions]) -> None:
+    if not rlds_transformations.is_installed():
+        pytest.skip("rlds and Reverb are not installed (extra replay)")
+    episode, options = made
+    both = [
+        cut_episode(episode, options, epoch=0, stretch="0/0/0", number=3, frames_of=frames_of)
+        for frames_of in (window_frames, rlds_transformations.window_frames)
+    ]
+    assert [dataclasses.asdict(window) for window in both[0].windows] == contents(list(both[1].windows))
 
 
 def test_the_frames_of_all_three_are_rounded_up_to_whole_steps() -> None:

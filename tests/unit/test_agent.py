@@ -20,6 +20,7 @@ from vw2_robot.models.backbone import BackboneConfig
 from vw2_robot.models.causal_video import LevelConfig, StemConfig
 from vw2_robot.models.dldm_config import DLDMConfig
 from vw2_robot.pixels import to_model_range
+from vw2_robot.storage import write_manifest
 
 torch.set_num_threads(1)
 POLICY = PolicyConfig(
@@ -322,6 +323,7 @@ def edited(folder, tmp_path, name, change):
     shutil.copytree(folder, tmp_path / "edited")
     file = tmp_path / "edited" / name
     file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    write_manifest(tmp_path / "edited")  # it was written like that, not damaged
     return tmp_path / "edited"
 
 

@@ -2,12 +2,15 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import nn
 
 from vw2_robot import checkpoint
 from vw2_robot.checkpoint import load_checkpoint, load_optimizer, resolve, save_checkpoint, weights_digest
 from vw2_robot.errors import InputError
 from vw2_robot.optim import OptimConfig, build_optimizer, optimizer_step
+from vw2_robot.storage import write_manifest
 
 OPTIM = OptimConfig(lr=1e-2, warmup_steps=1)
 
@@ -40,7 +43,9 @@ def test_weights_config_facts_and_files_come_back_exactly(tmp_path):
     assert loaded.facts == {"hz": 5.0}
     assert loaded.files == {"tokens": {"latent": [1, 2]}, "stats": {"calvin": {}}}
     names = {path.name for path in (tmp_path / "c").iterdir()}
-    assert names == {"config.json", "model.safetensors", "tokens.json", "stats.json"}
+    assert names == {"config.json", "model.safetensors", "tokens.json", "stats.json", "manifest.json"}
+    with safe_open(tmp_path / "c" / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}  # without it transformers refuses the file
     assert weights_digest(twin) == weights_digest(net) != weights_digest(small_net(seed=1))
 
 
@@ -68,12 +73,22 @@ def test_an_optimiser_continues_as_if_it_had_never_stopped(tmp_path):
     assert all(torch.equal(states[0][i][key], states[1][i][key]) for i in states[0] for key in states[0][i])
 
 
+def test_tensor_files_say_that_they_hold_torch_tensors(tmp_path):
+    net = small_net()
+    optimizer = build_optimizer(net.parameters(), OPTIM)
+    train(net, optimizer, 1)
+    save(tmp_path / "c", net, optimizer=optimizer, training={})
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        with safe_open(tmp_path / "c" / file, framework="pt") as stored:
+            assert stored.metadata() == {"format": "pt"}, file
+
+
 class Killed(BaseException):
     """Stands for the end of the process."""
 
 
 @pytest.mark.parametrize("exists", [False, True])
-@pytest.mark.parametrize("call", ["save_file", "_write_json"])
+@pytest.mark.parametrize("call", ["save_tensors", "write_json", "write_manifest"])
 def test_a_folder_that_exists_is_complete_whenever_the_writer_dies(tmp_path, monkeypatch, exists, call):
     path = tmp_path / "c"
     if exists:
@@ -81,8 +96,8 @@ def test_a_folder_that_exists_is_complete_whenever_the_writer_dies(tmp_path, mon
     with monkeypatch.context() as patch:
         real = getattr(checkpoint, call)
 
-        def die_after_writing(*args):
-            real(*args)
+        def die_after_writing(*args, **options):
+            real(*args, **options)
             raise Killed
 
         patch.setattr(checkpoint, call, die_after_writing)
@@ -114,8 +129,57 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
     with pytest.raises(InputError, match=r"holds neither config\.json nor a file 'latest'"):
         load_checkpoint(tmp_path, kind="vdm")
     (tmp_path / "latest").write_text("step_7\n")
-    with pytest.raises(InputError, match=r"step_7/config\.json is missing; the checkpoint is incomplete"):
+    with pytest.raises(InputError, match=r"latest names step_7, but .*step_7/config\.json is missing; restore"):
         load_checkpoint(tmp_path, kind="vdm")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\n",
+        b"step_six\n",
+        b"../other\n",
+        b"step_20/../../x\n",
+        b"/tmp/step_20\n",
+        b"step_020\n",
+        b"step_20\n\n",
+        b"\xff",
+    ],
+)
+def test_latest_names_a_checkpoint_of_its_own_run_and_nothing_else(tmp_path, content):
+    save(tmp_path / "run" / "checkpoints" / "step_20", small_net())
+    (tmp_path / "run" / "latest").write_bytes(content)
+    with pytest.raises(InputError, match=rf"{tmp_path}/run/latest .*write the name of a folder in .*checkpoints"):
+        load_checkpoint(tmp_path / "run", kind="vdm")
+
+
+def test_a_checkpoint_that_is_a_link_out_of_the_run_is_refused(tmp_path):
+    save(tmp_path / "other", small_net())
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "step_20").symlink_to(tmp_path / "other")
+    (tmp_path / "run" / "latest").write_text("step_20\n")
+    with pytest.raises(InputError, match="step_20 is a link that leads out of"):
+        load_checkpoint(tmp_path / "run", kind="vdm")
+
+
+def test_a_checkpoint_without_a_manifest_loads_and_says_so(tmp_path, caplog):
+    save(tmp_path / "c", small_net())
+    (tmp_path / "c" / "manifest.json").unlink()
+    load_checkpoint(tmp_path / "c", kind="vdm").load_into(net=small_net(1))
+    assert [record.message for record in caplog.records] == [
+        f"{tmp_path}/c has no manifest.json: whether its files are whole is not checked"
+    ]
+
+
+def test_whole_numbers_are_not_taken_for_weights(tmp_path):
+    save(tmp_path / "c", small_net())
+    weights = load_file(tmp_path / "c" / "model.safetensors")
+    checkpoint.save_tensors(
+        weights | {"net.0.weight": weights["net.0.weight"].view(torch.int32)}, tmp_path / "c" / "model.safetensors"
+    )
+    with pytest.raises(InputError, match=r"other shape \['0.weight'\]"):
+        load_checkpoint(tmp_path / "c", kind="vdm", verify=False).load_into(net=small_net(1))
 
 
 def test_another_kind_is_refused(tmp_path):
@@ -129,6 +193,7 @@ def test_another_format_version_is_refused_and_named(tmp_path, version):
     save(tmp_path / "c", small_net())
     file = tmp_path / "c" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"format_version": version}))
+    write_manifest(file.parent)
     with pytest.raises(InputError, match=f"has format_version {version!r}, this release reads 1; use the release"):
         load_checkpoint(tmp_path / "c", kind="vdm")
 
@@ -143,15 +208,16 @@ def test_a_damaged_description_is_named(tmp_path, content):
 
 @pytest.mark.parametrize("keep", [0, 4, 100, -1])
 @pytest.mark.parametrize("name", ["model", "optimizer"])
-def test_cut_off_weights_are_named(tmp_path, name, keep):
+def test_cut_off_weights_are_named_with_and_without_a_manifest(tmp_path, name, keep):
     net = small_net()
     optimizer = build_optimizer(net.parameters(), OPTIM)
     train(net, optimizer, 1)
     save(tmp_path / "c", net, optimizer=optimizer)
     file = tmp_path / "c" / f"{name}.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(InputError, match=rf"{name}\.safetensors cannot be read .*; copy the checkpoint again"):
-        load_optimizer(load_checkpoint(tmp_path / "c", kind="vdm").path, optimizer)
+    for verify, what in ((True, "is damaged: its SHA-256 begins"), (False, "cannot be read .*")):
+        with pytest.raises(InputError, match=rf"{name}\.safetensors {what}.*; copy the checkpoint again"):
+            load_optimizer(load_checkpoint(tmp_path / "c", kind="vdm", verify=verify).path, optimizer, verify=verify)
 
 
 @pytest.mark.parametrize("name", ["model", "optimizer"])

@@ -1,11 +1,17 @@
 import errno
+import importlib.metadata
+import os
 import subprocess
 import sys
+import types
+from pathlib import Path
 
 import pytest
 
+import vw2_robot
+from vw2_robot import cli, errors, programs
 from vw2_robot.cli import program
-from vw2_robot.errors import InputError, MissingExtraError, require
+from vw2_robot.errors import InputError, MissingExtraError, Terminated, install_command, require
 from vw2_robot.pretrain.config import Pretrain
 
 
@@ -51,6 +57,7 @@ def test_a_key_that_only_the_dataclass_shows_needs_no_plus_sign(call):
         (["run_dir=x", "dldm.framez=1"], ["dldm.framez", "frames"]),
         (["run_dir=x", "seed=abc"], ["seed must be int, found 'abc'"]),
         (["run_dir=x", "data.splits=train"], ["data.splits must be a list"]),
+        (["run_dir=x", "data.splits=[train[:5%]]"], ["data.splits must be a list", "in quotes"]),
         (["run_dir=x", "stages=[vdm,dream]"], ["stages", "latents", "dream"]),
         (["run_dir=x", "dldm.frames=1"], ["dldm.frames must be at least 2", "found 1"]),
         (["run_dir=x", "codec.stride=2"], ["codec.stride is 2", "temporal stride 4"]),
@@ -75,9 +82,15 @@ def test_a_wrong_command_line_is_one_message_and_status_1(call, overrides, words
     [
         InputError("the drawer is closed"),
         MissingExtraError("the drawer is closed"),
-        OSError(errno.ENOSPC, "No space left", "drawer"),
-        NotADirectoryError(errno.ENOTDIR, "Not a directory", "drawer"),
+        *(OSError(number, os.strerror(number), "drawer") for number in cli._CURES),
+        IsADirectoryError(errno.EISDIR, "Is a directory", ".drawer.tmp", None, "drawer"),
+        RuntimeError("I/O error: No space left on the drawer (os error 28)"),
+        MemoryError("Unable to allocate 9 TiB for a drawer"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory for the drawer"),
+        RuntimeError("can't start new thread in the drawer"),
+        type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory in the drawer"),
     ],
+    ids=lambda error: f"{type(error).__name__}-{getattr(error, 'errno', '')}",
 )
 def test_errors_for_a_person_leave_as_one_message(call, error):
     def run(config):
@@ -86,17 +99,62 @@ def test_errors_for_a_person_leave_as_one_message(call, error):
     status, text = call(run, "run_dir=x")
     assert status == 1
     assert text.startswith("pretrain: error: ")
-    assert "drawer" in text
+    assert "drawer" in text or "a file: No space left on device; free some space" in text
+    assert text.count("\n") == 2
     assert "Traceback" not in text
 
 
-def test_a_bug_keeps_its_traceback(call):
+def test_a_limit_of_the_machine_needs_no_file_to_be_told(call):
     def run(config):
-        raise RuntimeError("ours")
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    assert "Too many open files; this process may open more" in call(run, "run_dir=x")[1]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("ours"), KeyError("ours"), FileNotFoundError(errno.ENOENT, "ours")])
+def test_a_bug_keeps_its_traceback(call, error):
+    def run(config):
+        raise error
 
     status, text = call(run, "run_dir=x")
     assert status == 1
     assert "Traceback" in text
+
+
+def test_a_sweep_goes_on_after_a_job_that_fails_and_names_it(call):
+    seen = []
+
+    def run(config):
+        seen.append(config.seed)
+        if config.seed == 1:
+            raise InputError("the drawer is closed")
+
+    status, text = call(run, "run_dir=x", "seed=0,1,2", "--multirun")
+    assert (status, seen) == (1, [0, 1, 2])
+    assert "pretrain: error: the drawer is closed" in text
+    assert "1 of the jobs failed: #1 (run_dir=x seed=1)" in text
+    assert "Traceback" not in text
+
+
+def test_several_ranks_are_refused_by_what_is_one_process(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(sys, "argv", ["vw2-test", "run_dir=x"])
+    seen = []
+    program(Pretrain, config_name="pretrain")(seen.append)()
+    assert len(seen) == 1
+    with pytest.raises(SystemExit):
+        program(Pretrain, config_name="pretrain", one_process=True)(seen.append)()
+    assert "WORLD_SIZE=2: this program is one process" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    program(Pretrain, config_name="pretrain", one_process=True)(seen.append)()
+    assert len(seen) == 2
+
+
+def test_every_training_program_refuses_ranks():
+    for name in ("pretrain_on_openx", "train_vdm", "train_dldm", "extract_latents", "train_policy", "finetune"):
+        module = getattr(programs, name).args[0]
+        path = module.removeprefix("vw2_robot.").replace(".", "/") + ".py"
+        assert "one_process=True" in (Path(__file__).parents[2] / path).read_text()
 
 
 def test_a_person_who_asks_gets_the_whole_trace(call, monkeypatch):
@@ -108,19 +166,52 @@ def test_a_person_who_asks_gets_the_whole_trace(call, monkeypatch):
         call(run, "run_dir=x")
 
 
-def test_stopping_by_hand_is_no_traceback(call):
+@pytest.mark.parametrize(("stop", "status", "name"), [(KeyboardInterrupt, 130, "Ctrl-C"), (Terminated, 143, "SIGTERM")])
+@pytest.mark.parametrize("words", [("run_dir=x",), ("run_dir=x", "seed=0,1", "--multirun")])
+def test_a_stop_is_one_message_and_says_where_to_go_on(call, stop, status, name, words):
     def run(config):
-        raise KeyboardInterrupt
+        raise stop("the same command goes on from step 4 of vdm")
 
-    status, text = call(run, "run_dir=x")
-    assert (status, text) == (130, "\npretrain: stopped\n")
+    text = f"\npretrain: stopped by {name}; the same command goes on from step 4 of vdm\n"
+    assert call(run, *words) == (status, text)
 
 
-def test_a_missing_extra_is_named_with_its_command():
-    with pytest.raises(
-        MissingExtraError, match=r'no_such_package.part is not.*extra "openx": pip install "vw2-robot\[openx\]"'
-    ):
+def test_a_missing_extra_is_named_with_the_command_for_this_checkout():
+    with pytest.raises(MissingExtraError) as caught:
         require("no_such_package.part", extra="openx")
+    checkout = Path(__file__).resolve().parents[2]
+    assert str(caught.value) == (
+        'no_such_package.part is not installed; this part of vw2_robot needs the extra "openx": '
+        f'pip install -e "{checkout}[openx]"'
+    )
+
+
+@pytest.mark.parametrize(
+    ("note", "origin"),
+    [
+        ('{"archive_info": {}, "url": "file:///tmp/vw2_robot-0.1.0-py3-none-any.whl"}', "file:///tmp/vw2_robot-0.1.0-"),
+        (None, "file:///PATH-OF-A-CHECKOUT-OR-WHEEL"),
+    ],
+)
+def test_an_installed_copy_names_the_place_that_pip_took_it_from(monkeypatch, tmp_path, note, origin):
+    monkeypatch.setattr(errors, "__file__", str(tmp_path / "site-packages" / "vw2_robot" / "errors.py"))
+    installed = types.SimpleNamespace(read_text={"direct_url.json": note}.get)
+    monkeypatch.setattr(importlib.metadata, "distribution", {"vw2-robot": installed}.__getitem__)
+    assert install_command("train").startswith(f'pip install "vw2-robot[train] @ {origin}')
+
+
+@pytest.mark.parametrize(("extra", "module"), [("calvin", "hydra"), ("calvin", "gymnasium")])
+def test_a_program_without_its_extra_ends_in_one_message(monkeypatch, extra, module):
+    """Of an installation without extras: the simulator's package cannot even be imported there."""
+    for name in [name for name in sys.modules if name.startswith("vw2_robot.envs")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(sys, "argv", ["vw2-record"])
+    with pytest.raises(SystemExit) as left:  # Python prints the text and leaves with 1
+        programs.record()
+    assert str(left.value).startswith(
+        f'vw2-record: error: {module} is not installed; this part of vw2_robot needs the extra "{extra}"'
+    )
 
 
 def test_an_error_inside_an_installed_module_passes_through(tmp_path, monkeypatch):
@@ -129,6 +220,12 @@ def test_an_error_inside_an_installed_module_passes_through(tmp_path, monkeypatc
     with pytest.raises(ModuleNotFoundError, match="no_such_dependency") as caught:
         require("half_installed", extra="openx")
     assert not isinstance(caught.value, MissingExtraError)
+
+
+def test_version_is_ours_and_not_that_of_hydra(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["vw2-test", "run_dir=x", "--version"])
+    program(Pretrain, config_name="pretrain")(None)()
+    assert capsys.readouterr().out == f"vw2_robot {vw2_robot.__version__}\n"
 
 
 def test_help_of_a_real_process_shows_groups_and_an_example():

@@ -70,3 +70,15 @@ def test_differing_keys_are_named_with_both_values():
     new = {"a": 1, "b": {"c": 3, "d": [1, 2]}, "new": 6}
     assert differing_keys(old, new) == ["b.c (2 -> 3)", "gone (5 -> None)", "new (None -> 6)"]
     assert differing_keys(old, old) == []
+
+
+def test_two_spellings_of_one_path_do_not_differ(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to("data")
+    monkeypatch.chdir(tmp_path)
+    for other in ("data/", "./data", str(tmp_path / "data"), "data/../data", "link/"):
+        assert differing_keys({"path": "data"}, {"path": other}) == []
+        assert differing_keys({"path": ["data", "b"]}, {"path": [other, "b"]}) == []
+    for other in ("data2/", "../data", "gs://data", "Data/"):
+        assert differing_keys({"path": "data"}, {"path": other}) == [f"path ('data' -> {other!r})"]
+    assert differing_keys({"path": "gs://a/b"}, {"path": "gs://a/b/"}) == []

@@ -2,17 +2,26 @@
 
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # benchmarks are not part of the package
 
 from benchmarks.job_queue import Job, Queue, read_note
-from benchmarks.results import ARMS, CPU, STAGES, Plan, _is_below
-from benchmarks.results_archive import keep
-from benchmarks.results_page import codes_section, policy_section, write_page
+from benchmarks.results import ARMS, STAGES, Plan, _is_below, planned
+from benchmarks.results_archive import add_settings, keep
+from benchmarks.results_configs import ABSENT, COMMANDS, compared_jobs
+from benchmarks.results_page import codes_section, write_page
+from benchmarks.results_policies import few_section
+from benchmarks.results_seeds import over_seeds, seed_interval
+from benchmarks.settings import PROGRAMS, settings_of
+
+REPO = Path(__file__).resolve().parents[2]
+ARCHIVE = REPO / "docs" / "results"
 
 WORKER = """
 import sys, time
@@ -86,7 +95,7 @@ def test_a_missing_need_is_named(job, tmp_path):
 
 
 def test_every_job_of_the_plan_has_a_name_of_its_own_and_needs_jobs_of_the_plan(tmp_path):
-    plan = Plan(tmp_path, CPU, [0, 1], bridge=None)
+    plan = Plan(tmp_path, [0, 1], bridge=None)
     jobs = [job for stage in STAGES if stage not in ("keep", "page") for job in plan.jobs(stage)]
     names = {job.name for job in jobs}
     assert len(jobs) == len(names)
@@ -103,7 +112,7 @@ def test_jobs_are_chosen_by_whole_parts_of_their_names():
     assert not _is_below("data/D_hard", ["data/D"])
 
 
-def fake_rollout(out, name, solved, *, tasks, words=(), done=True):
+def fake_rollout(out, name, solved, *, tasks, words=(), settings=None, done=True):
     folder = out / name
     folder.mkdir(parents=True)
     rows = [
@@ -115,6 +124,7 @@ def fake_rollout(out, name, solved, *, tasks, words=(), done=True):
     ]  # fmt: skip
     (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     note = {"program": "p", "words": list(words), "commit": "1a2b3c4", "seconds": 60.0, "done": done}
+    note |= {} if settings is None else {"settings": settings}
     (out / "jobs").mkdir(exist_ok=True)
     (out / "jobs" / f"{name.replace('/', '__')}.json").write_text(json.dumps(note))
 
@@ -128,8 +138,8 @@ def test_what_is_kept_makes_the_same_page_adds_up_and_names_no_folder_of_this_ma
     fake_rollout(other, "probe/seed_1", [], tasks=[])
     (other / "probe" / "seed_1" / "latent_report.json").write_text(json.dumps({"dldm": f"{other}/pretrain"}))
     keep(one, kept)
-    write_page(kept, tmp_path / "kept.md", list(ARMS))
-    write_page(one, tmp_path / "one.md", list(ARMS))
+    write_page(kept, tmp_path / "kept.md", list(ARMS), {})
+    write_page(one, tmp_path / "one.md", list(ARMS), {})
     assert (tmp_path / "kept.md").read_text() == (tmp_path / "one.md").read_text()
     keep(other, kept)
     files = sorted(path.relative_to(kept).as_posix() for path in kept.rglob("*") if path.is_file())
@@ -145,52 +155,140 @@ def test_what_is_kept_makes_the_same_page_adds_up_and_names_no_folder_of_this_ma
         keep(tmp_path / "nothing", kept)
 
 
-def test_the_page_says_what_was_measured_and_what_was_not(tmp_path):
+def test_the_page_has_an_interval_over_seeds_and_every_seed_and_says_what_was_not_run(tmp_path):
     chain = ["a", "b", "c", "d", "e"]
-    for seed in (0, 1):
-        fake_rollout(tmp_path, f"single/oracle_10/seed_{seed}", [0, 1] * 50, tasks=["a"])
+    for seed, solved in ((0, [0, 1] * 50), (1, [0, 0, 0, 1] * 25)):
+        fake_rollout(tmp_path, f"single/oracle_10/seed_{seed}", solved, tasks=["a"])
         fake_rollout(tmp_path, f"single/vw2_10/seed_{seed}", [1, 1, 0, 1] * 25, tasks=["a"])
         fake_rollout(tmp_path, f"chains/oracle_10/seed_{seed}", [0, 2], tasks=chain)
         fake_rollout(tmp_path, f"chains/vw2_10/seed_{seed}", [2, 2, 5], tasks=chain)  # the third is nobody's pair
-    write_page(tmp_path, tmp_path / "results.md", list(ARMS))
+        fake_rollout(tmp_path, f"finetune/vw2_10/seed_{seed}", [], tasks=[], settings={"label_fraction": 0.1})
+    fake_rollout(tmp_path, "single/oracle_100/seed_0", [1, 0], tasks=["a"])
+    write_page(tmp_path, tmp_path / "results.md", list(ARMS), {})
     page = (tmp_path / "results.md").read_text()
-    row = next(line for line in page.splitlines() if line.startswith("| no pre-training (`oracle`) | 10 % |"))
-    assert "| 2 | 50.0 [43.1, 56.9] | 200 |" in row
-    assert "| 1.00 [" in row
-    pair = next(line for line in page.splitlines() if "(`vw2`), 10 % − no pre-training (`oracle`), 10 %" in line)
-    assert "| +25.0 [" in pair
-    assert "| +25.0, +25.0 |" in pair
-    assert pair.endswith("| 2.00 |")
+    rows = [line for line in page.splitlines() if line.startswith("| dLDM codes, in-domain video (`vw2`) | 10 % |")]
+    assert rows[0].endswith("| 2 | 75.0 [75.0, 75.0] | 75.0, 75.0 | 100 |")
+    assert rows[1].endswith("| 2 | 3.00 [3.00, 3.00] | 3.00, 3.00 | 100.0, 100.0 | 33.3, 33.3 | 3 |")
+    lone = next(
+        line for line in page.splitlines() if line.startswith("| no pre-training (`oracle`)") and "[one" in line
+    )
+    assert "| 1 | 50.0 [one seed] | 50.0 | 2 |" in lone
+    pair = next(line for line in page.splitlines() if "(`vw2`) − no pre-training (`oracle`), 10 %" in line)
+    # 25 and 50 points: 37.5 with 12.7 standard errors of 12.5, cut to what is possible.
+    assert "| 2 | +37.5 [-100.0, +100.0] | +25.0, +50.0 | +1.00 [+1.00, +1.00] | +1.00, +1.00 |" in pair
+    assert "Of 2 intervals, 1 leave out zero" in page
     lapa = next(line for line in page.splitlines() if line.startswith("| LAPA's way"))
     assert "not run" in lapa
-    assert "## The policy of the package\n\nnot run" in page
+    assert "| the shipped file | 0 | not run |" in page
+
+
+def test_an_interval_over_seeds_is_students_and_one_seed_has_none():
+    low, high = seed_interval([23.24, 11.76, 16.76], lowest=-100, highest=100)
+    assert (low, high) == pytest.approx((17.25 - 4.3027 * 3.3231, 17.25 + 4.3027 * 3.3231), abs=0.01)
+    assert seed_interval([0.5], lowest=0, highest=1) is None
+    assert over_seeds({2: 0.5}, ".1f", scale=100, lowest=0, highest=1) == "50.0 [one seed]"
+    assert over_seeds({}, ".1f", scale=100, lowest=0, highest=1) == "not run"
 
 
 def test_a_policy_taken_far_is_shown_with_what_it_learnt_from(tmp_path):
     fake_rollout(tmp_path, "few/chains", [0, 5], tasks=["a", "b", "c", "d", "e"])
-    fake_rollout(tmp_path, "data/D", [], tasks=[], words=["episodes=1200", "play=4"])
-    fake_rollout(tmp_path, "data/D_hard", [], tasks=[], words=["episodes=50", "play=4"])
-    fake_rollout(tmp_path, "data/D_large", [], tasks=[], words=["data/D", "data/D_hard"])
-    words = ["data.path=RESULTS/data/D_large", "label_fraction=0.1", "hardware.threads=1"]
+    fake_rollout(tmp_path, "data/D", [], tasks=[], settings={"episodes": 1200, "play": 4})
+    fake_rollout(tmp_path, "data/D_hard", [], tasks=[], settings={"episodes": 50, "play": 4})
+    fake_rollout(tmp_path, "data/D_large", [], tasks=[])
+    settings = {"data.path": "RESULTS/data/D_large", "label_fraction": 0.1, "hardware.threads": 1}
     for name in ("pictures/D_large", "few/pretrain", "few/finetune"):
-        fake_rollout(tmp_path, name, [], tasks=[], words=words)
-    section = policy_section(tmp_path, "few", "Few")
+        fake_rollout(tmp_path, name, [], tasks=[], settings=settings)
+    section = few_section(tmp_path)
+    assert "intervals over its rollouts" in section
     assert "| 50.0 [9.5, 90.5] |" in section
     assert "| 2.50 [0.00, 5.00] |" in section
     assert "Demonstrations: 5000, of which 10 % with labels. Recording them: 3 minutes on two cores." in section
     assert "Training: 3 minutes on 1" in section
 
 
-def test_the_page_shows_the_codes_of_each_seed_with_their_intervals(tmp_path):
+def test_the_page_shows_codes_beside_pixels_over_seeds(tmp_path):
     targets = ("x", "y", "z", "roll", "pitch", "yaw", "rotation", "opening")
     for seed in (0, 2):
-        scores = {name: {"r2": 0.5 + 0.1 * seed, "ci95": [0.4, 0.8]} for name in targets}
-        table = {"moved": {"code_values": {"mlp": scores}, "codes_one_hot": {"linear": scores}}}
+        codes, pixels = (
+            {name: {"r2": value + 0.1 * seed, "ci95": [0.0, 1.0]} for name in targets} for value in (0.5, 0.25)
+        )
+        moved = {"code_values": {"mlp": codes}, "codes_one_hot": {"linear": codes}, "pixels_equal": {"mlp": pixels}}
         folder = tmp_path / "probe" / f"seed_{seed}"
         folder.mkdir(parents=True)
-        (folder / "latent_report.json").write_text(json.dumps({"probe": {"in_scene": {"probe": table}}}))
-    lines = codes_section(tmp_path).splitlines()
-    assert [line for line in lines if line.startswith("| x ")] == [
-        "| x | 0.50 [0.40, 0.80] | 0.70 [0.40, 0.80] | 0.60 |"
-    ]
-    assert "seed 0 | MLP on code values, seed 2" in next(line for line in lines if "MLP" in line)
+        probe = {"widths": {"pixels_equal": 92}, "in_scene": {"probe": {"moved": moved}}}
+        (folder / "latent_report.json").write_text(json.dumps({"probe": probe}))
+    (line,) = [line for line in codes_section(tmp_path).splitlines() if line.startswith("| x ")]
+    assert "| 0.50, 0.70 | 0.35 [" in line
+    assert "| 0.25, 0.45 | +0.25 [+0.25, +0.25] |" in line
+
+
+def test_words_of_a_job_come_to_the_settings_of_its_program():
+    words = ["policy=random", "run_dir=x", "rollouts_per_task=3", "env.scene=A"]
+    settings = settings_of("vw2_robot.rollouts", words)
+    assert (settings["rollouts_per_task"], settings["env.scene"], settings["num_sequences"]) == (3, "A", 1000)
+    assert settings_of("benchmarks.join_recordings", ["a"]) is None
+
+
+def test_settings_that_a_note_lacks_are_composed_by_this_checkout_where_no_commit_is_known(tmp_path):
+    note = {"program": "vw2_robot.rollouts", "words": ["policy=random", "run_dir=RESULTS/x"], "commit": "unknown"}
+    file = tmp_path / "jobs" / "x.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({**note, "seconds": 1.0, "done": True}))
+    add_settings(tmp_path)
+    kept = json.loads(file.read_text())
+    assert kept["settings"] == settings_of(note["program"], note["words"])
+    assert kept["words"] == note["words"]
+
+
+def test_the_plan_takes_every_experiment_of_its_programs_and_holds_no_setting_of_its_own():
+    jobs = planned([0, 1]).values()
+    used = {word.split("=")[1] for job in jobs for word in job.words if word.startswith("+experiment=")}
+    folder = REPO / "configs" / "experiment"
+    there = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("*/*.yaml")}
+    assert used == there - {"finetune/shared"}  # `pretrain/shared` decodes pictures
+    places = (
+        "run_dir",
+        "out",
+        "--out",
+        "policy",
+        "network.like",
+        "data.path",
+        "data.frames",
+        "dldm",
+        "labelled",
+        "frames",
+    )
+    plan = ("+experiment", "seed", "label_seed", "sequences", "stages", "workers", "hardware.threads", "device")
+    keys = {word.split("=")[0] for job in jobs for word in job.words if "=" in word}
+    assert keys <= {*places, *plan}
+
+
+def test_the_commands_that_the_page_shows_compose():
+    names = {
+        program: yaml.safe_load((REPO / f"configs/{config}.yaml").read_text())
+        for program, (config, *_) in PROGRAMS.items()
+    }
+    programs = {tree["hydra"]["help"]["app_name"]: program for program, tree in names.items()}
+    commands = [shlex.split(line) for line in COMMANDS.strip().splitlines()]
+    assert len(commands) == 5
+    for script, *words in commands:
+        assert settings_of(programs[script], words), script
+
+
+def test_every_archived_job_was_made_with_the_settings_that_the_plan_has():
+    jobs = planned([0, 1, 2])
+    found = compared_jobs(ARCHIVE, jobs)
+    notes = {file.stem.replace("__", "/"): json.loads(file.read_text()) for file in (ARCHIVE / "jobs").glob("*.json")}
+    trained = {name for name, note in notes.items() if "settings" in note and not name.startswith("pictures/")}
+    assert trained - found.keys() == {"package/avx2"}
+    for name, keys in found.items():
+        assert all(today == ABSENT for _, today in keys.values()), (name, keys)
+    told = ("seed=", "label_seed=", "sequences=", "policy=", "network.like=", "data.path=", "data.frames=", "dldm=")
+    for name in found:  # what the settings leave out: seeds, chains, and which run or recordings a job began with
+        for key, value in (word.split("=", 1) for word in jobs[name].words if word.startswith(told)):
+            assert str(notes[name]["settings"][key]) == value, (name, key)
+
+
+def test_the_page_in_the_repository_is_what_the_archive_makes(tmp_path):
+    write_page(ARCHIVE, tmp_path / "results.md", list(ARMS), planned([0, 1, 2]))
+    assert (tmp_path / "results.md").read_bytes() == (REPO / "docs" / "results.md").read_bytes()

@@ -1,8 +1,14 @@
 import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from vw2_robot.checkpoint import save_checkpoint
 from vw2_robot.errors import InputError
 from vw2_robot.runs import Hardware, Run, generator, mark, read_mark
 
@@ -14,13 +20,13 @@ def open_run(path, config=CONFIG, *, total=10, save_every=4, log_every=2):
 
 
 def write(folder):
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
+    save_checkpoint(folder, kind="vdm", config={}, modules={"net": torch.nn.Linear(1, 1)})
 
 
 def train(run, *, until=None):
     """Log and save as the programs do; returns the steps taken."""
     taken = []
+    run.begin()
     for step in run.steps(until):
         taken.append(step)
         if run.due(step, run.log_every):
@@ -52,7 +58,6 @@ def test_a_run_goes_on_after_its_last_checkpoint_and_forgets_what_came_later(tmp
     assert steps_logged(tmp_path / "r") == [2, 4, 6]
     run = open_run(tmp_path / "r")
     assert run.start == 4
-    assert steps_logged(tmp_path / "r") == [2, 4]
     assert train(run) == list(range(4, 10))
     assert steps_logged(tmp_path / "r") == [2, 4, 6, 8, 10]
 
@@ -61,10 +66,15 @@ def test_a_line_that_a_kill_cut_short_is_forgotten(tmp_path):
     train(open_run(tmp_path / "r"), until=5)
     file = tmp_path / "r" / "metrics.jsonl"
     whole = file.read_text()
-    for torn in ('{"step": 4, "test/lo', '{"st', "{", '{"step": 6'):
+    for torn in ('{"step": 4, "test/lo', '{"st', "{", '{"step": 6', "\0\0\0"):
         file.write_text(whole + torn)
-        open_run(tmp_path / "r")
+        open_run(tmp_path / "r").begin()
         assert file.read_text() == whole
+    assert "damaged" not in (tmp_path / "r" / "log.txt").read_text()
+    file.write_text("{}\n" + whole)  # this was no kill
+    open_run(tmp_path / "r").begin()
+    assert file.read_text() == whole
+    assert "1 damaged lines are left out" in (tmp_path / "r" / "log.txt").read_text()
 
 
 def test_a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before(tmp_path):
@@ -87,7 +97,8 @@ def test_a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before(tmp_path
         run.save(7, die_before_it_counts)
     run = open_run(tmp_path / "r")
     assert run.start == 4
-    assert [entry.name for entry in (tmp_path / "r" / "checkpoints").iterdir()] == ["step_4"]
+    run.begin()
+    assert sorted(entry.name for entry in (tmp_path / "r" / "checkpoints").iterdir()) == ["step_4", "step_8"]
     assert train(run) == list(range(4, 10))
     assert [entry.name for entry in (tmp_path / "r" / "checkpoints").iterdir()] == ["step_10"]
 
@@ -104,17 +115,157 @@ def test_another_configuration_in_the_same_folder_names_the_keys_that_differ(tmp
 
 
 def test_a_start_that_came_to_nothing_does_not_bind_the_folder(tmp_path):
-    open_run(tmp_path / "r", CONFIG | {"data": "misspelt"})
+    open_run(tmp_path / "r", CONFIG | {"seed": 7}).begin()
     train(open_run(tmp_path / "r"), until=2)
-    with pytest.raises(InputError, match="data"):
-        open_run(tmp_path / "r", CONFIG | {"data": "misspelt"})
+    with pytest.raises(InputError, match=r"seed \(0 -> 7\)"):
+        open_run(tmp_path / "r", CONFIG | {"seed": 7})
 
 
 def test_a_configuration_that_is_no_longer_readable_is_named(tmp_path):
     train(open_run(tmp_path / "r"), until=2)
-    (tmp_path / "r" / "config.yaml").write_text("a: [1, ")
-    with pytest.raises(InputError, match=r"config\.yaml"):
+    file = tmp_path / "r" / "config.yaml"
+    whole = file.read_text()
+    for content in ("a: [1, ", "", whole[:-30], whole.replace("lr: 0.001", "lr: 0.002"), "[" * 20_000, "- " * 999):
+        file.write_text(content)
+        with pytest.raises(InputError, match=r"config\.yaml is damaged: .*delete the folder to start over"):
+            open_run(tmp_path / "r")
+    file.unlink()
+    with pytest.raises(InputError, match=r"config\.yaml is missing, so nobody can tell"):
         open_run(tmp_path / "r")
+
+
+def files_of(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_opening_a_run_changes_nothing_and_leaves_nothing(tmp_path):
+    with open_run(tmp_path / "r"):
+        pass
+    assert not list(tmp_path.iterdir())
+    train(open_run(tmp_path / "r"), until=7)
+    (tmp_path / "r" / "checkpoints" / ".step_8.tmp").mkdir()
+    before = files_of(tmp_path)
+    with open_run(tmp_path / "r"):
+        pass
+    assert files_of(tmp_path) == before
+    assert (tmp_path / "r" / "checkpoints" / ".step_8.tmp").is_dir()
+
+
+def test_a_folder_of_another_kind_of_run_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "config.yaml").write_text("policy: random\nseed: 0\n")
+    with pytest.raises(InputError, match=r"not that of a test run \(its sections: policy, seed\); use another run_dir"):
+        open_run(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+    assert (tmp_path / "config.yaml").read_text() == "policy: random\nseed: 0\n"
+
+
+def test_what_others_put_beside_checkpoints_is_never_deleted(tmp_path):
+    mine = tmp_path / "r" / "checkpoints"
+    for name in ("best", "step_900", "step_2_backup"):
+        (mine / name).mkdir(parents=True)
+        (mine / name / "weights.bin").write_text("weeks of work")
+    train(open_run(tmp_path / "r"), until=5)
+    write(mine / "step_1")  # as ours, but with something in it that is not
+    (mine / "step_1" / "notes.txt").write_text("keep")
+    train(open_run(tmp_path / "r"))
+    assert sorted(p.name for p in mine.iterdir()) == ["best", "step_1", "step_10", "step_2_backup", "step_900"]
+    (mine / "step_10").rename(mine / "mine")
+    (tmp_path / "r" / "latest").unlink()
+    (mine / "step_8").mkdir()
+    with pytest.raises(
+        InputError, match="step_1 was not written by this program, and a checkpoint of this run belongs"
+    ):
+        open_run(tmp_path / "r")
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", "log.txt", "config.yaml", "latest", "tensorboard"])
+def test_links_out_of_a_run_folder_are_not_followed(tmp_path, name):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=f"{name} is a link"):
+        open_run(tmp_path / "r")
+
+
+@pytest.mark.parametrize("content", [b"", b"step_six\n", b"../../other\n", b"\xff\xfe\n"])
+def test_a_damaged_latest_is_named_and_nothing_is_deleted(tmp_path, content):
+    train(open_run(tmp_path / "r"))
+    (tmp_path / "r" / "latest").write_bytes(content)
+    with pytest.raises(InputError, match=r"r/latest .*write the name of a folder in"):
+        open_run(tmp_path / "r")
+    assert (tmp_path / "r" / "checkpoints" / "step_10").is_dir()
+
+
+def test_a_run_without_latest_goes_on_from_its_newest_checkpoint(tmp_path):
+    train(open_run(tmp_path / "r"), until=9)
+    (tmp_path / "r" / "latest").unlink()  # as if killed between the first checkpoint and this file
+    assert open_run(tmp_path / "r").start == 8
+    assert (tmp_path / "r" / "latest").read_text() == "step_8\n"
+
+
+def test_a_complete_run_without_its_checkpoint_or_with_a_damaged_one_is_named(tmp_path):
+    train(open_run(tmp_path / "r"))
+    file = tmp_path / "r" / "checkpoints" / "step_10" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    with pytest.raises(InputError, match=r"model\.safetensors is damaged"):
+        open_run(tmp_path / "r")
+    shutil.rmtree(tmp_path / "r" / "checkpoints")
+    with pytest.raises(InputError, match=r"latest names step_10, but .*restore the checkpoint, or delete"):
+        open_run(tmp_path / "r")
+
+
+def test_the_older_checkpoint_goes_when_the_newer_one_is_on_disk(tmp_path, monkeypatch):
+    run, order = open_run(tmp_path / "r"), []
+    train(run, until=4)
+    real = os.fsync
+
+    def watched(descriptor):
+        order.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        assert (tmp_path / "r" / "checkpoints" / "step_4").is_dir()
+        return real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    run.save(7, write)
+    assert order.index("model.safetensors") < order.index("checkpoints") < order.index("metrics.jsonl")
+    assert order[-2:] == [".latest.tmp", "r"]
+    assert [entry.name for entry in (tmp_path / "r" / "checkpoints").iterdir()] == ["step_8"]
+
+
+def test_another_process_is_refused_while_a_run_is_open(tmp_path):
+    code = (
+        "import sys; from vw2_robot.runs import Run\n"
+        "Run(sys.argv[1], {}, stage='test', total_steps=1, save_every=1, log_every=1)"
+    )
+    with open_run(tmp_path / "r"):
+        second = subprocess.run([sys.executable, "-c", code, tmp_path / "r"], capture_output=True, text=True)
+    assert f"r is in use by another run: training (test), process {os.getpid()}" in second.stderr
+    subprocess.run([sys.executable, "-c", code, tmp_path / "r"], check=True)
+
+
+def test_a_stop_says_where_the_run_goes_on(tmp_path):
+    def stopped():
+        with open_run(tmp_path / "r") as run:
+            train(run, until=7)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match="the same command goes on from step 4 of test"):
+        stopped()
+
+
+def test_a_full_disk_ends_the_board_and_not_the_run(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    run = open_run(tmp_path / "r")
+    run.log(0, {"test/loss": 0.5})
+    events = next((tmp_path / "r" / "tensorboard").iterdir())
+    assert b"test/loss" in events.read_bytes()
+    events.rename(tmp_path / "events")
+    events.symlink_to("/dev/full")
+    run.log(1, {"test/loss": 0.25})
+    run.log(2, {"test/loss": 0.125})
+    assert steps_logged(tmp_path / "r") == [1, 2, 3]
+    told = [line for line in (tmp_path / "r" / "log.txt").read_text().splitlines() if "TensorBoard" in line]
+    assert len(told) == 1
+    assert "No space left on device" in told[0]
+    assert str(events) in told[0]
 
 
 def test_the_last_step_is_always_due(tmp_path):

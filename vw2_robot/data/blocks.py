@@ -29,8 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vw2_robot.errors import InputError
+from vw2_robot.limits import Rate
 
-from .clips import make_windows
+from .clips import clip_offsets, make_windows
 from .episodes import BadEpisodes, Episode, EpisodeSource
 from .shards import Chunk, epoch_chunks
 
@@ -43,10 +44,15 @@ class WindowOptions:
 
     frames: int
     stride_s: int = 4
-    target_hz: float | None = None
-    gap_s: float | None = None
+    target_hz: Rate | None = None
+    gap_s: Rate | None = None
     window_stride: int = 1
     """clip frames between the starts of two windows"""
+
+    def __post_init__(self) -> None:
+        clip_offsets(self.frames, stride_s=self.stride_s, hz=1.0, target_hz=self.target_hz, gap_s=self.gap_s)
+        if self.window_stride < 1:
+            raise InputError(f"window_stride must be at least 1, found {self.window_stride}")
 
 
 @dataclass(frozen=True)

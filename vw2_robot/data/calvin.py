@@ -28,11 +28,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from vw2_robot.arrays import array_names, read_array, read_arrays
 from vw2_robot.contracts import ACTION_DIM, GRIPPER_INDEX
 from vw2_robot.errors import InputError
 from vw2_robot.storage import MANIFEST, verify
 
-from .array_files import array_names, read_array, read_arrays
 from .calvin_scenes import SceneTable
 from .episodes import Episode
 from .object_arrays import load_object

@@ -90,7 +90,7 @@ class RecordingEntry:
             InputError: the file is damaged.
         """
         cure = "delete it: the same vw2-record command then makes this recording again"
-        tree = read_json(path, cure=cure, sealed=None)
+        tree = read_json(path, cure=cure)
         try:
             tree["labels"] = tuple(Label(**label) for label in tree["labels"])
             tree["failed"] = tuple(tree["failed"])

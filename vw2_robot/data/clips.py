@@ -21,8 +21,9 @@ numpy, uint8 [0, 255] HWC; `vw2_robot.pixels` turns it into [-1, 1] CHW.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,19 @@ from vw2_robot.errors import InputError
 from .frames import FrameCache
 
 # B batch · T frames · M latent steps · s temporal stride (argument `stride_s`) · H, W pixels · n windows
+
+
+class TimeBase(TypedDict):
+    """The two ways to say how clips are timed; part of what a code means, so checkpoints carry it as `time_base`."""
+
+    target_hz: float | None
+    gap_s: float | None
+
+
+def time_base_of(facts: Mapping[str, Any]) -> TimeBase:
+    """Return the time base among the facts of a checkpoint; consecutive frames where none is stored."""
+    stored = facts.get("time_base") or {}
+    return TimeBase(target_hz=stored.get("target_hz"), gap_s=stored.get("gap_s"))
 
 
 def padded_frames(frames: int, stride_s: int) -> int:

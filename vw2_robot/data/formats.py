@@ -12,8 +12,9 @@ otherwise be ignored in silence. To read a format of one's own, write a class wi
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -22,11 +23,12 @@ from vw2_robot.errors import InputError
 from .calvin import CalvinSplit, TrajectoryKind
 from .calvin_source import CalvinSource
 from .episodes import EpisodeSource
-from .lerobot_dataset import LeRobotSource
+from .lerobot_dataset import LeRobotSource, describe_lerobot
 from .pickled_openx import PICKLE_ENDINGS, PickledOpenXSource
 from .rlds import RldsSource
 from .video_folder import VIDEO_ENDINGS, VideoFolderSource, has_videos
 
+_LOG = logging.getLogger(__name__)
 Format = Literal["rlds", "lerobot", "calvin", "pickle", "video"]
 
 FORMATS: dict[Format, str] = {
@@ -90,6 +92,51 @@ def open_source(
     if kind == "pickle":
         return PickledOpenXSource(path, image_key=image_key, hz=hz, name=name)
     return VideoFolderSource(Path(path) / split if split is not None else path, hz=hz, name=name)
+
+
+def open_training(
+    path: str | os.PathLike[str],
+    *,
+    splits: Sequence[str] | None = None,
+    image_key: str | None = None,
+    hz: float | None = None,
+) -> list[EpisodeSource]:
+    """Open what pre-training reads of a data set: these splits, or by default what the format calls training.
+
+    An RLDS set and one of LeRobot with splits give `train`, CALVIN `training`, pickles and videos everything.
+
+    Raises:
+        InputError: as `open_source`; a split that the data set has not, or none in the list.
+    """
+    kind = _format_of(path)
+    if splits is not None and not splits:
+        raise InputError(f"no split of {path} is named; leave splits out for what is there to train on")
+    if kind == "rlds":
+        return [open_source(path, split="+".join(splits or ("train",)), image_key=image_key, hz=hz)]
+    names: Sequence[str | None] = splits or (None,)
+    if kind == "calvin":
+        names = [_CALVIN_NAMES.get(name or "train", name) for name in names]
+    if kind == "lerobot" and splits is None and "train" in describe_lerobot(path).splits:
+        names = ["train"]
+    if kind == "video" and splits is None:
+        _warn_of_splits(Path(path))
+    return [open_source(path, split=name, image_key=image_key, hz=hz) for name in names]
+
+
+_CALVIN_NAMES = {"train": "training", "val": "validation"}
+_HELD_OUT_NAMES = {"test", "val", "valid", "validation", "eval"}
+
+
+def _warn_of_splits(path: Path) -> None:
+    """Say so where the folders of a folder of videos are called like splits, and all of them are read."""
+    folders = {folder.name for folder in path.iterdir() if folder.is_dir()}
+    if folders & {"train", "training"} and folders & _HELD_OUT_NAMES:
+        _LOG.warning(
+            "all videos in %s are read, those in %s too; name splits (data.splits=[%s]) to leave some out",
+            path,
+            ", ".join(sorted(folders & _HELD_OUT_NAMES)),
+            min(folders & {"train", "training"}),
+        )
 
 
 def recognise(path: Path) -> Format | None:

@@ -36,11 +36,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vw2_robot.arrays import map_array
 from vw2_robot.errors import InputError
 from vw2_robot.locks import lock_folder
 from vw2_robot.storage import atomic_write, read_json, write_json, write_text
 
-from .array_files import map_array
 from .episodes import Episode
 
 # F frames of a shard · n, B, T frames asked for · H, W pixels

@@ -23,14 +23,17 @@ from numpy.typing import NDArray
 from vw2_robot.contracts import ACTION_DIM, GRIPPER_INDEX
 from vw2_robot.errors import InputError
 
+from . import rlds_transformations
 from .calvin import CalvinSplit
 from .frames import FrameCache, cache_frames
-from .labelled_steps import LabelledVideo, keep_motion
+from .labelled_steps import LabelledVideo, check_same_episodes, keep_motion
 from .openx import known_source
 from .rlds import RldsSource
+from .statistics import mean_and_std
+from .step_names import ACTION, OBSERVATION
 
 SPLITS: dict[CalvinSplit, str] = {"training": "train", "validation": "val"}
-ACTION, STATE = ("action",), ("observation", "state")
+ACTIONS, STATES = (ACTION,), (OBSERVATION, "state")
 GRIPPER_RULES: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
     "as_stored": lambda gripper: gripper,
     "binary_gripper": lambda gripper: np.where(gripper > 0.5, 1.0, -1.0),
@@ -75,7 +78,11 @@ def open_labelled_rlds(
         lengths=[episode.length for episode in frames.episodes],
     )
     group = np.arange(len(frames.episodes))
-    return LabelledVideo(name, frames, group, found["commanded"], found.get("moved"), units=source.name)
+    actions = found["commanded"]
+    spread = (
+        rlds_transformations.mean_and_std(actions) if rlds_transformations.is_installed() else mean_and_std(actions)
+    )
+    return LabelledVideo(name, frames, group, actions, found.get("moved"), spread, units=source.name)
 
 
 def _rule(source: RldsSource) -> str:
@@ -110,12 +117,11 @@ def _motion(
     source: RldsSource, drawn: Sequence[tuple[int, list[int]]], frames: FrameCache, rule: str
 ) -> dict[str, NDArray[np.float64]]:
     """The actions of the cached episodes, and where the rule knows them the poses, all episodes in a row."""
-    keys = (ACTION, STATE) if rule in POSE_RULES else (ACTION,)
+    keys = (ACTIONS, STATES) if rule in POSE_RULES else (ACTIONS,)
     numbers = [
         found for part, chosen in drawn for found in _pick(source.read_numbers(part, keys, start=chosen[0]), chosen)
     ]
-    if [name for name, _ in numbers] != [episode.episode_id for episode in frames.episodes]:
-        raise InputError(f"{frames.path} was made from other episodes than {source.path} holds now; delete it")
+    check_same_episodes(frames, [name for name, _ in numbers], source.path)
     columns = [np.concatenate([values[i] for _, values in numbers]).astype(np.float64) for i in range(len(keys))]
     for key, column in zip(keys, columns, strict=True):
         if column.ndim != 2 or column.shape[1] != ACTION_DIM:

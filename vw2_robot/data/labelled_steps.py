@@ -23,16 +23,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vw2_robot.arrays import read_arrays
 from vw2_robot.contracts import ACTION_NAMES, GRIPPER_INDEX
 from vw2_robot.errors import InputError
 from vw2_robot.locks import lock_folder
 from vw2_robot.storage import atomic_write
 
-from .array_files import read_arrays
 from .calvin import CalvinDataset, CalvinSplit, Trajectory
 from .clips import make_windows
 from .episodes import Episode
 from .frames import FrameCache, cache_frames
+from .statistics import mean_and_std
 
 MOVED_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "opening")
 ROTATION = slice(3, 6)
@@ -51,6 +52,8 @@ class LabelledVideo:
     group: NDArray[np.int64]
     commanded: list[NDArray[np.float64]]
     moved: list[NDArray[np.float64]] | None
+    spread: tuple[NDArray[np.float64], NDArray[np.float64]]
+    """mean and standard deviation [7] of the actions, see `statistics.mean_and_std`"""
     units: str = CALVIN_UNITS
     """equal where numbers of one data set mean the same in another: one robot, one kind of action"""
 
@@ -104,10 +107,22 @@ def open_labelled_calvin(
         description={"calvin": str(path.resolve()), "split": split, "episodes": count, "seed": seed},
     )
     frames = FrameCache(cache)
-    if [episode.episode_id for episode in frames.episodes] != [trajectory.trajectory_id for trajectory in trajectories]:
-        raise InputError(f"{cache} was made from other trajectories than {path} holds now; delete it")
+    check_same_episodes(frames, [trajectory.trajectory_id for trajectory in trajectories], path)
     commanded, moved = _read_motion(dataset, trajectories, cache / "motion.npz")
-    return LabelledVideo(name, frames, _groups(trajectories), commanded, moved)
+    return LabelledVideo(name, frames, _groups(trajectories), commanded, moved, mean_and_std(commanded))
+
+
+def check_same_episodes(frames: FrameCache, names: Sequence[str], path: Path | str) -> None:
+    """Refuse a complete cache where the data set has changed since, so that other episodes are drawn from it.
+
+    Raises:
+        InputError: names the folder to delete.
+    """
+    if [episode.episode_id for episode in frames.episodes] != list(names):
+        raise InputError(
+            f"{frames.path} was made from other episodes than are drawn from {path} now; delete {frames.path} to have "
+            "it made again"
+        )
 
 
 def _episode(dataset: CalvinDataset, trajectory: Trajectory) -> Episode:
@@ -169,6 +184,7 @@ def cut_steps(
     frames: int,
     stride: int,
     target_hz: float | None = None,
+    gap_s: float | None = None,
     every: int | None = None,
 ) -> LabelledSteps:
     """Cut every episode into clips of `frames` frames and say what happened in each step.
@@ -188,6 +204,7 @@ def cut_steps(
             hz=episode.hz,
             stride_s=stride,
             target_hz=target_hz,
+            gap_s=gap_s,
         )
         pieces.append((np.full(len(windows.start), index), windows.frames, windows.valid))
     episode_n, frames_nT, valid_nM = (np.concatenate(parts) for parts in zip(*pieces, strict=True))

@@ -163,7 +163,7 @@ def read_labels(path: Path) -> Labels:
     Raises:
         InputError: it is missing, damaged or was edited.
     """
-    content = read_json(path, cure="it is written by vw2-finetune: copy it again from its run", sealed=None)
+    content = read_json(path, cure="it is written by vw2-finetune: copy it again from its run")
     try:
         if content["format_version"] != FORMAT_VERSION:
             raise InputError(f"{path} has format version {content['format_version']}, expected {FORMAT_VERSION}")

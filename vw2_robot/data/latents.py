@@ -22,10 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vw2_robot.arrays import read_arrays
 from vw2_robot.errors import InputError
 from vw2_robot.storage import atomic_write, read_json, sha256_of, write_json
-
-from .array_files import read_arrays
 
 FORMAT_VERSION = 1
 _CURE = "delete its folder and run vw2-extract-latents again"
@@ -117,7 +116,7 @@ class LatentCache:
         self.folder = folder
         if not (folder / "index.json").is_file():
             raise InputError(f"{folder} is no finished latent cache (index.json is missing); run vw2-extract-latents")
-        self.facts = read_json(folder / "index.json", cure=_CURE, sealed=None)
+        self.facts = read_json(folder / "index.json", cure=_CURE)
         if "sha256" in self.facts:  # older ones have neither sums nor seal
             self.facts = read_json(folder / "index.json", cure=_CURE, sealed=True)
         version = self.facts.get("format_version")

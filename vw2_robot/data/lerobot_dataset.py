@@ -321,8 +321,11 @@ def _first_line(error: Exception) -> str:
 
 
 def _first_task(tasks: Any) -> str:
-    words = [tasks] if isinstance(tasks, str) else tasks
-    return str(words[0] or "").strip() if words else ""
+    words = [tasks] if isinstance(tasks, str | bytes) else tasks or [""]
+    text = words[0].decode("utf-8") if isinstance(words[0], bytes) else words[0]
+    if not isinstance(text, str | None):
+        raise TypeError(f"its task is {text!r}, not text")
+    return (text or "").strip()
 
 
 def _stored_pictures(file: Path, camera: str, rows: tuple[_Row, ...]) -> Iterator[tuple[bytes, ...]]:

@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import threading
-import zipfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vw2_robot.errors import InputError
+from vw2_robot.storage import atomic_write, sha256_of
 
 from .replay import CutEpisode, Delivered, Mode, Progress, ReplayTimeout, ReplayWindow, window_of
 
@@ -67,8 +68,8 @@ class MemoryReplay:
         self._draws = 0
         self._filled, self._turns = False, 0
         """of an exact pool: whether it was once full, and how many windows may come in place of the oldest"""
-        self._stored: str | None = None
-        """name of the last checkpoint"""
+        self._stored: dict[str, str] | None = None
+        """name and SHA-256 of the last checkpoint"""
         self._plan: str | None = None
         self._progress = Progress()
         self._failure: BaseException | None = None
@@ -237,7 +238,7 @@ class MemoryReplay:
     def state(self) -> dict[str, Any]:
         """See `Replay.state`; it names the last checkpoint."""
         with self._changed:
-            return {**self._delivered.state(), "file": self._stored}
+            return {**self._delivered.state(), "stored": self._stored}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """See `Replay.restore`.
@@ -246,8 +247,10 @@ class MemoryReplay:
             InputError: the checkpoint that the state names is gone, damaged, or holds another replay.
         """
         with self._changed:
-            if state["file"] is not None:
-                self._load(state["file"])
+            if "stored" not in state:
+                raise InputError("the position in the replay was stored by an older version; start the run anew")
+            if state["stored"] is not None:
+                self._load(state["stored"])
             self._delivered = Delivered.of(state, shares=1)
             self._went_back = True  # a writer that has asked for its place before asks again
             self._changed.notify_all()
@@ -281,18 +284,20 @@ class MemoryReplay:
             }
         finally:
             self._changed.release()
-        previous, self._stored = self._stored, f"replay-{self._draws}.npz"
-        file = self.path / self._stored
-        _write(file, facts, windows)
-        for old in self.path.glob("replay-*.npz"):
-            if old.name not in (previous, self._stored):
+        file = self.path / f"replay-{self._draws}.npz"
+        kept = {file.name, self._stored["file"] if self._stored is not None else ""}
+        self._stored = {"file": file.name, "sha256": _write(file, facts, windows)}
+        for old in self.path.iterdir():  # and what a kill left half-written
+            if re.fullmatch(r"replay-\d+\.npz|\.replay-\d+\.npz\.tmp", old.name) and old.name not in kept:
                 old.unlink()
         return str(file)
 
-    def _load(self, name: str) -> None:
+    def _load(self, stored: dict[str, str]) -> None:
         if self.path is None:
-            raise InputError(f"the position belongs to the replay stored in {name}; set replay.path to its folder")
-        facts, windows = _read(self.path / name, self.mode)
+            raise InputError(
+                f"the position belongs to the replay stored in {stored['file']}; set replay.path to its folder"
+            )
+        facts, windows = _read(self.path / stored["file"], stored["sha256"], self.mode)
         self._windows, self._uses, self._first, self._next, self.bytes = {}, {}, 0, 0, 0
         inside = len(windows) - facts["backlog"]
         for window in windows[:inside]:
@@ -301,43 +306,47 @@ class MemoryReplay:
         self._plan, self._progress = facts["plan"], Progress(**facts["progress"])
         self._rng.bit_generator.state = facts["chance"]
         self._draws, self._filled, self._turns = facts["draws"], facts["filled"], facts["turns"]
-        self._stored = name
+        self._stored = stored
 
 
-def _write(file: Path, facts: Mapping[str, Any], windows: Sequence[ReplayWindow]) -> None:
-    """Store windows in one file; a frame that several of them show is written once."""
+def _write(file: Path, facts: Mapping[str, Any], windows: Sequence[ReplayWindow]) -> str:
+    """Store windows in one file and return its SHA-256; a frame that several of them show is written once."""
     frames = {id(frame): frame for window in windows for frame in window.frames}
     places = {key: place for place, key in enumerate(frames)}
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(file.name + ".tmp")
-    with temporary.open("wb") as out:
-        np.savez(
-            out,
-            facts=_bytes(json.dumps(facts).encode()),
-            headers=_bytes(b"\n".join(window.header() for window in windows)),
-            frames=_bytes(b"".join(frames.values())),
-            lengths=np.array([len(frame) for frame in frames.values()], np.int64),
-            shown=np.array([[places[id(frame)] for frame in window.frames] for window in windows], np.int64),
-        )
-    temporary.replace(file)
+    with atomic_write(file) as temporary:
+        with temporary.open("wb") as out:
+            np.savez(
+                out,
+                facts=_bytes(json.dumps(facts).encode()),
+                headers=_bytes(b"\n".join(window.header() for window in windows)),
+                frames=_bytes(b"".join(frames.values())),
+                lengths=np.array([len(frame) for frame in frames.values()], np.int64),
+                shown=np.array([[places[id(frame)] for frame in window.frames] for window in windows], np.int64),
+            )
+        return sha256_of(temporary)
 
 
-def _read(file: Path, mode: Mode) -> tuple[dict[str, Any], list[ReplayWindow]]:
+def _read(file: Path, sha256: str, mode: Mode) -> tuple[dict[str, Any], list[ReplayWindow]]:
     """Return what `_write` stored."""
+    lost = "the position in the replay belongs to it; put it back, or start the run anew"
     try:
-        with np.load(file, allow_pickle=False) as archive:
-            stored = dict(archive)
-        facts: dict[str, Any] = json.loads(stored["facts"].tobytes())
-        found = facts["format_version"], facts["mode"]
+        found = sha256_of(file)
     except FileNotFoundError as error:
-        raise InputError(f"{file} is gone, and the position in the replay belongs to it; start the run anew") from error
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(f"{file} is gone, and {lost}") from error
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror}), and {lost}") from error
+    if found != sha256:
         raise InputError(
-            f"{file} is damaged ({error}); the position in the replay is lost, start the run anew"
-        ) from error
-    if found != (FORMAT_VERSION, mode):
+            f"{file} is damaged, or of another run: its SHA-256 begins with {found[:8]}, the run's checkpoint says "
+            f"{sha256[:8]}, and {lost}"
+        )
+    with np.load(file, allow_pickle=False) as archive:
+        stored = dict(archive)
+    facts: dict[str, Any] = json.loads(stored["facts"].tobytes())
+    if (kind := (facts["format_version"], facts["mode"])) != (FORMAT_VERSION, mode):
         raise InputError(
-            f"{file} holds a replay of version {found[0]}, mode {found[1]}; expected {FORMAT_VERSION}, {mode}; "
+            f"{file} holds a replay of version {kind[0]}, mode {kind[1]}; expected {FORMAT_VERSION}, {mode}; "
             "use another folder"
         )
     blob, ends = stored["frames"].tobytes(), np.cumsum(stored["lengths"]).tolist()
@@ -370,4 +379,4 @@ def fed_by(replay: MemoryReplay, fill: Callable[[], object]) -> Iterator[None]:
         yield
     finally:
         replay.close()
-        thread.join(10.0)
+        thread.join(5.0)  # whoever is told to stop has 10 s

@@ -19,9 +19,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from vw2_robot.arrays import read_header
 from vw2_robot.errors import InputError
-
-from .array_files import read_header
 
 MAX_ENTRIES = 2_000_000
 """Objects in a file, those that several places share counted at each: eight times the largest published label file."""
@@ -79,11 +78,14 @@ def _scalar(dtype: _PlainDtype, raw: bytes) -> Any:
     return np.frombuffer(raw, dtype=dtype.dtype, count=1)[0]
 
 
-def _from_buffer(raw: object, dtype: _PlainDtype, shape: tuple[int, ...], order: str) -> Any:
-    """Make the array of a protocol 5 pickle, whose content is bytes."""
-    if not isinstance(raw, bytes | bytearray) or dtype.dtype.kind == "O" or order not in ("C", "F"):
+def _from_buffer(
+    raw: object, dtype: _PlainDtype, shape: tuple[int, ...], order: str, axes: tuple[int, ...] | None = None
+) -> Any:
+    """Make the array of a protocol 5 pickle, whose content is bytes; `axes` is NumPy 2.5's, for order "K"."""
+    if not isinstance(raw, bytes | bytearray) or dtype.dtype.kind == "O" or order not in ("C", "F", "K"):
         raise pickle.UnpicklingError(f"array of {dtype.dtype} with content of type {type(raw).__name__}")
-    return np.frombuffer(raw, dtype=dtype.dtype).reshape(shape, order="C" if order == "C" else "F")
+    array = np.frombuffer(raw, dtype=dtype.dtype).reshape(shape, order="F" if order == "F" else "C")
+    return array.transpose(axes) if order == "K" else array
 
 
 def _bytes_of(text: object, encoding: object) -> bytes:

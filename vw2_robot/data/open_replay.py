@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from vw2_robot.locks import lock_folder
 
 from .memory_replay import MemoryReplay, fed_by
 from .replay import Mode, Replay, ReplayWriter
@@ -30,7 +32,7 @@ class ReplayConfig:
     max_bytes: int = 2**30
     """memory: compressed frames held at most"""
     path: str | None = None
-    """memory: folder for checkpoints, one for each rank below it"""
+    """memory: folder for checkpoints of one run, one for each rank below it"""
     address: str | None = None
     """reverb: host:port of the server"""
     timeout_s: float = 120.0
@@ -64,7 +66,7 @@ def open_replay(
     """Open the replay of one trainer rank, where `Replay.state` of an earlier one says, and close it afterwards.
 
     Raises:
-        InputError: the server does not fit, or a checkpoint is damaged.
+        InputError: the server does not fit, a checkpoint is damaged, or its folder is in use.
         ReplayTimeout: no server.
     """
     if config.engine == "reverb":
@@ -80,10 +82,14 @@ def open_replay(
             reader.close()
         return
     path = Path(config.path) / f"rank-{rank}" if config.path is not None else None
+    owner = nullcontext() if path is None else lock_folder(path, what="training from a replay")
     # The thread that fills it waits as long as training may pause: it ends when the replay is closed.
     forever = threading.TIMEOUT_MAX
-    memory = MemoryReplay(mode=config.mode, max_bytes=config.max_bytes, seed=seed + rank, path=path, timeout_s=forever)
-    if state is not None:
-        memory.restore(state)
-    with fed_by(memory, lambda: fill(memory)):
-        yield memory
+    with owner:
+        memory = MemoryReplay(
+            mode=config.mode, max_bytes=config.max_bytes, seed=seed + rank, path=path, timeout_s=forever
+        )
+        if state is not None:
+            memory.restore(state)
+        with fed_by(memory, lambda: fill(memory)):
+            yield memory

@@ -23,8 +23,10 @@ import yaml
 
 from vw2_robot.errors import InputError
 
+from .step_names import OBSERVATION
+
 STEP_TEXT = ("language_instruction",)
-OBSERVATION_TEXT = ("observation", "natural_language_instruction")
+OBSERVATION_TEXT = (OBSERVATION, "natural_language_instruction")
 BUCKET = "gs://gresearch/robotics"
 _EXTERNAL = "_converted_externally_to_rlds"
 _TABLE = Path(__file__).with_name("openx_sources.yaml")
@@ -92,7 +94,7 @@ def _source(name: str, row: Mapping[str, Any]) -> OpenXSource:
     images = row.get("image", row.get("wrist"))
     image, *others = [images] if isinstance(images, str) else images
     text = row["text"]
-    places = {"step": STEP_TEXT, "observation": OBSERVATION_TEXT}
+    places = {"step": STEP_TEXT, OBSERVATION: OBSERVATION_TEXT}
     return OpenXSource(
         name=name,
         image_key=image,

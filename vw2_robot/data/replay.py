@@ -26,7 +26,7 @@ import dataclasses
 import io
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -70,6 +70,7 @@ class ReplayWindow:
     target_hz: float | None = None
     """how it was cut, as in `WindowOptions`"""
     gap_s: float | None = None
+    stride_s: int = 4
 
     @property
     def key(self) -> tuple[str, int]:
@@ -104,7 +105,24 @@ class CutEpisode:
     windows: tuple[ReplayWindow, ...]
 
 
-def cut_episode(episode: Episode, options: WindowOptions, *, epoch: int, stretch: str, number: int) -> CutEpisode:
+WindowFrames = Callable[[NDArray[np.int64], tuple[int, ...]], NDArray[np.int64]]
+"""start [n] and offsets [T] of windows -> the frames [n, T] that they show"""
+
+
+def window_frames(start: NDArray[np.int64], offsets: tuple[int, ...]) -> NDArray[np.int64]:
+    """Return the frames of windows; those beyond the end of an episode are counted on."""
+    return start[:, None] + np.array(offsets, np.int64)
+
+
+def cut_episode(
+    episode: Episode,
+    options: WindowOptions,
+    *,
+    epoch: int,
+    stretch: str,
+    number: int,
+    frames_of: WindowFrames = window_frames,
+) -> CutEpisode:
     """Cut an episode into the windows of `clips.make_windows`, the first of which gets `number`."""
     found = make_windows(
         len(episode),
@@ -121,7 +139,8 @@ def cut_episode(episode: Episode, options: WindowOptions, *, epoch: int, stretch
         stride_s=options.stride_s,
         target_hz=options.target_hz,
         gap_s=options.gap_s,
-    ).tolist()
+    )
+    shown = frames_of(found.start, tuple(offsets.tolist()))
     images = tuple(_as_bytes(image) for image in episode.images) if len(found.start) else ()
     windows = tuple(
         ReplayWindow(
@@ -133,13 +152,14 @@ def cut_episode(episode: Episode, options: WindowOptions, *, epoch: int, stretch
             epoch=epoch,
             stretch=stretch,
             number=number + index,
-            frames=tuple(images[start + offset] if start + offset < len(images) else b"" for offset in offsets),
+            frames=tuple(images[frame] if frame < len(images) else b"" for frame in frames),
             target_hz=options.target_hz,
             gap_s=options.gap_s,
+            stride_s=options.stride_s,
         )
-        for index, start in enumerate(found.start.tolist())
+        for index, (start, frames) in enumerate(zip(found.start.tolist(), shown.tolist(), strict=True))
     )
-    return CutEpisode(images, tuple(offsets), windows)
+    return CutEpisode(images, tuple(offsets.tolist()), windows)
 
 
 def _as_bytes(image: bytes | NDArray[np.uint8]) -> bytes:

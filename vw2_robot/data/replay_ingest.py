@@ -24,7 +24,7 @@ from vw2_robot.errors import InputError
 
 from .blocks import WindowOptions
 from .episodes import BadEpisodes, Episode, EpisodeSource
-from .replay import Progress, ReplayWriter, cut_episode
+from .replay import Progress, ReplayWriter, WindowFrames, cut_episode, window_frames
 from .shards import Chunk, epoch_chunks
 
 
@@ -54,6 +54,7 @@ def ingest(
     writer: ReplayWriter,
     *,
     report: Callable[[Progress, int], None] | None = None,
+    frames_of: WindowFrames = window_frames,
 ) -> None:
     """Store all windows of this process's share, from where the replay says that it stands.
 
@@ -62,6 +63,7 @@ def ingest(
         plan: see there.
         writer: the replay.
         report: called after each episode with the new progress and the number of windows that were stored.
+        frames_of: what finds the frames of the windows; all give the same.
 
     Raises:
         InputError: no episode to read, no window in any of them, too many damaged parts, or a replay that was filled
@@ -72,15 +74,15 @@ def ingest(
         raise InputError("nothing to ingest: no source, or none with a part; check path and split")
     identity = fingerprint(sources, plan)
     bad = BadEpisodes(plan.max_bad)
-    while not _run(sources, plan, writer, writer.progress(identity), bad, report):
+    while not _run(sources, plan, writer, writer.progress(identity), bad, report, frames_of):
         pass
 
 
 def fingerprint(sources: Sequence[tuple[EpisodeSource, float]], plan: IngestPlan) -> str:
-    """Return a hash of everything that decides which windows this process makes."""
+    """Return a hash of everything that decides which windows are made; the same in all processes of one replay."""
     listing = [[s.name, weight, [[part.name, part.episodes] for part in s.parts()]] for s, weight in sources]
     values = {**dataclasses.asdict(plan), "sources": listing}
-    del values["max_bad"]
+    del values["max_bad"], values["ingest"]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -91,6 +93,7 @@ def _run(
     at: Progress,
     bad: BadEpisodes,
     report: Callable[[Progress, int], None] | None,
+    frames_of: WindowFrames,
 ) -> bool:
     """Go on from `at` to the end; False if the replay went back to an earlier state meanwhile."""
     if at.done:
@@ -101,7 +104,9 @@ def _run(
             number, chunk = stretches[turn]
             stretch, windows = f"{epoch}/{plan.ingest}/{turn}", at.windows
             for position, episode in _episodes(sources[number][0], chunk, at.episode, bad):
-                cut = cut_episode(episode, plan.windows, epoch=epoch, stretch=stretch, number=windows)
+                cut = cut_episode(
+                    episode, plan.windows, epoch=epoch, stretch=stretch, number=windows, frames_of=frames_of
+                )
                 windows += len(cut.windows)
                 cut_before = cut_before or windows > 0
                 after = Progress(epoch, turn, position + 1, windows)

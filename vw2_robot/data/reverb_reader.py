@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -11,9 +12,11 @@ from typing import Any
 from vw2_robot.errors import InputError
 
 from .replay import Delivered, Mode, ReplayTimeout, ReplayWindow, window_of
-from .reverb_tables import CALL_S, connect, layout_of, load_reverb, reachable, server_info, within
+from .reverb_tables import CALL_S, connect, layout_of, load_reverb, reachable, server_info, store_windows
 
+_LOG = logging.getLogger(__name__)
 _DRAW_MS = 500  # how long one draw waits on an empty table
+_RETRY_S = 0.5  # between two requests for a checkpoint to a server that is away
 
 
 class ReverbReader:
@@ -101,8 +104,23 @@ class ReverbReader:
             self._ends = {int(ingest): total for ingest, total in state["ends"].items()}
 
     def checkpoint(self, *, timeout_s: float) -> str:
-        """See `Replay.checkpoint`; the path is one on the server's machine."""
-        return str(within(timeout_s, f"the checkpoint of the replay at {self.address}", self._client.checkpoint))
+        """See `Replay.checkpoint`; the path is one on the server's machine.
+
+        A server that ends meanwhile, or is away, is waited for as in `sample`, and asked again.
+        """
+        deadline, waiting = time.monotonic() + timeout_s, False
+        while True:
+            try:
+                if not reachable(self.address, 0.0):
+                    raise ReplayTimeout(f"no replay server listens at {self.address}; is it running?")
+                return store_windows(self._client, self.address, max(deadline - time.monotonic(), 1.0))
+            except ReplayTimeout as error:
+                if time.monotonic() + _RETRY_S > deadline:
+                    raise ReplayTimeout(f"no checkpoint of the replay within {timeout_s:g} s: {error}") from error
+                if not waiting:
+                    _LOG.warning("%s The checkpoint waits for it, at most %g s", error, timeout_s)
+                waiting = True
+                time.sleep(_RETRY_S)
 
     def close(self) -> None:
         """See `Replay.close`; a draw that hangs on a lost server is left behind."""

@@ -5,16 +5,33 @@ See `vw2_robot.data.reverb_tables` for what it holds and docs/scaling.md for how
 
 from __future__ import annotations
 
-import json
+import re
+import shutil
 import socket
+import threading
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from vw2_robot.config_tree import differing_keys
 from vw2_robot.errors import InputError
+from vw2_robot.locks import lock_folder
+from vw2_robot.storage import atomic_folder, read_json, sync_files, verify, write_json, write_manifest
 
-from .reverb_tables import CALL_S, Layout, ServerOptions, layout_of, load_reverb, make_tables, within
+from .reverb_tables import (
+    CALL_S,
+    Layout,
+    ServerOptions,
+    layout_of,
+    load_reverb,
+    make_tables,
+    store_windows,
+    write_record,
+)
+
+_REVERB_FILES = ("DONE", "tables.tfrecord", "items.tfrecord", "chunks.tfrecord")
+_CURE = "use another folder, or delete this one, and fill it anew"
 
 
 class ReplayServer:
@@ -22,38 +39,51 @@ class ReplayServer:
 
     It listens on all interfaces of the machine, without a password: Reverb has no other way. See docs/scaling.md.
 
+    Reverb removes its older checkpoint before the newer one is sure to be on disk. So it writes into `path/.reverb`,
+    which nobody relies on, and a thread makes `path/checkpoints/<number>` of each finished one, on disk and with the
+    SHA-256 of its files. Only then the one before it goes, and whoever asked is told (`reverb_tables.store_windows`).
+
     Args:
         options: what it offers.
-        path: folder for checkpoints; Reverb keeps the last one.
+        path: folder for checkpoints; the last one is kept.
         port: to listen on.
 
     Raises:
-        InputError: the port is taken, or the folder holds a replay with other options.
+        InputError: the folder is in use or damaged or holds a replay with other options, or the port is taken.
     """
 
     def __init__(self, options: ServerOptions, *, path: Path, port: int) -> None:
         reverb, _ = load_reverb()
+        path = path.resolve()
         self.options, self.port = options, port
-        _refuse_taken(port)
-        session = 1 + _claim(path, options)
-        (path / "reverb").mkdir(exist_ok=True)
-        try:
-            self._server: Any = reverb.Server(
-                make_tables(options, session=session),
-                port=port,
-                checkpointer=reverb.checkpointers.DefaultCheckpointer(str((path / "reverb").resolve())),
+        self._scratch, self._folder = path / ".reverb", path / "checkpoints"
+        with ExitStack() as closing:
+            self._lock = closing.enter_context(lock_folder(path, what="a replay server"))
+            _refuse_taken(port)
+            sessions = 1 + _sessions(path, options)
+            stored = self._last_checkpoint()
+            write_json(path / "replay.json", {"options": asdict(options), "sessions": sessions}, sealed=True)
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            closing.callback(shutil.rmtree, self._scratch, ignore_errors=True)
+            checkpointer = reverb.checkpointers.DefaultCheckpointer(
+                str(self._scratch), fallback_checkpoint_path=None if stored is None else str(stored)
             )
-        except ValueError as error:
-            raise InputError(
-                f"Reverb could not start on port {port} with the checkpoint in {path / 'reverb'}: {error}; choose "
-                "another port if this one is taken, or another folder"
-            ) from error
-        self._client: Any = reverb.Client(f"127.0.0.1:{port}")
-        try:
+            try:
+                server = reverb.Server(make_tables(options, session=sessions), port=port, checkpointer=checkpointer)
+            except ValueError as error:
+                raise InputError(
+                    f"Reverb could not start on port {port} with the checkpoint {stored}: {error}; choose another "
+                    "port if this one is taken, or another folder"
+                ) from error
+            closing.callback(server.stop)  # without it Reverb complains when the interpreter ends
+            self._client: Any = reverb.Client(f"127.0.0.1:{port}")
             self._compare()
-        except InputError:
-            self.stop()
-            raise
+            self._ending = threading.Event()
+            thread = threading.Thread(target=self._keep_checkpoints, name="checkpoints", daemon=True)
+            thread.start()
+            closing.callback(thread.join)
+            closing.callback(self._ending.set)
+            self._closing = closing.pop_all()
 
     def _compare(self) -> None:
         """After a restore the options of the old tables count, whatever was asked for: see that they are the same."""
@@ -72,34 +102,92 @@ class ReplayServer:
 
         Raises:
             ReplayTimeout: it took longer.
+            InputError: it cannot be written.
         """
-        return str(within(timeout_s, "the checkpoint of the replay", self._client.checkpoint))
+        return store_windows(self._client, f"127.0.0.1:{self.port}", timeout_s)
 
-    def stop(self) -> None:
-        """End the server; without it Reverb complains when the interpreter ends."""
-        self._server.stop()
+    def stop(self, *, timeout_s: float | None = None) -> bool:
+        """End the server, and return whether it ended in time.
+
+        Reverb does not end while it writes a checkpoint, and holds up the end of the interpreter, too: a process that
+        has no more time must leave by `os._exit`.
+        """
+        thread = threading.Thread(target=self._closing.close, daemon=True)
+        thread.start()
+        thread.join(timeout_s)
+        if thread.is_alive():
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._lock.release()
+        return not thread.is_alive()
+
+    # --------------------------------------------------------------------------------------------------- checkpoints
+
+    def _last_checkpoint(self) -> Path | None:
+        """Return the last checkpoint, each byte of which was compared; remove what a kill left behind."""
+        self._folder.mkdir(exist_ok=True)
+        sync_files([self._folder.parent])
+        for path in self._folder.iterdir():
+            if re.fullmatch(r"\.\d{8}\.tmp", path.name):
+                shutil.rmtree(path)
+        stored = self._only_last()
+        if stored is not None and not verify(stored, cure=_CURE):
+            raise InputError(f"{stored} is damaged: it has no manifest.json; {_CURE}")
+        return stored
+
+    def _only_last(self) -> Path | None:
+        found = sorted(path for path in self._folder.iterdir() if re.fullmatch(r"\d{8}", path.name))
+        for older in found[:-1]:
+            shutil.rmtree(older)
+        return found[-1] if found else None
+
+    def _keep_checkpoints(self) -> None:
+        notes = self._client.trajectory_writer(1)
+        while not self._ending.wait(0.02):
+            done = sorted(path.parent for path in self._scratch.glob("*/DONE"))
+            if done and (record := self._keep(done[-1])) is not None:
+                write_record(notes, "checkpoint", record)
+                notes.flush()
+        notes.close()
+
+    def _keep(self, made: Path) -> dict[str, str] | None:
+        """Put a finished checkpoint of Reverb safely on disk; return what its readers are told.
+
+        None: Reverb was about to remove it, since there is a newer one.
+        """
+        last = self._only_last()
+        kept, error = self._folder / f"{1 + int(last.name if last is not None else 0):08}", ""
+        try:
+            with atomic_folder(kept) as folder:
+                made.rename(folder)
+                for name in _REVERB_FILES:
+                    (folder / name).stat()
+                write_manifest(folder)
+            self._only_last()
+        except FileNotFoundError:
+            return None
+        except OSError as problem:
+            error = str(problem)
+        for other in self._scratch.iterdir():  # parts of checkpoints that it could not write
+            if other.name < made.name:
+                shutil.rmtree(other, ignore_errors=True)
+        return {"name": made.name, "path": str(kept), "error": error}
 
 
-def _claim(path: Path, options: ServerOptions) -> int:
-    """Return how often a server was started in this folder, and count one more.
+def _sessions(path: Path, options: ServerOptions) -> int:
+    """Return how often a server was started in this folder.
 
     Raises:
-        InputError: it had other options.
+        InputError: it had other options, or its file is damaged.
     """
     file = path / "replay.json"
-    old: dict[str, Any] = {"options": asdict(options), "sessions": 0}
-    if file.is_file():
-        old = json.loads(file.read_text(encoding="utf-8"))
+    if not file.exists() and not any(path.glob("checkpoints/*")):
+        return 0
+    old = read_json(file, cure=_CURE, sealed=True)
     if names := differing_keys(old["options"], asdict(options)):
         raise InputError(
             f"{path} holds a replay with other options; these differ: {', '.join(names)}. Use the old ones, or "
             "another folder"
         )
-    path.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    new = {"options": asdict(options), "sessions": old["sessions"] + 1}
-    temporary.write_text(json.dumps(new, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    temporary.replace(file)
     return int(old["sessions"])
 
 

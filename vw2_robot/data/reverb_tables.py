@@ -6,10 +6,11 @@ Tables of a server:
     pool                 mode uniform: one for all; sampled with replacement, the oldest goes when it is full
     progress-<ingest>    the last `Progress` of each ingest process, in the same checkpoint as the windows
     session-<number>     always empty: one for each start of the server, so that a client can tell one from the next
+    checkpoint           which of the checkpoints that were asked for is the last that is safe on the server's disk
 
 A window is written by Reverb's structured writer as a pattern over the steps of a padded episode (`window_pattern`), so
-overlapping windows share their frames on the server. The same pattern, given to
-`rlds.transformations.pattern_map_from_transform`, cuts the same windows offline.
+overlapping windows share their frames on the server. Its steps are named as in RLDS: ingest processes cut the windows
+beforehand by the same pattern (`rlds_transformations.py`).
 
 Every call ends: either Reverb's own time limit or a thread that is given up (`within`) bounds it.
 """
@@ -18,19 +19,26 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
+import importlib.util
+import json
+import platform
 import socket
+import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from vw2_robot.errors import InputError, require
+from vw2_robot.errors import InputError, MissingExtraError, require
 
 from .clips import padded_frames
 from .replay import Mode, ReplayTimeout
+from .rlds_builder import prepare_tensorflow
+from .step_names import IS_LAST, OBSERVATION
 
 # T frames of a window
 CALL_S = 10.0  # one small request to a server that is there
@@ -39,9 +47,20 @@ _Answer = TypeVar("_Answer")
 
 @functools.cache
 def load_reverb() -> tuple[ModuleType, ModuleType]:
-    """Import Reverb and the TensorFlow below it, quiet and without a GPU."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    reverb = require("reverb", extra="openx")
+    """Import Reverb and the TensorFlow below it, quiet and without a GPU.
+
+    Raises:
+        MissingExtraError: it is not installed, or not made for this Python.
+    """
+    if sys.version_info >= (3, 12) and importlib.util.find_spec("reverb") is None:
+        raise MissingExtraError(
+            f"Reverb is made for Python 3.10 and 3.11, here it is {platform.python_version()}; run the replay server, "
+            "ingest processes and trainers that use one on those, or train with replay=memory"
+        )
+    prepare_tensorflow()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # it reads TensorFlow's version by distutils
+        reverb = require("reverb", extra="replay")
     tf: ModuleType = reverb.trajectory_dataset.tf
     tf.config.set_visible_devices([], "GPU")
     return reverb, tf
@@ -83,16 +102,13 @@ class ServerOptions:
 
 
 def step_spec() -> dict[str, Any]:
-    """Return the types of one step: its picture, the window that ends here (b"" if none), and for which table it is.
-
-    rlds finds the ends of episodes by `is_last`.
-    """
+    """Return the types of one step: its picture, the window that ends here (b"" if none), and for which table it is."""
     _, tf = load_reverb()
     return {
-        "image": tf.TensorSpec([], tf.string),
+        OBSERVATION: tf.TensorSpec([], tf.string),
         "header": tf.TensorSpec([], tf.string),
         "table": tf.TensorSpec([], tf.int64),
-        "is_last": tf.TensorSpec([], tf.bool),
+        IS_LAST: tf.TensorSpec([], tf.bool),
     }
 
 
@@ -103,16 +119,16 @@ def window_pattern(offsets: Sequence[int]) -> Callable[[Any], dict[str, Any]]:
     """
 
     def pattern(step: Any) -> dict[str, Any]:
-        frames = tuple(step["image"][offset - offsets[-1] - 1] for offset in offsets)
+        frames = tuple(step[OBSERVATION][offset - offsets[-1] - 1] for offset in offsets)
         return {"frames": frames, "header": step["header"][-1]}
 
     return pattern
 
 
-def wanted_at(table: int) -> Any:
-    """Return the condition that the window which ends at a step is for `table` (from 1 on; 0 is none)."""
+def wanted_at(table: int, spec: Any) -> Any:
+    """Return the condition, on steps of `spec`, that the window which ends there is for `table` (from 1; 0 is none)."""
     reverb, _ = load_reverb()
-    return reverb.structured_writer.Condition.data(step_spec())["table"] == table
+    return reverb.structured_writer.Condition.data(spec)["table"] == table
 
 
 def make_tables(options: ServerOptions, *, session: int) -> list[Any]:
@@ -137,25 +153,25 @@ def make_tables(options: ServerOptions, *, session: int) -> list[Any]:
         )
         for name, size in options.tables.items()
     ]
-    progress = [
+    records = [
         reverb.Table(
-            f"progress-{ingest}",
+            name,
             sampler=reverb.selectors.Lifo(),
             remover=reverb.selectors.Fifo(),
             max_size=1,
             rate_limiter=reverb.rate_limiters.MinSize(1),
         )
-        for ingest in range(options.ingests)
+        for name in (*(f"progress-{ingest}" for ingest in range(options.ingests)), "checkpoint")
     ]
     sessions = [reverb.Table.queue(f"session-{number}", max_size=1) for number in range(1, session + 1)]
-    return [*windows, *progress, *sessions]
+    return [*windows, *records, *sessions]
 
 
 def writer_config(offsets: Sequence[int], *, table: str, number: int) -> Any:
     """Return how a structured writer fills `table` with the windows that are meant for it."""
     writer = load_reverb()[0].structured_writer
     pattern = writer.pattern_from_transform(step_spec(), window_pattern(offsets))
-    return writer.create_config(pattern, table=table, conditions=[wanted_at(number)])
+    return writer.create_config(pattern, table=table, conditions=[wanted_at(number, step_spec())])
 
 
 # ----------------------------------------------------------------------------------------------------- connections
@@ -202,6 +218,60 @@ def server_info(client: Any, address: str, timeout_s: float) -> dict[str, Any]:
     except (reverb.errors.ReverbError, RuntimeError) as error:
         raise ReplayTimeout(f"the replay server at {address} does not answer ({error}); is it running?") from error
     return found
+
+
+def session_of(info: dict[str, Any]) -> int:
+    """Return the number of the server's start, from its `server_info`."""
+    return max(int(name.rpartition("-")[2]) for name in info if name.startswith("session-"))
+
+
+def read_record(client: Any, table: str, address: str) -> dict[str, Any]:
+    """Return the JSON object in a table that holds one.
+
+    Raises:
+        ReplayTimeout: the server does not answer.
+    """
+    samples = within(
+        CALL_S, f"reading {table} at {address}", lambda: list(client.sample(table, 1, emit_timesteps=False))
+    )
+    record: dict[str, Any] = json.loads(samples[0].data[0][0])
+    return record
+
+
+def write_record(writer: Any, table: str, record: dict[str, Any]) -> None:
+    """Put a JSON object into a table that holds one, by a trajectory writer that still has to be flushed."""
+    writer.append({"record": json.dumps(record).encode()})
+    writer.create_item(table, 1.0, {"record": writer.history["record"][-1:]})
+
+
+def store_windows(client: Any, address: str, timeout_s: float) -> str:
+    """Let the server store all its tables; return where, once they are safe on its disk.
+
+    Raises:
+        ReplayTimeout: it took longer, or the server ended meanwhile.
+        InputError: the server could not write them.
+    """
+    what, deadline = f"the checkpoint of the replay at {address}", time.monotonic() + timeout_s
+    session = session_of(server_info(client, address, CALL_S))
+    try:
+        asked = Path(within(timeout_s, what, client.checkpoint)).name
+    except ReplayTimeout as error:
+        if isinstance(error.__cause__, (RuntimeError, type(None))):  # the connection broke, or no time is left
+            raise
+        raise InputError(f"{what} cannot be written ({error.__cause__}); see to the disk of the server") from error
+    while True:
+        info = server_info(client, address, CALL_S)
+        if session_of(info) != session:
+            raise ReplayTimeout(f"{what} failed: the server was started again meanwhile")
+        if info["checkpoint"].current_size:
+            record = read_record(client, "checkpoint", address)
+            if record["name"] >= asked:  # Reverb names them by the time
+                if record["error"]:
+                    raise InputError(f"{what} cannot be written ({record['error']}); see to the disk of the server")
+                return str(record["path"])
+        if time.monotonic() > deadline:
+            raise ReplayTimeout(f"{what} took longer than {timeout_s:g} s; is the server running?")
+        time.sleep(0.05)
 
 
 def connect(address: str, *, timeout_s: float) -> Any:

@@ -6,8 +6,8 @@ after progress is stored the writer looks whether this is still the same start o
 with as many progress records as it wrote (their number is part of the checkpoint). If not, it goes back to what is
 stored.
 
-Reverb's writer, once its server is gone, blocks the whole interpreter when it is destroyed. It is leaked then
-(`_abandon`); the process should end and be started again.
+Reverb's writer blocks the whole interpreter when it is destroyed while something of it is not confirmed: its server has
+gone, or the queue is full. It is leaked then (`_abandon`); the process should end and be started again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,19 @@ import numpy as np
 from vw2_robot.errors import InputError
 
 from .replay import CutEpisode, Progress, ReplayTimeout, padded_steps, share_of
-from .reverb_tables import CALL_S, connect, layout_of, load_reverb, reachable, server_info, within, writer_config
+from .reverb_tables import (
+    CALL_S,
+    connect,
+    layout_of,
+    load_reverb,
+    reachable,
+    read_record,
+    server_info,
+    session_of,
+    write_record,
+    writer_config,
+)
+from .step_names import IS_LAST, OBSERVATION
 
 
 class ReverbWriter:
@@ -53,21 +65,22 @@ class ReverbWriter:
         self._ingest = ingest
         self._writers: dict[tuple[int, ...], Any] = {}
         self._notes: Any = self._client.trajectory_writer(1)
+        self._confirmed = True  # all that was sent
         self._session = self._commits = 0
         self._totals = [0] * len(self._layout.tables)
         self._plan = ""
         self._stored: dict[str, Any] = {}
 
+    @property
+    def ingests(self) -> int:
+        """How many ingest processes the server serves."""
+        return self._layout.ingests
+
     def progress(self, plan: str) -> Progress:
         """See `ReplayWriter.progress`."""
         self._plan = plan
-        self._session, self._commits, size = self._look()
-        record = self._read() if size else None
-        if record is not None and record["plan"] != plan:
-            raise InputError(
-                f"ingest {self._ingest} of the replay server at {self.address} was filled by another plan (sources, "
-                "windows, seed, epochs or number of ingest processes differ); use that plan, or a fresh server folder"
-            )
+        self._session, self._commits = self._look()
+        record = self._records().get(self._ingest)
         if record is None or record["commits"] != self._commits:
             # Nothing yet, or a record that followed others which a restored checkpoint had lost: begin anew, what was
             # delivered before is dropped by its readers.
@@ -90,6 +103,7 @@ class ReverbWriter:
 
     def finish(self, after: Progress) -> bool:
         """See `ReplayWriter.finish`: each queue gets the number of windows that this process sent to it."""
+        self._records()
         offsets = tuple(range(self._layout.frames))
         for share, (name, total) in enumerate(zip(self._layout.tables, self._totals, strict=True)):
             if name.startswith("queue-"):
@@ -100,10 +114,9 @@ class ReverbWriter:
 
     def close(self) -> None:
         """See `ReplayWriter.close`."""
-        writers, self._writers = [*self._writers.values()], {}
-        if not reachable(self.address, 0.0):
-            for writer in [*writers, self._notes]:
-                _abandon(writer)
+        if not self._confirmed or not reachable(self.address, 0.0):
+            self._abandon_all()
+        self._writers = {}
 
     def _send(self, offsets: tuple[int, ...], steps: list[dict[str, Any]]) -> None:
         """Write the steps of an episode and wait until the server has all windows that end in them."""
@@ -114,11 +127,13 @@ class ReverbWriter:
             ]
             self._writers[offsets] = self._client.structured_writer(configs)
         writer = self._writers[offsets]
+        self._confirmed = False
         for number, step in enumerate(steps):
             writer.append(step)
             if number % 64 == 63:  # keeps what waits on this side small
                 self._confirm(functools.partial(writer.flush, 32))
         self._confirm(functools.partial(writer.end_episode, True), functools.partial(writer.flush, 0))
+        self._confirmed = True
 
     def _confirm(self, first: Callable[..., None], again: Callable[..., None] | None = None) -> None:
         reverb, _ = load_reverb()
@@ -137,29 +152,40 @@ class ReverbWriter:
 
     def _give_up(self, why: str) -> ReplayTimeout:
         gone = "nobody listens there any more" if not reachable(self.address, 0.0) else "is a trainer drawing?"
-        for writer in [*self._writers.values(), self._notes]:
-            _abandon(writer)
-        self._writers = {}
+        self._abandon_all()
         return ReplayTimeout(
             f"the replay server at {self.address} did not take an episode: {why}; {gone} Start the server again if it "
             "ended, then this process: it goes on where it was"
         )
 
-    def _look(self) -> tuple[int, int, int]:
-        """Return the number of the server's start, how many progress records it took, and whether it holds one."""
-        info = server_info(self._client, self.address, CALL_S)
-        session = max(int(name.rpartition("-")[2]) for name in info if name.startswith("session-"))
-        own = info[self._table]
-        return session, int(own.rate_limiter_info.insert_stats.completed), int(own.current_size)
+    def _abandon_all(self) -> None:
+        for writer in [*self._writers.values(), self._notes]:
+            _abandon(writer)
+        self._writers = {}
 
-    def _read(self) -> dict[str, Any]:
-        samples = within(
-            CALL_S,
-            f"reading the progress at {self.address}",
-            lambda: list(self._client.sample(self._table, 1, emit_timesteps=False)),
-        )
-        record: dict[str, Any] = json.loads(samples[0].data[0][0])
-        return record
+    def _look(self) -> tuple[int, int]:
+        """Return the number of the server's start, and how many progress records it took."""
+        info = server_info(self._client, self.address, CALL_S)
+        return session_of(info), int(info[self._table].rate_limiter_info.insert_stats.completed)
+
+    def _records(self) -> dict[int, dict[str, Any]]:
+        """Return the last record of each ingest process that has one.
+
+        Raises:
+            InputError: one of them has another plan, so that windows would come twice or not at all.
+        """
+        info, found = server_info(self._client, self.address, CALL_S), {}
+        for ingest in range(self._layout.ingests):
+            if not info[table := f"progress-{ingest}"].current_size:
+                continue
+            found[ingest] = record = read_record(self._client, table, self.address)
+            if record["plan"] != self._plan:
+                raise InputError(
+                    f"ingest {ingest} of the replay server at {self.address} was filled by another plan (sources, "
+                    "windows, seed, epochs or number of ingest processes differ); use that plan, or a fresh server "
+                    "folder"
+                )
+        return found
 
     def _commit(self, after: Progress) -> bool:
         """Store progress; False if the server went back to a checkpoint meanwhile."""
@@ -178,12 +204,13 @@ class ReverbWriter:
 
     def _write(self, record: dict[str, Any]) -> None:
         self._commits += 1
-        self._notes.append({"record": json.dumps({**record, "commits": self._commits}).encode()})
-        self._notes.create_item(self._table, 1.0, {"record": self._notes.history["record"][-1:]})
+        self._confirmed = False
+        write_record(self._notes, self._table, {**record, "commits": self._commits})
         self._confirm(self._notes.flush)
+        self._confirmed = True
 
     def _unbroken(self) -> bool:
-        session, count, _ = self._look()
+        session, count = self._look()
         if session == self._session and count > self._commits:
             raise InputError(
                 f"another process writes as ingest {self._ingest} to the replay server at {self.address}; end one of "
@@ -199,20 +226,20 @@ def steps_of(cut: CutEpisode, *, shares: int) -> list[dict[str, Any]]:
         for image, window in padded_steps(cut)
     ]
     if steps:
-        steps[-1]["is_last"] = np.bool_(True)
+        steps[-1][IS_LAST] = np.bool_(True)
     return steps
 
 
 def _step(image: bytes, header: bytes, table: int) -> dict[str, Any]:
     return {
         # An object array: as plain bytes, or numpy's own strings, a picture would lose the zeros at its end.
-        "image": np.array(image, dtype=object),
+        OBSERVATION: np.array(image, dtype=object),
         "header": np.array(header, dtype=object),
         "table": np.int64(table),
-        "is_last": np.bool_(False),
+        IS_LAST: np.bool_(False),
     }
 
 
 def _abandon(writer: Any) -> None:
-    """Never destroy this writer: without its server, its destructor waits for ever and holds the interpreter's lock."""
+    """Never destroy this writer: its destructor would wait for ever and hold the interpreter's lock."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(writer))

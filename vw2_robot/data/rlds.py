@@ -32,16 +32,19 @@ from vw2_robot.errors import InputError
 from .episodes import BadEpisodes, Episode, Part
 from .openx import OpenXSource, known_source
 from .rlds_builder import (
+    EPISODE,
     check_shapes,
     child,
     choose_image_key,
     entries,
     find_language_key,
     first_line,
+    image_path,
     load_tensorflow,
     open_builder,
     step_features,
 )
+from .step_names import STEPS
 
 # T steps of an episode · H, W pixels
 
@@ -98,12 +101,14 @@ class RldsSource:
         self._pieces = tuple(piece for split in splits for piece in _pieces(builder, self.path, split))
         usual = source.image_keys if source is not None else ()
         self.image_key = choose_image_key(builder, self.path, (image_key,) if image_key is not None else usual)
+        self._image_path = image_path(builder, self.path, self.image_key)
         self.language_key = find_language_key(builder, self.path, source)
         rate = hz if hz is not None else (source.hz if source is not None else None)
-        stored = hz is None and child(child(builder.info.features, "episode_metadata"), "hz") is not None
+        stored = hz is None and child(child(builder.info.features, EPISODE), "hz") is not None
         if not stored and (rate is None or not 0 < rate < math.inf):
             raise InputError(
-                f"{self.path}: the frame rate of {self.name!r} is not known (found {rate}); give hz, frames per second"
+                f"{self.path}: the frame rate of {self.name!r} is not known (found {rate}); give hz, frames per second "
+                "(data.hz=5)"
             )
         self.hz = None if stored or rate is None else float(rate)
         """frames per second; None where each episode carries its own"""
@@ -157,16 +162,16 @@ class RldsSource:
         for key in keys:
             if functools.reduce(child, key, step) is None:
                 raise InputError(f"{self.path}: the steps of {self.name!r} have no {'/'.join(key)}")
-        features = tfds.features.FeaturesDict({"steps": tfds.features.Dataset(entries(step, keys))})
+        features = tfds.features.FeaturesDict({STEPS: tfds.features.Dataset(entries(step, keys))})
         check_shapes(features, self.path)
         records = self._records(piece, start)
         for number in range(start, piece.take):
             try:
                 record = tf.constant(next(records))
-                found = features.deserialize_example(record, decoders={"steps": tfds.decode.SkipDecoding()})
+                found = features.deserialize_example(record, decoders={STEPS: tfds.decode.SkipDecoding()})
             except (tf.errors.OpError, StopIteration) as error:
                 raise _damaged(piece, number, error) from error
-            values = (functools.reduce(lambda node, name: node[name], key, found["steps"]).numpy() for key in keys)
+            values = (functools.reduce(lambda node, name: node[name], key, found[STEPS]).numpy() for key in keys)
             yield f"{piece.split}/{piece.first + number:06d}", tuple(values)
 
     def _examples(self, piece: _Piece, start: int) -> Iterator[Mapping[str, Any]]:
@@ -204,12 +209,13 @@ class RldsSource:
         features = self._wanted_features(tfds, open_builder(self.path)[0])
 
         def parse(record: Any) -> dict[str, Any]:
-            example = features.deserialize_example(record, decoders={"steps": tfds.decode.SkipDecoding()})
-            found = {"images": example["steps"]["observation"][self.image_key]}
+            example = features.deserialize_example(record, decoders={STEPS: tfds.decode.SkipDecoding()})
+            found = {"images": functools.reduce(lambda node, key: node[key], self._image_path, example[STEPS])}
             if self.language_key is not None:
-                found["text"] = functools.reduce(lambda node, key: node[key], self.language_key, example["steps"])
+                whole = example if self.language_key[0] == EPISODE else example[STEPS]
+                found["text"] = functools.reduce(lambda node, key: node[key], self.language_key, whole)
             if self.hz is None:
-                found["hz"] = example["episode_metadata"]["hz"]
+                found["hz"] = example[EPISODE]["hz"]
             return found
 
         traced = tf.function(parse, input_signature=[tf.TensorSpec((), tf.string)])
@@ -219,10 +225,10 @@ class RldsSource:
         """Return the features with one camera, the words and the rate: other cameras are never copied."""
         whole, step = builder.info.features, step_features(builder, self.path)
         words = () if self.language_key is None else (self.language_key,)
-        wanted = entries(step, (("observation", self.image_key), *words))
-        example: dict[str, Any] = {"steps": tfds.features.Dataset(wanted)}
-        if self.hz is None:
-            example["episode_metadata"] = {"hz": whole["episode_metadata"]["hz"]}
+        about = [path for path in words if path[0] == EPISODE]
+        about += [(EPISODE, "hz")] if self.hz is None else []
+        wanted = entries(step, (self._image_path, *(path for path in words if path[0] != EPISODE)))
+        example: dict[str, Any] = {STEPS: tfds.features.Dataset(wanted), **entries(whole, about)}
         features = tfds.features.FeaturesDict(example)
         check_shapes(features, self.path)
         return features
@@ -303,10 +309,11 @@ def _fitting_lengths(tf: ModuleType, file: str) -> Iterator[int]:
             raise tf.errors.DataLossError(None, None, f"{len(header)} bytes behind the last record")
 
 
-def _text(values: NDArray[Any] | None) -> str:
+def _text(values: NDArray[Any] | bytes | None) -> str:
     """Return the first instruction that is not empty; integers are UTF-8 code points padded with zeros."""
     if values is None:
         return ""
+    values = np.asarray(values)
     if values.dtype.kind in "iu":
         rows = values.reshape(len(values), -1) if values.size else values
         texts = (bytes(row[row > 0].astype(np.uint8)) for row in rows)

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import importlib.util
 import json
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,11 +31,15 @@ from vw2_robot.errors import InputError, require
 from vw2_robot.storage import read_json, verify
 
 from .openx import OBSERVATION_TEXT, STEP_TEXT, OpenXSource, known_source
+from .step_names import OBSERVATION, STEPS
 
 DESCRIPTION = ("dataset_info.json", "features.json")
 MAX_ENTRIES = 2**28
 """Numbers in one entry of a step, four pictures of 4096 x 4096 or a gigabyte of floats."""
 COPY_AGAIN = "copy the data set again"
+
+EPISODE = "episode_metadata"
+EPISODE_TEXTS = ("language_instruction", "natural_language_instruction", "instruction", "language", "task")
 
 
 @functools.cache
@@ -48,9 +54,18 @@ def load_tensorflow() -> tuple[ModuleType, ModuleType]:
 
 
 def prepare_tensorflow() -> None:
-    """See to it that TensorFlow can be imported next, and leaves nothing in the working directory."""
+    """See to it that TensorFlow can be imported next, quietly, and leaves nothing in the working directory.
+
+    TensorFlow 2.21 must come after a CUDA build of torch. Before it, torch finds no GPU (TensorFlow's stand-in for the
+    CUDA runtime answers), and triton, which torch brings and imports late, ends the process with a segmentation fault
+    (each has an LLVM of its own).
+    """
     if os.path.expanduser("~") == "~":  # noqa: PTH111 - pathlib raises here: neither HOME nor an entry for the user
         os.environ.setdefault("KERAS_HOME", os.devnull)  # Keras would make a folder called ~
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if "tensorflow" not in sys.modules and importlib.util.find_spec("triton") is not None:
+        for name in ("triton", "torch"):
+            importlib.import_module(name)
 
 
 def _load_tfds() -> ModuleType:
@@ -200,8 +215,8 @@ def step_features(builder: Any, folder: str) -> Any:
         InputError: the set is not in RLDS form.
     """
     features = builder.info.features
-    step = getattr(child(features, "steps"), "feature", None)
-    if not hasattr(child(step, "observation"), "items"):
+    step = getattr(child(features, STEPS), "feature", None)
+    if not hasattr(child(step, OBSERVATION), "items"):
         raise InputError(
             f"{folder} is a TFDS data set but not in RLDS form: expected steps with an observation, found "
             f"{sorted(features) if hasattr(features, 'keys') else features}"
@@ -242,11 +257,26 @@ def check_shapes(features: Any, folder: str) -> None:
 
 def find_image_keys(builder: Any, folder: str) -> dict[str, tuple[int | None, int | None]]:
     """Return picture name -> (H, W) for everything in the observation that is RGB; None where the size varies."""
-    return {
-        key: (feature.shape[0], feature.shape[1])
-        for key, feature in sorted(step_features(builder, folder)["observation"].items())
-        if len(feature.shape or ()) == 3 and feature.shape[2] == 3 and feature.np_dtype == np.uint8
-    }
+    return {name: (shape[0], shape[1]) for name, (_, shape) in _pictures(builder, folder).items()}
+
+
+def image_path(builder: Any, folder: str, name: str) -> tuple[str, ...]:
+    """Return where in a step the picture of that name lies."""
+    return _pictures(builder, folder)[name][0]
+
+
+def _pictures(builder: Any, folder: str) -> dict[str, tuple[tuple[str, ...], tuple[int | None, ...]]]:
+    """Return name -> (path in a step, shape); in a dictionary of the observation, the name is `wrist/rgb`."""
+
+    def walk(features: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], tuple[int | None, ...]]]:
+        for key, feature in sorted(features.items()):
+            if hasattr(feature, "items"):
+                yield from walk(feature, (*path, key))
+            elif len(feature.shape or ()) == 3 and feature.shape[2] == 3 and feature.np_dtype == np.uint8:
+                yield (*path, key), feature.shape
+
+    found = walk(step_features(builder, folder)[OBSERVATION], (OBSERVATION,))
+    return {"/".join(path[1:]): (path, shape) for path, shape in found}
 
 
 def choose_image_key(builder: Any, folder: str, keys: Sequence[str]) -> str:
@@ -255,13 +285,19 @@ def choose_image_key(builder: Any, folder: str, keys: Sequence[str]) -> str:
     for key in keys or (list(available) if len(available) == 1 else ()):
         if key in available:
             return key
-    sizes = ", ".join(f"{name} {height or '?'}x{width or '?'}" for name, (height, width) in available.items()) or "none"
+    if not available:
+        held = ", ".join(sorted(step_features(builder, folder)["observation"].keys())) or "nothing"
+        raise InputError(f"{folder} has no picture: expected uint8 [H, W, 3] in the observation, which holds: {held}")
+    sizes = ", ".join(f"{name} {height or '?'}x{width or '?'}" for name, (height, width) in available.items())
     asked = f"has no picture {keys[0]!r}" if keys else f"is no known source and holds {len(available)} pictures"
     raise InputError(f"{folder} {asked}; set image_key to one of: {sizes}")
 
 
 def find_language_key(builder: Any, folder: str, source: OpenXSource | None) -> tuple[str, ...] | None:
-    """Return where in a step the words lie: as the table says, else where most sets have them; None without words."""
+    """Return where in a step the words lie: as the table says, else where most sets have them; None without words.
+
+    Some sets have them once for an episode: then the path begins with "episode_metadata".
+    """
     candidates: tuple[tuple[str, ...], ...] = (
         *((source.language_key,) if source is not None else ()),
         STEP_TEXT,
@@ -273,6 +309,10 @@ def find_language_key(builder: Any, folder: str, source: OpenXSource | None) -> 
             node = child(node, key)
         if node is not None:
             return path
+    about = child(builder.info.features, EPISODE)
+    for key in EPISODE_TEXTS:
+        if getattr(child(about, key), "np_dtype", None) == np.object_:  # text, not its number in a list
+            return (EPISODE, key)
     return None
 
 

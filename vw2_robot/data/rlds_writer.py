@@ -22,6 +22,7 @@ from vw2_robot.storage import MANIFEST, atomic_folder, sha256_of, write_json
 
 from .episodes import Demonstration, encode_jpeg
 from .rlds_builder import DESCRIPTION, load_tensorflow
+from .step_names import ACTION, DISCOUNT, IS_FIRST, IS_LAST, IS_TERMINAL, OBSERVATION, REWARD, STEPS
 
 
 def write_rlds(
@@ -84,17 +85,17 @@ def _writer(
 ) -> Any:
     features = tfds.features
     step = {
-        "observation": {"image": features.Image(shape=size, encoding_format="jpeg")},
-        "action": features.Tensor(shape=(ACTION_DIM,), dtype=np.float32),
+        OBSERVATION: {"image": features.Image(shape=size, encoding_format="jpeg")},
+        ACTION: features.Tensor(shape=(ACTION_DIM,), dtype=np.float32),
         "language_instruction": features.Text(),
-        "reward": features.Scalar(dtype=np.float32),
-        "discount": features.Scalar(dtype=np.float32),
-        "is_first": features.Scalar(dtype=np.bool_),
-        "is_last": features.Scalar(dtype=np.bool_),
-        "is_terminal": features.Scalar(dtype=np.bool_),
+        REWARD: features.Scalar(dtype=np.float32),
+        DISCOUNT: features.Scalar(dtype=np.float32),
+        IS_FIRST: features.Scalar(dtype=np.bool_),
+        IS_LAST: features.Scalar(dtype=np.bool_),
+        IS_TERMINAL: features.Scalar(dtype=np.bool_),
     }
     episode = {
-        "steps": features.Dataset(step),
+        STEPS: features.Dataset(step),
         "episode_metadata": {"episode_id": features.Text(), "hz": features.Scalar(dtype=np.float64)},
     }
     identity = tfds.core.dataset_info.DatasetIdentity(
@@ -118,17 +119,17 @@ def _example(demonstration: Demonstration, size: tuple[int, ...] | None) -> dict
         is_last = index == len(episode) - 1
         steps.append(
             {
-                "observation": {"image": stored if _is_jpeg(stored) else encode_jpeg(pixels)},
-                "action": actions[index] if index < len(actions) else np.zeros(ACTION_DIM, np.float32),
+                OBSERVATION: {"image": stored if _is_jpeg(stored) else encode_jpeg(pixels)},
+                ACTION: actions[index] if index < len(actions) else np.zeros(ACTION_DIM, np.float32),
                 "language_instruction": episode.instruction,
-                "reward": np.float32(is_last and demonstration.terminal),
-                "discount": np.float32(not (is_last and demonstration.terminal)),
-                "is_first": index == 0,
-                "is_last": is_last,
-                "is_terminal": is_last and demonstration.terminal,
+                REWARD: np.float32(is_last and demonstration.terminal),
+                DISCOUNT: np.float32(not (is_last and demonstration.terminal)),
+                IS_FIRST: index == 0,
+                IS_LAST: is_last,
+                IS_TERMINAL: is_last and demonstration.terminal,
             }
         )
-    return {"steps": steps, "episode_metadata": {"episode_id": episode.episode_id, "hz": np.float64(episode.hz)}}
+    return {STEPS: steps, "episode_metadata": {"episode_id": episode.episode_id, "hz": np.float64(episode.hz)}}
 
 
 def _is_jpeg(image: bytes | NDArray[np.uint8]) -> bool:

@@ -10,19 +10,21 @@ CALVIN's `rel_actions` already carry their scaling (units of 0.02 m and 0.05 rad
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vw2_robot.contracts import GRIPPER_INDEX
+from vw2_robot.contracts import ACTION_NAMES, GRIPPER_INDEX
 from vw2_robot.errors import InputError
 
 # N actions · A action dims
 NormalisationMode = Literal["q01_q99", "mean_std", "none"]
 MIN_SPREAD = 1e-6
+RANGE_SLACK = 1e-4
+"""Recorded actions are float32 and may pass 1 by a rounding."""
 _VECTORS = ("q01", "q99", "mean", "std", "min", "max")
 
 
@@ -152,3 +154,34 @@ class ActionStatistics:
             raise InputError(f"actions have shape {actions.shape}, the statistics are of {self.mean.size} numbers")
         # float64 on purpose: the inverse is then exact to float32 for any offset.
         return actions.astype(np.float64)
+
+
+def check_relative(actions: NDArray[np.floating[Any]], where: str) -> None:
+    """Refuse actions [N, 7] that are not CALVIN's relative ones: seven numbers in [-1, 1].
+
+    Raises:
+        InputError: names `where`, the number and the time step.
+    """
+    wrong = np.argwhere(np.abs(actions) > 1 + RANGE_SLACK)
+    if len(wrong):
+        row, i = wrong[0].tolist()
+        raise InputError(
+            f"{where}: {ACTION_NAMES[i]} is {actions[row, i]:.4g} at its time step {row}; relative actions lie in "
+            "[-1, 1]. These are in other units, or absolute poses: write rel_actions as CALVIN scales them (0.02 m, "
+            "0.05 rad)"
+        )
+
+
+def mean_and_std(actions: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return mean and standard deviation [A] of the actions [L, A] of all episodes, but for the last one of each.
+
+    What follows the last observation need not mean anything in RLDS. The deviation is that of a sample (n - 1), as rlds
+    has it.
+
+    Raises:
+        InputError: fewer than two actions.
+    """
+    values = np.concatenate([episode[:-1] for episode in actions])
+    if len(values) < 2:
+        raise InputError(f"statistics need two actions, found {len(values)} in {len(actions)} episodes")
+    return values.mean(axis=0), values.std(axis=0, ddof=1)

@@ -148,7 +148,6 @@ class ClipStream:
                 f"({seed}) and threads ({threads}) that are not negative"
             )
         cut = options.windows
-        clip_offsets(cut.frames, stride_s=cut.stride_s, hz=1.0, target_hz=cut.target_hz, gap_s=cut.gap_s)
         self.options, self._seed, self._rank, self._ahead = options, seed, rank, prefetch if threads else 0
         self._reader = Reader(
             sources,

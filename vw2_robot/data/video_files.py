@@ -68,6 +68,12 @@ class TimedFrame:
         return encode_jpeg(self.picture())
 
 
+def _open(av: ModuleType, path: Path) -> Any:
+    """Open a film whatever is written in its title; PyAV reads such text by itself from 19 on."""
+    options = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+    return av.open(str(path), **options)
+
+
 def describe_video(path: Path) -> VideoFacts:
     """Read the header of a video file, and the times of its first pictures.
 
@@ -76,7 +82,7 @@ def describe_video(path: Path) -> VideoFacts:
     """
     av = _av()
     try:
-        with av.open(str(path), metadata_errors="replace") as container:
+        with _open(av, path) as container:
             film = _film_of(container, path)
             context = film.codec_context
             return VideoFacts(
@@ -100,7 +106,7 @@ def timed_frames(path: Path, *, start_s: float = 0.0) -> Iterator[TimedFrame]:
     av = _av()
     times: list[float] = []
     try:
-        with av.open(str(path), metadata_errors="replace") as container:
+        with _open(av, path) as container:
             film = _film_of(container, path)
             film.codec_context.thread_count = 1
             film.codec_context.options = {"err_detect": "explode", "max_pixels": str(MAX_PIXELS)}

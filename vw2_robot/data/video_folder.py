@@ -84,7 +84,9 @@ class VideoFolderSource:
         given = self._hz or video.hz
         hz = given or describe_video(file).hz
         if hz is None:
-            raise InputError(f"{file} does not tell its rate; give hz, frames per second, or a caption with hz")
+            raise InputError(
+                f"{file} does not tell its rate; give hz, frames per second (data.hz=30), or a caption with hz"
+            )
         frames = timed_frames(file) if given else frames_at_rate(file, hz)
         first, images = start * PIECE_FRAMES, list[bytes]()
         for number, frame in enumerate(frames):

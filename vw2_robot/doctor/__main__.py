@@ -20,6 +20,7 @@ from pathlib import Path
 from vw2_robot.cli import program
 from vw2_robot.data.mixtures import find_set, mixture_weights
 from vw2_robot.data.openx import OpenXSource, copy_command
+from vw2_robot.errors import install_command
 
 from .data_report import ClipOptions, format_bytes, write_data_report
 from .data_sets import DataSet, find_data_sets
@@ -99,8 +100,7 @@ def _show_packages(packages: Sequence[Package]) -> bool:
         + [(p.extra, p.name, p.found or "-", p.wanted, "" if p.fits else "!") for p in packages]
     )
     for extra in missing_extras(list(packages)):
-        what = "vw2-robot" if extra == CORE else f"vw2-robot[{extra}]"
-        print(f'  to get what {extra} needs: pip install "{what}"')
+        print(f"  to get what {extra} needs: {install_command('' if extra == CORE else extra)}")
     print()
     return CORE not in missing_extras(list(packages))
 

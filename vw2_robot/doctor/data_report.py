@@ -28,6 +28,7 @@ from vw2_robot.data.episodes import Episode, EpisodeSource
 from vw2_robot.data.formats import open_source
 from vw2_robot.data.lerobot_dataset import describe_lerobot
 from vw2_robot.errors import InputError, MissingExtraError, require
+from vw2_robot.limits import Rate
 from vw2_robot.storage import write_text
 
 from .data_sets import DataSet
@@ -44,8 +45,10 @@ class ClipOptions:
     """clips of each data set"""
     frames: int = 9
     stride_s: int = 4
-    target_hz: float | None = None
-    gap_s: float | None = 0.6
+    hz: Rate | None = None
+    """frames per second of the data sets that do not tell theirs"""
+    target_hz: Rate | None = None
+    gap_s: Rate | None = None
 
     def __post_init__(self) -> None:
         """Reject what cannot work."""
@@ -123,17 +126,26 @@ def format_bytes(count: int | None) -> str:
 
 def _sample(data_set: DataSet, options: ClipOptions) -> Sample:
     try:
-        source = open_for_a_look(data_set)
-        return Sample(data_set, [_clip(episode, options) for episode in spread_episodes(source, options.count)])
+        try:
+            return _sample_at(data_set, options, hz=None)
+        except InputError:
+            if options.hz is None or data_set.hz is not None:
+                raise
+            return _sample_at(data_set, options, hz=options.hz)
     except (InputError, MissingExtraError, OSError) as error:
         return Sample(data_set, problem=str(error))
 
 
-def open_for_a_look(data_set: DataSet) -> EpisodeSource:
+def _sample_at(data_set: DataSet, options: ClipOptions, *, hz: float | None) -> Sample:
+    source = open_for_a_look(data_set, hz=hz)
+    return Sample(data_set, [_clip(episode, options) for episode in spread_episodes(source, options.count)])
+
+
+def open_for_a_look(data_set: DataSet, *, hz: float | None = None) -> EpisodeSource:
     """Open a data set as far as that needs no decision of a person: the first split, the first of several cameras."""
     kind, splits = data_set.format, list(data_set.splits)
     if kind == "rlds":
-        return open_source(data_set.path, format=kind, split=splits[0] if splits else None)
+        return open_source(data_set.path, format=kind, split=splits[0] if splits else None, hz=hz)
     if kind == "lerobot":
         return open_source(
             data_set.path, format=kind, image_key=next(iter(describe_lerobot(data_set.path).cameras), None)
@@ -144,7 +156,7 @@ def open_for_a_look(data_set: DataSet) -> EpisodeSource:
         return open_source(
             data_set.path, format=kind, split=split, trajectories="labelled" if labelled else "recordings"
         )
-    return open_source(data_set.path, format=kind)
+    return open_source(data_set.path, format=kind, hz=hz)
 
 
 def spread_episodes(source: EpisodeSource, count: int) -> Iterator[Episode]:

@@ -114,7 +114,10 @@ def _describe_rlds(path: Path) -> DataSet:
         if here != len(lengths):
             problems.append(f"split {split}: {here} of {len(lengths)} files are here: copy the data set again")
     row = known_source(name)
-    unknown = "not in the table of Open-X sources: image_key and hz have to be given, if episodes do not carry hz"
+    unknown = (
+        "not in the table of Open-X sources: image_key has to be given where there are several pictures, and the rate "
+        "where episodes do not carry it (data.hz in training, clips.hz here)"
+    )
     return DataSet(
         path,
         "rlds",
@@ -177,7 +180,7 @@ def _describe_pickles(path: Path) -> DataSet:
     name = path.resolve().name
     count = sum(file.suffix in PICKLE_ENDINGS for file in files_below(path))
     row = known_source(name)
-    note = "" if row is not None else "not in the table of Open-X sources: hz has to be given"
+    note = "" if row is not None else "not in the table of Open-X sources: the rate has to be given (data.hz)"
     return DataSet(path, "pickle", name, "-", {"all": count}, row.hz if row else None, _bytes_in(path), note)
 
 

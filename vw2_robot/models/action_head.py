@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vw2_robot.contracts import ACTION_DIM
+from vw2_robot.limits import Count
 
 POSE_DIM = 10  # position, sine and cosine of the three angles, opening of the fingers
 
@@ -22,7 +23,7 @@ POSE_DIM = 10  # position, sine and cosine of the three angles, opening of the f
 class ActionHeadConfig:
     """Sizes of the head."""
 
-    hidden: int = 1024
+    hidden: Count = 1024
     """width of the one hidden layer is 4 * min(D, hidden)"""
     pose: bool = False
     """a second output in training: where the hand is now, see `ActionHead.hand_pose`"""

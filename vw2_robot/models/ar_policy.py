@@ -21,9 +21,10 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from vw2_robot.checkpoint import Checkpoint
+from vw2_robot.checkpoint import CURE, Checkpoint
 from vw2_robot.config_tree import config_from
 from vw2_robot.errors import InputError
+from vw2_robot.limits import Count
 
 from .backbone import Backbone, BackboneConfig
 from .decoding import Decoded, Decoding, Prompt, Sampling
@@ -34,6 +35,8 @@ from .image_tokens import NORM_GROUPS, DiscreteTokens, FeatureTokens, PixelToken
 
 __all__ = ["Decoded", "Decoding", "LatentPolicy", "PolicyConfig", "Prompt", "Sampling"]
 
+MAX_IMAGE_PX = 4096
+
 
 @dataclass(frozen=True)
 class PolicyConfig:
@@ -43,25 +46,27 @@ class PolicyConfig:
     image: Literal["pixels", "features", "discrete", "vlm"] = "pixels"
     """pixels: a small trainable convolution stack; features: f_0 of the frozen dLDM encoder; discrete: a fixed
     tokenizer's ids; vlm: the model's own eyes, for a backbone.weights that has some"""
-    image_px: int = 64
+    image_px: Count = 64
     """the square image side that the policy sees"""
     image_widths: tuple[int, ...] = (32, 64, 128, 128)
     """pixels: channels of the convolutions, multiples of 8; each halves the side, the last grid is the image tokens"""
-    image_block: int = 1
+    image_block: Count = 1
     """pixels: side of the square of pixels that is one place before the first convolution"""
     image_grid: int = 4
     """features: the feature map is pooled to a grid of this side"""
     image_patch: int = 8
     """discrete: side of the patch that becomes one token"""
-    text_limit: int = 64
+    text_limit: Count = 64
     """tokens of the instruction that are read"""
-    queries: int = 4
+    queries: Count = 4
     """N, codes per latent step"""
     fsq_levels: tuple[int, ...] = (8, 5, 5, 5)
     restrict_softmax: bool = True
     """the loss compares latent tokens with one another; false: with the whole vocabulary"""
 
     def __post_init__(self) -> None:
+        if not 1 <= self.image_px <= MAX_IMAGE_PX:
+            raise ValueError(f"policy.image_px must lie in 1..{MAX_IMAGE_PX}, found {self.image_px}")
         smallest = self.image_block * 2 ** len(self.image_widths)
         if self.image == "pixels" and (self.image_block < 1 or self.image_px % smallest):
             raise ValueError(
@@ -137,17 +142,39 @@ class LatentPolicy(nn.Module):
         All of it can be trained, whatever was kept frozen before.
 
         Raises:
-            InputError: the weights do not fit the configuration.
+            InputError: the weights do not fit the configuration, or a language model of others is not described.
         """
+        with checkpoint.building():
+            return cls._of_checkpoint(checkpoint)
+
+    @classmethod
+    def _of_checkpoint(cls, checkpoint: Checkpoint) -> LatentPolicy:
         config = config_from(PolicyConfig, checkpoint.config["policy"])
+        description = checkpoint.files.get("backbone")
+        if config.backbone.weights is not None and not description:
+            # A checkpoint describes what it needs. To open what it names would be to run what a stranger wrote.
+            raise InputError(
+                f"{checkpoint.path}/backbone.json is missing, and nothing is loaded from {config.backbone.weights!r} "
+                f"instead; {CURE}"
+            )
         if config.backbone.train == "freeze_base":
             config = replace(config, backbone=replace(config.backbone, train="full"))
         dldm = None
         if config.image == "features" and checkpoint.config.get("dldm") is not None:
             dldm = DLDM(config_from(DLDMConfig, checkpoint.config["dldm"]))
         generator = torch.Generator().manual_seed(0)  # every weight is replaced
-        policy = cls(config, generator=generator, dldm=dldm, description=checkpoint.files.get("backbone"))
+        policy = cls(config, generator=generator, dldm=dldm, description=description)
         checkpoint.load_into(policy=policy)
+        vocabulary, stored = policy.backbone.vocabulary.to_json(), checkpoint.files.get("tokens", {})
+        if wrong := sorted(key for key, value in stored.items() if vocabulary.get(key) != value):
+            raise InputError(f"{checkpoint.path}/tokens.json describes another vocabulary ({', '.join(wrong)}); {CURE}")
+        with torch.no_grad():  # a tokenizer or image processor that does not fit shows here, not in front of a robot
+            prompt = policy.prompt(["a"], torch.zeros(1, 3, config.image_px, config.image_px))
+        most = policy.backbone.most_positions
+        if most is not None and prompt.mask_BP.shape[1] >= most:
+            raise InputError(
+                f"{checkpoint.path}: a prompt has {prompt.mask_BP.shape[1]} places, the model {most}; {CURE}"
+            )
         if config.backbone.train == "lora":
             policy.backbone.merge_adapters()
             policy.config = replace(config, backbone=replace(config.backbone, train="full"))

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vw2_robot.errors import InputError
+from vw2_robot.limits import Count
 
 from .fsq import FSQ
 from .kv_cache import Cache, LibraryCache, StaticCache, WordsMemory, takes_positions
@@ -40,12 +41,12 @@ from .vocabulary import (
 class BackboneConfig:
     """A Llama from numbers, or any model by name. Defaults: the embedded tiny model, about 1 M parameters."""
 
-    hidden: int = 128
-    ffn: int = 384
-    layers: int = 4
-    heads: int = 4
-    kv_heads: int = 2
-    max_positions: int = 1024
+    hidden: Count = 128
+    ffn: Count = 384
+    layers: Count = 4
+    heads: Count = 4
+    kv_heads: Count = 2
+    max_positions: Count = 1024
     tokenizer: Literal["words", "bytes"] = "words"
     """words: about 500 words of instructions for robots, the rest in bytes; bytes: any text, four times as long"""
     weights: str | None = None

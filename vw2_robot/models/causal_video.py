@@ -25,6 +25,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vw2_robot.limits import Count
+
 
 @dataclass(frozen=True)
 class StemConfig:
@@ -49,8 +51,8 @@ class StemConfig:
 class LevelConfig:
     """One resolution of the trunk; the down-sampling happens after its blocks."""
 
-    width: int
-    blocks: int = 2
+    width: Count
+    blocks: Count = 2
     down_t: bool = False
     down_s: bool = False
     attention: bool = False

@@ -31,7 +31,7 @@ class Masks:
 
 def build_transformer(options: Mapping[str, Any]) -> nn.Module:
     """A `CosmosTransformer3DModel` with random weights; `options` are those of the stock constructor."""
-    diffusers = require("diffusers", extra="all")
+    diffusers = require("diffusers", extra="train")
     model: nn.Module = diffusers.CosmosTransformer3DModel(**_as_run(options))
     return model
 
@@ -44,13 +44,13 @@ def _as_run(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def build_vae(base_dim: int, *, dim_mult: Sequence[int], res_blocks: int) -> Any:
     """An `AutoencoderKLWan` of 16 latent channels with random weights."""
-    diffusers = require("diffusers", extra="all")
+    diffusers = require("diffusers", extra="train")
     return diffusers.AutoencoderKLWan(base_dim=base_dim, dim_mult=list(dim_mult), num_res_blocks=res_blocks)
 
 
 def build_scheduler() -> Any:
     """The flow-match Euler scheduler; its noise levels are given by the caller."""
-    return require("diffusers", extra="all").FlowMatchEulerDiscreteScheduler()
+    return require("diffusers", extra="train").FlowMatchEulerDiscreteScheduler()
 
 
 def blocks_of(transformer: nn.Module) -> list[nn.Module]:

@@ -11,7 +11,6 @@ have the size that the configuration describes, so that a checkpoint alone can r
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from vw2_robot.errors import InputError
+from vw2_robot.allocation import AllocationLimit
+from vw2_robot.errors import InputError, require
+from vw2_robot.storage import atomic_folder
 
 from .cosmos import build_scheduler, plain_state
 
@@ -31,6 +32,7 @@ def load_weights(module: nn.Module, path: str | Path, part: str, *, section: str
 
     Raises:
         InputError: no such folder, a model of another size, weights missing or unreadable.
+        MissingExtraError: accelerate is not installed.
     """
     folder = Path(path) / part
     if not (folder / "config.json").is_file():
@@ -40,11 +42,14 @@ def load_weights(module: nn.Module, path: str | Path, part: str, *, section: str
         )
     kind: Any = type(module)
     facts = _same_size(module, kind, folder, section=section)
+    # diffusers fills an empty model with it, so the weights are held twice and not three times; the Cosmos transformer,
+    # which keeps a part in float32, it does not load at all without.
+    require("accelerate", extra="cosmos")
     try:
         loaded, report = kind.from_pretrained(
             str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # as above, and safetensors has exceptions of its own
         raise InputError(f"the weights in {folder} cannot be read ({error}); copy the folder again") from error
     found = loaded.state_dict()
     # A tensor that no file of a sharded folder holds stays on the meta device without being reported as missing.
@@ -59,10 +64,13 @@ def load_weights(module: nn.Module, path: str | Path, part: str, *, section: str
 
 def _same_size(module: Any, kind: Any, folder: Path, *, section: str) -> dict[str, Any]:
     """The configuration in `folder`, where it describes weights like those of `module`."""
+    limit = AllocationLimit.like(plain_state(module), what=f"{folder}/config.json")
     try:
-        with torch.device("meta"):
+        with limit, torch.device("meta"):
             stock = kind.from_config(kind.load_config(str(folder), local_files_only=True))
-    except (OSError, ValueError, TypeError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # a library is given sizes and names of strangers
         raise InputError(f"{folder}/config.json describes no {kind.__name__}: {error}") from error
     facts = dict(stock.config)
     found, wanted = ({k: tuple(v.shape) for k, v in s.items()} for s in (stock.state_dict(), plain_state(module)))
@@ -90,20 +98,14 @@ def save_weights(
     `options` replace entries of the configuration that is written. Adapters go into the weights with `merged`; else
     the weights are the untouched ones and the adapters lie beside them as stock `load_lora_adapter` reads them.
     """
-    folder = Path(path) / part
-    temporary = folder.with_name(f".{part}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     kind: Any = type(module)
     with torch.device("meta"):
         stock = kind.from_config({**module.config, **(options or {})})  # type: ignore[dict-item]
     stock.load_state_dict(plain_state(module, merged=merged), assign=True)
-    stock.save_pretrained(str(temporary))
-    if not merged and hasattr(module, "peft_config"):
-        module.save_lora_adapter(str(temporary))  # type: ignore[operator]
-    if folder.exists():
-        shutil.rmtree(folder)
-    temporary.rename(folder)
+    with atomic_folder(Path(path) / part) as folder:
+        stock.save_pretrained(str(folder))
+        if not merged and hasattr(module, "peft_config"):
+            module.save_lora_adapter(str(folder))  # type: ignore[operator]
 
 
 def save_scheduler(path: str | Path) -> None:
@@ -112,4 +114,5 @@ def save_scheduler(path: str | Path) -> None:
     scheduler.register_to_config(
         sigma_max=80.0, sigma_min=0.002, sigma_data=1.0, use_karras_sigmas=True, final_sigmas_type="sigma_min"
     )
-    scheduler.save_pretrained(str(Path(path) / "scheduler"))
+    with atomic_folder(Path(path) / "scheduler") as folder:
+        scheduler.save_pretrained(str(folder))

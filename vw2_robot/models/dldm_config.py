@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vw2_robot.limits import Count
+
 from .causal_video import LevelConfig, StemConfig
 
 
@@ -24,8 +26,8 @@ class QFormerConfig:
 
     context: Literal["adjacent", "all", "current"] = "adjacent"
     """step k sees (f_{k-1}, f_k), all of f_0 .. f_k, or f_k alone"""
-    depth: int = 2
-    heads: int = 4
+    depth: Count = 2
+    heads: Count = 4
     role_embedding: bool = True
     """tell previous from current frame; our addition, off in the release"""
     value_pos: bool = True
@@ -41,24 +43,24 @@ class DLDMConfig:
 
     frames: int = 93
     """T, frames of a training clip"""
-    height: int = 240
-    width: int = 416
+    height: Count = 240
+    width: Count = 416
     stem: StemConfig = field(default_factory=StemConfig)
     levels: tuple[LevelConfig, ...] = (
         LevelConfig(width=256, down_s=True),
         LevelConfig(width=512, down_s=True),
         LevelConfig(width=512, attention=True),
     )
-    queries: int = 4
+    queries: Count = 4
     """N, codes per latent step"""
     qformer: QFormerConfig = field(default_factory=QFormerConfig)
     quantiser: Literal["fsq", "vq"] = "fsq"
     """vq: a learned codebook, as the predecessor LAPA has it"""
     fsq_levels: tuple[int, ...] = (8, 5, 5, 5)
     """values of each digit of a code, their product is V; with `vq` one number, V"""
-    vq_width: int = 32
+    vq_width: Count = 32
     """vq: numbers of an entry of the codebook"""
-    z_channels: int = 256
+    z_channels: Count = 256
     z_norm: Literal["batch", "layer", "none"] = "batch"
     """what keeps the numbers before FSQ spread over its levels. layer: LayerNorm, then a linear of unit output
     variance; batch: the same, then each number standardised over the batch in training and by running statistics after

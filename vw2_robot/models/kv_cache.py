@@ -44,20 +44,21 @@ class LibraryCache:
 
         self._model, self._cache = model, DynamicCache()
         self._takes_positions = takes_positions(model)
+        parameters = inspect.signature(model.forward).parameters
+        self._name = "cache" if "cache" in parameters else "past_key_values"  # transformers renamed it in 5.24
 
     def advance(self, inputs: Tensor, *, mask: Tensor, positions: Tensor, **pictures: Tensor) -> Tensor:
         """One forward pass of the model over the new positions."""
         name = "inputs_embeds" if inputs.is_floating_point() else "input_ids"
         where = {"position_ids": positions} if self._takes_positions else {}
         out = self._model(
-            **{name: inputs},
+            **{name: inputs, self._name: self._cache},
             attention_mask=mask.long(),
-            past_key_values=self._cache,
             use_cache=True,
             **where,
             **pictures,
         )
-        self._cache = out.past_key_values
+        self._cache = getattr(out, self._name)
         last: Tensor = out.last_hidden_state[:, -1]
         return last
 

@@ -3,7 +3,7 @@
 Place in the flow: under `backbone.py`. `read_pretrained` loads weights, tokenizer and (for a VLM) image processor and
 describes them in plain JSON; that description travels in the policy's checkpoint as backbone.json, and
 `rebuild_pretrained` makes the same network from it, without the folder and without weights. Only safetensors weights
-are read, and no code that comes with a model is run.
+are read, and no code that comes with a model is run, nor is anybody asked whether it may be.
 
 Not used for the embedded default, which is a Llama from numbers.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,9 @@ from torch import nn
 from vw2_robot.errors import InputError
 
 Kind = Literal["causal", "image_text"]
+# Attention of PyTorch itself. Flash attention is left out: where it is not installed, transformers fetches a kernel.
+KERNELS = ("eager", "sdpa", "flex_attention")
+MAX_LAYERS = 10_000
 
 
 class LibraryTokenizer:
@@ -66,8 +70,11 @@ def read_pretrained(weights: str, *, kind: Kind) -> Pretrained:
     loader = transformers.AutoModelForCausalLM if kind == "causal" else transformers.AutoModelForImageTextToText
     folder = str(Path(weights).expanduser()) if Path(weights).expanduser().exists() else weights
     try:
-        model = loader.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, use_fast=True)
+        values, _ = transformers.PretrainedConfig.get_config_dict(folder)
+        _refuse_kernels(values, where=f"policy.backbone.weights={weights}")
+        # False, not None: with None transformers asks on standard input, and runs the code after a "y".
+        model = loader.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
         processor = None if kind == "causal" else _image_processor(folder)
     except (OSError, ValueError, ImportError) as error:  # absent, private, unreachable, of another kind, a bad file
         wanted = "language model" if kind == "causal" else "vision-language model"
@@ -80,7 +87,7 @@ def read_pretrained(weights: str, *, kind: Kind) -> Pretrained:
     description = {
         "kind": kind,
         "transformers": transformers.__version__,
-        "config": {key: value for key, value in model.config.to_dict().items() if key != "_name_or_path"},
+        "config": {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "auto_map")},
         "tokenizer": ours.describe(),
         "image_processor": None if processor is None else json.loads(processor.to_json_string()),
     }
@@ -91,10 +98,13 @@ def rebuild_pretrained(description: dict[str, Any]) -> Pretrained:
     """The same network with arbitrary weights, to be loaded from a checkpoint.
 
     Raises:
-        InputError: the description was written by a later major version of transformers than is installed.
+        InputError: the description was written by a later major version of transformers than is installed, or names
+            code that is not part of it.
     """
     import transformers
 
+    _refuse_code(description)
+    _refuse_kernels(description, where="backbone.json")
     here, there = transformers.__version__, str(description["transformers"])
     if int(here.split(".")[0]) < int(there.split(".")[0]):
         raise InputError(
@@ -105,7 +115,7 @@ def rebuild_pretrained(description: dict[str, Any]) -> Pretrained:
     config = transformers.AutoConfig.for_model(description["config"]["model_type"], **values)
     causal = description["kind"] == "causal"
     loader: Any = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForImageTextToText
-    model = loader.from_config(config, dtype=torch.float32)
+    model = loader.from_config(config, dtype=torch.float32, trust_remote_code=False)
     words = description["tokenizer"]
     tokenizer = LibraryTokenizer(words["tokenizer_json"], bos=words["bos"], pad=words["pad"])
     processor = None
@@ -123,10 +133,55 @@ def _image_processor(folder: str) -> Any:
     import transformers
 
     loader: Any = transformers.AutoImageProcessor
-    processor = loader.from_pretrained(folder, use_fast=False)
+    processor = loader.from_pretrained(folder, use_fast=False, trust_remote_code=False)
     if hasattr(processor, "do_image_splitting"):
         processor.do_image_splitting = False  # one view of one picture; crops would multiply the prompt's length
     return processor
+
+
+def _refuse_code(description: Any) -> None:
+    """Refuse a description that names classes outside transformers, or a number of layers that fills the memory.
+
+    Those that we write do neither.
+
+    Raises:
+        InputError: at any depth.
+    """
+    for key, value in _entries(description):
+        if key == "auto_map":
+            raise InputError(
+                "backbone.json names code of its own (auto_map), which is never run; use a model that transformers "
+                "knows without it"
+            )
+        if "layer" in key and isinstance(value, int) and value > MAX_LAYERS:  # transformers lists them by name first
+            raise InputError(f"backbone.json: {key}={value}, expected at most {MAX_LAYERS}")
+
+
+def _refuse_kernels(values: Any, *, where: str) -> None:
+    """Refuse a configuration that names an attention (or other) kernel to be fetched from a hub and run.
+
+    Raises:
+        InputError: an implementation that is not part of PyTorch.
+    """
+    for key, value in _entries(values):
+        if key.removesuffix("_internal").endswith("_implementation"):
+            names = value.values() if isinstance(value, dict) else [value]
+            if strange := [name for name in names if name is not None and name not in KERNELS]:
+                raise InputError(
+                    f"{where} asks for {key}={strange[0]!r}; code from elsewhere is never run, so only "
+                    f"{', '.join(KERNELS)} are possible: take {key} out of its config.json"
+                )
+
+
+def _entries(values: Any) -> Iterator[tuple[str, Any]]:
+    """Every key with its value, at any depth."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield str(key), value
+            yield from _entries(value)
+    elif isinstance(values, list):
+        for value in values:
+            yield from _entries(value)
 
 
 def _library_tokenizer(tokenizer: Any, weights: str) -> LibraryTokenizer:

@@ -24,6 +24,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from vw2_robot.limits import Count, Rate
+
 from .code_projection import CodeProjection, key_steps, visible_keys
 from .control import FullControl, LightControl, residuals_added
 from .cosmos import Masks, add_lora, blocks_of, build_scheduler, build_transformer, install_masks, is_adapter
@@ -35,20 +37,20 @@ from .noise_levels import CLEAN_TIME, draw_times, loss_weight, sampling_times, v
 class VDMConfig:
     """Size of the transformer and how codes enter it. Defaults: the embedded tiny model (about 1 M parameters)."""
 
-    heads: int = 4
+    heads: Count = 4
     head_dim: int = 32
-    layers: int = 4
-    mlp_ratio: float = 2.0
+    layers: Count = 4
+    mlp_ratio: Rate = 2.0
     adaln_lora_dim: int = 32
     rope_scale: tuple[float, ...] = (1.0, 1.0, 1.0)
     """of time, height and width; (1, 3, 3) in Cosmos-Predict2"""
     padding_channel: bool = False
     """a channel that marks padded pixels (none here), as pretrained weights have"""
-    context_width: int = 64
+    context_width: Count = 64
     """D, width of the projected codes (1024 for Cosmos-Predict2)"""
     projection_layers: int = 1
     """of causal self-attention over the codes; 0: the MLP alone (Table A.2)"""
-    projection_head_dim: int = 64
+    projection_head_dim: Count = 64
     code_visibility: Literal["causal", "current", "none"] = "causal"
     """latent frame t attends to codes of steps <= t, of step t alone, or to all (release parity)"""
     temporal_causal_self_attention: bool = True
@@ -64,7 +66,7 @@ class VDMConfig:
     """light: an MLP on the coarse clip; full: copies of the first blocks, as released"""
     control_layers: int = 0
     """blocks that the branch speaks to; 0: all (light), 3 (full)"""
-    control_width: int = 64
+    control_width: Count = 64
     """inside the light branch"""
     code_dropout: float = 0.1
     """per sample, all codes hidden (null context), so that guidance is possible"""

@@ -21,6 +21,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vw2_robot.limits import Count
+
 from .cosmos import build_vae
 from .cosmos_folder import load_weights
 
@@ -43,9 +45,9 @@ class CodecConfig:
     """Which codec, its block size, and how many of the lowest frequencies `dct` keeps along each axis."""
 
     kind: Literal["dct", "wan"] = "dct"
-    stride: int = 4
-    block: int = 4
-    keep: int = 2
+    stride: Count = 4
+    block: Count = 4
+    keep: Count = 2
     """dct only"""
     weights: str | None = None
     """wan only: a folder in diffusers' layout whose sub-folder vae/ is read when a run begins"""

@@ -8,7 +8,7 @@ import pytest
 
 from vw2_robot.data.calvin_source import CalvinSource
 from vw2_robot.data.calvin_writer import CalvinWriter
-from vw2_robot.data.formats import FORMATS, open_source, recognise
+from vw2_robot.data.formats import FORMATS, open_source, open_training, recognise
 from vw2_robot.errors import InputError
 
 
@@ -119,6 +119,38 @@ def test_an_old_lerobot_set_is_recognised_and_refused_for_what_it_is(tmp_path):
     make_lerobot(tmp_path / "set")
     with pytest.raises(InputError, match=r"LeRobotDataset of version v2\.1, expected v3\.0; convert it"):
         open_source(tmp_path / "set")
+
+
+def test_training_reads_what_a_format_calls_training_or_the_splits_that_are_named(tmp_path, caplog):
+    write_calvin(tmp_path / "calvin", split="training")
+    (source,) = open_training(tmp_path / "calvin")
+    assert [part.name.split("/")[0] for part in source.parts()] == ["training"] * 2
+    assert [len(open_training(tmp_path / "calvin", splits=[name])[0].parts()) for name in ("train", "training")] == [
+        2,
+        2,
+    ]
+    with pytest.raises(InputError, match="no CALVIN data set with a split 'validation'"):
+        open_training(tmp_path / "calvin", splits=["validation"])
+    for name in ("train/a.mp4", "test/b.mp4", "c.mp4"):
+        (tmp_path / "films" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "films" / name).touch()
+    films = tmp_path / "films"
+    (source,) = open_training(films)
+    assert [part.name for part in source.parts()] == ["c.mp4", "test/b.mp4", "train/a.mp4"]
+    assert "those in test too; name splits (data.splits=[train])" in caplog.text
+    assert [[p.name for p in s.parts()] for s in open_training(films, splits=["train"])] == [["a.mp4"]]
+    assert [[p.name for p in s.parts()] for s in open_training(films, splits=["test", "train"])] == [
+        ["b.mp4"],
+        ["a.mp4"],
+    ]
+    with pytest.raises(InputError, match="nosuch is not a folder"):
+        open_training(films, splits=["nosuch"])
+    with pytest.raises(InputError, match="no split of"):
+        open_training(films, splits=[])
+    (tmp_path / "viola").mkdir()
+    (tmp_path / "viola" / "0.pickle").touch()
+    with pytest.raises(InputError, match="has no use for split"):
+        open_training(tmp_path / "viola", splits=["train"])
 
 
 def test_a_folder_of_videos_has_its_folders_as_splits(tmp_path):

@@ -5,11 +5,13 @@ import pytest
 
 pytest.importorskip("tensorflow", reason="TensorFlow is not installed (extra openx)")
 
+from vw2_robot.data import step_names
 from vw2_robot.data.episodes import Demonstration, Episode
 from vw2_robot.data.labelled_rlds import open_labelled_rlds
 from vw2_robot.data.labelled_steps import LabelledVideo, cut_steps
 from vw2_robot.data.rlds import RldsSource
 from vw2_robot.data.rlds_writer import write_rlds
+from vw2_robot.data.statistics import mean_and_std
 from vw2_robot.errors import InputError
 
 
@@ -56,6 +58,23 @@ def test_every_drawn_episode_has_its_own_frames_and_actions(written: Path, tmp_p
     steps = cut_steps(video, frames=5, stride=4)
     assert np.allclose(steps.commanded[0, 0, 0], 4 * numbers[0] + 0.06)
     assert np.allclose(steps.commanded[0, 0, 6], numbers[0] + 0.015)  # of the gripper the mean
+
+
+def test_rlds_and_numpy_agree_about_the_spread_of_actions(written: Path, tmp_path: Path) -> None:
+    video = opened(written, tmp_path / "cache")
+    mean, std = mean_and_std(video.commanded)
+    everything = np.concatenate([actions[:-1] for actions in video.commanded])  # the last action of each means nothing
+    assert np.allclose(mean, everything.mean(axis=0))
+    assert np.allclose(std**2, ((everything - mean) ** 2).sum(axis=0) / (len(everything) - 1))
+    assert np.allclose(video.spread, (mean, std), rtol=1e-12)  # through rlds where that is installed
+    with pytest.raises(InputError, match="found 1 in 1 episodes"):
+        mean_and_std([np.ones((2, 7))])
+
+
+def test_steps_are_named_as_rlds_names_them() -> None:
+    rlds = pytest.importorskip("rlds", reason="rlds is not installed (extra replay)", exc_type=ImportError)
+    for name in ("STEPS", "OBSERVATION", "ACTION", "REWARD", "DISCOUNT", "IS_FIRST", "IS_LAST", "IS_TERMINAL"):
+        assert getattr(step_names, name) == getattr(rlds, name)
 
 
 def test_frames_and_actions_are_read_once(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

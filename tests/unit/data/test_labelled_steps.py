@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -64,6 +66,17 @@ def test_windows_may_begin_at_every_step_and_at_a_lower_rate(tmp_path):
     slow = cut_steps(video, frames=5, stride=4, target_hz=10)
     assert slow.frames[0].tolist() == [0, 3, 6, 9, 12]
     assert slow.commanded[0, 0, 0] == sum(range(12))
+    timed = cut_steps(video, frames=5, stride=4, gap_s=12 / 30)
+    assert timed.frames.tolist() == slow.frames.tolist()
+
+
+def test_a_cache_of_another_draw_is_refused_when_the_data_have_changed(tmp_path):
+    write(tmp_path / "calvin")
+    opened(tmp_path, episodes=2)
+    shutil.rmtree(tmp_path / "calvin")
+    write(tmp_path / "calvin", lengths=(13, 6, 3, 5, 7))
+    with pytest.raises(InputError, match=r"cache was made from other episodes than are drawn from .*; delete"):
+        opened(tmp_path, episodes=2)
 
 
 def test_nothing_to_cut_is_said(tmp_path):

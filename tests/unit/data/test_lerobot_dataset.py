@@ -11,6 +11,7 @@ from PIL import Image
 
 from vw2_robot.data import lerobot_dataset
 from vw2_robot.data.episodes import encode_jpeg
+from vw2_robot.data.formats import open_training
 from vw2_robot.data.lerobot_dataset import LeRobotSource
 from vw2_robot.errors import InputError
 
@@ -169,6 +170,27 @@ def test_cameras_are_named_in_full_or_in_short_and_never_guessed(tmp_path, film)
         assert WRIST in LeRobotSource(tmp_path, image_key=asked).parts()[0].name
     with pytest.raises(InputError, match=f"no camera 'depth'; it has: {TOP}, {WRIST}"):
         LeRobotSource(tmp_path, image_key="depth")
+
+
+@pytest.mark.parametrize(
+    ("tasks", "text"),
+    [(["open", "lid"], "open"), ("open ", "open"), ([b"open"], "open"), ([None], ""), (None, ""), ([], "")],
+)
+def test_an_instruction_is_the_first_task_however_it_is_stored(tasks, text):
+    assert lerobot_dataset._first_task(tasks) == text
+    with pytest.raises(TypeError, match="its task is 3, not text"):
+        lerobot_dataset._first_task([3])
+
+
+def test_training_leaves_out_what_the_set_calls_test(tmp_path, film):
+    write_set(tmp_path, film)
+    (source,) = open_training(tmp_path)
+    assert sum(part.episodes for part in source.parts()) == 4
+    both = open_training(tmp_path, splits=["train", "test"])
+    assert [[part.episodes for part in source.parts()] for source in both] == [[3, 1], [1]]
+    write_info(tmp_path, {TOP: feature("video")}, splits={})
+    (source,) = open_training(tmp_path)
+    assert sum(part.episodes for part in source.parts()) == 5  # no splits: everything is training
 
 
 def test_a_split_is_its_episodes(tmp_path, film):

@@ -8,6 +8,7 @@ import pytest
 
 from vw2_robot.data import object_arrays
 from vw2_robot.data.episodes import encode_jpeg
+from vw2_robot.data.object_arrays import load_pickle
 from vw2_robot.data.pickled_openx import PickledOpenXSource
 from vw2_robot.errors import InputError
 
@@ -57,7 +58,7 @@ def test_an_episode_is_read_whatever_the_protocol(tmp_path, protocol, form):
 @pytest.mark.parametrize(
     "text",
     [
-        "open it", b"open it", np.array(b"open it", object), np.bytes_(b"open it"),
+        "open it", b"open it", np.array(b"open it", object), np.bytes_(b"open it"), ["open it"], [b"", b"open it"],
         np.array([*b"open it", 0, 0, 0], np.int32),
     ],
 )  # fmt: skip
@@ -168,6 +169,15 @@ def test_links_to_pickles_are_followed(tmp_path):
     assert [part.name for part in PickledOpenXSource(tmp_path / "toto").parts()] == ["part/episode_0.pickle"]
 
 
+def test_an_array_whose_axes_were_swapped_is_read_as_numpy_2_5_stores_it(tmp_path):
+    content = b"\x96\x18" + b"\0" * 7 + bytes(range(24))  # BYTEARRAY8; NumPy 2.5: order "K" and the axes
+    array = b"cnumpy._core.numeric\n_frombuffer\n(" + content + b"cnumpy\ndtype\n(X\x02\0\0\0u1tR"
+    shape, axes = b"K\x02K\x03K\x04\x87", b"K\x01K\x02K\0\x87"
+    (tmp_path / "a.pickle").write_bytes(b"\x80\x05" + array + shape + b"X\x01\0\0\0K" + axes + b"tR.")
+    wanted = np.arange(24, dtype=np.uint8).reshape(2, 3, 4).transpose(1, 2, 0)
+    np.testing.assert_array_equal(load_pickle(tmp_path / "a.pickle"), wanted)
+
+
 def test_an_array_of_objects_cannot_hide_in_a_buffer(tmp_path):
     kind = b"cnumpy\ndtype\n(X\x02\x00\x00\x00O8tR"
     buffer = b"C\x08AAAAAAAA"  # eight bytes that would be taken for the address of an object
@@ -201,3 +211,12 @@ def test_a_folder_of_no_use_is_refused_at_once(tmp_path):
         PickledOpenXSource(tmp_path)
     with pytest.raises(InputError, match="the frame rate of 'mine' is not known"):
         PickledOpenXSource(save(tmp_path / "mine", episode()))
+
+
+def test_a_picture_in_a_dictionary_of_the_observation_has_a_name_with_a_slash(tmp_path):
+    image = np.full((4, 5, 3), 7, np.uint8)
+    folder = save(tmp_path, {"steps": [{"observation": {"images": {"top": image}, "state": 0}}]})
+    with pytest.raises(InputError, match=r"the observation holds: images/top, state\. Set image_key"):
+        everything(PickledOpenXSource(folder, hz=5))
+    (found,) = everything(PickledOpenXSource(folder, hz=5, image_key="images/top"))
+    np.testing.assert_array_equal(found.decode(0), image)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -12,10 +16,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
+from vw2_robot.data import reverb_server
 from vw2_robot.data.blocks import WindowOptions
 from vw2_robot.data.clips import make_windows
 from vw2_robot.data.episodes import Episode, EpisodeSource, Part, encode_jpeg
@@ -36,10 +42,11 @@ from vw2_robot.data.replay import (
 from vw2_robot.data.replay_ingest import IngestPlan, ingest
 from vw2_robot.data.reverb_reader import ReverbReader
 from vw2_robot.data.reverb_server import ReplayServer
-from vw2_robot.data.reverb_tables import ServerOptions
+from vw2_robot.data.reverb_tables import ServerOptions, load_reverb
 from vw2_robot.data.reverb_writer import ReverbWriter
-from vw2_robot.errors import InputError
-from vw2_robot.runs import mark
+from vw2_robot.errors import InputError, MissingExtraError
+from vw2_robot.pretrain.ingest import IngestConfig, fill_server
+from vw2_robot.storage import write_json
 
 OPTIONS = WindowOptions(frames=5, stride_s=2, window_stride=2)
 FRAME_BYTES = 1000
@@ -129,7 +136,7 @@ class Engine:
 @pytest.fixture(params=["memory", "reverb"])
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
     if request.param == "reverb":
-        pytest.importorskip("reverb", reason="Reverb is not installed (extra openx)")
+        pytest.importorskip("reverb", reason="Reverb is not installed (extra replay)")
     made = Engine(request.param, tmp_path / "replay")
     yield made
     made.close()
@@ -489,26 +496,98 @@ def test_data_without_a_window_are_named_instead_of_read_for_ever() -> None:
         in_order(Numbered([[1, 1], [0]]), 1)
 
 
-def test_a_damaged_or_lost_checkpoint_is_named(tmp_path: Path) -> None:
+def test_a_lost_checkpoint_is_named(tmp_path: Path) -> None:
     _, state = in_order(SOURCE, 2, path=tmp_path)
-    file = tmp_path / "rank-0" / state["file"]
-    file.write_bytes(b"PK nonsense")
-    with pytest.raises(InputError, match=r"replay-6\.npz is damaged"):
-        in_order(SOURCE, 2, path=tmp_path, state=state)
-    file.unlink()
-    with pytest.raises(InputError, match=r"replay-6\.npz is gone"):
-        in_order(SOURCE, 2, path=tmp_path, state=state)
     with pytest.raises(InputError, match=r"set replay\.path"):
         in_order(SOURCE, 2, state=state)
+    (tmp_path / "rank-0" / state["stored"]["file"]).unlink()
+    with pytest.raises(InputError, match=r"replay-6\.npz is gone"):
+        in_order(SOURCE, 2, path=tmp_path, state=state)
+    del state["stored"]
+    with pytest.raises(InputError, match="older version"):
+        in_order(SOURCE, 2, path=tmp_path, state=state)
+
+
+def damaged(file: Path, *, tries: int) -> Iterator[None]:
+    """Flip a random bit or cut the file at a random place, again and again; afterwards it is whole again."""
+    whole, rng = file.read_bytes(), np.random.default_rng(len(file.name))
+    for number in range(tries):
+        place = int(rng.integers(len(whole)))
+        if number % 3:
+            flipped = whole[place] ^ 1 << int(rng.integers(8))
+            file.write_bytes(whole[:place] + bytes([flipped]) + whole[place + 1 :])
+        else:
+            file.write_bytes(whole[: place if number else 0])
+        yield
+    file.write_bytes(whole)
+
+
+def test_damage_to_the_windows_of_a_memory_replay_is_noticed(tmp_path: Path) -> None:
+    first, state = in_order(SOURCE, 2, path=tmp_path)
+    file = tmp_path / "rank-0" / state["stored"]["file"]
+    for _ in damaged(file, tries=30):
+        with pytest.raises(InputError, match=rf"{file} is damaged.*start the run anew"):
+            in_order(SOURCE, 2, path=tmp_path, state=state)
+    assert first + in_order(SOURCE, 2, path=tmp_path, state=state)[0] == in_order(SOURCE, 4)[0]
+
+
+def test_only_checkpoints_of_its_own_are_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "rank-0"
+    folder.mkdir()
+    for name in ("replay-of-mine.npz", "replay-7.npz.bak", "replay-99.npz", ".replay-98.npz.tmp"):
+        (folder / name).write_text("x")
+    in_order(SOURCE, 2, path=tmp_path)
+    assert {path.name for path in folder.iterdir()} == {"replay-of-mine.npz", "replay-7.npz.bak", "replay-6.npz"}
+
+
+@pytest.fixture
+def owned(tmp_path: Path) -> Iterator[Callable[[Path], None]]:
+    """owned(folder): another process holds the lock of that folder until the test ends."""
+    held: list[subprocess.Popen[bytes]] = []
+
+    def hold(folder: Path) -> None:
+        code = (
+            "import pathlib, sys; from vw2_robot.locks import lock_folder\n"
+            "lock = lock_folder(pathlib.Path(sys.argv[1]), what='a holder')\n"
+            "print('held', flush=True); sys.stdin.read()"
+        )
+        arguments = [sys.executable, "-c", code, str(folder)]
+        held.append(subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+        assert held[-1].stdout is not None
+        assert held[-1].stdout.readline() == b"held\n"
+
+    yield hold
+    for process in held:
+        process.communicate()
+
+
+def test_a_folder_that_another_process_uses_is_refused_before_it_is_touched(
+    tmp_path: Path, owned: Callable[[Path], None]
+) -> None:
+    owned(tmp_path / "memory" / "rank-0")
+    with pytest.raises(InputError, match=r"memory/rank-0 is in use by another run: a holder, process \d+"):
+        in_order(SOURCE, 2, path=tmp_path / "memory")
+    assert [path.name for path in (tmp_path / "memory" / "rank-0").iterdir()] == [".lock"]
+    pytest.importorskip("reverb", reason="Reverb is not installed (extra openx)")
+    owned(tmp_path / "server")
+    with pytest.raises(InputError, match=r"server is in use by another run: a holder, process \d+"):
+        ReplayServer(ServerOptions(), path=tmp_path / "server", port=free_port())
+    assert [path.name for path in (tmp_path / "server").iterdir()] == [".lock"]
 
 
 # --------------------------------------------------------------------------------------------------------- reverb
 
 
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="Reverb is made for this Python")
+def test_where_reverb_is_not_made_for_python_the_message_says_so() -> None:
+    with pytest.raises(MissingExtraError, match=r"Reverb is made for Python 3\.10 and 3\.11, .*replay=memory"):
+        load_reverb()
+
+
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Callable[..., str]]:
     """served(**options) -> address of a server."""
-    pytest.importorskip("reverb", reason="Reverb is not installed (extra openx)")
+    pytest.importorskip("reverb", reason="Reverb is not installed (extra replay)")
     servers: list[ReplayServer] = []
 
     def serve(**options: Any) -> str:
@@ -524,7 +603,7 @@ def served(tmp_path: Path) -> Iterator[Callable[..., str]]:
 @pytest.mark.parametrize("written_first", [False, True])
 def test_a_server_that_goes_back_in_the_middle_of_an_episode_is_noticed(tmp_path: Path, written_first: bool) -> None:
     """Windows that it had confirmed are gone, while Reverb's writer reconnects and goes on as if nothing had been."""
-    pytest.importorskip("reverb", reason="Reverb is not installed (extra openx)")
+    pytest.importorskip("reverb", reason="Reverb is not installed (extra replay)")
     options, port = ServerOptions(frames=5, stride_s=2), free_port()
     servers = [ReplayServer(options, path=tmp_path, port=port)]
     writer = ReverbWriter(f"127.0.0.1:{port}", timeout_s=30)
@@ -587,15 +666,99 @@ def test_a_folder_of_another_server_is_refused(served: Callable[..., str]) -> No
 
 def test_the_options_of_restored_tables_are_compared(tmp_path: Path) -> None:
     """Reverb keeps the old size of a table, whatever the new server was asked for."""
-    pytest.importorskip("reverb", reason="Reverb is not installed (extra openx)")
+    pytest.importorskip("reverb", reason="Reverb is not installed (extra replay)")
     port = free_port()
     server = ReplayServer(ServerOptions(max_windows=50), path=tmp_path, port=port)
     server.checkpoint(timeout_s=10)
     server.stop()
     asked = ServerOptions(max_windows=60)
-    mark(tmp_path / "replay.json", {"options": dataclasses.asdict(asked), "sessions": 1})
+    write_json(tmp_path / "replay.json", {"options": dataclasses.asdict(asked), "sessions": 1}, sealed=True)
     with pytest.raises(InputError, match=r"queue-0.*50.*queue-0.*60"):
         ReplayServer(asked, path=tmp_path, port=free_port())
+
+
+def test_damage_to_what_a_server_stored_is_noticed_before_reverb_reads_it(tmp_path: Path) -> None:
+    pytest.importorskip("reverb", reason="Reverb is not installed (extra openx)")
+    start = partial(ReplayServer, ServerOptions(frames=5, stride_s=2), path=tmp_path, port=free_port())
+    server = start()
+    writer = ReverbWriter(f"127.0.0.1:{server.port}", timeout_s=5)
+    fill(SOURCE, writer)
+    stored = Path(server.checkpoint(timeout_s=10))
+    writer.close()
+    server.stop()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "replay.json"]
+    files = [tmp_path / "replay.json", *(path for path in stored.iterdir() if path.stat().st_size)]
+    assert len(files) == 5
+    for file in files:
+        for _ in damaged(file, tries=12):
+            with pytest.raises(InputError, match=rf"{tmp_path}.*use another folder, or delete this one"):
+                start()
+        file.rename(tmp_path / "away")
+        with pytest.raises(InputError, match=rf"({file.name}|{stored.name}).*use another folder, or delete this one"):
+            start()
+        (tmp_path / "away").rename(file)
+    server = start()
+    assert server.sizes() == {"queue-0": expected(SOURCE).total() + 1}  # the end of the data
+    server.stop()
+
+
+def test_the_older_checkpoint_of_a_server_goes_when_the_newer_is_on_disk(
+    served: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = ReverbReader(served())
+    first = Path(reader.checkpoint(timeout_s=10))
+    with monkeypatch.context() as patch:
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "manifest.json")
+        patch.setattr(reverb_server, "write_manifest", Mock(side_effect=full))
+        with pytest.raises(InputError, match=r"cannot be written .*No space left on device: 'manifest\.json'"):
+            reader.checkpoint(timeout_s=10)
+    assert [*first.parent.iterdir()] == [first]
+    second = Path(reader.checkpoint(timeout_s=10))
+    assert [*first.parent.iterdir()] == [second] != [first]
+    assert not [*(tmp_path / "server" / ".reverb").iterdir()]
+    reader.close()
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_checkpoint_waits_for_a_server_that_is_started_again(
+    tmp_path: Path, when: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("reverb", reason="Reverb is not installed (extra openx)")
+    start = partial(ReplayServer, ServerOptions(frames=5, stride_s=2), path=tmp_path, port=free_port())
+    servers = [start()]
+    reader = ReverbReader(f"127.0.0.1:{servers[0].port}")
+    first = reader.checkpoint(timeout_s=10)
+    real = reader._client
+
+    class Restarted:
+        """A client whose server ends before it has answered, and is back later."""
+
+        server_info = staticmethod(real.server_info)
+
+        def checkpoint(self) -> str:
+            reader._client = real
+            return str(restarted())
+
+    def restarted() -> str | None:
+        servers.pop().stop()
+        timer = threading.Timer(0.7, lambda: servers.append(start()))
+        timer.start()
+        return real.checkpoint() if when == "meanwhile" else None
+
+    if when == "meanwhile":
+        reader._client = Restarted()
+    else:
+        restarted()
+    second = reader.checkpoint(timeout_s=60)
+    assert Path(second).is_dir()
+    assert not Path(first).exists()
+    assert "The checkpoint waits for it, at most 60 s" in caplog.text
+    servers.pop().stop()
+    begin = time.monotonic()
+    with pytest.raises(ReplayTimeout, match=r"no checkpoint of the replay within 1 s: no replay server listens at"):
+        reader.checkpoint(timeout_s=1)
+    assert time.monotonic() - begin < 5
+    reader.close()
 
 
 def test_a_taken_port_is_named(served: Callable[..., str], tmp_path: Path) -> None:
@@ -605,7 +768,7 @@ def test_a_taken_port_is_named(served: Callable[..., str], tmp_path: Path) -> No
 
 
 def test_a_server_that_is_not_there_is_named_in_time() -> None:
-    pytest.importorskip("reverb", reason="Reverb is not installed (extra openx)")
+    pytest.importorskip("reverb", reason="Reverb is not installed (extra replay)")
     address = f"127.0.0.1:{free_port()}"
     begin = time.monotonic()
     for opened in (ReverbReader, ReverbWriter):
@@ -614,6 +777,20 @@ def test_a_server_that_is_not_there_is_named_in_time() -> None:
     assert time.monotonic() - begin < 5
     with pytest.raises(InputError, match="host:port"):
         ReverbReader("localhost", timeout_s=0.3)
+
+
+def test_ingest_processes_that_do_not_share_one_plan_are_refused(served: Callable[..., str]) -> None:
+    """Each by itself would do well, but windows would come twice, or not at all."""
+    address = served(ingests=2)
+    first, second = (ReverbWriter(address, ingest=number, timeout_s=5) for number in range(2))
+    fill(SOURCE, first, ingest=0, ingests=2)
+    with pytest.raises(InputError, match=r"ingest 0 of the replay server at .* was filled by another plan"):
+        fill(SOURCE, second, ingest=1, ingests=2, seed=1)
+    with pytest.raises(InputError, match="was started for 2 ingest processes"):
+        fill_server(IngestConfig(address))
+    fill(SOURCE, second, ingest=1, ingests=2)
+    first.close()
+    second.close()
 
 
 def test_a_second_process_with_the_same_number_is_noticed(served: Callable[..., str]) -> None:

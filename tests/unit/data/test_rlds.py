@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed (extra openx)")
 tfds = pytest.importorskip("tensorflow_datasets", reason="TFDS is not installed (extra openx)")
@@ -289,6 +290,72 @@ def write_array_record(out: Path) -> Path:
     return out
 
 
+def write_own(out: Path, *, observation: dict[str, Any], metadata: dict[str, Any]) -> Path:
+    """A set that is in no table: two episodes of three steps; an entry is (feature, its value by episode and step)."""
+
+    def features_of(entries: dict[str, Any]) -> dict[str, Any]:
+        return {key: features_of(entry) if isinstance(entry, dict) else entry[0] for key, entry in entries.items()}
+
+    def values(entries: dict[str, Any], k: int, t: int) -> dict[str, Any]:
+        return {key: values(e, k, t) if isinstance(e, dict) else e[1](k, t) for key, e in entries.items()}
+
+    feature = tfds.features
+    whole = {"observation": observation}
+    out.mkdir()
+    features = feature.FeaturesDict(
+        {"steps": feature.Dataset(features_of(whole)), "episode_metadata": features_of(metadata)}
+    )
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name="my_robot", version=tfds.core.Version("1.0.0"), data_dir=str(out), module_name=""
+    )
+    info = tfds.core.DatasetInfo(builder=identity, features=features, description="")
+    info.set_file_format("tfrecord")
+    writer = tfds.core.SequentialWriter(info, 10, overwrite=True)
+    writer.initialize_splits(["train"], fail_if_exists=False)
+    for k in range(2):
+        steps = [values(whole, k, t) for t in range(3)]
+        writer.add_examples({"train": [{"steps": steps, "episode_metadata": values(metadata, k, 0)}]})
+    writer.close_all()
+    return out
+
+
+def picture(shade: int) -> tuple[Any, Callable[[int, int], NDArray[np.uint8]]]:
+    return tfds.features.Image(shape=(8, 8, 3)), lambda k, t: np.full((8, 8, 3), shade + 10 * k + t, np.uint8)
+
+
+def scalar(value: float) -> tuple[Any, Callable[[int, int], np.float32]]:
+    return tfds.features.Scalar(dtype=np.float32), lambda k, t: np.float32(value)
+
+
+def test_pictures_and_words_of_a_set_of_ones_own_are_found_where_they_lie(tmp_path: Path) -> None:
+    """Three numbers in a dictionary are no picture; pictures in one have a name with a slash; words may be metadata."""
+    joints = {"joints": scalar(0), "tool": scalar(0), "gripper": scalar(0)}
+    say = (tfds.features.Text(), lambda k, t: f"push {k}")
+    number = (tfds.features.Scalar(dtype=np.int64), lambda k, t: k)
+    folder = write_own(
+        tmp_path / "nested",
+        observation={"images": {"top": picture(0), "wrist": picture(100)}, "state": joints},
+        metadata={"language_instruction": number, "instruction": say},
+    )
+    assert describe_rlds(folder).image_keys == {"images/top": (8, 8), "images/wrist": (8, 8)}
+    with pytest.raises(InputError, match=r"set image_key to one of: images/top 8x8, images/wrist 8x8"):
+        RldsSource(folder, hz=5)
+    with pytest.raises(InputError, match=r"rate of 'my_robot' is not known .* give hz, .*\(data\.hz=5\)"):
+        RldsSource(folder, image_key="images/top")
+    for key, shade in (("images/top", 0), ("images/wrist", 100)):
+        data = pickle.loads(pickle.dumps(RldsSource(folder, image_key=key, hz=5)))
+        found = list(data.read(0))
+        assert [(e.instruction, e.hz, len(e)) for e in found] == [("push 0", 5.0, 3), ("push 1", 5.0, 3)]
+        assert [int(e.decode(2).max()) for e in found] == [shade + 2, shade + 12]
+
+    only = write_own(tmp_path / "only", observation={"image": picture(0), "state": joints}, metadata={"hz": scalar(7)})
+    (first, _) = RldsSource(only).read(0)
+    assert (first.instruction, first.hz, first.decode(1).max()) == ("", 7.0, 1)
+    blind = write_own(tmp_path / "blind", observation={"state": joints}, metadata={"hz": scalar(7)})
+    with pytest.raises(InputError, match=r"has no picture: expected uint8 .* which holds: state"):
+        RldsSource(blind)
+
+
 def test_array_record_files_are_read_too_and_a_damaged_one_is_named(tmp_path: Path) -> None:
     data = RldsSource(write_array_record(tmp_path))
     later = RldsSource(tmp_path, splits=("train[1:]",))
@@ -508,7 +575,7 @@ def test_a_missing_tensorflow_is_answered_with_the_extra() -> None:
         "from vw2_robot.data.rlds import read_rlds\n"
         "from vw2_robot.errors import MissingExtraError\n"
         "try: read_rlds('.')\n"
-        "except MissingExtraError as error: assert 'vw2-robot[openx]' in str(error), error\n"
+        "except MissingExtraError as error: assert '[openx]' in str(error), error\n"
         "else: raise SystemExit('no error')\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[3], check=True)
@@ -522,3 +589,15 @@ def test_nothing_but_rlds_brings_tensorflow_in() -> None:
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[3], check=True)
+
+
+def test_nobody_without_a_home_gets_a_folder_called_tilde(tmp_path: Path) -> None:
+    code = (
+        "import os, pwd\n"
+        "def nobody(uid): raise KeyError(uid)\n"
+        "pwd.getpwuid = nobody; del os.environ['HOME']\n"
+        "from vw2_robot.data.rlds_builder import load_tensorflow\n"
+        "load_tensorflow()"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert not list(tmp_path.iterdir())

@@ -31,6 +31,15 @@ def test_every_codec_gives_the_pictures_in_order_with_their_times(tmp_path, film
     assert facts.seconds == pytest.approx(3.0, abs=0.05)
 
 
+def test_a_film_whose_title_is_no_text_is_read(tmp_path, film, number_of):
+    path = film(tmp_path / "a.mp4", range(3))
+    written = path.read_bytes()
+    assert b"Lavf" in written  # the name of the program that wrote it
+    path.write_bytes(written.replace(b"Lavf", b"\xff\xfe\xff\xfe"))
+    assert describe_video(path).hz == 10.0
+    assert [number_of(frame.picture()) for frame in timed_frames(path)] == [0, 1, 2]
+
+
 def test_colours_come_back(tmp_path, film, picture):
     frame = next(iter(timed_frames(film(tmp_path / "a.mp4", [5, 5, 5])))).picture()
     assert np.abs(frame.astype(int) - picture(5)).mean() < 4

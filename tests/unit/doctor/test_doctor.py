@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import pickle
 import re
 import sys
 
@@ -15,6 +16,7 @@ from vw2_robot.doctor import __main__ as doctor
 from vw2_robot.doctor.data_report import ClipOptions, format_bytes, spread_episodes, write_data_report
 from vw2_robot.doctor.data_sets import describe, find_data_sets
 from vw2_robot.doctor.packages import CORE, list_packages, missing_extras
+from vw2_robot.errors import install_command
 
 
 def write_calvin(root, *, lengths=(40, 8), words=("pull the drawer", "<b>push</b> & hold")):
@@ -93,15 +95,15 @@ def test_packages_are_listed_by_extra(monkeypatch, capsys):
 
 
 def test_a_missing_package_is_seen_and_an_unused_extra_does_not_hurt(monkeypatch, capsys):
-    lines = ["torch>=2.4", "numpy>=99", 'no-such-thing>=1; extra == "serve"', 'pytest; extra == "dev"']
+    lines = ["torch>=2.4", "numpy>=99", 'no-such-thing>=1; extra == "sing"', 'pytest; extra == "dev"']
     monkeypatch.setattr("importlib.metadata.requires", lambda name: lines)
     packages = list_packages()
     assert [(p.extra, p.name, p.fits) for p in packages] == [
-        (CORE, "torch", True), (CORE, "numpy", False), ("serve", "no-such-thing", False),
+        (CORE, "torch", True), (CORE, "numpy", False), ("sing", "no-such-thing", False),
     ]  # fmt: skip
-    assert missing_extras(packages) == [CORE, "serve"]
+    assert missing_extras(packages) == [CORE, "sing"]
     status, said = vw2_doctor(monkeypatch, capsys, "packages")
-    assert (status, 'pip install "vw2-robot[serve]"' in said) == (1, True)
+    assert (status, f"to get what sing needs: {install_command('sing')}" in said) == (1, True)
     del lines[1]
     assert vw2_doctor(monkeypatch, capsys, "packages")[0] == 0
 
@@ -122,7 +124,7 @@ def test_a_checkout_that_is_not_installed_says_so(monkeypatch, capsys):
         (["packages", "report=x.html"], "add the section data"),
         (["data", "clips.count=0"], "clips.count=0"),
         (["data", "clips.frames=1"], "frames >= 2"),
-        (["data", "clips.target_hz=5"], "not both"),
+        (["data", "clips.target_hz=5", "clips.gap_s=0.6"], "not both"),
         (["data", "data.depht=3"], "depht"),
     ],
 )
@@ -130,6 +132,17 @@ def test_what_makes_no_sense_is_refused(monkeypatch, capsys, wrong, said):
     status, output = vw2_doctor(monkeypatch, capsys, *wrong)
     assert status == 1
     assert said in output
+
+
+def test_a_set_that_tells_no_rate_is_shown_at_the_one_that_is_given(tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_robot").mkdir()
+    image = np.zeros((4, 5, 3), np.uint8)
+    with (tmp_path / "my_robot" / "0.pickle").open("wb") as file:
+        pickle.dump({"steps": [{"observation": {"image": image}}] * 6}, file)
+    words = ["data", f"data.path={tmp_path}", f"report={tmp_path / 'page.html'}"]
+    status, said = vw2_doctor(monkeypatch, capsys, *words)
+    assert (status, "give hz, frames per second" in said) == (1, True)
+    assert vw2_doctor(monkeypatch, capsys, *words, "clips.hz=5")[0] == 0
 
 
 def test_the_page_shows_the_pictures_that_training_would_take_with_their_times(tmp_path):

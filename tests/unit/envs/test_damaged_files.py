@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +32,16 @@ def half_the_lines(data: bytes) -> bytes:
     return b"".join(lines[: len(lines) // 2])
 
 
+def no_number(data: bytes) -> bytes:
+    return data.replace(b"\nf ", b"\nf " + b"1" * 5000 + b" ", 1)
+
+
+def poster(data: bytes, side: int = 60_000) -> bytes:
+    """The same PNG, but for what its head says about its size."""
+    head = data[12:16] + struct.pack(">II", side, side) + data[24:29]
+    return data[:12] + head + struct.pack(">I", zlib.crc32(head)) + data[33:]
+
+
 @pytest.mark.parametrize(
     ("pattern", "damage", "says"),
     [
@@ -45,7 +57,10 @@ def half_the_lines(data: bytes) -> bytes:
         ("calvin_table_D/meshes/base_link_0.obj", lambda data: data[:-1], "stops in the middle of a line"),
         ("franka_panda/meshes/collision/hand.obj", half, "is cut short|holds no surface|fewer than three"),
         ("calvin_table_D/**/*.mtl", noise, "describes no material"),
+        ("calvin_table_D/meshes/base_link_0.obj", no_number, "holds a face with a corner that is no number"),
         ("calvin_table_D/**/*.png", nothing, "is empty"),
+        ("calvin_table_D/**/*.png", poster, "is too large a picture"),
+        ("calvin_table_D/**/*.png", lambda data: poster(data, 9_000), r"is too large a picture \(9000 x 9000\)"),
         ("calvin_table_D/**/*.png", half, "is a damaged picture"),
         ("calvin_table_D/**/*.png", noise, "is no picture"),
     ],
@@ -60,6 +75,14 @@ def test_a_damaged_file_is_named_with_its_flaw(
     with pytest.raises(InputError, match=rf"holds 1 damaged file\(s\) of scene D: {name} ({says})") as caught:
         find_assets(assets, "D")
     assert 'restore them, or give "builtin"' in str(caught.value)
+
+
+def test_a_mesh_that_lies_somewhere_else_is_named(tmp_path: Path) -> None:
+    assets = Path(shutil.copytree(BUILTIN_ASSETS, tmp_path / "assets"))
+    file = sorted(assets.glob("calvin_table_D/urdf/*.urdf"))[0]
+    file.write_bytes(file.read_bytes().replace(b'filename="', b'filename="/nowhere/', 1))
+    with pytest.raises(InputError, match=r"misses 1 file\(s\) of scene D: /nowhere/"):
+        find_assets(assets, "D")
 
 
 def test_a_file_is_looked_at_again_once_it_has_changed(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -294,6 +295,16 @@ def test_several_scenes_share_a_split(tmp_path):
         env.reset_physics(**dict(zip(("robot_obs", "scene_obs"), rows, strict=True)))
         assert np.abs(picture.astype(int) - env.render_depth("static")[0].astype(int)).mean() < 2, trajectory.scene
         env.close()
+
+
+def test_scenes_that_get_no_recording_are_named(tmp_path, capsys):
+    few = config(
+        tmp_path / "few", env={**ENV, "scene": "ACD"}, episodes=2, validation_episodes=1, tasks=["turn_on_led"]
+    )
+    assert few.scenes_left_out() == {"training": ["D"], "validation": ["C", "D"]}
+    assert replace(few, episodes=3, validation_episodes=0).scenes_left_out() == {}
+    record(replace(few, episodes=1, validation_episodes=0))
+    assert "training: no recording of scene C, D, since there are fewer" in capsys.readouterr().out
 
 
 def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path):

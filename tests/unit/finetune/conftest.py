@@ -70,18 +70,33 @@ def write_calvin(tmp_path):
     return write
 
 
-@pytest.fixture
-def pretrained(tmp_path):
+def save_pretrained(folder, **facts):
     torch.manual_seed(0)
     policy = LatentPolicy(POLICY, generator=torch.Generator().manual_seed(0))
     save_checkpoint(
-        tmp_path / "pretrained",
+        folder,
         kind="policy",
         config={"policy": config_tree(POLICY), "dldm": config_tree(DLDM_TINY), "head": None},
         modules={"policy": policy, "dldm": DLDM(DLDM_TINY)},
-        facts={"encoder_hash": "e" * 64},
+        facts={"encoder_hash": "e" * 64, **facts},
     )
-    return tmp_path / "pretrained"
+    return folder
+
+
+@pytest.fixture
+def pretrained(tmp_path):
+    return save_pretrained(tmp_path / "pretrained")
+
+
+@pytest.fixture
+def pretrained_at(tmp_path):
+    """A policy whose codes were learned at a rate of their own: (target_hz, gap_s, the clips' true rates)."""
+
+    def save(target_hz, gap_s, latent_hz):
+        time_base = {"target_hz": target_hz, "gap_s": gap_s}
+        return str(save_pretrained(tmp_path / "timed", time_base=time_base, latent_hz=latent_hz))
+
+    return save
 
 
 @pytest.fixture

@@ -6,7 +6,13 @@ from vw2_robot.data.calvin import CalvinDataset
 from vw2_robot.data.object_arrays import load_object
 from vw2_robot.data.statistics import ActionStatistics
 from vw2_robot.errors import InputError
-from vw2_robot.finetune.labelled_windows import LabelledWindows, cache_calvin, hand_poses, split_trajectories
+from vw2_robot.finetune.labelled_windows import (
+    LabelledWindows,
+    cache_calvin,
+    hand_poses,
+    split_trajectories,
+    window_offsets,
+)
 from vw2_robot.models.causal_video import LevelConfig, StemConfig
 from vw2_robot.models.dldm import DLDM
 from vw2_robot.models.dldm_config import DLDMConfig, QFormerConfig
@@ -105,6 +111,26 @@ def test_codes_are_of_the_frames_that_follow_a_start_and_stop_at_the_end(write_c
     assert windows.codes[:, 0].tolist() == expected
 
 
+@pytest.mark.parametrize("time_base", [{"target_hz": 15.0}, {"gap_s": 2 * 2 / 30}])
+def test_a_window_lasts_as_long_as_the_codes_were_learned_to_last(write_calvin, time_base):
+    """Codes of every second frame: a latent step of two clip frames spans four frames, and the actions between them."""
+    dataset, frames = opened(write_calvin())
+    windows = LabelledWindows(dataset, frames, (1, 3), steps=1, stride=2, statistics=plain(), **time_base)
+    windows.teach(FramesSeen(), torch.device("cpu"), batch=5)
+    for row, start in enumerate(windows.start.tolist()):
+        assert windows.codes[row, 0].tolist() == [min(start + t, 6) for t in (0, 2, 4)]
+        assert windows.valid[row].tolist() == [start + 4 <= 6]
+        assert windows.real[row].tolist() == [start + i < 7 for i in range(4)]
+        times = [(start + i) / 10 if start + i < 7 else 0 for i in range(4)]
+        np.testing.assert_allclose(windows.actions[row, :, 0], times, atol=1e-7)
+
+
+def test_latent_steps_that_are_not_alike_in_actions_are_refused():
+    assert window_offsets(1, stride=4, hz=30.0, target_hz=6.7).tolist() == [0, 4, 9, 13, 18]
+    with pytest.raises(InputError, match=r"end at time steps \[18, 36, 54, 72, 90, 107\] .*latent_steps=1.*gap_s=0.6"):
+        window_offsets(6, stride=4, hz=30.0, target_hz=6.7)
+
+
 def test_codes_are_those_of_the_dldm_whatever_the_batch(write_calvin):
     torch.manual_seed(0)
     config = DLDMConfig(
@@ -131,6 +157,14 @@ def test_images_are_the_first_frames_of_their_windows(write_calvin):
     assert image.shape == (2, 3, 16, 16)
     shown = ((image[:, :, 0, 0] + 1) * 127.5).round().tolist()
     assert shown == [[20, 20, 0], [60, 30, 0]]  # trajectory 1 at time 2, trajectory 3 at time 3
+
+
+def test_labels_in_other_units_are_refused_before_anything_is_learned(write_calvin):
+    root = write_calvin(length=13)  # dx reaches 1.2
+    with pytest.raises(
+        InputError, match=r"training/0000100-0000112/task_1: dx is 1\.1 at its time step 11; .*rel_actions"
+    ):
+        windows_of(root)
 
 
 def test_statistics_come_from_the_selected_labels_alone(write_calvin):

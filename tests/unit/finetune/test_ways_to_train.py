@@ -87,6 +87,34 @@ def test_every_way_resumes_to_the_same_bytes_and_acts(configured, write_calvin, 
     assert VW2Agent.from_pretrained(tmp_path / "killed").infer(look())["actions"].shape == (4, 7)
 
 
+@pytest.mark.parametrize(("target_hz", "gap_s", "every"), [(15.0, None, 2), (None, 0.4, 3)])
+def test_a_policy_acts_for_as_long_as_its_codes_last(
+    configured, write_calvin, tmp_path, pretrained_at, target_hz, gap_s, every
+):
+    """Four clip frames of every second or third of CALVIN's frames are one latent step of 8 or 12 actions."""
+    policy, data = pretrained_at(target_hz, gap_s, [30 / every]), write_calvin(length=11)
+    finetune(configured(data, "full", policy=policy, replan_every=8))
+    agent = VW2Agent.from_pretrained(tmp_path / "run")
+    assert (agent.metadata["horizon"], agent.metadata["control_hz"]) == (4 * every, 30.0)
+    assert agent.infer(look())["actions"].shape == (4 * every, 7)
+    finetune(configured(data, "full", policy=str(tmp_path / "run"), run="again"))  # the time base is handed on
+    assert VW2Agent.from_pretrained(tmp_path / "again").metadata["horizon"] == 4 * every
+    network = Network(like=policy)  # the same network, untrained: the arms of a comparison act alike
+    finetune(configured(data, "scratch", network=network, run="scratch"))
+    assert VW2Agent.from_pretrained(tmp_path / "scratch").metadata["horizon"] == 4 * every
+
+
+@pytest.mark.parametrize(
+    ("target_hz", "gap_s", "latent_hz", "words"),
+    [(60.0, None, [60.0], "60 frames per second.*give 30"), (None, 0.02, [200.0], "longer data.gap_s")],
+)
+def test_codes_of_a_rate_that_the_labelled_data_cannot_give_are_refused(
+    configured, write_calvin, pretrained_at, target_hz, gap_s, latent_hz, words
+):
+    with pytest.raises(InputError, match=words):
+        finetune(configured(write_calvin(), "full", policy=pretrained_at(target_hz, gap_s, latent_hz)))
+
+
 @pytest.mark.parametrize("way", ["head", "lora", "last_n"])
 def test_what_a_preset_keeps_stays_bit_equal_although_weight_decay_is_on(
     configured, write_calvin, tmp_path, pretrained, way

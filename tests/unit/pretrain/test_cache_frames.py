@@ -4,7 +4,7 @@ import pytest
 from vw2_robot.data.calvin_writer import CalvinWriter
 from vw2_robot.data.episodes import BadEpisodes, Episode, Part, TooManyBadError
 from vw2_robot.errors import InputError
-from vw2_robot.pretrain.cache_frames import heads, open_sources
+from vw2_robot.pretrain.cache_frames import _tell_of_new_parts, heads, open_sources
 from vw2_robot.pretrain.config import DataConfig
 
 
@@ -29,6 +29,28 @@ def test_two_data_sets_of_one_name_are_refused_since_their_episodes_could_not_be
     paths = [write_calvin(tmp_path / name, scene="A") for name in ("first", "second")]
     with pytest.raises(InputError, match=r"more than one data set is called calvin_A"):
         open_sources(DataConfig(path=paths))
+
+
+def test_options_that_a_mixture_has_no_use_for_are_refused():
+    with pytest.raises(ValueError, match=r"data.image_key and data.hz: data.mixture=octo takes that from the table"):
+        DataConfig(path="DIR", mixture="octo", image_key="top", hz=5.0)
+
+
+def test_data_that_came_after_the_cache_was_complete_are_named(tmp_path, capsys):
+    class Shelf:
+        name = "films"
+
+        def __init__(self, *names):
+            self.names = names
+
+        def parts(self):
+            return [Part(name, 1) for name in self.names]
+
+    _tell_of_new_parts(tmp_path, [Shelf("a.mp4")], was_complete=False)
+    _tell_of_new_parts(tmp_path, [Shelf("a.mp4")], was_complete=True)
+    assert capsys.readouterr().out == ""
+    _tell_of_new_parts(tmp_path, [Shelf("a.mp4", "b.mp4")], was_complete=True)
+    assert "1 of 2 parts of the data (films: b.mp4) are not in" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("more", [{"mixture": "octo"}, {"source": "bridge_dataset"}])

@@ -15,7 +15,14 @@ from vw2_robot.models.dldm import DLDM
 from vw2_robot.models.dldm_config import DLDMConfig, QFormerConfig
 from vw2_robot.pixels import to_model_range
 from vw2_robot.pretrain.config import DataConfig, LatentsConfig, Pretrain
-from vw2_robot.pretrain.extract_latents import Encoder, _encode_episodes, _say, _write_shards, slice_agreement
+from vw2_robot.pretrain.extract_latents import (
+    Encoder,
+    _encode_episodes,
+    _facts,
+    _say,
+    _write_shards,
+    slice_agreement,
+)
 from vw2_robot.runs import Hardware
 
 CONFIG = DLDMConfig(
@@ -46,9 +53,7 @@ def test_every_window_holds_the_codes_of_its_own_frames(tmp_path):
     frames = FrameCache(tmp_path / "frames")
     torch.manual_seed(0)
     dldm = DLDM(CONFIG).eval()
-    config = SimpleNamespace(
-        dldm=CONFIG, extract_latents=LatentsConfig(cache_stride=3, batch=4), data=SimpleNamespace(target_hz=None)
-    )
+    config = SimpleNamespace(dldm=CONFIG, extract_latents=LatentsConfig(cache_stride=3, batch=4), data=DataConfig())
     windows = _encode_episodes(config, dldm, frames, range(3), torch.device("cpu"))
     assert windows.episode.tolist() == [1, 1, 2, 2, 2, 2]
     assert windows.start.tolist() == [0, 3, 0, 3, 6, 9]
@@ -58,6 +63,13 @@ def test_every_window_holds_the_codes_of_its_own_frames(tmp_path):
         wanted = [min(start + t, lengths[episode] - 1) for t in range(9)]
         clip = to_model_range(torch.from_numpy(frames.read(episode, wanted)))[None]
         assert windows.codes[row].tolist() == dldm.indices(clip)[0].tolist()
+    slow = SimpleNamespace(**{**vars(config), "data": DataConfig(gap_s=2 / 5 * 4)})  # every second frame
+    windows = _encode_episodes(slow, dldm, frames, range(3), torch.device("cpu"))
+    assert windows.start.tolist() == [0, 0]  # the others leave no latent step
+    assert windows.valid.tolist() == [[True, False]] * 2
+    clip = to_model_range(torch.from_numpy(frames.read(2, np.minimum(2 * np.arange(9), 13))))[None]
+    assert windows.codes[1].tolist() == dldm.indices(clip)[0].tolist()
+    assert _facts(slow, frames, windows)["hz"] == [2.5]
 
 
 def cached(codes, starts_per_episode):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vw2_robot.checkpoint import save_checkpoint
+from vw2_robot.checkpoint import load_checkpoint, save_checkpoint
 from vw2_robot.config_tree import config_tree
 from vw2_robot.data.episodes import Episode
 from vw2_robot.data.frames import FrameCache, cache_frames
@@ -22,7 +22,7 @@ from vw2_robot.picture_metrics import psnr
 from vw2_robot.pixels import to_model_range, to_pixels
 from vw2_robot.pretrain import imagine as program
 from vw2_robot.pretrain.imagination import Renderer, imagine_segments, plan_of
-from vw2_robot.pretrain.imagine import Imagine, imagine
+from vw2_robot.pretrain.imagine import Imagine, imagine, read_photograph
 from vw2_robot.pretrain.train_dldm import encoder_hash
 from vw2_robot.runs import Hardware
 
@@ -193,6 +193,23 @@ def test_true_codes_are_compared_with_the_true_continuation(trained, filmed):
     assert facts["codes"] == [step for clip in clips for step in model.indices(clip)[0].tolist()]
 
 
+def test_the_true_continuation_is_shown_at_the_rate_of_the_codes(trained, filmed):
+    checkpoint = load_checkpoint(trained / "policy", kind="policy")
+    policy, model = LatentPolicy.of_checkpoint(checkpoint), dldm()
+    save_checkpoint(
+        trained / "slow",
+        kind="policy",
+        config=checkpoint.config,
+        modules={"policy": policy, "dldm": model},
+        files=checkpoint.files,
+        facts={**checkpoint.facts, "time_base": {"target_hz": 2.5, "gap_s": None}, "latent_hz": [2.5]},
+    )
+    imagine(settings(trained, policy=str(trained / "slow"), codes="encoded"))
+    _, frames, fps = filmed[0]
+    assert fps == 2.5
+    np.testing.assert_array_equal(frames[:, :, 16:], FrameCache(trained / "frames").read(0, 2 * np.arange(9)))
+
+
 def test_an_image_and_words_become_predicted_codes_and_a_rendered_video(trained, filmed):
     picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     Image.fromarray(picture).save(trained / "table.png")
@@ -276,3 +293,23 @@ def test_wrong_input_is_named(trained, filmed, monkeypatch, change, message):
 def test_contradictions_are_refused(trained, change, message):
     with pytest.raises(ValueError, match=message):
         settings(trained, **change)
+
+
+def test_a_photograph_is_upright_and_keeps_its_shades(tmp_path):
+    shades = np.arange(6 * 8, dtype=np.uint8).reshape(6, 8) * 5
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    Image.fromarray(shades).save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(read_photograph(str(tmp_path / "turned.png"))[..., 0], np.rot90(shades, -1))
+    Image.fromarray(shades.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(read_photograph(str(tmp_path / "deep.png"))[..., 2], shades)
+    Image.fromarray(shades.astype(np.float32)).save(tmp_path / "float.tiff")
+    (tmp_path / "text.png").write_text("no picture")
+    for name in ("float.tiff", "text.png", "gone.png"):
+        with pytest.raises(InputError, match=rf"image=.*{name} cannot be read as a picture"):
+            read_photograph(str(tmp_path / name))
+
+
+def test_the_video_is_not_named_like_the_json_beside_it(trained):
+    with pytest.raises(ValueError, match=r"out=imagined\.json: give the name of a video"):
+        settings(trained, out="imagined.json")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from vw2_robot.checkpoint import save_checkpoint
+from vw2_robot.checkpoint import load_checkpoint, save_checkpoint
 from vw2_robot.config_tree import config_tree
 from vw2_robot.data.calvin_writer import CalvinWriter
 from vw2_robot.data.episodes import Demonstration, Episode
@@ -17,7 +18,7 @@ from vw2_robot.errors import InputError
 from vw2_robot.models.causal_video import LevelConfig, StemConfig
 from vw2_robot.models.dldm import DLDM
 from vw2_robot.models.dldm_config import DLDMConfig, QFormerConfig
-from vw2_robot.pretrain.probe_latents import ProbeLatents, probe_latents, trained_hz
+from vw2_robot.pretrain.probe_latents import ProbeLatents, probe_latents, trained_time_base
 from vw2_robot.pretrain.probe_sets import short_names
 from vw2_robot.runs import Hardware
 
@@ -34,7 +35,7 @@ CONFIG = DLDMConfig(
 LENGTH, EPISODES = 29, 5
 
 
-def write_set(root, *, seed):
+def write_set(root, *, seed, standing=False):
     """A bright square on noise; the hand is where the square is."""
     rng = np.random.default_rng(seed)
     writer = CalvinWriter(root, "training", compress_level=0)
@@ -49,7 +50,7 @@ def write_set(root, *, seed):
                 "rgb_static": video,
                 "actions": move,
                 "rel_actions": np.where(np.arange(7) < 6, np.clip(move, -1, 1), np.sign(move)),
-                "robot_obs": np.pad(place, ((0, 0), (0, 8))),
+                "robot_obs": np.zeros((LENGTH, 15)) if standing else np.pad(place, ((0, 0), (0, 8))),
                 "scene_obs": np.zeros((LENGTH, 24)),
             },
             first_frame=100 * number,
@@ -103,6 +104,7 @@ def test_the_report_says_what_it_looked_at(made):
     assert [entry["name"] for entry in report["data"]] == ["A", "B"]
     assert all(entry["demonstrations"] == EPISODES for entry in report["data"])
     assert all(entry["steps"] == EPISODES * 7 for entry in report["data"])
+    assert all(len(entry["actions"][name]) == 7 for entry in report["data"] for name in ("mean", "std"))
     assert [(s["first"], s["donor"]) for s in report["swap"]] == [("A", "A"), ("A", "B"), ("B", "B"), ("B", "A")]
     assert set(report["probe"]["in_scene"]["A"]) == {"commanded", "moved"}
     assert set(report["probe"]["transfer"]["moved"]["codes_one_hot"]["A"]) == {"A", "B"}
@@ -163,11 +165,23 @@ def test_the_same_seed_gives_the_same_report_from_the_kept_frames(made):
     assert not (root / "again" / "frames").exists()
 
 
-def test_the_rate_is_that_of_the_training_run(tmp_path):
-    folder = save(tmp_path / "dldm")
-    assert trained_hz(folder) is None
+def test_clips_are_timed_as_in_training_whether_the_checkpoint_says_so_or_its_run(tmp_path):
+    checkpoint = load_checkpoint(save(tmp_path / "dldm"), kind="dldm")
+    assert trained_time_base(checkpoint) == {"target_hz": None, "gap_s": None}
     (tmp_path / "dldm" / "config.yaml").write_text("data: {target_hz: 10.0}\n")
-    assert trained_hz(folder) == 10.0
+    assert trained_time_base(checkpoint) == {"target_hz": 10.0, "gap_s": None}
+    checkpoint.facts["time_base"] = {"target_hz": None, "gap_s": 0.6}
+    assert trained_time_base(checkpoint) == {"target_hz": None, "gap_s": 0.6}
+
+
+def test_a_robot_that_stands_still_is_refused_before_anything_is_encoded(made, tmp_path, monkeypatch):
+    config, _, _ = made
+    still = write_set(tmp_path / "still", seed=2, standing=True)
+    monkeypatch.setattr("vw2_robot.pretrain.probe_sets.encode_steps", None)
+    with pytest.raises(
+        InputError, match=r"still: the pose of the hand \(robot_obs\) is the same in all 35 latent steps"
+    ):
+        probe_latents(replace(config, labelled=[still], out=str(tmp_path / "out")))
 
 
 def test_too_few_demonstrations_are_refused(made, tmp_path):

@@ -115,7 +115,7 @@ def test_another_version_and_damage_are_refused(tmp_path):
     with pytest.raises(InputError, match="format_version 99"):
         read_latent_reports([tmp_path / "new"])
     (tmp_path / "new" / "latent_report.json").write_text("{")
-    with pytest.raises(InputError, match="not valid JSON"):
+    with pytest.raises(InputError, match="no valid JSON"):
         read_latent_reports([tmp_path / "new"])
 
 

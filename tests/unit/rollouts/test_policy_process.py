@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import signal
 
 import numpy as np
@@ -84,10 +85,13 @@ def test_what_a_batch_cannot_hold_is_refused(checkpoint):
 
 
 @pytest.mark.parametrize("rows", [1, pytest.param(3, marks=pytest.mark.slow)])
-def test_the_process_answers_as_the_policy_does_here(checkpoint, rows):
+def test_the_process_answers_as_the_policy_does_here(checkpoint, rows, tmp_path, monkeypatch):
+    long = tmp_path / ("scratch_of_a_batch_system_" * 5)  # longer than the name of a socket may be
+    long.mkdir()
+    monkeypatch.setenv("TMPDIR", str(long))
     served = PolicyProcess(functools.partial(load, checkpoint), rows=rows)
     local = LocalPolicy(load(checkpoint), rows)
-    remote = [RemotePolicy(served.address, served.metadata) for _ in range(2)]
+    remote = [RemotePolicy(served.connect(), served.metadata) for _ in range(2)]
     try:
         assert remote[0].metadata == local.metadata
         for number, look in enumerate(looks(6)):
@@ -100,6 +104,7 @@ def test_the_process_answers_as_the_policy_does_here(checkpoint, rows):
             remote[0].infer({"images": {}, "prompt": "open"})
     finally:
         served.close()
+    assert not list(long.iterdir())
 
 
 @pytest.mark.slow
@@ -107,7 +112,7 @@ def test_each_worker_has_a_memory_of_its_own(checkpoint):
     build = functools.partial(load, checkpoint, temporal_ensemble=0.5, temperature=1.0)
     served = PolicyProcess(build, rows=1)
     try:
-        one, other = (RemotePolicy(served.address, served.metadata) for _ in range(2))
+        one, other = (RemotePolicy(served.connect(), served.metadata) for _ in range(2))
         alone = build()
         for policy, seed in ((one, 1), (other, 2), (alone, 1)):
             policy.reset("open", seed=seed)
@@ -121,12 +126,14 @@ def test_each_worker_has_a_memory_of_its_own(checkpoint):
 @pytest.mark.slow
 def test_a_dead_process_is_noticed_and_explained(checkpoint):
     served = PolicyProcess(functools.partial(load, checkpoint), rows=1)
-    remote = RemotePolicy(served.address, served.metadata)
+    remote = RemotePolicy(served.connect(), served.metadata)
     os.kill(served.process.pid, signal.SIGKILL)
     served.process.join()
     with pytest.raises(PolicyLostError):
         remote.infer(looks(1)[0])
-    assert "died with exit code -9; finished chains are kept" in str(served.death())
+    assert re.search("died with exit code -9 .*; finished chains are kept", str(served.death()))
+    with pytest.raises(InputError, match="died with exit code -9"):
+        served.connect()
     served.close()
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from vw2_robot.rollouts.__main__ import rollout
 from vw2_robot.rollouts.progress import Log
+from vw2_robot.storage import read_json
 
 
 def recount(folder):
@@ -33,7 +34,7 @@ def recount(folder):
 def test_the_summary_is_what_the_rows_say(config, tmp_path, seed):
     world = {"chains": 60, "max_steps": 9}
     summary = rollout(config(policy="random", num_sequences=60, seed=seed, workers=2, env=world))
-    assert summary == json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary == read_json(tmp_path / "run/summary.json", cure="", sealed=True)
     solved, tried, done, steps = recount(tmp_path / "run")
     assert summary["num_sequences"] == len(solved) == 60
     assert summary["average_length"] == pytest.approx(math.fsum(solved) / 60)

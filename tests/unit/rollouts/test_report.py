@@ -15,6 +15,7 @@ from vw2_robot.rollouts.gallery import film_cards
 from vw2_robot.rollouts.report import write_report
 from vw2_robot.rollouts.run_folders import discover
 from vw2_robot.rollouts.tables import latex
+from vw2_robot.storage import read_json
 
 STAGES = {
     "vdm": ["vdm/denoising_loss", "vdm/validation_loss"],
@@ -186,6 +187,60 @@ def test_special_characters_reach_no_markup(counting_world, tmp_path, monkeypatc
     assert "a\\_b\\%" in latex(discover([tmp_path / "a_b%"])[1])
 
 
+HOSTILE = "<script>alert(1)</script>|\u2028[x](javascript:1) `$ \\input{/etc/passwd}"
+
+
+def test_a_strangers_folder_puts_neither_markup_nor_files_of_the_reader_into_a_page(counting_world, tmp_path, caplog):
+    write_training(tmp_path / "run/first")
+    write_rollout(tmp_path / "run/second")
+    secret = tmp_path / "secret"
+    secret.write_text("-----SECRET KEY-----" * 3)
+    for name in ("first/dldm/reconstructions.png", "first/vdm/config.yaml", "second/videos/chain_0003.mp4"):
+        (tmp_path / "run" / name).unlink()
+        (tmp_path / "run" / name).symlink_to(secret)
+    (tmp_path / "run/first/vdm/metrics.jsonl").write_text(json.dumps({"step": 1, HOSTILE: 1.0}) + "\n")
+    summary = read_json(tmp_path / "run/second/summary.json", cure="")
+    (tmp_path / "run/second/summary.json").write_text(json.dumps({**summary, "policy": HOSTILE}))
+    write_report([tmp_path / "run"], tmp_path / "out")
+    page, markdown, tex = ((tmp_path / "out" / n).read_text() for n in ("report.html", "table.md", "table.tex"))
+    assert base64.b64encode(secret.read_bytes()).decode() not in page
+    assert "SECRET KEY" not in page
+    assert "<script>" not in page + markdown + tex
+    assert "\u2028" not in markdown
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;\\| \\[x\\](javascript:1) \\`" in markdown
+    assert {line.count("|") - line.count("\\|") for line in markdown.split("\n\n")[0].splitlines()} == {11}
+    assert sum("leads out of the run folder" in record.message for record in caplog.records) >= 3
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("summary.json", {"policy": 3}),
+        ("summary.json", {"success_rates": [0.5, "much"]}),
+        ("summary.json", {"success_rates": []}),
+        ("summary.json", {"average_length": 1e400}),
+        ("summary.json", {"per_task": {"open": {"solved": 2, "attempted": 1}}}),
+        ("summary.json", {"env": []}),
+        ("provenance.json", {"policy": "mine"}),
+        ("provenance.json", {"instructions": {"open": 3}}),
+        ("provenance.json", {"max_steps": "many"}),
+        ("provenance.json", {"note": [[[[[[[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]]]]]]}),
+        ("results.jsonl", {"steps": [0.5]}),
+        ("results.jsonl", {"subtasks": []}),
+    ],
+)
+def test_values_that_cannot_be_are_named_with_their_file(counting_world, tmp_path, name, changes):
+    """Without a checksum, as in folders of older releases and of strangers."""
+    run = tmp_path / "run"
+    write_rollout(run, videos=0, num_sequences=1)
+    content = json.loads((run / name).read_text().splitlines()[0] if "jsonl" in name else (run / name).read_text())
+    content = {key: value for key, value in content.items() if key not in ("checksum", "sha256_of_the_rest")}
+    (run / name).write_text(json.dumps({**content, **changes}) + "\n")
+    with pytest.raises(InputError, match=name):
+        write_report([run], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_unfinished_rollout_is_reported_as_such(counting_world, tmp_path):
     write_rollout(tmp_path / "run", videos=0)
     lines = (tmp_path / "run" / "results.jsonl").read_text().splitlines(keepends=True)
@@ -232,8 +287,8 @@ def test_folders_without_a_run_are_errors_that_say_what_was_sought(tmp_path):
         ("metrics.jsonl", '{"a/b": 2}\n', "line 1"),
         ("metrics.jsonl", '{"step": 1, "a/b": "high"}\n', "line 1"),
         ("codes.json", '{"histogram": 3}', "histogram"),
-        ("codes.json", '{"histogram": ', "not valid JSON"),
-        ("config.yaml", "a: [", "not valid YAML"),
+        ("codes.json", '{"histogram": ', "no valid JSON"),
+        ("config.yaml", "a: [", "no valid YAML"),
         ("summary.json", "{}", "lacks"),
         ("results.jsonl", "", "no finished chain"),
     ],

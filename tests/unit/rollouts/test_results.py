@@ -67,7 +67,7 @@ def test_a_paired_difference_compares_the_same_chains_only():
 def test_rows_survive_the_disk(tmp_path):
     path = tmp_path / "results.jsonl"
     for one in reversed(ROWS):
-        results.append_line(path, one)
+        results.append_row(path, one)
     assert results.read_rows(path) == list(reversed(ROWS))
     results.write_sorted(path, results.read_rows(path))
     assert results.read_rows(path) == ROWS
@@ -78,7 +78,7 @@ def test_rows_survive_the_disk(tmp_path):
 def test_a_torn_file_gives_its_whole_rows_and_can_be_appended_to(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("torn") / "results.jsonl"
     for one in ROWS:
-        results.append_line(path, one)
+        results.append_row(path, one)
     whole = path.read_bytes()
     cut = data.draw(st.integers(0, len(whole)))
     path.write_bytes(whole[:cut])
@@ -86,20 +86,28 @@ def test_a_torn_file_gives_its_whole_rows_and_can_be_appended_to(tmp_path_factor
     assert results.read_rows(path) == ROWS[:kept]
     results.drop_torn_line(path)
     for one in ROWS[kept:]:
-        results.append_line(path, one)
+        results.append_row(path, one)
     assert path.read_bytes() == whole
 
 
 @pytest.mark.parametrize(
     "line",
-    ["{}", "[]", "nonsense", json.dumps({**ROWS[0], "solved": 9}), json.dumps({**ROWS[2], "steps": [1]}), ""],
+    [
+        *("{}", "[]", "nonsense", "", "[" * 100_000),
+        json.dumps({**ROWS[0], "solved": 9}),
+        json.dumps({**ROWS[2], "steps": [1]}),
+        json.dumps({**ROWS[2], "sequence": -1}),
+        json.dumps({**ROWS[2], "seed": 1e999}),
+        json.dumps({**ROWS[2], "subtasks": "abcde"}),
+        json.dumps({**ROWS[0], "solved": 4, "steps": [10] * 5}),  # chain 0 once more, with another end
+    ],
 )
 def test_a_whole_line_that_is_no_row_is_an_error_with_its_number(tmp_path, line):
     path = tmp_path / "results.jsonl"
-    results.append_line(path, ROWS[0])
+    results.append_row(path, ROWS[0])
     with path.open("a") as file:
         file.write(line + "\n")
-    results.append_line(path, ROWS[1])
+    results.append_row(path, ROWS[1])
     with pytest.raises(InputError, match="line 2"):
         results.read_rows(path)
 

@@ -1,8 +1,7 @@
 """The program as a whole, on the counting world: files, resume, workers, errors."""
 
-import functools
-import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,9 +14,9 @@ from hypothesis import strategies as st
 
 from vw2_robot.errors import InputError
 from vw2_robot.rollouts.__main__ import rollout
-from vw2_robot.rollouts.config import open_benchmark, open_worker
+from vw2_robot.rollouts.config import open_benchmark
 from vw2_robot.rollouts.results import read_rows
-from vw2_robot.rollouts.workers import Crew, Protocol
+from vw2_robot.storage import read_json
 
 
 def test_a_rollout_leaves_all_its_files_and_the_right_numbers(config, tmp_path):
@@ -26,7 +25,7 @@ def test_a_rollout_leaves_all_its_files_and_the_right_numbers(config, tmp_path):
     assert [row["solved"] for row in read_rows(run / "results.jsonl")] == [2, 1, 0, 4, 3, 2]
     assert summary["average_length"] == 2.0
     assert summary["success_rates"] == pytest.approx([5 / 6, 4 / 6, 2 / 6, 1 / 6, 0])
-    assert json.loads((run / "summary.json").read_text()) == summary
+    assert read_json(run / "summary.json", cure="", sealed=True) == summary
     assert yaml.safe_load((run / "config.yaml").read_text())["num_sequences"] == 6
     assert sorted(path.name for path in (run / "videos").glob("*.mp4")) == ["chain_0002.mp4", "chain_0003.mp4"]
     for name in ("provenance.json", "timing.jsonl", "report.html", "table.md", "table.tex", "log.txt"):
@@ -73,12 +72,12 @@ def test_an_interrupted_run_ends_with_the_same_films(config, tmp_path):
     (run / "results.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:9])
     shutil.rmtree(run / "videos")
     (run / "videos").mkdir()
-    (run / "videos" / ".chain_0002.mp4").touch()  # half-written when it was killed
+    (run / "videos" / ".chain_0002.mp4.tmp").touch()  # half-written when it was killed
     rollout(config("cut", videos=3))
     for film in sorted((tmp_path / "whole" / "videos").iterdir()):
         if film.stem not in ("chain_0000", "chain_0001"):  # their rows were there already
             assert (run / "videos" / film.name).read_bytes() == film.read_bytes()
-    assert not (run / "videos" / ".chain_0002.mp4").exists()
+    assert not (run / "videos" / ".chain_0002.mp4.tmp").exists()
 
 
 def test_two_workers_give_the_bytes_of_one(config, tmp_path):
@@ -94,7 +93,7 @@ def test_two_workers_give_the_bytes_of_one(config, tmp_path):
 @pytest.mark.parametrize(
     ("trouble", "error", "words"),
     [
-        ("die", InputError, r"exit code -9 while it ran chain 3 \['lift'"),
+        ("die", InputError, r"exit code -9 .* while it had chain 3, which was tried 4 times"),
         ("input", InputError, "chain 3: the world is out of tables"),
         ("bug", RuntimeError, r"chain 3:\n(.|\n)*a bug of ours"),
     ],
@@ -111,25 +110,51 @@ def test_a_worker_that_dies_is_replaced_and_its_chain_run_again(config, tmp_path
     rollout(config("whole"))
     rollout(config("killed", workers=2, env={"trouble": str(tmp_path / "died")}))
     assert (tmp_path / "died").exists()
-    assert "died with exit code -9 while it ran chain 3; another one runs the chain again" in capsys.readouterr().out
+    assert re.search(
+        r"rollout worker \d died with exit code -9 .* while it had chain 3; another one begins it again",
+        capsys.readouterr().out,
+    )
     assert (tmp_path / "killed/results.jsonl").read_bytes() == (tmp_path / "whole/results.jsonl").read_bytes()
-
-
-def test_the_death_of_the_only_worker_is_noticed(config, counting_world, tmp_path):
-    chains = counting_world.CountingBenchmark().sequences(6)[3:4]
-    protocol = Protocol(replan_every=4, seed=0, videos=0, run_dir=tmp_path)
-    build = functools.partial(open_worker, config(env={"trouble": "die"}), None, {})
-    said = []
-    crew = Crew(build, protocol, retries=1, say=said.append)
-    with pytest.raises(InputError, match=r"worker 1 died with exit code -9 while it ran chain 3 .* tried 2 times"):
-        crew.run(chains, workers=1, kept=dict, on_row=lambda *_: None)
-    assert said == ["rollout worker 0 died with exit code -9 while it ran chain 3; another one runs the chain again"]
 
 
 def test_another_configuration_in_the_same_folder_names_the_keys(config):
     rollout(config())
     with pytest.raises(InputError, match=r"another configuration.*env\.max_steps.*seed \(0 -> 1\)"):
         rollout(config(seed=1, env={"max_steps": 13}))
+
+
+def test_a_path_is_the_same_however_it_is_spelt(config, tmp_path, monkeypatch):
+    rollout(config("first", policy="random", record=True, env={"max_steps": 9}))
+    monkeypatch.chdir(tmp_path)
+    for policy in ("first", "./first/", str(tmp_path / "first")):
+        rollout(config("again", policy=policy, env={"max_steps": 9}))
+
+
+def test_a_folder_of_another_kind_of_run_is_refused_and_left_alone(config, tmp_path):
+    run = tmp_path / "run"
+    for name, content, words in (("metrics.jsonl", "", "a training run"), ("config.yaml", "loop: 3\n", "another kind")):
+        run.mkdir()
+        (run / name).write_text(content)
+        with pytest.raises(InputError, match=f"run holds {words}"):
+            rollout(config())
+        assert [path.name for path in run.iterdir()] == [name]
+        assert (run / name).read_text() == content
+        shutil.rmtree(run)
+
+
+def test_a_second_start_is_refused_before_it_touches_anything(config, tmp_path):
+    rollout(config("base"))
+    hold = "from vw2_robot.locks import lock_folder; import sys; lock = lock_folder(sys.argv[1], what='a rollout'); print(1, flush=True); input()"  # noqa: E501
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(tmp_path / "run")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        process.stdout.readline()
+        with pytest.raises(InputError, match=f"run is in use by another run: a rollout, process {process.pid} on"):
+            rollout(config())
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+    assert not (tmp_path / "run").exists()
+    rollout(config())
+    assert not (tmp_path / "run/.lock").exists()
 
 
 def test_workers_and_nothing_else_may_change_between_starts(config):

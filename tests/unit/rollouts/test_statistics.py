@@ -80,7 +80,10 @@ def test_a_mean_of_nothing_is_refused():
         mean_interval([], lowest=0, highest=5)
 
 
-@pytest.mark.parametrize(("freedom", "value"), [(5, 2.5706), (11, 2.2010), (49, 2.0096), (999, 1.9623)])
+@pytest.mark.parametrize(
+    ("freedom", "value"),
+    [(1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764), (5, 2.5706), (11, 2.2010), (49, 2.0096), (999, 1.9623)],
+)
 def test_t_points_agree_with_the_table(freedom, value):
     assert t95(freedom) == pytest.approx(value, abs=2e-3)
 

@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
+from vw2_robot.arrays import write_arrays
 from vw2_robot.errors import InputError
 from vw2_robot.rollouts.strips import ROW, Answers, code_picture, draw, executed, read_answers
 
@@ -93,6 +94,27 @@ def test_a_file_with_something_else_is_named(tmp_path, arrays):
 
 
 def test_a_torn_file_is_named(tmp_path):
-    (tmp_path / "chain_0001.npz").write_bytes(b"PK\x03\x04 torn")
+    file = tmp_path / "chain_0001.npz"
+    file.write_bytes(b"PK\x03\x04 torn")
     with pytest.raises(InputError, match=r"chain_0001\.npz cannot be read, it is damaged"):
-        read_answers(tmp_path / "chain_0001.npz")
+        read_answers(file)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"actions": np.zeros((2, 4, 6), np.float32)},
+        {"actions": np.full((2, 4, 7), np.nan, np.float32)},
+        {"subtask": np.zeros(3, np.int64)},
+        {"tokens": np.zeros((2, 4), np.int64)},
+        {"tokens": np.zeros((2, 4, 0), np.int64)},
+        {"subtask": np.zeros(0, np.int64), "actions": np.zeros((0, 4, 7), np.float32)},
+    ],
+)
+def test_arrays_that_are_no_answers_are_named_with_their_shapes(tmp_path, changes):
+    good = {"actions": np.zeros((2, 4, 7), np.float32), "subtask": np.zeros(2, np.int64)}
+    write_arrays(tmp_path / "a.npz", good)
+    assert len(read_answers(tmp_path / "a.npz").actions) == 2
+    write_arrays(tmp_path / "a.npz", {**good, **changes})
+    with pytest.raises(InputError, match=r"a\.npz holds no recorded answers: expected actions .*found .*float32"):
+        read_answers(tmp_path / "a.npz")

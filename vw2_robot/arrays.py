@@ -1,9 +1,9 @@
-"""NumPy's array files, `.npy` and `.npz`, read without trusting whoever wrote them.
+"""NumPy's array files, `.npy` and `.npz`: written whole, and read without trusting whoever wrote them.
 
 NumPy's own reader meets a damaged file with a dozen different exceptions, some of them after it has asked for all
 memory there is: the header is an expression in Python's syntax, and the shape in it decides what is allocated. Here
 nothing is allocated that does not lie in the file, every checksum of a zip archive is compared, and whatever is wrong
-ends in one InputError with the file and what to do. Arrays of objects are pickles: `object_arrays` reads those.
+ends in one InputError with the file and what to do. Arrays of objects are pickles: `data.object_arrays` reads those.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vw2_robot.errors import InputError
+from vw2_robot.storage import atomic_write
 
 MAX_ARRAY_BYTES = 4 * 2**30
 """Largest array that is unpacked from an archive; a small file can claim, and by compression even hold, much more."""
@@ -47,6 +48,14 @@ class ArrayHeader:
     def num_bytes(self) -> int:
         """Size of the array."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], *, sync: bool = True) -> None:
+    """Write an uncompressed .npz; equal arrays give equal bytes."""
+    archive = io.BytesIO()  # on a full disk zipfile would fail a second time, where nobody can catch it
+    np.savez(archive, **dict(arrays))
+    with atomic_write(path, sync=sync) as temporary:
+        temporary.write_bytes(archive.getbuffer())
 
 
 def read_array(path: Path, *, cure: str) -> NDArray[Any]:

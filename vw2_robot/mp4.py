@@ -1,0 +1,103 @@
+"""Frames -> an H.264 mp4 that every browser plays. imageio-ffmpeg (extra `report`) and its ffmpeg are used here alone.
+
+ffmpeg runs in a process of its own and is told the frames through a pipe. A video is written under a temporary name and
+has its own name once ffmpeg has said that it is whole. One encoder thread: the same frames give the same bytes.
+"""
+
+# H, W pixels
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from contextlib import ExitStack
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vw2_robot.errors import InputError, require
+from vw2_robot.storage import atomic_write, told_in_words
+
+
+class Mp4Writer:
+    """A video under way: `add` frames of one size, then `close`; leaving a `with` block by an error leaves no file.
+
+    Args:
+        path: the mp4.
+        fps: frames a second.
+        encoding: further options of ffmpeg, as words.
+    """
+
+    def __init__(self, path: Path, *, fps: float, encoding: Sequence[str]) -> None:
+        """Raises MissingExtraError where imageio-ffmpeg is not installed."""
+        self._program = require("imageio_ffmpeg", extra="report").get_ffmpeg_exe()
+        self._path, self._fps, self._encoding = path, fps, encoding
+        self._open = ExitStack()
+        self._ffmpeg: subprocess.Popen[bytes] | None = None
+
+    def add(self, frame: NDArray[np.uint8]) -> None:
+        """One more frame, [H, W, 3].
+
+        Raises:
+            OSError: the disk is full, or the folder cannot be written to; with the file's name.
+            InputError: ffmpeg ended for another reason.
+        """
+        if self._ffmpeg is None:
+            self._ffmpeg = self._start(height=frame.shape[0], width=frame.shape[1])
+        assert self._ffmpeg.stdin is not None
+        try:
+            self._ffmpeg.stdin.write(np.ascontiguousarray(frame).data)
+        except OSError:
+            self.close()  # says why ffmpeg ended
+            raise
+
+    def close(self) -> None:
+        """Give the video its name; the errors are those of `add`. A second call does nothing."""
+        ffmpeg, self._ffmpeg = self._ffmpeg, None
+        if ffmpeg is None:
+            return
+        with self._open:
+            _, said = ffmpeg.communicate()
+            if ffmpeg.returncode != 0:
+                raise self._failure(ffmpeg.returncode, said.decode(errors="replace"))
+
+    def __enter__(self) -> Mp4Writer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        elif self._ffmpeg is not None:
+            self._ffmpeg.kill()
+            self._ffmpeg.communicate()
+            self._ffmpeg = None
+            self._open.__exit__(kind, error, trace)
+
+    def _start(self, *, height: int, width: int) -> subprocess.Popen[bytes]:
+        temporary = self._open.enter_context(atomic_write(self._path))
+        rate = str(Fraction(self._fps).limit_denominator())
+        frames = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", rate, "-i", "-"]
+        if height % 2 or width % 2:  # the format has no odd sizes
+            frames += ["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2"]
+        codec = ["-c:v", "libx264", "-pix_fmt", "yuv420p", *self._encoding, "-threads", "1", "-f", "mp4"]
+        try:
+            return subprocess.Popen(
+                [self._program, "-v", "error", "-y", *frames, *codec, str(temporary)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C is for the program, which then ends ffmpeg
+            )
+        except BaseException as error:
+            self._open.__exit__(type(error), error, error.__traceback__)
+            raise
+
+    def _failure(self, status: int, said: str) -> Exception:
+        last = said.strip().splitlines()[-1:] or ["nothing"]
+        return told_in_words(said, self._path) or InputError(
+            f"ffmpeg did not write {self._path} (exit status {status}, it said: {last[0]})"
+        )
