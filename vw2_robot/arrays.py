@@ -159,6 +159,8 @@ def _array(header: ArrayHeader, content: bytearray, offset: int) -> NDArray[Any]
 def _named(path: Path, cure: str) -> Iterator[None]:
     """Let whatever is wrong with a file leave as an InputError; for this module's own code alone."""
     try:
+        if not path.is_file() and path.exists():
+            raise InputError(f"{path} is no file; {cure}")  # opening a pipe would wait for ever
         yield
     except InputError:
         raise
