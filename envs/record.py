@@ -49,6 +49,8 @@ def record(config: RecordConfig) -> None:
         InputError: the world, the tasks or the place cannot work; nothing has been written then.
     """
     out = Path(config.out).resolve()
+    if not out.name:
+        raise InputError(f"out={config.out} is the root of all folders; give a folder below it")
     _check(config)
     with lock_folder(out, what="a recording", beside=True):
         _claim(out, {key: value for key, value in config_tree(config).items() if key not in FREE})

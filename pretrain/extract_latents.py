@@ -27,7 +27,7 @@ from vw2_robot.cli import program
 from vw2_robot.config_tree import differing_keys
 from vw2_robot.data.clips import effective_hz, make_windows
 from vw2_robot.data.frames import FrameCache
-from vw2_robot.data.latents import LatentWindows, finish, missing_shards, read_shards, write_shard
+from vw2_robot.data.latents import LatentCache, LatentWindows, finish, missing_shards, read_shards, write_shard
 from vw2_robot.errors import InputError
 from vw2_robot.locks import lock_folder
 from vw2_robot.models.dldm import DLDM
@@ -53,6 +53,7 @@ def _extract(config: Pretrain, folder: Path) -> None:
     asked = config.stage_tree("extract_latents") | config.data.time_base
     _check_plan(folder, asked)
     if (folder / "index.json").is_file():
+        LatentCache(folder)  # complete, if all of it is there
         return
     config.hardware.torch_device()  # whether it is there is known before anything is written
     frames = open_frames(config)

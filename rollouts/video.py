@@ -12,6 +12,7 @@ interruption changes the gallery.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ PICTURE_PX = 384
 CAPTION_PX = 96
 MAX_FPS = 15.0
 HOLD_SECONDS = 0.8
+_OURS = re.compile(r"\.?chain_\d{4,}\.(mp4|jpg|npz)(\.tmp)?")
 INK, MUTED, PAPER = "#f4f2ec", "#a8a59c", "#1b1d20"
 SOLVED, FAILED, OPEN = "#3fb68b", "#e5704b", "#565a61"
 
@@ -71,10 +73,13 @@ def drop_films(folder: Path, numbers: Iterable[int]) -> None:
 
 
 def drop_other_films(folder: Path, keep: set[int]) -> None:
-    """Remove all films but those of `keep`, and what a kill left half-written. Not while workers write."""
+    """Remove all films but those of `keep`, and what a kill left half-written. Not while workers write.
+
+    Files that are no films of ours stay.
+    """
     wanted = {path.name for number in keep for path in film_paths(folder, number)}
     for path in folder.glob("*chain_*"):
-        if path.name not in wanted:
+        if _OURS.fullmatch(path.name) and path.name not in wanted:
             path.unlink()
 
 

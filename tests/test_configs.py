@@ -145,6 +145,17 @@ def test_no_number_may_be_negative_where_it_counts_or_not_a_number(config_name: 
             config_from(dataclass, tree)
 
 
+def test_doctor_and_ingest_cut_clips_as_training_does() -> None:
+    training = config_from(dataclass_of("pretrain"), composed("pretrain", examples("pretrain")[0]))
+    wanted = (training.dldm.frames, training.dldm.stride, training.data.target_hz, training.data.gap_s)
+    doctor = config_from(dataclass_of("doctor"), composed("doctor", [])).clips
+    windows = config_from(dataclass_of("ingest"), composed("ingest", ["address=HOST:1"])).data.windows
+    for cut in (doctor, windows):
+        assert (cut.frames, cut.stride_s, cut.target_hz, cut.gap_s) == wanted
+    with pytest.raises(InputError, match="target_hz or gap_s, not both"):
+        config_from(type(training.data), {"target_hz": 5.0, "gap_s": 0.6})
+
+
 @pytest.mark.parametrize("config_name", root_names())
 def test_the_help_belongs_to_a_console_script(config_name: str) -> None:
     setup = configparser.ConfigParser()

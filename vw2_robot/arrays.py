@@ -116,7 +116,11 @@ def read_header(stream: BinaryIO) -> ArrayHeader:
     if len(text) != length or not len(dtype) == len(order) == len(shape) == 1:
         raise ValueError("the header of the array is damaged, or describes no plain array")
     numbers = tuple(int(number) for number in shape[0].replace("L", "").split(",") if number.strip())
-    return ArrayHeader(numbers, np.dtype(dtype[0]), "F" if order[0] == "True" else "C")
+    try:
+        kind = np.dtype(dtype[0])
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    return ArrayHeader(numbers, kind, "F" if order[0] == "True" else "C")
 
 
 def _checked_header(stream: BinaryIO, size: int) -> ArrayHeader:

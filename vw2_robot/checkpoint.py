@@ -138,7 +138,7 @@ def save_checkpoint(
         if optimizer is not None:
             save_tensors(_optimizer_tensors(optimizer), folder / "optimizer.safetensors")
             write_json(folder / "training.json", dict(training or {}), sync=False)
-        write_manifest(folder)
+        write_manifest(folder, sync=False)  # the whole folder will be
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
+_NESTED = re.compile(r"[A-Za-z_]\w*(\.\w+)+")
 _ARGUMENT = re.compile(r"([+~]{0,2})([A-Za-z_][\w./@-]*)=(.*)", re.DOTALL)
 _PLAIN = r"(?!\s*['\"])[^\[\]{},]*"  # an element without quotes around it
 _FLAT_LIST = re.compile(rf"\[{_PLAIN}(,{_PLAIN})*\]")
@@ -36,10 +37,12 @@ def _one(argument: str, config_cls: type, sweeps: bool) -> str:
     if found is None:  # an option, or a word that Hydra explains
         return argument
     sign, key, value = found.groups()
-    if key.startswith("hydra.") or (sweeps and _parsed(f"{key}={value}", sweep=True)):
+    if key.startswith("hydra."):
         return argument
-    if not sign and "." in key:
+    if not sign and _NESTED.fullmatch(key):
         sign = "++"
+    if sweeps and _parsed(f"{key}={value}", sweep=True):
+        return f"{sign}{key}={value}"
     return f"{sign}{key}={_value(key, value, _kinds(config_cls, key))}"
 
 

@@ -12,6 +12,7 @@ library may be busy for longer.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -39,7 +40,7 @@ def orderly(name: str) -> Iterator[None]:
         if threading.current_thread() is not threading.main_thread():  # signals are for the main thread alone
             yield
             return
-        with _signals(name):
+        with _signals(name) as arrived:
             try:
                 yield
             except KeyboardInterrupt as stop:
@@ -48,6 +49,12 @@ def orderly(name: str) -> Iterator[None]:
                 where = stop.args[0] if stop.args else "start the same command again"
                 with suppress(OSError):
                     print(f"\n{name}: stopped by {_STOPPED_BY[number]}; {where}", file=sys.stderr)
+                    sys.stdout.flush()
+                if arrived:
+                    # Python would go on to wait for threads and to take down libraries, which can be seconds or for
+                    # ever, with our own thread frozen. What removes temporary folders at exit is run.
+                    atexit._run_exitfuncs()
+                    os._exit(128 + number)
                 raise SystemExit(128 + number) from None
 
 
@@ -74,7 +81,7 @@ def _restore(before: dict[int, Any]) -> None:
 
 
 @contextmanager
-def _signals(name: str) -> Iterator[None]:
+def _signals(name: str) -> Iterator[list[int]]:
     arrived: list[int] = []
 
     def stop(number: int, _: FrameType | None) -> None:
@@ -98,7 +105,7 @@ def _signals(name: str) -> Iterator[None]:
     waker = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     threading.Thread(target=enforce, name="signals", daemon=True).start()
     try:
-        yield
+        yield arrived
     finally:
         if not arrived:  # else all stays as it is until the process has ended
             signal.set_wakeup_fd(waker)
@@ -112,11 +119,19 @@ def stops_held_back() -> Iterator[None]:
 
     Here the signals arrive afterwards. Who starts the processes also ends them (`end_children`).
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPED_BY)
+    arrived: list[int] = []
+    # The mask is what a child inherits. It does not hold a signal back here: the system may give it to another thread,
+    # and Python then calls the handler in this one all the same.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPED_BY)
+    in_main = threading.current_thread() is threading.main_thread()
+    handlers = _install(lambda number, _: arrived.append(number)) if in_main else {}
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        _restore(handlers)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number in arrived:
+            signal.raise_signal(number)
 
 
 def end_with_parent() -> None:

@@ -302,10 +302,11 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_manifest(folder: Path) -> None:
+def write_manifest(folder: Path, *, sync: bool = True) -> None:
     """Write `manifest.json`: the SHA-256 of every file that lies in `folder` (sub-folders included) now."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    write_json(folder / MANIFEST, {"sha256": {p.relative_to(folder).as_posix(): sha256_of(p) for p in files}})
+    digests = {file.relative_to(folder).as_posix(): sha256_of(file) for file in files}
+    write_json(folder / MANIFEST, {"sha256": digests}, sync=sync)
 
 
 def verify(folder: Path, *, cure: str, names: Iterable[str] | None = None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -239,6 +240,39 @@ def finish(module, overrides):
 
 def lines(file):
     return file.read_text().count("\n") if file.is_file() else 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_worker_processes_end_with_a_stop_and_nothing_of_theirs_stays(miniature, pretrained, tmp_path, number):
+    shutil.copytree(pretrained, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "latents")
+    code = "from vw2_robot.pretrain import extract_latents as e; e.EPISODES_PER_SHARD = 3; e.main()"
+    command = [sys.executable, "-c", code, *miniature(tmp_path / "run"), "workers=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def begin():
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+
+    latents = tmp_path / "run" / "latents"
+    for ready in (lambda: (latents / "plan.json").is_file(), lambda: list(latents.glob("windows-*.npz"))):
+        process = begin()
+        while not ready():
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.002)
+        time.sleep(0.5)  # the workers are importing, or at work
+        os.killpg(process.pid, number)  # as a terminal or a batch system does
+        _, errors = process.communicate(timeout=10)
+        if process.returncode == 0:
+            break
+        assert process.returncode == 128 + number
+        assert "stopped by" in errors
+        assert "Traceback" not in errors
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)
+        assert list((tmp_path / "run").rglob(".*")) == []
+    assert begin().wait() == 0
+    assert_equal_contents(contents(tmp_path / "run"), contents(pretrained))
 
 
 @pytest.mark.slow

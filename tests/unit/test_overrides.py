@@ -78,3 +78,4 @@ def test_other_values_stay_what_they_are(argument: str, value: Any) -> None:
 def test_options_of_hydra_and_its_own_keys_pass() -> None:
     for words in ("--cfg job prompt=a", "--help", "hydra.verbose=true", "~data", "-m seed=1,2", "prompt"):
         assert as_typed(words.split(), Root) == words.split()
+    assert as_typed(["--multirun", "data.path=a,b"], Root) == ["--multirun", "++data.path=a,b"]

@@ -48,6 +48,19 @@ with atomic_folder(Path(sys.argv[1]) / "step_1") as folder:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_stop_waits_for_no_thread_and_removes_what_goes_at_exit(tmp_path: Path) -> None:
+    body = """
+import tempfile, threading
+folder = tempfile.TemporaryDirectory(dir=sys.argv[1])
+threading.Thread(target=time.sleep, args=(60,)).start()
+print("ready", flush=True)
+time.sleep(60)"""
+    begin = time.monotonic()
+    assert stop(start(body, str(tmp_path)), signal.SIGTERM)[0] == 128 + signal.SIGTERM
+    assert time.monotonic() - begin < process.GRACE_SECONDS
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(("number", "name"), STOPS)
 def test_a_second_stop_ends_the_clean_up_at_once(number: int, name: str) -> None:
     waiting = "print('{}', flush=True)\n    time.sleep(60)"
@@ -97,6 +110,17 @@ def test_a_program_started_with_nohup_hears_only_sigterm() -> None:
     body = "print('ready', flush=True)\ntime.sleep(0.5)"
     ignoring = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nwith orderly('test'):"
     assert stop(start(body, program=ignoring), signal.SIGINT) == (0, "")
+
+
+def test_a_stop_waits_until_a_worker_has_been_started() -> None:
+    body = """
+with stops_held_back():
+    print("ready", flush=True)
+    for _ in range(10):
+        time.sleep(0.05)
+    print("started", file=sys.stderr, flush=True)"""
+    code, told = stop(start(body), signal.SIGTERM)
+    assert (code, told.splitlines()[0]) == (143, "started")
 
 
 def test_workers_never_hear_a_stop_and_end_with_their_parent() -> None:

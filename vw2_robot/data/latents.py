@@ -116,7 +116,9 @@ class LatentCache:
         self.folder = folder
         if not (folder / "index.json").is_file():
             raise InputError(f"{folder} is no finished latent cache (index.json is missing); run vw2-extract-latents")
-        self.facts = read_json(folder / "index.json", cure=_CURE)  # older ones have neither seal nor sums
+        self.facts = read_json(folder / "index.json", cure=_CURE)
+        if "sha256" in self.facts:  # older ones have neither sums nor seal
+            self.facts = read_json(folder / "index.json", cure=_CURE, sealed=True)
         version = self.facts.get("format_version")
         if version != FORMAT_VERSION:
             raise InputError(

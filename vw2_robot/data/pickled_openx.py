@@ -100,13 +100,14 @@ class PickledOpenXSource:
         yield Episode(self.name, file.relative_to(self.path).with_suffix("").as_posix(), text, self.hz, images)
 
     def _picture(self, file: Path, step: int, observation: Mapping[str, Any]) -> bytes | NDArray[np.uint8]:
-        key = next((key for key in self._image_keys if key in observation), None)
-        if key is None:
+        key, picture = next(
+            ((key, found) for key in self._image_keys if (found := _entry(observation, key)) is not None), ("", None)
+        )
+        if picture is None:
             raise InputError(
                 f"{file}, step {step}: no picture under {', '.join(dict.fromkeys(self._image_keys))}; the observation"
-                f" holds: {', '.join(sorted(map(str, observation)))}. Set image_key to the one that is the picture"
+                f" holds: {', '.join(sorted(_names(observation)))}. Set image_key to the one that is the picture"
             )
-        picture = observation[key]
         if isinstance(picture, np.ndarray) and picture.shape == () and picture.dtype.kind in "SO":
             picture = picture.item()
         if isinstance(picture, bytes):
@@ -116,6 +117,22 @@ class PickledOpenXSource:
         raise InputError(
             f"{file}, step {step}: {key} is {_kind(picture)}; expected JPEG or PNG bytes or uint8 [H, W, 3]"
         )
+
+
+def _entry(observation: Mapping[str, Any], key: str) -> Any:
+    """What lies under a key, or under `wrist/rgb` in a dictionary inside; None where nothing does."""
+    node: Any = observation
+    for part in (key,) if key in observation else key.split("/"):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node
+
+
+def _names(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from _names(value, f"{prefix}{key}/")
+        else:
+            yield f"{prefix}{key}"
 
 
 def _steps(file: Path, content: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -33,6 +33,7 @@ from .episodes import BadEpisodes, Episode, Part
 from .openx import OpenXSource, known_source
 from .rlds_builder import (
     EPISODE,
+    check_shapes,
     child,
     choose_image_key,
     entries,
@@ -162,6 +163,7 @@ class RldsSource:
             if functools.reduce(child, key, step) is None:
                 raise InputError(f"{self.path}: the steps of {self.name!r} have no {'/'.join(key)}")
         features = tfds.features.FeaturesDict({STEPS: tfds.features.Dataset(entries(step, keys))})
+        check_shapes(features, self.path)
         records = self._records(piece, start)
         for number in range(start, piece.take):
             try:
@@ -227,11 +229,16 @@ class RldsSource:
         about += [(EPISODE, "hz")] if self.hz is None else []
         wanted = entries(step, (self._image_path, *(path for path in words if path[0] != EPISODE)))
         example: dict[str, Any] = {STEPS: tfds.features.Dataset(wanted), **entries(whole, about)}
-        return tfds.features.FeaturesDict(example)
+        features = tfds.features.FeaturesDict(example)
+        check_shapes(features, self.path)
+        return features
 
     def _episode(self, name: str, example: Mapping[str, Any]) -> Episode:
         images = tuple(example["images"])
-        hz = float(np.ravel(example["hz"])[0]) if self.hz is None else self.hz
+        try:
+            hz = float(np.ravel(example["hz"])[0]) if self.hz is None else self.hz
+        except (ValueError, TypeError, IndexError):  # a rate that is no number
+            hz = math.nan
         if not images or not 0 < hz < math.inf:
             raise InputError(
                 f"{self.name}, episode {name}: {len(images)} pictures at {hz} Hz; expected at least one, a rate > 0"
@@ -308,7 +315,7 @@ def _text(values: NDArray[Any] | bytes | None) -> str:
         return ""
     values = np.asarray(values)
     if values.dtype.kind in "iu":
-        rows = values.reshape(len(values), -1)
+        rows = values.reshape(len(values), -1) if values.size else values
         texts = (bytes(row[row > 0].astype(np.uint8)) for row in rows)
     else:
         texts = (bytes(value) for value in values.ravel())

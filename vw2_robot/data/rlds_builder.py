@@ -15,6 +15,7 @@ import functools
 import importlib
 import importlib.util
 import json
+import math
 import os
 import sys
 import tempfile
@@ -33,6 +34,8 @@ from .openx import OBSERVATION_TEXT, STEP_TEXT, OpenXSource, known_source
 from .step_names import OBSERVATION, STEPS
 
 DESCRIPTION = ("dataset_info.json", "features.json")
+MAX_ENTRIES = 2**28
+"""Numbers in one entry of a step, four pictures of 4096 x 4096 or a gigabyte of floats."""
 COPY_AGAIN = "copy the data set again"
 
 EPISODE = "episode_metadata"
@@ -228,6 +231,28 @@ def entries(step: Any, keys: Sequence[tuple[str, ...]]) -> dict[str, Any]:
         place = functools.reduce(lambda node, key: node.setdefault(key, {}), above, wanted)
         place[last] = functools.reduce(lambda node, key: node[key], (*above, last), step)
     return wanted
+
+
+def check_shapes(features: Any, folder: str) -> None:
+    """See that what is to be read of a record has a shape with room for it, and a sensible one.
+
+    TensorFlow divides by the sizes that a description states, and makes room for them: it ends the process.
+
+    Raises:
+        InputError: a size below 1, or more than `MAX_ENTRIES` numbers.
+    """
+    waiting = [features.get_serialized_info()]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict):
+            waiting += node.values()
+            continue
+        sizes = [size for size in node.shape if size is not None]
+        if min(sizes, default=1) < 1 or math.prod(sizes) > MAX_ENTRIES:
+            raise InputError(
+                f"{folder}/features.json states the shape {node.shape}; expected sizes of at least 1 and at most "
+                f"{MAX_ENTRIES} numbers in all; {COPY_AGAIN}"
+            )
 
 
 def find_image_keys(builder: Any, folder: str) -> dict[str, tuple[int | None, int | None]]:

@@ -211,3 +211,12 @@ def test_a_folder_of_no_use_is_refused_at_once(tmp_path):
         PickledOpenXSource(tmp_path)
     with pytest.raises(InputError, match="the frame rate of 'mine' is not known"):
         PickledOpenXSource(save(tmp_path / "mine", episode()))
+
+
+def test_a_picture_in_a_dictionary_of_the_observation_has_a_name_with_a_slash(tmp_path):
+    image = np.full((4, 5, 3), 7, np.uint8)
+    folder = save(tmp_path, {"steps": [{"observation": {"images": {"top": image}, "state": 0}}]})
+    with pytest.raises(InputError, match=r"the observation holds: images/top, state\. Set image_key"):
+        everything(PickledOpenXSource(folder, hz=5))
+    (found,) = everything(PickledOpenXSource(folder, hz=5, image_key="images/top"))
+    np.testing.assert_array_equal(found.decode(0), image)

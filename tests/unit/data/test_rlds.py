@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import struct
 import subprocess
@@ -465,6 +466,20 @@ def test_a_description_imports_nothing(
 def test_a_class_inside_a_text_of_a_description_is_seen() -> None:
     inside = json.dumps({"feature": {"type": "evil.Evil", "content": {}}})
     assert list(_class_names({"a": [{"jsonFeature": {"json": inside}}]})) == ["evil.Evil"]
+
+
+@pytest.mark.parametrize("size", ["0", str(2**40)])
+def test_shapes_that_would_end_the_process_are_refused(
+    damaged: Callable[[Callable[[Path], None]], Path], size: str
+) -> None:
+    def state_a_shape(folder: Path) -> None:
+        (folder / "manifest.json").unlink()
+        text = (folder / "features.json").read_text()
+        (folder / "features.json").write_text(re.sub(r'"dimensions": \[\s*"7"\s*\]', f'"dimensions": ["{size}"]', text))
+
+    data = RldsSource(damaged(state_a_shape))
+    with pytest.raises(InputError, match=rf"features\.json states the shape \(None, {size}\)"):
+        list(data.read_numbers(0, [("action",)]))
 
 
 def test_a_length_beyond_the_file_is_refused_before_tensorflow_makes_room(

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import pickle
 import re
 import sys
 
@@ -131,6 +132,17 @@ def test_what_makes_no_sense_is_refused(monkeypatch, capsys, wrong, said):
     status, output = vw2_doctor(monkeypatch, capsys, *wrong)
     assert status == 1
     assert said in output
+
+
+def test_a_set_that_tells_no_rate_is_shown_at_the_one_that_is_given(tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_robot").mkdir()
+    image = np.zeros((4, 5, 3), np.uint8)
+    with (tmp_path / "my_robot" / "0.pickle").open("wb") as file:
+        pickle.dump({"steps": [{"observation": {"image": image}}] * 6}, file)
+    words = ["data", f"data.path={tmp_path}", f"report={tmp_path / 'page.html'}"]
+    status, said = vw2_doctor(monkeypatch, capsys, *words)
+    assert (status, "give hz, frames per second" in said) == (1, True)
+    assert vw2_doctor(monkeypatch, capsys, *words, "clips.hz=5")[0] == 0
 
 
 def test_the_page_shows_the_pictures_that_training_would_take_with_their_times(tmp_path):

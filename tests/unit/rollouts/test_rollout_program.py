@@ -72,12 +72,12 @@ def test_an_interrupted_run_ends_with_the_same_films(config, tmp_path):
     (run / "results.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:9])
     shutil.rmtree(run / "videos")
     (run / "videos").mkdir()
-    (run / "videos" / ".chain_0002.mp4").touch()  # half-written when it was killed
+    (run / "videos" / ".chain_0002.mp4.tmp").touch()  # half-written when it was killed
     rollout(config("cut", videos=3))
     for film in sorted((tmp_path / "whole" / "videos").iterdir()):
         if film.stem not in ("chain_0000", "chain_0001"):  # their rows were there already
             assert (run / "videos" / film.name).read_bytes() == film.read_bytes()
-    assert not (run / "videos" / ".chain_0002.mp4").exists()
+    assert not (run / "videos" / ".chain_0002.mp4.tmp").exists()
 
 
 def test_two_workers_give_the_bytes_of_one(config, tmp_path):

@@ -140,11 +140,13 @@ def test_dropping_films_leaves_the_others(tmp_path):
     for number in (1, 2, 3):
         for path in film_paths(tmp_path, number):
             path.touch()
-    (tmp_path / ".chain_0009.mp4").touch()
+    (tmp_path / ".chain_0009.mp4.tmp").touch()
+    (tmp_path / "chain_notes.txt").touch()  # a person's
     drop_films(tmp_path, [1, 8])
     drop_other_films(tmp_path, {2})
     assert {path.name for path in tmp_path.iterdir()} == {
         "chain_0002.mp4",
         "chain_0002.jpg",
         "chain_0002.npz",
+        "chain_notes.txt",
     }
