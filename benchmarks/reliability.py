@@ -210,7 +210,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {
         p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
         for p in files
-        if p.name not in NOT_COMPARED and p.suffix != ".lock"
+        if p.name not in NOT_COMPARED and not is_leftover(p)
     }
 
 

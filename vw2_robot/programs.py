@@ -7,6 +7,7 @@ traceback through all of them. `python -m` with the name of the module starts th
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,8 @@ def _start(module: str) -> None:
             print(f"{name}: error: {error}", file=sys.stderr)
             raise SystemExit(1) from None
     main()
+    for number in (signal.SIGINT, signal.SIGTERM):  # all is done and on disk; what is left is Python's own end
+        signal.signal(number, signal.SIG_IGN)
 
 
 pretrain_on_openx = partial(_start, "vw2_robot.pretrain.pretrain_on_openx")

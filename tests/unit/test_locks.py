@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from vw2_robot.errors import InputError
-from vw2_robot.locks import lock_folder
+from vw2_robot.locks import clear_dead_lock, lock_folder
 
 HOLD = "import sys, pathlib; from vw2_robot.locks import lock_folder; l = lock_folder(pathlib.Path(sys.argv[1]), what='training'); print('held', flush=True); sys.stdin.read()"  # noqa: E501
 
@@ -39,6 +39,16 @@ def test_a_second_process_is_told_who_holds_the_folder_and_a_killed_one_holds_no
     with lock_folder(folder, what="training"):
         assert (folder / ".lock").is_file()
     assert not list(folder.iterdir())
+
+
+def test_a_dead_lock_is_cleared_and_a_held_one_stays(tmp_path: Path) -> None:
+    with hold(tmp_path) as process:
+        clear_dead_lock(tmp_path)
+        assert (tmp_path / ".lock").is_file()
+        process.kill()
+        process.wait()
+    clear_dead_lock(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_same_process_gets_the_same_lock_and_losing_it_gives_it_back(tmp_path: Path) -> None:
