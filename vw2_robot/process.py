@@ -1,5 +1,6 @@
 """A program in its process: it can be stopped in order and in time, and nobody has to read what it prints.
 
+    stop_at_once(name)   before a program is imported
     orderly(name)        around a whole program: SIGTERM and Ctrl-C become exceptions, standard streams may be closed
     stops_held_back()    around the start of worker processes, which are their parent's to end: `end_children`
     end_with_parent()    in a worker process
@@ -59,16 +60,12 @@ def orderly(name: str) -> Iterator[None]:
                 raise SystemExit(128 + number) from None
 
 
-@contextmanager
-def stopping_at_once(name: str) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end the process inside, with a message: for imports, when nothing has been touched."""
+def stop_at_once(name: str) -> None:
+    """Let Ctrl-C and SIGTERM end the process with a message from now on: for imports, when nothing has been touched.
 
-    def stop(number: int, _: FrameType | None) -> None:
-        _say_and_leave(name, number, "")
-
-    before = _install(stop)
-    yield
-    _restore(before)
+    `orderly` takes over when the program begins.
+    """
+    _install(lambda number, _: _say_and_leave(name, number, ""))
 
 
 def _install(handler: Handler) -> dict[int, Any]:

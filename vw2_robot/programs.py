@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vw2_robot import __version__
 from vw2_robot.errors import MissingExtraError
-from vw2_robot.process import stopping_at_once
+from vw2_robot.process import stop_at_once
 
 
 def _start(module: str) -> None:
@@ -22,12 +22,12 @@ def _start(module: str) -> None:
         print(f"vw2_robot {__version__}")
         return
     name = Path(sys.argv[0]).name
-    with stopping_at_once(name):
-        try:
-            main = importlib.import_module(module).main
-        except MissingExtraError as error:  # some cannot even be imported without their extra
-            print(f"{name}: error: {error}", file=sys.stderr)
-            raise SystemExit(1) from None
+    stop_at_once(name)
+    try:
+        main = importlib.import_module(module).main
+    except MissingExtraError as error:  # some cannot even be imported without their extra
+        print(f"{name}: error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
     main()
     for number in (signal.SIGINT, signal.SIGTERM):  # all is done and on disk; what is left is Python's own end
         signal.signal(number, signal.SIG_IGN)

@@ -38,6 +38,7 @@ from vw2_robot.locks import lock_folder
 from vw2_robot.storage import (
     append_line,
     named,
+    old_name,
     read_json,
     read_yaml,
     sync_files,
@@ -93,8 +94,8 @@ def generator(seed: int, step: int, *, stream: int = 0) -> torch.Generator:
 class Run:
     """One stage of training in one folder, which this process owns until `close` or the end of the `with`.
 
-    Opening it only reads. `begin` is the first change in the folder, for when everything that a command can be refused
-    for has been looked at.
+    Opening it only reads, or tidies up a run that is complete. `begin` is the first change in the folder, for when
+    everything that a command can be refused for has been looked at.
 
     Args:
         path: the folder; made if missing.
@@ -129,8 +130,9 @@ class Run:
             self.start = 0 if self.checkpoint is None else _step_of(self.checkpoint)
             self._check_configuration()
             self._check_strangers()
-            if self.checkpoint is not None and self.complete:  # nobody will load it in this run
+            if self.checkpoint is not None and self.complete:  # nobody will load it, and `begin` will not be called
                 verify(self.checkpoint, cure=CURE)
+                self._drop_older_checkpoints()
             if self.checkpoint is not None and not (self.path / LATEST).exists():
                 write_text(self.path / LATEST, self.checkpoint.name + "\n")  # other stages look for it
         except BaseException:
@@ -286,14 +288,15 @@ class Run:
         self._drop_older_checkpoints()
 
     def _drop_older_checkpoints(self) -> None:
-        """Our own checkpoints before the last one go, and what a kill left half-written."""
+        """Our own checkpoints before the last one go, and what a kill left half-written or half-deleted."""
+        for older in self._step_folders():
+            if self.checkpoint is not None and _step_of(older) < _step_of(self.checkpoint) and is_own_checkpoint(older):
+                shutil.rmtree(old_name(older), ignore_errors=True)
+                older.rename(old_name(older))
         folder = self.path / CHECKPOINTS
         for entry in list(folder.iterdir()) if folder.is_dir() else []:
             if _LEFTOVER.fullmatch(entry.name) and not entry.is_symlink() and entry.is_dir():
                 shutil.rmtree(entry)
-        for older in self._step_folders():
-            if self.checkpoint is not None and _step_of(older) < _step_of(self.checkpoint) and is_own_checkpoint(older):
-                shutil.rmtree(older)
 
     def close(self) -> None:
         """Give the folder back."""

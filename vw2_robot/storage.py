@@ -77,7 +77,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     A folder that is there is replaced after the new one is on disk. A failure inside leaves it and removes the
     temporary one.
     """
-    temporary, old = temporary_name(path), path.with_name(f".{path.name}.old")
+    temporary, old = temporary_name(path), old_name(path)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -102,6 +102,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def temporary_name(path: Path) -> Path:
     """The name under which `path` is written first. It is always the same, so that the next start overwrites it."""
     return path.with_name(f".{path.name}.tmp")
+
+
+def old_name(path: Path) -> Path:
+    """The name that the folder `path` has while it is deleted: a kill leaves nothing half under its own name."""
+    return path.with_name(f".{path.name}.old")
 
 
 def sync_files(paths: Iterable[Path]) -> None:

@@ -78,9 +78,9 @@ process.GRACE_SECONDS = 0.3
 worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
 worker.start()
 print("ready", flush=True)
-print(worker.pid, flush=True)
 while True:
     try:
+        print(worker.pid, flush=True)
         time.sleep(60)
     except KeyboardInterrupt:
         pass"""

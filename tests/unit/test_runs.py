@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -205,7 +206,8 @@ def test_a_run_without_latest_goes_on_from_its_newest_checkpoint(tmp_path):
 def test_a_complete_run_without_its_checkpoint_or_with_a_damaged_one_is_named(tmp_path):
     train(open_run(tmp_path / "r"))
     file = tmp_path / "r" / "checkpoints" / "step_10" / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(InputError, match=r"model\.safetensors is damaged"):
         open_run(tmp_path / "r")
     shutil.rmtree(tmp_path / "r" / "checkpoints")
@@ -230,6 +232,19 @@ def test_the_older_checkpoint_goes_when_the_newer_one_is_on_disk(tmp_path, monke
     assert [entry.name for entry in (tmp_path / "r" / "checkpoints").iterdir()] == ["step_8"]
 
 
+def test_a_kill_while_older_checkpoints_are_deleted_leaves_nothing_for_good(tmp_path, monkeypatch):
+    for last in (8, 10):  # in the middle of a run, and at its end
+        run = open_run(tmp_path / "r")
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", lambda folder, **_: (folder / "config.json").unlink(missing_ok=True))
+            train(run, until=last)
+        assert len(list((tmp_path / "r" / "checkpoints").iterdir())) > 1
+        again = open_run(tmp_path / "r")
+        if not again.complete:
+            again.begin()
+        assert [entry.name for entry in (tmp_path / "r" / "checkpoints").iterdir()] == [f"step_{last}"]
+
+
 def test_another_process_is_refused_while_a_run_is_open(tmp_path):
     code = (
         "import sys; from vw2_robot.runs import Run\n"
@@ -251,12 +266,25 @@ def test_a_stop_says_where_the_run_goes_on(tmp_path):
         stopped()
 
 
-def test_a_full_disk_ends_the_board_and_not_the_run(tmp_path, monkeypatch):
+def events_of(file):
+    """The records of a TensorBoard file: length, its checksum, content, its checksum."""
+    event = pytest.importorskip("tensorboard.compat.proto.event_pb2").Event
+    data, found = file.read_bytes(), []
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        found.append(event.FromString(data[12 : 12 + length]))
+        data = data[16 + length :]
+    return found
+
+
+def test_a_full_disk_ends_the_board_and_not_the_run(tmp_path):
     pytest.importorskip("tensorboard")
     run = open_run(tmp_path / "r")
-    run.log(0, {"test/loss": 0.5})
+    run.log(0, {"test/loss": 0.5, "test/norm": 2})
     events = next((tmp_path / "r" / "tensorboard").iterdir())
-    assert b"test/loss" in events.read_bytes()
+    version, start, first = events_of(events)
+    assert (version.file_version, start.step, first.step) == ("brain.Event:2", 0, 1)
+    assert [(value.tag, value.simple_value) for value in first.summary.value] == [("test/loss", 0.5), ("test/norm", 2)]
     events.rename(tmp_path / "events")
     events.symlink_to("/dev/full")
     run.log(1, {"test/loss": 0.25})
