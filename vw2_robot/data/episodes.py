@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vw2_robot.contracts import ACTION_DIM
 from vw2_robot.errors import InputError
@@ -90,7 +90,9 @@ class Episode:
                     raise ValueError(f"pixels of kind {picture.mode}: convert it to 8 bits a channel")
                 return np.asarray(picture.convert("RGB"))
         except _DECODE_ERRORS as error:
-            raise self._bad_frame(index, f"{len(image)} bytes that are no readable picture ({error})") from error
+            # Pillow would say where in memory the bytes lie, and a frame cache keeps this text.
+            reason = "none of " + ", ".join(_FORMATS) if isinstance(error, UnidentifiedImageError) else error
+            raise self._bad_frame(index, f"{len(image)} bytes that are no readable picture ({reason})") from error
 
     def _bad_frame(self, index: int, found: str) -> InputError:
         return InputError(
