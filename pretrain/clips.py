@@ -127,7 +127,18 @@ def training_clips(
 
 
 def clip_sampler(config: Pretrain, frames: FrameCache, episodes: list[int], *, augment: bool = True) -> ClipSampler:
-    """The sampler over these episodes of the cache; batch i is a pure function of (seed, i)."""
+    """The sampler over these episodes of the cache; batch i is a pure function of (seed, i).
+
+    Raises:
+        InputError: there is no episode on this side of the split, or none is long enough.
+    """
+    if not episodes:
+        different = len({episode.sha256 for episode in frames.episodes})
+        raise InputError(
+            f"data.validation_fraction={config.data.validation_fraction}: nothing can be held out of {frames.path}, "
+            f"whose {len(frames.episodes)} episodes are {different} different videos; training needs at least two, "
+            "since it is judged on video that it has not seen"
+        )
     return ClipSampler(
         frames,
         episodes,

@@ -330,18 +330,5 @@ def open_frames(config: Pretrain) -> FrameCache:
 
 
 def training_split(config: Pretrain, cache: FrameCache) -> tuple[list[int], list[int]]:
-    """(training, validation) episode indices; equal videos never lie on both sides.
-
-    Raises:
-        InputError: nothing is left on one of the sides.
-    """
-    fraction = config.data.validation_fraction
-    train, held_out = split_episodes(cache, validation_fraction=fraction, seed=config.seed)
-    if not train or not held_out:
-        different = len({episode.sha256 for episode in cache.episodes})
-        raise InputError(
-            f"data.validation_fraction={fraction}: nothing can be held out of {cache.path}, whose "
-            f"{len(cache.episodes)} episodes are {different} different videos; training "
-            "needs at least two, since it is judged on video that it has not seen"
-        )
-    return train, held_out
+    """(training, validation) episode indices; equal videos never lie on both sides."""
+    return split_episodes(cache, validation_fraction=config.data.validation_fraction, seed=config.seed)

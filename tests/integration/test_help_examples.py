@@ -75,6 +75,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return run
 
 
+@pytest.mark.slow
 def test_training_works_as_the_help_shows_it(
     tmp_path: Path,
     calvin_folder: Path,

@@ -89,7 +89,7 @@ def test_rows_of_a_window_are_the_actions_that_lead_to_its_frames(write_calvin, 
                 action, real = windows.actions[row, i], windows.real[row, i]
                 assert real == (start + i < 7)
                 time = start + i
-                expected = [time / 10, number / 10, 0, 0, 0, 0, 1 if time % 2 else -1] if real else [0] * 7
+                expected = [time / 10, number / 20, 0, 0, 0, 0, 1 if time % 2 else -1] if real else [0] * 7
                 np.testing.assert_allclose(action, expected, atol=1e-7)
             # The step has a code only if all of its frames exist: the last is frame `start + s k` of seven.
             assert windows.valid[row, k - 1] == (start + stride * k <= 6)
@@ -172,7 +172,7 @@ def test_statistics_come_from_the_selected_labels_alone(write_calvin):
     windows = LabelledWindows(dataset, frames, (1, 3), steps=1, stride=4)
     raw = np.concatenate([dataset.read_actions(dataset.trajectories[i]) for i in (1, 3)])
     assert windows.statistics.to_json() == ActionStatistics.from_actions(raw).to_json()
-    assert windows.statistics.max[1] == pytest.approx(0.3)  # trajectory 7 would give 0.7
+    assert windows.statistics.max[1] == pytest.approx(0.15)  # trajectory 7 would give 0.35
     np.testing.assert_allclose(windows.actions[:, 0], windows.statistics.normalise(raw)[[*range(6), *range(7, 13)]])
 
 
