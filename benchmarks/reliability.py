@@ -69,6 +69,7 @@ def commands(work: Path) -> dict[str, Callable[[Path], list[str]]]:
         f"++train_policy.loop={_loop(60, 7)}",
         "++extract_latents={cache_stride: 1, batch: 8}",
     ]
+    replay = ["replay=memory", "replay.max_bytes=1000000"]
     finetune = [
         *("arm=oracle", "policy=scratch", f"data.path={work / 'demonstrations'}", "data.validation_fraction=0.34"),
         *("head.hidden=8", network, HARDWARE, f"++loop={_loop(300, 25)}"),
@@ -80,6 +81,7 @@ def commands(work: Path) -> dict[str, Callable[[Path], list[str]]]:
         "record, rlds": lambda out: ["vw2-record", *others, "format=rlds", f"out={out}"],
         "record, video": lambda out: ["vw2-record", *others, "format=video", f"out={out}"],
         "pretrain": lambda out: ["pretrain-on-openx", *pretrain, f"run_dir={out}"],
+        "replay": lambda out: ["vw2-train-vdm", *pretrain, *replay, f"run_dir={out}"],
         "finetune": lambda out: ["vw2-finetune", *finetune, f"run_dir={out}"],
         "rollout": lambda out: ["vw2-rollout", *rollout, f"run_dir={out}"],
     }
@@ -208,7 +210,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {
         p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
         for p in files
-        if p.name not in NOT_COMPARED and p.suffix != ".lock"
+        if p.name not in NOT_COMPARED and not is_leftover(p)
     }
 
 

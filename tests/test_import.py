@@ -53,6 +53,28 @@ def test_the_agent_loads_no_framework_and_no_simulator() -> None:
     assert not set(loaded) & set(FOR_THE_AGENT)
 
 
+ACT = """
+import sys
+for name in {absent!r}:
+    sys.modules[name] = None  # as if it were not installed
+import numpy
+from vw2_robot import VW2Agent
+agent = VW2Agent.from_pretrained("builtin:calvin-tiny", device="cpu")
+agent.reset("open the drawer")
+out = agent.infer({{"images": {{"static": numpy.zeros((200, 200, 3), numpy.uint8)}}, "prompt": "open the drawer"}})
+print(out["actions"].shape)
+"""
+
+
+def test_a_policy_acts_where_no_extra_is_installed() -> None:
+    """`pip install .` alone; transformers and torch take what they find, so everything that extras bring is hidden."""
+    # Not TensorFlow: einops imports it as soon as its name is among the modules, and the test above sees it come.
+    absent = ("hydra", "omegaconf", "diffusers", "accelerate", "gymnasium", "pybullet", "peft", "matplotlib", "av")
+    script = ACT.format(absent=absent)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stdout.split("\n")[0]) == (0, "(4, 7)"), done.stderr
+
+
 @pytest.mark.sim
 def test_the_simulator_package_loads_no_torch() -> None:
     _, loaded = probe("import vw2_robot.envs.calvin")

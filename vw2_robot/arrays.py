@@ -94,7 +94,7 @@ def read_arrays(path: Path, names: Sequence[str] | None = None, *, cure: str) ->
         members = _members(archive)
         missing = [name for name in names or () if name not in members]
         if missing:
-            raise InputError(f"{path} holds no {missing[0]}; it holds {', '.join(sorted(members))}")
+            raise InputError(f"{path} holds no {missing[0]}; it holds {', '.join(sorted(members))}; {cure}")
         return {name: _unpacked(archive, members[name]) for name in (names if names is not None else members)}
 
 
@@ -159,6 +159,8 @@ def _array(header: ArrayHeader, content: bytearray, offset: int) -> NDArray[Any]
 def _named(path: Path, cure: str) -> Iterator[None]:
     """Let whatever is wrong with a file leave as an InputError; for this module's own code alone."""
     try:
+        if not path.is_file() and path.exists():
+            raise InputError(f"{path} is no file; {cure}")  # opening a pipe would wait for ever
         yield
     except InputError:
         raise

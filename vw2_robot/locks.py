@@ -14,6 +14,7 @@ import os
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -110,7 +111,7 @@ def lock_folder(folder: Path, *, what: str, beside: bool = False) -> FolderLock:
         InputError: another process holds it; the message says which and since when.
         OSError: with the name of the lock file.
     """
-    folder = Path(folder).resolve()  # whatever way it is spelt
+    folder = Path(os.path.realpath(folder))  # whatever way it is spelt; `resolve` has no OSError for links in a circle
     path = folder.with_name(f".{folder.name}.lock") if beside else folder / ".lock"
     key = (os.getpid(), str(path))
     if (other := _HELD.get(key)) is not None and other.held:
@@ -128,6 +129,13 @@ def lock_folder(folder: Path, *, what: str, beside: bool = False) -> FolderLock:
         if lock.take(what):
             _HELD[key] = lock
             return lock
+
+
+def clear_dead_lock(folder: Path) -> None:
+    """Remove the lock file that a killed process left in a folder which nobody will write again; a held one stays."""
+    if (folder / ".lock").is_file():
+        with suppress(InputError, OSError):  # held by another process, or a folder that may only be read
+            lock_folder(folder, what="clearing a lock").release()
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

@@ -12,6 +12,7 @@ library may be busy for longer.
 from __future__ import annotations
 
 import atexit
+import io
 import os
 import signal
 import sys
@@ -172,6 +173,8 @@ class _Output:
 
     def __init__(self, stream: TextIO, what: str) -> None:
         self._stream, self._what = stream, what
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -7,6 +7,7 @@ traceback through all of them. `python -m` with the name of the module starts th
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -25,8 +26,11 @@ def _start(module: str) -> None:
         try:
             main = importlib.import_module(module).main
         except MissingExtraError as error:  # some cannot even be imported without their extra
-            raise SystemExit(f"{name}: error: {error}") from None
+            print(f"{name}: error: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
     main()
+    for number in (signal.SIGINT, signal.SIGTERM):  # all is done and on disk; what is left is Python's own end
+        signal.signal(number, signal.SIG_IGN)
 
 
 pretrain_on_openx = partial(_start, "vw2_robot.pretrain.pretrain_on_openx")

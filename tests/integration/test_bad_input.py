@@ -14,7 +14,7 @@ import torch
 
 from vw2_robot.finetune import train_head
 from vw2_robot.pretrain import extract_latents, pretrain_on_openx, train_dldm, train_policy, train_vdm
-from vw2_robot.storage import write_manifest
+from vw2_robot.storage import read_json, write_json, write_manifest
 
 torch.set_num_threads(1)
 
@@ -135,7 +135,7 @@ def test_a_shard_of_frames_that_was_cut_off(refuse, chain, frames_folder, tmp_pa
     shard = tmp_path / "frames" / "shard-00000.npy"
     shard.write_bytes(shard.read_bytes()[:1000])
     error = refuse(pretrain_on_openx, chain(f"data.frames={tmp_path / 'frames'}"))
-    assert "shard-00000.npy is missing or cut off" in error
+    assert "shard-00000.npy cannot be read" in error
 
 
 TRUNCATED = """
@@ -258,19 +258,19 @@ def test_latents_that_are_missing_or_of_another_encoder(refuse, pretrained, mini
     assert "is no finished latent cache" in refuse(train_policy, overrides)
     shutil.copytree(pretrained / "latents", run / "latents")
     index = run / "latents" / "index.json"
-    content = json.loads(index.read_text())
-    index.write_text(json.dumps(content | {"encoder_hash": "0" * 64}))
+    content = read_json(index, cure="")
+    write_json(index, content | {"encoder_hash": "0" * 64}, sealed=True)
     assert "was made with encoder_hash 00000000, expected" in refuse(train_policy, overrides)
-    index.write_text(json.dumps(content | {"frames_digest": "0" * 64}))
+    write_json(index, content | {"frames_digest": "0" * 64}, sealed=True)
     assert "was made with frames_digest 00000000, expected" in refuse(train_policy, overrides)
-    index.write_text(json.dumps(content | {"format_version": 7}))
+    write_json(index, content | {"format_version": 7}, sealed=True)
     assert "has format_version 7, this release reads 1" in refuse(train_policy, overrides)
     index.write_text("{")
     assert "index.json" in refuse(train_policy, overrides)
-    index.write_text(json.dumps(content))
+    write_json(index, content, sealed=True)
     shard = run / "latents" / "windows-00000.npz"
     shard.write_bytes(shard.read_bytes()[:100])
-    assert "windows-00000.npz cannot be read" in refuse(train_policy, overrides)
+    assert "windows-00000.npz is damaged" in refuse(train_policy, overrides)
 
 
 def test_a_policy_of_another_format_version(refuse, pretrained, tuning, tmp_path):

@@ -231,7 +231,7 @@ def test_an_episode_that_the_cache_does_not_know_is_left_out(
 def test_a_broken_picture_is_counted_and_its_windows_are_left_out(
     training: Training, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = training.config("run", "data.max_bad=3", "data.cache_episodes=1")
+    config = training.config("run", "data.max_bad=3", "data.cache_episodes=2")
     clips, frames, train, _ = opened(config)
     (source, weight), *_ = open_sources(config.data)
     last = frames.episodes[train[-1]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from vw2_robot.errors import InputError
-from vw2_robot.locks import lock_folder
+from vw2_robot.locks import clear_dead_lock, lock_folder
 
 HOLD = "import sys, pathlib; from vw2_robot.locks import lock_folder; l = lock_folder(pathlib.Path(sys.argv[1]), what='training'); print('held', flush=True); sys.stdin.read()"  # noqa: E501
 
@@ -40,6 +41,16 @@ def test_a_second_process_is_told_who_holds_the_folder_and_a_killed_one_holds_no
     assert not list(folder.iterdir())
 
 
+def test_a_dead_lock_is_cleared_and_a_held_one_stays(tmp_path: Path) -> None:
+    with hold(tmp_path) as process:
+        clear_dead_lock(tmp_path)
+        assert (tmp_path / ".lock").is_file()
+        process.kill()
+        process.wait()
+    clear_dead_lock(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_same_process_gets_the_same_lock_and_losing_it_gives_it_back(tmp_path: Path) -> None:
     lock = lock_folder(tmp_path, what="training")
     assert lock_folder(tmp_path, what="training") is lock
@@ -65,3 +76,26 @@ def test_a_forked_child_that_ends_leaves_the_lock_to_its_parent(tmp_path: Path) 
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.returncode != 0
         assert "in use by another run" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("file", errno.EEXIST), ("file/x", errno.ENOTDIR), ("loop/x", errno.ELOOP), ("x" * 300, errno.ENAMETOOLONG)],
+)
+def test_a_path_that_the_system_refuses_is_an_error_with_its_name(tmp_path: Path, name: str, number: int) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("pool")
+    (tmp_path / "pool").symlink_to("loop")
+    with pytest.raises(OSError, match=r"\[Errno") as raised:
+        lock_folder(tmp_path / name, what="training")
+    assert raised.value.errno == number
+    assert str(raised.value.filename).startswith(str(tmp_path))
+
+
+def test_folders_made_for_a_lock_go_if_they_stay_empty(tmp_path: Path) -> None:
+    with lock_folder(tmp_path / "a" / "b", what="training"):
+        assert (tmp_path / "a" / "b" / ".lock").is_file()
+    assert not list(tmp_path.iterdir())
+    with lock_folder(tmp_path / "a" / "b", what="training"):
+        (tmp_path / "a" / "result").write_text("kept")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["result"]

@@ -38,7 +38,7 @@ from PIL import Image
 
 from vw2_robot.arrays import map_array
 from vw2_robot.errors import InputError
-from vw2_robot.locks import lock_folder
+from vw2_robot.locks import clear_dead_lock, lock_folder
 from vw2_robot.storage import atomic_write, read_json, write_json, write_text
 
 from .episodes import Episode
@@ -127,6 +127,7 @@ def cache_frames(
     }
     plan = json.loads(json.dumps(plan))  # tuples become lists, as they will be when read back
     if _is_begun(out, plan) and (out / "index.json").exists():
+        clear_dead_lock(out)
         return
     with lock_folder(out, what="making a frame cache"):
         if not _is_begun(out, plan):

@@ -23,11 +23,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vw2_robot.arrays import read_arrays
+from vw2_robot.arrays import read_arrays, write_arrays
 from vw2_robot.contracts import ACTION_NAMES, GRIPPER_INDEX
 from vw2_robot.errors import InputError
 from vw2_robot.locks import lock_folder
-from vw2_robot.storage import atomic_write
 
 from .calvin import CalvinDataset, CalvinSplit, Trajectory
 from .clips import make_windows
@@ -165,12 +164,8 @@ def keep_motion(
     """
     cure = "delete it, and it is made again"
     if not file.is_file():
-        with (
-            lock_folder(file.parent, what="reading actions"),
-            atomic_write(file) as temporary,
-            temporary.open("wb") as out,
-        ):
-            np.savez(out, **read())
+        with lock_folder(file.parent, what="reading actions"):
+            write_arrays(file, read())
     stored = read_arrays(file, cure=cure)
     for key, values in stored.items():
         if values.shape[:1] != (sum(lengths),):

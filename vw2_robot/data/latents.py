@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vw2_robot.arrays import read_arrays
+from vw2_robot.arrays import read_arrays, write_arrays
 from vw2_robot.errors import InputError
-from vw2_robot.storage import atomic_write, read_json, sha256_of, write_json
+from vw2_robot.storage import read_json, sha256_of, write_json
 
 FORMAT_VERSION = 1
 _CURE = "delete its folder and run vw2-extract-latents again"
@@ -70,8 +70,7 @@ def joined(windows: LatentWindows, *, ends: NDArray[np.int64], steps: int) -> La
 
 def write_shard(folder: Path, number: int, windows: LatentWindows) -> None:
     """Write one shard, whole or not at all."""
-    with atomic_write(_shard(folder, number)) as temporary, temporary.open("wb") as file:
-        np.savez(file, episode=windows.episode, start=windows.start, codes=windows.codes, valid=windows.valid)
+    write_arrays(_shard(folder, number), {name: getattr(windows, name) for name in _KINDS})
 
 
 def missing_shards(folder: Path, count: int) -> list[int]:

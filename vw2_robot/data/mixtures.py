@@ -19,19 +19,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from vw2_robot.errors import InputError
+from vw2_robot.storage import read_yaml
 
 from .openx import OpenXSource, all_sources, copy_command, find_source
 from .rlds import RldsSource
 from .rlds_builder import list_files
 
 MIXTURES = ("octo", "openvla", "videoworld2")
-MAX_BYTES = 2**16
-"""Largest yaml file of a mixture."""
 
 
 @dataclass(frozen=True)
@@ -115,26 +111,13 @@ def _recordings(sources: Sequence[OpenXSource]) -> list[list[OpenXSource]]:
     return list(groups.values())
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """Refuses aliases: a few of them can stand for billions of entries."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it uses an alias (*name); write every line out")
-        return super().compose_node(parent, index)
-
-
 def _read(path: Path) -> dict[OpenXSource, float]:
     if not path.is_file():
         raise InputError(f"{path} is neither a mixture ({', '.join(MIXTURES)}) nor a yaml file of name: weight")
-    if path.stat().st_size > MAX_BYTES:
-        raise InputError(f"{path} has {path.stat().st_size} bytes, a mixture at most {MAX_BYTES}")
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no yaml file: {str(error).splitlines()[0]}") from error
-    if not isinstance(content, dict) or not content:
-        raise InputError(f"{path} holds no mixture; expected one line for each data set, such as bridge_dataset: 1.0")
+    cure = "expected one line for each data set, such as bridge_dataset: 1.0"
+    content = read_yaml(path, cure=cure)
+    if not content:
+        raise InputError(f"{path} holds no mixture; {cure}")
     weights: dict[OpenXSource, float] = {}
     for name, weight in content.items():
         source = find_source(str(name))

@@ -151,7 +151,7 @@ class ReverbWriter:
             return
 
     def _give_up(self, why: str) -> ReplayTimeout:
-        gone = "nobody listens there any more" if not reachable(self.address, 0.0) else "is a trainer drawing?"
+        gone = "nobody listens there any more." if not reachable(self.address, 0.0) else "is a trainer drawing?"
         self._abandon_all()
         return ReplayTimeout(
             f"the replay server at {self.address} did not take an episode: {why}; {gone} Start the server again if it "

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from vw2_robot.contracts import ACTION_DIM
 from vw2_robot.errors import InputError
 from vw2_robot.locks import lock_folder
-from vw2_robot.storage import MANIFEST, atomic_folder, sha256_of, write_json
+from vw2_robot.storage import MANIFEST, atomic_folder, sha256_of, temporary_name, write_json
 
 from .episodes import Demonstration, encode_jpeg
 from .rlds_builder import DESCRIPTION, load_tensorflow
@@ -56,7 +56,9 @@ def write_rlds(
         raise InputError(f"a data set needs a name like vw2_arms and a version like 1.0.0, found {name!r}, {version!r}")
     if out.exists():
         raise InputError(f"{out} exists already; choose another folder or delete it")
-    with lock_folder(out, what="writing an RLDS data set", beside=True), atomic_folder(out) as folder:
+    # Of the temporary folder: a recording that ends here already owns `out`.
+    lock = lock_folder(temporary_name(out), what="writing an RLDS data set", beside=True)
+    with lock, atomic_folder(out) as folder:
         writer: Any = None
         size: tuple[int, ...] | None = None
         for split, demonstrations in episodes.items():

@@ -11,7 +11,6 @@ only the core is required.
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -72,8 +71,6 @@ class DoctorConfig:
 
 def run(config: DoctorConfig) -> None:
     """Look at what was asked for, print it, and leave with status 1 if something needs doing."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     sound = True
     if "packages" in config.sections:
         sound = _show_packages(list_packages()) and sound

@@ -1,6 +1,7 @@
 """CALVIN on disk: what is written is read back, what need not be read is not, and damage is named."""
 
 import io
+import json
 import os
 import pickle
 from pathlib import Path
@@ -13,6 +14,7 @@ from vw2_robot.data.calvin import CalvinDataset
 from vw2_robot.data.calvin_writer import CalvinWriter, Label
 from vw2_robot.data.object_arrays import load_object
 from vw2_robot.errors import InputError
+from vw2_robot.storage import read_json
 
 TASKS = (("open_drawer", "pull the drawer"), ("turn_on_led", "push the button"), ("open_drawer", "open the drawer"))
 
@@ -348,6 +350,74 @@ def test_interrupted_and_resumed_writing_gives_the_same_bytes(root, tmp_path_fac
     assert not resumed.is_complete(100)
     write(again, numbers=(2, 1)).finish()
     assert tree(again) == tree(root)
+
+
+def test_steps_are_on_disk_before_the_entry_that_vouches_for_them_and_descriptions_before_their_sums(
+    tmp_path, monkeypatch
+):
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(Path(f"/proc/self/fd/{fd}").readlink().name), fsync(fd)))
+    writer = write(tmp_path, numbers=(0,))
+    assert synced[:4] == [f"episode_000000{n}.npz" for n in range(3)] + ["training"]
+    assert synced[4:] == [".episode_0000000.json.tmp", ".record"]
+    synced.clear()
+    writer.finish()
+    assert synced[-2:] == [".manifest.json.tmp", "training"]
+    assert {"auto_lang_ann.npy", "lang_annotations", "ep_start_end_ids.npy", "statistics.yaml"} < set(synced[:-2])
+
+
+def test_damage_of_what_describes_a_recorded_set_is_noticed(root):
+    folder = root / "training"
+    for name in ("lang_annotations/auto_lang_ann.npy", "scene_info.npy"):
+        good = (folder / name).read_bytes()
+        (folder / name).write_bytes(
+            good.replace(b"open_drawer", b"shut_drawer").replace(b"calvin_scene_D", b"calvin_scene_A")
+        )
+        with pytest.raises(InputError, match=r"is damaged: its SHA-256 .* if you changed it yourself, delete manifest"):
+            CalvinDataset(root)
+        (folder / name).write_bytes(good)
+    entry = folder / ".record" / "episode_0000100.json"
+    entry.write_text(entry.read_text().replace("push the button", "push the butter"))
+    with pytest.raises(InputError, match=r"episode_0000100\.json is damaged.*; delete it: the same vw2-record"):
+        CalvinWriter(root).finish()
+
+
+def test_entries_of_older_recordings_have_no_seal(root):
+    entries = CalvinWriter(root).entries()
+    for path in (root / "training" / ".record").iterdir():
+        content = read_json(path, cure="", sealed=True)
+        path.write_text(json.dumps(content, indent=1))
+    assert CalvinWriter(root).entries() == entries
+
+
+@pytest.mark.parametrize(
+    ("sentence", "wanted"),
+    [
+        (["lift it"], "lift it"),
+        (b"lift it", "lift it"),
+        (np.array(["lift it"]), "lift it"),
+        (None, None),
+        (["a", "b"], None),
+    ],
+)
+def test_a_sentence_is_text_or_refused(root, sentence, wanted):
+    (root / "training" / "manifest.json").unlink()
+    path = root / "training" / "lang_annotations" / "auto_lang_ann.npy"
+    content = np.load(path, allow_pickle=True).item()
+    content["language"]["ann"][1] = sentence
+    np.save(path, np.array(content, dtype=object), allow_pickle=True)
+    if wanted is None:
+        with pytest.raises(InputError, match=r"auto_lang_ann\.npy, window \(100, 103\): expected text"):
+            CalvinDataset(root)
+    else:
+        assert CalvinDataset(root).trajectories[1].instruction == wanted
+
+
+def test_tables_that_speak_of_any_number_of_frames_cost_nothing(root):
+    (root / "training" / "manifest.json").unlink()
+    np.save(root / "training" / "ep_start_end_ids.npy", np.array([[0, 10**17]]))
+    with pytest.raises(InputError, match=r"99999999999999989 of 100000000000000001 frames are missing, .*0000003\.npz"):
+        CalvinDataset(root, trajectories="recordings")
 
 
 def test_wrong_arrays_are_refused(tmp_path):

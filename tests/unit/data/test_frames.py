@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -255,6 +256,91 @@ def test_missing_unfinished_damaged_and_foreign_caches_are_refused(tmp_path: Pat
     shutil.copy(tmp_path / "c/shard-00002.npy", tmp_path / "other/shard-00001.npy")
     with pytest.raises(InputError, match=r"shard-00001\.npy holds uint8"):
         FrameCache(tmp_path / "other").read(3, [0])
+
+
+def test_a_changed_pixel_is_noticed_when_its_episode_is_first_read(tmp_path: Path) -> None:
+    cache(tmp_path / "c")
+    shard = tmp_path / "c/shard-00000.npy"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1  # the last frame of the third episode
+    shard.write_bytes(data)
+    frames = FrameCache(tmp_path / "c")
+    frames.read(0, [0])
+    for _ in range(2):
+        with pytest.raises(
+            InputError, match=r"shard-00000\.npy is damaged: .* made_up, episode train/000002 .* delete"
+        ):
+            frames.read(2, [0])
+    FrameCache(tmp_path / "c", verify=False).read(2, [0])
+
+
+def test_an_index_that_does_not_fit_plan_and_rows_is_refused(tmp_path: Path) -> None:
+    cache(tmp_path / "c")
+    for name, old, new in (
+        ("index.json", '"frames": 20', '"frames": 21'),
+        ("plan.json", '"path": "x"', '"path": "y"'),
+        ("shard-00001.jsonl", '"hz": 8.0', '"hz": 9.0'),
+        ("shard-00001.jsonl", '"offset": 2', '"offset": 1'),
+        ("shard-00001.jsonl", '"length": 2', '"length": "2"'),
+        ("shard-00001.jsonl", '"shard": 1', '"shart": 1'),
+        ("shard-00001.jsonl", '{"', "[" * 100_000 + '{"'),
+    ):
+        file = tmp_path / "c" / name
+        good = file.read_text()
+        assert old in good
+        file.write_text(good.replace(old, new, 1))
+        with pytest.raises(InputError, match=rf"{tmp_path}/c.*; delete {tmp_path}/c and make it again"):
+            FrameCache(tmp_path / "c")
+        file.write_text(good)
+    FrameCache(tmp_path / "c")
+
+
+HOLD = """
+import pathlib, sys
+from vw2_robot.locks import lock_folder
+lock = lock_folder(pathlib.Path(sys.argv[1]), what="making a frame cache")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_one_process_at_a_time_makes_a_cache_and_a_finished_one_is_everybody_s(tmp_path: Path) -> None:
+    cache(tmp_path / "done")
+    for name in ("new", "done"):
+        holder = subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(tmp_path / name)],
+            cwd=Path(__file__).resolve().parents[3],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        with holder:
+            assert holder.stdout is not None
+            holder.stdout.readline()
+            if name == "new":
+                with pytest.raises(
+                    InputError, match=r"new is in use by another run: making a frame cache, process \d+"
+                ):
+                    cache(tmp_path / name)
+            else:
+                cache(tmp_path / name)
+                FrameCache(tmp_path / name).read(0, [0])
+    cache(tmp_path / "new")
+    assert contents(tmp_path / "new") == contents(tmp_path / "done")
+
+
+def test_pixels_are_on_disk_before_the_rows_and_rows_before_the_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (events.append(Path(f"/proc/self/fd/{fd}").readlink().name), fsync(fd)))
+    monkeypatch.setattr(Path, "replace", lambda self, to: (events.append(f"rename {to.name}"), replace(self, to))[1])
+    cache(tmp_path / "c", EPISODES[:2])
+    assert events == [
+        event
+        for name in ("plan.json", "shard-00000.npy", "shard-00000.jsonl", "index.json")
+        for event in (f".{name}.tmp", f"rename {name}", "c")
+    ]
 
 
 def test_equal_videos_are_never_on_both_sides_of_the_split(tmp_path: Path) -> None:

@@ -102,6 +102,24 @@ def test_frames_and_motion_are_kept_and_a_smaller_draw_is_its_own_cache(tmp_path
         opened(tmp_path, episodes=2)
 
 
+def test_damaged_or_foreign_motion_is_refused(tmp_path):
+    write(tmp_path / "calvin")
+    opened(tmp_path)
+    (motion,) = tmp_path.rglob("motion.npz")
+    whole = motion.read_bytes()
+    motion.write_bytes(whole[:-30])
+    with pytest.raises(
+        InputError, match=r"motion\.npz cannot be read, it is damaged .* delete it, and it is made again"
+    ):
+        opened(tmp_path)
+    np.savez(motion, commanded=np.zeros((5, 7)))
+    with pytest.raises(InputError, match=r"motion\.npz: commanded has shape \(5, 7\), expected 22 rows"):
+        opened(tmp_path)
+    motion.unlink()
+    opened(tmp_path)
+    assert motion.read_bytes() == whole
+
+
 def test_columns_have_names():
     assert target_names("commanded")[0] == "dx"
     assert target_names("moved")[6] == "opening"

@@ -176,11 +176,14 @@ def test_writing_is_all_or_nothing_and_reproducible(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="the simulator broke"):
         write_rlds(tmp_path / "s", name="broken", version="1.0.0", episodes={"train": failing()})
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / ".a.tmp").mkdir()  # what a killed start leaves
+    (tmp_path / ".a.tmp" / "half").touch()
     for name in ("a", "b"):
         write_rlds(tmp_path / name, name="twice", version="1.0.0", episodes={"train": [demonstration(1)]})
     assert {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()} == {
         p.name: p.read_bytes() for p in (tmp_path / "b").iterdir()
     }
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
 def test_what_cannot_be_written_is_refused(tmp_path: Path, written: Path) -> None:

@@ -39,7 +39,8 @@ LOOP = LoopConfig(steps=2, batch=4, log_every=1, save_every=2, optim=OptimConfig
 def write_calvin(tmp_path):
     """Write a CALVIN data set whose pixels and actions say where they come from.
 
-    Trajectory n, time t: green pixel 10 * t, red pixel 20 * n; action dx = t / 10, dy = n / 10, gripper by parity of t.
+    Trajectory n, time t: green pixel 10 * t, red pixel 20 * n; action dx = t / 10, dy = n / 10 (at most 1), gripper by
+    parity of t.
     """
     from vw2_robot.data.calvin_writer import CalvinWriter
 
@@ -50,7 +51,7 @@ def write_calvin(tmp_path):
             actions = np.zeros((length, 7))
             for t in range(length):
                 video[t] = (20 * number, 10 * t, 0)
-                actions[t] = (t / 10, number / 10, 0, 0, 0, 0, 1 if t % 2 else -1)
+                actions[t] = (t / 10, min(number, 10) / 10, 0, 0, 0, 0, 1 if t % 2 else -1)
             writer.write_episode(
                 {
                     "rgb_static": video,

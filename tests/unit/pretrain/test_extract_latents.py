@@ -154,7 +154,7 @@ def test_several_processes_write_the_shards_of_one_and_a_partial_cache_is_contin
 def test_trouble_in_a_process_is_named(dldm_stage):
     (dldm_stage / "frames" / "shard-00000.npy").unlink()
     jobs = {0: range(3), 1: range(3, 6)}
-    with pytest.raises(InputError, match="is missing or cut off"):
+    with pytest.raises(InputError, match="is missing; delete"):
         list(_write_shards(encoder(dldm_stage, workers=2), dldm_stage / "dldm", jobs))
 
 
