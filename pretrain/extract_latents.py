@@ -10,12 +10,13 @@ processes if asked; a killed run goes on, with any number of them.
 # n windows · T frames · M latent steps · N codes per step
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+import functools
+import itertools
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,9 +33,9 @@ from vw2_robot.errors import InputError
 from vw2_robot.locks import lock_folder
 from vw2_robot.models.dldm import DLDM
 from vw2_robot.pixels import to_model_range
-from vw2_robot.process import end_children, end_with_parent, stops_held_back
 from vw2_robot.runs import mark, read_mark
 from vw2_robot.storage import write_text
+from vw2_robot.worker_pool import WorkerPool
 
 from .config import Pretrain, alone, finished_stage, open_frames
 from .train_dldm import encoder_hash
@@ -68,8 +69,12 @@ def _extract(config: Pretrain, folder: Path) -> None:
         for first in range(0, len(frames.episodes), EPISODES_PER_SHARD)
     ]
     missing = missing_shards(folder, len(shards))
-    with tqdm(desc="latents", total=len(shards), initial=len(shards) - len(missing), unit="shard", disable=None) as bar:
-        for _ in _write_shards(Encoder(config, dldm, frames), checkpoint, {n: shards[n] for n in missing}):
+    written = _write_shards(Encoder(config, dldm, frames), checkpoint, {n: shards[n] for n in missing})
+    with (
+        closing(written),
+        tqdm(desc="latents", total=len(shards), initial=len(shards) - len(missing), unit="shard", disable=None) as bar,
+    ):
+        for _ in written:
             bar.update()
     windows = read_shards(folder, len(shards))
     finish(folder, shards=len(shards), facts=identity | _facts(config, frames, windows))
@@ -98,7 +103,18 @@ class Encoder:
         write_shard(self.config.stage_dir("latents"), number, windows)
 
 
-def _write_shards(encoder: Encoder, checkpoint: Path, missing: dict[int, range]) -> Iterator[None]:
+class Shard(NamedTuple):
+    """One shard to write, and the episodes in it."""
+
+    number: int
+    episodes: range
+
+    def __str__(self) -> str:
+        """The shard, for messages."""
+        return f"shard {self.number}"
+
+
+def _write_shards(encoder: Encoder, checkpoint: Path, missing: dict[int, range]) -> Generator[None]:
     """Write the missing shards, here or in `config.workers` processes; yields after each.
 
     Raises:
@@ -111,26 +127,10 @@ def _write_shards(encoder: Encoder, checkpoint: Path, missing: dict[int, range])
             encoder.write(number, episodes)
             yield
         return
-    context = multiprocessing.get_context("spawn")
     threads = max(1, torch.get_num_threads() // workers)
-    arguments = (config, checkpoint, encoder.frames.path, threads)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_open_encoder, initargs=arguments)
-    try:
-        with stops_held_back():  # workers inherit this: a stop is the parent's to handle, also while they import
-            futures = [pool.submit(_write_one, *job) for job in missing.items()]
-        for future in as_completed(futures):
-            yield future.result()
-    except BrokenProcessPool:
-        raise InputError(
-            "a process that encodes latents died; finished shards are kept. Often this is memory: start again with "
-            f"fewer than workers={workers}"
-        ) from None
-    except BaseException:  # stopped, or a shard cannot be written: nobody waits for the others
-        end_children()
-        _drop_unfinished(config.stage_dir("latents"))
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    build = functools.partial(_open_encoder, config, checkpoint, encoder.frames.path, threads)
+    pool: WorkerPool[Shard, None] = WorkerPool(build, name="encoding process")
+    yield from pool.run(itertools.starmap(Shard, missing.items()), workers=workers)
 
 
 def _drop_unfinished(folder: Path) -> None:
@@ -139,21 +139,13 @@ def _drop_unfinished(folder: Path) -> None:
         leftover.unlink()
 
 
-_encoder: Encoder | None = None
-
-
-def _open_encoder(config: Pretrain, checkpoint: Path, frames: Path, threads: int) -> None:
-    global _encoder
-    end_with_parent()
+@contextmanager
+def _open_encoder(config: Pretrain, checkpoint: Path, frames: Path, threads: int) -> Iterator[Callable[[Shard], None]]:
     torch.set_num_threads(threads)
     dldm = DLDM(config.dldm)
     load_checkpoint(checkpoint, kind="dldm").load_into(dldm=dldm)
-    _encoder = Encoder(replace(config, hardware=replace(config.hardware, threads=threads)), dldm, FrameCache(frames))
-
-
-def _write_one(number: int, episodes: range) -> None:
-    assert _encoder is not None
-    _encoder.write(number, episodes)
+    encoder = Encoder(replace(config, hardware=replace(config.hardware, threads=threads)), dldm, FrameCache(frames))
+    yield lambda shard: encoder.write(*shard)
 
 
 def _facts(config: Pretrain, frames: FrameCache, windows: LatentWindows) -> dict[str, object]:

@@ -2,8 +2,7 @@
 
     stop_at_once(name)   before a program is imported
     orderly(name)        around a whole program: SIGTERM and Ctrl-C become exceptions, standard streams may be closed
-    stops_held_back()    around the start of worker processes, which are their parent's to end: `end_children`
-    end_with_parent()    in a worker process
+    stops_held_back()    around the start of worker processes (`vw2_robot.worker_pool`)
 
 SIGTERM raises `Terminated`, Ctrl-C `KeyboardInterrupt`, both in the main thread, so that files and folders under a
 temporary name are removed on the way out. A second signal ends the process at once, and so does a thread of our own
@@ -113,10 +112,7 @@ def _signals(name: str) -> Iterator[list[int]]:
 
 @contextmanager
 def stops_held_back() -> Iterator[None]:
-    """Start worker processes inside: they never hear Ctrl-C or SIGTERM, which goes to a whole group of processes.
-
-    Here the signals arrive afterwards. Who starts the processes also ends them (`end_children`).
-    """
+    """Start worker processes inside: they hear no stop before they unblock it, and here it arrives afterwards."""
     arrived: list[int] = []
     # The mask is what a child inherits. It does not hold a signal back here: the system may give it to another thread,
     # and Python then calls the handler in this one all the same.
@@ -130,20 +126,6 @@ def stops_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number in arrived:
             signal.raise_signal(number)
-
-
-def end_with_parent() -> None:
-    """In a worker process: end when the parent has gone, however it went."""
-    import multiprocessing.connection
-
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch(sentinel: int) -> None:
-        multiprocessing.connection.wait([sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, args=(parent.sentinel,), name="parent", daemon=True).start()
 
 
 def end_children() -> None:

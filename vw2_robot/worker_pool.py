@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -29,8 +31,7 @@ Job = TypeVar("Job")
 Answer = TypeVar("Answer")
 ORDERLY_SECONDS = 3.0
 """How long a process that was told to end may take to clean up before it is killed."""
-
-
+_TOLD_TO_END = 128 + signal.SIGTERM
 # What torch says in a RuntimeError, and an import in an ImportError.
 _NO_MEMORY = ("out of memory", "can't allocate memory", "failed to map segment from shared object")
 
@@ -108,7 +109,8 @@ class WorkerPool(Generic[Job, Answer]):
 
     def _spawn(self) -> Connection:
         arguments = self._arguments()
-        connection, process = start(_work, self._build, arguments, name=f"{self._name} {self._started}")
+        build = pickle.dumps(self._build)  # unpickled, and with it imported, only when the process can be stopped
+        connection, process = start(_work, build, arguments, name=f"{self._name} {self._started}")
         for one in arguments:
             if isinstance(one, Connection):
                 one.close()
@@ -120,7 +122,9 @@ class WorkerPool(Generic[Job, Answer]):
         """Take a dead worker off the list; returns the job that it had."""
         process, job = self._workers.pop(connection), self._busy.pop(connection)
         connection.close()
-        process.join()
+        end([process])
+        if process.exitcode == _TOLD_TO_END:
+            time.sleep(0.2)  # a stop goes to a whole group of processes: ours arrives now
         self._lost[str(job)] += 1
         where = f"{process.name} died with {how_it_ended(process)} while it had {job}"
         if self._lost[str(job)] > self._retries:
@@ -165,6 +169,8 @@ def how_it_ended(process: BaseProcess) -> str:
     code = process.exitcode
     if code == -signal.SIGKILL:
         return "exit code -9 (SIGKILL: killed by somebody, or by the system because memory was short)"
+    if code == _TOLD_TO_END:
+        return f"exit code {code} (it was told to end)"
     return f"exit code {code}" + (f" ({signal.Signals(-code).name})" if code is not None and code < 0 else "")
 
 
@@ -200,7 +206,7 @@ def live_with_parent(life: Callable[[], None]) -> None:
         life()
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it leaves already
     except Terminated:
-        pass
+        sys.exit(_TOLD_TO_END)
 
 
 def _terminate(*_: object) -> NoReturn:
@@ -208,14 +214,12 @@ def _terminate(*_: object) -> NoReturn:
     raise Terminated
 
 
-def _work(
-    connection: Connection, build: Callable[..., AbstractContextManager[Callable[[Any], Any]]], arguments: Any
-) -> None:
+def _work(connection: Connection, build: bytes, arguments: tuple[Any, ...]) -> None:
     """The life of a worker: build, then answer each job until the pipe ends."""
 
     def life() -> None:
         try:
-            with build(*arguments) as answer:
+            with pickle.loads(build)(*arguments) as answer:
                 for job in _jobs(connection):
                     _send(connection, "answer", answer(job))
         except Exception as error:

@@ -123,36 +123,6 @@ with stops_held_back():
     assert (code, told.splitlines()[0]) == (143, "started")
 
 
-def test_workers_never_hear_a_stop_and_end_with_their_parent() -> None:
-    body = """
-import multiprocessing
-def work(pipe):
-    end_with_parent()
-    pipe.send("up")
-    time.sleep(60)
-here, there = multiprocessing.Pipe()
-with stops_held_back():
-    worker = multiprocessing.get_context("fork").Process(target=work, args=(there,))
-    worker.start()
-here.recv()
-print("ready", flush=True)
-print(worker.pid, flush=True)
-time.sleep(60)"""
-    started = start(body)
-    assert started.stdout is not None
-    worker = int(started.stdout.readline())
-    for number, _ in STOPS:
-        os.kill(worker, number)
-    time.sleep(0.2)
-    os.kill(worker, 0)
-    started.kill()
-    started.communicate()
-    until = time.monotonic() + 10
-    while Path(f"/proc/{worker}").exists() and time.monotonic() < until:
-        time.sleep(0.02)
-    assert not Path(f"/proc/{worker}").exists()
-
-
 @pytest.mark.parametrize(("number", "name"), STOPS)
 def test_a_stop_during_the_import_of_a_program_is_no_traceback(tmp_path: Path, number: int, name: str) -> None:
     (tmp_path / "slow_module.py").write_text("import time\nprint('ready', flush=True)\ntime.sleep(60)\n")
