@@ -287,7 +287,9 @@ def test_worker_processes_end_with_a_stop_and_nothing_of_theirs_stays(miniature,
             time.sleep(0.05)
         assert left == []
         assert list((tmp_path / "run").rglob(".*")) == []
-    assert begin().wait() == 0
+    process = begin()
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
     assert_equal_contents(contents(tmp_path / "run"), contents(pretrained))
 
 
