@@ -16,7 +16,7 @@ import numpy as np
 
 from vw2_robot.data.clips import Augmentation, ClipSampler
 from vw2_robot.data.episodes import Episode
-from vw2_robot.data.frames import FrameCache, cache_frames
+from vw2_robot.data.frame_cache import FrameCache, cache_frames
 
 SIZE, LENGTH, EPISODES, FRAMES, BATCH, BATCHES = 64, 40, 200, 9, 64, 30
 CASES = {

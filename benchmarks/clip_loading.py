@@ -43,8 +43,8 @@ from PIL import Image
 from vw2_robot.data.blocks import WindowOptions
 from vw2_robot.data.clips import frame_offsets, make_windows
 from vw2_robot.data.episodes import Demonstration, Episode, encode_jpeg
-from vw2_robot.data.rlds import RldsSource
 from vw2_robot.data.rlds_writer import write_rlds
+from vw2_robot.data.sources.rlds import RldsSource
 from vw2_robot.data.stream import ClipStream, StreamOptions
 
 FRAMES, TARGET_HZ, BATCH, SHUFFLED_CLIPS = 9, 5.0, 16, 500

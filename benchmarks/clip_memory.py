@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.clip_loading import write_photos
 from vw2_robot.data.blocks import WindowOptions
-from vw2_robot.data.rlds import RldsSource
+from vw2_robot.data.sources.rlds import RldsSource
 from vw2_robot.data.stream import ClipStream, StreamOptions
 
 PAGE_MB = 4096 / 2**20

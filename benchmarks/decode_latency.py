@@ -31,12 +31,12 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from vw2_robot.agent import VW2Agent
 from vw2_robot.checkpoint import save_checkpoint
-from vw2_robot.config_tree import config_tree
-from vw2_robot.data.frames import resize_frame
+from vw2_robot.command_line.config_tree import config_tree
+from vw2_robot.data.frame_cache import resize_frame
 from vw2_robot.data.statistics import ActionStatistics
-from vw2_robot.models.action_head import ActionHead, ActionHeadConfig
-from vw2_robot.models.ar_policy import LatentPolicy, PolicyConfig
-from vw2_robot.models.decoding import Decoding, Prompt
+from vw2_robot.models.policy.action_head import ActionHead, ActionHeadConfig
+from vw2_robot.models.policy.ar_policy import LatentPolicy, PolicyConfig
+from vw2_robot.models.policy.decoding import Decoding, Prompt
 from vw2_robot.pixels import to_model_range
 
 WORDS = ("open the drawer", "push the red block to the left", "lift the pink block from the table")

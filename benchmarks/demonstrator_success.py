@@ -21,9 +21,9 @@ import numpy as np
 from tqdm import tqdm
 
 from vw2_robot.envs.calvin import CalvinEnv
-from vw2_robot.envs.demonstrations import go_to_start
-from vw2_robot.envs.demonstrator import SKILLS, Demonstrator
+from vw2_robot.envs.experts.demonstrator import SKILLS, Demonstrator
 from vw2_robot.envs.oracle import TaskOracle
+from vw2_robot.envs.recording.demonstrations import go_to_start
 
 MAX_STEPS = 360
 TASKS = sorted(SKILLS)

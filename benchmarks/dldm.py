@@ -27,13 +27,13 @@ import yaml
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from vw2_robot.config_tree import config_from
-from vw2_robot.models.causal_video import LevelConfig
-from vw2_robot.models.dldm import DLDM
-from vw2_robot.models.dldm_config import DLDMConfig, QFormerConfig
-from vw2_robot.models.qformer import QFormer
-from vw2_robot.models.vdm import VDM, Geometry, VDMConfig
-from vw2_robot.models.video_codec import CodecConfig, VideoCodec, build_codec
+from vw2_robot.command_line.config_tree import config_from
+from vw2_robot.models.dldm.causal_video import LevelConfig
+from vw2_robot.models.dldm.config import DLDMConfig, QFormerConfig
+from vw2_robot.models.dldm.dldm import DLDM
+from vw2_robot.models.dldm.qformer import QFormer
+from vw2_robot.models.video.vdm import VDM, Geometry, VDMConfig
+from vw2_robot.models.video.video_codec import CodecConfig, VideoCodec, build_codec
 from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.pretrain.config import PhasesConfig
 from vw2_robot.pretrain.dldm_losses import phase_one_loss, phase_two_loss

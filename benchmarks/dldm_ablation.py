@@ -69,7 +69,7 @@ def probe(run: Path, seed: int, args: argparse.Namespace) -> Report:
     if not (out / "latent_report.json").is_file():
         data = ",".join(str(Path(path).resolve()) for path in args.data)
         program(
-            "vw2_robot.pretrain.probe_latents",
+            "vw2_robot.pretrain.probing.probe_latents",
             f"dldm={run / 'dldm'}",
             f"labelled=[{data}]",
             f"out={out}",
@@ -179,7 +179,7 @@ def by_target(reports: list[Report]) -> str:
 
 
 def camera_cut(rows: dict[str, list[Report]]) -> str:
-    """Three readings of the camera-cut test (pretrain/nuisance_test.py) for each kind of nuisance."""
+    """Three readings of the camera-cut test (pretrain/probing/nuisance.py) for each kind of nuisance."""
     kinds = ("camera_shift", "camera_zoom", "light", "camera_cut")
     lines = [f"| variant | reading | {' | '.join(kinds)} |", "| --- | --- |" + " --- |" * len(kinds)]
     for name, reports in rows.items():

@@ -24,15 +24,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vw2_robot.checkpoint import load_checkpoint
-from vw2_robot.config_tree import config_from
-from vw2_robot.data.calvin import CalvinDataset
-from vw2_robot.data.frames import resize_frame
+from vw2_robot.command_line.config_tree import config_from
+from vw2_robot.data.frame_cache import resize_frame
+from vw2_robot.data.sources.calvin import CalvinDataset
 from vw2_robot.envs.cameras import STATIC_EYE, STATIC_TARGET
-from vw2_robot.finetune.labelled_windows import hand_poses
-from vw2_robot.models.acting import blank_codes
-from vw2_robot.models.action_head import ActionHead, ActionHeadConfig
-from vw2_robot.models.ar_policy import LatentPolicy
-from vw2_robot.models.image_tokens import PixelTokens
+from vw2_robot.finetune.labeled_windows import hand_poses
+from vw2_robot.models.policy.acting import blank_codes
+from vw2_robot.models.policy.action_head import ActionHead, ActionHeadConfig
+from vw2_robot.models.policy.ar_policy import LatentPolicy
+from vw2_robot.models.policy.image_tokens import PixelTokens
 from vw2_robot.pixels import shift_randomly, to_model_range
 
 WIDTHS, WIDTH, BATCH, EVERY = (64, 128, 128), 128, 64, 2

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from vw2_robot.data.calvin import CalvinSplit
 from vw2_robot.data.calvin_writer import CalvinWriter
+from vw2_robot.data.sources.calvin import CalvinSplit
 from vw2_robot.envs.instructions import load_instructions
 from vw2_robot.errors import InputError
 

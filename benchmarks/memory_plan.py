@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
-from vw2_robot.config_tree import config_from
-from vw2_robot.models.control import FullControl
-from vw2_robot.models.cosmos import blocks_of
-from vw2_robot.models.dldm import DLDM
-from vw2_robot.models.dldm_config import DLDMConfig
-from vw2_robot.models.vdm import VDM, Geometry, VDMConfig
-from vw2_robot.models.video_codec import CodecConfig, build_codec
+from vw2_robot.command_line.config_tree import config_from
+from vw2_robot.models.dldm.config import DLDMConfig
+from vw2_robot.models.dldm.dldm import DLDM
+from vw2_robot.models.video.control import FullControl
+from vw2_robot.models.video.cosmos import blocks_of
+from vw2_robot.models.video.vdm import VDM, Geometry, VDMConfig
+from vw2_robot.models.video.video_codec import CodecConfig, build_codec
 
 GB = 1e9
 CARDS = (80, 141)  # GB, as sold

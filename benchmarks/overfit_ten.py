@@ -30,16 +30,16 @@ from omegaconf import OmegaConf
 from vw2_robot.agent import VW2Agent
 from vw2_robot.checkpoint import load_checkpoint
 from vw2_robot.chunks import ChunkQueue
-from vw2_robot.config_tree import config_from
+from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.contracts import GRIPPER_INDEX
-from vw2_robot.data.calvin import CalvinDataset, Trajectory
+from vw2_robot.data.sources.calvin import CalvinDataset, Trajectory
 from vw2_robot.data.statistics import ActionStatistics
 from vw2_robot.envs.calvin import CalvinEnv
-from vw2_robot.envs.demonstrations import MAX_ATTEMPTS
+from vw2_robot.envs.experts.start_states import Start, go_to_start
 from vw2_robot.envs.oracle import TaskOracle
-from vw2_robot.envs.record import record
-from vw2_robot.envs.record_config import RecordConfig
-from vw2_robot.envs.start_states import Start, go_to_start
+from vw2_robot.envs.recording.config import RecordConfig
+from vw2_robot.envs.recording.demonstrations import MAX_ATTEMPTS
+from vw2_robot.envs.recording.record import record
 from vw2_robot.finetune.config import Finetune
 from vw2_robot.finetune.train_head import finetune
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from vw2_robot.agent import CHECKPOINTS, VW2Agent
 from vw2_robot.checkpoint import resolve, save_tensors
-from vw2_robot.storage import MANIFEST, atomic_folder, write_manifest
+from vw2_robot.storage.files import MANIFEST, atomic_folder, write_manifest
 
 LIMIT_MB = 8.0
 LEFT_BEHIND = ("optimizer.safetensors", "training.json", "model.safetensors", MANIFEST)

@@ -33,9 +33,13 @@ from .results_archive import OUT, keep
 from .results_page import write_page
 
 STAGES = ("data", "reference", "package", "few", "pretrain", "finetune", "rollouts", "keep", "page")
-RECORD, JOIN = "vw2_robot.envs.record", "benchmarks.join_recordings"
+RECORD, JOIN = "vw2_robot.envs.recording.record", "benchmarks.join_recordings"
 PRETRAIN = "vw2_robot.pretrain.pretrain_on_openx"
-PROBE, FINETUNE, ROLLOUT = "vw2_robot.pretrain.probe_latents", "vw2_robot.finetune.train_head", "vw2_robot.rollouts"
+PROBE, FINETUNE, ROLLOUT = (
+    "vw2_robot.pretrain.probing.probe_latents",
+    "vw2_robot.finetune.train_head",
+    "vw2_robot.rollouts",
+)
 PACKAGE = "builtin:calvin-tiny"
 CALVIN_RECORDINGS = ("D", "D_hard", "ABC", "probe")
 

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from vw2_robot.storage import write_text
+from vw2_robot.storage.files import write_text
 
 from .job_queue import REPO, read_note
 from .settings import PROGRAMS

@@ -67,8 +67,8 @@ def reading_section(out: Path, runs: Mapping[str, Runs]) -> str:
         bullet(
             "**Start states.** Demonstrations begin in start states of the evaluation protocol, the same 192 that its",
             "chains begin in; in half of them the blocks on the table are moved, and some begin where another task",
-            "just ended ([envs/start_states.py](../envs/start_states.py)). Starts of another kind are not measured",
-            "here.",
+            "just ended ([envs/experts/start_states.py](../envs/experts/start_states.py)).",
+            "Starts of another kind are not measured here.",
         ),
         _one_kind_of_cpu(out),
     ]

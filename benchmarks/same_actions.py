@@ -26,11 +26,11 @@ import torch
 
 from vw2_robot.agent import VW2Agent
 from vw2_robot.checkpoint import save_checkpoint
-from vw2_robot.config_tree import config_tree
+from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.contracts import Observation
 from vw2_robot.data.statistics import ActionStatistics
-from vw2_robot.models.action_head import ActionHead, ActionHeadConfig
-from vw2_robot.models.ar_policy import LatentPolicy, PolicyConfig
+from vw2_robot.models.policy.action_head import ActionHead, ActionHeadConfig
+from vw2_robot.models.policy.ar_policy import LatentPolicy, PolicyConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = ("open the drawer", "push the red block to the left", "Größe egal: 打开抽屉")  # not only ASCII

@@ -18,9 +18,13 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, get_type_hints
 
 PROGRAMS = {
-    "vw2_robot.envs.record": ("record", "vw2_robot.envs.record", "RecordConfig"),
+    "vw2_robot.envs.recording.record": ("record", "vw2_robot.envs.recording.record", "RecordConfig"),
     "vw2_robot.pretrain.pretrain_on_openx": ("pretrain", "vw2_robot.pretrain.config", "Pretrain"),
-    "vw2_robot.pretrain.probe_latents": ("probe_latents", "vw2_robot.pretrain.probe_latents", "ProbeLatents"),
+    "vw2_robot.pretrain.probing.probe_latents": (
+        "probe_latents",
+        "vw2_robot.pretrain.probing.probe_latents",
+        "ProbeLatents",
+    ),
     "vw2_robot.finetune.train_head": ("finetune", "vw2_robot.finetune.config", "Finetune"),
     "vw2_robot.rollouts": ("rollout", "vw2_robot.rollouts.config", "RolloutConfig"),
 }
@@ -32,7 +36,9 @@ PLACES = (
 """which data, by name; what a data set calls its training split is a name as well"""
 SEEDS = ("seed", "label_seed", "sequences")
 MACHINE = ("workers", "hardware.threads", "hardware.device", "threads", "device")
-_NESTED = re.compile(r"(?!hydra\.)[A-Za-z_]\w*(\.\w+)+=")  # as vw2_robot.cli has it, also at commits before it had
+_NESTED = re.compile(
+    r"(?!hydra\.)[A-Za-z_]\w*(\.\w+)+="
+)  # as vw2_robot.command_line.program has it, also at commits before it had
 
 
 def settings_of(program: str, words: Sequence[str]) -> dict[str, Any] | None:
@@ -42,7 +48,7 @@ def settings_of(program: str, words: Sequence[str]) -> dict[str, Any] | None:
     from hydra import compose, initialize_config_module
     from omegaconf import OmegaConf
 
-    from vw2_robot.config_tree import config_from, config_tree
+    from vw2_robot.command_line.config_tree import config_from, config_tree
 
     config_name, module, name = PROGRAMS[program]
     with initialize_config_module("vw2_robot.configs", version_base="1.3"):
@@ -68,7 +74,7 @@ def default_of(program: str, key: str) -> Any:
 
 def recipe(program: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Settings without places, seeds and facts of the machine: what makes a row that row."""
-    left_out = {*PLACES, *MACHINE, *(() if program == "vw2_robot.envs.record" else SEEDS)}
+    left_out = {*PLACES, *MACHINE, *(() if program == "vw2_robot.envs.recording.record" else SEEDS)}
     return {key: value for key, value in settings.items() if key not in left_out}
 
 

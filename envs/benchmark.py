@@ -24,7 +24,7 @@ from vw2_robot.errors import InputError
 
 from . import CALVIN_ID
 from .calvin import CONTROL_HZ, CalvinEnv
-from .demonstrator import DemonstratorPolicy
+from .experts.demonstrator import DemonstratorPolicy
 from .instructions import choose_sentence, load_sentences
 from .oracle import TaskOracle
 from .physics import pybullet_version

@@ -25,14 +25,14 @@ from vw2_robot.contracts import ACTION_DIM
 from vw2_robot.errors import InputError
 
 from .actions import parse_action
-from .asked_task import AskedTask
 from .asset_files import find_assets
 from .backdrop import Backdrop, Layer, hide_all_but, paintable
 from .cameras import CAMERA_NAMES, LENSES, RENDERERS, load_egl, make_cameras, static_camera
-from .choices import check_choice
+from .option_validation import check_choice
 from .physics import Physics, SimulationClosedError
 from .robot import ROBOT_OBS_SIZE, Panda
 from .scene import LIGHTS_IN_SCENE_OBS, SCENE_NAMES, SCENE_OBS_SIZE, SCENES, Scene, sample_pose, scene_files
+from .task_wrapper import AskedTask
 
 ResetMode = Literal["exact", "legacy"]
 RESET_MODES: tuple[str, ...] = get_args(ResetMode)

@@ -17,10 +17,10 @@ import numpy as np
 from vw2_robot.contracts import EvalSequence
 from vw2_robot.errors import InputError
 
-from .asked_task import start_states
 from .calvin import CalvinEnv
+from .experts.start_states import go_to_start
 from .sequences import TASKS
-from .start_states import go_to_start
+from .task_wrapper import start_states
 
 MOST_PER_TASK = 1000
 PRELUDE = "prelude"  # in an initial state: what the expert's generator is seeded with

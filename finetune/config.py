@@ -7,9 +7,9 @@ from typing import Literal
 
 from vw2_robot.data.statistics import NormalisationMode
 from vw2_robot.limits import Count
-from vw2_robot.models.action_head import ActionHeadConfig
-from vw2_robot.models.ar_policy import PolicyConfig
 from vw2_robot.models.lora import LoRAConfig
+from vw2_robot.models.policy.action_head import ActionHeadConfig
+from vw2_robot.models.policy.ar_policy import PolicyConfig
 from vw2_robot.optim import LoopConfig
 from vw2_robot.runs import Hardware
 

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vw2_robot.contracts import GRIPPER_INDEX
-from vw2_robot.models.acting import blank_codes
-from vw2_robot.models.action_head import ActionHead
-from vw2_robot.models.ar_policy import LatentPolicy, Prompt
+from vw2_robot.models.policy.acting import blank_codes
+from vw2_robot.models.policy.action_head import ActionHead
+from vw2_robot.models.policy.ar_policy import LatentPolicy, Prompt
 from vw2_robot.pixels import shift_randomly
 
 from .config import Finetune
-from .labelled_windows import LabelledWindows, VideoWindows
+from .labeled_windows import LabelledWindows, VideoWindows
 
 
 class Losses(NamedTuple):

@@ -19,18 +19,18 @@ import torch
 from torch import nn
 
 from vw2_robot.checkpoint import load_checkpoint, load_optimizer, save_checkpoint, weights_digest
-from vw2_robot.cli import program
-from vw2_robot.config_tree import config_tree
+from vw2_robot.command_line.config_tree import config_tree
+from vw2_robot.command_line.program import program
 from vw2_robot.data.labels import write_labels
-from vw2_robot.models.action_head import ActionHead, ActionHeadConfig
 from vw2_robot.models.lora import LoRA
+from vw2_robot.models.policy.action_head import ActionHead, ActionHeadConfig
 from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.runs import Run, generator, mark
 
 from .config import Finetune
+from .datasets import Material, open_material
 from .losses import unlabelled_loss, window_losses
-from .material import Material, open_material
-from .starting_point import StartingPoint, freeze, saved_policy, starting_point, trainable_parameters
+from .pretrained_init import StartingPoint, freeze, saved_policy, starting_point, trainable_parameters
 from .validation import Validation, validate
 
 STREAM_INIT, STREAM_BATCH, STREAM_UNLABELLED = 50, 51, 52

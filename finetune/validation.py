@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vw2_robot.contracts import GRIPPER_INDEX
-from vw2_robot.models.action_head import ActionHead
-from vw2_robot.models.ar_policy import LatentPolicy
+from vw2_robot.models.policy.action_head import ActionHead
+from vw2_robot.models.policy.ar_policy import LatentPolicy
 
 from .config import Finetune
-from .labelled_windows import LabelledWindows
+from .labeled_windows import LabelledWindows
 from .losses import action_errors, fed_codes
 
 BATCH = 256

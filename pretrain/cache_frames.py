@@ -10,11 +10,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vw2_robot.data.episodes import BadEpisodes, Episode, EpisodeSource, TooManyBadError
-from vw2_robot.data.formats import open_training, recognise
-from vw2_robot.data.frames import FrameCache, cache_frames
-from vw2_robot.data.mixtures import open_mixture
-from vw2_robot.data.openx import find_source
-from vw2_robot.data.rlds import RldsSource
+from vw2_robot.data.frame_cache import FrameCache, cache_frames
+from vw2_robot.data.sources.formats import open_training, recognise
+from vw2_robot.data.sources.mixtures import open_mixture
+from vw2_robot.data.sources.openx import find_source
+from vw2_robot.data.sources.rlds import RldsSource
 from vw2_robot.errors import InputError
 from vw2_robot.runs import mark, read_mark
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vw2_robot.data.blocks import WindowOptions
 from vw2_robot.data.clips import Augmentation, ClipBatch, ClipSampler
-from vw2_robot.data.frames import FrameCache
+from vw2_robot.data.frame_cache import FrameCache
 from vw2_robot.data.stream import ClipStream, StreamBatch, StreamOptions
 from vw2_robot.errors import InputError
 from vw2_robot.pixels import to_model_range

@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vw2_robot.checkpoint import resolve
-from vw2_robot.config_tree import config_tree
+from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.data.clips import Augmentation, TimeBase, frame_offsets
-from vw2_robot.data.frames import Aspect, FrameCache, split_episodes
-from vw2_robot.data.open_replay import ReplayConfig
+from vw2_robot.data.frame_cache import Aspect, FrameCache, split_episodes
+from vw2_robot.data.replay.open_replay import ReplayConfig
 from vw2_robot.errors import InputError
 from vw2_robot.limits import Rate, Share, Unbounded
-from vw2_robot.locks import lock_folder
-from vw2_robot.models.ar_policy import PolicyConfig
-from vw2_robot.models.dldm_config import DLDMConfig
-from vw2_robot.models.vdm import Geometry, VDMConfig
-from vw2_robot.models.video_codec import CodecConfig
+from vw2_robot.models.dldm.config import DLDMConfig
+from vw2_robot.models.policy.ar_policy import PolicyConfig
+from vw2_robot.models.video.vdm import Geometry, VDMConfig
+from vw2_robot.models.video.video_codec import CodecConfig
 from vw2_robot.optim import LoopConfig
 from vw2_robot.runs import Hardware
+from vw2_robot.storage.locks import lock_folder
 
 Stage = Literal["vdm", "dldm", "latents", "policy"]
 
@@ -35,7 +35,7 @@ class DataConfig:
     """Where the video comes from and how it is cut."""
 
     path: str | list[str] | None = None
-    """a data set of any format that `vw2_robot.data.formats` knows, or a list of them with different names; with
+    """a data set of any format that `data.sources.formats` knows, or a list of them with different names; with
     `mixture`: the folder or bucket of the sets"""
     mixture: str | None = None
     """octo, openvla, videoworld2, or a yaml file with `name: weight`: many Open-X sets below `path`"""

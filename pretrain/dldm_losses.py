@@ -14,13 +14,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from vw2_robot.models.dldm import DLDM, pad_to_stride
-from vw2_robot.models.vdm import VDM
-from vw2_robot.models.video_codec import VideoCodec
+from vw2_robot.models.dldm.dldm import DLDM, pad_to_stride
+from vw2_robot.models.video.vdm import VDM
+from vw2_robot.models.video.video_codec import VideoCodec
 
 from .config import PhasesConfig
-from .disturbance import disturb
-from .dldm_health import CodeWatch
+from .dldm_diagnostics import CodeWatch
+from .encoder_augmentation import disturb
 from .targets import correlation, frame_error, jitter_colour, make_hint
 
 

@@ -24,17 +24,17 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from vw2_robot.checkpoint import load_checkpoint
-from vw2_robot.cli import program
-from vw2_robot.config_tree import differing_keys
+from vw2_robot.command_line.config_tree import differing_keys
+from vw2_robot.command_line.program import program
 from vw2_robot.data.clips import effective_hz, make_windows
-from vw2_robot.data.frames import FrameCache
+from vw2_robot.data.frame_cache import FrameCache
 from vw2_robot.data.latents import LatentCache, LatentWindows, finish, missing_shards, read_shards, write_shard
 from vw2_robot.errors import InputError
-from vw2_robot.locks import lock_folder
-from vw2_robot.models.dldm import DLDM
+from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.pixels import to_model_range
 from vw2_robot.runs import mark, read_mark
-from vw2_robot.storage import write_text
+from vw2_robot.storage.files import write_text
+from vw2_robot.storage.locks import lock_folder
 from vw2_robot.worker_pool import WorkerPool
 
 from .config import Pretrain, alone, finished_stage, open_frames

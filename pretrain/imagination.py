@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vw2_robot.models.ar_policy import LatentPolicy, Sampling
-from vw2_robot.models.dldm import DLDM
-from vw2_robot.models.vdm import VDM
-from vw2_robot.models.video_codec import VideoCodec
+from vw2_robot.models.dldm.dldm import DLDM
+from vw2_robot.models.policy.ar_policy import LatentPolicy, Sampling
+from vw2_robot.models.video.vdm import VDM
+from vw2_robot.models.video.video_codec import VideoCodec
 
 from .targets import make_hint
 

@@ -23,26 +23,26 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from vw2_robot.agent import policy_folder
-from vw2_robot.arrays import read_array
 from vw2_robot.checkpoint import load_checkpoint
-from vw2_robot.cli import program
-from vw2_robot.config_tree import config_from
+from vw2_robot.command_line.config_tree import config_from
+from vw2_robot.command_line.program import program
 from vw2_robot.data.clips import TimeBase, frame_offsets, time_base_of
-from vw2_robot.data.frames import FrameCache, resize_frame
+from vw2_robot.data.frame_cache import FrameCache, resize_frame
 from vw2_robot.errors import InputError
+from vw2_robot.image_metrics import WINDOW, psnr, ssim
 from vw2_robot.limits import Rate
-from vw2_robot.models.ar_policy import LatentPolicy, Sampling
-from vw2_robot.models.dldm import DLDM
-from vw2_robot.models.dldm_config import DLDMConfig
-from vw2_robot.models.vdm import VDM, Geometry, VDMConfig
-from vw2_robot.models.video_codec import CodecConfig, build_codec
-from vw2_robot.picture_metrics import WINDOW, psnr, ssim
+from vw2_robot.models.dldm.config import DLDMConfig
+from vw2_robot.models.dldm.dldm import DLDM
+from vw2_robot.models.policy.ar_policy import LatentPolicy, Sampling
+from vw2_robot.models.video.vdm import VDM, Geometry, VDMConfig
+from vw2_robot.models.video.video_codec import CodecConfig, build_codec
 from vw2_robot.pixels import to_model_range, to_pixels
 from vw2_robot.runs import Hardware, generator, mark
+from vw2_robot.storage.arrays import read_array
 
-from .film import write_film
 from .imagination import Anchor, Imagined, Plan, PlanSegment, Renderer, imagine_segments, plan_of, policy_decoder
 from .train_dldm import encoder_hash
+from .video_writer import write_film
 
 STREAM_CODES, STREAM_RENDER = 60, 61
 DEFAULT_FPS = 10.0

@@ -12,22 +12,22 @@ from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
-from vw2_robot.cli import program
-from vw2_robot.data import rlds_transformations
+from vw2_robot.command_line.program import program
 from vw2_robot.data.blocks import WindowOptions
 from vw2_robot.data.episodes import EpisodeSource
-from vw2_robot.data.formats import Format, open_source, open_training
-from vw2_robot.data.mixtures import open_mixture
-from vw2_robot.data.replay import Progress
-from vw2_robot.data.replay_ingest import IngestPlan, ingest
-from vw2_robot.data.reverb_writer import ReverbWriter
+from vw2_robot.data.replay import rlds_transformations
+from vw2_robot.data.replay.ingest import IngestPlan, ingest
+from vw2_robot.data.replay.reverb_writer import ReverbWriter
+from vw2_robot.data.replay.windows import Progress
+from vw2_robot.data.sources.formats import Format, open_source, open_training
+from vw2_robot.data.sources.mixtures import open_mixture
 from vw2_robot.errors import InputError
 from vw2_robot.limits import Rate
 
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """One data set; see `vw2_robot.data.formats.open_source`."""
+    """One data set; see `vw2_robot.data.sources.formats.open_source`."""
 
     path: str
     weight: Rate = 1.0

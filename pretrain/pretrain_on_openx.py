@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 
-from vw2_robot.cli import program
+from vw2_robot.command_line.program import program
 
 from .config import Pretrain, alone, open_frames
 from .extract_latents import extract_latents

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vw2_robot.cli import program
-from vw2_robot.data.replay import ReplayWindow, decode
-from vw2_robot.data.reverb_reader import ReverbReader
+from vw2_robot.command_line.program import program
+from vw2_robot.data.replay.reverb_reader import ReverbReader
+from vw2_robot.data.replay.windows import ReplayWindow, decode
 from vw2_robot.errors import InputError
-from vw2_robot.locks import lock_folder
-from vw2_robot.storage import atomic_write, named, read_json, sync_files, write_json
+from vw2_robot.storage.files import atomic_write, named, read_json, sync_files, write_json
+from vw2_robot.storage.locks import lock_folder
 
 _CURE = "use another folder for out, and fill the server anew"
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from vw2_robot.cli import program
-from vw2_robot.data.reverb_server import ReplayServer
-from vw2_robot.data.reverb_tables import ServerOptions
+from vw2_robot.command_line.program import program
+from vw2_robot.data.replay.reverb_server import ReplayServer
+from vw2_robot.data.replay.reverb_tables import ServerOptions
 from vw2_robot.errors import InputError
 from vw2_robot.limits import Unbounded
 

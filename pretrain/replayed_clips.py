@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 
 from vw2_robot.data.blocks import WindowOptions
 from vw2_robot.data.clips import Augmentation, augment, padded_frames
-from vw2_robot.data.frames import FrameCache
-from vw2_robot.data.open_replay import ReplayConfig, open_replay
-from vw2_robot.data.pictures import PictureError
-from vw2_robot.data.replay import Replay, ReplayWindow, ReplayWriter, batch_of, decode_window
-from vw2_robot.data.replay_ingest import IngestPlan, ingest
+from vw2_robot.data.frame_cache import FrameCache
+from vw2_robot.data.images import PictureError
+from vw2_robot.data.replay.ingest import IngestPlan, ingest
+from vw2_robot.data.replay.open_replay import ReplayConfig, open_replay
+from vw2_robot.data.replay.windows import Replay, ReplayWindow, ReplayWriter, batch_of, decode_window
 from vw2_robot.data.stream import StreamBatch
 from vw2_robot.errors import InputError
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from vw2_robot.models.dldm import pad_to_stride
+from vw2_robot.models.dldm.dldm import pad_to_stride
 
 
 def frame_error(

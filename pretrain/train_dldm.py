@@ -21,22 +21,22 @@ from torch import Tensor, nn
 
 from vw2_robot.averaging import Average
 from vw2_robot.checkpoint import load_checkpoint, load_optimizer, save_checkpoint, weights_digest
-from vw2_robot.cli import program
-from vw2_robot.config_tree import config_tree
+from vw2_robot.command_line.config_tree import config_tree
+from vw2_robot.command_line.program import program
 from vw2_robot.data.clips import ClipSampler
-from vw2_robot.data.frames import FrameCache
+from vw2_robot.data.frame_cache import FrameCache
 from vw2_robot.errors import InputError
-from vw2_robot.models.dldm import DLDM
-from vw2_robot.models.vdm import VDM
-from vw2_robot.models.video_codec import VideoCodec
+from vw2_robot.models.dldm.dldm import DLDM
+from vw2_robot.models.video.vdm import VDM
+from vw2_robot.models.video.video_codec import VideoCodec
 from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.runs import Run, generator
 
 from .clips import TrainingClips, clip_sampler, to_device, training_clips
 from .config import PhasesConfig, Pretrain, alone, open_frames, training_split
-from .disturbance import disturb
-from .dldm_health import CodeWatch, code_usage, draw_reconstructions, explain_shortfall, validate
+from .dldm_diagnostics import CodeWatch, code_usage, draw_reconstructions, explain_shortfall, validate
 from .dldm_losses import phase_one_loss, phase_two_loss
+from .encoder_augmentation import disturb
 from .train_vdm import build_vdm, open_vdm
 
 STREAM_INIT, STREAM_LOSS = 20, 21

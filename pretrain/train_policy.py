@@ -17,15 +17,15 @@ import torch
 from numpy.typing import NDArray
 
 from vw2_robot.checkpoint import load_checkpoint, load_optimizer, save_checkpoint
-from vw2_robot.cli import program
-from vw2_robot.config_tree import config_tree
+from vw2_robot.command_line.config_tree import config_tree
+from vw2_robot.command_line.program import program
 from vw2_robot.data.clips import clip_offsets
-from vw2_robot.data.frames import FrameCache, resize_frame
+from vw2_robot.data.frame_cache import FrameCache, resize_frame
 from vw2_robot.data.latents import LatentCache, LatentWindows, joined
 from vw2_robot.errors import InputError
-from vw2_robot.models.acting import blank_codes
-from vw2_robot.models.ar_policy import LatentPolicy
-from vw2_robot.models.dldm import DLDM
+from vw2_robot.models.dldm.dldm import DLDM
+from vw2_robot.models.policy.acting import blank_codes
+from vw2_robot.models.policy.ar_policy import LatentPolicy
 from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.pixels import shift_randomly, to_model_range
 from vw2_robot.runs import Run, generator

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from vw2_robot.checkpoint import load_checkpoint, load_optimizer, save_checkpoint
-from vw2_robot.cli import program
-from vw2_robot.config_tree import config_tree
+from vw2_robot.command_line.config_tree import config_tree
+from vw2_robot.command_line.program import program
 from vw2_robot.data.clips import ClipSampler
-from vw2_robot.models.vdm import VDM
-from vw2_robot.models.video_codec import VideoCodec, WanCodec, build_codec
+from vw2_robot.models.video.vdm import VDM
+from vw2_robot.models.video.video_codec import VideoCodec, WanCodec, build_codec
 from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.pixels import to_model_range
 from vw2_robot.runs import Run, generator

@@ -17,30 +17,22 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-from vw2_robot.cli import program
+from vw2_robot.command_line.config_tree import config_tree, differing_keys
+from vw2_robot.command_line.program import program
 from vw2_robot.commands import replan_interval
-from vw2_robot.config_tree import config_tree, differing_keys
 from vw2_robot.contracts import Benchmark, EvalSequence, Policy
 from vw2_robot.errors import InputError, require
-from vw2_robot.locks import lock_folder
-from vw2_robot.storage import read_json, read_yaml, write_json, write_yaml
+from vw2_robot.storage.files import read_json, read_yaml, write_json, write_yaml
+from vw2_robot.storage.locks import lock_folder
 from vw2_robot.worker_pool import WorkerPool
 
 from . import results
 from .compare import RunningRace, compare, lines
-from .config import (
-    RolloutConfig,
-    choose_sequences,
-    is_served,
-    open_alone,
-    open_benchmark,
-    open_checkpoint,
-    provenance,
-)
+from .config import RolloutConfig, choose_sequences, is_served, open_alone, open_benchmark, open_checkpoint, provenance
 from .evaluate import Row, unfinished
 from .policy_process import PolicyLostError, PolicyProcess
 from .progress import Log
-from .report import write_report
+from .report.report import write_report
 from .selection import piece
 from .workers import Job, Protocol, open_worker, run_job
 

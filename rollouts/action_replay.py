@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from vw2_robot import __version__
 from vw2_robot.contracts import ACTION_DIM, GRIPPER_INDEX, Observation, PolicyOutput
 from vw2_robot.errors import InputError
-from vw2_robot.storage import read_json
+from vw2_robot.storage.files import read_json
 
 from .evaluate import subtask_seed
 from .recording import recording_path
+from .report.strips import Answers, read_answers
 from .results import read_results
-from .strips import Answers, read_answers
 
 
 class ActionReplay:

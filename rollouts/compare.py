@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vw2_robot.cli import program
+from vw2_robot.command_line.program import program
 from vw2_robot.contracts import EvalSequence
 from vw2_robot.errors import InputError
-from vw2_robot.storage import write_json
+from vw2_robot.storage.files import write_json
 
 from .evaluate import Row
 from .results import longest_chain, paired_difference, paired_rows, read_results

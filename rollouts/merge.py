@@ -16,16 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vw2_robot.cli import program
-from vw2_robot.config_tree import differing_keys
+from vw2_robot.command_line.config_tree import differing_keys
+from vw2_robot.command_line.program import program
 from vw2_robot.errors import InputError
-from vw2_robot.locks import lock_folder
-from vw2_robot.storage import atomic_write, read_json, read_yaml, write_json, write_text, write_yaml
+from vw2_robot.storage.files import atomic_write, read_json, read_yaml, write_json, write_text, write_yaml
+from vw2_robot.storage.locks import lock_folder
 
 from . import results
 from .evaluate import Row
 from .recording import FOLDER
-from .report import write_report
+from .report.report import write_report
 from .video import drop_other_films, film_paths, select_chains
 
 OF_A_SHARD = ("shard", "num_sequences", "num_sequences_of_all_shards")

@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vw2_robot.storage import append_line, write_json
+from vw2_robot.storage.files import append_line, write_json
 
 from . import results
 from .evaluate import Row

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vw2_robot.arrays import write_arrays
 from vw2_robot.contracts import Observation, PolicyOutput
+from vw2_robot.storage.arrays import write_arrays
 
 from .evaluate import Row
 

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from vw2_robot.errors import InputError
-from vw2_robot.storage import MAX_JSON_BYTES, append_line, read_json, write_text
+from vw2_robot.storage.files import MAX_JSON_BYTES, append_line, read_json, write_text
 
 from .evaluate import Row
 from .statistics import mean_interval, wilson_interval

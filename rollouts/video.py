@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vw2_robot.contracts import Observation, PolicyOutput
 from vw2_robot.mp4 import Mp4Writer
-from vw2_robot.storage import atomic_write
+from vw2_robot.storage.files import atomic_write
 
 from .evaluate import Row
 from .recording import Recording

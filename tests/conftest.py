@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
-from vw2_robot.data.rlds_builder import prepare_tensorflow
+from vw2_robot.data.sources.rlds_builder import prepare_tensorflow
 
 prepare_tensorflow()  # some tests import TensorFlow by themselves
 # Shapes that signatures promise are checked in the tests alone.

@@ -20,7 +20,7 @@ import yaml
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from vw2_robot.config_tree import config_from, config_tree
+from vw2_robot.command_line.config_tree import config_from, config_tree
 from vw2_robot.errors import InputError
 
 REPO = Path(__file__).resolve().parents[1]

@@ -10,6 +10,7 @@ import configparser
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -19,35 +20,40 @@ import pytest
 import yaml
 
 REPO = Path(__file__).resolve().parents[1]
+MOST_FILES = 20
 SISTERS = ("envs", "pretrain", "finetune", "rollouts")
 
 # Packages that are slow to import or optional, and the files that wrap them. Nobody else names them, not even lazily.
 WRAPPED = {
-    "tensorflow": {"data/rlds_builder.py", "data/rlds_writer.py"},
-    "tensorflow_datasets": {"data/rlds_builder.py", "data/rlds_writer.py", "envs/record.py"},  # record: asks early
-    "rlds": {"data/rlds_transformations.py"},
-    "triton": {"data/rlds_builder.py"},
-    "reverb": {"data/reverb_tables.py"},
+    "tensorflow": {"data/sources/rlds_builder.py", "data/rlds_writer.py"},
+    "tensorflow_datasets": {
+        "data/sources/rlds_builder.py",
+        "data/rlds_writer.py",
+        "envs/recording/record.py",
+    },  # record: asks early
+    "rlds": {"data/replay/rlds_transformations.py"},
+    "triton": {"data/sources/rlds_builder.py"},
+    "reverb": {"data/replay/reverb_tables.py"},
     "pybullet": {"envs/physics.py"},
-    "pybullet_data": {"envs/make_assets.py", "envs/physics.py"},
-    "diffusers": {"models/cosmos.py"},
-    "peft": {"models/cosmos.py"},
-    "transformers": {"models/backbone.py", "models/pretrained.py", "models/kv_cache.py"},
-    "tokenizers": {"models/pretrained.py"},
-    "hydra": {"cli.py", "overrides.py", "rollouts/config.py"},  # rollouts: opens the benchmark that a yaml file names
-    "matplotlib": {"rollouts/curves.py"},
-    "umap": {"pretrain/latent_map.py"},
-    "jinja2": {"rollouts/report.py", "doctor/data_report.py"},
+    "pybullet_data": {"envs/asset_tools/make_assets.py", "envs/physics.py"},
+    "diffusers": {"models/video/cosmos.py"},
+    "peft": {"models/video/cosmos.py"},
+    "transformers": {"models/policy/backbone.py", "models/policy/pretrained.py", "models/policy/kv_cache.py"},
+    "tokenizers": {"models/policy/pretrained.py"},
+    "hydra": {"command_line", "rollouts/config.py"},  # rollouts: opens the benchmark that a yaml file names
+    "matplotlib": {"rollouts/report/curves.py"},
+    "umap": {"pretrain/probing/latent_map.py"},
+    "jinja2": {"rollouts/report/report.py", "doctor/data_report.py"},
     "imageio_ffmpeg": {
         "mp4.py",
         "rollouts/__main__.py",
-        "envs/record.py",
+        "envs/recording/record.py",
         "envs/video_recorder.py",
     },  # all but mp4: ask early
-    "av": {"data/video_files.py"},
-    "pyarrow": {"data/lerobot_dataset.py"},
+    "av": {"data/sources/video_files.py"},
+    "pyarrow": {"data/sources/lerobot_dataset.py"},
     "lerobot": {"serving/lerobot_policy"},
-    "accelerate": {"models/cosmos_folder.py"},
+    "accelerate": {"models/video/cosmos_folder.py"},
     "gymnasium": {"envs"},
 }
 # envs/__init__.py asks for these by their extra, before any other file of that folder is read.
@@ -94,6 +100,11 @@ def modules() -> dict[str, Path]:
     """Every module that is installed, by its dotted name."""
     tops = [REPO / name for name in ("vw2_robot", *SISTERS, "configs")]
     return {module_name(path): path for top in tops for path in sorted(top.rglob("*.py"))}
+
+
+def python_files() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "*.py"], cwd=REPO, capture_output=True, text=True, check=True).stdout
+    return [REPO / name for name in listed.splitlines()]
 
 
 def imports_of(name: str, path: Path) -> Iterator[Import]:
@@ -158,7 +169,7 @@ MAY_IMPORT = {
 
 
 def test_there_are_modules_to_look_at() -> None:
-    assert {"vw2_robot", "vw2_robot.contracts", "vw2_robot.models.dldm", "vw2_robot.envs.calvin"} <= set(modules())
+    assert {"vw2_robot", "vw2_robot.contracts", "vw2_robot.models.dldm.dldm", "vw2_robot.envs.calvin"} <= set(modules())
     assert any(found.what == "torch" for found in all_imports())
 
 
@@ -171,14 +182,64 @@ def test_every_place_imports_only_what_the_table_allows() -> None:
     assert not broken, "\n".join(["", *broken])
 
 
-def test_no_import_goes_through_a_parent_or_names_a_sister_folder_as_a_package() -> None:
-    """`from ..x` hides a border; `import envs` makes a second copy of every class in a checkout."""
+def test_no_import_leaves_its_top_folder_by_dots_or_names_a_sister_folder_as_a_package() -> None:
+    """One `..` leads from a shelf to its top folder; `import envs` makes a second copy of every class in a checkout."""
     broken = [
         f"{found.who}:{found.line} imports {found.what}"
         for found in all_imports()
-        if found.level > 1 or found.what.split(".")[0] in (*SISTERS, "configs")
+        if found.level > 2
+        or (found.level == 2 and place_of(found.what) != place_of(found.who))
+        or found.what.split(".")[0] in (*SISTERS, "configs")
     ]
     assert not broken, "\n".join(["", *broken])
+
+
+def test_no_folder_is_too_full_to_be_read_at_a_glance() -> None:
+    full = {
+        folder.relative_to(REPO).as_posix(): count
+        for folder, count in Counter(path.parent for path in python_files()).items()
+        if count > MOST_FILES
+    }
+    assert not full
+
+
+def test_no_two_modules_and_no_two_shelves_import_one_another() -> None:
+    """A shelf may use what lies beside it in its top folder, and the other way round; two shelves have one direction."""
+    arrows = {
+        (found.who, found.what)
+        for found in all_imports()
+        if found.what in modules() and found.who != found.what and found.who != "vw2_robot"  # fetches the agent late
+    }
+    shelves = {(shelf_of(who), shelf_of(what)) for who, what in arrows if shelf_of(who) and shelf_of(what)}
+    assert circle_in(arrows) is None
+    assert circle_in({(a, b) for a, b in shelves if a != b}) is None
+
+
+def shelf_of(module: str) -> str:
+    """vw2_robot.models.dldm.fsq -> vw2_robot.models.dldm; "" for what lies on no shelf of a top folder."""
+    folder = modules()[module].parent
+    name = module if modules()[module].name == "__init__.py" else module.rpartition(".")[0]
+    return name if folder_of(name) == folder and name.count(".") > 1 and "." in name[len("vw2_robot.") :] else ""
+
+
+def circle_in(arrows: set[tuple[str, str]]) -> list[str] | None:
+    """Nodes that reach one another, or None."""
+    targets: dict[str, set[str]] = {}
+    for who, what in arrows:
+        targets.setdefault(who, set()).add(what)
+    left = set(targets)
+    while done := {node for node in left if not targets[node] & left}:
+        left -= done
+    return sorted(left) or None
+
+
+def test_a_class_name_is_used_once() -> None:
+    places: dict[str, list[str]] = {}
+    for name, path in modules().items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(name)
+    assert not {name: found for name, found in places.items() if len(found) > 1}
 
 
 def test_inside_a_folder_imports_are_relative() -> None:
@@ -309,7 +370,7 @@ def test_every_program_is_a_console_script() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and _called(node) == "program"
     }
-    started = ast.walk(ast.parse(modules()["vw2_robot.programs"].read_text(encoding="utf-8")))
+    started = ast.walk(ast.parse(modules()["vw2_robot.command_line.entry_points"].read_text(encoding="utf-8")))
     scripts = {node.value for node in started if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     assert programs <= scripts
 

@@ -29,16 +29,16 @@ from numpy.typing import NDArray
 from vw2_robot import __version__
 from vw2_robot.checkpoint import CURE, Checkpoint, load_checkpoint, weights_digest
 from vw2_robot.chunks import Ensemble
-from vw2_robot.config_tree import config_from
+from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.contracts import ACTION_DIM, ACTION_NAMES, GRIPPER_INDEX, Observation, PolicyOutput
-from vw2_robot.data.frames import resize_frame
+from vw2_robot.data.frame_cache import resize_frame
 from vw2_robot.data.statistics import RANGE_SLACK, ActionStatistics
 from vw2_robot.devices import open_device
 from vw2_robot.errors import InputError
-from vw2_robot.models.acting import act
-from vw2_robot.models.action_head import ActionHead, ActionHeadConfig
-from vw2_robot.models.ar_policy import LatentPolicy
-from vw2_robot.models.dldm_config import DLDMConfig
+from vw2_robot.models.dldm.config import DLDMConfig
+from vw2_robot.models.policy.acting import act
+from vw2_robot.models.policy.action_head import ActionHead, ActionHeadConfig
+from vw2_robot.models.policy.ar_policy import LatentPolicy
 from vw2_robot.pixels import to_model_range
 
 CAMERA = "static"

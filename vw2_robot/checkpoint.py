@@ -28,10 +28,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vw2_robot.allocation import AllocationLimit
 from vw2_robot.errors import InputError
-from vw2_robot.storage import MANIFEST, atomic_folder, read_json, read_text, write_json, write_manifest
-from vw2_robot.storage import verify as compare_with_manifest
+from vw2_robot.storage.allocation import AllocationLimit
+from vw2_robot.storage.files import MANIFEST, atomic_folder, read_json, read_text, write_json, write_manifest
+from vw2_robot.storage.files import verify as compare_with_manifest
 
 FORMAT_VERSION = 1
 KINDS = ("vdm", "dldm", "policy")

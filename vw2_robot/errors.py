@@ -1,7 +1,7 @@
 """The two errors a person is meant to read: bad input, and a missing extra.
 
-Programs print them as one message and exit with status 1 (see `vw2_robot.cli`). Any other exception is a bug of ours
-and keeps its traceback.
+Programs print them as one message and exit with status 1 (see `vw2_robot.command_line.program`). Any other exception
+is a bug of ours and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class InputError(ValueError):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, raised in the main thread by programs (`vw2_robot.cli`): clean up like for Ctrl-C and leave."""
+    """SIGTERM, raised in the main thread by programs (`command_line.program`): clean up like for Ctrl-C and leave."""
 
 
 class MissingExtraError(ImportError):

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vw2_robot.errors import InputError, require
-from vw2_robot.storage import atomic_write, told_in_words
+from vw2_robot.storage.files import atomic_write, told_in_words
 
 
 class Mp4Writer:

@@ -31,11 +31,10 @@ import torch
 from tqdm import tqdm
 
 from vw2_robot.checkpoint import CURE, STEP_FOLDER, is_own_checkpoint, last_checkpoint
-from vw2_robot.config_tree import differing_keys
+from vw2_robot.command_line.config_tree import differing_keys
 from vw2_robot.devices import open_device
 from vw2_robot.errors import InputError, require
-from vw2_robot.locks import lock_folder
-from vw2_robot.storage import (
+from vw2_robot.storage.files import (
     append_line,
     named,
     old_name,
@@ -47,6 +46,7 @@ from vw2_robot.storage import (
     write_text,
     write_yaml,
 )
+from vw2_robot.storage.locks import lock_folder
 
 CONFIG, METRICS, LATEST, CHECKPOINTS = "config.yaml", "metrics.jsonl", "latest", "checkpoints"
 _LEFTOVER = re.compile(rf"\.{STEP_FOLDER.pattern}\.(tmp|old)")

@@ -26,7 +26,7 @@ def moving_square(number: int, length: int = 9) -> np.ndarray:
 def frames_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A frame cache of ten short episodes, as `cache_sources` would leave it."""
     from vw2_robot.data.episodes import Episode
-    from vw2_robot.data.frames import cache_frames
+    from vw2_robot.data.frame_cache import cache_frames
 
     out = tmp_path_factory.mktemp("squares") / "frames"
     words = ("push left", "push the square to the right")

@@ -14,7 +14,7 @@ import torch
 
 from vw2_robot.finetune import train_head
 from vw2_robot.pretrain import extract_latents, pretrain_on_openx, train_dldm, train_policy, train_vdm
-from vw2_robot.storage import read_json, write_json, write_manifest
+from vw2_robot.storage.files import read_json, write_json, write_manifest
 
 torch.set_num_threads(1)
 
@@ -181,9 +181,9 @@ def test_a_tfrecord_shard_that_was_cut_off(chain, tmp_path):
 
 
 def test_a_missing_extra_is_named_with_the_command_that_installs_it(refuse, chain, tmp_path, monkeypatch):
-    from vw2_robot.data import rlds_builder
     from vw2_robot.data.episodes import Demonstration, Episode
     from vw2_robot.data.rlds_writer import write_rlds
+    from vw2_robot.data.sources import rlds_builder
 
     video = tuple(np.full((7, 16, 16, 3), 9, np.uint8))
     episode = Demonstration(Episode("set", "0", "wait", 5.0, video), np.zeros((7, 7)))

@@ -7,8 +7,8 @@ import pytest
 
 from vw2_robot.agent import CHECKPOINTS, VW2Agent, policy_folder
 from vw2_robot.errors import InputError
-from vw2_robot.finetune.starting_point import load_pretrained, policy_checkpoint
-from vw2_robot.storage import sha256_of
+from vw2_robot.finetune.pretrained_init import load_pretrained, policy_checkpoint
+from vw2_robot.storage.files import sha256_of
 
 NAME = "builtin:calvin-tiny"
 

@@ -15,13 +15,13 @@ from omegaconf import OmegaConf
 
 from vw2_robot.agent import VW2Agent
 from vw2_robot.checkpoint import load_checkpoint, load_optimizer
-from vw2_robot.config_tree import config_from
+from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.errors import InputError
 from vw2_robot.finetune import train_head
 from vw2_robot.finetune.config import Finetune
 from vw2_robot.optim import build_optimizer
 from vw2_robot.runs import read_mark
-from vw2_robot.storage import write_manifest
+from vw2_robot.storage.files import write_manifest
 
 torch.set_num_threads(1)
 LOOK = {"images": {"static": np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)}, "prompt": "push"}

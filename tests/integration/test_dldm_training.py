@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from vw2_robot.checkpoint import resolve
-from vw2_robot.config_tree import config_from
+from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.errors import InputError
 from vw2_robot.pretrain import train_dldm as module
 from vw2_robot.pretrain.config import Pretrain

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from vw2_robot.checkpoint import resolve
-from vw2_robot.config_tree import config_from, config_tree
+from vw2_robot.command_line.config_tree import config_from, config_tree
 from vw2_robot.pretrain.config import Pretrain
 from vw2_robot.pretrain.pretrain_on_openx import pretrain_on_openx
 

@@ -112,9 +112,9 @@ def test_training_works_as_the_help_shows_it(
 def _train_from_a_replay(folder: Path, words: list[str], sizes: list[str], start: Callable[..., None]) -> None:
     """`vw2-ingest` and training as their --help shows them agree on what a window is: here one of 0.6 s a step."""
     pytest.importorskip("reverb", reason="Reverb is not installed (extra openx)")
-    from vw2_robot.config_tree import config_from
-    from vw2_robot.data.reverb_server import ReplayServer
-    from vw2_robot.data.reverb_tables import ServerOptions
+    from vw2_robot.command_line.config_tree import config_from
+    from vw2_robot.data.replay.reverb_server import ReplayServer
+    from vw2_robot.data.replay.reverb_tables import ServerOptions
     from vw2_robot.pretrain.ingest import IngestConfig, fill_server
 
     with socket.socket() as probe:

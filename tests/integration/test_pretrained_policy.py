@@ -12,12 +12,12 @@ from omegaconf import OmegaConf
 
 from vw2_robot.agent import VW2Agent
 from vw2_robot.checkpoint import load_checkpoint
-from vw2_robot.config_tree import config_from
+from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.errors import InputError
 from vw2_robot.finetune.config import Finetune
 from vw2_robot.finetune.train_head import finetune
-from vw2_robot.models.acting import blank_codes
-from vw2_robot.models.ar_policy import LatentPolicy
+from vw2_robot.models.policy.acting import blank_codes
+from vw2_robot.models.policy.ar_policy import LatentPolicy
 from vw2_robot.pretrain import train_policy as stage
 from vw2_robot.pretrain.config import Pretrain
 from vw2_robot.pretrain.pretrain_on_openx import pretrain_on_openx
@@ -127,7 +127,7 @@ def test_from_a_folder_to_actions(
             ],
         )
     )
-    monkeypatch.setattr("vw2_robot.models.backbone.read_pretrained", None)  # the folder is needed no more
+    monkeypatch.setattr("vw2_robot.models.policy.backbone.read_pretrained", None)  # the folder is needed no more
     agent = VW2Agent.from_pretrained(tmp_path / "finetune")
     looks = [
         {"images": {"static": np.full((20, 30, 3), shade, np.uint8)}, "prompt": words}

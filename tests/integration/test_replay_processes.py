@@ -20,8 +20,8 @@ from pathlib import Path
 import pytest
 
 from vw2_robot.data.clips import make_windows
-from vw2_robot.data.formats import open_source
-from vw2_robot.data.frames import cache_frames
+from vw2_robot.data.frame_cache import cache_frames
+from vw2_robot.data.sources.formats import open_source
 
 REPO = Path(__file__).resolve().parents[2]
 MODULES = {

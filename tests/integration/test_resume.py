@@ -18,12 +18,13 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from vw2_robot import checkpoint, runs
-from vw2_robot.config_tree import config_from
+from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.finetune import train_head
 from vw2_robot.finetune.config import Finetune
 from vw2_robot.finetune.train_head import finetune
-from vw2_robot.models.vdm import VDM
-from vw2_robot.pretrain import dldm_health, extract_latents, train_dldm, train_policy, train_vdm
+from vw2_robot.models.video.vdm import VDM
+from vw2_robot.pretrain import dldm_diagnostics as dldm_diagnostics
+from vw2_robot.pretrain import extract_latents, train_dldm, train_policy, train_vdm
 from vw2_robot.pretrain.config import Pretrain
 from vw2_robot.pretrain.pretrain_on_openx import pretrain_on_openx
 
@@ -78,8 +79,8 @@ PLACES = [
     (extract_latents, "write_shard"),
     (extract_latents, "finish"),
     (extract_latents, "mark"),
-    (dldm_health, "mark"),
-    (dldm_health, "_write_sheet"),
+    (dldm_diagnostics, "mark"),
+    (dldm_diagnostics, "_write_sheet"),
     (VDM, "save_folder"),
 ]
 
@@ -124,8 +125,8 @@ def test_killed_once_or_more_in_every_stage_and_inside_checkpoints(miniature, pr
         ((train_dldm, "optimizer_step"), {"call": 1}),  # phase 2, right after its beginning
         ((checkpoint, "save_tensors"), {"call": 1}),
         ((train_dldm, "optimizer_step"), {"call": 1, "before": True}),
-        ((dldm_health, "mark"), {"call": 0}),  # trained, codes.json written, the picture is missing
-        ((dldm_health, "_write_sheet"), {"call": 0, "before": True}),
+        ((dldm_diagnostics, "mark"), {"call": 0}),  # trained, codes.json written, the picture is missing
+        ((dldm_diagnostics, "_write_sheet"), {"call": 0, "before": True}),
         ((extract_latents, "write_shard"), {"call": 1}),
         ((extract_latents, "write_shard"), {"call": 1, "before": True}),
         ((extract_latents, "finish"), {"call": 0, "before": True}),

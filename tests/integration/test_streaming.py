@@ -5,8 +5,8 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from vw2_robot.config_tree import config_from
-from vw2_robot.data.frames import FrameCache
+from vw2_robot.command_line.config_tree import config_from
+from vw2_robot.data.frame_cache import FrameCache
 from vw2_robot.errors import InputError
 from vw2_robot.pretrain import train_dldm, train_vdm
 from vw2_robot.pretrain.clips import CachedClips, StreamedClips, training_clips

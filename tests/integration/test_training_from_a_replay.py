@@ -16,13 +16,13 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from vw2_robot.config_tree import config_from
+from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.data.blocks import WindowOptions
 from vw2_robot.data.clips import make_windows
 from vw2_robot.data.episodes import Episode
-from vw2_robot.data.frames import FrameCache
-from vw2_robot.data.replay import ReplayTimeout, cut_episode, window_of
-from vw2_robot.data.replay_ingest import IngestPlan, ingest
+from vw2_robot.data.frame_cache import FrameCache
+from vw2_robot.data.replay.ingest import IngestPlan, ingest
+from vw2_robot.data.replay.windows import ReplayTimeout, cut_episode, window_of
 from vw2_robot.errors import InputError
 from vw2_robot.pretrain import cache_frames, train_dldm, train_vdm
 from vw2_robot.pretrain.cache_frames import open_sources
@@ -61,9 +61,9 @@ class Training:
         """Start what is needed so that the data of `config` arrive `epochs` times."""
         if self.engine == "memory":
             return  # filled by the trainer itself, for ever
-        from vw2_robot.data.reverb_server import ReplayServer
-        from vw2_robot.data.reverb_tables import ServerOptions
-        from vw2_robot.data.reverb_writer import ReverbWriter
+        from vw2_robot.data.replay.reverb_server import ReplayServer
+        from vw2_robot.data.replay.reverb_tables import ServerOptions
+        from vw2_robot.data.replay.reverb_writer import ReverbWriter
 
         windows = windows or WindowOptions(frames=5)
         server = ReplayServer(ServerOptions(frames=5), path=self.folder / "server", port=self.port)

@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vw2_robot.models.causal_video import LevelConfig, StemConfig
-from vw2_robot.models.dldm import DLDM
-from vw2_robot.models.dldm_config import DLDMConfig, QFormerConfig
-from vw2_robot.models.vdm import VDM, Geometry, VDMConfig
-from vw2_robot.models.video_codec import CodecConfig, DCTCodec
+from vw2_robot.models.dldm.causal_video import LevelConfig, StemConfig
+from vw2_robot.models.dldm.config import DLDMConfig, QFormerConfig
+from vw2_robot.models.dldm.dldm import DLDM
+from vw2_robot.models.video.vdm import VDM, Geometry, VDMConfig
+from vw2_robot.models.video.video_codec import CodecConfig, DCTCodec
 from vw2_robot.optim import LoopConfig, OptimConfig, build_optimizer, optimizer_step
 from vw2_robot.pretrain.config import PhasesConfig
-from vw2_robot.pretrain.dldm_health import validate
+from vw2_robot.pretrain.dldm_diagnostics import validate
 from vw2_robot.pretrain.dldm_losses import phase_one_loss, phase_two_loss
 
 pytestmark = pytest.mark.slow

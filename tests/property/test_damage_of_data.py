@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vw2_robot.data.calvin import CalvinDataset
 from vw2_robot.data.calvin_writer import CalvinWriter
 from vw2_robot.data.episodes import Demonstration, Episode
-from vw2_robot.data.frames import FrameCache, cache_frames
+from vw2_robot.data.frame_cache import FrameCache, cache_frames
 from vw2_robot.data.labels import choose_labels, read_labels, write_labels
 from vw2_robot.data.latents import LatentCache, LatentWindows, finish, write_shard
+from vw2_robot.data.sources.calvin import CalvinDataset
 from vw2_robot.errors import InputError
-from vw2_robot.storage import verify
+from vw2_robot.storage.files import verify
 
 
 def episodes(size: tuple[int, int]) -> list[Episode]:
@@ -104,7 +104,7 @@ def write_rlds(folder: Path) -> None:
 
 
 def read_rlds(folder: Path) -> Any:
-    from vw2_robot.data.rlds import RldsSource
+    from vw2_robot.data.sources.rlds import RldsSource
 
     source = RldsSource(folder, max_bad=0)
     found = [episode for part in range(len(source.parts())) for episode in source.read(part)]

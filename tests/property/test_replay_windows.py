@@ -13,15 +13,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vw2_robot.data import rlds_transformations
 from vw2_robot.data.blocks import WindowOptions
 from vw2_robot.data.clips import make_windows, padded_frames
 from vw2_robot.data.episodes import Episode
-from vw2_robot.data.replay import CutEpisode, Progress, ReplayWindow, cut_episode, window_frames
-from vw2_robot.data.reverb_reader import ReverbReader
-from vw2_robot.data.reverb_server import ReplayServer
-from vw2_robot.data.reverb_tables import ServerOptions
-from vw2_robot.data.reverb_writer import ReverbWriter
+from vw2_robot.data.replay import rlds_transformations
+from vw2_robot.data.replay.reverb_reader import ReverbReader
+from vw2_robot.data.replay.reverb_server import ReplayServer
+from vw2_robot.data.replay.reverb_tables import ServerOptions
+from vw2_robot.data.replay.reverb_writer import ReverbWriter
+from vw2_robot.data.replay.windows import CutEpisode, Progress, ReplayWindow, cut_episode, window_frames
 
 FRAMES, STRIDE = 7, 3
 _numbers = itertools.count()

@@ -10,17 +10,17 @@ from PIL import Image
 
 from vw2_robot.agent import VW2Agent
 from vw2_robot.checkpoint import save_checkpoint, weights_digest
-from vw2_robot.config_tree import config_tree
+from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.contracts import ACTION_NAMES, Policy
 from vw2_robot.data.statistics import ActionStatistics
 from vw2_robot.errors import InputError
-from vw2_robot.models.action_head import ActionHead, ActionHeadConfig
-from vw2_robot.models.ar_policy import LatentPolicy, PolicyConfig
-from vw2_robot.models.backbone import BackboneConfig
-from vw2_robot.models.causal_video import LevelConfig, StemConfig
-from vw2_robot.models.dldm_config import DLDMConfig
+from vw2_robot.models.dldm.causal_video import LevelConfig, StemConfig
+from vw2_robot.models.dldm.config import DLDMConfig
+from vw2_robot.models.policy.action_head import ActionHead, ActionHeadConfig
+from vw2_robot.models.policy.ar_policy import LatentPolicy, PolicyConfig
+from vw2_robot.models.policy.backbone import BackboneConfig
 from vw2_robot.pixels import to_model_range
-from vw2_robot.storage import write_manifest
+from vw2_robot.storage.files import write_manifest
 
 torch.set_num_threads(1)
 POLICY = PolicyConfig(

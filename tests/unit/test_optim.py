@@ -2,14 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from vw2_robot.optim import (
-    LoopConfig,
-    NonFiniteLossError,
-    OptimConfig,
-    build_optimizer,
-    learning_rate,
-    optimizer_step,
-)
+from vw2_robot.optim import LoopConfig, NonFiniteLossError, OptimConfig, build_optimizer, learning_rate, optimizer_step
 
 
 def test_rate_rises_linearly_and_then_falls_linearly_to_zero():

@@ -38,7 +38,7 @@ def stop(started: subprocess.Popen[str], number: int) -> tuple[int, str]:
 def test_a_stop_cleans_up_and_leaves_one_message(tmp_path: Path, number: int, name: str) -> None:
     body = """
 from pathlib import Path
-from vw2_robot.storage import atomic_folder
+from vw2_robot.storage.files import atomic_folder
 with atomic_folder(Path(sys.argv[1]) / "step_1") as folder:
     (folder / "model").write_text("half")
     print("ready", flush=True)
@@ -126,7 +126,7 @@ with stops_held_back():
 @pytest.mark.parametrize(("number", "name"), STOPS)
 def test_a_stop_during_the_import_of_a_program_is_no_traceback(tmp_path: Path, number: int, name: str) -> None:
     (tmp_path / "slow_module.py").write_text("import time\nprint('ready', flush=True)\ntime.sleep(60)\n")
-    body = f"import vw2_robot.programs\nsys.path.insert(0, {str(tmp_path)!r})\nsys.argv[0] = '/bin/vw2-slow'\nvw2_robot.programs._start('slow_module')"  # noqa: E501
+    body = f"import vw2_robot.command_line.entry_points\nsys.path.insert(0, {str(tmp_path)!r})\nsys.argv[0] = '/bin/vw2-slow'\nvw2_robot.programs._start('slow_module')"  # noqa: E501
     assert stop(start(body, program="if True:"), number) == (128 + number, f"\nvw2-slow: stopped by {name}\n")
 
 

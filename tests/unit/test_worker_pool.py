@@ -53,7 +53,7 @@ def work(job):
 
 def main():
     from functools import partial
-    from vw2_robot.cli import orderly
+    from vw2_robot.command_line.program import orderly
     from vw2_robot.worker_pool import WorkerPool
     with orderly("test"):
         for _ in WorkerPool(partial(build, sys.argv[1]), name="worker").run(["sleep"] * 2, workers=2):

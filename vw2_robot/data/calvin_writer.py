@@ -35,10 +35,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vw2_robot.errors import InputError
-from vw2_robot.storage import MANIFEST, atomic_write, read_json, sha256_of, sync_files, write_json
+from vw2_robot.storage.files import MANIFEST, atomic_write, read_json, sha256_of, sync_files, write_json
 
-from .calvin import CalvinSplit, frame_name
-from .calvin_sentences import EMBEDDING_WIDTH, sentence_vector
+from .sources.calvin import CalvinSplit, frame_name
+from .sources.calvin_instructions import EMBEDDING_WIDTH, sentence_vector
 
 # array -> dtype on disk and shape of one time step (-1: any); calvin specification, section 13
 STEP_ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {

@@ -31,7 +31,7 @@ from PIL import Image
 
 from vw2_robot.errors import InputError
 
-from .frames import FrameCache
+from .frame_cache import FrameCache
 
 # B batch · T frames · M latent steps · s temporal stride (argument `stride_s`) · H, W pixels · n windows
 

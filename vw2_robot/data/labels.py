@@ -32,7 +32,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vw2_robot.errors import InputError
-from vw2_robot.storage import read_json, write_json
+from vw2_robot.storage.files import read_json, write_json
 
 FORMAT_VERSION = 1
 

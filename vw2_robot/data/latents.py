@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vw2_robot.arrays import read_arrays, write_arrays
 from vw2_robot.errors import InputError
-from vw2_robot.storage import read_json, sha256_of, write_json
+from vw2_robot.storage.arrays import read_arrays, write_arrays
+from vw2_robot.storage.files import read_json, sha256_of, write_json
 
 FORMAT_VERSION = 1
 _CURE = "delete its folder and run vw2-extract-latents again"

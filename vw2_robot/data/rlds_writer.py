@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from vw2_robot.contracts import ACTION_DIM
 from vw2_robot.errors import InputError
-from vw2_robot.locks import lock_folder
-from vw2_robot.storage import MANIFEST, atomic_folder, sha256_of, temporary_name, write_json
+from vw2_robot.storage.files import MANIFEST, atomic_folder, sha256_of, temporary_name, write_json
+from vw2_robot.storage.locks import lock_folder
 
 from .episodes import Demonstration, encode_jpeg
-from .rlds_builder import DESCRIPTION, load_tensorflow
+from .sources.rlds_builder import DESCRIPTION, load_tensorflow
 from .step_names import ACTION, DISCOUNT, IS_FIRST, IS_LAST, IS_TERMINAL, OBSERVATION, REWARD, STEPS
 
 

@@ -44,8 +44,8 @@ from vw2_robot.errors import InputError
 from .blocks import Block, Position, Reader, WindowOptions
 from .clips import Augmentation, augment, clip_offsets, padded_frames, windows_at
 from .episodes import Episode, EpisodeSource
-from .frames import Aspect
-from .pictures import PictureError, read_clip
+from .frame_cache import Aspect
+from .images import PictureError, read_clip
 from .read_ahead import ReadAhead
 
 # B batch · T frames · M latent steps · H, W pixels

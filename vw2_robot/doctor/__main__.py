@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vw2_robot.cli import program
-from vw2_robot.data.mixtures import find_set, mixture_weights
-from vw2_robot.data.openx import OpenXSource, copy_command
+from vw2_robot.command_line.program import program
+from vw2_robot.data.sources.mixtures import find_set, mixture_weights
+from vw2_robot.data.sources.openx import OpenXSource, copy_command
 from vw2_robot.errors import install_command
 
 from .data_report import ClipOptions, format_bytes, write_data_report

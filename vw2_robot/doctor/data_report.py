@@ -25,11 +25,11 @@ from PIL import Image
 from vw2_robot import __version__
 from vw2_robot.data.clips import clip_offsets, padded_frames, windows_at
 from vw2_robot.data.episodes import Episode, EpisodeSource
-from vw2_robot.data.formats import open_source
-from vw2_robot.data.lerobot_dataset import describe_lerobot
+from vw2_robot.data.sources.formats import open_source
+from vw2_robot.data.sources.lerobot_dataset import describe_lerobot
 from vw2_robot.errors import InputError, MissingExtraError, require
 from vw2_robot.limits import Rate
-from vw2_robot.storage import write_text
+from vw2_robot.storage.files import write_text
 
 from .data_sets import DataSet
 

@@ -13,17 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
-from vw2_robot.data.calvin import CALVIN_HZ, CalvinDataset, CalvinSplit, frame_name, read_spans
 from vw2_robot.data.folder_files import files_below
-from vw2_robot.data.formats import Format, recognise
-from vw2_robot.data.lerobot_dataset import describe_lerobot
-from vw2_robot.data.openx import known_source
-from vw2_robot.data.pickled_openx import PICKLE_ENDINGS
-from vw2_robot.data.rlds_builder import COPY_AGAIN, DESCRIPTION
-from vw2_robot.data.video_files import describe_video
-from vw2_robot.data.video_folder import VideoFolderSource, has_videos
+from vw2_robot.data.sources.calvin import CALVIN_HZ, CalvinDataset, CalvinSplit, frame_name, read_spans
+from vw2_robot.data.sources.formats import Format, recognise
+from vw2_robot.data.sources.lerobot_dataset import describe_lerobot
+from vw2_robot.data.sources.openx import known_source
+from vw2_robot.data.sources.pickled_openx import PICKLE_ENDINGS
+from vw2_robot.data.sources.rlds_builder import COPY_AGAIN, DESCRIPTION
+from vw2_robot.data.sources.video_files import describe_video
+from vw2_robot.data.sources.video_folder import VideoFolderSource, has_videos
 from vw2_robot.errors import InputError, MissingExtraError
-from vw2_robot.storage import read_json, verify
+from vw2_robot.storage.files import read_json, verify
 
 OUR_RUNS = ("results.jsonl", "metrics.jsonl")
 """Folders that hold one of these are rollouts or training runs: films in them are no data."""

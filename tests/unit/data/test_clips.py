@@ -5,16 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vw2_robot.data.clips import (
-    Augmentation,
-    ClipSampler,
-    effective_hz,
-    frame_offsets,
-    make_windows,
-    padded_frames,
-)
+from vw2_robot.data.clips import Augmentation, ClipSampler, effective_hz, frame_offsets, make_windows, padded_frames
 from vw2_robot.data.episodes import Episode
-from vw2_robot.data.frames import FrameCache, cache_frames
+from vw2_robot.data.frame_cache import FrameCache, cache_frames
 from vw2_robot.errors import InputError
 
 LENGTHS = (12, 3, 30, 5, 9, 4)

@@ -13,7 +13,7 @@ from vw2_robot.data.labels import (
     write_labels,
 )
 from vw2_robot.errors import InputError
-from vw2_robot.storage import read_json, write_json
+from vw2_robot.storage.files import read_json, write_json
 
 STRATA = ["open"] * 30 + ["close"] * 20 + ["push"] * 10
 IDS = [f"episode_{number:04d}" for number in range(60)]

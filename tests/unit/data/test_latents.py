@@ -2,17 +2,9 @@ import numpy as np
 import pytest
 
 from vw2_robot.data import latents
-from vw2_robot.data.latents import (
-    LatentCache,
-    LatentWindows,
-    finish,
-    joined,
-    missing_shards,
-    read_shards,
-    write_shard,
-)
+from vw2_robot.data.latents import LatentCache, LatentWindows, finish, joined, missing_shards, read_shards, write_shard
 from vw2_robot.errors import InputError
-from vw2_robot.storage import read_json, write_json
+from vw2_robot.storage.files import read_json, write_json
 
 FACTS = {"encoder_hash": "e" * 64, "frames_digest": "f" * 64, "hz": [5.0]}
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from vw2_robot.data.blocks import WindowOptions
 from vw2_robot.data.clips import Augmentation, make_windows
 from vw2_robot.data.episodes import BadEpisodes, Episode, Part, encode_jpeg
-from vw2_robot.data.frames import FrameCache, cache_frames
+from vw2_robot.data.frame_cache import FrameCache, cache_frames
 from vw2_robot.data.stream import ClipStream, StreamOptions
 from vw2_robot.errors import InputError
 
@@ -214,7 +214,7 @@ def test_pixels_and_masks_are_those_of_the_frame_cache(tmp_path: Path, threads: 
 
 def test_the_real_episodes_come_as_in_the_frame_cache(shared_dir: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorflow_datasets")
-    from vw2_robot.data.rlds import RldsSource
+    from vw2_robot.data.sources.rlds import RldsSource
 
     source = RldsSource(shared_dir / "openx" / "bridge_dataset")
     cache_frames(source.read(0), tmp_path / "cache", height=32, width=48, description={})

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from vw2_robot.checkpoint import save_checkpoint
-from vw2_robot.config_tree import config_tree
+from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.finetune.config import CalvinData, Finetune
-from vw2_robot.models.action_head import ActionHeadConfig
-from vw2_robot.models.ar_policy import LatentPolicy, PolicyConfig
-from vw2_robot.models.backbone import BackboneConfig
-from vw2_robot.models.causal_video import LevelConfig, StemConfig
-from vw2_robot.models.dldm import DLDM
-from vw2_robot.models.dldm_config import DLDMConfig, QFormerConfig
+from vw2_robot.models.dldm.causal_video import LevelConfig, StemConfig
+from vw2_robot.models.dldm.config import DLDMConfig, QFormerConfig
+from vw2_robot.models.dldm.dldm import DLDM
+from vw2_robot.models.policy.action_head import ActionHeadConfig
+from vw2_robot.models.policy.ar_policy import LatentPolicy, PolicyConfig
+from vw2_robot.models.policy.backbone import BackboneConfig
 from vw2_robot.optim import LoopConfig, OptimConfig
 from vw2_robot.runs import Hardware
 

@@ -10,12 +10,12 @@ from vw2_robot.checkpoint import load_checkpoint, resolve
 from vw2_robot.data.labels import read_labels
 from vw2_robot.data.statistics import ActionStatistics
 from vw2_robot.errors import InputError
-from vw2_robot.finetune import material
+from vw2_robot.finetune import datasets
 from vw2_robot.finetune.losses import action_loss, unlabelled_loss, window_losses
-from vw2_robot.finetune.starting_point import load_pretrained
+from vw2_robot.finetune.pretrained_init import load_pretrained
 from vw2_robot.finetune.train_head import finetune
-from vw2_robot.models.acting import blank_codes
-from vw2_robot.models.action_head import ActionHead, ActionHeadConfig
+from vw2_robot.models.policy.acting import blank_codes
+from vw2_robot.models.policy.action_head import ActionHead, ActionHeadConfig
 from vw2_robot.optim import OptimConfig
 
 
@@ -156,9 +156,9 @@ def test_unlabelled_actions_are_never_read(configure, write_calvin, tmp_path, ho
     finetune(configure(data, run="clean"))
     wanted = set(read_labels(tmp_path / "clean" / "labels.json").episode_ids)
     poisoned = 0
-    dataset = material.CalvinDataset(data)
-    frames = material.cache_calvin(dataset, tmp_path / "f", height=8, width=8)
-    held = material.split_trajectories(
+    dataset = datasets.CalvinDataset(data)
+    frames = datasets.cache_calvin(dataset, tmp_path / "f", height=8, width=8)
+    held = datasets.split_trajectories(
         dataset, frames, label_fraction=0.5, label_seed=0, validation_fraction=0.25
     ).validation
     for i, trajectory in enumerate(dataset.trajectories):
@@ -185,12 +185,12 @@ def test_unlabelled_actions_are_never_read(configure, write_calvin, tmp_path, ho
 def test_reads_of_actions_are_exactly_those_of_labelled_and_held_out_steps(configure, write_calvin, monkeypatch):
     opened = []
 
-    class Spied(material.CalvinDataset):
+    class Spied(datasets.CalvinDataset):
         def __init__(self, *args):
             super().__init__(*args)
             opened.append(self)
 
-    monkeypatch.setattr(material, "CalvinDataset", Spied)
+    monkeypatch.setattr(datasets, "CalvinDataset", Spied)
     finetune(configure(write_calvin()))
     assert opened[0].reads == {"rgb_static": 8 * 7, "rel_actions": (3 + 2) * 7}
 
@@ -224,7 +224,7 @@ def test_statistics_in_the_checkpoint_are_of_the_labels(configure, write_calvin,
     data = write_calvin()
     finetune(configure(data))
     wanted = set(read_labels(tmp_path / "run" / "labels.json").episode_ids)
-    dataset = material.CalvinDataset(data)
+    dataset = datasets.CalvinDataset(data)
     raw = np.concatenate([dataset.read_actions(t) for t in dataset.trajectories if t.trajectory_id in wanted])
     stored = json.loads((resolve(tmp_path / "run") / "stats.json").read_text())
     assert stored == {"calvin": ActionStatistics.from_actions(raw).to_json()}
@@ -233,12 +233,12 @@ def test_statistics_in_the_checkpoint_are_of_the_labels(configure, write_calvin,
 def test_held_out_actions_are_measured_in_the_units_of_the_labels(configure, write_calvin, monkeypatch):
     made = []
 
-    class Spied(material.LabelledWindows):
+    class Spied(datasets.LabelledWindows):
         def __init__(self, *args, **options):
             super().__init__(*args, **options)
             made.append(self)
 
-    monkeypatch.setattr(material, "LabelledWindows", Spied)
+    monkeypatch.setattr(datasets, "LabelledWindows", Spied)
     finetune(configure(write_calvin()))
     train, held_out = made
     assert held_out.statistics is train.statistics

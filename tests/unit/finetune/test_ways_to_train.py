@@ -14,10 +14,10 @@ from vw2_robot.agent import VW2Agent
 from vw2_robot.checkpoint import load_checkpoint
 from vw2_robot.data.labels import read_labels
 from vw2_robot.errors import InputError
-from vw2_robot.finetune import material, train_head
+from vw2_robot.finetune import datasets, train_head
 from vw2_robot.finetune.config import CalvinData, Network, OwnCodes, Unlabelled
 from vw2_robot.finetune.losses import action_errors, window_losses
-from vw2_robot.finetune.starting_point import starting_point
+from vw2_robot.finetune.pretrained_init import starting_point
 from vw2_robot.finetune.train_head import finetune
 from vw2_robot.models.lora import LoRAConfig
 
@@ -138,10 +138,10 @@ def test_adapters_are_merged_into_what_is_saved(configured, write_calvin, tmp_pa
     seen = {}
     real = train_head._save
 
-    def spy(path, config, start, material, head, adapters, optimizer):
+    def spy(path, config, start, datasets, head, adapters, optimizer):
         prompt = start.policy.prompt(["do 1"], torch.zeros(1, 3, 8, 8))
         seen["states"] = start.policy.states(prompt, torch.zeros(1, 1, 4, dtype=torch.long)).detach()
-        real(path, config, start, material, head, adapters, optimizer)
+        real(path, config, start, datasets, head, adapters, optimizer)
 
     monkeypatch.setattr(train_head, "_save", spy)
     finetune(configured(write_calvin(), "lora"))
@@ -176,7 +176,7 @@ def test_bce_is_that_of_the_gripper_logit_and_leaves_the_arm(configure):
 
 
 def test_without_codes_the_code_loss_is_nothing_and_no_video_is_encoded(configured, write_calvin, monkeypatch):
-    monkeypatch.setattr(material.VideoWindows, "teach", None)  # not to be called
+    monkeypatch.setattr(datasets.VideoWindows, "teach", None)  # not to be called
     finetune(configured(write_calvin(), "none"))
 
 
@@ -186,16 +186,16 @@ def test_unlabelled_video_teaches_codes_and_its_actions_are_never_opened(
     """The trajectories outside the fraction hold NaN where their actions were."""
     data, opened = write_calvin(), []
 
-    class Spied(material.CalvinDataset):
+    class Spied(datasets.CalvinDataset):
         def __init__(self, *args):
             super().__init__(*args)
             opened.append(self)
 
     finetune(configured(data, "full", run="plain"))
     labelled = set(read_labels(tmp_path / "plain" / "labels.json").episode_ids)
-    dataset = material.CalvinDataset(data)
-    frames = material.cache_calvin(dataset, tmp_path / "f", height=8, width=8)
-    split = material.split_trajectories(dataset, frames, label_fraction=0.5, label_seed=0, validation_fraction=0.25)
+    dataset = datasets.CalvinDataset(data)
+    frames = datasets.cache_calvin(dataset, tmp_path / "f", height=8, width=8)
+    split = datasets.split_trajectories(dataset, frames, label_fraction=0.5, label_seed=0, validation_fraction=0.25)
     assert len(split.unlabelled) == 3
     assert not {dataset.trajectories[i].trajectory_id for i in split.unlabelled} & labelled
     assert not set(split.unlabelled) & set(split.validation)
@@ -205,7 +205,7 @@ def test_unlabelled_video_teaches_codes_and_its_actions_are_never_opened(
             with np.load(path) as file:
                 content = {name: file[name] for name in file.files}
             np.savez(path, **(content | {name: np.full(7, np.nan) for name in ("rel_actions", "actions")}))
-    monkeypatch.setattr(material, "CalvinDataset", Spied)
+    monkeypatch.setattr(datasets, "CalvinDataset", Spied)
     finetune(configured(data, "unlabelled"))
     assert opened[0].reads == {"rgb_static": 8 * 7, "rel_actions": (3 + 2) * 7}
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -294,17 +294,17 @@ def test_runs_that_share_pictures_decode_them_once_and_wait_for_one_another(
 ):
     data = write_calvin()
     decoded = []
-    cache = material.cache_calvin
+    cache = datasets.cache_calvin
 
     def slowly(dataset, out, **size):
         decoded.append(not (out / "index.json").is_file())
         time.sleep(0.2)
         return cache(dataset, out, **size)
 
-    monkeypatch.setattr(material, "cache_calvin", slowly)
-    dataset = material.CalvinDataset(data)
+    monkeypatch.setattr(datasets, "cache_calvin", slowly)
+    dataset = datasets.CalvinDataset(data)
     with ThreadPoolExecutor(2) as pool:  # flock is held per open file, so threads are as good as processes
-        list(pool.map(lambda _: material._cached(dataset, tmp_path / "shared", (8, 8)), range(2)))
+        list(pool.map(lambda _: datasets._cached(dataset, tmp_path / "shared", (8, 8)), range(2)))
     assert decoded == [True, False]
     config = configured(data, "full")
     finetune(replace(config, data=replace(config.data, frames=str(tmp_path / "shared"))))
@@ -316,18 +316,18 @@ def test_pictures_of_the_policy_are_resized_once_as_the_agent_does(configured, w
     """The dLDM's pictures are 8 pixels wide; a policy that sees 16 must not see them enlarged."""
     made = []
 
-    class Spied(material.LabelledWindows):
+    class Spied(datasets.LabelledWindows):
         def __init__(self, *args, **options):
             super().__init__(*args, **options)
             made.append(self)
 
-    monkeypatch.setattr(material, "LabelledWindows", Spied)
+    monkeypatch.setattr(datasets, "LabelledWindows", Spied)
     config = configured(write_calvin(), "full")
     start = starting_point(config)
     large = replace(start.policy.config, image_px=16)
     object.__setattr__(start.policy, "config", large)
     run = train_head._open_run(config)
-    material.open_material(config, start, run, torch.device("cpu"))
+    datasets.open_material(config, start, run, torch.device("cpu"))
     assert made[0].frames.height == 8
     assert made[0].pictures.height == 16
 
@@ -337,9 +337,9 @@ def test_validation_acts_as_the_agent_does(configured, write_calvin, tmp_path):
     data = write_calvin()
     finetune(configured(data, "full"))
     agent = VW2Agent.from_pretrained(tmp_path / "run")
-    dataset = material.CalvinDataset(data)
-    frames = material.cache_calvin(dataset, tmp_path / "again", height=8, width=8)
-    held = material.split_trajectories(
+    dataset = datasets.CalvinDataset(data)
+    frames = datasets.cache_calvin(dataset, tmp_path / "again", height=8, width=8)
+    held = datasets.split_trajectories(
         dataset, frames, label_fraction=0.5, label_seed=0, validation_fraction=0.25
     ).validation
     statistics, raw = agent._statistics, []
@@ -369,7 +369,7 @@ def test_teacher_and_own_codes_are_told_apart_in_the_log(configured, write_calvi
 def test_no_code_loss_is_counted_where_no_teacher_taught(configured, write_calvin, tmp_path):
     config = configured(write_calvin(), "none")
     start = starting_point(config)
-    found = material.open_material(config, start, train_head._open_run(config), torch.device("cpu"))
+    found = datasets.open_material(config, start, train_head._open_run(config), torch.device("cpu"))
     head = train_head._new_head(config, start)
     losses = window_losses(
         config,

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from vw2_robot.data.episodes import Episode
-from vw2_robot.data.frames import FrameCache, cache_frames
+from vw2_robot.data.frame_cache import FrameCache, cache_frames
 from vw2_robot.errors import InputError
 from vw2_robot.pretrain.clips import clip_sampler
 from vw2_robot.pretrain.config import DataConfig, training_split

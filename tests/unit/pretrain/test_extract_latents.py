@@ -7,22 +7,15 @@ import torch
 
 from vw2_robot.checkpoint import load_checkpoint, save_checkpoint
 from vw2_robot.data.episodes import Episode
-from vw2_robot.data.frames import FrameCache, cache_frames
+from vw2_robot.data.frame_cache import FrameCache, cache_frames
 from vw2_robot.data.latents import LatentWindows, missing_shards
 from vw2_robot.errors import InputError
-from vw2_robot.models.causal_video import LevelConfig, StemConfig
-from vw2_robot.models.dldm import DLDM
-from vw2_robot.models.dldm_config import DLDMConfig, QFormerConfig
+from vw2_robot.models.dldm.causal_video import LevelConfig, StemConfig
+from vw2_robot.models.dldm.config import DLDMConfig, QFormerConfig
+from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.pixels import to_model_range
 from vw2_robot.pretrain.config import DataConfig, LatentsConfig, Pretrain
-from vw2_robot.pretrain.extract_latents import (
-    Encoder,
-    _encode_episodes,
-    _facts,
-    _say,
-    _write_shards,
-    slice_agreement,
-)
+from vw2_robot.pretrain.extract_latents import Encoder, _encode_episodes, _facts, _say, _write_shards, slice_agreement
 from vw2_robot.runs import Hardware
 
 CONFIG = DLDMConfig(

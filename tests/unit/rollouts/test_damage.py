@@ -15,11 +15,11 @@ from vw2_robot.rollouts.__main__ import check_config, claim, rollout
 from vw2_robot.rollouts.compare import compare
 from vw2_robot.rollouts.merge import merge
 from vw2_robot.rollouts.recording import recording_path
-from vw2_robot.rollouts.report import write_report
+from vw2_robot.rollouts.report.report import write_report
+from vw2_robot.rollouts.report.run_folders import discover
+from vw2_robot.rollouts.report.strips import read_answers
 from vw2_robot.rollouts.results import read_results, read_rows, read_seconds
-from vw2_robot.rollouts.run_folders import discover
-from vw2_robot.rollouts.strips import read_answers
-from vw2_robot.storage import read_json, read_yaml
+from vw2_robot.storage.files import read_json, read_yaml
 
 FILES = ("results.jsonl", "summary.json", "provenance.json", "config.yaml", "timing.jsonl", "comparison.json")
 

@@ -11,13 +11,7 @@ import numpy as np
 import pytest
 
 from vw2_robot.errors import InputError
-from vw2_robot.rollouts.policy_process import (
-    FixedBatch,
-    LocalPolicy,
-    PolicyLostError,
-    PolicyProcess,
-    RemotePolicy,
-)
+from vw2_robot.rollouts.policy_process import FixedBatch, LocalPolicy, PolicyLostError, PolicyProcess, RemotePolicy
 
 WORDS = ("open the drawer", "push the sliding door to the left side", "lift it", "press the button")
 

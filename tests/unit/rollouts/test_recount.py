@@ -10,7 +10,7 @@ import pytest
 
 from vw2_robot.rollouts.__main__ import rollout
 from vw2_robot.rollouts.progress import Log
-from vw2_robot.storage import read_json
+from vw2_robot.storage.files import read_json
 
 
 def recount(folder):

@@ -16,7 +16,7 @@ from vw2_robot.errors import InputError
 from vw2_robot.rollouts.__main__ import rollout
 from vw2_robot.rollouts.config import open_benchmark
 from vw2_robot.rollouts.results import read_rows
-from vw2_robot.storage import read_json
+from vw2_robot.storage.files import read_json
 
 
 def test_a_rollout_leaves_all_its_files_and_the_right_numbers(config, tmp_path):
@@ -144,7 +144,7 @@ def test_a_folder_of_another_kind_of_run_is_refused_and_left_alone(config, tmp_p
 
 def test_a_second_start_is_refused_before_it_touches_anything(config, tmp_path):
     rollout(config("base"))
-    hold = "from vw2_robot.locks import lock_folder; import sys; lock = lock_folder(sys.argv[1], what='a rollout'); print(1, flush=True); input()"  # noqa: E501
+    hold = "from vw2_robot.storage.locks import lock_folder; import sys; lock = lock_folder(sys.argv[1], what='a rollout'); print(1, flush=True); input()"  # noqa: E501
     with subprocess.Popen(
         [sys.executable, "-c", hold, str(tmp_path / "run")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
@@ -293,7 +293,9 @@ def test_a_benchmark_without_single_tasks_says_so(config, counting_world, monkey
         rollout(config(protocol="single"))
 
 
-@pytest.mark.parametrize("module", ["vw2_robot.rollouts", "vw2_robot.rollouts.report", "vw2_robot.rollouts.compare"])
+@pytest.mark.parametrize(
+    "module", ["vw2_robot.rollouts", "vw2_robot.rollouts.report.report", "vw2_robot.rollouts.compare"]
+)
 def test_help_names_the_job_and_an_example(module):
     done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True)
     assert "Example:" in done.stdout

@@ -1,0 +1,187 @@
+"""The scripted expert: for each task a skill, tried again from where things stand until somebody says it is solved.
+
+The expert reads the privileged state of the simulator; it makes demonstrations (`record.py`) and an upper bound for
+rollouts, and is no part of any policy. Whether a task was solved is for the oracle alone to say: the expert never looks
+at it and never stops by itself.
+
+`feasible` tells from the state whether a task can be done at all, with the margins that the oracle's thresholds need.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vw2_robot import __version__
+from vw2_robot.contracts import ACTION_NAMES, Observation, PolicyOutput
+from vw2_robot.errors import InputError
+
+from ..calvin import CalvinEnv
+from . import block_skills, skills
+from .motion import BLOCK_COLOURS, Action, Hand, Motion, Style, World, world_from_info
+
+DOOR_MARGIN_M = 0.01
+"""How much farther than the oracle's threshold a door must be able to move before a task counts as feasible."""
+
+
+def observe_world(env: CalvinEnv) -> World:
+    """Read the privileged state of an environment."""
+    target, target_euler = env.robot.target_pose()
+    return world_from_info(env.task_info(), target=target, target_euler=target_euler, scene=env.scene_name)
+
+
+class Demonstrator:
+    """One expert for all tasks. Equal generator state and equal world give equal actions."""
+
+    def __init__(self) -> None:
+        self._hand: Hand | None = None
+        self._skill: Callable[[Hand], Motion] | None = None
+        self._motion: Motion | None = None
+        self._error = np.zeros(3)
+
+    def start(
+        self, task: str, env: CalvinEnv, rng: np.random.Generator, *, error: NDArray[np.float64] | None = None
+    ) -> None:
+        """Take on a task in the present state, with a style drawn from `rng`, misjudging all places by `error`, metres.
+
+        Raises:
+            KeyError: nobody has written a skill for this task; the message lists those that exist.
+        """
+        if task not in SKILLS:
+            raise KeyError(f"no demonstrator for task {task!r}; there is one for {', '.join(sorted(SKILLS))}")
+        self._error = np.zeros(3) if error is None else error
+        self._hand = Hand(self._look(env), rng, Style.draw(rng))
+        self._skill = SKILLS[task]
+        self._motion = None
+
+    def act(self, env: CalvinEnv) -> Action:
+        """Return the next relative action [7], to be executed before the next call."""
+        assert self._hand is not None, "act before start"
+        assert self._skill is not None, "act before start"
+        self._hand.world = self._look(env)
+        if self._motion is not None:
+            action = next(self._motion, None)
+            if action is not None:
+                return action
+        self._motion = self._skill(self._hand)  # the plan ended and we are still asked: try again from here
+        return next(self._motion, self._hand.rest())
+
+    def _look(self, env: CalvinEnv) -> World:
+        world = observe_world(env)
+        return world.misjudged(self._error) if self._error.any() else world
+
+
+class DemonstratorPolicy:
+    """The expert behind `vw2_robot.contracts.Policy`: an upper bound for rollouts.
+
+    It cheats: it is bound to one environment, reads that environment's state, and of an observation uses the prompt
+    alone. So it sees what that environment is, not what the observation shows, and has no batches.
+    """
+
+    def __init__(self, env: CalvinEnv, tasks: Mapping[str, str]) -> None:
+        """`tasks`: sentence -> task name."""
+        self.metadata: dict[str, Any] = {
+            "name": "demonstrator",
+            "version": __version__,
+            "action_space": list(ACTION_NAMES),
+            "horizon": 1,
+            "replan_every": 1,
+            "cameras": [],
+            "policy_hash": None,
+            "label_fraction": None,
+        }
+        self._env = env
+        self._tasks = dict(tasks)
+        self._expert = Demonstrator()
+        self._rng = np.random.default_rng(0)
+        self._prompt: str | None = None
+        self._is_started = False
+
+    def reset(self, prompt: str | None = None, seed: int | None = None) -> None:
+        """Forget the plan; the next `infer` makes a new one from where the world then stands."""
+        self._prompt = prompt
+        self._rng = np.random.default_rng(seed or 0)
+        self._is_started = False
+
+    def infer(self, obs: Observation) -> PolicyOutput:
+        """One action, float32 [1, 7]."""
+        if not self._is_started:
+            prompt = self._prompt if self._prompt is not None else obs.get("prompt")
+            if prompt not in self._tasks:
+                raise InputError(f"the demonstrator knows the evaluation sentences only, received {prompt!r}")
+            self._expert.start(self._tasks[prompt], self._env, self._rng)
+            self._is_started = True
+        return {"actions": self._expert.act(self._env).astype(np.float32)[None]}
+
+    def infer_batch(self, obs: Sequence[Observation]) -> list[PolicyOutput]:
+        """Like `infer`; more than one observation is refused, since there is only one world to look at."""
+        if len(obs) != 1:
+            raise InputError(f"the demonstrator drives one world, received a batch of {len(obs)} observations")
+        return [self.infer(obs[0])]
+
+
+def feasible(task: str, world: World) -> bool:
+    """Say whether `task` can be done from this state at all."""
+    words = task.split("_")
+    if task in _DOOR_ROOM:
+        return _DOOR_ROOM[task](world) > DOOR_MARGIN_M
+    if words[0] == "turn":
+        return world.lights[words[2]] is (words[1] == "off")
+    if words[0] == "push" and words[1] in BLOCK_COLOURS:
+        return world.held() is None and block_skills.stands_free(world, words[1])
+    if words[0] == "rotate":
+        return world.held() is None and block_skills.stands_in_reach(world, words[1])
+    if words[0] == "lift":
+        return world.held() is None and block_skills.can_lift(world, words[1], words[3])
+    if task in ("place_in_slider", "place_in_drawer", "stack_block"):
+        return world.held() is not None and block_skills.has_room(world, task)
+    if task == "unstack_block":
+        return world.held() is None and block_skills.stacked(world) is not None
+    return task == "push_into_drawer" and world.held() is None and block_skills.can_push_into_drawer(world)
+
+
+# how far each door can still go beyond what the oracle demands
+_DOOR_ROOM: dict[str, Callable[[World], float]] = {
+    "move_slider_left": lambda world: world.fixtures.slide_range - world.slide - 0.15,
+    "move_slider_right": lambda world: world.slide - 0.15,
+    "open_drawer": lambda world: 0.20 - world.drawer - 0.12,
+    "close_drawer": lambda world: world.drawer - 0.12 - DOOR_MARGIN_M / 2,
+}
+
+
+def _skills() -> dict[str, Callable[[Hand], Motion]]:
+    table: dict[str, Callable[[Hand], Motion]] = {
+        "open_drawer": skills.open_drawer,
+        "close_drawer": skills.close_drawer,
+        "move_slider_left": functools.partial(skills.move_slider, left=True),
+        "move_slider_right": functools.partial(skills.move_slider, left=False),
+        "turn_on_lightbulb": functools.partial(skills.move_lever, up=True),
+        "turn_off_lightbulb": functools.partial(skills.move_lever, up=False),
+        "turn_on_led": skills.press_button,
+        "turn_off_led": skills.press_button,
+        "place_in_slider": block_skills.place_in_slider,
+        "place_in_drawer": block_skills.place_in_drawer,
+        "stack_block": block_skills.stack_block,
+        "unstack_block": block_skills.unstack_block,
+        "push_into_drawer": block_skills.push_into_drawer,
+    }
+    for colour in BLOCK_COLOURS:
+        for side in ("left", "right"):
+            is_right = side == "right"
+            table[f"push_{colour}_block_{side}"] = functools.partial(
+                block_skills.push_block, colour=colour, right=is_right
+            )
+            table[f"rotate_{colour}_block_{side}"] = functools.partial(
+                block_skills.rotate_block, colour=colour, right=is_right
+            )
+        for place in ("table", "slider", "drawer"):
+            table[f"lift_{colour}_block_{place}"] = functools.partial(block_skills.lift_block, colour=colour)
+    return table
+
+
+SKILLS = _skills()
+"""Task name -> skill, for all 34 tasks of CALVIN."""

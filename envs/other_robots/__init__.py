@@ -1,0 +1,1 @@
+"""Other robots in another world: unlabeled video that is not of CALVIN."""

@@ -1,0 +1,1 @@
+"""The recording program: demonstrations to disk."""

@@ -1,0 +1,159 @@
+"""What a recording is told: the root of `vw2-record`, checked, and what follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vw2_robot.data.sources.calvin import CalvinSplit
+
+from ..experts.start_states import PAUSE_STEPS
+from .demonstrations import expand_tasks
+from .environment_description import environment_yaml
+from .formats import MAX_FRAME, CalvinOutput, Format, Output, frames_per_recording, parts_output
+
+SPLITS: tuple[CalvinSplit, ...] = ("training", "validation")
+CALVIN_TARGET, ARMS_TARGET = (
+    "vw2_robot.envs.benchmark.CalvinBenchmark",
+    "vw2_robot.envs.other_robots.environment.arms_episodes",
+)
+CALVIN_DEFAULTS = {"scene": "D", "assets": "builtin", "renderer": "layered"}
+WORLDS = {CALVIN_TARGET: "calvin", ARMS_TARGET: "arms"}
+
+
+class Job(NamedTuple):
+    """One recording to make."""
+
+    split: CalvinSplit
+    number: int
+
+    def __str__(self) -> str:
+        """The recording, for messages."""
+        return f"recording {self.number} of {self.split}"
+
+
+@dataclass(frozen=True)
+class RecordConfig:
+    """The root of `vw2-record`."""
+
+    out: str
+    env: dict[str, Any]
+    """the world: of CALVIN, `scene` (D, or several, as ABC), `assets` and `renderer` count; of the other one, `hz`,
+    `image_size` and `arms`
+    """
+    episodes: int = 150
+    """recordings in the training split"""
+    validation_episodes: int = 0
+    format: Format = "calvin"
+    tasks: str | list[str] = "all"
+    """tasks or groups of tasks: all, basic, furniture, push, lift (from the table), lift_anywhere; what is named twice
+    is demonstrated twice as often; the other world draws its own"""
+    seed: int = 0
+    workers: int = 1
+    """processes; does not change the result"""
+    max_steps: int = 128
+    """longer attempts count as failures"""
+    tail_steps: int = 4
+    """steps kept after success"""
+    play: int = 1
+    """tasks in a row, without a reset, in one recording"""
+    max_window: int | None = None
+    """longest labelled window in time steps, 64 in the published data sets; null: the whole demonstration"""
+    bumps: float = 0.0
+    """chance of each step to be the first of a push against the arm; `commanded_actions` stay those of the expert"""
+    mistakes: float = 0.0
+    """share of recordings that begin where the expert has just tried in vain, misjudging where things are"""
+    wrist_camera: bool = False
+    depth: bool = False
+    """depth in metres of every camera; only in the CALVIN format"""
+    compress_level: int = 1
+    """zlib level of CALVIN frames: 0 stores, 9 is small and slow"""
+
+    def __post_init__(self) -> None:
+        """Reject what cannot work."""
+        least = {"episodes": 1, "seed": 0, "workers": 1, "max_steps": 1, "play": 1, "max_window": 1}
+        for name in (*least, "validation_episodes", "tail_steps"):
+            value, low = getattr(self, name), least.get(name, 0)
+            if value is not None and value < low:
+                raise ValueError(f"{name}={value}, expected at least {low}")
+        most = MAX_FRAME // self.spacing
+        if self.format == "calvin" and max(self.episodes, self.validation_episodes) > most:
+            raise ValueError(
+                f"episodes={self.episodes}, validation_episodes={self.validation_episodes}: the seven-digit frame"
+                f" numbers of the CALVIN format have room for {most} recordings of {self.spacing}; use several folders"
+            )
+        for name in ("bumps", "mistakes"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}, expected a chance from 0 to below 1")
+        if not 0 <= self.compress_level <= 9:
+            raise ValueError(f"compress_level={self.compress_level}, expected 0 to 9")
+        if self.env.get("_target_") not in WORLDS:
+            raise ValueError(
+                f"env has the target {self.env.get('_target_')!r}, which demonstrates nothing; try env=calvin"
+            )
+        if self.world != "calvin" and self.format == "calvin":
+            raise ValueError(
+                f"the {self.world} world does not fit the CALVIN format; choose format=rlds or format=video"
+            )
+        if self.depth and self.format != "calvin":
+            raise ValueError(f"format={self.format} holds no depth; leave out depth=true or choose format=calvin")
+        if self.world != "calvin" and (
+            self.play > 1 or self.max_window is not None or self.bumps > 0 or self.mistakes > 0
+        ):
+            raise ValueError(f"the {self.world} world knows no play, max_window, bumps or mistakes; leave them out")
+
+    @property
+    def world(self) -> str:
+        """Which world is recorded, "calvin" or "arms"."""
+        return WORLDS[self.env["_target_"]]
+
+    @property
+    def spacing(self) -> int:
+        """Frame numbers set aside for each recording in the CALVIN format."""
+        pause = PAUSE_STEPS[1] - 1
+        return frames_per_recording(self.play * (self.max_steps + self.tail_steps + pause) - pause)
+
+    def open_output(self) -> Output:
+        """Where recordings go."""
+        if self.format != "calvin":
+            return parts_output(self.format, Path(self.out), world=self.world)
+        cameras = ("static", "gripper") if self.wrist_camera else ("static",)
+        return CalvinOutput(
+            Path(self.out),
+            compress_level=self.compress_level,
+            spacing=self.spacing,
+            environment=environment_yaml(cameras=cameras, **self.calvin()),
+        )
+
+    def calvin(self) -> dict[str, str]:
+        """Scene or scenes, assets and renderer of a CALVIN world."""
+        return {key: str(self.env.get(key, value)) for key, value in CALVIN_DEFAULTS.items()}
+
+    def scene_of(self, split: CalvinSplit, number: int) -> str:
+        """Scene of a recording: with `env.scene=ABC` the first third of a split is recorded in A, and so on."""
+        scenes, count = self.calvin()["scene"], dict(self.counts())[split]
+        return scenes[number * len(scenes) // count]
+
+    def scenes_left_out(self) -> dict[CalvinSplit, list[str]]:
+        """For each split with fewer recordings than `env.scene` names scenes: those that are not recorded."""
+        if self.world != "calvin":
+            return {}
+        found: dict[CalvinSplit, list[str]] = {}
+        for split, count in self.counts():
+            recorded = {self.scene_of(split, number) for number in range(count)}
+            if missing := sorted(set(self.calvin()["scene"]) - recorded) if count else []:
+                found[split] = missing
+        return found
+
+    def task_names(self) -> tuple[str, ...]:
+        """The tasks to demonstrate, groups expanded."""
+        return expand_tasks((self.tasks,) if isinstance(self.tasks, str) else self.tasks)
+
+    def jobs(self) -> list[Job]:
+        """Every recording."""
+        return [Job(split, number) for split, count in self.counts() for number in range(count)]
+
+    def counts(self) -> tuple[tuple[CalvinSplit, int], ...]:
+        """Recordings of each split."""
+        return ("training", self.episodes), ("validation", self.validation_episodes)

@@ -1,0 +1,151 @@
+"""The world of a recording in the words of the reference's configuration: `.hydra/merged_config.yaml` of a data set.
+
+The reference builds its environment from that file, which lies beside the frames of every split. Written here are the
+facts its classes ask for: cameras, robot, scene, rates, renderer, under the names they have there and with the same
+references between the sections, so that leaving out a camera or putting in another scene works as it does there. The
+file names are those of `calvin_env/data`; which assets were drawn, and by what program, stands under `recorded_with`,
+which the reference does not read.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from vw2_robot import __version__
+
+from ..calvin import CONTROL_HZ, PHYSICS_HZ
+from ..cameras import LENSES, STATIC_EYE, STATIC_TARGET, STATIC_UP
+from ..robot import (
+    ARM_FORCE,
+    ARM_JOINTS,
+    ARM_LOWER,
+    ARM_MAX_VELOCITY,
+    ARM_UPPER,
+    BASE_POSITION,
+    FINGER_FORCE,
+    FINGER_JOINTS,
+    FINGER_OPEN_M,
+    GRIPPER_CAMERA_LINK,
+    INITIAL_ARM,
+    TCP_LINK,
+)
+from ..scene import BUTTON_JOINT, DOOR_JOINTS, GLOBAL_SCALE, LIGHTS, SCENES, SWITCH_JOINT, scene_files
+
+FLANGE_LINK = 7
+
+
+def environment_yaml(*, scene: str, cameras: tuple[str, ...], renderer: str, assets: str) -> str:
+    """Return the text of `merged_config.yaml`; of several scenes it describes the first."""
+    tree = {
+        "seed": 0,
+        "use_vr": False,
+        "show_gui": False,
+        "data_path": "data",
+        "cameras": {name: _camera(name) for name in cameras},
+        "scene": _scene(scene[0]),
+        "robot": _robot(),
+        "env": {
+            "_target_": "calvin_env.envs.play_table_env.PlayTableSimEnv",
+            "_recursive_": False,
+            "cameras": "${cameras}",
+            "seed": "${seed}",
+            "bullet_time_step": float(PHYSICS_HZ),
+            "use_vr": "${use_vr}",
+            "show_gui": "${show_gui}",
+            "robot_cfg": "${robot}",
+            "scene_cfg": "${scene}",
+            "use_scene_info": True,
+            "use_egl": renderer == "egl",
+            "control_freq": CONTROL_HZ,
+        },
+        "recorded_with": {
+            "program": "vw2-record",
+            "version": __version__,
+            "scene": [f"calvin_scene_{name}" for name in scene] if len(scene) > 1 else f"calvin_scene_{scene}",
+            "assets": assets,
+            "renderer": renderer,
+        },
+    }
+    return OmegaConf.to_yaml(OmegaConf.create(tree))
+
+
+def _camera(name: str) -> dict[str, Any]:
+    lens = LENSES[name]
+    kind = {"static": "static_camera.StaticCamera", "gripper": "gripper_camera.GripperCamera"}[name]
+    tree: dict[str, Any] = {
+        "_target_": f"calvin_env.camera.{kind}",
+        "name": name,
+        "fov": lens.fov_deg,
+        "aspect": 1,
+        "nearval": lens.near_m,
+        "farval": lens.far_m,
+        "width": lens.pixels,
+        "height": lens.pixels,
+    }
+    if name == "static":
+        tree |= {"look_at": list(STATIC_TARGET), "look_from": list(STATIC_EYE), "up_vector": list(STATIC_UP)}
+    return tree
+
+
+def _robot() -> dict[str, Any]:
+    return {
+        "_target_": "calvin_env.robot.robot.Robot",
+        "filename": "franka_panda/panda_longer_finger.urdf",
+        "base_position": "${scene.robot_base_position}",
+        "base_orientation": "${scene.robot_base_orientation}",
+        "initial_joint_positions": "${scene.robot_initial_joint_positions}",
+        "max_joint_force": float(ARM_FORCE),
+        "gripper_force": FINGER_FORCE[-1],
+        "arm_joint_ids": list(ARM_JOINTS),
+        "lower_joint_limits": ARM_LOWER.tolist(),
+        "upper_joint_limits": ARM_UPPER.tolist(),
+        "gripper_joint_ids": list(FINGER_JOINTS),
+        "gripper_joint_limits": [0, FINGER_OPEN_M],
+        "tcp_link_id": TCP_LINK,
+        "end_effector_link_id": FLANGE_LINK,
+        "gripper_cam_link": GRIPPER_CAMERA_LINK,
+        "use_nullspace": True,
+        "max_velocity": ARM_MAX_VELOCITY,
+        "use_ik_fast": False,
+        "magic_scaling_factor_pos": 1,
+        "magic_scaling_factor_orn": 1,
+        "use_target_pose": True,
+        "euler_obs": True,
+    }
+
+
+def _scene(name: str) -> dict[str, Any]:
+    table, files = SCENES[name], scene_files(name)
+    effects = {BUTTON_JOINT: "led", SWITCH_JOINT: "lightbulb"}
+    blocks = zip(table.block_order, files.blocks, strict=True)
+    return {
+        "_target_": "calvin_env.scene.play_table_scene.PlayTableScene",
+        "_recursive_": False,
+        "data_path": "${data_path}",
+        "global_scaling": GLOBAL_SCALE,
+        "euler_obs": "${robot.euler_obs}",
+        "robot_base_position": list(BASE_POSITION),
+        "robot_base_orientation": [0, 0, 0],
+        "robot_initial_joint_positions": list(INITIAL_ARM),
+        "surfaces": {place: [list(low), list(high)] for place, (low, high) in table.surfaces.items()},
+        "objects": {
+            "fixed_objects": {
+                "table": {
+                    "file": files.table,
+                    "initial_pos": [0, 0, 0],
+                    "initial_orn": [0, 0, 0],
+                    "joints": {joint: {"initial_state": 0} for joint in DOOR_JOINTS},
+                    "buttons": {BUTTON_JOINT: {"initial_state": 0, "effect": effects[BUTTON_JOINT]}},
+                    "switches": {SWITCH_JOINT: {"initial_state": 0, "effect": effects[SWITCH_JOINT]}},
+                    "lights": {
+                        light: {"link": link, "color": list(colour)} for light, (link, colour) in LIGHTS.items()
+                    },
+                }
+            },
+            "movable_objects": {
+                block: {"file": file, "initial_pos": "any", "initial_orn": "any"} for block, file in blocks
+            },
+        },
+    }

@@ -1,0 +1,247 @@
+"""Where recordings go: a CALVIN split, an RLDS data set, or a folder of videos.
+
+The two classes have the same four methods, so that `record.py` need not know which one it has. CALVIN frames are
+written at their final place. The other two formats are containers that must be written in one go: recordings wait under
+`<out>.parts/`, which disappears when the container is complete. All are safe to kill and to start again.
+
+A CALVIN data set keeps a recording as it was, whole, with its labelled windows. RLDS and video are made of episodes
+with one instruction each: there each window becomes an episode, and steps of play outside the windows are left out.
+Their actions are the commanded ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vw2_robot.data.calvin_writer import CalvinWriter
+from vw2_robot.data.episodes import Demonstration, Episode, encode_jpeg
+from vw2_robot.data.sources.calvin import CalvinSplit
+from vw2_robot.errors import InputError
+from vw2_robot.mp4 import Mp4Writer
+from vw2_robot.storage.arrays import read_arrays, write_arrays
+from vw2_robot.storage.files import atomic_folder, write_text
+
+from ..instructions import load_instructions
+from .demonstrations import Recording
+
+Format = Literal["calvin", "rlds", "video"]
+
+
+class Outcome(NamedTuple):
+    """The tasks of one recording, and those at which earlier tries of it were given up."""
+
+    tasks: tuple[str, ...]
+    failed: tuple[str, ...]
+
+
+MAX_FRAME = 10_000_000
+"""Frame numbers have seven digits, and readers count on it."""
+RLDS_VERSION = "1.0.0"
+
+
+def frames_per_recording(longest: int) -> int:
+    """Frame numbers set aside for each recording of at most `longest` steps in the CALVIN format.
+
+    A power of two, so that the place of a recording depends on its number and shows in it.
+    """
+    return 1 << (longest - 1).bit_length()
+
+
+class CalvinOutput:
+    """Splits of a CALVIN data set."""
+
+    def __init__(self, out: Path, *, compress_level: int, spacing: int, environment: str) -> None:
+        """`spacing`: frame numbers set aside per recording; `environment`: the text of `.hydra/merged_config.yaml`."""
+        self._out, self._level, self._spacing, self._environment = out, compress_level, spacing, environment
+
+    def is_complete(self) -> bool:
+        """Never known before the recordings were counted: more may be asked for."""
+        return False
+
+    def has(self, split: CalvinSplit, number: int) -> bool:
+        """Say whether this recording is complete."""
+        return self._writer(split).is_complete(number * self._spacing)
+
+    def add(self, split: CalvinSplit, number: int, recording: Recording) -> None:
+        """Write one recording."""
+        self._writer(split).write_recording(
+            recording.arrays,
+            first_frame=number * self._spacing,
+            scene=recording.scene,
+            labels=recording.labels,
+            failed=recording.failed,
+        )
+
+    def outcomes(self, split: CalvinSplit) -> Iterator[Outcome]:
+        """Yield what each recording shows, and where earlier tries failed."""
+        for entry in self._writer(split).entries():
+            yield Outcome(tuple(label.task for label in entry.labels), entry.failed)
+
+    def finish(self, splits: list[CalvinSplit]) -> None:
+        """Write what describes the splits."""
+        sentences = {task: lines[0] for task, lines in load_instructions("validation").items()}
+        for split in splits:
+            self._writer(split).finish(sentences, self._environment)
+
+    def _writer(self, split: CalvinSplit) -> CalvinWriter:
+        return CalvinWriter(self._out, split, compress_level=self._level)
+
+
+Pack = Callable[[Path, dict[CalvinSplit, list[Path]]], None]
+
+
+class PartsOutput:
+    """Recordings that wait in `<out>.parts/` until `pack` makes the container of them."""
+
+    def __init__(self, out: Path, pack: Pack) -> None:
+        self._out, self._pack = out, pack
+        self._parts = parts_folder(out)
+
+    def is_complete(self) -> bool:
+        """Say whether the container is there; parts that a kill left beside it go."""
+        if not self._out.exists():
+            return False
+        shutil.rmtree(self._parts, ignore_errors=True)
+        return True
+
+    def has(self, split: CalvinSplit, number: int) -> bool:
+        """Say whether this recording is complete."""
+        return self._part(split, number).is_file()
+
+    def add(self, split: CalvinSplit, number: int, recording: Recording) -> None:
+        """Write one recording, its pictures as JPEG."""
+        jpegs = [np.frombuffer(encode_jpeg(image), dtype=np.uint8) for image in recording.arrays["rgb_static"]]
+        labels = [dataclasses.asdict(label) for label in recording.labels]
+        about = {"scene": recording.scene, "hz": recording.hz, "labels": labels, "failed": recording.failed}
+        path = self._part(split, number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        arrays = {
+            "jpeg": np.concatenate(jpegs),
+            "sizes": np.array([len(jpeg) for jpeg in jpegs]),
+            "actions": recording.arrays["commanded_actions"],
+            "about": np.array(json.dumps(about)),
+        }
+        write_arrays(path, arrays)
+
+    def outcomes(self, split: CalvinSplit) -> Iterator[Outcome]:
+        """Yield what each recording shows, and where earlier tries failed."""
+        for path in self._paths(split):
+            about = _read_part(path).about
+            yield Outcome(tuple(label["task"] for label in about["labels"]), tuple(about["failed"]))
+
+    def finish(self, splits: list[CalvinSplit]) -> None:
+        """Make the container and clear the parts away."""
+        self._pack(self._out, {split: self._paths(split) for split in splits})
+        shutil.rmtree(self._parts)
+
+    def _paths(self, split: CalvinSplit) -> list[Path]:
+        return sorted((self._parts / split).glob("part_*.npz"))
+
+    def _part(self, split: CalvinSplit, number: int) -> Path:
+        return self._parts / split / f"part_{number:07d}.npz"
+
+
+Output = CalvinOutput | PartsOutput
+
+
+def parts_folder(out: Path) -> Path:
+    """Where the recordings of a container wait."""
+    return out.with_name(out.name + ".parts")
+
+
+def parts_output(form: Literal["rlds", "video"], out: Path, *, world: str) -> PartsOutput:
+    """Return the output for a format that is a container; `world` ("calvin", "arms") names an RLDS data set."""
+    return PartsOutput(out, functools.partial(_pack_rlds, world) if form == "rlds" else _pack_videos)
+
+
+def _pack_rlds(world: str, out: Path, parts: dict[CalvinSplit, list[Path]]) -> None:
+    from vw2_robot.data.rlds_writer import write_rlds
+
+    names = {"training": "train", "validation": "validation"}
+    write_rlds(
+        out,
+        name=f"vw2_{world}",
+        version=RLDS_VERSION,
+        episodes={names[split]: _demonstrations(paths) for split, paths in parts.items()},
+        description=f"Scripted demonstrations from the vw2_robot {world} world; action: as in CALVIN's rel_actions.",
+    )
+
+
+def _pack_videos(out: Path, parts: dict[CalvinSplit, list[Path]]) -> None:
+    """One mp4 per window beside `captions.jsonl`, one object a line: file, instruction, task, scene, hz, frames."""
+    with atomic_folder(out) as temporary:
+        for split, paths in parts.items():
+            (temporary / split).mkdir(parents=True)
+            lines = []
+            for path in paths:
+                part = _read_part(path)
+                for window, label in enumerate(part.about["labels"]):
+                    episode = _window(part, window).episode
+                    name = f"video_{_window_name(part, window)}.mp4"
+                    _write_mp4(temporary / split / name, episode)
+                    caption = {"instruction": label["instruction"], "task": label["task"], "scene": part.about["scene"]}
+                    lines.append(json.dumps({"file": name, **caption, "hz": episode.hz, "frames": len(episode)}))
+            write_text(temporary / split / "captions.jsonl", "\n".join(lines) + "\n")
+
+
+def _write_mp4(path: Path, episode: Episode) -> None:
+    # bitexact: equal pictures give equal bytes
+    with Mp4Writer(path, fps=episode.hz, encoding=["-crf", "15", "-bitexact", "-map_metadata", "-1"]) as video:
+        for index in range(len(episode)):
+            video.add(episode.decode(index))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One waiting recording."""
+
+    path: Path
+    about: dict[str, Any]
+    jpegs: tuple[bytes, ...]
+    actions: NDArray[np.float64]
+
+
+def _read_part(path: Path) -> _Part:
+    cure = "delete it and start vw2-record again, which makes this recording again"
+    part = read_arrays(path, ("jpeg", "sizes", "actions", "about"), cure=cure)
+    try:
+        pieces = np.split(part["jpeg"], np.cumsum(part["sizes"])[:-1])
+        return _Part(path, json.loads(str(part["about"])), tuple(p.tobytes() for p in pieces), part["actions"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{path} is no waiting recording ({error}); {cure}") from error
+
+
+def _demonstrations(paths: list[Path]) -> Iterator[Demonstration]:
+    for path in paths:
+        part = _read_part(path)
+        yield from (_window(part, window) for window in range(len(part.about["labels"])))
+
+
+def _window(part: _Part, window: int) -> Demonstration:
+    """Labelled window number `window` of a recording."""
+    label = part.about["labels"][window]
+    steps = slice(label["start"], label["end"] + 1)
+    episode = Episode(
+        source=f"vw2_{part.about['scene']}",
+        episode_id=f"{part.path.parent.name}/{_window_name(part, window)}",
+        instruction=label["instruction"],
+        hz=part.about["hz"],
+        images=part.jpegs[steps],
+    )
+    return Demonstration(episode=episode, actions=part.actions[steps])
+
+
+def _window_name(part: _Part, window: int) -> str:
+    """The recording's number; of play, also the window's."""
+    number = part.path.stem.removeprefix("part_")
+    return number if len(part.about["labels"]) == 1 else f"{number}_{window}"

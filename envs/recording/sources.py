@@ -1,0 +1,83 @@
+"""What can be recorded, by number: demonstrations on CALVIN's tables, one or several, or in the other robots' world."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vw2_robot.data.calvin_writer import Label
+from vw2_robot.errors import InputError
+from vw2_robot.limits import Count, Rate, number
+
+from ..calvin import CalvinEnv
+from ..other_robots.environment import check_world, solved_episode
+from ..physics import Physics
+from ..scene import SCENES
+from .config import SPLITS, RecordConfig
+from .demonstrations import Recorder, Recording
+
+ARMS_VALIDATION_START = 1_000_000
+"""Index of the first validation episode in the other world, far behind any training episode."""
+
+
+class CalvinSource:
+    """Demonstrations on a CALVIN table, or on several."""
+
+    def __init__(self, config: RecordConfig) -> None:
+        self._config, self._tasks, self._seed = config, config.task_names(), config.seed
+        world = config.calvin()
+        scenes = world.pop("scene")
+        if not scenes or len(set(scenes)) < len(scenes) or set(scenes) - set(SCENES):
+            raise InputError(f"unknown scene {scenes!r}; choose one of {', '.join(SCENES)}, or several, as ABC")
+        self._envs = {scene: CalvinEnv(scene=scene, cameras=(), reset_mode="exact", **world) for scene in scenes}
+        self._recorder = Recorder(
+            max_steps=config.max_steps,
+            tail_steps=config.tail_steps,
+            play=config.play,
+            max_window=config.max_window,
+            wrist_camera=config.wrist_camera,
+            depth=config.depth,
+            bumps=config.bumps,
+            mistakes=config.mistakes,
+        )
+
+    def make(self, split: int, number: int) -> Recording:
+        """Recording `number` of a split; the tasks take turns to be the first."""
+        task = self._tasks[number % len(self._tasks)]
+        env = self._envs[self._config.scene_of(SPLITS[split], number)]
+        return self._recorder.record(env, task, seed=(self._seed, split, number), pool=self._tasks)
+
+    def close(self) -> None:
+        """Free the worlds."""
+        for env in self._envs.values():
+            env.close()
+
+
+class ArmsSource:
+    """Demonstrations by other robots, in another room."""
+
+    def __init__(self, config: RecordConfig) -> None:
+        self._seed = config.seed
+        self._hz = number(Rate, config.env["hz"], "env.hz")
+        self._image_size = number(Count, config.env["image_size"], "env.image_size")
+        self._arms = tuple(config.env["arms"])
+        check_world(config.episodes, self._hz, self._image_size, self._arms)
+        self._physics = Physics()
+
+    def make(self, split: int, number: int) -> Recording:
+        """Recording `number` of a split; the world draws the task."""
+        index = number + split * ARMS_VALIDATION_START
+        episode = solved_episode(
+            self._physics, seed=self._seed, index=index, hz=self._hz, image_size=self._image_size, arms=self._arms
+        )
+        arrays: dict[str, Any] = {"rgb_static": episode.images, "commanded_actions": episode.actions}
+        label = Label(episode.task, episode.instruction, 0, len(episode.images) - 1)
+        return Recording("arms", (label,), arrays, failed=(episode.task,) * episode.failed_attempts, hz=episode.hz)
+
+    def close(self) -> None:
+        """Free the world."""
+        self._physics.close()
+
+
+def open_source(config: RecordConfig) -> CalvinSource | ArmsSource:
+    """Return the world that `config.env` names."""
+    return CalvinSource(config) if config.world == "calvin" else ArmsSource(config)

@@ -1,0 +1,173 @@
+"""What fine-tuning learns from: the labelled windows, the held-out ones, and video whose actions stay unread."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vw2_robot.data.clips import time_base_of
+from vw2_robot.data.frame_cache import FrameCache
+from vw2_robot.data.sources.calvin import CALVIN_HZ, CalvinDataset
+from vw2_robot.data.statistics import ActionStatistics
+from vw2_robot.errors import InputError
+from vw2_robot.runs import Run
+
+from .config import Finetune
+from .labeled_windows import LabelledSplit, LabelledWindows, VideoWindows, cache_calvin, split_trajectories
+from .pretrained_init import StartingPoint
+
+
+@dataclass(frozen=True)
+class Material:
+    """Windows to learn from, windows held out, windows without actions (None where there are none), control rate."""
+
+    split: LabelledSplit
+    train: LabelledWindows
+    held_out: LabelledWindows
+    unlabelled: VideoWindows | None
+    hz: float
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A data set with its pictures in the dLDM's size and in the policy's; one cache where these are equal."""
+
+    dataset: CalvinDataset
+    frames: FrameCache
+    policy: FrameCache
+
+
+def open_material(config: Finetune, start: StartingPoint, run: Run, device: torch.device) -> Material:
+    """Open the data, make the windows and their teacher codes.
+
+    Raises:
+        InputError: the policy cannot act as often as it shall look, or the data do not fit.
+    """
+    _check_horizon(config, start)
+    folder = run.path / "frames" if config.data.frames is None else Path(config.data.frames)
+    seen = _pictures(CalvinDataset(config.data.path, config.data.split), start, folder)
+    split = _split(config, seen)
+    train = _labelled(config, start, seen, split.train, statistics=None)
+    other, held = seen, split.validation
+    if config.data.validation_split is not None:
+        other = _pictures(CalvinDataset(config.data.path, config.data.validation_split), start, folder)
+        held = tuple(range(len(other.dataset)))
+    held_out = _labelled(config, start, other, held, statistics=train.statistics)
+    run.say(
+        f"{len(split.train)} labelled trajectories of {split.labels.total} ({len(train)} windows), "
+        f"{len(held)} held out; actions of the others stay unread"
+    )
+    _say_rates(start, run)
+    unlabelled = _unlabelled(config, start, run, folder, seen, split.unlabelled)
+    if start.dldm is not None:
+        start.dldm.to(device).eval()
+        labelled = [train, held_out] if config.code_source != "none" else []
+        for windows in (*labelled, *([unlabelled] if unlabelled is not None else [])):
+            windows.teach(start.dldm, device)
+    return Material(split, train, held_out, unlabelled, seen.frames.episodes[0].hz)
+
+
+def _say_rates(start: StartingPoint, run: Run) -> None:
+    """What a latent step lasts, where it is not one clip frame for each action or not what it was in pre-training."""
+    if start.dldm is None:
+        return
+    learned = start.facts.get("latent_hz") or [CALVIN_HZ]
+    if start.time_base != time_base_of({}):
+        run.say(f"a latent step lasts {start.stride / CALVIN_HZ:.3g} s, as in pre-training: {start.stride} actions")
+    elif CALVIN_HZ not in learned:
+        run.say(
+            f"the codes were learned on consecutive frames at {' and '.join(f'{hz:g}' for hz in learned)} Hz, here "
+            f"they are of consecutive frames at {CALVIN_HZ:g} Hz; data.target_hz or data.gap_s in pre-training makes a "
+            "code the same span of time everywhere"
+        )
+
+
+def _split(config: Finetune, seen: Pictures) -> LabelledSplit:
+    return split_trajectories(
+        seen.dataset,
+        seen.frames,
+        label_fraction=config.label_fraction,
+        label_seed=config.label_seed,
+        validation_fraction=None if config.data.validation_split else config.data.validation_fraction,
+    )
+
+
+def _check_horizon(config: Finetune, start: StartingPoint) -> None:
+    horizon = config.latent_steps * start.stride
+    if config.replan_every > horizon:
+        raise InputError(
+            f"replan_every={config.replan_every}, but {config.latent_steps} latent steps give only "
+            f"{horizon} actions; raise latent_steps or replan more often"
+        )
+
+
+def _pictures(dataset: CalvinDataset, start: StartingPoint, folder: Path) -> Pictures:
+    """Cache the pictures straight from the data set in each size, as the agent resizes what it is shown."""
+    px = start.policy.config.image_px
+    frames = _cached(dataset, folder, start.frame_size)
+    return Pictures(dataset, frames, frames if start.frame_size == (px, px) else _cached(dataset, folder, (px, px)))
+
+
+def _cached(dataset: CalvinDataset, folder: Path, size: tuple[int, int]) -> FrameCache:
+    """The pictures of a data set in one size; where another run is making them now, wait until it is done."""
+    height, width = size
+    which = hashlib.sha256(str(dataset.path.resolve()).encode()).hexdigest()[:8]  # folders may have equal names
+    out = folder / f"{dataset.path.name}_{which}_{dataset.split}_{height}x{width}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with out.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel lets go of it when a run is killed
+        return cache_calvin(dataset, out, height=height, width=width)
+
+
+def _labelled(
+    config: Finetune,
+    start: StartingPoint,
+    seen: Pictures,
+    trajectories: tuple[int, ...],
+    *,
+    statistics: ActionStatistics | None,
+) -> LabelledWindows:
+    return LabelledWindows(
+        seen.dataset,
+        seen.frames,
+        trajectories,
+        steps=config.latent_steps,
+        stride=start.clip_stride,
+        **start.time_base,
+        pictures=seen.policy,
+        statistics=statistics,
+        normalisation=config.normalisation,
+        with_poses=config.pose_weight > 0,
+    )
+
+
+def _unlabelled(
+    config: Finetune, start: StartingPoint, run: Run, folder: Path, seen: Pictures, rest: tuple[int, ...]
+) -> VideoWindows | None:
+    """Windows for the code loss alone, one every latent step; None where it is off or there is no such video."""
+    settings = config.unlabelled
+    if settings.weight == 0:
+        return None
+    if settings.path is not None:
+        dataset = CalvinDataset(settings.path, config.data.split)
+        seen = _pictures(dataset, start, folder)
+        rest = tuple(range(len(dataset)))
+    if not rest:
+        run.say("unlabelled.weight is set, but every trajectory is labelled; give unlabelled.path for more video")
+        return None
+    windows = VideoWindows(
+        seen.dataset,
+        seen.frames,
+        rest,
+        steps=config.latent_steps,
+        stride=start.clip_stride,
+        **start.time_base,
+        start_every=start.stride,
+        pictures=seen.policy,
+    )
+    run.say(f"{len(rest)} trajectories without labels ({len(windows)} windows) keep the code loss")
+    return windows

@@ -1,0 +1,275 @@
+"""CALVIN trajectories as training windows: image, instruction, teacher codes, and where labelled, actions.
+
+Only the trajectories that `label_fraction` selects, and the held-out ones, have their actions read; for all others the
+array is never opened. Pictures come from a frame cache made once (video only). Method specification 3.1 and 3.3.
+"""
+
+# n windows · H latent steps · s clip frames per step · A action dims · L trajectory length
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from vw2_robot.data.clips import frame_offsets
+from vw2_robot.data.frame_cache import FrameCache, cache_frames, resize_frame, split_episodes
+from vw2_robot.data.labels import Labels, choose_labels, label_stratum
+from vw2_robot.data.sources.calvin import CalvinDataset, Trajectory
+from vw2_robot.data.statistics import ActionStatistics, NormalisationMode, check_relative
+from vw2_robot.errors import InputError
+from vw2_robot.models.dldm.dldm import DLDM
+from vw2_robot.pixels import to_model_range
+
+
+@dataclass(frozen=True)
+class LabelledSplit:
+    """Which trajectories may show their actions in training, which are held out for validation, which are video only.
+
+    The three have no frame in common with the held-out ones; what overlaps those is in none of them.
+    """
+
+    labels: Labels
+    train: tuple[int, ...]
+    validation: tuple[int, ...]
+    unlabelled: tuple[int, ...]
+
+
+def cache_calvin(dataset: CalvinDataset, out: Path, *, height: int, width: int) -> FrameCache:
+    """The trajectories' static-camera pictures, resized once; episode i of the cache is trajectory i."""
+    with tqdm(desc="frames", total=len(dataset), unit="trajectory", disable=None, dynamic_ncols=True) as bar:
+        cache_frames(
+            dataset.episodes(),
+            out,
+            height=height,
+            width=width,
+            max_bad=0,
+            description={"calvin": str(dataset.path.resolve()), "split": dataset.split},
+            progress=lambda stored, _: bar.update(stored - bar.n) and None,
+        )
+    cache = FrameCache(out)
+    names = [t.trajectory_id for t in dataset.trajectories]
+    if [e.episode_id for e in cache.episodes] != names:
+        raise InputError(f"{out} was made from other trajectories than {dataset.path} holds now; delete {out}")
+    return cache
+
+
+def split_trajectories(
+    dataset: CalvinDataset,
+    frames: FrameCache,
+    *,
+    label_fraction: float,
+    label_seed: int,
+    validation_fraction: float | None,
+) -> LabelledSplit:
+    """Hold out whole trajectories, then choose the labelled ones among the rest, stratified by task.
+
+    Held-out trajectories depend on `label_seed` and on the pixels only. A trajectory that shares a frame with a
+    held-out one (CALVIN's windows overlap) is left out of training: no frame ever lies on both sides. With
+    validation_fraction=None nothing is held out here, since another split of the data set is.
+
+    Raises:
+        InputError: nothing is left on one of the sides.
+    """
+    share = 0.0 if validation_fraction is None else validation_fraction
+    train, validation = split_episodes(frames, validation_fraction=share, seed=label_seed)
+    if not validation and validation_fraction is not None:
+        raise InputError(
+            f"{dataset.path}: none of {len(dataset)} trajectories is held out at validation_fraction="
+            f"{validation_fraction}; use a positive share and a data set of at least two different trajectories"
+        )
+    held = {frame for i in validation for frame in _span(dataset.trajectories[i])}
+    overlapping = {i for i in train if held & set(_span(dataset.trajectories[i]))}
+    if overlapping == set(train):
+        raise InputError(
+            f"{dataset.path}: every training trajectory overlaps a held-out one; lower validation_fraction"
+        )
+    pool = [i for i in train if i not in overlapping]
+    chosen = [dataset.trajectories[i] for i in pool]
+    labels = choose_labels(
+        [label_stratum(task=t.task, scene=t.scene, instruction=t.instruction) for t in chosen],
+        [t.trajectory_id for t in chosen],
+        fraction=label_fraction,
+        seed=label_seed,
+    )
+    wanted = set(labels.episode_ids)
+    selected = tuple(i for i in pool if dataset.trajectories[i].trajectory_id in wanted)
+    unlabelled = tuple(i for i in pool if dataset.trajectories[i].trajectory_id not in wanted)
+    return LabelledSplit(labels, selected, tuple(validation), unlabelled)
+
+
+def _span(trajectory: Trajectory) -> range:
+    return range(trajectory.start, trajectory.end + 1)
+
+
+def window_offsets(
+    steps: int, *, stride: int, hz: float, target_hz: float | None = None, gap_s: float | None = None
+) -> NDArray[np.int64]:
+    """Positions [1 + s*H] of a window's clip frames after its start, in the time base that the codes were learned in.
+
+    Each latent step spans the same number of time steps, of which each has an action: `window_offsets(...)[s]`.
+
+    Raises:
+        InputError: H latent steps last no whole number of time steps each.
+    """
+    offsets = frame_offsets(1 + steps * stride, hz=hz, stride_s=stride, target_hz=target_hz, gap_s=gap_s)
+    if (np.diff(offsets[::stride]) != offsets[stride]).any():
+        raise InputError(
+            f"latent_steps={steps}: the latent steps of codes with target_hz {target_hz} and gap_s {gap_s} end at time "
+            f"steps {offsets[stride::stride].tolist()} of data at {hz:g} Hz, not all after the same number of actions; "
+            f"set latent_steps=1, or pre-train on a whole number of them (data.gap_s={offsets[stride] / hz:.4g}, say)"
+        )
+    return offsets
+
+
+class VideoWindows:
+    """Windows of H latent steps of the given trajectories, without their actions.
+
+    Args:
+        dataset: where words and lengths come from; no action is read.
+        frames: its pictures in the size of the dLDM.
+        trajectories: positions in the data set.
+        steps: H.
+        stride: s, clip frames of a latent step.
+        target_hz: see `vw2_robot.data.clips`.
+        gap_s: see there.
+        start_every: frames between two starts. The last time step has no next frame, so it starts no window.
+        pictures: its pictures in the size of the policy, where that is another; else `frames`.
+
+    Raises:
+        InputError: no trajectory has two time steps.
+
+    Attributes:
+        episode: int [n], start: int [n]: trajectory and first frame of each window.
+        ahead: int [1 + s*H], the frames that codes are made of, relative to the start.
+        codes: int64 [n, H, N] teacher codes of the frames that follow, once taught; steps past the end are False in
+            `valid`.
+    """
+
+    def __init__(
+        self,
+        dataset: CalvinDataset,
+        frames: FrameCache,
+        trajectories: Sequence[int],
+        *,
+        steps: int,
+        stride: int,
+        target_hz: float | None = None,
+        gap_s: float | None = None,
+        start_every: int = 1,
+        pictures: FrameCache | None = None,
+    ) -> None:
+        self.frames, self.pictures = frames, pictures or frames
+        self.instructions = {i: dataset.trajectories[i].instruction for i in trajectories}
+        starts = [np.arange(0, frames.episodes[i].length - 1, start_every) for i in trajectories]
+        self.episode = np.concatenate([np.full(len(s), i) for i, s in zip(trajectories, starts, strict=True)])
+        self.start = np.concatenate(starts)
+        if not len(self.start):
+            raise InputError(f"{dataset.path}: none of the {len(starts)} chosen trajectories has two time steps")
+        self._lengths = np.array([frames.episodes[i].length for i in self.episode])
+        hz = frames.episodes[trajectories[0]].hz
+        self.ahead = window_offsets(steps, stride=stride, hz=hz, target_hz=target_hz, gap_s=gap_s)
+        self.valid = self.start[:, None] + self.ahead[stride::stride] < self._lengths[:, None]
+        self.codes = np.zeros((len(self.start), steps, 0), np.int64)
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    @property
+    def taught(self) -> bool:
+        """Whether `codes` are filled."""
+        return self.codes.shape[-1] > 0
+
+    def teach(self, dldm: DLDM, device: torch.device, *, batch: int = 128) -> None:
+        """Fill `codes` with the dLDM's codes of the frames that follow each start."""
+        found = []
+        for i in tqdm(range(0, len(self), batch), desc="codes", unit="batch", disable=None, dynamic_ncols=True):
+            rows = slice(i, i + batch)
+            times = np.minimum(self.start[rows, None] + self.ahead, self._lengths[rows, None] - 1)
+            pixels = self.frames.read_batch(self.episode[rows], times)
+            found.append(dldm.indices(to_model_range(torch.from_numpy(pixels).to(device))).cpu().numpy())
+        self.codes = np.concatenate(found)
+
+    def images(self, rows: NDArray[np.int64], *, image_px: int, device: torch.device) -> Tensor:
+        """Return float [B, 3, px, px] in [-1, 1]: the picture at each start."""
+        pixels = self.pictures.read_batch(self.episode[rows], self.start[rows][:, None])[:, 0]
+        resized = np.stack([resize_frame(frame, height=image_px, width=image_px) for frame in pixels])
+        return to_model_range(torch.from_numpy(resized).to(device))
+
+    def words(self, rows: NDArray[np.int64]) -> list[str]:
+        """The instruction of each row."""
+        return [self.instructions[int(i)] for i in self.episode[rows]]
+
+
+class LabelledWindows(VideoWindows):
+    """Every start frame of the given trajectories as one window, with the actions that follow.
+
+    Raises:
+        InputError: no trajectory has two time steps, or actions are not relative ones, which no robot of ours takes.
+
+    Attributes:
+        statistics: of these trajectories' actions, or those given.
+        actions: float32 [n, R, A], normalised, one for each of the R = ahead[-1] time steps of a window; rows past the
+            end of the trajectory are 0 and False in `real`.
+        poses: float32 [n, P], the hand at each start, see `hand_poses`; P is 0 unless `with_poses`.
+    """
+
+    def __init__(
+        self,
+        dataset: CalvinDataset,
+        frames: FrameCache,
+        trajectories: Sequence[int],
+        *,
+        steps: int,
+        stride: int,
+        target_hz: float | None = None,
+        gap_s: float | None = None,
+        pictures: FrameCache | None = None,
+        statistics: ActionStatistics | None = None,
+        normalisation: NormalisationMode = "q01_q99",
+        with_poses: bool = False,
+    ) -> None:
+        super().__init__(
+            dataset,
+            frames,
+            trajectories,
+            steps=steps,
+            stride=stride,
+            target_hz=target_hz,
+            gap_s=gap_s,
+            pictures=pictures,
+        )
+        more = ("robot_obs",) if with_poses else ()
+        read = [dataset.read_actions_and(dataset.trajectories[i], *more) for i in trajectories]
+        raw = [actions for actions, *_ in read]
+        for i, actions in zip(trajectories, raw, strict=True):
+            check_relative(actions, f"{dataset.folder}, {dataset.trajectories[i].trajectory_id}")
+        self.statistics = statistics or ActionStatistics.from_actions(np.concatenate(raw), mode=normalisation)
+        span = int(self.ahead[-1])
+        self.actions = np.zeros((len(self), span, raw[0].shape[1]), np.float32)
+        self.real = np.zeros((len(self), span), bool)
+        row = 0
+        for actions in raw:
+            normalised = self.statistics.normalise(actions)
+            for start in range(len(actions) - 1):
+                piece = normalised[start : start + span]
+                self.actions[row, : len(piece)], self.real[row, : len(piece)] = piece, True
+                row += 1
+        states = [robot_obs[:-1] for _, *others in read for robot_obs in others]
+        self.poses = hand_poses(np.concatenate(states)) if states else np.zeros((len(self), 0), np.float32)
+
+
+def hand_poses(robot_obs: NDArray[np.float64]) -> NDArray[np.float32]:
+    """[n, P] from CALVIN's robot_obs [n, 15]: position, sines and cosines of the angles, opening of the fingers.
+
+    Units are such that all numbers vary about as much: 0.1 m from the middle of the space over the table, 0.04 m.
+    """
+    position, angles, opening = robot_obs[:, :3] - (0, -0.1, 0.55), robot_obs[:, 3:6], robot_obs[:, 6:7]
+    return np.concatenate(
+        [position / 0.1, np.sin(angles), np.cos(angles), opening / 0.04], axis=1, dtype=np.float32, casting="same_kind"
+    )

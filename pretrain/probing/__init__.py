@@ -1,0 +1,1 @@
+"""What the latent codes contain: probes, maps, swaps."""

@@ -1,0 +1,221 @@
+"""The action probe: R2 of true actions from codes, beside features that ought to be worse; in one scene and across.
+
+Method specification 7, item 16. Rows of one demonstration are never on two sides. Across scenes, a probe is fitted in
+one data set and judged on the test demonstrations of another, with sign accuracy and rank correlation beside R2. Where
+units differ (another robot), only translations are compared, each data set's in units of its own mean and spread.
+"""
+
+# R rows (valid steps) · D features · A targets
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vw2_robot.data.labeled_steps import target_names
+
+from .features import Quantiser, StepRows, code_values, one_hot_digits, project
+from .probes import LinearProbe, Split, finite, fit_linear, fit_mlp, rank_correlation, score_r2, split_groups
+
+Target = Literal["commanded", "moved"]
+KINDS: tuple[Target, ...] = ("commanded", "moved")
+MLP_FEATURES = ("codes_one_hot", "code_values", "pixels_equal", "untrained_codes")
+WIDE = 256
+SIGN_QUANTILE = 0.25
+"""Sign accuracy leaves out the quarter of the rows that move least in that dimension: their sign is noise."""
+STREAM_SPLIT, STREAM_RANDOM, STREAM_SHUFFLE, STREAM_BOOTSTRAP = range(4)
+
+
+def split_sets(sets: Sequence[StepRows], *, shares: Sequence[float], seed: int) -> list[Split]:
+    """The split of each data set by demonstrations; `shares` are those of validation and test."""
+    return [
+        split_groups(rows.group, rng=np.random.default_rng([seed, STREAM_SPLIT, i]), shares=shares)
+        for i, rows in enumerate(sets)
+    ]
+
+
+def probe_actions(
+    sets: Sequence[StepRows], untrained: Sequence[StepRows], splits: Sequence[Split], quantiser: Quantiser, *, seed: int
+) -> dict[str, Any]:
+    """Probe each data set, and each pair of them: {"in_scene": {set: {target: {feature: scores}}}, "transfer": ...}."""
+    tables = [
+        features_of(rows, blind, split, quantiser, seed=seed)
+        for rows, blind, split in zip(sets, untrained, splits, strict=True)
+    ]
+    probed = [Probed(*one) for one in zip(sets, untrained, splits, strict=True)]
+    in_scene = {
+        rows.name: {
+            kind: {
+                feature: _judge(table[feature], rows, split, kind, seed=seed, mlp=feature in MLP_FEATURES)
+                for feature in table
+            }
+            for kind in kinds_of(rows)
+        }
+        for rows, table, split in zip(sets, tables, splits, strict=True)
+    }
+    return {
+        "widths": {feature: int(values.shape[1]) for feature, values in tables[0].items()},
+        "rows": {
+            rows.name: {side: int(chosen.sum()) for side, chosen in split._asdict().items()}
+            for rows, split in zip(sets, splits, strict=True)
+        },
+        "in_scene": in_scene,
+        "transfer": {
+            kind: transfer(known, quantiser, kind, seed=seed)
+            for kind in KINDS
+            if len(known := [one for one in probed if kind in kinds_of(one.rows)]) > 1
+        },
+    }
+
+
+def kinds_of(rows: StepRows) -> tuple[Target, ...]:
+    """Which descriptions of motion a data set has."""
+    return KINDS if rows.moved is not None else KINDS[:1]
+
+
+def features_of(
+    rows: StepRows, untrained: StepRows, split: Split, quantiser: Quantiser, *, seed: int
+) -> dict[str, NDArray[np.float32]]:
+    """Every feature table [R, D] of one data set, by name; components of pixels are fitted on the training rows."""
+    one_hot = one_hot_digits(rows.indices, quantiser)
+    known = rows.difference[split.train]
+    noise = np.random.default_rng([seed, STREAM_RANDOM]).integers(
+        int(np.prod(quantiser.levels)), size=rows.indices.shape
+    )
+    order = np.random.default_rng([seed, STREAM_SHUFFLE]).permutation(len(rows))
+    return {
+        "codes_one_hot": one_hot,
+        "code_values": code_values(rows.indices, quantiser),
+        "pixels_equal": project(known, rows.difference, one_hot.shape[1]),
+        "pixels_wide": project(known, rows.difference, max(WIDE, one_hot.shape[1])),
+        "untrained_codes": one_hot_digits(untrained.indices, quantiser),
+        "random_codes": one_hot_digits(noise, quantiser),
+        "shuffled_codes": one_hot[order],
+    }
+
+
+def targets_of(rows: StepRows, kind: Target) -> NDArray[np.float64]:
+    """The motion [R, 7] that is to be read."""
+    values = rows.commanded if kind == "commanded" else rows.moved
+    assert values is not None
+    return values
+
+
+def means_of(kind: Target) -> dict[str, tuple[str, ...]]:
+    """Averages that are reported beside the single dimensions."""
+    names = target_names(kind)
+    return {"translation": names[:3], "rotation": names[3:6], "all": names}
+
+
+def _judge(
+    features: NDArray[np.float32], rows: StepRows, split: Split, kind: Target, *, seed: int, mlp: bool
+) -> dict[str, Any]:
+    targets, names = targets_of(rows, kind), target_names(kind)
+    probe = fit_linear(features, targets, split)
+    predicted = {"linear": probe.predict(features[split.test])}
+    if mlp:
+        predicted["mlp"] = fit_mlp(features, targets, split, seed=seed).predict(features[split.test])
+    return {
+        form: score_r2(
+            targets[split.test],
+            values,
+            rows.group[split.test],
+            names,
+            rng=np.random.default_rng([seed, STREAM_BOOTSTRAP]),
+            means=means_of(kind),
+        )
+        for form, values in predicted.items()
+    }
+
+
+def fit_code_probe(rows: StepRows, split: Split, quantiser: Quantiser) -> LinearProbe:
+    """The linear probe from one-hot digits to what can be seen of the motion [7]."""
+    return fit_linear(one_hot_digits(rows.indices, quantiser), rows.motion, split)
+
+
+class Probed(NamedTuple):
+    """One data set with the codes of the untrained encoder and its split."""
+
+    rows: StepRows
+    untrained: StepRows
+    split: Split
+
+    def table(self, feature: str, quantiser: Quantiser) -> NDArray[np.float32]:
+        """Features [R, D]; of pixels the difference itself, whose components depend on where a probe is fitted."""
+        if feature == "pixels_equal":
+            return self.rows.difference
+        indices = self.untrained.indices if feature == "untrained_codes" else self.rows.indices
+        return code_values(indices, quantiser) if feature == "code_values" else one_hot_digits(indices, quantiser)
+
+    def targets(self, kind: Target, *, comparable: bool) -> NDArray[np.float64]:
+        """The motion [R, 7]; to be comparable, the translation [R, 3], standardised by the training rows."""
+        values = targets_of(self.rows, kind)
+        if not comparable:
+            return values
+        known = values[self.split.train, :3]
+        return (values[:, :3] - known.mean(0)) / np.maximum(known.std(0), 1e-12)
+
+
+def transfer(probed: Sequence[Probed], quantiser: Quantiser, kind: Target, *, seed: int) -> dict[str, Any]:
+    """Fitted in one data set, judged on the test demonstrations of another: {feature: {from: {to: scores}}}.
+
+    `others` is the probe that was fitted on all data sets in the same units but the one where it is judged, if they are
+    at least two.
+    """
+    sources = {one.rows.name: [one] for one in probed}
+    found: dict[str, Any] = {}
+    for feature in ("codes_one_hot", "code_values", "pixels_equal", "untrained_codes"):
+        found[feature] = {
+            name: {goal.rows.name: _transfer_to(source, goal, quantiser, feature, kind, seed=seed) for goal in probed}
+            for name, source in sources.items()
+        }
+        others = {
+            goal.rows.name: [one for one in probed if one is not goal and one.rows.units == goal.rows.units]
+            for goal in probed
+        }
+        judged = {
+            goal.rows.name: _transfer_to(others[goal.rows.name], goal, quantiser, feature, kind, seed=seed)
+            for goal in probed
+            if len(others[goal.rows.name]) > 1
+        }
+        found[feature] |= {"others": judged} if judged else {}
+    return found
+
+
+def _transfer_to(
+    sources: Sequence[Probed], goal: Probed, quantiser: Quantiser, feature: str, kind: Target, *, seed: int
+) -> dict[str, Any]:
+    comparable = len({one.rows.units for one in (*sources, goal)}) > 1
+    x = np.concatenate([source.table(feature, quantiser) for source in sources])
+    y = np.concatenate([source.targets(kind, comparable=comparable) for source in sources])
+    split = Split(*(np.concatenate(sides) for sides in zip(*(source.split for source in sources), strict=True)))
+    test = goal.table(feature, quantiser)[goal.split.test]
+    if feature == "pixels_equal":
+        width = one_hot_digits(goal.rows.indices[:1], quantiser).shape[1]
+        x, test = project(x[split.train], x, width), project(x[split.train], test, width)
+    predicted = fit_linear(x, y, split).predict(test)
+    true = goal.targets(kind, comparable=comparable)[goal.split.test]
+    names = target_names(kind)[: true.shape[1]]
+    scores = score_r2(
+        true,
+        predicted,
+        goal.rows.group[goal.split.test],
+        names,
+        rng=np.random.default_rng([seed, STREAM_BOOTSTRAP]),
+        means={"translation": names} if comparable else means_of(kind),
+    )
+    for a, name in enumerate(names):
+        scores[name] |= {
+            "rank_correlation": finite(rank_correlation(true[:, a], predicted[:, a])),
+            "sign_accuracy": finite(sign_accuracy(true[:, a], predicted[:, a])),
+        }
+    return scores
+
+
+def sign_accuracy(true: NDArray[np.float64], predicted: NDArray[np.float64]) -> float:
+    """Share of the rows that move whose direction is right; NaN where nothing moves."""
+    size = np.abs(true)
+    moving = (size > np.quantile(size, SIGN_QUANTILE)) & (size > 1e-9)
+    return float((np.sign(predicted) == np.sign(true))[moving].mean()) if moving.any() else float("nan")

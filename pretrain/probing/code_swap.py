@@ -1,0 +1,189 @@
+"""The swap test: the first frame of clip A, decoded with the codes of clip B. Whose motion does it show?
+
+Method specification 4 and 7, item 17. If codes carry motion and the anchor carries appearance, the decoded clip moves
+as B did. Motion is read off pictures by a reader that was fitted on true clips of other demonstrations: change of the
+shrunk picture -> how the hand moved. It sees the change only, not the first frame, so it cannot guess A's motion from
+A's place. It is fitted on windows that begin at every step of the training demonstrations of all data sets. How well
+it reads true clips is the ceiling of the test and stands beside it (`ceiling`); the same for clips decoded with their
+own codes (`own_codes`). Negative control: the motion of a random third clip.
+"""
+
+# P pairs · n clips · T frames · M latent steps · D pixels of the shrunk change
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vw2_robot.errors import InputError
+from vw2_robot.models.dldm.dldm import DLDM
+from vw2_robot.pixels import to_model_range, to_pixels
+
+from .features import shrink
+from .probes import LinearProbe, MLPProbe, Split, fit_linear, fit_mlp, principal_components, score_correlation
+
+Decode = Callable[[Tensor, Tensor], Tensor]
+"""(clips A, clips B), both [B, T, 3, H, W] in [-1, 1] -> the first frames of A with the codes of B, the same shape."""
+READER_WIDTH = 192
+AXES = ("x", "y", "z")
+
+
+@dataclass(frozen=True, eq=False)
+class MovingClips:
+    """Whole clips of one data set: pixels uint8 [n, T, H, W, 3], displacement [n, 3], group [n], and the split."""
+
+    name: str
+    pixels: NDArray[np.uint8]
+    displacement: NDArray[np.float64]
+    group: NDArray[np.int64]
+    split: Split
+
+
+class Changes(NamedTuple):
+    """What a reader is fitted on: changes [n, D] of shrunk pictures, displacement [n, 3], and the split [n]."""
+
+    change: NDArray[np.float32]
+    displacement: NDArray[np.float64]
+    split: Split
+
+
+def change_of(first: NDArray[np.uint8], last: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Shrunk `last` minus shrunk `first` [n, D], both uint8 [n, H, W, 3]."""
+    difference: NDArray[np.float32] = (shrink(last) - shrink(first)).reshape(len(first), -1)
+    return difference
+
+
+class MotionReader:
+    """Reads the displacement of the hand off the change of a picture; the better of two probes on validation."""
+
+    def __init__(self, seen: Changes, *, seed: int) -> None:
+        change, displacement, split = seen
+        self._mean, self._directions = principal_components(change[split.train], READER_WIDTH)
+        x = self._project(change)
+        probes: list[LinearProbe | MLPProbe] = [
+            fit_linear(x, displacement, split, refit=False),
+            fit_mlp(x, displacement, split, seed=seed),
+        ]
+        wanted = displacement[split.validation]
+        errors = [float(((probe.predict(x[split.validation]) - wanted) ** 2).sum()) for probe in probes]
+        self.form = ("linear", "mlp")[int(np.argmin(errors))]
+        self._probe = probes[int(np.argmin(errors))]
+
+    def _project(self, change: NDArray[np.float32]) -> NDArray[np.float32]:
+        projected: NDArray[np.float32] = ((change - self._mean) @ self._directions).astype(np.float32)
+        return projected
+
+    def read(self, change: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Displacement [P, 3] of changes [P, D]."""
+        return self._probe.predict(self._project(change))
+
+
+def decode_with_codes_of(dldm: DLDM) -> Decode:
+    """The decoder under test: A's anchor and first frame, B's codes."""
+
+    @torch.no_grad()
+    def decode(a: Tensor, b: Tensor) -> Tensor:
+        anchor = dldm.features(a[:, :1])[:, 0]
+        return dldm.decode(dldm.encode(b).codes_BMNL, anchor, a[:, 0])
+
+    return decode
+
+
+def swap_test(
+    decode: Decode,
+    first: MovingClips,
+    donor: MovingClips,
+    *,
+    reader: MotionReader,
+    pairs: int,
+    seed: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Correlations of the read motion with that of the donor, of the clip itself, and of a third clip.
+
+    `first` gives the first frames (test side only), `donor` the codes; they may be the same data set or two.
+    """
+    rng = np.random.default_rng([seed, 0])
+    a, b, c = _draw(first, donor, pairs, rng)
+    swapped, _ = _decoded_change(decode, first, a, donor, b, device)
+    own, _ = _decoded_change(decode, first, a, first, a, device)
+    read, groups = reader.read(swapped), donor.group[b]
+
+    def score(motion: NDArray[np.float64], seen: NDArray[np.float64]) -> dict[str, Any]:
+        return score_correlation(motion, seen, groups, AXES, rng=np.random.default_rng([seed, 1]))
+
+    return {
+        "first": first.name,
+        "donor": donor.name,
+        "pairs": len(a),
+        "reader": reader.form,
+        "follows_donor": score(donor.displacement[b], read),
+        "follows_own": score(first.displacement[a], read),
+        "follows_third": score(donor.displacement[c], read),
+        "own_codes": score(first.displacement[a], reader.read(own)),
+        "ceiling": score(first.displacement[a], reader.read(change_of(first.pixels[a, 0], first.pixels[a, -1]))),
+    }
+
+
+def _draw(
+    first: MovingClips, donor: MovingClips, pairs: int, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Clips a of `first`, b and c of `donor`; pairwise different demonstrations where they share a data set.
+
+    a and b are on the test side. c only lends its motion, so it may come from any.
+    """
+    pool_a, pool_b = np.flatnonzero(first.split.test), np.flatnonzero(donor.split.test)
+    if not len(pool_a) or not len(pool_b) or (first is donor and len(np.unique(first.group[pool_a])) < 2):
+        raise InputError(
+            f"{first.name}: the swap test needs whole clips of two test demonstrations; use more demonstrations "
+            "(episodes), a larger test_share or longer ones"
+        )
+    a, b, c = (rng.choice(pool, size=pairs) for pool in (pool_a, pool_b, np.arange(len(donor.group))))
+    fine = donor.group[b] != donor.group[c]
+    if first is donor:
+        fine &= (first.group[a] != donor.group[b]) & (first.group[a] != donor.group[c])
+    return a[fine], b[fine], c[fine]
+
+
+def _decoded_change(
+    decode: Decode,
+    first: MovingClips,
+    a: NDArray[np.int64],
+    donor: MovingClips,
+    b: NDArray[np.int64],
+    device: torch.device,
+    *,
+    batch: int = 32,
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Change of the decoded clips [P, D], and their last frames [P, H, W, 3]."""
+    last = []
+    for i in range(0, len(a), batch):
+        x_a, x_b = (
+            to_model_range(torch.from_numpy(clips.pixels[rows[i : i + batch]]).to(device))
+            for clips, rows in ((first, a), (donor, b))
+        )
+        last.append(to_pixels(decode(x_a, x_b)[:, -1]).cpu().numpy())
+    frames = np.concatenate(last)
+    return change_of(first.pixels[a, 0], frames), frames
+
+
+def swap_examples(
+    decode: Decode, first: MovingClips, donor: MovingClips, *, rows: int, seed: int, device: torch.device
+) -> list[NDArray[np.uint8]]:
+    """Columns [rows, H, W, 3] of a picture: A first, A last, B first, B last, A with the codes of B, with its own.
+
+    Among a hundred random pairs, those whose two motions are largest and point away from each other.
+    """
+    a, b, _ = _draw(first, donor, 200, np.random.default_rng([seed, 2]))
+    move_a, move_b = first.displacement[a], donor.displacement[b]
+    contrast = np.linalg.norm(move_b, axis=1) * np.linalg.norm(move_a, axis=1) - (move_a * move_b).sum(1)
+    chosen = np.argsort(-contrast, kind="stable")[:rows]
+    a, b = a[chosen], b[chosen]
+    _, swapped = _decoded_change(decode, first, a, donor, b, device)
+    _, own = _decoded_change(decode, first, a, first, a, device)
+    return [first.pixels[a, 0], first.pixels[a, -1], donor.pixels[b, 0], donor.pixels[b, -1], swapped, own]

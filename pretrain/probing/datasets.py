@@ -1,0 +1,204 @@
+"""Labelled data sets, opened, cut into clips and encoded: what every part of the latent report looks at."""
+
+# n clips · T frames · M latent steps · H, W pixels
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vw2_robot.data.clips import TimeBase
+from vw2_robot.data.labeled_steps import LabelledSteps, LabelledVideo, cut_steps, open_labelled_calvin
+from vw2_robot.data.sources.calvin import CalvinSplit
+from vw2_robot.data.sources.formats import recognise
+from vw2_robot.data.sources.labeled_rlds import open_labelled_rlds
+from vw2_robot.errors import InputError
+from vw2_robot.models.dldm.config import DLDMConfig
+from vw2_robot.models.dldm.dldm import DLDM
+
+from .code_swap import Changes, MovingClips, change_of
+from .features import StepRows, encode_steps, pixel_differences, step_rows, untrained_twin
+from .latent_map import moving_rows
+from .probes import Split
+
+UNTRAINED_CLIPS = 256
+SWAP_STEPS = 4
+"""Longest clip of the swap test, in latent steps: a second or so; over more, hands come back to where they were."""
+SWAP_BYTES = 2**29
+READ_AT_ONCE = 512
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """One data set; `untrained` has the codes of a dLDM that learned nothing, for the same steps as `rows`."""
+
+    video: LabelledVideo
+    steps: LabelledSteps
+    rows: StepRows
+    untrained: StepRows
+    time_base: TimeBase
+
+    def facts(self) -> dict[str, Any]:
+        """Name, sizes, units, and what those amount to: mean and standard deviation of the actions."""
+        mean, std = self.video.spread
+        return {
+            "name": self.video.name,
+            "demonstrations": len(self.video.frames.episodes),
+            "clips": len(self.steps.episode),
+            "steps": len(self.rows),
+            "units": self.video.units,
+            "actions": {"mean": mean.tolist(), "std": std.tolist()},
+        }
+
+    def first_steps(self, rows: NDArray[np.int64], *, stride: int) -> NDArray[np.uint8]:
+        """Frames of the first steps of the clips of these rows, uint8 [R, stride + 1, H, W, 3]."""
+        clip = self.rows.clip[rows]
+        return self.video.frames.read_batch(self.steps.episode[clip], self.steps.frames[clip, : stride + 1])
+
+
+def open_sets(
+    paths: Sequence[str],
+    *,
+    names: Sequence[str] | None,
+    cache: Path,
+    split: CalvinSplit,
+    episodes: int,
+    time_base: TimeBase,
+    seed: int,
+    dldm: DLDM,
+    device: torch.device,
+) -> list[Labelled]:
+    """Decode, cut and encode every data set; the untrained twin of `dldm` sees the same clips.
+
+    Raises:
+        InputError: a folder is no labelled data set, has fewer than three separate demonstrations, or nothing moves.
+    """
+    shape = dldm.config
+    videos = [
+        _open_video(Path(path), name, cache=cache, shape=shape, split=split, episodes=episodes, seed=seed)
+        for path, name in zip(paths, names or short_names([Path(path) for path in paths]), strict=True)
+    ]
+    cut = [cut_steps(video, frames=shape.frames, stride=shape.stride, **time_base) for video in videos]
+    for video, steps in zip(videos, cut, strict=True):
+        _check_motion(video, steps)
+    video, steps = videos[0], cut[0]
+    clips = video.frames.read_batch(steps.episode[:UNTRAINED_CLIPS], steps.frames[:UNTRAINED_CLIPS])
+    twin = untrained_twin(shape, clips, seed=seed, device=device)
+    sets = []
+    for video, steps in zip(videos, cut, strict=True):
+        difference = pixel_differences(video, steps, stride=shape.stride)
+        known, blind = (
+            step_rows(video, steps, encode_steps(model, video, steps, device=device), difference)
+            for model in (dldm, twin)
+        )
+        sets.append(Labelled(video, steps, known, blind, time_base))
+    return sets
+
+
+def _check_motion(video: LabelledVideo, steps: LabelledSteps) -> None:
+    """Look for motion before anything is encoded: where a converter left zeros, there is nothing to read from codes."""
+    motion = steps.motion[steps.valid][:, :3]
+    if not moving_rows(motion).any():
+        what = "the actions are" if video.moved is None else "the pose of the hand (robot_obs) is"
+        raise InputError(
+            f"{video.name}: {what} the same in all {len(motion)} latent steps, so there is no motion to find in codes; "
+            "give a data set in which the robot moves, or leave this one out of labelled"
+        )
+
+
+def _open_video(
+    path: Path, name: str, *, cache: Path, shape: DLDMConfig, split: CalvinSplit, episodes: int, seed: int
+) -> LabelledVideo:
+    """One data set in CALVIN's layout or in RLDS, with demonstrations enough for a probe."""
+    reader = open_labelled_rlds if recognise(path) == "rlds" else open_labelled_calvin
+    video = reader(
+        path,
+        name=name,
+        cache=cache / f"{name}-{split}-{shape.height}x{shape.width}-{episodes}-{seed}",
+        height=shape.height,
+        width=shape.width,
+        episodes=episodes,
+        seed=seed,
+        split=split,
+    )
+    if len(set(video.group.tolist())) < 3:
+        raise InputError(
+            f"{path}: a probe needs at least 3 demonstrations that share no frame (training, validation, test), "
+            f"found {len(set(video.group.tolist()))}; record more, or name a larger data set"
+        )
+    return video
+
+
+def in_common_units(sets: Sequence[Labelled], splits: Sequence[Split]) -> list[tuple[list[Labelled], list[Split]]]:
+    """The data sets whose numbers mean the same together, with their splits, in the order of their first ones."""
+    alike: dict[str, tuple[list[Labelled], list[Split]]] = {}
+    for labelled, split in zip(sets, splits, strict=True):
+        members, sides = alike.setdefault(labelled.video.units, ([], []))
+        members.append(labelled)
+        sides.append(split)
+    return list(alike.values())
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """The last parts of the paths, as many as it takes to tell them apart.
+
+    Raises:
+        InputError: a folder is named twice.
+    """
+    resolved = [path.resolve() for path in paths]
+    for depth in range(1, max(len(path.parts) for path in resolved) + 1):
+        names = ["_".join(path.parts[-depth:]).strip("/") for path in resolved]
+        if len(set(names)) == len(names):
+            return names
+    raise InputError(f"labelled names a folder twice: {', '.join(map(str, paths))}")
+
+
+def dense_changes(sets: Sequence[Labelled], splits: Sequence[Split], *, count: int, stride: int) -> Changes:
+    """Changes over windows of `count` steps that begin at every step, of all data sets together.
+
+    Rows of a demonstration are on the side where `splits` (by rows of the data sets) has it.
+    """
+    changes, motions, sides = [], [], []
+    for labelled, split in zip(sets, splits, strict=True):
+        video = labelled.video
+        steps = cut_steps(video, frames=1 + stride * count, stride=stride, **labelled.time_base, every=stride)
+        whole = np.flatnonzero(steps.valid.all(1))
+        for part in np.array_split(whole, max(1, len(whole) // READ_AT_ONCE)):
+            ends = video.frames.read_batch(steps.episode[part], steps.frames[part][:, [0, -1]])
+            changes.append(change_of(ends[:, 0], ends[:, 1]))
+        motions.append(steps.motion[whole, :, :3].sum(1))
+        sides.append([np.isin(steps.episode[whole], labelled.rows.episode[side]) for side in split])
+    split = Split(*(np.concatenate(side) for side in zip(*sides, strict=True)))
+    return Changes(np.concatenate(changes), np.concatenate(motions), split)
+
+
+def swap_steps(labelled: Labelled) -> int:
+    """Latent steps of a clip of the swap test."""
+    return min(SWAP_STEPS, labelled.steps.valid.shape[1])
+
+
+def whole_clips(labelled: Labelled, split: Split, *, seed: int) -> MovingClips:
+    """Clips of the first `SWAP_STEPS` steps, all of them real, on the sides of `split` (which is by rows).
+
+    At most half a gigabyte of pixels is drawn, in equal shares of what there is.
+    """
+    steps, rows, count = labelled.steps, labelled.rows, swap_steps(labelled)
+    stride = (steps.frames.shape[1] - 1) // steps.valid.shape[1]
+    frames = steps.frames[:, : 1 + stride * count]
+    whole = np.flatnonzero(steps.valid[:, :count].all(1))
+    height, width = labelled.video.frames.height, labelled.video.frames.width
+    most = max(64, SWAP_BYTES // (frames.shape[1] * height * width * 3))
+    whole = np.sort(np.random.default_rng([seed, 8]).permutation(whole)[:most])
+    first_row = np.searchsorted(rows.clip, whole)
+    return MovingClips(
+        name=labelled.video.name,
+        pixels=labelled.video.frames.read_batch(steps.episode[whole], frames[whole]),
+        displacement=steps.motion[whole, :count, :3].sum(1),
+        group=labelled.video.group[steps.episode[whole]],
+        split=Split(*(side[first_row] for side in split)),
+    )

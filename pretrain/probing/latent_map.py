@@ -1,0 +1,202 @@
+"""A map of the codes: do steps that move alike lie together, whatever the scene? Points to draw and numbers to trust.
+
+Method specification 4 (figure A.6 of the paper and its numeric companions). Every step that moves is a vector of its
+code values; its label is the direction of its translation, one of six (the axis with the largest share, and its sign).
+A picture in two dimensions deceives easily, so beside it: silhouettes in the full space by direction (should be high)
+and by source (should be near 0), and how often the nearest neighbours in another data set move in the same direction.
+"""
+
+# R rows (steps that move) · D numbers of a step's codes · k neighbours
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vw2_robot.errors import InputError
+
+from .features import Quantiser, StepRows, code_values, project
+from .probes import Split, finite, principal_components, score_ratio
+
+DIRECTIONS = ("+x", "-x", "+y", "-y", "+z", "-z")
+NEIGHBOURS = 10
+MOST_POINTS = 1500
+
+
+def moving_rows(translation: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """The half of the steps that moves more than the median."""
+    size = np.linalg.norm(translation, axis=1)
+    moving: NDArray[np.bool_] = size > np.median(size)
+    return moving
+
+
+def directions(translation: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Number in `DIRECTIONS` of each row [R]; axes are first scaled to equal spread."""
+    scaled = translation / np.maximum(np.sqrt((translation**2).mean(0)), 1e-12)
+    axis = np.abs(scaled).argmax(1)
+    return 2 * axis + (np.take_along_axis(scaled, axis[:, None], 1)[:, 0] < 0)
+
+
+def latent_map(sets: Sequence[StepRows], splits: Sequence[Split], quantiser: Quantiser, *, seed: int) -> dict[str, Any]:
+    """Points, silhouettes and neighbours of the steps that move, over all data sets."""
+    parts = []
+    for number, (rows, split) in enumerate(zip(sets, splits, strict=True)):
+        translation = rows.motion[:, :3]
+        chosen = np.flatnonzero(moving_rows(translation))
+        fitted, width = rows.difference[split.train], one_hot_width(quantiser, rows.indices.shape[1])
+        parts.append(
+            {
+                "code": code_values(rows.indices[chosen], quantiser),
+                "pixels": project(fitted, rows.difference[chosen], width),
+                "direction": directions(translation[chosen]),
+                "source": np.full(len(chosen), number),
+                "group": rows.group[chosen],
+                "test": split.test[chosen],
+            }
+        )
+    rng = np.random.default_rng([seed, 5])
+    whole = {key: np.concatenate([part[key] for part in parts]) for key in ("code", "direction", "source")}
+    drawn = rng.permutation(len(whole["code"]))[:MOST_POINTS]
+    code, direction, source = (whole[key][drawn] for key in ("code", "direction", "source"))
+    found: dict[str, Any] = {
+        "directions": list(DIRECTIONS),
+        "sources": [rows.name for rows in sets],
+        "points": {"direction": direction.tolist(), "source": source.tolist(), **_embeddings(code, seed=seed)},
+        "silhouette": {"direction": finite(silhouette(code, direction))},
+        "neighbours": {
+            feature: {
+                sets[i].name: {
+                    sets[j].name: _agreement(parts[i], parts[j], feature, same=i == j, seed=seed)
+                    for j in range(len(sets))
+                }
+                for i in range(len(sets))
+            }
+            for feature in ("code", "pixels")
+        },
+    }
+    if len(sets) > 1:
+        found["silhouette"]["source"] = finite(silhouette(code, source))
+    return found
+
+
+def one_hot_width(quantiser: Quantiser, queries: int) -> int:
+    """Width of the one-hot digits of a step."""
+    return queries * sum(quantiser.levels)
+
+
+def _embeddings(code: NDArray[np.float32], *, seed: int) -> dict[str, Any]:
+    """Two dimensions by principal components and, where umap-learn is installed, by UMAP."""
+    mean, axes = principal_components(code, 2)
+    flat = (code - mean) @ axes
+    flat = np.pad(flat, ((0, 0), (0, 2 - flat.shape[1])))
+    found = {"pca": np.round(flat, 3).tolist()}
+    if importlib.util.find_spec("umap") is not None:
+        import umap
+
+        points = umap.UMAP(n_components=2, n_jobs=1, random_state=seed).fit_transform(code)
+        found["umap"] = np.round(points.astype(float), 3).tolist()
+    return found
+
+
+def squared_distances(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Squared Euclidean distances [len(a), len(b)]."""
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    return np.maximum((x**2).sum(1)[:, None] + (y**2).sum(1) - 2 * x @ y.T, 0.0)
+
+
+def silhouette(points: NDArray[np.floating[Any]], label: NDArray[np.integer[Any]]) -> float:
+    """Mean silhouette coefficient; NaN for fewer than two labels. A point alone in its label counts 0."""
+    labels = np.unique(label)
+    if len(labels) < 2:
+        return float("nan")
+    member = label[:, None] == labels
+    size = member.sum(0)
+    total = np.sqrt(squared_distances(points, points)) @ member
+    own = np.take_along_axis(total, np.searchsorted(labels, label)[:, None], 1)[:, 0]
+    mine = size[np.searchsorted(labels, label)]
+    inside = own / np.maximum(mine - 1, 1)
+    outside = np.where(member, np.inf, total / size).min(1)
+    largest = np.maximum(inside, outside)
+    score = np.where((mine > 1) & (largest > 0), (outside - inside) / np.where(largest > 0, largest, 1.0), 0.0)
+    return float(score.mean())
+
+
+def _agreement(known: dict[str, Any], asked: dict[str, Any], feature: str, *, same: bool, seed: int) -> dict[str, Any]:
+    """How often the majority of the k nearest known steps moves as the asked one does; and always saying the commonest.
+
+    Asked are the test demonstrations; known are the others of the same data set, or all of another one.
+    """
+    shelf = ~known["test"] if same else np.ones(len(known["test"]), bool)
+    test = asked["test"]
+    answer, guess = known["direction"][shelf], np.bincount(known["direction"][shelf], minlength=6).argmax()
+    distance = squared_distances(asked[feature][test], known[feature][shelf])
+    near = np.argsort(distance, axis=1, kind="stable")[:, :NEIGHBOURS]
+    votes = (answer[near][..., None] == np.arange(6)).sum(1)
+    true, group = asked["direction"][test], asked["group"][test]
+    ones = np.ones(len(true))
+
+    def share(right: NDArray[np.bool_]) -> dict[str, Any]:
+        return score_ratio(right.astype(float), ones, group, rng=np.random.default_rng([seed, 6]))
+
+    return {"accuracy": share(votes.argmax(1) == true), "commonest": share(true == guess)}
+
+
+def nearest_steps(
+    sets: Sequence[StepRows], splits: Sequence[Split], quantiser: Quantiser, *, queries: int, neighbours: int, seed: int
+) -> list[list[tuple[int, int]]]:
+    """For some moving test steps, (set, row) of the step and of its nearest steps from other demonstrations.
+
+    Queries take turns among the data sets and, within one, among directions; each neighbour is another demonstration.
+    """
+    code = [code_values(rows.indices, quantiser) for rows in sets]
+    where = [(i, r) for i, rows in enumerate(sets) for r in range(len(rows))]
+    everything = np.concatenate(code)
+    rng = np.random.default_rng([seed, 7])
+    found = []
+    for number in range(queries):
+        i = number % len(sets)
+        translation = sets[i].motion[:, :3]
+        pool = np.flatnonzero(moving_rows(translation) & splits[i].test)
+        if not len(pool):
+            raise InputError(
+                f"{sets[i].name}: no latent step of the test demonstrations moves; use more demonstrations (episodes) "
+                "or a larger test_share"
+            )
+        wanted = pool[directions(translation)[pool] == (number // len(sets)) % 6]
+        row = int(rng.choice(wanted if len(wanted) else pool))
+        order = np.argsort(squared_distances(code[i][row : row + 1], everything)[0], kind="stable")
+        taken = {(i, int(sets[i].group[row]))}
+        strip = [(i, row)]
+        for j, r in (where[n] for n in order):
+            if len(strip) <= neighbours and (j, int(sets[j].group[r])) not in taken:
+                taken.add((j, int(sets[j].group[r])))
+                strip.append((j, r))
+        found.append(strip)
+    return found
+
+
+def code_use(sets: Sequence[StepRows], quantiser: Quantiser) -> dict[str, Any]:
+    """Histograms over all data sets: all slots together, each slot, each data set; used, dead and perplexity."""
+    indices = np.concatenate([rows.indices for rows in sets])
+    by_slot = [np.bincount(slot, minlength=quantiser.vocabulary) for slot in indices.T]
+    total = np.sum(by_slot, axis=0)
+    return {
+        "histogram": total.tolist(),
+        "by_slot": [counts.tolist() for counts in by_slot],
+        **usage(total),
+        "slots": [usage(counts) for counts in by_slot],
+        "sets": {rows.name: usage(np.bincount(rows.indices.ravel(), minlength=quantiser.vocabulary)) for rows in sets},
+    }
+
+
+def usage(counts: NDArray[np.integer[Any]]) -> dict[str, Any]:
+    """How many codes occur, how many do not, and their perplexity."""
+    share = counts[counts > 0] / max(int(counts.sum()), 1)
+    return {
+        "used": int((counts > 0).sum()),
+        "dead": int((counts == 0).sum()),
+        "perplexity": finite(float(np.exp(-(share * np.log(share)).sum()))),
+    }

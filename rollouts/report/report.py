@@ -1,0 +1,177 @@
+"""Program `vw2-report`: rollouts and training runs become one page that explains itself.
+
+    vw2-report runs=[runs/first,runs/random] out=runs/report
+
+`report.html` is self-contained: styles, figures, pictures and films are inside, it fetches nothing, follows the
+reader's light or dark setting and fits a phone. `table.md` and `table.tex` hold the same numbers. Runs are found
+anywhere below the given folders; a training run alone, a rollout alone and several of both are all reports. A rollout
+writes its own page with `write_report`, too. Arithmetic lives in `results`, `failures` and `compare`, drawing in
+`curves` and `strips`, facts for the page in `bars`, `side_by_side` and `gallery`, its looks in templates/.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vw2_robot import __version__
+from vw2_robot.command_line.program import program
+from vw2_robot.errors import require
+from vw2_robot.limits import Unbounded
+from vw2_robot.storage.files import write_text
+from vw2_robot.storage.locks import lock_folder
+
+from ..results import five_lines, percent
+from .bars import length_bars, longest, never_reached, place_groups, success_groups, task_groups
+from .curves import code_usage_panel, training_panels
+from .gallery import film_cards
+from .inline_files import data_uri
+from .latent_section import LatentReport, latent_section, read_latent_reports
+from .run_folders import Rollout, Stage, discover
+from .side_by_side import comparisons, provenance_table, rollout_facts
+from .tables import PAPER_ROWS, latex, length_cell, markdown, number, rate_cells, signed
+
+MOST_QUANTITIES = 4  # of a training stage in the summary; all have a panel of their own
+VIDEO_MEGABYTES = 12.0  # leaves room below 20 MB for everything else
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """The root of `vw2-report`."""
+
+    runs: list[str]
+    """folders of rollouts or training runs; everything below them is found"""
+    out: str
+    title: str | None = None
+    video_megabytes: Unbounded = VIDEO_MEGABYTES
+    """megabytes of the page that films and their strips may take; the rest is named instead of shown"""
+
+    def __post_init__(self) -> None:
+        """Reject what cannot work."""
+        if self.video_megabytes < 0:
+            raise ValueError(f"video_megabytes={self.video_megabytes}, expected at least 0")
+
+
+def write_report(
+    runs: Sequence[str | Path], out: str | Path, *, title: str | None = None, video_megabytes: float = VIDEO_MEGABYTES
+) -> Path:
+    """Write report.html, table.md and table.tex to `out`; returns the path of the page.
+
+    Raises:
+        InputError: a folder holds no run, or a file in it cannot be read.
+    """
+    stages, rollouts = discover(runs)
+    folder = Path(out)
+    page = render(
+        stages,
+        rollouts,
+        read_latent_reports(runs),
+        title=title or _title(stages, rollouts),
+        video_megabytes=video_megabytes,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "table.md", markdown(rollouts, stages))
+    write_text(folder / "table.tex", latex(rollouts))
+    write_text(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def render(
+    stages: Sequence[Stage],
+    rollouts: Sequence[Rollout],
+    latents: Sequence[LatentReport] = (),
+    *,
+    title: str,
+    video_megabytes: float,
+) -> str:
+    """The page as text."""
+    environment = _environment()
+    cards, left_out = film_cards(rollouts, budget=int(video_megabytes * 1e6))
+    page: str = environment.get_template("report.html.jinja").render(
+        title=title,
+        version=__version__,
+        written=time.strftime("%Y-%m-%d %H:%M"),
+        summaries=[_header(r) for r in rollouts],
+        stage_lines=[_stage_line(stage) for stage in stages],
+        rollouts=[rollout_facts(i, r) for i, r in enumerate(rollouts)],
+        chain_length=longest(rollouts),
+        success=success_groups(rollouts),
+        tasks=task_groups(rollouts),
+        never=never_reached(rollouts),
+        places=place_groups(rollouts),
+        lengths=length_bars(rollouts),
+        comparison=comparisons(rollouts),
+        provenance=provenance_table(rollouts),
+        cards=cards,
+        left_out=left_out,
+        stages=[_stage(stage, ids=f"figure-{i}") for i, stage in enumerate(stages)],
+        latents=latent_section(latents, environment),
+        paper=PAPER_ROWS,
+    )
+    return page
+
+
+def _environment() -> Any:
+    """jinja2 over the folder templates/, which is package data."""
+    jinja2 = require("jinja2", extra="report")
+    folder = importlib.resources.files("vw2_robot.rollouts.report").joinpath("templates")
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"pct": percent, "number": number, "signed": signed}
+    return environment
+
+
+def _title(stages: Sequence[Stage], rollouts: Sequence[Rollout]) -> str:
+    if not rollouts:
+        return "Training report"
+    return "Rollout report" if len(rollouts) == 1 else f"{len(rollouts)} rollouts compared"
+
+
+def _header(rollout: Rollout) -> dict[str, Any]:
+    lines = five_lines(rollout.summary)
+    return {
+        "name": rollout.name,
+        "length": length_cell(rollout).split(" ", 1),
+        "chain_length": len(rollout.summary["success_rates"]),
+        "rates": [cell.split(" ", 1) for cell in rate_cells(rollout)],
+        "lines": [line for line in lines if line[0] not in ("average length", "success %")],
+    }
+
+
+def _stage_line(stage: Stage) -> tuple[str, str]:
+    last = {key.split("/", 1)[-1].replace("_", " "): values[-1] for key, (_, values) in stage.records.items()}
+    told = [f"{name} {value:.3g}" for name, value in last.items() if name not in ("phase", "grad norm")]
+    shown = ", ".join(told[:MOST_QUANTITIES])
+    return stage.name, f"{stage.last_step:,} steps; at the end {shown}" if shown else "nothing logged yet"
+
+
+def _stage(stage: Stage, *, ids: str) -> dict[str, Any]:
+    return {
+        "name": stage.name,
+        "steps": stage.last_step,
+        "panels": training_panels(stage.records, ids=ids),
+        "codes": code_usage_panel(stage.codes, ids=f"{ids}-codes") if stage.codes else None,
+        "pictures": data_uri(stage.reconstructions, "image/png") if stage.reconstructions else None,
+        "config": stage.config,
+    }
+
+
+@program(ReportConfig, config_name="report", extra="report")
+def main(config: ReportConfig) -> None:
+    """Console script `vw2-report`."""
+    with lock_folder(Path(config.out), what="a report"):
+        page = write_report(config.runs, config.out, title=config.title, video_megabytes=config.video_megabytes)
+    print(f"report: {page} ({page.stat().st_size / 1e6:.1f} MB)")
+
+
+if __name__ == "__main__":
+    main()

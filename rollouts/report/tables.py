@@ -1,0 +1,133 @@
+"""The numbers of a report as plain tables: markdown for a read-me, LaTeX for a paper. And the paper's own rows.
+
+Every number of ours carries its 95 % interval; the paper's rows come without intervals and were measured under another
+protocol of data and rendering, so they stand in a table of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ..results import CHAIN_LENGTH, labels_text, percent
+from .run_folders import Rollout, Stage
+
+
+class PaperRow(NamedTuple):
+    """One row of the CALVIN table of VideoWorld 2: success in percent at 1 and 5 tasks, average length."""
+
+    method: str
+    pretraining: str
+    labels: str
+    first: float
+    fifth: float
+    length: float
+
+
+# VideoWorld 2, CALVIN table, as far as its rows are known (method specification 3.5); tasks 2 to 4 are not given there.
+PAPER_ROWS = (
+    PaperRow("Transformer", "none", "100 % (22k)", 80.9, 24.6, 2.36),
+    PaperRow("Transformer", "none", "10 %", 50.5, 0.0, 1.11),
+    PaperRow("LAPA", "in-domain latents", "10 %", 74.4, 2.3, 1.49),
+    PaperRow("VideoWorld 2", "in-domain latents", "10 %", 75.8, 9.7, 1.87),
+    PaperRow("LAPA", "cross-domain (Open-X)", "100 % (22k)", 84.0, 27.0, 2.51),
+    PaperRow("VideoWorld 2", "cross-domain (Open-X)", "100 % (22k)", 88.5, 30.9, 2.88),
+)
+
+
+def number(value: float) -> str:
+    """Two digits, with a true minus sign and no minus before zero."""
+    text = f"{value:.2f}"
+    return "0.00" if text == "-0.00" else text.replace("-", "−")
+
+
+def signed(value: float) -> str:
+    """A difference: "+0.50", "−0.50", "0.00"."""
+    text = number(value)
+    return text if text == "0.00" or value < 0 else f"+{text}"
+
+
+def markdown(rollouts: Sequence[Rollout], stages: Sequence[Stage]) -> str:
+    """All runs as markdown."""
+    parts = []
+    if rollouts:
+        head = [
+            "run",
+            "policy",
+            "labels",
+            "chains",
+            *(f"{i} in a row (%)" for i in range(1, CHAIN_LENGTH + 1)),
+            "average length",
+        ]
+        body = []
+        for r in rollouts:
+            names = [r.name, r.summary["policy"], labels_text(r.summary["label_fraction"])]
+            rates = rate_cells(r, columns=CHAIN_LENGTH)
+            body.append([*map(_md, names), str(r.summary["num_sequences"]), *rates, length_cell(r)])
+        parts.append(
+            _pipe_table(head, body)
+            + "\nIn brackets: 95 % intervals (Wilson for shares, t over chains for the average length).\n"
+        )
+    if stages:
+        rows = [
+            [_md(stage.name), str(stage.last_step), f"`{_md(key)}`", f"{values[-1]:.4g}"]
+            for stage in stages
+            for key, (_, values) in stage.records.items()
+        ]
+        parts.append(_pipe_table(["training stage", "steps", "quantity", "last value"], rows))
+    return "\n".join(parts)
+
+
+def _pipe_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *body]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def _md(text: str) -> str:
+    """Words of a run as plain text in a cell: no markup, no HTML, no second line."""
+    html = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+    return "".join(html.get(c, f"\\{c}" if c in "\\|`*[]" else c) for c in _one_line(text))
+
+
+def _one_line(text: str) -> str:
+    return "".join(c for c in " ".join(text.split()) if c.isprintable())
+
+
+def rate_cells(rollout: Rollout, *, columns: int = 0) -> list[str]:
+    """Success at 1 to 5 with intervals, in percent; dashes up to `columns` where chains are shorter (single tasks)."""
+    pairs = zip(rollout.summary["success_rates"], rollout.summary["success_intervals95"], strict=True)
+    cells = [f"{percent(rate)} [{percent(low)}, {percent(high)}]" for rate, (low, high) in pairs]
+    return cells + ["–"] * (columns - len(cells))
+
+
+def length_cell(rollout: Rollout) -> str:
+    """Average length with its interval."""
+    low, high = rollout.summary["average_length_ci95"]
+    return f"{rollout.summary['average_length']:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def latex(rollouts: Sequence[Rollout]) -> str:
+    """The rollouts as a LaTeX table (package booktabs)."""
+    columns = " & ".join(str(i) for i in range(1, CHAIN_LENGTH + 1))
+    lines = [
+        "% Success (%) at 1 to 5 tasks in a row, average length; small: 95 % intervals. Needs the package booktabs.",
+        "\\begin{tabular}{llr" + "c" * (CHAIN_LENGTH + 1) + "}",
+        "\\toprule",
+        f"Run & Labels & Chains & {columns} & Avg.\\ len. \\\\",
+        "\\midrule",
+    ]
+    for r in rollouts:
+        cells = [_tex(r.name), _tex(labels_text(r.summary["label_fraction"])), str(r.summary["num_sequences"])]
+        cells += [_small(cell) for cell in [*rate_cells(r, columns=CHAIN_LENGTH), length_cell(r)]]
+        lines.append(" & ".join(cells) + " \\\\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+
+
+def _small(cell: str) -> str:
+    number, _, interval = cell.partition(" ")
+    return f"{number} {{\\scriptsize {interval}}}" if interval else number
+
+
+def _tex(text: str) -> str:
+    special = {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
+    return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in _one_line(text))

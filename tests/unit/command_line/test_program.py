@@ -1,0 +1,242 @@
+import errno
+import importlib.metadata
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+import vw2_robot
+import vw2_robot.command_line.program as module
+from vw2_robot import errors
+from vw2_robot.command_line import entry_points as entry_points
+from vw2_robot.command_line.program import program
+from vw2_robot.errors import InputError, MissingExtraError, Terminated, install_command, require
+from vw2_robot.pretrain.config import Pretrain
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run a program in this process; gives (exit status, standard error)."""
+
+    def start(run, *overrides):
+        monkeypatch.setattr(sys, "argv", ["vw2-test", *overrides])
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        try:
+            program(Pretrain, config_name="pretrain")(run)()
+        except SystemExit as leave:
+            return leave.code, capsys.readouterr().err
+        return 0, capsys.readouterr().err
+
+    return start
+
+
+def test_overrides_reach_the_dataclass(call):
+    seen = []
+    status, error = call(seen.append, "run_dir=x", "data.path=y", "train_vdm.steps=7", "stages=[dldm]", "seed=3")
+    assert (status, error) == (0, "")
+    config = seen[0]
+    assert isinstance(config, Pretrain)
+    assert (config.run_dir, config.data.path, config.train_vdm.steps, config.stages) == ("x", "y", 7, ("dldm",))
+    assert config.seed == 3
+
+
+def test_a_key_that_only_the_dataclass_shows_needs_no_plus_sign(call):
+    seen = []
+    words = ("run_dir=x", "data.path=y", "train_dldm.ema=0.5", "+policy.text_limit=9", "++train_vdm.steps=7")
+    assert call(seen.append, *words) == (0, "")
+    assert (seen[0].train_dldm.ema, seen[0].policy.text_limit, seen[0].train_vdm.steps) == (0.5, 9, 7)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ([], ["run_dir", "--help"]),
+        (["run_dir=x", "sed=1"], ["sed"]),
+        (["run_dir=x", "+dldm.framez=1"], ["dldm.framez", "frames"]),
+        (["run_dir=x", "dldm.framez=1"], ["dldm.framez", "frames"]),
+        (["run_dir=x", "seed=abc"], ["seed must be int, found 'abc'"]),
+        (["run_dir=x", "data.splits=train"], ["data.splits must be a list"]),
+        (["run_dir=x", "data.splits=[train[:5%]]"], ["data.splits must be a list", "in quotes"]),
+        (["run_dir=x", "stages=[vdm,dream]"], ["stages", "latents", "dream"]),
+        (["run_dir=x", "dldm.frames=1"], ["dldm.frames must be at least 2", "found 1"]),
+        (["run_dir=x", "codec.stride=2"], ["codec.stride is 2", "temporal stride 4"]),
+        (["run_dir=x", "model=huge"], ["model/huge", "tiny"]),
+        (["run_dir"], ["run_dir"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_a_wrong_command_line_is_one_message_and_status_1(call, overrides, words):
+    def never(config):
+        raise AssertionError("the program must not start")
+
+    status, error = call(never, *overrides)
+    assert status == 1
+    assert "Traceback" not in error
+    for word in words:
+        assert word in error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InputError("the drawer is closed"),
+        MissingExtraError("the drawer is closed"),
+        *(OSError(number, os.strerror(number), "drawer") for number in module._CURES),
+        IsADirectoryError(errno.EISDIR, "Is a directory", ".drawer.tmp", None, "drawer"),
+        RuntimeError("I/O error: No space left on the drawer (os error 28)"),
+        MemoryError("Unable to allocate 9 TiB for a drawer"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory for the drawer"),
+        RuntimeError("can't start new thread in the drawer"),
+        type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory in the drawer"),
+    ],
+    ids=lambda error: f"{type(error).__name__}-{getattr(error, 'errno', '')}",
+)
+def test_errors_for_a_person_leave_as_one_message(call, error):
+    def run(config):
+        raise error
+
+    status, text = call(run, "run_dir=x")
+    assert status == 1
+    assert text.startswith("pretrain: error: ")
+    assert "drawer" in text or "a file: No space left on device; free some space" in text
+    assert text.count("\n") == 2
+    assert "Traceback" not in text
+
+
+def test_a_limit_of_the_machine_needs_no_file_to_be_told(call):
+    def run(config):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    assert "Too many open files; this process may open more" in call(run, "run_dir=x")[1]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("ours"), KeyError("ours"), FileNotFoundError(errno.ENOENT, "ours")])
+def test_a_bug_keeps_its_traceback(call, error):
+    def run(config):
+        raise error
+
+    status, text = call(run, "run_dir=x")
+    assert status == 1
+    assert "Traceback" in text
+
+
+def test_a_sweep_goes_on_after_a_job_that_fails_and_names_it(call):
+    seen = []
+
+    def run(config):
+        seen.append(config.seed)
+        if config.seed == 1:
+            raise InputError("the drawer is closed")
+
+    status, text = call(run, "run_dir=x", "seed=0,1,2", "--multirun")
+    assert (status, seen) == (1, [0, 1, 2])
+    assert "pretrain: error: the drawer is closed" in text
+    assert "1 of the jobs failed: #1 (run_dir=x seed=1)" in text
+    assert "Traceback" not in text
+
+
+def test_several_ranks_are_refused_by_what_is_one_process(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(sys, "argv", ["vw2-test", "run_dir=x"])
+    seen = []
+    program(Pretrain, config_name="pretrain")(seen.append)()
+    assert len(seen) == 1
+    with pytest.raises(SystemExit):
+        program(Pretrain, config_name="pretrain", one_process=True)(seen.append)()
+    assert "WORLD_SIZE=2: this program is one process" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    program(Pretrain, config_name="pretrain", one_process=True)(seen.append)()
+    assert len(seen) == 2
+
+
+def test_every_training_program_refuses_ranks():
+    for name in ("pretrain_on_openx", "train_vdm", "train_dldm", "extract_latents", "train_policy", "finetune"):
+        module = getattr(entry_points, name).args[0]
+        path = module.removeprefix("vw2_robot.").replace(".", "/") + ".py"
+        assert "one_process=True" in (Path(__file__).parents[3] / path).read_text()
+
+
+def test_a_person_who_asks_gets_the_whole_trace(call, monkeypatch):
+    def run(config):
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+        raise InputError("the drawer is closed")
+
+    with pytest.raises(InputError, match="the drawer is closed"):
+        call(run, "run_dir=x")
+
+
+@pytest.mark.parametrize(("stop", "status", "name"), [(KeyboardInterrupt, 130, "Ctrl-C"), (Terminated, 143, "SIGTERM")])
+@pytest.mark.parametrize("words", [("run_dir=x",), ("run_dir=x", "seed=0,1", "--multirun")])
+def test_a_stop_is_one_message_and_says_where_to_go_on(call, stop, status, name, words):
+    def run(config):
+        raise stop("the same command goes on from step 4 of vdm")
+
+    text = f"\npretrain: stopped by {name}; the same command goes on from step 4 of vdm\n"
+    assert call(run, *words) == (status, text)
+
+
+def test_a_missing_extra_is_named_with_the_command_for_this_checkout():
+    with pytest.raises(MissingExtraError) as caught:
+        require("no_such_package.part", extra="openx")
+    checkout = Path(__file__).resolve().parents[3]
+    assert str(caught.value) == (
+        'no_such_package.part is not installed; this part of vw2_robot needs the extra "openx": '
+        f'pip install -e "{checkout}[openx]"'
+    )
+
+
+@pytest.mark.parametrize(
+    ("note", "origin"),
+    [
+        ('{"archive_info": {}, "url": "file:///tmp/vw2_robot-0.1.0-py3-none-any.whl"}', "file:///tmp/vw2_robot-0.1.0-"),
+        (None, "file:///PATH-OF-A-CHECKOUT-OR-WHEEL"),
+    ],
+)
+def test_an_installed_copy_names_the_place_that_pip_took_it_from(monkeypatch, tmp_path, note, origin):
+    monkeypatch.setattr(errors, "__file__", str(tmp_path / "site-packages" / "vw2_robot" / "errors.py"))
+    installed = types.SimpleNamespace(read_text={"direct_url.json": note}.get)
+    monkeypatch.setattr(importlib.metadata, "distribution", {"vw2-robot": installed}.__getitem__)
+    assert install_command("train").startswith(f'pip install "vw2-robot[train] @ {origin}')
+
+
+@pytest.mark.parametrize(("extra", "module"), [("calvin", "hydra"), ("calvin", "gymnasium")])
+def test_a_program_without_its_extra_ends_in_one_message(monkeypatch, capsys, extra, module):
+    """Of an installation without extras: the simulator's package cannot even be imported there."""
+    for name in [name for name in sys.modules if name.startswith("vw2_robot.envs")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(sys, "argv", ["vw2-record"])
+    with pytest.raises(SystemExit) as left:
+        entry_points.record()
+    assert left.value.code == 1
+    said = f'record: error: {module} is not installed; this part of vw2_robot needs the extra "{extra}"'
+    assert said in capsys.readouterr().err
+
+
+def test_an_error_inside_an_installed_module_passes_through(tmp_path, monkeypatch):
+    (tmp_path / "half_installed.py").write_text("import no_such_dependency\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="no_such_dependency") as caught:
+        require("half_installed", extra="openx")
+    assert not isinstance(caught.value, MissingExtraError)
+
+
+def test_version_is_ours_and_not_that_of_hydra(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["vw2-test", "run_dir=x", "--version"])
+    program(Pretrain, config_name="pretrain")(None)()
+    assert capsys.readouterr().out == f"vw2_robot {vw2_robot.__version__}\n"
+
+
+def test_help_of_a_real_process_shows_groups_and_an_example():
+    done = subprocess.run(
+        [sys.executable, "-m", "vw2_robot.pretrain.pretrain_on_openx", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "pretrain-on-openx data=bridge_sample" in done.stdout
+    assert "train_dldm:" in done.stdout
+    assert done.stderr == ""

@@ -1,0 +1,120 @@
+"""The strip under a film: what the robot was told, what was predicted, which codes it came from."""
+
+import re
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+
+from vw2_robot.errors import InputError
+from vw2_robot.rollouts.report.strips import ROW, Answers, code_picture, draw, executed, read_answers
+from vw2_robot.storage.arrays import write_arrays
+
+
+def answers(looks, *, horizon=4, tokens=None):
+    """Look i of `looks` (its subtask) predicts dx = i + 1 tenths, all of its chunk."""
+    actions = np.zeros((len(looks), horizon, 7), np.float32)
+    actions[..., 0] = (np.arange(len(looks))[:, None] + 1) / 10
+    return Answers(actions, np.array(looks), None if tokens is None else np.array(tokens))
+
+
+def test_executed_is_the_first_rows_of_each_look_cut_where_the_subtask_ends():
+    told = executed(answers([0, 0, 0, 1]), [5, 1], every=2)
+    assert told[:, 0] == pytest.approx([0.1, 0.1, 0.2, 0.2, 0.3, 0.4])
+    assert set(told[:, 6]) <= {-1.0, 1.0}  # the gripper is told a sign
+
+
+def test_fewer_looks_than_steps_are_refused():
+    with pytest.raises(InputError, match="1 recorded looks of 2 steps for the 3 steps"):
+        executed(answers([0, 0, 1]), [4, 3], every=2)
+
+
+def test_the_codes_over_a_step_are_those_of_the_latent_step_that_covers_it():
+    tokens = [[[7, 1], [8, 1]], [[9, 1], [7, 1]]]  # 2 looks, 2 latent steps of 2 control steps, 2 codes
+    picture = code_picture(answers([0, 0], tokens=tokens), [7], every=4)
+    assert picture.shape == (2, 7, 3)
+    first = [tuple(pixel) for pixel in picture[0]]
+    assert first[0] == first[1] == first[6]  # 7 7 8 8 9 9 7
+    assert len({first[0], first[2], first[4]}) == 3
+    assert first[2] == first[3]
+    assert len({tuple(pixel) for pixel in picture[1]}) == 1
+
+
+def test_codes_next_to_each_other_look_unlike():
+    tokens = np.arange(1000).reshape(1, 1000, 1)
+    made = Answers(np.zeros((1, 1000, 7), np.float32), np.array([0]), tokens)
+    row = code_picture(made, [1000], every=1000)[0].astype(int)
+    assert np.abs(np.diff(row, axis=0)).sum(axis=1).min() > 60
+
+
+def test_the_drawing_is_as_long_as_the_chain_and_its_lines_stay_in_their_rows():
+    strip = draw(answers([0, 0, 1], tokens=np.zeros((3, 1, 2), int)), [4, 2], every=2)
+    svg = ET.fromstring(strip.svg)
+    assert svg.get("viewBox") == f"0 0 6 {ROW * 7}"
+    assert (strip.steps, strip.parts, strip.code_rows, len(strip.names)) == (6, [(1, 4), (2, 2)], 2, 7)
+    executed_lines = [path.get("d") for path in svg if path.get("class") == "e"]
+    assert len(executed_lines) == 7
+    for dim, line in enumerate(executed_lines):
+        start = int(re.match(r"M0 (\d+)", line)[1])
+        assert ROW * dim < start < ROW * (dim + 1)
+    assert svg.find("path[@class='s']").get("d").startswith("M4 ")  # where the first subtask ends
+
+
+def test_predictions_go_on_beyond_the_next_look():
+    strip = draw(answers([0, 0], horizon=4), [4], every=2)
+    dx = next(path.get("d") for path in ET.fromstring(strip.svg) if path.get("class") == "p")
+    assert [int(x) for x in re.findall(r"M(\d+)", dx)] == [0, 2]
+    first, second = re.split(r"(?=M)", dx)[1:]
+    points = [len(re.findall(r"-?\d+", path)) // 2 for path in (first, second)]
+    assert points == [4, 2]  # the whole chunk; cut at the end of the subtask
+
+
+def test_a_policy_that_predicts_one_step_has_executed_lines_alone():
+    strip = draw(answers([0, 0, 0], horizon=1), [3], every=1)
+    lines = {(path.get("class"), bool(path.get("d"))) for path in ET.fromstring(strip.svg)}
+    assert strip.horizon == 1
+    assert ("p", True) not in lines
+    assert ("e", True) in lines
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"actions": np.zeros((2, 4, 7))},
+        {"actions": np.zeros((2, 4, 6)), "subtask": np.zeros(2)},
+        {"actions": np.zeros((2, 4, 7)), "subtask": np.zeros(3)},
+        {"actions": np.zeros((0, 4, 7)), "subtask": np.zeros(0)},
+        {"actions": np.zeros((2, 4, 7)), "subtask": np.zeros(2), "tokens": np.zeros((1, 1, 1))},
+    ],
+)
+def test_a_file_with_something_else_is_named(tmp_path, arrays):
+    np.savez(tmp_path / "chain_0001.npz", **arrays)
+    with pytest.raises(InputError, match=r"chain_0001\.npz"):
+        read_answers(tmp_path / "chain_0001.npz")
+
+
+def test_a_torn_file_is_named(tmp_path):
+    file = tmp_path / "chain_0001.npz"
+    file.write_bytes(b"PK\x03\x04 torn")
+    with pytest.raises(InputError, match=r"chain_0001\.npz cannot be read, it is damaged"):
+        read_answers(file)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"actions": np.zeros((2, 4, 6), np.float32)},
+        {"actions": np.full((2, 4, 7), np.nan, np.float32)},
+        {"subtask": np.zeros(3, np.int64)},
+        {"tokens": np.zeros((2, 4), np.int64)},
+        {"tokens": np.zeros((2, 4, 0), np.int64)},
+        {"subtask": np.zeros(0, np.int64), "actions": np.zeros((0, 4, 7), np.float32)},
+    ],
+)
+def test_arrays_that_are_no_answers_are_named_with_their_shapes(tmp_path, changes):
+    good = {"actions": np.zeros((2, 4, 7), np.float32), "subtask": np.zeros(2, np.int64)}
+    write_arrays(tmp_path / "a.npz", good)
+    assert len(read_answers(tmp_path / "a.npz").actions) == 2
+    write_arrays(tmp_path / "a.npz", {**good, **changes})
+    with pytest.raises(InputError, match=r"a\.npz holds no recorded answers: expected actions .*found .*float32"):
+        read_answers(tmp_path / "a.npz")

@@ -1,0 +1,1 @@
+"""What all programs share: configuration, overrides, help, exit codes."""

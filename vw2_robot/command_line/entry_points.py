@@ -1,0 +1,52 @@
+"""The console scripts: one function for each program, which imports it and starts it.
+
+torch, transformers and TensorFlow take seconds to import. Whoever stops a program meanwhile gets a message instead of a
+traceback through all of them. `python -m` with the name of the module starts the same program without this.
+"""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+
+from vw2_robot import __version__
+from vw2_robot.errors import MissingExtraError
+from vw2_robot.process import stop_at_once
+
+
+def _start(module: str) -> None:
+    if "--version" in sys.argv[1:]:
+        print(f"vw2_robot {__version__}")
+        return
+    name = Path(sys.argv[0]).name
+    stop_at_once(name)
+    try:
+        main = importlib.import_module(module).main
+    except MissingExtraError as error:  # some cannot even be imported without their extra
+        print(f"{name}: error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    main()
+    for number in (signal.SIGINT, signal.SIGTERM):  # all is done and on disk; what is left is Python's own end
+        signal.signal(number, signal.SIG_IGN)
+
+
+pretrain_on_openx = partial(_start, "vw2_robot.pretrain.pretrain_on_openx")
+train_vdm = partial(_start, "vw2_robot.pretrain.train_vdm")
+train_dldm = partial(_start, "vw2_robot.pretrain.train_dldm")
+extract_latents = partial(_start, "vw2_robot.pretrain.extract_latents")
+probe_latents = partial(_start, "vw2_robot.pretrain.probing.probe_latents")
+train_policy = partial(_start, "vw2_robot.pretrain.train_policy")
+imagine = partial(_start, "vw2_robot.pretrain.imagine")
+replay_server = partial(_start, "vw2_robot.pretrain.replay_server")
+ingest = partial(_start, "vw2_robot.pretrain.ingest")
+replay_draw = partial(_start, "vw2_robot.pretrain.replay_draw")
+record = partial(_start, "vw2_robot.envs.recording.record")
+finetune = partial(_start, "vw2_robot.finetune.train_head")
+rollout = partial(_start, "vw2_robot.rollouts.__main__")
+report = partial(_start, "vw2_robot.rollouts.report.report")
+compare = partial(_start, "vw2_robot.rollouts.compare")
+merge = partial(_start, "vw2_robot.rollouts.merge")
+doctor = partial(_start, "vw2_robot.doctor.__main__")

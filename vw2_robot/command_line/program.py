@@ -1,0 +1,154 @@
+"""From a command line to a checked dataclass, and from an error to one message: the first line of every program.
+
+Hydra composes `vw2_robot.configs`, `config_from` turns the result into the program's root dataclass (a misspelt key or
+a wrong type stops the run before any work), and errors meant for a person leave as one message with exit status 1. No
+DictConfig gets past this file. Hydra is imported when a program starts, not when the library is imported.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vw2_robot import __version__
+from vw2_robot.command_line.config_tree import config_from
+from vw2_robot.command_line.overrides import as_typed
+from vw2_robot.errors import InputError, MissingExtraError, require
+from vw2_robot.process import orderly
+from vw2_robot.storage.files import os_error
+
+ConfigT = TypeVar("ConfigT")
+# What a person can do about the refusals of an operating system.
+_CURES = {
+    errno.ENOSPC: "free some space and start the same command again",
+    errno.EDQUOT: "free some of your share of this disk",
+    errno.EMFILE: "this process may open more files after `ulimit -n 65536`",
+    errno.ENFILE: "the machine has too many files open; end other programs",
+    errno.ENOMEM: "use a smaller batch, fewer workers, or a machine with more memory",
+    errno.EAGAIN: "there are too many processes and threads; end other programs, or raise `ulimit -u`",
+    errno.EIO: "the disk or network reports a failure, have it checked (dmesg)",
+    errno.EROFS: "it lies on a read-only file system; use another folder",
+    errno.EACCES: "use a folder that is yours, or change its permissions",
+    errno.EPERM: "use a folder that is yours, or change its permissions",
+    errno.ENAMETOOLONG: "use shorter names (255 bytes each)",
+    errno.ELOOP: "its links lead in a circle",
+    errno.EISDIR: "a folder lies where a file is expected; give another name",
+    errno.ENOTDIR: "a file lies where a folder is expected; give another name",
+    errno.ENOTEMPTY: "the folder there is not empty; give another name",
+    errno.EEXIST: "something of that name is there already; give another name",
+    errno.ENOENT: "it is not there, or was removed meanwhile",
+}
+# These concern the machine, whatever file they met first.
+_LIMITS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EIO)
+
+
+def program(
+    config_cls: type[ConfigT], *, config_name: str, extra: str = "train", one_process: bool = False
+) -> Callable[[Callable[[ConfigT], None]], Callable[[], None]]:
+    """Decorate `run(config)` into a console-script `main()` that is configured by `configs/<config_name>.yaml`.
+
+    `extra` is the one that installs what the program needs, Hydra first of all. With `one_process` it refuses to be
+    started as one of several ranks, each of which would do all of the work.
+    """
+
+    def decorate(run: Callable[[ConfigT], None]) -> Callable[[], None]:
+        def main() -> None:
+            if "--version" in sys.argv[1:]:  # Hydra would print its own
+                print(f"vw2_robot {__version__}")
+                return
+            try:
+                require("hydra", extra=extra)
+            except MissingExtraError as error:
+                _tell(config_name, str(error))
+                raise SystemExit(1) from None
+            import hydra
+            from omegaconf import DictConfig, OmegaConf
+            from omegaconf.errors import OmegaConfBaseException
+
+            failed: list[str] = []
+
+            @hydra.main(version_base="1.3", config_path="pkg://vw2_robot.configs", config_name=config_name)
+            def job(tree: DictConfig) -> None:
+                try:
+                    if one_process:
+                        _refuse_ranks()
+                    values: Any = _plain_values(tree)
+                    run(config_from(config_cls, values))
+                except Exception as error:
+                    if (message := _message(error)) is None or os.environ.get("HYDRA_FULL_ERROR"):
+                        raise
+                    _tell(config_name, message)
+                    if (words := _job_of_a_sweep()) is None:
+                        raise SystemExit(1) from None
+                    failed.append(words)  # an exception would keep Hydra from starting the next job
+
+            def _plain_values(tree: DictConfig) -> Any:
+                try:
+                    return OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+                except OmegaConfBaseException as error:
+                    what = str(error).splitlines()[0]
+                    raise InputError(f"{what}; give {error.full_key}=... (--help shows an example)") from error
+
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+            with orderly(config_name):
+                sys.argv[1:] = as_typed(sys.argv[1:], config_cls)
+                job()
+                if failed:
+                    _tell(config_name, f"{len(failed)} of the jobs failed: {'; '.join(failed)}")
+                    raise SystemExit(1)
+
+        return main
+
+    return decorate
+
+
+def _refuse_ranks() -> None:
+    ranks = os.environ.get("WORLD_SIZE", "")
+    if ranks not in ("", "0", "1"):
+        raise InputError(
+            f"WORLD_SIZE={ranks}: this program is one process, and each of several ranks would train the whole run; "
+            "start it without torchrun, or set WORLD_SIZE=1"
+        )
+
+
+def _job_of_a_sweep() -> str | None:
+    """Number and overrides of a job of `--multirun`; None in a single run."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    facts = HydraConfig.get()
+    return f"#{facts.job.num} ({' '.join(facts.overrides.task)})" if facts.mode == RunMode.MULTIRUN else None
+
+
+def _message(error: Exception) -> str | None:
+    """What a person is told about an error; None where it is a bug of ours, which keeps its traceback."""
+    if isinstance(error, InputError | MissingExtraError):
+        return str(error)
+    text = " ".join(str(error).split())
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"  # torch's, of a GPU
+        or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in text)
+    ):
+        return f"not enough memory ({text[:300] or 'MemoryError'}); {_CURES[errno.ENOMEM]}"
+    if isinstance(error, RuntimeError) and "can't start new thread" in text:
+        return f"{text}: {_CURES[errno.EAGAIN]}"
+    if getattr(error, "errno", None) is None:
+        error = os_error(error, Path("a file")) or error
+    if not isinstance(error, OSError) or error.errno not in _CURES:
+        return None
+    names = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+    if not names and error.errno not in _LIMITS:
+        return None
+    return f"{names or 'a limit of this machine'}: {error.strerror}; {_CURES[error.errno]}"
+
+
+def _tell(program_name: str, message: str) -> None:
+    with suppress(OSError):  # the disk under them may be full as well
+        sys.stdout.flush()
+        print(f"{program_name}: error: {message}\nSet HYDRA_FULL_ERROR=1 for a full stack trace.", file=sys.stderr)

@@ -1,0 +1,136 @@
+"""Compressed pictures -> the pixels of a clip, as fast as the decoder.
+
+Pixels are those of the frame cache, bit for bit: the same decoder and the same resize. What is saved is the way there.
+Pillow reads the header of a JPEG in Python, for a small picture a third of all time and under the interpreter's lock;
+here the few bytes that matter are read and the rest goes to the decoder, into a picture that each thread keeps. Small
+frames are put one below the other and leave Pillow together. Everything that is no plain colour JPEG takes the ordinary
+way, `Episode.decode`, which also words the error for a picture that cannot be read.
+
+`draft` decodes at 1/2, 1/4 or 1/8 where the picture is at least that much larger than wanted. It is faster and gives
+slightly other pixels, so it is off unless asked for.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vw2_robot.errors import InputError
+
+from .episodes import Episode
+from .frame_cache import Aspect, resize_frame
+
+# T frames · H, W pixels
+_PLAIN = (0xC0, 0xC1, 0xC2)  # start of a baseline, extended or progressive frame
+_OTHER_FRAMES = (0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))
+_ADOBE = 0xEE  # may say that the three channels are no YCbCr
+_STRIP_PIXELS = 2**18
+_SCRATCH = threading.local()
+
+
+class PictureError(InputError):
+    """Frame `frame` of an episode is no picture."""
+
+    def __init__(self, error: InputError, frame: int) -> None:
+        super().__init__(str(error))
+        self.frame = frame
+
+
+def read_clip(
+    episode: Episode,
+    frames: Sequence[int],
+    out: NDArray[np.uint8],
+    *,
+    aspect: Aspect = "stretch",
+    draft: bool = False,
+) -> None:
+    """Write the given frames to `out`, uint8 [T, H, W, 3]; a frame that follows itself is decoded once.
+
+    Raises:
+        PictureError: a frame is no picture; names source, episode and frame.
+    """
+    together = min(len(frames), max(1, _STRIP_PIXELS // (out.shape[1] * out.shape[2])))
+    for first in range(0, len(frames), together):
+        some = slice(first, first + together)
+        _read_strip(episode, frames[some], out[some], together, aspect=aspect, draft=draft)
+
+
+def _read_strip(
+    episode: Episode, frames: Sequence[int], out: NDArray[np.uint8], together: int, *, aspect: Aspect, draft: bool
+) -> None:
+    height, width = out.shape[1:3]
+    strip = _scratch("strip", (width, together * height))
+    apart: dict[int, NDArray[np.uint8]] = {}
+    for place, frame in enumerate(frames):
+        if place and frame == frames[place - 1]:
+            continue
+        data = episode.images[frame]
+        picture = None
+        if isinstance(data, bytes) and aspect == "stretch":
+            picture = _plain_jpeg(data, (width, height) if draft else None)
+        if picture is None:
+            try:
+                apart[place] = resize_frame(episode.decode(frame), height=height, width=width, aspect=aspect)
+            except InputError as error:
+                raise PictureError(error, frame) from error
+            continue
+        if picture.size != (width, height):
+            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+        strip.paste(picture, (0, place * height))
+    if len(apart) < len(frames):
+        out[:] = np.frombuffer(strip.tobytes(), np.uint8).reshape(together, height, width, 3)[: len(frames)]
+    for place, frame in enumerate(frames):
+        if place in apart:
+            out[place] = apart[place]
+        elif place and frame == frames[place - 1]:
+            out[place] = out[place - 1]
+
+
+def _plain_jpeg(data: bytes, wanted: tuple[int, int] | None) -> Image.Image | None:
+    """Return this thread's scratch picture with `data` in it; smaller by 2, 4 or 8 if that still holds `wanted`."""
+    size = _jpeg_size(data)
+    if size is None:
+        return None
+    scale = 1
+    if wanted is not None:
+        ratio = min(size[0] // wanted[0], size[1] // wanted[1])
+        scale = next((step for step in (8, 4, 2) if ratio >= step), 1)
+    picture = _scratch("picture", (-(-size[0] // scale), -(-size[1] // scale)))
+    try:
+        picture.frombytes(data, "jpeg", "RGB", "", scale, 0)
+    except (ValueError, OSError):  # damaged: the ordinary way finds the words
+        return None
+    return picture
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Return (W, H) from the header of a plain 8-bit three-channel JPEG, None for everything else."""
+    position = 2
+    if data[:2] != b"\xff\xd8":
+        return None
+    while position + 9 < len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker in _PLAIN:
+            height, width = (
+                (data[position + 5] << 8) + data[position + 6],
+                (data[position + 7] << 8) + data[position + 8],
+            )
+            plain = data[position + 4] == 8 and data[position + 9] == 3 and 0 < height * width < 2**24
+            return (width, height) if plain else None
+        if marker in _OTHER_FRAMES or marker == _ADOBE or not 0xC0 <= marker <= 0xFE or 0xD0 <= marker <= 0xDA:
+            return None
+        position += 2 + (data[position + 2] << 8) + data[position + 3]
+    return None
+
+
+def _scratch(name: str, size: tuple[int, int]) -> Image.Image:
+    """Return a picture that this thread overwrites again and again."""
+    picture: Image.Image | None = getattr(_SCRATCH, name, None)
+    if picture is None or picture.size != size:
+        picture = Image.new("RGB", size)
+        setattr(_SCRATCH, name, picture)
+    return picture

@@ -1,0 +1,1 @@
+"""Reverb tables and the windows drawn from them."""

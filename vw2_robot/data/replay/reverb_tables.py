@@ -1,0 +1,324 @@
+"""The tables of a Reverb server, the pattern of a window, connections with time limits. Reverb is imported only here.
+
+Tables of a server:
+
+    queue-<rank>         mode queue: one for each trainer rank; a window is removed when it is drawn, in random order
+    pool                 mode uniform: one for all; sampled with replacement, the oldest goes when it is full
+    progress-<ingest>    the last `Progress` of each ingest process, in the same checkpoint as the windows
+    session-<number>     always empty: one for each start of the server, so that a client can tell one from the next
+    checkpoint           which of the checkpoints that were asked for is the last that is safe on the server's disk
+
+A window is written by Reverb's structured writer as a pattern over the steps of a padded episode (`window_pattern`), so
+overlapping windows share their frames on the server. Its steps are named as in RLDS: ingest processes cut the windows
+beforehand by the same pattern (`rlds_transformations.py`).
+
+Every call ends: either Reverb's own time limit or a thread that is given up (`within`) bounds it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import json
+import platform
+import socket
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from vw2_robot.errors import InputError, MissingExtraError, require
+
+from ..clips import padded_frames
+from ..sources.rlds_builder import prepare_tensorflow
+from ..step_names import IS_LAST, OBSERVATION
+from .windows import Mode, ReplayTimeout
+
+# T frames of a window
+CALL_S = 10.0  # one small request to a server that is there
+_Answer = TypeVar("_Answer")
+
+
+@functools.cache
+def load_reverb() -> tuple[ModuleType, ModuleType]:
+    """Import Reverb and the TensorFlow below it, quiet and without a GPU.
+
+    Raises:
+        MissingExtraError: it is not installed, or not made for this Python.
+    """
+    if sys.version_info >= (3, 12) and importlib.util.find_spec("reverb") is None:
+        raise MissingExtraError(
+            f"Reverb is made for Python 3.10 and 3.11, here it is {platform.python_version()}; run the replay server, "
+            "ingest processes and trainers that use one on those, or train with replay=memory"
+        )
+    prepare_tensorflow()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # it reads TensorFlow's version by distutils
+        reverb = require("reverb", extra="replay")
+    tf: ModuleType = reverb.trajectory_dataset.tf
+    tf.config.set_visible_devices([], "GPU")
+    return reverb, tf
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """What a server offers; clients read it from the server."""
+
+    mode: Mode = "queue"
+    ranks: int = 1
+    """trainer ranks"""
+    ingests: int = 1
+    """ingest processes"""
+    frames: int = 9
+    """T of the windows"""
+    stride_s: int = 4
+    max_windows: int = 10_000
+    """held at most, over all ranks; one costs about the compressed frames that it does not share with its neighbours"""
+
+    def __post_init__(self) -> None:
+        for name in ("ranks", "ingests", "stride_s"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if self.frames < 2 or self.max_windows < self.ranks:
+            raise ValueError(
+                f"frames ({self.frames}) must be at least 2, max_windows ({self.max_windows}) at least ranks"
+            )
+
+    @property
+    def tables(self) -> dict[str, int]:
+        """Names of the tables that hold windows, with their sizes."""
+        if self.mode == "uniform":
+            return {"pool": self.max_windows}
+        return {f"queue-{rank}": self.max_windows // self.ranks for rank in range(self.ranks)}
+
+
+# --------------------------------------------------------------------------------------------------------- pattern
+
+
+def step_spec() -> dict[str, Any]:
+    """Return the types of one step: its picture, the window that ends here (b"" if none), and for which table it is."""
+    _, tf = load_reverb()
+    return {
+        OBSERVATION: tf.TensorSpec([], tf.string),
+        "header": tf.TensorSpec([], tf.string),
+        "table": tf.TensorSpec([], tf.int64),
+        IS_LAST: tf.TensorSpec([], tf.bool),
+    }
+
+
+def window_pattern(offsets: Sequence[int]) -> Callable[[Any], dict[str, Any]]:
+    """Return the pattern of windows with these offsets [T], for the structured writer and for rlds.
+
+    Each frame is a column of its own, since offsets need not be evenly spaced; so all rates have one signature.
+    """
+
+    def pattern(step: Any) -> dict[str, Any]:
+        frames = tuple(step[OBSERVATION][offset - offsets[-1] - 1] for offset in offsets)
+        return {"frames": frames, "header": step["header"][-1]}
+
+    return pattern
+
+
+def wanted_at(table: int, spec: Any) -> Any:
+    """Return the condition, on steps of `spec`, that the window which ends there is for `table` (from 1; 0 is none)."""
+    reverb, _ = load_reverb()
+    return reverb.structured_writer.Condition.data(spec)["table"] == table
+
+
+def make_tables(options: ServerOptions, *, session: int) -> list[Any]:
+    """Return empty tables for start number `session` of a server, from 1 on.
+
+    A checkpoint is only restored into a server that has all its tables, so those of earlier sessions stay.
+    """
+    reverb, _ = load_reverb()
+    frames = padded_frames(options.frames, options.stride_s)
+    config = writer_config(tuple(range(frames)), table="any", number=1)
+    signature = reverb.structured_writer.infer_signature([config], step_spec())
+    queue = options.mode == "queue"
+    windows = [
+        reverb.Table(
+            name,
+            sampler=reverb.selectors.Uniform(),
+            remover=reverb.selectors.Fifo(),
+            max_size=size,
+            max_times_sampled=1 if queue else 0,
+            rate_limiter=reverb.rate_limiters.Queue(size) if queue else reverb.rate_limiters.MinSize(1),
+            signature=signature,
+        )
+        for name, size in options.tables.items()
+    ]
+    records = [
+        reverb.Table(
+            name,
+            sampler=reverb.selectors.Lifo(),
+            remover=reverb.selectors.Fifo(),
+            max_size=1,
+            rate_limiter=reverb.rate_limiters.MinSize(1),
+        )
+        for name in (*(f"progress-{ingest}" for ingest in range(options.ingests)), "checkpoint")
+    ]
+    sessions = [reverb.Table.queue(f"session-{number}", max_size=1) for number in range(1, session + 1)]
+    return [*windows, *records, *sessions]
+
+
+def writer_config(offsets: Sequence[int], *, table: str, number: int) -> Any:
+    """Return how a structured writer fills `table` with the windows that are meant for it."""
+    writer = load_reverb()[0].structured_writer
+    pattern = writer.pattern_from_transform(step_spec(), window_pattern(offsets))
+    return writer.create_config(pattern, table=table, conditions=[wanted_at(number, step_spec())])
+
+
+# ----------------------------------------------------------------------------------------------------- connections
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a client has to know of a server: its window tables with their sizes, ingest processes and T."""
+
+    tables: dict[str, int]
+    ingests: int
+    frames: int
+
+    @classmethod
+    def of_options(cls, options: ServerOptions) -> Layout:
+        """Return what a server with these options looks like."""
+        return cls(options.tables, options.ingests, padded_frames(options.frames, options.stride_s))
+
+
+def layout_of(client: Any, address: str, timeout_s: float) -> Layout:
+    """Ask a server what it looks like.
+
+    Raises:
+        ReplayTimeout: it does not answer.
+    """
+    info = server_info(client, address, timeout_s)
+    tables = {name: table for name, table in info.items() if name.startswith(("queue-", "pool"))}
+    return Layout(
+        tables={name: tables[name].max_size for name in sorted(tables, key=lambda name: (len(name), name))},
+        ingests=sum(name.startswith("progress-") for name in info),
+        frames=len(next(iter(tables.values())).signature["frames"]),
+    )
+
+
+def server_info(client: Any, address: str, timeout_s: float) -> dict[str, Any]:
+    """Ask a server for all facts about its tables.
+
+    Raises:
+        ReplayTimeout: it does not answer.
+    """
+    reverb, _ = load_reverb()
+    try:
+        found: dict[str, Any] = client.server_info(max(1, round(timeout_s)))
+    except (reverb.errors.ReverbError, RuntimeError) as error:
+        raise ReplayTimeout(f"the replay server at {address} does not answer ({error}); is it running?") from error
+    return found
+
+
+def session_of(info: dict[str, Any]) -> int:
+    """Return the number of the server's start, from its `server_info`."""
+    return max(int(name.rpartition("-")[2]) for name in info if name.startswith("session-"))
+
+
+def read_record(client: Any, table: str, address: str) -> dict[str, Any]:
+    """Return the JSON object in a table that holds one.
+
+    Raises:
+        ReplayTimeout: the server does not answer.
+    """
+    samples = within(
+        CALL_S, f"reading {table} at {address}", lambda: list(client.sample(table, 1, emit_timesteps=False))
+    )
+    record: dict[str, Any] = json.loads(samples[0].data[0][0])
+    return record
+
+
+def write_record(writer: Any, table: str, record: dict[str, Any]) -> None:
+    """Put a JSON object into a table that holds one, by a trajectory writer that still has to be flushed."""
+    writer.append({"record": json.dumps(record).encode()})
+    writer.create_item(table, 1.0, {"record": writer.history["record"][-1:]})
+
+
+def store_windows(client: Any, address: str, timeout_s: float) -> str:
+    """Let the server store all its tables; return where, once they are safe on its disk.
+
+    Raises:
+        ReplayTimeout: it took longer, or the server ended meanwhile.
+        InputError: the server could not write them.
+    """
+    what, deadline = f"the checkpoint of the replay at {address}", time.monotonic() + timeout_s
+    session = session_of(server_info(client, address, CALL_S))
+    try:
+        asked = Path(within(timeout_s, what, client.checkpoint)).name
+    except ReplayTimeout as error:
+        if isinstance(error.__cause__, (RuntimeError, type(None))):  # the connection broke, or no time is left
+            raise
+        raise InputError(f"{what} cannot be written ({error.__cause__}); see to the disk of the server") from error
+    while True:
+        info = server_info(client, address, CALL_S)
+        if session_of(info) != session:
+            raise ReplayTimeout(f"{what} failed: the server was started again meanwhile")
+        if info["checkpoint"].current_size:
+            record = read_record(client, "checkpoint", address)
+            if record["name"] >= asked:  # Reverb names them by the time
+                if record["error"]:
+                    raise InputError(f"{what} cannot be written ({record['error']}); see to the disk of the server")
+                return str(record["path"])
+        if time.monotonic() > deadline:
+            raise ReplayTimeout(f"{what} took longer than {timeout_s:g} s; is the server running?")
+        time.sleep(0.05)
+
+
+def connect(address: str, *, timeout_s: float) -> Any:
+    """Return a Reverb client of the server at `host:port`, once it listens there.
+
+    Raises:
+        InputError: that is no address.
+        ReplayTimeout: nobody listens.
+    """
+    if not reachable(address, timeout_s):
+        raise ReplayTimeout(
+            f"no replay server listens at {address} (waited {timeout_s:g} s); start vw2-replay-server there, and see "
+            "that no firewall is in between"
+        )
+    reverb, _ = load_reverb()
+    return reverb.Client(address)
+
+
+def reachable(address: str, timeout_s: float) -> bool:
+    """Whether somebody listens. Asked before gRPC is: that waits ever longer between its own attempts."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise InputError(f"expected host:port as the address of a replay server, found {address!r}")
+    deadline = time.monotonic() + timeout_s
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=2.0):
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+
+
+def within(timeout_s: float, what: str, call: Callable[[], _Answer]) -> _Answer:
+    """Return `call()`, which has no time limit of its own."""
+    answer: list[_Answer] = []
+    trouble: list[Exception] = []
+
+    def work() -> None:
+        try:
+            answer.append(call())
+        except Exception as error:  # handed to the caller below
+            trouble.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    if answer:
+        return answer[0]
+    why = f"failed: {trouble[0]}" if trouble else f"took longer than {timeout_s:g} s"
+    raise ReplayTimeout(f"{what} {why}; is the server running?") from (trouble[0] if trouble else None)

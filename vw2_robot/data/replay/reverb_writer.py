@@ -1,0 +1,245 @@
+"""The ingest side of a Reverb replay.
+
+Windows go first, then the server confirms them, then the progress is stored. Reverb's writer reconnects in silence when
+its server is started again, and what the server had confirmed since its last checkpoint is gone then. So before and
+after progress is stored the writer looks whether this is still the same start of the server (its newest session table)
+with as many progress records as it wrote (their number is part of the checkpoint). If not, it goes back to what is
+stored.
+
+Reverb's writer blocks the whole interpreter when it is destroyed while something of it is not confirmed: its server has
+gone, or the queue is full. It is leaked then (`_abandon`); the process should end and be started again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from vw2_robot.errors import InputError
+
+from ..step_names import IS_LAST, OBSERVATION
+from .reverb_tables import (
+    CALL_S,
+    connect,
+    layout_of,
+    load_reverb,
+    reachable,
+    read_record,
+    server_info,
+    session_of,
+    write_record,
+    writer_config,
+)
+from .windows import CutEpisode, Progress, ReplayTimeout, padded_steps, share_of
+
+
+class ReverbWriter:
+    """One ingest process's side of a server; a `ReplayWriter`.
+
+    Args:
+        address: host:port.
+        ingest: which ingest process this is.
+        timeout_s: how long to wait for the server to appear, and for room for one episode.
+
+    Raises:
+        InputError: the server does not serve that many ingest processes.
+        ReplayTimeout: no server.
+    """
+
+    def __init__(self, address: str, *, ingest: int = 0, timeout_s: float = 600.0) -> None:
+        self.address, self._timeout_s, self._table = address, timeout_s, f"progress-{ingest}"
+        self._client = connect(address, timeout_s=timeout_s)
+        self._layout = layout_of(self._client, address, CALL_S)
+        if not 0 <= ingest < self._layout.ingests:
+            raise InputError(
+                f"ingest {ingest}: the replay server at {address} serves {self._layout.ingests} ingest processes, "
+                "counted from 0"
+            )
+        self._ingest = ingest
+        self._writers: dict[tuple[int, ...], Any] = {}
+        self._notes: Any = self._client.trajectory_writer(1)
+        self._confirmed = True  # all that was sent
+        self._session = self._commits = 0
+        self._totals = [0] * len(self._layout.tables)
+        self._plan = ""
+        self._stored: dict[str, Any] = {}
+
+    @property
+    def ingests(self) -> int:
+        """How many ingest processes the server serves."""
+        return self._layout.ingests
+
+    def progress(self, plan: str) -> Progress:
+        """See `ReplayWriter.progress`."""
+        self._plan = plan
+        self._session, self._commits = self._look()
+        record = self._records().get(self._ingest)
+        if record is None or record["commits"] != self._commits:
+            # Nothing yet, or a record that followed others which a restored checkpoint had lost: begin anew, what was
+            # delivered before is dropped by its readers.
+            record = self._record(Progress(), [0] * len(self._layout.tables))
+        self._stored, self._totals = record, list(record["totals"])
+        return Progress(**record["progress"])
+
+    def add(self, cut: CutEpisode, after: Progress) -> bool:
+        """See `ReplayWriter.add`."""
+        if len(cut.offsets) != self._layout.frames:
+            raise InputError(
+                f"windows have {len(cut.offsets)} frames, the replay server at {self.address} expects "
+                f"{self._layout.frames}; give both the same frames and stride_s"
+            )
+        shares = len(self._layout.tables)
+        self._send(cut.offsets, steps_of(cut, shares=shares))
+        for window in cut.windows:
+            self._totals[share_of(window, shares)] += 1
+        return self._commit(after)
+
+    def finish(self, after: Progress) -> bool:
+        """See `ReplayWriter.finish`: each queue gets the number of windows that this process sent to it."""
+        self._records()
+        offsets = tuple(range(self._layout.frames))
+        for share, (name, total) in enumerate(zip(self._layout.tables, self._totals, strict=True)):
+            if name.startswith("queue-"):
+                header = json.dumps({"end": self._ingest, "total": total}).encode()
+                steps = [_step(b"", b"", 0)] * (len(offsets) - 1)
+                self._send(offsets, [*steps, _step(b"", header, 1 + share)])
+        return self._commit(after)
+
+    def close(self) -> None:
+        """See `ReplayWriter.close`."""
+        if not self._confirmed or not reachable(self.address, 0.0):
+            self._abandon_all()
+        self._writers = {}
+
+    def _send(self, offsets: tuple[int, ...], steps: list[dict[str, Any]]) -> None:
+        """Write the steps of an episode and wait until the server has all windows that end in them."""
+        if offsets not in self._writers:
+            configs = [
+                writer_config(offsets, table=name, number=number)
+                for number, name in enumerate(self._layout.tables, start=1)
+            ]
+            self._writers[offsets] = self._client.structured_writer(configs)
+        writer = self._writers[offsets]
+        self._confirmed = False
+        for number, step in enumerate(steps):
+            writer.append(step)
+            if number % 64 == 63:  # keeps what waits on this side small
+                self._confirm(functools.partial(writer.flush, 32))
+        self._confirm(functools.partial(writer.end_episode, True), functools.partial(writer.flush, 0))
+        self._confirmed = True
+
+    def _confirm(self, first: Callable[..., None], again: Callable[..., None] | None = None) -> None:
+        reverb, _ = load_reverb()
+        deadline, call = time.monotonic() + self._timeout_s, first
+        while True:
+            try:
+                call(timeout_ms=1000)
+            except reverb.errors.DeadlineExceededError as error:
+                if time.monotonic() < deadline:
+                    call = again or first  # an episode is ended even when its end was not confirmed in time
+                    continue
+                raise self._give_up(f"no room or no answer for {self._timeout_s:g} s") from error
+            except RuntimeError as error:
+                raise self._give_up(str(error)) from error
+            return
+
+    def _give_up(self, why: str) -> ReplayTimeout:
+        gone = "nobody listens there any more." if not reachable(self.address, 0.0) else "is a trainer drawing?"
+        self._abandon_all()
+        return ReplayTimeout(
+            f"the replay server at {self.address} did not take an episode: {why}; {gone} Start the server again if it "
+            "ended, then this process: it goes on where it was"
+        )
+
+    def _abandon_all(self) -> None:
+        for writer in [*self._writers.values(), self._notes]:
+            _abandon(writer)
+        self._writers = {}
+
+    def _look(self) -> tuple[int, int]:
+        """Return the number of the server's start, and how many progress records it took."""
+        info = server_info(self._client, self.address, CALL_S)
+        return session_of(info), int(info[self._table].rate_limiter_info.insert_stats.completed)
+
+    def _records(self) -> dict[int, dict[str, Any]]:
+        """Return the last record of each ingest process that has one.
+
+        Raises:
+            InputError: one of them has another plan, so that windows would come twice or not at all.
+        """
+        info, found = server_info(self._client, self.address, CALL_S), {}
+        for ingest in range(self._layout.ingests):
+            if not info[table := f"progress-{ingest}"].current_size:
+                continue
+            found[ingest] = record = read_record(self._client, table, self.address)
+            if record["plan"] != self._plan:
+                raise InputError(
+                    f"ingest {ingest} of the replay server at {self.address} was filled by another plan (sources, "
+                    "windows, seed, epochs or number of ingest processes differ); use that plan, or a fresh server "
+                    "folder"
+                )
+        return found
+
+    def _commit(self, after: Progress) -> bool:
+        """Store progress; False if the server went back to a checkpoint meanwhile."""
+        if not self._unbroken():
+            return False
+        record = self._record(after, self._totals)
+        self._write(record)
+        if not self._unbroken():
+            self._write(self._stored)  # it may have gone back just before it took the record: take that back, too
+            return False
+        self._stored = record
+        return True
+
+    def _record(self, progress: Progress, totals: list[int]) -> dict[str, Any]:
+        return {"plan": self._plan, "progress": asdict(progress), "totals": list(totals)}
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self._commits += 1
+        self._confirmed = False
+        write_record(self._notes, self._table, {**record, "commits": self._commits})
+        self._confirm(self._notes.flush)
+        self._confirmed = True
+
+    def _unbroken(self) -> bool:
+        session, count = self._look()
+        if session == self._session and count > self._commits:
+            raise InputError(
+                f"another process writes as ingest {self._ingest} to the replay server at {self.address}; end one of "
+                "the two"
+            )
+        return session == self._session and count == self._commits
+
+
+def steps_of(cut: CutEpisode, *, shares: int) -> list[dict[str, Any]]:
+    """Return an episode as steps of `reverb_tables.step_spec`, padded so that every window is the same pattern."""
+    steps = [
+        _step(image, window.header() if window is not None else b"", 1 + share_of(window, shares) if window else 0)
+        for image, window in padded_steps(cut)
+    ]
+    if steps:
+        steps[-1][IS_LAST] = np.bool_(True)
+    return steps
+
+
+def _step(image: bytes, header: bytes, table: int) -> dict[str, Any]:
+    return {
+        # An object array: as plain bytes, or numpy's own strings, a picture would lose the zeros at its end.
+        OBSERVATION: np.array(image, dtype=object),
+        "header": np.array(header, dtype=object),
+        "table": np.int64(table),
+        IS_LAST: np.bool_(False),
+    }
+
+
+def _abandon(writer: Any) -> None:
+    """Never destroy this writer: its destructor would wait for ever and hold the interpreter's lock."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(writer))

@@ -1,0 +1,1 @@
+"""Readers of episodes, one file per format."""

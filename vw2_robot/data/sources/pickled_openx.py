@@ -1,0 +1,171 @@
+"""The pickle copy of Open-X on the Hugging Face Hub (`jxu124/OpenX-Embodiment`), unpacked, as a source.
+
+One folder per data set, one `.pickle` or `.pkl` file per episode: a dict with `steps` (older: `step`), a list of dicts
+with `observation`, whose picture is encoded bytes or an array; or a dict with `obs_images` [T, C, H, W]. Interfaces
+specification, section 9.6.
+
+Reading a pickle runs whatever code it asks for. These are read by the unpickler of `object_arrays`, which knows plain
+containers, numbers, text and NumPy arrays and refuses everything else, torch tensors included. A picture that is not
+found is an error that lists what is there; nothing is put in its place.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vw2_robot.errors import InputError
+
+from ..episodes import Episode, Part
+from ..folder_files import files_below, name_below
+from .object_arrays import load_pickle
+from .openx import known_source
+
+PICKLE_ENDINGS = (".pickle", ".pkl")
+KNOWN_IMAGE_KEYS = ("image", "rgb", "front_rgb", "image_1", "rgb_static", "agentview_rgb", "hand_image")
+"""Looked for in this order, after the picture that the table of sources names."""
+_TEXT_KEYS = ("natural_language_instruction", "language_instruction", "instruction")
+
+
+class PickledOpenXSource:
+    """An `EpisodeSource` of which every part is one file and one episode."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        image_key: str | None = None,
+        hz: float | None = None,
+        name: str | None = None,
+    ) -> None:
+        """List the files; none is opened.
+
+        Args:
+            path: the folder of one data set. Its name is looked up in the table of Open-X sources.
+            image_key: which picture of the observation; overrides the table.
+            hz: frames per second; overrides the table.
+            name: of the source, instead of the folder's.
+
+        Raises:
+            InputError: no such folder, no pickle in it, or a set whose rate is not known.
+        """
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise InputError(f"{self.path} is not a folder; expected one data set, a pickle per episode")
+        self.name = name or self.path.resolve().name
+        found = (file for file in files_below(self.path) if file.suffix in PICKLE_ENDINGS)
+        self._files = sorted(found, key=lambda file: name_below(self.path, file))
+        if not self._files:
+            raise InputError(f"{self.path} holds no {' or '.join(PICKLE_ENDINGS)} file; unpack the archives first")
+        row = known_source(self.name)
+        rate = hz if hz is not None else (row.hz if row is not None else None)
+        if rate is None or not 0 < rate < math.inf:
+            raise InputError(
+                f"{self.path}: the frame rate of {self.name!r} is not known (found {rate}); give hz, frames per second "
+                "(data.hz=5)"
+            )
+        self.hz = float(rate)
+        named = row.image_keys if row is not None else ()
+        self._image_keys = (image_key,) if image_key is not None else (*named, *KNOWN_IMAGE_KEYS)
+
+    def parts(self) -> list[Part]:
+        """One part per file."""
+        return [Part(file.relative_to(self.path).as_posix(), 1) for file in self._files]
+
+    def read(self, part: int, *, start: int = 0) -> Iterator[Episode]:
+        """Yield the episode of one file.
+
+        Raises:
+            InputError: the file is damaged, asks for code, or has another content than expected.
+        """
+        if start > 0:
+            return
+        file = self._files[part]
+        content = load_pickle(file)
+        if not isinstance(content, dict):
+            raise InputError(f"{file}: expected a dict, found {type(content).__name__}")
+        images: tuple[bytes | NDArray[np.uint8], ...]
+        if "obs_images" in content:
+            images, text = _stacked(file, content["obs_images"]), _text_of(content)
+        else:
+            steps = _steps(file, content)
+            images = tuple(self._picture(file, number, step["observation"]) for number, step in enumerate(steps))
+            text = next((text for step in steps if (text := _text_of(step) or _text_of(step["observation"]))), "")
+        yield Episode(self.name, file.relative_to(self.path).with_suffix("").as_posix(), text, self.hz, images)
+
+    def _picture(self, file: Path, step: int, observation: Mapping[str, Any]) -> bytes | NDArray[np.uint8]:
+        key, picture = next(
+            ((key, found) for key in self._image_keys if (found := _entry(observation, key)) is not None), ("", None)
+        )
+        if picture is None:
+            raise InputError(
+                f"{file}, step {step}: no picture under {', '.join(dict.fromkeys(self._image_keys))}; the observation"
+                f" holds: {', '.join(sorted(_names(observation)))}. Set image_key to the one that is the picture"
+            )
+        if isinstance(picture, np.ndarray) and picture.shape == () and picture.dtype.kind in "SO":
+            picture = picture.item()
+        if isinstance(picture, bytes):
+            return picture
+        if isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.shape[2:] == (3,):
+            return np.asarray(picture)
+        raise InputError(
+            f"{file}, step {step}: {key} is {_kind(picture)}; expected JPEG or PNG bytes or uint8 [H, W, 3]"
+        )
+
+
+def _entry(observation: Mapping[str, Any], key: str) -> Any:
+    """What lies under a key, or under `wrist/rgb` in a dictionary inside; None where nothing does."""
+    node: Any = observation
+    for part in (key,) if key in observation else key.split("/"):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node
+
+
+def _names(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from _names(value, f"{prefix}{key}/")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _steps(file: Path, content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    steps = content.get("steps", content.get("step"))
+    if not isinstance(steps, list | tuple) or not steps:
+        raise InputError(
+            f"{file}: expected a list of steps under 'steps' or 'step', or 'obs_images'; the dict holds "
+            f"{', '.join(sorted(map(str, content))) or 'nothing'}"
+        )
+    for number, step in enumerate(steps):
+        if not isinstance(step, dict) or not isinstance(step.get("observation"), dict):
+            raise InputError(f"{file}, step {number}: expected a dict with a dict 'observation', found {_kind(step)}")
+    return list(steps)
+
+
+def _stacked(file: Path, images: Any) -> tuple[NDArray[np.uint8], ...]:
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise InputError(f"{file}: obs_images is {_kind(images)}; expected uint8 [T, 3, H, W]")
+    return tuple(np.ascontiguousarray(np.asarray(image).transpose(1, 2, 0)) for image in images)
+
+
+def _text_of(node: Mapping[str, Any]) -> str:
+    """Return the instruction: text, bytes, or UTF-8 code points padded with zeros; empty where there is none."""
+    value = next((node[key] for key in _TEXT_KEYS if node.get(key) is not None), "")
+    if isinstance(value, list | tuple) and all(isinstance(entry, str | bytes) for entry in value):
+        value = next((entry for entry in value if entry.strip()), "")
+    if isinstance(value, np.ndarray):
+        integers = value.dtype.kind in "iu"
+        value = bytes(value[value > 0].astype(np.uint8)) if integers else value.item() if value.size == 1 else ""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", errors="replace")
+    return value.strip() if isinstance(value, str) else ""
+
+
+def _kind(value: Any) -> str:
+    return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__

@@ -1,0 +1,276 @@
+"""One video file, read: what it is, and its pictures with their times.
+
+The ground under every source whose pictures are films (`video_folder`, `lerobot`). PyAV is imported here and nowhere
+else, when a function is called. A file is decoded from front to back, with one thread (sources are read in parallel
+already), from the key frame before the wanted time on; a picture that nobody asks for is decoded but never converted.
+
+A damaged file is an error that names it: decoding is strict, and a file that ends before its own header says is
+damaged too. Nothing is patched up. What a header says of the rate is not relied on: recordings of screens and browsers
+say 1000, or the mean of a rate that varies. It is measured where the film begins.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vw2_robot.errors import InputError, require
+
+from ..episodes import MAX_PIXELS, encode_jpeg
+
+PIECE_FRAMES = 512
+"""Longest episode that is held in memory; what is longer is cut into several."""
+LONGEST_GAP_S = 60.0
+"""A film that stands still for longer, by its own times, is taken for damaged."""
+HIGHEST_HZ = 1000.0
+_RATE_PACKETS = 500
+"""Pictures that the rate is measured on; they are not decoded."""
+_ADVICE = "copy or encode the file again, or leave it out"
+
+
+@dataclass(frozen=True)
+class VideoFacts:
+    """What a file's header says; `frames` and `seconds` are None where it does not. `hz` is measured."""
+
+    hz: float | None
+    frames: int | None
+    seconds: float | None
+    height: int
+    width: int
+    codec: str
+
+
+@dataclass(frozen=True, eq=False)
+class TimedFrame:
+    """A decoded frame: `time` in seconds since the beginning of the film; converted when `picture` is called."""
+
+    time: float
+    _frame: Any
+
+    def picture(self) -> NDArray[np.uint8]:
+        """Return the frame as uint8 [H, W, 3] RGB, upright."""
+        image: NDArray[np.uint8] = self._frame.to_ndarray(format="rgb24")
+        quarter_turns = round((self._frame.rotation or 0) / 90) % 4
+        return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image
+
+    def jpeg(self) -> bytes:
+        """Return the same as JPEG of quality 95: in this form the pictures of a whole episode can be held."""
+        return encode_jpeg(self.picture())
+
+
+def _open(av: ModuleType, path: Path) -> Any:
+    """Open a film whatever is written in its title; PyAV reads such text by itself from 19 on."""
+    options = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+    return av.open(str(path), **options)
+
+
+def describe_video(path: Path) -> VideoFacts:
+    """Read the header of a video file, and the times of its first pictures.
+
+    Raises:
+        InputError: there is no such file, or it is no readable video.
+    """
+    av = _av()
+    try:
+        with _open(av, path) as container:
+            film = _film_of(container, path)
+            context = film.codec_context
+            return VideoFacts(
+                hz=_measured_hz(container, film),
+                frames=film.frames or None,
+                seconds=_seconds(film),
+                height=context.height,
+                width=context.width,
+                codec=context.codec.canonical_name,
+            )
+    except av.FFmpegError as error:
+        raise _unreadable(path, error) from error
+
+
+def timed_frames(path: Path, *, start_s: float = 0.0) -> Iterator[TimedFrame]:
+    """Yield the frames of a file from the key frame at or before `start_s` on, in order of time.
+
+    Raises:
+        InputError: the file is missing, is no video, is damaged, or ends before its header says.
+    """
+    av = _av()
+    times: list[float] = []
+    try:
+        with _open(av, path) as container:
+            film = _film_of(container, path)
+            film.codec_context.thread_count = 1
+            film.codec_context.options = {"err_detect": "explode", "max_pixels": str(MAX_PIXELS)}
+            seconds, begin = _seconds(film), _begin(film)
+            if start_s > 0:
+                container.seek(int((start_s + begin) / film.time_base), stream=film, backward=True)
+            for frame in container.decode(film):
+                if frame.time is None or frame.is_corrupt:
+                    raise InputError(f"{path} is damaged after {times[-1] if times else 0:.2f} s; {_ADVICE}")
+                times.append(float(frame.time) - begin)
+                yield TimedFrame(times[-1], frame)
+    except av.FFmpegError as error:
+        if not times:
+            raise _unreadable(path, error) from error
+        raise InputError(f"{path} is damaged after {times[-1]:.2f} s ({_reason(error)}); {_ADVICE}") from error
+    if not times:
+        raise InputError(f"{path} holds no frame; {_ADVICE}")
+    slack = 2.5 * (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.5
+    # A last picture may stay for seconds, and some headers know the length of the sound alone.
+    if (seconds is None or times[-1] < seconds - slack) and _is_short(path):
+        said = "" if seconds is None else f", its header says {seconds:.2f} s"
+        raise InputError(f"{path} ends at {times[-1]:.2f} s{said}: it is cut; {_ADVICE}")
+
+
+def frames_at_rate(path: Path, hz: float) -> Iterator[TimedFrame]:
+    """Yield one frame for every 1/hz seconds: the frame itself where the file has that rate.
+
+    Films of a varying rate (screens, telephones) come out even: a frame that was left out because nothing changed is
+    given again, one too many is dropped.
+    """
+    due = 0
+    before: TimedFrame | None = None
+    for frame in timed_frames(path):
+        slot = int(frame.time * hz + 0.5)
+        if before is not None:
+            if frame.time - before.time > LONGEST_GAP_S:
+                raise InputError(
+                    f"{path} jumps from {before.time:.2f} s to {frame.time:.2f} s: its times are damaged; {_ADVICE}"
+                )
+            for _ in range(due, slot):
+                yield before
+        if slot >= due or before is None:
+            yield frame
+        before, due = frame, max(due, slot + 1)
+
+
+def jpegs_at(path: Path, stretches: Iterable[tuple[float, int]], hz: float) -> Iterator[tuple[bytes, ...]]:
+    """Yield the pictures of several stretches of one file, as JPEG, in one pass over the file.
+
+    Args:
+        path: the file.
+        stretches: start in seconds and number of pictures of each; starts do not decrease.
+        hz: pictures a second. Picture i of a stretch is the frame nearest to start + i/hz, within half a picture.
+
+    Raises:
+        InputError: a stretch has no frame where one should be.
+    """
+    frames: Iterator[TimedFrame] | None = None
+    waiting: TimedFrame | None = None
+    for start, count in stretches:
+        if frames is None:
+            frames = timed_frames(path, start_s=max(0.0, start - 0.5 / hz))
+            waiting = next(frames, None)
+        found: dict[int, tuple[float, bytes]] = {}  # number of the picture -> how far off it is, and itself
+        while waiting is not None:
+            position = (waiting.time - start) * hz
+            index = math.floor(position + 0.5)
+            if index >= count:
+                break
+            off = abs(position - index)
+            if index >= 0 and (index not in found or off < found[index][0]):
+                found[index] = (off, waiting.jpeg())
+            waiting = next(frames, None)
+        missing = sorted(set(range(count)) - set(found))
+        if missing:
+            raise InputError(
+                f"{path}: {len(missing)} of {count} pictures from {start:.3f} s on are not there, the first is number"
+                f" {missing[0]}, at {start + missing[0] / hz:.3f} s; {_ADVICE}"
+            )
+        yield tuple(found[index][1] for index in range(count))
+
+
+def _av() -> ModuleType:
+    return require("av", extra="video")
+
+
+def _film_of(container: Any, path: Path) -> Any:
+    """The first stream of pictures that is not a cover."""
+    for stream in container.streams.video:
+        if stream.disposition & type(stream.disposition).attached_pic:
+            continue
+        if stream.codec_context is None:
+            raise InputError(f"{path} cannot be read as a video (its encoding is not known); {_ADVICE}")
+        width, height = stream.codec_context.width, stream.codec_context.height
+        if width * height > MAX_PIXELS:
+            raise InputError(f"{path} has pictures of {width} x {height}, at most {MAX_PIXELS} pixels are read")
+        return stream
+    raise InputError(f"{path} holds no film (streams: {', '.join(s.type for s in container.streams) or 'none'})")
+
+
+def _begin(film: Any) -> float:
+    """When the film begins, in seconds on the file's clock."""
+    return float((film.start_time or 0) * film.time_base)
+
+
+def _seconds(film: Any) -> float | None:
+    """How long the film is by its header; None where that does not say."""
+    tags = (value for key, value in film.metadata.items() if key.startswith("DURATION"))  # Matroska and WebM
+    tag = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", next(tags, "").strip())
+    if tag:
+        return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3]) - _begin(film)
+    return None if film.duration is None else float(film.duration * film.time_base)
+
+
+def _is_short(path: Path) -> bool:
+    """Whether a file ends before its outermost parts do: the boxes of mp4, the segment of Matroska, the RIFF of avi."""
+    size, position = path.stat().st_size, 0
+    with path.open("rb") as file:
+        kind = file.read(4)
+        if kind == b"RIFF":
+            return 8 + int.from_bytes(file.read(4), "little") > size
+        if kind == b"\x1a\x45\xdf\xa3":
+            file.seek(_ebml_number(file) or 0, os.SEEK_CUR)
+            segment = _ebml_number(file) if file.read(4) == b"\x18\x53\x80\x67" else None
+            return segment is not None and file.tell() + segment > size
+        while position < size:
+            file.seek(position)
+            length = int.from_bytes(file.read(4), "big")
+            if length == 1:
+                file.seek(4, os.SEEK_CUR)
+                length = int.from_bytes(file.read(8), "big")
+            if length == 0:  # to the end of the file
+                return False
+            position += max(8, length)
+    return position > size
+
+
+def _ebml_number(file: BinaryIO) -> int | None:
+    """Read a length; None for one that the writer did not know."""
+    first = file.read(1) or b"\xff"
+    width = 9 - first[0].bit_length()
+    number = int.from_bytes(first + file.read(width - 1), "big") & ((1 << 7 * width) - 1)
+    return None if number == (1 << 7 * width) - 1 else number
+
+
+def _measured_hz(container: Any, film: Any) -> float | None:
+    """The rate at which most of the first pictures follow one another, as the header has it if it is near."""
+    packets = itertools.islice(container.demux(film), _RATE_PACKETS)
+    gaps = np.diff(sorted({float(packet.pts * packet.time_base) for packet in packets if packet.pts is not None}))
+    stated = [float(rate) for rate in (film.average_rate, film.guessed_rate) if rate and rate < HIGHEST_HZ]
+    if not len(gaps):
+        return stated[0] if stated else None
+    usual = float(np.median(gaps))
+    measured = 1 / float(np.mean(gaps[np.abs(gaps - usual) <= usual / 2]))  # times may be rounded to milliseconds
+    nearest = min(stated, key=lambda hz: abs(hz - measured), default=measured)
+    hz = nearest if abs(nearest - measured) < 0.02 * measured else round(measured, 3)
+    return hz if 0 < hz <= HIGHEST_HZ else None
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    if isinstance(error, FileNotFoundError):
+        return InputError(f"{path} does not exist")
+    return InputError(f"{path} cannot be read as a video ({_reason(error)}); {_ADVICE}")
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)

@@ -1,0 +1,1 @@
+"""The dLDM: clip to latent codes and back."""

@@ -1,0 +1,101 @@
+"""Codes and the feature of the first frame become a coarse clip again.
+
+Place in the flow: codes -> decoder -> reconstruction (`dldm.py`), and the hint of the video diffusion model. Method
+specification 1.5. Frame 0 never sees a code, and no frame a code of a later step.
+"""
+
+# B batch · T frames · K = 1 + ceil((T-1)/s) feature steps · M = K-1 latent steps · N codes per step · L digits per code
+# C feature width · h, w feature grid · s temporal stride
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from .causal_video import CausalDecoder, FrameAttention, ResidualBlock
+from .config import DLDMConfig
+from .frame_warp import FrameWarp
+from .qformer import CrossAttention
+
+
+def visible_codes(steps: int, queries: int, *, visibility: str, device: torch.device) -> Bool[Tensor, "M MN"]:
+    """True where the code (step j, slot n) may be seen from step m: j <= m, or j == m for `current`."""
+    step = torch.arange(steps, device=device)
+    mask = step[:, None] >= step[None, :] if visibility == "causal" else step[:, None] == step[None, :]
+    return mask.repeat_interleave(queries, dim=1)
+
+
+class TokenConvolution(nn.Module):
+    """A causal convolution along the flat row of codes: each with its two predecessors, the first one repeated."""
+
+    def __init__(self, width_in: int, width_out: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(width_in, width_out, 3)
+
+    def forward(self, z: Float[Tensor, "B M N Z"]) -> Float[Tensor, "B M N C"]:
+        """Rows are step-major, slot-minor."""
+        flat = F.pad(rearrange(z, "b m n z -> b z (m n)"), (2, 0), mode="replicate")
+        return rearrange(self.conv(flat), "b c (m n) -> b m n c", n=z.shape[2])
+
+
+class CodeDecoder(nn.Module):
+    """Codes and the anchor feature -> coarse clip. The middle attends to codes; step 0 never does."""
+
+    def __init__(self, config: DLDMConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.levels[-1].width
+        mix = nn.Linear if config.post_quant == "linear" else TokenConvolution
+        self.post_quant = nn.Sequential(nn.Linear(config.digits, config.z_channels), mix(config.z_channels, width))
+        self.slot = nn.Parameter(torch.randn(config.queries, width) * 0.02)
+        self.step = nn.Parameter(torch.randn(config.steps, width) * 0.02)
+        self.position = nn.Parameter(torch.randn(config.grid[0] * config.grid[1], width) * 0.02)
+        self.block_in = ResidualBlock(width, width)
+        self.norm = nn.LayerNorm(width)
+        self.cross = CrossAttention(width, inner=width, heads=config.qformer.heads)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+        self.space, self.time = FrameAttention(width, axis="space"), FrameAttention(width, axis="time")
+        self.block_out = ResidualBlock(width, width)
+        self.up = CausalDecoder(config.stem, config.levels)
+        self.warp: FrameWarp | None = None
+        if config.output == "warp":
+            self.warp = FrameWarp(config.levels[0].width, config.stem.patch_t)
+            nn.init.zeros_(self.up.head.weight)  # a still picture to begin with, so that motion is learned first
+
+    def forward(
+        self,
+        codes: Float[Tensor, "B M N L"],
+        anchor: Float[Tensor, "B C h w"],
+        first_frame: Float[Tensor, "B 3 H W"],
+    ) -> Float[Tensor, "B T 3 H W"]:
+        """T = 1 + s/gap * M. With M = 0 only the anchor is decoded. `first_frame` is not read with `output=pixels`.
+
+        Raises:
+            ValueError: if there are more steps than the configured clip has.
+        """
+        _, steps, queries, _ = codes.shape
+        if steps > self.config.steps:
+            raise ValueError(f"the decoder was built for at most {self.config.steps} latent steps, got {steps}")
+        h = self.block_in(repeat(anchor, "b c h w -> b k c h w", k=steps + 1))
+        if steps:
+            z = self.post_quant(codes) + self.step[:steps, None] + self.slot
+            z = rearrange(z, "b m n c -> b (m n) c")
+            grid_h, grid_w = h.shape[-2:]
+            place = repeat(self.step[:steps], "m c -> (m s) c", s=grid_h * grid_w) + self.position.repeat(steps, 1)
+            tokens = rearrange(h[:, 1:], "b m c h w -> b (m h w) c") + place
+            seen = visible_codes(steps, queries, visibility=self.config.code_visibility, device=z.device)
+            mask = seen.repeat_interleave(grid_h * grid_w, dim=0)
+            tokens = tokens + self.cross(self.norm(tokens), z, z, mask)
+            tokens = tokens + self.mlp(tokens)
+            moved = rearrange(tokens, "b (m h w) c -> b m c h w", m=steps, h=grid_h)
+            h = torch.cat([h[:, :1], moved], dim=1)
+        h = self.block_out(self.time(self.space(h)))
+        features = self.up.features(h)
+        x: Tensor = self.up.pixels(features)
+        if self.warp is not None:
+            return x + self.warp(features, first_frame)
+        return x + first_frame[:, None] if self.config.output == "change" else x

@@ -1,0 +1,1 @@
+"""The autoregressive policy: instruction and image to latent codes and actions."""

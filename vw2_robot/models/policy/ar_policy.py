@@ -1,0 +1,342 @@
+"""The autoregressive policy: instruction and first image -> latent action tokens, one after the other.
+
+Place in the flow: latent cache -> AR policy -> action head. Sequence (method specification 2.4):
+
+    <bos> <instr> text </instr> <img> I_1 .. I_n </img> <lat> z_1^1 .. z_1^N  z_2^1 .. z_H^N
+
+step-major, slot-minor. Batches are padded on the left, so that the latent positions of all samples line up at the end.
+The state at the token *before* z_k^n predicts it; the N states that predict step k are what the action head reads.
+"""
+
+# B batch · S sequence · P prompt length · H latent steps · N codes per step · D width · V codes · n picture tokens
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from vw2_robot.checkpoint import CURE, Checkpoint
+from vw2_robot.command_line.config_tree import config_from
+from vw2_robot.errors import InputError
+from vw2_robot.limits import Count
+
+from ..dldm.config import DLDMConfig
+from ..dldm.dldm import DLDM
+from ..dldm.fsq import FSQ
+from .backbone import Backbone, BackboneConfig
+from .decoding import Decoded, Decoding, Prompt, Sampling
+from .image_tokens import NORM_GROUPS, DiscreteTokens, FeatureTokens, PixelTokens
+
+__all__ = ["Decoded", "Decoding", "LatentPolicy", "PolicyConfig", "Prompt", "Sampling"]
+
+MAX_IMAGE_PX = 4096
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """Layout and image input. Defaults: the embedded tiny policy."""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    image: Literal["pixels", "features", "discrete", "vlm"] = "pixels"
+    """pixels: a small trainable convolution stack; features: f_0 of the frozen dLDM encoder; discrete: a fixed
+    tokenizer's ids; vlm: the model's own eyes, for a backbone.weights that has some"""
+    image_px: Count = 64
+    """the square image side that the policy sees"""
+    image_widths: tuple[int, ...] = (32, 64, 128, 128)
+    """pixels: channels of the convolutions, multiples of 8; each halves the side, the last grid is the image tokens"""
+    image_block: Count = 1
+    """pixels: side of the square of pixels that is one place before the first convolution"""
+    image_grid: int = 4
+    """features: the feature map is pooled to a grid of this side"""
+    image_patch: int = 8
+    """discrete: side of the patch that becomes one token"""
+    text_limit: Count = 64
+    """tokens of the instruction that are read"""
+    queries: Count = 4
+    """N, codes per latent step"""
+    fsq_levels: tuple[int, ...] = (8, 5, 5, 5)
+    restrict_softmax: bool = True
+    """the loss compares latent tokens with one another; false: with the whole vocabulary"""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.image_px <= MAX_IMAGE_PX:
+            raise ValueError(f"policy.image_px must lie in 1..{MAX_IMAGE_PX}, found {self.image_px}")
+        smallest = self.image_block * 2 ** len(self.image_widths)
+        if self.image == "pixels" and (self.image_block < 1 or self.image_px % smallest):
+            raise ValueError(
+                f"policy.image_px must be a multiple of {smallest} (blocks of {self.image_block}, "
+                f"{len(self.image_widths)} halvings), found {self.image_px}"
+            )
+        if not self.image_widths or any(width < 1 or width % NORM_GROUPS for width in self.image_widths):
+            raise ValueError(f"policy.image_widths must be multiples of {NORM_GROUPS}, found {self.image_widths}")
+        if self.image_grid < 1 or self.image_patch < 2:
+            raise ValueError(
+                "policy.image_grid must be at least 1 and policy.image_patch at least 2, found "
+                f"{self.image_grid} and {self.image_patch}"
+            )
+        if self.image == "discrete" and self.image_px % self.image_patch:
+            raise ValueError(
+                f"policy.image_px must be a multiple of policy.image_patch={self.image_patch}, found {self.image_px}"
+            )
+        if self.image == "vlm" and self.backbone.weights is None:
+            raise ValueError("policy.image=vlm needs policy.backbone.weights, a vision-language model")
+
+
+class LatentPolicy(nn.Module):
+    """Backbone plus image tokens: loss for pre-training, states for the head, cached decoding for control.
+
+    Args:
+        config: layout, backbone, image input.
+        generator: draws all random weights.
+        dldm: `image: features` copies its encoder; not read otherwise.
+        description: content of a checkpoint's backbone.json, see `Backbone`.
+
+    Raises:
+        InputError: the backbone's weights cannot be loaded, or `image: features` comes without a dLDM.
+    """
+
+    image: PixelTokens | FeatureTokens | DiscreteTokens | None
+
+    def __init__(
+        self,
+        config: PolicyConfig,
+        *,
+        generator: torch.Generator,
+        dldm: DLDM | None = None,
+        description: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.fsq = FSQ(config.fsq_levels)
+        discrete = DiscreteTokens(config.image_px, patch=config.image_patch) if config.image == "discrete" else None
+        self.backbone = Backbone(
+            config.backbone,
+            self.fsq,
+            generator=generator,
+            image_fsq=None if discrete is None else discrete.fsq,
+            kind="image_text" if config.image == "vlm" else "causal",
+            description=description,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
+            self.image = discrete if config.image in ("discrete", "vlm") else self._soft_tokens(dldm)
+
+    def _soft_tokens(self, dldm: DLDM | None) -> PixelTokens | FeatureTokens:
+        config, width = self.config, self.backbone.width
+        if config.image == "pixels":
+            return PixelTokens(config.image_px, config.image_widths, width, block=config.image_block)
+        if dldm is None:
+            raise InputError("policy.image=features reads the encoder of a dLDM, and there is none; use image=pixels")
+        return FeatureTokens(dldm, grid=config.image_grid, width=width)
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint: Checkpoint) -> LatentPolicy:
+        """The policy of a checkpoint of kind "policy", in full precision, with adapters merged into the weights.
+
+        All of it can be trained, whatever was kept frozen before.
+
+        Raises:
+            InputError: the weights do not fit the configuration, or a language model of others is not described.
+        """
+        with checkpoint.building():
+            return cls._of_checkpoint(checkpoint)
+
+    @classmethod
+    def _of_checkpoint(cls, checkpoint: Checkpoint) -> LatentPolicy:
+        config = config_from(PolicyConfig, checkpoint.config["policy"])
+        description = checkpoint.files.get("backbone")
+        if config.backbone.weights is not None and not description:
+            # A checkpoint describes what it needs. To open what it names would be to run what a stranger wrote.
+            raise InputError(
+                f"{checkpoint.path}/backbone.json is missing, and nothing is loaded from {config.backbone.weights!r} "
+                f"instead; {CURE}"
+            )
+        if config.backbone.train == "freeze_base":
+            config = replace(config, backbone=replace(config.backbone, train="full"))
+        dldm = None
+        if config.image == "features" and checkpoint.config.get("dldm") is not None:
+            dldm = DLDM(config_from(DLDMConfig, checkpoint.config["dldm"]))
+        generator = torch.Generator().manual_seed(0)  # every weight is replaced
+        policy = cls(config, generator=generator, dldm=dldm, description=description)
+        checkpoint.load_into(policy=policy)
+        vocabulary, stored = policy.backbone.vocabulary.to_json(), checkpoint.files.get("tokens", {})
+        if wrong := sorted(key for key, value in stored.items() if vocabulary.get(key) != value):
+            raise InputError(f"{checkpoint.path}/tokens.json describes another vocabulary ({', '.join(wrong)}); {CURE}")
+        with torch.no_grad():  # a tokenizer or image processor that does not fit shows here, not in front of a robot
+            prompt = policy.prompt(["a"], torch.zeros(1, 3, config.image_px, config.image_px))
+        most = policy.backbone.most_positions
+        if most is not None and prompt.mask_BP.shape[1] >= most:
+            raise InputError(
+                f"{checkpoint.path}: a prompt has {prompt.mask_BP.shape[1]} places, the model {most}; {CURE}"
+            )
+        if config.backbone.train == "lora":
+            policy.backbone.merge_adapters()
+            policy.config = replace(config, backbone=replace(config.backbone, train="full"))
+        return policy.requires_grad_(True)
+
+    def files(self) -> dict[str, dict[str, Any]]:
+        """What a checkpoint must hold beside config and weights, by file name: see `of_checkpoint`."""
+        tokens = {"tokens": self.backbone.vocabulary.to_json()}
+        return tokens if self.backbone.description is None else tokens | {"backbone": self.backbone.description}
+
+    def prompt(self, instructions: Sequence[str], image: Float[Tensor, "B 3 H W"]) -> Prompt:
+        """`<bos> <instr> text </instr> <img> I </img> <lat>` for every sample.
+
+        Raises:
+            ValueError: if the image side is not the configured one, or the batch sizes differ.
+        """
+        px = self.config.image_px
+        if image.shape[1:] != (3, px, px) or image.shape[0] != len(instructions):
+            raise ValueError(
+                f"the policy expects {len(instructions)} images of shape (3, {px}, {px}), got {tuple(image.shape)}"
+            )
+        special, tokenizer = self.backbone.vocabulary.special, self.backbone.tokenizer
+        texts = [tokenizer.encode(text, limit=self.config.text_limit) for text in instructions]
+        longest = max(len(text) for text in texts)
+        words = tuple(
+            (*tokenizer.start, special["<instr>"], *text, special["</instr>"], special["<img>"]) for text in texts
+        )
+        rows = [[tokenizer.pad] * (longest - len(text)) + [*own] for text, own in zip(texts, words, strict=True)]
+        device = image.device
+        before = torch.tensor(rows, device=device)
+        after = torch.tensor([[special["</img>"], special["<lat>"]]] * len(rows), device=device)
+        inputs, pictures = self._around_picture(before, image, after, texts)
+        padding = torch.tensor([longest - len(text) for text in texts], device=device)
+        mask = torch.arange(inputs.shape[1], device=device)[None] >= padding[:, None]
+        return Prompt(inputs, mask, (mask.long().cumsum(1) - 1).clamp(min=0), pictures, words)
+
+    def _around_picture(
+        self,
+        before: Int[Tensor, "B a"],
+        image: Float[Tensor, "B 3 H W"],
+        after: Int[Tensor, "B b"],
+        texts: Sequence[Sequence[int]],
+    ) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """Tokens, picture, tokens: as embeddings, or as ids beside picture tensors for a model with eyes."""
+        backbone = self.backbone
+        if self.image is None:
+            assert backbone.pictures is not None
+            pictures = backbone.pictures.tensors(image)
+            count = backbone.pictures.count(backbone.model, pictures)
+            places = before.new_full((len(before), count), backbone.pictures.token)
+            return torch.cat([before, places, after], dim=1), pictures
+        if isinstance(self.image, PixelTokens):
+            seen = self.image(image, self._mean_words(texts, image.device))
+        elif isinstance(self.image, DiscreteTokens):
+            assert backbone.vocabulary.image is not None
+            seen = backbone.embed(self.image(image) + backbone.vocabulary.image[0])
+        else:
+            seen = self.image(image)
+        return torch.cat([backbone.embed(before), seen, backbone.embed(after)], dim=1), None
+
+    def _mean_words(self, texts: Sequence[Sequence[int]], device: torch.device) -> Float[Tensor, "B D"]:
+        """Mean embedding of the instruction's tokens; of `<instr>` where there are none."""
+        texts = [text or [self.backbone.vocabulary.special["<instr>"]] for text in texts]
+        counts = torch.tensor([len(text) for text in texts], device=device)
+        embedded = self.backbone.embed(torch.tensor([token for text in texts for token in text], device=device))
+        samples = torch.repeat_interleave(counts)
+        total = embedded.new_zeros(len(texts), embedded.shape[1]).index_add(0, samples, embedded)
+        return total / counts[:, None]
+
+    def states(self, prompt: Prompt, codes: Int[Tensor, "B H N"]) -> Float[Tensor, "B H N D"]:
+        """Teacher-forced states that predict each code; the last code itself is never fed."""
+        steps, queries = codes.shape[1:]
+        whole = prompt.followed_by(codes.flatten(1)[:, :-1] + self.backbone.vocabulary.latent[0], self.backbone)
+        hidden = self.backbone.hidden(
+            whole.inputs, mask=whole.mask_BP, positions=whole.positions_BP, pictures=whole.for_model(self.backbone)
+        )
+        return rearrange(hidden[:, -steps * queries :], "b (h n) d -> b h n d", n=queries)
+
+    def code_loss(
+        self, states: Float[Tensor, "B H N D"], codes: Int[Tensor, "B H N"], valid: Bool[Tensor, "B H *N"]
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """Cross-entropy of the latent tokens, and token accuracy among them; softmax by `restrict_softmax`.
+
+        Both are means over what `valid` marks: whole steps [B, H], or single codes [B, H, N].
+        """
+        first, end = self.backbone.vocabulary.latent
+        if not self.config.restrict_softmax:
+            logits = self.backbone.logits(states, end=end)
+            chosen, labels = logits[..., first:].argmax(-1), codes + first
+        else:
+            logits = self.backbone.latent_logits(states)
+            chosen, labels = logits.argmax(-1), codes
+        with torch.autocast(logits.device.type, enabled=False):
+            loss_BHN = F.cross_entropy(logits.float().flatten(0, 2), labels.flatten(), reduction="none").view_as(codes)
+            weight = (valid if valid.ndim == 3 else valid[..., None]).expand_as(codes).float()
+            total = weight.sum().clamp(min=1)
+            correct = (chosen == codes).float()
+            return (loss_BHN * weight).sum() / total, {"accuracy": ((correct * weight).sum() / total).detach()}
+
+    def begin(
+        self,
+        prompt: Prompt,
+        *,
+        steps: int,
+        sampling: Sampling | None = None,
+        generator: torch.Generator | None = None,
+        given: Int[Tensor, "B h N"] | None = None,
+    ) -> Decoding:
+        """Decode latent step by latent step: call `.step()` at most `steps` times. Only latent tokens come out."""
+        return Decoding(
+            self.backbone,
+            prompt,
+            queries=self.config.queries,
+            steps=steps,
+            sampling=sampling,
+            generator=generator,
+            given=given,
+        )
+
+    def decode(
+        self,
+        prompt: Prompt,
+        *,
+        steps: int,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        generator: torch.Generator | None = None,
+        given: Int[Tensor, "B h N"] | None = None,
+    ) -> Decoded:
+        """`steps` latent steps at once, behind `given` ones if there are some; greedy at temperature 0.
+
+        Raises:
+            ValueError: the sequence would be longer than the model has positions.
+        """
+        sampling = Sampling(temperature, top_k, top_p)
+        decoding = self.begin(prompt, steps=steps, sampling=sampling, generator=generator, given=given)
+        parts = [decoding.step() for _ in range(steps)]
+        return Decoded(torch.cat([part.codes_BHN for part in parts], 1), torch.cat([p.states_BHND for p in parts], 1))
+
+    def long_plan(
+        self,
+        prompt: Prompt,
+        *,
+        steps: int,
+        horizon: int,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Int[Tensor, "B H N"]:
+        """Codes of more steps than the policy was trained on: windows of `horizon` steps that overlap by half.
+
+        Every window after the first begins with the last codes chosen so far, as if they followed the first picture.
+        Up to `horizon` steps this is `decode`.
+        """
+        kept = horizon // 2
+        chosen = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        codes = self.decode(prompt, steps=min(steps, horizon), generator=generator, **chosen).codes_BHN  # type: ignore[arg-type]
+        while codes.shape[1] < steps:
+            more = min(horizon - kept, steps - codes.shape[1])
+            given = codes[:, codes.shape[1] - kept :]
+            decoded = self.decode(prompt, steps=more, generator=generator, given=given, **chosen)  # type: ignore[arg-type]
+            codes = torch.cat([codes, decoded.codes_BHN], dim=1)
+        return codes

@@ -1,0 +1,164 @@
+"""The first picture as tokens of the policy's prompt: three ways that need no vision-language model.
+
+Place in the flow: under `ar_policy.py`. Method specification 2.4, `image: pixels | features | discrete`:
+
+    PixelTokens      a small convolution stack that knows the instruction, trained with the policy    soft tokens
+    FeatureTokens    f_0 of the frozen dLDM encoder, pooled to a grid; a linear map is trained    soft tokens
+    DiscreteTokens   a fixed DCT of every patch, quantised by FSQ; nothing is trained            token ids
+
+Soft tokens go into the sequence as embeddings, ids through rows of the extended vocabulary.
+"""
+
+# B batch · n picture tokens · D width · C feature width · h, w grid · p patch side
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..dldm.dldm import DLDM
+from ..dldm.fsq import FSQ
+from ..video.video_codec import dct_basis
+
+# Groups of the norms between the image convolutions.
+NORM_GROUPS = 8
+# What DiscreteTokens keeps of a patch: brightness, two colour differences, slope of brightness across and down.
+DISCRETE_LEVELS = (8, 5, 5, 5, 5)
+# Their usual size in photographs of table-top scenes, in units where pixels lie in [-1, 1]; FSQ saturates at about 2.
+DISCRETE_SCALE = (0.6, 0.25, 0.25, 0.2, 0.2)
+
+
+class Halving(nn.Module):
+    """Convolution to half the side, group norm, channels scaled and shifted by the instruction (FiLM), SiLU."""
+
+    def __init__(self, channels: int, out: int, width: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(channels, out, 3, stride=2, padding=1)
+        self.norm = nn.GroupNorm(NORM_GROUPS, out)
+        self.film = nn.Linear(width, 2 * out)
+        nn.init.zeros_(self.film.weight)
+        nn.init.zeros_(self.film.bias)
+
+    def forward(self, x: Float[Tensor, "B c H W"], asked: Float[Tensor, "B D"]) -> Float[Tensor, "B C h w"]:
+        """Begins as if there were no instruction."""
+        scale, shift = self.film(asked)[..., None, None].chunk(2, dim=1)
+        return F.silu(self.norm(self.convolution(x)) * (1 + scale) + shift)
+
+
+class PixelTokens(nn.Module):
+    """Picture -> a grid of soft tokens by strided convolutions that see where they are and know what is asked for.
+
+    A grid this coarse cannot name a block's place to a pixel unless the convolutions before it choose what to look
+    for: they read the coordinates of every pixel beside its colours, and the instruction modulates their channels.
+
+    Args:
+        side: of the square picture, in pixels.
+        widths: channels of the convolutions, each of which halves the side.
+        width: D.
+        block: side of the square of pixels that is one place before the first convolution.
+    """
+
+    where: Tensor
+
+    def __init__(self, side: int, widths: tuple[int, ...], width: int, *, block: int) -> None:
+        super().__init__()
+        self.block = block
+        self.count = (side // block // 2 ** len(widths)) ** 2
+        self.asked = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU())
+        self.halvings = nn.ModuleList(
+            Halving(channels, out, width) for channels, out in zip((5 * block**2, *widths), widths, strict=False)
+        )
+        self.project = nn.Linear(widths[-1], width)
+        self.position = nn.Parameter(torch.randn(self.count, width) * 0.02)
+        ramp = torch.linspace(-1, 1, side)
+        self.register_buffer("where", torch.stack(torch.meshgrid(ramp, ramp, indexing="ij")), persistent=False)
+
+    def forward(self, image: Float[Tensor, "B 3 H W"], words: Float[Tensor, "B D"]) -> Float[Tensor, "B n D"]:
+        """Pixels in [-1, 1]; `words` is the mean embedding of the instruction's tokens."""
+        asked = self.asked(words)
+        x = F.pixel_unshuffle(torch.cat([image, self.where.expand(len(image), -1, -1, -1)], dim=1), self.block)
+        for halving in self.halvings:
+            x = halving(x, asked)
+        out: Tensor = self.project(rearrange(x, "b c h w -> b (h w) c")) + self.position
+        return out
+
+
+class FeatureTokens(nn.Module):
+    """Picture -> f_0 of the dLDM's encoder -> a pooled grid -> soft tokens.
+
+    Holds its own frozen copy of the encoder, so that a policy's weights are the whole policy.
+    """
+
+    def __init__(self, dldm: DLDM, *, grid: int, width: int) -> None:
+        super().__init__()
+        self.size = (dldm.config.height, dldm.config.width)
+        self.count = grid * grid
+        self._grid = grid
+        self.encoder = copy.deepcopy(dldm.encoder).requires_grad_(False)
+        channels = dldm.config.levels[-1].width
+        self.norm = nn.LayerNorm(channels)
+        self.project = nn.Linear(channels, width)
+        self.position = nn.Parameter(torch.randn(self.count, width) * 0.02)
+
+    def forward(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B n D"]:
+        """Pixels in [-1, 1]; resized to the encoder's size where they have another."""
+        if tuple(image.shape[-2:]) != self.size:
+            image = F.interpolate(image, self.size, mode="bilinear", antialias=True, align_corners=False)
+        with torch.no_grad():  # frozen, also for a caller who asks for gradients of every parameter
+            anchor = self.encoder(image[:, None])[:, 0]
+        pooled = rearrange(F.adaptive_avg_pool2d(anchor, self._grid), "b c h w -> b (h w) c")
+        out: Tensor = self.project(self.norm(pooled)) + self.position
+        return out
+
+
+class DiscreteTokens(nn.Module):
+    """Picture -> one token id per patch: five low-frequency DCT numbers, squashed and rounded by FSQ. No parameters.
+
+    The method names no tokenizer for discrete pictures; this one is fixed, so that it needs no data and no download.
+    """
+
+    basis: Tensor
+    scale: Tensor
+
+    def __init__(self, side: int, *, patch: int) -> None:
+        super().__init__()
+        self.patch, self.side = patch, side // patch
+        self.count = self.side**2
+        self.fsq = FSQ(DISCRETE_LEVELS)
+        self.register_buffer("basis", dct_basis(patch, 2) / patch**0.5, persistent=False)  # rows: mean, slope
+        self.register_buffer("scale", torch.tensor(DISCRETE_SCALE), persistent=False)
+
+    def forward(self, image: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B n"]:
+        """Pixels in [-1, 1] -> ids from 0, patch after patch in reading order."""
+        blocks = rearrange(image, "b c (h p) (w q) -> b (h w) c p q", p=self.patch, q=self.patch)
+        parts = self.basis @ blocks @ self.basis.T  # [B, n, 3, 2, 2]: rows down, columns across
+        red, green, blue = parts.unbind(2)
+        light = (red + green + blue) / 3
+        numbers = torch.stack(
+            [
+                light[..., 0, 0],
+                (red - light)[..., 0, 0],
+                (blue - light)[..., 0, 0],
+                light[..., 0, 1],
+                light[..., 1, 0],
+            ],
+            dim=-1,
+        )
+        return self.fsq.indices(self.fsq(numbers / self.scale))
+
+    def _numbers_of(self, ids: Int[Tensor, "B n"]) -> Float[Tensor, "B n 5"]:
+        return self.fsq.pre_images_of(ids).clamp(-1.5, 1.5) * self.scale  # the outer levels have no far end
+
+    @torch.no_grad()
+    def picture(self, ids: Int[Tensor, "B n"]) -> Float[Tensor, "B 3 H W"]:
+        """What the ids still say of the picture; to look at, and to test."""
+        light, red, blue, across, down = self._numbers_of(ids).unbind(-1)
+        flat = torch.stack([light + red, light - red - blue, light + blue], dim=2)  # the three differences sum to 0
+        mean, slope = self.basis * self.patch  # inverse of a basis divided by sqrt(p): times p
+        shape = across[..., None, None] * torch.outer(mean, slope) + down[..., None, None] * torch.outer(slope, mean)
+        blocks = flat[..., None, None] + shape[:, :, None]
+        return rearrange(blocks, "b (h w) c p q -> b c (h p) (w q)", h=self.side).clamp(-1, 1)

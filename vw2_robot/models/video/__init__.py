@@ -1,0 +1,1 @@
+"""The video diffusion model: what the scene looks like, given codes."""
