@@ -34,7 +34,7 @@ from .single_tasks import go_to_single_start, needs_prelude, single_tasks
 MAX_STEPS = 360
 
 
-class World(Protocol):
+class Simulator(Protocol):
     """What the protocol asks of a simulator."""
 
     scene_name: str
@@ -61,7 +61,9 @@ class CalvinProtocol:
     `oracle` has `get_task_info_for_set(start_info, end_info, tasks)`: `TaskOracle`, or the original's.
     """
 
-    def __init__(self, world: World, oracle: Any, *, max_steps: int, sentences: str, metadata: dict[str, Any]) -> None:
+    def __init__(
+        self, world: Simulator, oracle: Any, *, max_steps: int, sentences: str, metadata: dict[str, Any]
+    ) -> None:
         self.max_steps = max_steps
         self.control_hz = float(CONTROL_HZ)
         self.metadata = metadata | {"sentences": str(sentences)}

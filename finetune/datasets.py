@@ -22,7 +22,7 @@ from .pretrained_init import StartingPoint
 
 
 @dataclass(frozen=True)
-class Material:
+class FinetuneDatasets:
     """Windows to learn from, windows held out, windows without actions (None where there are none), control rate."""
 
     split: LabelledSplit
@@ -41,7 +41,7 @@ class Pictures:
     policy: FrameCache
 
 
-def open_material(config: Finetune, start: StartingPoint, run: Run, device: torch.device) -> Material:
+def open_material(config: Finetune, start: StartingPoint, run: Run, device: torch.device) -> FinetuneDatasets:
     """Open the data, make the windows and their teacher codes.
 
     Raises:
@@ -68,7 +68,7 @@ def open_material(config: Finetune, start: StartingPoint, run: Run, device: torc
         labelled = [train, held_out] if config.code_source != "none" else []
         for windows in (*labelled, *([unlabelled] if unlabelled is not None else [])):
             windows.teach(start.dldm, device)
-    return Material(split, train, held_out, unlabelled, seen.frames.episodes[0].hz)
+    return FinetuneDatasets(split, train, held_out, unlabelled, seen.frames.episodes[0].hz)
 
 
 def _say_rates(start: StartingPoint, run: Run) -> None:

@@ -28,7 +28,7 @@ from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.runs import Run, generator, mark
 
 from .config import Finetune
-from .datasets import Material, open_material
+from .datasets import FinetuneDatasets, open_material
 from .losses import unlabelled_loss, window_losses
 from .pretrained_init import StartingPoint, freeze, saved_policy, starting_point, trainable_parameters
 from .validation import Validation, validate
@@ -136,7 +136,7 @@ def _save(
     path: Path,
     config: Finetune,
     start: StartingPoint,
-    material: Material,
+    material: FinetuneDatasets,
     head: ActionHead,
     adapters: LoRA | None,
     optimizer: torch.optim.Optimizer,

@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vw2_robot.data.episodes import BadEpisodes, Episode, EpisodeSource, TooManyBadError
-from vw2_robot.data.frame_cache import FrameCache, cache_frames
+from vw2_robot.data.frame_cache import FrameCache, cache_frames, split_episodes
 from vw2_robot.data.sources.formats import open_training, recognise
 from vw2_robot.data.sources.mixtures import open_mixture
 from vw2_robot.data.sources.openx import find_source
@@ -19,6 +19,34 @@ from vw2_robot.errors import InputError
 from vw2_robot.runs import mark, read_mark
 
 from .config import DataConfig, Pretrain
+
+
+def open_frames(config: Pretrain) -> FrameCache:
+    """The TF-free frame cache of this run; made from the data sets first where it is not there yet.
+
+    Raises:
+        InputError: no data were named, or they cannot be read.
+    """
+    data = config.data
+    if data.frames is not None:
+        cache = FrameCache(Path(data.frames))
+        if (cache.height, cache.width) != (config.dldm.height, config.dldm.width):
+            raise InputError(
+                f"data.frames={data.frames} holds {cache.height} x {cache.width} pictures, "
+                f"the dLDM expects {config.dldm.height} x {config.dldm.width}"
+            )
+        return cache
+    if data.path is None:
+        raise InputError(
+            "no data: set data.path to the folder of a data set (for example .../bridge_dataset/1.0.0), or data.frames "
+            "to a frame cache made before"
+        )
+    return cache_sources(config, config.stage_dir("frames"))
+
+
+def training_split(config: Pretrain, cache: FrameCache) -> tuple[list[int], list[int]]:
+    """(training, validation) episode indices; equal videos never lie on both sides."""
+    return split_episodes(cache, validation_fraction=config.data.validation_fraction, seed=config.seed)
 
 
 def open_sources(data: DataConfig) -> list[tuple[EpisodeSource, float]]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from vw2_robot.checkpoint import resolve
 from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.data.clips import Augmentation, TimeBase, frame_offsets
-from vw2_robot.data.frame_cache import Aspect, FrameCache, split_episodes
+from vw2_robot.data.frame_cache import Aspect
 from vw2_robot.data.replay.open_replay import ReplayConfig
 from vw2_robot.errors import InputError
 from vw2_robot.limits import Rate, Share, Unbounded
@@ -302,33 +302,3 @@ def finished_stage(config: Pretrain, stage: Literal["vdm", "dldm"]) -> Path:
             f"finish it first: stages=[{stage}]"
         )
     return checkpoint
-
-
-def open_frames(config: Pretrain) -> FrameCache:
-    """The TF-free frame cache of this run; made from the data sets first where it is not there yet.
-
-    Raises:
-        InputError: no data were named, or they cannot be read.
-    """
-    data = config.data
-    if data.frames is not None:
-        cache = FrameCache(Path(data.frames))
-        if (cache.height, cache.width) != (config.dldm.height, config.dldm.width):
-            raise InputError(
-                f"data.frames={data.frames} holds {cache.height} x {cache.width} pictures, "
-                f"the dLDM expects {config.dldm.height} x {config.dldm.width}"
-            )
-        return cache
-    if data.path is None:
-        raise InputError(
-            "no data: set data.path to the folder of a data set (for example .../bridge_dataset/1.0.0), or data.frames "
-            "to a frame cache made before"
-        )
-    from .cache_frames import cache_sources
-
-    return cache_sources(config, config.stage_dir("frames"))
-
-
-def training_split(config: Pretrain, cache: FrameCache) -> tuple[list[int], list[int]]:
-    """(training, validation) episode indices; equal videos never lie on both sides."""
-    return split_episodes(cache, validation_fraction=config.data.validation_fraction, seed=config.seed)

@@ -37,7 +37,8 @@ from vw2_robot.storage.files import write_text
 from vw2_robot.storage.locks import lock_folder
 from vw2_robot.worker_pool import WorkerPool
 
-from .config import Pretrain, alone, finished_stage, open_frames
+from .cache_frames import open_frames
+from .config import Pretrain, alone, finished_stage
 from .train_dldm import encoder_hash
 
 EPISODES_PER_SHARD = 64
@@ -103,7 +104,7 @@ class Encoder:
         write_shard(self.config.stage_dir("latents"), number, windows)
 
 
-class Shard(NamedTuple):
+class LatentShard(NamedTuple):
     """One shard to write, and the episodes in it."""
 
     number: int
@@ -129,8 +130,8 @@ def _write_shards(encoder: Encoder, checkpoint: Path, missing: dict[int, range])
         return
     threads = max(1, torch.get_num_threads() // workers)
     build = functools.partial(_open_encoder, config, checkpoint, encoder.frames.path, threads)
-    pool: WorkerPool[Shard, None] = WorkerPool(build, name="encoding process")
-    yield from pool.run(itertools.starmap(Shard, missing.items()), workers=workers)
+    pool: WorkerPool[LatentShard, None] = WorkerPool(build, name="encoding process")
+    yield from pool.run(itertools.starmap(LatentShard, missing.items()), workers=workers)
 
 
 def _drop_unfinished(folder: Path) -> None:
@@ -140,7 +141,9 @@ def _drop_unfinished(folder: Path) -> None:
 
 
 @contextmanager
-def _open_encoder(config: Pretrain, checkpoint: Path, frames: Path, threads: int) -> Iterator[Callable[[Shard], None]]:
+def _open_encoder(
+    config: Pretrain, checkpoint: Path, frames: Path, threads: int
+) -> Iterator[Callable[[LatentShard], None]]:
     torch.set_num_threads(threads)
     dldm = DLDM(config.dldm)
     load_checkpoint(checkpoint, kind="dldm").load_into(dldm=dldm)

@@ -12,7 +12,8 @@ import time
 
 from vw2_robot.command_line.program import program
 
-from .config import Pretrain, alone, open_frames
+from .cache_frames import open_frames
+from .config import Pretrain, alone
 from .extract_latents import extract_latents
 from .train_dldm import train_dldm
 from .train_policy import train_policy

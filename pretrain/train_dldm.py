@@ -32,8 +32,9 @@ from vw2_robot.models.video.video_codec import VideoCodec
 from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.runs import Run, generator
 
+from .cache_frames import open_frames, training_split
 from .clips import TrainingClips, clip_sampler, to_device, training_clips
-from .config import PhasesConfig, Pretrain, alone, open_frames, training_split
+from .config import PhasesConfig, Pretrain, alone
 from .dldm_diagnostics import CodeWatch, code_usage, draw_reconstructions, explain_shortfall, validate
 from .dldm_losses import phase_one_loss, phase_two_loss
 from .encoder_augmentation import disturb

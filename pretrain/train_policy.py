@@ -30,7 +30,8 @@ from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.pixels import shift_randomly, to_model_range
 from vw2_robot.runs import Run, generator
 
-from .config import Pretrain, alone, finished_stage, open_frames, training_split
+from .cache_frames import open_frames, training_split
+from .config import Pretrain, alone, finished_stage
 from .train_dldm import encoder_hash
 
 STREAM_INIT, STREAM_BATCH = 40, 41
@@ -59,7 +60,7 @@ class PolicyBatches:
 
 
 @dataclass(frozen=True)
-class Material:
+class PolicyDatasets:
     """Windows to learn from, windows held out, the dLDM that speaks their codes, latent steps per second."""
 
     train: PolicyBatches
@@ -142,7 +143,7 @@ def _open_run(config: Pretrain) -> Run:
     )
 
 
-def _open_material(config: Pretrain) -> Material:
+def _open_material(config: Pretrain) -> PolicyDatasets:
     """The windows of the latent cache, after it was checked against pictures and dLDM."""
     frames = open_frames(config)
     train_ids, validation_ids = training_split(config, frames)
@@ -154,7 +155,7 @@ def _open_material(config: Pretrain) -> Material:
         PolicyBatches(_as_long_as_asked(config, cache.of_episodes(ids), frames), frames, image_px=px)
         for ids in (train_ids, validation_ids)
     )
-    return Material(train, held_out, dldm, latent_hz=cache.facts["hz"])
+    return PolicyDatasets(train, held_out, dldm, latent_hz=cache.facts["hz"])
 
 
 def _as_long_as_asked(config: Pretrain, windows: LatentWindows, frames: FrameCache) -> LatentWindows:
@@ -183,7 +184,7 @@ def _as_long_as_asked(config: Pretrain, windows: LatentWindows, frames: FrameCac
 
 
 def _save(
-    path: Path, config: Pretrain, material: Material, policy: LatentPolicy, optimizer: torch.optim.Optimizer
+    path: Path, config: Pretrain, material: PolicyDatasets, policy: LatentPolicy, optimizer: torch.optim.Optimizer
 ) -> None:
     """Write policy and dLDM, all that later stages and a resumed run need."""
     train, dldm = material.train, material.dldm

@@ -27,8 +27,9 @@ from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.pixels import to_model_range
 from vw2_robot.runs import Run, generator
 
+from .cache_frames import open_frames, training_split
 from .clips import TrainingClips, clip_sampler, to_device, training_clips
-from .config import Pretrain, alone, finished_stage, open_frames, training_split
+from .config import Pretrain, alone, finished_stage
 
 # Streams of `runs.generator`: what is drawn in one stage never depends on another.
 STREAM_INIT, STREAM_NOISE, STREAM_VALIDATION = 10, 11, 12

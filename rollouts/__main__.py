@@ -34,7 +34,7 @@ from .policy_process import PolicyLostError, PolicyProcess
 from .progress import Log
 from .report.report import write_report
 from .selection import piece
-from .workers import Job, Protocol, open_worker, run_job
+from .workers import ChainJob, Protocol, open_worker, run_job
 
 FREE = ("run_dir", "workers", "retries")  # keys that may change between two starts in one folder
 OF_TRAINING = ("metrics.jsonl", "latest", "checkpoints")
@@ -151,7 +151,7 @@ def run_chains(
     protocol = Protocol(
         replan_every=every, seed=config.seed, videos=config.videos, run_dir=config.folder, record=config.record
     )
-    jobs = (Job(sequence, log.kept()) for sequence in waiting)
+    jobs = (ChainJob(sequence, log.kept()) for sequence in waiting)
     with contextlib.closing(_finished(config, log, benchmark, policy, jobs, protocol)) as finished:
         for row, seconds in finished:
             log.add(row, seconds)
@@ -164,7 +164,7 @@ def _finished(
     log: Log,
     benchmark: Benchmark,
     policy: Policy | PolicyProcess,
-    jobs: Iterator[Job],
+    jobs: Iterator[ChainJob],
     protocol: Protocol,
 ) -> Generator[tuple[Row, float]]:
     """Yield each chain's row and seconds as it ends."""
@@ -173,7 +173,7 @@ def _finished(
             yield run_job(policy, benchmark, job, protocol)
         return
     served = policy if isinstance(policy, PolicyProcess) else None
-    pool: WorkerPool[Job, tuple[Row, float]] = WorkerPool(
+    pool: WorkerPool[ChainJob, tuple[Row, float]] = WorkerPool(
         functools.partial(open_worker, config, protocol, policy.metadata),
         name="rollout worker",
         arguments=tuple if served is None else lambda: (served.connect(),),

@@ -40,7 +40,7 @@ class MergeConfig:
 
 
 @dataclass(frozen=True)
-class Shard:
+class RolloutShard:
     """One finished shard as it lies on disk."""
 
     folder: Path
@@ -105,7 +105,7 @@ def find_shards(target: Path) -> list[Path]:
     return [found[number, count] for number in range(count)]
 
 
-def _read(folder: Path) -> Shard:
+def _read(folder: Path) -> RolloutShard:
     again = "copy it again, or start that shard again"
     rows = results.read_rows(folder / "results.jsonl")
     files = [folder / name for name in ("provenance.json", "config.yaml")]
@@ -117,7 +117,7 @@ def _read(folder: Path) -> Shard:
     for file, values, key in ((files[0], origin, "num_sequences_of_all_shards"), (files[1], config, "videos")):
         if not isinstance(values.get(key), int):
             raise InputError(f'{file} lacks "{key}"; {again}')
-    return Shard(folder, config, origin, rows, results.read_seconds(folder / "timing.jsonl"))
+    return RolloutShard(folder, config, origin, rows, results.read_seconds(folder / "timing.jsonl"))
 
 
 def _shared(origin: dict[str, Any]) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def _without(values: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in (*keys, "run_dir", "workers", "retries")}
 
 
-def _gather_films(target: Path, shards: Sequence[Shard], *, count: int) -> None:
+def _gather_films(target: Path, shards: Sequence[RolloutShard], *, count: int) -> None:
     """Copy the films that one rollout would have kept: each of them was kept by its shard, too."""
     kept = select_chains({row["sequence"]: row["solved"] for shard in shards for row in shard.rows}, count)
     drop_other_films(target / "videos", kept)

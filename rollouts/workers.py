@@ -38,7 +38,7 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class Job:
+class ChainJob:
     """One chain, and the chains whose videos are kept so far (number -> solved)."""
 
     sequence: EvalSequence
@@ -49,7 +49,7 @@ class Job:
         return f"chain {self.sequence.number}"
 
 
-def run_job(policy: Policy, benchmark: Benchmark, job: Job, protocol: Protocol) -> tuple[Row, float]:
+def run_job(policy: Policy, benchmark: Benchmark, job: ChainJob, protocol: Protocol) -> tuple[Row, float]:
     """Run one chain; what is kept of it beside the row is on disk before the row is returned."""
     begin = time.perf_counter()
     film = Film(control_hz=benchmark.control_hz, replan_every=protocol.replan_every) if protocol.videos else None
@@ -78,7 +78,7 @@ def run_job(policy: Policy, benchmark: Benchmark, job: Job, protocol: Protocol) 
 @contextmanager
 def open_worker(
     config: RolloutConfig, protocol: Protocol, metadata: dict[str, Any], connection: Connection | None = None
-) -> Iterator[Callable[[Job], tuple[Row, float]]]:
+) -> Iterator[Callable[[ChainJob], tuple[Row, float]]]:
     """A worker's benchmark and policy, as the function that runs a chain; no connection: the policy lives here."""
     benchmark = open_benchmark(config.env)
     try:

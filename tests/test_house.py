@@ -204,7 +204,7 @@ def test_no_folder_is_too_full_to_be_read_at_a_glance() -> None:
 
 
 def test_no_two_modules_and_no_two_shelves_import_one_another() -> None:
-    """A shelf may use what lies beside it in its top folder, and the other way round; two shelves have one direction."""
+    """A shelf may use what lies beside it in its top folder and the other way round; between two shelves, one way."""
     arrows = {
         (found.who, found.what)
         for found in all_imports()

@@ -23,7 +23,7 @@ Profile = tuple[tuple[float, float], ...]  # (height along the axis, radius)
 
 
 @dataclass(frozen=True)
-class ArmLink:
+class RobotLink:
     """One link: its mass, how its joint sits on the one before, and its body of revolution about y (1) or z (2)."""
 
     mass: float
@@ -41,7 +41,7 @@ class Arm:
     """An arm: its links from the foot on, where the hand sits on the last, and what colours it has."""
 
     foot: Profile
-    links: tuple[ArmLink, ...]
+    links: tuple[RobotLink, ...]
     flange: tuple[Point, Point]  # xyz and rpy of the hand in the frame of the last link
     shell: str
     ring: str
@@ -72,19 +72,19 @@ def _both(limit: float) -> tuple[float, float]:
 IIWA = Arm(
     foot=((0.0, 0.115), (0.03, 0.112), (0.05, 0.088), (0.1570, 0.078)),
     links=(
-        ArmLink(4.0, (0, 0, 0.1575), (0, 0, 0), _both(2.967), 2,
+        RobotLink(4.0, (0, 0, 0.1575), (0, 0, 0), _both(2.967), 2,
                 _ball(0.2025, 0.088, start=0.0, tube=0.075), _band(0.0, 0.022, 0.079), (0.0, 0.26, 0.075)),
-        ArmLink(4.0, (0, 0, 0.2025), (QUARTER, 0, math.pi), _both(2.094), 1,
+        RobotLink(4.0, (0, 0, 0.2025), (QUARTER, 0, math.pi), _both(2.094), 1,
                 ((0.05, 0.02), (0.055, 0.072), (0.2045, 0.070)), _band(0.168, 0.196, 0.074), (0.04, 0.2045, 0.07)),
-        ArmLink(3.0, (0, 0.2045, 0), (QUARTER, 0, math.pi), _both(2.967), 2,
+        RobotLink(3.0, (0, 0.2045, 0), (QUARTER, 0, math.pi), _both(2.967), 2,
                 _ball(0.2155, 0.082, start=0.0, tube=0.068), _band(0.0, 0.020, 0.072), (0.0, 0.26, 0.068)),
-        ArmLink(2.7, (0, 0, 0.2155), (QUARTER, 0, 0), _both(2.094), 1,
+        RobotLink(2.7, (0, 0, 0.2155), (QUARTER, 0, 0), _both(2.094), 1,
                 ((0.05, 0.02), (0.055, 0.066), (0.1845, 0.062)), _band(0.150, 0.178, 0.067), (0.04, 0.1845, 0.062)),
-        ArmLink(1.7, (0, 0.1845, 0), (-QUARTER, math.pi, 0), _both(2.967), 2,
+        RobotLink(1.7, (0, 0.1845, 0), (-QUARTER, math.pi, 0), _both(2.967), 2,
                 _ball(0.2155, 0.068, start=0.0, tube=0.056), _band(0.0, 0.018, 0.060), (0.0, 0.25, 0.056)),
-        ArmLink(1.8, (0, 0, 0.2155), (QUARTER, 0, 0), _both(2.094), 1,
+        RobotLink(1.8, (0, 0, 0.2155), (QUARTER, 0, 0), _both(2.094), 1,
                 ((0.02, 0.02), (0.025, 0.052), (0.079, 0.047)), _band(0.052, 0.070, 0.054), (0.0, 0.079, 0.05)),
-        ArmLink(0.3, (0, 0.081, 0), (-QUARTER, math.pi, 0), _both(3.054), 2,
+        RobotLink(0.3, (0, 0.081, 0), (-QUARTER, math.pi, 0), _both(3.054), 2,
                 ((0.0, 0.02), (0.001, 0.043), (0.040, 0.043), (0.045, 0.036), (0.0455, 0.001)), (),
                 (0.0, 0.045, 0.043)),
     ),
@@ -95,20 +95,20 @@ IIWA = Arm(
 XARM = Arm(
     foot=((0.0, 0.082), (0.02, 0.080), (0.03, 0.063), (0.176, 0.062)),
     links=(
-        ArmLink(2.4, (0, 0, 0.267), (0, 0, 0), _both(TURN), 2,
+        RobotLink(2.4, (0, 0, 0.267), (0, 0, 0), _both(TURN), 2,
                 _ball(0.0, 0.066, start=-0.090, tube=0.060), _band(-0.090, -0.074, 0.063), (-0.09, 0.06, 0.06)),
-        ArmLink(1.9, (0, 0, 0), (-QUARTER, 0, 0), (-2.059, 2.094), 1,
+        RobotLink(1.9, (0, 0, 0), (-QUARTER, 0, 0), (-2.059, 2.094), 1,
                 _mirrored(_ball(0.205, 0.062, start=0.06, tube=0.052)), _band(-0.20, -0.186, 0.064),
                 (-0.26, -0.06, 0.05)),
-        ArmLink(1.7, (0, -0.293, 0), (QUARTER, 0, 0), _both(TURN), 2,
+        RobotLink(1.7, (0, -0.293, 0), (QUARTER, 0, 0), _both(TURN), 2,
                 _ball(0.0, 0.060, start=-0.050, tube=0.052), (), (-0.05, 0.05, 0.05)),
-        ArmLink(1.4, (0.0525, 0, 0), (QUARTER, 0, 0), (-0.19198, 3.927), 1,
+        RobotLink(1.4, (0.0525, 0, 0), (QUARTER, 0, 0), (-0.19198, 3.927), 1,
                 _mirrored(_ball(0.0, 0.058, start=-0.045, tube=0.050)), (), (-0.05, 0.05, 0.05)),
-        ArmLink(1.2, (0.0775, -0.3425, 0), (QUARTER, 0, 0), _both(TURN), 2,
+        RobotLink(1.2, (0.0775, -0.3425, 0), (QUARTER, 0, 0), _both(TURN), 2,
                 _ball(0.0, 0.050, start=-0.335, tube=0.043), _band(-0.20, -0.184, 0.046), (-0.33, 0.0, 0.043)),
-        ArmLink(1.2, (0, 0, 0), (QUARTER, 0, 0), (-1.69297, math.pi), 2,
+        RobotLink(1.2, (0, 0, 0), (QUARTER, 0, 0), (-1.69297, math.pi), 2,
                 ((-0.052, 0.02), (-0.050, 0.046), (0.050, 0.046), (0.052, 0.02)), (), (-0.05, 0.05, 0.045)),
-        ArmLink(0.5, (0.076, 0.097, 0), (-QUARTER, 0, 0), _both(TURN), 2,
+        RobotLink(0.5, (0.076, 0.097, 0), (-QUARTER, 0, 0), _both(TURN), 2,
                 ((-0.125, 0.02), (-0.123, 0.040), (-0.001, 0.038), (0.0, 0.02)), _band(-0.012, 0.0, 0.041),
                 (-0.12, 0.0, 0.038)),
     ),
@@ -119,20 +119,20 @@ XARM = Arm(
 GEN3 = Arm(
     foot=((0.0, 0.090), (0.012, 0.088), (0.016, 0.050), (0.156, 0.046)),
     links=(
-        ArmLink(1.4, (0, 0, 0.15643), (math.pi, 0, 0), _both(TURN), 2,
+        RobotLink(1.4, (0, 0, 0.15643), (math.pi, 0, 0), _both(TURN), 2,
                 _mirrored(_ball(0.128, 0.048, start=0.0, tube=0.046)), _band(-0.02, 0.0, 0.048), (-0.15, 0.0, 0.045)),
-        ArmLink(1.2, (0, 0.005375, -0.12838), (QUARTER, 0, 0), _both(2.24), 1,
+        RobotLink(1.2, (0, 0.005375, -0.12838), (QUARTER, 0, 0), _both(2.24), 1,
                 _mirrored(_ball(0.205, 0.046, start=0.03, tube=0.045)), _band(-0.12, -0.10, 0.047),
                 (-0.23, -0.03, 0.045)),
-        ArmLink(1.2, (0, -0.21038, -0.006375), (-QUARTER, 0, 0), _both(TURN), 2,
+        RobotLink(1.2, (0, -0.21038, -0.006375), (-QUARTER, 0, 0), _both(TURN), 2,
                 _mirrored(_ball(0.205, 0.046, start=0.0, tube=0.045)), _band(-0.14, -0.12, 0.047), (-0.23, 0.0, 0.045)),
-        ArmLink(0.9, (0, 0.006375, -0.21038), (QUARTER, 0, 0), _both(2.57), 1,
+        RobotLink(0.9, (0, 0.006375, -0.21038), (QUARTER, 0, 0), _both(2.57), 1,
                 _mirrored(_ball(0.205, 0.044, start=0.03, tube=0.042)), (), (-0.22, -0.03, 0.042)),
-        ArmLink(0.7, (0, -0.20843, -0.006375), (-QUARTER, 0, 0), _both(TURN), 2,
+        RobotLink(0.7, (0, -0.20843, -0.006375), (-QUARTER, 0, 0), _both(TURN), 2,
                 _mirrored(_ball(0.105, 0.040, start=0.0, tube=0.038)), _band(-0.03, -0.01, 0.041), (-0.13, 0.0, 0.038)),
-        ArmLink(0.7, (0, 0.000175, -0.10593), (QUARTER, 0, 0), _both(2.09), 1,
+        RobotLink(0.7, (0, 0.000175, -0.10593), (QUARTER, 0, 0), _both(2.09), 1,
                 _mirrored(_ball(0.105, 0.038, start=0.02, tube=0.037)), (), (-0.13, -0.02, 0.037)),
-        ArmLink(0.4, (0, -0.10593, -0.000175), (-QUARTER, 0, 0), _both(TURN), 2,
+        RobotLink(0.4, (0, -0.10593, -0.000175), (-QUARTER, 0, 0), _both(TURN), 2,
                 ((-0.0615, 0.02), (-0.0610, 0.037), (-0.001, 0.038), (0.0, 0.02)), (), (-0.06, 0.0, 0.037)),
     ),
     flange=((0, 0, -0.061525), (math.pi, 0, 0)),
@@ -191,7 +191,7 @@ def _base(files: Files, arm: Arm) -> list[str]:
             _cylinder(2, 0.0, top - 0.007, radius + 0.012), "  </link>"]  # fmt: skip
 
 
-def _arm_link(files: Files, number: int, link: ArmLink, arm: Arm) -> list[str]:
+def _arm_link(files: Files, number: int, link: RobotLink, arm: Arm) -> list[str]:
     name, parent = f"arm_{number}", f"arm_{number - 1}" if number > 1 else "base"
     lines = [f'  <link name="{name}">']
     along = (link.tube[0] + link.tube[1]) / 2

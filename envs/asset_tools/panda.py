@@ -23,7 +23,7 @@ DARK_SHADE = 0.5  # materials of the source meshes with a diffuse colour below t
 
 
 @dataclass(frozen=True)
-class ArmLink:
+class PandaLink:
     """A link of the arm and the joint that carries it; revolute about its z axis if it has limits, else fixed."""
 
     name: str
@@ -41,23 +41,23 @@ class ArmLink:
 QUARTER = 1.57079632679
 LIMIT_NAMES = ("lower", "upper", "effort", "velocity")
 ARM = (
-    ArmLink("panda_link0", 2.9, (0, 0, 0.05), "link0", 200),
-    ArmLink("panda_link1", 2.7, (0, -0.04, -0.05), "link1", 340, "panda_joint1", "panda_link0", (0, 0, 0.333),
+    PandaLink("panda_link0", 2.9, (0, 0, 0.05), "link0", 200),
+    PandaLink("panda_link1", 2.7, (0, -0.04, -0.05), "link1", 340, "panda_joint1", "panda_link0", (0, 0, 0.333),
             (0, 0, 0), (-2.9671, 2.9671, 87, 2.175)),
-    ArmLink("panda_link2", 2.73, (0, -0.04, 0.06), "link2", 340, "panda_joint2", "panda_link1", (0, 0, 0),
+    PandaLink("panda_link2", 2.73, (0, -0.04, 0.06), "link2", 340, "panda_joint2", "panda_link1", (0, 0, 0),
             (-QUARTER, 0, 0), (-1.8326, 1.8326, 87, 2.175)),
-    ArmLink("panda_link3", 2.04, (0.01, 0.01, -0.05), "link3", 400, "panda_joint3", "panda_link2", (0, -0.316, 0),
+    PandaLink("panda_link3", 2.04, (0.01, 0.01, -0.05), "link3", 400, "panda_joint3", "panda_link2", (0, -0.316, 0),
             (QUARTER, 0, 0), (-2.9671, 2.9671, 87, 2.175)),
-    ArmLink("panda_link4", 2.08, (-0.03, 0.03, 0.02), "link4", 400, "panda_joint4", "panda_link3", (0.0825, 0, 0),
+    PandaLink("panda_link4", 2.08, (-0.03, 0.03, 0.02), "link4", 400, "panda_joint4", "panda_link3", (0.0825, 0, 0),
             (QUARTER, 0, 0), (-3.1416, 0.0, 87, 2.175)),
-    ArmLink("panda_link5", 3.0, (0, 0.04, -0.12), "link5", 460, "panda_joint5", "panda_link4", (-0.0825, 0.384, 0),
+    PandaLink("panda_link5", 3.0, (0, 0.04, -0.12), "link5", 460, "panda_joint5", "panda_link4", (-0.0825, 0.384, 0),
             (-QUARTER, 0, 0), (-2.9671, 2.9671, 12, 2.61)),
-    ArmLink("panda_link6", 1.3, (0.04, 0, 0), "link6", 520, "panda_joint6", "panda_link5", (0, 0, 0),
+    PandaLink("panda_link6", 1.3, (0.04, 0, 0), "link6", 520, "panda_joint6", "panda_link5", (0, 0, 0),
             (QUARTER, 0, 0), (-0.0873, 3.8223, 12, 2.61)),
-    ArmLink("panda_link7", 0.2, (0, 0, 0.08), "link7", 200, "panda_joint7", "panda_link6", (0.088, 0, 0),
+    PandaLink("panda_link7", 0.2, (0, 0, 0.08), "link7", 200, "panda_joint7", "panda_link6", (0.088, 0, 0),
             (QUARTER, 0, 0), (-2.9671, 2.9671, 12, 2.61)),
-    ArmLink("panda_link8", 0.0, (0, 0, 0), None, 0, "panda_joint8", "panda_link7", (0, 0, 0.107)),
-    ArmLink("panda_hand", 0.81, (0, 0, 0.04), "hand", 420, "panda_hand_joint", "panda_link8", (0, 0, 0),
+    PandaLink("panda_link8", 0.0, (0, 0, 0), None, 0, "panda_joint8", "panda_link7", (0, 0, 0.107)),
+    PandaLink("panda_hand", 0.81, (0, 0, 0.04), "hand", 420, "panda_hand_joint", "panda_link8", (0, 0, 0),
             (0, 0, -0.785398163397)),
 )  # fmt: skip
 
@@ -84,7 +84,7 @@ def panda_files(source: Path) -> Files:
     return files
 
 
-def _arm_link(link: ArmLink, source: Path, files: Files) -> list[str]:
+def _arm_link(link: PandaLink, source: Path, files: Files) -> list[str]:
     lines = [f'  <link name="{link.name}">', *_inertial(link.mass, link.centre)]
     if link.mesh is not None:
         for shade, (vertices, triangles) in _shades(source, link).items():
@@ -106,7 +106,7 @@ def _arm_link(link: ArmLink, source: Path, files: Files) -> list[str]:
     return lines
 
 
-def _shades(source: Path, link: ArmLink) -> dict[str, tuple[Floats, Triangles]]:
+def _shades(source: Path, link: PandaLink) -> dict[str, tuple[Floats, Triangles]]:
     """The light and the dark part of a link, each decimated; the triangles are shared out by surface."""
     visual = source / "meshes" / "visual" / f"{link.mesh}.obj"
     path = visual if visual.is_file() else source / "meshes" / "collision" / f"{link.mesh}.obj"

@@ -12,7 +12,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from .motion import CLOSE, OPEN, Block, Hand, Motion, World, vector, wrap
+from .motion import CLOSE, OPEN, BlockState, Hand, Motion, WorldState, vector, wrap
 from .skills import NEUTRAL_YAW, TRAVEL_Z, back_off, move_slider
 
 SHELF_PITCH = -0.3
@@ -215,22 +215,22 @@ def _come_down(hand: Hand, colour: str, *, yaw: float, pitch: float, limit: int 
         yield from hand.go(place + rise * _approach(pitch), yaw=yaw, pitch=pitch, limit=1)
 
 
-def grasp_yaw(block: Block, middle: float) -> float:
+def grasp_yaw(block: BlockState, middle: float) -> float:
     """Return the heading nearest to `middle` whose fingers close across the block's short side."""
     return middle + (block.yaw - middle + math.pi / 2) % math.pi - math.pi / 2
 
 
-def half_width_x(block: Block, *, long_m: float = HALF_LENGTH_M, short_m: float = 0.02) -> float:
+def half_width_x(block: BlockState, *, long_m: float = HALF_LENGTH_M, short_m: float = 0.02) -> float:
     """Half extent along x of a block with these half edges; the default is the largest block."""
     return long_m * abs(math.cos(block.yaw)) + short_m * abs(math.sin(block.yaw))
 
 
-def half_width_y(block: Block, *, long_m: float = HALF_LENGTH_M, short_m: float = 0.02) -> float:
+def half_width_y(block: BlockState, *, long_m: float = HALF_LENGTH_M, short_m: float = 0.02) -> float:
     """Half extent along y of a block with these half edges; the default is the largest block."""
     return long_m * abs(math.sin(block.yaw)) + short_m * abs(math.cos(block.yaw))
 
 
-def stands_in_reach(world: World, colour: str) -> bool:
+def stands_in_reach(world: WorldState, colour: str) -> bool:
     """Say whether a block stands on the table top where the hand can take it, with none on top of it.
 
     Others may stand beside it, as they do where one was pushed against another: `grasp` makes room first.
@@ -241,7 +241,7 @@ def stands_in_reach(world: World, colour: str) -> bool:
     return inside and block.rests_on("base_link") and not any(_lies_on(b, block) for b in world.blocks.values())
 
 
-def stands_free(world: World, colour: str) -> bool:
+def stands_free(world: WorldState, colour: str) -> bool:
     """Say whether a block stands in reach, nothing close to it and room to go, so that it can be pushed by itself."""
     place = world.blocks[colour].position
     others = [float(np.linalg.norm(b.position - place)) for c, b in world.blocks.items() if c != colour]
@@ -249,13 +249,13 @@ def stands_free(world: World, colour: str) -> bool:
     return inside and stands_in_reach(world, colour) and min(others) > 0.09
 
 
-def _lies_on(upper: Block, lower: Block) -> bool:
+def _lies_on(upper: BlockState, lower: BlockState) -> bool:
     """Say whether a block is where one on top of the other is; one that is carried higher over it is not."""
     x, y, z = upper.position - lower.position
     return HALF_HEIGHT_M < z < 3 * HALF_HEIGHT_M and math.hypot(x, y) < 2 * HALF_LENGTH_M
 
 
-def can_lift(world: World, colour: str, place: str) -> bool:
+def can_lift(world: WorldState, colour: str, place: str) -> bool:
     """Say whether a block stands on the "table", in the open part of the "slider", or in the open "drawer"."""
     block = world.blocks[colour]
     if place == "table":
@@ -266,7 +266,7 @@ def can_lift(world: World, colour: str, place: str) -> bool:
     return span is not None and block.rests_on("plank_link") and span[0] <= block.position[0] <= span[1]
 
 
-def stacked(world: World) -> str | None:
+def stacked(world: WorldState) -> str | None:
     """Return the colour of a block that lies on another one and touches nothing else."""
     for colour, block in world.blocks.items():
         if {kind for kind, _ in block.touches} == {"block"}:
@@ -274,7 +274,7 @@ def stacked(world: World) -> str | None:
     return None
 
 
-def has_room(world: World, task: str) -> bool:
+def has_room(world: WorldState, task: str) -> bool:
     """Say whether the held block has somewhere to go."""
     if task == "place_in_drawer":
         return world.drawer > 0.12
@@ -284,7 +284,7 @@ def has_room(world: World, task: str) -> bool:
     return any(stands_in_reach(world, colour) for colour in world.blocks if colour != held)
 
 
-def can_push_into_drawer(world: World) -> bool:
+def can_push_into_drawer(world: WorldState) -> bool:
     """Say whether the drawer is open and a block stands in front of it, or where the hand can fetch it from.
 
     What the hand touches at the start does not count for the oracle, even if it ends in the drawer.
@@ -297,15 +297,15 @@ def can_push_into_drawer(world: World) -> bool:
     )
 
 
-def _block_before_drawer(world: World) -> str | None:
-    def lies_before(block: Block) -> bool:
+def _block_before_drawer(world: WorldState) -> str | None:
+    def lies_before(block: BlockState) -> bool:
         inside = abs(block.position[0] - world.fixtures.drawer_x) < DRAWER_REACH_M
         return inside and {("table", "base_link")} == set(block.touches) - {("robot", "")}
 
     return next((colour for colour, block in world.blocks.items() if lies_before(block)), None)
 
 
-def _open_span(world: World) -> tuple[float, float] | None:
+def _open_span(world: WorldState) -> tuple[float, float] | None:
     """Stretch of the shelf, along x, that the door leaves open; None while the door stands in the middle."""
     fixtures = world.fixtures
     if world.slide < 0.05:
@@ -313,7 +313,7 @@ def _open_span(world: World) -> tuple[float, float] | None:
     return fixtures.open_compartments[1] if world.slide > fixtures.slide_range - 0.05 else None
 
 
-def _lean(world: World, block: Block) -> float:
+def _lean(world: WorldState, block: BlockState) -> float:
     """Pitch of the hand that clears what stands behind a block, and beside it."""
     if block.position[1] < 0.03:
         return 0.0
@@ -322,13 +322,13 @@ def _lean(world: World, block: Block) -> float:
     return CORNER_PITCH if is_in_corner or _is_beside_door(world, block) else SHELF_PITCH
 
 
-def _is_beside_door(world: World, block: Block) -> bool:
+def _is_beside_door(world: WorldState, block: BlockState) -> bool:
     """Say whether the hand, over a block on the shelf, reaches over the door's edge."""
     low, high = world.door_span()
     return block.position[1] > 0.03 and low - HAND_HALF_WIDTH_M < block.position[0] < high + HAND_HALF_WIDTH_M
 
 
-def _clear_of_door(world: World, block: Block, yaw: float) -> float:
+def _clear_of_door(world: WorldState, block: BlockState, yaw: float) -> float:
     """Keep the finger on the door's side from lying deeper than the other; closing turns the block the rest."""
     if not _is_beside_door(world, block):
         return yaw
@@ -336,7 +336,7 @@ def _clear_of_door(world: World, block: Block, yaw: float) -> float:
     return min(yaw, math.pi / 2) if is_on_right else max(yaw, math.pi / 2)
 
 
-def _door_in_the_way(world: World, block: Block) -> str | None:
+def _door_in_the_way(world: WorldState, block: BlockState) -> str | None:
     """Where to push the door ("left" or "right") before the hand can get at a block on the shelf; None if it can."""
     low, high = world.door_span()
     x = block.position[0]

@@ -22,13 +22,13 @@ from vw2_robot.errors import InputError
 
 from ..calvin import CalvinEnv
 from . import block_skills, skills
-from .motion import BLOCK_COLOURS, Action, Hand, Motion, Style, World, world_from_info
+from .motion import BLOCK_COLOURS, Action, Hand, Motion, Style, WorldState, world_from_info
 
 DOOR_MARGIN_M = 0.01
 """How much farther than the oracle's threshold a door must be able to move before a task counts as feasible."""
 
 
-def observe_world(env: CalvinEnv) -> World:
+def observe_world(env: CalvinEnv) -> WorldState:
     """Read the privileged state of an environment."""
     target, target_euler = env.robot.target_pose()
     return world_from_info(env.task_info(), target=target, target_euler=target_euler, scene=env.scene_name)
@@ -70,7 +70,7 @@ class Demonstrator:
         self._motion = self._skill(self._hand)  # the plan ended and we are still asked: try again from here
         return next(self._motion, self._hand.rest())
 
-    def _look(self, env: CalvinEnv) -> World:
+    def _look(self, env: CalvinEnv) -> WorldState:
         world = observe_world(env)
         return world.misjudged(self._error) if self._error.any() else world
 
@@ -124,7 +124,7 @@ class DemonstratorPolicy:
         return [self.infer(obs[0])]
 
 
-def feasible(task: str, world: World) -> bool:
+def feasible(task: str, world: WorldState) -> bool:
     """Say whether `task` can be done from this state at all."""
     words = task.split("_")
     if task in _DOOR_ROOM:
@@ -145,7 +145,7 @@ def feasible(task: str, world: World) -> bool:
 
 
 # how far each door can still go beyond what the oracle demands
-_DOOR_ROOM: dict[str, Callable[[World], float]] = {
+_DOOR_ROOM: dict[str, Callable[[WorldState], float]] = {
     "move_slider_left": lambda world: world.fixtures.slide_range - world.slide - 0.15,
     "move_slider_right": lambda world: world.slide - 0.15,
     "open_drawer": lambda world: 0.20 - world.drawer - 0.12,

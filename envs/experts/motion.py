@@ -1,6 +1,6 @@
 """What a scripted expert sees and how it moves: privileged world state, and straight lines for the tool centre point.
 
-`World` is a read-only view of one moment (calvin specification, section 10). `Hand` turns waypoints into CALVIN
+`WorldState` is a read-only view of one moment (calvin specification, section 10). `Hand` turns waypoints into CALVIN
 relative actions, one per control step, with a seeded human touch: every demonstration has its own speed, its own small
 tremor and its own detours. Skills (`skills.py`) are generators built from these motions; nothing here knows a task.
 
@@ -70,7 +70,7 @@ FIXTURES: dict[str, Fixtures] = {
 
 
 @dataclass(frozen=True)
-class Block:
+class BlockState:
     """One block: centre, heading of its long edge (radians, world), and what it touches."""
 
     position: NDArray[np.float64]
@@ -84,7 +84,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class World:
+class WorldState:
     """Everything an expert may know at one moment; privileged, never given to a policy."""
 
     fixtures: Fixtures
@@ -95,14 +95,14 @@ class World:
     width: float
     target_grip: float
     """The last gripper command, +1 open or -1 close."""
-    blocks: dict[str, Block]
+    blocks: dict[str, BlockState]
     slide: float
     drawer: float
     button: float
     switch: float
     lights: dict[str, bool]
 
-    def misjudged(self, error: NDArray[np.float64]) -> World:
+    def misjudged(self, error: NDArray[np.float64]) -> WorldState:
         """What somebody sees who misjudges where things are by `error`, metres; of the furniture, along x alone."""
         x = float(error[0])
         blocks = {colour: replace(block, position=block.position + error) for colour, block in self.blocks.items()}
@@ -115,7 +115,7 @@ class World:
         )
         return replace(self, blocks=blocks, fixtures=fixtures)
 
-    def near_hand(self, distance: float) -> list[Block]:
+    def near_hand(self, distance: float) -> list[BlockState]:
         """Return the blocks whose centre is within `distance` metres of the tool."""
         return [block for block in self.blocks.values() if np.linalg.norm(block.position - self.tcp) < distance]
 
@@ -134,8 +134,8 @@ class World:
 
 def world_from_info(
     info: Mapping[str, Any], *, target: NDArray[np.float64], target_euler: NDArray[np.float64], scene: str
-) -> World:
-    """Read the simulator's info dictionary and the robot's stored target pose into a `World`."""
+) -> WorldState:
+    """Read the simulator's info dictionary and the robot's stored target pose into a `WorldState`."""
     robot, parts = info["robot_info"], info["scene_info"]
     table = parts["fixed_objects"]["table"]
     movable = {name.removeprefix("block_"): value for name, value in parts["movable_objects"].items()}
@@ -151,14 +151,14 @@ def world_from_info(
         return ("block", colours[body]) if body in colours else ("other", str(body))
 
     blocks = {
-        colour: Block(
+        colour: BlockState(
             position=np.asarray(value["current_pos"], dtype=np.float64),
             yaw=_heading(value["current_orn"]),
             touches=frozenset(touched(row) for row in value["contacts"]),
         )
         for colour, value in movable.items()
     }
-    return World(
+    return WorldState(
         fixtures=FIXTURES[scene],
         tcp=np.asarray(robot["tcp_pos"], dtype=np.float64),
         euler=np.asarray(robot["tcp_orn"], dtype=np.float64),
@@ -223,7 +223,7 @@ class Bumps:
 class Hand:
     """Motions of the tool centre point. `world` is renewed by the demonstrator before every action."""
 
-    def __init__(self, world: World, rng: np.random.Generator, style: Style) -> None:
+    def __init__(self, world: WorldState, rng: np.random.Generator, style: Style) -> None:
         self.world = world
         self.rng = rng
         self.style = style

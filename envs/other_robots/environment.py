@@ -22,7 +22,17 @@ from vw2_robot.contracts import ACTION_DIM, GRIPPER_INDEX, POSITION_UNIT_M, ROTA
 from vw2_robot.errors import InputError
 
 from ..physics import Physics
-from .world import CONTROL_STEPS, HOME, LEFT_FINGER, PHYSICS_HZ, RIGHT_FINGER, ArmsWorld, Layout, Thing, sample_layout
+from .world import (
+    CONTROL_STEPS,
+    HOME,
+    LEFT_FINGER,
+    PHYSICS_HZ,
+    RIGHT_FINGER,
+    ArmsWorld,
+    SceneLayout,
+    Thing,
+    sample_layout,
+)
 
 Floats = NDArray[np.float64]
 logger = logging.getLogger(__name__)
@@ -127,7 +137,7 @@ def solved_episode(
     raise RuntimeError(f"arms episode {index} of seed {seed} failed {MAX_ATTEMPTS} times")
 
 
-def _draw(task: Task, rng: np.random.Generator, arms: Sequence[str] = ALL_ARMS) -> tuple[Layout, Plan]:
+def _draw(task: Task, rng: np.random.Generator, arms: Sequence[str] = ALL_ARMS) -> tuple[SceneLayout, Plan]:
     """Layouts in which the task is possible, drawn until one comes."""
     while True:
         layout = sample_layout(rng, arms=arms, plates=1 if task is _place else int(rng.random() < 0.3))
@@ -157,7 +167,7 @@ def _play(world: ArmsWorld, plan: Plan, *, hz: float, image_size: int) -> tuple[
     return np.stack(images), _actions(np.stack(poses), np.array(grips), hz=hz)
 
 
-def _commands(layout: Layout, legs: list[Leg]) -> list[tuple[Floats, float, bool]]:
+def _commands(layout: SceneLayout, legs: list[Leg]) -> list[tuple[Floats, float, bool]]:
     """One tool pose per command, with smooth starts and stops: minimum-jerk interpolation of each leg."""
     commands = []
     position, yaw = np.array(layout.tool), layout.tool_yaw
@@ -186,10 +196,10 @@ def _actions(poses: Floats, grips: Floats, *, hz: float) -> NDArray[np.float32]:
 
 # Tasks. Each returns None where the layout does not allow it.
 
-Task = Callable[[Layout, np.random.Generator], "Plan | None"]
+Task = Callable[[SceneLayout, np.random.Generator], "Plan | None"]
 
 
-def _reach(layout: Layout, rng: np.random.Generator) -> Plan:
+def _reach(layout: SceneLayout, rng: np.random.Generator) -> Plan:
     """Bring the open gripper over a thing and stop close above it."""
     index = _choose(layout, rng)
     thing = layout.things[index]
@@ -206,7 +216,7 @@ def _reach(layout: Layout, rng: np.random.Generator) -> Plan:
     return Plan("reach", f"{verb} the {thing.name}", legs, succeeded)
 
 
-def _push(layout: Layout, rng: np.random.Generator) -> Plan | None:
+def _push(layout: SceneLayout, rng: np.random.Generator) -> Plan | None:
     """Push a thing some centimetres to a side, as seen in the picture."""
     index = _choose(layout, rng)
     thing = layout.things[index]
@@ -236,7 +246,7 @@ def _push(layout: Layout, rng: np.random.Generator) -> Plan | None:
     return Plan("push", f"{verb} the {thing.name} {where}", legs, succeeded)
 
 
-def _pick(layout: Layout, rng: np.random.Generator) -> Plan:
+def _pick(layout: SceneLayout, rng: np.random.Generator) -> Plan:
     """Grasp a thing and hold it up."""
     index = _choose(layout, rng)
     thing = layout.things[index]
@@ -251,7 +261,7 @@ def _pick(layout: Layout, rng: np.random.Generator) -> Plan:
     return Plan("pick", f"{verb} the {thing.name}", legs, succeeded)
 
 
-def _place(layout: Layout, rng: np.random.Generator) -> Plan | None:
+def _place(layout: SceneLayout, rng: np.random.Generator) -> Plan | None:
     """Put a thing on the plate and let go."""
     index = _choose(layout, rng)
     plate_index = next(k for k, thing in enumerate(layout.things) if thing.shape == "plate")
@@ -281,7 +291,7 @@ SHARES = (0.15, 0.35, 0.25, 0.25)
 # What the tasks have in common.
 
 
-def _choose(layout: Layout, rng: np.random.Generator) -> int:
+def _choose(layout: SceneLayout, rng: np.random.Generator) -> int:
     """Index of a thing that can be handled, that is, of no plate."""
     return int(rng.choice([k for k, thing in enumerate(layout.things) if thing.shape != "plate"]))
 
@@ -291,7 +301,7 @@ def _travel(start: tuple[float, float, float], goal: Floats, yaw: float, *, clos
     return Leg(goal, yaw, closed, max(0.6, float(np.linalg.norm(goal - start)) / CRUISE_M_S))
 
 
-def _grasp(layout: Layout, thing: Thing) -> list[Leg]:
+def _grasp(layout: SceneLayout, thing: Thing) -> list[Leg]:
     """Over the thing, down, and close the fingers."""
     yaw = _grasp_yaw(thing)
     over, at = np.array([*thing.xy, thing.height + 0.08]), np.array([*thing.xy, GRASP_Z])
@@ -311,7 +321,7 @@ def _reachable(*points: Floats) -> bool:
     return all(0.30 < np.linalg.norm(point) < 0.68 and abs(point[1]) < 0.34 for point in points)
 
 
-def _clear(layout: Layout, start: Floats, end: Floats, *, but: tuple[int, ...]) -> bool:
+def _clear(layout: SceneLayout, start: Floats, end: Floats, *, but: tuple[int, ...]) -> bool:
     """Whether the straight way keeps its distance from all things except those in `but`."""
     for index, thing in enumerate(layout.things):
         way = end - start

@@ -79,7 +79,7 @@ class Thing:
 
 
 @dataclass(frozen=True)
-class Layout:
+class SceneLayout:
     """Everything that differs between two episodes before the arm moves."""
 
     arm: str
@@ -108,7 +108,7 @@ class Layout:
         return np.array([y, -x])
 
 
-def sample_layout(rng: np.random.Generator, *, arms: Sequence[str], plates: int) -> Layout:
+def sample_layout(rng: np.random.Generator, *, arms: Sequence[str], plates: int) -> SceneLayout:
     """Draw an arm, two to four things of different colours, of which `plates` are plates, and how the scene looks."""
     arm = arms[int(rng.integers(len(arms)))]
     count = plates + int(rng.integers(2, 4))
@@ -122,7 +122,7 @@ def sample_layout(rng: np.random.Generator, *, arms: Sequence[str], plates: int)
     target = (0.45 + rng.uniform(-0.02, 0.02), rng.uniform(-0.02, 0.02), 0.06)
     tone = rng.uniform(0.9, 1.08)
     mat = tuple(rng.uniform(0.25, 0.85, size=3).tolist()) if rng.random() < 0.5 else None
-    return Layout(
+    return SceneLayout(
         arm=arm,
         things=things,
         tool=(rng.uniform(0.40, 0.52), rng.uniform(-0.12, 0.12), rng.uniform(0.18, 0.25)),
@@ -154,7 +154,7 @@ def _spread(rng: np.random.Generator, count: int) -> list[tuple[float, float]]:
 class ArmsWorld:
     """One layout in a physics client, which it empties first: equal layouts and commands give equal bytes."""
 
-    def __init__(self, physics: Physics, layout: Layout) -> None:
+    def __init__(self, physics: Physics, layout: SceneLayout) -> None:
         self.layout = layout
         self._physics = physics
         physics.resetSimulation()

@@ -22,7 +22,7 @@ CALVIN_DEFAULTS = {"scene": "D", "assets": "builtin", "renderer": "layered"}
 WORLDS = {CALVIN_TARGET: "calvin", ARMS_TARGET: "arms"}
 
 
-class Job(NamedTuple):
+class RecordingJob(NamedTuple):
     """One recording to make."""
 
     split: CalvinSplit
@@ -150,9 +150,9 @@ class RecordConfig:
         """The tasks to demonstrate, groups expanded."""
         return expand_tasks((self.tasks,) if isinstance(self.tasks, str) else self.tasks)
 
-    def jobs(self) -> list[Job]:
+    def jobs(self) -> list[RecordingJob]:
         """Every recording."""
-        return [Job(split, number) for split, count in self.counts() for number in range(count)]
+        return [RecordingJob(split, number) for split, count in self.counts() for number in range(count)]
 
     def counts(self) -> tuple[tuple[CalvinSplit, int], ...]:
         """Recordings of each split."""

@@ -35,7 +35,7 @@ MAX_ATTEMPTS = 12
 
 
 @dataclass(frozen=True)
-class Recording:
+class RecordedDemonstration:
     """What was seen and done at each of L control steps: action t was executed after picture t was taken."""
 
     scene: str
@@ -69,7 +69,9 @@ class Recorder:
     mistakes: float = 0.0
     """Share of tasks that begin where the expert has just tried in vain, see `go_to_start`."""
 
-    def record(self, env: CalvinEnv, task: str, *, seed: Sequence[int], pool: Sequence[str] = ()) -> Recording:
+    def record(
+        self, env: CalvinEnv, task: str, *, seed: Sequence[int], pool: Sequence[str] = ()
+    ) -> RecordedDemonstration:
         """Record `task`, then `play` - 1 tasks of the pool. The bytes depend on the arguments alone.
 
         The reset mode of `env` must be "exact" for that.
@@ -86,7 +88,7 @@ class Recorder:
             stuck = self._rehearse(take, task, pool, rng)
             if stuck is None:
                 arrays = {**self._film(env, start, take), **take.arrays()}
-                return Recording(env.scene_name, tuple(take.labels), arrays, tuple(failed))
+                return RecordedDemonstration(env.scene_name, tuple(take.labels), arrays, tuple(failed))
             failed.append(stuck)
         raise InputError(
             f"{task} was not demonstrated in {MAX_ATTEMPTS} tries of at most {self.max_steps} steps in scene"

@@ -32,7 +32,7 @@ from vw2_robot.storage.arrays import read_arrays, write_arrays
 from vw2_robot.storage.files import atomic_folder, write_text
 
 from ..instructions import load_instructions
-from .demonstrations import Recording
+from .demonstrations import RecordedDemonstration
 
 Format = Literal["calvin", "rlds", "video"]
 
@@ -72,7 +72,7 @@ class CalvinOutput:
         """Say whether this recording is complete."""
         return self._writer(split).is_complete(number * self._spacing)
 
-    def add(self, split: CalvinSplit, number: int, recording: Recording) -> None:
+    def add(self, split: CalvinSplit, number: int, recording: RecordedDemonstration) -> None:
         """Write one recording."""
         self._writer(split).write_recording(
             recording.arrays,
@@ -118,7 +118,7 @@ class PartsOutput:
         """Say whether this recording is complete."""
         return self._part(split, number).is_file()
 
-    def add(self, split: CalvinSplit, number: int, recording: Recording) -> None:
+    def add(self, split: CalvinSplit, number: int, recording: RecordedDemonstration) -> None:
         """Write one recording, its pictures as JPEG."""
         jpegs = [np.frombuffer(encode_jpeg(image), dtype=np.uint8) for image in recording.arrays["rgb_static"]]
         labels = [dataclasses.asdict(label) for label in recording.labels]

@@ -34,7 +34,7 @@ from vw2_robot.storage.files import read_json, write_json
 from vw2_robot.storage.locks import lock_folder
 from vw2_robot.worker_pool import WorkerPool
 
-from .config import SPLITS, Job, RecordConfig
+from .config import SPLITS, RecordConfig, RecordingJob
 from .formats import Output, parts_folder
 from .progress import show_progress
 from .sources import open_source
@@ -110,7 +110,7 @@ def _check(config: RecordConfig) -> None:
         require("imageio_ffmpeg", extra="report")
 
 
-def _record_missing(config: RecordConfig, jobs: list[Job]) -> Generator[None]:
+def _record_missing(config: RecordConfig, jobs: list[RecordingJob]) -> Generator[None]:
     """Record the jobs, here or in `config.workers` processes; yields after each."""
     workers = min(config.workers, len(jobs))
     if workers <= 1:
@@ -118,7 +118,7 @@ def _record_missing(config: RecordConfig, jobs: list[Job]) -> Generator[None]:
             for job in jobs:
                 yield make(job)
         return
-    pool: WorkerPool[Job, None] = WorkerPool(functools.partial(open_station, config), name="recording process")
+    pool: WorkerPool[RecordingJob, None] = WorkerPool(functools.partial(open_station, config), name="recording process")
     yield from pool.run(jobs, workers=workers)
 
 
@@ -139,7 +139,7 @@ class Station:
 
 
 @contextmanager
-def open_station(config: RecordConfig) -> Iterator[Callable[[Job], None]]:
+def open_station(config: RecordConfig) -> Iterator[Callable[[RecordingJob], None]]:
     """A station as the function that makes a recording."""
     station = Station(config)
     try:

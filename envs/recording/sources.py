@@ -13,13 +13,13 @@ from ..other_robots.environment import check_world, solved_episode
 from ..physics import Physics
 from ..scene import SCENES
 from .config import SPLITS, RecordConfig
-from .demonstrations import Recorder, Recording
+from .demonstrations import RecordedDemonstration, Recorder
 
 ARMS_VALIDATION_START = 1_000_000
 """Index of the first validation episode in the other world, far behind any training episode."""
 
 
-class CalvinSource:
+class CalvinDemonstrations:
     """Demonstrations on a CALVIN table, or on several."""
 
     def __init__(self, config: RecordConfig) -> None:
@@ -40,8 +40,8 @@ class CalvinSource:
             mistakes=config.mistakes,
         )
 
-    def make(self, split: int, number: int) -> Recording:
-        """Recording `number` of a split; the tasks take turns to be the first."""
+    def make(self, split: int, number: int) -> RecordedDemonstration:
+        """RecordedDemonstration `number` of a split; the tasks take turns to be the first."""
         task = self._tasks[number % len(self._tasks)]
         env = self._envs[self._config.scene_of(SPLITS[split], number)]
         return self._recorder.record(env, task, seed=(self._seed, split, number), pool=self._tasks)
@@ -63,21 +63,23 @@ class ArmsSource:
         check_world(config.episodes, self._hz, self._image_size, self._arms)
         self._physics = Physics()
 
-    def make(self, split: int, number: int) -> Recording:
-        """Recording `number` of a split; the world draws the task."""
+    def make(self, split: int, number: int) -> RecordedDemonstration:
+        """RecordedDemonstration `number` of a split; the world draws the task."""
         index = number + split * ARMS_VALIDATION_START
         episode = solved_episode(
             self._physics, seed=self._seed, index=index, hz=self._hz, image_size=self._image_size, arms=self._arms
         )
         arrays: dict[str, Any] = {"rgb_static": episode.images, "commanded_actions": episode.actions}
         label = Label(episode.task, episode.instruction, 0, len(episode.images) - 1)
-        return Recording("arms", (label,), arrays, failed=(episode.task,) * episode.failed_attempts, hz=episode.hz)
+        return RecordedDemonstration(
+            "arms", (label,), arrays, failed=(episode.task,) * episode.failed_attempts, hz=episode.hz
+        )
 
     def close(self) -> None:
         """Free the world."""
         self._physics.close()
 
 
-def open_source(config: RecordConfig) -> CalvinSource | ArmsSource:
+def open_source(config: RecordConfig) -> CalvinDemonstrations | ArmsSource:
     """Return the world that `config.env` names."""
-    return CalvinSource(config) if config.world == "calvin" else ArmsSource(config)
+    return CalvinDemonstrations(config) if config.world == "calvin" else ArmsSource(config)

@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from vw2_robot.data.clips import TimeBase
+from vw2_robot.data.labeled_rlds import open_labelled_rlds
 from vw2_robot.data.labeled_steps import LabelledSteps, LabelledVideo, cut_steps, open_labelled_calvin
 from vw2_robot.data.sources.calvin import CalvinSplit
 from vw2_robot.data.sources.formats import recognise
-from vw2_robot.data.sources.labeled_rlds import open_labelled_rlds
 from vw2_robot.errors import InputError
 from vw2_robot.models.dldm.config import DLDMConfig
 from vw2_robot.models.dldm.dldm import DLDM

@@ -9,8 +9,9 @@ from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.data.frame_cache import FrameCache
 from vw2_robot.errors import InputError
 from vw2_robot.pretrain import train_dldm, train_vdm
+from vw2_robot.pretrain.cache_frames import open_frames, training_split
 from vw2_robot.pretrain.clips import CachedClips, StreamedClips, training_clips
-from vw2_robot.pretrain.config import Pretrain, open_frames, training_split
+from vw2_robot.pretrain.config import Pretrain
 from vw2_robot.pretrain.pretrain_on_openx import pretrain_on_openx
 
 torch.set_num_threads(1)

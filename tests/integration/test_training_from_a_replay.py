@@ -25,9 +25,9 @@ from vw2_robot.data.replay.ingest import IngestPlan, ingest
 from vw2_robot.data.replay.windows import ReplayTimeout, cut_episode, window_of
 from vw2_robot.errors import InputError
 from vw2_robot.pretrain import cache_frames, train_dldm, train_vdm
-from vw2_robot.pretrain.cache_frames import open_sources
+from vw2_robot.pretrain.cache_frames import open_frames, open_sources, training_split
 from vw2_robot.pretrain.clips import training_clips
-from vw2_robot.pretrain.config import Pretrain, open_frames, training_split
+from vw2_robot.pretrain.config import Pretrain
 from vw2_robot.pretrain.pretrain_on_openx import pretrain_on_openx
 from vw2_robot.pretrain.replayed_clips import ReplayedClips
 

@@ -12,8 +12,8 @@ proportions to the end. Within a source, `lanes` files are open at the same time
 A `Position` says where a block begins, in a few numbers; a `Reader` fills equal blocks for equal positions, whatever
 was read before. That is what makes an exact resume cheap: no buffer is stored.
 
-A damaged part or an empty episode is reported in `Block.bad` and left out. After damage the part is tried once more
-behind it; if that fails too, the rest of the part is left out. Episodes that a source leaves out by itself are counted
+A damaged part or an empty episode is reported in `ShuffleBlock.bad` and left out. After damage the part is tried
+once more behind it; if that fails too, the rest of the part is left out. Episodes that a source leaves out by itself are counted
 here too, instead of against the source's own limit, which would be reached some epochs later.
 """
 
@@ -67,7 +67,7 @@ class Position:
 
 
 @dataclass(eq=False)
-class Block:
+class ShuffleBlock:
     """Episodes and their n windows in random order: `owner` [n] is the episode's number here, `start` [n] its frame."""
 
     begin: Position
@@ -173,7 +173,7 @@ class Reader:
         self._position: Position | None = None
         self._kept: tuple[list[tuple[int, ...]], list[_Cut], dict[str, str]] | None = None
 
-    def filling(self, position: Position) -> Generator[int, None, Block]:
+    def filling(self, position: Position) -> Generator[int, None, ShuffleBlock]:
         """Fill the block that begins at `position`, fastest if it is where the last one ended.
 
         Yields the bytes read so far, before each episode that is read, and returns the block. One block at a time.
@@ -331,12 +331,12 @@ class Reader:
         size = sum(image.nbytes if isinstance(image, np.ndarray) else len(image) for image in images)
         return _Cut(dataclasses.replace(episode, images=images), windows.start, size)
 
-    def _shuffled(self, cuts: list[_Cut], bad: dict[str, str], *, begin: Position, end: Position) -> Block:
+    def _shuffled(self, cuts: list[_Cut], bad: dict[str, str], *, begin: Position, end: Position) -> ShuffleBlock:
         start = np.concatenate([np.zeros(0, np.int64), *(cut.start for cut in cuts)])
         owner = np.repeat(np.arange(len(cuts)), [len(cut.start) for cut in cuts])
         order = np.random.default_rng([self._seed, 2, begin.epoch, self._rank, begin.block]).permutation(len(start))
         episodes, sizes = [cut.episode for cut in cuts], [cut.size for cut in cuts]
-        return Block(begin, end, episodes, owner[order], start[order], sizes, bad)
+        return ShuffleBlock(begin, end, episodes, owner[order], start[order], sizes, bad)
 
     def _empty(self, epoch: int, bad: dict[str, str]) -> InputError:
         names = ", ".join(source.name for source, _ in self._sources)

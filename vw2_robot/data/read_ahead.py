@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from vw2_robot.errors import InputError
 
-from .blocks import Block, Position, Reader
+from .blocks import Position, Reader, ShuffleBlock
 
 
 class ReadAhead:
@@ -30,15 +30,15 @@ class ReadAhead:
     def __init__(self, reader: Reader, position: Position, *, limit: int, pool: ThreadPoolExecutor | None) -> None:
         self._reader, self._limit, self._pool = reader, limit, pool
         self._next = position
-        self._filling: Generator[int, None, Block] | None = None
+        self._filling: Generator[int, None, ShuffleBlock] | None = None
         self._filled = 0  # bytes of the block that is being read
-        self._ready: deque[Block | InputError] = deque()
+        self._ready: deque[ShuffleBlock | InputError] = deque()
         self._read = self._let_go = 0  # bytes so far; each is counted by one thread only
         self._task: Future[None] | None = None
         self._closed = False
         self.go_on()
 
-    def take(self) -> Block:
+    def take(self) -> ShuffleBlock:
         """Return the next block.
 
         Raises:
@@ -97,7 +97,7 @@ class ReadAhead:
                 self._filled = next(self._filling)
                 continue
             except StopIteration as end:
-                block: Block = end.value
+                block: ShuffleBlock = end.value
                 self._read, self._filled, self._next = self._read + sum(block.sizes), 0, block.end
                 self._ready.append(block)
             except InputError as error:

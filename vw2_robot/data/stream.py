@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 
 from vw2_robot.errors import InputError
 
-from .blocks import Block, Position, Reader, WindowOptions
+from .blocks import Position, Reader, ShuffleBlock, WindowOptions
 from .clips import Augmentation, augment, clip_offsets, padded_frames, windows_at
 from .episodes import Episode, EpisodeSource
 from .frame_cache import Aspect
@@ -353,7 +353,9 @@ def _nth(task: Future[list[NDArray[np.uint8] | _Bad]], number: int) -> NDArray[n
     return task.result()[number]
 
 
-def _windows_of(block: Block, taken: int, cut: WindowOptions, let_go: Callable[[int], None]) -> Iterator[_Window]:
+def _windows_of(
+    block: ShuffleBlock, taken: int, cut: WindowOptions, let_go: Callable[[int], None]
+) -> Iterator[_Window]:
     """Yield the windows of a block from number `taken` on; an episode is let go with its last window."""
     rates = sorted({episode.hz for episode in block.episodes})
     table = np.array(

@@ -4,8 +4,9 @@ import pytest
 from vw2_robot.data.episodes import Episode
 from vw2_robot.data.frame_cache import FrameCache, cache_frames
 from vw2_robot.errors import InputError
+from vw2_robot.pretrain.cache_frames import training_split
 from vw2_robot.pretrain.clips import clip_sampler
-from vw2_robot.pretrain.config import DataConfig, training_split
+from vw2_robot.pretrain.config import DataConfig
 
 
 class Settings:

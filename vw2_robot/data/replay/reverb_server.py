@@ -21,7 +21,7 @@ from vw2_robot.storage.locks import lock_folder
 
 from .reverb_tables import (
     CALL_S,
-    Layout,
+    ReplayLayout,
     ServerOptions,
     layout_of,
     load_reverb,
@@ -88,7 +88,7 @@ class ReplayServer:
     def _compare(self) -> None:
         """After a restore the options of the old tables count, whatever was asked for: see that they are the same."""
         found = layout_of(self._client, f"127.0.0.1:{self.port}", CALL_S)
-        wanted = Layout.of_options(self.options)
+        wanted = ReplayLayout.of_options(self.options)
         if found != wanted:
             raise InputError(f"the restored tables are {found}, asked for {wanted}; use another folder")
 

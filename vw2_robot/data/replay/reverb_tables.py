@@ -178,7 +178,7 @@ def writer_config(offsets: Sequence[int], *, table: str, number: int) -> Any:
 
 
 @dataclass(frozen=True)
-class Layout:
+class ReplayLayout:
     """What a client has to know of a server: its window tables with their sizes, ingest processes and T."""
 
     tables: dict[str, int]
@@ -186,12 +186,12 @@ class Layout:
     frames: int
 
     @classmethod
-    def of_options(cls, options: ServerOptions) -> Layout:
+    def of_options(cls, options: ServerOptions) -> ReplayLayout:
         """Return what a server with these options looks like."""
         return cls(options.tables, options.ingests, padded_frames(options.frames, options.stride_s))
 
 
-def layout_of(client: Any, address: str, timeout_s: float) -> Layout:
+def layout_of(client: Any, address: str, timeout_s: float) -> ReplayLayout:
     """Ask a server what it looks like.
 
     Raises:
@@ -199,7 +199,7 @@ def layout_of(client: Any, address: str, timeout_s: float) -> Layout:
     """
     info = server_info(client, address, timeout_s)
     tables = {name: table for name, table in info.items() if name.startswith(("queue-", "pool"))}
-    return Layout(
+    return ReplayLayout(
         tables={name: tables[name].max_size for name in sorted(tables, key=lambda name: (len(name), name))},
         ingests=sum(name.startswith("progress-") for name in info),
         frames=len(next(iter(tables.values())).signature["frames"]),

@@ -34,7 +34,7 @@ from vw2_robot.storage.arrays import array_names, read_array, read_arrays
 from vw2_robot.storage.files import MANIFEST, verify
 
 from ..episodes import Episode
-from .calvin_scenes import SceneTable
+from .calvin_scenes import SceneRanges
 from .object_arrays import load_object
 
 CALVIN_HZ = 30.0
@@ -94,7 +94,7 @@ class CalvinDataset:
         _check_folders(self.path, split)
         read_table = _read_labels if trajectories == "labelled" else _read_recordings
         verify(self.folder, cure=_RESTORE_INDEX, names=("scene_info.npy",))
-        scenes = SceneTable(self.folder / "scene_info.npy", is_validation=split == "validation")
+        scenes = SceneRanges(self.folder / "scene_info.npy", is_validation=split == "validation")
         self.trajectories = read_table(self.folder, split, scenes)
         scenes.warn_about(trajectory.start for trajectory in self.trajectories)
 
@@ -204,7 +204,7 @@ def _check_folders(root: Path, split: str) -> None:
             )
 
 
-def _read_labels(folder: Path, split: str, scenes: SceneTable) -> list[Trajectory]:
+def _read_labels(folder: Path, split: str, scenes: SceneRanges) -> list[Trajectory]:
     labels = folder / "lang_annotations" / "auto_lang_ann.npy"
     if not labels.is_file():
         raise InputError(f"{labels} is missing: trajectories need language labels; {LAYOUT}")
@@ -268,7 +268,7 @@ def read_spans(folder: Path) -> NDArray[np.integer[Any]]:
     return table
 
 
-def _read_recordings(folder: Path, split: str, scenes: SceneTable) -> list[Trajectory]:
+def _read_recordings(folder: Path, split: str, scenes: SceneRanges) -> list[Trajectory]:
     def play(first: int, last: int) -> Trajectory:
         return Trajectory(f"{split}/{first:07d}-{last:07d}/play", "", "", first, last, scenes.scene_of(first))
 

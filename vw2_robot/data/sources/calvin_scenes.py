@@ -38,7 +38,7 @@ PUBLISHED: dict[str, Ranges] = {
 }
 
 
-class SceneTable:
+class SceneRanges:
     """The ranges of one split; `scene_of` says where a frame was recorded."""
 
     def __init__(self, path: Path, *, is_validation: bool) -> None:

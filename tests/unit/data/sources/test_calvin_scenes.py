@@ -7,14 +7,14 @@ import pytest
 
 from vw2_robot.data.calvin_writer import CalvinWriter
 from vw2_robot.data.sources.calvin import CalvinDataset
-from vw2_robot.data.sources.calvin_scenes import PUBLISHED, SceneTable
+from vw2_robot.data.sources.calvin_scenes import PUBLISHED, SceneRanges
 from vw2_robot.errors import InputError
 
 
 def table(tmp_path, content, *, is_validation=False):
     path = tmp_path / "scene_info.npy"
     np.save(path, np.array(content, dtype=object), allow_pickle=True)
-    return SceneTable(path, is_validation=is_validation)
+    return SceneRanges(path, is_validation=is_validation)
 
 
 def test_a_right_table_is_believed(tmp_path, caplog):
@@ -64,8 +64,8 @@ def test_frames_in_no_range_or_in_two_are_unknown_and_said_once(tmp_path, caplog
 
 def test_without_a_table_validation_is_scene_d_and_training_unknown(tmp_path):
     missing = tmp_path / "scene_info.npy"
-    assert SceneTable(missing, is_validation=True).scene_of(3) == "D"
-    assert SceneTable(missing, is_validation=False).scene_of(3) == "unknown"
+    assert SceneRanges(missing, is_validation=True).scene_of(3) == "D"
+    assert SceneRanges(missing, is_validation=False).scene_of(3) == "unknown"
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"calvin_scene_A": 3}, {"calvin_scene_A": ["x", "y"]}])

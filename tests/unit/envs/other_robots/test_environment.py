@@ -14,7 +14,7 @@ pytest.importorskip("pybullet", reason="the simulator needs pybullet")
 from vw2_robot.contracts import GRIPPER_INDEX, POSITION_UNIT_M
 from vw2_robot.envs.other_robots import environment
 from vw2_robot.envs.other_robots.environment import ALL_ARMS, RecordedEpisode, arms_episodes
-from vw2_robot.envs.other_robots.world import ArmsWorld, Layout, sample_layout
+from vw2_robot.envs.other_robots.world import ArmsWorld, SceneLayout, sample_layout
 from vw2_robot.envs.physics import Physics
 from vw2_robot.errors import InputError
 
@@ -42,7 +42,7 @@ def play(
     return world, plan
 
 
-def named(layout: Layout, words: str) -> int:
+def named(layout: SceneLayout, words: str) -> int:
     """Index of the thing whose name comes first in the words."""
     places = [words.find(thing.name) for thing in layout.things]
     return min((place, index) for index, place in enumerate(places) if place >= 0)[1]

@@ -14,7 +14,7 @@ pytest.importorskip("pybullet")
 pytest.importorskip("imageio_ffmpeg")
 
 from vw2_robot.data.calvin_writer import Label
-from vw2_robot.envs.recording.demonstrations import Recording
+from vw2_robot.envs.recording.demonstrations import RecordedDemonstration
 from vw2_robot.envs.recording.formats import PartsOutput, parts_output
 from vw2_robot.envs.recording.record import _claim
 from vw2_robot.errors import InputError
@@ -22,10 +22,12 @@ from vw2_robot.errors import InputError
 WANTED = {"episodes": 2, "seed": 0, "env": {"scene": "D"}, "bumps": 0.05}
 
 
-def recording(number: int) -> Recording:
+def recording(number: int) -> RecordedDemonstration:
     images = np.random.default_rng(number).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
     arrays = {"rgb_static": images, "commanded_actions": np.full((6, 7), number / 4)}
-    return Recording("D", (Label("push", f"push it {number} times", 0, 5),), arrays, failed=("push",), hz=5.0)
+    return RecordedDemonstration(
+        "D", (Label("push", f"push it {number} times", 0, 5),), arrays, failed=("push",), hz=5.0
+    )
 
 
 def waiting(out: Path) -> PartsOutput:

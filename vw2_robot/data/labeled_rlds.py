@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 from vw2_robot.contracts import ACTION_DIM, GRIPPER_INDEX
 from vw2_robot.errors import InputError
 
-from ..frame_cache import FrameCache, cache_frames
-from ..labeled_steps import LabelledVideo, check_same_episodes, keep_motion
-from ..replay import rlds_transformations
-from ..statistics import mean_and_std
-from ..step_names import ACTION, OBSERVATION
-from .calvin import CalvinSplit
-from .openx import known_source
-from .rlds import RldsSource
+from .frame_cache import FrameCache, cache_frames
+from .labeled_steps import LabelledVideo, check_same_episodes, keep_motion
+from .replay import rlds_transformations
+from .sources.calvin import CalvinSplit
+from .sources.openx import known_source
+from .sources.rlds import RldsSource
+from .statistics import mean_and_std
+from .step_names import ACTION, OBSERVATION
 
 SPLITS: dict[CalvinSplit, str] = {"training": "train", "validation": "val"}
 ACTIONS, STATES = (ACTION,), (OBSERVATION, "state")

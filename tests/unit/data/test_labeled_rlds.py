@@ -7,9 +7,9 @@ pytest.importorskip("tensorflow", reason="TensorFlow is not installed (extra ope
 
 from vw2_robot.data import step_names
 from vw2_robot.data.episodes import Demonstration, Episode
+from vw2_robot.data.labeled_rlds import open_labelled_rlds
 from vw2_robot.data.labeled_steps import LabelledVideo, cut_steps
 from vw2_robot.data.rlds_writer import write_rlds
-from vw2_robot.data.sources.labeled_rlds import open_labelled_rlds
 from vw2_robot.data.sources.rlds import RldsSource
 from vw2_robot.data.statistics import mean_and_std
 from vw2_robot.errors import InputError
