@@ -12,10 +12,9 @@ proportions to the end. Within a source, `lanes` files are open at the same time
 A `Position` says where a block begins, in a few numbers; a `Reader` fills equal blocks for equal positions, whatever
 was read before. That is what makes an exact resume cheap: no buffer is stored.
 
-A damaged part or an empty episode is reported in `ShuffleBlock.bad` and left out. After damage the part is tried
-once more behind it; if that fails too, the rest of the part is left out. Episodes that a source leaves out by itself are counted
-here too, instead of against the source's own limit, which would be reached some epochs later.
-"""
+A damaged part or an empty episode is reported in `ShuffleBlock.bad` and left out. After damage the part is tried once
+more behind it; if that fails too, the rest of the part is left out. Episodes that a source leaves out by itself are
+counted here too, instead of against the source's own limit, which would be reached some epochs later. """
 
 from __future__ import annotations
 
