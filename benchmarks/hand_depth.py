@@ -50,7 +50,7 @@ class Looks(NamedTuple):
 def read(data: str, split: str, count: int, side: int) -> Looks:
     """Every other step of `count` demonstrations."""
     dataset = CalvinDataset(data, split)  # type: ignore[arg-type]
-    pictures: list[NDArray[np.uint8]] = []
+    resized_images: list[NDArray[np.uint8]] = []
     positions: list[NDArray[np.float64]] = []
     words: list[str] = []
     for number in np.random.default_rng(0).permutation(len(dataset))[:count]:
@@ -58,10 +58,10 @@ def read(data: str, split: str, count: int, side: int) -> Looks:
         robot_obs, images = dataset.read_together(
             trajectory, ("robot_obs", "rgb_static"), range(0, trajectory.length, EVERY)
         )
-        pictures += [resize_frame(image, height=side, width=side) for image in images]
+        resized_images += [resize_frame(image, height=side, width=side) for image in images]
         positions.append(robot_obs[:, :3])
         words += [trajectory.instruction] * len(images)
-    return Looks(torch.from_numpy(np.stack(pictures)), torch.from_numpy(np.concatenate(positions)).float(), words)
+    return Looks(torch.from_numpy(np.stack(resized_images)), torch.from_numpy(np.concatenate(positions)).float(), words)
 
 
 def errors(training: Looks, test: Looks, *, steps: int, shift: int) -> Tensor:

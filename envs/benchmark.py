@@ -25,7 +25,7 @@ from vw2_robot.errors import InputError
 from . import CALVIN_ID
 from .calvin import CONTROL_HZ, CalvinEnv
 from .experts.demonstrator import DemonstratorPolicy
-from .instructions import choose_sentence, load_sentences
+from .instructions import choose_sentence, read_instructions
 from .oracle import TaskOracle
 from .physics import pybullet_version
 from .sequences import make_sequences, start_state
@@ -68,7 +68,7 @@ class CalvinProtocol:
         self.control_hz = float(CONTROL_HZ)
         self.metadata = metadata | {"sentences": str(sentences)}
         self._world, self._oracle = world, oracle
-        self._sentences = load_sentences(sentences)
+        self._sentences = read_instructions(sentences)
         self._chain: int | None = None
         self._task: str | None = None
         self._start_info: dict[str, Any] = {}
@@ -142,7 +142,7 @@ class CalvinBenchmark(CalvinProtocol):
         sentences: str = "validation",
     ) -> None:
         check_max_steps(max_steps)
-        load_sentences(sentences)  # refuses a wrong name before a world is built
+        read_instructions(sentences)  # refuses a wrong name before a world is built
         made = gymnasium.make(
             CALVIN_ID,
             scene=scene,

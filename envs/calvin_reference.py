@@ -46,7 +46,7 @@ from vw2_robot.errors import InputError, MissingExtraError
 from .actions import parse_action
 from .benchmark import MAX_STEPS, CalvinProtocol, check_max_steps
 from .cameras import CAMERA_NAMES, load_egl
-from .instructions import load_sentences
+from .instructions import read_instructions
 from .oracle import load_tasks
 from .physics import Physics, pybullet_version
 from .robot import ROBOT_OBS_SIZE
@@ -158,7 +158,7 @@ class CalvinReference(CalvinProtocol):
         sentences: str = "validation",
     ) -> None:
         check_max_steps(max_steps)
-        load_sentences(sentences)
+        read_instructions(sentences)
         self.env = ReferenceWorld(scene=scene, renderer=renderer)
         metadata = {
             "simulator": f"{PACKAGE} {self.env.commit}",

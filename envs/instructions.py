@@ -32,7 +32,7 @@ def load_instructions(split: Split) -> dict[str, list[str]]:
     return {task: list(sentences) for task, sentences in _load(Path(__file__).parent / _FILES[split]).items()}
 
 
-def load_sentences(name_or_file: str) -> dict[str, list[str]]:
+def read_instructions(name_or_file: str) -> dict[str, list[str]]:
     """Task name -> sentences to ask with: a name above, or a yaml file of one's own that maps every task to a list.
 
     Raises:

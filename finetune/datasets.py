@@ -138,7 +138,7 @@ def _labelled(
         steps=config.latent_steps,
         stride=start.clip_stride,
         **start.time_base,
-        pictures=seen.policy,
+        policy_frames=seen.policy,
         statistics=statistics,
         normalisation=config.normalisation,
         with_poses=config.pose_weight > 0,
@@ -167,7 +167,7 @@ def _unlabelled(
         stride=start.clip_stride,
         **start.time_base,
         start_every=start.stride,
-        pictures=seen.policy,
+        policy_frames=seen.policy,
     )
     run.say(f"{len(rest)} trajectories without labels ({len(windows)} windows) keep the code loss")
     return windows

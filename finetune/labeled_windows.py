@@ -139,7 +139,7 @@ class VideoWindows:
         target_hz: see `vw2_robot.data.clips`.
         gap_s: see there.
         start_every: frames between two starts. The last time step has no next frame, so it starts no window.
-        pictures: its pictures in the size of the policy, where that is another; else `frames`.
+        policy_frames: its pictures in the size of the policy, where that is another; else `frames`.
 
     Raises:
         InputError: no trajectory has two time steps.
@@ -162,9 +162,9 @@ class VideoWindows:
         target_hz: float | None = None,
         gap_s: float | None = None,
         start_every: int = 1,
-        pictures: FrameCache | None = None,
+        policy_frames: FrameCache | None = None,
     ) -> None:
-        self.frames, self.pictures = frames, pictures or frames
+        self.frames, self.policy_frames = frames, policy_frames or frames
         self.instructions = {i: dataset.trajectories[i].instruction for i in trajectories}
         starts = [np.arange(0, frames.episodes[i].length - 1, start_every) for i in trajectories]
         self.episode = np.concatenate([np.full(len(s), i) for i, s in zip(trajectories, starts, strict=True)])
@@ -197,7 +197,7 @@ class VideoWindows:
 
     def images(self, rows: NDArray[np.int64], *, image_px: int, device: torch.device) -> Tensor:
         """Return float [B, 3, px, px] in [-1, 1]: the picture at each start."""
-        pixels = self.pictures.read_batch(self.episode[rows], self.start[rows][:, None])[:, 0]
+        pixels = self.policy_frames.read_batch(self.episode[rows], self.start[rows][:, None])[:, 0]
         resized = np.stack([resize_frame(frame, height=image_px, width=image_px) for frame in pixels])
         return to_model_range(torch.from_numpy(resized).to(device))
 
@@ -229,7 +229,7 @@ class LabelledWindows(VideoWindows):
         stride: int,
         target_hz: float | None = None,
         gap_s: float | None = None,
-        pictures: FrameCache | None = None,
+        policy_frames: FrameCache | None = None,
         statistics: ActionStatistics | None = None,
         normalisation: NormalisationMode = "q01_q99",
         with_poses: bool = False,
@@ -242,7 +242,7 @@ class LabelledWindows(VideoWindows):
             stride=stride,
             target_hz=target_hz,
             gap_s=gap_s,
-            pictures=pictures,
+            policy_frames=policy_frames,
         )
         more = ("robot_obs",) if with_poses else ()
         read = [dataset.read_actions_and(dataset.trajectories[i], *more) for i in trajectories]

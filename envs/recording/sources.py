@@ -41,7 +41,7 @@ class CalvinDemonstrations:
         )
 
     def make(self, split: int, number: int) -> RecordedDemonstration:
-        """RecordedDemonstration `number` of a split; the tasks take turns to be the first."""
+        """Recording `number` of a split; the tasks take turns to be the first."""
         task = self._tasks[number % len(self._tasks)]
         env = self._envs[self._config.scene_of(SPLITS[split], number)]
         return self._recorder.record(env, task, seed=(self._seed, split, number), pool=self._tasks)
@@ -64,7 +64,7 @@ class ArmsSource:
         self._physics = Physics()
 
     def make(self, split: int, number: int) -> RecordedDemonstration:
-        """RecordedDemonstration `number` of a split; the world draws the task."""
+        """Recording `number` of a split; the world draws the task."""
         index = number + split * ARMS_VALIDATION_START
         episode = solved_episode(
             self._physics, seed=self._seed, index=index, hz=self._hz, image_size=self._image_size, arms=self._arms

@@ -83,12 +83,12 @@ class Episode:
                 raise self._bad_frame(index, f"an array {image.dtype} {image.shape}, expected uint8 [H, W, 3]")
             return image
         try:
-            with Image.open(io.BytesIO(image), formats=_FORMATS) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
-                    raise ValueError(f"{picture.width} x {picture.height} pixels, at most {MAX_PIXELS} are read")
-                if picture.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"):
-                    raise ValueError(f"pixels of kind {picture.mode}: convert it to 8 bits a channel")
-                return np.asarray(picture.convert("RGB"))
+            with Image.open(io.BytesIO(image), formats=_FORMATS) as opened:
+                if opened.width * opened.height > MAX_PIXELS:
+                    raise ValueError(f"{opened.width} x {opened.height} pixels, at most {MAX_PIXELS} are read")
+                if opened.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"):
+                    raise ValueError(f"pixels of kind {opened.mode}: convert it to 8 bits a channel")
+                return np.asarray(opened.convert("RGB"))
         except _DECODE_ERRORS as error:
             # Pillow would say where in memory the bytes lie, and a frame cache keeps this text.
             reason = "none of " + ", ".join(_FORMATS) if isinstance(error, UnidentifiedImageError) else error

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vw2_robot.envs.instructions import choose_sentence, load_instructions, load_sentences
+from vw2_robot.envs.instructions import choose_sentence, load_instructions, read_instructions
 from vw2_robot.envs.sequences import TASKS
 from vw2_robot.envs.single_tasks import needs_prelude, single_tasks
 from vw2_robot.errors import InputError
@@ -54,7 +54,7 @@ def test_a_start_that_needs_the_expert_is_the_same_every_time_and_can_be_solved_
 
 
 def test_enriched_sentences_are_three_a_task_and_in_no_other_set() -> None:
-    enriched = load_sentences("enriched")
+    enriched = read_instructions("enriched")
     known = {
         line.lower() for split in ("train", "validation") for task in load_instructions(split).values() for line in task
     }
@@ -66,7 +66,7 @@ def test_enriched_sentences_are_three_a_task_and_in_no_other_set() -> None:
 
 
 def test_a_chain_always_asks_with_the_same_sentence_and_chains_differ() -> None:
-    lines = load_sentences("train")["open_drawer"]
+    lines = read_instructions("train")["open_drawer"]
     chosen = [choose_sentence(lines, "open_drawer", chain) for chain in range(60)]
     assert chosen == [choose_sentence(lines, "open_drawer", chain) for chain in range(60)]
     assert set(chosen) == set(lines)
@@ -76,12 +76,12 @@ def test_a_chain_always_asks_with_the_same_sentence_and_chains_differ() -> None:
 def test_sentences_of_ones_own_must_cover_every_task(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("".join(f"{task}: [please {task}]\n" for task in TASKS))
-    assert load_sentences(str(file))["open_drawer"] == ["please open_drawer"]
+    assert read_instructions(str(file))["open_drawer"] == ["please open_drawer"]
     file.write_text("open_drawer: [please]\n")
     with pytest.raises(InputError, match="no sentence for rotate_red_block_right"):
-        load_sentences(str(file))
+        read_instructions(str(file))
     file.write_text("just words\n")
     with pytest.raises(InputError, match="no list of sentences"):
-        load_sentences(str(file))
+        read_instructions(str(file))
     with pytest.raises(InputError, match="unknown sentences 'wide'; known: train, validation, enriched"):
-        load_sentences("wide")
+        read_instructions("wide")

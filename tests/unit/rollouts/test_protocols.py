@@ -17,7 +17,7 @@ CALVIN = "vw2_robot.envs.benchmark.CalvinBenchmark"
 @pytest.mark.sim
 @pytest.mark.parametrize("scene", ["A", "B", "C"])
 def test_the_chains_run_in_every_scene_and_can_be_asked_for_in_unseen_words(tmp_path, scene):
-    from vw2_robot.envs.instructions import load_sentences
+    from vw2_robot.envs.instructions import read_instructions
 
     world = {"_target_": CALVIN, "scene": scene, "sentences": "enriched"}
     options = {"num_sequences": 1, "videos": 0}
@@ -25,10 +25,10 @@ def test_the_chains_run_in_every_scene_and_can_be_asked_for_in_unseen_words(tmp_
     assert (summary["env"]["scene"], summary["env"]["sentences"]) == (scene, "enriched")
     (row,) = read_rows(tmp_path / "results.jsonl")
     assert row["solved"] >= 3
-    enriched = load_sentences("enriched")
+    enriched = read_instructions("enriched")
     for task, sentence in zip(row["subtasks"], row["instructions"], strict=False):
         assert sentence in enriched[task]
-        assert sentence not in load_sentences("validation")[task]
+        assert sentence not in read_instructions("validation")[task]
 
 
 @pytest.mark.sim

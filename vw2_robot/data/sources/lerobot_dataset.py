@@ -139,12 +139,12 @@ class LeRobotSource:
         file = self._files[part]
         rows = file.rows[start:]
         if self._is_film:
-            pictures = jpegs_at(file.path, ((row.start, row.length) for row in rows), self.hz)
+            stored = jpegs_at(file.path, ((row.start, row.length) for row in rows), self.hz)
         else:
-            pictures = _stored_pictures(file.path, self._camera, rows)
+            stored = _stored_pictures(file.path, self._camera, rows)
         for row in rows:
             try:
-                images = next(pictures)
+                images = next(stored)
             except InputError as error:
                 raise InputError(f"{self.name}, episode {row.episode_id}: {error}") from error
             yield Episode(self.name, row.episode_id, row.instruction, self.hz, images)

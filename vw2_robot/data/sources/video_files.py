@@ -83,12 +83,12 @@ def describe_video(path: Path) -> VideoFacts:
     av = _av()
     try:
         with _open(av, path) as container:
-            film = _film_of(container, path)
-            context = film.codec_context
+            video_stream = _video_stream_of(container, path)
+            context = video_stream.codec_context
             return VideoFacts(
-                hz=_measured_hz(container, film),
-                frames=film.frames or None,
-                seconds=_seconds(film),
+                hz=_measured_hz(container, video_stream),
+                frames=video_stream.frames or None,
+                seconds=_seconds(video_stream),
                 height=context.height,
                 width=context.width,
                 codec=context.codec.canonical_name,
@@ -107,13 +107,13 @@ def timed_frames(path: Path, *, start_s: float = 0.0) -> Iterator[TimedFrame]:
     times: list[float] = []
     try:
         with _open(av, path) as container:
-            film = _film_of(container, path)
-            film.codec_context.thread_count = 1
-            film.codec_context.options = {"err_detect": "explode", "max_pixels": str(MAX_PIXELS)}
-            seconds, begin = _seconds(film), _begin(film)
+            video_stream = _video_stream_of(container, path)
+            video_stream.codec_context.thread_count = 1
+            video_stream.codec_context.options = {"err_detect": "explode", "max_pixels": str(MAX_PIXELS)}
+            seconds, begin = _seconds(video_stream), _begin(video_stream)
             if start_s > 0:
-                container.seek(int((start_s + begin) / film.time_base), stream=film, backward=True)
-            for frame in container.decode(film):
+                container.seek(int((start_s + begin) / video_stream.time_base), stream=video_stream, backward=True)
+            for frame in container.decode(video_stream):
                 if frame.time is None or frame.is_corrupt:
                     raise InputError(f"{path} is damaged after {times[-1] if times else 0:.2f} s; {_ADVICE}")
                 times.append(float(frame.time) - begin)
@@ -193,7 +193,7 @@ def _av() -> ModuleType:
     return require("av", extra="video")
 
 
-def _film_of(container: Any, path: Path) -> Any:
+def _video_stream_of(container: Any, path: Path) -> Any:
     """The first stream of pictures that is not a cover."""
     for stream in container.streams.video:
         if stream.disposition & type(stream.disposition).attached_pic:
@@ -209,16 +209,16 @@ def _film_of(container: Any, path: Path) -> Any:
 
 def _begin(film: Any) -> float:
     """When the film begins, in seconds on the file's clock."""
-    return float((film.start_time or 0) * film.time_base)
+    return float((video_stream.start_time or 0) * video_stream.time_base)
 
 
 def _seconds(film: Any) -> float | None:
     """How long the film is by its header; None where that does not say."""
-    tags = (value for key, value in film.metadata.items() if key.startswith("DURATION"))  # Matroska and WebM
+    tags = (value for key, value in video_stream.metadata.items() if key.startswith("DURATION"))  # Matroska and WebM
     tag = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", next(tags, "").strip())
     if tag:
-        return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3]) - _begin(film)
-    return None if film.duration is None else float(film.duration * film.time_base)
+        return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3]) - _begin(video_stream)
+    return None if video_stream.duration is None else float(video_stream.duration * video_stream.time_base)
 
 
 def _is_short(path: Path) -> bool:
@@ -254,9 +254,9 @@ def _ebml_number(file: BinaryIO) -> int | None:
 
 def _measured_hz(container: Any, film: Any) -> float | None:
     """The rate at which most of the first pictures follow one another, as the header has it if it is near."""
-    packets = itertools.islice(container.demux(film), _RATE_PACKETS)
+    packets = itertools.islice(container.demux(video_stream), _RATE_PACKETS)
     gaps = np.diff(sorted({float(packet.pts * packet.time_base) for packet in packets if packet.pts is not None}))
-    stated = [float(rate) for rate in (film.average_rate, film.guessed_rate) if rate and rate < HIGHEST_HZ]
+    stated = [float(rate) for rate in (video_stream.average_rate, video_stream.guessed_rate) if rate and rate < HIGHEST_HZ]
     if not len(gaps):
         return stated[0] if stated else None
     usual = float(np.median(gaps))

@@ -39,13 +39,13 @@ class Halving(nn.Module):
         super().__init__()
         self.convolution = nn.Conv2d(channels, out, 3, stride=2, padding=1)
         self.norm = nn.GroupNorm(NORM_GROUPS, out)
-        self.film = nn.Linear(width, 2 * out)
-        nn.init.zeros_(self.film.weight)
-        nn.init.zeros_(self.film.bias)
+        self.fiLm = nn.Linear(width, 2 * out)
+        nn.init.zeros_(self.fiLm.weight)
+        nn.init.zeros_(self.fiLm.bias)
 
     def forward(self, x: Float[Tensor, "B c H W"], asked: Float[Tensor, "B D"]) -> Float[Tensor, "B C h w"]:
         """Begins as if there were no instruction."""
-        scale, shift = self.film(asked)[..., None, None].chunk(2, dim=1)
+        scale, shift = self.fiLm(asked)[..., None, None].chunk(2, dim=1)
         return F.silu(self.norm(self.convolution(x)) * (1 + scale) + shift)
 
 

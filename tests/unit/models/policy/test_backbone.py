@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from vw2_robot.envs.instructions import load_sentences
+from vw2_robot.envs.instructions import read_instructions
 from vw2_robot.models.dldm.fsq import FSQ
 from vw2_robot.models.policy.backbone import Backbone, BackboneConfig
 from vw2_robot.models.policy.vocabulary import (
@@ -139,7 +139,7 @@ def test_an_unknown_word_is_spelt():
 
 def test_no_calvin_instruction_is_spelt_and_each_has_its_own_tokens():
     tokenizer = WordTokenizer()
-    sentences = {text for name in ("train", "enriched") for texts in load_sentences(name).values() for text in texts}
+    sentences = {text for name in ("train", "enriched") for texts in read_instructions(name).values() for text in texts}
     found = [tuple(tokenizer.encode(text, limit=64)) for text in sentences]
     assert {token for tokens in found for token in tokens if token < tokenizer.size - len(instruction_words())} <= {
         ord(",")
