@@ -9,13 +9,13 @@ Two data sets: real Bridge V2 episodes (64 x 64 pixels, four cameras) where `--b
     ClipStream    read, shuffle, decode, resize, batch
     tfds          plain TFDS with default decoding of everything; windows cut from the decoded episodes, unshuffled
     dlimp         the loader below Octo, put together as Octo does: chunk, flatten, shuffle, decode, resize, batch.
-                  Needs a checkout of github.com/kvablack/dlimp. Octo resizes every picture (Lanczos filter), also to
+                  Needs a checkout of github.com/kvablack/dlimp. Octo resizes every image (Lanczos filter), also to
                   the size that it has; where sizes are equal, a second row leaves that out
 
 Each runs in a process of its own with the same number of threads; they take turns for some rounds, and the speed-up of
 ClipStream is the median over rounds of the ratio within a round. Processor time is that of all threads. Two clips that
 overlap share no decoding in ClipStream and dlimp; plain TFDS decodes a frame once however many windows show it, so
-small window strides favour it, at the price of decoded episodes in memory.
+small window strides favor it, at the price of decoded episodes in memory.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Case:
     image_key: str
     px: int
     native: bool
-    """whether pictures have that size already"""
+    """whether images have that size already"""
     window_stride: int
     threads: int
     dlimp: str | None
@@ -89,10 +89,10 @@ def pillow(case: Case) -> Iterator[int]:
         pixels = []
         for data in clips[number]:
             with Image.open(io.BytesIO(data)) as stored:
-                picture = stored.convert("RGB")
-                if picture.size != (case.px, case.px):
-                    picture = picture.resize((case.px, case.px), Image.Resampling.BILINEAR)
-                pixels.append(np.asarray(picture))
+                image = stored.convert("RGB")
+                if image.size != (case.px, case.px):
+                    image = image.resize((case.px, case.px), Image.Resampling.BILINEAR)
+                pixels.append(np.asarray(image))
         return pixels
 
     endless = itertools.cycle(order)
@@ -121,18 +121,18 @@ def tfds(case: Case) -> Iterator[int]:
     for _ in itertools.count():
         for episode in builder.as_dataset(split="train"):
             steps = next(iter(episode["steps"].batch(500)))
-            pictures = steps["observation"][case.image_key].numpy()
-            for frames in case.windows(len(pictures), hz):
-                clips.append(np.stack([_resized(picture, case.px) for picture in pictures[frames]]))
+            images = steps["observation"][case.image_key].numpy()
+            for frames in case.windows(len(images), hz):
+                clips.append(np.stack([_resized(image, case.px) for image in images[frames]]))
                 if len(clips) == BATCH:
                     yield len(np.stack(clips))
                     clips.clear()
 
 
-def _resized(picture: NDArray[np.uint8], px: int) -> NDArray[np.uint8]:
-    if picture.shape[:2] == (px, px):
-        return picture
-    return np.asarray(Image.fromarray(picture).resize((px, px), Image.Resampling.BILINEAR))
+def _resized(image: NDArray[np.uint8], px: int) -> NDArray[np.uint8]:
+    if image.shape[:2] == (px, px):
+        return image
+    return np.asarray(Image.fromarray(image).resize((px, px), Image.Resampling.BILINEAR))
 
 
 def dlimp_as_stored(case: Case) -> Iterator[int]:
@@ -141,7 +141,7 @@ def dlimp_as_stored(case: Case) -> Iterator[int]:
 
 
 def dlimp_as_octo(case: Case, *, resize: bool = True) -> Iterator[int]:
-    """Octo's arrangement: all that is cheap on whole episodes, a shuffle of undecoded clips, then the pictures."""
+    """Octo's arrangement: all that is cheap on whole episodes, a shuffle of undecoded clips, then the images."""
     assert case.dlimp is not None
     sys.path.insert(0, case.dlimp)
     import dlimp
@@ -153,26 +153,26 @@ def dlimp_as_octo(case: Case, *, resize: bool = True) -> Iterator[int]:
     starts = frame_offsets(10_000, hz=hz, target_hz=TARGET_HZ)[:: case.window_stride]
 
     def chunk(episode: Any) -> Any:
-        pictures = episode["observation"][case.image_key]
-        length = tf.shape(pictures, out_type=tf.int64)[0]
+        images = episode["observation"][case.image_key]
+        length = tf.shape(images, out_type=tf.int64)[0]
         start = tf.boolean_mask(starts, starts + offsets[4] < length)
         frames = tf.minimum(start[:, None] + offsets, length - 1)
         words = tf.repeat(episode["language_instruction"][:1], tf.shape(frames)[0])
-        return {"pictures": tf.gather(pictures, frames), "words": words}
+        return {"images": tf.gather(images, frames), "words": words}
 
     def decode(clip: Any) -> Any:
-        found = dlimp.vmap(lambda held: {"picture": one(held["picture"])})({"picture": clip["pictures"]})
-        return {"pictures": found["picture"], "words": clip["words"]}
+        found = dlimp.vmap(lambda held: {"image": one(held["image"])})({"image": clip["images"]})
+        return {"images": found["image"], "words": clip["words"]}
 
     def one(data: Any) -> Any:
-        picture = tf.io.decode_image(data, expand_animations=False, dtype=tf.uint8)
-        return dlimp.transforms.resize_image(picture, size=(case.px, case.px)) if resize else picture
+        image = tf.io.decode_image(data, expand_animations=False, dtype=tf.uint8)
+        return dlimp.transforms.resize_image(image, size=(case.px, case.px)) if resize else image
 
     builder = tensorflow_datasets.builder_from_directory(case.folder)
     dataset = dlimp.DLataset.from_rlds(builder, split="train", shuffle=True).repeat().traj_map(chunk)
     dataset = dataset.flatten().shuffle(SHUFFLED_CLIPS).frame_map(decode).batch(BATCH).with_ram_budget(1)
     for batch in dataset.iterator():
-        yield len(batch["pictures"])
+        yield len(batch["images"])
 
 
 CONTESTANTS: dict[str, Callable[[Case], Iterator[int]]] = {
@@ -235,7 +235,7 @@ def print_rows(case: Case, found: dict[str, list[tuple[float, float]]]) -> None:
 
 
 def write_photos(folder: Path, *, episodes: int = 48, length: int = 60, px: int = 256) -> None:
-    """Store made-up episodes: a soft picture with grain that drifts, about 20 kB a frame."""
+    """Store made-up episodes: a soft image with grain that drifts, about 20 kB a frame."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
     wide = np.asarray(coarse.resize((2 * px, 2 * px), Image.Resampling.BICUBIC)).astype(np.int16)

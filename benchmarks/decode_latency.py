@@ -8,7 +8,7 @@ prompt, a logits mask over the latent tokens, and no end token), in turn, severa
 is the median over the turns, whose two halves saw the same machine. Our own loop remembers the words of an episode from
 one look to the next; "new words" is without. "arithmetic" is the share of our time that matrix products and attention
 take inside torch: work that `generate` has to do as well. Table 2 takes one look of an agent apart: what a robot waits
-for between a picture and its actions, and what of it is none of the parts.
+for between an image and its actions, and what of it is none of the parts.
 
 On a CPU: one thread, time spent by the process, so that other work on the machine counts little. Where a GPU is at hand
 the tables are made there too, with the time that merely reading all weights once per token would take at the
@@ -110,7 +110,7 @@ def arithmetic_share(job: Callable[[], object]) -> float:
 
 
 def prompts(policy: LatentPolicy, batch: int, device: torch.device) -> Prompt:
-    """Mixed sentences and random pictures."""
+    """Mixed sentences and random images."""
     px = policy.config.image_px
     image = torch.rand(batch, 3, px, px, generator=torch.Generator().manual_seed(0)) * 2 - 1
     return policy.prompt([WORDS[i % len(WORDS)] for i in range(batch)], image.to(device))
@@ -160,7 +160,7 @@ def new_agent(policy: LatentPolicy, device: torch.device) -> tuple[VW2Agent, Act
         save_checkpoint(
             Path(folder) / "policy",
             kind="policy",
-            config=config | {"latent_steps": 1, "replan_every": STRIDE},
+            config=config | {"latent_steps": 1, "n_action_steps": STRIDE},
             modules={"policy": policy, "head": head},
             facts={"control_hz": 30.0, "label_fraction": 1.0},
             files=policy.files() | {"stats": {"calvin": statistics.to_json()}},
@@ -169,7 +169,7 @@ def new_agent(policy: LatentPolicy, device: torch.device) -> tuple[VW2Agent, Act
 
 
 def one_look(policy: LatentPolicy, device: torch.device) -> None:
-    """Table 2: batch 1, one latent step, from a 200 x 200 camera picture to four actions."""
+    """Table 2: batch 1, one latent step, from a 200 x 200 camera image to four actions."""
     agent, head = new_agent(policy, device)
     camera = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
     px, queries = policy.config.image_px, policy.config.queries
@@ -179,14 +179,14 @@ def one_look(policy: LatentPolicy, device: torch.device) -> None:
         yield "", clock(device)
         frame = np.stack([resize_frame(camera, height=px, width=px)])
         image = to_model_range(torch.from_numpy(frame).to(device))
-        yield "picture: resize, scale, to the device", clock(device)
+        yield "image: resize, scale, to the device", clock(device)
         prompt = policy.prompt(WORDS[:1], image)
-        yield "prompt: words and picture to tokens", clock(device)
+        yield "prompt: words and image to tokens", clock(device)
         decoding, states = Decoding(policy.backbone, prompt, queries=1, steps=queries), []
         yield "cache: memory, positions, known words", clock(device)
         for number in range(queries):
             states.append(decoding.step().states_BHND)
-            yield f"code {number + 1}" + ("" if number else " (reads the picture)"), clock(device)
+            yield f"code {number + 1}" + ("" if number else " (reads the image)"), clock(device)
         head(torch.cat(states, dim=2)).cpu()
         yield "action head", clock(device)
 

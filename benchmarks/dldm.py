@@ -98,9 +98,9 @@ def load_laq(folder: Path) -> types.ModuleType:
 
 
 def build_laq(module: types.ModuleType, *, width: int, px: int, device: torch.device) -> torch.nn.Module:
-    """LAQ at the published depth, grid and code length, with our width; its quantiser is written for CUDA alone."""
-    quantiser = module.NSVQ
-    module.NSVQ = lambda **options: quantiser(**{**options, "device": device})  # type: ignore[attr-defined]
+    """LAQ at the published depth, grid and code length, with our width; its quantizer is written for CUDA alone."""
+    quantizer = module.NSVQ
+    module.NSVQ = lambda **options: quantizer(**{**options, "device": device})  # type: ignore[attr-defined]
     model: torch.nn.Module = module.LatentActionQuantization(
         dim=width,
         quant_dim=32,
@@ -113,7 +113,7 @@ def build_laq(module: types.ModuleType, *, width: int, px: int, device: torch.de
         heads=max(1, width // 64),
         code_seq_len=4,
     )
-    module.NSVQ = quantiser  # type: ignore[attr-defined]
+    module.NSVQ = quantizer  # type: ignore[attr-defined]
     return model.to(device).eval()
 
 

@@ -71,7 +71,7 @@ def probe(run: Path, seed: int, args: argparse.Namespace) -> Report:
         program(
             "vw2_robot.pretrain.probing.probe_latents",
             f"dldm={run / 'dldm'}",
-            f"labelled=[{data}]",
+            f"labeled=[{data}]",
             f"out={out}",
             f"frames={Path(args.out) / 'probe_frames'}",
             f"episodes={args.episodes}",

@@ -10,9 +10,9 @@ original's do not.
 
 Both execute the same recorded actions, with contacts, and take turns in short rounds, so that a busy machine hits both
 alike; a ratio is the median over the rounds, of CPU seconds of the one process. In the same run the states of all steps
-and all pictures taken are compared bit by bit. Only the row about two workers goes by the clock on the wall.
+and all images taken are compared bit by bit. Only the row about two workers goes by the clock on the wall.
 
-Exit status 1 if states or pictures differ.
+Exit status 1 if states or images differ.
 """
 
 from __future__ import annotations
@@ -87,16 +87,16 @@ def verdict(value: float, goal: float | None) -> str:
 
 
 def compare(original: dict[str, list[str]], ours: Ours) -> bool:
-    """Say how many states and pictures are the same bits; True if all."""
-    steps, looks = len(ours.states), sorted(ours.pictures)
+    """Say how many states and images are the same bits; True if all."""
+    steps, looks = len(ours.states), sorted(ours.images)
     states = sum(ours.states[i] == original["states"][i] for i in range(steps))
-    pictures = sum(ours.pictures[i] == original["pictures"][i] for i in looks)
-    print(f"\nsame bits as the original: {states} of {steps} states, {pictures} of {len(looks)} pictures")
-    return (states, pictures) == (steps, len(looks))
+    images = sum(ours.images[i] == original["images"][i] for i in looks)
+    print(f"\nsame bits as the original: {states} of {steps} states, {images} of {len(looks)} images")
+    return (states, images) == (steps, len(looks))
 
 
 def profile(walk: Walk, assets: str, title: str) -> None:
-    """Where a step's time goes, part by part; a picture's is spread over the steps that share it."""
+    """Where a step's time goes, part by part; an image's is spread over the steps that share it."""
     world = Ours(walk, assets)
     env, oracle = world.env, TaskOracle()
     before = env.task_info()
@@ -123,7 +123,7 @@ def profile(walk: Walk, assets: str, title: str) -> None:
         info = timed("information for the oracle", env.task_info)
         timed("oracle, one task", partial(oracle.get_task_info_for_set, before, info, (TASK,)))
         if is_look(number):
-            timed(f"picture, every {LOOK_EVERY}th step", partial(env.render_camera, "static"))
+            timed(f"image, every {LOOK_EVERY}th step", partial(env.render_camera, "static"))
     world.benchmark.close()
     total = sum(seconds.values())
     print(f"\n{title:<55}{'ms/step':>9}{'%':>9}")
@@ -220,7 +220,7 @@ def main() -> None:
 def compare_speed(walk: Walk, original: Original, assets: str | None, length: int) -> bool:
     """The table. False if what must be the same bits is not."""
     pieces = rounds(len(walk.actions), length)
-    heard: dict[str, list[str]] = {"states": [], "pictures": []}
+    heard: dict[str, list[str]] = {"states": [], "images": []}
     rows, theirs = [], None
     if "error" not in original.about:
         original.reset(walk)
@@ -231,7 +231,7 @@ def compare_speed(walk: Walk, original: Original, assets: str | None, length: in
                 hashes.extend(answer[kind])
             return float(answer["seconds"])
 
-        theirs = Row("original, picture every step", step_original)
+        theirs = Row("original, image every step", step_original)
         rows.append(theirs)
     same = assets or original.about.get("data")
     worlds = {"original assets": same, "built-in scene": "builtin"}
@@ -239,7 +239,7 @@ def compare_speed(walk: Walk, original: Original, assets: str | None, length: in
     for name, (evaluated, stepped, read) in made.items():
         goal = GOALS["builtin" if name == "built-in scene" else "same"]
         rows += [
-            Row(f"ours, {name}: evaluation, picture every {LOOK_EVERY}th", evaluated.evaluate, goal),
+            Row(f"ours, {name}: evaluation, image every {LOOK_EVERY}th", evaluated.evaluate, goal),
             Row(f"ours, {name}: state only", stepped.physics, GOALS["state"]),
             Row(f"ours, {name}: state only, both states read", read.physics_and_state),
         ]

@@ -1,7 +1,7 @@
 """What `environment_steps.py` compares: the original simulator in another process, our worlds, and the walk all take.
 
 A walk is a start state and a row of actions, with contacts. `Original` speaks to `original_steps.py`; `Ours` holds one
-`CalvinBenchmark`. Both give CPU seconds, and hashes of states and pictures which were taken outside the measured time.
+`CalvinBenchmark`. Both give CPU seconds, and hashes of states and images which were taken outside the measured time.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Ours:
         self.benchmark = CalvinBenchmark(scene=walk.scene, assets=assets, renderer="tiny")
         self.env = self.benchmark.env
         self.states: list[str] = []
-        self.pictures: dict[int, str] = {}
+        self.images: dict[int, str] = {}
         self.restart()
 
     def restart(self) -> None:
@@ -137,11 +137,11 @@ class Ours:
         for number in range(first, last):
             begin = time.process_time()
             self.benchmark.step(self._walk.actions[number])
-            picture = self.benchmark.observe()["images"]["static"] if is_look(number) else None
+            image = self.benchmark.observe()["images"]["static"] if is_look(number) else None
             seconds += time.process_time() - begin
             self.states.append(digest(self.env.robot_obs(), self.env.scene_obs()))
-            if picture is not None:
-                self.pictures[number] = digest(picture)
+            if image is not None:
+                self.images[number] = digest(image)
         return seconds
 
     def physics(self, first: int, last: int) -> float:
@@ -162,5 +162,5 @@ class Ours:
 
 
 def is_look(number: int) -> bool:
-    """Whether a picture is taken after this step."""
+    """Whether an image is taken after this step."""
     return number % LOOK_EVERY == LOOK_EVERY - 1

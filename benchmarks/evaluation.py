@@ -78,7 +78,7 @@ def ours(options: argparse.Namespace, folder: Path, python: str, *words: str) ->
     command += [f"policy={options.policy}", f"num_sequences={options.chains}", f"env.max_steps={options.max_steps}"]
     command += ["videos=0", "record=true", f"run_dir={run_dir}", *words]
     cost = timed(command, folder / f"{run_dir.name}.log")
-    every = int(json.loads((run_dir / "summary.json").read_text())["replan_every"])
+    every = int(json.loads((run_dir / "summary.json").read_text())["n_action_steps"])
     rows = read_rows(run_dir / "results.jsonl")
     return cost, [{**row, "digest": executed(run_dir, row, every)} for row in rows]
 
@@ -177,15 +177,15 @@ def profile(options: argparse.Namespace, name: str, assets: str) -> None:
     """Where one worker's time goes, in one process."""
     world, agent = _world(assets, options.max_steps), open_agent(options.policy)
     watch = Stopwatch()
-    watch.time(world.env, "render_camera", "pictures")
+    watch.time(world.env, "render_camera", "images")
     watch.time(world.env, "step_physics", "physics and control")
     watch.time(world.env, "reset_physics", "resets")
     watch.time(world.env, "task_info", "information for the oracle")
     watch.time(world._oracle, "get_task_info_for_set", "oracle")
     watch.time(agent, "infer", "policy")
     begin = time.perf_counter()
-    every = agent.metadata["replan_every"]
-    rows = [run_chain(agent, world, chain, replan_every=every, seed=0) for chain in world.sequences(options.chains)]
+    every = agent.metadata["n_action_steps"]
+    rows = [run_chain(agent, world, chain, n_action_steps=every, seed=0) for chain in world.sequences(options.chains)]
     total = time.perf_counter() - begin
     world.close()
     steps = sum(sum(row["steps"]) for row in rows)
@@ -260,7 +260,7 @@ def main() -> None:
         worlds["original"] = original_assets(options)
         with tempfile.TemporaryDirectory() as folder:
             against_official(options, Path(folder), worlds["original"])
-    if options.policy != "demonstrator":  # it lives in the simulator, and looks at no picture
+    if options.policy != "demonstrator":  # it lives in the simulator, and looks at no image
         for name, assets in worlds.items():
             profile(options, name, assets)
         batches(options.policy)

@@ -5,7 +5,7 @@
 
 One far camera shows a hand near the table and one in front of it at the same pixel; only the rest of the arm differs.
 So the convolutions of `policy.image=pixels` (as model=tiny has them, blocks growing with the side) learn the hand's
-position alone, from pictures and robot_obs of some demonstrations, and are judged on others. The bound is the spread of
+position alone, from images and robot_obs of some demonstrations, and are judged on others. The bound is the spread of
 positions. `--policies` asks policies that were fine-tuned with `pose_weight` instead, as they act without codes.
 """
 
@@ -29,20 +29,20 @@ from vw2_robot.data.frame_cache import resize_frame
 from vw2_robot.data.sources.calvin import CalvinDataset
 from vw2_robot.envs.cameras import STATIC_EYE, STATIC_TARGET
 from vw2_robot.finetune.labeled_windows import hand_poses
-from vw2_robot.models.policy.acting import blank_codes
+from vw2_robot.models.policy.acting import null_codes
 from vw2_robot.models.policy.action_head import ActionHead, ActionHeadConfig
 from vw2_robot.models.policy.ar_policy import LatentPolicy
 from vw2_robot.models.policy.image_tokens import PixelTokens
 from vw2_robot.pixels import shift_randomly, to_model_range
 
 WIDTHS, WIDTH, BATCH, EVERY = (64, 128, 128), 128, 64, 2
-PICTURE = 200  # side of a recorded picture
+IMAGE = 200  # side of a recorded image
 
 
 class Looks(NamedTuple):
-    """uint8 pictures [n, side, side, 3], positions of the hand [n, 3] in metres, instructions [n]."""
+    """uint8 images [n, side, side, 3], positions of the hand [n, 3] in meters, instructions [n]."""
 
-    pictures: Tensor
+    images: Tensor
     positions: Tensor
     words: list[str]
 
@@ -65,7 +65,7 @@ def read(data: str, split: str, count: int, side: int) -> Looks:
 
 
 def errors(training: Looks, test: Looks, *, steps: int, shift: int) -> Tensor:
-    """Learn on one, return the errors on the other, [n, 3] in metres."""
+    """Learn on one, return the errors on the other, [n, 3] in meters."""
     torch.manual_seed(0)
     side = training[0].shape[1]
     eyes = PixelTokens(side, WIDTHS, WIDTH, block=side // 32)
@@ -78,8 +78,8 @@ def errors(training: Looks, test: Looks, *, steps: int, shift: int) -> Tensor:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: min((k + 1) / 100, (steps - k) / steps))
     draw = torch.Generator().manual_seed(0)
 
-    def guess(pictures: Tensor, moved: int) -> Tensor:
-        image = shift_randomly(to_model_range(pictures), most=moved, noise=draw)
+    def guess(images: Tensor, moved: int) -> Tensor:
+        image = shift_randomly(to_model_range(images), most=moved, noise=draw)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             out: Tensor = head(eyes(image, torch.zeros(len(image), WIDTH)).flatten(1))
         return out.float()
@@ -99,7 +99,7 @@ def errors(training: Looks, test: Looks, *, steps: int, shift: int) -> Tensor:
 
 @torch.no_grad()
 def errors_of_policy(run: str, test: Looks) -> Tensor:
-    """How wrong the head of a fine-tuned policy is, [n, 3] in metres."""
+    """How wrong the head of a fine-tuned policy is, [n, 3] in meters."""
     checkpoint = load_checkpoint(run, kind="policy")
     policy = LatentPolicy.of_checkpoint(checkpoint).eval()
     config = config_from(ActionHeadConfig, checkpoint.config["head"])
@@ -110,16 +110,16 @@ def errors_of_policy(run: str, test: Looks) -> Tensor:
     px, found = policy.config.image_px, []
     for first in range(0, len(test.words), 256):
         said = test.words[first : first + 256]
-        pictures = test.pictures[first : first + 256].numpy()
-        resized = np.stack([resize_frame(picture, height=px, width=px) for picture in pictures])
+        images = test.images[first : first + 256].numpy()
+        resized = np.stack([resize_frame(image, height=px, width=px) for image in images])
         prompt = policy.prompt(said, to_model_range(torch.from_numpy(resized)))
-        codes = blank_codes(policy, len(said), steps=int(checkpoint.config["latent_steps"]), device=torch.device("cpu"))
+        codes = null_codes(policy, len(said), steps=int(checkpoint.config["latent_steps"]), device=torch.device("cpu"))
         found.append(head.hand_pose(policy.states(prompt, codes)))
     return position_of(torch.cat(found)) - test.positions
 
 
 def position_of(pose: Tensor) -> Tensor:
-    """The inverse of `hand_poses` for the position, [n, 3] in metres."""
+    """The inverse of `hand_poses` for the position, [n, 3] in meters."""
     zero, one = (torch.from_numpy(hand_poses(np.full((1, 15), value)))[0, :3] for value in (0.0, 1.0))
     return (pose[:, :3] - zero) / (one - zero)
 
@@ -139,12 +139,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--demonstrations", type=int, default=900)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--policies", nargs="+", default=[], help="run folders of vw2-finetune with pose_weight")
-    parser.add_argument("--shift", type=int, default=2, help="random shift of training pictures, in pixels")
+    parser.add_argument("--shift", type=int, default=2, help="random shift of training images, in pixels")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    print(f"{'picture':<12}{'along, median':>15}{'90 %':>8}{'across, median':>16}{'90 %':>8}   cm{'s of a core':>14}")
+    print(f"{'image':<12}{'along, median':>15}{'90 %':>8}{'across, median':>16}{'90 %':>8}   cm{'s of a core':>14}")
     if args.policies:
-        shown = read(args.data, "validation", 10**9, PICTURE)
+        shown = read(args.data, "validation", 10**9, IMAGE)
         row("bound", shown.positions.mean(0) - shown.positions, 0.0)
         for run in args.policies:
             begin = time.process_time()

@@ -103,7 +103,7 @@ def phase_two_forward(dldm: DLDM, vdm: VDM) -> Tensor:
     x, grid = dldm.config.fake_clip(1), vdm.geometry
     latents = torch.zeros(1, grid.channels, grid.steps + 1, grid.height, grid.width)
     f = dldm.features(x)
-    codes, _ = dldm.quantise(f)
+    codes, _ = dldm.quantize(f)
     rec = dldm.decode(codes.detach(), f[:, 0].detach(), x[:, 0])
     denoising = vdm.denoising_loss(
         latents, codes, hint=latents, valid=torch.ones(1, grid.steps, dtype=torch.bool), generator=torch.Generator()
@@ -112,7 +112,7 @@ def phase_two_forward(dldm: DLDM, vdm: VDM) -> Tensor:
 
 
 def activations(dldm_config: DLDMConfig, vdm_config: VDMConfig, geometry: Geometry, *, recompute: bool) -> int:
-    """Bytes of a phase-2 step that are neither weight nor gradient nor optimiser."""
+    """Bytes of a phase-2 step that are neither weight nor gradient nor optimizer."""
     with torch.device("meta"):
         dldm, vdm = DLDM(dldm_config), VDM(vdm_config, geometry)
     vdm.trainable_parameters()

@@ -89,8 +89,8 @@ class Wrapper:
 class Model(Vw2CalvinModel):
     """Seeds each subtask as `vw2-rollout` does, and takes note of the actions."""
 
-    def __init__(self, policy: Policy | str, env: Wrapper, replan_every: int | None) -> None:
-        super().__init__(policy, replan_every=replan_every)
+    def __init__(self, policy: Policy | str, env: Wrapper, n_action_steps: int | None) -> None:
+        super().__init__(policy, n_action_steps=n_action_steps)
         self._env = env
 
     def begin(self, chain: int) -> None:
@@ -118,7 +118,7 @@ def run(options: argparse.Namespace) -> None:
     reference = CalvinReference()
     env = Wrapper(reference.env)
     policy = reference.expert() if options.policy == "demonstrator" else options.policy
-    model = Model(policy, env, options.replan_every)
+    model = Model(policy, env, options.n_action_steps)
     conf = options.calvin / "calvin_models/conf"
     oracle = official.hydra.utils.instantiate(
         official.OmegaConf.load(conf / "callbacks/rollout/tasks/new_playtable_tasks.yaml")

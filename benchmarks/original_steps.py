@@ -6,9 +6,9 @@ lines of JSON on standard input and output; seconds are CPU seconds of this proc
 
     {"do": "open", "scene": "D", "cameras": ["static"]}         -> {"commit": ..., "data": ..., "versions": ...}
     {"do": "reset", "robot_obs": [...], "scene_obs": [...]}     -> {}
-    {"do": "step", "actions": [[...], ...]}                     -> {"seconds": ..., "states": [...], "pictures": [...]}
+    {"do": "step", "actions": [[...], ...]}                     -> {"seconds": ..., "states": [...], "images": [...]}
 
-`states` and `pictures` are one hash a step. An error that a user can mend comes back as {"error": message}.
+`states` and `images` are one hash a step. An error that a user can mend comes back as {"error": message}.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ def digest(*arrays: NDArray[Any]) -> str:
 
 def run_steps(world: ReferenceWorld, actions: list[list[float]]) -> dict[str, Any]:
     """Step the untouched original, as an evaluation does."""
-    seconds, states, pictures = 0.0, [], []
+    seconds, states, images = 0.0, [], []
     for values in actions:
         action = np.array(values)
         begin = time.process_time()
         observation, _, _, _ = world.original.step(action)
         seconds += time.process_time() - begin
         states.append(digest(observation["robot_obs"], observation["scene_obs"]))
-        pictures.append(digest(observation["rgb_obs"]["rgb_static"]))
-    return {"seconds": seconds, "states": states, "pictures": pictures}
+        images.append(digest(observation["rgb_obs"]["rgb_static"]))
+    return {"seconds": seconds, "states": states, "images": images}
 
 
 class Server:

@@ -5,10 +5,10 @@
 Records ten demonstrations (scene D, built-in assets), trains a tiny policy on them from scratch with vw2-finetune and
 looks at it through `VW2Agent.infer` alone:
 
-- on the recorded pictures: mean absolute difference to the recorded actions in normalised units, over every action of
+- on the recorded images: mean absolute difference to the recorded actions in normalized units, over every action of
   every chunk (the gripper counts 0 or 2);
 - in the simulator, from the same start states and with the same sentences: how often the task oracle says yes within
-  360 steps. The simulator sees the policy's actions, the policy sees the simulator's pictures; no label is replayed.
+  360 steps. The simulator sees the policy's actions, the policy sees the simulator's images; no label is replayed.
 
 Prints a table and writes overfit.json. A run that was stopped goes on. Further words are passed to vw2-finetune.
 """
@@ -65,7 +65,7 @@ def configured(cls: type[Any], program: str, words: list[str]) -> Any:
 
 
 def reproduction(agent: VW2Agent, statistics: ActionStatistics, dataset: CalvinDataset) -> dict[str, float]:
-    """Differences between the agent's chunks and the recorded actions, in normalised units."""
+    """Differences between the agent's chunks and the recorded actions, in normalized units."""
     arm, gripper = [], []
     for trajectory in dataset.trajectories:
         recorded = dataset.read_actions(trajectory)
@@ -73,7 +73,7 @@ def reproduction(agent: VW2Agent, statistics: ActionStatistics, dataset: CalvinD
             agent.reset(trajectory.instruction)
             found = agent.infer({"images": {"static": image}, "prompt": trajectory.instruction})["actions"]
             real = recorded[start : start + len(found)]
-            off = np.abs(statistics.normalise(found[: len(real)]) - statistics.normalise(real))
+            off = np.abs(statistics.normalize(found[: len(real)]) - statistics.normalize(real))
             gripper.append(off[:, GRIPPER_INDEX])
             arm.append(np.delete(off, GRIPPER_INDEX, axis=1))
     arms, grippers = np.concatenate(arm), np.concatenate(gripper)
@@ -97,12 +97,12 @@ def start_of(env: CalvinEnv, dataset: CalvinDataset, number: int, trajectory: Tr
     raise AssertionError(f"no draw of recording {number} begins where it was recorded")
 
 
-def replay(agent: VW2Agent, dataset: CalvinDataset, *, seed: int, replan_every: int) -> list[dict[str, Any]]:
+def replay(agent: VW2Agent, dataset: CalvinDataset, *, seed: int, n_action_steps: int) -> list[dict[str, Any]]:
     """Closed loop from every recorded start: task, steps, whether the oracle confirmed it."""
     env, oracle, rows = CalvinEnv(cameras=(), reset_mode="exact"), TaskOracle(), []
     for number, trajectory in enumerate(dataset.trajectories):
         start_of(env, dataset, number, trajectory, seed).go(env)
-        before, queue = env.task_info(), ChunkQueue(agent, replan_every=replan_every)
+        before, queue = env.task_info(), ChunkQueue(agent, n_action_steps=n_action_steps)
         queue.reset(trajectory.instruction)
         solved = steps = 0
         while not solved and steps < MAX_STEPS:
@@ -133,8 +133,8 @@ def main() -> None:
     statistics = ActionStatistics.from_json(load_checkpoint(out / "policy", kind="policy").files["stats"]["calvin"])
     found: dict[str, Any] = {"reproduction": reproduction(agent, statistics, dataset), "closed_loop": {}}
     print(found["reproduction"], flush=True)
-    for every in sorted({agent.metadata["replan_every"], 1, 2}, reverse=True):
-        rows = replay(agent, dataset, seed=recording.seed, replan_every=every)
+    for every in sorted({agent.metadata["n_action_steps"], 1, 2}, reverse=True):
+        rows = replay(agent, dataset, seed=recording.seed, n_action_steps=every)
         found["closed_loop"][str(every)] = {"success": sum(row["solved"] for row in rows) / len(rows), "rows": rows}
         print(f"a look every {every} steps: {sum(row['solved'] for row in rows)} of {len(rows)} solved")
         for row in rows:

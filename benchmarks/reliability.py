@@ -56,7 +56,7 @@ def commands(work: Path) -> dict[str, Callable[[Path], list[str]]]:
         f"data.path={work / 'demonstrations'}",
         HARDWARE,
         *("data.validation_fraction=0.34", "dldm.frames=5", "dldm.height=16", "dldm.width=16"),
-        "++dldm.stem={patch: pixel, patch_t: 4, patch_s: 4, kernel_s: 1}",
+        "++dldm.stem={patch: pixel, temporal_patch_size: 4, spatial_patch_size: 4, spatial_kernel_size: 1}",
         "dldm.levels=[{width: 8, blocks: 1}]",
         "++dldm.qformer={context: adjacent, depth: 1, heads: 2}",
         "dldm.z_channels=8",

@@ -89,22 +89,22 @@ class Plan:
         for name in CALVIN_RECORDINGS:
             jobs.append(self._record(name))
             if name != "probe":
-                jobs.append(self._pictures(name))
+                jobs.append(self._images(name))
         parts = [str(self.out / "data" / name) for name in ("D", "D_hard")]
         joined = (*parts, "--out", str(self.out / "data" / "D_large"))
-        jobs += [Job("data/D_large", JOIN, joined, needs=("data/D", "data/D_hard")), self._pictures("D_large")]
-        return [*jobs, self._record("arms"), self._pictures("arms", *([self.bridge] if self.bridge else []))]
+        jobs += [Job("data/D_large", JOIN, joined, needs=("data/D", "data/D_hard")), self._images("D_large")]
+        return [*jobs, self._record("arms"), self._images("arms", *([self.bridge] if self.bridge else []))]
 
     def _record(self, name: str) -> Job:
         words = (f"+experiment=record/{name}", "workers=2", f"out={self.out / 'data' / name}")
         return Job(f"data/{name}", RECORD, words, alone=True)
 
-    def _pictures(self, name: str, *also: str) -> Job:
-        """The pictures of recordings and of other data sets, small, for all that is pre-trained on them."""
+    def _images(self, name: str, *also: str) -> Job:
+        """The images of recordings and of other data sets, small, for all that is pre-trained on them."""
         sets = [str(self.out / "data" / name), *also]
         path = f"data.path=[{','.join(sets)}]" if also else f"data.path={sets[0]}"
-        words = ("+experiment=pretrain/shared", "stages=[]", path, f"run_dir={self.out / 'pictures' / name}")
-        return Job(f"pictures/{name}", PRETRAIN, words, needs=(f"data/{name}",))
+        words = ("+experiment=pretrain/shared", "stages=[]", path, f"run_dir={self.out / 'images' / name}")
+        return Job(f"images/{name}", PRETRAIN, words, needs=(f"data/{name}",))
 
     def _few(self) -> list[Job]:
         before, tuned = self.out / "few" / "pretrain", self.out / "few" / "finetune"
@@ -160,16 +160,16 @@ class Plan:
     def _learn(self, name: str, experiment: str, data: str, *, seed: int) -> Job:
         """The whole pre-training of one seed."""
         words = (
-            f"+experiment=pretrain/{experiment}", f"data.frames={self.out / 'pictures' / data / 'frames'}",
+            f"+experiment=pretrain/{experiment}", f"data.frames={self.out / 'images' / data / 'frames'}",
             f"seed={seed}", "hardware.threads=1", f"run_dir={self.out / name}",
         )  # fmt: skip
-        return Job(name, PRETRAIN, words, (f"pictures/{data}",))
+        return Job(name, PRETRAIN, words, (f"images/{data}",))
 
     def _probe(self, seed: int) -> Job:
         """What the codes of a seed say about the motion, on demonstrations that trained nothing."""
         words = (
             "+experiment=probe_latents/codes", f"dldm={self.out / 'pretrain' / 'vw2' / f'seed_{seed}' / 'dldm'}",
-            f"labelled=[{self.out / 'data' / 'probe'}]", f"frames={self.out / 'probe_frames'}", f"seed={seed}",
+            f"labeled=[{self.out / 'data' / 'probe'}]", f"frames={self.out / 'probe_frames'}", f"seed={seed}",
             "hardware.threads=1", f"out={self.out / 'probe' / f'seed_{seed}'}",
         )  # fmt: skip
         return Job(f"probe/seed_{seed}", PROBE, words, needs=(f"pretrain/vw2/seed_{seed}", "data/probe"))
@@ -180,7 +180,7 @@ class Plan:
         start = f"network.like={taught}" if before is None else f"policy={before}"
         words = (
             f"+experiment=finetune/{experiment}", start, f"data.path={self.out / 'data' / data}",
-            f"data.frames={self.out / 'labelled_pictures'}", f"label_seed={seed}", f"seed={seed}",
+            f"data.frames={self.out / 'labeled_images'}", f"label_seed={seed}", f"seed={seed}",
             "hardware.threads=1", f"run_dir={self.out / name}",
         )  # fmt: skip
         needs = ((before or taught).relative_to(self.out).as_posix(), f"data/{data}")

@@ -56,7 +56,7 @@ def configuration_section(out: Path, arms: Sequence[str], planned: Mapping[str, 
             continue
         job = planned[tuning]
         before = planned[job.needs[0]] if any(word.startswith("policy=") for word in job.words) else None
-        video = ABSENT if before is None else before.needs[0].removeprefix("pictures/")
+        video = ABSENT if before is None else before.needs[0].removeprefix("images/")
         files = [experiment_of(before), experiment_of(job), ", ".join(experiment_of(planned[name]) for name in rolled)]
         lines.append(f"| `{row}` | {job.needs[1].removeprefix('data/')} | {video} | {' | '.join(files)} |")
     return "\n".join([*lines, "", *_made_otherwise(out, planned)])
@@ -83,8 +83,8 @@ def compared_jobs(out: Path, planned: Mapping[str, Job]) -> dict[str, dict[str, 
     found = {}
     for name, job in planned.items():
         note = read_note(out, name)
-        # Decoding pictures trains nothing; whoever reads them checks their size.
-        if note is None or "settings" not in note or name.startswith("pictures/"):
+        # Decoding images trains nothing; whoever reads them checks their size.
+        if note is None or "settings" not in note or name.startswith("images/"):
             continue
         found[name] = {
             key: pair

@@ -85,7 +85,7 @@ def _made_from(out: Path, stage: str) -> str:
     return paragraph(
         f"Demonstrations: {_demonstrations(out, parts)}, of which {share} with labels.",
         f"Recording them: {_minutes(out, parts)} on two cores.",
-        f"Training: {_minutes(out, (f'pictures/{seen}', f'{stage}/pretrain', f'{stage}/finetune'))}",
+        f"Training: {_minutes(out, (f'images/{seen}', f'{stage}/pretrain', f'{stage}/finetune'))}",
         f"on {setting(tuning, 'hardware.threads')} of them.",
     )
 

@@ -3,7 +3,7 @@
 Run: python -m benchmarks.same_actions [--policy DIR] /path/to/python3.10 /path/to/python3.13 ...
 
 Each interpreter needs what setup.cfg asks for without extras. It loads the policy (by default one of random weights,
-saved by this program, with an action head), looks at three seeded pictures with an instruction each, one by one and
+saved by this program, with an action head), looks at three seeded images with an instruction each, one by one and
 together, and prints versions, the hash of the loaded weights, and the actions. The first row is the interpreter that
 runs this program; the others are compared with it. Ends with status 1 if weights differ, if actions differ by more than
 float32 rounding, or if an interpreter loaded TensorFlow.
@@ -50,7 +50,7 @@ def save_policy(folder: Path) -> None:
     save_checkpoint(
         folder,
         kind="policy",
-        config=tree | {"latent_steps": 2, "replan_every": 4},
+        config=tree | {"latent_steps": 2, "n_action_steps": 4},
         modules={"policy": policy, "head": head},
         facts={"control_hz": 30.0, "label_fraction": 1.0},
         files=policy.files() | {"stats": {"calvin": ActionStatistics.from_actions(actions).to_json()}},
@@ -61,9 +61,9 @@ def act(folder: Path) -> dict[str, Any]:
     """What this interpreter is, and what the policy does in it. JSON keeps every bit of a float."""
     torch.set_num_threads(1)
     agent = VW2Agent.from_pretrained(folder)
-    pictures = np.random.default_rng(0).integers(0, 256, (len(WORDS), 200, 200, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (len(WORDS), 200, 200, 3), dtype=np.uint8)
     looks: list[Observation] = [
-        {"images": {"static": image}, "prompt": words} for image, words in zip(pictures, WORDS, strict=True)
+        {"images": {"static": image}, "prompt": words} for image, words in zip(images, WORDS, strict=True)
     ]
     agent.reset(seed=0)
     outputs = [agent.infer(look) for look in looks] + agent.infer_batch(looks)

@@ -5,7 +5,7 @@ environment is made. The oracle and the chains work without PyBullet. No file he
 
     env = gymnasium.make("vw2_robot.envs:vw2_robot/Calvin-v0", task="open_drawer", max_episode_steps=360)
 
-asks for one task (calvin.py); the benchmark's chains of five are in benchmark.py, films of episodes in
+asks for one task (calvin.py); the benchmark's chains of five are in benchmark.py, videos of episodes in
 video_recorder.py.
 """
 

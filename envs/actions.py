@@ -3,7 +3,7 @@
 | form | meaning |
 |---|---|
 | array of 7 | relative Cartesian, 3 position (unit 0.02 m), 3 Euler (unit 0.05 rad), gripper by its sign |
-| tuple (position, Euler angles or quaternion, gripper) | absolute Cartesian, metres and radians |
+| tuple (position, Euler angles or quaternion, gripper) | absolute Cartesian, meters and radians |
 | dict type="cartesian_rel", action=7 numbers | as the first row |
 | dict type="cartesian_abs", action=the tuple, 7 (Euler) or 8 (quaternion) numbers | absolute Cartesian |
 | dict type="joint_abs", action=8 numbers | arm joints in radians, gripper |
@@ -121,6 +121,6 @@ def _numbers(values: Any, name: str) -> NDArray[np.float64]:
     if not np.isfinite(array).all():
         raise InputError(
             f"{name}: expected finite numbers, received {array.tolist()}; look for a division by zero or a missing "
-            "normalisation where it was computed. Nothing has moved"
+            "normalization where it was computed. Nothing has moved"
         )
     return array

@@ -25,7 +25,7 @@ from vw2_robot.errors import InputError
 from . import CALVIN_ID
 from .calvin import CONTROL_HZ, CalvinEnv
 from .experts.demonstrator import DemonstratorPolicy
-from .instructions import choose_sentence, read_instructions
+from .instructions import choose_instruction, read_instructions
 from .oracle import TaskOracle
 from .physics import pybullet_version
 from .sequences import make_sequences, start_state
@@ -49,7 +49,7 @@ class Simulator(Protocol):
         """What the oracle compares."""
 
     def render_camera(self, name: str) -> NDArray[np.uint8]:
-        """One picture."""
+        """One image."""
 
     def close(self) -> None:
         """Free it."""
@@ -85,7 +85,7 @@ class CalvinProtocol:
         """The sentence that asks for `task` in the chain under way; the first one before any chain."""
         if task not in self._sentences:
             raise InputError(f"unknown task {task!r}; known: {', '.join(self._sentences)}")
-        return choose_sentence(self._sentences[task], task, self._chain)
+        return choose_instruction(self._sentences[task], task, self._chain)
 
     def reset(self, sequence: EvalSequence) -> None:
         """Put everything where the chain starts."""
@@ -113,7 +113,7 @@ class CalvinProtocol:
         return bool(self._oracle.get_task_info_for_set(self._start_info, self._world.task_info(), {task}))
 
     def expert(self) -> DemonstratorPolicy:
-        """The scripted expert for this world, as a policy: it reads the simulator's state, not the picture."""
+        """The scripted expert for this world, as a policy: it reads the simulator's state, not the image."""
         world = cast(CalvinEnv, self._world)  # it asks for task_info, target_pose and scene_name only
         tasks = {sentence: task for task, sentences in self._sentences.items() for sentence in sentences}
         return DemonstratorPolicy(world, tasks)

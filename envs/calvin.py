@@ -2,7 +2,7 @@
 
 Without a task the reward is always 0 and an episode never ends by itself. Asked for one (`task=`), the environment
 judges every step: success brings reward 1 and ends the episode. Chains of tasks are the benchmark's (benchmark.py).
-A picture costs many times what physics costs (docs/simulator.md), so only the cameras asked for are drawn: none with
+An image costs many times what physics costs (docs/simulator.md), so only the cameras asked for are drawn: none with
 `cameras=()`. Who steps much and looks seldom calls `env.unwrapped.step_physics(action)` and
 `env.unwrapped.render_camera("static")`.
 """
@@ -32,7 +32,7 @@ from .option_validation import check_choice
 from .physics import Physics, SimulationClosedError
 from .robot import ROBOT_OBS_SIZE, Panda
 from .scene import LIGHTS_IN_SCENE_OBS, SCENE_NAMES, SCENE_OBS_SIZE, SCENES, Scene, sample_pose, scene_files
-from .task_wrapper import AskedTask
+from .task_wrapper import TaskWrapper
 
 ResetMode = Literal["exact", "legacy"]
 RESET_MODES: tuple[str, ...] = get_args(ResetMode)
@@ -44,7 +44,7 @@ CONTROL_HZ = 30
 PHYSICS_STEPS = PHYSICS_HZ // CONTROL_HZ
 LOAD_SEED = 0
 STATES = {"robot_obs": ROBOT_OBS_SIZE, "scene_obs": SCENE_OBS_SIZE}
-MAX_STATE = 1000.0  # metres or radians, far beyond the table; numbers beyond all bounds hang Bullet's solvers
+MAX_STATE = 1000.0  # meters or radians, far beyond the table; numbers beyond all bounds hang Bullet's solvers
 OPTIONS = (*STATES, "task")  # of reset
 
 Observation = dict[str, NDArray[Any]]
@@ -98,8 +98,8 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
         self.assets_dir = find_assets(assets, scene)
         self.observation_space = _observation_space(self.camera_names)
         self.action_space = spaces.Box(-1.0, 1.0, (ACTION_DIM,), np.float64)
-        self._always_asked = None if task is None else AskedTask(task)
-        self._asked: AskedTask | None = None
+        self._always_asked = None if task is None else TaskWrapper(task)
+        self._asked: TaskWrapper | None = None
         self._world: WorldState = "incomplete"
         self._physics = Physics()
         try:
@@ -153,7 +153,7 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
         return observation, float(success), success, False, info
 
     def render(self) -> NDArray[np.uint8] | None:
-        """The static camera's picture."""
+        """The static camera's image."""
         if self.render_mode is None:
             gymnasium.logger.warn('render() without a render mode; make the environment with render_mode="rgb_array"')
             return None
@@ -167,18 +167,18 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
     def begin_task(self, task: str) -> dict[str, Any]:
         """Ask for another task from this moment on, without a reset; returns `info`. Lasts until the next reset."""
         self._refuse_if_not_ready("begin_task")
-        self._asked = AskedTask(task)
+        self._asked = TaskWrapper(task)
         self._asked.begin(self.task_info())
         return self._info()
 
     def reset_physics(
         self, *, robot_obs: ArrayLike | None = None, scene_obs: ArrayLike | None = None, task: str | None = None
     ) -> None:
-        """`reset` without pictures and information: scene, robot, one physics step."""
+        """`reset` without images and information: scene, robot, one physics step."""
         self._refuse_if_closed("reset")
         robot_state = _read_state("robot_obs", robot_obs)
         scene_state = _read_state("scene_obs", scene_obs)
-        asked = self._always_asked if task is None else AskedTask(task)
+        asked = self._always_asked if task is None else TaskWrapper(task)
         if asked is not None and scene_state is None:
             start_robot, scene_state = asked.draw_start(self.scene_name, self.np_random)
             robot_state = start_robot if robot_state is None else robot_state
@@ -197,7 +197,7 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
         self._world = "ready"
 
     def step_physics(self, action: Any) -> None:
-        """`step` without pictures and information, about 1 ms. Takes every form of action in `actions.py`."""
+        """`step` without images and information, about 1 ms. Takes every form of action in `actions.py`."""
         self._refuse_if_not_ready("step")
         self.robot.apply(parse_action(action))
         advance = self._physics.stepSimulation
@@ -218,11 +218,11 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
         return {"robot_info": self.robot.info(), "scene_info": self.scene.info()}
 
     def render_camera(self, name: str) -> NDArray[np.uint8]:
-        """One picture, uint8 [H, W, 3], whether or not `name` is among `cameras`."""
+        """One image, uint8 [H, W, 3], whether or not `name` is among `cameras`."""
         return self.render_depth(name)[0]
 
     def render_depth(self, name: str) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """Picture and depth in metres, float32 [H, W], of the same moment."""
+        """Image and depth in meters, float32 [H, W], of the same moment."""
         check_choice("camera", name, CAMERA_NAMES)
         self._refuse_if_closed("render")
         return self.cameras[name].render()
@@ -318,7 +318,7 @@ def _read_state(name: str, value: ArrayLike | None) -> NDArray[np.float64] | Non
     if state.shape != (size,) or not np.isfinite(state).all():
         raise InputError(f"reset: {name} must be {size} finite numbers, received shape {state.shape}: {state.tolist()}")
     if np.abs(state).max() > MAX_STATE:
-        raise InputError(f"reset: {name} is in metres and radians, none above {MAX_STATE:g}; received {state.tolist()}")
+        raise InputError(f"reset: {name} is in meters and radians, none above {MAX_STATE:g}; received {state.tolist()}")
     if name == "scene_obs" and not set(state[LIGHTS_IN_SCENE_OBS].round()) <= {0, 1}:
         raise InputError(
             "reset: entries 4 and 5 of scene_obs, bulb and LED, must be 0 (off) or 1 (on), received "

@@ -13,12 +13,12 @@ to work elsewhere, and its assets are not packaged). On Python 3.11 this was see
 `--no-deps`, because its own list also asks for what an evaluation never uses. No Hydra program of it is run: its yaml
 files are read as they are, so hydra-colorlog and the tactile camera's packages are not needed either.
 
-What is the original's: physics, actions, info dictionaries, the task oracle, pictures. What is ours: the 1000 chains,
+What is the original's: physics, actions, info dictionaries, the task oracle, images. What is ours: the 1000 chains,
 the sentences, the check of each action (a gripper that is not exactly -1 or +1 kills the original).
 
 - Its resets are "legacy" by nature: solver state survives them, so a chain's outcome depends on the chains before it
   and with that on the number of workers. `metadata["reset_mode"]` says so. Only the first reset of a process is clean.
-- It draws all its cameras in every step; only the static one is configured, and `observe` returns the picture which is
+- It draws all its cameras in every step; only the static one is configured, and `observe` returns the image which is
   there already. So a policy that looks seldom saves nothing (benchmarks/environment_steps.py measures what that costs).
 - It mixes calls with and without a client number, so it must be the only simulation of its process, at its start.
 """
@@ -100,7 +100,7 @@ class ReferenceWorld:
         return self
 
     def reset_physics(self, *, robot_obs: ArrayLike | None = None, scene_obs: ArrayLike | None = None) -> None:
-        """Reset in place: scene, robot, one physics step, pictures. What is not given goes to its default."""
+        """Reset in place: scene, robot, one physics step, images. What is not given goes to its default."""
         self._observation = self.original.reset(
             robot_obs=_state("robot_obs", robot_obs, ROBOT_OBS_SIZE),
             scene_obs=_state("scene_obs", scene_obs, SCENE_OBS_SIZE),
@@ -108,7 +108,7 @@ class ReferenceWorld:
         self._information = self.original.get_info()
 
     def step_physics(self, action: Any) -> None:
-        """One control step of 1/30 s, pictures included. Takes every form of action in `actions.py`."""
+        """One control step of 1/30 s, images included. Takes every form of action in `actions.py`."""
         command = parse_action(action)
         typed = {"type": command.kind, "action": np.append(command.values, command.gripper)}
         self._observation, _, _, self._information = self.original.step(typed)
@@ -131,12 +131,12 @@ class ReferenceWorld:
         return np.array(robot.target_pos), np.array(robot.target_orn)
 
     def render_camera(self, name: str) -> NDArray[np.uint8]:
-        """The picture of the last reset or step, uint8 [H, W, 3] (a copy). Draws nothing."""
-        pictures = self._observation["rgb_obs"]
-        if f"rgb_{name}" not in pictures:
-            known = ", ".join(key.removeprefix("rgb_") for key in pictures)
+        """The image of the last reset or step, uint8 [H, W, 3] (a copy). Draws nothing."""
+        images = self._observation["rgb_obs"]
+        if f"rgb_{name}" not in images:
+            known = ", ".join(key.removeprefix("rgb_") for key in images)
             raise InputError(f"unknown camera {name!r}; this world was made with: {known}")
-        return np.array(pictures[f"rgb_{name}"], dtype=np.uint8, order="C")
+        return np.array(images[f"rgb_{name}"], dtype=np.uint8, order="C")
 
     def close(self) -> None:
         """Free the physics client. A second call does nothing."""

@@ -1,9 +1,9 @@
 """The two cameras of CALVIN and the renderers that can draw for them (specification, section 9).
 
 `tiny` is PyBullet's software renderer: it needs nothing and is reproducible to the bit. `layered`, the default, is the
-same with what never moves drawn once (backdrop.py): twice as fast, and the same picture but for a pixel or two.
-`egl` is OpenGL without a window, as used for the published data set; its pictures have shadows, depend on the driver,
-and differ from `tiny` by about 20 grey levels. Which one draws is said beside every result; none stands in for another.
+same with what never moves drawn once (backdrop.py): twice as fast, and the same image but for a pixel or two.
+`egl` is OpenGL without a window, as used for the published data set; its images have shadows, depend on the driver,
+and differ from `tiny` by about 20 gray levels. Which one draws is said beside every result; none stands in for another.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ CameraName = Literal["static", "gripper"]
 CAMERA_NAMES: tuple[str, ...] = get_args(CameraName)
 RENDERERS: tuple[str, ...] = get_args(Renderer)
 
-# The plug-in draws its first pictures without shadows, whatever they show; later ones must not depend on their number.
-_EGL_PICTURES_WITHOUT_SHADOWS = 2
+# The plug-in draws its first images without shadows, whatever they show; later ones must not depend on their number.
+_EGL_IMAGES_WITHOUT_SHADOWS = 2
 
-# Same in all scenes and in the published data. Metres.
+# Same in all scenes and in the published data. Meters.
 STATIC_EYE = (2.871459009488717, -2.166602199425597, 2.555159848480571)
 STATIC_TARGET = (-0.026242351159453392, -0.0302329882979393, 0.3920000493526459)
 STATIC_UP = (0.4041403970338857, 0.22629790978217404, 0.8862616969685161)
@@ -42,7 +42,7 @@ Matrix = tuple[float, ...]  # 16 numbers, column by column, as OpenGL and PyBull
 
 @dataclass(frozen=True)
 class Lens:
-    """What does not move: size in pixels (square), vertical field of view in degrees, clipping planes in metres."""
+    """What does not move: size in pixels (square), vertical field of view in degrees, clipping planes in meters."""
 
     pixels: int
     fov_deg: float
@@ -84,14 +84,14 @@ class Camera:
         return self._view()
 
     def render(self) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """The picture, uint8 [H, W, 3], and its depth in metres, float32 [H, W]. 5 to 30 ms."""
+        """The image, uint8 [H, W, 3], and its depth in meters, float32 [H, W]. 5 to 30 ms."""
         drawn = self.draw()
         near, far = self.lens.near_m, self.lens.far_m
         depth = far * near / (far - (far - near) * drawn.z)
         return drawn.rgb, depth.astype(np.float32)
 
     def draw(self) -> Layer:
-        """The picture and its depth buffer."""
+        """The image and its depth buffer."""
         size = self.lens.pixels
         # All other arguments stay at their defaults: the software renderer remembers a `shadow` once given.
         image = self._physics.getCameraImage(
@@ -168,12 +168,12 @@ def load_egl(physics: Physics) -> None:
     _try_egl_elsewhere(spec.origin)
     if physics.loadPlugin(spec.origin, "_eglRendererPlugin") < 0:
         raise InputError(f'renderer "egl": PyBullet could not load {spec.origin}; use renderer="tiny"')
-    for _ in range(_EGL_PICTURES_WITHOUT_SHADOWS):
+    for _ in range(_EGL_IMAGES_WITHOUT_SHADOWS):
         physics.getCameraImage(8, 8)
 
 
 def _try_egl_elsewhere(plugin: str) -> None:
-    """Draw one picture in a child process: without a working driver the plug-in ends the process that loads it.
+    """Draw one image in a child process: without a working driver the plug-in ends the process that loads it.
 
     So it does after TensorFlow 2.21 where Mesa draws (each has an LLVM of its own), so the child loads what is here.
     """

@@ -90,18 +90,18 @@ def _mtl_flaw(path: Path) -> str | None:
     return None if b"newmtl" in path.read_bytes() else "describes no material (no line `newmtl`)"
 
 
-def _picture_flaw(path: Path) -> str | None:
+def _image_flaw(path: Path) -> str | None:
     try:
-        with Image.open(path) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                return f"is too large a picture ({picture.width} x {picture.height})"
-            picture.load()
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                return f"is too large an image ({image.width} x {image.height})"
+            image.load()
     except Image.DecompressionBombError:
-        return "is too large a picture"
+        return "is too large an image"
     except UnidentifiedImageError:
-        return "is no picture"
+        return "is no image"
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damage depends on where it is
-        return f"is a damaged picture ({error})"
+        return f"is a damaged image ({error})"
     return None
 
 
@@ -110,7 +110,7 @@ _CHECKS: dict[str, Callable[[Path], str | None]] = {
     ".obj": _obj_flaw,
     ".stl": _stl_flaw,
     ".mtl": _mtl_flaw,
-    ".png": _picture_flaw,
-    ".jpg": _picture_flaw,
-    ".jpeg": _picture_flaw,
+    ".png": _image_flaw,
+    ".jpg": _image_flaw,
+    ".jpeg": _image_flaw,
 }

@@ -50,7 +50,7 @@ def read_instructions(name_or_file: str) -> dict[str, list[str]]:
     return {task: list(sentences) for task, sentences in found.items()}
 
 
-def choose_sentence(sentences: Sequence[str], task: str, chain: int | None) -> str:
+def choose_instruction(sentences: Sequence[str], task: str, chain: int | None) -> str:
     """Which of several sentences asks for a task in a chain: a function of task and chain alone; None: the first."""
     if chain is None or len(sentences) == 1:
         return sentences[0]

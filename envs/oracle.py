@@ -124,7 +124,7 @@ def push_object_into(
 
 
 def move_door_rel(start: Info, end: Info, *, joint: str, change: float) -> bool:
-    """Slide or drawer moved by more than `change` metres, in its direction."""
+    """Slide or drawer moved by more than `change` meters, in its direction."""
     before, after = (info["scene_info"]["doors"][joint]["current_state"] for info in (start, end))
     return bool(after - before > change if change > 0 else after - before < change)
 

@@ -1,6 +1,6 @@
 """The Panda arm with its two-finger gripper in PyBullet: joints, motors, inverse kinematics (specification, section 2).
 
-Units are metres, radians and Newtons; Euler angles are fixed-axis x-y-z, quaternions (x, y, z, w). The numbers are
+Units are meters, radians and Newtons; Euler angles are fixed-axis x-y-z, quaternions (x, y, z, w). The numbers are
 those of the reference environment. Quirks kept on purpose, because recordings depend on them:
 
 - Relative actions accumulate on a stored target pose that only a reset sets, so a blocked arm lets the target run away.
@@ -52,7 +52,7 @@ FINGER_MAX_VELOCITY = 1
 # The null-space form of Bullet's inverse kinematics, over 7 arm and 2 finger joints, with limits wider than the arm's.
 _IK_LOWER = [-7.0] * len(MOTORS)
 _IK_UPPER = [7.0] * len(MOTORS)
-_BEYOND = 1e6  # metres, or length of a quaternion; smaller ones lead somewhere, if only to a stretched arm
+_BEYOND = 1e6  # meters, or length of a quaternion; smaller ones lead somewhere, if only to a stretched arm
 _IK_REST = [*INITIAL_ARM, FINGER_OPEN_M, FINGER_OPEN_M]
 
 ROBOT_OBS_SIZE = 15
@@ -160,7 +160,7 @@ class Panda:
         if not (1 / _BEYOND < math.hypot(*quaternion) < _BEYOND and math.hypot(*position) < _BEYOND):
             raise InputError(
                 f"action: no pose of the tool: position {position.tolist()}, quaternion {tuple(quaternion)}; "
-                "expected metres and a quaternion of length 1 (or Euler angles in radians). Nothing has moved"
+                "expected meters and a quaternion of length 1 (or Euler angles in radians). Nothing has moved"
             )
         joints = self._physics.calculateInverseKinematics(
             self.uid,

@@ -1,6 +1,6 @@
 """The table with doors, button, switch and lights, the three blocks, the scenes A to D (specification, 3, 4, 8).
 
-`SCENES` holds what differs between scenes; the rest is the same in all. Metres, radians, Newtons; Euler angles are
+`SCENES` holds what differs between scenes; the rest is the same in all. Meters, radians, Newtons; Euler angles are
 fixed-axis x-y-z. `scene_obs` [24] is: slide, drawer, button and switch joint, bulb on, LED on, then for each block **in
 the order of its scene** x, y, z and three Euler angles. That order is not red, blue, pink in A and C;
 `SceneTable.block_order` names it.
@@ -38,8 +38,8 @@ BUTTON_JOINT = "base__button"
 SWITCH_JOINT = "base__switch"
 TABLE_JOINTS = (*DOOR_JOINTS, BUTTON_JOINT, SWITCH_JOINT)  # in the order of scene_obs, and of creating their motors
 TABLE_LINKS = ("drawer_link", "plank_link", "light_link", "led_link")  # those that tasks and lights ask for
-LIGHTS = {"lightbulb": ("light_link", (1, 1, 0, 1)), "led": ("led_link", (0, 1, 0, 1))}  # link, colour when on
-OFF_COLOUR = (1, 1, 1, 1)
+LIGHTS = {"lightbulb": ("light_link", (1, 1, 0, 1)), "led": ("led_link", (0, 1, 0, 1))}  # link, color when on
+OFF_COLOR = (1, 1, 1, 1)
 DRAWER_OPEN_M = 0.22
 JOINT_FORCE = 4  # of every motor of the table
 BUTTON_PRESSED_M = 0.01  # half of its range
@@ -55,16 +55,16 @@ class SceneTable:
     """The numbers of one scene."""
 
     blocks: tuple[tuple[str, str], ...]
-    """(colour, size), in the order of creation and of scene_obs."""
+    """(color, size), in the order of creation and of scene_obs."""
     slide_range: float
     """The slide is 0 .. this; at the maximum the door is on the left."""
     surfaces: dict[str, tuple[Vector, Vector]]
-    """Where a default reset may put the centre of a block: low corner, high corner."""
+    """Where a default reset may put the center of a block: low corner, high corner."""
 
     @property
     def block_order(self) -> tuple[str, ...]:
         """Names of the blocks in the order of scene_obs."""
-        return tuple(f"block_{colour}" for colour, _ in self.blocks)
+        return tuple(f"block_{color}" for color, _ in self.blocks)
 
 
 _LEFT_AD: tuple[Vector, Vector] = ((-0.32, 0.05, 0.46), (-0.16, 0.12, 0.46))
@@ -119,17 +119,17 @@ def sample_pose(table: SceneTable, rng: np.random.Generator) -> tuple[NDArray[np
 
 
 class Light:
-    """A lamp of the table: a bit and a colour. No light falls from it."""
+    """A lamp of the table: a bit and a color. No light falls from it."""
 
-    def __init__(self, physics: Physics, table: int, *, link: int, on_colour: tuple[float, ...]) -> None:
-        self._physics, self._table, self._link, self._on_colour = physics, table, link, on_colour
+    def __init__(self, physics: Physics, table: int, *, link: int, on_color: tuple[float, ...]) -> None:
+        self._physics, self._table, self._link, self._on_color = physics, table, link, on_color
         self.state = 0
 
     def set(self, state: int) -> None:
         """Switch to 0 or 1, and show it."""
         self.state = state
-        colour = self._on_colour if state else OFF_COLOUR
-        self._physics.changeVisualShape(self._table, self._link, rgbaColor=colour)
+        color = self._on_color if state else OFF_COLOR
+        self._physics.changeVisualShape(self._table, self._link, rgbaColor=color)
 
 
 class Scene:
@@ -154,8 +154,8 @@ class Scene:
         for joint in TABLE_JOINTS:
             self._start_motor(joint)
         self._lights = {
-            light: Light(physics, self.table_uid, link=self.links[link], on_colour=colour)
-            for light, (link, colour) in LIGHTS.items()
+            light: Light(physics, self.table_uid, link=self.links[link], on_color=color)
+            for light, (link, color) in LIGHTS.items()
         }
         self._button_state = 0
         self._button_was_pressed = False
@@ -331,6 +331,6 @@ class SceneFiles:
 def scene_files(name: str) -> SceneFiles:
     """The URDF files of a scene."""
     return SceneFiles(
-        blocks=tuple(f"blocks/block_{colour}_{size}.urdf" for colour, size in SCENES[name].blocks),
+        blocks=tuple(f"blocks/block_{color}_{size}.urdf" for color, size in SCENES[name].blocks),
         table=f"calvin_table_{name}/urdf/calvin_table_{name}.urdf",
     )

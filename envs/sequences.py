@@ -2,8 +2,8 @@
 
 `make_sequences` gives the chains in the benchmark's order; `start_state` turns the symbolic state of a chain into the
 numbers that `CalvinEnv.reset` takes. Both equal the published ones exactly: the seeds, the order of the random calls
-and a hash of unusual make decide it, so they are spelt out here. Needs no PyBullet. The benchmark is about scene D; for
-A to C the same states are put on that scene's furniture, which is ours and published nowhere.
+and a hash of unusual make decide it, so they are spelled out here. Needs no PyBullet. The benchmark is about scene D;
+for A to C the same states are put on that scene's furniture, which is ours and published nowhere.
 
 Drawing the chains means rejecting nine million candidates, a minute's work. So their task ids are kept in
 `eval_chains.json`, one line for each start state, and `python -m vw2_robot.envs.sequences` draws them again.
@@ -30,7 +30,7 @@ from .scene import DRAWER_OPEN_M, SCENE_OBS_SIZE, SCENES
 CHAINS_FILE = Path(__file__).parent / "eval_chains.json"
 TOTAL_SEQUENCES = 1000
 CHAIN_LENGTH = 5
-COLOURS = ("red", "blue", "pink")
+COLORS = ("red", "blue", "pink")
 COMPARTMENTS = ("slider_left", "slider_right")
 
 State = Mapping[str, Any]
@@ -47,7 +47,7 @@ _STATE_VALUES: dict[str, tuple[Any, ...]] = {
     "grasped": (0,),
 }
 
-# Numbers of the start states; metres and radians.
+# Numbers of the start states; meters and radians.
 _ROBOT_OBS = (
     0.02586889, -0.2313129, 0.5712808, 3.09045411, -0.02908596, 1.50013585, 0.07999963,
     -1.21779124, 1.03987629, 2.11978254, -2.34205014, -0.87015899, 1.64119093, 0.55344928, 1.0,
@@ -60,7 +60,7 @@ Vector = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class StartPlaces:
-    """Where the blocks of a start state stand in one scene: centre, metres."""
+    """Where the blocks of a start state stand in one scene: center, meters."""
 
     compartments: dict[str, Vector]
     table: tuple[Vector, Vector]
@@ -123,11 +123,11 @@ def start_state(initial_state: State, scene: str = "D") -> tuple[NDArray[np.floa
     scene_obs[1] = DRAWER_OPEN_M if initial_state["drawer"] == "open" else 0
     scene_obs[3] = _LEVER_UP_M if initial_state["lightbulb"] else 0
     scene_obs[4], scene_obs[5] = initial_state["lightbulb"], initial_state["led"]
-    for colour in COLOURS:
-        place = initial_state[f"{colour}_block"]
-        first = 6 + 6 * furniture.block_order.index(f"block_{colour}")
+    for color in COLORS:
+        place = initial_state[f"{color}_block"]
+        first = 6 + 6 * furniture.block_order.index(f"block_{color}")
         block = scene_obs[first : first + 6]
-        block[:3] = spots[_spot(initial_state, colour)] if place == "table" else places.compartments[place]
+        block[:3] = spots[_spot(initial_state, color)] if place == "table" else places.compartments[place]
         block[5] = rng.uniform(*_YAW_RANGE)  # drawn for every block, in this order
     return np.array(_ROBOT_OBS), scene_obs
 
@@ -197,15 +197,15 @@ def _is_feasible(state: State, chain: list[SymbolicTask]) -> bool:
 
 
 def _is_possible(state: State) -> bool:
-    places = [state[f"{colour}_block"] for colour in COLOURS]
+    places = [state[f"{color}_block"] for color in COLORS]
     return places.count("table") in (1, 2) and all(places.count(compartment) < 2 for compartment in COMPARTMENTS)
 
 
-def _spot(state: State, colour: str) -> int:
+def _spot(state: State, color: str) -> int:
     """Which of the two (shuffled) table spots a block on the table takes."""
-    if colour == "red":
+    if color == "red":
         return 0
-    if colour == "blue":
+    if color == "blue":
         return 1 if state["red_block"] == "table" else 0
     return 1
 
@@ -230,15 +230,15 @@ def _build_tasks() -> dict[str, SymbolicTask]:
         tasks.append(SymbolicTask(name, category, alternatives))
 
     for verb in ("rotate", "push"):
-        for colour in COLOURS:
+        for color in COLORS:
             for side in ("right", "left"):
-                add(f"{verb}_{colour}_block_{side}", 1, ({f"{colour}_block": "table", **free}, {}))
+                add(f"{verb}_{color}_block_{side}", 1, ({f"{color}_block": "table", **free}, {}))
     add("move_slider_left", 2, ({"slider": "right", **free}, {"slider": "left"}))
     add("move_slider_right", 2, ({"slider": "left", **free}, {"slider": "right"}))
     add("open_drawer", 3, ({"drawer": "closed", **free}, {"drawer": "open"}))
     add("close_drawer", 3, ({"drawer": "open", **free}, {"drawer": "closed"}))
-    for colour in COLOURS:
-        block = f"{colour}_block"
+    for color in COLORS:
+        block = f"{color}_block"
         held = {block: "grasped", "grasped": 1}
         add(f"lift_{block}_table", 4, ({block: "table", **free}, held))
         add(
@@ -254,28 +254,28 @@ def _build_tasks() -> dict[str, SymbolicTask]:
     add("turn_on_led", 8, ({"led": 0, **free}, {"led": 1}))
     add("turn_off_led", 8, ({"led": 1, **free}, {"led": 0}))
     into_drawer = []
-    for colour in COLOURS:
-        others = [f"{other}_block" for other in COLOURS if other != colour]
+    for color in COLORS:
+        others = [f"{other}_block" for other in COLORS if other != color]
         for places in product(COMPARTMENTS, repeat=2):
-            condition = {f"{colour}_block": "table", **dict(zip(others, places, strict=True)), "drawer": "open", **free}
-            into_drawer.append((condition, {f"{colour}_block": "drawer"}))
+            condition = {f"{color}_block": "table", **dict(zip(others, places, strict=True)), "drawer": "open", **free}
+            into_drawer.append((condition, {f"{color}_block": "drawer"}))
     add("push_into_drawer", 9, *into_drawer)
     return {task.name: task for task in tasks}
 
 
 def _add_placing(add: Any) -> None:
     """The tasks that need or make a pile, or end with an empty gripper."""
-    held = {colour: {f"{colour}_block": "grasped", "grasped": 1} for colour in COLOURS}
+    held = {color: {f"{color}_block": "grasped", "grasped": 1} for color in COLORS}
     in_slider, in_drawer, stacked, unstacked = [], [], [], []
-    for colour in COLOURS:
-        block = f"{colour}_block"
+    for color in COLORS:
+        block = f"{color}_block"
         # Named after the door's side, which is the compartment that the door covers: the benchmark has it so.
         for side in ("right", "left"):
-            in_slider.append(({**held[colour], "slider": side}, {block: f"slider_{side}", "grasped": 0}))
-        in_drawer.append(({**held[colour], "drawer": "open"}, {block: "drawer", "grasped": 0}))
-        for other in (f"{name}_block" for name in COLOURS if name != colour):
+            in_slider.append(({**held[color], "slider": side}, {block: f"slider_{side}", "grasped": 0}))
+        in_drawer.append(({**held[color], "drawer": "open"}, {block: "drawer", "grasped": 0}))
+        for other in (f"{name}_block" for name in COLORS if name != color):
             pile = {block: "stacked_top", other: "stacked_bottom"}
-            stacked.append(({**held[colour], other: "table"}, {**pile, "grasped": 0}))
+            stacked.append(({**held[color], other: "table"}, {**pile, "grasped": 0}))
             unstacked.append(({**pile, "grasped": 0}, {block: "table", other: "table"}))
     add("place_in_slider", 7, *in_slider)
     add("place_in_drawer", 7, *in_drawer)

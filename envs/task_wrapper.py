@@ -20,7 +20,7 @@ from .oracle import TaskOracle
 from .sequences import TASKS, all_initial_states, start_state
 
 
-class AskedTask:
+class TaskWrapper:
     """A task that is solved once it has happened since `begin`."""
 
     def __init__(self, name: str) -> None:

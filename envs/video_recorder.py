@@ -1,7 +1,7 @@
-"""A Gymnasium wrapper that films episodes: one H.264 mp4 each, without captions.
+"""A Gymnasium wrapper that videos episodes: one H.264 mp4 each, without captions.
 
     env = gymnasium.make("vw2_robot/Calvin-v0", cameras=(), render_mode="rgb_array")
-    env = VideoRecorder(env, "videos", every=2)          # videos/episode_0000.mp4, at 15 pictures a second
+    env = VideoRecorder(env, "videos", every=2)          # videos/episode_0000.mp4, at 15 images a second
 
 Any environment with `render_mode="rgb_array"` will do. Gymnasium's own RecordVideo needs moviepy, which does not get on
 with current versions of Pillow; this needs imageio-ffmpeg, the extra "report". Rendering dominates the cost (`every`
@@ -25,11 +25,11 @@ ENCODING = ("-crf", "20", "-preset", "medium", "-movflags", "+faststart")
 
 
 class VideoRecorder(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """Films the episodes for which `episode_trigger(number)` holds (all by default; the first is number 0).
+    """Videos the episodes for which `episode_trigger(number)` holds (all by default; the first is number 0).
 
-    A film begins at a reset, takes the picture after it and after every `every`-th step, plays in real time, and is
+    A video begins at a reset, takes the image after it and after every `every`-th step, plays in real time, and is
     complete once the episode ends: terminated, truncated, cut off by the next reset, or by `close`. Until then it has a
-    temporary name. A film of the same name from an earlier run is replaced, so two recorders need two folders or two
+    temporary name. A video of the same name from an earlier run is replaced, so two recorders need two folders or two
     prefixes.
     """
 
@@ -62,46 +62,46 @@ class VideoRecorder(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs
         self._fps = env.metadata.get("render_fps", DEFAULT_FPS) / every
         self._episode = -1
         self._steps = 0
-        self._film: Mp4Writer | None = None
+        self._video: Mp4Writer | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Complete the film of the episode before, then reset and begin the next."""
+        """Complete the video of the episode before, then reset and begin the next."""
         self._finish()
         observation, info = self.env.reset(seed=seed, options=options)
         self._episode += 1
         self._steps = 0
         if self._trigger is None or self._trigger(self._episode):
             path = self._folder / f"{self._prefix}_{self._episode:04d}.mp4"
-            self._film = Mp4Writer(path, fps=self._fps, encoding=ENCODING)
-            self._shoot(self._film)
+            self._video = Mp4Writer(path, fps=self._fps, encoding=ENCODING)
+            self._shoot(self._video)
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        """One step, filmed if it is an `every`-th one."""
+        """One step, recorded if it is an `every`-th one."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         self._steps += 1
-        if self._film is not None and self._steps % self._every == 0:
-            self._shoot(self._film)
+        if self._video is not None and self._steps % self._every == 0:
+            self._shoot(self._video)
         if terminated or truncated:
             self._finish()
         return observation, reward, terminated, truncated, info
 
     def close(self) -> None:
-        """Complete the film under way, then close the environment."""
+        """Complete the video under way, then close the environment."""
         try:
             self._finish()
         finally:
             self.env.close()
 
-    def _shoot(self, film: Mp4Writer) -> None:
-        picture: Any = self.env.render()
+    def _shoot(self, video: Mp4Writer) -> None:
+        image: Any = self.env.render()
         try:
-            film.add(picture)
+            video.add(image)
         except (InputError, OSError):
-            self._film = None  # it cannot be continued; the episode can
+            self._video = None  # it cannot be continued; the episode can
             raise
 
     def _finish(self) -> None:
-        film, self._film = self._film, None
-        if film is not None:
-            film.close()
+        video, self._video = self._video, None
+        if video is not None:
+            video.close()

@@ -1,1 +1,1 @@
-"""From latent tokens to robot actions: fine-tuning on labelled trajectories."""
+"""From latent tokens to robot actions: fine-tuning on labeled trajectories."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vw2_robot.data.statistics import NormalisationMode
+from vw2_robot.data.statistics import NormalizationMode
 from vw2_robot.limits import Count
 from vw2_robot.models.lora import LoRAConfig
 from vw2_robot.models.policy.action_head import ActionHeadConfig
@@ -18,7 +18,7 @@ SCRATCH = "scratch"
 
 @dataclass(frozen=True)
 class CalvinData:
-    """The labelled data set."""
+    """The labeled data set."""
 
     path: str
     """a CALVIN data set folder, published or written by vw2-record"""
@@ -28,7 +28,7 @@ class CalvinData:
     validation_split: Literal["training", "validation"] | None = None
     """hold out this split of the data set instead of a share of `split`"""
     frames: str | None = None
-    """folder where the decoded pictures are kept, for all runs that are given it; null: the run's own"""
+    """folder where the decoded images are kept, for all runs that are given it; null: the run's own"""
 
     def __post_init__(self) -> None:
         if self.validation_split is None and not 0 < self.validation_fraction < 1:
@@ -52,7 +52,7 @@ class Network:
 
 
 @dataclass(frozen=True)
-class OwnCodes:
+class ScheduledSampling:
     """code_source=mixed: the chance of a sample to be fed the policy's own codes, from the first to the last step."""
 
     start: float = 0.5
@@ -61,15 +61,15 @@ class OwnCodes:
     def __post_init__(self) -> None:
         for name in ("start", "end"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"own_codes.{name} must lie in [0, 1], found {getattr(self, name)}")
+                raise ValueError(f"scheduled_sampling.{name} must lie in [0, 1], found {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
-class Unlabelled:
+class Unlabeled:
     """Video without actions: the code loss of pre-training, kept on while the head learns. Its actions stay unread."""
 
     weight: float = 0.0
-    """of the code loss on unlabelled windows; 0 switches it off"""
+    """of the code loss on unlabeled windows; 0 switches it off"""
     path: str | None = None
     """another CALVIN data set; null: the trajectories that the label fraction leaves out"""
     batch: int = 32
@@ -77,7 +77,7 @@ class Unlabelled:
     def __post_init__(self) -> None:
         if not self.weight >= 0 or self.batch < 1:
             raise ValueError(
-                f"unlabelled.weight must not be negative and unlabelled.batch positive, found {self.weight} and "
+                f"unlabeled.weight must not be negative and unlabeled.batch positive, found {self.weight} and "
                 f"{self.batch}"
             )
 
@@ -106,22 +106,22 @@ class Finetune:
     head_lr_mult: float = 10.0
     latent_steps: int = 1
     """H, latent steps per window: the policy answers with H * s actions"""
-    replan_every: int = 4
+    n_action_steps: int = 4
     """environment steps between two looks at the camera, stored for rollouts"""
     temporal_ensemble: float | None = None
     """decay of the weights with which overlapping chunks are averaged in control, stored for rollouts; null: off"""
     code_source: Literal["teacher", "self", "mixed", "none"] = "mixed"
-    """codes fed in training: the dLDM's, the policy's own greedy ones, a mixture by `own_codes`; none: the policy acts
-    without codes, in training and in control"""
-    own_codes: OwnCodes = field(default_factory=OwnCodes)
+    """codes fed in training: the dLDM's, the policy's own greedy ones, a mixture by `scheduled_sampling`; none: the
+    policy acts without codes, in training and in control"""
+    scheduled_sampling: ScheduledSampling = field(default_factory=ScheduledSampling)
     lambda_ce: float = 0.1
     """weight of the code loss; 0 in the paper"""
-    unlabelled: Unlabelled = field(default_factory=Unlabelled)
+    unlabeled: Unlabeled = field(default_factory=Unlabeled)
     pose_weight: float = 0.0
-    """weight of the error at telling where the hand is, asked in training only; reads robot_obs of labelled windows"""
+    """weight of the error at telling where the hand is, asked in training only; reads robot_obs of labeled windows"""
     gripper_loss: Literal["l2", "bce"] = "l2"
     gripper_weight: float = 1.0
-    normalisation: NormalisationMode = "q01_q99"
+    normalization: NormalizationMode = "q01_q99"
     image_shift_px: int = 3
     validation_windows: int = 256
     """held-out windows looked at every `loop.log_every` steps; the end of training looks at all"""
@@ -131,7 +131,7 @@ class Finetune:
     def __post_init__(self) -> None:
         if not 0 < self.label_fraction <= 1:
             raise ValueError(f"label_fraction must lie in (0, 1], found {self.label_fraction}")
-        for name in ("latent_steps", "replan_every", "last_n", "validation_windows"):
+        for name in ("latent_steps", "n_action_steps", "last_n", "validation_windows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
         for name in ("lambda_ce", "gripper_weight", "pose_weight", "image_shift_px", "temporal_ensemble"):
@@ -142,7 +142,7 @@ class Finetune:
         self._check_codes()
 
     def _check_codes(self) -> None:
-        code_losses = {"lambda_ce": self.lambda_ce, "unlabelled.weight": self.unlabelled.weight}
+        code_losses = {"lambda_ce": self.lambda_ce, "unlabeled.weight": self.unlabeled.weight}
         asked = [name for name, weight in code_losses.items() if weight > 0]
         if self.code_source == "none" and self.lambda_ce > 0:
             raise ValueError(
@@ -155,7 +155,7 @@ class Finetune:
         if asked or self.code_source in ("teacher", "mixed"):
             raise ValueError(
                 f"policy=scratch has no dLDM to take codes from: set code_source=none (or self), lambda_ce=0 and "
-                f"unlabelled.weight=0, found code_source={self.code_source} and {asked or 'no code loss'}"
+                f"unlabeled.weight=0, found code_source={self.code_source} and {asked or 'no code loss'}"
             )
 
     @property
@@ -167,5 +167,5 @@ class Finetune:
         """Chance of a sample to be fed the policy's own codes at this step."""
         if self.code_source == "mixed":
             done = step / max(1, self.loop.steps - 1)
-            return self.own_codes.start + done * (self.own_codes.end - self.own_codes.start)
+            return self.scheduled_sampling.start + done * (self.scheduled_sampling.end - self.scheduled_sampling.start)
         return 1.0 if self.code_source == "self" else 0.0

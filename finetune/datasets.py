@@ -1,4 +1,4 @@
-"""What fine-tuning learns from: the labelled windows, the held-out ones, and video whose actions stay unread."""
+"""What fine-tuning learns from: the labeled windows, the held-out ones, and video whose actions stay unread."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vw2_robot.errors import InputError
 from vw2_robot.runs import Run
 
 from .config import Finetune
-from .labeled_windows import LabelledSplit, LabelledWindows, VideoWindows, cache_calvin, split_trajectories
+from .labeled_windows import LabeledSplit, LabeledWindows, VideoWindows, cache_calvin, split_trajectories
 from .pretrained_init import StartingPoint
 
 
@@ -25,16 +25,16 @@ from .pretrained_init import StartingPoint
 class FinetuneDatasets:
     """Windows to learn from, windows held out, windows without actions (None where there are none), control rate."""
 
-    split: LabelledSplit
-    train: LabelledWindows
-    held_out: LabelledWindows
-    unlabelled: VideoWindows | None
+    split: LabeledSplit
+    train: LabeledWindows
+    held_out: LabeledWindows
+    unlabeled: VideoWindows | None
     hz: float
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """A data set with its pictures in the dLDM's size and in the policy's; one cache where these are equal."""
+class Images:
+    """A data set with its images in the dLDM's size and in the policy's; one cache where these are equal."""
 
     dataset: CalvinDataset
     frames: FrameCache
@@ -49,26 +49,26 @@ def open_material(config: Finetune, start: StartingPoint, run: Run, device: torc
     """
     _check_horizon(config, start)
     folder = run.path / "frames" if config.data.frames is None else Path(config.data.frames)
-    seen = _pictures(CalvinDataset(config.data.path, config.data.split), start, folder)
+    seen = _images(CalvinDataset(config.data.path, config.data.split), start, folder)
     split = _split(config, seen)
-    train = _labelled(config, start, seen, split.train, statistics=None)
+    train = _labeled(config, start, seen, split.train, statistics=None)
     other, held = seen, split.validation
     if config.data.validation_split is not None:
-        other = _pictures(CalvinDataset(config.data.path, config.data.validation_split), start, folder)
+        other = _images(CalvinDataset(config.data.path, config.data.validation_split), start, folder)
         held = tuple(range(len(other.dataset)))
-    held_out = _labelled(config, start, other, held, statistics=train.statistics)
+    held_out = _labeled(config, start, other, held, statistics=train.statistics)
     run.say(
-        f"{len(split.train)} labelled trajectories of {split.labels.total} ({len(train)} windows), "
+        f"{len(split.train)} labeled trajectories of {split.labels.total} ({len(train)} windows), "
         f"{len(held)} held out; actions of the others stay unread"
     )
     _say_rates(start, run)
-    unlabelled = _unlabelled(config, start, run, folder, seen, split.unlabelled)
+    unlabeled = _unlabeled(config, start, run, folder, seen, split.unlabeled)
     if start.dldm is not None:
         start.dldm.to(device).eval()
-        labelled = [train, held_out] if config.code_source != "none" else []
-        for windows in (*labelled, *([unlabelled] if unlabelled is not None else [])):
+        labeled = [train, held_out] if config.code_source != "none" else []
+        for windows in (*labeled, *([unlabeled] if unlabeled is not None else [])):
             windows.teach(start.dldm, device)
-    return FinetuneDatasets(split, train, held_out, unlabelled, seen.frames.episodes[0].hz)
+    return FinetuneDatasets(split, train, held_out, unlabeled, seen.frames.episodes[0].hz)
 
 
 def _say_rates(start: StartingPoint, run: Run) -> None:
@@ -81,12 +81,13 @@ def _say_rates(start: StartingPoint, run: Run) -> None:
     elif CALVIN_HZ not in learned:
         run.say(
             f"the codes were learned on consecutive frames at {' and '.join(f'{hz:g}' for hz in learned)} Hz, here "
-            f"they are of consecutive frames at {CALVIN_HZ:g} Hz; data.target_hz or data.gap_s in pre-training makes a "
+            f"they are of consecutive frames at {CALVIN_HZ:g} Hz; data.target_hz or data.gap_seconds in "
+            f"pre-training makes a "
             "code the same span of time everywhere"
         )
 
 
-def _split(config: Finetune, seen: Pictures) -> LabelledSplit:
+def _split(config: Finetune, seen: Images) -> LabeledSplit:
     return split_trajectories(
         seen.dataset,
         seen.frames,
@@ -98,22 +99,22 @@ def _split(config: Finetune, seen: Pictures) -> LabelledSplit:
 
 def _check_horizon(config: Finetune, start: StartingPoint) -> None:
     horizon = config.latent_steps * start.stride
-    if config.replan_every > horizon:
+    if config.n_action_steps > horizon:
         raise InputError(
-            f"replan_every={config.replan_every}, but {config.latent_steps} latent steps give only "
+            f"n_action_steps={config.n_action_steps}, but {config.latent_steps} latent steps give only "
             f"{horizon} actions; raise latent_steps or replan more often"
         )
 
 
-def _pictures(dataset: CalvinDataset, start: StartingPoint, folder: Path) -> Pictures:
-    """Cache the pictures straight from the data set in each size, as the agent resizes what it is shown."""
+def _images(dataset: CalvinDataset, start: StartingPoint, folder: Path) -> Images:
+    """Cache the images straight from the data set in each size, as the agent resizes what it is shown."""
     px = start.policy.config.image_px
     frames = _cached(dataset, folder, start.frame_size)
-    return Pictures(dataset, frames, frames if start.frame_size == (px, px) else _cached(dataset, folder, (px, px)))
+    return Images(dataset, frames, frames if start.frame_size == (px, px) else _cached(dataset, folder, (px, px)))
 
 
 def _cached(dataset: CalvinDataset, folder: Path, size: tuple[int, int]) -> FrameCache:
-    """The pictures of a data set in one size; where another run is making them now, wait until it is done."""
+    """The images of a data set in one size; where another run is making them now, wait until it is done."""
     height, width = size
     which = hashlib.sha256(str(dataset.path.resolve()).encode()).hexdigest()[:8]  # folders may have equal names
     out = folder / f"{dataset.path.name}_{which}_{dataset.split}_{height}x{width}"
@@ -123,15 +124,15 @@ def _cached(dataset: CalvinDataset, folder: Path, size: tuple[int, int]) -> Fram
         return cache_calvin(dataset, out, height=height, width=width)
 
 
-def _labelled(
+def _labeled(
     config: Finetune,
     start: StartingPoint,
-    seen: Pictures,
+    seen: Images,
     trajectories: tuple[int, ...],
     *,
     statistics: ActionStatistics | None,
-) -> LabelledWindows:
-    return LabelledWindows(
+) -> LabeledWindows:
+    return LabeledWindows(
         seen.dataset,
         seen.frames,
         trajectories,
@@ -140,24 +141,24 @@ def _labelled(
         **start.time_base,
         policy_frames=seen.policy,
         statistics=statistics,
-        normalisation=config.normalisation,
+        normalization=config.normalization,
         with_poses=config.pose_weight > 0,
     )
 
 
-def _unlabelled(
-    config: Finetune, start: StartingPoint, run: Run, folder: Path, seen: Pictures, rest: tuple[int, ...]
+def _unlabeled(
+    config: Finetune, start: StartingPoint, run: Run, folder: Path, seen: Images, rest: tuple[int, ...]
 ) -> VideoWindows | None:
     """Windows for the code loss alone, one every latent step; None where it is off or there is no such video."""
-    settings = config.unlabelled
+    settings = config.unlabeled
     if settings.weight == 0:
         return None
     if settings.path is not None:
         dataset = CalvinDataset(settings.path, config.data.split)
-        seen = _pictures(dataset, start, folder)
+        seen = _images(dataset, start, folder)
         rest = tuple(range(len(dataset)))
     if not rest:
-        run.say("unlabelled.weight is set, but every trajectory is labelled; give unlabelled.path for more video")
+        run.say("unlabeled.weight is set, but every trajectory is labeled; give unlabeled.path for more video")
         return None
     windows = VideoWindows(
         seen.dataset,

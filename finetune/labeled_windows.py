@@ -1,7 +1,7 @@
-"""CALVIN trajectories as training windows: image, instruction, teacher codes, and where labelled, actions.
+"""CALVIN trajectories as training windows: image, instruction, teacher codes, and where labeled, actions.
 
 Only the trajectories that `label_fraction` selects, and the held-out ones, have their actions read; for all others the
-array is never opened. Pictures come from a frame cache made once (video only). Method specification 3.1 and 3.3.
+array is never opened. Images come from a frame cache made once (video only). Method specification 3.1 and 3.3.
 """
 
 # n windows · H latent steps · s clip frames per step · A action dims · L trajectory length
@@ -21,14 +21,14 @@ from vw2_robot.data.clips import frame_offsets
 from vw2_robot.data.frame_cache import FrameCache, cache_frames, resize_frame, split_episodes
 from vw2_robot.data.labels import Labels, choose_labels, label_stratum
 from vw2_robot.data.sources.calvin import CalvinDataset, Trajectory
-from vw2_robot.data.statistics import ActionStatistics, NormalisationMode, check_relative
+from vw2_robot.data.statistics import ActionStatistics, NormalizationMode, check_relative
 from vw2_robot.errors import InputError
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.pixels import to_model_range
 
 
 @dataclass(frozen=True)
-class LabelledSplit:
+class LabeledSplit:
     """Which trajectories may show their actions in training, which are held out for validation, which are video only.
 
     The three have no frame in common with the held-out ones; what overlaps those is in none of them.
@@ -37,18 +37,18 @@ class LabelledSplit:
     labels: Labels
     train: tuple[int, ...]
     validation: tuple[int, ...]
-    unlabelled: tuple[int, ...]
+    unlabeled: tuple[int, ...]
 
 
 def cache_calvin(dataset: CalvinDataset, out: Path, *, height: int, width: int) -> FrameCache:
-    """The trajectories' static-camera pictures, resized once; episode i of the cache is trajectory i."""
+    """The trajectories' static-camera images, resized once; episode i of the cache is trajectory i."""
     with tqdm(desc="frames", total=len(dataset), unit="trajectory", disable=None, dynamic_ncols=True) as bar:
         cache_frames(
             dataset.episodes(),
             out,
             height=height,
             width=width,
-            max_bad=0,
+            max_skipped=0,
             description={"calvin": str(dataset.path.resolve()), "split": dataset.split},
             progress=lambda stored, _: bar.update(stored - bar.n) and None,
         )
@@ -66,8 +66,8 @@ def split_trajectories(
     label_fraction: float,
     label_seed: int,
     validation_fraction: float | None,
-) -> LabelledSplit:
-    """Hold out whole trajectories, then choose the labelled ones among the rest, stratified by task.
+) -> LabeledSplit:
+    """Hold out whole trajectories, then choose the labeled ones among the rest, stratified by task.
 
     Held-out trajectories depend on `label_seed` and on the pixels only. A trajectory that shares a frame with a
     held-out one (CALVIN's windows overlap) is left out of training: no frame ever lies on both sides. With
@@ -99,8 +99,8 @@ def split_trajectories(
     )
     wanted = set(labels.episode_ids)
     selected = tuple(i for i in pool if dataset.trajectories[i].trajectory_id in wanted)
-    unlabelled = tuple(i for i in pool if dataset.trajectories[i].trajectory_id not in wanted)
-    return LabelledSplit(labels, selected, tuple(validation), unlabelled)
+    unlabeled = tuple(i for i in pool if dataset.trajectories[i].trajectory_id not in wanted)
+    return LabeledSplit(labels, selected, tuple(validation), unlabeled)
 
 
 def _span(trajectory: Trajectory) -> range:
@@ -108,7 +108,7 @@ def _span(trajectory: Trajectory) -> range:
 
 
 def window_offsets(
-    steps: int, *, stride: int, hz: float, target_hz: float | None = None, gap_s: float | None = None
+    steps: int, *, stride: int, hz: float, target_hz: float | None = None, gap_seconds: float | None = None
 ) -> NDArray[np.int64]:
     """Positions [1 + s*H] of a window's clip frames after its start, in the time base that the codes were learned in.
 
@@ -117,12 +117,16 @@ def window_offsets(
     Raises:
         InputError: H latent steps last no whole number of time steps each.
     """
-    offsets = frame_offsets(1 + steps * stride, hz=hz, stride_s=stride, target_hz=target_hz, gap_s=gap_s)
+    offsets = frame_offsets(
+        1 + steps * stride, hz=hz, temporal_stride=stride, target_hz=target_hz, gap_seconds=gap_seconds
+    )
     if (np.diff(offsets[::stride]) != offsets[stride]).any():
         raise InputError(
-            f"latent_steps={steps}: the latent steps of codes with target_hz {target_hz} and gap_s {gap_s} end at time "
+            f"latent_steps={steps}: the latent steps of codes with target_hz {target_hz} and gap_seconds "
+            f"{gap_seconds} end at time "
             f"steps {offsets[stride::stride].tolist()} of data at {hz:g} Hz, not all after the same number of actions; "
-            f"set latent_steps=1, or pre-train on a whole number of them (data.gap_s={offsets[stride] / hz:.4g}, say)"
+            f"set latent_steps=1, or pre-train on a whole number of them "
+            f"(data.gap_seconds={offsets[stride] / hz:.4g}, say)"
         )
     return offsets
 
@@ -132,14 +136,14 @@ class VideoWindows:
 
     Args:
         dataset: where words and lengths come from; no action is read.
-        frames: its pictures in the size of the dLDM.
+        frames: its images in the size of the dLDM.
         trajectories: positions in the data set.
         steps: H.
         stride: s, clip frames of a latent step.
         target_hz: see `vw2_robot.data.clips`.
-        gap_s: see there.
+        gap_seconds: see there.
         start_every: frames between two starts. The last time step has no next frame, so it starts no window.
-        policy_frames: its pictures in the size of the policy, where that is another; else `frames`.
+        policy_frames: its images in the size of the policy, where that is another; else `frames`.
 
     Raises:
         InputError: no trajectory has two time steps.
@@ -160,7 +164,7 @@ class VideoWindows:
         steps: int,
         stride: int,
         target_hz: float | None = None,
-        gap_s: float | None = None,
+        gap_seconds: float | None = None,
         start_every: int = 1,
         policy_frames: FrameCache | None = None,
     ) -> None:
@@ -173,7 +177,7 @@ class VideoWindows:
             raise InputError(f"{dataset.path}: none of the {len(starts)} chosen trajectories has two time steps")
         self._lengths = np.array([frames.episodes[i].length for i in self.episode])
         hz = frames.episodes[trajectories[0]].hz
-        self.ahead = window_offsets(steps, stride=stride, hz=hz, target_hz=target_hz, gap_s=gap_s)
+        self.ahead = window_offsets(steps, stride=stride, hz=hz, target_hz=target_hz, gap_seconds=gap_seconds)
         self.valid = self.start[:, None] + self.ahead[stride::stride] < self._lengths[:, None]
         self.codes = np.zeros((len(self.start), steps, 0), np.int64)
 
@@ -196,7 +200,7 @@ class VideoWindows:
         self.codes = np.concatenate(found)
 
     def images(self, rows: NDArray[np.int64], *, image_px: int, device: torch.device) -> Tensor:
-        """Return float [B, 3, px, px] in [-1, 1]: the picture at each start."""
+        """Return float [B, 3, px, px] in [-1, 1]: the image at each start."""
         pixels = self.policy_frames.read_batch(self.episode[rows], self.start[rows][:, None])[:, 0]
         resized = np.stack([resize_frame(frame, height=image_px, width=image_px) for frame in pixels])
         return to_model_range(torch.from_numpy(resized).to(device))
@@ -206,7 +210,7 @@ class VideoWindows:
         return [self.instructions[int(i)] for i in self.episode[rows]]
 
 
-class LabelledWindows(VideoWindows):
+class LabeledWindows(VideoWindows):
     """Every start frame of the given trajectories as one window, with the actions that follow.
 
     Raises:
@@ -214,7 +218,7 @@ class LabelledWindows(VideoWindows):
 
     Attributes:
         statistics: of these trajectories' actions, or those given.
-        actions: float32 [n, R, A], normalised, one for each of the R = ahead[-1] time steps of a window; rows past the
+        actions: float32 [n, R, A], normalized, one for each of the R = ahead[-1] time steps of a window; rows past the
             end of the trajectory are 0 and False in `real`.
         poses: float32 [n, P], the hand at each start, see `hand_poses`; P is 0 unless `with_poses`.
     """
@@ -228,10 +232,10 @@ class LabelledWindows(VideoWindows):
         steps: int,
         stride: int,
         target_hz: float | None = None,
-        gap_s: float | None = None,
+        gap_seconds: float | None = None,
         policy_frames: FrameCache | None = None,
         statistics: ActionStatistics | None = None,
-        normalisation: NormalisationMode = "q01_q99",
+        normalization: NormalizationMode = "q01_q99",
         with_poses: bool = False,
     ) -> None:
         super().__init__(
@@ -241,7 +245,7 @@ class LabelledWindows(VideoWindows):
             steps=steps,
             stride=stride,
             target_hz=target_hz,
-            gap_s=gap_s,
+            gap_seconds=gap_seconds,
             policy_frames=policy_frames,
         )
         more = ("robot_obs",) if with_poses else ()
@@ -249,15 +253,15 @@ class LabelledWindows(VideoWindows):
         raw = [actions for actions, *_ in read]
         for i, actions in zip(trajectories, raw, strict=True):
             check_relative(actions, f"{dataset.folder}, {dataset.trajectories[i].trajectory_id}")
-        self.statistics = statistics or ActionStatistics.from_actions(np.concatenate(raw), mode=normalisation)
+        self.statistics = statistics or ActionStatistics.from_actions(np.concatenate(raw), mode=normalization)
         span = int(self.ahead[-1])
         self.actions = np.zeros((len(self), span, raw[0].shape[1]), np.float32)
         self.real = np.zeros((len(self), span), bool)
         row = 0
         for actions in raw:
-            normalised = self.statistics.normalise(actions)
+            normalized = self.statistics.normalize(actions)
             for start in range(len(actions) - 1):
-                piece = normalised[start : start + span]
+                piece = normalized[start : start + span]
                 self.actions[row, : len(piece)], self.real[row, : len(piece)] = piece, True
                 row += 1
         states = [robot_obs[:-1] for _, *others in read for robot_obs in others]

@@ -1,8 +1,8 @@
-"""What fine-tuning minimises: the action loss on labelled windows, and the code loss on labelled and unlabelled ones.
+"""What fine-tuning minimizes: the action loss on labeled windows, and the code loss on labeled and unlabeled ones.
 
     L = mean over real actions [ ||a_arm - â_arm||² + w_g L_g ] + lambda_ce · CE(codes)       (method specification 3.4)
 
-in normalised units, with L_g the squared error against -1 and +1, or the binary cross-entropy of the gripper's logit.
+in normalized units, with L_g the squared error against -1 and +1, or the binary cross-entropy of the gripper's logit.
 With `pose_weight` the head must also tell where the hand is: one camera far away hides depth from a policy that only
 learns what to do, and then it reaches for a place that lies on the same line of sight (docs/lab_log.md).
 """
@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vw2_robot.contracts import GRIPPER_INDEX
-from vw2_robot.models.policy.acting import blank_codes
+from vw2_robot.models.policy.acting import null_codes
 from vw2_robot.models.policy.action_head import ActionHead
 from vw2_robot.models.policy.ar_policy import LatentPolicy, Prompt
 from vw2_robot.pixels import shift_randomly
 
 from .config import Finetune
-from .labeled_windows import LabelledWindows, VideoWindows
+from .labeled_windows import LabeledWindows, VideoWindows
 
 
 class Losses(NamedTuple):
@@ -39,7 +39,7 @@ class Losses(NamedTuple):
 
 
 def action_errors(config: Finetune, predicted: Tensor, actions: Tensor) -> Tensor:
-    """[B, sH]: the loss of each action, in normalised units."""
+    """[B, sH]: the loss of each action, in normalized units."""
     predicted = predicted.float()
     weight = torch.ones(actions.shape[-1], device=actions.device)
     weight[GRIPPER_INDEX] = config.gripper_weight if config.gripper_loss == "l2" else 0.0
@@ -60,7 +60,7 @@ def window_losses(
     config: Finetune,
     policy: LatentPolicy,
     head: ActionHead,
-    windows: LabelledWindows,
+    windows: LabeledWindows,
     rows: NDArray[np.int64],
     *,
     device: torch.device,
@@ -101,7 +101,7 @@ def fed_codes(
     """[B, H, N]: the policy's own greedy codes where `own` [B] is True, else the teacher's; the zero code for none."""
     device = prompt.mask_BP.device
     if config.code_source == "none":
-        return blank_codes(policy, len(rows), steps=config.latent_steps, device=device)
+        return null_codes(policy, len(rows), steps=config.latent_steps, device=device)
     own_rows = torch.arange(len(rows), device=device)[own.to(device)]
     if len(own_rows) == len(rows):
         return policy.decode(prompt, steps=config.latent_steps).codes_BHN
@@ -121,7 +121,7 @@ def comparable_codes(fed: Tensor, teacher: Tensor) -> Tensor:
     return torch.cat([torch.ones_like(same[:, :1]), same], dim=1).view_as(teacher)
 
 
-def unlabelled_loss(
+def unlabeled_loss(
     config: Finetune,
     policy: LatentPolicy,
     windows: VideoWindows,

@@ -35,7 +35,7 @@ STREAM_POLICY, STREAM_LORA = 53, 54
 class StartingPoint:
     """A policy, its dLDM (None where it never had one), actions per latent step, and the checkpoint's facts.
 
-    `stride` counts the time steps of the labelled data: it is the dLDM's own where codes were learned on consecutive
+    `stride` counts the time steps of the labeled data: it is the dLDM's own where codes were learned on consecutive
     frames, and as many as a latent step lasts where they were learned at a rate (`facts["time_base"]`).
     """
 
@@ -56,7 +56,7 @@ class StartingPoint:
 
     @property
     def frame_size(self) -> tuple[int, int]:
-        """(height, width) of the pictures that the codes are made from; the policy's own where there is no dLDM."""
+        """(height, width) of the images that the codes are made from; the policy's own where there is no dLDM."""
         if self.dldm is not None:
             return self.dldm.config.height, self.dldm.config.width
         return self.policy.config.image_px, self.policy.config.image_px
@@ -86,13 +86,14 @@ def actions_per_step(dldm: DLDMConfig, facts: Mapping[str, Any], *, latent_steps
         InputError: CALVIN's rate cannot give what the codes were learned at.
     """
     time_base = time_base_of(facts)
-    rate = effective_hz(CALVIN_HZ, stride_s=dldm.stride, **time_base)
+    rate = effective_hz(CALVIN_HZ, temporal_stride=dldm.stride, **time_base)
     learned = facts.get("latent_hz") or [rate]
     if time_base != time_base_of({}) and not any(math.isclose(rate, known, rel_tol=1e-3) for known in learned):
         raise InputError(
             f"the policy's codes were learned at {' and '.join(f'{known:g}' for known in learned)} frames per second "
-            f"(target_hz {time_base['target_hz']}, gap_s {time_base['gap_s']}), the labelled data at {CALVIN_HZ:g} Hz "
-            f"give {rate:g}; pre-train with data.target_hz={CALVIN_HZ:g} or less, or with a longer data.gap_s"
+            f"(target_hz {time_base['target_hz']}, gap_seconds {time_base['gap_seconds']}), the labeled data at "
+            f"{CALVIN_HZ:g} Hz "
+            f"give {rate:g}; pre-train with data.target_hz={CALVIN_HZ:g} or less, or with a longer data.gap_seconds"
         )
     return int(window_offsets(latent_steps, stride=dldm.stride, hz=CALVIN_HZ, **time_base)[dldm.stride])
 

@@ -1,11 +1,11 @@
-"""Stage `finetune`: a pre-trained policy learns to act from a fraction of the labelled trajectories.
+"""Stage `finetune`: a pre-trained policy learns to act from a fraction of the labeled trajectories.
 
     vw2-finetune policy=runs/first data.path=DIR label_fraction=0.1 run_dir=runs/first/finetune
     vw2-finetune arm=oracle data.path=DIR label_fraction=0.1 run_dir=runs/oracle
 
-Method specification section 3: an MLP on the hidden states of each latent step, trained with L2 on normalised actions,
+Method specification section 3: an MLP on the hidden states of each latent step, trained with L2 on normalized actions,
 the code loss kept at `lambda_ce`. The selected labels are listed in labels.json; all other actions stay unread. With
-`unlabelled.weight` the trajectories without labels still teach the policy what happens next. Leaves validation.json:
+`unlabeled.weight` the trajectories without labels still teach the policy what happens next. Leaves validation.json:
 the error on all held-out windows.
 """
 
@@ -29,11 +29,11 @@ from vw2_robot.runs import Run, generator, mark
 
 from .config import Finetune
 from .datasets import FinetuneDatasets, open_material
-from .losses import unlabelled_loss, window_losses
+from .losses import unlabeled_loss, window_losses
 from .pretrained_init import StartingPoint, freeze, saved_policy, starting_point, trainable_parameters
 from .validation import Validation, validate
 
-STREAM_INIT, STREAM_BATCH, STREAM_UNLABELLED = 50, 51, 52
+STREAM_INIT, STREAM_BATCH, STREAM_UNLABELED = 50, 51, 52
 
 
 def finetune(config: Finetune) -> None:
@@ -51,7 +51,7 @@ def _train(config: Finetune, run: Run) -> None:
     device = config.hardware.torch_device()
     start = starting_point(config)
     material = open_material(config, start, run, device)
-    train, unlabelled = material.train, material.unlabelled
+    train, unlabeled = material.train, material.unlabeled
     policy, head = start.policy.to(device), _new_head(config, start).to(device)
     adapters = freeze(policy, config)
     optimizer = build_optimizer(
@@ -70,11 +70,11 @@ def _train(config: Finetune, run: Run) -> None:
                 config, policy, head, train, rows, device=device, own_share=config.own_share(step), draw=draw
             )
             total, more = losses.total, {}
-            if unlabelled is not None:
-                draw = generator(config.seed, step, stream=STREAM_UNLABELLED)
-                rows = torch.randint(len(unlabelled), (config.unlabelled.batch,), generator=draw).numpy()
-                video = unlabelled_loss(config, policy, unlabelled, rows, device=device, draw=draw)
-                total, more = total + config.unlabelled.weight * video, {"finetune/unlabelled_loss": video.detach()}
+            if unlabeled is not None:
+                draw = generator(config.seed, step, stream=STREAM_UNLABELED)
+                rows = torch.randint(len(unlabeled), (config.unlabeled.batch,), generator=draw).numpy()
+                video = unlabeled_loss(config, policy, unlabeled, rows, device=device, draw=draw)
+                total, more = total + config.unlabeled.weight * video, {"finetune/unlabeled_loss": video.detach()}
         norm = optimizer_step(total, optimizer, step=step, config=loop.optim, total_steps=loop.steps)
         if run.due(step, loop.log_every):
             with config.hardware.autocast(device):
@@ -96,7 +96,7 @@ def _judge(run: Run, found: Validation) -> None:
     mark(run.path / "validation.json", asdict(found))
     run.say(
         f"held out: loss {found.action_loss:.4f} [{found.low:.4f}, {found.high:.4f}], arm error {found.arm_error:.4f} "
-        f"in normalised units, gripper right in {100 * found.gripper_accuracy:.1f} % ({found.windows} windows of "
+        f"in normalized units, gripper right in {100 * found.gripper_accuracy:.1f} % ({found.windows} windows of "
         f"{found.trajectories} trajectories)"
     )
 
@@ -155,7 +155,7 @@ def _save(
             "head": config_tree(head_config(config)),
             "stride": start.stride,
             "latent_steps": config.latent_steps,
-            "replan_every": config.replan_every,
+            "n_action_steps": config.n_action_steps,
             "temporal_ensemble": config.temporal_ensemble,
             "codes": "none" if config.code_source == "none" else "own",
         },

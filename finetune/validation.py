@@ -20,7 +20,7 @@ from vw2_robot.models.policy.action_head import ActionHead
 from vw2_robot.models.policy.ar_policy import LatentPolicy
 
 from .config import Finetune
-from .labeled_windows import LabelledWindows
+from .labeled_windows import LabeledWindows
 from .losses import action_errors, fed_codes
 
 BATCH = 256
@@ -29,16 +29,16 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Validation:
-    """Means over the real actions of some windows, in normalised units.
+    """Means over the real actions of some windows, in normalized units.
 
-    action_loss: as trained, own codes; low, high: its 95 % interval. teacher_loss: with the dLDM's codes, None where
+    action_loss: as trained, own codes; low, high: its 95 % interval. code_loss: with the dLDM's codes, None where
     there are none. arm_error: mean absolute error of the six arm numbers. gripper_accuracy: share of right signs.
     """
 
     action_loss: float
     low: float
     high: float
-    teacher_loss: float | None
+    code_loss: float | None
     arm_error: float
     gripper_accuracy: float
     windows: int
@@ -53,10 +53,10 @@ class Validation:
             f"{prefix}_arm_error": self.arm_error,
             f"{prefix}_gripper_accuracy": self.gripper_accuracy,
         }
-        if self.teacher_loss is not None:
+        if self.code_loss is not None:
             found |= {
-                f"{prefix}_teacher_l2": self.teacher_loss,
-                f"{prefix}_teacher_gap": self.action_loss - self.teacher_loss,
+                f"{prefix}_teacher_l2": self.code_loss,
+                f"{prefix}_teacher_gap": self.action_loss - self.code_loss,
             }
         return found
 
@@ -66,7 +66,7 @@ def validate(
     config: Finetune,
     policy: LatentPolicy,
     head: ActionHead,
-    windows: LabelledWindows,
+    windows: LabeledWindows,
     *,
     device: torch.device,
     most: int | None = None,
@@ -74,7 +74,7 @@ def validate(
     """Look at all windows, or at `most` of them, evenly spread."""
     count = len(windows) if most is None else min(most, len(windows))
     check = np.linspace(0, len(windows) - 1, count).astype(np.int64)
-    has_teacher = windows.taught and config.code_source != "none"
+    has_code_labels = windows.taught and config.code_source != "none"
     own: list[Tensor] = []
     teacher: list[Tensor] = []
     for i in range(0, count, BATCH):
@@ -83,7 +83,7 @@ def validate(
             windows.words(rows), windows.images(rows, image_px=policy.config.image_px, device=device)
         )
         for found, is_own in ((own, True), (teacher, False)):
-            if is_own or has_teacher:
+            if is_own or has_code_labels:
                 fed = fed_codes(config, policy, windows, rows, prompt, torch.full((len(rows),), is_own))
                 found.append(head(policy.states(prompt, fed)).float().cpu())
     predicted = torch.cat(own)
@@ -97,7 +97,7 @@ def validate(
         action_loss=float(errors.sum() / real.sum()),
         low=low,
         high=high,
-        teacher_loss=float(_errors(config, torch.cat(teacher), windows, check).sum() / real.sum()) if teacher else None,
+        code_loss=float(_errors(config, torch.cat(teacher), windows, check).sum() / real.sum()) if teacher else None,
         arm_error=float(arm.mean()),
         gripper_accuracy=float(right.mean()),
         windows=count,
@@ -106,7 +106,7 @@ def validate(
 
 
 def _errors(
-    config: Finetune, predicted: Tensor, windows: LabelledWindows, rows: NDArray[np.int64]
+    config: Finetune, predicted: Tensor, windows: LabeledWindows, rows: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """[n, sH]: the loss of each real action, 0 elsewhere."""
     errors = action_errors(config, predicted, torch.from_numpy(windows.actions[rows]))

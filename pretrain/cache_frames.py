@@ -9,9 +9,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vw2_robot.data.episodes import BadEpisodes, Episode, EpisodeSource, TooManyBadError
+from vw2_robot.data.episodes import Episode, EpisodeSource, SkippedEpisodes, TooManySkippedError
 from vw2_robot.data.frame_cache import FrameCache, cache_frames, split_episodes
-from vw2_robot.data.sources.formats import open_training, recognise
+from vw2_robot.data.sources.formats import open_training, recognize
 from vw2_robot.data.sources.mixtures import open_mixture
 from vw2_robot.data.sources.openx import find_source
 from vw2_robot.data.sources.rlds import RldsSource
@@ -32,7 +32,7 @@ def open_frames(config: Pretrain) -> FrameCache:
         cache = FrameCache(Path(data.frames))
         if (cache.height, cache.width) != (config.dldm.height, config.dldm.width):
             raise InputError(
-                f"data.frames={data.frames} holds {cache.height} x {cache.width} pictures, "
+                f"data.frames={data.frames} holds {cache.height} x {cache.width} images, "
                 f"the dLDM expects {config.dldm.height} x {config.dldm.width}"
             )
         return cache
@@ -60,7 +60,7 @@ def open_sources(data: DataConfig) -> list[tuple[EpisodeSource, float]]:
         assert isinstance(data.path, str)
         members = open_mixture(data.mixture, data.path)
         splits = data.splits or ("train",)
-        return [(member.open(splits=splits, max_bad=data.max_bad), member.weight) for member in members]
+        return [(member.open(splits=splits, max_skipped=data.max_skipped), member.weight) for member in members]
     paths = data.path if isinstance(data.path, list) else [data.path]
     opened = [_open(path, data) for path in paths]
     names = Counter(name for sources in opened for name in {source.name for source in sources})
@@ -74,10 +74,10 @@ def open_sources(data: DataConfig) -> list[tuple[EpisodeSource, float]]:
 
 
 def _open(path: str, data: DataConfig) -> Sequence[EpisodeSource]:
-    if "://" in path or recognise(Path(path)) == "rlds" or data.source is not None:
+    if "://" in path or recognize(Path(path)) == "rlds" or data.source is not None:
         row = find_source(data.source) if data.source is not None else None
         splits, key = data.splits or ("train",), data.image_key
-        return [RldsSource(path, splits=splits, source=row, image_key=key, hz=data.hz, max_bad=data.max_bad)]
+        return [RldsSource(path, splits=splits, source=row, image_key=key, hz=data.hz, max_skipped=data.max_skipped)]
     return open_training(path, splits=data.splits, image_key=data.image_key, hz=data.hz)
 
 
@@ -86,13 +86,13 @@ def _identity(path: str) -> str:
     return path if "://" in path else str(Path(path).resolve())
 
 
-def heads(source: EpisodeSource, *, limit: int | None, bad: BadEpisodes) -> Iterator[Episode]:
+def heads(source: EpisodeSource, *, limit: int | None, bad: SkippedEpisodes) -> Iterator[Episode]:
     """All episodes in order, or about `limit` of them: equally many from the head of every part.
 
     Where a part cannot be read, such as a cut video, what was to come of it is left out and counted in `bad`.
 
     Raises:
-        TooManyBadError: there is more of that than allowed.
+        TooManySkippedError: there is more of that than allowed.
     """
     parts = source.parts()
     for number, part in enumerate(parts):
@@ -102,7 +102,7 @@ def heads(source: EpisodeSource, *, limit: int | None, bad: BadEpisodes) -> Iter
             for episode in islice(source.read(number), share):
                 yield episode
                 read += 1
-        except TooManyBadError:
+        except TooManySkippedError:
             raise
         except InputError as error:
             due = [wanted for wanted in (share, part.episodes) if wanted is not None]
@@ -112,7 +112,7 @@ def heads(source: EpisodeSource, *, limit: int | None, bad: BadEpisodes) -> Iter
 def cache_sources(config: Pretrain, out: Path) -> FrameCache:
     """Decode and resize the episodes of `config.data` into `out`; continues where an earlier call was cut off."""
     data = config.data
-    sources, bad = open_sources(data), BadEpisodes(data.max_bad)
+    sources, bad = open_sources(data), SkippedEpisodes(data.max_skipped)
     episodes = chain.from_iterable(heads(source, limit=data.cache_episodes, bad=bad) for source, _ in sources)
     was_complete = (out / "index.json").is_file()
     if not was_complete:  # see that the data can be read before `out` is bound to them
@@ -130,7 +130,7 @@ def cache_sources(config: Pretrain, out: Path) -> FrameCache:
             height=config.dldm.height,
             width=config.dldm.width,
             aspect=data.aspect,
-            max_bad=data.max_bad,
+            max_skipped=data.max_skipped,
             description={
                 "path": [_identity(p) for p in data.path] if isinstance(data.path, list) else _identity(str(data.path)),
                 "mixture": data.mixture,

@@ -108,12 +108,12 @@ def training_clips(
 
     hidden = {(frames.episodes[index].source, frames.episodes[index].episode_id) for index in held_out}
     options = StreamOptions(
-        WindowOptions(frames=config.dldm.frames, stride_s=config.dldm.stride, **data.time_base),
+        WindowOptions(frames=config.dldm.frames, temporal_stride=config.dldm.stride, **data.time_base),
         height=config.dldm.height,
         width=config.dldm.width,
         aspect=data.aspect,
         shuffle_bytes=data.shuffle_mb * 2**20,
-        max_bad=data.max_bad,
+        max_skipped=data.max_skipped,
         augmentation=data.augmentation,
     )
     stream = ClipStream(
@@ -143,7 +143,7 @@ def clip_sampler(config: Pretrain, frames: FrameCache, episodes: list[int], *, a
         frames,
         episodes,
         frames=config.dldm.frames,
-        stride_s=config.dldm.stride,
+        temporal_stride=config.dldm.stride,
         **config.data.time_base,
         seed=config.seed,
         augmentation=config.data.augmentation if augment else Augmentation(),

@@ -54,16 +54,16 @@ class DataConfig:
     cache_episodes: int | None = None
     """episodes of each data set (and split) that go into the frame cache, from the heads of all files; null: all"""
     shuffle_mb: int = 256
-    """stream: compressed pictures held for shuffling"""
+    """stream: compressed images held for shuffling"""
     decode_threads: int = 2
     frames: str | None = None
     """a finished frame cache to read instead of `path`: no TensorFlow is needed then"""
     aspect: Aspect = "stretch"
-    max_bad: int = 10
+    max_skipped: int = 10
     """undecodable episodes that are named and skipped before the run stops"""
     target_hz: Rate | None = None
     """resample to this rate; null takes consecutive frames, as released"""
-    gap_s: Rate | None = None
+    gap_seconds: Rate | None = None
     """instead of target_hz: seconds that a latent step lasts, whatever the source's rate"""
     validation_fraction: Share = 0.1
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -92,7 +92,7 @@ class DataConfig:
     @property
     def time_base(self) -> TimeBase:
         """How clips are timed."""
-        return TimeBase(target_hz=self.target_hz, gap_s=self.gap_s)
+        return TimeBase(target_hz=self.target_hz, gap_seconds=self.gap_seconds)
 
 
 @dataclass(frozen=True)
@@ -122,14 +122,14 @@ class PhasesConfig:
     """the same in phase 1; LAPA's decoder sees the first frame without gradient"""
     reconstruction_loss: Literal["l2", "l1"] = "l2"
     """l1: the release"""
-    hint_dropout: float = 0.7
+    control_dropout: float = 0.7
     """per sample, the hint becomes the repeated first frame; small runs lose their codes without (method 5.1)"""
-    hint_grayscale: bool = True
+    control_grayscale: bool = True
     target_color_jitter: float = 0.3
     """strength of brightness, contrast and channel gains on the VDM's target clip; 0 switches it off"""
     decorrelation: float = 0.0
     """weight of the mean squared correlation between the digits of a latent step; 0: the paper"""
-    disturbance: float = 0.0
+    encoder_augmentation: float = 0.0
     """strength of a drift of view and light that only the encoder sees, so that codes leave it out; 0: none"""
     ema: float = 0.0
     """decay of averaged weights, which are then what is validated and handed on (0.999, say); 0: none"""
@@ -154,9 +154,15 @@ class PhasesConfig:
         for name in ("usage_clips", "alarm_after"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train_dldm.{name} must be at least 1, found {getattr(self, name)}")
-        if not 0 <= self.hint_dropout <= 1:
-            raise ValueError(f"train_dldm.hint_dropout must lie in [0, 1], found {self.hint_dropout}")
-        for name in ("denoise_weight", "reconstruction_weight", "target_color_jitter", "decorrelation", "disturbance"):
+        if not 0 <= self.control_dropout <= 1:
+            raise ValueError(f"train_dldm.control_dropout must lie in [0, 1], found {self.control_dropout}")
+        for name in (
+            "denoise_weight",
+            "reconstruction_weight",
+            "target_color_jitter",
+            "decorrelation",
+            "encoder_augmentation",
+        ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"train_dldm.{name} must not be negative, found {getattr(self, name)}")
         if self.validation_clips < 2:
@@ -188,17 +194,17 @@ class PolicyLoopConfig:
     loop: LoopConfig
     image_shift_px: int = 3
     """random translation of the input image, edge-padded"""
-    blind_share: float = 0.0
+    code_dropout: float = 0.0
     """share of samples that predict every code without the codes before it, as arms with code_source=none act"""
     latent_steps: int | None = None
-    """latent steps that are predicted from a picture; null: those of one clip of the dLDM. More: the codes of clips
+    """latent steps that are predicted from an image; null: those of one clip of the dLDM. More: the codes of clips
     that follow one another, which costs the dLDM nothing"""
 
     def __post_init__(self) -> None:
         if self.image_shift_px < 0:
             raise ValueError(f"train_policy.image_shift_px must not be negative, found {self.image_shift_px}")
-        if not 0 <= self.blind_share <= 1:
-            raise ValueError(f"train_policy.blind_share must lie in [0, 1], found {self.blind_share}")
+        if not 0 <= self.code_dropout <= 1:
+            raise ValueError(f"train_policy.code_dropout must lie in [0, 1], found {self.code_dropout}")
         if self.latent_steps is not None and self.latent_steps < 1:
             raise ValueError(f"train_policy.latent_steps must be positive, found {self.latent_steps}")
 
@@ -256,7 +262,7 @@ class Pretrain:
 
     @property
     def geometry(self) -> Geometry:
-        """What the VDM must know of its neighbours."""
+        """What the VDM must know of its neighbors."""
         block = self.codec.block
         return Geometry(
             channels=self.codec.channels,

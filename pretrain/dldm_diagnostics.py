@@ -1,4 +1,4 @@
-"""Is the dLDM healthy? Four numbers on held-out clips, code usage over the data, and a picture to look at.
+"""Is the dLDM healthy? Four numbers on held-out clips, code usage over the data, and an image to look at.
 
 A good reconstruction alone is no evidence: it can come with empty codes, and phase 2 can erode good ones (method 5.1).
 """
@@ -28,9 +28,9 @@ from vw2_robot.runs import generator, mark
 from vw2_robot.storage.files import atomic_write
 
 from .config import PhasesConfig, Pretrain
-from .targets import frame_error, make_hint
+from .targets import frame_error, make_control_video
 
-STREAM_HEALTH, STREAM_PICTURE = 30, 31
+STREAM_HEALTH, STREAM_IMAGE = 30, 31
 USAGE_BATCH = 64
 
 
@@ -62,8 +62,8 @@ def validate(
     if phase == 2 and vdm is not None and codec is not None:
         latents = codec.encode(seen)
         hints = {
-            "shuffle_ratio": codec.encode(make_hint(rec, grayscale=grayscale)),
-            "shuffle_ratio_hintless": codec.encode(make_hint(still, grayscale=grayscale)),
+            "shuffle_ratio": codec.encode(make_control_video(rec, grayscale=grayscale)),
+            "shuffle_ratio_hintless": codec.encode(make_control_video(still, grayscale=grayscale)),
         }
         for name, hint in hints.items():
             health[f"dldm/{name}"] = _shuffle_ratio(vdm, latents, encoded.codes_BMNL, hint, valid, seed=seed)
@@ -72,7 +72,7 @@ def validate(
 
 
 def _shuffle_ratio(vdm: VDM, latents: Tensor, codes: Tensor, hint: Tensor, valid: Tensor, *, seed: int) -> float:
-    """L_den with the codes of the neighbour in the batch over L_den with the right ones, over four noise draws."""
+    """L_den with the codes of the neighbor in the batch over L_den with the right ones, over four noise draws."""
     right, wrong = (
         sum(
             float(
@@ -136,7 +136,8 @@ class CodeWatch(nn.Module):
         if ignored:
             alarms.append(
                 f"ALARM codes ignored: the VDM loses only {shuffle:.3f} x with the codes of another clip (limit "
-                f"{phases.shuffle_alarm}) at {phases.alarm_after} validations in a row; raise train_dldm.hint_dropout, "
+                f"{phases.shuffle_alarm}) at {phases.alarm_after} validations in a row; raise "
+                f"train_dldm.control_dropout, "
                 "or vdm.noise_shift where the VDM learns from nothing"
             )
         return alarms
@@ -164,7 +165,7 @@ def code_usage(dldm: DLDM, frames: FrameCache, config: Pretrain, *, device: torc
         frames,
         list(range(len(frames.episodes))),
         frames=config.dldm.frames,
-        stride_s=config.dldm.stride,
+        temporal_stride=config.dldm.stride,
         **config.data.time_base,
         seed=config.seed,
     )
@@ -210,8 +211,8 @@ def draw_reconstructions(
         rec = dldm.decode(encoded.codes_BMNL, encoded.anchor_BChw, x[:, 0])
     clips = [x[:, 0], x[:, -1], rec[:, -1]]
     if vdm is not None and codec is not None:
-        hint = codec.encode(make_hint(rec, grayscale=phases.hint_grayscale))
-        noise = generator(seed, 0, stream=STREAM_PICTURE)
+        hint = codec.encode(make_control_video(rec, grayscale=phases.control_grayscale))
+        noise = generator(seed, 0, stream=STREAM_IMAGE)
         latents = vdm.sample(codec.encode(x)[:, :, 0], encoded.codes_BMNL, hint=hint, generator=noise)
         clips.append(codec.decode(latents)[:, -1])
     columns = [to_pixels(clip).detach().cpu().numpy() for clip in clips]
@@ -227,14 +228,14 @@ def _one_per_episode(moved: NDArray[np.float32], episode: NDArray[np.int64], row
 
 
 def _write_sheet(path: Path, columns: list[NDArray[np.uint8]], *, scale: int = 2, gap: int = 4) -> None:
-    """One picture: columns side by side, rows below one another, enlarged without smoothing."""
+    """One image: columns side by side, rows below one another, enlarged without smoothing."""
     count, height, width, _ = columns[0].shape
     sheet = np.full(
         (count * (height * scale + gap) - gap, len(columns) * (width * scale + gap) - gap, 3), 255, dtype=np.uint8
     )
     for c, column in enumerate(columns):
-        for r, picture in enumerate(column):
+        for r, image in enumerate(column):
             top, left = r * (height * scale + gap), c * (width * scale + gap)
-            sheet[top : top + height * scale, left : left + width * scale] = picture.repeat(scale, 0).repeat(scale, 1)
+            sheet[top : top + height * scale, left : left + width * scale] = image.repeat(scale, 0).repeat(scale, 1)
     with atomic_write(path) as temporary:
         Image.fromarray(sheet).save(temporary, format="PNG")

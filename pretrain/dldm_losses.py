@@ -21,7 +21,7 @@ from vw2_robot.models.video.video_codec import VideoCodec
 from .config import PhasesConfig
 from .dldm_diagnostics import CodeWatch
 from .encoder_augmentation import disturb
-from .targets import correlation, frame_error, jitter_colour, make_hint
+from .targets import correlation, frame_error, jitter_color, make_control_video
 
 
 def phase_one_loss(
@@ -62,8 +62,8 @@ def phase_two_loss(
     watch: CodeWatch | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Reconstruction for the decoder alone, denoising for everything else; the stop-gradients stand here."""
-    f = dldm.features(disturb(x, strength=phases.disturbance, noise=noise))
-    codes, indices = dldm.quantise(f)
+    f = dldm.features(disturb(x, strength=phases.encoder_augmentation, noise=noise))
+    codes, indices = dldm.quantize(f)
     if watch is not None:
         watch.count(indices, valid)
     # Differs from the release: f_0 is detached unless anchor_grad, so L_rec trains the decoder and nothing else.
@@ -72,11 +72,11 @@ def phase_two_loss(
     rec = dldm.decode(shown, anchor, x[:, 0])
     rec_loss = frame_error(rec, x, valid, norm=phases.reconstruction_loss)
 
-    hint = make_hint(rec.detach(), grayscale=phases.hint_grayscale)
-    dropped = torch.rand(len(x), generator=noise).to(x.device) < phases.hint_dropout
+    hint = make_control_video(rec.detach(), grayscale=phases.control_grayscale)
+    dropped = torch.rand(len(x), generator=noise).to(x.device) < phases.control_dropout
     hint = torch.where(dropped[:, None, None, None, None], hint[:, :1].expand_as(hint), hint)
-    # The encoder saw the true colours, the VDM must take its own from the conditioning frame.
-    target = jitter_colour(pad_to_stride(x, dldm.config.stride), strength=phases.target_color_jitter, noise=noise)
+    # The encoder saw the true colors, the VDM must take its own from the conditioning frame.
+    target = jitter_color(pad_to_stride(x, dldm.config.stride), strength=phases.target_color_jitter, noise=noise)
     den_loss = vdm.denoising_loss(codec.encode(target), codes, hint=codec.encode(hint), valid=valid, generator=noise)
     alike = correlation(codes, valid)
     loss = phases.reconstruction_weight * rec_loss + phases.denoise_weight * den_loss + phases.decorrelation * alike

@@ -1,10 +1,10 @@
 """Camera and light that drift while the encoder looks, and not in what is reconstructed: codes learn to leave them out.
 
-A reconstruction loss rewards a code for every change of the picture, so a swaying camera and a passing cloud get codes
+A reconstruction loss rewards a code for every change of the image, so a swaying camera and a passing cloud get codes
 as an action does. Here the encoder sees a clip over which view and brightness drift away from those of frame 0, the
 decoder and the video diffusion model are asked for the clip without the drift. What the codes then spend on it is
-wasted. Neither in the paper nor in the release; off unless `train_dldm.disturbance` says otherwise; the camera-cut test
-of the latent report measures what it brings.
+wasted. Neither in the paper nor in the release; off unless `train_dldm.encoder_augmentation` says otherwise; the
+camera-cut test of the latent report measures what it brings.
 """
 
 # B batch · T frames
@@ -17,7 +17,7 @@ from torch import Tensor
 
 SHARE_DISTURBED = 0.5
 MOST_SHIFT, MOST_ZOOM, MOST_GAIN = 0.15, 0.1, 0.3
-"""Drift from frame 0 to the last frame at strength 1: of the picture's side, of its size, of its brightness."""
+"""Drift from frame 0 to the last frame at strength 1: of the image's side, of its size, of its brightness."""
 
 
 def disturb(x: Float[Tensor, "B T 3 H W"], *, strength: float, noise: torch.Generator) -> Float[Tensor, "B T 3 H W"]:

@@ -159,7 +159,7 @@ def _facts(config: Pretrain, frames: FrameCache, windows: LatentWindows) -> dict
         "stride": stride,
         "steps": config.dldm.steps,
         "cache_stride": cache_stride,
-        "hz": sorted({effective_hz(e.hz, stride_s=stride, **config.data.time_base) for e in frames.episodes}),
+        "hz": sorted({effective_hz(e.hz, temporal_stride=stride, **config.data.time_base) for e in frames.episodes}),
         "windows": len(windows),
         "codes_used": len(np.unique(windows.codes[windows.valid])),
         "slice_agreement": slice_agreement(windows, stride=stride, cache_stride=cache_stride),
@@ -198,7 +198,7 @@ def _encode_episodes(
             frames=config.dldm.frames,
             cache_stride=config.extract_latents.cache_stride,
             hz=episode.hz,
-            stride_s=config.dldm.stride,
+            temporal_stride=config.dldm.stride,
             **config.data.time_base,
         )
         pieces.append((np.full(len(windows.start), index), windows.start, windows.frames, windows.valid))

@@ -4,7 +4,7 @@ Place in the flow: policy (or an encoder) -> codes -> dLDM decoder -> coarse cli
 A segment is one clip of the dLDM: 1 + s·M frames, or every gap-th of them. It begins with the last frame of the segment
 before it, and that double is left out where segments are joined. Method specification 4.
 
-    plan     full: all codes in one plan behind the first picture, later ones conditioned on earlier ones
+    plan     full: all codes in one plan behind the first image, later ones conditioned on earlier ones
              requery: every segment is planned anew, from the frame it begins with
     anchor   coarse: the coarse video goes on from its own last frame, the rendered one from its own (as released)
              rendered: both go on from the rendered last frame
@@ -27,7 +27,7 @@ from vw2_robot.models.policy.ar_policy import LatentPolicy, Sampling
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import VideoCodec
 
-from .targets import make_hint
+from .targets import make_control_video
 
 Anchor = Literal["coarse", "rendered"]
 Plan = Literal["full", "requery"]
@@ -41,7 +41,7 @@ class Renderer:
 
     vdm: VDM
     codec: VideoCodec
-    grayscale_hint: bool
+    grayscale_control: bool
     sample_steps: int
 
     @torch.no_grad()
@@ -53,7 +53,7 @@ class Renderer:
         generator: torch.Generator,
     ) -> Float[Tensor, "1 T 3 H W"]:
         """A clip that begins with `first`, moves as the codes say and looks roughly like `coarse`."""
-        hint = self.codec.encode(make_hint(coarse, grayscale=self.grayscale_hint))
+        hint = self.codec.encode(make_control_video(coarse, grayscale=self.grayscale_control))
         anchor = self.codec.encode(first[:, None])[:, :, 0]
         latents = self.vdm.sample(anchor, codes, hint=hint, generator=generator, num_steps=self.sample_steps)
         return self.codec.decode(latents).clamp(-1, 1)

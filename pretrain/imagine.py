@@ -1,11 +1,11 @@
-"""Program `vw2-imagine`: first picture and instruction, or codes, -> a video of what follows.
+"""Program `vw2-imagine`: first image and instruction, or codes, -> a video of what follows.
 
     vw2-imagine policy=runs/first image=table.png prompt="open the drawer" segments=3 out=runs/first/imagined.mp4
     vw2-imagine policy=runs/first frames=runs/first/frames episode=4 codes=encoded out=runs/first/encoded.mp4
 
 Needs the decoder alone and is then a matter of seconds on a CPU; `vdm=DIR` (the dLDM stage) renders the video too. A
-picture from a frame cache comes with its true continuation: PSNR and SSIM against it stand in the json beside the
-video, next to those of a still picture. `codes=encoded` decodes the codes of that continuation instead of predicted
+image from a frame cache comes with its true continuation: PSNR and SSIM against it stand in the json beside the
+video, next to those of a still image. `codes=encoded` decodes the codes of that continuation instead of predicted
 ones: what the decoder could show at best.
 """
 
@@ -42,7 +42,7 @@ from vw2_robot.storage.arrays import read_array
 
 from .imagination import Anchor, Imagined, Plan, PlanSegment, Renderer, imagine_segments, plan_of, policy_decoder
 from .train_dldm import encoder_hash
-from .video_writer import write_film
+from .video_writer import write_video
 
 STREAM_CODES, STREAM_RENDER = 60, 61
 DEFAULT_FPS = 10.0
@@ -59,9 +59,9 @@ class Imagine:
     """the mp4; a json of the same name lies beside it"""
     image: str | None = None
     prompt: str | None = None
-    """default: the instruction of the episode, where the picture comes from a frame cache"""
+    """default: the instruction of the episode, where the image comes from a frame cache"""
     frames: str | None = None
-    """a frame cache to take the first picture and its true continuation from, instead of `image`"""
+    """a frame cache to take the first image and its true continuation from, instead of `image`"""
     episode: int = 0
     start: int = 0
     codes: str = PREDICTED
@@ -71,8 +71,8 @@ class Imagine:
     anchor: Anchor = "coarse"
     vdm: str | None = None
     """folder of the dLDM stage: its VDM renders the video"""
-    grayscale_hint: bool = True
-    """as the VDM was trained: train_dldm.hint_grayscale"""
+    grayscale_control: bool = True
+    """as the VDM was trained: train_dldm.control_grayscale"""
     sample_steps: int = 10
     sampling: Sampling = field(default_factory=Sampling)
     fps: Rate | None = None
@@ -88,7 +88,7 @@ class Imagine:
         if Path(self.out).suffix.lower() not in (".mp4", ".m4v", ".mov"):
             raise ValueError(f"out={self.out}: give the name of a video, such as imagined.mp4; a json lies beside it")
         if (self.image is None) == (self.frames is None):
-            raise ValueError("give the first picture: either image=FILE or frames=DIR (a frame cache) with episode=N")
+            raise ValueError("give the first image: either image=FILE or frames=DIR (a frame cache) with episode=N")
         if self.codes == ENCODED and self.frames is None:
             raise ValueError("codes=encoded needs a true continuation: give frames=DIR and episode=N instead of image")
         if self.codes == PREDICTED and self.prompt is None and self.frames is None:
@@ -137,8 +137,8 @@ def imagine(config: Imagine) -> None:
 def _beginning(config: Imagine, dldm: DLDM, time_base: TimeBase) -> Beginning:
     height, width = dldm.config.height, dldm.config.width
     if config.image is not None:
-        picture = read_photograph(config.image)
-        return Beginning(np.array(resize_frame(picture, height=height, width=width)), config.prompt or "", None)
+        image = read_photograph(config.image)
+        return Beginning(np.array(resize_frame(image, height=height, width=width)), config.prompt or "", None)
     assert config.frames is not None
     cache = FrameCache(Path(config.frames))
     if not 0 <= config.episode < len(cache.episodes):
@@ -148,29 +148,29 @@ def _beginning(config: Imagine, dldm: DLDM, time_base: TimeBase) -> Beginning:
         raise InputError(f"start={config.start}, but episode {config.episode} has {episode.length} frames")
     stride = dldm.config.stride
     count = 1 + config.segments * dldm.config.steps * stride
-    wanted = config.start + frame_offsets(count, hz=episode.hz, stride_s=stride, **time_base)
+    wanted = config.start + frame_offsets(count, hz=episode.hz, temporal_stride=stride, **time_base)
     pixels = cache.read(config.episode, wanted[wanted < episode.length])
     true = np.stack([resize_frame(frame, height=height, width=width) for frame in pixels])
     return Beginning(true[0], config.prompt or episode.instruction, true)
 
 
 def read_photograph(file: str) -> NDArray[np.uint8]:
-    """Return a picture as a person sees it, uint8 [H, W, 3]: upright, and of 16 bits the upper eight.
+    """Return an image as a person sees it, uint8 [H, W, 3]: upright, and of 16 bits the upper eight.
 
     Raises:
-        InputError: it is no picture, too large, or holds numbers that are no shades.
+        InputError: it is no image, too large, or holds numbers that are no shades.
     """
     try:
         with Image.open(file) as stored:
-            picture = ImageOps.exif_transpose(stored)
-            if picture.mode[0] in "IF":  # one channel of 16 or 32 bits, which `convert` would cut off at 255
-                values = np.asarray(picture)
-                if picture.mode == "F" or values.min() < 0 or values.max() > 65535:
+            image = ImageOps.exif_transpose(stored)
+            if image.mode[0] in "IF":  # one channel of 16 or 32 bits, which `convert` would cut off at 255
+                values = np.asarray(image)
+                if image.mode == "F" or values.min() < 0 or values.max() > 65535:
                     raise ValueError(f"its numbers reach from {values.min()} to {values.max()}, expected 0 to 65535")
-                picture = Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8))
-            return np.asarray(picture.convert("RGB"))
+                image = Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8))
+            return np.asarray(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InputError(f"image={file} cannot be read as a picture ({error})") from error
+        raise InputError(f"image={file} cannot be read as an image ({error})") from error
 
 
 def _plan(config: Imagine, policy: LatentPolicy, dldm: DLDM, begin: Beginning, device: torch.device) -> PlanSegment:
@@ -244,11 +244,11 @@ def _renderer(config: Imagine, dldm: DLDM, device: torch.device) -> Renderer:
         )
         vdm = VDM(config_from(VDMConfig, checkpoint.facts["vdm"]), geometry)
         checkpoint.load_into(vdm=vdm, codec=codec)
-    return Renderer(vdm.to(device).eval(), codec.to(device).eval(), config.grayscale_hint, config.sample_steps)
+    return Renderer(vdm.to(device).eval(), codec.to(device).eval(), config.grayscale_control, config.sample_steps)
 
 
 def _write(config: Imagine, begin: Beginning, made: Imagined, *, fps: float) -> None:
-    """The films and the json: coarse video left, rendered and true ones beside it where they exist."""
+    """The videos and the json: coarse video left, rendered and true ones beside it where they exist."""
     videos = {"coarse": made.coarse} | ({"rendered": made.rendered} if made.rendered is not None else {})
     pixels = {name: to_pixels(video).cpu().numpy() for name, video in videos.items()}
     columns = list(pixels.values())
@@ -270,13 +270,13 @@ def _write(config: Imagine, begin: Beginning, made: Imagined, *, fps: float) -> 
         columns.append(held)
         facts["columns"] = [*pixels, "true"]
     out = Path(config.out)
-    write_film(out, np.concatenate(columns, axis=2), fps=fps, enlarge=config.enlarge)
+    write_video(out, np.concatenate(columns, axis=2), fps=fps, enlarge=config.enlarge)
     mark(out.with_suffix(".json"), facts)
     print(f"video: {out} ({len(columns[0])} frames; {', '.join(facts['columns'])})")
 
 
 def compare(video: NDArray[np.uint8], true: NDArray[np.uint8]) -> dict[str, dict[str, Any]]:
-    """PSNR in dB and SSIM of each frame after the first, and their means; SSIM where pictures are large enough."""
+    """PSNR in dB and SSIM of each frame after the first, and their means; SSIM where images are large enough."""
     found = {"psnr_db": psnr(video[1:], true[1:])}
     if min(true.shape[1:3]) >= WINDOW:
         found["ssim"] = ssim(video[1:], true[1:])

@@ -33,7 +33,7 @@ class SourceConfig:
     weight: Rate = 1.0
     """how often an epoch goes through it"""
     format: Format | None = None
-    """recognised where it is not given"""
+    """recognized where it is not given"""
     split: str | None = None
     """null: what pre-training takes"""
     image_key: str | None = None
@@ -51,7 +51,7 @@ class ReplayData:
     windows: WindowOptions = field(default_factory=lambda: WindowOptions(frames=9))
     epochs: int = 1
     seed: int = 0
-    max_bad: int = 10
+    max_skipped: int = 10
 
     def __post_init__(self) -> None:
         if (self.mixture is None) != (self.root is None):
@@ -60,7 +60,12 @@ class ReplayData:
     def plan(self, *, ingest: int, ingests: int) -> IngestPlan:
         """Return what one of several ingest processes does."""
         return IngestPlan(
-            self.windows, seed=self.seed, epochs=self.epochs, ingest=ingest, ingests=ingests, max_bad=self.max_bad
+            self.windows,
+            seed=self.seed,
+            epochs=self.epochs,
+            ingest=ingest,
+            ingests=ingests,
+            max_skipped=self.max_skipped,
         )
 
     def open(self) -> list[tuple[EpisodeSource, float]]:
@@ -93,19 +98,19 @@ class IngestConfig:
     ingest: int = 0
     """which ingest process this is, from 0 on"""
     ingests: int = 1
-    timeout_s: float = 600.0
+    timeout_seconds: float = 600.0
     """how long to wait for the server, and for room in it"""
 
     def __post_init__(self) -> None:
-        if not self.timeout_s > 0:
-            raise ValueError(f"timeout_s must be positive, found {self.timeout_s}")
+        if not self.timeout_seconds > 0:
+            raise ValueError(f"timeout_seconds must be positive, found {self.timeout_seconds}")
         self.data.plan(ingest=self.ingest, ingests=self.ingests)
 
 
 def fill_server(config: IngestConfig) -> None:
     """Store this process's share of the data, under a progress bar."""
     plan, stored = config.data.plan(ingest=config.ingest, ingests=config.ingests), 0
-    writer = ReverbWriter(config.address, ingest=config.ingest, timeout_s=config.timeout_s)
+    writer = ReverbWriter(config.address, ingest=config.ingest, timeout_seconds=config.timeout_seconds)
     try:
         if writer.ingests != config.ingests:
             raise InputError(

@@ -28,7 +28,7 @@ def pretrain_on_openx(config: Pretrain) -> None:
     frames = open_frames(config)
     silent = sum(not episode.instruction for episode in frames.episodes)
     print(
-        f"frames: {len(frames.episodes)} episodes, {sum(e.length for e in frames.episodes)} pictures "
+        f"frames: {len(frames.episodes)} episodes, {sum(e.length for e in frames.episodes)} images "
         f"of {frames.height} x {frames.width}" + (f"; {silent} episodes have no instruction" if silent else ""),
         flush=True,
     )

@@ -34,7 +34,7 @@ class ReplayDrawConfig:
     out: str
     address: str
     """host:port of the server"""
-    timeout_s: float = 120.0
+    timeout_seconds: float = 120.0
     """how long to wait for the server, for the windows of a batch, and for a checkpoint"""
     rank: int = 0
     ranks: int = 1
@@ -43,22 +43,27 @@ class ReplayDrawConfig:
     """0: to the end of a queue"""
     height: int = 64
     width: int = 64
-    stride_s: int = 4
-    pause_s: float = 0.0
+    temporal_stride: int = 4
+    pause_seconds: float = 0.0
     """between batches, for the time that a training step takes"""
     checkpoint_batches: int = 0
     """store the replay, then the position, after so many batches; 0 stores the position alone, after each"""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rank < self.ranks or min(self.batches, self.checkpoint_batches) < 0 or not self.pause_s >= 0:
+        if (
+            not 0 <= self.rank < self.ranks
+            or min(self.batches, self.checkpoint_batches) < 0
+            or not self.pause_seconds >= 0
+        ):
             raise ValueError(
-                f"rank ({self.rank}) must lie below ranks ({self.ranks}); batches ({self.batches}), pause_s "
-                f"({self.pause_s}) and checkpoint_batches ({self.checkpoint_batches}) must not be negative"
+                f"rank ({self.rank}) must lie below ranks ({self.ranks}); batches ({self.batches}), pause_seconds "
+                f"({self.pause_seconds}) and checkpoint_batches ({self.checkpoint_batches}) must not be negative"
             )
-        if min(self.batch, self.height, self.width, self.stride_s) < 1 or not self.timeout_s > 0:
+        if min(self.batch, self.height, self.width, self.temporal_stride) < 1 or not self.timeout_seconds > 0:
             raise ValueError(
-                f"batch ({self.batch}), height ({self.height}), width ({self.width}), stride_s ({self.stride_s}) and "
-                f"timeout_s ({self.timeout_s}) must be positive"
+                f"batch ({self.batch}), height ({self.height}), width ({self.width}), temporal_stride "
+                f"({self.temporal_stride}) and "
+                f"timeout_seconds ({self.timeout_seconds}) must be positive"
             )
 
 
@@ -70,7 +75,7 @@ def draw(config: ReplayDrawConfig) -> None:
     with (
         lock_folder(out / f"rank-{config.rank}", what="a draw", beside=True),
         contextlib.closing(
-            ReverbReader(config.address, rank=config.rank, ranks=config.ranks, timeout_s=config.timeout_s)
+            ReverbReader(config.address, rank=config.rank, ranks=config.ranks, timeout_seconds=config.timeout_seconds)
         ) as replay,
     ):
         stored = read_json(position, cure=_CURE, sealed=True) if position.exists() else None
@@ -78,7 +83,7 @@ def draw(config: ReplayDrawConfig) -> None:
             replay.restore(stored["replay"])
         lines, digest = _forget_after(log, stored)
         while not config.batches or batches < config.batches:
-            windows = replay.sample(config.batch, timeout_s=config.timeout_s)
+            windows = replay.sample(config.batch, timeout_seconds=config.timeout_seconds)
             _use(windows, config)
             new = "".join(map(_line, windows)).encode()
             with named(log), log.open("ab") as file:
@@ -87,13 +92,13 @@ def draw(config: ReplayDrawConfig) -> None:
             drawn, batches, lines = drawn + len(windows), batches + 1, lines + len(windows)
             if not windows or batches % (config.checkpoint_batches or 1) == 0:
                 if config.checkpoint_batches:
-                    replay.checkpoint(timeout_s=config.timeout_s)
+                    replay.checkpoint(timeout_seconds=config.timeout_seconds)
                 sync_files([log])
                 facts = {"replay": replay.state(), "lines": lines, "sha256_of_lines": digest.hexdigest()}
                 write_json(position, facts, sealed=True)
             if not windows:
                 break
-            time.sleep(config.pause_s)
+            time.sleep(config.pause_seconds)
         ended = "all that there was" if replay.finished else "more to come"
     seconds = time.monotonic() - begin
     print(f"rank {config.rank}: {drawn} windows in {seconds:.1f} s, {drawn / seconds:.1f}/s; {ended}", flush=True)
@@ -101,7 +106,7 @@ def draw(config: ReplayDrawConfig) -> None:
 
 def _use(windows: list[ReplayWindow], config: ReplayDrawConfig) -> None:
     if windows:
-        decode(windows, stride_s=config.stride_s, height=config.height, width=config.width)
+        decode(windows, temporal_stride=config.temporal_stride, height=config.height, width=config.width)
 
 
 def _forget_after(log: Path, stored: Mapping[str, Any] | None) -> tuple[int, Any]:

@@ -38,14 +38,14 @@ class ReplayServerConfig(ServerOptions):
     """Reverb listens on all interfaces and asks for no password; `all` says that you know"""
     checkpoint_minutes: Unbounded = 10.0
     """0: only when a trainer asks"""
-    checkpoint_timeout_s: float = 600.0
+    checkpoint_timeout_seconds: float = 600.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.port < 2**16 or self.checkpoint_minutes < 0 or not self.checkpoint_timeout_s > 0:
+        if not 0 < self.port < 2**16 or self.checkpoint_minutes < 0 or not self.checkpoint_timeout_seconds > 0:
             raise ValueError(
                 f"port ({self.port}) must lie in 1..65535, checkpoint_minutes ({self.checkpoint_minutes}) must not be "
-                f"negative, checkpoint_timeout_s ({self.checkpoint_timeout_s}) must be positive"
+                f"negative, checkpoint_timeout_seconds ({self.checkpoint_timeout_seconds}) must be positive"
             )
 
     @property
@@ -66,23 +66,23 @@ def serve(config: ReplayServerConfig) -> None:
         print(f"replay server on port {config.port}, all interfaces: {_contents(server)}", flush=True)
         while True:
             threading.Event().wait(config.checkpoint_minutes * 60 or None)
-            _checkpoint(server, config.checkpoint_timeout_s)
+            _checkpoint(server, config.checkpoint_timeout_seconds)
     except KeyboardInterrupt:  # SIGTERM as well
         print("replay server: told to stop", flush=True)
         if config.checkpoint_minutes:
-            _checkpoint(server, min(config.checkpoint_timeout_s, _LAST_CHECKPOINT_S))
+            _checkpoint(server, min(config.checkpoint_timeout_seconds, _LAST_CHECKPOINT_S))
     finally:
-        ended = server.stop(timeout_s=_STOP_S)
+        ended = server.stop(timeout_seconds=_STOP_S)
     print("replay server: stopped", flush=True)
     if not ended:
         os._exit(0)
 
 
-def _checkpoint(server: ReplayServer, timeout_s: float) -> None:
+def _checkpoint(server: ReplayServer, timeout_seconds: float) -> None:
     """Store the windows, or say why not: the last checkpoint stays, and the server goes on."""
     begin = time.monotonic()
     try:
-        where = server.checkpoint(timeout_s=timeout_s)
+        where = server.checkpoint(timeout_seconds=timeout_seconds)
     except InputError as error:
         print(f"no checkpoint, the one before stays: {error}", file=sys.stderr, flush=True)
     else:

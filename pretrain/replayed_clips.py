@@ -5,7 +5,7 @@
 
 What is held out is decided by the frame cache alone, so a window is looked at when it is drawn, whoever cut it: one of
 a held-out episode is dropped. So is one of an episode that the cache does not know, since nobody can tell about it; the
-episode is named and counted against `data.max_bad`, as are pictures that cannot be decoded. Only if
+episode is named and counted against `data.max_skipped`, as are images that cannot be decoded. Only if
 `data.cache_episodes` says that the cache holds some of the episodes are all others trained on.
 """
 
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from vw2_robot.data.blocks import WindowOptions
 from vw2_robot.data.clips import Augmentation, augment, padded_frames
 from vw2_robot.data.frame_cache import FrameCache
-from vw2_robot.data.images import PictureError
+from vw2_robot.data.images import ImageError
 from vw2_robot.data.replay.ingest import IngestPlan, ingest
 from vw2_robot.data.replay.open_replay import ReplayConfig, open_replay
 from vw2_robot.data.replay.windows import Replay, ReplayWindow, ReplayWriter, batch_of, decode_window
@@ -73,7 +73,7 @@ class ReplayedClips:
         """The next clips.
 
         Raises:
-            ReplayTimeout: not so many windows came within `replay.timeout_s`.
+            ReplayTimeout: not so many windows came within `replay.timeout_seconds`.
             InputError: the replay has come to its end, its windows are not those of this configuration, or too much
                 is bad.
         """
@@ -83,7 +83,7 @@ class ReplayedClips:
             some = self._draw(size - len(windows))
             decoded = (self._decoders.map if self._decoders is not None else map)(self._decode, some)
             for window, clip in zip(some, decoded, strict=True):
-                if isinstance(clip, PictureError):
+                if isinstance(clip, ImageError):
                     self._note(f"{window.source}, episode {window.episode_id} from frame {window.start}", str(clip))
                 else:
                     windows.append(window)
@@ -92,16 +92,16 @@ class ReplayedClips:
             for number, clip in enumerate(clips):
                 key = [self._config.seed, 4, step, number]
                 augment(clip, self._config.data.augmentation, np.random.default_rng(key))
-        return batch_of(windows, np.stack(clips), stride_s=self._config.dldm.stride)
+        return batch_of(windows, np.stack(clips), temporal_stride=self._config.dldm.stride)
 
     def state(self) -> dict[str, Any]:
         """The position after the last batch; the replay stores its windows first.
 
         Raises:
-            ReplayTimeout: that took longer than `replay.checkpoint_timeout_s`.
+            ReplayTimeout: that took longer than `replay.checkpoint_timeout_seconds`.
         """
         replay = self._opened()
-        replay.checkpoint(timeout_s=self._options.checkpoint_timeout_s)
+        replay.checkpoint(timeout_seconds=self._options.checkpoint_timeout_seconds)
         return {"replay": self._options.engine, "bad": dict(self.bad), "position": replay.state()}
 
     def restore(self, state: Mapping[str, Any] | None) -> None:
@@ -145,13 +145,13 @@ class ReplayedClips:
     def _cut(self) -> WindowOptions:
         """How a memory replay is cut."""
         config = self._config
-        return WindowOptions(config.dldm.frames, stride_s=config.dldm.stride, **config.data.time_base)
+        return WindowOptions(config.dldm.frames, temporal_stride=config.dldm.stride, **config.data.time_base)
 
     def _draw(self, count: int) -> list[ReplayWindow]:
         """Return one to `count` windows that may be trained on."""
         replay, dropped = self._opened(), 0
         while dropped < _DROPPED_IN_A_ROW:
-            windows = replay.sample(count, timeout_s=self._options.timeout_s)
+            windows = replay.sample(count, timeout_seconds=self._options.timeout_seconds)
             if len(windows) < count:
                 raise InputError(
                     f"the replay has delivered all that it was given, {count} clips were asked for, {len(windows)} "
@@ -167,15 +167,16 @@ class ReplayedClips:
 
     def _is_usable(self, window: ReplayWindow) -> bool:
         cut = self._cut
-        wanted: tuple[Any, ...] = padded_frames(cut.frames, cut.stride_s), cut.target_hz, cut.gap_s
-        found: tuple[Any, ...] = len(window.frames), window.target_hz, window.gap_s
-        if cut.gap_s is not None:  # then the frames of a clip depend on the stride as well
-            wanted, found = (*wanted, cut.stride_s), (*found, window.stride_s)
+        wanted: tuple[Any, ...] = padded_frames(cut.frames, cut.temporal_stride), cut.target_hz, cut.gap_seconds
+        found: tuple[Any, ...] = len(window.frames), window.target_hz, window.gap_seconds
+        if cut.gap_seconds is not None:  # then the frames of a clip depend on the stride as well
+            wanted, found = (*wanted, cut.temporal_stride), (*found, window.temporal_stride)
         if found != wanted:
             raise InputError(
-                f"the replay holds windows of (frames, target_hz, gap_s{', stride_s' * (len(found) > 3)}) {found}, "
+                f"the replay holds windows of (frames, target_hz, "
+                f"gap_seconds{', temporal_stride' * (len(found) > 3)}) {found}, "
                 f"this run trains on {wanted}; start vw2-replay-server and vw2-ingest with those (frames, "
-                "data.windows.*), or change dldm.frames, data.target_hz and data.gap_s"
+                "data.windows.*), or change dldm.frames, data.target_hz and data.gap_seconds"
             )
         name = window.source, window.episode_id
         if name in self._hidden:
@@ -190,12 +191,12 @@ class ReplayedClips:
         )
         return False
 
-    def _decode(self, window: ReplayWindow) -> NDArray[np.uint8] | PictureError:
+    def _decode(self, window: ReplayWindow) -> NDArray[np.uint8] | ImageError:
         dldm = self._config.dldm
         pixels = np.empty((len(window.frames), dldm.height, dldm.width, 3), np.uint8)
         try:
             decode_window(window, pixels, aspect=self._config.data.aspect)
-        except PictureError as error:
+        except ImageError as error:
             return error
         return pixels
 
@@ -203,9 +204,9 @@ class ReplayedClips:
         if where in self.bad:
             return
         self.bad[where] = why
-        if len(self.bad) > (allowed := self._config.data.max_bad):
+        if len(self.bad) > (allowed := self._config.data.max_skipped):
             raise InputError(
-                f"too many bad pictures and unknown episodes: {len(self.bad)} where {allowed} were allowed; "
+                f"too many bad images and unknown episodes: {len(self.bad)} where {allowed} were allowed; "
                 f"the last: {why}"
             )
         _LOG.warning("left out: %s", why)

@@ -1,4 +1,4 @@
-"""What the dLDM's losses are made of: frame error, grey hint, colour-jittered target, correlation of digits."""
+"""What the dLDM's losses are made of: frame error, gray hint, color-jittered target, correlation of digits."""
 
 # B batch · T frames · M latent steps · N codes per step · L digits of a code
 from __future__ import annotations
@@ -50,8 +50,8 @@ def correlation(codes: Float[Tensor, "B M N L"], valid: Bool[Tensor, "B M"]) -> 
     return (between.square().sum() - between.diagonal().square().sum()) / max(1, pairs)
 
 
-def make_hint(rec: Float[Tensor, "B T 3 H W"], *, grayscale: bool) -> Float[Tensor, "B T 3 H W"]:
-    """The coarse clip as control: clamped, grey (Rec. 601 luma in all three channels) unless told otherwise."""
+def make_control_video(rec: Float[Tensor, "B T 3 H W"], *, grayscale: bool) -> Float[Tensor, "B T 3 H W"]:
+    """The coarse clip as control: clamped, gray (Rec. 601 luma in all three channels) unless told otherwise."""
     rec = rec.clamp(-1, 1)
     if not grayscale:
         return rec
@@ -59,7 +59,7 @@ def make_hint(rec: Float[Tensor, "B T 3 H W"], *, grayscale: bool) -> Float[Tens
     return torch.einsum("btchw,c->bthw", rec, luma)[:, :, None].expand_as(rec)
 
 
-def jitter_colour(
+def jitter_color(
     x: Float[Tensor, "B T 3 H W"], *, strength: float, noise: torch.Generator
 ) -> Float[Tensor, "B T 3 H W"]:
     """Brightness, contrast and channel gains, one draw per clip, the same for all its frames; stays in [-1, 1]."""

@@ -90,7 +90,7 @@ class Training:
                 valid,
                 norm=phases.reconstruction_loss,
                 anchor_grad=phases.anchor_grad_phase1,
-                watched=disturb(x, strength=phases.disturbance, noise=noise),
+                watched=disturb(x, strength=phases.encoder_augmentation, noise=noise),
                 decorrelation=phases.decorrelation,
                 watch=self.watch,
             )
@@ -107,7 +107,7 @@ class Training:
     def health(self, sampler: ClipSampler, *, phase: int) -> dict[str, float]:
         """`validate` on clips of that sampler, the same ones every time."""
         clips = to_device(sampler.batch(0, self.phases.validation_clips), self.device)
-        grayscale = self.phases.hint_grayscale
+        grayscale = self.phases.control_grayscale
         return validate(*self.result(), self.codec, clips, phase=phase, seed=self.config.seed, grayscale=grayscale)
 
     def save(self, step: int, optimizer: torch.optim.Optimizer) -> None:
@@ -208,7 +208,7 @@ def _begin(
 
 
 def _train_phase(training: Training, phase: int) -> None:
-    """The steps of one phase that are left. Each phase has its own optimiser and schedule."""
+    """The steps of one phase that are left. Each phase has its own optimizer and schedule."""
     run, phases, vdm = training.run, training.phases, training.vdm
     loop, first = (phases.phase1, 0) if phase == 1 else (phases.phase2, phases.phase1.steps)
     stop = first + loop.steps

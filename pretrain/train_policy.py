@@ -24,7 +24,7 @@ from vw2_robot.data.frame_cache import FrameCache, resize_frame
 from vw2_robot.data.latents import LatentCache, LatentWindows, joined
 from vw2_robot.errors import InputError
 from vw2_robot.models.dldm.dldm import DLDM
-from vw2_robot.models.policy.acting import blank_codes
+from vw2_robot.models.policy.acting import null_codes
 from vw2_robot.models.policy.ar_policy import LatentPolicy
 from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.pixels import shift_randomly, to_model_range
@@ -99,7 +99,7 @@ def _train(config: Pretrain, run: Run) -> None:
         rows = torch.randint(len(material.train.windows), (loop.batch,), generator=draw).numpy()
         words, image, codes, valid = material.train.read(rows, device)
         image = shift_randomly(image, most=shift, noise=draw)
-        fed = _fed_codes(policy, codes, share=config.train_policy.blind_share, draw=draw)
+        fed = _fed_codes(policy, codes, share=config.train_policy.code_dropout, draw=draw)
         with config.hardware.autocast(device):
             loss, parts = policy.code_loss(policy.states(policy.prompt(words, image), fed), codes, valid)
         norm = optimizer_step(loss, optimizer, step=step, config=loop.optim, total_steps=loop.steps)
@@ -126,7 +126,7 @@ def _fed_codes(policy: LatentPolicy, codes: torch.Tensor, *, share: float, draw:
     if share == 0:
         return codes
     blind = torch.rand(len(codes), generator=draw).to(codes.device) < share
-    nothing = blank_codes(policy, len(codes), steps=codes.shape[1], device=codes.device)
+    nothing = null_codes(policy, len(codes), steps=codes.shape[1], device=codes.device)
     return torch.where(blind[:, None, None], nothing, codes)
 
 
@@ -144,7 +144,7 @@ def _open_run(config: Pretrain) -> Run:
 
 
 def _open_material(config: Pretrain) -> PolicyDatasets:
-    """The windows of the latent cache, after it was checked against pictures and dLDM."""
+    """The windows of the latent cache, after it was checked against images and dLDM."""
     frames = open_frames(config)
     train_ids, validation_ids = training_split(config, frames)
     dldm = DLDM(config.dldm)
@@ -169,7 +169,7 @@ def _as_long_as_asked(config: Pretrain, windows: LatentWindows, frames: FrameCac
         return windows
     dldm = config.dldm
     reach = {
-        hz: int(clip_offsets(dldm.frames, stride_s=dldm.stride, hz=hz, **config.data.time_base)[-1])
+        hz: int(clip_offsets(dldm.frames, temporal_stride=dldm.stride, hz=hz, **config.data.time_base)[-1])
         for hz in {episode.hz for episode in frames.episodes}
     }
     ends = windows.start + np.array([reach[frames.episodes[episode].hz] for episode in windows.episode])

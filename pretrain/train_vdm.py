@@ -2,7 +2,7 @@
 
     vw2-train-vdm data=bridge_sample data.path=DIR model=tiny run_dir=runs/first
 
-Table A.3 of the paper shows that a randomly initialised VDM collapses in phase 2; the embedded tiny model therefore
+Table A.3 of the paper shows that a randomly initialized VDM collapses in phase 2; the embedded tiny model therefore
 gets a prior of its own. Every sample sees the null context and no control, so what is learned is how frames follow the
 first one.
 """

@@ -1,4 +1,4 @@
-"""Frames of a clip -> a film of it."""
+"""Frames of a clip -> a video of it."""
 
 # T frames · H, W pixels
 from __future__ import annotations
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vw2_robot.mp4 import Mp4Writer
 
 
-def write_film(path: Path, frames: NDArray[np.uint8], *, fps: float, enlarge: int = 1) -> None:
+def write_video(path: Path, frames: NDArray[np.uint8], *, fps: float, enlarge: int = 1) -> None:
     """Write uint8 [T, H, W, 3], every pixel `enlarge` times as large; odd sides lose their last row or column.
 
     One encoder thread: the same frames give the same bytes.

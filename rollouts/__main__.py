@@ -27,7 +27,7 @@ from vw2_robot.storage.locks import lock_folder
 from vw2_robot.worker_pool import WorkerPool
 
 from . import results
-from .compare import RunningRace, compare, lines
+from .compare import SequentialTest, compare, lines
 from .config import RolloutConfig, choose_sequences, is_served, open_alone, open_benchmark, open_checkpoint, provenance
 from .evaluate import Row, unfinished
 from .policy_process import PolicyLostError, PolicyProcess
@@ -62,7 +62,7 @@ def check_config(folder: Path, config: RolloutConfig) -> None:
 
 
 def _comparable(tree: dict[str, Any]) -> dict[str, Any]:
-    """What decides the results; a path counts the same whatever way it is spelt."""
+    """What decides the results; a path counts the same whatever way it is spelled."""
     return {key: value for key, value in tree.items() if key not in FREE}
 
 
@@ -109,11 +109,11 @@ def _rollout(config: RolloutConfig) -> dict[str, Any]:
     try:
         chains = choose_sequences(config, benchmark)
         mine = piece(chains, config.shard)
-        race = RunningRace(Path(config.against), mine, error=config.error) if config.against is not None else None
+        race = SequentialTest(Path(config.against), mine, error=config.error) if config.against is not None else None
         if config.workers > 1 and is_served(config):
             served = PolicyProcess(functools.partial(open_checkpoint, config), rows=config.batch)
         policy = served if served is not None else open_alone(config, benchmark)
-        every = replan_interval(policy.metadata, config.replan_every)
+        every = replan_interval(policy.metadata, config.n_action_steps)
         origin = provenance(config, policy.metadata, benchmark, chains, every=every)
         claim(config.folder, config, origin)
         log = Log(config.folder, total=len(mine), videos=config.videos)
@@ -141,7 +141,7 @@ def run_chains(
     benchmark: Benchmark,
     policy: Policy | PolicyProcess,
     waiting: list[EvalSequence],
-    race: RunningRace | None,
+    race: SequentialTest | None,
     *,
     every: int,
 ) -> None:
@@ -149,7 +149,7 @@ def run_chains(
     if race is not None and race.decided(log.rows) is not None:
         return
     protocol = Protocol(
-        replan_every=every, seed=config.seed, videos=config.videos, run_dir=config.folder, record=config.record
+        n_action_steps=every, seed=config.seed, videos=config.videos, run_dir=config.folder, record=config.record
     )
     jobs = (ChainJob(sequence, log.kept()) for sequence in waiting)
     with contextlib.closing(_finished(config, log, benchmark, policy, jobs, protocol)) as finished:
@@ -187,7 +187,7 @@ def _finished(
         raise served.death() from None
 
 
-def finish(config: RolloutConfig, log: Log, origin: dict[str, Any], race: RunningRace | None) -> dict[str, Any]:
+def finish(config: RolloutConfig, log: Log, origin: dict[str, Any], race: SequentialTest | None) -> dict[str, Any]:
     """Write summary and report; returns the summary."""
     decided = race.decided(log.rows) if race is not None else None
     # Up to the decision only: which chains other workers finished meanwhile is chance.

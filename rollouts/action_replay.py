@@ -39,9 +39,9 @@ class ActionReplay:
         if not rows:
             raise InputError(f"{run_dir} is no rollout with recorded actions; make one with vw2-rollout record=true")
         origin = read_json(self._run_dir / "provenance.json", cure="copy it again, or run that rollout again")
-        recorded, every = origin.get("policy"), origin.get("replan_every")
+        recorded, every = origin.get("policy"), origin.get("n_action_steps")
         if not isinstance(recorded, dict) or not isinstance(every, int):
-            raise InputError(f'{run_dir}/provenance.json lacks "policy" or "replan_every"; run that rollout again')
+            raise InputError(f'{run_dir}/provenance.json lacks "policy" or "n_action_steps"; run that rollout again')
         self._places = {
             subtask_seed(row["seed"], row["sequence"], position): (row["sequence"], position)
             for row in rows
@@ -52,7 +52,7 @@ class ActionReplay:
             "name": f"replay of {recorded.get('name')}",
             "version": __version__,
             "horizon": horizon,
-            "replan_every": every,
+            "n_action_steps": every,
             "cameras": [],
             "policy_hash": recorded.get("policy_hash"),
             "label_fraction": recorded.get("label_fraction"),

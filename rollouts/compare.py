@@ -74,7 +74,7 @@ def compare(rows: Sequence[Row], base: Sequence[Row], *, error: float = 0.05) ->
     }
 
 
-class RunningRace:
+class SequentialTest:
     """The race against a finished rollout while another one runs.
 
     Rows may come in any order: only chains before the first gap count, so the decision is a function of the results

@@ -58,14 +58,14 @@ class RolloutConfig:
     retries: int = 3
     """times that a chain is begun again when the worker that ran it dies"""
     videos: int = 6
-    """chains to film: half with the most subtasks solved, half with the fewest"""
+    """chains to video: half with the most subtasks solved, half with the fewest"""
     record: bool = False
     """keep what the policy answered, chain by chain (rollouts/recording.py)"""
     against: str | None = None
     """run_dir of a finished rollout on the same chains: stop as soon as one of the two is better"""
     error: float = 0.05
     """chance of a wrong decision where both are equally good (against)"""
-    replan_every: int | None = None
+    n_action_steps: int | None = None
     """steps between two looks; none: what the policy was trained for"""
     seed: int = 0
     device: str = "auto"
@@ -78,8 +78,8 @@ class RolloutConfig:
         for name, smallest in (*least.items(), ("videos", 0), ("seed", 0), ("retries", 0)):
             if getattr(self, name) < smallest:
                 raise ValueError(f"{name}={getattr(self, name)}, expected at least {smallest}")
-        if self.replan_every is not None and self.replan_every < 1:
-            raise ValueError(f"replan_every={self.replan_every}, expected at least 1 (or null: the policy's own)")
+        if self.n_action_steps is not None and self.n_action_steps < 1:
+            raise ValueError(f"n_action_steps={self.n_action_steps}, expected at least 1 (or null: the policy's own)")
         if not 0 < self.error < 1:
             raise ValueError(f"error={self.error}, expected a chance between 0 and 1, such as 0.05")
         if self.shard is not None:
@@ -98,7 +98,7 @@ class RolloutConfig:
 
 
 def is_served(config: RolloutConfig) -> bool:
-    """Whether the policy can live in a process of its own: a checkpoint, whose answers depend on the picture alone."""
+    """Whether the policy can live in a process of its own: a checkpoint, whose answers depend on the image alone."""
     return config.policy not in LOCAL_POLICIES and not _is_recording(config.policy)
 
 
@@ -162,7 +162,7 @@ def open_policy(config: RolloutConfig, benchmark: Benchmark) -> Policy:
         InputError: no such checkpoint, or a benchmark without scripted experts.
     """
     if config.policy == "random":
-        return RandomPolicy(horizon=config.replan_every or 4)
+        return RandomPolicy(horizon=config.n_action_steps or 4)
     if config.policy == "demonstrator":
         expert = getattr(benchmark, "expert", None)
         if expert is None:
@@ -187,7 +187,7 @@ def open_checkpoint(config: RolloutConfig) -> Policy:
     from vw2_robot.runs import Hardware
 
     device = Hardware(device=config.device, threads=config.threads).torch_device(option="device")
-    return VW2Agent.from_pretrained(config.policy, device=str(device), replan_every=config.replan_every)
+    return VW2Agent.from_pretrained(config.policy, device=str(device), n_action_steps=config.n_action_steps)
 
 
 def provenance(
@@ -200,7 +200,7 @@ def provenance(
         "env": _plain(benchmark.metadata),
         "control_hz": benchmark.control_hz,
         "max_steps": benchmark.max_steps,
-        "replan_every": every,
+        "n_action_steps": every,
         "seed": config.seed,
         "protocol": config.protocol,
         "batch": config.batch,

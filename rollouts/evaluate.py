@@ -4,9 +4,10 @@ A chain is a start state and five subtasks asked for in turn. The policy is rese
 and gets up to `benchmark.max_steps` steps; a solved subtask is followed by the next one in the world as it then is; the
 first failure ends the chain (CALVIN, Mees et al. 2022; specification 12.5).
 
-The policy looks every `replan_every` steps and the first `replan_every` actions of its chunk are executed; nothing is
-rendered in between. A row depends on (policy, sequence, seed) only, so the order of chains, the number of workers and
-interruptions do not show in the results. Nothing is printed or written here: `results` and `__main__` do that.
+The policy looks every `n_action_steps` steps and the first `n_action_steps` actions of its chunk are executed;
+nothing is rendered in between. A row depends on (policy, sequence, seed) only, so the order of chains, the number of
+workers and interruptions do not show in the results. Nothing is printed or written here: `results` and `__main__` do
+that.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ class Row(TypedDict):
     instructions: list[str]
 
 
-class Watcher(Protocol):
-    """Sees every look of a chain. `needs_pictures`: render them even for a policy that does not look at them."""
+class RolloutCallback(Protocol):
+    """Sees every look of a chain. `needs_images`: render them even for a policy that does not look at them."""
 
-    needs_pictures: bool
+    needs_images: bool
 
     def look(self, subtask: int, observation: Observation, output: PolicyOutput) -> None:
         """`subtask`: its number within the chain (0-based); what the policy was shown, and what it answered."""
@@ -51,20 +52,20 @@ def evaluate(
     benchmark: Benchmark,
     sequences: Iterable[EvalSequence],
     *,
-    replan_every: int | None = None,
+    n_action_steps: int | None = None,
     seed: int = 0,
     on_row: Callable[[Row], None] | None = None,
-    watchers: Sequence[Watcher] = (),
+    callbacks: Sequence[RolloutCallback] = (),
 ) -> list[Row]:
     """Run the chains in the order given and return their rows; `on_row` gets each as soon as it exists.
 
     Raises:
-        InputError: `replan_every` does not suit the policy, or the policy returned unusable actions.
+        InputError: `n_action_steps` does not suit the policy, or the policy returned unusable actions.
     """
-    every = replan_interval(policy.metadata, replan_every)
+    every = replan_interval(policy.metadata, n_action_steps)
     rows = []
     for sequence in sequences:
-        rows.append(run_chain(policy, benchmark, sequence, replan_every=every, seed=seed, watchers=watchers))
+        rows.append(run_chain(policy, benchmark, sequence, n_action_steps=every, seed=seed, callbacks=callbacks))
         if on_row is not None:
             on_row(rows[-1])
     return rows
@@ -75,14 +76,14 @@ def run_chain(
     benchmark: Benchmark,
     sequence: EvalSequence,
     *,
-    replan_every: int,
+    n_action_steps: int,
     seed: int,
-    watchers: Sequence[Watcher] = (),
+    callbacks: Sequence[RolloutCallback] = (),
 ) -> Row:
     """One chain, from its start state to the first failure or the last success."""
     benchmark.reset(sequence)
-    # A policy without cameras is shown none, unless somebody else wants to see the pictures.
-    is_shown = bool(policy.metadata.get("cameras", ["static"])) or any(one.needs_pictures for one in watchers)
+    # A policy without cameras is shown none, unless somebody else wants to see the images.
+    is_shown = bool(policy.metadata.get("cameras", ["static"])) or any(one.needs_images for one in callbacks)
     steps: list[int] = []
     instructions: list[str] = []
     solved = 0
@@ -95,11 +96,11 @@ def run_chain(
             images = benchmark.observe()["images"] if is_shown else {}
             observation: Observation = {"images": images, "prompt": instructions[position]}
             output = policy.infer(observation)
-            for watcher in watchers:
-                watcher.look(position, observation, output)
-            return commands(output["actions"], at_least=replan_every)
+            for callback in callbacks:
+                callback.look(position, observation, output)
+            return commands(output["actions"], at_least=n_action_steps)
 
-        taken, success = _run_subtask(benchmark, ask, replan_every)
+        taken, success = _run_subtask(benchmark, ask, n_action_steps)
         steps.append(taken)
         if not success:
             break
@@ -115,11 +116,11 @@ def run_chain(
     )
 
 
-def _run_subtask(benchmark: Benchmark, ask: Callable[[], NDArray[np.float64]], replan_every: int) -> tuple[int, bool]:
-    """Steps taken, and whether the subtask was solved. Look k covers steps k*E .. (k+1)*E - 1, E = `replan_every`."""
+def _run_subtask(benchmark: Benchmark, ask: Callable[[], NDArray[np.float64]], n_action_steps: int) -> tuple[int, bool]:
+    """Steps taken, and whether the subtask was solved. Look k covers steps k*E .. (k+1)*E - 1, E = `n_action_steps`."""
     chunk: NDArray[np.float64] = np.empty((0, ACTION_DIM))
     for step in range(benchmark.max_steps):
-        position = step % replan_every
+        position = step % n_action_steps
         if position == 0:
             chunk = ask()
         if benchmark.step(chunk[position]):

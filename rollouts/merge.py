@@ -2,7 +2,7 @@
 
     vw2-merge run_dir=runs/eval          # runs/eval/shard_0_of_8 ... shard_7_of_8 -> runs/eval
 
-Rows, films and recordings of the result are the bytes of a rollout without shards, since a row does not know where it
+Rows, videos and recordings of the result are the bytes of a rollout without shards, since a row does not know where it
 was made. Shards that differ in anything but their chains are refused by name, as are shards that are missing or not
 finished. Can be run again at any time.
 """
@@ -26,7 +26,7 @@ from . import results
 from .evaluate import Row
 from .recording import FOLDER
 from .report.report import write_report
-from .video import drop_other_films, film_paths, select_chains
+from .video import drop_other_videos, select_chains, video_paths
 
 OF_A_SHARD = ("shard", "num_sequences", "num_sequences_of_all_shards")
 
@@ -73,7 +73,7 @@ def merge(run_dir: str | Path) -> dict[str, Any]:
     results.write_sorted(target / "results.jsonl", rows)
     timing = [results.sealed_line({"sequence": number, "seconds": spent}) for number, spent in seconds.items()]
     write_text(target / "timing.jsonl", "\n".join([*timing, ""]))
-    _gather_films(target, shards, count=first.config["videos"])
+    _gather_videos(target, shards, count=first.config["videos"])
     for shard in shards:
         for file in sorted((shard.folder / FOLDER).glob("chain_*.npz")):
             _copy(file, target / FOLDER / file.name)
@@ -128,13 +128,13 @@ def _without(values: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in (*keys, "run_dir", "workers", "retries")}
 
 
-def _gather_films(target: Path, shards: Sequence[RolloutShard], *, count: int) -> None:
-    """Copy the films that one rollout would have kept: each of them was kept by its shard, too."""
+def _gather_videos(target: Path, shards: Sequence[RolloutShard], *, count: int) -> None:
+    """Copy the videos that one rollout would have kept: each of them was kept by its shard, too."""
     kept = select_chains({row["sequence"]: row["solved"] for shard in shards for row in shard.rows}, count)
-    drop_other_films(target / "videos", kept)
+    drop_other_videos(target / "videos", kept)
     for shard in shards:
         for number in kept & {row["sequence"] for row in shard.rows}:
-            for path in film_paths(shard.folder / "videos", number):
+            for path in video_paths(shard.folder / "videos", number):
                 _copy(path, target / "videos" / path.name)
 
 

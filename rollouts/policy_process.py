@@ -35,9 +35,9 @@ from vw2_robot.contracts import Observation, Policy, PolicyOutput
 from vw2_robot.errors import InputError
 from vw2_robot.worker_pool import described, end, how_it_ended, live_with_parent, start
 
-LONGEST_SENTENCE = 100
+LONGEST_INSTRUCTION = 100
 """bytes; only where several requests share a pass"""
-LONG = "x " * LONGEST_SENTENCE  # at least as many tokens as a sentence of that many bytes, in every tokenizer
+LONG = "x " * LONGEST_INSTRUCTION  # at least as many tokens as a sentence of that many bytes, in every tokenizer
 SHORT = "x"
 
 Request = tuple[int, Observation]
@@ -75,9 +75,9 @@ class FixedBatch:
 
     def _pass(self, asked: dict[int, Observation]) -> list[PolicyOutput]:
         for observation in asked.values():
-            if len(observation["prompt"].encode()) > LONGEST_SENTENCE:
+            if len(observation["prompt"].encode()) > LONGEST_INSTRUCTION:
                 raise InputError(
-                    f"batch={self._rows} takes sentences of up to {LONGEST_SENTENCE} bytes, found "
+                    f"batch={self._rows} takes sentences of up to {LONGEST_INSTRUCTION} bytes, found "
                     f"{observation['prompt']!r}; use batch=1"
                 )
         like = next(iter(asked.values()))["images"]

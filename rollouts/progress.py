@@ -1,4 +1,4 @@
-"""A rollout while it runs: rows on disk as they come, films to keep, and what a person sees meanwhile.
+"""A rollout while it runs: rows on disk as they come, videos to keep, and what a person sees meanwhile.
 
 On a terminal a bar, elsewhere a line twice a minute: running success 1 to 5, average length with its interval, time
 left. After 50 chains the interval is said once in a line of its own: often it is enough to stop.
@@ -18,14 +18,14 @@ from vw2_robot.storage.files import append_line, write_json
 from . import results
 from .evaluate import Row
 from .statistics import mean_interval
-from .video import drop_films, drop_other_films, select_chains
+from .video import drop_other_videos, drop_videos, select_chains
 
-SAY_EVERY_S = 30.0
+LOG_EVERY_SECONDS = 30.0
 EARLY_CHAINS = 50
 
 
 class Log:
-    """Everything a rollout leaves behind while it runs: rows, timing, films, progress."""
+    """Everything a rollout leaves behind while it runs: rows, timing, videos, progress."""
 
     def __init__(self, folder: Path, *, total: int, videos: int) -> None:
         self.folder, self.total, self.videos = folder, total, videos
@@ -35,7 +35,7 @@ class Log:
         self._seconds = results.read_seconds(folder / "timing.jsonl")
         if len(self.rows) < results.counted_chains(folder):  # taken away; they are run again and summed up anew
             (folder / "summary.json").unlink()
-        drop_other_films(folder / "videos", set(self.kept()))
+        drop_other_videos(folder / "videos", set(self.kept()))
         self._bar = tqdm(
             total=total,
             initial=len(self.rows),
@@ -48,7 +48,7 @@ class Log:
         self._said = self._begin
 
     def kept(self) -> dict[int, int]:
-        """Chains that have a film so far -> subtasks solved."""
+        """Chains that have a video so far -> subtasks solved."""
         solved = {row["sequence"]: row["solved"] for row in self.rows}
         return {number: solved[number] for number in select_chains(solved, self.videos)}
 
@@ -58,14 +58,14 @@ class Log:
         results.append_seconds(self.folder / "timing.jsonl", row["sequence"], seconds)
         results.append_row(self.folder / "results.jsonl", row)
         self.rows.append(row)
-        # Only chains with a row: a film without one belongs to a worker that is about to report.
-        drop_films(self.folder / "videos", {row["sequence"] for row in self.rows} - self.kept().keys())
+        # Only chains with a row: a video without one belongs to a worker that is about to report.
+        drop_videos(self.folder / "videos", {row["sequence"] for row in self.rows} - self.kept().keys())
         self._bar.set_postfix_str(self.standing(), refresh=False)
         self._bar.update()
         done, now = len(self.rows), time.monotonic()
         if done == EARLY_CHAINS and self.total > EARLY_CHAINS:
             self.say(f"after {done} chains: {self.standing()}")
-        elif self._bar.disable and (now - self._said > SAY_EVERY_S or done == self.total):
+        elif self._bar.disable and (now - self._said > LOG_EVERY_SECONDS or done == self.total):
             self._said = now
             self.say(f"chain {done}/{self.total}, {self.standing()}, {self._left()}")
 
@@ -94,7 +94,7 @@ class Log:
         """Sort the rows (or take these alone), write summary.json and return it."""
         self._bar.close()
         self.rows = self.rows if rows is None else rows
-        drop_other_films(self.folder / "videos", set(self.kept()))
+        drop_other_videos(self.folder / "videos", set(self.kept()))
         results.write_sorted(self.folder / "results.jsonl", self.rows)
         spent = sum(self._seconds.get(row["sequence"], 0.0) for row in self.rows)
         summary = results.summarize(self.rows, origin, seconds=spent)

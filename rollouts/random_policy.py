@@ -28,7 +28,7 @@ class RandomPolicy:
             "version": __version__,
             "action_space": list(ACTION_NAMES),
             "horizon": horizon,
-            "replan_every": horizon,
+            "n_action_steps": horizon,
             "cameras": [],
             "policy_hash": None,
             "label_fraction": None,

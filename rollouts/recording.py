@@ -3,7 +3,7 @@
     actions/chain_0000.npz     actions float32 [looks, H, A] as predicted; subtask int64 [looks], the number within the
                                chain; tokens int64 [looks, K, N] where the policy thinks in latent tokens
 
-Written by `vw2-rollout record=true`. The executed commands follow: of each look the first `replan_every` rows, as
+Written by `vw2-rollout record=true`. The executed commands follow: of each look the first `n_action_steps` rows, as
 `vw2_robot.commands.commands` makes them, the last look of a subtask cut off where its steps end (results.jsonl).
 `policy=RUN_DIR` with such a folder replays it (action_replay.py).
 """
@@ -30,9 +30,9 @@ def recording_path(run_dir: Path, number: int) -> Path:
 
 
 class Recording:
-    """Collects the answers of one chain, then writes them. An `evaluate.Watcher` that needs no pictures."""
+    """Collects the answers of one chain, then writes them. An `evaluate.RolloutCallback` that needs no images."""
 
-    needs_pictures = False
+    needs_images = False
 
     def __init__(self) -> None:
         self._subtasks: list[int] = []

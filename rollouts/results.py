@@ -220,7 +220,7 @@ def summarize(rows: Sequence[Row], provenance: Mapping[str, Any], *, seconds: fl
         InputError: no row.
     """
     if not rows:
-        raise InputError("no finished chain: nothing to summarise")
+        raise InputError("no finished chain: nothing to summarize")
     total = len(rows)
     solved = [row["solved"] for row in rows]
     length = longest_chain(rows)
@@ -239,7 +239,7 @@ def summarize(rows: Sequence[Row], provenance: Mapping[str, Any], *, seconds: fl
         "policy_hash": policy.get("policy_hash"),
         "label_fraction": policy.get("label_fraction"),
         "env": provenance.get("env", {}),
-        "replan_every": provenance.get("replan_every"),
+        "n_action_steps": provenance.get("n_action_steps"),
         "seed": provenance.get("seed"),
         "versions": provenance.get("versions", {}),
         "seconds": round(seconds, 2),

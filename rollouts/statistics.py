@@ -31,10 +31,10 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     if trials == 0:
         return 0.0, 1.0
     share, z2 = successes / trials, Z95 * Z95
-    centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
+    center = (share + z2 / (2 * trials)) / (1 + z2 / trials)
     half = Z95 / (1 + z2 / trials) * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials * trials))
-    low = 0.0 if successes == 0 else max(0.0, centre - half)
-    high = 1.0 if successes == trials else min(1.0, centre + half)
+    low = 0.0 if successes == 0 else max(0.0, center - half)
+    high = 1.0 if successes == trials else min(1.0, center + half)
     return low, high
 
 
@@ -48,8 +48,8 @@ def mean_interval(values: Sequence[float], *, lowest: float, highest: float) -> 
         raise ValueError("a mean of no values has no interval")
     padded = np.array([*values, lowest, highest], dtype=np.float64)
     half = t95(len(padded) - 1) * float(padded.std(ddof=1)) / math.sqrt(len(padded))
-    centre, observed = float(padded.mean()), float(np.mean(values))
-    return max(lowest, min(observed, centre - half)), min(highest, max(observed, centre + half))
+    center, observed = float(padded.mean()), float(np.mean(values))
+    return max(lowest, min(observed, center - half)), min(highest, max(observed, center + half))
 
 
 def t95(freedom: int) -> float:

@@ -1,8 +1,8 @@
-"""A chain as a film: what the policy saw, what it was told, how it ended. H.264 mp4 and a poster picture.
+"""A chain as a video: what the policy saw, what it was told, how it ended. H.264 mp4 and a poster image.
 
-Frames are the pictures the policy looked at; nothing is rendered for the film. They play in real time: one picture
-every `replan_every` control steps. Above the picture stand the instruction, five pips (solved, failed, under way, not
-reached) and the outcome, which is held for a moment at the end of each subtask. Beside the film lie the policy's
+Frames are the images the policy looked at; nothing is rendered for the video. They play in real time: one image
+every `n_action_steps` control steps. Above the image stand the instruction, five pips (solved, failed, under way, not
+reached) and the outcome, which is held for a moment at the end of each subtask. Beside the video lie the policy's
 answers (recording.py), which the report draws under it.
 
 Which chains are kept is a function of the results alone (`select_chains`), so neither the number of workers nor an
@@ -28,7 +28,7 @@ from vw2_robot.storage.files import atomic_write
 from .evaluate import Row
 from .recording import Recording
 
-PICTURE_PX = 384
+IMAGE_PX = 384
 CAPTION_PX = 96
 MAX_FPS = 15.0
 HOLD_SECONDS = 0.8
@@ -38,10 +38,10 @@ SOLVED, FAILED, OPEN = "#3fb68b", "#e5704b", "#565a61"
 
 
 def select_chains(solved: Mapping[int, int], count: int) -> set[int]:
-    """Chains to keep a film of: half with the most subtasks solved, half with the fewest (number -> solved).
+    """Chains to keep a video of: half with the most subtasks solved, half with the fewest (number -> solved).
 
     Ties go to the lower number among the best and follow a fixed shuffle among the worst. A chain selected from all
-    results is selected from every part of them that contains it, so films can be dropped while the evaluation runs.
+    results is selected from every part of them that contains it, so videos can be dropped while the evaluation runs.
     """
     best = sorted(solved, key=lambda number: (-solved[number], number))[: math.ceil(count / 2)]
     worst = sorted(solved, key=lambda number: (solved[number], _shuffled(number)))[: count // 2]
@@ -52,53 +52,53 @@ def _shuffled(number: int) -> int:
     return (number + 1) * 2_654_435_761 % 2**32  # Knuth's multiplicative hash: a bijection on 32 bits
 
 
-class FilmPaths(NamedTuple):
-    """The three files of a film."""
+class VideoPaths(NamedTuple):
+    """The three files of a video."""
 
     video: Path
     poster: Path
     answers: Path
 
 
-def film_paths(folder: Path, number: int) -> FilmPaths:
-    """Where the film of a chain, its poster and the policy's answers lie."""
-    return FilmPaths(*(folder / f"chain_{number:04d}.{kind}" for kind in ("mp4", "jpg", "npz")))
+def video_paths(folder: Path, number: int) -> VideoPaths:
+    """Where the video of a chain, its poster and the policy's answers lie."""
+    return VideoPaths(*(folder / f"chain_{number:04d}.{kind}" for kind in ("mp4", "jpg", "npz")))
 
 
-def drop_films(folder: Path, numbers: Iterable[int]) -> None:
-    """Remove what is kept of these chains' films, where there are any."""
+def drop_videos(folder: Path, numbers: Iterable[int]) -> None:
+    """Remove what is kept of these chains' videos, where there are any."""
     for number in numbers:
-        for path in film_paths(folder, number):
+        for path in video_paths(folder, number):
             path.unlink(missing_ok=True)
 
 
-def drop_other_films(folder: Path, keep: set[int]) -> None:
-    """Remove all films but those of `keep`, and what a kill left half-written. Not while workers write.
+def drop_other_videos(folder: Path, keep: set[int]) -> None:
+    """Remove all videos but those of `keep`, and what a kill left half-written. Not while workers write.
 
-    Files that are no films of ours stay.
+    Files that are no videos of ours stay.
     """
-    wanted = {path.name for number in keep for path in film_paths(folder, number)}
+    wanted = {path.name for number in keep for path in video_paths(folder, number)}
     for path in folder.glob("*chain_*"):
         if _OURS.fullmatch(path.name) and path.name not in wanted:
             path.unlink()
 
 
-class Film:
-    """Collects what a policy is shown during one chain, then writes it. An `evaluate.Watcher`."""
+class Video:
+    """Collects what a policy is shown during one chain, then writes it. An `evaluate.RolloutCallback`."""
 
-    needs_pictures = True
+    needs_images = True
 
-    def __init__(self, *, control_hz: float, replan_every: int) -> None:
-        """Keeps every `stride`-th look, so that no film has more than `MAX_FPS` pictures a second."""
-        self.stride = max(1, math.ceil(control_hz / replan_every / MAX_FPS))
-        self.steps_per_frame = self.stride * replan_every
+    def __init__(self, *, control_hz: float, n_action_steps: int) -> None:
+        """Keeps every `stride`-th look, so that no video has more than `MAX_FPS` images a second."""
+        self.stride = max(1, math.ceil(control_hz / n_action_steps / MAX_FPS))
+        self.steps_per_frame = self.stride * n_action_steps
         self.fps = control_hz / self.steps_per_frame
         self._frames: list[list[NDArray[np.uint8]]] = []
         self._looks = 0
         self._recording = Recording()
 
     def look(self, subtask: int, observation: Observation, output: PolicyOutput) -> None:
-        """Take note of one look; the first camera of the observation is filmed."""
+        """Take note of one look; the first camera of the observation is recorded."""
         self._recording.look(subtask, observation, output)
         while len(self._frames) <= subtask:
             self._frames.append([])
@@ -108,9 +108,9 @@ class Film:
         self._looks += 1
 
     def write(self, folder: Path, row: Row, *, instructions: Sequence[str]) -> None:
-        """Write the film, its poster and the answers under `folder`; they are on disk when this returns."""
+        """Write the video, its poster and the answers under `folder`; they are on disk when this returns."""
         folder.mkdir(parents=True, exist_ok=True)
-        video, poster, answers = film_paths(folder, row["sequence"])
+        video, poster, answers = video_paths(folder, row["sequence"])
         last = write_video(video, self._pages(row, instructions), fps=self.fps)
         with atomic_write(poster) as temporary:
             last.save(temporary, format="JPEG", quality=80)
@@ -131,12 +131,12 @@ class Film:
 
 
 def page(frame: NDArray[np.uint8], instruction: str, pips: Sequence[str], status: str) -> Image.Image:
-    """One frame of a film. The words stand above the picture, since a player's controls cover the lower edge."""
-    canvas = Image.new("RGB", (PICTURE_PX, PICTURE_PX + CAPTION_PX), PAPER)
-    canvas.paste(Image.fromarray(frame).resize((PICTURE_PX, PICTURE_PX), Image.Resampling.BICUBIC), (0, CAPTION_PX))
+    """One frame of a video. The words stand above the image, since a player's controls cover the lower edge."""
+    canvas = Image.new("RGB", (IMAGE_PX, IMAGE_PX + CAPTION_PX), PAPER)
+    canvas.paste(Image.fromarray(frame).resize((IMAGE_PX, IMAGE_PX), Image.Resampling.BICUBIC), (0, CAPTION_PX))
     draw = ImageDraw.Draw(canvas)
     margin = 16
-    font = _font_that_fits(draw, instruction, width=PICTURE_PX - 2 * margin)
+    font = _font_that_fits(draw, instruction, width=IMAGE_PX - 2 * margin)
     draw.text((margin, 32), instruction, font=font, fill=INK, anchor="lm")
     y = 69
     for i, state in enumerate(pips):
@@ -149,8 +149,8 @@ def page(frame: NDArray[np.uint8], instruction: str, pips: Sequence[str], status
     current = next((i for i in reversed(range(len(pips))) if pips[i] != "open"), 0) + 1
     small = ImageFont.load_default(size=15)
     draw.text((margin + 30 * len(pips) + 2, y), f"{current}/{len(pips)}", font=small, fill=MUTED, anchor="lm")
-    colour = SOLVED if status.startswith("solved") else FAILED if status.startswith("not") else MUTED
-    draw.text((PICTURE_PX - margin, y), status, font=small, fill=colour, anchor="rm")
+    color = SOLVED if status.startswith("solved") else FAILED if status.startswith("not") else MUTED
+    draw.text((IMAGE_PX - margin, y), status, font=small, fill=color, anchor="rm")
     return canvas
 
 

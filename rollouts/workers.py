@@ -20,17 +20,17 @@ from typing import Any
 from vw2_robot.contracts import Benchmark, EvalSequence, Policy
 
 from .config import RolloutConfig, open_benchmark, open_policy
-from .evaluate import Row, Watcher, run_chain
+from .evaluate import RolloutCallback, Row, run_chain
 from .policy_process import RemotePolicy
 from .recording import Recording
-from .video import Film, select_chains
+from .video import Video, select_chains
 
 
 @dataclass(frozen=True)
 class Protocol:
     """What is equal for all chains of an evaluation."""
 
-    replan_every: int
+    n_action_steps: int
     seed: int
     videos: int
     run_dir: Path
@@ -52,26 +52,26 @@ class ChainJob:
 def run_job(policy: Policy, benchmark: Benchmark, job: ChainJob, protocol: Protocol) -> tuple[Row, float]:
     """Run one chain; what is kept of it beside the row is on disk before the row is returned."""
     begin = time.perf_counter()
-    film = Film(control_hz=benchmark.control_hz, replan_every=protocol.replan_every) if protocol.videos else None
+    video = Video(control_hz=benchmark.control_hz, n_action_steps=protocol.n_action_steps) if protocol.videos else None
     recording = Recording() if protocol.record else None
-    watchers: list[Watcher] = [one for one in (film, recording) if one is not None]
+    callbacks: list[RolloutCallback] = [one for one in (video, recording) if one is not None]
     if hasattr(policy, "chain"):  # behind a batch of fixed shape
         policy.chain = job.sequence.number
     row = run_chain(
         policy,
         benchmark,
         job.sequence,
-        replan_every=protocol.replan_every,
+        n_action_steps=protocol.n_action_steps,
         seed=protocol.seed,
-        watchers=watchers,
+        callbacks=callbacks,
     )
     seconds = time.perf_counter() - begin
     number = row["sequence"]
     if recording is not None:
         recording.write(protocol.run_dir, row)
-    if film is not None and number in select_chains({**job.kept, number: row["solved"]}, protocol.videos):
+    if video is not None and number in select_chains({**job.kept, number: row["solved"]}, protocol.videos):
         words = [benchmark.instruction(task) for task in row["subtasks"]]
-        film.write(protocol.run_dir / "videos", row, instructions=words)
+        video.write(protocol.run_dir / "videos", row, instructions=words)
     return row, seconds
 
 

@@ -88,7 +88,7 @@ def save_language_model(folder, family):
 
 
 def save_smolvlm(folder):
-    """A vision-language model of 64 px: four picture tokens."""
+    """A vision-language model of 64 px: four image tokens."""
     import torch
     from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
     from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil

@@ -147,13 +147,13 @@ def test_no_number_may_be_negative_where_it_counts_or_not_a_number(config_name: 
 
 def test_doctor_and_ingest_cut_clips_as_training_does() -> None:
     training = config_from(dataclass_of("pretrain"), composed("pretrain", examples("pretrain")[0]))
-    wanted = (training.dldm.frames, training.dldm.stride, training.data.target_hz, training.data.gap_s)
+    wanted = (training.dldm.frames, training.dldm.stride, training.data.target_hz, training.data.gap_seconds)
     doctor = config_from(dataclass_of("doctor"), composed("doctor", [])).clips
     windows = config_from(dataclass_of("ingest"), composed("ingest", ["address=HOST:1"])).data.windows
     for cut in (doctor, windows):
-        assert (cut.frames, cut.stride_s, cut.target_hz, cut.gap_s) == wanted
-    with pytest.raises(InputError, match="target_hz or gap_s, not both"):
-        config_from(type(training.data), {"target_hz": 5.0, "gap_s": 0.6})
+        assert (cut.frames, cut.temporal_stride, cut.target_hz, cut.gap_seconds) == wanted
+    with pytest.raises(InputError, match="target_hz or gap_seconds, not both"):
+        config_from(type(training.data), {"target_hz": 5.0, "gap_seconds": 0.6})
 
 
 @pytest.mark.parametrize("config_name", root_names())

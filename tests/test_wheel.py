@@ -83,7 +83,7 @@ def test_wheel_holds_every_module_and_data_file(wheel: Path) -> None:
     assert files_here() == packed
 
 
-def test_wheel_carries_the_licence_and_the_attributions(wheel: Path) -> None:
+def test_wheel_carries_the_license_and_the_attributions(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {Path(name).name for name in archive.namelist() if ".dist-info/" in name}
     assert {"LICENSE", "ATTRIBUTIONS.md"} <= names

@@ -6,7 +6,7 @@
     out["actions"]                                      # float32 [H, 7], robot units
 
 One look at the static camera gives H * s actions (latent steps times actions per step). Which of them are executed
-before the next look is the caller's choice; `metadata["replan_every"]` is what the policy was trained for, and
+before the next look is the caller's choice; `metadata["n_action_steps"]` is what the policy was trained for, and
 `vw2_robot.chunks.ChunkQueue` does the counting for a caller that wants one action at a time. Needs torch and
 transformers; no TensorFlow, simulator, Hydra or diffusers.
 """
@@ -50,7 +50,7 @@ class VW2Agent:
     """Implements `vw2_robot.contracts.Policy`. Build it with `from_pretrained`.
 
     Attributes:
-        metadata: name, version, action_space, horizon, replan_every, temporal_ensemble, cameras, control_hz,
+        metadata: name, version, action_space, horizon, n_action_steps, temporal_ensemble, cameras, control_hz,
             policy_hash, label_fraction.
     """
 
@@ -63,7 +63,7 @@ class VW2Agent:
         statistics: ActionStatistics,
         checkpoint: Checkpoint,
         *,
-        replan_every: int,
+        n_action_steps: int,
         temporal_ensemble: float | None,
         temperature: float,
     ) -> None:
@@ -74,17 +74,17 @@ class VW2Agent:
         self._prompt: str | None = None
         self._draw = torch.Generator().manual_seed(0)
         horizon = self._steps * head.stride
-        if not 1 <= replan_every <= horizon:
+        if not 1 <= n_action_steps <= horizon:
             raise InputError(
-                f"replan_every={replan_every}, but the policy predicts {horizon} actions; give 1..{horizon}"
+                f"n_action_steps={n_action_steps}, but the policy predicts {horizon} actions; give 1..{horizon}"
             )
-        self._ensemble = None if temporal_ensemble is None else Ensemble(replan_every, decay=temporal_ensemble)
+        self._ensemble = None if temporal_ensemble is None else Ensemble(n_action_steps, decay=temporal_ensemble)
         self.metadata = {
             "name": "vw2_robot",
             "version": __version__,
             "action_space": list(ACTION_NAMES),
             "horizon": horizon,
-            "replan_every": replan_every,
+            "n_action_steps": n_action_steps,
             "temporal_ensemble": temporal_ensemble,
             "temperature": temperature,
             "cameras": [CAMERA],
@@ -100,7 +100,7 @@ class VW2Agent:
         folder_or_hub_id: str | Path,
         *,
         device: str = "cpu",
-        replan_every: int | None = None,
+        n_action_steps: int | None = None,
         temporal_ensemble: float | Literal["stored", "off"] = "stored",
         temperature: float = 0.0,
         verify: bool = True,
@@ -111,7 +111,7 @@ class VW2Agent:
             folder_or_hub_id: a checkpoint folder, a run folder, "builtin:NAME" for one that is part of this package, or
                 a model on the Hugging Face Hub ("owner/name").
             device: cpu, cuda, cuda:0, auto, ...
-            replan_every: environment steps between two calls of `infer`; None: what was stored in training.
+            n_action_steps: environment steps between two calls of `infer`; None: what was stored in training.
             temporal_ensemble: average the chunks that overlap in time, each weighted by exp(-decay * number of chunks
                 since the oldest); the decay, "off", or as stored in training.
             temperature: 0 decodes latent tokens greedily; above, they are drawn, from the seed given to `reset`.
@@ -148,7 +148,7 @@ class VW2Agent:
             head.to(place),
             statistics,
             checkpoint,
-            replan_every=int(config["replan_every"]) if replan_every is None else replan_every,
+            n_action_steps=int(config["n_action_steps"]) if n_action_steps is None else n_action_steps,
             temporal_ensemble={"stored": stored, "off": None}.get(temporal_ensemble, temporal_ensemble),  # type: ignore[arg-type]
             temperature=temperature,
         )
@@ -158,7 +158,7 @@ class VW2Agent:
         other = copy.copy(self)
         other._draw = torch.Generator().manual_seed(0)
         if self._ensemble is not None:
-            other._ensemble = Ensemble(self._ensemble.replan_every, decay=self._ensemble.decay)
+            other._ensemble = Ensemble(self._ensemble.n_action_steps, decay=self._ensemble.decay)
         return other
 
     def reset(self, prompt: str | None = None, seed: int | None = None) -> None:
@@ -213,8 +213,8 @@ class VW2Agent:
         ]
 
     def _in_robot_units(self, predicted: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Un-normalise, clip the arm to the action space; the gripper is the sign, 0 closes."""
-        actions = self._statistics.unnormalise(predicted)
+        """Un-normalize, clip the arm to the action space; the gripper is the sign, 0 closes."""
+        actions = self._statistics.unnormalize(predicted)
         arm = [i for i in range(actions.shape[-1]) if i != GRIPPER_INDEX]
         actions[..., arm] = actions[..., arm].clip(-1.0, 1.0)
         return actions
@@ -247,7 +247,7 @@ def _image(obs: Observation) -> NDArray[np.uint8]:
 
 def _check_complete(checkpoint: Checkpoint) -> None:
     """Say what is missing before a KeyError does."""
-    lacks = [key for key in ("policy", "head", "latent_steps", "replan_every") if key not in checkpoint.config]
+    lacks = [key for key in ("policy", "head", "latent_steps", "n_action_steps") if key not in checkpoint.config]
     lacks += ["stride"] if not {"stride", "dldm"} & checkpoint.config.keys() else []
     lacks += [key for key in ("control_hz", "label_fraction") if key not in checkpoint.facts]
     if lacks:
@@ -255,7 +255,7 @@ def _check_complete(checkpoint: Checkpoint) -> None:
     config, facts = checkpoint.config, checkpoint.facts
     codes, decay = config.get("codes", "own"), config.get("temporal_ensemble")
     for key, value, right in (
-        *((key, config[key], _is_count(config[key])) for key in ("latent_steps", "replan_every")),
+        *((key, config[key], _is_count(config[key])) for key in ("latent_steps", "n_action_steps")),
         ("stride", config.get("stride", 1), _is_count(config.get("stride", 1))),
         ("codes", codes, codes in ("own", "none")),
         ("temporal_ensemble", decay, decay is None or (_is_number(decay) and decay >= 0)),
@@ -280,9 +280,10 @@ def _check_steps(checkpoint: Checkpoint, policy: LatentPolicy) -> None:
     config = checkpoint.config
     tokens, most = config["latent_steps"] * policy.config.queries, policy.backbone.most_positions
     horizon = config["latent_steps"] * _stride(config)
-    if config["replan_every"] > horizon:
+    if config["n_action_steps"] > horizon:
         raise InputError(
-            f"{checkpoint.path}/config.json: replan_every={config['replan_every']}, but the policy predicts {horizon} "
+            f"{checkpoint.path}/config.json: n_action_steps={config['n_action_steps']}, but the policy predicts "
+            f"{horizon} "
             f"actions; {CURE}"
         )
     if most is not None and tokens >= most:

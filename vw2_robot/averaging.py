@@ -28,7 +28,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Move towards the learning weights after step `step` (from 0); the first steps of all count for more."""
+        """Move toward the learning weights after step `step` (from 0); the first steps of all count for more."""
         keep = min(self.decay, (1 + step) / (10 + step))
         for name, module in self.learning.items():
             new = module.state_dict()

@@ -156,10 +156,10 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer(path: Path, optimizer: torch.optim.Optimizer, *, verify: bool = True) -> dict[str, Any]:
-    """Restore the optimiser written beside a checkpoint; returns the content of `training.json`.
+    """Restore the optimizer written beside a checkpoint; returns the content of `training.json`.
 
     Raises:
-        InputError: a file is missing, damaged, or of an optimiser of other parameters.
+        InputError: a file is missing, damaged, or of an optimizer of other parameters.
     """
     file = path / "optimizer.safetensors"
     if verify:
@@ -220,7 +220,7 @@ def last_checkpoint(run: Path) -> Path | None:
     return folder
 
 
-def is_own_checkpoint(folder: Path) -> bool:
+def is_our_checkpoint(folder: Path) -> bool:
     """Whether all that lies in `folder` was written by `save_checkpoint`: nothing else may ever be deleted."""
     if folder.is_symlink() or not folder.is_dir():
         return False

@@ -20,13 +20,15 @@ from vw2_robot.errors import InputError
 class Ensemble:
     """Weighted mean of the chunks that cover a time step, the oldest with weight 1, each later one exp(-decay) less.
 
-    Chunks arrive every `replan_every` steps. Average predictions before the gripper becomes a sign.
+    Chunks arrive every `n_action_steps` steps. Average predictions before the gripper becomes a sign.
     """
 
-    def __init__(self, replan_every: int, *, decay: float) -> None:
-        if replan_every < 1 or not decay >= 0:
-            raise InputError(f"ensembling needs replan_every >= 1 and a decay >= 0, found {replan_every} and {decay}")
-        self.replan_every, self.decay = replan_every, decay
+    def __init__(self, n_action_steps: int, *, decay: float) -> None:
+        if n_action_steps < 1 or not decay >= 0:
+            raise InputError(
+                f"ensembling needs n_action_steps >= 1 and a decay >= 0, found {n_action_steps} and {decay}"
+            )
+        self.n_action_steps, self.decay = n_action_steps, decay
         self._chunks: deque[NDArray[np.float32]] = deque()
 
     def clear(self) -> None:
@@ -46,11 +48,11 @@ class Ensemble:
             )
         self._chunks.append(chunk_BHA)
         horizon = chunk_BHA.shape[1]
-        while (len(self._chunks) - 1) * self.replan_every >= horizon:  # the oldest ends before now
+        while (len(self._chunks) - 1) * self.n_action_steps >= horizon:  # the oldest ends before now
             self._chunks.popleft()
         total, weights = np.zeros_like(chunk_BHA, dtype=np.float64), np.zeros(horizon)
         for age, chunk in enumerate(reversed(self._chunks)):
-            offset = age * self.replan_every
+            offset = age * self.n_action_steps
             # Steps 0 .. horizon - offset - 1 of now are steps offset .. horizon - 1 of that chunk.
             kept = horizon - offset
             # Which one is the oldest differs from step to step, but a common factor leaves a mean as it is.
@@ -61,14 +63,14 @@ class Ensemble:
 
 
 class ChunkQueue:
-    """One action per step from a policy that answers in chunks: looks every `replan_every` steps, drops the rest."""
+    """One action per step from a policy that answers in chunks: looks every `n_action_steps` steps, drops the rest."""
 
-    def __init__(self, policy: Policy, *, replan_every: int | None = None) -> None:
+    def __init__(self, policy: Policy, *, n_action_steps: int | None = None) -> None:
         self.policy = policy
-        self.replan_every = int(policy.metadata["replan_every"] if replan_every is None else replan_every)
-        if not 1 <= self.replan_every <= policy.metadata["horizon"]:
+        self.n_action_steps = int(policy.metadata["n_action_steps"] if n_action_steps is None else n_action_steps)
+        if not 1 <= self.n_action_steps <= policy.metadata["horizon"]:
             raise InputError(
-                f"replan_every={self.replan_every}, but the policy predicts {policy.metadata['horizon']} actions"
+                f"n_action_steps={self.n_action_steps}, but the policy predicts {policy.metadata['horizon']} actions"
             )
         self._waiting: deque[NDArray[np.float32]] = deque()
 
@@ -85,5 +87,5 @@ class ChunkQueue:
     def action(self, observation: Observation) -> NDArray[np.float32]:
         """The action [A] of this step; the observation is looked at only when one is due."""
         if self.must_look:
-            self._waiting.extend(self.policy.infer(observation)["actions"][: self.replan_every])
+            self._waiting.extend(self.policy.infer(observation)["actions"][: self.n_action_steps])
         return self._waiting.popleft()

@@ -1,6 +1,6 @@
 """From what a policy answered to what a robot is told: commands, and how many of them before the next look.
 
-A policy predicts H actions per look; the first `replan_every` of them are executed, the rest dropped. Every evaluator
+A policy predicts H actions per look; the first `n_action_steps` of them are executed, the rest dropped. Every evaluator
 uses these functions (`rollouts.evaluate` and `Vw2CalvinModel`), so that the same policy acts the same everywhere.
 """
 
@@ -26,7 +26,7 @@ def commands(actions: Any, *, at_least: int) -> NDArray[np.float64]:
     if chunk.ndim != 2 or chunk.shape[1] != ACTION_DIM or len(chunk) < at_least:
         raise InputError(
             f"the policy returned actions of shape {list(chunk.shape)}; expected [H, {ACTION_DIM}], H >= {at_least}: "
-            "that many are executed before it looks again; lower replan_every or raise the policy's horizon"
+            "that many are executed before it looks again; lower n_action_steps or raise the policy's horizon"
         )
     if not np.isfinite(chunk).all():
         row = int(np.argmin(np.isfinite(chunk).all(axis=1)))
@@ -45,10 +45,14 @@ def replan_interval(metadata: Mapping[str, Any], override: int | None) -> int:
     Raises:
         InputError: neither is given, or it exceeds the policy's horizon.
     """
-    every = metadata.get("replan_every") if override is None else override
+    every = metadata.get("n_action_steps") if override is None else override
     if every is None:
-        raise InputError('the policy\'s metadata has no "replan_every"; give replan_every=N (steps between two looks)')
+        raise InputError(
+            'the policy\'s metadata has no "n_action_steps"; give n_action_steps=N (steps between two looks)'
+        )
     horizon = metadata.get("horizon")
     if every < 1 or (horizon is not None and every > horizon):
-        raise InputError(f"replan_every={every}, but the policy predicts {horizon} actions per look; give 1..{horizon}")
+        raise InputError(
+            f"n_action_steps={every}, but the policy predicts {horizon} actions per look; give 1..{horizon}"
+        )
     return int(every)

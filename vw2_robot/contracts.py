@@ -76,7 +76,7 @@ class Benchmark(Protocol):
     """A world that can be evaluated in closed loop. Rows of results depend on (policy, sequence, seed) only.
 
     Call order: `reset(sequence)`, then per subtask `begin(task)` followed by `observe()`/`step(action)` in any mixture.
-    `observe` renders, `step` does not: a policy that looks every fourth step pays for every fourth picture.
+    `observe` renders, `step` does not: a policy that looks every fourth step pays for every fourth image.
     """
 
     metadata: dict[str, Any]  # scene, assets, renderer, reset_mode, versions

@@ -1,7 +1,7 @@
 """How alike two videos are, frame by frame: PSNR and SSIM. Not LPIPS, which needs another network.
 
 SSIM as in Wang et al., "Image Quality Assessment" (2004): Gaussian window of 11 pixels and deviation 1.5, constants
-(0.01 · 255)² and (0.03 · 255)², mean over windows that lie inside the picture and over the three channels.
+(0.01 · 255)² and (0.03 · 255)², mean over windows that lie inside the image and over the three channels.
 """
 
 # T frames · H, W pixels
@@ -44,7 +44,7 @@ def ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def _blur(x: Tensor) -> Tensor:
-    """Gaussian mean of every window inside the picture, [n, 1, H, W] -> [n, 1, H - 10, W - 10]."""
+    """Gaussian mean of every window inside the image, [n, 1, H, W] -> [n, 1, H - 10, W - 10]."""
     distance = torch.arange(WINDOW, dtype=x.dtype) - WINDOW // 2
     line = torch.exp(-(distance**2) / (2 * DEVIATION**2))
     line = line / line.sum()

@@ -55,7 +55,7 @@ class LoopConfig:
 
 
 class NonFiniteLossError(InputError, FloatingPointError):
-    """A loss or its gradient became infinite or NaN; raised before the optimiser moves."""
+    """A loss or its gradient became infinite or NaN; raised before the optimizer moves."""
 
 
 def build_optimizer(

@@ -1,4 +1,4 @@
-"""The one place where pictures change between uint8 [0, 255] HWC (disk, simulators) and float [-1, 1] CHW (models)."""
+"""The one place where images change between uint8 [0, 255] HWC (disk, simulators) and float [-1, 1] CHW (models)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def to_pixels(x: Float[Tensor, "*batch 3 H W"]) -> UInt8[Tensor, "*batch H W 3"]
 
 
 def shift_randomly(x: Float[Tensor, "B 3 H W"], *, most: int, noise: torch.Generator) -> Float[Tensor, "B 3 H W"]:
-    """Translate every picture by up to `most` pixels in each direction, repeating the edge; one draw per picture."""
+    """Translate every image by up to `most` pixels in each direction, repeating the edge; one draw per image."""
     if most == 0:
         return x
     batch, _, height, width = x.shape

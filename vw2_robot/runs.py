@@ -30,7 +30,7 @@ from typing import Any, Literal
 import torch
 from tqdm import tqdm
 
-from vw2_robot.checkpoint import CURE, STEP_FOLDER, is_own_checkpoint, last_checkpoint
+from vw2_robot.checkpoint import CURE, STEP_FOLDER, is_our_checkpoint, last_checkpoint
 from vw2_robot.command_line.config_tree import differing_keys
 from vw2_robot.devices import open_device
 from vw2_robot.errors import InputError, require
@@ -59,7 +59,7 @@ class Hardware:
     device: str = "auto"
     """auto, cpu, cuda, cuda:0, ..."""
     precision: Literal["float32", "bf16"] = "float32"
-    """bf16: autocast for matrix products; quantiser, losses and weights stay float32"""
+    """bf16: autocast for matrix products; quantizer, losses and weights stay float32"""
     threads: int = 0
     """CPU threads of torch; 0 leaves torch's choice. Bit-exact resume needs the same number."""
     compile: bool = False
@@ -155,7 +155,7 @@ class Run:
 
     def _unnamed_checkpoint(self) -> Path | None:
         """The newest checkpoint where a kill came between the first one and `latest`, or `latest` was lost."""
-        return max((folder for folder in self._step_folders() if is_own_checkpoint(folder)), key=_step_of, default=None)
+        return max((folder for folder in self._step_folders() if is_our_checkpoint(folder)), key=_step_of, default=None)
 
     def _step_folders(self) -> list[Path]:
         folder = self.path / CHECKPOINTS
@@ -189,13 +189,13 @@ class Run:
             )
 
     def _check_strangers(self) -> None:
-        """Refuse to train towards a place where something lies that is not ours."""
+        """Refuse to train toward a place where something lies that is not ours."""
         for folder in self._step_folders():
             if self.start < _step_of(folder) <= self.total_steps:
                 self._check_place(folder)
 
     def _check_place(self, folder: Path) -> None:
-        if folder.exists() and not is_own_checkpoint(folder):
+        if folder.exists() and not is_our_checkpoint(folder):
             raise InputError(
                 f"{folder} was not written by this program, and a checkpoint of this run belongs there; move it away, "
                 "or use another run_dir"
@@ -290,7 +290,7 @@ class Run:
     def _drop_older_checkpoints(self) -> None:
         """Our own checkpoints before the last one go, and what a kill left half-written or half-deleted."""
         for older in self._step_folders():
-            if self.checkpoint is not None and _step_of(older) < _step_of(self.checkpoint) and is_own_checkpoint(older):
+            if self.checkpoint is not None and _step_of(older) < _step_of(self.checkpoint) and is_our_checkpoint(older):
                 shutil.rmtree(old_name(older), ignore_errors=True)
                 older.rename(old_name(older))
         folder = self.path / CHECKPOINTS

@@ -1,6 +1,6 @@
-"""The coloured blocks and the floor, as URDF, OBJ and PNG files.
+"""The colored blocks and the floor, as URDF, OBJ and PNG files.
 
-Sizes, masses and friction are those of the CALVIN benchmark (specification, section 4). Lengths are metres in the
+Sizes, masses and friction are those of the CALVIN benchmark (specification, section 4). Lengths are meters in the
 world, as they come out after the simulator has loaded a block with `globalScaling=0.8`.
 """
 
@@ -10,31 +10,31 @@ from .meshes import number_list
 from .tables import SCALE, Files
 from .textures import floor_png
 
-BLOCK_COLOURS = {"red": "1 0 0 1", "blue": "0 0 1 1", "pink": "1 0 1 1"}
+BLOCK_COLORS = {"red": "1 0 0 1", "blue": "0 0 1 1", "pink": "1 0 1 1"}
 BLOCK_LENGTHS = {"small": 0.04, "middle": 0.056, "big": 0.08}  # the long edge, local x; the two others are 0.04
 
 FLOOR = ((2.5, -4.5), (4.5, 8.0), (-9.0, 1.5))
 """One triangle, 2.8 m of floor around the table at least, wholly before the static camera: a renderer need not clip it,
-and tests the picture's pixels once instead of twice."""
+and tests the image's pixels once instead of twice."""
 
 
 def block_files() -> Files:
     """The nine blocks: boxes of 1 kg."""
     files: Files = {}
-    for colour, rgba in BLOCK_COLOURS.items():
+    for color, rgba in BLOCK_COLORS.items():
         for name, length in BLOCK_LENGTHS.items():
             box = f'<geometry><box size="{number_list([length / SCALE, 0.04 / SCALE, 0.04 / SCALE])}"/></geometry>'
             text = f"""<?xml version="1.0"?>
-<robot name="block_{colour}_{name}">
+<robot name="block_{color}_{name}">
   <link name="base_link">
     <contact><lateral_friction value="0.7"/><spinning_friction value="0.001"/></contact>
     <inertial><mass value="1"/><inertia ixx="1" ixy="0" ixz="0" iyy="1" iyz="0" izz="1"/></inertial>
-    <visual>{box}<material name="{colour}"><color rgba="{rgba}"/></material></visual>
+    <visual>{box}<material name="{color}"><color rgba="{rgba}"/></material></visual>
     <collision>{box}</collision>
   </link>
 </robot>
 """
-            files[f"blocks/block_{colour}_{name}.urdf"] = text.encode()
+            files[f"blocks/block_{color}_{name}.urdf"] = text.encode()
     return files
 
 

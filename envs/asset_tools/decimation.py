@@ -1,6 +1,6 @@
 """Fewer triangles for a visual mesh: TinyRenderer's cost is per triangle, not per pixel.
 
-Two passes. Vertex clustering merges everything inside a cell of a few millimetres; then edges are collapsed in order of
+Two passes. Vertex clustering merges everything inside a cell of a few millimeters; then edges are collapsed in order of
 their quadric error (Garland and Heckbert 1997) until the wanted number of triangles is left. All sums are written out
 in a fixed order, so a mesh comes out the same on every machine.
 """
@@ -144,7 +144,7 @@ def _flips(
     edge: tuple[int, int],
     place: tuple[float, ...],
 ) -> bool:
-    """Whether moving both ends of the edge to `place` would turn a neighbouring triangle over."""
+    """Whether moving both ends of the edge to `place` would turn a neighboring triangle over."""
     for vertex in edge:
         for number in around[vertex]:
             face = faces[number]

@@ -1,7 +1,7 @@
 """Triangle meshes for the built-in scenes: boxes, prisms, convex hulls, and their OBJ and URDF text.
 
 First stop of the asset generator (`make_assets`): everything here is arithmetic on small arrays and strings, so that a
-generated file is a pure function of the numbers in `asset_tables` and `asset_panda`. Lengths are metres in the frame of
+generated file is a pure function of the numbers in `asset_tables` and `asset_panda`. Lengths are meters in the frame of
 the link. This is not a mesh library: no topology, no reading of anything but the OBJ files of `pybullet_data`.
 
 Sums are written out instead of using matrix products: they give the same bits on every machine, and with them the same
@@ -33,7 +33,7 @@ BOX_QUADS = {
 class Mesh:
     """Flat-shaded polygons with texture coordinates; grows by the `add_*` methods.
 
-    `grain` is the share of the texture that covers one metre: wood keeps its scale on every board.
+    `grain` is the share of the texture that covers one meter: wood keeps its scale on every board.
     """
 
     grain: float = 1.0
@@ -188,9 +188,9 @@ def cross(a: Floats, b: Floats) -> Floats:
 def convex_hull(points: Floats) -> Triangles:
     """Triangles of the convex hull of a few hundred points at most, outward, by adding one point after the other."""
     seeds = _first_tetrahedron(points)
-    centre = points[seeds].sum(axis=0) / 4
+    center = points[seeds].sum(axis=0) / 4
     faces = [
-        _outward(points, (seeds[a], seeds[b], seeds[c]), centre)
+        _outward(points, (seeds[a], seeds[b], seeds[c]), center)
         for a, b, c in ((0, 1, 2), (0, 1, 3), (0, 2, 3), (1, 2, 3))
     ]
     for index in range(len(points)):

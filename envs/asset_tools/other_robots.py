@@ -2,7 +2,7 @@
 
 Joint frames and limits are those of the KUKA LBR iiwa 7 R800, the UFACTORY xArm 7 and the Kinova Gen3; the shapes are
 bodies of revolution of our own, with few triangles, and the gripper is our own too, in three looks. Masses are rounded.
-Collision shapes are cylinders and boxes. Lengths in metres.
+Collision shapes are cylinders and boxes. Lengths in meters.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class RobotLink:
 
 @dataclass(frozen=True)
 class Arm:
-    """An arm: its links from the foot on, where the hand sits on the last, and what colours it has."""
+    """An arm: its links from the foot on, where the hand sits on the last, and what colors it has."""
 
     foot: Profile
     links: tuple[RobotLink, ...]
@@ -196,10 +196,10 @@ def _arm_link(files: Files, number: int, link: RobotLink, arm: Arm) -> list[str]
     lines = [f'  <link name="{name}">']
     along = (link.tube[0] + link.tube[1]) / 2
     lines += _inertial(link.mass, (0, along, 0) if link.axis == 1 else (0, 0, along))
-    for part, profile, colour in (("shell", link.shell, arm.shell), ("ring", link.ring, arm.ring)):
+    for part, profile, color in (("shell", link.shell, arm.shell), ("ring", link.ring, arm.ring)):
         if profile:
             files[f"{name}_{part}.obj"] = smooth_obj(*lathe(profile, axis=link.axis)).encode()
-            lines.append(_visual(f"{name}_{part}.obj", colour))
+            lines.append(_visual(f"{name}_{part}.obj", color))
     low, high = link.limits
     lines += [_cylinder(link.axis, *link.tube), "  </link>", f'  <joint name="joint_{number}" type="revolute">']
     lines += [f'    <origin xyz="{number_list(link.xyz)}" rpy="{number_list(link.rpy)}"/>',
@@ -239,21 +239,21 @@ def _fixed(name: str, parent: str, child: str, xyz: Point, rpy: Point) -> list[s
     return [f'  <joint name="{name}" type="fixed">', f"    {origin}{links}", "  </joint>"]
 
 
-def _inertial(mass: float, centre: Point) -> list[str]:
-    return [f'    <inertial><origin xyz="{number_list(centre)}"/><mass value="{mass}"/>',
+def _inertial(mass: float, center: Point) -> list[str]:
+    return [f'    <inertial><origin xyz="{number_list(center)}"/><mass value="{mass}"/>',
             '      <inertia ixx="0.01" ixy="0" ixz="0" iyy="0.01" iyz="0" izz="0.01"/></inertial>']  # fmt: skip
 
 
-def _visual(mesh: str, colour: str, turn: float = 0.0) -> str:
-    material = f'<material name="c{colour}"><color rgba="{colour}"/></material>'
+def _visual(mesh: str, color: str, turn: float = 0.0) -> str:
+    material = f'<material name="c{color}"><color rgba="{color}"/></material>'
     origin = f'<origin rpy="0 0 {turn:.9g}"/>'
     return f'    <visual>{origin}<geometry><mesh filename="{mesh}"/></geometry>{material}</visual>'
 
 
 def _box(box: tuple[Point, Point], sign: int) -> str:
-    centre = [(a + b) / 2 for a, b in zip(*box, strict=True)]
+    center = [(a + b) / 2 for a, b in zip(*box, strict=True)]
     size = [b - a for a, b in zip(*box, strict=True)]
-    origin = f'<origin xyz="{number_list([centre[0] * sign, centre[1] * sign, centre[2]])}"/>'
+    origin = f'<origin xyz="{number_list([center[0] * sign, center[1] * sign, center[2]])}"/>'
     return f'    <collision>{origin}<geometry><box size="{number_list(size)}"/></geometry></collision>'
 
 

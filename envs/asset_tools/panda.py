@@ -19,7 +19,7 @@ Files = dict[str, bytes]
 ROOT = "franka_panda"
 LIGHT = "0.93 0.94 0.95 1"
 DARK = "0.36 0.36 0.39 1"
-DARK_SHADE = 0.5  # materials of the source meshes with a diffuse colour below this are the dark parts
+DARK_SHADE = 0.5  # materials of the source meshes with a diffuse color below this are the dark parts
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class PandaLink:
 
     name: str
     mass: float
-    centre: Point
+    center: Point
     mesh: str | None  # source mesh; visual if it has one, else its collision mesh
     triangles: int = 0
     joint: str = ""
@@ -67,7 +67,7 @@ FINGER_BOXES = (
     ((-0.0095, 0.010, 0.028), (0.0095, 0.0215, 0.068)),
     ((-0.0090, 0.005, 0.064), (0.0090, 0.0090, 0.0965)),
 )
-# Finger tip pad in the frame of its joint, x towards the other finger.
+# Finger tip pad in the frame of its joint, x toward the other finger.
 TIP_BOX = ((0.0158, -0.0090, 0.0047), (0.0201, 0.0090, 0.0297))
 
 
@@ -85,7 +85,7 @@ def panda_files(source: Path) -> Files:
 
 
 def _arm_link(link: PandaLink, source: Path, files: Files) -> list[str]:
-    lines = [f'  <link name="{link.name}">', *_inertial(link.mass, link.centre)]
+    lines = [f'  <link name="{link.name}">', *_inertial(link.mass, link.center)]
     if link.mesh is not None:
         for shade, (vertices, triangles) in _shades(source, link).items():
             name = f"meshes/visual/{link.mesh}_{shade}.obj"
@@ -129,7 +129,7 @@ def _surface(vertices: Floats, triangles: Triangles) -> float:
 
 
 def _dark_materials(path: Path) -> set[str]:
-    """Names of the dark grey materials of an .mtl file (screws in signal colours stay light)."""
+    """Names of the dark gray materials of an .mtl file (screws in signal colors stay light)."""
     if not path.is_file():
         return set()
     dark, name = set(), ""
@@ -180,7 +180,7 @@ def _finger(number: int, side: str, sign: int) -> list[str]:
 
 
 def _frames() -> list[str]:
-    """The three frames behind the fingers: grasp target, wrist camera, tool centre point."""
+    """The three frames behind the fingers: grasp target, wrist camera, tool center point."""
     box = '<geometry><box size="0.08 0.025 0.01"/></geometry>'
     camera = [f'    <visual>{box}<material name="dark"><color rgba="{DARK}"/></material></visual>']
     rows: tuple[tuple[str, str, float, Point, Point, list[str]], ...] = (
@@ -205,14 +205,14 @@ def _origin(xyz: tuple[float, ...], rpy: tuple[float, ...] = (0.0, 0.0, 0.0)) ->
     return f'<origin xyz="{" ".join(f"{v:g}" for v in xyz)}" rpy="{" ".join(f"{v:.12g}" for v in rpy)}"/>'
 
 
-def _inertial(mass: float, centre: tuple[float, ...]) -> list[str]:
-    return [f"    <inertial>{_origin(centre)}<mass value=\"{mass}\"/>"
+def _inertial(mass: float, center: tuple[float, ...]) -> list[str]:
+    return [f"    <inertial>{_origin(center)}<mass value=\"{mass}\"/>"
             '<inertia ixx="0.1" ixy="0" ixz="0" iyy="0.1" iyz="0" izz="0.1"/></inertial>']  # fmt: skip
 
 
 def _visual(mesh: str, shade: str, turn: float = 0.0) -> list[str]:
-    colour = DARK if shade == "dark" else LIGHT
-    material = f'<material name="panda_{shade}"><color rgba="{colour}"/></material>'
+    color = DARK if shade == "dark" else LIGHT
+    material = f'<material name="panda_{shade}"><color rgba="{color}"/></material>'
     geometry = f'<geometry><mesh filename="{mesh}"/></geometry>'
     return [f"    <visual>{_origin((0, 0, 0), (0, 0, turn))}{geometry}{material}</visual>"]
 
@@ -220,7 +220,7 @@ def _visual(mesh: str, shade: str, turn: float = 0.0) -> list[str]:
 def _box_collision(box: tuple[tuple[float, ...], tuple[float, ...]], sign: int) -> list[str]:
     """A collision box; sign -1 turns it by pi about z."""
     low, high = box
-    centre = [(a + b) / 2 for a, b in zip(low, high, strict=True)]
+    center = [(a + b) / 2 for a, b in zip(low, high, strict=True)]
     size = " ".join(f"{b - a:.6g}" for a, b in zip(low, high, strict=True))
-    turned = (centre[0] * sign, centre[1] * sign, centre[2])
+    turned = (center[0] * sign, center[1] * sign, center[2])
     return [f'    <collision>{_origin(turned)}<geometry><box size="{size}"/></geometry></collision>']

@@ -2,7 +2,7 @@
 
 Joint names, link order, link frames, axes, ranges and outer sizes are those of the CALVIN benchmark, so that its start
 states, tasks and instructions mean the same here; the geometry, the wood and the handles are our own. Lengths in this
-file are metres in the world, as they come out after the simulator has loaded a table with `globalScaling=0.8`.
+file are meters in the world, as they come out after the simulator has loaded a table with `globalScaling=0.8`.
 
 Collision shapes are boxes wherever that is exact, since a box rests on a box without a margin. The shelf is a hull on
 purpose: Bullet pads hulls by 1 mm, and the benchmark's start states place blocks 1 mm above the shelf.
@@ -22,11 +22,11 @@ Files = dict[str, bytes]
 Box = tuple[Point, Point]
 SCALE = 0.8  # the simulator loads tables and blocks with this globalScaling
 SLOPE = math.tan(math.radians(30))  # the cabinet's face leans back by 30 degrees
-GRAIN = 1.1  # textures per metre
+GRAIN = 1.1  # textures per meter
 TABLE_FRICTION = 0.5
-HANDLE_GREY = (0.30, 0.30, 0.31, 1.0)
+HANDLE_GRAY = (0.30, 0.30, 0.31, 1.0)
 METAL = (0.45, 0.46, 0.48, 1.0)
-# Of the base link, as textures: a link of one colour is a backdrop that can be hidden and shown again (backdrop.py).
+# Of the base link, as textures: a link of one color is a backdrop that can be hidden and shown again (backdrop.py).
 PLAIN = {"dark": (51, 43, 38), "metal": (115, 117, 122)}
 SLOT_Z = (0.492, 0.592)
 SLOT_WIDTH = 0.014
@@ -59,8 +59,8 @@ TABLES = {
     "A": Table(-0.28, 0.30, -0.10, 0.28, 0.10, 0.132, -0.10,
                Wood((64, 30, 20), (132, 74, 50), seed=11), Wood((52, 24, 17), (112, 58, 40), seed=12, rings=20)),
     "B": Table(0.28, -0.32, 0.088, 0.304, 0.18, 0.136, 0.08,
-               Wood((206, 160, 108), (255, 224, 176), seed=21, rings=10, fibre=0.45),
-               Wood((196, 150, 100), (246, 210, 158), seed=22, rings=16, fibre=0.4)),
+               Wood((206, 160, 108), (255, 224, 176), seed=21, rings=10, fiber=0.45),
+               Wood((196, 150, 100), (246, 210, 158), seed=22, rings=16, fiber=0.4)),
     "C": Table(-0.12, -0.32, 0.06, 0.24, 0.10, 0.132, 0.08,
                Wood((118, 70, 32), (192, 132, 74), seed=31, rings=18),
                Wood((64, 30, 19), (126, 68, 44), seed=32, rings=16)),
@@ -72,13 +72,13 @@ TABLES = {
 
 @dataclass
 class Link:
-    """One link under construction: visual meshes by (texture or none, colour), collision boxes, cylinders and hulls."""
+    """One link under construction: visual meshes by (texture or none, color), collision boxes, cylinders and hulls."""
 
     name: str
     mass: float
     visuals: list[tuple[Mesh, str | None, tuple[float, float, float, float]]] = field(default_factory=list)
     boxes: list[Box] = field(default_factory=list)
-    cylinders: list[tuple[Point, str, float, float]] = field(default_factory=list)  # centre, rpy, radius, length
+    cylinders: list[tuple[Point, str, float, float]] = field(default_factory=list)  # center, rpy, radius, length
     hulls: list[Mesh] = field(default_factory=list)
 
     def mesh(self, texture: str | None = None, rgba: tuple[float, float, float, float] = WHITE) -> Mesh:
@@ -96,8 +96,8 @@ def table_files(scene: str) -> Files:
         f"{root}/textures/body_wood.png": wood_png(table.body),
         f"{root}/textures/front_wood.png": wood_png(table.front),
     }
-    for texture, colour in PLAIN.items():
-        files[f"{root}/textures/{texture}.png"] = plain_png(colour)
+    for texture, color in PLAIN.items():
+        files[f"{root}/textures/{texture}.png"] = plain_png(color)
     for texture in ("body_wood", "front_wood", *PLAIN):
         material = f"newmtl {texture}\nKa 1 1 1\nKd 1 1 1\nmap_Kd ../textures/{texture}.png\n"
         files[f"{root}/meshes/{texture}.mtl"] = material.encode()
@@ -194,7 +194,7 @@ def _fittings(link: Link, table: Table) -> None:
 
 
 def _button() -> Link:
-    """A round push button. Frame: x as the world, y up, z towards the viewer; the top stands 22 mm above its collar."""
+    """A round push button. Frame: x as the world, y up, z toward the viewer; the top stands 22 mm above its collar."""
     link = Link("button_link", 0.154)
     cap = link.mesh(None, BLACK)
     cap.add_prism([(b, a) for a, b in reversed(regular(16, 0.0315))], 1, -0.004, 0.020)
@@ -211,10 +211,10 @@ def _switch() -> Link:
         ((0.043, -0.004, -0.018), (0.059, 0.046, 0.002)),
     ]
     bar: Box = ((-0.060, 0.042, -0.024), (0.060, 0.064, 0.008))
-    grey = link.mesh(None, METAL)
+    gray = link.mesh(None, METAL)
     for low, high in arms:
-        grey.add_box(low, high)
-    grey.add_prism([(y + 0.053, z - 0.008) for y, z in chamfered(0.022, 0.032, 0.007)], 0, -0.060, 0.060)
+        gray.add_box(low, high)
+    gray.add_prism([(y + 0.053, z - 0.008) for y, z in chamfered(0.022, 0.032, 0.007)], 0, -0.060, 0.060)
     link.boxes = [*arms, bar]
     return link
 
@@ -230,16 +230,16 @@ def _slide() -> Link:
     bar: Box = ((0.122, -0.078, 0.060), (0.158, 0.078, 0.080))
     wood = link.mesh("front_wood")
     wood.add_box(*door)
-    grey = link.mesh(None, HANDLE_GREY)
+    gray = link.mesh(None, HANDLE_GRAY)
     for low, high in posts:
-        grey.add_box(low, high)
-    grey.add_prism([(z + 0.070, x + 0.140) for z, x in chamfered(0.020, 0.036, 0.006)], 1, -0.078, 0.078)
+        gray.add_box(low, high)
+    gray.add_prism([(z + 0.070, x + 0.140) for z, x in chamfered(0.020, 0.036, 0.006)], 1, -0.078, 0.078)
     link.boxes = [door, *posts, bar]
     return link
 
 
 def _drawer() -> Link:
-    """An open box with a front panel and a handle. Frame: x as the world, y up, z towards the viewer."""
+    """An open box with a front panel and a handle. Frame: x as the world, y up, z toward the viewer."""
     link = Link("drawer_link", 4.23)
     boards: list[Box] = [
         ((-0.198, 0.0, -0.06), (0.198, 0.02, 0.16)),
@@ -256,10 +256,10 @@ def _drawer() -> Link:
         ((0.100, 0.028, 0.179), (0.118, 0.052, 0.246)),
     ]
     bar: Box = ((-0.120, 0.023, 0.240), (0.120, 0.057, 0.260))
-    grey = link.mesh(None, HANDLE_GREY)
+    gray = link.mesh(None, HANDLE_GRAY)
     for low, high in posts:
-        grey.add_box(low, high)
-    grey.add_prism([(y + 0.040, z + 0.250) for y, z in chamfered(0.034, 0.020, 0.006)], 0, -0.120, 0.120)
+        gray.add_box(low, high)
+    gray.add_prism([(y + 0.040, z + 0.250) for y, z in chamfered(0.034, 0.020, 0.006)], 0, -0.120, 0.120)
     link.boxes = [*boards, *posts, bar]
     return link
 
@@ -293,46 +293,46 @@ def _plank() -> Link:
     return link
 
 
-def _add_ball(mesh: Mesh, centre: Point, radius: float, *, rings: int = 7, sides: int = 12) -> None:
+def _add_ball(mesh: Mesh, center: Point, radius: float, *, rings: int = 7, sides: int = 12) -> None:
     """A ball of flat facets, poles along y."""
     for i in range(rings):
         low, high = math.pi * i / rings, math.pi * (i + 1) / rings
         for k in range(sides):
             a, b = 2 * math.pi * k / sides, 2 * math.pi * (k + 1) / sides
-            corners = [_ball_point(centre, radius, *angles) for angles in ((low, a), (high, a), (high, b), (low, b))]
+            corners = [_ball_point(center, radius, *angles) for angles in ((low, a), (high, a), (high, b), (low, b))]
             keep = [corner for n, corner in enumerate(corners) if corner not in corners[:n]]
             mesh.add_polygon(keep)
 
 
-def _ball_point(centre: Point, radius: float, polar: float, turn: float) -> Point:
+def _ball_point(center: Point, radius: float, polar: float, turn: float) -> Point:
     ring = radius * math.sin(polar)
-    point = (centre[0] + ring * math.sin(turn), centre[1] + radius * math.cos(polar), centre[2] + ring * math.cos(turn))
+    point = (center[0] + ring * math.sin(turn), center[1] + radius * math.cos(polar), center[2] + ring * math.cos(turn))
     return round(point[0], 6), round(point[1], 6), round(point[2], 6)
 
 
 def _link_urdf(link: Link, files: Files, folder: str) -> list[str]:
     """URDF lines of a link; its meshes go into `files`. All lengths are divided by the global scaling here."""
     lines = [f'  <link name="{link.name}">', f'    <contact><lateral_friction value="{TABLE_FRICTION}"/></contact>']
-    lines.append(f'    <inertial><origin xyz="{number_list(_centre(link))}"/><mass value="{link.mass}"/>')
+    lines.append(f'    <inertial><origin xyz="{number_list(_center(link))}"/><mass value="{link.mass}"/>')
     lines.append('      <inertia ixx="0.01" ixy="0" ixz="0" iyy="0.01" iyz="0" izz="0.01"/></inertial>')
     for number, (mesh, texture, rgba) in enumerate(link.visuals):
         name = f"{link.name}_{number}.obj"
         scaled = _rescaled(mesh)
         cut = Mesh(polygons=tessellate(scaled.polygons, static_view(turn=TURNS.get(link.name, 0.0), scale=SCALE)))
         files[f"{folder}/{name}"] = cut.obj(texture).encode()
-        colour = " ".join(f"{value:g}" for value in rgba)
+        color = " ".join(f"{value:g}" for value in rgba)
         lines.append(f'    <visual><geometry><mesh filename="../meshes/{name}"/></geometry>')
-        lines.append(f'      <material name="{link.name}_{number}"><color rgba="{colour}"/></material></visual>')
+        lines.append(f'      <material name="{link.name}_{number}"><color rgba="{color}"/></material></visual>')
     for low, high in link.boxes:
-        centre = [(a + b) / 2 / SCALE for a, b in zip(low, high, strict=True)]
+        center = [(a + b) / 2 / SCALE for a, b in zip(low, high, strict=True)]
         size = [(b - a) / SCALE for a, b in zip(low, high, strict=True)]
         shape = f'<box size="{number_list(size)}"/>'
-        lines.append(f'    <collision><origin xyz="{number_list(centre)}"/><geometry>{shape}</geometry></collision>')
+        lines.append(f'    <collision><origin xyz="{number_list(center)}"/><geometry>{shape}</geometry></collision>')
     for middle, rpy, radius, length in link.cylinders:
-        centre = [value / SCALE for value in middle]
+        center = [value / SCALE for value in middle]
         shape = f'<cylinder radius="{radius / SCALE:.6g}" length="{length / SCALE:.6g}"/>'
         lines.append(
-            f'    <collision><origin xyz="{number_list(centre)}" rpy="{rpy}"/><geometry>{shape}</geometry></collision>'
+            f'    <collision><origin xyz="{number_list(center)}" rpy="{rpy}"/><geometry>{shape}</geometry></collision>'
         )
     for number, hull in enumerate(link.hulls):
         name = f"{link.name}_hull_{number}.obj"
@@ -346,8 +346,8 @@ def _rescaled(mesh: Mesh) -> Mesh:
     return Mesh(grain=mesh.grain, polygons=polygons)
 
 
-def _centre(link: Link) -> list[float]:
-    """Centre of mass of the collision boxes, each weighing its volume; the origin for a link without boxes."""
+def _center(link: Link) -> list[float]:
+    """Center of mass of the collision boxes, each weighing its volume; the origin for a link without boxes."""
     if link.mass == 0 or not link.boxes:
         return [0.0, 0.0, 0.0]
     weights = [math.prod(b - a for a, b in zip(low, high, strict=True)) for low, high in link.boxes]

@@ -1,7 +1,7 @@
 """Flat faces cut into the triangles that a software renderer draws fastest, as seen from the static camera.
 
 PyBullet's TinyRenderer tests every pixel in the upright bounding box of each triangle that faces the camera (30 ns
-each) and pays a fixed price per triangle (170 ns); a board that lies askew in the picture, cut along the wrong
+each) and pays a fixed price per triangle (170 ns); a board that lies askew in the image, cut along the wrong
 diagonal, fills four times its area with boxes. Here each parallelogram becomes the grid of cells, and each cell is cut
 along the diagonal, that cost least. Faces are listed from near to far, so that what is hidden is not shaded first. Only
 the triangles change: corners, texture and normals stay where they were.

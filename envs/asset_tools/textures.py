@@ -1,7 +1,7 @@
-"""Wood, floor and plain pictures for the built-in scenes, the first made from noise.
+"""Wood, floor and plain images for the built-in scenes, the first made from noise.
 
 Each wood is a scalar field (growth rings bent by slow noise, fine fibres along the grain, pores) mapped onto a ramp of
-48 colours between two shades. u (columns) runs along the grain. Same wood, same seed, same picture.
+48 colors between two shades. u (columns) runs along the grain. Same wood, same seed, same image.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 Floats = NDArray[np.float64]
-RAMP = 48  # colours of a texture: few, so that the files stay small
+RAMP = 48  # colors of a texture: few, so that the files stay small
 SIZE_PX = 256
 
 
@@ -25,9 +25,9 @@ class Wood:
     dark: tuple[int, int, int]
     light: tuple[int, int, int]
     seed: int
-    rings: float = 14.0  # growth rings across the picture
+    rings: float = 14.0  # growth rings across the image
     bend: float = 0.12  # how far slow noise bends them
-    fibre: float = 0.30  # weight of the fine fibres, 0..1
+    fiber: float = 0.30  # weight of the fine fibres, 0..1
 
 
 def wood_png(wood: Wood) -> bytes:
@@ -40,15 +40,15 @@ def wood_png(wood: Wood) -> bytes:
     late_wood = phase**3 * (1.0 - np.clip((phase - 0.93) / 0.07, 0.0, 1.0))  # slow rise, sudden end: a growth ring
     fibres = 0.6 * _noise(rng, along=10, across=128) + 0.4 * _noise(rng, along=28, across=256)
     pores = _noise(rng, along=24, across=200) > 0.83
-    field = (1.0 - wood.fibre) * (1.0 - late_wood) * (0.55 + 0.45 * slow) + wood.fibre * fibres - 0.16 * pores
+    field = (1.0 - wood.fiber) * (1.0 - late_wood) * (0.55 + 0.45 * slow) + wood.fiber * fibres - 0.16 * pores
     low, high = np.quantile(field, [0.01, 0.99])
     index = np.clip(np.floor((field - low) / (high - low) * RAMP), 0, RAMP - 1).astype(np.uint8)
     return _indexed_png(index, _ramp(wood.dark, wood.light))
 
 
-def plain_png(colour: tuple[int, int, int]) -> bytes:
-    """A picture of one colour."""
-    return _indexed_png(np.zeros((8, 8), dtype=np.uint8), [*colour])
+def plain_png(color: tuple[int, int, int]) -> bytes:
+    """An image of one color."""
+    return _indexed_png(np.zeros((8, 8), dtype=np.uint8), [*color])
 
 
 def floor_png(tile: tuple[int, int, int], other: tuple[int, int, int], joint: tuple[int, int, int]) -> bytes:
@@ -67,8 +67,8 @@ def _noise(rng: np.random.Generator, *, along: int, across: int) -> Floats:
     columns, column_weight = _cells(along)
     top = grid[rows][:, columns] * (1 - column_weight) + grid[rows][:, columns + 1] * column_weight
     bottom = grid[rows + 1][:, columns] * (1 - column_weight) + grid[rows + 1][:, columns + 1] * column_weight
-    picture: Floats = top * (1 - row_weight)[:, None] + bottom * row_weight[:, None]
-    return picture
+    image: Floats = top * (1 - row_weight)[:, None] + bottom * row_weight[:, None]
+    return image
 
 
 def _cells(count: int) -> tuple[NDArray[np.int64], Floats]:

@@ -22,7 +22,7 @@ from vw2_robot.errors import InputError
 
 from ..calvin import CalvinEnv
 from . import block_skills, skills
-from .motion import BLOCK_COLOURS, Action, Hand, Motion, Style, WorldState, world_from_info
+from .motion import BLOCK_COLORS, Action, Hand, Motion, Style, WorldState, world_from_info
 
 DOOR_MARGIN_M = 0.01
 """How much farther than the oracle's threshold a door must be able to move before a task counts as feasible."""
@@ -46,7 +46,7 @@ class Demonstrator:
     def start(
         self, task: str, env: CalvinEnv, rng: np.random.Generator, *, error: NDArray[np.float64] | None = None
     ) -> None:
-        """Take on a task in the present state, with a style drawn from `rng`, misjudging all places by `error`, metres.
+        """Take on a task in the present state, with a style drawn from `rng`, misjudging all places by `error`, meters.
 
         Raises:
             KeyError: nobody has written a skill for this task; the message lists those that exist.
@@ -89,7 +89,7 @@ class DemonstratorPolicy:
             "version": __version__,
             "action_space": list(ACTION_NAMES),
             "horizon": 1,
-            "replan_every": 1,
+            "n_action_steps": 1,
             "cameras": [],
             "policy_hash": None,
             "label_fraction": None,
@@ -131,7 +131,7 @@ def feasible(task: str, world: WorldState) -> bool:
         return _DOOR_ROOM[task](world) > DOOR_MARGIN_M
     if words[0] == "turn":
         return world.lights[words[2]] is (words[1] == "off")
-    if words[0] == "push" and words[1] in BLOCK_COLOURS:
+    if words[0] == "push" and words[1] in BLOCK_COLORS:
         return world.held() is None and block_skills.stands_free(world, words[1])
     if words[0] == "rotate":
         return world.held() is None and block_skills.stands_in_reach(world, words[1])
@@ -169,17 +169,17 @@ def _skills() -> dict[str, Callable[[Hand], Motion]]:
         "unstack_block": block_skills.unstack_block,
         "push_into_drawer": block_skills.push_into_drawer,
     }
-    for colour in BLOCK_COLOURS:
+    for color in BLOCK_COLORS:
         for side in ("left", "right"):
             is_right = side == "right"
-            table[f"push_{colour}_block_{side}"] = functools.partial(
-                block_skills.push_block, colour=colour, right=is_right
+            table[f"push_{color}_block_{side}"] = functools.partial(
+                block_skills.push_block, color=color, right=is_right
             )
-            table[f"rotate_{colour}_block_{side}"] = functools.partial(
-                block_skills.rotate_block, colour=colour, right=is_right
+            table[f"rotate_{color}_block_{side}"] = functools.partial(
+                block_skills.rotate_block, color=color, right=is_right
             )
         for place in ("table", "slider", "drawer"):
-            table[f"lift_{colour}_block_{place}"] = functools.partial(block_skills.lift_block, colour=colour)
+            table[f"lift_{color}_block_{place}"] = functools.partial(block_skills.lift_block, color=color)
     return table
 
 

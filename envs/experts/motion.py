@@ -1,12 +1,12 @@
-"""What a scripted expert sees and how it moves: privileged world state, and straight lines for the tool centre point.
+"""What a scripted expert sees and how it moves: privileged world state, and straight lines for the tool center point.
 
 `WorldState` is a read-only view of one moment (calvin specification, section 10). `Hand` turns waypoints into CALVIN
 relative actions, one per control step, with a seeded human touch: every demonstration has its own speed, its own small
 tremor and its own detours. Skills (`skills.py`) are generators built from these motions; nothing here knows a task.
 
 Relative actions accumulate on a *stored* target pose, not on the measured one (quirk Q2). The hand nevertheless
-commands what the *measured* pose asks for: where the stored target stands cannot be seen in a picture, so whoever
-learns from pictures could not tell "wait, the target is there already" from "go on". A blocked arm lets the target run
+commands what the *measured* pose asks for: where the stored target stands cannot be seen in an image, so whoever
+learns from images could not tell "wait, the target is there already" from "go on". A blocked arm lets the target run
 away; `LEAD_M` bounds how far it may go ahead.
 """
 
@@ -35,7 +35,7 @@ APPROACH = 0.25
 critically damped; 1/4 overshoots by some percent and is there sooner."""
 DOWN_ROLL = math.pi
 """First Euler angle of a hand that points straight down."""
-YAW_CENTRE = 2.05
+YAW_CENTER = 2.05
 """Middle of the headings that the wrist can take (-0.8 to 4.9 rad); the short way round may lead past its limits."""
 DOOR_HALF_WIDTH_M = 0.141
 BUMP_STEPS = (2, 6)
@@ -44,12 +44,12 @@ BUMP_SIZE = (0.3, 1.0)
 """Action units: 6 to 20 mm a step."""
 BUMP_TWIST = 0.6
 """Largest turn about the vertical, action units."""
-BLOCK_COLOURS = ("red", "blue", "pink")
+BLOCK_COLORS = ("red", "blue", "pink")
 
 
 @dataclass(frozen=True)
 class Fixtures:
-    """Where the furniture of a scene is, joints at 0: metres, world frame (calvin specification, section 3)."""
+    """Where the furniture of a scene is, joints at 0: meters, world frame (calvin specification, section 3)."""
 
     button: tuple[float, float]
     switch_x: float
@@ -71,7 +71,7 @@ FIXTURES: dict[str, Fixtures] = {
 
 @dataclass(frozen=True)
 class BlockState:
-    """One block: centre, heading of its long edge (radians, world), and what it touches."""
+    """One block: center, heading of its long edge (radians, world), and what it touches."""
 
     position: NDArray[np.float64]
     yaw: float
@@ -103,9 +103,9 @@ class WorldState:
     lights: dict[str, bool]
 
     def misjudged(self, error: NDArray[np.float64]) -> WorldState:
-        """What somebody sees who misjudges where things are by `error`, metres; of the furniture, along x alone."""
+        """What somebody sees who misjudges where things are by `error`, meters; of the furniture, along x alone."""
         x = float(error[0])
-        blocks = {colour: replace(block, position=block.position + error) for colour, block in self.blocks.items()}
+        blocks = {color: replace(block, position=block.position + error) for color, block in self.blocks.items()}
         fixtures = replace(
             self.fixtures,
             button=(self.fixtures.button[0] + x, self.fixtures.button[1] + float(error[1])),
@@ -116,7 +116,7 @@ class WorldState:
         return replace(self, blocks=blocks, fixtures=fixtures)
 
     def near_hand(self, distance: float) -> list[BlockState]:
-        """Return the blocks whose centre is within `distance` metres of the tool."""
+        """Return the blocks whose center is within `distance` meters of the tool."""
         return [block for block in self.blocks.values() if np.linalg.norm(block.position - self.tcp) < distance]
 
     def door_span(self) -> tuple[float, float]:
@@ -125,10 +125,10 @@ class WorldState:
         return middle - DOOR_HALF_WIDTH_M, middle + DOOR_HALF_WIDTH_M
 
     def held(self) -> str | None:
-        """Return the colour of the block between the fingers: touched by the robot and by nothing else."""
-        for colour, block in self.blocks.items():
+        """Return the color of the block between the fingers: touched by the robot and by nothing else."""
+        for color, block in self.blocks.items():
             if {kind for kind, _ in block.touches} == {"robot"} and np.linalg.norm(block.position - self.tcp) < 0.06:
-                return colour
+                return color
         return None
 
 
@@ -140,7 +140,7 @@ def world_from_info(
     table = parts["fixed_objects"]["table"]
     movable = {name.removeprefix("block_"): value for name, value in parts["movable_objects"].items()}
     link_names = {index: name for name, index in table["links"].items()}
-    colours = {value["uid"]: colour for colour, value in movable.items()}
+    colors = {value["uid"]: color for color, value in movable.items()}
 
     def touched(row: Any) -> tuple[str, str]:
         body, link = row[2], row[4]
@@ -148,15 +148,15 @@ def world_from_info(
             return "robot", ""
         if body == table["uid"]:
             return "table", link_names.get(link, "")
-        return ("block", colours[body]) if body in colours else ("other", str(body))
+        return ("block", colors[body]) if body in colors else ("other", str(body))
 
     blocks = {
-        colour: BlockState(
+        color: BlockState(
             position=np.asarray(value["current_pos"], dtype=np.float64),
             yaw=_heading(value["current_orn"]),
             touches=frozenset(touched(row) for row in value["contacts"]),
         )
-        for colour, value in movable.items()
+        for color, value in movable.items()
     }
     return WorldState(
         fixtures=FIXTURES[scene],
@@ -177,7 +177,7 @@ def world_from_info(
 
 @dataclass(frozen=True)
 class Style:
-    """How one demonstrator moves: share of full speed, tremor (action units), and size of its detours (metres)."""
+    """How one demonstrator moves: share of full speed, tremor (action units), and size of its detours (meters)."""
 
     speed: float
     tremor: float
@@ -189,7 +189,7 @@ class Style:
         return Style(float(rng.uniform(0.7, 1.0)), float(rng.uniform(0.02, 0.08)), float(rng.uniform(0.0, 0.02)))
 
 
-class Bumps:
+class Perturbations:
     """Pushes against the arm, a few steps long and in any direction, as an elbow would give it.
 
     A demonstrator that is pushed shows how to come back: whoever learns from still hands alone has never seen the
@@ -221,7 +221,7 @@ class Bumps:
 
 
 class Hand:
-    """Motions of the tool centre point. `world` is renewed by the demonstrator before every action."""
+    """Motions of the tool center point. `world` is renewed by the demonstrator before every action."""
 
     def __init__(self, world: WorldState, rng: np.random.Generator, style: Style) -> None:
         self.world = world
@@ -239,7 +239,7 @@ class Hand:
         tolerance: float = 0.012,
         limit: int = 70,
     ) -> Motion:
-        """Move in a straight line until the tool is within `tolerance` metres of `position`, or for `limit` steps.
+        """Move in a straight line until the tool is within `tolerance` meters of `position`, or for `limit` steps.
 
         `yaw` None keeps the heading. `speed` scales the demonstrator's own.
         """
@@ -247,7 +247,7 @@ class Hand:
         heading = float(self.world.target_euler[2]) if yaw is None else yaw
         for _ in range(limit):
             angles = np.array([DOWN_ROLL, pitch, heading])
-            yield self._towards(goal, angles, speed)
+            yield self._toward(goal, angles, speed)
             turned = np.abs(wrap(angles - self.world.euler)).max() < 0.08
             if turned and np.linalg.norm(goal - self.world.tcp) < tolerance:
                 return
@@ -266,7 +266,7 @@ class Hand:
         """Return a point beside `position`, drawn once per call: how detours come about."""
         return np.asarray(position) + self.rng.normal(scale=max(self.style.detour_m, 1e-9), size=3)
 
-    def _towards(self, goal: NDArray[np.float64], angles: NDArray[np.float64], speed: float) -> Action:
+    def _toward(self, goal: NDArray[np.float64], angles: NDArray[np.float64], speed: float) -> Action:
         """A step of a proportional controller on the measured pose, at most at the demonstrator's speed."""
         world = self.world
         move = APPROACH * (goal - world.tcp)
@@ -291,13 +291,13 @@ class Hand:
 
 
 def vector(x: float, y: float, z: float) -> NDArray[np.float64]:
-    """Return a point or an offset, metres."""
+    """Return a point or an offset, meters."""
     return np.array([x, y, z])
 
 
 def wrist_yaw(yaw: float) -> float:
-    """Return the heading equal to `yaw` that lies within pi of `YAW_CENTRE`."""
-    return YAW_CENTRE + (yaw - YAW_CENTRE + math.pi) % (2 * math.pi) - math.pi
+    """Return the heading equal to `yaw` that lies within pi of `YAW_CENTER`."""
+    return YAW_CENTER + (yaw - YAW_CENTER + math.pi) % (2 * math.pi) - math.pi
 
 
 def wrap(angles: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -2,8 +2,8 @@
 
 A skill yields one CALVIN relative action per control step and looks at `hand.world`, which is renewed between actions.
 It ends when its plan ends, solved or not; `demonstrator.py` starts it again from wherever things then stand, which is
-how recovery from a slip comes about. Lengths are metres in the world frame. The numbers follow the furniture: the bar
-of the drawer hangs 0.24..0.26 m in front of the table's centre line with a 0.05 m gap behind it, the knob of the door
+how recovery from a slip comes about. Lengths are meters in the world frame. The numbers follow the furniture: the bar
+of the drawer hangs 0.24..0.26 m in front of the table's center line with a 0.05 m gap behind it, the knob of the door
 stands out 0.03 m, the lever runs up and back along (0, 0.5, 0.866).
 
 Traps, all met in practice: the button must be let go before it toggles again; the lever must be backed away from, or it
@@ -79,7 +79,7 @@ def close_drawer(hand: Hand) -> Motion:
 
 
 def move_slider(hand: Hand, *, left: bool) -> Motion:
-    """Put the closed fingers beside the knob and push; left is towards -x, the joint's positive direction."""
+    """Put the closed fingers beside the knob and push; left is toward -x, the joint's positive direction."""
     yield from back_off(hand)
     hand.grip = CLOSE
     fixtures = hand.world.fixtures

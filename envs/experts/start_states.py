@@ -67,13 +67,13 @@ class Start:
 
 
 def go_to_start(
-    env: CalvinEnv, task: str, oracle: TaskOracle, rng: np.random.Generator, *, mistakes: float = 0.0
+    env: CalvinEnv, task: str, oracle: TaskOracle, rng: np.random.Generator, *, failed_attempts: float = 0.0
 ) -> Start:
     """Bring the world into a state in which `task` can be done.
 
-    A share `mistakes` of the starts lies behind an attempt at the task with a wrong idea of where things are: the hand
-    beside the handle, fingers closed on nothing. Whoever learns from demonstrations gets there by itself, and must have
-    seen how one goes on.
+    A share `failed_attempts` of the starts lies behind an attempt at the task with a wrong idea of where things are:
+    the hand beside the handle, fingers closed on nothing. Whoever learns from demonstrations gets there by itself,
+    and must have seen how one goes on.
 
     Raises:
         InputError: no such state was found in `MAX_STARTS` draws.
@@ -87,8 +87,8 @@ def go_to_start(
         actions = _do_before(env, task, oracle, rng)
         if actions is None or not feasible(task, observe_world(env)):
             continue
-        if mistakes > 0 and rng.random() < mistakes:
-            for action in vain_attempt(env, task, rng):
+        if failed_attempts > 0 and rng.random() < failed_attempts:
+            for action in failed_attempt(env, task, rng):
                 env.step_physics(action)
                 actions.append(action)
         if feasible(task, observe_world(env)):
@@ -152,7 +152,7 @@ def _do_before(env: CalvinEnv, task: str, oracle: TaskOracle, rng: np.random.Gen
     return actions
 
 
-def vain_attempt(env: CalvinEnv, task: str, rng: np.random.Generator) -> Iterator[Action]:
+def failed_attempt(env: CalvinEnv, task: str, rng: np.random.Generator) -> Iterator[Action]:
     """Try a task for a while, misjudging where things are; each action is to be executed at once."""
     expert = Demonstrator()
     expert.start(task, env, rng, error=rng.uniform(-1.0, 1.0, size=3) * MISTAKE_M)

@@ -28,7 +28,7 @@ from .world import (
     LEFT_FINGER,
     PHYSICS_HZ,
     RIGHT_FINGER,
-    ArmsWorld,
+    OtherRobotsEnv,
     SceneLayout,
     Thing,
     sample_layout,
@@ -38,7 +38,7 @@ Floats = NDArray[np.float64]
 logger = logging.getLogger(__name__)
 
 COMMAND_HZ = PHYSICS_HZ / CONTROL_STEPS
-ALL_ARMS = tuple(HOME)
+EMBODIMENTS = tuple(HOME)
 MAX_ATTEMPTS = 20  # for one episode; about one script in forty fails
 CRUISE_M_S = 0.30  # mean speed of a free motion
 PUSH_M_S = 0.14
@@ -82,11 +82,11 @@ class Plan:
     task: str
     instruction: str
     legs: list[Leg]
-    succeeded: Callable[[ArmsWorld], bool]
+    succeeded: Callable[[OtherRobotsEnv], bool]
 
 
 def arms_episodes(
-    count: int, *, seed: int, hz: float = 5.0, image_size: int = 128, arms: Sequence[str] = ALL_ARMS
+    count: int, *, seed: int, hz: float = 5.0, image_size: int = 128, arms: Sequence[str] = EMBODIMENTS
 ) -> Iterator[RecordedEpisode]:
     """Yield `count` solved episodes of about 12 to 25 frames at 5 Hz; each draws one of `arms`.
 
@@ -114,12 +114,12 @@ def check_world(count: int, hz: float, image_size: int, arms: Sequence[str]) -> 
             f"arms episodes: found count={count}, hz={hz}, image_size={image_size}; "
             f"need count >= 0, 0 < hz <= {COMMAND_HZ:g}, image_size >= 8"
         )
-    if not arms or set(arms) - set(ALL_ARMS):
-        raise InputError(f"arms={list(arms)}, expected one or more of {', '.join(ALL_ARMS)}")
+    if not arms or set(arms) - set(EMBODIMENTS):
+        raise InputError(f"arms={list(arms)}, expected one or more of {', '.join(EMBODIMENTS)}")
 
 
 def solved_episode(
-    physics: Physics, *, seed: int, index: int, hz: float, image_size: int, arms: Sequence[str] = ALL_ARMS
+    physics: Physics, *, seed: int, index: int, hz: float, image_size: int, arms: Sequence[str] = EMBODIMENTS
 ) -> RecordedEpisode:
     """Return episode `index`: a function of (seed, index, arms), whatever `physics` was used for before.
 
@@ -130,14 +130,14 @@ def solved_episode(
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index, attempt])))
         task = TASKS[int(rng.choice(len(TASKS), p=SHARES))]
         layout, plan = _draw(task, rng, arms)
-        world = ArmsWorld(physics, layout)
+        world = OtherRobotsEnv(physics, layout)
         images, actions = _play(world, plan, hz=hz, image_size=image_size)
         if plan.succeeded(world):
             return RecordedEpisode(images, actions, plan.instruction, plan.task, True, attempt, hz)
     raise RuntimeError(f"arms episode {index} of seed {seed} failed {MAX_ATTEMPTS} times")
 
 
-def _draw(task: Task, rng: np.random.Generator, arms: Sequence[str] = ALL_ARMS) -> tuple[SceneLayout, Plan]:
+def _draw(task: Task, rng: np.random.Generator, arms: Sequence[str] = EMBODIMENTS) -> tuple[SceneLayout, Plan]:
     """Layouts in which the task is possible, drawn until one comes."""
     while True:
         layout = sample_layout(rng, arms=arms, plates=1 if task is _place else int(rng.random() < 0.3))
@@ -146,8 +146,10 @@ def _draw(task: Task, rng: np.random.Generator, arms: Sequence[str] = ALL_ARMS) 
             return layout, plan
 
 
-def _play(world: ArmsWorld, plan: Plan, *, hz: float, image_size: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Run the script to its end and on to the next frame; return pictures and actions."""
+def _play(
+    world: OtherRobotsEnv, plan: Plan, *, hz: float, image_size: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Run the script to its end and on to the next frame; return images and actions."""
     images: list[NDArray[np.uint8]] = []
     poses: list[Floats] = []
     grips: list[float] = []
@@ -157,7 +159,7 @@ def _play(world: ArmsWorld, plan: Plan, *, hz: float, image_size: int) -> tuple[
     closed = False
     for step in range(frame_steps[-1] + 1):
         if step == frame_steps[len(images)]:
-            images.append(world.picture(image_size))
+            images.append(world.image(image_size))
             poses.append(np.concatenate(world.tool()))
             grips.append(-1.0 if closed else 1.0)
         if step % CONTROL_STEPS == 0:
@@ -209,7 +211,7 @@ def _reach(layout: SceneLayout, rng: np.random.Generator) -> Plan:
     legs = [_travel(layout.tool, over, _grasp_yaw(thing)), Leg(goal, _grasp_yaw(thing), False, 0.8),
             Leg(goal, _grasp_yaw(thing), False, hover)]  # fmt: skip
 
-    def succeeded(world: ArmsWorld) -> bool:
+    def succeeded(world: OtherRobotsEnv) -> bool:
         return bool(np.linalg.norm(world.tool()[0] - goal) < 0.02) and _undisturbed(world, except_for=None)
 
     verb = rng.choice(["move the gripper to", "reach for", "go to", "hover over", "move above"])
@@ -217,11 +219,11 @@ def _reach(layout: SceneLayout, rng: np.random.Generator) -> Plan:
 
 
 def _push(layout: SceneLayout, rng: np.random.Generator) -> Plan | None:
-    """Push a thing some centimetres to a side, as seen in the picture."""
+    """Push a thing some centimeters to a side, as seen in the image."""
     index = _choose(layout, rng)
     thing = layout.things[index]
     names = {"to the right": layout.right, "to the left": -layout.right,
-             "away from the camera": layout.ahead, "towards the camera": -layout.ahead}  # fmt: skip
+             "away from the camera": layout.ahead, "toward the camera": -layout.ahead}  # fmt: skip
     where = str(rng.choice(sorted(names)))
     direction = names[where]
     distance = float(rng.uniform(0.09, 0.13))
@@ -236,7 +238,7 @@ def _push(layout: SceneLayout, rng: np.random.Generator) -> Plan | None:
             Leg(far, yaw, True, float(np.linalg.norm(end - start)) / PUSH_M_S),
             Leg(far + np.array([*(-0.02 * direction), 0.08]), yaw, True, 0.6)]  # fmt: skip
 
-    def succeeded(world: ArmsWorld) -> bool:
+    def succeeded(world: OtherRobotsEnv) -> bool:
         moved = world.thing(index)[:2] - thing.xy
         along = float(moved @ direction)
         sideways = float(np.linalg.norm(moved - along * direction))
@@ -253,7 +255,7 @@ def _pick(layout: SceneLayout, rng: np.random.Generator) -> Plan:
     lift = np.array([*thing.xy, rng.uniform(0.16, 0.22)])
     legs = [*_grasp(layout, thing), Leg(lift, _grasp_yaw(thing), True, 0.9)]
 
-    def succeeded(world: ArmsWorld) -> bool:
+    def succeeded(world: OtherRobotsEnv) -> bool:
         raised = world.thing(index)[2] - thing.height / 2
         return raised > 0.08 and _held(world, index) and _undisturbed(world, except_for=index)
 
@@ -274,7 +276,7 @@ def _place(layout: SceneLayout, rng: np.random.Generator) -> Plan | None:
     legs = [*_grasp(layout, thing), Leg(up, yaw, True, 0.6), _travel((up[0], up[1], up[2]), over, yaw, closed=True),
             Leg(down, yaw, True, 0.6), Leg(down, yaw, False, 0.35), Leg(over, yaw, False, 0.6)]  # fmt: skip
 
-    def succeeded(world: ArmsWorld) -> bool:
+    def succeeded(world: OtherRobotsEnv) -> bool:
         apart = float(np.linalg.norm(world.thing(index)[:2] - world.thing(plate_index)[:2]))
         touched = {body for body, _ in world.touched(index)}
         at_rest = world.speed(index) < 0.02 and touched == {world.things[plate_index]}
@@ -332,13 +334,13 @@ def _clear(layout: SceneLayout, start: Floats, end: Floats, *, but: tuple[int, .
     return True
 
 
-def _held(world: ArmsWorld, index: int) -> bool:
+def _held(world: OtherRobotsEnv, index: int) -> bool:
     """Whether both fingers press against a thing and nothing else does."""
     return world.touched(index) == {(world.arm, LEFT_FINGER), (world.arm, RIGHT_FINGER)}
 
 
-def _undisturbed(world: ArmsWorld, *, except_for: int | None) -> bool:
-    """Whether all other things are where they were, to a centimetre."""
+def _undisturbed(world: OtherRobotsEnv, *, except_for: int | None) -> bool:
+    """Whether all other things are where they were, to a centimeter."""
     return all(
         np.linalg.norm(world.thing(k)[:2] - thing.xy) < 0.01
         for k, thing in enumerate(world.layout.things)

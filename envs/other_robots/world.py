@@ -1,10 +1,10 @@
-"""The second robot world: one of three seven-joint arms on a table with coloured things, seen by one camera.
+"""The second robot world: one of three seven-joint arms on a table with colored things, seen by one camera.
 
-It shares no picture element with the CALVIN scenes: other arms, table, objects and colours, and a camera that stands
-elsewhere in every episode. `sample_layout` draws a scene, `ArmsWorld` builds it in an empty simulation, moves the arm
-and takes pictures. What the arm should do, and whether it did it, is the business of `arms`. Metres, radians, seconds;
-z = 0 is the table top, the arm stands at the origin and reaches along +x; the tool points down, `yaw` turns it about
-z, and the fingers close across it.
+It shares no image element with the CALVIN scenes: other arms, table, objects and colors, and a camera that stands
+elsewhere in every episode. `sample_layout` draws a scene, `OtherRobotsEnv` builds it in an empty simulation, moves
+the arm and takes images. What the arm should do, and whether it did it, is the business of `arms`. Meters, radians,
+seconds; z = 0 is the table top, the arm stands at the origin and reaches along +x; the tool points down, `yaw` turns
+it about z, and the fingers close across it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ OPEN_M = 0.036  # per finger
 ARM_FORCE, ARM_SPEED = 250.0, 2.5
 CLOSE_FORCE, OPEN_FORCE, FINGER_SPEED = 25.0, 10.0, 0.25
 
-COLOURS = {
+COLORS = {
     "red": (0.85, 0.10, 0.10),
     "green": (0.10, 0.62, 0.20),
     "blue": (0.12, 0.28, 0.85),
@@ -60,9 +60,9 @@ WALL_M = 1.35  # from the table's middle
 
 @dataclass(frozen=True)
 class Thing:
-    """A thing on the table, by colour, shape and place."""
+    """A thing on the table, by color, shape and place."""
 
-    colour: str
+    color: str
     shape: str  # a key of SHAPES, or "plate"
     xy: tuple[float, float]
     yaw: float
@@ -70,7 +70,7 @@ class Thing:
     @property
     def name(self) -> str:
         """As an instruction calls it."""
-        return f"{self.colour} {self.shape}"
+        return f"{self.color} {self.shape}"
 
     @property
     def height(self) -> float:
@@ -103,20 +103,20 @@ class SceneLayout:
 
     @property
     def right(self) -> Floats:
-        """Horizontal unit vector that points to the right in the picture."""
+        """Horizontal unit vector that points to the right in the image."""
         x, y = self.ahead
         return np.array([y, -x])
 
 
 def sample_layout(rng: np.random.Generator, *, arms: Sequence[str], plates: int) -> SceneLayout:
-    """Draw an arm, two to four things of different colours, of which `plates` are plates, and how the scene looks."""
+    """Draw an arm, two to four things of different colors, of which `plates` are plates, and how the scene looks."""
     arm = arms[int(rng.integers(len(arms)))]
     count = plates + int(rng.integers(2, 4))
-    colours = rng.permutation(sorted(COLOURS))[:count].tolist()
+    colors = rng.permutation(sorted(COLORS))[:count].tolist()
     kinds = ["plate"] * plates + [str(kind) for kind in rng.choice(sorted(SHAPES), size=count - plates)]
     places = _spread(rng, count)
     yaws = rng.uniform(-math.pi / 4, math.pi / 4, size=count).tolist()
-    things = tuple(Thing(*row) for row in zip(colours, kinds, places, yaws, strict=True))
+    things = tuple(Thing(*row) for row in zip(colors, kinds, places, yaws, strict=True))
     azimuth, height = rng.uniform(-AROUND, AROUND), rng.uniform(0.52, 0.66)
     distance = rng.uniform(0.60, 0.68)
     target = (0.45 + rng.uniform(-0.02, 0.02), rng.uniform(-0.02, 0.02), 0.06)
@@ -137,8 +137,8 @@ def sample_layout(rng: np.random.Generator, *, arms: Sequence[str], plates: int)
     )
 
 
-def _tone(colour: tuple[float, float, float], factor: float) -> tuple[float, float, float]:
-    r, g, b = (min(1.0, value * factor) for value in colour)
+def _tone(color: tuple[float, float, float], factor: float) -> tuple[float, float, float]:
+    r, g, b = (min(1.0, value * factor) for value in color)
     return r, g, b
 
 
@@ -151,7 +151,7 @@ def _spread(rng: np.random.Generator, count: int) -> list[tuple[float, float]]:
             return [(float(x), float(y)) for x, y in places]
 
 
-class ArmsWorld:
+class OtherRobotsEnv:
     """One layout in a physics client, which it empties first: equal layouts and commands give equal bytes."""
 
     def __init__(self, physics: Physics, layout: SceneLayout) -> None:
@@ -197,7 +197,7 @@ class ArmsWorld:
         return np.array(state[4]), np.array(self._physics.getEulerFromQuaternion(state[5]))
 
     def thing(self, index: int) -> Floats:
-        """Centre of a thing, now."""
+        """Center of a thing, now."""
         return np.array(self._physics.getBasePositionAndOrientation(self.things[index])[0])
 
     def speed(self, index: int) -> float:
@@ -209,7 +209,7 @@ class ArmsWorld:
         rows = self._physics.getContactPoints(bodyA=self.things[index])
         return {(row[2], row[4]) for row in rows if row[9] > 0}
 
-    def picture(self, size_px: int) -> NDArray[np.uint8]:
+    def image(self, size_px: int) -> NDArray[np.uint8]:
         """What the camera sees, uint8 [size, size, 3]."""
         physics, layout = self._physics, self.layout
         view = physics.computeViewMatrix(layout.eye, layout.target, (0, 0, 1))
@@ -218,7 +218,7 @@ class ArmsWorld:
         return np.array(np.reshape(image, (size_px, size_px, 4))[..., :3], dtype=np.uint8)
 
     def _solve(self, position: Floats, yaw: float) -> list[float]:
-        """Inverse kinematics, started from the joints as they are (its null-space form misses by centimetres here)."""
+        """Inverse kinematics, started from the joints as they are (its null-space form misses by centimeters here)."""
         turn = self._physics.getQuaternionFromEuler((math.pi, 0.0, yaw))
         found = self._physics.calculateInverseKinematics(self.arm, TOOL, position.tolist(), turn)
         return [max(low, min(high, joint)) for joint, (low, high) in zip(found[:7], self._limits, strict=True)]
@@ -235,7 +235,7 @@ class ArmsWorld:
         self.command(np.array(position), yaw, closed=False)
 
     def _add_thing(self, thing: Thing) -> int:
-        physics, rgba = self._physics, (*COLOURS[thing.colour], 1.0)
+        physics, rgba = self._physics, (*COLORS[thing.color], 1.0)
         if thing.shape in ("plate", "can"):
             radius = PLATE_RADIUS if thing.shape == "plate" else SHAPES["can"][0] / 2
             hull = physics.createCollisionShape(physics.GEOM_CYLINDER, radius=radius, height=thing.height)
@@ -253,16 +253,16 @@ class ArmsWorld:
     def _add_box(
         self,
         half: tuple[float, float, float],
-        centre: tuple[float, float, float],
-        colour: tuple[float, ...],
+        center: tuple[float, float, float],
+        color: tuple[float, ...],
         *,
         solid: bool,
         yaw: float = 0.0,
     ) -> int:
         physics = self._physics
         hull = physics.createCollisionShape(physics.GEOM_BOX, halfExtents=half) if solid else -1
-        look = physics.createVisualShape(physics.GEOM_BOX, halfExtents=half, rgbaColor=(*colour, 1.0))
-        body: int = physics.createMultiBody(0, hull, look, centre, physics.getQuaternionFromEuler((0, 0, yaw)))
+        look = physics.createVisualShape(physics.GEOM_BOX, halfExtents=half, rgbaColor=(*color, 1.0))
+        body: int = physics.createMultiBody(0, hull, look, center, physics.getQuaternionFromEuler((0, 0, yaw)))
         if solid:
             physics.changeDynamics(body, -1, lateralFriction=0.7)
         return body

@@ -59,14 +59,14 @@ class RecordConfig:
     play: int = 1
     """tasks in a row, without a reset, in one recording"""
     max_window: int | None = None
-    """longest labelled window in time steps, 64 in the published data sets; null: the whole demonstration"""
-    bumps: float = 0.0
+    """longest labeled window in time steps, 64 in the published data sets; null: the whole demonstration"""
+    perturbations: float = 0.0
     """chance of each step to be the first of a push against the arm; `commanded_actions` stay those of the expert"""
-    mistakes: float = 0.0
+    failed_attempts: float = 0.0
     """share of recordings that begin where the expert has just tried in vain, misjudging where things are"""
     wrist_camera: bool = False
     depth: bool = False
-    """depth in metres of every camera; only in the CALVIN format"""
+    """depth in meters of every camera; only in the CALVIN format"""
     compress_level: int = 1
     """zlib level of CALVIN frames: 0 stores, 9 is small and slow"""
 
@@ -83,7 +83,7 @@ class RecordConfig:
                 f"episodes={self.episodes}, validation_episodes={self.validation_episodes}: the seven-digit frame"
                 f" numbers of the CALVIN format have room for {most} recordings of {self.spacing}; use several folders"
             )
-        for name in ("bumps", "mistakes"):
+        for name in ("perturbations", "failed_attempts"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}, expected a chance from 0 to below 1")
         if not 0 <= self.compress_level <= 9:
@@ -99,9 +99,11 @@ class RecordConfig:
         if self.depth and self.format != "calvin":
             raise ValueError(f"format={self.format} holds no depth; leave out depth=true or choose format=calvin")
         if self.world != "calvin" and (
-            self.play > 1 or self.max_window is not None or self.bumps > 0 or self.mistakes > 0
+            self.play > 1 or self.max_window is not None or self.perturbations > 0 or self.failed_attempts > 0
         ):
-            raise ValueError(f"the {self.world} world knows no play, max_window, bumps or mistakes; leave them out")
+            raise ValueError(
+                f"the {self.world} world knows no play, max_window, perturbations or failed_attempts; leave them out"
+            )
 
     @property
     def world(self) -> str:

@@ -1,13 +1,13 @@
 """Recordings: the expert at work from a start state, one task or several in a row, and the oracle's word on each.
 
 `Recorder.record` is a pure function of its seed: it resets the world exactly, so neither what was recorded before nor
-the process that does it shows in a single byte. It works in two passes. The rehearsal runs without pictures, which cost
+the process that does it shows in a single byte. It works in two passes. The rehearsal runs without images, which cost
 many times what physics costs; if the oracle does not confirm every task within `max_steps`, and again at the end of its
 window, it is thrown away and another start is drawn. The take that went well is then played again, to the bit, in front
 of the cameras.
 
 With `play` above 1 a recording is a stretch of play: a task, a moment of whatever the expert does next, another task
-that is feasible where the world then stands, without a reset. Each task becomes a labelled window; the moments between
+that is feasible where the world then stands, without a reset. Each task becomes a labeled window; the moments between
 belong to none. The first task is the one asked for, the others are drawn from the pool, those not yet done first.
 """
 
@@ -26,8 +26,8 @@ from vw2_robot.errors import InputError
 from ..actions import to_relative_action
 from ..calvin import CONTROL_HZ, CalvinEnv
 from ..experts.demonstrator import SKILLS, Demonstrator, feasible, observe_world
-from ..experts.motion import Action, Bumps
-from ..experts.start_states import PAUSE_STEPS, TASK_GROUPS, Start, go_to_start, vain_attempt
+from ..experts.motion import Action, Perturbations
+from ..experts.start_states import PAUSE_STEPS, TASK_GROUPS, Start, failed_attempt, go_to_start
 from ..instructions import load_instructions
 from ..oracle import TaskOracle
 
@@ -36,15 +36,15 @@ MAX_ATTEMPTS = 12
 
 @dataclass(frozen=True)
 class RecordedDemonstration:
-    """What was seen and done at each of L control steps: action t was executed after picture t was taken."""
+    """What was seen and done at each of L control steps: action t was executed after image t was taken."""
 
     scene: str
     labels: tuple[Label, ...]
     """The tasks done, in order; windows do not overlap."""
     arrays: dict[str, NDArray[Any]]
     """By CALVIN's names, time axis first: `actions` the pose of the next step, `rel_actions` the way there, and
-    `commanded_actions` what the expert wanted, which is what was executed but for bumps. A world other than CALVIN's
-    has `rgb_static` and `commanded_actions` alone.
+    `commanded_actions` what the expert wanted, which is what was executed but for perturbations. A world other than
+    CALVIN's has `rgb_static` and `commanded_actions` alone.
     """
     failed: tuple[str, ...] = ()
     """Tasks at which earlier tries were given up."""
@@ -57,16 +57,16 @@ class Recorder:
 
     max_steps: int = 128
     tail_steps: int = 4
-    """Steps kept after success, so that the last pictures show what success looks like."""
+    """Steps kept after success, so that the last images show what success looks like."""
     play: int = 1
     """Tasks in a row in one recording."""
     max_window: int | None = None
-    """Longest labelled window; what came before stays in the recording without a label. None: the whole task."""
+    """Longest labeled window; what came before stays in the recording without a label. None: the whole task."""
     wrist_camera: bool = False
     depth: bool = False
-    bumps: float = 0.0
-    """Chance of each step to be the first of a push, see `Bumps`."""
-    mistakes: float = 0.0
+    perturbations: float = 0.0
+    """Chance of each step to be the first of a push, see `Perturbations`."""
+    failed_attempts: float = 0.0
     """Share of tasks that begin where the expert has just tried in vain, see `go_to_start`."""
 
     def record(
@@ -83,11 +83,11 @@ class Recorder:
         while len(failed) < MAX_ATTEMPTS:
             rng = np.random.default_rng([*seed, len(failed)])
             oracle = TaskOracle()
-            start = go_to_start(env, task, oracle, rng, mistakes=self.mistakes)
-            take = _Take(env, oracle, Bumps(self.bumps, rng))
+            start = go_to_start(env, task, oracle, rng, failed_attempts=self.failed_attempts)
+            take = _Take(env, oracle, Perturbations(self.perturbations, rng))
             stuck = self._rehearse(take, task, pool, rng)
             if stuck is None:
-                arrays = {**self._film(env, start, take), **take.arrays()}
+                arrays = {**self._video(env, start, take), **take.arrays()}
                 return RecordedDemonstration(env.scene_name, tuple(take.labels), arrays, tuple(failed))
             failed.append(stuck)
         raise InputError(
@@ -97,7 +97,7 @@ class Recorder:
         )
 
     def _rehearse(self, take: _Take, task: str, pool: Sequence[str], rng: np.random.Generator) -> str | None:
-        """Do all tasks without pictures; returns the one that was not solved, None if all were."""
+        """Do all tasks without images; returns the one that was not solved, None if all were."""
         while True:
             expert = Demonstrator()
             expert.start(task, take.env, rng)
@@ -119,13 +119,17 @@ class Recorder:
             if following is None:
                 return task
             task = following
-            if self.mistakes > 0 and rng.random() < self.mistakes and observe_world(take.env).held() is None:
-                for action in vain_attempt(take.env, task, rng):
+            if (
+                self.failed_attempts > 0
+                and rng.random() < self.failed_attempts
+                and observe_world(take.env).held() is None
+            ):
+                for action in failed_attempt(take.env, task, rng):
                     take.step(action)
                 if not feasible(task, observe_world(take.env)):
                     return task
 
-    def _film(self, env: CalvinEnv, start: Start, take: _Take) -> dict[str, NDArray[Any]]:
+    def _video(self, env: CalvinEnv, start: Start, take: _Take) -> dict[str, NDArray[Any]]:
         """Play a take again and look at every step of it."""
         start.go(env)
         frames: list[dict[str, NDArray[Any]]] = []
@@ -143,11 +147,11 @@ class Recorder:
 
 @dataclass
 class _Take:
-    """A recording in the making, without pictures."""
+    """A recording in the making, without images."""
 
     env: CalvinEnv
     oracle: TaskOracle
-    bumps: Bumps
+    perturbations: Perturbations
     executed: list[Action] = field(default_factory=list)
     """Commanded actions, or the pushes that came instead."""
     rows: list[dict[str, NDArray[Any]]] = field(default_factory=list)
@@ -161,7 +165,7 @@ class _Take:
         row = {"robot_obs": env.robot_obs(), "scene_obs": env.scene_obs(), "commanded_actions": action}
         if not self._infos:
             self._infos.append(env.task_info())
-        self.executed.append(self.bumps.onto(action))
+        self.executed.append(self.perturbations.onto(action))
         env.step_physics(self.executed[-1])
         row["actions"] = np.array([*env.robot_obs()[:6], action[6]])
         row["rel_actions"] = to_relative_action(row["actions"], row["robot_obs"])
@@ -189,7 +193,7 @@ class _Take:
         return Label(task, sentences[int(rng.integers(len(sentences)))], start, len(self.rows) - 1)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Everything but pictures, time axis first."""
+        """Everything but images, time axis first."""
         return _stack(self.rows)
 
     def _holds(self, task: str, begin: int, end: int) -> bool:

@@ -139,9 +139,7 @@ def _scene(name: str) -> dict[str, Any]:
                     "joints": {joint: {"initial_state": 0} for joint in DOOR_JOINTS},
                     "buttons": {BUTTON_JOINT: {"initial_state": 0, "effect": effects[BUTTON_JOINT]}},
                     "switches": {SWITCH_JOINT: {"initial_state": 0, "effect": effects[SWITCH_JOINT]}},
-                    "lights": {
-                        light: {"link": link, "color": list(colour)} for light, (link, colour) in LIGHTS.items()
-                    },
+                    "lights": {light: {"link": link, "color": list(color)} for light, (link, color) in LIGHTS.items()},
                 }
             },
             "movable_objects": {

@@ -4,7 +4,7 @@ The two classes have the same four methods, so that `record.py` need not know wh
 written at their final place. The other two formats are containers that must be written in one go: recordings wait under
 `<out>.parts/`, which disappears when the container is complete. All are safe to kill and to start again.
 
-A CALVIN data set keeps a recording as it was, whole, with its labelled windows. RLDS and video are made of episodes
+A CALVIN data set keeps a recording as it was, whole, with its labeled windows. RLDS and video are made of episodes
 with one instruction each: there each window becomes an episode, and steps of play outside the windows are left out.
 Their actions are the commanded ones.
 """
@@ -119,7 +119,7 @@ class PartsOutput:
         return self._part(split, number).is_file()
 
     def add(self, split: CalvinSplit, number: int, recording: RecordedDemonstration) -> None:
-        """Write one recording, its pictures as JPEG."""
+        """Write one recording, its images as JPEG."""
         jpegs = [np.frombuffer(encode_jpeg(image), dtype=np.uint8) for image in recording.arrays["rgb_static"]]
         labels = [dataclasses.asdict(label) for label in recording.labels]
         about = {"scene": recording.scene, "hz": recording.hz, "labels": labels, "failed": recording.failed}
@@ -195,7 +195,7 @@ def _pack_videos(out: Path, parts: dict[CalvinSplit, list[Path]]) -> None:
 
 
 def _write_mp4(path: Path, episode: Episode) -> None:
-    # bitexact: equal pictures give equal bytes
+    # bitexact: equal images give equal bytes
     with Mp4Writer(path, fps=episode.hz, encoding=["-crf", "15", "-bitexact", "-map_metadata", "-1"]) as video:
         for index in range(len(episode)):
             video.add(episode.decode(index))
@@ -228,7 +228,7 @@ def _demonstrations(paths: list[Path]) -> Iterator[Demonstration]:
 
 
 def _window(part: _Part, window: int) -> Demonstration:
-    """Labelled window number `window` of a recording."""
+    """Labeled window number `window` of a recording."""
     label = part.about["labels"][window]
     steps = slice(label["start"], label["end"] + 1)
     episode = Episode(

@@ -6,7 +6,7 @@ Recording number i shows task i modulo the number of tasks, and everything else 
 So the tasks are balanced, any number of processes share the work, and a recording that was stopped, even killed, ends
 in the same bytes when it is started again. How often the expert failed is printed per task; failures are not recorded.
 
-`play=5` records stretches of play instead: five tasks one after another without a reset, each of them labelled. The
+`play=5` records stretches of play instead: five tasks one after another without a reset, each of them labeled. The
 first task of each recording takes its turn, the others are what is feasible then.
 
 `env.scene=ABC` records a third of each split in each of three scenes, as in the benchmark's ABC→D.

@@ -36,8 +36,8 @@ class CalvinDemonstrations:
             max_window=config.max_window,
             wrist_camera=config.wrist_camera,
             depth=config.depth,
-            bumps=config.bumps,
-            mistakes=config.mistakes,
+            perturbations=config.perturbations,
+            failed_attempts=config.failed_attempts,
         )
 
     def make(self, split: int, number: int) -> RecordedDemonstration:
@@ -52,7 +52,7 @@ class CalvinDemonstrations:
             env.close()
 
 
-class ArmsSource:
+class OtherRobotsDemonstrations:
     """Demonstrations by other robots, in another room."""
 
     def __init__(self, config: RecordConfig) -> None:
@@ -80,6 +80,6 @@ class ArmsSource:
         self._physics.close()
 
 
-def open_source(config: RecordConfig) -> CalvinDemonstrations | ArmsSource:
+def open_source(config: RecordConfig) -> CalvinDemonstrations | OtherRobotsDemonstrations:
     """Return the world that `config.env` names."""
-    return CalvinDemonstrations(config) if config.world == "calvin" else ArmsSource(config)
+    return CalvinDemonstrations(config) if config.world == "calvin" else OtherRobotsDemonstrations(config)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vw2_robot.data.labeled_steps import target_names
 
-from .features import Quantiser, StepRows, code_values, one_hot_digits, project
+from .features import Quantizer, StepRows, code_values, one_hot_fsq, project
 from .probes import LinearProbe, Split, finite, fit_linear, fit_mlp, rank_correlation, score_r2, split_groups
 
 Target = Literal["commanded", "moved"]
@@ -37,11 +37,11 @@ def split_sets(sets: Sequence[StepRows], *, shares: Sequence[float], seed: int) 
 
 
 def probe_actions(
-    sets: Sequence[StepRows], untrained: Sequence[StepRows], splits: Sequence[Split], quantiser: Quantiser, *, seed: int
+    sets: Sequence[StepRows], untrained: Sequence[StepRows], splits: Sequence[Split], quantizer: Quantizer, *, seed: int
 ) -> dict[str, Any]:
     """Probe each data set, and each pair of them: {"in_scene": {set: {target: {feature: scores}}}, "transfer": ...}."""
     tables = [
-        features_of(rows, blind, split, quantiser, seed=seed)
+        features_of(rows, blind, split, quantizer, seed=seed)
         for rows, blind, split in zip(sets, untrained, splits, strict=True)
     ]
     probed = [Probed(*one) for one in zip(sets, untrained, splits, strict=True)]
@@ -63,7 +63,7 @@ def probe_actions(
         },
         "in_scene": in_scene,
         "transfer": {
-            kind: transfer(known, quantiser, kind, seed=seed)
+            kind: transfer(known, quantizer, kind, seed=seed)
             for kind in KINDS
             if len(known := [one for one in probed if kind in kinds_of(one.rows)]) > 1
         },
@@ -76,22 +76,22 @@ def kinds_of(rows: StepRows) -> tuple[Target, ...]:
 
 
 def features_of(
-    rows: StepRows, untrained: StepRows, split: Split, quantiser: Quantiser, *, seed: int
+    rows: StepRows, untrained: StepRows, split: Split, quantizer: Quantizer, *, seed: int
 ) -> dict[str, NDArray[np.float32]]:
     """Every feature table [R, D] of one data set, by name; components of pixels are fitted on the training rows."""
-    one_hot = one_hot_digits(rows.indices, quantiser)
+    one_hot = one_hot_fsq(rows.indices, quantizer)
     known = rows.difference[split.train]
     noise = np.random.default_rng([seed, STREAM_RANDOM]).integers(
-        int(np.prod(quantiser.levels)), size=rows.indices.shape
+        int(np.prod(quantizer.levels)), size=rows.indices.shape
     )
     order = np.random.default_rng([seed, STREAM_SHUFFLE]).permutation(len(rows))
     return {
         "codes_one_hot": one_hot,
-        "code_values": code_values(rows.indices, quantiser),
+        "code_values": code_values(rows.indices, quantizer),
         "pixels_equal": project(known, rows.difference, one_hot.shape[1]),
         "pixels_wide": project(known, rows.difference, max(WIDE, one_hot.shape[1])),
-        "untrained_codes": one_hot_digits(untrained.indices, quantiser),
-        "random_codes": one_hot_digits(noise, quantiser),
+        "untrained_codes": one_hot_fsq(untrained.indices, quantizer),
+        "random_codes": one_hot_fsq(noise, quantizer),
         "shuffled_codes": one_hot[order],
     }
 
@@ -130,9 +130,9 @@ def _judge(
     }
 
 
-def fit_code_probe(rows: StepRows, split: Split, quantiser: Quantiser) -> LinearProbe:
+def fit_code_probe(rows: StepRows, split: Split, quantizer: Quantizer) -> LinearProbe:
     """The linear probe from one-hot digits to what can be seen of the motion [7]."""
-    return fit_linear(one_hot_digits(rows.indices, quantiser), rows.motion, split)
+    return fit_linear(one_hot_fsq(rows.indices, quantizer), rows.motion, split)
 
 
 class Probed(NamedTuple):
@@ -142,15 +142,15 @@ class Probed(NamedTuple):
     untrained: StepRows
     split: Split
 
-    def table(self, feature: str, quantiser: Quantiser) -> NDArray[np.float32]:
+    def table(self, feature: str, quantizer: Quantizer) -> NDArray[np.float32]:
         """Features [R, D]; of pixels the difference itself, whose components depend on where a probe is fitted."""
         if feature == "pixels_equal":
             return self.rows.difference
         indices = self.untrained.indices if feature == "untrained_codes" else self.rows.indices
-        return code_values(indices, quantiser) if feature == "code_values" else one_hot_digits(indices, quantiser)
+        return code_values(indices, quantizer) if feature == "code_values" else one_hot_fsq(indices, quantizer)
 
     def targets(self, kind: Target, *, comparable: bool) -> NDArray[np.float64]:
-        """The motion [R, 7]; to be comparable, the translation [R, 3], standardised by the training rows."""
+        """The motion [R, 7]; to be comparable, the translation [R, 3], standardized by the training rows."""
         values = targets_of(self.rows, kind)
         if not comparable:
             return values
@@ -158,7 +158,7 @@ class Probed(NamedTuple):
         return (values[:, :3] - known.mean(0)) / np.maximum(known.std(0), 1e-12)
 
 
-def transfer(probed: Sequence[Probed], quantiser: Quantiser, kind: Target, *, seed: int) -> dict[str, Any]:
+def transfer(probed: Sequence[Probed], quantizer: Quantizer, kind: Target, *, seed: int) -> dict[str, Any]:
     """Fitted in one data set, judged on the test demonstrations of another: {feature: {from: {to: scores}}}.
 
     `others` is the probe that was fitted on all data sets in the same units but the one where it is judged, if they are
@@ -168,7 +168,7 @@ def transfer(probed: Sequence[Probed], quantiser: Quantiser, kind: Target, *, se
     found: dict[str, Any] = {}
     for feature in ("codes_one_hot", "code_values", "pixels_equal", "untrained_codes"):
         found[feature] = {
-            name: {goal.rows.name: _transfer_to(source, goal, quantiser, feature, kind, seed=seed) for goal in probed}
+            name: {goal.rows.name: _transfer_to(source, goal, quantizer, feature, kind, seed=seed) for goal in probed}
             for name, source in sources.items()
         }
         others = {
@@ -176,7 +176,7 @@ def transfer(probed: Sequence[Probed], quantiser: Quantiser, kind: Target, *, se
             for goal in probed
         }
         judged = {
-            goal.rows.name: _transfer_to(others[goal.rows.name], goal, quantiser, feature, kind, seed=seed)
+            goal.rows.name: _transfer_to(others[goal.rows.name], goal, quantizer, feature, kind, seed=seed)
             for goal in probed
             if len(others[goal.rows.name]) > 1
         }
@@ -185,15 +185,15 @@ def transfer(probed: Sequence[Probed], quantiser: Quantiser, kind: Target, *, se
 
 
 def _transfer_to(
-    sources: Sequence[Probed], goal: Probed, quantiser: Quantiser, feature: str, kind: Target, *, seed: int
+    sources: Sequence[Probed], goal: Probed, quantizer: Quantizer, feature: str, kind: Target, *, seed: int
 ) -> dict[str, Any]:
     comparable = len({one.rows.units for one in (*sources, goal)}) > 1
-    x = np.concatenate([source.table(feature, quantiser) for source in sources])
+    x = np.concatenate([source.table(feature, quantizer) for source in sources])
     y = np.concatenate([source.targets(kind, comparable=comparable) for source in sources])
     split = Split(*(np.concatenate(sides) for sides in zip(*(source.split for source in sources), strict=True)))
-    test = goal.table(feature, quantiser)[goal.split.test]
+    test = goal.table(feature, quantizer)[goal.split.test]
     if feature == "pixels_equal":
-        width = one_hot_digits(goal.rows.indices[:1], quantiser).shape[1]
+        width = one_hot_fsq(goal.rows.indices[:1], quantizer).shape[1]
         x, test = project(x[split.train], x, width), project(x[split.train], test, width)
     predicted = fit_linear(x, y, split).predict(test)
     true = goal.targets(kind, comparable=comparable)[goal.split.test]

@@ -1,11 +1,11 @@
 """The swap test: the first frame of clip A, decoded with the codes of clip B. Whose motion does it show?
 
 Method specification 4 and 7, item 17. If codes carry motion and the anchor carries appearance, the decoded clip moves
-as B did. Motion is read off pictures by a reader that was fitted on true clips of other demonstrations: change of the
-shrunk picture -> how the hand moved. It sees the change only, not the first frame, so it cannot guess A's motion from
+as B did. Motion is read off images by a reader that was fitted on true clips of other demonstrations: change of the
+shrunk image -> how the hand moved. It sees the change only, not the first frame, so it cannot guess A's motion from
 A's place. It is fitted on windows that begin at every step of the training demonstrations of all data sets. How well
 it reads true clips is the ceiling of the test and stands beside it (`ceiling`); the same for clips decoded with their
-own codes (`own_codes`). Negative control: the motion of a random third clip.
+own codes (`scheduled_sampling`). Negative control: the motion of a random third clip.
 """
 
 # P pairs · n clips · T frames · M latent steps · D pixels of the shrunk change
@@ -45,7 +45,7 @@ class MovingClips:
 
 
 class Changes(NamedTuple):
-    """What a reader is fitted on: changes [n, D] of shrunk pictures, displacement [n, 3], and the split [n]."""
+    """What a reader is fitted on: changes [n, D] of shrunk images, displacement [n, 3], and the split [n]."""
 
     change: NDArray[np.float32]
     displacement: NDArray[np.float64]
@@ -59,7 +59,7 @@ def change_of(first: NDArray[np.uint8], last: NDArray[np.uint8]) -> NDArray[np.f
 
 
 class MotionReader:
-    """Reads the displacement of the hand off the change of a picture; the better of two probes on validation."""
+    """Reads the displacement of the hand off the change of an image; the better of two probes on validation."""
 
     def __init__(self, seen: Changes, *, seed: int) -> None:
         change, displacement, split = seen
@@ -125,7 +125,7 @@ def swap_test(
         "follows_donor": score(donor.displacement[b], read),
         "follows_own": score(first.displacement[a], read),
         "follows_third": score(donor.displacement[c], read),
-        "own_codes": score(first.displacement[a], reader.read(own)),
+        "scheduled_sampling": score(first.displacement[a], reader.read(own)),
         "ceiling": score(first.displacement[a], reader.read(change_of(first.pixels[a, 0], first.pixels[a, -1]))),
     }
 
@@ -175,7 +175,7 @@ def _decoded_change(
 def swap_examples(
     decode: Decode, first: MovingClips, donor: MovingClips, *, rows: int, seed: int, device: torch.device
 ) -> list[NDArray[np.uint8]]:
-    """Columns [rows, H, W, 3] of a picture: A first, A last, B first, B last, A with the codes of B, with its own.
+    """Columns [rows, H, W, 3] of an image: A first, A last, B first, B last, A with the codes of B, with its own.
 
     Among a hundred random pairs, those whose two motions are largest and point away from each other.
     """

@@ -1,4 +1,4 @@
-"""Labelled data sets, opened, cut into clips and encoded: what every part of the latent report looks at."""
+"""Labeled data sets, opened, cut into clips and encoded: what every part of the latent report looks at."""
 
 # n clips · T frames · M latent steps · H, W pixels
 from __future__ import annotations
@@ -13,16 +13,16 @@ import torch
 from numpy.typing import NDArray
 
 from vw2_robot.data.clips import TimeBase
-from vw2_robot.data.labeled_rlds import open_labelled_rlds
-from vw2_robot.data.labeled_steps import LabelledSteps, LabelledVideo, cut_steps, open_labelled_calvin
+from vw2_robot.data.labeled_rlds import open_labeled_rlds
+from vw2_robot.data.labeled_steps import LabeledSteps, LabeledVideo, cut_steps, open_labeled_calvin
 from vw2_robot.data.sources.calvin import CalvinSplit
-from vw2_robot.data.sources.formats import recognise
+from vw2_robot.data.sources.formats import recognize
 from vw2_robot.errors import InputError
 from vw2_robot.models.dldm.config import DLDMConfig
 from vw2_robot.models.dldm.dldm import DLDM
 
 from .code_swap import Changes, MovingClips, change_of
-from .features import StepRows, encode_steps, pixel_differences, step_rows, untrained_twin
+from .features import StepRows, encode_steps, pixel_differences, step_rows, untrained_clone
 from .latent_map import moving_rows
 from .probes import Split
 
@@ -34,11 +34,11 @@ READ_AT_ONCE = 512
 
 
 @dataclass(frozen=True, eq=False)
-class Labelled:
+class Labeled:
     """One data set; `untrained` has the codes of a dLDM that learned nothing, for the same steps as `rows`."""
 
-    video: LabelledVideo
-    steps: LabelledSteps
+    video: LabeledVideo
+    steps: LabeledSteps
     rows: StepRows
     untrained: StepRows
     time_base: TimeBase
@@ -72,11 +72,11 @@ def open_sets(
     seed: int,
     dldm: DLDM,
     device: torch.device,
-) -> list[Labelled]:
+) -> list[Labeled]:
     """Decode, cut and encode every data set; the untrained twin of `dldm` sees the same clips.
 
     Raises:
-        InputError: a folder is no labelled data set, has fewer than three separate demonstrations, or nothing moves.
+        InputError: a folder is no labeled data set, has fewer than three separate demonstrations, or nothing moves.
     """
     shape = dldm.config
     videos = [
@@ -88,7 +88,7 @@ def open_sets(
         _check_motion(video, steps)
     video, steps = videos[0], cut[0]
     clips = video.frames.read_batch(steps.episode[:UNTRAINED_CLIPS], steps.frames[:UNTRAINED_CLIPS])
-    twin = untrained_twin(shape, clips, seed=seed, device=device)
+    twin = untrained_clone(shape, clips, seed=seed, device=device)
     sets = []
     for video, steps in zip(videos, cut, strict=True):
         difference = pixel_differences(video, steps, stride=shape.stride)
@@ -96,26 +96,26 @@ def open_sets(
             step_rows(video, steps, encode_steps(model, video, steps, device=device), difference)
             for model in (dldm, twin)
         )
-        sets.append(Labelled(video, steps, known, blind, time_base))
+        sets.append(Labeled(video, steps, known, blind, time_base))
     return sets
 
 
-def _check_motion(video: LabelledVideo, steps: LabelledSteps) -> None:
+def _check_motion(video: LabeledVideo, steps: LabeledSteps) -> None:
     """Look for motion before anything is encoded: where a converter left zeros, there is nothing to read from codes."""
     motion = steps.motion[steps.valid][:, :3]
     if not moving_rows(motion).any():
         what = "the actions are" if video.moved is None else "the pose of the hand (robot_obs) is"
         raise InputError(
             f"{video.name}: {what} the same in all {len(motion)} latent steps, so there is no motion to find in codes; "
-            "give a data set in which the robot moves, or leave this one out of labelled"
+            "give a data set in which the robot moves, or leave this one out of labeled"
         )
 
 
 def _open_video(
     path: Path, name: str, *, cache: Path, shape: DLDMConfig, split: CalvinSplit, episodes: int, seed: int
-) -> LabelledVideo:
+) -> LabeledVideo:
     """One data set in CALVIN's layout or in RLDS, with demonstrations enough for a probe."""
-    reader = open_labelled_rlds if recognise(path) == "rlds" else open_labelled_calvin
+    reader = open_labeled_rlds if recognize(path) == "rlds" else open_labeled_calvin
     video = reader(
         path,
         name=name,
@@ -134,12 +134,12 @@ def _open_video(
     return video
 
 
-def in_common_units(sets: Sequence[Labelled], splits: Sequence[Split]) -> list[tuple[list[Labelled], list[Split]]]:
+def in_common_units(sets: Sequence[Labeled], splits: Sequence[Split]) -> list[tuple[list[Labeled], list[Split]]]:
     """The data sets whose numbers mean the same together, with their splits, in the order of their first ones."""
-    alike: dict[str, tuple[list[Labelled], list[Split]]] = {}
-    for labelled, split in zip(sets, splits, strict=True):
-        members, sides = alike.setdefault(labelled.video.units, ([], []))
-        members.append(labelled)
+    alike: dict[str, tuple[list[Labeled], list[Split]]] = {}
+    for labeled, split in zip(sets, splits, strict=True):
+        members, sides = alike.setdefault(labeled.video.units, ([], []))
+        members.append(labeled)
         sides.append(split)
     return list(alike.values())
 
@@ -155,50 +155,50 @@ def short_names(paths: Sequence[Path]) -> list[str]:
         names = ["_".join(path.parts[-depth:]).strip("/") for path in resolved]
         if len(set(names)) == len(names):
             return names
-    raise InputError(f"labelled names a folder twice: {', '.join(map(str, paths))}")
+    raise InputError(f"labeled names a folder twice: {', '.join(map(str, paths))}")
 
 
-def dense_changes(sets: Sequence[Labelled], splits: Sequence[Split], *, count: int, stride: int) -> Changes:
+def dense_changes(sets: Sequence[Labeled], splits: Sequence[Split], *, count: int, stride: int) -> Changes:
     """Changes over windows of `count` steps that begin at every step, of all data sets together.
 
     Rows of a demonstration are on the side where `splits` (by rows of the data sets) has it.
     """
     changes, motions, sides = [], [], []
-    for labelled, split in zip(sets, splits, strict=True):
-        video = labelled.video
-        steps = cut_steps(video, frames=1 + stride * count, stride=stride, **labelled.time_base, every=stride)
+    for labeled, split in zip(sets, splits, strict=True):
+        video = labeled.video
+        steps = cut_steps(video, frames=1 + stride * count, stride=stride, **labeled.time_base, every=stride)
         whole = np.flatnonzero(steps.valid.all(1))
         for part in np.array_split(whole, max(1, len(whole) // READ_AT_ONCE)):
             ends = video.frames.read_batch(steps.episode[part], steps.frames[part][:, [0, -1]])
             changes.append(change_of(ends[:, 0], ends[:, 1]))
         motions.append(steps.motion[whole, :, :3].sum(1))
-        sides.append([np.isin(steps.episode[whole], labelled.rows.episode[side]) for side in split])
+        sides.append([np.isin(steps.episode[whole], labeled.rows.episode[side]) for side in split])
     split = Split(*(np.concatenate(side) for side in zip(*sides, strict=True)))
     return Changes(np.concatenate(changes), np.concatenate(motions), split)
 
 
-def swap_steps(labelled: Labelled) -> int:
+def swap_steps(labeled: Labeled) -> int:
     """Latent steps of a clip of the swap test."""
-    return min(SWAP_STEPS, labelled.steps.valid.shape[1])
+    return min(SWAP_STEPS, labeled.steps.valid.shape[1])
 
 
-def whole_clips(labelled: Labelled, split: Split, *, seed: int) -> MovingClips:
+def whole_clips(labeled: Labeled, split: Split, *, seed: int) -> MovingClips:
     """Clips of the first `SWAP_STEPS` steps, all of them real, on the sides of `split` (which is by rows).
 
     At most half a gigabyte of pixels is drawn, in equal shares of what there is.
     """
-    steps, rows, count = labelled.steps, labelled.rows, swap_steps(labelled)
+    steps, rows, count = labeled.steps, labeled.rows, swap_steps(labeled)
     stride = (steps.frames.shape[1] - 1) // steps.valid.shape[1]
     frames = steps.frames[:, : 1 + stride * count]
     whole = np.flatnonzero(steps.valid[:, :count].all(1))
-    height, width = labelled.video.frames.height, labelled.video.frames.width
+    height, width = labeled.video.frames.height, labeled.video.frames.width
     most = max(64, SWAP_BYTES // (frames.shape[1] * height * width * 3))
     whole = np.sort(np.random.default_rng([seed, 8]).permutation(whole)[:most])
     first_row = np.searchsorted(rows.clip, whole)
     return MovingClips(
-        name=labelled.video.name,
-        pixels=labelled.video.frames.read_batch(steps.episode[whole], frames[whole]),
+        name=labeled.video.name,
+        pixels=labeled.video.frames.read_batch(steps.episode[whole], frames[whole]),
         displacement=steps.motion[whole, :count, :3].sum(1),
-        group=labelled.video.group[steps.episode[whole]],
+        group=labeled.video.group[steps.episode[whole]],
         split=Split(*(side[first_row] for side in split)),
     )

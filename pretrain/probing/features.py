@@ -1,6 +1,6 @@
 """What a probe may look at for one latent step: its codes, the change of its pixels, and things that know nothing.
 
-Place in the flow: dLDM and labelled steps -> features -> `probe_latents`. All features of a step come from the frames
+Place in the flow: dLDM and labeled steps -> features -> `probe_latents`. All features of a step come from the frames
 up to its end. Rows are the valid steps of all clips, in clip order.
 """
 
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from vw2_robot.data.labeled_steps import CALVIN_UNITS, LabelledSteps, LabelledVideo
+from vw2_robot.data.labeled_steps import CALVIN_UNITS, LabeledSteps, LabeledVideo
 from vw2_robot.models.dldm.config import DLDMConfig
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.dldm.fsq import FSQ
@@ -24,7 +24,7 @@ from vw2_robot.pixels import to_model_range
 
 from .probes import principal_components
 
-Quantiser = FSQ | VQ
+Quantizer = FSQ | VQ
 DIFFERENCE_PX = 16
 SETTLING_BATCHES = 30
 
@@ -43,7 +43,7 @@ class StepRows:
     commanded: NDArray[np.float64]
     moved: NDArray[np.float64] | None
     units: str = CALVIN_UNITS
-    """as of `LabelledVideo`"""
+    """as of `LabeledVideo`"""
 
     def __len__(self) -> int:
         return len(self.clip)
@@ -55,7 +55,7 @@ class StepRows:
 
 
 def step_rows(
-    video: LabelledVideo, steps: LabelledSteps, indices_nMN: NDArray[np.int64], difference_nMD: NDArray[np.float32]
+    video: LabeledVideo, steps: LabeledSteps, indices_nMN: NDArray[np.int64], difference_nMD: NDArray[np.float32]
 ) -> StepRows:
     """Lay the valid steps out as rows."""
     clip, step = np.nonzero(steps.valid)
@@ -75,7 +75,7 @@ def step_rows(
 
 
 def encode_steps(
-    dldm: DLDM, video: LabelledVideo, steps: LabelledSteps, *, device: torch.device, batch: int = 64
+    dldm: DLDM, video: LabeledVideo, steps: LabeledSteps, *, device: torch.device, batch: int = 64
 ) -> NDArray[np.int64]:
     """Codes [n, M, N] of every clip."""
     found = []
@@ -85,7 +85,7 @@ def encode_steps(
     return np.concatenate(found)
 
 
-def pixel_differences(video: LabelledVideo, steps: LabelledSteps, *, stride: int) -> NDArray[np.float32]:
+def pixel_differences(video: LabeledVideo, steps: LabeledSteps, *, stride: int) -> NDArray[np.float32]:
     """Last frame of each step minus that of the step before, shrunk to 16 x 16: [n, M, 16 * 16 * 3]."""
     edges = steps.frames[:, ::stride]
     found = np.zeros((*steps.valid.shape, DIFFERENCE_PX**2 * 3), np.float32)
@@ -102,17 +102,17 @@ def shrink(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.stack(small) / 255
 
 
-def one_hot_digits(indices: NDArray[np.int64], quantiser: Quantiser) -> NDArray[np.float32]:
+def one_hot_fsq(indices: NDArray[np.int64], quantizer: Quantizer) -> NDArray[np.float32]:
     """Codes [R, N] -> every digit of every slot as one-hot [R, N * sum(levels)]; a learned codebook has one digit."""
-    levels = quantiser.levels
+    levels = quantizer.levels
     parts = [indices[..., None] // math.prod(levels[:i]) % level == np.arange(level) for i, level in enumerate(levels)]
     return np.concatenate(parts, axis=-1).reshape(len(indices), -1).astype(np.float32)
 
 
 @torch.no_grad()
-def code_values(indices: NDArray[np.int64], quantiser: Quantiser) -> NDArray[np.float32]:
-    """Codes [R, N] -> their values [R, N * L]; those of FSQ lie in [-1, 1]. `quantiser` is on the CPU."""
-    return quantiser.codes_of(torch.from_numpy(indices)).numpy().reshape(len(indices), -1).astype(np.float32)
+def code_values(indices: NDArray[np.int64], quantizer: Quantizer) -> NDArray[np.float32]:
+    """Codes [R, N] -> their values [R, N * L]; those of FSQ lie in [-1, 1]. `quantizer` is on the CPU."""
+    return quantizer.codes_of(torch.from_numpy(indices)).numpy().reshape(len(indices), -1).astype(np.float32)
 
 
 def project(fitted_on: NDArray[np.float32], features: NDArray[np.float32], width: int) -> NDArray[np.float32]:
@@ -121,7 +121,7 @@ def project(fitted_on: NDArray[np.float32], features: NDArray[np.float32], width
     return ((features - mean) @ directions).astype(np.float32)
 
 
-def untrained_twin(config: DLDMConfig, clips: NDArray[np.uint8], *, seed: int, device: torch.device) -> DLDM:
+def untrained_clone(config: DLDMConfig, clips: NDArray[np.uint8], *, seed: int, device: torch.device) -> DLDM:
     """A dLDM that learned nothing: random weights, and running statistics settled on `clips` [n, T, H, W, 3]."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -130,5 +130,5 @@ def untrained_twin(config: DLDMConfig, clips: NDArray[np.uint8], *, seed: int, d
     parts = np.array_split(clips, max(1, min(SETTLING_BATCHES, len(clips) // 8)))
     with torch.no_grad():
         for i in range(SETTLING_BATCHES):
-            dldm.quantise(dldm.features(to_model_range(torch.from_numpy(parts[i % len(parts)]).to(device))))
+            dldm.quantize(dldm.features(to_model_range(torch.from_numpy(parts[i % len(parts)]).to(device))))
     return dldm.eval()

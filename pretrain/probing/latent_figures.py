@@ -1,4 +1,4 @@
-"""Pictures of the latent report, written with Pillow alone: swap sheets, nearest-neighbour strips, nuisance samples.
+"""Images of the latent report, written with Pillow alone: swap sheets, nearest-neighbor strips, nuisance samples.
 
 Numbers are in latent_report.json; these are for looking. Pixels are enlarged without smoothing, so what is seen is what
 the model saw.
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vw2_robot.data.labeled_steps import LabelledSteps, LabelledVideo
+from vw2_robot.data.labeled_steps import LabeledSteps, LabeledVideo
 from vw2_robot.storage.files import atomic_write
 
 from .features import StepRows
@@ -49,16 +49,16 @@ def write_grid(path: Path, rows: Sequence[Sequence[Pixels]], *, every: int = 1, 
 def write_strips(
     path: Path,
     strips: Sequence[Sequence[tuple[int, int]]],
-    sets: Sequence[tuple[LabelledVideo, LabelledSteps, StepRows]],
+    sets: Sequence[tuple[LabeledVideo, LabeledSteps, StepRows]],
     *,
     stride: int,
 ) -> None:
-    """One row for each query: first, middle and last frame of its step, then those of its neighbours."""
+    """One row for each query: first, middle and last frame of its step, then those of its neighbors."""
     rows = [[frame for number, row in strip for frame in _frames_of(*sets[number], row, stride)] for strip in strips]
     write_grid(path, rows, every=3, break_px=3 * GAP)
 
 
-def _frames_of(video: LabelledVideo, steps: LabelledSteps, rows: StepRows, row: int, stride: int) -> list[Pixels]:
+def _frames_of(video: LabeledVideo, steps: LabeledSteps, rows: StepRows, row: int, stride: int) -> list[Pixels]:
     begin = int(rows.step[row]) * stride
     times = steps.frames[rows.clip[row]][[begin, begin + stride // 2, begin + stride]]
     return list(video.frames.read(int(rows.episode[row]), times))

@@ -2,11 +2,11 @@
 
 Method specification 4 (figure A.6 of the paper and its numeric companions). Every step that moves is a vector of its
 code values; its label is the direction of its translation, one of six (the axis with the largest share, and its sign).
-A picture in two dimensions deceives easily, so beside it: silhouettes in the full space by direction (should be high)
-and by source (should be near 0), and how often the nearest neighbours in another data set move in the same direction.
+An image in two dimensions deceives easily, so beside it: silhouettes in the full space by direction (should be high)
+and by source (should be near 0), and how often the nearest neighbors in another data set move in the same direction.
 """
 
-# R rows (steps that move) · D numbers of a step's codes · k neighbours
+# R rows (steps that move) · D numbers of a step's codes · k neighbors
 from __future__ import annotations
 
 import importlib.util
@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from vw2_robot.errors import InputError
 
-from .features import Quantiser, StepRows, code_values, project
+from .features import Quantizer, StepRows, code_values, project
 from .probes import Split, finite, principal_components, score_ratio
 
 DIRECTIONS = ("+x", "-x", "+y", "-y", "+z", "-z")
-NEIGHBOURS = 10
+NEIGHBORS = 10
 MOST_POINTS = 1500
 
 
@@ -40,16 +40,16 @@ def directions(translation: NDArray[np.float64]) -> NDArray[np.int64]:
     return 2 * axis + (np.take_along_axis(scaled, axis[:, None], 1)[:, 0] < 0)
 
 
-def latent_map(sets: Sequence[StepRows], splits: Sequence[Split], quantiser: Quantiser, *, seed: int) -> dict[str, Any]:
-    """Points, silhouettes and neighbours of the steps that move, over all data sets."""
+def latent_map(sets: Sequence[StepRows], splits: Sequence[Split], quantizer: Quantizer, *, seed: int) -> dict[str, Any]:
+    """Points, silhouettes and neighbors of the steps that move, over all data sets."""
     parts = []
     for number, (rows, split) in enumerate(zip(sets, splits, strict=True)):
         translation = rows.motion[:, :3]
         chosen = np.flatnonzero(moving_rows(translation))
-        fitted, width = rows.difference[split.train], one_hot_width(quantiser, rows.indices.shape[1])
+        fitted, width = rows.difference[split.train], one_hot_width(quantizer, rows.indices.shape[1])
         parts.append(
             {
-                "code": code_values(rows.indices[chosen], quantiser),
+                "code": code_values(rows.indices[chosen], quantizer),
                 "pixels": project(fitted, rows.difference[chosen], width),
                 "direction": directions(translation[chosen]),
                 "source": np.full(len(chosen), number),
@@ -66,7 +66,7 @@ def latent_map(sets: Sequence[StepRows], splits: Sequence[Split], quantiser: Qua
         "sources": [rows.name for rows in sets],
         "points": {"direction": direction.tolist(), "source": source.tolist(), **_embeddings(code, seed=seed)},
         "silhouette": {"direction": finite(silhouette(code, direction))},
-        "neighbours": {
+        "neighbors": {
             feature: {
                 sets[i].name: {
                     sets[j].name: _agreement(parts[i], parts[j], feature, same=i == j, seed=seed)
@@ -82,9 +82,9 @@ def latent_map(sets: Sequence[StepRows], splits: Sequence[Split], quantiser: Qua
     return found
 
 
-def one_hot_width(quantiser: Quantiser, queries: int) -> int:
+def one_hot_width(quantizer: Quantizer, queries: int) -> int:
     """Width of the one-hot digits of a step."""
-    return queries * sum(quantiser.levels)
+    return queries * sum(quantizer.levels)
 
 
 def _embeddings(code: NDArray[np.float32], *, seed: int) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def _agreement(known: dict[str, Any], asked: dict[str, Any], feature: str, *, sa
     test = asked["test"]
     answer, guess = known["direction"][shelf], np.bincount(known["direction"][shelf], minlength=6).argmax()
     distance = squared_distances(asked[feature][test], known[feature][shelf])
-    near = np.argsort(distance, axis=1, kind="stable")[:, :NEIGHBOURS]
+    near = np.argsort(distance, axis=1, kind="stable")[:, :NEIGHBORS]
     votes = (answer[near][..., None] == np.arange(6)).sum(1)
     true, group = asked["direction"][test], asked["group"][test]
     ones = np.ones(len(true))
@@ -145,13 +145,13 @@ def _agreement(known: dict[str, Any], asked: dict[str, Any], feature: str, *, sa
 
 
 def nearest_steps(
-    sets: Sequence[StepRows], splits: Sequence[Split], quantiser: Quantiser, *, queries: int, neighbours: int, seed: int
+    sets: Sequence[StepRows], splits: Sequence[Split], quantizer: Quantizer, *, queries: int, neighbors: int, seed: int
 ) -> list[list[tuple[int, int]]]:
     """For some moving test steps, (set, row) of the step and of its nearest steps from other demonstrations.
 
-    Queries take turns among the data sets and, within one, among directions; each neighbour is another demonstration.
+    Queries take turns among the data sets and, within one, among directions; each neighbor is another demonstration.
     """
-    code = [code_values(rows.indices, quantiser) for rows in sets]
+    code = [code_values(rows.indices, quantizer) for rows in sets]
     where = [(i, r) for i, rows in enumerate(sets) for r in range(len(rows))]
     everything = np.concatenate(code)
     rng = np.random.default_rng([seed, 7])
@@ -171,24 +171,24 @@ def nearest_steps(
         taken = {(i, int(sets[i].group[row]))}
         strip = [(i, row)]
         for j, r in (where[n] for n in order):
-            if len(strip) <= neighbours and (j, int(sets[j].group[r])) not in taken:
+            if len(strip) <= neighbors and (j, int(sets[j].group[r])) not in taken:
                 taken.add((j, int(sets[j].group[r])))
                 strip.append((j, r))
         found.append(strip)
     return found
 
 
-def code_use(sets: Sequence[StepRows], quantiser: Quantiser) -> dict[str, Any]:
+def code_use(sets: Sequence[StepRows], quantizer: Quantizer) -> dict[str, Any]:
     """Histograms over all data sets: all slots together, each slot, each data set; used, dead and perplexity."""
     indices = np.concatenate([rows.indices for rows in sets])
-    by_slot = [np.bincount(slot, minlength=quantiser.vocabulary) for slot in indices.T]
+    by_slot = [np.bincount(slot, minlength=quantizer.vocabulary) for slot in indices.T]
     total = np.sum(by_slot, axis=0)
     return {
         "histogram": total.tolist(),
         "by_slot": [counts.tolist() for counts in by_slot],
         **usage(total),
         "slots": [usage(counts) for counts in by_slot],
-        "sets": {rows.name: usage(np.bincount(rows.indices.ravel(), minlength=quantiser.vocabulary)) for rows in sets},
+        "sets": {rows.name: usage(np.bincount(rows.indices.ravel(), minlength=quantizer.vocabulary)) for rows in sets},
     }
 
 

@@ -74,13 +74,13 @@ def _transfer_table(kind: str, tables: Mapping[str, Any], *, units: int) -> str:
         for feature, sources in tables.items()
         for source, row in sources.items()
     ]
-    apart = "" if units == 1 else "; where units differ, each data set's translation is standardised"
+    apart = "" if units == 1 else "; where units differ, each data set's translation is standardized"
     said = f"R2 of the translation ({kind}), fitted in one data set (rows), judged in another{apart}:\n\n"
     return said + table(["features", "fitted in", *goals], body)
 
 
 def _swap_table(swaps: Sequence[Mapping[str, Any]]) -> str:
-    columns = ("follows_donor", "follows_own", "follows_third", "own_codes", "ceiling")
+    columns = ("follows_donor", "follows_own", "follows_third", "scheduled_sampling", "ceiling")
     body = [
         [f"{s['first']}, codes of {s['donor']}", str(s["pairs"]), *(cell(s[c]["mean"], "correlation") for c in columns)]
         for s in swaps
@@ -104,11 +104,11 @@ def _nuisance_table(nuisance: Mapping[str, Any]) -> str:
 def _map_table(found: Mapping[str, Any]) -> str:
     body = [
         [feature, known, asked, cell(entry["accuracy"], "ratio"), cell(entry["commonest"], "ratio")]
-        for feature, sources in found["neighbours"].items()
+        for feature, sources in found["neighbors"].items()
         for known, row in sources.items()
         for asked, entry in row.items()
     ]
     silhouettes = ", ".join(f"by {name} {value}" for name, value in found["silhouette"].items())
-    return f"Direction by the nearest neighbours' majority (silhouettes: {silhouettes}):\n\n" + table(
-        ["features", "neighbours in", "asked in", "right", "always the commonest"], body
+    return f"Direction by the nearest neighbors' majority (silhouettes: {silhouettes}):\n\n" + table(
+        ["features", "neighbors in", "asked in", "right", "always the commonest"], body
     )

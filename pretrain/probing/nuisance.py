@@ -1,6 +1,6 @@
 """The camera-cut test: what do codes say where nothing was done, but the camera moved, cut, or the light changed?
 
-A still frame is made into a clip in which only the camera or the light changes; nothing acts. A cut jumps to a picture
+A still frame is made into a clip in which only the camera or the light changes; nothing acts. A cut jumps to an image
 of another demonstration. For each kind:
 
 * `to_actions`: distance of its code to the codes of random actions, over the distance of action codes among themselves.
@@ -12,7 +12,7 @@ of another demonstration. For each kind:
 * `phantom_motion`: what the linear probe reads from it, over the true motion of actions (both root mean square).
 
 Distances are root mean squares over the digits of a step's codes, in [0, 2]. `pixel_change` says how strong a nuisance
-is beside an action: mean absolute change of the picture over one step, as a ratio. Only the first step of a clip is
+is beside an action: mean absolute change of the image over one step, as a ratio. Only the first step of a clip is
 looked at.
 """
 
@@ -30,11 +30,11 @@ from PIL import Image
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.pixels import to_model_range
 
-from .features import Quantiser, code_values, one_hot_digits
+from .features import Quantizer, code_values, one_hot_fsq
 from .probes import LinearProbe, score_ratio
 
 SHIFT_SHARE, ZOOM_SHARE, LIGHT_SHARE = 0.06, 0.06, 0.15
-"""Strength over one latent step: shares of the picture's side, of its size, of its brightness."""
+"""Strength over one latent step: shares of the image's side, of its size, of its brightness."""
 COMPARED = 16
 Pixels = NDArray[np.uint8]
 
@@ -87,7 +87,7 @@ KINDS: dict[str, Callable[[Pixels, NDArray[np.float64], float], Pixels]] = {
 
 def nuisance_test(
     dldm: DLDM,
-    quantiser: Quantiser,
+    quantizer: Quantizer,
     clips: Pixels,
     group: NDArray[np.int64],
     *,
@@ -100,7 +100,7 @@ def nuisance_test(
 
     Args:
         dldm: the model, in eval mode.
-        quantiser: its quantiser, on the CPU.
+        quantizer: its quantizer, on the CPU.
         clips: moving clips of demonstrations that `probe` was not fitted on; their first frames are the base frames.
         group: [R] demonstrations; intervals are over these.
         probe: one-hot codes of a step -> motion [7], its first three entries are the translation.
@@ -122,13 +122,13 @@ def nuisance_test(
     made = {"still": still} | {kind: disturb(kind, still) for kind in KINDS}
     made["camera_cut"] = np.concatenate([still[:, :1], still[others[:, 0]][:, 1:]], axis=1)
     unmoved = _encode(dldm, still, device)
-    action, rest = code_values(_encode(dldm, clips, device), quantiser), code_values(unmoved, quantiser)
+    action, rest = code_values(_encode(dldm, clips, device), quantizer), code_values(unmoved, quantizer)
     among = _distance(action[:, None], action[others]).mean(1)
     kinds: dict[str, Any] = {}
     for kind, pixels in made.items():
         indices = _encode(dldm, pixels, device)
-        codes = code_values(indices, quantiser)
-        read = _translation(probe, indices, quantiser) - _translation(probe, unmoved, quantiser)
+        codes = code_values(indices, quantizer)
+        read = _translation(probe, indices, quantizer) - _translation(probe, unmoved, quantizer)
         kinds[kind] = {
             "pixel_change": ratio(_pixel_change(pixels, stride), _pixel_change(clips, stride)),
             "to_actions": ratio(_distance(codes[:, None], action[others]).mean(1), among),
@@ -136,13 +136,13 @@ def nuisance_test(
             "phantom_motion": _root(ratio((read**2).sum(1), (motion[:, :3] ** 2).sum(1))),
         }
         if kind in KINDS:
-            disturbed = code_values(_encode(dldm, disturb(kind, clips), device), quantiser)
+            disturbed = code_values(_encode(dldm, disturb(kind, clips), device), quantizer)
             kinds[kind]["on_action"] = ratio(_distance(disturbed, action), among)
     return {"frames": len(clips), "action_distance": round(float(among.mean()), 5), "kinds": kinds}
 
 
 def nuisance_examples(clips: Pixels, stride: int) -> list[list[Pixels]]:
-    """Rows of a picture: first frame, then the last one of the step under each kind, then that of the real step."""
+    """Rows of an image: first frame, then the last one of the step under each kind, then that of the real step."""
     amount = np.arange(stride + 1) / stride
     rows = []
     for number, clip in enumerate(clips):
@@ -177,8 +177,8 @@ def _pixel_change(clips: Pixels, stride: int) -> NDArray[np.float64]:
     return change
 
 
-def _translation(probe: LinearProbe, indices: NDArray[np.int64], quantiser: Quantiser) -> NDArray[np.float64]:
-    return probe.predict(one_hot_digits(indices, quantiser))[:, :3]
+def _translation(probe: LinearProbe, indices: NDArray[np.int64], quantizer: Quantizer) -> NDArray[np.float64]:
+    return probe.predict(one_hot_fsq(indices, quantizer))[:, :3]
 
 
 def _root(entry: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Program `vw2-probe-latents`: are the codes of a dLDM actions?
 
-    vw2-probe-latents dldm=runs/first/dldm labelled=[runs/record/A,runs/record/B] out=runs/first/latent_report
+    vw2-probe-latents dldm=runs/first/dldm labeled=[runs/record/A,runs/record/B] out=runs/first/latent_report
 
 Method specification 4 and 7 (items 15 to 17). The dLDM saw video only; here its codes meet true motion. Everything is
 measured on demonstrations that no probe was fitted on, with intervals over demonstrations, and beside features that
@@ -9,7 +9,7 @@ ought to be worse. Leaves in `out`, of which `vw2-report` makes a section:
     latent_report.json   all numbers: action probe, swap test, nuisances, map, code use
     latent_report.md     the main ones as tables
     swap.png             A first, A last, B first, B last, A with the codes of B, A with its own codes
-    neighbours.png       a step (first, middle, last frame) and the three steps with the nearest codes
+    neighbors.png       a step (first, middle, last frame) and the three steps with the nearest codes
     nuisances.png        a still frame as each nuisance changes it over one step
 """
 
@@ -38,7 +38,7 @@ from vw2_robot.storage.files import read_yaml, write_text
 from ..train_dldm import encoder_hash
 from .action_probe import fit_code_probe, probe_actions, split_sets
 from .code_swap import MotionReader, decode_with_codes_of, swap_examples, swap_test
-from .datasets import Labelled, dense_changes, in_common_units, open_sets, swap_steps, whole_clips
+from .datasets import Labeled, dense_changes, in_common_units, open_sets, swap_steps, whole_clips
 from .latent_figures import write_columns, write_grid, write_strips
 from .latent_map import code_use, latent_map, moving_rows, nearest_steps
 from .latent_tables import latent_tables
@@ -46,7 +46,7 @@ from .nuisance import nuisance_examples, nuisance_test
 from .probes import Split
 
 FORMAT_VERSION = 1
-PICTURE_ROWS = 6
+IMAGE_ROWS = 6
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class ProbeLatents:
 
     dldm: str
     """a checkpoint, or the run folder of the stage"""
-    labelled: list[str]
-    """labelled data sets in CALVIN's layout or RLDS, for example one a scene, or another robot's"""
+    labeled: list[str]
+    """labeled data sets in CALVIN's layout or RLDS, for example one a scene, or another robot's"""
     out: str
     names: list[str] | None = None
     """what to call the data sets; default: the names of their folders"""
@@ -66,8 +66,8 @@ class ProbeLatents:
     frames: str | None = None
     """where decoded frames are kept; default: out/frames"""
     target_hz: Rate | None = None
-    """rate of the clips' frames; null, and gap_s null: what the dLDM was trained at"""
-    gap_s: Rate | None = None
+    """rate of the clips' frames; null, and gap_seconds null: what the dLDM was trained at"""
+    gap_seconds: Rate | None = None
     """instead of target_hz: seconds that a latent step lasts"""
     pairs: int = 400
     """of clips in the swap test"""
@@ -81,13 +81,11 @@ class ProbeLatents:
 
     def __post_init__(self) -> None:
         """Reject what cannot work."""
-        if not self.labelled:
-            raise ValueError("labelled is empty; give the folders of labelled data sets: labelled=[DIR,...]")
-        if self.names is not None and (len(self.names) != len(self.labelled) or len(set(self.names)) < len(self.names)):
-            raise ValueError(
-                f"names={self.names}: expected {len(self.labelled)} different names, one for each data set"
-            )
-        frame_offsets(1, hz=1.0, target_hz=self.target_hz, gap_s=self.gap_s)
+        if not self.labeled:
+            raise ValueError("labeled is empty; give the folders of labeled data sets: labeled=[DIR,...]")
+        if self.names is not None and (len(self.names) != len(self.labeled) or len(set(self.names)) < len(self.names)):
+            raise ValueError(f"names={self.names}: expected {len(self.labeled)} different names, one for each data set")
+        frame_offsets(1, hz=1.0, target_hz=self.target_hz, gap_seconds=self.gap_seconds)
         if self.episodes < 3:
             raise ValueError(f"episodes={self.episodes}; a probe needs at least 3 (training, validation, test)")
         for name in ("pairs", "nuisance_clips"):
@@ -102,7 +100,7 @@ def probe_latents(config: ProbeLatents) -> dict[str, Any]:
     """Write latent_report.json to `out`; returns its content.
 
     Raises:
-        InputError: no dLDM, no labelled data, or too few demonstrations.
+        InputError: no dLDM, no labeled data, or too few demonstrations.
     """
     device = config.hardware.torch_device()
     checkpoint = load_checkpoint(config.dldm, kind="dldm")
@@ -111,13 +109,13 @@ def probe_latents(config: ProbeLatents) -> dict[str, Any]:
         checkpoint.load_into(dldm=dldm)
     dldm = dldm.to(device).eval()
     sets = open_sets(
-        config.labelled,
+        config.labeled,
         names=config.names,
         cache=Path(config.frames) if config.frames is not None else Path(config.out) / "frames",
         split=config.split,
         episodes=config.episodes,
-        time_base=TimeBase(target_hz=config.target_hz, gap_s=config.gap_s)
-        if config.target_hz is not None or config.gap_s is not None
+        time_base=TimeBase(target_hz=config.target_hz, gap_seconds=config.gap_seconds)
+        if config.target_hz is not None or config.gap_seconds is not None
         else trained_time_base(checkpoint),
         seed=config.seed,
         dldm=dldm,
@@ -132,7 +130,7 @@ def probe_latents(config: ProbeLatents) -> dict[str, Any]:
         "levels": list(dldm.config.fsq_levels),
         "stride": dldm.config.stride,
         "seed": config.seed,
-        "data": [labelled.facts() for labelled in sets],
+        "data": [labeled.facts() for labeled in sets],
     }
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -154,50 +152,50 @@ def trained_time_base(checkpoint: Checkpoint) -> TimeBase:
     return time_base_of({"time_base": tree.get("data")})
 
 
-def measure(config: ProbeLatents, dldm: DLDM, sets: Sequence[Labelled], *, device: torch.device) -> dict[str, Any]:
-    """All numbers of the report; its pictures go to `out`."""
-    seed, quantiser = config.seed, copy.deepcopy(dldm.fsq).cpu()
-    rows = [labelled.rows for labelled in sets]
+def measure(config: ProbeLatents, dldm: DLDM, sets: Sequence[Labeled], *, device: torch.device) -> dict[str, Any]:
+    """All numbers of the report; its images go to `out`."""
+    seed, quantizer = config.seed, copy.deepcopy(dldm.fsq).cpu()
+    rows = [labeled.rows for labeled in sets]
     splits = split_sets(rows, shares=(config.validation_share, config.test_share), seed=seed)
-    strips = nearest_steps(rows, splits, quantiser, queries=PICTURE_ROWS, neighbours=3, seed=seed)
+    strips = nearest_steps(rows, splits, quantizer, queries=IMAGE_ROWS, neighbors=3, seed=seed)
     out = Path(config.out)
-    write_strips(out / "neighbours.png", strips, [(s.video, s.steps, s.rows) for s in sets], stride=dldm.config.stride)
+    write_strips(out / "neighbors.png", strips, [(s.video, s.steps, s.rows) for s in sets], stride=dldm.config.stride)
     return {
-        "probe": probe_actions(rows, [s.untrained for s in sets], splits, quantiser, seed=seed),
+        "probe": probe_actions(rows, [s.untrained for s in sets], splits, quantizer, seed=seed),
         "swap": _swaps(config, dldm, sets, splits, device=device),
         "nuisance": _nuisances(config, dldm, sets, splits, device=device),
-        "map": latent_map(rows, splits, quantiser, seed=seed),
-        "codes": code_use(rows, quantiser),
+        "map": latent_map(rows, splits, quantizer, seed=seed),
+        "codes": code_use(rows, quantizer),
     }
 
 
 def _swaps(
-    config: ProbeLatents, dldm: DLDM, sets: Sequence[Labelled], splits: Sequence[Split], *, device: torch.device
+    config: ProbeLatents, dldm: DLDM, sets: Sequence[Labeled], splits: Sequence[Split], *, device: torch.device
 ) -> list[dict[str, Any]]:
     """The swap test within each data set, and with codes from the next one in the same units."""
     decode, found, every = decode_with_codes_of(dldm), [], []
     for members, sides in in_common_units(sets, splits):
         seen = dense_changes(members, sides, count=swap_steps(members[0]), stride=dldm.config.stride)
         reader = MotionReader(seen, seed=config.seed)
-        clips = [whole_clips(labelled, split, seed=config.seed) for labelled, split in zip(members, sides, strict=True)]
+        clips = [whole_clips(labeled, split, seed=config.seed) for labeled, split in zip(members, sides, strict=True)]
         for i, first in enumerate(clips):
             for donor in [first] if len(clips) == 1 else [first, clips[(i + 1) % len(clips)]]:
                 found.append(
                     swap_test(decode, first, donor, reader=reader, pairs=config.pairs, seed=config.seed, device=device)
                 )
         every += clips
-    columns = swap_examples(decode, every[0], every[-1], rows=PICTURE_ROWS, seed=config.seed, device=device)
+    columns = swap_examples(decode, every[0], every[-1], rows=IMAGE_ROWS, seed=config.seed, device=device)
     write_columns(Path(config.out) / "swap.png", columns)
     return found
 
 
 def _nuisances(
-    config: ProbeLatents, dldm: DLDM, sets: Sequence[Labelled], splits: Sequence[Split], *, device: torch.device
+    config: ProbeLatents, dldm: DLDM, sets: Sequence[Labeled], splits: Sequence[Split], *, device: torch.device
 ) -> dict[str, Any]:
     """The camera-cut test in each data set, on first steps that move and that the probe was not fitted on."""
-    quantiser, found = copy.deepcopy(dldm.fsq).cpu(), {}
-    for labelled, split in zip(sets, splits, strict=True):
-        rows = labelled.rows
+    quantizer, found = copy.deepcopy(dldm.fsq).cpu(), {}
+    for labeled, split in zip(sets, splits, strict=True):
+        rows = labeled.rows
         chosen = (rows.step == 0) & split.test & moving_rows(rows.motion[:, :3])
         numbers = chosen.nonzero()[0][: config.nuisance_clips]
         if len(set(rows.group[numbers].tolist())) < 2:
@@ -205,18 +203,18 @@ def _nuisances(
                 f"{rows.name}: fewer than 2 test demonstrations begin with a step that moves; use more demonstrations "
                 "(episodes) or a larger test_share"
             )
-        pixels = labelled.first_steps(numbers, stride=dldm.config.stride)
+        pixels = labeled.first_steps(numbers, stride=dldm.config.stride)
         found[rows.name] = nuisance_test(
             dldm,
-            quantiser,
+            quantizer,
             pixels,
             rows.group[numbers],
-            probe=fit_code_probe(rows, split, quantiser),
+            probe=fit_code_probe(rows, split, quantizer),
             motion=rows.motion[numbers],
             seed=config.seed,
             device=device,
         )
-        if labelled is sets[0]:
+        if labeled is sets[0]:
             write_grid(Path(config.out) / "nuisances.png", nuisance_examples(pixels[:3], dldm.config.stride))
     return found
 

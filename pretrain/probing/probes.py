@@ -2,7 +2,7 @@
 
 Used to ask whether latent codes are actions (method specification 4 and 7, item 16). A probe is fitted on some
 episodes, its one free number is chosen on others, and it is judged on a third set; rows of one episode are never on two
-sides (`split_groups`), since neighbouring steps are nearly copies of each other. R2 is taken about the mean of the rows
+sides (`split_groups`), since neighboring steps are nearly copies of each other. R2 is taken about the mean of the rows
 that are judged, so a probe that knows nothing scores 0 or a little less, and a bad one can be far below 0. Intervals
 resample whole episodes for the same reason. No simulator, no model of ours, float64 throughout the linear part.
 """
@@ -55,7 +55,7 @@ def split_groups(group_n: NDArray[np.integer[Any]], *, rng: np.random.Generator,
 
 @dataclass(frozen=True, eq=False)
 class LinearProbe:
-    """Standardise [D], then weights [D, A] and bias [A]; `penalty` [A] was chosen for each target on its own."""
+    """Standardize [D], then weights [D, A] and bias [A]; `penalty` [A] was chosen for each target on its own."""
 
     mean: Floats
     scale: Floats
@@ -108,7 +108,7 @@ def principal_components(features: NDArray[np.floating[Any]], width: int) -> tup
 
 @dataclass(frozen=True, eq=False)
 class MLPProbe:
-    """A small network on standardised features; targets are standardised inside."""
+    """A small network on standardized features; targets are standardized inside."""
 
     mean: Floats
     scale: Floats
@@ -165,7 +165,7 @@ def fit_mlp(
     return MLPProbe(mean, scale, target_mean, target_scale, net.eval())
 
 
-# ------------------------------------------------------------------------------------------------------- judgement
+# ------------------------------------------------------------------------------------------------------- judgment
 
 
 def resample_groups(

@@ -14,11 +14,11 @@ from .failures import places
 from .run_folders import Rollout
 from .tables import PAPER_ROWS, length_cell
 
-SERIES = 6  # colours of the page
+SERIES = 6  # colors of the page
 
 
-def colour(index: int) -> int:
-    """The page's colour of the rollout with this number."""
+def color(index: int) -> int:
+    """The page's color of the rollout with this number."""
     return index % SERIES + 1
 
 
@@ -27,7 +27,7 @@ def bar(rollout: Rollout, index: int, *, count: int, total: int) -> dict[str, An
     low, high = wilson_interval(count, total)
     return {
         "run": rollout.name,
-        "colour": colour(index),
+        "color": color(index),
         "count": count,
         "total": total,
         "share": count / total if total else 0.0,
@@ -102,7 +102,7 @@ def length_bars(rollouts: Sequence[Rollout]) -> list[dict[str, Any]]:
             share = r.summary["average_length"] / CHAIN_LENGTH
             text = length_cell(r)
             entry = {"name": r.name, "words": "", "text": text, "share": share, "low": low, "high": high}
-            ours.append({**entry, "colour": colour(index), "published": False})
+            ours.append({**entry, "color": color(index), "published": False})
     published = [
         {
             "name": row.method,
@@ -111,7 +111,7 @@ def length_bars(rollouts: Sequence[Rollout]) -> list[dict[str, Any]]:
             "share": row.length / CHAIN_LENGTH,
             "low": 0.0,
             "high": 0.0,
-            "colour": 0,
+            "color": 0,
             "published": True,
         }
         for row in PAPER_ROWS

@@ -1,6 +1,6 @@
-"""Training logs and code usage as figures: matplotlib drawings, inlined as SVG that follows the page's colours.
+"""Training logs and code usage as figures: matplotlib drawings, inlined as SVG that follows the page's colors.
 
-Each figure is drawn once in placeholder colours, which become CSS variables in the SVG, so one drawing serves light and
+Each figure is drawn once in placeholder colors, which become CSS variables in the SVG, so one drawing serves light and
 dark pages. Text stays text. matplotlib is imported here and nowhere else.
 """
 
@@ -17,14 +17,14 @@ from vw2_robot.errors import require
 
 Series = Mapping[str, tuple[Sequence[int], Sequence[float]]]
 MAX_POINTS = 300
-# Placeholder colour in the drawing -> what stands in the page.
+# Placeholder color in the drawing -> what stands in the page.
 INK, GRID = "#010203", "#040506"
 LINES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b06")
-PAGE_COLOURS = {INK: "var(--muted)", GRID: "var(--line)", **{c: f"var(--series-{i})" for i, c in enumerate(LINES, 1)}}
+PAGE_COLORS = {INK: "var(--muted)", GRID: "var(--line)", **{c: f"var(--series-{i})" for i, c in enumerate(LINES, 1)}}
 
 
 class Panel(NamedTuple):
-    """One small figure. legend: (colour 1..6 or 0 for none, text) with final values; caption: how to read it."""
+    """One small figure. legend: (color 1..6 or 0 for none, text) with final values; caption: how to read it."""
 
     title: str
     svg: str
@@ -71,9 +71,9 @@ def _changes(steps: Sequence[int], phases: Sequence[float]) -> list[tuple[int, i
 def _training_panel(title: str, lines: Series, changes: Sequence[tuple[int, int]], *, ids: str) -> Panel:
     figure, axes = _axes()
     caption = ""
-    for (name, (steps, values)), colour in zip(lines.items(), LINES, strict=False):
+    for (name, (steps, values)), color in zip(lines.items(), LINES, strict=False):
         x, y, width = thin(steps, values)
-        axes.plot(x, y, color=colour, linewidth=1.8, label=name, marker="o" if len(x) < 8 else "", markersize=4)
+        axes.plot(x, y, color=color, linewidth=1.8, label=name, marker="o" if len(x) < 8 else "", markersize=4)
         if width > 1:
             caption = f"each point is the mean of up to {width} logged values"
     values = np.concatenate([np.asarray(v) for _, v in lines.values()])
@@ -124,12 +124,12 @@ def code_usage_panel(codes: Mapping[str, Any], *, ids: str) -> Panel:
 def scatter_panel(
     title: str, points: Sequence[Sequence[float]], label: Sequence[int], names: Sequence[str], *, ids: str
 ) -> Panel:
-    """Points [n, 2] coloured by label, at most six names; the axes of such maps have no unit and are left out."""
+    """Points [n, 2] colored by label, at most six names; the axes of such maps have no unit and are left out."""
     figure, axes = _axes(width=3.6, height=3.0)
     place, kind = np.asarray(points, dtype=np.float64), np.asarray(label)
-    for number, colour in zip(range(len(names)), LINES, strict=False):
+    for number, color in zip(range(len(names)), LINES, strict=False):
         x, y = place[kind == number].T
-        axes.scatter(x, y, s=5, color=colour, alpha=0.55, linewidths=0)
+        axes.scatter(x, y, s=5, color=color, alpha=0.55, linewidths=0)
     axes.set_xticks([])
     axes.set_yticks([])
     legend = [(i, f"{name} ({int((kind == i - 1).sum())})") for i, name in enumerate(names, 1)]
@@ -156,7 +156,7 @@ def _note(axes: Any, text: str, *, at: tuple[float, float], coords: tuple[str, s
 
 
 def _svg(figure: Any, *, ids: str) -> str:
-    """The figure as an inline SVG without fonts or fixed size; colours are CSS variables."""
+    """The figure as an inline SVG without fonts or fixed size; colors are CSS variables."""
     import matplotlib
 
     buffer = io.StringIO()
@@ -170,6 +170,6 @@ def _svg(figure: Any, *, ids: str) -> str:
     svg = re.sub(r'font: ([\d.]+px)[^;"]*', r"font-size: \1", re.sub(r'font-family: [^;"]*;? ?', "", svg))
     svg = re.sub(r'<svg[^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 role="img" stroke-linejoin="round">', svg, count=1)
     svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{ids}-", svg)
-    for placeholder, colour in PAGE_COLOURS.items():
-        svg = svg.replace(placeholder, colour)
+    for placeholder, color in PAGE_COLORS.items():
+        svg = svg.replace(placeholder, color)
     return svg

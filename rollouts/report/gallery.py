@@ -1,6 +1,7 @@
-"""Which films the page shows, and what stands beside each: instructions, outcome, and the policy's answers as a strip.
+"""Which videos the page shows, and what stands beside each: instructions, outcome, and the policy's answers as a strip.
 
-Films take turns among the rollouts, best and worst alternating, until a number or a size is reached; the rest is named.
+Videos take turns among the rollouts, best and worst alternating, until a number or a size is reached; the rest is
+named.
 """
 
 from __future__ import annotations
@@ -12,26 +13,26 @@ from vw2_robot.errors import InputError
 
 from ..evaluate import Row
 from ..recording import recording_path
-from ..video import FilmPaths
-from .bars import colour
+from ..video import VideoPaths
+from .bars import color
 from .inline_files import data_uri, lies_in
 from .run_folders import Rollout
 from .strips import Strip, draw, read_answers
 
-MAX_FILMS = 24
-Turn = tuple[int, Rollout, Row, FilmPaths]
+MAX_VIDEOS = 24
+Turn = tuple[int, Rollout, Row, VideoPaths]
 
 
-def film_cards(rollouts: Sequence[Rollout], *, budget: int) -> tuple[list[dict[str, Any]], list[str]]:
-    """Films to show, within `budget` bytes of the page; and the files left out."""
-    queues = [[(i, r, *film) for film in _spread(r.films())] for i, r in enumerate(rollouts)]
+def video_cards(rollouts: Sequence[Rollout], *, budget: int) -> tuple[list[dict[str, Any]], list[str]]:
+    """Videos to show, within `budget` bytes of the page; and the files left out."""
+    queues = [[(i, r, *video) for video in _spread(r.videos())] for i, r in enumerate(rollouts)]
     turns = [queue[i] for i in range(max(map(len, queues), default=0)) for queue in queues if i < len(queue)]
     cards: list[dict[str, Any]] = []
     left_out = []
     for turn in turns:
         _, rollout, row, paths = turn
         size = (paths.video.stat().st_size + paths.poster.stat().st_size) * 4 // 3  # base64 makes four of three
-        if len(cards) < MAX_FILMS and size <= budget:
+        if len(cards) < MAX_VIDEOS and size <= budget:
             strip = _strip(rollout, row, paths)
             size += len(strip.svg) + len(strip.codes or "") if strip is not None else 0
             if size <= budget:
@@ -42,20 +43,20 @@ def film_cards(rollouts: Sequence[Rollout], *, budget: int) -> tuple[list[dict[s
     return sorted(cards, key=lambda card: (card["index"], -card["solved"], card["number"])), left_out
 
 
-def _spread(films: list[tuple[Row, FilmPaths]]) -> list[tuple[Row, FilmPaths]]:
+def _spread(videos: list[tuple[Row, VideoPaths]]) -> list[tuple[Row, VideoPaths]]:
     """Best, worst, second best, ...: whatever the budget cuts off, both kinds are shown."""
     spread = []
-    while films:
-        spread.append(films.pop(0))
-        films.reverse()
+    while videos:
+        spread.append(videos.pop(0))
+        videos.reverse()
     return spread
 
 
-def _strip(rollout: Rollout, row: Row, paths: FilmPaths) -> Strip | None:
-    """What the policy answered: kept beside the film or, in older folders, among all recorded chains."""
+def _strip(rollout: Rollout, row: Row, paths: VideoPaths) -> Strip | None:
+    """What the policy answered: kept beside the video or, in older folders, among all recorded chains."""
     places = (paths.answers, recording_path(rollout.path, row["sequence"]))
     there = next((path for path in places if lies_in(rollout.path, path)), None)
-    every = rollout.summary.get("replan_every")
+    every = rollout.summary.get("n_action_steps")
     if there is None or not every:
         return None
     try:
@@ -69,11 +70,11 @@ def _card(turn: Turn, strip: Strip | None) -> dict[str, Any]:
     return {
         "index": index,
         "run": rollout.name,
-        "colour": colour(index),
+        "color": color(index),
         "number": row["sequence"],
         "solved": row["solved"],
         "subtasks": _subtasks(row, rollout.origin.get("instructions", {})),
-        "film": data_uri(paths.video, "video/mp4"),
+        "video": data_uri(paths.video, "video/mp4"),
         "poster": data_uri(paths.poster, "image/jpeg"),
         "strip": strip,
     }

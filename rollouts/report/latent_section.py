@@ -1,6 +1,6 @@
 """The section of the report on latent actions: what `vw2-probe-latents` left, put in order for its template.
 
-Reads `latent_report.json` and the pictures beside it, found anywhere below the given folders; nothing is measured here.
+Reads `latent_report.json` and the images beside it, found anywhere below the given folders; nothing is measured here.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ SWAP = {
     "follows_donor": "the donor of the codes",
     "follows_own": "the clip itself",
     "follows_third": "a third clip",
-    "own_codes": "itself, its own codes",
-    "ceiling": "itself, true pictures",
+    "scheduled_sampling": "itself, its own codes",
+    "ceiling": "itself, true images",
 }
 NUISANCE = {
-    "pixel_change": "change of the picture",
+    "pixel_change": "change of the image",
     "to_actions": "distance to actions",
     "sensitivity": "trace in the code",
     "on_action": "effect on an action's code",
     "phantom_motion": "motion read from it",
 }
-PICTURES = {
+IMAGES = {
     "swap": "A first and last, B first and last, A with the codes of B, A with its own codes",
-    "neighbours": "a step (first, middle, last frame), then the three steps with the nearest codes",
+    "neighbors": "a step (first, middle, last frame), then the three steps with the nearest codes",
     "nuisances": "a still frame, then the same after one step of moving, zooming, light, cut; last: the real step",
 }
 
@@ -125,22 +125,22 @@ def _facts(report: LatentReport, *, ids: str) -> dict[str, Any]:
             for words, key, names in maps
         ],
         "silhouettes": {name: value for name, value in content["map"]["silhouette"].items() if value is not None},
-        "neighbours": _neighbours(content["map"]["neighbours"]),
+        "neighbors": _neighbors(content["map"]["neighbors"]),
         "codes": code_usage_panel(content["codes"], ids=f"{ids}-codes"),
-        "pictures": [
+        "images": [
             {"words": words, "uri": data_uri(path, "image/png")}
-            for name, words in PICTURES.items()
+            for name, words in IMAGES.items()
             if lies_in(report.path, path := report.path / f"{name}.png")
         ],
     }
 
 
-def bar(words: str, entry: Mapping[str, Any], key: str, colour: int) -> dict[str, Any]:
+def bar(words: str, entry: Mapping[str, Any], key: str, color: int) -> dict[str, Any]:
     """A bar on [0, 1]; values and intervals beyond it are drawn at its ends and written as they are."""
     value, (low, high) = entry[key], entry["ci95"]
     ends = (0.0 if v is None else min(1.0, max(0.0, v)) for v in (value, low, high))
     share, left, right = ends
-    return {"words": words, "text": cell(entry, key), "share": share, "low": left, "high": right, "colour": colour}
+    return {"words": words, "text": cell(entry, key), "share": share, "low": left, "high": right, "color": color}
 
 
 def cell(entry: Mapping[str, Any], key: str) -> str:
@@ -158,8 +158,8 @@ def _probe(content: Mapping[str, Any], name: str, kind: str) -> dict[str, Any]:
     return {
         "title": f"{name}: {'actions commanded' if kind == 'commanded' else 'how the hand moved'}",
         "bars": [
-            bar(words, scores[feature]["linear"]["translation"], "r2", colour)
-            for colour, (feature, words) in enumerate(FEATURES.items(), 1)
+            bar(words, scores[feature]["linear"]["translation"], "r2", color)
+            for color, (feature, words) in enumerate(FEATURES.items(), 1)
         ],
         "head": dimensions,
         "rows": [
@@ -186,7 +186,7 @@ def _swap(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "title": f"first frames of {entry['first']}, codes of {entry['donor']} ({entry['pairs']} pairs)",
         "bars": [
-            bar(words, entry[key]["mean"], "correlation", colour) for colour, (key, words) in enumerate(SWAP.items(), 1)
+            bar(words, entry[key]["mean"], "correlation", color) for color, (key, words) in enumerate(SWAP.items(), 1)
         ],
     }
 
@@ -200,11 +200,11 @@ def _nuisances(nuisance: Mapping[str, Any]) -> dict[str, Any]:
     return {"head": list(NUISANCE.values()), "rows": rows}
 
 
-def _neighbours(neighbours: Mapping[str, Any]) -> list[list[str]]:
+def _neighbors(neighbors: Mapping[str, Any]) -> list[list[str]]:
     return [
         [{"code": "codes", "pixels": "pixel difference"}[feature], known, asked]
         + [cell(entry[key], "ratio") for key in ("accuracy", "commonest")]
-        for feature, sources in neighbours.items()
+        for feature, sources in neighbors.items()
         for known, row in sources.items()
         for asked, entry in row.items()
     ]

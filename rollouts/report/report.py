@@ -2,7 +2,7 @@
 
     vw2-report runs=[runs/first,runs/random] out=runs/report
 
-`report.html` is self-contained: styles, figures, pictures and films are inside, it fetches nothing, follows the
+`report.html` is self-contained: styles, figures, images and videos are inside, it fetches nothing, follows the
 reader's light or dark setting and fits a phone. `table.md` and `table.tex` hold the same numbers. Runs are found
 anywhere below the given folders; a training run alone, a rollout alone and several of both are all reports. A rollout
 writes its own page with `write_report`, too. Arithmetic lives in `results`, `failures` and `compare`, drawing in
@@ -28,7 +28,7 @@ from vw2_robot.storage.locks import lock_folder
 from ..results import five_lines, percent
 from .bars import length_bars, longest, never_reached, place_groups, success_groups, task_groups
 from .curves import code_usage_panel, training_panels
-from .gallery import film_cards
+from .gallery import video_cards
 from .inline_files import data_uri
 from .latent_section import LatentReport, latent_section, read_latent_reports
 from .run_folders import Rollout, Stage, discover
@@ -48,7 +48,7 @@ class ReportConfig:
     out: str
     title: str | None = None
     video_megabytes: Unbounded = VIDEO_MEGABYTES
-    """megabytes of the page that films and their strips may take; the rest is named instead of shown"""
+    """megabytes of the page that videos and their strips may take; the rest is named instead of shown"""
 
     def __post_init__(self) -> None:
         """Reject what cannot work."""
@@ -90,7 +90,7 @@ def render(
 ) -> str:
     """The page as text."""
     environment = _environment()
-    cards, left_out = film_cards(rollouts, budget=int(video_megabytes * 1e6))
+    cards, left_out = video_cards(rollouts, budget=int(video_megabytes * 1e6))
     page: str = environment.get_template("report.html.jinja").render(
         title=title,
         version=__version__,
@@ -160,7 +160,7 @@ def _stage(stage: Stage, *, ids: str) -> dict[str, Any]:
         "steps": stage.last_step,
         "panels": training_panels(stage.records, ids=ids),
         "codes": code_usage_panel(stage.codes, ids=f"{ids}-codes") if stage.codes else None,
-        "pictures": data_uri(stage.reconstructions, "image/png") if stage.reconstructions else None,
+        "images": data_uri(stage.reconstructions, "image/png") if stage.reconstructions else None,
         "config": stage.config,
     }
 

@@ -20,7 +20,7 @@ from vw2_robot.storage.files import MAX_JSON_BYTES, read_json, read_text, read_y
 
 from ..evaluate import Row
 from ..results import RERUN, read_results, read_seconds, summarize
-from ..video import FilmPaths, film_paths
+from ..video import VideoPaths, video_paths
 from .inline_files import lies_in
 
 STAGE_ORDER = ("vdm", "dldm", "latents", "policy", "finetune")
@@ -74,7 +74,7 @@ SUMMARY: dict[str, tuple[bool, Callable[[Any], bool]]] = {
     "policy_hash": (True, lambda value: isinstance(value, str | None)),
     "label_fraction": (True, lambda value: value is None or _is_number(value)),
     "env": (True, lambda value: isinstance(value, dict)),
-    "replan_every": (False, lambda value: value is None or (_is_count(value) and value > 0)),
+    "n_action_steps": (False, lambda value: value is None or (_is_count(value) and value > 0)),
     "seconds": (True, _is_number),
     "env_steps": (True, _is_count),
 }
@@ -122,9 +122,9 @@ class Rollout:
     asked: int
     """chains asked for; more than the summary counts while the rollout is under way"""
 
-    def films(self) -> list[tuple[Row, FilmPaths]]:
-        """The chains that were filmed, most solved first; `answers` may be missing on disk."""
-        found = [(row, film_paths(self.path / "videos", row["sequence"])) for row in self.rows]
+    def videos(self) -> list[tuple[Row, VideoPaths]]:
+        """The chains that were recorded, most solved first; `answers` may be missing on disk."""
+        found = [(row, video_paths(self.path / "videos", row["sequence"])) for row in self.rows]
         there = [entry for entry in found if all(lies_in(self.path, path) for path in entry[1][:2])]
         return sorted(there, key=lambda entry: (-entry[0]["solved"], entry[0]["sequence"]))
 
@@ -193,14 +193,14 @@ def labels(roots: Sequence[Path]) -> list[str]:
 
 
 def _read_stage(name: str, folder: Path) -> Stage:
-    picture = folder / "reconstructions.png"
+    image = folder / "reconstructions.png"
     return Stage(
         name=name,
         path=folder,
         records=read_metrics(folder / "metrics.jsonl"),
         config=_text(folder / "config.yaml"),
         codes=_json(folder / "codes.json", CODES, cure="train this stage again, or delete the file"),
-        reconstructions=picture if lies_in(folder, picture) else None,
+        reconstructions=image if lies_in(folder, image) else None,
     )
 
 

@@ -14,7 +14,7 @@ from vw2_robot.command_line.config_tree import differing_keys
 
 from ..compare import compare
 from ..results import CHAIN_LENGTH, labels_text, paired_rows
-from .bars import colour
+from .bars import color
 from .failures import average_length_without, covered_chains, endings, step_histogram
 from .run_folders import Rollout
 from .tables import length_cell, rate_cells
@@ -34,13 +34,13 @@ def comparisons(rollouts: Sequence[Rollout]) -> dict[str, Any] | None:
         if entry["chains"]:
             values = (entry["mean"], *entry["interval"])
             entry["at"], entry["low"], entry["high"] = ((value + reach) / (2 * reach) for value in values)
-    return {"base": first.name, "colour": colour(0), "reach": reach, "entries": found}
+    return {"base": first.name, "color": color(0), "reach": reach, "entries": found}
 
 
 def _comparison(index: int, rollout: Rollout, first: Rollout) -> dict[str, Any]:
     facts = {
         "name": rollout.name,
-        "colour": colour(index),
+        "color": color(index),
         "differs": differing_keys(first.summary["env"], rollout.summary["env"]),
     }
     if not paired_rows(rollout.rows, first.rows):
@@ -67,7 +67,7 @@ def rollout_facts(index: int, rollout: Rollout) -> dict[str, Any]:
     ended = endings(rows)
     return {
         "name": rollout.name,
-        "colour": colour(index),
+        "color": color(index),
         "chains": summary["num_sequences"],
         "unfinished": rollout.asked - summary["num_sequences"],
         "labels": labels_text(summary["label_fraction"]),
@@ -109,7 +109,7 @@ def _facts(rollout: Rollout) -> dict[str, Any]:
         "protocol": origin.get("protocol"),
         "chains": f"{summary['num_sequences']} of {rollout.asked} asked for",
         "shard": origin.get("shard"),
-        "steps per look": summary.get("replan_every"),
+        "steps per look": summary.get("n_action_steps"),
         "step limit per subtask": origin.get("max_steps"),
         "control rate (Hz)": origin.get("control_hz"),
         "batch": origin.get("batch"),

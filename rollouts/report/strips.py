@@ -3,8 +3,8 @@
 One control step is one unit of the drawing's width, so a strip is as long as its chain and scrolls inside its place.
 Executed is what the robot was told (`vw2_robot.commands`); predicted is the whole chunk of each look before clipping,
 its later part replaced by the next look. Every pixel column of the codes is a control step, every row one of the N
-codes of the latent step being executed; equal codes have equal colours. Reads `videos/chain_0000.npz`, which holds what
-recording.py describes; colours are the page's CSS variables.
+codes of the latent step being executed; equal codes have equal colors. Reads `videos/chain_0000.npz`, which holds what
+recording.py describes; colors are the page's CSS variables.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MAX_POINTS = 900
 MAX_CHUNKS = 150
 """predicted chunks that are drawn; of more looks every second, third, ... one"""
 HUE_STEP, LIGHT_STEP = 0.6180339887, 0.7548776662
-"""shares of the colour circle and of the range of brightness between a code and the next: neighbours look unlike"""
+"""shares of the color circle and of the range of brightness between a code and the next: neighbors look unlike"""
 
 
 @dataclass(frozen=True)
@@ -120,13 +120,13 @@ def draw(answers: Answers, steps: Sequence[int], *, every: int) -> Strip:
     svg = f'<svg viewBox="0 0 {len(told)} {height}" preserveAspectRatio="none">{"".join(body)}</svg>'
     codes, rows = None, 0
     if answers.tokens is not None:
-        picture = code_picture(answers, steps, every=every)
-        codes, rows = _png(picture), picture.shape[0]
+        image = code_image(answers, steps, every=every)
+        codes, rows = _png(image), image.shape[0]
     parts = [(i + 1, taken) for i, taken in enumerate(steps)]
     return Strip(svg, codes, rows, len(told), parts, ACTION_NAMES, answers.actions.shape[1])
 
 
-def code_picture(answers: Answers, steps: Sequence[int], *, every: int) -> NDArray[np.uint8]:
+def code_image(answers: Answers, steps: Sequence[int], *, every: int) -> NDArray[np.uint8]:
     """RGB [N, S, 3]: column t shows the codes of the latent step that covers control step t of its chunk."""
     assert answers.tokens is not None
     latent_steps, horizon = answers.tokens.shape[1], answers.actions.shape[1]
@@ -136,19 +136,19 @@ def code_picture(answers: Answers, steps: Sequence[int], *, every: int) -> NDArr
         tokens = answers.tokens[answers.subtask == position]
         look, within = np.divmod(np.arange(taken), every)
         columns.append(tokens[look, np.minimum(within // stride, latent_steps - 1)])
-    return _colours(np.concatenate(columns).T)
+    return _colors(np.concatenate(columns).T)
 
 
-def _colours(codes: NDArray[np.int64]) -> NDArray[np.uint8]:
+def _colors(codes: NDArray[np.int64]) -> NDArray[np.uint8]:
     """RGB of each code, the same on every page; codes next to each other differ in hue."""
     hue, light = codes * HUE_STEP % 1.0, 0.7 + 0.45 * (codes * LIGHT_STEP % 1.0)
     channels = [255 * light * (0.5 + 0.32 * np.cos(2 * np.pi * (hue - third / 3))) for third in range(3)]
     return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
-def _png(picture: NDArray[np.uint8]) -> str:
+def _png(image: NDArray[np.uint8]) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
+    Image.fromarray(image).save(buffer, format="PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 

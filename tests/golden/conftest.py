@@ -38,8 +38,8 @@ class Agreement:
             difference[:, angles] = (difference[:, angles] + np.pi) % (2 * np.pi) - np.pi
             assert np.abs(difference).max() < 1e-6, name
 
-    def picture(self, found: NDArray[np.uint8], recorded: NDArray[np.uint8]) -> None:
-        """Equal bytes; or two grey levels on average."""
+    def image(self, found: NDArray[np.uint8], recorded: NDArray[np.uint8]) -> None:
+        """Equal bytes; or two gray levels on average."""
         assert found.shape == recorded.shape
         if self.exact:
             np.testing.assert_array_equal(found, recorded)
@@ -47,7 +47,7 @@ class Agreement:
             assert np.abs(found.astype(float) - recorded).mean() < 2
 
     def depth(self, found: NDArray[np.float32], recorded: NDArray[np.float32]) -> None:
-        """Equal bytes; or a centimetre on average."""
+        """Equal bytes; or a centimeter on average."""
         assert found.shape == recorded.shape
         if self.exact:
             np.testing.assert_array_equal(found, recorded)

@@ -1,7 +1,7 @@
-"""The simulator repeats the recordings of the reference: states, tasks and pictures (conformance levels L3 and L4).
+"""The simulator repeats the recordings of the reference: states, tasks and images (conformance levels L3 and L4).
 
 On the build that made the recordings (PyBullet 3.2.7, Linux x86-64) to the bit; on another build to 1e-6 until the arm
-first touches something, with the same tasks at the end and pictures within two grey levels. Which of the two was asked
+first touches something, with the same tasks at the end and images within two gray levels. Which of the two was asked
 for stands in the id of each test: `bit_exact` or `tolerance` (conftest.py).
 """
 
@@ -46,7 +46,7 @@ class Run:
     scene_obs: NDArray[np.float64]
     logical: NDArray[np.int8]
     tasks: NDArray[np.bool_]
-    pictures: list[dict[str, NDArray[np.uint8]]]
+    images: list[dict[str, NDArray[np.uint8]]]
     depth: NDArray[np.float32]
     before_contact: int
 
@@ -74,7 +74,7 @@ def replay(env: CalvinEnv, recording: Recording) -> Iterator[int]:
         yield row
 
 
-def run(env: CalvinEnv, recording: Recording, *, pictures: bool = False) -> Run:
+def run(env: CalvinEnv, recording: Recording, *, images: bool = False) -> Run:
     oracle = TaskOracle()
     marks: dict[int, dict[str, Any]] = {}
     robot_obs, scene_obs, logical, shown, touched = [], [], [], [], []
@@ -92,9 +92,9 @@ def run(env: CalvinEnv, recording: Recording, *, pictures: bool = False) -> Run:
         for mark, before in enumerate(marks.values()):
             for task in oracle.get_task_info(before, info):
                 tasks[mark, row, oracle.task_to_id[task]] = True
-        if pictures and row in recording["rgb_steps"]:
-            rgb, metres = env.render_depth("static")
-            depth = depth if shown else metres
+        if images and row in recording["rgb_steps"]:
+            rgb, meters = env.render_depth("static")
+            depth = depth if shown else meters
             shown.append({"static": rgb, "gripper": env.render_camera("gripper")})
     before_contact = touched.index(True) if any(touched) else len(touched)
     return Run(
@@ -111,7 +111,7 @@ def replayed(golden_dir: Path, reference_assets: Path) -> Callable[[str], Run]:
         recording = load(golden_dir, name)
         env = make(recording, reference_assets)
         assert list(env.scene_order) == recording["block_order"].tolist()
-        found = run(env, recording, pictures=True)
+        found = run(env, recording, images=True)
         env.close()
         return found
 
@@ -143,15 +143,15 @@ def test_recorded_actions_solve_the_recorded_tasks(name: str, agreement: Any, re
 
 
 @pytest.mark.parametrize("name", TRAJECTORIES)
-def test_pictures_on_the_way_are_the_recorded_ones(name: str, agreement: Any, replayed: Callable[[str], Run]) -> None:
+def test_images_on_the_way_are_the_recorded_ones(name: str, agreement: Any, replayed: Callable[[str], Run]) -> None:
     found = replayed(name)
     rows = found.recording["rgb_steps"]
-    assert len(found.pictures) == len(rows) > 0
+    assert len(found.images) == len(rows) > 0
     agreement.depth(found.depth, found.recording["depth_static_first"])
     for number, row in enumerate(rows):
         if agreement.exact or row < found.before_contact:
-            for camera, picture in found.pictures[number].items():
-                agreement.picture(picture, found.recording[f"rgb_{camera}"][number])
+            for camera, image in found.images[number].items():
+                agreement.image(image, found.recording[f"rgb_{camera}"][number])
 
 
 def test_the_tolerances_accept_another_order_of_rounding_and_nothing_more(
@@ -266,7 +266,7 @@ def test_each_scene_looks_as_recorded(number: int, agreement: Any, golden_dir: P
     env.reset_physics(robot_obs=recording["reset_robot_obs"], scene_obs=recording["reset_scene_obs"][number])
     for camera in ("static", "gripper"):
         rgb, depth = env.render_depth(camera)
-        agreement.picture(rgb, recording[f"tiny_rgb_{camera}"][number])
+        agreement.image(rgb, recording[f"tiny_rgb_{camera}"][number])
         agreement.depth(depth, recording[f"tiny_depth_{camera}"][number])
     env.close()
 

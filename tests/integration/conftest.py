@@ -1,4 +1,4 @@
-"""A miniature of the whole training chain: 16 x 16 pictures of moving squares, models of a few thousand weights."""
+"""A miniature of the whole training chain: 16 x 16 images of moving squares, models of a few thousand weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 SIDE = 16
-COLOURS = np.array([[230, 60, 40], [40, 200, 60], [60, 90, 240]], np.uint8)
+COLORS = np.array([[230, 60, 40], [40, 200, 60], [60, 90, 240]], np.uint8)
 
 
 def moving_square(number: int, length: int = 9) -> np.ndarray:
@@ -18,7 +18,7 @@ def moving_square(number: int, length: int = 9) -> np.ndarray:
     video = np.broadcast_to(ground, (length, SIDE, SIDE, 3)).copy()
     for t in range(length):
         left = (2 * number + (2 * t if number % 2 else -2 * t)) % (SIDE - 6)
-        video[t, 5:11, left : left + 6] = COLOURS[number % 3]
+        video[t, 5:11, left : left + 6] = COLORS[number % 3]
     return video
 
 
@@ -80,7 +80,7 @@ def miniature(frames_folder: Path) -> Callable[..., list[str]]:
             "dldm.frames=5",
             "dldm.height=16",
             "dldm.width=16",
-            "++dldm.stem={patch: pixel, patch_t: 4, patch_s: 4, kernel_s: 1}",
+            "++dldm.stem={patch: pixel, temporal_patch_size: 4, spatial_patch_size: 4, spatial_kernel_size: 1}",
             "dldm.levels=[{width: 8, blocks: 1}]",
             "++dldm.qformer={context: adjacent, depth: 1, heads: 2}",
             "dldm.z_channels=8",

@@ -90,9 +90,9 @@ def test_a_folder_that_is_no_data_set(refuse, chain, tuning, tmp_path):
     assert "expected layout" in refuse(train_head, tuning(data=tmp_path))
 
 
-def test_pictures_of_another_size_than_the_model(refuse, chain, frames_folder):
+def test_images_of_another_size_than_the_model(refuse, chain, frames_folder):
     error = refuse(pretrain_on_openx, chain(f"data.frames={frames_folder}", "dldm.height=32"))
-    assert "holds 16 x 16 pictures, the dLDM expects 32 x 16" in error
+    assert "holds 16 x 16 images, the dLDM expects 32 x 16" in error
 
 
 def damaged(calvin_folder, tmp_path, change):
@@ -115,9 +115,9 @@ def damaged(calvin_folder, tmp_path, change):
         ("rel_actions", np.zeros(6), "rel_actions"),
         ("rel_actions", np.full(7, np.nan), "rel_actions is not finite at frame 203"),
     ],
-    ids=["grey", "float", "size", "six numbers", "not finite"],
+    ids=["gray", "float", "size", "six numbers", "not finite"],
 )
-def test_pictures_and_actions_of_a_wrong_shape(refuse, tuning, calvin_folder, tmp_path, name, value, message):
+def test_images_and_actions_of_a_wrong_shape(refuse, tuning, calvin_folder, tmp_path, name, value, message):
     data = damaged(calvin_folder, tmp_path, lambda content: content.update({name: value}))
     error = refuse(train_head, tuning("label_fraction=1.0", "data.validation_fraction=0.25", data=data))
     assert message in error
@@ -170,7 +170,7 @@ def process(code, *arguments):
 def test_a_tfrecord_shard_that_was_cut_off(chain, tmp_path):
     pytest.importorskip("tensorflow_datasets", reason="the openx extra is not installed")
     out = tmp_path / "vw2_arms" / "1.0.0"
-    done = process(TRUNCATED, out, *chain(f"data.path={out}", "data.max_bad=0"))
+    done = process(TRUNCATED, out, *chain(f"data.path={out}", "data.max_skipped=0"))
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert "pretrain: error: " in done.stderr
@@ -294,7 +294,7 @@ def test_weights_that_were_cut_off(refuse, pretrained, tuning, tmp_path):
 
 
 def test_more_actions_between_looks_than_the_policy_gives(refuse, tuning):
-    assert "replan_every=5, but 1 latent steps give only 4 actions" in refuse(train_head, tuning("replan_every=5"))
+    assert "n_action_steps=5, but 1 latent steps give only 4 actions" in refuse(train_head, tuning("n_action_steps=5"))
 
 
 def test_fewer_labels_than_one(refuse, tuning):

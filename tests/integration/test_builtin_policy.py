@@ -30,10 +30,10 @@ def test_the_manifest_of_every_built_in_policy_is_fresh():
         assert manifest == {p.name: sha256_of(p) for p in folder.iterdir() if p.name != "manifest.json"}
 
 
-def test_it_acts_on_a_picture_of_any_size_and_is_deterministic(agent):
+def test_it_acts_on_a_image_of_any_size_and_is_deterministic(agent):
     image = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
-    for picture in (image, image[:120, :160]):
-        look = {"images": {"static": picture}, "prompt": "pull the handle to open the drawer"}
+    for shown in (image, image[:120, :160]):
+        look = {"images": {"static": shown}, "prompt": "pull the handle to open the drawer"}
         agent.reset(look["prompt"], seed=0)
         first = agent.infer(look)["actions"]
         assert first.shape == (agent.metadata["horizon"], 7)

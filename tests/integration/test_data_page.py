@@ -18,21 +18,21 @@ def code_blocks() -> list[str]:
 
 @pytest.fixture
 def somebodys_folder(tmp_path: Path) -> Path:
-    """Two films, one with words, and three recordings as arrays."""
+    """Two videos, one with words, and three recordings as arrays."""
     av = pytest.importorskip("av", reason="PyAV is not installed (extra video)")
-    (tmp_path / "my_films").mkdir()
+    (tmp_path / "my_videos").mkdir()
     (tmp_path / "my_robot").mkdir()
     rng = np.random.default_rng(0)
     for name in ("a.mp4", "b.mp4"):
-        with av.open(str(tmp_path / "my_films" / name), "w") as container:
+        with av.open(str(tmp_path / "my_videos" / name), "w") as container:
             stream = container.add_stream("libx264", rate=20)
             stream.width, stream.height, stream.pix_fmt = 96, 72, "yuv420p"
             for _ in range(40):
-                picture = rng.integers(0, 256, (9, 12, 3), np.uint8).repeat(8, axis=0).repeat(8, axis=1)
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+                image = rng.integers(0, 256, (9, 12, 3), np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             container.mux(stream.encode(None))
     caption = {"file": "a.mp4", "instruction": "fold the paper"}
-    (tmp_path / "my_films" / "captions.jsonl").write_text(json.dumps(caption) + "\n")
+    (tmp_path / "my_videos" / "captions.jsonl").write_text(json.dumps(caption) + "\n")
     for number in range(3):
         np.save(tmp_path / "my_robot" / f"{number}.npy", rng.integers(0, 256, (20, 60, 80, 3), np.uint8))
     return tmp_path
@@ -47,16 +47,16 @@ def test_the_examples_run_one_after_the_other(
     somebodys_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(somebodys_folder)
-    films, own = code_blocks()
+    videos, own = code_blocks()
     names: dict[str, object] = {"__name__": "example"}
-    exec(films, names)
+    exec(videos, names)
     batch = names["batch"]
     assert batch.pixels.shape == (4, 9, 64, 64, 3)  # type: ignore[attr-defined]
     assert batch.pixels.std() > 20  # type: ignore[attr-defined]
     assert set(batch.instruction) <= {"fold the paper", ""}  # type: ignore[attr-defined]
     assert "(4, 9, 64, 64, 3)" in capsys.readouterr().out
     exec(own, names)
-    assert {"my_robot", "my_films"} >= set(names["batch"].source)  # type: ignore[attr-defined]
+    assert {"my_robot", "my_videos"} >= set(names["batch"].source)  # type: ignore[attr-defined]
     assert "wipe the table" in names["batch"].instruction  # type: ignore[attr-defined]
 
 

@@ -165,7 +165,7 @@ def test_under_bfloat16_both_phases_train_and_keep_float32_weights(configure) ->
 def test_compiled_training_agrees_with_eager_training(miniature, tmp_path) -> None:
     """In processes of their own: the run-time shape checks of the tests and torch's compiler do not mix.
 
-    Losses are compared, not weights: a bias before the standardisation has no gradient, and Adam makes rounding of it.
+    Losses are compared, not weights: a bias before the standardization has no gradient, and Adam makes rounding of it.
     """
     found = {}
     for compiled in ("false", "true"):

@@ -26,7 +26,7 @@ SMALL = {
     "dldm.frames": 5,
     "dldm.height": 16,
     "dldm.width": 16,
-    "dldm.stem.patch_s": 4,
+    "dldm.stem.spatial_patch_size": 4,
     "dldm.levels": "[{width: 8, blocks: 1}]",
     "++dldm.qformer": "{context: adjacent, depth: 1, heads: 2}",
     "dldm.z_channels": 8,

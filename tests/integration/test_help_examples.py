@@ -96,7 +96,7 @@ def test_training_works_as_the_help_shows_it(
         start(f"pretrain.{stage}", *from_openx, *sizes)
     capsys.readouterr()
     start("pretrain.pretrain_on_openx", *from_openx, *sizes)
-    assert "frames: 8 episodes, 80 pictures of 16 x 16" in capsys.readouterr().out
+    assert "frames: 8 episodes, 80 images of 16 x 16" in capsys.readouterr().out
     assert load_checkpoint("runs/first/policy", kind="policy").facts["latent_hz"] == [5.0]
 
     for words in examples("finetune"):
@@ -122,19 +122,28 @@ def _train_from_a_replay(folder: Path, words: list[str], sizes: list[str], start
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     server = ReplayServer(ServerOptions(frames=5), path=folder / "server", port=int(address.rpartition(":")[2]))
     two, mixed = examples("ingest")
-    assert "data.windows.gap_s=0.6" in mixed  # `octo` is a terabyte; its other words fill the server from what is here
+    assert (
+        "data.windows.gap_seconds=0.6" in mixed
+    )  # `octo` is a terabyte; its other words fill the server from what is here
     ingest = [word for word in (*two, *mixed) if not re.match(r"ingests?=|data\.(mixture|root)=|address=", word)]
     with initialize_config_module("vw2_robot.configs", version_base="1.3"):
-        tree = compose("ingest", [f"address={address}", *ingest, "data.windows.frames=5", "timeout_s=30"])
+        tree = compose("ingest", [f"address={address}", *ingest, "data.windows.frames=5", "timeout_seconds=30"])
     config = config_from(IngestConfig, OmegaConf.to_container(tree, resolve=True))
     filling = threading.Thread(target=fill_server, args=(config,))
     filling.start()
     try:
         (folder / "DIR/frames").symlink_to(folder / "runs/first/frames")
         here = [word.replace("HOST:8765", address).replace("runs/first", "runs/replay") for word in words]
-        start("pretrain.train_dldm", *here, *sizes, "data.gap_s=0.6", "train_dldm.with_vdm=false", "data.max_bad=3")
+        start(
+            "pretrain.train_dldm",
+            *here,
+            *sizes,
+            "data.gap_seconds=0.6",
+            "train_dldm.with_vdm=false",
+            "data.max_skipped=3",
+        )
     finally:
         server.stop()
         filling.join()
     facts = load_checkpoint("runs/replay/dldm", kind="dldm").facts
-    assert facts["time_base"] == {"target_hz": None, "gap_s": 0.6}
+    assert facts["time_base"] == {"target_hz": None, "gap_seconds": 0.6}

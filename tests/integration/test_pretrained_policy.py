@@ -16,7 +16,7 @@ from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.errors import InputError
 from vw2_robot.finetune.config import Finetune
 from vw2_robot.finetune.train_head import finetune
-from vw2_robot.models.policy.acting import blank_codes
+from vw2_robot.models.policy.acting import null_codes
 from vw2_robot.models.policy.ar_policy import LatentPolicy
 from vw2_robot.pretrain import train_policy as stage
 from vw2_robot.pretrain.config import Pretrain
@@ -48,11 +48,11 @@ def encoded(miniature, tmp_path_factory):
 def test_a_share_of_the_samples_is_fed_no_codes(share, miniature, encoded, tmp_path, monkeypatch):
     run = tmp_path / "run"
     shutil.copytree(encoded, run)
-    mine = [*miniature(run), f"++train_policy.blind_share={share}", "train_policy.loop.steps=8", "stages=[policy]"]
+    mine = [*miniature(run), f"++train_policy.code_dropout={share}", "train_policy.loop.steps=8", "stages=[policy]"]
     blind = []
 
     def watched(policy, prompt, codes, real=LatentPolicy.states):
-        nothing = blank_codes(policy, len(codes), steps=codes.shape[1], device=codes.device)
+        nothing = null_codes(policy, len(codes), steps=codes.shape[1], device=codes.device)
         if torch.is_grad_enabled():
             blind.extend((codes == nothing).all(dim=(1, 2)).tolist())
         return real(policy, prompt, codes)

@@ -78,10 +78,11 @@ class Processes:
         wait_until(lambda: self.output("server").count("replay server on port") > before, 120)
         return process
 
-    def ingest(self, number: int, data: str, *, timeout_s: float = 20) -> subprocess.Popen[bytes]:
+    def ingest(self, number: int, data: str, *, timeout_seconds: float = 20) -> subprocess.Popen[bytes]:
         """Start an ingest process in the loop that docs/scaling.md shows."""
         return self.start(
-            f"until vw2-ingest address=127.0.0.1:{self.port} ingest={number} ingests=2 {data} timeout_s={timeout_s}; "
+            f"until vw2-ingest address=127.0.0.1:{self.port} ingest={number} ingests=2 {data} "
+            f"timeout_seconds={timeout_seconds}; "
             "do sleep 1; done",
             f"ingest-{number}",
         )
@@ -114,8 +115,8 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
         made.kill(process)
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
+def wait_until(condition: Callable[[], bool], timeout_seconds: float) -> None:
+    deadline = time.monotonic() + timeout_seconds
     while not condition():
         assert time.monotonic() < deadline, "nothing happened in time"
         time.sleep(0.1)
@@ -148,7 +149,7 @@ def test_every_window_once_though_an_ingest_and_the_server_are_killed(
     wanted, data = expected(calvin_folder), data_of(calvin_folder)
     server = processes.server(options)
     ingests = [processes.ingest(number, data) for number in range(2)]
-    draws = [processes.draw(rank, "batch=4 pause_s=0.1 timeout_s=180") for rank in range(2)]
+    draws = [processes.draw(rank, "batch=4 pause_seconds=0.1 timeout_seconds=180") for rank in range(2)]
 
     wait_until(lambda: processes.drawn().total() > 0.2 * wanted.total(), 120)
     processes.kill(ingests[0])
@@ -170,7 +171,7 @@ def test_a_killed_trainer_and_its_server_go_back_together(processes: Processes, 
     wanted, data = expected(calvin_folder), data_of(calvin_folder)
     server = processes.server(options)
     ingests = [processes.ingest(number, data) for number in range(2)]
-    trainer = "batch=4 pause_s=0.05 timeout_s=180 checkpoint_batches=10"
+    trainer = "batch=4 pause_seconds=0.05 timeout_seconds=180 checkpoint_batches=10"
     draw = processes.draw(0, trainer, ranks=1)
 
     wait_until(lambda: processes.drawn().total() > 0.4 * wanted.total(), 120)
@@ -187,9 +188,9 @@ def test_a_killed_trainer_and_its_server_go_back_together(processes: Processes, 
 def test_nobody_hangs_when_the_server_never_comes_back(processes: Processes, calvin_folder: Path) -> None:
     server = processes.server("ranks=1 ingests=1 max_windows=20")
     ingest = processes.start(
-        f"vw2-ingest address=127.0.0.1:{processes.port} {data_of(calvin_folder)} timeout_s=4", "ingest"
+        f"vw2-ingest address=127.0.0.1:{processes.port} {data_of(calvin_folder)} timeout_seconds=4", "ingest"
     )
-    draw = processes.draw(0, "batch=4 pause_s=0.3 timeout_s=4", ranks=1)
+    draw = processes.draw(0, "batch=4 pause_seconds=0.3 timeout_seconds=4", ranks=1)
     wait_until(lambda: processes.drawn().total() > 8, 60)
     processes.kill(server)
     begin = time.monotonic()
@@ -205,7 +206,7 @@ def test_nobody_hangs_when_the_server_never_comes_back(processes: Processes, cal
 def test_an_ingest_ends_in_time_when_nobody_draws(processes: Processes, calvin_folder: Path) -> None:
     server = processes.server("max_windows=20")
     ingest = processes.start(
-        f"vw2-ingest address=127.0.0.1:{processes.port} {data_of(calvin_folder)} timeout_s=3", "ingest"
+        f"vw2-ingest address=127.0.0.1:{processes.port} {data_of(calvin_folder)} timeout_seconds=3", "ingest"
     )
     assert ingest.wait(60) == 1
     assert "is a trainer drawing?" in processes.output("ingest")

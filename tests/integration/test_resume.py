@@ -125,7 +125,7 @@ def test_killed_once_or_more_in_every_stage_and_inside_checkpoints(miniature, pr
         ((train_dldm, "optimizer_step"), {"call": 1}),  # phase 2, right after its beginning
         ((checkpoint, "save_tensors"), {"call": 1}),
         ((train_dldm, "optimizer_step"), {"call": 1, "before": True}),
-        ((dldm_diagnostics, "mark"), {"call": 0}),  # trained, codes.json written, the picture is missing
+        ((dldm_diagnostics, "mark"), {"call": 0}),  # trained, codes.json written, the image is missing
         ((dldm_diagnostics, "_write_sheet"), {"call": 0, "before": True}),
         ((extract_latents, "write_shard"), {"call": 1}),
         ((extract_latents, "write_shard"), {"call": 1, "before": True}),
@@ -157,7 +157,7 @@ def test_killed_at_random_places_until_it_is_done(miniature, pretrained, tmp_pat
     assert_equal_contents(contents(tmp_path), contents(pretrained))
 
 
-def test_phase_two_begins_with_a_fresh_optimiser(pretrained):
+def test_phase_two_begins_with_a_fresh_optimizer(pretrained):
     state = load_file(pretrained / "dldm" / "checkpoints" / "step_8" / "optimizer.safetensors")
     assert {float(value) for name, value in state.items() if name.endswith(".step")} == {4.0}
 

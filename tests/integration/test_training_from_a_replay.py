@@ -67,7 +67,7 @@ class Training:
 
         windows = windows or WindowOptions(frames=5)
         server = ReplayServer(ServerOptions(frames=5), path=self.folder / "server", port=self.port)
-        writer = ReverbWriter(self.address, timeout_s=30)
+        writer = ReverbWriter(self.address, timeout_seconds=30)
         work = threading.Thread(
             target=ingest, args=(open_sources(config.data), IngestPlan(windows, epochs=epochs), writer)
         )
@@ -164,7 +164,7 @@ def test_the_end_of_the_data_is_said(training: Training) -> None:
 
 
 def test_a_replay_that_nobody_fills_ends_in_time(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = training.config("run", "replay.timeout_s=0.5")
+    config = training.config("run", "replay.timeout_seconds=0.5")
     clips, *_ = opened(config)
     if training.engine == "memory":
         monkeypatch.setattr(cache_frames, "open_sources", lambda _: threading.Event().wait(3))
@@ -174,7 +174,7 @@ def test_a_replay_that_nobody_fills_ends_in_time(training: Training, monkeypatch
 
 
 def test_windows_of_another_kind_are_refused(training: Training) -> None:
-    config = training.config("run", "replay.timeout_s=20")
+    config = training.config("run", "replay.timeout_seconds=20")
     clips, *_ = opened(config)
     if training.engine == "memory":
         with pytest.raises(InputError, match="another plan"):
@@ -187,17 +187,17 @@ def test_windows_of_another_kind_are_refused(training: Training) -> None:
 
 
 def test_windows_that_were_cut_for_another_stride_are_refused_where_the_stride_times_them(training: Training) -> None:
-    clips, *_ = opened(training.config("run", "data.gap_s=0.8"))
-    assert clips._cut == WindowOptions(frames=5, stride_s=4, gap_s=0.8)
+    clips, *_ = opened(training.config("run", "data.gap_seconds=0.8"))
+    assert clips._cut == WindowOptions(frames=5, temporal_stride=4, gap_seconds=0.8)
     episode = Episode("squares", "0", "", 5.0, tuple(np.zeros((9, 4, 4, 3), np.uint8)))
     for stride, same in ((4, True), (2, False)):
-        options = WindowOptions(frames=5, stride_s=stride, gap_s=0.8)
+        options = WindowOptions(frames=5, temporal_stride=stride, gap_seconds=0.8)
         window = cut_episode(episode, options, epoch=0, stretch="0/0/0", number=0).windows[0]
         window = window_of(window.header(), window.frames)  # as it comes from a server
         if same:
             assert isinstance(clips._is_usable(window), bool)
         else:
-            words = r"stride_s\) \(5, None, 0\.8, 2\), this run trains on \(5, None, 0\.8, 4\)"
+            words = r"temporal_stride\) \(5, None, 0\.8, 2\), this run trains on \(5, None, 0\.8, 4\)"
             with pytest.raises(InputError, match=words):
                 clips._is_usable(window)
     clips.close()
@@ -216,7 +216,7 @@ def test_an_episode_that_the_cache_does_not_know_is_left_out(
     training: Training, frames_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nobody can tell whether it is held out."""
-    words = (f"data.frames={frames_folder}", "data.max_bad=1")
+    words = (f"data.frames={frames_folder}", "data.max_skipped=1")
     clips, *_ = opened(config := training.config("run", *words))
     training.feed(config, epochs=2)
     with pytest.raises(InputError, match=r"too many.*is not in the frame cache .* set data\.cache_episodes"):
@@ -228,10 +228,10 @@ def test_an_episode_that_the_cache_does_not_know_is_left_out(
         clips.close()
 
 
-def test_a_broken_picture_is_counted_and_its_windows_are_left_out(
+def test_a_broken_image_is_counted_and_its_windows_are_left_out(
     training: Training, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = training.config("run", "data.max_bad=3", "data.cache_episodes=2")
+    config = training.config("run", "data.max_skipped=3", "data.cache_episodes=2")
     clips, frames, train, _ = opened(config)
     (source, weight), *_ = open_sources(config.data)
     last = frames.episodes[train[-1]]
@@ -241,7 +241,7 @@ def test_a_broken_picture_is_counted_and_its_windows_are_left_out(
 
         def read(self, part, *, start=0):
             for episode in source.read(part, start=start):
-                broken = b"no picture" if episode.episode_id == last.episode_id else episode.images[0]
+                broken = b"no image" if episode.episode_id == last.episode_id else episode.images[0]
                 yield dataclasses.replace(episode, images=(broken, *episode.images[1:]))
 
     for module in (cache_frames, __import__(__name__, fromlist=["open_sources"])):

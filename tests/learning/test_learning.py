@@ -41,7 +41,7 @@ CODEC_CONFIG = CodecConfig(block=8, keep=2)
 PHASE1 = OptimConfig(lr=2e-3, weight_decay=0.01, warmup_steps=20)
 PHASE2 = OptimConfig(lr=2e-4, weight_decay=0.01, warmup_steps=20)
 LOOP = LoopConfig(steps=1, batch=16, optim=PHASE2)
-PHASES = PhasesConfig(phase1=LOOP, phase2=LOOP, hint_dropout=0.7, vdm_lr_mult=10.0)
+PHASES = PhasesConfig(phase1=LOOP, phase2=LOOP, control_dropout=0.7, vdm_lr_mult=10.0)
 BATCH = 16
 
 
@@ -120,7 +120,7 @@ def trained(toy_world) -> DLDM:
 
 
 def test_one_clip_is_learned_by_heart_and_phase_two_keeps_it(toy_world) -> None:
-    config = replace(DLDM_CONFIG, frames=17)  # four latent steps: two are too few to standardise over
+    config = replace(DLDM_CONFIG, frames=17)  # four latent steps: two are too few to standardize over
     torch.manual_seed(0)
     dldm = DLDM(config)
     clip = toy_world.toy_clips(1, frames=17, seed=3)
@@ -137,7 +137,7 @@ def test_one_clip_is_learned_by_heart_and_phase_two_keeps_it(toy_world) -> None:
 def probe(dldm: DLDM, x: Tensor, target: Tensor, *, train: int) -> float:
     """R2 on the clips after the first `train` of a ridge regression from one-hot digits of the codes to `target`."""
     indices = torch.cat([dldm.indices(part) for part in x.split(100)])
-    digits = dldm.fsq.digits_of(indices)
+    digits = dldm.fsq.fsq_dims_of(indices)
     columns = [F.one_hot(digits[..., i], level).flatten(1) for i, level in enumerate(dldm.fsq.levels)]
     given = torch.cat([*columns, torch.ones(len(x), 1)], dim=1).double()
     known, wanted = given[:train], target.double()

@@ -33,8 +33,8 @@ def toy_clips(batch: int, *, frames: int, seed: int, stride: int = 4) -> ToyClip
     paths = (ways.repeat_interleave(stride, dim=2) * SPEED).cumsum(2)
     paths = F.pad(paths, (1, 0))  # [2, B, T]
     starts = 20 + 24 * torch.rand(2, batch, 2, generator=draw)  # (x, y) of arm, distractor
-    grey, tint = (torch.rand(batch, channels, 4, 4, generator=draw) for channels in (1, 3))
-    coarse = grey - 0.7 + 0.3 * tint  # nowhere as red as the arm
+    gray, tint = (torch.rand(batch, channels, 4, 4, generator=draw) for channels in (1, 3))
+    coarse = gray - 0.7 + 0.3 * tint  # nowhere as red as the arm
     ground = F.interpolate(coarse, size=SIDE, mode="bilinear", align_corners=True)
     drift = 0.1 * (2 * torch.rand(batch, generator=draw) - 1)
     x = ground[:, None].repeat(1, frames, 1, 1, 1)
@@ -55,8 +55,8 @@ def coarse_clips(batch: int, *, frames: int, seed: int) -> Tensor:
     draw = torch.Generator().manual_seed(seed)
     way = torch.randint(-1, 2, (batch, 1), generator=draw)
     column, row = torch.randint(1, 3, (batch, 1), generator=draw), torch.randint(0, 4, (batch, 1), generator=draw)
-    grey, tint = (torch.rand(batch, channels, 3, 3, generator=draw) for channels in (1, 3))
-    ground = F.interpolate(grey - 0.7 + 0.3 * tint, size=16, mode="bilinear", align_corners=True)
+    gray, tint = (torch.rand(batch, channels, 3, 3, generator=draw) for channels in (1, 3))
+    ground = F.interpolate(gray - 0.7 + 0.3 * tint, size=16, mode="bilinear", align_corners=True)
     drift = 0.1 * (2 * torch.rand(batch, 1, generator=draw) - 1)
     time = torch.linspace(0, 1, frames)
     pixel = torch.arange(16) + 0.5
@@ -68,18 +68,18 @@ def coarse_clips(batch: int, *, frames: int, seed: int) -> Tensor:
 
 
 def _paint(
-    x: Tensor, start: Tensor, right: Tensor, down: Tensor, side: float, colour: tuple[float, float, float]
+    x: Tensor, start: Tensor, right: Tensor, down: Tensor, side: float, color: tuple[float, float, float]
 ) -> Tensor:
     """Lay a square with soft edges over every frame; `right` and `down` are its way [B, T] from `start` [B, 2]."""
     pixel = torch.arange(SIDE) + 0.5
     across = (side / 2 + 0.5 - (pixel - (start[:, None, None, 0] + right[..., None])).abs()).clamp(0, 1)
     along = (side / 2 + 0.5 - (pixel - (start[:, None, None, 1] + down[..., None])).abs()).clamp(0, 1)
     cover = (along[..., :, None] * across[..., None, :])[:, :, None]
-    return x * (1 - cover) + cover * torch.tensor(colour)[:, None, None]
+    return x * (1 - cover) + cover * torch.tensor(color)[:, None, None]
 
 
 def arm_position(frames: Tensor) -> Tensor:
-    """Horizontal centre of the red in pictures [..., 3, 64, 64], in pixels."""
+    """Horizontal center of the red in images [..., 3, 64, 64], in pixels."""
     red = (frames[..., 0, :, :] - torch.maximum(frames[..., 1, :, :], frames[..., 2, :, :]) - 0.6).clamp(min=0)
     weight = red.sum(-2)
     return (weight * (torch.arange(SIDE) + 0.5)).sum(-1) / weight.sum(-1).clamp(min=1e-6)

@@ -31,7 +31,7 @@ def episodes(size: tuple[int, int]) -> list[Episode]:
 
 
 def write_frames(folder: Path) -> None:
-    bad = Episode("made_up", "train/bad", "", 5.0, (b"no picture",))
+    bad = Episode("made_up", "train/bad", "", 5.0, (b"no image",))
     some = [*episodes((4, 5)), bad]
     cache_frames(some, folder, height=4, width=5, description={"path": "x"}, episodes_per_shard=2)
 
@@ -80,7 +80,7 @@ def read_calvin(folder: Path) -> Any:
     for split in ("training", "validation"):
         verify(folder / split, cure="copy it again")  # also what only other programs read
         found.append(CalvinWriter(folder, split).entries())
-        for kind in ("labelled", "recordings"):
+        for kind in ("labeled", "recordings"):
             dataset = CalvinDataset(folder, split, trajectories=kind)
             keys = ("rgb_static", "actions", "rel_actions", "robot_obs", "scene_obs")
             for trajectory in dataset.trajectories:
@@ -106,7 +106,7 @@ def write_rlds(folder: Path) -> None:
 def read_rlds(folder: Path) -> Any:
     from vw2_robot.data.sources.rlds import RldsSource
 
-    source = RldsSource(folder, max_bad=0)
+    source = RldsSource(folder, max_skipped=0)
     found = [episode for part in range(len(source.parts())) for episode in source.read(part)]
     return [(e.source, e.episode_id, e.instruction, e.hz, e.images) for e in found]
 

@@ -31,7 +31,7 @@ _numbers = itertools.count()
 def episodes(draw: st.DrawFn) -> tuple[Episode, WindowOptions]:
     length, hz = draw(st.integers(0, 40)), draw(st.sampled_from([2.0, 3.75, 5.0, 10.0, 12.5, 30.0]))
     options = WindowOptions(FRAMES, STRIDE, window_stride=draw(st.integers(1, 9)))
-    clock = draw(st.sampled_from(["frames", "target_hz", "gap_s"]))
+    clock = draw(st.sampled_from(["frames", "target_hz", "gap_seconds"]))
     if clock != "frames":
         options = dataclasses.replace(options, **{clock: draw(st.sampled_from([0.3, 0.6, 2.0, 4.1]))})
     sizes = draw(st.lists(st.integers(1, 50), min_size=length, max_size=length))
@@ -55,9 +55,9 @@ def test_numpy_windows_hold_the_frames_that_make_windows_names(made: tuple[Episo
         frames=FRAMES,
         cache_stride=options.window_stride,
         hz=episode.hz,
-        stride_s=STRIDE,
+        temporal_stride=STRIDE,
         target_hz=options.target_hz,
-        gap_s=options.gap_s,
+        gap_seconds=options.gap_seconds,
     )
     windows = cut(episode, options).windows
     assert [window.start for window in windows] == reference.start.tolist()
@@ -74,8 +74,8 @@ def replay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ReverbWri
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     folder: Path = tmp_path_factory.mktemp("replay")
-    server = ReplayServer(ServerOptions(frames=FRAMES, stride_s=STRIDE), path=folder, port=port)
-    writer, reader = ReverbWriter(f"127.0.0.1:{port}", timeout_s=10), ReverbReader(f"127.0.0.1:{port}")
+    server = ReplayServer(ServerOptions(frames=FRAMES, temporal_stride=STRIDE), path=folder, port=port)
+    writer, reader = ReverbWriter(f"127.0.0.1:{port}", timeout_seconds=10), ReverbReader(f"127.0.0.1:{port}")
     writer.progress("plan")
     yield writer, reader
     writer.close()
@@ -91,7 +91,7 @@ def test_the_structured_writer_cuts_the_same_windows(
     writer, reader = replay
     wanted = cut(*made)
     assert writer.add(wanted, Progress())
-    found = reader.sample(len(wanted.windows), timeout_s=20)
+    found = reader.sample(len(wanted.windows), timeout_seconds=20)
     assert reader.size() == 0
     assert contents(found) == contents(list(wanted.windows))
 

@@ -31,7 +31,7 @@ DLDM = DLDMConfig(  # a temporal stride of 2 (stem) x 2 (level) = 4
     height=16,
     width=16,
     stem=StemConfig("pixel", 2, 4, 1),
-    levels=(LevelConfig(8, 1, down_t=True),),
+    levels=(LevelConfig(8, 1, downsample_time=True),),
 )
 
 
@@ -50,7 +50,7 @@ def save_policy(folder, *, steps=2, head=True, **settings):
     files = {"tokens": policy.backbone.vocabulary.to_json()}
     if head:
         modules["head"] = ActionHead(ActionHeadConfig(16), width=32, queries=4, stride=4)
-        config |= {"head": {"hidden": 16}, "latent_steps": steps, "replan_every": 3, **settings}
+        config |= {"head": {"hidden": 16}, "latent_steps": steps, "n_action_steps": 3, **settings}
         files["stats"] = {"calvin": labels().to_json()}
     save_checkpoint(
         folder,
@@ -86,7 +86,7 @@ def test_an_agent_is_a_policy_and_says_what_it_is(agent, folder):
     expected = {
         "action_space": list(ACTION_NAMES),
         "horizon": 8,
-        "replan_every": 3,
+        "n_action_steps": 3,
         "cameras": ["static"],
         "control_hz": 30.0,
         "label_fraction": 0.1,
@@ -127,7 +127,7 @@ def test_predictions_are_returned_in_the_units_of_the_labels(agent):
     predictions = []
     agent._head.register_forward_hook(lambda module, args, out: predictions.append(0.1 * out) or 0.1 * out)
     actions = agent.infer(look())["actions"]
-    np.testing.assert_allclose(actions, labels().unnormalise(predictions[0][0].detach().numpy()), atol=1e-6)
+    np.testing.assert_allclose(actions, labels().unnormalize(predictions[0][0].detach().numpy()), atol=1e-6)
     assert np.abs(actions[:, :6]).max() < 1
 
 
@@ -151,7 +151,7 @@ def test_wrist_camera_and_state_make_no_difference(agent):
     np.testing.assert_array_equal(agent.infer(more)["actions"], agent.infer(look())["actions"])
 
 
-def test_picture_and_words_do_make_a_difference(agent):
+def test_image_and_words_do_make_a_difference(agent):
     first = agent.infer(look())["actions"]
     assert (agent.infer(look(1))["actions"] != first).any()
     assert (agent.infer(look(prompt="close the drawer"))["actions"] != first).any()
@@ -220,7 +220,7 @@ def test_a_policy_without_codes_feeds_the_zero_code(tmp_path, agent):
     prompt = modules["policy"].prompt([look()["prompt"]], to_model_range(image[None]))
     with torch.no_grad():
         predicted = modules["head"](modules["policy"].states(prompt, zero.expand(1, 2, 4)))
-    expected = labels().unnormalise(predicted[0].numpy())
+    expected = labels().unnormalize(predicted[0].numpy())
     np.testing.assert_allclose(out["actions"][:, :6], expected[:, :6].clip(-1, 1), atol=1e-5)
 
 
@@ -234,8 +234,8 @@ def test_a_policy_that_never_had_a_dldm_names_its_stride(folder, tmp_path, agent
 
 
 def test_ensembling_averages_predictions_before_the_gripper_becomes_a_sign(tmp_path, folder):
-    stored = VW2Agent.from_pretrained(save_and_name(tmp_path / "c", temporal_ensemble=0.5), replan_every=2)
-    assert (stored.metadata["temporal_ensemble"], stored.metadata["replan_every"]) == (0.5, 2)
+    stored = VW2Agent.from_pretrained(save_and_name(tmp_path / "c", temporal_ensemble=0.5), n_action_steps=2)
+    assert (stored.metadata["temporal_ensemble"], stored.metadata["n_action_steps"]) == (0.5, 2)
     predictions = []
     stored._head.register_forward_hook(lambda module, args, out: predictions.append(out[0].numpy().copy()))
     looks = [look(seed) for seed in range(3)]
@@ -244,7 +244,7 @@ def test_ensembling_averages_predictions_before_the_gripper_becomes_a_sign(tmp_p
     # Step 0 of the third look: chunks of eight, so all three cover it, at their steps 4, 2 and 0.
     weights = np.exp(-0.5 * np.arange(3))[:, None]
     mean = (weights * [predictions[0][4], predictions[1][2], predictions[2][0]]).sum(0) / weights.sum()
-    expected = labels().unnormalise(mean.astype(np.float32))
+    expected = labels().unnormalize(mean.astype(np.float32))
     np.testing.assert_allclose(found[2][0, :6], expected[:6].clip(-1, 1), atol=1e-6)
     assert found[2][0, 6] == expected[6]
     stored.reset("open the drawer")
@@ -273,8 +273,8 @@ def test_drawn_tokens_depend_on_the_seed_of_reset_alone(folder):
 
 @pytest.mark.parametrize("every", [0, 9])
 def test_looking_more_rarely_than_the_chunk_is_long_is_refused(folder, every):
-    with pytest.raises(InputError, match=rf"replan_every={every}, but the policy predicts 8 actions; give 1\.\.8"):
-        VW2Agent.from_pretrained(folder, replan_every=every)
+    with pytest.raises(InputError, match=rf"n_action_steps={every}, but the policy predicts 8 actions; give 1\.\.8"):
+        VW2Agent.from_pretrained(folder, n_action_steps=every)
 
 
 def test_labels_in_other_units_are_refused_at_load(folder, tmp_path):

@@ -56,7 +56,7 @@ def test_modules_that_share_the_beginning_of_a_name_are_kept_apart(tmp_path):
     loaded.load_into(net=small_net(1), net2=nn.Linear(2, 2))
 
 
-def test_an_optimiser_continues_as_if_it_had_never_stopped(tmp_path):
+def test_an_optimizer_continues_as_if_it_had_never_stopped(tmp_path):
     net = small_net()
     optimizer = build_optimizer(net[0].parameters(), OPTIM, fast=net[2].parameters(), fast_mult=3.0)
     train(net, optimizer, 3)

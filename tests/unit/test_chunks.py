@@ -67,7 +67,7 @@ class Counting:
     """A policy whose action says which look it comes from and at which place of the chunk."""
 
     def __init__(self):
-        self.metadata = {"replan_every": 3, "horizon": 4}
+        self.metadata = {"n_action_steps": 3, "horizon": 4}
         self.looks = 0
         self.resets = []
 
@@ -98,4 +98,4 @@ def test_a_queue_hands_out_each_chunk_in_order_and_looks_exactly_when_due():
 @pytest.mark.parametrize("every", [0, 5])
 def test_a_queue_refuses_what_the_chunk_does_not_hold(every):
     with pytest.raises(InputError, match="predicts 4 actions"):
-        ChunkQueue(Counting(), replan_every=every)
+        ChunkQueue(Counting(), n_action_steps=every)

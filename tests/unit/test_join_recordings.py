@@ -1,4 +1,4 @@
-"""Recordings joined: the same pictures and labels as the parts, under numbers of their own."""
+"""Recordings joined: the same images and labels as the parts, under numbers of their own."""
 
 import sys
 from pathlib import Path

@@ -70,7 +70,7 @@ def test_a_gradient_that_is_not_finite_stops_before_anything_moves_and_names_the
 
 
 @pytest.mark.parametrize("change", [{"lr": 0.0}, {"clip_norm": -1.0}, {"warmup_steps": -1}, {"beta2": 1.0}])
-def test_impossible_optimisers_are_refused(change):
+def test_impossible_optimizers_are_refused(change):
     with pytest.raises(ValueError, match=f"optim.{next(iter(change))}"):
         OptimConfig(**change)
 

@@ -26,16 +26,16 @@ def test_what_a_model_overshoots_is_clamped():
     assert to_pixels(x).flatten().tolist() == [0, 255, 128]
 
 
-def test_shifts_move_whole_pictures_and_repeat_the_edge():
+def test_shifts_move_whole_images_and_repeat_the_edge():
     place = torch.stack(torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij"))
     x = torch.cat([place, torch.zeros(1, 8, 8)]).expand(64, -1, -1, -1)  # channel 0 says the row, channel 1 the column
     y = shift_randomly(x, most=2, noise=torch.Generator().manual_seed(0))
     seen = set()
-    for picture in y:
-        down, right = int(picture[0, 4, 4]) - 4, int(picture[1, 4, 4]) - 4
+    for image in y:
+        down, right = int(image[0, 4, 4]) - 4, int(image[1, 4, 4]) - 4
         seen.add((down, right))
-        assert torch.equal(picture[0], (place[0] + down).clamp(0, 7))
-        assert torch.equal(picture[1], (place[1] + right).clamp(0, 7))
+        assert torch.equal(image[0], (place[0] + down).clamp(0, 7))
+        assert torch.equal(image[1], (place[1] + right).clamp(0, 7))
     assert {d for d, _ in seen} == {r for _, r in seen} == {-2, -1, 0, 1, 2}
     assert any(d != r for d, r in seen)
 

@@ -135,7 +135,7 @@ def test_every_number_of_the_claims_is_what_the_archive_says():
 
 def test_the_policy_of_the_package_took_less_than_two_hours_on_two_cores():
     assert "in less than two hours on two cores" in claims()
-    names = ("data/D", "pictures/D", "reference/pretrain", "reference/finetune")
+    names = ("data/D", "images/D", "reference/pretrain", "reference/finetune")
     assert sum(job(name)["seconds"] for name in names) < 2 * 3600
 
 

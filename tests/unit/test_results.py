@@ -133,7 +133,7 @@ def test_what_is_kept_makes_the_same_page_adds_up_and_names_no_folder_of_this_ma
     one, other, kept = tmp_path / "one", tmp_path / "other", tmp_path / "kept"
     for out, seed in ((one, 0), (other, 1)):
         fake_rollout(out, f"single/vw2_10/seed_{seed}", [1, 0], tasks=["a"], words=[f"policy={out}/finetune"])
-        (out / "single" / "vw2_10" / f"seed_{seed}" / "films").mkdir()
+        (out / "single" / "vw2_10" / f"seed_{seed}" / "videos").mkdir()
     fake_rollout(one, "single/oracle_10/seed_0", [1], tasks=["a"], done=False)
     fake_rollout(other, "probe/seed_1", [], tasks=[])
     (other / "probe" / "seed_1" / "latent_report.json").write_text(json.dumps({"dldm": f"{other}/pretrain"}))
@@ -190,13 +190,13 @@ def test_an_interval_over_seeds_is_students_and_one_seed_has_none():
     assert over_seeds({}, ".1f", scale=100, lowest=0, highest=1) == "not run"
 
 
-def test_a_policy_taken_far_is_shown_with_what_it_learnt_from(tmp_path):
+def test_a_policy_taken_far_is_shown_with_what_it_learned_from(tmp_path):
     fake_rollout(tmp_path, "few/chains", [0, 5], tasks=["a", "b", "c", "d", "e"])
     fake_rollout(tmp_path, "data/D", [], tasks=[], settings={"episodes": 1200, "play": 4})
     fake_rollout(tmp_path, "data/D_hard", [], tasks=[], settings={"episodes": 50, "play": 4})
     fake_rollout(tmp_path, "data/D_large", [], tasks=[])
     settings = {"data.path": "RESULTS/data/D_large", "label_fraction": 0.1, "hardware.threads": 1}
-    for name in ("pictures/D_large", "few/pretrain", "few/finetune"):
+    for name in ("images/D_large", "few/pretrain", "few/finetune"):
         fake_rollout(tmp_path, name, [], tasks=[], settings=settings)
     section = few_section(tmp_path)
     assert "intervals over its rollouts" in section
@@ -245,7 +245,7 @@ def test_the_plan_takes_every_experiment_of_its_programs_and_holds_no_setting_of
     used = {word.split("=")[1] for job in jobs for word in job.words if word.startswith("+experiment=")}
     folder = REPO / "configs" / "experiment"
     there = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("*/*.yaml")}
-    assert used == there - {"finetune/shared"}  # `pretrain/shared` decodes pictures
+    assert used == there - {"finetune/shared"}  # `pretrain/shared` decodes images
     places = (
         "run_dir",
         "out",
@@ -255,7 +255,7 @@ def test_the_plan_takes_every_experiment_of_its_programs_and_holds_no_setting_of
         "data.path",
         "data.frames",
         "dldm",
-        "labelled",
+        "labeled",
         "frames",
     )
     plan = ("+experiment", "seed", "label_seed", "sequences", "stages", "workers", "hardware.threads", "device")
@@ -279,7 +279,7 @@ def test_every_archived_job_was_made_with_the_settings_that_the_plan_has():
     jobs = planned([0, 1, 2])
     found = compared_jobs(ARCHIVE, jobs)
     notes = {file.stem.replace("__", "/"): json.loads(file.read_text()) for file in (ARCHIVE / "jobs").glob("*.json")}
-    trained = {name for name, note in notes.items() if "settings" in note and not name.startswith("pictures/")}
+    trained = {name for name, note in notes.items() if "settings" in note and not name.startswith("images/")}
     assert trained - found.keys() == {"package/avx2"}
     for name, keys in found.items():
         assert all(today == ABSENT for _, today in keys.values()), (name, keys)

@@ -3,9 +3,9 @@ r"""The arguments of a command as Hydra takes them: a path or an instruction is 
 Hydra's grammar gives a meaning to , = ( ) [ ] { } ' and knows few letters beyond ASCII. What a field takes says its
 type: where that is text, an argument that Hydra would read otherwise (or not at all) is handed on in quotes.
 
-    data.path=films (old)       ->  ++data.path='films (old)'
+    data.path=videos (old)       ->  ++data.path='videos (old)'
     prompt=don't move           ->  prompt='don\'t move'
-    labelled=[Jürgen,2024]      ->  labelled=['Jürgen','2024']
+    labeled=[Jürgen,2024]      ->  labeled=['Jürgen','2024']
 """
 
 from __future__ import annotations

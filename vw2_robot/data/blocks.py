@@ -1,9 +1,9 @@
-"""Episodes read from many sources, shuffled in blocks of a stated number of bytes, pictures still compressed.
+"""Episodes read from many sources, shuffled in blocks of a stated number of bytes, images still compressed.
 
 A block is filled with episodes until it holds half of `shuffle_bytes`; then all its windows are put in random order.
 While one block is being used, the next ones are read, as far as all that is held stays within `shuffle_bytes` (plus one
-episode). Counted are the compressed bytes of all pictures that some window shows, once each, however many windows
-overlap; other pictures are dropped at once, and an episode is let go with its last window. An epoch ends with its own,
+episode). Counted are the compressed bytes of all images that some window shows, once each, however many windows
+overlap; other images are dropped at once, and an episode is let go with its last window. An epoch ends with its own,
 possibly small, block.
 
 Which source comes next is drawn with the number of episodes that it still has in this epoch, so a mixture keeps its
@@ -14,7 +14,8 @@ was read before. That is what makes an exact resume cheap: no buffer is stored.
 
 A damaged part or an empty episode is reported in `ShuffleBlock.bad` and left out. After damage the part is tried once
 more behind it; if that fails too, the rest of the part is left out. Episodes that a source leaves out by itself are
-counted here too, instead of against the source's own limit, which would be reached some epochs later. """
+counted here too, instead of against the source's own limit, which would be reached some epochs later.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ from vw2_robot.errors import InputError
 from vw2_robot.limits import Rate
 
 from .clips import clip_offsets, make_windows
-from .episodes import BadEpisodes, Episode, EpisodeSource
+from .episodes import Episode, EpisodeSource, SkippedEpisodes
 from .shards import Chunk, epoch_chunks
 
 # n windows of a block · S sources · L lanes
@@ -42,14 +43,20 @@ class WindowOptions:
     """How episodes are cut; see `vw2_robot.data.clips`."""
 
     frames: int
-    stride_s: int = 4
+    temporal_stride: int = 4
     target_hz: Rate | None = None
-    gap_s: Rate | None = None
+    gap_seconds: Rate | None = None
     window_stride: int = 1
     """clip frames between the starts of two windows"""
 
     def __post_init__(self) -> None:
-        clip_offsets(self.frames, stride_s=self.stride_s, hz=1.0, target_hz=self.target_hz, gap_s=self.gap_s)
+        clip_offsets(
+            self.frames,
+            temporal_stride=self.temporal_stride,
+            hz=1.0,
+            target_hz=self.target_hz,
+            gap_seconds=self.gap_seconds,
+        )
         if self.window_stride < 1:
             raise InputError(f"window_stride must be at least 1, found {self.window_stride}")
 
@@ -285,7 +292,7 @@ class Reader:
                 lane.advance(1)
                 return number, episode
             if episode is not None:
-                why = f"{source.name}, episode {episode.episode_id}: {len(episode)} pictures at {episode.hz} Hz"
+                why = f"{source.name}, episode {episode.episode_id}: {len(episode)} images at {episode.hz} Hz"
                 bad[f"{where} {number}"] = f"{why}; expected at least one, a rate > 0"
                 lane.advance(1)
                 return None
@@ -313,16 +320,16 @@ class Reader:
             return None, str(error)
 
     def _cut(self, episode: Episode) -> _Cut:
-        """Return an episode with its windows, rid of pictures that none of them shows."""
+        """Return an episode with its windows, rid of images that none of them shows."""
         options = self._options
         windows = make_windows(
             len(episode),
             frames=options.frames,
             cache_stride=options.window_stride,
             hz=episode.hz,
-            stride_s=options.stride_s,
+            temporal_stride=options.temporal_stride,
             target_hz=options.target_hz,
-            gap_s=options.gap_s,
+            gap_seconds=options.gap_seconds,
         )
         shown = np.zeros(len(episode), bool)
         shown[windows.frames] = True
@@ -342,11 +349,12 @@ class Reader:
         why = f"; left out: {next(iter(bad.values()))}" if bad else ""
         return InputError(
             f"rank {self._rank} of {self._world_size} finds no clip in epoch {epoch} of {names}: episodes are too few, "
-            f"or too short for {self._options}{why}; use fewer ranks, other data, a higher target_hz or a shorter gap_s"
+            f"or too short for {self._options}{why}; use fewer ranks, other data, a higher target_hz or a shorter "
+            f"gap_seconds"
         )
 
 
-class _LeftOut(BadEpisodes):
+class _LeftOut(SkippedEpisodes):
     """What a source leaves out by itself; counted by the stream, each place once, not anew in each epoch."""
 
     def add(self, error: InputError, *, count: int = 1) -> None:
@@ -356,7 +364,7 @@ class _LeftOut(BadEpisodes):
 
 def _own(source: EpisodeSource) -> EpisodeSource:
     """Return the source, a copy with its own list if it leaves out episodes by itself."""
-    if isinstance(getattr(source, "bad", None), BadEpisodes):
+    if isinstance(getattr(source, "bad", None), SkippedEpisodes):
         source = copy.copy(source)
         source.bad = _LeftOut(0)  # type: ignore[attr-defined]
     return source

@@ -10,12 +10,12 @@ on its content only: killed at any moment, or cut off from power, and started ag
 Where recordings differ from the published data sets:
 
 - `commanded_actions` is an array of ours, beside the published ones: the relative actions that the expert gave, which
-  were executed but for the bumps of `vw2-record bumps=`.
+  were executed but for the perturbations of `vw2-record perturbations=`.
   `rel_actions` is what the format says, `to_relative_action(actions, robot_obs)`: the way the arm went, which lags
   behind its target. Played back from the same state, the commands solved 238 of 238 demonstrations (34 tasks, scenes A
   and D), `rel_actions` 224; with noise of 0.15 units on both, 133 and 117 of 170. So our reader gives the commands to
   fine-tuning where there are any; another reader ignores them.
-- A labelled window is a whole task, from where it was begun to a moment after it was solved, often 30 to 70 time steps;
+- A labeled window is a whole task, from where it was begun to a moment after it was solved, often 30 to 70 time steps;
   published windows have at most 64. A closed loop begins at the beginning, too. `vw2-record max_window=64` cuts.
 - `emb` and `embeddings.npy` have the published form, but their vectors are of our making (`calvin_sentences.py`).
 - There is no tactile camera; `.record/` and `manifest.json` are ours.
@@ -103,7 +103,7 @@ class CalvinWriter:
     """Writes one split of a CALVIN data set; safe to kill, safe to use from several processes on disjoint frames."""
 
     def __init__(self, root: str | Path, split: CalvinSplit = "training", *, compress_level: int = 1) -> None:
-        """`compress_level` is zlib's: 0 stores (fast, large), 1 is the best bargain for pictures, 9 is slow."""
+        """`compress_level` is zlib's: 0 stores (fast, large), 1 is the best bargain for images, 9 is slow."""
         self.folder = Path(root) / split
         self.split = split
         self.compress_level = compress_level

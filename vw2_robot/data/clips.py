@@ -9,7 +9,8 @@ run names one or none (none: consecutive frames, as released); both keep the fra
 
 * `target_hz`, how often the clip looks: every hz/target_hz-th frame. A source slower than `target_hz` is taken frame
   by frame, never doubled, so its latent steps last longer than s / target_hz.
-* `gap_s`, how long a latent step lasts: step k ends at frame round(k * gap_s * hz), at least one frame after the last.
+* `gap_seconds`, how long a latent step lasts: step k ends at frame round(k * gap_seconds * hz), at least one frame
+after the last.
   0.6 s is what latent-action work uses on Open-X. Where a source has fewer than s frames in that time, a clip shows
   some of them twice.
 
@@ -33,61 +34,75 @@ from vw2_robot.errors import InputError
 
 from .frame_cache import FrameCache
 
-# B batch · T frames · M latent steps · s temporal stride (argument `stride_s`) · H, W pixels · n windows
+# B batch · T frames · M latent steps · s temporal stride (argument `temporal_stride`) · H, W pixels · n windows
 
 
 class TimeBase(TypedDict):
     """The two ways to say how clips are timed; part of what a code means, so checkpoints carry it as `time_base`."""
 
     target_hz: float | None
-    gap_s: float | None
+    gap_seconds: float | None
 
 
 def time_base_of(facts: Mapping[str, Any]) -> TimeBase:
     """Return the time base among the facts of a checkpoint; consecutive frames where none is stored."""
     stored = facts.get("time_base") or {}
-    return TimeBase(target_hz=stored.get("target_hz"), gap_s=stored.get("gap_s"))
+    return TimeBase(target_hz=stored.get("target_hz"), gap_seconds=stored.get("gap_seconds"))
 
 
-def padded_frames(frames: int, stride_s: int) -> int:
+def padded_frames(frames: int, temporal_stride: int) -> int:
     """Return T rounded up so that T-1 is a multiple of the stride."""
-    return 1 + stride_s * math.ceil((frames - 1) / stride_s)
+    return 1 + temporal_stride * math.ceil((frames - 1) / temporal_stride)
 
 
 def frame_offsets(
-    frames: int, *, hz: float, target_hz: float | None = None, gap_s: float | None = None, stride_s: int = 4
+    frames: int,
+    *,
+    hz: float,
+    target_hz: float | None = None,
+    gap_seconds: float | None = None,
+    temporal_stride: int = 4,
 ) -> NDArray[np.int64]:
     """Return the positions [T] of a clip's frames in the episode, relative to its first.
 
-    They never decrease, and each latent step ends at least one frame after the one before; without `gap_s` no frame is
-    shown twice. `stride_s` matters for `gap_s` only.
+    They never decrease, and each latent step ends at least one frame after the one before; without `gap_seconds` no
+    frame is shown twice. `temporal_stride` matters for `gap_seconds` only.
 
     Raises:
-        InputError: both `target_hz` and `gap_s` are given, or a rate or time is not positive.
+        InputError: both `target_hz` and `gap_seconds` are given, or a rate or time is not positive.
     """
-    if target_hz is not None and gap_s is not None:
-        raise InputError(f"give target_hz or gap_s, not both: found target_hz {target_hz} and gap_s {gap_s}")
-    if not all(value > 0 for value in (hz, stride_s, target_hz, gap_s) if value is not None):
+    if target_hz is not None and gap_seconds is not None:
         raise InputError(
-            f"clips need positive rates, times and stride: source {hz} Hz, target_hz {target_hz}, gap_s {gap_s}, "
-            f"stride {stride_s}"
+            f"give target_hz or gap_seconds, not both: found target_hz {target_hz} and gap_seconds {gap_seconds}"
         )
-    offsets: NDArray[np.int64] = np.floor(np.arange(frames) * _ratio(hz, target_hz, gap_s, stride_s) + 0.5).astype(
-        np.int64
-    )
+    if not all(value > 0 for value in (hz, temporal_stride, target_hz, gap_seconds) if value is not None):
+        raise InputError(
+            f"clips need positive rates, times and stride: source {hz} Hz, target_hz {target_hz}, gap_seconds "
+            f"{gap_seconds}, "
+            f"stride {temporal_stride}"
+        )
+    offsets: NDArray[np.int64] = np.floor(
+        np.arange(frames) * _ratio(hz, target_hz, gap_seconds, temporal_stride) + 0.5
+    ).astype(np.int64)
     return offsets
 
 
-def _ratio(hz: float, target_hz: float | None, gap_s: float | None, stride_s: int) -> float:
+def _ratio(hz: float, target_hz: float | None, gap_seconds: float | None, temporal_stride: int) -> float:
     """Return how many episode frames lie between two clip frames."""
-    if gap_s is not None:
-        return max(1.0, gap_s * hz) / stride_s
+    if gap_seconds is not None:
+        return max(1.0, gap_seconds * hz) / temporal_stride
     return 1.0 if target_hz is None else max(1.0, hz / target_hz)
 
 
-def effective_hz(hz: float, target_hz: float | None, *, gap_s: float | None = None, stride_s: int = 4) -> float:
+def effective_hz(
+    hz: float, target_hz: float | None, *, gap_seconds: float | None = None, temporal_stride: int = 4
+) -> float:
     """Return the rate of the frames that a clip really shows; a frame shown twice counts twice."""
-    return hz / _ratio(hz, target_hz, gap_s, stride_s) if gap_s is not None else min(hz, target_hz or hz)
+    return (
+        hz / _ratio(hz, target_hz, gap_seconds, temporal_stride)
+        if gap_seconds is not None
+        else min(hz, target_hz or hz)
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,9 +120,9 @@ def make_windows(
     frames: int,
     cache_stride: int,
     hz: float,
-    stride_s: int = 4,
+    temporal_stride: int = 4,
     target_hz: float | None = None,
-    gap_s: float | None = None,
+    gap_seconds: float | None = None,
 ) -> Windows:
     """Cut an episode of `length` frames into windows for the latent cache, one every `cache_stride` clip frames.
 
@@ -116,34 +131,44 @@ def make_windows(
     """
     if cache_stride < 1:
         raise InputError(f"cache_stride must be at least 1, found {cache_stride}")
-    offsets = clip_offsets(frames, stride_s=stride_s, hz=hz, target_hz=target_hz, gap_s=gap_s)
+    offsets = clip_offsets(frames, temporal_stride=temporal_stride, hz=hz, target_hz=target_hz, gap_seconds=gap_seconds)
     # Frames shown twice make more clip frames than episode frames, at most s times as many.
-    count = 1 + max(0, length) * (stride_s if gap_s is not None else 1) // cache_stride
-    clip_frames = frame_offsets(count * cache_stride, hz=hz, target_hz=target_hz, gap_s=gap_s, stride_s=stride_s)
+    count = 1 + max(0, length) * (temporal_stride if gap_seconds is not None else 1) // cache_stride
+    clip_frames = frame_offsets(
+        count * cache_stride, hz=hz, target_hz=target_hz, gap_seconds=gap_seconds, temporal_stride=temporal_stride
+    )
     start = np.unique(clip_frames[::cache_stride])
-    start = start[start + offsets[stride_s] < length]
+    start = start[start + offsets[temporal_stride] < length]
     return windows_at(
-        start, np.full_like(start, length), np.broadcast_to(offsets, (len(start), len(offsets))), stride_s
+        start, np.full_like(start, length), np.broadcast_to(offsets, (len(start), len(offsets))), temporal_stride
     )
 
 
 def clip_offsets(
-    frames: int, *, stride_s: int, hz: float, target_hz: float | None = None, gap_s: float | None = None
+    frames: int, *, temporal_stride: int, hz: float, target_hz: float | None = None, gap_seconds: float | None = None
 ) -> NDArray[np.int64]:
     """`frame_offsets` of a clip that is read up to a whole number of latent steps."""
-    if frames < 2 or stride_s < 1:
-        raise InputError(f"clips need frames >= 2 (found {frames}) and stride >= 1 (found {stride_s})")
-    return frame_offsets(padded_frames(frames, stride_s), hz=hz, target_hz=target_hz, gap_s=gap_s, stride_s=stride_s)
+    if frames < 2 or temporal_stride < 1:
+        raise InputError(f"clips need frames >= 2 (found {frames}) and stride >= 1 (found {temporal_stride})")
+    return frame_offsets(
+        padded_frames(frames, temporal_stride),
+        hz=hz,
+        target_hz=target_hz,
+        gap_seconds=gap_seconds,
+        temporal_stride=temporal_stride,
+    )
 
 
 def windows_at(
-    start: NDArray[np.int64], length: NDArray[np.int64], offsets: NDArray[np.int64], stride_s: int
+    start: NDArray[np.int64], length: NDArray[np.int64], offsets: NDArray[np.int64], temporal_stride: int
 ) -> Windows:
     """Return the windows that begin at `start` [n] in episodes of `length` [n] frames, for `offsets` [n, T]."""
     wanted = start[:, None] + offsets
     last = (length - 1)[:, None]
     # Frames never decrease: a step is real if its last frame is.
-    return Windows(start=start, frames=np.minimum(wanted, last), valid=wanted[:, stride_s::stride_s] <= last)
+    return Windows(
+        start=start, frames=np.minimum(wanted, last), valid=wanted[:, temporal_stride::temporal_stride] <= last
+    )
 
 
 # -------------------------------------------------------------------------------------------------------- sampling
@@ -154,13 +179,13 @@ class Augmentation:
     """Random changes that are the same for all frames of a clip; all off by default, for very small real data sets."""
 
     crop_min_scale: float = 1.0
-    """Smallest area of the random crop, as a part of the picture; the crop keeps its shape and is resized back."""
+    """Smallest area of the random crop, as a part of the image; the crop keeps its shape and is resized back."""
     flip: float = 0.0
     """Probability of a left-right flip. Instructions are not changed, so use it where no text is read."""
     brightness: float = 0.0
     """All channels are multiplied by a factor from [1 - x, 1 + x]."""
     contrast: float = 0.0
-    """Distances from mid-grey are multiplied by a factor from [1 - x, 1 + x]."""
+    """Distances from mid-gray are multiplied by a factor from [1 - x, 1 + x]."""
     color: float = 0.0
     """Each channel is multiplied by a factor of its own from [1 - x, 1 + x]."""
 
@@ -189,9 +214,9 @@ class ClipSampler:
         episode_indices: which episodes may be used.
         frames: T; read up to the next multiple of the stride plus one.
         seed: with `step`, the only source of chance.
-        stride_s: frames of a latent step.
+        temporal_stride: frames of a latent step.
         target_hz: see the top of this file.
-        gap_s: see the top of this file.
+        gap_seconds: see the top of this file.
         min_valid_steps: how many valid steps a start must leave; an episode too short for that is still used from its
             first frame, as long as it has one valid step.
         augmentation: off by default.
@@ -207,37 +232,41 @@ class ClipSampler:
         *,
         frames: int,
         seed: int,
-        stride_s: int = 4,
+        temporal_stride: int = 4,
         target_hz: float | None = None,
-        gap_s: float | None = None,
+        gap_seconds: float | None = None,
         min_valid_steps: int = 1,
         augmentation: Augmentation | None = None,
     ) -> None:
-        self.cache, self.seed, self.stride_s = cache, seed, stride_s
+        self.cache, self.seed, self.temporal_stride = cache, seed, temporal_stride
         self.augmentation = augmentation or Augmentation()
-        self.frames = padded_frames(frames, stride_s)
-        self.steps = (self.frames - 1) // stride_s
+        self.frames = padded_frames(frames, temporal_stride)
+        self.steps = (self.frames - 1) // temporal_stride
         if not 1 <= min_valid_steps <= self.steps:
             raise InputError(
                 f"min_valid_steps must lie in 1..{self.steps} for {frames} frames, found {min_valid_steps}"
             )
         chosen = [cache.episodes[index] for index in episode_indices]
         rates = sorted({episode.hz for episode in chosen})
-        table = [clip_offsets(frames, stride_s=stride_s, hz=hz, target_hz=target_hz, gap_s=gap_s) for hz in rates]
+        table = [
+            clip_offsets(frames, temporal_stride=temporal_stride, hz=hz, target_hz=target_hz, gap_seconds=gap_seconds)
+            for hz in rates
+        ]
         self._offsets = np.array(table, np.int64).reshape(len(rates), self.frames)
         rate = np.array([rates.index(episode.hz) for episode in chosen], np.int64)
         length = np.array([episode.length for episode in chosen], np.int64)
-        usable = length > self._offsets[rate, stride_s]
+        usable = length > self._offsets[rate, temporal_stride]
         if not usable.any():
             longest = int(length.max(initial=0))
             raise InputError(
                 f"none of {len(chosen)} episodes of {cache.path} is long enough for one latent step: the longest has "
-                f"{longest} frames, a step needs {stride_s + 1} clip frames (target_hz {target_hz}, gap_s {gap_s}): "
-                "use a higher target_hz, a shorter gap_s or longer episodes"
+                f"{longest} frames, a step needs {temporal_stride + 1} clip frames (target_hz {target_hz}, "
+                f"gap_seconds {gap_seconds}): "
+                "use a higher target_hz, a shorter gap_seconds or longer episodes"
             )
         self._episode = np.array(episode_indices, np.int64)[usable]
         self._rate, self._length = rate[usable], length[usable]
-        starts = self._length - self._offsets[self._rate, min_valid_steps * stride_s]
+        starts = self._length - self._offsets[self._rate, min_valid_steps * temporal_stride]
         self._ends = np.cumsum(np.maximum(1, starts))
 
     def __len__(self) -> int:
@@ -251,7 +280,7 @@ class ClipSampler:
         pair = rng.integers(len(self), size=world_size * batch_size)[mine]
         chosen = np.searchsorted(self._ends, pair, side="right")
         start = pair - (self._ends[chosen] - np.diff(self._ends, prepend=0)[chosen])
-        windows = windows_at(start, self._length[chosen], self._offsets[self._rate[chosen]], self.stride_s)
+        windows = windows_at(start, self._length[chosen], self._offsets[self._rate[chosen]], self.temporal_stride)
         episode = self._episode[chosen]
         pixels = self.cache.read_batch(episode, windows.frames)
         if self.augmentation != Augmentation():

@@ -1,7 +1,7 @@
-"""One recorded robot episode, its pictures still compressed: what every reader yields and every writer takes.
+"""One recorded robot episode, its images still compressed: what every reader yields and every writer takes.
 
 The place in the flow: `rlds` (or a simulator) makes episodes, `frames` decodes them once into the training cache. An
-`Episode` holds what latent pre-training may use (pictures, words, rate); a `Demonstration` adds the actions. Pictures
+`Episode` holds what latent pre-training may use (images, words, rate); a `Demonstration` adds the actions. Images
 are JPEG or PNG bytes as they lay on disk, or uint8 arrays, and are decoded one at a time, so an episode of a few
 hundred large frames costs megabytes, not gigabytes.
 
@@ -28,9 +28,9 @@ from vw2_robot.errors import InputError
 _LOG = logging.getLogger(__name__)
 
 MAX_PIXELS = 2**26
-"""Largest picture that is decoded, 8192 x 8192; a few bytes can claim far more."""
+"""Largest image that is decoded, 8192 x 8192; a few bytes can claim far more."""
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow would hand others to programs outside, such as Ghostscript
-# What Pillow raises for bytes that are no picture, a cut-off picture, a broken PNG chunk, or an absurd size.
+# What Pillow raises for bytes that are no image, a cut-off image, a broken PNG chunk, or an absurd size.
 _DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -46,7 +46,7 @@ _DECODE_ERRORS = (
 
 @dataclass(frozen=True, eq=False)
 class Episode:
-    """Pictures in time order at `hz` frames per second, with the instruction that was given.
+    """Images in time order at `hz` frames per second, with the instruction that was given.
 
     `episode_id` is unique within `source`. `instruction` may be empty: such episodes exist in Open-X.
     """
@@ -75,7 +75,7 @@ class Episode:
         """Return frame `index` as uint8 [H, W, 3] RGB.
 
         Raises:
-            InputError: the frame is no picture; names source, episode and frame.
+            InputError: the frame is no image; names source, episode and frame.
         """
         image = self.images[index]
         if isinstance(image, np.ndarray):
@@ -92,7 +92,7 @@ class Episode:
         except _DECODE_ERRORS as error:
             # Pillow would say where in memory the bytes lie, and a frame cache keeps this text.
             reason = "none of " + ", ".join(_FORMATS) if isinstance(error, UnidentifiedImageError) else error
-            raise self._bad_frame(index, f"{len(image)} bytes that are no readable picture ({reason})") from error
+            raise self._bad_frame(index, f"{len(image)} bytes that are no readable image ({reason})") from error
 
     def _bad_frame(self, index: int, found: str) -> InputError:
         return InputError(
@@ -103,9 +103,9 @@ class Episode:
 
 @dataclass(frozen=True, eq=False)
 class Demonstration:
-    """An episode with its actions: float [T, 7] or [T-1, 7] for T pictures.
+    """An episode with its actions: float [T, 7] or [T-1, 7] for T images.
 
-    Action t is what was done after picture t was seen. With T-1 rows the last picture has no action. `terminal` is true
+    Action t is what was done after image t was seen. With T-1 rows the last image has no action. `terminal` is true
     for a real end (the task was solved) and false for a recording that was cut off.
     """
 
@@ -149,18 +149,18 @@ class EpisodeSource(Protocol):
         """All parts, in a fixed order."""
 
     def read(self, part: int, *, start: int = 0) -> Iterator[Episode]:
-        """The episodes of one part from number `start` on, pictures still compressed.
+        """The episodes of one part from number `start` on, images still compressed.
 
         Raises:
             InputError: the part is damaged from here on; the message names file and episode.
         """
 
 
-class TooManyBadError(InputError):
+class TooManySkippedError(InputError):
     """More of the data is unusable than was allowed."""
 
 
-class BadEpisodes:
+class SkippedEpisodes:
     """Episodes that were left out, each named in the log; one more than `limit` stops the run."""
 
     def __init__(self, limit: int) -> None:
@@ -171,11 +171,11 @@ class BadEpisodes:
         """Count an episode, or several of one file; `error` says which and what is wrong with it.
 
         Raises:
-            TooManyBadError: there are more than `limit`.
+            TooManySkippedError: there are more than `limit`.
         """
         self.messages += [str(error)] * count
         if len(self.messages) > self.limit:
-            raise TooManyBadError(
+            raise TooManySkippedError(
                 f"too many unusable episodes: {len(self.messages)} where {self.limit} were allowed; the last: {error}"
             ) from error
         _LOG.warning("episode skipped: %s", error)

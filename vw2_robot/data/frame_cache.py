@@ -66,7 +66,7 @@ class CachedEpisode:
 def resize_frame(frame: NDArray[np.uint8], *, height: int, width: int, aspect: Aspect = "stretch") -> NDArray[np.uint8]:
     """Resize uint8 [h, w, 3] to [height, width, 3] with an antialiased bilinear filter.
 
-    `stretch` ignores the aspect ratio (as the release does); `pad` keeps it and centres the picture on black.
+    `stretch` ignores the aspect ratio (as the release does); `pad` keeps it and centers the image on black.
     """
     if frame.shape[:2] == (height, width):
         return frame
@@ -93,7 +93,7 @@ def cache_frames(
     description: Mapping[str, Any],
     aspect: Aspect = "stretch",
     episodes_per_shard: int = 64,
-    max_bad: int = 10,
+    max_skipped: int = 10,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Decode, resize and store `episodes` under `out`; continue where an earlier call was cut off.
@@ -106,8 +106,8 @@ def cache_frames(
         description: what the episodes are (path, split, keys), as JSON values; compared when a cache is continued.
         aspect: see `resize_frame`.
         episodes_per_shard: one shard is held in memory and is the unit that is lost when the program is killed.
-        max_bad: episodes with an undecodable frame are named in the log, skipped and counted; one more stops the run.
-        progress: called with (episodes, frames) stored so far after each shard.
+        max_skipped: episodes with an undecodable frame are named in the log, skipped and counted; one more stops the
+        run. progress: called with (episodes, frames) stored so far after each shard.
 
     Raises:
         InputError: `out` holds another cache, the episodes are not those of the earlier call, or too many are bad.
@@ -132,7 +132,7 @@ def cache_frames(
     with lock_folder(out, what="making a frame cache"):
         if not _is_begun(out, plan):
             write_json(out / "plan.json", plan)
-        _fill(out, plan, iter(episodes), max_bad=max_bad, progress=progress)
+        _fill(out, plan, iter(episodes), max_skipped=max_skipped, progress=progress)
 
 
 def _fill(
@@ -140,7 +140,7 @@ def _fill(
     plan: dict[str, Any],
     stream: Iterator[Episode],
     *,
-    max_bad: int,
+    max_skipped: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
     """Make the missing shards, then the index."""
@@ -151,7 +151,7 @@ def _fill(
             if not chunk:
                 break
             bad = sum("skipped" in row for row in rows)
-            shard_rows = _make_shard(out, number, chunk, plan, bad_allowed=max_bad - bad)
+            shard_rows = _make_shard(out, number, chunk, plan, bad_allowed=max_skipped - bad)
         else:
             _skip_stored(out, stream, shard_rows)
         rows += shard_rows

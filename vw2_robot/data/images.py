@@ -1,12 +1,12 @@
-"""Compressed pictures -> the pixels of a clip, as fast as the decoder.
+"""Compressed images -> the pixels of a clip, as fast as the decoder.
 
 Pixels are those of the frame cache, bit for bit: the same decoder and the same resize. What is saved is the way there.
-Pillow reads the header of a JPEG in Python, for a small picture a third of all time and under the interpreter's lock;
-here the few bytes that matter are read and the rest goes to the decoder, into a picture that each thread keeps. Small
-frames are put one below the other and leave Pillow together. Everything that is no plain colour JPEG takes the ordinary
-way, `Episode.decode`, which also words the error for a picture that cannot be read.
+Pillow reads the header of a JPEG in Python, for a small image a third of all time and under the interpreter's lock;
+here the few bytes that matter are read and the rest goes to the decoder, into an image that each thread keeps. Small
+frames are put one below the other and leave Pillow together. Everything that is no plain color JPEG takes the ordinary
+way, `Episode.decode`, which also words the error for an image that cannot be read.
 
-`draft` decodes at 1/2, 1/4 or 1/8 where the picture is at least that much larger than wanted. It is faster and gives
+`draft` decodes at 1/2, 1/4 or 1/8 where the image is at least that much larger than wanted. It is faster and gives
 slightly other pixels, so it is off unless asked for.
 """
 
@@ -32,8 +32,8 @@ _STRIP_PIXELS = 2**18
 _SCRATCH = threading.local()
 
 
-class PictureError(InputError):
-    """Frame `frame` of an episode is no picture."""
+class ImageError(InputError):
+    """Frame `frame` of an episode is no image."""
 
     def __init__(self, error: InputError, frame: int) -> None:
         super().__init__(str(error))
@@ -51,7 +51,7 @@ def read_clip(
     """Write the given frames to `out`, uint8 [T, H, W, 3]; a frame that follows itself is decoded once.
 
     Raises:
-        PictureError: a frame is no picture; names source, episode and frame.
+        ImageError: a frame is no image; names source, episode and frame.
     """
     together = min(len(frames), max(1, _STRIP_PIXELS // (out.shape[1] * out.shape[2])))
     for first in range(0, len(frames), together):
@@ -69,18 +69,18 @@ def _read_strip(
         if place and frame == frames[place - 1]:
             continue
         data = episode.images[frame]
-        picture = None
+        image = None
         if isinstance(data, bytes) and aspect == "stretch":
-            picture = _plain_jpeg(data, (width, height) if draft else None)
-        if picture is None:
+            image = _plain_jpeg(data, (width, height) if draft else None)
+        if image is None:
             try:
                 apart[place] = resize_frame(episode.decode(frame), height=height, width=width, aspect=aspect)
             except InputError as error:
-                raise PictureError(error, frame) from error
+                raise ImageError(error, frame) from error
             continue
-        if picture.size != (width, height):
-            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-        strip.paste(picture, (0, place * height))
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        strip.paste(image, (0, place * height))
     if len(apart) < len(frames):
         out[:] = np.frombuffer(strip.tobytes(), np.uint8).reshape(together, height, width, 3)[: len(frames)]
     for place, frame in enumerate(frames):
@@ -91,7 +91,7 @@ def _read_strip(
 
 
 def _plain_jpeg(data: bytes, wanted: tuple[int, int] | None) -> Image.Image | None:
-    """Return this thread's scratch picture with `data` in it; smaller by 2, 4 or 8 if that still holds `wanted`."""
+    """Return this thread's scratch image with `data` in it; smaller by 2, 4 or 8 if that still holds `wanted`."""
     size = _jpeg_size(data)
     if size is None:
         return None
@@ -99,12 +99,12 @@ def _plain_jpeg(data: bytes, wanted: tuple[int, int] | None) -> Image.Image | No
     if wanted is not None:
         ratio = min(size[0] // wanted[0], size[1] // wanted[1])
         scale = next((step for step in (8, 4, 2) if ratio >= step), 1)
-    picture = _scratch("picture", (-(-size[0] // scale), -(-size[1] // scale)))
+    image = _scratch("image", (-(-size[0] // scale), -(-size[1] // scale)))
     try:
-        picture.frombytes(data, "jpeg", "RGB", "", scale, 0)
+        image.frombytes(data, "jpeg", "RGB", "", scale, 0)
     except (ValueError, OSError):  # damaged: the ordinary way finds the words
         return None
-    return picture
+    return image
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
@@ -128,9 +128,9 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _scratch(name: str, size: tuple[int, int]) -> Image.Image:
-    """Return a picture that this thread overwrites again and again."""
-    picture: Image.Image | None = getattr(_SCRATCH, name, None)
-    if picture is None or picture.size != size:
-        picture = Image.new("RGB", size)
-        setattr(_SCRATCH, name, picture)
-    return picture
+    """Return an image that this thread overwrites again and again."""
+    image: Image.Image | None = getattr(_SCRATCH, name, None)
+    if image is None or image.size != size:
+        image = Image.new("RGB", size)
+        setattr(_SCRATCH, name, image)
+    return image

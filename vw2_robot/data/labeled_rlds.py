@@ -1,11 +1,11 @@
-"""RLDS data sets as labelled video: is a code the same action for another robot?
+"""RLDS data sets as labeled video: is a code the same action for another robot?
 
-Beside `labelled_steps.py`, for Open-X sets and our own recordings in that form. What seven numbers an action has says
+Beside `labeled_steps.py`, for Open-X sets and our own recordings in that form. What seven numbers an action has says
 its rule in the table of sources (`openx_sources.yaml`); sets with other rules are refused, since a wrong reading would
 pass for a bad code. Actions are read here for judging codes alone: none of them enters training.
 
 Time alignment: action t is what happens between frame t and frame t + 1. Units and axes are those of the data set, so
-`LabelledVideo.units` is its name.
+`LabeledVideo.units` is its name.
 """
 
 # E episodes · L steps of an episode
@@ -24,7 +24,7 @@ from vw2_robot.contracts import ACTION_DIM, GRIPPER_INDEX
 from vw2_robot.errors import InputError
 
 from .frame_cache import FrameCache, cache_frames
-from .labeled_steps import LabelledVideo, check_same_episodes, keep_motion
+from .labeled_steps import LabeledVideo, check_same_episodes, keep_motion
 from .replay import rlds_transformations
 from .sources.calvin import CalvinSplit
 from .sources.openx import known_source
@@ -44,7 +44,7 @@ POSE_RULES = {"binary_gripper"}
 """Rules whose sets have the pose of the hand and the opening of the gripper in `observation/state`."""
 
 
-def open_labelled_rlds(
+def open_labeled_rlds(
     path: Path,
     *,
     name: str,
@@ -54,13 +54,13 @@ def open_labelled_rlds(
     episodes: int,
     seed: int,
     split: CalvinSplit = "training",
-) -> LabelledVideo:
+) -> LabeledVideo:
     """Open at most `episodes` episodes of an RLDS data set, drawn by `seed`; frames are decoded into `cache` once.
 
     Raises:
         InputError: no RLDS data set, one whose actions cannot be read, or `cache` holds something else.
     """
-    source = RldsSource(path, splits=(SPLITS[split],), max_bad=0)
+    source = RldsSource(path, splits=(SPLITS[split],), max_skipped=0)
     rule = _rule(source)
     drawn = _draw(source, episodes, seed)
     cache_frames(
@@ -68,7 +68,7 @@ def open_labelled_rlds(
         cache,
         height=height,
         width=width,
-        max_bad=0,
+        max_skipped=0,
         description={"rlds": str(path.resolve()), "split": split, "episodes": episodes, "seed": seed},
     )
     frames = FrameCache(cache)
@@ -82,7 +82,7 @@ def open_labelled_rlds(
     spread = (
         rlds_transformations.mean_and_std(actions) if rlds_transformations.is_installed() else mean_and_std(actions)
     )
-    return LabelledVideo(name, frames, group, actions, found.get("moved"), spread, units=source.name)
+    return LabeledVideo(name, frames, group, actions, found.get("moved"), spread, units=source.name)
 
 
 def _rule(source: RldsSource) -> str:

@@ -1,7 +1,7 @@
-"""Labelled video cut into latent steps: for every step its frames and what the robot really did during it.
+"""Labeled video cut into latent steps: for every step its frames and what the robot really did during it.
 
 For judging codes, not for training: this is the one place where video and true motion meet before fine-tuning. Reads
-CALVIN data sets (published ones and our recordings); RLDS ones are read by `labelled_rlds.py`. Frames are decoded once
+CALVIN data sets (published ones and our recordings); RLDS ones are read by `labeled_rlds.py`. Frames are decoded once
 into a frame cache, the motion is stored in the same folder.
 
 Time alignment: latent step k of a clip covers frames s(k-1)+1 .. sk, the transitions caused by the actions
@@ -9,8 +9,8 @@ a[s(k-1)] .. a[sk-1]; in arrays of M steps, entry m is step m + 1. Two descripti
 
 * `commanded`: the relative actions of the step, summed (units of 0.02 m and 0.05 rad); of the gripper, which is -1 or
   +1, the mean. What a policy is to predict.
-* `moved`: how the hand's pose changed from the first to the last frame of the step, in metres and radians, and by how
-  many metres the gripper opened. What can be seen.
+* `moved`: how the hand's pose changed from the first to the last frame of the step, in meters and radians, and by how
+  many meters the gripper opened. What can be seen.
 """
 
 # E episodes · L frames of an episode · n clips · T frames of a clip · M latent steps · s temporal stride · H, W pixels
@@ -40,7 +40,7 @@ CALVIN_UNITS = "calvin"
 
 
 @dataclass(frozen=True, eq=False)
-class LabelledVideo:
+class LabeledVideo:
     """One data set. `group` [E] is equal for episodes that share a frame: they must stay on one side of a split.
 
     commanded: per episode [L, 7], the actions; moved: per episode [L, 7], the pose (or None where the set has none).
@@ -58,8 +58,8 @@ class LabelledVideo:
 
 
 @dataclass(frozen=True, eq=False)
-class LabelledSteps:
-    """Clips of labelled video, and the motion of their steps.
+class LabeledSteps:
+    """Clips of labeled video, and the motion of their steps.
 
     episode [n]: index in the frame cache; frames [n, T]; valid [n, M]: steps that are wholly inside the episode.
     commanded, moved [n, M, 7]: zero where not valid.
@@ -77,7 +77,7 @@ class LabelledSteps:
         return self.commanded if self.moved is None else self.moved
 
 
-def open_labelled_calvin(
+def open_labeled_calvin(
     path: Path,
     *,
     name: str,
@@ -87,7 +87,7 @@ def open_labelled_calvin(
     episodes: int,
     seed: int,
     split: CalvinSplit = "training",
-) -> LabelledVideo:
+) -> LabeledVideo:
     """Open at most `episodes` trajectories of a CALVIN data set, drawn by `seed`; frames are decoded into `cache` once.
 
     Raises:
@@ -102,13 +102,13 @@ def open_labelled_calvin(
         cache,
         height=height,
         width=width,
-        max_bad=0,
+        max_skipped=0,
         description={"calvin": str(path.resolve()), "split": split, "episodes": count, "seed": seed},
     )
     frames = FrameCache(cache)
     check_same_episodes(frames, [trajectory.trajectory_id for trajectory in trajectories], path)
     commanded, moved = _read_motion(dataset, trajectories, cache / "motion.npz")
-    return LabelledVideo(name, frames, _groups(trajectories), commanded, moved, mean_and_std(commanded))
+    return LabeledVideo(name, frames, _groups(trajectories), commanded, moved, mean_and_std(commanded))
 
 
 def check_same_episodes(frames: FrameCache, names: Sequence[str], path: Path | str) -> None:
@@ -174,14 +174,14 @@ def keep_motion(
 
 
 def cut_steps(
-    video: LabelledVideo,
+    video: LabeledVideo,
     *,
     frames: int,
     stride: int,
     target_hz: float | None = None,
-    gap_s: float | None = None,
+    gap_seconds: float | None = None,
     every: int | None = None,
-) -> LabelledSteps:
+) -> LabeledSteps:
     """Cut every episode into clips of `frames` frames and say what happened in each step.
 
     Clips follow one another without overlap, or begin at `every`-th clip frame.
@@ -197,9 +197,9 @@ def cut_steps(
             frames=frames,
             cache_stride=every or span,
             hz=episode.hz,
-            stride_s=stride,
+            temporal_stride=stride,
             target_hz=target_hz,
-            gap_s=gap_s,
+            gap_seconds=gap_seconds,
         )
         pieces.append((np.full(len(windows.start), index), windows.frames, windows.valid))
     episode_n, frames_nT, valid_nM = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
@@ -208,7 +208,7 @@ def cut_steps(
     edges = frames_nT[:, ::stride]
     commanded = _by_step(video.commanded, episode_n, edges, valid_nM, what=_commanded)
     moved = None if video.moved is None else _by_step(video.moved, episode_n, edges, valid_nM, what=_moved)
-    return LabelledSteps(episode_n, frames_nT, valid_nM, commanded, moved)
+    return LabeledSteps(episode_n, frames_nT, valid_nM, commanded, moved)
 
 
 def _by_step(

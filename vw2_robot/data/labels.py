@@ -18,7 +18,7 @@ Hence no stratum ever holds more than its proportional share rounded up, and fro
 is at least one, none holds less than its share rounded down: the histogram is within one of proportional. Before that
 moment the first rule has priority. Inside a stratum the order is that of sha256(seed, episode id).
 
-This file chooses; keeping unlabelled actions unread is the loader's duty (`calvin`).
+This file chooses; keeping unlabeled actions unread is the loader's duty (`calvin`).
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def labels_digest(episode_ids: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Labels:
-    """The content of `labels.json`: which trajectories were labelled, out of how many, and by which rule."""
+    """The content of `labels.json`: which trajectories were labeled, out of how many, and by which rule."""
 
     fraction: float
     seed: int

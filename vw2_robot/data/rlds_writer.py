@@ -38,18 +38,18 @@ def write_rlds(
 
     Steps hold `observation/image` (JPEG), `action` float32 [7], `language_instruction`, `reward` (1 on the last step of
     a terminal episode), `discount`, `is_first`, `is_last`, `is_terminal`; episodes hold `episode_id` and `hz`. Where an
-    episode has one action fewer than pictures, the last step's action is zero. `out` appears when it is complete.
+    episode has one action fewer than images, the last step's action is zero. `out` appears when it is complete.
 
     Args:
         out: the new folder, by custom `<name>/<version>`.
         name: of the data set, lower case with underscores.
         version: three numbers, `1.0.0`.
-        episodes: split name -> episodes, consumed one by one; all pictures have one size.
+        episodes: split name -> episodes, consumed one by one; all images have one size.
         description: free words about the origin.
         max_episodes_per_shard: episodes in one file.
 
     Raises:
-        InputError: a bad name, an existing folder, no episode, or pictures of different sizes.
+        InputError: a bad name, an existing folder, no episode, or images of different sizes.
     """
     tf, tfds = load_tensorflow()
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or not re.fullmatch(r"\d+\.\d+\.\d+", version):

@@ -1,8 +1,8 @@
-"""Action normalisation and its exact inverse, with the numbers that both need.
+"""Action normalization and its exact inverse, with the numbers that both need.
 
 Computed once from the selected labels only, stored with the data and in every checkpoint. Method specification:
 section 3.3. Default: dimension d is mapped so that its 1 % and 99 % quantiles become -1 and +1, and clipped there; so
-the pair normalise, unnormalise is the identity between the quantiles and saturates outside. The gripper is never
+the pair normalize, unnormalize is the identity between the quantiles and saturates outside. The gripper is never
 scaled: it is -1 (close) or +1 (open) on both sides. A dimension that hardly moves (spread below 1e-6) passes through.
 
 CALVIN's `rel_actions` already carry their scaling (units of 0.02 m and 0.05 rad); nothing is multiplied again here.
@@ -21,7 +21,7 @@ from vw2_robot.contracts import ACTION_NAMES, GRIPPER_INDEX
 from vw2_robot.errors import InputError
 
 # N actions · A action dims
-NormalisationMode = Literal["q01_q99", "mean_std", "none"]
+NormalizationMode = Literal["q01_q99", "mean_std", "none"]
 MIN_SPREAD = 1e-6
 RANGE_SLACK = 1e-4
 """Recorded actions are float32 and may pass 1 by a rounding."""
@@ -39,12 +39,12 @@ class ActionStatistics:
     min: NDArray[np.float64]
     max: NDArray[np.float64]
     count: int
-    mode: NormalisationMode = "q01_q99"
+    mode: NormalizationMode = "q01_q99"
     gripper_index: int | None = GRIPPER_INDEX
 
     def __post_init__(self) -> None:
-        if self.mode not in get_args(NormalisationMode):
-            raise InputError(f"action normalisation must be one of {get_args(NormalisationMode)}, found {self.mode!r}")
+        if self.mode not in get_args(NormalizationMode):
+            raise InputError(f"action normalization must be one of {get_args(NormalizationMode)}, found {self.mode!r}")
         shapes = {name: getattr(self, name).shape for name in _VECTORS}
         if len(set(shapes.values())) != 1 or len(shapes["mean"]) != 1:
             raise InputError(f"action statistics must be vectors of one length, found {shapes}")
@@ -58,7 +58,7 @@ class ActionStatistics:
         cls,
         actions: NDArray[np.floating[Any]],
         *,
-        mode: NormalisationMode = "q01_q99",
+        mode: NormalizationMode = "q01_q99",
         gripper_index: int | None = GRIPPER_INDEX,
     ) -> ActionStatistics:
         """Compute the statistics of actions [N, A].
@@ -97,7 +97,7 @@ class ActionStatistics:
             mask[self.gripper_index] = False
         return mask
 
-    def normalise(self, actions: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    def normalize(self, actions: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         """Map robot units [..., A] to what a model predicts: [-1, 1] where `mask` is true, in mode q01_q99."""
         values = self._checked(actions)
         offset, scale = self._offset_and_scale()
@@ -106,7 +106,7 @@ class ActionStatistics:
             scaled = np.where(self.mask, np.clip(scaled, -1.0, 1.0), scaled)
         return scaled.astype(np.float32)
 
-    def unnormalise(self, actions: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    def unnormalize(self, actions: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         """Map predictions [..., A] back to robot units; the gripper becomes -1 or +1 by its sign (0 closes)."""
         values = self._checked(actions)
         offset, scale = self._offset_and_scale()
@@ -144,10 +144,10 @@ class ActionStatistics:
             raise InputError(f"action statistics cannot be read: {error}") from error
 
     def _offset_and_scale(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        centre, half = (self.q01 + self.q99) / 2, (self.q99 - self.q01) / 2
+        center, half = (self.q01 + self.q99) / 2, (self.q99 - self.q01) / 2
         if self.mode == "mean_std":
-            centre, half = self.mean, self.std
-        return np.where(self.mask, centre, 0.0), np.where(self.mask, half, 1.0)
+            center, half = self.mean, self.std
+        return np.where(self.mask, center, 0.0), np.where(self.mask, half, 1.0)
 
     def _checked(self, actions: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         if actions.ndim < 1 or actions.shape[-1] != self.mean.size:

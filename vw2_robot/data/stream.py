@@ -4,8 +4,8 @@ Use it where the frame cache would be too large; `ClipSampler` over a `FrameCach
 with the same pixels. Sources are whatever implements `EpisodeSource` (RLDS, LeRobot, CALVIN, video folders), each with
 a weight that multiplies its size.
 
-    stream = ClipStream([(source, 1.0)], StreamOptions(WindowOptions(frames=9, gap_s=0.6), height=64, width=64), seed=0)
-    batch = stream.batch(32)
+    stream = ClipStream([(source, 1.0)], StreamOptions(WindowOptions(frames=9, gap_seconds=0.6), height=64, width=64),
+    seed=0) batch = stream.batch(32)
 
 The order of clips is a pure function of (seed, epoch, rank) for given sources and options; the number of decoding
 threads changes nothing. In an epoch every window of a source with weight 1 comes exactly once over all ranks. Epochs
@@ -14,12 +14,12 @@ follow each other without end, each rank at its own pace.
 `state` is the position after the last batch as a few JSON values; after `restore` the same clips follow as if nothing
 had happened. To get there the block in which the position lies is read again (at most half of `shuffle_bytes`).
 
-Memory: `shuffle_bytes` of compressed pictures (see `vw2_robot.data.blocks`), `prefetch` decoded clips, one batch. JPEG
+Memory: `shuffle_bytes` of compressed images (see `vw2_robot.data.blocks`), `prefetch` decoded clips, one batch. JPEG
 is decoded by Pillow in threads, not processes: the decoder works without the interpreter's lock, so that two threads do
 the work of 1.7 (64 pixels) to 1.9 (256 pixels), nothing is copied between processes, and TensorFlow is loaded once.
 
-A picture that cannot be decoded takes the clips that need it out of the sequence. Such pictures and damaged files are
-named in the log and counted, each once; one more than `max_bad` stops the run, behind the last good clip.
+An image that cannot be decoded takes the clips that need it out of the sequence. Such images and damaged files are
+named in the log and counted, each once; one more than `max_skipped` stops the run, behind the last good clip.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from .blocks import Position, Reader, ShuffleBlock, WindowOptions
 from .clips import Augmentation, augment, clip_offsets, padded_frames, windows_at
 from .episodes import Episode, EpisodeSource
 from .frame_cache import Aspect
-from .images import PictureError, read_clip
+from .images import ImageError, read_clip
 from .read_ahead import ReadAhead
 
 # B batch · T frames · M latent steps · H, W pixels
@@ -63,11 +63,11 @@ class StreamOptions:
     width: int
     aspect: Aspect = "stretch"
     shuffle_bytes: int = 256 * 2**20
-    """compressed pictures held for shuffling, both blocks together"""
+    """compressed images held for shuffling, both blocks together"""
     lanes: int = 2
     """files of each source that are read side by side; part of what decides the order"""
-    max_bad: int = 10
-    """pictures and files that are named and left out before the run stops, on each rank"""
+    max_skipped: int = 10
+    """images and files that are named and left out before the run stops, on each rank"""
     draft: bool = False
     """decode JPEG at a fraction of its size where that is enough: faster, other pixels than the frame cache"""
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -76,8 +76,8 @@ class StreamOptions:
         for name in ("height", "width", "shuffle_bytes", "lanes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"stream.{name} must be at least 1, found {getattr(self, name)}")
-        if self.max_bad < 0:
-            raise ValueError(f"stream.max_bad must not be negative, found {self.max_bad}")
+        if self.max_skipped < 0:
+            raise ValueError(f"stream.max_skipped must not be negative, found {self.max_skipped}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +160,7 @@ class ClipStream:
             keep=keep,
         )
         self._made_with = self._describe(sources, world_size)
-        self._shape = (padded_frames(cut.frames, cut.stride_s), options.height, options.width, 3)
+        self._shape = (padded_frames(cut.frames, cut.temporal_stride), options.height, options.width, 3)
         self._spare: deque[NDArray[np.uint8]] = deque(maxlen=prefetch + _TASK)  # clips to be overwritten
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode") if threads else None
         self._read_ahead = ThreadPoolExecutor(1, thread_name_prefix="read") if threads else None
@@ -178,7 +178,7 @@ class ClipStream:
         """Return the next clips of this rank.
 
         Raises:
-            InputError: too many bad pictures and files, or an epoch without a clip.
+            InputError: too many bad images and files, or an epoch without a clip.
         """
         return self._collect(itertools.islice(self._clips(), batch_size), batch_size)
 
@@ -197,7 +197,7 @@ class ClipStream:
             batch[len(windows)] = pixels
             windows.append(window)
             self._spare.append(pixels)
-        steps = (self._shape[0] - 1) // self.options.windows.stride_s
+        steps = (self._shape[0] - 1) // self.options.windows.temporal_stride
         episodes = [window.episode for window in windows]
         return StreamBatch(
             pixels=batch[: len(windows)],
@@ -330,7 +330,7 @@ class ClipStream:
             pixels = np.empty(self._shape, np.uint8)
         try:
             read_clip(episode, window.frames, pixels, aspect=options.aspect, draft=options.draft)
-        except PictureError as error:
+        except ImageError as error:
             return _Bad(f"{episode.source}, episode {episode.episode_id}, frame {error.frame}", str(error))
         if options.augmentation != Augmentation():
             key = [self._seed, 3, window.block.epoch, self._rank, window.block.block, window.number]
@@ -341,9 +341,9 @@ class ClipStream:
         if where in self.bad:
             return
         self.bad[where] = why
-        if len(self.bad) > self.options.max_bad:
+        if len(self.bad) > self.options.max_skipped:
             raise InputError(
-                f"too many bad pictures and files: {len(self.bad)} where {self.options.max_bad} were allowed; the "
+                f"too many bad images and files: {len(self.bad)} where {self.options.max_skipped} were allowed; the "
                 f"last: {why}"
             )
         _LOG.warning("left out: %s", why)
@@ -360,7 +360,13 @@ def _windows_of(
     rates = sorted({episode.hz for episode in block.episodes})
     table = np.array(
         [
-            clip_offsets(cut.frames, stride_s=cut.stride_s, hz=hz, target_hz=cut.target_hz, gap_s=cut.gap_s)
+            clip_offsets(
+                cut.frames,
+                temporal_stride=cut.temporal_stride,
+                hz=hz,
+                target_hz=cut.target_hz,
+                gap_seconds=cut.gap_seconds,
+            )
             for hz in rates
         ]
     )
@@ -377,7 +383,7 @@ def _windows_of(
     total = len(block.owner)
     for begin in range(taken, total, _BULK):
         owners = block.owner[begin : begin + _BULK]
-        bulk = windows_at(block.start[begin : begin + _BULK], length[owners], table[rate[owners]], cut.stride_s)
+        bulk = windows_at(block.start[begin : begin + _BULK], length[owners], table[rate[owners]], cut.temporal_stride)
         rows = zip(owners.tolist(), bulk.start.tolist(), bulk.frames.tolist(), bulk.valid, strict=True)
         for number, (owner, start, frames, valid) in enumerate(rows, begin):
             episode = episodes[owner]

@@ -1,4 +1,4 @@
-"""The data as a page: clips of every source as training will see them, each picture with its time.
+"""The data as a page: clips of every source as training will see them, each image with its time.
 
 A clip is cut by the functions that cut training clips (`vw2_robot.data.clips`), so the page answers whether the camera
 is the right one, whether the words fit, and how much happens in a latent step. Which episodes are shown depends on the
@@ -33,8 +33,8 @@ from vw2_robot.storage.files import write_text
 
 from .data_sets import DataSet
 
-PICTURE_PX = 168
-"""Height of a picture on the page."""
+IMAGE_PX = 168
+"""Height of an image on the page."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,23 @@ class ClipOptions:
     count: int = 3
     """clips of each data set"""
     frames: int = 9
-    stride_s: int = 4
+    temporal_stride: int = 4
     hz: Rate | None = None
     """frames per second of the data sets that do not tell theirs"""
     target_hz: Rate | None = None
-    gap_s: Rate | None = None
+    gap_seconds: Rate | None = None
 
     def __post_init__(self) -> None:
         """Reject what cannot work."""
         if self.count < 1:
             raise ValueError(f"clips.count={self.count}, expected at least 1")
-        clip_offsets(self.frames, stride_s=self.stride_s, hz=1.0, target_hz=self.target_hz, gap_s=self.gap_s)
+        clip_offsets(
+            self.frames,
+            temporal_stride=self.temporal_stride,
+            hz=1.0,
+            target_hz=self.target_hz,
+            gap_seconds=self.gap_seconds,
+        )
 
 
 @dataclass(frozen=True)
@@ -86,9 +92,9 @@ def write_data_report(data_sets: Sequence[DataSet], out: Path, options: ClipOpti
 
 
 def _rule(options: ClipOptions) -> str:
-    frames = padded_frames(options.frames, options.stride_s)
-    if options.gap_s is not None:
-        spacing = f"a latent step of {options.stride_s} frames lasts {options.gap_s:g} s"
+    frames = padded_frames(options.frames, options.temporal_stride)
+    if options.gap_seconds is not None:
+        spacing = f"a latent step of {options.temporal_stride} frames lasts {options.gap_seconds:g} s"
     elif options.target_hz is not None:
         spacing = f"at {options.target_hz:g} Hz, or slower where the source is"
     else:
@@ -152,10 +158,8 @@ def open_for_a_look(data_set: DataSet, *, hz: float | None = None) -> EpisodeSou
         )
     if kind == "calvin":
         split = splits[0] if splits else "training"
-        labelled = (data_set.path / split / "lang_annotations" / "auto_lang_ann.npy").is_file()
-        return open_source(
-            data_set.path, format=kind, split=split, trajectories="labelled" if labelled else "recordings"
-        )
+        labeled = (data_set.path / split / "lang_annotations" / "auto_lang_ann.npy").is_file()
+        return open_source(data_set.path, format=kind, split=split, trajectories="labeled" if labeled else "recordings")
     return open_source(data_set.path, format=kind, hz=hz)
 
 
@@ -173,12 +177,16 @@ def spread_episodes(source: EpisodeSource, count: int) -> Iterator[Episode]:
 
 def _clip(episode: Episode, options: ClipOptions) -> dict[str, Any]:
     offsets = clip_offsets(
-        options.frames, stride_s=options.stride_s, hz=episode.hz, target_hz=options.target_hz, gap_s=options.gap_s
+        options.frames,
+        temporal_stride=options.temporal_stride,
+        hz=episode.hz,
+        target_hz=options.target_hz,
+        gap_seconds=options.gap_seconds,
     )
     start = max(0, (len(episode) - int(offsets[-1])) // 2)
-    windows = windows_at(np.array([start]), np.array([len(episode)]), offsets[None], options.stride_s)
+    windows = windows_at(np.array([start]), np.array([len(episode)]), offsets[None], options.temporal_stride)
     numbers = windows.frames[0].tolist()
-    pictures = {number: _picture(episode, number) for number in dict.fromkeys(numbers)}
+    images = {number: _image(episode, number) for number in dict.fromkeys(numbers)}
     height, width = episode.decode(numbers[0]).shape[:2]
     seconds = max(1, len(episode) - 1) / episode.hz
     return {
@@ -191,28 +199,30 @@ def _clip(episode: Episode, options: ClipOptions) -> dict[str, Any]:
         "steps": windows.valid.shape[1],
         "marks": [round(100 * number / episode.hz / seconds, 3) for number in numbers],
         "frames": [
-            _frame(position, number, pictures[number], episode, windows.valid[0], options.stride_s)
+            _frame(position, number, images[number], episode, windows.valid[0], options.temporal_stride)
             for position, number in enumerate(numbers)
         ],
     }
 
 
-def _frame(position: int, number: int, picture: str, episode: Episode, valid: Any, stride_s: int) -> Mapping[str, Any]:
-    """One picture of a clip. Latent step k ends with frame k * stride_s; frame 0 is the anchor."""
-    step = -(-position // stride_s)
+def _frame(
+    position: int, number: int, image: str, episode: Episode, valid: Any, temporal_stride: int
+) -> Mapping[str, Any]:
+    """One image of a clip. Latent step k ends with frame k * temporal_stride; frame 0 is the anchor."""
+    step = -(-position // temporal_stride)
     return {
-        "picture": picture,
+        "image": image,
         "time": f"{number / episode.hz:.2f} s",
         "number": number,
-        "role": "anchor" if position == 0 else f"step {step}" if position % stride_s == 0 else "",
+        "role": "anchor" if position == 0 else f"step {step}" if position % temporal_stride == 0 else "",
         "real": step == 0 or bool(valid[step - 1]),
     }
 
 
-def _picture(episode: Episode, number: int) -> str:
+def _image(episode: Episode, number: int) -> str:
     image = Image.fromarray(episode.decode(number))
-    width = max(1, round(image.width * PICTURE_PX / image.height))
-    image = image.resize((width, PICTURE_PX), Image.Resampling.BICUBIC)
+    width = max(1, round(image.width * IMAGE_PX / image.height))
+    image = image.resize((width, IMAGE_PX), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=82)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

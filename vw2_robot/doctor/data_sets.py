@@ -15,7 +15,7 @@ from typing import get_args
 
 from vw2_robot.data.folder_files import files_below
 from vw2_robot.data.sources.calvin import CALVIN_HZ, CalvinDataset, CalvinSplit, frame_name, read_spans
-from vw2_robot.data.sources.formats import Format, recognise
+from vw2_robot.data.sources.formats import Format, recognize
 from vw2_robot.data.sources.lerobot_dataset import describe_lerobot
 from vw2_robot.data.sources.openx import known_source
 from vw2_robot.data.sources.pickled_openx import PICKLE_ENDINGS
@@ -26,7 +26,7 @@ from vw2_robot.errors import InputError, MissingExtraError
 from vw2_robot.storage.files import read_json, verify
 
 OUR_RUNS = ("results.jsonl", "metrics.jsonl")
-"""Folders that hold one of these are rollouts or training runs: films in them are no data."""
+"""Folders that hold one of these are rollouts or training runs: videos in them are no data."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def describe(path: Path, kind: Format) -> DataSet:
 def _candidates(folder: Path, depth: int) -> Iterator[tuple[Path, Format]]:
     if any((folder / name).is_file() for name in OUR_RUNS):
         return
-    kind = recognise(folder)
+    kind = recognize(folder)
     versions = sorted(file.parent for file in folder.glob("*/features.json")) if kind == "rlds" else []
     if kind == "rlds" and not (folder / "features.json").is_file():
         yield from ((version, kind) for version in versions)
@@ -86,7 +86,7 @@ def _candidates(folder: Path, depth: int) -> Iterator[tuple[Path, Format]]:
 
 
 def _videos_belong_here(folder: Path) -> bool:
-    """Whether films lie here, or in every folder here (splits of one set), not in one beside other things."""
+    """Whether videos lie here, or in every folder here (splits of one set), not in one beside other things."""
     return has_videos(folder, below=False) or all(
         has_videos(entry, below=False) for entry in folder.iterdir() if _is_open(entry)
     )
@@ -115,7 +115,7 @@ def _describe_rlds(path: Path) -> DataSet:
             problems.append(f"split {split}: {here} of {len(lengths)} files are here: copy the data set again")
     row = known_source(name)
     unknown = (
-        "not in the table of Open-X sources: image_key has to be given where there are several pictures, and the rate "
+        "not in the table of Open-X sources: image_key has to be given where there are several images, and the rate "
         "where episodes do not carry it (data.hz in training, clips.hz here)"
     )
     return DataSet(
@@ -154,15 +154,15 @@ def _describe_calvin(path: Path) -> DataSet:
         if not (path / split).is_dir():
             continue
         try:
-            labelled = (path / split / "lang_annotations" / "auto_lang_ann.npy").is_file()
-            dataset = CalvinDataset(path, split, trajectories="labelled" if labelled else "recordings")
+            labeled = (path / split / "lang_annotations" / "auto_lang_ann.npy").is_file()
+            dataset = CalvinDataset(path, split, trajectories="labeled" if labeled else "recordings")
         except InputError as error:
             splits[split] = None
             problems.append(str(error).splitlines()[0])
             continue
         splits[split] = len(dataset)
         size += _calvin_bytes(dataset)
-        if not labelled:
+        if not labeled:
             notes.append(f"{split} has no labels: trajectories=recordings")
     return DataSet(path, "calvin", path.resolve().name, "-", splits, CALVIN_HZ, size, "; ".join(notes), tuple(problems))
 

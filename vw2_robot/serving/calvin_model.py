@@ -6,9 +6,9 @@
     evaluate_policy(Vw2CalvinModel("runs/first/finetune"), make_env("DIR/task_ABC_D"), epoch=0)
 
 The evaluator calls `reset()` at the start of each subtask and `step(obs, goal)` before each control step, with the raw
-instruction as goal. It draws all cameras in every step; the policy is shown the static one, every `replan_every` steps.
-Actions are what `vw2-rollout` executes: seven numbers, six in [-1, 1] and a gripper that is exactly -1 or +1. Imports
-nothing of CALVIN. docs/evaluation.md says what to install and how the two evaluators compare.
+instruction as goal. It draws all cameras in every step; the policy is shown the static one, every `n_action_steps`
+steps. Actions are what `vw2-rollout` executes: seven numbers, six in [-1, 1] and a gripper that is exactly -1 or +1.
+Imports nothing of CALVIN. docs/evaluation.md says what to install and how the two evaluators compare.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STATIC = "rgb_static"
 class Vw2CalvinModel:
     """What the evaluator calls a custom model: `reset` and `step`."""
 
-    def __init__(self, policy: Policy | str | Path, *, replan_every: int | None = None, device: str = "cpu") -> None:
+    def __init__(self, policy: Policy | str | Path, *, n_action_steps: int | None = None, device: str = "cpu") -> None:
         """`policy`: any policy, or what `VW2Agent.from_pretrained` takes.
 
         Raises:
@@ -40,8 +40,8 @@ class Vw2CalvinModel:
         if isinstance(policy, str | Path):
             from vw2_robot.agent import VW2Agent
 
-            policy = VW2Agent.from_pretrained(policy, device=device, replan_every=replan_every)
-        self._queue = ChunkQueue(policy, replan_every=replan_every)
+            policy = VW2Agent.from_pretrained(policy, device=device, n_action_steps=n_action_steps)
+        self._queue = ChunkQueue(policy, n_action_steps=n_action_steps)
 
     def reset(self) -> None:
         """Begin a subtask: forget the rest of the last chunk."""
@@ -51,7 +51,7 @@ class Vw2CalvinModel:
         """The action [7] for this control step.
 
         Raises:
-            InputError: `goal` is no text (an embedding, as in older evaluators), or there is no static picture.
+            InputError: `goal` is no text (an embedding, as in older evaluators), or there is no static image.
         """
         if not isinstance(goal, str):
             raise InputError(f"goal must be the instruction in words, found {type(goal).__name__}")
@@ -62,9 +62,9 @@ class Vw2CalvinModel:
 
 
 def _static(obs: Mapping[str, Any]) -> NDArray[np.uint8]:
-    pictures = obs.get("rgb_obs")
-    if not isinstance(pictures, Mapping) or STATIC not in pictures:
-        found = sorted(pictures) if isinstance(pictures, Mapping) else sorted(obs)
+    images = obs.get("rgb_obs")
+    if not isinstance(images, Mapping) or STATIC not in images:
+        found = sorted(images) if isinstance(images, Mapping) else sorted(obs)
         raise InputError(f'obs["rgb_obs"]["{STATIC}"] is missing; found {found}')
-    picture: NDArray[np.uint8] = np.ascontiguousarray(pictures[STATIC])
-    return picture
+    image: NDArray[np.uint8] = np.ascontiguousarray(images[STATIC])
+    return image

@@ -111,7 +111,9 @@ def lock_folder(folder: Path, *, what: str, beside: bool = False) -> FolderLock:
         InputError: another process holds it; the message says which and since when.
         OSError: with the name of the lock file.
     """
-    folder = Path(os.path.realpath(folder))  # whatever way it is spelt; `resolve` has no OSError for links in a circle
+    folder = Path(
+        os.path.realpath(folder)
+    )  # whatever way it is spelled; `resolve` has no OSError for links in a circle
     path = folder.with_name(f".{folder.name}.lock") if beside else folder / ".lock"
     key = (os.getpid(), str(path))
     if (other := _HELD.get(key)) is not None and other.held:

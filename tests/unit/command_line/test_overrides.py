@@ -33,7 +33,7 @@ def read(argument: str) -> Any:
 
 @pytest.mark.parametrize(
     "text",
-    ["lr=1e-4", "a,b", "films (old)", "Jürgen", "it's", "x#1", "2024", "true", "1e-4", "\\", "\\'", "a\nb", "x ", "?"],
+    ["lr=1e-4", "a,b", "videos (old)", "Jürgen", "it's", "x#1", "2024", "true", "1e-4", "\\", "\\'", "a\nb", "x ", "?"],
 )
 def test_text_is_taken_as_it_was_typed(text: str) -> None:
     assert read(f"prompt={text}") == text

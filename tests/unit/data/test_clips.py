@@ -28,7 +28,7 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> FrameCache:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> FrameCache:
-    """Two still videos: one random picture repeated."""
+    """Two still videos: one random image repeated."""
     rng = np.random.default_rng(0)
     episodes = [
         Episode("still", str(number), "", 5.0, (rng.integers(0, 256, (16, 20, 3), dtype=np.uint8),) * 9)
@@ -59,7 +59,9 @@ def seconds(clip: np.ndarray) -> list[int]:
 def test_windows_agree_with_a_slow_reading_of_the_specification(
     length: int, clip: int, stride: int, cache_stride: int, hz: float, target_hz: float | None
 ) -> None:
-    windows = make_windows(length, frames=clip, stride_s=stride, cache_stride=cache_stride, hz=hz, target_hz=target_hz)
+    windows = make_windows(
+        length, frames=clip, temporal_stride=stride, cache_stride=cache_stride, hz=hz, target_hz=target_hz
+    )
     ratio = max(1.0, hz / target_hz) if target_hz else 1.0
     padded = clip + (-(clip - 1)) % stride
     starts, number = [], 0
@@ -92,40 +94,40 @@ def test_a_fractional_rate_keeps_its_fraction() -> None:
 
 def test_a_gap_says_how_long_a_latent_step_lasts() -> None:
     def steps(hz: float, **options: Any) -> list[int]:
-        return frame_offsets(5, hz=hz, gap_s=0.6, **options).tolist()
+        return frame_offsets(5, hz=hz, gap_seconds=0.6, **options).tolist()
 
-    assert steps(10.0, stride_s=1) == [0, 6, 12, 18, 24]
-    assert steps(3.75, stride_s=1) == [0, 2, 5, 7, 9]  # 2.25 frames: the fraction is kept until rounding
-    assert steps(1.0, stride_s=1) == [0, 1, 2, 3, 4]  # at least one frame
-    assert steps(10.0, stride_s=4) == [0, 2, 3, 5, 6]
-    assert steps(5.0, stride_s=4) == [0, 1, 2, 2, 3]  # three frames in that time, shown in four pictures
-    assert effective_hz(10.0, None, gap_s=0.6, stride_s=4) == pytest.approx(4 / 0.6)
+    assert steps(10.0, temporal_stride=1) == [0, 6, 12, 18, 24]
+    assert steps(3.75, temporal_stride=1) == [0, 2, 5, 7, 9]  # 2.25 frames: the fraction is kept until rounding
+    assert steps(1.0, temporal_stride=1) == [0, 1, 2, 3, 4]  # at least one frame
+    assert steps(10.0, temporal_stride=4) == [0, 2, 3, 5, 6]
+    assert steps(5.0, temporal_stride=4) == [0, 1, 2, 2, 3]  # three frames in that time, shown in four images
+    assert effective_hz(10.0, None, gap_seconds=0.6, temporal_stride=4) == pytest.approx(4 / 0.6)
 
 
 @given(st.integers(1, 6), st.integers(1, 8), st.floats(0.5, 60), st.floats(0.05, 3))
 def test_a_latent_step_lasts_its_gap_and_never_less_than_a_frame(
-    stride: int, steps: int, hz: float, gap_s: float
+    stride: int, steps: int, hz: float, gap_seconds: float
 ) -> None:
-    ends = frame_offsets(1 + stride * steps, hz=hz, gap_s=gap_s, stride_s=stride)[::stride]
+    ends = frame_offsets(1 + stride * steps, hz=hz, gap_seconds=gap_seconds, temporal_stride=stride)[::stride]
     assert (np.diff(ends) >= 1).all()
-    assert (np.abs(ends - np.arange(steps + 1) * max(1.0, gap_s * hz)) <= 0.5001).all()
+    assert (np.abs(ends - np.arange(steps + 1) * max(1.0, gap_seconds * hz)) <= 0.5001).all()
 
 
 @given(st.integers(0, 50), st.integers(1, 4), st.integers(1, 5), st.floats(1, 30), st.floats(0.05, 2))
 def test_windows_with_a_gap_start_once_each_and_reach_as_far_as_they_can(
-    length: int, stride: int, cache_stride: int, hz: float, gap_s: float
+    length: int, stride: int, cache_stride: int, hz: float, gap_seconds: float
 ) -> None:
     windows = make_windows(
-        length, frames=1 + 2 * stride, cache_stride=cache_stride, hz=hz, stride_s=stride, gap_s=gap_s
+        length, frames=1 + 2 * stride, cache_stride=cache_stride, hz=hz, temporal_stride=stride, gap_seconds=gap_seconds
     )
-    first = frame_offsets(1 + stride, hz=hz, gap_s=gap_s, stride_s=stride)[-1]
-    everything = frame_offsets(2000, hz=hz, gap_s=gap_s, stride_s=stride)[::cache_stride]
+    first = frame_offsets(1 + stride, hz=hz, gap_seconds=gap_seconds, temporal_stride=stride)[-1]
+    everything = frame_offsets(2000, hz=hz, gap_seconds=gap_seconds, temporal_stride=stride)[::cache_stride]
     assert windows.start.tolist() == sorted({start for start in everything.tolist() if start + first < length})
 
 
 def test_two_ways_to_say_the_time_are_one_too_many() -> None:
-    with pytest.raises(InputError, match="target_hz or gap_s, not both"):
-        frame_offsets(5, hz=5.0, target_hz=5.0, gap_s=0.6)
+    with pytest.raises(InputError, match="target_hz or gap_seconds, not both"):
+        frame_offsets(5, hz=5.0, target_hz=5.0, gap_seconds=0.6)
 
 
 def test_a_clip_is_filled_up_to_whole_latent_steps() -> None:

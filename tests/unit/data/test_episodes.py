@@ -10,7 +10,7 @@ from vw2_robot.data.episodes import Demonstration, Episode, encode_jpeg
 from vw2_robot.errors import InputError
 
 
-def picture(seed: int = 0, size: tuple[int, int] = (12, 20)) -> np.ndarray:
+def image(seed: int = 0, size: tuple[int, int] = (12, 20)) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
@@ -25,7 +25,7 @@ def episode(*images: bytes | np.ndarray) -> Episode:
 
 
 def test_png_bytes_and_arrays_decode_to_the_same_pixels() -> None:
-    pixels = picture()
+    pixels = image()
     taken = episode(png(pixels), pixels)
     assert len(taken) == 2
     for index in range(2):
@@ -35,14 +35,14 @@ def test_png_bytes_and_arrays_decode_to_the_same_pixels() -> None:
 
 
 def test_jpeg_is_close_and_reproducible() -> None:
-    smooth = np.asarray(Image.fromarray(picture(size=(3, 5))).resize((40, 24), Image.Resampling.BICUBIC))
+    smooth = np.asarray(Image.fromarray(image(size=(3, 5))).resize((40, 24), Image.Resampling.BICUBIC))
     assert encode_jpeg(smooth) == encode_jpeg(smooth.copy())
     assert np.abs(episode(encode_jpeg(smooth)).decode(0).astype(int) - smooth).max() <= 8
 
 
-def test_grey_and_transparent_pictures_become_rgb() -> None:
-    grey, rgba = np.full((4, 6), 90, np.uint8), np.full((4, 6, 4), 200, np.uint8)
-    taken = episode(png(grey), png(rgba))
+def test_gray_and_transparent_images_become_rgb() -> None:
+    gray, rgba = np.full((4, 6), 90, np.uint8), np.full((4, 6, 4), 200, np.uint8)
+    taken = episode(png(gray), png(rgba))
     assert taken.decode(0).tolist() == np.full((4, 6, 3), 90).tolist()
     assert taken.decode(1).shape == (4, 6, 3)
 
@@ -63,10 +63,10 @@ def deep(pixels: np.ndarray) -> bytes:
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (claiming(picture(), 9000, 9000), "9000 x 9000 pixels, at most 67108864 are read"),
-        (claiming(picture(), 2**31 - 1, 2**31 - 1), "no readable picture"),
-        (deep(picture()), "convert it to 8 bits a channel"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n", "no readable picture .none of JPEG, PNG, WEBP, BMP"),
+        (claiming(image(), 9000, 9000), "9000 x 9000 pixels, at most 67108864 are read"),
+        (claiming(image(), 2**31 - 1, 2**31 - 1), "no readable image"),
+        (deep(image()), "convert it to 8 bits a channel"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n", "no readable image .none of JPEG, PNG, WEBP, BMP"),
     ],
     ids=["large", "absurd", "16 bits", "for another program"],
 )
@@ -79,23 +79,23 @@ def test_what_would_cost_too_much_or_come_out_wrong_is_not_decoded(data: bytes, 
     "broken",
     [
         b"",
-        b"not a picture",
-        encode_jpeg(picture(size=(64, 64)))[:400],
-        png(picture(size=(64, 64)))[:200],
-        png(picture()).replace(b"IDAT", b"IDAX"),
+        b"not an image",
+        encode_jpeg(image(size=(64, 64)))[:400],
+        png(image(size=(64, 64)))[:200],
+        png(image()).replace(b"IDAT", b"IDAX"),
         np.zeros((4, 4), np.uint8),
         np.zeros((4, 4, 3), np.float32),
         np.zeros((0, 4, 3), np.uint8),
     ],
-    ids=["empty", "text", "cut jpeg", "cut png", "bad chunk", "grey array", "float array", "no rows"],
+    ids=["empty", "text", "cut jpeg", "cut png", "bad chunk", "gray array", "float array", "no rows"],
 )
 def test_a_broken_frame_is_named_by_source_episode_and_number(broken: bytes | np.ndarray) -> None:
     with pytest.raises(InputError, match=r"bridge_dataset, episode train/000007, frame 1 of 2"):
-        episode(picture(), broken).decode(1)
+        episode(image(), broken).decode(1)
 
 
 def test_demonstration_accepts_one_action_for_each_frame_or_one_fewer() -> None:
-    taken = episode(picture(0), picture(1), picture(2))
+    taken = episode(image(0), image(1), image(2))
     for rows in (2, 3):
         assert Demonstration(taken, np.zeros((rows, 7))).actions.shape == (rows, 7)
     for shape in ((1, 7), (4, 7), (3, 6), (21,)):
@@ -107,4 +107,4 @@ def test_demonstration_refuses_actions_that_are_not_finite() -> None:
     actions = np.zeros((2, 7))
     actions[1, 3] = np.nan
     with pytest.raises(InputError, match="action 1 is not finite"):
-        Demonstration(episode(picture(0), picture(1)), actions)
+        Demonstration(episode(image(0), image(1)), actions)

@@ -66,7 +66,7 @@ def test_frames_are_read_in_the_order_asked_for_and_belong_to_the_caller(tmp_pat
 
 
 @pytest.mark.parametrize("frame", [-1, 3])
-def test_a_frame_outside_the_episode_is_not_taken_from_its_neighbour(tmp_path: Path, frame: int) -> None:
+def test_a_frame_outside_the_episode_is_not_taken_from_its_neighbor(tmp_path: Path, frame: int) -> None:
     cache(tmp_path / "c")
     with pytest.raises(IndexError, match="which has 3 frames"):
         FrameCache(tmp_path / "c").read(0, [frame])
@@ -191,10 +191,15 @@ def test_the_digest_knows_content_but_not_shards(tmp_path: Path) -> None:
 
 
 def test_bad_episodes_are_skipped_counted_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    bad = Episode("made_up", "train/bad", "", 5.0, (EPISODES[0].images[0], b"no picture"))
+    bad = Episode("made_up", "train/bad", "", 5.0, (EPISODES[0].images[0], b"no image"))
     empty = Episode("made_up", "train/empty", "", 5.0, ())
     seen: list[tuple[int, int]] = []
-    cache(tmp_path / "c", [EPISODES[0], bad, EPISODES[1], empty], max_bad=2, progress=lambda *state: seen.append(state))
+    cache(
+        tmp_path / "c",
+        [EPISODES[0], bad, EPISODES[1], empty],
+        max_skipped=2,
+        progress=lambda *state: seen.append(state),
+    )
     frames = FrameCache(tmp_path / "c")
     assert [episode.episode_id for episode in frames.episodes] == ["train/000000", "train/000001"]
     np.testing.assert_array_equal(frames.read(1, [0])[0], EPISODES[1].images[0])
@@ -210,7 +215,7 @@ def test_bad_episodes_are_skipped_counted_and_named(tmp_path: Path, caplog: pyte
 def test_too_many_bad_episodes_stop_the_run_and_repaired_ones_are_taken(tmp_path: Path) -> None:
     bad = [Episode("made_up", e.episode_id, e.instruction, e.hz, (b"",) * len(e)) for e in EPISODES]
     with pytest.raises(InputError, match=r"too many unreadable episodes: 3 where 2 were allowed; the last: .*000005"):
-        cache(tmp_path / "c", [*EPISODES[:3], *bad[3:6], EPISODES[6]], max_bad=2)
+        cache(tmp_path / "c", [*EPISODES[:3], *bad[3:6], EPISODES[6]], max_skipped=2)
     cache(tmp_path / "c")
     assert len(FrameCache(tmp_path / "c").episodes) == 7
 

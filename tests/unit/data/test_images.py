@@ -8,7 +8,7 @@ from PIL.ExifTags import Base
 
 from vw2_robot.data.episodes import Episode, encode_jpeg
 from vw2_robot.data.frame_cache import Aspect, resize_frame
-from vw2_robot.data.images import PictureError, read_clip
+from vw2_robot.data.images import ImageError, read_clip
 
 
 def photo(height: int = 48, width: int = 64) -> Image.Image:
@@ -17,9 +17,9 @@ def photo(height: int = 48, width: int = 64) -> Image.Image:
     return coarse.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def stored(picture: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
+def stored(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -41,12 +41,12 @@ def read_frame(held: Episode, index: int, *, height: int, width: int, **options:
 
 PLAIN = {
     "subsampled": stored(photo(), quality=80),
-    "full colour": encode_jpeg(np.asarray(photo())),
+    "full color": encode_jpeg(np.asarray(photo())),
     "progressive": stored(photo(), progressive=True),
     "with comment, exif and restarts": stored(photo(), comment=b"\xff\xc0" * 9, exif=exif(), restart_marker_rows=1),
 }
 OTHER = {
-    "grey": stored(photo().convert("L")),
+    "gray": stored(photo().convert("L")),
     "four inks": stored(photo().convert("CMYK")),
     "RGB without conversion": stored(photo(), keep_rgb=True),
     "PNG": stored(photo(), "PNG"),
@@ -70,17 +70,13 @@ def test_plain_jpeg_needs_no_header_in_python(kind: str, monkeypatch: pytest.Mon
     assert read_frame(episode(PLAIN[kind]), 0, height=20, width=20).shape == (20, 20, 3)
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"\xff\xd8", b"no picture", PLAIN["subsampled"][:-900], PLAIN["subsampled"][:40]]
-)
-def test_damaged_pictures_are_named(data: bytes) -> None:
-    with pytest.raises(
-        PictureError, match=r"set, episode 7, frame 0 of 1: found \d+ bytes that are no readable picture"
-    ):
+@pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"no image", PLAIN["subsampled"][:-900], PLAIN["subsampled"][:40]])
+def test_damaged_images_are_named(data: bytes) -> None:
+    with pytest.raises(ImageError, match=r"set, episode 7, frame 0 of 1: found \d+ bytes that are no readable image"):
         read_frame(episode(data), 0, height=8, width=8)
 
 
-def test_a_draft_is_close_and_is_taken_only_where_the_picture_is_twice_as_large() -> None:
+def test_a_draft_is_close_and_is_taken_only_where_the_image_is_twice_as_large() -> None:
     held = episode(stored(photo(240, 320), quality=95))
     exact, draft = (read_frame(held, 0, height=60, width=80, draft=draft).astype(int) for draft in (False, True))
     assert 0 < abs(draft - exact).max() < 12
@@ -91,9 +87,9 @@ def test_a_draft_is_close_and_is_taken_only_where_the_picture_is_twice_as_large(
 
 def test_a_draft_is_the_one_of_the_decoder() -> None:
     data = stored(photo(240, 320), quality=95)
-    with Image.open(io.BytesIO(data)) as picture:
-        picture.draft("RGB", (80, 60))
-        wanted = np.asarray(picture.convert("RGB"))
+    with Image.open(io.BytesIO(data)) as image:
+        image.draft("RGB", (80, 60))
+        wanted = np.asarray(image.convert("RGB"))
     np.testing.assert_array_equal(read_frame(episode(data), 0, height=60, width=80, draft=True), wanted)
 
 
@@ -110,6 +106,6 @@ def test_a_clip_of_all_kinds_holds_each_frame_at_its_place(height: int, width: i
 
 
 def test_the_bad_frame_of_a_clip_is_known() -> None:
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(ImageError) as caught:
         read_clip(episode(PLAIN["subsampled"], b"", PLAIN["subsampled"]), [0, 2, 1], np.empty((3, 8, 8, 3), np.uint8))
     assert caught.value.frame == 1

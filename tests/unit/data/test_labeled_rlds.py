@@ -7,8 +7,8 @@ pytest.importorskip("tensorflow", reason="TensorFlow is not installed (extra ope
 
 from vw2_robot.data import step_names
 from vw2_robot.data.episodes import Demonstration, Episode
-from vw2_robot.data.labeled_rlds import open_labelled_rlds
-from vw2_robot.data.labeled_steps import LabelledVideo, cut_steps
+from vw2_robot.data.labeled_rlds import open_labeled_rlds
+from vw2_robot.data.labeled_steps import LabeledVideo, cut_steps
 from vw2_robot.data.rlds_writer import write_rlds
 from vw2_robot.data.sources.rlds import RldsSource
 from vw2_robot.data.statistics import mean_and_std
@@ -34,8 +34,8 @@ def write(out: Path, *, name: str = "vw2_arms") -> Path:
     return out
 
 
-def opened(path: Path, cache: Path, *, episodes: int = 5, seed: int = 0) -> LabelledVideo:
-    return open_labelled_rlds(path, name="toy", cache=cache, height=16, width=16, episodes=episodes, seed=seed)
+def opened(path: Path, cache: Path, *, episodes: int = 5, seed: int = 0) -> LabeledVideo:
+    return open_labeled_rlds(path, name="toy", cache=cache, height=16, width=16, episodes=episodes, seed=seed)
 
 
 @pytest.fixture(scope="module")

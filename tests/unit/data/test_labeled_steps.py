@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vw2_robot.data.calvin_writer import CalvinWriter, Label
-from vw2_robot.data.labeled_steps import cut_steps, open_labelled_calvin, target_names
+from vw2_robot.data.labeled_steps import cut_steps, open_labeled_calvin, target_names
 from vw2_robot.errors import InputError
 
 
@@ -38,7 +38,7 @@ def write(root, lengths=(13, 6, 3), *, labels=None):
 
 def opened(tmp_path, **changes):
     settings = {"name": "toy", "cache": tmp_path / "cache", "height": 8, "width": 8, "episodes": 9, "seed": 0}
-    return open_labelled_calvin(tmp_path / "calvin", **settings | changes)
+    return open_labeled_calvin(tmp_path / "calvin", **settings | changes)
 
 
 def test_a_step_holds_the_motion_of_its_own_frames(tmp_path):
@@ -66,7 +66,7 @@ def test_windows_may_begin_at_every_step_and_at_a_lower_rate(tmp_path):
     slow = cut_steps(video, frames=5, stride=4, target_hz=10)
     assert slow.frames[0].tolist() == [0, 3, 6, 9, 12]
     assert slow.commanded[0, 0, 0] == sum(range(12))
-    timed = cut_steps(video, frames=5, stride=4, gap_s=12 / 30)
+    timed = cut_steps(video, frames=5, stride=4, gap_seconds=12 / 30)
     assert timed.frames.tolist() == slow.frames.tolist()
 
 

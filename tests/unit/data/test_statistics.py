@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from vw2_robot.data.statistics import ActionStatistics, NormalisationMode
+from vw2_robot.data.statistics import ActionStatistics, NormalizationMode
 from vw2_robot.errors import InputError
 
-MODES: tuple[NormalisationMode, ...] = ("q01_q99", "mean_std", "none")
+MODES: tuple[NormalizationMode, ...] = ("q01_q99", "mean_std", "none")
 VALUES = st.floats(-5, 5, width=32)
 
 
@@ -24,7 +24,7 @@ def actions_like_calvin(count: int = 500, seed: int = 0) -> np.ndarray:
 def test_the_quantiles_become_minus_one_and_one() -> None:
     statistics = ActionStatistics.from_actions(actions_like_calvin())
     for vector, wanted in ((statistics.q01, -1.0), (statistics.q99, 1.0)):
-        np.testing.assert_allclose(statistics.normalise(vector)[[0, 1, 2, 3, 5]], wanted, atol=1e-6)
+        np.testing.assert_allclose(statistics.normalize(vector)[[0, 1, 2, 3, 5]], wanted, atol=1e-6)
     assert statistics.count == 500
 
 
@@ -34,29 +34,29 @@ def test_the_numbers_are_those_of_a_hand_made_example() -> None:
     found = [float(getattr(statistics, name)[0]) for name in ("min", "q01", "mean", "q99", "max")]
     assert found == [0.0, 1.0, 50.0, 99.0, 100.0]
     assert statistics.std[0] == pytest.approx(np.sqrt(850.0))
-    assert statistics.normalise(np.array([[74.5, 1.0]])).tolist() == [[0.5, 1.0]]
+    assert statistics.normalize(np.array([[74.5, 1.0]])).tolist() == [[0.5, 1.0]]
 
 
 def test_what_lies_outside_the_quantiles_is_clipped() -> None:
     statistics = ActionStatistics.from_actions(actions_like_calvin())
-    normalised = statistics.normalise(actions_like_calvin())
-    assert np.abs(normalised[:, :4]).max() == 1.0
-    assert normalised.dtype == np.float32
+    normalized = statistics.normalize(actions_like_calvin())
+    assert np.abs(normalized[:, :4]).max() == 1.0
+    assert normalized.dtype == np.float32
 
 
-def test_mean_and_spread_of_the_normalised_labels() -> None:
+def test_mean_and_spread_of_the_normalized_labels() -> None:
     statistics = ActionStatistics.from_actions(actions_like_calvin(), mode="mean_std")
-    normalised = statistics.normalise(actions_like_calvin())
-    np.testing.assert_allclose(normalised[:, :4].mean(axis=0), 0, atol=1e-5)
-    np.testing.assert_allclose(normalised[:, :4].std(axis=0), 1, atol=1e-5)
+    normalized = statistics.normalize(actions_like_calvin())
+    np.testing.assert_allclose(normalized[:, :4].mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(normalized[:, :4].std(axis=0), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_gripper_and_resting_dimensions_pass_through(mode: NormalisationMode) -> None:
+def test_gripper_and_resting_dimensions_pass_through(mode: NormalizationMode) -> None:
     actions = actions_like_calvin()
     statistics = ActionStatistics.from_actions(actions, mode=mode)
-    np.testing.assert_array_equal(statistics.normalise(actions)[:, [4, 6]], actions[:, [4, 6]].astype(np.float32))
-    np.testing.assert_array_equal(statistics.unnormalise(actions)[:, [4, 6]], actions[:, [4, 6]].astype(np.float32))
+    np.testing.assert_array_equal(statistics.normalize(actions)[:, [4, 6]], actions[:, [4, 6]].astype(np.float32))
+    np.testing.assert_array_equal(statistics.unnormalize(actions)[:, [4, 6]], actions[:, [4, 6]].astype(np.float32))
     assert not statistics.mask[[4, 6]].any()
     assert statistics.mask[:4].all() == (mode != "none")
 
@@ -65,24 +65,24 @@ def test_a_predicted_gripper_becomes_its_sign_and_zero_closes() -> None:
     statistics = ActionStatistics.from_actions(actions_like_calvin())
     predictions = np.zeros((3, 7))
     predictions[:, 6] = (-0.2, 0.0, 0.7)
-    assert statistics.unnormalise(predictions)[:, 6].tolist() == [-1.0, -1.0, 1.0]
+    assert statistics.unnormalize(predictions)[:, 6].tolist() == [-1.0, -1.0, 1.0]
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(MODES), arrays(np.float64, st.tuples(st.integers(1, 30), st.just(6)), elements=VALUES))
-def test_unnormalise_is_the_inverse(mode: NormalisationMode, motion: np.ndarray) -> None:
+def test_unnormalize_is_the_inverse(mode: NormalizationMode, motion: np.ndarray) -> None:
     """Within the quantiles where they clip, everywhere in the other modes."""
     actions = np.concatenate([motion, np.ones((len(motion), 1))], axis=1)
     statistics = ActionStatistics.from_actions(actions, mode=mode)
     wanted = actions
     if mode == "q01_q99":
         wanted = np.where(statistics.mask, np.clip(actions, statistics.q01, statistics.q99), actions)
-    np.testing.assert_allclose(statistics.unnormalise(statistics.normalise(actions)), wanted, atol=2e-5, rtol=1e-5)
+    np.testing.assert_allclose(statistics.unnormalize(statistics.normalize(actions)), wanted, atol=2e-5, rtol=1e-5)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.sampled_from(MODES), arrays(np.float64, st.tuples(st.integers(1, 20), st.just(6)), elements=VALUES))
-def test_json_keeps_every_bit(mode: NormalisationMode, motion: np.ndarray) -> None:
+def test_json_keeps_every_bit(mode: NormalizationMode, motion: np.ndarray) -> None:
     statistics = ActionStatistics.from_actions(np.concatenate([motion, np.ones((len(motion), 1))], axis=1), mode=mode)
     content = json.loads(json.dumps(statistics.to_json()))
     assert ActionStatistics.from_json(content).to_json() == content
@@ -112,7 +112,7 @@ def test_bad_input_is_refused_with_what_was_found() -> None:
         ActionStatistics.from_actions(np.zeros((3, 7)))
     statistics = ActionStatistics.from_actions(actions)
     with pytest.raises(InputError, match=r"shape \(3, 6\), the statistics are of 7"):
-        statistics.normalise(np.zeros((3, 6)))
+        statistics.normalize(np.zeros((3, 6)))
     with pytest.raises(InputError, match="must be one of"):
         ActionStatistics.from_actions(actions, mode="minmax")  # type: ignore[arg-type]
 

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from vw2_robot.data.blocks import WindowOptions
 from vw2_robot.data.clips import Augmentation, make_windows
-from vw2_robot.data.episodes import BadEpisodes, Episode, Part, encode_jpeg
+from vw2_robot.data.episodes import Episode, Part, SkippedEpisodes, encode_jpeg
 from vw2_robot.data.frame_cache import FrameCache, cache_frames
 from vw2_robot.data.stream import ClipStream, StreamOptions
 from vw2_robot.errors import InputError
 
 FRAMES, STRIDE = 5, 2
-CUT = WindowOptions(frames=FRAMES, stride_s=STRIDE)
+CUT = WindowOptions(frames=FRAMES, temporal_stride=STRIDE)
 Place = tuple[str, str, int]
 
 
@@ -69,8 +69,8 @@ def windows_of(source: Shelf, *, cut: WindowOptions = CUT) -> Counter[Place]:
         for episode in part
         if isinstance(episode, Episode)
         for start in make_windows(
-            len(episode), frames=cut.frames, cache_stride=1, hz=episode.hz, stride_s=cut.stride_s,
-            target_hz=cut.target_hz, gap_s=cut.gap_s,
+            len(episode), frames=cut.frames, cache_stride=1, hz=episode.hz, temporal_stride=cut.temporal_stride,
+            target_hz=cut.target_hz, gap_seconds=cut.gap_seconds,
         ).start.tolist()
     )  # fmt: skip
 
@@ -153,8 +153,8 @@ def test_the_order_changes_with_seed_epoch_and_rank(books: Shelf) -> None:
 
 def test_a_block_mixes_the_windows_of_all_its_episodes(books: Shelf) -> None:
     order = places(open_stream(books, shuffle_bytes=10**7), windows_of(books).total())
-    neighbours = sum(a[1] == b[1] and b[2] == a[2] + 1 for a, b in pairwise(order))
-    assert neighbours < len(order) / 4
+    neighbors = sum(a[1] == b[1] and b[2] == a[2] + 1 for a, b in pairwise(order))
+    assert neighbors < len(order) / 4
 
 
 def test_weights_multiply_the_size_and_hold_all_along() -> None:
@@ -173,7 +173,7 @@ def test_weights_multiply_the_size_and_hold_all_along() -> None:
 def test_windows_are_cut_in_seconds_in_each_source() -> None:
     fast = Shelf("fast", [[numbered("fast", 1, 31, hz=15.0)]])
     slow = Shelf("slow", [[numbered("slow", 2, 11, hz=5.0)]])
-    cut = WindowOptions(frames=3, stride_s=1, gap_s=0.6)
+    cut = WindowOptions(frames=3, temporal_stride=1, gap_seconds=0.6)
     with open_stream(fast, slow, cut=cut) as stream:
         for batch in stream.epoch(4):
             green = np.rint(batch.pixels[:, :, 0, 0, 1] / 8).astype(int)
@@ -197,13 +197,13 @@ def test_pixels_and_masks_are_those_of_the_frame_cache(tmp_path: Path, threads: 
     source = Shelf("noise", [[Episode("noise", str(n), f"do {n}", 7.5, tuple(texture[n : n + 8])) for n in range(4)]])
     cache_frames(source.read(0), tmp_path / "cache", height=16, width=20, description={})
     cache = FrameCache(tmp_path / "cache")
-    cut = WindowOptions(frames=4, stride_s=2, target_hz=5.0)
+    cut = WindowOptions(frames=4, temporal_stride=2, target_hz=5.0)
     clips = 0
     with open_stream(source, cut=cut, height=16, width=20, threads=threads) as stream:
         for batch in stream.epoch(4):
             for row, name in enumerate(batch.episode_id):
                 number = [episode.episode_id for episode in cache.episodes].index(name)
-                windows = make_windows(8, frames=4, cache_stride=1, hz=7.5, stride_s=2, target_hz=5.0)
+                windows = make_windows(8, frames=4, cache_stride=1, hz=7.5, temporal_stride=2, target_hz=5.0)
                 which = windows.start.tolist().index(batch.start[row])
                 np.testing.assert_array_equal(batch.pixels[row], cache.read(number, windows.frames[which]))
                 assert batch.valid[row].tolist() == windows.valid[which].tolist()
@@ -308,7 +308,7 @@ def test_a_restore_reads_no_more_than_its_block() -> None:
         ({"seed": 1}, "seed: 0 then, 1 now"),
         ({"world_size": 2}, "world_size: 1 then, 2 now"),
         ({"shuffle_bytes": 8000}, "shuffle_bytes: 9000 then, 8000 now"),
-        ({"cut": WindowOptions(frames=9, stride_s=STRIDE)}, "frames: 5 then, 9 now"),
+        ({"cut": WindowOptions(frames=9, temporal_stride=STRIDE)}, "frames: 5 then, 9 now"),
     ],
 )
 def test_a_position_in_another_stream_is_refused(books: Shelf, changed: dict[str, Any], named: str) -> None:
@@ -357,8 +357,8 @@ def test_damage_is_named_and_the_rest_is_read_in_every_epoch(caplog: pytest.LogC
 
 
 def test_too_much_damage_stops_the_run_behind_the_last_good_clip() -> None:
-    with open_stream(damaged_shelf(), max_bad=2, threads=2) as stream:
-        with pytest.raises(InputError, match=r"too many bad pictures and files: \d where 2 were allowed; the last: "):
+    with open_stream(damaged_shelf(), max_skipped=2, threads=2) as stream:
+        with pytest.raises(InputError, match=r"too many bad images and files: \d where 2 were allowed; the last: "):
             places(stream, 1000)
         with pytest.raises(InputError, match="too many bad"):  # and stays stopped
             stream.batch(1)
@@ -382,7 +382,7 @@ class Choosy(Shelf):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.bad = BadEpisodes(10_000)
+        self.bad = SkippedEpisodes(10_000)
 
     def read(self, part: int, *, start: int = 0) -> Iterator[Episode]:
         for item in self.content[part][start:]:
@@ -419,12 +419,12 @@ def test_what_a_source_leaves_out_counts_once_however_many_epochs(lanes: int) ->
     bad = InputError("empty")
     parts = [[bad, bad, numbered("choosy", 0, 9), bad, numbered("choosy", 1, 9), bad], [numbered("choosy", 2, 9), bad]]
     source = Choosy("choosy", parts)
-    source.bad = BadEpisodes(3)
+    source.bad = SkippedEpisodes(3)
     with open_stream(source, lanes=lanes, shuffle_bytes=1) as stream:
         for _ in range(4):
             assert epoch_places(stream) == windows_of(source)
         assert len(stream.bad) == 5
-    with open_stream(source, lanes=lanes, max_bad=4) as stream, pytest.raises(InputError, match="5 where 4 were"):
+    with open_stream(source, lanes=lanes, max_skipped=4) as stream, pytest.raises(InputError, match="5 where 4 were"):
         epoch_places(stream)
     assert source.bad.messages == []
 
@@ -447,7 +447,10 @@ def test_a_part_shorter_than_promised_is_named() -> None:
         (lambda: open_stream(shelf([[9]]), rank=1), "rank 1 below world_size 1"),
         (lambda: open_stream(shelf([[]])), "shelf holds no episode"),
         (lambda: open_stream((shelf([[9]]), 0.0)), "weight must be positive"),
-        (lambda: open_stream(shelf([[9]]), cut=WindowOptions(5, target_hz=5.0, gap_s=0.6)), "target_hz or gap_s"),
+        (
+            lambda: open_stream(shelf([[9]]), cut=WindowOptions(5, target_hz=5.0, gap_seconds=0.6)),
+            "target_hz or gap_seconds",
+        ),
         (lambda: open_stream(shelf([[9]]), cut=WindowOptions(1)), "frames >= 2"),
         (lambda: open_stream(shelf([[2, 2]])).batch(1), "finds no clip in epoch 0 of shelf"),
         (lambda: open_stream(shelf([[9]]), rank=1, world_size=3).batch(1), "rank 1 of 3 finds no clip"),
@@ -459,7 +462,7 @@ def test_impossible_streams_are_refused(make: Callable[[], Any], message: str) -
 
 
 def test_impossible_options_are_refused() -> None:
-    for options in ({"height": 0}, {"shuffle_bytes": 0}, {"lanes": 0}, {"max_bad": -1}):
+    for options in ({"height": 0}, {"shuffle_bytes": 0}, {"lanes": 0}, {"max_skipped": -1}):
         with pytest.raises(ValueError, match=next(iter(options))):
             StreamOptions(CUT, **{"height": 8, "width": 8, **options})
 
@@ -468,7 +471,7 @@ def test_impossible_options_are_refused() -> None:
 
 
 class Counted(Shelf):
-    """Makes its pictures when read, and counts how many bytes of them are alive."""
+    """Makes its images when read, and counts how many bytes of them are alive."""
 
     def __init__(self, parts: int, episodes: int, length: int, size: int) -> None:
         super().__init__("counted", [[numbered("counted", 0, 1)] * episodes] * parts)
@@ -489,7 +492,7 @@ class Counted(Shelf):
 
 
 @pytest.mark.parametrize("threads", [0, 2])
-def test_pictures_held_stay_within_the_shuffle_buffer(threads: int) -> None:
+def test_images_held_stay_within_the_shuffle_buffer(threads: int) -> None:
     source = Counted(parts=6, episodes=20, length=10, size=16)
     episode_bytes = 10 * 16 * 16 * 3
     limit = 16 * episode_bytes
@@ -503,9 +506,9 @@ def test_pictures_held_stay_within_the_shuffle_buffer(threads: int) -> None:
     assert source.peak < 6 * 20 * episode_bytes / 2
 
 
-def test_pictures_that_no_window_shows_are_dropped_at_once() -> None:
+def test_images_that_no_window_shows_are_dropped_at_once() -> None:
     source = Counted(parts=2, episodes=40, length=21, size=16)
-    cut = WindowOptions(frames=2, stride_s=1, target_hz=0.5, window_stride=2)  # every tenth frame
+    cut = WindowOptions(frames=2, temporal_stride=1, target_hz=0.5, window_stride=2)  # every tenth frame
     with open_stream(source, cut=cut, shuffle_bytes=10**9, lanes=1) as stream:
         stream.batch(4)
         assert source.alive <= (80 * 3 + 21) * 16 * 16 * 3
@@ -518,16 +521,16 @@ def resident_bytes() -> int:
 def resident_growth(batches: int) -> float:
     """Return the largest over the smallest resident memory while a stream runs, once it has warmed up."""
     rng = np.random.default_rng(0)
-    picture = [encode_jpeg(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)) for _ in range(8)]
+    image = [encode_jpeg(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)) for _ in range(8)]
 
-    class Film(Shelf):
+    class Video(Shelf):
         def read(self, part: int, *, start: int = 0) -> Iterator[Episode]:
             for number in range(start, 100):
                 length = 20 + (7 * number + part) % 40
-                images = tuple(picture[(number + index) % 8] + bytes([part, number, index]) for index in range(length))
-                yield Episode("film", f"{part}/{number}", "", 5.0, images)
+                images = tuple(image[(number + index) % 8] + bytes([part, number, index]) for index in range(length))
+                yield Episode("video", f"{part}/{number}", "", 5.0, images)
 
-    source = Film("film", [[numbered("film", 0, 1)] * 100] * 8)
+    source = Video("video", [[numbered("video", 0, 1)] * 100] * 8)
     found = []
     with open_stream(source, cut=WindowOptions(9), threads=2, shuffle_bytes=16 * 2**20) as stream:
         for number in range(batches):

@@ -50,7 +50,7 @@ def write_lerobot(folder, version="v3.0"):
     (folder / "meta" / "info.json").write_text(json.dumps(info))
 
 
-def write_film(path):
+def write_video(path):
     av = pytest.importorskip("av", reason="PyAV is not installed (extra video)")
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
@@ -69,8 +69,8 @@ def test_every_format_is_found_and_described(tmp_path):
     write_calvin(tmp_path / "a" / "play")
     write_rlds(tmp_path / "openx" / "bridge_dataset" / "1.0.0")
     write_lerobot(tmp_path / "hub" / "somebody" / "cups")
-    write_film(tmp_path / "films" / "training" / "one.mp4")
-    write_film(tmp_path / "films" / "validation" / "two.mp4")
+    write_video(tmp_path / "videos" / "training" / "one.mp4")
+    write_video(tmp_path / "videos" / "validation" / "two.mp4")
     (tmp_path / "pickles" / "toto").mkdir(parents=True)
     (tmp_path / "pickles" / "toto" / "episode_0.pkl").write_bytes(pickle.dumps({}))
     sets = found(tmp_path)
@@ -78,27 +78,27 @@ def test_every_format_is_found_and_described(tmp_path):
         "play": ("calvin", "-", {"training": 1}, 30.0),
         "bridge_dataset": ("rlds", "1.0.0", {"train": 11, "val": 3}, 5.0),
         "cups": ("lerobot", "v3.0", {"train": 6, "test": 2}, 30.0),
-        "films": ("video", "-", {"training": 1, "validation": 1}, 24.0),
+        "videos": ("video", "-", {"training": 1, "validation": 1}, 24.0),
         "toto": ("pickle", "-", {"all": 1}, 30.0),
     }
     assert not any(data_set.problems for data_set in sets.values())
     assert sets["cups"].note == "cameras: top, wrist; image_key chooses"
-    assert sets["films"].note == "2 of 2 without words"
+    assert sets["videos"].note == "2 of 2 without words"
     files = (tmp_path / "a" / "play" / "training").glob("episode_*.npz")
     assert sets["play"].num_bytes == pytest.approx(sum(file.stat().st_size for file in files), rel=0.05)
 
 
-def test_films_of_our_own_rollouts_are_no_data(tmp_path):
-    write_film(tmp_path / "rollout" / "videos" / "chain_0000.mp4")
+def test_videos_of_our_own_rollouts_are_no_data(tmp_path):
+    write_video(tmp_path / "rollout" / "videos" / "chain_0000.mp4")
     (tmp_path / "rollout" / "results.jsonl").touch()
-    write_film(tmp_path / "films" / "a.mp4")
-    assert list(found(tmp_path)) == ["films"]
+    write_video(tmp_path / "videos" / "a.mp4")
+    assert list(found(tmp_path)) == ["videos"]
 
 
-def test_a_folder_of_films_beside_other_sets_does_not_swallow_them(tmp_path):
-    write_film(tmp_path / "films" / "a.mp4")
+def test_a_folder_of_videos_beside_other_sets_does_not_swallow_them(tmp_path):
+    write_video(tmp_path / "videos" / "a.mp4")
     write_rlds(tmp_path / "openx" / "bridge_dataset" / "1.0.0")
-    assert set(found(tmp_path)) == {"films", "bridge_dataset"}
+    assert set(found(tmp_path)) == {"videos", "bridge_dataset"}
 
 
 def test_several_versions_of_a_set_are_several_sets(tmp_path):
@@ -138,7 +138,7 @@ def test_missing_files_of_a_set_are_counted(tmp_path):
         (lambda root: (write_rlds(root / "set"), (root / "set/dataset_info.json").unlink()), "info.json is missing"),
         (lambda root: (write_rlds(root / "set"), (root / "set/dataset_info.json").write_text("{")), "is damaged"),
         (
-            lambda root: (write_film(root / "set/a.mp4"), (root / "set/a.mp4").write_bytes(b"")),
+            lambda root: (write_video(root / "set/a.mp4"), (root / "set/a.mp4").write_bytes(b"")),
             "cannot be read as a video",
         ),
     ],

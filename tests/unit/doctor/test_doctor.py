@@ -124,7 +124,7 @@ def test_a_checkout_that_is_not_installed_says_so(monkeypatch, capsys):
         (["packages", "report=x.html"], "add the section data"),
         (["data", "clips.count=0"], "clips.count=0"),
         (["data", "clips.frames=1"], "frames >= 2"),
-        (["data", "clips.target_hz=5", "clips.gap_s=0.6"], "not both"),
+        (["data", "clips.target_hz=5", "clips.gap_seconds=0.6"], "not both"),
         (["data", "data.depht=3"], "depht"),
     ],
 )
@@ -145,12 +145,12 @@ def test_a_set_that_tells_no_rate_is_shown_at_the_one_that_is_given(tmp_path, mo
     assert vw2_doctor(monkeypatch, capsys, *words, "clips.hz=5")[0] == 0
 
 
-def test_the_page_shows_the_pictures_that_training_would_take_with_their_times(tmp_path):
+def test_the_page_shows_the_images_that_training_would_take_with_their_times(tmp_path):
     write_calvin(tmp_path / "play")
-    options = ClipOptions(count=2, frames=5, gap_s=0.4)
+    options = ClipOptions(count=2, frames=5, gap_seconds=0.4)
     (sample,) = write_data_report(find_data_sets([tmp_path], depth=1), tmp_path / "out" / "page.html", options)
     first, second = sample.clips
-    offsets = clip_offsets(5, stride_s=4, hz=30.0, gap_s=0.4)
+    offsets = clip_offsets(5, temporal_stride=4, hz=30.0, gap_seconds=0.4)
     start = (40 - offsets[-1]) // 2
     assert [frame["number"] for frame in first["frames"]] == (start + offsets).tolist()
     assert first["frames"][1]["time"] == f"{(start + 3) / 30:.2f} s"
@@ -180,8 +180,8 @@ def test_names_that_are_not_utf8_are_shown_as_far_as_they_can_be_and_the_page_is
     pytest.importorskip("av", reason="PyAV is not installed (extra video)")
     write_calvin(tmp_path / "good")
     write_calvin(tmp_path / os.fsdecode(b"caf\xe9"))
-    (tmp_path / "films").mkdir()
-    (tmp_path / "films" / os.fsdecode(b"bad\xff.mp4")).touch()
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / os.fsdecode(b"bad\xff.mp4")).touch()
     page = tmp_path / "page.html"
     status, said = vw2_doctor(monkeypatch, capsys, "data", f"data.path={tmp_path}", f"report={page}")
     assert status == 1

@@ -1,4 +1,4 @@
-"""Drawing what never moves once changes next to nothing in a picture, and nothing in the world."""
+"""Drawing what never moves once changes next to nothing in an image, and nothing in the world."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from vw2_robot.envs.calvin import CalvinEnv
 pytestmark = pytest.mark.sim
 
 MOST_PIXELS = 2
-"""of 40,000 in which a picture may differ"""
+"""of 40,000 in which an image may differ"""
 
 
 def both(scene, assets):
@@ -22,7 +22,7 @@ def both(scene, assets):
 
 @pytest.mark.parametrize("scene", ["A", "B", "C", "D"])
 @pytest.mark.parametrize("world", ["builtin", "original"])
-def test_pictures_are_those_of_one_pass_but_for_a_pixel(scene, world, request):
+def test_images_are_those_of_one_pass_but_for_a_pixel(scene, world, request):
     assets = "builtin" if world == "builtin" else str(request.getfixturevalue("shared_dir") / "calvin" / "data")
     envs = both(scene, assets)
     rng = np.random.default_rng(0)
@@ -48,7 +48,7 @@ def test_pictures_are_those_of_one_pass_but_for_a_pixel(scene, world, request):
     assert max(differing) <= MOST_PIXELS
 
 
-def test_equal_worlds_give_equal_pictures_whatever_was_drawn_before():
+def test_equal_worlds_give_equal_images_whatever_was_drawn_before():
     first, second = (CalvinEnv(scene="D", cameras=(), reset_mode="exact", renderer="layered") for _ in range(2))
     first.reset(seed=3)
     first.render_camera("static")
@@ -76,16 +76,14 @@ def test_lights_are_seen_when_they_go_on():
     assert (lit[changed].astype(int) - dark[changed]).min(axis=1).min() < -50  # white went yellow and green
 
 
-def test_a_link_of_several_colours_is_left_in_the_world():
+def test_a_link_of_several_colors_is_left_in_the_world():
     """It could not be shown again: PyBullet paints all shapes of a link at once."""
     from vw2_robot.envs.backdrop import paintable
 
     env = CalvinEnv(scene="D", cameras=(), renderer="tiny")
     parts = [(env.robot.uid, link) for link in range(-1, 8)]
-    colours = {
-        part: {row[7] for row in env._physics.getVisualShapeData(part[0]) if row[1] == part[1]} for part in parts
-    }
-    assert set(paintable(env._physics, parts)) == {part for part, found in colours.items() if len(found) == 1}
-    assert any(len(found) > 1 for found in colours.values())
+    colors = {part: {row[7] for row in env._physics.getVisualShapeData(part[0]) if row[1] == part[1]} for part in parts}
+    assert set(paintable(env._physics, parts)) == {part for part, found in colors.items() if len(found) == 1}
+    assert any(len(found) > 1 for found in colors.values())
     assert len(paintable(env._physics, env.scene.still_parts)) == 3
     env.close()

@@ -38,7 +38,7 @@ def test_the_config_builds_the_published_benchmark() -> None:
     built.close()
 
 
-def test_a_policy_sees_the_static_picture_and_the_sentence_only(benchmark_: CalvinBenchmark) -> None:
+def test_a_policy_sees_the_static_image_and_the_sentence_only(benchmark_: CalvinBenchmark) -> None:
     (sequence,) = benchmark_.sequences(1)
     benchmark_.reset(sequence)
     benchmark_.begin(sequence.subtasks[0])

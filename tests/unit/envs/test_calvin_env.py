@@ -100,10 +100,10 @@ def test_an_exact_reset_gives_the_same_bytes_whatever_happened_before(env: Calvi
     rows = []
     for seed in (None, 7):
         _, info = env.reset(seed=seed, options=state)
-        picture = env.render_camera("static")
+        image = env.render_camera("static")
         for _ in range(15):
             env.step_physics(np.array([0.5, 1, -1, 0, 0, 0.5, -1]))
-        rows.append((info["robot_obs"], info["scene_obs"], picture, env.robot_obs(), env.scene_obs()))
+        rows.append((info["robot_obs"], info["scene_obs"], image, env.robot_obs(), env.scene_obs()))
     for first, second in zip(*rows, strict=True):
         np.testing.assert_array_equal(first, second)
 
@@ -212,7 +212,7 @@ def test_focal_lengths_are_those_of_the_published_cameras() -> None:
     assert LENSES["gripper"].focal_px == pytest.approx(54.73, abs=0.01)
 
 
-def test_the_camera_matrices_put_the_tool_where_the_picture_shows_it(env: CalvinEnv) -> None:
+def test_the_camera_matrices_put_the_tool_where_the_image_shows_it(env: CalvinEnv) -> None:
     env.reset_physics(robot_obs=ROBOT_OBS, scene_obs=SCENE_OBS)
     camera = env.cameras["static"]
     view, projection = (np.array(matrix).reshape(4, 4).T for matrix in (camera.view_matrix, camera.projection_matrix))

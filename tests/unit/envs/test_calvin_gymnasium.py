@@ -102,7 +102,7 @@ def _run(mode: str, cameras: tuple[str, ...], **options: Any) -> list[Any]:
     return rows
 
 
-@pytest.mark.parametrize("cameras", [(), ("static", "gripper")], ids=["states", "pictures"])
+@pytest.mark.parametrize("cameras", [(), ("static", "gripper")], ids=["states", "images"])
 def test_workers_of_their_own_see_the_same_bytes_as_one_process(cameras: tuple[str, ...]) -> None:
     for here, there in zip(_run("sync", cameras), _run("async", cameras, context="spawn"), strict=True):
         assert set(here[0]) == ({f"rgb_{name}" for name in cameras} or {"robot_obs", "scene_obs"})
@@ -122,12 +122,12 @@ def test_environments_of_one_vector_do_not_share_a_world() -> None:
     assert np.abs(last[0] - last[1]).max() > 0.01
 
 
-def test_rendering_gives_the_static_picture_whatever_is_observed() -> None:
+def test_rendering_gives_the_static_image_whatever_is_observed() -> None:
     env = gymnasium.make(CALVIN_ID, cameras=("gripper",), render_mode="rgb_array")
     env.reset(seed=0)
-    picture: Any = env.render()
-    assert (picture.shape, picture.dtype) == ((200, 200, 3), np.uint8)
-    np.testing.assert_array_equal(picture, env.unwrapped.render_camera("static"))  # type: ignore[attr-defined]
+    image: Any = env.render()
+    assert (image.shape, image.dtype) == ((200, 200, 3), np.uint8)
+    np.testing.assert_array_equal(image, env.unwrapped.render_camera("static"))  # type: ignore[attr-defined]
     assert env.metadata["render_fps"] == 30
     env.close()
 

@@ -63,7 +63,7 @@ def test_a_wrong_choice_is_named_with_what_there_is(options: dict[str, Any], say
         ({"scene_obs": np.full(24, np.inf)}, "scene_obs must be 24 finite numbers"),
         ({"scene_obs": [None] * 24}, "scene_obs must be 24 finite numbers"),
         ({"scene_obs": ["open"] * 24}, "scene_obs must be 24 numbers"),
-        ({"robot_obs": np.full(15, 1e300)}, "robot_obs is in metres and radians, none above 1000"),
+        ({"robot_obs": np.full(15, 1e300)}, "robot_obs is in meters and radians, none above 1000"),
         (
             {"scene_obs": LIGHTS_AT_7},
             r"entries 4 and 5 of scene_obs, bulb and LED, must be 0 .off. or 1 .on., received",

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.sim
 CONFIG = Path(__file__).parents[3] / "configs/env/calvin_reference.yaml"
 STILL = np.array([0, 0, 0, 0, 0, 0, 1.0])
 ACTION_TYPES = {"relative": "cartesian_rel", "absolute": "cartesian_abs", "joint_rel": "joint_rel"}
-PICTURE_EVERY = 10
+IMAGE_EVERY = 10
 
 needs_original = pytest.mark.skipif(
     importlib.util.find_spec("calvin_env") is None,
@@ -178,7 +178,7 @@ def test_the_original_and_ours_give_the_same_bits_and_verdicts(name: str, shared
         if is_recording_build():
             np.testing.assert_array_equal(reference.env.robot_obs(), recording["robot_obs"][row])
             np.testing.assert_array_equal(reference.env.scene_obs(), recording["scene_obs"][row])
-        if row % PICTURE_EVERY == 0:
+        if row % IMAGE_EVERY == 0:
             seen, drawn = (benchmark.observe()["images"]["static"] for benchmark in (reference, ours))
             assert seen.shape == (200, 200, 3)
             np.testing.assert_array_equal(seen, drawn)
@@ -208,7 +208,7 @@ def test_a_second_reset_keeps_the_solver_state_as_recorded(shared_dir: Path) -> 
 
 
 @needs_original
-def test_looking_draws_nothing_and_gives_a_picture_of_its_own(
+def test_looking_draws_nothing_and_gives_a_image_of_its_own(
     reference: CalvinReference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sequence = reference.sequences(1)[0]
@@ -221,9 +221,9 @@ def test_looking_draws_nothing_and_gives_a_picture_of_its_own(
 
     for camera in reference.env.original.cameras:
         monkeypatch.setattr(camera, "render", refuse)
-    picture = reference.observe()["images"]["static"]
-    assert (picture.dtype, picture.shape) == (np.uint8, (200, 200, 3))
-    picture[:] = 0
+    image = reference.observe()["images"]["static"]
+    assert (image.dtype, image.shape) == (np.uint8, (200, 200, 3))
+    image[:] = 0
     assert reference.observe()["images"]["static"].any()
     with pytest.raises(InputError, match="unknown camera 'gripper'; this world was made with: static"):
         reference.env.render_camera("gripper")

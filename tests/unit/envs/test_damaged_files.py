@@ -59,10 +59,10 @@ def poster(data: bytes, side: int = 60_000) -> bytes:
         ("calvin_table_D/**/*.mtl", noise, "describes no material"),
         ("calvin_table_D/meshes/base_link_0.obj", no_number, "holds a face with a corner that is no number"),
         ("calvin_table_D/**/*.png", nothing, "is empty"),
-        ("calvin_table_D/**/*.png", poster, "is too large a picture"),
-        ("calvin_table_D/**/*.png", lambda data: poster(data, 9_000), r"is too large a picture \(9000 x 9000\)"),
-        ("calvin_table_D/**/*.png", half, "is a damaged picture"),
-        ("calvin_table_D/**/*.png", noise, "is no picture"),
+        ("calvin_table_D/**/*.png", poster, "is too large an image"),
+        ("calvin_table_D/**/*.png", lambda data: poster(data, 9_000), r"is too large an image \(9000 x 9000\)"),
+        ("calvin_table_D/**/*.png", half, "is a damaged image"),
+        ("calvin_table_D/**/*.png", noise, "is no image"),
     ],
 )
 def test_a_damaged_file_is_named_with_its_flaw(

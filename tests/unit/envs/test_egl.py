@@ -18,14 +18,14 @@ def env() -> CalvinEnv:
         pytest.skip(str(error))
 
 
-def test_an_egl_picture_depends_on_the_state_alone(env: CalvinEnv) -> None:
+def test_an_egl_image_depends_on_the_state_alone(env: CalvinEnv) -> None:
     robot_obs, scene_obs = start_state(make_sequences(1)[0].initial_state)
-    pictures = []
+    images = []
     for _ in range(2):
         env.reset_physics(robot_obs=robot_obs, scene_obs=scene_obs)
-        pictures += [env.render_camera("static") for _ in range(2)]
-    for picture in pictures[1:]:
-        np.testing.assert_array_equal(picture, pictures[0])
+        images += [env.render_camera("static") for _ in range(2)]
+    for image in images[1:]:
+        np.testing.assert_array_equal(image, images[0])
 
 
 def test_egl_shows_the_same_scene_as_tiny_in_another_light(env: CalvinEnv) -> None:

@@ -88,7 +88,7 @@ def test_a_rotation_does_not_count_when_moved_tilted_or_held() -> None:
     assert tasks_after(current_orn=left, contacts=touching((ROBOT, 9), BASE)) == {"rotate_red_block_left"}
 
 
-def test_a_push_counts_beyond_ten_centimetres_on_the_same_surface() -> None:
+def test_a_push_counts_beyond_ten_centimeters_on_the_same_surface() -> None:
     assert tasks_after(current_pos=(0.101, 0.0, 0.46)) == {"push_red_block_right"}
     assert tasks_after(current_pos=(-0.101, 0.0, 0.46)) == {"push_red_block_left"}
     assert tasks_after(current_pos=(0.099, 0.0, 0.46)) == set()

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vw2_robot.envs.instructions import choose_sentence, load_instructions, read_instructions
+from vw2_robot.envs.instructions import choose_instruction, load_instructions, read_instructions
 from vw2_robot.envs.sequences import TASKS
 from vw2_robot.envs.single_tasks import needs_prelude, single_tasks
 from vw2_robot.errors import InputError
@@ -67,10 +67,10 @@ def test_enriched_sentences_are_three_a_task_and_in_no_other_set() -> None:
 
 def test_a_chain_always_asks_with_the_same_sentence_and_chains_differ() -> None:
     lines = read_instructions("train")["open_drawer"]
-    chosen = [choose_sentence(lines, "open_drawer", chain) for chain in range(60)]
-    assert chosen == [choose_sentence(lines, "open_drawer", chain) for chain in range(60)]
+    chosen = [choose_instruction(lines, "open_drawer", chain) for chain in range(60)]
+    assert chosen == [choose_instruction(lines, "open_drawer", chain) for chain in range(60)]
     assert set(chosen) == set(lines)
-    assert choose_sentence(lines, "open_drawer", None) == lines[0]
+    assert choose_instruction(lines, "open_drawer", None) == lines[0]
 
 
 def test_sentences_of_ones_own_must_cover_every_task(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from vw2_robot.envs.instructions import load_instructions
 from vw2_robot.envs.oracle import TaskOracle
 from vw2_robot.envs.scene import SCENES
 from vw2_robot.envs.sequences import TASKS, all_initial_states, start_state
-from vw2_robot.envs.task_wrapper import AskedTask, start_states
+from vw2_robot.envs.task_wrapper import TaskWrapper, start_states
 from vw2_robot.errors import InputError
 
 pytestmark = pytest.mark.sim
@@ -36,8 +36,8 @@ def env() -> Iterator[CalvinEnv]:
     env.close()
 
 
-def pull_drawer(env: Any, metres: float = 0.2) -> None:
-    env.unwrapped.scene._set_joint("base__drawer", metres)
+def pull_drawer(env: Any, meters: float = 0.2) -> None:
+    env.unwrapped.scene._set_joint("base__drawer", meters)
 
 
 @pytest.mark.parametrize("way", ["make", "reset"])
@@ -126,7 +126,7 @@ def test_another_task_can_be_begun_where_the_last_one_ended(env: CalvinEnv) -> N
 @pytest.mark.parametrize("scene", SCENES)
 @pytest.mark.parametrize("task", sorted(set(TASKS) - NEEDS_ANOTHER_TASK_BEFORE))
 def test_a_drawn_start_is_one_in_which_the_task_can_be_done(task: str, scene: str) -> None:
-    asked, rng, wanted = AskedTask(task), np.random.default_rng(0), start_states(task)
+    asked, rng, wanted = TaskWrapper(task), np.random.default_rng(0), start_states(task)
     places = {start_state(state, scene)[1].tobytes() for state in wanted}
     assert all(asked.draw_start(scene, rng)[1].tobytes() in places for _ in range(20))
     assert all(TASKS[task].apply(state) is not None for state in wanted)

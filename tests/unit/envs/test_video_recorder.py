@@ -31,7 +31,7 @@ def make(folder: Path, *, render_mode: str | None = "rgb_array", limit: int | No
 
 
 def read(path: Path) -> tuple[NDArray[np.uint8], float]:
-    """Pictures [n, 200, 200, 3] of a film, and how many it shows in a second."""
+    """Images [n, 200, 200, 3] of a video, and how many it shows in a second."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(path), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     done = subprocess.run(command, capture_output=True, check=True)
     about = re.search(r"Video: h264.* 200x200.* ([\d.]+) fps", done.stderr.decode())
@@ -43,7 +43,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_film_shows_the_reset_and_every_step_in_real_time(tmp_path: Path) -> None:
+def test_a_video_shows_the_reset_and_every_step_in_real_time(tmp_path: Path) -> None:
     env = make(tmp_path / "new" / "videos")
     env.reset(seed=0)
     seen = [env.render()]
@@ -51,24 +51,24 @@ def test_a_film_shows_the_reset_and_every_step_in_real_time(tmp_path: Path) -> N
         env.step(np.array([1, 1, -1, 0, 0, 1, -1], np.float32))
         seen.append(env.render())
     env.close()
-    pictures, fps = read(tmp_path / "new" / "videos" / "episode_0000.mp4")
-    assert (len(pictures), fps) == (7, 30.0)
-    for picture, shown in zip(pictures, seen, strict=True):
-        assert np.abs(picture.astype(float) - shown).mean() < 6
-    assert np.abs(pictures[-1].astype(float) - seen[0]).mean() > np.abs(pictures[0].astype(float) - seen[0]).mean()
+    images, fps = read(tmp_path / "new" / "videos" / "episode_0000.mp4")
+    assert (len(images), fps) == (7, 30.0)
+    for image, shown in zip(images, seen, strict=True):
+        assert np.abs(image.astype(float) - shown).mean() < 6
+    assert np.abs(images[-1].astype(float) - seen[0]).mean() > np.abs(images[0].astype(float) - seen[0]).mean()
 
 
-def test_every_third_step_gives_a_third_of_the_pictures_at_a_third_of_the_rate(tmp_path: Path) -> None:
+def test_every_third_step_gives_a_third_of_the_images_at_a_third_of_the_rate(tmp_path: Path) -> None:
     env = make(tmp_path, every=3)
     env.reset(seed=0)
     for _ in range(7):
         env.step(STILL)
     env.close()
-    pictures, fps = read(tmp_path / "episode_0000.mp4")
-    assert (len(pictures), fps) == (1 + 2, 10.0)
+    images, fps = read(tmp_path / "episode_0000.mp4")
+    assert (len(images), fps) == (1 + 2, 10.0)
 
 
-def test_each_episode_asked_for_gets_a_film_of_its_own(tmp_path: Path) -> None:
+def test_each_episode_asked_for_gets_a_video_of_its_own(tmp_path: Path) -> None:
     env = make(tmp_path, episode_trigger=lambda number: number % 2 == 0, prefix="try")
     for steps in (1, 5, 2):
         env.reset(seed=0)
@@ -79,7 +79,7 @@ def test_each_episode_asked_for_gets_a_film_of_its_own(tmp_path: Path) -> None:
     assert [len(read(tmp_path / name)[0]) for name in names(tmp_path)] == [2, 3]
 
 
-def test_a_film_is_complete_as_soon_as_its_episode_ends(tmp_path: Path) -> None:
+def test_a_video_is_complete_as_soon_as_its_episode_ends(tmp_path: Path) -> None:
     env = make(tmp_path, limit=3)
     env.reset(seed=0)
     env.step(STILL)
@@ -91,7 +91,7 @@ def test_a_film_is_complete_as_soon_as_its_episode_ends(tmp_path: Path) -> None:
     env.close()
 
 
-def test_success_ends_a_film_with_the_picture_of_success(tmp_path: Path) -> None:
+def test_success_ends_a_video_with_the_image_of_success(tmp_path: Path) -> None:
     env = make(tmp_path)
     env.reset(seed=0, options={"task": "open_drawer"})
     env.unwrapped.scene._set_joint("base__drawer", 0.2)
@@ -101,7 +101,7 @@ def test_success_ends_a_film_with_the_picture_of_success(tmp_path: Path) -> None
     env.close()
 
 
-def test_closing_in_the_middle_of_an_episode_keeps_what_was_filmed(tmp_path: Path) -> None:
+def test_closing_in_the_middle_of_an_episode_keeps_what_was_recorded(tmp_path: Path) -> None:
     env = make(tmp_path)
     env.reset(seed=0)
     env.step(STILL)
@@ -141,7 +141,7 @@ def test_a_recorded_environment_has_a_spec_that_makes_it_again(tmp_path: Path) -
         ({"every": 0}, "every must be at least 1, found 0"),
     ],
 )
-def test_what_cannot_be_filmed_is_refused(tmp_path: Path, options: dict[str, Any], says: str) -> None:
+def test_what_cannot_be_recorded_is_refused(tmp_path: Path, options: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError, match=says):
         make(tmp_path / "videos", **options)
     assert not (tmp_path / "videos").exists()
@@ -152,11 +152,11 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     (tmp_path / "videos").rmdir()
     (tmp_path / "videos").write_text("not a folder")
     with pytest.raises(NotADirectoryError, match=r"videos/episode_0000\.mp4"):
-        _film_one_episode(env)
+        _video_one_episode(env)
     env.unwrapped.close()
 
 
-def _film_one_episode(env: Any) -> None:
+def _video_one_episode(env: Any) -> None:
     env.reset(seed=0)
     for _ in range(3):
         env.step(STILL)

@@ -90,10 +90,10 @@ def pretrained(tmp_path):
 
 @pytest.fixture
 def pretrained_at(tmp_path):
-    """A policy whose codes were learned at a rate of their own: (target_hz, gap_s, the clips' true rates)."""
+    """A policy whose codes were learned at a rate of their own: (target_hz, gap_seconds, the clips' true rates)."""
 
-    def save(target_hz, gap_s, latent_hz):
-        time_base = {"target_hz": target_hz, "gap_s": gap_s}
+    def save(target_hz, gap_seconds, latent_hz):
+        time_base = {"target_hz": target_hz, "gap_seconds": gap_seconds}
         return str(save_pretrained(tmp_path / "timed", time_base=time_base, latent_hz=latent_hz))
 
     return save

@@ -7,7 +7,7 @@ from vw2_robot.data.sources.object_arrays import load_object
 from vw2_robot.data.statistics import ActionStatistics
 from vw2_robot.errors import InputError
 from vw2_robot.finetune.labeled_windows import (
-    LabelledWindows,
+    LabeledWindows,
     cache_calvin,
     hand_poses,
     split_trajectories,
@@ -30,7 +30,7 @@ def plain():
 
 def windows_of(root, trajectories=(1, 3), *, steps=1, stride=4, statistics=None):
     dataset, frames = opened(root)
-    return LabelledWindows(dataset, frames, trajectories, steps=steps, stride=stride, statistics=statistics or plain())
+    return LabeledWindows(dataset, frames, trajectories, steps=steps, stride=stride, statistics=statistics or plain())
 
 
 def test_the_cache_holds_the_trajectories_in_order_and_needs_no_actions(write_calvin):
@@ -55,11 +55,11 @@ def test_every_time_step_but_the_last_starts_a_window(write_calvin):
     assert windows.words(np.array([0, 11])) == ["do 1", "do 3"]
 
 
-def test_poses_are_those_of_the_pictures_and_are_read_only_where_they_are_wanted(write_calvin):
+def test_poses_are_those_of_the_images_and_are_read_only_where_they_are_wanted(write_calvin):
     dataset, frames = opened(write_calvin())
-    LabelledWindows(dataset, frames, (1, 3), steps=1, stride=4)
+    LabeledWindows(dataset, frames, (1, 3), steps=1, stride=4)
     assert "robot_obs" not in dataset.reads
-    windows = LabelledWindows(dataset, frames, (1, 3), steps=1, stride=4, with_poses=True)
+    windows = LabeledWindows(dataset, frames, (1, 3), steps=1, stride=4, with_poses=True)
     assert dataset.reads["robot_obs"] == sum(dataset.trajectories[i].length for i in (1, 3))
     assert windows.poses.shape == (len(windows), 10)
     for row in range(len(windows)):
@@ -111,11 +111,11 @@ def test_codes_are_of_the_frames_that_follow_a_start_and_stop_at_the_end(write_c
     assert windows.codes[:, 0].tolist() == expected
 
 
-@pytest.mark.parametrize("time_base", [{"target_hz": 15.0}, {"gap_s": 2 * 2 / 30}])
+@pytest.mark.parametrize("time_base", [{"target_hz": 15.0}, {"gap_seconds": 2 * 2 / 30}])
 def test_a_window_lasts_as_long_as_the_codes_were_learned_to_last(write_calvin, time_base):
     """Codes of every second frame: a latent step of two clip frames spans four frames, and the actions between them."""
     dataset, frames = opened(write_calvin())
-    windows = LabelledWindows(dataset, frames, (1, 3), steps=1, stride=2, statistics=plain(), **time_base)
+    windows = LabeledWindows(dataset, frames, (1, 3), steps=1, stride=2, statistics=plain(), **time_base)
     windows.teach(FramesSeen(), torch.device("cpu"), batch=5)
     for row, start in enumerate(windows.start.tolist()):
         assert windows.codes[row, 0].tolist() == [min(start + t, 6) for t in (0, 2, 4)]
@@ -127,7 +127,9 @@ def test_a_window_lasts_as_long_as_the_codes_were_learned_to_last(write_calvin, 
 
 def test_latent_steps_that_are_not_alike_in_actions_are_refused():
     assert window_offsets(1, stride=4, hz=30.0, target_hz=6.7).tolist() == [0, 4, 9, 13, 18]
-    with pytest.raises(InputError, match=r"end at time steps \[18, 36, 54, 72, 90, 107\] .*latent_steps=1.*gap_s=0.6"):
+    with pytest.raises(
+        InputError, match=r"end at time steps \[18, 36, 54, 72, 90, 107\] .*latent_steps=1.*gap_seconds=0.6"
+    ):
         window_offsets(6, stride=4, hz=30.0, target_hz=6.7)
 
 
@@ -169,16 +171,16 @@ def test_labels_in_other_units_are_refused_before_anything_is_learned(write_calv
 
 def test_statistics_come_from_the_selected_labels_alone(write_calvin):
     dataset, frames = opened(write_calvin())
-    windows = LabelledWindows(dataset, frames, (1, 3), steps=1, stride=4)
+    windows = LabeledWindows(dataset, frames, (1, 3), steps=1, stride=4)
     raw = np.concatenate([dataset.read_actions(dataset.trajectories[i]) for i in (1, 3)])
     assert windows.statistics.to_json() == ActionStatistics.from_actions(raw).to_json()
     assert windows.statistics.max[1] == pytest.approx(0.15)  # trajectory 7 would give 0.35
-    np.testing.assert_allclose(windows.actions[:, 0], windows.statistics.normalise(raw)[[*range(6), *range(7, 13)]])
+    np.testing.assert_allclose(windows.actions[:, 0], windows.statistics.normalize(raw)[[*range(6), *range(7, 13)]])
 
 
 def test_only_the_actions_of_the_given_trajectories_are_opened(write_calvin):
     dataset, frames = opened(write_calvin())
-    LabelledWindows(dataset, frames, (1, 3), steps=1, stride=4)
+    LabeledWindows(dataset, frames, (1, 3), steps=1, stride=4)
     assert dataset.reads["rel_actions"] == 14
 
 
@@ -241,6 +243,6 @@ def test_nothing_to_hold_out_is_named(write_calvin, count, share):
         split_trajectories(dataset, frames, label_fraction=1.0, label_seed=0, validation_fraction=share)
 
 
-def test_trajectories_of_a_single_picture_are_named(write_calvin):
+def test_trajectories_of_a_single_image_are_named(write_calvin):
     with pytest.raises(InputError, match="none of the 2 chosen trajectories has two time steps"):
         windows_of(write_calvin(4, length=1))

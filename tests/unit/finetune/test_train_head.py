@@ -11,10 +11,10 @@ from vw2_robot.data.labels import read_labels
 from vw2_robot.data.statistics import ActionStatistics
 from vw2_robot.errors import InputError
 from vw2_robot.finetune import datasets
-from vw2_robot.finetune.losses import action_loss, unlabelled_loss, window_losses
+from vw2_robot.finetune.losses import action_loss, unlabeled_loss, window_losses
 from vw2_robot.finetune.pretrained_init import load_pretrained
 from vw2_robot.finetune.train_head import finetune
-from vw2_robot.models.policy.acting import blank_codes
+from vw2_robot.models.policy.acting import null_codes
 from vw2_robot.models.policy.action_head import ActionHead, ActionHeadConfig
 from vw2_robot.optim import OptimConfig
 
@@ -89,15 +89,15 @@ def test_code_loss_counts_codes_whose_prefix_is_the_teachers(pretrained, configu
 
 
 @pytest.mark.parametrize("source", ["teacher", "none"])
-def test_unlabelled_codes_are_predicted_as_the_policy_acts_with_or_without_those_before(pretrained, configure, source):
+def test_unlabeled_codes_are_predicted_as_the_policy_acts_with_or_without_those_before(pretrained, configure, source):
     policy, _, _ = load_pretrained(str(pretrained))
     policy.eval()
     rows, cpu = np.arange(3), torch.device("cpu")
     windows = FewWindows(np.arange(12).reshape(3, 1, 4))
     config = configure("unused", code_source=source, image_shift_px=0, lambda_ce=0.0)
-    found = unlabelled_loss(config, policy, windows, rows, device=cpu, draw=torch.Generator())
+    found = unlabeled_loss(config, policy, windows, rows, device=cpu, draw=torch.Generator())
     teacher = torch.from_numpy(windows.codes)
-    fed = teacher if source == "teacher" else blank_codes(policy, 3, steps=1, device=cpu)
+    fed = teacher if source == "teacher" else null_codes(policy, 3, steps=1, device=cpu)
     prompt = policy.prompt(windows.words(rows), windows.images(rows, image_px=8, device=None))
     wanted, _ = policy.code_loss(policy.states(prompt, fed), teacher, torch.from_numpy(windows.valid))
     torch.testing.assert_close(found, wanted)
@@ -123,7 +123,7 @@ def test_two_steps_leave_a_policy_that_acts(configure, write_calvin, tmp_path):
     assert (run / "metrics.jsonl").read_text().count("\n") == 2
 
 
-def test_the_hands_pose_is_learnt_beside_the_actions_and_not_needed_to_act(configure, write_calvin, tmp_path):
+def test_the_hands_pose_is_learned_beside_the_actions_and_not_needed_to_act(configure, write_calvin, tmp_path):
     data = write_calvin()
     finetune(configure(data, run="without"))
     finetune(configure(data, pose_weight=1.0))
@@ -151,7 +151,7 @@ def test_a_pretrained_run_folder_is_accepted_as_the_policy(pretrained, tmp_path)
 
 
 @pytest.mark.parametrize("how", ["nan", "deleted"])
-def test_unlabelled_actions_are_never_read(configure, write_calvin, tmp_path, how):
+def test_unlabeled_actions_are_never_read(configure, write_calvin, tmp_path, how):
     data = write_calvin()
     finetune(configure(data, run="clean"))
     wanted = set(read_labels(tmp_path / "clean" / "labels.json").episode_ids)
@@ -182,7 +182,7 @@ def test_unlabelled_actions_are_never_read(configure, write_calvin, tmp_path, ho
         finetune(configure(data, run="all", label_fraction=1.0))
 
 
-def test_reads_of_actions_are_exactly_those_of_labelled_and_held_out_steps(configure, write_calvin, monkeypatch):
+def test_reads_of_actions_are_exactly_those_of_labeled_and_held_out_steps(configure, write_calvin, monkeypatch):
     opened = []
 
     class Spied(datasets.CalvinDataset):
@@ -233,12 +233,12 @@ def test_statistics_in_the_checkpoint_are_of_the_labels(configure, write_calvin,
 def test_held_out_actions_are_measured_in_the_units_of_the_labels(configure, write_calvin, monkeypatch):
     made = []
 
-    class Spied(datasets.LabelledWindows):
+    class Spied(datasets.LabeledWindows):
         def __init__(self, *args, **options):
             super().__init__(*args, **options)
             made.append(self)
 
-    monkeypatch.setattr(datasets, "LabelledWindows", Spied)
+    monkeypatch.setattr(datasets, "LabeledWindows", Spied)
     finetune(configure(write_calvin()))
     train, held_out = made
     assert held_out.statistics is train.statistics
@@ -258,8 +258,8 @@ def test_another_configuration_in_the_same_folder_is_refused(configure, write_ca
         ({"label_fraction": 0.0}, "label_fraction"),
         ({"label_fraction": 1.5}, "label_fraction"),
         ({"latent_steps": 0}, "latent_steps"),
-        ({"replan_every": 0}, "replan_every"),
-        ({"replan_every": 5}, r"replan_every.*5.*4 actions"),
+        ({"n_action_steps": 0}, "n_action_steps"),
+        ({"n_action_steps": 5}, r"n_action_steps.*5.*4 actions"),
         ({"head_lr_mult": 0.0}, "head_lr_mult"),
         ({"lambda_ce": -1.0}, "lambda_ce"),
     ],

@@ -1,4 +1,4 @@
-"""Presets, code sources, gripper losses, unlabelled video, an untrained start: what moves, is read, resumes."""
+"""Presets, code sources, gripper losses, unlabeled video, an untrained start: what moves, is read, resumes."""
 
 import json
 import time
@@ -15,7 +15,7 @@ from vw2_robot.checkpoint import load_checkpoint
 from vw2_robot.data.labels import read_labels
 from vw2_robot.errors import InputError
 from vw2_robot.finetune import datasets, train_head
-from vw2_robot.finetune.config import CalvinData, Network, OwnCodes, Unlabelled
+from vw2_robot.finetune.config import CalvinData, Network, ScheduledSampling, Unlabeled
 from vw2_robot.finetune.losses import action_errors, window_losses
 from vw2_robot.finetune.pretrained_init import starting_point
 from vw2_robot.finetune.train_head import finetune
@@ -29,9 +29,9 @@ WAYS = {
     "last_n": {"preset": "last_n", "last_n": 1},
     "teacher": {"code_source": "teacher"},
     "self": {"code_source": "self"},
-    "schedule": {"own_codes": OwnCodes(0.0, 1.0)},
+    "schedule": {"scheduled_sampling": ScheduledSampling(0.0, 1.0)},
     "none": {"code_source": "none", "lambda_ce": 0.0},
-    "unlabelled": {"unlabelled": Unlabelled(weight=0.5, batch=3)},
+    "unlabeled": {"unlabeled": Unlabeled(weight=0.5, batch=3)},
     "bce": {"gripper_loss": "bce", "gripper_weight": 0.3},
     "scratch": SCRATCH,
 }
@@ -87,13 +87,13 @@ def test_every_way_resumes_to_the_same_bytes_and_acts(configured, write_calvin, 
     assert VW2Agent.from_pretrained(tmp_path / "killed").infer(look())["actions"].shape == (4, 7)
 
 
-@pytest.mark.parametrize(("target_hz", "gap_s", "every"), [(15.0, None, 2), (None, 0.4, 3)])
+@pytest.mark.parametrize(("target_hz", "gap_seconds", "every"), [(15.0, None, 2), (None, 0.4, 3)])
 def test_a_policy_acts_for_as_long_as_its_codes_last(
-    configured, write_calvin, tmp_path, pretrained_at, target_hz, gap_s, every
+    configured, write_calvin, tmp_path, pretrained_at, target_hz, gap_seconds, every
 ):
     """Four clip frames of every second or third of CALVIN's frames are one latent step of 8 or 12 actions."""
-    policy, data = pretrained_at(target_hz, gap_s, [30 / every]), write_calvin(length=11)
-    finetune(configured(data, "full", policy=policy, replan_every=8))
+    policy, data = pretrained_at(target_hz, gap_seconds, [30 / every]), write_calvin(length=11)
+    finetune(configured(data, "full", policy=policy, n_action_steps=8))
     agent = VW2Agent.from_pretrained(tmp_path / "run")
     assert (agent.metadata["horizon"], agent.metadata["control_hz"]) == (4 * every, 30.0)
     assert agent.infer(look())["actions"].shape == (4 * every, 7)
@@ -105,14 +105,14 @@ def test_a_policy_acts_for_as_long_as_its_codes_last(
 
 
 @pytest.mark.parametrize(
-    ("target_hz", "gap_s", "latent_hz", "words"),
-    [(60.0, None, [60.0], "60 frames per second.*give 30"), (None, 0.02, [200.0], "longer data.gap_s")],
+    ("target_hz", "gap_seconds", "latent_hz", "words"),
+    [(60.0, None, [60.0], "60 frames per second.*give 30"), (None, 0.02, [200.0], "longer data.gap_seconds")],
 )
-def test_codes_of_a_rate_that_the_labelled_data_cannot_give_are_refused(
-    configured, write_calvin, pretrained_at, target_hz, gap_s, latent_hz, words
+def test_codes_of_a_rate_that_the_labeled_data_cannot_give_are_refused(
+    configured, write_calvin, pretrained_at, target_hz, gap_seconds, latent_hz, words
 ):
     with pytest.raises(InputError, match=words):
-        finetune(configured(write_calvin(), "full", policy=pretrained_at(target_hz, gap_s, latent_hz)))
+        finetune(configured(write_calvin(), "full", policy=pretrained_at(target_hz, gap_seconds, latent_hz)))
 
 
 @pytest.mark.parametrize("way", ["head", "lora", "last_n"])
@@ -158,7 +158,7 @@ def test_more_last_layers_than_there_are_is_refused(configured, write_calvin):
 
 
 def test_the_share_of_own_codes_follows_its_schedule(configure):
-    config = configure("unused", own_codes=OwnCodes(0.2, 0.8))
+    config = configure("unused", scheduled_sampling=ScheduledSampling(0.2, 0.8))
     config = replace(config, loop=replace(config.loop, steps=5))
     assert [config.own_share(step) for step in range(5)] == pytest.approx([0.2, 0.35, 0.5, 0.65, 0.8])
     assert replace(config, code_source="self").own_share(0) == 1.0
@@ -180,7 +180,7 @@ def test_without_codes_the_code_loss_is_nothing_and_no_video_is_encoded(configur
     finetune(configured(write_calvin(), "none"))
 
 
-def test_unlabelled_video_teaches_codes_and_its_actions_are_never_opened(
+def test_unlabeled_video_teaches_codes_and_its_actions_are_never_opened(
     configured, write_calvin, tmp_path, monkeypatch
 ):
     """The trajectories outside the fraction hold NaN where their actions were."""
@@ -192,49 +192,49 @@ def test_unlabelled_video_teaches_codes_and_its_actions_are_never_opened(
             opened.append(self)
 
     finetune(configured(data, "full", run="plain"))
-    labelled = set(read_labels(tmp_path / "plain" / "labels.json").episode_ids)
+    labeled = set(read_labels(tmp_path / "plain" / "labels.json").episode_ids)
     dataset = datasets.CalvinDataset(data)
     frames = datasets.cache_calvin(dataset, tmp_path / "f", height=8, width=8)
     split = datasets.split_trajectories(dataset, frames, label_fraction=0.5, label_seed=0, validation_fraction=0.25)
-    assert len(split.unlabelled) == 3
-    assert not {dataset.trajectories[i].trajectory_id for i in split.unlabelled} & labelled
-    assert not set(split.unlabelled) & set(split.validation)
-    for i in split.unlabelled:
+    assert len(split.unlabeled) == 3
+    assert not {dataset.trajectories[i].trajectory_id for i in split.unlabeled} & labeled
+    assert not set(split.unlabeled) & set(split.validation)
+    for i in split.unlabeled:
         for frame in range(dataset.trajectories[i].start, dataset.trajectories[i].end + 1):
             path = data / "training" / f"episode_{frame:07d}.npz"
             with np.load(path) as file:
                 content = {name: file[name] for name in file.files}
             np.savez(path, **(content | {name: np.full(7, np.nan) for name in ("rel_actions", "actions")}))
     monkeypatch.setattr(datasets, "CalvinDataset", Spied)
-    finetune(configured(data, "unlabelled"))
+    finetune(configured(data, "unlabeled"))
     assert opened[0].reads == {"rgb_static": 8 * 7, "rel_actions": (3 + 2) * 7}
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert all(np.isfinite(line["finetune/unlabelled_loss"]) for line in lines)
+    assert all(np.isfinite(line["finetune/unlabeled_loss"]) for line in lines)
     plain, more = weights(tmp_path / "plain"), weights(tmp_path / "run")
     assert all(torch.isfinite(value).all() for value in more.values())
     assert moved(plain, more, "policy.")  # the video made a difference
     assert [lines[0][key] for key in ("finetune/action_l2", "finetune/code_loss")] == [
         json.loads((tmp_path / "plain" / "metrics.jsonl").read_text().splitlines()[0])[key]
         for key in ("finetune/action_l2", "finetune/code_loss")
-    ]  # and the labelled batches are the same
+    ]  # and the labeled batches are the same
 
 
-def test_unlabelled_video_may_come_from_another_data_set(configured, write_calvin, monkeypatch, tmp_path):
+def test_unlabeled_video_may_come_from_another_data_set(configured, write_calvin, monkeypatch, tmp_path):
     more = write_calvin(3, name="more")
     for path in (more / "training").glob("episode_*.npz"):
         with np.load(path) as file:
             np.savez(path, rgb_static=file["rgb_static"])
-    settings = Unlabelled(weight=0.5, path=str(more), batch=3)
-    finetune(configured(write_calvin(), "full", label_fraction=1.0, unlabelled=settings))
+    settings = Unlabeled(weight=0.5, path=str(more), batch=3)
+    finetune(configured(write_calvin(), "full", label_fraction=1.0, unlabeled=settings))
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "3 trajectories without labels (6 windows) keep the code loss" in log  # 7 frames: starts 0 and 4
 
 
-def test_nothing_unlabelled_is_said_and_changes_nothing(configured, write_calvin, tmp_path):
+def test_nothing_unlabeled_is_said_and_changes_nothing(configured, write_calvin, tmp_path):
     data = write_calvin()
     finetune(configured(data, "full", label_fraction=1.0, run="plain"))
-    finetune(configured(data, "unlabelled", label_fraction=1.0))
-    assert "every trajectory is labelled" in (tmp_path / "run" / "log.txt").read_text()
+    finetune(configured(data, "unlabeled", label_fraction=1.0))
+    assert "every trajectory is labeled" in (tmp_path / "run" / "log.txt").read_text()
     plain, more = weights(tmp_path / "plain"), weights(tmp_path / "run")
     assert all(torch.equal(plain[name], more[name]) for name in plain)
 
@@ -262,7 +262,7 @@ def test_scratch_has_the_network_of_the_pretrained_policy_and_none_of_its_weight
         ({"preset": "head"}, "nothing to keep frozen"),
         ({"code_source": "mixed"}, "no dLDM to take codes from.*code_source=mixed"),
         ({"lambda_ce": 0.1}, "set lambda_ce=0"),
-        ({"unlabelled": Unlabelled(weight=1.0)}, r"unlabelled\.weight"),
+        ({"unlabeled": Unlabeled(weight=1.0)}, r"unlabeled\.weight"),
     ],
 )
 def test_scratch_refuses_what_needs_a_pretrained_policy(configured, change, message):
@@ -289,7 +289,7 @@ def test_another_split_can_be_held_out(configured, write_calvin, tmp_path):
         CalvinData(str(data), validation_split="training")
 
 
-def test_runs_that_share_pictures_decode_them_once_and_wait_for_one_another(
+def test_runs_that_share_images_decode_them_once_and_wait_for_one_another(
     configured, write_calvin, tmp_path, monkeypatch
 ):
     data = write_calvin()
@@ -312,16 +312,16 @@ def test_runs_that_share_pictures_decode_them_once_and_wait_for_one_another(
     assert not (tmp_path / "run" / "frames").exists()
 
 
-def test_pictures_of_the_policy_are_resized_once_as_the_agent_does(configured, write_calvin, monkeypatch):
-    """The dLDM's pictures are 8 pixels wide; a policy that sees 16 must not see them enlarged."""
+def test_images_of_the_policy_are_resized_once_as_the_agent_does(configured, write_calvin, monkeypatch):
+    """The dLDM's images are 8 pixels wide; a policy that sees 16 must not see them enlarged."""
     made = []
 
-    class Spied(datasets.LabelledWindows):
+    class Spied(datasets.LabeledWindows):
         def __init__(self, *args, **options):
             super().__init__(*args, **options)
             made.append(self)
 
-    monkeypatch.setattr(datasets, "LabelledWindows", Spied)
+    monkeypatch.setattr(datasets, "LabeledWindows", Spied)
     config = configured(write_calvin(), "full")
     start = starting_point(config)
     large = replace(start.policy.config, image_px=16)
@@ -329,11 +329,11 @@ def test_pictures_of_the_policy_are_resized_once_as_the_agent_does(configured, w
     run = train_head._open_run(config)
     datasets.open_material(config, start, run, torch.device("cpu"))
     assert made[0].frames.height == 8
-    assert made[0].pictures.height == 16
+    assert made[0].images.height == 16
 
 
 def test_validation_acts_as_the_agent_does(configured, write_calvin, tmp_path):
-    """Own codes, no shift: the reported error is that of `VW2Agent.infer` on the held-out pictures."""
+    """Own codes, no shift: the reported error is that of `VW2Agent.infer` on the held-out images."""
     data = write_calvin()
     finetune(configured(data, "full"))
     agent = VW2Agent.from_pretrained(tmp_path / "run")
@@ -347,7 +347,7 @@ def test_validation_acts_as_the_agent_does(configured, write_calvin, tmp_path):
     errors = []
     for i in held:
         trajectory = dataset.trajectories[i]
-        actions = statistics.normalise(dataset.read_actions(trajectory))
+        actions = statistics.normalize(dataset.read_actions(trajectory))
         for start, image in enumerate(dataset.read_images(trajectory)[:-1]):
             raw.clear()
             agent.infer({"images": {"static": image}, "prompt": trajectory.instruction})

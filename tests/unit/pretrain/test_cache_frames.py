@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from vw2_robot.data.calvin_writer import CalvinWriter
-from vw2_robot.data.episodes import BadEpisodes, Episode, Part, TooManyBadError
+from vw2_robot.data.episodes import Episode, Part, SkippedEpisodes, TooManySkippedError
 from vw2_robot.errors import InputError
 from vw2_robot.pretrain.cache_frames import _tell_of_new_parts, heads, open_sources
 from vw2_robot.pretrain.config import DataConfig
@@ -38,7 +38,7 @@ def test_options_that_a_mixture_has_no_use_for_are_refused():
 
 def test_data_that_came_after_the_cache_was_complete_are_named(tmp_path, capsys):
     class Shelf:
-        name = "films"
+        name = "videos"
 
         def __init__(self, *names):
             self.names = names
@@ -50,7 +50,7 @@ def test_data_that_came_after_the_cache_was_complete_are_named(tmp_path, capsys)
     _tell_of_new_parts(tmp_path, [Shelf("a.mp4")], was_complete=True)
     assert capsys.readouterr().out == ""
     _tell_of_new_parts(tmp_path, [Shelf("a.mp4", "b.mp4")], was_complete=True)
-    assert "1 of 2 parts of the data (films: b.mp4) are not in" in capsys.readouterr().out
+    assert "1 of 2 parts of the data (videos: b.mp4) are not in" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("more", [{"mixture": "octo"}, {"source": "bridge_dataset"}])
@@ -76,12 +76,12 @@ class Shards:
 
 @pytest.mark.parametrize(("limit", "wanted"), [(None, 9), (6, 5)])
 def test_of_a_damaged_file_the_rest_is_left_out_and_named(limit, wanted, caplog):
-    bad = BadEpisodes(3)
+    bad = SkippedEpisodes(3)
     assert len(list(heads(Shards(), limit=limit, bad=bad))) == wanted
     assert len(bad.messages) == (3 if limit is None else 1)
     assert caplog.messages == ["episode skipped: file-1 is damaged"]
 
 
 def test_more_lost_episodes_than_allowed_stop_the_run():
-    with pytest.raises(TooManyBadError, match="3 where 2 were allowed; the last: file-1 is damaged"):
-        list(heads(Shards(), limit=None, bad=BadEpisodes(2)))
+    with pytest.raises(TooManySkippedError, match="3 where 2 were allowed; the last: file-1 is damaged"):
+        list(heads(Shards(), limit=None, bad=SkippedEpisodes(2)))

@@ -17,7 +17,7 @@ class Settings:
 @pytest.mark.parametrize("shades", [[7], [7, 7, 7]])
 def test_video_of_which_nothing_can_be_held_out_is_refused(tmp_path, shades):
     images = [np.full((4, 4, 3), shade, np.uint8) for shade in shades]
-    episodes = [Episode("films", str(n), "", 5.0, (image,)) for n, image in enumerate(images)]
+    episodes = [Episode("videos", str(n), "", 5.0, (image,)) for n, image in enumerate(images)]
     cache_frames(episodes, tmp_path / "frames", height=4, width=4, description={})
     frames = FrameCache(tmp_path / "frames")
     _, held_out = training_split(Settings, frames)

@@ -104,7 +104,7 @@ def test_a_shortfall_is_blamed_on_the_schedule_when_the_training_clips_do_not_fi
     assert "more steps" in explain_shortfall(0.9, 0.8, limit=0.5)
 
 
-def test_pictures_show_different_episodes_before_showing_one_twice():
+def test_images_show_different_episodes_before_showing_one_twice():
     moved = np.array([5.0, 9.0, 1.0, 8.0, 2.0], np.float32)
     episode = np.array([0, 0, 1, 0, 2])
     assert _one_per_episode(moved, episode, 4) == [1, 4, 2, 3]

@@ -56,7 +56,7 @@ def test_every_window_holds_the_codes_of_its_own_frames(tmp_path):
         wanted = [min(start + t, lengths[episode] - 1) for t in range(9)]
         clip = to_model_range(torch.from_numpy(frames.read(episode, wanted)))[None]
         assert windows.codes[row].tolist() == dldm.indices(clip)[0].tolist()
-    slow = SimpleNamespace(**{**vars(config), "data": DataConfig(gap_s=2 / 5 * 4)})  # every second frame
+    slow = SimpleNamespace(**{**vars(config), "data": DataConfig(gap_seconds=2 / 5 * 4)})  # every second frame
     windows = _encode_episodes(slow, dldm, frames, range(3), torch.device("cpu"))
     assert windows.start.tolist() == [0, 0]  # the others leave no latent step
     assert windows.valid.tolist() == [[True, False]] * 2

@@ -156,11 +156,13 @@ def trained(tmp_path):
 
 
 @pytest.fixture
-def filmed(monkeypatch):
-    """Frames and rate of every film, instead of a file."""
-    films = []
-    monkeypatch.setattr(program, "write_film", lambda path, frames, *, fps, enlarge: films.append((path, frames, fps)))
-    return films
+def recorded(monkeypatch):
+    """Frames and rate of every video, instead of a file."""
+    videos = []
+    monkeypatch.setattr(
+        program, "write_video", lambda path, frames, *, fps, enlarge: videos.append((path, frames, fps))
+    )
+    return videos
 
 
 def settings(trained, **change):
@@ -173,9 +175,9 @@ def settings(trained, **change):
     return replace(base, **change)
 
 
-def test_true_codes_are_compared_with_the_true_continuation(trained, filmed):
+def test_true_codes_are_compared_with_the_true_continuation(trained, recorded):
     imagine(settings(trained, codes="encoded", episode=1, start=2, segments=2))
-    path, frames, fps = filmed[0]
+    path, frames, fps = recorded[0]
     facts = json.loads(path.with_suffix(".json").read_text())
     true = FrameCache(trained / "frames").read(1, np.arange(2, 19))
     assert frames.shape == (17, 16, 32, 3)  # coarse, true
@@ -193,7 +195,7 @@ def test_true_codes_are_compared_with_the_true_continuation(trained, filmed):
     assert facts["codes"] == [step for clip in clips for step in model.indices(clip)[0].tolist()]
 
 
-def test_the_true_continuation_is_shown_at_the_rate_of_the_codes(trained, filmed):
+def test_the_true_continuation_is_shown_at_the_rate_of_the_codes(trained, recorded):
     checkpoint = load_checkpoint(trained / "policy", kind="policy")
     policy, model = LatentPolicy.of_checkpoint(checkpoint), dldm()
     save_checkpoint(
@@ -202,17 +204,17 @@ def test_the_true_continuation_is_shown_at_the_rate_of_the_codes(trained, filmed
         config=checkpoint.config,
         modules={"policy": policy, "dldm": model},
         files=checkpoint.files,
-        facts={**checkpoint.facts, "time_base": {"target_hz": 2.5, "gap_s": None}, "latent_hz": [2.5]},
+        facts={**checkpoint.facts, "time_base": {"target_hz": 2.5, "gap_seconds": None}, "latent_hz": [2.5]},
     )
     imagine(settings(trained, policy=str(trained / "slow"), codes="encoded"))
-    _, frames, fps = filmed[0]
+    _, frames, fps = recorded[0]
     assert fps == 2.5
     np.testing.assert_array_equal(frames[:, :, 16:], FrameCache(trained / "frames").read(0, 2 * np.arange(9)))
 
 
-def test_an_image_and_words_become_predicted_codes_and_a_rendered_video(trained, filmed):
-    picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
-    Image.fromarray(picture).save(trained / "table.png")
+def test_an_image_and_words_become_predicted_codes_and_a_rendered_video(trained, recorded):
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    Image.fromarray(image).save(trained / "table.png")
     made = settings(
         trained,
         frames=None,
@@ -224,28 +226,28 @@ def test_an_image_and_words_become_predicted_codes_and_a_rendered_video(trained,
     )
     imagine(made)
     imagine(replace(made, plan="full"))
-    (path, frames, _), (_, full, _) = filmed
+    (path, frames, _), (_, full, _) = recorded
     assert frames.shape == full.shape == (17, 16, 32, 3)  # coarse, rendered
-    resized = np.asarray(Image.fromarray(picture).resize((16, 16), Image.Resampling.BILINEAR))
+    resized = np.asarray(Image.fromarray(image).resize((16, 16), Image.Resampling.BILINEAR))
     np.testing.assert_array_equal(frames[0], np.concatenate([resized, resized], axis=1))
     np.testing.assert_array_equal(frames[:9, :, :16], full[:9, :, :16])  # the first segment is planned alike
     assert "coarse" not in json.loads(path.with_suffix(".json").read_text())  # nothing to compare with
 
 
-def test_codes_of_a_file_are_decoded(trained, filmed):
+def test_codes_of_a_file_are_decoded(trained, recorded):
     np.save(trained / "codes.npy", codes(3).numpy())
     imagine(settings(trained, codes=str(trained / "codes.npy")))
-    _, frames, _ = filmed[0]
+    _, frames, _ = recorded[0]
     start = to_model_range(torch.from_numpy(FrameCache(trained / "frames").read(0, [0])))
     expected = to_pixels(decode(dldm(), codes(3)[None, :2], start))[0].numpy()
     np.testing.assert_array_equal(frames[1:, :, :16], expected[1:])
 
 
-def test_a_film_is_an_mp4_of_even_size(tmp_path):
+def test_a_video_is_an_mp4_of_even_size(tmp_path):
     pytest.importorskip("imageio_ffmpeg")
-    from vw2_robot.pretrain.video_writer import write_film
+    from vw2_robot.pretrain.video_writer import write_video
 
-    write_film(tmp_path / "deep" / "a.mp4", np.zeros((3, 5, 7, 3), np.uint8), fps=5.0, enlarge=3)
+    write_video(tmp_path / "deep" / "a.mp4", np.zeros((3, 5, 7, 3), np.uint8), fps=5.0, enlarge=3)
     assert b"ftyp" in (tmp_path / "deep" / "a.mp4").read_bytes()[:12]
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.mp4"]
 
@@ -266,17 +268,17 @@ def other_encoder(trained):
         ({"codes": "bad.npy"}, r"codes lie in 0 \.\. 999"),
         ({"codes": "flat.npy"}, r"expected whole numbers \[steps, 4\]"),
         ({"vdm": "other"}, "belongs to encoder 00000000, the policy speaks"),
-        ({"frames": None, "image": "gone.png", "prompt": "x"}, "cannot be read as a picture"),
+        ({"frames": None, "image": "gone.png", "prompt": "x"}, "cannot be read as an image"),
     ],
 )
-def test_wrong_input_is_named(trained, filmed, monkeypatch, change, message):
+def test_wrong_input_is_named(trained, recorded, monkeypatch, change, message):
     monkeypatch.chdir(trained)
     np.save("bad.npy", np.full((2, 4), 1000))
     np.save("flat.npy", np.zeros(8, int))
     other_encoder(trained)
     with pytest.raises(InputError, match=message):
         imagine(settings(trained, **change))
-    assert not filmed
+    assert not recorded
 
 
 @pytest.mark.parametrize(
@@ -304,9 +306,9 @@ def test_a_photograph_is_upright_and_keeps_its_shades(tmp_path):
     Image.fromarray(shades.astype(np.uint16) * 257).save(tmp_path / "deep.png")
     np.testing.assert_array_equal(read_photograph(str(tmp_path / "deep.png"))[..., 2], shades)
     Image.fromarray(shades.astype(np.float32)).save(tmp_path / "float.tiff")
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     for name in ("float.tiff", "text.png", "gone.png"):
-        with pytest.raises(InputError, match=rf"image=.*{name} cannot be read as a picture"):
+        with pytest.raises(InputError, match=rf"image=.*{name} cannot be read as an image"):
             read_photograph(str(tmp_path / name))
 
 

@@ -14,7 +14,7 @@ from vw2_robot.models.video.video_codec import CodecConfig, DCTCodec
 from vw2_robot.optim import LoopConfig, OptimConfig, build_optimizer, optimizer_step
 from vw2_robot.pretrain.config import PhasesConfig
 from vw2_robot.pretrain.dldm_losses import phase_one_loss, phase_two_loss
-from vw2_robot.pretrain.targets import frame_error, jitter_colour, make_hint
+from vw2_robot.pretrain.targets import frame_error, jitter_color, make_control_video
 
 DLDM_TINY = DLDMConfig(
     frames=9,
@@ -30,11 +30,11 @@ VDM_TINY = VDMConfig(
 )
 OPTIM = OptimConfig(lr=1e-3, weight_decay=0.1, warmup_steps=1)
 LOOP = LoopConfig(steps=10, batch=2, optim=OPTIM)
-PHASES = PhasesConfig(phase1=LOOP, phase2=LOOP, hint_dropout=0.0, target_color_jitter=0.0)
+PHASES = PhasesConfig(phase1=LOOP, phase2=LOOP, control_dropout=0.0, target_color_jitter=0.0)
 
 
 def build(*, shaken=True):
-    """dLDM, VDM, codec. Shaken: zero-initialised layers are moved off zero, as after a few steps of training."""
+    """dLDM, VDM, codec. Shaken: zero-initialized layers are moved off zero, as after a few steps of training."""
     torch.manual_seed(0)
     dldm = DLDM(DLDM_TINY)
     vdm = VDM(VDM_TINY, Geometry(channels=24, steps=2, height=2, width=2, queries=4, digits=4))
@@ -142,17 +142,17 @@ def test_the_reconstruction_loss_is_squared_or_absolute():
     assert set(parts) == {"dldm/reconstruction_l1", "dldm/denoising_loss", "dldm/correlation"}
 
 
-@pytest.mark.parametrize("quantiser", ["fsq", "vq"])
-def test_under_autocast_matrix_products_are_bfloat16_but_codes_and_losses_are_float32(quantiser):
+@pytest.mark.parametrize("quantizer", ["fsq", "vq"])
+def test_under_autocast_matrix_products_are_bfloat16_but_codes_and_losses_are_float32(quantizer):
     torch.manual_seed(0)
-    levels, width = ((8, 5, 5, 5), 4) if quantiser == "fsq" else ((8,), 4)
-    dldm = DLDM(replace(DLDM_TINY, quantiser=quantiser, fsq_levels=levels, vq_width=width))
+    levels, width = ((8, 5, 5, 5), 4) if quantizer == "fsq" else ((8,), 4)
+    dldm = DLDM(replace(DLDM_TINY, quantizer=quantizer, fsq_levels=levels, vq_width=width))
     _, vdm, codec = build()
     x, valid = DLDM_TINY.fake_clip(4), torch.ones(4, 2, dtype=torch.bool)
     products = []
     dldm.qformer.cross[0].register_forward_hook(lambda module, inputs, output: products.append(output.dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        codes, _ = dldm.quantise(dldm.features(x))
+        codes, _ = dldm.quantize(dldm.features(x))
         assert products == [torch.bfloat16]
         assert codes.dtype == torch.float32
         assert phase_one_loss(dldm, x, valid)[0].dtype == torch.float32
@@ -173,7 +173,7 @@ def test_both_losses_add_up_with_their_weights():
 
 
 def test_control_learns_from_its_second_step_on():
-    """Zero-initialised output layers get the first gradient, what lies before them the second."""
+    """Zero-initialized output layers get the first gradient, what lies before them the second."""
     dldm, vdm, codec = build(shaken=False)
     optimizer = build_optimizer(vdm.parameters(), OPTIM)
     for step in range(2):
@@ -199,17 +199,17 @@ def test_steps_move_only_the_parameters_of_their_phase_although_weight_decay_is_
     assert not torch.equal(vdm.projection.null, frozen[0]["projection.null"])
 
 
-def test_the_hint_is_grey_in_the_luma_of_its_colours_and_stays_in_range():
+def test_the_hint_is_gray_in_the_luma_of_its_colors_and_stays_in_range():
     rec = torch.rand(2, 3, 3, 4, 4) * 4 - 2
-    grey = make_hint(rec, grayscale=True)
-    assert torch.equal(grey[:, :, 0], grey[:, :, 1])
-    assert torch.equal(grey[:, :, 0], grey[:, :, 2])
+    gray = make_control_video(rec, grayscale=True)
+    assert torch.equal(gray[:, :, 0], gray[:, :, 1])
+    assert torch.equal(gray[:, :, 0], gray[:, :, 2])
     clamped = rec.clamp(-1, 1)
     torch.testing.assert_close(
-        grey[:, :, 0], 0.299 * clamped[:, :, 0] + 0.587 * clamped[:, :, 1] + 0.114 * clamped[:, :, 2]
+        gray[:, :, 0], 0.299 * clamped[:, :, 0] + 0.587 * clamped[:, :, 1] + 0.114 * clamped[:, :, 2]
     )
-    torch.testing.assert_close(make_hint(torch.ones(1, 1, 3, 2, 2), grayscale=True), torch.ones(1, 1, 3, 2, 2))
-    assert torch.equal(make_hint(rec, grayscale=False), clamped)
+    torch.testing.assert_close(make_control_video(torch.ones(1, 1, 3, 2, 2), grayscale=True), torch.ones(1, 1, 3, 2, 2))
+    assert torch.equal(make_control_video(rec, grayscale=False), clamped)
 
 
 class Listening:
@@ -236,24 +236,24 @@ def heard(phases, *, batch=64, seed=0):
 
 
 def test_a_dropped_hint_is_its_first_frame_repeated_and_drops_fall_per_sample():
-    _, rec, _, hint = heard(replace(PHASES, hint_dropout=0.7))
-    whole = make_hint(rec, grayscale=True)
+    _, rec, _, hint = heard(replace(PHASES, control_dropout=0.7))
+    whole = make_control_video(rec, grayscale=True)
     frozen = torch.tensor([torch.allclose(h, h[:1].expand_as(h), atol=1e-5) for h in hint])
     torch.testing.assert_close(hint[~frozen], whole[~frozen], atol=1e-5, rtol=0)
     torch.testing.assert_close(hint[frozen], whole[frozen][:, :1].expand(-1, 9, -1, -1, -1), atol=1e-5, rtol=0)
     assert 32 <= int(frozen.sum()) <= 58  # 0.7 of 64
     for share, dropped in ((0.0, 0), (1.0, 64)):
-        hint = heard(replace(PHASES, hint_dropout=share))[3]
+        hint = heard(replace(PHASES, control_dropout=share))[3]
         assert sum(torch.allclose(h, h[:1].expand_as(h), atol=1e-5) for h in hint) == dropped
 
 
-def test_the_hint_carries_no_gradient_and_colours_only_by_switch():
-    _, rec, _, hint = heard(replace(PHASES, hint_grayscale=False), batch=4)
+def test_the_hint_carries_no_gradient_and_colors_only_by_switch():
+    _, rec, _, hint = heard(replace(PHASES, control_grayscale=False), batch=4)
     torch.testing.assert_close(hint, rec.clamp(-1, 1), atol=1e-5, rtol=0)
     assert not hint.requires_grad
 
 
-def test_the_renderers_target_is_jittered_while_the_encoder_sees_true_colours():
+def test_the_renderers_target_is_jittered_while_the_encoder_sees_true_colors():
     x, _, target, _ = heard(PHASES, batch=4)
     torch.testing.assert_close(target, x, atol=1e-5, rtol=0)
     jittered = heard(replace(PHASES, target_color_jitter=0.3), batch=4)
@@ -261,22 +261,22 @@ def test_the_renderers_target_is_jittered_while_the_encoder_sees_true_colours():
     torch.testing.assert_close(jittered[1], heard(PHASES, batch=4)[1])  # codes and coarse clip are of the true clip
 
 
-def test_jitter_is_one_change_of_colours_for_a_whole_clip():
+def test_jitter_is_one_change_of_colors_for_a_whole_clip():
     still = torch.rand(8, 1, 3, 4, 4).expand(-1, 5, -1, -1, -1) * 1.2 - 0.6
-    moved = jitter_colour(still, strength=0.3, noise=torch.Generator().manual_seed(0))
+    moved = jitter_color(still, strength=0.3, noise=torch.Generator().manual_seed(0))
     assert torch.equal(moved, moved[:, :1].expand_as(moved))
     assert moved.abs().max() <= 1
     change = (moved - still)[:, 0].flatten(2)
     assert (change.mean(2).std(0) > 0.01).all()  # clips differ from one another
     assert (change.mean(2).std(1) > 0.001).all()  # channels differ within a clip
-    again = jitter_colour(still, strength=0.3, noise=torch.Generator().manual_seed(0))
+    again = jitter_color(still, strength=0.3, noise=torch.Generator().manual_seed(0))
     assert torch.equal(again, moved)
-    assert jitter_colour(still, strength=0.0, noise=torch.Generator()) is still
+    assert jitter_color(still, strength=0.0, noise=torch.Generator()) is still
 
 
 def test_jitter_is_affine_in_every_channel_so_that_edges_stay_where_they_are():
     x = torch.linspace(-0.3, 0.3, 16).view(1, 1, 1, 4, 4).expand(1, 1, 3, 4, 4)
-    y = jitter_colour(x, strength=0.2, noise=torch.Generator().manual_seed(0)).flatten(3)
+    y = jitter_color(x, strength=0.2, noise=torch.Generator().manual_seed(0)).flatten(3)
     slopes = y.diff(dim=-1) / x.flatten(3).diff(dim=-1)
     torch.testing.assert_close(slopes, slopes[..., :1].expand_as(slopes), atol=1e-4, rtol=0)
     assert (slopes > 0.5).all()

@@ -102,7 +102,7 @@ class ScriptedPolicy:
     hash = "ab" * 32
 
     def __init__(
-        self, knows: tuple[str, ...] = TASKS, *, chunk: np.ndarray | None = None, replan_every: int | None = 4
+        self, knows: tuple[str, ...] = TASKS, *, chunk: np.ndarray | None = None, n_action_steps: int | None = 4
     ) -> None:
         self.metadata: dict[str, Any] = {
             "name": "scripted",
@@ -110,8 +110,8 @@ class ScriptedPolicy:
             "policy_hash": self.hash,
             "label_fraction": 0.1,
         }
-        if replan_every is not None:
-            self.metadata["replan_every"] = replan_every
+        if n_action_steps is not None:
+            self.metadata["n_action_steps"] = n_action_steps
         self.knows, self.chunk = knows, chunk
         self.calls: list[tuple[str, Any]] = []
 

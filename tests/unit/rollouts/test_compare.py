@@ -8,7 +8,7 @@ import pytest
 from vw2_robot.contracts import EvalSequence
 from vw2_robot.errors import InputError
 from vw2_robot.rollouts.__main__ import rollout
-from vw2_robot.rollouts.compare import RunningRace, compare, lines
+from vw2_robot.rollouts.compare import SequentialTest, compare, lines
 from vw2_robot.rollouts.results import append_row, read_rows
 
 TASKS = ["open", "close", "push", "lift", "turn"]
@@ -44,7 +44,7 @@ def test_a_decision_does_not_depend_on_the_order_in_which_rows_come(tmp_path):
     chains = [EvalSequence(n, {}, tuple(TASKS)) for n in range(60)]
     for number in range(60):
         append_row(tmp_path / "results.jsonl", {**row(number, 0), "instructions": []})
-    race = RunningRace(tmp_path, chains, error=0.05)
+    race = SequentialTest(tmp_path, chains, error=0.05)
     rows = [row(n, 4) for n in range(60)]
     used = race.decided(rows)
     assert len(used) == compare(rows, race.base)["decided_after"]

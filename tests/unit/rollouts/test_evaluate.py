@@ -59,7 +59,7 @@ def test_the_oracle_starts_counting_before_the_first_look_of_a_subtask(benchmark
 def test_the_policy_looks_exactly_every_so_many_steps(make_benchmark, make_policy, every):
     world = make_benchmark(max_steps=11)
     policy = make_policy(knows=())
-    evaluate(policy, world, world.sequences(1), replan_every=every)
+    evaluate(policy, world, world.sequences(1), n_action_steps=every)
     names = [name for name, _ in world.calls if name in ("observe", "step")]
     steps_before_look = [names[:i].count("step") for i, name in enumerate(names) if name == "observe"]
     assert steps_before_look == list(range(0, 11, every))
@@ -69,7 +69,7 @@ def test_the_policy_looks_exactly_every_so_many_steps(make_benchmark, make_polic
 def test_a_new_subtask_begins_with_a_new_look(make_benchmark, make_policy):
     world = make_benchmark()
     policy = make_policy()
-    evaluate(policy, world, world.sequences(1), replan_every=8)
+    evaluate(policy, world, world.sequences(1), n_action_steps=8)
     assert [value for name, value in policy.calls if name == "infer"] == [
         f"please {task}" for task in ("open", "close", "push", "lift", "turn")
     ]
@@ -79,7 +79,7 @@ def test_actions_are_executed_in_the_order_of_the_chunk(make_benchmark, make_pol
     world = make_benchmark(max_steps=5)
     chunk = np.zeros((8, 7))
     chunk[:, 1] = np.arange(8) / 10
-    evaluate(make_policy(chunk=chunk), world, world.sequences(1), replan_every=3)
+    evaluate(make_policy(chunk=chunk), world, world.sequences(1), n_action_steps=3)
     assert [action[1] for action in world.actions] == [0.0, 0.1, 0.2, 0.0, 0.1]
 
 
@@ -126,22 +126,22 @@ def test_finished_chains_are_left_out_and_foreign_rows_refused(benchmark, make_p
         unfinished(chains[:1], rows)
 
 
-def test_for_a_policy_without_cameras_no_picture_is_rendered_unless_it_is_filmed(benchmark, make_policy):
+def test_for_a_policy_without_cameras_no_image_is_rendered_unless_it_is_recorded(benchmark, make_policy):
     policy = make_policy()
     policy.metadata = {**policy.metadata, "cameras": []}
     (row,) = evaluate(policy, benchmark, benchmark.sequences(1))
     assert row["solved"] == 5
     assert "observe" not in [name for name, _ in benchmark.calls]
-    watcher = Watcher()
+    callback = RolloutCallback()
     chain = benchmark.sequences(1)[0]
-    run_chain(policy, benchmark, chain, replan_every=1, seed=0, watchers=[watcher])
+    run_chain(policy, benchmark, chain, n_action_steps=1, seed=0, callbacks=[callback])
     assert "observe" not in [name for name, _ in benchmark.calls]
-    watcher.needs_pictures = True
-    run_chain(policy, benchmark, chain, replan_every=1, seed=0, watchers=[watcher])
+    callback.needs_images = True
+    run_chain(policy, benchmark, chain, n_action_steps=1, seed=0, callbacks=[callback])
     assert [name for name, _ in benchmark.calls].count("observe") == sum(row["steps"])
-    assert [subtask for subtask, *_ in watcher.seen] == 2 * [i for i in range(5) for _ in range(3)]
-    assert watcher.seen[-1][1]["images"]["static"].shape == (20, 20, 3)
-    assert watcher.seen[-1][2]["actions"].shape == (8, 7)
+    assert [subtask for subtask, *_ in callback.seen] == 2 * [i for i in range(5) for _ in range(3)]
+    assert callback.seen[-1][1]["images"]["static"].shape == (20, 20, 3)
+    assert callback.seen[-1][2]["actions"].shape == (8, 7)
 
 
 def test_a_row_says_what_was_asked_for_in_words(benchmark, make_policy):
@@ -149,8 +149,8 @@ def test_a_row_says_what_was_asked_for_in_words(benchmark, make_policy):
     assert row["instructions"] == ["please open", "please close"]
 
 
-class Watcher:
-    needs_pictures = False
+class RolloutCallback:
+    needs_images = False
 
     def __init__(self):
         self.seen = []

@@ -24,7 +24,7 @@ def test_merged_shards_are_the_bytes_of_one_rollout(config, sharded, tmp_path):
     whole = tmp_path / "whole"
     names = ["results.jsonl", *(f"videos/{f.name}" for f in (whole / "videos").iterdir())]
     names += [f"actions/{f.name}" for f in (whole / "actions").iterdir()]
-    assert len(names) == 1 + 2 * 3 + 6  # rows; two films with poster and answers; recordings
+    assert len(names) == 1 + 2 * 3 + 6  # rows; two videos with poster and answers; recordings
     for name in names:
         assert (sharded / name).read_bytes() == (whole / name).read_bytes()
     assert len(list((sharded / "videos").iterdir())) == 6

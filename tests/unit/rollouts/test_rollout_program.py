@@ -33,9 +33,9 @@ def test_a_rollout_leaves_all_its_files_and_the_right_numbers(config, tmp_path):
 
 
 def test_the_summary_names_what_produced_it(config):
-    summary = rollout(config(seed=5, replan_every=2))
+    summary = rollout(config(seed=5, n_action_steps=2))
     assert (summary["policy"], summary["policy_hash"], summary["label_fraction"]) == ("scripted", "ab" * 32, 0.1)
-    assert (summary["env"]["scene"], summary["seed"], summary["replan_every"]) == ("count", 5, 2)
+    assert (summary["env"]["scene"], summary["seed"], summary["n_action_steps"]) == ("count", 5, 2)
     assert {"vw2_robot", "python", "torch"} <= summary["versions"].keys()
     assert summary["env_steps"] == 12 * 3 + 6 * 12  # twelve solved subtasks of 3 steps, six failures at the limit
 
@@ -64,7 +64,7 @@ def test_results_cut_at_any_byte_are_completed_to_the_same_file(config, finished
     assert (run / "results.jsonl").read_bytes() == whole.read_bytes()
 
 
-def test_an_interrupted_run_ends_with_the_same_films(config, tmp_path):
+def test_an_interrupted_run_ends_with_the_same_videos(config, tmp_path):
     rollout(config("whole", videos=3))
     rollout(config("cut", videos=3))
     run = tmp_path / "cut"
@@ -74,9 +74,9 @@ def test_an_interrupted_run_ends_with_the_same_films(config, tmp_path):
     (run / "videos").mkdir()
     (run / "videos" / ".chain_0002.mp4.tmp").touch()  # half-written when it was killed
     rollout(config("cut", videos=3))
-    for film in sorted((tmp_path / "whole" / "videos").iterdir()):
-        if film.stem not in ("chain_0000", "chain_0001"):  # their rows were there already
-            assert (run / "videos" / film.name).read_bytes() == film.read_bytes()
+    for video in sorted((tmp_path / "whole" / "videos").iterdir()):
+        if video.stem not in ("chain_0000", "chain_0001"):  # their rows were there already
+            assert (run / "videos" / video.name).read_bytes() == video.read_bytes()
     assert not (run / "videos" / ".chain_0002.mp4.tmp").exists()
 
 
@@ -85,9 +85,9 @@ def test_two_workers_give_the_bytes_of_one(config, tmp_path):
     rollout(config("two", policy="random", videos=2, workers=2, env={"max_steps": 9}))
     one, two = tmp_path / "one", tmp_path / "two"
     assert (one / "results.jsonl").read_bytes() == (two / "results.jsonl").read_bytes()
-    films = sorted(path.name for path in (one / "videos").iterdir())
-    assert films == sorted(path.name for path in (two / "videos").iterdir())
-    assert all((one / "videos" / name).read_bytes() == (two / "videos" / name).read_bytes() for name in films)
+    videos = sorted(path.name for path in (one / "videos").iterdir())
+    assert videos == sorted(path.name for path in (two / "videos").iterdir())
+    assert all((one / "videos" / name).read_bytes() == (two / "videos" / name).read_bytes() for name in videos)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_another_configuration_in_the_same_folder_names_the_keys(config):
         rollout(config(seed=1, env={"max_steps": 13}))
 
 
-def test_a_path_is_the_same_however_it_is_spelt(config, tmp_path, monkeypatch):
+def test_a_path_is_the_same_however_it_is_spelled(config, tmp_path, monkeypatch):
     rollout(config("first", policy="random", record=True, env={"max_steps": 9}))
     monkeypatch.chdir(tmp_path)
     for policy in ("first", "./first/", str(tmp_path / "first")):
@@ -212,8 +212,8 @@ def test_errors_meant_for_people_come_out_of_the_benchmark_unwrapped(counting_wo
 def test_a_start_that_failed_does_not_claim_the_folder(config, tmp_path):
     with pytest.raises(InputError):
         rollout(config(env={"tables": 3}))
-    with pytest.raises(InputError, match="replan_every=99"):
-        rollout(config(replan_every=99))
+    with pytest.raises(InputError, match="n_action_steps=99"):
+        rollout(config(n_action_steps=99))
     assert not (tmp_path / "run").exists()
     rollout(config())
 
@@ -254,7 +254,10 @@ def test_workers_of_the_console_script_import_no_torch_either(tmp_path, monkeypa
 @pytest.mark.parametrize(
     "changes",
     [
-        *({name: 0} for name in ("workers", "num_sequences", "replan_every", "threads", "batch", "rollouts_per_task")),
+        *(
+            {name: 0}
+            for name in ("workers", "num_sequences", "n_action_steps", "threads", "batch", "rollouts_per_task")
+        ),
         *({name: -1} for name in ("videos", "seed", "retries")),
         {"error": 1.0},
     ],

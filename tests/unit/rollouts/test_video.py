@@ -9,13 +9,13 @@ from PIL import Image
 
 from vw2_robot.rollouts.video import (
     CAPTION_PX,
+    IMAGE_PX,
     MAX_FPS,
-    PICTURE_PX,
-    Film,
-    drop_films,
-    drop_other_films,
-    film_paths,
+    Video,
+    drop_other_videos,
+    drop_videos,
     select_chains,
+    video_paths,
 )
 
 ANSWER = {"actions": np.zeros((8, 7), np.float32), "latent_tokens": np.array([[1, 2, 3, 4]])}
@@ -26,14 +26,14 @@ def shown(shade):
     return {"images": {"static": np.full((50, 50, 3), shade, dtype=np.uint8)}}
 
 
-def filmed(folder, *, replan_every=6):
-    film = Film(control_hz=30.0, replan_every=replan_every)
+def recorded(folder, *, n_action_steps=6):
+    video = Video(control_hz=30.0, n_action_steps=n_action_steps)
     for shade in (0, 80):
-        film.look(0, shown(shade), ANSWER)
+        video.look(0, shown(shade), ANSWER)
     for shade in (160, 200, 240):
-        film.look(1, shown(shade), ANSWER)
-    film.write(folder, ROW, instructions=[f"do {task}" for task in "abcde"])
-    return film
+        video.look(1, shown(shade), ANSWER)
+    video.write(folder, ROW, instructions=[f"do {task}" for task in "abcde"])
+    return video
 
 
 def decode(path):
@@ -41,32 +41,32 @@ def decode(path):
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(path), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     done = subprocess.run(command, capture_output=True, check=True)
     stream = next(line for line in done.stderr.decode().splitlines() if "Video: h264" in line)
-    frames = np.frombuffer(done.stdout, np.uint8).reshape(-1, PICTURE_PX + CAPTION_PX, PICTURE_PX, 3)
+    frames = np.frombuffer(done.stdout, np.uint8).reshape(-1, IMAGE_PX + CAPTION_PX, IMAGE_PX, 3)
     return stream, list(frames)
 
 
-def test_a_film_decodes_with_the_right_size_rate_and_number_of_frames(tmp_path):
-    film = filmed(tmp_path)
-    stream, frames = decode(film_paths(tmp_path, 7)[0])
+def test_a_video_decodes_with_the_right_size_rate_and_number_of_frames(tmp_path):
+    video = recorded(tmp_path)
+    stream, frames = decode(video_paths(tmp_path, 7)[0])
     assert "yuv420p" in stream
-    assert f"{PICTURE_PX}x{PICTURE_PX + CAPTION_PX}" in stream
-    assert PICTURE_PX % 2 == CAPTION_PX % 2 == 0
-    assert film.fps == 5.0
+    assert f"{IMAGE_PX}x{IMAGE_PX + CAPTION_PX}" in stream
+    assert IMAGE_PX % 2 == CAPTION_PX % 2 == 0
+    assert video.fps == 5.0
     assert " 5 fps" in stream
     hold = round(0.8 * 5)
     assert len(frames) == 2 + hold + 3 + hold
 
 
-def test_a_film_shows_what_the_policy_saw_in_order(tmp_path):
-    filmed(tmp_path)
-    _, frames = decode(film_paths(tmp_path, 7)[0])
-    middles = [float(frame[CAPTION_PX + PICTURE_PX // 2, PICTURE_PX // 2].mean()) for frame in frames]
+def test_a_video_shows_what_the_policy_saw_in_order(tmp_path):
+    recorded(tmp_path)
+    _, frames = decode(video_paths(tmp_path, 7)[0])
+    middles = [float(frame[CAPTION_PX + IMAGE_PX // 2, IMAGE_PX // 2].mean()) for frame in frames]
     assert middles == pytest.approx([0, 80, *[80] * 4, 160, 200, 240, *[240] * 4], abs=4)
 
 
 def test_success_and_failure_look_different(tmp_path):
-    filmed(tmp_path)
-    _, frames = decode(film_paths(tmp_path, 7)[0])
+    recorded(tmp_path)
+    _, frames = decode(video_paths(tmp_path, 7)[0])
     solved, failed = frames[5][:CAPTION_PX].astype(int), frames[-1][:CAPTION_PX].astype(int)
     greener = lambda caption: (caption[..., 1] - caption[..., 0]).max()  # noqa: E731
     redder = lambda caption: (caption[..., 0] - caption[..., 1]).max()  # noqa: E731
@@ -75,40 +75,40 @@ def test_success_and_failure_look_different(tmp_path):
     assert redder(failed) > 60
 
 
-def test_the_index_stands_before_the_pictures_so_that_browsers_can_start(tmp_path):
-    filmed(tmp_path)
-    content = film_paths(tmp_path, 7)[0].read_bytes()
+def test_the_index_stands_before_the_images_so_that_browsers_can_start(tmp_path):
+    recorded(tmp_path)
+    content = video_paths(tmp_path, 7)[0].read_bytes()
     assert 0 < content.index(b"moov") < content.index(b"mdat")
 
 
 def test_the_poster_is_the_last_page_and_nothing_else_is_left(tmp_path):
-    filmed(tmp_path)
-    film, poster, answers = film_paths(tmp_path, 7)
-    with Image.open(poster) as picture:
-        assert picture.size == (PICTURE_PX, PICTURE_PX + CAPTION_PX)
-        assert picture.getpixel((PICTURE_PX // 2, CAPTION_PX + PICTURE_PX // 2))[0] == pytest.approx(240, abs=4)
-    assert sorted(tmp_path.iterdir()) == sorted([film, poster, answers])
+    recorded(tmp_path)
+    video, poster, answers = video_paths(tmp_path, 7)
+    with Image.open(poster) as image:
+        assert image.size == (IMAGE_PX, IMAGE_PX + CAPTION_PX)
+        assert image.getpixel((IMAGE_PX // 2, CAPTION_PX + IMAGE_PX // 2))[0] == pytest.approx(240, abs=4)
+    assert sorted(tmp_path.iterdir()) == sorted([video, poster, answers])
 
 
-def test_beside_the_film_lie_the_answers_to_all_looks(tmp_path):
-    filmed(tmp_path)
-    with np.load(film_paths(tmp_path, 7).answers) as file:
+def test_beside_the_video_lie_the_answers_to_all_looks(tmp_path):
+    recorded(tmp_path)
+    with np.load(video_paths(tmp_path, 7).answers) as file:
         assert file["actions"].shape == (5, 8, 7)
         assert file["subtask"].tolist() == [0, 0, 1, 1, 1]
         assert file["tokens"].shape == (5, 1, 4)
 
 
 def test_equal_looks_give_equal_bytes(tmp_path):
-    filmed(tmp_path / "a")
-    filmed(tmp_path / "b")
-    assert film_paths(tmp_path / "a", 7)[0].read_bytes() == film_paths(tmp_path / "b", 7)[0].read_bytes()
+    recorded(tmp_path / "a")
+    recorded(tmp_path / "b")
+    assert video_paths(tmp_path / "a", 7)[0].read_bytes() == video_paths(tmp_path / "b", 7)[0].read_bytes()
 
 
-@pytest.mark.parametrize("replan_every", [1, 2, 4, 30])
-def test_films_play_in_real_time_and_never_too_fast(replan_every):
-    film = Film(control_hz=30.0, replan_every=replan_every)
-    assert film.fps <= MAX_FPS
-    assert film.fps * film.steps_per_frame == 30.0
+@pytest.mark.parametrize("n_action_steps", [1, 2, 4, 30])
+def test_videos_play_in_real_time_and_never_too_fast(n_action_steps):
+    video = Video(control_hz=30.0, n_action_steps=n_action_steps)
+    assert video.fps <= MAX_FPS
+    assert video.fps * video.steps_per_frame == 30.0
 
 
 def test_half_of_the_chains_kept_are_the_best_and_half_the_worst():
@@ -136,14 +136,14 @@ def test_deciding_from_the_kept_ones_alone_gives_the_same_selection(order, outco
     assert set(kept) == select_chains(dict(enumerate(outcomes)), count)
 
 
-def test_dropping_films_leaves_the_others(tmp_path):
+def test_dropping_videos_leaves_the_others(tmp_path):
     for number in (1, 2, 3):
-        for path in film_paths(tmp_path, number):
+        for path in video_paths(tmp_path, number):
             path.touch()
     (tmp_path / ".chain_0009.mp4.tmp").touch()
     (tmp_path / "chain_notes.txt").touch()  # a person's
-    drop_films(tmp_path, [1, 8])
-    drop_other_films(tmp_path, {2})
+    drop_videos(tmp_path, [1, 8])
+    drop_other_videos(tmp_path, {2})
     assert {path.name for path in tmp_path.iterdir()} == {
         "chain_0002.mp4",
         "chain_0002.jpg",

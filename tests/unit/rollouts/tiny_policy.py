@@ -38,7 +38,7 @@ def save_tiny_policy(folder: Path) -> Path:
             "stride": STRIDE,
             "head": {"hidden": 16},
             "latent_steps": 1,
-            "replan_every": STRIDE,
+            "n_action_steps": STRIDE,
         },
         modules={"policy": policy, "head": head},
         facts={"control_hz": 30.0, "label_fraction": 0.0},

@@ -19,7 +19,7 @@ MAX_STEPS = 12
 class Table:
     """A world in both dialects: the original's (`get_obs`, 4-tuple `step`, info) and our Benchmark's.
 
-    A task is solved once the actions of its subtask add up to `needed`; a picture shows the sum, so that a policy which
+    A task is solved once the actions of its subtask add up to `needed`; an image shows the sum, so that a policy which
     looks at the wrong moment acts differently.
     """
 
@@ -69,7 +69,7 @@ class Looking:
     """Acts by what it sees and is told; knows nothing of time."""
 
     def __init__(self) -> None:
-        self.metadata: dict[str, Any] = {"horizon": 5, "replan_every": 3, "cameras": ["static"]}
+        self.metadata: dict[str, Any] = {"horizon": 5, "n_action_steps": 3, "cameras": ["static"]}
         self.seen: list[Any] = []
 
     def reset(self, prompt: str | None = None, seed: int | None = None) -> None:
@@ -105,8 +105,8 @@ def official_loop(env: Table, model: Any, chain: EvalSequence) -> int:
 def test_the_official_loop_and_ours_execute_the_same_actions(every: int | None) -> None:
     chains = [EvalSequence(n, {}, TASKS[n % 5 :] + TASKS[: n % 5]) for n in range(10)]
     ours, theirs = Table(), Table()
-    rows = evaluate(Looking(), ours, chains, replan_every=every)  # type: ignore[arg-type]
-    model = Vw2CalvinModel(Looking(), replan_every=every)
+    rows = evaluate(Looking(), ours, chains, n_action_steps=every)  # type: ignore[arg-type]
+    model = Vw2CalvinModel(Looking(), n_action_steps=every)
     assert [official_loop(theirs, model, chain) for chain in chains] == [row["solved"] for row in rows]
     np.testing.assert_array_equal(ours.actions, theirs.actions)
     assert len({row["solved"] for row in rows}) > 1
@@ -123,8 +123,8 @@ def test_a_reset_drops_what_is_left_of_the_chunk() -> None:
     assert len(policy.seen) == 3
 
 
-def test_a_changed_gripper_picture_changes_nothing() -> None:
-    model, table = Vw2CalvinModel(Looking(), replan_every=1), Table()
+def test_a_changed_gripper_image_changes_nothing() -> None:
+    model, table = Vw2CalvinModel(Looking(), n_action_steps=1), Table()
     obs = table.get_obs()
     first = model.step(obs, "please open")
     obs["rgb_obs"]["rgb_gripper"] = 255 - obs["rgb_obs"]["rgb_gripper"]
@@ -137,7 +137,7 @@ def test_what_the_evaluator_must_not_send_is_named() -> None:
         model.step(Table().get_obs(), np.zeros(384))  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"rgb_static\"\] is missing; found \['rgb_gripper'\]"):
         model.step({"rgb_obs": {"rgb_gripper": np.zeros((8, 8, 3), np.uint8)}}, "please open")
-    with pytest.raises(InputError, match="replan_every=6"):
-        Vw2CalvinModel(Looking(), replan_every=6)
+    with pytest.raises(InputError, match="n_action_steps=6"):
+        Vw2CalvinModel(Looking(), n_action_steps=6)
     with pytest.raises(InputError, match="nothing_here"):
         Vw2CalvinModel("/nothing_here")

@@ -7,7 +7,7 @@ how far the process has come. Killed and started again, it goes on there; an epi
 is stored again under the same identities, and the reader drops what it has had.
 
 An episode the source leaves out is skipped, a damaged part is left from there on; both are named in the log. Frames are
-not decoded here: a picture that is none is found by the trainer.
+not decoded here: an image that is none is found by the trainer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from vw2_robot.errors import InputError
 
 from ..blocks import WindowOptions
-from ..episodes import BadEpisodes, Episode, EpisodeSource
+from ..episodes import Episode, EpisodeSource, SkippedEpisodes
 from ..shards import Chunk, epoch_chunks
 from .windows import Progress, ReplayWriter, WindowFrames, cut_episode, window_frames
 
@@ -37,14 +37,14 @@ class IngestPlan:
     epochs: int = 1
     ingest: int = 0
     ingests: int = 1
-    max_bad: int = 10
+    max_skipped: int = 10
     """damaged parts that are named and left before the process stops"""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.ingest < self.ingests or self.epochs < 1 or self.seed < 0 or self.max_bad < 0:
+        if not 0 <= self.ingest < self.ingests or self.epochs < 1 or self.seed < 0 or self.max_skipped < 0:
             raise ValueError(
                 f"ingest {self.ingest} must lie below ingests {self.ingests}, epochs ({self.epochs}) be positive, "
-                f"seed ({self.seed}) and max_bad ({self.max_bad}) not negative"
+                f"seed ({self.seed}) and max_skipped ({self.max_skipped}) not negative"
             )
 
 
@@ -73,7 +73,7 @@ def ingest(
     if not sources or not any(source.parts() for source, _ in sources):
         raise InputError("nothing to ingest: no source, or none with a part; check path and split")
     identity = fingerprint(sources, plan)
-    bad = BadEpisodes(plan.max_bad)
+    bad = SkippedEpisodes(plan.max_skipped)
     while not _run(sources, plan, writer, writer.progress(identity), bad, report, frames_of):
         pass
 
@@ -82,7 +82,7 @@ def fingerprint(sources: Sequence[tuple[EpisodeSource, float]], plan: IngestPlan
     """Return a hash of everything that decides which windows are made; the same in all processes of one replay."""
     listing = [[s.name, weight, [[part.name, part.episodes] for part in s.parts()]] for s, weight in sources]
     values = {**dataclasses.asdict(plan), "sources": listing}
-    del values["max_bad"], values["ingest"]
+    del values["max_skipped"], values["ingest"]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -91,7 +91,7 @@ def _run(
     plan: IngestPlan,
     writer: ReplayWriter,
     at: Progress,
-    bad: BadEpisodes,
+    bad: SkippedEpisodes,
     report: Callable[[Progress, int], None] | None,
     frames_of: WindowFrames,
 ) -> bool:
@@ -140,7 +140,7 @@ def _stretches(sources: Sequence[tuple[EpisodeSource, float]], plan: IngestPlan,
 
 
 def _episodes(
-    source: EpisodeSource, chunk: Chunk, start: int | None, bad: BadEpisodes
+    source: EpisodeSource, chunk: Chunk, start: int | None, bad: SkippedEpisodes
 ) -> Iterator[tuple[int, Episode]]:
     """Yield (number in the part, episode) from `start` to the end of the chunk."""
     number = chunk.start if start is None else start

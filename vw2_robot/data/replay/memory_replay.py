@@ -6,7 +6,7 @@ held, and counted, once; the windows of one more episode wait outside for room.
 
     replay = MemoryReplay(mode="queue", max_bytes=2**30, seed=0)
     with fed_by(replay, lambda: ingest(sources, plan, replay)):
-        windows = replay.sample(32, timeout_s=60)
+        windows = replay.sample(32, timeout_seconds=60)
 
 Fed by a thread, it has an exact order: what is drawn is a pure function of seed and plan, however fast reading and
 training are. A queue is drawn from only while it is full or holds the rest of an epoch, and epochs do not mix. A pool
@@ -47,13 +47,13 @@ class MemoryReplay:
         max_bytes: of compressed frames; one episode's window must fit.
         seed: of the order of drawing.
         path: folder for checkpoints.
-        timeout_s: how long `add` waits for room in a full queue.
+        timeout_seconds: how long `add` waits for room in a full queue.
     """
 
     def __init__(
-        self, *, mode: Mode, max_bytes: int, seed: int, path: Path | None = None, timeout_s: float = 600.0
+        self, *, mode: Mode, max_bytes: int, seed: int, path: Path | None = None, timeout_seconds: float = 600.0
     ) -> None:
-        self.mode, self.max_bytes, self.path, self._timeout_s = mode, max_bytes, path, timeout_s
+        self.mode, self.max_bytes, self.path, self._timeout_seconds = mode, max_bytes, path, timeout_seconds
         self.bytes = 0
         """held now, each frame counted once"""
         self._rng = np.random.default_rng(seed)
@@ -95,10 +95,10 @@ class MemoryReplay:
             self._check_size(window)
         with self._changed:
             if not self._changed.wait_for(
-                lambda: not self._backlog or self._closed or self._went_back, self._timeout_s
+                lambda: not self._backlog or self._closed or self._went_back, self._timeout_seconds
             ):
                 raise ReplayTimeout(
-                    f"the replay stayed full ({self.bytes} of {self.max_bytes} bytes) for {self._timeout_s:g} s: "
+                    f"the replay stayed full ({self.bytes} of {self.max_bytes} bytes) for {self._timeout_seconds:g} s: "
                     "nobody draws from it"
                 )
             if self._closed:
@@ -181,7 +181,7 @@ class MemoryReplay:
 
     # -------------------------------------------------------------------------------------------------------- drawing
 
-    def sample(self, count: int, *, timeout_s: float) -> list[ReplayWindow]:
+    def sample(self, count: int, *, timeout_seconds: float) -> list[ReplayWindow]:
         """See `Replay.sample`; the time runs anew with each window that is stored."""
         drawn: dict[tuple[str, int], ReplayWindow] = {}
         pool: list[ReplayWindow] = []
@@ -190,11 +190,12 @@ class MemoryReplay:
                 if self._failure is not None:
                     raise self._failure
                 if not self._ready():
-                    if not self._wait_for_more(timeout_s):
+                    if not self._wait_for_more(timeout_seconds):
                         for window in drawn.values():  # for the next call
                             self._put(window)
                         raise ReplayTimeout(
-                            f"the replay gave {len(drawn)} of {count} windows in {timeout_s:g} s; does anybody fill it?"
+                            f"the replay gave {len(drawn)} of {count} windows in {timeout_seconds:g} s; does "
+                            f"anybody fill it?"
                         )
                 elif self.mode == "uniform":
                     pool.append(self._windows[self._draw()])
@@ -220,10 +221,10 @@ class MemoryReplay:
             return False  # what was restored may be of another plan, which the writer finds out
         return bool(self._windows) and (not self._exact or bool(self._backlog) or self._progress.done)
 
-    def _wait_for_more(self, timeout_s: float) -> bool:
+    def _wait_for_more(self, timeout_seconds: float) -> bool:
         before = self._next
         return self._changed.wait_for(
-            lambda: self._next > before or self._ready() or self.finished or self._failure is not None, timeout_s
+            lambda: self._next > before or self._ready() or self.finished or self._failure is not None, timeout_seconds
         )
 
     def size(self) -> int:
@@ -263,12 +264,12 @@ class MemoryReplay:
 
     # --------------------------------------------------------------------------------------------------- checkpointing
 
-    def checkpoint(self, *, timeout_s: float) -> str:
+    def checkpoint(self, *, timeout_seconds: float) -> str:
         """See `Replay.checkpoint`; writing to a local disk is not interrupted."""
         if self.path is None:
             raise InputError("this replay has no folder for checkpoints; set replay.path")
-        if not self._changed.acquire(timeout=timeout_s):
-            raise ReplayTimeout(f"the replay was busy for {timeout_s:g} s")
+        if not self._changed.acquire(timeout=timeout_seconds):
+            raise ReplayTimeout(f"the replay was busy for {timeout_seconds:g} s")
         try:
             windows = [*(self._windows[place] for place in range(self._first, self._next)), *self._backlog]
             facts = {

@@ -1,7 +1,8 @@
 """`replay=memory` or `replay=reverb`: one configuration, one line in the program that trains.
 
     with open_replay(config.replay, rank=rank, ranks=ranks, seed=config.seed, fill=fill) as replay:
-        batch = decode(replay.sample(32, timeout_s=config.replay.timeout_s), stride_s=4, height=64, width=64)
+        batch = decode(replay.sample(32, timeout_seconds=config.replay.timeout_seconds), temporal_stride=4, height=64,
+        width=64)
 
 `fill(writer)` puts this rank's share of the data into a memory replay, in a thread; a Reverb server is filled by ingest
 processes (`vw2-ingest`) and needs none.
@@ -35,16 +36,16 @@ class ReplayConfig:
     """memory: folder for checkpoints of one run, one for each rank below it"""
     address: str | None = None
     """reverb: host:port of the server"""
-    timeout_s: float = 120.0
+    timeout_seconds: float = 120.0
     """how long a rank waits for windows; longer than ingest processes need to start"""
-    checkpoint_timeout_s: float = 600.0
+    checkpoint_timeout_seconds: float = 600.0
     """how long a rank waits until the replay has stored its windows"""
 
     def __post_init__(self) -> None:
-        if self.max_bytes < 1 or not min(self.timeout_s, self.checkpoint_timeout_s) > 0:
+        if self.max_bytes < 1 or not min(self.timeout_seconds, self.checkpoint_timeout_seconds) > 0:
             raise ValueError(
-                f"replay.max_bytes ({self.max_bytes}), replay.timeout_s ({self.timeout_s}) and "
-                f"replay.checkpoint_timeout_s ({self.checkpoint_timeout_s}) must be positive"
+                f"replay.max_bytes ({self.max_bytes}), replay.timeout_seconds ({self.timeout_seconds}) and "
+                f"replay.checkpoint_timeout_seconds ({self.checkpoint_timeout_seconds}) must be positive"
             )
         if (self.engine == "reverb") != (self.address is not None):
             raise ValueError(
@@ -73,7 +74,7 @@ def open_replay(
         from .reverb_reader import ReverbReader
 
         assert config.address is not None
-        reader = ReverbReader(config.address, rank=rank, ranks=ranks, timeout_s=config.timeout_s)
+        reader = ReverbReader(config.address, rank=rank, ranks=ranks, timeout_seconds=config.timeout_seconds)
         try:
             if state is not None:
                 reader.restore(state)
@@ -87,7 +88,7 @@ def open_replay(
     forever = threading.TIMEOUT_MAX
     with owner:
         memory = MemoryReplay(
-            mode=config.mode, max_bytes=config.max_bytes, seed=seed + rank, path=path, timeout_s=forever
+            mode=config.mode, max_bytes=config.max_bytes, seed=seed + rank, path=path, timeout_seconds=forever
         )
         if state is not None:
             memory.restore(state)

@@ -30,16 +30,16 @@ class ReverbReader:
         address: host:port.
         rank: which trainer rank this is.
         ranks: how many there are; a queue server must have been started for as many.
-        timeout_s: how long to wait for the server to appear.
+        timeout_seconds: how long to wait for the server to appear.
 
     Raises:
         InputError: the server serves another number of ranks.
         ReplayTimeout: no server.
     """
 
-    def __init__(self, address: str, *, rank: int = 0, ranks: int = 1, timeout_s: float = 60.0) -> None:
+    def __init__(self, address: str, *, rank: int = 0, ranks: int = 1, timeout_seconds: float = 60.0) -> None:
         self.address = address
-        self._client = connect(address, timeout_s=timeout_s)
+        self._client = connect(address, timeout_seconds=timeout_seconds)
         self._layout = layout_of(self._client, address, CALL_S)
         self.mode: Mode = "uniform" if "pool" in self._layout.tables else "queue"
         shares = len(self._layout.tables) if self.mode == "queue" else 1
@@ -58,18 +58,19 @@ class ReverbReader:
         self._thread = threading.Thread(target=self._work, name="replay", daemon=True)
         self._thread.start()
 
-    def sample(self, count: int, *, timeout_s: float) -> list[ReplayWindow]:
+    def sample(self, count: int, *, timeout_seconds: float) -> list[ReplayWindow]:
         """See `Replay.sample`."""
         with self._changed:
             self._wanted = count
             self._changed.notify_all()
-            came = self._changed.wait_for(lambda: self._held() >= count or self._nothing_left(), timeout_s)
+            came = self._changed.wait_for(lambda: self._held() >= count or self._nothing_left(), timeout_seconds)
             self._wanted = 0
             if not came:
                 missing = sum(self._ends.values()) - self._delivered.count - len(self._arrived)
                 known = f"; {missing} of this rank's windows are still to come" if self._all_ends() else ""
                 raise ReplayTimeout(
-                    f"the replay server at {self.address} gave {self._held()} of {count} windows in {timeout_s:g} s"
+                    f"the replay server at {self.address} gave {self._held()} of {count} windows in "
+                    f"{timeout_seconds:g} s"
                     f"{known}{self._trouble}; is it running, and does an ingest process fill it?"
                 )
             if self.mode == "uniform":
@@ -103,12 +104,12 @@ class ReverbReader:
             self._arrived = {key: window for key, window in self._arrived.items() if key not in self._delivered}
             self._ends = {int(ingest): total for ingest, total in state["ends"].items()}
 
-    def checkpoint(self, *, timeout_s: float) -> str:
+    def checkpoint(self, *, timeout_seconds: float) -> str:
         """See `Replay.checkpoint`; the path is one on the server's machine.
 
         A server that ends meanwhile, or is away, is waited for as in `sample`, and asked again.
         """
-        deadline, waiting = time.monotonic() + timeout_s, False
+        deadline, waiting = time.monotonic() + timeout_seconds, False
         while True:
             try:
                 if not reachable(self.address, 0.0):
@@ -116,9 +117,9 @@ class ReverbReader:
                 return store_windows(self._client, self.address, max(deadline - time.monotonic(), 1.0))
             except ReplayTimeout as error:
                 if time.monotonic() + _RETRY_S > deadline:
-                    raise ReplayTimeout(f"no checkpoint of the replay within {timeout_s:g} s: {error}") from error
+                    raise ReplayTimeout(f"no checkpoint of the replay within {timeout_seconds:g} s: {error}") from error
                 if not waiting:
-                    _LOG.warning("%s The checkpoint waits for it, at most %g s", error, timeout_s)
+                    _LOG.warning("%s The checkpoint waits for it, at most %g s", error, timeout_seconds)
                 waiting = True
                 time.sleep(_RETRY_S)
 

@@ -97,16 +97,16 @@ class ReplayServer:
         tables = self._client.server_info(int(CALL_S))
         return {name: tables[name].current_size for name in self.options.tables}
 
-    def checkpoint(self, *, timeout_s: float) -> str:
+    def checkpoint(self, *, timeout_seconds: float) -> str:
         """Store all tables on disk; return where.
 
         Raises:
             ReplayTimeout: it took longer.
             InputError: it cannot be written.
         """
-        return store_windows(self._client, f"127.0.0.1:{self.port}", timeout_s)
+        return store_windows(self._client, f"127.0.0.1:{self.port}", timeout_seconds)
 
-    def stop(self, *, timeout_s: float | None = None) -> bool:
+    def stop(self, *, timeout_seconds: float | None = None) -> bool:
         """End the server, and return whether it ended in time.
 
         Reverb does not end while it writes a checkpoint, and holds up the end of the interpreter, too: a process that
@@ -114,7 +114,7 @@ class ReplayServer:
         """
         thread = threading.Thread(target=self._closing.close, daemon=True)
         thread.start()
-        thread.join(timeout_s)
+        thread.join(timeout_seconds)
         if thread.is_alive():
             shutil.rmtree(self._scratch, ignore_errors=True)
             self._lock.release()

@@ -77,12 +77,12 @@ class ServerOptions:
     """ingest processes"""
     frames: int = 9
     """T of the windows"""
-    stride_s: int = 4
+    temporal_stride: int = 4
     max_windows: int = 10_000
-    """held at most, over all ranks; one costs about the compressed frames that it does not share with its neighbours"""
+    """held at most, over all ranks; one costs about the compressed frames that it does not share with its neighbors"""
 
     def __post_init__(self) -> None:
-        for name in ("ranks", "ingests", "stride_s"):
+        for name in ("ranks", "ingests", "temporal_stride"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
         if self.frames < 2 or self.max_windows < self.ranks:
@@ -102,7 +102,7 @@ class ServerOptions:
 
 
 def step_spec() -> dict[str, Any]:
-    """Return the types of one step: its picture, the window that ends here (b"" if none), and for which table it is."""
+    """Return the types of one step: its image, the window that ends here (b"" if none), and for which table it is."""
     _, tf = load_reverb()
     return {
         OBSERVATION: tf.TensorSpec([], tf.string),
@@ -137,7 +137,7 @@ def make_tables(options: ServerOptions, *, session: int) -> list[Any]:
     A checkpoint is only restored into a server that has all its tables, so those of earlier sessions stay.
     """
     reverb, _ = load_reverb()
-    frames = padded_frames(options.frames, options.stride_s)
+    frames = padded_frames(options.frames, options.temporal_stride)
     config = writer_config(tuple(range(frames)), table="any", number=1)
     signature = reverb.structured_writer.infer_signature([config], step_spec())
     queue = options.mode == "queue"
@@ -188,16 +188,16 @@ class ReplayLayout:
     @classmethod
     def of_options(cls, options: ServerOptions) -> ReplayLayout:
         """Return what a server with these options looks like."""
-        return cls(options.tables, options.ingests, padded_frames(options.frames, options.stride_s))
+        return cls(options.tables, options.ingests, padded_frames(options.frames, options.temporal_stride))
 
 
-def layout_of(client: Any, address: str, timeout_s: float) -> ReplayLayout:
+def layout_of(client: Any, address: str, timeout_seconds: float) -> ReplayLayout:
     """Ask a server what it looks like.
 
     Raises:
         ReplayTimeout: it does not answer.
     """
-    info = server_info(client, address, timeout_s)
+    info = server_info(client, address, timeout_seconds)
     tables = {name: table for name, table in info.items() if name.startswith(("queue-", "pool"))}
     return ReplayLayout(
         tables={name: tables[name].max_size for name in sorted(tables, key=lambda name: (len(name), name))},
@@ -206,7 +206,7 @@ def layout_of(client: Any, address: str, timeout_s: float) -> ReplayLayout:
     )
 
 
-def server_info(client: Any, address: str, timeout_s: float) -> dict[str, Any]:
+def server_info(client: Any, address: str, timeout_seconds: float) -> dict[str, Any]:
     """Ask a server for all facts about its tables.
 
     Raises:
@@ -214,7 +214,7 @@ def server_info(client: Any, address: str, timeout_s: float) -> dict[str, Any]:
     """
     reverb, _ = load_reverb()
     try:
-        found: dict[str, Any] = client.server_info(max(1, round(timeout_s)))
+        found: dict[str, Any] = client.server_info(max(1, round(timeout_seconds)))
     except (reverb.errors.ReverbError, RuntimeError) as error:
         raise ReplayTimeout(f"the replay server at {address} does not answer ({error}); is it running?") from error
     return found
@@ -244,17 +244,17 @@ def write_record(writer: Any, table: str, record: dict[str, Any]) -> None:
     writer.create_item(table, 1.0, {"record": writer.history["record"][-1:]})
 
 
-def store_windows(client: Any, address: str, timeout_s: float) -> str:
+def store_windows(client: Any, address: str, timeout_seconds: float) -> str:
     """Let the server store all its tables; return where, once they are safe on its disk.
 
     Raises:
         ReplayTimeout: it took longer, or the server ended meanwhile.
         InputError: the server could not write them.
     """
-    what, deadline = f"the checkpoint of the replay at {address}", time.monotonic() + timeout_s
+    what, deadline = f"the checkpoint of the replay at {address}", time.monotonic() + timeout_seconds
     session = session_of(server_info(client, address, CALL_S))
     try:
-        asked = Path(within(timeout_s, what, client.checkpoint)).name
+        asked = Path(within(timeout_seconds, what, client.checkpoint)).name
     except ReplayTimeout as error:
         if isinstance(error.__cause__, (RuntimeError, type(None))):  # the connection broke, or no time is left
             raise
@@ -270,32 +270,33 @@ def store_windows(client: Any, address: str, timeout_s: float) -> str:
                     raise InputError(f"{what} cannot be written ({record['error']}); see to the disk of the server")
                 return str(record["path"])
         if time.monotonic() > deadline:
-            raise ReplayTimeout(f"{what} took longer than {timeout_s:g} s; is the server running?")
+            raise ReplayTimeout(f"{what} took longer than {timeout_seconds:g} s; is the server running?")
         time.sleep(0.05)
 
 
-def connect(address: str, *, timeout_s: float) -> Any:
+def connect(address: str, *, timeout_seconds: float) -> Any:
     """Return a Reverb client of the server at `host:port`, once it listens there.
 
     Raises:
         InputError: that is no address.
         ReplayTimeout: nobody listens.
     """
-    if not reachable(address, timeout_s):
+    if not reachable(address, timeout_seconds):
         raise ReplayTimeout(
-            f"no replay server listens at {address} (waited {timeout_s:g} s); start vw2-replay-server there, and see "
+            f"no replay server listens at {address} (waited {timeout_seconds:g} s); start vw2-replay-server there, "
+            f"and see "
             "that no firewall is in between"
         )
     reverb, _ = load_reverb()
     return reverb.Client(address)
 
 
-def reachable(address: str, timeout_s: float) -> bool:
+def reachable(address: str, timeout_seconds: float) -> bool:
     """Whether somebody listens. Asked before gRPC is: that waits ever longer between its own attempts."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise InputError(f"expected host:port as the address of a replay server, found {address!r}")
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + timeout_seconds
     while True:
         with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=2.0):
             return True
@@ -304,7 +305,7 @@ def reachable(address: str, timeout_s: float) -> bool:
         time.sleep(0.2)
 
 
-def within(timeout_s: float, what: str, call: Callable[[], _Answer]) -> _Answer:
+def within(timeout_seconds: float, what: str, call: Callable[[], _Answer]) -> _Answer:
     """Return `call()`, which has no time limit of its own."""
     answer: list[_Answer] = []
     trouble: list[Exception] = []
@@ -317,8 +318,8 @@ def within(timeout_s: float, what: str, call: Callable[[], _Answer]) -> _Answer:
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join(timeout_s)
+    thread.join(timeout_seconds)
     if answer:
         return answer[0]
-    why = f"failed: {trouble[0]}" if trouble else f"took longer than {timeout_s:g} s"
+    why = f"failed: {trouble[0]}" if trouble else f"took longer than {timeout_seconds:g} s"
     raise ReplayTimeout(f"{what} {why}; is the server running?") from (trouble[0] if trouble else None)

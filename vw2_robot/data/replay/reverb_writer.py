@@ -46,16 +46,16 @@ class ReverbWriter:
     Args:
         address: host:port.
         ingest: which ingest process this is.
-        timeout_s: how long to wait for the server to appear, and for room for one episode.
+        timeout_seconds: how long to wait for the server to appear, and for room for one episode.
 
     Raises:
         InputError: the server does not serve that many ingest processes.
         ReplayTimeout: no server.
     """
 
-    def __init__(self, address: str, *, ingest: int = 0, timeout_s: float = 600.0) -> None:
-        self.address, self._timeout_s, self._table = address, timeout_s, f"progress-{ingest}"
-        self._client = connect(address, timeout_s=timeout_s)
+    def __init__(self, address: str, *, ingest: int = 0, timeout_seconds: float = 600.0) -> None:
+        self.address, self._timeout_seconds, self._table = address, timeout_seconds, f"progress-{ingest}"
+        self._client = connect(address, timeout_seconds=timeout_seconds)
         self._layout = layout_of(self._client, address, CALL_S)
         if not 0 <= ingest < self._layout.ingests:
             raise InputError(
@@ -93,7 +93,7 @@ class ReverbWriter:
         if len(cut.offsets) != self._layout.frames:
             raise InputError(
                 f"windows have {len(cut.offsets)} frames, the replay server at {self.address} expects "
-                f"{self._layout.frames}; give both the same frames and stride_s"
+                f"{self._layout.frames}; give both the same frames and temporal_stride"
             )
         shares = len(self._layout.tables)
         self._send(cut.offsets, steps_of(cut, shares=shares))
@@ -137,7 +137,7 @@ class ReverbWriter:
 
     def _confirm(self, first: Callable[..., None], again: Callable[..., None] | None = None) -> None:
         reverb, _ = load_reverb()
-        deadline, call = time.monotonic() + self._timeout_s, first
+        deadline, call = time.monotonic() + self._timeout_seconds, first
         while True:
             try:
                 call(timeout_ms=1000)
@@ -145,7 +145,7 @@ class ReverbWriter:
                 if time.monotonic() < deadline:
                     call = again or first  # an episode is ended even when its end was not confirmed in time
                     continue
-                raise self._give_up(f"no room or no answer for {self._timeout_s:g} s") from error
+                raise self._give_up(f"no room or no answer for {self._timeout_seconds:g} s") from error
             except RuntimeError as error:
                 raise self._give_up(str(error)) from error
             return
@@ -232,7 +232,7 @@ def steps_of(cut: CutEpisode, *, shares: int) -> list[dict[str, Any]]:
 
 def _step(image: bytes, header: bytes, table: int) -> dict[str, Any]:
     return {
-        # An object array: as plain bytes, or numpy's own strings, a picture would lose the zeros at its end.
+        # An object array: as plain bytes, or numpy's own strings, an image would lose the zeros at its end.
         OBSERVATION: np.array(image, dtype=object),
         "header": np.array(header, dtype=object),
         "table": np.int64(table),

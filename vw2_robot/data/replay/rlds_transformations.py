@@ -1,7 +1,7 @@
 """What `rlds.transformations` does for us, on the Pythons that it runs on (3.10 and 3.11, Linux x86-64).
 
 Place in the flow: in the ingest processes of a Reverb replay, which cut windows by the very pattern that Reverb's
-writer follows; and in the statistics of labelled RLDS sets. rlds imports Reverb. Elsewhere numpy does the same:
+writer follows; and in the statistics of labeled RLDS sets. rlds imports Reverb. Elsewhere numpy does the same:
 `window_frames` of `replay.py` and `mean_and_std` of `statistics.py`, and tests hold the pairs together.
 """
 
@@ -32,7 +32,7 @@ def is_installed() -> bool:
 def window_frames(start: NDArray[np.int64], offsets: tuple[int, ...]) -> NDArray[np.int64]:
     """Return which steps [n, T] the windows show that begin at `start` [n], each once, for `offsets` [T].
 
-    The pattern slides over the numbers of the steps instead of their pictures: a millisecond an episode, after a second
+    The pattern slides over the numbers of the steps instead of their images: a millisecond an episode, after a second
     or two for the first one of each rate.
     """
     if not len(start):

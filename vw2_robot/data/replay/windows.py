@@ -69,18 +69,18 @@ class ReplayWindow:
     frames: tuple[bytes, ...]
     target_hz: float | None = None
     """how it was cut, as in `WindowOptions`"""
-    gap_s: float | None = None
-    stride_s: int = 4
+    gap_seconds: float | None = None
+    temporal_stride: int = 4
 
     @property
     def key(self) -> tuple[str, int]:
         """Its identity."""
         return self.stretch, self.number
 
-    def valid(self, stride_s: int) -> NDArray[np.bool_]:
+    def valid(self, temporal_stride: int) -> NDArray[np.bool_]:
         """Return which latent steps [M] lie inside the episode."""
         # Once beyond the end, always beyond it: the last frame of a step decides.
-        return np.array([frame != b"" for frame in self.frames[stride_s::stride_s]], np.bool_)
+        return np.array([frame != b"" for frame in self.frames[temporal_stride::temporal_stride]], np.bool_)
 
     def header(self) -> bytes:
         """Return everything but the frames, as JSON."""
@@ -98,7 +98,7 @@ def window_of(header: bytes, frames: Sequence[bytes]) -> ReplayWindow:
 
 @dataclass(frozen=True, eq=False)
 class CutEpisode:
-    """An episode as a replay takes it: pictures as bytes, windows, and the offsets [T] that all of them have."""
+    """An episode as a replay takes it: images as bytes, windows, and the offsets [T] that all of them have."""
 
     images: tuple[bytes, ...]
     offsets: tuple[int, ...]
@@ -129,16 +129,16 @@ def cut_episode(
         frames=options.frames,
         cache_stride=options.window_stride,
         hz=episode.hz,
-        stride_s=options.stride_s,
+        temporal_stride=options.temporal_stride,
         target_hz=options.target_hz,
-        gap_s=options.gap_s,
+        gap_seconds=options.gap_seconds,
     )
     offsets = clip_offsets(
         options.frames,
         hz=episode.hz,
-        stride_s=options.stride_s,
+        temporal_stride=options.temporal_stride,
         target_hz=options.target_hz,
-        gap_s=options.gap_s,
+        gap_seconds=options.gap_seconds,
     )
     shown = frames_of(found.start, tuple(offsets.tolist()))
     images = tuple(_as_bytes(image) for image in episode.images) if len(found.start) else ()
@@ -154,8 +154,8 @@ def cut_episode(
             number=number + index,
             frames=tuple(images[frame] if frame < len(images) else b"" for frame in frames),
             target_hz=options.target_hz,
-            gap_s=options.gap_s,
-            stride_s=options.stride_s,
+            gap_seconds=options.gap_seconds,
+            temporal_stride=options.temporal_stride,
         )
         for index, (start, frames) in enumerate(zip(found.start.tolist(), shown.tolist(), strict=True))
     )
@@ -171,10 +171,10 @@ def _as_bytes(image: bytes | NDArray[np.uint8]) -> bytes:
 
 
 def padded_steps(cut: CutEpisode) -> Iterator[tuple[bytes, ReplayWindow | None]]:
-    """Yield (picture, the window whose last frame this is) step by step, b"" beyond the end of the episode.
+    """Yield (image, the window whose last frame this is) step by step, b"" beyond the end of the episode.
 
     So every window, padded or not, is the same pattern over the steps before its last one: frame i of the window is
-    the picture `offsets[-1] - offsets[i]` steps earlier.
+    the image `offsets[-1] - offsets[i]` steps earlier.
     """
     ends = {window.start + cut.offsets[-1]: window for window in cut.windows}
     for index in range(max([len(cut.images), *(end + 1 for end in ends)])):
@@ -190,17 +190,17 @@ def share_of(window: ReplayWindow, shares: int) -> int:
 
 
 def decode(
-    windows: Sequence[ReplayWindow], *, stride_s: int, height: int, width: int, aspect: Aspect = "stretch"
+    windows: Sequence[ReplayWindow], *, temporal_stride: int, height: int, width: int, aspect: Aspect = "stretch"
 ) -> StreamBatch:
     """Decode windows into a training batch, of the same kind and with the same pixels as `ClipStream.batch`.
 
     Raises:
-        PictureError: a frame is no picture; names source, episode and frame of the window.
+        ImageError: a frame is no image; names source, episode and frame of the window.
     """
     pixels = np.empty((len(windows), len(windows[0].frames), height, width, 3), np.uint8)
     for clip, window in zip(pixels, windows, strict=True):
         decode_window(window, clip, aspect=aspect)
-    return batch_of(windows, pixels, stride_s=stride_s)
+    return batch_of(windows, pixels, temporal_stride=temporal_stride)
 
 
 def decode_window(window: ReplayWindow, out: NDArray[np.uint8], *, aspect: Aspect = "stretch") -> None:
@@ -213,11 +213,11 @@ def decode_window(window: ReplayWindow, out: NDArray[np.uint8], *, aspect: Aspec
     read_clip(Episode(window.source, name, "", window.hz, window.frames), shown, out, aspect=aspect)
 
 
-def batch_of(windows: Sequence[ReplayWindow], pixels: NDArray[np.uint8], *, stride_s: int) -> StreamBatch:
+def batch_of(windows: Sequence[ReplayWindow], pixels: NDArray[np.uint8], *, temporal_stride: int) -> StreamBatch:
     """Return the training batch of windows and their pixels, uint8 [B, T, H, W, 3]."""
     return StreamBatch(
         pixels=pixels,
-        valid=np.stack([window.valid(stride_s) for window in windows]),
+        valid=np.stack([window.valid(temporal_stride) for window in windows]),
         start=np.array([window.start for window in windows], np.int64),
         epoch=np.array([window.epoch for window in windows], np.int64),
         source=tuple(window.source for window in windows),
@@ -274,7 +274,7 @@ class ReplayWriter(Protocol):
 class Replay(Protocol):
     """What one trainer rank does with a replay."""
 
-    def sample(self, count: int, *, timeout_s: float) -> list[ReplayWindow]:
+    def sample(self, count: int, *, timeout_seconds: float) -> list[ReplayWindow]:
         """Return `count` windows; fewer, or none, only at the end of the data of a queue.
 
         Raises:
@@ -297,7 +297,7 @@ class Replay(Protocol):
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on after the deliveries of an earlier `state`."""
 
-    def checkpoint(self, *, timeout_s: float) -> str:
+    def checkpoint(self, *, timeout_seconds: float) -> str:
         """Store the windows on disk; return where. Do this before the trainer's own checkpoint.
 
         Raises:

@@ -1,10 +1,10 @@
-"""CALVIN on disk, read: language-labelled trajectories, their pictures, and (only when asked) their actions.
+"""CALVIN on disk, read: language-labeled trajectories, their images, and (only when asked) their actions.
 
 A CALVIN data set is a folder with `training/` and `validation/`; each holds one `episode_XXXXXXX.npz` per 30 Hz time
-step and the labels `lang_annotations/auto_lang_ann.npy`. A trajectory is one labelled window of time steps. This file
-serves both sides of the method: fine-tuning reads pictures and actions of the labelled trajectories it was given,
-pre-training reads pictures alone. Each member of an npz lies in its own compressed stream, and only the member asked
-for is opened: an unlabelled trajectory's actions may be missing or poisoned without anyone noticing. `reads` counts
+step and the labels `lang_annotations/auto_lang_ann.npy`. A trajectory is one labeled window of time steps. This file
+serves both sides of the method: fine-tuning reads images and actions of the labeled trajectories it was given,
+pre-training reads images alone. Each member of an npz lies in its own compressed stream, and only the member asked
+for is opened: an unlabeled trajectory's actions may be missing or poisoned without anyone noticing. `reads` counts
 what was opened, so that this can be tested.
 
 `trajectories="recordings"` gives the play itself instead, for pre-training on video: every recording from end to end,
@@ -39,9 +39,9 @@ from .object_arrays import load_object
 
 CALVIN_HZ = 30.0
 CalvinSplit = Literal["training", "validation"]
-TrajectoryKind = Literal["labelled", "recordings"]
+TrajectoryKind = Literal["labeled", "recordings"]
 PIECE_FRAMES = 512
-"""Longest piece of a recording: published ones last many minutes, and an episode's pictures are held in memory."""
+"""Longest piece of a recording: published ones last many minutes, and an episode's images are held in memory."""
 _RESTORE = "restore it, or leave it out"
 _RESTORE_INDEX = f"restore it; if you changed it yourself, delete {MANIFEST} beside it"
 
@@ -54,7 +54,7 @@ LAYOUT = """expected layout:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Frames `start` to `end`, both included, of one split: a labelled window, or a piece of play without words."""
+    """Frames `start` to `end`, both included, of one split: a labeled window, or a piece of play without words."""
 
     trajectory_id: str
     task: str
@@ -77,7 +77,7 @@ class CalvinDataset:
     """
 
     def __init__(
-        self, path: str | Path, split: CalvinSplit = "training", *, trajectories: TrajectoryKind = "labelled"
+        self, path: str | Path, split: CalvinSplit = "training", *, trajectories: TrajectoryKind = "labeled"
     ) -> None:
         """Read the labels, or the table of recordings, and check that every frame they speak of is there.
 
@@ -92,7 +92,7 @@ class CalvinDataset:
         if trajectories not in get_args(TrajectoryKind):
             raise InputError(f"unknown trajectories {trajectories!r}; known: {', '.join(get_args(TrajectoryKind))}")
         _check_folders(self.path, split)
-        read_table = _read_labels if trajectories == "labelled" else _read_recordings
+        read_table = _read_labels if trajectories == "labeled" else _read_recordings
         verify(self.folder, cure=_RESTORE_INDEX, names=("scene_info.npy",))
         scenes = SceneRanges(self.folder / "scene_info.npy", is_validation=split == "validation")
         self.trajectories = read_table(self.folder, split, scenes)
@@ -130,7 +130,7 @@ class CalvinDataset:
     def read_images(
         self, trajectory: Trajectory, frames: Sequence[int] | None = None, *, camera: str = "static"
     ) -> NDArray[np.uint8]:
-        """Return uint8 [n, H, W, 3] pictures at the given offsets (None = all); opens nothing but the pictures."""
+        """Return uint8 [n, H, W, 3] images at the given offsets (None = all); opens nothing but the images."""
         images = self.read(trajectory, f"rgb_{camera}", frames)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise InputError(

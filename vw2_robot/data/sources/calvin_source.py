@@ -1,7 +1,7 @@
-"""A CALVIN data set as a source for pre-training: pictures and words, one part per trajectory.
+"""A CALVIN data set as a source for pre-training: images and words, one part per trajectory.
 
-Works on the published data sets and on what `vw2-record` writes. `trajectories="labelled"` gives the windows that
-carry an instruction, `"recordings"` the whole play in pieces, without words. Pictures alone are opened, actions never:
+Works on the published data sets and on what `vw2-record` writes. `trajectories="labeled"` gives the windows that
+carry an instruction, `"recordings"` the whole play in pieces, without words. Images alone are opened, actions never:
 this is the side of the method that needs no labels.
 """
 
@@ -23,7 +23,7 @@ class CalvinSource:
         path: str | os.PathLike[str],
         *,
         split: CalvinSplit = "training",
-        trajectories: TrajectoryKind = "labelled",
+        trajectories: TrajectoryKind = "labeled",
         camera: str = "static",
         name: str | None = None,
     ) -> None:
@@ -42,7 +42,7 @@ class CalvinSource:
         return [Part(trajectory.trajectory_id, 1) for trajectory in self.dataset.trajectories]
 
     def read(self, part: int, *, start: int = 0) -> Iterator[Episode]:
-        """Yield the trajectory, its pictures uint8 [H, W, 3].
+        """Yield the trajectory, its images uint8 [H, W, 3].
 
         Raises:
             InputError: a time step is damaged.

@@ -4,7 +4,7 @@
     for part in range(len(source.parts())):
         for episode in source.read(part): ...
 
-A format is recognised by what lies in the folder (`FORMATS`), without opening a file; `format=` overrides that. What
+A format is recognized by what lies in the folder (`FORMATS`), without opening a file; `format=` overrides that. What
 each option means is said in the file of the format; an option that a format has no use for is refused, since it would
 otherwise be ignored in silence. To read a format of one's own, write a class with the three members of
 `episodes.EpisodeSource`; nothing has to be entered here.
@@ -38,7 +38,7 @@ FORMATS: dict[Format, str] = {
     "pickle": f"*{' or *'.join(PICKLE_ENDINGS)} (the unpacked copy of Open-X on the Hugging Face Hub)",
     "video": f"*{', *'.join(VIDEO_ENDINGS)}, in it or one folder below",
 }
-"""What each format is recognised by, in the order in which they are looked for."""
+"""What each format is recognized by, in the order in which they are looked for."""
 _OPTIONS: dict[Format, set[str]] = {
     "rlds": {"split", "image_key", "hz"},
     "lerobot": {"split", "image_key", "name"},
@@ -67,7 +67,7 @@ def open_source(
             episodes by default. CALVIN: `training` (default) or `validation`. Videos: a folder in the folder.
         image_key: RLDS, LeRobot, pickle: which camera.
         hz: RLDS, pickle, videos: frames per second, where the set does not tell or tells wrongly.
-        trajectories: CALVIN: `labelled` windows (default) or whole `recordings`.
+        trajectories: CALVIN: `labeled` windows (default) or whole `recordings`.
         name: of the source; an RLDS set has its own.
 
     Raises:
@@ -88,7 +88,7 @@ def open_source(
     if kind == "lerobot":
         return LeRobotSource(path, split=split, image_key=image_key, name=name)
     if kind == "calvin":
-        return CalvinSource(path, split=_calvin_split(split), trajectories=trajectories or "labelled", name=name)
+        return CalvinSource(path, split=_calvin_split(split), trajectories=trajectories or "labeled", name=name)
     if kind == "pickle":
         return PickledOpenXSource(path, image_key=image_key, hz=hz, name=name)
     return VideoFolderSource(Path(path) / split if split is not None else path, hz=hz, name=name)
@@ -139,7 +139,7 @@ def _warn_of_splits(path: Path) -> None:
         )
 
 
-def recognise(path: Path) -> Format | None:
+def recognize(path: Path) -> Format | None:
     """Return the format of a folder, or None. A folder that holds a single version of an RLDS set is one, too."""
     if any(_rlds_folders(path)):
         return "rlds"
@@ -158,7 +158,7 @@ def _format_of(path: str | os.PathLike[str]) -> Format:
     folder = Path(path)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; expected the folder of a data set")
-    found = recognise(folder)
+    found = recognize(folder)
     if found is None:
         looked_for = "\n".join(f"  {name}: {sign}" for name, sign in FORMATS.items())
         inside = sorted(entry.name for entry in folder.iterdir())

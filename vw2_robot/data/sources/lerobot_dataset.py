@@ -1,11 +1,11 @@
-"""A LeRobotDataset v3.0 as a source: pictures, words and the rate, read without LeRobot.
+"""A LeRobotDataset v3.0 as a source: images, words and the rate, read without LeRobot.
 
 Layout (interfaces specification, section 2.9): `meta/info.json` describes the set, `meta/episodes/` has one row per
-episode, the pictures lie in `videos/<camera>/chunk-*/file-*.mp4`, many episodes to a file, or inside
-`data/chunk-*/file-*.parquet`. One such file is one part and is read in one pass; of a film only the stretch from the
+episode, the images lie in `videos/<camera>/chunk-*/file-*.mp4`, many episodes to a file, or inside
+`data/chunk-*/file-*.parquet`. One such file is one part and is read in one pass; of a video only the stretch from the
 first wanted episode on is decoded. PyArrow is imported here and nowhere else, when a source is opened.
 
-Pictures out of films are held as JPEG, those out of parquet as they lie there. Versions 1 and 2 have another layout
+Images out of videos are held as JPEG, those out of parquet as they lie there. Versions 1 and 2 have another layout
 and are refused. Actions and states are not read. An episode with several tasks gets the first one listed, one of more
 than `PIECE_FRAMES` comes in pieces, called `<number>#<first frame>`.
 """
@@ -29,7 +29,7 @@ from .video_files import HIGHEST_HZ, PIECE_FRAMES, jpegs_at
 
 CONVERT = "python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=<user>/<name>"
 MAX_FRAMES = 10**9
-"""Frames of a set, and seconds of a film; 926 hours of 300 Hz. What a damaged table says may be far beyond."""
+"""Frames of a set, and seconds of a video; 926 hours of 300 Hz. What a damaged table says may be far beyond."""
 MAX_TABLE_BYTES = 2**30
 """Size of the table of episodes when it is unpacked."""
 _CAMERA_PREFIXES = ("observation.images.", "observation.")
@@ -66,7 +66,7 @@ def describe_lerobot(path: str | os.PathLike[str]) -> LeRobotDescription:
 class _Row:
     """An episode, or `length` frames of one from frame `first` on.
 
-    Its place is the seconds `start` in a film, or the rows that carry its number in a parquet file.
+    Its place is the seconds `start` in a video, or the rows that carry its number in a parquet file.
     """
 
     number: int
@@ -96,7 +96,7 @@ class _File:
 
 
 class LeRobotSource:
-    """An `EpisodeSource` of which every part is one file of pictures."""
+    """An `EpisodeSource` of which every part is one file of images."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class LeRobotSource:
         image_key: str | None = None,
         name: str | None = None,
     ) -> None:
-        """Read the description and the table of episodes; no picture is read.
+        """Read the description and the table of episodes; no image is read.
 
         Args:
             path: the folder that holds `meta/`.
@@ -123,11 +123,11 @@ class LeRobotSource:
         info = _read_info(self.path)
         self.hz, cameras = float(info["fps"]), _cameras(info)
         self._camera = _choose_camera(self.path, cameras, image_key)
-        self._is_film = cameras[self._camera] == "video"
+        self._is_video = cameras[self._camera] == "video"
         self._files = self._find_files(info, _chosen_episodes(self.path, _splits(info), split))
 
     def parts(self) -> list[Part]:
-        """One part per file of pictures."""
+        """One part per file of images."""
         return [Part(file.path.relative_to(self.path).as_posix(), len(file.rows)) for file in self._files]
 
     def read(self, part: int, *, start: int = 0) -> Iterator[Episode]:
@@ -138,10 +138,10 @@ class LeRobotSource:
         """
         file = self._files[part]
         rows = file.rows[start:]
-        if self._is_film:
+        if self._is_video:
             stored = jpegs_at(file.path, ((row.start, row.length) for row in rows), self.hz)
         else:
-            stored = _stored_pictures(file.path, self._camera, rows)
+            stored = _stored_images(file.path, self._camera, rows)
         for row in rows:
             try:
                 images = next(stored)
@@ -150,11 +150,11 @@ class LeRobotSource:
             yield Episode(self.name, row.episode_id, row.instruction, self.hz, images)
 
     def _find_files(self, info: Mapping[str, Any], chosen: range | None) -> tuple[_File, ...]:
-        prefix = f"videos/{self._camera}" if self._is_film else "data"
+        prefix = f"videos/{self._camera}" if self._is_video else "data"
         columns = ["episode_index", "tasks", "length", f"{prefix}/chunk_index", f"{prefix}/file_index"]
-        columns += [f"{prefix}/from_timestamp"] * self._is_film
+        columns += [f"{prefix}/from_timestamp"] * self._is_video
         files: dict[Path, list[_Row]] = {}
-        total, template = 0, _template(self.path, info, "video_path" if self._is_film else "data_path")
+        total, template = 0, _template(self.path, info, "video_path" if self._is_video else "data_path")
         for table, line in _read_episode_table(self.path, columns):
             try:
                 number, tasks, length, chunk, index, start = (*line, 0.0)[:6]
@@ -186,7 +186,7 @@ class LeRobotSource:
                 f"{missing[0]} is missing, one of {len(missing)} of {len(files)} files; the download is incomplete:"
                 " fetch the set again"
             )
-        order = (lambda row: row.start) if self._is_film else (lambda row: (row.number, row.first))
+        order = (lambda row: row.start) if self._is_video else (lambda row: (row.number, row.first))
         return tuple(_File(path, tuple(sorted(rows, key=order))) for path, rows in sorted(files.items()))
 
 
@@ -328,9 +328,9 @@ def _first_task(tasks: Any) -> str:
     return (text or "").strip()
 
 
-def _stored_pictures(file: Path, camera: str, rows: tuple[_Row, ...]) -> Iterator[tuple[bytes, ...]]:
-    """Yield the pictures of some episodes of a data file, in one pass and in the order of the file."""
-    stream = _picture_rows(file, camera)
+def _stored_images(file: Path, camera: str, rows: tuple[_Row, ...]) -> Iterator[tuple[bytes, ...]]:
+    """Yield the images of some episodes of a data file, in one pass and in the order of the file."""
+    stream = _image_rows(file, camera)
     waiting = next(stream, None)
     for row in rows:
         while waiting is not None and waiting[:2] < (row.number, row.first):
@@ -340,21 +340,21 @@ def _stored_pictures(file: Path, camera: str, rows: tuple[_Row, ...]) -> Iterato
             images.append(waiting[2])
             waiting = next(stream, None)
         if len(images) != row.length:
-            raise InputError(f"{file} holds {len(images)} pictures of it, the table says {row.length}; fetch it again")
+            raise InputError(f"{file} holds {len(images)} images of it, the table says {row.length}; fetch it again")
         yield tuple(images)
 
 
-def _picture_rows(file: Path, camera: str) -> Iterator[tuple[int, int, bytes]]:
-    """Yield the episode's number, the frame's number in it and the stored picture of every row."""
+def _image_rows(file: Path, camera: str) -> Iterator[tuple[int, int, bytes]]:
+    """Yield the episode's number, the frame's number in it and the stored image of every row."""
     before, frame = None, 0
     with _opened(_pyarrow_parquet(), file) as table:
         for key in ("episode_index", camera):
             if key not in table.schema_arrow.names:
                 raise InputError(f"{file} has no column {key}; fetch the set again")
         for batch in table.iter_batches(batch_size=64, columns=["episode_index", camera]):
-            for number, picture in zip(batch["episode_index"].to_pylist(), batch[camera].to_pylist(), strict=True):
-                data = picture.get("bytes") if isinstance(picture, dict) else picture
+            for number, image in zip(batch["episode_index"].to_pylist(), batch[camera].to_pylist(), strict=True):
+                data = image.get("bytes") if isinstance(image, dict) else image
                 if not isinstance(data, bytes):
-                    raise InputError(f"{file}: a picture of episode {number} lies outside the file; embed the pictures")
+                    raise InputError(f"{file}: an image of episode {number} lies outside the file; embed the images")
                 before, frame = number, frame + 1 if number == before else 0
                 yield int(number), frame, data

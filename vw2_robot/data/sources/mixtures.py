@@ -38,9 +38,9 @@ class Member:
     path: str
     weight: float
 
-    def open(self, *, splits: Sequence[str] = ("train",), max_bad: int = 10) -> RldsSource:
+    def open(self, *, splits: Sequence[str] = ("train",), max_skipped: int = 10) -> RldsSource:
         """Open the set as a source of episodes."""
-        return RldsSource(self.path, splits=splits, source=self.source, max_bad=max_bad)
+        return RldsSource(self.path, splits=splits, source=self.source, max_skipped=max_skipped)
 
 
 def open_mixture(mixture: str | Path, root: str | os.PathLike[str], *, wrist_only: bool = False) -> list[Member]:

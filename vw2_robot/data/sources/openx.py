@@ -1,4 +1,4 @@
-"""The Open-X data sets as a table: which picture, which words, how many frames a second, where to get it.
+"""The Open-X data sets as a table: which image, which words, how many frames a second, where to get it.
 
 The rows are data, in `openx_sources.yaml`; there is no code with `if name ==`. `image_key` and `wrist_key` are names
 inside a step's `observation` (some contain slashes: they are names, not paths); `language_key` is the path from the
@@ -48,13 +48,13 @@ class OpenXSource:
     aliases: tuple[str, ...] = ()
     note: str = ""
     other_image_keys: tuple[str, ...] = ()
-    """names of the same picture in other versions of the set"""
+    """names of the same image in other versions of the set"""
     version: str = "0.1.0"
     url: str | None = None
     """where the set comes from if it is not in the Open-X bucket; a command of ours for what is recorded"""
     action: str = "unknown"
     """how seven numbers would be made of the stored action: a key of `action_rules()`"""
-    licence: str = "unknown"
+    license: str = "unknown"
     same_as: str | None = None
     """another conversion of the same recordings"""
     left_out: str | None = None
@@ -67,7 +67,7 @@ class OpenXSource:
 
     @property
     def image_keys(self) -> tuple[str, ...]:
-        """All names of the picture, the usual one first."""
+        """All names of the image, the usual one first."""
         return (self.image_key, *self.other_image_keys)
 
 
@@ -109,7 +109,7 @@ def _source(name: str, row: Mapping[str, Any]) -> OpenXSource:
         version=row.get("version", "0.1.0"),
         url=row.get("url"),
         action=row["action"],
-        licence=row["licence"],
+        license=row["license"],
         same_as=row.get("same_as"),
         left_out=row.get("left_out"),
     )

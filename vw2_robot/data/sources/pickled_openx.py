@@ -1,11 +1,11 @@
 """The pickle copy of Open-X on the Hugging Face Hub (`jxu124/OpenX-Embodiment`), unpacked, as a source.
 
 One folder per data set, one `.pickle` or `.pkl` file per episode: a dict with `steps` (older: `step`), a list of dicts
-with `observation`, whose picture is encoded bytes or an array; or a dict with `obs_images` [T, C, H, W]. Interfaces
+with `observation`, whose image is encoded bytes or an array; or a dict with `obs_images` [T, C, H, W]. Interfaces
 specification, section 9.6.
 
 Reading a pickle runs whatever code it asks for. These are read by the unpickler of `object_arrays`, which knows plain
-containers, numbers, text and NumPy arrays and refuses everything else, torch tensors included. A picture that is not
+containers, numbers, text and NumPy arrays and refuses everything else, torch tensors included. An image that is not
 found is an error that lists what is there; nothing is put in its place.
 """
 
@@ -29,7 +29,7 @@ from .openx import known_source
 
 PICKLE_ENDINGS = (".pickle", ".pkl")
 KNOWN_IMAGE_KEYS = ("image", "rgb", "front_rgb", "image_1", "rgb_static", "agentview_rgb", "hand_image")
-"""Looked for in this order, after the picture that the table of sources names."""
+"""Looked for in this order, after the image that the table of sources names."""
 _TEXT_KEYS = ("natural_language_instruction", "language_instruction", "instruction")
 
 
@@ -48,7 +48,7 @@ class PickledOpenXSource:
 
         Args:
             path: the folder of one data set. Its name is looked up in the table of Open-X sources.
-            image_key: which picture of the observation; overrides the table.
+            image_key: which image of the observation; overrides the table.
             hz: frames per second; overrides the table.
             name: of the source, instead of the folder's.
 
@@ -95,28 +95,26 @@ class PickledOpenXSource:
             images, text = _stacked(file, content["obs_images"]), _text_of(content)
         else:
             steps = _steps(file, content)
-            images = tuple(self._picture(file, number, step["observation"]) for number, step in enumerate(steps))
+            images = tuple(self._image(file, number, step["observation"]) for number, step in enumerate(steps))
             text = next((text for step in steps if (text := _text_of(step) or _text_of(step["observation"]))), "")
         yield Episode(self.name, file.relative_to(self.path).with_suffix("").as_posix(), text, self.hz, images)
 
-    def _picture(self, file: Path, step: int, observation: Mapping[str, Any]) -> bytes | NDArray[np.uint8]:
-        key, picture = next(
+    def _image(self, file: Path, step: int, observation: Mapping[str, Any]) -> bytes | NDArray[np.uint8]:
+        key, image = next(
             ((key, found) for key in self._image_keys if (found := _entry(observation, key)) is not None), ("", None)
         )
-        if picture is None:
+        if image is None:
             raise InputError(
-                f"{file}, step {step}: no picture under {', '.join(dict.fromkeys(self._image_keys))}; the observation"
-                f" holds: {', '.join(sorted(_names(observation)))}. Set image_key to the one that is the picture"
+                f"{file}, step {step}: no image under {', '.join(dict.fromkeys(self._image_keys))}; the observation"
+                f" holds: {', '.join(sorted(_names(observation)))}. Set image_key to the one that is the image"
             )
-        if isinstance(picture, np.ndarray) and picture.shape == () and picture.dtype.kind in "SO":
-            picture = picture.item()
-        if isinstance(picture, bytes):
-            return picture
-        if isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.shape[2:] == (3,):
-            return np.asarray(picture)
-        raise InputError(
-            f"{file}, step {step}: {key} is {_kind(picture)}; expected JPEG or PNG bytes or uint8 [H, W, 3]"
-        )
+        if isinstance(image, np.ndarray) and image.shape == () and image.dtype.kind in "SO":
+            image = image.item()
+        if isinstance(image, bytes):
+            return image
+        if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,):
+            return np.asarray(image)
+        raise InputError(f"{file}, step {step}: {key} is {_kind(image)}; expected JPEG or PNG bytes or uint8 [H, W, 3]")
 
 
 def _entry(observation: Mapping[str, Any], key: str) -> Any:

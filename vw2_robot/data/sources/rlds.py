@@ -1,16 +1,16 @@
 """RLDS data sets, on disk or in a bucket, as parts of compressed episodes.
 
-The entrance of the flow: Open-X folders -> episodes -> clips. Folders are found and opened in `rlds_builder`. Pictures
+The entrance of the flow: Open-X folders -> episodes -> clips. Folders are found and opened in `rlds_builder`. Images
 stay JPEG/PNG bytes, and only the chosen camera, the words and the rate leave a record. A part is a file, read from
 front to back. Interfaces specification: sections 9.1 to 9.4.
 
 Episodes come in file order and are called `<split>/<position>`, the position in the whole split also where a slice of
-it is read: an episode has one name, however it was asked for. What is needed of a set (picture, words, rate) comes
+it is read: an episode has one name, however it was asked for. What is needed of a set (image, words, rate) comes
 from the arguments, then from the episode's own metadata, then from the table in `openx`, and is checked against the
 features of the copy at hand.
 
 Actions of foreign robots never enter an episode, so no step is left out: neither a first one with an empty action nor
-the last one, whose action means nothing; their pictures are real. `read_numbers` reads them apart, for judging codes.
+the last one, whose action means nothing; their images are real. `read_numbers` reads them apart, for judging codes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from vw2_robot.errors import InputError
 
-from ..episodes import BadEpisodes, Episode, Part
+from ..episodes import Episode, Part, SkippedEpisodes
 from ..step_names import STEPS
 from .openx import OpenXSource, known_source
 from .rlds_builder import (
@@ -76,13 +76,13 @@ class RldsSource:
         path: the folder with `dataset_info.json`, or one above it if it holds a single version; may be `gs://...`.
         splits: names (`train`) or TFDS slices (`train[:100]`).
         source: the row of the table; looked up by the set's own name if None.
-        image_key: which picture of the observation; overrides the table.
+        image_key: which image of the observation; overrides the table.
         hz: frames per second; overrides the episode's metadata and the table.
-        max_bad: empty or unreadable episodes are named in the log, counted in `bad` and skipped; one more than this
+        max_skipped: empty or unreadable episodes are named in the log, counted in `bad` and skipped; one more than this
             stops the run.
 
     Raises:
-        InputError: at once for a wrong folder, split, picture or rate.
+        InputError: at once for a wrong folder, split, image or rate.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class RldsSource:
         source: OpenXSource | None = None,
         image_key: str | None = None,
         hz: float | None = None,
-        max_bad: int = 10,
+        max_skipped: int = 10,
     ) -> None:
         builder, self.path = open_builder(path)
         self.name: str = builder.info.name
@@ -112,7 +112,7 @@ class RldsSource:
             )
         self.hz = None if stored or rate is None else float(rate)
         """frames per second; None where each episode carries its own"""
-        self.bad = BadEpisodes(max_bad)
+        self.bad = SkippedEpisodes(max_skipped)
         self._random_access = builder.info.file_format.value == "array_record"
         if self._random_access and "://" in self.path:
             raise InputError(f"{self.path} holds array_record files, which are read from disk only: copy the data set")
@@ -126,7 +126,7 @@ class RldsSource:
         return [Part(piece.name, piece.take) for piece in self._pieces]
 
     def read(self, part: int, *, start: int = 0) -> Iterator[Episode]:
-        """Yield the episodes of one file from number `start` on, pictures still compressed.
+        """Yield the episodes of one file from number `start` on, images still compressed.
 
         Raises:
             InputError: the file is missing, cut off or corrupted, or too many of its episodes are unusable.
@@ -175,7 +175,7 @@ class RldsSource:
             yield f"{piece.split}/{piece.first + number:06d}", tuple(values)
 
     def _examples(self, piece: _Piece, start: int) -> Iterator[Mapping[str, Any]]:
-        """Parse nothing but the wanted fields of the records of one file; pictures and texts stay bytes."""
+        """Parse nothing but the wanted fields of the records of one file; images and texts stay bytes."""
         if self._parse is None:
             self._parse = self._parser()
         return map(self._parse, self._records(piece, start))  # unlike a generator, goes on after a bad record
@@ -204,7 +204,7 @@ class RldsSource:
         return map(record, range(start, piece.take))
 
     def _parser(self) -> Callable[[bytes], dict[str, Any]]:
-        """Return the function record -> pictures, words, rate; made once, since tracing takes long."""
+        """Return the function record -> images, words, rate; made once, since tracing takes long."""
         tf, tfds = load_tensorflow()
         features = self._wanted_features(tfds, open_builder(self.path)[0])
 
@@ -241,7 +241,7 @@ class RldsSource:
             hz = math.nan
         if not images or not 0 < hz < math.inf:
             raise InputError(
-                f"{self.name}, episode {name}: {len(images)} pictures at {hz} Hz; expected at least one, a rate > 0"
+                f"{self.name}, episode {name}: {len(images)} images at {hz} Hz; expected at least one, a rate > 0"
             )
         return Episode(source=self.name, episode_id=name, instruction=_text(example.get("text")), hz=hz, images=images)
 
@@ -254,10 +254,10 @@ def read_rlds(
     image_key: str | None = None,
     hz: float | None = None,
     start: int = 0,
-    max_bad: int = 10,
+    max_skipped: int = 10,
 ) -> Iterator[Episode]:
     """Yield the episodes of one split in file order, from number `start` on; see `RldsSource` for the arguments."""
-    data = RldsSource(path, splits=(split,), source=source, image_key=image_key, hz=hz, max_bad=max_bad)
+    data = RldsSource(path, splits=(split,), source=source, image_key=image_key, hz=hz, max_skipped=max_skipped)
 
     def episodes() -> Iterator[Episode]:
         skip = start

@@ -1,4 +1,4 @@
-"""RLDS data sets as they lie in a folder or a bucket: finding and opening one, and naming its picture and its words.
+"""RLDS data sets as they lie in a folder or a bucket: finding and opening one, and naming its image and its words.
 
 TensorFlow and TFDS are imported here and nowhere else, when a function is called; they see no GPU, so torch keeps it. A
 data set is opened from its folder (`builder_from_directory`), never by name, so nothing touches the network unless the
@@ -35,7 +35,7 @@ from .openx import OBSERVATION_TEXT, STEP_TEXT, OpenXSource, known_source
 
 DESCRIPTION = ("dataset_info.json", "features.json")
 MAX_ENTRIES = 2**28
-"""Numbers in one entry of a step, four pictures of 4096 x 4096 or a gigabyte of floats."""
+"""Numbers in one entry of a step, four images of 4096 x 4096 or a gigabyte of floats."""
 COPY_AGAIN = "copy the data set again"
 
 EPISODE = "episode_metadata"
@@ -256,16 +256,16 @@ def check_shapes(features: Any, folder: str) -> None:
 
 
 def find_image_keys(builder: Any, folder: str) -> dict[str, tuple[int | None, int | None]]:
-    """Return picture name -> (H, W) for everything in the observation that is RGB; None where the size varies."""
-    return {name: (shape[0], shape[1]) for name, (_, shape) in _pictures(builder, folder).items()}
+    """Return image name -> (H, W) for everything in the observation that is RGB; None where the size varies."""
+    return {name: (shape[0], shape[1]) for name, (_, shape) in _images(builder, folder).items()}
 
 
 def image_path(builder: Any, folder: str, name: str) -> tuple[str, ...]:
-    """Return where in a step the picture of that name lies."""
-    return _pictures(builder, folder)[name][0]
+    """Return where in a step the image of that name lies."""
+    return _images(builder, folder)[name][0]
 
 
-def _pictures(builder: Any, folder: str) -> dict[str, tuple[tuple[str, ...], tuple[int | None, ...]]]:
+def _images(builder: Any, folder: str) -> dict[str, tuple[tuple[str, ...], tuple[int | None, ...]]]:
     """Return name -> (path in a step, shape); in a dictionary of the observation, the name is `wrist/rgb`."""
 
     def walk(features: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], tuple[int | None, ...]]]:
@@ -280,16 +280,16 @@ def _pictures(builder: Any, folder: str) -> dict[str, tuple[tuple[str, ...], tup
 
 
 def choose_image_key(builder: Any, folder: str, keys: Sequence[str]) -> str:
-    """Return the first of `keys` that the set has; without keys, its only picture."""
+    """Return the first of `keys` that the set has; without keys, its only image."""
     available = find_image_keys(builder, folder)
     for key in keys or (list(available) if len(available) == 1 else ()):
         if key in available:
             return key
     if not available:
         held = ", ".join(sorted(step_features(builder, folder)["observation"].keys())) or "nothing"
-        raise InputError(f"{folder} has no picture: expected uint8 [H, W, 3] in the observation, which holds: {held}")
+        raise InputError(f"{folder} has no image: expected uint8 [H, W, 3] in the observation, which holds: {held}")
     sizes = ", ".join(f"{name} {height or '?'}x{width or '?'}" for name, (height, width) in available.items())
-    asked = f"has no picture {keys[0]!r}" if keys else f"is no known source and holds {len(available)} pictures"
+    asked = f"has no image {keys[0]!r}" if keys else f"is no known source and holds {len(available)} images"
     raise InputError(f"{folder} {asked}; set image_key to one of: {sizes}")
 
 

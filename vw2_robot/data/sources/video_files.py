@@ -1,12 +1,12 @@
-"""One video file, read: what it is, and its pictures with their times.
+"""One video file, read: what it is, and its images with their times.
 
-The ground under every source whose pictures are films (`video_folder`, `lerobot`). PyAV is imported here and nowhere
+The ground under every source whose images are videos (`video_folder`, `lerobot`). PyAV is imported here and nowhere
 else, when a function is called. A file is decoded from front to back, with one thread (sources are read in parallel
-already), from the key frame before the wanted time on; a picture that nobody asks for is decoded but never converted.
+already), from the key frame before the wanted time on; an image that nobody asks for is decoded but never converted.
 
 A damaged file is an error that names it: decoding is strict, and a file that ends before its own header says is
 damaged too. Nothing is patched up. What a header says of the rate is not relied on: recordings of screens and browsers
-say 1000, or the mean of a rate that varies. It is measured where the film begins.
+say 1000, or the mean of a rate that varies. It is measured where the video begins.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from ..episodes import MAX_PIXELS, encode_jpeg
 PIECE_FRAMES = 512
 """Longest episode that is held in memory; what is longer is cut into several."""
 LONGEST_GAP_S = 60.0
-"""A film that stands still for longer, by its own times, is taken for damaged."""
+"""A video that stands still for longer, by its own times, is taken for damaged."""
 HIGHEST_HZ = 1000.0
 _RATE_PACKETS = 500
-"""Pictures that the rate is measured on; they are not decoded."""
+"""Images that the rate is measured on; they are not decoded."""
 _ADVICE = "copy or encode the file again, or leave it out"
 
 
@@ -52,30 +52,30 @@ class VideoFacts:
 
 @dataclass(frozen=True, eq=False)
 class TimedFrame:
-    """A decoded frame: `time` in seconds since the beginning of the film; converted when `picture` is called."""
+    """A decoded frame: `time` in seconds since the beginning of the video; converted when `image` is called."""
 
     time: float
     _frame: Any
 
-    def picture(self) -> NDArray[np.uint8]:
+    def image(self) -> NDArray[np.uint8]:
         """Return the frame as uint8 [H, W, 3] RGB, upright."""
         image: NDArray[np.uint8] = self._frame.to_ndarray(format="rgb24")
         quarter_turns = round((self._frame.rotation or 0) / 90) % 4
         return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image
 
     def jpeg(self) -> bytes:
-        """Return the same as JPEG of quality 95: in this form the pictures of a whole episode can be held."""
-        return encode_jpeg(self.picture())
+        """Return the same as JPEG of quality 95: in this form the images of a whole episode can be held."""
+        return encode_jpeg(self.image())
 
 
 def _open(av: ModuleType, path: Path) -> Any:
-    """Open a film whatever is written in its title; PyAV reads such text by itself from 19 on."""
+    """Open a video whatever is written in its title; PyAV reads such text by itself from 19 on."""
     options = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
     return av.open(str(path), **options)
 
 
 def describe_video(path: Path) -> VideoFacts:
-    """Read the header of a video file, and the times of its first pictures.
+    """Read the header of a video file, and the times of its first images.
 
     Raises:
         InputError: there is no such file, or it is no readable video.
@@ -97,8 +97,8 @@ def describe_video(path: Path) -> VideoFacts:
         raise _unreadable(path, error) from error
 
 
-def timed_frames(path: Path, *, start_s: float = 0.0) -> Iterator[TimedFrame]:
-    """Yield the frames of a file from the key frame at or before `start_s` on, in order of time.
+def timed_frames(path: Path, *, start_seconds: float = 0.0) -> Iterator[TimedFrame]:
+    """Yield the frames of a file from the key frame at or before `start_seconds` on, in order of time.
 
     Raises:
         InputError: the file is missing, is no video, is damaged, or ends before its header says.
@@ -111,8 +111,10 @@ def timed_frames(path: Path, *, start_s: float = 0.0) -> Iterator[TimedFrame]:
             video_stream.codec_context.thread_count = 1
             video_stream.codec_context.options = {"err_detect": "explode", "max_pixels": str(MAX_PIXELS)}
             seconds, begin = _seconds(video_stream), _begin(video_stream)
-            if start_s > 0:
-                container.seek(int((start_s + begin) / video_stream.time_base), stream=video_stream, backward=True)
+            if start_seconds > 0:
+                container.seek(
+                    int((start_seconds + begin) / video_stream.time_base), stream=video_stream, backward=True
+                )
             for frame in container.decode(video_stream):
                 if frame.time is None or frame.is_corrupt:
                     raise InputError(f"{path} is damaged after {times[-1] if times else 0:.2f} s; {_ADVICE}")
@@ -125,7 +127,7 @@ def timed_frames(path: Path, *, start_s: float = 0.0) -> Iterator[TimedFrame]:
     if not times:
         raise InputError(f"{path} holds no frame; {_ADVICE}")
     slack = 2.5 * (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.5
-    # A last picture may stay for seconds, and some headers know the length of the sound alone.
+    # A last image may stay for seconds, and some headers know the length of the sound alone.
     if (seconds is None or times[-1] < seconds - slack) and _is_short(path):
         said = "" if seconds is None else f", its header says {seconds:.2f} s"
         raise InputError(f"{path} ends at {times[-1]:.2f} s{said}: it is cut; {_ADVICE}")
@@ -134,7 +136,7 @@ def timed_frames(path: Path, *, start_s: float = 0.0) -> Iterator[TimedFrame]:
 def frames_at_rate(path: Path, hz: float) -> Iterator[TimedFrame]:
     """Yield one frame for every 1/hz seconds: the frame itself where the file has that rate.
 
-    Films of a varying rate (screens, telephones) come out even: a frame that was left out because nothing changed is
+    Videos of a varying rate (screens, telephones) come out even: a frame that was left out because nothing changed is
     given again, one too many is dropped.
     """
     due = 0
@@ -154,12 +156,12 @@ def frames_at_rate(path: Path, hz: float) -> Iterator[TimedFrame]:
 
 
 def jpegs_at(path: Path, stretches: Iterable[tuple[float, int]], hz: float) -> Iterator[tuple[bytes, ...]]:
-    """Yield the pictures of several stretches of one file, as JPEG, in one pass over the file.
+    """Yield the images of several stretches of one file, as JPEG, in one pass over the file.
 
     Args:
         path: the file.
-        stretches: start in seconds and number of pictures of each; starts do not decrease.
-        hz: pictures a second. Picture i of a stretch is the frame nearest to start + i/hz, within half a picture.
+        stretches: start in seconds and number of images of each; starts do not decrease.
+        hz: images a second. Image i of a stretch is the frame nearest to start + i/hz, within half an image.
 
     Raises:
         InputError: a stretch has no frame where one should be.
@@ -168,9 +170,9 @@ def jpegs_at(path: Path, stretches: Iterable[tuple[float, int]], hz: float) -> I
     waiting: TimedFrame | None = None
     for start, count in stretches:
         if frames is None:
-            frames = timed_frames(path, start_s=max(0.0, start - 0.5 / hz))
+            frames = timed_frames(path, start_seconds=max(0.0, start - 0.5 / hz))
             waiting = next(frames, None)
-        found: dict[int, tuple[float, bytes]] = {}  # number of the picture -> how far off it is, and itself
+        found: dict[int, tuple[float, bytes]] = {}  # number of the image -> how far off it is, and itself
         while waiting is not None:
             position = (waiting.time - start) * hz
             index = math.floor(position + 0.5)
@@ -183,7 +185,7 @@ def jpegs_at(path: Path, stretches: Iterable[tuple[float, int]], hz: float) -> I
         missing = sorted(set(range(count)) - set(found))
         if missing:
             raise InputError(
-                f"{path}: {len(missing)} of {count} pictures from {start:.3f} s on are not there, the first is number"
+                f"{path}: {len(missing)} of {count} images from {start:.3f} s on are not there, the first is number"
                 f" {missing[0]}, at {start + missing[0] / hz:.3f} s; {_ADVICE}"
             )
         yield tuple(found[index][1] for index in range(count))
@@ -194,7 +196,7 @@ def _av() -> ModuleType:
 
 
 def _video_stream_of(container: Any, path: Path) -> Any:
-    """The first stream of pictures that is not a cover."""
+    """The first stream of images that is not a cover."""
     for stream in container.streams.video:
         if stream.disposition & type(stream.disposition).attached_pic:
             continue
@@ -202,18 +204,18 @@ def _video_stream_of(container: Any, path: Path) -> Any:
             raise InputError(f"{path} cannot be read as a video (its encoding is not known); {_ADVICE}")
         width, height = stream.codec_context.width, stream.codec_context.height
         if width * height > MAX_PIXELS:
-            raise InputError(f"{path} has pictures of {width} x {height}, at most {MAX_PIXELS} pixels are read")
+            raise InputError(f"{path} has images of {width} x {height}, at most {MAX_PIXELS} pixels are read")
         return stream
-    raise InputError(f"{path} holds no film (streams: {', '.join(s.type for s in container.streams) or 'none'})")
+    raise InputError(f"{path} holds no video (streams: {', '.join(s.type for s in container.streams) or 'none'})")
 
 
-def _begin(film: Any) -> float:
-    """When the film begins, in seconds on the file's clock."""
+def _begin(video_stream: Any) -> float:
+    """When the video begins, in seconds on the file's clock."""
     return float((video_stream.start_time or 0) * video_stream.time_base)
 
 
-def _seconds(film: Any) -> float | None:
-    """How long the film is by its header; None where that does not say."""
+def _seconds(video_stream: Any) -> float | None:
+    """How long the video is by its header; None where that does not say."""
     tags = (value for key, value in video_stream.metadata.items() if key.startswith("DURATION"))  # Matroska and WebM
     tag = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", next(tags, "").strip())
     if tag:
@@ -252,11 +254,13 @@ def _ebml_number(file: BinaryIO) -> int | None:
     return None if number == (1 << 7 * width) - 1 else number
 
 
-def _measured_hz(container: Any, film: Any) -> float | None:
-    """The rate at which most of the first pictures follow one another, as the header has it if it is near."""
+def _measured_hz(container: Any, video_stream: Any) -> float | None:
+    """The rate at which most of the first images follow one another, as the header has it if it is near."""
     packets = itertools.islice(container.demux(video_stream), _RATE_PACKETS)
     gaps = np.diff(sorted({float(packet.pts * packet.time_base) for packet in packets if packet.pts is not None}))
-    stated = [float(rate) for rate in (video_stream.average_rate, video_stream.guessed_rate) if rate and rate < HIGHEST_HZ]
+    stated = [
+        float(rate) for rate in (video_stream.average_rate, video_stream.guessed_rate) if rate and rate < HIGHEST_HZ
+    ]
     if not len(gaps):
         return stated[0] if stated else None
     usual = float(np.median(gaps))

@@ -1,4 +1,4 @@
-"""A folder of plain videos as a source: every film is an episode, with words where a table of captions gives them.
+"""A folder of plain videos as a source: every video is an episode, with words where a table of captions gives them.
 
 For video without actions: somebody's clips, Video-CraftBench, what `vw2-record format=video` writes. Videos are found
 in the folder and below it. A `captions.jsonl` or `metadata.jsonl` speaks about the videos of its own folder, one JSON
@@ -7,8 +7,8 @@ object a line:
     {"file": "fold_paper.mp4", "instruction": "fold the paper in half", "hz": 30}
 
 `file` (or `file_name`) is needed; `instruction` (or `text`, `caption`) and `hz` are optional, everything else is left
-alone. Without `hz` the rate is the container's. Films are cut into pieces of at most `PIECE_FRAMES`, and the pictures
-of a piece are held as JPEG: a film of an hour costs no more memory than one of half a minute.
+alone. Without `hz` the rate is the container's. Videos are cut into pieces of at most `PIECE_FRAMES`, and the images
+of a piece are held as JPEG: a video of an hour costs no more memory than one of half a minute.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _TEXT_KEYS = ("instruction", "text", "caption")
 
 @dataclass(frozen=True)
 class Video:
-    """One film: `name` is its path inside the folder; `hz` and `frames` are None where no caption gives them."""
+    """One video: `name` is its path inside the folder; `hz` and `frames` are None where no caption gives them."""
 
     name: str
     instruction: str = ""
@@ -44,14 +44,14 @@ class Video:
 
 
 class VideoFolderSource:
-    """An `EpisodeSource` of which every part is one film; its further pieces are called `<file>#<first frame>`."""
+    """An `EpisodeSource` of which every part is one video; its further pieces are called `<file>#<first frame>`."""
 
     def __init__(self, path: str | os.PathLike[str], *, hz: float | None = None, name: str | None = None) -> None:
         """List the videos and read their captions; no video is opened.
 
         Args:
             path: the folder.
-            hz: frames per second, for films that do not play in real time; overrides captions and containers. Frames
+            hz: frames per second, for videos that do not play in real time; overrides captions and containers. Frames
                 are then taken in their order, without regard to their times.
             name: of the source; the folder's own if None.
 
@@ -68,16 +68,16 @@ class VideoFolderSource:
         self.videos = _find_videos(self.path)
 
     def parts(self) -> list[Part]:
-        """One part per film, by name; the number of pieces is known where a caption tells the number of frames."""
+        """One part per video, by name; the number of pieces is known where a caption tells the number of frames."""
         return [
             Part(video.name, math.ceil(video.frames / PIECE_FRAMES) if video.frames else None) for video in self.videos
         ]
 
     def read(self, part: int, *, start: int = 0) -> Iterator[Episode]:
-        """Yield the pieces of one film.
+        """Yield the pieces of one video.
 
         Raises:
-            InputError: the film is damaged, or its rate is not known.
+            InputError: the video is damaged, or its rate is not known.
         """
         video = self.videos[part]
         file = self.path / video.name

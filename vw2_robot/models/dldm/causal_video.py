@@ -34,17 +34,20 @@ class StemConfig:
 
     patch: Literal["haar", "pixel"] = "haar"
     """haar: orthonormal Haar wavelets inside each patch; pixel: the pixels themselves."""
-    patch_t: int = 4
-    patch_s: int = 4
-    kernel_s: int = 3
+    temporal_patch_size: int = 4
+    spatial_patch_size: int = 4
+    spatial_kernel_size: int = 3
     """side of the convolution between channels and the first width (and back); 1 saves most of a tiny model's time"""
 
     def __post_init__(self) -> None:
-        for name, size in (("patch_t", self.patch_t), ("patch_s", self.patch_s)):
+        for name, size in (
+            ("temporal_patch_size", self.temporal_patch_size),
+            ("spatial_patch_size", self.spatial_patch_size),
+        ):
             if size < 1 or size & (size - 1):
                 raise ValueError(f"stem.{name} must be a power of two, found {size}")
-        if self.kernel_s % 2 == 0:
-            raise ValueError(f"stem.kernel_s must be odd, found {self.kernel_s}")
+        if self.spatial_kernel_size % 2 == 0:
+            raise ValueError(f"stem.spatial_kernel_size must be odd, found {self.spatial_kernel_size}")
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,8 @@ class LevelConfig:
 
     width: Count
     blocks: Count = 2
-    down_t: bool = False
-    down_s: bool = False
+    downsample_time: bool = False
+    downsample_space: bool = False
     attention: bool = False
     """spatial and causal temporal attention after each block"""
 
@@ -67,16 +70,22 @@ class CausalConv3d(nn.Module):
     """
 
     def __init__(
-        self, width_in: int, width_out: int, kernel: tuple[int, int, int], *, stride_t: int = 1, stride_s: int = 1
+        self,
+        width_in: int,
+        width_out: int,
+        kernel: tuple[int, int, int],
+        *,
+        stride_t: int = 1,
+        temporal_stride: int = 1,
     ) -> None:
         super().__init__()
-        self.kernel, self.stride_t, self.stride_s = kernel, stride_t, stride_s
+        self.kernel, self.stride_t, self.temporal_stride = kernel, stride_t, temporal_stride
         self.weight = nn.Parameter(torch.empty(width_out, width_in, *kernel))
         self.bias = nn.Parameter(torch.zeros(width_out))
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
 
     def forward(self, x: Float[Tensor, "B T C H W"]) -> Float[Tensor, "B T2 C2 H2 W2"]:
-        """Convolve; T2 = ceil(T / stride_t), height and width shrink by stride_s."""
+        """Convolve; T2 = ceil(T / stride_t), height and width shrink by temporal_stride."""
         k_t, k_h, k_w = self.kernel
         pad = (k_t - 1) + (1 - self.stride_t)
         if pad > 0:
@@ -91,13 +100,13 @@ class CausalConv3d(nn.Module):
         batch = x.shape[0]
         x = x.flatten(0, 1)
         padding = (k_h // 2, k_w // 2)
-        if self.stride_s > 1:  # right and bottom only, as in the release: an even side halves exactly
+        if self.temporal_stride > 1:  # right and bottom only, as in the release: an even side halves exactly
             x, padding = F.pad(x, (0, k_w - 2, 0, k_h - 2)), (0, 0)
-        y = F.conv2d(x, weight, self.bias, stride=self.stride_s, padding=padding)
+        y = F.conv2d(x, weight, self.bias, stride=self.temporal_stride, padding=padding)
         return y.unflatten(0, (batch, frames))
 
 
-class FactorisedConv(nn.Sequential):
+class FactorizedConv(nn.Sequential):
     """A spatial 3 x 3 convolution followed by a causal temporal one of length 3."""
 
     def __init__(self, width_in: int, width_out: int) -> None:
@@ -112,17 +121,17 @@ class FrameNorm(nn.Module):
         self.norm = nn.GroupNorm(1, width, eps=1e-6)
 
     def forward(self, x: Float[Tensor, "B T C H W"]) -> Float[Tensor, "B T C H W"]:
-        """Normalise each frame over channels and space."""
+        """Normalize each frame over channels and space."""
         return self.norm(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
 class ResidualBlock(nn.Module):
-    """(FrameNorm, SiLU, factorised convolution) twice, plus a skip."""
+    """(FrameNorm, SiLU, factorized convolution) twice, plus a skip."""
 
     def __init__(self, width_in: int, width_out: int) -> None:
         super().__init__()
-        self.norm1, self.conv1 = FrameNorm(width_in), FactorisedConv(width_in, width_out)
-        self.norm2, self.conv2 = FrameNorm(width_out), FactorisedConv(width_out, width_out)
+        self.norm1, self.conv1 = FrameNorm(width_in), FactorizedConv(width_in, width_out)
+        self.norm2, self.conv2 = FrameNorm(width_out), FactorizedConv(width_out, width_out)
         self.skip = nn.Identity() if width_in == width_out else CausalConv3d(width_in, width_out, (1, 1, 1))
 
     def forward(self, x: Float[Tensor, "B T C H W"]) -> Float[Tensor, "B T C2 H W"]:
@@ -162,7 +171,7 @@ class Downsample(nn.Module):
     def __init__(self, width: int, *, time: bool, space: bool) -> None:
         super().__init__()
         self.time, self.space = time, space
-        self.conv_s = CausalConv3d(width, width, (1, 3, 3), stride_s=2) if space else None
+        self.conv_s = CausalConv3d(width, width, (1, 3, 3), temporal_stride=2) if space else None
         self.conv_t = CausalConv3d(width, width, (3, 1, 1), stride_t=2) if time else None
         self.mix = CausalConv3d(width, width, (1, 1, 1))
 
@@ -184,7 +193,7 @@ class Upsample(nn.Module):
     def __init__(self, width_in: int, width_out: int, *, time: bool, space: bool) -> None:
         super().__init__()
         self.time, self.space = time, space
-        self.conv = FactorisedConv(width_in, width_in) if time else CausalConv3d(width_in, width_in, (1, 3, 3))
+        self.conv = FactorizedConv(width_in, width_in) if time else CausalConv3d(width_in, width_in, (1, 3, 3))
         self.mix = CausalConv3d(width_in, width_out, (1, 1, 1))
 
     def forward(self, x: Float[Tensor, "B T C H W"]) -> Float[Tensor, "B T2 C2 H2 W2"]:
@@ -204,7 +213,7 @@ class Patcher(nn.Module):
 
     def __init__(self, config: StemConfig) -> None:
         super().__init__()
-        self.t, self.s = config.patch_t, config.patch_s
+        self.t, self.s = config.temporal_patch_size, config.spatial_patch_size
         size = self.t * self.s * self.s
         matrix = torch.eye(size)
         if config.patch == "haar":
@@ -214,7 +223,7 @@ class Patcher(nn.Module):
         self.channels = 3 * size
 
     def forward(self, x: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B K h w C"]:
-        """T must be 1 + a multiple of patch_t; H and W multiples of patch_s. Channels come last."""
+        """T must be 1 + a multiple of temporal_patch_size, H and W multiples of spatial_patch_size; channels last."""
         x = torch.cat([x[:, :1].expand(-1, self.t - 1, -1, -1, -1), x], dim=1)
         y = rearrange(x, "b (k p) c (h q) (w r) -> b k h w c (p q r)", p=self.t, q=self.s, r=self.s)
         y = y if self.is_identity else y @ self.matrix.T
@@ -268,7 +277,7 @@ class CausalEncoder(nn.Module):
         super().__init__()
         self.patcher = Patcher(stem)
         width = levels[0].width
-        self.stem = CausalConv3d(self.patcher.channels, width, (1, stem.kernel_s, stem.kernel_s))
+        self.stem = CausalConv3d(self.patcher.channels, width, (1, stem.spatial_kernel_size, stem.spatial_kernel_size))
         body: list[nn.Module] = []
         for level in levels:
             for _ in range(level.blocks):
@@ -276,8 +285,8 @@ class CausalEncoder(nn.Module):
                 width = level.width
                 if level.attention:
                     body += [FrameAttention(width, axis="space"), FrameAttention(width, axis="time")]
-            if level.down_t or level.down_s:
-                body.append(Downsample(width, time=level.down_t, space=level.down_s))
+            if level.downsample_time or level.downsample_space:
+                body.append(Downsample(width, time=level.downsample_time, space=level.downsample_space))
         middle = [
             ResidualBlock(width, width),
             FrameAttention(width, axis="space"),
@@ -302,8 +311,8 @@ class CausalDecoder(nn.Module):
         width = levels[-1].width
         body: list[nn.Module] = []
         for level in reversed(levels):
-            if level.down_t or level.down_s:
-                body.append(Upsample(width, level.width, time=level.down_t, space=level.down_s))
+            if level.downsample_time or level.downsample_space:
+                body.append(Upsample(width, level.width, time=level.downsample_time, space=level.downsample_space))
                 width = level.width
             for _ in range(level.blocks):
                 body.append(ResidualBlock(width, level.width))
@@ -311,14 +320,14 @@ class CausalDecoder(nn.Module):
                 if level.attention:
                     body += [FrameAttention(width, axis="space"), FrameAttention(width, axis="time")]
         self.body = nn.Sequential(*body, FrameNorm(width), nn.SiLU())
-        self.head = CausalConv3d(width, self.patcher.channels, (1, stem.kernel_s, stem.kernel_s))
+        self.head = CausalConv3d(width, self.patcher.channels, (1, stem.spatial_kernel_size, stem.spatial_kernel_size))
 
     def features(self, h: Float[Tensor, "B K C h w"]) -> Float[Tensor, "B K2 C2 h2 w2"]:
-        """The last features before pixels, on the grid of patches; K2 - 1 steps of `patch_t` frames after the first."""
+        """The last features before pixels, on the grid of patches; K2 - 1 steps of patches after the first frame."""
         return _run(self.body, h, checkpointing=self.checkpointing)
 
     def pixels(self, features: Float[Tensor, "B K2 C2 h2 w2"]) -> Float[Tensor, "B T 3 H W"]:
-        """Not clamped; trained towards pixels in [-1, 1]."""
+        """Not clamped; trained toward pixels in [-1, 1]."""
         return self.patcher.inverse(_channels_last(self.head, features))
 
     def forward(self, h: Float[Tensor, "B K C h w"]) -> Float[Tensor, "B T 3 H W"]:

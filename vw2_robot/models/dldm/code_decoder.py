@@ -63,8 +63,8 @@ class CodeDecoder(nn.Module):
         self.up = CausalDecoder(config.stem, config.levels)
         self.warp: FrameWarp | None = None
         if config.output == "warp":
-            self.warp = FrameWarp(config.levels[0].width, config.stem.patch_t)
-            nn.init.zeros_(self.up.head.weight)  # a still picture to begin with, so that motion is learned first
+            self.warp = FrameWarp(config.levels[0].width, config.stem.temporal_patch_size)
+            nn.init.zeros_(self.up.head.weight)  # a still image to begin with, so that motion is learned first
 
     def forward(
         self,

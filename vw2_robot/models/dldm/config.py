@@ -47,14 +47,14 @@ class DLDMConfig:
     width: Count = 416
     stem: StemConfig = field(default_factory=StemConfig)
     levels: tuple[LevelConfig, ...] = (
-        LevelConfig(width=256, down_s=True),
-        LevelConfig(width=512, down_s=True),
+        LevelConfig(width=256, downsample_space=True),
+        LevelConfig(width=512, downsample_space=True),
         LevelConfig(width=512, attention=True),
     )
     queries: Count = 4
     """N, codes per latent step"""
     qformer: QFormerConfig = field(default_factory=QFormerConfig)
-    quantiser: Literal["fsq", "vq"] = "fsq"
+    quantizer: Literal["fsq", "vq"] = "fsq"
     """vq: a learned codebook, as the predecessor LAPA has it"""
     fsq_levels: tuple[int, ...] = (8, 5, 5, 5)
     """values of each digit of a code, their product is V; with `vq` one number, V"""
@@ -63,7 +63,7 @@ class DLDMConfig:
     z_channels: Count = 256
     z_norm: Literal["batch", "layer", "none"] = "batch"
     """what keeps the numbers before FSQ spread over its levels. layer: LayerNorm, then a linear of unit output
-    variance; batch: the same, then each number standardised over the batch in training and by running statistics after
+    variance; batch: the same, then each number standardized over the batch in training and by running statistics after
     (small runs fall to one code without it); none: the release"""
     code_visibility: Literal["causal", "current"] = "causal"
     """decoder step k attends to the codes of steps <= k, or of step k alone"""
@@ -80,17 +80,15 @@ class DLDMConfig:
             raise ValueError(f"dldm.frames must be at least 2 (an anchor and one more), found {self.frames}")
         if self.gap < 1:
             raise ValueError(f"dldm.gap must be at least 1 (every frame), found {self.gap}")
-        if self.quantiser == "vq" and len(self.fsq_levels) != 1:
+        if self.quantizer == "vq" and len(self.fsq_levels) != 1:
             raise ValueError(
-                f"dldm.quantiser=vq: dldm.fsq_levels must be one number, the codebook's size; found {self.fsq_levels}"
+                f"dldm.quantizer=vq: dldm.fsq_levels must be one number, the codebook's size; found {self.fsq_levels}"
             )
         if self.post_quant == "conv" and self.code_visibility == "current":
-            raise ValueError(
-                "dldm.post_quant=conv mixes codes of neighbouring steps, so code_visibility must be causal"
-            )
+            raise ValueError("dldm.post_quant=conv mixes codes of neighboring steps, so code_visibility must be causal")
         if not self.levels:
             raise ValueError("dldm.levels is empty; give at least one resolution")
-        shrink = self.stem.patch_s * 2 ** sum(level.down_s for level in self.levels)
+        shrink = self.stem.spatial_patch_size * 2 ** sum(level.downsample_space for level in self.levels)
         for name, size in (("height", self.height), ("width", self.width)):
             if size % shrink:
                 raise ValueError(f"dldm.{name} must be a multiple of {shrink} (stem and down-sampling), found {size}")
@@ -102,7 +100,7 @@ class DLDMConfig:
     @property
     def stride(self) -> int:
         """s, frames per latent step."""
-        return int(self.gap * self.stem.patch_t * 2 ** sum(level.down_t for level in self.levels))
+        return int(self.gap * self.stem.temporal_patch_size * 2 ** sum(level.downsample_time for level in self.levels))
 
     @property
     def steps(self) -> int:
@@ -112,7 +110,7 @@ class DLDMConfig:
     @property
     def grid(self) -> tuple[int, int]:
         """(h, w) of the feature grid."""
-        shrink = self.stem.patch_s * 2 ** sum(level.down_s for level in self.levels)
+        shrink = self.stem.spatial_patch_size * 2 ** sum(level.downsample_space for level in self.levels)
         return self.height // shrink, self.width // shrink
 
     @property
@@ -123,7 +121,7 @@ class DLDMConfig:
     @property
     def digits(self) -> int:
         """L, numbers of one code."""
-        return len(self.fsq_levels) if self.quantiser == "fsq" else self.vq_width
+        return len(self.fsq_levels) if self.quantizer == "fsq" else self.vq_width
 
     def fake_clip(self, batch: int = 2, *, seed: int = 0) -> Float[Tensor, "B T 3 H W"]:
         """A random clip of this configuration's shape, in [-1, 1]; for tests."""

@@ -41,7 +41,7 @@ def pad_to_stride(x: Float[Tensor, "B T 3 H W"], stride: int) -> Float[Tensor, "
     return x if missing == 0 else torch.cat([x, x[:, -1:].expand(-1, missing, -1, -1, -1)], dim=1)
 
 
-class Standardise(nn.Module):
+class Standardize(nn.Module):
     """Zero mean and unit variance for each digit of each query: over the batch in training, running statistics in eval.
 
     Each query for itself: over all queries together, a constant difference between them would pass for variance.
@@ -70,7 +70,7 @@ class DLDM(nn.Module):
         self.qformer = QFormer(config)
         self.z_head = self._z_head(width)
         self.fsq: FSQ | VQ = FSQ(config.fsq_levels)
-        if config.quantiser == "vq":
+        if config.quantizer == "vq":
             self.fsq = VQ(config.vocabulary, config.vq_width)
         self.decoder = CodeDecoder(config)
 
@@ -81,7 +81,7 @@ class DLDM(nn.Module):
         last = nn.Linear(width, digits)
         nn.init.normal_(last.weight, std=width**-0.5)
         nn.init.zeros_(last.bias)
-        spread = Standardise(self.config.queries, digits) if self.config.z_norm == "batch" else nn.Identity()
+        spread = Standardize(self.config.queries, digits) if self.config.z_norm == "batch" else nn.Identity()
         return nn.Sequential(nn.LayerNorm(width), last, spread)
 
     def seen(self, x: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B T2 3 H W"]:
@@ -101,7 +101,7 @@ class DLDM(nn.Module):
         out: Tensor = self.encoder(self.seen(x))
         return out
 
-    def quantise(self, f: Float[Tensor, "B K C h w"]) -> tuple[Float[Tensor, "B M N L"], Int[Tensor, "B M N"]]:
+    def quantize(self, f: Float[Tensor, "B K C h w"]) -> tuple[Float[Tensor, "B M N L"], Int[Tensor, "B M N"]]:
         """Features -> codes (straight-through gradients) and their indices."""
         z = self.z_head(self.qformer(f))
         codes = self.fsq(z)
@@ -110,7 +110,7 @@ class DLDM(nn.Module):
     def encode(self, x: Float[Tensor, "B T 3 H W"]) -> Encoded:
         """Clip -> anchor feature f_0, codes, indices."""
         f = self.features(x)
-        codes, indices = self.quantise(f)
+        codes, indices = self.quantize(f)
         return Encoded(f[:, 0], codes, indices)
 
     def decode(

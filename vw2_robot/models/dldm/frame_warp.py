@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 FLOW_SCALE = 0.25
-"""Flow of one unit of output, in half picture widths; small, so that training starts near a still picture."""
+"""Flow of one unit of output, in half image widths; small, so that training starts near a still image."""
 
 
 class FrameWarp(nn.Module):
@@ -30,7 +30,7 @@ class FrameWarp(nn.Module):
             nn.init.zeros_(parameter)
 
     def fields(self, features: Float[Tensor, "B K C h w"]) -> Float[Tensor, "B T1 2 h w"]:
-        """Where frames 1 .. T-1 look in the first frame: (x, y) offsets in half picture widths, on the coarse grid."""
+        """Where frames 1 .. T-1 look in the first frame: (x, y) offsets in half image widths, on the coarse grid."""
         flow = self.flow(features[:, 1:].flatten(0, 1)) * FLOW_SCALE
         return rearrange(flow, "(b m) (p two) h w -> b (m p) two h w", b=len(features), p=self.frames_per_step)
 

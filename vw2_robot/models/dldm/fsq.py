@@ -1,11 +1,11 @@
-"""Finite scalar quantisation: a few bounded numbers, each rounded to a few values, make one code.
+"""Finite scalar quantization: a few bounded numbers, each rounded to a few values, make one code.
 
 Place in the flow: dLDM queries -> FSQ -> latent action tokens. Method specification section 1.4; Mentzer et al.,
 "Finite Scalar Quantization" (2023). It has no codebook, no commitment loss and no state; with levels [8, 5, 5, 5] there
-are 1000 codes. Not a learned vector quantiser.
+are 1000 codes. Not a learned vector quantizer.
 
 Always computed in float32, also under autocast: index arithmetic in bfloat16 is exact for small level sets only by
-luck. Never feed a *code* to the quantiser again: `bound` is not the identity on codes, only about half of them would
+luck. Never feed a *code* to the quantizer again: `bound` is not the identity on codes, only about half of them would
 survive.
 """
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 
 class FSQ(nn.Module):
-    """The quantiser and its exact inverse. Has no parameters; `levels` is its whole definition.
+    """The quantizer and its exact inverse. Has no parameters; `levels` is its whole definition.
 
     Raises:
         ValueError: if there is no level, or one below 2.
@@ -59,7 +59,7 @@ class FSQ(nn.Module):
         return torch.tanh(z.float() + self.shift) * self.radius - self.offset
 
     def forward(self, z: Float[Tensor, "*batch L"]) -> Float[Tensor, "*batch L"]:
-        """Quantise to codes in [-1, 1]; the gradient is that of `bound`, straight through the rounding."""
+        """Quantize to codes in [-1, 1]; the gradient is that of `bound`, straight through the rounding."""
         with torch.autocast(z.device.type, enabled=False):
             bounded = self.bound(z)
             rounded = bounded + (bounded.round() - bounded).detach()
@@ -72,13 +72,13 @@ class FSQ(nn.Module):
 
     def codes_of(self, indices: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch L"]:
         """Index in [0, V) -> code. Inverse of `indices`."""
-        return (self.digits_of(indices) - self.half_width) / self.half_width
+        return (self.fsq_dims_of(indices) - self.half_width) / self.half_width
 
-    def digits_of(self, indices: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch L"]:
+    def fsq_dims_of(self, indices: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch L"]:
         """Index -> the level number of each dimension, 0 .. levels[i] - 1."""
         return torch.div(indices.unsqueeze(-1), self.basis, rounding_mode="floor") % self.levels_L
 
     def pre_images_of(self, indices: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch L"]:
-        """A real vector that quantises to each index (the analytic inverse; shows that every index is reachable)."""
+        """A real vector that quantizes to each index (the analytic inverse; shows that every index is reachable)."""
         rounded = self.codes_of(indices) * self.half_width
         return torch.atanh((rounded + self.offset) / self.radius) - self.shift

@@ -1,6 +1,6 @@
 """Learnable queries that read the change out of each step's features: what is to become the codes.
 
-Place in the flow: causal encoder -> q-former -> quantiser (`dldm.py`). Method specification 1.3. All steps are computed
+Place in the flow: causal encoder -> q-former -> quantizer (`dldm.py`). Method specification 1.3. All steps are computed
 at once; the same queries serve every step, and a step sees no feature after its own.
 """
 

@@ -1,7 +1,7 @@
-"""Vector quantisation with a learned codebook, as in LAPA: the predecessor's quantiser behind the same calls as `FSQ`.
+"""Vector quantization with a learned codebook, as in LAPA: the predecessor's quantizer behind the same calls as `FSQ`.
 
-Place in the flow: dLDM queries -> VQ -> latent action tokens, where `dldm.quantiser=vq`. LAPA (Ye et al., "Latent
-Action Pretraining from Videos", 2024) has 8 entries of width 32 and four tokens a pair of frames. The default quantiser
+Place in the flow: dLDM queries -> VQ -> latent action tokens, where `dldm.quantizer=vq`. LAPA (Ye et al., "Latent
+Action Pretraining from Videos", 2024) has 8 entries of width 32 and four tokens a pair of frames. The default quantizer
 is `fsq.py`, which has no codebook that could die.
 
 Training uses noise substitution (Vali and Bäckström, "NSVQ", 2022): instead of the nearest entry e the decoder gets
@@ -30,7 +30,7 @@ _NOISE, _REPLACE = 0, 1
 
 
 class VQ(nn.Module):
-    """The quantiser. `levels` is (V,), so that whoever speaks its codes sees one digit of V values.
+    """The quantizer. `levels` is (V,), so that whoever speaks its codes sees one digit of V values.
 
     Raises:
         ValueError: if there are fewer than two codes.
@@ -51,7 +51,7 @@ class VQ(nn.Module):
         self.register_buffer("used", torch.zeros(vocabulary, dtype=torch.long))
 
     def forward(self, z: Float[Tensor, "*batch L"]) -> Float[Tensor, "*batch L"]:
-        """Training: z plus noise of the size of the quantisation error. Eval: the nearest entry. Float32 in both."""
+        """Training: z plus noise of the size of the quantization error. Eval: the nearest entry. Float32 in both."""
         with torch.autocast(z.device.type, enabled=False):
             z = z.float()
             if not self.training:

@@ -20,7 +20,7 @@ from .ar_policy import Decoded, LatentPolicy, Prompt
 ActingCodes = Literal["own", "none"]
 
 
-def blank_codes(policy: LatentPolicy, batch: int, *, steps: int, device: torch.device) -> Int[Tensor, "B H N"]:
+def null_codes(policy: LatentPolicy, batch: int, *, steps: int, device: torch.device) -> Int[Tensor, "B H N"]:
     """The zero code in every slot."""
     zero = policy.fsq.indices(torch.zeros(len(policy.fsq.levels), device=device))
     return zero.expand(batch, steps, policy.config.queries)
@@ -38,5 +38,5 @@ def act(
     """Codes and the states that the head reads, for `steps` latent steps. `temperature` is for own codes alone."""
     if codes == "own":
         return policy.decode(prompt, steps=steps, temperature=temperature, generator=generator)
-    blank = blank_codes(policy, len(prompt.mask_BP), steps=steps, device=prompt.mask_BP.device)
+    blank = null_codes(policy, len(prompt.mask_BP), steps=steps, device=prompt.mask_BP.device)
     return Decoded(blank, policy.states(prompt, blank))

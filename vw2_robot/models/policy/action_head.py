@@ -30,7 +30,7 @@ class ActionHeadConfig:
 
 
 class ActionHead(nn.Module):
-    """LayerNorm, Linear, GELU, Linear over the N concatenated states of a step. Outputs are normalised actions."""
+    """LayerNorm, Linear, GELU, Linear over the N concatenated states of a step. Outputs are normalized actions."""
 
     def __init__(self, config: ActionHeadConfig, *, width: int, queries: int, stride: int) -> None:
         super().__init__()
@@ -45,12 +45,12 @@ class ActionHead(nn.Module):
         self.pose = nn.Linear(inner, POSE_DIM) if config.pose else None
 
     def forward(self, states: Float[Tensor, "B H N D"]) -> Float[Tensor, "B sH A"]:
-        """Normalised actions in time order."""
+        """Normalized actions in time order."""
         out = self.mlp(rearrange(states, "b h n d -> b h (n d)"))
         return rearrange(out, "b h (s a) -> b (h s) a", s=self.stride)
 
     def hand_pose(self, states: Float[Tensor, "B H N D"]) -> Float[Tensor, "B P"]:
-        """Normalised pose of the hand at the moment of the picture, from the layer that the actions come from.
+        """Normalized pose of the hand at the moment of the image, from the layer that the actions come from.
 
         Nobody needs the answer in control. It is asked for in training because an action depends on where the hand is,
         and one camera shows that only to who looks at the whole arm.

@@ -8,7 +8,7 @@ step-major, slot-minor. Batches are padded on the left, so that the latent posit
 The state at the token *before* z_k^n predicts it; the N states that predict step k are what the action head reads.
 """
 
-# B batch · S sequence · P prompt length · H latent steps · N codes per step · D width · V codes · n picture tokens
+# B batch · S sequence · P prompt length · H latent steps · N codes per step · D width · V codes · n image tokens
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -206,26 +206,26 @@ class LatentPolicy(nn.Module):
         device = image.device
         before = torch.tensor(rows, device=device)
         after = torch.tensor([[special["</img>"], special["<lat>"]]] * len(rows), device=device)
-        inputs, pictures = self._around_picture(before, image, after, texts)
+        inputs, images = self._around_image(before, image, after, texts)
         padding = torch.tensor([longest - len(text) for text in texts], device=device)
         mask = torch.arange(inputs.shape[1], device=device)[None] >= padding[:, None]
-        return Prompt(inputs, mask, (mask.long().cumsum(1) - 1).clamp(min=0), pictures, words)
+        return Prompt(inputs, mask, (mask.long().cumsum(1) - 1).clamp(min=0), images, words)
 
-    def _around_picture(
+    def _around_image(
         self,
         before: Int[Tensor, "B a"],
         image: Float[Tensor, "B 3 H W"],
         after: Int[Tensor, "B b"],
         texts: Sequence[Sequence[int]],
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """Tokens, picture, tokens: as embeddings, or as ids beside picture tensors for a model with eyes."""
+        """Tokens, image, tokens: as embeddings, or as ids beside image tensors for a model with eyes."""
         backbone = self.backbone
         if self.image is None:
-            assert backbone.pictures is not None
-            pictures = backbone.pictures.tensors(image)
-            count = backbone.pictures.count(backbone.model, pictures)
-            places = before.new_full((len(before), count), backbone.pictures.token)
-            return torch.cat([before, places, after], dim=1), pictures
+            assert backbone.images is not None
+            images = backbone.images.tensors(image)
+            count = backbone.images.count(backbone.model, images)
+            places = before.new_full((len(before), count), backbone.images.token)
+            return torch.cat([before, places, after], dim=1), images
         if isinstance(self.image, PixelTokens):
             seen = self.image(image, self._mean_words(texts, image.device))
         elif isinstance(self.image, DiscreteTokens):
@@ -249,7 +249,7 @@ class LatentPolicy(nn.Module):
         steps, queries = codes.shape[1:]
         whole = prompt.followed_by(codes.flatten(1)[:, :-1] + self.backbone.vocabulary.latent[0], self.backbone)
         hidden = self.backbone.hidden(
-            whole.inputs, mask=whole.mask_BP, positions=whole.positions_BP, pictures=whole.for_model(self.backbone)
+            whole.inputs, mask=whole.mask_BP, positions=whole.positions_BP, images=whole.for_model(self.backbone)
         )
         return rearrange(hidden[:, -steps * queries :], "b (h n) d -> b h n d", n=queries)
 
@@ -328,7 +328,7 @@ class LatentPolicy(nn.Module):
     ) -> Int[Tensor, "B H N"]:
         """Codes of more steps than the policy was trained on: windows of `horizon` steps that overlap by half.
 
-        Every window after the first begins with the last codes chosen so far, as if they followed the first picture.
+        Every window after the first begins with the last codes chosen so far, as if they followed the first image.
         Up to `horizon` steps this is `decode`.
         """
         kept = horizon // 2

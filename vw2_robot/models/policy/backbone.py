@@ -23,10 +23,10 @@ from vw2_robot.limits import Count
 
 from ..dldm.fsq import FSQ
 from ..lora import LoRA, LoRAConfig
-from .kv_cache import Cache, LibraryCache, StaticCache, WordsMemory, takes_positions
+from .kv_cache import Cache, InstructionCache, LibraryCache, StaticCache, takes_positions
 from .llama_weights import LlamaWeights, is_llama_shaped
 from .pretrained import Kind, read_pretrained, rebuild_pretrained
-from .vlm_images import VLMPictures
+from .vlm_images import VLMImages
 from .vocabulary import TOKENIZERS, EmbeddedTokenizer, LatentInit, Tokenizer, embedding_tables, extend_vocabulary
 
 
@@ -45,7 +45,7 @@ class BackboneConfig:
     weights: str | None = None
     """folder or hub id of a transformers model with safetensors weights; the numbers above are then not used"""
     latent_init: LatentInit = "fsq"
-    """new rows of codes: fsq, neighbours in the codebook start as neighbours; normal, independent"""
+    """new rows of codes: fsq, neighbors in the codebook start as neighbors; normal, independent"""
     pad_to_multiple_of: int = 1
     """round the embedding tables up to a multiple of this; the extra rows are never used"""
     train: Literal["full", "freeze_base", "lora"] = "full"
@@ -75,8 +75,8 @@ class Backbone(nn.Module):
         config: what to build or load.
         fsq: the latent codes.
         generator: draws all random weights.
-        image_fsq: the picture tokens, if pictures are discrete tokens.
-        kind: "image_text" for a model that sees pictures itself.
+        image_fsq: the image tokens, if images are discrete tokens.
+        kind: "image_text" for a model that sees images itself.
         description: content of a checkpoint's backbone.json; the network is then built from it and `config.weights`
             is not opened.
 
@@ -99,8 +99,8 @@ class Backbone(nn.Module):
         self.config = config
         self.description = description
         self.adapters: LoRA | None = None
-        self._words: WordsMemory | None = None
-        self.pictures: VLMPictures | None = None
+        self._words: InstructionCache | None = None
+        self.images: VLMImages | None = None
         self.tokenizer: Tokenizer
         self.model: Any
         if config.weights is None:
@@ -111,7 +111,7 @@ class Backbone(nn.Module):
                 found = rebuild_pretrained(description) if description else read_pretrained(config.weights, kind=kind)
             self.model, self.tokenizer, self.description = found.model, found.tokenizer, found.description
             if kind == "image_text":
-                self.pictures = VLMPictures(self.model, found.image_processor)
+                self.images = VLMImages(self.model, found.image_processor)
         if self.model.get_output_embeddings() is None:
             raise InputError(
                 f"policy.backbone.weights={config.weights} has no output embeddings; give a language model"
@@ -152,18 +152,18 @@ class Backbone(nn.Module):
         *,
         mask: Bool[Tensor, "B S"],
         positions: Int[Tensor, "B S"],
-        pictures: Mapping[str, Tensor] | None = None,
+        images: Mapping[str, Tensor] | None = None,
     ) -> Float[Tensor, "B S D"]:
         """Last-layer states after the final norm. `mask` is False on padding, `positions` count real tokens from 0.
 
-        `inputs` are embeddings [B, S, D], or token ids [B, S] for a model that sees `pictures` itself.
+        `inputs` are embeddings [B, S, D], or token ids [B, S] for a model that sees `images` itself.
         """
         if self.config.weights is None:
             _choose_attention(self.model, inputs.device)
         name = "inputs_embeds" if inputs.is_floating_point() else "input_ids"
         where = {"position_ids": positions} if takes_positions(self.model.base_model) else {}
         out = self.model.base_model(
-            **{name: inputs}, attention_mask=mask.long(), use_cache=False, **where, **(pictures or {})
+            **{name: inputs}, attention_mask=mask.long(), use_cache=False, **where, **(images or {})
         )
         states: Tensor = out.last_hidden_state
         return states
@@ -173,21 +173,21 @@ class Backbone(nn.Module):
     ) -> tuple[Cache, int]:
         """A cache for a prompt at these positions and `further` tokens after it, and how much of it was read before.
 
-        `words` are the tokens that each sample begins with, known before the picture is seen. They are remembered,
+        `words` are the tokens that each sample begins with, known before the image is seen. They are remembered,
         except in training: the weights are new at every step there, and read one by one they take the longest.
         """
         decoder = self.model.base_model
         if self._words is None or not self._words.weights.is_current:
             if not is_llama_shaped(decoder):
                 return LibraryCache(decoder), 0
-            self._words = WordsMemory(LlamaWeights(decoder), self.model.get_input_embeddings())
+            self._words = InstructionCache(LlamaWeights(decoder), self.model.get_input_embeddings())
         cache = StaticCache(self._words.weights, positions=positions, further=further)
         remembers = words and not self.training
         return cache, cache.recall([self._words.of(one) for one in words]) if remembers else 0
 
-    def picture_marks(self, tokens: Int[Tensor, "B S"]) -> dict[str, Tensor]:
-        """Arguments that tell a vision-language model which of these tokens are picture."""
-        return {} if self.pictures is None else self.pictures.marks(tokens)
+    def image_marks(self, tokens: Int[Tensor, "B S"]) -> dict[str, Tensor]:
+        """Arguments that tell a vision-language model which of these tokens are image."""
+        return {} if self.images is None else self.images.marks(tokens)
 
     def latent_logits(self, hidden: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch V"]:
         """Logits of the latent tokens alone: the restricted softmax of method 2.4, for training and inference alike."""
@@ -262,7 +262,7 @@ def _choose_attention(model: Any, device: torch.device) -> None:
 def _build_llama(config: BackboneConfig, tokenizer: EmbeddedTokenizer, generator: torch.Generator) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    with torch.random.fork_rng(devices=[]):  # transformers initialises from the global generator
+    with torch.random.fork_rng(devices=[]):  # transformers initializes from the global generator
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
         model: nn.Module = LlamaForCausalLM(
             LlamaConfig(

@@ -22,24 +22,24 @@ from .vlm_images import flat_rows
 class Prompt(NamedTuple):
     """Prompts, padded on the left. `mask_BP` is False on padding; `positions_BP` count real tokens from 0.
 
-    `inputs` are embeddings [B, P, D]; for a model that sees pictures itself they are token ids [B, P], and `pictures`
-    holds its picture tensors, each [B, R, ...]. `words` are the tokens of each sample before the picture; decoding may
+    `inputs` are embeddings [B, P, D]; for a model that sees images itself they are token ids [B, P], and `images`
+    holds its image tensors, each [B, R, ...]. `words` are the tokens of each sample before the image; decoding may
     know them from an earlier look, so it is the weights of the day that count for them, not those that made `inputs`.
     """
 
     inputs: Tensor
     mask_BP: Tensor
     positions_BP: Tensor
-    pictures: dict[str, Tensor] | None = None
+    images: dict[str, Tensor] | None = None
     words: tuple[tuple[int, ...], ...] = ()
 
     def rows(self, chosen: Int[Tensor, " b"]) -> Prompt:
         """Some samples of the batch."""
-        pictures = None if self.pictures is None else {name: value[chosen] for name, value in self.pictures.items()}
+        images = None if self.images is None else {name: value[chosen] for name, value in self.images.items()}
         words = tuple(self.words[i] for i in chosen.tolist()) if self.words else ()
         left = max(map(len, self.words), default=0) - max(map(len, words), default=0)  # padding that nobody needs now
         inputs, mask, positions = (part[chosen, left:] for part in (self.inputs, self.mask_BP, self.positions_BP))
-        return Prompt(inputs, mask, positions, pictures, words)
+        return Prompt(inputs, mask, positions, images, words)
 
     def followed_by(self, tokens: Int[Tensor, "B S"], backbone: Backbone) -> Prompt:
         """The prompt with `tokens` behind it."""
@@ -47,13 +47,13 @@ class Prompt(NamedTuple):
         mask = torch.cat([self.mask_BP, self.mask_BP.new_ones(tokens.shape)], dim=1)
         later = self.positions_BP[:, -1:] + torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
         positions = torch.cat([self.positions_BP, later], dim=1)
-        return Prompt(torch.cat([self.inputs, more], dim=1), mask, positions, self.pictures, self.words)
+        return Prompt(torch.cat([self.inputs, more], dim=1), mask, positions, self.images, self.words)
 
     def for_model(self, backbone: Backbone) -> dict[str, Tensor]:
         """Further arguments of the model's forward pass."""
-        if self.pictures is None:
+        if self.images is None:
             return {}
-        return flat_rows(self.pictures) | backbone.picture_marks(self.inputs)
+        return flat_rows(self.images) | backbone.image_marks(self.inputs)
 
 
 class Decoded(NamedTuple):

@@ -1,15 +1,15 @@
-"""The first picture as tokens of the policy's prompt: three ways that need no vision-language model.
+"""The first image as tokens of the policy's prompt: three ways that need no vision-language model.
 
 Place in the flow: under `ar_policy.py`. Method specification 2.4, `image: pixels | features | discrete`:
 
     PixelTokens      a small convolution stack that knows the instruction, trained with the policy    soft tokens
     FeatureTokens    f_0 of the frozen dLDM encoder, pooled to a grid; a linear map is trained    soft tokens
-    DiscreteTokens   a fixed DCT of every patch, quantised by FSQ; nothing is trained            token ids
+    DiscreteTokens   a fixed DCT of every patch, quantized by FSQ; nothing is trained            token ids
 
 Soft tokens go into the sequence as embeddings, ids through rows of the extended vocabulary.
 """
 
-# B batch · n picture tokens · D width · C feature width · h, w grid · p patch side
+# B batch · n image tokens · D width · C feature width · h, w grid · p patch side
 from __future__ import annotations
 
 import copy
@@ -26,7 +26,7 @@ from ..video.video_codec import dct_basis
 
 # Groups of the norms between the image convolutions.
 NORM_GROUPS = 8
-# What DiscreteTokens keeps of a patch: brightness, two colour differences, slope of brightness across and down.
+# What DiscreteTokens keeps of a patch: brightness, two color differences, slope of brightness across and down.
 DISCRETE_LEVELS = (8, 5, 5, 5, 5)
 # Their usual size in photographs of table-top scenes, in units where pixels lie in [-1, 1]; FSQ saturates at about 2.
 DISCRETE_SCALE = (0.6, 0.25, 0.25, 0.2, 0.2)
@@ -39,24 +39,24 @@ class Halving(nn.Module):
         super().__init__()
         self.convolution = nn.Conv2d(channels, out, 3, stride=2, padding=1)
         self.norm = nn.GroupNorm(NORM_GROUPS, out)
-        self.fiLm = nn.Linear(width, 2 * out)
-        nn.init.zeros_(self.fiLm.weight)
-        nn.init.zeros_(self.fiLm.bias)
+        self.film = nn.Linear(width, 2 * out)
+        nn.init.zeros_(self.film.weight)
+        nn.init.zeros_(self.film.bias)
 
     def forward(self, x: Float[Tensor, "B c H W"], asked: Float[Tensor, "B D"]) -> Float[Tensor, "B C h w"]:
         """Begins as if there were no instruction."""
-        scale, shift = self.fiLm(asked)[..., None, None].chunk(2, dim=1)
+        scale, shift = self.film(asked)[..., None, None].chunk(2, dim=1)
         return F.silu(self.norm(self.convolution(x)) * (1 + scale) + shift)
 
 
 class PixelTokens(nn.Module):
-    """Picture -> a grid of soft tokens by strided convolutions that see where they are and know what is asked for.
+    """Image -> a grid of soft tokens by strided convolutions that see where they are and know what is asked for.
 
     A grid this coarse cannot name a block's place to a pixel unless the convolutions before it choose what to look
-    for: they read the coordinates of every pixel beside its colours, and the instruction modulates their channels.
+    for: they read the coordinates of every pixel beside its colors, and the instruction modulates their channels.
 
     Args:
-        side: of the square picture, in pixels.
+        side: of the square image, in pixels.
         widths: channels of the convolutions, each of which halves the side.
         width: D.
         block: side of the square of pixels that is one place before the first convolution.
@@ -88,7 +88,7 @@ class PixelTokens(nn.Module):
 
 
 class FeatureTokens(nn.Module):
-    """Picture -> f_0 of the dLDM's encoder -> a pooled grid -> soft tokens.
+    """Image -> f_0 of the dLDM's encoder -> a pooled grid -> soft tokens.
 
     Holds its own frozen copy of the encoder, so that a policy's weights are the whole policy.
     """
@@ -116,9 +116,9 @@ class FeatureTokens(nn.Module):
 
 
 class DiscreteTokens(nn.Module):
-    """Picture -> one token id per patch: five low-frequency DCT numbers, squashed and rounded by FSQ. No parameters.
+    """Image -> one token id per patch: five low-frequency DCT numbers, squashed and rounded by FSQ. No parameters.
 
-    The method names no tokenizer for discrete pictures; this one is fixed, so that it needs no data and no download.
+    The method names no tokenizer for discrete images; this one is fixed, so that it needs no data and no download.
     """
 
     basis: Tensor
@@ -154,8 +154,8 @@ class DiscreteTokens(nn.Module):
         return self.fsq.pre_images_of(ids).clamp(-1.5, 1.5) * self.scale  # the outer levels have no far end
 
     @torch.no_grad()
-    def picture(self, ids: Int[Tensor, "B n"]) -> Float[Tensor, "B 3 H W"]:
-        """What the ids still say of the picture; to look at, and to test."""
+    def image(self, ids: Int[Tensor, "B n"]) -> Float[Tensor, "B 3 H W"]:
+        """What the ids still say of the image; to look at, and to test."""
         light, red, blue, across, down = self._numbers_of(ids).unbind(-1)
         flat = torch.stack([light + red, light - red - blue, light + blue], dim=2)  # the three differences sum to 0
         mean, slope = self.basis * self.patch  # inverse of a basis divided by sqrt(p): times p

@@ -31,7 +31,7 @@ MOST_WORDS = 32
 class Cache(Protocol):
     """What has been read so far. `advance` appends positions and returns the state of the last one."""
 
-    def advance(self, inputs: Tensor, *, mask: Tensor, positions: Tensor, **pictures: Tensor) -> Tensor:
+    def advance(self, inputs: Tensor, *, mask: Tensor, positions: Tensor, **images: Tensor) -> Tensor:
         """Inputs [B, S, D] or token ids [B, S]; mask [B, t + S]; positions [B, S]. Returns [B, D]."""
         ...
 
@@ -47,7 +47,7 @@ class LibraryCache:
         parameters = inspect.signature(model.forward).parameters
         self._name = "cache" if "cache" in parameters else "past_key_values"  # transformers renamed it in 5.24
 
-    def advance(self, inputs: Tensor, *, mask: Tensor, positions: Tensor, **pictures: Tensor) -> Tensor:
+    def advance(self, inputs: Tensor, *, mask: Tensor, positions: Tensor, **images: Tensor) -> Tensor:
         """One forward pass of the model over the new positions."""
         name = "inputs_embeds" if inputs.is_floating_point() else "input_ids"
         where = {"position_ids": positions} if self._takes_positions else {}
@@ -56,7 +56,7 @@ class LibraryCache:
             attention_mask=mask.long(),
             use_cache=True,
             **where,
-            **pictures,
+            **images,
         )
         self._cache = getattr(out, self._name)
         last: Tensor = out.last_hidden_state[:, -1]
@@ -64,7 +64,7 @@ class LibraryCache:
 
 
 def takes_positions(model: Any) -> bool:
-    """Whether position ids are ours to give; models with multi-axis positions work them out from the picture grid."""
+    """Whether position ids are ours to give; models with multi-axis positions work them out from the image grid."""
     return "position_ids" in inspect.signature(model.forward).parameters and not hasattr(model, "get_rope_index")
 
 
@@ -109,8 +109,8 @@ class StaticCache:
         return self._memory[:, 0, :, : self._length]
 
     @torch.no_grad()
-    def advance(self, inputs: Tensor, *, mask: Tensor, positions: Tensor, **pictures: Tensor) -> Tensor:
-        """Append S positions; `positions` were given to the constructor, and there are no `pictures`.
+    def advance(self, inputs: Tensor, *, mask: Tensor, positions: Tensor, **images: Tensor) -> Tensor:
+        """Append S positions; `positions` were given to the constructor, and there are no `images`.
 
         Raises:
             ValueError: more positions than the memory was reserved for.
@@ -204,10 +204,10 @@ class StaticCache:
         return self._weights.norm.new_zeros(seen.shape).masked_fill_(~seen, -torch.inf)
 
 
-class WordsMemory:
+class InstructionCache:
     """What a decoder remembers of instructions that it has read: their keys and values, until its weights change.
 
-    A policy looks at a new picture every few steps and at the same words for a whole episode. Each instruction is read
+    A policy looks at a new image every few steps and at the same words for a whole episode. Each instruction is read
     by itself, so that what is remembered does not depend on the batch it first came in.
     """
 

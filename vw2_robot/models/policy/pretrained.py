@@ -135,7 +135,7 @@ def _image_processor(folder: str) -> Any:
     loader: Any = transformers.AutoImageProcessor
     processor = loader.from_pretrained(folder, use_fast=False, trust_remote_code=False)
     if hasattr(processor, "do_image_splitting"):
-        processor.do_image_splitting = False  # one view of one picture; crops would multiply the prompt's length
+        processor.do_image_splitting = False  # one view of one image; crops would multiply the prompt's length
     return processor
 
 

@@ -1,4 +1,4 @@
-"""The first picture for a vision-language model: its own pixel tensors, and how many places it takes in the sequence.
+"""The first image for a vision-language model: its own pixel tensors, and how many places it takes in the sequence.
 
 Place in the flow: under `ar_policy.py`, `image: vlm` (method specification 2.4). The model's image processor makes
 the tensors; the places are its image token, repeated, between `<img>` and `</img>`. The text around it is laid out as
@@ -6,7 +6,7 @@ for every other policy. Differs from the model's chat processor on purpose: thos
 and add markers that an extended vocabulary makes superfluous.
 """
 
-# B batch · n picture tokens · R rows of a picture tensor per sample
+# B batch · n image tokens · R rows of an image tensor per sample
 from __future__ import annotations
 
 import inspect
@@ -21,8 +21,8 @@ from vw2_robot.errors import InputError
 from vw2_robot.pixels import to_pixels
 
 
-class VLMPictures:
-    """Makes picture tensors for one model, and counts their tokens once per picture size.
+class VLMImages:
+    """Makes image tensors for one model, and counts their tokens once per image size.
 
     Raises:
         InputError: the model has no image token, or keeps its image features to itself.
@@ -56,7 +56,7 @@ class VLMPictures:
 
     @torch.no_grad()
     def count(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> int:
-        """n, places that one picture takes: as many as the model makes features of it."""
+        """n, places that one image takes: as many as the model makes features of it."""
         shape = tuple(tensors["pixel_values"].shape[1:])
         if shape not in self._counts:
             found = model.get_image_features(**flat_rows({k: v[:1] for k, v in tensors.items()}))  # type: ignore[operator]
@@ -66,7 +66,7 @@ class VLMPictures:
         return self._counts[shape]
 
     def marks(self, tokens: Int[Tensor, "B S"]) -> dict[str, Tensor]:
-        """Which tokens are picture, for the models whose forward pass asks."""
+        """Which tokens are image, for the models whose forward pass asks."""
         where = (tokens == self.token).long()
         return dict.fromkeys(self._marks, where)
 

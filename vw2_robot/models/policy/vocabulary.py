@@ -1,7 +1,7 @@
 """The vocabulary of a language model, extended by our tokens; and the words of an instruction as tokens.
 
 Place in the flow: under `backbone.py`. Method specification 2.3. After the V0 rows that a model brings come
-`<lat> </lat> <img> </img> <instr> </instr>`, then the picture tokens (`image: discrete` only), then the V latent
+`<lat> </lat> <img> </img> <instr> </instr>`, then the image tokens (`image: discrete` only), then the V latent
 tokens, last and contiguous; rows that fill the table up to a round number come behind them and are never used. Old rows
 and old logits stay bit-equal, in the input table and in an untied output table.
 """
@@ -55,7 +55,7 @@ class WordTokenizer:
     """One token for each word that instructions for robots are made of, bytes for every other.
 
     Tokens 0..259 are those of `ByteTokenizer`, then come the words of instruction_words.txt. A space stands
-    between two words only where both are spelt. Punctuation is spelt.
+    between two words only where both are spelled. Punctuation is spelled.
     """
 
     pad, bos, eos, unk = ByteTokenizer.pad, ByteTokenizer.bos, ByteTokenizer.eos, ByteTokenizer.unk
@@ -68,13 +68,13 @@ class WordTokenizer:
     def encode(self, text: str, *, limit: int) -> list[int]:
         """The first `limit` words, or bytes of words, of the lower-cased, stripped text."""
         tokens: list[int] = []
-        spelt = False
+        spelled = False
         for word in re.findall(r"[a-z0-9]+|[^a-z0-9\s]+", text.lower()):
             known = self._tokens.get(word)
-            if spelt and known is None:
+            if spelled and known is None:
                 tokens.append(ord(" "))
             tokens += list(word.encode("utf-8")) if known is None else [known]
-            spelt = known is None
+            spelled = known is None
         return tokens[:limit]
 
 
@@ -99,7 +99,7 @@ class Vocabulary:
     """first latent token, one past the last"""
     levels: tuple[int, ...]
     image: tuple[int, int] | None = None
-    """first picture token, one past the last; None unless pictures are discrete tokens"""
+    """first image token, one past the last; None unless images are discrete tokens"""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for tokens.json."""
@@ -119,10 +119,10 @@ def extend_vocabulary(
     latent_init: LatentInit = "fsq",
     pad_to_multiple_of: int = 1,
 ) -> Vocabulary:
-    """Append the special, picture and latent tokens to a transformers model; old rows and old logits stay bit-equal.
+    """Append the special, image and latent tokens to a transformers model; old rows and old logits stay bit-equal.
 
     With `latent_init="fsq"` the rows of codes start as the mean of the old rows plus a random linear map of the code
-    plus a little noise, so that neighbours among the codes start as neighbours; with "normal" they are the mean plus
+    plus a little noise, so that neighbors among the codes start as neighbors; with "normal" they are the mean plus
     noise. Input and (untied) output embeddings get the same treatment.
     """
     base = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]

@@ -25,11 +25,11 @@ from .cosmos import blocks_of, plain_state
 
 # Of the released branch: how strongly it speaks, and the widths between the hint's patches and the transformer.
 FULL_WEIGHT = 0.5
-FULL_HINT_WIDTHS = (16, 16, 32, 32, 96, 96, 256)
+FULL_CONTROL_WIDTHS = (16, 16, 32, 32, 96, 96, 256)
 
 
 class LightControl(nn.Module):
-    """Hint patches, a small MLP, one zero-initialised linear per block; the choice for tiny models and LoRA."""
+    """Hint patches, a small MLP, one zero-initialized linear per block; the choice for tiny models and LoRA."""
 
     def __init__(self, channels: int, *, width: int, hidden: int, blocks: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class FullControl(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(copy.deepcopy(block) for block in blocks_of(transformer)[:blocks])
         self.embed = nn.Conv3d(channels, width, (1, 2, 2), stride=(1, 2, 2))
-        widths = (width, *FULL_HINT_WIDTHS, width)
+        widths = (width, *FULL_CONTROL_WIDTHS, width)
         layers = [layer for i, o in pairwise(widths) for layer in (nn.SiLU(), nn.Linear(i, o))]
         self.mlp = nn.Sequential(*layers)
         _zero(self.mlp[-1])

@@ -58,7 +58,7 @@ class VDMConfig:
     prediction: Literal["velocity", "change"] = "velocity"
     """what the network's output means. velocity: eps - x0, as in pretrained weights; change: the preconditioned
     difference of x0 from the first frame, from which the velocity follows. An untrained network then starts at a still
-    picture instead of at noise, and all that is left to learn is motion: the choice for models trained from nothing"""
+    image instead of at noise, and all that is left to learn is motion: the choice for models trained from nothing"""
     noise_shift: float = 1.0
     """what the noise levels of training are multiplied by. Above 1 for latents in which what moves is much larger than
     one, such as the DCT codec's: there little noise hides no motion, and the VDM has no use for the codes"""
@@ -116,7 +116,7 @@ class VDMConfig:
 
 
 class Geometry(NamedTuple):
-    """What the VDM must know of its neighbours: latent channels and grid, latent steps, codes per step, digits."""
+    """What the VDM must know of its neighbors: latent channels and grid, latent steps, codes per step, digits."""
 
     channels: int
     steps: int

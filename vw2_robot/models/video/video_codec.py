@@ -71,7 +71,7 @@ class CodecConfig:
 
     @property
     def channels(self) -> int:
-        """C, latent channels: three colours times keep^3 frequencies; 16 for Wan."""
+        """C, latent channels: three colors times keep^3 frequencies; 16 for Wan."""
         return 16 if self.kind == "wan" else 3 * self.keep**3
 
 
@@ -127,7 +127,7 @@ class DCTCodec(nn.Module):
 
 
 class WanCodec(nn.Module):
-    """The pretrained VAE, frozen: latents are the mean of the posterior, normalised by the VAE's own mean and size.
+    """The pretrained VAE, frozen: latents are the mean of the posterior, normalized by the VAE's own mean and size.
 
     One clip at a time and without gradients, so that memory does not grow with the batch; inside a clip diffusers'
     VAE goes through time in pieces of four frames.

@@ -48,12 +48,12 @@ from vw2_robot.errors import InputError, MissingExtraError
 from vw2_robot.pretrain.ingest import IngestConfig, fill_server
 from vw2_robot.storage.files import write_json
 
-OPTIONS = WindowOptions(frames=5, stride_s=2, window_stride=2)
+OPTIONS = WindowOptions(frames=5, temporal_stride=2, window_stride=2)
 FRAME_BYTES = 1000
 
 
 class Numbered:
-    """A source whose pictures are bytes that name themselves; part p holds episodes of the given lengths."""
+    """A source whose images are bytes that name themselves; part p holds episodes of the given lengths."""
 
     def __init__(
         self, parts: list[list[int]], *, name: str = "numbered", damaged: tuple[int, int] | None = None
@@ -84,7 +84,11 @@ def expected(source: Numbered, options: WindowOptions = OPTIONS) -> Counter[tupl
     for part, lengths in enumerate(source.lengths):
         for number, length in enumerate(lengths):
             windows = make_windows(
-                length, frames=options.frames, cache_stride=options.window_stride, hz=10.0, stride_s=options.stride_s
+                length,
+                frames=options.frames,
+                cache_stride=options.window_stride,
+                hz=10.0,
+                temporal_stride=options.temporal_stride,
             )
             found.update((f"{part}/{number}", start) for start in windows.start.tolist())
     return found
@@ -109,16 +113,20 @@ class Engine:
         self.memory: MemoryReplay | None = None
         self.opened: list[ReverbWriter | ReverbReader] = []
 
-    def open(self, mode: Mode = "queue", *, windows: int = 100, timeout_s: float = 5.0) -> tuple[ReplayWriter, Replay]:
+    def open(
+        self, mode: Mode = "queue", *, windows: int = 100, timeout_seconds: float = 5.0
+    ) -> tuple[ReplayWriter, Replay]:
         """Of room for about `windows` windows that do not overlap."""
         if self.kind == "memory":
             size = windows * OPTIONS.frames * FRAME_BYTES
-            self.memory = MemoryReplay(mode=mode, max_bytes=size, seed=0, path=self.folder, timeout_s=timeout_s)
+            self.memory = MemoryReplay(
+                mode=mode, max_bytes=size, seed=0, path=self.folder, timeout_seconds=timeout_seconds
+            )
             return self.memory, self.memory
-        options = ServerOptions(mode=mode, frames=5, stride_s=2, max_windows=windows)
+        options = ServerOptions(mode=mode, frames=5, temporal_stride=2, max_windows=windows)
         self.server = ReplayServer(options, path=self.folder, port=self.port)
         address = f"127.0.0.1:{self.port}"
-        writer, reader = ReverbWriter(address, timeout_s=timeout_s), ReverbReader(address)
+        writer, reader = ReverbWriter(address, timeout_seconds=timeout_seconds), ReverbReader(address)
         self.opened += [writer, reader]
         return writer, reader
 
@@ -153,19 +161,19 @@ def test_a_queue_delivers_every_window_once_and_then_says_so(engine: Engine) -> 
     writer, replay = engine.open()
     fill(SOURCE, writer)
     assert not replay.finished
-    windows = replay.sample(5, timeout_s=5)
+    windows = replay.sample(5, timeout_seconds=5)
     assert len(windows) == 5
-    windows += replay.sample(1000, timeout_s=5)
+    windows += replay.sample(1000, timeout_seconds=5)
     assert drawn(windows) == expected(SOURCE)
     assert replay.finished
-    assert replay.sample(3, timeout_s=5) == []
+    assert replay.sample(3, timeout_seconds=5) == []
     assert replay.size() == 0
 
 
 def test_a_queue_delivers_every_epoch(engine: Engine) -> None:
     writer, replay = engine.open()
     fill(SOURCE, writer, epochs=3)
-    windows = replay.sample(1000, timeout_s=5)
+    windows = replay.sample(1000, timeout_seconds=5)
     for epoch in range(3):
         assert drawn([window for window in windows if window.epoch == epoch]) == expected(SOURCE)
 
@@ -173,7 +181,7 @@ def test_a_queue_delivers_every_epoch(engine: Engine) -> None:
 def test_a_window_is_delivered_as_it_was_cut(engine: Engine) -> None:
     writer, replay = engine.open()
     fill(SOURCE, writer)
-    for window in replay.sample(1000, timeout_s=5):
+    for window in replay.sample(1000, timeout_seconds=5):
         part, number = map(int, window.episode_id.split("/"))
         length = SOURCE.lengths[part][number]
         wanted = [f"numbered {window.episode_id} {window.start + i} " for i in range(5) if window.start + i < length]
@@ -187,7 +195,7 @@ def test_a_pool_is_drawn_from_with_replacement_and_drops_the_oldest(engine: Engi
     long = Numbered([[40]])
     fill(long, writer)
     assert 4 <= replay.size() < 20
-    seen = drawn(replay.sample(200, timeout_s=20))
+    seen = drawn(replay.sample(200, timeout_seconds=20))
     assert len(seen) == replay.size()
     assert min(start for _, start in seen) == 2 * (len(expected(long)) - len(seen))  # those that came last
     assert not replay.finished
@@ -197,7 +205,7 @@ def test_drawing_from_an_empty_replay_ends_in_time(engine: Engine) -> None:
     _, replay = engine.open()
     begin = time.monotonic()
     with pytest.raises(ReplayTimeout, match="0 of 3 windows"):
-        replay.sample(3, timeout_s=0.5)
+        replay.sample(3, timeout_seconds=0.5)
     assert 0.4 < time.monotonic() - begin < 3
 
 
@@ -207,56 +215,56 @@ def test_windows_that_came_before_a_time_out_are_kept(engine: Engine) -> None:
     writer.progress("plan")
     assert writer.add(cut, Progress(0, 0, 1, len(cut.windows)))
     with pytest.raises(ReplayTimeout):
-        replay.sample(len(cut.windows) + 1, timeout_s=1.0)
+        replay.sample(len(cut.windows) + 1, timeout_seconds=1.0)
     assert replay.size() == len(cut.windows)
-    assert len(replay.sample(len(cut.windows), timeout_s=5)) == len(cut.windows)
+    assert len(replay.sample(len(cut.windows), timeout_seconds=5)) == len(cut.windows)
 
 
 def test_a_full_queue_makes_the_writer_wait_and_then_give_up(engine: Engine) -> None:
-    writer, replay = engine.open(windows=2, timeout_s=1.5)
+    writer, replay = engine.open(windows=2, timeout_seconds=1.5)
     begin = time.monotonic()
     with pytest.raises(ReplayTimeout):
         fill(SOURCE, writer)
     assert 1.0 < time.monotonic() - begin < 10
-    assert len(replay.sample(2, timeout_s=5)) == 2
+    assert len(replay.sample(2, timeout_seconds=5)) == 2
 
 
 def test_a_writer_goes_on_when_there_is_room_again(engine: Engine) -> None:
-    writer, replay = engine.open(windows=3, timeout_s=30)
+    writer, replay = engine.open(windows=3, timeout_seconds=30)
     thread = threading.Thread(target=fill, args=(SOURCE, writer))
     thread.start()
     windows: list[ReplayWindow] = []
     while len(windows) < sum(expected(SOURCE).values()):
-        windows += replay.sample(1, timeout_s=10)
+        windows += replay.sample(1, timeout_seconds=10)
     thread.join(10)
     assert drawn(windows) == expected(SOURCE)
-    assert replay.sample(1, timeout_s=5) == []
+    assert replay.sample(1, timeout_seconds=5) == []
     assert replay.finished
 
 
 def test_a_replay_goes_on_from_its_checkpoint(engine: Engine) -> None:
     writer, replay = engine.open()
     fill(SOURCE, writer)
-    before = replay.sample(7, timeout_s=5)
-    replay.checkpoint(timeout_s=10)
+    before = replay.sample(7, timeout_seconds=5)
+    replay.checkpoint(timeout_seconds=10)
     state = json.loads(json.dumps(replay.state()))
-    replay.sample(4, timeout_s=5)  # drawn after the checkpoint: comes again
+    replay.sample(4, timeout_seconds=5)  # drawn after the checkpoint: comes again
     engine.close()
     _, replay = engine.open()
     replay.restore(state)
-    assert drawn(before + replay.sample(1000, timeout_s=5)) == expected(SOURCE)
+    assert drawn(before + replay.sample(1000, timeout_seconds=5)) == expected(SOURCE)
 
 
 def test_what_was_delivered_after_the_checkpoint_is_not_delivered_again(engine: Engine) -> None:
     writer, replay = engine.open()
     fill(SOURCE, writer)
-    replay.checkpoint(timeout_s=10)
-    before = replay.sample(7, timeout_s=5)
+    replay.checkpoint(timeout_seconds=10)
+    before = replay.sample(7, timeout_seconds=5)
     state = replay.state()
     engine.close()
     _, replay = engine.open()
     replay.restore(state)
-    assert drawn(before + replay.sample(1000, timeout_s=5)) == expected(SOURCE)
+    assert drawn(before + replay.sample(1000, timeout_seconds=5)) == expected(SOURCE)
 
 
 class StopsHalfway:
@@ -287,15 +295,15 @@ def test_an_ingest_that_was_killed_goes_on_without_doubling_or_losing(engine: En
     writer, replay = engine.open()
     with pytest.raises(KeyboardInterrupt):
         fill(SOURCE, StopsHalfway(writer, episodes))
-    windows = replay.sample(1, timeout_s=5)  # one before it is back, the rest after
+    windows = replay.sample(1, timeout_seconds=5)  # one before it is back, the rest after
     if isinstance(writer, MemoryReplay):
         del writer.finish  # type: ignore[method-assign]
         fill(SOURCE, writer)
     else:
-        again = ReverbWriter(f"127.0.0.1:{engine.port}", timeout_s=5)
+        again = ReverbWriter(f"127.0.0.1:{engine.port}", timeout_seconds=5)
         engine.opened.append(again)
         fill(SOURCE, again)
-    assert drawn(windows + replay.sample(1000, timeout_s=5)) == expected(SOURCE)
+    assert drawn(windows + replay.sample(1000, timeout_seconds=5)) == expected(SOURCE)
 
 
 def test_a_finished_ingest_adds_nothing_when_it_is_started_again(engine: Engine) -> None:
@@ -316,10 +324,10 @@ def test_another_plan_is_refused(engine: Engine) -> None:
 def test_a_damaged_part_is_left_where_it_breaks(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
     writer, replay = engine.open()
     fill(Numbered(SOURCE.lengths, damaged=(2, 2)), writer)
-    assert drawn(replay.sample(1000, timeout_s=5)) == expected(Numbered([[9, 1, 12], [4, 7], [11, 0]]))
+    assert drawn(replay.sample(1000, timeout_seconds=5)) == expected(Numbered([[9, 1, 12], [4, 7], [11, 0]]))
     assert "part-2, left from episode 2 on: numbered, part-2 is cut off" in caplog.text
     with pytest.raises(InputError, match="too many"):
-        fill(Numbered([[5, 5]], damaged=(0, 1)), MemoryReplay(mode="queue", max_bytes=10**6, seed=0), max_bad=0)
+        fill(Numbered([[5, 5]], damaged=(0, 1)), MemoryReplay(mode="queue", max_bytes=10**6, seed=0), max_skipped=0)
 
 
 # ---------------------------------------------------------------------------------------------------------- plan
@@ -329,7 +337,7 @@ def test_ingest_processes_share_the_windows_and_their_identities_do_not_depend_o
     def collect(number: int, ingests: int) -> list[ReplayWindow]:
         replay = MemoryReplay(mode="queue", max_bytes=10**7, seed=0)
         fill(SOURCE, replay, ingest=number, ingests=ingests, seed=3)
-        return replay.sample(1000, timeout_s=5)
+        return replay.sample(1000, timeout_seconds=5)
 
     both = collect(0, 2) + collect(1, 2)
     assert drawn(both) == expected(SOURCE) == drawn(collect(0, 1))
@@ -354,20 +362,20 @@ def test_windows_are_shared_out_evenly_and_each_share_counts_without_gaps() -> N
 
 def test_decoded_windows_are_the_clips_of_the_stream(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 256, (7, 24, 32, 3), dtype=np.uint8)
-    for images in (tuple(encode_jpeg(picture) for picture in pictures), tuple(pictures)):
+    arrays = rng.integers(0, 256, (7, 24, 32, 3), dtype=np.uint8)
+    for images in (tuple(encode_jpeg(image) for image in arrays), tuple(arrays)):
         episode = Episode("made", "1", "words", 5.0, images)
         cut = cut_episode(episode, OPTIONS, epoch=2, stretch="x", number=0)
-        batch = decode(cut.windows, stride_s=2, height=24, width=32)
-        windows = make_windows(7, frames=5, cache_stride=2, hz=5.0, stride_s=2)
+        batch = decode(cut.windows, temporal_stride=2, height=24, width=32)
+        windows = make_windows(7, frames=5, cache_stride=2, hz=5.0, temporal_stride=2)
         np.testing.assert_array_equal(batch.valid, windows.valid)
         shown = np.stack([[episode.decode(index) for index in row] for row in windows.frames.tolist()])
         np.testing.assert_array_equal(batch.pixels, shown)
         assert batch.epoch.tolist() == [2] * len(windows.start)
         assert batch.start.tolist() == windows.start.tolist()
-    broken = dataclasses.replace(cut.windows[0], frames=(b"no picture",) * 5)
+    broken = dataclasses.replace(cut.windows[0], frames=(b"no image",) * 5)
     with pytest.raises(InputError, match="made, episode 1 from frame 0"):
-        decode([broken], stride_s=2, height=8, width=8)
+        decode([broken], temporal_stride=2, height=8, width=8)
 
 
 # --------------------------------------------------------------------------------------------------------- memory
@@ -377,7 +385,7 @@ def test_a_frame_that_many_windows_show_is_counted_once() -> None:
     replay = MemoryReplay(mode="queue", max_bytes=10**6, seed=0)
     fill(Numbered([[21]]), replay)
     assert replay.bytes == 21 * FRAME_BYTES
-    replay.sample(1000, timeout_s=1)
+    replay.sample(1000, timeout_seconds=1)
     assert replay.bytes == 0
 
 
@@ -392,18 +400,18 @@ def test_a_pool_stays_within_its_bytes() -> None:
 def test_an_error_of_the_ingest_thread_reaches_whoever_draws() -> None:
     replay = MemoryReplay(mode="queue", max_bytes=10**6, seed=0)
     with (
-        fed_by(replay, lambda: fill(Numbered([[5, 5]], damaged=(0, 1)), replay, max_bad=0)),
+        fed_by(replay, lambda: fill(Numbered([[5, 5]], damaged=(0, 1)), replay, max_skipped=0)),
         pytest.raises(InputError, match="too many"),
     ):
-        replay.sample(100, timeout_s=5)
+        replay.sample(100, timeout_seconds=5)
 
 
 def stored_after_two_windows(folder: Path) -> dict[str, Any]:
     """The state of a replay that was checkpointed there and still holds windows."""
     replay = MemoryReplay(mode="queue", max_bytes=10**6, seed=0, path=folder)
     with fed_by(replay, lambda: fill(SOURCE, replay)):
-        replay.sample(2, timeout_s=5)
-        replay.checkpoint(timeout_s=5)
+        replay.sample(2, timeout_seconds=5)
+        replay.checkpoint(timeout_seconds=5)
         return replay.state()
 
 
@@ -417,17 +425,17 @@ def test_nothing_of_another_plan_is_delivered_before_the_ingest_thread_has_seen_
         fed_by(replay, lambda: (start.wait(), fill(SOURCE, replay, seed=1))),
         pytest.raises(InputError, match="another plan"),
     ):
-        replay.sample(2, timeout_s=10)
+        replay.sample(2, timeout_seconds=10)
 
 
 def test_a_replay_whose_ingest_thread_was_done_can_still_go_back(tmp_path: Path) -> None:
     state = stored_after_two_windows(tmp_path)
     replay = MemoryReplay(mode="queue", max_bytes=10**6, seed=0, path=tmp_path)
     with fed_by(replay, lambda: fill(SOURCE, replay)):
-        everything = replay.sample(1000, timeout_s=5)
+        everything = replay.sample(1000, timeout_seconds=5)
         assert drawn(everything) == expected(SOURCE)
         replay.restore(state)
-        assert len(replay.sample(1000, timeout_s=5)) == len(everything) - 2
+        assert len(replay.sample(1000, timeout_seconds=5)) == len(everything) - 2
 
 
 class Slow(Numbered):
@@ -446,9 +454,9 @@ def in_order(
     config = ReplayConfig(max_bytes=30 * FRAME_BYTES, path=None if path is None else str(path), **options)
     fill_forever = partial(fill, source, epochs=2**31)
     with open_replay(config, rank=0, ranks=1, seed=4, fill=fill_forever, state=state) as replay:
-        windows = [window for _ in range(batches) for window in replay.sample(3, timeout_s=20)]
+        windows = [window for _ in range(batches) for window in replay.sample(3, timeout_seconds=20)]
         if path is not None:
-            replay.checkpoint(timeout_s=10)
+            replay.checkpoint(timeout_seconds=10)
         stored = json.loads(json.dumps(replay.state()))
     return [(window.epoch, window.episode_id, window.start) for window in windows], stored
 
@@ -591,7 +599,7 @@ def served(tmp_path: Path) -> Iterator[Callable[..., str]]:
     servers: list[ReplayServer] = []
 
     def serve(**options: Any) -> str:
-        given = {"frames": 5, "stride_s": 2, **options}
+        given = {"frames": 5, "temporal_stride": 2, **options}
         servers.append(ReplayServer(ServerOptions(**given), path=tmp_path / "server", port=free_port()))
         return f"127.0.0.1:{servers[-1].port}"
 
@@ -604,9 +612,9 @@ def served(tmp_path: Path) -> Iterator[Callable[..., str]]:
 def test_a_server_that_goes_back_in_the_middle_of_an_episode_is_noticed(tmp_path: Path, written_first: bool) -> None:
     """Windows that it had confirmed are gone, while Reverb's writer reconnects and goes on as if nothing had been."""
     pytest.importorskip("reverb", reason="Reverb is not installed (extra replay)")
-    options, port = ServerOptions(frames=5, stride_s=2), free_port()
+    options, port = ServerOptions(frames=5, temporal_stride=2), free_port()
     servers = [ReplayServer(options, path=tmp_path, port=port)]
-    writer = ReverbWriter(f"127.0.0.1:{port}", timeout_s=30)
+    writer = ReverbWriter(f"127.0.0.1:{port}", timeout_seconds=30)
     reader = ReverbReader(f"127.0.0.1:{port}")
     step = writer._write if written_first else writer._unbroken
     calls = 0
@@ -615,7 +623,7 @@ def test_a_server_that_goes_back_in_the_middle_of_an_episode_is_noticed(tmp_path
         nonlocal calls
         calls += 1
         if calls == 2:
-            servers[0].checkpoint(timeout_s=10)
+            servers[0].checkpoint(timeout_seconds=10)
         if calls == 3:
             servers[0].stop()
             servers.append(ReplayServer(options, path=tmp_path, port=port))
@@ -624,7 +632,7 @@ def test_a_server_that_goes_back_in_the_middle_of_an_episode_is_noticed(tmp_path
     setattr(writer, step.__name__, restart_at_the_third)
     fill(SOURCE, writer)
     assert len(servers) == 2
-    assert drawn(reader.sample(1000, timeout_s=60)) == expected(SOURCE)
+    assert drawn(reader.sample(1000, timeout_seconds=60)) == expected(SOURCE)
     assert reader.finished
     writer.close()
     reader.close()
@@ -634,11 +642,11 @@ def test_a_server_that_goes_back_in_the_middle_of_an_episode_is_noticed(tmp_path
 def test_two_ranks_and_two_ingests_share_an_epoch(served: Callable[..., str]) -> None:
     address = served(ranks=2, ingests=2)
     for number in range(2):
-        writer = ReverbWriter(address, ingest=number, timeout_s=5)
+        writer = ReverbWriter(address, ingest=number, timeout_seconds=5)
         fill(SOURCE, writer, ingest=number, ingests=2)
         writer.close()
     readers = [ReverbReader(address, rank=rank, ranks=2) for rank in range(2)]
-    shares = [reader.sample(1000, timeout_s=5) for reader in readers]
+    shares = [reader.sample(1000, timeout_seconds=5) for reader in readers]
     assert min(map(len, shares)) > 0
     assert drawn(shares[0] + shares[1]) == expected(SOURCE)
     assert all(reader.finished for reader in readers)
@@ -651,8 +659,8 @@ def test_a_server_refuses_clients_that_do_not_fit(served: Callable[..., str]) ->
     with pytest.raises(InputError, match="2 ranks, this is rank 0 of 3"):
         ReverbReader(address, rank=0, ranks=3)
     with pytest.raises(InputError, match="serves 1 ingest"):
-        ReverbWriter(address, ingest=1, timeout_s=5)
-    writer = ReverbWriter(address, timeout_s=5)
+        ReverbWriter(address, ingest=1, timeout_seconds=5)
+    writer = ReverbWriter(address, timeout_seconds=5)
     with pytest.raises(InputError, match="9 frames"):
         ingest([(SOURCE, 1.0)], IngestPlan(WindowOptions(frames=9)), writer)
     writer.close()
@@ -669,7 +677,7 @@ def test_the_options_of_restored_tables_are_compared(tmp_path: Path) -> None:
     pytest.importorskip("reverb", reason="Reverb is not installed (extra replay)")
     port = free_port()
     server = ReplayServer(ServerOptions(max_windows=50), path=tmp_path, port=port)
-    server.checkpoint(timeout_s=10)
+    server.checkpoint(timeout_seconds=10)
     server.stop()
     asked = ServerOptions(max_windows=60)
     write_json(tmp_path / "replay.json", {"options": dataclasses.asdict(asked), "sessions": 1}, sealed=True)
@@ -679,11 +687,11 @@ def test_the_options_of_restored_tables_are_compared(tmp_path: Path) -> None:
 
 def test_damage_to_what_a_server_stored_is_noticed_before_reverb_reads_it(tmp_path: Path) -> None:
     pytest.importorskip("reverb", reason="Reverb is not installed (extra openx)")
-    start = partial(ReplayServer, ServerOptions(frames=5, stride_s=2), path=tmp_path, port=free_port())
+    start = partial(ReplayServer, ServerOptions(frames=5, temporal_stride=2), path=tmp_path, port=free_port())
     server = start()
-    writer = ReverbWriter(f"127.0.0.1:{server.port}", timeout_s=5)
+    writer = ReverbWriter(f"127.0.0.1:{server.port}", timeout_seconds=5)
     fill(SOURCE, writer)
-    stored = Path(server.checkpoint(timeout_s=10))
+    stored = Path(server.checkpoint(timeout_seconds=10))
     writer.close()
     server.stop()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "replay.json"]
@@ -706,14 +714,14 @@ def test_the_older_checkpoint_of_a_server_goes_when_the_newer_is_on_disk(
     served: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader = ReverbReader(served())
-    first = Path(reader.checkpoint(timeout_s=10))
+    first = Path(reader.checkpoint(timeout_seconds=10))
     with monkeypatch.context() as patch:
         full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "manifest.json")
         patch.setattr(reverb_server, "write_manifest", Mock(side_effect=full))
         with pytest.raises(InputError, match=r"cannot be written .*No space left on device: 'manifest\.json'"):
-            reader.checkpoint(timeout_s=10)
+            reader.checkpoint(timeout_seconds=10)
     assert [*first.parent.iterdir()] == [first]
-    second = Path(reader.checkpoint(timeout_s=10))
+    second = Path(reader.checkpoint(timeout_seconds=10))
     assert [*first.parent.iterdir()] == [second] != [first]
     assert not [*(tmp_path / "server" / ".reverb").iterdir()]
     reader.close()
@@ -724,10 +732,10 @@ def test_a_checkpoint_waits_for_a_server_that_is_started_again(
     tmp_path: Path, when: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("reverb", reason="Reverb is not installed (extra openx)")
-    start = partial(ReplayServer, ServerOptions(frames=5, stride_s=2), path=tmp_path, port=free_port())
+    start = partial(ReplayServer, ServerOptions(frames=5, temporal_stride=2), path=tmp_path, port=free_port())
     servers = [start()]
     reader = ReverbReader(f"127.0.0.1:{servers[0].port}")
-    first = reader.checkpoint(timeout_s=10)
+    first = reader.checkpoint(timeout_seconds=10)
     real = reader._client
 
     class Restarted:
@@ -749,14 +757,14 @@ def test_a_checkpoint_waits_for_a_server_that_is_started_again(
         reader._client = Restarted()
     else:
         restarted()
-    second = reader.checkpoint(timeout_s=60)
+    second = reader.checkpoint(timeout_seconds=60)
     assert Path(second).is_dir()
     assert not Path(first).exists()
     assert "The checkpoint waits for it, at most 60 s" in caplog.text
     servers.pop().stop()
     begin = time.monotonic()
     with pytest.raises(ReplayTimeout, match=r"no checkpoint of the replay within 1 s: no replay server listens at"):
-        reader.checkpoint(timeout_s=1)
+        reader.checkpoint(timeout_seconds=1)
     assert time.monotonic() - begin < 5
     reader.close()
 
@@ -773,16 +781,16 @@ def test_a_server_that_is_not_there_is_named_in_time() -> None:
     begin = time.monotonic()
     for opened in (ReverbReader, ReverbWriter):
         with pytest.raises(ReplayTimeout, match=f"no replay server listens at {address}"):
-            opened(address, timeout_s=0.3)
+            opened(address, timeout_seconds=0.3)
     assert time.monotonic() - begin < 5
     with pytest.raises(InputError, match="host:port"):
-        ReverbReader("localhost", timeout_s=0.3)
+        ReverbReader("localhost", timeout_seconds=0.3)
 
 
 def test_ingest_processes_that_do_not_share_one_plan_are_refused(served: Callable[..., str]) -> None:
     """Each by itself would do well, but windows would come twice, or not at all."""
     address = served(ingests=2)
-    first, second = (ReverbWriter(address, ingest=number, timeout_s=5) for number in range(2))
+    first, second = (ReverbWriter(address, ingest=number, timeout_seconds=5) for number in range(2))
     fill(SOURCE, first, ingest=0, ingests=2)
     with pytest.raises(InputError, match=r"ingest 0 of the replay server at .* was filled by another plan"):
         fill(SOURCE, second, ingest=1, ingests=2, seed=1)
@@ -795,7 +803,7 @@ def test_ingest_processes_that_do_not_share_one_plan_are_refused(served: Callabl
 
 def test_a_second_process_with_the_same_number_is_noticed(served: Callable[..., str]) -> None:
     address = served()
-    first, second = (ReverbWriter(address, timeout_s=5) for _ in range(2))
+    first, second = (ReverbWriter(address, timeout_seconds=5) for _ in range(2))
     cut = cut_episode(next(SOURCE.read(0)), OPTIONS, epoch=0, stretch="0/0/0", number=0)
     first.progress("plan")
     second.progress("plan")

@@ -102,7 +102,7 @@ def test_statistics_are_those_of_all_time_steps(root):
     np.testing.assert_allclose(statistics["act_max_bound"], every["actions"].max(axis=0), atol=1e-8)
 
 
-def test_reading_pictures_never_opens_actions(root):
+def test_reading_images_never_opens_actions(root):
     def poison(content):
         content["rel_actions"][:] = np.nan
         del content["actions"]
@@ -116,7 +116,7 @@ def test_reading_pictures_never_opens_actions(root):
         dataset.read_actions(dataset.trajectories[1])
 
 
-def test_reading_pictures_works_where_actions_are_absent(root):
+def test_reading_images_works_where_actions_are_absent(root):
     for frame in (0, 1, 2):
         rewrite_step(root, frame, lambda content: content.pop("rel_actions"))
     dataset = CalvinDataset(root)
@@ -125,7 +125,7 @@ def test_reading_pictures_works_where_actions_are_absent(root):
         dataset.read_actions(dataset.trajectories[0])
 
 
-def test_reading_actions_never_opens_pictures(root):
+def test_reading_actions_never_opens_images(root):
     dataset = CalvinDataset(root)
     dataset.read_actions(dataset.trajectories[0])
     assert dataset.reads == {"rel_actions": 3}
@@ -137,7 +137,7 @@ def test_gripper_zero_of_old_files_means_closed(root):
     assert dataset.read_actions(dataset.trajectories[0])[1, 6] == -1
 
 
-def test_episodes_carry_pictures_and_words(root):
+def test_episodes_carry_images_and_words(root):
     episode = list(CalvinDataset(root).episodes())[1]
     assert (episode.instruction, episode.hz, len(episode.images)) == ("push the button", 30.0, 4)
     np.testing.assert_array_equal(episode.images[3], arrays(1, 4)["rgb_static"][3])
@@ -171,8 +171,8 @@ def test_recordings_are_read_without_labels_and_whole(tmp_path, monkeypatch):
     writer.write_recording(arrays(3, 10), first_frame=20, scene="B", labels=labels)
     writer.write_recording(arrays(4, 2), first_frame=40, scene="B", labels=())
     writer.finish()
-    labelled = CalvinDataset(tmp_path)
-    assert [(t.start, t.end, t.task) for t in labelled.trajectories] == [
+    labeled = CalvinDataset(tmp_path)
+    assert [(t.start, t.end, t.task) for t in labeled.trajectories] == [
         (21, 23, "open_drawer"),
         (25, 27, "turn_on_led"),
     ]
@@ -180,8 +180,8 @@ def test_recordings_are_read_without_labels_and_whole(tmp_path, monkeypatch):
     play = CalvinDataset(tmp_path, trajectories="recordings")
     assert [(t.start, t.end) for t in play.trajectories] == [(20, 23), (24, 27), (28, 29), (40, 41)]
     assert {(t.scene, t.task, t.instruction) for t in play.trajectories} == {("B", "", "")}
-    pictures = np.concatenate([np.stack(episode.images) for episode in play.episodes()])
-    np.testing.assert_array_equal(pictures[:10], arrays(3, 10)["rgb_static"])
+    images = np.concatenate([np.stack(episode.images) for episode in play.episodes()])
+    np.testing.assert_array_equal(images[:10], arrays(3, 10)["rgb_static"])
     assert play.reads == {"rgb_static": 12}
     with pytest.raises(InputError, match="unknown trajectories 'all'"):
         CalvinDataset(tmp_path, trajectories="all")
@@ -268,7 +268,7 @@ def test_actions_of_another_form_are_named(root, wrong):
         dataset.read_actions(dataset.trajectories[1])
 
 
-def test_pictures_of_another_form_are_named(root):
+def test_images_of_another_form_are_named(root):
     rewrite_step(root, 101, lambda content: content.update(rgb_static=content["rgb_static"][:6]))
     dataset = CalvinDataset(root)
     with pytest.raises(
@@ -277,7 +277,7 @@ def test_pictures_of_another_form_are_named(root):
         dataset.read_images(dataset.trajectories[1])
 
 
-def test_grey_pictures_are_refused(root):
+def test_gray_images_are_refused(root):
     for frame in (0, 1, 2):
         rewrite_step(root, frame, lambda content: content.update(rgb_static=content["rgb_static"][..., 0]))
     dataset = CalvinDataset(root)

@@ -1,4 +1,4 @@
-"""Every kind of data set is recognised by what lies in its folder and opened through one door."""
+"""Every kind of data set is recognized by what lies in its folder and opened through one door."""
 
 import json
 import pickle
@@ -8,7 +8,7 @@ import pytest
 
 from vw2_robot.data.calvin_writer import CalvinWriter
 from vw2_robot.data.sources.calvin_source import CalvinSource
-from vw2_robot.data.sources.formats import FORMATS, open_source, open_training, recognise
+from vw2_robot.data.sources.formats import FORMATS, open_source, open_training, recognize
 from vw2_robot.errors import InputError
 
 
@@ -59,9 +59,9 @@ def test_there_is_a_folder_of_every_format_to_try():
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_format_is_recognised_by_its_files(tmp_path, kind):
+def test_a_format_is_recognized_by_its_files(tmp_path, kind):
     MAKERS[kind](tmp_path / "set")
-    assert recognise(tmp_path / "set") == kind
+    assert recognize(tmp_path / "set") == kind
 
 
 def test_an_unknown_folder_is_told_what_was_looked_for(tmp_path):
@@ -74,7 +74,7 @@ def test_an_unknown_folder_is_told_what_was_looked_for(tmp_path):
         open_source(tmp_path / "gone")
 
 
-def test_calvin_is_read_as_labelled_windows_or_as_whole_recordings(tmp_path):
+def test_calvin_is_read_as_labeled_windows_or_as_whole_recordings(tmp_path):
     write_calvin(tmp_path)
     source = pickle.loads(pickle.dumps(open_source(tmp_path)))
     assert source.name == "calvin_B"
@@ -92,7 +92,7 @@ def test_calvin_is_read_as_labelled_windows_or_as_whole_recordings(tmp_path):
     assert [(e.source, e.instruction, len(e)) for e in whole] == [("play", "", 4), ("play", "", 5)]
 
 
-def test_a_source_of_calvin_opens_nothing_but_pictures(tmp_path):
+def test_a_source_of_calvin_opens_nothing_but_images(tmp_path):
     source = CalvinSource(write_calvin(tmp_path))
     assert sum(source.dataset.reads.values()) == 0
     for part in range(len(source.parts())):
@@ -115,7 +115,7 @@ def test_an_option_that_a_format_would_ignore_is_refused(tmp_path):
         open_source(tmp_path, format="zarr")
 
 
-def test_an_old_lerobot_set_is_recognised_and_refused_for_what_it_is(tmp_path):
+def test_an_old_lerobot_set_is_recognized_and_refused_for_what_it_is(tmp_path):
     make_lerobot(tmp_path / "set")
     with pytest.raises(InputError, match=r"LeRobotDataset of version v2\.1, expected v3\.0; convert it"):
         open_source(tmp_path / "set")
@@ -132,21 +132,21 @@ def test_training_reads_what_a_format_calls_training_or_the_splits_that_are_name
     with pytest.raises(InputError, match="no CALVIN data set with a split 'validation'"):
         open_training(tmp_path / "calvin", splits=["validation"])
     for name in ("train/a.mp4", "test/b.mp4", "c.mp4"):
-        (tmp_path / "films" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "films" / name).touch()
-    films = tmp_path / "films"
-    (source,) = open_training(films)
+        (tmp_path / "videos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "videos" / name).touch()
+    videos = tmp_path / "videos"
+    (source,) = open_training(videos)
     assert [part.name for part in source.parts()] == ["c.mp4", "test/b.mp4", "train/a.mp4"]
     assert "those in test too; name splits (data.splits=[train])" in caplog.text
-    assert [[p.name for p in s.parts()] for s in open_training(films, splits=["train"])] == [["a.mp4"]]
-    assert [[p.name for p in s.parts()] for s in open_training(films, splits=["test", "train"])] == [
+    assert [[p.name for p in s.parts()] for s in open_training(videos, splits=["train"])] == [["a.mp4"]]
+    assert [[p.name for p in s.parts()] for s in open_training(videos, splits=["test", "train"])] == [
         ["b.mp4"],
         ["a.mp4"],
     ]
     with pytest.raises(InputError, match="nosuch is not a folder"):
-        open_training(films, splits=["nosuch"])
+        open_training(videos, splits=["nosuch"])
     with pytest.raises(InputError, match="no split of"):
-        open_training(films, splits=[])
+        open_training(videos, splits=[])
     (tmp_path / "viola").mkdir()
     (tmp_path / "viola" / "0.pickle").touch()
     with pytest.raises(InputError, match="has no use for split"):

@@ -1,4 +1,4 @@
-"""LeRobotDataset v3.0: sets laid out as documented are read picture by picture; everything else is refused clearly."""
+"""LeRobotDataset v3.0: sets laid out as documented are read image by image; everything else is refused clearly."""
 
 import json
 import math
@@ -54,15 +54,15 @@ def write_table(path, rows):
     pq.write_table(pa.Table.from_pylist(rows), path)
 
 
-def write_set(root, film, *, cameras=(TOP,), codec="libx264", gap=0, stored=False, features=None):
-    """Write five episodes in two files. Picture i of episode e is number 100 e + i; `gap` frames lie between two."""
+def write_set(root, video, *, cameras=(TOP,), codec="libx264", gap=0, stored=False, features=None):
+    """Write five episodes in two files. Image i of episode e is number 100 e + i; `gap` frames lie between two."""
     rows, number, index = [], 0, 0
     for file, lengths in enumerate(LENGTHS):
-        pictures, data = [], []
+        images, data = [], []
         for length in lengths:
-            start = len(pictures)
+            start = len(images)
             shown = [100 * number + i for i in range(length)]
-            pictures += shown + [4095] * gap
+            images += shown + [4095] * gap
             places = {
                 f"videos/{camera}/{key}": value
                 for camera in cameras
@@ -95,7 +95,7 @@ def write_set(root, film, *, cameras=(TOP,), codec="libx264", gap=0, stored=Fals
                 row[TOP] = {"bytes": stored(row.pop("_number")), "path": None}
         else:
             for camera in cameras:
-                film(root / "videos" / camera / "chunk-000" / f"file-{file:03d}.mp4", pictures, codec=codec)
+                video(root / "videos" / camera / "chunk-000" / f"file-{file:03d}.mp4", images, codec=codec)
         write_table(root / "data" / "chunk-000" / f"file-{file:03d}.parquet", data)
     write_table(root / "meta" / "episodes" / "chunk-000" / "file-000.parquet", rows[:2])
     write_table(root / "meta" / "episodes" / "chunk-000" / "file-001.parquet", rows[2:])
@@ -116,8 +116,8 @@ WANTED = [[100 * n + i for i in range(length)] for n, length in enumerate(sum(LE
 
 
 @pytest.mark.parametrize(("codec", "gap"), [("libx264", 0), ("libx264", 3), ("libsvtav1", 0)])
-def test_episodes_that_share_a_film_are_told_apart_to_the_frame(tmp_path, film, number_of, codec, gap):
-    source = LeRobotSource(write_set(tmp_path / "cups", film, codec=codec, gap=gap))
+def test_episodes_that_share_a_video_are_told_apart_to_the_frame(tmp_path, video, number_of, codec, gap):
+    source = LeRobotSource(write_set(tmp_path / "cups", video, codec=codec, gap=gap))
     assert [(part.name, part.episodes) for part in source.parts()] == [
         (f"videos/{TOP}/chunk-000/file-000.mp4", 3), (f"videos/{TOP}/chunk-000/file-001.mp4", 2),
     ]  # fmt: skip
@@ -127,16 +127,16 @@ def test_episodes_that_share_a_film_are_told_apart_to_the_frame(tmp_path, film, 
     assert [(e.source, e.episode_id, e.hz) for e in found] == [("cups", f"{n:06d}", 10.0) for n in range(5)]
 
 
-def test_reading_goes_on_at_any_episode(tmp_path, film):
-    source = LeRobotSource(write_set(tmp_path, film))
+def test_reading_goes_on_at_any_episode(tmp_path, video):
+    source = LeRobotSource(write_set(tmp_path, video))
     whole = [episode.images for episode in source.read(0)]
     for start in range(4):
         assert [episode.images for episode in source.read(0, start=start)] == whole[start:]
 
 
-def test_pictures_in_parquet_come_as_they_were_stored(tmp_path, film, number_of, picture):
-    stored = [encode_jpeg(picture(number)) for number in range(410)]
-    source = LeRobotSource(write_set(tmp_path, film, stored=lambda number: stored[number]))
+def test_images_in_parquet_come_as_they_were_stored(tmp_path, video, number_of, image):
+    stored = [encode_jpeg(image(number)) for number in range(410)]
+    source = LeRobotSource(write_set(tmp_path, video, stored=lambda number: stored[number]))
     assert [part.name for part in source.parts()] == [f"data/chunk-000/file-00{n}.parquet" for n in range(2)]
     assert [episode.images for episode in everything(source)] == [
         tuple(stored[number] for number in numbers) for numbers in WANTED
@@ -145,9 +145,9 @@ def test_pictures_in_parquet_come_as_they_were_stored(tmp_path, film, number_of,
 
 
 @pytest.mark.parametrize("stored", [False, True])
-def test_a_long_episode_comes_in_pieces_and_can_be_resumed(tmp_path, film, number_of, picture, monkeypatch, stored):
+def test_a_long_episode_comes_in_pieces_and_can_be_resumed(tmp_path, video, number_of, image, monkeypatch, stored):
     monkeypatch.setattr(lerobot_dataset, "PIECE_FRAMES", 4)
-    write_set(tmp_path, film, stored=(lambda number: encode_jpeg(picture(number))) if stored else False)
+    write_set(tmp_path, video, stored=(lambda number: encode_jpeg(image(number))) if stored else False)
     source = LeRobotSource(tmp_path)
     pieces = list(source.read(0))
     assert [(piece.episode_id, len(piece)) for piece in pieces] == [
@@ -160,10 +160,10 @@ def test_a_long_episode_comes_in_pieces_and_can_be_resumed(tmp_path, film, numbe
         assert again == [(piece.episode_id, piece.images) for piece in pieces[start:]]
 
 
-def test_cameras_are_named_in_full_or_in_short_and_never_guessed(tmp_path, film):
+def test_cameras_are_named_in_full_or_in_short_and_never_guessed(tmp_path, video):
     depth = feature("video", info={"video.is_depth_map": True})
     features = {TOP: feature("video"), WRIST: feature("video"), "observation.images.depth": depth}
-    write_set(tmp_path, film, cameras=(TOP, WRIST), features=features)
+    write_set(tmp_path, video, cameras=(TOP, WRIST), features=features)
     with pytest.raises(InputError, match=f"has 2 cameras; set image_key to one of: {TOP}, {WRIST}"):
         LeRobotSource(tmp_path)
     for asked in ("wrist", WRIST):
@@ -182,8 +182,8 @@ def test_an_instruction_is_the_first_task_however_it_is_stored(tasks, text):
         lerobot_dataset._first_task([3])
 
 
-def test_training_leaves_out_what_the_set_calls_test(tmp_path, film):
-    write_set(tmp_path, film)
+def test_training_leaves_out_what_the_set_calls_test(tmp_path, video):
+    write_set(tmp_path, video)
     (source,) = open_training(tmp_path)
     assert sum(part.episodes for part in source.parts()) == 4
     both = open_training(tmp_path, splits=["train", "test"])
@@ -193,8 +193,8 @@ def test_training_leaves_out_what_the_set_calls_test(tmp_path, film):
     assert sum(part.episodes for part in source.parts()) == 5  # no splits: everything is training
 
 
-def test_a_split_is_its_episodes(tmp_path, film):
-    write_set(tmp_path, film)
+def test_a_split_is_its_episodes(tmp_path, video):
+    write_set(tmp_path, video)
     assert [e.episode_id for e in everything(LeRobotSource(tmp_path, split="test"))] == ["000004"]
     assert sum(part.episodes for part in LeRobotSource(tmp_path, split="train").parts()) == 4
     with pytest.raises(InputError, match="no split 'val'; available: train, test"):
@@ -237,7 +237,7 @@ def place(**changes):
 
 
 EPISODES = "meta/episodes/chunk-000/file-001.parquet"
-FILM = f"videos/{TOP}/chunk-000/file-001.mp4"
+VIDEO = f"videos/{TOP}/chunk-000/file-001.mp4"
 
 
 @pytest.mark.parametrize(
@@ -246,8 +246,8 @@ FILM = f"videos/{TOP}/chunk-000/file-001.mp4"
         (remove("meta/info.json"), r"info\.json does not exist; expected a LeRobotDataset v3\.0"),
         (shorten("meta/info.json", 40), r"info\.json is damaged"),
         (shorten(EPISODES, 200), r"file-001\.parquet is no readable parquet file .* never finalized"),
-        (remove(FILM), r"file-001\.mp4 is missing, one of 1 of 2 files"),
-        (shorten(FILM, 900), r"episode 000003: .*file-001\.mp4 (cannot be read|is damaged)"),
+        (remove(VIDEO), r"file-001\.mp4 is missing, one of 1 of 2 files"),
+        (shorten(VIDEO, 900), r"episode 000003: .*file-001\.mp4 (cannot be read|is damaged)"),
         (lambda root: write_info(root, {TOP: feature("video")}, fps=0), "fps is 0, expected more than 0"),
         (lambda root: write_info(root, {TOP: feature("video")}, fps="ten"), "fps is 'ten'"),
         (lambda root: write_info(root, {TOP: feature("video")}, fps=math.inf), "fps is inf, expected more than 0"),
@@ -264,39 +264,39 @@ FILM = f"videos/{TOP}/chunk-000/file-001.mp4"
         (lambda root: write_table(root / EPISODES, [{"episode_index": 4}]), "has no column tasks"),
     ],
 )
-def test_damage_is_named(tmp_path, film, damage, said):
-    write_set(tmp_path, film)
+def test_damage_is_named(tmp_path, video, damage, said):
+    write_set(tmp_path, video)
     damage(tmp_path)
     with pytest.raises(InputError, match=said):
         everything(LeRobotSource(tmp_path))
 
 
-def test_a_table_that_unpacks_to_too_much_is_refused(tmp_path, film, monkeypatch):
-    write_set(tmp_path, film)
+def test_a_table_that_unpacks_to_too_much_is_refused(tmp_path, video, monkeypatch):
+    write_set(tmp_path, video)
     monkeypatch.setattr(lerobot_dataset, "MAX_TABLE_BYTES", 100)
     with pytest.raises(InputError, match=r"file-000\.parquet: the table of episodes is larger than 100 bytes"):
         LeRobotSource(tmp_path)
 
 
-def test_a_film_with_fewer_frames_than_the_table_says_is_an_error(tmp_path, film):
-    write_set(tmp_path, film)
-    film(tmp_path / FILM, range(300, 310))
+def test_a_video_with_fewer_frames_than_the_table_says_is_an_error(tmp_path, video):
+    write_set(tmp_path, video)
+    video(tmp_path / VIDEO, range(300, 310))
     source = LeRobotSource(tmp_path)
     with pytest.raises(
-        InputError, match=r"episode 000004: .*file-001\.mp4: 3 of 6 pictures from 0\.700 s on are not there"
+        InputError, match=r"episode 000004: .*file-001\.mp4: 3 of 6 images from 0\.700 s on are not there"
     ):
         list(source.read(1))
 
 
-def test_lerobot_itself_is_not_imported(tmp_path, film):
-    everything(LeRobotSource(write_set(tmp_path, film)))
+def test_lerobot_itself_is_not_imported(tmp_path, video):
+    everything(LeRobotSource(write_set(tmp_path, video)))
     assert "lerobot" not in sys.modules
 
 
-def test_a_picture_is_off_by_about_one_grey_level_at_most(tmp_path, film, picture):
-    """What keeping the pictures of a film as JPEG costs, against the film itself."""
+def test_a_image_is_off_by_about_one_gray_level_at_most(tmp_path, video, image):
+    """What keeping the images of a video as JPEG costs, against the video itself."""
     av = pytest.importorskip("av")
-    source = LeRobotSource(write_set(tmp_path, film))
+    source = LeRobotSource(write_set(tmp_path, video))
     kept = next(source.read(0)).decode(0).astype(int)
     with av.open(str(tmp_path / "videos" / TOP / "chunk-000" / "file-000.mp4")) as container:
         straight = next(container.decode(video=0)).to_ndarray(format="rgb24")
@@ -305,8 +305,8 @@ def test_a_picture_is_off_by_about_one_grey_level_at_most(tmp_path, film, pictur
 
 
 @pytest.mark.parametrize("stored", [False, True])
-def test_whatever_happens_to_a_file_ends_in_an_error_of_ours_or_in_pictures(tmp_path, film, picture, stored):
-    write_set(tmp_path, film, stored=(lambda number: encode_jpeg(picture(number))) if stored else False)
+def test_whatever_happens_to_a_file_ends_in_an_error_of_ours_or_in_images(tmp_path, video, image, stored):
+    write_set(tmp_path, video, stored=(lambda number: encode_jpeg(image(number))) if stored else False)
     files = sorted(file for file in tmp_path.rglob("*") if file.is_file())
     rng, refused = np.random.default_rng(5), 0
     for _ in range(60):

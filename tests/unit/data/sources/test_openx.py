@@ -30,7 +30,7 @@ def test_instruction_of_language_table_is_its_own_key() -> None:
     assert find_source("language_table").language_key == ("observation", "instruction")
 
 
-def test_the_wrist_is_never_the_picture_of_a_set_that_has_an_outside_view() -> None:
+def test_the_wrist_is_never_the_image_of_a_set_that_has_an_outside_view() -> None:
     only_wrist = {source.name for source in all_sources() if source.wrist_only}
     assert only_wrist == {
         "nyu_door_opening_surprising_effectiveness",
@@ -59,7 +59,7 @@ def test_every_row_names_a_rule_that_is_explained_and_every_rule_is_used() -> No
 
 
 def test_licences_are_stated_or_unknown() -> None:
-    assert {source.licence for source in all_sources()} == {"mit", "cc-by-4.0", "unknown", "your own"}
+    assert {source.license for source in all_sources()} == {"mit", "cc-by-4.0", "unknown", "your own"}
 
 
 def test_copy_commands_put_a_set_where_it_is_looked_for() -> None:

@@ -1,7 +1,7 @@
 """Every source of the table, from a true TFDS data set with its real schema to a training batch.
 
 The sets are written here: names, types and sizes as in `openx_schemas.yaml`, few episodes, drawn values. Frame i of the
-picture that should be used has the grey level 5 + 5 i; every other camera is nearly white.
+image that should be used has the gray level 5 + 5 i; every other camera is nearly white.
 """
 
 import io
@@ -86,7 +86,7 @@ def feature(kind: Any) -> Any:
 
 
 @cache
-def picture(mode: str, height: int, width: int, level: int, form: str) -> bytes:
+def image(mode: str, height: int, width: int, level: int, form: str) -> bytes:
     buffer = io.BytesIO()
     Image.new(mode, (width, height), (level,) * 3 if mode == "RGB" else level).save(buffer, format=form)
     return buffer.getvalue()
@@ -100,9 +100,9 @@ def value(kind: Any, path: tuple[str, ...], rng: np.random.Generator, special: C
     known = special(path)
     if word in ("jpeg", "image", "png"):
         level = 250 if known is None else known
-        return picture("RGB", *shape, level, "PNG" if word == "png" else "JPEG")
+        return image("RGB", *shape, level, "PNG" if word == "png" else "JPEG")
     if word == "png16":
-        return picture("I;16", *shape, 7, "PNG")
+        return image("I;16", *shape, 7, "PNG")
     if word == "float":
         return np.zeros((*shape, 1), np.float32)
     if word in ("str", "text"):
@@ -227,7 +227,7 @@ def test_the_real_bridge_episodes_become_a_training_batch(shared_dir: Path) -> N
     if not folder.is_dir():
         pytest.skip("no Bridge V2 sample in the shared data")
     data = RldsSource(folder, splits=("train", "val"))
-    options = StreamOptions(WindowOptions(frames=5, gap_s=0.8), height=48, width=64)
+    options = StreamOptions(WindowOptions(frames=5, gap_seconds=0.8), height=48, width=64)
     with ClipStream([(data, 1.0)], options, seed=0, threads=0) as stream:
         batch = stream.batch(16)
     assert batch.pixels.shape == (16, 5, 48, 64, 3)
@@ -245,13 +245,13 @@ def test_two_versions_of_bridge_are_read_by_one_row(tmp_path: Path) -> None:
     assert [episode.instruction for episode in data.read(0)] == [WORDS, ""]
 
 
-def test_pictures_stored_as_plain_numbers_and_a_missing_text_are_read(tmp_path: Path) -> None:
+def test_images_stored_as_plain_numbers_and_a_missing_text_are_read(tmp_path: Path) -> None:
     source = OpenXSource("my_robot", "camera/front", 7.0, language_key=("spoken_words",))
     step = {**FLAGS, "action": "f32 7", "observation": {"camera/front": "u8 16x20x3"}, "spoken_words": "text"}
     write_set(tmp_path, source, (1, 3, 6), kinds={"steps": step})
     with pytest.raises(InputError, match="frame rate of 'my_robot' is not known"):
         RldsSource(tmp_path, image_key="camera/front")
-    data = RldsSource(tmp_path, hz=7.0)  # the only picture is taken, the text lies where nobody looks
+    data = RldsSource(tmp_path, hz=7.0)  # the only image is taken, the text lies where nobody looks
     episodes = [episode for part in range(2) for episode in data.read(part)]
     assert [(len(episode), episode.instruction, episode.hz) for episode in episodes] == [
         (n, "", 7.0) for n in (1, 3, 6)

@@ -1,4 +1,4 @@
-"""The pickle copy of Open-X: read as plain data, never run; a picture is found or the file is refused."""
+"""The pickle copy of Open-X: read as plain data, never run; an image is found or the file is refused."""
 
 import pickle
 import struct
@@ -12,20 +12,20 @@ from vw2_robot.data.sources.object_arrays import load_pickle
 from vw2_robot.data.sources.pickled_openx import PickledOpenXSource
 from vw2_robot.errors import InputError
 
-PICTURES = [np.full((6, 8, 3), 20 * number, np.uint8) for number in range(3)]
+IMAGES = [np.full((6, 8, 3), 20 * number, np.uint8) for number in range(3)]
 
 
 def episode(key="image", *, steps="steps", text="pick up the can", form="bytes"):
-    pictures = [encode_jpeg(picture) if form == "bytes" else picture for picture in PICTURES]
+    images = [encode_jpeg(image) if form == "bytes" else image for image in IMAGES]
     return {
         steps: [
             {
-                "observation": {key: picture, "natural_language_instruction": text, "state": np.zeros(7, np.float32)},
+                "observation": {key: image, "natural_language_instruction": text, "state": np.zeros(7, np.float32)},
                 "action": {"world_vector": np.zeros(3, np.float32)},
                 "is_first": np.bool_(number == 0),
                 "reward": np.float32(0),
             }
-            for number, picture in enumerate(pictures)
+            for number, image in enumerate(images)
         ]
     }
 
@@ -50,8 +50,8 @@ def test_an_episode_is_read_whatever_the_protocol(tmp_path, protocol, form):
     (found,) = everything(source)
     assert (found.source, found.episode_id, found.hz) == ("taco_play", "episode_0", 15.0)
     assert found.instruction == "pick up the can"
-    for index, picture in enumerate(PICTURES):
-        assert np.abs(found.decode(index).astype(int) - picture).max() <= 1
+    for index, image in enumerate(IMAGES):
+        assert np.abs(found.decode(index).astype(int) - image).max() <= 1
     assert not list(source.read(0, start=1))
 
 
@@ -67,15 +67,15 @@ def test_the_instruction_may_be_text_bytes_or_code_points(tmp_path, text):
     assert everything(PickledOpenXSource(folder, hz=5))[0].instruction == "open it"
 
 
-def test_stacked_pictures_are_read(tmp_path):
-    stacked = np.stack(PICTURES).transpose(0, 3, 1, 2)
+def test_stacked_images_are_read(tmp_path):
+    stacked = np.stack(IMAGES).transpose(0, 3, 1, 2)
     folder = save(tmp_path, {"obs_images": stacked, "language_instruction": "wave"})
     (found,) = everything(PickledOpenXSource(folder, hz=5))
     assert found.instruction == "wave"
-    np.testing.assert_array_equal([found.decode(index) for index in range(3)], PICTURES)
+    np.testing.assert_array_equal([found.decode(index) for index in range(3)], IMAGES)
 
 
-def test_the_table_s_picture_comes_before_other_known_names(tmp_path):
+def test_the_table_s_image_comes_before_other_known_names(tmp_path):
     content = episode("rgb_static", form="array")
     for step in content["steps"]:
         step["observation"]["image"] = np.full((6, 8, 3), 255, np.uint8)
@@ -85,9 +85,9 @@ def test_the_table_s_picture_comes_before_other_known_names(tmp_path):
     assert everything(chosen)[0].decode(0).max() == 0
 
 
-def test_an_unknown_picture_is_an_error_that_lists_the_keys_and_never_a_white_frame(tmp_path):
+def test_an_unknown_image_is_an_error_that_lists_the_keys_and_never_a_white_frame(tmp_path):
     source = PickledOpenXSource(save(tmp_path / "toto", episode("cam_low")))
-    with pytest.raises(InputError, match=r"no picture under image, rgb, .*holds: cam_low, natural_.*image_key"):
+    with pytest.raises(InputError, match=r"no image under image, rgb, .*holds: cam_low, natural_.*image_key"):
         everything(source)
     assert len(everything(PickledOpenXSource(tmp_path / "toto", image_key="cam_low"))) == 1
 
@@ -213,7 +213,7 @@ def test_a_folder_of_no_use_is_refused_at_once(tmp_path):
         PickledOpenXSource(save(tmp_path / "mine", episode()))
 
 
-def test_a_picture_in_a_dictionary_of_the_observation_has_a_name_with_a_slash(tmp_path):
+def test_a_image_in_a_dictionary_of_the_observation_has_a_name_with_a_slash(tmp_path):
     image = np.full((4, 5, 3), 7, np.uint8)
     folder = save(tmp_path, {"steps": [{"observation": {"images": {"top": image}, "state": 0}}]})
     with pytest.raises(InputError, match=r"the observation holds: images/top, state\. Set image_key"):

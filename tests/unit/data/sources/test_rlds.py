@@ -88,8 +88,8 @@ def test_the_real_bridge_episodes_come_compressed_with_words_and_rate(bridge: Pa
     assert decoded.std() > 20
 
 
-def test_our_decoder_agrees_with_that_of_tensorflow_on_real_pictures(bridge: Path) -> None:
-    """Exactly, with TensorFlow's accurate transform; its default is a faster one that is off by a few grey levels."""
+def test_our_decoder_agrees_with_that_of_tensorflow_on_real_images(bridge: Path) -> None:
+    """Exactly, with TensorFlow's accurate transform; its default is a faster one that is off by a few gray levels."""
     episode = next(iter(read_rlds(bridge)))
     for index in range(len(episode)):
         theirs = tf.io.decode_jpeg(episode.images[index], dct_method="INTEGER_ACCURATE").numpy()
@@ -263,7 +263,7 @@ def test_a_record_of_another_form_is_named_and_skipped(damaged: Callable[[Callab
             for record in (records[0], tf.train.Example().SerializeToString(), records[2]):
                 writer.write(record)
 
-    data = RldsSource(damaged(empty_the_middle), max_bad=1)
+    data = RldsSource(damaged(empty_the_middle), max_skipped=1)
     assert [episode.episode_id for episode in data.read(1)] == ["train/000003", "train/000005"]
     (message,) = data.bad.messages
     assert "episode train/000004" in message
@@ -319,7 +319,7 @@ def write_own(out: Path, *, observation: dict[str, Any], metadata: dict[str, Any
     return out
 
 
-def picture(shade: int) -> tuple[Any, Callable[[int, int], NDArray[np.uint8]]]:
+def image(shade: int) -> tuple[Any, Callable[[int, int], NDArray[np.uint8]]]:
     return tfds.features.Image(shape=(8, 8, 3)), lambda k, t: np.full((8, 8, 3), shade + 10 * k + t, np.uint8)
 
 
@@ -327,14 +327,14 @@ def scalar(value: float) -> tuple[Any, Callable[[int, int], np.float32]]:
     return tfds.features.Scalar(dtype=np.float32), lambda k, t: np.float32(value)
 
 
-def test_pictures_and_words_of_a_set_of_ones_own_are_found_where_they_lie(tmp_path: Path) -> None:
-    """Three numbers in a dictionary are no picture; pictures in one have a name with a slash; words may be metadata."""
+def test_images_and_words_of_a_set_of_ones_own_are_found_where_they_lie(tmp_path: Path) -> None:
+    """Three numbers in a dictionary are no image; images in one have a name with a slash; words may be metadata."""
     joints = {"joints": scalar(0), "tool": scalar(0), "gripper": scalar(0)}
     say = (tfds.features.Text(), lambda k, t: f"push {k}")
     number = (tfds.features.Scalar(dtype=np.int64), lambda k, t: k)
     folder = write_own(
         tmp_path / "nested",
-        observation={"images": {"top": picture(0), "wrist": picture(100)}, "state": joints},
+        observation={"images": {"top": image(0), "wrist": image(100)}, "state": joints},
         metadata={"language_instruction": number, "instruction": say},
     )
     assert describe_rlds(folder).image_keys == {"images/top": (8, 8), "images/wrist": (8, 8)}
@@ -348,11 +348,11 @@ def test_pictures_and_words_of_a_set_of_ones_own_are_found_where_they_lie(tmp_pa
         assert [(e.instruction, e.hz, len(e)) for e in found] == [("push 0", 5.0, 3), ("push 1", 5.0, 3)]
         assert [int(e.decode(2).max()) for e in found] == [shade + 2, shade + 12]
 
-    only = write_own(tmp_path / "only", observation={"image": picture(0), "state": joints}, metadata={"hz": scalar(7)})
+    only = write_own(tmp_path / "only", observation={"image": image(0), "state": joints}, metadata={"hz": scalar(7)})
     (first, _) = RldsSource(only).read(0)
     assert (first.instruction, first.hz, first.decode(1).max()) == ("", 7.0, 1)
     blind = write_own(tmp_path / "blind", observation={"state": joints}, metadata={"hz": scalar(7)})
-    with pytest.raises(InputError, match=r"has no picture: expected uint8 .* which holds: state"):
+    with pytest.raises(InputError, match=r"has no image: expected uint8 .* which holds: state"):
         RldsSource(blind)
 
 
@@ -554,19 +554,22 @@ def test_a_missing_split_is_answered_with_those_that_exist(written: Path) -> Non
             read_rlds(written, split=split)
 
 
-def test_a_missing_picture_is_answered_with_those_that_exist(bridge: Path, written: Path) -> None:
-    with pytest.raises(InputError, match="has no picture 'rgb'; set image_key to one of: image 24x32"):
+def test_a_missing_image_is_answered_with_those_that_exist(bridge: Path, written: Path) -> None:
+    with pytest.raises(InputError, match="has no image 'rgb'; set image_key to one of: image 24x32"):
         read_rlds(written, image_key="rgb")
-    with pytest.raises(InputError, match=r"has no picture 'rgb_static'; .*image_0 64x64, image_1 64x64"):
+    with pytest.raises(InputError, match=r"has no image 'rgb_static'; .*image_0 64x64, image_1 64x64"):
         read_rlds(bridge, source=find_source("taco_play"))
 
 
 def test_unusable_episodes_are_counted(tmp_path: Path) -> None:
     episodes = [demonstration(0), demonstration(1, hz=0.0), demonstration(2, hz=float("nan")), demonstration(3)]
     write_rlds(tmp_path / "s", name="vw2_arms", version="1.0.0", episodes={"train": episodes})
-    assert [episode.episode_id for episode in read_rlds(tmp_path / "s", max_bad=2)] == ["train/000000", "train/000003"]
+    assert [episode.episode_id for episode in read_rlds(tmp_path / "s", max_skipped=2)] == [
+        "train/000000",
+        "train/000003",
+    ]
     with pytest.raises(InputError, match=r"2 where 1 were allowed; the last: vw2_arms, episode train/000002"):
-        list(read_rlds(tmp_path / "s", max_bad=1))
+        list(read_rlds(tmp_path / "s", max_skipped=1))
 
 
 def test_a_missing_tensorflow_is_answered_with_the_extra() -> None:

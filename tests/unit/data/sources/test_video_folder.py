@@ -26,10 +26,10 @@ def numbers(episode, number_of):
     return [number_of(episode.decode(index)) for index in range(len(episode))]
 
 
-def test_every_video_is_an_episode_with_its_caption(tmp_path, film, number_of):
-    film(tmp_path / "fold" / "b.mp4", range(5))
-    film(tmp_path / "fold" / "a.webm", range(8, 14), codec="libvpx-vp9")
-    film(tmp_path / "c.mp4", range(3), hz=25)
+def test_every_video_is_an_episode_with_its_caption(tmp_path, video, number_of):
+    video(tmp_path / "fold" / "b.mp4", range(5))
+    video(tmp_path / "fold" / "a.webm", range(8, 14), codec="libvpx-vp9")
+    video(tmp_path / "c.mp4", range(3), hz=25)
     caption(tmp_path / "fold", {"file": "b.mp4", "instruction": " fold the paper ", "task": "fold", "frames": 5})
     caption(tmp_path, {"file_name": "c.mp4", "text": "stack blocks"}, name="metadata.jsonl")
     source = VideoFolderSource(tmp_path, name="craft")
@@ -46,9 +46,9 @@ def test_every_video_is_an_episode_with_its_caption(tmp_path, film, number_of):
     assert all(isinstance(image, bytes) for episode in found for image in episode.images)
 
 
-def test_a_long_film_comes_in_pieces_and_can_be_resumed(tmp_path, film, number_of, monkeypatch):
+def test_a_long_video_comes_in_pieces_and_can_be_resumed(tmp_path, video, number_of, monkeypatch):
     monkeypatch.setattr(video_folder, "PIECE_FRAMES", 8)
-    film(tmp_path / "a.mp4", range(20))
+    video(tmp_path / "a.mp4", range(20))
     caption(tmp_path, {"file": "a.mp4", "frames": 20})
     source = VideoFolderSource(tmp_path)
     assert source.parts()[0].episodes == 3
@@ -60,8 +60,8 @@ def test_a_long_film_comes_in_pieces_and_can_be_resumed(tmp_path, film, number_o
         assert [(e.episode_id, e.images) for e in again] == [(e.episode_id, e.images) for e in pieces[start:]]
 
 
-def test_a_rate_that_is_given_overrules_the_times_in_the_file(tmp_path, film, number_of):
-    film(tmp_path / "a.mkv", range(4), times=[0, 100, 400, 500])
+def test_a_rate_that_is_given_overrules_the_times_in_the_file(tmp_path, video, number_of):
+    video(tmp_path / "a.mkv", range(4), times=[0, 100, 400, 500])
     even = everything(VideoFolderSource(tmp_path))[0]
     assert len(even) == 1 + round(0.5 * even.hz)
     as_told = everything(VideoFolderSource(tmp_path, hz=5.0))[0]
@@ -70,8 +70,8 @@ def test_a_rate_that_is_given_overrules_the_times_in_the_file(tmp_path, film, nu
     assert everything(VideoFolderSource(tmp_path))[0].hz == 2.5
 
 
-def test_a_broken_video_stops_with_its_name_and_leaves_the_others_readable(tmp_path, film):
-    film(tmp_path / "good.mp4", range(3))
+def test_a_broken_video_stops_with_its_name_and_leaves_the_others_readable(tmp_path, video):
+    video(tmp_path / "good.mp4", range(3))
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     source = VideoFolderSource(tmp_path)
     with pytest.raises(InputError, match=r"bad\.mp4 cannot be read as a video"):
@@ -79,8 +79,8 @@ def test_a_broken_video_stops_with_its_name_and_leaves_the_others_readable(tmp_p
     assert len(next(source.read(1))) == 3
 
 
-def test_hidden_and_unfinished_files_are_left_alone(tmp_path, film):
-    film(tmp_path / "a.mp4", range(2))
+def test_hidden_and_unfinished_files_are_left_alone(tmp_path, video):
+    video(tmp_path / "a.mp4", range(2))
     (tmp_path / ".b.mp4").write_bytes(b"being written")
     (tmp_path / "notes.txt").write_text("hello")
     assert [part.name for part in VideoFolderSource(tmp_path).parts()] == ["a.mp4"]
@@ -109,8 +109,8 @@ def test_a_table_of_captions_is_taken_seriously(tmp_path, line, said):
         VideoFolderSource(tmp_path)
 
 
-def test_captions_hold_any_character_that_json_allows(tmp_path, film):
-    film(tmp_path / "a.mp4", range(2))
+def test_captions_hold_any_character_that_json_allows(tmp_path, video):
+    video(tmp_path / "a.mp4", range(2))
     row = {"file": "a.mp4", "instruction": "open\u2028the\x85drawer"}
     (tmp_path / "captions.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\r\n", encoding="utf-8-sig")
     assert everything(VideoFolderSource(tmp_path))[0].instruction == row["instruction"]
@@ -119,8 +119,8 @@ def test_captions_hold_any_character_that_json_allows(tmp_path, film):
         everything(VideoFolderSource(tmp_path))
 
 
-def test_links_to_videos_and_to_folders_of_videos_are_followed_and_never_in_circles(tmp_path, film):
-    film(tmp_path / "disk" / "a.mp4", range(2))
+def test_links_to_videos_and_to_folders_of_videos_are_followed_and_never_in_circles(tmp_path, video):
+    video(tmp_path / "disk" / "a.mp4", range(2))
     (tmp_path / "set" / "training").mkdir(parents=True)
     (tmp_path / "set" / "training" / "more").symlink_to(tmp_path / "disk")
     (tmp_path / "set" / "b.mp4").symlink_to(tmp_path / "disk" / "a.mp4")
@@ -149,9 +149,9 @@ def test_what_the_recorder_writes_as_video_is_read(tmp_path, monkeypatch):
     from vw2_robot.envs.recording import record
 
     arguments = ["env.scene=D", "episodes=2", "validation_episodes=1", "tasks=basic", "format=video"]
-    monkeypatch.setattr("sys.argv", ["vw2-record", *arguments, f"out={tmp_path / 'films'}"])
+    monkeypatch.setattr("sys.argv", ["vw2-record", *arguments, f"out={tmp_path / 'videos'}"])
     record.main()
-    source = VideoFolderSource(tmp_path / "films")
+    source = VideoFolderSource(tmp_path / "videos")
     found = everything(source)
     assert sorted({episode.episode_id.split("/")[0] for episode in found}) == ["training", "validation"]
     assert [part.episodes for part in source.parts()] == [1] * len(found) == [1] * 3

@@ -206,9 +206,9 @@ def test_generator_makes_exactly_the_committed_files(generated: dict[str, bytes]
     assert committed == set(generated)
     for name, content in generated.items():
         stored = (ASSETS / name).read_bytes()
-        if name.endswith(".png"):  # zlib builds may pack the same picture differently
-            pictures = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in (content, stored)]
-            np.testing.assert_array_equal(*pictures, err_msg=name)
+        if name.endswith(".png"):  # zlib builds may pack the same image differently
+            images = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in (content, stored)]
+            np.testing.assert_array_equal(*images, err_msg=name)
         else:
             assert content == stored, f"{name} differs; run python -m vw2_robot.envs.asset_tools.make_assets"
 
@@ -216,29 +216,29 @@ def test_generator_makes_exactly_the_committed_files(generated: dict[str, bytes]
 def test_assets_stay_small(generated: dict[str, bytes]) -> None:
     assert sum(len(content) for content in generated.values()) < 1_700_000
     faces = [data.count(b"\nf ") for name, data in generated.items() if name.startswith("franka_panda/meshes/visual")]
-    assert 1500 < sum(faces) < 6000, "TinyRenderer pays for every triangle at every picture"
+    assert 1500 < sum(faces) < 6000, "TinyRenderer pays for every triangle at every image"
 
 
-def test_picture_shows_robot_table_blocks_and_lights() -> None:
+def test_image_shows_robot_table_blocks_and_lights() -> None:
     env = CalvinEnv(scene="D", assets="builtin", cameras=())
     start = np.zeros(24)
     start[6:9], start[12:15], start[18:21] = (0.05, -0.12, 0.46), (0.23, -0.12, 0.46), (-0.24, 0.0924, 0.461)
     dark = env.reset(options={"scene_obs": start})[1] and env.render_camera("static").astype(int)
     start[4:6] = 1
     env.reset(options={"scene_obs": start})
-    picture = env.render_camera("static").astype(int)
+    image = env.render_camera("static").astype(int)
     env.close()
-    red, green, blue = picture[..., 0], picture[..., 1], picture[..., 2]
+    red, green, blue = image[..., 0], image[..., 1], image[..., 2]
     for name, mask in {
         "red block": (red > 120) & (green < 20) & (blue < 20),
         "blue block": (blue > 120) & (green < 20) & (red < 20),
         "LED": (green > 120) & (red < 20) & (blue < 20),
         "bulb": (red > 90) & (green > 90) & (blue < 20),
-        "button": picture.max(axis=2) < 12,
+        "button": image.max(axis=2) < 12,
     }.items():
         assert 60 < mask.sum() < 2500, name
-    changed = np.abs(picture - dark).max(axis=2) > 30
-    assert 150 < changed.sum() < 2000, "LED and bulb change colour and nothing else does"
+    changed = np.abs(image - dark).max(axis=2) > 30
+    assert 150 < changed.sum() < 2000, "LED and bulb change color and nothing else does"
     wood = (red > green + 10) & (green > blue + 10)
     assert wood.sum() > 10_000
 

@@ -86,7 +86,7 @@ def test_the_target_never_runs_far_ahead_of_a_blocked_hand(env):
     assert LEAD_M / 2 < max(leads) < LEAD_M + 0.02
 
 
-def test_a_command_follows_what_a_picture_shows_and_not_the_stored_target(env):
+def test_a_command_follows_what_a_image_shows_and_not_the_stored_target(env):
     env.reset_physics()
     world = observe_world(env)
     goal, angles = world.tcp + vector(0.05, -0.03, 0.02), np.array([math.pi, 0.0, world.target_euler[2] + 0.1])
@@ -96,7 +96,7 @@ def test_a_command_follows_what_a_picture_shows_and_not_the_stored_target(env):
     )
 
     def command(seen):
-        return Hand(seen, np.random.default_rng(0), style)._towards(goal, angles, 1.0)
+        return Hand(seen, np.random.default_rng(0), style)._toward(goal, angles, 1.0)
 
     np.testing.assert_allclose(command(ahead), command(world), atol=1e-9)
     runaway = dataclasses.replace(world, target=world.tcp + vector(LEAD_M, 0.0, 0.0))
@@ -164,8 +164,8 @@ def test_a_block_in_the_hand_cannot_be_pushed_into_the_drawer(env):
     world = observe_world(env)
     assert feasible("push_into_drawer", world)
     touched = {
-        colour: dataclasses.replace(block, touches=block.touches | {("robot", "")})
-        for colour, block in world.blocks.items()
+        color: dataclasses.replace(block, touches=block.touches | {("robot", "")})
+        for color, block in world.blocks.items()
     }
     assert not feasible("push_into_drawer", dataclasses.replace(world, blocks=touched))
 
@@ -216,7 +216,7 @@ def test_expert_policy_follows_the_contract_and_solves_a_subtask():
     benchmark = CalvinBenchmark()
     policy = benchmark.expert()
     assert isinstance(policy, Policy)
-    assert policy.metadata["horizon"] == policy.metadata["replan_every"] == 1
+    assert policy.metadata["horizon"] == policy.metadata["n_action_steps"] == 1
     benchmark.reset(benchmark.sequences(2)[1])
     benchmark.begin("turn_off_led")
     policy.reset(benchmark.instruction("turn_off_led"), seed=0)

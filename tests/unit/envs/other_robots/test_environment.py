@@ -13,8 +13,8 @@ pytest.importorskip("pybullet", reason="the simulator needs pybullet")
 
 from vw2_robot.contracts import GRIPPER_INDEX, POSITION_UNIT_M
 from vw2_robot.envs.other_robots import environment
-from vw2_robot.envs.other_robots.environment import ALL_ARMS, RecordedEpisode, arms_episodes
-from vw2_robot.envs.other_robots.world import ArmsWorld, SceneLayout, sample_layout
+from vw2_robot.envs.other_robots.environment import EMBODIMENTS, RecordedEpisode, arms_episodes
+from vw2_robot.envs.other_robots.world import OtherRobotsEnv, SceneLayout, sample_layout
 from vw2_robot.envs.physics import Physics
 from vw2_robot.errors import InputError
 
@@ -34,10 +34,10 @@ def physics() -> Iterator[Physics]:
 
 
 def play(
-    physics: Physics, task: environment.Task, seed: int, who: Sequence[str] = ALL_ARMS
-) -> tuple[ArmsWorld, environment.Plan]:
+    physics: Physics, task: environment.Task, seed: int, who: Sequence[str] = EMBODIMENTS
+) -> tuple[OtherRobotsEnv, environment.Plan]:
     layout, plan = environment._draw(task, np.random.default_rng(seed), who)
-    world = ArmsWorld(physics, layout)
+    world = OtherRobotsEnv(physics, layout)
     environment._play(world, plan, hz=1.0, image_size=8)
     return world, plan
 
@@ -74,7 +74,7 @@ def test_arrays_have_the_promised_types_and_lengths(episodes: list[RecordedEpiso
         assert episode.success
 
 
-def test_pictures_show_motion_between_most_frames(episodes: list[RecordedEpisode]) -> None:
+def test_images_show_motion_between_most_frames(episodes: list[RecordedEpisode]) -> None:
     shares = []
     for episode in episodes:
         change = np.abs(np.diff(episode.images.astype(int), axis=0)).max(axis=3) > 40
@@ -94,7 +94,7 @@ def test_scenes_sentences_and_tasks_vary(episodes: list[RecordedEpisode]) -> Non
 
 def test_actions_add_up_to_the_way_of_the_tool(physics: Physics) -> None:
     layout, plan = environment._draw(environment._pick, np.random.default_rng(5))
-    world = ArmsWorld(physics, layout)
+    world = OtherRobotsEnv(physics, layout)
     start = world.tool()[0]
     np.testing.assert_allclose(start, layout.tool, atol=1e-3)
     _, actions = environment._play(world, plan, hz=5.0, image_size=8)
@@ -109,13 +109,13 @@ def test_actions_add_up_to_the_way_of_the_tool(physics: Physics) -> None:
 def test_the_camera_sees_all_things_from_before_and_from_both_sides(physics: Physics) -> None:
     around = []
     for seed in range(100):
-        layout = sample_layout(np.random.default_rng(seed), arms=ALL_ARMS, plates=1)
+        layout = sample_layout(np.random.default_rng(seed), arms=EMBODIMENTS, plates=1)
         around.append(math.atan2(-layout.ahead[1], -layout.ahead[0]))
         view = np.array(physics.computeViewMatrix(layout.eye, layout.target, (0, 0, 1))).reshape(4, 4).T
         lens = np.array(physics.computeProjectionMatrixFOV(layout.view_deg, 1.0, 0.05, 5.0)).reshape(4, 4).T
         for thing in layout.things:
             x, y, _, w = lens @ view @ [*thing.xy, thing.height / 2, 1]
-            assert max(abs(x / w), abs(y / w)) < 1, f"seed {seed}: the {thing.name} is outside the picture"
+            assert max(abs(x / w), abs(y / w)) < 1, f"seed {seed}: the {thing.name} is outside the image"
         assert layout.ahead @ layout.right == pytest.approx(0)
     assert min(around) < -1.5
     assert max(around) > 1.5
@@ -128,7 +128,7 @@ def test_frame_rate_sets_the_number_of_frames() -> None:
     assert abs(2 * (len(slow.images) - 1) - (len(fast.images) - 1)) <= 1
 
 
-@pytest.mark.parametrize("who", ALL_ARMS)
+@pytest.mark.parametrize("who", EMBODIMENTS)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_picked_thing_hangs_in_the_air(physics: Physics, seed: int, who: str) -> None:
     world, plan = play(physics, environment._pick, seed, (who,))
@@ -158,12 +158,12 @@ def test_pushed_thing_goes_where_the_sentence_says_as_seen_by_the_camera(physics
     layout, index = world.layout, named(world.layout, plan.instruction)
     view = np.array(physics.computeViewMatrix(layout.eye, layout.target, (0, 0, 1))).reshape(4, 4).T
 
-    def seen(position: np.ndarray) -> np.ndarray:  # camera frame: x right, y up, z towards the viewer
+    def seen(position: np.ndarray) -> np.ndarray:  # camera frame: x right, y up, z toward the viewer
         return np.asarray((view @ [*position, 1])[:3])
 
     thing = layout.things[index]
     moved = seen(world.thing(index)) - seen(np.array([*thing.xy, thing.height / 2]))
-    wanted = {"right": (0, 1), "left": (0, -1), "away from the camera": (2, -1), "towards the camera": (2, 1)}
+    wanted = {"right": (0, 1), "left": (0, -1), "away from the camera": (2, -1), "toward the camera": (2, 1)}
     axis, sign = next(value for words, value in wanted.items() if plan.instruction.endswith(words))
     assert sign * moved[axis] > 0.035
     assert world.thing(index)[2] == pytest.approx(thing.height / 2, abs=3e-3), "pushed, not toppled"
@@ -181,7 +181,7 @@ def test_reaching_ends_above_the_thing_and_touches_nothing(physics: Physics) -> 
 @pytest.mark.parametrize("task", [environment._pick, environment._place, environment._push, environment._reach])
 def test_an_arm_that_stays_where_it_is_does_not_count_as_success(physics: Physics, task: environment.Task) -> None:
     layout, plan = environment._draw(task, np.random.default_rng(2))
-    world = ArmsWorld(physics, layout)
+    world = OtherRobotsEnv(physics, layout)
     idle = environment.Leg(np.array(layout.tool), layout.tool_yaw, False, 1.0)
     environment._play(
         world, environment.Plan(plan.task, plan.instruction, [idle], plan.succeeded), hz=1.0, image_size=8
@@ -197,11 +197,11 @@ def test_failed_scripts_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_arms_look_different_and_all_are_drawn() -> None:
-    seen = [next(arms_episodes(1, seed=3, image_size=48, arms=[who])).images[0] for who in ALL_ARMS]
+    seen = [next(arms_episodes(1, seed=3, image_size=48, arms=[who])).images[0] for who in EMBODIMENTS]
     for a, b in itertools.combinations(seen, 2):
         assert not np.array_equal(a, b)
     drawn = {environment._draw(environment._reach, np.random.default_rng(seed))[0].arm for seed in range(12)}
-    assert drawn == set(ALL_ARMS)
+    assert drawn == set(EMBODIMENTS)
 
 
 @pytest.mark.parametrize("wrong", [[], ["iiwa", "baxter"]])

@@ -19,7 +19,7 @@ from vw2_robot.envs.recording.formats import PartsOutput, parts_output
 from vw2_robot.envs.recording.record import _claim
 from vw2_robot.errors import InputError
 
-WANTED = {"episodes": 2, "seed": 0, "env": {"scene": "D"}, "bumps": 0.05}
+WANTED = {"episodes": 2, "seed": 0, "env": {"scene": "D"}, "perturbations": 0.05}
 
 
 def recording(number: int) -> RecordedDemonstration:
@@ -45,9 +45,9 @@ def content(out: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of the two recordings' container."""
-    out = tmp_path_factory.mktemp("packed") / "films"
+    out = tmp_path_factory.mktemp("packed") / "videos"
     waiting(out).finish(["training"])
-    assert [path.name for path in out.parent.iterdir()] == ["films"]
+    assert [path.name for path in out.parent.iterdir()] == ["videos"]
     return content(out)
 
 
@@ -55,8 +55,8 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 @given(number=st.integers(0, 1), place=st.floats(0, 1, exclude_max=True), kind=st.sampled_from([*range(8), "cut"]))
 def test_no_damage_to_a_waiting_recording_reaches_a_container(tmp_path, packed, number, place, kind):
     shutil.rmtree(tmp_path / "try", ignore_errors=True)
-    output = waiting(tmp_path / "try/films")
-    file = tmp_path / f"try/films.parts/training/part_{number:07d}.npz"
+    output = waiting(tmp_path / "try/videos")
+    file = tmp_path / f"try/videos.parts/training/part_{number:07d}.npz"
     data = bytearray(file.read_bytes())
     if kind == "cut":
         del data[int(place * len(data)) :]
@@ -69,24 +69,24 @@ def test_no_damage_to_a_waiting_recording_reaches_a_container(tmp_path, packed, 
         assert str(file) in str(error)  # noqa: PT017 - either outcome is right
         assert not output.is_complete()
         assert output.has("training", 0)
-        assert sorted(path.name for path in (tmp_path / "try").iterdir()) == ["films.parts"]
+        assert sorted(path.name for path in (tmp_path / "try").iterdir()) == ["videos.parts"]
     else:
-        assert content(tmp_path / "try/films") == packed
+        assert content(tmp_path / "try/videos") == packed
 
 
 def test_a_kill_while_packing_or_just_after_leaves_nothing_for_long(tmp_path, packed):
-    out = tmp_path / "films"
+    out = tmp_path / "videos"
     output = waiting(out)
-    half = tmp_path / ".films.tmp/training"  # where a killed start was writing
+    half = tmp_path / ".videos.tmp/training"  # where a killed start was writing
     half.mkdir(parents=True)
     (half / "video_0000000.mp4").write_bytes(b"half")
-    shutil.copytree(tmp_path / "films.parts", tmp_path / "kept")
+    shutil.copytree(tmp_path / "videos.parts", tmp_path / "kept")
     output.finish(["training"])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["films", "kept"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["videos", "kept"]
     assert content(out) == packed
-    (tmp_path / "kept").rename(tmp_path / "films.parts")  # killed between the container and the end of the parts
+    (tmp_path / "kept").rename(tmp_path / "videos.parts")  # killed between the container and the end of the parts
     assert parts_output("video", out, world="calvin").is_complete()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["films"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["videos"]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -33,9 +33,9 @@ def tree(folder):
 
 
 class Unfilmed(Recorder):
-    """The recorder without pictures, which are most of its time."""
+    """The recorder without images, which are most of its time."""
 
-    def _film(self, env, start, take):
+    def _video(self, env, start, take):
         return {}
 
 

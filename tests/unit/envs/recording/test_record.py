@@ -14,7 +14,7 @@ from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.data.sources.calvin import CalvinDataset
 from vw2_robot.envs.calvin import CalvinEnv
 from vw2_robot.envs.experts.demonstrator import observe_world
-from vw2_robot.envs.experts.motion import BUMP_SIZE, BUMP_STEPS, BUMP_TWIST, Bumps
+from vw2_robot.envs.experts.motion import BUMP_SIZE, BUMP_STEPS, BUMP_TWIST, Perturbations
 from vw2_robot.envs.experts.start_states import PAUSE_STEPS
 from vw2_robot.envs.instructions import load_instructions
 from vw2_robot.envs.oracle import TaskOracle
@@ -102,10 +102,10 @@ def test_replayed_actions_reproduce_the_recording_bit_for_bit_and_satisfy_the_or
 
 def test_a_bump_is_a_short_push_in_any_direction_and_leaves_the_gripper_alone():
     action = np.array([0.1, 0.2, 0.3, 0.0, 0.0, 0.4, -1.0])
-    bumps = Bumps(0.1, np.random.default_rng(0))
+    perturbations = Perturbations(0.1, np.random.default_rng(0))
     pushed, lengths, directions = 0, [], []
     for _ in range(20_000):
-        done = bumps.onto(action)
+        done = perturbations.onto(action)
         if done is action:
             lengths, pushed = [*lengths, pushed] if pushed else lengths, 0
             continue
@@ -117,14 +117,14 @@ def test_a_bump_is_a_short_push_in_any_direction_and_leaves_the_gripper_alone():
         assert BUMP_SIZE[0] <= np.linalg.norm(done[:3]) <= BUMP_SIZE[1]
     assert set(range(*BUMP_STEPS)) <= set(lengths)  # a push may follow on another
     assert np.abs(np.mean(directions, axis=0)).max() < 0.05
-    never = Bumps(0.0, rng := np.random.default_rng(3))
+    never = Perturbations(0.0, rng := np.random.default_rng(3))
     assert never.onto(action) is action
     assert rng.random() == np.random.default_rng(3).random()
 
 
 def test_a_recording_with_bumps_shows_pushes_and_keeps_what_the_expert_wanted():
     env = CalvinEnv(cameras=(), reset_mode="exact")
-    recorder = Recorder(bumps=0.05)
+    recorder = Recorder(perturbations=0.05)
     made, again = (recorder.record(env, "open_drawer", seed=(0, 0, 7)) for _ in range(2))
     plain = Recorder().record(env, "open_drawer", seed=(0, 0, 7))
     env.close()
@@ -134,7 +134,7 @@ def test_a_recording_with_bumps_shows_pushes_and_keeps_what_the_expert_wanted():
     assert label.task == "open_drawer"
 
     def astray(recording):
-        """How far the arm moved against what was commanded, metres, in the worst step."""
+        """How far the arm moved against what was commanded, meters, in the worst step."""
         moved, wanted = recording.arrays["rel_actions"][:, :3], recording.arrays["commanded_actions"][:, :3]
         return 0.02 * float(np.max(-np.sum(moved * wanted, axis=1) / np.maximum(np.linalg.norm(wanted, axis=1), 0.3)))
 
@@ -145,12 +145,12 @@ def test_a_recording_with_bumps_shows_pushes_and_keeps_what_the_expert_wanted():
 def test_a_mistake_comes_before_the_window_and_leads_to_another_start():
     env = CalvinEnv(cameras=(), reset_mode="exact")
     hands = {}
-    for mistakes in (0.0, 0.999):
-        recorder = Recorder(mistakes=mistakes)
+    for failed_attempts in (0.0, 0.999):
+        recorder = Recorder(failed_attempts=failed_attempts)
         made = [recorder.record(env, "lift_red_block_table", seed=(0, 0, k)) for k in range(4)]
         assert all(one.labels[0].task == "lift_red_block_table" and one.labels[0].start == 0 for one in made)
         first = [one.arrays[name][0] for one in made for name in ("robot_obs", "scene_obs")]
-        hands[mistakes] = [float(np.linalg.norm(first[i][:3] - first[i + 1][6:9])) for i in range(0, 8, 2)]
+        hands[failed_attempts] = [float(np.linalg.norm(first[i][:3] - first[i + 1][6:9])) for i in range(0, 8, 2)]
     env.close()
     assert np.median(hands[0.999]) < 0.12 < np.median(hands[0.0])  # the hand stands beside the block that it missed
 
@@ -160,10 +160,13 @@ def test_mistakes_in_play_lie_between_the_windows():
     env = CalvinEnv(cameras=(), reset_mode="exact")
     pool = ("turn_on_led", "turn_off_led", "turn_on_lightbulb", "turn_off_lightbulb")
     gaps = {}
-    for mistakes in (0.0, 0.999):
-        made = [Recorder(play=3, mistakes=mistakes).record(env, pool[0], seed=(0, 0, k), pool=pool) for k in range(3)]
+    for failed_attempts in (0.0, 0.999):
+        made = [
+            Recorder(play=3, failed_attempts=failed_attempts).record(env, pool[0], seed=(0, 0, k), pool=pool)
+            for k in range(3)
+        ]
         windows = [(a, b) for one in made for a, b in itertools.pairwise(one.labels)]
-        gaps[mistakes] = [after.start - before.end for before, after in windows]
+        gaps[failed_attempts] = [after.start - before.end for before, after in windows]
     env.close()
     assert len(gaps[0.999]) == 6
     assert max(gaps[0.0]) <= PAUSE_STEPS[1] + 4  # the pause and the tail
@@ -176,8 +179,8 @@ def test_a_misjudged_world_is_shifted_and_nothing_else():
     env.close()
     error = np.array([0.03, -0.02, 0.01])
     wrong = world.misjudged(error)
-    for colour, block in world.blocks.items():
-        np.testing.assert_allclose(wrong.blocks[colour].position, block.position + error)
+    for color, block in world.blocks.items():
+        np.testing.assert_allclose(wrong.blocks[color].position, block.position + error)
     assert wrong.fixtures.drawer_x == pytest.approx(world.fixtures.drawer_x + 0.03)
     assert wrong.fixtures.button == pytest.approx((world.fixtures.button[0] + 0.03, world.fixtures.button[1] - 0.02))
     np.testing.assert_array_equal(wrong.tcp, world.tcp)
@@ -248,8 +251,8 @@ def test_rlds_and_video_hold_what_calvin_holds(tmp_path):
     steps = list(episode["steps"].as_numpy_iterator())
     assert steps[0]["language_instruction"].decode() == trajectory.instruction
     np.testing.assert_allclose([step["action"] for step in steps], dataset.read_actions(trajectory), atol=1e-6)
-    pictures = np.array([step["observation"]["image"] for step in steps]).astype(float)
-    assert np.abs(pictures - dataset.read_images(trajectory)).mean() < 4
+    images = np.array([step["observation"]["image"] for step in steps]).astype(float)
+    assert np.abs(images - dataset.read_images(trajectory)).mean() < 4
 
 
 def test_the_other_world_is_recorded_as_rlds_and_resumes(tmp_path, monkeypatch):
@@ -289,11 +292,11 @@ def test_several_scenes_share_a_split(tmp_path):
     assert [trajectory.scene for trajectory in trajectories] == ["A", "A", "C", "D"]
     assert [trajectory.scene for trajectory in CalvinDataset(out, "validation").trajectories] == ["A"]
     for trajectory in trajectories[1:]:
-        picture = CalvinDataset(out).read_images(trajectory, [0])[0]
+        image = CalvinDataset(out).read_images(trajectory, [0])[0]
         env = CalvinEnv(scene=trajectory.scene)
         rows = (CalvinDataset(out).read(trajectory, name)[0] for name in ("robot_obs", "scene_obs"))
         env.reset_physics(**dict(zip(("robot_obs", "scene_obs"), rows, strict=True)))
-        assert np.abs(picture.astype(int) - env.render_depth("static")[0].astype(int)).mean() < 2, trajectory.scene
+        assert np.abs(image.astype(int) - env.render_depth("static")[0].astype(int)).mean() < 2, trajectory.scene
         env.close()
 
 

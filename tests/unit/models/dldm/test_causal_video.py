@@ -15,7 +15,7 @@ from vw2_robot.models.dldm.causal_video import (
     Upsample,
 )
 
-LEVELS = (LevelConfig(8, 1, down_s=True, attention=True), LevelConfig(8, 1, down_t=True))
+LEVELS = (LevelConfig(8, 1, downsample_space=True, attention=True), LevelConfig(8, 1, downsample_time=True))
 
 
 @pytest.mark.parametrize("kernel", [(1, 3, 3), (3, 1, 1), (3, 3, 3), (1, 1, 1)])
@@ -27,7 +27,7 @@ def test_causal_convolution_equals_conv3d_on_the_padded_clip(kernel):
 
 
 def test_strided_convolution_equals_conv3d_padded_right_and_bottom():
-    conv, x = CausalConv3d(3, 5, (1, 3, 3), stride_s=2), torch.randn(2, 3, 3, 8, 8)
+    conv, x = CausalConv3d(3, 5, (1, 3, 3), temporal_stride=2), torch.randn(2, 3, 3, 8, 8)
     reference = F.conv3d(F.pad(x.transpose(1, 2), (0, 1, 0, 1)), conv.weight, conv.bias, stride=(1, 2, 2)).transpose(
         1, 2
     )
@@ -91,7 +91,7 @@ def test_decoder_mirrors_the_encoder_in_shape():
     assert CausalDecoder(stem, LEVELS)(features).shape == (2, 9, 3, 16, 16)
 
 
-@pytest.mark.parametrize("field", [{"patch_t": 3}, {"patch_s": 0}, {"kernel_s": 2}])
+@pytest.mark.parametrize("field", [{"temporal_patch_size": 3}, {"spatial_patch_size": 0}, {"spatial_kernel_size": 2}])
 def test_impossible_stems_are_refused(field):
     with pytest.raises(ValueError, match=next(iter(field))):
         StemConfig(**field)

@@ -192,7 +192,7 @@ def test_with_a_gap_only_every_gap_th_frame_is_read_and_reconstructed():
 
 
 def test_a_learned_codebook_takes_the_place_of_fsq():
-    config = replace(TINY, quantiser="vq", fsq_levels=(8,), vq_width=5, z_norm="none")
+    config = replace(TINY, quantizer="vq", fsq_levels=(8,), vq_width=5, z_norm="none")
     model = build(config)
     x = config.fake_clip(4)
     encoded = model.encode(x)
@@ -200,7 +200,7 @@ def test_a_learned_codebook_takes_the_place_of_fsq():
     assert torch.equal(encoded.codes_BMNL, model.fsq.codes_of(encoded.indices_BMN))
     model.train()
     f = model.features(x)
-    codes, indices = model.quantise(f)
+    codes, indices = model.quantize(f)
     assert torch.equal(indices, model.fsq.indices(model.z_head(model.qformer(f))))  # of z, not of the noisy codes
     codes.square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in (model.fsq.codebook, model.qformer.queries))
@@ -209,7 +209,9 @@ def test_a_learned_codebook_takes_the_place_of_fsq():
 def test_recomputed_activations_change_neither_outputs_nor_gradients():
     gradients = []
     for switch in (False, True):
-        model = build(replace(TINY, levels=(LevelConfig(16, 1, down_s=True), LevelConfig(16, 1, attention=True))))
+        model = build(
+            replace(TINY, levels=(LevelConfig(16, 1, downsample_space=True), LevelConfig(16, 1, attention=True)))
+        )
         model.train()
         if switch:
             model.checkpoint_gradients()
@@ -247,7 +249,7 @@ def test_encoding_keeps_the_training_mode_it_found():
         ({"height": 18}, "height"),
         ({"levels": ()}, "levels"),
         ({"gap": 0}, "gap"),
-        ({"quantiser": "vq"}, "one number"),
+        ({"quantizer": "vq"}, "one number"),
         ({"post_quant": "conv", "code_visibility": "current"}, "post_quant"),
     ],
 )
@@ -256,7 +258,7 @@ def test_impossible_configurations_are_refused_with_numbers(change, message):
         replace(TINY, **change)
 
 
-def test_wrong_picture_size_is_refused():
+def test_wrong_image_size_is_refused():
     with pytest.raises(ValueError, match="16 x 16"):
         build().encode(torch.zeros(1, 5, 3, 32, 32))
 

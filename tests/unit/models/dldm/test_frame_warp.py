@@ -24,8 +24,12 @@ TINY = DLDMConfig(
     "config",
     [
         TINY,
-        replace(TINY, stem=StemConfig("pixel", 2, 4, 1), levels=(LevelConfig(16, 1, down_t=True),)),
-        replace(TINY, stem=StemConfig("haar", 4, 2, 1), levels=(LevelConfig(24, 1, down_s=True), LevelConfig(16, 1))),
+        replace(TINY, stem=StemConfig("pixel", 2, 4, 1), levels=(LevelConfig(16, 1, downsample_time=True),)),
+        replace(
+            TINY,
+            stem=StemConfig("haar", 4, 2, 1),
+            levels=(LevelConfig(24, 1, downsample_space=True), LevelConfig(16, 1)),
+        ),
     ],
 )
 def test_an_untrained_warping_decoder_shows_the_first_frame_all_the_time(config):
@@ -36,9 +40,9 @@ def test_an_untrained_warping_decoder_shows_the_first_frame_all_the_time(config)
     torch.testing.assert_close(rec, x[:, :1].expand_as(x))
 
 
-def test_a_flow_moves_pixels_by_its_length_in_half_picture_widths():
+def test_a_flow_moves_pixels_by_its_length_in_half_image_widths():
     warp = FrameWarp(width=1, frames_per_step=2)
-    with torch.no_grad():  # every pixel of frame 2 looks 4 pixels to the right: the picture moves left
+    with torch.no_grad():  # every pixel of frame 2 looks 4 pixels to the right: the image moves left
         warp.flow.bias[2] = 4 / 8 / FLOW_SCALE
     first = torch.rand(1, 3, 16, 16)
     clip = warp(torch.zeros(1, 2, 1, 4, 4), first)

@@ -30,7 +30,7 @@ def test_paper_levels_give_1000_codes_with_the_documented_order():
     assert fsq.vocabulary == 1000
     digits = list(itertools.product(range(5), range(5), range(5), range(8)))  # first dimension fastest
     expected = torch.tensor([tuple(reversed(d)) for d in digits])
-    assert torch.equal(fsq.digits_of(torch.arange(1000)), expected)
+    assert torch.equal(fsq.fsq_dims_of(torch.arange(1000)), expected)
     assert int(fsq.indices(fsq(torch.zeros(4)))) == 500
 
 
@@ -53,7 +53,7 @@ def test_gradient_is_that_of_bound_straight_through_the_rounding():
     torch.testing.assert_close(zero.grad, torch.tensor([0.858, 1.001, 1.001, 1.001]), atol=1e-3, rtol=0)
 
 
-def test_quantiser_stays_in_float32_under_autocast():
+def test_quantizer_stays_in_float32_under_autocast():
     fsq = FSQ((8, 8, 8, 5, 5, 5))
     z = torch.randn(1000, 6)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -70,7 +70,7 @@ def test_entries_that_no_batch_uses_join_used_ones_and_stop_joining_late_in_trai
     assert torch.equal(late.codebook, before)
 
 
-def test_quantiser_stays_in_float32_under_autocast():
+def test_quantizer_stays_in_float32_under_autocast():
     vq, z = build().train(), torch.randn(32, 4)
     twin = copy.deepcopy(vq)
     with torch.autocast("cpu", dtype=torch.bfloat16):

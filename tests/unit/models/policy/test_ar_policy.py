@@ -19,7 +19,7 @@ def build(seed=0, **change):
     return policy.eval()
 
 
-def pictures(batch, seed=0):
+def images(batch, seed=0):
     return torch.rand(batch, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
@@ -29,7 +29,7 @@ def some_codes(batch, steps, seed=0):
 
 def test_prompt_is_laid_out_as_documented():
     policy = build()
-    image = pictures(2)
+    image = images(2)
     prompt = policy.prompt(["ab", "c"], image)
     special, tokenizer = policy.backbone.vocabulary.special, policy.backbone.tokenizer
     words = policy.backbone.embed(torch.tensor([[ord("a"), ord("b")], [ord("c")] * 2])).mean(1)
@@ -52,14 +52,14 @@ def test_prompt_is_laid_out_as_documented():
     assert torch.equal(prompt.inputs[1, 1:3], row(tokenizer.bos, special["<instr>"]))
 
 
-@pytest.mark.parametrize(("image", "words"), [(pictures(2), ["a"]), (torch.zeros(1, 3, 8, 8), ["a"])])
-def test_pictures_of_another_size_or_number_are_refused(image, words):
+@pytest.mark.parametrize(("image", "words"), [(images(2), ["a"]), (torch.zeros(1, 3, 8, 8), ["a"])])
+def test_images_of_another_size_or_number_are_refused(image, words):
     with pytest.raises(ValueError, match=r"expects 1 images of shape \(3, 16, 16\)"):
         build().prompt(words, image)
 
 
 def test_states_predict_codes_from_what_comes_before_them_only():
-    policy, image = build(), pictures(1)
+    policy, image = build(), images(1)
     codes = some_codes(1, 2)
     prompt = policy.prompt(["push"], image)
     before = policy.states(prompt, codes)
@@ -74,7 +74,7 @@ def test_states_predict_codes_from_what_comes_before_them_only():
 def test_state_before_a_code_predicts_it_in_the_models_own_token_stream():
     """The state of z_1^1 is that of `<lat>`; the others are those of the code before."""
     policy, codes = build(), some_codes(1, 2)
-    prompt = policy.prompt(["push"], pictures(1))
+    prompt = policy.prompt(["push"], images(1))
     tokens = codes.flatten(1) + policy.backbone.vocabulary.latent[0]
     whole = torch.cat([prompt.inputs, policy.backbone.embed(tokens)], dim=1)
     hidden = policy.backbone.model.model(inputs_embeds=whole).last_hidden_state
@@ -86,7 +86,7 @@ def test_state_before_a_code_predicts_it_in_the_models_own_token_stream():
 
 def test_loss_counts_latent_positions_of_valid_steps_and_nothing_else():
     policy, codes = build(), some_codes(3, 2)
-    prompt = policy.prompt(WORDS[:3], pictures(3))
+    prompt = policy.prompt(WORDS[:3], images(3))
     valid = torch.tensor([[True, True], [True, False], [True, False]])
     loss, parts = policy.code_loss(policy.states(prompt, codes), codes, valid)
     logits = policy.backbone.latent_logits(policy.states(prompt, codes)).log_softmax(-1)
@@ -101,7 +101,7 @@ def test_loss_counts_latent_positions_of_valid_steps_and_nothing_else():
 
 def test_no_gradient_reaches_a_word_or_special_token_as_a_label():
     policy, codes = build(), some_codes(2, 1)
-    states = policy.states(policy.prompt(WORDS[:2], pictures(2)), codes)
+    states = policy.states(policy.prompt(WORDS[:2], images(2)), codes)
     policy.code_loss(states, codes, torch.ones(2, 1, dtype=torch.bool))[0].backward()
     gradient = policy.backbone.model.get_output_embeddings().weight.grad
     first = policy.backbone.vocabulary.latent[0]
@@ -120,7 +120,7 @@ def test_accuracy_counts_right_codes():
 
 def test_cached_decoding_equals_teacher_forcing_of_its_own_codes():
     policy = build()
-    prompt = policy.prompt(WORDS, pictures(4))
+    prompt = policy.prompt(WORDS, images(4))
     decoded = policy.decode(prompt, steps=3)
     assert decoded.codes_BHN.shape == (4, 3, 4)
     states = policy.states(prompt, decoded.codes_BHN)
@@ -132,7 +132,7 @@ def test_greedy_decoding_equals_transformers_generate_on_the_same_embeddings():
     from transformers import LogitsProcessor, LogitsProcessorList
 
     policy = build()
-    prompt = policy.prompt(WORDS, pictures(4))
+    prompt = policy.prompt(WORDS, images(4))
     first, end = policy.backbone.vocabulary.latent
 
     class LatentsOnly(LogitsProcessor):
@@ -155,7 +155,7 @@ def test_greedy_decoding_equals_transformers_generate_on_the_same_embeddings():
 
 
 def test_prompts_of_different_lengths_in_a_batch_equal_one_by_one():
-    policy, image = build(), pictures(4)
+    policy, image = build(), images(4)
     codes = some_codes(4, 2)
     together = policy.prompt(WORDS, image)
     states, decoded = policy.states(together, codes), policy.decode(together, steps=2)
@@ -169,7 +169,7 @@ def test_prompts_of_different_lengths_in_a_batch_equal_one_by_one():
 
 def test_what_stands_in_the_padding_changes_nothing():
     policy, codes = build(), some_codes(4, 2)
-    prompt = policy.prompt(WORDS, pictures(4))._replace(words=())  # read whole, nothing remembered
+    prompt = policy.prompt(WORDS, images(4))._replace(words=())  # read whole, nothing remembered
     assert not prompt.mask_BP.all()
     other = prompt._replace(inputs=torch.where(prompt.mask_BP[..., None], prompt.inputs, 3.0))
     valid = torch.ones(4, 2, dtype=torch.bool)
@@ -180,7 +180,7 @@ def test_what_stands_in_the_padding_changes_nothing():
 
 def test_only_latent_tokens_come_out_even_if_the_model_wants_others():
     policy = build()
-    prompt = policy.prompt(WORDS, pictures(4))
+    prompt = policy.prompt(WORDS, images(4))
     before = policy.decode(prompt, steps=2).codes_BHN
     vocabulary = policy.backbone.vocabulary
     state = policy.decode(prompt, steps=1).states_BHND[0, 0, 0]
@@ -197,7 +197,7 @@ def test_only_latent_tokens_come_out_even_if_the_model_wants_others():
 
 def test_sampling_depends_on_the_generator_and_follows_the_temperature():
     policy = build()
-    prompt = policy.prompt(WORDS, pictures(4))
+    prompt = policy.prompt(WORDS, images(4))
 
     def sample(seed, temperature):
         noise = torch.Generator().manual_seed(seed)
@@ -208,18 +208,18 @@ def test_sampling_depends_on_the_generator_and_follows_the_temperature():
     assert torch.equal(sample(0, 1e-4), policy.decode(prompt, steps=2).codes_BHN)
 
 
-def test_words_and_picture_both_matter():
+def test_words_and_image_both_matter():
     policy, codes = build(), some_codes(1, 1)
 
     def state(words, image):
         return policy.states(policy.prompt([words], image), codes)
 
-    assert not torch.equal(state("push", pictures(1)), state("pull", pictures(1)))
-    assert not torch.equal(state("push", pictures(1)), state("push", pictures(1, seed=1)))
+    assert not torch.equal(state("push", images(1)), state("pull", images(1)))
+    assert not torch.equal(state("push", images(1)), state("push", images(1, seed=1)))
 
 
-def test_four_sequences_are_memorised():
-    policy, image, codes = build().train(), pictures(4), some_codes(4, 2)
+def test_four_sequences_are_memorized():
+    policy, image, codes = build().train(), images(4), some_codes(4, 2)
     valid = torch.ones(4, 2, dtype=torch.bool)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=5e-3, betas=(0.9, 0.98))
     for _ in range(60):
@@ -231,7 +231,7 @@ def test_four_sequences_are_memorised():
     assert torch.equal(policy.eval().decode(policy.prompt(WORDS, image), steps=2).codes_BHN, codes)
 
 
-def test_a_picture_size_that_does_not_halve_is_refused():
+def test_a_image_size_that_does_not_halve_is_refused():
     with pytest.raises(ValueError, match=r"multiple of 8.*found 20"):
         replace(TINY, image_px=20)
 

@@ -69,7 +69,7 @@ def test_latent_tokens_come_last_and_contiguous_after_the_special_ones():
     }
 
 
-def test_new_rows_are_spread_like_old_ones_and_neighbours_in_the_codebook_start_as_neighbours():
+def test_new_rows_are_spread_like_old_ones_and_neighbors_in_the_codebook_start_as_neighbors():
     model = llama()
     extend(model)
     for table in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
@@ -117,7 +117,7 @@ def test_text_becomes_lower_case_bytes_up_to_the_limit():
     assert max(tokenizer.pad, tokenizer.bos, tokenizer.eos, tokenizer.unk) == tokenizer.size - 1
 
 
-def spelt_out(tokens: list[int]) -> str:
+def spelled_out(tokens: list[int]) -> str:
     """What a WordTokenizer's tokens say, without space."""
     words = instruction_words()
     parts = [words[i - ByteTokenizer.size].encode() if i >= ByteTokenizer.size else bytes([i]) for i in tokens]
@@ -126,10 +126,10 @@ def spelt_out(tokens: list[int]) -> str:
 
 @given(st.text(max_size=40))
 def test_words_lose_nothing_but_space_and_case(text):
-    assert spelt_out(WordTokenizer().encode(text, limit=1000)) == re.sub(r"\s", "", text.lower())
+    assert spelled_out(WordTokenizer().encode(text, limit=1000)) == re.sub(r"\s", "", text.lower())
 
 
-def test_an_unknown_word_is_spelt():
+def test_an_unknown_word_is_spelled():
     tokenizer = WordTokenizer()
     known = [tokenizer.encode(word, limit=9)[0] for word in ("push", "block")]
     assert tokenizer.encode(" Push  zyx qq, block", limit=64) == [known[0], *b"zyx qq ,", known[1]]
@@ -137,7 +137,7 @@ def test_an_unknown_word_is_spelt():
     assert tokenizer.size == ByteTokenizer.size + len(set(instruction_words())) == max(known[0], tokenizer.size)
 
 
-def test_no_calvin_instruction_is_spelt_and_each_has_its_own_tokens():
+def test_no_calvin_instruction_is_spelled_and_each_has_its_own_tokens():
     tokenizer = WordTokenizer()
     sentences = {text for name in ("train", "enriched") for texts in read_instructions(name).values() for text in texts}
     found = [tuple(tokenizer.encode(text, limit=64)) for text in sentences]

@@ -122,7 +122,7 @@ def test_decoding_under_autocast_is_that_in_full_precision(policy, prompt):
 
 
 def test_training_goes_on_after_decoding():
-    """Decoding moves weights next to one another; gradients, optimiser and saved names must not notice."""
+    """Decoding moves weights next to one another; gradients, optimizer and saved names must not notice."""
     policies = [LatentPolicy(TINY, generator=torch.Generator().manual_seed(0)) for _ in range(2)]
     image, codes = torch.zeros(2, 3, 16, 16), torch.arange(8).view(2, 1, 4)
     for policy in policies:
@@ -168,7 +168,7 @@ def test_words_that_were_read_before_are_not_read_again_and_change_nothing(monke
     image = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     alone = policy.prompt(["push"], image[:1])
     first = policy.decode(alone, steps=1)
-    assert read == [(1, 8), (1, 6), (1, 1), (1, 1), (1, 1)]  # words; picture and what follows; three codes
+    assert read == [(1, 8), (1, 6), (1, 1), (1, 1), (1, 1)]  # words; image and what follows; three codes
     read.clear()
     again = policy.decode(alone, steps=1)
     assert read == [(1, 6), (1, 1), (1, 1), (1, 1)]

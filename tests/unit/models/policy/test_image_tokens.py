@@ -1,4 +1,4 @@
-"""The ways in which a policy without a vision-language model sees its picture."""
+"""The ways in which a policy without a vision-language model sees its image."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ DLDM_CONFIG = DLDMConfig(
     height=16,
     width=24,
     stem=StemConfig("pixel", 2, 4, 1),
-    levels=(LevelConfig(8, 1, down_t=True),),
+    levels=(LevelConfig(8, 1, downsample_time=True),),
 )
 TINY = PolicyConfig(
     backbone=BackboneConfig(tokenizer="bytes", hidden=32, ffn=48, layers=2, heads=4, kv_heads=2),
@@ -42,14 +42,14 @@ def build(image, *, teacher=None, seed=0):
     return LatentPolicy(replace(TINY, image=image), generator=generator, dldm=teacher).eval()
 
 
-def pictures(batch=2, side=16, seed=0):
+def images(batch=2, side=16, seed=0):
     return torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 def train_once(policy):
     codes = torch.zeros(2, 1, 4).long()
     optimizer = build_optimizer(policy.parameters(), OptimConfig(lr=1e-2, weight_decay=0.5))
-    states = policy.states(policy.prompt(WORDS, pictures()), codes)
+    states = policy.states(policy.prompt(WORDS, images()), codes)
     policy.code_loss(states, codes, torch.ones(2, 1, dtype=torch.bool))[0].backward()
     optimizer.step()
 
@@ -57,25 +57,25 @@ def train_once(policy):
 @pytest.mark.parametrize(("image", "count"), [("pixels", 4), ("features", 4), ("discrete", 16)])
 def test_every_way_fills_its_places_between_img_tokens_and_matters(image, count):
     policy = build(image, teacher=dldm())
-    prompt, other = (policy.prompt(WORDS, pictures(seed=seed)) for seed in (0, 1))
+    prompt, other = (policy.prompt(WORDS, images(seed=seed)) for seed in (0, 1))
     assert prompt.inputs.shape == (2, 2 + len(WORDS[1]) + 2 + count + 2, 32)
-    picture = slice(-2 - count, -2)
-    assert not torch.equal(prompt.inputs[:, picture], other.inputs[:, picture])
+    image = slice(-2 - count, -2)
+    assert not torch.equal(prompt.inputs[:, image], other.inputs[:, image])
     same = torch.ones(prompt.inputs.shape[1], dtype=torch.bool)
-    same[picture] = False
+    same[image] = False
     assert torch.equal(prompt.inputs[:, same], other.inputs[:, same])
     states = [policy.states(p, torch.zeros(2, 1, 4).long()) for p in (prompt, other)]
     assert not torch.equal(*states)
 
 
-def test_an_untrained_policy_sees_the_same_picture_whatever_is_asked_and_learns_to_choose():
+def test_an_untrained_policy_sees_the_same_image_whatever_is_asked_and_learns_to_choose():
     policy = build("pixels")
-    one = pictures(1).expand(2, -1, -1, -1)
-    picture = slice(-6, -2)
-    before = policy.prompt(WORDS, one).inputs[:, picture]
+    one = images(1).expand(2, -1, -1, -1)
+    image = slice(-6, -2)
+    before = policy.prompt(WORDS, one).inputs[:, image]
     assert torch.equal(before[0], before[1])
     train_once(policy)
-    after = policy.prompt(WORDS, one).inputs[:, picture]
+    after = policy.prompt(WORDS, one).inputs[:, image]
     assert not torch.allclose(after[0], after[1])
 
 
@@ -83,7 +83,7 @@ def test_an_instruction_is_asked_for_alike_alone_and_in_a_batch():
     policy = build("pixels")
     train_once(policy)
     words = [*WORDS, ""]
-    image = pictures(3)
+    image = images(3)
     together = policy.prompt(words, image).inputs[:, -6:-2]
     alone = [policy.prompt([text], image[i : i + 1]).inputs[0, -6:-2] for i, text in enumerate(words)]
     torch.testing.assert_close(together, torch.stack(alone), atol=1e-6, rtol=1e-5)
@@ -121,7 +121,7 @@ def test_features_are_the_pooled_first_feature_of_the_dldm():
     torch.testing.assert_close(module(image), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_picture_of_another_size_is_brought_to_that_of_the_encoder():
+def test_a_image_of_another_size_is_brought_to_that_of_the_encoder():
     module = FeatureTokens(dldm(), grid=2, width=5)
     smooth = torch.linspace(-1, 1, 48)[None, None, None].expand(1, 3, 32, 48)
     small = torch.nn.functional.interpolate(smooth, (16, 24), mode="bilinear", antialias=True)
@@ -148,7 +148,7 @@ def test_a_policy_that_sees_features_is_whole_in_its_checkpoint(tmp_path):
         files=policy.files(),
     )
     again = LatentPolicy.of_checkpoint(load_checkpoint(tmp_path / "step_1", kind="policy")).eval()
-    image = pictures()
+    image = images()
     assert torch.equal(*(p.decode(p.prompt(WORDS, image), steps=2).states_BHND for p in (policy, again)))
 
 
@@ -157,43 +157,43 @@ def test_features_without_a_dldm_are_refused():
         build("features")
 
 
-def test_discrete_pictures_have_tokens_of_their_own_before_the_latent_ones():
+def test_discrete_images_have_tokens_of_their_own_before_the_latent_ones():
     policy = build("discrete")
     vocabulary = policy.backbone.vocabulary
     count = 8 * 5**4
     assert vocabulary.image == (266, 266 + count)
     assert vocabulary.latent == (266 + count, 1266 + count)
     assert vocabulary.to_json()["image"] == [266, 266 + count]
-    ids = policy.image(pictures())
+    ids = policy.image(images())
     rows = policy.backbone.embed(ids + 266)
-    assert torch.equal(policy.prompt(WORDS, pictures()).inputs[:, -18:-2], rows)
+    assert torch.equal(policy.prompt(WORDS, images()).inputs[:, -18:-2], rows)
 
 
-def test_discrete_tokens_say_which_colour_and_slope_a_patch_has():
+def test_discrete_tokens_say_which_color_and_slope_a_patch_has():
     tokens = DiscreteTokens(16, patch=8)
-    digits = tokens.fsq.digits_of(torch.arange(tokens.fsq.vocabulary))
+    digits = tokens.fsq.fsq_dims_of(torch.arange(tokens.fsq.vocabulary))
     assert digits.amax(0).tolist() == [level - 1 for level in DISCRETE_LEVELS]
 
-    def digits_of(image):
-        return tokens.fsq.digits_of(tokens(image[None]))[0, 0]
+    def fsq_dims_of(image):
+        return tokens.fsq.fsq_dims_of(tokens(image[None]))[0, 0]
 
-    grey = torch.zeros(3, 16, 16)
+    gray = torch.zeros(3, 16, 16)
     ramp = torch.linspace(-0.8, 0.8, 8).repeat(2)
-    middle = digits_of(grey)
-    assert digits_of(grey + 0.5)[0] > middle[0] > digits_of(grey - 0.5)[0]
-    assert digits_of(grey + torch.tensor([0.5, -0.5, 0])[:, None, None])[1] > middle[1]
-    assert digits_of(grey + torch.tensor([0, -0.5, 0.5])[:, None, None])[2] > middle[2]
-    assert digits_of(grey + ramp)[3] != middle[3] == digits_of(grey + ramp[:, None])[3]
-    assert digits_of(grey + ramp[:, None])[4] != middle[4] == digits_of(grey + ramp)[4]
+    middle = fsq_dims_of(gray)
+    assert fsq_dims_of(gray + 0.5)[0] > middle[0] > fsq_dims_of(gray - 0.5)[0]
+    assert fsq_dims_of(gray + torch.tensor([0.5, -0.5, 0])[:, None, None])[1] > middle[1]
+    assert fsq_dims_of(gray + torch.tensor([0, -0.5, 0.5])[:, None, None])[2] > middle[2]
+    assert fsq_dims_of(gray + ramp)[3] != middle[3] == fsq_dims_of(gray + ramp[:, None])[3]
+    assert fsq_dims_of(gray + ramp[:, None])[4] != middle[4] == fsq_dims_of(gray + ramp)[4]
 
 
-def test_discrete_tokens_keep_what_a_coarse_picture_shows():
+def test_discrete_tokens_keep_what_a_coarse_image_shows():
     tokens = DiscreteTokens(32, patch=4)
     across, down = torch.meshgrid(torch.linspace(-1, 1, 32), torch.linspace(-1, 1, 32), indexing="xy")
     image = 0.5 * torch.stack([across, down, (across * 3).sin()])[None]
     ids = tokens(image)
     assert ids.shape == (1, 64)
-    error, spread = (tokens.picture(ids) - image).square().mean(), image.var()
+    error, spread = (tokens.image(ids) - image).square().mean(), image.var()
     assert float(error) < 0.2 * float(spread)
 
 

@@ -33,7 +33,7 @@ def policy_of(family, model_folder, **change):
     return build(model_folder(family), image="vlm" if family == "smolvlm" else "pixels", **change)
 
 
-def pictures(policy, batch=4, seed=0):
+def images(policy, batch=4, seed=0):
     px = policy.config.image_px
     return torch.rand(batch, 3, px, px, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
@@ -73,7 +73,7 @@ def test_latent_logits_are_those_of_the_model_itself(family, model_folder):
 @pytest.mark.parametrize("family", [*FAMILIES, "smolvlm"])
 def test_cached_decoding_equals_teacher_forcing_for_mixed_prompts(family, model_folder):
     policy = policy_of(family, model_folder)
-    prompt = policy.prompt(WORDS, pictures(policy))
+    prompt = policy.prompt(WORDS, images(policy))
     decoded = policy.decode(prompt, steps=3)
     with torch.no_grad():
         states = policy.states(prompt, decoded.codes_BHN)
@@ -84,7 +84,7 @@ def test_cached_decoding_equals_teacher_forcing_for_mixed_prompts(family, model_
 @pytest.mark.parametrize("family", [*FAMILIES, "smolvlm"])
 def test_a_batch_of_mixed_prompts_equals_one_by_one(family, model_folder):
     policy = policy_of(family, model_folder)
-    image, codes = pictures(policy), some_codes(4, 2)
+    image, codes = images(policy), some_codes(4, 2)
     together = policy.prompt(WORDS, image)
     decoded = policy.decode(together, steps=2)
     with torch.no_grad():
@@ -105,7 +105,7 @@ def test_greedy_decoding_equals_generate(family, model_folder):
     from transformers import LogitsProcessor, LogitsProcessorList
 
     policy = policy_of(family, model_folder)
-    prompt = policy.prompt(WORDS, pictures(policy))
+    prompt = policy.prompt(WORDS, images(policy))
     first, end = policy.backbone.vocabulary.latent
 
     class LatentsOnly(LogitsProcessor):
@@ -137,13 +137,13 @@ def test_llama_shaped_models_are_decoded_by_our_own_cache_and_others_by_that_of_
 def test_decoding_follows_every_update_of_the_weights(model_folder):
     """Its matrices are views of the model's parameters, also after a copy onto another model or device."""
     policy = policy_of("llama", model_folder)
-    prompt = policy.prompt(WORDS, pictures(policy))
+    prompt = policy.prompt(WORDS, images(policy))
     before = policy.decode(prompt, steps=2)
     names = [name for name, _ in policy.named_parameters()]
     with torch.no_grad():
         for parameter in policy.backbone.model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    prompt = policy.prompt(WORDS, pictures(policy))
+    prompt = policy.prompt(WORDS, images(policy))
     after = policy.decode(prompt, steps=2)
     assert not torch.equal(before.states_BHND, after.states_BHND)
     for changed in (policy, policy.double().float()):
@@ -178,7 +178,7 @@ def test_a_checkpoint_alone_rebuilds_the_policy(family, model_folder, tmp_path):
         files=policy.files(),
     )
     again = LatentPolicy.of_checkpoint(load_checkpoint(tmp_path / "step_1", kind="policy")).eval()
-    image = pictures(policy)
+    image = images(policy)
     mine, theirs = (p.decode(p.prompt(WORDS, image), steps=2) for p in (policy, again))
     assert torch.equal(mine.states_BHND, theirs.states_BHND)
     assert again.backbone.vocabulary == policy.backbone.vocabulary
@@ -204,7 +204,7 @@ def test_the_base_model_stays_bit_equal_with_weight_decay_on(family, train, mode
     policy = policy_of(family, model_folder, train=train, lora=LoRAConfig(rank=2)).train()
     before = {name: value.clone() for name, value in policy.state_dict().items()}
     optimizer = build_optimizer(policy.parameters(), OptimConfig(lr=1e-2, weight_decay=0.5))
-    image, codes = pictures(policy), some_codes(4, 2)
+    image, codes = images(policy), some_codes(4, 2)
     for _ in range(3):
         states = policy.states(policy.prompt(WORDS, image), codes)
         loss = policy.code_loss(states, codes, torch.ones(4, 2, dtype=torch.bool))[0]
@@ -240,7 +240,7 @@ def test_without_the_hook_and_without_the_mark_old_rows_would_move(model_folder)
     old = table[: policy.backbone.vocabulary.base].detach().clone()
     optimizer = build_optimizer(policy.parameters(), OptimConfig(lr=1e-2, weight_decay=0.5))
     codes = some_codes(1, 1)
-    states = policy.states(policy.prompt(["push"], pictures(policy, 1)), codes)
+    states = policy.states(policy.prompt(["push"], images(policy, 1)), codes)
     policy.code_loss(states, codes, torch.ones(1, 1, dtype=torch.bool))[0].backward()
     optimizer.step()
     assert not torch.equal(table[: len(old)], old)
@@ -262,7 +262,7 @@ def test_adapters_are_in_the_weights_of_a_policy_that_comes_from_a_checkpoint(mo
     assert again.backbone.adapters is None
     assert again.config.backbone.train == "full"
     assert all(parameter.requires_grad for parameter in again.backbone.parameters())
-    image = pictures(policy)
+    image = images(policy)
     mine, theirs = (p.decode(p.prompt(WORDS, image), steps=2) for p in (policy, again))
     assert torch.equal(mine.codes_BHN, theirs.codes_BHN)
     torch.testing.assert_close(mine.states_BHND, theirs.states_BHND, atol=1e-4, rtol=1e-3)
@@ -270,15 +270,15 @@ def test_adapters_are_in_the_weights_of_a_policy_that_comes_from_a_checkpoint(mo
     assert not torch.equal(plain.decode(plain.prompt(WORDS, image), steps=2).codes_BHN, mine.codes_BHN)
 
 
-def test_a_vision_language_model_sees_the_picture_and_its_places_are_its_own_image_token(model_folder):
+def test_a_vision_language_model_sees_the_image_and_its_places_are_its_own_image_token(model_folder):
     policy = policy_of("smolvlm", model_folder)
-    prompt = policy.prompt(["push", "pull it"], pictures(policy, 2))
+    prompt = policy.prompt(["push", "pull it"], images(policy, 2))
     assert ((prompt.inputs == 3).sum(1) == 4).all()
     special, tokens = policy.backbone.vocabulary.special, prompt.inputs[1].tolist()
     assert tokens[:2] == [1, special["<instr>"]]
     assert tokens[-7:] == [special["<img>"], 3, 3, 3, 3, special["</img>"], special["<lat>"]]
     codes = some_codes(2, 1)
-    other = policy.prompt(["push", "pull it"], pictures(policy, 2, seed=1))
+    other = policy.prompt(["push", "pull it"], images(policy, 2, seed=1))
     with torch.no_grad():
         assert not torch.equal(policy.states(prompt, codes), policy.states(other, codes))
 

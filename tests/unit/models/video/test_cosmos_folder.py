@@ -118,7 +118,7 @@ def test_a_folder_loads_and_saves_back_bit_for_bit(folder, tmp_path, train):
 
 
 def test_the_padding_channel_stands_where_stock_diffusers_puts_it(folder, monkeypatch):
-    """Stock resizes its padding mask with torchvision; here nearest-neighbour resizing stands in for that call."""
+    """Stock resizes its padding mask with torchvision; here nearest-neighbor resizing stands in for that call."""
     from types import SimpleNamespace
 
     from diffusers.models.transformers import transformer_cosmos

@@ -16,7 +16,7 @@ TINY = VDMConfig(heads=2, head_dim=12, layers=2, adaln_lora_dim=8, context_width
 
 
 def build(**change):
-    """A VDM whose zero-initialised layers were moved a little, so that nothing is hidden by a zero."""
+    """A VDM whose zero-initialized layers were moved a little, so that nothing is hidden by a zero."""
     torch.manual_seed(0)
     model = VDM(replace(TINY, **change), GEOMETRY)
     with torch.no_grad():
@@ -336,7 +336,7 @@ def test_the_right_change_gives_the_right_velocity(t):
     torch.testing.assert_close(model.velocity(*arguments, hint=None), noise - clean, atol=2e-3, rtol=1e-3)
 
 
-def test_a_silent_network_shows_a_still_picture_in_noise_and_the_clip_itself_without():
+def test_a_silent_network_shows_a_still_image_in_noise_and_the_clip_itself_without():
     change = CHANGE_STD * torch.randn(1, 3, 4, 4, 4)
     for t, shown in ((0.9999, 0.0), (0.001, 1.0)):
         model, clean, _, arguments = noised(t, change)

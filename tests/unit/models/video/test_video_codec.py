@@ -12,11 +12,11 @@ from vw2_robot.models.video.video_codec import CodecConfig, DCTCodec, WanConfig,
 def moving_blob(frames=13, side=32):
     """A smooth bright spot that wanders over a smooth background: [1, T, 3, side, side] in [-1, 1]."""
     y, x = torch.meshgrid(torch.arange(side) / side, torch.arange(side) / side, indexing="ij")
-    pictures = []
+    images = []
     for t in range(frames):
         spot = torch.exp(-((x - 0.3 - 0.02 * t) ** 2 + (y - 0.5) ** 2) / 0.03)
-        pictures.append(torch.stack([spot - 0.5, 0.5 * torch.sin(3 * x + 2 * y), y - 0.5]))
-    return torch.stack(pictures)[None].clamp(-1, 1)
+        images.append(torch.stack([spot - 0.5, 0.5 * torch.sin(3 * x + 2 * y), y - 0.5]))
+    return torch.stack(images)[None].clamp(-1, 1)
 
 
 def test_basis_is_the_orthonormal_dct():

@@ -1,11 +1,11 @@
-"""The penalty that keeps the digits of a latent step apart, and the standardisation that goes with it."""
+"""The penalty that keeps the digits of a latent step apart, and the standardization that goes with it."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from vw2_robot.models.dldm.dldm import Standardise
+from vw2_robot.models.dldm.dldm import Standardize
 from vw2_robot.pretrain.targets import correlation
 
 
@@ -60,9 +60,9 @@ def test_a_batch_with_hardly_any_valid_step_gives_a_finite_gradient(steps: int) 
     assert torch.isfinite(codes.grad).all()
 
 
-def test_every_query_is_standardised_for_itself() -> None:
+def test_every_query_is_standardized_for_itself() -> None:
     noise = torch.Generator().manual_seed(4)
     z = 0.01 * torch.randn(256, 2, 4, 3, generator=noise) + 5 * torch.arange(4.0).view(1, 1, 4, 1)
-    out = Standardise(4, 3)(z)
+    out = Standardize(4, 3)(z)
     torch.testing.assert_close(out.mean((0, 1)), torch.zeros(4, 3), atol=5e-3, rtol=0)
     torch.testing.assert_close(out.square().mean((0, 1)), torch.ones(4, 3), atol=0.2, rtol=0)

@@ -6,7 +6,7 @@ import pytest
 from vw2_robot.models.dldm.fsq import FSQ
 from vw2_robot.models.dldm.vq import VQ
 from vw2_robot.pretrain.probing.action_probe import Probed, probe_actions, sign_accuracy, split_sets, transfer
-from vw2_robot.pretrain.probing.features import StepRows, code_values, one_hot_digits
+from vw2_robot.pretrain.probing.features import StepRows, code_values, one_hot_fsq
 from vw2_robot.pretrain.probing.latent_map import (
     DIRECTIONS,
     code_use,
@@ -22,7 +22,7 @@ FSQ_LEVELS = (8, 5, 5, 5)
 
 
 def rows(name, *, seed=0, count=400, informed=True, gain=1.0, units="calvin"):
-    """Steps whose codes are the quantised translation (or, if not informed, chance)."""
+    """Steps whose codes are the quantized translation (or, if not informed, chance)."""
     rng = np.random.default_rng(seed)
     motion = np.concatenate([rng.uniform(-1, 1, (count, 3)), np.zeros((count, 4))], axis=1)
     shown = motion if informed else rng.uniform(-1, 1, (count, 3))
@@ -101,9 +101,9 @@ def test_the_map_of_informed_codes_groups_by_direction_and_not_by_source():
     found = latent_map(sets, split(sets), FSQ(FSQ_LEVELS), seed=0)
     assert found["silhouette"]["direction"] > found["silhouette"]["source"] + 0.02
     assert abs(found["silhouette"]["source"]) < 0.02
-    across = found["neighbours"]["code"]["a"]["b"]
+    across = found["neighbors"]["code"]["a"]["b"]
     assert across["accuracy"]["ci95"][0] > across["commonest"]["ci95"][1]
-    blind = found["neighbours"]["pixels"]["a"]["b"]
+    blind = found["neighbors"]["pixels"]["a"]["b"]
     assert blind["accuracy"]["ratio"] < 0.35
     points = found["points"]
     assert len(points["pca"]) == len(points["direction"]) == len(points["source"])
@@ -128,10 +128,10 @@ def test_silhouettes_agree_with_the_definition():
     assert np.isnan(silhouette(x, np.zeros(30, int)))
 
 
-def test_neighbours_come_from_other_demonstrations_each():
+def test_neighbors_come_from_other_demonstrations_each():
     sets = [rows("a"), rows("b", seed=1)]
     splits = split(sets)
-    strips = nearest_steps(sets, splits, FSQ(FSQ_LEVELS), queries=4, neighbours=3, seed=0)
+    strips = nearest_steps(sets, splits, FSQ(FSQ_LEVELS), queries=4, neighbors=3, seed=0)
     assert [strip[0][0] for strip in strips] == [0, 1, 0, 1]
     for strip in strips:
         assert len(strip) == 4
@@ -150,13 +150,13 @@ def test_code_use_counts_by_slot_and_by_set():
     assert usage(np.array([5, 5, 0])) == {"used": 2, "dead": 1, "perplexity": 2.0}
 
 
-def test_one_hot_digits_are_those_of_the_quantiser():
+def test_one_hot_digits_are_those_of_the_quantizer():
     indices = np.array([[0, 999], [123, 456]])
     fsq = FSQ(FSQ_LEVELS)
-    hot = one_hot_digits(indices, fsq)
+    hot = one_hot_fsq(indices, fsq)
     assert hot.shape == (2, 46)
     assert (hot.sum(1) == 8).all()
     assert code_values(indices, fsq).shape == (2, 8)
     vq = VQ(8, 4)
-    assert one_hot_digits(np.array([[3, 7]]), vq).nonzero()[1].tolist() == [3, 15]
+    assert one_hot_fsq(np.array([[3, 7]]), vq).nonzero()[1].tolist() == [3, 15]
     assert code_values(np.array([[3, 7]]), vq).shape == (1, 8)

@@ -77,7 +77,7 @@ def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("probe")
     config = ProbeLatents(
         dldm=save(root / "dldm"),
-        labelled=[write_set(root / "A", seed=0), write_set(root / "B", seed=1)],
+        labeled=[write_set(root / "A", seed=0), write_set(root / "B", seed=1)],
         out=str(root / "out"),
         pairs=40,
         hardware=Hardware(device="cpu"),
@@ -91,9 +91,9 @@ def test_everything_is_written_and_is_plain_json(made):
     assert json.loads(text) == json.loads(json.dumps(report))
     assert "NaN" not in text
     assert set(report) >= {"probe", "swap", "nuisance", "map", "codes", "encoder_hash", "data"}
-    for name in ("swap", "neighbours", "nuisances"):
-        with Image.open(root / "out" / f"{name}.png") as picture:
-            assert min(picture.size) > 90
+    for name in ("swap", "neighbors", "nuisances"):
+        with Image.open(root / "out" / f"{name}.png") as image:
+            assert min(image.size) > 90
     table = (root / "out" / "latent_report.md").read_text()
     assert "codes, one-hot digits (46)" in table
     assert table.count("Swap test") == 1
@@ -131,7 +131,7 @@ def test_another_robots_rlds_is_probed_beside_calvin_but_not_swapped_with_it(mad
     report = probe_latents(
         ProbeLatents(
             dldm=config.dldm,
-            labelled=[config.labelled[0], write_rlds_set(tmp_path / "kuka")],
+            labeled=[config.labeled[0], write_rlds_set(tmp_path / "kuka")],
             names=["A", "kuka"],
             out=str(tmp_path / "out"),
             frames=str(root / "out" / "frames"),
@@ -148,14 +148,14 @@ def test_another_robots_rlds_is_probed_beside_calvin_but_not_swapped_with_it(mad
     pairs = [(s["first"], s["donor"]) for s in report["swap"]]
     assert pairs == [("A", "A"), ("kuka", "kuka")]
     assert report["map"]["silhouette"]["source"] is not None
-    assert "translation is standardised" in (tmp_path / "out" / "latent_report.md").read_text()
+    assert "translation is standardized" in (tmp_path / "out" / "latent_report.md").read_text()
 
 
 def test_the_same_seed_gives_the_same_report_from_the_kept_frames(made):
     config, report, root = made
     again = ProbeLatents(
         dldm=config.dldm,
-        labelled=config.labelled,
+        labeled=config.labeled,
         out=str(root / "again"),
         frames=str(root / "out" / "frames"),
         pairs=40,
@@ -167,11 +167,11 @@ def test_the_same_seed_gives_the_same_report_from_the_kept_frames(made):
 
 def test_clips_are_timed_as_in_training_whether_the_checkpoint_says_so_or_its_run(tmp_path):
     checkpoint = load_checkpoint(save(tmp_path / "dldm"), kind="dldm")
-    assert trained_time_base(checkpoint) == {"target_hz": None, "gap_s": None}
+    assert trained_time_base(checkpoint) == {"target_hz": None, "gap_seconds": None}
     (tmp_path / "dldm" / "config.yaml").write_text("data: {target_hz: 10.0}\n")
-    assert trained_time_base(checkpoint) == {"target_hz": 10.0, "gap_s": None}
-    checkpoint.facts["time_base"] = {"target_hz": None, "gap_s": 0.6}
-    assert trained_time_base(checkpoint) == {"target_hz": None, "gap_s": 0.6}
+    assert trained_time_base(checkpoint) == {"target_hz": 10.0, "gap_seconds": None}
+    checkpoint.facts["time_base"] = {"target_hz": None, "gap_seconds": 0.6}
+    assert trained_time_base(checkpoint) == {"target_hz": None, "gap_seconds": 0.6}
 
 
 def test_a_robot_that_stands_still_is_refused_before_anything_is_encoded(made, tmp_path, monkeypatch):
@@ -181,7 +181,7 @@ def test_a_robot_that_stands_still_is_refused_before_anything_is_encoded(made, t
     with pytest.raises(
         InputError, match=r"still: the pose of the hand \(robot_obs\) is the same in all 35 latent steps"
     ):
-        probe_latents(replace(config, labelled=[still], out=str(tmp_path / "out")))
+        probe_latents(replace(config, labeled=[still], out=str(tmp_path / "out")))
 
 
 def test_too_few_demonstrations_are_refused(made, tmp_path):
@@ -198,13 +198,13 @@ def test_too_few_demonstrations_are_refused(made, tmp_path):
         few.write_episode(arrays, first_frame=50 * number, task="t", instruction="t", scene="D")
     few.finish()
     with pytest.raises(InputError, match="at least 3 demonstrations"):
-        probe_latents(ProbeLatents(dldm=config.dldm, labelled=[str(tmp_path / "few")], out=str(tmp_path / "out")))
+        probe_latents(ProbeLatents(dldm=config.dldm, labeled=[str(tmp_path / "few")], out=str(tmp_path / "out")))
 
 
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"labelled": []}, "labelled is empty"),
+        ({"labeled": []}, "labeled is empty"),
         ({"names": ["x", "x"]}, "different names"),
         ({"episodes": 2}, "at least 3"),
         ({"test_share": 0.9}, "sum to less than 1"),
@@ -213,7 +213,7 @@ def test_too_few_demonstrations_are_refused(made, tmp_path):
 )
 def test_what_cannot_work_is_refused(wrong, words):
     with pytest.raises(ValueError, match=words):
-        ProbeLatents(**{"dldm": "d", "labelled": ["a", "b"], "out": "o", **wrong})
+        ProbeLatents(**{"dldm": "d", "labeled": ["a", "b"], "out": "o", **wrong})
 
 
 def test_data_sets_are_called_by_as_little_of_their_path_as_tells_them_apart(tmp_path):

@@ -18,7 +18,7 @@ from vw2_robot.pretrain.probing.code_swap import (
     swap_examples,
     swap_test,
 )
-from vw2_robot.pretrain.probing.features import one_hot_digits
+from vw2_robot.pretrain.probing.features import one_hot_fsq
 from vw2_robot.pretrain.probing.nuisance import COMPARED, KINDS, _others, nuisance_examples, nuisance_test
 from vw2_robot.pretrain.probing.probes import fit_linear, split_groups
 
@@ -62,9 +62,9 @@ def world():
     return clips, MotionReader(changes, seed=0)
 
 
-def centre(picture):
+def center(image):
     """Place of the bright square in [B, 3, H, W]."""
-    bright = (picture[:, 0] > 0.5).float()
+    bright = (image[:, 0] > 0.5).float()
     total = bright.sum((1, 2)).clamp(min=1)
     x = (bright.sum(1) * torch.arange(SIDE)).sum(1) / total
     return torch.stack([x, (bright.sum(2) * torch.arange(SIDE)).sum(1) / total], dim=1)
@@ -72,7 +72,7 @@ def centre(picture):
 
 def oracle(a, b):
     """A's square, moved as B's was."""
-    place, move = centre(a[:, 0]), centre(b[:, -1]) - centre(b[:, 0])
+    place, move = center(a[:, 0]), center(b[:, -1]) - center(b[:, 0])
     shade = np.rint((a[:, 0, 0, 0, 0].numpy() + 1) * 127.5)
     clips = draw(place.numpy().astype(float), move.numpy().astype(float), shade)
     return torch.movedim(torch.from_numpy(clips).float() / 127.5 - 1, -1, -3)
@@ -131,7 +131,7 @@ def test_examples_show_pairs_that_move_apart(world):
     columns = swap_examples(oracle, clips, clips, rows=3, seed=0, device=torch.device("cpu"))
     assert len(columns) == 6
     assert {column.shape for column in columns} == {(3, SIDE, SIDE, 3)}
-    place = [centre(torch.movedim(torch.from_numpy(c).float() / 127.5 - 1, -1, -3)) for c in columns]
+    place = [center(torch.movedim(torch.from_numpy(c).float() / 127.5 - 1, -1, -3)) for c in columns]
     own, donor, swapped = place[1] - place[0], place[3] - place[2], place[4] - place[0]
     assert ((own * donor).sum(1) < 0).all()
     assert torch.allclose(swapped, donor, atol=1.5)
@@ -150,7 +150,7 @@ class Sees:
 
 def moved_square(x):
     """Digit 0 of both codes: whether the square went right; blind to light and to the camera's first half pixel."""
-    right = (centre(x[:, -1]) - centre(x[:, 0]))[:, 0] > 0
+    right = (center(x[:, -1]) - center(x[:, 0]))[:, 0] > 0
     return torch.stack([right.long() * 7, right.long() * 3], dim=1)[:, None]
 
 
@@ -165,7 +165,7 @@ def nuisances(code):
     model = Sees(code)
     indices = code(torch.movedim(torch.from_numpy(clips.pixels).float() / 127.5 - 1, -1, -3))[:, 0].numpy()
     motion = np.concatenate([clips.displacement, np.zeros((120, 4))], axis=1)
-    probe = fit_linear(one_hot_digits(indices, model.fsq), motion, clips.split)
+    probe = fit_linear(one_hot_fsq(indices, model.fsq), motion, clips.split)
     return nuisance_test(
         model,
         model.fsq,

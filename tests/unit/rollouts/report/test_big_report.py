@@ -1,4 +1,4 @@
-"""The page of whole evaluations: 1000 chains, more films than fit, and nothing that a browser would fetch."""
+"""The page of whole evaluations: 1000 chains, more videos than fit, and nothing that a browser would fetch."""
 
 import json
 import re
@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from vw2_robot.envs.sequences import make_sequences
-from vw2_robot.rollouts.report.gallery import MAX_FILMS
+from vw2_robot.rollouts.report.gallery import MAX_VIDEOS
 from vw2_robot.rollouts.report.report import write_report
 from vw2_robot.runs import mark
 
-FILM_BYTES = 700_000  # several times what a film of 1800 steps takes
+VIDEO_BYTES = 700_000  # several times what a video of 1800 steps takes
 
 
-def write_evaluation(folder, *, seed, films):
-    """1000 chains of the benchmark with made-up outcomes; the films are noise as long as real ones or longer."""
+def write_evaluation(folder, *, seed, videos):
+    """1000 chains of the benchmark with made-up outcomes; the videos are noise as long as real ones or longer."""
     rng = np.random.default_rng(seed)
     (folder / "videos").mkdir(parents=True)
     lines = []
@@ -34,10 +34,10 @@ def write_evaluation(folder, *, seed, films):
             }
         )
     (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    mark(folder / "provenance.json", {"replan_every": 4, "max_steps": 360, "num_sequences": 1000})
-    for line in lines[:films]:
+    mark(folder / "provenance.json", {"n_action_steps": 4, "max_steps": 360, "num_sequences": 1000})
+    for line in lines[:videos]:
         path = folder / "videos" / f"chain_{line['sequence']:04d}"
-        path.with_suffix(".mp4").write_bytes(rng.bytes(FILM_BYTES))
+        path.with_suffix(".mp4").write_bytes(rng.bytes(VIDEO_BYTES))
         path.with_suffix(".jpg").write_bytes(rng.bytes(20_000))
         looks = np.concatenate([np.full(-(-n // 4), i) for i, n in enumerate(line["steps"])])
         actions = rng.uniform(-1, 1, size=(len(looks), 8, 7)).astype(np.float32)
@@ -49,21 +49,21 @@ def write_evaluation(folder, *, seed, films):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("big")
-    runs = [write_evaluation(folder / name, seed=i, films=20) for i, name in enumerate(("one", "two"))]
+    runs = [write_evaluation(folder / name, seed=i, videos=20) for i, name in enumerate(("one", "two"))]
     return write_report(runs, folder / "page")
 
 
 def test_the_page_of_a_thousand_chains_stays_below_twenty_megabytes(page):
     text = page.read_text(encoding="utf-8")
     assert 5e6 < page.stat().st_size < 20e6
-    films = re.findall(r'src="data:video/mp4;base64,[^"]*"', text)
-    assert 4 <= len(films) <= MAX_FILMS
+    videos = re.findall(r'src="data:video/mp4;base64,[^"]*"', text)
+    assert 4 <= len(videos) <= MAX_VIDEOS
     assert "Left out to keep this page small" in text
-    without_films = page.stat().st_size - sum(map(len, films))
-    assert without_films < 5e6
+    without_videos = page.stat().st_size - sum(map(len, videos))
+    assert without_videos < 5e6
 
 
-def test_both_runs_have_films_of_success_and_failure(page):
+def test_both_runs_have_videos_of_success_and_failure(page):
     cards = re.findall(r"<article.*?</article>", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     told = {
         (re.search(r"</i>(one|two)<", card)[1], re.search(r"(success|partial|failure) · ", card)[1]) for card in cards

@@ -51,7 +51,7 @@ def report(**changes):
                         ("follows_donor", 0.72),
                         ("follows_own", 0.01),
                         ("follows_third", -0.02),
-                        ("own_codes", 0.7),
+                        ("scheduled_sampling", 0.7),
                         ("ceiling", 0.9),
                     )
                 },
@@ -63,7 +63,7 @@ def report(**changes):
             "sources": ["A <1>", "B"],
             "points": {"direction": [0, 1, 5], "source": [0, 1, 1], "pca": [[0, 0], [1, 1], [2, 0]]},
             "silhouette": {"direction": 0.31, "source": None},
-            "neighbours": {
+            "neighbors": {
                 "code": {"A <1>": {"B": {"accuracy": number(0.66, "ratio"), "commonest": number(0.2, "ratio")}}}
             },
         },

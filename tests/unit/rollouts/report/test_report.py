@@ -11,7 +11,7 @@ from vw2_robot.errors import InputError
 from vw2_robot.rollouts.__main__ import rollout
 from vw2_robot.rollouts.config import RolloutConfig
 from vw2_robot.rollouts.report.curves import MAX_POINTS, code_usage_panel, thin, training_panels
-from vw2_robot.rollouts.report.gallery import film_cards
+from vw2_robot.rollouts.report.gallery import video_cards
 from vw2_robot.rollouts.report.report import write_report
 from vw2_robot.rollouts.report.run_folders import discover
 from vw2_robot.rollouts.report.tables import latex
@@ -97,8 +97,8 @@ def everything(runs):
 
 def test_a_full_report_has_every_section(everything):
     page = Page(everything)
-    sections = ["summary", "success", "comparison", "paper", "tasks", "failures", "films"]
-    sections += ["training", "codes", "pictures", "provenance"]
+    sections = ["summary", "success", "comparison", "paper", "tasks", "failures", "videos"]
+    sections += ["training", "codes", "images", "provenance"]
     assert [name for name in page.ids if name in sections] == sections
     assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
 
@@ -116,18 +116,18 @@ def test_a_report_follows_light_and_dark_and_fits_a_phone(everything):
     assert "width=device-width" in everything
     svg = "".join(re.findall(r"<svg.*?</svg>", everything, flags=re.DOTALL))
     assert "var(--series-1)" in svg
-    assert not re.search(r"#[0-9a-f]{6}\b", svg)  # no colour that the page cannot turn dark
+    assert not re.search(r"#[0-9a-f]{6}\b", svg)  # no color that the page cannot turn dark
 
 
-def test_films_are_inside_and_are_the_files_on_disk(everything, runs):
+def test_videos_are_inside_and_are_the_files_on_disk(everything, runs):
     page = Page(everything)
-    films = [link for link in page.links if link.startswith("data:video/mp4;base64,")]
+    videos = [link for link in page.links if link.startswith("data:video/mp4;base64,")]
     on_disk = {path.read_bytes() for path in runs.rglob("*.mp4")}
-    assert {base64.b64decode(link.split(",", 1)[1]) for link in films} == on_disk
-    assert len(films) == sum(link.startswith("data:image/jpeg") for link in page.links) == 4
+    assert {base64.b64decode(link.split(",", 1)[1]) for link in videos} == on_disk
+    assert len(videos) == sum(link.startswith("data:image/jpeg") for link in page.links) == 4
 
 
-def test_a_film_card_tells_instruction_task_and_outcome(everything):
+def test_a_video_card_tells_instruction_task_and_outcome(everything):
     text = Page(everything).text
     assert "partial · 4/5" in text
     assert "failure · 0/5" in text
@@ -159,8 +159,8 @@ def test_a_training_run_alone_makes_a_report(tmp_path):
     write_training(tmp_path / "first")
     path = write_report([tmp_path / "first"], tmp_path / "out")
     ids = Page(path.read_text(encoding="utf-8")).ids
-    assert {"summary", "training", "codes", "pictures", "provenance"} <= set(ids)
-    assert not {"success", "tasks", "films", "paper"} & set(ids)
+    assert {"summary", "training", "codes", "images", "provenance"} <= set(ids)
+    assert not {"success", "tasks", "videos", "paper"} & set(ids)
     assert "`vdm/denoising_loss`" in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
 
 
@@ -250,14 +250,14 @@ def test_an_unfinished_rollout_is_reported_as_such(counting_world, tmp_path):
     assert "2 chains are missing, the numbers are about 4" in text
 
 
-def test_films_beyond_the_budget_are_named_and_both_kinds_stay(counting_world, tmp_path):
+def test_videos_beyond_the_budget_are_named_and_both_kinds_stay(counting_world, tmp_path):
     write_rollout(tmp_path / "run", videos=6)
     _, rollouts = discover([tmp_path / "run"])
     sizes = [
-        len(card["film"]) + len(card["poster"]) + len(card["strip"].svg)
-        for card in film_cards(rollouts, budget=10**9)[0]
+        len(card["video"]) + len(card["poster"]) + len(card["strip"].svg)
+        for card in video_cards(rollouts, budget=10**9)[0]
     ]
-    cards, left_out = film_cards(rollouts, budget=int(2.5 * max(sizes)))
+    cards, left_out = video_cards(rollouts, budget=int(2.5 * max(sizes)))
     assert len(cards) + len(left_out) == len(sizes) >= 5
     assert 2 <= len(cards) < len(sizes)
     assert {4, 0} <= {card["solved"] for card in cards}

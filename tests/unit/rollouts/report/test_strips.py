@@ -1,4 +1,4 @@
-"""The strip under a film: what the robot was told, what was predicted, which codes it came from."""
+"""The strip under a video: what the robot was told, what was predicted, which codes it came from."""
 
 import re
 import xml.etree.ElementTree as ET
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vw2_robot.errors import InputError
-from vw2_robot.rollouts.report.strips import ROW, Answers, code_picture, draw, executed, read_answers
+from vw2_robot.rollouts.report.strips import ROW, Answers, code_image, draw, executed, read_answers
 from vw2_robot.storage.arrays import write_arrays
 
 
@@ -31,19 +31,19 @@ def test_fewer_looks_than_steps_are_refused():
 
 def test_the_codes_over_a_step_are_those_of_the_latent_step_that_covers_it():
     tokens = [[[7, 1], [8, 1]], [[9, 1], [7, 1]]]  # 2 looks, 2 latent steps of 2 control steps, 2 codes
-    picture = code_picture(answers([0, 0], tokens=tokens), [7], every=4)
-    assert picture.shape == (2, 7, 3)
-    first = [tuple(pixel) for pixel in picture[0]]
+    image = code_image(answers([0, 0], tokens=tokens), [7], every=4)
+    assert image.shape == (2, 7, 3)
+    first = [tuple(pixel) for pixel in image[0]]
     assert first[0] == first[1] == first[6]  # 7 7 8 8 9 9 7
     assert len({first[0], first[2], first[4]}) == 3
     assert first[2] == first[3]
-    assert len({tuple(pixel) for pixel in picture[1]}) == 1
+    assert len({tuple(pixel) for pixel in image[1]}) == 1
 
 
 def test_codes_next_to_each_other_look_unlike():
     tokens = np.arange(1000).reshape(1, 1000, 1)
     made = Answers(np.zeros((1, 1000, 7), np.float32), np.array([0]), tokens)
-    row = code_picture(made, [1000], every=1000)[0].astype(int)
+    row = code_image(made, [1000], every=1000)[0].astype(int)
     assert np.abs(np.diff(row, axis=0)).sum(axis=1).min() > 60
 
 
