@@ -27,7 +27,7 @@ class CalvinData:
     """share of whole trajectories that never train"""
     validation_split: Literal["training", "validation"] | None = None
     """hold out this split of the data set instead of a share of `split`"""
-    frames: str | None = None
+    frame_cache: str | None = None
     """folder where the decoded images are kept, for all runs that are given it; null: the run's own"""
 
     def __post_init__(self) -> None:
@@ -72,13 +72,13 @@ class Unlabeled:
     """of the code loss on unlabeled windows; 0 switches it off"""
     path: str | None = None
     """another CALVIN data set; null: the trajectories that the label fraction leaves out"""
-    batch: int = 32
+    batch_size: int = 32
 
     def __post_init__(self) -> None:
-        if not self.weight >= 0 or self.batch < 1:
+        if not self.weight >= 0 or self.batch_size < 1:
             raise ValueError(
                 f"unlabeled.weight must not be negative and unlabeled.batch positive, found {self.weight} and "
-                f"{self.batch}"
+                f"{self.batch_size}"
             )
 
 
@@ -91,7 +91,7 @@ class Finetune:
     """checkpoint or run folder of the pre-trained policy (a pretrain-on-openx run_dir too), builtin:NAME, or scratch"""
     data: CalvinData
     loop: LoopConfig
-    arm: str | None = None
+    method: str | None = None
     """name of the comparison's arm, for tables; configs/arm sets it"""
     network: Network = field(default_factory=Network)
     label_fraction: float = 1.0
@@ -166,6 +166,6 @@ class Finetune:
     def own_share(self, step: int) -> float:
         """Chance of a sample to be fed the policy's own codes at this step."""
         if self.code_source == "mixed":
-            done = step / max(1, self.loop.steps - 1)
+            done = step / max(1, self.loop.train_steps - 1)
             return self.scheduled_sampling.start + done * (self.scheduled_sampling.end - self.scheduled_sampling.start)
         return 1.0 if self.code_source == "self" else 0.0

@@ -48,7 +48,7 @@ def open_material(config: Finetune, start: StartingPoint, run: Run, device: torc
         InputError: the policy cannot act as often as it shall look, or the data do not fit.
     """
     _check_horizon(config, start)
-    folder = run.path / "frames" if config.data.frames is None else Path(config.data.frames)
+    folder = run.path / "frames" if config.data.frame_cache is None else Path(config.data.frame_cache)
     seen = _images(CalvinDataset(config.data.path, config.data.split), start, folder)
     split = _split(config, seen)
     train = _labeled(config, start, seen, split.train, statistics=None)

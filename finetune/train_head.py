@@ -64,7 +64,7 @@ def _train(config: Finetune, run: Run) -> None:
     write_labels(run.path / "labels.json", material.split.labels)
     for step in run.steps():
         draw = generator(config.seed, step, stream=STREAM_BATCH)
-        rows = torch.randint(len(train), (loop.batch,), generator=draw).numpy()
+        rows = torch.randint(len(train), (loop.batch_size,), generator=draw).numpy()
         with config.hardware.autocast(device):
             losses = window_losses(
                 config, policy, head, train, rows, device=device, own_share=config.own_share(step), draw=draw
@@ -72,10 +72,10 @@ def _train(config: Finetune, run: Run) -> None:
             total, more = losses.total, {}
             if unlabeled is not None:
                 draw = generator(config.seed, step, stream=STREAM_UNLABELED)
-                rows = torch.randint(len(unlabeled), (config.unlabeled.batch,), generator=draw).numpy()
+                rows = torch.randint(len(unlabeled), (config.unlabeled.batch_size,), generator=draw).numpy()
                 video = unlabeled_loss(config, policy, unlabeled, rows, device=device, draw=draw)
                 total, more = total + config.unlabeled.weight * video, {"finetune/unlabeled_loss": video.detach()}
-        norm = optimizer_step(total, optimizer, step=step, config=loop.optim, total_steps=loop.steps)
+        norm = optimizer_step(total, optimizer, step=step, config=loop.optim, total_steps=loop.train_steps)
         if run.due(step, loop.log_every):
             with config.hardware.autocast(device):
                 held = validate(config, policy, head, material.held_out, device=device, most=config.validation_windows)
@@ -84,7 +84,7 @@ def _train(config: Finetune, run: Run) -> None:
             parts = {"finetune/code_loss": losses.code, "finetune/accuracy": losses.accuracy, **more}
             seen = {"finetune/action_l2": losses.action, **held.metrics("finetune/validation"), **parts}
             run.log(step, seen | {"finetune/grad_norm": norm})
-        if step + 1 == loop.steps:  # before the last checkpoint: a run that is complete has been judged
+        if step + 1 == loop.train_steps:  # before the last checkpoint: a run that is complete has been judged
             with config.hardware.autocast(device):
                 _judge(run, validate(config, policy, head, material.held_out, device=device))
         if run.due(step, loop.save_every):
@@ -112,7 +112,7 @@ def _open_run(config: Finetune) -> Run:
         config.run_dir,
         run_tree(config),
         stage="finetune",
-        total_steps=loop.steps,
+        total_steps=loop.train_steps,
         save_every=loop.save_every,
         log_every=loop.log_every,
     )
@@ -162,7 +162,7 @@ def _save(
         modules=modules,
         facts={
             **start.facts,
-            "arm": config.arm,
+            "arm": config.method,
             "preset": config.preset,
             "label_fraction": config.label_fraction,
             "label_seed": config.label_seed,

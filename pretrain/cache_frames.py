@@ -28,11 +28,11 @@ def open_frames(config: Pretrain) -> FrameCache:
         InputError: no data were named, or they cannot be read.
     """
     data = config.data
-    if data.frames is not None:
-        cache = FrameCache(Path(data.frames))
+    if data.frame_cache is not None:
+        cache = FrameCache(Path(data.frame_cache))
         if (cache.height, cache.width) != (config.dldm.height, config.dldm.width):
             raise InputError(
-                f"data.frames={data.frames} holds {cache.height} x {cache.width} images, "
+                f"data.frames={data.frame_cache} holds {cache.height} x {cache.width} images, "
                 f"the dLDM expects {config.dldm.height} x {config.dldm.width}"
             )
         return cache

@@ -108,7 +108,7 @@ def training_clips(
 
     hidden = {(frames.episodes[index].source, frames.episodes[index].episode_id) for index in held_out}
     options = StreamOptions(
-        WindowOptions(frames=config.dldm.frames, temporal_stride=config.dldm.stride, **data.time_base),
+        WindowOptions(frames=config.dldm.num_frames, temporal_stride=config.dldm.stride, **data.time_base),
         height=config.dldm.height,
         width=config.dldm.width,
         aspect=data.aspect,
@@ -142,7 +142,7 @@ def clip_sampler(config: Pretrain, frames: FrameCache, episodes: list[int], *, a
     return ClipSampler(
         frames,
         episodes,
-        frames=config.dldm.frames,
+        frames=config.dldm.num_frames,
         temporal_stride=config.dldm.stride,
         **config.data.time_base,
         seed=config.seed,

@@ -56,7 +56,7 @@ class DataConfig:
     shuffle_mb: int = 256
     """stream: compressed images held for shuffling"""
     decode_threads: int = 2
-    frames: str | None = None
+    frame_cache: str | None = None
     """a finished frame cache to read instead of `path`: no TensorFlow is needed then"""
     aspect: Aspect = "stretch"
     max_skipped: int = 10
@@ -146,7 +146,7 @@ class PhasesConfig:
     @property
     def total(self) -> int:
         """Steps of both phases."""
-        return self.phase1.steps + self.phase2.steps
+        return self.phase1.train_steps + self.phase2.train_steps
 
     def __post_init__(self) -> None:
         if not 0 <= self.ema < 1:
@@ -178,12 +178,12 @@ class LatentsConfig:
 
     cache_stride: int = 4
     """frames between the starts of windows"""
-    batch: int = 64
+    batch_size: int = 64
 
     def __post_init__(self) -> None:
-        if self.cache_stride < 1 or self.batch < 1:
+        if self.cache_stride < 1 or self.batch_size < 1:
             raise ValueError(
-                f"extract_latents.cache_stride and batch must be positive, found {self.cache_stride} and {self.batch}"
+                f"extract_latents.cache_stride and batch must be positive, found {self.cache_stride} and {self.batch_size}"
             )
 
 
@@ -300,7 +300,7 @@ def finished_stage(config: Pretrain, stage: Literal["vdm", "dldm"]) -> Path:
     Raises:
         InputError: the stage was never run, or stands short of (or beyond) the end that this configuration names.
     """
-    total = config.train_vdm.steps if stage == "vdm" else config.train_dldm.total
+    total = config.train_vdm.train_steps if stage == "vdm" else config.train_dldm.total
     checkpoint = resolve(config.stage_dir(stage))
     if checkpoint.name != f"step_{total}":
         raise InputError(

@@ -164,7 +164,7 @@ def code_usage(dldm: DLDM, frames: FrameCache, config: Pretrain, *, device: torc
     sampler = ClipSampler(
         frames,
         list(range(len(frames.episodes))),
-        frames=config.dldm.frames,
+        frames=config.dldm.num_frames,
         temporal_stride=config.dldm.stride,
         **config.data.time_base,
         seed=config.seed,

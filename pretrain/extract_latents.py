@@ -195,7 +195,7 @@ def _encode_episodes(
         episode = frames.episodes[index]
         windows = make_windows(
             episode.length,
-            frames=config.dldm.frames,
+            frames=config.dldm.num_frames,
             cache_stride=config.extract_latents.cache_stride,
             hz=episode.hz,
             temporal_stride=config.dldm.stride,
@@ -204,7 +204,7 @@ def _encode_episodes(
         pieces.append((np.full(len(windows.start), index), windows.start, windows.frames, windows.valid))
     episode_n, start_n, frames_nT, valid_nM = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
     codes = np.zeros((*valid_nM.shape, config.dldm.queries), np.uint16)
-    size = config.extract_latents.batch
+    size = config.extract_latents.batch_size
     for i in range(0, len(episode_n), size):
         pixels: NDArray[np.uint8] = frames.read_batch(episode_n[i : i + size], frames_nT[i : i + size])
         codes[i : i + size] = dldm.indices(to_model_range(torch.from_numpy(pixels).to(device))).cpu().numpy()

@@ -60,7 +60,7 @@ class Imagine:
     image: str | None = None
     prompt: str | None = None
     """default: the instruction of the episode, where the image comes from a frame cache"""
-    frames: str | None = None
+    frame_cache: str | None = None
     """a frame cache to take the first image and its true continuation from, instead of `image`"""
     episode: int = 0
     start: int = 0
@@ -87,11 +87,11 @@ class Imagine:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
         if Path(self.out).suffix.lower() not in (".mp4", ".m4v", ".mov"):
             raise ValueError(f"out={self.out}: give the name of a video, such as imagined.mp4; a json lies beside it")
-        if (self.image is None) == (self.frames is None):
+        if (self.image is None) == (self.frame_cache is None):
             raise ValueError("give the first image: either image=FILE or frames=DIR (a frame cache) with episode=N")
-        if self.codes == ENCODED and self.frames is None:
+        if self.codes == ENCODED and self.frame_cache is None:
             raise ValueError("codes=encoded needs a true continuation: give frames=DIR and episode=N instead of image")
-        if self.codes == PREDICTED and self.prompt is None and self.frames is None:
+        if self.codes == PREDICTED and self.prompt is None and self.frame_cache is None:
             raise ValueError("say what shall be done: prompt='open the drawer'")
         if self.anchor == "rendered" and self.vdm is None:
             raise ValueError("anchor=rendered needs a VDM that renders: vdm=DIR, the folder of the dLDM stage")
@@ -139,10 +139,10 @@ def _beginning(config: Imagine, dldm: DLDM, time_base: TimeBase) -> Beginning:
     if config.image is not None:
         image = read_photograph(config.image)
         return Beginning(np.array(resize_frame(image, height=height, width=width)), config.prompt or "", None)
-    assert config.frames is not None
-    cache = FrameCache(Path(config.frames))
+    assert config.frame_cache is not None
+    cache = FrameCache(Path(config.frame_cache))
     if not 0 <= config.episode < len(cache.episodes):
-        raise InputError(f"episode={config.episode}, but {config.frames} holds {len(cache.episodes)} episodes")
+        raise InputError(f"episode={config.episode}, but {config.frame_cache} holds {len(cache.episodes)} episodes")
     episode = cache.episodes[config.episode]
     if not 0 <= config.start < episode.length:
         raise InputError(f"start={config.start}, but episode {config.episode} has {episode.length} frames")

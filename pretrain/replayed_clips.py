@@ -145,7 +145,7 @@ class ReplayedClips:
     def _cut(self) -> WindowOptions:
         """How a memory replay is cut."""
         config = self._config
-        return WindowOptions(config.dldm.frames, temporal_stride=config.dldm.stride, **config.data.time_base)
+        return WindowOptions(config.dldm.num_frames, temporal_stride=config.dldm.stride, **config.data.time_base)
 
     def _draw(self, count: int) -> list[ReplayWindow]:
         """Return one to `count` windows that may be trained on."""

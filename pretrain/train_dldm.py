@@ -77,7 +77,7 @@ class Training:
         """Loss of one training batch under autocast, and what to log of it."""
         phases = self.phases
         loop = phases.phase1 if phase == 1 else phases.phase2
-        x, valid = to_device(self.clips.batch(step, loop.batch), self.device)
+        x, valid = to_device(self.clips.batch(step, loop.batch_size), self.device)
         noise = generator(self.config.seed, step, stream=STREAM_LOSS)
         with self.config.hardware.autocast(self.device):
             if phase == 2 and self.vdm is not None and self.codec is not None:
@@ -210,8 +210,8 @@ def _begin(
 def _train_phase(training: Training, phase: int) -> None:
     """The steps of one phase that are left. Each phase has its own optimizer and schedule."""
     run, phases, vdm = training.run, training.phases, training.vdm
-    loop, first = (phases.phase1, 0) if phase == 1 else (phases.phase2, phases.phase1.steps)
-    stop = first + loop.steps
+    loop, first = (phases.phase1, 0) if phase == 1 else (phases.phase2, phases.phase1.train_steps)
+    stop = first + loop.train_steps
     if run.start >= stop:
         return
     if phase == 2 and run.start == first and vdm is not None:
@@ -224,7 +224,7 @@ def _train_phase(training: Training, phase: int) -> None:
     for step in run.steps(stop, what=f"phase {phase}"):
         loss, values = training.loss(phase, step)
         norm = optimizer_step(
-            loss, optimizer, step=step - first, config=loop.optim, total_steps=loop.steps, first_step=first
+            loss, optimizer, step=step - first, config=loop.optim, total_steps=loop.train_steps, first_step=first
         )
         if training.average is not None:
             training.average.update(step)
@@ -266,7 +266,7 @@ def _check_advance(training: Training) -> None:
     said = explain_shortfall(ratio, own, limit=phases.advance_ratio)
     if phases.advance == "ratio":
         raise InputError(
-            f"{said}. Phase 2 does not begin: give train_dldm.phase1.steps more than {phases.phase1.steps} in a new "
+            f"{said}. Phase 2 does not begin: give train_dldm.phase1.steps more than {phases.phase1.train_steps} in a new "
             "run_dir, or train_dldm.advance=steps to go on regardless"
         )
     training.run.say(f"{said}; phase 2 begins all the same (train_dldm.advance=steps)")

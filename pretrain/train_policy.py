@@ -96,13 +96,13 @@ def _train(config: Pretrain, run: Run) -> None:
     check = np.linspace(0, len(held_out.windows) - 1, min(256, len(held_out.windows))).astype(np.int64)
     for step in run.steps():
         draw = generator(config.seed, step, stream=STREAM_BATCH)
-        rows = torch.randint(len(material.train.windows), (loop.batch,), generator=draw).numpy()
+        rows = torch.randint(len(material.train.windows), (loop.batch_size,), generator=draw).numpy()
         words, image, codes, valid = material.train.read(rows, device)
         image = shift_randomly(image, most=shift, noise=draw)
         fed = _fed_codes(policy, codes, share=config.train_policy.code_dropout, draw=draw)
         with config.hardware.autocast(device):
             loss, parts = policy.code_loss(policy.states(policy.prompt(words, image), fed), codes, valid)
-        norm = optimizer_step(loss, optimizer, step=step, config=loop.optim, total_steps=loop.steps)
+        norm = optimizer_step(loss, optimizer, step=step, config=loop.optim, total_steps=loop.train_steps)
         if run.due(step, loop.log_every):
             with torch.no_grad(), config.hardware.autocast(device):
                 words, image, codes, valid = held_out.read(check, device)
@@ -137,7 +137,7 @@ def _open_run(config: Pretrain) -> Run:
         config.stage_dir("policy"),
         config.stage_tree(*stages_before, "policy", "train_policy", "seed"),
         stage="policy",
-        total_steps=loop.steps,
+        total_steps=loop.train_steps,
         save_every=loop.save_every,
         log_every=loop.log_every,
     )
@@ -169,7 +169,7 @@ def _as_long_as_asked(config: Pretrain, windows: LatentWindows, frames: FrameCac
         return windows
     dldm = config.dldm
     reach = {
-        hz: int(clip_offsets(dldm.frames, temporal_stride=dldm.stride, hz=hz, **config.data.time_base)[-1])
+        hz: int(clip_offsets(dldm.num_frames, temporal_stride=dldm.stride, hz=hz, **config.data.time_base)[-1])
         for hz in {episode.hz for episode in frames.episodes}
     }
     ends = windows.start + np.array([reach[frames.episodes[episode].hz] for episode in windows.episode])

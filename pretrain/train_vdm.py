@@ -96,7 +96,7 @@ def train_vdm(config: Pretrain) -> None:
         config.stage_dir("vdm"),
         config.stage_tree("data", "dldm", "vdm", "codec", "train_vdm", "seed"),
         stage="vdm",
-        total_steps=config.train_vdm.steps,
+        total_steps=config.train_vdm.train_steps,
         save_every=config.train_vdm.save_every,
         log_every=config.train_vdm.log_every,
     ) as run:
@@ -135,9 +135,9 @@ def _train(
         training.restore(checkpoint.fact("clips"))
     run.begin()
     for step in run.steps():
-        clips = to_device(training.batch(step, loop.batch), device)
+        clips = to_device(training.batch(step, loop.batch_size), device)
         loss = prior_loss(config, vdm, codec, clips, generator(config.seed, step, stream=STREAM_NOISE))
-        norm = optimizer_step(loss, optimizer, step=step, config=loop.optim, total_steps=loop.steps)
+        norm = optimizer_step(loss, optimizer, step=step, config=loop.optim, total_steps=loop.train_steps)
         if run.due(step, loop.log_every):
             with torch.no_grad():
                 noise = generator(config.seed, 0, stream=STREAM_VALIDATION)
@@ -146,7 +146,7 @@ def _train(
                 step,
                 {"vdm/denoising_loss": loss.detach(), "vdm/validation_loss": validation, "vdm/grad_norm": norm},
             )
-        if step + 1 == loop.steps:  # before the last checkpoint: a run that is complete has this folder as well
+        if step + 1 == loop.train_steps:  # before the last checkpoint: a run that is complete has this folder as well
             vdm.save_folder(run.path / "diffusers")  # for stock diffusers, and for `vdm.weights` of other runs
         if run.due(step, loop.save_every):
             facts = {

@@ -111,7 +111,7 @@ def _rollout(config: RolloutConfig) -> dict[str, Any]:
         mine = piece(chains, config.shard)
         race = SequentialTest(Path(config.against), mine, error=config.error) if config.against is not None else None
         if config.workers > 1 and is_served(config):
-            served = PolicyProcess(functools.partial(open_checkpoint, config), rows=config.batch)
+            served = PolicyProcess(functools.partial(open_checkpoint, config), rows=config.batch_size)
         policy = served if served is not None else open_alone(config, benchmark)
         every = replan_interval(policy.metadata, config.n_action_steps)
         origin = provenance(config, policy.metadata, benchmark, chains, every=every)

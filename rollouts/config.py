@@ -52,7 +52,7 @@ class RolloutConfig:
     """i/n: this piece of n, in a folder of its own below run_dir; vw2-merge puts the pieces together"""
     workers: int = 1
     """simulator processes; does not change the results"""
-    batch: int = 1
+    batch_size: int = 1
     """chains that share a forward pass of the policy. Another number may change the last bits of an action; the number
     of workers does not. 1 on a CPU; on a GPU about the number of workers"""
     retries: int = 3
@@ -109,7 +109,7 @@ def _is_recording(policy: str) -> bool:
 def open_alone(config: RolloutConfig, benchmark: Benchmark) -> Policy:
     """The policy for a rollout in one process: the bits of many."""
     policy = open_policy(config, benchmark)
-    return LocalPolicy(policy, config.batch) if is_served(config) else policy
+    return LocalPolicy(policy, config.batch_size) if is_served(config) else policy
 
 
 def choose_sequences(config: RolloutConfig, benchmark: Benchmark) -> list[EvalSequence]:
@@ -203,7 +203,7 @@ def provenance(
         "n_action_steps": every,
         "seed": config.seed,
         "protocol": config.protocol,
-        "batch": config.batch,
+        "batch": config.batch_size,
         "num_sequences": len(piece(chains, config.shard)),
         "instructions": {task: benchmark.instruction(task) for task in tasks},
         "versions": versions(),

@@ -42,8 +42,8 @@ class OptimConfig:
 class LoopConfig:
     """One training loop."""
 
-    steps: int
-    batch: int
+    train_steps: int
+    batch_size: int
     optim: OptimConfig
     log_every: int = 50
     save_every: int = 500

@@ -83,7 +83,7 @@ def open_sets(
         _open_video(Path(path), name, cache=cache, shape=shape, split=split, episodes=episodes, seed=seed)
         for path, name in zip(paths, names or short_names([Path(path) for path in paths]), strict=True)
     ]
-    cut = [cut_steps(video, frames=shape.frames, stride=shape.stride, **time_base) for video in videos]
+    cut = [cut_steps(video, frames=shape.num_frames, stride=shape.stride, **time_base) for video in videos]
     for video, steps in zip(videos, cut, strict=True):
         _check_motion(video, steps)
     video, steps = videos[0], cut[0]

@@ -63,7 +63,7 @@ class ProbeLatents:
     split: Literal["training", "validation"] = "training"
     episodes: int = 200
     """demonstrations to use of each data set, drawn by the seed"""
-    frames: str | None = None
+    frame_cache: str | None = None
     """where decoded frames are kept; default: out/frames"""
     target_hz: Rate | None = None
     """rate of the clips' frames; null, and gap_seconds null: what the dLDM was trained at"""
@@ -111,7 +111,7 @@ def probe_latents(config: ProbeLatents) -> dict[str, Any]:
     sets = open_sets(
         config.labeled,
         names=config.names,
-        cache=Path(config.frames) if config.frames is not None else Path(config.out) / "frames",
+        cache=Path(config.frame_cache) if config.frame_cache is not None else Path(config.out) / "frames",
         split=config.split,
         episodes=config.episodes,
         time_base=TimeBase(target_hz=config.target_hz, gap_seconds=config.gap_seconds)

@@ -41,7 +41,7 @@ class QFormerConfig:
 class DLDMConfig:
     """Size and switches of the autoencoder. Defaults: the paper's size with our health switches on (method 5.1)."""
 
-    frames: int = 93
+    num_frames: int = 93
     """T, frames of a training clip"""
     height: Count = 240
     width: Count = 416
@@ -76,8 +76,8 @@ class DLDMConfig:
     """the model reads and reconstructs every gap-th frame; frames = 1 + gap makes it LAPA's pair of frames"""
 
     def __post_init__(self) -> None:
-        if self.frames < 2:
-            raise ValueError(f"dldm.frames must be at least 2 (an anchor and one more), found {self.frames}")
+        if self.num_frames < 2:
+            raise ValueError(f"dldm.frames must be at least 2 (an anchor and one more), found {self.num_frames}")
         if self.gap < 1:
             raise ValueError(f"dldm.gap must be at least 1 (every frame), found {self.gap}")
         if self.quantizer == "vq" and len(self.fsq_levels) != 1:
@@ -105,7 +105,7 @@ class DLDMConfig:
     @property
     def steps(self) -> int:
         """M, latent steps of a training clip."""
-        return math.ceil((self.frames - 1) / self.stride)
+        return math.ceil((self.num_frames - 1) / self.stride)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -126,4 +126,4 @@ class DLDMConfig:
     def fake_clip(self, batch: int = 2, *, seed: int = 0) -> Float[Tensor, "B T 3 H W"]:
         """A random clip of this configuration's shape, in [-1, 1]; for tests."""
         generator = torch.Generator().manual_seed(seed)
-        return torch.rand(batch, self.frames, 3, self.height, self.width, generator=generator) * 2 - 1
+        return torch.rand(batch, self.num_frames, 3, self.height, self.width, generator=generator) * 2 - 1
