@@ -60,7 +60,7 @@ demo: $(READY) ## the whole chain, small: record, pre-train, fine-tune, roll out
 	say "3/6 CALVIN demonstrations with labels"; \
 	$(BIN)/vw2-record tasks=basic episodes=120 workers=2 out=$(DEMO)/calvin; \
 	say "4/6 action head"; \
-	$(BIN)/vw2-finetune policy=$(DEMO)/pretrain data.path=$(DEMO)/calvin run_dir=$(DEMO)/finetune loop.steps=300; \
+	$(BIN)/vw2-finetune policy=$(DEMO)/pretrain data.path=$(DEMO)/calvin run_dir=$(DEMO)/finetune loop.train_steps=300; \
 	say "5/6 closed-loop rollouts, static camera only"; \
 	$(BIN)/vw2-rollout policy=$(DEMO)/finetune num_sequences=12 videos=12 workers=2 run_dir=$(DEMO)/rollout; \
 	say "6/6 report"; \

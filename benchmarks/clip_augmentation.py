@@ -39,7 +39,7 @@ def main() -> None:
         cache = FrameCache(Path(folder) / "cache")
         print(f"{'augmentation':<30}{'clips/s':>10}")
         for name, augmentation in CASES.items():
-            sampler = ClipSampler(cache, range(EPISODES), frames=FRAMES, seed=0, augmentation=augmentation)
+            sampler = ClipSampler(cache, range(EPISODES), num_frames=FRAMES, seed=0, augmentation=augmentation)
             sampler.batch(0, BATCH)
             begin = time.process_time()
             for step in range(BATCHES):

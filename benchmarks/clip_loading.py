@@ -68,7 +68,7 @@ class Case:
     def windows(self, length: int, hz: float) -> NDArray[np.int64]:
         """Return the frames [n, T] of all clips of an episode."""
         stride = self.window_stride
-        return make_windows(length, frames=FRAMES, cache_stride=stride, hz=hz, target_hz=TARGET_HZ).frames
+        return make_windows(length, num_frames=FRAMES, cache_stride=stride, hz=hz, target_hz=TARGET_HZ).frame_ids
 
 
 # ------------------------------------------------------------------------------------------------------ contestants

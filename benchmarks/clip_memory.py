@@ -34,7 +34,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         photos = Path(folder) / "photos" / "1.0.0"
         write_photos(photos)
-        cut = WindowOptions(frames=5, target_hz=5.0, window_stride=8)
+        cut = WindowOptions(num_frames=5, target_hz=5.0, window_stride=8)
         look = StreamOptions(cut, height=64, width=64, shuffle_bytes=options.shuffle_mb * 2**20, draft=True)
         print(f"{'batch':>8}{'epoch':>8}{'resident MB':>14}")
         found: list[float] = []

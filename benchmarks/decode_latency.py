@@ -132,11 +132,14 @@ def compare(policy: LatentPolicy, device: torch.device) -> None:
     for batch in (1, 16):
         prompt = prompts(policy, batch, device)
         for steps in STEPS:
-            ours, theirs = policy.decode(prompt, steps=steps).codes_BHN.flatten(1), by_generate(policy, prompt, steps)
+            ours, theirs = (
+                policy.decode(prompt, latent_steps=steps).codes_BHN.flatten(1),
+                by_generate(policy, prompt, steps),
+            )
             assert torch.equal(ours, theirs), "the two decoders disagree, so their times cannot be compared"
             jobs: tuple[Callable[[], object], ...] = (
-                partial(policy.decode, prompt, steps=steps),
-                partial(policy.decode, prompt._replace(words=()), steps=steps),
+                partial(policy.decode, prompt, latent_steps=steps),
+                partial(policy.decode, prompt._replace(words=()), latent_steps=steps),
                 partial(by_generate, policy, prompt, steps),
             )
             seconds = turns(device, *jobs)
@@ -182,7 +185,7 @@ def one_look(policy: LatentPolicy, device: torch.device) -> None:
         yield "image: resize, scale, to the device", clock(device)
         prompt = policy.prompt(WORDS[:1], image)
         yield "prompt: words and image to tokens", clock(device)
-        decoding, states = Decoding(policy.backbone, prompt, queries=1, steps=queries), []
+        decoding, states = Decoding(policy.backbone, prompt, queries=1, latent_steps=queries), []
         yield "cache: memory, positions, known words", clock(device)
         for number in range(queries):
             states.append(decoding.step().states_BHND)

@@ -90,7 +90,7 @@ def table(rows: list[dict[str, object]]) -> str:
     worlds = sorted({(str(row["assets"]), str(row["scene"])) for row in rows})
     steps: dict[tuple[str, str, str], list[int]] = defaultdict(list)
     for row in rows:
-        steps[str(row["assets"]), str(row["scene"]), str(row["task"])].append(int(str(row["steps"])))
+        steps[str(row["assets"]), str(row["scene"]), str(row["task"])].append(int(str(row["env_steps"])))
     lines = ["| task | " + " | ".join(f"{scene}, {assets}" for assets, scene in worlds) + " |"]
     lines.append("|---" * (len(worlds) + 1) + "|")
     measured = {task for _, _, task in steps}

@@ -195,7 +195,7 @@ def build_parts(preset: str, device: torch.device, *, layers: int | None = None,
     config = replace(config_from(VDMConfig, tree["vdm"]), **change)
     config = replace(config, layers=layers or config.layers)
     height, width = dldm.height // codec.block, dldm.width // codec.block
-    geometry = Geometry(codec.channels, dldm.steps, height, width, dldm.queries, len(dldm.fsq_levels))
+    geometry = Geometry(codec.channels, dldm.latent_steps, height, width, dldm.queries, len(dldm.fsq_levels))
     phases = config_from(PhasesConfig, tree["train_dldm"])
     with torch.device(device):
         return Parts(DLDM(dldm), VDM(config, geometry), build_codec(codec), phases)
@@ -211,7 +211,7 @@ def measure_step(
     def step() -> None:
         with torch.autocast(device.type, dtype=torch.bfloat16):
             loss = loss_of()
-        optimizer_step(loss, optimizer, step=0, config=loop.optim, total_steps=loop.steps)
+        optimizer_step(loss, optimizer, step=0, config=loop.optim, total_steps=loop.train_steps)
 
     counter = FlopCounterMode(display=False)
     with counter:
@@ -230,9 +230,9 @@ def training_row(name: str, clips: int, timed: tuple[float, float], device: torc
 def phase_rows(preset: str, device: torch.device, *, batch: int | None = None) -> None:
     """Phases 1 and 2 of a preset, at its batch or another."""
     parts = build_parts(preset, device)
-    clips = batch or parts.phases.phase2.batch
+    clips = batch or parts.phases.phase2.batch_size
     x = parts.dldm.config.fake_clip(clips).to(device)
-    valid = torch.ones(clips, parts.dldm.config.steps, dtype=torch.bool, device=device)
+    valid = torch.ones(clips, parts.dldm.config.latent_steps, dtype=torch.bool, device=device)
     noise = torch.Generator().manual_seed(0)
     own, both = list(parts.dldm.parameters()), [*parts.dldm.parameters(), *parts.vdm.trainable_parameters()]
 
@@ -252,12 +252,12 @@ def lora_row(device: torch.device, *, layers: int | None = None, **change: Any) 
     parts = build_parts("paper", device, layers=layers, train="lora", control="light", **change)
     parts.vdm.checkpoint_gradients()
     grid = parts.vdm.geometry
-    latents = torch.randn(1, grid.channels, grid.steps + 1, grid.height, grid.width, device=device)
-    codes = torch.rand(1, grid.steps, grid.queries, grid.digits, device=device)
-    valid = torch.ones(1, grid.steps, dtype=torch.bool, device=device)
+    latents = torch.randn(1, grid.channels, grid.latent_steps + 1, grid.height, grid.width, device=device)
+    codes = torch.rand(1, grid.latent_steps, grid.queries, grid.fsq_dims, device=device)
+    valid = torch.ones(1, grid.latent_steps, dtype=torch.bool, device=device)
     noise = torch.Generator().manual_seed(0)
     learning = parts.vdm.trainable_parameters()
-    loss_of = lambda: parts.vdm.denoising_loss(latents, codes, hint=latents, valid=valid, generator=noise)  # noqa: E731
+    loss_of = lambda: parts.vdm.denoising_loss(latents, codes, control_video=latents, valid=valid, generator=noise)  # noqa: E731
     training_row("LoRA step, 2B shape", 1, measure_step(parts, loss_of, learning, device=device), device)
 
 

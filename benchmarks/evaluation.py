@@ -88,7 +88,7 @@ def executed(run_dir: Path, row: Row, every: int) -> str:
     digest = hashlib.sha256()
     with np.load(recording_path(run_dir, row["sequence"])) as file:
         answers, subtask = file["actions"], file["subtask"]
-    for position, steps in enumerate(row["steps"]):
+    for position, steps in enumerate(row["env_steps"]):
         chunks = [commands(answer, at_least=every)[:every] for answer in answers[subtask == position]]
         digest.update(np.concatenate(chunks)[:steps].tobytes())
     return digest.hexdigest()
@@ -188,7 +188,7 @@ def profile(options: argparse.Namespace, name: str, assets: str) -> None:
     rows = [run_chain(agent, world, chain, n_action_steps=every, seed=0) for chain in world.sequences(options.chains)]
     total = time.perf_counter() - begin
     world.close()
-    steps = sum(sum(row["steps"]) for row in rows)
+    steps = sum(sum(row["env_steps"]) for row in rows)
     print(f"\n{f'profile, {name} assets, one process':<58}{'ms/step':>9}{'%':>7}")
     parts = sorted(watch.seconds.items(), key=lambda entry: -entry[1])
     for part, seconds in [*parts, ("the rest", total - sum(watch.seconds.values()))]:

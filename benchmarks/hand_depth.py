@@ -113,7 +113,9 @@ def errors_of_policy(run: str, test: Looks) -> Tensor:
         images = test.images[first : first + 256].numpy()
         resized = np.stack([resize_frame(image, height=px, width=px) for image in images])
         prompt = policy.prompt(said, to_model_range(torch.from_numpy(resized)))
-        codes = null_codes(policy, len(said), steps=int(checkpoint.config["latent_steps"]), device=torch.device("cpu"))
+        codes = null_codes(
+            policy, len(said), latent_steps=int(checkpoint.config["latent_steps"]), device=torch.device("cpu")
+        )
         found.append(head.hand_pose(policy.states(prompt, codes)))
     return position_of(torch.cat(found)) - test.positions
 

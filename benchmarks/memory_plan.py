@@ -95,18 +95,22 @@ def load_preset(name: str) -> tuple[DLDMConfig, VDMConfig, CodecConfig]:
 def geometry_of(dldm: DLDMConfig, codec: CodecConfig, *, enlarge: int = 1) -> Geometry:
     """The VDM's shapes; `enlarge` 2 is the paper's 480 x 832 beside a dLDM at 240 x 416."""
     height, width = (enlarge * side // codec.block for side in (dldm.height, dldm.width))
-    return Geometry(codec.channels, dldm.steps, height, width, dldm.queries, len(dldm.fsq_levels))
+    return Geometry(codec.channels, dldm.latent_steps, height, width, dldm.queries, len(dldm.fsq_levels))
 
 
 def phase_two_forward(dldm: DLDM, vdm: VDM) -> Tensor:
     """The two losses of phase 2 for one clip, latents given (losses of equal memory, without masks and jitter)."""
     x, grid = dldm.config.fake_clip(1), vdm.geometry
-    latents = torch.zeros(1, grid.channels, grid.steps + 1, grid.height, grid.width)
+    latents = torch.zeros(1, grid.channels, grid.latent_steps + 1, grid.height, grid.width)
     f = dldm.features(x)
     codes, _ = dldm.quantize(f)
     rec = dldm.decode(codes.detach(), f[:, 0].detach(), x[:, 0])
     denoising = vdm.denoising_loss(
-        latents, codes, hint=latents, valid=torch.ones(1, grid.steps, dtype=torch.bool), generator=torch.Generator()
+        latents,
+        codes,
+        control_video=latents,
+        valid=torch.ones(1, grid.latent_steps, dtype=torch.bool),
+        generator=torch.Generator(),
     )
     return (rec - x).square().mean() + denoising
 

@@ -55,7 +55,7 @@ def commands(work: Path) -> dict[str, Callable[[Path], list[str]]]:
     pretrain = [
         f"data.path={work / 'demonstrations'}",
         HARDWARE,
-        *("data.validation_fraction=0.34", "dldm.frames=5", "dldm.height=16", "dldm.width=16"),
+        *("data.validation_fraction=0.34", "dldm.num_frames=5", "dldm.height=16", "dldm.width=16"),
         "++dldm.stem={patch: pixel, temporal_patch_size: 4, spatial_patch_size: 4, spatial_kernel_size: 1}",
         "dldm.levels=[{width: 8, blocks: 1}]",
         "++dldm.qformer={context: adjacent, depth: 1, heads: 2}",
@@ -71,7 +71,7 @@ def commands(work: Path) -> dict[str, Callable[[Path], list[str]]]:
     ]
     replay = ["replay=memory", "replay.max_bytes=1000000"]
     finetune = [
-        *("arm=oracle", "policy=scratch", f"data.path={work / 'demonstrations'}", "data.validation_fraction=0.34"),
+        *("method=oracle", "policy=scratch", f"data.path={work / 'demonstrations'}", "data.validation_fraction=0.34"),
         *("head.hidden=8", network, HARDWARE, f"++loop={_loop(300, 25)}"),
     ]
     rollout = ["policy=random", "num_sequences=8", "env.max_steps=60", "videos=3", "workers=2"]

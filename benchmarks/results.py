@@ -160,7 +160,7 @@ class Plan:
     def _learn(self, name: str, experiment: str, data: str, *, seed: int) -> Job:
         """The whole pre-training of one seed."""
         words = (
-            f"+experiment=pretrain/{experiment}", f"data.frames={self.out / 'images' / data / 'frames'}",
+            f"+experiment=pretrain/{experiment}", f"data.frame_cache={self.out / 'images' / data / 'frames'}",
             f"seed={seed}", "hardware.threads=1", f"run_dir={self.out / name}",
         )  # fmt: skip
         return Job(name, PRETRAIN, words, (f"images/{data}",))
@@ -180,7 +180,7 @@ class Plan:
         start = f"network.like={taught}" if before is None else f"policy={before}"
         words = (
             f"+experiment=finetune/{experiment}", start, f"data.path={self.out / 'data' / data}",
-            f"data.frames={self.out / 'labeled_images'}", f"label_seed={seed}", f"seed={seed}",
+            f"data.frame_cache={self.out / 'labeled_images'}", f"label_seed={seed}", f"seed={seed}",
             "hardware.threads=1", f"run_dir={self.out / name}",
         )  # fmt: skip
         needs = ((before or taught).relative_to(self.out).as_posix(), f"data/{data}")

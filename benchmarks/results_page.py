@@ -194,7 +194,7 @@ def compute_section(out: Path, runs: Mapping[str, Runs]) -> str:
             TITLES[arm],
             _labels(out, arm),
             _steps(before[seeds[0]]),
-            setting(tunings[seeds[0]], "loop.steps"),
+            setting(tunings[seeds[0]], "loop.train_steps"),
             *means,
         ]
         both = each_seed({seed: sum(part) for seed, part in parts.items()}, ".0f")
@@ -212,7 +212,7 @@ def _steps(pretraining: Mapping[str, Any] | None) -> str:
     if pretraining is None:
         return "none"
     phases = sum(setting(pretraining, f"train_dldm.phase{number}.steps") for number in (1, 2))
-    return f"{phases} + {setting(pretraining, 'train_policy.loop.steps')}"
+    return f"{phases} + {setting(pretraining, 'train_policy.loop.train_steps')}"
 
 
 def _pretrainings_apart(out: Path) -> list[str]:

@@ -30,7 +30,8 @@ PROGRAMS = {
 }
 """program -> its configuration in configs/, and where its dataclass is"""
 PLACES = (
-    "run_dir", "out", "data.path", "data.frames", "data.root", "policy", "network.like", "dldm", "labeled", "frames",
+    "run_dir", "out", "data.path", "data.frame_cache", "data.root", "policy", "network.like", "dldm", "labeled",
+    "frame_cache",
     "data.splits",
 )  # fmt: skip
 """which data, by name; what a data set calls its training split is a name as well"""

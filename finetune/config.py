@@ -77,7 +77,7 @@ class Unlabeled:
     def __post_init__(self) -> None:
         if not self.weight >= 0 or self.batch_size < 1:
             raise ValueError(
-                f"unlabeled.weight must not be negative and unlabeled.batch positive, found {self.weight} and "
+                f"unlabeled.weight must not be negative and unlabeled.batch_size positive, found {self.weight} and "
                 f"{self.batch_size}"
             )
 
@@ -92,7 +92,7 @@ class Finetune:
     data: CalvinData
     loop: LoopConfig
     method: str | None = None
-    """name of the comparison's arm, for tables; configs/arm sets it"""
+    """name of the method that is compared, for tables; configs/method sets it"""
     network: Network = field(default_factory=Network)
     label_fraction: float = 1.0
     label_seed: int = 0
@@ -110,7 +110,7 @@ class Finetune:
     """environment steps between two looks at the camera, stored for rollouts"""
     temporal_ensemble: float | None = None
     """decay of the weights with which overlapping chunks are averaged in control, stored for rollouts; null: off"""
-    code_source: Literal["teacher", "self", "mixed", "none"] = "mixed"
+    code_source: Literal["ground_truth", "predicted", "mixed", "none"] = "mixed"
     """codes fed in training: the dLDM's, the policy's own greedy ones, a mixture by `scheduled_sampling`; none: the
     policy acts without codes, in training and in control"""
     scheduled_sampling: ScheduledSampling = field(default_factory=ScheduledSampling)
@@ -152,9 +152,9 @@ class Finetune:
             return
         if self.preset != "full":
             raise ValueError(f"policy=scratch has nothing to keep frozen: set preset=full, found {self.preset}")
-        if asked or self.code_source in ("teacher", "mixed"):
+        if asked or self.code_source in ("ground_truth", "mixed"):
             raise ValueError(
-                f"policy=scratch has no dLDM to take codes from: set code_source=none (or self), lambda_ce=0 and "
+                f"policy=scratch has no dLDM to take codes from: set code_source=none (or predicted), lambda_ce=0 and "
                 f"unlabeled.weight=0, found code_source={self.code_source} and {asked or 'no code loss'}"
             )
 
@@ -168,4 +168,4 @@ class Finetune:
         if self.code_source == "mixed":
             done = step / max(1, self.loop.train_steps - 1)
             return self.scheduled_sampling.start + done * (self.scheduled_sampling.end - self.scheduled_sampling.start)
-        return 1.0 if self.code_source == "self" else 0.0
+        return 1.0 if self.code_source == "predicted" else 0.0

@@ -37,7 +37,7 @@ class Images:
     """A data set with its images in the dLDM's size and in the policy's; one cache where these are equal."""
 
     dataset: CalvinDataset
-    frames: FrameCache
+    frame_cache: FrameCache
     policy: FrameCache
 
 
@@ -47,7 +47,7 @@ def open_material(config: Finetune, start: StartingPoint, run: Run, device: torc
     Raises:
         InputError: the policy cannot act as often as it shall look, or the data do not fit.
     """
-    _check_horizon(config, start)
+    _check_chunk_size(config, start)
     folder = run.path / "frames" if config.data.frame_cache is None else Path(config.data.frame_cache)
     seen = _images(CalvinDataset(config.data.path, config.data.split), start, folder)
     split = _split(config, seen)
@@ -68,7 +68,7 @@ def open_material(config: Finetune, start: StartingPoint, run: Run, device: torc
         labeled = [train, held_out] if config.code_source != "none" else []
         for windows in (*labeled, *([unlabeled] if unlabeled is not None else [])):
             windows.teach(start.dldm, device)
-    return FinetuneDatasets(split, train, held_out, unlabeled, seen.frames.episodes[0].hz)
+    return FinetuneDatasets(split, train, held_out, unlabeled, seen.frame_cache.episodes[0].hz)
 
 
 def _say_rates(start: StartingPoint, run: Run) -> None:
@@ -90,19 +90,19 @@ def _say_rates(start: StartingPoint, run: Run) -> None:
 def _split(config: Finetune, seen: Images) -> LabeledSplit:
     return split_trajectories(
         seen.dataset,
-        seen.frames,
+        seen.frame_cache,
         label_fraction=config.label_fraction,
         label_seed=config.label_seed,
         validation_fraction=None if config.data.validation_split else config.data.validation_fraction,
     )
 
 
-def _check_horizon(config: Finetune, start: StartingPoint) -> None:
-    horizon = config.latent_steps * start.stride
-    if config.n_action_steps > horizon:
+def _check_chunk_size(config: Finetune, start: StartingPoint) -> None:
+    chunk_size = config.latent_steps * start.stride
+    if config.n_action_steps > chunk_size:
         raise InputError(
             f"n_action_steps={config.n_action_steps}, but {config.latent_steps} latent steps give only "
-            f"{horizon} actions; raise latent_steps or replan more often"
+            f"{chunk_size} actions; raise latent_steps or replan more often"
         )
 
 
@@ -134,7 +134,7 @@ def _labeled(
 ) -> LabeledWindows:
     return LabeledWindows(
         seen.dataset,
-        seen.frames,
+        seen.frame_cache,
         trajectories,
         steps=config.latent_steps,
         stride=start.clip_stride,
@@ -162,7 +162,7 @@ def _unlabeled(
         return None
     windows = VideoWindows(
         seen.dataset,
-        seen.frames,
+        seen.frame_cache,
         rest,
         steps=config.latent_steps,
         stride=start.clip_stride,

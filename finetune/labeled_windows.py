@@ -61,7 +61,7 @@ def cache_calvin(dataset: CalvinDataset, out: Path, *, height: int, width: int) 
 
 def split_trajectories(
     dataset: CalvinDataset,
-    frames: FrameCache,
+    frame_cache: FrameCache,
     *,
     label_fraction: float,
     label_seed: int,
@@ -77,7 +77,7 @@ def split_trajectories(
         InputError: nothing is left on one of the sides.
     """
     share = 0.0 if validation_fraction is None else validation_fraction
-    train, validation = split_episodes(frames, validation_fraction=share, seed=label_seed)
+    train, validation = split_episodes(frame_cache, validation_fraction=share, seed=label_seed)
     if not validation and validation_fraction is not None:
         raise InputError(
             f"{dataset.path}: none of {len(dataset)} trajectories is held out at validation_fraction="
@@ -108,7 +108,7 @@ def _span(trajectory: Trajectory) -> range:
 
 
 def window_offsets(
-    steps: int, *, stride: int, hz: float, target_hz: float | None = None, gap_seconds: float | None = None
+    latent_steps: int, *, stride: int, hz: float, target_hz: float | None = None, gap_seconds: float | None = None
 ) -> NDArray[np.int64]:
     """Positions [1 + s*H] of a window's clip frames after its start, in the time base that the codes were learned in.
 
@@ -118,11 +118,11 @@ def window_offsets(
         InputError: H latent steps last no whole number of time steps each.
     """
     offsets = frame_offsets(
-        1 + steps * stride, hz=hz, temporal_stride=stride, target_hz=target_hz, gap_seconds=gap_seconds
+        1 + latent_steps * stride, hz=hz, temporal_stride=stride, target_hz=target_hz, gap_seconds=gap_seconds
     )
     if (np.diff(offsets[::stride]) != offsets[stride]).any():
         raise InputError(
-            f"latent_steps={steps}: the latent steps of codes with target_hz {target_hz} and gap_seconds "
+            f"latent_steps={latent_steps}: the latent steps of codes with target_hz {target_hz} and gap_seconds "
             f"{gap_seconds} end at time "
             f"steps {offsets[stride::stride].tolist()} of data at {hz:g} Hz, not all after the same number of actions; "
             f"set latent_steps=1, or pre-train on a whole number of them "
@@ -158,7 +158,7 @@ class VideoWindows:
     def __init__(
         self,
         dataset: CalvinDataset,
-        frames: FrameCache,
+        frame_cache: FrameCache,
         trajectories: Sequence[int],
         *,
         steps: int,
@@ -168,15 +168,15 @@ class VideoWindows:
         start_every: int = 1,
         policy_frames: FrameCache | None = None,
     ) -> None:
-        self.frames, self.policy_frames = frames, policy_frames or frames
+        self.frame_cache, self.policy_frames = frame_cache, policy_frames or frame_cache
         self.instructions = {i: dataset.trajectories[i].instruction for i in trajectories}
-        starts = [np.arange(0, frames.episodes[i].length - 1, start_every) for i in trajectories]
+        starts = [np.arange(0, frame_cache.episodes[i].length - 1, start_every) for i in trajectories]
         self.episode = np.concatenate([np.full(len(s), i) for i, s in zip(trajectories, starts, strict=True)])
         self.start = np.concatenate(starts)
         if not len(self.start):
             raise InputError(f"{dataset.path}: none of the {len(starts)} chosen trajectories has two time steps")
-        self._lengths = np.array([frames.episodes[i].length for i in self.episode])
-        hz = frames.episodes[trajectories[0]].hz
+        self._lengths = np.array([frame_cache.episodes[i].length for i in self.episode])
+        hz = frame_cache.episodes[trajectories[0]].hz
         self.ahead = window_offsets(steps, stride=stride, hz=hz, target_hz=target_hz, gap_seconds=gap_seconds)
         self.valid = self.start[:, None] + self.ahead[stride::stride] < self._lengths[:, None]
         self.codes = np.zeros((len(self.start), steps, 0), np.int64)
@@ -195,7 +195,7 @@ class VideoWindows:
         for i in tqdm(range(0, len(self), batch), desc="codes", unit="batch", disable=None, dynamic_ncols=True):
             rows = slice(i, i + batch)
             times = np.minimum(self.start[rows, None] + self.ahead, self._lengths[rows, None] - 1)
-            pixels = self.frames.read_batch(self.episode[rows], times)
+            pixels = self.frame_cache.read_batch(self.episode[rows], times)
             found.append(dldm.indices(to_model_range(torch.from_numpy(pixels).to(device))).cpu().numpy())
         self.codes = np.concatenate(found)
 
@@ -226,7 +226,7 @@ class LabeledWindows(VideoWindows):
     def __init__(
         self,
         dataset: CalvinDataset,
-        frames: FrameCache,
+        frame_cache: FrameCache,
         trajectories: Sequence[int],
         *,
         steps: int,
@@ -240,7 +240,7 @@ class LabeledWindows(VideoWindows):
     ) -> None:
         super().__init__(
             dataset,
-            frames,
+            frame_cache,
             trajectories,
             steps=steps,
             stride=stride,

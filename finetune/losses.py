@@ -101,13 +101,13 @@ def fed_codes(
     """[B, H, N]: the policy's own greedy codes where `own` [B] is True, else the teacher's; the zero code for none."""
     device = prompt.mask_BP.device
     if config.code_source == "none":
-        return null_codes(policy, len(rows), steps=config.latent_steps, device=device)
+        return null_codes(policy, len(rows), latent_steps=config.latent_steps, device=device)
     own_rows = torch.arange(len(rows), device=device)[own.to(device)]
     if len(own_rows) == len(rows):
-        return policy.decode(prompt, steps=config.latent_steps).codes_BHN
+        return policy.decode(prompt, latent_steps=config.latent_steps).codes_BHN
     fed = torch.from_numpy(windows.codes[rows]).to(device)
     if len(own_rows):
-        fed[own_rows] = policy.decode(prompt.rows(own_rows), steps=config.latent_steps).codes_BHN
+        fed[own_rows] = policy.decode(prompt.rows(own_rows), latent_steps=config.latent_steps).codes_BHN
     return fed
 
 

@@ -52,7 +52,7 @@ class StartingPoint:
     @property
     def clip_stride(self) -> int:
         """s, clip frames of a latent step."""
-        return self.dldm.config.stride if self.dldm is not None else self.stride
+        return self.dldm.config.temporal_stride if self.dldm is not None else self.stride
 
     @property
     def frame_size(self) -> tuple[int, int]:
@@ -86,7 +86,7 @@ def actions_per_step(dldm: DLDMConfig, facts: Mapping[str, Any], *, latent_steps
         InputError: CALVIN's rate cannot give what the codes were learned at.
     """
     time_base = time_base_of(facts)
-    rate = effective_hz(CALVIN_HZ, temporal_stride=dldm.stride, **time_base)
+    rate = effective_hz(CALVIN_HZ, temporal_stride=dldm.temporal_stride, **time_base)
     learned = facts.get("latent_hz") or [rate]
     if time_base != time_base_of({}) and not any(math.isclose(rate, known, rel_tol=1e-3) for known in learned):
         raise InputError(
@@ -95,7 +95,9 @@ def actions_per_step(dldm: DLDMConfig, facts: Mapping[str, Any], *, latent_steps
             f"{CALVIN_HZ:g} Hz "
             f"give {rate:g}; pre-train with data.target_hz={CALVIN_HZ:g} or less, or with a longer data.gap_seconds"
         )
-    return int(window_offsets(latent_steps, stride=dldm.stride, hz=CALVIN_HZ, **time_base)[dldm.stride])
+    return int(
+        window_offsets(latent_steps, stride=dldm.temporal_stride, hz=CALVIN_HZ, **time_base)[dldm.temporal_stride]
+    )
 
 
 def policy_checkpoint(path: str) -> Checkpoint:

@@ -1,7 +1,7 @@
 """Stage `finetune`: a pre-trained policy learns to act from a fraction of the labeled trajectories.
 
     vw2-finetune policy=runs/first data.path=DIR label_fraction=0.1 run_dir=runs/first/finetune
-    vw2-finetune arm=oracle data.path=DIR label_fraction=0.1 run_dir=runs/oracle
+    vw2-finetune method=oracle data.path=DIR label_fraction=0.1 run_dir=runs/oracle
 
 Method specification section 3: an MLP on the hidden states of each latent step, trained with L2 on normalized actions,
 the code loss kept at `lambda_ce`. The selected labels are listed in labels.json; all other actions stay unread. With
@@ -157,12 +157,12 @@ def _save(
             "latent_steps": config.latent_steps,
             "n_action_steps": config.n_action_steps,
             "temporal_ensemble": config.temporal_ensemble,
-            "codes": "none" if config.code_source == "none" else "own",
+            "codes": "none" if config.code_source == "none" else "predicted",
         },
         modules=modules,
         facts={
             **start.facts,
-            "arm": config.method,
+            "method": config.method,
             "preset": config.preset,
             "label_fraction": config.label_fraction,
             "label_seed": config.label_seed,

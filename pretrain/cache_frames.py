@@ -32,13 +32,14 @@ def open_frames(config: Pretrain) -> FrameCache:
         cache = FrameCache(Path(data.frame_cache))
         if (cache.height, cache.width) != (config.dldm.height, config.dldm.width):
             raise InputError(
-                f"data.frames={data.frame_cache} holds {cache.height} x {cache.width} images, "
+                f"data.frame_cache={data.frame_cache} holds {cache.height} x {cache.width} images, "
                 f"the dLDM expects {config.dldm.height} x {config.dldm.width}"
             )
         return cache
     if data.path is None:
         raise InputError(
-            "no data: set data.path to the folder of a data set (for example .../bridge_dataset/1.0.0), or data.frames "
+            "no data: set data.path to the folder of a data set (for example .../bridge_dataset/1.0.0), or "
+            "data.frame_cache "
             "to a frame cache made before"
         )
     return cache_sources(config, config.stage_dir("frames"))

@@ -96,19 +96,19 @@ TrainingClips = CachedClips | StreamedClips | ReplayedClips
 
 
 def training_clips(
-    config: Pretrain, frames: FrameCache, train: list[int], held_out: list[int], folder: Path
+    config: Pretrain, frame_cache: FrameCache, train: list[int], held_out: list[int], folder: Path
 ) -> TrainingClips:
     """What the stage in `folder` trains on. A stream and a replay leave held-out episodes out by name."""
     data = config.data
     if config.replay is not None:
-        return ReplayedClips(config, config.replay, frames, held_out, folder=folder / "replay")
+        return ReplayedClips(config, config.replay, frame_cache, held_out, folder=folder / "replay")
     if not data.stream:
-        return CachedClips(clip_sampler(config, frames, train))
+        return CachedClips(clip_sampler(config, frame_cache, train))
     from .cache_frames import open_sources
 
-    hidden = {(frames.episodes[index].source, frames.episodes[index].episode_id) for index in held_out}
+    hidden = {(frame_cache.episodes[index].source, frame_cache.episodes[index].episode_id) for index in held_out}
     options = StreamOptions(
-        WindowOptions(frames=config.dldm.num_frames, temporal_stride=config.dldm.stride, **data.time_base),
+        WindowOptions(num_frames=config.dldm.num_frames, temporal_stride=config.dldm.temporal_stride, **data.time_base),
         height=config.dldm.height,
         width=config.dldm.width,
         aspect=data.aspect,
@@ -126,24 +126,28 @@ def training_clips(
     return StreamedClips(stream)
 
 
-def clip_sampler(config: Pretrain, frames: FrameCache, episodes: list[int], *, augment: bool = True) -> ClipSampler:
+def clip_sampler(
+    config: Pretrain, frame_cache: FrameCache, episodes: list[int], *, augment: bool = True
+) -> ClipSampler:
     """The sampler over these episodes of the cache; batch i is a pure function of (seed, i).
 
     Raises:
         InputError: there is no episode on this side of the split, or none is long enough.
     """
     if not episodes:
-        different = len({episode.sha256 for episode in frames.episodes})
+        different = len({episode.sha256 for episode in frame_cache.episodes})
         raise InputError(
-            f"data.validation_fraction={config.data.validation_fraction}: nothing can be held out of {frames.path}, "
-            f"whose {len(frames.episodes)} episodes are {different} different videos; training needs at least two, "
+            f"data.validation_fraction={config.data.validation_fraction}: nothing can be held out of "
+            f"{frame_cache.path}, "
+            f"whose {len(frame_cache.episodes)} episodes are {different} different videos; training needs at least "
+            f"two, "
             "since it is judged on video that it has not seen"
         )
     return ClipSampler(
-        frames,
+        frame_cache,
         episodes,
-        frames=config.dldm.num_frames,
-        temporal_stride=config.dldm.stride,
+        num_frames=config.dldm.num_frames,
+        temporal_stride=config.dldm.temporal_stride,
         **config.data.time_base,
         seed=config.seed,
         augmentation=config.data.augmentation if augment else Augmentation(),

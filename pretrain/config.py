@@ -183,7 +183,8 @@ class LatentsConfig:
     def __post_init__(self) -> None:
         if self.cache_stride < 1 or self.batch_size < 1:
             raise ValueError(
-                f"extract_latents.cache_stride and batch must be positive, found {self.cache_stride} and {self.batch_size}"
+                f"extract_latents.cache_stride and batch must be positive, found {self.cache_stride} and "
+                f"{self.batch_size}"
             )
 
 
@@ -240,9 +241,10 @@ class Pretrain:
                 f"replay={self.replay.engine} with data.stream={self.data.stream} and data.path={self.data.path}: "
                 "clips come from a replay or from a stream, and a replay in memory is filled from data.path"
             )
-        if self.codec.stride != self.dldm.stride:
+        if self.codec.stride != self.dldm.temporal_stride:
             raise ValueError(
-                f"codec.stride is {self.codec.stride}, the dLDM's temporal stride {self.dldm.stride}; they must be "
+                f"codec.stride is {self.codec.stride}, the dLDM's temporal stride {self.dldm.temporal_stride}; they "
+                f"must be "
                 "equal, so that latent frame t of the VDM is latent step t"
             )
         if self.policy.queries != self.dldm.queries or self.policy.fsq_levels != self.dldm.fsq_levels:
@@ -266,11 +268,11 @@ class Pretrain:
         block = self.codec.block
         return Geometry(
             channels=self.codec.channels,
-            steps=self.dldm.steps,
+            latent_steps=self.dldm.latent_steps,
             height=self.dldm.height // block,
             width=self.dldm.width // block,
             queries=self.dldm.queries,
-            digits=self.dldm.digits,
+            fsq_dims=self.dldm.digits,
         )
 
     def stage_dir(self, stage: Stage | Literal["frames"]) -> Path:

@@ -71,13 +71,19 @@ def validate(
     return health
 
 
-def _shuffle_ratio(vdm: VDM, latents: Tensor, codes: Tensor, hint: Tensor, valid: Tensor, *, seed: int) -> float:
+def _shuffle_ratio(
+    vdm: VDM, latents: Tensor, codes: Tensor, control_video: Tensor, valid: Tensor, *, seed: int
+) -> float:
     """L_den with the codes of the neighbor in the batch over L_den with the right ones, over four noise draws."""
     right, wrong = (
         sum(
             float(
                 vdm.denoising_loss(
-                    latents, given, hint=hint, valid=valid, generator=generator(seed, i, stream=STREAM_HEALTH)
+                    latents,
+                    given,
+                    control_video=control_video,
+                    valid=valid,
+                    generator=generator(seed, i, stream=STREAM_HEALTH),
                 )
             )
             for i in range(4)
@@ -158,14 +164,14 @@ def _usage(histogram: Tensor) -> tuple[int, float]:
 
 
 @torch.no_grad()
-def code_usage(dldm: DLDM, frames: FrameCache, config: Pretrain, *, device: torch.device) -> dict[str, Any]:
+def code_usage(dldm: DLDM, frame_cache: FrameCache, config: Pretrain, *, device: torch.device) -> dict[str, Any]:
     """Histogram of codes over windows of all episodes, written to codes.json: total and by slot."""
     histogram = torch.zeros(config.dldm.queries, dldm.fsq.vocabulary, dtype=torch.long)
     sampler = ClipSampler(
-        frames,
-        list(range(len(frames.episodes))),
-        frames=config.dldm.num_frames,
-        temporal_stride=config.dldm.stride,
+        frame_cache,
+        list(range(len(frame_cache.episodes))),
+        num_frames=config.dldm.num_frames,
+        temporal_stride=config.dldm.temporal_stride,
         **config.data.time_base,
         seed=config.seed,
     )
@@ -204,7 +210,7 @@ def draw_reconstructions(
     batch = held_out.batch(1, 8 * rows)
     x = to_model_range(torch.from_numpy(batch.pixels).to(device))
     moved = (x[:, -1] - x[:, 0]).square().mean(dim=(1, 2, 3)) * torch.from_numpy(batch.valid).all(1).to(device)
-    x = pad_to_stride(x[_one_per_episode(moved.cpu().numpy(), batch.episode, rows)], dldm.config.stride)
+    x = pad_to_stride(x[_one_per_episode(moved.cpu().numpy(), batch.episode, rows)], dldm.config.temporal_stride)
     dldm.eval()
     with torch.no_grad():
         encoded = dldm.encode(x)
@@ -213,7 +219,7 @@ def draw_reconstructions(
     if vdm is not None and codec is not None:
         hint = codec.encode(make_control_video(rec, grayscale=phases.control_grayscale))
         noise = generator(seed, 0, stream=STREAM_IMAGE)
-        latents = vdm.sample(codec.encode(x)[:, :, 0], encoded.codes_BMNL, hint=hint, generator=noise)
+        latents = vdm.sample(codec.encode(x)[:, :, 0], encoded.codes_BMNL, control_video=hint, generator=noise)
         clips.append(codec.decode(latents)[:, -1])
     columns = [to_pixels(clip).detach().cpu().numpy() for clip in clips]
     _write_sheet(folder / "reconstructions.png", columns)

@@ -76,8 +76,12 @@ def phase_two_loss(
     dropped = torch.rand(len(x), generator=noise).to(x.device) < phases.control_dropout
     hint = torch.where(dropped[:, None, None, None, None], hint[:, :1].expand_as(hint), hint)
     # The encoder saw the true colors, the VDM must take its own from the conditioning frame.
-    target = jitter_color(pad_to_stride(x, dldm.config.stride), strength=phases.target_color_jitter, noise=noise)
-    den_loss = vdm.denoising_loss(codec.encode(target), codes, hint=codec.encode(hint), valid=valid, generator=noise)
+    target = jitter_color(
+        pad_to_stride(x, dldm.config.temporal_stride), strength=phases.target_color_jitter, noise=noise
+    )
+    den_loss = vdm.denoising_loss(
+        codec.encode(target), codes, control_video=codec.encode(hint), valid=valid, generator=noise
+    )
     alike = correlation(codes, valid)
     loss = phases.reconstruction_weight * rec_loss + phases.denoise_weight * den_loss + phases.decorrelation * alike
     values = {f"dldm/reconstruction_{phases.reconstruction_loss}": rec_loss, "dldm/denoising_loss": den_loss}

@@ -93,14 +93,14 @@ def _teacher(config: Pretrain) -> tuple[DLDM, Path]:
 class Encoder:
     """What a process needs to write shards."""
 
-    def __init__(self, config: Pretrain, dldm: DLDM, frames: FrameCache) -> None:
-        self.config, self.frames = config, frames
+    def __init__(self, config: Pretrain, dldm: DLDM, frame_cache: FrameCache) -> None:
+        self.config, self.frame_cache = config, frame_cache
         self.device = config.hardware.torch_device()
         self.dldm = dldm.to(self.device).eval()
 
     def write(self, number: int, episodes: range) -> None:
         """Encode these episodes and write shard `number`."""
-        windows = _encode_episodes(self.config, self.dldm, self.frames, episodes, self.device)
+        windows = _encode_episodes(self.config, self.dldm, self.frame_cache, episodes, self.device)
         write_shard(self.config.stage_dir("latents"), number, windows)
 
 
@@ -129,7 +129,7 @@ def _write_shards(encoder: Encoder, checkpoint: Path, missing: dict[int, range])
             yield
         return
     threads = max(1, torch.get_num_threads() // workers)
-    build = functools.partial(_open_encoder, config, checkpoint, encoder.frames.path, threads)
+    build = functools.partial(_open_encoder, config, checkpoint, encoder.frame_cache.path, threads)
     pool: WorkerPool[LatentShard, None] = WorkerPool(build, name="encoding process")
     yield from pool.run(itertools.starmap(LatentShard, missing.items()), workers=workers)
 
@@ -142,24 +142,28 @@ def _drop_unfinished(folder: Path) -> None:
 
 @contextmanager
 def _open_encoder(
-    config: Pretrain, checkpoint: Path, frames: Path, threads: int
+    config: Pretrain, checkpoint: Path, frame_cache: Path, threads: int
 ) -> Iterator[Callable[[LatentShard], None]]:
     torch.set_num_threads(threads)
     dldm = DLDM(config.dldm)
     load_checkpoint(checkpoint, kind="dldm").load_into(dldm=dldm)
-    encoder = Encoder(replace(config, hardware=replace(config.hardware, threads=threads)), dldm, FrameCache(frames))
+    encoder = Encoder(
+        replace(config, hardware=replace(config.hardware, threads=threads)), dldm, FrameCache(frame_cache)
+    )
     yield lambda shard: encoder.write(*shard)
 
 
-def _facts(config: Pretrain, frames: FrameCache, windows: LatentWindows) -> dict[str, object]:
+def _facts(config: Pretrain, frame_cache: FrameCache, windows: LatentWindows) -> dict[str, object]:
     """What index.json says of the windows."""
-    stride, cache_stride = config.dldm.stride, config.extract_latents.cache_stride
+    stride, cache_stride = config.dldm.temporal_stride, config.extract_latents.cache_stride
     return {
         "levels": list(config.dldm.fsq_levels),
         "stride": stride,
-        "steps": config.dldm.steps,
+        "steps": config.dldm.latent_steps,
         "cache_stride": cache_stride,
-        "hz": sorted({effective_hz(e.hz, temporal_stride=stride, **config.data.time_base) for e in frames.episodes}),
+        "hz": sorted(
+            {effective_hz(e.hz, temporal_stride=stride, **config.data.time_base) for e in frame_cache.episodes}
+        ),
         "windows": len(windows),
         "codes_used": len(np.unique(windows.codes[windows.valid])),
         "slice_agreement": slice_agreement(windows, stride=stride, cache_stride=cache_stride),
@@ -187,26 +191,26 @@ def _check_plan(folder: Path, plan: dict[str, object]) -> None:
 
 
 def _encode_episodes(
-    config: Pretrain, dldm: DLDM, frames: FrameCache, episodes: range, device: torch.device
+    config: Pretrain, dldm: DLDM, frame_cache: FrameCache, episodes: range, device: torch.device
 ) -> LatentWindows:
     """Windows of these episodes in order; clips of several episodes share a batch."""
     pieces = []
     for index in episodes:
-        episode = frames.episodes[index]
+        episode = frame_cache.episodes[index]
         windows = make_windows(
             episode.length,
-            frames=config.dldm.num_frames,
+            num_frames=config.dldm.num_frames,
             cache_stride=config.extract_latents.cache_stride,
             hz=episode.hz,
-            temporal_stride=config.dldm.stride,
+            temporal_stride=config.dldm.temporal_stride,
             **config.data.time_base,
         )
-        pieces.append((np.full(len(windows.start), index), windows.start, windows.frames, windows.valid))
+        pieces.append((np.full(len(windows.start), index), windows.start, windows.frame_ids, windows.valid))
     episode_n, start_n, frames_nT, valid_nM = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
     codes = np.zeros((*valid_nM.shape, config.dldm.queries), np.uint16)
     size = config.extract_latents.batch_size
     for i in range(0, len(episode_n), size):
-        pixels: NDArray[np.uint8] = frames.read_batch(episode_n[i : i + size], frames_nT[i : i + size])
+        pixels: NDArray[np.uint8] = frame_cache.read_batch(episode_n[i : i + size], frames_nT[i : i + size])
         codes[i : i + size] = dldm.indices(to_model_range(torch.from_numpy(pixels).to(device))).cpu().numpy()
     return LatentWindows(episode_n.astype(np.int32), start_n.astype(np.int32), codes, valid_nM)
 

@@ -55,7 +55,7 @@ class Renderer:
         """A clip that begins with `first`, moves as the codes say and looks roughly like `coarse`."""
         hint = self.codec.encode(make_control_video(coarse, grayscale=self.grayscale_control))
         anchor = self.codec.encode(first[:, None])[:, :, 0]
-        latents = self.vdm.sample(anchor, codes, hint=hint, generator=generator, num_steps=self.sample_steps)
+        latents = self.vdm.sample(anchor, codes, control_video=hint, generator=generator, num_steps=self.sample_steps)
         return self.codec.decode(latents).clamp(-1, 1)
 
 
@@ -97,7 +97,7 @@ def imagine_segments(
     return Imagined(torch.cat(coarse_parts), whole, torch.cat(codes))
 
 
-def plan_of(decode: Callable[[Tensor, int], Tensor], *, plan: Plan, steps: int, segments: int) -> PlanSegment:
+def plan_of(decode: Callable[[Tensor, int], Tensor], *, plan: Plan, latent_steps: int, segments: int) -> PlanSegment:
     """How segments get their codes from `decode(frame, steps)`.
 
     With plan="full" the first frame is asked for everything, and the frames of later segments are not looked at.
@@ -106,26 +106,26 @@ def plan_of(decode: Callable[[Tensor, int], Tensor], *, plan: Plan, steps: int, 
 
     def segment(number: int, frame: Tensor) -> Tensor:
         if plan == "requery":
-            return decode(frame, steps)
+            return decode(frame, latent_steps)
         if not whole:
-            whole.append(decode(frame, steps * segments))
-        return whole[0][:, number * steps : (number + 1) * steps]
+            whole.append(decode(frame, latent_steps * segments))
+        return whole[0][:, number * latent_steps : (number + 1) * latent_steps]
 
     return segment
 
 
 def policy_decoder(
-    policy: LatentPolicy, words: str, *, horizon: int, sampling: Sampling, generator: torch.Generator
+    policy: LatentPolicy, instruction: str, *, chunk_size: int, sampling: Sampling, generator: torch.Generator
 ) -> Callable[[Tensor, int], Tensor]:
     """Frame and number of latent steps -> the codes that the policy predicts for the instruction."""
 
-    def decode(frame: Tensor, steps: int) -> Int[Tensor, "1 H N"]:
+    def decode(frame: Tensor, latent_steps: int) -> Int[Tensor, "1 H N"]:
         px = policy.config.image_px
         image = F.interpolate(frame, size=(px, px), mode="bilinear", antialias=True)
         return policy.long_plan(
-            policy.prompt([words], image),
-            steps=steps,
-            horizon=horizon,
+            policy.prompt([instruction], image),
+            latent_steps=latent_steps,
+            total_steps=chunk_size,
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,

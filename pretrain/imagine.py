@@ -88,9 +88,13 @@ class Imagine:
         if Path(self.out).suffix.lower() not in (".mp4", ".m4v", ".mov"):
             raise ValueError(f"out={self.out}: give the name of a video, such as imagined.mp4; a json lies beside it")
         if (self.image is None) == (self.frame_cache is None):
-            raise ValueError("give the first image: either image=FILE or frames=DIR (a frame cache) with episode=N")
+            raise ValueError(
+                "give the first image: either image=FILE or frame_cache=DIR (a frame cache) with episode=N"
+            )
         if self.codes == ENCODED and self.frame_cache is None:
-            raise ValueError("codes=encoded needs a true continuation: give frames=DIR and episode=N instead of image")
+            raise ValueError(
+                "codes=encoded needs a true continuation: give frame_cache=DIR and episode=N instead of image"
+            )
         if self.codes == PREDICTED and self.prompt is None and self.frame_cache is None:
             raise ValueError("say what shall be done: prompt='open the drawer'")
         if self.anchor == "rendered" and self.vdm is None:
@@ -146,8 +150,8 @@ def _beginning(config: Imagine, dldm: DLDM, time_base: TimeBase) -> Beginning:
     episode = cache.episodes[config.episode]
     if not 0 <= config.start < episode.length:
         raise InputError(f"start={config.start}, but episode {config.episode} has {episode.length} frames")
-    stride = dldm.config.stride
-    count = 1 + config.segments * dldm.config.steps * stride
+    stride = dldm.config.temporal_stride
+    count = 1 + config.segments * dldm.config.latent_steps * stride
     wanted = config.start + frame_offsets(count, hz=episode.hz, temporal_stride=stride, **time_base)
     pixels = cache.read(config.episode, wanted[wanted < episode.length])
     true = np.stack([resize_frame(frame, height=height, width=width) for frame in pixels])
@@ -174,16 +178,16 @@ def read_photograph(file: str) -> NDArray[np.uint8]:
 
 
 def _plan(config: Imagine, policy: LatentPolicy, dldm: DLDM, begin: Beginning, device: torch.device) -> PlanSegment:
-    steps = dldm.config.steps
+    steps = dldm.config.latent_steps
     if config.codes == PREDICTED:
         decode = policy_decoder(
             policy,
             begin.prompt,
-            horizon=steps,
+            chunk_size=steps,
             sampling=config.sampling,
             generator=generator(config.seed, 0, stream=STREAM_CODES),
         )
-        return plan_of(decode, plan=config.plan, steps=steps, segments=config.segments)
+        return plan_of(decode, plan=config.plan, latent_steps=steps, segments=config.segments)
     given = _encoded(dldm, begin, device) if config.codes == ENCODED else _codes_of_file(config, dldm).to(device)
     if len(given) < steps * config.segments:
         raise InputError(
@@ -196,7 +200,7 @@ def _plan(config: Imagine, policy: LatentPolicy, dldm: DLDM, begin: Beginning, d
 def _encoded(dldm: DLDM, begin: Beginning, device: torch.device) -> Tensor:
     """[steps, N]: codes of each segment of the true continuation, encoded from its own first frame."""
     assert begin.true is not None
-    span = dldm.config.steps * dldm.config.stride
+    span = dldm.config.latent_steps * dldm.config.temporal_stride
     clips = [begin.true[i : i + span + 1] for i in range(0, len(begin.true) - span, span)]
     if not clips:
         return torch.zeros(0, dldm.config.queries, dtype=torch.int64, device=device)
@@ -236,11 +240,11 @@ def _renderer(config: Imagine, dldm: DLDM, device: torch.device) -> Renderer:
         codec = build_codec(codec_config)
         geometry = Geometry(
             channels=codec_config.channels,
-            steps=size.steps,
+            latent_steps=size.latent_steps,
             height=size.height // codec_config.block,
             width=size.width // codec_config.block,
             queries=size.queries,
-            digits=len(size.fsq_levels),
+            fsq_dims=len(size.fsq_levels),
         )
         vdm = VDM(config_from(VDMConfig, checkpoint.facts["vdm"]), geometry)
         checkpoint.load_into(vdm=vdm, codec=codec)

@@ -48,7 +48,7 @@ class ReplayData:
     mixture: str | None = None
     """octo, openvla, videoworld2, or a yaml file; looked for below `root`"""
     root: str | None = None
-    windows: WindowOptions = field(default_factory=lambda: WindowOptions(frames=9))
+    windows: WindowOptions = field(default_factory=lambda: WindowOptions(num_frames=9))
     epochs: int = 1
     seed: int = 0
     max_skipped: int = 10

@@ -38,7 +38,7 @@ class ReplayDrawConfig:
     """how long to wait for the server, for the windows of a batch, and for a checkpoint"""
     rank: int = 0
     ranks: int = 1
-    batch: int = 32
+    batch_size: int = 32
     batches: int = 0
     """0: to the end of a queue"""
     height: int = 64
@@ -59,9 +59,9 @@ class ReplayDrawConfig:
                 f"rank ({self.rank}) must lie below ranks ({self.ranks}); batches ({self.batches}), pause_seconds "
                 f"({self.pause_seconds}) and checkpoint_batches ({self.checkpoint_batches}) must not be negative"
             )
-        if min(self.batch, self.height, self.width, self.temporal_stride) < 1 or not self.timeout_seconds > 0:
+        if min(self.batch_size, self.height, self.width, self.temporal_stride) < 1 or not self.timeout_seconds > 0:
             raise ValueError(
-                f"batch ({self.batch}), height ({self.height}), width ({self.width}), temporal_stride "
+                f"batch ({self.batch_size}), height ({self.height}), width ({self.width}), temporal_stride "
                 f"({self.temporal_stride}) and "
                 f"timeout_seconds ({self.timeout_seconds}) must be positive"
             )
@@ -83,7 +83,7 @@ def draw(config: ReplayDrawConfig) -> None:
             replay.restore(stored["replay"])
         lines, digest = _forget_after(log, stored)
         while not config.batches or batches < config.batches:
-            windows = replay.sample(config.batch, timeout_seconds=config.timeout_seconds)
+            windows = replay.sample(config.batch_size, timeout_seconds=config.timeout_seconds)
             _use(windows, config)
             new = "".join(map(_line, windows)).encode()
             with named(log), log.open("ab") as file:

@@ -54,12 +54,12 @@ class ReplayedClips:
     """
 
     def __init__(
-        self, config: Pretrain, replay: ReplayConfig, frames: FrameCache, held_out: list[int], *, folder: Path
+        self, config: Pretrain, replay: ReplayConfig, frame_cache: FrameCache, held_out: list[int], *, folder: Path
     ) -> None:
         if replay.engine == "memory" and replay.path is None:
             replay = dataclasses.replace(replay, path=str(folder))
-        self._config, self._options, self._frames = config, replay, frames
-        names = [(episode.source, episode.episode_id) for episode in frames.episodes]
+        self._config, self._options, self._frames = config, replay, frame_cache
+        names = [(episode.source, episode.episode_id) for episode in frame_cache.episodes]
         self._known, self._hidden = set(names), {names[index] for index in held_out}
         self._closing = ExitStack()
         self._replay: Replay | None = None
@@ -92,7 +92,7 @@ class ReplayedClips:
             for number, clip in enumerate(clips):
                 key = [self._config.seed, 4, step, number]
                 augment(clip, self._config.data.augmentation, np.random.default_rng(key))
-        return batch_of(windows, np.stack(clips), temporal_stride=self._config.dldm.stride)
+        return batch_of(windows, np.stack(clips), temporal_stride=self._config.dldm.temporal_stride)
 
     def state(self) -> dict[str, Any]:
         """The position after the last batch; the replay stores its windows first.
@@ -145,7 +145,9 @@ class ReplayedClips:
     def _cut(self) -> WindowOptions:
         """How a memory replay is cut."""
         config = self._config
-        return WindowOptions(config.dldm.num_frames, temporal_stride=config.dldm.stride, **config.data.time_base)
+        return WindowOptions(
+            config.dldm.num_frames, temporal_stride=config.dldm.temporal_stride, **config.data.time_base
+        )
 
     def _draw(self, count: int) -> list[ReplayWindow]:
         """Return one to `count` windows that may be trained on."""
@@ -167,7 +169,7 @@ class ReplayedClips:
 
     def _is_usable(self, window: ReplayWindow) -> bool:
         cut = self._cut
-        wanted: tuple[Any, ...] = padded_frames(cut.frames, cut.temporal_stride), cut.target_hz, cut.gap_seconds
+        wanted: tuple[Any, ...] = padded_frames(cut.num_frames, cut.temporal_stride), cut.target_hz, cut.gap_seconds
         found: tuple[Any, ...] = len(window.frames), window.target_hz, window.gap_seconds
         if cut.gap_seconds is not None:  # then the frames of a clip depend on the stride as well
             wanted, found = (*wanted, cut.temporal_stride), (*found, window.temporal_stride)
@@ -176,7 +178,7 @@ class ReplayedClips:
                 f"the replay holds windows of (frames, target_hz, "
                 f"gap_seconds{', temporal_stride' * (len(found) > 3)}) {found}, "
                 f"this run trains on {wanted}; start vw2-replay-server and vw2-ingest with those (frames, "
-                "data.windows.*), or change dldm.frames, data.target_hz and data.gap_seconds"
+                "data.windows.*), or change dldm.num_frames, data.target_hz and data.gap_seconds"
             )
         name = window.source, window.episode_id
         if name in self._hidden:

@@ -57,7 +57,7 @@ class Training:
     config: Pretrain
     run: Run
     device: torch.device
-    frames: FrameCache
+    frame_cache: FrameCache
     clips: TrainingClips
     held_out: ClipSampler
     own: ClipSampler
@@ -120,7 +120,7 @@ class Training:
             "encoder_hash": encoder_hash(dldm),
             "vdm": None if vdm is None else config_tree(self.config.vdm),
             "codec": None if vdm is None else config_tree(self.config.codec),
-            "frames_digest": self.frames.digest,
+            "frames_digest": self.frame_cache.digest,
             "time_base": self.config.data.time_base,
             "clips": self.clips.state(),
         }
@@ -177,23 +177,23 @@ def _begin(
     config: Pretrain,
     run: Run,
     device: torch.device,
-    frames: FrameCache,
+    frame_cache: FrameCache,
     clips: TrainingClips,
     split: tuple[list[int], list[int]],
 ) -> Training:
     """Build the models, go back to the last checkpoint, and begin."""
     train_ids, validation_ids = split
-    held_out = clip_sampler(config, frames, validation_ids, augment=False)
-    own = clip_sampler(config, frames, train_ids, augment=False)
+    held_out = clip_sampler(config, frame_cache, validation_ids, augment=False)
+    own = clip_sampler(config, frame_cache, train_ids, augment=False)
     dldm, vdm, codec = build_dldm(config).to(device), None, None
     if config.train_dldm.with_vdm:
         begun = run.checkpoint is not None  # then the weights come from the checkpoint
-        vdm, codec = build_vdm(config) if begun else open_vdm(config, clip_sampler(config, frames, train_ids))
+        vdm, codec = build_vdm(config) if begun else open_vdm(config, clip_sampler(config, frame_cache, train_ids))
         vdm, codec = vdm.to(device), codec.to(device)
     learning = {"dldm": dldm} | ({} if vdm is None else {"vdm": vdm})
     average = Average(learning, config.train_dldm.ema) if config.train_dldm.ema else None
     watch = CodeWatch(config.dldm.vocabulary).to(device)
-    training = Training(config, run, device, frames, clips, held_out, own, dldm, vdm, codec, watch, average)
+    training = Training(config, run, device, frame_cache, clips, held_out, own, dldm, vdm, codec, watch, average)
     if run.checkpoint is not None:
         training.restore(run.checkpoint)
     if config.hardware.gradient_checkpointing:
@@ -266,7 +266,8 @@ def _check_advance(training: Training) -> None:
     said = explain_shortfall(ratio, own, limit=phases.advance_ratio)
     if phases.advance == "ratio":
         raise InputError(
-            f"{said}. Phase 2 does not begin: give train_dldm.phase1.steps more than {phases.phase1.train_steps} in a new "
+            f"{said}. Phase 2 does not begin: give train_dldm.phase1.train_steps more than "
+            f"{phases.phase1.train_steps} in a new "
             "run_dir, or train_dldm.advance=steps to go on regardless"
         )
     training.run.say(f"{said}; phase 2 begins all the same (train_dldm.advance=steps)")
@@ -275,7 +276,7 @@ def _check_advance(training: Training) -> None:
 def _sum_up(training: Training) -> None:
     """codes.json, reconstructions.png, and a sentence on how healthy the model is."""
     config, (dldm, vdm) = training.config, training.result()
-    usage = code_usage(dldm, training.frames, config, device=training.device)
+    usage = code_usage(dldm, training.frame_cache, config, device=training.device)
     summary = training.health(training.held_out, phase=2)
     own = training.health(training.own, phase=1)["dldm/ratio_to_copy"]
     shuffled = f", shuffle ratio {summary['dldm/shuffle_ratio']:.3f}" if vdm is not None else ""

@@ -40,12 +40,12 @@ STREAM_INIT, STREAM_BATCH = 40, 41
 class PolicyBatches:
     """LatentWindows with their first image and instruction; batch i is a pure function of (seed, i)."""
 
-    def __init__(self, windows: LatentWindows, frames: FrameCache, *, image_px: int) -> None:
-        self.windows, self.frames, self.image_px = windows, frames, image_px
+    def __init__(self, windows: LatentWindows, frame_cache: FrameCache, *, image_px: int) -> None:
+        self.windows, self.frame_cache, self.image_px = windows, frame_cache, image_px
 
     def images(self, rows: NDArray[np.int64]) -> torch.Tensor:
         """uint8 [B, px, px, 3]: the first frame of each window."""
-        pixels = self.frames.read_batch(self.windows.episode[rows], self.windows.start[rows][:, None])[:, 0]
+        pixels = self.frame_cache.read_batch(self.windows.episode[rows], self.windows.start[rows][:, None])[:, 0]
         px = self.image_px
         return torch.from_numpy(np.stack([resize_frame(frame, height=px, width=px) for frame in pixels]))
 
@@ -53,7 +53,7 @@ class PolicyBatches:
         self, rows: NDArray[np.int64], device: torch.device
     ) -> tuple[list[str], torch.Tensor, torch.Tensor, torch.Tensor]:
         """(instructions, images in [-1, 1], codes [B, H, N], valid [B, H]) on the device."""
-        words = [self.frames.episodes[episode].instruction for episode in self.windows.episode[rows]]
+        words = [self.frame_cache.episodes[episode].instruction for episode in self.windows.episode[rows]]
         codes = torch.from_numpy(self.windows.codes[rows].astype(np.int64)).to(device)
         valid = torch.from_numpy(self.windows.valid[rows]).to(device)
         return words, to_model_range(self.images(rows).to(device)), codes, valid
@@ -126,7 +126,7 @@ def _fed_codes(policy: LatentPolicy, codes: torch.Tensor, *, share: float, draw:
     if share == 0:
         return codes
     blind = torch.rand(len(codes), generator=draw).to(codes.device) < share
-    nothing = null_codes(policy, len(codes), steps=codes.shape[1], device=codes.device)
+    nothing = null_codes(policy, len(codes), latent_steps=codes.shape[1], device=codes.device)
     return torch.where(blind[:, None, None], nothing, codes)
 
 
@@ -158,22 +158,22 @@ def _open_material(config: Pretrain) -> PolicyDatasets:
     return PolicyDatasets(train, held_out, dldm, latent_hz=cache.facts["hz"])
 
 
-def _as_long_as_asked(config: Pretrain, windows: LatentWindows, frames: FrameCache) -> LatentWindows:
+def _as_long_as_asked(config: Pretrain, windows: LatentWindows, frame_cache: FrameCache) -> LatentWindows:
     """The windows with `train_policy.latent_steps` latent steps.
 
     Raises:
         InputError: longer ones are asked for and no window of the cache begins where another one ends.
     """
-    steps, own = config.train_policy.latent_steps, config.dldm.steps
+    steps, own = config.train_policy.latent_steps, config.dldm.latent_steps
     if steps is None or steps == own:
         return windows
     dldm = config.dldm
     reach = {
-        hz: int(clip_offsets(dldm.num_frames, temporal_stride=dldm.stride, hz=hz, **config.data.time_base)[-1])
-        for hz in {episode.hz for episode in frames.episodes}
+        hz: int(clip_offsets(dldm.num_frames, temporal_stride=dldm.temporal_stride, hz=hz, **config.data.time_base)[-1])
+        for hz in {episode.hz for episode in frame_cache.episodes}
     }
-    ends = windows.start + np.array([reach[frames.episodes[episode].hz] for episode in windows.episode])
-    longer = joined(windows, ends=ends, steps=steps)
+    ends = windows.start + np.array([reach[frame_cache.episodes[episode].hz] for episode in windows.episode])
+    longer = joined(windows, ends=ends, latent_steps=steps)
     if steps > own and len(windows) and not longer.valid[:, own].any():
         raise InputError(
             f"train_policy.latent_steps={steps}, but no window of {own} latent steps in {config.stage_dir('latents')} "
@@ -197,7 +197,7 @@ def _save(
             "encoder_hash": encoder_hash(dldm),
             "latent_hz": material.latent_hz,
             "time_base": config.data.time_base,
-            "pretraining": {"frames_digest": train.frames.digest, "windows": len(train.windows)},
+            "pretraining": {"frames_digest": train.frame_cache.digest, "windows": len(train.windows)},
         },
         files=policy.files(),
         optimizer=optimizer,

@@ -17,6 +17,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+from vw2_robot.aliases import with_new_keys
 from vw2_robot.command_line.config_tree import config_tree, differing_keys
 from vw2_robot.command_line.program import program
 from vw2_robot.commands import replan_interval
@@ -52,7 +53,8 @@ def check_config(folder: Path, config: RolloutConfig) -> None:
     """
     file = folder / "config.yaml"
     if file.is_file():
-        old = read_yaml(file, cure="delete it to go on; provenance.json beside it still says what the results are of")
+        what_then = "delete it to go on; provenance.json beside it still says what the results are of"
+        old = with_new_keys(read_yaml(file, cure=what_then))
         if not {"policy", "env"} <= old.keys():
             raise InputError(f"{folder} holds another kind of run (see its config.yaml); use another run_dir")
         before, now = (_comparable(tree) for tree in (old, config_tree(config)))
@@ -76,7 +78,7 @@ def claim(folder: Path, config: RolloutConfig, origin: dict[str, Any]) -> None:
     """
     file = folder / "provenance.json"
     if file.is_file():
-        old = read_json(file, cure="copy it again, or delete this folder to start over")
+        old = with_new_keys(read_json(file, cure="copy it again, or delete this folder to start over"))
         _refuse(folder, "another policy, world or library version", differing_keys(old, origin))
     elif results.read_rows(folder / "results.jsonl"):
         raise InputError(

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vw2_robot import __version__
+from vw2_robot.aliases import with_new_keys
 from vw2_robot.contracts import ACTION_DIM, GRIPPER_INDEX, Observation, PolicyOutput
 from vw2_robot.errors import InputError
 from vw2_robot.storage.files import read_json
@@ -38,7 +39,9 @@ class ActionReplay:
         rows = read_results(self._run_dir)
         if not rows:
             raise InputError(f"{run_dir} is no rollout with recorded actions; make one with vw2-rollout record=true")
-        origin = read_json(self._run_dir / "provenance.json", cure="copy it again, or run that rollout again")
+        origin = with_new_keys(
+            read_json(self._run_dir / "provenance.json", cure="copy it again, or run that rollout again")
+        )
         recorded, every = origin.get("policy"), origin.get("n_action_steps")
         if not isinstance(recorded, dict) or not isinstance(every, int):
             raise InputError(f'{run_dir}/provenance.json lacks "policy" or "n_action_steps"; run that rollout again')
@@ -47,17 +50,17 @@ class ActionReplay:
             for row in rows
             for position in range(len(row["subtasks"]))
         }
-        horizon = self._read(rows[0]["sequence"]).actions.shape[1]
+        chunk_size = self._read(rows[0]["sequence"]).actions.shape[1]
         self.metadata = {
             "name": f"replay of {recorded.get('name')}",
             "version": __version__,
-            "horizon": horizon,
+            "chunk_size": chunk_size,
             "n_action_steps": every,
             "cameras": [],
             "policy_hash": recorded.get("policy_hash"),
             "label_fraction": recorded.get("label_fraction"),
         }
-        self._still = np.zeros((horizon, ACTION_DIM), np.float32)
+        self._still = np.zeros((chunk_size, ACTION_DIM), np.float32)
         self._answers: NDArray[np.float32] = self._still[None][:0]
         self._next = 0
 

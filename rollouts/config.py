@@ -162,7 +162,7 @@ def open_policy(config: RolloutConfig, benchmark: Benchmark) -> Policy:
         InputError: no such checkpoint, or a benchmark without scripted experts.
     """
     if config.policy == "random":
-        return RandomPolicy(horizon=config.n_action_steps or 4)
+        return RandomPolicy(chunk_size=config.n_action_steps or 4)
     if config.policy == "demonstrator":
         expert = getattr(benchmark, "expert", None)
         if expert is None:

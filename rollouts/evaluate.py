@@ -26,14 +26,14 @@ from vw2_robot.errors import InputError
 class Row(TypedDict):
     """One finished chain.
 
-    steps, instructions: per attempted subtask, so solved + 1 entries unless all were solved.
+    env_steps, instructions: per attempted subtask, so solved + 1 entries unless all were solved.
     """
 
     sequence: int
     initial_state: dict[str, Any]
     subtasks: list[str]
     solved: int
-    steps: list[int]
+    env_steps: list[int]
     seed: int
     instructions: list[str]
 
@@ -110,7 +110,7 @@ def run_chain(
         initial_state=dict(sequence.initial_state),
         subtasks=list(sequence.subtasks),
         solved=solved,
-        steps=steps,
+        env_steps=steps,
         seed=seed,
         instructions=instructions,
     )

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vw2_robot.aliases import with_new_keys
 from vw2_robot.command_line.config_tree import differing_keys
 from vw2_robot.command_line.program import program
 from vw2_robot.errors import InputError
@@ -109,11 +110,11 @@ def _read(folder: Path) -> RolloutShard:
     again = "copy it again, or start that shard again"
     rows = results.read_rows(folder / "results.jsonl")
     files = [folder / name for name in ("provenance.json", "config.yaml")]
-    origin = read_json(files[0], cure=again) if all(file.is_file() for file in files) else {}
+    origin = with_new_keys(read_json(files[0], cure=again)) if all(file.is_file() for file in files) else {}
     asked = origin.get("num_sequences")
     if not isinstance(asked, int) or len(rows) < asked:
         raise InputError(f"{folder} has {len(rows)} of {asked or '?'} chains; start that shard again to finish it")
-    config = read_yaml(files[1], cure=again)
+    config = with_new_keys(read_yaml(files[1], cure=again))
     for file, values, key in ((files[0], origin, "num_sequences_of_all_shards"), (files[1], config, "videos")):
         if not isinstance(values.get(key), int):
             raise InputError(f'{file} lacks "{key}"; {again}')

@@ -22,13 +22,13 @@ class RandomPolicy:
 
     metadata: dict[str, Any]
 
-    def __init__(self, *, horizon: int = 4) -> None:
+    def __init__(self, *, chunk_size: int = 4) -> None:
         self.metadata = {
             "name": "random",
             "version": __version__,
             "action_space": list(ACTION_NAMES),
-            "horizon": horizon,
-            "n_action_steps": horizon,
+            "chunk_size": chunk_size,
+            "n_action_steps": chunk_size,
             "cameras": [],
             "policy_hash": None,
             "label_fraction": None,
@@ -41,7 +41,7 @@ class RandomPolicy:
 
     def infer(self, obs: Observation) -> PolicyOutput:
         """A chunk of random actions."""
-        actions = self._rng.uniform(-1.0, 1.0, size=(self.metadata["horizon"], ACTION_DIM))
+        actions = self._rng.uniform(-1.0, 1.0, size=(self.metadata["chunk_size"], ACTION_DIM))
         return {"actions": actions.astype(np.float32)}
 
     def infer_batch(self, obs: Sequence[Observation]) -> list[PolicyOutput]:

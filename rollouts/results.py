@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from vw2_robot.aliases import with_new_keys
 from vw2_robot.errors import InputError
 from vw2_robot.storage.files import MAX_JSON_BYTES, append_line, read_json, write_text
 
@@ -87,10 +88,11 @@ def _entries(path: Path, make: Callable[[Any], Entry], *, keys: Iterable[str]) -
             if not isinstance(value, dict):
                 raise ValueError(f"expected an object, found {type(value).__name__}")
             checksum = value.pop(CHECKSUM, None)
-            strangers = value.keys() - set(keys)
+            entry = with_new_keys(value)
+            strangers = entry.keys() - set(keys)
             if checksum != _checksum(value) if checksum is not None else strangers:
                 raise ValueError("it is not what was written")
-            yield make(value), where
+            yield make(entry), where
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             what = f"{type(error).__name__}: {error}"[:200]
             raise InputError(f"{where} is damaged or no entry of such a file ({what}); {CURE}") from error
@@ -111,14 +113,15 @@ def _row(value: Mapping[str, Any]) -> Row:
         initial_state=dict(value["initial_state"]),
         subtasks=_texts(value["subtasks"]),
         solved=_count(value["solved"]),
-        steps=[1 + _count(steps - 1) for steps in value["steps"]],
+        env_steps=[1 + _count(steps - 1) for steps in value["env_steps"]],
         seed=_count(value["seed"], most=2**63),
         instructions=_texts(value.get("instructions", [])),
     )
     attempted = min(row["solved"] + 1, len(row["subtasks"]))
-    if not row["subtasks"] or row["solved"] > len(row["subtasks"]) or len(row["steps"]) != attempted:
+    if not row["subtasks"] or row["solved"] > len(row["subtasks"]) or len(row["env_steps"]) != attempted:
         raise ValueError(
-            f"{row['solved']} of {len(row['subtasks'])} subtasks solved, but steps of {len(row['steps'])} attempts, "
+            f"{row['solved']} of {len(row['subtasks'])} subtasks solved, but steps of {len(row['env_steps'])} "
+            f"attempts, "
             f"expected {attempted}"
         )
     return row
@@ -206,7 +209,7 @@ def per_task(rows: Iterable[Row]) -> dict[str, dict[str, int]]:
     """Task -> {solved, attempted}, by name. A task asked for but never reached is absent."""
     counts: dict[str, dict[str, int]] = {}
     for row in rows:
-        for position, task in enumerate(row["subtasks"][: len(row["steps"])]):
+        for position, task in enumerate(row["subtasks"][: len(row["env_steps"])]):
             entry = counts.setdefault(task, {"solved": 0, "attempted": 0})
             entry["attempted"] += 1
             entry["solved"] += position < row["solved"]
@@ -243,7 +246,7 @@ def summarize(rows: Sequence[Row], provenance: Mapping[str, Any], *, seconds: fl
         "seed": provenance.get("seed"),
         "versions": provenance.get("versions", {}),
         "seconds": round(seconds, 2),
-        "env_steps": sum(sum(row["steps"]) for row in rows),
+        "env_steps": sum(sum(row["env_steps"]) for row in rows),
     }
 
 

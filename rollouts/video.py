@@ -124,7 +124,7 @@ class Video:
             for i, frame in enumerate(frames):
                 yield page(frame, instructions[subtask], [*done, "now", *rest], f"step {i * self.steps_per_frame}")
             success = subtask < row["solved"]
-            steps = row["steps"][subtask]
+            steps = row["env_steps"][subtask]
             words = f"solved in {steps} steps" if success else f"not solved in {steps} steps"
             ended = page(frames[-1], instructions[subtask], [*done, "solved" if success else "failed", *rest], words)
             yield from [ended] * hold

@@ -147,7 +147,7 @@ def test_no_number_may_be_negative_where_it_counts_or_not_a_number(config_name: 
 
 def test_doctor_and_ingest_cut_clips_as_training_does() -> None:
     training = config_from(dataclass_of("pretrain"), composed("pretrain", examples("pretrain")[0]))
-    wanted = (training.dldm.frames, training.dldm.stride, training.data.target_hz, training.data.gap_seconds)
+    wanted = (training.dldm.num_frames, training.dldm.stride, training.data.target_hz, training.data.gap_seconds)
     doctor = config_from(dataclass_of("doctor"), composed("doctor", [])).clips
     windows = config_from(dataclass_of("ingest"), composed("ingest", ["address=HOST:1"])).data.windows
     for cut in (doctor, windows):

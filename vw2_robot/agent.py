@@ -50,7 +50,7 @@ class VW2Agent:
     """Implements `vw2_robot.contracts.Policy`. Build it with `from_pretrained`.
 
     Attributes:
-        metadata: name, version, action_space, horizon, n_action_steps, temporal_ensemble, cameras, control_hz,
+        metadata: name, version, action_space, chunk_size, n_action_steps, temporal_ensemble, cameras, control_hz,
             policy_hash, label_fraction.
     """
 
@@ -69,21 +69,21 @@ class VW2Agent:
     ) -> None:
         self._policy, self._head, self._statistics = policy.eval(), head.eval(), statistics
         self._steps = int(checkpoint.config["latent_steps"])
-        self._codes = checkpoint.config.get("codes", "own")
+        self._codes = checkpoint.config.get("codes", "predicted")
         self._temperature = temperature
         self._prompt: str | None = None
         self._draw = torch.Generator().manual_seed(0)
-        horizon = self._steps * head.stride
-        if not 1 <= n_action_steps <= horizon:
+        chunk_size = self._steps * head.stride
+        if not 1 <= n_action_steps <= chunk_size:
             raise InputError(
-                f"n_action_steps={n_action_steps}, but the policy predicts {horizon} actions; give 1..{horizon}"
+                f"n_action_steps={n_action_steps}, but the policy predicts {chunk_size} actions; give 1..{chunk_size}"
             )
         self._ensemble = None if temporal_ensemble is None else Ensemble(n_action_steps, decay=temporal_ensemble)
         self.metadata = {
             "name": "vw2_robot",
             "version": __version__,
             "action_space": list(ACTION_NAMES),
-            "horizon": horizon,
+            "chunk_size": chunk_size,
             "n_action_steps": n_action_steps,
             "temporal_ensemble": temporal_ensemble,
             "temperature": temperature,
@@ -91,7 +91,7 @@ class VW2Agent:
             "control_hz": checkpoint.facts["control_hz"],
             "policy_hash": weights_digest(policy, head),
             "label_fraction": checkpoint.facts["label_fraction"],
-            "arm": checkpoint.facts.get("arm"),
+            "method": checkpoint.facts.get("method"),
         }
 
     @classmethod
@@ -195,7 +195,7 @@ class VW2Agent:
         decoded = act(
             self._policy,
             prompt,
-            steps=self._steps,
+            latent_steps=self._steps,
             codes=self._codes,
             temperature=self._temperature,
             generator=self._draw,
@@ -253,11 +253,11 @@ def _check_complete(checkpoint: Checkpoint) -> None:
     if lacks:
         raise InputError(f"{checkpoint.path}/config.json lacks {', '.join(lacks)}; run vw2-finetune again")
     config, facts = checkpoint.config, checkpoint.facts
-    codes, decay = config.get("codes", "own"), config.get("temporal_ensemble")
+    codes, decay = config.get("codes", "predicted"), config.get("temporal_ensemble")
     for key, value, right in (
         *((key, config[key], _is_count(config[key])) for key in ("latent_steps", "n_action_steps")),
         ("stride", config.get("stride", 1), _is_count(config.get("stride", 1))),
-        ("codes", codes, codes in ("own", "none")),
+        ("codes", codes, codes in ("predicted", "none")),
         ("temporal_ensemble", decay, decay is None or (_is_number(decay) and decay >= 0)),
         *((key, facts[key], _is_number(facts[key])) for key in ("control_hz", "label_fraction")),
     ):
@@ -279,11 +279,11 @@ def _check_steps(checkpoint: Checkpoint, policy: LatentPolicy) -> None:
     """Numbers that have to agree, before a look tries to hold as many tokens or hands out as many actions."""
     config = checkpoint.config
     tokens, most = config["latent_steps"] * policy.config.queries, policy.backbone.most_positions
-    horizon = config["latent_steps"] * _stride(config)
-    if config["n_action_steps"] > horizon:
+    chunk_size = config["latent_steps"] * _stride(config)
+    if config["n_action_steps"] > chunk_size:
         raise InputError(
             f"{checkpoint.path}/config.json: n_action_steps={config['n_action_steps']}, but the policy predicts "
-            f"{horizon} "
+            f"{chunk_size} "
             f"actions; {CURE}"
         )
     if most is not None and tokens >= most:
@@ -301,7 +301,7 @@ def _statistics(checkpoint: Checkpoint) -> ActionStatistics:
 
 def _stride(config: Mapping[str, Any]) -> int:
     """s, actions per latent step. Checkpoints of the first months say it through their dLDM alone."""
-    return int(config["stride"]) if "stride" in config else config_from(DLDMConfig, config["dldm"]).stride
+    return int(config["stride"]) if "stride" in config else config_from(DLDMConfig, config["dldm"]).temporal_stride
 
 
 def _check_range(statistics: ActionStatistics, path: Path) -> None:

@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vw2_robot.aliases import with_new_keys, with_new_names
 from vw2_robot.errors import InputError
 from vw2_robot.storage.allocation import AllocationLimit
 from vw2_robot.storage.files import MANIFEST, atomic_folder, read_json, read_text, write_json, write_manifest
@@ -265,8 +266,9 @@ def load_checkpoint(path: str | Path, *, kind: str, verify: bool = True) -> Chec
     config, facts = description.get("config"), description.get("facts", {})
     if not isinstance(config, dict) or not isinstance(facts, dict):
         raise InputError(f'{folder}/config.json lacks "config" or "facts"; {CURE}')
-    weights = _read_tensors(folder / "model.safetensors")
-    return Checkpoint(folder, kind, config, facts, weights, {p.stem: read_json(p, cure=CURE) for p in others})
+    weights = with_new_names(_read_tensors(folder / "model.safetensors"))
+    files = {p.stem: read_json(p, cure=CURE) for p in others}
+    return Checkpoint(folder, kind, with_new_keys(config), with_new_keys(facts), weights, files)
 
 
 def weights_digest(*modules: nn.Module) -> str:

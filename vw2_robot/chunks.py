@@ -47,14 +47,14 @@ class Ensemble:
                 "call reset between episodes and keep their order"
             )
         self._chunks.append(chunk_BHA)
-        horizon = chunk_BHA.shape[1]
-        while (len(self._chunks) - 1) * self.n_action_steps >= horizon:  # the oldest ends before now
+        chunk_size = chunk_BHA.shape[1]
+        while (len(self._chunks) - 1) * self.n_action_steps >= chunk_size:  # the oldest ends before now
             self._chunks.popleft()
-        total, weights = np.zeros_like(chunk_BHA, dtype=np.float64), np.zeros(horizon)
+        total, weights = np.zeros_like(chunk_BHA, dtype=np.float64), np.zeros(chunk_size)
         for age, chunk in enumerate(reversed(self._chunks)):
             offset = age * self.n_action_steps
-            # Steps 0 .. horizon - offset - 1 of now are steps offset .. horizon - 1 of that chunk.
-            kept = horizon - offset
+            # Steps 0 .. chunk_size - offset - 1 of now are steps offset .. chunk_size - 1 of that chunk.
+            kept = chunk_size - offset
             # Which one is the oldest differs from step to step, but a common factor leaves a mean as it is.
             weight = np.exp(-self.decay * (len(self._chunks) - 1 - age))
             total[:, :kept] += weight * chunk[:, offset:]
@@ -68,9 +68,9 @@ class ChunkQueue:
     def __init__(self, policy: Policy, *, n_action_steps: int | None = None) -> None:
         self.policy = policy
         self.n_action_steps = int(policy.metadata["n_action_steps"] if n_action_steps is None else n_action_steps)
-        if not 1 <= self.n_action_steps <= policy.metadata["horizon"]:
+        if not 1 <= self.n_action_steps <= policy.metadata["chunk_size"]:
             raise InputError(
-                f"n_action_steps={self.n_action_steps}, but the policy predicts {policy.metadata['horizon']} actions"
+                f"n_action_steps={self.n_action_steps}, but the policy predicts {policy.metadata['chunk_size']} actions"
             )
         self._waiting: deque[NDArray[np.float32]] = deque()
 

@@ -26,7 +26,7 @@ def commands(actions: Any, *, at_least: int) -> NDArray[np.float64]:
     if chunk.ndim != 2 or chunk.shape[1] != ACTION_DIM or len(chunk) < at_least:
         raise InputError(
             f"the policy returned actions of shape {list(chunk.shape)}; expected [H, {ACTION_DIM}], H >= {at_least}: "
-            "that many are executed before it looks again; lower n_action_steps or raise the policy's horizon"
+            "that many are executed before it looks again; lower n_action_steps or raise the policy's chunk size"
         )
     if not np.isfinite(chunk).all():
         row = int(np.argmin(np.isfinite(chunk).all(axis=1)))
@@ -43,16 +43,16 @@ def replan_interval(metadata: Mapping[str, Any], override: int | None) -> int:
     """Steps between two looks: the override, or what the policy with this metadata was trained for.
 
     Raises:
-        InputError: neither is given, or it exceeds the policy's horizon.
+        InputError: neither is given, or it exceeds the policy's chunk size.
     """
     every = metadata.get("n_action_steps") if override is None else override
     if every is None:
         raise InputError(
             'the policy\'s metadata has no "n_action_steps"; give n_action_steps=N (steps between two looks)'
         )
-    horizon = metadata.get("horizon")
-    if every < 1 or (horizon is not None and every > horizon):
+    chunk_size = metadata.get("chunk_size")
+    if every < 1 or (chunk_size is not None and every > chunk_size):
         raise InputError(
-            f"n_action_steps={every}, but the policy predicts {horizon} actions per look; give 1..{horizon}"
+            f"n_action_steps={every}, but the policy predicts {chunk_size} actions per look; give 1..{chunk_size}"
         )
     return int(every)

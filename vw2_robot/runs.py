@@ -30,6 +30,7 @@ from typing import Any, Literal
 import torch
 from tqdm import tqdm
 
+from vw2_robot.aliases import with_new_keys
 from vw2_robot.checkpoint import CURE, STEP_FOLDER, is_our_checkpoint, last_checkpoint
 from vw2_robot.command_line.config_tree import differing_keys
 from vw2_robot.devices import open_device
@@ -175,7 +176,7 @@ class Run:
                     "it, use another run_dir, or delete the folder to start over"
                 )
             return
-        old = read_yaml(file, cure="restore it, or delete the folder to start over")
+        old = with_new_keys(read_yaml(file, cure="restore it, or delete the folder to start over"))
         known, found = self._tree.keys(), old.keys()
         if not (found <= known or found >= known if begun else found == known):
             sections = ", ".join(sorted(map(str, found))[:8])

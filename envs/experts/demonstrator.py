@@ -88,7 +88,7 @@ class DemonstratorPolicy:
             "name": "demonstrator",
             "version": __version__,
             "action_space": list(ACTION_NAMES),
-            "horizon": 1,
+            "chunk_size": 1,
             "n_action_steps": 1,
             "cameras": [],
             "policy_hash": None,

@@ -48,7 +48,7 @@ class Labeled:
         mean, std = self.video.spread
         return {
             "name": self.video.name,
-            "demonstrations": len(self.video.frames.episodes),
+            "demonstrations": len(self.video.frame_cache.episodes),
             "clips": len(self.steps.episode),
             "steps": len(self.rows),
             "units": self.video.units,
@@ -58,7 +58,7 @@ class Labeled:
     def first_steps(self, rows: NDArray[np.int64], *, stride: int) -> NDArray[np.uint8]:
         """Frames of the first steps of the clips of these rows, uint8 [R, stride + 1, H, W, 3]."""
         clip = self.rows.clip[rows]
-        return self.video.frames.read_batch(self.steps.episode[clip], self.steps.frames[clip, : stride + 1])
+        return self.video.frame_cache.read_batch(self.steps.episode[clip], self.steps.frame_ids[clip, : stride + 1])
 
 
 def open_sets(
@@ -83,15 +83,15 @@ def open_sets(
         _open_video(Path(path), name, cache=cache, shape=shape, split=split, episodes=episodes, seed=seed)
         for path, name in zip(paths, names or short_names([Path(path) for path in paths]), strict=True)
     ]
-    cut = [cut_steps(video, frames=shape.num_frames, stride=shape.stride, **time_base) for video in videos]
+    cut = [cut_steps(video, num_frames=shape.num_frames, stride=shape.temporal_stride, **time_base) for video in videos]
     for video, steps in zip(videos, cut, strict=True):
         _check_motion(video, steps)
     video, steps = videos[0], cut[0]
-    clips = video.frames.read_batch(steps.episode[:UNTRAINED_CLIPS], steps.frames[:UNTRAINED_CLIPS])
+    clips = video.frame_cache.read_batch(steps.episode[:UNTRAINED_CLIPS], steps.frame_ids[:UNTRAINED_CLIPS])
     twin = untrained_clone(shape, clips, seed=seed, device=device)
     sets = []
     for video, steps in zip(videos, cut, strict=True):
-        difference = pixel_differences(video, steps, stride=shape.stride)
+        difference = pixel_differences(video, steps, stride=shape.temporal_stride)
         known, blind = (
             step_rows(video, steps, encode_steps(model, video, steps, device=device), difference)
             for model in (dldm, twin)
@@ -166,10 +166,10 @@ def dense_changes(sets: Sequence[Labeled], splits: Sequence[Split], *, count: in
     changes, motions, sides = [], [], []
     for labeled, split in zip(sets, splits, strict=True):
         video = labeled.video
-        steps = cut_steps(video, frames=1 + stride * count, stride=stride, **labeled.time_base, every=stride)
+        steps = cut_steps(video, num_frames=1 + stride * count, stride=stride, **labeled.time_base, every=stride)
         whole = np.flatnonzero(steps.valid.all(1))
         for part in np.array_split(whole, max(1, len(whole) // READ_AT_ONCE)):
-            ends = video.frames.read_batch(steps.episode[part], steps.frames[part][:, [0, -1]])
+            ends = video.frame_cache.read_batch(steps.episode[part], steps.frame_ids[part][:, [0, -1]])
             changes.append(change_of(ends[:, 0], ends[:, 1]))
         motions.append(steps.motion[whole, :, :3].sum(1))
         sides.append([np.isin(steps.episode[whole], labeled.rows.episode[side]) for side in split])
@@ -188,16 +188,16 @@ def whole_clips(labeled: Labeled, split: Split, *, seed: int) -> MovingClips:
     At most half a gigabyte of pixels is drawn, in equal shares of what there is.
     """
     steps, rows, count = labeled.steps, labeled.rows, swap_steps(labeled)
-    stride = (steps.frames.shape[1] - 1) // steps.valid.shape[1]
-    frames = steps.frames[:, : 1 + stride * count]
+    stride = (steps.frame_ids.shape[1] - 1) // steps.valid.shape[1]
+    frames = steps.frame_ids[:, : 1 + stride * count]
     whole = np.flatnonzero(steps.valid[:, :count].all(1))
-    height, width = labeled.video.frames.height, labeled.video.frames.width
+    height, width = labeled.video.frame_cache.height, labeled.video.frame_cache.width
     most = max(64, SWAP_BYTES // (frames.shape[1] * height * width * 3))
     whole = np.sort(np.random.default_rng([seed, 8]).permutation(whole)[:most])
     first_row = np.searchsorted(rows.clip, whole)
     return MovingClips(
         name=labeled.video.name,
-        pixels=labeled.video.frames.read_batch(steps.episode[whole], frames[whole]),
+        pixels=labeled.video.frame_cache.read_batch(steps.episode[whole], frames[whole]),
         displacement=steps.motion[whole, :count, :3].sum(1),
         group=labeled.video.group[steps.episode[whole]],
         split=Split(*(side[first_row] for side in split)),

@@ -80,17 +80,17 @@ def encode_steps(
     """Codes [n, M, N] of every clip."""
     found = []
     for i in range(0, len(steps.episode), batch):
-        pixels = video.frames.read_batch(steps.episode[i : i + batch], steps.frames[i : i + batch])
+        pixels = video.frame_cache.read_batch(steps.episode[i : i + batch], steps.frame_ids[i : i + batch])
         found.append(dldm.indices(to_model_range(torch.from_numpy(pixels).to(device))).cpu().numpy())
     return np.concatenate(found)
 
 
 def pixel_differences(video: LabeledVideo, steps: LabeledSteps, *, stride: int) -> NDArray[np.float32]:
     """Last frame of each step minus that of the step before, shrunk to 16 x 16: [n, M, 16 * 16 * 3]."""
-    edges = steps.frames[:, ::stride]
+    edges = steps.frame_ids[:, ::stride]
     found = np.zeros((*steps.valid.shape, DIFFERENCE_PX**2 * 3), np.float32)
     for i, episode in enumerate(steps.episode):
-        small = shrink(video.frames.read(int(episode), edges[i]))
+        small = shrink(video.frame_cache.read(int(episode), edges[i]))
         found[i] = np.diff(small, axis=0).reshape(len(small) - 1, -1)
     return found
 

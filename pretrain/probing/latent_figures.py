@@ -60,5 +60,5 @@ def write_strips(
 
 def _frames_of(video: LabeledVideo, steps: LabeledSteps, rows: StepRows, row: int, stride: int) -> list[Pixels]:
     begin = int(rows.step[row]) * stride
-    times = steps.frames[rows.clip[row]][[begin, begin + stride // 2, begin + stride]]
-    return list(video.frames.read(int(rows.episode[row]), times))
+    times = steps.frame_ids[rows.clip[row]][[begin, begin + stride // 2, begin + stride]]
+    return list(video.frame_cache.read(int(rows.episode[row]), times))

@@ -109,7 +109,7 @@ def nuisance_test(
         device: where the model is.
     """
     rng = np.random.default_rng([seed, 3])
-    stride = dldm.config.stride
+    stride = dldm.config.temporal_stride
     amount, angle = np.arange(clips.shape[1]) / stride, rng.uniform(0, 2 * np.pi, len(clips))
     still, others = np.repeat(clips[:, :1], clips.shape[1], axis=1), _others(group, rng)
 

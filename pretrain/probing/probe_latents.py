@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import torch
 
+from vw2_robot.aliases import with_new_keys
 from vw2_robot.checkpoint import Checkpoint, load_checkpoint, resolve
 from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.command_line.program import program
@@ -128,7 +129,7 @@ def probe_latents(config: ProbeLatents) -> dict[str, Any]:
         "encoder_hash": encoder_hash(dldm),
         "codes_per_step": dldm.config.queries,
         "levels": list(dldm.config.fsq_levels),
-        "stride": dldm.config.stride,
+        "stride": dldm.config.temporal_stride,
         "seed": config.seed,
         "data": [labeled.facts() for labeled in sets],
     }
@@ -148,7 +149,7 @@ def trained_time_base(checkpoint: Checkpoint) -> TimeBase:
     file = checkpoint.path.parent.parent / "config.yaml"
     if "time_base" in checkpoint.facts or not file.is_file():
         return time_base_of(checkpoint.facts)
-    tree = read_yaml(file, cure="restore it, or give target_hz")
+    tree = with_new_keys(read_yaml(file, cure="restore it, or give target_hz"))
     return time_base_of({"time_base": tree.get("data")})
 
 
@@ -159,7 +160,9 @@ def measure(config: ProbeLatents, dldm: DLDM, sets: Sequence[Labeled], *, device
     splits = split_sets(rows, shares=(config.validation_share, config.test_share), seed=seed)
     strips = nearest_steps(rows, splits, quantizer, queries=IMAGE_ROWS, neighbors=3, seed=seed)
     out = Path(config.out)
-    write_strips(out / "neighbors.png", strips, [(s.video, s.steps, s.rows) for s in sets], stride=dldm.config.stride)
+    write_strips(
+        out / "neighbors.png", strips, [(s.video, s.steps, s.rows) for s in sets], stride=dldm.config.temporal_stride
+    )
     return {
         "probe": probe_actions(rows, [s.untrained for s in sets], splits, quantizer, seed=seed),
         "swap": _swaps(config, dldm, sets, splits, device=device),
@@ -175,7 +178,7 @@ def _swaps(
     """The swap test within each data set, and with codes from the next one in the same units."""
     decode, found, every = decode_with_codes_of(dldm), [], []
     for members, sides in in_common_units(sets, splits):
-        seen = dense_changes(members, sides, count=swap_steps(members[0]), stride=dldm.config.stride)
+        seen = dense_changes(members, sides, count=swap_steps(members[0]), stride=dldm.config.temporal_stride)
         reader = MotionReader(seen, seed=config.seed)
         clips = [whole_clips(labeled, split, seed=config.seed) for labeled, split in zip(members, sides, strict=True)]
         for i, first in enumerate(clips):
@@ -203,7 +206,7 @@ def _nuisances(
                 f"{rows.name}: fewer than 2 test demonstrations begin with a step that moves; use more demonstrations "
                 "(episodes) or a larger test_share"
             )
-        pixels = labeled.first_steps(numbers, stride=dldm.config.stride)
+        pixels = labeled.first_steps(numbers, stride=dldm.config.temporal_stride)
         found[rows.name] = nuisance_test(
             dldm,
             quantizer,
@@ -215,7 +218,7 @@ def _nuisances(
             device=device,
         )
         if labeled is sets[0]:
-            write_grid(Path(config.out) / "nuisances.png", nuisance_examples(pixels[:3], dldm.config.stride))
+            write_grid(Path(config.out) / "nuisances.png", nuisance_examples(pixels[:3], dldm.config.temporal_stride))
     return found
 
 

@@ -52,7 +52,7 @@ def places(rows: Sequence[Row]) -> list[Place]:
     longest = max((len(row["subtasks"]) for row in rows), default=0)
     found = []
     for i in range(longest):
-        there = [row for row in rows if len(row["steps"]) > i]
+        there = [row for row in rows if len(row["env_steps"]) > i]
         found.append(Place(i + 1, len(there), sum(row["solved"] > i for row in there)))
     return found
 
@@ -64,7 +64,7 @@ def endings(rows: Sequence[Row]) -> list[Ending]:
     ended: dict[str, list[int]] = {}
     taken: dict[str, list[int]] = {}
     for row in rows:
-        for place, (task, steps) in enumerate(zip(row["subtasks"], row["steps"], strict=False)):
+        for place, (task, steps) in enumerate(zip(row["subtasks"], row["env_steps"], strict=False)):
             tried[task] = tried.get(task, 0) + 1
             if place < row["solved"]:
                 taken.setdefault(task, []).append(steps)
@@ -79,13 +79,13 @@ def endings(rows: Sequence[Row]) -> list[Ending]:
 
 def step_histogram(rows: Sequence[Row], *, limit: int | None) -> Steps | None:
     """How long solved subtasks took; None without one. `limit`: steps a subtask may take, or the most that any took."""
-    solved = [steps for row in rows for steps in row["steps"][: row["solved"]]]
+    solved = [steps for row in rows for steps in row["env_steps"][: row["solved"]]]
     if not solved:
         return None
     most = max(solved)
     end = max(limit or 0, most)
     counts, _ = np.histogram(solved, bins=STEP_BINS, range=(0, end))
-    failed = sum(len(row["steps"]) > row["solved"] for row in rows)
+    failed = sum(len(row["env_steps"]) > row["solved"] for row in rows)
     late = sum(steps > 0.9 * end for steps in solved)
     return Steps(
         counts.tolist(),

@@ -60,7 +60,7 @@ def _strip(rollout: Rollout, row: Row, paths: VideoPaths) -> Strip | None:
     if there is None or not every:
         return None
     try:
-        return draw(read_answers(there), row["steps"], every=every)
+        return draw(read_answers(there), row["env_steps"], every=every)
     except InputError as error:
         raise InputError(f"{there}: {error}" if str(there) not in str(error) else str(error)) from error
 
@@ -86,6 +86,6 @@ def _subtasks(row: Row, words: dict[str, str]) -> list[dict[str, Any]]:
     for i, task in enumerate(row["subtasks"]):
         said = row["instructions"][i] if i < len(row["instructions"]) else words.get(task, task.replace("_", " "))
         state = "solved" if i < row["solved"] else "failed" if i == row["solved"] else "open"
-        steps = row["steps"][i] if i < len(row["steps"]) else None
+        steps = row["env_steps"][i] if i < len(row["env_steps"]) else None
         subtasks.append({"task": task, "words": said, "state": state, "steps": steps})
     return subtasks

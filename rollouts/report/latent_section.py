@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vw2_robot.aliases import with_new_keys
 from vw2_robot.errors import InputError
 from vw2_robot.storage.files import read_json
 
@@ -77,7 +78,7 @@ def read_latent_reports(runs: Sequence[str | Path]) -> list[LatentReport]:
 
 def _read(name: str, folder: Path) -> LatentReport:
     path = folder / "latent_report.json"
-    content = read_json(path, cure="run vw2-probe-latents again")
+    content = with_new_keys(read_json(path, cure="run vw2-probe-latents again"))
     version = content.get("format_version")
     if version != FORMAT_VERSION:
         raise InputError(

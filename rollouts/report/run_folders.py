@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vw2_robot.aliases import with_new_keys
 from vw2_robot.errors import InputError
 from vw2_robot.storage.files import MAX_JSON_BYTES, read_json, read_text, read_yaml
 
@@ -256,7 +257,7 @@ def _json(path: Path, wanted: dict[str, tuple[bool, Callable[[Any], bool]]], *, 
     """The content of a file whose values are as `wanted`; None where there is no such file."""
     if not lies_in(path.parent, path):
         return None
-    content = read_json(path, cure=cure)
+    content = with_new_keys(read_json(path, cure=cure))
     if missing := [key for key, (is_needed, _) in wanted.items() if is_needed and key not in content]:
         raise InputError(f"{path} lacks {missing}; {cure}")
     for key, (_, is_right) in wanted.items():

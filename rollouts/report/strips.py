@@ -47,7 +47,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Strip:
-    """A drawing and what its template needs. parts: (number of the subtask, its steps); horizon: steps predicted."""
+    """A drawing and what its template needs. parts: (number of the subtask, its steps); chunk_size: steps predicted."""
 
     svg: str
     codes: str | None
@@ -55,7 +55,7 @@ class Strip:
     steps: int
     parts: list[tuple[int, int]]
     names: tuple[str, ...]
-    horizon: int
+    chunk_size: int
 
 
 def read_answers(path: Path) -> Answers:
@@ -129,8 +129,8 @@ def draw(answers: Answers, steps: Sequence[int], *, every: int) -> Strip:
 def code_image(answers: Answers, steps: Sequence[int], *, every: int) -> NDArray[np.uint8]:
     """RGB [N, S, 3]: column t shows the codes of the latent step that covers control step t of its chunk."""
     assert answers.tokens is not None
-    latent_steps, horizon = answers.tokens.shape[1], answers.actions.shape[1]
-    stride = max(1, horizon // latent_steps)
+    latent_steps, chunk_size = answers.tokens.shape[1], answers.actions.shape[1]
+    stride = max(1, chunk_size // latent_steps)
     columns = []
     for position, taken in enumerate(steps):
         tokens = answers.tokens[answers.subtask == position]

@@ -73,11 +73,11 @@ def miniature(frames_folder: Path) -> Callable[..., list[str]]:
         loop = "{steps: %d, batch: 2, log_every: 1, save_every: %d, optim: {lr: 0.003, warmup_steps: 2}}"
         return [
             f"run_dir={run_dir}",
-            f"data.frames={frames_folder}",
+            f"data.frame_cache={frames_folder}",
             "data.validation_fraction=0.2",
             "++data.augmentation={flip: 0.5, brightness: 0.2}",
             "++hardware={device: cpu, threads: 1}",
-            "dldm.frames=5",
+            "dldm.num_frames=5",
             "dldm.height=16",
             "dldm.width=16",
             "++dldm.stem={patch: pixel, temporal_patch_size: 4, spatial_patch_size: 4, spatial_kernel_size: 1}",

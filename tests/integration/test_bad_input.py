@@ -47,7 +47,7 @@ def chain(miniature, tmp_path):
     """Overrides of the miniature with its data replaced."""
 
     def overrides(data, *more):
-        rest = [o for o in miniature(tmp_path / "run") if not o.startswith("data.frames=")]
+        rest = [o for o in miniature(tmp_path / "run") if not o.startswith("data.frame_cache=")]
         return [*rest, *([] if data is None else [data]), *more]
 
     return overrides
@@ -81,17 +81,17 @@ def test_no_data_at_all(refuse, chain):
 
 def test_a_folder_that_is_not_there(refuse, chain, tuning, tmp_path):
     gone = tmp_path / "gone"
-    assert f"frame cache {gone} does not exist" in refuse(pretrain_on_openx, chain(f"data.frames={gone}"))
+    assert f"frame cache {gone} does not exist" in refuse(pretrain_on_openx, chain(f"data.frame_cache={gone}"))
     assert f"{gone} is not a folder" in refuse(train_head, tuning(data=gone))
 
 
 def test_a_folder_that_is_no_data_set(refuse, chain, tuning, tmp_path):
-    assert "is no frame cache" in refuse(train_vdm, chain(f"data.frames={tmp_path}"))
+    assert "is no frame cache" in refuse(train_vdm, chain(f"data.frame_cache={tmp_path}"))
     assert "expected layout" in refuse(train_head, tuning(data=tmp_path))
 
 
 def test_images_of_another_size_than_the_model(refuse, chain, frames_folder):
-    error = refuse(pretrain_on_openx, chain(f"data.frames={frames_folder}", "dldm.height=32"))
+    error = refuse(pretrain_on_openx, chain(f"data.frame_cache={frames_folder}", "dldm.height=32"))
     assert "holds 16 x 16 images, the dLDM expects 32 x 16" in error
 
 
@@ -134,7 +134,7 @@ def test_a_shard_of_frames_that_was_cut_off(refuse, chain, frames_folder, tmp_pa
     shutil.copytree(frames_folder, tmp_path / "frames")
     shard = tmp_path / "frames" / "shard-00000.npy"
     shard.write_bytes(shard.read_bytes()[:1000])
-    error = refuse(pretrain_on_openx, chain(f"data.frames={tmp_path / 'frames'}"))
+    error = refuse(pretrain_on_openx, chain(f"data.frame_cache={tmp_path / 'frames'}"))
     assert "shard-00000.npy cannot be read" in error
 
 
@@ -213,8 +213,8 @@ def test_an_unknown_key(refuse, module):
 
 
 def test_another_configuration_in_the_folder_of_a_run(refuse, pretrained, miniature):
-    error = refuse(pretrain_on_openx, [*miniature(pretrained), "train_policy.loop.steps=9"])
-    assert "train_policy.loop.steps (5 -> 9)" in error
+    error = refuse(pretrain_on_openx, [*miniature(pretrained), "train_policy.loop.train_steps=9"])
+    assert "train_policy.loop.train_steps (5 -> 9)" in error
     error = refuse(pretrain_on_openx, [*miniature(pretrained), "extract_latents.cache_stride=2"])
     assert "extract_latents.cache_stride (1 -> 2)" in error
 
@@ -230,7 +230,7 @@ def test_a_misspelt_path_does_not_spoil_the_run_folder(refuse, miniature, tuning
     refuse(train_head, tuning(data=tmp_path / "gone"))
     succeed(monkeypatch, train_head, tuning())
     assert (tmp_path / "tuned" / "latest").is_file()
-    refuse(train_vdm, [*miniature(tmp_path / "run"), f"data.frames={tmp_path / 'gone'}"])
+    refuse(train_vdm, [*miniature(tmp_path / "run"), f"data.frame_cache={tmp_path / 'gone'}"])
     succeed(monkeypatch, train_vdm, miniature(tmp_path / "run"))
 
 
@@ -246,7 +246,7 @@ def test_a_stage_whose_forerunner_is_missing_or_unfinished(refuse, pretrained, m
     overrides = miniature(tmp_path / "run")
     assert f"{needs} is no checkpoint: it does not exist" in refuse(module, overrides)
     shutil.copytree(pretrained / needs, tmp_path / "run" / needs)
-    steps = "train_vdm.steps=50" if needs == "vdm" else "train_dldm.phase2.steps=50"
+    steps = "train_vdm.train_steps=50" if needs == "vdm" else "train_dldm.phase2.train_steps=50"
     error = refuse(module, [*overrides, steps])
     assert f"finish it first: stages=[{needs}]" in error
 

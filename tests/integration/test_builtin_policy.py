@@ -36,7 +36,7 @@ def test_it_acts_on_a_image_of_any_size_and_is_deterministic(agent):
         look = {"images": {"static": shown}, "prompt": "pull the handle to open the drawer"}
         agent.reset(look["prompt"], seed=0)
         first = agent.infer(look)["actions"]
-        assert first.shape == (agent.metadata["horizon"], 7)
+        assert first.shape == (agent.metadata["chunk_size"], 7)
         assert np.abs(first).max() <= 1
         agent.reset(look["prompt"], seed=0)
         np.testing.assert_array_equal(agent.infer(look)["actions"], first)

@@ -69,7 +69,7 @@ def all_that_is_read(run, config, *, verify=True):
         run,
         train_head.run_tree(config),
         stage="finetune",
-        total_steps=config.loop.steps,
+        total_steps=config.loop.train_steps,
         save_every=1,
         log_every=1,
     ) as again:

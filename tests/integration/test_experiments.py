@@ -23,7 +23,7 @@ EXPERIMENTS = Path(__file__).resolve().parents[2] / "configs" / "experiment"
 NAMES = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
 LOOP = "{steps: 2, batch: 2, log_every: 1, save_every: 2, optim: {lr: 0.003, warmup_steps: 1}}"
 SMALL = {
-    "dldm.frames": 5,
+    "dldm.num_frames": 5,
     "dldm.height": 16,
     "dldm.width": 16,
     "dldm.stem.spatial_patch_size": 4,
@@ -69,7 +69,13 @@ def miniature(name: str, frames: Path, run_dir: Path, *more: str) -> Pretrain:
     """The experiment with everything small that it does not itself set."""
     own = settings(name)
     small = [f"{key}={value}" for key, value in SMALL.items() if key.lstrip("+") not in own]
-    overrides = [f"+experiment={name}", f"run_dir={run_dir}", f"data.frames={frames}", "hardware.device=cpu", *small]
+    overrides = [
+        f"+experiment={name}",
+        f"run_dir={run_dir}",
+        f"data.frame_cache={frames}",
+        "hardware.device=cpu",
+        *small,
+    ]
     with initialize_config_module("vw2_robot.configs", version_base="1.3"):
         tree = compose("pretrain", [*overrides, *more])
     return config_from(Pretrain, OmegaConf.to_container(tree, resolve=True))

@@ -103,7 +103,7 @@ def test_training_works_as_the_help_shows_it(
         start("finetune.train_head", *words, *SMALL_HEAD, "++hardware={device: cpu, threads: 1}")
         run = next(word.partition("=")[2] for word in words if word.startswith("run_dir="))
         assert json.loads(Path(run, "validation.json").read_text())["windows"] > 0
-        assert VW2Agent.from_pretrained(run).metadata["horizon"] == 4
+        assert VW2Agent.from_pretrained(run).metadata["chunk_size"] == 4
 
     assert "replay=reverb" in from_replay
     _train_from_a_replay(tmp_path, from_replay, sizes, start)
@@ -120,14 +120,14 @@ def _train_from_a_replay(folder: Path, words: list[str], sizes: list[str], start
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    server = ReplayServer(ServerOptions(frames=5), path=folder / "server", port=int(address.rpartition(":")[2]))
+    server = ReplayServer(ServerOptions(num_frames=5), path=folder / "server", port=int(address.rpartition(":")[2]))
     two, mixed = examples("ingest")
     assert (
         "data.windows.gap_seconds=0.6" in mixed
     )  # `octo` is a terabyte; its other words fill the server from what is here
     ingest = [word for word in (*two, *mixed) if not re.match(r"ingests?=|data\.(mixture|root)=|address=", word)]
     with initialize_config_module("vw2_robot.configs", version_base="1.3"):
-        tree = compose("ingest", [f"address={address}", *ingest, "data.windows.frames=5", "timeout_seconds=30"])
+        tree = compose("ingest", [f"address={address}", *ingest, "data.windows.num_frames=5", "timeout_seconds=30"])
     config = config_from(IngestConfig, OmegaConf.to_container(tree, resolve=True))
     filling = threading.Thread(target=fill_server, args=(config,))
     filling.start()

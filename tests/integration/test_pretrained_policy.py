@@ -48,11 +48,16 @@ def encoded(miniature, tmp_path_factory):
 def test_a_share_of_the_samples_is_fed_no_codes(share, miniature, encoded, tmp_path, monkeypatch):
     run = tmp_path / "run"
     shutil.copytree(encoded, run)
-    mine = [*miniature(run), f"++train_policy.code_dropout={share}", "train_policy.loop.steps=8", "stages=[policy]"]
+    mine = [
+        *miniature(run),
+        f"++train_policy.code_dropout={share}",
+        "train_policy.loop.train_steps=8",
+        "stages=[policy]",
+    ]
     blind = []
 
     def watched(policy, prompt, codes, real=LatentPolicy.states):
-        nothing = null_codes(policy, len(codes), steps=codes.shape[1], device=codes.device)
+        nothing = null_codes(policy, len(codes), latent_steps=codes.shape[1], device=codes.device)
         if torch.is_grad_enabled():
             blind.extend((codes == nothing).all(dim=(1, 2)).tolist())
         return real(policy, prompt, codes)
@@ -68,7 +73,7 @@ def test_a_policy_predicts_further_than_a_clip_of_the_dldm(miniature, encoded, t
     shutil.copytree(encoded, run)
     shapes, real = set(), LatentPolicy.states
     monkeypatch.setattr(LatentPolicy, "states", lambda *args: shapes.add(args[2].shape[1:]) or real(*args))
-    words = [*miniature(run), "++train_policy.latent_steps=2", "train_policy.loop.steps=2", "stages=[policy]"]
+    words = [*miniature(run), "++train_policy.latent_steps=2", "train_policy.loop.train_steps=2", "stages=[policy]"]
     pretrain_on_openx(configure(Pretrain, "pretrain", words))
     assert shapes == {(2, 4)}
 

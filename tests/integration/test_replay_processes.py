@@ -127,7 +127,7 @@ EPOCHS = 15
 
 def data_of(folder: Path) -> str:
     source = f'"data.sources=[{{path: {folder}}}]"'
-    return f"{source} data.windows.frames=5 data.windows.window_stride=1 data.epochs={EPOCHS}"
+    return f"{source} data.windows.num_frames=5 data.windows.window_stride=1 data.epochs={EPOCHS}"
 
 
 def expected(folder: Path) -> Counter[tuple[str, int, int]]:
@@ -135,7 +135,7 @@ def expected(folder: Path) -> Counter[tuple[str, int, int]]:
     source = open_source(folder)
     for part in range(len(source.parts())):
         for episode in source.read(part):
-            windows = make_windows(len(episode), frames=5, cache_stride=1, hz=episode.hz)
+            windows = make_windows(len(episode), num_frames=5, cache_stride=1, hz=episode.hz)
             for epoch in range(EPOCHS):
                 found.update((episode.episode_id, start, epoch) for start in windows.start.tolist())
     assert sum(found.values()) > 400
@@ -280,8 +280,10 @@ def test_the_commands_of_the_page_work_as_printed(
     (processes.folder / "program.py").write_text(body)
     episodes = [episode for part in range(len(source.parts())) for episode in source.read(part)]
     cache_frames(episodes, tmp_path / "cache", height=16, width=16, description={})
-    small = [word for word in miniature(tmp_path) if not word.startswith(("run_dir", "data.frames", "dldm.frames"))]
-    small.append("train_vdm.steps=2")  # two epochs of eight episodes must do for both trainers
+    small = [
+        word for word in miniature(tmp_path) if not word.startswith(("run_dir", "data.frame_cache", "dldm.num_frames"))
+    ]
+    small.append("train_vdm.train_steps=2")  # two epochs of eight episodes must do for both trainers
     train_commands = "\n".join(f"{command} {shlex.join(small)}" for command in train_commands.splitlines())
 
     python = shlex.quote(sys.executable)
@@ -297,7 +299,7 @@ def test_the_commands_of_the_page_work_as_printed(
 
     wanted: Counter[tuple[str, int, int]] = Counter()
     for episode in episodes:
-        for start in make_windows(len(episode), frames=9, cache_stride=4, hz=episode.hz).start.tolist():
+        for start in make_windows(len(episode), num_frames=9, cache_stride=4, hz=episode.hz).start.tolist():
             wanted.update((episode.episode_id, start, epoch) for epoch in range(2))
     rows = [json.loads(line) for line in (processes.folder / "runs/draw/rank-0.jsonl").read_text().splitlines()]
     assert Counter((row["episode_id"], row["start"], row["epoch"]) for row in rows) == wanted

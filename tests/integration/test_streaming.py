@@ -31,7 +31,7 @@ def streaming(miniature, calvin_folder):
     """Configurations of the miniature chain on a CALVIN data set, streamed."""
 
     def make(run_dir, *more):
-        kept = [line for line in miniature(run_dir) if not line.startswith("data.frames")]
+        kept = [line for line in miniature(run_dir) if not line.startswith("data.frame_cache")]
         return configure([*kept, f"data.path={calvin_folder}", "data.stream=true", "stages=[vdm,dldm]", *more])
 
     return make

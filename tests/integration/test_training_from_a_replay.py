@@ -65,8 +65,8 @@ class Training:
         from vw2_robot.data.replay.reverb_tables import ServerOptions
         from vw2_robot.data.replay.reverb_writer import ReverbWriter
 
-        windows = windows or WindowOptions(frames=5)
-        server = ReplayServer(ServerOptions(frames=5), path=self.folder / "server", port=self.port)
+        windows = windows or WindowOptions(num_frames=5)
+        server = ReplayServer(ServerOptions(num_frames=5), path=self.folder / "server", port=self.port)
         writer = ReverbWriter(self.address, timeout_seconds=30)
         work = threading.Thread(
             target=ingest, args=(open_sources(config.data), IngestPlan(windows, epochs=epochs), writer)
@@ -81,7 +81,7 @@ class Training:
 
 @pytest.fixture(params=["memory", "reverb"])
 def training(request, miniature, calvin_folder, tmp_path) -> Iterator[Training]:
-    kept = [line for line in miniature(tmp_path) if not line.startswith(("run_dir", "data.frames"))]
+    kept = [line for line in miniature(tmp_path) if not line.startswith(("run_dir", "data.frame_cache"))]
     made = Training(request.param, [*kept, f"data.path={calvin_folder}", "stages=[vdm,dldm]"], tmp_path)
     yield made
     made.close()
@@ -103,7 +103,7 @@ def everything(frames: FrameCache, episodes: list[int]) -> Counter[tuple[str, in
     """(episode, start) of every window of some episodes."""
     found: Counter[tuple[str, int]] = Counter()
     for episode in (frames.episodes[index] for index in episodes):
-        starts = make_windows(episode.length, frames=5, cache_stride=1, hz=episode.hz).start.tolist()
+        starts = make_windows(episode.length, num_frames=5, cache_stride=1, hz=episode.hz).start.tolist()
         found.update((episode.episode_id, start) for start in starts)
     return found
 
@@ -180,7 +180,7 @@ def test_windows_of_another_kind_are_refused(training: Training) -> None:
         with pytest.raises(InputError, match="another plan"):
             other_plan(training, clips)
     else:
-        training.feed(config, epochs=1, windows=WindowOptions(frames=5, target_hz=15.0))
+        training.feed(config, epochs=1, windows=WindowOptions(num_frames=5, target_hz=15.0))
         with pytest.raises(InputError, match=r"\(5, 15\.0, None\), this run trains on \(5, None, None\)"):
             clips.batch(0, 2)
     clips.close()
@@ -188,10 +188,10 @@ def test_windows_of_another_kind_are_refused(training: Training) -> None:
 
 def test_windows_that_were_cut_for_another_stride_are_refused_where_the_stride_times_them(training: Training) -> None:
     clips, *_ = opened(training.config("run", "data.gap_seconds=0.8"))
-    assert clips._cut == WindowOptions(frames=5, temporal_stride=4, gap_seconds=0.8)
+    assert clips._cut == WindowOptions(num_frames=5, temporal_stride=4, gap_seconds=0.8)
     episode = Episode("squares", "0", "", 5.0, tuple(np.zeros((9, 4, 4, 3), np.uint8)))
     for stride, same in ((4, True), (2, False)):
-        options = WindowOptions(frames=5, temporal_stride=stride, gap_seconds=0.8)
+        options = WindowOptions(num_frames=5, temporal_stride=stride, gap_seconds=0.8)
         window = cut_episode(episode, options, epoch=0, stretch="0/0/0", number=0).windows[0]
         window = window_of(window.header(), window.frames)  # as it comes from a server
         if same:
@@ -216,7 +216,7 @@ def test_an_episode_that_the_cache_does_not_know_is_left_out(
     training: Training, frames_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nobody can tell whether it is held out."""
-    words = (f"data.frames={frames_folder}", "data.max_skipped=1")
+    words = (f"data.frame_cache={frames_folder}", "data.max_skipped=1")
     clips, *_ = opened(config := training.config("run", *words))
     training.feed(config, epochs=2)
     with pytest.raises(InputError, match=r"too many.*is not in the frame cache .* set data\.cache_episodes"):
@@ -305,7 +305,7 @@ def weights(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.safetensors")}
 
 
-@pytest.mark.parametrize("words", [["data.stream=true"], ["data.path=null", "data.frames=somewhere"]])
+@pytest.mark.parametrize("words", [["data.stream=true"], ["data.path=null", "data.frame_cache=somewhere"]])
 def test_a_replay_in_memory_needs_a_data_set_and_is_no_stream(miniature, tmp_path: Path, words: list[str]) -> None:
     overrides = [*miniature(tmp_path), "data.path=somewhere", "replay=memory", *words]
     with (

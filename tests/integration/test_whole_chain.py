@@ -15,15 +15,15 @@ ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
     "model=tiny",
     "hardware.threads=1",
-    "train_vdm.steps=4",
-    "train_vdm.batch=2",
-    "train_dldm.phase1.steps=6",
-    "train_dldm.phase1.batch=4",
-    "train_dldm.phase2.steps=2",
-    "train_dldm.phase2.batch=2",
+    "train_vdm.train_steps=4",
+    "train_vdm.batch_size=2",
+    "train_dldm.phase1.train_steps=6",
+    "train_dldm.phase1.batch_size=4",
+    "train_dldm.phase2.train_steps=2",
+    "train_dldm.phase2.batch_size=2",
     "train_dldm.validation_clips=4",
-    "train_policy.loop.steps=4",
-    "train_policy.loop.batch=2",
+    "train_policy.loop.train_steps=4",
+    "train_policy.loop.batch_size=2",
 ]
 
 
@@ -57,8 +57,8 @@ def test_video_of_one_robot_becomes_a_policy_and_a_report_for_another(tmp_path):
         f"data.path={tmp_path}/calvin",
         "label_fraction=0.5",
         f"run_dir={tmp_path}/finetune",
-        "loop.steps=4",
-        "loop.batch=4",
+        "loop.train_steps=4",
+        "loop.batch_size=4",
     )
     labels = json.loads((tmp_path / "finetune/labels.json").read_text())
     assert len(labels["episode_ids"]) == round(0.5 * labels["total"])

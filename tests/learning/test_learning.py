@@ -74,7 +74,7 @@ def prior(vdm: VDM, codec: DCTCodec, clips, *, config: DLDMConfig, steps: int) -
         codes = x.new_zeros(len(x), config.steps, config.queries, config.digits)
         noise = torch.Generator().manual_seed(step)
         loss = vdm.denoising_loss(
-            codec.encode(x), codes, hint=None, valid=real(x, config), generator=noise, drop_codes=True
+            codec.encode(x), codes, control_video=None, valid=real(x, config), generator=noise, drop_codes=True
         )
         optimizer_step(loss, optimizer, step=step, config=PHASE1, total_steps=steps)
 
@@ -115,7 +115,7 @@ def trained(toy_world) -> DLDM:
     """A dLDM after phase 1 on the toy world."""
     torch.manual_seed(0)
     dldm = DLDM(DLDM_CONFIG)
-    phase_one(dldm, lambda step: toy_world.toy_clips(BATCH, frames=5, seed=step).x, steps=200)
+    phase_one(dldm, lambda step: toy_world.toy_clips(BATCH, num_frames=5, seed=step).x, steps=200)
     return dldm
 
 
@@ -123,7 +123,7 @@ def test_one_clip_is_learned_by_heart_and_phase_two_keeps_it(toy_world) -> None:
     config = replace(DLDM_CONFIG, frames=17)  # four latent steps: two are too few to standardize over
     torch.manual_seed(0)
     dldm = DLDM(config)
-    clip = toy_world.toy_clips(1, frames=17, seed=3)
+    clip = toy_world.toy_clips(1, num_frames=17, seed=3)
     assert clip.arm.any()
     phase_one(dldm, lambda _: clip.x, steps=300)
     learned = error_over_copying(dldm, clip.x)
@@ -147,7 +147,7 @@ def probe(dldm: DLDM, x: Tensor, target: Tensor, *, train: int) -> float:
 
 
 def test_codes_carry_the_arm_and_not_the_distractor(trained: DLDM, toy_world) -> None:
-    clips = toy_world.toy_clips(1500, frames=5, seed=10**6)
+    clips = toy_world.toy_clips(1500, num_frames=5, seed=10**6)
     arm = probe(trained, clips.x, clips.arm[:, 0, 0], train=1000)
     distractor = probe(trained, clips.x, clips.distractor[:, 0, 1], train=1000)
     assert arm > 0.6
@@ -155,7 +155,7 @@ def test_codes_carry_the_arm_and_not_the_distractor(trained: DLDM, toy_world) ->
 
 
 def test_codes_of_a_donor_move_the_arm_of_another_clip(trained: DLDM, toy_world) -> None:
-    clips = toy_world.toy_clips(200, frames=5, seed=2 * 10**6)
+    clips = toy_world.toy_clips(200, num_frames=5, seed=2 * 10**6)
     swapped = reconstruct(trained, clips.x, donor=1)
     moved = toy_world.arm_position(swapped[:, -1]) - toy_world.arm_position(clips.x[:, 0])
     followed, own = (
@@ -186,7 +186,7 @@ def test_a_renderer_that_was_trained_with_dropped_hints_needs_the_codes_with_and
     dldm = DLDM(config)
 
     def clips(step: int, batch: int = 32) -> Tensor:
-        return toy_world.coarse_clips(batch, frames=5, seed=step)
+        return toy_world.coarse_clips(batch, num_frames=5, seed=step)
 
     phase_one(dldm, clips, steps=200)
     assert min(shuffle_ratios(dldm, clips)) > 2

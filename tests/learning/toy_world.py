@@ -25,10 +25,10 @@ class ToyClips(NamedTuple):
     distractor: Tensor
 
 
-def toy_clips(batch: int, *, frames: int, seed: int, stride: int = 4) -> ToyClips:
+def toy_clips(batch: int, *, num_frames: int, seed: int, stride: int = 4) -> ToyClips:
     """Clips in which the arm goes left, right or nowhere along one axis, the distractor up, down or nowhere."""
     draw = torch.Generator().manual_seed(seed)
-    steps = (frames - 1) // stride
+    steps = (num_frames - 1) // stride
     ways = torch.randint(-1, 2, (2, batch, steps), generator=draw).float()
     paths = (ways.repeat_interleave(stride, dim=2) * SPEED).cumsum(2)
     paths = F.pad(paths, (1, 0))  # [2, B, T]
@@ -37,17 +37,17 @@ def toy_clips(batch: int, *, frames: int, seed: int, stride: int = 4) -> ToyClip
     coarse = gray - 0.7 + 0.3 * tint  # nowhere as red as the arm
     ground = F.interpolate(coarse, size=SIDE, mode="bilinear", align_corners=True)
     drift = 0.1 * (2 * torch.rand(batch, generator=draw) - 1)
-    x = ground[:, None].repeat(1, frames, 1, 1, 1)
-    still = torch.zeros(batch, frames)
+    x = ground[:, None].repeat(1, num_frames, 1, 1, 1)
+    still = torch.zeros(batch, num_frames)
     x = _paint(x, starts[1], still, 0.5 * paths[1], DISTRACTOR_SIDE, (-0.2, 0.9, 0.0))
     x = _paint(x, starts[0], paths[0], still, ARM_SIDE, (1.0, -0.9, -0.9))
-    x = x + drift[:, None, None, None, None] * torch.linspace(0, 1, frames)[:, None, None, None]
+    x = x + drift[:, None, None, None, None] * torch.linspace(0, 1, num_frames)[:, None, None, None]
     nothing = torch.zeros(batch, steps)
     arm = torch.stack([ways[0] * SPEED * stride, nothing], dim=2)
     return ToyClips(x.clamp(-1, 1), arm, torch.stack([nothing, 0.5 * ways[1] * SPEED * stride], dim=2))
 
 
-def coarse_clips(batch: int, *, frames: int, seed: int) -> Tensor:
+def coarse_clips(batch: int, *, num_frames: int, seed: int) -> Tensor:
     """x [B, T, 3, 16, 16] of one latent step: on a board of 4 x 4 fields the arm goes a field left, right, or stays.
 
     A field is as large as a token of a small renderer, so that where the arm is and where it goes meet in one place.
@@ -58,7 +58,7 @@ def coarse_clips(batch: int, *, frames: int, seed: int) -> Tensor:
     gray, tint = (torch.rand(batch, channels, 3, 3, generator=draw) for channels in (1, 3))
     ground = F.interpolate(gray - 0.7 + 0.3 * tint, size=16, mode="bilinear", align_corners=True)
     drift = 0.1 * (2 * torch.rand(batch, 1, generator=draw) - 1)
-    time = torch.linspace(0, 1, frames)
+    time = torch.linspace(0, 1, num_frames)
     pixel = torch.arange(16) + 0.5
     across = (2.5 - (pixel - 4 * (column + way * time)[..., None] - 2).abs()).clamp(0, 1)  # soft edges, [B, T, 16]
     along = ((pixel - 4 * row - 2).abs() < 2).float()[:, None]

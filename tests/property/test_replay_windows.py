@@ -52,7 +52,7 @@ def test_numpy_windows_hold_the_frames_that_make_windows_names(made: tuple[Episo
     episode, options = made
     reference = make_windows(
         len(episode),
-        frames=FRAMES,
+        num_frames=FRAMES,
         cache_stride=options.window_stride,
         hz=episode.hz,
         temporal_stride=STRIDE,
@@ -74,7 +74,7 @@ def replay(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ReverbWri
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     folder: Path = tmp_path_factory.mktemp("replay")
-    server = ReplayServer(ServerOptions(frames=FRAMES, temporal_stride=STRIDE), path=folder, port=port)
+    server = ReplayServer(ServerOptions(num_frames=FRAMES, temporal_stride=STRIDE), path=folder, port=port)
     writer, reader = ReverbWriter(f"127.0.0.1:{port}", timeout_seconds=10), ReverbReader(f"127.0.0.1:{port}")
     writer.progress("plan")
     yield writer, reader

@@ -85,7 +85,7 @@ def test_an_agent_is_a_policy_and_says_what_it_is(agent, folder):
     assert isinstance(agent, Policy)
     expected = {
         "action_space": list(ACTION_NAMES),
-        "horizon": 8,
+        "chunk_size": 8,
         "n_action_steps": 3,
         "cameras": ["static"],
         "control_hz": 30.0,

@@ -26,14 +26,14 @@ def test_overlapping_chunks_are_averaged_with_the_oldest_heaviest():
 
 @pytest.mark.parametrize("every", [1, 2, 3])
 def test_ensembling_equals_the_sum_written_out(every):
-    horizon, decay, rng = 5, 0.3, np.random.default_rng(every)
-    chunks = [rng.normal(size=(2, horizon, 3)).astype(np.float32) for _ in range(7)]
+    chunk_size, decay, rng = 5, 0.3, np.random.default_rng(every)
+    chunks = [rng.normal(size=(2, chunk_size, 3)).astype(np.float32) for _ in range(7)]
     ensemble = Ensemble(every, decay=decay)
     for now, new in enumerate(chunks):
         blended = ensemble.blend(new)
-        for i in range(horizon):
+        for i in range(chunk_size):
             step = now * every + i
-            covering = [k for k in range(now + 1) if k * every <= step < k * every + horizon]
+            covering = [k for k in range(now + 1) if k * every <= step < k * every + chunk_size]
             weights = np.exp(-decay * np.arange(len(covering)))
             values = [chunks[k][:, step - k * every] for k in covering]
             expected = sum(weight * value for weight, value in zip(weights, values, strict=True)) / weights.sum()
@@ -67,7 +67,7 @@ class Counting:
     """A policy whose action says which look it comes from and at which place of the chunk."""
 
     def __init__(self):
-        self.metadata = {"n_action_steps": 3, "horizon": 4}
+        self.metadata = {"n_action_steps": 3, "chunk_size": 4}
         self.looks = 0
         self.resets = []
 

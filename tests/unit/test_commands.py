@@ -29,10 +29,10 @@ def test_actions_that_are_not_finite_are_refused():
 
 
 def test_the_interval_between_looks_is_the_policys_unless_overridden():
-    assert replan_interval({"n_action_steps": 6, "horizon": 8}, None) == 6
-    assert replan_interval({"n_action_steps": 6, "horizon": 8}, 2) == 2
+    assert replan_interval({"n_action_steps": 6, "chunk_size": 8}, None) == 6
+    assert replan_interval({"n_action_steps": 6, "chunk_size": 8}, 2) == 2
     with pytest.raises(InputError, match="n_action_steps"):
-        replan_interval({"horizon": 8}, None)
+        replan_interval({"chunk_size": 8}, None)
     for wrong in (0, 9):
         with pytest.raises(InputError, match="predicts 8 actions"):
-            replan_interval({"n_action_steps": 4, "horizon": 8}, wrong)
+            replan_interval({"n_action_steps": 4, "chunk_size": 8}, wrong)

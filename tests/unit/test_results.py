@@ -253,7 +253,7 @@ def test_the_plan_takes_every_experiment_of_its_programs_and_holds_no_setting_of
         "policy",
         "network.like",
         "data.path",
-        "data.frames",
+        "data.frame_cache",
         "dldm",
         "labeled",
         "frames",
@@ -283,7 +283,16 @@ def test_every_archived_job_was_made_with_the_settings_that_the_plan_has():
     assert trained - found.keys() == {"package/avx2"}
     for name, keys in found.items():
         assert all(today == ABSENT for _, today in keys.values()), (name, keys)
-    told = ("seed=", "label_seed=", "sequences=", "policy=", "network.like=", "data.path=", "data.frames=", "dldm=")
+    told = (
+        "seed=",
+        "label_seed=",
+        "sequences=",
+        "policy=",
+        "network.like=",
+        "data.path=",
+        "data.frame_cache=",
+        "dldm=",
+    )
     for name in found:  # what the settings leave out: seeds, chains, and which run or recordings a job began with
         for key, value in (word.split("=", 1) for word in jobs[name].words if word.startswith(told)):
             assert str(notes[name]["settings"][key]) == value, (name, key)

@@ -42,7 +42,7 @@ from .shards import Chunk, epoch_chunks
 class WindowOptions:
     """How episodes are cut; see `vw2_robot.data.clips`."""
 
-    frames: int
+    num_frames: int
     temporal_stride: int = 4
     target_hz: Rate | None = None
     gap_seconds: Rate | None = None
@@ -51,7 +51,7 @@ class WindowOptions:
 
     def __post_init__(self) -> None:
         clip_offsets(
-            self.frames,
+            self.num_frames,
             temporal_stride=self.temporal_stride,
             hz=1.0,
             target_hz=self.target_hz,
@@ -324,7 +324,7 @@ class Reader:
         options = self._options
         windows = make_windows(
             len(episode),
-            frames=options.frames,
+            num_frames=options.num_frames,
             cache_stride=options.window_stride,
             hz=episode.hz,
             temporal_stride=options.temporal_stride,
@@ -332,7 +332,7 @@ class Reader:
             gap_seconds=options.gap_seconds,
         )
         shown = np.zeros(len(episode), bool)
-        shown[windows.frames] = True
+        shown[windows.frame_ids] = True
         images = tuple(image if use else b"" for image, use in zip(episode.images, shown.tolist(), strict=True))
         size = sum(image.nbytes if isinstance(image, np.ndarray) else len(image) for image in images)
         return _Cut(dataclasses.replace(episode, images=images), windows.start, size)

@@ -50,13 +50,13 @@ def time_base_of(facts: Mapping[str, Any]) -> TimeBase:
     return TimeBase(target_hz=stored.get("target_hz"), gap_seconds=stored.get("gap_seconds"))
 
 
-def padded_frames(frames: int, temporal_stride: int) -> int:
+def padded_frames(num_frames: int, temporal_stride: int) -> int:
     """Return T rounded up so that T-1 is a multiple of the stride."""
-    return 1 + temporal_stride * math.ceil((frames - 1) / temporal_stride)
+    return 1 + temporal_stride * math.ceil((num_frames - 1) / temporal_stride)
 
 
 def frame_offsets(
-    frames: int,
+    num_frames: int,
     *,
     hz: float,
     target_hz: float | None = None,
@@ -82,7 +82,7 @@ def frame_offsets(
             f"stride {temporal_stride}"
         )
     offsets: NDArray[np.int64] = np.floor(
-        np.arange(frames) * _ratio(hz, target_hz, gap_seconds, temporal_stride) + 0.5
+        np.arange(num_frames) * _ratio(hz, target_hz, gap_seconds, temporal_stride) + 0.5
     ).astype(np.int64)
     return offsets
 
@@ -110,14 +110,14 @@ class Windows:
     """n windows of one episode: start [n] and frames [n, T] count in episode frames, valid [n, M] marks real steps."""
 
     start: NDArray[np.int64]
-    frames: NDArray[np.int64]
+    frame_ids: NDArray[np.int64]
     valid: NDArray[np.bool_]
 
 
 def make_windows(
     length: int,
     *,
-    frames: int,
+    num_frames: int,
     cache_stride: int,
     hz: float,
     temporal_stride: int = 4,
@@ -131,7 +131,9 @@ def make_windows(
     """
     if cache_stride < 1:
         raise InputError(f"cache_stride must be at least 1, found {cache_stride}")
-    offsets = clip_offsets(frames, temporal_stride=temporal_stride, hz=hz, target_hz=target_hz, gap_seconds=gap_seconds)
+    offsets = clip_offsets(
+        num_frames, temporal_stride=temporal_stride, hz=hz, target_hz=target_hz, gap_seconds=gap_seconds
+    )
     # Frames shown twice make more clip frames than episode frames, at most s times as many.
     count = 1 + max(0, length) * (temporal_stride if gap_seconds is not None else 1) // cache_stride
     clip_frames = frame_offsets(
@@ -145,13 +147,18 @@ def make_windows(
 
 
 def clip_offsets(
-    frames: int, *, temporal_stride: int, hz: float, target_hz: float | None = None, gap_seconds: float | None = None
+    num_frames: int,
+    *,
+    temporal_stride: int,
+    hz: float,
+    target_hz: float | None = None,
+    gap_seconds: float | None = None,
 ) -> NDArray[np.int64]:
     """`frame_offsets` of a clip that is read up to a whole number of latent steps."""
-    if frames < 2 or temporal_stride < 1:
-        raise InputError(f"clips need frames >= 2 (found {frames}) and stride >= 1 (found {temporal_stride})")
+    if num_frames < 2 or temporal_stride < 1:
+        raise InputError(f"clips need frames >= 2 (found {num_frames}) and stride >= 1 (found {temporal_stride})")
     return frame_offsets(
-        padded_frames(frames, temporal_stride),
+        padded_frames(num_frames, temporal_stride),
         hz=hz,
         target_hz=target_hz,
         gap_seconds=gap_seconds,
@@ -167,7 +174,7 @@ def windows_at(
     last = (length - 1)[:, None]
     # Frames never decrease: a step is real if its last frame is.
     return Windows(
-        start=start, frames=np.minimum(wanted, last), valid=wanted[:, temporal_stride::temporal_stride] <= last
+        start=start, frame_ids=np.minimum(wanted, last), valid=wanted[:, temporal_stride::temporal_stride] <= last
     )
 
 
@@ -230,7 +237,7 @@ class ClipSampler:
         cache: FrameCache,
         episode_indices: Sequence[int],
         *,
-        frames: int,
+        num_frames: int,
         seed: int,
         temporal_stride: int = 4,
         target_hz: float | None = None,
@@ -240,16 +247,18 @@ class ClipSampler:
     ) -> None:
         self.cache, self.seed, self.temporal_stride = cache, seed, temporal_stride
         self.augmentation = augmentation or Augmentation()
-        self.frames = padded_frames(frames, temporal_stride)
+        self.frames = padded_frames(num_frames, temporal_stride)
         self.steps = (self.frames - 1) // temporal_stride
         if not 1 <= min_valid_steps <= self.steps:
             raise InputError(
-                f"min_valid_steps must lie in 1..{self.steps} for {frames} frames, found {min_valid_steps}"
+                f"min_valid_steps must lie in 1..{self.steps} for {num_frames} frames, found {min_valid_steps}"
             )
         chosen = [cache.episodes[index] for index in episode_indices]
         rates = sorted({episode.hz for episode in chosen})
         table = [
-            clip_offsets(frames, temporal_stride=temporal_stride, hz=hz, target_hz=target_hz, gap_seconds=gap_seconds)
+            clip_offsets(
+                num_frames, temporal_stride=temporal_stride, hz=hz, target_hz=target_hz, gap_seconds=gap_seconds
+            )
             for hz in rates
         ]
         self._offsets = np.array(table, np.int64).reshape(len(rates), self.frames)
@@ -282,7 +291,7 @@ class ClipSampler:
         start = pair - (self._ends[chosen] - np.diff(self._ends, prepend=0)[chosen])
         windows = windows_at(start, self._length[chosen], self._offsets[self._rate[chosen]], self.temporal_stride)
         episode = self._episode[chosen]
-        pixels = self.cache.read_batch(episode, windows.frames)
+        pixels = self.cache.read_batch(episode, windows.frame_ids)
         if self.augmentation != Augmentation():
             seeds = np.random.default_rng([self.seed, step, 1]).integers(2**63, size=world_size * batch_size)[mine]
             for clip, clip_seed in zip(pixels, seeds.tolist(), strict=True):

@@ -319,25 +319,25 @@ class FrameCache:
         self._shards: dict[int, NDArray[np.uint8]] = {}
         self._unchecked = set(range(len(self.episodes))) if verify else set[int]()
 
-    def read(self, episode_index: int, frames: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
+    def read(self, episode_index: int, frame_ids: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
         """Return the given frames of one episode as a new array uint8 [n, H, W, 3]."""
-        pixels: NDArray[np.uint8] = self.read_batch(np.array([episode_index]), np.asarray(frames, np.int64)[None])[0]
+        pixels: NDArray[np.uint8] = self.read_batch(np.array([episode_index]), np.asarray(frame_ids, np.int64)[None])[0]
         return pixels
 
     def read_batch(
-        self, episode_indices: NDArray[np.integer[Any]], frames: NDArray[np.integer[Any]]
+        self, episode_indices: NDArray[np.integer[Any]], frame_ids: NDArray[np.integer[Any]]
     ) -> NDArray[np.uint8]:
         """Return frames [B, T] of episodes [B] as a new array uint8 [B, T, H, W, 3]."""
-        pixels = np.empty((*frames.shape, self.height, self.width, 3), np.uint8)
+        pixels = np.empty((*frame_ids.shape, self.height, self.width, 3), np.uint8)
         for row, episode_index in enumerate(episode_indices.tolist()):
             episode = self.episodes[episode_index]
-            if frames.shape[1] and not 0 <= int(frames[row].min()) <= int(frames[row].max()) < episode.length:
+            if frame_ids.shape[1] and not 0 <= int(frame_ids[row].min()) <= int(frame_ids[row].max()) < episode.length:
                 raise IndexError(
-                    f"frames {frames[row].tolist()} of episode {episode_index}, which has {episode.length} frames"
+                    f"frames {frame_ids[row].tolist()} of episode {episode_index}, which has {episode.length} frames"
                 )
             if episode_index in self._unchecked:
                 self._check(episode_index)
-            np.take(self._shard(episode.shard), frames[row] + episode.offset, axis=0, out=pixels[row], mode="clip")
+            np.take(self._shard(episode.shard), frame_ids[row] + episode.offset, axis=0, out=pixels[row], mode="clip")
         return pixels
 
     def _check(self, episode_index: int) -> None:

@@ -42,7 +42,7 @@ class ImageError(InputError):
 
 def read_clip(
     episode: Episode,
-    frames: Sequence[int],
+    frame_ids: Sequence[int],
     out: NDArray[np.uint8],
     *,
     aspect: Aspect = "stretch",
@@ -53,20 +53,20 @@ def read_clip(
     Raises:
         ImageError: a frame is no image; names source, episode and frame.
     """
-    together = min(len(frames), max(1, _STRIP_PIXELS // (out.shape[1] * out.shape[2])))
-    for first in range(0, len(frames), together):
+    together = min(len(frame_ids), max(1, _STRIP_PIXELS // (out.shape[1] * out.shape[2])))
+    for first in range(0, len(frame_ids), together):
         some = slice(first, first + together)
-        _read_strip(episode, frames[some], out[some], together, aspect=aspect, draft=draft)
+        _read_strip(episode, frame_ids[some], out[some], together, aspect=aspect, draft=draft)
 
 
 def _read_strip(
-    episode: Episode, frames: Sequence[int], out: NDArray[np.uint8], together: int, *, aspect: Aspect, draft: bool
+    episode: Episode, frame_ids: Sequence[int], out: NDArray[np.uint8], together: int, *, aspect: Aspect, draft: bool
 ) -> None:
     height, width = out.shape[1:3]
     strip = _scratch("strip", (width, together * height))
     apart: dict[int, NDArray[np.uint8]] = {}
-    for place, frame in enumerate(frames):
-        if place and frame == frames[place - 1]:
+    for place, frame in enumerate(frame_ids):
+        if place and frame == frame_ids[place - 1]:
             continue
         data = episode.images[frame]
         image = None
@@ -81,12 +81,12 @@ def _read_strip(
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BILINEAR)
         strip.paste(image, (0, place * height))
-    if len(apart) < len(frames):
-        out[:] = np.frombuffer(strip.tobytes(), np.uint8).reshape(together, height, width, 3)[: len(frames)]
-    for place, frame in enumerate(frames):
+    if len(apart) < len(frame_ids):
+        out[:] = np.frombuffer(strip.tobytes(), np.uint8).reshape(together, height, width, 3)[: len(frame_ids)]
+    for place, frame in enumerate(frame_ids):
         if place in apart:
             out[place] = apart[place]
-        elif place and frame == frames[place - 1]:
+        elif place and frame == frame_ids[place - 1]:
             out[place] = out[place - 1]
 
 

@@ -114,14 +114,14 @@ def _pick(stream: Iterator[Any], numbers: Sequence[int]) -> Iterator[Any]:
 
 
 def _motion(
-    source: RldsSource, drawn: Sequence[tuple[int, list[int]]], frames: FrameCache, rule: str
+    source: RldsSource, drawn: Sequence[tuple[int, list[int]]], frame_cache: FrameCache, rule: str
 ) -> dict[str, NDArray[np.float64]]:
     """The actions of the cached episodes, and where the rule knows them the poses, all episodes in a row."""
     keys = (ACTIONS, STATES) if rule in POSE_RULES else (ACTIONS,)
     numbers = [
         found for part, chosen in drawn for found in _pick(source.read_numbers(part, keys, start=chosen[0]), chosen)
     ]
-    check_same_episodes(frames, [name for name, _ in numbers], source.path)
+    check_same_episodes(frame_cache, [name for name, _ in numbers], source.path)
     columns = [np.concatenate([values[i] for _, values in numbers]).astype(np.float64) for i in range(len(keys))]
     for key, column in zip(keys, columns, strict=True):
         if column.ndim != 2 or column.shape[1] != ACTION_DIM:

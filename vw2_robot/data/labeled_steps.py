@@ -47,7 +47,7 @@ class LabeledVideo:
     """
 
     name: str
-    frames: FrameCache
+    frame_cache: FrameCache
     group: NDArray[np.int64]
     commanded: list[NDArray[np.float64]]
     moved: list[NDArray[np.float64]] | None
@@ -66,7 +66,7 @@ class LabeledSteps:
     """
 
     episode: NDArray[np.int64]
-    frames: NDArray[np.int64]
+    frame_ids: NDArray[np.int64]
     valid: NDArray[np.bool_]
     commanded: NDArray[np.float64]
     moved: NDArray[np.float64] | None
@@ -111,15 +111,16 @@ def open_labeled_calvin(
     return LabeledVideo(name, frames, _groups(trajectories), commanded, moved, mean_and_std(commanded))
 
 
-def check_same_episodes(frames: FrameCache, names: Sequence[str], path: Path | str) -> None:
+def check_same_episodes(frame_cache: FrameCache, names: Sequence[str], path: Path | str) -> None:
     """Refuse a complete cache where the data set has changed since, so that other episodes are drawn from it.
 
     Raises:
         InputError: names the folder to delete.
     """
-    if [episode.episode_id for episode in frames.episodes] != list(names):
+    if [episode.episode_id for episode in frame_cache.episodes] != list(names):
         raise InputError(
-            f"{frames.path} was made from other episodes than are drawn from {path} now; delete {frames.path} to have "
+            f"{frame_cache.path} was made from other episodes than are drawn from {path} now; delete "
+            f"{frame_cache.path} to have "
             "it made again"
         )
 
@@ -176,7 +177,7 @@ def keep_motion(
 def cut_steps(
     video: LabeledVideo,
     *,
-    frames: int,
+    num_frames: int,
     stride: int,
     target_hz: float | None = None,
     gap_seconds: float | None = None,
@@ -189,19 +190,19 @@ def cut_steps(
     Raises:
         InputError: no episode is long enough for one step.
     """
-    span = stride * -(-(frames - 1) // stride)
+    span = stride * -(-(num_frames - 1) // stride)
     pieces: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]] = []
-    for index, episode in enumerate(video.frames.episodes):
+    for index, episode in enumerate(video.frame_cache.episodes):
         windows = make_windows(
             episode.length,
-            frames=frames,
+            num_frames=num_frames,
             cache_stride=every or span,
             hz=episode.hz,
             temporal_stride=stride,
             target_hz=target_hz,
             gap_seconds=gap_seconds,
         )
-        pieces.append((np.full(len(windows.start), index), windows.frames, windows.valid))
+        pieces.append((np.full(len(windows.start), index), windows.frame_ids, windows.valid))
     episode_n, frames_nT, valid_nM = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
     if not len(episode_n):
         raise InputError(f"{video.name}: no episode has {stride + 1} frames, so there is no latent step to look at")

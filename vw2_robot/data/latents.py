@@ -45,7 +45,7 @@ class LatentWindows:
         return len(self.episode)
 
 
-def joined(windows: LatentWindows, *, ends: NDArray[np.int64], steps: int) -> LatentWindows:
+def joined(windows: LatentWindows, *, ends: NDArray[np.int64], latent_steps: int) -> LatentWindows:
     """The same windows with `steps` latent steps: each goes on with the one that begins at the frame where it ends.
 
     Steps behind the last such window are invalid; `steps` below M cuts. `ends`: int [n], the frame that each window
@@ -58,13 +58,16 @@ def joined(windows: LatentWindows, *, ends: NDArray[np.int64], steps: int) -> La
     nearest = order[np.minimum(place, len(order) - 1)] if len(order) else order
     follower = np.where(starts[nearest] == wanted, nearest, -1)
     codes, valid, row = [], [], np.arange(len(windows))
-    for _ in range(math.ceil(steps / windows.codes.shape[1])):
+    for _ in range(math.ceil(latent_steps / windows.codes.shape[1])):
         there = (row >= 0)[:, None]
         codes.append(np.where(there[..., None], windows.codes[row], 0).astype(np.uint16))
         valid.append(windows.valid[row] & there)
         row = np.where(row >= 0, follower[row], -1)
     return LatentWindows(
-        windows.episode, windows.start, np.concatenate(codes, 1)[:, :steps], np.concatenate(valid, 1)[:, :steps]
+        windows.episode,
+        windows.start,
+        np.concatenate(codes, 1)[:, :latent_steps],
+        np.concatenate(valid, 1)[:, :latent_steps],
     )
 
 

@@ -4,8 +4,8 @@ Use it where the frame cache would be too large; `ClipSampler` over a `FrameCach
 with the same pixels. Sources are whatever implements `EpisodeSource` (RLDS, LeRobot, CALVIN, video folders), each with
 a weight that multiplies its size.
 
-    stream = ClipStream([(source, 1.0)], StreamOptions(WindowOptions(frames=9, gap_seconds=0.6), height=64, width=64),
-    seed=0) batch = stream.batch(32)
+    stream = ClipStream([(source, 1.0)], StreamOptions(WindowOptions(num_frames=9, gap_seconds=0.6), height=64,
+    width=64), seed=0) batch = stream.batch(32)
 
 The order of clips is a pure function of (seed, epoch, rank) for given sources and options; the number of decoding
 threads changes nothing. In an epoch every window of a source with weight 1 comes exactly once over all ranks. Epochs
@@ -160,7 +160,7 @@ class ClipStream:
             keep=keep,
         )
         self._made_with = self._describe(sources, world_size)
-        self._shape = (padded_frames(cut.frames, cut.temporal_stride), options.height, options.width, 3)
+        self._shape = (padded_frames(cut.num_frames, cut.temporal_stride), options.height, options.width, 3)
         self._spare: deque[NDArray[np.uint8]] = deque(maxlen=prefetch + _TASK)  # clips to be overwritten
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode") if threads else None
         self._read_ahead = ThreadPoolExecutor(1, thread_name_prefix="read") if threads else None
@@ -361,7 +361,7 @@ def _windows_of(
     table = np.array(
         [
             clip_offsets(
-                cut.frames,
+                cut.num_frames,
                 temporal_stride=cut.temporal_stride,
                 hz=hz,
                 target_hz=cut.target_hz,
@@ -384,7 +384,7 @@ def _windows_of(
     for begin in range(taken, total, _BULK):
         owners = block.owner[begin : begin + _BULK]
         bulk = windows_at(block.start[begin : begin + _BULK], length[owners], table[rate[owners]], cut.temporal_stride)
-        rows = zip(owners.tolist(), bulk.start.tolist(), bulk.frames.tolist(), bulk.valid, strict=True)
+        rows = zip(owners.tolist(), bulk.start.tolist(), bulk.frame_ids.tolist(), bulk.valid, strict=True)
         for number, (owner, start, frames, valid) in enumerate(rows, begin):
             episode = episodes[owner]
             assert episode is not None

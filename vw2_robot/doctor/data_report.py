@@ -43,7 +43,7 @@ class ClipOptions:
 
     count: int = 3
     """clips of each data set"""
-    frames: int = 9
+    num_frames: int = 9
     temporal_stride: int = 4
     hz: Rate | None = None
     """frames per second of the data sets that do not tell theirs"""
@@ -55,7 +55,7 @@ class ClipOptions:
         if self.count < 1:
             raise ValueError(f"clips.count={self.count}, expected at least 1")
         clip_offsets(
-            self.frames,
+            self.num_frames,
             temporal_stride=self.temporal_stride,
             hz=1.0,
             target_hz=self.target_hz,
@@ -92,7 +92,7 @@ def write_data_report(data_sets: Sequence[DataSet], out: Path, options: ClipOpti
 
 
 def _rule(options: ClipOptions) -> str:
-    frames = padded_frames(options.frames, options.temporal_stride)
+    frames = padded_frames(options.num_frames, options.temporal_stride)
     if options.gap_seconds is not None:
         spacing = f"a latent step of {options.temporal_stride} frames lasts {options.gap_seconds:g} s"
     elif options.target_hz is not None:
@@ -177,7 +177,7 @@ def spread_episodes(source: EpisodeSource, count: int) -> Iterator[Episode]:
 
 def _clip(episode: Episode, options: ClipOptions) -> dict[str, Any]:
     offsets = clip_offsets(
-        options.frames,
+        options.num_frames,
         temporal_stride=options.temporal_stride,
         hz=episode.hz,
         target_hz=options.target_hz,
@@ -185,7 +185,7 @@ def _clip(episode: Episode, options: ClipOptions) -> dict[str, Any]:
     )
     start = max(0, (len(episode) - int(offsets[-1])) // 2)
     windows = windows_at(np.array([start]), np.array([len(episode)]), offsets[None], options.temporal_stride)
-    numbers = windows.frames[0].tolist()
+    numbers = windows.frame_ids[0].tolist()
     images = {number: _image(episode, number) for number in dict.fromkeys(numbers)}
     height, width = episode.decode(numbers[0]).shape[:2]
     seconds = max(1, len(episode) - 1) / episode.hz

@@ -35,19 +35,19 @@ def call(monkeypatch, capsys):
 
 def test_overrides_reach_the_dataclass(call):
     seen = []
-    status, error = call(seen.append, "run_dir=x", "data.path=y", "train_vdm.steps=7", "stages=[dldm]", "seed=3")
+    status, error = call(seen.append, "run_dir=x", "data.path=y", "train_vdm.train_steps=7", "stages=[dldm]", "seed=3")
     assert (status, error) == (0, "")
     config = seen[0]
     assert isinstance(config, Pretrain)
-    assert (config.run_dir, config.data.path, config.train_vdm.steps, config.stages) == ("x", "y", 7, ("dldm",))
+    assert (config.run_dir, config.data.path, config.train_vdm.train_steps, config.stages) == ("x", "y", 7, ("dldm",))
     assert config.seed == 3
 
 
 def test_a_key_that_only_the_dataclass_shows_needs_no_plus_sign(call):
     seen = []
-    words = ("run_dir=x", "data.path=y", "train_dldm.ema=0.5", "+policy.text_limit=9", "++train_vdm.steps=7")
+    words = ("run_dir=x", "data.path=y", "train_dldm.ema=0.5", "+policy.text_limit=9", "++train_vdm.train_steps=7")
     assert call(seen.append, *words) == (0, "")
-    assert (seen[0].train_dldm.ema, seen[0].policy.text_limit, seen[0].train_vdm.steps) == (0.5, 9, 7)
+    assert (seen[0].train_dldm.ema, seen[0].policy.text_limit, seen[0].train_vdm.train_steps) == (0.5, 9, 7)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_key_that_only_the_dataclass_shows_needs_no_plus_sign(call):
         (["run_dir=x", "data.splits=train"], ["data.splits must be a list"]),
         (["run_dir=x", "data.splits=[train[:5%]]"], ["data.splits must be a list", "in quotes"]),
         (["run_dir=x", "stages=[vdm,dream]"], ["stages", "latents", "dream"]),
-        (["run_dir=x", "dldm.frames=1"], ["dldm.frames must be at least 2", "found 1"]),
+        (["run_dir=x", "dldm.num_frames=1"], ["dldm.num_frames must be at least 2", "found 1"]),
         (["run_dir=x", "codec.stride=2"], ["codec.stride is 2", "temporal stride 4"]),
         (["run_dir=x", "model=huge"], ["model/huge", "tiny"]),
         (["run_dir"], ["run_dir"]),

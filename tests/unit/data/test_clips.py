@@ -60,7 +60,7 @@ def test_windows_agree_with_a_slow_reading_of_the_specification(
     length: int, clip: int, stride: int, cache_stride: int, hz: float, target_hz: float | None
 ) -> None:
     windows = make_windows(
-        length, frames=clip, temporal_stride=stride, cache_stride=cache_stride, hz=hz, target_hz=target_hz
+        length, num_frames=clip, temporal_stride=stride, cache_stride=cache_stride, hz=hz, target_hz=target_hz
     )
     ratio = max(1.0, hz / target_hz) if target_hz else 1.0
     padded = clip + (-(clip - 1)) % stride
@@ -118,7 +118,12 @@ def test_windows_with_a_gap_start_once_each_and_reach_as_far_as_they_can(
     length: int, stride: int, cache_stride: int, hz: float, gap_seconds: float
 ) -> None:
     windows = make_windows(
-        length, frames=1 + 2 * stride, cache_stride=cache_stride, hz=hz, temporal_stride=stride, gap_seconds=gap_seconds
+        length,
+        num_frames=1 + 2 * stride,
+        cache_stride=cache_stride,
+        hz=hz,
+        temporal_stride=stride,
+        gap_seconds=gap_seconds,
     )
     first = frame_offsets(1 + stride, hz=hz, gap_seconds=gap_seconds, temporal_stride=stride)[-1]
     everything = frame_offsets(2000, hz=hz, gap_seconds=gap_seconds, temporal_stride=stride)[::cache_stride]
@@ -244,9 +249,9 @@ def test_impossible_augmentation_is_refused(options: dict[str, float]) -> None:
 
 def test_no_episode_long_enough_is_refused(frames: FrameCache) -> None:
     with pytest.raises(InputError, match="the longest has 3 frames, a step needs 5"):
-        ClipSampler(frames, [1], frames=9, seed=0)
+        ClipSampler(frames, [1], num_frames=9, seed=0)
     with pytest.raises(InputError, match="none of 0 episodes"):
-        ClipSampler(frames, [], frames=9, seed=0)
+        ClipSampler(frames, [], num_frames=9, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -264,4 +269,4 @@ def test_impossible_sampler_settings_are_refused(frames: FrameCache, options: di
 
 def test_a_cache_stride_below_one_is_refused() -> None:
     with pytest.raises(InputError, match="cache_stride must be at least 1, found 0"):
-        make_windows(10, frames=9, cache_stride=0, hz=5.0)
+        make_windows(10, num_frames=9, cache_stride=0, hz=5.0)

@@ -55,7 +55,7 @@ def test_every_drawn_episode_has_its_own_frames_and_actions(written: Path, tmp_p
     assert video.moved is None
     assert video.units == "vw2_arms"
     assert len(set(video.group.tolist())) == 5
-    steps = cut_steps(video, frames=5, stride=4)
+    steps = cut_steps(video, num_frames=5, stride=4)
     assert np.allclose(steps.commanded[0, 0, 0], 4 * numbers[0] + 0.06)
     assert np.allclose(steps.commanded[0, 0, 6], numbers[0] + 0.015)  # of the gripper the mean
 
@@ -104,7 +104,7 @@ def test_actions_of_the_real_bridge_sample_lead_to_the_motion_of_its_hand(shared
     video = opened(folder, tmp_path / "cache", episodes=25)
     assert video.units == "bridge_dataset"
     assert video.moved is not None
-    steps = cut_steps(video, frames=9, stride=4)
+    steps = cut_steps(video, num_frames=9, stride=4)
     assert steps.moved is not None
     commanded, moved = (values[steps.valid] for values in (steps.commanded, steps.moved))
     assert set(np.concatenate(video.commanded)[:, 6]) == {-1.0, 1.0}

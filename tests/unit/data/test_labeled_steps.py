@@ -44,7 +44,7 @@ def opened(tmp_path, **changes):
 def test_a_step_holds_the_motion_of_its_own_frames(tmp_path):
     write(tmp_path / "calvin")
     video = opened(tmp_path)
-    steps = cut_steps(video, frames=9, stride=4)
+    steps = cut_steps(video, num_frames=9, stride=4)
     assert steps.episode.tolist() == [0, 0, 1]  # the third is too short for one step
     assert steps.frames[0].tolist() == list(range(9))
     assert steps.frames[1].tolist() == [8, 9, 10, 11, 12, 12, 12, 12, 12]
@@ -61,12 +61,12 @@ def test_a_step_holds_the_motion_of_its_own_frames(tmp_path):
 def test_windows_may_begin_at_every_step_and_at_a_lower_rate(tmp_path):
     write(tmp_path / "calvin")
     video = opened(tmp_path)
-    dense = cut_steps(video, frames=9, stride=4, every=4)
+    dense = cut_steps(video, num_frames=9, stride=4, every=4)
     assert dense.frames[dense.episode == 0][:, 0].tolist() == [0, 4, 8]
-    slow = cut_steps(video, frames=5, stride=4, target_hz=10)
+    slow = cut_steps(video, num_frames=5, stride=4, target_hz=10)
     assert slow.frames[0].tolist() == [0, 3, 6, 9, 12]
     assert slow.commanded[0, 0, 0] == sum(range(12))
-    timed = cut_steps(video, frames=5, stride=4, gap_seconds=12 / 30)
+    timed = cut_steps(video, num_frames=5, stride=4, gap_seconds=12 / 30)
     assert timed.frames.tolist() == slow.frames.tolist()
 
 
@@ -82,7 +82,7 @@ def test_a_cache_of_another_draw_is_refused_when_the_data_have_changed(tmp_path)
 def test_nothing_to_cut_is_said(tmp_path):
     write(tmp_path / "calvin", lengths=(3, 4))
     with pytest.raises(InputError, match="no episode has 5 frames"):
-        cut_steps(opened(tmp_path), frames=5, stride=4)
+        cut_steps(opened(tmp_path), num_frames=5, stride=4)
 
 
 def test_overlapping_labels_share_a_group(tmp_path):

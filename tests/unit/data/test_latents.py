@@ -120,7 +120,7 @@ def test_joined_windows_hold_the_codes_of_clips_that_follow_one_another(own, ste
     codes = np.where(valid, 1000 * episode[:, None] + begins, 9999)[..., None].repeat(4, -1).astype(np.uint16)
     shuffled = np.random.default_rng(0).permutation(len(rows))
     windows = LatentWindows(episode[shuffled], start[shuffled], codes[shuffled], valid[shuffled])
-    found = joined(windows, ends=windows.start + 4 * own, steps=steps)
+    found = joined(windows, ends=windows.start + 4 * own, latent_steps=steps)
     np.testing.assert_array_equal(found.start, windows.start)
     expected = found.start[:, None] + 4 * np.arange(steps)
     last = np.array([21, 13])[found.episode][:, None]
@@ -133,8 +133,8 @@ def test_joined_windows_hold_the_codes_of_clips_that_follow_one_another(own, ste
 
 def test_windows_that_never_meet_stay_alone(cache) -> None:
     lonely = LatentCache(cache).windows
-    found = joined(lonely, ends=lonely.start + 100, steps=4)
+    found = joined(lonely, ends=lonely.start + 100, latent_steps=4)
     np.testing.assert_array_equal(found.valid[:, :2], lonely.valid)
     assert not found.valid[:, 2:].any()
     nothing = LatentCache(cache).of_episodes([])
-    assert joined(nothing, ends=nothing.start, steps=4).codes.shape == (0, 4, 4)
+    assert joined(nothing, ends=nothing.start, latent_steps=4).codes.shape == (0, 4, 4)

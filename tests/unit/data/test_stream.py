@@ -21,7 +21,7 @@ from vw2_robot.data.stream import ClipStream, StreamOptions
 from vw2_robot.errors import InputError
 
 FRAMES, STRIDE = 5, 2
-CUT = WindowOptions(frames=FRAMES, temporal_stride=STRIDE)
+CUT = WindowOptions(num_frames=FRAMES, temporal_stride=STRIDE)
 Place = tuple[str, str, int]
 
 
@@ -69,7 +69,7 @@ def windows_of(source: Shelf, *, cut: WindowOptions = CUT) -> Counter[Place]:
         for episode in part
         if isinstance(episode, Episode)
         for start in make_windows(
-            len(episode), frames=cut.frames, cache_stride=1, hz=episode.hz, temporal_stride=cut.temporal_stride,
+            len(episode), num_frames=cut.frames, cache_stride=1, hz=episode.hz, temporal_stride=cut.temporal_stride,
             target_hz=cut.target_hz, gap_seconds=cut.gap_seconds,
         ).start.tolist()
     )  # fmt: skip
@@ -173,7 +173,7 @@ def test_weights_multiply_the_size_and_hold_all_along() -> None:
 def test_windows_are_cut_in_seconds_in_each_source() -> None:
     fast = Shelf("fast", [[numbered("fast", 1, 31, hz=15.0)]])
     slow = Shelf("slow", [[numbered("slow", 2, 11, hz=5.0)]])
-    cut = WindowOptions(frames=3, temporal_stride=1, gap_seconds=0.6)
+    cut = WindowOptions(num_frames=3, temporal_stride=1, gap_seconds=0.6)
     with open_stream(fast, slow, cut=cut) as stream:
         for batch in stream.epoch(4):
             green = np.rint(batch.pixels[:, :, 0, 0, 1] / 8).astype(int)
@@ -197,13 +197,13 @@ def test_pixels_and_masks_are_those_of_the_frame_cache(tmp_path: Path, threads: 
     source = Shelf("noise", [[Episode("noise", str(n), f"do {n}", 7.5, tuple(texture[n : n + 8])) for n in range(4)]])
     cache_frames(source.read(0), tmp_path / "cache", height=16, width=20, description={})
     cache = FrameCache(tmp_path / "cache")
-    cut = WindowOptions(frames=4, temporal_stride=2, target_hz=5.0)
+    cut = WindowOptions(num_frames=4, temporal_stride=2, target_hz=5.0)
     clips = 0
     with open_stream(source, cut=cut, height=16, width=20, threads=threads) as stream:
         for batch in stream.epoch(4):
             for row, name in enumerate(batch.episode_id):
                 number = [episode.episode_id for episode in cache.episodes].index(name)
-                windows = make_windows(8, frames=4, cache_stride=1, hz=7.5, temporal_stride=2, target_hz=5.0)
+                windows = make_windows(8, num_frames=4, cache_stride=1, hz=7.5, temporal_stride=2, target_hz=5.0)
                 which = windows.start.tolist().index(batch.start[row])
                 np.testing.assert_array_equal(batch.pixels[row], cache.read(number, windows.frames[which]))
                 assert batch.valid[row].tolist() == windows.valid[which].tolist()
@@ -308,7 +308,7 @@ def test_a_restore_reads_no_more_than_its_block() -> None:
         ({"seed": 1}, "seed: 0 then, 1 now"),
         ({"world_size": 2}, "world_size: 1 then, 2 now"),
         ({"shuffle_bytes": 8000}, "shuffle_bytes: 9000 then, 8000 now"),
-        ({"cut": WindowOptions(frames=9, temporal_stride=STRIDE)}, "frames: 5 then, 9 now"),
+        ({"cut": WindowOptions(num_frames=9, temporal_stride=STRIDE)}, "frames: 5 then, 9 now"),
     ],
 )
 def test_a_position_in_another_stream_is_refused(books: Shelf, changed: dict[str, Any], named: str) -> None:
@@ -508,7 +508,7 @@ def test_images_held_stay_within_the_shuffle_buffer(threads: int) -> None:
 
 def test_images_that_no_window_shows_are_dropped_at_once() -> None:
     source = Counted(parts=2, episodes=40, length=21, size=16)
-    cut = WindowOptions(frames=2, temporal_stride=1, target_hz=0.5, window_stride=2)  # every tenth frame
+    cut = WindowOptions(num_frames=2, temporal_stride=1, target_hz=0.5, window_stride=2)  # every tenth frame
     with open_stream(source, cut=cut, shuffle_bytes=10**9, lanes=1) as stream:
         stream.batch(4)
         assert source.alive <= (80 * 3 + 21) * 16 * 16 * 3

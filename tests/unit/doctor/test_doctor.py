@@ -123,7 +123,7 @@ def test_a_checkout_that_is_not_installed_says_so(monkeypatch, capsys):
         (["renderers"], "sections"),
         (["packages", "report=x.html"], "add the section data"),
         (["data", "clips.count=0"], "clips.count=0"),
-        (["data", "clips.frames=1"], "frames >= 2"),
+        (["data", "clips.num_frames=1"], "frames >= 2"),
         (["data", "clips.target_hz=5", "clips.gap_seconds=0.6"], "not both"),
         (["data", "data.depht=3"], "depht"),
     ],

@@ -13,7 +13,7 @@ ARMS = ("oracle", "indomain", "crossdomain", "videoworld", "lapa")
 
 
 def arm(name, *more):
-    words = [f"arm={name}", "data.path=calvin", "run_dir=run", *more]
+    words = [f"method={name}", "data.path=calvin", "run_dir=run", *more]
     words += ["policy=pretrained"] if name != "oracle" else []
     with initialize_config_module("vw2_robot.configs", version_base="1.3"):
         return config_from(Finetune, OmegaConf.to_container(compose("finetune", words), resolve=True))

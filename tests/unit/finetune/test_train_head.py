@@ -54,7 +54,7 @@ class FewWindows:
         return [f"do {row}" for row in rows]
 
 
-@pytest.mark.parametrize("source", ["teacher", "self", "mixed"])
+@pytest.mark.parametrize("source", ["ground_truth", "predicted", "mixed"])
 def test_code_loss_counts_codes_whose_prefix_is_the_teachers(pretrained, configure, source):
     policy, _, _ = load_pretrained(str(pretrained))
     policy.eval()
@@ -62,13 +62,13 @@ def test_code_loss_counts_codes_whose_prefix_is_the_teachers(pretrained, configu
     rows = np.arange(3)
     windows = FewWindows(np.zeros((3, 1, 4), np.int64))
     prompt = policy.prompt(windows.words(rows), windows.images(rows, image_px=8, device=None))
-    own = policy.decode(prompt, steps=1).codes_BHN
+    own = policy.decode(prompt, latent_steps=1).codes_BHN
     teacher = own.clone()
     teacher[0, 0, 1] = (teacher[0, 0, 1] + 1) % 1000  # sample 0 differs from the second code on
     windows.codes = teacher.numpy()
     draw = torch.Generator().manual_seed(1)
     fed_own = torch.ones(3, dtype=torch.bool)
-    if source == "teacher":
+    if source == "ground_truth":
         fed_own = torch.zeros(3, dtype=torch.bool)
     if source == "mixed":
         fed_own = torch.rand(3, generator=torch.Generator().manual_seed(1)) < 0.5
@@ -88,7 +88,7 @@ def test_code_loss_counts_codes_whose_prefix_is_the_teachers(pretrained, configu
     torch.testing.assert_close(found.total, l2 + 2.0 * found.code)
 
 
-@pytest.mark.parametrize("source", ["teacher", "none"])
+@pytest.mark.parametrize("source", ["ground_truth", "none"])
 def test_unlabeled_codes_are_predicted_as_the_policy_acts_with_or_without_those_before(pretrained, configure, source):
     policy, _, _ = load_pretrained(str(pretrained))
     policy.eval()
@@ -97,7 +97,7 @@ def test_unlabeled_codes_are_predicted_as_the_policy_acts_with_or_without_those_
     config = configure("unused", code_source=source, image_shift_px=0, lambda_ce=0.0)
     found = unlabeled_loss(config, policy, windows, rows, device=cpu, draw=torch.Generator())
     teacher = torch.from_numpy(windows.codes)
-    fed = teacher if source == "teacher" else null_codes(policy, 3, steps=1, device=cpu)
+    fed = teacher if source == "ground_truth" else null_codes(policy, 3, latent_steps=1, device=cpu)
     prompt = policy.prompt(windows.words(rows), windows.images(rows, image_px=8, device=None))
     wanted, _ = policy.code_loss(policy.states(prompt, fed), teacher, torch.from_numpy(windows.valid))
     torch.testing.assert_close(found, wanted)

@@ -27,8 +27,8 @@ WAYS = {
     "head": {"preset": "head"},
     "lora": {"preset": "lora", "lora": LoRAConfig(rank=2)},
     "last_n": {"preset": "last_n", "last_n": 1},
-    "teacher": {"code_source": "teacher"},
-    "self": {"code_source": "self"},
+    "ground_truth": {"code_source": "ground_truth"},
+    "predicted": {"code_source": "predicted"},
     "schedule": {"scheduled_sampling": ScheduledSampling(0.0, 1.0)},
     "none": {"code_source": "none", "lambda_ce": 0.0},
     "unlabeled": {"unlabeled": Unlabeled(weight=0.5, batch=3)},
@@ -95,13 +95,13 @@ def test_a_policy_acts_for_as_long_as_its_codes_last(
     policy, data = pretrained_at(target_hz, gap_seconds, [30 / every]), write_calvin(length=11)
     finetune(configured(data, "full", policy=policy, n_action_steps=8))
     agent = VW2Agent.from_pretrained(tmp_path / "run")
-    assert (agent.metadata["horizon"], agent.metadata["control_hz"]) == (4 * every, 30.0)
+    assert (agent.metadata["chunk_size"], agent.metadata["control_hz"]) == (4 * every, 30.0)
     assert agent.infer(look())["actions"].shape == (4 * every, 7)
     finetune(configured(data, "full", policy=str(tmp_path / "run"), run="again"))  # the time base is handed on
-    assert VW2Agent.from_pretrained(tmp_path / "again").metadata["horizon"] == 4 * every
+    assert VW2Agent.from_pretrained(tmp_path / "again").metadata["chunk_size"] == 4 * every
     network = Network(like=policy)  # the same network, untrained: the arms of a comparison act alike
     finetune(configured(data, "scratch", network=network, run="scratch"))
-    assert VW2Agent.from_pretrained(tmp_path / "scratch").metadata["horizon"] == 4 * every
+    assert VW2Agent.from_pretrained(tmp_path / "scratch").metadata["chunk_size"] == 4 * every
 
 
 @pytest.mark.parametrize(
@@ -161,8 +161,8 @@ def test_the_share_of_own_codes_follows_its_schedule(configure):
     config = configure("unused", scheduled_sampling=ScheduledSampling(0.2, 0.8))
     config = replace(config, loop=replace(config.loop, steps=5))
     assert [config.own_share(step) for step in range(5)] == pytest.approx([0.2, 0.35, 0.5, 0.65, 0.8])
-    assert replace(config, code_source="self").own_share(0) == 1.0
-    assert replace(config, code_source="teacher").own_share(4) == 0.0
+    assert replace(config, code_source="predicted").own_share(0) == 1.0
+    assert replace(config, code_source="ground_truth").own_share(4) == 0.0
 
 
 def test_bce_is_that_of_the_gripper_logit_and_leaves_the_arm(configure):

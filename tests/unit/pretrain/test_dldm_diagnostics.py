@@ -34,9 +34,9 @@ class Renderer:
     def __init__(self, right, weight):
         self.right, self.weight, self.seeds = right, weight, []
 
-    def denoising_loss(self, latents, codes, *, hint, valid, generator):
+    def denoising_loss(self, latents, codes, *, control_video, valid, generator):
         self.seeds.append(generator.initial_seed())
-        return 1 + self.weight * (codes - self.right).abs().mean() + 0.0 * hint.sum()
+        return 1 + self.weight * (codes - self.right).abs().mean() + 0.0 * control_video.sum()
 
 
 def health(*, rec=None, weight=0.0, phase=2):

@@ -7,11 +7,11 @@ def noise(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def smooth_clips(batch=16, frames=5, size=24):
+def smooth_clips(batch=16, num_frames=5, size=24):
     """Still clips of random smooth images, apart from the bounds so that no clamping hides a change."""
     coarse = torch.rand(batch, 3, 4, 4, generator=noise(7)) - 0.5
     image = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=False)
-    return image[:, None].expand(-1, frames, -1, -1, -1).clone()
+    return image[:, None].expand(-1, num_frames, -1, -1, -1).clone()
 
 
 def test_no_strength_leaves_the_clip_itself():

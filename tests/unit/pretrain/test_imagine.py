@@ -113,7 +113,7 @@ def test_a_full_plan_asks_once_and_requerying_asks_every_frame(plan):
         return codes(steps, seed=len(asked))[None]
 
     made = imagine_segments(
-        dldm(), first(), plan_of(ask, plan=plan, steps=2, segments=3), segments=3, generator=draws()
+        dldm(), first(), plan_of(ask, plan=plan, latent_steps=2, segments=3), segments=3, generator=draws()
     )
     assert [steps for _, steps in asked] == ([6] if plan == "full" else [2, 2, 2])
     if plan == "full":
@@ -284,8 +284,8 @@ def test_wrong_input_is_named(trained, recorded, monkeypatch, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image": "a.png"}, "either image=FILE or frames=DIR"),
-        ({"frames": None}, "either image=FILE or frames=DIR"),
+        ({"image": "a.png"}, "either image=FILE or frame_cache=DIR"),
+        ({"frames": None}, "either image=FILE or frame_cache=DIR"),
         ({"frames": None, "image": "a.png", "codes": "encoded"}, "codes=encoded needs a true continuation"),
         ({"frames": None, "image": "a.png"}, "say what shall be done"),
         ({"anchor": "rendered"}, "needs a VDM that renders"),

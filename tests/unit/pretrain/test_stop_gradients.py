@@ -215,8 +215,8 @@ def test_the_hint_is_gray_in_the_luma_of_its_colors_and_stays_in_range():
 class Listening:
     """Stands for `VDM.denoising_loss`: keeps what it was given."""
 
-    def __call__(self, latents, codes, *, hint, valid, generator):
-        self.latents, self.codes, self.hint = latents, codes, hint
+    def __call__(self, latents, codes, *, control_video, valid, generator):
+        self.latents, self.codes, self.hint = latents, codes, control_video
         return latents.new_zeros(())
 
 

@@ -106,7 +106,7 @@ class ScriptedPolicy:
     ) -> None:
         self.metadata: dict[str, Any] = {
             "name": "scripted",
-            "horizon": 8,
+            "chunk_size": 8,
             "policy_hash": self.hash,
             "label_fraction": 0.1,
         }

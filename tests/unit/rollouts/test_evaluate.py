@@ -18,7 +18,7 @@ def test_a_policy_that_can_everything_solves_five_of_five(benchmark, make_policy
 def test_a_chain_counts_the_subtasks_before_the_first_failure(benchmark, make_policy):
     rows = evaluate(make_policy(knows=("open", "close", "lift", "turn")), benchmark, benchmark.sequences(6))
     assert [row["solved"] for row in rows] == [2, 1, 0, 4, 3, 2]  # how far "push" is from each chain's start
-    assert [len(row["steps"]) for row in rows] == [3, 2, 1, 5, 4, 3]
+    assert [len(row["env_steps"]) for row in rows] == [3, 2, 1, 5, 4, 3]
 
 
 def test_nothing_is_asked_after_a_failure(benchmark, make_policy):
@@ -28,7 +28,7 @@ def test_nothing_is_asked_after_a_failure(benchmark, make_policy):
 
 def test_a_failed_subtask_takes_exactly_the_step_limit(benchmark, make_policy):
     (row,) = evaluate(make_policy(knows=()), benchmark, benchmark.sequences(1))
-    assert row["steps"] == [12]
+    assert row["env_steps"] == [12]
     assert len(benchmark.actions) == 12
 
 
@@ -37,7 +37,7 @@ def test_the_last_allowed_step_still_counts(make_benchmark, make_policy, needed,
     world = make_benchmark(needed=dict.fromkeys(("open", "close", "push", "lift", "turn"), 99) | {"open": needed})
     (row,) = evaluate(make_policy(), world, world.sequences(1))
     assert row["solved"] == solved
-    assert row["steps"][0] == 12
+    assert row["env_steps"][0] == 12
 
 
 def test_the_world_is_reset_once_per_chain_and_the_policy_once_per_subtask(benchmark, make_policy):
@@ -92,7 +92,7 @@ def test_rows_do_not_depend_on_the_order_or_company_of_chains(make_benchmark):
     forward = rows(range(6))
     assert rows(reversed(range(6))) == forward
     assert rows([4])[4] == forward[4]
-    assert len({row["steps"][0] for row in forward.values()}) > 1  # chance really plays a part
+    assert len({row["env_steps"][0] for row in forward.values()}) > 1  # chance really plays a part
 
 
 def test_seeds_of_subtasks_differ_by_evaluation_chain_and_position():
@@ -138,7 +138,7 @@ def test_for_a_policy_without_cameras_no_image_is_rendered_unless_it_is_recorded
     assert "observe" not in [name for name, _ in benchmark.calls]
     callback.needs_images = True
     run_chain(policy, benchmark, chain, n_action_steps=1, seed=0, callbacks=[callback])
-    assert [name for name, _ in benchmark.calls].count("observe") == sum(row["steps"])
+    assert [name for name, _ in benchmark.calls].count("observe") == sum(row["env_steps"])
     assert [subtask for subtask, *_ in callback.seen] == 2 * [i for i in range(5) for _ in range(3)]
     assert callback.seen[-1][1]["images"]["static"].shape == (20, 20, 3)
     assert callback.seen[-1][2]["actions"].shape == (8, 7)

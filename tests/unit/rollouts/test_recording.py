@@ -20,7 +20,7 @@ def recorded(config, tmp_path):
 def test_a_recording_holds_every_answer_with_its_subtask(recorded):
     for row in read_rows(recorded / "results.jsonl"):
         with np.load(recording_path(recorded, row["sequence"])) as file:
-            looks = [-(-steps // 4) for steps in row["steps"]]
+            looks = [-(-steps // 4) for steps in row["env_steps"]]
             assert file["subtask"].tolist() == [i for i, count in enumerate(looks) for _ in range(count)]
             assert file["actions"].shape == (sum(looks), 4, 7)
             assert file["actions"].dtype == np.float32

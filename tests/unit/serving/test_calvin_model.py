@@ -69,7 +69,7 @@ class Looking:
     """Acts by what it sees and is told; knows nothing of time."""
 
     def __init__(self) -> None:
-        self.metadata: dict[str, Any] = {"horizon": 5, "n_action_steps": 3, "cameras": ["static"]}
+        self.metadata: dict[str, Any] = {"chunk_size": 5, "n_action_steps": 3, "cameras": ["static"]}
         self.seen: list[Any] = []
 
     def reset(self, prompt: str | None = None, seed: int | None = None) -> None:

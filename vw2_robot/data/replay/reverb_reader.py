@@ -160,7 +160,7 @@ class ReverbReader:
 
     def _draw(self, count: int) -> None:
         reverb, tf = load_reverb()
-        strings, scalars = (tf.string,) * self._layout.frames, (tf.TensorShape([]),) * self._layout.frames
+        strings, scalars = (tf.string,) * self._layout.num_frames, (tf.TensorShape([]),) * self._layout.num_frames
         dataset = reverb.TrajectoryDataset(
             self.address,
             self._table,

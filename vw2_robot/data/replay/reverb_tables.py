@@ -75,7 +75,7 @@ class ServerOptions:
     """trainer ranks"""
     ingests: int = 1
     """ingest processes"""
-    frames: int = 9
+    num_frames: int = 9
     """T of the windows"""
     temporal_stride: int = 4
     max_windows: int = 10_000
@@ -85,9 +85,9 @@ class ServerOptions:
         for name in ("ranks", "ingests", "temporal_stride"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
-        if self.frames < 2 or self.max_windows < self.ranks:
+        if self.num_frames < 2 or self.max_windows < self.ranks:
             raise ValueError(
-                f"frames ({self.frames}) must be at least 2, max_windows ({self.max_windows}) at least ranks"
+                f"frames ({self.num_frames}) must be at least 2, max_windows ({self.max_windows}) at least ranks"
             )
 
     @property
@@ -137,7 +137,7 @@ def make_tables(options: ServerOptions, *, session: int) -> list[Any]:
     A checkpoint is only restored into a server that has all its tables, so those of earlier sessions stay.
     """
     reverb, _ = load_reverb()
-    frames = padded_frames(options.frames, options.temporal_stride)
+    frames = padded_frames(options.num_frames, options.temporal_stride)
     config = writer_config(tuple(range(frames)), table="any", number=1)
     signature = reverb.structured_writer.infer_signature([config], step_spec())
     queue = options.mode == "queue"
@@ -183,12 +183,12 @@ class ReplayLayout:
 
     tables: dict[str, int]
     ingests: int
-    frames: int
+    num_frames: int
 
     @classmethod
     def of_options(cls, options: ServerOptions) -> ReplayLayout:
         """Return what a server with these options looks like."""
-        return cls(options.tables, options.ingests, padded_frames(options.frames, options.temporal_stride))
+        return cls(options.tables, options.ingests, padded_frames(options.num_frames, options.temporal_stride))
 
 
 def layout_of(client: Any, address: str, timeout_seconds: float) -> ReplayLayout:
@@ -202,7 +202,7 @@ def layout_of(client: Any, address: str, timeout_seconds: float) -> ReplayLayout
     return ReplayLayout(
         tables={name: tables[name].max_size for name in sorted(tables, key=lambda name: (len(name), name))},
         ingests=sum(name.startswith("progress-") for name in info),
-        frames=len(next(iter(tables.values())).signature["frames"]),
+        num_frames=len(next(iter(tables.values())).signature["frames"]),
     )
 
 

@@ -90,10 +90,10 @@ class ReverbWriter:
 
     def add(self, cut: CutEpisode, after: Progress) -> bool:
         """See `ReplayWriter.add`."""
-        if len(cut.offsets) != self._layout.frames:
+        if len(cut.offsets) != self._layout.num_frames:
             raise InputError(
                 f"windows have {len(cut.offsets)} frames, the replay server at {self.address} expects "
-                f"{self._layout.frames}; give both the same frames and temporal_stride"
+                f"{self._layout.num_frames}; give both the same frames and temporal_stride"
             )
         shares = len(self._layout.tables)
         self._send(cut.offsets, steps_of(cut, shares=shares))
@@ -104,7 +104,7 @@ class ReverbWriter:
     def finish(self, after: Progress) -> bool:
         """See `ReplayWriter.finish`: each queue gets the number of windows that this process sent to it."""
         self._records()
-        offsets = tuple(range(self._layout.frames))
+        offsets = tuple(range(self._layout.num_frames))
         for share, (name, total) in enumerate(zip(self._layout.tables, self._totals, strict=True)):
             if name.startswith("queue-"):
                 header = json.dumps({"end": self._ingest, "total": total}).encode()

@@ -126,7 +126,7 @@ def cut_episode(
     """Cut an episode into the windows of `clips.make_windows`, the first of which gets `number`."""
     found = make_windows(
         len(episode),
-        frames=options.frames,
+        num_frames=options.num_frames,
         cache_stride=options.window_stride,
         hz=episode.hz,
         temporal_stride=options.temporal_stride,
@@ -134,7 +134,7 @@ def cut_episode(
         gap_seconds=options.gap_seconds,
     )
     offsets = clip_offsets(
-        options.frames,
+        options.num_frames,
         hz=episode.hz,
         temporal_stride=options.temporal_stride,
         target_hz=options.target_hz,

@@ -101,18 +101,18 @@ class CalvinDataset:
     def __len__(self) -> int:
         return len(self.trajectories)
 
-    def read(self, trajectory: Trajectory, key: str, frames: Sequence[int] | None = None) -> NDArray[Any]:
+    def read(self, trajectory: Trajectory, key: str, frame_ids: Sequence[int] | None = None) -> NDArray[Any]:
         """Return array `key` of the time steps `frames` (0 = first of the trajectory; None = all), stacked.
 
         No other array of these files is opened.
         """
-        return self.read_together(trajectory, (key,), frames)[0]
+        return self.read_together(trajectory, (key,), frame_ids)[0]
 
     def read_together(
-        self, trajectory: Trajectory, keys: Sequence[str], frames: Sequence[int] | None = None
+        self, trajectory: Trajectory, keys: Sequence[str], frame_ids: Sequence[int] | None = None
     ) -> tuple[NDArray[Any], ...]:
         """`read` of several arrays; each file is opened once."""
-        offsets = range(trajectory.length) if frames is None else frames
+        offsets = range(trajectory.length) if frame_ids is None else frame_ids
         for offset in offsets:
             if not 0 <= offset < trajectory.length:
                 raise IndexError(f"frame {offset} of {trajectory.trajectory_id}, which has {trajectory.length} frames")
@@ -128,10 +128,10 @@ class CalvinDataset:
         return tuple(np.stack(column) for column in zip(*rows, strict=True))
 
     def read_images(
-        self, trajectory: Trajectory, frames: Sequence[int] | None = None, *, camera: str = "static"
+        self, trajectory: Trajectory, frame_ids: Sequence[int] | None = None, *, camera: str = "static"
     ) -> NDArray[np.uint8]:
         """Return uint8 [n, H, W, 3] images at the given offsets (None = all); opens nothing but the images."""
-        images = self.read(trajectory, f"rgb_{camera}", frames)
+        images = self.read(trajectory, f"rgb_{camera}", frame_ids)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise InputError(
                 f"{self.folder}, {trajectory.trajectory_id}: rgb_{camera} is {images.dtype} {images.shape[1:]},"

@@ -43,7 +43,7 @@ class VideoFacts:
     """What a file's header says; `frames` and `seconds` are None where it does not. `hz` is measured."""
 
     hz: float | None
-    frames: int | None
+    num_frames: int | None
     seconds: float | None
     height: int
     width: int
@@ -87,7 +87,7 @@ def describe_video(path: Path) -> VideoFacts:
             context = video_stream.codec_context
             return VideoFacts(
                 hz=_measured_hz(container, video_stream),
-                frames=video_stream.frames or None,
+                num_frames=video_stream.frames or None,
                 seconds=_seconds(video_stream),
                 height=context.height,
                 width=context.width,

@@ -20,9 +20,9 @@ from .frame_warp import FrameWarp
 from .qformer import CrossAttention
 
 
-def visible_codes(steps: int, queries: int, *, visibility: str, device: torch.device) -> Bool[Tensor, "M MN"]:
+def visible_codes(latent_steps: int, queries: int, *, visibility: str, device: torch.device) -> Bool[Tensor, "M MN"]:
     """True where the code (step j, slot n) may be seen from step m: j <= m, or j == m for `current`."""
-    step = torch.arange(steps, device=device)
+    step = torch.arange(latent_steps, device=device)
     mask = step[:, None] >= step[None, :] if visibility == "causal" else step[:, None] == step[None, :]
     return mask.repeat_interleave(queries, dim=1)
 
@@ -50,7 +50,7 @@ class CodeDecoder(nn.Module):
         mix = nn.Linear if config.post_quant == "linear" else TokenConvolution
         self.post_quant = nn.Sequential(nn.Linear(config.digits, config.z_channels), mix(config.z_channels, width))
         self.slot = nn.Parameter(torch.randn(config.queries, width) * 0.02)
-        self.step = nn.Parameter(torch.randn(config.steps, width) * 0.02)
+        self.step = nn.Parameter(torch.randn(config.latent_steps, width) * 0.02)
         self.position = nn.Parameter(torch.randn(config.grid[0] * config.grid[1], width) * 0.02)
         self.block_in = ResidualBlock(width, width)
         self.norm = nn.LayerNorm(width)
@@ -78,8 +78,8 @@ class CodeDecoder(nn.Module):
             ValueError: if there are more steps than the configured clip has.
         """
         _, steps, queries, _ = codes.shape
-        if steps > self.config.steps:
-            raise ValueError(f"the decoder was built for at most {self.config.steps} latent steps, got {steps}")
+        if steps > self.config.latent_steps:
+            raise ValueError(f"the decoder was built for at most {self.config.latent_steps} latent steps, got {steps}")
         h = self.block_in(repeat(anchor, "b c h w -> b k c h w", k=steps + 1))
         if steps:
             z = self.post_quant(codes) + self.step[:steps, None] + self.slot

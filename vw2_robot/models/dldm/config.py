@@ -77,7 +77,7 @@ class DLDMConfig:
 
     def __post_init__(self) -> None:
         if self.num_frames < 2:
-            raise ValueError(f"dldm.frames must be at least 2 (an anchor and one more), found {self.num_frames}")
+            raise ValueError(f"dldm.num_frames must be at least 2 (an anchor and one more), found {self.num_frames}")
         if self.gap < 1:
             raise ValueError(f"dldm.gap must be at least 1 (every frame), found {self.gap}")
         if self.quantizer == "vq" and len(self.fsq_levels) != 1:
@@ -98,14 +98,14 @@ class DLDMConfig:
             )
 
     @property
-    def stride(self) -> int:
+    def temporal_stride(self) -> int:
         """s, frames per latent step."""
         return int(self.gap * self.stem.temporal_patch_size * 2 ** sum(level.downsample_time for level in self.levels))
 
     @property
-    def steps(self) -> int:
+    def latent_steps(self) -> int:
         """M, latent steps of a training clip."""
-        return math.ceil((self.num_frames - 1) / self.stride)
+        return math.ceil((self.num_frames - 1) / self.temporal_stride)
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -48,9 +48,9 @@ class Standardize(nn.Module):
     In eval mode a code depends on its own clip's past alone; encode for others in eval mode.
     """
 
-    def __init__(self, queries: int, digits: int) -> None:
+    def __init__(self, queries: int, fsq_dims: int) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(queries * digits, affine=False, momentum=0.1)
+        self.norm = nn.BatchNorm1d(queries * fsq_dims, affine=False, momentum=0.1)
 
     def forward(self, z: Float[Tensor, "B M N L"]) -> Float[Tensor, "B M N L"]:
         """Float32 on purpose: running statistics in bfloat16 stop moving."""
@@ -86,7 +86,7 @@ class DLDM(nn.Module):
 
     def seen(self, x: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B T2 3 H W"]:
         """The frames that the model reads and reconstructs: T padded to the stride, then every gap-th."""
-        return pad_to_stride(x, self.config.stride)[:, :: self.config.gap]
+        return pad_to_stride(x, self.config.temporal_stride)[:, :: self.config.gap]
 
     def features(self, x: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B K C h w"]:
         """Causal features of a clip in [-1, 1]; T is padded to the stride by repeating the last frame.

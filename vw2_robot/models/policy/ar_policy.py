@@ -278,7 +278,7 @@ class LatentPolicy(nn.Module):
         self,
         prompt: Prompt,
         *,
-        steps: int,
+        latent_steps: int,
         sampling: Sampling | None = None,
         generator: torch.Generator | None = None,
         given: Int[Tensor, "B h N"] | None = None,
@@ -288,7 +288,7 @@ class LatentPolicy(nn.Module):
             self.backbone,
             prompt,
             queries=self.config.queries,
-            steps=steps,
+            latent_steps=latent_steps,
             sampling=sampling,
             generator=generator,
             given=given,
@@ -298,7 +298,7 @@ class LatentPolicy(nn.Module):
         self,
         prompt: Prompt,
         *,
-        steps: int,
+        latent_steps: int,
         temperature: float = 0.0,
         top_k: int | None = None,
         top_p: float = 1.0,
@@ -311,32 +311,34 @@ class LatentPolicy(nn.Module):
             ValueError: the sequence would be longer than the model has positions.
         """
         sampling = Sampling(temperature, top_k, top_p)
-        decoding = self.begin(prompt, steps=steps, sampling=sampling, generator=generator, given=given)
-        parts = [decoding.step() for _ in range(steps)]
+        decoding = self.begin(prompt, latent_steps=latent_steps, sampling=sampling, generator=generator, given=given)
+        parts = [decoding.step() for _ in range(latent_steps)]
         return Decoded(torch.cat([part.codes_BHN for part in parts], 1), torch.cat([p.states_BHND for p in parts], 1))
 
     def long_plan(
         self,
         prompt: Prompt,
         *,
-        steps: int,
-        horizon: int,
+        latent_steps: int,
+        total_steps: int,
         temperature: float = 0.0,
         top_k: int | None = None,
         top_p: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Int[Tensor, "B H N"]:
-        """Codes of more steps than the policy was trained on: windows of `horizon` steps that overlap by half.
+        """Codes of more steps than the policy was trained on: windows of `chunk_size` steps that overlap by half.
 
         Every window after the first begins with the last codes chosen so far, as if they followed the first image.
-        Up to `horizon` steps this is `decode`.
+        Up to `chunk_size` steps this is `decode`.
         """
-        kept = horizon // 2
+        kept = total_steps // 2
         chosen = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        codes = self.decode(prompt, steps=min(steps, horizon), generator=generator, **chosen).codes_BHN  # type: ignore[arg-type]
-        while codes.shape[1] < steps:
-            more = min(horizon - kept, steps - codes.shape[1])
+        codes = self.decode(
+            prompt, latent_steps=min(latent_steps, total_steps), generator=generator, **chosen
+        ).codes_BHN  # type: ignore[arg-type]
+        while codes.shape[1] < latent_steps:
+            more = min(total_steps - kept, latent_steps - codes.shape[1])
             given = codes[:, codes.shape[1] - kept :]
-            decoded = self.decode(prompt, steps=more, generator=generator, given=given, **chosen)  # type: ignore[arg-type]
+            decoded = self.decode(prompt, latent_steps=more, generator=generator, given=given, **chosen)  # type: ignore[arg-type]
             codes = torch.cat([codes, decoded.codes_BHN], dim=1)
         return codes

@@ -113,7 +113,7 @@ class Decoding:
         prompt: Prompt,
         *,
         queries: int,
-        steps: int,
+        latent_steps: int,
         sampling: Sampling | None = None,
         generator: torch.Generator | None = None,
         given: Int[Tensor, "B h N"] | None = None,
@@ -122,11 +122,12 @@ class Decoding:
         self._embed = backbone.model.get_input_embeddings()
         if given is not None and given.shape[1]:
             prompt = prompt.followed_by(given.flatten(1) + self._first, backbone)
-        length, further = prompt.mask_BP.shape[1], steps * queries - 1  # the last code is never read
+        length, further = prompt.mask_BP.shape[1], latent_steps * queries - 1  # the last code is never read
         most = backbone.most_positions
         if most is not None and (wanted := int(prompt.positions_BP[:, -1].max()) + 1 + further) > most:
             raise ValueError(
-                f"{steps} latent steps behind a prompt of {wanted - further} tokens need {wanted} positions, the model "
+                f"{latent_steps} latent steps behind a prompt of {wanted - further} tokens need {wanted} positions, "
+                f"the model "
                 f"has {most}; decode fewer steps at once (LatentPolicy.long_plan), or shorten the instruction"
             )
         self._backbone, self._queries, self._generator = backbone, queries, generator

@@ -17,10 +17,12 @@ from torch import Tensor, nn
 class CodeProjection(nn.Module):
     """MLP, step and slot embedding, block-causal self-attention; a null token in front, which is all frame 0 sees."""
 
-    def __init__(self, *, digits: int, steps: int, queries: int, width: int, layers: int, head_dim: int = 64) -> None:
+    def __init__(
+        self, *, fsq_dims: int, latent_steps: int, queries: int, width: int, layers: int, head_dim: int = 64
+    ) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(digits, width), nn.GELU(), nn.Linear(width, width))
-        self.step = nn.Parameter(torch.randn(steps, width) * 0.02)
+        self.mlp = nn.Sequential(nn.Linear(fsq_dims, width), nn.GELU(), nn.Linear(width, width))
+        self.step = nn.Parameter(torch.randn(latent_steps, width) * 0.02)
         self.slot = nn.Parameter(torch.randn(queries, width) * 0.02)
         self.null = nn.Parameter(torch.randn(width) * 0.02)
         heads = max(1, width // head_dim)
@@ -45,11 +47,11 @@ class CodeProjection(nn.Module):
         return out
 
 
-def key_steps(steps: int, queries: int, device: torch.device) -> Tensor:
+def key_steps(latent_steps: int, queries: int, device: torch.device) -> Tensor:
     """Latent step of every context token: 0 for the null token, then k for each of the N codes of step k."""
-    return torch.cat([torch.zeros(1, dtype=torch.long), torch.arange(1, steps + 1).repeat_interleave(queries)]).to(
-        device
-    )
+    return torch.cat(
+        [torch.zeros(1, dtype=torch.long), torch.arange(1, latent_steps + 1).repeat_interleave(queries)]
+    ).to(device)
 
 
 def visible_keys(key_steps: Tensor, visibility: str, frames: Tensor | None = None) -> Bool[Tensor, "Q S"]:

@@ -37,9 +37,9 @@ class LightControl(nn.Module):
         self.mlp = nn.Sequential(nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU())
         self.out = nn.ModuleList(_zero(nn.Linear(hidden, width)) for _ in range(blocks))
 
-    def forward(self, hint: Float[Tensor, "B C K h w"]) -> list[Float[Tensor, "B Q W"]]:
+    def forward(self, control_video: Float[Tensor, "B C K h w"]) -> list[Float[Tensor, "B Q W"]]:
         """One residual per controlled block."""
-        tokens = self.mlp(rearrange(self.embed(hint), "b c k h w -> b (k h w) c"))
+        tokens = self.mlp(rearrange(self.embed(control_video), "b c k h w -> b (k h w) c"))
         return [layer(tokens) for layer in self.out]
 
 
@@ -72,7 +72,7 @@ class FullControl(nn.Module):
         x: Float[Tensor, "B C2 K h w"],
         times: Float[Tensor, "B K"],
         context: Float[Tensor, "B S D"],
-        hint: Float[Tensor, "B C K h w"],
+        control_video: Float[Tensor, "B C K h w"],
     ) -> list[Float[Tensor, "B Q W"]]:
         """One residual per copied block; `x` is what the transformer sees, marks of the first frame included."""
         batch, _, frames = x.shape[:3]
@@ -90,7 +90,7 @@ class FullControl(nn.Module):
             else:
                 tokens = block(tokens, context, embedded, temb, rotary)
             if i == 0:
-                tokens = tokens + self.mlp(rearrange(self.embed(hint), "b c k h w -> b (k h w) c"))
+                tokens = tokens + self.mlp(rearrange(self.embed(control_video), "b c k h w -> b (k h w) c"))
             residuals.append(FULL_WEIGHT * after(tokens))
         return residuals
 

@@ -119,11 +119,11 @@ class Geometry(NamedTuple):
     """What the VDM must know of its neighbors: latent channels and grid, latent steps, codes per step, digits."""
 
     channels: int
-    steps: int
+    latent_steps: int
     height: int
     width: int
     queries: int
-    digits: int
+    fsq_dims: int
 
 
 class VDM(nn.Module):
@@ -140,8 +140,8 @@ class VDM(nn.Module):
             )
         self.config, self.geometry = config, geometry
         self.projection = CodeProjection(
-            digits=geometry.digits,
-            steps=geometry.steps,
+            fsq_dims=geometry.fsq_dims,
+            latent_steps=geometry.latent_steps,
             queries=geometry.queries,
             width=config.context_width,
             layers=config.projection_layers,
@@ -223,7 +223,7 @@ class VDM(nn.Module):
         first: Float[Tensor, "B C h w"],
         codes: Float[Tensor, "B M N L"],
         *,
-        hint: Float[Tensor, "B C K h w"] | None,
+        control_video: Float[Tensor, "B C K h w"] | None,
         keep_codes: Bool[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B C K h w"]:
         """Predicted velocity eps - x0.
@@ -241,7 +241,7 @@ class VDM(nn.Module):
         context = self.projection(codes)
         self._set_masks(frames, height, width, keep_codes, x.device)
         with self._precision(x.device):
-            residuals = self._residuals(torch.cat([x, marks], dim=1), times, context, hint)
+            residuals = self._residuals(torch.cat([x, marks], dim=1), times, context, control_video)
             with residuals_added(self.transformer, residuals):
                 out = self.transformer(
                     hidden_states=x,
@@ -261,17 +261,19 @@ class VDM(nn.Module):
         half = self.config.frozen_precision == "bf16"
         return torch.autocast(device.type, dtype=torch.bfloat16) if half else nullcontext()
 
-    def _residuals(self, x: Tensor, times: Tensor, context: Tensor, hint: Tensor | None) -> list[Tensor]:
-        if self.control is None or hint is None:
+    def _residuals(self, x: Tensor, times: Tensor, context: Tensor, control_video: Tensor | None) -> list[Tensor]:
+        if self.control is None or control_video is None:
             return []
         if isinstance(self.control, LightControl):
-            return list(self.control(hint))
-        return list(self.control(self.transformer, x, times, context, hint))
+            return list(self.control(control_video))
+        return list(self.control(self.transformer, x, times, context, control_video))
 
-    def _set_masks(self, frames: int, height: int, width: int, keep_codes: Tensor | None, device: torch.device) -> None:
+    def _set_masks(
+        self, num_frames: int, height: int, width: int, keep_codes: Tensor | None, device: torch.device
+    ) -> None:
         per_frame = (height // 2) * (width // 2)
-        frame_of_query = torch.arange(frames, device=device).repeat_interleave(per_frame)
-        keys = key_steps(frames - 1, self.geometry.queries, device)
+        frame_of_query = torch.arange(num_frames, device=device).repeat_interleave(per_frame)
+        keys = key_steps(num_frames - 1, self.geometry.queries, device)
         cross = visible_keys(keys, self.config.code_visibility, frame_of_query)[None, None]
         if keep_codes is not None:
             cross = cross & (keep_codes[:, None, None, None] | (keys == 0))
@@ -285,7 +287,7 @@ class VDM(nn.Module):
         latents: Float[Tensor, "B C K h w"],
         codes: Float[Tensor, "B M N L"],
         *,
-        hint: Float[Tensor, "B C K h w"] | None,
+        control_video: Float[Tensor, "B C K h w"] | None,
         valid: Bool[Tensor, "B M"],
         generator: torch.Generator,
         drop_codes: bool = False,
@@ -296,13 +298,15 @@ class VDM(nn.Module):
         """
         device = latents.device
         shift = self.config.noise_shift
-        time = draw_times(latents.shape[0], generator, frames=self.geometry.steps + 1, shift=shift).to(device)
+        time = draw_times(latents.shape[0], generator, num_frames=self.geometry.latent_steps + 1, shift=shift).to(
+            device
+        )
         noise = torch.randn(latents.shape, generator=generator).to(device)
         dropout = 1.0 if drop_codes else self.config.code_dropout
         keep = (torch.rand(latents.shape[0], generator=generator) >= dropout).to(device)
         t = time[:, None, None, None, None]
         noisy = (1 - t) * latents + t * noise
-        predicted = self.velocity(noisy, time, latents[:, :, 0], codes, hint=hint, keep_codes=keep)
+        predicted = self.velocity(noisy, time, latents[:, :, 0], codes, control_video=control_video, keep_codes=keep)
         with torch.autocast(device.type, enabled=False):
             error = F.mse_loss(predicted.float(), noise - latents, reduction="none")[:, :, 1:].mean(dim=(1, 3, 4))
             weight = loss_weight(time)[:, None] * valid
@@ -314,7 +318,7 @@ class VDM(nn.Module):
         first: Float[Tensor, "B C h w"],
         codes: Float[Tensor, "B M N L"],
         *,
-        hint: Float[Tensor, "B C K h w"] | None,
+        control_video: Float[Tensor, "B C K h w"] | None,
         generator: torch.Generator,
         num_steps: int = 10,
     ) -> Float[Tensor, "B C K h w"]:
@@ -325,7 +329,7 @@ class VDM(nn.Module):
         frames = codes.shape[1] + 1
         x = torch.randn(batch, channels, frames, height, width, generator=generator).to(first.device)
         for time, t in zip(scheduler.timesteps, scheduler.sigmas[:-1], strict=True):
-            predicted = self.velocity(x, t.expand(batch).to(x), first, codes, hint=hint)
+            predicted = self.velocity(x, t.expand(batch).to(x), first, codes, control_video=control_video)
             x = scheduler.step(predicted, time, x, return_dict=False)[0]
         return torch.cat([first[:, :, None], x[:, :, 1:]], dim=2)
 
@@ -342,7 +346,7 @@ def stock_options(config: VDMConfig, geometry: Geometry) -> dict[str, Any]:
         "text_embed_dim": config.context_width,
         "adaln_lora_dim": config.adaln_lora_dim,
         # The longest axis that rotary positions reach; no weight depends on it.
-        "max_size": (max(128, geometry.steps + 1), max(240, geometry.height), max(240, geometry.width)),
+        "max_size": (max(128, geometry.latent_steps + 1), max(240, geometry.height), max(240, geometry.width)),
         "patch_size": (1, 2, 2),
         "rope_scale": config.rope_scale,
         "concat_padding_mask": config.padding_channel,

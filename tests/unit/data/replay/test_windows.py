@@ -48,7 +48,7 @@ from vw2_robot.errors import InputError, MissingExtraError
 from vw2_robot.pretrain.ingest import IngestConfig, fill_server
 from vw2_robot.storage.files import write_json
 
-OPTIONS = WindowOptions(frames=5, temporal_stride=2, window_stride=2)
+OPTIONS = WindowOptions(num_frames=5, temporal_stride=2, window_stride=2)
 FRAME_BYTES = 1000
 
 
@@ -85,7 +85,7 @@ def expected(source: Numbered, options: WindowOptions = OPTIONS) -> Counter[tupl
         for number, length in enumerate(lengths):
             windows = make_windows(
                 length,
-                frames=options.frames,
+                num_frames=options.frames,
                 cache_stride=options.window_stride,
                 hz=10.0,
                 temporal_stride=options.temporal_stride,
@@ -367,7 +367,7 @@ def test_decoded_windows_are_the_clips_of_the_stream(tmp_path: Path) -> None:
         episode = Episode("made", "1", "words", 5.0, images)
         cut = cut_episode(episode, OPTIONS, epoch=2, stretch="x", number=0)
         batch = decode(cut.windows, temporal_stride=2, height=24, width=32)
-        windows = make_windows(7, frames=5, cache_stride=2, hz=5.0, temporal_stride=2)
+        windows = make_windows(7, num_frames=5, cache_stride=2, hz=5.0, temporal_stride=2)
         np.testing.assert_array_equal(batch.valid, windows.valid)
         shown = np.stack([[episode.decode(index) for index in row] for row in windows.frames.tolist()])
         np.testing.assert_array_equal(batch.pixels, shown)
@@ -612,7 +612,7 @@ def served(tmp_path: Path) -> Iterator[Callable[..., str]]:
 def test_a_server_that_goes_back_in_the_middle_of_an_episode_is_noticed(tmp_path: Path, written_first: bool) -> None:
     """Windows that it had confirmed are gone, while Reverb's writer reconnects and goes on as if nothing had been."""
     pytest.importorskip("reverb", reason="Reverb is not installed (extra replay)")
-    options, port = ServerOptions(frames=5, temporal_stride=2), free_port()
+    options, port = ServerOptions(num_frames=5, temporal_stride=2), free_port()
     servers = [ReplayServer(options, path=tmp_path, port=port)]
     writer = ReverbWriter(f"127.0.0.1:{port}", timeout_seconds=30)
     reader = ReverbReader(f"127.0.0.1:{port}")
@@ -662,7 +662,7 @@ def test_a_server_refuses_clients_that_do_not_fit(served: Callable[..., str]) ->
         ReverbWriter(address, ingest=1, timeout_seconds=5)
     writer = ReverbWriter(address, timeout_seconds=5)
     with pytest.raises(InputError, match="9 frames"):
-        ingest([(SOURCE, 1.0)], IngestPlan(WindowOptions(frames=9)), writer)
+        ingest([(SOURCE, 1.0)], IngestPlan(WindowOptions(num_frames=9)), writer)
     writer.close()
 
 
@@ -687,7 +687,7 @@ def test_the_options_of_restored_tables_are_compared(tmp_path: Path) -> None:
 
 def test_damage_to_what_a_server_stored_is_noticed_before_reverb_reads_it(tmp_path: Path) -> None:
     pytest.importorskip("reverb", reason="Reverb is not installed (extra openx)")
-    start = partial(ReplayServer, ServerOptions(frames=5, temporal_stride=2), path=tmp_path, port=free_port())
+    start = partial(ReplayServer, ServerOptions(num_frames=5, temporal_stride=2), path=tmp_path, port=free_port())
     server = start()
     writer = ReverbWriter(f"127.0.0.1:{server.port}", timeout_seconds=5)
     fill(SOURCE, writer)
@@ -732,7 +732,7 @@ def test_a_checkpoint_waits_for_a_server_that_is_started_again(
     tmp_path: Path, when: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("reverb", reason="Reverb is not installed (extra openx)")
-    start = partial(ReplayServer, ServerOptions(frames=5, temporal_stride=2), path=tmp_path, port=free_port())
+    start = partial(ReplayServer, ServerOptions(num_frames=5, temporal_stride=2), path=tmp_path, port=free_port())
     servers = [start()]
     reader = ReverbReader(f"127.0.0.1:{servers[0].port}")
     first = reader.checkpoint(timeout_seconds=10)

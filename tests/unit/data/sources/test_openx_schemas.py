@@ -186,7 +186,7 @@ def test_every_source_of_the_table_becomes_a_training_batch(source: OpenXSource,
     assert episodes[2].decode(2).shape == (*size, 3)
     assert np.abs(episodes[2].decode(2).astype(int) - 15).max() <= 1
 
-    windows = WindowOptions(frames=5, target_hz=TARGET_HZ)
+    windows = WindowOptions(num_frames=5, target_hz=TARGET_HZ)
     with ClipStream([(data, 1.0)], StreamOptions(windows, height=24, width=32), seed=0, threads=0) as stream:
         batch = stream.batch(2)
     assert batch.pixels.shape == (2, 5, 24, 32, 3)
@@ -215,8 +215,8 @@ def test_the_frame_cache_gives_the_same_clips_as_the_stream(name: str, tmp_path:
         (3, ""),
         (length, WORDS),
     ]
-    clips = ClipSampler(stored, [0, 1, 2], frames=5, seed=0, target_hz=TARGET_HZ).batch(0, 2)
-    options = StreamOptions(WindowOptions(frames=5, target_hz=TARGET_HZ), height=24, width=32)
+    clips = ClipSampler(stored, [0, 1, 2], num_frames=5, seed=0, target_hz=TARGET_HZ).batch(0, 2)
+    options = StreamOptions(WindowOptions(num_frames=5, target_hz=TARGET_HZ), height=24, width=32)
     with ClipStream([(data, 1.0)], options, seed=0, threads=0) as stream:
         streamed = stream.batch(2)
     np.testing.assert_array_equal(clips.pixels, streamed.pixels)
@@ -227,7 +227,7 @@ def test_the_real_bridge_episodes_become_a_training_batch(shared_dir: Path) -> N
     if not folder.is_dir():
         pytest.skip("no Bridge V2 sample in the shared data")
     data = RldsSource(folder, splits=("train", "val"))
-    options = StreamOptions(WindowOptions(frames=5, gap_seconds=0.8), height=48, width=64)
+    options = StreamOptions(WindowOptions(num_frames=5, gap_seconds=0.8), height=48, width=64)
     with ClipStream([(data, 1.0)], options, seed=0, threads=0) as stream:
         batch = stream.batch(16)
     assert batch.pixels.shape == (16, 5, 48, 64, 3)

@@ -120,7 +120,7 @@ def test_the_bridge_sample_has_25_videos_under_50_names_and_none_on_both_sides(b
         cache.episodes[number].sha256 for number in validation
     )
     assert (len(training), len(validation)) == (44, 6)
-    batch = ClipSampler(cache, training, frames=9, seed=0).batch(0, 8)
+    batch = ClipSampler(cache, training, num_frames=9, seed=0).batch(0, 8)
     assert batch.pixels.shape == (8, 9, 32, 32, 3)
 
 

@@ -216,7 +216,7 @@ def test_expert_policy_follows_the_contract_and_solves_a_subtask():
     benchmark = CalvinBenchmark()
     policy = benchmark.expert()
     assert isinstance(policy, Policy)
-    assert policy.metadata["horizon"] == policy.metadata["n_action_steps"] == 1
+    assert policy.metadata["chunk_size"] == policy.metadata["n_action_steps"] == 1
     benchmark.reset(benchmark.sequences(2)[1])
     benchmark.begin("turn_off_led")
     policy.reset(benchmark.instruction("turn_off_led"), seed=0)

@@ -121,7 +121,7 @@ def test_accuracy_counts_right_codes():
 def test_cached_decoding_equals_teacher_forcing_of_its_own_codes():
     policy = build()
     prompt = policy.prompt(WORDS, images(4))
-    decoded = policy.decode(prompt, steps=3)
+    decoded = policy.decode(prompt, latent_steps=3)
     assert decoded.codes_BHN.shape == (4, 3, 4)
     states = policy.states(prompt, decoded.codes_BHN)
     torch.testing.assert_close(decoded.states_BHND, states, atol=2e-6, rtol=2e-6)
@@ -151,18 +151,18 @@ def test_greedy_decoding_equals_transformers_generate_on_the_same_embeddings():
         pad_token_id=policy.backbone.tokenizer.pad,
         logits_processor=LogitsProcessorList([LatentsOnly()]),
     )
-    assert torch.equal(policy.decode(prompt, steps=2).codes_BHN.flatten(1), tokens - first)
+    assert torch.equal(policy.decode(prompt, latent_steps=2).codes_BHN.flatten(1), tokens - first)
 
 
 def test_prompts_of_different_lengths_in_a_batch_equal_one_by_one():
     policy, image = build(), images(4)
     codes = some_codes(4, 2)
     together = policy.prompt(WORDS, image)
-    states, decoded = policy.states(together, codes), policy.decode(together, steps=2)
+    states, decoded = policy.states(together, codes), policy.decode(together, latent_steps=2)
     for i, words in enumerate(WORDS):
         alone = policy.prompt([words], image[i : i + 1])
         torch.testing.assert_close(policy.states(alone, codes[i : i + 1])[0], states[i], atol=5e-6, rtol=5e-6)
-        single = policy.decode(alone, steps=2)
+        single = policy.decode(alone, latent_steps=2)
         assert torch.equal(single.codes_BHN[0], decoded.codes_BHN[i])
         torch.testing.assert_close(single.states_BHND[0], decoded.states_BHND[i], atol=5e-6, rtol=5e-6)
 
@@ -175,22 +175,24 @@ def test_what_stands_in_the_padding_changes_nothing():
     valid = torch.ones(4, 2, dtype=torch.bool)
     loss, changed = (policy.code_loss(policy.states(one, codes), codes, valid)[0] for one in (prompt, other))
     assert torch.equal(loss, changed)
-    assert torch.equal(policy.decode(prompt, steps=2).states_BHND, policy.decode(other, steps=2).states_BHND)
+    assert torch.equal(
+        policy.decode(prompt, latent_steps=2).states_BHND, policy.decode(other, latent_steps=2).states_BHND
+    )
 
 
 def test_only_latent_tokens_come_out_even_if_the_model_wants_others():
     policy = build()
     prompt = policy.prompt(WORDS, images(4))
-    before = policy.decode(prompt, steps=2).codes_BHN
+    before = policy.decode(prompt, latent_steps=2).codes_BHN
     vocabulary = policy.backbone.vocabulary
-    state = policy.decode(prompt, steps=1).states_BHND[0, 0, 0]
+    state = policy.decode(prompt, latent_steps=1).states_BHND[0, 0, 0]
     with torch.no_grad():  # a word and a special token now have by far the largest logits
         head = policy.backbone.model.get_output_embeddings().weight
         head[[65, vocabulary.special["</lat>"]]] = 100 * state
         hidden = state[None]
         assert int((hidden @ head.T).argmax()) in (65, vocabulary.special["</lat>"])
-    assert torch.equal(policy.decode(prompt, steps=2).codes_BHN, before)
-    hot = policy.decode(prompt, steps=2, temperature=50.0, generator=torch.Generator().manual_seed(0)).codes_BHN
+    assert torch.equal(policy.decode(prompt, latent_steps=2).codes_BHN, before)
+    hot = policy.decode(prompt, latent_steps=2, temperature=50.0, generator=torch.Generator().manual_seed(0)).codes_BHN
     assert int(hot.min()) >= 0
     assert int(hot.max()) < 1000
 
@@ -201,11 +203,11 @@ def test_sampling_depends_on_the_generator_and_follows_the_temperature():
 
     def sample(seed, temperature):
         noise = torch.Generator().manual_seed(seed)
-        return policy.decode(prompt, steps=2, temperature=temperature, generator=noise).codes_BHN
+        return policy.decode(prompt, latent_steps=2, temperature=temperature, generator=noise).codes_BHN
 
     assert torch.equal(sample(0, 1.0), sample(0, 1.0))
     assert not torch.equal(sample(0, 1.0), sample(1, 1.0))
-    assert torch.equal(sample(0, 1e-4), policy.decode(prompt, steps=2).codes_BHN)
+    assert torch.equal(sample(0, 1e-4), policy.decode(prompt, latent_steps=2).codes_BHN)
 
 
 def test_words_and_image_both_matter():
@@ -228,7 +230,7 @@ def test_four_sequences_are_memorized():
         loss.backward()
         optimizer.step()
     assert float(parts["accuracy"]) > 0.99
-    assert torch.equal(policy.eval().decode(policy.prompt(WORDS, image), steps=2).codes_BHN, codes)
+    assert torch.equal(policy.eval().decode(policy.prompt(WORDS, image), latent_steps=2).codes_BHN, codes)
 
 
 def test_a_image_size_that_does_not_halve_is_refused():

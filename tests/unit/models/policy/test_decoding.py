@@ -30,8 +30,8 @@ def prompt(policy):
 
 
 def test_step_by_step_gives_what_all_at_once_gives(policy, prompt):
-    whole = policy.decode(prompt, steps=3)
-    conversation = policy.begin(prompt, steps=3)
+    whole = policy.decode(prompt, latent_steps=3)
+    conversation = policy.begin(prompt, latent_steps=3)
     for step in range(3):
         part = conversation.step()
         assert torch.equal(part.codes_BHN[:, 0], whole.codes_BHN[:, step])
@@ -39,43 +39,50 @@ def test_step_by_step_gives_what_all_at_once_gives(policy, prompt):
 
 
 def test_no_more_steps_than_were_announced(policy, prompt):
-    conversation = policy.begin(prompt, steps=1)
+    conversation = policy.begin(prompt, latent_steps=1)
     conversation.step()
     with pytest.raises(ValueError, match="reserved for"):
         conversation.step()
 
 
 def test_given_codes_count_as_chosen(policy, prompt):
-    whole = policy.decode(prompt, steps=3)
-    rest = policy.decode(prompt, steps=2, given=whole.codes_BHN[:, :1])
+    whole = policy.decode(prompt, latent_steps=3)
+    rest = policy.decode(prompt, latent_steps=2, given=whole.codes_BHN[:, :1])
     assert torch.equal(rest.codes_BHN, whole.codes_BHN[:, 1:])
     torch.testing.assert_close(rest.states_BHND, whole.states_BHND[:, 1:], atol=2e-6, rtol=2e-6)
-    other = policy.decode(prompt, steps=2, given=(whole.codes_BHN[:, :1] + 1) % 1000)
+    other = policy.decode(prompt, latent_steps=2, given=(whole.codes_BHN[:, :1] + 1) % 1000)
     assert not torch.equal(other.states_BHND, rest.states_BHND)
 
 
 def test_more_steps_than_the_model_has_positions_for_are_refused_with_numbers(policy, prompt):
     length = int(prompt.positions_BP[:, -1].max()) + 1
     most = (96 - length + 1) // 4
-    assert policy.decode(prompt, steps=most).codes_BHN.shape == (2, most, 4)
+    assert policy.decode(prompt, latent_steps=most).codes_BHN.shape == (2, most, 4)
     with pytest.raises(ValueError, match=rf"{most + 1} latent steps behind a prompt of {length} tokens .* has 96"):
-        policy.decode(prompt, steps=most + 1)
+        policy.decode(prompt, latent_steps=most + 1)
 
 
 def test_a_long_plan_slides_a_window_and_up_to_the_horizon_it_is_plain_decoding(policy, prompt):
-    assert torch.equal(policy.long_plan(prompt, steps=3, horizon=4), policy.decode(prompt, steps=3).codes_BHN)
-    plan = policy.long_plan(prompt, steps=30, horizon=4)
+    assert torch.equal(
+        policy.long_plan(prompt, latent_steps=3, total_steps=4), policy.decode(prompt, latent_steps=3).codes_BHN
+    )
+    plan = policy.long_plan(prompt, latent_steps=30, total_steps=4)
     assert plan.shape == (2, 30, 4)
-    assert torch.equal(plan[:, :4], policy.decode(prompt, steps=4).codes_BHN)
-    expected = policy.decode(prompt, steps=2, given=plan[:, 10:12]).codes_BHN
+    assert torch.equal(plan[:, :4], policy.decode(prompt, latent_steps=4).codes_BHN)
+    expected = policy.decode(prompt, latent_steps=2, given=plan[:, 10:12]).codes_BHN
     assert torch.equal(plan[:, 12:14], expected)
-    assert policy.long_plan(prompt, steps=5, horizon=1).shape == (2, 5, 4)
+    assert policy.long_plan(prompt, latent_steps=5, total_steps=1).shape == (2, 5, 4)
 
 
 def test_a_long_plan_is_drawn_from_the_generator(policy, prompt):
     plans = [
         policy.long_plan(
-            prompt, steps=6, horizon=2, temperature=1.0, top_p=0.9, generator=torch.Generator().manual_seed(seed)
+            prompt,
+            latent_steps=6,
+            total_steps=2,
+            temperature=1.0,
+            top_p=0.9,
+            generator=torch.Generator().manual_seed(seed),
         )
         for seed in (0, 0, 1)
     ]
@@ -114,9 +121,9 @@ def test_impossible_sampling_is_refused(wrong):
 
 def test_decoding_under_autocast_is_that_in_full_precision(policy, prompt):
     assert isinstance(policy.backbone.new_cache(prompt.positions_BP, further=3)[0], StaticCache)
-    plain = policy.decode(prompt, steps=2)
+    plain = policy.decode(prompt, latent_steps=2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = policy.decode(prompt, steps=2)
+        mixed = policy.decode(prompt, latent_steps=2)
     assert torch.equal(mixed.states_BHND, plain.states_BHND)
     assert torch.equal(mixed.codes_BHN, plain.codes_BHN)
 
@@ -129,7 +136,7 @@ def test_training_goes_on_after_decoding():
         optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
         for _ in range(3):
             if policy is policies[0]:
-                policy.decode(policy.prompt(WORDS, image), steps=1)
+                policy.decode(policy.prompt(WORDS, image), latent_steps=1)
             loss = policy.code_loss(policy.states(policy.prompt(WORDS, image), codes), codes, codes[..., 0] >= 0)[0]
             optimizer.zero_grad()
             loss.backward()
@@ -167,18 +174,18 @@ def test_words_that_were_read_before_are_not_read_again_and_change_nothing(monke
     monkeypatch.setattr(StaticCache, "advance", counted)
     image = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     alone = policy.prompt(["push"], image[:1])
-    first = policy.decode(alone, steps=1)
+    first = policy.decode(alone, latent_steps=1)
     assert read == [(1, 8), (1, 6), (1, 1), (1, 1), (1, 1)]  # words; image and what follows; three codes
     read.clear()
-    again = policy.decode(alone, steps=1)
+    again = policy.decode(alone, latent_steps=1)
     assert read == [(1, 6), (1, 1), (1, 1), (1, 1)]
     assert torch.equal(first.states_BHND, again.states_BHND)
-    policy.decode(policy.prompt(["push", "open the drawer", "push"], image), steps=1)
-    assert torch.equal(policy.decode(alone, steps=1).states_BHND, first.states_BHND)
+    policy.decode(policy.prompt(["push", "open the drawer", "push"], image), latent_steps=1)
+    assert torch.equal(policy.decode(alone, latent_steps=1).states_BHND, first.states_BHND)
     with torch.no_grad():  # a weight that moves makes it forget
         policy.backbone.model.model.layers[0].mlp.up_proj.weight.mul_(1.5)
         read.clear()
-        changed = policy.decode(alone, steps=1)
+        changed = policy.decode(alone, latent_steps=1)
         assert read[0] == (1, 8)
         torch.testing.assert_close(changed.states_BHND, policy.states(alone, changed.codes_BHN), atol=2e-6, rtol=2e-6)
 
@@ -196,7 +203,7 @@ def test_in_training_all_instructions_are_read_in_one_go(monkeypatch):
     monkeypatch.setattr(StaticCache, "advance", counted)
     image = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     prompt = policy.prompt([f"push {number}" for number in range(8)], image)
-    decoded = policy.decode(prompt, steps=1)
+    decoded = policy.decode(prompt, latent_steps=1)
     assert reads == [(8, prompt.mask_BP.shape[1]), (8, 1), (8, 1), (8, 1)]
     states = policy.states(prompt, decoded.codes_BHN)
     torch.testing.assert_close(decoded.states_BHND, states, atol=2e-6, rtol=2e-6)
@@ -205,6 +212,6 @@ def test_in_training_all_instructions_are_read_in_one_go(monkeypatch):
 def test_only_so_many_instructions_are_remembered(policy):
     image = torch.zeros(1, 3, 16, 16)
     for number in range(40):
-        policy.decode(policy.prompt([f"push {number}"], image), steps=1)
+        policy.decode(policy.prompt([f"push {number}"], image), latent_steps=1)
     assert len(policy.backbone._words._known) == 32
     assert any(bytes(t for t in words if t < 256) == b"push 39" for words in policy.backbone._words._known)

@@ -149,7 +149,7 @@ def test_a_policy_that_sees_features_is_whole_in_its_checkpoint(tmp_path):
     )
     again = LatentPolicy.of_checkpoint(load_checkpoint(tmp_path / "step_1", kind="policy")).eval()
     image = images()
-    assert torch.equal(*(p.decode(p.prompt(WORDS, image), steps=2).states_BHND for p in (policy, again)))
+    assert torch.equal(*(p.decode(p.prompt(WORDS, image), latent_steps=2).states_BHND for p in (policy, again)))
 
 
 def test_features_without_a_dldm_are_refused():

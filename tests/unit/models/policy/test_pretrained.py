@@ -74,7 +74,7 @@ def test_latent_logits_are_those_of_the_model_itself(family, model_folder):
 def test_cached_decoding_equals_teacher_forcing_for_mixed_prompts(family, model_folder):
     policy = policy_of(family, model_folder)
     prompt = policy.prompt(WORDS, images(policy))
-    decoded = policy.decode(prompt, steps=3)
+    decoded = policy.decode(prompt, latent_steps=3)
     with torch.no_grad():
         states = policy.states(prompt, decoded.codes_BHN)
     torch.testing.assert_close(decoded.states_BHND, states, atol=4e-6, rtol=4e-6)
@@ -86,17 +86,17 @@ def test_a_batch_of_mixed_prompts_equals_one_by_one(family, model_folder):
     policy = policy_of(family, model_folder)
     image, codes = images(policy), some_codes(4, 2)
     together = policy.prompt(WORDS, image)
-    decoded = policy.decode(together, steps=2)
+    decoded = policy.decode(together, latent_steps=2)
     with torch.no_grad():
         states = policy.states(together, codes)
         for i, words in enumerate(WORDS):
             alone = policy.prompt([words], image[i : i + 1])
-            single = policy.decode(alone, steps=2)
+            single = policy.decode(alone, latent_steps=2)
             assert torch.equal(single.codes_BHN[0], decoded.codes_BHN[i])
             torch.testing.assert_close(single.states_BHND[0], decoded.states_BHND[i], atol=4e-6, rtol=4e-6)
             torch.testing.assert_close(policy.states(alone, codes[i : i + 1])[0], states[i], atol=4e-6, rtol=4e-6)
             assert torch.equal(
-                policy.decode(together.rows(torch.tensor([i])), steps=1).codes_BHN[0, 0], single.codes_BHN[0, 0]
+                policy.decode(together.rows(torch.tensor([i])), latent_steps=1).codes_BHN[0, 0], single.codes_BHN[0, 0]
             )
 
 
@@ -123,7 +123,7 @@ def test_greedy_decoding_equals_generate(family, model_folder):
         pad_token_id=0,
         logits_processor=LogitsProcessorList([LatentsOnly()]),
     )
-    assert torch.equal(policy.decode(prompt, steps=3).codes_BHN.flatten(1), tokens - first)
+    assert torch.equal(policy.decode(prompt, latent_steps=3).codes_BHN.flatten(1), tokens - first)
 
 
 def test_llama_shaped_models_are_decoded_by_our_own_cache_and_others_by_that_of_transformers(model_folder):
@@ -138,18 +138,18 @@ def test_decoding_follows_every_update_of_the_weights(model_folder):
     """Its matrices are views of the model's parameters, also after a copy onto another model or device."""
     policy = policy_of("llama", model_folder)
     prompt = policy.prompt(WORDS, images(policy))
-    before = policy.decode(prompt, steps=2)
+    before = policy.decode(prompt, latent_steps=2)
     names = [name for name, _ in policy.named_parameters()]
     with torch.no_grad():
         for parameter in policy.backbone.model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     prompt = policy.prompt(WORDS, images(policy))
-    after = policy.decode(prompt, steps=2)
+    after = policy.decode(prompt, latent_steps=2)
     assert not torch.equal(before.states_BHND, after.states_BHND)
     for changed in (policy, policy.double().float()):
         states = changed.states(prompt, after.codes_BHN)
         torch.testing.assert_close(after.states_BHND, states, atol=4e-6, rtol=4e-6)
-        torch.testing.assert_close(changed.decode(prompt, steps=2).states_BHND, states, atol=4e-6, rtol=4e-6)
+        torch.testing.assert_close(changed.decode(prompt, latent_steps=2).states_BHND, states, atol=4e-6, rtol=4e-6)
     assert [name for name, _ in policy.named_parameters()] == names
 
 
@@ -179,7 +179,7 @@ def test_a_checkpoint_alone_rebuilds_the_policy(family, model_folder, tmp_path):
     )
     again = LatentPolicy.of_checkpoint(load_checkpoint(tmp_path / "step_1", kind="policy")).eval()
     image = images(policy)
-    mine, theirs = (p.decode(p.prompt(WORDS, image), steps=2) for p in (policy, again))
+    mine, theirs = (p.decode(p.prompt(WORDS, image), latent_steps=2) for p in (policy, again))
     assert torch.equal(mine.states_BHND, theirs.states_BHND)
     assert again.backbone.vocabulary == policy.backbone.vocabulary
 
@@ -263,11 +263,11 @@ def test_adapters_are_in_the_weights_of_a_policy_that_comes_from_a_checkpoint(mo
     assert again.config.backbone.train == "full"
     assert all(parameter.requires_grad for parameter in again.backbone.parameters())
     image = images(policy)
-    mine, theirs = (p.decode(p.prompt(WORDS, image), steps=2) for p in (policy, again))
+    mine, theirs = (p.decode(p.prompt(WORDS, image), latent_steps=2) for p in (policy, again))
     assert torch.equal(mine.codes_BHN, theirs.codes_BHN)
     torch.testing.assert_close(mine.states_BHND, theirs.states_BHND, atol=1e-4, rtol=1e-3)
     plain = build(model_folder("llama"))
-    assert not torch.equal(plain.decode(plain.prompt(WORDS, image), steps=2).codes_BHN, mine.codes_BHN)
+    assert not torch.equal(plain.decode(plain.prompt(WORDS, image), latent_steps=2).codes_BHN, mine.codes_BHN)
 
 
 def test_a_vision_language_model_sees_the_image_and_its_places_are_its_own_image_token(model_folder):

@@ -135,7 +135,7 @@ def test_the_padding_channel_stands_where_stock_diffusers_puts_it(folder, monkey
     generator = torch.Generator().manual_seed(0)
     noisy, first = (torch.randn(1, 16, *shape, generator=generator) for shape in ((3, 4, 6), (4, 6)))
     with torch.no_grad():
-        ours = model.velocity(noisy, torch.tensor([0.7]), first, torch.rand(1, 2, 4, 4), hint=None)
+        ours = model.velocity(noisy, torch.tensor([0.7]), first, torch.rand(1, 2, 4, 4), control_video=None)
         theirs = stock("CosmosTransformer3DModel", folder / "transformer")(
             **{**seen, "condition_mask": seen["condition_mask"][:, :1]}, padding_mask=torch.zeros(1, 1, 32, 48)
         )[0]
@@ -157,10 +157,10 @@ def test_trained_adapters_are_saved_inside_the_weights_or_beside_them(tmp_path):
         plain.projection.load_state_dict(model.projection.state_dict())
         plain.transformer.load_state_dict(plain_state(transformer, merged=True))
         with torch.no_grad():
-            return plain.velocity(*arguments, hint=None)
+            return plain.velocity(*arguments, control_video=None)
 
     with torch.no_grad():
-        expected = model.velocity(*arguments, hint=None)
+        expected = model.velocity(*arguments, control_video=None)
     model.save_folder(tmp_path / "merged")
     merged = stock("CosmosTransformer3DModel", tmp_path / "merged/transformer")
     torch.testing.assert_close(answer(merged), expected, atol=1e-4, rtol=1e-4)

@@ -46,7 +46,7 @@ class FreeContext(nn.Module):
 def keys_seen_by(model, frame, **options):
     context = FreeContext()
     model.projection = context
-    model.velocity(*inputs(), hint=None, **options)[:, :, frame].square().sum().backward()
+    model.velocity(*inputs(), control_video=None, **options)[:, :, frame].square().sum().backward()
     return {key for key in range(13) if context.keys.grad[0, key].abs().max() > 0}
 
 
@@ -75,7 +75,7 @@ def test_codes_that_are_dropped_leave_the_null_token_alone():
     noisy, time, first, codes = inputs(batch=2)
     other = codes.flip(0)
     keep = torch.tensor([True, False])
-    before, after = (model.velocity(noisy, time, first, c, hint=None, keep_codes=keep) for c in (codes, other))
+    before, after = (model.velocity(noisy, time, first, c, control_video=None, keep_codes=keep) for c in (codes, other))
     assert torch.equal(before[1], after[1])
     assert not torch.equal(before[0], after[0])
 
@@ -91,7 +91,7 @@ def test_no_row_is_without_a_visible_key(visibility, steps):
 
 def test_projected_tokens_see_their_own_and_earlier_steps():
     torch.manual_seed(0)
-    projection = CodeProjection(digits=4, steps=3, queries=4, width=16, layers=2)
+    projection = CodeProjection(fsq_dims=4, latent_steps=3, queries=4, width=16, layers=2)
     codes = torch.rand(1, 3, 4, 4, requires_grad=True)
     tokens = projection(codes)
     assert tokens.shape == (1, 13, 16)
@@ -108,9 +108,9 @@ def test_the_whole_model_is_causal_exactly_with_causal_self_attention(strict):
     later_noise, later_codes = noisy.clone(), codes.clone()
     later_noise[:, :, 2:] = torch.randn_like(later_noise[:, :, 2:])
     later_codes[:, 1:] = -later_codes[:, 1:]  # step 2 and 3
-    before = model.velocity(noisy, time, first, codes, hint=None)
-    noise_moved = model.velocity(later_noise, time, first, codes, hint=None)
-    codes_moved = model.velocity(noisy, time, first, later_codes, hint=None)
+    before = model.velocity(noisy, time, first, codes, control_video=None)
+    noise_moved = model.velocity(later_noise, time, first, codes, control_video=None)
+    codes_moved = model.velocity(noisy, time, first, later_codes, control_video=None)
     for moved in (noise_moved, codes_moved):
         assert not torch.allclose(moved[:, :, 2], before[:, :, 2], atol=1e-4)
         assert torch.equal(moved[:, :, :2], before[:, :, :2]) == strict
@@ -119,12 +119,12 @@ def test_the_whole_model_is_causal_exactly_with_causal_self_attention(strict):
 def test_a_control_branch_at_its_start_changes_no_bit():
     model = build()
     noisy, time, first, codes = inputs(batch=2)
-    plain = model.velocity(noisy, time, first, codes, hint=None)
+    plain = model.velocity(noisy, time, first, codes, control_video=None)
     hint = torch.randn_like(noisy)
-    assert torch.equal(model.velocity(noisy, time, first, codes, hint=hint), plain)
+    assert torch.equal(model.velocity(noisy, time, first, codes, control_video=hint), plain)
     nn.init.normal_(model.control.out[0].weight)
-    assert not torch.equal(model.velocity(noisy, time, first, codes, hint=hint), plain)
-    assert torch.equal(model.velocity(noisy, time, first, codes, hint=None), plain)
+    assert not torch.equal(model.velocity(noisy, time, first, codes, control_video=hint), plain)
+    assert torch.equal(model.velocity(noisy, time, first, codes, control_video=None), plain)
 
 
 def hooks_of(model):
@@ -135,10 +135,10 @@ def test_no_hook_stays_behind_neither_after_a_forward_nor_after_an_exception():
     model = build()
     before = hooks_of(model)
     noisy, time, first, codes = inputs()
-    model.velocity(noisy, time, first, codes, hint=torch.randn_like(noisy))
+    model.velocity(noisy, time, first, codes, control_video=torch.randn_like(noisy))
     assert hooks_of(model) == before
     with pytest.raises(RuntimeError):  # a hint of another size breaks inside the transformer, at the first block
-        model.velocity(noisy, time, first, codes, hint=torch.randn(1, 3, 4, 8, 8))
+        model.velocity(noisy, time, first, codes, control_video=torch.randn(1, 3, 4, 8, 8))
     assert hooks_of(model) == before
 
 
@@ -147,7 +147,7 @@ def test_the_first_frame_is_clean_marked_and_at_the_smallest_noise_level():
     seen = {}
     handle = model.transformer.register_forward_pre_hook(lambda m, a, k: seen.update(k), with_kwargs=True)
     noisy, time, first, codes = inputs()
-    model.velocity(noisy, time, first, codes, hint=None)
+    model.velocity(noisy, time, first, codes, control_video=None)
     handle.remove()
     assert pytest.approx(1e-4 / (1 + 1e-4)) == CLEAN_TIME
     torch.testing.assert_close(seen["timestep"].flatten(), torch.tensor([CLEAN_TIME, 0.7, 0.7, 0.7]))
@@ -163,7 +163,7 @@ class Answer:
     def __init__(self, error):
         self.error = error
 
-    def __call__(self, noisy, time, first, codes, *, hint, keep_codes=None):
+    def __call__(self, noisy, time, first, codes, *, control_video, keep_codes=None):
         self.noisy, self.time, self.keep = noisy, time, keep_codes
         t = time[:, None, None, None, None]
         self.noise = (noisy - (1 - t) * self.latents) / t
@@ -178,7 +178,7 @@ def loss_of(error, *, latents, valid=None, seed=0, model=None, **options):
     valid = torch.ones(len(latents), 3, dtype=torch.bool) if valid is None else valid
     generator = torch.Generator().manual_seed(seed)
     codes = torch.zeros(len(latents), 3, 4, 4)
-    return model.denoising_loss(latents, codes, hint=None, valid=valid, generator=generator, **options), answer
+    return model.denoising_loss(latents, codes, control_video=None, valid=valid, generator=generator, **options), answer
 
 
 def test_a_perfect_prediction_costs_nothing():
@@ -223,12 +223,12 @@ def test_codes_are_hidden_as_often_as_the_configuration_says():
 
 def test_noise_levels_have_the_published_quantiles(monkeypatch):
     generator = torch.Generator().manual_seed(0)
-    with_tail = draw_times(100_000, generator, frames=24)
+    with_tail = draw_times(100_000, generator, num_frames=24)
     monkeypatch.setattr("vw2_robot.models.video.noise_levels.TAIL_PROBABILITY", 0.0)
-    t = draw_times(100_000, generator, frames=24)
+    t = draw_times(100_000, generator, num_frames=24)
     found = t.quantile(torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95]))
     torch.testing.assert_close(found, torch.tensor([0.49, 0.71, 0.83, 0.91, 0.96]), atol=0.006, rtol=0)
-    shifted = draw_times(100_000, torch.Generator().manual_seed(0), frames=24, shift=5.0)
+    shifted = draw_times(100_000, torch.Generator().manual_seed(0), num_frames=24, shift=5.0)
     level = shifted.quantile(0.5) / (1 - shifted.quantile(0.5))
     assert float(level) == pytest.approx(5 * math.sqrt(24), rel=0.02)
     high = (with_tail > 200 / 201).float().mean()
@@ -240,7 +240,9 @@ def test_the_loss_depends_on_the_generator_alone():
     model, latents = build(), torch.randn(2, 3, 4, 4, 4)
     valid, codes = torch.ones(2, 3, dtype=torch.bool), inputs(2)[3]
     losses = [
-        model.denoising_loss(latents, codes, hint=None, valid=valid, generator=torch.Generator().manual_seed(seed))
+        model.denoising_loss(
+            latents, codes, control_video=None, valid=valid, generator=torch.Generator().manual_seed(seed)
+        )
         for seed in (1, 1, 2)
     ]
     assert torch.equal(losses[0], losses[1])
@@ -262,7 +264,7 @@ def test_stock_diffusers_loads_what_the_wrapper_saves_and_answers_alike(tmp_path
         f"transformer.{k}": v.tolist() for k, v in stock.state_dict().items()
     }
     noisy, time, first, codes = inputs()
-    out = model.velocity(noisy, time, first, codes, hint=None)
+    out = model.velocity(noisy, time, first, codes, control_video=None)
     mask = torch.zeros(1, 1, 4, 4, 4)
     mask[:, :, 0] = 1
     times = torch.tensor([CLEAN_TIME, 0.7, 0.7, 0.7])[None, None, :, None, None]
@@ -275,10 +277,10 @@ def test_a_copy_has_masks_of_its_own():
     model = build()
     twin = copy.deepcopy(model)
     noisy, time, first, codes = inputs()
-    hidden = model.velocity(noisy, time, first, codes, hint=None, keep_codes=torch.tensor([False]))
-    shown = twin.velocity(noisy, time, first, codes, hint=None)
+    hidden = model.velocity(noisy, time, first, codes, control_video=None, keep_codes=torch.tensor([False]))
+    shown = twin.velocity(noisy, time, first, codes, control_video=None)
     assert not torch.equal(hidden, shown)
-    assert torch.equal(model.velocity(noisy, time, first, codes, hint=None), shown)
+    assert torch.equal(model.velocity(noisy, time, first, codes, control_video=None), shown)
     assert not any("mask" in name for name in model.state_dict())
 
 
@@ -286,7 +288,7 @@ def test_sampling_keeps_the_first_frame_and_depends_on_the_generator():
     model = build()
     _, _, first, codes = inputs(batch=2)
     clips = [
-        model.sample(first, codes, hint=None, generator=torch.Generator().manual_seed(seed), num_steps=3)
+        model.sample(first, codes, control_video=None, generator=torch.Generator().manual_seed(seed), num_steps=3)
         for seed in (0, 0, 1)
     ]
     assert clips[0].shape == (2, 3, 4, 4, 4)
@@ -300,7 +302,7 @@ def test_sampling_with_a_perfect_velocity_arrives_at_the_clip():
     model, target = build(), torch.randn(1, 3, 4, 4, 4)
     model.velocity = lambda x, time, first, codes, *, hint: (x - target) / time[:, None, None, None, None]
     sample = model.sample(
-        target[:, :, 0], inputs()[3], hint=None, generator=torch.Generator().manual_seed(0), num_steps=4
+        target[:, :, 0], inputs()[3], control_video=None, generator=torch.Generator().manual_seed(0), num_steps=4
     )
     torch.testing.assert_close(sample, target, atol=0.01, rtol=0)
 
@@ -333,7 +335,7 @@ def test_the_right_change_gives_the_right_velocity(t):
     target = (change - known * (change + sigma * noise)) / (sigma * known**0.5)  # EDM preconditioning, solved for F
     assert 0.7 < float(target.std()) < 1.3  # the network's target has unit size at every noise level
     model.transformer = Says(target)
-    torch.testing.assert_close(model.velocity(*arguments, hint=None), noise - clean, atol=2e-3, rtol=1e-3)
+    torch.testing.assert_close(model.velocity(*arguments, control_video=None), noise - clean, atol=2e-3, rtol=1e-3)
 
 
 def test_a_silent_network_shows_a_still_image_in_noise_and_the_clip_itself_without():
@@ -341,7 +343,7 @@ def test_a_silent_network_shows_a_still_image_in_noise_and_the_clip_itself_witho
     for t, shown in ((0.9999, 0.0), (0.001, 1.0)):
         model, clean, _, arguments = noised(t, change)
         model.transformer = Says(torch.zeros(1, 3, 4, 4, 4))
-        predicted = arguments[0] - t * model.velocity(*arguments, hint=None)  # x0 of a velocity
+        predicted = arguments[0] - t * model.velocity(*arguments, control_video=None)  # x0 of a velocity
         torch.testing.assert_close(predicted, clean - (1 - shown) * change, atol=0.01, rtol=0)
 
 
@@ -351,7 +353,7 @@ def test_predicting_changes_keeps_the_weights_loadable_and_the_model_causal():
     noisy, time, first, codes = inputs()
     later = noisy.clone()
     later[:, :, 2:] += 1
-    before, after = (model.velocity(x, time, first, codes, hint=None) for x in (noisy, later))
+    before, after = (model.velocity(x, time, first, codes, control_video=None) for x in (noisy, later))
     assert torch.equal(before[:, :, :2], after[:, :, :2])
     assert not torch.allclose(before[:, :, 2], after[:, :, 2])
 

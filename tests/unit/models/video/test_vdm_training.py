@@ -30,12 +30,12 @@ def inputs(batch=1, seed=0):
     return noisy, torch.full((batch,), 0.7), first, torch.rand(batch, 3, 4, 4, generator=generator) * 2 - 1
 
 
-def denoise(model, *, hint=True, **options):
+def denoise(model, *, control_video=True, **options):
     noisy, _, _, codes = inputs(batch=2)
     return model.denoising_loss(
         noisy,
         codes,
-        hint=noisy.flip(0) if hint else None,
+        control_video=noisy.flip(0) if control_video else None,
         valid=torch.ones(2, 3, dtype=torch.bool),
         generator=torch.Generator().manual_seed(0),
         **options,
@@ -47,7 +47,7 @@ def moved_by_two_steps(model, **options):
     before = copy.deepcopy(dict(model.named_parameters()))
     optimizer = build_optimizer(model.trainable_parameters(**options), OPTIM)
     for step in range(2):
-        loss = denoise(model, hint=not options, drop_codes=bool(options))
+        loss = denoise(model, control_video=not options, drop_codes=bool(options))
         optimizer_step(loss, optimizer, step=step, config=OPTIM, total_steps=10)
     return {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
 
@@ -68,12 +68,12 @@ def test_control_and_adapters_at_their_start_change_no_bit(control, train):
     arguments = inputs(batch=2)
     hint = torch.randn(2, 3, 4, 4, 4)
     with torch.no_grad():
-        expected = plain.velocity(*arguments, hint=None)
-        assert torch.equal(model.velocity(*arguments, hint=hint), expected)
-        assert torch.equal(model.velocity(*arguments, hint=None), expected)
+        expected = plain.velocity(*arguments, control_video=None)
+        assert torch.equal(model.velocity(*arguments, control_video=hint), expected)
+        assert torch.equal(model.velocity(*arguments, control_video=None), expected)
         for layer in model.control.out if control == "light" else model.control.after:
             nn.init.normal_(layer.weight)
-        assert not torch.equal(model.velocity(*arguments, hint=hint), expected)
+        assert not torch.equal(model.velocity(*arguments, control_video=hint), expected)
 
 
 def test_a_copied_block_answers_like_the_block_it_copies():
@@ -84,7 +84,7 @@ def test_a_copied_block_answers_like_the_block_it_copies():
     # This hook is older than the one that adds the residual, so it sees what the block itself says.
     blocks_of(model.transformer)[0].register_forward_hook(lambda module, args, output: first_block.append(output))
     model.control.register_forward_hook(lambda module, args, output: residuals.extend(output))
-    model.velocity(*inputs(), hint=torch.zeros(1, 3, 4, 4, 4))
+    model.velocity(*inputs(), control_video=torch.zeros(1, 3, 4, 4, 4))
     assert len(residuals) == 3
     torch.testing.assert_close(2 * residuals[0], first_block[0], atol=1e-6, rtol=1e-5)
 
@@ -121,7 +121,7 @@ def test_the_full_branch_is_causal_where_the_transformer_is():
     hint = torch.randn(1, 3, 4, 4, 4)
     later = hint.clone()
     later[:, :, 2:] += 1
-    before, after = (model.velocity(noisy, time, first, codes, hint=h) for h in (hint, later))
+    before, after = (model.velocity(noisy, time, first, codes, control_video=h) for h in (hint, later))
     assert torch.equal(before[:, :, :2], after[:, :, :2])
     assert not torch.allclose(before[:, :, 2:], after[:, :, 2:])
 
@@ -158,7 +158,7 @@ def test_a_frozen_transformer_still_passes_gradients_to_the_codes():
             parameter.add_(0.05 * torch.randn_like(parameter))
     noisy, time, first, codes = inputs()
     codes.requires_grad_()
-    model.velocity(noisy, time, first, codes, hint=None).square().sum().backward()
+    model.velocity(noisy, time, first, codes, control_video=None).square().sum().backward()
     assert codes.grad.any()
     assert all(p.grad is None for p in model.transformer.parameters())
 
@@ -190,8 +190,8 @@ def test_weights_kept_in_bfloat16_give_nearly_the_same_velocity_while_adapters_s
     kinds = {is_adapter(name): value.dtype for name, value in half.transformer.named_parameters()}
     assert kinds == {True: torch.float32, False: torch.bfloat16}
     arguments = inputs()
-    expected = model.velocity(*arguments, hint=None)
-    torch.testing.assert_close(half.velocity(*arguments, hint=None).float(), expected, atol=0.05, rtol=0.05)
+    expected = model.velocity(*arguments, control_video=None)
+    torch.testing.assert_close(half.velocity(*arguments, control_video=None).float(), expected, atol=0.05, rtol=0.05)
 
 
 @pytest.mark.parametrize(

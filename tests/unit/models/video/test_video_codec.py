@@ -9,11 +9,11 @@ from vw2_robot.models.dldm.config import DLDMConfig
 from vw2_robot.models.video.video_codec import CodecConfig, DCTCodec, WanConfig, build_codec, dct_basis
 
 
-def moving_blob(frames=13, side=32):
+def moving_blob(num_frames=13, side=32):
     """A smooth bright spot that wanders over a smooth background: [1, T, 3, side, side] in [-1, 1]."""
     y, x = torch.meshgrid(torch.arange(side) / side, torch.arange(side) / side, indexing="ij")
     images = []
-    for t in range(frames):
+    for t in range(num_frames):
         spot = torch.exp(-((x - 0.3 - 0.02 * t) ** 2 + (y - 0.5) ** 2) / 0.03)
         images.append(torch.stack([spot - 0.5, 0.5 * torch.sin(3 * x + 2 * y), y - 0.5]))
     return torch.stack(images)[None].clamp(-1, 1)
@@ -64,7 +64,7 @@ def test_latents_of_a_step_see_its_own_frames_and_no_others(frame):
 
 @pytest.mark.parametrize("frames", [5, 13, 93])
 def test_latent_frames_are_the_steps_of_the_dldm(frames):
-    config = DLDMConfig(frames=frames, height=8, width=8, stem=StemConfig("pixel", 4, 4), levels=(LevelConfig(8),))
+    config = DLDMConfig(num_frames=frames, height=8, width=8, stem=StemConfig("pixel", 4, 4), levels=(LevelConfig(8),))
     assert DCTCodec(CodecConfig()).encode(torch.zeros(1, frames, 3, 8, 8)).shape[2] == config.steps + 1
 
 

@@ -11,9 +11,9 @@ from vw2_robot.rollouts.report.strips import ROW, Answers, code_image, draw, exe
 from vw2_robot.storage.arrays import write_arrays
 
 
-def answers(looks, *, horizon=4, tokens=None):
+def answers(looks, *, chunk_size=4, tokens=None):
     """Look i of `looks` (its subtask) predicts dx = i + 1 tenths, all of its chunk."""
-    actions = np.zeros((len(looks), horizon, 7), np.float32)
+    actions = np.zeros((len(looks), chunk_size, 7), np.float32)
     actions[..., 0] = (np.arange(len(looks))[:, None] + 1) / 10
     return Answers(actions, np.array(looks), None if tokens is None else np.array(tokens))
 
@@ -61,7 +61,7 @@ def test_the_drawing_is_as_long_as_the_chain_and_its_lines_stay_in_their_rows():
 
 
 def test_predictions_go_on_beyond_the_next_look():
-    strip = draw(answers([0, 0], horizon=4), [4], every=2)
+    strip = draw(answers([0, 0], chunk_size=4), [4], every=2)
     dx = next(path.get("d") for path in ET.fromstring(strip.svg) if path.get("class") == "p")
     assert [int(x) for x in re.findall(r"M(\d+)", dx)] == [0, 2]
     first, second = re.split(r"(?=M)", dx)[1:]
@@ -70,9 +70,9 @@ def test_predictions_go_on_beyond_the_next_look():
 
 
 def test_a_policy_that_predicts_one_step_has_executed_lines_alone():
-    strip = draw(answers([0, 0, 0], horizon=1), [3], every=1)
+    strip = draw(answers([0, 0, 0], chunk_size=1), [3], every=1)
     lines = {(path.get("class"), bool(path.get("d"))) for path in ET.fromstring(strip.svg)}
-    assert strip.horizon == 1
+    assert strip.chunk_size == 1
     assert ("p", True) not in lines
     assert ("e", True) in lines
 

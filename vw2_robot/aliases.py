@@ -1,0 +1,87 @@
+"""Old names of stored keys and weights: one table from what earlier releases wrote to what this one reads.
+
+Applied where files of ours are read: checkpoints, configurations of runs, results and caches. What is written carries
+the new names alone. A name that is in no table is left as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+Value = TypeVar("Value")
+
+KEYS = {
+    "arm": "method",
+    "arms": "embodiments",
+    "batch": "batch_size",
+    "blind_share": "code_dropout",
+    "bumps": "perturbations",
+    "checkpoint_timeout_s": "checkpoint_timeout_seconds",
+    "disturbance": "encoder_augmentation",
+    "down_s": "downsample_space",
+    "down_t": "downsample_time",
+    "gap_s": "gap_seconds",
+    "hint_dropout": "control_dropout",
+    "hint_grayscale": "control_grayscale",
+    "horizon": "chunk_size",
+    "kernel_s": "spatial_kernel_size",
+    "labelled": "labeled",
+    "max_bad": "max_skipped",
+    "mistakes": "failed_attempts",
+    "normalisation": "normalization",
+    "own_codes": "scheduled_sampling",
+    "patch_s": "spatial_patch_size",
+    "patch_t": "temporal_patch_size",
+    "quantiser": "quantizer",
+    "replan_every": "n_action_steps",
+    "stride_s": "temporal_stride",
+    "timeout_s": "timeout_seconds",
+    "unlabelled": "unlabeled",
+}
+"""old key -> new key, at any depth"""
+
+TYPED_KEYS: Mapping[str, Callable[[Any], str]] = {
+    # How many frames of a clip, or the folder of a frame cache (none given: null)
+    "frames": lambda value: "num_frames" if isinstance(value, int) else "frame_cache",
+    # Steps of a training loop, or those of each attempted subtask in a row of results
+    "steps": lambda value: "env_steps" if isinstance(value, list) else "train_steps",
+}
+"""old key -> new key, where it had several meanings that the kind of value tells apart"""
+
+VALUES = {
+    "codes": {"own": "predicted"},
+    "code_source": {"teacher": "ground_truth", "self": "predicted"},
+}
+"""new key -> old value -> new value"""
+
+WEIGHTS = ((re.compile(r"(^|\.)quantiser\."), r"\1quantizer."),)
+"""patterns in names of weights, and what replaces them"""
+
+
+def with_new_keys(tree: Value) -> Value:
+    """Return nested values with today's keys; a new key that is there already wins over its old name."""
+    if isinstance(tree, list):
+        return [with_new_keys(value) for value in tree]  # type: ignore[return-value]
+    if not isinstance(tree, dict):
+        return tree
+    renamed: dict[Any, Any] = {}
+    for key, value in tree.items():
+        new = TYPED_KEYS[key](value) if key in TYPED_KEYS else KEYS.get(key, key)
+        if new == key or new not in tree:
+            new_values = VALUES.get(new, {})
+            is_old = isinstance(value, str) and value in new_values
+            renamed[new] = new_values[value] if is_old else with_new_keys(value)
+    return renamed  # type: ignore[return-value]
+
+
+def with_new_names(weights: Mapping[str, Value]) -> dict[str, Value]:
+    """Return weights under today's names."""
+    return {_new_name(name): value for name, value in weights.items()}
+
+
+def _new_name(name: str) -> str:
+    for pattern, replacement in WEIGHTS:
+        name = pattern.sub(replacement, name)
+    return name
