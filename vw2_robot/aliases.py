@@ -60,20 +60,20 @@ WEIGHTS = ((re.compile(r"(^|\.)quantiser\."), r"\1quantizer."),)
 """patterns in names of weights, and what replaces them"""
 
 
-def with_new_keys(tree: Value) -> Value:
+def with_new_keys(tree: Any) -> Any:
     """Return nested values with today's keys; a new key that is there already wins over its old name."""
     if isinstance(tree, list):
-        return [with_new_keys(value) for value in tree]  # type: ignore[return-value]
+        return [with_new_keys(value) for value in tree]
     if not isinstance(tree, dict):
         return tree
-    renamed: dict[Any, Any] = {}
+    renamed: dict[str, Any] = {}
     for key, value in tree.items():
-        new = TYPED_KEYS[key](value) if key in TYPED_KEYS else KEYS.get(key, key)
+        new: str = TYPED_KEYS[key](value) if key in TYPED_KEYS else KEYS.get(str(key), str(key))
         if new == key or new not in tree:
             new_values = VALUES.get(new, {})
             is_old = isinstance(value, str) and value in new_values
             renamed[new] = new_values[value] if is_old else with_new_keys(value)
-    return renamed  # type: ignore[return-value]
+    return renamed
 
 
 def with_new_names(weights: Mapping[str, Value]) -> dict[str, Value]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -332,13 +333,11 @@ class LatentPolicy(nn.Module):
         Up to `chunk_size` steps this is `decode`.
         """
         kept = total_steps // 2
-        chosen = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        codes = self.decode(
-            prompt, latent_steps=min(latent_steps, total_steps), generator=generator, **chosen
-        ).codes_BHN  # type: ignore[arg-type]
+        decode = partial(self.decode, prompt, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
+        codes = decode(latent_steps=min(latent_steps, total_steps)).codes_BHN
         while codes.shape[1] < latent_steps:
             more = min(total_steps - kept, latent_steps - codes.shape[1])
             given = codes[:, codes.shape[1] - kept :]
-            decoded = self.decode(prompt, latent_steps=more, generator=generator, given=given, **chosen)  # type: ignore[arg-type]
+            decoded = decode(latent_steps=more, given=given)
             codes = torch.cat([codes, decoded.codes_BHN], dim=1)
         return codes
