@@ -239,7 +239,7 @@ def fixed_answers(agent: VW2Agent, seen: list[Observation], rows: int, *, shuffl
     answers: dict[int, Any] = {}
     for i in range(0, len(order), rows):
         some = [int(n) for n in order[i : i + rows]]
-        answers |= dict(zip(some, batch.answer([(n, seen[n]) for n in some]), strict=True))
+        answers |= dict(zip(some, batch.infer([(n, seen[n]) for n in some]), strict=True))
     return [answers[n] for n in range(len(seen))]
 
 

@@ -153,7 +153,7 @@ class VW2Agent:
             temperature=temperature,
         )
 
-    def twin(self) -> VW2Agent:
+    def clone(self) -> VW2Agent:
         """The same weights with a memory of their own (prompt, draws, chunks to average): for an episode beside."""
         other = copy.copy(self)
         other._draw = torch.Generator().manual_seed(0)

@@ -39,6 +39,7 @@ KEYS = {
     "stride_s": "temporal_stride",
     "timeout_s": "timeout_seconds",
     "unlabelled": "unlabeled",
+    "verdict": "decision",
 }
 """old key -> new key, at any depth"""
 
