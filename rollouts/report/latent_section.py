@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vw2_robot.aliases import with_new_keys
 from vw2_robot.errors import InputError
 from vw2_robot.storage.files import read_json
 
@@ -76,7 +75,8 @@ def read_latent_reports(runs: Sequence[str | Path]) -> list[LatentReport]:
             file = path / "latent_report.json"
             if file.name not in files or not lies_in(path, file) or path.resolve() in found:
                 continue
-            content = with_new_keys(read_json(file, cure="run vw2-probe-latents again"))
+            # Without `aliases.with_new_keys`: "steps" are latent steps here, not those of a training loop.
+            content = read_json(file, cure="run vw2-probe-latents again")
             version = content.get("format_version")
             if version != FORMAT_VERSION:
                 raise InputError(
@@ -211,6 +211,8 @@ def _transfer(kind: str, tables: Mapping[str, Any]) -> dict[str, Any]:
 
 def _swap(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Return the bars of the swap test between two data sets."""
+    if "own_codes" in entry:  # the key's name in older releases
+        entry = {**entry, "scheduled_sampling": entry["own_codes"]}
     return {
         "title": f"first frames of {entry['first']}, codes of {entry['donor']} ({entry['pairs']} pairs)",
         "bars": [

@@ -17,7 +17,7 @@ def row(number, solved, tasks=TASKS):
         "initial_state": {},
         "subtasks": list(tasks),
         "solved": solved,
-        "steps": steps,
+        "env_steps": steps,
         "seed": 0,
         "instructions": [f"do {task}" for task in tasks[: len(steps)]],
     }
@@ -95,11 +95,11 @@ def test_a_torn_file_gives_its_whole_rows_and_can_be_appended_to(tmp_path_factor
     [
         *("{}", "[]", "nonsense", "", "[" * 100_000),
         json.dumps({**ROWS[0], "solved": 9}),
-        json.dumps({**ROWS[2], "steps": [1]}),
+        json.dumps({**ROWS[2], "env_steps": [1]}),
         json.dumps({**ROWS[2], "sequence": -1}),
         json.dumps({**ROWS[2], "seed": 1e999}),
         json.dumps({**ROWS[2], "subtasks": "abcde"}),
-        json.dumps({**ROWS[0], "solved": 4, "steps": [10] * 5}),  # chain 0 once more, with another end
+        json.dumps({**ROWS[0], "solved": 4, "env_steps": [10] * 5}),  # chain 0 once more, with another end
     ],
 )
 def test_a_whole_line_that_is_no_row_is_an_error_with_its_number(tmp_path, line):

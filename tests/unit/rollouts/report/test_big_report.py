@@ -9,7 +9,7 @@ import pytest
 from vw2_robot.envs.sequences import make_sequences
 from vw2_robot.rollouts.report.gallery import MAX_VIDEOS
 from vw2_robot.rollouts.report.report import write_report
-from vw2_robot.runs import mark
+from vw2_robot.storage.files import write_json
 
 VIDEO_BYTES = 700_000  # several times what a video of 1800 steps takes
 
@@ -28,21 +28,21 @@ def write_evaluation(folder, *, seed, videos):
                 "initial_state": dict(chain.initial_state),
                 "subtasks": list(chain.subtasks),
                 "solved": solved,
-                "steps": steps,
+                "env_steps": steps,
                 "seed": seed,
                 "instructions": [task.replace("_", " ") for task in chain.subtasks],
             }
         )
     (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    mark(folder / "provenance.json", {"n_action_steps": 4, "max_steps": 360, "num_sequences": 1000})
+    write_json(folder / "provenance.json", {"n_action_steps": 4, "max_steps": 360, "num_sequences": 1000}, sealed=True)
     for line in lines[:videos]:
         path = folder / "videos" / f"chain_{line['sequence']:04d}"
         path.with_suffix(".mp4").write_bytes(rng.bytes(VIDEO_BYTES))
         path.with_suffix(".jpg").write_bytes(rng.bytes(20_000))
-        looks = np.concatenate([np.full(-(-n // 4), i) for i, n in enumerate(line["steps"])])
-        actions = rng.uniform(-1, 1, size=(len(looks), 8, 7)).astype(np.float32)
-        tokens = rng.integers(0, 1000, size=(len(looks), 2, 4))
-        np.savez(path.with_suffix(".npz"), actions=actions, subtask=looks, tokens=tokens)
+        subtask = np.concatenate([np.full(-(-n // 4), i) for i, n in enumerate(line["env_steps"])])
+        actions = rng.uniform(-1, 1, size=(len(subtask), 8, 7)).astype(np.float32)
+        tokens = rng.integers(0, 1000, size=(len(subtask), 2, 4))
+        np.savez(path.with_suffix(".npz"), actions=actions, subtask=subtask, tokens=tokens)
     return folder
 
 
@@ -65,10 +65,10 @@ def test_the_page_of_a_thousand_chains_stays_below_twenty_megabytes(page):
 
 def test_both_runs_have_videos_of_success_and_failure(page):
     cards = re.findall(r"<article.*?</article>", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    told = {
+    shown = {
         (re.search(r"</i>(one|two)<", card)[1], re.search(r"(success|partial|failure) · ", card)[1]) for card in cards
     }
-    assert {("one", "success"), ("one", "failure"), ("two", "success"), ("two", "failure")} <= told
+    assert {("one", "success"), ("one", "failure"), ("two", "success"), ("two", "failure")} <= shown
 
 
 def test_all_chains_are_counted_and_the_covered_ones_flagged(page):
