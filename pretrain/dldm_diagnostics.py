@@ -24,8 +24,8 @@ from vw2_robot.models.dldm.dldm import DLDM, pad_to_stride
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import VideoCodec
 from vw2_robot.pixels import to_model_range, to_pixels
-from vw2_robot.runs import generator, mark
-from vw2_robot.storage.files import atomic_write
+from vw2_robot.runs import generator
+from vw2_robot.storage.files import atomic_write, write_json
 
 from .config import PhasesConfig, Pretrain
 from .targets import frame_error, make_control_video
@@ -190,7 +190,7 @@ def code_usage(dldm: DLDM, frame_cache: FrameCache, config: Pretrain, *, device:
         "perplexity": perplexity,
         "clips": clips,
     }
-    mark(config.stage_dir("dldm") / "codes.json", usage)
+    write_json(config.stage_dir("dldm") / "codes.json", usage, sealed=True)
     return usage
 
 

@@ -23,17 +23,16 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from vw2_robot.aliases import with_new_keys
+from vw2_robot.binding import check_same_config
 from vw2_robot.checkpoint import load_checkpoint
-from vw2_robot.command_line.config_tree import differing_keys
 from vw2_robot.command_line.program import program
 from vw2_robot.data.clips import effective_hz, make_windows
 from vw2_robot.data.frame_cache import FrameCache
 from vw2_robot.data.latents import LatentCache, LatentWindows, finish, missing_shards, read_shards, write_shard
-from vw2_robot.errors import InputError
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.pixels import to_model_range
-from vw2_robot.runs import mark, read_mark
-from vw2_robot.storage.files import write_text
+from vw2_robot.storage.files import read_json, write_json, write_text
 from vw2_robot.storage.locks import lock_folder
 from vw2_robot.worker_pool import WorkerPool
 
@@ -63,7 +62,7 @@ def _extract(config: Pretrain, folder: Path) -> None:
     identity = {"encoder_hash": encoder_hash(dldm), "frames_digest": frames.digest}
     plan = identity | asked | {"episodes_per_shard": EPISODES_PER_SHARD}
     _check_plan(folder, plan)
-    mark(folder / "plan.json", plan)
+    write_json(folder / "plan.json", plan, sealed=True)
     _drop_unfinished(folder)
     shards = [
         range(first, min(first + EPISODES_PER_SHARD, len(frames.episodes)))
@@ -79,7 +78,7 @@ def _extract(config: Pretrain, folder: Path) -> None:
             bar.update()
     windows = read_shards(folder, len(shards))
     finish(folder, shards=len(shards), facts=identity | _facts(config, frames, windows))
-    _say(folder, read_mark(folder / "index.json") or {})
+    _say(folder, read_json(folder / "index.json", cure="delete it to have it made again"))
 
 
 def _teacher(config: Pretrain) -> tuple[DLDM, Path]:
@@ -182,11 +181,15 @@ def _say(folder: Path, facts: dict[str, object]) -> None:
 
 def _check_plan(folder: Path, plan: dict[str, object]) -> None:
     """A cache may only be continued, or taken for finished, with the plan it was begun with."""
-    old = read_mark(folder / "plan.json")
-    if old is not None and (names := differing_keys({key: old.get(key) for key in plan}, plan)):
-        raise InputError(
-            f"{folder} holds another latent cache; these keys differ: {', '.join(names)}. "
-            "Delete the folder or use another run_dir"
+    file = folder / "plan.json"
+    if file.exists():
+        old = with_new_keys(read_json(file, cure="restore it, or delete it to have it made again"))
+        check_same_config(
+            folder,
+            {key: old.get(key) for key in plan},
+            plan,
+            holds="another latent cache",
+            advice="Delete the folder or use another run_dir",
         )
 
 

@@ -233,7 +233,7 @@ def _train_phase(training: Training, phase: int) -> None:
             health = _log(training, phase, step, {**values, "dldm/grad_norm": norm})
             ready = phases.advance == "ratio" and health["dldm/ratio_to_copy"] <= phases.advance_ratio
         if phase == 1 and ready and vdm is not None:
-            run.say(
+            run.log_message(
                 f"phase 1 reaches {phases.advance_ratio} of copy-first-frame after {step + 1} steps; phase 2 begins"
             )
             training.save(stop - 1, optimizer)
@@ -248,7 +248,7 @@ def _log(training: Training, phase: int, step: int, values: Mapping[str, Any]) -
     health = training.health(training.held_out, phase=phase)
     training.run.log(step, {"dldm/phase": phase, **values, **health, **training.watch.read()})
     for alarm in training.watch.look(health, training.phases):
-        training.run.say(f"step {step + 1}: {alarm}")
+        training.run.log_message(f"step {step + 1}: {alarm}")
     return health
 
 
@@ -270,7 +270,7 @@ def _check_advance(training: Training) -> None:
             f"{phases.phase1.train_steps} in a new "
             "run_dir, or train_dldm.advance=steps to go on regardless"
         )
-    training.run.say(f"{said}; phase 2 begins all the same (train_dldm.advance=steps)")
+    training.run.log_message(f"{said}; phase 2 begins all the same (train_dldm.advance=steps)")
 
 
 def _sum_up(training: Training) -> None:
@@ -280,7 +280,7 @@ def _sum_up(training: Training) -> None:
     summary = training.health(training.held_out, phase=2)
     own = training.health(training.own, phase=1)["dldm/ratio_to_copy"]
     shuffled = f", shuffle ratio {summary['dldm/shuffle_ratio']:.3f}" if vdm is not None else ""
-    training.run.say(
+    training.run.log_message(
         f"reconstruction {summary['dldm/ratio_to_copy']:.3f} of copy-first-frame on held-out clips, {own:.3f} on "
         f"training clips, {usage['used']} different codes, perplexity {usage['perplexity']:.0f}{shuffled}"
     )
@@ -298,7 +298,7 @@ def _sum_up(training: Training) -> None:
 
 def encoder_hash(dldm: DLDM) -> str:
     """Identity of everything that decides a code: trunk, queries, head, codebook where there is one."""
-    return weights_digest(dldm.encoder, dldm.qformer, dldm.z_head, dldm.fsq)
+    return weights_digest(dldm.encoder, dldm.qformer, dldm.pre_quant, dldm.fsq)
 
 
 main = program(Pretrain, config_name="pretrain", one_process=True)(alone(train_dldm))

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from vw2_robot.aliases import with_new_keys
-from vw2_robot.command_line.config_tree import config_tree, differing_keys
+from vw2_robot.binding import bind_folder, check_same_config
+from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.command_line.program import program
 from vw2_robot.commands import resolve_n_action_steps
 from vw2_robot.contracts import Benchmark, EvalSequence, Policy
 from vw2_robot.errors import InputError, require
-from vw2_robot.storage.files import read_json, read_yaml, write_json, write_yaml
+from vw2_robot.storage.files import read_yaml, write_json, write_yaml
 from vw2_robot.storage.locks import lock_folder
 from vw2_robot.worker_pool import WorkerPool
 
@@ -47,6 +48,7 @@ from .workers import ChainJob, Protocol, open_worker, run_job
 
 CHANGEABLE_KEYS = ("run_dir", "workers", "retries")
 """configuration keys that may change between two starts in one folder: they do not change the results"""
+ADVICE = "Use another run_dir, or delete this folder to start over"
 TRAINING_FILES = ("metrics.jsonl", "latest", "checkpoints")
 LEGACY_NOTE = (
     "note: legacy resets carry solver state from one chain to the next, so results depend on how chains are split over "
@@ -74,12 +76,12 @@ def check_config(folder: Path, config: RolloutConfig) -> None:
             {key: value for key, value in tree.items() if key not in CHANGEABLE_KEYS}
             for tree in (old, config_tree(config))
         )
-        _refuse(folder, "another configuration", differing_keys(before, now))
+        check_same_config(folder, before, now, holds="a rollout with another configuration", advice=ADVICE)
     elif found := [name for name in TRAINING_FILES if (folder / name).exists()]:
         raise InputError(f"{folder} holds a training run ({found[0]}); use another run_dir")
 
 
-def bind_folder(folder: Path, config: RolloutConfig, provenance: dict[str, Any]) -> None:
+def bind_rollout(folder: Path, config: RolloutConfig, provenance: dict[str, Any]) -> None:
     """Write configuration and provenance into the folder, or check that those in it are the same.
 
     Called once policy and benchmark are open, so that a start that failed leaves no trace. The provenance counts beside
@@ -94,23 +96,14 @@ def bind_folder(folder: Path, config: RolloutConfig, provenance: dict[str, Any])
         InputError: Something else produced the rows in the folder; the message names what differs.
     """
     file = folder / "provenance.json"
-    if file.is_file():
-        old = with_new_keys(read_json(file, cure="copy it again, or delete this folder to start over"))
-        _refuse(folder, "another policy, world or library version", differing_keys(old, provenance))
-    elif results.read_rows(folder / "results.jsonl"):
+    if not file.is_file() and results.read_rows(folder / "results.jsonl"):
         raise InputError(
             f"{folder} holds results, but no provenance.json that says what they are of; use another run_dir"
         )
+    bind_folder(
+        folder, provenance, file=file, holds="a rollout with another policy, world or library version", advice=ADVICE
+    )
     write_yaml(folder / "config.yaml", config_tree(config))
-    write_json(file, provenance, sealed=True)
-
-
-def _refuse(folder: Path, what: str, names: list[str]) -> None:
-    if names:
-        raise InputError(
-            f"{folder} holds a rollout with {what}; these keys differ: {', '.join(names)}. "
-            "Use another run_dir, or delete this folder to start over"
-        )
 
 
 def rollout(config: RolloutConfig) -> dict[str, Any]:
@@ -150,7 +143,7 @@ def _rollout(config: RolloutConfig) -> dict[str, Any]:
         n_action_steps = resolve_n_action_steps(policy.metadata, config.n_action_steps)
         # 3. The folder: from here on it belongs to this rollout.
         provenance = make_provenance(config, policy.metadata, benchmark, all_chains, n_action_steps=n_action_steps)
-        bind_folder(config.folder, config, provenance)
+        bind_rollout(config.folder, config, provenance)
         log = RolloutLog(config.folder, total=len(chains), videos=config.videos)
         waiting = unfinished(chains, log.rows)
         log_start(log, benchmark, config, done=len(chains) - len(waiting))

@@ -278,7 +278,7 @@ def _is_number(value: object) -> bool:
 def _check_steps(checkpoint: Checkpoint, policy: LatentPolicy) -> None:
     """Numbers that have to agree, before a look tries to hold as many tokens or hands out as many actions."""
     config = checkpoint.config
-    tokens, most = config["latent_steps"] * policy.config.queries, policy.backbone.most_positions
+    tokens, most = config["latent_steps"] * policy.config.queries, policy.backbone.max_positions
     chunk_size = config["latent_steps"] * _stride(config)
     if config["n_action_steps"] > chunk_size:
         raise InputError(

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vw2_robot.errors import InputError
-from vw2_robot.rollouts.__main__ import bind_folder, check_config, rollout
+from vw2_robot.rollouts.__main__ import bind_rollout, check_config, rollout
 from vw2_robot.rollouts.compare import compare
 from vw2_robot.rollouts.merge import merge
 from vw2_robot.rollouts.recording import recording_path
@@ -69,7 +69,7 @@ def test_no_flipped_bit_and_no_cut_is_silent(finished, tmp_path, data, position,
     file.write_bytes(content)
     try:
         found = everything_in(broken, config)
-        bind_folder(broken, config, expected[3])
+        bind_rollout(broken, config, expected[3])
     except InputError as error:
         assert str(broken) in str(error)  # noqa: PT017 - either outcome is right
         return
