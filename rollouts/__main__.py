@@ -40,13 +40,14 @@ from .config import (
     open_checkpoint,
 )
 from .evaluate import Row, unfinished
+from .merge import merge, merge_if_last
 from .policy_process import PolicyLostError, PolicyProcess
 from .progress import RolloutLog
 from .report.report import write_report
 from .selection import shard_sequences
 from .workers import ChainJob, Protocol, open_worker, run_job
 
-CHANGEABLE_KEYS = ("run_dir", "workers", "retries")
+CHANGEABLE_KEYS = ("run_dir", "workers", "retries", "merge")
 """configuration keys that may change between two starts in one folder: they do not change the results"""
 ADVICE = "Use another run_dir, or delete this folder to start over"
 TRAINING_FILES = ("metrics.jsonl", "latest", "checkpoints")
@@ -107,7 +108,7 @@ def bind_rollout(folder: Path, config: RolloutConfig, provenance: dict[str, Any]
 
 
 def rollout(config: RolloutConfig) -> dict[str, Any]:
-    """Run or continue an evaluation.
+    """Run or continue an evaluation. A shard that finishes last merges all shards.
 
     Args:
         config: Configuration of the rollout.
@@ -121,7 +122,10 @@ def rollout(config: RolloutConfig) -> dict[str, Any]:
     if config.videos:
         require("imageio_ffmpeg", extra="report")
     with lock_folder(config.folder, what="a rollout"):
-        return _rollout(config)
+        summary = _rollout(config)
+    if config.shard is not None:
+        print(merge_if_last(config.run_dir, config.shard))
+    return summary
 
 
 def _rollout(config: RolloutConfig) -> dict[str, Any]:
@@ -254,7 +258,12 @@ def main(config: RolloutConfig) -> None:
     """Console script `vw2-rollout`."""
     # As under `python -m`. Otherwise each worker imports the console script again, and torch with it (150 MB).
     sys.modules["__main__"].__spec__ = __spec__
-    rollout(config)
+    if config.merge:
+        with lock_folder(config.folder, what="a merge of shards"):
+            summary = merge(config.run_dir)
+        print("\n".join(f"{name:<15} {text}" for name, text in results.five_lines(summary)))
+    else:
+        rollout(config)
     print(f"report: {config.folder / 'report.html'}")
 
 

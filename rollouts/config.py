@@ -34,7 +34,7 @@ class RolloutConfig:
 
     policy: str
     """a checkpoint or fine-tuning run folder, a Hub id "owner/name", "random", "demonstrator", or the run_dir of a
-    rollout with recorded actions to replay"""
+    rollout with recorded actions to replay; required unless merge=true"""
     env: dict[str, Any]
     """`_target_` of a Benchmark and its arguments"""
     run_dir: str
@@ -47,7 +47,9 @@ class RolloutConfig:
     sequences: list[Any] | str | int | None = None
     """numbers and ranges of chains, such as 0:100 or [0:50,704]; none: all considered"""
     shard: str | None = None
-    """i/n: run this shard of n, in a folder of its own below run_dir; vw2-merge merges the shards"""
+    """i/n: run this shard of n, in its own folder below run_dir; the shard that finishes last merges all of them"""
+    merge: bool = False
+    """run nothing: merge the finished shards below run_dir"""
     workers: int = 1
     """simulator processes; does not change the results"""
     batch_size: int = 1
@@ -87,6 +89,10 @@ class RolloutConfig:
                 raise ValueError(
                     "shard and against: one shard has too few chains to decide; merge the shards, then run vw2-compare"
                 )
+        if self.merge and self.shard is not None:
+            raise ValueError("shard and merge: give merge=true and the run_dir of all shards, without shard")
+        if not self.policy and not self.merge:
+            raise ValueError("policy is missing; give policy=... (--help shows an example)")
         if "_target_" not in self.env:
             raise ValueError(f'env has no "_target_" (the benchmark to build), only {sorted(self.env)}; try env=calvin')
 
