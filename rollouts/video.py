@@ -90,7 +90,7 @@ def drop_other_videos(folder: Path, keep: set[int]) -> None:
             path.unlink()
 
 
-class Video:
+class ChainVideo:
     """The images of one chain: an `evaluate.RolloutCallback` that collects them and then writes a video.
 
     Attributes:

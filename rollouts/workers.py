@@ -22,7 +22,7 @@ from .config import RolloutConfig, open_benchmark, open_policy
 from .evaluate import RolloutCallback, Row, run_chain
 from .policy_process import RemotePolicy
 from .recording import Recording
-from .video import Video, select_chains
+from .video import ChainVideo, select_chains
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,9 @@ def run_job(policy: Policy, benchmark: Benchmark, job: ChainJob, protocol: Proto
         The chain's row and the seconds that it took.
     """
     begin = time.perf_counter()
-    video = Video(control_hz=benchmark.control_hz, n_action_steps=protocol.n_action_steps) if protocol.videos else None
+    video = (
+        ChainVideo(control_hz=benchmark.control_hz, n_action_steps=protocol.n_action_steps) if protocol.videos else None
+    )
     recording = Recording() if protocol.record else None
     callbacks: list[RolloutCallback] = [one for one in (video, recording) if one is not None]
     if hasattr(policy, "chain"):  # LocalPolicy, RemotePolicy: the row of the batch

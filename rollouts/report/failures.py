@@ -16,7 +16,7 @@ from ..evaluate import Row
 STEP_BINS = 18
 
 
-class Position(NamedTuple):
+class PositionStats(NamedTuple):
     """What happened at one position of the chain.
 
     number: from 1. attempted: chains that got there. solved: those that solved the subtask.
@@ -53,13 +53,13 @@ class StepHistogram(NamedTuple):
     """solved in the last tenth of the limit: a little slower, and they would count as failed"""
 
 
-def positions(rows: Sequence[Row]) -> list[Position]:
+def positions(rows: Sequence[Row]) -> list[PositionStats]:
     """Return success at each position of the chain, among the chains that got there."""
     longest = max((len(row["subtasks"]) for row in rows), default=0)
     found = []
     for i in range(longest):
         reached = [row for row in rows if len(row["env_steps"]) > i]
-        found.append(Position(i + 1, len(reached), sum(row["solved"] > i for row in reached)))
+        found.append(PositionStats(i + 1, len(reached), sum(row["solved"] > i for row in reached)))
     return found
 
 

@@ -11,7 +11,7 @@ from vw2_robot.rollouts.video import (
     CAPTION_PX,
     IMAGE_PX,
     MAX_FPS,
-    Video,
+    ChainVideo,
     drop_other_videos,
     drop_videos,
     select_chains,
@@ -27,7 +27,7 @@ def observation(shade):
 
 
 def recorded(folder, *, n_action_steps=6):
-    video = Video(control_hz=30.0, n_action_steps=n_action_steps)
+    video = ChainVideo(control_hz=30.0, n_action_steps=n_action_steps)
     for shade in (0, 80):
         video.on_policy_call(0, observation(shade), OUTPUT)
     for shade in (160, 200, 240):
@@ -106,7 +106,7 @@ def test_equal_observations_give_equal_bytes(tmp_path):
 
 @pytest.mark.parametrize("n_action_steps", [1, 2, 4, 30])
 def test_videos_play_in_real_time_and_never_too_fast(n_action_steps):
-    video = Video(control_hz=30.0, n_action_steps=n_action_steps)
+    video = ChainVideo(control_hz=30.0, n_action_steps=n_action_steps)
     assert video.fps <= MAX_FPS
     assert video.fps * video.steps_per_frame == 30.0
 
