@@ -70,6 +70,7 @@ def check_config(folder: Path, config: RolloutConfig) -> None:
     file = folder / "config.yaml"
     if file.is_file():
         cure = "delete it to continue; provenance.json beside it still says what produced the results"
+        # Written by an older release, perhaps: its keys are translated before they are compared.
         old = with_new_keys(read_yaml(file, cure=cure))
         if not {"policy", "env"} <= old.keys():
             raise InputError(f"{folder} holds another kind of run (see its config.yaml); use another run_dir")
@@ -78,6 +79,7 @@ def check_config(folder: Path, config: RolloutConfig) -> None:
             for tree in (old, config_tree(config))
         )
         check_same_config(folder, before, now, holds="a rollout with another configuration", advice=ADVICE)
+    # No config.yaml yet, but files of a training that is older than this file or was started by hand.
     elif found := [name for name in TRAINING_FILES if (folder / name).exists()]:
         raise InputError(f"{folder} holds a training run ({found[0]}); use another run_dir")
 
@@ -97,6 +99,7 @@ def bind_rollout(folder: Path, config: RolloutConfig, provenance: dict[str, Any]
         InputError: Something else produced the rows in the folder; the message names what differs.
     """
     file = folder / "provenance.json"
+    # Rows without provenance could be of any policy: nothing may be added to them.
     if not file.is_file() and results.read_rows(folder / "results.jsonl"):
         raise InputError(
             f"{folder} holds results, but no provenance.json that says what they are of; use another run_dir"
@@ -119,6 +122,7 @@ def rollout(config: RolloutConfig) -> dict[str, Any]:
     Raises:
         InputError: The folder is in use or holds something else, or policy and benchmark cannot be used.
     """
+    # Before any chain runs, and not when the first video is written.
     if config.videos:
         require("imageio_ffmpeg", extra="report")
     with lock_folder(config.folder, what="a rollout"):
@@ -201,6 +205,7 @@ def run_chains(
     )
     # A generator: each job is made when a worker is free, with the videos that are kept at that moment.
     jobs = (ChainJob(sequence, log.video_chains()) for sequence in waiting)
+    # Closing ends the workers, also where the loop is left by a decision or an error.
     with contextlib.closing(_run_jobs(config, log, benchmark, policy, jobs, protocol)) as finished:
         for row, seconds in finished:
             log.add(row, seconds)
@@ -221,6 +226,7 @@ def _run_jobs(
         for job in jobs:
             yield run_job(policy, benchmark, job, protocol)
         return
+    # Workers build their own policy where it needs the simulator.
     policy_process = policy if isinstance(policy, PolicyProcess) else None
     pool: WorkerPool[ChainJob, tuple[Row, float]] = WorkerPool(
         functools.partial(open_worker, config, protocol, policy.metadata),

@@ -61,6 +61,7 @@ class ActionReplay:
             for row in rows
             for position in range(len(row["subtasks"]))
         }
+        # All chains have the same chunk size; the first one tells it.
         chunk_size = self._read(rows[0]["sequence"]).actions.shape[1]
         self.metadata = {
             "name": f"replay of {recorded.get('name')}",
@@ -97,6 +98,7 @@ class ActionReplay:
             actions = self._chunks[self._next]
         else:
             actions = self._still.copy()
+            # Zero would close the gripper, since 0 closes; without any recorded output it stays open.
             actions[:, GRIPPER_INDEX] = self._chunks[-1, -1, GRIPPER_INDEX] if len(self._chunks) else 1.0
         self._next += 1
         return {"actions": actions}

@@ -59,12 +59,14 @@ def compare(rows: Sequence[Row], base: Sequence[Row], *, error: float = 0.05) ->
     Raises:
         InputError: No chain in common.
     """
+    # Pairs share chain and start state, so what is hard in a chain cancels in the difference.
     pairs = paired_rows(rows, base)
     difference = paired_difference(rows, base)
     if difference is None:
         raise InputError("the two rollouts have no finished chain in common: nothing to compare")
     mean, low, high, count = difference
     differences = [a["solved"] - b["solved"] for a, b in pairs]
+    # In the order of chain numbers, which is fixed, and not in the order of finishing.
     test = SequentialTest(largest=longest_chain([a for a, _ in pairs]), error=error)
     for value in differences:
         test.add(value)
@@ -114,6 +116,7 @@ class EarlyStopping:
 
     def rows_until_decision(self, rows: Sequence[Row]) -> list[Row] | None:
         """Return the rows up to the decision, in the order of chains; None while undecided."""
+        # Computed anew each time: a few hundred additions, and no state to keep in step with the rows.
         done = {row["sequence"]: row for row in rows}
         test = SequentialTest(largest=max(len(chain.subtasks) for chain in self._order), error=self._error)
         used = []

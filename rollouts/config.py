@@ -118,6 +118,7 @@ def _is_recording(policy: str) -> bool:
 def open_alone(config: RolloutConfig, benchmark: Benchmark) -> Policy:
     """Open the policy for a rollout in one process, such that it gives the bits of a rollout with many workers."""
     policy = open_policy(config, benchmark)
+    # In the same fixed shapes as the policy process: else one worker could give other last bits than two.
     return LocalPolicy(policy, config.batch_size) if is_served(config) else policy
 
 
@@ -154,6 +155,7 @@ def open_benchmark(env: dict[str, Any]) -> Benchmark:
     from hydra.utils import instantiate
 
     try:
+        # `all`: plain lists and dictionaries; a benchmark need not know OmegaConf.
         benchmark = instantiate(env, _convert_="all")
     except InstantiationException as error:
         # Hydra wraps every error. Errors for the user come out unwrapped, and our own bugs with their own traceback.
@@ -165,6 +167,7 @@ def open_benchmark(env: dict[str, Any]) -> Benchmark:
         if cause is None or isinstance(cause, TypeError | ImportError | ValueError):
             raise InputError(f"env={env['_target_']} cannot be built: {error}") from error
         raise cause from None
+    # `isinstance` with the protocol would not name what is missing.
     if missing := [name for name in BENCHMARK if not hasattr(benchmark, name)]:
         raise InputError(f"env={env['_target_']} is no benchmark: it has no {', '.join(missing)}; try env=calvin")
     return cast(Benchmark, benchmark)
@@ -223,6 +226,7 @@ def make_provenance(
         chains: The chains of all shards.
         n_action_steps: Actions executed per policy call.
     """
+    # Only tasks that occur: a subset of chains keeps its provenance when instructions of other tasks change.
     tasks = sorted({task for sequence in chains for task in sequence.subtasks})
     provenance = {
         "policy": _to_json(metadata),

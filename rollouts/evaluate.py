@@ -208,6 +208,7 @@ def unfinished(sequences: Sequence[EvalSequence], rows: Iterable[Row]) -> list[E
     done = set()
     for row in rows:
         sequence = by_number.get(row["sequence"])
+        # The benchmark may have changed since: its chain with this number must be the one of the row.
         if sequence is None or list(sequence.subtasks) != row["subtasks"]:
             expected = "no such chain" if sequence is None else list(sequence.subtasks)
             raise InputError(

@@ -82,9 +82,11 @@ def merge(run_dir: str | Path) -> dict[str, Any]:
     rows = [row for shard in shards for row in shard.rows]
     seconds = {number: spent for shard in shards for number, spent in shard.seconds.items()}
     provenance = shared | {"num_sequences": first.provenance["num_sequences_of_all_shards"]}
+    # As if it had run without shards: started again in the same folder it would find all chains done.
     write_yaml(target / "config.yaml", first.config | {"shard": None})
     write_json(target / "provenance.json", provenance, sealed=True)
     results.write_sorted(target / "results.jsonl", rows)
+    # Not among the bytes that are equal: times differ from run to run.
     timing = [results.sealed_line({"sequence": number, "seconds": spent}) for number, spent in seconds.items()]
     write_text(target / "timing.jsonl", "\n".join([*timing, ""]))
     # 3. The videos that one rollout would have kept. Each of them was kept by its shard, too (`select_chains`).
@@ -154,6 +156,7 @@ def find_shards(target: Path) -> list[Path]:
     counts = {count for _, count in found}
     if not found:
         raise InputError(f"{target} holds no shards (shard_0_of_N, ...); make them with vw2-rollout shard=0/N ...")
+    # Leftovers of another division: which of them is meant only the user knows.
     if len(counts) > 1:
         raise InputError(f"{target} holds shards i/n of n = {sorted(counts)}; remove those that are not wanted")
     (count,) = counts
@@ -167,6 +170,7 @@ def _read_shard(folder: Path) -> RolloutShard:
     rows = results.read_rows(folder / "results.jsonl")
     provenance_file = folder / "provenance.json"
     config_file = folder / "config.yaml"
+    # A shard that has not started has neither; the message below says so with "?".
     has_both = provenance_file.is_file() and config_file.is_file()
     provenance = with_new_keys(read_json(provenance_file, cure=CURE)) if has_both else {}
     num_sequences = provenance.get("num_sequences")

@@ -206,6 +206,7 @@ class PolicyProcess:
             self.metadata: dict[str, Any] = _content(*self._control.recv())
         except EOFError:
             raise self.death() from None
+        # Also on Ctrl-C: the process must not stay behind.
         except BaseException:
             self.close()
             raise
@@ -216,6 +217,7 @@ class PolicyProcess:
         Raises:
             InputError: The process is gone.
         """
+        # A new socket pair; the end for the policy process travels over the control connection.
         theirs, ours = multiprocessing.Pipe()
         try:
             send_handle(self._control, theirs.fileno(), self.process.pid)
@@ -227,6 +229,7 @@ class PolicyProcess:
 
     def death(self) -> InputError:
         """Return the error to raise when the process is gone or cannot be reached."""
+        # The connection breaks a moment before the exit code is known.
         self.process.join(timeout=10)
         kept = "finished chains are kept, start again with the same run_dir to continue"
         if self.process.exitcode is None:

@@ -77,6 +77,7 @@ class RolloutLog:
         results.append_row(self.folder / "results.jsonl", row)
         self.rows.append(row)
         # Only chains with a row: a video without a row belongs to a worker that is about to report.
+        # `video_chains` changes as rows come: a better chain displaces a kept one.
         drop_videos(self.folder / "videos", {row["sequence"] for row in self.rows} - self.video_chains().keys())
         self._bar.set_postfix_str(self.success_text(), refresh=False)
         self._bar.update()

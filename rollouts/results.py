@@ -71,6 +71,7 @@ def read_rows(path: Path) -> list[Row]:
         InputError: A complete line is no row, or two rows give different results for one chain.
     """
     rows: dict[int, Row] = {}
+    # Two starts of an older release, which had no lock, could write a row twice.
     for row, where in _entries(path, _parse_row, keys=Row.__annotations__):
         if rows.setdefault(row["sequence"], row) != row:
             raise InputError(f"{where} is another result of chain {row['sequence']}, which has one already; {CURE}")
@@ -122,6 +123,7 @@ def _parse_row(value: Mapping[str, Any]) -> Row:
         seed=_count(value["seed"], most=2**63),
         instructions=_texts(value.get("instructions", [])),
     )
+    # A chain that did not solve all has one more attempt than successes: the failed one.
     attempted = min(row["solved"] + 1, len(row["subtasks"]))
     if not row["subtasks"] or row["solved"] > len(row["subtasks"]) or len(row["env_steps"]) != attempted:
         raise ValueError(
@@ -132,6 +134,7 @@ def _parse_row(value: Mapping[str, Any]) -> Row:
 
 
 def _count(value: Any, *, most: int = MAX_NUMBER) -> int:
+    # `isinstance` would accept true and false.
     if type(value) is not int or not 0 <= value < most:
         raise ValueError(f"expected a whole number from 0 to below {most}, found {str(value)[:40]!r}")
     return value
@@ -148,6 +151,7 @@ def drop_torn_line(path: Path) -> None:
     if path.is_file():
         content = path.read_bytes()
         complete = content.rfind(b"\n") + 1
+        # In place and not by rewriting: the file may be large, and its other lines are not touched.
         if complete < len(content):
             with path.open("r+b") as file:
                 file.truncate(complete)
@@ -165,6 +169,7 @@ def append_seconds(path: Path, number: int, seconds: float) -> None:
 
 def write_sorted(path: Path, rows: Iterable[Row]) -> None:
     """Write the final results file, sorted by chain."""
+    # Workers finish in any order; sorted, the file is a function of the results alone.
     lines = [sealed_line(row) + "\n" for row in sorted(rows, key=lambda row: row["sequence"])]
     write_text(path, "".join(lines))
 
@@ -199,6 +204,7 @@ def paired_difference(rows: Sequence[Row], base: Sequence[Row]) -> tuple[float, 
     if not pairs:
         return None
     differences = [a["solved"] - b["solved"] for a, b in pairs]
+    # A difference lies between -length and +length: one solved all and the other none.
     largest = longest_chain([a for a, _ in pairs])
     low, high = mean_interval(differences, lowest=-largest, highest=largest)
     return float(np.mean(differences)), low, high, len(differences)
@@ -208,6 +214,7 @@ def paired_rows(rows: Iterable[Row], base: Iterable[Row]) -> list[tuple[Row, Row
     """Return the pairs of rows with the same number and the same subtasks, sorted by number."""
     others = {row["sequence"]: row for row in base}
     shared = [(row, others[row["sequence"]]) for row in rows if row["sequence"] in others]
+    # Numbers alone are not enough: another benchmark, or another num_sequences, may number other chains.
     pairs = [(a, b) for a, b in shared if a["subtasks"] == b["subtasks"]]
     return sorted(pairs, key=lambda pair: pair[0]["sequence"])
 
@@ -221,6 +228,7 @@ def per_task(rows: Iterable[Row]) -> dict[str, dict[str, int]]:
     """Return task -> {solved, attempted}, sorted by name. A task that no chain reached is absent."""
     counts: dict[str, dict[str, int]] = {}
     for row in rows:
+        # env_steps has one entry per attempted subtask; later subtasks were never reached.
         for position, task in enumerate(row["subtasks"][: len(row["env_steps"])]):
             entry = counts.setdefault(task, {"solved": 0, "attempted": 0})
             entry["attempted"] += 1
@@ -244,7 +252,9 @@ def summarize(rows: Sequence[Row], provenance: Mapping[str, Any], *, seconds: fl
     total = len(rows)
     solved = [row["solved"] for row in rows]
     length = longest_chain(rows)
+    # Success at i: the first i subtasks were solved, so all chains with n >= i count.
     reached = [sum(n >= i for n in solved) for i in range(1, length + 1)]
+    # Provenance may be empty: folders of older releases, or results alone.
     policy = provenance.get("policy", {})
     return {
         "num_sequences": total,
@@ -280,7 +290,9 @@ def labels_text(fraction: float | None) -> str:
 def five_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the summary as five pairs (name, text). Every number comes with its interval."""
     env = summary["env"]
+    # A benchmark need not have these keys; those of CALVIN are the ones that change results.
     world = ", ".join(f"{key} {env[key]}" for key in ("scene", "assets", "renderer", "reset_mode") if key in env)
+    # Policies without weights (random, scripted) have no hash.
     identity = f", hash {summary['policy_hash'][:12]}" if summary.get("policy_hash") else ""
     if summary["label_fraction"] is not None:
         identity += f", {labels_text(summary['label_fraction'])} of the action labels"
@@ -298,7 +310,7 @@ def five_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("policy", f"{summary['policy']}{identity}"),
         ("world", world or "not named by the benchmark"),
-        ("evidence", f"{chains}, {steps}"),
+        ("chains", f"{chains}, {steps}"),
         ("average length", f"{summary['average_length']:.2f} of {length} [{low:.2f}, {high:.2f}]"),
         ("success %", rates),
     ]

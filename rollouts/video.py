@@ -84,6 +84,7 @@ def drop_other_videos(folder: Path, keep: set[int]) -> None:
 
     Files with other names stay.
     """
+    # Also temporary files of wanted videos go: their names differ.
     wanted = {path.name for number in keep for path in video_paths(folder, number)}
     for path in folder.glob("*chain_*"):
         if _FILE_NAME.fullmatch(path.name) and path.name not in wanted:
@@ -121,6 +122,7 @@ class ChainVideo:
         while len(self._frames) <= subtask:
             self._frames.append([])
             self._calls = 0
+        # Counted per subtask, so that each subtask begins with an image.
         if self._calls % self.stride == 0:
             self._frames[subtask].append(next(iter(observation["images"].values())))
         self._calls += 1

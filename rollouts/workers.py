@@ -68,6 +68,7 @@ def run_job(policy: Policy, benchmark: Benchmark, job: ChainJob, protocol: Proto
     Returns:
         The chain's row and the seconds that it took.
     """
+    # Time inside the chain only: writing video and recording is not counted.
     begin = time.perf_counter()
     video = (
         ChainVideo(control_hz=benchmark.control_hz, n_action_steps=protocol.n_action_steps) if protocol.videos else None

@@ -31,6 +31,7 @@ def bar(rollout: Rollout, index: int, *, count: int, total: int) -> dict[str, An
         count: Numerator.
         total: Denominator.
     """
+    # Computed here and not taken from the summary, which has no intervals by task and by position.
     low, high = wilson_interval(count, total)
     return {
         "run": rollout.name,
@@ -67,6 +68,7 @@ def task_groups(rollouts: Sequence[Rollout]) -> list[dict[str, Any]]:
     tasks = sorted({task for r in rollouts for task in r.summary["per_task"]})
     groups = []
     for task in tasks:
+        # A rollout that never attempted a task has no bar; a bar of 0/0 would look like a failure.
         bars = [
             bar(r, index, count=entry["solved"], total=entry["attempted"])
             for index, r in enumerate(rollouts)
@@ -96,6 +98,7 @@ def position_groups(rollouts: Sequence[Rollout]) -> list[dict[str, Any]]:
             for index, (r, there) in enumerate(zip(rollouts, found, strict=True))
             if i < len(there) and there[i].attempted
         ]
+        # No rollout got here, nor to the positions after it: one line for all of them.
         if not bars:
             name = f"subtask {last}" if i + 1 == last else f"subtasks {i + 1} to {last}"
             return [*groups, {"name": name, "subtitle": "no chain got here", "bars": []}]
@@ -107,6 +110,7 @@ def length_bars(rollouts: Sequence[Rollout]) -> list[dict[str, Any]]:
     """Return the bars of average length on the scale 0 to 5: ours with intervals, the published ones without."""
     ours = []
     for index, r in enumerate(rollouts):
+        # Single tasks and other chain lengths cannot be compared with the published average lengths.
         if len(r.summary["success_rates"]) == CHAIN_LENGTH:
             low, high = (value / CHAIN_LENGTH for value in r.summary["average_length_ci95"])
             share = r.summary["average_length"] / CHAIN_LENGTH
@@ -126,4 +130,5 @@ def length_bars(rollouts: Sequence[Rollout]) -> list[dict[str, Any]]:
         }
         for row in PAPER_ROWS
     ]
+    # Published rows alone say nothing about the runs of this page.
     return [*ours, *published] if ours else []

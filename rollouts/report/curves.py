@@ -45,6 +45,7 @@ def training_panels(records: Series, *, ids: str) -> list[Panel]:
         records: Metric key -> (train steps, values).
         ids: Prefix of ids in the SVG; must be unique within a page.
     """
+    # Validation metric -> the training metric whose panel it joins; None: a panel of its own.
     partners = {key: _partner(key, records) for key in records if "/validation_" in key}
     phase = next((key for key in records if key.endswith("/phase")), None)
     changes: list[tuple[int, int]] = []  # (last step before the change, number of the new phase)
@@ -64,6 +65,7 @@ def training_panels(records: Series, *, ids: str) -> list[Panel]:
 def _partner(key: str, records: Series) -> str | None:
     """Return the training metric that a validation metric belongs to: the same name, or the same last word."""
     stage, _, name = key.partition("/validation_")
+    # Trainings log "policy/code_loss" but "policy/validation_loss": the last word is enough to join them.
     exact = f"{stage}/{name}"
     candidates = [
         k for k in records if k.startswith(f"{stage}/") and k.endswith(f"_{name}") and "/validation_" not in k
@@ -109,6 +111,7 @@ def thin(steps: Sequence[int], values: Sequence[float]) -> tuple[list[float], li
     Returns:
         Steps, values, and the number of logged values per point.
     """
+    # Rounded up, so that there are never more than MAX_POINTS points.
     width = -(-len(values) // MAX_POINTS)
     if width <= 1:
         return [float(s) for s in steps], [float(v) for v in values], 1
@@ -128,13 +131,16 @@ def code_usage_panel(codes: Mapping[str, Any], *, ids: str) -> Panel:
     figure, axes = _axes(width=7.4, height=2.7)
     histogram = np.asarray(codes["histogram"], dtype=np.float64)
     total = histogram.sum()
+    # Thin lines below the thick one for all slots together.
     for slot, counts in enumerate(codes.get("by_slot") or []):
+        # Sorted by frequency: numbers of codes have no order of their own.
         share = np.sort(np.asarray(counts, dtype=np.float64))[::-1]
         share = share[share > 0] / max(share.sum(), 1.0)
         axes.plot(range(1, len(share) + 1), share, color=LINES[1], linewidth=1.0, alpha=0.6, label=f"slot {slot}")
     share = np.sort(histogram)[::-1]
     share = share[share > 0] / max(total, 1.0)
     axes.plot(range(1, len(share) + 1), share, color=LINES[0], linewidth=2.2, label="all slots")
+    # The reference: what each code would have if all were used equally.
     axes.axhline(1 / len(histogram), color=INK, linewidth=1, linestyle=(0, (4, 3)))
     _note(axes, "equal use", at=(0, 1 / len(histogram)), coords=("axes fraction", "data"), shift=(4, 4))
     axes.set_yscale("log")
@@ -176,6 +182,7 @@ def _axes(*, width: float = 3.6, height: float = 1.9) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
+    # Transparent: the page has a light and a dark background.
     figure.patch.set_alpha(0.0)
     axes = figure.add_subplot()
     axes.patch.set_alpha(0.0)

@@ -95,6 +95,7 @@ def step_histogram(rows: Sequence[Row], *, limit: int | None) -> StepHistogram |
     if not solved:
         return None
     end = max(limit or 0, max(solved))
+    # The same range for all rollouts with one limit, so that their histograms can be compared.
     counts, _ = np.histogram(solved, bins=STEP_BINS, range=(0, end))
     failed = sum(len(row["env_steps"]) > row["solved"] for row in rows)
     late = sum(env_steps > 0.9 * end for env_steps in solved)

@@ -69,6 +69,7 @@ def video_cards(rollouts: Sequence[Rollout], *, budget: int) -> tuple[list[dict[
                 cards.append(card)
                 continue
         left_out.append(f"{rollout.name}/videos/{paths.video.name}")
+    # Chosen in turns, shown rollout by rollout.
     return sorted(cards, key=lambda card: (card["index"], -card["solved"], card["number"])), left_out
 
 
@@ -82,6 +83,7 @@ def _action_strip(rollout: Rollout, row: Row, paths: VideoPaths) -> Strip | None
         return None
     try:
         return plot_strip(read_recording(path), row["env_steps"], n_action_steps=n_action_steps)
+    # The error of a strip does not name the file, that of reading does.
     except InputError as error:
         raise InputError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from error
 
@@ -90,6 +92,7 @@ def _subtasks(row: Row, instructions: dict[str, str]) -> list[dict[str, Any]]:
     """Return instruction, outcome and steps of each subtask; `instructions`: those of tasks that were not attempted."""
     subtasks = []
     for i, task in enumerate(row["subtasks"]):
+        # A benchmark may choose among several instructions for a task; the row has the one that was used.
         default = instructions.get(task, task.replace("_", " "))
         subtasks.append(
             {

@@ -119,10 +119,17 @@ def _facts(report: LatentReport, *, ids: str) -> dict[str, Any]:
     """Return what the template needs of one report; `ids`: prefix of ids in its figures."""
     content = report.content
     points = content["map"]["points"]
+    # UMAP needs an extra package; the probe falls back to PCA without it.
     projection = "umap" if "umap" in points else "pca"
+    # With a single data set a map by data set has one color only.
     maps = [("direction of motion", "direction", content["map"]["directions"])]
     if len(content["map"]["sources"]) > 1:
         maps.append(("data set", "source", content["map"]["sources"]))
+    nuisance_rows = [
+        [name, kind.replace("_", " "), *(cell(entry[key], "ratio") if key in entry else "–" for key in NUISANCE)]
+        for name, found in content["nuisance"].items()
+        for kind, entry in found["kinds"].items()
+    ]
     return {
         "name": report.name,
         "facts": f"{content['checkpoint']}, {content['codes_per_step']} codes of levels {content['levels']} a step of "
@@ -132,13 +139,14 @@ def _facts(report: LatentReport, *, ids: str) -> dict[str, Any]:
         ],
         "transfers": [_transfer(kind, tables) for kind, tables in content["probe"]["transfer"].items()],
         "swaps": [_swap(entry) for entry in content["swap"]],
-        "nuisances": _nuisances(content["nuisance"]),
+        "nuisances": {"head": list(NUISANCE.values()), "rows": nuisance_rows},
         "panels": [
             scatter_panel(
                 f"{projection.upper()}, by {label}", points[projection], points[key], names, ids=f"{ids}-{key}"
             )
             for label, key, names in maps
         ],
+        # None: all points have the same label, so there is no silhouette.
         "silhouettes": {name: value for name, value in content["map"]["silhouette"].items() if value is not None},
         "neighbors": _neighbors(content["map"]["neighbors"]),
         "codes": code_usage_panel(content["codes"], ids=f"{ids}-codes"),
@@ -161,6 +169,7 @@ def bar(label: str, entry: Mapping[str, Any], key: str, color: int) -> dict[str,
     """
     value = entry[key]
     low, high = entry["ci95"]
+    # R² and correlations can be negative; bars have no place for that.
     share, left, right = (0.0 if v is None else min(1.0, max(0.0, v)) for v in (value, low, high))
     return {"label": label, "text": cell(entry, key), "share": share, "low": left, "high": right, "color": color}
 
@@ -199,6 +208,7 @@ def _motion(kind: str) -> str:
 
 def _transfer(kind: str, tables: Mapping[str, Any]) -> dict[str, Any]:
     """Return the table of probes fitted in one data set (rows) and tested in another (columns)."""
+    # Every row has the same targets, or a part of them where a data set lacks some labels.
     targets = list(next(iter(tables["codes_one_hot"].values())))
     rows = [
         [FEATURES[feature], source, *(cell(row[name]["translation"], "r2") if name in row else "–" for name in targets)]
@@ -219,16 +229,6 @@ def _swap(entry: Mapping[str, Any]) -> dict[str, Any]:
             bar(label, entry[key]["mean"], "correlation", color) for color, (key, label) in enumerate(SWAP.items(), 1)
         ],
     }
-
-
-def _nuisances(nuisance: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the table of changes of camera and light; `nuisance`: data set -> results."""
-    rows = [
-        [name, kind.replace("_", " "), *(cell(entry[key], "ratio") if key in entry else "–" for key in NUISANCE)]
-        for name, found in nuisance.items()
-        for kind, entry in found["kinds"].items()
-    ]
-    return {"head": list(NUISANCE.values()), "rows": rows}
 
 
 def _neighbors(neighbors: Mapping[str, Any]) -> list[list[str]]:

@@ -85,6 +85,7 @@ def write_report(
         title=title,
         video_megabytes=video_megabytes,
     )
+    # The page is complete before anything is written: an error leaves no folder and no old page beside new tables.
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "table.md", markdown(rollouts, stages))
     write_text(folder / "table.tex", latex(rollouts))
@@ -110,13 +111,14 @@ def render(
         video_megabytes: Megabytes of the page that videos and action strips may take.
     """
     environment = _environment()
+    stage_cards = [_stage_card(stage, ids=f"figure-{i}") for i, stage in enumerate(stages)]
     cards, left_out = video_cards(rollouts, budget=int(video_megabytes * 1e6))
     page: str = environment.get_template("report.html.jinja").render(
         title=title,
         version=__version__,
         written=time.strftime("%Y-%m-%d %H:%M"),
         summaries=[_summary_card(r) for r in rollouts],
-        stage_lines=[_stage_line(stage) for stage in stages],
+        stage_lines=[card["line"] for card in stage_cards],
         rollouts=[rollout_facts(i, r) for i, r in enumerate(rollouts)],
         chain_length=longest(rollouts),
         success=success_groups(rollouts),
@@ -128,7 +130,7 @@ def render(
         provenance=provenance_table(rollouts),
         cards=cards,
         left_out=left_out,
-        stages=[_stage_card(stage, ids=f"figure-{i}") for i, stage in enumerate(stages)],
+        stages=stage_cards,
         latents=latent_section(latents, environment),
         paper=PAPER_ROWS,
     )
@@ -137,6 +139,7 @@ def render(
 
 def _environment() -> Any:
     """Return jinja2's environment over the folder templates/, which is package data."""
+    # Imported here: a rollout without the extra should fail with its name, not at import.
     jinja2 = require("jinja2", extra="report")
     folder = importlib.resources.files("vw2_robot.rollouts.report").joinpath("templates")
     environment = jinja2.Environment(
@@ -144,6 +147,7 @@ def _environment() -> Any:
         autoescape=True,  # names come from run folders, which may be anybody's
         trim_blocks=True,
         lstrip_blocks=True,
+        # A misspelt name in a template is an error and not an empty place.
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"pct": percent, "number": number, "signed": signed}
@@ -158,21 +162,19 @@ def _summary_card(rollout: Rollout) -> dict[str, Any]:
         "length": length_cell(rollout).split(" ", 1),
         "chain_length": len(rollout.summary["success_rates"]),
         "rates": [cell.split(" ", 1) for cell in rate_cells(rollout)],
+        # Average length and success are shown large above these lines.
         "lines": [line for line in lines if line[0] not in ("average length", "success %")],
     }
 
 
-def _stage_line(stage: Stage) -> tuple[str, str]:
-    """Return a stage's name and its last logged values."""
+def _stage_card(stage: Stage, *, ids: str) -> dict[str, Any]:
+    """Return what the page needs of one stage; `ids`: prefix of ids in its figures."""
     last = {key.split("/", 1)[-1].replace("_", " "): values[-1] for key, (_, values) in stage.records.items()}
+    # The number of the phase and the gradient norm say little about how well the training went.
     texts = [f"{name} {value:.3g}" for name, value in last.items() if name not in ("phase", "grad norm")]
     shown = ", ".join(texts[:MAX_QUANTITIES])
-    return stage.name, f"{stage.last_step:,} steps; at the end {shown}" if shown else "nothing logged yet"
-
-
-def _stage_card(stage: Stage, *, ids: str) -> dict[str, Any]:
-    """Return what the section on training needs of one stage; `ids`: prefix of ids in its figures."""
     return {
+        "line": (stage.name, f"{stage.last_step:,} steps; at the end {shown}" if shown else "nothing logged yet"),
         "name": stage.name,
         "train_steps": stage.last_step,
         "panels": training_panels(stage.records, ids=ids),

@@ -145,6 +145,7 @@ def _find_runs(root: Path) -> list[tuple[Path, set[str]]]:
 
 def labels(roots: Sequence[Path]) -> list[str]:
     """Return the last parts of each path, as many as are needed to distinguish the folders."""
+    # Resolved: "." and "runs/a/../b" have no name to show.
     paths = [root.resolve() for root in roots]
     found = [path.name for path in paths]
     depth = 1
@@ -178,8 +179,10 @@ def read_metrics(path: Path) -> dict[str, tuple[list[int], list[float]]]:
         InputError: A complete line is not an object with "step" and numbers.
     """
     records: dict[str, tuple[list[int], list[float]]] = {}
+    # A size limit: the file is read into memory as a whole.
     if (size := path.stat().st_size) > MAX_JSON_BYTES:
         raise InputError(f"{path} has {size} bytes, expected at most {MAX_JSON_BYTES}; take it out of the folder")
+    # A training that was killed can leave half a line at the end.
     complete = path.read_bytes().rpartition(b"\n")[0]
     for number, line in enumerate(complete.splitlines(), 1):
         try:
@@ -194,6 +197,7 @@ def read_metrics(path: Path) -> dict[str, tuple[list[int], list[float]]]:
                 '{"step": 1, "stage/quantity_unit": 0.5}'
             ) from error
         for key, value in values.items():
+            # matplotlib leaves gaps for NaN, but one infinity would stretch the axis over all else.
             if math.isfinite(value):
                 steps, series = records.setdefault(key, ([], []))
                 steps.append(step)
@@ -204,6 +208,7 @@ def read_metrics(path: Path) -> dict[str, tuple[list[int], list[float]]]:
 def _read_rollout(name: str, folder: Path) -> Rollout:
     rows = read_results(folder) if lies_in(folder, folder / "results.jsonl") else []
     provenance = read_checked(folder / "provenance.json", PROVENANCE, cure=RERUN) or {}
+    # Older folders may have lost one of the two: rows alone or a summary alone are enough for most of the page.
     summary = read_checked(folder / "summary.json", SUMMARY, cure=RERUN)
     # While a rollout runs there is no summary, or an old one; the rows are newer.
     if rows and (summary is None or summary["num_sequences"] != len(rows)):

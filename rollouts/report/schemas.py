@@ -84,6 +84,7 @@ PROVENANCE: Schema = {
     "max_steps": (False, lambda value: value is None or is_count(value)),
     "num_sequences": (False, is_count),
 }
+# "decided_after" alone is read, and compared with a number: any other value means undecided.
 COMPARISON: Schema = {}
 CODES: Schema = {
     "histogram": (True, lambda value: is_frequencies(value) and len(value) > 0),

@@ -85,6 +85,7 @@ def rollout_facts(index: int, rollout: Rollout) -> dict[str, Any]:
         "histogram": summary.get("solved_histogram"),
         "has_rows": bool(rows),
         "endings": ended,
+        # The heat map of endings is scaled to its largest cell.
         "most": max((max(one.by_position) for one in ended), default=0),
         "steps": step_histogram(rows, limit=rollout.provenance.get("max_steps")),
         "covered": covered,
@@ -130,6 +131,7 @@ def _provenance_facts(rollout: Rollout) -> dict[str, Any]:
         "seed": summary.get("seed"),
         **{f"world: {key.replace('_', ' ')}": value for key, value in summary["env"].items()},
         "versions": summary.get("versions") or None,
+        # The checksum of the rows: equal ones prove that two rollouts have the same results.
         "results.jsonl, SHA-256": hashlib.sha256(results.read_bytes()).hexdigest() if results.is_file() else None,
     }
 

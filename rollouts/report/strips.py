@@ -90,6 +90,7 @@ def read_recording(path: Path) -> RecordedOutputs:
     arrays = read_arrays(path, cure="delete it, or run the rollout again")
     actions, subtask, tokens = (arrays.get(name) for name in ("actions", "subtask", "tokens"))
     calls = 0 if subtask is None else subtask.size
+    # Shapes and types are checked here once; a run folder may come from other people.
     is_valid = (
         actions is not None
         and subtask is not None
@@ -134,6 +135,7 @@ def executed_commands(
     parts = []
     for position, steps_taken in enumerate(env_steps):
         chunks = outputs.actions[outputs.subtask == position]
+        # The row and the recording must be of one run.
         if len(chunks) * n_action_steps < steps_taken:
             raise InputError(
                 f"{len(chunks)} recorded policy calls of {n_action_steps} steps for the {steps_taken} steps of one "
@@ -201,6 +203,7 @@ def code_image(outputs: RecordedOutputs, env_steps: Sequence[int], *, n_action_s
         tokens = outputs.tokens[outputs.subtask == position]
         call, within = np.divmod(np.arange(steps_taken), n_action_steps)
         columns.append(tokens[call, np.minimum(within // stride, latent_steps - 1)])
+    # [N, S]: one row per code of a latent step.
     codes = np.concatenate(columns).T
     # The color is a function of the code alone: a code looks the same on every page. Three cosines, shifted by a third
     # of the circle, give a hue; brightness varies on its own, since hues alone are too few.

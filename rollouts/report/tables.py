@@ -38,6 +38,7 @@ PAPER_ROWS = (
 def number(value: float) -> str:
     """Return a number with two digits, a true minus sign and no minus before zero."""
     text = f"{value:.2f}"
+    # -0.004 rounds to "-0.00".
     return "0.00" if text == "-0.00" else text.replace("-", "−")
 
 
@@ -69,6 +70,7 @@ def markdown(rollouts: Sequence[Rollout], stages: Sequence[Stage]) -> str:
             + "\nIn brackets: 95 % intervals (Wilson for shares, t over chains for the average length).\n"
         )
     if stages:
+        # Last values alone; the page has the curves.
         rows = [
             [_md(stage.name), str(stage.last_step), f"`{_md(key)}`", f"{values[-1]:.4g}"]
             for stage in stages
@@ -85,12 +87,14 @@ def _pipe_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 def _md(text: str) -> str:
     """Return text as a table cell. Names come from run folders: no markup, no HTML, no second line."""
+    # Backslashes for markdown, entities for HTML: most markdown renderers pass HTML through.
     html = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
     return "".join(html.get(c, f"\\{c}" if c in "\\|`*[]" else c) for c in _one_line(text))
 
 
 def _one_line(text: str) -> str:
     """Return text in one line, without control characters."""
+    # `split` alone leaves characters such as U+2028, which some renderers take as the end of a line.
     return "".join(c for c in " ".join(text.split()) if c.isprintable())
 
 
@@ -133,5 +137,6 @@ def latex(rollouts: Sequence[Rollout]) -> str:
 
 def _tex(text: str) -> str:
     """Return text with LaTeX's special characters escaped."""
+    # A backslash or a brace in a name could otherwise run a command of LaTeX, such as \input.
     special = {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
     return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in _one_line(text))
