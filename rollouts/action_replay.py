@@ -61,7 +61,7 @@ class ActionReplay:
             for row in rows
             for position in range(len(row["subtasks"]))
         }
-        # All chains have the same chunk size; the first one tells it.
+        # All chains have the same chunk size; so that of the first one is enough.
         chunk_size = self._read(rows[0]["sequence"]).actions.shape[1]
         self.metadata = {
             "name": f"replay of {recorded.get('name')}",

@@ -126,7 +126,7 @@ def choose_sequences(config: RolloutConfig, benchmark: Benchmark) -> list[EvalSe
     """Return the chains of the rollout, those of all shards together.
 
     Raises:
-        InputError: The benchmark has no single tasks, or not the chains asked for.
+        InputError: The benchmark has no single tasks, or not the requested chains.
     """
     if config.protocol == "single":
         single_tasks = getattr(benchmark, "single_tasks", None)

@@ -44,6 +44,14 @@ def test_a_summary_against_a_hand_made_answer():
     json.dumps(summary)
 
 
+@pytest.mark.parametrize("with_checksum", [True, False])
+def test_rows_of_older_releases_are_read_under_the_new_keys(tmp_path, with_checksum):
+    old = [{"steps" if key == "env_steps" else key: value for key, value in one.items()} for one in ROWS]
+    lines = [results.sealed_line(one) if with_checksum else json.dumps(one) for one in old]
+    (tmp_path / "results.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    assert results.read_rows(tmp_path / "results.jsonl") == ROWS
+
+
 def test_the_average_length_is_the_sum_of_success_rates():
     summary = results.summarize(ROWS, ORIGIN, seconds=1.0)
     assert summary["average_length"] == pytest.approx(sum(summary["success_rates"]))
