@@ -111,7 +111,7 @@ def bind_rollout(folder: Path, config: RolloutConfig, provenance: dict[str, Any]
 
 
 def rollout(config: RolloutConfig) -> dict[str, Any]:
-    """Run or continue an evaluation. A shard that finishes last merges all shards.
+    """Run or continue an evaluation, or merge its shards. The shard that finishes last merges all of them.
 
     Args:
         config: Configuration of the rollout.
@@ -122,6 +122,11 @@ def rollout(config: RolloutConfig) -> dict[str, Any]:
     Raises:
         InputError: The folder is in use or holds something else, or policy and benchmark cannot be used.
     """
+    if config.merge:
+        with lock_folder(config.folder, what="a merge of shards"):
+            summary = merge(config.run_dir)
+        print("\n".join(f"{name:<15} {text}" for name, text in results.five_lines(summary)))
+        return summary
     # Before any chain runs, and not when the first video is written.
     if config.videos:
         require("imageio_ffmpeg", extra="report")
@@ -264,12 +269,7 @@ def main(config: RolloutConfig) -> None:
     """Console script `vw2-rollout`."""
     # As under `python -m`. Otherwise each worker imports the console script again, and torch with it (150 MB).
     sys.modules["__main__"].__spec__ = __spec__
-    if config.merge:
-        with lock_folder(config.folder, what="a merge of shards"):
-            summary = merge(config.run_dir)
-        print("\n".join(f"{name:<15} {text}" for name, text in results.five_lines(summary)))
-    else:
-        rollout(config)
+    rollout(config)
     print(f"report: {config.folder / 'report.html'}")
 
 

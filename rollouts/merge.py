@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vw2_robot.aliases import with_new_keys
+from vw2_robot.binding import bind_folder
 from vw2_robot.command_line.config_tree import differing_keys
 from vw2_robot.errors import InputError
 from vw2_robot.storage.files import atomic_write, read_json, read_yaml, write_json, write_text, write_yaml
@@ -66,7 +67,8 @@ def merge(run_dir: str | Path) -> dict[str, Any]:
         The content of summary.json.
 
     Raises:
-        InputError: There are no shards, one is missing or unfinished, or they are of different rollouts.
+        InputError: There are no shards, one is missing or unfinished, they are of different rollouts, or the folder
+            holds another rollout.
     """
     target = Path(run_dir)
     shards = [_read_shard(folder) for folder in find_shards(target)]
@@ -82,9 +84,16 @@ def merge(run_dir: str | Path) -> dict[str, Any]:
     rows = [row for shard in shards for row in shard.rows]
     seconds = {number: spent for shard in shards for number, spent in shard.seconds.items()}
     provenance = shared | {"num_sequences": first.provenance["num_sequences_of_all_shards"]}
+    # Merged again: the same. Another rollout in this folder is not overwritten.
+    bind_folder(
+        target,
+        provenance,
+        file=target / "provenance.json",
+        holds="another rollout beside the shards",
+        advice="Move the shards to an empty folder, or delete the files beside them",
+    )
     # As if it had run without shards: started again in the same folder it would find all chains done.
     write_yaml(target / "config.yaml", first.config | {"shard": None})
-    write_json(target / "provenance.json", provenance, sealed=True)
     results.write_sorted(target / "results.jsonl", rows)
     # Not among the bytes that are equal: times differ from run to run.
     timing = [results.sealed_line({"sequence": number, "seconds": spent}) for number, spent in seconds.items()]

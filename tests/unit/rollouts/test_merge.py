@@ -142,3 +142,12 @@ def test_options_that_exclude_each_other_are_refused(config):
         dataclasses.replace(config(), merge=True, shard="0/2")
     with pytest.raises(ValueError, match="policy is missing"):
         config(policy="")
+
+
+def test_a_merge_overwrites_no_other_rollout(config, tmp_path, capsys):
+    rollout(config("parts", seed=7))
+    before = merged_files(tmp_path / "parts")
+    for number in range(2):
+        rollout(config("parts", shard=f"{number}/2"))
+    assert "holds another rollout beside the shards; these keys differ: seed (7 -> 0)" in capsys.readouterr().out
+    assert merged_files(tmp_path / "parts") == before
