@@ -38,6 +38,7 @@ class RolloutConfig:
     env: dict[str, Any]
     """`_target_` of a Benchmark and its arguments"""
     run_dir: str
+    """folder of the rollout; started again with the same folder it continues"""
     protocol: Literal["chain", "single"] = "chain"
     """chain: the benchmark's chains, no reset between subtasks; single: one task at a time, each from a start state"""
     num_sequences: int = 1000
@@ -68,7 +69,9 @@ class RolloutConfig:
     n_action_steps: int | None = None
     """actions executed per policy call; none: the value that the policy was trained for"""
     seed: int = 0
+    """seed of the evaluation; each subtask gets a seed derived from it"""
     device: str = "auto"
+    """device of the policy: cpu, cuda, cuda:1, ...; auto: a GPU if there is one"""
     threads: int = 1
     """CPU threads of torch in each process; another value may change the last bits of an action"""
 

@@ -46,7 +46,9 @@ class ReportConfig:
     runs: list[str]
     """folders of rollouts or training runs; everything below them is found"""
     out: str
+    """folder for report.html, table.md and table.tex"""
     title: str | None = None
+    """title of the page; none: chosen from the number of runs"""
     video_megabytes: Unbounded = VIDEO_MEGABYTES
     """megabytes of the page that videos and action strips may take; the other videos are named"""
 
