@@ -1,8 +1,8 @@
-"""Recordings of vw2-record as one data set: the same files under new numbers, and labels of all of them.
+"""Join recordings of vw2-record into one data set: the same files under new numbers, and the labels of all.
 
-    python -m benchmarks.join_recordings --out runs/results/data/ABCD runs/results/data/D runs/results/data/ABC
+    python -m benchmarks.results.join_recordings --out runs/results/data/ABCD runs/results/data/D runs/results/data/ABC
 
-Both lie on one disk: the files are hard links and take no room. Killed and given again it goes on.
+All must be on one disk: the files are hard links and take no space. A stopped run continues when started again.
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ from vw2_robot.errors import InputError
 
 
 def join(out: Path, parts: Sequence[Path]) -> int:
-    """Write both splits of `out`, recordings in the order of `parts`; return how many there are.
+    """Write both splits of `out`, recordings in the order of `parts`; return their number.
 
     Raises:
-        InputError: a part has no recordings of vw2-record, or the parts of a scene do not follow one another, which
-            the format's table of scenes could not say.
+        InputError: a part has no recordings of vw2-record, or the parts of a scene do not follow one another, as
+            the format's table of scenes requires.
     """
-    sentences = {task: lines[0] for task, lines in load_instructions("validation").items()}
+    instructions = {task: lines[0] for task, lines in load_instructions("validation").items()}
     count = 0
     for split in get_args(CalvinSplit):
-        writer, begin, seen = CalvinWriter(out, split), 0, [""]
+        writer = CalvinWriter(out, split)
+        begin = 0
+        seen = [""]
         for folder in (part / split for part in parts):
             if not (folder / ".record").is_dir():
                 raise InputError(f"{folder} holds no recordings of vw2-record")
@@ -41,12 +43,12 @@ def join(out: Path, parts: Sequence[Path]) -> int:
                     writer.adopt(folder, entry, first_frame=begin + entry.first)
             begin += entries[-1].last + 1
             count += len(entries)
-        writer.finish(sentences)
+        writer.finish(instructions)
     return count
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Join what the command line names."""
+    """Join the recordings of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)

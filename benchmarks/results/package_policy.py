@@ -1,9 +1,9 @@
-"""Put a fine-tuned policy among the files of the package, in half precision, as `builtin:NAME`.
+"""Copy a fine-tuned policy into the package, in half precision, as `builtin:NAME`.
 
-    python -m benchmarks.package_policy runs/results/reference/finetune --name calvin-tiny
+    python -m benchmarks.results.package_policy runs/results/reference/finetune --name calvin-tiny
 
-The dLDM stays with the policy, since it is what its latent tokens mean. All checkpoints of the package together must
-stay below 8 MB. The folder is written under a temporary name and renamed.
+The dLDM is included, since it defines the latent tokens. All checkpoints of the package together must stay below 8 MB.
+The folder is written under a temporary name and renamed.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ LEFT_BEHIND = ("optimizer.safetensors", "training.json", "model.safetensors", MA
 
 
 def package(run: Path, out: Path) -> float:
-    """Copy the last checkpoint of `run` to `out` with half-precision weights; returns its size in MB.
+    """Copy the last checkpoint of `run` to `out` with half-precision weights; return its size in MB.
 
     Raises:
-        SystemExit: it is no policy that acts, or too large.
+        SystemExit: it is not a policy with an action head, or too large.
     """
     source = resolve(run)
-    VW2Agent.from_pretrained(source)  # says what is wrong, if something is
+    VW2Agent.from_pretrained(source)  # raises where it is not a policy with an action head
     weights = load_file(source / "model.safetensors")
     halves = {name: value.half() if value.dtype == torch.float32 else value for name, value in weights.items()}
     if wrong := [name for name, value in halves.items() if value.is_floating_point() and not value.isfinite().all()]:
@@ -51,7 +51,7 @@ def package(run: Path, out: Path) -> float:
 
 
 def main() -> None:
-    """Package one policy and try it."""
+    """Package one policy and load it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a fine-tuning run, or one of its checkpoints")
     parser.add_argument("--name", default="calvin-tiny")

@@ -96,7 +96,7 @@ def test_a_missing_need_is_named(job, tmp_path):
         Queue(tmp_path, parallel=1).run([job("one", needs=("zero",))])
 
 
-def test_every_job_of_the_plan_has_a_name_of_its_own_and_needs_jobs_of_the_plan(tmp_path):
+def test_every_job_of_the_plan_has_a_unique_name_and_needs_jobs_of_the_plan(tmp_path):
     plan = Plan(tmp_path, [0, 1], bridge=None)
     jobs = [job for stage in RUN_STAGES for job in plan.jobs(stage)]
     names = {job.name for job in jobs}
@@ -253,7 +253,7 @@ def test_missing_settings_are_composed_by_this_checkout_where_no_commit_is_known
     assert kept["arguments"] == note["arguments"]
 
 
-def test_the_plan_takes_every_experiment_of_its_programs_and_holds_no_setting_of_its_own():
+def test_the_plan_takes_every_experiment_of_its_programs_and_adds_no_setting():
     jobs = planned([0, 1]).values()
     used = {item.split("=")[1] for job in jobs for item in job.arguments if item.startswith("+experiment=")}
     folder = REPO / "configs" / "experiment"

@@ -1,12 +1,13 @@
-"""How well can the policy's eyes tell where the hand is, along the line of sight and across it?
+"""Error of the end effector's position as the policy's image encoder predicts it, along and across the line of sight.
 
-    python -m benchmarks.hand_depth --data runs/results/data/D --sides 64 96 128
-    python -m benchmarks.hand_depth --data runs/results/data/D --policies RUN1 RUN2        # what fine-tuned heads say
+    python -m benchmarks.end_effector_depth --data runs/results/data/D --sides 64 96 128
+    python -m benchmarks.end_effector_depth --data runs/results/data/D --policies RUN1 RUN2        # fine-tuned heads
 
-One far camera shows a hand near the table and one in front of it at the same pixel; only the rest of the arm differs.
-So the convolutions of `policy.image=pixels` (as model=tiny has them, blocks growing with the side) learn the hand's
-position alone, from images and robot_obs of some demonstrations, and are judged on others. The bound is the spread of
-positions. `--policies` asks policies that were fine-tuned with `pose_weight` instead, as they act without codes.
+In the image of one distant camera, end effectors at different depths can be at the same pixel; only the rest of the arm
+differs. So the convolutions of `policy.image=pixels` (as in model=tiny, blocks proportional to the side) are trained to
+predict only the end effector's position, from images and robot_obs of some demonstrations, and tested on others. The
+bound is the spread of positions. `--policies` tests policies that were fine-tuned with `pose_weight` instead, without
+codes.
 """
 
 from __future__ import annotations
@@ -39,20 +40,20 @@ WIDTHS, WIDTH, BATCH, EVERY = (64, 128, 128), 128, 64, 2
 IMAGE = 200  # side of a recorded image
 
 
-class Looks(NamedTuple):
+class Observations(NamedTuple):
     """uint8 images [n, side, side, 3], positions of the hand [n, 3] in meters, instructions [n]."""
 
     images: Tensor
     positions: Tensor
-    words: list[str]
+    instructions: list[str]
 
 
-def read(data: str, split: str, count: int, side: int) -> Looks:
-    """Every other step of `count` demonstrations."""
+def read(data: str, split: str, count: int, side: int) -> Observations:
+    """Return every other step of `count` demonstrations."""
     dataset = CalvinDataset(data, split)  # type: ignore[arg-type]
     resized_images: list[NDArray[np.uint8]] = []
     positions: list[NDArray[np.float64]] = []
-    words: list[str] = []
+    instructions: list[str] = []
     for number in np.random.default_rng(0).permutation(len(dataset))[:count]:
         trajectory = dataset.trajectories[number]
         robot_obs, images = dataset.read_together(
@@ -60,32 +61,37 @@ def read(data: str, split: str, count: int, side: int) -> Looks:
         )
         resized_images += [resize_frame(image, height=side, width=side) for image in images]
         positions.append(robot_obs[:, :3])
-        words += [trajectory.instruction] * len(images)
-    return Looks(torch.from_numpy(np.stack(resized_images)), torch.from_numpy(np.concatenate(positions)).float(), words)
+        instructions += [trajectory.instruction] * len(images)
+    return Observations(
+        torch.from_numpy(np.stack(resized_images)), torch.from_numpy(np.concatenate(positions)).float(), instructions
+    )
 
 
-def errors(training: Looks, test: Looks, *, steps: int, shift: int) -> Tensor:
-    """Learn on one, return the errors on the other, [n, 3] in meters."""
+def errors(training: Observations, test: Observations, *, train_steps: int, shift: int) -> Tensor:
+    """Train on one set, return the errors on the other, [n, 3] in meters."""
     torch.manual_seed(0)
     side = training[0].shape[1]
-    eyes = PixelTokens(side, WIDTHS, WIDTH, block=side // 32)
+    encoder = PixelTokens(side, WIDTHS, WIDTH, block=side // 32)
     head = nn.Sequential(
-        nn.LayerNorm(eyes.count * WIDTH), nn.Linear(eyes.count * WIDTH, 256), nn.GELU(), nn.Linear(256, 3)
+        nn.LayerNorm(encoder.count * WIDTH), nn.Linear(encoder.count * WIDTH, 256), nn.GELU(), nn.Linear(256, 3)
     )
-    mean, spread = training[1].mean(0), training[1].std(0)
-    parameters = [*eyes.parameters(), *head.parameters()]
+    mean = training[1].mean(0)
+    spread = training[1].std(0)
+    parameters = [*encoder.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: min((k + 1) / 100, (steps - k) / steps))
-    draw = torch.Generator().manual_seed(0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda k: min((k + 1) / 100, (train_steps - k) / train_steps)
+    )
+    generator = torch.Generator().manual_seed(0)
 
     def guess(images: Tensor, moved: int) -> Tensor:
-        image = shift_randomly(to_model_range(images), most=moved, noise=draw)
+        image = shift_randomly(to_model_range(images), most=moved, noise=generator)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            out: Tensor = head(eyes(image, torch.zeros(len(image), WIDTH)).flatten(1))
+            out: Tensor = head(encoder(image, torch.zeros(len(image), WIDTH)).flatten(1))
         return out.float()
 
-    for _ in range(steps):
-        rows = torch.randint(len(training[1]), (BATCH,), generator=draw)
+    for _ in range(train_steps):
+        rows = torch.randint(len(training[1]), (BATCH,), generator=generator)
         loss = F.mse_loss(guess(training[0][rows], shift), (training[1][rows] - mean) / spread)
         optimizer.zero_grad()
         loss.backward()
@@ -98,8 +104,8 @@ def errors(training: Looks, test: Looks, *, steps: int, shift: int) -> Tensor:
 
 
 @torch.no_grad()
-def errors_of_policy(run: str, test: Looks) -> Tensor:
-    """How wrong the head of a fine-tuned policy is, [n, 3] in meters."""
+def errors_of_policy(run: str, test: Observations) -> Tensor:
+    """Return the errors of the head of a fine-tuned policy, [n, 3] in meters."""
     checkpoint = load_checkpoint(run, kind="policy")
     policy = LatentPolicy.of_checkpoint(checkpoint).eval()
     config = config_from(ActionHeadConfig, checkpoint.config["head"])
@@ -107,27 +113,28 @@ def errors_of_policy(run: str, test: Looks) -> Tensor:
     head = ActionHead(config, width=policy.backbone.width, queries=policy.config.queries, stride=stride)
     checkpoint.load_into(head=head)
     head.eval()
-    px, found = policy.config.image_px, []
-    for first in range(0, len(test.words), 256):
-        said = test.words[first : first + 256]
+    px = policy.config.image_px
+    found = []
+    for first in range(0, len(test.instructions), 256):
+        instructions = test.instructions[first : first + 256]
         images = test.images[first : first + 256].numpy()
         resized = np.stack([resize_frame(image, height=px, width=px) for image in images])
-        prompt = policy.prompt(said, to_model_range(torch.from_numpy(resized)))
+        prompt = policy.prompt(instructions, to_model_range(torch.from_numpy(resized)))
         codes = null_codes(
-            policy, len(said), latent_steps=int(checkpoint.config["latent_steps"]), device=torch.device("cpu")
+            policy, len(instructions), latent_steps=int(checkpoint.config["latent_steps"]), device=torch.device("cpu")
         )
         found.append(head.hand_pose(policy.states(prompt, codes)))
     return position_of(torch.cat(found)) - test.positions
 
 
 def position_of(pose: Tensor) -> Tensor:
-    """The inverse of `hand_poses` for the position, [n, 3] in meters."""
+    """Return the position of normalized poses, [n, 3] in meters."""
     zero, one = (torch.from_numpy(hand_poses(np.full((1, 15), value)))[0, :3] for value in (0.0, 1.0))
     return (pose[:, :3] - zero) / (one - zero)
 
 
 def along_and_across(error: Tensor) -> tuple[Tensor, Tensor]:
-    """Absolute errors in cm along the camera's line of sight and across it."""
+    """Return absolute errors in cm along the camera's line of sight and across it."""
     sight = F.normalize(torch.tensor(STATIC_TARGET) - torch.tensor(STATIC_EYE), dim=0).float()
     along = error @ sight
     return 100 * along.abs(), 100 * (error - along[:, None] * sight).norm(dim=1)
@@ -139,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", required=True, help="a CALVIN data set with a validation split")
     parser.add_argument("--sides", nargs="+", type=int, default=[64, 96, 128], help="multiples of 32, in pixels")
     parser.add_argument("--demonstrations", type=int, default=900)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--train-steps", type=int, default=2000)
     parser.add_argument("--policies", nargs="+", default=[], help="run folders of vw2-finetune with pose_weight")
     parser.add_argument("--shift", type=int, default=2, help="random shift of training images, in pixels")
     args = parser.parse_args(arguments)
@@ -160,12 +167,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if number == 0:
             row("bound", training[1].mean(0) - test[1], 0.0)
         begin = time.process_time()
-        error = errors(training, test, steps=args.steps, shift=args.shift)
+        error = errors(training, test, train_steps=args.train_steps, shift=args.shift)
         row(f"{side} px", error, time.process_time() - begin)
 
 
 def row(name: str, error: Tensor, seconds: float) -> None:
-    """One line of the table."""
+    """Print one line of the table."""
     along, across = along_and_across(error)
     cells = [f"{part.quantile(q):.1f}" for part in (along, across) for q in (0.5, 0.9)]
     print(f"{name:<12}{cells[0]:>15}{cells[1]:>8}{cells[2]:>16}{cells[3]:>8}     {seconds:>14.0f}", flush=True)
