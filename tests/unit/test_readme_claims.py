@@ -159,5 +159,5 @@ def test_the_ratios_on_the_page_of_results_are_those_of_the_log():
     page = " ".join((REPO / "docs" / "results.md").read_text().split())
     first, second, third = re.search(LOGGED_RATIOS, log()).groups()
     assert f"the codes of another clip was {first}, {second} and {third} times that with the right ones" in page
-    assert "shuffle ratio 1.04 with and 1.06 without hint over A, B and C; 1.04, 1.01, 1.02 and" in log()
+    assert "shuffle ratio 1.04 with and 1.06 without control video over A, B and C; 1.04, 1.01, 1.02 and" in log()
     assert "Over other robots' video it was 1.01, 1.02 and 1.04, over video of A, B and C 1.04" in page
