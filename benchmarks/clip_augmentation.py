@@ -45,6 +45,7 @@ def main() -> None:
         print(f"{'augmentation':<30}{'clips/s':>10}")
         for name, augmentation in CASES.items():
             sampler = ClipSampler(cache, range(EPISODES), num_frames=NUM_FRAMES, seed=0, augmentation=augmentation)
+            # Warm-up: maps the cache into memory.
             sampler.batch(0, BATCH)
             begin = time.process_time()
             for step in range(BATCHES):

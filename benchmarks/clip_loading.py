@@ -98,6 +98,7 @@ def pillow(case: Case) -> Iterator[int]:
                 pixels.append(np.asarray(image))
         return pixels
 
+    # The pool decodes a whole batch, as a loader would.
     endless = itertools.cycle(order)
     with ThreadPoolExecutor(case.threads) as pool:
         while True:
@@ -153,6 +154,7 @@ def dlimp_as_octo(case: Case, *, resize: bool = True) -> Iterator[int]:
 
     hz = RldsSource(case.folder, image_key=case.image_key).hz or HZ
     offsets = frame_offsets(NUM_FRAMES, hz=hz, target_hz=TARGET_HZ)
+    # Longer than any episode; cut to its length in `chunk`.
     starts = frame_offsets(10_000, hz=hz, target_hz=TARGET_HZ)[:: case.window_stride]
 
     def chunk(episode: Any) -> Any:
@@ -195,6 +197,7 @@ def run_loader(name: str, case: Case, clips: int, pipe: Connection) -> None:
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     while pipe.recv():
         batches = LOADERS[name](case)
+        # Warm-up: buffers fill, files open.
         for _ in range(4):
             next(batches)
         begin = time.perf_counter()
@@ -231,6 +234,7 @@ def measure(case: Case, *, rounds: int, clips: int) -> dict[str, list[tuple[floa
 
 def print_rows(case: Case, found: dict[str, list[tuple[float, float]]]) -> None:
     """Print one row for each loader."""
+    # Ratios within a round: both loaders saw the same load of the machine.
     ours = found["ClipStream"]
     for name, times in found.items():
         wall, cpu = (median(each[kind] for each in times) for kind in (0, 1))
@@ -249,6 +253,7 @@ def write_photos(folder: Path, *, episodes: int = 48, length: int = 60, px: int 
 
     def demonstrations() -> Iterator[Demonstration]:
         for number in range(episodes):
+            # A window that moves over one large image: cheap, and it compresses like a photo.
             left, top = rng.integers(0, px - length, 2).tolist()
             views = (photo[top : top + px, left + step : left + step + px] for step in range(length))
             images = tuple(encode_jpeg(np.ascontiguousarray(view), quality=90) for view in views)

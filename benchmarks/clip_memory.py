@@ -44,6 +44,7 @@ def main() -> None:
                 found.append(resident_mb())
                 if number % max(1, options.batches // 10) == 0:
                     print(f"{number:>8}{epoch:>8}{found[-1]:>14.1f}", flush=True)
+        # The first fifth fills the shuffle buffer.
         settled = found[options.batches // 5 :]
         print(f"largest over smallest after a fifth: {max(settled) / min(settled):.4f}")
 

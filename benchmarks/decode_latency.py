@@ -59,6 +59,7 @@ class LatentsOnly(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return the scores with -inf on every token that is not latent."""
+        # As in the restricted head: only latent tokens can be chosen.
         masked = torch.full_like(scores, -torch.inf)
         masked[:, self.first : self.end] = scores[:, self.first : self.end]
         return masked
@@ -90,6 +91,7 @@ def clock(device: torch.device) -> float:
 def alternate(device: torch.device, *jobs: Callable[[], object]) -> NDArray[np.float64]:
     """Return seconds [ROUNDS, jobs] of jobs that alternate; the first round warms up and is not counted."""
     found = np.zeros((ROUNDS + 1, len(jobs)))
+    # Jobs alternate within a round, so that other load hits all of them alike.
     for number in range(ROUNDS + 1):
         for column, job in enumerate(jobs):
             begin = clock(device)
@@ -104,6 +106,7 @@ def arithmetic_share(job: Callable[[], object]) -> float:
     for _ in range(6):
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             job()
+        # Self time, so that nested operations are not counted twice.
         spent = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
         shares.append(sum(spent.get(name, 0.0) for name in ARITHMETIC) / sum(spent.values()))
     return float(np.median(shares[1:]))
@@ -118,6 +121,7 @@ def prompts(policy: LatentPolicy, batch: int, device: torch.device) -> Prompt:
 
 def read_seconds(policy: LatentPolicy, device: torch.device) -> float:
     """Return the time to read every weight of the language model once, at the bandwidth of a large copy."""
+    # 1 GiB: larger than any cache.
     source = torch.empty(2**30, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     seconds = float(alternate(device, lambda: target.copy_(source)).min())
@@ -154,6 +158,7 @@ def new_agent(policy: LatentPolicy, device: torch.device) -> tuple[VW2Agent, Act
     settings = ActionHeadConfig()
     head = ActionHead(settings, width=policy.backbone.width, queries=policy.config.queries, stride=STRIDE)
     actions = np.random.default_rng(0).uniform(-1, 1, (1000, 7))
+    # The gripper action is a sign.
     actions[:, -1] = np.sign(actions[:, -1])
     statistics = ActionStatistics.from_actions(actions)
     config = {"policy": config_tree(policy.config), "head": config_tree(settings), "stride": STRIDE}
@@ -179,6 +184,7 @@ def one_policy_call(policy: LatentPolicy, device: torch.device) -> None:
     def parts() -> Iterator[tuple[str, float]]:
         """Yield the name of each part of a policy call and the time at its end."""
         yield "", clock(device)
+        # The same parts in the same order as in `VW2Agent.infer`.
         frame = np.stack([resize_frame(camera, height=px, width=px)])
         image = to_model_range(torch.from_numpy(frame).to(device))
         yield "image: resize, scale, to the device", clock(device)
@@ -187,6 +193,7 @@ def one_policy_call(policy: LatentPolicy, device: torch.device) -> None:
         decoding = Decoding(policy.backbone, prompt, queries=1, latent_steps=queries)
         states = []
         yield "cache: memory, positions, known tokens", clock(device)
+        # Code 1 includes the forward pass over the prompt.
         for number in range(queries):
             states.append(decoding.step().states_BHND)
             yield f"code {number + 1}" + ("" if number else " (reads the image)"), clock(device)
@@ -201,6 +208,7 @@ def one_policy_call(policy: LatentPolicy, device: torch.device) -> None:
         agent.infer({"images": {"static": camera}, "prompt": INSTRUCTIONS[0]})
         whole.append(clock(device) - begin)
         table.append(np.diff(stamps))
+    # The first round warms up.
     total = float(np.median(whole[1:]))
     medians = np.median(table[1:], axis=0)
     rest = float(np.median(np.array(whole[1:]) - np.sum(table[1:], axis=1)))

@@ -38,6 +38,7 @@ def run_job(job: Job, seeds: list[int]) -> list[dict[str, object]]:
     oracle = TaskOracle()
     rows: list[dict[str, object]] = []
     for seed in seeds:
+        # A task and a seed define the start, whatever was run before.
         rng = np.random.default_rng([seed, TASKS.index(task)])
         go_to_start(env, task, oracle, rng)
         expert = Demonstrator()
@@ -69,8 +70,10 @@ def measure(path: Path, jobs: list[Job], *, starts: int, workers: int) -> None:
     done: dict[tuple[object, ...], set[object]] = defaultdict(set)
     for row in read_rows(path):
         done[row["assets"], row["scene"], row["task"]].add(row["seed"])
+    # Finished runs of an earlier call are not repeated.
     missing = {job: [s for s in range(starts) if s not in done[label(job[0]), job[1], job[2]]] for job in jobs}
     path.parent.mkdir(parents=True, exist_ok=True)
+    # PyBullet does not survive a fork.
     context = multiprocessing.get_context("spawn")
     with (
         ProcessPoolExecutor(workers, mp_context=context) as pool,

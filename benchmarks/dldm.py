@@ -82,6 +82,7 @@ def seconds(run: Callable[[], object], *, repeats: int, device: torch.device) ->
         run()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
+        # The first call warms up.
         best = min(best, time.perf_counter() - begin) if repeat else best
     return best
 
@@ -123,10 +124,12 @@ def extraction_rows(laq: Path | None, sizes: tuple[Size, ...], device: torch.dev
     for size in sizes:
         config = config_from(DLDMConfig, preset_tree(size.preset)["dldm"])
         config = replace(config, height=size.px, width=size.px, num_frames=size.num_frames)
-        width, dldm = config.levels[-1].width, DLDM(config).to(device).eval()
+        width = config.levels[-1].width
+        dldm = DLDM(config).to(device).eval()
         x = config.fake_clip(size.clips).to(device)
         frames = x.shape[0] * x.shape[1]
         ours = frames / seconds(lambda d=dldm, x=x: d.indices(x), repeats=repeats, device=device)  # type: ignore[misc]
+        # Bound as defaults: a closure would see the values of the last size.
         work = _gigaflops(lambda d=dldm, x=x: d.encode(x[:1])) / size.num_frames  # type: ignore[misc]
         parameters = _millions(dldm.encoder, dldm.qformer, dldm.z_head)
         name = f"dLDM {size.preset}, {size.px} px"
@@ -148,6 +151,7 @@ def _laq_row(
 
     theirs = 2 * pairs / seconds(tokens, repeats=repeats, device=device)
     work = _gigaflops(lambda: tokens(x[:1])) / 2
+    # Without its decoder, which token extraction does not run.
     parameters = _millions(model) - _millions(model.dec_spatial_transformer, model.to_pixels_first_frame)
     name = f"LAQ, {size.px} px"
     print(f"{name:<26}{width:>7}{parameters:>10.1f}{work:>13.2f}{theirs:>11.1f}{ours / theirs:>8.2f}x", flush=True)
@@ -191,7 +195,8 @@ def qformer_rows(device: torch.device, *, repeats: int) -> None:
 def build_parts(preset: str, device: torch.device, *, layers: int | None = None, **change: Any) -> Parts:
     """Return a preset's models with random weights; `change` and `layers` override the VDM's configuration."""
     tree = preset_tree(preset)
-    dldm, codec = config_from(DLDMConfig, tree["dldm"]), config_from(CodecConfig, tree["codec"])
+    dldm = config_from(DLDMConfig, tree["dldm"])
+    codec = config_from(CodecConfig, tree["codec"])
     config = replace(config_from(VDMConfig, tree["vdm"]), **change)
     config = replace(config, layers=layers or config.layers)
     height, width = dldm.height // codec.block, dldm.width // codec.block
@@ -213,6 +218,7 @@ def measure_step(
             loss = loss_of()
         optimizer_step(loss, optimizer, step=0, config=loop.optim, total_steps=loop.train_steps)
 
+    # Counted in the first step, which also warms up.
     counter = FlopCounterMode(display=False)
     with counter:
         step()
@@ -223,6 +229,7 @@ def training_row(name: str, clips: int, timed: tuple[float, float], device: torc
     took, flops = timed
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     peak = next((peak for known, peak in PEAK_FLOPS.items() if known in card), None)
+    # Share of the peak of dense bfloat16 operations; unknown GPUs have none.
     share = f"{100 * flops / took / peak:>8.1f}" if peak else f"{'-':>8}"
     print(f"{name:<34}{clips:>7}{1000 * took:>12.1f}{clips / took:>10.2f}{flops / 1e12:>9.3f}{share}", flush=True)
 
@@ -251,6 +258,7 @@ def phase_rows(preset: str, device: torch.device, *, batch: int | None = None) -
 def lora_row(device: torch.device, *, layers: int | None = None, **change: Any) -> None:
     """Print one LoRA step of the video diffusion model in the 2B shape: random weights, one clip, latents given."""
     parts = build_parts("paper", device, layers=layers, train="lora", control="light", **change)
+    # Recomputed activations, as a 2B model needs them.
     parts.vdm.checkpoint_gradients()
     grid = parts.vdm.geometry
     latents = torch.randn(1, grid.channels, grid.latent_steps + 1, grid.height, grid.width, device=device)

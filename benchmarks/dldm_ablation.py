@@ -44,6 +44,7 @@ def train(variant: str, seed: int, args: argparse.Namespace) -> Path:
     """Run the stages up to the dLDM in a process of its own; returns the run folder."""
     run = Path(args.out) / variant / f"seed_{seed}"
     if not (run / "latent_report" / "latent_report.json").is_file():
+        # All variants use the frames that the first run has decoded.
         frames = next(iter(Path(args.out).glob("*/seed_*/frames/index.json")), None)  # decoded by the first run
         data = ",".join(str(Path(path).resolve()) for path in args.data)
         program(
@@ -92,6 +93,7 @@ def program(module: str, *overrides: str) -> None:
 def across(report: Report, feature: str, target: str = "translation") -> float:
     """Return R² of the true motion, fitted in all other data sets, tested in one; mean over data sets."""
     tables = report["probe"]["transfer"]["moved"][feature]
+    # With three data sets or more the probe is fitted in all others, with two in the other one.
     if "others" in tables:
         return statistics.mean(scores[target]["r2"] for scores in tables["others"].values())
     return statistics.mean(tables[a][b][target]["r2"] for a in tables for b in tables[a] if a != b)
@@ -163,6 +165,7 @@ def baselines(reports: list[Report]) -> str:
     for feature, name in {"codes_one_hot": "codes (default)", **BASELINES}.items():
         there = "–" if feature == "random_codes" else interval([across(r, feature) for r in reports])
         lines.append(f"| {name} | {there} | {interval([within(r, feature) for r in reports])} |")
+    # Differences per seed, then the interval: variation of seeds that both share cancels.
     gains = [interval([r2(r, "codes_one_hot") - r2(r, "pixels_equal") for r in reports]) for r2 in (across, within)]
     lines.append(f"| codes minus pixel difference, seeds paired | {gains[0]} | {gains[1]} |")
     return "\n".join(lines)
@@ -209,6 +212,7 @@ def main() -> None:
     args = parser.parse_args()
     variants = args.only or list(dict.fromkeys(variant for table in args.tables for variant in TABLES[table]))
     reports: dict[str, list[Report]] = {variant: [] for variant in variants}
+    # Seeds outside: a stopped run has all variants of the finished seeds.
     for seed in range(args.seeds):
         for variant in variants:
             reports[variant].append(probe(train(variant, seed, args), seed, args))

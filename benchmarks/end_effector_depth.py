@@ -36,7 +36,10 @@ from vw2_robot.models.policy.ar_policy import LatentPolicy
 from vw2_robot.models.policy.image_tokens import PixelTokens
 from vw2_robot.pixels import shift_randomly, to_model_range
 
-WIDTHS, WIDTH, BATCH, EVERY = (64, 128, 128), 128, 64, 2
+WIDTHS = (64, 128, 128)  # channels of the convolutions
+WIDTH = 128  # of the image tokens
+BATCH = 64
+EVERY = 2  # steps between the images that are used
 IMAGE = 200  # side of a recorded image
 
 
@@ -75,6 +78,7 @@ def errors(training: Observations, test: Observations, *, train_steps: int, shif
     head = nn.Sequential(
         nn.LayerNorm(encoder.count * WIDTH), nn.Linear(encoder.count * WIDTH, 256), nn.GELU(), nn.Linear(256, 3)
     )
+    # Standardized targets: the three axes have different ranges.
     mean = training[1].mean(0)
     spread = training[1].std(0)
     parameters = [*encoder.parameters(), *head.parameters()]
@@ -120,6 +124,7 @@ def errors_of_policy(run: str, test: Observations) -> Tensor:
         images = test.images[first : first + 256].numpy()
         resized = np.stack([resize_frame(image, height=px, width=px) for image in images])
         prompt = policy.prompt(instructions, to_model_range(torch.from_numpy(resized)))
+        # The same zero codes as in control with code_source=none.
         codes = null_codes(
             policy, len(instructions), latent_steps=int(checkpoint.config["latent_steps"]), device=torch.device("cpu")
         )
@@ -129,12 +134,14 @@ def errors_of_policy(run: str, test: Observations) -> Tensor:
 
 def position_of(pose: Tensor) -> Tensor:
     """Return the position of normalized poses, [n, 3] in meters."""
+    # Poses are scaled linearly, so two points give the inverse.
     zero, one = (torch.from_numpy(hand_poses(np.full((1, 15), value)))[0, :3] for value in (0.0, 1.0))
     return (pose[:, :3] - zero) / (one - zero)
 
 
 def along_and_across(error: Tensor) -> tuple[Tensor, Tensor]:
     """Return absolute errors in cm along the camera's line of sight and across it."""
+    # Unit vector from the camera to its target.
     sight = F.normalize(torch.tensor(STATIC_TARGET) - torch.tensor(STATIC_EYE), dim=0).float()
     along = error @ sight
     return 100 * along.abs(), 100 * (error - along[:, None] * sight).norm(dim=1)

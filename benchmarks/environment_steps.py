@@ -45,6 +45,7 @@ from vw2_robot.errors import InputError
 
 from .environment_worlds import IMAGE_EVERY, RECORDING, TASK, Original, Ours, Recording, has_image, read_recording
 
+# Speed-ups that README and docs/simulator.md state.
 GOALS = {"same": 3.5, "builtin": 8.0, "state": 20.0, "workers": 1.8}
 
 
@@ -66,6 +67,7 @@ def rounds(count: int, length: int) -> list[tuple[int, int]]:
 def measure(rows: list[Row], segments: list[tuple[int, int]]) -> None:
     """Run every segment in all rows, in reverse order every other round."""
     for number, segment in enumerate(segments):
+        # Reversing the order removes a bias of the row that runs after another.
         for row in rows if number % 2 == 0 else reversed(rows):
             row.seconds.append(row.run(*segment))
 
@@ -76,6 +78,7 @@ def print_rows(rows: list[Row], original: Row | None, length: int) -> None:
         ms = 1000 * statistics.median(row.seconds) / length
         line = f"{row.name:<55}{ms:>9.2f}{1000 / ms:>9.0f}"
         if original is not None and row is not original:
+            # Per round: both halves of a ratio ran within seconds of each other.
             ratios = [theirs / ours for theirs, ours in zip(original.seconds, row.seconds, strict=True)]
             line += f"{statistics.median(ratios):>12.2f}{f'{min(ratios):.2f}..{max(ratios):.2f}':>14}"
             line += goal_text(statistics.median(ratios), row.goal)
@@ -146,6 +149,7 @@ def work(connection: Connection, recording: Recording, assets: str) -> None:
 
 def measure_workers(recording: Recording, assets: str, *, rounds: int) -> None:
     """Alternate one worker and two on the same segment; two workers execute it twice in total."""
+    # PyBullet does not survive a fork.
     context = multiprocessing.get_context("spawn")
     workers = []
     for _ in range(2):
@@ -167,8 +171,10 @@ def measure_workers(recording: Recording, assets: str, *, rounds: int) -> None:
     for ours, process in workers:
         ours.send(None)
         process.join()
+    # Two workers do twice the work of one.
     wall = [2 * one[0] / two[0] for one, two in pairs]
     got = statistics.median(two[1] / two[0] for _, two in pairs)
+    # CPU seconds are independent of the cores that other programs used.
     alone = statistics.median(4 * one[1] / two[1] for one, two in pairs)
     scaling = statistics.median(wall)
     print(f"\ntwo workers against one, built-in scene, by the wall clock: x {scaling:.2f}", end="")
@@ -238,6 +244,7 @@ def compare_speed(recording: Recording, original: Original, assets: str | None, 
         theirs = Row("original, image every step", step_original)
         rows.append(theirs)
     same = assets or original.about.get("data")
+    # Three worlds per kind of assets, since every row keeps its own state.
     worlds = {"original assets": same, "built-in scene": "builtin"}
     made = {name: [Ours(recording, path) for _ in range(3)] for name, path in worlds.items() if path is not None}
     for name, (evaluated, stepped, read) in made.items():
@@ -249,6 +256,7 @@ def compare_speed(recording: Recording, original: Original, assets: str | None, 
         ]
     measure(rows, segments)
     if theirs is not None:
+        # Only after the comparison: it replaces the world of the original.
         rows.insert(1, with_gripper(original, recording, segments))
     print_rows(rows, theirs, length)
     is_same = theirs is None or assets is not None or compare(found, made["original assets"][0])

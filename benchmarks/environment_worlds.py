@@ -68,6 +68,7 @@ class Original:
     """A child process with the original simulator."""
 
     def __init__(self, python: str, scene: str) -> None:
+        # A file, not a pipe: a full pipe would block the child process.
         self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the process lives
         self._process = subprocess.Popen(
             [python, "-m", "benchmarks.original_steps"],
@@ -137,6 +138,7 @@ class Ours:
         """Step with the task oracle, and render every fourth step; hashes are outside the measured time."""
         seconds = 0.0
         for number in range(first, last):
+            # CPU time: other programs on the machine do not count.
             begin = time.process_time()
             self.benchmark.step(self._recording.actions[number])
             image = self.benchmark.observe()["images"]["static"] if has_image(number) else None

@@ -60,6 +60,7 @@ def timed(command: list[str], log: Path) -> Cost:
     if done.returncode:
         raise SystemExit(f"{' '.join(command[:3])} ... failed; the end of its output:\n{log.read_text()[-1500:]}")
     after = os.times()
+    # Children include workers and policy processes of the command.
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
     return Cost(time.perf_counter() - begin, cpu)
 
@@ -81,6 +82,7 @@ def ours(options: argparse.Namespace, folder: Path, python: str, *overrides: str
     command += [f"policy={options.policy}", f"num_sequences={options.chains}", f"env.max_steps={options.max_steps}"]
     command += ["videos=0", "record=true", f"run_dir={run_dir}", *overrides]
     cost = timed(command, folder / f"{run_dir.name}.log")
+    # The policy stores how many actions of a chunk are executed.
     every = int(json.loads((run_dir / "summary.json").read_text())["n_action_steps"])
     rows = read_rows(run_dir / "results.jsonl")
     return cost, [{**row, "digest": executed(run_dir, row, every)} for row in rows]
@@ -90,8 +92,10 @@ def executed(run_dir: Path, row: Row, every: int) -> str:
     """Return the SHA-256 of all actions of a chain, as official_loop.py computes it."""
     digest = hashlib.sha256()
     with np.load(recording_path(run_dir, row["sequence"])) as file:
-        answers, subtask = file["actions"], file["subtask"]
+        answers = file["actions"]
+        subtask = file["subtask"]
     for position, steps in enumerate(row["env_steps"]):
+        # The recording has whole chunks; only their first actions were executed.
         chunks = [commands(answer, at_least=every)[:every] for answer in answers[subtask == position]]
         digest.update(np.concatenate(chunks)[:steps].tobytes())
     return digest.hexdigest()
@@ -118,7 +122,8 @@ def original_assets(options: argparse.Namespace) -> str:
 
 def cost_line(name: str, cost: Cost, official_cost: Cost, end: str = "") -> None:
     """Print a row; on a busy machine read the CPU column, since more processes do not get more cores there."""
-    wall, cpu = official_cost.wall / cost.wall, official_cost.cpu / cost.cpu
+    wall = official_cost.wall / cost.wall
+    cpu = official_cost.cpu / cost.cpu
     print(f"{name:<58}{cost.wall:>8.1f}{wall:>12.2f}{cost.cpu:>8.1f}{cpu:>12.2f}{end}", flush=True)
 
 
@@ -181,6 +186,7 @@ def profile(options: argparse.Namespace, name: str, assets: str) -> None:
     world = CalvinBenchmark(assets=assets, max_steps=options.max_steps, renderer="layered")
     agent = open_agent(options.policy)
     watch = Stopwatch()
+    # Parts must not contain one another, or time would be counted twice.
     watch.time(world.env, "render_camera", "images")
     watch.time(world.env, "step_physics", "physics and control")
     watch.time(world.env, "reset_physics", "resets")
@@ -219,6 +225,7 @@ def batches(policy: str, *, calls: int = 32) -> None:
     print(
         f"\n{'actions that differ from those of a batch of one':<42}{'free batch':>12}{'fixed rows*':>13}{'ms/call':>9}"
     )
+    # A free batch has as many rows as there are observations, a fixed one is padded.
     for rows in (1, 2, 4, 8, 16):
         free = [out["actions"] for i in range(0, calls, rows) for out in agent.infer_batch(seen[i : i + rows])]
         begin = time.perf_counter()
@@ -227,6 +234,7 @@ def batches(policy: str, *, calls: int = 32) -> None:
         ms = 1000 * (time.perf_counter() - begin) / calls
         differ = sum(not np.array_equal(a, b) for a, b in zip(free, alone, strict=True))
         shuffled = answers if fixed else fixed_answers(agent, seen, rows, shuffle=True)
+        # Bits must not depend on the other rows of a fixed batch.
         moved = sum(not np.array_equal(a["actions"], b["actions"]) for a, b in zip(answers, shuffled, strict=True))
         print(f"  batch_size={rows:<29}{differ:>9} of {calls}{moved:>6} of {calls}{ms:>9.1f}")
     print("  * compared with the same batch size and other neighbors, as in vw2-rollout batch_size=N")
@@ -235,6 +243,7 @@ def batches(policy: str, *, calls: int = 32) -> None:
 def fixed_answers(agent: VW2Agent, seen: list[Observation], rows: int, *, shuffle: bool = False) -> list[Any]:
     """Return the answers of a fixed batch; shuffled: in another order, each observation keeps its chain."""
     batch = FixedBatch(agent, rows)
+    # Another order gives every observation other neighbors in its batch.
     order = np.random.default_rng(1).permutation(len(seen)) if shuffle else np.arange(len(seen))
     answers: dict[int, Any] = {}
     for i in range(0, len(order), rows):

@@ -58,6 +58,7 @@ class Kept:
 
     def pack(self, tensor: Tensor) -> Tensor:
         """Count a tensor; autograd calls this for every tensor that it keeps."""
+        # Views share a storage and are counted once.
         key = tensor.untyped_storage()._cdata
         if key not in self._weights and key not in self._seen:
             self._seen[key] = tensor
@@ -100,7 +101,8 @@ def geometry_of(dldm: DLDMConfig, codec: CodecConfig, *, enlarge: int = 1) -> Ge
 
 def phase_two_forward(dldm: DLDM, vdm: VDM) -> Tensor:
     """Return the two losses of phase 2 for one clip, latents given (the same memory, without masks and jitter)."""
-    x, grid = dldm.config.fake_clip(1), vdm.geometry
+    x = dldm.config.fake_clip(1)
+    grid = vdm.geometry
     latents = torch.zeros(1, grid.channels, grid.latent_steps + 1, grid.height, grid.width)
     f = dldm.features(x)
     codes, _ = dldm.quantize(f)
@@ -125,6 +127,7 @@ def activations(dldm_config: DLDMConfig, vdm_config: VDMConfig, geometry: Geomet
         blocks = [*dldm.encoder.body, *dldm.decoder.up.body, *blocks_of(vdm.transformer)]
         if isinstance(vdm.control, FullControl):
             blocks += vdm.control.blocks
+        # With recomputation the largest block is held again in the backward pass.
         largest = 0
         if recompute:
             largest = _forward(dldm, vdm, blocks).largest
@@ -146,6 +149,7 @@ def states(dldm_config: DLDMConfig, vdm_config: VDMConfig, geometry: Geometry, c
         dldm, vdm, wan = DLDM(dldm_config), VDM(vdm_config, geometry), build_codec(codec)
     learning = [*dldm.parameters(), *vdm.trainable_parameters()]
     weights = sum(p.numel() * p.element_size() for m in (dldm, vdm, wan) for p in m.parameters())
+    # A gradient and two moments, 4 bytes each.
     return weights, sum(p.numel() for p in learning) * 3 * 4
 
 
@@ -182,6 +186,7 @@ def main() -> None:
         for train in ("full", "lora", "frozen"):
             kept = "float32" if train == "full" else "bf16"
             config = replace(vdm, train=train, frozen_precision=kept, weights="given")  # type: ignore[arg-type]
+            # LoRA uses the light control branch: copied blocks would be trained in full.
             if train == "lora":
                 config = replace(config, control="light", control_layers=0)
             weights, learning = (size / GB for size in states(dldm, config, geometry, codec))

@@ -48,6 +48,7 @@ class Empty(ModuleType):
 
 def import_official(calvin: Path) -> ModuleType:
     """Return their evaluate_policy.py, without the imports that are not used here."""
+    # These imports need packages of 2022 and are used only in training.
     for name in ("calvin_agent.models.mcil", "calvin_agent.utils.utils", "pytorch_lightning", "termcolor"):
         sys.modules[name] = Empty(name)
     hashes = Empty("pyhash")
@@ -81,7 +82,8 @@ class Wrapper:
     def step(self, action: Any) -> Any:
         """Step the original and count."""
         result = self._world.original.step(action)
-        self._world._observation, self._world._information = result[0], result[3]
+        self._world._observation = result[0]
+        self._world._information = result[3]
         self.steps += 1
         return result
 
@@ -115,6 +117,7 @@ class Model(Vw2CalvinModel):
 
 def run(options: argparse.Namespace) -> None:
     official = import_official(options.calvin)
+    # A module constant there, 360 by default.
     official.EP_LEN = options.max_steps  # type: ignore[attr-defined]
     reference = CalvinReference()
     env = Wrapper(reference.env)
@@ -134,6 +137,7 @@ def run(options: argparse.Namespace) -> None:
             solved = official.evaluate_sequence(
                 env, model, oracle, chain.initial_state, list(chain.subtasks), instructions, plans, False
             )
+            # The wrapper counts all steps; the difference of two counts is that of a subtask.
             steps = np.diff([*model.first_steps, env.steps]).tolist()
             row = {"sequence": chain.number, "solved": solved, "env_steps": steps, "digest": model.digest.hexdigest()}
             print(json.dumps(row | {"seconds": time.perf_counter() - begin}), file=out, flush=True)

@@ -71,8 +71,10 @@ def reproduction(agent: VW2Agent, statistics: ActionStatistics, dataset: CalvinD
     for trajectory in dataset.trajectories:
         recorded = dataset.read_actions(trajectory)
         for start, image in enumerate(dataset.read_images(trajectory)[:-1]):
+            # Every image is treated as the first of an episode, so no chunk is left over.
             agent.reset(trajectory.instruction)
             found = agent.infer({"images": {"static": image}, "prompt": trajectory.instruction})["actions"]
+            # At the end of a trajectory a chunk is longer than what was recorded.
             real = recorded[start : start + len(found)]
             off = np.abs(statistics.normalize(found[: len(real)]) - statistics.normalize(real))
             gripper_errors.append(off[:, GRIPPER_INDEX])
@@ -105,6 +107,7 @@ def replay(agent: VW2Agent, dataset: CalvinDataset, *, seed: int, n_action_steps
     oracle = TaskOracle()
     rows = []
     for number, trajectory in enumerate(dataset.trajectories):
+        # Exactly the recorded start, so that a failure is one of the policy.
         start_of(env, dataset, number, trajectory, seed).go(env)
         before = env.task_info()
         queue = ChunkQueue(agent, n_action_steps=n_action_steps)
@@ -138,6 +141,7 @@ def main() -> None:
     statistics = ActionStatistics.from_json(load_checkpoint(out / "policy", kind="policy").files["stats"]["calvin"])
     found: dict[str, Any] = {"reproduction": reproduction(agent, statistics, dataset), "closed_loop": {}}
     print(found["reproduction"], flush=True)
+    # From the trained number of executed actions down to one.
     for every in sorted({agent.metadata["n_action_steps"], 1, 2}, reverse=True):
         rows = replay(agent, dataset, seed=recording.seed, n_action_steps=every)
         found["closed_loop"][str(every)] = {"success": sum(row["solved"] for row in rows) / len(rows), "rows": rows}

@@ -125,6 +125,7 @@ class Subject:
         """Start the command and interrupt it by `how` at a random time; return False if it finished before."""
         process = self._start(out)
         try:
+            # From almost nothing to the whole duration of the run.
             process.wait(self._rng.uniform(0.02, 1.0) * self.seconds)
         except subprocess.TimeoutExpired:
             how(process)
@@ -134,6 +135,7 @@ class Subject:
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
         """Send SIGKILL to the program and all its children."""
+        # The whole group: a batch system kills workers too.
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         self.row.kills += 1
@@ -153,6 +155,7 @@ class Subject:
         self.row.terminations += 1
         if took > SECONDS_TO_LEAVE:
             self.row.faults.append(f"SIGTERM took {took:.0f} s")
+        # 143 = 128 + SIGTERM.
         if process.returncode not in (0, 143):  # 0: it had just finished
             self.row.faults.append(f"status {process.returncode} after SIGTERM: {text[-300:]}")
         elif process.returncode == 143 and ("Traceback" in text or "SIGTERM" not in text):
@@ -193,6 +196,7 @@ class Subject:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,
+                # A group of its own, so that it can be killed without this process.
                 start_new_session=True,
             )
 
@@ -211,6 +215,7 @@ class Subject:
 
 def contents(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of each file of a run, by name."""
+    # TensorBoard files contain the time of day.
     files = (p for p in folder.rglob("*") if p.is_file() and "tensorboard" not in p.parts)
     return {
         p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
@@ -227,6 +232,7 @@ def is_leftover(path: Path) -> bool:
 def in_group(group: int) -> list[str]:
     """Return the commands of running processes of a process group."""
     listed = subprocess.run(["ps", "-eo", "pgid=,stat=,args="], capture_output=True, text=True, check=True).stdout
+    # Zombies (state Z) have ended and only wait for their parent.
     rows = [line.split(None, 2) for line in listed.splitlines()]
     return [row[2] for row in rows if int(row[0]) == group and not row[1].startswith("Z")]
 
@@ -269,6 +275,7 @@ def by_power_cut(subject: Subject, count: int) -> None:
     place = subject.home / "disk"
     place.mkdir()
     for number in range(count):
+        # A new file system for each series of interruptions.
         if number % FINISH_EVERY == 0:
             with image.open("wb") as file:
                 file.truncate(400 * 2**20)
@@ -277,6 +284,7 @@ def by_power_cut(subject: Subject, count: int) -> None:
             (place / "in").mkdir(exist_ok=True)
 
             def cut(process: subprocess.Popen[bytes]) -> None:
+                # From here the file system loses all data that were not flushed.
                 descriptor = os.open(place, os.O_RDONLY)
                 fcntl.ioctl(descriptor, EXT4_IOC_SHUTDOWN, struct.pack("I", WITHOUT_JOURNAL))
                 os.close(descriptor)
@@ -308,6 +316,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
+    # Mounting a loop device needs root.
     can_cut = os.geteuid() == 0 and shutil.which("mkfs.ext4") is not None
     work = Path(tempfile.mkdtemp(prefix="vw2-reliability."))
     faults = 0

@@ -66,6 +66,7 @@ def act(folder: Path) -> dict[str, Any]:
     observations: list[Observation] = [
         {"images": {"static": image}, "prompt": text} for image, text in zip(images, INSTRUCTIONS, strict=True)
     ]
+    # No randomness in control; the seed is set for policies that sample.
     agent.reset(seed=0)
     outputs = [agent.infer(observation) for observation in observations] + agent.infer_batch(observations)
     return {
@@ -86,6 +87,7 @@ def ask(python: str, folder: Path) -> dict[str, Any]:
         RuntimeError: it failed; with its output.
     """
     command = [python, "-m", "benchmarks.same_actions", "--act", "--policy", str(folder)]
+    # Another interpreter must not import packages of this one.
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600, check=False)
     if done.returncode:

@@ -79,6 +79,7 @@ class Reaper:
 
     def _kill_workers(self) -> None:
         while len(self.killed) < self._limit and not self._stop.wait(self._rng.expovariate(1 / KILL_EVERY_SECONDS)):
+            # Not the policy process: its death ends a run on purpose.
             workers = [child for child in multiprocessing.active_children() if child.name.startswith("rollout worker")]
             if workers and (pid := self._rng.choice(workers).pid) is not None:
                 os.kill(pid, signal.SIGKILL)
@@ -100,6 +101,7 @@ def schedules(plan: Plan) -> Iterator[tuple[str, Path, int]]:
         yield "4 workers, kills", folder, len(reaper.killed) - before
         rounds += 1
         before = len(reaper.killed)
+    # Shards with different numbers of workers.
     for number in range(SHARDS):
         plan.run("shards", shard=f"{number}/{SHARDS}", workers=1 + number % 2)
     merge(plan.folder / "shards")
@@ -108,6 +110,7 @@ def schedules(plan: Plan) -> Iterator[tuple[str, Path, int]]:
 
 def digests(folder: Path) -> tuple[str, str]:
     """Return the SHA-256 of the rows, and of the recorded outputs of all chains in order."""
+    # File names too, so that exchanged chains are noticed.
     answers = hashlib.sha256()
     for file in sorted((folder / "actions").iterdir()):
         answers.update(file.name.encode() + file.read_bytes())

@@ -63,6 +63,7 @@ def finished_jobs(out: Path) -> Archive:
         note = read_note(out, name)
         if note is None or not note["done"]:
             continue
+        # The archive names no folder of the machine that the jobs ran on.
         arguments = [argument.replace(str(out), OUT) for argument in note["arguments"]]
         found.jobs[name] = {key: value for key, value in note.items() if key != "done"} | {"arguments": arguments}
         if rows := read_rows(out / name / "results.jsonl"):
@@ -100,6 +101,7 @@ def read_archive(folder: Path) -> Archive:
         archive.jobs[note.pop("job")] = note
     for line in _read_lines(folder / "probes.jsonl"):
         archive.probes[line["job"]] = line["report"]
+    # Rows refer to starts by number, so that 340 starts are stored once and not for every job.
     starts = {(line["protocol"], line["sequence"]): line for line in _read_lines(folder / "starts.jsonl")}
     tasks = folder / "tasks.json"
     instructions = json.loads(tasks.read_text(encoding="utf-8")) if tasks.is_file() else {}
@@ -116,6 +118,7 @@ def read_archive(folder: Path) -> Archive:
                     solved=int(cells["solved"]),
                     env_steps=env_steps,
                     seed=int(cells["seed"]),
+                    # Only attempted subtasks were given an instruction.
                     instructions=[instructions[task] for task in start["subtasks"][: len(env_steps)]],
                 )
                 archive.rollouts.setdefault(cells["job"], []).append(row)
@@ -135,6 +138,7 @@ def write_archive(archive: Archive, folder: Path) -> None:
     tables: dict[str, list[tuple[Any, ...]]] = {protocol: [] for protocol in PROTOCOLS}
     for job, rows in sorted(archive.rollouts.items()):
         for row in rows:
+            # A single task is a chain of one.
             protocol = PROTOCOLS[len(row["subtasks"]) > 1]
             number = row["sequence"]
             begin = {"initial_state": row["initial_state"], "subtasks": row["subtasks"]}
@@ -164,6 +168,7 @@ def add_settings(archive: Archive) -> None:
     Raises:
         SystemExit: that commit is not in this repository.
     """
+    # One process per commit: unpacking it and importing its package take seconds.
     by_commit: dict[str, list[Note]] = {}
     for note in archive.jobs.values():
         if "settings" not in note and note["program"] in PROGRAMS:

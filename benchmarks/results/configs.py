@@ -54,6 +54,7 @@ def configuration_section(archive: Archive, methods: Sequence[str], planned: Map
     }
     rows |= {stage: (f"{stage}/finetune", f"{stage}/single", f"{stage}/chains") for stage in ("few", "reference")}
     rows["package"] = ("reference/finetune", "package/single", "package/chains")
+    # The fine-tuning names the labels; the job that it needs names the video.
     for row, (tuning, *rolled) in rows.items():
         if tuning not in planned:
             continue
@@ -62,7 +63,7 @@ def configuration_section(archive: Archive, methods: Sequence[str], planned: Map
         video = ABSENT if before is None else before.needs[0].removeprefix("images/")
         files = [experiment_of(before), experiment_of(job), ", ".join(experiment_of(planned[name]) for name in rolled)]
         lines.append(f"| `{row}` | {job.needs[1].removeprefix('data/')} | {video} | {' | '.join(files)} |")
-    return "\n".join([*lines, "", *_made_otherwise(archive, planned)])
+    return "\n".join([*lines, "", *changed_settings(archive, planned)])
 
 
 def experiment_of(job: Job | None) -> str:
@@ -112,13 +113,14 @@ def shown(found: Mapping[str, tuple[Any, Any]]) -> str:
     return ", ".join(f"`{key}`: {first} → {second}" for key, (first, second) in values.items())
 
 
-def _made_otherwise(archive: Archive, planned: Mapping[str, Job]) -> list[str]:
+def changed_settings(archive: Archive, planned: Mapping[str, Job]) -> list[str]:
     found = compared_jobs(archive, planned)
     if not found:
         return []
     apart: dict[str, list[str]] = {}
     for name, keys in found.items():
         if keys:
+            # Jobs with the same changes share a row of the table.
             apart.setdefault(shown(keys), []).append(name)
     same = len(found) - sum(map(len, apart.values()))
     lines = [

@@ -49,9 +49,15 @@ class Queue:
                 a job that is neither in `jobs` nor done.
         """
         left = {job.name: job for job in jobs if not self.is_done(job)}
-        self._check_needs(jobs)
+        here = {job.name for job in jobs}
+        for job in jobs:
+            for name in job.needs:
+                note = read_note(self._out, name)
+                if name not in here and (note is None or not note["done"]):
+                    raise SystemExit(f"{job.name} needs {name}, which is not done; run the stage before")
         print(f"{len(jobs) - len(left)} of {len(jobs)} jobs are already done", flush=True)
         failed = ""
+        # A thread per running job: it only waits for the process of the job.
         with ThreadPoolExecutor(self._parallel) as pool:
             running: dict[Future[int], Job] = {}
             while (left and not failed) or running:
@@ -81,14 +87,6 @@ class Queue:
             )
         return True
 
-    def _check_needs(self, jobs: Sequence[Job]) -> None:
-        here = {job.name for job in jobs}
-        for job in jobs:
-            for name in job.needs:
-                note = read_note(self._out, name)
-                if name not in here and (note is None or not note["done"]):
-                    raise SystemExit(f"{job.name} needs {name}, which is not done; run the stage before")
-
     def _startable(self, left: Iterable[Job], running: Iterable[Job], jobs: Sequence[Job]) -> list[Job]:
         """Return the jobs that may start now, in order, at most as many as there are free places."""
         busy = list(running)
@@ -96,6 +94,7 @@ class Queue:
         chosen: list[Job] = []
         for job in left:
             others = busy + chosen
+            # Stop at the first exclusive job, so that later jobs do not delay it for ever.
             if len(others) >= self._parallel or any(other.exclusive for other in others):
                 break
             if undone & set(job.needs):
@@ -110,20 +109,26 @@ class Queue:
         log_file = self._file(job.name, ".log")
         log_file.parent.mkdir(parents=True, exist_ok=True)
         begin = time.monotonic()
+        # Append: the log keeps earlier attempts.
         with log_file.open("a", encoding="utf-8") as log:
             command = [sys.executable, "-m", job.program, *job.arguments]
             # Waiting threads must not spin on the core of the job that runs beside this one.
             environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
             code = subprocess.run(command, cwd=REPO, env=environment, stdout=log, stderr=log, check=False).returncode
         before = read_note(self._out, job.name)
+        # "-dirty" where files of the checkout differ from the commit.
+        describe = ["git", "-C", str(REPO), "describe", "--always", "--dirty", "--match", ""]
+        git = subprocess.run(describe, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False, text=True)
+        # All attempts together: a job that was interrupted has cost the time before, too.
         seconds = time.monotonic() - begin + (0.0 if before is None else before["seconds"])
         note = {
             "program": job.program,
             "arguments": list(job.arguments),
-            "commit": _commit(),
+            "commit": git.stdout.strip() if git.returncode == 0 else "unknown",
             "seconds": round(seconds, 1),
             "done": code == 0,
         }
+        # Renamed when complete, so that a kill leaves no partial note.
         temporary = self._file(job.name, ".tmp")
         temporary.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
         temporary.replace(self._file(job.name, ".json"))
@@ -144,13 +149,6 @@ def read_note(out: Path, name: str) -> dict[str, Any] | None:
     if "words" in note:  # the key in older folders
         note["arguments"] = note.pop("words")
     return note
-
-
-def _commit() -> str:
-    """Return the commit of the checkout, with "-dirty" where files differ; "unknown" where there is no repository."""
-    command = ["git", "-C", str(REPO), "describe", "--always", "--dirty", "--match", ""]
-    found = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False, text=True)
-    return found.stdout.strip() if found.returncode == 0 else "unknown"
 
 
 def _note_file(out: Path, name: str) -> Path:

@@ -36,11 +36,14 @@ def join(out: Path, parts: Sequence[Path]) -> int:
                 raise InputError(f"{folder} holds no recordings of vw2-record")
             entries = CalvinWriter(folder.parent, split).entries()
             for entry in entries:
+                # The format stores one range of frames per scene, so a scene cannot come back.
                 if entry.scene != seen[-1] and entry.scene in seen:
                     raise InputError(f"{folder}: scene {entry.scene} again after {seen[-1]}; name the parts by scene")
                 seen.append(entry.scene)
+                # Recordings that an interrupted run has joined already are skipped.
                 if not writer.is_complete(begin + entry.first):
                     writer.adopt(folder, entry, first_frame=begin + entry.first)
+            # Frames of the next part are numbered after those of this one.
             begin += entries[-1].last + 1
             count += len(entries)
         writer.finish(instructions)

@@ -33,7 +33,9 @@ def package(run: Path, out: Path) -> float:
     source = resolve(run)
     VW2Agent.from_pretrained(source)  # raises where it is not a policy with an action head
     weights = load_file(source / "model.safetensors")
+    # Half precision halves the file; loading converts back to float32.
     halves = {name: value.half() if value.dtype == torch.float32 else value for name, value in weights.items()}
+    # A weight above 65504 would become infinite.
     if wrong := [name for name, value in halves.items() if value.is_floating_point() and not value.isfinite().all()]:
         raise SystemExit(f"{source}: {wrong[:3]} do not fit half precision")
     with atomic_folder(out) as folder:

@@ -127,7 +127,7 @@ def methods_section(archive: Archive, runs: Mapping[str, Runs]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for method, found in runs.items():
-        name = f"{TITLES[method]} | {_labels(archive, method)}"
+        name = f"{TITLES[method]} | {labels_text(archive, method)}"
         solved = mean_solved(found.single)
         mean = over_seeds(solved, ".1f", scale=100, lowest=0, highest=1)
         cells = [len(solved), mean, each_seed(solved, ".1f", scale=100), _starts(found.single)]
@@ -158,7 +158,7 @@ def comparison_section(archive: Archive, runs: Mapping[str, Runs]) -> str:
     for first, second in COMPARISONS:
         if first not in runs or second not in runs:
             continue
-        name = f"{TITLES[first]} − {TITLES[second]}, {_labels(archive, first)}"
+        name = f"{TITLES[first]} − {TITLES[second]}, {labels_text(archive, first)}"
         cells = []
         seeds = 0
         for kind, form, scale, highest in (("single", "+.1f", 100, 1), ("chains", "+.2f", 1, 5)):
@@ -167,6 +167,7 @@ def comparison_section(archive: Archive, runs: Mapping[str, Runs]) -> str:
             cells.append(each_seed(found, form, scale=scale))
             seeds = max(seeds, len(found))
             interval = seed_interval(found.values(), lowest=-highest, highest=highest)
+            # One seed has no interval and is not counted as a comparison.
             tried += interval is not None
             if interval is not None and (interval[0] > 0 or interval[1] < 0):
                 clear.append(f"- {name}: {'single tasks' if kind == 'single' else 'chains'}, {len(found)} seeds")
@@ -197,35 +198,32 @@ def compute_section(archive: Archive, runs: Mapping[str, Runs]) -> str:
         tunings = {seed: archive.jobs.get(f"finetune/{method}/seed_{seed}") for seed in seeds}
         if not tunings or None in tunings.values():
             continue
-        before = {seed: _pretraining(archive, note) for seed, note in tunings.items()}
+        # Without pre-training the policy is "scratch"; otherwise it is the folder of a pre-training job.
+        policies = {seed: str(setting(note, "policy")) for seed, note in tunings.items()}
+        before = {seed: archive.jobs.get(policy.partition("/")[2]) for seed, policy in policies.items()}
         parts = {seed: (core_minutes(before[seed]), core_minutes(note)) for seed, note in tunings.items()}
+        # Means over seeds of pre-training and of fine-tuning separately.
         means = [f"{statistics.mean(part[i] for part in parts.values()):.0f}" for i in (0, 1)]
         cells = [
             TITLES[method],
-            _labels(archive, method),
-            _steps(before[seeds[0]]),
+            labels_text(archive, method),
+            pretraining_steps(before[seeds[0]]),
             setting(tunings[seeds[0]], "loop.train_steps"),
             *means,
         ]
         both = each_seed({seed: sum(part) for seed, part in parts.items()}, ".0f")
         lines.append(f"| {' | '.join(map(str, cells))} | {both} |")
-    return "\n".join([*lines, "", *_pretrainings_apart(archive)])
+    return "\n".join([*lines, "", *pretraining_differences(archive)])
 
 
-def _pretraining(archive: Archive, tuning: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return the pre-training of a fine-tuning; None where there was none."""
-    policy = str(setting(tuning, "policy"))
-    return archive.jobs.get(policy.split("/", 1)[1]) if "/" in policy else None
-
-
-def _steps(pretraining: Mapping[str, Any] | None) -> str:
+def pretraining_steps(pretraining: Mapping[str, Any] | None) -> str:
     if pretraining is None:
         return "none"
     phases = sum(setting(pretraining, f"train_dldm.phase{number}.train_steps") for number in (1, 2))
     return f"{phases} + {setting(pretraining, 'train_policy.loop.train_steps')}"
 
 
-def _pretrainings_apart(archive: Archive) -> list[str]:
+def pretraining_differences(archive: Archive) -> list[str]:
     """Return a table of the settings in which the pre-trainings differ from that of `vw2`."""
     notes = {name: note for name, note in archive.jobs.items() if "pretrain" in name and "settings" in note}
     base = notes.get("pretrain/vw2/seed_0")
@@ -234,6 +232,7 @@ def _pretrainings_apart(archive: Archive) -> list[str]:
     apart: dict[str, list[str]] = {}
     for name, note in sorted(notes.items()):
         found = changes(recipe(PRETRAIN, base["settings"]), recipe(PRETRAIN, note["settings"]))
+        # Pre-trainings with the same differences share a row of the table.
         apart.setdefault(shown(found) or "none", []).append(name)
     lines = [
         "Settings in which the pre-trainings differ from that of `vw2` (– no such setting at that commit):",
@@ -264,16 +263,17 @@ def codes_section(archive: Archive) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for target in TARGETS:
-        codes = {seed: _r2(report, "code_values", "mlp", target) for seed, report in reports.items()}
-        pixels = {seed: _r2(report, "pixels_equal", "mlp", target) for seed, report in reports.items()}
-        linear = {seed: _r2(report, "codes_one_hot", "linear", target) for seed, report in reports.items()}
+        # The three columns use the same demonstrations and the same targets.
+        codes = {seed: r2_of(report, "code_values", "mlp", target) for seed, report in reports.items()}
+        pixels = {seed: r2_of(report, "pixels_equal", "mlp", target) for seed, report in reports.items()}
+        linear = {seed: r2_of(report, "codes_one_hot", "linear", target) for seed, report in reports.items()}
         cells = [cell for values in (codes, pixels) for cell in (_over_seeds(values, ".2f"), each_seed(values, ".2f"))]
         cells.append(_over_seeds({seed: codes[seed] - pixels[seed] for seed in codes}, "+.2f"))
         lines.append(f"| {target} | {' | '.join(cells)} | {_over_seeds(linear, '.2f')} |")
     return "\n".join(lines)
 
 
-def _r2(report: Mapping[str, Any], features: str, model: str, target: str) -> float:
+def r2_of(report: Mapping[str, Any], features: str, model: str, target: str) -> float:
     """Return R² in the only data set of a report."""
     (table,) = report["probe"]["in_scene"].values()
     return float(table["moved"][features][model][target]["r2"])
@@ -302,6 +302,7 @@ def cost_section(archive: Archive) -> str:
     for name, note in sorted(archive.jobs.items()):
         kinds.setdefault(name.split("/seed_")[0], []).append(note)
     for kind, notes in kinds.items():
+        # The median: a job that was suspended would dominate a mean.
         minutes = statistics.median(note["seconds"] / 60 for note in notes)
         cores = core_minutes(notes[0]) / (notes[0]["seconds"] / 60)
         commits = ", ".join(sorted({note["commit"] for note in notes}))
@@ -309,7 +310,7 @@ def cost_section(archive: Archive) -> str:
     return "\n".join(lines)
 
 
-def _labels(archive: Archive, method: str) -> str:
+def labels_text(archive: Archive, method: str) -> str:
     """Return the label fraction of the fine-tunings of a method, in percent."""
     notes = [note for name, note in archive.jobs.items() if name.startswith(f"finetune/{method}/seed_")]
     shares = {setting(note, "label_fraction") for note in notes} - {MISSING}

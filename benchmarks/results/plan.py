@@ -73,6 +73,7 @@ class Plan:
         jobs = []
         for name in CALVIN_RECORDINGS:
             jobs.append(self.record_job(name))
+            # The probe decodes its own frames.
             if name != "probe":
                 jobs.append(self.frames_job(name))
         parts = [str(self.out / "data" / name) for name in ("D", "D_hard")]
@@ -85,6 +86,7 @@ class Plan:
         arguments = (f"+experiment=record/{name}", "workers=2", f"out={self.out / 'data' / name}")
         return Job(f"data/{name}", RECORD, arguments, exclusive=True)
 
+    # `also`: RLDS data sets beside the recordings, for pre-training on several embodiments.
     def frames_job(self, name: str, *also: str) -> Job:
         """Return the job that decodes the frames of recordings and other data sets into a cache for pre-training."""
         sets = [str(self.out / "data" / name), *also]
@@ -142,6 +144,7 @@ class Plan:
 
     def rollouts(self) -> list[Job]:
         """Return single tasks and chains of every method and seed."""
+        # Chains of different seeds do not overlap: seed s starts at s times the longest list.
         apart = chains_of("chains")
         jobs = []
         for seed in self.seeds:
@@ -180,6 +183,7 @@ class Plan:
             f"data.frame_cache={self.out / 'labeled_images'}", f"label_seed={seed}", f"seed={seed}",
             "hardware.threads=1", f"run_dir={self.out / name}",
         )  # fmt: skip
+        # The network of an untrained policy is copied from a job, so that job is needed too.
         needs = ((before or like).relative_to(self.out).as_posix(), f"data/{data}")
         return Job(name, FINETUNE, arguments, needs)
 
@@ -189,6 +193,7 @@ class Plan:
             f"+experiment=rollout/{experiment}", f"policy={policy}", *chosen, f"workers={workers}",
             f"run_dir={self.out / name}",
         )  # fmt: skip
+        # The policy of the package is there without a job.
         needs = () if policy == PACKAGE else (Path(policy).relative_to(self.out).as_posix(),)
         return Job(name, ROLLOUT, arguments, needs, workers > 1)
 

@@ -24,8 +24,9 @@ def package_section(archive: Archive) -> str:
     """Return the section of the packaged policy, as shipped and before its weights were rounded."""
     intro = "`builtin:calvin-tiny`: the weights of one fine-tuning run, rounded to half precision when it was packaged."
     lines = ["## The policy of the package", "", paragraph(intro, ONE_POLICY), ""]
-    lines += _tables(archive, {"the shipped file": "package", "the weights before rounding": "reference"})
+    lines += policy_tables(archive, {"the shipped file": "package", "the weights before rounding": "reference"})
     shipped, before = (archive.rows(f"{stage}/chains") for stage in ("package", "reference"))
+    # Both files ran the same chains; the pairs remove the variation of the chains.
     if (found := paired_difference(shipped, before)) is not None:
         mean, low, high, count = found
         usual = {row["sequence"]: row["solved"] for row in before}
@@ -39,16 +40,16 @@ def package_section(archive: Archive) -> str:
             ),
             "",
         ]
-    return "\n".join([*lines, _made_from(archive, "reference")])
+    return "\n".join([*lines, origin_paragraph(archive, "reference")])
 
 
 def few_section(archive: Archive) -> str:
     """Return the section of the policy that was trained as far as possible with 10 % of the labels."""
     lines = ["## A policy trained further with 10 % of the labels", "", ONE_POLICY, ""]
-    return "\n".join([*lines, *_tables(archive, {"this policy": "few"}), _made_from(archive, "few")])
+    return "\n".join([*lines, *policy_tables(archive, {"this policy": "few"}), origin_paragraph(archive, "few")])
 
 
-def _tables(archive: Archive, stages: Mapping[str, str]) -> list[str]:
+def policy_tables(archive: Archive, stages: Mapping[str, str]) -> list[str]:
     """Return a table of chains of some policies, and single tasks of the first policy that has them."""
     lines = [
         "| policy | chains | 1 in a row (%) | 2 | 3 | 4 | 5 | average length | single tasks (%) | rollouts |",
@@ -67,14 +68,16 @@ def _tables(archive: Archive, stages: Mapping[str, str]) -> list[str]:
     name, tasks = next(((name, tasks) for name, tasks in tried.items() if tasks), ("", {}))
     if tasks:
         lines += ["", f"Single tasks of {name}:", "", "| task | solved |", "|---|---|"]
+        # Worst first: these tasks are what a reader looks for.
         worst_first = sorted(tasks.items(), key=lambda item: item[1]["solved"] / item[1]["attempted"])
         lines += [f"| {task} | {row['solved']} of {row['attempted']} |" for task, row in worst_first]
     return [*lines, ""]
 
 
-def _made_from(archive: Archive, stage: str) -> str:
+def origin_paragraph(archive: Archive, stage: str) -> str:
     """Return a paragraph with the demonstrations, labels and minutes behind a policy."""
     tuning = archive.jobs.get(f"{stage}/finetune")
+    # The name of the recordings is the last part of their path.
     seen = str(setting(tuning, "data.path")).rsplit("/", 1)[-1]
     parts = [f"data/{name}" for name in JOINED.get(seen, (seen,))]
     fraction = setting(tuning, "label_fraction")

@@ -59,20 +59,20 @@ def reading_section(archive: Archive, runs: Mapping[str, Runs]) -> str:
             "([steps and core-minutes of every row](#training-steps-and-compute-of-the-rows)). In-domain pre-training",
             "also sees the images and instructions of all recordings, `oracle` only the labeled ones.",
         ),
-        _acting(archive, runs),
-        *_video_model(archive),
+        control_entry(archive, runs),
+        *video_model_entry(archive),
         bullet(
             "**Start states.** Demonstrations begin in the start states of the evaluation protocol, the same 192 that",
             "its chains begin in; in half of them the blocks on the table are moved, and some begin where another task",
             "just ended ([envs/experts/start_states.py](../envs/experts/start_states.py)).",
             "Other start states are not measured here.",
         ),
-        _one_kind_of_cpu(archive),
+        other_cpu_entry(archive),
     ]
     return "\n".join(["## How to read it", "", *lines])
 
 
-def _acting(archive: Archive, runs: Mapping[str, Runs]) -> str:
+def control_entry(archive: Archive, runs: Mapping[str, Runs]) -> str:
     """Return the entry on how the policies act, from the settings of their fine-tunings."""
     names = [f"finetune/{method}/seed_{seed}" for method, found in runs.items() for seed in found.single]
     notes = [archive.jobs.get(name) for name in (*names, "few/finetune", "reference/finetune")]
@@ -88,7 +88,7 @@ def _acting(archive: Archive, runs: Mapping[str, Runs]) -> str:
     )
 
 
-def _video_model(archive: Archive) -> list[str]:
+def video_model_entry(archive: Archive) -> list[str]:
     """Return the entry that the video model of the `vw2` rows ignored the codes in phase 2."""
     note = archive.jobs.get("pretrain/vw2/seed_0")
     phases = [setting(note, f"train_dldm.phase{number}.train_steps") for number in (1, 2)]
@@ -109,7 +109,7 @@ def _video_model(archive: Archive) -> list[str]:
     ]
 
 
-def _one_kind_of_cpu(archive: Archive) -> str:
+def other_cpu_entry(archive: Archive) -> str:
     """Return the entry on how another instruction set changes the rollouts of one policy."""
     other, usual = ({row["sequence"]: row for row in archive.rows(name)} for name in (OTHER_KERNELS, "package/chains"))
     pairs = [(row, usual[number]) for number, row in other.items() if number in usual]

@@ -53,6 +53,7 @@ def share_reached(runs: Mapping[int, Sequence[Row]], count: int) -> dict[int, fl
 
 def differences(a: Mapping[int, Sequence[Row]], b: Mapping[int, Sequence[Row]]) -> dict[int, float]:
     """Return the mean difference in solved subtasks over the starts that both ran, for each seed that has such."""
+    # Paired by start: the difficulty of a start is the same for both methods and cancels.
     pairs = {seed: paired_rows(a[seed], b[seed]) for seed in a if seed in b}
     return {
         seed: statistics.mean(x["solved"] - y["solved"] for x, y in of_seed)
@@ -67,6 +68,7 @@ def seed_interval(values: Iterable[float], *, lowest: float, highest: float) -> 
     if len(values) < 2:
         return None
     mean = statistics.mean(values)
+    # Student's t with n - 1 degrees of freedom, since n is 2 or 3.
     half = t95(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     return max(lowest, mean - half), min(highest, mean + half)
 
@@ -95,5 +97,6 @@ def core_minutes(note: Mapping[str, Any] | None) -> float:
     """Return wall-clock minutes times the threads or processes of a job; 0 for a job that is not there."""
     if note is None:
         return 0.0
+    # Training jobs have threads, rollouts and recordings have worker processes.
     cores = [setting(note, key) for key in ("hardware.threads", "workers")]
     return float(note["seconds"]) / 60 * max([1, *(count for count in cores if isinstance(count, int))])

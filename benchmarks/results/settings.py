@@ -50,6 +50,7 @@ def settings_of(program: str, arguments: Sequence[str]) -> dict[str, Any] | None
     from vw2_robot.command_line.config_tree import config_from, config_tree
 
     config_name, module, name = PROGRAMS[program]
+    # Keys of nested options are overridden with ++, as the programs do for their users.
     with initialize_config_module("vw2_robot.configs", version_base="1.3"):
         tree = compose(config_name, [f"++{item}" if _NESTED.match(item) else item for item in arguments])
     values: Any = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
@@ -65,6 +66,7 @@ def default_of(program: str, key: str) -> Any:
         field = {field.name: field for field in fields(kind)}.get(part) if is_dataclass(kind) else None
         if field is None:
             return MISSING
+        # The default of the parent wins: it may set the field of a nested dataclass.
         made = field.default_factory() if field.default_factory is not MISSING else field.default
         value = getattr(value, part) if is_dataclass(value) else made
         kind = get_type_hints(kind)[part]
