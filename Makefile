@@ -70,7 +70,7 @@ demo: $(READY) ## the whole chain, small: record, pre-train, fine-tune, roll out
 RESULTS ?= runs/results
 STAGES ?= data reference package few pretrain finetune rollouts keep page
 
-results: $(READY) ## docs/results.md from nothing: days on two cores, goes on where it was stopped
+results: $(READY) ## docs/results.md from an empty folder: days on two cores, continues where it was stopped
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m benchmarks.results --out $(RESULTS) --stages $(STAGES)
 
 configuration: $(READY) ## docs/configuration.md from the docstrings of the configurations
