@@ -93,10 +93,14 @@ class Plan:
         parts = [str(self.out / "data" / name) for name in ("D", "D_hard")]
         joined = (*parts, "--out", str(self.out / "data" / "D_large"))
         jobs += [Job("data/D_large", JOIN, joined, needs=("data/D", "data/D_hard")), self._images("D_large")]
-        return [*jobs, self._record("arms"), self._images("arms", *([self.bridge] if self.bridge else []))]
+        return [
+            *jobs,
+            self._record("arms", config="other_robots"),
+            self._images("arms", *([self.bridge] if self.bridge else [])),
+        ]
 
-    def _record(self, name: str) -> Job:
-        words = (f"+experiment=record/{name}", "workers=2", f"out={self.out / 'data' / name}")
+    def _record(self, name: str, *, config: str | None = None) -> Job:
+        words = (f"+experiment=record/{config or name}", "workers=2", f"out={self.out / 'data' / name}")
         return Job(f"data/{name}", RECORD, words, alone=True)
 
     def _images(self, name: str, *also: str) -> Job:

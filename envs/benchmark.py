@@ -62,13 +62,13 @@ class CalvinProtocol:
     """
 
     def __init__(
-        self, world: Simulator, oracle: Any, *, max_steps: int, sentences: str, metadata: dict[str, Any]
+        self, world: Simulator, oracle: Any, *, max_steps: int, instructions: str, metadata: dict[str, Any]
     ) -> None:
         self.max_steps = max_steps
         self.control_hz = float(CONTROL_HZ)
-        self.metadata = metadata | {"sentences": str(sentences)}
+        self.metadata = metadata | {"instructions": str(instructions)}
         self._world, self._oracle = world, oracle
-        self._sentences = read_instructions(sentences)
+        self._instructions = read_instructions(instructions)
         self._chain: int | None = None
         self._task: str | None = None
         self._start_info: dict[str, Any] = {}
@@ -83,9 +83,9 @@ class CalvinProtocol:
 
     def instruction(self, task: str) -> str:
         """The sentence that asks for `task` in the chain under way; the first one before any chain."""
-        if task not in self._sentences:
-            raise InputError(f"unknown task {task!r}; known: {', '.join(self._sentences)}")
-        return choose_instruction(self._sentences[task], task, self._chain)
+        if task not in self._instructions:
+            raise InputError(f"unknown task {task!r}; known: {', '.join(self._instructions)}")
+        return choose_instruction(self._instructions[task], task, self._chain)
 
     def reset(self, sequence: EvalSequence) -> None:
         """Put everything where the chain starts."""
@@ -115,7 +115,7 @@ class CalvinProtocol:
     def expert(self) -> DemonstratorPolicy:
         """The scripted expert for this world, as a policy: it reads the simulator's state, not the image."""
         world = cast(CalvinEnv, self._world)  # it asks for task_info, target_pose and scene_name only
-        tasks = {sentence: task for task, sentences in self._sentences.items() for sentence in sentences}
+        tasks = {text: task for task, texts in self._instructions.items() for text in texts}
         return DemonstratorPolicy(world, tasks)
 
     def close(self) -> None:
@@ -139,10 +139,10 @@ class CalvinBenchmark(CalvinProtocol):
         renderer: str = "layered",
         reset_mode: str = "exact",
         max_steps: int = MAX_STEPS,
-        sentences: str = "validation",
+        instructions: str = "validation",
     ) -> None:
         check_max_steps(max_steps)
-        read_instructions(sentences)  # refuses a wrong name before a world is built
+        read_instructions(instructions)  # refuses a wrong name before a world is built
         made = gymnasium.make(
             CALVIN_ID,
             scene=scene,
@@ -161,7 +161,7 @@ class CalvinBenchmark(CalvinProtocol):
             "reset_mode": reset_mode,
             "versions": _versions(),
         }
-        super().__init__(self.env, TaskOracle(), max_steps=max_steps, sentences=sentences, metadata=metadata)
+        super().__init__(self.env, TaskOracle(), max_steps=max_steps, instructions=instructions, metadata=metadata)
 
 
 def check_max_steps(max_steps: int) -> None:

@@ -155,10 +155,10 @@ class CalvinReference(CalvinProtocol):
         scene: str = "D",
         renderer: str = "tiny",
         max_steps: int = MAX_STEPS,
-        sentences: str = "validation",
+        instructions: str = "validation",
     ) -> None:
         check_max_steps(max_steps)
-        read_instructions(sentences)
+        read_instructions(instructions)
         self.env = ReferenceWorld(scene=scene, renderer=renderer)
         metadata = {
             "simulator": f"{PACKAGE} {self.env.commit}",
@@ -169,7 +169,7 @@ class CalvinReference(CalvinProtocol):
             "versions": _versions(),
         }
         oracle = _import_original("envs.tasks").Tasks(load_tasks())
-        super().__init__(self.env, oracle, max_steps=max_steps, sentences=sentences, metadata=metadata)
+        super().__init__(self.env, oracle, max_steps=max_steps, instructions=instructions, metadata=metadata)
 
 
 def find_checkout() -> Path:

@@ -15,7 +15,7 @@ import numpy as np
 from .meshes import Floats, Mesh, Point, Triangles, number_list, smooth_obj
 
 Files = dict[str, bytes]
-ROOT = "arms"
+ROOT = "other_robots"
 SIDES = 16
 QUARTER = math.pi / 2
 TURN = 2 * math.pi

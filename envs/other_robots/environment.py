@@ -85,8 +85,8 @@ class Plan:
     succeeded: Callable[[OtherRobotsEnv], bool]
 
 
-def arms_episodes(
-    count: int, *, seed: int, hz: float = 5.0, image_size: int = 128, arms: Sequence[str] = EMBODIMENTS
+def solved_episodes(
+    count: int, *, seed: int, hz: float = 5.0, image_size: int = 128, embodiments: Sequence[str] = EMBODIMENTS
 ) -> Iterator[RecordedEpisode]:
     """Yield `count` solved episodes of about 12 to 25 frames at 5 Hz; each draws one of `arms`.
 
@@ -94,34 +94,36 @@ def arms_episodes(
         InputError: a count, rate, size or arm that cannot work.
         RuntimeError: one episode failed `MAX_ATTEMPTS` times, which means that this world is broken.
     """
-    check_world(count, hz, image_size, arms)
+    check_world(count, hz, image_size, embodiments)
     physics = Physics()
     dropped = 0
     try:
         for index in range(count):
-            episode = solved_episode(physics, seed=seed, index=index, hz=hz, image_size=image_size, arms=arms)
+            episode = solved_episode(
+                physics, seed=seed, index=index, hz=hz, image_size=image_size, embodiments=embodiments
+            )
             dropped += episode.failed_attempts
             yield episode
     finally:
         physics.close()
-    logger.info("arms: %d episodes recorded, %d failed attempts dropped", count, dropped)
+    logger.info("other robots: %d episodes recorded, %d failed attempts dropped", count, dropped)
 
 
-def check_world(count: int, hz: float, image_size: int, arms: Sequence[str]) -> None:
+def check_world(count: int, hz: float, image_size: int, embodiments: Sequence[str]) -> None:
     """Raise an `InputError` for numbers that cannot work, if there is no arm, or one that nobody knows."""
     if count < 0 or not 0 < hz <= COMMAND_HZ or image_size < 8:
         raise InputError(
-            f"arms episodes: found count={count}, hz={hz}, image_size={image_size}; "
+            f"other robots: found count={count}, hz={hz}, image_size={image_size}; "
             f"need count >= 0, 0 < hz <= {COMMAND_HZ:g}, image_size >= 8"
         )
-    if not arms or set(arms) - set(EMBODIMENTS):
-        raise InputError(f"arms={list(arms)}, expected one or more of {', '.join(EMBODIMENTS)}")
+    if not embodiments or set(embodiments) - set(EMBODIMENTS):
+        raise InputError(f"embodiments={list(embodiments)}, expected one or more of {', '.join(EMBODIMENTS)}")
 
 
 def solved_episode(
-    physics: Physics, *, seed: int, index: int, hz: float, image_size: int, arms: Sequence[str] = EMBODIMENTS
+    physics: Physics, *, seed: int, index: int, hz: float, image_size: int, embodiments: Sequence[str] = EMBODIMENTS
 ) -> RecordedEpisode:
-    """Return episode `index`: a function of (seed, index, arms), whatever `physics` was used for before.
+    """Return episode `index`: a function of (seed, index, embodiments), whatever `physics` was used for before.
 
     Raises:
         RuntimeError: it failed `MAX_ATTEMPTS` times.
@@ -129,18 +131,18 @@ def solved_episode(
     for attempt in range(MAX_ATTEMPTS):
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index, attempt])))
         task = TASKS[int(rng.choice(len(TASKS), p=SHARES))]
-        layout, plan = _draw(task, rng, arms)
+        layout, plan = _draw(task, rng, embodiments)
         world = OtherRobotsEnv(physics, layout)
         images, actions = _play(world, plan, hz=hz, image_size=image_size)
         if plan.succeeded(world):
             return RecordedEpisode(images, actions, plan.instruction, plan.task, True, attempt, hz)
-    raise RuntimeError(f"arms episode {index} of seed {seed} failed {MAX_ATTEMPTS} times")
+    raise RuntimeError(f"other robots: episode {index} of seed {seed} failed {MAX_ATTEMPTS} times")
 
 
-def _draw(task: Task, rng: np.random.Generator, arms: Sequence[str] = EMBODIMENTS) -> tuple[SceneLayout, Plan]:
+def _draw(task: Task, rng: np.random.Generator, embodiments: Sequence[str] = EMBODIMENTS) -> tuple[SceneLayout, Plan]:
     """Layouts in which the task is possible, drawn until one comes."""
     while True:
-        layout = sample_layout(rng, arms=arms, plates=1 if task is _place else int(rng.random() < 0.3))
+        layout = sample_layout(rng, embodiments=embodiments, plates=1 if task is _place else int(rng.random() < 0.3))
         plan = task(layout, rng)
         if plan is not None:
             return layout, plan

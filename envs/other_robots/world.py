@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..physics import Physics
 
 Floats = NDArray[np.float64]
-ASSETS = Path(__file__).parents[1] / "assets" / "arms"
+ASSETS = Path(__file__).parents[1] / "assets" / "other_robots"
 PHYSICS_HZ = 240
 CONTROL_STEPS = 8  # physics steps between two commands to the arm: 30 Hz
 GRAVITY = -9.8
@@ -108,9 +108,9 @@ class SceneLayout:
         return np.array([y, -x])
 
 
-def sample_layout(rng: np.random.Generator, *, arms: Sequence[str], plates: int) -> SceneLayout:
+def sample_layout(rng: np.random.Generator, *, embodiments: Sequence[str], plates: int) -> SceneLayout:
     """Draw an arm, two to four things of different colors, of which `plates` are plates, and how the scene looks."""
-    arm = arms[int(rng.integers(len(arms)))]
+    arm = embodiments[int(rng.integers(len(embodiments)))]
     count = plates + int(rng.integers(2, 4))
     colors = rng.permutation(sorted(COLORS))[:count].tolist()
     kinds = ["plate"] * plates + [str(kind) for kind in rng.choice(sorted(SHAPES), size=count - plates)]

@@ -14,12 +14,10 @@ from .environment_description import environment_yaml
 from .formats import MAX_FRAME, CalvinOutput, Format, Output, frames_per_recording, parts_output
 
 SPLITS: tuple[CalvinSplit, ...] = ("training", "validation")
-CALVIN_TARGET, ARMS_TARGET = (
-    "vw2_robot.envs.benchmark.CalvinBenchmark",
-    "vw2_robot.envs.other_robots.environment.arms_episodes",
-)
+CALVIN_TARGET = "vw2_robot.envs.benchmark.CalvinBenchmark"
+OTHER_ROBOTS_TARGET = "vw2_robot.envs.other_robots.environment.solved_episodes"
 CALVIN_DEFAULTS = {"scene": "D", "assets": "builtin", "renderer": "layered"}
-WORLDS = {CALVIN_TARGET: "calvin", ARMS_TARGET: "arms"}
+WORLDS = {CALVIN_TARGET: "calvin", OTHER_ROBOTS_TARGET: "other_robots"}
 
 
 class RecordingJob(NamedTuple):
@@ -40,7 +38,7 @@ class RecordConfig:
     out: str
     env: dict[str, Any]
     """the world: of CALVIN, `scene` (D, or several, as ABC), `assets` and `renderer` count; of the other one, `hz`,
-    `image_size` and `arms`
+    `image_size` and `embodiments`
     """
     episodes: int = 150
     """recordings in the training split"""
@@ -107,7 +105,7 @@ class RecordConfig:
 
     @property
     def world(self) -> str:
-        """Which world is recorded, "calvin" or "arms"."""
+        """Which world is recorded, "calvin" or "other_robots"."""
         return WORLDS[self.env["_target_"]]
 
     @property

@@ -160,7 +160,7 @@ def parts_folder(out: Path) -> Path:
 
 
 def parts_output(form: Literal["rlds", "video"], out: Path, *, world: str) -> PartsOutput:
-    """Return the output for a format that is a container; `world` ("calvin", "arms") names an RLDS data set."""
+    """Return the output for a format that is a container; `world` ("calvin", "other_robots") names an RLDS data set."""
     return PartsOutput(out, functools.partial(_pack_rlds, world) if form == "rlds" else _pack_videos)
 
 

@@ -12,8 +12,8 @@ first task of each recording takes its turn, the others are what is feasible the
 `env.scene=ABC` records a third of each split in each of three scenes, as in the benchmark's ABC→D.
 
 `format`: "calvin" (a folder like the published data sets), "rlds" (TFDS, opened by `tfds.builder_from_directory`),
-"video" (mp4 and captions). With `env=arms` the demonstrations come from other robots' world, for cross-embodiment
-pre-training.
+"video" (mp4 and captions). With `env=other_robots` the demonstrations come from three other robots, for
+cross-embodiment pre-training.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from vw2_robot.aliases import with_new_keys
 from vw2_robot.command_line.config_tree import config_tree, differing_keys
 from vw2_robot.command_line.program import program
 from vw2_robot.data.sources.calvin import CalvinSplit
@@ -91,7 +92,9 @@ def _claim(out: Path, wanted: dict[str, Any]) -> None:
     if begun and not note.is_file():
         raise InputError(f"{out} exists and was not begun by vw2-record; use another out=")
     if begun:
-        found = read_json(note, cure=f"copy it again, or delete {out.name} with all that begins so, to start over")
+        found = with_new_keys(
+            read_json(note, cure=f"copy it again, or delete {out.name} with all that begins so, to start over")
+        )
         if names := differing_keys(found, wanted):
             raise InputError(
                 f"{out} holds a recording with another configuration; these keys differ: {', '.join(names)}. "

@@ -15,7 +15,7 @@ from ..scene import SCENES
 from .config import SPLITS, RecordConfig
 from .demonstrations import RecordedDemonstration, Recorder
 
-ARMS_VALIDATION_START = 1_000_000
+VALIDATION_START = 1_000_000
 """Index of the first validation episode in the other world, far behind any training episode."""
 
 
@@ -59,20 +59,25 @@ class OtherRobotsDemonstrations:
         self._seed = config.seed
         self._hz = number(Rate, config.env["hz"], "env.hz")
         self._image_size = number(Count, config.env["image_size"], "env.image_size")
-        self._arms = tuple(config.env["arms"])
-        check_world(config.episodes, self._hz, self._image_size, self._arms)
+        self._embodiments = tuple(config.env["embodiments"])
+        check_world(config.episodes, self._hz, self._image_size, self._embodiments)
         self._physics = Physics()
 
     def make(self, split: int, number: int) -> RecordedDemonstration:
         """Recording `number` of a split; the world draws the task."""
-        index = number + split * ARMS_VALIDATION_START
+        index = number + split * VALIDATION_START
         episode = solved_episode(
-            self._physics, seed=self._seed, index=index, hz=self._hz, image_size=self._image_size, arms=self._arms
+            self._physics,
+            seed=self._seed,
+            index=index,
+            hz=self._hz,
+            image_size=self._image_size,
+            embodiments=self._embodiments,
         )
         arrays: dict[str, Any] = {"rgb_static": episode.images, "commanded_actions": episode.actions}
         label = Label(episode.task, episode.instruction, 0, len(episode.images) - 1)
         return RecordedDemonstration(
-            "arms", (label,), arrays, failed=(episode.task,) * episode.failed_attempts, hz=episode.hz
+            "other_robots", (label,), arrays, failed=(episode.task,) * episode.failed_attempts, hz=episode.hz
         )
 
     def close(self) -> None:

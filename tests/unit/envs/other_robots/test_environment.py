@@ -13,7 +13,7 @@ pytest.importorskip("pybullet", reason="the simulator needs pybullet")
 
 from vw2_robot.contracts import GRIPPER_INDEX, POSITION_UNIT_M
 from vw2_robot.envs.other_robots import environment
-from vw2_robot.envs.other_robots.environment import EMBODIMENTS, RecordedEpisode, arms_episodes
+from vw2_robot.envs.other_robots.environment import EMBODIMENTS, RecordedEpisode, solved_episodes
 from vw2_robot.envs.other_robots.world import OtherRobotsEnv, SceneLayout, sample_layout
 from vw2_robot.envs.physics import Physics
 from vw2_robot.errors import InputError
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.sim
 
 @pytest.fixture(scope="module")
 def episodes() -> list[RecordedEpisode]:
-    return list(arms_episodes(10, seed=3, image_size=48))
+    return list(solved_episodes(10, seed=3, image_size=48))
 
 
 @pytest.fixture
@@ -49,14 +49,14 @@ def named(layout: SceneLayout, words: str) -> int:
 
 
 def test_episodes_are_the_same_whenever_and_however_many_are_made(episodes: list[RecordedEpisode]) -> None:
-    for again, first in zip(arms_episodes(3, seed=3, image_size=48), episodes, strict=False):
+    for again, first in zip(solved_episodes(3, seed=3, image_size=48), episodes, strict=False):
         assert again.instruction == first.instruction
         np.testing.assert_array_equal(again.images, first.images)
         np.testing.assert_array_equal(again.actions, first.actions)
 
 
 def test_other_seeds_give_other_episodes(episodes: list[RecordedEpisode]) -> None:
-    other = next(arms_episodes(1, seed=4, image_size=48))
+    other = next(solved_episodes(1, seed=4, image_size=48))
     assert not np.array_equal(other.images[0], episodes[0].images[0])
 
 
@@ -109,7 +109,7 @@ def test_actions_add_up_to_the_way_of_the_tool(physics: Physics) -> None:
 def test_the_camera_sees_all_things_from_before_and_from_both_sides(physics: Physics) -> None:
     around = []
     for seed in range(100):
-        layout = sample_layout(np.random.default_rng(seed), arms=EMBODIMENTS, plates=1)
+        layout = sample_layout(np.random.default_rng(seed), embodiments=EMBODIMENTS, plates=1)
         around.append(math.atan2(-layout.ahead[1], -layout.ahead[0]))
         view = np.array(physics.computeViewMatrix(layout.eye, layout.target, (0, 0, 1))).reshape(4, 4).T
         lens = np.array(physics.computeProjectionMatrixFOV(layout.view_deg, 1.0, 0.05, 5.0)).reshape(4, 4).T
@@ -123,7 +123,7 @@ def test_the_camera_sees_all_things_from_before_and_from_both_sides(physics: Phy
 
 
 def test_frame_rate_sets_the_number_of_frames() -> None:
-    slow, fast = (next(arms_episodes(1, seed=8, hz=hz, image_size=8)) for hz in (5.0, 10.0))
+    slow, fast = (next(solved_episodes(1, seed=8, hz=hz, image_size=8)) for hz in (5.0, 10.0))
     assert slow.instruction == fast.instruction
     assert abs(2 * (len(slow.images) - 1) - (len(fast.images) - 1)) <= 1
 
@@ -191,13 +191,13 @@ def test_an_arm_that_stays_where_it_is_does_not_count_as_success(physics: Physic
 
 def test_failed_scripts_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "GRASP_Z", 0.12)  # every grasp closes on air
-    made = list(arms_episodes(8, seed=0, image_size=8))
+    made = list(solved_episodes(8, seed=0, image_size=8))
     assert {episode.task for episode in made} <= {"reach", "push"}
     assert sum(episode.failed_attempts for episode in made) >= 2
 
 
 def test_arms_look_different_and_all_are_drawn() -> None:
-    seen = [next(arms_episodes(1, seed=3, image_size=48, arms=[who])).images[0] for who in EMBODIMENTS]
+    seen = [next(solved_episodes(1, seed=3, image_size=48, embodiments=[who])).images[0] for who in EMBODIMENTS]
     for a, b in itertools.combinations(seen, 2):
         assert not np.array_equal(a, b)
     drawn = {environment._draw(environment._reach, np.random.default_rng(seed))[0].arm for seed in range(12)}
@@ -207,7 +207,7 @@ def test_arms_look_different_and_all_are_drawn() -> None:
 @pytest.mark.parametrize("wrong", [[], ["iiwa", "baxter"]])
 def test_an_unknown_arm_is_refused_with_a_list_of_the_known(wrong: list[str]) -> None:
     with pytest.raises(InputError, match="expected one or more of iiwa, xarm, gen3"):
-        next(arms_episodes(1, seed=0, arms=wrong))
+        next(solved_episodes(1, seed=0, embodiments=wrong))
 
 
 @pytest.mark.parametrize("wrong", [{"count": -1}, {"hz": 0.0}, {"hz": 31.0}, {"image_size": 4}])
@@ -215,5 +215,7 @@ def test_impossible_requests_are_refused_with_numbers(wrong: dict[str, float]) -
     arguments = {"count": 1, "hz": 5.0, "image_size": 32, **wrong}
     with pytest.raises(InputError, match="image_size >= 8"):
         next(
-            arms_episodes(int(arguments["count"]), seed=0, hz=arguments["hz"], image_size=int(arguments["image_size"]))
+            solved_episodes(
+                int(arguments["count"]), seed=0, hz=arguments["hz"], image_size=int(arguments["image_size"])
+            )
         )

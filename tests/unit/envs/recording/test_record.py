@@ -19,7 +19,7 @@ from vw2_robot.envs.experts.start_states import PAUSE_STEPS
 from vw2_robot.envs.instructions import load_instructions
 from vw2_robot.envs.oracle import TaskOracle
 from vw2_robot.envs.recording import record as program
-from vw2_robot.envs.recording.config import ARMS_TARGET, CALVIN_TARGET, RecordConfig
+from vw2_robot.envs.recording.config import CALVIN_TARGET, OTHER_ROBOTS_TARGET, RecordConfig
 from vw2_robot.envs.recording.demonstrations import Recorder, expand_tasks
 from vw2_robot.envs.recording.record import record
 from vw2_robot.errors import InputError
@@ -257,8 +257,8 @@ def test_rlds_and_video_hold_what_calvin_holds(tmp_path):
 
 def test_the_other_world_is_recorded_as_rlds_and_resumes(tmp_path, monkeypatch):
     tfds = pytest.importorskip("tensorflow_datasets")
-    arms = {"_target_": ARMS_TARGET, "hz": 5.0, "image_size": 32, "arms": ["iiwa", "gen3"]}
-    wanted = config(tmp_path / "arms", env=arms, format="rlds", episodes=3, validation_episodes=1)
+    other_robots = {"_target_": OTHER_ROBOTS_TARGET, "hz": 5.0, "image_size": 32, "embodiments": ["iiwa", "gen3"]}
+    wanted = config(tmp_path / "other_robots", env=other_robots, format="rlds", episodes=3, validation_episodes=1)
     kept = program.Station.record
     made = []
 
@@ -271,18 +271,18 @@ def test_the_other_world_is_recorded_as_rlds_and_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr(program.Station, "record", stop_at_third)
     with pytest.raises(KeyboardInterrupt):
         record(wanted)
-    assert not (tmp_path / "arms").exists()
+    assert not (tmp_path / "other_robots").exists()
     made.clear()
     record(wanted)
     assert len(made) == 2
-    builder = tfds.builder_from_directory(str(tmp_path / "arms"))
-    assert builder.info.name == "vw2_arms"
+    builder = tfds.builder_from_directory(str(tmp_path / "other_robots"))
+    assert builder.info.name == "vw2_other_robots"
     assert {split: builder.info.splits[split].num_examples for split in builder.info.splits} == {
         "train": 3,
         "validation": 1,
     }
     with pytest.raises(InputError, match="format=rlds"):
-        config_from(RecordConfig, {"out": "x", "env": arms, "format": "calvin"})
+        config_from(RecordConfig, {"out": "x", "env": other_robots, "format": "calvin"})
 
 
 def test_several_scenes_share_a_split(tmp_path):
