@@ -27,7 +27,7 @@ from vw2_robot.errors import InputError
 from .actions import parse_action
 from .asset_files import find_assets
 from .backdrop import Backdrop, Layer, hide_all_but, paintable
-from .cameras import CAMERA_NAMES, LENSES, RENDERERS, load_egl, make_cameras, static_camera
+from .cameras import CAMERA_NAMES, INTRINSICS, RENDERERS, load_egl, make_cameras, static_camera
 from .option_validation import check_choice
 from .physics import Physics, SimulationClosedError
 from .robot import ROBOT_OBS_SIZE, Panda
@@ -180,7 +180,7 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
         scene_state = _read_state("scene_obs", scene_obs)
         asked = self._always_asked if task is None else TaskWrapper(task)
         if asked is not None and scene_state is None:
-            start_robot, scene_state = asked.draw_start(self.scene_name, self.np_random)
+            start_robot, scene_state = asked.sample_start(self.scene_name, self.np_random)
             robot_state = start_robot if robot_state is None else robot_state
         if self.reset_mode == "exact" or self._world == "incomplete":
             self._build_fresh_world()
@@ -295,7 +295,7 @@ def _observation_space(cameras: tuple[str, ...]) -> spaces.Space[Any]:
         return spaces.Dict(
             {name: spaces.Box(-MAX_STATE, MAX_STATE, (size,), np.float64) for name, size in STATES.items()}
         )
-    pixels = {name: LENSES[name].pixels for name in cameras}
+    pixels = {name: INTRINSICS[name].pixels for name in cameras}
     return spaces.Dict({f"rgb_{name}": spaces.Box(0, 255, (size, size, 3), np.uint8) for name, size in pixels.items()})
 
 

@@ -33,15 +33,15 @@ RENDERERS: tuple[str, ...] = get_args(Renderer)
 _EGL_IMAGES_WITHOUT_SHADOWS = 2
 
 # Same in all scenes and in the published data. Meters.
-STATIC_EYE = (2.871459009488717, -2.166602199425597, 2.555159848480571)
-STATIC_TARGET = (-0.026242351159453392, -0.0302329882979393, 0.3920000493526459)
-STATIC_UP = (0.4041403970338857, 0.22629790978217404, 0.8862616969685161)
+STATIC_CAMERA_POSITION = (2.871459009488717, -2.166602199425597, 2.555159848480571)
+STATIC_CAMERA_TARGET = (-0.026242351159453392, -0.0302329882979393, 0.3920000493526459)
+STATIC_CAMERA_UP = (0.4041403970338857, 0.22629790978217404, 0.8862616969685161)
 
 Matrix = tuple[float, ...]  # 16 numbers, column by column, as OpenGL and PyBullet have it
 
 
 @dataclass(frozen=True)
-class Lens:
+class CameraIntrinsics:
     """What does not move: size in pixels (square), vertical field of view in degrees, clipping planes in meters."""
 
     pixels: int
@@ -55,9 +55,9 @@ class Lens:
         return self.pixels / 2 / float(np.tan(np.deg2rad(self.fov_deg) / 2))
 
 
-LENSES = {
-    "static": Lens(pixels=200, fov_deg=10, near_m=0.01, far_m=10),
-    "gripper": Lens(pixels=84, fov_deg=75, near_m=0.01, far_m=2),
+INTRINSICS = {
+    "static": CameraIntrinsics(pixels=200, fov_deg=10, near_m=0.01, far_m=10),
+    "gripper": CameraIntrinsics(pixels=84, fov_deg=75, near_m=0.01, far_m=2),
 }
 
 
@@ -70,12 +70,12 @@ class Camera:
         view: returns the view matrix of this moment.
     """
 
-    def __init__(self, physics: Physics, lens: Lens, view: Callable[[], Matrix]) -> None:
+    def __init__(self, physics: Physics, intrinsics: CameraIntrinsics, view: Callable[[], Matrix]) -> None:
         self._physics = physics
         self._view = view
-        self.lens = lens
+        self.intrinsics = intrinsics
         self.projection_matrix: Matrix = physics.computeProjectionMatrixFOV(
-            fov=lens.fov_deg, aspect=1.0, nearVal=lens.near_m, farVal=lens.far_m
+            fov=intrinsics.fov_deg, aspect=1.0, nearVal=intrinsics.near_m, farVal=intrinsics.far_m
         )
 
     @property
@@ -86,13 +86,13 @@ class Camera:
     def render(self) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """The image, uint8 [H, W, 3], and its depth in meters, float32 [H, W]. 5 to 30 ms."""
         drawn = self.draw()
-        near, far = self.lens.near_m, self.lens.far_m
+        near, far = self.intrinsics.near_m, self.intrinsics.far_m
         depth = far * near / (far - (far - near) * drawn.z)
         return drawn.rgb, depth.astype(np.float32)
 
     def draw(self) -> Layer:
         """The image and its depth buffer."""
-        size = self.lens.pixels
+        size = self.intrinsics.pixels
         # All other arguments stay at their defaults: the software renderer remembers a `shadow` once given.
         image = self._physics.getCameraImage(
             width=size, height=size, viewMatrix=self.view_matrix, projectionMatrix=self.projection_matrix
@@ -105,7 +105,7 @@ class StillCamera(Camera):
     """A camera that never moves: lays what moves over a backdrop that was drawn before."""
 
     def __init__(self, camera: Camera, backdrop: Backdrop) -> None:
-        super().__init__(camera._physics, camera.lens, camera._view)
+        super().__init__(camera._physics, camera.intrinsics, camera._view)
         self._backdrop = backdrop
 
     def draw(self) -> Layer:
@@ -119,7 +119,7 @@ class MovingCamera(Camera):
     """A camera that moves in a world whose backdrop may be hidden."""
 
     def __init__(self, camera: Camera, backdrop: Backdrop) -> None:
-        super().__init__(camera._physics, camera.lens, camera._view)
+        super().__init__(camera._physics, camera.intrinsics, camera._view)
         self._backdrop = backdrop
 
     def draw(self) -> Layer:
@@ -131,9 +131,11 @@ class MovingCamera(Camera):
 def static_camera(physics: Physics) -> Camera:
     """The camera in front of the table."""
     view: Matrix = physics.computeViewMatrix(
-        cameraEyePosition=STATIC_EYE, cameraTargetPosition=STATIC_TARGET, cameraUpVector=STATIC_UP
+        cameraEyePosition=STATIC_CAMERA_POSITION,
+        cameraTargetPosition=STATIC_CAMERA_TARGET,
+        cameraUpVector=STATIC_CAMERA_UP,
     )
-    return Camera(physics, LENSES["static"], lambda: view)
+    return Camera(physics, INTRINSICS["static"], lambda: view)
 
 
 def gripper_camera(physics: Physics, robot: Panda) -> Camera:
@@ -149,7 +151,7 @@ def gripper_camera(physics: Physics, robot: Panda) -> Camera:
         )
         return matrix
 
-    return Camera(physics, LENSES["gripper"], view)
+    return Camera(physics, INTRINSICS["gripper"], view)
 
 
 def make_cameras(physics: Physics, robot: Panda, backdrop: Backdrop | None = None) -> dict[str, Camera]:

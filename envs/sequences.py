@@ -168,7 +168,7 @@ def chains_per_state() -> list[int]:
     return [len(share) for share in np.array_split(range(TOTAL_SEQUENCES), len(all_initial_states()))]
 
 
-def draw_chains(number: int) -> list[list[int]]:
+def sample_chains(number: int) -> list[list[int]]:
     """The chains of start state `number` (0 to 191) as task ids, drawn anew; a tenth of a second or a few.
 
     Five different tasks are drawn until enough draws can be done in turn and are of five categories.
@@ -288,7 +288,7 @@ TASKS: dict[str, SymbolicTask] = _build_tasks()
 
 def write_chains(path: Path = CHAINS_FILE) -> None:
     """Draw all chains anew and write them to `path`, one line for each start state; about a minute."""
-    lines = [json.dumps(draw_chains(number), separators=(",", ":")) for number in range(len(chains_per_state()))]
+    lines = [json.dumps(sample_chains(number), separators=(",", ":")) for number in range(len(chains_per_state()))]
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("[\n" + ",\n".join(lines) + "\n]\n")
     temporary.replace(path)

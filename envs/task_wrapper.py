@@ -36,7 +36,7 @@ class TaskWrapper:
         """Whether it has happened between `begin` and the moment `info`."""
         return bool(_oracle().get_task_info_for_set(self._start_info, info, (self.name,)))
 
-    def draw_start(self, scene: str, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def sample_start(self, scene: str, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """`robot_obs` and `scene_obs` of a random start state of the benchmark in which the task can be done."""
         states = start_states(self.name)
         if not states:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cameras import LENSES, STATIC_EYE, STATIC_TARGET, STATIC_UP
+from ..cameras import INTRINSICS, STATIC_CAMERA_POSITION, STATIC_CAMERA_TARGET, STATIC_CAMERA_UP
 from .meshes import Face, Point, polygon_normal
 
 PIXEL_NS = 30.0
@@ -39,15 +39,15 @@ class View:
 
 def static_view(*, turn: float, scale: float) -> View:
     """The view of a link whose frame is turned by `turn` rad about the world's x axis and enlarged `scale` times."""
-    to_camera = np.subtract(STATIC_EYE, STATIC_TARGET)
+    to_camera = np.subtract(STATIC_CAMERA_POSITION, STATIC_CAMERA_TARGET)
     distance = float(np.linalg.norm(to_camera))
     to_camera = to_camera / distance
-    right = np.cross(STATIC_UP, to_camera)
+    right = np.cross(STATIC_CAMERA_UP, to_camera)
     right /= np.linalg.norm(right)
     sine, cosine = math.sin(turn), math.cos(turn)
     to_link = np.array([[1, 0, 0], [0, cosine, sine], [0, -sine, cosine]])
     rows: list[Vector] = [to_link @ axis for axis in (right, np.cross(to_camera, right), to_camera)]
-    return View(rows[0], rows[1], rows[2], LENSES["static"].focal_px / distance * scale)
+    return View(rows[0], rows[1], rows[2], INTRINSICS["static"].focal_px / distance * scale)
 
 
 def tessellate(faces: Sequence[Face], view: View) -> list[Face]:

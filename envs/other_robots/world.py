@@ -213,8 +213,8 @@ class OtherRobotsEnv:
         """What the camera sees, uint8 [size, size, 3]."""
         physics, layout = self._physics, self.layout
         view = physics.computeViewMatrix(layout.eye, layout.target, (0, 0, 1))
-        lens = physics.computeProjectionMatrixFOV(layout.view_deg, 1.0, 0.05, 5.0)
-        image = physics.getCameraImage(size_px, size_px, view, lens, lightDirection=layout.light)[2]
+        intrinsics = physics.computeProjectionMatrixFOV(layout.view_deg, 1.0, 0.05, 5.0)
+        image = physics.getCameraImage(size_px, size_px, view, intrinsics, lightDirection=layout.light)[2]
         return np.array(np.reshape(image, (size_px, size_px, 4))[..., :3], dtype=np.uint8)
 
     def _solve(self, position: Floats, yaw: float) -> list[float]:

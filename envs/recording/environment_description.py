@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from vw2_robot import __version__
 
 from ..calvin import CONTROL_HZ, PHYSICS_HZ
-from ..cameras import LENSES, STATIC_EYE, STATIC_TARGET, STATIC_UP
+from ..cameras import INTRINSICS, STATIC_CAMERA_POSITION, STATIC_CAMERA_TARGET, STATIC_CAMERA_UP
 from ..robot import (
     ARM_FORCE,
     ARM_JOINTS,
@@ -72,20 +72,24 @@ def environment_yaml(*, scene: str, cameras: tuple[str, ...], renderer: str, ass
 
 
 def _camera(name: str) -> dict[str, Any]:
-    lens = LENSES[name]
+    intrinsics = INTRINSICS[name]
     kind = {"static": "static_camera.StaticCamera", "gripper": "gripper_camera.GripperCamera"}[name]
     tree: dict[str, Any] = {
         "_target_": f"calvin_env.camera.{kind}",
         "name": name,
-        "fov": lens.fov_deg,
+        "fov": intrinsics.fov_deg,
         "aspect": 1,
-        "nearval": lens.near_m,
-        "farval": lens.far_m,
-        "width": lens.pixels,
-        "height": lens.pixels,
+        "nearval": intrinsics.near_m,
+        "farval": intrinsics.far_m,
+        "width": intrinsics.pixels,
+        "height": intrinsics.pixels,
     }
     if name == "static":
-        tree |= {"look_at": list(STATIC_TARGET), "look_from": list(STATIC_EYE), "up_vector": list(STATIC_UP)}
+        tree |= {
+            "look_at": list(STATIC_CAMERA_TARGET),
+            "look_from": list(STATIC_CAMERA_POSITION),
+            "up_vector": list(STATIC_CAMERA_UP),
+        }
     return tree
 
 

@@ -13,9 +13,9 @@ from vw2_robot.envs.sequences import (
     TASKS,
     all_initial_states,
     chains_per_state,
-    draw_chains,
     fnv_of,
     make_sequences,
+    sample_chains,
     start_state,
 )
 from vw2_robot.errors import InputError
@@ -55,7 +55,7 @@ def test_a_chain_drawn_anew_is_the_stored_one() -> None:
     stored = json.loads(CHAINS_FILE.read_text())
     assert [len(chains) for chains in stored] == chains_per_state() == [6] * 40 + [5] * 152
     for number in (0, 100):
-        assert draw_chains(number) == stored[number]
+        assert sample_chains(number) == stored[number]
 
 
 def test_every_chain_can_be_done_and_mixes_five_categories() -> None:

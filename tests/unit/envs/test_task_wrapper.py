@@ -128,7 +128,7 @@ def test_another_task_can_be_begun_where_the_last_one_ended(env: CalvinEnv) -> N
 def test_a_drawn_start_is_one_in_which_the_task_can_be_done(task: str, scene: str) -> None:
     asked, rng, wanted = TaskWrapper(task), np.random.default_rng(0), start_states(task)
     places = {start_state(state, scene)[1].tobytes() for state in wanted}
-    assert all(asked.draw_start(scene, rng)[1].tobytes() in places for _ in range(20))
+    assert all(asked.sample_start(scene, rng)[1].tobytes() in places for _ in range(20))
     assert all(TASKS[task].apply(state) is not None for state in wanted)
 
 

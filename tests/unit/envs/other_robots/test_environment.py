@@ -112,9 +112,9 @@ def test_the_camera_sees_all_things_from_before_and_from_both_sides(physics: Phy
         layout = sample_layout(np.random.default_rng(seed), embodiments=EMBODIMENTS, plates=1)
         around.append(math.atan2(-layout.ahead[1], -layout.ahead[0]))
         view = np.array(physics.computeViewMatrix(layout.eye, layout.target, (0, 0, 1))).reshape(4, 4).T
-        lens = np.array(physics.computeProjectionMatrixFOV(layout.view_deg, 1.0, 0.05, 5.0)).reshape(4, 4).T
+        intrinsics = np.array(physics.computeProjectionMatrixFOV(layout.view_deg, 1.0, 0.05, 5.0)).reshape(4, 4).T
         for thing in layout.things:
-            x, y, _, w = lens @ view @ [*thing.xy, thing.height / 2, 1]
+            x, y, _, w = intrinsics @ view @ [*thing.xy, thing.height / 2, 1]
             assert max(abs(x / w), abs(y / w)) < 1, f"seed {seed}: the {thing.name} is outside the image"
         assert layout.ahead @ layout.right == pytest.approx(0)
     assert min(around) < -1.5
