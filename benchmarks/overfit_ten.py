@@ -101,7 +101,7 @@ def replay(agent: VW2Agent, dataset: CalvinDataset, *, seed: int, n_action_steps
     """Closed loop from every recorded start: task, steps, whether the oracle confirmed it."""
     env, oracle, rows = CalvinEnv(cameras=(), reset_mode="exact"), TaskOracle(), []
     for number, trajectory in enumerate(dataset.trajectories):
-        start_of(env, dataset, number, trajectory, seed).go(env)
+        start_of(env, dataset, number, trajectory, seed).restore(env)
         before, queue = env.task_info(), ChunkQueue(agent, n_action_steps=n_action_steps)
         queue.reset(trajectory.instruction)
         solved = steps = 0

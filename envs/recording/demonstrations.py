@@ -131,7 +131,7 @@ class Recorder:
 
     def _video(self, env: CalvinEnv, start: Start, take: _Take) -> dict[str, NDArray[Any]]:
         """Play a take again and look at every step of it."""
-        start.go(env)
+        start.restore(env)
         frames: list[dict[str, NDArray[Any]]] = []
         for row, action in zip(take.rows, take.executed, strict=True):
             assert np.array_equal(env.robot_obs(), row["robot_obs"]), 'a replay drifted; is the reset mode "exact"?'

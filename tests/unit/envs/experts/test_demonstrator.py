@@ -12,7 +12,7 @@ from vw2_robot.contracts import Policy
 from vw2_robot.envs.benchmark import CalvinBenchmark
 from vw2_robot.envs.calvin import CalvinEnv
 from vw2_robot.envs.experts.demonstrator import SKILLS, Demonstrator, feasible, observe_world
-from vw2_robot.envs.experts.motion import LEAD_M, Hand, Style, vector, wrist_yaw
+from vw2_robot.envs.experts.motion import LEAD_M, EndEffector, Style, vector, wrist_yaw
 from vw2_robot.envs.experts.start_states import TASK_GROUPS, go_to_start, scatter_blocks
 from vw2_robot.envs.oracle import TaskOracle
 from vw2_robot.envs.sequences import TASKS, all_initial_states, start_state
@@ -75,8 +75,8 @@ def test_the_target_never_runs_far_ahead_of_a_blocked_hand(env):
     expert = Demonstrator()
     expert.start("open_drawer", env, np.random.default_rng(0))
     env.step_physics(expert.act(env))
-    expert._hand.style = type(expert._hand.style)(speed=1.0, tremor=0.0, detour_m=0.0)
-    expert._motion = expert._hand.go((0.1, -0.1, 0.2))  # into the table top
+    expert._end_effector.style = type(expert._end_effector.style)(speed=1.0, tremor=0.0, detour_m=0.0)
+    expert._motion = expert._end_effector.move_to((0.1, -0.1, 0.2))  # into the table top
     leads = []
     for _ in range(60):
         env.step_physics(expert.act(env))
@@ -96,7 +96,7 @@ def test_a_command_follows_what_a_image_shows_and_not_the_stored_target(env):
     )
 
     def command(seen):
-        return Hand(seen, np.random.default_rng(0), style)._toward(goal, angles, 1.0)
+        return EndEffector(seen, np.random.default_rng(0), style)._toward(goal, angles, 1.0)
 
     np.testing.assert_allclose(command(ahead), command(world), atol=1e-9)
     runaway = dataclasses.replace(world, target=world.tcp + vector(LEAD_M, 0.0, 0.0))
@@ -153,8 +153,8 @@ def test_a_block_under_another_is_not_lifted(crowded):
     assert not feasible("lift_red_block_table", stack)
     assert not feasible("rotate_red_block_right", stack)
     held = dataclasses.replace(pink, position=red.position + vector(0.01, 0.0, 0.1), touches=frozenset({("robot", "")}))
-    hand = dataclasses.replace(world, blocks=world.blocks | {"pink": held}, tcp=held.position)
-    assert feasible("stack_block", hand)  # over the block it is to go on
+    in_gripper = dataclasses.replace(world, blocks=world.blocks | {"pink": held}, tcp=held.position)
+    assert feasible("stack_block", in_gripper)  # over the block it is to go on
 
 
 def test_a_block_in_the_hand_cannot_be_pushed_into_the_drawer(env):

@@ -14,7 +14,7 @@ from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.data.sources.calvin import CalvinDataset
 from vw2_robot.envs.calvin import CalvinEnv
 from vw2_robot.envs.experts.demonstrator import observe_world
-from vw2_robot.envs.experts.motion import BUMP_SIZE, BUMP_STEPS, BUMP_TWIST, Perturbations
+from vw2_robot.envs.experts.motion import PERTURBATION_ROTATION, PERTURBATION_SIZE, PERTURBATION_STEPS, Perturbations
 from vw2_robot.envs.experts.start_states import PAUSE_STEPS
 from vw2_robot.envs.instructions import load_instructions
 from vw2_robot.envs.oracle import TaskOracle
@@ -113,9 +113,9 @@ def test_a_bump_is_a_short_push_in_any_direction_and_leaves_the_gripper_alone():
             directions.append(done[:3])
         pushed += 1
         assert done[6] == action[6]
-        assert abs(done[5]) <= BUMP_TWIST
-        assert BUMP_SIZE[0] <= np.linalg.norm(done[:3]) <= BUMP_SIZE[1]
-    assert set(range(*BUMP_STEPS)) <= set(lengths)  # a push may follow on another
+        assert abs(done[5]) <= PERTURBATION_ROTATION
+        assert PERTURBATION_SIZE[0] <= np.linalg.norm(done[:3]) <= PERTURBATION_SIZE[1]
+    assert set(range(*PERTURBATION_STEPS)) <= set(lengths)  # a push may follow on another
     assert np.abs(np.mean(directions, axis=0)).max() < 0.05
     never = Perturbations(0.0, rng := np.random.default_rng(3))
     assert never.onto(action) is action
@@ -178,7 +178,7 @@ def test_a_misjudged_world_is_shifted_and_nothing_else():
     world = observe_world(env)
     env.close()
     error = np.array([0.03, -0.02, 0.01])
-    wrong = world.misjudged(error)
+    wrong = world.with_position_error(error)
     for color, block in world.blocks.items():
         np.testing.assert_allclose(wrong.blocks[color].position, block.position + error)
     assert wrong.fixtures.drawer_x == pytest.approx(world.fixtures.drawer_x + 0.03)
