@@ -1,9 +1,9 @@
-"""The two cameras of CALVIN and the renderers that can draw for them (specification, section 9).
+"""The two cameras of CALVIN and the renderers that can render them (specification, section 9).
 
-`tiny` is PyBullet's software renderer: it needs nothing and is reproducible to the bit. `layered`, the default, is the
-same with what never moves drawn once (backdrop.py): twice as fast, and the same image but for a pixel or two.
+`tiny` is PyBullet's software renderer: it needs nothing else and is reproducible to the bit. `layered`, the default, is
+the same with the static parts rendered once (backdrop.py): twice as fast, and the same image but for a pixel or two.
 `egl` is OpenGL without a window, as used for the published data set; its images have shadows, depend on the driver,
-and differ from `tiny` by about 20 gray levels. Which one draws is said beside every result; none stands in for another.
+and differ from `tiny` by about 20 gray levels. Every result states its renderer; none replaces another silently.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ CameraName = Literal["static", "gripper"]
 CAMERA_NAMES: tuple[str, ...] = get_args(CameraName)
 RENDERERS: tuple[str, ...] = get_args(Renderer)
 
-# The plug-in draws its first images without shadows, whatever they show; later ones must not depend on their number.
+# The plug-in renders its first images without shadows; load_egl renders as many, so that no later image depends on it.
 _EGL_IMAGES_WITHOUT_SHADOWS = 2
 
-# Same in all scenes and in the published data. Meters.
+# The static camera, the same in all scenes and in the published data. Meters.
 STATIC_CAMERA_POSITION = (2.871459009488717, -2.166602199425597, 2.555159848480571)
 STATIC_CAMERA_TARGET = (-0.026242351159453392, -0.0302329882979393, 0.3920000493526459)
 STATIC_CAMERA_UP = (0.4041403970338857, 0.22629790978217404, 0.8862616969685161)
@@ -42,7 +42,7 @@ Matrix = tuple[float, ...]  # 16 numbers, column by column, as OpenGL and PyBull
 
 @dataclass(frozen=True)
 class CameraIntrinsics:
-    """What does not move: size in pixels (square), vertical field of view in degrees, clipping planes in meters."""
+    """Constants of a camera: side of the square image, vertical field of view, near and far clipping planes."""
 
     pixels: int
     fov_deg: float
@@ -62,12 +62,12 @@ INTRINSICS = {
 
 
 class Camera:
-    """One camera: `view_matrix` where it is now, `projection_matrix`, and `render`.
+    """One camera: `view_matrix` (present pose), `projection_matrix`, and `render`.
 
     Args:
         physics: the simulation.
         lens: size and field of view.
-        view: returns the view matrix of this moment.
+        view: returns the present view matrix.
     """
 
     def __init__(self, physics: Physics, intrinsics: CameraIntrinsics, view: Callable[[], Matrix]) -> None:
@@ -80,20 +80,22 @@ class Camera:
 
     @property
     def view_matrix(self) -> Matrix:
-        """World to camera, at this moment."""
+        """World to camera, for the present pose."""
         return self._view()
 
     def render(self) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """The image, uint8 [H, W, 3], and its depth in meters, float32 [H, W]. 5 to 30 ms."""
-        drawn = self.draw()
-        near, far = self.intrinsics.near_m, self.intrinsics.far_m
-        depth = far * near / (far - (far - near) * drawn.z)
-        return drawn.rgb, depth.astype(np.float32)
+        """Return the image, uint8 [H, W, 3], and its depth in meters, float32 [H, W]. Takes 5 to 30 ms."""
+        layer = self.render_layer()
+        near = self.intrinsics.near_m
+        far = self.intrinsics.far_m
+        # OpenGL's depth buffer is not linear in distance.
+        depth = far * near / (far - (far - near) * layer.z)
+        return layer.rgb, depth.astype(np.float32)
 
-    def draw(self) -> Layer:
-        """The image and its depth buffer."""
+    def render_layer(self) -> Layer:
+        """Return the image and its depth buffer."""
         size = self.intrinsics.pixels
-        # All other arguments stay at their defaults: the software renderer remembers a `shadow` once given.
+        # All other arguments stay at their defaults: the software renderer keeps a `shadow` that was once given.
         image = self._physics.getCameraImage(
             width=size, height=size, viewMatrix=self.view_matrix, projectionMatrix=self.projection_matrix
         )
@@ -101,35 +103,35 @@ class Camera:
         return Layer(rgb, np.reshape(np.asarray(image[3], dtype=np.float32), (size, size)))
 
 
-class StillCamera(Camera):
-    """A camera that never moves: lays what moves over a backdrop that was drawn before."""
+class StaticCamera(Camera):
+    """A camera that never moves: it renders the moving parts over a backdrop that was rendered before."""
 
     def __init__(self, camera: Camera, backdrop: Backdrop) -> None:
         super().__init__(camera._physics, camera.intrinsics, camera._view)
         self._backdrop = backdrop
 
-    def draw(self) -> Layer:
-        """As without a backdrop, but where two things are equally near."""
+    def render_layer(self) -> Layer:
+        """Return the image as without a backdrop, except where two surfaces are equally near."""
         layer = self._backdrop.layer()
         self._backdrop.hide()
-        return layer.under(super().draw())
+        return layer.under(super().render_layer())
 
 
 class MovingCamera(Camera):
-    """A camera that moves in a world whose backdrop may be hidden."""
+    """A moving camera in a scene whose static parts may be hidden."""
 
     def __init__(self, camera: Camera, backdrop: Backdrop) -> None:
         super().__init__(camera._physics, camera.intrinsics, camera._view)
         self._backdrop = backdrop
 
-    def draw(self) -> Layer:
-        """Everything."""
+    def render_layer(self) -> Layer:
+        """Return the image of all parts, the static ones included."""
         self._backdrop.show()
-        return super().draw()
+        return super().render_layer()
 
 
 def static_camera(physics: Physics) -> Camera:
-    """The camera in front of the table."""
+    """Return the camera in front of the table."""
     view: Matrix = physics.computeViewMatrix(
         cameraEyePosition=STATIC_CAMERA_POSITION,
         cameraTargetPosition=STATIC_CAMERA_TARGET,
@@ -139,7 +141,7 @@ def static_camera(physics: Physics) -> Camera:
 
 
 def gripper_camera(physics: Physics, robot: Panda) -> Camera:
-    """The camera on the hand: looks along +y of its link, with -z of the link upwards."""
+    """Return the camera on the gripper: it is directed along +y of its link, with -z of the link upwards."""
 
     def view() -> Matrix:
         position, orientation = physics.getLinkState(robot.uid, GRIPPER_CAMERA_LINK)[:2]
@@ -155,15 +157,20 @@ def gripper_camera(physics: Physics, robot: Panda) -> Camera:
 
 
 def make_cameras(physics: Physics, robot: Panda, backdrop: Backdrop | None = None) -> dict[str, Camera]:
-    """Both cameras, by name."""
-    static, gripper = static_camera(physics), gripper_camera(physics, robot)
+    """Return both cameras by name, with a backdrop where one is given."""
+    static = static_camera(physics)
+    gripper = gripper_camera(physics, robot)
     if backdrop is None:
         return {"static": static, "gripper": gripper}
-    return {"static": StillCamera(static, backdrop), "gripper": MovingCamera(gripper, backdrop)}
+    return {"static": StaticCamera(static, backdrop), "gripper": MovingCamera(gripper, backdrop)}
 
 
 def load_egl(physics: Physics) -> None:
-    """Let EGL draw for `physics`. InputError, not a dead process, where EGL does not work."""
+    """Load the EGL renderer into `physics`.
+
+    Raises:
+        InputError: EGL does not work here. (Without the test in a child process, this process would die.)
+    """
     spec = importlib.util.find_spec("eglRenderer")
     if spec is None or spec.origin is None:
         raise InputError('renderer "egl": this build of PyBullet has no EGL plug-in; use renderer="tiny"')
@@ -175,9 +182,10 @@ def load_egl(physics: Physics) -> None:
 
 
 def _try_egl_elsewhere(plugin: str) -> None:
-    """Draw one image in a child process: without a working driver the plug-in ends the process that loads it.
+    """Render one image in a child process, because without a working driver the plug-in kills the process.
 
-    So it does after TensorFlow 2.21 where Mesa draws (each has an LLVM of its own), so the child loads what is here.
+    It also does so after TensorFlow 2.21 where Mesa renders (both bring an LLVM), so the child imports it, too, if this
+    process has.
     """
     script = (
         "import sys, pybullet as p; [__import__(name) for name in sys.argv[2:]]; p.connect(p.DIRECT); "
@@ -187,10 +195,10 @@ def _try_egl_elsewhere(plugin: str) -> None:
     command = [sys.executable, "-c", script, plugin, *beside]
     result = subprocess.run(command, capture_output=True, timeout=120, check=False)
     if result.returncode != 0:
-        said = result.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["nothing"]
+        last_line = result.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["nothing"]
         raise InputError(
             f'renderer "egl" does not work on this machine{"".join(f" beside {name}" for name in beside)} (exit status '
-            f"{result.returncode}, it said: {said[0]}). "
+            f"{result.returncode}, its last message: {last_line[0]}). "
             "Install an EGL driver (Debian: libegl1 libegl-mesa0 libgl1-mesa-dri, or the GPU vendor's), "
             'or use renderer="tiny"'
         )

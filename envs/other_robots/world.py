@@ -1,8 +1,8 @@
 """The simulation of other robots: one of three seven-joint arms at a table with colored objects, seen by one camera.
 
 It shares no image element with the CALVIN scenes: other arms, table, objects and colors, and a camera whose pose
-differs in every episode. `sample_layout` returns a random scene; `OtherRobotsEnv` builds it in an empty simulation, moves the
-arm and renders images. What the arm should do, and whether it succeeded, is decided in `environment.py`.
+differs in every episode. `sample_layout` returns a random scene; `OtherRobotsEnv` builds it in an empty simulation,
+moves the arm and renders images. What the arm should do, and whether it succeeded, is decided in `environment.py`.
 
 Meters, radians, seconds; z = 0 is the table top, the arm stands at the origin and reaches along +x. The tool points
 down, `yaw` rotates it about z, and the fingers close across it.
@@ -241,7 +241,7 @@ class OtherRobotsEnv:
     def contacts(self, index: int) -> set[tuple[int, int]]:
         """Return the (body, link) pairs that press against an object."""
         rows = self._physics.getContactPoints(bodyA=self.object_ids[index])
-        # In a row, element 2 is the other body, 4 its link, 9 the normal force; near contacts without force do not count.
+        # Element 2 of a row is the other body, 4 its link, 9 the normal force; contacts without force do not count.
         return {(row[2], row[4]) for row in rows if row[9] > 0}
 
     def image(self, size_px: int) -> NDArray[np.uint8]:

@@ -85,5 +85,5 @@ def test_a_link_of_several_colors_is_left_in_the_world():
     colors = {part: {row[7] for row in env._physics.getVisualShapeData(part[0]) if row[1] == part[1]} for part in parts}
     assert set(paintable(env._physics, parts)) == {part for part, found in colors.items() if len(found) == 1}
     assert any(len(found) > 1 for found in colors.values())
-    assert len(paintable(env._physics, env.scene.still_parts)) == 3
+    assert len(paintable(env._physics, env.scene.static_parts)) == 3
     env.close()
