@@ -78,10 +78,10 @@ def test_sentences_of_ones_own_must_cover_every_task(tmp_path: Path) -> None:
     file.write_text("".join(f"{task}: [please {task}]\n" for task in TASKS))
     assert read_instructions(str(file))["open_drawer"] == ["please open_drawer"]
     file.write_text("open_drawer: [please]\n")
-    with pytest.raises(InputError, match="no sentence for rotate_red_block_right"):
+    with pytest.raises(InputError, match="no instruction for rotate_red_block_right"):
         read_instructions(str(file))
     file.write_text("just words\n")
-    with pytest.raises(InputError, match="no list of sentences"):
+    with pytest.raises(InputError, match="no list of instructions"):
         read_instructions(str(file))
-    with pytest.raises(InputError, match="unknown sentences 'wide'; known: train, validation, enriched"):
+    with pytest.raises(InputError, match="unknown instructions 'wide'; known: train, validation, enriched"):
         read_instructions("wide")
