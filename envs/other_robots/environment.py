@@ -60,7 +60,7 @@ class RecordedEpisode:
     task: str
     success: bool
     """computed from the physics state at the end; always true, since failures are dropped"""
-    failed_attempts: int
+    num_failed_attempts: int
     """attempts that were dropped before this one"""
     hz: float
 
@@ -109,7 +109,7 @@ def solved_episodes(
             episode = solved_episode(
                 physics, seed=seed, index=index, hz=hz, image_size=image_size, embodiments=embodiments
             )
-            dropped += episode.failed_attempts
+            dropped += episode.num_failed_attempts
             yield episode
     finally:
         physics.close()

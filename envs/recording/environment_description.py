@@ -1,10 +1,10 @@
-"""The world of a recording in the words of the reference's configuration: `.hydra/merged_config.yaml` of a data set.
+"""The description of a recording's environment in the reference's format: `.hydra/merged_config.yaml` of a data set.
 
-The reference builds its environment from that file, which lies beside the frames of every split. Written here are the
-facts its classes ask for: cameras, robot, scene, rates, renderer, under the names they have there and with the same
-references between the sections, so that leaving out a camera or putting in another scene works as it does there. The
-file names are those of `calvin_env/data`; which assets were drawn, and by what program, stands under `recorded_with`,
-which the reference does not read.
+The reference builds its environment from that file, which lies beside the frames of every split. It holds what the
+classes of the reference need: cameras, robot, scene, rates, renderer, under their names there and with the same
+references between the sections, so that a camera can be left out or a scene replaced as it can there. The file names
+are those of `calvin_env/data`. Which assets were rendered by which program is stored under `recorded_with`, which the
+reference does not read.
 """
 
 from __future__ import annotations
@@ -37,15 +37,22 @@ FLANGE_LINK = 7
 
 
 def environment_yaml(*, scene: str, cameras: tuple[str, ...], renderer: str, assets: str) -> str:
-    """Return the text of `merged_config.yaml`; of several scenes it describes the first."""
+    """Return the text of `merged_config.yaml`.
+
+    Args:
+        scene: name of the scene, or of several ("ABC"), of which the first is described.
+        cameras: names of the recorded cameras.
+        renderer: name of the renderer.
+        assets: "builtin" or the assets directory.
+    """
     tree = {
         "seed": 0,
         "use_vr": False,
         "show_gui": False,
         "data_path": "data",
-        "cameras": {name: _camera(name) for name in cameras},
-        "scene": _scene(scene[0]),
-        "robot": _robot(),
+        "cameras": {name: camera_section(name) for name in cameras},
+        "scene": scene_section(scene[0]),
+        "robot": robot_section(),
         "env": {
             "_target_": "calvin_env.envs.play_table_env.PlayTableSimEnv",
             "_recursive_": False,
@@ -71,7 +78,8 @@ def environment_yaml(*, scene: str, cameras: tuple[str, ...], renderer: str, ass
     return OmegaConf.to_yaml(OmegaConf.create(tree))
 
 
-def _camera(name: str) -> dict[str, Any]:
+def camera_section(name: str) -> dict[str, Any]:
+    """Return the section of a camera."""
     intrinsics = INTRINSICS[name]
     kind = {"static": "static_camera.StaticCamera", "gripper": "gripper_camera.GripperCamera"}[name]
     tree: dict[str, Any] = {
@@ -93,7 +101,8 @@ def _camera(name: str) -> dict[str, Any]:
     return tree
 
 
-def _robot() -> dict[str, Any]:
+def robot_section() -> dict[str, Any]:
+    """Return the section of the robot."""
     return {
         "_target_": "calvin_env.robot.robot.Robot",
         "filename": "franka_panda/panda_longer_finger.urdf",
@@ -120,8 +129,10 @@ def _robot() -> dict[str, Any]:
     }
 
 
-def _scene(name: str) -> dict[str, Any]:
-    table, files = SCENES[name], scene_files(name)
+def scene_section(name: str) -> dict[str, Any]:
+    """Return the section of a scene."""
+    table = SCENES[name]
+    files = scene_files(name)
     effects = {BUTTON_JOINT: "led", SWITCH_JOINT: "lightbulb"}
     blocks = zip(table.block_order, files.blocks, strict=True)
     return {

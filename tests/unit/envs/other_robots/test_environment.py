@@ -195,7 +195,7 @@ def test_failed_scripts_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(environment, "GRASP_Z", 0.12)  # every grasp closes on air
     made = list(solved_episodes(8, seed=0, image_size=8))
     assert {episode.task for episode in made} <= {"reach", "push"}
-    assert sum(episode.failed_attempts for episode in made) >= 2
+    assert sum(episode.num_failed_attempts for episode in made) >= 2
 
 
 def test_embodiments_look_different_and_all_are_sampled() -> None:

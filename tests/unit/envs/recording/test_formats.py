@@ -16,7 +16,7 @@ pytest.importorskip("imageio_ffmpeg")
 from vw2_robot.data.calvin_writer import Label
 from vw2_robot.envs.recording.demonstrations import RecordedDemonstration
 from vw2_robot.envs.recording.formats import PartsOutput, parts_output
-from vw2_robot.envs.recording.record import _claim
+from vw2_robot.envs.recording.record import bind_output
 from vw2_robot.errors import InputError
 
 WANTED = {"episodes": 2, "seed": 0, "env": {"scene": "D"}, "perturbations": 0.05}
@@ -82,7 +82,7 @@ def test_a_kill_while_packing_or_just_after_leaves_nothing_for_long(tmp_path, pa
     (half / "video_0000000.mp4").write_bytes(b"half")
     shutil.copytree(tmp_path / "videos.parts", tmp_path / "kept")
     output.finish(["training"])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["videos", "kept"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "videos"]
     assert content(out) == packed
     (tmp_path / "kept").rename(tmp_path / "videos.parts")  # killed between the container and the end of the parts
     assert parts_output("video", out, world="calvin").is_complete()
@@ -96,14 +96,14 @@ def test_no_damage_to_the_note_beside_a_recording_is_silent(tmp_path, place, kin
     out.mkdir(exist_ok=True)
     note.unlink(missing_ok=True)
     with pytest.raises(InputError, match="was not begun by vw2-record"):
-        _claim(out, WANTED)
+        bind_output(out, WANTED)
     out.rmdir()
-    _claim(out, WANTED)
+    bind_output(out, WANTED)
     whole = note.read_bytes()
     out.mkdir()
-    _claim(out, WANTED)
+    bind_output(out, WANTED)
     with pytest.raises(InputError, match=r"these keys differ: seed \(0 -> 1\)"):
-        _claim(out, {**WANTED, "seed": 1})
+        bind_output(out, {**WANTED, "seed": 1})
     data = bytearray(whole)
     at = int(place * len(data))
     if kind in ("cut", "zeros"):
@@ -112,7 +112,7 @@ def test_no_damage_to_the_note_beside_a_recording_is_silent(tmp_path, place, kin
         data[at] ^= 1 << kind
     note.write_bytes(data)
     try:
-        _claim(out, WANTED)
+        bind_output(out, WANTED)
     except InputError as error:
         assert "demo" in str(error)  # noqa: PT017 - either outcome is right
     else:

@@ -199,14 +199,14 @@ def _start(scene_obs):
 
 def test_interrupted_and_resumed_recording_gives_the_same_bytes(recorded, tmp_path, monkeypatch):
     out = tmp_path / "calvin"
-    kept = program.Station.record
+    kept = program.RecordingWorker.record
 
     def stop_after_two(self, split, number):
         if number == 2:
             raise KeyboardInterrupt
         kept(self, split, number)
 
-    monkeypatch.setattr(program.Station, "record", stop_after_two)
+    monkeypatch.setattr(program.RecordingWorker, "record", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
         record(config(out, validation_episodes=1))
     (out / "training" / "episode_0000512.npz").write_bytes(b"half")  # what a kill in the middle may leave
@@ -259,7 +259,7 @@ def test_the_other_world_is_recorded_as_rlds_and_resumes(tmp_path, monkeypatch):
     tfds = pytest.importorskip("tensorflow_datasets")
     other_robots = {"_target_": OTHER_ROBOTS_TARGET, "hz": 5.0, "image_size": 32, "embodiments": ["iiwa", "gen3"]}
     wanted = config(tmp_path / "other_robots", env=other_robots, format="rlds", episodes=3, validation_episodes=1)
-    kept = program.Station.record
+    kept = program.RecordingWorker.record
     made = []
 
     def stop_at_third(self, split, number):
@@ -268,7 +268,7 @@ def test_the_other_world_is_recorded_as_rlds_and_resumes(tmp_path, monkeypatch):
         made.append(number)
         kept(self, split, number)
 
-    monkeypatch.setattr(program.Station, "record", stop_at_third)
+    monkeypatch.setattr(program.RecordingWorker, "record", stop_at_third)
     with pytest.raises(KeyboardInterrupt):
         record(wanted)
     assert not (tmp_path / "other_robots").exists()
