@@ -32,6 +32,6 @@ def test_the_192_start_states_are_the_published_ones(calvin_dir: Path) -> None:
 
 
 @pytest.mark.slow
-def test_all_chains_drawn_anew_are_the_stored_ones() -> None:
+def test_all_chains_sampled_anew_are_the_stored_ones() -> None:
     stored = json.loads(CHAINS_FILE.read_text())
     assert [sample_chains(number) for number in range(192)] == stored

@@ -1,4 +1,4 @@
-"""The scripted experts solve their tasks as the oracle sees them, from seeded starts, and always in the same way."""
+"""The scripted expert solves its tasks by the oracle's criterion, from seeded starts, and always in the same way."""
 
 import dataclasses
 import math
@@ -32,7 +32,7 @@ def env():
 
 
 def demonstrate(env, task, seed):
-    """Steps until the oracle is content (0: never), and the actions."""
+    """Steps until the oracle confirms the task (0: never), and the actions."""
     oracle = TaskOracle()
     rng = np.random.default_rng([seed, sorted(SKILLS).index(task)])
     go_to_start(env, task, oracle, rng)
@@ -69,7 +69,7 @@ def test_equal_seeds_give_equal_actions_and_others_do_not(env):
     assert first.shape != other.shape or not np.array_equal(first, other)
 
 
-def test_the_target_never_runs_far_ahead_of_a_blocked_hand(env):
+def test_the_target_never_runs_far_ahead_of_a_blocked_arm(env):
     robot_obs, scene_obs = start_state(all_initial_states()[0])
     env.reset_physics(robot_obs=robot_obs, scene_obs=scene_obs)
     expert = Demonstrator()
@@ -86,7 +86,7 @@ def test_the_target_never_runs_far_ahead_of_a_blocked_hand(env):
     assert LEAD_M / 2 < max(leads) < LEAD_M + 0.02
 
 
-def test_a_command_follows_what_a_image_shows_and_not_the_stored_target(env):
+def test_a_command_follows_what_an_image_shows_and_not_the_stored_target(env):
     env.reset_physics()
     world = observe_world(env)
     goal, angles = world.tcp + vector(0.05, -0.03, 0.02), np.array([math.pi, 0.0, world.target_euler[2] + 0.1])
@@ -119,7 +119,7 @@ def test_feasibility_follows_doors_and_lights(env):
 
 @pytest.fixture
 def crowded(env):
-    """Red and pink side by side on the table, as a push leaves them; there the hand cannot straddle either."""
+    """Red and pink side by side on the table, as a push leaves them; there the gripper cannot straddle either."""
     state = next(s for s in all_initial_states() if s["red_block"] == s["pink_block"] == "table")
     robot_obs, scene_obs = start_state(state)
     blocks = scene_obs[6:].reshape(3, 6)
@@ -157,7 +157,7 @@ def test_a_block_under_another_is_not_lifted(crowded):
     assert feasible("stack_block", in_gripper)  # over the block it is to go on
 
 
-def test_a_block_in_the_hand_cannot_be_pushed_into_the_drawer(env):
+def test_a_held_block_cannot_be_pushed_into_the_drawer(env):
     state = next(s for s in all_initial_states() if TASKS["push_into_drawer"].apply(s) is not None)
     robot_obs, scene_obs = start_state(state)
     env.reset_physics(robot_obs=robot_obs, scene_obs=scene_obs)

@@ -1,4 +1,4 @@
-"""The second robot world: same seed, same bytes; objects move; a label is what physics says."""
+"""The simulation of other robots: same seed, same bytes; objects move; labels agree with the physics."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_failed_scripts_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch)
     assert sum(episode.num_failed_attempts for episode in made) >= 2
 
 
-def test_embodiments_look_different_and_all_are_sampled() -> None:
+def test_embodiments_differ_in_the_image_and_all_are_sampled() -> None:
     seen = [next(solved_episodes(1, seed=3, image_size=48, embodiments=[who])).images[0] for who in EMBODIMENTS]
     for a, b in itertools.combinations(seen, 2):
         assert not np.array_equal(a, b)

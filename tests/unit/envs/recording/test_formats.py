@@ -1,4 +1,4 @@
-"""What waits for its container, and what stands beside a recording: damage is told, a kill leaves nothing behind."""
+"""Parts of a container and the file beside a recording: damage is reported, a kill leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def recording(number: int) -> RecordedDemonstration:
 
 
 def waiting(out: Path) -> PartsOutput:
-    """Two recordings that wait beside `out`."""
+    """Two recordings that are stored beside `out`."""
     output = parts_output("video", out, world="calvin")
     for number in range(2):
         output.add("training", number, recording(number))

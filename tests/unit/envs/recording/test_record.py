@@ -1,4 +1,4 @@
-"""vw2-record: what it leaves behind is readable, true to the simulator, and the same however it was interrupted."""
+"""vw2-record: its output is readable, agrees with the simulator, and is the same after any interruption."""
 
 import itertools
 import json
@@ -45,7 +45,7 @@ def recorded(tmp_path_factory):
     return out
 
 
-def test_recordings_are_balanced_and_speak_training_sentences(recorded):
+def test_recordings_are_balanced_and_have_training_instructions(recorded):
     dataset = CalvinDataset(recorded)
     assert Counter(t.task for t in dataset.trajectories) == Counter(TASKS)
     for trajectory in dataset.trajectories:
@@ -100,7 +100,7 @@ def test_replayed_actions_reproduce_the_recording_bit_for_bit_and_satisfy_the_or
     assert replayed >= 1
 
 
-def test_a_bump_is_a_short_push_in_any_direction_and_leaves_the_gripper_alone():
+def test_a_perturbation_is_a_short_push_in_any_direction_and_leaves_the_gripper_alone():
     action = np.array([0.1, 0.2, 0.3, 0.0, 0.0, 0.4, -1.0])
     perturbations = Perturbations(0.1, np.random.default_rng(0))
     pushed, lengths, directions = 0, [], []
@@ -122,7 +122,7 @@ def test_a_bump_is_a_short_push_in_any_direction_and_leaves_the_gripper_alone():
     assert rng.random() == np.random.default_rng(3).random()
 
 
-def test_a_recording_with_bumps_shows_pushes_and_keeps_what_the_expert_wanted():
+def test_a_recording_with_perturbations_shows_pushes_and_keeps_the_commanded_actions():
     env = CalvinEnv(cameras=(), reset_mode="exact")
     recorder = Recorder(perturbations=0.05)
     made, again = (recorder.record(env, "open_drawer", seed=(0, 0, 7)) for _ in range(2))
@@ -142,21 +142,21 @@ def test_a_recording_with_bumps_shows_pushes_and_keeps_what_the_expert_wanted():
     assert astray(made) > 2 * astray(plain)
 
 
-def test_a_mistake_comes_before_the_window_and_leads_to_another_start():
+def test_a_failed_attempt_comes_before_the_window_and_leads_to_another_start():
     env = CalvinEnv(cameras=(), reset_mode="exact")
-    hands = {}
+    distances = {}
     for failed_attempts in (0.0, 0.999):
         recorder = Recorder(failed_attempts=failed_attempts)
         made = [recorder.record(env, "lift_red_block_table", seed=(0, 0, k)) for k in range(4)]
         assert all(one.labels[0].task == "lift_red_block_table" and one.labels[0].start == 0 for one in made)
         first = [one.arrays[name][0] for one in made for name in ("robot_obs", "scene_obs")]
-        hands[failed_attempts] = [float(np.linalg.norm(first[i][:3] - first[i + 1][6:9])) for i in range(0, 8, 2)]
+        distances[failed_attempts] = [float(np.linalg.norm(first[i][:3] - first[i + 1][6:9])) for i in range(0, 8, 2)]
     env.close()
-    assert np.median(hands[0.999]) < 0.12 < np.median(hands[0.0])  # the hand stands beside the block that it missed
+    assert np.median(distances[0.999]) < 0.12 < np.median(distances[0.0])  # beside the missed block
 
 
 @pytest.mark.slow
-def test_mistakes_in_play_lie_between_the_windows():
+def test_failed_attempts_in_play_lie_between_the_windows():
     env = CalvinEnv(cameras=(), reset_mode="exact")
     pool = ("turn_on_led", "turn_off_led", "turn_on_lightbulb", "turn_off_lightbulb")
     gaps = {}
@@ -311,13 +311,13 @@ def test_scenes_that_get_no_recording_are_named(tmp_path, capsys):
 
 
 def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path):
-    for wrong, words in (
+    for wrong, message in (
         ({"env": {**ENV, "assets": str(tmp_path / "nowhere")}}, "nowhere is no directory"),
         ({"env": {**ENV, "scene": "E"}}, "unknown scene 'E'"),
         ({"env": {**ENV, "scene": "ABA"}}, "unknown scene 'ABA'; choose one of A, B, C, D, or several, as ABC"),
         ({"tasks": "opn_drawer"}, "unknown task 'opn_drawer'"),
     ):
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=message):
             record(config(tmp_path / "out", workers=2, **wrong))
     assert list(tmp_path.iterdir()) == []
 
