@@ -191,8 +191,8 @@ def test_two_environments_in_one_process_do_not_feel_each_other(
     alone = [replayed(name) for name in ("D_random_eval", "A_lift_rotate")]
     envs = [make(single.recording, reference_assets) for single in alone]
     rows = 0
-    for rows in zip(*(replay(env, single.recording) for env, single in zip(envs, alone, strict=True)), strict=False):
-        for row, env, single in zip(rows, envs, alone, strict=True):
+    for pair in zip(*(replay(env, single.recording) for env, single in zip(envs, alone, strict=True)), strict=False):
+        for row, env, single in zip(pair, envs, alone, strict=True):
             np.testing.assert_array_equal(env.robot_obs(), single.robot_obs[row])
             np.testing.assert_array_equal(env.scene_obs(), single.scene_obs[row])
         rows += 1

@@ -1,4 +1,4 @@
-"""The original simulator with the methods of our benchmark. What needs `calvin_env` is skipped where it is not installed."""
+"""The original simulator with the methods of our benchmark. Skipped in part where `calvin_env` is missing."""
 
 from __future__ import annotations
 
