@@ -56,7 +56,15 @@ def parse_action(action: Any) -> Command:
         InputError: names what does not fit.
     """
     if isinstance(action, Mapping):
-        return _typed_command(action)
+        if set(action) != {"type", "action"}:
+            raise InputError(f'an action dict has the keys "type" and "action", received {sorted(map(str, action))}')
+        kind = action["type"]
+        values = action["action"]
+        if kind not in tuple(_LENGTHS):  # a tuple, because an unhashable kind must give this message, too
+            raise InputError(f"unknown action type {kind!r}; known: {', '.join(_LENGTHS)}")
+        if kind == "cartesian_abs" and isinstance(values, tuple) and len(values) == 3:
+            values = _flatten(values)
+        return _command(kind, values, gripper_by_sign=False)
     if isinstance(action, tuple) and len(action) == 3:
         return _command("cartesian_abs", _flatten(action), gripper_by_sign=False)
     return _command("cartesian_rel", action, gripper_by_sign=True)
@@ -84,19 +92,6 @@ def to_relative_action(absolute: ArrayLike, robot_obs: ArrayLike) -> NDArray[np.
     rotation = (target[3:6] - measured[3:6] + np.pi) % (2 * np.pi) - np.pi
     relative[3:6] = np.clip(rotation, -ROTATION_UNIT_RAD, ROTATION_UNIT_RAD) / ROTATION_UNIT_RAD
     return relative
-
-
-def _typed_command(action: Mapping[str, Any]) -> Command:
-    """Return the command of a dict with "type" and "action"."""
-    if set(action) != {"type", "action"}:
-        raise InputError(f'an action dict has the keys "type" and "action", received {sorted(map(str, action))}')
-    kind = action["type"]
-    values = action["action"]
-    if kind not in tuple(_LENGTHS):  # a tuple, because an unhashable kind must give this message, too
-        raise InputError(f"unknown action type {kind!r}; known: {', '.join(_LENGTHS)}")
-    if kind == "cartesian_abs" and isinstance(values, tuple) and len(values) == 3:
-        values = _flatten(values)
-    return _command(kind, values, gripper_by_sign=False)
 
 
 def _flatten(parts: tuple[Any, ...]) -> NDArray[np.float64]:

@@ -104,7 +104,10 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
         self.scene_name = check_choice("scene", scene, SCENE_NAMES)
         self.renderer = check_choice("renderer", renderer, RENDERERS)
         self.reset_mode = check_choice("reset_mode", reset_mode, RESET_MODES)
-        self.camera_names = _read_cameras(cameras)
+        names = (cameras,) if isinstance(cameras, str) else cameras
+        if not isinstance(names, Sequence):
+            raise InputError(f"cameras: expected some of {', '.join(CAMERA_NAMES)}, or () for none, found {names!r}")
+        self.camera_names = tuple(check_choice("camera", name, CAMERA_NAMES) for name in names)
         if render_mode is not None:
             check_choice("render_mode", render_mode, self.metadata["render_modes"])
         self.render_mode = render_mode
@@ -267,7 +270,7 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
         physics.setGravity(0, 0, GRAVITY)
         self.robot = Panda(physics, self.assets_dir / scene_files(self.scene_name).robot)
         # The poses at load time influence later physics through the broad phase, so they are the same in every build.
-        self.scene = Scene(physics, self.scene_name, self.assets_dir, _generator(LOAD_SEED))
+        self.scene = Scene(physics, self.scene_name, self.assets_dir, seeding.np_random(LOAD_SEED)[0])
         backdrop = None
         if self.renderer == "layered":
             static = paintable(physics, self.scene.static_parts)
@@ -318,10 +321,6 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
             raise ResetNeeded(f"{call}: call reset() first; a simulation that was only loaded is in no defined state")
 
 
-def _generator(seed: int) -> np.random.Generator:
-    return seeding.np_random(seed)[0]
-
-
 def _observation_space(cameras: tuple[str, ...]) -> spaces.Space[Any]:
     """Return the space of images, or that of the two states where there is no camera."""
     if not cameras:
@@ -330,14 +329,6 @@ def _observation_space(cameras: tuple[str, ...]) -> spaces.Space[Any]:
         )
     pixels = {name: INTRINSICS[name].pixels for name in cameras}
     return spaces.Dict({f"rgb_{name}": spaces.Box(0, 255, (size, size, 3), np.uint8) for name, size in pixels.items()})
-
-
-def _read_cameras(cameras: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(cameras, str):
-        cameras = (cameras,)
-    if not isinstance(cameras, Sequence):
-        raise InputError(f"cameras: expected some of {', '.join(CAMERA_NAMES)}, or () for none, found {cameras!r}")
-    return tuple(check_choice("camera", camera, CAMERA_NAMES) for camera in cameras)
 
 
 def _read_state(name: str, value: ArrayLike | None) -> NDArray[np.float64] | None:
@@ -366,7 +357,7 @@ def _static_layer(scene_name: str, assets_dir: Path) -> Layer:
     """Return the static camera's image of a scene's static parts alone, rendered once per process."""
     physics = Physics()
     try:
-        scene = Scene(physics, scene_name, assets_dir, _generator(LOAD_SEED))
+        scene = Scene(physics, scene_name, assets_dir, seeding.np_random(LOAD_SEED)[0])
         hide_all_but(physics, paintable(physics, scene.static_parts))
         return static_camera(physics).render_layer()
     finally:

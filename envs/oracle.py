@@ -44,7 +44,14 @@ class TaskOracle:
 
     def __init__(self, tasks: Mapping[str, list[Any]] | None = None) -> None:
         tasks = load_tasks() if tasks is None else tasks
-        self._checks: dict[str, Predicate] = {name: _bind(name, *entry) for name, entry in tasks.items()}
+        self._checks: dict[str, Predicate] = {}
+        for name, (predicate, *arguments) in tasks.items():
+            if predicate not in _PREDICATES:
+                raise InputError(f"task {name}: unknown predicate {predicate!r}; known: {', '.join(_PREDICATES)}")
+            function, parameters = _PREDICATES[predicate]
+            if len(arguments) > len(parameters):
+                raise InputError(f"task {name}: {predicate} takes {len(parameters)} arguments, found {len(arguments)}")
+            self._checks[name] = partial(function, **dict(zip(parameters, arguments, strict=False)))
         self.task_to_id = {name: number for number, name in enumerate(self._checks)}
         self.id_to_task = dict(enumerate(self._checks))
         self.num_tasks = len(self._checks)
@@ -82,7 +89,7 @@ def rotate_object(start: Info, end: Info, *, block: str, degrees: float) -> bool
     after = _block(end, block)
     if np.linalg.norm(_shift(before, after)) > ROTATE_MAX_SHIFT_M:
         return False
-    if not _touched_bodies(after) - {_robot(end)["uid"]}:
+    if not _touched_bodies(after) - {end["robot_info"]["uid"]}:
         return False
     # The rotation between both poses, as fixed-axis x-y-z Euler angles in degrees.
     rotation = _rotation_matrix(after["current_orn"]) @ _rotation_matrix(before["current_orn"]).T
@@ -99,7 +106,7 @@ def push_object(start: Info, end: Info, *, block: str, dx: float, dy: float) -> 
     assert dy == 0, "the benchmark pushes along x only"
     before = _block(start, block)
     after = _block(end, block)
-    robot = _robot(start)["uid"]
+    robot = start["robot_info"]["uid"]
     stood_on = {contact for contact in _touched_links(before) if contact[0] != robot}
     stands_on = {contact for contact in _touched_links(after) if contact[0] != robot}
     if not stood_on or not stands_on or not stood_on <= stands_on:
@@ -114,14 +121,14 @@ def lift_object(start: Info, end: Info, *, block: str, dz: float, body: str, lin
     after = _block(end, block)
     return bool(
         _shift(before, after)[2] > dz
-        and _touched_bodies(after) == {_robot(end)["uid"]}
+        and _touched_bodies(after) == {end["robot_info"]["uid"]}
         and _surface(start, body, link) in _touched_links(before)
     )
 
 
 def place_object(start: Info, end: Info, *, body: str, link: str) -> bool:
     """Return whether the one block in the gripper has been released and touches `link` of `body`."""
-    robot = _robot(start)
+    robot = start["robot_info"]
     held = _touched_bodies(robot)
     # At the start the robot touches one block and nothing else, and that block touches only the robot.
     blocks = {entry["uid"]: name for name, entry in _blocks(start).items()}
@@ -131,7 +138,7 @@ def place_object(start: Info, end: Info, *, body: str, link: str) -> bool:
     if _touched_bodies(_block(start, blocks[uid])) != {robot["uid"]}:
         return False
     lands = _touched_links(_block(end, blocks[uid]))
-    return uid not in _touched_bodies(_robot(end)) and _surface(end, body, link) in lands
+    return uid not in _touched_bodies(end["robot_info"]) and _surface(end, body, link) in lands
 
 
 def push_object_into(
@@ -160,7 +167,7 @@ def toggle_light(start: Info, end: Info, *, light: str, before: int, after: int)
 
 def stack_objects(start: Info, end: Info, *, max_velocity: float = 1) -> bool:
     """Return whether a block that touched no other block now touches blocks and nothing else, at rest."""
-    uids = _block_uids(end)
+    uids = {block["uid"] for block in _blocks(end).values()}
     for name, after in _blocks(end).items():
         before_touched = _touched_bodies(_block(start, name))
         after_touched = _touched_bodies(after)
@@ -172,7 +179,7 @@ def stack_objects(start: Info, end: Info, *, max_velocity: float = 1) -> bool:
 
 def unstack_objects(start: Info, end: Info, *, max_velocity: float = 1) -> bool:
     """Return whether a block that touched blocks and nothing else, at rest, now touches none; it may be held."""
-    uids = _block_uids(start)
+    uids = {block["uid"] for block in _blocks(start).values()}
     for name, before in _blocks(start).items():
         before_touched = _touched_bodies(before)
         after_touched = _touched_bodies(_block(end, name))
@@ -196,21 +203,6 @@ _PREDICATES: dict[str, tuple[Callable[..., bool], tuple[str, ...]]] = {
 }
 
 
-def _bind(task: str, predicate: str, *arguments: Any) -> Predicate:
-    """Return the predicate of a task, with its arguments from the task file."""
-    if predicate not in _PREDICATES:
-        raise InputError(f"task {task}: unknown predicate {predicate!r}; known: {', '.join(_PREDICATES)}")
-    function, names = _PREDICATES[predicate]
-    if len(arguments) > len(names):
-        raise InputError(f"task {task}: {predicate} takes {len(names)} arguments, found {len(arguments)}")
-    return partial(function, **dict(zip(names, arguments, strict=False)))
-
-
-def _robot(info: Info) -> Info:
-    robot: Info = info["robot_info"]
-    return robot
-
-
 def _blocks(info: Info) -> Mapping[str, Info]:
     blocks: Mapping[str, Info] = info["scene_info"]["movable_objects"]
     return blocks
@@ -218,10 +210,6 @@ def _blocks(info: Info) -> Mapping[str, Info]:
 
 def _block(info: Info, name: str) -> Info:
     return _blocks(info)[name]
-
-
-def _block_uids(info: Info) -> set[int]:
-    return {block["uid"] for block in _blocks(info).values()}
 
 
 def _surface(info: Info, body: str, link: str) -> tuple[int, int]:

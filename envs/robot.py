@@ -96,7 +96,14 @@ class Panda:
             childFramePosition=[0, 0, 0],
         )
         physics.changeConstraint(gear, gearRatio=-1, erp=0.1, maxForce=50)
-        self._check_links(urdf)
+        # This file addresses joints and links by number, so another arm is refused.
+        count = physics.getNumJoints(self.uid)
+        found = {index: physics.getJointInfo(self.uid, index)[12].decode() for index in _LINKS if index < count}
+        if found != _LINKS:
+            raise InputError(
+                f"assets: {urdf} is not CALVIN's arm: expected the links {_LINKS}, found {found}. Restore the file, or "
+                'give assets="builtin"'
+            )
         self.gripper_action = 1
         self._target_position = np.zeros(3)
         self._target_euler = np.zeros(3)
@@ -116,7 +123,19 @@ class Panda:
 
     def apply(self, command: Command) -> None:
         """Set the targets of the motors; they hold until the next call."""
-        arm = self._arm_target(command)
+        values = command.values
+        if command.kind == "joint_abs":
+            arm = values
+        elif command.kind == "joint_rel":
+            arm = self.arm_angles() + values
+        elif command.kind == "cartesian_abs":
+            arm = self._inverse_kinematics(values[:3], values[3:])
+        else:
+            position = self._target_position + values[:3] * POSITION_UNIT_M
+            euler = self._target_euler + values[3:6] * ROTATION_UNIT_RAD
+            arm = self._inverse_kinematics(position, euler)  # raises before the stored target has moved
+            self._target_position = position
+            self._target_euler = euler
         self.gripper_action = command.gripper
         finger = FINGER_OPEN_M if command.gripper == 1 else 0.0
         self._drive(arm.tolist(), finger, finger_force=FINGER_FORCE[command.gripper])
@@ -163,22 +182,6 @@ class Panda:
             "contacts": self._physics.getContactPoints(bodyA=self.uid),
         }
 
-    def _arm_target(self, command: Command) -> NDArray[np.float64]:
-        """Return the arm joints [7] that a command asks for, and move the stored target for a relative one."""
-        values = command.values
-        if command.kind == "joint_abs":
-            return values
-        if command.kind == "joint_rel":
-            return self.arm_angles() + values
-        if command.kind == "cartesian_rel":
-            position = self._target_position + values[:3] * POSITION_UNIT_M
-            euler = self._target_euler + values[3:6] * ROTATION_UNIT_RAD
-            angles = self._inverse_kinematics(position, euler)  # raises before the stored target has moved
-            self._target_position = position
-            self._target_euler = euler
-            return angles
-        return self._inverse_kinematics(values[:3], values[3:])
-
     def _inverse_kinematics(
         self, position: NDArray[np.float64], orientation: NDArray[np.float64]
     ) -> NDArray[np.float64]:
@@ -213,13 +216,3 @@ class Panda:
             set_motor(self.uid, joint, mode, targetPosition=angle, force=ARM_FORCE, maxVelocity=ARM_MAX_VELOCITY)
         for joint in FINGER_JOINTS:
             set_motor(self.uid, joint, mode, targetPosition=finger, force=finger_force, maxVelocity=FINGER_MAX_VELOCITY)
-
-    def _check_links(self, urdf: Path) -> None:
-        """Refuse another arm: this file addresses joints and links by number."""
-        count = self._physics.getNumJoints(self.uid)
-        found = {index: self._physics.getJointInfo(self.uid, index)[12].decode() for index in _LINKS if index < count}
-        if found != _LINKS:
-            raise InputError(
-                f"assets: {urdf} is not CALVIN's arm: expected the links {_LINKS}, found {found}. Restore the file, or "
-                'give assets="builtin"'
-            )

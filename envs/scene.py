@@ -206,7 +206,15 @@ class Scene:
         self._reset_switch(0.0)
         for light in self._lights.values():
             light.set(0)
-        self._place_blocks(rng)
+        # Sample poses of all three blocks until no two of them touch after one physics step.
+        uids = list(self.blocks.values())
+        for _ in range(PLACING_ATTEMPTS):
+            for uid in uids:
+                self._physics.resetBasePositionAndOrientation(uid, *self._sample_pose(rng))
+            self._physics.stepSimulation()
+            if not any(self._physics.getContactPoints(bodyA=a, bodyB=b) for a, b in combinations(uids, 2)):
+                return
+        log.error("blocks still touch after %d placements; the last one stays", PLACING_ATTEMPTS)
 
     def update_button_and_switch(self) -> None:
         """Set the lights by button and lever; call it once per control step, after the physics steps."""
@@ -273,17 +281,6 @@ class Scene:
             "switches": {SWITCH_JOINT: {"joint_state": switch, "logical_state": self._switch_state}},
             "lights": {name: {"logical_state": light.state} for name, light in self._lights.items()},
         }
-
-    def _place_blocks(self, rng: np.random.Generator) -> None:
-        """Sample poses of all three blocks until no two of them touch after one physics step."""
-        uids = list(self.blocks.values())
-        for _ in range(PLACING_ATTEMPTS):
-            for uid in uids:
-                self._physics.resetBasePositionAndOrientation(uid, *self._sample_pose(rng))
-            self._physics.stepSimulation()
-            if not any(self._physics.getContactPoints(bodyA=a, bodyB=b) for a, b in combinations(uids, 2)):
-                return
-        log.error("blocks still touch after %d placements; the last one stays", PLACING_ATTEMPTS)
 
     def _sample_pose(self, rng: np.random.Generator) -> tuple[list[float], tuple[float, ...]]:
         """Return a random position [3] and quaternion [4] of a block."""

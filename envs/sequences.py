@@ -212,19 +212,12 @@ def sample_chains(number: int) -> list[list[int]]:
         chain: list[int] = rng.permutation(len(tasks))[:CHAIN_LENGTH].tolist()
         if len({tasks[task].category for task in chain}) < CHAIN_LENGTH:
             continue
-        if _is_feasible(state, [tasks[task] for task in chain]):
+        after: State | None = state
+        for task in chain:
+            after = None if after is None else tasks[task].apply(after)
+        if after is not None:
             accepted.append(chain)
     return accepted
-
-
-def _is_feasible(state: State, chain: list[SymbolicTask]) -> bool:
-    """Return whether the tasks are possible one after another."""
-    for task in chain:
-        after = task.apply(state)
-        if after is None:
-            return False
-        state = after
-    return True
 
 
 def _is_possible(state: State) -> bool:

@@ -9,7 +9,6 @@ MTLC columns of papers. A start depends on (task, rollout) alone where resets ar
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -34,25 +33,19 @@ def single_tasks(per_task: int) -> list[EvalSequence]:
     """
     if per_task > MOST_PER_TASK:
         raise InputError(f"rollouts_per_task={per_task}, expected at most {MOST_PER_TASK}")
-    return [
-        EvalSequence(MOST_PER_TASK * number + rollout, _start(task, number, rollout), (task,))
-        for rollout in range(per_task)
-        for number, task in enumerate(TASKS)
-    ]
-
-
-def _start(task: str, number: int, rollout: int) -> dict[str, Any]:
-    """Return the initial state of a rollout: a symbolic state, or the seed of the expert that prepares one."""
-    states = start_states(task)
-    if not states:
-        return {PRELUDE: [number, rollout]}
-    return dict(states[_order(number, len(states))[rollout % len(states)]])
-
-
-@lru_cache(maxsize=len(TASKS))
-def _order(number: int, count: int) -> tuple[int, ...]:
-    """Return a shuffled order of the states of task `number`, so that few rollouts already cover different states."""
-    return tuple(int(i) for i in np.random.default_rng(number).permutation(count))
+    # The start states of each task in a shuffled order, so that few rollouts already cover different states.
+    shuffled = []
+    for number, task in enumerate(TASKS):
+        states = start_states(task)
+        order = np.random.default_rng(number).permutation(len(states))
+        shuffled.append(tuple(states[i] for i in order))
+    sequences = []
+    for rollout in range(per_task):
+        for number, (task, states) in enumerate(zip(TASKS, shuffled, strict=True)):
+            # Without a start state, the expert prepares one; its seed stands in place of the state.
+            start = dict(states[rollout % len(states)]) if states else {PRELUDE: [number, rollout]}
+            sequences.append(EvalSequence(MOST_PER_TASK * number + rollout, start, (task,)))
+    return sequences
 
 
 def needs_prelude(sequence: EvalSequence) -> bool:

@@ -49,24 +49,24 @@ class Embodiment:
     palm: tuple[float, float]  # half sizes of the gripper's box along x and y
 
 
-def _ball(middle: float, radius: float, *, start: float, tube: float) -> Profile:
+def ball(middle: float, radius: float, *, start: float, tube: float) -> Profile:
     """Return the profile of a tube from `start` that ends in a ball around `middle`."""
     first = math.acos(min(1.0, tube / radius))
     angles = np.linspace(-first, QUARTER, 7)
     return ((start, tube), *((middle + radius * math.sin(a), max(radius * math.cos(a), 1e-4)) for a in angles.tolist()))
 
 
-def _band(low: float, high: float, radius: float) -> Profile:
+def band(low: float, high: float, radius: float) -> Profile:
     """Return the profile of a ring with beveled edges."""
     return ((low, radius - 0.004), (low + 0.003, radius), (high - 0.003, radius), (high, radius - 0.004))
 
 
-def _mirrored(profile: Profile) -> Profile:
+def mirrored(profile: Profile) -> Profile:
     """Return the profile of the same body on the other side of the joint."""
     return tuple((-height, radius) for height, radius in reversed(profile))
 
 
-def _both(limit: float) -> tuple[float, float]:
+def both_ways(limit: float) -> tuple[float, float]:
     """Return symmetric limits of a joint."""
     return -limit, limit
 
@@ -74,19 +74,19 @@ def _both(limit: float) -> tuple[float, float]:
 IIWA = Embodiment(
     foot=((0.0, 0.115), (0.03, 0.112), (0.05, 0.088), (0.1570, 0.078)),
     links=(
-        RobotLink(4.0, (0, 0, 0.1575), (0, 0, 0), _both(2.967), 2,
-                _ball(0.2025, 0.088, start=0.0, tube=0.075), _band(0.0, 0.022, 0.079), (0.0, 0.26, 0.075)),
-        RobotLink(4.0, (0, 0, 0.2025), (QUARTER, 0, math.pi), _both(2.094), 1,
-                ((0.05, 0.02), (0.055, 0.072), (0.2045, 0.070)), _band(0.168, 0.196, 0.074), (0.04, 0.2045, 0.07)),
-        RobotLink(3.0, (0, 0.2045, 0), (QUARTER, 0, math.pi), _both(2.967), 2,
-                _ball(0.2155, 0.082, start=0.0, tube=0.068), _band(0.0, 0.020, 0.072), (0.0, 0.26, 0.068)),
-        RobotLink(2.7, (0, 0, 0.2155), (QUARTER, 0, 0), _both(2.094), 1,
-                ((0.05, 0.02), (0.055, 0.066), (0.1845, 0.062)), _band(0.150, 0.178, 0.067), (0.04, 0.1845, 0.062)),
-        RobotLink(1.7, (0, 0.1845, 0), (-QUARTER, math.pi, 0), _both(2.967), 2,
-                _ball(0.2155, 0.068, start=0.0, tube=0.056), _band(0.0, 0.018, 0.060), (0.0, 0.25, 0.056)),
-        RobotLink(1.8, (0, 0, 0.2155), (QUARTER, 0, 0), _both(2.094), 1,
-                ((0.02, 0.02), (0.025, 0.052), (0.079, 0.047)), _band(0.052, 0.070, 0.054), (0.0, 0.079, 0.05)),
-        RobotLink(0.3, (0, 0.081, 0), (-QUARTER, math.pi, 0), _both(3.054), 2,
+        RobotLink(4.0, (0, 0, 0.1575), (0, 0, 0), both_ways(2.967), 2,
+                ball(0.2025, 0.088, start=0.0, tube=0.075), band(0.0, 0.022, 0.079), (0.0, 0.26, 0.075)),
+        RobotLink(4.0, (0, 0, 0.2025), (QUARTER, 0, math.pi), both_ways(2.094), 1,
+                ((0.05, 0.02), (0.055, 0.072), (0.2045, 0.070)), band(0.168, 0.196, 0.074), (0.04, 0.2045, 0.07)),
+        RobotLink(3.0, (0, 0.2045, 0), (QUARTER, 0, math.pi), both_ways(2.967), 2,
+                ball(0.2155, 0.082, start=0.0, tube=0.068), band(0.0, 0.020, 0.072), (0.0, 0.26, 0.068)),
+        RobotLink(2.7, (0, 0, 0.2155), (QUARTER, 0, 0), both_ways(2.094), 1,
+                ((0.05, 0.02), (0.055, 0.066), (0.1845, 0.062)), band(0.150, 0.178, 0.067), (0.04, 0.1845, 0.062)),
+        RobotLink(1.7, (0, 0.1845, 0), (-QUARTER, math.pi, 0), both_ways(2.967), 2,
+                ball(0.2155, 0.068, start=0.0, tube=0.056), band(0.0, 0.018, 0.060), (0.0, 0.25, 0.056)),
+        RobotLink(1.8, (0, 0, 0.2155), (QUARTER, 0, 0), both_ways(2.094), 1,
+                ((0.02, 0.02), (0.025, 0.052), (0.079, 0.047)), band(0.052, 0.070, 0.054), (0.0, 0.079, 0.05)),
+        RobotLink(0.3, (0, 0.081, 0), (-QUARTER, math.pi, 0), both_ways(3.054), 2,
                 ((0.0, 0.02), (0.001, 0.043), (0.040, 0.043), (0.045, 0.036), (0.0455, 0.001)), (),
                 (0.0, 0.045, 0.043)),
     ),
@@ -97,21 +97,21 @@ IIWA = Embodiment(
 XARM = Embodiment(
     foot=((0.0, 0.082), (0.02, 0.080), (0.03, 0.063), (0.176, 0.062)),
     links=(
-        RobotLink(2.4, (0, 0, 0.267), (0, 0, 0), _both(FULL_CIRCLE), 2,
-                _ball(0.0, 0.066, start=-0.090, tube=0.060), _band(-0.090, -0.074, 0.063), (-0.09, 0.06, 0.06)),
+        RobotLink(2.4, (0, 0, 0.267), (0, 0, 0), both_ways(FULL_CIRCLE), 2,
+                ball(0.0, 0.066, start=-0.090, tube=0.060), band(-0.090, -0.074, 0.063), (-0.09, 0.06, 0.06)),
         RobotLink(1.9, (0, 0, 0), (-QUARTER, 0, 0), (-2.059, 2.094), 1,
-                _mirrored(_ball(0.205, 0.062, start=0.06, tube=0.052)), _band(-0.20, -0.186, 0.064),
+                mirrored(ball(0.205, 0.062, start=0.06, tube=0.052)), band(-0.20, -0.186, 0.064),
                 (-0.26, -0.06, 0.05)),
-        RobotLink(1.7, (0, -0.293, 0), (QUARTER, 0, 0), _both(FULL_CIRCLE), 2,
-                _ball(0.0, 0.060, start=-0.050, tube=0.052), (), (-0.05, 0.05, 0.05)),
+        RobotLink(1.7, (0, -0.293, 0), (QUARTER, 0, 0), both_ways(FULL_CIRCLE), 2,
+                ball(0.0, 0.060, start=-0.050, tube=0.052), (), (-0.05, 0.05, 0.05)),
         RobotLink(1.4, (0.0525, 0, 0), (QUARTER, 0, 0), (-0.19198, 3.927), 1,
-                _mirrored(_ball(0.0, 0.058, start=-0.045, tube=0.050)), (), (-0.05, 0.05, 0.05)),
-        RobotLink(1.2, (0.0775, -0.3425, 0), (QUARTER, 0, 0), _both(FULL_CIRCLE), 2,
-                _ball(0.0, 0.050, start=-0.335, tube=0.043), _band(-0.20, -0.184, 0.046), (-0.33, 0.0, 0.043)),
+                mirrored(ball(0.0, 0.058, start=-0.045, tube=0.050)), (), (-0.05, 0.05, 0.05)),
+        RobotLink(1.2, (0.0775, -0.3425, 0), (QUARTER, 0, 0), both_ways(FULL_CIRCLE), 2,
+                ball(0.0, 0.050, start=-0.335, tube=0.043), band(-0.20, -0.184, 0.046), (-0.33, 0.0, 0.043)),
         RobotLink(1.2, (0, 0, 0), (QUARTER, 0, 0), (-1.69297, math.pi), 2,
                 ((-0.052, 0.02), (-0.050, 0.046), (0.050, 0.046), (0.052, 0.02)), (), (-0.05, 0.05, 0.045)),
-        RobotLink(0.5, (0.076, 0.097, 0), (-QUARTER, 0, 0), _both(FULL_CIRCLE), 2,
-                ((-0.125, 0.02), (-0.123, 0.040), (-0.001, 0.038), (0.0, 0.02)), _band(-0.012, 0.0, 0.041),
+        RobotLink(0.5, (0.076, 0.097, 0), (-QUARTER, 0, 0), both_ways(FULL_CIRCLE), 2,
+                ((-0.125, 0.02), (-0.123, 0.040), (-0.001, 0.038), (0.0, 0.02)), band(-0.012, 0.0, 0.041),
                 (-0.12, 0.0, 0.038)),
     ),
     flange=((0, 0, 0), (0, 0, 0)),
@@ -121,20 +121,20 @@ XARM = Embodiment(
 GEN3 = Embodiment(
     foot=((0.0, 0.090), (0.012, 0.088), (0.016, 0.050), (0.156, 0.046)),
     links=(
-        RobotLink(1.4, (0, 0, 0.15643), (math.pi, 0, 0), _both(FULL_CIRCLE), 2,
-                _mirrored(_ball(0.128, 0.048, start=0.0, tube=0.046)), _band(-0.02, 0.0, 0.048), (-0.15, 0.0, 0.045)),
-        RobotLink(1.2, (0, 0.005375, -0.12838), (QUARTER, 0, 0), _both(2.24), 1,
-                _mirrored(_ball(0.205, 0.046, start=0.03, tube=0.045)), _band(-0.12, -0.10, 0.047),
+        RobotLink(1.4, (0, 0, 0.15643), (math.pi, 0, 0), both_ways(FULL_CIRCLE), 2,
+                mirrored(ball(0.128, 0.048, start=0.0, tube=0.046)), band(-0.02, 0.0, 0.048), (-0.15, 0.0, 0.045)),
+        RobotLink(1.2, (0, 0.005375, -0.12838), (QUARTER, 0, 0), both_ways(2.24), 1,
+                mirrored(ball(0.205, 0.046, start=0.03, tube=0.045)), band(-0.12, -0.10, 0.047),
                 (-0.23, -0.03, 0.045)),
-        RobotLink(1.2, (0, -0.21038, -0.006375), (-QUARTER, 0, 0), _both(FULL_CIRCLE), 2,
-                _mirrored(_ball(0.205, 0.046, start=0.0, tube=0.045)), _band(-0.14, -0.12, 0.047), (-0.23, 0.0, 0.045)),
-        RobotLink(0.9, (0, 0.006375, -0.21038), (QUARTER, 0, 0), _both(2.57), 1,
-                _mirrored(_ball(0.205, 0.044, start=0.03, tube=0.042)), (), (-0.22, -0.03, 0.042)),
-        RobotLink(0.7, (0, -0.20843, -0.006375), (-QUARTER, 0, 0), _both(FULL_CIRCLE), 2,
-                _mirrored(_ball(0.105, 0.040, start=0.0, tube=0.038)), _band(-0.03, -0.01, 0.041), (-0.13, 0.0, 0.038)),
-        RobotLink(0.7, (0, 0.000175, -0.10593), (QUARTER, 0, 0), _both(2.09), 1,
-                _mirrored(_ball(0.105, 0.038, start=0.02, tube=0.037)), (), (-0.13, -0.02, 0.037)),
-        RobotLink(0.4, (0, -0.10593, -0.000175), (-QUARTER, 0, 0), _both(FULL_CIRCLE), 2,
+        RobotLink(1.2, (0, -0.21038, -0.006375), (-QUARTER, 0, 0), both_ways(FULL_CIRCLE), 2,
+                mirrored(ball(0.205, 0.046, start=0.0, tube=0.045)), band(-0.14, -0.12, 0.047), (-0.23, 0.0, 0.045)),
+        RobotLink(0.9, (0, 0.006375, -0.21038), (QUARTER, 0, 0), both_ways(2.57), 1,
+                mirrored(ball(0.205, 0.044, start=0.03, tube=0.042)), (), (-0.22, -0.03, 0.042)),
+        RobotLink(0.7, (0, -0.20843, -0.006375), (-QUARTER, 0, 0), both_ways(FULL_CIRCLE), 2,
+                mirrored(ball(0.105, 0.040, start=0.0, tube=0.038)), band(-0.03, -0.01, 0.041), (-0.13, 0.0, 0.038)),
+        RobotLink(0.7, (0, 0.000175, -0.10593), (QUARTER, 0, 0), both_ways(2.09), 1,
+                mirrored(ball(0.105, 0.038, start=0.02, tube=0.037)), (), (-0.13, -0.02, 0.037)),
+        RobotLink(0.4, (0, -0.10593, -0.000175), (-QUARTER, 0, 0), both_ways(FULL_CIRCLE), 2,
                 ((-0.0615, 0.02), (-0.0610, 0.037), (-0.001, 0.038), (0.0, 0.02)), (), (-0.06, 0.0, 0.037)),
     ),
     flange=((0, 0, -0.061525), (math.pi, 0, 0)),
