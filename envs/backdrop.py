@@ -34,6 +34,7 @@ class Layer(NamedTuple):
 
     def under(self, front: Layer) -> Layer:
         """Return this layer with `front` over it where `front` is nearer."""
+        # Ties go to the backdrop; they are the one or two pixels of the module docstring.
         nearer = front.z < self.z
         return Layer(np.where(nearer[..., None], front.rgb, self.rgb), np.where(nearer, front.z, self.z))
 
@@ -55,6 +56,7 @@ class Backdrop:
 
     def hide(self) -> None:
         """Hide the parts in all images."""
+        # Changing a color costs time, so the state is remembered.
         if not self._hidden:
             for part in self._parts:
                 self._physics.changeVisualShape(*part, rgbaColor=HIDDEN)
@@ -75,6 +77,7 @@ def paintable(physics: Physics, parts: Iterable[Part]) -> dict[Part, Color]:
     """
     found: dict[Part, Color] = {}
     for uid, link in parts:
+        # Of a row of PyBullet's visual shapes, element 1 is the link and element 7 the color.
         colors = {row[7] for row in physics.getVisualShapeData(uid) if row[1] == link}
         if len(colors) == 1:
             found[uid, link] = colors.pop()

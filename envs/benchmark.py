@@ -112,6 +112,7 @@ class CalvinProtocol:
         """Begin a subtask: `task` is solved once it has happened after this moment."""
         self.instruction(task)  # raises for an unknown task
         self._task = task
+        # The oracle compares this moment with that of each later step.
         self._start_info = self._world.task_info()
 
     def observe(self) -> Observation:
@@ -128,6 +129,7 @@ class CalvinProtocol:
     def expert(self) -> DemonstratorPolicy:
         """Return the scripted expert as a policy; it reads the simulator's state, not the image."""
         world = cast(CalvinEnv, self._world)  # the expert uses task_info, target_pose and scene_name only
+        # A policy is given the instruction alone, so the expert must map it back to the task.
         tasks = {text: task for task, texts in self._instructions.items() for text in texts}
         return DemonstratorPolicy(world, tasks)
 
@@ -156,6 +158,7 @@ class CalvinBenchmark(CalvinProtocol):
     ) -> None:
         check_max_steps(max_steps)
         read_instructions(instructions)  # raises for a wrong name before the simulator is built
+        # Without cameras in the observation: images are rendered when the policy needs one.
         made = gymnasium.make(
             CALVIN_ID,
             scene=scene,

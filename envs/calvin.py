@@ -46,6 +46,7 @@ PHYSICS_STEPS = PHYSICS_HZ // CONTROL_HZ
 LOAD_SEED = 0
 STATES = {"robot_obs": ROBOT_OBS_SIZE, "scene_obs": SCENE_OBS_SIZE}
 MAX_STATE = 1000.0  # meters or radians, far beyond the table; numbers beyond all bounds hang Bullet's solvers
+# What `reset(options=)` takes.
 OPTIONS = (*STATES, "task")  # of reset
 
 Observation = dict[str, NDArray[Any]]
@@ -117,6 +118,7 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
         self._default_task = None if task is None else TaskWrapper(task)
         self._task: TaskWrapper | None = None
         self._world: WorldState = "incomplete"
+        # From here on an error must free the client, which Python's garbage collection may do late.
         self._physics = Physics()
         try:
             if renderer == "egl":
@@ -183,6 +185,7 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
         """
         self.step_physics(action)
         observation, info = self._observe()
+        # Without a task there is no "is_success", and the reward stays 0.
         success: bool = info.get("is_success", False)
         return observation, float(success), success, False, info
 
@@ -210,12 +213,14 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
     ) -> None:
         """Reset scene and robot, then advance one physics step, without images and info; arguments as in `reset`."""
         self._refuse_if_closed("reset")
+        # Check everything before anything moves, so that a refused reset changes nothing.
         robot_state = _read_state("robot_obs", robot_obs)
         scene_state = _read_state("scene_obs", scene_obs)
         wrapper = self._default_task if task is None else TaskWrapper(task)
         if wrapper is not None and scene_state is None:
             start_robot, scene_state = wrapper.sample_start(self.scene_name, self.np_random)
             robot_state = start_robot if robot_state is None else robot_state
+        # A world that was never stepped is already as good as new, see _build_fresh_world.
         if self.reset_mode == "exact" or self._world == "incomplete":
             self._build_fresh_world()
         self._world = "touched"
@@ -223,6 +228,7 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
             self.scene.reset_to_default(self.np_random)
         else:
             self.scene.reset_to(scene_state)
+        # The scene first, then the robot, then one physics step: the order of the reference.
         self.robot.reset(robot_state)
         self._physics.stepSimulation()
         self._task = wrapper
@@ -234,9 +240,11 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
         """Execute one control step without images and info, about 1 ms. Takes every form of action of `actions.py`."""
         self._refuse_if_not_ready("step")
         self.robot.apply(parse_action(action))
+        # Looked up once: this loop runs 240 times per simulated second.
         advance = self._physics.stepSimulation
         for _ in range(PHYSICS_STEPS):
             advance()
+        # Once per control step, as in the reference; a press shorter than that is not seen.
         self.scene.update_button_and_switch()
 
     def robot_obs(self) -> NDArray[np.float64]:
@@ -271,6 +279,7 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
         self.robot = Panda(physics, self.assets_dir / scene_files(self.scene_name).robot)
         # The poses at load time influence later physics through the broad phase, so they are the same in every build.
         self.scene = Scene(physics, self.scene_name, self.assets_dir, seeding.np_random(LOAD_SEED)[0])
+        # The static parts are hidden in this world and rendered once in another, see backdrop.py.
         backdrop = None
         if self.renderer == "layered":
             static = paintable(physics, self.scene.static_parts)

@@ -91,6 +91,7 @@ class ReferenceWorld:
         checkout = find_checkout()
         simulator = _import_original("envs.play_table_env")
         self.commit = _commit(_import_original("utils.utils"), checkout)
+        # Client number 0 is the default of calls without a client number.
         if simulator.p.isConnected(0):
             raise InputError(
                 "calvin_env must be the first simulation of its process, since part of its calls go to whatever "
@@ -125,6 +126,7 @@ class ReferenceWorld:
 
     def step_physics(self, action: Any) -> None:
         """Execute one control step of 1/30 s, with rendering. Takes every form of action of `actions.py`."""
+        # Checked by our rules first: the original crashes on a gripper command other than -1 or +1.
         command = parse_action(action)
         typed = {"type": command.kind, "action": np.append(command.values, command.gripper)}
         self._observation, _, _, self._information = self.original.step(typed)
@@ -156,6 +158,7 @@ class ReferenceWorld:
 
     def close(self) -> None:
         """Free the physics client. A second call does nothing."""
+        # A second close would disconnect another simulation that has got the same number.
         if self._is_open:
             self._is_open = False
             with contextlib.redirect_stdout(io.StringIO()):  # it prints its client number
@@ -195,6 +198,7 @@ class CalvinReference(CalvinProtocol):
                 **{name: importlib.metadata.version(name) for name in ("gym", "numpy", "scipy")},
             },
         }
+        # Their predicates with our tasks.yaml, which has the content of theirs.
         oracle = _import_original("envs.tasks").Tasks(load_tasks())
         super().__init__(self.env, oracle, max_steps=max_steps, instructions=instructions, metadata=metadata)
 
@@ -206,6 +210,7 @@ def find_checkout() -> Path:
         MissingExtraError: there is no such package.
         InputError: there is one, but not in a checkout.
     """
+    # Found, not imported: importing it needs all its dependencies.
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None:
         raise MissingExtraError(
@@ -304,6 +309,7 @@ def _build(environment: Any, config: DictConfig, *, use_egl: bool) -> Any:
                 use_scene_info=True,
                 use_egl=use_egl,
             )
+    # The original ends the process where its EGL plug-in cannot be loaded.
     except SystemExit as error:
         raise InputError(f'{PACKAGE} gave up while starting with renderer "egl"; use renderer=tiny') from error
     # Its finalizer would disconnect a second time, and by then perhaps another simulation.

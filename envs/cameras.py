@@ -99,6 +99,7 @@ class Camera:
         image = self._physics.getCameraImage(
             width=size, height=size, viewMatrix=self.view_matrix, projectionMatrix=self.projection_matrix
         )
+        # PyBullet returns RGBA, as a tuple or an array depending on its build.
         rgb = np.ascontiguousarray(np.reshape(image[2], (size, size, -1))[:, :, :3], dtype=np.uint8)
         return Layer(rgb, np.reshape(np.asarray(image[3], dtype=np.float32), (size, size)))
 
@@ -112,6 +113,7 @@ class StaticCamera(Camera):
 
     def render_layer(self) -> Layer:
         """Return the image as without a backdrop, except where two surfaces are equally near."""
+        # Rendered once per process, in a simulation of its own.
         layer = self._backdrop.layer()
         self._backdrop.hide()
         return layer.under(super().render_layer())
@@ -143,9 +145,11 @@ def static_camera(physics: Physics) -> Camera:
 def gripper_camera(physics: Physics, robot: Panda) -> Camera:
     """Return the camera on the gripper: it is directed along +y of its link, with -z of the link upwards."""
 
+    # The pose is one physics step old, as the tool's pose is (quirk, see robot.py).
     def view() -> Matrix:
         position, orientation = physics.getLinkState(robot.uid, GRIPPER_CAMERA_LINK)[:2]
         rotation = np.array(physics.getMatrixFromQuaternion(orientation)).reshape(3, 3)
+        # The camera is directed along +y of the link; any point ahead serves as target.
         matrix: Matrix = physics.computeViewMatrix(
             cameraEyePosition=position,
             cameraTargetPosition=(np.array(position) + rotation[:, 1]).tolist(),
@@ -174,6 +178,7 @@ def load_egl(physics: Physics) -> None:
     spec = importlib.util.find_spec("eglRenderer")
     if spec is None or spec.origin is None:
         raise InputError('renderer "egl": this build of PyBullet has no EGL plug-in; use renderer="tiny"')
+    # In a child process first, because a missing driver ends the process, not the call.
     _try_egl_elsewhere(spec.origin)
     if physics.loadPlugin(spec.origin, "_eglRendererPlugin") < 0:
         raise InputError(f'renderer "egl": PyBullet could not load {spec.origin}; use renderer="tiny"')

@@ -52,6 +52,7 @@ def read_instructions(name_or_file: str) -> dict[str, list[str]]:
         found = _load(file) if name_or_file in _FILES else _read(file)
     except (YAMLError, TypeError, ValueError) as error:
         raise InputError(f"{file} is no list of instructions for each task ({error})") from error
+    # Every task can occur in a chain, so every task needs an instruction.
     if lacking := [task for task in _load(Path(__file__).parent / _FILES["validation"]) if not found.get(task)]:
         raise InputError(f"{file} has no instruction for {', '.join(lacking)}; every task needs at least one")
     return {task: list(texts) for task, texts in found.items()}
@@ -67,6 +68,7 @@ def choose_instruction(instructions: Sequence[str], task: str, chain: int | None
     """
     if chain is None or len(instructions) == 1:
         return instructions[0]
+    # Independent of Python's salted hash and of the platform.
     seed = np.random.SeedSequence([chain, *task.encode()])
     return instructions[int(seed.generate_state(1)[0]) % len(instructions)]
 

@@ -25,6 +25,7 @@ def check_choice(what: str, value: object, known: Iterable[str]) -> str:
     if isinstance(value, str) and value in names:
         return value
     folded = {name.casefold(): name for name in names}
+    # Without regard to case, so that "d" suggests "D".
     near = [folded[match] for match in get_close_matches(str(value).casefold(), folded, n=3)]
     if near and len(names) > _SHOWN_WHOLE:
         raise InputError(f"unknown {what} {value!r}; nearest: {', '.join(near)}")

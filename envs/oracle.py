@@ -87,8 +87,10 @@ def rotate_object(start: Info, end: Info, *, block: str, degrees: float) -> bool
     """
     before = _block(start, block)
     after = _block(end, block)
+    # A block that was carried elsewhere and put down rotated does not count.
     if np.linalg.norm(_shift(before, after)) > ROTATE_MAX_SHIFT_M:
         return False
+    # Something other than the robot must carry the block at the end.
     if not _touched_bodies(after) - {end["robot_info"]["uid"]}:
         return False
     # The rotation between both poses, as fixed-axis x-y-z Euler angles in degrees.
@@ -107,10 +109,12 @@ def push_object(start: Info, end: Info, *, block: str, dx: float, dy: float) -> 
     before = _block(start, block)
     after = _block(end, block)
     robot = start["robot_info"]["uid"]
+    # Contacts with the robot do not count; all surfaces below at the start must still be below at the end.
     stood_on = {contact for contact in _touched_links(before) if contact[0] != robot}
     stands_on = {contact for contact in _touched_links(after) if contact[0] != robot}
     if not stood_on or not stands_on or not stood_on <= stands_on:
         return False
+    # Along x alone; a block may be pushed askew.
     shift = _shift(before, after)[0]
     return bool(shift > dx if dx > 0 else shift < dx)
 
@@ -134,6 +138,7 @@ def place_object(start: Info, end: Info, *, body: str, link: str) -> bool:
     blocks = {entry["uid"]: name for name, entry in _blocks(start).items()}
     if len(held) != 1 or not held <= blocks.keys():
         return False
+    # The gripper must hold the block free of everything else before it places it.
     (uid,) = held
     if _touched_bodies(_block(start, blocks[uid])) != {robot["uid"]}:
         return False
@@ -231,6 +236,7 @@ def _shift(before: Info, after: Info) -> NDArray[np.float64]:
 
 
 def _is_slow(block: Info, max_velocity: float) -> bool:
+    # All six components, linear in m/s and angular in rad/s, against one limit.
     velocity = np.abs([*block["current_lin_vel"], *block["current_ang_vel"]])
     return bool((velocity < max_velocity).all())
 

@@ -54,6 +54,7 @@ class Physics:
     def __init__(self) -> None:
         self._bullet = require("pybullet", extra="calvin")
         self._client: int | None = self._bullet.connect(self._bullet.DIRECT)
+        # PyBullet reports a failure as a negative number, not as an exception.
         if self._client < 0:
             self._client = None
             raise InputError(
@@ -100,6 +101,7 @@ class Physics:
         if self._client is None:
             return
         self._client = None
+        # Forget the bound functions, so that every later call comes to `__getattr__` and is refused.
         for name in [name for name in vars(self) if not name.startswith("_")]:
             delattr(self, name)
         self._free()
@@ -112,5 +114,6 @@ class Physics:
 
 
 def _disconnect(bullet: ModuleType, client: int) -> None:
+    # At the end of the process PyBullet may have disconnected it already.
     if bullet.isConnected(client):
         bullet.disconnect(physicsClientId=client)

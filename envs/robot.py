@@ -113,11 +113,13 @@ class Panda:
         """Set the joints to those of `robot_obs` [15], whose tool pose and gripper command are ignored; None: home."""
         physics = self._physics
         arm = INITIAL_ARM if robot_obs is None else robot_obs[7:14].tolist()
+        # `robot_obs` holds the opening width, which both fingers share.
         finger = FINGER_OPEN_M if robot_obs is None else float(robot_obs[6] / 2)
         for joint, value in zip(MOTORS, (*arm, finger, finger), strict=True):
             physics.resetJointState(self.uid, jointIndex=joint, targetValue=value, targetVelocity=0)
         self._drive(arm, finger, finger_force=FINGER_FORCE[-1])
         position, orientation = self.tcp_pose()
+        # The stored target starts at the tool's pose after a reset.
         self._target_position = np.array(position)
         self._target_euler = np.array(physics.getEulerFromQuaternion(orientation))
 
@@ -195,6 +197,7 @@ class Panda:
                 f"action: no pose of the tool: position {position.tolist()}, quaternion {tuple(quaternion)}; "
                 "expected meters and a quaternion of length 1 (or Euler angles in radians). Nothing has moved"
             )
+        # One value per movable joint: seven of the arm, then those of the fingers.
         joints = self._physics.calculateInverseKinematics(
             self.uid,
             TCP_LINK,

@@ -254,6 +254,7 @@ class Scene:
     def _state(self, joints: list[float], poses: list[Pose]) -> NDArray[np.float64]:
         values = [*joints, *(light.state for light in self._lights.values())]
         for position, orientation in poses:
+            # Euler angles, although PyBullet gives quaternions: the published format has them.
             values += (*position, *self._physics.getEulerFromQuaternion(orientation))
         return np.array(values, np.float64)
 
@@ -295,6 +296,7 @@ class Scene:
             entry = self._physics.getJointInfo(self.table_uid, index)  # 1: name of the joint, 12: of its child link
             joints[entry[1].decode()] = index
             links[entry[12].decode()] = index
+        # PyBullet's number of the base, which getJointInfo does not list.
         links["base_link"] = -1
         missing = [name for name in (*TABLE_JOINTS, *TABLE_LINKS) if name not in {**joints, **links}]
         if missing:
@@ -310,6 +312,7 @@ class Scene:
 
     def _reset_button(self, value: float) -> None:
         self._set_joint(BUTTON_JOINT, value)
+        # Quirk: the button takes the state of the LED, whatever that was before the reset.
         self._button_state = self._lights["led"].state
 
     def _reset_switch(self, value: float) -> None:

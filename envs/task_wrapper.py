@@ -57,6 +57,7 @@ class TaskWrapper:
                 "moment in which it can begin, or have the task before it done and then call "
                 f"env.unwrapped.begin_task({self.name!r})"
             )
+        # Symbolic state and scene determine the numbers; only the choice of the state is random.
         return start_state(states[int(rng.integers(len(states)))], scene)
 
 

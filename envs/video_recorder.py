@@ -69,6 +69,7 @@ class VideoRecorder(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs
         self._every = every
         self._trigger = episode_trigger
         self._prefix = prefix
+        # Real time: the environment's rate, divided by the steps between images.
         self._fps = env.metadata.get("render_fps", DEFAULT_FPS) / every
         self._episode = -1
         self._steps = 0
@@ -104,6 +105,7 @@ class VideoRecorder(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs
             self.env.close()
 
     def _add_image(self, video: Mp4Writer) -> None:
+        # Outside the try block: an error of rendering is the environment's, and the video stays open.
         image: Any = self.env.render()
         try:
             video.add(image)

@@ -92,6 +92,7 @@ def collapse(vertices: Floats, triangles: Triangles, *, target: int) -> tuple[Fl
         around[b] = set()
         version[a] += 1
         version[b] += 1
+        # The errors of all edges at the merged vertex have changed.
         for vertex in sorted({v for number in around[a] for v in faces[number]} - {a}):
             push(min(a, vertex), max(a, vertex))
     remaining = np.array([faces[k] for k in sorted(faces)], dtype=np.int64).reshape(-1, 3)
@@ -122,6 +123,7 @@ def _compact(vertices: Floats, triangles: Triangles) -> tuple[Floats, Triangles]
 
 def _vertex_quadrics(vertices: Floats, triangles: Triangles) -> list[Quadric]:
     """Return for each vertex the quadratic form of squared distances to its planes, weighted by area."""
+    # The plane of a triangle is a x + b y + c z + d = 0 with a unit normal.
     corners = vertices[triangles]
     normal = cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     length = np.sqrt(normal[:, 0] ** 2 + normal[:, 1] ** 2 + normal[:, 2] ** 2)
@@ -156,6 +158,7 @@ def _flips(
     for vertex in edge:
         for number in around[vertex]:
             face = faces[number]
+            # Faces with both ends vanish, so they cannot flip.
             if edge[0] in face and edge[1] in face:
                 continue
             before = _normal([position[k] for k in face])

@@ -45,6 +45,7 @@ class Mesh:
         `grain_axis` is the axis (0, 1, 2) along which the grain of the wood runs; None: the longest one.
         """
         points = np.asarray(corners, dtype=np.float64)
+        # u runs along the grain, v along the longer of the two other axes.
         spans = points.max(axis=0) - points.min(axis=0)
         axis = int(np.argmax(spans)) if grain_axis is None else grain_axis
         if spans[axis] < 1e-9:
@@ -98,6 +99,7 @@ class Mesh:
             lines += [f"v {_number(x)} {_number(y)} {_number(z)}" for x, y, z in points]
             lines += [f"vt {_number(u)} {_number(v)}" for u, v in uv]
             lines.append("vn " + " ".join(_number(value) for value in polygon_normal(points)))
+            # A fan of triangles around the first corner.
             for k in range(1, len(points) - 1):
                 lines.append("f " + " ".join(f"{v}/{v}/{number}" for v in (vertex, vertex + k, vertex + k + 1)))
             vertex += len(points)
@@ -106,6 +108,7 @@ class Mesh:
 
 def _fold(lengths: Floats, seed: float) -> Floats:
     """Return texture coordinates inside [0, 1], with an offset that depends on `seed`."""
+    # A face that is longer than one texture gets that texture stretched over it.
     span = min(float(lengths.max()), 1.0)
     scaled = lengths * (span / float(lengths.max())) if lengths.max() > 0 else lengths
     return scaled + (seed % 1.0) * (1.0 - span)
@@ -165,10 +168,12 @@ def regular(sides: int, radius: float) -> list[tuple[float, float]]:
 def smooth_obj(vertices: Floats, triangles: Triangles) -> str:
     """Return the OBJ text of an indexed mesh with area-weighted vertex normals."""
     corners = vertices[triangles]
+    # Length of each is twice the area of its triangle.
     facets = cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     normals = np.zeros_like(vertices)
     for k in range(3):
         np.add.at(normals, triangles[:, k], facets)
+    # The sum of the cross products is weighted by area already.
     lengths = np.sqrt(normals[:, 0] ** 2 + normals[:, 1] ** 2 + normals[:, 2] ** 2)
     normals /= np.maximum(lengths, 1e-15)[:, None]
     lines = ["# Made by vw2_robot.envs.asset_tools.make_assets; do not edit."]

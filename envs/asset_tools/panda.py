@@ -123,11 +123,14 @@ def shaded_parts(source: Path, link: PandaLink) -> dict[str, tuple[Floats, Trian
     path = visual if visual.is_file() else source / "meshes" / "collision" / f"{link.mesh}.obj"
     vertices, triangles, materials = read_obj(path)
     dark_names = dark_materials(path.with_suffix(".mtl"))
+    # The source has many materials; two shades are enough at the benchmark's image sizes.
     dark = np.array([name in dark_names for name in materials])
     parts = {}
     for shade, chosen in (("light", ~dark), ("dark", dark)):
         share = _surface(vertices, triangles[chosen]) / _surface(vertices, triangles)
+        # A part below one percent of the surface is too small to be seen.
         if share > 0.01:
+            # In proportion to the surface, but never so few that the shape is lost.
             target = max(40, round(link.triangles * share))
             parts[shade] = decimate(vertices, triangles[chosen], target=target, cell_m=0.003)
     return parts

@@ -326,6 +326,7 @@ def link_urdf(link: Link, files: Files, folder: str) -> list[str]:
     lines.append(f'    <inertial><origin xyz="{number_list(_center(link))}"/><mass value="{link.mass}"/>')
     lines.append('      <inertia ixx="0.01" ixy="0" ixz="0" iyy="0.01" iyz="0" izz="0.01"/></inertial>')
     for number, (mesh, texture, rgba) in enumerate(link.visuals):
+        # One mesh per visual, tessellated for the static camera.
         name = f"{link.name}_{number}.obj"
         scaled = _rescaled(mesh)
         cut = Mesh(
@@ -336,6 +337,7 @@ def link_urdf(link: Link, files: Files, folder: str) -> list[str]:
         lines.append(f'    <visual><geometry><mesh filename="../meshes/{name}"/></geometry>')
         lines.append(f'      <material name="{link.name}_{number}"><color rgba="{color}"/></material></visual>')
     for low, high in link.boxes:
+        # URDF boxes are given by center and full size.
         center = [(a + b) / 2 / SCALE for a, b in zip(low, high, strict=True)]
         size = [(b - a) / SCALE for a, b in zip(low, high, strict=True)]
         shape = f'<box size="{number_list(size)}"/>'
@@ -361,6 +363,7 @@ def _rescaled(mesh: Mesh) -> Mesh:
 
 def _center(link: Link) -> list[float]:
     """Return the center of mass of the collision boxes, by volume; the origin for a link without boxes."""
+    # Links without mass never move.
     if link.mass == 0 or not link.boxes:
         return [0.0, 0.0, 0.0]
     weights = [math.prod(b - a for a, b in zip(low, high, strict=True)) for low, high in link.boxes]

@@ -42,6 +42,7 @@ def static_view(*, rotation: float, scale: float) -> View:
     to_camera = np.subtract(STATIC_CAMERA_POSITION, STATIC_CAMERA_TARGET)
     distance = float(np.linalg.norm(to_camera))
     to_camera = to_camera / distance
+    # An orthonormal frame of the camera, as computeViewMatrix makes it.
     right = np.cross(STATIC_CAMERA_UP, to_camera)
     right /= np.linalg.norm(right)
     sine = math.sin(rotation)
@@ -61,10 +62,12 @@ def tessellate(faces: Sequence[Face], view: View) -> list[Face]:
 def _cut(face: Face, view: View) -> list[Face]:
     """Return the triangles of a face; only a parallelogram that faces the camera is optimized."""
     corners = np.array(face[0])
+    # Only parallelograms can be cut into a grid without moving the texture.
     is_parallelogram = len(corners) == 4 and np.allclose(corners[0] + corners[2], corners[1] + corners[3], atol=1e-9)
     if not is_parallelogram or float(np.array(polygon_normal(face[0])) @ view.to_camera) <= 0:
         return [_pick(face, (0, k, k + 1)) for k in range(1, len(corners) - 1)]
     edges = corners[1] - corners[0], corners[3] - corners[0]
+    # Exhaustive search; 128 choices per face. Rounded, so that all machines choose the same.
     across, along, is_falling = min(
         itertools.product(range(1, MAX_CELLS + 1), range(1, MAX_CELLS + 1), (False, True)),
         key=lambda choice: round(_cost(edges, choice, view), 3),
@@ -82,6 +85,7 @@ def _cost(edges: tuple[Vector, Vector], choice: tuple[int, int, bool], view: Vie
     across, along, is_falling = choice
     a = edges[0] / across
     b = edges[1] / along
+    # All cells are congruent, so the box of one triangle stands for all.
     triangle = (np.zeros(3), a, b) if is_falling else (np.zeros(3), a, a + b)
     spans = [[float(corner @ axis) * view.pixels for corner in triangle] for axis in (view.right, view.up)]
     pixels = math.prod(max(span) - min(span) + 1 for span in spans)

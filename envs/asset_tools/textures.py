@@ -39,8 +39,10 @@ def wood_png(wood: Wood) -> bytes:
     phase = rings - np.floor(rings)
     late_wood = phase**3 * (1.0 - np.clip((phase - 0.93) / 0.07, 0.0, 1.0))  # slow rise, sudden end: a growth ring
     fibers = 0.6 * _noise(rng, along=10, across=128) + 0.4 * _noise(rng, along=28, across=256)
+    # Short dark strokes where fine noise is highest.
     pores = _noise(rng, along=24, across=200) > 0.83
     field = (1.0 - wood.fiber) * (1.0 - late_wood) * (0.55 + 0.45 * slow) + wood.fiber * fibers - 0.16 * pores
+    # Quantiles instead of extremes: single pores must not set the contrast.
     low, high = np.quantile(field, [0.01, 0.99])
     index = np.clip(np.floor((field - low) / (high - low) * RAMP), 0, RAMP - 1).astype(np.uint8)
     ramp = [

@@ -69,6 +69,7 @@ class Demonstrator:
         """Return the next relative action [7], to be executed before the next call."""
         assert self._end_effector is not None, "act before start"
         assert self._skill is not None, "act before start"
+        # The motion reads this state when it computes its next action.
         self._end_effector.world = self._observe(env)
         if self._motion is not None:
             action = next(self._motion, None)
@@ -117,6 +118,7 @@ class DemonstratorPolicy:
             seed: of the expert's random choices; None means 0.
         """
         self._prompt = prompt
+        # A generator of its own for each episode, so that episodes do not depend on one another.
         self._rng = np.random.default_rng(seed or 0)
         self._is_started = False
 
@@ -140,16 +142,20 @@ class DemonstratorPolicy:
 def feasible(task: str, world: WorldState) -> bool:
     """Return whether `task` can be done from this state at all."""
     parts = task.split("_")
+    # Doors: as far as they must move for the task oracle, and a margin.
     if task in _DOOR_ROOM:
         return _DOOR_ROOM[task](world) > DOOR_MARGIN_M
+    # Lights, for example turn_on_led: only in the other state.
     if parts[0] == "turn":
         return world.lights[parts[2]] is (parts[1] == "off")
+    # Blocks: the gripper must be free, and the block where the skill can handle it.
     if parts[0] == "push" and parts[1] in BLOCK_COLORS:
         return world.held() is None and block_skills.stands_free(world, parts[1])
     if parts[0] == "rotate":
         return world.held() is None and block_skills.stands_in_reach(world, parts[1])
     if parts[0] == "lift":
         return world.held() is None and block_skills.can_lift(world, parts[1], parts[3])
+    # What begins with a held block.
     if task in ("place_in_slider", "place_in_drawer", "stack_block"):
         return world.held() is not None and block_skills.has_room(world, task)
     if task == "unstack_block":
@@ -183,6 +189,7 @@ def _skills() -> dict[str, Callable[[EndEffector], Motion]]:
         "unstack_block": block_skills.unstack_block,
         "push_into_drawer": block_skills.push_into_drawer,
     }
+    # Names of tasks are formed as in CALVIN's task file.
     for color in BLOCK_COLORS:
         for side in ("left", "right"):
             is_right = side == "right"

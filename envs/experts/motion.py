@@ -140,6 +140,7 @@ class WorldState:
     def held(self) -> str | None:
         """Return the color of the block between the fingers: touched by the robot and by nothing else."""
         for color, block in self.blocks.items():
+            # A block that the robot pushes also touches the table; one that is carried does not.
             if {kind for kind, _ in block.touches} == {"robot"} and np.linalg.norm(block.position - self.tcp) < 0.06:
                 return color
         return None
@@ -165,6 +166,7 @@ def world_from_info(
     parts = info["scene_info"]
     table = parts["fixed_objects"]["table"]
     movable = {name.removeprefix("block_"): value for name, value in parts["movable_objects"].items()}
+    # Contacts hold numbers of links and bodies; their names are in the same dictionary.
     link_names = {index: name for name, index in table["links"].items()}
     colors = {value["uid"]: color for color, value in movable.items()}
 
@@ -240,6 +242,7 @@ class Perturbations:
         if self._chance == 0:
             return action  # before the first random number: the generator's stream is then as without perturbations
         if self._steps_left == 0 and self._rng.random() < self._chance:
+            # Direction uniform on the sphere, size and rotation uniform in their ranges.
             self._steps_left = int(self._rng.integers(*PERTURBATION_STEPS))
             direction = self._rng.normal(size=3)
             self._push = direction / np.linalg.norm(direction) * self._rng.uniform(*PERTURBATION_SIZE)
@@ -247,6 +250,7 @@ class Perturbations:
         if self._steps_left == 0:
             return action
         self._steps_left -= 1
+        # The expert's gripper command stays: a push must not open the fingers.
         return np.array([*self._push, 0.0, 0.0, self._rotation, action[6]])
 
 
@@ -291,6 +295,7 @@ class EndEffector:
             Actions, one per control step.
         """
         goal = np.asarray(position, dtype=np.float64)
+        # The stored yaw, not the measured one, which trails it while the wrist rotates.
         heading = float(self.world.target_euler[2]) if yaw is None else yaw
         for _ in range(limit):
             angles = np.array([DOWN_ROLL, pitch, heading])
@@ -339,6 +344,7 @@ class EndEffector:
     def _action(self, move: NDArray[np.float64], rotation: NDArray[np.float64]) -> Action:
         """Return the action for a translation [3] in meters and a rotation [3] in radians, with tremor, clipped."""
         action = np.empty(ACTION_DIM)
+        # Tremor is part of every action, also while the gripper holds its pose; that of the angles is smaller.
         action[:3] = move / POSITION_UNIT_M + self.rng.normal(scale=self.style.tremor, size=3)
         action[3:6] = rotation / ROTATION_UNIT_RAD + self.rng.normal(scale=self.style.tremor / 4, size=3)
         action[:6] = np.clip(action[:6], -1.0, 1.0)

@@ -70,12 +70,14 @@ class RecordConfig:
 
     def __post_init__(self) -> None:
         """Reject what cannot work."""
+        # Smallest value of each; 0 for those that are not listed.
         least = {"episodes": 1, "seed": 0, "workers": 1, "max_steps": 1, "play": 1, "max_window": 1}
         for name in (*least, "validation_episodes", "tail_steps"):
             value = getattr(self, name)
             low = least.get(name, 0)
             if value is not None and value < low:
                 raise ValueError(f"{name}={value}, expected at least {low}")
+        # Refuse what does not fit before hours of recording.
         most = MAX_FRAME // self.spacing
         if self.format == "calvin" and max(self.episodes, self.validation_episodes) > most:
             raise ValueError(
@@ -131,6 +133,7 @@ class RecordConfig:
 
     def scene_of(self, split: CalvinSplit, number: int) -> str:
         """Return the scene of a recording: with `env.scene=ABC` the first third of a split is in A, and so on."""
+        # Contiguous blocks of equal size, as the scenes of the published data sets are.
         scenes = self.calvin()["scene"]
         count = dict(self.counts())[split]
         return scenes[number * len(scenes) // count]

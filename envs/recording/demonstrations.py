@@ -85,6 +85,7 @@ class Recorder:
         """
         failed: list[str] = []
         while len(failed) < MAX_ATTEMPTS:
+            # A generator of its own for every attempt; the result depends on the seed alone.
             rng = np.random.default_rng([*seed, len(failed)])
             oracle = TaskOracle()
             start = go_to_start(env, task, oracle, rng, failed_attempts=self.failed_attempts)
@@ -142,6 +143,7 @@ class Recorder:
         start.restore(env)
         frames: list[dict[str, NDArray[Any]]] = []
         for row, action in zip(attempt.rows, attempt.executed, strict=True):
+            # A replay that differs in one bit would show images that do not belong to the actions.
             assert np.array_equal(env.robot_obs(), row["robot_obs"]), 'a replay differs; is the reset mode "exact"?'
             frames.append({})
             for camera in ("static", "gripper") if self.wrist_camera else ("static",):
@@ -175,6 +177,7 @@ class _Attempt:
             self._infos.append(env.task_info())
         self.executed.append(self.perturbations.onto(action))
         env.step_physics(self.executed[-1])
+        # The pose reached, with the commanded gripper: CALVIN's absolute action.
         row["actions"] = np.array([*env.robot_obs()[:6], action[6]])
         row["rel_actions"] = to_relative_action(row["actions"], row["robot_obs"])
         self.rows.append(row)
@@ -194,6 +197,7 @@ class _Attempt:
 
         That happens if the tail undid the task, or if its effect began before a window that was cut to `max_window`.
         """
+        # Cut at the front: the end, where the task is solved, must stay.
         start = begin if max_window is None else max(begin, len(self.rows) - max_window)
         if not self._holds(task, start, len(self.rows)):
             return None
@@ -224,6 +228,7 @@ def next_task(env: CalvinEnv, pool: Sequence[str], done: Sequence[str], rng: np.
     candidates = [task for task in pool if task != done[-1] and feasible(task, world)]
     if world.held() is not None:
         candidates = [task for task in candidates if task.startswith(("place", "stack"))] or candidates
+    # New tasks first, so that play data covers many tasks.
     candidates = [task for task in candidates if task not in done] or candidates
     return candidates[int(rng.integers(len(candidates)))] if candidates else None
 

@@ -45,6 +45,7 @@ def environment_yaml(*, scene: str, cameras: tuple[str, ...], renderer: str, ass
         renderer: name of the renderer.
         assets: "builtin" or the assets directory.
     """
+    # ${...} are references between sections, which the reader resolves.
     tree = {
         "seed": 0,
         "use_vr": False,
@@ -133,6 +134,7 @@ def scene_section(name: str) -> dict[str, Any]:
     """Return the section of a scene."""
     table = SCENES[name]
     files = scene_files(name)
+    # Which light each of the two controls switches.
     effects = {BUTTON_JOINT: "led", SWITCH_JOINT: "lightbulb"}
     blocks = zip(table.block_order, files.blocks, strict=True)
     return {

@@ -136,9 +136,11 @@ class PartsOutput:
 
     def add(self, split: CalvinSplit, number: int, recording: RecordedDemonstration) -> None:
         """Write one recording, its images as JPEG."""
+        # JPEG keeps the parts small.
         jpegs = [np.frombuffer(encode_jpeg(image), dtype=np.uint8) for image in recording.arrays["rgb_static"]]
         labels = [dataclasses.asdict(label) for label in recording.labels]
         about = {"scene": recording.scene, "hz": recording.hz, "labels": labels, "failed": recording.failed}
+        # The file appears under its name only when it is complete (write_arrays), which `has` relies on.
         path = self._part(split, number)
         path.parent.mkdir(parents=True, exist_ok=True)
         arrays = {
@@ -203,6 +205,7 @@ def pack_rlds(world: str, out: Path, parts: dict[CalvinSplit, list[Path]]) -> No
 
 def pack_videos(out: Path, parts: dict[CalvinSplit, list[Path]]) -> None:
     """Write one mp4 per window, and `captions.jsonl`, one object a line: file, instruction, task, scene, hz, frames."""
+    # The folder gets its name when it is complete.
     with atomic_folder(out) as temporary:
         for split, paths in parts.items():
             (temporary / split).mkdir(parents=True)
@@ -252,6 +255,7 @@ def _demonstrations(paths: list[Path]) -> Iterator[Demonstration]:
 
 def _window(part: _Part, window: int) -> Demonstration:
     """Return labeled window number `window` of a recording."""
+    # `end` is the last step of the window, inclusive.
     label = part.about["labels"][window]
     span = slice(label["start"], label["end"] + 1)
     episode = Episode(

@@ -27,6 +27,7 @@ def show_progress(
         stream: where to print; None: standard error.
     """
     stream = stream or sys.stderr
+    # A bar rewrites its line, which makes a log file unreadable.
     if stream.isatty():
         with tqdm(total=total, initial=already, desc="record", unit=unit, file=stream) as bar:
             for _ in finished:
@@ -44,6 +45,7 @@ def progress_lines(finished: Iterable[None], *, total: int, already: int, unit: 
     for _ in finished:
         count += 1
         now = time.monotonic()
+        # Due after a share of the work, after some time, or at the end.
         if count < next_count and now - last_line < LINE_SECONDS and count < total:
             continue
         last_line = now

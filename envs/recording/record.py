@@ -60,6 +60,7 @@ def record(config: RecordConfig) -> None:
         require("tensorflow_datasets", extra="openx")
     if config.format == "video":
         require("imageio_ffmpeg", extra="report")
+    # One recording at a time: two programs with the same output would overwrite each other.
     with lock_folder(out, what="a recording", beside=True):
         bind_output(out, {key: value for key, value in config_tree(config).items() if key not in FREE})
         _record(config)
@@ -81,6 +82,7 @@ def _record(config: RecordConfig) -> None:
     with closing(_record_missing(config, missing)) as finished:
         show_progress(finished, total=total, already=already, unit="recording")
     splits: list[CalvinSplit] = [split for split in SPLITS if any(split == name for name, _ in config.jobs())]
+    # Before `finish`, which may remove the parts that the table is made of.
     table = _task_table(output, splits)
     output.finish(splits)
     print(table)
@@ -104,6 +106,7 @@ def bind_output(out: Path, wanted: dict[str, Any]) -> None:
         InputError: the output belongs to another configuration, or to another program.
     """
     note = out.with_name(out.name + ".record.json")
+    # A container does not exist before its end; its parts do.
     begun = out.exists() or parts_folder(out).exists()
     if begun and not note.is_file():
         raise InputError(f"{out} exists and was not begun by vw2-record; use another out=")
@@ -122,6 +125,7 @@ def bind_output(out: Path, wanted: dict[str, Any]) -> None:
 def _record_missing(config: RecordConfig, jobs: list[RecordingJob]) -> Generator[None]:
     """Make recordings, here or in `config.workers` processes; yields after each."""
     workers = min(config.workers, len(jobs))
+    # In this process: no start-up of workers, and errors have a plain traceback.
     if workers <= 1:
         with open_worker(config) as make:
             for job in jobs:

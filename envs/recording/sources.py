@@ -37,6 +37,7 @@ class CalvinDemonstrations:
         scenes = world.pop("scene")
         if not scenes or len(set(scenes)) < len(scenes) or set(scenes) - set(SCENES):
             raise InputError(f"unknown scene {scenes!r}; choose one of {', '.join(SCENES)}, or several, as ABC")
+        # One environment per scene, all in this process; resets are exact, so their order does not matter.
         self._envs = {scene: CalvinEnv(scene=scene, cameras=(), reset_mode="exact", **world) for scene in scenes}
         self._recorder = Recorder(
             max_steps=config.max_steps,
@@ -51,6 +52,7 @@ class CalvinDemonstrations:
 
     def make(self, split: int, number: int) -> RecordedDemonstration:
         """Return recording `number` of split number `split`; the tasks take turns to be the first."""
+        # Round robin, so that the tasks are balanced at any number of recordings.
         task = self._tasks[number % len(self._tasks)]
         env = self._envs[self._config.scene_of(SPLITS[split], number)]
         return self._recorder.record(env, task, seed=(self._seed, split, number), pool=self._tasks)
@@ -81,6 +83,7 @@ class OtherRobotsDemonstrations:
 
     def make(self, split: int, number: int) -> RecordedDemonstration:
         """Return recording `number` of split number `split`; its task is random."""
+        # One sequence of episodes for both splits; their indices never overlap.
         index = number + split * VALIDATION_START
         episode = solved_episode(
             self._physics,
