@@ -85,7 +85,9 @@ def to_relative_action(absolute: ArrayLike, robot_obs: ArrayLike) -> NDArray[np.
     target = np.asarray(absolute, np.float64)
     measured = np.asarray(robot_obs, np.float64)
     if target.shape != (ACTION_DIM,) or measured.ndim != 1 or measured.size < 6:
-        raise InputError(f"to_relative_action wants 7 and 15 numbers, received shapes {target.shape}, {measured.shape}")
+        raise InputError(
+            f"to_relative_action expects 7 and 15 numbers, received shapes {target.shape}, {measured.shape}"
+        )
     relative = target.copy()
     relative[:3] = np.clip(target[:3] - measured[:3], -POSITION_UNIT_M, POSITION_UNIT_M) / POSITION_UNIT_M
     # The shorter way around.

@@ -46,7 +46,7 @@ def find_assets(assets: str | Path, scene: str) -> Path:
     files = scene_files(scene)
     needed: dict[Path, None] = {}
     for urdf in (files.robot, *files.blocks, files.table, files.plane):
-        needed.update(dict.fromkeys(_referenced(root / urdf, materials=urdf != files.robot)))
+        needed.update(dict.fromkeys(referenced_files(root / urdf, materials=urdf != files.robot)))
     missing = [path for path in needed if not path.is_file()]
     if missing:
         # Name the directory that was probably meant, if it is near.
@@ -67,7 +67,7 @@ def find_assets(assets: str | Path, scene: str) -> Path:
     return root.resolve()
 
 
-def _referenced(urdf: Path, *, materials: bool) -> Iterator[Path]:
+def referenced_files(urdf: Path, *, materials: bool) -> Iterator[Path]:
     """Yield a URDF file and the files that it refers to, whether or not they exist."""
     yield urdf
     if not urdf.is_file():

@@ -113,7 +113,15 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
             check_choice("render_mode", render_mode, self.metadata["render_modes"])
         self.render_mode = render_mode
         self.assets_dir = find_assets(assets, scene)
-        self.observation_space = _observation_space(self.camera_names)
+        # Images, or the two states where there is no camera.
+        parts: dict[str, spaces.Space[Any]] = {}
+        for name in self.camera_names:
+            size = INTRINSICS[name].pixels
+            parts[f"rgb_{name}"] = spaces.Box(0, 255, (size, size, 3), np.uint8)
+        if not parts:
+            parts = {name: spaces.Box(-MAX_STATE, MAX_STATE, (size,), np.float64) for name, size in STATES.items()}
+        observation_space: spaces.Space[Any] = spaces.Dict(parts)
+        self.observation_space = observation_space
         self.action_space = spaces.Box(-1.0, 1.0, (ACTION_DIM,), np.float64)
         self._default_task = None if task is None else TaskWrapper(task)
         self._task: TaskWrapper | None = None
@@ -328,16 +336,6 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
         self._refuse_if_closed(call)
         if self._world != "ready":
             raise ResetNeeded(f"{call}: call reset() first; a simulation that was only loaded is in no defined state")
-
-
-def _observation_space(cameras: tuple[str, ...]) -> spaces.Space[Any]:
-    """Return the space of images, or that of the two states where there is no camera."""
-    if not cameras:
-        return spaces.Dict(
-            {name: spaces.Box(-MAX_STATE, MAX_STATE, (size,), np.float64) for name, size in STATES.items()}
-        )
-    pixels = {name: INTRINSICS[name].pixels for name in cameras}
-    return spaces.Dict({f"rgb_{name}": spaces.Box(0, 255, (size, size, 3), np.uint8) for name, size in pixels.items()})
 
 
 def _read_state(name: str, value: ArrayLike | None) -> NDArray[np.float64] | None:

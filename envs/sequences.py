@@ -106,7 +106,7 @@ def make_sequences(count: int = TOTAL_SEQUENCES) -> list[EvalSequence]:
     """
     if not 1 <= count <= TOTAL_SEQUENCES:
         raise InputError(
-            f"asked for {count} sequences; the benchmark has {TOTAL_SEQUENCES}, choose 1 to {TOTAL_SEQUENCES}"
+            f"{count} sequences requested; the benchmark has {TOTAL_SEQUENCES}, choose 1 to {TOTAL_SEQUENCES}"
         )
     return [
         EvalSequence(number=number, initial_state=dict(state), subtasks=subtasks)

@@ -53,7 +53,7 @@ def collapse(vertices: Floats, triangles: Triangles, *, target: int) -> tuple[Fl
         for vertex in face:
             around[vertex].add(number)
     quadrics = _vertex_quadrics(vertices, triangles)
-    # Heap entries are not removed when a vertex changes; its version tells that they are out of date.
+    # Heap entries are not removed when a vertex changes; its version marks them as out of date.
     version = [0] * len(position)
     heap: list[tuple[float, int, int, int, int, tuple[float, ...]]] = []
 

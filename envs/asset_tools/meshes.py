@@ -197,7 +197,13 @@ def cross(a: Floats, b: Floats) -> Floats:
 
 def convex_hull(points: Floats) -> Triangles:
     """Return the outward triangles of the convex hull of a few hundred points, by adding one point after another."""
-    seeds = _first_tetrahedron(points)
+    # Begin with a tetrahedron: each corner is the farthest point from those before it.
+    first = int(np.argmin(points[:, 0]))
+    second = int(np.argmax(((points - points[first]) ** 2).sum(axis=1)))
+    edge = np.broadcast_to(points[second] - points[first], points.shape)
+    third = int(np.argmax((cross(edge, points - points[first]) ** 2).sum(axis=1)))
+    heights = [abs(_height(points, (first, second, third), point)) for point in points]
+    seeds = [first, second, third, int(np.argmax(heights))]
     center = points[seeds].sum(axis=0) / 4
     faces = []
     for i, j, k in ((0, 1, 2), (0, 1, 3), (0, 2, 3), (1, 2, 3)):
@@ -213,16 +219,6 @@ def convex_hull(points: Floats) -> Triangles:
         rim = sorted(edge for edge in edges if (edge[1], edge[0]) not in edges)
         faces = [face for face in faces if face not in visible] + [(a, b, index) for a, b in rim]
     return np.array(faces, dtype=np.int64)
-
-
-def _first_tetrahedron(points: Floats) -> list[int]:
-    """Return four points far from one another: each is the farthest from those before it."""
-    first = int(np.argmin(points[:, 0]))
-    second = int(np.argmax(((points - points[first]) ** 2).sum(axis=1)))
-    edge = np.broadcast_to(points[second] - points[first], points.shape)
-    third = int(np.argmax((cross(edge, points - points[first]) ** 2).sum(axis=1)))
-    heights = [abs(_height(points, (first, second, third), point)) for point in points]
-    return [first, second, third, int(np.argmax(heights))]
 
 
 def _height(points: Floats, face: tuple[int, int, int], point: Floats) -> float:

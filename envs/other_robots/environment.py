@@ -173,7 +173,7 @@ def execute(
     images: list[NDArray[np.uint8]] = []
     poses: list[Floats] = []
     grips: list[float] = []
-    commands = _interpolate(world.layout, plan.waypoints)
+    commands = interpolate(world.layout, plan.waypoints)
     # Frames fall on physics steps; the small constant keeps a script that ends on a frame from getting one more.
     last_frame = math.ceil(len(commands) * CONTROL_STEPS * hz / PHYSICS_HZ - 1e-9)
     frame_steps = [round(frame * PHYSICS_HZ / hz) for frame in range(last_frame + 1)]
@@ -187,10 +187,10 @@ def execute(
             position, yaw, closed = commands[min(step // CONTROL_STEPS, len(commands) - 1)]
             world.command(position, yaw, closed=closed)
         world.step()
-    return np.stack(images), _relative_actions(np.stack(poses), np.array(grips), hz=hz)
+    return np.stack(images), relative_actions(np.stack(poses), np.array(grips), hz=hz)
 
 
-def _interpolate(layout: SceneLayout, waypoints: list[Waypoint]) -> list[tuple[Floats, float, bool]]:
+def interpolate(layout: SceneLayout, waypoints: list[Waypoint]) -> list[tuple[Floats, float, bool]]:
     """Return one (position, yaw, closed) per command: minimum-jerk interpolation between waypoints."""
     commands = []
     position = np.array(layout.tool_position)
@@ -209,7 +209,7 @@ def _interpolate(layout: SceneLayout, waypoints: list[Waypoint]) -> list[tuple[F
     return commands
 
 
-def _relative_actions(poses: Floats, grips: Floats, *, hz: float) -> NDArray[np.float32]:
+def relative_actions(poses: Floats, grips: Floats, *, hz: float) -> NDArray[np.float32]:
     """Return differences of consecutive poses in CALVIN's units; the gripper command is that of the next frame."""
     actions = np.zeros((len(poses), ACTION_DIM), dtype=np.float32)
     moved = np.diff(poses, axis=0)

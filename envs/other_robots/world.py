@@ -137,14 +137,17 @@ def sample_layout(rng: np.random.Generator, *, embodiments: Sequence[str], plate
     target = (0.45 + rng.uniform(-0.02, 0.02), rng.uniform(-0.02, 0.02), 0.06)
     brightness = rng.uniform(0.9, 1.08)
     mat = tuple(rng.uniform(0.25, 0.85, size=3).tolist()) if rng.random() < 0.5 else None
-    # The arguments below are evaluated in this order, which fixes the stream of random numbers.
+    tool_position = (rng.uniform(0.40, 0.52), rng.uniform(-0.12, 0.12), rng.uniform(0.18, 0.25))
+    tool_yaw = rng.uniform(-0.4, 0.4)
+    r, g, b = (min(1.0, value * brightness) for value in TABLE_TONES[rng.integers(len(TABLE_TONES))])
+    wall = WALL_TONES[rng.integers(len(WALL_TONES))]
     return SceneLayout(
         embodiment=embodiment,
         objects=objects,
-        tool_position=(rng.uniform(0.40, 0.52), rng.uniform(-0.12, 0.12), rng.uniform(0.18, 0.25)),
-        tool_yaw=rng.uniform(-0.4, 0.4),
-        table=_brightened(TABLE_TONES[rng.integers(len(TABLE_TONES))], brightness),
-        wall=WALL_TONES[rng.integers(len(WALL_TONES))],
+        tool_position=tool_position,
+        tool_yaw=tool_yaw,
+        table=(r, g, b),
+        wall=wall,
         mat=None if mat is None else (mat[0], mat[1], mat[2]),
         camera_position=(
             target[0] + distance * math.cos(azimuth),
@@ -155,11 +158,6 @@ def sample_layout(rng: np.random.Generator, *, embodiments: Sequence[str], plate
         fov_deg=rng.uniform(45.0, 50.0),
         light=(rng.uniform(0.2, 1.0), rng.uniform(-0.8, 0.8), 1.4),
     )
-
-
-def _brightened(color: tuple[float, float, float], factor: float) -> tuple[float, float, float]:
-    r, g, b = (min(1.0, value * factor) for value in color)
-    return r, g, b
 
 
 def _sample_positions(rng: np.random.Generator, count: int) -> list[tuple[float, float]]:
@@ -200,7 +198,17 @@ class OtherRobotsEnv:
         # The wall stands behind the table as seen from the camera, so that it fills the background.
         wall = (layout.camera_target[0] + WALL_M * ahead_x, layout.camera_target[1] + WALL_M * ahead_y, 0.2)
         self._add_box((0.01, 4.0, 1.5), wall, layout.wall, solid=False, yaw=math.atan2(ahead_y, ahead_x))
-        self._place_tool(layout.tool_position, layout.tool_yaw)
+        # Set the joints, without simulating, to the tool pose at the start, with open fingers. Each solution of the
+        # inverse kinematics begins at the one before and comes nearer.
+        position = np.array(layout.tool_position)
+        joints: list[float] = list(HOME[layout.embodiment])
+        for _ in range(20):
+            for joint, angle in zip(ARM_JOINTS, joints, strict=True):
+                physics.resetJointState(self.robot, joint, angle)
+            joints = self._solve(position, layout.tool_yaw)
+        for finger in (LEFT_FINGER, RIGHT_FINGER):
+            physics.resetJointState(self.robot, finger, OPEN_M)
+        self.command(position, layout.tool_yaw, closed=False)
 
     def command(self, position: Floats, yaw: float, *, closed: bool) -> None:
         """Set the targets of the motors; they hold until the next command.
@@ -261,17 +269,6 @@ class OtherRobotsEnv:
         orientation = self._physics.getQuaternionFromEuler((math.pi, 0.0, yaw))
         found = self._physics.calculateInverseKinematics(self.robot, TOOL, position.tolist(), orientation)
         return [max(low, min(high, joint)) for joint, (low, high) in zip(found[:7], self._limits, strict=True)]
-
-    def _place_tool(self, position: tuple[float, float, float], yaw: float) -> None:
-        """Set the joints, without simulating, to a tool pose with open fingers."""
-        joints: list[float] = list(HOME[self.layout.embodiment])
-        for _ in range(20):  # each solution starts from the one before and comes nearer
-            for joint, angle in zip(ARM_JOINTS, joints, strict=True):
-                self._physics.resetJointState(self.robot, joint, angle)
-            joints = self._solve(np.array(position), yaw)
-        for finger in (LEFT_FINGER, RIGHT_FINGER):
-            self._physics.resetJointState(self.robot, finger, OPEN_M)
-        self.command(np.array(position), yaw, closed=False)
 
     def _add_object(self, item: SceneObject) -> int:
         """Add an object and return its body id."""

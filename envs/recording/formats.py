@@ -193,12 +193,18 @@ def pack_rlds(world: str, out: Path, parts: dict[CalvinSplit, list[Path]]) -> No
     # Imported here, because it needs TensorFlow.
     from vw2_robot.data.rlds_writer import write_rlds
 
+    def demonstrations(paths: list[Path]) -> Iterator[Demonstration]:
+        # One recording in memory at a time.
+        for path in paths:
+            part = _read_part(path)
+            yield from (_window(part, window) for window in range(len(part.about["labels"])))
+
     names = {"training": "train", "validation": "validation"}
     write_rlds(
         out,
         name=f"vw2_{world}",
         version=RLDS_VERSION,
-        episodes={names[split]: _demonstrations(paths) for split, paths in parts.items()},
+        episodes={names[split]: demonstrations(paths) for split, paths in parts.items()},
         description=f"Scripted demonstrations from the vw2_robot {world} world; action: as in CALVIN's rel_actions.",
     )
 
@@ -244,13 +250,6 @@ def _read_part(path: Path) -> _Part:
         return _Part(path, json.loads(str(part["about"])), tuple(jpeg.tobytes() for jpeg in jpegs), part["actions"])
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(f"{path} is no recording of a container ({error}); {cure}") from error
-
-
-def _demonstrations(paths: list[Path]) -> Iterator[Demonstration]:
-    """Yield the windows of recordings, one recording in memory at a time."""
-    for path in paths:
-        part = _read_part(path)
-        yield from (_window(part, window) for window in range(len(part.about["labels"])))
 
 
 def _window(part: _Part, window: int) -> Demonstration:

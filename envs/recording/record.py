@@ -37,7 +37,7 @@ from vw2_robot.storage.locks import lock_folder
 from vw2_robot.worker_pool import WorkerPool
 
 from .config import SPLITS, RecordConfig, RecordingJob
-from .formats import Output, parts_folder
+from .formats import parts_folder
 from .progress import show_progress
 from .sources import open_source
 
@@ -82,10 +82,18 @@ def _record(config: RecordConfig) -> None:
     with closing(_record_missing(config, missing)) as finished:
         show_progress(finished, total=total, already=already, unit="recording")
     splits: list[CalvinSplit] = [split for split in SPLITS if any(split == name for name, _ in config.jobs())]
-    # Before `finish`, which may remove the parts that the table is made of.
-    table = _task_table(output, splits)
+    # The table is made before `finish`, which may remove the parts that it counts.
+    recorded: Counter[str] = Counter()
+    failed: Counter[str] = Counter()
+    for split in splits:
+        for outcome in output.outcomes(split):
+            recorded.update(outcome.tasks)
+            failed.update(outcome.failed)
     output.finish(splits)
-    print(table)
+    print(f"{'task':<28}{'recorded':>9}{'failed runs':>13}")
+    for task in {**recorded, **failed}:
+        print(f"{task:<28}{recorded[task]:>9}{failed[task]:>13}")
+    print(f"{'all':<28}{recorded.total():>9}{failed.total():>13}")
     print(f"data set: {config.out}")
 
 
@@ -159,20 +167,6 @@ def open_worker(config: RecordConfig) -> Iterator[Callable[[RecordingJob], None]
         yield lambda job: worker.record(*job)
     finally:
         worker.close()
-
-
-def _task_table(output: Output, splits: list[CalvinSplit]) -> str:
-    """Return a table of recorded demonstrations and failed attempts per task."""
-    recorded: Counter[str] = Counter()
-    failed: Counter[str] = Counter()
-    for split in splits:
-        for outcome in output.outcomes(split):
-            recorded.update(outcome.tasks)
-            failed.update(outcome.failed)
-    lines = [f"{'task':<28}{'recorded':>9}{'failed runs':>13}"]
-    lines += [f"{task:<28}{recorded[task]:>9}{failed[task]:>13}" for task in {**recorded, **failed}]
-    lines.append(f"{'all':<28}{recorded.total():>9}{failed.total():>13}")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":
