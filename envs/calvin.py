@@ -219,7 +219,13 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
     def reset_physics(
         self, *, robot_obs: ArrayLike | None = None, scene_obs: ArrayLike | None = None, task: str | None = None
     ) -> None:
-        """Reset scene and robot, then advance one physics step, without images and info; arguments as in `reset`."""
+        """Reset scene and robot, then advance one physics step; without images and info.
+
+        Args:
+            robot_obs: state of the robot [15]; None: its home pose.
+            scene_obs: state of the scene [24]; None: everything closed and off, blocks at random.
+            task: name of a task for this episode; None: that of the constructor.
+        """
         self._refuse_if_closed("reset")
         # Check everything before anything moves, so that a refused reset changes nothing.
         robot_state = _read_state("robot_obs", robot_obs)
@@ -314,6 +320,7 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
         return {name: info[name].copy() for name in STATES}, info
 
     def _info(self) -> dict[str, Any]:
+        """Return `info` of the present state, as described in the class."""
         robot_obs = self.robot.observe()
         scene_obs, scene_info = self.scene.observe_with_info()
         info = {

@@ -161,7 +161,13 @@ def gripper_camera(physics: Physics, robot: Panda) -> Camera:
 
 
 def make_cameras(physics: Physics, robot: Panda, backdrop: Backdrop | None = None) -> dict[str, Camera]:
-    """Return both cameras by name, with a backdrop where one is given."""
+    """Return both cameras by name.
+
+    Args:
+        physics: the simulation.
+        robot: carries the gripper camera.
+        backdrop: the static parts, if they are rendered once.
+    """
     static = static_camera(physics)
     gripper = gripper_camera(physics, robot)
     if backdrop is None:

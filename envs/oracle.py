@@ -2,7 +2,8 @@
 
 All predicates are pure functions of two info dictionaries, as `CalvinEnv.task_info()` returns them (or the `info` of
 a step). `tasks.yaml` lists for each task a predicate and its arguments; the predicates here have the names used there.
-All comparisons are strict.
+All comparisons are strict. In every predicate `start` and `end` are the two moments, `block` is the name of a block,
+`body` and `link` name a part of the furniture; lengths are meters.
 
 A contact is a row of PyBullet's contact list: element 2 is the other body, element 4 its link. Rows include near
 contacts without force, and all of them count. Quirk kept on purpose: `push_object_into` was meant to require that the
@@ -171,7 +172,10 @@ def toggle_light(start: Info, end: Info, *, light: str, before: int, after: int)
 
 
 def stack_objects(start: Info, end: Info, *, max_velocity: float = 1) -> bool:
-    """Return whether a block that touched no other block now touches blocks and nothing else, at rest."""
+    """Return whether a block that touched no other block now touches blocks and nothing else, at rest.
+
+    At rest: every component of its velocity is below `max_velocity`, m/s or rad/s.
+    """
     uids = {block["uid"] for block in _blocks(end).values()}
     for name, after in _blocks(end).items():
         before_touched = _touched_bodies(_block(start, name))

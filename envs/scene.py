@@ -252,6 +252,7 @@ class Scene:
         return [self._physics.getBasePositionAndOrientation(uid) for uid in self.blocks.values()]
 
     def _state(self, joints: list[float], poses: list[Pose]) -> NDArray[np.float64]:
+        """Return `scene_obs` from joints and poses that were read before."""
         values = [*joints, *(light.state for light in self._lights.values())]
         for position, orientation in poses:
             # Euler angles, although PyBullet gives quaternions: the published format has them.
@@ -259,6 +260,7 @@ class Scene:
         return np.array(values, np.float64)
 
     def _description(self, joints: list[float], poses: list[Pose]) -> dict[str, Any]:
+        """Return what `info` returns, from joints and poses that were read before."""
         slide, drawer, button, switch = joints
         table_contacts = self._physics.getContactPoints(bodyA=self.table_uid)
         blocks = {}

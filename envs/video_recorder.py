@@ -105,6 +105,7 @@ class VideoRecorder(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs
             self.env.close()
 
     def _add_image(self, video: Mp4Writer) -> None:
+        """Render the environment and add the image to the video."""
         # Outside the try block: an error of rendering is the environment's, and the video stays open.
         image: Any = self.env.render()
         try:

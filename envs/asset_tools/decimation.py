@@ -169,6 +169,7 @@ def _flips(
 
 
 def _normal(corners: list[tuple[float, ...]]) -> tuple[float, float, float]:
+    """Return the normal of a triangle, of any length."""
     (ax, ay, az), (bx, by, bz), (cx, cy, cz) = corners
     ux = bx - ax
     uy = by - ay

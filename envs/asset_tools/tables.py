@@ -321,7 +321,13 @@ def add_ball(mesh: Mesh, center: Point, radius: float, *, rings: int = 7, sides:
 
 
 def link_urdf(link: Link, files: Files, folder: str) -> list[str]:
-    """Return the URDF lines of a link and add its meshes to `files`; divides all lengths by the global scaling."""
+    """Return the URDF lines of a link, with all lengths divided by the global scaling.
+
+    Args:
+        link: the link, lengths as in the world.
+        files: its meshes are added here.
+        folder: path of the meshes, relative to the assets folder.
+    """
     lines = [f'  <link name="{link.name}">', f'    <contact><lateral_friction value="{TABLE_FRICTION}"/></contact>']
     lines.append(f'    <inertial><origin xyz="{number_list(_center(link))}"/><mass value="{link.mass}"/>')
     lines.append('      <inertia ixx="0.01" ixy="0" ixz="0" iyy="0.01" iyz="0" izz="0.01"/></inertial>')

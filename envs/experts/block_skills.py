@@ -173,7 +173,13 @@ def push_into_drawer(ee: EndEffector) -> Motion:
 
 
 def grasp(ee: EndEffector, color: str, *, middle_yaw: float = NEUTRAL_YAW) -> Motion:
-    """Close the fingers across the block's short side; of the two possible yaws the one nearer to `middle_yaw`."""
+    """Grasp a block: approach, descend, and close the fingers across its short side.
+
+    Args:
+        ee: the end effector.
+        color: of the block.
+        middle_yaw: of the two possible yaws the one nearer to this is taken, radians.
+    """
     if ee.world.blocks[color].rests_on("base_link"):
         yield from _make_room(ee, color, grasp_yaw(ee.world.blocks[color], middle_yaw))
     ee.gripper = OPEN
@@ -276,7 +282,13 @@ def stands_free(world: WorldState, color: str) -> bool:
 
 
 def can_lift(world: WorldState, color: str, place: str) -> bool:
-    """Return whether a block stands on the "table", in the open part of the "slider", or in the open "drawer"."""
+    """Return whether a block can be lifted from a place.
+
+    Args:
+        world: the present state.
+        color: of the block.
+        place: "table", "slider" (the part that the door leaves open), or "drawer" (open).
+    """
     block = world.blocks[color]
     if place == "table":
         return stands_in_reach(world, color)

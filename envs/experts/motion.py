@@ -353,7 +353,7 @@ class EndEffector:
 
 
 def vector(x: float, y: float, z: float) -> NDArray[np.float64]:
-    """Return a point or an offset, meters."""
+    """Return a point or an offset [3], meters."""
     return np.array([x, y, z])
 
 

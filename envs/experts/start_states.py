@@ -113,7 +113,13 @@ def go_to_start(
 
 
 def scatter_blocks(scene_obs: NDArray[np.float64], scene: str, rng: np.random.Generator) -> None:
-    """Move and rotate the blocks that stand on the table, at least `BLOCK_GAP_M` apart. Changes `scene_obs` [24]."""
+    """Move and rotate the blocks that stand on the table, in place, at least `BLOCK_GAP_M` apart.
+
+    Args:
+        scene_obs: state of the scene [24], which is changed.
+        scene: name of the scene.
+        rng: generator of positions and angles.
+    """
     low, high = (np.array(corner) for corner in SCENES[scene].surfaces["table"])
     blocks = scene_obs[6:].reshape(3, 6)
     on_table = [block for block in blocks if block[1] < 0.0]  # those on the shelf have y > 0
@@ -160,7 +166,13 @@ def _do_before(env: CalvinEnv, task: str, oracle: TaskOracle, rng: np.random.Gen
 
 
 def failed_attempt(env: CalvinEnv, task: str, rng: np.random.Generator) -> Iterator[Action]:
-    """Yield the actions of a failed attempt, made with a random position error; execute each before the next."""
+    """Yield the actions of a failed attempt, made with a random position error.
+
+    Args:
+        env: the environment; the caller executes each action before it takes the next.
+        task: name of the task.
+        rng: generator of the error, of the number of steps and of the expert.
+    """
     expert = Demonstrator()
     expert.start(task, env, rng, error=rng.uniform(-1.0, 1.0, size=3) * FAILED_ATTEMPT_ERROR_M)
     for _ in range(int(rng.integers(*FAILED_ATTEMPT_STEPS))):

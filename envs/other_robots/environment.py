@@ -117,7 +117,11 @@ def solved_episodes(
 
 
 def check_world(count: int, hz: float, image_size: int, embodiments: Sequence[str]) -> None:
-    """Raise an `InputError` for numbers that cannot work, without a robot, or with an unknown one."""
+    """Check the arguments of `solved_episodes`.
+
+    Raises:
+        InputError: a number that cannot work, no robot, or an unknown one.
+    """
     if count < 0 or not 0 < hz <= COMMAND_HZ or image_size < 8:
         raise InputError(
             f"other robots: found count={count}, hz={hz}, image_size={image_size}; "
@@ -158,7 +162,13 @@ def solved_episode(
 def sample_plan(
     task: Task, rng: np.random.Generator, embodiments: Sequence[str] = EMBODIMENTS
 ) -> tuple[SceneLayout, Plan]:
-    """Return a random layout in which the task is possible, and a plan for it, by rejection sampling."""
+    """Return a random layout in which a task is possible, and a plan for it, by rejection sampling.
+
+    Args:
+        task: one of `TASKS`.
+        rng: generator of all random choices.
+        embodiments: names of the robots to choose from.
+    """
     while True:
         layout = sample_layout(rng, embodiments=embodiments, plates=1 if task is place else int(rng.random() < 0.3))
         plan = task(layout, rng)
@@ -169,7 +179,17 @@ def sample_plan(
 def execute(
     world: OtherRobotsEnv, plan: Plan, *, hz: float, image_size: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Run a script to its end and to the next frame; return images [T, H, W, 3] and actions [T, 7]."""
+    """Run a script to its end and to the next frame.
+
+    Args:
+        world: the simulation, in the state of its layout.
+        plan: the script.
+        hz: frames per second.
+        image_size: height and width of the images in pixels.
+
+    Returns:
+        Images, uint8 [T, H, W, 3], and actions, float32 [T, 7].
+    """
     images: list[NDArray[np.uint8]] = []
     poses: list[Floats] = []
     grips: list[float] = []
@@ -210,7 +230,13 @@ def interpolate(layout: SceneLayout, waypoints: list[Waypoint]) -> list[tuple[Fl
 
 
 def relative_actions(poses: Floats, grips: Floats, *, hz: float) -> NDArray[np.float32]:
-    """Return differences of consecutive poses in CALVIN's units; the gripper command is that of the next frame."""
+    """Return the actions between consecutive frames, float32 [T, 7], in the units of a CALVIN action.
+
+    Args:
+        poses: [T, 6], position in meters and Euler angles in radians at each frame.
+        grips: [T], gripper command at each frame; an action has that of the next frame.
+        hz: frames per second.
+    """
     actions = np.zeros((len(poses), ACTION_DIM), dtype=np.float32)
     moved = np.diff(poses, axis=0)
     # Angles by the shorter way around.

@@ -27,7 +27,7 @@ class RecordingJob(NamedTuple):
     number: int
 
     def __str__(self) -> str:
-        """The recording, for messages."""
+        """Return the name of the recording in messages."""
         return f"recording {self.number} of {self.split}"
 
 

@@ -196,6 +196,12 @@ class _Attempt:
         """Return the label of a task that began at step `begin` and ends now; None if the oracle does not confirm it.
 
         That happens if the tail undid the task, or if its effect began before a window that was cut to `max_window`.
+
+        Args:
+            task: name of the task.
+            begin: its first step.
+            max_window: longest window in steps; None: the whole task.
+            rng: generator of the choice among the task's training instructions.
         """
         # Cut at the front: the end, where the task is solved, must stay.
         start = begin if max_window is None else max(begin, len(self.rows) - max_window)

@@ -82,7 +82,7 @@ class CalvinOutput:
         return self._writer(split).is_complete(number * self._spacing)
 
     def add(self, split: CalvinSplit, number: int, recording: RecordedDemonstration) -> None:
-        """Write one recording."""
+        """Write recording `number` of a split."""
         self._writer(split).write_recording(
             recording.arrays,
             first_frame=number * self._spacing,
@@ -135,7 +135,7 @@ class PartsOutput:
         return self._part(split, number).is_file()
 
     def add(self, split: CalvinSplit, number: int, recording: RecordedDemonstration) -> None:
-        """Write one recording, its images as JPEG."""
+        """Store recording `number` of a split, its images as JPEG."""
         # JPEG keeps the parts small.
         jpegs = [np.frombuffer(encode_jpeg(image), dtype=np.uint8) for image in recording.arrays["rgb_static"]]
         labels = [dataclasses.asdict(label) for label in recording.labels]
@@ -189,7 +189,13 @@ def parts_output(form: Literal["rlds", "video"], out: Path, *, world: str) -> Pa
 
 
 def pack_rlds(world: str, out: Path, parts: dict[CalvinSplit, list[Path]]) -> None:
-    """Write an RLDS data set, one episode per window."""
+    """Write an RLDS data set, one episode per window.
+
+    Args:
+        world: part of the name of the data set.
+        out: its folder.
+        parts: the stored recordings of each split.
+    """
     # Imported here, because it needs TensorFlow.
     from vw2_robot.data.rlds_writer import write_rlds
 
