@@ -18,6 +18,7 @@ from vw2_robot.envs.recording.demonstrations import RecordedDemonstration
 from vw2_robot.envs.recording.formats import PartsOutput, parts_output
 from vw2_robot.envs.recording.record import bind_output
 from vw2_robot.errors import InputError
+from vw2_robot.storage.files import write_json
 
 WANTED = {"episodes": 2, "seed": 0, "env": {"scene": "D"}, "perturbations": 0.05}
 
@@ -117,3 +118,18 @@ def test_no_damage_to_the_note_beside_a_recording_is_silent(tmp_path, place, kin
         assert "demo" in str(error)  # noqa: PT017 - either outcome is right
     else:
         assert note.read_bytes() == whole
+
+
+def test_a_recording_of_an_earlier_release_is_continued(tmp_path: Path) -> None:
+    folder = "vw2_robot.envs.other_robots.environment"
+    old = {"bumps": 0.0, "mistakes": 0.0, "env": {"_target_": f"{folder}.arms_episodes", "arms": ["iiwa"]}}
+    new = {
+        "perturbations": 0.0,
+        "failed_attempts": 0.0,
+        "env": {"_target_": f"{folder}.solved_episodes", "embodiments": ["iiwa"]},
+    }
+    (tmp_path / "demo").mkdir()
+    write_json(tmp_path / "demo.record.json", old, sealed=True)
+    bind_output(tmp_path / "demo", new)
+    with pytest.raises(InputError, match=r"these keys differ: perturbations \(0.0 -> 0.1\)"):
+        bind_output(tmp_path / "demo", {**new, "perturbations": 0.1})
