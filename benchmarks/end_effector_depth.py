@@ -28,7 +28,7 @@ from vw2_robot.checkpoint import load_checkpoint
 from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.data.frame_cache import resize_frame
 from vw2_robot.data.sources.calvin import CalvinDataset
-from vw2_robot.envs.cameras import STATIC_EYE, STATIC_TARGET
+from vw2_robot.envs.cameras import STATIC_CAMERA_POSITION, STATIC_CAMERA_TARGET
 from vw2_robot.finetune.labeled_windows import hand_poses
 from vw2_robot.models.policy.acting import null_codes
 from vw2_robot.models.policy.action_head import ActionHead, ActionHeadConfig
@@ -142,7 +142,7 @@ def position_of(pose: Tensor) -> Tensor:
 def along_and_across(error: Tensor) -> tuple[Tensor, Tensor]:
     """Return absolute errors in cm along the camera's line of sight and across it."""
     # Unit vector from the camera to its target.
-    sight = F.normalize(torch.tensor(STATIC_TARGET) - torch.tensor(STATIC_EYE), dim=0).float()
+    sight = F.normalize(torch.tensor(STATIC_CAMERA_TARGET) - torch.tensor(STATIC_CAMERA_POSITION), dim=0).float()
     along = error @ sight
     return 100 * along.abs(), 100 * (error - along[:, None] * sight).norm(dim=1)
 

@@ -108,7 +108,7 @@ def replay(agent: VW2Agent, dataset: CalvinDataset, *, seed: int, n_action_steps
     rows = []
     for number, trajectory in enumerate(dataset.trajectories):
         # Exactly the recorded start, so that a failure is one of the policy.
-        start_of(env, dataset, number, trajectory, seed).go(env)
+        start_of(env, dataset, number, trajectory, seed).restore(env)
         before = env.task_info()
         queue = ChunkQueue(agent, n_action_steps=n_action_steps)
         queue.reset(trajectory.instruction)

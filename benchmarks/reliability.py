@@ -77,7 +77,7 @@ def commands(work: Path) -> dict[str, Callable[[Path], list[str]]]:
         *("head.hidden=8", network, HARDWARE, f"++loop={_loop(300, 25)}"),
     ]
     rollout = ["policy=random", "num_sequences=8", "env.max_steps=60", "videos=3", "workers=2"]
-    others = ["env=arms", "episodes=4", "workers=2"]
+    others = ["env=other_robots", "episodes=4", "workers=2"]
     return {
         "record": lambda out: ["vw2-record", "tasks=[open_drawer]", "episodes=6", "workers=2", f"out={out}"],
         "record, rlds": lambda out: ["vw2-record", *others, "format=rlds", f"out={out}"],

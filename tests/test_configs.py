@@ -29,7 +29,7 @@ PROGRAM_FOLDERS = ("envs", "pretrain", "finetune", "rollouts", "vw2_robot")
 # Groups that no defaults list names, since they are left out as a rule: given as `+group=choice` to this program.
 APPENDED = {"experiment": "pretrain"}
 # Choices of a shared group that one of its programs has no use for -> what it says.
-REFUSED = {("record", "env=calvin_reference"): "demonstrates nothing"}
+REFUSED = {("record", "env=calvin_reference"): "records no demonstrations"}
 
 
 def root_names() -> list[str]:

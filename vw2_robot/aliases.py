@@ -35,6 +35,7 @@ KEYS = {
     "patch_t": "temporal_patch_size",
     "quantiser": "quantizer",
     "replan_every": "n_action_steps",
+    "sentences": "instructions",
     "stride_s": "temporal_stride",
     "timeout_s": "timeout_seconds",
     "unlabelled": "unlabeled",
@@ -51,6 +52,11 @@ TYPED_KEYS: Mapping[str, Callable[[Any], str]] = {
 """old key -> new key, where it had several meanings that the kind of value tells apart"""
 
 VALUES = {
+    "_target_": {
+        "vw2_robot.envs.other_robots.environment.arms_episodes": (
+            "vw2_robot.envs.other_robots.environment.solved_episodes"
+        ),
+    },
     "codes": {"own": "predicted"},
     "code_source": {"teacher": "ground_truth", "self": "predicted"},
 }

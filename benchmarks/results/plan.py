@@ -79,11 +79,16 @@ class Plan:
         parts = [str(self.out / "data" / name) for name in ("D", "D_hard")]
         joined = (*parts, "--out", str(self.out / "data" / "D_large"))
         jobs += [Job("data/D_large", JOIN, joined, needs=("data/D", "data/D_hard")), self.frames_job("D_large")]
-        return [*jobs, self.record_job("arms"), self.frames_job("arms", *([self.bridge] if self.bridge else []))]
+        return [
+            *jobs,
+            # The archive keeps the name of the first runs.
+            self.record_job("arms", config="other_robots"),
+            self.frames_job("arms", *([self.bridge] if self.bridge else [])),
+        ]
 
-    def record_job(self, name: str) -> Job:
-        """Return the recording of configs/experiment/record/NAME.yaml."""
-        arguments = (f"+experiment=record/{name}", "workers=2", f"out={self.out / 'data' / name}")
+    def record_job(self, name: str, *, config: str | None = None) -> Job:
+        """Return the recording of configs/experiment/record/CONFIG.yaml; by default CONFIG is the name."""
+        arguments = (f"+experiment=record/{config or name}", "workers=2", f"out={self.out / 'data' / name}")
         return Job(f"data/{name}", RECORD, arguments, exclusive=True)
 
     # `also`: RLDS data sets beside the recordings, for pre-training on several embodiments.

@@ -19,10 +19,10 @@ CALVIN = "vw2_robot.envs.benchmark.CalvinBenchmark"
 def test_the_chains_run_in_every_scene_and_can_be_asked_for_in_unseen_words(tmp_path, scene):
     from vw2_robot.envs.instructions import read_instructions
 
-    world = {"_target_": CALVIN, "scene": scene, "sentences": "enriched"}
+    world = {"_target_": CALVIN, "scene": scene, "instructions": "enriched"}
     options = {"num_sequences": 1, "videos": 0}
     summary = rollout(RolloutConfig(policy="demonstrator", env=world, run_dir=str(tmp_path), **options))
-    assert (summary["env"]["scene"], summary["env"]["sentences"]) == (scene, "enriched")
+    assert (summary["env"]["scene"], summary["env"]["instructions"]) == (scene, "enriched")
     (row,) = read_rows(tmp_path / "results.jsonl")
     assert row["solved"] >= 3
     enriched = read_instructions("enriched")
