@@ -101,7 +101,7 @@ def errors(training: Looks, test: Looks, *, steps: int, shift: int) -> Tensor:
 def errors_of_policy(run: str, test: Looks) -> Tensor:
     """How wrong the head of a fine-tuned policy is, [n, 3] in meters."""
     checkpoint = load_checkpoint(run, kind="policy")
-    policy = LatentPolicy.of_checkpoint(checkpoint).eval()
+    policy = LatentPolicy.from_checkpoint(checkpoint).eval()
     config = config_from(ActionHeadConfig, checkpoint.config["head"])
     stride = int(checkpoint.config["stride"])
     head = ActionHead(config, width=policy.backbone.width, queries=policy.config.queries, stride=stride)

@@ -129,7 +129,7 @@ class VW2Agent:
             )
         _check_complete(checkpoint)
         config = checkpoint.config
-        policy = LatentPolicy.of_checkpoint(checkpoint)
+        policy = LatentPolicy.from_checkpoint(checkpoint)
         with checkpoint.building():
             head = ActionHead(
                 config_from(ActionHeadConfig, config["head"]),

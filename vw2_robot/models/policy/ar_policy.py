@@ -137,7 +137,7 @@ class LatentPolicy(nn.Module):
         return FeatureTokens(dldm, grid=config.image_grid, width=width)
 
     @classmethod
-    def of_checkpoint(cls, checkpoint: Checkpoint) -> LatentPolicy:
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> LatentPolicy:
         """The policy of a checkpoint of kind "policy", in full precision, with adapters merged into the weights.
 
         All of it can be trained, whatever was kept frozen before.
@@ -182,7 +182,7 @@ class LatentPolicy(nn.Module):
         return policy.requires_grad_(True)
 
     def files(self) -> dict[str, dict[str, Any]]:
-        """What a checkpoint must hold beside config and weights, by file name: see `of_checkpoint`."""
+        """What a checkpoint must hold beside config and weights, by file name: see `from_checkpoint`."""
         tokens = {"tokens": self.backbone.vocabulary.to_json()}
         return tokens if self.backbone.description is None else tokens | {"backbone": self.backbone.description}
 

@@ -213,5 +213,5 @@ def test_only_so_many_instructions_are_remembered(policy):
     image = torch.zeros(1, 3, 16, 16)
     for number in range(40):
         policy.decode(policy.prompt([f"push {number}"], image), latent_steps=1)
-    assert len(policy.backbone._words._known) == 32
-    assert any(bytes(t for t in words if t < 256) == b"push 39" for words in policy.backbone._words._known)
+    assert len(policy.backbone._instruction_cache._known) == 32
+    assert any(bytes(t for t in tokens if t < 256) == b"push 39" for tokens in policy.backbone._instruction_cache._known)

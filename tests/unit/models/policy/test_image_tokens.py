@@ -147,7 +147,7 @@ def test_a_policy_that_sees_features_is_whole_in_its_checkpoint(tmp_path):
         modules={"policy": policy},
         files=policy.files(),
     )
-    again = LatentPolicy.of_checkpoint(load_checkpoint(tmp_path / "step_1", kind="policy")).eval()
+    again = LatentPolicy.from_checkpoint(load_checkpoint(tmp_path / "step_1", kind="policy")).eval()
     image = images()
     assert torch.equal(*(p.decode(p.prompt(WORDS, image), latent_steps=2).states_BHND for p in (policy, again)))
 

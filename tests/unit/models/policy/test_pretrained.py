@@ -177,7 +177,7 @@ def test_a_checkpoint_alone_rebuilds_the_policy(family, model_folder, tmp_path):
         modules={"policy": policy},
         files=policy.files(),
     )
-    again = LatentPolicy.of_checkpoint(load_checkpoint(tmp_path / "step_1", kind="policy")).eval()
+    again = LatentPolicy.from_checkpoint(load_checkpoint(tmp_path / "step_1", kind="policy")).eval()
     image = images(policy)
     mine, theirs = (p.decode(p.prompt(WORDS, image), latent_steps=2) for p in (policy, again))
     assert torch.equal(mine.states_BHND, theirs.states_BHND)
@@ -258,7 +258,7 @@ def test_adapters_are_in_the_weights_of_a_policy_that_comes_from_a_checkpoint(mo
         modules={"policy": policy},
         files=policy.files(),
     )
-    again = LatentPolicy.of_checkpoint(load_checkpoint(tmp_path / "step_1", kind="policy")).eval()
+    again = LatentPolicy.from_checkpoint(load_checkpoint(tmp_path / "step_1", kind="policy")).eval()
     assert again.backbone.adapters is None
     assert again.config.backbone.train == "full"
     assert all(parameter.requires_grad for parameter in again.backbone.parameters())
