@@ -64,14 +64,14 @@ def test_more_steps_than_the_model_has_positions_for_are_refused_with_numbers(po
 
 def test_a_long_plan_slides_a_window_and_up_to_the_horizon_it_is_plain_decoding(policy, prompt):
     assert torch.equal(
-        policy.long_plan(prompt, latent_steps=3, total_steps=4), policy.decode(prompt, latent_steps=3).codes_BHN
+        policy.long_plan(prompt, latent_steps=3, window=4), policy.decode(prompt, latent_steps=3).codes_BHN
     )
-    plan = policy.long_plan(prompt, latent_steps=30, total_steps=4)
+    plan = policy.long_plan(prompt, latent_steps=30, window=4)
     assert plan.shape == (2, 30, 4)
     assert torch.equal(plan[:, :4], policy.decode(prompt, latent_steps=4).codes_BHN)
     expected = policy.decode(prompt, latent_steps=2, given=plan[:, 10:12]).codes_BHN
     assert torch.equal(plan[:, 12:14], expected)
-    assert policy.long_plan(prompt, latent_steps=5, total_steps=1).shape == (2, 5, 4)
+    assert policy.long_plan(prompt, latent_steps=5, window=1).shape == (2, 5, 4)
 
 
 def test_a_long_plan_is_drawn_from_the_generator(policy, prompt):
@@ -79,7 +79,7 @@ def test_a_long_plan_is_drawn_from_the_generator(policy, prompt):
         policy.long_plan(
             prompt,
             latent_steps=6,
-            total_steps=2,
+            window=2,
             temperature=1.0,
             top_p=0.9,
             generator=torch.Generator().manual_seed(seed),
@@ -214,4 +214,6 @@ def test_only_so_many_instructions_are_remembered(policy):
     for number in range(40):
         policy.decode(policy.prompt([f"push {number}"], image), latent_steps=1)
     assert len(policy.backbone._instruction_cache._known) == 32
-    assert any(bytes(t for t in tokens if t < 256) == b"push 39" for tokens in policy.backbone._instruction_cache._known)
+    assert any(
+        bytes(t for t in tokens if t < 256) == b"push 39" for tokens in policy.backbone._instruction_cache._known
+    )
