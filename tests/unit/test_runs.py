@@ -262,7 +262,7 @@ def test_a_stop_says_where_the_run_goes_on(tmp_path):
             train(run, until=7)
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt, match="the same command goes on from step 4 of test"):
+    with pytest.raises(KeyboardInterrupt, match="the same command continues from step 4 of test"):
         stopped()
 
 
