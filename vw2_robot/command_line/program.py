@@ -1,8 +1,8 @@
-"""From a command line to a checked dataclass, and from an error to one message: the first line of every program.
+"""The decorator of all programs: it makes a checked configuration of a command line, and one message of an error.
 
 Hydra composes `vw2_robot.configs`, `config_from` turns the result into the program's root dataclass (a misspelt key or
-a wrong type stops the run before any work), and errors meant for a person leave as one message with exit status 1. No
-DictConfig gets past this file. Hydra is imported when a program starts, not when the library is imported.
+a wrong type stops the run before any work), and errors meant for users are printed as one message with exit status 1.
+No DictConfig leaves this file. Hydra is imported when a program starts, not when the library is imported.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vw2_robot.process import orderly
 from vw2_robot.storage.files import os_error
 
 ConfigT = TypeVar("ConfigT")
-# What a person can do about the refusals of an operating system.
+# What a user can do about an error of the operating system.
 _CURES = {
     errno.ENOSPC: "free some space and start the same command again",
     errno.EDQUOT: "free some of your share of this disk",
@@ -43,7 +43,7 @@ _CURES = {
     errno.EEXIST: "something of that name is there already; give another name",
     errno.ENOENT: "it is not there, or was removed meanwhile",
 }
-# These concern the machine, whatever file they met first.
+# These are limits of the machine, so that the name of the file does not matter.
 _LIMITS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EIO)
 
 
@@ -52,19 +52,22 @@ def program(
 ) -> Callable[[Callable[[ConfigT], None]], Callable[[], None]]:
     """Decorate `run(config)` into a console-script `main()` that is configured by `configs/<config_name>.yaml`.
 
-    `extra` is the one that installs what the program needs, Hydra first of all. With `one_process` it refuses to be
-    started as one of several ranks, each of which would do all of the work.
+    Args:
+        config_cls: root dataclass of the program.
+        config_name: of its yaml file.
+        extra: installs what the program needs, Hydra first of all.
+        one_process: refuse to be started as one of several ranks, each of which would do all of the work.
     """
 
     def decorate(run: Callable[[ConfigT], None]) -> Callable[[], None]:
         def main() -> None:
-            if "--version" in sys.argv[1:]:  # Hydra would print its own
+            if "--version" in sys.argv[1:]:  # Hydra would print its own version
                 print(f"vw2_robot {__version__}")
                 return
             try:
                 require("hydra", extra=extra)
             except MissingExtraError as error:
-                _tell(config_name, str(error))
+                _print_error(config_name, str(error))
                 raise SystemExit(1) from None
             import hydra
             from omegaconf import DictConfig, OmegaConf
@@ -77,29 +80,26 @@ def program(
                 try:
                     if one_process:
                         _refuse_ranks()
-                    values: Any = _plain_values(tree)
+                    try:
+                        values: Any = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+                    except OmegaConfBaseException as error:
+                        what = str(error).splitlines()[0]
+                        raise InputError(f"{what}; give {error.full_key}=... (--help shows an example)") from error
                     run(config_from(config_cls, values))
                 except Exception as error:
                     if (message := _message(error)) is None or os.environ.get("HYDRA_FULL_ERROR"):
                         raise
-                    _tell(config_name, message)
-                    if (words := _job_of_a_sweep()) is None:
+                    _print_error(config_name, message)
+                    if (overrides := _overrides_in_sweep()) is None:
                         raise SystemExit(1) from None
-                    failed.append(words)  # an exception would keep Hydra from starting the next job
-
-            def _plain_values(tree: DictConfig) -> Any:
-                try:
-                    return OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
-                except OmegaConfBaseException as error:
-                    what = str(error).splitlines()[0]
-                    raise InputError(f"{what}; give {error.full_key}=... (--help shows an example)") from error
+                    failed.append(overrides)  # an exception would keep Hydra from starting the next job
 
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
             with orderly(config_name):
                 sys.argv[1:] = as_typed(sys.argv[1:], config_cls)
                 job()
                 if failed:
-                    _tell(config_name, f"{len(failed)} of the jobs failed: {'; '.join(failed)}")
+                    _print_error(config_name, f"{len(failed)} of the jobs failed: {'; '.join(failed)}")
                     raise SystemExit(1)
 
         return main
@@ -108,6 +108,7 @@ def program(
 
 
 def _refuse_ranks() -> None:
+    """Refuse to run under torchrun with several ranks."""
     ranks = os.environ.get("WORLD_SIZE", "")
     if ranks not in ("", "0", "1"):
         raise InputError(
@@ -116,8 +117,8 @@ def _refuse_ranks() -> None:
         )
 
 
-def _job_of_a_sweep() -> str | None:
-    """Number and overrides of a job of `--multirun`; None in a single run."""
+def _overrides_in_sweep() -> str | None:
+    """Return number and overrides of a job of `--multirun`; None in a single run."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -126,7 +127,7 @@ def _job_of_a_sweep() -> str | None:
 
 
 def _message(error: Exception) -> str | None:
-    """What a person is told about an error; None where it is a bug of ours, which keeps its traceback."""
+    """Return the message to print for an error; None for a bug, which keeps its traceback."""
     if isinstance(error, InputError | MissingExtraError):
         return str(error)
     text = " ".join(str(error).split())
@@ -148,7 +149,7 @@ def _message(error: Exception) -> str | None:
     return f"{names or 'a limit of this machine'}: {error.strerror}; {_CURES[error.errno]}"
 
 
-def _tell(program_name: str, message: str) -> None:
-    with suppress(OSError):  # the disk under them may be full as well
+def _print_error(program_name: str, message: str) -> None:
+    with suppress(OSError):  # the disk behind the streams may be full as well
         sys.stdout.flush()
         print(f"{program_name}: error: {message}\nSet HYDRA_FULL_ERROR=1 for a full stack trace.", file=sys.stderr)
