@@ -67,6 +67,7 @@ class VW2Agent:
         temporal_ensemble: float | None,
         temperature: float,
     ) -> None:
+        # Eval mode is permanent: an agent never trains.
         self._policy = policy.eval()
         self._head = head.eval()
         self._statistics = statistics
@@ -129,6 +130,7 @@ class VW2Agent:
                 f"{checkpoint.path} was pre-trained on latent tokens only and has no action head; run vw2-finetune "
                 f"policy={checkpoint.path} first"
             )
+        # Everything is checked before the weights go to the device, where an error may show at the first action.
         _check_complete(checkpoint)
         config = checkpoint.config
         policy = LatentPolicy.from_checkpoint(checkpoint)
@@ -159,6 +161,7 @@ class VW2Agent:
 
         The state is the instruction, the random generator and the chunks to be averaged.
         """
+        # Shallow: policy, head and statistics are shared; nothing that an episode changes in them alters a result.
         other = copy.copy(self)
         other._generator = torch.Generator().manual_seed(0)
         if self._ensemble is not None:

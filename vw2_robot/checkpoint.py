@@ -61,6 +61,7 @@ class Checkpoint:
             InputError: names missing, unexpected and wrongly shaped or typed parameters.
         """
         for name, module in modules.items():
+            # Compared before loading, since `load_state_dict` has changed a part of the module when it fails.
             found = {key[len(name) + 1 :]: value for key, value in self.weights.items() if key.startswith(name + ".")}
             wanted = module.state_dict()
             missing = sorted(wanted.keys() - found.keys())
@@ -137,6 +138,7 @@ def save_checkpoint(
         optimizer: its state, for a run that can be resumed.
         training: content of training.json, written with the optimizer.
     """
+    # Copies on the CPU: safetensors refuses tensors that share memory, such as tied embeddings.
     weights = {
         f"{name}.{key}": value.detach().cpu().contiguous().clone()
         for name, module in modules.items()
@@ -160,7 +162,7 @@ def save_checkpoint(
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file; the metadata tell other libraries that it is PyTorch's layout."""
+    """Write a safetensors file; its metadata name PyTorch's layout, which other libraries check."""
     save_file(dict(tensors), path, metadata={"format": "pt"})
 
 
@@ -187,6 +189,7 @@ def load_optimizer(path: Path, optimizer: torch.optim.Optimizer, *, verify: bool
         if number >= len(parameters) or not (value.ndim == 0 or _fits(value, parameters[number])):
             raise InputError(f"{file}: {name} {list(value.shape)} belongs to no parameter of this run; {CURE}")
         state.setdefault(number, {})[key] = value
+    # AdamW has the same keys for every parameter that was ever updated.
     if len({frozenset(entry) for entry in state.values()}) > 1:
         raise InputError(f"{file} lacks numbers of some parameters; {CURE}")
     groups = optimizer.state_dict()["param_groups"]
@@ -240,6 +243,7 @@ def is_our_checkpoint(folder: Path) -> bool:
     """Return whether everything in `folder` was written by `save_checkpoint`: nothing else may ever be deleted."""
     if folder.is_symlink() or not folder.is_dir():
         return False
+    # Without a manifest, `_FILES` are all that a checkpoint may hold.
     try:
         description = read_json(folder / "config.json", cure=CURE)
         manifest = read_json(folder / MANIFEST, cure=CURE) if (folder / MANIFEST).exists() else {"sha256": _FILES}
@@ -263,12 +267,14 @@ def load_checkpoint(path: str | Path, *, kind: str, verify: bool = True) -> Chec
         InputError: not a checkpoint, another kind, another format version, or a damaged file.
     """
     folder = resolve(path)
+    # 1. Integrity: all files that this function reads against the manifest.
     reserved = {"config.json", "training.json", MANIFEST}
     others = [p for p in sorted(folder.glob("*.json")) if p.name not in reserved]
     if verify:
         written = [name for name in ("stats.json", "tokens.json", "backbone.json") if (folder / name).exists()]
         if not compare_with_manifest(folder, cure=CURE, names=["config.json", "model.safetensors", *written]):
             _LOG.warning("%s has no %s: whether its files are whole is not checked", folder, MANIFEST)
+    # 2. Format and kind, before the weights take memory.
     description = read_json(folder / "config.json", cure=CURE)
     version = description.get("format_version")
     if version != FORMAT_VERSION:
@@ -282,6 +288,7 @@ def load_checkpoint(path: str | Path, *, kind: str, verify: bool = True) -> Chec
     facts = description.get("facts", {})
     if not isinstance(config, dict) or not isinstance(facts, dict):
         raise InputError(f'{folder}/config.json lacks "config" or "facts"; {CURE}')
+    # 3. Weights and further files, under today's names.
     weights = with_new_names(_read_tensors(folder / "model.safetensors"))
     files = {p.stem: read_json(p, cure=CURE) for p in others}
     return Checkpoint(folder, kind, with_new_keys(config), with_new_keys(facts), weights, files)

@@ -35,6 +35,7 @@ def commands(actions: Any, *, at_least: int) -> NDArray[np.float64]:
     if not np.isfinite(chunk).all():
         row = int(np.argmin(np.isfinite(chunk).all(axis=1)))
         raise InputError(f"the policy returned actions that are not finite, first in row {row}: {chunk[row].tolist()}")
+    # The gripper has two commands, so its number becomes a sign, as in `VW2Agent`.
     gripper = np.where(chunk[:, GRIPPER_INDEX] > 0, 1.0, -1.0)
     chunk = chunk.clip(-1.0, 1.0)
     chunk[:, GRIPPER_INDEX] = gripper

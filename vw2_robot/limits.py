@@ -1,7 +1,7 @@
 """Limits of the numbers in a configuration: one rule for seeds, counts, rates and shares in all programs.
 
 Whole numbers (a seed, a number of steps, of processes) are at least 0, other numbers finite. A field of a configuration
-that needs more, or less, says so in its type:
+that needs another limit has it in its type:
 
     num_frames: Count = 9
     fps: Rate | None = None

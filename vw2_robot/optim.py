@@ -95,7 +95,7 @@ def learning_rate(step: int, config: OptimConfig, *, total_steps: int) -> float:
         config: peak learning rate and steps of warm-up.
         total_steps: where the rate reaches 0.
     """
-    # A short run would end before its warm-up: at most a fifth of it warms up. Our addition, the paper's runs are long.
+    # A short run would end before its warm-up, so at most a fifth of it warms up.
     warmup = min(config.warmup_steps, max(1, total_steps // 5))
     if step < warmup:
         return config.lr * (step + 1) / warmup
@@ -128,6 +128,7 @@ def optimizer_step(
         NonFiniteLossError: names the step of the run; no parameter was changed.
     """
     rate = learning_rate(step, config, total_steps=total_steps)
+    # The rate is set here, not by a scheduler: a resumed run then needs no scheduler state.
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_mult"]

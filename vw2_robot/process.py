@@ -1,4 +1,4 @@
-"""Signal handling and standard streams of a program: it stops cleanly and in time, whoever reads its output.
+"""Signal handling and standard streams of a program: a clean stop in limited time, also without a reader of its output.
 
     stop_at_once(name)   before a program is imported
     orderly(name)        around a whole program: SIGTERM and Ctrl-C become exceptions, standard streams may be closed

@@ -178,7 +178,7 @@ class Run:
         if not file.exists():
             if begun:
                 raise InputError(
-                    f"{file} is missing, so nobody can tell which configuration the run in this folder has; restore "
+                    f"{file} is missing, so the configuration of the run in this folder is unknown; restore "
                     "it, use another run_dir, or delete the folder to start over"
                 )
             return

@@ -118,22 +118,20 @@ class WorkerPool(Generic[Job, Answer]):
     def _dispatch(self, job: Job) -> None:
         """Send a job to an idle worker, or to a new one."""
         idle = [connection for connection in self._workers if connection not in self._busy]
-        connection = idle[0] if idle else self._spawn()
+        if idle:
+            connection = idle[0]
+        else:
+            arguments = self._arguments()
+            build = pickle.dumps(self._build)  # unpickled, and with it imported, only when the process can be stopped
+            connection, process = start(_work, build, arguments, name=f"{self._name} {self._started}")
+            for one in arguments:
+                if isinstance(one, Connection):
+                    one.close()
+            self._started += 1
+            self._workers[connection] = process
         self._busy[connection] = job
         with contextlib.suppress(OSError):  # already dead: `run` finds out
             connection.send(job)
-
-    def _spawn(self) -> Connection:
-        """Start a worker, and return the connection to it."""
-        arguments = self._arguments()
-        build = pickle.dumps(self._build)  # unpickled, and with it imported, only when the process can be stopped
-        connection, process = start(_work, build, arguments, name=f"{self._name} {self._started}")
-        for one in arguments:
-            if isinstance(one, Connection):
-                one.close()
-        self._started += 1
-        self._workers[connection] = process
-        return connection
 
     def _remove_dead(self, connection: Connection) -> Job:
         """Remove a dead worker, and return the job that it had."""
@@ -185,7 +183,7 @@ def how_it_ended(process: BaseProcess) -> str:
     """Return a text for the exit code of a process, with what ended it and the usual cause."""
     code = process.exitcode
     if code == -signal.SIGKILL:
-        return "exit code -9 (SIGKILL: killed by somebody, or by the system because memory was short)"
+        return "exit code -9 (SIGKILL: from another process, or from the system because memory was short)"
     if code == _TERMINATED:
         return f"exit code {code} (SIGTERM)"
     return f"exit code {code}" + (f" ({signal.Signals(-code).name})" if code is not None and code < 0 else "")

@@ -97,6 +97,7 @@ def _quoting(value: Any) -> str:
 def config_tree(config: Any) -> dict[str, Any]:
     """Return a dataclass as plain nested values, with lists for tuples."""
     assert is_dataclass(config)
+    # Through JSON, so that what is compared with a stored configuration has passed the same conversion.
     tree: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))  # type: ignore[arg-type]
     return tree
 

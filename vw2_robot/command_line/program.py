@@ -78,8 +78,12 @@ def program(
             @hydra.main(version_base="1.3", config_path="pkg://vw2_robot.configs", config_name=config_name)
             def job(tree: DictConfig) -> None:
                 try:
-                    if one_process:
-                        _refuse_ranks()
+                    ranks = os.environ.get("WORLD_SIZE", "")
+                    if one_process and ranks not in ("", "0", "1"):
+                        raise InputError(
+                            f"WORLD_SIZE={ranks}: this program is one process, and each of several ranks would train "
+                            "the whole run; start it without torchrun, or set WORLD_SIZE=1"
+                        )
                     try:
                         values: Any = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
                     except OmegaConfBaseException as error:
@@ -105,16 +109,6 @@ def program(
         return main
 
     return decorate
-
-
-def _refuse_ranks() -> None:
-    """Refuse to run under torchrun with several ranks."""
-    ranks = os.environ.get("WORLD_SIZE", "")
-    if ranks not in ("", "0", "1"):
-        raise InputError(
-            f"WORLD_SIZE={ranks}: this program is one process, and each of several ranks would train the whole run; "
-            "start it without torchrun, or set WORLD_SIZE=1"
-        )
 
 
 def _overrides_in_sweep() -> str | None:

@@ -8,7 +8,7 @@
 The evaluator calls `reset()` at the start of each subtask and `step(obs, goal)` before each control step, with the raw
 instruction as goal. It renders all cameras in every step; the policy gets the static one, every `n_action_steps`
 steps. Actions are what `vw2-rollout` executes: seven numbers, six in [-1, 1] and a gripper that is exactly -1 or +1.
-Imports nothing of CALVIN. docs/evaluation.md says what to install and how the two evaluators compare.
+Imports nothing of CALVIN. docs/evaluation.md describes the installation and compares the two evaluators.
 """
 
 from __future__ import annotations

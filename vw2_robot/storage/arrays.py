@@ -105,7 +105,22 @@ def read_arrays(path: Path, names: Sequence[str] | None = None, *, cure: str) ->
         missing = [name for name in names or () if name not in members]
         if missing:
             raise InputError(f"{path} holds no {missing[0]}; it holds {', '.join(sorted(members))}; {cure}")
-        return {name: _unpacked(archive, members[name]) for name in (names if names is not None else members)}
+        arrays = {}
+        for name in names if names is not None else members:
+            info = members[name]
+            if info.compress_type not in _METHODS:
+                raise ValueError(
+                    f"{info.filename} is compressed by method {info.compress_type}, which NumPy does not write"
+                )
+            if info.file_size > MAX_ARRAY_BYTES:
+                raise ValueError(
+                    f"{info.filename} claims {info.file_size} bytes, more than the {MAX_ARRAY_BYTES} allowed"
+                )
+            content = bytearray(archive.read(info))  # grows with what is there, not with the size in the header
+            stream = io.BytesIO(content)
+            header = _checked_header(stream, len(content))
+            arrays[name] = _array(header, content, stream.tell())
+        return arrays
 
 
 def read_header(stream: BinaryIO) -> ArrayHeader:
@@ -142,18 +157,6 @@ def _checked_header(stream: BinaryIO, size: int) -> ArrayHeader:
     if found != header.num_bytes:
         raise ValueError(f"its header says {header.dtype} {header.shape}, {header.num_bytes} bytes, it holds {found}")
     return header
-
-
-def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
-    """Return one array of an archive."""
-    if info.compress_type not in _METHODS:
-        raise ValueError(f"{info.filename} is compressed by method {info.compress_type}, which NumPy does not write")
-    if info.file_size > MAX_ARRAY_BYTES:
-        raise ValueError(f"{info.filename} claims {info.file_size} bytes, more than the {MAX_ARRAY_BYTES} allowed")
-    content = bytearray(archive.read(info))  # grows with what is there, not with the size in the header
-    stream = io.BytesIO(content)
-    header = _checked_header(stream, len(content))
-    return _array(header, content, stream.tell())
 
 
 def _array(header: ArrayHeader, content: bytearray, offset: int) -> NDArray[Any]:

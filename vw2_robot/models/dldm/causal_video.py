@@ -89,7 +89,8 @@ class CausalConv3d(nn.Module):
         """Convolve; T2 = ceil(T / temporal_stride), height and width shrink by spatial_stride."""
         k_t, k_h, k_w = self.kernel
         stride = self.temporal_stride
-        # The last tap of output frame t is input frame t * stride, so that no output sees a later frame.
+        # Output frame t ends with input frame (t + 1) * stride - 1: with stride 1 it sees no frame after its own, and
+        # `Downsample` repeats frame 0 before it halves time.
         pad = (k_t - 1) + (1 - stride)
         if pad > 0:
             x = torch.cat([x[:, :1].expand(-1, pad, -1, -1, -1), x], dim=1)
@@ -156,7 +157,7 @@ class FrameAttention(nn.Module):
         super().__init__()
         self.axis = axis
         self.norm = FrameNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = nn.Linear(width, 3 * width)  # queries, keys and values as one product
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Float[Tensor, "B T C h w"]) -> Float[Tensor, "B T C h w"]:
@@ -210,6 +211,7 @@ class Upsample(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T C H W"]) -> Float[Tensor, "B T2 C2 H2 W2"]:
         """Return the larger grid: time 1 + m -> 1 + 2m, space doubled."""
+        # Frame 0 is a step of its own: it is not doubled, or the video would grow to 2 + 2m frames.
         if self.time:
             x = x.repeat_interleave(2, dim=1)[:, 1:]
         if self.space:
@@ -292,6 +294,7 @@ class CausalEncoder(nn.Module):
             FrameAttention(width, axis="time"),
             ResidualBlock(width, width),
         ]
+        # The middle attends at the coarsest resolution, whether the levels do or not.
         self.body = nn.Sequential(*body, *middle, FrameNorm(width), nn.SiLU())
 
     def forward(self, x: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B K C h w"]:
@@ -316,6 +319,7 @@ class CausalDecoder(nn.Module):
         width = levels[-1].width
         body: list[nn.Module] = []
         for level in reversed(levels):
+            # The encoder down-samples after a level's blocks, so the decoder up-samples before them.
             if level.downsample_time or level.downsample_space:
                 body.append(Upsample(width, level.width, time=level.downsample_time, space=level.downsample_space))
                 width = level.width

@@ -67,7 +67,8 @@ class VQ(nn.Module):
             self.used[indices.unique()] += 1
             # NSVQ: the error keeps its length |z - e| and gets a random direction; its gradient reaches z and e.
             error = (z - self.codebook[indices]).norm(dim=-1, keepdim=True)
-            v = torch.randn(z.shape, generator=self._generator(_NOISE)).to(z.device)
+            generator = torch.Generator().manual_seed(2 * int(self.batches) + _NOISE)
+            v = torch.randn(z.shape, generator=generator).to(z.device)
             self.batches += 1
             self.since += 1
             return z + error * v / v.norm(dim=-1, keepdim=True)
@@ -81,19 +82,16 @@ class VQ(nn.Module):
         """Return the codebook entry of each index in [0, V)."""
         return self.codebook[indices]
 
-    def _generator(self, stream: int) -> torch.Generator:
-        return torch.Generator().manual_seed(2 * int(self.batches) + stream)
-
     @torch.no_grad()
     def _replace_unused(self) -> None:
-        """Move entries that are hardly used onto used ones when the schedule says so, and reset the counts."""
+        """On the batches of `SCHEDULE`, move entries that are hardly used onto used ones and reset the counts."""
         count = int(self.batches)
         period = next((period for end, period in SCHEDULE if count < end), None)
         if period is None or count == 0 or count % period:
             return
         alive = self.used >= USED_BY_BATCHES * self.since
         if alive.any():  # with no used entry there is nothing to move onto
-            generator = self._generator(_REPLACE)
+            generator = torch.Generator().manual_seed(2 * count + _REPLACE)
             dead = (~alive).nonzero().flatten()
             donors = alive.nonzero().flatten()
             chosen = donors[torch.randint(len(donors), (len(dead),), generator=generator).to(donors.device)]

@@ -124,7 +124,7 @@ class LatentPolicy(nn.Module):
             kind="image_text" if config.image == "vlm" else "causal",
             description=description,
         )
-        # PyTorch's layers are initialized from the global generator: seed it from ours, and restore it afterwards.
+        # PyTorch initializes layers from the global generator: seed it from `generator`, and restore it afterwards.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
             width = self.backbone.width
@@ -238,23 +238,20 @@ class LatentPolicy(nn.Module):
             places = before.new_full((len(before), count), backbone.images.token)
             return torch.cat([before, places, after], dim=1), images
         if isinstance(self.image, PixelTokens):
-            seen = self.image(image, self._mean_embedding(texts, image.device))
+            # The mean embedding of each instruction's tokens; of `<instr>` where there are none. One flat row of
+            # tokens, summed per sample: the result does not depend on the padding of the batch.
+            texts = [text or [backbone.vocabulary.special["<instr>"]] for text in texts]
+            counts = torch.tensor([len(text) for text in texts], device=image.device)
+            embedded = backbone.embed(torch.tensor([token for text in texts for token in text], device=image.device))
+            samples = torch.repeat_interleave(counts)
+            total = embedded.new_zeros(len(texts), embedded.shape[1]).index_add(0, samples, embedded)
+            seen = self.image(image, total / counts[:, None])
         elif isinstance(self.image, DiscreteTokens):
             assert backbone.vocabulary.image is not None
             seen = backbone.embed(self.image(image) + backbone.vocabulary.image[0])
         else:
             seen = self.image(image)
         return torch.cat([backbone.embed(before), seen, backbone.embed(after)], dim=1), None
-
-    def _mean_embedding(self, texts: Sequence[Sequence[int]], device: torch.device) -> Float[Tensor, "B D"]:
-        """Return the mean embedding of each instruction's tokens; of `<instr>` where there are none."""
-        texts = [text or [self.backbone.vocabulary.special["<instr>"]] for text in texts]
-        # One flat row of tokens, summed per sample: the result does not depend on the padding of the batch.
-        counts = torch.tensor([len(text) for text in texts], device=device)
-        embedded = self.backbone.embed(torch.tensor([token for text in texts for token in text], device=device))
-        samples = torch.repeat_interleave(counts)
-        total = embedded.new_zeros(len(texts), embedded.shape[1]).index_add(0, samples, embedded)
-        return total / counts[:, None]
 
     def states(self, prompt: Prompt, codes: Int[Tensor, "B H N"]) -> Float[Tensor, "B H N D"]:
         """Return the states that predict each code when the codes before it are given (one forward pass).
@@ -273,8 +270,10 @@ class LatentPolicy(nn.Module):
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Return the cross-entropy of the latent tokens and, under "accuracy", the share predicted right.
 
-        The softmax goes over what `restrict_softmax` says. Both are means over what `valid` marks: whole steps [B, H],
-        or single codes [B, H, N].
+        Args:
+            states: from `states`.
+            codes: the right ones.
+            valid: what the two means go over: whole steps [B, H], or single codes [B, H, N].
         """
         first, end = self.backbone.vocabulary.latent
         if not self.config.restrict_softmax:

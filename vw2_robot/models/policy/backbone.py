@@ -216,6 +216,7 @@ class Backbone(nn.Module):
         logits = hidden @ head.weight[first:end].T
         if getattr(head, "bias", None) is not None:
             logits = logits + head.bias[first:end]
+        # What some families do to their logits; `_check_head` refuses a model that does anything else.
         config = self._text_config
         if scale := getattr(config, "logit_scale", None):  # Cohere
             logits = logits * scale
@@ -246,9 +247,10 @@ class Backbone(nn.Module):
                 f"policy.backbone.weights={self.config.weights} is a {type(self.model).__name__}, which takes no "
                 "embeddings or no attention mask; give a transformer"
             )
-        ours = self.logits(self.hidden(self.embed(tokens), mask=torch.ones_like(tokens).bool(), positions=tokens))
-        theirs = self.model(input_ids=tokens).logits
-        if ours.shape != theirs.shape or not torch.allclose(ours, theirs, atol=1e-3, rtol=1e-3):
+        mask = torch.ones_like(tokens).bool()
+        found = self.logits(self.hidden(self.embed(tokens), mask=mask, positions=tokens))
+        expected = self.model(input_ids=tokens).logits
+        if found.shape != expected.shape or not torch.allclose(found, expected, atol=1e-3, rtol=1e-3):
             raise InputError(
                 f"policy.backbone.weights={self.config.weights} is a {type(self.model).__name__}, whose logits are not "
                 "those of its output embeddings on its last states; such models are not supported"

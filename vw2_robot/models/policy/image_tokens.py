@@ -36,7 +36,7 @@ class Halving(nn.Module):
     """Convolution to half the side, group norm, channels scaled and shifted by the instruction (FiLM), SiLU.
 
     FiLM: Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer", 2018. The layer that makes scale and
-    shift is called `film` after the paper, in state dicts too.
+    shift has the paper's name, in state dicts too: `self.film`.
     """
 
     def __init__(self, channels: int, out: int, width: int) -> None:

@@ -137,7 +137,8 @@ class StaticCache:
         # The mask's values are read once, at the prompt (on a GPU that waits for the device): nothing after it is
         # padding.
         if not self._begun and not bool(mask.all()):
-            self._padding = self._bias(F.pad(mask, (0, self._capacity - end), value=True))
+            seen = F.pad(mask, (0, self._capacity - end), value=True)
+            self._padding = self._weights.norm.new_zeros(seen.shape).masked_fill_(~seen, -torch.inf)
         self._length = end
         self._begun = True
         bias = self._attention_bias(mask, begin, end)
@@ -190,7 +191,7 @@ class StaticCache:
     def _attend(self, memory: Tensor, q: Tensor, bias: Tensor | None) -> Tensor:
         """Return attended values [B * S, queries * E].
 
-        Queries that share a key head stand behind one another, as if they were more positions: no key is copied.
+        Queries that share a key head are stacked along the positions, so that no key is copied.
         """
         batch, count, _, width = q.shape
         keys, values = memory.split(self._weights.keys, dim=1)
@@ -213,11 +214,10 @@ class StaticCache:
         place = torch.arange(end, device=mask.device)
         rows = place[begin:, None]
         seen = mask[:, None] & (place <= rows)
-        return self._bias(seen | (place == rows))[:, None].repeat_interleave(groups, dim=2)
-
-    def _bias(self, seen: Tensor) -> Tensor:
-        """Return 0 where `seen` and -inf elsewhere; a boolean mask would be converted to this in every layer."""
-        return self._weights.norm.new_zeros(seen.shape).masked_fill_(~seen, -torch.inf)
+        seen = seen | (place == rows)
+        # Numbers, since a boolean mask would be converted to them in every layer.
+        bias = self._weights.norm.new_zeros(seen.shape).masked_fill_(~seen, -torch.inf)
+        return bias[:, None].repeat_interleave(groups, dim=2)
 
 
 class InstructionCache:

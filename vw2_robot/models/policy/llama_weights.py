@@ -73,6 +73,7 @@ class LlamaWeights:
         self.head_width = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
         self.scale = float(decoder.layers[0].self_attn.scaling)
         self.eps = self.norm.new_tensor(float(config.rms_norm_eps))
+        # The addresses of all parameters: moving the model to another device changes them.
         self._parameters = list(decoder.parameters())
         self._places = [parameter.data_ptr() for parameter in self._parameters]
         self._hooks = [module._forward_hooks for module in decoder.modules()]
@@ -123,6 +124,7 @@ def _adjacent(parameters: list[nn.Parameter]) -> Tensor:
         lies_together &= parameter.data_ptr() == step and parameter.is_contiguous()
         lies_together &= parameter.data.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
         step += parameter.numel() * parameter.element_size()
+    # One new block for all, of which the parameters become views; their old memory is freed.
     rows = sum(parameter.shape[0] for parameter in parameters)
     if not lies_together:
         whole = torch.cat([parameter.data for parameter in parameters])

@@ -112,15 +112,16 @@ def read_pretrained(weights: str, *, kind: Kind) -> Pretrained:
             f"policy.backbone.weights={weights} cannot be loaded as a {wanted} ({reason}); give a folder with "
             "config.json, model.safetensors and tokenizer.json, or a hub id"
         ) from error
-    ours = LibraryTokenizer.from_transformers(tokenizer, weights)
+    library_tokenizer = LibraryTokenizer.from_transformers(tokenizer, weights)
     description = {
         "kind": kind,
         "transformers": transformers.__version__,
         "config": {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "auto_map")},
-        "tokenizer": ours.describe(),
+        "tokenizer": library_tokenizer.describe(),
         "image_processor": None if processor is None else json.loads(processor.to_json_string()),
     }
-    return Pretrained(model, ours, processor, json.loads(json.dumps(description, default=str)))
+    # Through JSON at once, so that the description is the same as the one in a checkpoint.
+    return Pretrained(model, library_tokenizer, processor, json.loads(json.dumps(description, default=str)))
 
 
 def rebuild_pretrained(description: dict[str, Any]) -> Pretrained:

@@ -2,7 +2,7 @@
 
 Place in the flow: under `backbone.py`. Method specification 2.3. After the V0 rows that a model brings come
 `<lat> </lat> <img> </img> <instr> </instr>`, then the image tokens (`image: discrete` only), then the V latent
-tokens, last and contiguous; rows that fill the table up to a round number come behind them and are never used. Old rows
+tokens, last and contiguous; rows that fill the table up to a round number follow them and are never used. Old rows
 and old logits stay bit-equal, in the input table and in an untied output table.
 """
 
@@ -57,8 +57,8 @@ class ByteTokenizer:
 class WordTokenizer:
     """One token for each common word of robot instructions, bytes for every other word.
 
-    Tokens 0..259 are those of `ByteTokenizer`, then come the words of instruction_words.txt. A space stands
-    between two words only where both are spelled. Punctuation is spelled.
+    Tokens 0..259 are those of `ByteTokenizer`, then come the words of instruction_words.txt. A space is encoded only
+    between two words that are both in bytes. Punctuation is in bytes.
     """
 
     pad = ByteTokenizer.pad

@@ -39,6 +39,7 @@ class CodeProjection(nn.Module):
         batch, latent_steps, queries, _ = codes.shape
         tokens = self.mlp(codes) + self.step[:latent_steps, None] + self.slot
         tokens = rearrange(tokens, "b m n d -> b (m n) d")
+        # The null token is what frame 0 attends to, and every frame where the codes are dropped.
         tokens = torch.cat([self.null.expand(batch, 1, -1), tokens], dim=1)
         hidden = ~visible_keys(key_steps(latent_steps, queries, tokens.device), "causal")
         for layer in self.layers:

@@ -177,8 +177,9 @@ class VDM(nn.Module):
     def trainable_parameters(self, *, prior: bool = False) -> list[nn.Parameter]:
         """Return the parameters to be trained, in a fixed order; only these get `requires_grad`.
 
-        With `prior` (the stage before phase 2) those are transformer and projection. In phase 2 they are projection,
-        control branch, and of the transformer what `config.train` says: everything, the adapters, or nothing.
+        Args:
+            prior: for the stage before phase 2: transformer and projection. In phase 2: projection, control branch,
+                and of the transformer everything, the adapters, or nothing (`config.train`).
         """
         chosen = []
         for name, parameter in self.named_parameters():
@@ -209,9 +210,12 @@ class VDM(nn.Module):
         self.finish_prior()
 
     def save_folder(self, path: str | Path, *, merged: bool = True) -> None:
-        """Write transformer/ and scheduler/ so that stock diffusers loads them; `merged` adds adapters to the weights.
+        """Write transformer/ and scheduler/ so that stock diffusers loads them.
 
-        Unmerged, the transformer is written as it was before phase 2 and the adapters lie beside it.
+        Args:
+            path: the folder.
+            merged: add adapters to the weights; else the weights from before phase 2 are written, and the adapters
+                beside them.
         """
         stock = {key: stock_options(self.config, self.geometry)[key] for key in ("in_channels", "concat_padding_mask")}
         save_weights(self.transformer, path, "transformer", options=stock, merged=merged)

@@ -101,6 +101,7 @@ class DCTCodec(nn.Module):
     @torch.no_grad()
     def measure(self, x: Float[Tensor, "B T 3 H W"]) -> None:
         """Set `scale` to the root mean square of each channel over the clips `x`, never below 1 % of the largest."""
+        # The floor keeps channels that are nearly constant from being amplified to noise.
         self.scale.fill_(1.0)
         size = self.encode(x).square().mean(dim=(0, 2, 3, 4)).sqrt()
         self.scale.copy_(size.clamp(min=float(size.max()) * 0.01))
@@ -173,6 +174,7 @@ class WanCodec(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             clips = rearrange(x, "b t c h w -> b c t h w").to(dtype).split(1)
             latents = torch.cat([self.vae.encode(clip).latent_dist.mode() for clip in clips]).float()
+        # Unit size per channel, as the transformer was trained.
         return (latents - self.mean[:, None, None, None]) / self.std[:, None, None, None]
 
     @torch.no_grad()
