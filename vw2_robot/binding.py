@@ -54,5 +54,6 @@ def bind_folder(
     # Written again even if nothing changed: a configuration of an earlier release then has today's keys.
     if begun and file.is_file():
         stored = with_new_keys(read_json(file, cure=f"restore it, or delete it with {folder.name} to start over"))
-        check_same_config(folder, stored, config, holds=holds, advice=advice)
+        # Both under today's keys, whichever of them a program still uses.
+        check_same_config(folder, stored, with_new_keys(dict(config)), holds=holds, advice=advice)
     write_json(file, config, sealed=True)
