@@ -342,7 +342,7 @@ def _local_folder(folder_or_hub_id: str | Path) -> Path:
     """Return the folder of a checkpoint, downloaded first if it is a model on the Hugging Face Hub."""
     name = str(folder_or_hub_id)
     if name.startswith(BUILTIN):
-        return _builtin_folder(name.removeprefix(BUILTIN))
+        return policy_folder(name)
     path = Path(folder_or_hub_id)
     # "owner/name" could be either. A misspelt local path must not become a download, so it counts as local if its
     # parent folder exists.
@@ -361,15 +361,13 @@ def _local_folder(folder_or_hub_id: str | Path) -> Path:
 def policy_folder(name: str) -> Path:
     """Return the folder of a policy: of "builtin:NAME", a folder itself, or the policy stage of pretrain-on-openx."""
     if name.startswith(BUILTIN):
-        return _builtin_folder(name.removeprefix(BUILTIN))
+        builtin = name.removeprefix(BUILTIN)
+        known = sorted(path.parent.name for path in CHECKPOINTS.glob("*/config.json"))
+        if builtin not in known:
+            there = (
+                f"available: {', '.join(known)}" if known else "this release contains none, give a folder or a Hub id"
+            )
+            raise InputError(f"there is no built-in policy {builtin!r}; {there}")
+        return CHECKPOINTS / builtin
     folder = Path(name)
     return folder / "policy" if (folder / "policy" / "latest").is_file() else folder
-
-
-def _builtin_folder(name: str) -> Path:
-    """Return the checkpoint of that name among the files of this package."""
-    known = sorted(path.parent.name for path in CHECKPOINTS.glob("*/config.json"))
-    if name not in known:
-        there = f"available: {', '.join(known)}" if known else "this release contains none, give a folder or a Hub id"
-        raise InputError(f"there is no built-in policy {name!r}; {there}")
-    return CHECKPOINTS / name

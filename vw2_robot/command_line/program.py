@@ -70,6 +70,8 @@ def program(
                 _print_error(config_name, str(error))
                 raise SystemExit(1) from None
             import hydra
+            from hydra.core.hydra_config import HydraConfig
+            from hydra.types import RunMode
             from omegaconf import DictConfig, OmegaConf
             from omegaconf.errors import OmegaConfBaseException
 
@@ -94,9 +96,11 @@ def program(
                     if (message := _message(error)) is None or os.environ.get("HYDRA_FULL_ERROR"):
                         raise
                     _print_error(config_name, message)
-                    if (overrides := _overrides_in_sweep()) is None:
+                    facts = HydraConfig.get()
+                    if facts.mode != RunMode.MULTIRUN:
                         raise SystemExit(1) from None
-                    failed.append(overrides)  # an exception would keep Hydra from starting the next job
+                    # In a sweep an exception would keep Hydra from starting the next job.
+                    failed.append(f"#{facts.job.num} ({' '.join(facts.overrides.task)})")
 
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
             with orderly(config_name):
@@ -109,15 +113,6 @@ def program(
         return main
 
     return decorate
-
-
-def _overrides_in_sweep() -> str | None:
-    """Return number and overrides of a job of `--multirun`; None in a single run."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    facts = HydraConfig.get()
-    return f"#{facts.job.num} ({' '.join(facts.overrides.task)})" if facts.mode == RunMode.MULTIRUN else None
 
 
 def _message(error: Exception) -> str | None:

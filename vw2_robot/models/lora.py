@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,12 @@ class LoRA(nn.Module):
             self.down.append(nn.Parameter(start.to(layer.weight)))
             self.up.append(nn.Parameter(layer.weight.new_zeros(layer.out_features, config.rank)))
         for number, layer in enumerate(layers.values()):
-            layer.register_forward_hook(self._added(number))
-
-    def _added(self, number: int):  # type: ignore[no-untyped-def]  # torch's own type of a forward hook is Any
-        """Return the forward hook that adds the adapter's term to the output of layer `number`."""
-
-        # A function, not a bound method: a deep copy of the adapted module then copies no adapter.
-        def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return output + self.scale * F.linear(F.linear(inputs[0], self.down[number]), self.up[number])
-
-        return add
+            # A plain function, not a bound method: a deep copy of the adapted module then copies no adapter.
+            layer.register_forward_hook(
+                lambda _, inputs, output, i=number: (
+                    output + self.scale * F.linear(F.linear(inputs[0], self.down[i]), self.up[i])
+                )
+            )
 
     @torch.no_grad()
     def merged(self, module: nn.Module) -> nn.Module:
