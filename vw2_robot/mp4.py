@@ -31,7 +31,11 @@ class Mp4Writer:
     """
 
     def __init__(self, path: Path, *, fps: float, encoding: Sequence[str]) -> None:
-        """Raises MissingExtraError where imageio-ffmpeg is not installed."""
+        """Find ffmpeg; it is started with the first frame.
+
+        Raises:
+            MissingExtraError: imageio-ffmpeg is not installed.
+        """
         self._program = require("imageio_ffmpeg", extra="report").get_ffmpeg_exe()
         self._path = path
         self._fps = fps

@@ -88,7 +88,13 @@ class Hardware:
 
 
 def generator(seed: int, step: int, *, stream: int = 0) -> torch.Generator:
-    """Return a CPU generator that depends on (seed, stream, step) alone."""
+    """Return a CPU generator that depends on (seed, stream, step) alone.
+
+    Args:
+        seed: of the run.
+        step: training step, or any other number.
+        stream: separates uses of randomness in the same step.
+    """
     # Odd 64-bit constants of SplitMix64: neighboring steps and streams get seeds without a common pattern.
     mixed = (seed * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9 + step * 0x94D049BB133111EB) & (2**63 - 1)
     return torch.Generator().manual_seed(mixed)

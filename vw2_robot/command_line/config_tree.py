@@ -103,7 +103,15 @@ def config_tree(config: Any) -> dict[str, Any]:
 
 
 def differing_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """Dotted names at which two nested values differ, each with both values; two spellings of one path are equal."""
+    """Return the dotted names at which two nested values differ, each with both values.
+
+    Two spellings of one path are equal.
+
+    Args:
+        old: nested plain values.
+        new: nested plain values.
+        prefix: of the names, in the recursion.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted({*old, *new})
         return [name for key in keys for name in differing_keys(old.get(key), new.get(key), f"{prefix}{key}.")]

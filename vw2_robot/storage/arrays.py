@@ -51,7 +51,13 @@ class ArrayHeader:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], *, sync: bool = True) -> None:
-    """Write an uncompressed .npz; equal arrays give equal bytes."""
+    """Write an uncompressed .npz; equal arrays give equal bytes.
+
+    Args:
+        path: the file.
+        arrays: by name.
+        sync: as in `files.atomic_write`.
+    """
     # In memory first: on a full disk zipfile would fail a second time, in a destructor.
     archive = io.BytesIO()
     np.savez(archive, **dict(arrays))

@@ -132,7 +132,7 @@ def _sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str, *, sync: bool = True) -> None:
-    """Write a small file so that it is either the old one or the whole new one."""
+    """Write a small text file in UTF-8, whole or not at all; `sync` as in `atomic_write`."""
     with atomic_write(path, sync=sync) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -153,7 +153,13 @@ def write_json(path: Path, content: Mapping[str, Any], *, sealed: bool = False, 
 
 
 def write_yaml(path: Path, content: Mapping[str, Any], *, note: str = "") -> None:
-    """Write a configuration; `note` becomes a comment, and the first line is a SHA-256 that `read_yaml` checks."""
+    """Write a configuration, with a SHA-256 in the first line that `read_yaml` checks.
+
+    Args:
+        path: the file.
+        content: nested plain values.
+        note: a comment at the end.
+    """
     text = yaml.safe_dump(dict(content), sort_keys=False) + (f"# {note}\n" if note else "")
     write_text(path, f"{_YAML_SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
 

@@ -21,7 +21,14 @@ from .qformer import CrossAttention
 
 
 def visible_codes(latent_steps: int, queries: int, *, visibility: str, device: torch.device) -> Bool[Tensor, "M MN"]:
-    """Return True where the code (step j, slot n) may be seen from step m: j <= m, or j == m for `current`."""
+    """Return True where step m may attend to the code of step j and slot n.
+
+    Args:
+        latent_steps: M.
+        queries: N, slots per step.
+        visibility: causal: j <= m; current: j == m.
+        device: of the mask.
+    """
     step = torch.arange(latent_steps, device=device)
     mask = step[:, None] >= step[None, :] if visibility == "causal" else step[:, None] == step[None, :]
     return mask.repeat_interleave(queries, dim=1)

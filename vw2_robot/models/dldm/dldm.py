@@ -121,7 +121,13 @@ class DLDM(nn.Module):
         anchor: Float[Tensor, "B C h w"],
         first_frame: Float[Tensor, "B 3 H W"],
     ) -> Float[Tensor, "B T 3 H W"]:
-        """Return the coarse clip of 1 + s/gap * M frames, those of `seen`; see `CodeDecoder.forward`."""
+        """Return the coarse clip of 1 + s/gap * M frames, those of `seen`.
+
+        Args:
+            codes: quantized, M at most `DLDMConfig.latent_steps`.
+            anchor: f_0, the feature of frame 0.
+            first_frame: pixels in [-1, 1]; not read with `output=pixels`.
+        """
         out: Tensor = self.decoder(codes, anchor, first_frame)
         return out
 

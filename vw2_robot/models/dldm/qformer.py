@@ -37,7 +37,14 @@ class CrossAttention(nn.Module):
         values: Float[Tensor, "B S C"],
         mask: Bool[Tensor, "*#B #Q S"] | None = None,
     ) -> Float[Tensor, "B Q C"]:
-        """Return the attended values; `mask` is True where attention is allowed."""
+        """Return the attended values.
+
+        Args:
+            queries: Q tokens that attend.
+            keys: S tokens that are compared with the queries.
+            values: S tokens that are mixed.
+            mask: True where attention is allowed; None: everywhere.
+        """
         q, k, v = (
             rearrange(layer(x), "b n (a d) -> b a n d", a=self.heads)
             for layer, x in ((self.q, queries), (self.k, keys), (self.v, values))

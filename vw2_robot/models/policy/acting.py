@@ -21,7 +21,14 @@ ActingCodes = Literal["predicted", "none"]
 
 
 def null_codes(policy: LatentPolicy, batch: int, *, latent_steps: int, device: torch.device) -> Int[Tensor, "B H N"]:
-    """Return the null code (index of the zero vector) in every slot."""
+    """Return the null code (index of the zero vector) in every slot.
+
+    Args:
+        policy: its FSQ and its number of slots are used.
+        batch: B.
+        latent_steps: H.
+        device: of the result.
+    """
     # Of the zero vector, since the codebook has no index that means "none".
     zero = policy.fsq.indices(torch.zeros(len(policy.fsq.levels), device=device))
     return zero.expand(batch, latent_steps, policy.config.queries)

@@ -331,9 +331,16 @@ class LatentPolicy(nn.Module):
         generator: torch.Generator | None = None,
         given: Int[Tensor, "B h N"] | None = None,
     ) -> Decoded:
-        """Decode `latent_steps` steps at once, after the `given` ones if there are some; greedy at temperature 0.
+        """Decode latent steps at once; greedy at temperature 0.
 
-        The arguments are those of `begin` and `Sampling`.
+        Args:
+            prompt: from `prompt`.
+            latent_steps: H, how many.
+            temperature: see `Sampling`.
+            top_k: see `Sampling`.
+            top_p: see `Sampling`.
+            generator: on the CPU, for sampling.
+            given: codes of latent steps before the first decoded one.
 
         Raises:
             ValueError: the sequence would be longer than the model has positions.

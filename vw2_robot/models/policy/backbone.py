@@ -210,7 +210,13 @@ class Backbone(nn.Module):
         return self.logits(hidden, *self.vocabulary.latent)
 
     def logits(self, hidden: Float[Tensor, "*batch D"], first: int = 0, end: int | None = None) -> Tensor:
-        """Return the logits of the tokens first .. end - 1; [*batch, end - first]."""
+        """Return the logits of a range of tokens; [*batch, end - first].
+
+        Args:
+            hidden: states from `hidden`.
+            first: first token of the range.
+            end: one past its last token; None: the end of the vocabulary.
+        """
         # Computed from a slice of the output table: the full vocabulary would cost most of a decoding step.
         head = self.model.get_output_embeddings()
         logits = hidden @ head.weight[first:end].T

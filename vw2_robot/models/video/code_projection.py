@@ -49,7 +49,13 @@ class CodeProjection(nn.Module):
 
 
 def key_steps(latent_steps: int, queries: int, device: torch.device) -> Tensor:
-    """Return the latent step of every context token: 0 for the null token, then k for the N codes of step k."""
+    """Return the latent step of every context token: 0 for the null token, then k for the N codes of step k.
+
+    Args:
+        latent_steps: M.
+        queries: N, codes per step.
+        device: of the result.
+    """
     return torch.cat(
         [torch.zeros(1, dtype=torch.long), torch.arange(1, latent_steps + 1).repeat_interleave(queries)]
     ).to(device)

@@ -111,7 +111,12 @@ class FullControl(nn.Module):
 
 @contextmanager
 def residuals_added(transformer: nn.Module, residuals: Sequence[Tensor]) -> Iterator[None]:
-    """Add the residuals to the outputs of the first blocks inside the `with`; afterwards no hook is left."""
+    """Add the residuals to the outputs of the first blocks inside the `with`; afterwards no hook is left.
+
+    Args:
+        transformer: its blocks get forward hooks.
+        residuals: one for each of the first blocks; empty: nothing is changed.
+    """
 
     def add(module: nn.Module, args: Any, output: Tensor, *, residual: Tensor) -> Tensor:
         return output + residual.to(output.dtype)

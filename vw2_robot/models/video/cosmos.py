@@ -41,7 +41,7 @@ def build_transformer(options: Mapping[str, Any]) -> nn.Module:
 
 
 def build_vae(base_dim: int, *, dim_mult: Sequence[int], res_blocks: int) -> Any:
-    """Build an `AutoencoderKLWan` of 16 latent channels with random weights."""
+    """Build an `AutoencoderKLWan` of 16 latent channels with random weights; the arguments are `WanConfig`'s fields."""
     diffusers = require("diffusers", extra="train")
     return diffusers.AutoencoderKLWan(base_dim=base_dim, dim_mult=list(dim_mult), num_res_blocks=res_blocks)
 
