@@ -85,7 +85,7 @@ class DLDM(nn.Module):
             self.fsq = VQ(config.vocabulary, config.vq_width)
         self.decoder = CodeDecoder(config)
 
-    def seen(self, x: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B T2 3 H W"]:
+    def subsample(self, x: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B T2 3 H W"]:
         """Return the frames that the model reads and reconstructs: T padded to the stride, then every gap-th."""
         return pad_to_stride(x, self.config.temporal_stride)[:, :: self.config.gap]
 
@@ -99,7 +99,7 @@ class DLDM(nn.Module):
             raise ValueError(
                 f"the dLDM was built for {self.config.height} x {self.config.width} pixels, got {tuple(x.shape[-2:])}"
             )
-        out: Tensor = self.encoder(self.seen(x))
+        out: Tensor = self.encoder(self.subsample(x))
         return out
 
     def quantize(self, f: Float[Tensor, "B K C h w"]) -> tuple[Float[Tensor, "B M N L"], Int[Tensor, "B M N"]]:
@@ -121,7 +121,7 @@ class DLDM(nn.Module):
         anchor: Float[Tensor, "B C h w"],
         first_frame: Float[Tensor, "B 3 H W"],
     ) -> Float[Tensor, "B T 3 H W"]:
-        """Return the coarse clip of 1 + s/gap * M frames, those of `seen`.
+        """Return the coarse clip of 1 + s/gap * M frames, those of `subsample`.
 
         Args:
             codes: quantized, M at most `DLDMConfig.latent_steps`.

@@ -186,9 +186,9 @@ def test_with_a_gap_only_every_gap_th_frame_is_read_and_reconstructed():
     unseen = x.clone()
     unseen[:, [1, 2, 3, 5, 6, 7]] = 0.9
     assert torch.equal(model.indices(x), model.indices(unseen))
-    assert torch.equal(model.seen(x), x[:, ::4])
+    assert torch.equal(model.subsample(x), x[:, ::4])
     encoded = model.encode(x)
-    assert model.decode(encoded.codes_BMNL, encoded.anchor_BChw, x[:, 0]).shape == model.seen(x).shape
+    assert model.decode(encoded.codes_BMNL, encoded.anchor_BChw, x[:, 0]).shape == model.subsample(x).shape
 
 
 def test_a_learned_codebook_takes_the_place_of_fsq():
