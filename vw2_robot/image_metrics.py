@@ -42,7 +42,7 @@ def ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.float64]:
     """
     _check(a, b)
     if min(a.shape[1:3]) < WINDOW:
-        raise ValueError(f"SSIM needs frames of at least {WINDOW} pixels a side, found {a.shape[1]} x {a.shape[2]}")
+        raise ValueError(f"SSIM has windows of {WINDOW} pixels a side, found frames of {a.shape[1]} x {a.shape[2]}")
     x, y = (torch.from_numpy(np.array(v)).movedim(-1, 1).flatten(0, 1)[:, None].double() for v in (a, b))
     # float64: variances are differences of large numbers.
     mean_x = _blur(x)
