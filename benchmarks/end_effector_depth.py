@@ -111,7 +111,7 @@ def errors(training: Observations, test: Observations, *, train_steps: int, shif
 def errors_of_policy(run: str, test: Observations) -> Tensor:
     """Return the errors of the head of a fine-tuned policy, [n, 3] in meters."""
     checkpoint = load_checkpoint(run, kind="policy")
-    policy = LatentPolicy.of_checkpoint(checkpoint).eval()
+    policy = LatentPolicy.from_checkpoint(checkpoint).eval()
     config = config_from(ActionHeadConfig, checkpoint.config["head"])
     stride = int(checkpoint.config["stride"])
     head = ActionHead(config, width=policy.backbone.width, queries=policy.config.queries, stride=stride)

@@ -114,7 +114,7 @@ def load_pretrained(path: str) -> tuple[LatentPolicy, DLDM, dict[str, Any]]:
     checkpoint = policy_checkpoint(path)
     if checkpoint.config.get("dldm") is None:
         raise InputError(f"{checkpoint.path} has no dLDM, it was trained from scratch; give a pre-trained policy")
-    policy = LatentPolicy.of_checkpoint(checkpoint)
+    policy = LatentPolicy.from_checkpoint(checkpoint)
     with checkpoint.building():
         dldm = DLDM(config_from(DLDMConfig, checkpoint.config["dldm"]))
         checkpoint.load_into(dldm=dldm)

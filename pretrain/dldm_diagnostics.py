@@ -54,7 +54,7 @@ def validate(
     was_training = dldm.training
     dldm.eval()
     encoded = dldm.encode(x)
-    rec, seen = dldm.decode(encoded.codes_BMNL, encoded.anchor_BChw, x[:, 0]), dldm.seen(x)
+    rec, seen = dldm.decode(encoded.codes_BMNL, encoded.anchor_BChw, x[:, 0]), dldm.subsample(x)
     still = x[:, :1].expand_as(seen)
     ratio = frame_error(rec, seen, valid, with_anchor=False) / frame_error(still, seen, valid, with_anchor=False)
     used, perplexity = _usage(torch.bincount(encoded.indices_BMN[valid].flatten(), minlength=dldm.fsq.vocabulary))

@@ -42,7 +42,7 @@ def phase_one_loss(
     encoded = dldm.encode(x if watched is None else watched)
     anchor = encoded.anchor_BChw if anchor_grad else encoded.anchor_BChw.detach()
     rec = dldm.decode(encoded.codes_BMNL, anchor, x[:, 0])
-    rec_loss = frame_error(rec, dldm.seen(x), valid, norm=norm)
+    rec_loss = frame_error(rec, dldm.subsample(x), valid, norm=norm)
     alike = correlation(encoded.codes_BMNL, valid)
     if watch is not None:
         watch.count(encoded.indices_BMN, valid)

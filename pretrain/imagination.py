@@ -125,7 +125,7 @@ def policy_decoder(
         return policy.long_plan(
             policy.prompt([instruction], image),
             latent_steps=latent_steps,
-            total_steps=chunk_size,
+            window=chunk_size,
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,

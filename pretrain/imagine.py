@@ -123,7 +123,7 @@ def imagine(config: Imagine) -> None:
         checkpoint.load_into(dldm=dldm)
     dldm = dldm.to(device).eval()
     begin = _beginning(config, dldm, time_base_of(checkpoint.facts))
-    policy = LatentPolicy.of_checkpoint(checkpoint).to(device).eval()
+    policy = LatentPolicy.from_checkpoint(checkpoint).to(device).eval()
     renderer = None if config.vdm is None else _renderer(config, dldm, device)
     made = imagine_segments(
         dldm,

@@ -53,8 +53,10 @@ OWNED = {
     "turn_on_led": "CALVIN's task", "turn_off_led": "CALVIN's task", "turn_on_lightbulb": "CALVIN's task",
     "turn_off_lightbulb": "CALVIN's task", "eye_in_hand_rgb": "Open-X", "hand_image": "Open-X",
     "get_type_hints": "Python's typing", "ImageDraw": "Pillow", "Draw": "Pillow", "choices": "argparse",
-    "cameraEyePosition": "PyBullet", "panda_hand": "the Panda's URDF",
-    "break_long_words": "Python's textwrap", "film": "FiLM layers (Perez et al. 2018)",
+    "break_long_words": "Python's textwrap",
+    "eye": "NumPy and PyTorch", "BadZipFile": "Python's zipfile", "tell": "Python's file objects",
+    "instruction_words": "words of a language, in a tokenizer", "replay_draw": "the program",
+    "cameraEyePosition": "PyBullet", "panda_hand": "the Panda's URDF", "film": "FiLM layers (Perez et al. 2018)",
 }  # fmt: skip
 # Single names with one meaning too many, and keys whose unit is not told.
 NOT_AS_NAME = {
@@ -107,7 +109,7 @@ def wrong_text(path: Path) -> Iterator[str]:
     """Lines of a text with a word of the left column, or British spelling."""
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         for found in (NOT_IN_TEXT.search(line), re.search(BRITISH, line, re.IGNORECASE)):
-            if found and not any(owned in line for owned in ("FiLM", "get_type_hints")):
+            if found and not any(owned in line for owned in ("FiLM", "self.film", "get_type_hints")):
                 yield f"{number}: {found.group()!r} in: {line.strip()[:90]}"
 
 
@@ -115,6 +117,7 @@ def text_files() -> list[Path]:
     command = ["git", "ls-files", "*.py", "*.md", "*.yaml", "*.jinja", "*.cfg", "Makefile"]
     listed = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True).stdout.split()
     skipped = ("envs/annotations", "envs/tasks", "envs/assets", "tests/test_glossary.py", "ATTRIBUTIONS")
+    skipped += ("vw2_robot/aliases.py", "tests/unit/test_aliases.py")  # the old names themselves
     return [REPO / name for name in listed if not name.startswith(skipped)]
 
 

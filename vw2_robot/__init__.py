@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 __all__ = ["VW2Agent", "__version__"]
 
-# In a checkout `envs/`, `pretrain/`, ... lie beside this folder instead of inside it; in a wheel they are inside and
+# In a checkout `envs/`, `pretrain/`, ... are next to this folder instead of inside it; in a wheel they are inside and
 # nothing is appended (setup.cfg maps them, see CONTRIBUTING.md).
 if not (Path(__file__).parent / "envs").is_dir():
     __path__.append(str(Path(__file__).parent.parent))

@@ -1,14 +1,14 @@
-"""A checkpoint made into a robot policy: `VW2Agent`, the top of the library.
+"""`VW2Agent`: a checkpoint as a robot policy, the top of the library.
 
     agent = VW2Agent.from_pretrained(folder_or_hub_id, device="cpu")
     agent.reset("open the drawer")
     out = agent.infer({"images": {"static": uint8_HWC}, "prompt": "open the drawer"})
     out["actions"]                                      # float32 [H, 7], robot units
 
-One look at the static camera gives H * s actions (latent steps times actions per step). Which of them are executed
-before the next look is the caller's choice; `metadata["n_action_steps"]` is what the policy was trained for, and
-`vw2_robot.chunks.ChunkQueue` does the counting for a caller that wants one action at a time. Needs torch and
-transformers; no TensorFlow, simulator, Hydra or diffusers.
+One policy call with an image of the static camera gives H * s actions (latent steps times actions per step). How many
+of them are executed before the next call is the caller's choice; `metadata["n_action_steps"]` is what the policy was
+trained for, and `vw2_robot.chunks.ChunkQueue` gives out one action at a time. Needs torch and transformers; no
+TensorFlow, simulator, Hydra or diffusers.
 """
 
 # B observations · H latent steps · N codes per step · s actions per step · A action dims
@@ -16,7 +16,6 @@ transformers; no TensorFlow, simulator, Hydra or diffusers.
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,6 +34,7 @@ from vw2_robot.data.frame_cache import resize_frame
 from vw2_robot.data.statistics import RANGE_SLACK, ActionStatistics
 from vw2_robot.devices import open_device
 from vw2_robot.errors import InputError
+from vw2_robot.limits import is_count, is_finite_number
 from vw2_robot.models.dldm.config import DLDMConfig
 from vw2_robot.models.policy.acting import act
 from vw2_robot.models.policy.action_head import ActionHead, ActionHeadConfig
@@ -47,7 +47,7 @@ CHECKPOINTS = Path(__file__).parent / "checkpoints"
 
 
 class VW2Agent:
-    """Implements `vw2_robot.contracts.Policy`. Build it with `from_pretrained`.
+    """A `vw2_robot.contracts.Policy` with the weights of a checkpoint. Build it with `from_pretrained`.
 
     Attributes:
         metadata: name, version, action_space, chunk_size, n_action_steps, temporal_ensemble, cameras, control_hz,
@@ -67,13 +67,16 @@ class VW2Agent:
         temporal_ensemble: float | None,
         temperature: float,
     ) -> None:
-        self._policy, self._head, self._statistics = policy.eval(), head.eval(), statistics
-        self._steps = int(checkpoint.config["latent_steps"])
+        # Eval mode is permanent: an agent never trains.
+        self._policy = policy.eval()
+        self._head = head.eval()
+        self._statistics = statistics
+        self._latent_steps = int(checkpoint.config["latent_steps"])
         self._codes = checkpoint.config.get("codes", "predicted")
         self._temperature = temperature
         self._prompt: str | None = None
-        self._draw = torch.Generator().manual_seed(0)
-        chunk_size = self._steps * head.stride
+        self._generator = torch.Generator().manual_seed(0)
+        chunk_size = self._latent_steps * head.stride
         if not 1 <= n_action_steps <= chunk_size:
             raise InputError(
                 f"n_action_steps={n_action_steps}, but the policy predicts {chunk_size} actions; give 1..{chunk_size}"
@@ -111,10 +114,10 @@ class VW2Agent:
             folder_or_hub_id: a checkpoint folder, a run folder, "builtin:NAME" for one that is part of this package, or
                 a model on the Hugging Face Hub ("owner/name").
             device: cpu, cuda, cuda:0, auto, ...
-            n_action_steps: environment steps between two calls of `infer`; None: what was stored in training.
+            n_action_steps: actions executed per call of `infer`; None: as stored in training.
             temporal_ensemble: average the chunks that overlap in time, each weighted by exp(-decay * number of chunks
                 since the oldest); the decay, "off", or as stored in training.
-            temperature: 0 decodes latent tokens greedily; above, they are drawn, from the seed given to `reset`.
+            temperature: 0 decodes latent tokens greedily; above, they are sampled, with the seed given to `reset`.
             verify: compare every file with the checkpoint's manifest first.
 
         Raises:
@@ -127,9 +130,10 @@ class VW2Agent:
                 f"{checkpoint.path} was pre-trained on latent tokens only and has no action head; run vw2-finetune "
                 f"policy={checkpoint.path} first"
             )
+        # Everything is checked before the weights go to the device, where an error may show at the first action.
         _check_complete(checkpoint)
         config = checkpoint.config
-        policy = LatentPolicy.of_checkpoint(checkpoint)
+        policy = LatentPolicy.from_checkpoint(checkpoint)
         with checkpoint.building():
             head = ActionHead(
                 config_from(ActionHeadConfig, config["head"]),
@@ -140,12 +144,11 @@ class VW2Agent:
             checkpoint.load_into(head=head)
         _check_steps(checkpoint, policy)
         statistics = _statistics(checkpoint)
-        _check_range(statistics, checkpoint.path)
-        place = open_device(device)
+        torch_device = open_device(device)
         stored = config.get("temporal_ensemble")
         return cls(
-            policy.to(place),
-            head.to(place),
+            policy.to(torch_device),
+            head.to(torch_device),
             statistics,
             checkpoint,
             n_action_steps=int(config["n_action_steps"]) if n_action_steps is None else n_action_steps,
@@ -154,57 +157,71 @@ class VW2Agent:
         )
 
     def clone(self) -> VW2Agent:
-        """The same weights with a memory of their own (prompt, draws, chunks to average): for an episode beside."""
+        """Return an agent with the same weights and a state of its own, to run another episode at the same time.
+
+        The state is the instruction, the random generator and the chunks to be averaged.
+        """
+        # Shallow: policy, head and statistics are shared; nothing that an episode changes in them alters a result.
         other = copy.copy(self)
-        other._draw = torch.Generator().manual_seed(0)
+        other._generator = torch.Generator().manual_seed(0)
         if self._ensemble is not None:
             other._ensemble = Ensemble(self._ensemble.n_action_steps, decay=self._ensemble.decay)
         return other
 
     def reset(self, prompt: str | None = None, seed: int | None = None) -> None:
-        """Begin an episode; `prompt` serves observations without one. Greedy decoding draws nothing from `seed`."""
+        """Begin an episode.
+
+        Args:
+            prompt: instruction for observations that have none.
+            seed: of the sampled latent tokens; greedy decoding does not use it.
+        """
         self._prompt = prompt
-        self._draw = torch.Generator().manual_seed(0 if seed is None else seed)
+        self._generator = torch.Generator().manual_seed(0 if seed is None else seed)
         if self._ensemble is not None:
             self._ensemble.clear()
 
     def infer(self, obs: Observation) -> PolicyOutput:
-        """One observation -> float32 actions [H, 7] in robot units."""
+        """Return float32 actions [H, 7] in robot units for one observation."""
         return self.infer_batch([obs])[0]
 
     @torch.no_grad()
     def infer_batch(self, obs: Sequence[Observation]) -> list[PolicyOutput]:
-        """Several observations at once; element i equals `infer(obs[i])` up to float32 rounding.
+        """Return actions for several observations at once; element i equals `infer(obs[i])` up to float32 rounding.
 
-        Two cases tell batches apart: with temporal ensembling element i of each call belongs to episode i, and with a
-        temperature all elements draw from one generator.
+        In two cases the batch matters: with temporal ensembling element i of each call belongs to episode i, and with
+        a temperature all elements are sampled from one generator.
 
         Raises:
-            InputError: an observation that is not what the policy sees, or with temporal ensembling another number of
-                them than since `reset`.
+            InputError: an observation without the expected image or instruction, or with temporal ensembling another
+                number of observations than since `reset`.
         """
         if not obs:
             return []
         begin = time.perf_counter()
+        # 1. Images of the policy's size, and instructions.
         px = self._policy.config.image_px
         device = next(self._head.parameters()).device
-        frames = np.stack([resize_frame(_image(o), height=px, width=px) for o in obs])
-        words = [self._words(o) for o in obs]
+        images = np.stack([resize_frame(_image(o), height=px, width=px) for o in obs])
+        instructions = [self._instruction(o) for o in obs]
         prepared = time.perf_counter()
-        prompt = self._policy.prompt(words, to_model_range(torch.from_numpy(frames).to(device)))
+        # 2. Latent codes, and the actions that the head reads off their states.
+        prompt = self._policy.prompt(instructions, to_model_range(torch.from_numpy(images).to(device)))
         decoded = act(
             self._policy,
             prompt,
-            latent_steps=self._steps,
+            latent_steps=self._latent_steps,
             codes=self._codes,
             temperature=self._temperature,
-            generator=self._draw,
+            generator=self._generator,
         )
         predicted = self._head(decoded.states_BHND).float().cpu().numpy()
         codes = decoded.codes_BHN.cpu().numpy()
-        if self._ensemble is not None:
+        if self._ensemble is not None:  # before the gripper becomes a sign, which has no mean
             predicted = self._ensemble.blend(predicted)
-        actions = self._in_robot_units(predicted)
+        # 3. Robot units: the arm is clipped to the action space, the gripper becomes a sign (0 closes).
+        actions = self._statistics.unnormalize(predicted)
+        arm = [i for i in range(actions.shape[-1]) if i != GRIPPER_INDEX]
+        actions[..., arm] = actions[..., arm].clip(-1.0, 1.0)
         end = time.perf_counter()
         share = {"infer_s": (end - begin) / len(obs), "prepare_s": (prepared - begin) / len(obs)}
         return [
@@ -212,24 +229,21 @@ class VW2Agent:
             for i in range(len(obs))
         ]
 
-    def _in_robot_units(self, predicted: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Un-normalize, clip the arm to the action space; the gripper is the sign, 0 closes."""
-        actions = self._statistics.unnormalize(predicted)
-        arm = [i for i in range(actions.shape[-1]) if i != GRIPPER_INDEX]
-        actions[..., arm] = actions[..., arm].clip(-1.0, 1.0)
-        return actions
-
-    def _words(self, obs: Observation) -> str:
-        words: object = obs.get("prompt")
-        words = self._prompt if words is None else words
-        if words is None:
-            raise InputError('observation has no "prompt" and reset was not given one: say what the robot shall do')
-        if not isinstance(words, str):
-            raise InputError(f'observation["prompt"] must be a string, found {type(words).__name__}')
-        return words
+    def _instruction(self, obs: Observation) -> str:
+        """Return the instruction of an observation, or the one given to `reset`."""
+        prompt: object = obs.get("prompt")
+        prompt = self._prompt if prompt is None else prompt
+        if prompt is None:
+            raise InputError(
+                'observation has no "prompt" and reset was not given one: give the instruction for the robot'
+            )
+        if not isinstance(prompt, str):
+            raise InputError(f'observation["prompt"] must be a string, found {type(prompt).__name__}')
+        return prompt
 
 
 def _image(obs: Observation) -> NDArray[np.uint8]:
+    """Return the static camera's image of an observation, checked."""
     if not isinstance(obs, Mapping):
         raise InputError(f'an observation is a dictionary with "images" and "prompt", found {type(obs).__name__}')
     images = obs.get("images")
@@ -246,20 +260,22 @@ def _image(obs: Observation) -> NDArray[np.uint8]:
 
 
 def _check_complete(checkpoint: Checkpoint) -> None:
-    """Say what is missing before a KeyError does."""
+    """Refuse a checkpoint that lacks a key, or has a value that training does not write."""
     lacks = [key for key in ("policy", "head", "latent_steps", "n_action_steps") if key not in checkpoint.config]
     lacks += ["stride"] if not {"stride", "dldm"} & checkpoint.config.keys() else []
     lacks += [key for key in ("control_hz", "label_fraction") if key not in checkpoint.facts]
     if lacks:
         raise InputError(f"{checkpoint.path}/config.json lacks {', '.join(lacks)}; run vw2-finetune again")
-    config, facts = checkpoint.config, checkpoint.facts
-    codes, decay = config.get("codes", "predicted"), config.get("temporal_ensemble")
+    config = checkpoint.config
+    facts = checkpoint.facts
+    codes = config.get("codes", "predicted")
+    decay = config.get("temporal_ensemble")
     for key, value, right in (
-        *((key, config[key], _is_count(config[key])) for key in ("latent_steps", "n_action_steps")),
-        ("stride", config.get("stride", 1), _is_count(config.get("stride", 1))),
+        *((key, config[key], is_count(config[key])) for key in ("latent_steps", "n_action_steps")),
+        ("stride", config.get("stride", 1), is_count(config.get("stride", 1))),
         ("codes", codes, codes in ("predicted", "none")),
-        ("temporal_ensemble", decay, decay is None or (_is_number(decay) and decay >= 0)),
-        *((key, facts[key], _is_number(facts[key])) for key in ("control_hz", "label_fraction")),
+        ("temporal_ensemble", decay, decay is None or (is_finite_number(decay) and decay >= 0)),
+        *((key, facts[key], is_finite_number(facts[key])) for key in ("control_hz", "label_fraction")),
     ):
         if not right:
             raise InputError(f"{checkpoint.path}/config.json: {key}={value!r} is not what training writes; {CURE}")
@@ -267,52 +283,48 @@ def _check_complete(checkpoint: Checkpoint) -> None:
         raise InputError(f"{checkpoint.path}/stats.json is missing; the checkpoint is incomplete, copy it again")
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _check_steps(checkpoint: Checkpoint, policy: LatentPolicy) -> None:
-    """Numbers that have to agree, before a look tries to hold as many tokens or hands out as many actions."""
+    """Refuse more latent tokens than the model has positions, and more action steps than a chunk has actions."""
     config = checkpoint.config
-    tokens, most = config["latent_steps"] * policy.config.queries, policy.backbone.max_positions
+    tokens = config["latent_steps"] * policy.config.queries
+    limit = policy.backbone.max_positions
     chunk_size = config["latent_steps"] * _stride(config)
     if config["n_action_steps"] > chunk_size:
         raise InputError(
             f"{checkpoint.path}/config.json: n_action_steps={config['n_action_steps']}, but the policy predicts "
-            f"{chunk_size} "
-            f"actions; {CURE}"
+            f"{chunk_size} actions; {CURE}"
         )
-    if most is not None and tokens >= most:
+    if limit is not None and tokens >= limit:
         raise InputError(
-            f"{checkpoint.path}/config.json: {tokens} latent tokens, the language model has {most} positions; {CURE}"
+            f"{checkpoint.path}/config.json: {tokens} latent tokens, the language model has {limit} positions; {CURE}"
         )
-
-
-def _statistics(checkpoint: Checkpoint) -> ActionStatistics:
-    try:
-        return ActionStatistics.from_json(_only(checkpoint.files["stats"], checkpoint.path))
-    except (InputError, OverflowError) as error:
-        raise InputError(f"{checkpoint.path}/stats.json: {error}; {CURE}") from error
 
 
 def _stride(config: Mapping[str, Any]) -> int:
-    """s, actions per latent step. Checkpoints of the first months say it through their dLDM alone."""
+    """Return s, actions per latent step. The first checkpoints have it in the configuration of their dLDM alone."""
     return int(config["stride"]) if "stride" in config else config_from(DLDMConfig, config["dldm"]).temporal_stride
 
 
-def _check_range(statistics: ActionStatistics, path: Path) -> None:
-    """The labels behind a policy must have been what the robot takes: seven numbers in [-1, 1]."""
-    where = f"{path}/stats.json"
+def _statistics(checkpoint: Checkpoint) -> ActionStatistics:
+    """Return the action statistics, once they describe CALVIN's relative actions: seven numbers in [-1, 1]."""
+    where = f"{checkpoint.path}/stats.json"
+    content = checkpoint.files["stats"]
+    if len(content) != 1:
+        raise InputError(f"{where} holds statistics of {sorted(content)}; expected exactly one embodiment")
+    numbers = next(iter(content.values()))
+    if not isinstance(numbers, dict):
+        raise InputError(f"{where} holds no statistics; {CURE}")
+    try:
+        statistics = ActionStatistics.from_json(numbers)
+    except (InputError, OverflowError) as error:
+        raise InputError(f"{where}: {error}; {CURE}") from error
     if statistics.mean.size != ACTION_DIM or statistics.gripper_index != GRIPPER_INDEX:
         raise InputError(
             f"{where}: actions of {statistics.mean.size} numbers with the gripper at {statistics.gripper_index}; "
             f"expected {ACTION_DIM} and {GRIPPER_INDEX}: {', '.join(ACTION_NAMES)}"
         )
-    inner = np.stack([statistics.q01, statistics.q99, statistics.mean, statistics.std - 1])  # of numbers in [-1, 1]
+    # All of these lie in [-1, 1] for numbers in [-1, 1], the deviation in [0, 2].
+    inner = np.stack([statistics.q01, statistics.q99, statistics.mean, statistics.std - 1])
     if (np.abs(inner) > 1 + RANGE_SLACK).any() and (np.abs([statistics.min, statistics.max]) <= 1 + RANGE_SLACK).all():
         raise InputError(f"{where}: quantiles, mean or spread do not fit smallest and largest value; {CURE}")
     wrong = np.flatnonzero((statistics.min < -1 - RANGE_SLACK) | (statistics.max > 1 + RANGE_SLACK))
@@ -323,22 +335,17 @@ def _check_range(statistics: ActionStatistics, path: Path) -> None:
             "relative actions lie in [-1, 1]; the policy was trained on actions in other units, fine-tune it again on "
             "rel_actions as CALVIN scales them"
         )
-
-
-def _only(statistics: dict[str, Any], path: Path) -> dict[str, Any]:
-    if len(statistics) != 1:
-        raise InputError(f"{path}/stats.json holds statistics of {sorted(statistics)}; expected exactly one embodiment")
-    content: dict[str, Any] = next(iter(statistics.values()))
-    if not isinstance(content, dict):
-        raise InputError(f"{path}/stats.json holds no statistics; {CURE}")
-    return content
+    return statistics
 
 
 def _local_folder(folder_or_hub_id: str | Path) -> Path:
+    """Return the folder of a checkpoint, downloaded first if it is a model on the Hugging Face Hub."""
     name = str(folder_or_hub_id)
     if name.startswith(BUILTIN):
-        return _builtin_folder(name.removeprefix(BUILTIN))
+        return policy_folder(name)
     path = Path(folder_or_hub_id)
+    # "owner/name" could be either. A misspelt local path must not become a download, so it counts as local if its
+    # parent folder exists.
     is_local = path.exists() or isinstance(folder_or_hub_id, Path) or path.is_absolute() or path.parent.exists()
     if is_local or name.count("/") != 1 or name.startswith((".", "~")):
         return path.expanduser()
@@ -352,17 +359,15 @@ def _local_folder(folder_or_hub_id: str | Path) -> Path:
 
 
 def policy_folder(name: str) -> Path:
-    """Where the policy lies that a program begins with: "builtin:NAME", or a folder; of pretrain-on-openx its stage."""
+    """Return the folder of a policy: of "builtin:NAME", a folder itself, or the policy stage of pretrain-on-openx."""
     if name.startswith(BUILTIN):
-        return _builtin_folder(name.removeprefix(BUILTIN))
+        builtin = name.removeprefix(BUILTIN)
+        known = sorted(path.parent.name for path in CHECKPOINTS.glob("*/config.json"))
+        if builtin not in known:
+            there = (
+                f"available: {', '.join(known)}" if known else "this release contains none, give a folder or a Hub id"
+            )
+            raise InputError(f"there is no built-in policy {builtin!r}; {there}")
+        return CHECKPOINTS / builtin
     folder = Path(name)
     return folder / "policy" if (folder / "policy" / "latest").is_file() else folder
-
-
-def _builtin_folder(name: str) -> Path:
-    """The checkpoint of that name among the files of this package."""
-    known = sorted(path.parent.name for path in CHECKPOINTS.glob("*/config.json"))
-    if name not in known:
-        there = f"available: {', '.join(known)}" if known else "this release contains none, give a folder or a Hub id"
-        raise InputError(f"there is no built-in policy {name!r}; {there}")
-    return CHECKPOINTS / name

@@ -1,7 +1,7 @@
-"""Old names of stored keys and weights: one table from what earlier releases wrote to what this one reads.
+"""Old names of stored keys and weights, and their present names.
 
-Applied where files of ours are read: checkpoints, configurations of runs, results and caches. What is written carries
-the new names alone. A name that is in no table is left as it is.
+The tables are applied when files of this package are read: checkpoints, configurations of runs, results and caches.
+Only the new names are written. A name that is in no table stays as it is.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ TYPED_KEYS: Mapping[str, Callable[[Any], str]] = {
     # Steps of a training loop, or those of each attempted subtask in a row of results
     "steps": lambda value: "env_steps" if isinstance(value, list) else "train_steps",
 }
-"""old key -> new key, where it had several meanings that the kind of value tells apart"""
+"""old key -> new key, for keys with two meanings that differ in the type of the value"""
 
 VALUES = {
     "_target_": {
@@ -68,11 +68,11 @@ WEIGHTS = (
     ("conv_t", "conv_time"),
     ("asked", "instruction"),
 )
-"""old -> new part of a weight's name; parts are what stands between the dots"""
+"""old -> new part of a weight's name, split at the dots"""
 
 
 def with_new_keys(tree: Any) -> Any:
-    """Return nested values with today's keys; a new key that is there already wins over its old name."""
+    """Return nested values with today's keys; where a new key is there already, its old one is dropped."""
     if isinstance(tree, list):
         return [with_new_keys(value) for value in tree]
     if not isinstance(tree, dict):

@@ -1,7 +1,7 @@
-"""Weights averaged over training: a slow copy of some modules beside the ones that learn.
+"""Exponential moving average (EMA) of weights during training.
 
-Place in the flow: an option of the dLDM stage, off by default as in paper and release. What is validated, saved under
-the modules' own names and read by the next stage is then the average; the learning weights lie beside it.
+Place in the flow: an option of the dLDM stage, off by default as in paper and release. With it, the average is what is
+validated, saved under the modules' names and read by the next stage; the trained weights are saved beside it.
 """
 
 from __future__ import annotations
@@ -14,26 +14,32 @@ from torch import nn
 
 
 class Average:
-    """Exponential moving averages of modules, by name in `modules`: parameters, and running statistics with them.
+    """Exponential moving averages of modules, by name in `modules`: parameters and running statistics.
+
+    Args:
+        learning: the modules in training, by name.
+        decay: of the average per step, in (0, 1).
 
     Raises:
-        ValueError: if the decay is not in (0, 1).
+        ValueError: the decay is not in (0, 1).
     """
 
     def __init__(self, learning: Mapping[str, nn.Module], decay: float) -> None:
         if not 0 < decay < 1:
             raise ValueError(f"the decay of an average must lie in (0, 1), found {decay}")
-        self.decay, self.learning = decay, dict(learning)
+        self.decay = decay
+        self.learning = dict(learning)
         self.modules = {name: copy.deepcopy(module).requires_grad_(False) for name, module in learning.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Move toward the learning weights after step `step` (from 0); the first steps of all count for more."""
+        """Move the average toward the trained weights after step `step` (from 0)."""
+        # Smaller decay in the first steps, so that the random initial weights leave the average quickly.
         keep = min(self.decay, (1 + step) / (10 + step))
         for name, module in self.learning.items():
             new = module.state_dict()
             for key, slow in self.modules[name].state_dict().items():
                 if slow.is_floating_point():
-                    slow.lerp_(new[key], 1 - keep)  # exact where nothing has moved
-                else:
+                    slow.lerp_(new[key], 1 - keep)  # exact where nothing has changed
+                else:  # a count of batches has no average
                     slow.copy_(new[key])

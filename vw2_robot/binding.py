@@ -25,7 +25,7 @@ def check_same_config(
         folder: what was begun, for the message.
         stored: nested plain values that were read from the folder, under today's keys.
         config: nested plain values of this start.
-        holds: what lies in the folder, with "another configuration" in it: "a recording with another configuration".
+        holds: what the folder has, for the message: "a recording with another configuration".
         advice: what a person can do, as a sentence without its full stop.
 
     Raises:
@@ -51,7 +51,9 @@ def bind_folder(
     Raises:
         InputError: the folder is bound to another configuration, or `file` is damaged.
     """
+    # Written again even if nothing changed: a configuration of an earlier release then has today's keys.
     if begun and file.is_file():
         stored = with_new_keys(read_json(file, cure=f"restore it, or delete it with {folder.name} to start over"))
-        check_same_config(folder, stored, config, holds=holds, advice=advice)
+        # Both under today's keys, whichever of them a program still uses.
+        check_same_config(folder, stored, with_new_keys(dict(config)), holds=holds, advice=advice)
     write_json(file, config, sealed=True)

@@ -1,15 +1,15 @@
-"""One checkpoint format for all stages: a folder of JSON and safetensors, never a pickle.
+"""The checkpoint format of all stages: a folder of JSON and safetensors, never a pickle.
 
     config.json             format_version, kind ("vdm", "dldm", "policy"), the model's config, and facts worth keeping
     model.safetensors       weights; names are "<module>.<parameter>"
     stats.json, tokens.json policies only: action statistics, latent vocabulary (interfaces specification section 7)
-    backbone.json           policies on a language model of others: what rebuilds it
+    backbone.json           policies on a pretrained language model: the description that rebuilds it
     optimizer.safetensors, training.json   only while a run can be resumed
     manifest.json           SHA-256 of all of these, compared when the checkpoint is loaded
 
 A folder is written under a temporary name, synced and renamed, so a folder that exists is complete. A checkpoint alone
 rebuilds its model. A run directory may be given wherever a checkpoint is expected: its file `latest` names the last
-one. Whatever is wrong with a file ends in an InputError that names it, before memory is taken for what it promises.
+one. Every damaged file ends in an InputError with its name, before memory is allocated for the sizes in it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint read from disk. `weights` are on the CPU; `files` holds the further JSON files by name."""
+    """A checkpoint in memory. `weights` are on the CPU; `files` holds the further JSON files by name."""
 
     path: Path
     kind: str
@@ -61,9 +61,11 @@ class Checkpoint:
             InputError: names missing, unexpected and wrongly shaped or typed parameters.
         """
         for name, module in modules.items():
+            # Compared before loading, since `load_state_dict` has changed a part of the module when it fails.
             found = {key[len(name) + 1 :]: value for key, value in self.weights.items() if key.startswith(name + ".")}
             wanted = module.state_dict()
-            missing, unexpected = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+            missing = sorted(wanted.keys() - found.keys())
+            unexpected = sorted(found.keys() - wanted.keys())
             shapes = [k for k in wanted.keys() & found.keys() if not _fits(found[k], wanted[k])]
             if missing or unexpected or shapes:
                 raise InputError(
@@ -74,11 +76,11 @@ class Checkpoint:
 
     @contextmanager
     def building(self) -> Iterator[None]:
-        """Build modules from `config` and `files` inside: bounded by the size of the weights, errors named.
+        """Build modules from `config` and `files` inside the `with`: memory is limited, and errors name the file.
 
         Raises:
-            InputError: whatever goes wrong inside. The values come from a file, and libraries that are given sizes,
-                names and tokenizers of strangers raise exceptions of every kind.
+            InputError: for any exception inside. The values come from a file, and libraries raise exceptions of every
+                kind for wrong sizes, names and tokenizers.
         """
         try:
             with AllocationLimit.like(self.weights, what=f"{self.path}/config.json"):
@@ -87,7 +89,7 @@ class Checkpoint:
             if str(self.path) in str(error):
                 raise
             raise InputError(f"{self.path}/config.json: {error}; {CURE}") from error
-        except MemoryError:  # this machine is too small for an honest model
+        except MemoryError:  # the file is right, and this machine too small
             raise
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
@@ -96,10 +98,10 @@ class Checkpoint:
             ) from error
 
     def fact(self, name: str) -> Any:
-        """A fact that must be there.
+        """Return a fact of the checkpoint.
 
         Raises:
-            InputError: it is not.
+            InputError: it has no such fact.
         """
         if name not in self.facts:
             raise InputError(f'{self.path}/config.json lacks the fact "{name}"; {CURE}')
@@ -107,7 +109,7 @@ class Checkpoint:
 
 
 def _fits(found: Tensor, wanted: Tensor) -> bool:
-    """Equal shapes, and numbers of the same sort: halves may become floats, whole numbers may not."""
+    """Return whether shapes are equal and types alike: float16 may become float32, integers may not."""
     return found.shape == wanted.shape and (
         found.dtype == wanted.dtype or (found.is_floating_point() and wanted.is_floating_point())
     )
@@ -124,7 +126,19 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer | None = None,
     training: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a complete checkpoint folder at `path`, replacing one that is there. `files` become `<name>.json`."""
+    """Write a complete checkpoint folder, replacing one that is there.
+
+    Args:
+        path: the folder.
+        kind: "vdm", "dldm" or "policy".
+        config: nested plain values from which the modules can be built.
+        modules: by the name that their weights get as a prefix.
+        facts: further values worth keeping, such as hashes.
+        files: contents of further files `<name>.json`.
+        optimizer: its state, for a run that can be resumed.
+        training: content of training.json, written with the optimizer.
+    """
+    # Copies on the CPU: safetensors refuses tensors that share memory, such as tied embeddings.
     weights = {
         f"{name}.{key}": value.detach().cpu().contiguous().clone()
         for name, module in modules.items()
@@ -137,27 +151,28 @@ def save_checkpoint(
         for name, content in (files or {}).items():
             write_json(folder / f"{name}.json", content, sync=False)
         if optimizer is not None:
-            save_tensors(_optimizer_tensors(optimizer), folder / "optimizer.safetensors")
+            state = {
+                f"{index}.{key}": torch.as_tensor(value).detach().cpu().clone()
+                for index, entry in optimizer.state_dict()["state"].items()
+                for key, value in entry.items()
+            }
+            save_tensors(state, folder / "optimizer.safetensors")
             write_json(folder / "training.json", dict(training or {}), sync=False)
-        write_manifest(folder, sync=False)  # the whole folder will be
+        write_manifest(folder, sync=False)  # `atomic_folder` syncs the whole folder
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file; the metadata tell other libraries that it is PyTorch's layout."""
+    """Write a safetensors file; its metadata name PyTorch's layout, which other libraries check."""
     save_file(dict(tensors), path, metadata={"format": "pt"})
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{index}.{key}": torch.as_tensor(value).detach().cpu().clone()
-        for index, entry in state.items()
-        for key, value in entry.items()
-    }
-
-
 def load_optimizer(path: Path, optimizer: torch.optim.Optimizer, *, verify: bool = True) -> dict[str, Any]:
-    """Restore the optimizer written beside a checkpoint; returns the content of `training.json`.
+    """Restore the optimizer that was saved with a checkpoint, and return the content of `training.json`.
+
+    Args:
+        path: the checkpoint folder.
+        optimizer: of the same parameters in the same order; changed in place.
+        verify: compare the files with the manifest first.
 
     Raises:
         InputError: a file is missing, damaged, or of an optimizer of other parameters.
@@ -167,12 +182,14 @@ def load_optimizer(path: Path, optimizer: torch.optim.Optimizer, *, verify: bool
         compare_with_manifest(path, cure=CURE, names=_OPTIMIZER_FILES)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
+    # Names are "<number of the parameter>.<key of AdamW>". Checked here, since AdamW itself fails in the first step.
     for name, value in _read_tensors(file).items():
         index, _, key = name.partition(".")
         number = int(index) if re.fullmatch(r"\d{1,9}", index) else len(parameters)
         if number >= len(parameters) or not (value.ndim == 0 or _fits(value, parameters[number])):
             raise InputError(f"{file}: {name} {list(value.shape)} belongs to no parameter of this run; {CURE}")
         state.setdefault(number, {})[key] = value
+    # AdamW has the same keys for every parameter that was ever updated.
     if len({frozenset(entry) for entry in state.values()}) > 1:
         raise InputError(f"{file} lacks numbers of some parameters; {CURE}")
     groups = optimizer.state_dict()["param_groups"]
@@ -181,10 +198,10 @@ def load_optimizer(path: Path, optimizer: torch.optim.Optimizer, *, verify: bool
 
 
 def resolve(path: str | Path) -> Path:
-    """The checkpoint folder meant by `path`: itself, or the one that a run directory's file `latest` names.
+    """Return the checkpoint folder of a path: itself, or the one that a run directory's file `latest` names.
 
     Raises:
-        InputError: if it is neither.
+        InputError: the path is neither.
     """
     folder = Path(path)
     if (folder / "config.json").is_file():
@@ -198,13 +215,14 @@ def resolve(path: str | Path) -> Path:
 
 
 def last_checkpoint(run: Path) -> Path | None:
-    """The checkpoint that the file `latest` of a run folder names; None where there is no such file.
+    """Return the checkpoint that the file `latest` of a run folder names; None where there is no such file.
 
     Raises:
         InputError: the file does not hold the name of a folder `step_N`, or there is no such checkpoint in the run
-            folder. A link that leads out of it is none.
+            folder itself; links out of it are refused.
     """
-    latest, cure = run / "latest", f"write the name of a folder in {run}/checkpoints into it, or delete {run}"
+    latest = run / "latest"
+    cure = f"write the name of a folder in {run}/checkpoints into it, or delete {run}"
     if not latest.exists():
         return None
     name = read_text(latest, cure=cure, most=1000).removesuffix("\n")
@@ -222,9 +240,10 @@ def last_checkpoint(run: Path) -> Path | None:
 
 
 def is_our_checkpoint(folder: Path) -> bool:
-    """Whether all that lies in `folder` was written by `save_checkpoint`: nothing else may ever be deleted."""
+    """Return whether everything in `folder` was written by `save_checkpoint`: nothing else may ever be deleted."""
     if folder.is_symlink() or not folder.is_dir():
         return False
+    # Without a manifest, `_FILES` are all that a checkpoint may hold.
     try:
         description = read_json(folder / "config.json", cure=CURE)
         manifest = read_json(folder / MANIFEST, cure=CURE) if (folder / MANIFEST).exists() else {"sha256": _FILES}
@@ -237,7 +256,7 @@ def is_our_checkpoint(folder: Path) -> bool:
 
 
 def load_checkpoint(path: str | Path, *, kind: str, verify: bool = True) -> Checkpoint:
-    """Read a checkpoint of that kind.
+    """Read a checkpoint of that kind, under today's names of keys and weights.
 
     Args:
         path: a checkpoint folder, or a run folder.
@@ -248,12 +267,14 @@ def load_checkpoint(path: str | Path, *, kind: str, verify: bool = True) -> Chec
         InputError: not a checkpoint, another kind, another format version, or a damaged file.
     """
     folder = resolve(path)
+    # 1. Integrity: all files that this function reads against the manifest.
     reserved = {"config.json", "training.json", MANIFEST}
     others = [p for p in sorted(folder.glob("*.json")) if p.name not in reserved]
     if verify:
         written = [name for name in ("stats.json", "tokens.json", "backbone.json") if (folder / name).exists()]
         if not compare_with_manifest(folder, cure=CURE, names=["config.json", "model.safetensors", *written]):
             _LOG.warning("%s has no %s: whether its files are whole is not checked", folder, MANIFEST)
+    # 2. Format and kind, before the weights take memory.
     description = read_json(folder / "config.json", cure=CURE)
     version = description.get("format_version")
     if version != FORMAT_VERSION:
@@ -263,9 +284,11 @@ def load_checkpoint(path: str | Path, *, kind: str, verify: bool = True) -> Chec
         )
     if description.get("kind") != kind:
         raise InputError(f"{folder} is a checkpoint of kind {description.get('kind')!r}, expected {kind!r}")
-    config, facts = description.get("config"), description.get("facts", {})
+    config = description.get("config")
+    facts = description.get("facts", {})
     if not isinstance(config, dict) or not isinstance(facts, dict):
         raise InputError(f'{folder}/config.json lacks "config" or "facts"; {CURE}')
+    # 3. Weights and further files, under today's names.
     weights = with_new_names(_read_tensors(folder / "model.safetensors"))
     files = {p.stem: read_json(p, cure=CURE) for p in others}
     return Checkpoint(folder, kind, with_new_keys(config), with_new_keys(facts), weights, files)
@@ -287,9 +310,10 @@ def weights_digest(*modules: nn.Module) -> str:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file; a damaged one ends in an InputError."""
     try:
         return load_file(path)
     except (OSError, SafetensorError, RuntimeError, ValueError, TypeError, OverflowError) as error:
-        # Beside its own error safetensors passes on what PyTorch says of a shape, and Python of its numbers.
+        # Beside its own error safetensors lets those of PyTorch (a shape) and Python (a number) pass.
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{path} cannot be read ({reason}); {CURE}") from error

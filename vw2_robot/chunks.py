@@ -1,11 +1,11 @@
-"""Chunks of actions in time: averaging those that overlap, and handing them out one by one.
+"""Action chunks in time: temporal ensembling, and a queue that gives out one action per step.
 
-A policy that looks every E steps answers with a chunk of H >= E actions, so several chunks speak of one time step.
+A policy that is called every E steps returns a chunk of H >= E actions, so several chunks cover one time step.
 `Ensemble` averages them (temporal ensembling of Zhao et al., "Learning Fine-Grained Bimanual Manipulation", 2023).
 `ChunkQueue` is for robot stacks that want one action per step; the rollouts of this package cut chunks themselves.
 """
 
-# B episodes side by side · H actions of a chunk · A action dims · E steps between two looks
+# B episodes in parallel · H actions of a chunk · A action dims · E = n_action_steps, steps between two policy calls
 from __future__ import annotations
 
 from collections import deque
@@ -18,9 +18,17 @@ from vw2_robot.errors import InputError
 
 
 class Ensemble:
-    """Weighted mean of the chunks that cover a time step, the oldest with weight 1, each later one exp(-decay) less.
+    """Temporal ensembling: the weighted mean of the chunks that cover a time step.
 
-    Chunks arrive every `n_action_steps` steps. Average predictions before the gripper becomes a sign.
+    The oldest chunk has weight 1, each later one exp(-decay) times that of the one before. Average predictions before
+    the gripper becomes a sign.
+
+    Args:
+        n_action_steps: steps between two chunks.
+        decay: at least 0; 0 is the plain mean.
+
+    Raises:
+        InputError: one of them is out of range.
     """
 
     def __init__(self, n_action_steps: int, *, decay: float) -> None:
@@ -28,15 +36,16 @@ class Ensemble:
             raise InputError(
                 f"ensembling needs n_action_steps >= 1 and a decay >= 0, found {n_action_steps} and {decay}"
             )
-        self.n_action_steps, self.decay = n_action_steps, decay
+        self.n_action_steps = n_action_steps
+        self.decay = decay
         self._chunks: deque[NDArray[np.float32]] = deque()
 
     def clear(self) -> None:
-        """Forget all chunks: a new episode."""
+        """Drop all chunks, for a new episode."""
         self._chunks.clear()
 
     def blend(self, chunk_BHA: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Take the chunk of this look; returns it with every step averaged over all chunks that cover it.
+        """Add the chunk of this policy call, and return it with every step averaged over all chunks that cover it.
 
         Raises:
             InputError: another number of episodes than before.
@@ -50,7 +59,8 @@ class Ensemble:
         chunk_size = chunk_BHA.shape[1]
         while (len(self._chunks) - 1) * self.n_action_steps >= chunk_size:  # the oldest ends before now
             self._chunks.popleft()
-        total, weights = np.zeros_like(chunk_BHA, dtype=np.float64), np.zeros(chunk_size)
+        total = np.zeros_like(chunk_BHA, dtype=np.float64)
+        weights = np.zeros(chunk_size)
         for age, chunk in enumerate(reversed(self._chunks)):
             offset = age * self.n_action_steps
             # Steps 0 .. chunk_size - offset - 1 of now are steps offset .. chunk_size - 1 of that chunk.
@@ -63,7 +73,15 @@ class Ensemble:
 
 
 class ChunkQueue:
-    """One action per step from a policy that answers in chunks: looks every `n_action_steps` steps, drops the rest."""
+    """One action per step from a policy that returns chunks: a policy call every `n_action_steps` steps.
+
+    Args:
+        policy: any policy.
+        n_action_steps: actions executed of each chunk, the rest is dropped; None: what the policy was trained for.
+
+    Raises:
+        InputError: more actions than a chunk has.
+    """
 
     def __init__(self, policy: Policy, *, n_action_steps: int | None = None) -> None:
         self.policy = policy
@@ -76,7 +94,7 @@ class ChunkQueue:
 
     @property
     def needs_observation(self) -> bool:
-        """Whether the next action needs a new observation."""
+        """Return whether the next action needs a new observation."""
         return not self._waiting
 
     def reset(self, prompt: str | None = None, seed: int | None = None) -> None:
@@ -85,7 +103,7 @@ class ChunkQueue:
         self.policy.reset(prompt, seed)
 
     def action(self, observation: Observation) -> NDArray[np.float32]:
-        """The action [A] of this step; the observation is looked at only when one is due."""
+        """Return the action [A] of this step; the observation is read only if `needs_observation`."""
         if self.needs_observation:
             self._waiting.extend(self.policy.infer(observation)["actions"][: self.n_action_steps])
         return self._waiting.popleft()

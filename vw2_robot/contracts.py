@@ -1,7 +1,7 @@
-"""What crosses a border between two parts of the package: actions, observations, policies, benchmarks.
+"""The interfaces between the parts of the package: actions, observations, policies, benchmarks.
 
-The simulator, the training programs and the rollouts never import one another; they meet in the protocols of this file,
-in files on disk, or in yaml. Nothing here imports torch.
+The simulator, the training programs and the rollouts never import one another. They share the protocols of this file,
+files on disk, and yaml. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Split = Literal["train", "validation"]
 
 
 class Observation(TypedDict, total=False):
-    """What a policy may look at, without a batch axis.
+    """The observation of a policy, without a batch axis.
 
     images: camera name -> uint8 [H, W, 3] RGB. CALVIN policies get "static" and nothing else.
-    prompt: the instruction in words.
+    prompt: the instruction.
     """
 
     images: dict[str, NDArray[np.uint8]]
@@ -36,7 +36,12 @@ class Observation(TypedDict, total=False):
 
 
 class PolicyOutput(TypedDict, total=False):
-    """actions: float32 [H, A], robot units. latent_tokens: int64 [K, N] codes behind them. timing: seconds by name."""
+    """The output of a policy call.
+
+    actions: float32 [H, A], robot units.
+    latent_tokens: int64 [latent steps, N], the codes that the actions were decoded from.
+    timing: seconds by name.
+    """
 
     actions: NDArray[np.float32]
     latent_tokens: NDArray[np.int64]
@@ -45,27 +50,27 @@ class PolicyOutput(TypedDict, total=False):
 
 @runtime_checkable
 class Policy(Protocol):
-    """Anything that can drive a robot from images and words.
+    """A robot policy: actions from images and an instruction.
 
-    `infer` holds no hidden state that `reset` does not clear; equal seed and equal input give equal output; a batch of
-    one equals `infer`; a missing camera, wrong dtype or wrong rank raises InputError naming key, expected and received.
+    `infer` has no state that `reset` does not clear; equal seed and equal input give equal output; a batch of one
+    equals `infer`; a missing camera, wrong dtype or wrong rank raises InputError with key, expected and received.
     """
 
     metadata: dict[str, Any]
 
     def reset(self, prompt: str | None = None, seed: int | None = None) -> None:
-        """Begin an episode."""
+        """Begin an episode; `prompt` is the instruction for observations without one."""
 
     def infer(self, obs: Observation) -> PolicyOutput:
-        """One observation -> a chunk of actions."""
+        """Return a chunk of actions for one observation."""
 
     def infer_batch(self, obs: Sequence[Observation]) -> list[PolicyOutput]:
-        """Several observations of as many episodes, at once."""
+        """Return chunks for several observations, one of each episode."""
 
 
 @dataclass(frozen=True)
 class EvalSequence:
-    """One evaluation chain: a start state and the subtasks asked for in turn, by task name."""
+    """One evaluation chain: an initial state, and the names of the subtasks in their order."""
 
     number: int
     initial_state: dict[str, Any]
@@ -73,10 +78,10 @@ class EvalSequence:
 
 
 class Benchmark(Protocol):
-    """A world that can be evaluated in closed loop. Rows of results depend on (policy, sequence, seed) only.
+    """An environment for closed-loop evaluation. Rows of results depend on (policy, sequence, seed) only.
 
-    Call order: `reset(sequence)`, then per subtask `begin(task)` followed by `observe()`/`step(action)` in any mixture.
-    `observe` renders, `step` does not: a policy that looks every fourth step pays for every fourth image.
+    Call order: `reset(sequence)`, then per subtask `begin(task)` followed by `observe()`/`step(action)` in any order.
+    `observe` renders and `step` does not, so only the images that a policy gets are rendered.
     """
 
     metadata: dict[str, Any]  # scene, assets, renderer, reset_mode, versions
@@ -84,22 +89,22 @@ class Benchmark(Protocol):
     control_hz: float
 
     def sequences(self, count: int) -> list[EvalSequence]:
-        """The first `count` chains."""
+        """Return the first `count` chains."""
 
     def instruction(self, task: str) -> str:
-        """The words that ask for a task."""
+        """Return the instruction of a task."""
 
     def reset(self, sequence: EvalSequence) -> None:
-        """Put the world into the chain's initial state."""
+        """Set the environment to the chain's initial state."""
 
     def begin(self, task: str) -> None:
-        """Start judging this subtask from the present state; the world is not moved."""
+        """Start checking this subtask from the present state; the environment does not change."""
 
     def observe(self) -> Observation:
-        """Render what the policy may see."""
+        """Return the policy's observation, rendered now."""
 
     def step(self, action: NDArray[np.floating[Any]]) -> bool:
-        """Act once; True once the subtask begun last is solved."""
+        """Execute one action; return True once the subtask begun last is solved."""
 
     def close(self) -> None:
-        """Free the world."""
+        """Free the environment's resources."""

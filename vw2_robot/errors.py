@@ -1,7 +1,7 @@
-"""The two errors a person is meant to read: bad input, and a missing extra.
+"""The errors that are meant for users: wrong input, and a missing extra.
 
 Programs print them as one message and exit with status 1 (see `vw2_robot.command_line.program`). Any other exception
-is a bug of ours and keeps its traceback.
+is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from types import ModuleType
 
 
 class InputError(ValueError):
-    """Something that came from outside is wrong. The message says what, where, expected, found and what to do."""
+    """Input from outside is wrong. The message has what, where, expected, found, and what to do."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, raised in the main thread by programs (`command_line.program`): clean up like for Ctrl-C and leave."""
+    """SIGTERM, raised in the main thread of programs (`vw2_robot.process`): clean up as for Ctrl-C and exit."""
 
 
 class MissingExtraError(ImportError):
@@ -26,9 +26,14 @@ class MissingExtraError(ImportError):
 
 
 def require(module: str, *, extra: str) -> ModuleType:
-    """Import `module`, or raise `MissingExtraError` that names the extra which provides it.
+    """Import an optional dependency.
 
-    Only the absence of `module` itself is translated; an error inside an installed module passes through.
+    Args:
+        module: its dotted name.
+        extra: of this package, that installs it.
+
+    Raises:
+        MissingExtraError: `module` is not installed; an error inside an installed module passes unchanged.
     """
     try:
         return importlib.import_module(module)
@@ -41,22 +46,18 @@ def require(module: str, *, extra: str) -> ModuleType:
 
 
 def install_command(extra: str = "") -> str:
-    """Return the pip command for an extra, or without one for the core.
+    """Return the pip command that installs an extra, or without one the core.
 
-    The package is on no index, so the command names the place that this copy came from: the checkout that it runs in,
-    or the checkout or wheel that pip noted when it installed it.
+    The package is on no index, so the command names the source of this copy: the checkout that it runs in, or the
+    checkout or wheel that pip noted when it installed it (PEP 610).
     """
     what = f"[{extra}]" if extra else ""
     checkout = Path(__file__).resolve().parents[1]
     if (checkout / "setup.cfg").is_file():
         return f'pip install -e "{checkout}{what}"'
-    return f'pip install "vw2-robot{what} @ {_origin()}"'
-
-
-def _origin() -> str:
-    """Return where pip installed this copy from (PEP 610), or words for it where pip did not note it."""
     try:
         note = importlib.metadata.distribution("vw2-robot").read_text("direct_url.json")
     except importlib.metadata.PackageNotFoundError:
         note = None
-    return str(json.loads(note)["url"]) if note else "file:///PATH-OF-A-CHECKOUT-OR-WHEEL"
+    source = str(json.loads(note)["url"]) if note else "file:///PATH-OF-A-CHECKOUT-OR-WHEEL"
+    return f'pip install "vw2-robot{what} @ {source}"'

@@ -1,4 +1,4 @@
-"""How alike two videos are, frame by frame: PSNR and SSIM. Not LPIPS, which needs another network.
+"""Image metrics between two videos, frame by frame: PSNR and SSIM. LPIPS is left out, since it needs a network.
 
 SSIM as in Wang et al., "Image Quality Assessment" (2004): Gaussian window of 11 pixels and deviation 1.5, constants
 (0.01 · 255)² and (0.03 · 255)², mean over windows that lie inside the image and over the three channels.
@@ -13,29 +13,42 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-WINDOW, DEVIATION = 11, 1.5
-C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-MOST_DB = 100.0
-"""What PSNR says of equal frames, instead of infinity."""
+WINDOW = 11
+DEVIATION = 1.5
+C1 = (0.01 * 255) ** 2
+C2 = (0.03 * 255) ** 2
+MAX_DB = 100.0
+"""PSNR of equal frames, instead of infinity"""
 
 
 def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Peak signal-to-noise ratio in dB of each frame; both uint8 [T, H, W, 3]."""
+    """Return the peak signal-to-noise ratio in dB of each frame; both videos are uint8 [T, H, W, 3]."""
     _check(a, b)
     error = ((a.astype(np.float64) - b.astype(np.float64)) ** 2).mean(axis=(1, 2, 3))
-    floor = 255.0**2 / 10 ** (MOST_DB / 10)
+    floor = 255.0**2 / 10 ** (MAX_DB / 10)
     decibel: NDArray[np.float64] = 10 * np.log10(255.0**2 / np.maximum(error, floor))
     return decibel
 
 
 def ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Structural similarity of each frame, 1 for equal ones; both uint8 [T, H, W, 3], at least 11 pixels a side."""
+    """Return the structural similarity of each frame, 1 for equal ones.
+
+    Args:
+        a: uint8 [T, H, W, 3], at least 11 pixels a side.
+        b: of the same shape.
+
+    Raises:
+        ValueError: other shapes, or smaller frames.
+    """
     _check(a, b)
     if min(a.shape[1:3]) < WINDOW:
-        raise ValueError(f"SSIM looks through windows of {WINDOW} pixels, found frames of {a.shape[1]} x {a.shape[2]}")
+        raise ValueError(f"SSIM has windows of {WINDOW} pixels a side, found frames of {a.shape[1]} x {a.shape[2]}")
     x, y = (torch.from_numpy(np.array(v)).movedim(-1, 1).flatten(0, 1)[:, None].double() for v in (a, b))
-    mean_x, mean_y = _blur(x), _blur(y)
-    var_x, var_y = _blur(x * x) - mean_x**2, _blur(y * y) - mean_y**2
+    # float64: variances are differences of large numbers.
+    mean_x = _blur(x)
+    mean_y = _blur(y)
+    var_x = _blur(x * x) - mean_x**2
+    var_y = _blur(y * y) - mean_y**2
     covariance = _blur(x * y) - mean_x * mean_y
     brightness = (2 * mean_x * mean_y + C1) / (mean_x**2 + mean_y**2 + C1)
     structure = (2 * covariance + C2) / (var_x + var_y + C2)
@@ -44,7 +57,7 @@ def ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def _blur(x: Tensor) -> Tensor:
-    """Gaussian mean of every window inside the image, [n, 1, H, W] -> [n, 1, H - 10, W - 10]."""
+    """Return the Gaussian mean of every window inside the image, [n, 1, H, W] -> [n, 1, H - 10, W - 10]."""
     distance = torch.arange(WINDOW, dtype=x.dtype) - WINDOW // 2
     line = torch.exp(-(distance**2) / (2 * DEVIATION**2))
     line = line / line.sum()

@@ -1,9 +1,9 @@
-"""Which numbers a person may give: one rule for seeds, counts, rates and shares in all programs.
+"""Limits of the numbers in a configuration: one rule for seeds, counts, rates and shares in all programs.
 
 Whole numbers (a seed, a number of steps, of processes) are at least 0, other numbers finite. A field of a configuration
-that needs more, or less, says so in its type:
+that needs another limit has it in its type:
 
-    frames: Count = 9
+    num_frames: Count = 9
     fps: Rate | None = None
 
 `config_tree.config_from` checks every value that enters a program by `check_number`.
@@ -21,51 +21,72 @@ from vw2_robot.errors import InputError
 
 @dataclass(frozen=True)
 class Limit:
-    """What a number must be, in words and as a test."""
+    """What a number must be, as a text for messages and as a test."""
 
-    words: str
+    expected: str
     holds: Callable[[float], bool]
 
 
-MOST = 2**63 - 1  # what torch and NumPy hold
-WHOLE = Limit("a whole number from 0 to 2^63 - 1", lambda value: 0 <= value <= MOST)
+MAX_INT = 2**63 - 1  # the largest integer of torch and NumPy
+WHOLE = Limit("a whole number from 0 to 2^63 - 1", lambda value: 0 <= value <= MAX_INT)
 FINITE = Limit("a finite number", math.isfinite)
 Unbounded = Annotated[float, Limit("a number", lambda value: not math.isnan(value))]
-"""Infinity is allowed, and means never, or no limit."""
-Count = Annotated[int, Limit("a whole number of at least 1", lambda value: 1 <= value <= MOST)]
+"""infinity is allowed, and means never, or no limit"""
+Count = Annotated[int, Limit("a whole number of at least 1", lambda value: 1 <= value <= MAX_INT)]
 Rate = Annotated[float, Limit("a positive number", lambda value: 0 < value < math.inf)]
-"""Hz, frames per second, seconds, learning rates."""
+"""Hz, frames per second, seconds, learning rates"""
 Share = Annotated[float, Limit("a number between 0 and 1, neither of them", lambda value: 0 < value < 1)]
 
 
-def check_number(hint: Any, value: Any, where: str) -> None:
-    """Refuse a number that is not what the type `hint` says; anything else than a number is the type's own business.
+def check_number(annotation: Any, value: Any, where: str) -> None:
+    """Refuse a number outside the limits of a field; other values are not checked here.
+
+    Args:
+        annotation: the field's type, such as `Count | None`. Without a limit in it: finite, or whole and at least 0.
+        value: of the field.
+        where: the key, for the message.
 
     Raises:
-        InputError: `where` and the value, what was expected.
+        InputError: with key and value, and what was expected.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
-    for limit in tuple(_limits(hint)) or (FINITE if isinstance(value, float) or _takes_float(hint) else WHOLE,):
+    default = FINITE if isinstance(value, float) or _takes_float(annotation) else WHOLE
+    for limit in tuple(_limits(annotation)) or (default,):
         if not limit.holds(value):
-            raise InputError(f"{where}={value}, expected {limit.words}")
+            raise InputError(f"{where}={value}, expected {limit.expected}")
 
 
-def _limits(hint: Any) -> Iterator[Limit]:
-    """The limits in `Annotated[...]`, also inside `... | None`."""
-    for part in get_args(hint):
+def is_count(value: object) -> bool:
+    """Return whether a value is a whole number of at least 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def is_finite_number(value: object) -> bool:
+    """Return whether a value is a finite number; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _limits(annotation: Any) -> Iterator[Limit]:
+    """Yield the limits in `Annotated[...]`, also inside `... | None`."""
+    for part in get_args(annotation):
         if isinstance(part, Limit):
             yield part
         else:
             yield from _limits(part)
 
 
-def _takes_float(hint: Any) -> bool:
-    return hint is float or any(_takes_float(part) for part in get_args(hint))
+def _takes_float(annotation: Any) -> bool:
+    return annotation is float or any(_takes_float(part) for part in get_args(annotation))
 
 
 def number(kind: Any, value: Any, where: str) -> Any:
-    """Return a value that is in no dataclass, `int` or `float` by its kind, once it is checked.
+    """Return a checked number that belongs to no dataclass, as an `int` or `float`.
+
+    Args:
+        kind: its type, such as `Count`.
+        value: the number.
+        where: its name, for the message.
 
     Raises:
         InputError: it is no number of that kind.

@@ -1,7 +1,7 @@
-"""Frames -> an H.264 mp4 that every browser plays. imageio-ffmpeg (extra `report`) and its ffmpeg are used here alone.
+"""A writer of H.264 mp4 videos that every browser plays, by the ffmpeg of imageio-ffmpeg (extra `report`).
 
-ffmpeg runs in a process of its own and is told the frames through a pipe. A video is written under a temporary name and
-has its own name once ffmpeg has said that it is whole. One encoder thread: the same frames give the same bytes.
+ffmpeg runs in a process of its own and gets the frames through a pipe. A video is written under a temporary name and
+renamed once ffmpeg has ended without an error. One encoder thread: the same frames give the same bytes.
 """
 
 # H, W pixels
@@ -22,23 +22,29 @@ from vw2_robot.storage.files import atomic_write, full_disk_error
 
 
 class Mp4Writer:
-    """A video under way: `add` frames of one size, then `close`; leaving a `with` block by an error leaves no file.
+    """An open video: `add` frames of one size, then `close`; an error inside a `with` block leaves no file.
 
     Args:
         path: the mp4.
-        fps: frames a second.
-        encoding: further options of ffmpeg, as words.
+        fps: frames per second.
+        encoding: further arguments of ffmpeg.
     """
 
     def __init__(self, path: Path, *, fps: float, encoding: Sequence[str]) -> None:
-        """Raises MissingExtraError where imageio-ffmpeg is not installed."""
+        """Find ffmpeg; it is started with the first frame.
+
+        Raises:
+            MissingExtraError: imageio-ffmpeg is not installed.
+        """
         self._program = require("imageio_ffmpeg", extra="report").get_ffmpeg_exe()
-        self._path, self._fps, self._encoding = path, fps, encoding
+        self._path = path
+        self._fps = fps
+        self._encoding = encoding
         self._open = ExitStack()
         self._ffmpeg: subprocess.Popen[bytes] | None = None
 
     def add(self, frame: NDArray[np.uint8]) -> None:
-        """One more frame, [H, W, 3].
+        """Append a frame, [H, W, 3].
 
         Raises:
             OSError: the disk is full, or the folder cannot be written to; with the file's name.
@@ -50,18 +56,23 @@ class Mp4Writer:
         try:
             self._ffmpeg.stdin.write(np.ascontiguousarray(frame).data)
         except OSError:
-            self.close()  # says why ffmpeg ended
+            self.close()  # raises the reason why ffmpeg ended
             raise
 
     def close(self) -> None:
-        """Give the video its name; the errors are those of `add`. A second call does nothing."""
-        ffmpeg, self._ffmpeg = self._ffmpeg, None
+        """Finish the video and give it its name; the errors are those of `add`. A second call does nothing."""
+        ffmpeg = self._ffmpeg
+        self._ffmpeg = None
         if ffmpeg is None:
             return
         with self._open:
-            _, said = ffmpeg.communicate()
+            _, stderr = ffmpeg.communicate()
             if ffmpeg.returncode != 0:
-                raise self._failure(ffmpeg.returncode, said.decode(errors="replace"))
+                text = stderr.decode(errors="replace")
+                last = text.strip().splitlines()[-1:] or ["nothing"]
+                raise full_disk_error(text, self._path) or InputError(
+                    f"ffmpeg did not write {self._path} (exit status {ffmpeg.returncode}, it reported: {last[0]})"
+                )
 
     def __enter__(self) -> Mp4Writer:
         return self
@@ -78,6 +89,7 @@ class Mp4Writer:
             self._open.__exit__(kind, error, trace)
 
     def _start(self, *, height: int, width: int) -> subprocess.Popen[bytes]:
+        """Start ffmpeg for frames of that size; they are only known from the first one."""
         temporary = self._open.enter_context(atomic_write(self._path))
         rate = str(Fraction(self._fps).limit_denominator())
         frames = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", rate, "-i", "-"]
@@ -90,14 +102,8 @@ class Mp4Writer:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                start_new_session=True,  # Ctrl-C is for the program, which then ends ffmpeg
+                start_new_session=True,  # Ctrl-C goes to this program, which then ends ffmpeg
             )
         except BaseException as error:
             self._open.__exit__(type(error), error, error.__traceback__)
             raise
-
-    def _failure(self, status: int, said: str) -> Exception:
-        last = said.strip().splitlines()[-1:] or ["nothing"]
-        return full_disk_error(said, self._path) or InputError(
-            f"ffmpeg did not write {self._path} (exit status {status}, it said: {last[0]})"
-        )

@@ -1,4 +1,4 @@
-"""AdamW, warm-up and decay, gradient clipping: the part of training that all stages share.
+"""The optimizer of all training stages: AdamW with warm-up, linear decay and gradient clipping.
 
 The learning rate is a pure function of the step, so a resumed run needs no scheduler state.
 """
@@ -17,7 +17,7 @@ from vw2_robot.limits import Rate, Unbounded
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Defaults: Table A.1 of the paper, dLDM column."""
+    """AdamW and its schedule. Defaults: Table A.1 of the paper, dLDM column."""
 
     lr: Rate = 1e-4
     beta1: float = 0.9
@@ -40,7 +40,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """One training loop."""
+    """The length of one training loop, its batch size and its optimizer."""
 
     train_steps: int
     batch_size: int
@@ -65,27 +65,37 @@ def build_optimizer(
     fast: Iterable[nn.Parameter] = (),
     fast_mult: float = 1.0,
 ) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only (not on biases, norms, embeddings of one dimension).
+    """Return AdamW with weight decay on matrices only (not on biases, norms, embeddings of one dimension).
 
-    A parameter with a true attribute `no_weight_decay` is not decayed either: a table of which some rows stay frozen.
-    `fast` parameters (a new head, say) get `fast_mult` times the learning rate.
+    Args:
+        parameters: those without `requires_grad` are left out. One with a true attribute `no_weight_decay` is not
+            decayed: a table of which some rows stay frozen.
+        config: learning rate and decay.
+        fast: parameters with another learning rate, for instance those of a new head.
+        fast_mult: factor of their learning rate.
     """
     groups = []
     for members, multiplier in ((list(parameters), 1.0), (list(fast), fast_mult)):
+        # The order of the groups is part of every checkpoint: optimizer states are stored by number.
+        matrices = [p for p in members if p.ndim >= 2 and not getattr(p, "no_weight_decay", False)]
+        decayed_ids = {id(p) for p in matrices}
         for decayed in (True, False):
-            chosen = [p for p in members if p.requires_grad and _decays(p) == decayed]
+            chosen = [p for p in members if p.requires_grad and (id(p) in decayed_ids) == decayed]
             if chosen:
                 decay = config.weight_decay if decayed else 0.0
                 groups.append({"params": chosen, "weight_decay": decay, "lr_mult": multiplier})
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2))
 
 
-def _decays(parameter: nn.Parameter) -> bool:
-    return parameter.ndim >= 2 and not getattr(parameter, "no_weight_decay", False)
-
-
 def learning_rate(step: int, config: OptimConfig, *, total_steps: int) -> float:
-    """Linear warm-up over `warmup_steps`, then linear decay to 0 at `total_steps` (the paper's WarmupDecayLR)."""
+    """Return the learning rate of a step: linear warm-up, then linear decay to 0 (the paper's WarmupDecayLR).
+
+    Args:
+        step: of the schedule, from 0.
+        config: peak learning rate and steps of warm-up.
+        total_steps: where the rate reaches 0.
+    """
+    # A short run would end before its warm-up, so at most a fifth of it warms up.
     warmup = min(config.warmup_steps, max(1, total_steps // 5))
     if step < warmup:
         return config.lr * (step + 1) / warmup
@@ -101,21 +111,32 @@ def optimizer_step(
     total_steps: int,
     first_step: int = 0,
 ) -> Tensor:
-    """Back-propagate, clip, move; returns the gradient norm before clipping (on the device).
+    """Back-propagate, clip the gradient, and update the parameters.
 
-    `step` counts from the beginning of the schedule, which is step `first_step` of the run.
+    Args:
+        loss: a scalar.
+        optimizer: from `build_optimizer`.
+        step: of the schedule, from 0.
+        config: schedule and clipping.
+        total_steps: of the schedule.
+        first_step: step of the run at which the schedule begins, for messages.
+
+    Returns:
+        The gradient norm before clipping (on the device).
 
     Raises:
         NonFiniteLossError: names the step of the run; no parameter was changed.
     """
     rate = learning_rate(step, config, total_steps=total_steps)
+    # The rate is set here, not by a scheduler: a resumed run then needs no scheduler state.
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_mult"]
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-    if not bool(torch.isfinite(norm + loss.detach())):  # one wait for the device a step
+    # Loss and gradient in one test: it waits for the device, once per step.
+    if not bool(torch.isfinite(norm + loss.detach())):
         raise NonFiniteLossError(
             f"the loss is {loss.item()} and its gradient norm {norm.item()} at step {first_step + step}. Nothing was "
             "saved after the last checkpoint, which is sound, but the same step comes again from there: lower optim.lr "

@@ -1,4 +1,7 @@
-"""The one place where images change between uint8 [0, 255] HWC (disk, simulators) and float [-1, 1] CHW (models)."""
+"""Conversion of images between uint8 [0, 255] HWC (disk, simulators) and float [-1, 1] CHW (models), and random shifts.
+
+No other file converts between the two.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +11,29 @@ from torch import Tensor
 
 
 def to_model_range(pixels: UInt8[Tensor, "*batch H W 3"]) -> Float[Tensor, "*batch 3 H W"]:
-    """uint8 [0, 255], channels last -> float32 [-1, 1], channels first; on the device where the pixels are."""
+    """Return float32 [-1, 1], channels first, of uint8 [0, 255], channels last; on the device of the pixels."""
     return torch.movedim(pixels.to(torch.float32) / 127.5 - 1.0, -1, -3)
 
 
 def to_pixels(x: Float[Tensor, "*batch 3 H W"]) -> UInt8[Tensor, "*batch H W 3"]:
-    """The inverse, clamped and rounded."""
+    """Return uint8 [0, 255], channels last: the inverse of `to_model_range`, rounded and clamped."""
     return torch.movedim(((x.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8), -3, -1)
 
 
 def shift_randomly(x: Float[Tensor, "B 3 H W"], *, most: int, noise: torch.Generator) -> Float[Tensor, "B 3 H W"]:
-    """Translate every image by up to `most` pixels in each direction, repeating the edge; one draw per image."""
+    """Translate every image by a random offset, repeating the edge (the random shift of DrQ).
+
+    Args:
+        x: images.
+        most: largest offset in each direction, in pixels; 0 returns `x`.
+        noise: generator on the CPU; one offset per image.
+    """
     if most == 0:
         return x
     batch, _, height, width = x.shape
     offset = torch.randint(-most, most + 1, (batch, 2), generator=noise).to(x.device)
     rows = (torch.arange(height, device=x.device) + offset[:, :1]).clamp(0, height - 1)
     columns = (torch.arange(width, device=x.device) + offset[:, 1:]).clamp(0, width - 1)
+    # By index, not by interpolation: pixel values stay what they were.
     picked = torch.gather(x, 2, rows[:, None, :, None].expand(-1, 3, -1, width))
     return torch.gather(picked, 3, columns[:, None, None, :].expand(-1, 3, height, -1))

@@ -1,13 +1,13 @@
-"""A program in its process: it can be stopped in order and in time, and nobody has to read what it prints.
+"""Signal handling and standard streams of a program: a clean stop in limited time, also without a reader of its output.
 
     stop_at_once(name)   before a program is imported
     orderly(name)        around a whole program: SIGTERM and Ctrl-C become exceptions, standard streams may be closed
     stops_held_back()    around the start of worker processes (`vw2_robot.worker_pool`)
 
 SIGTERM raises `Terminated`, Ctrl-C `KeyboardInterrupt`, both in the main thread, so that files and folders under a
-temporary name are removed on the way out. A second signal ends the process at once, and so does a thread of our own
-where the first one has not done it within `GRACE_SECONDS`: Python hears signals between two instructions only, and a
-library may be busy for longer.
+temporary name are removed before the exit. A second signal ends the process at once. A watchdog thread does the same
+`GRACE_SECONDS` after the first one: Python handles signals between two instructions only, and a library call may take
+longer than that.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ Handler = Callable[[int, FrameType | None], None]
 def orderly(name: str) -> Iterator[None]:
     """Run the program `name` so that signals and closed streams end in a message or in nothing, never in a traceback.
 
-    A stop leaves as exit status 130 (Ctrl-C) or 143 (SIGTERM); arguments of the exception say where to go on.
+    A stop gives exit status 130 (Ctrl-C) or 143 (SIGTERM). The first argument of the exception, if there is one, tells
+    the user how to continue.
     """
     with _standard_streams():
         if threading.current_thread() is not threading.main_thread():  # signals are for the main thread alone
@@ -52,33 +53,29 @@ def orderly(name: str) -> Iterator[None]:
                     print(f"\n{name}: stopped by {_STOPPED_BY[number]}; {where}", file=sys.stderr)
                     sys.stdout.flush()
                 if arrived:
-                    # Python would go on to wait for threads and to take down libraries, which can be seconds or for
-                    # ever, with our own thread frozen. What removes temporary folders at exit is run.
+                    # Python's own exit waits for threads and libraries, which can take seconds or never end, while
+                    # the watchdog thread is frozen. So only what removes temporary folders is run here.
                     atexit._run_exitfuncs()
                     os._exit(128 + number)
                 raise SystemExit(128 + number) from None
 
 
 def stop_at_once(name: str) -> None:
-    """Let Ctrl-C and SIGTERM end the process with a message from now on: for imports, when nothing has been touched.
+    """Let Ctrl-C and SIGTERM end the process with a message from now on: for imports, before anything is written.
 
-    `orderly` takes over when the program begins.
+    `orderly` replaces this when the program begins.
     """
-    _install(lambda number, _: _say_and_leave(name, number, ""))
+    _install(lambda number, _: _exit_with_message(name, number, ""))
 
 
 def _install(handler: Handler) -> dict[int, Any]:
-    """Handle both signals, unless they are ignored (nohup, a job in the background); returns what was there before."""
+    """Handle both signals, unless they are ignored (nohup, a background job), and return the handlers before."""
     return {n: signal.signal(n, handler) for n in _STOPPED_BY if signal.getsignal(n) is not signal.SIG_IGN}
-
-
-def _restore(before: dict[int, Any]) -> None:
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @contextmanager
 def _signals(name: str) -> Iterator[list[int]]:
+    """Turn signals into exceptions inside the `with`; yields the list of those that arrived."""
     arrived: list[int] = []
 
     def stop(number: int, _: FrameType | None) -> None:
@@ -88,12 +85,12 @@ def _signals(name: str) -> Iterator[list[int]]:
         raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     def enforce() -> None:
-        # The C part of Python writes the number here at once, whatever the main thread is busy with.
+        # The watchdog: the C part of Python writes the number of a signal here at once, whatever the main thread does.
         while number := os.read(reading, 1):
-            if arrived or signal.getsignal(number[0]) is stop:  # else a program handles it in its own way
+            if arrived or signal.getsignal(number[0]) is stop:  # else the program has a handler of its own
                 time.sleep(GRACE_SECONDS)
                 end_children()
-                _say_and_leave(name, number[0], f"; it was cut off, since it did not end within {GRACE_SECONDS:g} s")
+                _exit_with_message(name, number[0], f"; killed, since it did not end within {GRACE_SECONDS:g} s")
         os.close(reading)
 
     before = _install(stop)
@@ -104,32 +101,37 @@ def _signals(name: str) -> Iterator[list[int]]:
     try:
         yield arrived
     finally:
-        if not arrived:  # else all stays as it is until the process has ended
+        if not arrived:  # else the watchdog stays until the process has ended
             signal.set_wakeup_fd(waker)
             os.close(writing)
-            _restore(before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 @contextmanager
 def stops_held_back() -> Iterator[None]:
-    """Start worker processes inside: they hear no stop before they unblock it, and here it arrives afterwards."""
+    """Delay signals inside the `with`, for the start of worker processes.
+
+    The workers get no signal before they unblock it; in this process a signal is handled after the `with`.
+    """
     arrived: list[int] = []
-    # The mask is what a child inherits. It does not hold a signal back here: the system may give it to another thread,
-    # and Python then calls the handler in this one all the same.
+    # The mask is for the child, which inherits it. Here it is not enough: the system may give the signal to another
+    # thread, and Python then calls the handler in this one all the same.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPED_BY)
     in_main = threading.current_thread() is threading.main_thread()
     handlers = _install(lambda number, _: arrived.append(number)) if in_main else {}
     try:
         yield
     finally:
-        _restore(handlers)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number in arrived:
             signal.raise_signal(number)
 
 
 def end_children() -> None:
-    """End worker processes that are still there: what they leave half-written, the next start writes again."""
+    """Kill worker processes that are still running; what they leave half-written, the next start writes again."""
     if (multiprocessing := sys.modules.get("multiprocessing")) is not None:
         children = multiprocessing.active_children()
         for child in children:
@@ -138,7 +140,8 @@ def end_children() -> None:
             child.join(1.0)
 
 
-def _say_and_leave(name: str, number: int, why: str) -> None:
+def _exit_with_message(name: str, number: int, why: str) -> None:
+    """Print a message without Python's streams, which may be locked, and end the process at once."""
     with suppress(OSError):
         os.write(2, f"\n{name}: stopped by {_STOPPED_BY[signal.Signals(number)]}{why}\n".encode())
     os._exit(128 + number)
@@ -146,8 +149,8 @@ def _say_and_leave(name: str, number: int, why: str) -> None:
 
 @contextmanager
 def _standard_streams() -> Iterator[None]:
-    """Standard output and error that may be missing (`>&-`) or lose their reader (`| head -1`)."""
-    # A file that is opened later would get the number of a closed stream, and with it what libraries print.
+    """Replace standard output and error by streams that may be missing (`>&-`) or lose their reader (`| head -1`)."""
+    # A closed stream's number would go to the next file that is opened, and with it what libraries print.
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
@@ -166,12 +169,13 @@ def _standard_streams() -> Iterator[None]:
 
 
 class _Output:
-    """A text stream that goes on when its reader leaves. What comes after is lost here; log files have it."""
+    """A text stream that survives the loss of its reader. Later output is lost here; log files have it."""
 
     def __init__(self, stream: TextIO, what: str) -> None:
-        self._stream, self._what = stream, what
+        self._stream = stream
+        self._what = what
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of files need not be text
+            stream.reconfigure(errors="backslashreplace")  # file names need not be valid UTF-8
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -188,7 +192,7 @@ class _Output:
             action()
         except OSError as error:
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())  # what is still in the buffer goes there as well
+            os.dup2(nowhere, self._stream.fileno())  # what is left in the buffer goes there as well
             os.close(nowhere)
             if not isinstance(error, BrokenPipeError):
                 raise OSError(error.errno, error.strerror, self._what) from error

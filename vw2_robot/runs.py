@@ -1,15 +1,15 @@
-"""A run on disk: its folder, its resolved configuration, its log, its checkpoints, and where it stopped.
+"""A training run on disk: its folder, its resolved configuration, its log, its checkpoints, and where it stopped.
 
     run_dir/config.yaml        resolved; a different configuration in the same folder is an error that names the keys
     run_dir/metrics.jsonl      one object a line: "step" and "stage/quantity_unit"
-    run_dir/log.txt            what a person would have seen on the terminal
+    run_dir/log.txt            the messages printed to the terminal
     run_dir/tensorboard/       the same metrics, when the `track` extra is installed
     run_dir/checkpoints/step_N/ and run_dir/latest
     run_dir/.lock              while a process trains here
 
-A folder has one owner, and nothing in it that was not written here is ever changed or deleted. Everything random in
-training comes from `generator(seed, step)`, so a run needs no stored generator state: killed at any moment and started
-again it gives the same weights bit for bit. Learning itself stays in the programs.
+A folder is written by one process at a time, and no file that was not written here is ever changed or deleted.
+Everything random in training comes from `generator(seed, step)`, so a run needs no stored generator state: killed at
+any moment and started again it gives the same weights bit for bit. The training loops are in the programs.
 """
 
 from __future__ import annotations
@@ -47,30 +47,33 @@ from vw2_robot.storage.files import (
 )
 from vw2_robot.storage.locks import lock_folder
 
-CONFIG, METRICS, LATEST, CHECKPOINTS = "config.yaml", "metrics.jsonl", "latest", "checkpoints"
+CONFIG = "config.yaml"
+METRICS = "metrics.jsonl"
+LATEST = "latest"
+CHECKPOINTS = "checkpoints"
 _LEFTOVER = re.compile(rf"\.{STEP_FOLDER.pattern}\.(tmp|old)")
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """Facts of the machine; they may differ between two starts of one run."""
+    """Options that depend on the machine; they may differ between two starts of one run."""
 
     device: str = "auto"
     """auto, cpu, cuda, cuda:0, ..."""
     precision: Literal["float32", "bf16"] = "float32"
     """bf16: autocast for matrix products; quantizer, losses and weights stay float32"""
     threads: int = 0
-    """CPU threads of torch; 0 leaves torch's choice. Bit-exact resume needs the same number."""
+    """CPU threads of torch; 0: torch decides. Bit-exact resume needs the same number."""
     compile: bool = False
     """dLDM stage: encoder and decoder through torch.compile; minutes at the start, worth it on a GPU"""
     gradient_checkpointing: bool = False
-    """VDM and dLDM stages: compute activations again on the way back instead of keeping them; same numbers"""
+    """VDM and dLDM stages: recompute activations in the backward pass instead of keeping them; same numbers"""
 
     def torch_device(self, *, option: str = "hardware.device") -> torch.device:
-        """The device meant, after setting the number of threads.
+        """Return the device, after setting the number of threads.
 
         Raises:
-            InputError: if it is not there.
+            InputError: there is no such device; names `option`.
         """
         if self.threads > 0:
             torch.set_num_threads(self.threads)
@@ -80,28 +83,36 @@ class Hardware:
         return device
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        """The precision context of forward passes."""
+        """Return the precision context of forward passes."""
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
 
 def generator(seed: int, step: int, *, stream: int = 0) -> torch.Generator:
-    """A CPU generator that depends on (seed, stream, step) alone."""
+    """Return a CPU generator that depends on (seed, stream, step) alone.
+
+    Args:
+        seed: of the run.
+        step: training step, or any other number.
+        stream: separates uses of randomness in the same step.
+    """
+    # Odd 64-bit constants of SplitMix64: neighboring steps and streams get seeds without a common pattern.
     mixed = (seed * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9 + step * 0x94D049BB133111EB) & (2**63 - 1)
     return torch.Generator().manual_seed(mixed)
 
 
 class Run:
-    """One stage of training in one folder, which this process owns until `close` or the end of the `with`.
+    """One stage of training in one folder, locked by this process until `close` or the end of the `with`.
 
-    Opening it only reads, or tidies up a run that is complete. `begin` is the first change in the folder, for when
-    everything that a command can be refused for has been looked at.
+    Opening it only reads, or removes leftovers of a run that is complete. `begin` is the first change in the folder:
+    call it when everything that can be refused has been checked.
 
     Args:
         path: the folder; made if missing.
         config: plain nested values (`config_tree`) of everything that decides the result of this stage.
-        stage: name shown in progress.
-        total_steps: where the run ends; `complete` compares with it.
+        stage: its name, for messages and the progress bar.
+        total_steps: training steps of the whole run.
         save_every: steps between checkpoints; the last step is always saved.
+        log_every: steps between lines of metrics.
 
     Raises:
         InputError: another process works here, the folder is not that of such a run, or a file in it is damaged.
@@ -117,44 +128,46 @@ class Run:
         save_every: int,
         log_every: int,
     ) -> None:
-        self.path, self.stage, self.total_steps = Path(path), stage, total_steps
-        self.save_every, self.log_every = save_every, log_every
+        self.path = Path(path)
+        self.stage = stage
+        self.total_steps = total_steps
+        self.save_every = save_every
+        self.log_every = log_every
         self._tree = dict(config)
         self._board: Board | None = None
         self._bar: tqdm[int] | None = None
         self._lock = lock_folder(self.path, what=f"training ({stage})")
         try:
-            self._check_links()
-            self.checkpoint = last_checkpoint(self.path) or self._unnamed_checkpoint()
+            # 1. No links among the run's files: what is written or deleted through them lies elsewhere.
+            for name in (CONFIG, METRICS, LATEST, CHECKPOINTS, "log.txt", "tensorboard"):
+                if (self.path / name).is_symlink():
+                    raise InputError(
+                        f"{self.path / name} is a link, and a run writes and deletes in its own folder alone; replace "
+                        "it by what it points to, or use another run_dir"
+                    )
+            # 2. The last checkpoint. Without `latest` (lost, or a kill came before it was written): the newest one.
+            unnamed = (folder for folder in self._step_folders() if is_our_checkpoint(folder))
+            self.checkpoint = last_checkpoint(self.path) or max(unnamed, key=_step_of, default=None)
             self.start = 0 if self.checkpoint is None else _step_of(self.checkpoint)
+            # 3. The configuration, and foreign folders where checkpoints will be written.
             self._check_configuration()
-            self._check_strangers()
-            if self.checkpoint is not None and self.complete:  # nobody will load it, and `begin` will not be called
+            for folder in self._step_folders():
+                if self.start < _step_of(folder) <= self.total_steps:
+                    self._check_place(folder)
+            # 4. A complete run: its checkpoint will not be loaded here, and `begin` will not be called.
+            if self.checkpoint is not None and self.complete:
                 verify(self.checkpoint, cure=CURE)
                 self._drop_older_checkpoints()
             if self.checkpoint is not None and not (self.path / LATEST).exists():
-                write_text(self.path / LATEST, self.checkpoint.name + "\n")  # other stages look for it
+                write_text(self.path / LATEST, self.checkpoint.name + "\n")  # the next stage reads it
         except BaseException:
             self._lock.release()
             raise
 
     @property
     def complete(self) -> bool:
-        """Whether the last checkpoint is that of the last step."""
+        """Return whether the last checkpoint is that of the last step."""
         return self.start >= self.total_steps
-
-    def _check_links(self) -> None:
-        """Refuse links among our own names: what is written or deleted through them lies elsewhere."""
-        for name in (CONFIG, METRICS, LATEST, CHECKPOINTS, "log.txt", "tensorboard"):
-            if (self.path / name).is_symlink():
-                raise InputError(
-                    f"{self.path / name} is a link, and a run writes and deletes in its own folder alone; replace it "
-                    "by what it points to, or use another run_dir"
-                )
-
-    def _unnamed_checkpoint(self) -> Path | None:
-        """The newest checkpoint where a kill came between the first one and `latest`, or `latest` was lost."""
-        return max((folder for folder in self._step_folders() if is_our_checkpoint(folder)), key=_step_of, default=None)
 
     def _step_folders(self) -> list[Path]:
         folder = self.path / CHECKPOINTS
@@ -162,20 +175,23 @@ class Run:
         return [entry for entry in found if STEP_FOLDER.fullmatch(entry.name)]
 
     def _check_configuration(self) -> None:
-        """Refuse another configuration where there is progress to protect, and a folder of another kind of run.
+        """Refuse another configuration once training has begun, and a folder of another kind of run always.
 
-        A run of ours that never began is taken over.
+        A run of the same kind that never began gets the new configuration.
         """
-        file, begun = self.path / CONFIG, self.checkpoint is not None or (self.path / METRICS).is_file()
+        file = self.path / CONFIG
+        begun = self.checkpoint is not None or (self.path / METRICS).is_file()
         if not file.exists():
             if begun:
                 raise InputError(
-                    f"{file} is missing, so nobody can tell which configuration the run in this folder has; restore "
+                    f"{file} is missing, so the configuration of the run in this folder is unknown; restore "
                     "it, use another run_dir, or delete the folder to start over"
                 )
             return
         old = with_new_keys(read_yaml(file, cure="restore it, or delete the folder to start over"))
-        known, found = self._tree.keys(), old.keys()
+        known = self._tree.keys()
+        found = old.keys()
+        # Another release may have sections more or fewer; then the comparison below names them.
         if not (found <= known or found >= known if begun else found == known):
             sections = ", ".join(sorted(map(str, found))[:8])
             raise InputError(
@@ -190,13 +206,8 @@ class Run:
                 advice="Use another run_dir, or delete this folder to start over",
             )
 
-    def _check_strangers(self) -> None:
-        """Refuse to train toward a place where something lies that is not ours."""
-        for folder in self._step_folders():
-            if self.start < _step_of(folder) <= self.total_steps:
-                self._check_place(folder)
-
     def _check_place(self, folder: Path) -> None:
+        """Refuse a folder under a checkpoint's name that was not written here."""
         if folder.exists() and not is_our_checkpoint(folder):
             raise InputError(
                 f"{folder} was not written by this program, and a checkpoint of this run belongs there; move it away, "
@@ -204,30 +215,32 @@ class Run:
             )
 
     def begin(self) -> None:
-        """Bind the folder to this configuration, and forget what came after the last checkpoint."""
+        """Write this configuration into the folder, and drop what came after the last checkpoint."""
         write_yaml(self.path / CONFIG, self._tree, note=f"a {self.stage} run of vw2_robot")
-        damaged = self._forget_after(self.start)
+        file = self.path / METRICS
+        damaged = 0
+        if file.is_file():
+            # Metrics after the last checkpoint will be written again, with the steps that they belong to.
+            lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+            kept = []
+            for line in lines:
+                try:
+                    if json.loads(line)["step"] <= self.start:
+                        kept.append(line + "\n")
+                except (ValueError, TypeError, KeyError, RecursionError):
+                    damaged += line is not lines[-1]  # the last one may have been cut short by a kill
+            write_text(file, "".join(kept))
         self._drop_older_checkpoints()
         if damaged:
-            self.log_message(f"{self.path / METRICS}: {damaged} damaged lines are left out")
-
-    def _forget_after(self, step: int) -> int:
-        """Drop metric lines written after the last checkpoint: they will be written again; returns damaged ones."""
-        file = self.path / METRICS
-        if not file.is_file():
-            return 0
-        lines, kept, damaged = file.read_text(encoding="utf-8", errors="replace").splitlines(), [], 0
-        for line in lines:
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (ValueError, TypeError, KeyError, RecursionError):
-                damaged += line is not lines[-1]  # the last one may have been cut short by a kill
-        write_text(file, "".join(kept))
-        return damaged
+            self.log_message(f"{file}: {damaged} damaged lines are left out")
 
     def steps(self, stop: int | None = None, *, what: str = "") -> Iterator[int]:
-        """Step numbers from where the run stands up to `stop` (default: the end), under a progress bar."""
+        """Yield step numbers from the present one up to `stop` (default: the end), with a progress bar.
+
+        Args:
+            stop: the first step that is not run; None: `total_steps`.
+            what: part of the stage, for the progress bar.
+        """
         stop = self.total_steps if stop is None else stop
         name = f"{self.stage} {what}".strip()
         with tqdm(
@@ -241,11 +254,12 @@ class Run:
             self._bar = None
 
     def skip_to(self, step: int) -> None:
-        """Leave out the steps up to `step`; call it after leaving the loop over `steps`, with a checkpoint saved."""
-        self.start, self._bar = step, None
+        """Skip the steps up to `step`; call it after leaving the loop over `steps`, with a checkpoint saved."""
+        self.start = step
+        self._bar = None
 
     def due(self, step: int, every: int) -> bool:
-        """Whether the step just finished is a multiple of `every`, or the last one."""
+        """Return whether the step just finished is a multiple of `every`, or the last one."""
         return (step + 1) % every == 0 or step + 1 == self.total_steps
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
@@ -256,32 +270,31 @@ class Run:
             shown = {key.split("/", 1)[1]: f"{value:.3g}" for key, value in list(plain.items())[:4]}
             self._bar.set_postfix(shown, refresh=False)
         if self._bar is None or self._bar.disable:
-            self.log_message(
-                f"step {step + 1}/{self.total_steps} " + " ".join(f"{k}={v:.4g}" for k, v in plain.items())
-            )
-        self._write_board(step + 1, plain)
-
-    def _write_board(self, step: int, values: Mapping[str, float]) -> None:
+            numbers = " ".join(f"{name}={value:.4g}" for name, value in plain.items())
+            self.log_message(f"step {step + 1}/{self.total_steps} {numbers}")
         try:
             if self._board is None:
                 self._board = Board(self.path / "tensorboard", purge_step=self.start)
-            self._board.write(step, values)
+            self._board.write(step + 1, plain)
         except OSError as error:  # the same numbers are in metrics.jsonl
             self._board = Board(None)
             self.log_message(f"no more metrics for TensorBoard: {error}")
 
     def log_message(self, message: str) -> None:
-        """A line for people: terminal and log.txt."""
+        """Print a message to the terminal, and append it to log.txt."""
         line = f"[{self.stage}] {message}"
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
         append_line(self.path / "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """After `step + 1` finished steps: checkpoint by `write(folder)`, point `latest` at it, drop older ones.
+        """Save a checkpoint after `step + 1` finished steps, name it in `latest`, and delete older ones.
 
-        The older ones go last, when the new one and all that leads to it are on disk.
+        Args:
+            step: number of the step just finished, from 0.
+            write: writes the checkpoint into the folder that it is given.
         """
+        # The order matters for a kill in between: older ones go last, when the new one and its name are on disk.
         folder = self.path / CHECKPOINTS / f"step_{step + 1}"
         folder.parent.mkdir(exist_ok=True)
         self._check_place(folder)
@@ -292,7 +305,8 @@ class Run:
         self._drop_older_checkpoints()
 
     def _drop_older_checkpoints(self) -> None:
-        """Our own checkpoints before the last one go, and what a kill left half-written or half-deleted."""
+        """Delete the run's checkpoints before the last one, and what a kill left half-written or half-deleted."""
+        # Renamed first: a kill in the middle then leaves nothing half-deleted under a checkpoint's name.
         for older in self._step_folders():
             if self.checkpoint is not None and _step_of(older) < _step_of(self.checkpoint) and is_our_checkpoint(older):
                 shutil.rmtree(old_name(older), ignore_errors=True)
@@ -303,7 +317,7 @@ class Run:
                 shutil.rmtree(entry)
 
     def close(self) -> None:
-        """Give the folder back."""
+        """Release the lock of the folder."""
         self._lock.release()
 
     def __enter__(self) -> Run:
@@ -312,9 +326,9 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, KeyboardInterrupt) and not error.args:  # what the program tells when it was stopped
+        if isinstance(error, KeyboardInterrupt) and not error.args:  # `process.orderly` prints it
             step = 0 if self.checkpoint is None else _step_of(self.checkpoint)
-            error.args = (f"the same command goes on from step {step} of {self.stage}",)
+            error.args = (f"the same command continues from step {step} of {self.stage}",)
         self.close()
 
 
@@ -323,9 +337,13 @@ def _step_of(folder: Path) -> int:
 
 
 class Board:
-    """Scalars for TensorBoard, where the `track` extra is installed; without it, or without a folder, nothing.
+    """A writer of TensorBoard scalars; without the `track` extra, or without a folder, it does nothing.
 
-    Written here and now: the thread of `SummaryWriter` dies with a traceback of its own on a full disk.
+    It writes in the calling thread: the thread of `SummaryWriter` dies with a traceback on a full disk.
+
+    Args:
+        folder: of the event files; None: write nothing.
+        purge_step: TensorBoard drops what earlier files hold from this step on.
     """
 
     def __init__(self, folder: Path | None, *, purge_step: int = 0) -> None:
@@ -355,6 +373,7 @@ class Board:
             self._add(step=step, summary=self._summary(value=pairs))
 
     def _add(self, **content: Any) -> None:
+        """Append one event to the file."""
         assert self._path is not None
         with named(self._path), self._path.open("ab") as file:
             self._records(file).write(self._event(wall_time=time.time(), **content).SerializeToString())

@@ -1,9 +1,9 @@
-"""Worker processes that work off a list of jobs: handed out one by one, so that a slow job holds up nobody.
+"""A pool of worker processes: each free worker gets the next job, so that a slow job delays no other.
 
 Each worker is a fresh process (spawn) with a pipe to this one; there are no semaphores and no files, so neither
-/dev/shm nor TMPDIR matters. A worker that dies is replaced and its job begun again, `retries` times before that job is
-named as the cause. Whatever ends this process ends the workers: told by SIGTERM they clean up and leave, and where this
-process was killed they notice it themselves.
+/dev/shm nor TMPDIR matters. A worker that dies is replaced and its job is started again, `retries` times before that
+job is named as the cause. Whatever ends this process ends the workers: on SIGTERM they clean up and exit, and if this
+process is killed they notice it themselves.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -30,22 +30,22 @@ from vw2_robot.process import stops_held_back
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
 ORDERLY_SECONDS = 3.0
-"""How long a process that was told to end may take to clean up before it is killed."""
-_TOLD_TO_END = 128 + signal.SIGTERM
-# What torch says in a RuntimeError, and an import in an ImportError.
+"""time for a terminated process to clean up before it is killed"""
+_TERMINATED = 128 + signal.SIGTERM
+# Parts of messages without a class of their own: torch raises a RuntimeError, an import an ImportError.
 _NO_MEMORY = ("out of memory", "can't allocate memory", "failed to map segment from shared object")
 
 
 class WorkerPool(Generic[Job, Answer]):
-    """Workers and what each of them is doing.
+    """Worker processes and the job of each.
 
     Args:
-        build: makes a worker's function from a job to an answer, and cleans up behind it; a module-level function or a
-            partial of one, since it is called in the worker.
+        build: context manager that makes a worker's function from a job to an answer, and cleans up after it; a
+            module-level function or a partial of one, since it is called in the worker.
         name: of the workers, "rollout worker".
-        arguments: what `build` is given, made anew for every worker; connections among them are closed here.
-        retries: times that a job is begun again after the worker that had it died.
-        on_loss: told of every death.
+        arguments: makes the arguments of `build` for each worker; connections among them are closed here.
+        retries: times that a job is started again after its worker died.
+        on_loss: callback with a message for every worker that died.
     """
 
     def __init__(
@@ -57,27 +57,35 @@ class WorkerPool(Generic[Job, Answer]):
         retries: int = 0,
         on_loss: Callable[[str], None] = lambda message: None,
     ) -> None:
-        self._build, self._name, self._arguments = build, name, arguments
-        self._retries, self._on_loss = retries, on_loss
+        self._build = build
+        self._name = name
+        self._arguments = arguments
+        self._retries = retries
+        self._on_loss = on_loss
         self._workers: dict[Connection, BaseProcess] = {}
         self._busy: dict[Connection, Job] = {}
         self._lost: Counter[str] = Counter()
         self._started = 0
 
     def run(self, jobs: Iterable[Job], *, workers: int) -> Generator[Answer]:
-        """Yield answers as they come; jobs are taken from `jobs` when a worker is free. `str(job)` names a job.
+        """Yield answers as they come.
 
         Close the iterator to end early: the workers end with it.
 
+        Args:
+            jobs: read one by one when a worker is free; `str(job)` names a job in messages.
+            workers: most worker processes at a time.
+
         Raises:
-            InputError: a worker met one or had no memory left, or a job lost its worker too often.
-            OSError, MissingExtraError: a worker met one.
-            RuntimeError: a worker failed otherwise; carries its traceback.
+            InputError: a worker raised one or had no memory left, or a job lost its worker too often.
+            OSError, MissingExtraError: a worker raised one.
+            RuntimeError: a worker failed otherwise; the message has its traceback.
         """
         again: deque[Job] = deque()
         waiting = iter(jobs)
         try:
             while True:
+                # 1. Every free worker gets a job; those of dead workers come first.
                 while len(self._busy) < workers:
                     try:
                         job = again.popleft() if again else next(waiting)
@@ -86,77 +94,84 @@ class WorkerPool(Generic[Job, Answer]):
                     self._dispatch(job)
                 if not self._busy:
                     return
+                # 2. Wait for an answer, or for the end of a pipe, which is the death of its worker.
                 for connection in wait(list(self._busy)):
                     assert isinstance(connection, Connection)
                     try:
                         kind, content = connection.recv()
                     except (EOFError, OSError):
-                        again.append(self._bury(connection))
+                        again.append(self._remove_dead(connection))
                         continue
                     job = self._busy.pop(connection)
                     if kind != "answer":
                         _raise_again(kind, content, where=str(job), name=self._workers[connection].name)
                     yield content
         finally:
-            self._shutdown()
+            for connection, process in self._workers.items():
+                connection.close()  # an idle worker reads the end of the pipe and exits
+                if connection in self._busy:
+                    process.terminate()
+            end(self._workers.values())
+            self._workers.clear()
+            self._busy.clear()
 
     def _dispatch(self, job: Job) -> None:
+        """Send a job to an idle worker, or to a new one."""
         idle = [connection for connection in self._workers if connection not in self._busy]
-        connection = idle[0] if idle else self._spawn()
+        if idle:
+            connection = idle[0]
+        else:
+            arguments = self._arguments()
+            build = pickle.dumps(self._build)  # unpickled, and with it imported, only when the process can be stopped
+            connection, process = start(_work, build, arguments, name=f"{self._name} {self._started}")
+            for one in arguments:
+                if isinstance(one, Connection):
+                    one.close()
+            self._started += 1
+            self._workers[connection] = process
         self._busy[connection] = job
         with contextlib.suppress(OSError):  # already dead: `run` finds out
             connection.send(job)
 
-    def _spawn(self) -> Connection:
-        arguments = self._arguments()
-        build = pickle.dumps(self._build)  # unpickled, and with it imported, only when the process can be stopped
-        connection, process = start(_work, build, arguments, name=f"{self._name} {self._started}")
-        for one in arguments:
-            if isinstance(one, Connection):
-                one.close()
-        self._started += 1
-        self._workers[connection] = process
-        return connection
-
-    def _bury(self, connection: Connection) -> Job:
-        """Take a dead worker off the list; returns the job that it had."""
-        process, job = self._workers.pop(connection), self._busy.pop(connection)
+    def _remove_dead(self, connection: Connection) -> Job:
+        """Remove a dead worker, and return the job that it had."""
+        process = self._workers.pop(connection)
+        job = self._busy.pop(connection)
         connection.close()
         end([process])
-        if process.exitcode == _TOLD_TO_END:
-            time.sleep(0.2)  # a stop goes to a whole group of processes: ours arrives now
+        if process.exitcode == _TERMINATED:
+            time.sleep(0.2)  # SIGTERM goes to a whole group of processes: this one's may arrive now
         self._lost[str(job)] += 1
         where = f"{process.name} died with {how_it_ended(process)} while it had {job}"
         if self._lost[str(job)] > self._retries:
             advice = ", with fewer workers where memory is short" if process.exitcode == -signal.SIGKILL else ""
             raise InputError(
-                f"{where}, which was tried {self._lost[str(job)]} times; what is finished is kept, start again to go "
-                f"on{advice}"
+                f"{where}, which was tried {self._lost[str(job)]} times; what is finished is kept, start again to "
+                f"continue{advice}"
             )
         self._on_loss(f"{where}; another one begins it again")
         return job
 
-    def _shutdown(self) -> None:
-        for connection, process in self._workers.items():
-            connection.close()  # an idle worker reads the end of the pipe and leaves
-            if connection in self._busy:
-                process.terminate()
-        end(self._workers.values())
-        self._workers.clear()
-        self._busy.clear()
-
 
 def start(target: Callable[..., None], *arguments: Any, name: str) -> tuple[Connection, BaseProcess]:
-    """Start a fresh process that runs `target(connection, *arguments)`; returns the other end of that connection.
+    """Start a fresh process that runs `target(connection, *arguments)`.
+
+    Args:
+        target: a module-level function.
+        arguments: of `target`, after the connection; they are pickled.
+        name: of the process.
+
+    Returns:
+        This process's end of the connection, and the process.
 
     Raises:
-        OSError: no file descriptors, no processes or no memory are left; `name` stands for the file.
+        OSError: no file descriptors, processes or memory are left; `name` is in the place of the file name.
     """
     context = multiprocessing.get_context("spawn")
     try:
         ours, theirs = context.Pipe()
         process = context.Process(target=target, args=(theirs, *arguments), name=name, daemon=True)
-        with stops_held_back():  # also while it imports, which is no time to be told anything
+        with stops_held_back():  # also while the process imports, where a signal would end in a traceback
             process.start()
     except OSError as error:
         raise OSError(error.errno, error.strerror, f"start of {name}") from error
@@ -165,18 +180,19 @@ def start(target: Callable[..., None], *arguments: Any, name: str) -> tuple[Conn
 
 
 def how_it_ended(process: BaseProcess) -> str:
-    """The exit code of a process in words: what killed it, and why that often happens."""
+    """Return a text for the exit code of a process, with what ended it and the usual cause."""
     code = process.exitcode
     if code == -signal.SIGKILL:
-        return "exit code -9 (SIGKILL: killed by somebody, or by the system because memory was short)"
-    if code == _TOLD_TO_END:
-        return f"exit code {code} (it was told to end)"
+        return "exit code -9 (SIGKILL: from another process, or from the system because memory was short)"
+    if code == _TERMINATED:
+        return f"exit code {code} (SIGTERM)"
     return f"exit code {code}" + (f" ({signal.Signals(-code).name})" if code is not None and code < 0 else "")
 
 
 def end(processes: Iterable[BaseProcess]) -> None:
-    """Wait for processes that were told to end; kill those that take too long."""
-    waiting, deadline = list(processes), time.monotonic() + ORDERLY_SECONDS
+    """Wait for processes that are about to end; kill those that take longer than `ORDERLY_SECONDS`."""
+    waiting = list(processes)
+    deadline = time.monotonic() + ORDERLY_SECONDS
     for process in waiting:
         process.join(max(0.0, deadline - time.monotonic()))
         if process.is_alive():
@@ -185,9 +201,9 @@ def end(processes: Iterable[BaseProcess]) -> None:
 
 
 def live_with_parent(life: Callable[[], None]) -> None:
-    """All that a process does: `life`, left by `Terminated` on SIGTERM, and also when the process's parent is gone.
+    """Run the main function of a child process; SIGTERM and the death of its parent raise `Terminated` in it.
 
-    Ctrl-C reaches all processes of a terminal; it is the parent's to handle.
+    Ctrl-C reaches all processes of a terminal; the parent handles it, the child ignores it.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -198,29 +214,32 @@ def live_with_parent(life: Callable[[], None]) -> None:
         time.sleep(ORDERLY_SECONDS)
         os._exit(1)
 
+    def terminate(*_: object) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second signal would interrupt the cleaning up
+        raise Terminated
+
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, _terminate)
+        signal.signal(signal.SIGTERM, terminate)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
         threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()
         life()
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it leaves already
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends anyway
     except Terminated:
-        sys.exit(_TOLD_TO_END)
-
-
-def _terminate(*_: object) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: cleaning up is under way
-    raise Terminated
+        sys.exit(_TERMINATED)
 
 
 def _work(connection: Connection, build: bytes, arguments: tuple[Any, ...]) -> None:
-    """The life of a worker: build, then answer each job until the pipe ends."""
+    """Run a worker process: build, then answer each job until the pipe ends."""
 
     def life() -> None:
         try:
             with pickle.loads(build)(*arguments) as answer:
-                for job in _jobs(connection):
+                while True:
+                    try:
+                        job = connection.recv()
+                    except (EOFError, OSError):  # no more jobs, or the parent is gone
+                        break
                     _send(connection, "answer", answer(job))
         except Exception as error:
             _send(connection, *described(error))
@@ -229,18 +248,22 @@ def _work(connection: Connection, build: bytes, arguments: tuple[Any, ...]) -> N
 
 
 def described(error: Exception) -> tuple[Literal["error", "memory", "bug"], Any]:
-    """An exception for the way to another process: as it is where a person is to read it, a bug with its traceback."""
-    if isinstance(error, OSError):  # built anew: not all of the libraries' own kinds survive the way
-        told = (error.errno, error.strerror, error.filename) if error.errno is not None else (str(error),)
-        return "error", OSError(*told)
+    """Return an exception as a kind and a value that can be sent to another process.
+
+    Errors for users are sent as they are, bugs as their traceback.
+    """
+    if isinstance(error, OSError):  # made anew: not all subclasses of libraries can be pickled
+        arguments = (error.errno, error.strerror, error.filename) if error.errno is not None else (str(error),)
+        return "error", OSError(*arguments)
     if isinstance(error, InputError | MissingExtraError):
         return "error", error
-    if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
+    if isinstance(error, MemoryError) or any(part in str(error) for part in _NO_MEMORY):
         return "memory", " ".join(str(error).split())[:300]
     return "bug", traceback.format_exc()
 
 
 def _raise_again(kind: str, content: Any, *, where: str, name: str) -> NoReturn:
+    """Raise what `described` made of a worker's exception."""
     if kind == "error":
         raise InputError(f"{where}: {content}") if type(content) is InputError else content
     if kind == "memory":
@@ -248,15 +271,6 @@ def _raise_again(kind: str, content: Any, *, where: str, name: str) -> NoReturn:
     raise RuntimeError(f"{name} failed at {where}:\n{content}")
 
 
-def _jobs(connection: Connection) -> Iterator[Any]:
-    while True:
-        try:
-            job = connection.recv()
-        except (EOFError, OSError):  # no more jobs, or the parent is gone
-            return
-        yield job
-
-
 def _send(connection: Connection, kind: str, content: Any) -> None:
-    with contextlib.suppress(OSError):  # the parent is gone: nobody to tell
+    with contextlib.suppress(OSError):  # the parent is gone
         connection.send((kind, content))

@@ -107,7 +107,7 @@ def test_from_a_folder_to_actions(
         stage.train_policy(config)
     assert steps == [0, 1, 2, 3, 2, 3, 4]
 
-    trained = LatentPolicy.of_checkpoint(load_checkpoint(run / "policy", kind="policy"))
+    trained = LatentPolicy.from_checkpoint(load_checkpoint(run / "policy", kind="policy"))
     fresh = stage.build_policy(config, stage.DLDM(config.dldm))
     moved = not torch.equal(
         trained.backbone.embed(torch.arange(300, 1300)), fresh.backbone.embed(torch.arange(300, 1300))

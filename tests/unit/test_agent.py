@@ -27,7 +27,7 @@ POLICY = PolicyConfig(
     backbone=BackboneConfig(hidden=32, ffn=48, layers=2, heads=4, kv_heads=2), image_px=16, image_widths=(8, 16, 16)
 )
 DLDM = DLDMConfig(  # a temporal stride of 2 (stem) x 2 (level) = 4
-    frames=5,
+    num_frames=5,
     height=16,
     width=16,
     stem=StemConfig("pixel", 2, 4, 1),
@@ -75,7 +75,7 @@ def agent(folder):
     return VW2Agent.from_pretrained(folder)
 
 
-def look(seed=0, size=(40, 60), **change):
+def observation(seed=0, size=(40, 60), **change):
     image = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
     return {"images": {"static": image}, "prompt": "open the drawer", **change}
 
@@ -96,7 +96,7 @@ def test_an_agent_is_a_policy_and_says_what_it_is(agent, folder):
 
 
 def test_actions_are_float32_in_robot_units(agent):
-    out = agent.infer(look())
+    out = agent.infer(observation())
     assert out["actions"].shape == (8, 7)
     assert out["actions"].dtype == np.float32
     assert np.abs(out["actions"]).max() <= 1
@@ -112,7 +112,7 @@ def test_arms_are_clipped_to_the_action_space_and_the_gripper_is_a_sign(agent, r
         for parameter in agent._head.mlp[-1].parameters():
             parameter.zero_()
         agent._head.mlp[-1].bias.fill_(raw)
-    actions = agent.infer(look())["actions"]
+    actions = agent.infer(observation())["actions"]
     assert (actions[:, 6] == gripper).all()
     if arm is None:  # the middle of what was seen in the labels
         statistics = labels()
@@ -126,17 +126,22 @@ def test_predictions_are_returned_in_the_units_of_the_labels(agent):
     """The clip above hides the scale: with a small prediction the actions are the statistics' inverse of it."""
     predictions = []
     agent._head.register_forward_hook(lambda module, args, out: predictions.append(0.1 * out) or 0.1 * out)
-    actions = agent.infer(look())["actions"]
+    actions = agent.infer(observation())["actions"]
     np.testing.assert_allclose(actions, labels().unnormalize(predictions[0][0].detach().numpy()), atol=1e-6)
     assert np.abs(actions[:, :6]).max() < 1
 
 
-def test_a_batch_of_one_equals_a_single_look_bit_for_bit(agent):
-    np.testing.assert_array_equal(agent.infer(look())["actions"], agent.infer_batch([look()])[0]["actions"])
+def test_a_batch_of_one_equals_a_single_observation_bit_for_bit(agent):
+    alone = agent.infer(observation())["actions"]
+    np.testing.assert_array_equal(alone, agent.infer_batch([observation()])[0]["actions"])
 
 
 def test_a_batch_equals_its_members_one_by_one(agent):
-    many = [look(0), look(1, prompt="push"), look(2, size=(16, 16), prompt="lift the red block and put it down")]
+    many = [
+        observation(0),
+        observation(1, prompt="push"),
+        observation(2, size=(16, 16), prompt="lift the red block and put it down"),
+    ]
     together = agent.infer_batch(many)
     assert len(together) == 3
     for one, out in zip(many, together, strict=True):
@@ -147,27 +152,27 @@ def test_a_batch_equals_its_members_one_by_one(agent):
 
 
 def test_wrist_camera_and_state_make_no_difference(agent):
-    more = look(images={**look()["images"], "wrist": np.zeros((8, 8, 3), np.uint8)}, state=np.ones(15))
-    np.testing.assert_array_equal(agent.infer(more)["actions"], agent.infer(look())["actions"])
+    more = observation(images={**observation()["images"], "wrist": np.zeros((8, 8, 3), np.uint8)}, state=np.ones(15))
+    np.testing.assert_array_equal(agent.infer(more)["actions"], agent.infer(observation())["actions"])
 
 
 def test_image_and_words_do_make_a_difference(agent):
-    first = agent.infer(look())["actions"]
-    assert (agent.infer(look(1))["actions"] != first).any()
-    assert (agent.infer(look(prompt="close the drawer"))["actions"] != first).any()
+    first = agent.infer(observation())["actions"]
+    assert (agent.infer(observation(1))["actions"] != first).any()
+    assert (agent.infer(observation(prompt="close the drawer"))["actions"] != first).any()
 
 
-def test_nothing_is_remembered_between_looks_and_seeds_do_not_matter(agent):
-    first = agent.infer(look())["actions"]
-    agent.infer(look(1, prompt="push"))
+def test_nothing_is_remembered_between_calls_and_seeds_do_not_matter(agent):
+    first = agent.infer(observation())["actions"]
+    agent.infer(observation(1, prompt="push"))
     agent.reset("push", seed=5)
-    np.testing.assert_array_equal(agent.infer(look())["actions"], first)
+    np.testing.assert_array_equal(agent.infer(observation())["actions"], first)
 
 
 def test_the_prompt_of_reset_is_used_until_the_next_reset(agent):
-    silent = {"images": look()["images"]}
+    silent = {"images": observation()["images"]}
     agent.reset("open the drawer")
-    np.testing.assert_array_equal(agent.infer(silent)["actions"], agent.infer(look())["actions"])
+    np.testing.assert_array_equal(agent.infer(silent)["actions"], agent.infer(observation())["actions"])
     agent.reset()
     with pytest.raises(InputError, match='no "prompt" and reset was not given one'):
         agent.infer(silent)
@@ -178,16 +183,16 @@ def test_the_prompt_of_reset_is_used_until_the_next_reset(agent):
     [
         ({"prompt": "x"}, r'\["images"\]\["static"\] is missing; found \[\'prompt\'\]'),
         ({"images": {"wrist": np.zeros((4, 4, 3), np.uint8)}, "prompt": "x"}, r"is missing; found \['wrist'\]"),
-        (look(images={"static": np.zeros((4, 4, 3), np.float32)}), r"must be uint8.*found float32 \[4, 4, 3\]"),
+        (observation(images={"static": np.zeros((4, 4, 3), np.float32)}), r"must be uint8.*found float32 \[4, 4, 3\]"),
         (
-            look(images={"static": np.zeros((1, 4, 4, 3), np.uint8)}),
+            observation(images={"static": np.zeros((1, 4, 4, 3), np.uint8)}),
             r"without a batch axis, found uint8 \[1, 4, 4, 3\]",
         ),
-        (look(images={"static": np.zeros((3, 4, 4), np.uint8)}), r"found uint8 \[3, 4, 4\]"),
-        (look(images={"static": np.zeros((0, 4, 3), np.uint8)}), r"found uint8 \[0, 4, 3\]"),
-        (look(images={"static": None}), r"found object"),
-        (look(prompt=7), r'"prompt"\] must be a string, found int'),
-        (look(prompt=None), 'no "prompt" and reset was not given one'),
+        (observation(images={"static": np.zeros((3, 4, 4), np.uint8)}), r"found uint8 \[3, 4, 4\]"),
+        (observation(images={"static": np.zeros((0, 4, 3), np.uint8)}), r"found uint8 \[0, 4, 3\]"),
+        (observation(images={"static": None}), r"found object"),
+        (observation(prompt=7), r'"prompt"\] must be a string, found int'),
+        (observation(prompt=None), 'no "prompt" and reset was not given one'),
         ([1, 2], r"an observation is a dictionary.*found list"),
     ],
 )
@@ -206,18 +211,18 @@ def test_a_run_folder_is_as_good_as_its_checkpoint(folder, tmp_path, agent):
 def test_loading_depends_on_the_folder_alone(folder, agent):
     torch.manual_seed(123)
     np.testing.assert_array_equal(
-        VW2Agent.from_pretrained(folder).infer(look())["actions"], agent.infer(look())["actions"]
+        VW2Agent.from_pretrained(folder).infer(observation())["actions"], agent.infer(observation())["actions"]
     )
 
 
 def test_a_policy_without_codes_feeds_the_zero_code(tmp_path, agent):
     modules = save_policy(tmp_path / "c", codes="none")
-    blank = VW2Agent.from_pretrained(tmp_path / "c")
-    out = blank.infer(look())
+    without_codes = VW2Agent.from_pretrained(tmp_path / "c")
+    out = without_codes.infer(observation())
     zero = agent._policy.fsq.indices(torch.zeros(4))
     assert (out["latent_tokens"] == int(zero)).all()
-    image = torch.from_numpy(np.asarray(Image.fromarray(look()["images"]["static"]).resize((16, 16), 2)).copy())
-    prompt = modules["policy"].prompt([look()["prompt"]], to_model_range(image[None]))
+    image = torch.from_numpy(np.asarray(Image.fromarray(observation()["images"]["static"]).resize((16, 16), 2)).copy())
+    prompt = modules["policy"].prompt([observation()["prompt"]], to_model_range(image[None]))
     with torch.no_grad():
         predicted = modules["head"](modules["policy"].states(prompt, zero.expand(1, 2, 4)))
     expected = labels().unnormalize(predicted[0].numpy())
@@ -230,7 +235,7 @@ def test_a_policy_that_never_had_a_dldm_names_its_stride(folder, tmp_path, agent
         return content
 
     again = VW2Agent.from_pretrained(edited(folder, tmp_path, "config.json", without))
-    np.testing.assert_array_equal(again.infer(look())["actions"], agent.infer(look())["actions"])
+    np.testing.assert_array_equal(again.infer(observation())["actions"], agent.infer(observation())["actions"])
 
 
 def test_ensembling_averages_predictions_before_the_gripper_becomes_a_sign(tmp_path, folder):
@@ -238,17 +243,17 @@ def test_ensembling_averages_predictions_before_the_gripper_becomes_a_sign(tmp_p
     assert (stored.metadata["temporal_ensemble"], stored.metadata["n_action_steps"]) == (0.5, 2)
     predictions = []
     stored._head.register_forward_hook(lambda module, args, out: predictions.append(out[0].numpy().copy()))
-    looks = [look(seed) for seed in range(3)]
-    found = [stored.infer(obs)["actions"] for obs in looks]
-    np.testing.assert_array_equal(found[0], VW2Agent.from_pretrained(folder).infer(looks[0])["actions"])
-    # Step 0 of the third look: chunks of eight, so all three cover it, at their steps 4, 2 and 0.
+    observations = [observation(seed) for seed in range(3)]
+    found = [stored.infer(obs)["actions"] for obs in observations]
+    np.testing.assert_array_equal(found[0], VW2Agent.from_pretrained(folder).infer(observations[0])["actions"])
+    # Step 0 of the third call: chunks of eight, so all three cover it, at their steps 4, 2 and 0.
     weights = np.exp(-0.5 * np.arange(3))[:, None]
     mean = (weights * [predictions[0][4], predictions[1][2], predictions[2][0]]).sum(0) / weights.sum()
     expected = labels().unnormalize(mean.astype(np.float32))
     np.testing.assert_allclose(found[2][0, :6], expected[:6].clip(-1, 1), atol=1e-6)
     assert found[2][0, 6] == expected[6]
     stored.reset("open the drawer")
-    np.testing.assert_array_equal(stored.infer(looks[0])["actions"], found[0])
+    np.testing.assert_array_equal(stored.infer(observations[0])["actions"], found[0])
     off = VW2Agent.from_pretrained(tmp_path / "c", temporal_ensemble="off")
     assert off.metadata["temporal_ensemble"] is None
 
@@ -263,7 +268,7 @@ def test_drawn_tokens_depend_on_the_seed_of_reset_alone(folder):
 
     def tokens(seed, count=2):
         agent.reset("open the drawer", seed=seed)
-        return [agent.infer(look())["latent_tokens"].tolist() for _ in range(count)]
+        return [agent.infer(observation())["latent_tokens"].tolist() for _ in range(count)]
 
     assert tokens(1) == tokens(1)
     assert tokens(1) != tokens(2)
@@ -304,7 +309,7 @@ def test_builtin_policies_are_files_of_this_package(folder, tmp_path, monkeypatc
     with pytest.raises(InputError, match="no built-in policy 'calvin'; available: calvin_d"):
         VW2Agent.from_pretrained("builtin:calvin")
     found = VW2Agent.from_pretrained("builtin:calvin_d")
-    np.testing.assert_array_equal(found.infer(look())["actions"], agent.infer(look())["actions"])
+    np.testing.assert_array_equal(found.infer(observation())["actions"], agent.infer(observation())["actions"])
 
 
 def test_a_policy_packaged_in_half_precision_acts_the_same(folder, tmp_path, agent):
@@ -316,7 +321,7 @@ def test_a_policy_packaged_in_half_precision_acts_the_same(folder, tmp_path, age
     assert size < 0.6 * whole
     assert not (tmp_path / "half" / "optimizer.safetensors").exists()
     half = VW2Agent.from_pretrained(tmp_path / "half")
-    np.testing.assert_allclose(half.infer(look())["actions"], agent.infer(look())["actions"], atol=0.02)
+    np.testing.assert_allclose(half.infer(observation())["actions"], agent.infer(observation())["actions"], atol=0.02)
 
 
 def edited(folder, tmp_path, name, change):

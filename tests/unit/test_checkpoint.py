@@ -35,10 +35,10 @@ def test_weights_config_facts_and_files_come_back_exactly(tmp_path):
     train(net, build_optimizer(net.parameters(), OPTIM), 2)
     save(tmp_path / "c", net, facts={"hz": 5.0}, files={"tokens": {"latent": [1, 2]}, "stats": {"calvin": {}}})
     loaded = load_checkpoint(tmp_path / "c", kind="vdm")
-    twin = small_net(seed=1)
-    loaded.load_into(net=twin)
-    assert all(torch.equal(value, net.state_dict()[name]) for name, value in twin.state_dict().items())
-    assert twin.state_dict()["1.num_batches_tracked"] == 2
+    clone = small_net(seed=1)
+    loaded.load_into(net=clone)
+    assert all(torch.equal(value, net.state_dict()[name]) for name, value in clone.state_dict().items())
+    assert clone.state_dict()["1.num_batches_tracked"] == 2
     assert loaded.config == {"width": 4}
     assert loaded.facts == {"hz": 5.0}
     assert loaded.files == {"tokens": {"latent": [1, 2]}, "stats": {"calvin": {}}}
@@ -46,7 +46,7 @@ def test_weights_config_facts_and_files_come_back_exactly(tmp_path):
     assert names == {"config.json", "model.safetensors", "tokens.json", "stats.json", "manifest.json"}
     with safe_open(tmp_path / "c" / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}  # without it transformers refuses the file
-    assert weights_digest(twin) == weights_digest(net) != weights_digest(small_net(seed=1))
+    assert weights_digest(clone) == weights_digest(net) != weights_digest(small_net(seed=1))
 
 
 def test_modules_that_share_the_beginning_of_a_name_are_kept_apart(tmp_path):
@@ -63,12 +63,12 @@ def test_an_optimizer_continues_as_if_it_had_never_stopped(tmp_path):
     save(tmp_path / "c", net, optimizer=optimizer, training={"note": 1})
     train(net, optimizer, 3, start=3)
 
-    twin = small_net(seed=1)
-    again = build_optimizer(twin[0].parameters(), OPTIM, fast=twin[2].parameters(), fast_mult=3.0)
-    load_checkpoint(tmp_path / "c", kind="vdm").load_into(net=twin)
+    clone = small_net(seed=1)
+    again = build_optimizer(clone[0].parameters(), OPTIM, fast=clone[2].parameters(), fast_mult=3.0)
+    load_checkpoint(tmp_path / "c", kind="vdm").load_into(net=clone)
     assert load_optimizer(tmp_path / "c", again) == {"note": 1}
-    train(twin, again, 3, start=3)
-    assert all(torch.equal(value, net.state_dict()[name]) for name, value in twin.state_dict().items())
+    train(clone, again, 3, start=3)
+    assert all(torch.equal(value, net.state_dict()[name]) for name, value in clone.state_dict().items())
     states = optimizer.state_dict()["state"], again.state_dict()["state"]
     assert all(torch.equal(states[0][i][key], states[1][i][key]) for i in states[0] for key in states[0][i])
 

@@ -24,7 +24,7 @@ def test_a_chunk_of_another_shape_is_refused_with_both_shapes(shape):
 def test_actions_that_are_not_finite_are_refused():
     chunk = np.zeros((4, 7))
     chunk[2, 3] = np.nan
-    with pytest.raises(InputError, match="not finite, first bad row: 2"):
+    with pytest.raises(InputError, match="not finite, first in row 2"):
         commands(chunk, at_least=4)
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vw2_robot.image_metrics import C1, C2, MOST_DB, psnr, ssim
+from vw2_robot.image_metrics import C1, C2, MAX_DB, psnr, ssim
 
 
 def noise(seed, side=16, frames=2):
@@ -12,7 +12,7 @@ def test_psnr_follows_its_formula_frame_by_frame():
     a = np.zeros((2, 4, 4, 3), np.uint8)
     b = a.copy()
     b[1, 0, 0, 0] = 48  # one of 48 numbers: mean squared error 48
-    assert psnr(a, b)[0] == MOST_DB
+    assert psnr(a, b)[0] == MAX_DB
     assert psnr(a, b)[1] == pytest.approx(10 * np.log10(255**2 / 48))
 
 

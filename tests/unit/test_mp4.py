@@ -42,9 +42,9 @@ def test_ffmpeg_that_ends_early_or_is_ended_leaves_no_video(tmp_path: Path) -> N
     video.add(FRAME)
     assert video._ffmpeg is not None
     os.kill(video._ffmpeg.pid, signal.SIGKILL)
-    with pytest.raises(InputError, match=r"ffmpeg did not write .*a\.mp4 \(exit status -9, it said: nothing\)"):
+    with pytest.raises(InputError, match=r"ffmpeg did not write .*a\.mp4 \(exit status -9, it reported: nothing\)"):
         video.close()
-    with pytest.raises(InputError, match=r"it said: .*Option not found"):
+    with pytest.raises(InputError, match=r"it reported: .*Option not found"):
         write(tmp_path / "b.mp4", ("-nonsense", "1"))
 
     def stop() -> None:

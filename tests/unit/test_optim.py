@@ -75,7 +75,7 @@ def test_impossible_optimizers_are_refused(change):
         OptimConfig(**change)
 
 
-@pytest.mark.parametrize("change", [{"steps": 0}, {"batch": 0}, {"log_every": 0}, {"save_every": 0}])
+@pytest.mark.parametrize("change", [{"train_steps": 0}, {"batch_size": 0}, {"log_every": 0}, {"save_every": 0}])
 def test_impossible_loops_are_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
-        LoopConfig(**{"steps": 1, "batch": 1, "optim": OptimConfig(), **change})
+        LoopConfig(**{"train_steps": 1, "batch_size": 1, "optim": OptimConfig(), **change})

@@ -89,7 +89,7 @@ while True:
     worker = int(started.stdout.readline())
     code, errors = stop(started, signal.SIGTERM)
     assert code == 128 + signal.SIGTERM
-    assert errors == "\ntest: stopped by SIGTERM; it was cut off, since it did not end within 0.3 s\n"
+    assert errors == "\ntest: stopped by SIGTERM; killed, since it did not end within 0.3 s\n"
     with pytest.raises(ProcessLookupError):
         os.kill(worker, 0)
 

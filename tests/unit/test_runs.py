@@ -131,7 +131,7 @@ def test_a_configuration_that_is_no_longer_readable_is_named(tmp_path):
         with pytest.raises(InputError, match=r"config\.yaml is damaged: .*delete the folder to start over"):
             open_run(tmp_path / "r")
     file.unlink()
-    with pytest.raises(InputError, match=r"config\.yaml is missing, so nobody can tell"):
+    with pytest.raises(InputError, match=r"config\.yaml is missing, so the configuration"):
         open_run(tmp_path / "r")
 
 
@@ -262,7 +262,7 @@ def test_a_stop_says_where_the_run_goes_on(tmp_path):
             train(run, until=7)
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt, match="the same command goes on from step 4 of test"):
+    with pytest.raises(KeyboardInterrupt, match="the same command continues from step 4 of test"):
         stopped()
 
 

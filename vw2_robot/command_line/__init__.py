@@ -1,1 +1,1 @@
-"""What all programs share: configuration, overrides, help, exit codes."""
+"""The command line of all programs: configuration, overrides, help, exit codes."""

@@ -1,4 +1,4 @@
-"""Configuration dataclasses <-> plain nested values: how checkpoint, run folder and command line speak of a config."""
+"""Conversion between configuration dataclasses and plain nested values, as in checkpoints, yaml and command lines."""
 
 from __future__ import annotations
 
@@ -18,14 +18,22 @@ ConfigT = TypeVar("ConfigT")
 
 
 def config_from(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
-    """Build the dataclass `cls` from nested plain values, refusing unknown keys and wrong types.
+    """Build a configuration dataclass from nested plain values, refusing unknown keys and wrong types.
 
     Integers are accepted for floats and lists for tuples; nothing else is converted. Numbers must be as in `limits`.
 
+    Args:
+        cls: the dataclass.
+        values: nested plain values by key.
+
     Raises:
-        InputError: names the key, what was expected and what was found.
+        InputError: with the key, what was expected and what was found.
     """
-    config = dacite.Config(strict=True, type_hooks={float: _float})
+
+    def to_float(value: Any) -> Any:
+        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    config = dacite.Config(strict=True, type_hooks={float: to_float})
     where = f"configuration of {cls.__name__}"
     try:
         return dacite.from_dict(cls, _with_tuples(cls, values, where=where, prefix=""), config=config)
@@ -42,60 +50,68 @@ def config_from(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
 
 
 def _with_tuples(cls: type, values: Mapping[str, Any], *, where: str, prefix: str) -> dict[str, Any]:
-    """The values, with a tuple for every list that stands where `cls` or a dataclass inside it wants a tuple."""
+    """Return the values with a tuple for every list where `cls`, or a dataclass inside it, has a tuple."""
     if not isinstance(values, Mapping):
         raise InputError(f"{where}: {prefix[:-1] or 'it'} must hold keys and values, found {values!r}")
-    hints = get_type_hints(cls, include_extras=True)
+    annotations = get_type_hints(cls, include_extras=True)
     known = [field.name for field in fields(cls)]
     prepared: dict[str, Any] = {}
     for key, value in values.items():
         if key not in known:
             nearest = get_close_matches(str(key), known, n=3) or known
             raise InputError(f"{where}: there is no key {prefix}{key}; nearest: {', '.join(nearest)}")
-        hint, path = hints[key], f"{prefix}{key}."
-        if value is not None and type(None) in get_args(hint) and len(get_args(hint)) == 2:
-            hint = next(kind for kind in get_args(hint) if kind is not type(None))
-        if (kind := get_origin(hint)) in (list, tuple):
+        annotation = annotations[key]
+        path = f"{prefix}{key}."
+        # `X | None` with a value is X.
+        if value is not None and type(None) in get_args(annotation) and len(get_args(annotation)) == 2:
+            annotation = next(kind for kind in get_args(annotation) if kind is not type(None))
+        if (kind := get_origin(annotation)) in (list, tuple):
             if not isinstance(value, list | tuple):
                 raise InputError(f"{where}: {prefix}{key} must be a list, found {value!r}{_quoting(value)}")
-            inner = get_args(hint)[0]
+            inner = get_args(annotation)[0]
             prepared[key] = kind(_nested(inner, entry, where=where, prefix=path) for entry in value)
             for entry in value:
                 check_number(inner, entry, f"{where}: {prefix}{key}")
         else:
-            check_number(hint, value, f"{where}: {prefix}{key}")
-            prepared[key] = _nested(hint, value, where=where, prefix=path)
+            check_number(annotation, value, f"{where}: {prefix}{key}")
+            prepared[key] = _nested(annotation, value, where=where, prefix=path)
     return prepared
 
 
-def _nested(hint: Any, value: Any, *, where: str, prefix: str) -> Any:
-    if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, Mapping):
-        return _with_tuples(hint, value, where=where, prefix=prefix)
-    if hint in (int, float) and isinstance(value, bool):  # which Python counts among the integers
-        raise InputError(f"{where}: {prefix[:-1]} must be {hint.__name__}, found {value!r}")
+def _nested(annotation: Any, value: Any, *, where: str, prefix: str) -> Any:
+    """Return a value, or the prepared values of a nested dataclass."""
+    if isinstance(annotation, type) and is_dataclass(annotation) and isinstance(value, Mapping):
+        return _with_tuples(annotation, value, where=where, prefix=prefix)
+    if annotation in (int, float) and isinstance(value, bool):  # a bool is an int in Python
+        raise InputError(f"{where}: {prefix[:-1]} must be {annotation.__name__}, found {value!r}")
     return value
 
 
 def _quoting(value: Any) -> str:
-    """What to do about a list or dictionary that the command line could not read."""
+    """Return advice for a list or dictionary that the command line could not parse, or nothing."""
     if not isinstance(value, str) or not value.startswith(("[", "{")):
         return ""
     return "; put texts in it with one of , = ( ) [ ] { } ' or letters beyond ASCII in quotes, as in '[\"Jürgen\"]'"
 
 
-def _float(value: Any) -> Any:
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
 def config_tree(config: Any) -> dict[str, Any]:
-    """A dataclass as plain nested values, lists for tuples."""
+    """Return a dataclass as plain nested values, with lists for tuples."""
     assert is_dataclass(config)
+    # Through JSON, so that what is compared with a stored configuration has passed the same conversion.
     tree: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))  # type: ignore[arg-type]
     return tree
 
 
 def differing_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """Dotted names at which two nested values differ; two spellings of one path do not."""
+    """Return the dotted names at which two nested values differ, each with both values.
+
+    Two spellings of one path are equal.
+
+    Args:
+        old: nested plain values.
+        new: nested plain values.
+        prefix: of the names, in the recursion.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted({*old, *new})
         return [name for key in keys for name in differing_keys(old.get(key), new.get(key), f"{prefix}{key}.")]
@@ -103,6 +119,7 @@ def differing_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
 
 
 def _same(old: Any, new: Any) -> bool:
+    """Return whether two values are equal, with paths compared as paths."""
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         return all(_same(*pair) for pair in zip(old, new, strict=True))
     if isinstance(old, str) and isinstance(new, str) and old != new:  # data, data/, ./data, or the absolute path

@@ -1,7 +1,7 @@
-"""The console scripts: one function for each program, which imports it and starts it.
+"""The entry points of the console scripts: one function for each program, which imports and starts it.
 
-torch, transformers and TensorFlow take seconds to import. Whoever stops a program meanwhile gets a message instead of a
-traceback through all of them. `python -m` with the name of the module starts the same program without this.
+torch, transformers and TensorFlow take seconds to import. A program that is stopped meanwhile ends with a message
+instead of a traceback through all of them. `python -m` with the name of the module starts the same program without it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from vw2_robot.process import stop_at_once
 
 
 def _start(module: str) -> None:
+    """Import a program and run its `main`; signals meanwhile end in a message."""
     if "--version" in sys.argv[1:]:
         print(f"vw2_robot {__version__}")
         return
@@ -29,7 +30,8 @@ def _start(module: str) -> None:
         print(f"{name}: error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     main()
-    for number in (signal.SIGINT, signal.SIGTERM):  # all is done and on disk; what is left is Python's own end
+    # All work is done and on disk: a signal during Python's own exit would only print a traceback.
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -1,8 +1,8 @@
-"""From a command line to a checked dataclass, and from an error to one message: the first line of every program.
+"""The decorator of all programs: it makes a checked configuration of a command line, and one message of an error.
 
 Hydra composes `vw2_robot.configs`, `config_from` turns the result into the program's root dataclass (a misspelt key or
-a wrong type stops the run before any work), and errors meant for a person leave as one message with exit status 1. No
-DictConfig gets past this file. Hydra is imported when a program starts, not when the library is imported.
+a wrong type stops the run before any work), and errors meant for users are printed as one message with exit status 1.
+No DictConfig leaves this file. Hydra is imported when a program starts, not when the library is imported.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vw2_robot.process import orderly
 from vw2_robot.storage.files import os_error
 
 ConfigT = TypeVar("ConfigT")
-# What a person can do about the refusals of an operating system.
+# What a user can do about an error of the operating system.
 _CURES = {
     errno.ENOSPC: "free some space and start the same command again",
     errno.EDQUOT: "free some of your share of this disk",
@@ -44,7 +44,7 @@ _CURES = {
     errno.EEXIST: "something of that name is there already; give another name",
     errno.ENOENT: "it is not there, or was removed meanwhile",
 }
-# These concern the machine, whatever file they met first.
+# These are limits of the machine, so that the name of the file does not matter.
 _LIMITS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EIO)
 
 
@@ -53,24 +53,29 @@ def program(
 ) -> Callable[[Callable[[ConfigT], None]], Callable[[], None]]:
     """Decorate `run(config)` into a console-script `main()` that is configured by `configs/<config_name>.yaml`.
 
-    `extra` is the one that installs what the program needs, Hydra first of all. With `one_process` it refuses to be
-    started as one of several ranks, each of which would do all of the work.
+    Args:
+        config_cls: root dataclass of the program.
+        config_name: of its yaml file.
+        extra: installs what the program needs, Hydra first of all.
+        one_process: refuse to be started as one of several ranks, each of which would do all of the work.
     """
 
     def decorate(run: Callable[[ConfigT], None]) -> Callable[[], None]:
         def main() -> None:
-            if "--version" in sys.argv[1:]:  # Hydra would print its own
+            if "--version" in sys.argv[1:]:  # Hydra would print its own version
                 print(f"vw2_robot {__version__}")
                 return
             try:
                 require("hydra", extra=extra)
             except MissingExtraError as error:
-                _tell(config_name, str(error))
+                _print_error(config_name, str(error))
                 raise SystemExit(1) from None
             if "--keys" in sys.argv[1:]:
                 _print_keys()
                 return
             import hydra
+            from hydra.core.hydra_config import HydraConfig
+            from hydra.types import RunMode
             from omegaconf import DictConfig, OmegaConf
             from omegaconf.errors import OmegaConfBaseException
 
@@ -79,31 +84,34 @@ def program(
             @hydra.main(version_base="1.3", config_path="pkg://vw2_robot.configs", config_name=config_name)
             def job(tree: DictConfig) -> None:
                 try:
-                    if one_process:
-                        _refuse_ranks()
-                    values: Any = _plain_values(tree)
+                    ranks = os.environ.get("WORLD_SIZE", "")
+                    if one_process and ranks not in ("", "0", "1"):
+                        raise InputError(
+                            f"WORLD_SIZE={ranks}: this program is one process, and each of several ranks would train "
+                            "the whole run; start it without torchrun, or set WORLD_SIZE=1"
+                        )
+                    try:
+                        values: Any = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+                    except OmegaConfBaseException as error:
+                        what = str(error).splitlines()[0]
+                        raise InputError(f"{what}; give {error.full_key}=... (--help shows an example)") from error
                     run(config_from(config_cls, values))
                 except Exception as error:
                     if (message := _message(error)) is None or os.environ.get("HYDRA_FULL_ERROR"):
                         raise
-                    _tell(config_name, message)
-                    if (words := _job_of_a_sweep()) is None:
+                    _print_error(config_name, message)
+                    facts = HydraConfig.get()
+                    if facts.mode != RunMode.MULTIRUN:
                         raise SystemExit(1) from None
-                    failed.append(words)  # an exception would keep Hydra from starting the next job
-
-            def _plain_values(tree: DictConfig) -> Any:
-                try:
-                    return OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
-                except OmegaConfBaseException as error:
-                    what = str(error).splitlines()[0]
-                    raise InputError(f"{what}; give {error.full_key}=... (--help shows an example)") from error
+                    # In a sweep an exception would keep Hydra from starting the next job.
+                    failed.append(f"#{facts.job.num} ({' '.join(facts.overrides.task)})")
 
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
             with orderly(config_name):
                 sys.argv[1:] = as_typed(sys.argv[1:], config_cls)
                 job()
                 if failed:
-                    _tell(config_name, f"{len(failed)} of the jobs failed: {'; '.join(failed)}")
+                    _print_error(config_name, f"{len(failed)} of the jobs failed: {'; '.join(failed)}")
                     raise SystemExit(1)
 
         def _print_keys() -> None:
@@ -121,26 +129,8 @@ def program(
     return decorate
 
 
-def _refuse_ranks() -> None:
-    ranks = os.environ.get("WORLD_SIZE", "")
-    if ranks not in ("", "0", "1"):
-        raise InputError(
-            f"WORLD_SIZE={ranks}: this program is one process, and each of several ranks would train the whole run; "
-            "start it without torchrun, or set WORLD_SIZE=1"
-        )
-
-
-def _job_of_a_sweep() -> str | None:
-    """Number and overrides of a job of `--multirun`; None in a single run."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    facts = HydraConfig.get()
-    return f"#{facts.job.num} ({' '.join(facts.overrides.task)})" if facts.mode == RunMode.MULTIRUN else None
-
-
 def _message(error: Exception) -> str | None:
-    """What a person is told about an error; None where it is a bug of ours, which keeps its traceback."""
+    """Return the message to print for an error; None for a bug, which keeps its traceback."""
     if isinstance(error, InputError | MissingExtraError):
         return str(error)
     text = " ".join(str(error).split())
@@ -162,7 +152,7 @@ def _message(error: Exception) -> str | None:
     return f"{names or 'a limit of this machine'}: {error.strerror}; {_CURES[error.errno]}"
 
 
-def _tell(program_name: str, message: str) -> None:
-    with suppress(OSError):  # the disk under them may be full as well
+def _print_error(program_name: str, message: str) -> None:
+    with suppress(OSError):  # the disk behind the streams may be full as well
         sys.stdout.flush()
         print(f"{program_name}: error: {message}\nSet HYDRA_FULL_ERROR=1 for a full stack trace.", file=sys.stderr)

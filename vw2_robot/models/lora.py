@@ -1,10 +1,9 @@
-"""Low-rank adapters on every linear layer of a module, without changing the module (Hu et al., LoRA, 2021).
+"""Low-rank adapters (LoRA) on every linear layer of a module, added by forward hooks (Hu et al., 2021).
 
     y = W x + b + (alpha / rank) · up (down x)
 
-`up` starts at zero, so an adapted module begins as the original. The layers stay where they are and as they are:
-forward hooks add the second term. So the module's state dict is that of the base, bit for bit, and `merged` gives a
-copy in which the sum stands in W, to be loaded without any adapter.
+`up` starts at zero, so an adapted module begins as the original. The layers are not replaced, so the module's state
+dict stays that of the base, bit for bit. `merged` gives a copy with the sum in W, which loads without any adapter.
 """
 
 # r rank · in, out widths of a linear layer
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,13 @@ class LoRA(nn.Module):
     """The adapters of one module: hooks its linear layers and holds the only new parameters.
 
     Args:
-        module: its linear layers are adapted, but for those in `skip`; freeze it yourself.
+        module: its linear layers are adapted, except those in `skip`. It is not frozen here.
         config: rank and scale.
-        generator: draws the start of `down`.
-        skip: layers to leave alone, the output embedding for instance.
+        generator: gives the initial values of `down`.
+        skip: layers without an adapter, for instance the output embedding.
+
+    Raises:
+        ValueError: the module has no linear layer.
     """
 
     def __init__(
@@ -50,23 +52,23 @@ class LoRA(nn.Module):
         if not layers:
             raise ValueError("there is no linear layer to adapt")
         self.names = tuple(layers)
-        self.down, self.up = nn.ParameterList(), nn.ParameterList()
+        self.down = nn.ParameterList()
+        self.up = nn.ParameterList()
         for layer in layers.values():
             start = torch.randn(config.rank, layer.in_features, generator=generator) * layer.in_features**-0.5
             self.down.append(nn.Parameter(start.to(layer.weight)))
             self.up.append(nn.Parameter(layer.weight.new_zeros(layer.out_features, config.rank)))
         for number, layer in enumerate(layers.values()):
-            layer.register_forward_hook(self._added(number))
-
-    def _added(self, number: int):  # type: ignore[no-untyped-def]  # torch's own type of a forward hook is Any
-        def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return output + self.scale * F.linear(F.linear(inputs[0], self.down[number]), self.up[number])
-
-        return add
+            # A plain function, not a bound method: a deep copy of the adapted module then copies no adapter.
+            layer.register_forward_hook(
+                lambda _, inputs, output, i=number: (
+                    output + self.scale * F.linear(F.linear(inputs[0], self.down[i]), self.up[i])
+                )
+            )
 
     @torch.no_grad()
     def merged(self, module: nn.Module) -> nn.Module:
-        """A copy of the adapted module, without hooks, whose weights hold base and adapters."""
+        """Return a copy of the adapted module, without hooks, whose weights hold base and adapters."""
         plain = copy.deepcopy(module)
         for number, name in enumerate(self.names):
             layer = plain.get_submodule(name)

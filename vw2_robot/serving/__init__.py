@@ -1,4 +1,4 @@
-"""The agent in other people's loops: adapters that translate names, shapes and units, and do nothing else.
+"""Adapters of the agent for evaluators of other projects: they convert names, shapes and units, and do nothing else.
 
 calvin_model   the two methods that the official CALVIN evaluator calls
 """

@@ -1,4 +1,4 @@
-"""A policy of ours under the official CALVIN evaluator: `evaluate_policy(model, env)` of `mees/calvin`.
+"""The adapter of a policy for the official CALVIN evaluator, `evaluate_policy(model, env)` of `mees/calvin`.
 
     from calvin_agent.evaluation.evaluate_policy import evaluate_policy, make_env
     from vw2_robot.serving.calvin_model import Vw2CalvinModel
@@ -6,9 +6,9 @@
     evaluate_policy(Vw2CalvinModel("runs/first/finetune"), make_env("DIR/task_ABC_D"), epoch=0)
 
 The evaluator calls `reset()` at the start of each subtask and `step(obs, goal)` before each control step, with the raw
-instruction as goal. It draws all cameras in every step; the policy is shown the static one, every `n_action_steps`
+instruction as goal. It renders all cameras in every step; the policy gets the static one, every `n_action_steps`
 steps. Actions are what `vw2-rollout` executes: seven numbers, six in [-1, 1] and a gripper that is exactly -1 or +1.
-Imports nothing of CALVIN. docs/evaluation.md says what to install and how the two evaluators compare.
+Imports nothing of CALVIN. docs/evaluation.md describes the installation and compares the two evaluators.
 """
 
 from __future__ import annotations
@@ -29,13 +29,18 @@ STATIC = "rgb_static"
 
 
 class Vw2CalvinModel:
-    """What the evaluator calls a custom model: `reset` and `step`."""
+    """A custom model of the evaluator: `reset` and `step`."""
 
     def __init__(self, policy: Policy | str | Path, *, n_action_steps: int | None = None, device: str = "cpu") -> None:
-        """`policy`: any policy, or what `VW2Agent.from_pretrained` takes.
+        """Wrap a policy.
+
+        Args:
+            policy: any policy, or what `VW2Agent.from_pretrained` takes.
+            n_action_steps: actions executed per policy call; None: as trained.
+            device: of a policy that is loaded here.
 
         Raises:
-            InputError: no such checkpoint, or more steps between two looks than the policy predicts.
+            InputError: no such checkpoint, or more action steps than a chunk has actions.
         """
         if isinstance(policy, str | Path):
             from vw2_robot.agent import VW2Agent
@@ -44,27 +49,27 @@ class Vw2CalvinModel:
         self._queue = ChunkQueue(policy, n_action_steps=n_action_steps)
 
     def reset(self) -> None:
-        """Begin a subtask: forget the rest of the last chunk."""
+        """Begin a subtask: drop the rest of the last chunk."""
         self._queue.reset()
 
     def step(self, obs: Mapping[str, Any], goal: str) -> NDArray[np.float64]:
-        """The action [7] for this control step.
+        """Return the action [7] for this control step.
+
+        Args:
+            obs: of CALVIN's environment; only `obs["rgb_obs"]["rgb_static"]` is read.
+            goal: the instruction.
 
         Raises:
             InputError: `goal` is no text (an embedding, as in older evaluators), or there is no static image.
         """
         if not isinstance(goal, str):
-            raise InputError(f"goal must be the instruction in words, found {type(goal).__name__}")
-        look: Observation = {"images": {}, "prompt": goal}
+            raise InputError(f"goal must be the instruction as a string, found {type(goal).__name__}")
+        observation: Observation = {"images": {}, "prompt": goal}
+        # Between two policy calls the image is not read; policies without cameras never get one.
         if self._queue.needs_observation and self._queue.policy.metadata.get("cameras", ["static"]):
-            look["images"] = {"static": _static(obs)}
-        return commands(self._queue.action(look)[None], at_least=1)[0]
-
-
-def _static(obs: Mapping[str, Any]) -> NDArray[np.uint8]:
-    images = obs.get("rgb_obs")
-    if not isinstance(images, Mapping) or STATIC not in images:
-        found = sorted(images) if isinstance(images, Mapping) else sorted(obs)
-        raise InputError(f'obs["rgb_obs"]["{STATIC}"] is missing; found {found}')
-    image: NDArray[np.uint8] = np.ascontiguousarray(images[STATIC])
-    return image
+            images = obs.get("rgb_obs")
+            if not isinstance(images, Mapping) or STATIC not in images:
+                found = sorted(images) if isinstance(images, Mapping) else sorted(obs)
+                raise InputError(f'obs["rgb_obs"]["{STATIC}"] is missing; found {found}')
+            observation["images"] = {"static": np.ascontiguousarray(images[STATIC])}
+        return commands(self._queue.action(observation)[None], at_least=1)[0]

@@ -1,10 +1,10 @@
-"""A bound on the memory that building a model may take: the sizes in a stranger's configuration are only numbers.
+"""A limit on the memory that building a model may take, against absurd sizes in a downloaded configuration.
 
     with AllocationLimit(numbers, tensors=100, what="..."):
         model = LatentPolicy(...)
 
-Every constructor of PyTorch ends in one of a few functions that make tensors; those are asked for their size before
-they run. Not a limit for training, where sizes are the user's own.
+Every constructor of PyTorch ends in one of a few functions that make tensors; their sizes are checked before they run.
+This is not a limit for training, where the user sets the sizes.
 """
 
 from __future__ import annotations
@@ -31,30 +31,41 @@ _JOINTS = (torch.cat, torch.stack)
 
 
 class AllocationLimit(TorchFunctionMode):
-    """Refuse tensors of more than `numbers` elements, or more than `tensors` of them, whatever device they are for.
+    """A context that refuses tensors of more than `numbers` elements in total, or more than `tensors` of them.
 
-    Both are counted in total, also what is given back: old and new embedding tables, first values that are replaced.
+    Both are counted on every device, and what is freed again counts too: old embedding tables, initial values that are
+    replaced.
+
+    Args:
+        numbers: most elements.
+        tensors: most tensors.
+        what: the file with the sizes, for the message.
 
     Raises:
-        InputError: inside, before the tensor that is too much is made.
+        InputError: inside, before the tensor that exceeds the limit is made.
     """
 
     def __init__(self, numbers: int, *, tensors: int, what: str) -> None:
         super().__init__()
-        self._most = self._left = numbers
+        self._left = numbers
         self._tensors_left = tensors
         self._what = what
 
     @classmethod
     def like(cls, weights: Mapping[str, Tensor], *, what: str) -> AllocationLimit:
-        """As much as building takes whose weights these are, with plenty of room."""
+        """Return a limit of several times what building a model with these weights takes.
+
+        Args:
+            weights: of the model, by name.
+            what: the file with the sizes, for the message.
+        """
         numbers = sum(value.numel() for value in weights.values())
         return cls(8 * numbers + 2**26, tensors=8 * len(weights) + 1000, what=what)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Count, then call."""
+        """Count the elements, then call the function."""
         kwargs = kwargs or {}
         if func in _SIZES:
             self._tensors_left -= 1
@@ -65,10 +76,10 @@ class AllocationLimit(TorchFunctionMode):
 
 
 def _numbers(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    """Elements of what that call would make; 0 for all that makes nothing large of its own."""
+    """Return the elements of what a call would make; 0 for functions that make no large tensor."""
     if func in _SIZES:
-        own = args[0].numel() if func is Tensor.repeat else 1
-        return own * math.prod(int(abs(side)) for side in _flat(kwargs.get("size", args[_SIZES[func]])))
+        base = args[0].numel() if func is Tensor.repeat else 1
+        return base * math.prod(int(abs(side)) for side in _flat(kwargs.get("size", args[_SIZES[func]])))
     if func in _RAMPS:
         ends = [abs(end) for end in _flat((*args, *kwargs.values())) if math.isfinite(end)]
         return int(max(ends, default=0))
@@ -78,6 +89,7 @@ def _numbers(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[st
 
 
 def _flat(values: Any) -> list[float]:
+    """Return the numbers in nested lists and tuples."""
     if isinstance(values, list | tuple):  # torch.Size is a tuple
         return [number for value in values for number in _flat(value)]
     return [values] if isinstance(values, int | float) else []

@@ -1,9 +1,9 @@
-"""NumPy's array files, `.npy` and `.npz`: written whole, and read without trusting whoever wrote them.
+"""Writing of NumPy's array files (`.npy`, `.npz`), and reading them without trust in their content.
 
-NumPy's own reader meets a damaged file with a dozen different exceptions, some of them after it has asked for all
-memory there is: the header is an expression in Python's syntax, and the shape in it decides what is allocated. Here
-nothing is allocated that does not lie in the file, every checksum of a zip archive is compared, and whatever is wrong
-ends in one InputError with the file and what to do. Arrays of objects are pickles: `data.object_arrays` reads those.
+NumPy's reader raises a dozen different exceptions for damaged files, some of them after it has tried to allocate all
+memory: the header is an expression in Python's syntax, and its shape decides what is allocated. Here nothing is
+allocated that is not in the file, every checksum of a zip archive is compared, and every damage ends in one InputError
+with the file and what to do. Arrays of objects are pickles; `data.object_arrays` reads those.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vw2_robot.errors import InputError
 from vw2_robot.storage.files import atomic_write
 
 MAX_ARRAY_BYTES = 4 * 2**30
-"""Largest array that is unpacked from an archive; a small file can claim, and by compression even hold, much more."""
+"""largest array that is unpacked from an archive; by compression a small file can hold much more"""
 _MAX_HEADER_BYTES = 10_000
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # What zipfile and zlib raise for damaged archives; RuntimeError: encrypted, or of an unknown version.
@@ -38,7 +38,7 @@ _DAMAGE += (struct.error, zipfile.BadZipFile, zlib.error)
 
 @dataclass(frozen=True)
 class ArrayHeader:
-    """What the header of a `.npy` file says of the array that follows."""
+    """The header of a `.npy` file: shape, type and order of the array that follows."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -46,13 +46,20 @@ class ArrayHeader:
 
     @property
     def num_bytes(self) -> int:
-        """Size of the array."""
+        """Return the size of the array in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], *, sync: bool = True) -> None:
-    """Write an uncompressed .npz; equal arrays give equal bytes."""
-    archive = io.BytesIO()  # on a full disk zipfile would fail a second time, where nobody can catch it
+    """Write an uncompressed .npz; equal arrays give equal bytes.
+
+    Args:
+        path: the file.
+        arrays: by name.
+        sync: as in `files.atomic_write`.
+    """
+    # In memory first: on a full disk zipfile would fail a second time, in a destructor.
+    archive = io.BytesIO()
     np.savez(archive, **dict(arrays))
     with atomic_write(path, sync=sync) as temporary:
         temporary.write_bytes(archive.getbuffer())
@@ -61,8 +68,12 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], *, sync: bool =
 def read_array(path: Path, *, cure: str) -> NDArray[Any]:
     """Return the array in a `.npy` file.
 
+    Args:
+        path: the file.
+        cure: what a user should do if it is damaged, as the end of the message.
+
     Raises:
-        InputError: missing, damaged, or an array of objects; `cure` ends the message.
+        InputError: missing, damaged, or an array of objects.
     """
     with _named(path, cure), path.open("rb") as file:
         header = _checked_header(file, os.fstat(file.fileno()).st_size)
@@ -81,21 +92,41 @@ def array_names(path: Path, *, cure: str) -> list[str]:
     with _named(path, cure), zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             archive.open(info).close()  # compares the two places where an archive keeps a name
-        return list(_members(archive))
+        return [info.filename.removesuffix(".npy") for info in archive.infolist()]
 
 
 def read_arrays(path: Path, names: Sequence[str] | None = None, *, cure: str) -> dict[str, NDArray[Any]]:
-    """Return arrays of a `.npz` file by name: these, or all. No other array is unpacked.
+    """Return arrays of a `.npz` file by name. No other array is unpacked.
+
+    Args:
+        path: the file.
+        names: of the arrays; None: all.
+        cure: what a user should do if it is damaged, as the end of the message.
 
     Raises:
-        InputError: missing, damaged, or without one of the names; `cure` ends the message.
+        InputError: missing, damaged, or without one of the names.
     """
     with _named(path, cure), zipfile.ZipFile(path) as archive:
-        members = _members(archive)
+        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         missing = [name for name in names or () if name not in members]
         if missing:
             raise InputError(f"{path} holds no {missing[0]}; it holds {', '.join(sorted(members))}; {cure}")
-        return {name: _unpacked(archive, members[name]) for name in (names if names is not None else members)}
+        arrays = {}
+        for name in names if names is not None else members:
+            info = members[name]
+            if info.compress_type not in _METHODS:
+                raise ValueError(
+                    f"{info.filename} is compressed by method {info.compress_type}, which NumPy does not write"
+                )
+            if info.file_size > MAX_ARRAY_BYTES:
+                raise ValueError(
+                    f"{info.filename} claims {info.file_size} bytes, more than the {MAX_ARRAY_BYTES} allowed"
+                )
+            content = bytearray(archive.read(info))  # grows with what is there, not with the size in the header
+            stream = io.BytesIO(content)
+            header = _checked_header(stream, len(content))
+            arrays[name] = _array(header, content, stream.tell())
+        return arrays
 
 
 def read_header(stream: BinaryIO) -> ArrayHeader:
@@ -124,7 +155,7 @@ def read_header(stream: BinaryIO) -> ArrayHeader:
 
 
 def _checked_header(stream: BinaryIO, size: int) -> ArrayHeader:
-    """The header of an array of numbers or text that takes up the rest of a stream of `size` bytes."""
+    """Return the header of an array of numbers or text that fills the rest of a stream of `size` bytes."""
     header = read_header(stream)
     if header.dtype.hasobject:
         raise ValueError("it holds an array of objects")
@@ -134,22 +165,8 @@ def _checked_header(stream: BinaryIO, size: int) -> ArrayHeader:
     return header
 
 
-def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    return {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-
-
-def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
-    if info.compress_type not in _METHODS:
-        raise ValueError(f"{info.filename} is compressed by method {info.compress_type}, which NumPy does not write")
-    if info.file_size > MAX_ARRAY_BYTES:
-        raise ValueError(f"{info.filename} claims {info.file_size} bytes, more than the {MAX_ARRAY_BYTES} allowed")
-    content = bytearray(archive.read(info))  # grows with what is there, not with what is claimed
-    stream = io.BytesIO(content)
-    header = _checked_header(stream, len(content))
-    return _array(header, content, stream.tell())
-
-
 def _array(header: ArrayHeader, content: bytearray, offset: int) -> NDArray[Any]:
+    """Return the array in a buffer, without a copy."""
     count = math.prod(header.shape)
     flat = np.frombuffer(content, header.dtype, count, offset) if count else np.empty(0, header.dtype)
     return flat.reshape(header.shape, order=header.order)
@@ -157,10 +174,10 @@ def _array(header: ArrayHeader, content: bytearray, offset: int) -> NDArray[Any]
 
 @contextmanager
 def _named(path: Path, cure: str) -> Iterator[None]:
-    """Let whatever is wrong with a file leave as an InputError; for this module's own code alone."""
+    """Turn every error with a file into an InputError; for the code of this module alone."""
     try:
         if not path.is_file() and path.exists():
-            raise InputError(f"{path} is no file; {cure}")  # opening a pipe would wait for ever
+            raise InputError(f"{path} is no file; {cure}")  # opening a pipe would block
         yield
     except InputError:
         raise

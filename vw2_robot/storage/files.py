@@ -1,13 +1,13 @@
-"""Files on disk: written whole or not at all, safe against a power cut, and checked when they are read back.
+"""Writing of files, whole or not at all and safe against a power cut, and checks when they are read back.
 
     atomic_write, atomic_folder   temporary name, flush, fsync of file and folder, rename
     write_json, read_json         small JSON objects; with `sealed` they carry a SHA-256 of their own content
     write_yaml, read_yaml         configurations, with a SHA-256 in their first line
     write_manifest, verify        SHA-256 of every file of a folder, in its `manifest.json`
 
-Every place of the package that leaves something behind for a later start goes through here. What cannot be written
-ends in an `OSError` that names the file (libraries often leave the name out), what cannot be read back in an
-`InputError` that names it. `vw2_robot.storage.locks` sees to it that only one process writes in a folder.
+All code of the package that keeps something for a later start uses these functions. A file that cannot be written ends
+in an `OSError` with its name (libraries often leave the name out), one that cannot be read back in an `InputError` with
+its name. `vw2_robot.storage.locks` makes sure that only one process writes in a folder.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from vw2_robot.errors import InputError
 MANIFEST = "manifest.json"
 _SEAL = "sha256_of_the_rest"
 _YAML_SEAL = "# sha256 of the lines below: "
-# No JSON file of ours comes near; a stranger's may not fill the memory. YAML is read a hundred times as slowly.
+# Far more than any file of this package has; a downloaded one must not fill the memory. YAML takes a hundred times as
+# long to read.
 MAX_JSON_BYTES = 256 * 2**20
 MAX_YAML_BYTES = 2**20
 
@@ -39,21 +40,21 @@ MAX_YAML_BYTES = 2**20
 
 @contextmanager
 def atomic_write(path: Path, *, sync: bool = True) -> Iterator[Path]:
-    """Yield a temporary path to write at; afterwards `path` is that file, whole, even after a power cut.
+    """Yield a temporary path to write to; afterwards `path` is that file, whole, even after a power cut.
 
     A failure inside leaves `path` as it was and removes the temporary file.
 
     Args:
         path: the file to make or to replace.
-        sync: False where thousands of small files are written: call `sync_files` before the file that vouches for
-            them is written.
+        sync: False where thousands of small files are written: call `sync_files` before the file that lists them is
+            written.
 
     Raises:
         OSError: with the name of the file, whatever library wrote it.
     """
     temporary = temporary_name(path)
     try:
-        temporary.unlink(missing_ok=True)  # what a kill left, or a link that somebody put there
+        temporary.unlink(missing_ok=True)  # left by a kill, or a link
         yield temporary
         if sync:
             _sync(temporary)
@@ -61,7 +62,7 @@ def atomic_write(path: Path, *, sync: bool = True) -> Iterator[Path]:
         if sync:
             _sync(path.parent)
     except BaseException as error:
-        with suppress(OSError):  # the first error is the one to tell
+        with suppress(OSError):  # the first error is the one to report
             temporary.unlink(missing_ok=True)
         if translated := os_error(error, path):
             raise translated from error
@@ -74,16 +75,18 @@ def atomic_write(path: Path, *, sync: bool = True) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder to fill; afterwards `path` is that folder, whole, even after a power cut.
 
-    A folder that is there is replaced after the new one is on disk. A failure inside leaves it and removes the
-    temporary one.
+    An existing folder is replaced after the new one is on disk. A failure inside keeps it and removes the temporary
+    one.
     """
-    temporary, old = temporary_name(path), old_name(path)
+    temporary = temporary_name(path)
+    old = old_name(path)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
         sync_files(temporary.rglob("*"))
         _sync(temporary)
+        # A folder cannot be replaced in one operation: the old one is moved away first.
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
             path.rename(old)
@@ -100,12 +103,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def temporary_name(path: Path) -> Path:
-    """The name under which `path` is written first. It is always the same, so that the next start overwrites it."""
+    """Return the name under which `path` is written first; always the same, so that the next start overwrites it."""
     return path.with_name(f".{path.name}.tmp")
 
 
 def old_name(path: Path) -> Path:
-    """The name that the folder `path` has while it is deleted: a kill leaves nothing half under its own name."""
+    """Return the name that a folder has while it is deleted, so that a kill leaves nothing half-deleted at `path`."""
     return path.with_name(f".{path.name}.old")
 
 
@@ -117,6 +120,7 @@ def sync_files(paths: Iterable[Path]) -> None:
 
 
 def _sync(path: Path) -> None:
+    """Put a file's content, or a folder's names, on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -128,29 +132,48 @@ def _sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str, *, sync: bool = True) -> None:
-    """Write a small file so that it is either the old one or the whole new one."""
+    """Write a small text file in UTF-8, whole or not at all; `sync` as in `atomic_write`."""
     with atomic_write(path, sync=sync) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Mapping[str, Any], *, sealed: bool = False, sync: bool = True) -> None:
-    """Write a JSON object; `sealed`: with a SHA-256 of the rest, which `read_json(sealed=True)` checks."""
+    """Write a JSON object.
+
+    Args:
+        path: the file.
+        content: of the object.
+        sealed: with a SHA-256 of the rest, which `read_json` checks.
+        sync: see `atomic_write`.
+    """
     if sealed:
-        content = json.loads(json.dumps(content))  # as it will be read: keys are strings then, and sorted as such
+        content = json.loads(json.dumps(content))  # as it will be read: all keys are strings then
         content = {**content, _SEAL: _digest_of(content)}
     write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n", sync=sync)
 
 
 def write_yaml(path: Path, content: Mapping[str, Any], *, note: str = "") -> None:
-    """Write a configuration; `note` becomes a comment, and the first line is a SHA-256 that `read_yaml` checks."""
+    """Write a configuration, with a SHA-256 in the first line that `read_yaml` checks.
+
+    Args:
+        path: the file.
+        content: nested plain values.
+        note: a comment at the end.
+    """
     text = yaml.safe_dump(dict(content), sort_keys=False) + (f"# {note}\n" if note else "")
     write_text(path, f"{_YAML_SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
 
 
 def append_line(path: Path, line: str, *, sync: bool = False) -> None:
-    """Append a line to a log or a table of rows; a full disk is told with the file's name.
+    """Append a line to a log or a table of rows.
 
-    With `sync` the line is on disk when this returns.
+    Args:
+        path: the file; made if missing.
+        line: without its line break.
+        sync: the line is on disk when this returns.
+
+    Raises:
+        OSError: with the name of the file.
     """
     is_new = sync and not path.exists()
     with named(path), path.open("a", encoding="utf-8", newline="\n") as file:
@@ -164,7 +187,7 @@ def append_line(path: Path, line: str, *, sync: bool = False) -> None:
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Let an error of the operating system inside leave with the name of this file."""
+    """Add the name of this file to errors of the operating system inside the `with`."""
     try:
         yield
     except Exception as error:
@@ -174,10 +197,13 @@ def named(path: Path) -> Iterator[None]:
 
 
 def os_error(error: BaseException, path: Path) -> OSError | None:
-    """The operating system's error behind `error`, with a file name; None if it has one, or is of another kind.
+    """Return the operating system's error behind an exception, with the file's name.
 
-    safetensors reports a full disk as "... (os error 28)" in an exception of its own, TensorFlow in words, NumPy's
-    `tofile` as an OSError without a number, and Python's own file objects without the name of the file.
+    safetensors reports a full disk as "... (os error 28)" in an exception of its own, TensorFlow as text, NumPy's
+    `tofile` as an OSError without a number, and Python's file objects without the name of the file.
+
+    Returns:
+        None if the error has a file name already, or is of another kind.
     """
     if isinstance(error, OSError) and error.errno is not None:
         return None if error.filename is not None else OSError(error.errno, error.strerror, str(path))
@@ -190,7 +216,7 @@ def os_error(error: BaseException, path: Path) -> OSError | None:
 
 
 def full_disk_error(text: str, path: Path) -> OSError | None:
-    """The error of a full disk in what a library or another program says; None if it says nothing of the kind."""
+    """Return the error of a full disk that the message of a library or program reports; None if it reports none."""
     found = [number for number in (errno.ENOSPC, errno.EDQUOT) if os.strerror(number) in text]
     return OSError(found[0], os.strerror(found[0]), str(path)) if found else None
 
@@ -199,12 +225,12 @@ def full_disk_error(text: str, path: Path) -> OSError | None:
 
 
 def read_json(path: Path, *, cure: str, sealed: bool = False) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Return the JSON object in a file.
 
     Args:
         path: the file.
-        cure: what a person should do if it is missing or damaged, as the end of the message.
-        sealed: it must have been written with `sealed`. A seal that is there is checked in any case.
+        cure: what a user should do if it is missing or damaged, as the end of the message.
+        sealed: it must have a seal. A seal that is there is checked in any case.
 
     Raises:
         InputError: missing, unreadable, no JSON object, or not what was written.
@@ -224,7 +250,11 @@ def read_json(path: Path, *, cure: str, sealed: bool = False) -> dict[str, Any]:
 
 
 def read_yaml(path: Path, *, cure: str) -> dict[str, Any]:
-    """The mapping in a YAML file; its seal is checked where it has one (a person's own file has none).
+    """Return the mapping in a YAML file; a seal is checked if it is there (a hand-written file has none).
+
+    Args:
+        path: the file.
+        cure: as in `read_json`.
 
     Raises:
         InputError: missing, unreadable, no mapping, or not what was written.
@@ -245,7 +275,7 @@ def read_yaml(path: Path, *, cure: str) -> dict[str, Any]:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Without aliases: a few lines of them can stand for more than any memory holds."""
+    """A YAML loader without aliases: a few lines of them can expand to more than any memory holds."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -258,14 +288,19 @@ _NO_YAML = (yaml.YAMLError, RecursionError, ValueError, LookupError, TypeError, 
 
 
 def read_text(path: Path, *, cure: str, most: int = MAX_YAML_BYTES) -> str:
-    """The text in a file of at most `most` bytes.
+    """Return the text in a file.
+
+    Args:
+        path: the file.
+        cure: as in `read_json`.
+        most: largest size in bytes.
 
     Raises:
         InputError: missing, unreadable, too long, or not UTF-8.
     """
     try:
         if not path.is_file() and path.exists():
-            raise InputError(f"{path} is no file; {cure}")  # opening a pipe would wait for ever
+            raise InputError(f"{path} is no file; {cure}")  # opening a pipe would block
         size = path.stat().st_size
         if size > most:
             raise InputError(f"{path} has {size} bytes, expected at most {most}; {cure}")
@@ -279,10 +314,10 @@ def read_text(path: Path, *, cure: str, most: int = MAX_YAML_BYTES) -> str:
 
 
 def _is_whole(content: dict[str, Any], *, sealed: bool) -> bool:
-    """Take the seal out and compare; a file without one is whole where none is demanded."""
+    """Remove the seal and compare it; a file without a seal is whole unless one is demanded."""
     if _SEAL in content:
         return bool(content.pop(_SEAL) == _digest_of(content))
-    # A seal under another name is one whose name was damaged.
+    # Damage may hit the seal's name itself: then another key of 64 characters has the digest of the rest.
     long = [key for key, value in content.items() if isinstance(value, str) and len(value) == 64]
     return not sealed and not any(
         content[key] == _digest_of({k: v for k, v in content.items() if k != key}) for key in long
@@ -297,7 +332,7 @@ def _digest_of(content: Mapping[str, Any]) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes, read in pieces."""
+    """Return the SHA-256 of a file's bytes, read block by block."""
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "not a regular file", str(path))  # a pipe or /dev/zero would have no end
     digest = hashlib.sha256()
@@ -308,19 +343,19 @@ def sha256_of(path: Path) -> str:
 
 
 def write_manifest(folder: Path, *, sync: bool = True) -> None:
-    """Write `manifest.json`: the SHA-256 of every file that lies in `folder` (sub-folders included) now."""
+    """Write `manifest.json`: the SHA-256 of every file in a folder and its sub-folders."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
     digests = {file.relative_to(folder).as_posix(): sha256_of(file) for file in files}
     write_json(folder / MANIFEST, {"sha256": digests}, sync=sync)
 
 
 def verify(folder: Path, *, cure: str, names: Iterable[str] | None = None) -> bool:
-    """Compare files with the folder's manifest; False where the folder has none.
+    """Compare files with the folder's manifest; return False where the folder has none.
 
     Args:
-        folder: holds `manifest.json`.
-        cure: the end of the message, as in `read_json`.
-        names: files that have to be listed and right; None: all that are listed.
+        folder: of the files.
+        cure: as in `read_json`.
+        names: files that must be listed and unchanged; None: all that are listed.
 
     Raises:
         InputError: a file is missing, unlisted or not what was written, or the manifest itself is damaged.

@@ -1,7 +1,7 @@
-"""One owner of a folder: a run, data or replay folder is written by one process at a time.
+"""Locks of folders: a run, data or replay folder is written by one process at a time.
 
-The lock is the kernel's (`flock`), so it ends with its process however that ends; the file says who holds it and since
-when. A second start is refused before it touches anything. The file goes when the lock is given back.
+The lock is the kernel's (`flock`), so it ends with its process, however that ends. The lock file names the process and
+the time; a second start is refused before it changes anything. The file is removed when the lock is released.
 """
 
 from __future__ import annotations
@@ -25,32 +25,35 @@ _HELD: WeakValueDictionary[tuple[int, str], FolderLock] = WeakValueDictionary()
 
 
 class FolderLock:
-    """A lock that is held. It is given back by `release`, or when the last reference or the process goes."""
+    """A lock of a folder. It is released by `release`, or when the last reference or the process ends."""
 
     def __init__(self, descriptor: int, path: Path, folder: Path, made: Sequence[Path]) -> None:
-        self._descriptor, self._path, self._folder, self._made = descriptor, path, folder, made
+        self._descriptor = descriptor
+        self._path = path
+        self._folder = folder
+        self._made = made
         self._owner = os.getpid()
 
     @property
     def held(self) -> bool:
-        """Until `release`."""
+        """Return whether the lock is held: until `release`."""
         return self._descriptor >= 0
 
     def release(self) -> None:
-        """Give the lock back, remove its file, and the folders made for it that stayed empty.
+        """Release the lock, and remove its file and the folders made for it that stayed empty.
 
-        Calling it twice does no harm.
+        A second call does nothing.
         """
         if not self.held:
             return
         try:
-            # The name goes while the lock is still held: whoever has opened the old file meanwhile notices (`_is_at`).
-            # A forked child that lets go of its copy leaves file and lock to the parent.
+            # The file is removed while the lock is still held: another process that has opened it meanwhile sees that
+            # by `_is_at`. A forked child that releases its copy leaves file and lock to the parent.
             if self._owner == os.getpid() and _is_at(self._descriptor, self._path):
                 self._path.unlink()
                 for folder in self._made:
                     folder.rmdir()
-        except OSError:  # not empty, or the disk has gone: nothing that a second start would stumble over
+        except OSError:  # not empty, or the disk is gone: no problem for the next start
             pass
         finally:
             self._close()
@@ -60,11 +63,25 @@ class FolderLock:
         self._descriptor = -1
 
     def take(self, what: str, *, wait: bool = False) -> bool:
-        """Become the owner and write who that is; False where the file was given back since it was opened."""
+        """Take the lock and write the holder into its file; return False if the file was removed since it was opened.
+
+        Args:
+            what: what is done in the folder, for the message of a second start.
+            wait: until the holder releases it.
+
+        Raises:
+            InputError: another process holds the lock.
+            OSError: with the name of the lock file.
+        """
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            holder = _holder(os.pread(self._descriptor, 4096, 0).decode("utf-8", "replace"))
+            text = os.pread(self._descriptor, 4096, 0).decode("utf-8", "replace")
+            try:
+                facts = json.loads(text)
+                holder = f"{facts['what']}, process {facts['pid']} on {facts['host']}, since {facts['since']}"
+            except (ValueError, KeyError, TypeError):  # it has the lock, but has not written its name yet
+                holder = "it has just started"
             self._close()
             raise InputError(
                 f"{self._folder} is in use by another run: {holder}. Wait for it or stop it, or use another folder"
@@ -100,7 +117,7 @@ class FolderLock:
 
 
 def lock_folder(folder: Path, *, what: str, beside: bool = False, wait: bool = False) -> FolderLock:
-    """Become the owner of `folder`; the same process may ask again and gets the same lock.
+    """Lock a folder for this process; a second call of the same process returns the same lock.
 
     Args:
         folder: made if missing (its parent, if `beside`).
@@ -112,9 +129,8 @@ def lock_folder(folder: Path, *, what: str, beside: bool = False, wait: bool = F
         InputError: another process holds it; the message says which and since when.
         OSError: with the name of the lock file.
     """
-    folder = Path(
-        os.path.realpath(folder)
-    )  # whatever way it is spelled; `resolve` has no OSError for links in a circle
+    # One name for all spellings; `resolve` has no OSError for links in a circle.
+    folder = Path(os.path.realpath(folder))
     path = folder.with_name(f".{folder.name}.lock") if beside else folder / ".lock"
     key = (os.getpid(), str(path))
     if (other := _HELD.get(key)) is not None and other.held:
@@ -123,10 +139,10 @@ def lock_folder(folder: Path, *, what: str, beside: bool = False, wait: bool = F
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            # Closed in programs that this one starts, which would hold the lock as long as they live. Not through a
-            # link: in a stranger's folder it could lead to any file, and this one is emptied.
+            # CLOEXEC: programs started from here would hold the lock as long as they run. NOFOLLOW: a link could lead
+            # to any file, and this one is truncated.
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-        except FileNotFoundError:  # whoever gave the lock back took the empty folder with it
+        except FileNotFoundError:  # another process released its lock and removed the empty folder
             continue
         lock = FolderLock(descriptor, path, folder, made)
         if lock.take(what, wait=wait):
@@ -135,23 +151,15 @@ def lock_folder(folder: Path, *, what: str, beside: bool = False, wait: bool = F
 
 
 def clear_dead_lock(folder: Path) -> None:
-    """Remove the lock file that a killed process left in a folder which nobody will write again; a held one stays."""
+    """Remove the lock file that a killed process left in a folder; one that is held stays."""
     if (folder / ".lock").is_file():
         with suppress(InputError, OSError):  # held by another process, or a folder that may only be read
             lock_folder(folder, what="clearing a lock").release()
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether `path` still names this open file."""
+    """Return whether `path` is still the name of this open file."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
-
-
-def _holder(text: str) -> str:
-    try:
-        facts = json.loads(text)
-        return f"{facts['what']}, process {facts['pid']} on {facts['host']}, since {facts['since']}"
-    except (ValueError, KeyError, TypeError):  # it has the lock, but has not yet written who it is
-        return "it has just started"

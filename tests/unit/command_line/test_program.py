@@ -172,9 +172,9 @@ def test_a_person_who_asks_gets_the_whole_trace(call, monkeypatch):
 @pytest.mark.parametrize("words", [("run_dir=x",), ("run_dir=x", "seed=0,1", "--multirun")])
 def test_a_stop_is_one_message_and_says_where_to_go_on(call, stop, status, name, words):
     def run(config):
-        raise stop("the same command goes on from step 4 of vdm")
+        raise stop("the same command continues from step 4 of vdm")
 
-    text = f"\npretrain: stopped by {name}; the same command goes on from step 4 of vdm\n"
+    text = f"\npretrain: stopped by {name}; the same command continues from step 4 of vdm\n"
     assert call(run, *words) == (status, text)
 
 

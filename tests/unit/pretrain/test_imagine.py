@@ -197,7 +197,7 @@ def test_true_codes_are_compared_with_the_true_continuation(trained, recorded):
 
 def test_the_true_continuation_is_shown_at_the_rate_of_the_codes(trained, recorded):
     checkpoint = load_checkpoint(trained / "policy", kind="policy")
-    policy, model = LatentPolicy.of_checkpoint(checkpoint), dldm()
+    policy, model = LatentPolicy.from_checkpoint(checkpoint), dldm()
     save_checkpoint(
         trained / "slow",
         kind="policy",

@@ -133,7 +133,7 @@ def test_a_changed_gripper_image_changes_nothing() -> None:
 
 def test_what_the_evaluator_must_not_send_is_named() -> None:
     model = Vw2CalvinModel(Looking())
-    with pytest.raises(InputError, match="instruction in words, found ndarray"):
+    with pytest.raises(InputError, match="instruction as a string, found ndarray"):
         model.step(Table().get_obs(), np.zeros(384))  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"rgb_static\"\] is missing; found \['rgb_gripper'\]"):
         model.step({"rgb_obs": {"rgb_gripper": np.zeros((8, 8, 3), np.uint8)}}, "please open")

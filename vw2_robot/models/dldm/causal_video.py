@@ -1,13 +1,12 @@
-"""Causal 3-D convolutions: video -> features -> video, where nothing looks ahead in time.
+"""The causal video encoder and decoder of the dLDM: 3-D convolutions and attention that never see a later frame.
 
-Place in the flow: the trunk of the dLDM, encoder and decoder. Method specification section 1.2 (MAGVITv2 style blocks,
-the Cosmos-Tokenize1 DV8x16x16 layout at paper size). Feature step 0 holds frame 0 alone; step k holds frames s(k-1)+1
-.. sk.
+Place in the flow: video -> features -> video, the trunk of the dLDM. Method specification section 1.2 (MAGVITv2 style
+blocks, the Cosmos-Tokenize1 DV8x16x16 layout at paper size). Feature step 0 holds frame 0 alone; step k holds frames
+s(k-1)+1 .. sk.
 
-Time is the second axis everywhere ([B, T, C, H, W]), so that space folds into the batch without a copy. Every operation
-sees earlier frames only: convolutions pad on the left with the first frame, norms run per frame (a norm pooled over
-time would leak the future), temporal attention is lower-triangular. Not a variational autoencoder; there is no
-bottleneck here.
+Time is the second axis everywhere ([B, T, C, H, W]), so that space folds into the batch without a copy. Causality:
+convolutions pad on the left with the first frame, norms run per frame (a norm pooled over time would leak the future),
+temporal attention is lower-triangular. There is no bottleneck here; this is not a variational autoencoder.
 """
 
 # B batch · T frames · K feature steps · C channels · H, W pixels · h, w feature grid · s temporal stride
@@ -30,7 +29,7 @@ from vw2_robot.limits import Count
 
 @dataclass(frozen=True)
 class StemConfig:
-    """How pixels become the first feature grid: a lossless rearrangement, no weights."""
+    """The lossless rearrangement of pixels into the first feature grid; it has no weights."""
 
     patch: Literal["haar", "pixel"] = "haar"
     """haar: orthonormal Haar wavelets inside each patch; pixel: the pixels themselves."""
@@ -52,7 +51,7 @@ class StemConfig:
 
 @dataclass(frozen=True)
 class LevelConfig:
-    """One resolution of the trunk; the down-sampling happens after its blocks."""
+    """One resolution of the trunk; down-sampling follows its blocks."""
 
     width: Count
     blocks: Count = 2
@@ -79,7 +78,9 @@ class CausalConv3d(nn.Module):
         spatial_stride: int = 1,
     ) -> None:
         super().__init__()
-        self.kernel, self.temporal_stride, self.spatial_stride = kernel, temporal_stride, spatial_stride
+        self.kernel = kernel
+        self.temporal_stride = temporal_stride
+        self.spatial_stride = spatial_stride
         self.weight = nn.Parameter(torch.empty(width_out, width_in, *kernel))
         self.bias = nn.Parameter(torch.zeros(width_out))
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
@@ -87,26 +88,29 @@ class CausalConv3d(nn.Module):
     def forward(self, x: Float[Tensor, "B T C H W"]) -> Float[Tensor, "B T2 C2 H2 W2"]:
         """Convolve; T2 = ceil(T / temporal_stride), height and width shrink by spatial_stride."""
         k_t, k_h, k_w = self.kernel
-        pad = (k_t - 1) + (1 - self.temporal_stride)
+        stride = self.temporal_stride
+        # Output frame t ends with input frame (t + 1) * stride - 1: with stride 1 it sees no frame after its own, and
+        # `Downsample` repeats frame 0 before it halves time.
+        pad = (k_t - 1) + (1 - stride)
         if pad > 0:
             x = torch.cat([x[:, :1].expand(-1, pad, -1, -1, -1), x], dim=1)
-        frames = (x.shape[1] - k_t) // self.temporal_stride + 1
+        num_frames = (x.shape[1] - k_t) // stride + 1
+        # 3-D as 2-D: the taps in time of one output frame are put side by side in the channels.
         if k_t == 1:
-            x = x[:, :: self.temporal_stride]
+            x = x[:, ::stride]
             weight = self.weight[:, :, 0]
-        else:  # the taps of one output frame, side by side in the channels
-            x = torch.cat(
-                [x[:, t : t + (frames - 1) * self.temporal_stride + 1 : self.temporal_stride] for t in range(k_t)],
-                dim=2,
-            )
+        else:
+            x = torch.cat([x[:, t : t + (num_frames - 1) * stride + 1 : stride] for t in range(k_t)], dim=2)
             weight = self.weight.transpose(1, 2).flatten(1, 2)
         batch = x.shape[0]
         x = x.flatten(0, 1)
         padding = (k_h // 2, k_w // 2)
-        if self.spatial_stride > 1:  # right and bottom only, as in the release: an even side halves exactly
-            x, padding = F.pad(x, (0, k_w - 2, 0, k_h - 2)), (0, 0)
+        if self.spatial_stride > 1:
+            # Right and bottom only, as in the release: an even side halves exactly.
+            x = F.pad(x, (0, k_w - 2, 0, k_h - 2))
+            padding = (0, 0)
         y = F.conv2d(x, weight, self.bias, stride=self.spatial_stride, padding=padding)
-        return y.unflatten(0, (batch, frames))
+        return y.unflatten(0, (batch, num_frames))
 
 
 class FactorizedConv(nn.Sequential):
@@ -133,12 +137,14 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width_in: int, width_out: int) -> None:
         super().__init__()
-        self.norm1, self.conv1 = FrameNorm(width_in), FactorizedConv(width_in, width_out)
-        self.norm2, self.conv2 = FrameNorm(width_out), FactorizedConv(width_out, width_out)
+        self.norm1 = FrameNorm(width_in)
+        self.conv1 = FactorizedConv(width_in, width_out)
+        self.norm2 = FrameNorm(width_out)
+        self.conv2 = FactorizedConv(width_out, width_out)
         self.skip = nn.Identity() if width_in == width_out else CausalConv3d(width_in, width_out, (1, 1, 1))
 
     def forward(self, x: Float[Tensor, "B T C H W"]) -> Float[Tensor, "B T C2 H W"]:
-        """Shape is kept but for the width."""
+        """Return the block's output; only the width may change."""
         h = self.conv1(F.silu(self.norm1(x)))
         out: Tensor = self.skip(x) + self.conv2(F.silu(self.norm2(h)))
         return out
@@ -151,16 +157,17 @@ class FrameAttention(nn.Module):
         super().__init__()
         self.axis = axis
         self.norm = FrameNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = nn.Linear(width, 3 * width)  # queries, keys and values as one product
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Float[Tensor, "B T C h w"]) -> Float[Tensor, "B T C h w"]:
-        """Attend and add."""
+        """Attend, and add the result to `x`."""
         batch, _, _, height, width = x.shape
         if self.axis == "space":
             tokens = rearrange(self.norm(x), "b t c h w -> (b t) (h w) c")
         else:
             tokens = rearrange(self.norm(x), "b t c h w -> (b h w) t c")
+        # One head; `is_causal` lets a frame attend to itself and the past only.
         q, k, v = self.qkv(tokens).unsqueeze(1).chunk(3, dim=-1)
         mixed = self.out(F.scaled_dot_product_attention(q, k, v, is_causal=self.axis == "time").squeeze(1))
         if self.axis == "space":
@@ -173,16 +180,18 @@ class Downsample(nn.Module):
 
     def __init__(self, width: int, *, time: bool, space: bool) -> None:
         super().__init__()
-        self.time, self.space = time, space
+        self.time = time
+        self.space = space
         self.conv_space = CausalConv3d(width, width, (1, 3, 3), spatial_stride=2) if space else None
         self.conv_time = CausalConv3d(width, width, (3, 1, 1), temporal_stride=2) if time else None
         self.mix = CausalConv3d(width, width, (1, 1, 1))
 
     def forward(self, x: Float[Tensor, "B T C H W"]) -> Float[Tensor, "B T2 C H2 W2"]:
-        """Height and width must be even when space is halved; T odd when time is."""
+        """Return the smaller grid. Height and width must be even where space is halved, T odd where time is."""
         if self.conv_space is not None:
             x = self.conv_space(x) + F.avg_pool2d(x.flatten(0, 1), 2).unflatten(0, x.shape[:2])
         if self.conv_time is not None:
+            # Frame 0 is repeated, so that it is pooled with itself and stays a step of its own.
             padded = torch.cat([x[:, :1], x], dim=1)
             pooled = 0.5 * (padded[:, 0::2] + padded[:, 1::2])
             x = self.conv_time(padded) + pooled
@@ -191,16 +200,18 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Mirror of `Downsample`: nearest repeat (in time: repeat, then drop the first copy), convolution, 1 x 1 x 1."""
+    """The mirror of `Downsample`: nearest repeat (in time without the first copy), convolution, 1 x 1 x 1."""
 
     def __init__(self, width_in: int, width_out: int, *, time: bool, space: bool) -> None:
         super().__init__()
-        self.time, self.space = time, space
+        self.time = time
+        self.space = space
         self.conv = FactorizedConv(width_in, width_in) if time else CausalConv3d(width_in, width_in, (1, 3, 3))
         self.mix = CausalConv3d(width_in, width_out, (1, 1, 1))
 
     def forward(self, x: Float[Tensor, "B T C H W"]) -> Float[Tensor, "B T2 C2 H2 W2"]:
-        """Time 1 + m -> 1 + 2m, space doubled."""
+        """Return the larger grid: time 1 + m -> 1 + 2m, space doubled."""
+        # Frame 0 is a step of its own: it is not doubled, or the video would grow to 2 + 2m frames.
         if self.time:
             x = x.repeat_interleave(2, dim=1)[:, 1:]
         if self.space:
@@ -210,38 +221,40 @@ class Upsample(nn.Module):
 
 
 class Patcher(nn.Module):
-    """Pixels <-> channels, without loss or weights. The first frame is repeated so that it fills a patch alone."""
+    """Pixels <-> channels, without loss or weights. The first frame is repeated, so that it fills a patch alone."""
 
     matrix: Tensor
 
     def __init__(self, config: StemConfig) -> None:
         super().__init__()
-        self.t, self.s = config.temporal_patch_size, config.spatial_patch_size
+        self.t = config.temporal_patch_size
+        self.s = config.spatial_patch_size
         size = self.t * self.s * self.s
         matrix = torch.eye(size)
         if config.patch == "haar":
+            # A separable transform: one matrix for time, height and width together.
             matrix = torch.kron(torch.kron(_haar(self.t), _haar(self.s)), _haar(self.s))
         self.register_buffer("matrix", matrix, persistent=False)
         self.is_identity = config.patch == "pixel"
         self.channels = 3 * size
 
     def forward(self, x: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B K h w C"]:
-        """T must be 1 + a multiple of temporal_patch_size, H and W multiples of spatial_patch_size; channels last."""
+        """Return patches, channels last. T must be 1 + a multiple of the temporal patch, H and W of the spatial one."""
         x = torch.cat([x[:, :1].expand(-1, self.t - 1, -1, -1, -1), x], dim=1)
         y = rearrange(x, "b (k p) c (h q) (w r) -> b k h w c (p q r)", p=self.t, q=self.s, r=self.s)
         y = y if self.is_identity else y @ self.matrix.T
         return y.flatten(-2)
 
     def inverse(self, y: Float[Tensor, "B K h w C"]) -> Float[Tensor, "B T 3 H W"]:
-        """Exact inverse; the copies of the first frame are dropped, the last one stays."""
+        """Return pixels: the exact inverse of `forward`, without the copies of the first frame."""
         y = y.unflatten(-1, (3, -1))
-        y = y if self.is_identity else y @ self.matrix
+        y = y if self.is_identity else y @ self.matrix  # orthonormal: the inverse is the transpose
         x = rearrange(y, "b k h w c (p q r) -> b (k p) c (h q) (w r)", p=self.t, q=self.s, r=self.s)
         return x[:, self.t - 1 :]
 
 
 def _haar(size: int) -> Tensor:
-    """The orthonormal Haar packet transform of `size` samples (all sub-bands split again), rows are basis vectors."""
+    """Return the orthonormal Haar packet transform of `size` samples (all sub-bands split again), rows = basis."""
     step = torch.tensor([[1.0, 1.0], [1.0, -1.0]]) / math.sqrt(2.0)
     matrix = torch.eye(1)
     while matrix.shape[0] < size:
@@ -249,30 +262,15 @@ def _haar(size: int) -> Tensor:
     return matrix
 
 
-def _channels_first(conv: CausalConv3d, y: Float[Tensor, "B K h w C"]) -> Float[Tensor, "B K C2 h w"]:
-    """Apply the stem to channels-last patches; 1 x 1 as a matrix product, before the wide tensor is transposed."""
-    if conv.kernel == (1, 1, 1):
-        return rearrange(F.linear(y, conv.weight.flatten(1), conv.bias), "b k h w c -> b k c h w")
-    out: Tensor = conv(rearrange(y, "b k h w c -> b k c h w"))
-    return out
-
-
-def _channels_last(conv: CausalConv3d, h: Float[Tensor, "B K C h w"]) -> Float[Tensor, "B K h w C2"]:
-    """The mirror of `_channels_first`, for the head."""
-    if conv.kernel == (1, 1, 1):
-        return F.linear(rearrange(h, "b k c h w -> b k h w c"), conv.weight.flatten(1), conv.bias)
-    return rearrange(conv(h), "b k c h w -> b k h w c")
-
-
 def _run(body: nn.Sequential, x: Tensor, *, checkpointing: bool) -> Tensor:
-    """The blocks in order; with `checkpointing` only their inputs are kept for the way back."""
+    """Run the blocks in order; with `checkpointing` only their inputs are kept for the backward pass."""
     for block in body:
         x = checkpoint(block, x, use_reentrant=False) if checkpointing and torch.is_grad_enabled() else block(x)
     return x
 
 
 class CausalEncoder(nn.Module):
-    """Clip -> features. Output width is that of the last level; one step per `stride` frames plus the first frame."""
+    """The encoder: clip -> features of the last level's width, one step for frame 0 and one per `stride` frames."""
 
     checkpointing = False
 
@@ -296,15 +294,22 @@ class CausalEncoder(nn.Module):
             FrameAttention(width, axis="time"),
             ResidualBlock(width, width),
         ]
+        # The middle attends at the coarsest resolution, whether the levels do or not.
         self.body = nn.Sequential(*body, *middle, FrameNorm(width), nn.SiLU())
 
     def forward(self, x: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B K C h w"]:
-        """Pixels in [-1, 1]; T = 1 + a multiple of the stride."""
-        return _run(self.body, _channels_first(self.stem, self.patcher(x)), checkpointing=self.checkpointing)
+        """Return features of pixels in [-1, 1]; T = 1 + a multiple of the stride."""
+        patches = self.patcher(x)
+        if self.stem.kernel == (1, 1, 1):
+            # As a matrix product, before the wide tensor is transposed: faster on a CPU.
+            h = rearrange(F.linear(patches, self.stem.weight.flatten(1), self.stem.bias), "b k h w c -> b k c h w")
+        else:
+            h = self.stem(rearrange(patches, "b k h w c -> b k c h w"))
+        return _run(self.body, h, checkpointing=self.checkpointing)
 
 
 class CausalDecoder(nn.Module):
-    """Features -> clip: the up path that mirrors `CausalEncoder`. The middle, where codes enter, is the dLDM's."""
+    """The decoder: features -> clip, the mirror of `CausalEncoder`'s levels. `CodeDecoder` adds the codes before it."""
 
     checkpointing = False
 
@@ -314,6 +319,7 @@ class CausalDecoder(nn.Module):
         width = levels[-1].width
         body: list[nn.Module] = []
         for level in reversed(levels):
+            # The encoder down-samples after a level's blocks, so the decoder up-samples before them.
             if level.downsample_time or level.downsample_space:
                 body.append(Upsample(width, level.width, time=level.downsample_time, space=level.downsample_space))
                 width = level.width
@@ -326,13 +332,16 @@ class CausalDecoder(nn.Module):
         self.head = CausalConv3d(width, self.patcher.channels, (1, stem.spatial_kernel_size, stem.spatial_kernel_size))
 
     def features(self, h: Float[Tensor, "B K C h w"]) -> Float[Tensor, "B K2 C2 h2 w2"]:
-        """The last features before pixels, on the grid of patches; K2 - 1 steps of patches after the first frame."""
+        """Return the last features before pixels, on the grid of patches; K2 - 1 steps of patches after frame 0."""
         return _run(self.body, h, checkpointing=self.checkpointing)
 
     def pixels(self, features: Float[Tensor, "B K2 C2 h2 w2"]) -> Float[Tensor, "B T 3 H W"]:
-        """Not clamped; trained toward pixels in [-1, 1]."""
-        return self.patcher.inverse(_channels_last(self.head, features))
+        """Return pixels, trained toward [-1, 1] and not clamped."""
+        if self.head.kernel == (1, 1, 1):
+            features = rearrange(features, "b k c h w -> b k h w c")
+            return self.patcher.inverse(F.linear(features, self.head.weight.flatten(1), self.head.bias))
+        return self.patcher.inverse(rearrange(self.head(features), "b k c h w -> b k h w c"))
 
     def forward(self, h: Float[Tensor, "B K C h w"]) -> Float[Tensor, "B T 3 H W"]:
-        """Features, then pixels."""
+        """Return the pixels of the decoded clip."""
         return self.pixels(self.features(h))

@@ -1,10 +1,10 @@
-"""Codes and the feature of the first frame become a coarse clip again.
+"""The decoder of the dLDM: codes and the feature of the first frame become a coarse clip.
 
-Place in the flow: codes -> decoder -> reconstruction (`dldm.py`), and the hint of the video diffusion model. Method
+Place in the flow: codes -> decoder -> reconstruction (`dldm.py`), which is also the control video of the VDM. Method
 specification 1.5. Frame 0 never sees a code, and no frame a code of a later step.
 """
 
-# B batch · T frames · K = 1 + ceil((T-1)/s) feature steps · M = K-1 latent steps · N codes per step · L digits per code
+# B batch · T frames · K = 1 + ceil((T-1)/s) feature steps · M = K-1 latent steps · N codes per step · L code dimensions
 # C feature width · h, w feature grid · s temporal stride
 from __future__ import annotations
 
@@ -21,27 +21,34 @@ from .qformer import CrossAttention
 
 
 def visible_codes(latent_steps: int, queries: int, *, visibility: str, device: torch.device) -> Bool[Tensor, "M MN"]:
-    """True where the code (step j, slot n) may be seen from step m: j <= m, or j == m for `current`."""
+    """Return True where step m may attend to the code of step j and slot n.
+
+    Args:
+        latent_steps: M.
+        queries: N, slots per step.
+        visibility: causal: j <= m; current: j == m.
+        device: of the mask.
+    """
     step = torch.arange(latent_steps, device=device)
     mask = step[:, None] >= step[None, :] if visibility == "causal" else step[:, None] == step[None, :]
     return mask.repeat_interleave(queries, dim=1)
 
 
 class TokenConvolution(nn.Module):
-    """A causal convolution along the flat row of codes: each with its two predecessors, the first one repeated."""
+    """A causal convolution along the flat row of codes: each code with its two predecessors, the first one repeated."""
 
     def __init__(self, width_in: int, width_out: int) -> None:
         super().__init__()
         self.conv = nn.Conv1d(width_in, width_out, 3)
 
     def forward(self, z: Float[Tensor, "B M N Z"]) -> Float[Tensor, "B M N C"]:
-        """Rows are step-major, slot-minor."""
+        """Return the mixed codes; the flat row is step-major, slot-minor."""
         flat = F.pad(rearrange(z, "b m n z -> b z (m n)"), (2, 0), mode="replicate")
         return rearrange(self.conv(flat), "b c (m n) -> b m n c", n=z.shape[2])
 
 
 class CodeDecoder(nn.Module):
-    """Codes and the anchor feature -> coarse clip. The middle attends to codes; step 0 never does."""
+    """The module that turns codes and the anchor feature f_0 into a coarse clip. Step 0 never attends to codes."""
 
     def __init__(self, config: DLDMConfig) -> None:
         super().__init__()
@@ -58,7 +65,8 @@ class CodeDecoder(nn.Module):
         self.mlp = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
         )
-        self.space, self.time = FrameAttention(width, axis="space"), FrameAttention(width, axis="time")
+        self.space = FrameAttention(width, axis="space")
+        self.time = FrameAttention(width, axis="time")
         self.block_out = ResidualBlock(width, width)
         self.up = CausalDecoder(config.stem, config.levels)
         self.warp: FrameWarp | None = None
@@ -72,27 +80,42 @@ class CodeDecoder(nn.Module):
         anchor: Float[Tensor, "B C h w"],
         first_frame: Float[Tensor, "B 3 H W"],
     ) -> Float[Tensor, "B T 3 H W"]:
-        """T = 1 + s/gap * M. With M = 0 only the anchor is decoded. `first_frame` is not read with `output=pixels`.
+        """Decode a clip of T = 1 + s/gap * M frames; with M = 0 only the anchor.
+
+        Args:
+            codes: quantized, M at most `DLDMConfig.latent_steps`.
+            anchor: f_0, the feature of frame 0.
+            first_frame: pixels in [-1, 1]; not read with `output=pixels`.
+
+        Returns:
+            Pixels, trained toward [-1, 1] and not clamped.
 
         Raises:
-            ValueError: if there are more steps than the configured clip has.
+            ValueError: if there are more latent steps than the configured clip has.
         """
-        _, steps, queries, _ = codes.shape
-        if steps > self.config.latent_steps:
-            raise ValueError(f"the decoder was built for at most {self.config.latent_steps} latent steps, got {steps}")
-        h = self.block_in(repeat(anchor, "b c h w -> b k c h w", k=steps + 1))
-        if steps:
-            z = self.post_quant(codes) + self.step[:steps, None] + self.slot
+        _, latent_steps, queries, _ = codes.shape
+        if latent_steps > self.config.latent_steps:
+            raise ValueError(
+                f"the decoder was built for at most {self.config.latent_steps} latent steps, got {latent_steps}"
+            )
+        # 1. Every step starts as a copy of the anchor.
+        h = self.block_in(repeat(anchor, "b c h w -> b k c h w", k=latent_steps + 1))
+        if latent_steps:
+            # 2. Codes become keys and values, with their step and slot.
+            z = self.post_quant(codes) + self.step[:latent_steps, None] + self.slot
             z = rearrange(z, "b m n c -> b (m n) c")
+            # 3. The tokens of steps 1 .. M are queries; all steps in one call, causality by the mask.
             grid_h, grid_w = h.shape[-2:]
-            place = repeat(self.step[:steps], "m c -> (m s) c", s=grid_h * grid_w) + self.position.repeat(steps, 1)
+            place = repeat(self.step[:latent_steps], "m c -> (m s) c", s=grid_h * grid_w)
+            place = place + self.position.repeat(latent_steps, 1)
             tokens = rearrange(h[:, 1:], "b m c h w -> b (m h w) c") + place
-            seen = visible_codes(steps, queries, visibility=self.config.code_visibility, device=z.device)
+            seen = visible_codes(latent_steps, queries, visibility=self.config.code_visibility, device=z.device)
             mask = seen.repeat_interleave(grid_h * grid_w, dim=0)
             tokens = tokens + self.cross(self.norm(tokens), z, z, mask)
             tokens = tokens + self.mlp(tokens)
-            moved = rearrange(tokens, "b (m h w) c -> b m c h w", m=steps, h=grid_h)
+            moved = rearrange(tokens, "b (m h w) c -> b m c h w", m=latent_steps, h=grid_h)
             h = torch.cat([h[:, :1], moved], dim=1)
+        # 4. Mix in space, then along the past, and up-sample to pixels.
         h = self.block_out(self.time(self.space(h)))
         features = self.up.features(h)
         x: Tensor = self.up.pixels(features)

@@ -1,10 +1,10 @@
-"""Sizes and switches of the dLDM, and what follows from them: stride, steps, grid, vocabulary.
+"""The configuration of the dLDM, and what follows from it: stride, latent steps, grid, vocabulary.
 
 Place in the flow: configs/model -> `DLDMConfig` -> `dldm.py`. Defaults are the paper's sizes; the switches are those of
 its tables, of the release, and of the predecessor LAPA (method specification 1.1 to 1.5, 5.1).
 """
 
-# B batch · T frames · M latent steps · N codes per step · L digits per code
+# B batch · T frames · M latent steps · N codes per step · L code dimensions
 from __future__ import annotations
 
 import math
@@ -22,14 +22,14 @@ from .causal_video import LevelConfig, StemConfig
 
 @dataclass(frozen=True)
 class QFormerConfig:
-    """The learnable queries and what they may look at (method 1.3; the paper's three sources disagree)."""
+    """The learnable queries and what they attend to (method 1.3; the paper's three sources disagree)."""
 
     context: Literal["adjacent", "all", "current"] = "adjacent"
     """step k sees (f_{k-1}, f_k), all of f_0 .. f_k, or f_k alone"""
     depth: Count = 2
     heads: Count = 4
     role_embedding: bool = True
-    """tell previous from current frame; our addition, off in the release"""
+    """a learned embedding that marks previous and current frame; our addition, off in the release"""
     value_pos: bool = True
     """position code on the values too, not on the keys only; off in the release"""
     difference_values: bool = True
@@ -39,7 +39,7 @@ class QFormerConfig:
 
 @dataclass(frozen=True)
 class DLDMConfig:
-    """Size and switches of the autoencoder. Defaults: the paper's size with our health switches on (method 5.1)."""
+    """Size and switches of the dLDM. Defaults: the paper's size with our remedies against collapse (method 5.1)."""
 
     num_frames: int = 93
     """T, frames of a training clip"""
@@ -55,25 +55,25 @@ class DLDMConfig:
     """N, codes per latent step"""
     qformer: QFormerConfig = field(default_factory=QFormerConfig)
     quantizer: Literal["fsq", "vq"] = "fsq"
-    """vq: a learned codebook, as the predecessor LAPA has it"""
+    """fsq: finite scalar quantization (paper); vq: a learned codebook, as in the predecessor LAPA"""
     fsq_levels: tuple[int, ...] = (8, 5, 5, 5)
-    """values of each digit of a code, their product is V; with `vq` one number, V"""
+    """values of each FSQ dimension, their product is V; with `vq` one number, V"""
     vq_width: Count = 32
-    """vq: numbers of an entry of the codebook"""
+    """vq: dimensions of a codebook entry"""
     z_channels: Count = 256
     z_norm: Literal["batch", "layer", "none"] = "batch"
-    """what keeps the numbers before FSQ spread over its levels. layer: LayerNorm, then a linear of unit output
-    variance; batch: the same, then each number standardized over the batch in training and by running statistics after
-    (small runs fall to one code without it); none: the release"""
+    """normalization before FSQ, so that all its levels are used. layer: LayerNorm, then a linear layer of unit output
+    variance; batch: the same, then each number standardized over the batch in training and by running statistics in
+    eval (small runs collapse to one code without it); none: as in the release"""
     code_visibility: Literal["causal", "current"] = "causal"
     """decoder step k attends to the codes of steps <= k, or of step k alone"""
     output: Literal["pixels", "change", "warp"] = "pixels"
     """what the decoder predicts: the pixels themselves (paper); their change from the first frame; or a flow field that
     moves the pixels of the first frame, plus a change (`frame_warp.py`)"""
     post_quant: Literal["linear", "conv"] = "linear"
-    """how the decoder takes codes in: each by itself, or with its two predecessors in the flat row (release)"""
+    """linear: each code is projected by itself; conv: with its two predecessors in the flat row (release)"""
     gap: int = 1
-    """the model reads and reconstructs every gap-th frame; frames = 1 + gap makes it LAPA's pair of frames"""
+    """the model reads and reconstructs every gap-th frame; num_frames = 1 + gap makes it LAPA's pair of frames"""
 
     def __post_init__(self) -> None:
         if self.num_frames < 2:
@@ -84,14 +84,17 @@ class DLDMConfig:
             raise ValueError(
                 f"dldm.quantizer=vq: dldm.fsq_levels must be one number, the codebook's size; found {self.fsq_levels}"
             )
+        # The convolution along the row of codes would pass codes of earlier steps on.
         if self.post_quant == "conv" and self.code_visibility == "current":
             raise ValueError("dldm.post_quant=conv mixes codes of neighboring steps, so code_visibility must be causal")
         if not self.levels:
             raise ValueError("dldm.levels is empty; give at least one resolution")
         shrink = self.stem.spatial_patch_size * 2 ** sum(level.downsample_space for level in self.levels)
+        # Down-sampling halves exactly; a remainder would move the grid against the pixels.
         for name, size in (("height", self.height), ("width", self.width)):
             if size % shrink:
                 raise ValueError(f"dldm.{name} must be a multiple of {shrink} (stem and down-sampling), found {size}")
+        # CrossAttention of the queries works at half the width, split over the heads.
         if self.levels[-1].width % (2 * self.qformer.heads):
             raise ValueError(
                 f"the last level's width {self.levels[-1].width} must be a multiple of 2 x {self.qformer.heads} heads"
@@ -99,31 +102,31 @@ class DLDMConfig:
 
     @property
     def temporal_stride(self) -> int:
-        """s, frames per latent step."""
+        """Return s, frames per latent step."""
         return int(self.gap * self.stem.temporal_patch_size * 2 ** sum(level.downsample_time for level in self.levels))
 
     @property
     def latent_steps(self) -> int:
-        """M, latent steps of a training clip."""
+        """Return M, latent steps of a training clip."""
         return math.ceil((self.num_frames - 1) / self.temporal_stride)
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(h, w) of the feature grid."""
+        """Return (h, w) of the feature grid."""
         shrink = self.stem.spatial_patch_size * 2 ** sum(level.downsample_space for level in self.levels)
         return self.height // shrink, self.width // shrink
 
     @property
     def vocabulary(self) -> int:
-        """V, number of different codes."""
+        """Return V, the number of different codes."""
         return math.prod(self.fsq_levels)
 
     @property
     def code_dims(self) -> int:
-        """L, numbers of one code: the FSQ dimensions, or the width of a codebook entry with `quantizer=vq`."""
+        """Return L, the numbers of one code: FSQ dimensions, or the width of a codebook entry with `quantizer=vq`."""
         return len(self.fsq_levels) if self.quantizer == "fsq" else self.vq_width
 
     def fake_clip(self, batch: int = 2, *, seed: int = 0) -> Float[Tensor, "B T 3 H W"]:
-        """A random clip of this configuration's shape, in [-1, 1]; for tests."""
+        """Return a random clip of this configuration's shape, in [-1, 1]; for tests."""
         generator = torch.Generator().manual_seed(seed)
         return torch.rand(batch, self.num_frames, 3, self.height, self.width, generator=generator) * 2 - 1

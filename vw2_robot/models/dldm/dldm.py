@@ -1,15 +1,15 @@
-"""The dynamics-enhanced latent dynamics model: a clip becomes a few discrete codes per latent step, and back.
+"""The dynamics-enhanced latent dynamics model (dLDM): a clip becomes a few discrete codes per latent step, and back.
 
 Place in the flow: clips -> dLDM -> latent codes. Causal encoder, learnable queries (q-former), FSQ, decoder; method
-specification sections 1.1 to 1.5. The video diffusion model that takes appearance off the codes is in `vdm.py`; phases
-and stop-gradients are in `pretrain/dldm_losses.py`.
+specification sections 1.1 to 1.5. The video diffusion model, which frees the codes of appearance, is in `vdm.py`;
+phases and stop-gradients are in `pretrain/dldm_losses.py`.
 
 Time alignment, an interface that the action head relies on: feature step 0 is frame 0 alone (the anchor); latent step k
 (1 .. M) covers frames s(k-1)+1 .. sk, the transitions caused by actions a[s(k-1)] .. a[sk-1]. In tensors of M steps,
 entry m is latent step m + 1. No code depends on a frame after the end of its step.
 """
 
-# B batch · T frames · K = 1 + ceil((T-1)/s) feature steps · M = K-1 latent steps · N codes per step · L digits per code
+# B batch · T frames · K = 1 + ceil((T-1)/s) feature steps · M = K-1 latent steps · N codes per step · L code dimensions
 # C feature width · h, w feature grid · s temporal stride
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .vq import VQ
 
 
 class Encoded(NamedTuple):
-    """What the encoder says of a clip: the anchor feature f_0, the codes, and their indices."""
+    """The encoder's output for a clip: the anchor feature f_0, the codes, and their indices."""
 
     anchor_BChw: Tensor
     codes_BMNL: Tensor
@@ -42,10 +42,10 @@ def pad_to_stride(x: Float[Tensor, "B T 3 H W"], stride: int) -> Float[Tensor, "
 
 
 class Standardize(nn.Module):
-    """Zero mean and unit variance for each digit of each query: over the batch in training, running statistics in eval.
+    """Zero mean and unit variance for each dimension of each query: over the batch, or by running statistics in eval.
 
-    Each query for itself: over all queries together, a constant difference between them would pass for variance.
-    In eval mode a code depends on its own clip's past alone; encode for others in eval mode.
+    Each query has statistics of its own: over all queries together, a constant difference between them would count as
+    variance. Encode for other stages in eval mode: only there does a code depend on its own clip's past alone.
     """
 
     def __init__(self, queries: int, fsq_dims: int) -> None:
@@ -53,43 +53,44 @@ class Standardize(nn.Module):
         self.norm = nn.BatchNorm1d(queries * fsq_dims, affine=False, momentum=0.1)
 
     def forward(self, z: Float[Tensor, "B M N L"]) -> Float[Tensor, "B M N L"]:
-        """Float32 on purpose: running statistics in bfloat16 stop moving."""
+        """Return z, standardized, in float32."""
+        # float32 on purpose: running statistics in bfloat16 stop moving, since their updates round to zero.
         with torch.autocast(z.device.type, enabled=False):
             out: Tensor = self.norm(z.float().flatten(2).flatten(0, 1)).view_as(z)
             return out
 
 
 class DLDM(nn.Module):
-    """Encoder, queries, FSQ and decoder in one module; see the module docstring for the time alignment."""
+    """The dLDM: encoder, queries, quantizer and decoder; the module docstring gives the time alignment."""
 
     def __init__(self, config: DLDMConfig) -> None:
         super().__init__()
         self.config = config
         width = config.levels[-1].width
+        dims = config.code_dims
         self.encoder = CausalEncoder(config.stem, config.levels)
         self.qformer = QFormer(config)
-        self.pre_quant = self._z_head(width)
+        self.pre_quant: nn.Sequential
+        if config.z_norm == "none":
+            self.pre_quant = nn.Sequential(nn.Linear(width, config.z_channels), nn.Linear(config.z_channels, dims))
+        else:
+            # Differs from the release: unit variance at the start, so that no FSQ level is out of reach (method 5.1).
+            last = nn.Linear(width, dims)
+            nn.init.normal_(last.weight, std=width**-0.5)
+            nn.init.zeros_(last.bias)
+            spread = Standardize(config.queries, dims) if config.z_norm == "batch" else nn.Identity()
+            self.pre_quant = nn.Sequential(nn.LayerNorm(width), last, spread)
         self.fsq: FSQ | VQ = FSQ(config.fsq_levels)
         if config.quantizer == "vq":
             self.fsq = VQ(config.vocabulary, config.vq_width)
         self.decoder = CodeDecoder(config)
 
-    def _z_head(self, width: int) -> nn.Module:
-        digits = self.config.code_dims
-        if self.config.z_norm == "none":
-            return nn.Sequential(nn.Linear(width, self.config.z_channels), nn.Linear(self.config.z_channels, digits))
-        last = nn.Linear(width, digits)
-        nn.init.normal_(last.weight, std=width**-0.5)
-        nn.init.zeros_(last.bias)
-        spread = Standardize(self.config.queries, digits) if self.config.z_norm == "batch" else nn.Identity()
-        return nn.Sequential(nn.LayerNorm(width), last, spread)
-
-    def seen(self, x: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B T2 3 H W"]:
-        """The frames that the model reads and reconstructs: T padded to the stride, then every gap-th."""
+    def subsample(self, x: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B T2 3 H W"]:
+        """Return the frames that the model reads and reconstructs: T padded to the stride, then every gap-th."""
         return pad_to_stride(x, self.config.temporal_stride)[:, :: self.config.gap]
 
     def features(self, x: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B K C h w"]:
-        """Causal features of a clip in [-1, 1]; T is padded to the stride by repeating the last frame.
+        """Return causal features of a clip in [-1, 1]; T is padded to the stride by repeating the last frame.
 
         Raises:
             ValueError: if the frame size is not the configured one.
@@ -98,17 +99,18 @@ class DLDM(nn.Module):
             raise ValueError(
                 f"the dLDM was built for {self.config.height} x {self.config.width} pixels, got {tuple(x.shape[-2:])}"
             )
-        out: Tensor = self.encoder(self.seen(x))
+        out: Tensor = self.encoder(self.subsample(x))
         return out
 
     def quantize(self, f: Float[Tensor, "B K C h w"]) -> tuple[Float[Tensor, "B M N L"], Int[Tensor, "B M N"]]:
-        """Features -> codes (straight-through gradients) and their indices."""
+        """Return codes (straight-through gradients) and their indices."""
         z = self.pre_quant(self.qformer(f))
         codes = self.fsq(z)
+        # FSQ reads indices off its codes; VQ needs z, since its codes of training carry noise.
         return codes, self.fsq.indices(codes if isinstance(self.fsq, FSQ) else z)
 
     def encode(self, x: Float[Tensor, "B T 3 H W"]) -> Encoded:
-        """Clip -> anchor feature f_0, codes, indices."""
+        """Return anchor feature f_0, codes and indices of a clip in [-1, 1]."""
         f = self.features(x)
         codes, indices = self.quantize(f)
         return Encoded(f[:, 0], codes, indices)
@@ -119,17 +121,23 @@ class DLDM(nn.Module):
         anchor: Float[Tensor, "B C h w"],
         first_frame: Float[Tensor, "B 3 H W"],
     ) -> Float[Tensor, "B T 3 H W"]:
-        """Coarse clip of 1 + s/gap * M frames, those of `seen`."""
+        """Return the coarse clip of 1 + s/gap * M frames, those of `subsample`.
+
+        Args:
+            codes: quantized, M at most `DLDMConfig.latent_steps`.
+            anchor: f_0, the feature of frame 0.
+            first_frame: pixels in [-1, 1]; not read with `output=pixels`.
+        """
         out: Tensor = self.decoder(codes, anchor, first_frame)
         return out
 
     def checkpoint_gradients(self) -> None:
-        """From now on keep only the input of each block of the trunk and compute the rest again on the way back."""
+        """Keep only the input of each block of the trunk, and compute the rest again in the backward pass."""
         self.encoder.checkpointing = self.decoder.up.checkpointing = True
 
     @torch.no_grad()
     def indices(self, x: Float[Tensor, "B T 3 H W"]) -> Int[Tensor, "B M N"]:
-        """The latent action tokens of a clip, without gradients, in eval mode."""
+        """Return the latent action tokens of a clip, without gradients, in eval mode."""
         was_training = self.training
         self.eval()
         indices = self.encode(x).indices_BMN

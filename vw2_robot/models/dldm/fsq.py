@@ -1,12 +1,12 @@
-"""Finite scalar quantization: a few bounded numbers, each rounded to a few values, make one code.
+"""Finite scalar quantization (FSQ): a few bounded numbers, each rounded to a few values, make one code.
 
 Place in the flow: dLDM queries -> FSQ -> latent action tokens. Method specification section 1.4; Mentzer et al.,
 "Finite Scalar Quantization" (2023). It has no codebook, no commitment loss and no state; with levels [8, 5, 5, 5] there
 are 1000 codes. Not a learned vector quantizer.
 
 Always computed in float32, also under autocast: index arithmetic in bfloat16 is exact for small level sets only by
-luck. Never feed a *code* to the quantizer again: `bound` is not the identity on codes, only about half of them would
-survive.
+luck. Never feed a *code* to the quantizer again: `bound` is not the identity on codes, and about half of them would
+change.
 """
 
 # B batch · M latent steps · N codes per step · L = len(levels) · V = product of levels
@@ -21,7 +21,11 @@ from torch import Tensor, nn
 
 
 class FSQ(nn.Module):
-    """The quantizer and its exact inverse. Has no parameters; `levels` is its whole definition.
+    """The quantizer and its exact inverse, without parameters.
+
+    Args:
+        levels: values per dimension, each at least 2; their product is V.
+        eps: widens the bounded interval a little, so that the outermost levels are reached (paper: 1e-3).
 
     Raises:
         ValueError: if there is no level, or one below 2.
@@ -40,9 +44,11 @@ class FSQ(nn.Module):
             raise ValueError(f"FSQ levels must be a non-empty list of integers >= 2, found {list(levels)}")
         self.levels = tuple(int(level) for level in levels)
         self.vocabulary = math.prod(self.levels)
+        # An index is a number in a mixed base: dimension 0 varies fastest.
         basis = [math.prod(self.levels[:i]) for i in range(len(self.levels))]
         half = [(level - 1) * (1 + eps) / 2 for level in self.levels]
         offset = [0.0 if level % 2 else 0.5 for level in self.levels]
+        # Even level counts have no level at 0: half a level is subtracted, and `shift` keeps bound(0) = 0.
         shift = [math.atanh(o / h) for o, h in zip(offset, half, strict=True)]
         for name, values, dtype in (
             ("basis", basis, torch.int64),
@@ -55,30 +61,31 @@ class FSQ(nn.Module):
             self.register_buffer(name, torch.tensor(values, dtype=dtype), persistent=False)
 
     def bound(self, z: Float[Tensor, "*batch L"]) -> Float[Tensor, "*batch L"]:
-        """Squash each number smoothly into the interval whose integers are its levels."""
+        """Return each number squashed smoothly into the interval whose integers are its levels."""
         return torch.tanh(z.float() + self.shift) * self.radius - self.offset
 
     def forward(self, z: Float[Tensor, "*batch L"]) -> Float[Tensor, "*batch L"]:
-        """Quantize to codes in [-1, 1]; the gradient is that of `bound`, straight through the rounding."""
+        """Return codes in [-1, 1]; the gradient is that of `bound`, straight through the rounding."""
         with torch.autocast(z.device.type, enabled=False):
             bounded = self.bound(z)
+            # Straight-through estimator: the value of the rounding, the gradient of the identity.
             rounded = bounded + (bounded.round() - bounded).detach()
             return rounded / self.half_width
 
     def indices(self, codes: Float[Tensor, "*batch L"]) -> Int[Tensor, "*batch"]:
-        """Codes -> index in [0, V). Inverse of `codes_of`."""
-        digits = (codes.detach().float() * self.half_width).round().long() + self.half_width
-        return (digits * self.basis).sum(-1)
+        """Return the index in [0, V) of each code; the inverse of `codes_of`."""
+        level_numbers = (codes.detach().float() * self.half_width).round().long() + self.half_width
+        return (level_numbers * self.basis).sum(-1)
 
     def codes_of(self, indices: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch L"]:
-        """Index in [0, V) -> code. Inverse of `indices`."""
+        """Return the code of each index in [0, V); the inverse of `indices`."""
         return (self.fsq_dims_of(indices) - self.half_width) / self.half_width
 
     def fsq_dims_of(self, indices: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch L"]:
-        """Index -> the level number of each dimension, 0 .. levels[i] - 1."""
+        """Return the level number of each dimension, 0 .. levels[i] - 1."""
         return torch.div(indices.unsqueeze(-1), self.basis, rounding_mode="floor") % self.levels_L
 
     def pre_images_of(self, indices: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch L"]:
-        """A real vector that quantizes to each index (the analytic inverse; shows that every index is reachable)."""
+        """Return a real vector that quantizes to each index: the analytic inverse, so every index can be reached."""
         rounded = self.codes_of(indices) * self.half_width
         return torch.atanh((rounded + self.offset) / self.radius) - self.shift

@@ -1,10 +1,10 @@
-"""Learnable queries that read the change out of each step's features: what is to become the codes.
+"""The Q-Former of the dLDM: learnable queries that read the change out of each step's features.
 
-Place in the flow: causal encoder -> q-former -> quantizer (`dldm.py`). Method specification 1.3. All steps are computed
-at once; the same queries serve every step, and a step sees no feature after its own.
+Place in the flow: causal encoder -> Q-Former -> quantizer (`dldm.py`). Method specification 1.3. All steps are computed
+at once; the same queries serve every step, and a step attends to no feature after its own.
 """
 
-# B batch · T frames · K = 1 + ceil((T-1)/s) feature steps · M = K-1 latent steps · N codes per step · L digits per code
+# B batch · T frames · K = 1 + ceil((T-1)/s) feature steps · M = K-1 latent steps · N codes per step · L code dimensions
 # C feature width · h, w feature grid · s temporal stride
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, *, inner: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.q, self.k, self.v = nn.Linear(width, inner), nn.Linear(width, inner), nn.Linear(width, inner)
+        self.q = nn.Linear(width, inner)
+        self.k = nn.Linear(width, inner)
+        self.v = nn.Linear(width, inner)
         self.out = nn.Linear(inner, width)
 
     def forward(
@@ -35,7 +37,14 @@ class CrossAttention(nn.Module):
         values: Float[Tensor, "B S C"],
         mask: Bool[Tensor, "*#B #Q S"] | None = None,
     ) -> Float[Tensor, "B Q C"]:
-        """`mask` is True where attention is allowed."""
+        """Return the attended values.
+
+        Args:
+            queries: Q tokens that attend.
+            keys: S tokens that are compared with the queries.
+            values: S tokens that are mixed.
+            mask: True where attention is allowed; None: everywhere.
+        """
         q, k, v = (
             rearrange(layer(x), "b n (a d) -> b a n d", a=self.heads)
             for layer, x in ((self.q, queries), (self.k, keys), (self.v, values))
@@ -46,14 +55,15 @@ class CrossAttention(nn.Module):
 
 
 class QFormer(nn.Module):
-    """N learnable queries read the change out of each step's features. The same queries serve every step."""
+    """N learnable queries that read the change out of each step's features, the same ones for every step."""
 
     frequencies: Tensor
 
     def __init__(self, config: DLDMConfig) -> None:
         super().__init__()
         self.config = config.qformer
-        width, heads = config.levels[-1].width, config.qformer.heads
+        width = config.levels[-1].width
+        heads = config.qformer.heads
         self.queries = nn.Parameter(torch.randn(config.queries, width) * width**-0.5)
         # Random Fourier features of (row, column) in [0, 1]; saved, because the weights are trained around them.
         self.register_buffer("frequencies", torch.randn(2, width // 2))
@@ -62,6 +72,7 @@ class QFormer(nn.Module):
             nn.init.normal_(self.role, std=0.02)
         self.gain: nn.Parameter | None = None
         if config.qformer.difference_values and config.qformer.context == "adjacent":
+            # Differs from the release: values start as the difference of the two frames (method 1.3).
             self.gain = nn.Parameter(torch.tensor([-1.0, 1.0])[:, None].repeat(1, width))
         depth = config.qformer.depth
         self.cross = nn.ModuleList(CrossAttention(width, inner=width // 2, heads=heads) for _ in range(depth + 1))
@@ -72,7 +83,7 @@ class QFormer(nn.Module):
         self.norm_mlp = nn.ModuleList(nn.LayerNorm(width) for _ in range(depth))
 
     def position(self, height: int, width: int) -> Float[Tensor, "hw C"]:
-        """The 2-D position code of a grid of that size."""
+        """Return the 2-D position code of a grid of that size."""
         device = self.frequencies.device
         rows = torch.linspace(0, 1, height, device=device)
         columns = torch.linspace(0, 1, width, device=device)
@@ -81,23 +92,27 @@ class QFormer(nn.Module):
         return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
     def _context(self, f: Float[Tensor, "B K C h w"]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Keys and values [B M, S, C] that each step's queries look at, and a mask where S holds more than that."""
-        batch, steps = f.shape[0], f.shape[1] - 1
+        """Return keys and values [B M, S, C] that each step's queries attend to, and a mask where S holds more."""
+        batch = f.shape[0]
+        latent_steps = f.shape[1] - 1
         tokens = rearrange(f, "b k c h w -> b k (h w) c")
         position = self.position(*f.shape[-2:]).to(f.dtype)
-        current, previous = tokens[:, 1:], tokens[:, :-1]
+        current = tokens[:, 1:]
+        previous = tokens[:, :-1]
         zero = position.new_zeros(position.shape[-1])
         role_previous, role_current = (zero, zero) if self.role is None else (self.role[0], self.role[1])
         mask: Tensor | None = None
         if self.config.context == "current":
-            values, keys = current, current + position + role_current
+            values = current
+            keys = current + position + role_current
         elif self.config.context == "adjacent":
             values = torch.cat([previous, current], dim=2)
             keys = values + torch.cat([position + role_previous, position + role_current])
-        else:  # all of f_0 .. f_k: every step sees the whole clip through a mask
+        else:
+            # All of f_0 .. f_k: every step gets the whole clip, and the mask hides what comes after it.
             everything = rearrange(tokens, "b k s c -> b 1 (k s) c")
-            values = everything.expand(-1, steps, -1, -1)
-            frame = torch.arange(steps + 1, device=f.device)
+            values = everything.expand(-1, latent_steps, -1, -1)
+            frame = torch.arange(latent_steps + 1, device=f.device)
             here = frame[None, :] == frame[1:, None]
             role = torch.where(here[..., None], role_current, role_previous)  # [M, K, C]
             keys = values + rearrange(role[:, :, None] + position, "m k s c -> m (k s) c")
@@ -110,13 +125,15 @@ class QFormer(nn.Module):
         return keys.flatten(0, 1), values.flatten(0, 1), mask
 
     def forward(self, f: Float[Tensor, "B K C h w"]) -> Float[Tensor, "B M N C"]:
-        """Read every step k = 1 .. K-1. All steps at once: M is folded into the batch."""
-        batch, steps = f.shape[0], f.shape[1] - 1
+        """Return N vectors for every step k = 1 .. K-1. All steps at once: M is folded into the batch."""
+        batch = f.shape[0]
+        latent_steps = f.shape[1] - 1
         keys, values, mask = self._context(f)
-        q = self.queries.to(f.dtype).expand(batch * steps, -1, -1)
+        q = self.queries.to(f.dtype).expand(batch * latent_steps, -1, -1)
+        # The last cross-attention has neither skip connection nor MLP: what leaves is read from the features alone.
         for i, cross in enumerate(self.cross):
             mixed = cross(q, keys, values, mask)
             q = self.norm_cross[i](mixed if i == len(self.mlp) else q + mixed)
             if i < len(self.mlp):
                 q = self.norm_mlp[i](q + self.mlp[i](q))
-        return q.unflatten(0, (batch, steps))
+        return q.unflatten(0, (batch, latent_steps))

@@ -1,7 +1,7 @@
-"""Hidden states of one latent step -> the s actions that the step spans.
+"""The action head: an MLP from the hidden states of one latent step to the s actions that the step spans.
 
 Place in the flow: on top of the AR policy, in fine-tuning and control. Latent step k covers frames s(k-1)+1 .. sk, so
-its N hidden states answer for actions a[s(k-1)] .. a[sk-1]. Method specification 2.6; the paper says "an MLP layer".
+its N hidden states give actions a[s(k-1)] .. a[sk-1]. Method specification 2.6; the paper says "an MLP layer".
 """
 
 # B batch · H latent steps · N codes per step · D hidden width · s actions per step · A action dims
@@ -21,16 +21,23 @@ POSE_DIM = 10  # position, sine and cosine of the three angles, opening of the f
 
 @dataclass(frozen=True)
 class ActionHeadConfig:
-    """Sizes of the head."""
+    """Size of the head."""
 
     hidden: Count = 1024
     """width of the one hidden layer is 4 * min(D, hidden)"""
     pose: bool = False
-    """a second output in training: where the hand is now, see `ActionHead.end_effector_pose`"""
+    """a second output for training: the end effector's pose, see `ActionHead.end_effector_pose`"""
 
 
 class ActionHead(nn.Module):
-    """LayerNorm, Linear, GELU, Linear over the N concatenated states of a step. Outputs are normalized actions."""
+    """LayerNorm, Linear, GELU, Linear over the N concatenated states of a step; outputs are normalized actions.
+
+    Args:
+        config: size of the head.
+        width: D, of a hidden state.
+        queries: N, states per latent step.
+        stride: s, actions per latent step.
+    """
 
     def __init__(self, config: ActionHeadConfig, *, width: int, queries: int, stride: int) -> None:
         super().__init__()
@@ -45,17 +52,21 @@ class ActionHead(nn.Module):
         self.pose = nn.Linear(inner, POSE_DIM) if config.pose else None
 
     def forward(self, states: Float[Tensor, "B H N D"]) -> Float[Tensor, "B sH A"]:
-        """Normalized actions in time order."""
+        """Return normalized actions in time order."""
         out = self.mlp(rearrange(states, "b h n d -> b h (n d)"))
         return rearrange(out, "b h (s a) -> b (h s) a", s=self.stride)
 
     def end_effector_pose(self, states: Float[Tensor, "B H N D"]) -> Float[Tensor, "B P"]:
-        """Normalized pose of the hand at the moment of the image, from the layer that the actions come from.
+        """Return the normalized pose of the end effector in the image, from the layer that the actions come from.
 
-        Nobody needs the answer in control. It is asked for in training because an action depends on where the hand is,
-        and one camera shows that only to who looks at the whole arm.
+        An auxiliary output for training alone. An action depends on where the end effector is, and in a single camera
+        that follows only from the whole arm; this loss makes the states carry it.
+
+        Raises:
+            ValueError: the head was built without `pose`.
         """
         if self.pose is None:
             raise ValueError("this head was built without head.pose")
+        # States of the first latent step; everything but the last layer is shared with the actions.
         out: Tensor = self.pose(self.mlp[:-1](rearrange(states[:, 0], "b n d -> b (n d)")))
         return out

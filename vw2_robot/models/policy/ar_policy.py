@@ -1,4 +1,4 @@
-"""The autoregressive policy: instruction and first image -> latent action tokens, one after the other.
+"""The autoregressive (AR) policy: instruction and first image -> latent action tokens, one after the other.
 
 Place in the flow: latent cache -> AR policy -> action head. Sequence (method specification 2.4):
 
@@ -41,14 +41,14 @@ MAX_IMAGE_PX = 4096
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """Layout and image input. Defaults: the embedded tiny policy."""
+    """Backbone, image input and prompt layout. Defaults: the embedded tiny policy."""
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     image: Literal["pixels", "features", "discrete", "vlm"] = "pixels"
     """pixels: a small trainable convolution stack; features: f_0 of the frozen dLDM encoder; discrete: a fixed
-    tokenizer's ids; vlm: the model's own eyes, for a backbone.weights that has some"""
+    tokenizer's ids; vlm: the image encoder of backbone.weights, a vision-language model"""
     image_px: Count = 64
-    """the square image side that the policy sees"""
+    """side of the square image that the policy gets"""
     image_widths: tuple[int, ...] = (32, 64, 128, 128)
     """pixels: channels of the convolutions, multiples of 8; each halves the side, the last grid is the image tokens"""
     image_block: Count = 1
@@ -58,7 +58,7 @@ class PolicyConfig:
     image_patch: int = 8
     """discrete: side of the patch that becomes one token"""
     text_limit: Count = 64
-    """tokens of the instruction that are read"""
+    """most tokens of an instruction; the rest is cut off"""
     queries: Count = 4
     """N, codes per latent step"""
     fsq_levels: tuple[int, ...] = (8, 5, 5, 5)
@@ -90,12 +90,12 @@ class PolicyConfig:
 
 
 class LatentPolicy(nn.Module):
-    """Backbone plus image tokens: loss for pre-training, states for the head, cached decoding for control.
+    """The AR policy: backbone and image tokens, with a loss for pre-training and cached decoding for control.
 
     Args:
-        config: layout, backbone, image input.
-        generator: draws all random weights.
-        dldm: `image: features` copies its encoder; not read otherwise.
+        config: backbone, image input, prompt layout.
+        generator: on the CPU; gives all random weights.
+        dldm: its encoder is copied with `image: features`; not read otherwise.
         description: content of a checkpoint's backbone.json, see `Backbone`.
 
     Raises:
@@ -124,70 +124,77 @@ class LatentPolicy(nn.Module):
             kind="image_text" if config.image == "vlm" else "causal",
             description=description,
         )
+        # PyTorch initializes layers from the global generator: seed it from `generator`, and restore it afterwards.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
-            self.image = discrete if config.image in ("discrete", "vlm") else self._soft_tokens(dldm)
-
-    def _soft_tokens(self, dldm: DLDM | None) -> PixelTokens | FeatureTokens:
-        config, width = self.config, self.backbone.width
-        if config.image == "pixels":
-            return PixelTokens(config.image_px, config.image_widths, width, block=config.image_block)
-        if dldm is None:
-            raise InputError("policy.image=features reads the encoder of a dLDM, and there is none; use image=pixels")
-        return FeatureTokens(dldm, grid=config.image_grid, width=width)
+            width = self.backbone.width
+            if config.image == "pixels":
+                self.image = PixelTokens(config.image_px, config.image_widths, width, block=config.image_block)
+            elif config.image == "features":
+                if dldm is None:
+                    raise InputError(
+                        "policy.image=features reads the encoder of a dLDM, and there is none; use image=pixels"
+                    )
+                self.image = FeatureTokens(dldm, grid=config.image_grid, width=width)
+            else:  # None for a vision-language model, which encodes the image itself
+                self.image = discrete
 
     @classmethod
-    def of_checkpoint(cls, checkpoint: Checkpoint) -> LatentPolicy:
-        """The policy of a checkpoint of kind "policy", in full precision, with adapters merged into the weights.
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> LatentPolicy:
+        """Load the policy of a checkpoint of kind "policy", in full precision, with adapters merged into the weights.
 
-        All of it can be trained, whatever was kept frozen before.
+        All of it can be trained, whatever was frozen before.
 
         Raises:
-            InputError: the weights do not fit the configuration, or a language model of others is not described.
+            InputError: the weights do not fit the configuration, or a pretrained language model is not described.
         """
         with checkpoint.building():
-            return cls._of_checkpoint(checkpoint)
-
-    @classmethod
-    def _of_checkpoint(cls, checkpoint: Checkpoint) -> LatentPolicy:
-        config = config_from(PolicyConfig, checkpoint.config["policy"])
-        description = checkpoint.files.get("backbone")
-        if config.backbone.weights is not None and not description:
-            # A checkpoint describes what it needs. To open what it names would be to run what a stranger wrote.
-            raise InputError(
-                f"{checkpoint.path}/backbone.json is missing, and nothing is loaded from {config.backbone.weights!r} "
-                f"instead; {CURE}"
-            )
-        if config.backbone.train == "freeze_base":
-            config = replace(config, backbone=replace(config.backbone, train="full"))
-        dldm = None
-        if config.image == "features" and checkpoint.config.get("dldm") is not None:
-            dldm = DLDM(config_from(DLDMConfig, checkpoint.config["dldm"]))
-        generator = torch.Generator().manual_seed(0)  # every weight is replaced
-        policy = cls(config, generator=generator, dldm=dldm, description=description)
-        checkpoint.load_into(policy=policy)
-        vocabulary, stored = policy.backbone.vocabulary.to_json(), checkpoint.files.get("tokens", {})
-        if wrong := sorted(key for key, value in stored.items() if vocabulary.get(key) != value):
-            raise InputError(f"{checkpoint.path}/tokens.json describes another vocabulary ({', '.join(wrong)}); {CURE}")
-        with torch.no_grad():  # a tokenizer or image processor that does not fit shows here, not in front of a robot
-            prompt = policy.prompt(["a"], torch.zeros(1, 3, config.image_px, config.image_px))
-        most = policy.backbone.max_positions
-        if most is not None and prompt.mask_BP.shape[1] >= most:
-            raise InputError(
-                f"{checkpoint.path}: a prompt has {prompt.mask_BP.shape[1]} places, the model {most}; {CURE}"
-            )
-        if config.backbone.train == "lora":
-            policy.backbone.merge_adapters()
-            policy.config = replace(config, backbone=replace(config.backbone, train="full"))
-        return policy.requires_grad_(True)
+            config = config_from(PolicyConfig, checkpoint.config["policy"])
+            description = checkpoint.files.get("backbone")
+            if config.backbone.weights is not None and not description:
+                # A checkpoint describes its language model. A path that a downloaded file names is never opened.
+                raise InputError(
+                    f"{checkpoint.path}/backbone.json is missing, and nothing is loaded from "
+                    f"{config.backbone.weights!r} instead; {CURE}"
+                )
+            if config.backbone.train == "freeze_base":
+                config = replace(config, backbone=replace(config.backbone, train="full"))
+            dldm = None
+            if config.image == "features" and checkpoint.config.get("dldm") is not None:
+                dldm = DLDM(config_from(DLDMConfig, checkpoint.config["dldm"]))
+            generator = torch.Generator().manual_seed(0)  # every weight is replaced
+            policy = cls(config, generator=generator, dldm=dldm, description=description)
+            checkpoint.load_into(policy=policy)
+            vocabulary = policy.backbone.vocabulary.to_json()
+            stored = checkpoint.files.get("tokens", {})
+            if wrong := sorted(key for key, value in stored.items() if vocabulary.get(key) != value):
+                raise InputError(
+                    f"{checkpoint.path}/tokens.json describes another vocabulary ({', '.join(wrong)}); {CURE}"
+                )
+            # A trial prompt: a tokenizer or image processor that does not fit fails here, not in front of a robot.
+            with torch.no_grad():
+                prompt = policy.prompt(["a"], torch.zeros(1, 3, config.image_px, config.image_px))
+            limit = policy.backbone.max_positions
+            if limit is not None and prompt.mask_BP.shape[1] >= limit:
+                raise InputError(
+                    f"{checkpoint.path}: a prompt has {prompt.mask_BP.shape[1]} positions, the model {limit}; {CURE}"
+                )
+            if config.backbone.train == "lora":
+                policy.backbone.merge_adapters()
+                policy.config = replace(config, backbone=replace(config.backbone, train="full"))
+            return policy.requires_grad_(True)
 
     def files(self) -> dict[str, dict[str, Any]]:
-        """What a checkpoint must hold beside config and weights, by file name: see `of_checkpoint`."""
+        """Return what a checkpoint must hold beside config and weights, by file name: see `from_checkpoint`."""
         tokens = {"tokens": self.backbone.vocabulary.to_json()}
         return tokens if self.backbone.description is None else tokens | {"backbone": self.backbone.description}
 
     def prompt(self, instructions: Sequence[str], image: Float[Tensor, "B 3 H W"]) -> Prompt:
-        """`<bos> <instr> text </instr> <img> I </img> <lat>` for every sample.
+        """Return `<bos> <instr> text </instr> <img> I </img> <lat>` for every sample, padded on the left.
+
+        Args:
+            instructions: one per sample.
+            image: first images in [-1, 1], of the configured side.
 
         Raises:
             ValueError: if the image side is not the configured one, or the batch sizes differ.
@@ -197,20 +204,23 @@ class LatentPolicy(nn.Module):
             raise ValueError(
                 f"the policy expects {len(instructions)} images of shape (3, {px}, {px}), got {tuple(image.shape)}"
             )
-        special, tokenizer = self.backbone.vocabulary.special, self.backbone.tokenizer
+        special = self.backbone.vocabulary.special
+        tokenizer = self.backbone.tokenizer
         texts = [tokenizer.encode(text, limit=self.config.text_limit) for text in instructions]
         longest = max(len(text) for text in texts)
-        words = tuple(
+        # The tokens before the image depend on the instruction alone, so that decoding can cache them.
+        heads = tuple(
             (*tokenizer.start, special["<instr>"], *text, special["</instr>"], special["<img>"]) for text in texts
         )
-        rows = [[tokenizer.pad] * (longest - len(text)) + [*own] for text, own in zip(texts, words, strict=True)]
+        rows = [[tokenizer.pad] * (longest - len(text)) + [*head] for text, head in zip(texts, heads, strict=True)]
         device = image.device
         before = torch.tensor(rows, device=device)
         after = torch.tensor([[special["</img>"], special["<lat>"]]] * len(rows), device=device)
         inputs, images = self._around_image(before, image, after, texts)
         padding = torch.tensor([longest - len(text) for text in texts], device=device)
         mask = torch.arange(inputs.shape[1], device=device)[None] >= padding[:, None]
-        return Prompt(inputs, mask, (mask.long().cumsum(1) - 1).clamp(min=0), images, words)
+        positions = (mask.long().cumsum(1) - 1).clamp(min=0)  # real tokens count from 0, padding has position 0
+        return Prompt(inputs, mask, positions, images, heads)
 
     def _around_image(
         self,
@@ -219,7 +229,7 @@ class LatentPolicy(nn.Module):
         after: Int[Tensor, "B b"],
         texts: Sequence[Sequence[int]],
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """Tokens, image, tokens: as embeddings, or as ids beside image tensors for a model with eyes."""
+        """Return tokens, image, tokens: as embeddings, or as ids beside image tensors for a vision-language model."""
         backbone = self.backbone
         if self.image is None:
             assert backbone.images is not None
@@ -228,7 +238,14 @@ class LatentPolicy(nn.Module):
             places = before.new_full((len(before), count), backbone.images.token)
             return torch.cat([before, places, after], dim=1), images
         if isinstance(self.image, PixelTokens):
-            seen = self.image(image, self._mean_words(texts, image.device))
+            # The mean embedding of each instruction's tokens; of `<instr>` where there are none. One flat row of
+            # tokens, summed per sample: the result does not depend on the padding of the batch.
+            texts = [text or [backbone.vocabulary.special["<instr>"]] for text in texts]
+            counts = torch.tensor([len(text) for text in texts], device=image.device)
+            embedded = backbone.embed(torch.tensor([token for text in texts for token in text], device=image.device))
+            samples = torch.repeat_interleave(counts)
+            total = embedded.new_zeros(len(texts), embedded.shape[1]).index_add(0, samples, embedded)
+            seen = self.image(image, total / counts[:, None])
         elif isinstance(self.image, DiscreteTokens):
             assert backbone.vocabulary.image is not None
             seen = backbone.embed(self.image(image) + backbone.vocabulary.image[0])
@@ -236,38 +253,38 @@ class LatentPolicy(nn.Module):
             seen = self.image(image)
         return torch.cat([backbone.embed(before), seen, backbone.embed(after)], dim=1), None
 
-    def _mean_words(self, texts: Sequence[Sequence[int]], device: torch.device) -> Float[Tensor, "B D"]:
-        """Mean embedding of the instruction's tokens; of `<instr>` where there are none."""
-        texts = [text or [self.backbone.vocabulary.special["<instr>"]] for text in texts]
-        counts = torch.tensor([len(text) for text in texts], device=device)
-        embedded = self.backbone.embed(torch.tensor([token for text in texts for token in text], device=device))
-        samples = torch.repeat_interleave(counts)
-        total = embedded.new_zeros(len(texts), embedded.shape[1]).index_add(0, samples, embedded)
-        return total / counts[:, None]
-
     def states(self, prompt: Prompt, codes: Int[Tensor, "B H N"]) -> Float[Tensor, "B H N D"]:
-        """Teacher-forced states that predict each code; the last code itself is never fed."""
-        steps, queries = codes.shape[1:]
+        """Return the states that predict each code when the codes before it are given (one forward pass).
+
+        The last code itself is never fed: nothing is predicted from it.
+        """
+        latent_steps, queries = codes.shape[1:]
         whole = prompt.followed_by(codes.flatten(1)[:, :-1] + self.backbone.vocabulary.latent[0], self.backbone)
         hidden = self.backbone.hidden(
             whole.inputs, mask=whole.mask_BP, positions=whole.positions_BP, images=whole.for_model(self.backbone)
         )
-        return rearrange(hidden[:, -steps * queries :], "b (h n) d -> b h n d", n=queries)
+        return rearrange(hidden[:, -latent_steps * queries :], "b (h n) d -> b h n d", n=queries)
 
     def code_loss(
         self, states: Float[Tensor, "B H N D"], codes: Int[Tensor, "B H N"], valid: Bool[Tensor, "B H *N"]
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Cross-entropy of the latent tokens, and token accuracy among them; softmax by `restrict_softmax`.
+        """Return the cross-entropy of the latent tokens and, under "accuracy", the share predicted right.
 
-        Both are means over what `valid` marks: whole steps [B, H], or single codes [B, H, N].
+        Args:
+            states: from `states`.
+            codes: the right ones.
+            valid: what the two means go over: whole steps [B, H], or single codes [B, H, N].
         """
         first, end = self.backbone.vocabulary.latent
         if not self.config.restrict_softmax:
             logits = self.backbone.logits(states, end=end)
-            chosen, labels = logits[..., first:].argmax(-1), codes + first
+            chosen = logits[..., first:].argmax(-1)
+            labels = codes + first
         else:
             logits = self.backbone.latent_logits(states)
-            chosen, labels = logits.argmax(-1), codes
+            chosen = logits.argmax(-1)
+            labels = codes
+        # float32 on purpose: the logarithm of a softmax over a thousand codes loses its small parts in bfloat16.
         with torch.autocast(logits.device.type, enabled=False):
             loss_BHN = F.cross_entropy(logits.float().flatten(0, 2), labels.flatten(), reduction="none").view_as(codes)
             weight = (valid if valid.ndim == 3 else valid[..., None]).expand_as(codes).float()
@@ -284,7 +301,15 @@ class LatentPolicy(nn.Module):
         generator: torch.Generator | None = None,
         given: Int[Tensor, "B h N"] | None = None,
     ) -> Decoding:
-        """Decode latent step by latent step: call `.step()` at most `steps` times. Only latent tokens come out."""
+        """Return a `Decoding` to be stepped at most `latent_steps` times; only latent tokens are decoded.
+
+        Args:
+            prompt: from `prompt`.
+            latent_steps: most latent steps that will be decoded.
+            sampling: how codes are chosen; None: greedily.
+            generator: on the CPU, for sampling.
+            given: codes of latent steps before the first decoded one.
+        """
         return Decoding(
             self.backbone,
             prompt,
@@ -306,7 +331,16 @@ class LatentPolicy(nn.Module):
         generator: torch.Generator | None = None,
         given: Int[Tensor, "B h N"] | None = None,
     ) -> Decoded:
-        """`steps` latent steps at once, behind `given` ones if there are some; greedy at temperature 0.
+        """Decode latent steps at once; greedy at temperature 0.
+
+        Args:
+            prompt: from `prompt`.
+            latent_steps: H, how many.
+            temperature: see `Sampling`.
+            top_k: see `Sampling`.
+            top_p: see `Sampling`.
+            generator: on the CPU, for sampling.
+            given: codes of latent steps before the first decoded one.
 
         Raises:
             ValueError: the sequence would be longer than the model has positions.
@@ -321,22 +355,31 @@ class LatentPolicy(nn.Module):
         prompt: Prompt,
         *,
         latent_steps: int,
-        total_steps: int,
+        window: int,
         temperature: float = 0.0,
         top_k: int | None = None,
         top_p: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Int[Tensor, "B H N"]:
-        """Codes of more steps than the policy was trained on: windows of `chunk_size` steps that overlap by half.
+        """Return codes of more latent steps than the policy was trained on, by windows that overlap by half.
 
         Every window after the first begins with the last codes chosen so far, as if they followed the first image.
-        Up to `chunk_size` steps this is `decode`.
+        Up to `window` steps this is `decode`.
+
+        Args:
+            prompt: from `prompt`.
+            latent_steps: latent steps wanted.
+            window: most latent steps of one window, those of training.
+            temperature: see `Sampling`.
+            top_k: see `Sampling`.
+            top_p: see `Sampling`.
+            generator: on the CPU, for sampling.
         """
-        kept = total_steps // 2
+        kept = window // 2
         decode = partial(self.decode, prompt, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
-        codes = decode(latent_steps=min(latent_steps, total_steps)).codes_BHN
+        codes = decode(latent_steps=min(latent_steps, window)).codes_BHN
         while codes.shape[1] < latent_steps:
-            more = min(total_steps - kept, latent_steps - codes.shape[1])
+            more = min(window - kept, latent_steps - codes.shape[1])
             given = codes[:, codes.shape[1] - kept :]
             decoded = decode(latent_steps=more, given=given)
             codes = torch.cat([codes, decoded.codes_BHN], dim=1)

@@ -1,12 +1,12 @@
-"""A language model whose vocabulary is extended by the latent action tokens.
+"""The backbone of the AR policy: a language model whose vocabulary is extended by the latent action tokens.
 
-Place in the flow: under `ar_policy.py`. The embedded default is a small Llama built from a config through transformers
-with a tokenizer of our own, so nothing has to be downloaded. With `weights` it is any `AutoModelForCausalLM`, or, for a
-policy with `image: vlm`, any `AutoModelForImageTextToText`, from a folder or a hub id. Method specification 2.2 and
-2.3; the vocabulary itself is in `vocabulary.py`. transformers is imported when a backbone is built, not before.
+Place in the flow: under `ar_policy.py`. The embedded default is a small Llama that transformers builds from a config,
+with a tokenizer of this package, so nothing has to be downloaded. With `weights` it is any `AutoModelForCausalLM`, or,
+for a policy with `image: vlm`, any `AutoModelForImageTextToText`, from a folder or a hub id. Method specification 2.2
+and 2.3; the vocabulary is in `vocabulary.py`. transformers is imported when a backbone is built, not before.
 """
 
-# B batch · S sequence · D hidden width · V latent codes · L digits per code
+# B batch · S sequence · D hidden width · V latent codes
 from __future__ import annotations
 
 import inspect
@@ -32,7 +32,7 @@ from .vocabulary import TOKENIZERS, EmbeddedTokenizer, LatentInit, Tokenizer, em
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """A Llama from numbers, or any model by name. Defaults: the embedded tiny model, about 1 M parameters."""
+    """Size of the embedded Llama, or the name of a pretrained model. Defaults: a tiny Llama, about 1 M parameters."""
 
     hidden: Count = 128
     ffn: Count = 384
@@ -41,15 +41,16 @@ class BackboneConfig:
     kv_heads: Count = 2
     max_positions: Count = 1024
     tokenizer: Literal["words", "bytes"] = "words"
-    """words: about 500 words of instructions for robots, the rest in bytes; bytes: any text, four times as long"""
+    """words: one token for each of about 500 words of robot instructions, bytes for the rest; bytes: bytes alone, about
+    four times as many tokens"""
     weights: str | None = None
-    """folder or hub id of a transformers model with safetensors weights; the numbers above are then not used"""
+    """folder or hub id of a transformers model with safetensors weights; the sizes above are then not used"""
     latent_init: LatentInit = "fsq"
-    """new rows of codes: fsq, neighbors in the codebook start as neighbors; normal, independent"""
+    """new rows of codes: fsq, neighbors in the codebook start as neighbors; normal, independent rows"""
     pad_to_multiple_of: int = 1
     """round the embedding tables up to a multiple of this; the extra rows are never used"""
     train: Literal["full", "freeze_base", "lora"] = "full"
-    """latent pre-training moves everything; the new rows alone; adapters and the new rows"""
+    """what latent pre-training trains: everything; the new rows alone; adapters and the new rows"""
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     """train=lora: size of the adapters"""
 
@@ -69,20 +70,20 @@ class BackboneConfig:
 
 
 class Backbone(nn.Module):
-    """The extended language model behind three calls: `embed`, `hidden` and `latent_logits`.
+    """The extended language model, used by three methods: `embed`, `hidden` and `latent_logits`.
 
     Args:
         config: what to build or load.
         fsq: the latent codes.
-        generator: draws all random weights.
+        generator: on the CPU; gives all random weights.
         image_fsq: the image tokens, if images are discrete tokens.
-        kind: "image_text" for a model that sees images itself.
+        kind: "image_text" for a vision-language model.
         description: content of a checkpoint's backbone.json; the network is then built from it and `config.weights`
             is not opened.
 
     Raises:
-        InputError: `config.weights` cannot be loaded, or its logits are not made of its output embeddings in a way that
-            we know.
+        InputError: `config.weights` cannot be loaded, or its logits do not follow from its output embeddings in a way
+            that is supported.
     """
 
     def __init__(
@@ -99,17 +100,20 @@ class Backbone(nn.Module):
         self.config = config
         self.description = description
         self.adapters: LoRA | None = None
-        self._words: InstructionCache | None = None
+        self._instruction_cache: InstructionCache | None = None
         self.images: VLMImages | None = None
         self.tokenizer: Tokenizer
         self.model: Any
         if config.weights is None:
-            self.tokenizer = own = TOKENIZERS[config.tokenizer]()
-            self.model = _build_llama(config, own, generator)
+            tokenizer = TOKENIZERS[config.tokenizer]()
+            self.tokenizer = tokenizer
+            self.model = _build_llama(config, tokenizer, generator)
         else:
             with torch.random.fork_rng(devices=[]):  # rebuilding fills the weights from the global generator
                 found = rebuild_pretrained(description) if description else read_pretrained(config.weights, kind=kind)
-            self.model, self.tokenizer, self.description = found.model, found.tokenizer, found.description
+            self.model = found.model
+            self.tokenizer = found.tokenizer
+            self.description = found.description
             if kind == "image_text":
                 self.images = VLMImages(self.model, found.image_processor)
         if self.model.get_output_embeddings() is None:
@@ -132,17 +136,17 @@ class Backbone(nn.Module):
 
     @property
     def width(self) -> int:
-        """D."""
+        """Return D, the hidden width."""
         return int(self.model.get_input_embeddings().weight.shape[1])
 
     @property
     def max_positions(self) -> int | None:
-        """Longest sequence that the model's positions allow; None where it names no limit."""
+        """Return the longest sequence that the model's positions allow; None where it names no limit."""
         found = getattr(self._text_config, "max_position_embeddings", None)
         return None if found is None else int(found)
 
     def embed(self, tokens: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch D"]:
-        """Token ids -> embeddings."""
+        """Return the input embeddings of token ids."""
         out: Tensor = self.model.get_input_embeddings()(tokens)
         return out
 
@@ -154,12 +158,19 @@ class Backbone(nn.Module):
         positions: Int[Tensor, "B S"],
         images: Mapping[str, Tensor] | None = None,
     ) -> Float[Tensor, "B S D"]:
-        """Last-layer states after the final norm. `mask` is False on padding, `positions` count real tokens from 0.
+        """Return last-layer states after the final norm.
 
-        `inputs` are embeddings [B, S, D], or token ids [B, S] for a model that sees `images` itself.
+        Args:
+            inputs: embeddings [B, S, D], or token ids [B, S] for a vision-language model.
+            mask: False on padding.
+            positions: count real tokens from 0.
+            images: image tensors of a vision-language model.
         """
         if self.config.weights is None:
-            _choose_attention(self.model, inputs.device)
+            # Written out on a CPU: torch's fused attention takes a third of a training step of 30 tokens in bf16 there.
+            attention = "eager" if inputs.device.type == "cpu" else "sdpa"
+            if self.model.config._attn_implementation != attention:
+                self.model.set_attn_implementation(attention)
         name = "inputs_embeds" if inputs.is_floating_point() else "input_ids"
         where = {"position_ids": positions} if takes_positions(self.model.base_model) else {}
         out = self.model.base_model(
@@ -169,36 +180,49 @@ class Backbone(nn.Module):
         return states
 
     def new_cache(
-        self, positions: Int[Tensor, "B P"], *, further: int, words: Sequence[tuple[int, ...]] = ()
+        self, positions: Int[Tensor, "B P"], *, further: int, instruction_tokens: Sequence[tuple[int, ...]] = ()
     ) -> tuple[Cache, int]:
-        """A cache for a prompt at these positions and `further` tokens after it, and how much of it was read before.
+        """Return a key-value cache for a prompt, and how many positions of it are filled already.
 
-        `words` are the tokens that each sample begins with, known before the image is seen. They are remembered,
-        except in training: the weights are new at every step there, and read one by one they take the longest.
+        Args:
+            positions: of the prompt, padded on the left.
+            further: tokens that will follow the prompt.
+            instruction_tokens: of each sample, those before the image. Their keys and values are taken from the
+                instruction cache, except in training, where the weights change at every step.
         """
         decoder = self.model.base_model
-        if self._words is None or not self._words.weights.is_current:
+        if self._instruction_cache is None or not self._instruction_cache.weights.is_current:
             if not is_llama_shaped(decoder):
                 return LibraryCache(decoder), 0
-            self._words = InstructionCache(LlamaWeights(decoder), self.model.get_input_embeddings())
-        cache = StaticCache(self._words.weights, positions=positions, further=further)
-        remembers = words and not self.training
-        return cache, cache.recall([self._words.of(one) for one in words]) if remembers else 0
+            self._instruction_cache = InstructionCache(LlamaWeights(decoder), self.model.get_input_embeddings())
+        known = self._instruction_cache
+        cache = StaticCache(known.weights, positions=positions, further=further)
+        if not instruction_tokens or self.training:
+            return cache, 0
+        return cache, cache.prefill([known.keys_and_values(tokens) for tokens in instruction_tokens])
 
     def image_marks(self, tokens: Int[Tensor, "B S"]) -> dict[str, Tensor]:
-        """Arguments that tell a vision-language model which of these tokens are image."""
+        """Return the arguments that mark the image tokens for a vision-language model."""
         return {} if self.images is None else self.images.marks(tokens)
 
     def latent_logits(self, hidden: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch V"]:
-        """Logits of the latent tokens alone: the restricted softmax of method 2.4, for training and inference alike."""
+        """Return the logits of the latent tokens alone, for the restricted softmax of method 2.4."""
         return self.logits(hidden, *self.vocabulary.latent)
 
     def logits(self, hidden: Float[Tensor, "*batch D"], first: int = 0, end: int | None = None) -> Tensor:
-        """Logits of the tokens first .. end - 1; [*batch, end - first]."""
+        """Return the logits of a range of tokens; [*batch, end - first].
+
+        Args:
+            hidden: states from `hidden`.
+            first: first token of the range.
+            end: one past its last token; None: the end of the vocabulary.
+        """
+        # Computed from a slice of the output table: the full vocabulary would cost most of a decoding step.
         head = self.model.get_output_embeddings()
         logits = hidden @ head.weight[first:end].T
         if getattr(head, "bias", None) is not None:
             logits = logits + head.bias[first:end]
+        # What some families do to their logits; `_check_head` refuses a model that does anything else.
         config = self._text_config
         if scale := getattr(config, "logit_scale", None):  # Cohere
             logits = logits * scale
@@ -209,9 +233,10 @@ class Backbone(nn.Module):
         return logits
 
     def merge_adapters(self) -> None:
-        """Put the adapters into the weights of the layers they adapt, for good."""
+        """Add the adapters to the weights of the layers they adapt, and drop them."""
         if self.adapters is not None:
-            self.model, self.adapters = self.adapters.merged(self.model), None
+            self.model = self.adapters.merged(self.model)
+            self.adapters = None
 
     @property
     def _text_config(self) -> Any:
@@ -220,7 +245,7 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def _check_head(self) -> None:
-        """The states and logits that we compute must be those of the model itself."""
+        """Refuse a model whose own logits differ from those that `hidden` and `logits` give for three tokens."""
         tokens = torch.arange(3)[None]
         arguments = inspect.signature(self.model.base_model.forward).parameters
         if "inputs_embeds" not in arguments or "attention_mask" not in arguments:
@@ -228,16 +253,17 @@ class Backbone(nn.Module):
                 f"policy.backbone.weights={self.config.weights} is a {type(self.model).__name__}, which takes no "
                 "embeddings or no attention mask; give a transformer"
             )
-        ours = self.logits(self.hidden(self.embed(tokens), mask=torch.ones_like(tokens).bool(), positions=tokens))
-        theirs = self.model(input_ids=tokens).logits
-        if ours.shape != theirs.shape or not torch.allclose(ours, theirs, atol=1e-3, rtol=1e-3):
+        mask = torch.ones_like(tokens).bool()
+        found = self.logits(self.hidden(self.embed(tokens), mask=mask, positions=tokens))
+        expected = self.model(input_ids=tokens).logits
+        if found.shape != expected.shape or not torch.allclose(found, expected, atol=1e-3, rtol=1e-3):
             raise InputError(
                 f"policy.backbone.weights={self.config.weights} is a {type(self.model).__name__}, whose logits are not "
                 "those of its output embeddings on its last states; such models are not supported"
             )
 
     def _keep_base(self, generator: torch.Generator) -> None:
-        """Freeze what was loaded but for the new rows; with train=lora, adapt its linear layers."""
+        """Freeze the loaded weights except for the new rows; with train=lora, adapt its linear layers."""
         self.model.requires_grad_(False)
         if self.config.train == "lora":
             output = self.model.get_output_embeddings()
@@ -246,17 +272,11 @@ class Backbone(nn.Module):
             except ValueError as error:
                 raise InputError(f"policy.backbone.train=lora on a {type(self.model).__name__}: {error}") from error
         base = self.vocabulary.base
+        # A table is one parameter, so its old rows are kept by zeroing their gradient.
         for table in embedding_tables(self.model):
             table.requires_grad_(True)
             table.register_hook(lambda gradient: torch.cat([torch.zeros_like(gradient[:base]), gradient[base:]]))
             table.no_weight_decay = True  # type: ignore[attr-defined]  # AdamW's decay would move the old rows
-
-
-def _choose_attention(model: Any, device: torch.device) -> None:
-    """Written out on a CPU: torch's fused attention takes a third of a training step there in bf16, of 30 tokens."""
-    wanted = "eager" if device.type == "cpu" else "sdpa"
-    if model.config._attn_implementation != wanted:
-        model.set_attn_implementation(wanted)
 
 
 def _build_llama(config: BackboneConfig, tokenizer: EmbeddedTokenizer, generator: torch.Generator) -> nn.Module:

@@ -1,8 +1,8 @@
-"""From a prompt to latent action tokens, one latent step at a time, with a cache.
+"""Decoding of latent action tokens from a prompt, one latent step at a time, with a key-value cache.
 
-Place in the flow: under `ar_policy.py`; method specification 2.4 (sampling) and 2.7. `Decoding` is a conversation with
-the model: it reads the prompt once, then every `step` gives the N codes of the next latent step and the states that
-chose them. Control asks for one step or a few, imagination for many. Greedy at temperature 0.
+Place in the flow: under `ar_policy.py`; method specification 2.4 (sampling) and 2.7. `Decoding` reads the prompt once;
+then every `step` gives the N codes of the next latent step and the states that predicted them. Control decodes one step
+or a few, imagination many. Greedy at temperature 0.
 """
 
 # B batch · P prompt length · S positions so far · H latent steps · N codes per step · D width · V codes
@@ -22,42 +22,43 @@ from .vlm_images import flat_rows
 class Prompt(NamedTuple):
     """Prompts, padded on the left. `mask_BP` is False on padding; `positions_BP` count real tokens from 0.
 
-    `inputs` are embeddings [B, P, D]; for a model that sees images itself they are token ids [B, P], and `images`
-    holds its image tensors, each [B, R, ...]. `words` are the tokens of each sample before the image; decoding may
-    know them from an earlier look, so it is the weights of the day that count for them, not those that made `inputs`.
+    `inputs` are embeddings [B, P, D]; for a vision-language model they are token ids [B, P], and `images` holds its
+    image tensors, each [B, R, ...]. `instruction_tokens` are the tokens of each sample before the image. Decoding may
+    take their keys and values from a cache; these follow the model's present weights, not those that made `inputs`.
     """
 
     inputs: Tensor
     mask_BP: Tensor
     positions_BP: Tensor
     images: dict[str, Tensor] | None = None
-    words: tuple[tuple[int, ...], ...] = ()
+    instruction_tokens: tuple[tuple[int, ...], ...] = ()
 
     def rows(self, chosen: Int[Tensor, " b"]) -> Prompt:
-        """Some samples of the batch."""
+        """Return some samples of the batch, with no more padding than they need."""
         images = None if self.images is None else {name: value[chosen] for name, value in self.images.items()}
-        words = tuple(self.words[i] for i in chosen.tolist()) if self.words else ()
-        left = max(map(len, self.words), default=0) - max(map(len, words), default=0)  # padding that nobody needs now
+        tokens = tuple(self.instruction_tokens[i] for i in chosen.tolist()) if self.instruction_tokens else ()
+        # The longest instruction may be among the samples left out: the others need less padding then.
+        left = max(map(len, self.instruction_tokens), default=0) - max(map(len, tokens), default=0)
         inputs, mask, positions = (part[chosen, left:] for part in (self.inputs, self.mask_BP, self.positions_BP))
-        return Prompt(inputs, mask, positions, images, words)
+        return Prompt(inputs, mask, positions, images, tokens)
 
     def followed_by(self, tokens: Int[Tensor, "B S"], backbone: Backbone) -> Prompt:
-        """The prompt with `tokens` behind it."""
+        """Return the prompt with `tokens` after it."""
         more = backbone.embed(tokens) if self.inputs.is_floating_point() else tokens
         mask = torch.cat([self.mask_BP, self.mask_BP.new_ones(tokens.shape)], dim=1)
         later = self.positions_BP[:, -1:] + torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
         positions = torch.cat([self.positions_BP, later], dim=1)
-        return Prompt(torch.cat([self.inputs, more], dim=1), mask, positions, self.images, self.words)
+        return Prompt(torch.cat([self.inputs, more], dim=1), mask, positions, self.images, self.instruction_tokens)
 
     def for_model(self, backbone: Backbone) -> dict[str, Tensor]:
-        """Further arguments of the model's forward pass."""
+        """Return further arguments of the model's forward pass: image tensors and marks."""
         if self.images is None:
             return {}
         return flat_rows(self.images) | backbone.image_marks(self.inputs)
 
 
 class Decoded(NamedTuple):
-    """codes_BHN: chosen indices. states_BHND: the states that chose them, what the action head reads."""
+    """Decoded latent steps. codes_BHN: indices of the codes. states_BHND: the states that predicted them."""
 
     codes_BHN: Tensor
     states_BHND: Tensor
@@ -65,13 +66,13 @@ class Decoded(NamedTuple):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next code is chosen: the likeliest at temperature 0, else drawn from what top_k and top_p leave."""
+    """How the next code is chosen: the likeliest at temperature 0, else sampled from what top_k and top_p leave."""
 
     temperature: float = 0.0
     top_k: int | None = None
-    """draw from the k likeliest codes"""
+    """sample from the k likeliest codes"""
     top_p: float = 1.0
-    """draw from the likeliest codes that together have at least this chance"""
+    """sample from the likeliest codes that together have at least this probability"""
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0 or not 0 < self.top_p <= 1 or (self.top_k is not None and self.top_k < 1):
@@ -81,27 +82,31 @@ class Sampling:
             )
 
     def choose(self, logits: Float[Tensor, "B V"], generator: torch.Generator | None) -> Int[Tensor, " B"]:
-        """One code per row; the generator is on the CPU."""
+        """Return one code per row; the generator is on the CPU."""
         if self.temperature == 0:
             return logits.argmax(-1)
-        chances, codes = (logits.float() / self.temperature).softmax(-1).cpu().sort(-1, descending=True)
-        before = chances.cumsum(-1) - chances
-        chances = chances.masked_fill(before >= self.top_p, 0.0)
+        # On the CPU, so that a seed gives the same codes on every device.
+        probabilities, codes = (logits.float() / self.temperature).softmax(-1).cpu().sort(-1, descending=True)
+        # top_p: a code stays as long as the likelier ones together are below p, so the likeliest always stays.
+        before = probabilities.cumsum(-1) - probabilities
+        probabilities = probabilities.masked_fill(before >= self.top_p, 0.0)
         if self.top_k is not None:
-            chances[:, self.top_k :] = 0.0
-        drawn = torch.multinomial(chances, 1, generator=generator)
-        return codes.gather(-1, drawn)[:, 0].to(logits.device)
+            probabilities[:, self.top_k :] = 0.0
+        place = torch.multinomial(probabilities, 1, generator=generator)
+        return codes.gather(-1, place)[:, 0].to(logits.device)
 
 
 class Decoding:
-    """Latent step after latent step behind one prompt.
+    """The decoding of one prompt, latent step after latent step.
 
     Args:
         backbone: the model.
         prompt: what it reads first.
-        queries: N.
-        steps: most latent steps that will be asked for.
-        given: codes of earlier latent steps that stand behind the prompt as if they had been chosen, [B, h, N].
+        queries: N, codes per latent step.
+        latent_steps: most latent steps that will be decoded.
+        sampling: how codes are chosen; None: greedily.
+        generator: on the CPU, for sampling.
+        given: codes of earlier latent steps that follow the prompt as if they had been decoded, [B, h, N].
 
     Raises:
         ValueError: the sequence would be longer than the model has positions.
@@ -122,19 +127,23 @@ class Decoding:
         self._embed = backbone.model.get_input_embeddings()
         if given is not None and given.shape[1]:
             prompt = prompt.followed_by(given.flatten(1) + self._first, backbone)
-        length, further = prompt.mask_BP.shape[1], latent_steps * queries - 1  # the last code is never read
-        most = backbone.max_positions
-        if most is not None and (wanted := int(prompt.positions_BP[:, -1].max()) + 1 + further) > most:
+        further = latent_steps * queries - 1  # the last code is never read
+        limit = backbone.max_positions
+        if limit is not None and (wanted := int(prompt.positions_BP[:, -1].max()) + 1 + further) > limit:
             raise ValueError(
                 f"{latent_steps} latent steps behind a prompt of {wanted - further} tokens need {wanted} positions, "
-                f"the model "
-                f"has {most}; decode fewer steps at once (LatentPolicy.long_plan), or shorten the instruction"
+                f"the model has {limit}; decode fewer steps at once (LatentPolicy.long_plan), or shorten the "
+                "instruction"
             )
-        self._backbone, self._queries, self._generator = backbone, queries, generator
+        self._backbone = backbone
+        self._queries = queries
+        self._generator = generator
         self._sampling = sampling or Sampling()
-        self._cache, self._known = backbone.new_cache(prompt.positions_BP, further=further, words=prompt.words)
+        self._cache, self._known = backbone.new_cache(
+            prompt.positions_BP, further=further, instruction_tokens=prompt.instruction_tokens
+        )
         self._mask = torch.cat([prompt.mask_BP, prompt.mask_BP.new_ones(len(prompt.mask_BP), further)], dim=1)
-        self._length = length
+        self._length = prompt.mask_BP.shape[1]
         self._next_position = prompt.positions_BP[:, -1:] + 1
         self._embeds = prompt.inputs.is_floating_point()
         self._prompt: Prompt | None = prompt
@@ -142,36 +151,34 @@ class Decoding:
 
     @torch.no_grad()
     def step(self) -> Decoded:
-        """The next latent step: codes [B, 1, N] and states [B, 1, N, D]."""
-        codes, states = [], []
+        """Decode the next latent step: codes [B, 1, N] and states [B, 1, N, D]."""
+        codes = []
+        states = []
         for _ in range(self._queries):
-            state = self._advance()
-            with torch.autocast(
-                state.device.type, enabled=False
-            ):  # a thousand logits differ by less than bf16 resolves
+            # 1. Feed what the model has not read yet: at first the prompt, later the last code.
+            if self._prompt is not None:
+                prompt = self._prompt
+                self._prompt = None
+                state = self._cache.advance(
+                    prompt.inputs[:, self._known :],
+                    mask=prompt.mask_BP,
+                    positions=prompt.positions_BP[:, self._known :],
+                    **prompt.for_model(self._backbone),
+                )
+            else:
+                assert self._code is not None
+                token = self._code[:, None] + self._first
+                self._length += 1
+                state = self._cache.advance(
+                    self._embed(token) if self._embeds else token,
+                    mask=self._mask[:, : self._length],
+                    positions=self._next_position,
+                )
+                self._next_position = self._next_position + 1
+            # 2. Choose the next code. float32 on purpose: a thousand logits differ by less than bfloat16 resolves.
+            with torch.autocast(state.device.type, enabled=False):
                 logits = self._backbone.latent_logits(state.float())
             self._code = self._sampling.choose(logits, self._generator)
             codes.append(self._code)
             states.append(state)
         return Decoded(torch.stack(codes, 1)[:, None], torch.stack(states, 1)[:, None])
-
-    def _advance(self) -> Tensor:
-        """Read what has not been read yet: the prompt, later the last code. Returns the last state [B, D]."""
-        if self._prompt is not None:
-            prompt, self._prompt = self._prompt, None
-            return self._cache.advance(
-                prompt.inputs[:, self._known :],
-                mask=prompt.mask_BP,
-                positions=prompt.positions_BP[:, self._known :],
-                **prompt.for_model(self._backbone),
-            )
-        assert self._code is not None
-        token = self._code[:, None] + self._first
-        self._length += 1
-        state = self._cache.advance(
-            self._embed(token) if self._embeds else token,
-            mask=self._mask[:, : self._length],
-            positions=self._next_position,
-        )
-        self._next_position = self._next_position + 1
-        return state

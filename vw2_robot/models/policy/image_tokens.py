@@ -1,4 +1,4 @@
-"""The first image as tokens of the policy's prompt: three ways that need no vision-language model.
+"""Image tokenizers of the policy's prompt: three ways that need no vision-language model.
 
 Place in the flow: under `ar_policy.py`. Method specification 2.4, `image: pixels | features | discrete`:
 
@@ -6,7 +6,7 @@ Place in the flow: under `ar_policy.py`. Method specification 2.4, `image: pixel
     FeatureTokens    f_0 of the frozen dLDM encoder, pooled to a grid; a linear map is trained    soft tokens
     DiscreteTokens   a fixed DCT of every patch, quantized by FSQ; nothing is trained            token ids
 
-Soft tokens go into the sequence as embeddings, ids through rows of the extended vocabulary.
+Soft tokens enter the sequence as embeddings, ids through rows of the extended vocabulary.
 """
 
 # B batch · n image tokens · D width · C feature width · h, w grid · p patch side
@@ -33,33 +33,38 @@ DISCRETE_SCALE = (0.6, 0.25, 0.25, 0.2, 0.2)
 
 
 class Halving(nn.Module):
-    """Convolution to half the side, group norm, channels scaled and shifted by the instruction (FiLM), SiLU."""
+    """Convolution to half the side, group norm, channels scaled and shifted by the instruction (FiLM), SiLU.
+
+    FiLM: Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer", 2018. The layer that makes scale and
+    shift has the paper's name, in state dicts too: `self.film`.
+    """
 
     def __init__(self, channels: int, out: int, width: int) -> None:
         super().__init__()
         self.convolution = nn.Conv2d(channels, out, 3, stride=2, padding=1)
         self.norm = nn.GroupNorm(NORM_GROUPS, out)
         self.film = nn.Linear(width, 2 * out)
+        # FiLM starts as the identity: scale and shift of zero.
         nn.init.zeros_(self.film.weight)
         nn.init.zeros_(self.film.bias)
 
     def forward(self, x: Float[Tensor, "B c H W"], instruction: Float[Tensor, "B D"]) -> Float[Tensor, "B C h w"]:
-        """Begins as if there were no instruction."""
+        """Return the features of half the side; an untrained layer ignores the instruction."""
         scale, shift = self.film(instruction)[..., None, None].chunk(2, dim=1)
         return F.silu(self.norm(self.convolution(x)) * (1 + scale) + shift)
 
 
 class PixelTokens(nn.Module):
-    """Image -> a grid of soft tokens by strided convolutions that see where they are and know the instruction.
+    """Image -> a grid of soft tokens, by strided convolutions with pixel coordinates and the instruction as inputs.
 
-    A grid this coarse cannot name a block's place to a pixel unless the convolutions before it choose what to look
-    for: they read the coordinates of every pixel beside its colors, and the instruction modulates their channels.
+    So coarse a grid keeps the exact position of an object only if the convolutions know which object matters: they get
+    the coordinates of every pixel beside its colors, and the instruction modulates their channels (FiLM).
 
     Args:
         side: of the square image, in pixels.
         widths: channels of the convolutions, each of which halves the side.
-        width: D.
-        block: side of the square of pixels that is one place before the first convolution.
+        width: D, of the tokens.
+        block: side of the square of pixels that is one position before the first convolution.
     """
 
     where: Tensor
@@ -74,11 +79,17 @@ class PixelTokens(nn.Module):
         )
         self.project = nn.Linear(widths[-1], width)
         self.position = nn.Parameter(torch.randn(self.count, width) * 0.02)
+        # Coordinates as two more channels (as in CoordConv): a convolution alone cannot tell where it is.
         ramp = torch.linspace(-1, 1, side)
         self.register_buffer("where", torch.stack(torch.meshgrid(ramp, ramp, indexing="ij")), persistent=False)
 
     def forward(self, image: Float[Tensor, "B 3 H W"], instruction: Float[Tensor, "B D"]) -> Float[Tensor, "B n D"]:
-        """Pixels in [-1, 1]; `instruction` is the mean embedding of its tokens."""
+        """Return soft tokens.
+
+        Args:
+            image: pixels in [-1, 1].
+            instruction: mean embedding of the instruction's tokens.
+        """
         instruction = self.instruction(instruction)
         x = F.pixel_unshuffle(torch.cat([image, self.where.expand(len(image), -1, -1, -1)], dim=1), self.block)
         for halving in self.halvings:
@@ -90,7 +101,7 @@ class PixelTokens(nn.Module):
 class FeatureTokens(nn.Module):
     """Image -> f_0 of the dLDM's encoder -> a pooled grid -> soft tokens.
 
-    Holds its own frozen copy of the encoder, so that a policy's weights are the whole policy.
+    It holds a frozen copy of the encoder, so that a policy's weights are complete without the dLDM.
     """
 
     def __init__(self, dldm: DLDM, *, grid: int, width: int) -> None:
@@ -105,7 +116,7 @@ class FeatureTokens(nn.Module):
         self.position = nn.Parameter(torch.randn(self.count, width) * 0.02)
 
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B n D"]:
-        """Pixels in [-1, 1]; resized to the encoder's size where they have another."""
+        """Return soft tokens of pixels in [-1, 1], which are resized to the encoder's size where they differ."""
         if tuple(image.shape[-2:]) != self.size:
             image = F.interpolate(image, self.size, mode="bilinear", antialias=True, align_corners=False)
         with torch.no_grad():  # frozen, also for a caller who asks for gradients of every parameter
@@ -126,17 +137,20 @@ class DiscreteTokens(nn.Module):
 
     def __init__(self, side: int, *, patch: int) -> None:
         super().__init__()
-        self.patch, self.side = patch, side // patch
+        self.patch = patch
+        self.side = side // patch
         self.count = self.side**2
         self.fsq = FSQ(DISCRETE_LEVELS)
         self.register_buffer("basis", dct_basis(patch, 2) / patch**0.5, persistent=False)  # rows: mean, slope
         self.register_buffer("scale", torch.tensor(DISCRETE_SCALE), persistent=False)
 
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> Int[Tensor, "B n"]:
-        """Pixels in [-1, 1] -> ids from 0, patch after patch in reading order."""
+        """Return ids from 0 for pixels in [-1, 1], patch after patch in reading order."""
+        # 1. The mean and the two slopes of each color, as a 2 x 2 DCT of the patch.
         blocks = rearrange(image, "b c (h p) (w q) -> b (h w) c p q", p=self.patch, q=self.patch)
         parts = self.basis @ blocks @ self.basis.T  # [B, n, 3, 2, 2]: rows down, columns across
         red, green, blue = parts.unbind(2)
+        # 2. Brightness and two color differences; the slopes of brightness alone.
         light = (red + green + blue) / 3
         numbers = torch.stack(
             [
@@ -150,13 +164,12 @@ class DiscreteTokens(nn.Module):
         )
         return self.fsq.indices(self.fsq(numbers / self.scale))
 
-    def _numbers_of(self, ids: Int[Tensor, "B n"]) -> Float[Tensor, "B n 5"]:
-        return self.fsq.pre_images_of(ids).clamp(-1.5, 1.5) * self.scale  # the outer levels have no far end
-
     @torch.no_grad()
     def image(self, ids: Int[Tensor, "B n"]) -> Float[Tensor, "B 3 H W"]:
-        """What the ids still say of the image; to look at, and to test."""
-        light, red, blue, across, down = self._numbers_of(ids).unbind(-1)
+        """Return the image that the ids describe, for figures and tests."""
+        # Clamped, since the outermost levels stand for everything beyond them.
+        numbers = self.fsq.pre_images_of(ids).clamp(-1.5, 1.5) * self.scale
+        light, red, blue, across, down = numbers.unbind(-1)
         flat = torch.stack([light + red, light - red - blue, light + blue], dim=2)  # the three differences sum to 0
         mean, slope = self.basis * self.patch  # inverse of a basis divided by sqrt(p): times p
         shape = across[..., None, None] * torch.outer(mean, slope) + down[..., None, None] * torch.outer(slope, mean)

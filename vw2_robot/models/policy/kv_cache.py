@@ -1,16 +1,18 @@
-"""Key-value caches for decoding: one written for Llama-shaped models, and that of transformers for all others.
+"""Key-value caches for decoding: one for Llama-shaped models, and that of transformers for all others.
 
 Place in the flow: under `backbone.py`; used by `LatentPolicy.decode` and never in training. A model of a few million
 parameters spends most of a token's time in the bookkeeping of transformers (masks, cache objects, output classes), not
-in arithmetic. `StaticCache` runs the layers of Llama, Mistral, Qwen2 and Qwen3 itself: memory reserved once, rotations
-prepared once, projections that read the same input done together (`llama_weights.py`), grouped queries without copies
-of keys, of a prompt only what its last position needs, and of an instruction that was read before nothing at all.
+in arithmetic. `StaticCache` runs the layers of Llama, Mistral, Qwen2 and Qwen3 itself. What makes it fast: memory is
+reserved and rotary factors are computed once; projections of the same input are one product (`llama_weights.py`);
+grouped queries need no copies of keys; the last layer computes the last position alone; and an instruction that was
+read before is taken from the instruction cache.
 
 Both caches give the last position's state after the final norm, equal to the model's own forward pass up to float
 rounding (tested to 2e-6).
 """
 
-# B batch · S new positions · t positions so far · C most positions · E head width · D width
+# B batch · S new positions · t positions so far · C capacity · E head width · D width
+# queries, keys: numbers of heads
 from __future__ import annotations
 
 import inspect
@@ -24,15 +26,22 @@ from torch import Tensor, nn
 
 from .llama_weights import LayerWeights, LlamaWeights
 
-# Instructions remembered per model, the latest ones.
-MOST_WORDS = 32
+# Instructions whose keys and values are kept per model, the latest ones.
+MAX_INSTRUCTIONS = 32
 
 
 class Cache(Protocol):
-    """What has been read so far. `advance` appends positions and returns the state of the last one."""
+    """The keys and values of what a model has read so far."""
 
     def advance(self, inputs: Tensor, *, mask: Tensor, positions: Tensor, **images: Tensor) -> Tensor:
-        """Inputs [B, S, D] or token ids [B, S]; mask [B, t + S]; positions [B, S]. Returns [B, D]."""
+        """Append positions and return the state of the last one, [B, D].
+
+        Args:
+            inputs: embeddings [B, S, D], or token ids [B, S].
+            mask: [B, t + S], False on padding.
+            positions: [B, S], real tokens count from 0.
+            images: image tensors of a vision-language model.
+        """
         ...
 
 
@@ -42,13 +51,14 @@ class LibraryCache:
     def __init__(self, model: Any) -> None:
         from transformers import DynamicCache
 
-        self._model, self._cache = model, DynamicCache()
+        self._model = model
+        self._cache = DynamicCache()
         self._takes_positions = takes_positions(model)
         parameters = inspect.signature(model.forward).parameters
         self._name = "cache" if "cache" in parameters else "past_key_values"  # transformers renamed it in 5.24
 
     def advance(self, inputs: Tensor, *, mask: Tensor, positions: Tensor, **images: Tensor) -> Tensor:
-        """One forward pass of the model over the new positions."""
+        """Run the model's forward pass over the new positions; see `Cache.advance`."""
         name = "inputs_embeds" if inputs.is_floating_point() else "input_ids"
         where = {"position_ids": positions} if self._takes_positions else {}
         out = self._model(
@@ -64,7 +74,7 @@ class LibraryCache:
 
 
 def takes_positions(model: Any) -> bool:
-    """Whether position ids are ours to give; models with multi-axis positions work them out from the image grid."""
+    """Return whether a model takes position ids; those with multi-axis positions derive them from the image grid."""
     return "position_ids" in inspect.signature(model.forward).parameters and not hasattr(model, "get_rope_index")
 
 
@@ -72,14 +82,15 @@ class StaticCache:
     """Keys and values of a Llama-shaped decoder in memory reserved once.
 
     Args:
-        weights: the decoder.
-        positions: [B, P], those of the prompt, left-padded.
-        further: most positions that will follow it.
+        weights: of the decoder.
+        positions: [B, P], those of the prompt, padded on the left.
+        further: most positions that will follow the prompt.
     """
 
     def __init__(self, weights: LlamaWeights, *, positions: Tensor, further: int) -> None:
         self._weights = weights
-        self._length, self._begun = 0, False
+        self._length = 0
+        self._begun = False
         self._padding: Tensor | None = None
         batch, prompt = positions.shape
         self._capacity = prompt + further
@@ -90,12 +101,13 @@ class StaticCache:
         cos, sin = weights.rotary(weights.norm, torch.cat([positions, later], dim=1))  # [B, C, E]
         half = weights.head_width // 2
         # rotate_half(x) * sin == x with its halves swapped * sin with its first half negated
-        self._cos, self._sin = cos[:, :, None], torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)[:, :, None]
+        self._cos = cos[:, :, None]
+        self._sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)[:, :, None]
 
-    def recall(self, parts: Sequence[Tensor]) -> int:
-        """Begin with what was read before: `memory` of one sequence per sample; returns how many positions that is.
+    def prefill(self, parts: Sequence[Tensor]) -> int:
+        """Fill the cache with `memory` of one sequence per sample, and return the number of positions filled.
 
-        Shorter ones stand to the right, as prompts do.
+        Shorter sequences stand to the right, as prompts do.
         """
         longest = max(part.shape[2] for part in parts)
         for sample, part in enumerate(parts):
@@ -105,91 +117,96 @@ class StaticCache:
 
     @property
     def memory(self) -> Tensor:
-        """Keys and values of the first sample so far: [layers, 2 keys, t, E]."""
+        """Return keys and values of the first sample so far: [layers, 2 keys, t, E]."""
         return self._memory[:, 0, :, : self._length]
 
     @torch.no_grad()
     def advance(self, inputs: Tensor, *, mask: Tensor, positions: Tensor, **images: Tensor) -> Tensor:
-        """Append S positions; `positions` were given to the constructor, and there are no `images`.
+        """Append S positions and return the state of the last one; `positions` must be those of the constructor.
 
         Raises:
             ValueError: more positions than the memory was reserved for.
         """
         batch, count, _ = inputs.shape
-        begin, end = self._length, self._length + count
+        begin = self._length
+        end = begin + count
+        queries = self._weights.queries
+        keys = self._weights.keys
         if end > self._capacity:
             raise ValueError(f"the cache was reserved for {self._capacity} positions, {end} were asked for")
-        if not self._begun and not bool(mask.all()):  # the one look at its values: what follows a prompt is no padding
-            self._padding = self._bias(F.pad(mask, (0, self._capacity - end), value=True))
-        self._length, self._begun = end, True
-        allowed = self._allowed(mask, begin, end)
+        # The mask's values are read once, at the prompt (on a GPU that waits for the device): nothing after it is
+        # padding.
+        if not self._begun and not bool(mask.all()):
+            seen = F.pad(mask, (0, self._capacity - end), value=True)
+            self._padding = self._weights.norm.new_zeros(seen.shape).masked_fill_(~seen, -torch.inf)
+        self._length = end
+        self._begun = True
+        bias = self._attention_bias(mask, begin, end)
         with torch.autocast(inputs.device.type, enabled=False):
-            turn = self._turn(begin, end)
+            # Rotary factors [B, S, queries + 2 keys, E]: queries and keys are rotated, values are multiplied by 1.
+            cos = self._cos[:, begin:end]
+            sin = self._sin[:, begin:end]
+            rotated = (-1, -1, queries + keys, -1)
+            kept = (-1, -1, keys, -1)
+            cos = torch.cat([cos.expand(rotated), torch.ones_like(cos).expand(kept)], dim=2)
+            sin = torch.cat([sin.expand(rotated), torch.zeros_like(sin).expand(kept)], dim=2)
             x = inputs.float().flatten(0, 1)
-            for number, (weights, memory) in enumerate(zip(self._weights.layers, self._memory.unbind(0), strict=True)):
-                heads = self._project(weights, x, (batch, count), turn)
-                memory[:, :, begin:end] = heads[:, :, self._weights.queries :].transpose(1, 2)
-                q = heads[:, :, : self._weights.queries]
-                if count > 1 and number == len(self._weights.layers) - 1:  # nothing reads the other positions any more
-                    x, q = x.view(batch, count, -1)[:, -1], q[:, -1:]
-                    allowed = (
-                        None if allowed is None else allowed[:, :, -(self._weights.queries // self._weights.keys) :]
-                    )
-                mixed = self._attend(memory[:, :, :end], q, allowed)
-                x = torch.addmm(x if weights.out_bias is None else x + weights.out_bias, mixed, weights.out)
-                x = self._mlp(weights, x)
-            return self._norm(x, self._weights.norm)
+            for number, (layer, memory) in enumerate(zip(self._weights.layers, self._memory.unbind(0), strict=True)):
+                # 1. Queries, keys and values; keys and values go into the memory.
+                heads = self._project(layer, self._rms_norm(x, layer.norm_attention), (batch, count), cos, sin)
+                memory[:, :, begin:end] = heads[:, :, queries:].transpose(1, 2)
+                q = heads[:, :, :queries]
+                # 2. In the last layer nothing reads the other positions any more.
+                if count > 1 and number == len(self._weights.layers) - 1:
+                    x = x.view(batch, count, -1)[:, -1]
+                    q = q[:, -1:]
+                    bias = None if bias is None else bias[:, :, -(queries // keys) :]
+                # 3. Attention and its output projection, added to the residual stream.
+                mixed = self._attend(memory[:, :, :end], q, bias)
+                x = torch.addmm(x if layer.out_bias is None else x + layer.out_bias, mixed, layer.out)
+                # 4. The gated MLP, both of its input projections as one product.
+                both = self._rms_norm(x, layer.norm_mlp) @ layer.gate_up
+                if layer.gate_up_bias is not None:
+                    both = both + layer.gate_up_bias
+                gate, up = both.chunk(2, dim=-1)
+                residual = x if layer.down_bias is None else x + layer.down_bias
+                x = torch.addmm(residual, self._weights.activation(gate) * up, layer.down)
+            return self._rms_norm(x, self._weights.norm)
 
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        """RMSNorm in few steps: on a CPU, torch's own falls apart into more and slower ones."""
+    def _rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Return RMSNorm in few operations: on a CPU, torch's own is made of more and slower ones."""
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         return x * torch.addcmul(self._weights.eps, length, length, value=1 / x.shape[-1]).rsqrt_() * weight
 
-    def _turn(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
-        """Factors of these positions for queries, keys and (1 and 0) values: [B, S, queries + 2 keys, E]."""
-        cos, sin = self._cos[:, begin:end], self._sin[:, begin:end]
-        turned, kept = (-1, -1, self._weights.queries + self._weights.keys, -1), (-1, -1, self._weights.keys, -1)
-        return (
-            torch.cat([cos.expand(turned), torch.ones_like(cos).expand(kept)], dim=2),
-            torch.cat([sin.expand(turned), torch.zeros_like(sin).expand(kept)], dim=2),
-        )
-
-    def _project(self, weights: LayerWeights, x: Tensor, shape: tuple[int, int], turn: tuple[Tensor, Tensor]) -> Tensor:
-        """Queries and keys, rotated, and values: [B, S, queries + 2 keys, E]."""
-        h = self._norm(x, weights.norm_attention)
-        out = h @ weights.qkv if weights.qkv_bias is None else torch.addmm(weights.qkv_bias, h, weights.qkv)
+    def _project(self, layer: LayerWeights, h: Tensor, shape: tuple[int, int], cos: Tensor, sin: Tensor) -> Tensor:
+        """Return queries and keys, rotated, and values: [B, S, queries + 2 keys, E]."""
+        out = h @ layer.qkv if layer.qkv_bias is None else torch.addmm(layer.qkv_bias, h, layer.qkv)
         heads = out.view(*shape, -1, self._weights.head_width)
-        if weights.norm_q is not None and weights.norm_k is not None:
+        if layer.norm_q is not None and layer.norm_k is not None:  # Qwen3
             q, k, v = heads.split([self._weights.queries, self._weights.keys, self._weights.keys], dim=2)
-            heads = torch.cat([self._norm(q, weights.norm_q), self._norm(k, weights.norm_k), v], dim=2)
+            heads = torch.cat([self._rms_norm(q, layer.norm_q), self._rms_norm(k, layer.norm_k), v], dim=2)
         first, second = heads.chunk(2, dim=-1)
-        return torch.addcmul(heads * turn[0], torch.cat([second, first], dim=-1), turn[1])
+        return torch.addcmul(heads * cos, torch.cat([second, first], dim=-1), sin)
 
-    def _attend(self, memory: Tensor, q: Tensor, allowed: Tensor | None) -> Tensor:
-        """[B * S, queries * E]. Queries that share a key head stand behind one another: no key is copied."""
+    def _attend(self, memory: Tensor, q: Tensor, bias: Tensor | None) -> Tensor:
+        """Return attended values [B * S, queries * E].
+
+        Queries that share a key head are stacked along the positions, so that no key is copied.
+        """
         batch, count, _, width = q.shape
         keys, values = memory.split(self._weights.keys, dim=1)
         if count == 1:
             grouped = q.view(batch, self._weights.keys, -1, width)
-            mixed = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=allowed, scale=self._weights.scale)
+            mixed = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=bias, scale=self._weights.scale)
             return mixed.reshape(batch, -1)
         grouped = q.unflatten(2, (self._weights.keys, -1)).transpose(1, 2).flatten(2, 3)
-        mixed = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=allowed, scale=self._weights.scale)
+        mixed = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=bias, scale=self._weights.scale)
         return mixed.unflatten(2, (count, -1)).transpose(1, 2).reshape(batch * count, -1)
 
-    def _mlp(self, weights: LayerWeights, x: Tensor) -> Tensor:
-        h = self._norm(x, weights.norm_mlp)
-        both = h @ weights.gate_up
-        if weights.gate_up_bias is not None:
-            both = both + weights.gate_up_bias
-        gate, up = both.chunk(2, dim=-1)
-        residual = x if weights.down_bias is None else x + weights.down_bias
-        return torch.addmm(residual, self._weights.activation(gate) * up, weights.down)
+    def _attention_bias(self, mask: Tensor, begin: int, end: int) -> Tensor | None:
+        """Return the causal mask as a bias [B, 1, S * groups, t + S]; None where nothing is masked.
 
-    def _allowed(self, mask: Tensor, begin: int, end: int) -> Tensor | None:
-        """[B, 1, S * groups, t + S], 0 where a query may look and -inf elsewhere; None where all may look everywhere.
-
-        Padding may look at itself, or its row of the softmax would be empty; nothing else looks at padding.
+        Padding attends to itself, or its row of the softmax would be empty; nothing else attends to padding.
         """
         groups = self._weights.queries // self._weights.keys
         if end - begin == 1:
@@ -197,39 +214,39 @@ class StaticCache:
         place = torch.arange(end, device=mask.device)
         rows = place[begin:, None]
         seen = mask[:, None] & (place <= rows)
-        return self._bias(seen | (place == rows))[:, None].repeat_interleave(groups, dim=2)
-
-    def _bias(self, seen: Tensor) -> Tensor:
-        """What attention adds to its scores: numbers, since a mask of truths would be made into them in each layer."""
-        return self._weights.norm.new_zeros(seen.shape).masked_fill_(~seen, -torch.inf)
+        seen = seen | (place == rows)
+        # Numbers, since a boolean mask would be converted to them in every layer.
+        bias = self._weights.norm.new_zeros(seen.shape).masked_fill_(~seen, -torch.inf)
+        return bias[:, None].repeat_interleave(groups, dim=2)
 
 
 class InstructionCache:
-    """What a decoder remembers of instructions that it has read: their keys and values, until its weights change.
+    """The keys and values of instructions that a decoder has read, kept until its weights change.
 
-    A policy looks at a new image every few steps and at the same words for a whole episode. Each instruction is read
-    by itself, so that what is remembered does not depend on the batch it first came in.
+    A policy gets a new image every few steps and the same instruction for a whole episode. Each instruction is read
+    by itself, so that the cached values do not depend on the batch in which it first appeared.
     """
 
     def __init__(self, weights: LlamaWeights, embed: nn.Module) -> None:
-        self.weights, self._embed = weights, embed
+        self.weights = weights
+        self._embed = embed
         self._version = -1
         self._known: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
 
     @torch.no_grad()
-    def of(self, words: tuple[int, ...]) -> Tensor:
-        """[layers, 2 keys, len(words), E]."""
+    def keys_and_values(self, instruction: tuple[int, ...]) -> Tensor:
+        """Return keys and values of an instruction's tokens: [layers, 2 keys, number of tokens, E]."""
         version = self.weights.version + self._embed.weight._version
         if version != self._version:
             self._known.clear()
             self._version = int(version)
-        if words not in self._known:
-            tokens = torch.tensor([words], device=self.weights.norm.device)
-            positions = torch.arange(len(words), device=tokens.device)[None]
+        if instruction not in self._known:
+            tokens = torch.tensor([instruction], device=self.weights.norm.device)
+            positions = torch.arange(len(instruction), device=tokens.device)[None]
             cache = StaticCache(self.weights, positions=positions, further=0)
             cache.advance(self._embed(tokens), mask=torch.ones_like(tokens).bool(), positions=positions)
-            self._known[words] = cache.memory
-            if len(self._known) > MOST_WORDS:
+            self._known[instruction] = cache.memory
+            if len(self._known) > MAX_INSTRUCTIONS:
                 self._known.popitem(last=False)
-        self._known.move_to_end(words)
-        return self._known[words]
+        self._known.move_to_end(instruction)
+        return self._known[instruction]

@@ -1,11 +1,11 @@
-"""Any language model or vision-language model of transformers, from a folder or a hub id, and again from a checkpoint.
+"""Loading of a language model or vision-language model of transformers, and rebuilding it from a checkpoint.
 
-Place in the flow: under `backbone.py`. `read_pretrained` loads weights, tokenizer and (for a VLM) image processor and
-describes them in plain JSON; that description travels in the policy's checkpoint as backbone.json, and
-`rebuild_pretrained` makes the same network from it, without the folder and without weights. Only safetensors weights
-are read, and no code that comes with a model is run, nor is anybody asked whether it may be.
+Place in the flow: under `backbone.py`. `read_pretrained` loads weights, tokenizer and (for a VLM) image processor from
+a folder or a hub id and describes them in plain JSON. That description is saved in the policy's checkpoint as
+backbone.json, and `rebuild_pretrained` makes the same network from it, without the folder and without weights. Only
+safetensors weights are read, and no code that comes with a model is ever run.
 
-Not used for the embedded default, which is a Llama from numbers.
+Not used for the embedded default, a small Llama that is built from its sizes.
 """
 
 from __future__ import annotations
@@ -29,29 +29,54 @@ MAX_LAYERS = 10_000
 
 
 class LibraryTokenizer:
-    """A tokenizer.json behind the two calls that we need; special strings in an instruction count as plain text."""
+    """A tokenizer.json with the interface of `Tokenizer`; special strings in an instruction count as plain text.
+
+    Args:
+        content: of tokenizer.json.
+        bos: token that begins every sequence; None where the model has none.
+        pad: token for padding.
+    """
 
     def __init__(self, content: str, *, bos: int | None, pad: int) -> None:
         from tokenizers import Tokenizer
 
-        self.content, self.bos, self.pad = content, bos, pad
+        self.content = content
+        self.bos = bos
+        self.pad = pad
         self.start: tuple[int, ...] = () if bos is None else (bos,)
         self._tokenizer = Tokenizer.from_str(content)
         self._tokenizer.encode_special_tokens = True
 
+    @classmethod
+    def from_transformers(cls, tokenizer: Any, weights: str) -> LibraryTokenizer:
+        """Take over the tokenizer that transformers loaded for the model `weights`.
+
+        Raises:
+            InputError: it has no tokenizer.json.
+        """
+        if not getattr(tokenizer, "is_fast", False):
+            raise InputError(
+                f"policy.backbone.weights={weights} has no tokenizer.json; convert its tokenizer to a fast one"
+            )
+        # Padding is masked out, so any token will do for a model without one of its own.
+        known = [tokenizer.pad_token_id, tokenizer.eos_token_id, 0]
+        pad = next(int(token) for token in known if token is not None)
+        bos = tokenizer.bos_token_id
+        return cls(tokenizer.backend_tokenizer.to_str(), bos=None if bos is None else int(bos), pad=pad)
+
     def encode(self, text: str, *, limit: int) -> list[int]:
-        """The first `limit` tokens of the lower-cased, stripped text."""
+        """Return the first `limit` tokens of the lower-cased, stripped text."""
         ids: list[int] = self._tokenizer.encode(text.strip().lower(), add_special_tokens=False).ids
         return ids[:limit]
 
     def describe(self) -> dict[str, Any]:
-        """What rebuilds it."""
+        """Return the arguments that rebuild it, for backbone.json."""
         return {"tokenizer_json": self.content, "bos": self.bos, "pad": self.pad}
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A transformers model, its tokenizer, its image processor (VLM only), and what rebuilds them."""
+    """A transformers model, its tokenizer, its image processor (VLM only), and the description that rebuilds them."""
 
     model: nn.Module
     tokenizer: LibraryTokenizer
@@ -60,7 +85,11 @@ class Pretrained:
 
 
 def read_pretrained(weights: str, *, kind: Kind) -> Pretrained:
-    """Load a model in float32 from a folder or a hub id, with whatever class transformers has for it.
+    """Load a model in float32, with the class that transformers has for it.
+
+    Args:
+        weights: a folder or a hub id.
+        kind: "causal" for a language model, "image_text" for a vision-language model.
 
     Raises:
         InputError: there is no such model, it is not of this kind, or a file is missing or unreadable.
@@ -83,19 +112,20 @@ def read_pretrained(weights: str, *, kind: Kind) -> Pretrained:
             f"policy.backbone.weights={weights} cannot be loaded as a {wanted} ({reason}); give a folder with "
             "config.json, model.safetensors and tokenizer.json, or a hub id"
         ) from error
-    ours = _library_tokenizer(tokenizer, weights)
+    library_tokenizer = LibraryTokenizer.from_transformers(tokenizer, weights)
     description = {
         "kind": kind,
         "transformers": transformers.__version__,
         "config": {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "auto_map")},
-        "tokenizer": ours.describe(),
+        "tokenizer": library_tokenizer.describe(),
         "image_processor": None if processor is None else json.loads(processor.to_json_string()),
     }
-    return Pretrained(model, ours, processor, json.loads(json.dumps(description, default=str)))
+    # Through JSON at once, so that the description is the same as the one in a checkpoint.
+    return Pretrained(model, library_tokenizer, processor, json.loads(json.dumps(description, default=str)))
 
 
 def rebuild_pretrained(description: dict[str, Any]) -> Pretrained:
-    """The same network with arbitrary weights, to be loaded from a checkpoint.
+    """Build the network of a description with arbitrary weights, which the checkpoint's weights then replace.
 
     Raises:
         InputError: the description was written by a later major version of transformers than is installed, or names
@@ -103,9 +133,18 @@ def rebuild_pretrained(description: dict[str, Any]) -> Pretrained:
     """
     import transformers
 
-    _refuse_code(description)
+    # The description may come from a downloaded file, so it is checked before transformers gets it.
+    for key, value in _entries(description):
+        if key == "auto_map":
+            raise InputError(
+                "backbone.json names code of its own (auto_map), which is never run; use a model that transformers "
+                "knows without it"
+            )
+        if "layer" in key and isinstance(value, int) and value > MAX_LAYERS:  # transformers lists them by name first
+            raise InputError(f"backbone.json: {key}={value}, expected at most {MAX_LAYERS}")
     _refuse_kernels(description, where="backbone.json")
-    here, there = transformers.__version__, str(description["transformers"])
+    here = transformers.__version__
+    there = str(description["transformers"])
     if int(here.split(".")[0]) < int(there.split(".")[0]):
         raise InputError(
             f"the policy's language model was described by transformers {there}, whose configurations transformers "
@@ -116,10 +155,11 @@ def rebuild_pretrained(description: dict[str, Any]) -> Pretrained:
     causal = description["kind"] == "causal"
     loader: Any = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForImageTextToText
     model = loader.from_config(config, dtype=torch.float32, trust_remote_code=False)
-    words = description["tokenizer"]
-    tokenizer = LibraryTokenizer(words["tokenizer_json"], bos=words["bos"], pad=words["pad"])
+    stored = description["tokenizer"]
+    tokenizer = LibraryTokenizer(stored["tokenizer_json"], bos=stored["bos"], pad=stored["pad"])
     processor = None
     if not causal:
+        # transformers builds image processors from files alone.
         with tempfile.TemporaryDirectory() as folder:
             for name, content in (("preprocessor_config", description["image_processor"]), ("config", values)):
                 content = content | ({"model_type": config.model_type} if name == "config" else {})
@@ -129,7 +169,7 @@ def rebuild_pretrained(description: dict[str, Any]) -> Pretrained:
 
 
 def _image_processor(folder: str) -> Any:
-    """The model's own, in its version without torchvision, which would tie us to one release of torch."""
+    """Load the model's image processor, in its version without torchvision, which needs one exact release of torch."""
     import transformers
 
     loader: Any = transformers.AutoImageProcessor
@@ -137,24 +177,6 @@ def _image_processor(folder: str) -> Any:
     if hasattr(processor, "do_image_splitting"):
         processor.do_image_splitting = False  # one view of one image; crops would multiply the prompt's length
     return processor
-
-
-def _refuse_code(description: Any) -> None:
-    """Refuse a description that names classes outside transformers, or a number of layers that fills the memory.
-
-    Those that we write do neither.
-
-    Raises:
-        InputError: at any depth.
-    """
-    for key, value in _entries(description):
-        if key == "auto_map":
-            raise InputError(
-                "backbone.json names code of its own (auto_map), which is never run; use a model that transformers "
-                "knows without it"
-            )
-        if "layer" in key and isinstance(value, int) and value > MAX_LAYERS:  # transformers lists them by name first
-            raise InputError(f"backbone.json: {key}={value}, expected at most {MAX_LAYERS}")
 
 
 def _refuse_kernels(values: Any, *, where: str) -> None:
@@ -174,7 +196,7 @@ def _refuse_kernels(values: Any, *, where: str) -> None:
 
 
 def _entries(values: Any) -> Iterator[tuple[str, Any]]:
-    """Every key with its value, at any depth."""
+    """Yield every key with its value, at any depth."""
     if isinstance(values, dict):
         for key, value in values.items():
             yield str(key), value
@@ -182,14 +204,3 @@ def _entries(values: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(values, list):
         for value in values:
             yield from _entries(value)
-
-
-def _library_tokenizer(tokenizer: Any, weights: str) -> LibraryTokenizer:
-    if not getattr(tokenizer, "is_fast", False):
-        raise InputError(
-            f"policy.backbone.weights={weights} has no tokenizer.json; convert its tokenizer to a fast one"
-        )
-    known = [tokenizer.pad_token_id, tokenizer.eos_token_id, 0]
-    pad = next(int(token) for token in known if token is not None)
-    bos = tokenizer.bos_token_id
-    return LibraryTokenizer(tokenizer.backend_tokenizer.to_str(), bos=None if bos is None else int(bos), pad=pad)

@@ -1,7 +1,7 @@
-"""The first image for a vision-language model: its own pixel tensors, and how many places it takes in the sequence.
+"""The first image for a vision-language model: its pixel tensors, and the number of image tokens in the sequence.
 
 Place in the flow: under `ar_policy.py`, `image: vlm` (method specification 2.4). The model's image processor makes
-the tensors; the places are its image token, repeated, between `<img>` and `</img>`. The text around it is laid out as
+the tensors; in the sequence its image token is repeated between `<img>` and `</img>`. The text around it is laid out as
 for every other policy. Differs from the model's chat processor on purpose: those of several families need torchvision,
 and add markers that an extended vocabulary makes superfluous.
 """
@@ -22,10 +22,10 @@ from vw2_robot.pixels import to_pixels
 
 
 class VLMImages:
-    """Makes image tensors for one model, and counts their tokens once per image size.
+    """The image processor of one model, with a count of image tokens per image size.
 
     Raises:
-        InputError: the model has no image token, or keeps its image features to itself.
+        InputError: the model has no image token, or no method that gives its image features.
     """
 
     def __init__(self, model: nn.Module, image_processor: Any) -> None:
@@ -40,14 +40,15 @@ class VLMImages:
         self.token = int(token)
         self._processor = image_processor
         self._counts: dict[tuple[int, ...], int] = {}
-        asked = inspect.signature(model.base_model.forward).parameters  # type: ignore[union-attr]
-        self._marks = [name for name in ("mm_token_type_ids", "token_type_ids") if name in asked]
+        parameters = inspect.signature(model.base_model.forward).parameters  # type: ignore[union-attr]
+        self._marks = [name for name in ("mm_token_type_ids", "token_type_ids") if name in parameters]
 
     def tensors(self, image: Float[Tensor, "B 3 H W"]) -> dict[str, Tensor]:
-        """Pixels in [-1, 1] -> what the model's forward pass takes, each [B, R, ...]."""
-        frames = to_pixels(image).cpu().numpy()
-        made = self._processor(images=[[frame] for frame in frames], return_tensors="pt")
-        batch = len(frames)
+        """Return the image tensors of the model's forward pass for pixels in [-1, 1], each [B, R, ...]."""
+        images = to_pixels(image).cpu().numpy()
+        made = self._processor(images=[[one] for one in images], return_tensors="pt")
+        batch = len(images)
+        # Some models put the rows (crops, patches) of all samples into one axis.
         return {
             name: value.to(image.device).unflatten(0, (batch, value.shape[0] // batch))
             for name, value in made.items()
@@ -56,7 +57,7 @@ class VLMImages:
 
     @torch.no_grad()
     def count(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> int:
-        """n, places that one image takes: as many as the model makes features of it."""
+        """Return n, the image tokens of one image: as many as the model makes features of it."""
         shape = tuple(tensors["pixel_values"].shape[1:])
         if shape not in self._counts:
             found = model.get_image_features(**flat_rows({k: v[:1] for k, v in tensors.items()}))  # type: ignore[operator]
@@ -66,11 +67,11 @@ class VLMImages:
         return self._counts[shape]
 
     def marks(self, tokens: Int[Tensor, "B S"]) -> dict[str, Tensor]:
-        """Which tokens are image, for the models whose forward pass asks."""
+        """Return which tokens are image, for the models whose forward pass has an argument for it."""
         where = (tokens == self.token).long()
         return dict.fromkeys(self._marks, where)
 
 
 def flat_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """[B, R, ...] -> [B * R, ...], as transformers wants them."""
+    """Return image tensors [B, R, ...] as [B * R, ...], the layout of transformers."""
     return {name: value.flatten(0, 1) for name, value in tensors.items()}

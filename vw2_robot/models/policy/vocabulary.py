@@ -1,12 +1,12 @@
-"""The vocabulary of a language model, extended by our tokens; and the words of an instruction as tokens.
+"""The tokenizers of instructions, and the vocabulary of a language model extended by image and latent tokens.
 
 Place in the flow: under `backbone.py`. Method specification 2.3. After the V0 rows that a model brings come
 `<lat> </lat> <img> </img> <instr> </instr>`, then the image tokens (`image: discrete` only), then the V latent
-tokens, last and contiguous; rows that fill the table up to a round number come behind them and are never used. Old rows
+tokens, last and contiguous; rows that fill the table up to a round number follow them and are never used. Old rows
 and old logits stay bit-equal, in the input table and in an untied output table.
 """
 
-# V0 old rows · V latent codes · L digits per code · D width
+# V0 old rows · V latent codes · L code dimensions · D width
 from __future__ import annotations
 
 import re
@@ -28,37 +28,43 @@ LatentInit = Literal["fsq", "normal"]
 
 
 class Tokenizer(Protocol):
-    """Words -> token ids of the old vocabulary."""
+    """The interface of a tokenizer: text -> token ids of the old vocabulary."""
 
     start: tuple[int, ...]
-    """`<bos>`, or nothing where the model knows none"""
+    """`<bos>`, or nothing where the model has none"""
     pad: int
 
     def encode(self, text: str, *, limit: int) -> list[int]:
-        """The first `limit` tokens of the lower-cased, stripped text, without special tokens."""
+        """Return the first `limit` tokens of the lower-cased, stripped text, without special tokens."""
         ...
 
 
 class ByteTokenizer:
-    """UTF-8 bytes as tokens 0..255, then pad, bos, eos, unk. Needs no file and knows every language."""
+    """UTF-8 bytes as tokens 0..255, then pad, bos, eos, unk. It needs no file and reads every language."""
 
-    pad, bos, eos, unk = 256, 257, 258, 259
+    pad = 256
+    bos = 257
+    eos = 258
+    unk = 259
     size = 260
     start: tuple[int, ...] = (bos,)
 
     def encode(self, text: str, *, limit: int) -> list[int]:
-        """The first `limit` bytes of the lower-cased, stripped text."""
+        """Return the first `limit` bytes of the lower-cased, stripped text."""
         return list(text.strip().lower().encode("utf-8")[:limit])
 
 
 class WordTokenizer:
-    """One token for each word that instructions for robots are made of, bytes for every other.
+    """One token for each common word of robot instructions, bytes for every other word.
 
-    Tokens 0..259 are those of `ByteTokenizer`, then come the words of instruction_words.txt. A space stands
-    between two words only where both are spelled. Punctuation is spelled.
+    Tokens 0..259 are those of `ByteTokenizer`, then come the words of instruction_words.txt. A space is encoded only
+    between two words that are both in bytes. Punctuation is in bytes.
     """
 
-    pad, bos, eos, unk = ByteTokenizer.pad, ByteTokenizer.bos, ByteTokenizer.eos, ByteTokenizer.unk
+    pad = ByteTokenizer.pad
+    bos = ByteTokenizer.bos
+    eos = ByteTokenizer.eos
+    unk = ByteTokenizer.unk
     start: tuple[int, ...] = (bos,)
 
     def __init__(self) -> None:
@@ -66,7 +72,7 @@ class WordTokenizer:
         self.size = ByteTokenizer.size + len(self._tokens)
 
     def encode(self, text: str, *, limit: int) -> list[int]:
-        """The first `limit` words, or bytes of words, of the lower-cased, stripped text."""
+        """Return the first `limit` words, or bytes of words, of the lower-cased, stripped text."""
         tokens: list[int] = []
         spelled = False
         for word in re.findall(r"[a-z0-9]+|[^a-z0-9\s]+", text.lower()):
@@ -80,18 +86,18 @@ class WordTokenizer:
 
 @cache
 def instruction_words() -> tuple[str, ...]:
-    """The words that have a token of their own. Their order is part of every checkpoint: the list never changes."""
+    """Return the words that have a token. Their order is part of every checkpoint: the list never changes."""
     return tuple(Path(__file__).with_name("instruction_words.txt").read_text(encoding="utf-8").split())
 
 
 EmbeddedTokenizer = ByteTokenizer | WordTokenizer
-"""Of the embedded language model."""
+"""tokenizers of the embedded language model"""
 TOKENIZERS: dict[str, type[EmbeddedTokenizer]] = {"bytes": ByteTokenizer, "words": WordTokenizer}
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Where each kind of token lies in the extended vocabulary (saved as tokens.json)."""
+    """The ranges of each kind of token in the extended vocabulary (saved as tokens.json)."""
 
     base: int
     special: dict[str, int]
@@ -102,7 +108,7 @@ class Vocabulary:
     """first image token, one past the last; None unless images are discrete tokens"""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for tokens.json."""
+        """Return plain values for tokens.json."""
         return asdict(self) | {
             "latent": list(self.latent),
             "levels": list(self.levels),
@@ -121,9 +127,14 @@ def extend_vocabulary(
 ) -> Vocabulary:
     """Append the special, image and latent tokens to a transformers model; old rows and old logits stay bit-equal.
 
-    With `latent_init="fsq"` the rows of codes start as the mean of the old rows plus a random linear map of the code
-    plus a little noise, so that neighbors among the codes start as neighbors; with "normal" they are the mean plus
-    noise. Input and (untied) output embeddings get the same treatment.
+    Args:
+        model: changed in place; input and (untied) output embeddings alike.
+        fsq: the latent codes.
+        generator: on the CPU; gives the new rows.
+        image_fsq: the image tokens, if images are discrete tokens.
+        latent_init: "fsq": rows of codes start as the mean of the old rows plus a random linear map of the code plus
+            a little noise, so that neighbors among the codes start as neighbors; "normal": as the mean plus noise.
+        pad_to_multiple_of: the tables are filled up to a multiple of this.
     """
     base = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
     special = {token: base + i for i, token in enumerate(SPECIAL_TOKENS)}
@@ -146,7 +157,7 @@ def extend_vocabulary(
 
 
 def embedding_tables(model: nn.Module) -> list[nn.Parameter]:
-    """The weights of input and output embeddings; one where they are tied."""
+    """Return the weights of input and output embeddings; one where they are tied."""
     inputs = model.get_input_embeddings().weight  # type: ignore[operator]
     outputs = model.get_output_embeddings().weight  # type: ignore[operator]
     return [inputs] if outputs is inputs else [inputs, outputs]
@@ -155,7 +166,8 @@ def embedding_tables(model: nn.Module) -> list[nn.Parameter]:
 def _code_rows(
     table: Tensor, fsq: FSQ, latent_init: LatentInit, generator: torch.Generator, before: Tensor | None = None
 ) -> Tensor:
-    """Offsets of one row per code. `before`: rows without a code whose noise is drawn first and added in place."""
+    """Return offsets of one row per code. `before`: rows without a code whose noise is sampled first, in place."""
+    # The order of the random numbers is part of every seed: mixing matrix, rows without a code, codes.
     codes = fsq.codes_of(torch.arange(fsq.vocabulary))
     plain = 0 if before is None else len(before)
     mixing = torch.randn(codes.shape[1], table.shape[1], generator=generator)

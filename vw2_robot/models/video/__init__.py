@@ -1,1 +1,1 @@
-"""The video diffusion model: what the scene looks like, given codes."""
+"""The video diffusion model: it renders video from latent codes and a first frame."""

@@ -1,10 +1,10 @@
-"""Codes -> the context tokens that the video diffusion model attends to, and who may see which of them.
+"""The projection of codes to context tokens of the video diffusion model, and the masks of its cross-attention.
 
-Place in the flow: between the dLDM's codes and the cross-attention of `vdm.py`, in the slot where text was. Method
+Place in the flow: between the dLDM's codes and the cross-attention of `vdm.py`, in place of the text. Method
 specification 1.6 and 1.7; Table A.2 of the paper compares the MLP alone (`layers=0`) with causal self-attention.
 """
 
-# B batch · M latent steps · N codes per step · L digits per code · S = 1 + M*N keys (null token first)
+# B batch · M latent steps · N codes per step · L code dimensions · S = 1 + M*N keys (null token first)
 # D width of the cross-attention · Q queries of the video diffusion model
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class CodeProjection(nn.Module):
-    """MLP, step and slot embedding, block-causal self-attention; a null token in front, which is all frame 0 sees."""
+    """MLP, step and slot embedding, block-causal self-attention; a null token in front, the only one for frame 0."""
 
     def __init__(
         self, *, fsq_dims: int, latent_steps: int, queries: int, width: int, layers: int, head_dim: int = 64
@@ -35,12 +35,13 @@ class CodeProjection(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, codes: Float[Tensor, "B M N L"]) -> Float[Tensor, "B S D"]:
-        """A token sees the tokens of steps <= its own; the null token sees itself."""
-        batch, steps, queries, _ = codes.shape
-        tokens = self.mlp(codes) + self.step[:steps, None] + self.slot
+        """Return context tokens. A token attends to those of its own step and before; the null token to itself."""
+        batch, latent_steps, queries, _ = codes.shape
+        tokens = self.mlp(codes) + self.step[:latent_steps, None] + self.slot
         tokens = rearrange(tokens, "b m n d -> b (m n) d")
+        # The null token is what frame 0 attends to, and every frame where the codes are dropped.
         tokens = torch.cat([self.null.expand(batch, 1, -1), tokens], dim=1)
-        hidden = ~visible_keys(key_steps(steps, queries, tokens.device), "causal")
+        hidden = ~visible_keys(key_steps(latent_steps, queries, tokens.device), "causal")
         for layer in self.layers:
             tokens = layer(tokens, src_mask=hidden)
         out: Tensor = self.norm(tokens)
@@ -48,20 +49,30 @@ class CodeProjection(nn.Module):
 
 
 def key_steps(latent_steps: int, queries: int, device: torch.device) -> Tensor:
-    """Latent step of every context token: 0 for the null token, then k for each of the N codes of step k."""
+    """Return the latent step of every context token: 0 for the null token, then k for the N codes of step k.
+
+    Args:
+        latent_steps: M.
+        queries: N, codes per step.
+        device: of the result.
+    """
     return torch.cat(
         [torch.zeros(1, dtype=torch.long), torch.arange(1, latent_steps + 1).repeat_interleave(queries)]
     ).to(device)
 
 
-def visible_keys(key_steps: Tensor, visibility: str, frames: Tensor | None = None) -> Bool[Tensor, "Q S"]:
-    """True where a query of latent frame `frames[q]` may see a key of step `key_steps[s]`.
+def visible_keys(key_steps: Tensor, visibility: str, query_frames: Tensor | None = None) -> Bool[Tensor, "Q S"]:
+    """Return True where a query may attend to a key.
 
-    causal: steps <= the frame; current: the frame's own step and the null token; none: everything (release parity).
+    Args:
+        key_steps: latent step of each key, from `key_steps`.
+        visibility: causal: steps <= the query's frame; current: its own step and the null token; none: everything, as
+            in the release.
+        query_frames: latent frame of each query; None: the queries are the keys.
     """
-    frames = key_steps if frames is None else frames
+    query_frames = key_steps if query_frames is None else query_frames
     if visibility == "none":
-        return torch.ones(len(frames), len(key_steps), dtype=torch.bool, device=key_steps.device)
+        return torch.ones(len(query_frames), len(key_steps), dtype=torch.bool, device=key_steps.device)
     if visibility == "causal":
-        return key_steps[None] <= frames[:, None]
-    return (key_steps[None] == frames[:, None]) | (key_steps[None] == 0)
+        return key_steps[None] <= query_frames[:, None]
+    return (key_steps[None] == query_frames[:, None]) | (key_steps[None] == 0)

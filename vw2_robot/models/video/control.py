@@ -1,8 +1,9 @@
-"""The control branch: the dLDM's coarse clip becomes residuals of the video diffusion model's first blocks.
+"""The control branch (ControlNet): the control video becomes residuals of the video diffusion model's first blocks.
 
-Place in the flow: beside the transformer in `vdm.py`, in the manner of ControlNet. Two variants with one meaning,
-`residuals[i]` is added to the output of block i, and both begin at exactly zero, so that a new branch changes no bit of
-what the transformer says. Method specification 1.8. Table 3a of the paper is about having this branch at all.
+Place in the flow: beside the transformer in `vdm.py`; the control video is the coarse clip of the dLDM, as latents.
+There are two variants. In both `residuals[i]` is added to the output of block i, and both begin at exactly zero, so
+that a new branch changes no bit of the transformer's output. Method specification 1.8. Table 3a of the paper compares
+training with and without this branch.
 """
 
 # B batch · K latent frames · C latent channels · h, w latent grid · Q = K * h/2 * w/2 tokens · W width of a token
@@ -10,8 +11,9 @@ what the transformer says. Method specification 1.8. Table 3a of the paper is ab
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -23,31 +25,31 @@ from torch.utils.checkpoint import checkpoint
 
 from .cosmos import blocks_of, plain_state
 
-# Of the released branch: how strongly it speaks, and the widths between the hint's patches and the transformer.
+# Of the released branch: the weight of its residuals, and the widths between control patches and transformer.
 FULL_WEIGHT = 0.5
 FULL_CONTROL_WIDTHS = (16, 16, 32, 32, 96, 96, 256)
 
 
 class LightControl(nn.Module):
-    """Hint patches, a small MLP, one zero-initialized linear per block; the choice for tiny models and LoRA."""
+    """Patches of the control video, a small MLP, one zero-initialized linear per block; for tiny models and LoRA."""
 
     def __init__(self, channels: int, *, width: int, hidden: int, blocks: int) -> None:
         super().__init__()
         self.embed = nn.Conv3d(channels, hidden, (1, 2, 2), stride=(1, 2, 2))
         self.mlp = nn.Sequential(nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU())
-        self.out = nn.ModuleList(_zero(nn.Linear(hidden, width)) for _ in range(blocks))
+        self.out = nn.ModuleList(_zero_linear(hidden, width) for _ in range(blocks))
 
     def forward(self, control_video: Float[Tensor, "B C K h w"]) -> list[Float[Tensor, "B Q W"]]:
-        """One residual per controlled block."""
+        """Return one residual per controlled block."""
         tokens = self.mlp(rearrange(self.embed(control_video), "b c k h w -> b (k h w) c"))
         return [layer(tokens) for layer in self.out]
 
 
 class FullControl(nn.Module):
-    """Copies of the first blocks, run on the noisy clip with the same times and codes; the hint enters after the first.
+    """Copies of the first blocks, run on the noisy clip with the same times and codes; control enters after the first.
 
-    Patch and time embedding and rotary positions are the transformer's own. The release pads the hint's 16 channels
-    with zeros to 128 before its patches; weights on zeros never learn, so they are left out here.
+    Patch embedding, time embedding and rotary positions are the transformer's. Differs from the release, which pads the
+    16 channels of the control video with zeros to 128: weights on zeros never learn, so they are left out here.
     """
 
     def __init__(self, transformer: nn.Module, channels: int, *, width: int, blocks: int) -> None:
@@ -57,12 +59,15 @@ class FullControl(nn.Module):
         widths = (width, *FULL_CONTROL_WIDTHS, width)
         layers = [layer for i, o in pairwise(widths) for layer in (nn.SiLU(), nn.Linear(i, o))]
         self.mlp = nn.Sequential(*layers)
-        _zero(self.mlp[-1])
-        self.after = nn.ModuleList(_zero(nn.Linear(width, width)) for _ in range(blocks))
+        last = layers[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.after = nn.ModuleList(_zero_linear(width, width) for _ in range(blocks))
         self.checkpointing = False
 
     def copy_blocks(self, transformer: nn.Module) -> None:
-        """Make the blocks equal to the transformer's as they are now (adapters left out)."""
+        """Copy the transformer's present weights into the blocks (without adapters)."""
         for copied, block in zip(self.blocks, blocks_of(transformer), strict=False):
             copied.load_state_dict(plain_state(block))
 
@@ -74,12 +79,21 @@ class FullControl(nn.Module):
         context: Float[Tensor, "B S D"],
         control_video: Float[Tensor, "B C K h w"],
     ) -> list[Float[Tensor, "B Q W"]]:
-        """One residual per copied block; `x` is what the transformer sees, marks of the first frame included."""
-        batch, _, frames = x.shape[:3]
+        """Return one residual per copied block.
+
+        Args:
+            transformer: gives the embeddings; not changed.
+            x: its input, with the channel that marks the first frame.
+            times: noise level of each latent frame.
+            context: projected codes.
+            control_video: latents of the coarse clip.
+        """
+        batch, _, num_frames = x.shape[:3]
         tokens = transformer.patch_embed(x).flatten(1, 3)  # type: ignore[operator]
-        per_frame = tokens.shape[1] // frames
+        per_frame = tokens.shape[1] // num_frames
+        # One noise level per latent frame, repeated for its tokens.
         temb, embedded = (
-            t.view(batch, frames, -1).repeat_interleave(per_frame, dim=1)
+            t.view(batch, num_frames, -1).repeat_interleave(per_frame, dim=1)
             for t in transformer.time_embed(tokens, times.flatten())  # type: ignore[operator]
         )
         rotary = transformer.rope(x, fps=None)  # type: ignore[operator]
@@ -97,11 +111,20 @@ class FullControl(nn.Module):
 
 @contextmanager
 def residuals_added(transformer: nn.Module, residuals: Sequence[Tensor]) -> Iterator[None]:
-    """Inside, the first blocks answer with their residual added; outside, no hook is left, not even after an error."""
+    """Add the residuals to the outputs of the first blocks inside the `with`; afterwards no hook is left.
+
+    Args:
+        transformer: its blocks get forward hooks.
+        residuals: one for each of the first blocks; empty: nothing is changed.
+    """
+
+    def add(module: nn.Module, args: Any, output: Tensor, *, residual: Tensor) -> Tensor:
+        return output + residual.to(output.dtype)
+
     handles = []
     if residuals:
         for block, residual in zip(blocks_of(transformer)[: len(residuals)], residuals, strict=True):
-            handles.append(block.register_forward_hook(_adder(residual)))
+            handles.append(block.register_forward_hook(partial(add, residual=residual)))
     try:
         yield
     finally:
@@ -109,15 +132,9 @@ def residuals_added(transformer: nn.Module, residuals: Sequence[Tensor]) -> Iter
             handle.remove()
 
 
-def _adder(residual: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-    def add(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        return output + residual.to(output.dtype)
-
-    return add
-
-
-def _zero(layer: nn.Module) -> nn.Module:
-    assert isinstance(layer, nn.Linear)
+def _zero_linear(width_in: int, width_out: int) -> nn.Linear:
+    # Built as usual, so that the global generator moves on as for any other layer.
+    layer = nn.Linear(width_in, width_out)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer

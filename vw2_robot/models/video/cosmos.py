@@ -1,4 +1,4 @@
-"""diffusers' Cosmos-Predict2 parts, wrapped and not forked: transformer, VAE, scheduler, attention masks, adapters.
+"""Wrappers of diffusers' Cosmos-Predict2 parts: transformer, VAE, scheduler, attention masks, adapters.
 
 Place in the flow: below `vdm.py` and `video_codec.py`. diffusers and peft are imported when something is built. Masks
 enter through attention processors and adapters through peft, so the names and shapes of all weights stay those of stock
@@ -6,7 +6,7 @@ diffusers; `cosmos_folder.py` reads and writes them. Method specification 1.12.
 
 The padding mask: stock diffusers needs torchvision to resize a mask that is zero for whole images. Here both mask
 channels are given together, so `in_channels` grows by one and `concat_padding_mask` is off while running. The weights
-are the same, and a saved folder says what the stock model says.
+are the same, and a saved folder has the options of the stock model.
 """
 
 from __future__ import annotations
@@ -30,31 +30,29 @@ class Masks:
 
 
 def build_transformer(options: Mapping[str, Any]) -> nn.Module:
-    """A `CosmosTransformer3DModel` with random weights; `options` are those of the stock constructor."""
+    """Build a `CosmosTransformer3DModel` with random weights; `options` are those of the stock constructor."""
     diffusers = require("diffusers", extra="train")
-    model: nn.Module = diffusers.CosmosTransformer3DModel(**_as_run(options))
+    # While running, the padding mask is one of the input channels (see the module docstring).
+    in_channels = options["in_channels"] + int(options["concat_padding_mask"])
+    model: nn.Module = diffusers.CosmosTransformer3DModel(
+        **{**options, "in_channels": in_channels, "concat_padding_mask": False}
+    )
     return model
 
 
-def _as_run(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The constructor's options while running: the padding mask counts among the channels."""
-    padding = int(options["concat_padding_mask"])
-    return {**options, "in_channels": options["in_channels"] + padding, "concat_padding_mask": False}
-
-
 def build_vae(base_dim: int, *, dim_mult: Sequence[int], res_blocks: int) -> Any:
-    """An `AutoencoderKLWan` of 16 latent channels with random weights."""
+    """Build an `AutoencoderKLWan` of 16 latent channels with random weights; the arguments are `WanConfig`'s fields."""
     diffusers = require("diffusers", extra="train")
     return diffusers.AutoencoderKLWan(base_dim=base_dim, dim_mult=list(dim_mult), num_res_blocks=res_blocks)
 
 
 def build_scheduler() -> Any:
-    """The flow-match Euler scheduler; its noise levels are given by the caller."""
+    """Build the flow-match Euler scheduler; the caller sets its noise levels."""
     return require("diffusers", extra="train").FlowMatchEulerDiscreteScheduler()
 
 
 def blocks_of(transformer: nn.Module) -> list[nn.Module]:
-    """The transformer's blocks in their order."""
+    """Return the transformer's blocks in their order."""
     blocks = transformer.transformer_blocks
     assert isinstance(blocks, nn.ModuleList)
     return list(blocks)
@@ -67,14 +65,15 @@ def install_masks(blocks: Iterable[nn.Module], masks: Masks) -> None:
     class MaskedProcessor(CosmosAttnProcessor2_0):
         def __init__(self, kind: Literal["cross", "self_attention"]) -> None:
             super().__init__()  # type: ignore[no-untyped-call]
-            self.kind, self.masks = kind, masks  # an attribute, so that a deep copy of the model has its own
+            self.kind = kind
+            self.masks = masks  # an attribute, so that a deep copy of the model gets a copy of the masks
 
         def __call__(
             self,
             attn: Any,
             hidden_states: Tensor,
             encoder_hidden_states: Tensor | None = None,
-            attention_mask: Tensor | None = None,  # diffusers' own is [B, S] only; ours comes from `masks`
+            attention_mask: Tensor | None = None,  # that of diffusers can be [B, S] only; `masks` has one per query
             image_rotary_emb: Any = None,
         ) -> Tensor:
             mask = getattr(self.masks, self.kind)
@@ -87,9 +86,9 @@ def install_masks(blocks: Iterable[nn.Module], masks: Masks) -> None:
 
 
 def add_lora(transformer: nn.Module, rank: int) -> None:
-    """Put rank-`rank` adapters on attention and feed-forward layers; at the start they change no bit.
+    """Put LoRA adapters of that rank on attention and feed-forward layers; at the start they change no bit.
 
-    Adapters are float32 whatever the transformer is kept in.
+    Adapters are float32, whatever the precision of the transformer.
     """
     peft = require("peft", extra="cosmos")
     config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=list(LORA_TARGETS))
@@ -100,12 +99,12 @@ def add_lora(transformer: nn.Module, rank: int) -> None:
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter of that name belongs to an adapter."""
+    """Return whether a parameter of that name belongs to an adapter."""
     return ".lora_" in name
 
 
 def plain_state(module: nn.Module, *, merged: bool = False) -> dict[str, Tensor]:
-    """The weights under stock diffusers' names, without adapters, or with `merged` added into their layers."""
+    """Return the weights under stock diffusers' names, without adapters; with `merged`, adapters are added to them."""
     state = {
         name.replace(".base_layer.", "."): value
         for name, value in module.state_dict().items()
@@ -114,6 +113,7 @@ def plain_state(module: nn.Module, *, merged: bool = False) -> dict[str, Tensor]
     if merged:
         for name, layer in module.named_modules():
             if hasattr(layer, "get_delta_weight"):
+                # Summed in float32: an adapter's update is smaller than what bfloat16 resolves.
                 weight = state[f"{name}.weight"]
                 state[f"{name}.weight"] = (weight.float() + layer.get_delta_weight("default").float()).to(weight.dtype)
     return state

@@ -1,12 +1,12 @@
-"""Folders in the layout of diffusers: read into our models, written for stock diffusers. So comes the 2B model.
+"""Reading and writing of weight folders in the layout of diffusers, such as the one of Cosmos-Predict2-2B.
 
     transformer/  config.json, *.safetensors      CosmosTransformer3DModel
     vae/          config.json, *.safetensors      AutoencoderKLWan
     scheduler/    scheduler_config.json           FlowMatchEulerDiscreteScheduler
 
 Place in the flow: before the first step of a run that starts from pretrained weights, and after the last. Nothing is
-downloaded and no pickle is read; further parts of a folder (text encoder, tokenizer) are not looked at. The folder must
-have the size that the configuration describes, so that a checkpoint alone can rebuild its model without the folder.
+downloaded and no pickle is read; further parts of a folder (text encoder, tokenizer) are ignored. The folder must have
+the size that the configuration describes, so that a checkpoint alone can rebuild its model without the folder.
 """
 
 from __future__ import annotations
@@ -26,9 +26,18 @@ from .cosmos import build_scheduler, plain_state
 
 
 def load_weights(module: nn.Module, path: str | Path, part: str, *, section: str) -> dict[str, Any]:
-    """Copy the weights of the stock model in `path`/`part` into `module`; returns that model's configuration.
+    """Copy the weights of the stock model in `path`/`part` into `module`.
 
-    Adapters of `module` stay as they are. Weights take the precision that `module` is kept in.
+    Adapters of `module` stay as they are. Weights are converted to the precision of `module`.
+
+    Args:
+        module: a model of diffusers, changed in place.
+        path: the folder.
+        part: its sub-folder, "transformer" or "vae".
+        section: section of the configuration that describes the size, for messages.
+
+    Returns:
+        The stock model's configuration.
 
     Raises:
         InputError: no such folder, a model of another size, weights missing or unreadable.
@@ -42,14 +51,14 @@ def load_weights(module: nn.Module, path: str | Path, part: str, *, section: str
         )
     kind: Any = type(module)
     facts = _same_size(module, kind, folder, section=section)
-    # diffusers fills an empty model with it, so the weights are held twice and not three times; the Cosmos transformer,
-    # which keeps a part in float32, it does not load at all without.
+    # With accelerate diffusers fills an empty model, so the weights are held twice and not three times. The Cosmos
+    # transformer, which keeps a part in float32, is not loaded at all without it.
     require("accelerate", extra="cosmos")
     try:
         loaded, report = kind.from_pretrained(
             str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True
         )
-    except Exception as error:  # as above, and safetensors has exceptions of its own
+    except Exception as error:  # of many kinds: those of diffusers, accelerate and safetensors
         raise InputError(f"the weights in {folder} cannot be read ({error}); copy the folder again") from error
     found = loaded.state_dict()
     # A tensor that no file of a sharded folder holds stays on the meta device without being reported as missing.
@@ -63,20 +72,23 @@ def load_weights(module: nn.Module, path: str | Path, part: str, *, section: str
 
 
 def _same_size(module: Any, kind: Any, folder: Path, *, section: str) -> dict[str, Any]:
-    """The configuration in `folder`, where it describes weights like those of `module`."""
+    """Return the configuration in `folder`; refuse one that describes other weights than those of `module`."""
     limit = AllocationLimit.like(plain_state(module), what=f"{folder}/config.json")
     try:
         with limit, torch.device("meta"):
             stock = kind.from_config(kind.load_config(str(folder), local_files_only=True))
     except InputError:
         raise
-    except Exception as error:  # a library is given sizes and names of strangers
+    except Exception as error:  # of many kinds: the library gets unchecked values
         raise InputError(f"{folder}/config.json describes no {kind.__name__}: {error}") from error
     facts = dict(stock.config)
+    # rope_scale changes no shape, so it is compared by its value.
+    scales = tuple(module.config.get("rope_scale") or ())
+    stock_scales = tuple(facts.get("rope_scale") or ())
     found, wanted = ({k: tuple(v.shape) for k, v in s.items()} for s in (stock.state_dict(), plain_state(module)))
     for name, mine, theirs in (
         *((k, wanted.get(k), found.get(k)) for k in sorted(found.keys() | wanted.keys())),
-        ("rope_scale", _scales(module.config), _scales(facts)),
+        ("rope_scale", scales, stock_scales),
     ):
         if mine != theirs:
             raise InputError(
@@ -86,17 +98,18 @@ def _same_size(module: Any, kind: Any, folder: Path, *, section: str) -> dict[st
     return facts
 
 
-def _scales(config: Mapping[str, Any]) -> tuple[float, ...]:
-    return tuple(config.get("rope_scale") or ())
-
-
 def save_weights(
     module: nn.Module, path: str | Path, part: str, *, options: Mapping[str, Any] | None = None, merged: bool = True
 ) -> None:
     """Write `module` as `path`/`part`, readable by stock `from_pretrained`, under a temporary name first.
 
-    `options` replace entries of the configuration that is written. Adapters go into the weights with `merged`; else
-    the weights are the untouched ones and the adapters lie beside them as stock `load_lora_adapter` reads them.
+    Args:
+        module: a model of diffusers.
+        path: the folder.
+        part: its sub-folder.
+        options: replace entries of the configuration that is written.
+        merged: add adapters to the weights; else the base weights are written, and the adapters beside them as stock
+            `load_lora_adapter` reads them.
     """
     kind: Any = type(module)
     with torch.device("meta"):

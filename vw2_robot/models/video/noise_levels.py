@@ -1,7 +1,7 @@
-"""Noise levels of the video diffusion model: how they are drawn, weighted and stepped through.
+"""Noise levels of the video diffusion model: how they are sampled in training, weighted, and stepped through.
 
 Place in the flow: arithmetic below `vdm.py`, no weights. Rectified flow with t = sigma / (1 + sigma) in (0, 1): the
-network sees (1-t) x0 + t eps and answers the velocity v = eps - x0. Method specification 1.12.
+network gets (1-t) x0 + t eps and predicts the velocity v = eps - x0. Method specification 1.12.
 """
 
 # B batch · K latent frames · C latent channels · h, w latent grid
@@ -18,22 +18,34 @@ CLEAN_TIME = 1e-4 / (1 + 1e-4)
 # Size of what moves, in units of the codec's latents (EDM preconditioning, Karras et al. 2022); measured: 1.06.
 CHANGE_STD = 1.0
 # With this probability the noise level comes from a log-uniform tail over (200, 1e5) instead of the log-normal.
-TAIL_PROBABILITY, TAIL_LOW, TAIL_HIGH = 0.05, 200.0, 1e5
-# Sampling goes from the first to the second sigma, evenly spaced in the seventh root.
-SIGMA_FIRST, SIGMA_LAST, ORDER = 80.0, 0.002, 7
+TAIL_PROBABILITY = 0.05
+TAIL_LOW = 200.0
+TAIL_HIGH = 1e5
+# Sampling goes from the first to the last sigma, evenly spaced in the seventh root (Karras et al. 2022).
+SIGMA_FIRST = 80.0
+SIGMA_LAST = 0.002
+ORDER = 7
 
 
 def sample_times(batch: int, generator: torch.Generator, *, num_frames: int, shift: float = 1.0) -> Float[Tensor, " B"]:
-    """Training noise levels t: ln sigma ~ N(0, 1), sigma times `shift` sqrt(K = `frames`), with a log-uniform tail."""
+    """Sample noise levels t of training: ln sigma ~ N(0, 1), sigma times `shift` sqrt(K), with a log-uniform tail.
+
+    Args:
+        batch: how many.
+        generator: on the CPU.
+        num_frames: K, latent frames; more frames hide less under the same noise.
+        shift: see `VDMConfig.noise_shift`.
+    """
     sigma = torch.randn(batch, generator=generator).exp() * math.sqrt(num_frames) * shift
-    low, high = math.log(TAIL_LOW), math.log(TAIL_HIGH)
+    low = math.log(TAIL_LOW)
+    high = math.log(TAIL_HIGH)
     tail = (low + (high - low) * torch.rand(batch, generator=generator)).exp()
     sigma = torch.where(torch.rand(batch, generator=generator) < TAIL_PROBABILITY, tail, sigma)
     return sigma / (1 + sigma)
 
 
 def loss_weight(time: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """What the squared velocity error is multiplied by, in [0.5, 1).
+    """Return the weight of the squared velocity error, in [0.5, 1).
 
     w(sigma) ||x0 - x0_hat||^2 with w = (1 + sigma^2)/sigma^2 equals (1 + sigma^2)/(1 + sigma)^2 ||v - v_hat||^2; with
     sigma = t/(1-t) the latter factor is t^2 + (1-t)^2: bounded, and no cancellation at small sigma.
@@ -42,9 +54,10 @@ def loss_weight(time: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
 
 
 def sampling_times(num_steps: int) -> Float[Tensor, " S"]:
-    """Decreasing t of a sampling run (Karras spacing)."""
+    """Return the decreasing t of a sampling run (Karras spacing)."""
     ramp = torch.linspace(0, 1, num_steps)
-    first, last = SIGMA_FIRST ** (1 / ORDER), SIGMA_LAST ** (1 / ORDER)
+    first = SIGMA_FIRST ** (1 / ORDER)
+    last = SIGMA_LAST ** (1 / ORDER)
     sigma = (first + ramp * (last - first)) ** ORDER
     return sigma / (1 + sigma)
 
@@ -55,10 +68,19 @@ def velocity_of_change(
     time: Float[Tensor, " B"],
     first: Float[Tensor, "B C h w"],
 ) -> Float[Tensor, "B C K h w"]:
-    """The velocity of a network whose output `out` is the preconditioned difference of x0 from the first frame."""
+    """Return the velocity for a network that predicts the difference of x0 from the first frame, preconditioned.
+
+    Args:
+        out: the network's output.
+        noisy: its input, (1-t) x0 + t eps.
+        time: t of each sample.
+        first: clean latents of frame 0.
+    """
+    # Clamped, since both ends divide by zero.
     t = time.clamp(1e-3, 1 - 1e-6)[:, None, None, None, None]
     sigma = t / (1 - t)
     still = first[:, :, None]
-    known = CHANGE_STD**2 / (sigma**2 + CHANGE_STD**2)  # how far the noisy clip itself can be believed
+    # EDM preconditioning: c_skip is the share of the noisy clip in the estimate, sigma sqrt(c_skip) the output's scale.
+    known = CHANGE_STD**2 / (sigma**2 + CHANGE_STD**2)
     change = known * (noisy / (1 - t) - still) + sigma * known.sqrt() * out
     return (noisy - (still + change)) / t

@@ -1,13 +1,13 @@
-"""The video diffusion model that paints appearance, steered by latent codes and a coarse clip.
+"""The video diffusion model (VDM): it renders appearance, conditioned on latent codes and a coarse clip.
 
 Place in the flow: beside the dLDM in phase 2. diffusers' `CosmosTransformer3DModel` is wrapped, never subclassed or
-changed: codes come in as `encoder_hidden_states`, masks through attention processors, control through forward hooks,
-adapters through peft, so the inner model's weights stay loadable by stock diffusers both ways. Method specification
-1.6, 1.7, 1.8, 1.12. What it is made of: `code_projection.py`, `control.py`, `cosmos.py`.
+changed: codes enter as `encoder_hidden_states`, masks through attention processors, control through forward hooks,
+adapters through peft. So its weights load in stock diffusers, and those of stock diffusers here. Method specification
+1.6, 1.7, 1.8, 1.12. Its parts are in `code_projection.py`, `control.py` and `cosmos.py`.
 
-Noise (`noise_levels.py`): rectified flow; the network sees (1-t) x0 + t eps and answers the velocity v = eps - x0.
-Latent frame 0 is the conditioning frame: always clean, never in the loss. diffusers is imported when a
-model is built, not with this module.
+Noise (`noise_levels.py`): rectified flow; the network gets (1-t) x0 + t eps and predicts the velocity v = eps - x0.
+Latent frame 0 is the conditioning frame: always clean, never in the loss. diffusers is imported when a model is built,
+not with this module.
 """
 
 # B batch · K latent frames · M = K-1 latent steps · N codes per step · C latent channels · h, w latent grid
@@ -58,27 +58,27 @@ class VDMConfig:
     prediction: Literal["velocity", "change"] = "velocity"
     """what the network's output means. velocity: eps - x0, as in pretrained weights; change: the preconditioned
     difference of x0 from the first frame, from which the velocity follows. An untrained network then starts at a still
-    image instead of at noise, and all that is left to learn is motion: the choice for models trained from nothing"""
+    image instead of at noise, so that it learns motion alone: for models trained from scratch"""
     noise_shift: float = 1.0
-    """what the noise levels of training are multiplied by. Above 1 for latents in which what moves is much larger than
-    one, such as the DCT codec's: there little noise hides no motion, and the VDM has no use for the codes"""
+    """factor of the noise levels in training. Above 1 for latents whose motion is much larger than one, such as those
+    of the DCT codec: weak noise hides no motion there, and the VDM learns to ignore the codes"""
     control: Literal["light", "full", "none"] = "light"
     """light: an MLP on the coarse clip; full: copies of the first blocks, as released"""
     control_layers: int = 0
-    """blocks that the branch speaks to; 0: all (light), 3 (full)"""
+    """blocks that get a residual of the branch; 0: all (light), 3 (full)"""
     control_width: Count = 64
-    """inside the light branch"""
+    """width inside the light branch"""
     code_dropout: float = 0.1
-    """per sample, all codes hidden (null context), so that guidance is possible"""
+    """probability per sample that all codes are hidden (null context), as classifier-free guidance needs it"""
     train: Literal["full", "lora", "frozen"] = "full"
-    """what of the transformer learns in phase 2 (Table A.3); projection and control branch always do"""
+    """what of the transformer is trained in phase 2 (Table A.3); projection and control branch always are"""
     lora_rank: int = 16
     init: Literal["prior", "random"] = "prior"
     """phase 2 begins with the video prior (its own stage, or `weights`), or with random weights (Table A.3)"""
     weights: str | None = None
     """folder in diffusers' layout whose transformer/ is the prior, instead of training one"""
     frozen_precision: Literal["float32", "bf16"] = "float32"
-    """lora and frozen, with `weights`: in which the transformer's own weights are kept; bf16 halves them"""
+    """lora and frozen, with `weights`: precision of the transformer's frozen weights; bf16 halves their memory"""
 
     def __post_init__(self) -> None:
         if self.head_dim < 12:
@@ -106,17 +106,17 @@ class VDMConfig:
 
     @property
     def width(self) -> int:
-        """W, of the transformer's tokens."""
+        """Return W, the width of the transformer's tokens."""
         return self.heads * self.head_dim
 
     @property
     def controlled(self) -> int:
-        """How many blocks the control branch speaks to."""
+        """Return how many blocks get a residual of the control branch."""
         return self.control_layers or {"light": self.layers, "full": 3, "none": 0}[self.control]
 
 
 class Geometry(NamedTuple):
-    """What the VDM must know of its neighbors: latent channels and grid, latent steps, codes per step, digits."""
+    """Sizes that other parts define: latent channels and grid, latent steps, codes per step, code dimensions."""
 
     channels: int
     latent_steps: int
@@ -127,9 +127,16 @@ class Geometry(NamedTuple):
 
 
 class VDM(nn.Module):
-    """Wrapper that owns the transformer, the code projection, the control branch, the loss and the sampler.
+    """Transformer, code projection and control branch in one module, with the loss and the sampler.
 
     Names and shapes of all parameters follow from the configuration alone, adapters included.
+
+    Args:
+        config: size of the transformer and how codes enter it.
+        geometry: sizes that codec and dLDM define.
+
+    Raises:
+        ValueError: the latent grid is odd; patches are 2 x 2.
     """
 
     def __init__(self, config: VDMConfig, geometry: Geometry) -> None:
@@ -138,7 +145,8 @@ class VDM(nn.Module):
             raise ValueError(
                 f"the latent grid must be even in both directions, found {geometry.height} x {geometry.width}"
             )
-        self.config, self.geometry = config, geometry
+        self.config = config
+        self.geometry = geometry
         self.projection = CodeProjection(
             fsq_dims=geometry.fsq_dims,
             latent_steps=geometry.latent_steps,
@@ -158,7 +166,7 @@ class VDM(nn.Module):
                 self.transformer, geometry.channels, width=config.width, blocks=config.controlled
             )
         if config.frozen_precision == "bf16":
-            nn.Module.to(self.transformer, torch.bfloat16)  # diffusers' own `to` warns without cause
+            nn.Module.to(self.transformer, torch.bfloat16)  # the `to` of diffusers warns without cause
         if config.train == "lora":
             add_lora(self.transformer, config.lora_rank)
         self._masks = Masks()
@@ -167,33 +175,33 @@ class VDM(nn.Module):
             install_masks(self.control.blocks, self._masks)
 
     def trainable_parameters(self, *, prior: bool = False) -> list[nn.Parameter]:
-        """The parameters that may move, in a fixed order; marks them, and no others, as learning.
+        """Return the parameters to be trained, in a fixed order; only these get `requires_grad`.
 
-        With `prior` (the stage before phase 2) those are transformer and projection. In phase 2 they are projection,
-        control branch, and of the transformer what `config.train` says: everything, the adapters, or nothing.
+        Args:
+            prior: for the stage before phase 2: transformer and projection. In phase 2: projection, control branch,
+                and of the transformer everything, the adapters, or nothing (`config.train`).
         """
         chosen = []
         for name, parameter in self.named_parameters():
             part = name.split(".", 1)[0]
-            if part == "transformer":
-                learns = not is_adapter(name) if prior else self._transformer_learns(name)
+            if part != "transformer":
+                trained = part == "projection" or not prior
+            elif prior:
+                trained = not is_adapter(name)
             else:
-                learns = part == "projection" or not prior
-            parameter.requires_grad_(learns)
-            if learns:
+                trained = {"full": True, "lora": is_adapter(name), "frozen": False}[self.config.train]
+            parameter.requires_grad_(trained)
+            if trained:
                 chosen.append(parameter)
         return chosen
 
-    def _transformer_learns(self, name: str) -> bool:
-        return {"full": True, "lora": is_adapter(name), "frozen": False}[self.config.train]
-
     def finish_prior(self) -> None:
-        """To be called once, between prior and phase 2: copied control blocks become those of the trained prior."""
+        """Copy the trained prior into the control branch; call it once, between prior and phase 2."""
         if isinstance(self.control, FullControl):
             self.control.copy_blocks(self.transformer)
 
     def load_folder(self, path: str | Path) -> None:
-        """Take the transformer of a folder in diffusers' layout as the prior, and finish it.
+        """Load the transformer of a folder in diffusers' layout as the prior, and call `finish_prior`.
 
         Raises:
             InputError: there is no such folder, or it holds another size than the configuration describes.
@@ -202,9 +210,12 @@ class VDM(nn.Module):
         self.finish_prior()
 
     def save_folder(self, path: str | Path, *, merged: bool = True) -> None:
-        """Write transformer/ and scheduler/ so that stock diffusers loads them; `merged` adds adapters to the weights.
+        """Write transformer/ and scheduler/ so that stock diffusers loads them.
 
-        Unmerged, the transformer is written as it was before phase 2 and the adapters lie beside it.
+        Args:
+            path: the folder.
+            merged: add adapters to the weights; else the weights from before phase 2 are written, and the adapters
+                beside them.
         """
         stock = {key: stock_options(self.config, self.geometry)[key] for key in ("in_channels", "concat_padding_mask")}
         save_weights(self.transformer, path, "transformer", options=stock, merged=merged)
@@ -226,22 +237,37 @@ class VDM(nn.Module):
         control_video: Float[Tensor, "B C K h w"] | None,
         keep_codes: Bool[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B C K h w"]:
-        """Predicted velocity eps - x0.
+        """Return the predicted velocity eps - x0.
 
-        `first` (clean) replaces latent frame 0; entries of `keep_codes` that are False see the null token alone;
-        `hint=None` leaves the control branch out.
+        Args:
+            noisy: (1-t) x0 + t eps.
+            time: t of each sample.
+            first: clean latents of frame 0, which replace latent frame 0.
+            codes: quantized codes.
+            control_video: latents of the coarse clip; None leaves the control branch out.
+            keep_codes: samples with False get the null token alone.
         """
-        batch, _, frames, height, width = noisy.shape
+        batch, _, num_frames, height, width = noisy.shape
+        # 1. Latent frame 0 is given clean, with a channel that marks it and a noise level of nearly zero. The second
+        # channel, where there is one, would mark padding.
         x = torch.cat([first[:, :, None], noisy[:, :, 1:]], dim=2)
-        # Marks the conditioning frame; the second channel, where there is one, would mark padding.
-        marks = x.new_zeros(batch, 1 + self.config.padding_channel, frames, height, width)
+        marks = x.new_zeros(batch, 1 + self.config.padding_channel, num_frames, height, width)
         marks[:, 0, 0] = 1.0
-        times = time[:, None].repeat(1, frames)
+        times = time[:, None].repeat(1, num_frames)
         times[:, 0] = CLEAN_TIME
+        # 2. Codes as context, and who may attend to which of them.
         context = self.projection(codes)
-        self._set_masks(frames, height, width, keep_codes, x.device)
-        with self._precision(x.device):
-            residuals = self._residuals(torch.cat([x, marks], dim=1), times, context, control_video)
+        self._set_masks(num_frames, height, width, keep_codes, x.device)
+        # 3. Transformer with control. Weights kept in bfloat16 run in bfloat16; else the caller's autocast decides.
+        is_bf16 = self.config.frozen_precision == "bf16"
+        with torch.autocast(x.device.type, dtype=torch.bfloat16) if is_bf16 else nullcontext():
+            residuals: list[Tensor] = []
+            if self.control is not None and control_video is not None:
+                if isinstance(self.control, LightControl):
+                    residuals = self.control(control_video)
+                else:
+                    marked = torch.cat([x, marks], dim=1)
+                    residuals = self.control(self.transformer, marked, times, context, control_video)
             with residuals_added(self.transformer, residuals):
                 out = self.transformer(
                     hidden_states=x,
@@ -256,21 +282,10 @@ class VDM(nn.Module):
             return prediction
         return velocity_of_change(out.float(), noisy, time, first)
 
-    def _precision(self, device: torch.device) -> Any:
-        """Weights kept in bfloat16 run in bfloat16; otherwise the caller's autocast decides."""
-        half = self.config.frozen_precision == "bf16"
-        return torch.autocast(device.type, dtype=torch.bfloat16) if half else nullcontext()
-
-    def _residuals(self, x: Tensor, times: Tensor, context: Tensor, control_video: Tensor | None) -> list[Tensor]:
-        if self.control is None or control_video is None:
-            return []
-        if isinstance(self.control, LightControl):
-            return list(self.control(control_video))
-        return list(self.control(self.transformer, x, times, context, control_video))
-
     def _set_masks(
         self, num_frames: int, height: int, width: int, keep_codes: Tensor | None, device: torch.device
     ) -> None:
+        """Set cross- and self-attention masks of the next forward pass."""
         per_frame = (height // 2) * (width // 2)
         frame_of_query = torch.arange(num_frames, device=device).repeat_interleave(per_frame)
         keys = key_steps(num_frames - 1, self.geometry.queries, device)
@@ -292,10 +307,17 @@ class VDM(nn.Module):
         generator: torch.Generator,
         drop_codes: bool = False,
     ) -> Float[Tensor, ""]:
-        """Weighted velocity error over latent frames 1 .. K-1 whose step is valid.
+        """Return the weighted velocity error over latent frames 1 .. K-1 whose step is valid.
 
-        `generator` lives on the CPU. `drop_codes` hides the codes of every sample: what is then trained is the prior.
+        Args:
+            latents: clean latents x0 of a clip.
+            codes: quantized codes.
+            control_video: latents of the coarse clip; None leaves the control branch out.
+            valid: False on latent steps that hold padding.
+            generator: on the CPU.
+            drop_codes: hide the codes of every sample, to train the prior.
         """
+        # The order of the random numbers is part of every seed: noise level, noise, dropout of codes.
         device = latents.device
         shift = self.config.noise_shift
         time = sample_times(latents.shape[0], generator, num_frames=self.geometry.latent_steps + 1, shift=shift).to(
@@ -307,6 +329,7 @@ class VDM(nn.Module):
         t = time[:, None, None, None, None]
         noisy = (1 - t) * latents + t * noise
         predicted = self.velocity(noisy, time, latents[:, :, 0], codes, control_video=control_video, keep_codes=keep)
+        # float32 on purpose: a mean of squares.
         with torch.autocast(device.type, enabled=False):
             error = F.mse_loss(predicted.float(), noise - latents, reduction="none")[:, :, 1:].mean(dim=(1, 3, 4))
             weight = loss_weight(time)[:, None] * valid
@@ -322,12 +345,20 @@ class VDM(nn.Module):
         generator: torch.Generator,
         num_steps: int = 10,
     ) -> Float[Tensor, "B C K h w"]:
-        """Latents of a clip from first frame, codes and coarse clip; Euler over Karras noise levels 80 .. 0.002."""
+        """Return latents of a clip, sampled by Euler steps over Karras noise levels 80 .. 0.002.
+
+        Args:
+            first: clean latents of frame 0.
+            codes: quantized codes.
+            control_video: latents of the coarse clip; None leaves the control branch out.
+            generator: on the CPU.
+            num_steps: of the sampler.
+        """
         scheduler = build_scheduler()
         scheduler.set_timesteps(sigmas=sampling_times(num_steps).tolist(), device=first.device)
         batch, channels, height, width = first.shape
-        frames = codes.shape[1] + 1
-        x = torch.randn(batch, channels, frames, height, width, generator=generator).to(first.device)
+        num_frames = codes.shape[1] + 1
+        x = torch.randn(batch, channels, num_frames, height, width, generator=generator).to(first.device)
         for time, t in zip(scheduler.timesteps, scheduler.sigmas[:-1], strict=True):
             predicted = self.velocity(x, t.expand(batch).to(x), first, codes, control_video=control_video)
             x = scheduler.step(predicted, time, x, return_dict=False)[0]
@@ -335,7 +366,7 @@ class VDM(nn.Module):
 
 
 def stock_options(config: VDMConfig, geometry: Geometry) -> dict[str, Any]:
-    """The options of the stock transformer's constructor; `configs/model/paper.yaml` gives those of the 2B model."""
+    """Return the options of the stock transformer's constructor; `configs/model/paper.yaml` has the 2B model's."""
     return {
         "in_channels": geometry.channels + 1,  # + the mask that marks the conditioning frame
         "out_channels": geometry.channels,

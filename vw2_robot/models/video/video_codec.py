@@ -1,9 +1,9 @@
-"""Pixels <-> latents for the video diffusion model: the fixed DCT codec and the pretrained VAE behind one call.
+"""The codecs of the video diffusion model, pixels <-> latents: a fixed DCT codec and the pretrained VAE.
 
 Place in the flow: between the clip and `vdm.py`. `DCTCodec` is the parameter-free default: blocks of s x p x p pixels
 keep their lowest frequencies. It is exactly causal per latent step, invertible up to its band limit (37 to 39 dB on
-smooth clips with p = 4), and runs everywhere. `WanCodec` wraps diffusers' `AutoencoderKLWan`, the VAE that
-Cosmos-Predict2 was trained with; it never learns here. Method specification section 1.12.
+smooth clips with p = 4), and needs no download. `WanCodec` wraps diffusers' `AutoencoderKLWan`, the VAE that
+Cosmos-Predict2 was trained with; it is always frozen. Method specification section 1.12.
 
 Layout: pixels are [B, T, 3, H, W] in [-1, 1]; latents are diffusers' [B, C, K, h, w], where latent frame 0 is frame 0
 alone and latent frame k holds frames s(k-1)+1 .. sk, the same convention as the dLDM's steps.
@@ -29,7 +29,7 @@ from .cosmos_folder import load_weights
 
 @dataclass(frozen=True)
 class WanConfig:
-    """Size of the VAE. Defaults: Wan 2.1, 126.9 M parameters; its strides (4 in time, 8 in space) are fixed."""
+    """Size of the VAE. Defaults: Wan 2.1, 126.9 M parameters; its strides are 4 in time and 8 in space."""
 
     base_dim: int = 96
     dim_mult: tuple[int, ...] = (1, 2, 4, 4)
@@ -42,7 +42,7 @@ class WanConfig:
 
 @dataclass(frozen=True)
 class CodecConfig:
-    """Which codec, its block size, and how many of the lowest frequencies `dct` keeps along each axis."""
+    """The kind of codec, its block size, and how many of the lowest frequencies `dct` keeps along each axis."""
 
     kind: Literal["dct", "wan"] = "dct"
     stride: Count = 4
@@ -53,7 +53,7 @@ class CodecConfig:
     """wan only: a folder in diffusers' layout whose sub-folder vae/ is read when a run begins"""
     wan: WanConfig = field(default_factory=WanConfig)
     precision: Literal["float32", "bf16"] = "bf16"
-    """wan only: in which the frozen weights are kept and run; latents are float32 in any case"""
+    """wan only: precision of the frozen weights and their arithmetic; latents are float32 in any case"""
 
     def __post_init__(self) -> None:
         if self.kind == "wan":
@@ -71,12 +71,13 @@ class CodecConfig:
 
     @property
     def channels(self) -> int:
-        """C, latent channels: three colors times keep^3 frequencies; 16 for Wan."""
+        """Return C, latent channels: three colors times keep^3 frequencies; 16 for Wan."""
         return 16 if self.kind == "wan" else 3 * self.keep**3
 
 
 def dct_basis(size: int, keep: int) -> Float[Tensor, "keep size"]:
-    """The first rows of the orthonormal DCT-II."""
+    """Return the first rows of the orthonormal DCT-II."""
+    # Computed in float64: rounding to float32 is then the only error.
     place = (torch.arange(size, dtype=torch.float64) + 0.5) * math.pi / size
     rows = torch.cos(torch.arange(keep, dtype=torch.float64)[:, None] * place) * math.sqrt(2.0 / size)
     rows[0] /= math.sqrt(2.0)
@@ -84,53 +85,56 @@ def dct_basis(size: int, keep: int) -> Float[Tensor, "keep size"]:
 
 
 class DCTCodec(nn.Module):
-    """Fixed orthonormal transform; `scale` (one number per channel, saved) brings latents to unit size."""
+    """A fixed orthonormal transform; `scale` (one number per channel, saved) brings latents to unit size."""
 
-    basis_t: Tensor
-    basis_s: Tensor
+    basis_time: Tensor
+    basis_space: Tensor
     scale: Tensor
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
         self.config = config
-        self.register_buffer("basis_t", dct_basis(config.stride, config.keep), persistent=False)
-        self.register_buffer("basis_s", dct_basis(config.block, config.keep), persistent=False)
+        self.register_buffer("basis_time", dct_basis(config.stride, config.keep), persistent=False)
+        self.register_buffer("basis_space", dct_basis(config.block, config.keep), persistent=False)
         self.register_buffer("scale", torch.ones(config.channels))
 
     @torch.no_grad()
     def measure(self, x: Float[Tensor, "B T 3 H W"]) -> None:
         """Set `scale` to the root mean square of each channel over the clips `x`, never below 1 % of the largest."""
+        # The floor keeps channels that are nearly constant from being amplified to noise.
         self.scale.fill_(1.0)
         size = self.encode(x).square().mean(dim=(0, 2, 3, 4)).sqrt()
         self.scale.copy_(size.clamp(min=float(size.max()) * 0.01))
 
     def encode(self, x: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B C K h w"]:
-        """T must be 1 + a multiple of the stride; the first frame is repeated so that it fills a block alone."""
-        s, p = self.config.stride, self.config.block
+        """Return latents. T must be 1 + a multiple of the stride; frame 0 is repeated, so that it fills a block."""
+        s = self.config.stride
+        p = self.config.block
         x = torch.cat([x[:, :1].expand(-1, s - 1, -1, -1, -1), x], dim=1)
         blocks = rearrange(x, "b (k s) c (h p) (w q) -> b k h w c s p q", s=s, p=p, q=p)
-        for basis in (self.basis_s, self.basis_s, self.basis_t):  # last axis first; the result moves to the front
+        # One axis after the other, the last one first; each result moves to the front of the three.
+        for basis in (self.basis_space, self.basis_space, self.basis_time):
             blocks = torch.movedim(blocks @ basis.T, -1, 5)
         latents = rearrange(blocks, "b k h w c i j l -> b (c i j l) k h w")
         return latents / self.scale[:, None, None, None]
 
     def decode(self, latents: Float[Tensor, "B C K h w"]) -> Float[Tensor, "B T 3 H W"]:
-        """The transpose of `encode`; the copies of the first frame are dropped."""
+        """Return pixels: the transpose of `encode`, without the copies of the first frame."""
         n = self.config.keep
         blocks = rearrange(
             latents * self.scale[:, None, None, None], "b (c i j l) k h w -> b k h w c i j l", c=3, i=n, j=n, l=n
         )
-        for basis in (self.basis_t, self.basis_s, self.basis_s):
+        for basis in (self.basis_time, self.basis_space, self.basis_space):
             blocks = torch.movedim(blocks, 5, -1) @ basis
         x = rearrange(blocks, "b k h w c s p q -> b (k s) c (h p) (w q)")
         return x[:, self.config.stride - 1 :]
 
 
 class WanCodec(nn.Module):
-    """The pretrained VAE, frozen: latents are the mean of the posterior, normalized by the VAE's own mean and size.
+    """The pretrained VAE, frozen: latents are the mean of the posterior, normalized by the VAE's mean and deviation.
 
     One clip at a time and without gradients, so that memory does not grow with the batch; inside a clip diffusers'
-    VAE goes through time in pieces of four frames.
+    VAE processes four frames at a time.
     """
 
     mean: Tensor
@@ -142,12 +146,12 @@ class WanCodec(nn.Module):
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         wan = config.wan
         vae = build_vae(wan.base_dim, dim_mult=wan.dim_mult, res_blocks=wan.res_blocks)
-        self.vae = nn.Module.to(vae, dtype).eval().requires_grad_(False)  # diffusers' own `to` warns without cause
+        self.vae = nn.Module.to(vae, dtype).eval().requires_grad_(False)  # the `to` of diffusers warns without cause
         self.register_buffer("mean", torch.tensor(vae.config.latents_mean))
         self.register_buffer("std", torch.tensor(vae.config.latents_std))
 
     def load_folder(self, path: str) -> None:
-        """Take the weights, mean and size of `path`/vae.
+        """Load weights, mean and deviation of `path`/vae.
 
         Raises:
             InputError: there is no such folder, or it holds a VAE of another size.
@@ -157,28 +161,29 @@ class WanCodec(nn.Module):
         self.std.copy_(torch.tensor(facts["latents_std"]))
 
     def measure(self, x: Float[Tensor, "B T 3 H W"]) -> None:
-        """Nothing: mean and size of the latents came with the weights."""
+        """Do nothing: mean and deviation of the latents came with the weights."""
 
     def train(self, mode: bool = True) -> WanCodec:
-        """The VAE stays in eval mode."""
+        """Stay in eval mode."""
         return super().train(False)
 
     @torch.no_grad()
     def encode(self, x: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B C K h w"]:
-        """T must be 1 + a multiple of 4; K = 1 + (T - 1) / 4."""
+        """Return latents. T must be 1 + a multiple of 4; K = 1 + (T - 1) / 4."""
         dtype = next(self.vae.parameters()).dtype
         with torch.autocast(x.device.type, enabled=False):
             clips = rearrange(x, "b t c h w -> b c t h w").to(dtype).split(1)
             latents = torch.cat([self.vae.encode(clip).latent_dist.mode() for clip in clips]).float()
+        # Unit size per channel, as the transformer was trained.
         return (latents - self.mean[:, None, None, None]) / self.std[:, None, None, None]
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "B C K h w"]) -> Float[Tensor, "B T 3 H W"]:
-        """Pixels in [-1, 1] (clamped by the VAE)."""
+        """Return pixels in [-1, 1] (clamped by the VAE)."""
         dtype = next(self.vae.parameters()).dtype
         with torch.autocast(latents.device.type, enabled=False):
-            pieces = (latents.float() * self.std[:, None, None, None] + self.mean[:, None, None, None]).to(dtype)
-            x = torch.cat([self.vae.decode(piece, return_dict=False)[0] for piece in pieces.split(1)])
+            unscaled = (latents.float() * self.std[:, None, None, None] + self.mean[:, None, None, None]).to(dtype)
+            x = torch.cat([self.vae.decode(clip, return_dict=False)[0] for clip in unscaled.split(1)])
         return rearrange(x.float(), "b c t h w -> b t c h w")
 
 
@@ -186,5 +191,5 @@ VideoCodec = DCTCodec | WanCodec
 
 
 def build_codec(config: CodecConfig) -> VideoCodec:
-    """The codec that is meant; Wan's weights are random until `load_folder` or a checkpoint fills them."""
+    """Build the codec; Wan's weights are random until `load_folder` or a checkpoint fills them."""
     return WanCodec(config) if config.kind == "wan" else DCTCodec(config)

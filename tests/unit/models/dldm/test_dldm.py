@@ -9,7 +9,7 @@ from vw2_robot.models.dldm.config import DLDMConfig, QFormerConfig
 from vw2_robot.models.dldm.dldm import DLDM, pad_to_stride
 
 TINY = DLDMConfig(
-    frames=13,
+    num_frames=13,
     height=16,
     width=16,
     stem=StemConfig("pixel", 4, 4, 1),
@@ -179,16 +179,16 @@ def test_a_code_mixes_with_its_two_predecessors_by_switch_and_with_no_later_one(
 
 
 def test_with_a_gap_only_every_gap_th_frame_is_read_and_reconstructed():
-    config = replace(TINY, frames=9, gap=4, stem=StemConfig("pixel", 1, 4, 1))
-    assert (config.stride, config.steps) == (4, 2)
+    config = replace(TINY, num_frames=9, gap=4, stem=StemConfig("pixel", 1, 4, 1))
+    assert (config.temporal_stride, config.latent_steps) == (4, 2)
     model = build(config)
     x = config.fake_clip(2)
     unseen = x.clone()
     unseen[:, [1, 2, 3, 5, 6, 7]] = 0.9
     assert torch.equal(model.indices(x), model.indices(unseen))
-    assert torch.equal(model.seen(x), x[:, ::4])
+    assert torch.equal(model.subsample(x), x[:, ::4])
     encoded = model.encode(x)
-    assert model.decode(encoded.codes_BMNL, encoded.anchor_BChw, x[:, 0]).shape == model.seen(x).shape
+    assert model.decode(encoded.codes_BMNL, encoded.anchor_BChw, x[:, 0]).shape == model.subsample(x).shape
 
 
 def test_a_learned_codebook_takes_the_place_of_fsq():
@@ -245,7 +245,7 @@ def test_encoding_keeps_the_training_mode_it_found():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"frames": 1}, "frames"),
+        ({"num_frames": 1}, "num_frames"),
         ({"height": 18}, "height"),
         ({"levels": ()}, "levels"),
         ({"gap": 0}, "gap"),
@@ -265,4 +265,4 @@ def test_wrong_image_size_is_refused():
 
 def test_paper_size_has_the_published_shape():
     config = DLDMConfig()
-    assert (config.stride, config.steps, config.grid, config.vocabulary) == (4, 23, (15, 26), 1000)
+    assert (config.temporal_stride, config.latent_steps, config.grid, config.vocabulary) == (4, 23, (15, 26), 1000)

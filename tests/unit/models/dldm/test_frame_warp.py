@@ -9,7 +9,7 @@ from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.dldm.frame_warp import FLOW_SCALE, FrameWarp
 
 TINY = DLDMConfig(
-    frames=9,
+    num_frames=9,
     height=16,
     width=16,
     stem=StemConfig("pixel", 4, 4, 1),

@@ -72,11 +72,11 @@ def test_entries_that_no_batch_uses_join_used_ones_and_stop_joining_late_in_trai
 
 def test_quantizer_stays_in_float32_under_autocast():
     vq, z = build().train(), torch.randn(32, 4)
-    twin = copy.deepcopy(vq)
+    clone = copy.deepcopy(vq)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         codes = vq(z)
     assert codes.dtype == torch.float32
-    assert torch.equal(codes, twin(z))
+    assert torch.equal(codes, clone(z))
 
 
 @pytest.mark.parametrize("size", [(1, 4), (8, 0)])

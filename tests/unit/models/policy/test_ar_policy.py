@@ -11,7 +11,7 @@ TINY = PolicyConfig(
     image_px=16,
     image_widths=(8, 16, 16),
 )
-WORDS = ["open the drawer", "push", "", "lift the red block from the table"]
+INSTRUCTIONS = ["open the drawer", "push", "", "lift the red block from the table"]
 
 
 def build(seed=0, **change):
@@ -32,8 +32,8 @@ def test_prompt_is_laid_out_as_documented():
     image = images(2)
     prompt = policy.prompt(["ab", "c"], image)
     special, tokenizer = policy.backbone.vocabulary.special, policy.backbone.tokenizer
-    words = policy.backbone.embed(torch.tensor([[ord("a"), ord("b")], [ord("c")] * 2])).mean(1)
-    soft = policy.image(image, words)
+    instructions = policy.backbone.embed(torch.tensor([[ord("a"), ord("b")], [ord("c")] * 2])).mean(1)
+    soft = policy.image(image, instructions)
     assert prompt.inputs.shape == (2, 2 + 2 + 2 + 4 + 2, 32)
 
     def row(*tokens):
@@ -52,10 +52,10 @@ def test_prompt_is_laid_out_as_documented():
     assert torch.equal(prompt.inputs[1, 1:3], row(tokenizer.bos, special["<instr>"]))
 
 
-@pytest.mark.parametrize(("image", "words"), [(images(2), ["a"]), (torch.zeros(1, 3, 8, 8), ["a"])])
-def test_images_of_another_size_or_number_are_refused(image, words):
+@pytest.mark.parametrize(("image", "instructions"), [(images(2), ["a"]), (torch.zeros(1, 3, 8, 8), ["a"])])
+def test_images_of_another_size_or_number_are_refused(image, instructions):
     with pytest.raises(ValueError, match=r"expects 1 images of shape \(3, 16, 16\)"):
-        build().prompt(words, image)
+        build().prompt(instructions, image)
 
 
 def test_states_predict_codes_from_what_comes_before_them_only():
@@ -86,7 +86,7 @@ def test_state_before_a_code_predicts_it_in_the_models_own_token_stream():
 
 def test_loss_counts_latent_positions_of_valid_steps_and_nothing_else():
     policy, codes = build(), some_codes(3, 2)
-    prompt = policy.prompt(WORDS[:3], images(3))
+    prompt = policy.prompt(INSTRUCTIONS[:3], images(3))
     valid = torch.tensor([[True, True], [True, False], [True, False]])
     loss, parts = policy.code_loss(policy.states(prompt, codes), codes, valid)
     logits = policy.backbone.latent_logits(policy.states(prompt, codes)).log_softmax(-1)
@@ -101,7 +101,7 @@ def test_loss_counts_latent_positions_of_valid_steps_and_nothing_else():
 
 def test_no_gradient_reaches_a_word_or_special_token_as_a_label():
     policy, codes = build(), some_codes(2, 1)
-    states = policy.states(policy.prompt(WORDS[:2], images(2)), codes)
+    states = policy.states(policy.prompt(INSTRUCTIONS[:2], images(2)), codes)
     policy.code_loss(states, codes, torch.ones(2, 1, dtype=torch.bool))[0].backward()
     gradient = policy.backbone.model.get_output_embeddings().weight.grad
     first = policy.backbone.vocabulary.latent[0]
@@ -120,7 +120,7 @@ def test_accuracy_counts_right_codes():
 
 def test_cached_decoding_equals_teacher_forcing_of_its_own_codes():
     policy = build()
-    prompt = policy.prompt(WORDS, images(4))
+    prompt = policy.prompt(INSTRUCTIONS, images(4))
     decoded = policy.decode(prompt, latent_steps=3)
     assert decoded.codes_BHN.shape == (4, 3, 4)
     states = policy.states(prompt, decoded.codes_BHN)
@@ -132,7 +132,7 @@ def test_greedy_decoding_equals_transformers_generate_on_the_same_embeddings():
     from transformers import LogitsProcessor, LogitsProcessorList
 
     policy = build()
-    prompt = policy.prompt(WORDS, images(4))
+    prompt = policy.prompt(INSTRUCTIONS, images(4))
     first, end = policy.backbone.vocabulary.latent
 
     class LatentsOnly(LogitsProcessor):
@@ -157,10 +157,10 @@ def test_greedy_decoding_equals_transformers_generate_on_the_same_embeddings():
 def test_prompts_of_different_lengths_in_a_batch_equal_one_by_one():
     policy, image = build(), images(4)
     codes = some_codes(4, 2)
-    together = policy.prompt(WORDS, image)
+    together = policy.prompt(INSTRUCTIONS, image)
     states, decoded = policy.states(together, codes), policy.decode(together, latent_steps=2)
-    for i, words in enumerate(WORDS):
-        alone = policy.prompt([words], image[i : i + 1])
+    for i, instructions in enumerate(INSTRUCTIONS):
+        alone = policy.prompt([instructions], image[i : i + 1])
         torch.testing.assert_close(policy.states(alone, codes[i : i + 1])[0], states[i], atol=5e-6, rtol=5e-6)
         single = policy.decode(alone, latent_steps=2)
         assert torch.equal(single.codes_BHN[0], decoded.codes_BHN[i])
@@ -169,7 +169,7 @@ def test_prompts_of_different_lengths_in_a_batch_equal_one_by_one():
 
 def test_what_stands_in_the_padding_changes_nothing():
     policy, codes = build(), some_codes(4, 2)
-    prompt = policy.prompt(WORDS, images(4))._replace(instruction_tokens=())  # read whole, nothing remembered
+    prompt = policy.prompt(INSTRUCTIONS, images(4))._replace(instruction_tokens=())  # read whole, nothing remembered
     assert not prompt.mask_BP.all()
     other = prompt._replace(inputs=torch.where(prompt.mask_BP[..., None], prompt.inputs, 3.0))
     valid = torch.ones(4, 2, dtype=torch.bool)
@@ -182,7 +182,7 @@ def test_what_stands_in_the_padding_changes_nothing():
 
 def test_only_latent_tokens_come_out_even_if_the_model_wants_others():
     policy = build()
-    prompt = policy.prompt(WORDS, images(4))
+    prompt = policy.prompt(INSTRUCTIONS, images(4))
     before = policy.decode(prompt, latent_steps=2).codes_BHN
     vocabulary = policy.backbone.vocabulary
     state = policy.decode(prompt, latent_steps=1).states_BHND[0, 0, 0]
@@ -199,7 +199,7 @@ def test_only_latent_tokens_come_out_even_if_the_model_wants_others():
 
 def test_sampling_depends_on_the_generator_and_follows_the_temperature():
     policy = build()
-    prompt = policy.prompt(WORDS, images(4))
+    prompt = policy.prompt(INSTRUCTIONS, images(4))
 
     def sample(seed, temperature):
         noise = torch.Generator().manual_seed(seed)
@@ -213,8 +213,8 @@ def test_sampling_depends_on_the_generator_and_follows_the_temperature():
 def test_words_and_image_both_matter():
     policy, codes = build(), some_codes(1, 1)
 
-    def state(words, image):
-        return policy.states(policy.prompt([words], image), codes)
+    def state(instructions, image):
+        return policy.states(policy.prompt([instructions], image), codes)
 
     assert not torch.equal(state("push", images(1)), state("pull", images(1)))
     assert not torch.equal(state("push", images(1)), state("push", images(1, seed=1)))
@@ -225,12 +225,12 @@ def test_four_sequences_are_memorized():
     valid = torch.ones(4, 2, dtype=torch.bool)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=5e-3, betas=(0.9, 0.98))
     for _ in range(60):
-        loss, parts = policy.code_loss(policy.states(policy.prompt(WORDS, image), codes), codes, valid)
+        loss, parts = policy.code_loss(policy.states(policy.prompt(INSTRUCTIONS, image), codes), codes, valid)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     assert float(parts["accuracy"]) > 0.99
-    assert torch.equal(policy.eval().decode(policy.prompt(WORDS, image), latent_steps=2).codes_BHN, codes)
+    assert torch.equal(policy.eval().decode(policy.prompt(INSTRUCTIONS, image), latent_steps=2).codes_BHN, codes)
 
 
 def test_a_image_size_that_does_not_halve_is_refused():

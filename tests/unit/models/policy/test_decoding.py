@@ -15,7 +15,7 @@ TINY = PolicyConfig(
     image_px=16,
     image_widths=(8, 16, 16),
 )
-WORDS = ["open the drawer", "push"]
+INSTRUCTIONS = ["open the drawer", "push"]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def policy():
 @pytest.fixture(scope="module")
 def prompt(policy):
     with torch.no_grad():
-        return policy.prompt(WORDS, torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1)
+        return policy.prompt(INSTRUCTIONS, torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1)
 
 
 def test_step_by_step_gives_what_all_at_once_gives(policy, prompt):
@@ -64,14 +64,14 @@ def test_more_steps_than_the_model_has_positions_for_are_refused_with_numbers(po
 
 def test_a_long_plan_slides_a_window_and_up_to_the_horizon_it_is_plain_decoding(policy, prompt):
     assert torch.equal(
-        policy.long_plan(prompt, latent_steps=3, total_steps=4), policy.decode(prompt, latent_steps=3).codes_BHN
+        policy.long_plan(prompt, latent_steps=3, window=4), policy.decode(prompt, latent_steps=3).codes_BHN
     )
-    plan = policy.long_plan(prompt, latent_steps=30, total_steps=4)
+    plan = policy.long_plan(prompt, latent_steps=30, window=4)
     assert plan.shape == (2, 30, 4)
     assert torch.equal(plan[:, :4], policy.decode(prompt, latent_steps=4).codes_BHN)
     expected = policy.decode(prompt, latent_steps=2, given=plan[:, 10:12]).codes_BHN
     assert torch.equal(plan[:, 12:14], expected)
-    assert policy.long_plan(prompt, latent_steps=5, total_steps=1).shape == (2, 5, 4)
+    assert policy.long_plan(prompt, latent_steps=5, window=1).shape == (2, 5, 4)
 
 
 def test_a_long_plan_is_drawn_from_the_generator(policy, prompt):
@@ -79,7 +79,7 @@ def test_a_long_plan_is_drawn_from_the_generator(policy, prompt):
         policy.long_plan(
             prompt,
             latent_steps=6,
-            total_steps=2,
+            window=2,
             temperature=1.0,
             top_p=0.9,
             generator=torch.Generator().manual_seed(seed),
@@ -136,8 +136,10 @@ def test_training_goes_on_after_decoding():
         optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
         for _ in range(3):
             if policy is policies[0]:
-                policy.decode(policy.prompt(WORDS, image), latent_steps=1)
-            loss = policy.code_loss(policy.states(policy.prompt(WORDS, image), codes), codes, codes[..., 0] >= 0)[0]
+                policy.decode(policy.prompt(INSTRUCTIONS, image), latent_steps=1)
+            loss = policy.code_loss(
+                policy.states(policy.prompt(INSTRUCTIONS, image), codes), codes, codes[..., 0] >= 0
+            )[0]
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -149,7 +151,7 @@ def test_training_goes_on_after_decoding():
 def test_the_whole_vocabulary_may_take_part_in_the_loss():
     policy = LatentPolicy(replace(TINY, restrict_softmax=False), generator=torch.Generator().manual_seed(0)).eval()
     codes = torch.arange(8).view(2, 1, 4)
-    states = policy.states(policy.prompt(WORDS, torch.zeros(2, 3, 16, 16)), codes)
+    states = policy.states(policy.prompt(INSTRUCTIONS, torch.zeros(2, 3, 16, 16)), codes)
     loss, parts = policy.code_loss(states, codes, torch.ones(2, 1, dtype=torch.bool))
     logits = policy.backbone.model.get_output_embeddings()(states)
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 2), codes.flatten() + 266)
@@ -162,7 +164,7 @@ def test_the_whole_vocabulary_may_take_part_in_the_loss():
 
 
 def test_words_that_were_read_before_are_not_read_again_and_change_nothing(monkeypatch):
-    """First look, second look, another batch around it: the same bits, and fewer positions read."""
+    """First policy call, second one, another batch around it: the same bits, and fewer positions read."""
     policy = LatentPolicy(TINY, generator=torch.Generator().manual_seed(0)).eval()
     read = []
     real = StaticCache.advance
@@ -175,7 +177,7 @@ def test_words_that_were_read_before_are_not_read_again_and_change_nothing(monke
     image = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     alone = policy.prompt(["push"], image[:1])
     first = policy.decode(alone, latent_steps=1)
-    assert read == [(1, 8), (1, 6), (1, 1), (1, 1), (1, 1)]  # words; image and what follows; three codes
+    assert read == [(1, 8), (1, 6), (1, 1), (1, 1), (1, 1)]  # instruction; image and what follows; three codes
     read.clear()
     again = policy.decode(alone, latent_steps=1)
     assert read == [(1, 6), (1, 1), (1, 1), (1, 1)]
@@ -191,7 +193,7 @@ def test_words_that_were_read_before_are_not_read_again_and_change_nothing(monke
 
 
 def test_in_training_all_instructions_are_read_in_one_go(monkeypatch):
-    """Every sample has its own, and the weights change before the next look."""
+    """Every sample has its own, and the weights change before the next call."""
     policy = LatentPolicy(TINY, generator=torch.Generator().manual_seed(0)).train()
     reads = []
     real = StaticCache.advance
@@ -213,5 +215,7 @@ def test_only_so_many_instructions_are_remembered(policy):
     image = torch.zeros(1, 3, 16, 16)
     for number in range(40):
         policy.decode(policy.prompt([f"push {number}"], image), latent_steps=1)
-    assert len(policy.backbone._words._known) == 32
-    assert any(bytes(t for t in words if t < 256) == b"push 39" for words in policy.backbone._words._known)
+    assert len(policy.backbone._instruction_cache._known) == 32
+    assert any(
+        bytes(t for t in tokens if t < 256) == b"push 39" for tokens in policy.backbone._instruction_cache._known
+    )

@@ -16,7 +16,7 @@ from vw2_robot.models.policy.image_tokens import DISCRETE_LEVELS, DiscreteTokens
 from vw2_robot.optim import OptimConfig, build_optimizer
 
 DLDM_CONFIG = DLDMConfig(
-    frames=5,
+    num_frames=5,
     height=16,
     width=24,
     stem=StemConfig("pixel", 2, 4, 1),
@@ -29,7 +29,7 @@ TINY = PolicyConfig(
     image_grid=2,
     image_patch=4,
 )
-WORDS = ["push", "pull the drawer"]
+INSTRUCTIONS = ["push", "pull the drawer"]
 
 
 def dldm(seed=0):
@@ -49,7 +49,7 @@ def images(batch=2, side=16, seed=0):
 def train_once(policy):
     codes = torch.zeros(2, 1, 4).long()
     optimizer = build_optimizer(policy.parameters(), OptimConfig(lr=1e-2, weight_decay=0.5))
-    states = policy.states(policy.prompt(WORDS, images()), codes)
+    states = policy.states(policy.prompt(INSTRUCTIONS, images()), codes)
     policy.code_loss(states, codes, torch.ones(2, 1, dtype=torch.bool))[0].backward()
     optimizer.step()
 
@@ -57,8 +57,8 @@ def train_once(policy):
 @pytest.mark.parametrize(("image", "count"), [("pixels", 4), ("features", 4), ("discrete", 16)])
 def test_every_way_fills_its_places_between_img_tokens_and_matters(image, count):
     policy = build(image, teacher=dldm())
-    prompt, other = (policy.prompt(WORDS, images(seed=seed)) for seed in (0, 1))
-    assert prompt.inputs.shape == (2, 2 + len(WORDS[1]) + 2 + count + 2, 32)
+    prompt, other = (policy.prompt(INSTRUCTIONS, images(seed=seed)) for seed in (0, 1))
+    assert prompt.inputs.shape == (2, 2 + len(INSTRUCTIONS[1]) + 2 + count + 2, 32)
     image = slice(-2 - count, -2)
     assert not torch.equal(prompt.inputs[:, image], other.inputs[:, image])
     same = torch.ones(prompt.inputs.shape[1], dtype=torch.bool)
@@ -72,20 +72,20 @@ def test_an_untrained_policy_sees_the_same_image_whatever_is_asked_and_learns_to
     policy = build("pixels")
     one = images(1).expand(2, -1, -1, -1)
     image = slice(-6, -2)
-    before = policy.prompt(WORDS, one).inputs[:, image]
+    before = policy.prompt(INSTRUCTIONS, one).inputs[:, image]
     assert torch.equal(before[0], before[1])
     train_once(policy)
-    after = policy.prompt(WORDS, one).inputs[:, image]
+    after = policy.prompt(INSTRUCTIONS, one).inputs[:, image]
     assert not torch.allclose(after[0], after[1])
 
 
 def test_an_instruction_is_asked_for_alike_alone_and_in_a_batch():
     policy = build("pixels")
     train_once(policy)
-    words = [*WORDS, ""]
+    instructions = [*INSTRUCTIONS, ""]
     image = images(3)
-    together = policy.prompt(words, image).inputs[:, -6:-2]
-    alone = [policy.prompt([text], image[i : i + 1]).inputs[0, -6:-2] for i, text in enumerate(words)]
+    together = policy.prompt(instructions, image).inputs[:, -6:-2]
+    alone = [policy.prompt([text], image[i : i + 1]).inputs[0, -6:-2] for i, text in enumerate(instructions)]
     torch.testing.assert_close(together, torch.stack(alone), atol=1e-6, rtol=1e-5)
 
 
@@ -93,9 +93,9 @@ def test_blocks_of_pixels_make_the_grid_coarser_and_lose_no_pixel():
     torch.manual_seed(0)
     module = PixelTokens(16, (8, 16), 5, block=2)
     assert module.count == 4
-    words = torch.zeros(1, 5)
+    instructions = torch.zeros(1, 5)
     image = torch.zeros(1, 3, 16, 16, requires_grad=True)
-    module(image, words).square().sum().backward()
+    module(image, instructions).square().sum().backward()
     assert image.grad.abs().sum(1).gt(0).all()
     with pytest.raises(ValueError, match=r"multiple of 16 \(blocks of 2, 3 halvings\), found 24"):
         replace(TINY, image_block=2, image_px=24)
@@ -147,9 +147,9 @@ def test_a_policy_that_sees_features_is_whole_in_its_checkpoint(tmp_path):
         modules={"policy": policy},
         files=policy.files(),
     )
-    again = LatentPolicy.of_checkpoint(load_checkpoint(tmp_path / "step_1", kind="policy")).eval()
+    again = LatentPolicy.from_checkpoint(load_checkpoint(tmp_path / "step_1", kind="policy")).eval()
     image = images()
-    assert torch.equal(*(p.decode(p.prompt(WORDS, image), latent_steps=2).states_BHND for p in (policy, again)))
+    assert torch.equal(*(p.decode(p.prompt(INSTRUCTIONS, image), latent_steps=2).states_BHND for p in (policy, again)))
 
 
 def test_features_without_a_dldm_are_refused():
@@ -166,7 +166,7 @@ def test_discrete_images_have_tokens_of_their_own_before_the_latent_ones():
     assert vocabulary.to_json()["image"] == [266, 266 + count]
     ids = policy.image(images())
     rows = policy.backbone.embed(ids + 266)
-    assert torch.equal(policy.prompt(WORDS, images()).inputs[:, -18:-2], rows)
+    assert torch.equal(policy.prompt(INSTRUCTIONS, images()).inputs[:, -18:-2], rows)
 
 
 def test_discrete_tokens_say_which_color_and_slope_a_patch_has():

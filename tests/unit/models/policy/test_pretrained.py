@@ -18,7 +18,7 @@ from vw2_robot.models.policy.pretrained import read_pretrained, rebuild_pretrain
 from vw2_robot.optim import OptimConfig, build_optimizer
 
 FAMILIES = ("llama", "llama_tied", "qwen2", "qwen3", "gemma2", "gpt2")
-WORDS = ["open the drawer", "push", "", "Lift the red block, <image> please"]
+INSTRUCTIONS = ["open the drawer", "push", "", "Lift the red block, <image> please"]
 
 
 def build(weights, *, image="pixels", seed=0, **backbone):
@@ -73,7 +73,7 @@ def test_latent_logits_are_those_of_the_model_itself(family, model_folder):
 @pytest.mark.parametrize("family", [*FAMILIES, "smolvlm"])
 def test_cached_decoding_equals_teacher_forcing_for_mixed_prompts(family, model_folder):
     policy = policy_of(family, model_folder)
-    prompt = policy.prompt(WORDS, images(policy))
+    prompt = policy.prompt(INSTRUCTIONS, images(policy))
     decoded = policy.decode(prompt, latent_steps=3)
     with torch.no_grad():
         states = policy.states(prompt, decoded.codes_BHN)
@@ -85,11 +85,11 @@ def test_cached_decoding_equals_teacher_forcing_for_mixed_prompts(family, model_
 def test_a_batch_of_mixed_prompts_equals_one_by_one(family, model_folder):
     policy = policy_of(family, model_folder)
     image, codes = images(policy), some_codes(4, 2)
-    together = policy.prompt(WORDS, image)
+    together = policy.prompt(INSTRUCTIONS, image)
     decoded = policy.decode(together, latent_steps=2)
     with torch.no_grad():
         states = policy.states(together, codes)
-        for i, words in enumerate(WORDS):
+        for i, words in enumerate(INSTRUCTIONS):
             alone = policy.prompt([words], image[i : i + 1])
             single = policy.decode(alone, latent_steps=2)
             assert torch.equal(single.codes_BHN[0], decoded.codes_BHN[i])
@@ -105,7 +105,7 @@ def test_greedy_decoding_equals_generate(family, model_folder):
     from transformers import LogitsProcessor, LogitsProcessorList
 
     policy = policy_of(family, model_folder)
-    prompt = policy.prompt(WORDS, images(policy))
+    prompt = policy.prompt(INSTRUCTIONS, images(policy))
     first, end = policy.backbone.vocabulary.latent
 
     class LatentsOnly(LogitsProcessor):
@@ -137,13 +137,13 @@ def test_llama_shaped_models_are_decoded_by_our_own_cache_and_others_by_that_of_
 def test_decoding_follows_every_update_of_the_weights(model_folder):
     """Its matrices are views of the model's parameters, also after a copy onto another model or device."""
     policy = policy_of("llama", model_folder)
-    prompt = policy.prompt(WORDS, images(policy))
+    prompt = policy.prompt(INSTRUCTIONS, images(policy))
     before = policy.decode(prompt, latent_steps=2)
     names = [name for name, _ in policy.named_parameters()]
     with torch.no_grad():
         for parameter in policy.backbone.model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    prompt = policy.prompt(WORDS, images(policy))
+    prompt = policy.prompt(INSTRUCTIONS, images(policy))
     after = policy.decode(prompt, latent_steps=2)
     assert not torch.equal(before.states_BHND, after.states_BHND)
     for changed in (policy, policy.double().float()):
@@ -177,9 +177,9 @@ def test_a_checkpoint_alone_rebuilds_the_policy(family, model_folder, tmp_path):
         modules={"policy": policy},
         files=policy.files(),
     )
-    again = LatentPolicy.of_checkpoint(load_checkpoint(tmp_path / "step_1", kind="policy")).eval()
+    again = LatentPolicy.from_checkpoint(load_checkpoint(tmp_path / "step_1", kind="policy")).eval()
     image = images(policy)
-    mine, theirs = (p.decode(p.prompt(WORDS, image), latent_steps=2) for p in (policy, again))
+    mine, theirs = (p.decode(p.prompt(INSTRUCTIONS, image), latent_steps=2) for p in (policy, again))
     assert torch.equal(mine.states_BHND, theirs.states_BHND)
     assert again.backbone.vocabulary == policy.backbone.vocabulary
 
@@ -206,7 +206,7 @@ def test_the_base_model_stays_bit_equal_with_weight_decay_on(family, train, mode
     optimizer = build_optimizer(policy.parameters(), OptimConfig(lr=1e-2, weight_decay=0.5))
     image, codes = images(policy), some_codes(4, 2)
     for _ in range(3):
-        states = policy.states(policy.prompt(WORDS, image), codes)
+        states = policy.states(policy.prompt(INSTRUCTIONS, image), codes)
         loss = policy.code_loss(states, codes, torch.ones(4, 2, dtype=torch.bool))[0]
         optimizer.zero_grad()
         loss.backward()
@@ -258,16 +258,16 @@ def test_adapters_are_in_the_weights_of_a_policy_that_comes_from_a_checkpoint(mo
         modules={"policy": policy},
         files=policy.files(),
     )
-    again = LatentPolicy.of_checkpoint(load_checkpoint(tmp_path / "step_1", kind="policy")).eval()
+    again = LatentPolicy.from_checkpoint(load_checkpoint(tmp_path / "step_1", kind="policy")).eval()
     assert again.backbone.adapters is None
     assert again.config.backbone.train == "full"
     assert all(parameter.requires_grad for parameter in again.backbone.parameters())
     image = images(policy)
-    mine, theirs = (p.decode(p.prompt(WORDS, image), latent_steps=2) for p in (policy, again))
+    mine, theirs = (p.decode(p.prompt(INSTRUCTIONS, image), latent_steps=2) for p in (policy, again))
     assert torch.equal(mine.codes_BHN, theirs.codes_BHN)
     torch.testing.assert_close(mine.states_BHND, theirs.states_BHND, atol=1e-4, rtol=1e-3)
     plain = build(model_folder("llama"))
-    assert not torch.equal(plain.decode(plain.prompt(WORDS, image), latent_steps=2).codes_BHN, mine.codes_BHN)
+    assert not torch.equal(plain.decode(plain.prompt(INSTRUCTIONS, image), latent_steps=2).codes_BHN, mine.codes_BHN)
 
 
 def test_a_vision_language_model_sees_the_image_and_its_places_are_its_own_image_token(model_folder):

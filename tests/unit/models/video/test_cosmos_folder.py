@@ -19,8 +19,8 @@ from vw2_robot.models.video.cosmos import plain_state
 from vw2_robot.models.video.vdm import VDM, Geometry, VDMConfig, stock_options
 from vw2_robot.models.video.video_codec import CodecConfig, WanCodec, WanConfig, build_codec
 
-PAPER_GEOMETRY = Geometry(channels=16, steps=23, height=60, width=104, queries=4, digits=4)
-SMALL = PAPER_GEOMETRY._replace(steps=2, height=4, width=6)
+PAPER_GEOMETRY = Geometry(channels=16, latent_steps=23, height=60, width=104, queries=4, fsq_dims=4)
+SMALL = PAPER_GEOMETRY._replace(latent_steps=2, height=4, width=6)
 # The 2B model's depth, names and switches at a width that fits in a test.
 NARROW = VDMConfig(
     heads=2,

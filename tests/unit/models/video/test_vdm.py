@@ -11,7 +11,7 @@ from vw2_robot.models.video.code_projection import CodeProjection, key_steps, vi
 from vw2_robot.models.video.noise_levels import CHANGE_STD, CLEAN_TIME, sample_times
 from vw2_robot.models.video.vdm import VDM, Geometry, VDMConfig
 
-GEOMETRY = Geometry(channels=3, steps=3, height=4, width=4, queries=4, digits=4)
+GEOMETRY = Geometry(channels=3, latent_steps=3, height=4, width=4, queries=4, fsq_dims=4)
 TINY = VDMConfig(heads=2, head_dim=12, layers=2, adaln_lora_dim=8, context_width=16, control_width=8, code_dropout=0.0)
 
 
@@ -120,10 +120,10 @@ def test_a_control_branch_at_its_start_changes_no_bit():
     model = build()
     noisy, time, first, codes = inputs(batch=2)
     plain = model.velocity(noisy, time, first, codes, control_video=None)
-    hint = torch.randn_like(noisy)
-    assert torch.equal(model.velocity(noisy, time, first, codes, control_video=hint), plain)
+    control_video = torch.randn_like(noisy)
+    assert torch.equal(model.velocity(noisy, time, first, codes, control_video=control_video), plain)
     nn.init.normal_(model.control.out[0].weight)
-    assert not torch.equal(model.velocity(noisy, time, first, codes, control_video=hint), plain)
+    assert not torch.equal(model.velocity(noisy, time, first, codes, control_video=control_video), plain)
     assert torch.equal(model.velocity(noisy, time, first, codes, control_video=None), plain)
 
 
@@ -137,7 +137,7 @@ def test_no_hook_stays_behind_neither_after_a_forward_nor_after_an_exception():
     noisy, time, first, codes = inputs()
     model.velocity(noisy, time, first, codes, control_video=torch.randn_like(noisy))
     assert hooks_of(model) == before
-    with pytest.raises(RuntimeError):  # a hint of another size breaks inside the transformer, at the first block
+    with pytest.raises(RuntimeError):  # another size breaks inside the transformer, at block 0
         model.velocity(noisy, time, first, codes, control_video=torch.randn(1, 3, 4, 8, 8))
     assert hooks_of(model) == before
 
@@ -275,10 +275,10 @@ def test_stock_diffusers_loads_what_the_wrapper_saves_and_answers_alike(tmp_path
 
 def test_a_copy_has_masks_of_its_own():
     model = build()
-    twin = copy.deepcopy(model)
+    clone = copy.deepcopy(model)
     noisy, time, first, codes = inputs()
     hidden = model.velocity(noisy, time, first, codes, control_video=None, keep_codes=torch.tensor([False]))
-    shown = twin.velocity(noisy, time, first, codes, control_video=None)
+    shown = clone.velocity(noisy, time, first, codes, control_video=None)
     assert not torch.equal(hidden, shown)
     assert torch.equal(model.velocity(noisy, time, first, codes, control_video=None), shown)
     assert not any("mask" in name for name in model.state_dict())
@@ -300,7 +300,7 @@ def test_sampling_keeps_the_first_frame_and_depends_on_the_generator():
 def test_sampling_with_a_perfect_velocity_arrives_at_the_clip():
     """Straight paths: Euler steps of any number end at x0 up to the smallest noise level."""
     model, target = build(), torch.randn(1, 3, 4, 4, 4)
-    model.velocity = lambda x, time, first, codes, *, hint: (x - target) / time[:, None, None, None, None]
+    model.velocity = lambda x, time, first, codes, *, control_video: (x - target) / time[:, None, None, None, None]
     sample = model.sample(
         target[:, :, 0], inputs()[3], control_video=None, generator=torch.Generator().manual_seed(0), num_steps=4
     )

@@ -12,7 +12,7 @@ from vw2_robot.models.video.cosmos import blocks_of, is_adapter, plain_state
 from vw2_robot.models.video.vdm import VDM, Geometry, VDMConfig
 from vw2_robot.optim import OptimConfig, build_optimizer, optimizer_step
 
-GEOMETRY = Geometry(channels=3, steps=3, height=4, width=4, queries=4, digits=4)
+GEOMETRY = Geometry(channels=3, latent_steps=3, height=4, width=4, queries=4, fsq_dims=4)
 TINY = VDMConfig(
     heads=2, head_dim=12, layers=4, adaln_lora_dim=8, context_width=16, control_width=8, code_dropout=0.0, lora_rank=2
 )
@@ -66,14 +66,14 @@ def test_control_and_adapters_at_their_start_change_no_bit(control, train):
         value.copy_(plain.transformer.state_dict()[name])
     model.finish_prior()
     arguments = inputs(batch=2)
-    hint = torch.randn(2, 3, 4, 4, 4)
+    control_video = torch.randn(2, 3, 4, 4, 4)
     with torch.no_grad():
         expected = plain.velocity(*arguments, control_video=None)
-        assert torch.equal(model.velocity(*arguments, control_video=hint), expected)
+        assert torch.equal(model.velocity(*arguments, control_video=control_video), expected)
         assert torch.equal(model.velocity(*arguments, control_video=None), expected)
         for layer in model.control.out if control == "light" else model.control.after:
             nn.init.normal_(layer.weight)
-        assert not torch.equal(model.velocity(*arguments, control_video=hint), expected)
+        assert not torch.equal(model.velocity(*arguments, control_video=control_video), expected)
 
 
 def test_a_copied_block_answers_like_the_block_it_copies():
@@ -118,10 +118,10 @@ def test_the_full_branch_is_causal_where_the_transformer_is():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     noisy, time, first, codes = inputs()
-    hint = torch.randn(1, 3, 4, 4, 4)
-    later = hint.clone()
+    control_video = torch.randn(1, 3, 4, 4, 4)
+    later = control_video.clone()
     later[:, :, 2:] += 1
-    before, after = (model.velocity(noisy, time, first, codes, control_video=h) for h in (hint, later))
+    before, after = (model.velocity(noisy, time, first, codes, control_video=h) for h in (control_video, later))
     assert torch.equal(before[:, :, :2], after[:, :, :2])
     assert not torch.allclose(before[:, :, 2:], after[:, :, 2:])
 
@@ -170,17 +170,17 @@ def test_checkpointing_keeps_loss_and_gradients(control, train):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    twin = copy.deepcopy(model)
-    twin.checkpoint_gradients()
-    for each in (model, twin):
+    clone = copy.deepcopy(model)
+    clone.checkpoint_gradients()
+    for each in (model, clone):
         each.trainable_parameters()
         each.train()
         denoise(each).backward()
-    for (name, a), b in zip(model.named_parameters(), twin.parameters(), strict=True):
+    for (name, a), b in zip(model.named_parameters(), clone.parameters(), strict=True):
         assert (a.grad is None) == (b.grad is None), name
         if a.grad is not None:
             torch.testing.assert_close(a.grad, b.grad, atol=1e-6, rtol=1e-4)
-    assert isinstance(twin.control, FullControl) == (control == "full")
+    assert isinstance(clone.control, FullControl) == (control == "full")
 
 
 def test_weights_kept_in_bfloat16_give_nearly_the_same_velocity_while_adapters_stay_float32():

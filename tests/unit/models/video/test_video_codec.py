@@ -65,7 +65,7 @@ def test_latents_of_a_step_see_its_own_frames_and_no_others(frame):
 @pytest.mark.parametrize("frames", [5, 13, 93])
 def test_latent_frames_are_the_steps_of_the_dldm(frames):
     config = DLDMConfig(num_frames=frames, height=8, width=8, stem=StemConfig("pixel", 4, 4), levels=(LevelConfig(8),))
-    assert DCTCodec(CodecConfig()).encode(torch.zeros(1, frames, 3, 8, 8)).shape[2] == config.steps + 1
+    assert DCTCodec(CodecConfig()).encode(torch.zeros(1, frames, 3, 8, 8)).shape[2] == config.latent_steps + 1
 
 
 def test_measured_channels_have_unit_size():
