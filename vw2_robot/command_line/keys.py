@@ -94,7 +94,7 @@ def describe_type(hint: Any) -> str:
     """Return a type hint in words: `integer of at least 1`, `"chain" or "single"`, `list of text`, `number or null`."""
     origin = get_origin(hint)
     if origin is Annotated:
-        limits = [part.words for part in get_args(hint)[1:] if isinstance(part, Limit)]
+        limits = [part.expected for part in get_args(hint)[1:] if isinstance(part, Limit)]
         return limits[0].removeprefix("a ") if limits else describe_type(get_args(hint)[0])
     if origin is Literal:
         return " or ".join(f"`{value}`" for value in get_args(hint))

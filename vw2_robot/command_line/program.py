@@ -119,7 +119,7 @@ def program(
             with orderly(config_name):
                 for prefix in arguments or [""]:
                     if not print_keys(config_cls, config_name, prefix):
-                        _tell(config_name, f"no key begins with {prefix!r}; --keys alone lists all of them")
+                        _print_error(config_name, f"no key begins with {prefix!r}; --keys alone lists all of them")
                         raise SystemExit(1)
 
         main.config_cls = config_cls  # type: ignore[attr-defined]  # for docs/configuration.md
