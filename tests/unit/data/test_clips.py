@@ -71,7 +71,7 @@ def test_windows_agree_with_a_slow_reading_of_the_specification(
     assert windows.start.tolist() == starts
     for row, start in enumerate(starts):
         wanted = [start + int(index * ratio + 0.5) for index in range(padded)]
-        assert windows.frames[row].tolist() == [min(frame, length - 1) for frame in wanted]
+        assert windows.frame_ids[row].tolist() == [min(frame, length - 1) for frame in wanted]
         real = [frame <= length - 1 for frame in wanted]
         steps = range(1, (padded - 1) // stride + 1)
         assert windows.valid[row].tolist() == [all(real[stride * (k - 1) + 1 : stride * k + 1]) for k in steps]

@@ -161,5 +161,5 @@ def _episodes(
 
 def _left_out(source: EpisodeSource) -> int:
     """Return how many episodes the source has left out by itself: their numbers pass without an episode."""
-    messages: Sequence[str] = getattr(getattr(source, "bad", None), "messages", ())
+    messages: Sequence[str] = getattr(getattr(source, "skipped", None), "messages", ())
     return len(messages)

@@ -112,7 +112,7 @@ class RldsSource:
             )
         self.hz = None if stored or rate is None else float(rate)
         """frames per second; None where each episode carries its own"""
-        self.bad = SkippedEpisodes(max_skipped)
+        self.skipped = SkippedEpisodes(max_skipped)
         self._random_access = builder.info.file_format.value == "array_record"
         if self._random_access and "://" in self.path:
             raise InputError(f"{self.path} holds array_record files, which are read from disk only: copy the data set")
@@ -139,9 +139,11 @@ class RldsSource:
             try:
                 episode = self._episode(name, next(stream))
             except InputError as error:
-                self.bad.add(error)
+                self.skipped.add(error)
             except tf.errors.InvalidArgumentError as error:  # a sound record with other contents than announced
-                self.bad.add(InputError(f"{self.path}, episode {name} is not as in features.json: {first_line(error)}"))
+                self.skipped.add(
+                    InputError(f"{self.path}, episode {name} is not as in features.json: {first_line(error)}")
+                )
             except (tf.errors.OpError, StopIteration) as error:
                 raise _damaged(piece, number, error) from error
             else:
