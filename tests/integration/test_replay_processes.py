@@ -209,7 +209,7 @@ def test_an_ingest_ends_in_time_when_nobody_draws(processes: Processes, calvin_f
         f"vw2-ingest address=127.0.0.1:{processes.port} {data_of(calvin_folder)} timeout_seconds=3", "ingest"
     )
     assert ingest.wait(60) == 1
-    assert "is a trainer drawing?" in processes.output("ingest")
+    assert "does a trainer sample from it?" in processes.output("ingest")
     os.killpg(server.pid, signal.SIGTERM)
     assert server.wait(30) == 0
     checkpoints = [line for line in processes.output("server").splitlines() if line.startswith("checkpoint ")]

@@ -85,7 +85,7 @@ def expected(source: Numbered, options: WindowOptions = OPTIONS) -> Counter[tupl
         for number, length in enumerate(lengths):
             windows = make_windows(
                 length,
-                num_frames=options.frames,
+                num_frames=options.num_frames,
                 cache_stride=options.window_stride,
                 hz=10.0,
                 temporal_stride=options.temporal_stride,
@@ -118,12 +118,12 @@ class Engine:
     ) -> tuple[ReplayWriter, Replay]:
         """Of room for about `windows` windows that do not overlap."""
         if self.kind == "memory":
-            size = windows * OPTIONS.frames * FRAME_BYTES
+            size = windows * OPTIONS.num_frames * FRAME_BYTES
             self.memory = MemoryReplay(
                 mode=mode, max_bytes=size, seed=0, path=self.folder, timeout_seconds=timeout_seconds
             )
             return self.memory, self.memory
-        options = ServerOptions(mode=mode, frames=5, temporal_stride=2, max_windows=windows)
+        options = ServerOptions(mode=mode, num_frames=5, temporal_stride=2, max_windows=windows)
         self.server = ReplayServer(options, path=self.folder, port=self.port)
         address = f"127.0.0.1:{self.port}"
         writer, reader = ReverbWriter(address, timeout_seconds=timeout_seconds), ReverbReader(address)
@@ -211,7 +211,7 @@ def test_drawing_from_an_empty_replay_ends_in_time(engine: Engine) -> None:
 
 def test_windows_that_came_before_a_time_out_are_kept(engine: Engine) -> None:
     writer, replay = engine.open()
-    cut = cut_episode(next(SOURCE.read(0)), OPTIONS, epoch=0, stretch="0/0/0", number=0)
+    cut = cut_episode(next(SOURCE.read(0)), OPTIONS, epoch=0, segment="0/0/0", number=0)
     writer.progress("plan")
     assert writer.add(cut, Progress(0, 0, 1, len(cut.windows)))
     with pytest.raises(ReplayTimeout):
@@ -347,7 +347,7 @@ def test_ingest_processes_share_the_windows_and_their_identities_do_not_depend_o
 
 
 def test_windows_are_shared_out_evenly_and_each_share_counts_without_gaps() -> None:
-    window = cut_episode(next(SOURCE.read(0)), OPTIONS, epoch=0, stretch="0/1/7", number=0).windows[0]
+    window = cut_episode(next(SOURCE.read(0)), OPTIONS, epoch=0, segment="0/1/7", number=0).windows[0]
     shares = [share_of(dataclasses.replace(window, number=number), 3) for number in range(30)]
     assert Counter(shares) == {0: 10, 1: 10, 2: 10}
     delivered = Delivered(3)
@@ -365,11 +365,11 @@ def test_decoded_windows_are_the_clips_of_the_stream(tmp_path: Path) -> None:
     arrays = rng.integers(0, 256, (7, 24, 32, 3), dtype=np.uint8)
     for images in (tuple(encode_jpeg(image) for image in arrays), tuple(arrays)):
         episode = Episode("made", "1", "words", 5.0, images)
-        cut = cut_episode(episode, OPTIONS, epoch=2, stretch="x", number=0)
+        cut = cut_episode(episode, OPTIONS, epoch=2, segment="x", number=0)
         batch = decode(cut.windows, temporal_stride=2, height=24, width=32)
         windows = make_windows(7, num_frames=5, cache_stride=2, hz=5.0, temporal_stride=2)
         np.testing.assert_array_equal(batch.valid, windows.valid)
-        shown = np.stack([[episode.decode(index) for index in row] for row in windows.frames.tolist()])
+        shown = np.stack([[episode.decode(index) for index in row] for row in windows.frame_ids.tolist()])
         np.testing.assert_array_equal(batch.pixels, shown)
         assert batch.epoch.tolist() == [2] * len(windows.start)
         assert batch.start.tolist() == windows.start.tolist()
@@ -599,7 +599,7 @@ def served(tmp_path: Path) -> Iterator[Callable[..., str]]:
     servers: list[ReplayServer] = []
 
     def serve(**options: Any) -> str:
-        given = {"frames": 5, "temporal_stride": 2, **options}
+        given = {"num_frames": 5, "temporal_stride": 2, **options}
         servers.append(ReplayServer(ServerOptions(**given), path=tmp_path / "server", port=free_port()))
         return f"127.0.0.1:{servers[-1].port}"
 
@@ -804,7 +804,7 @@ def test_ingest_processes_that_do_not_share_one_plan_are_refused(served: Callabl
 def test_a_second_process_with_the_same_number_is_noticed(served: Callable[..., str]) -> None:
     address = served()
     first, second = (ReverbWriter(address, timeout_seconds=5) for _ in range(2))
-    cut = cut_episode(next(SOURCE.read(0)), OPTIONS, epoch=0, stretch="0/0/0", number=0)
+    cut = cut_episode(next(SOURCE.read(0)), OPTIONS, epoch=0, segment="0/0/0", number=0)
     first.progress("plan")
     second.progress("plan")
     assert first.add(cut, Progress(0, 0, 1, len(cut.windows)))
