@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from vw2_robot.data.episodes import Episode
-from vw2_robot.data.frame_cache import FrameCache, cache_frames, resize_frame, split_episodes
+from vw2_robot.data.frame_cache import FrameCache, cache_frames, split_episodes
+from vw2_robot.data.images import resize_frame
 from vw2_robot.errors import InputError
 
 LENGTHS = (3, 1, 5, 2, 4, 3, 2)
