@@ -47,8 +47,7 @@ from vw2_robot.errors import InputError
 from .blocks import BlockReader, Position, ShuffleBlock, WindowOptions
 from .clips import Augmentation, augment, clip_offsets, padded_frames, windows_at
 from .episodes import Episode, EpisodeSource
-from .frame_cache import Aspect
-from .images import ImageError, read_clip
+from .images import Aspect, ImageError, read_clip
 from .read_ahead import ReadAhead
 
 # B batch · T frames · M latent steps · H, W pixels

@@ -40,8 +40,7 @@ from vw2_robot.errors import InputError
 from ..blocks import WindowOptions
 from ..clips import clip_offsets, make_windows
 from ..episodes import Episode
-from ..frame_cache import Aspect
-from ..images import read_clip
+from ..images import Aspect, read_clip
 from ..stream import StreamBatch
 
 # B windows · T frames · M latent steps · s temporal stride · H, W pixels
