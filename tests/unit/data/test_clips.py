@@ -40,7 +40,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> FrameCache:
 
 
 def sampler(cache: FrameCache, **options: Any) -> ClipSampler:
-    return ClipSampler(cache, range(len(cache.episodes)), **{"frames": 9, "seed": 0, **options})
+    return ClipSampler(cache, range(len(cache.episodes)), **{"num_frames": 9, "seed": 0, **options})
 
 
 def seconds(clip: np.ndarray) -> list[int]:
