@@ -357,10 +357,10 @@ class BlockReader:
         chunk = reader.chunks[reader.chunk]
         part = self.parts[reader.source][chunk.part]
         where = f"{source.name}, {part.name}, episode"
-        own_skips = getattr(source, "skipped", None)
+        source_skips = getattr(source, "skipped", None)
         for attempt in range(2):
             episode, why = reader.next_episode(source)
-            for reason in own_skips.take() if isinstance(own_skips, _UnlimitedSkips) else ():
+            for reason in source_skips.take() if isinstance(source_skips, _UnlimitedSkips) else ():
                 # An episode behind the chunk is reported by the reader of the next chunk.
                 if chunk.stop is None or reader.used < len(chunk):
                     skipped[f"{where} {chunk.start + reader.used}"] = reason
