@@ -255,7 +255,11 @@ def mounted(image: Path, place: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        deadline = time.monotonic() + 20  # killed processes may still be closing their files
+        while (done := subprocess.run(["umount", str(place)], capture_output=True, text=True)).returncode:
+            if time.monotonic() > deadline:
+                raise SystemExit(f"{place} cannot be unmounted: {done.stderr.strip()}")
+            time.sleep(0.2)
 
 
 def by_power_cut(subject: Subject, count: int) -> None:

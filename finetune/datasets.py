@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from vw2_robot.data.sources.calvin import CALVIN_HZ, CalvinDataset
 from vw2_robot.data.statistics import ActionStatistics
 from vw2_robot.errors import InputError
 from vw2_robot.runs import Run
+from vw2_robot.storage.locks import lock_folder
 
 from .config import Finetune
 from .labeled_windows import LabeledSplit, LabeledWindows, VideoWindows, cache_calvin, split_trajectories
@@ -118,9 +118,7 @@ def _cached(dataset: CalvinDataset, folder: Path, size: tuple[int, int]) -> Fram
     height, width = size
     which = hashlib.sha256(str(dataset.path.resolve()).encode()).hexdigest()[:8]  # folders may have equal names
     out = folder / f"{dataset.path.name}_{which}_{dataset.split}_{height}x{width}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with out.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel lets go of it when a run is killed
+    with lock_folder(out, what="making a frame cache", beside=True, wait=True):
         return cache_calvin(dataset, out, height=height, width=width)
 
 

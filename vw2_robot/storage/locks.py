@@ -59,10 +59,10 @@ class FolderLock:
         os.close(self._descriptor)
         self._descriptor = -1
 
-    def take(self, what: str) -> bool:
+    def take(self, what: str, *, wait: bool = False) -> bool:
         """Become the owner and write who that is; False where the file was given back since it was opened."""
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             holder = _holder(os.pread(self._descriptor, 4096, 0).decode("utf-8", "replace"))
             self._close()
@@ -99,13 +99,14 @@ class FolderLock:
         self.release()
 
 
-def lock_folder(folder: Path, *, what: str, beside: bool = False) -> FolderLock:
+def lock_folder(folder: Path, *, what: str, beside: bool = False, wait: bool = False) -> FolderLock:
     """Become the owner of `folder`; the same process may ask again and gets the same lock.
 
     Args:
         folder: made if missing (its parent, if `beside`).
         what: what is done there, for the message of a second start: "training", "a recording".
         beside: keep the lock file next to the folder, for folders that appear only when they are complete.
+        wait: until the holder gives it back, instead of refusing: for what several runs share and one of them makes.
 
     Raises:
         InputError: another process holds it; the message says which and since when.
@@ -128,7 +129,7 @@ def lock_folder(folder: Path, *, what: str, beside: bool = False) -> FolderLock:
         except FileNotFoundError:  # whoever gave the lock back took the empty folder with it
             continue
         lock = FolderLock(descriptor, path, folder, made)
-        if lock.take(what):
+        if lock.take(what, wait=wait):
             _HELD[key] = lock
             return lock
 

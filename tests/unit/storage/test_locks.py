@@ -99,3 +99,25 @@ def test_folders_made_for_a_lock_go_if_they_stay_empty(tmp_path: Path) -> None:
     with lock_folder(tmp_path / "a" / "b", what="training"):
         (tmp_path / "a" / "result").write_text("kept")
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["result"]
+
+
+def test_waiting_ends_when_the_holder_gives_the_lock_back_or_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom vw2_robot.storage.locks import lock_folder\n"
+        "with lock_folder(Path(sys.argv[1]), what='making a cache', beside=True, wait=True):\n"
+        "    print('mine', flush=True)\n    time.sleep(float(sys.argv[2]))\n"
+    )
+
+    def start(seconds: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", code, str(tmp_path / "cache"), seconds]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    first = start("60")
+    assert first.stdout.readline() == "mine\n"
+    second = start("0")
+    with pytest.raises(subprocess.TimeoutExpired):
+        second.wait(timeout=1.5)
+    first.kill()
+    first.communicate()
+    assert second.communicate()[0] == "mine\n"
+    assert list(tmp_path.iterdir()) == []
