@@ -24,7 +24,10 @@ from vw2_robot.runs import read_mark
 from vw2_robot.storage.files import write_manifest
 
 torch.set_num_threads(1)
-OBSERVATION = {"images": {"static": np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)}, "prompt": "push"}
+OBSERVATION = {
+    "images": {"static": np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)},
+    "prompt": "push",
+}
 TRIES = 200
 
 

@@ -74,7 +74,9 @@ class Processes:
     def server(self, options: str) -> subprocess.Popen[bytes]:
         """Start a server and wait until it listens."""
         before = self.output("server").count("replay server on port") if (self.folder / "server.txt").exists() else 0
-        process = self.start(f"vw2-replay-server path=replay port={self.port} num_frames=5 listen=all {options}", "server")
+        process = self.start(
+            f"vw2-replay-server path=replay port={self.port} num_frames=5 listen=all {options}", "server"
+        )
         wait_until(lambda: self.output("server").count("replay server on port") > before, 120)
         return process
 

@@ -44,7 +44,7 @@ from vw2_robot.storage.locks import clear_dead_lock, lock_folder
 from .episodes import Episode
 from .images import Aspect, resize_frame
 
-# F frames of a shard · n, B, T frames asked for · H, W pixels
+# F frames of a shard · n, B, T frames that are read · H, W pixels
 FORMAT_VERSION = 1
 _LOG = logging.getLogger(__name__)
 
@@ -110,6 +110,7 @@ def cache_frames(
         "description": dict(description),
     }
     plan = json.loads(json.dumps(plan))  # tuples become lists, as they will be when read back
+    # A finished cache needs no lock, so that several runs can start on it at once.
     if _is_begun(out, plan) and (out / "index.json").exists():
         clear_dead_lock(out)
         return
@@ -156,6 +157,7 @@ def _write_shards(
         raise InputError(
             f"no episode to store in {out}: the data gave {len(rows)}, all unreadable; check path and split"
         )
+    # Later stages find episodes by name, so a name must be unique.
     names = Counter((row["source"], row["episode_id"]) for row in stored)
     if len(names) < len(stored):
         repeated = names.most_common(1)[0][0]
@@ -171,8 +173,9 @@ def _is_begun(out: Path, plan: dict[str, Any]) -> bool:
     """
     plan_path = out / "plan.json"
     if not plan_path.exists():
-        ours = (".tmp", ".lock")
-        if out.exists() and (not out.is_dir() or any(not entry.name.endswith(ours) for entry in out.iterdir())):
+        # A kill before plan.json was written leaves only temporary files and a lock.
+        leftovers = (".tmp", ".lock")
+        if out.exists() and (not out.is_dir() or any(not entry.name.endswith(leftovers) for entry in out.iterdir())):
             raise InputError(f"{out} exists and is no frame cache; choose another folder or empty this one")
         return False
     # Descriptions of earlier releases have other names for some of their keys.
@@ -180,7 +183,7 @@ def _is_begun(out: Path, plan: dict[str, Any]) -> bool:
     plan = with_new_keys(plan)
     differing = sorted(key for key in {*plan, *found} if plan.get(key) != found.get(key))
     if differing:
-        pairs = ", ".join(f"{key}: {found.get(key)!r} there, {plan.get(key)!r} asked for" for key in differing)
+        pairs = ", ".join(f"{key}: {found.get(key)!r} there, {plan.get(key)!r} requested" for key in differing)
         raise InputError(f"{out} holds a frame cache of another kind ({pairs}); choose another folder or delete it")
     return True
 
@@ -194,6 +197,7 @@ def _write_shard(
         InputError: more than `max_skipped` episodes are unreadable.
     """
     rows: list[dict[str, Any]] = []
+    # Room for all frames; those of a skipped episode are overwritten by the next one.
     pixels = np.empty((sum(map(len, episodes)), plan["height"], plan["width"], 3), np.uint8)
     offset = 0
     for episode in episodes:
@@ -312,6 +316,7 @@ class FrameCache:
             raise InputError(
                 f"the index of frame cache {self.path} is damaged ({error!r}); {_cure(self.path)}"
             ) from error
+        # Pixels are checked when they are first read: checking all of them would make opening slow.
         self._shards: dict[int, NDArray[np.uint8]] = {}
         self._unchecked = set(range(len(self.episodes))) if verify else set[int]()
 

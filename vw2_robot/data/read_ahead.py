@@ -73,6 +73,7 @@ class ReadAhead:
         """Continue reading in the background, unless a task is running or there is no room."""
         if self._pool is None or self._closed or not self._has_room():
             return
+        # At most one task at a time, so that the reader is used by one thread.
         if self._task is not None:
             if not self._task.done():
                 return
@@ -87,7 +88,8 @@ class ReadAhead:
 
     def _has_room(self) -> bool:
         if not self._ready:
-            return True  # without a block the stream could not go on, however much is held
+            return True  # the stream waits for this block, however much is held
+        # At most two finished blocks wait, and nothing is read behind an error.
         held = self._read + self._filled - self._released
         return held < self._limit and len(self._ready) < 2 and not isinstance(self._ready[-1], InputError)
 

@@ -104,6 +104,7 @@ def _run(
     """Continue from `at` to the end; False if the replay was restored to an earlier state meanwhile."""
     if at.done:
         return True
+    # Epoch by epoch and segment by segment; `at` holds the place inside the first of them.
     for epoch in range(at.epoch, plan.epochs):
         segments = _segments(sources, plan, epoch)
         found_window = at != Progress(epoch)
@@ -122,6 +123,7 @@ def _run(
                 windows += len(cut.windows)
                 found_window = found_window or windows > 0
                 after = Progress(epoch, index, position + 1, windows)
+                # An episode without windows is not stored; its progress follows with the next one.
                 if cut.windows and not writer.add(cut, after):
                     return False
                 if report is not None:
@@ -148,6 +150,7 @@ def _segments(sources: Sequence[tuple[EpisodeSource, float]], plan: IngestPlan, 
             shards=plan.ingests,
         )
     ]
+    # Segments of all sources are mixed, so that every part of an epoch holds all of them.
     order = np.random.default_rng([plan.seed, 3, epoch, plan.ingest]).permutation(len(found))
     return [found[index] for index in order.tolist()]
 
@@ -159,7 +162,7 @@ def _episodes(
     number = chunk.start if start is None else start
     if chunk.stop is not None and number >= chunk.stop:
         return
-    # An episode that the source skips by itself still takes a number.
+    # An episode that the source itself skips still takes a number.
     messages: Sequence[str] = getattr(getattr(source, "skipped", None), "messages", ())
     skips_before = len(messages)
     try:

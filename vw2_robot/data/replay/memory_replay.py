@@ -91,6 +91,7 @@ class MemoryReplay:
     def progress(self, plan: str) -> Progress:
         """See `ReplayWriter.progress`."""
         with self._changed:
+            # A restored checkpoint may have been filled by another plan.
             if self._plan not in (None, plan):
                 raise InputError(
                     f"the replay{f' in {self.path}' if self.path else ''} was filled by another plan of sources and "
@@ -151,6 +152,7 @@ class MemoryReplay:
         """Admit waiting windows: a queue while there is room, a pool by removing the oldest."""
         while self._backlog:
             window = self._backlog[0]
+            # In an exact replay epochs do not mix: the next one waits until this one is used up.
             other_epoch = bool(self._windows) and self._windows[self._next - 1].epoch != window.epoch
             full = self.bytes + self._new_bytes(window) > self.max_bytes or (self._exact and other_epoch)
             if self.mode == "queue" and full:
@@ -161,6 +163,7 @@ class MemoryReplay:
                     return
                 self._replacements -= 1
                 self._remove(self._first)
+            # One window may replace several that share most of their frames.
             while self.bytes + self._new_bytes(window) > self.max_bytes:
                 self._remove(self._first)
             self._insert(self._backlog.popleft())
@@ -178,6 +181,8 @@ class MemoryReplay:
 
     def _remove(self, place: int) -> ReplayWindow:
         """Remove the window at `place`; the first one moves there, so that the numbers stay consecutive."""
+        # Takes constant time. The order matters only in a pool, as the age of its windows, and there only the first one is
+        # removed.
         window = self._windows[place]
         self._windows[place] = self._windows[self._first]
         del self._windows[self._first]
@@ -298,6 +303,7 @@ class MemoryReplay:
         if not self._changed.acquire(timeout=timeout_seconds):
             raise ReplayTimeout(f"the replay was busy for {timeout_seconds:g} s")
         try:
+            # Windows are immutable, so the lock is needed only to list them, not to write them.
             windows = [*(self._windows[place] for place in range(self._first, self._next)), *self._backlog]
             facts = {
                 "format_version": FORMAT_VERSION,
@@ -323,6 +329,7 @@ class MemoryReplay:
 
 def _write(file: Path, facts: Mapping[str, Any], windows: Sequence[ReplayWindow]) -> str:
     """Store windows in one file and return its SHA-256; a frame that several of them show is written once."""
+    # Shared frames are one object in memory, so their identity finds them.
     frames = {id(frame): frame for window in windows for frame in window.frames}
     places = {key: place for place, key in enumerate(frames)}
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -357,6 +364,7 @@ def _read(file: Path, sha256: str, mode: Mode) -> tuple[dict[str, Any], list[Rep
             f"{file} is damaged, or of another run: its SHA-256 begins with {found[:8]}, the run's checkpoint says "
             f"{sha256[:8]}, and {lost}"
         )
+    # The checksum is right, so the content is what `_write` wrote and needs no further checks.
     with np.load(file, allow_pickle=False) as archive:
         stored = dict(archive)
     facts: dict[str, Any] = with_new_keys(json.loads(stored["facts"].tobytes()))

@@ -65,6 +65,7 @@ class ReverbReader:
         with self._changed:
             self._wanted = count
             self._changed.notify_all()
+            # The thread fetches only while windows are wanted.
             came = self._changed.wait_for(lambda: self._held() >= count or self._nothing_left(), timeout_seconds)
             self._wanted = 0
             if not came:
@@ -80,6 +81,7 @@ class ReverbReader:
                 sampled = self._pool[:count]
                 self._pool = self._pool[count:]
                 return sampled
+            # In the order of arrival; the windows count as delivered from now on.
             keys = list(self._arrived)[:count]
             for key in keys:
                 self._delivered.add(key)
@@ -105,6 +107,7 @@ class ReverbReader:
         """See `Replay.restore`."""
         with self._changed:
             self._delivered = Delivered.of(state, shares=self._delivered.shares)
+            # Windows that arrived before may have been delivered in the restored state.
             self._arrived = {key: window for key, window in self._arrived.items() if key not in self._delivered}
             self._ends = {int(ingest): total for ingest, total in state["ends"].items()}
 
@@ -153,6 +156,7 @@ class ReverbReader:
                 self._changed.wait_for(lambda: self._closed or self._wanted > self._held())
                 if self._closed:
                     return
+                # In small portions, so that windows are delivered while others are fetched.
                 count = min(64, self._wanted - self._held())
             try:
                 # Reverb itself waits for minutes for a server that is not there.
@@ -180,6 +184,7 @@ class ReverbReader:
             max_samples=count,
         )
         for sample in dataset.as_numpy_iterator():
+            # Under the lock for one window at a time: `sample` may take windows meanwhile.
             with self._changed:
                 header: bytes = sample.data["header"]
                 if header.startswith(b'{"end"'):

@@ -61,9 +61,11 @@ class ReplayServer:
         self.port = port
         self._scratch = path / ".reverb"
         self._folder = path / "checkpoints"
+        # Everything that was opened is closed in reverse order, also if a later step fails.
         with ExitStack() as closing:
             self._lock = closing.enter_context(lock_folder(path, what="a replay server"))
             _check_port(port)
+            # Each start gets a number of its own, stored before clients can connect.
             sessions = 1 + _sessions(path, options)
             stored = self._last_checkpoint()
             write_json(path / "replay.json", {"options": asdict(options), "sessions": sessions}, sealed=True)
@@ -85,7 +87,8 @@ class ReplayServer:
             found = layout_of(self._client, f"127.0.0.1:{port}", CALL_SECONDS)
             wanted = ReplayLayout.of_options(options)
             if found != wanted:
-                raise InputError(f"the restored tables are {found}, asked for {wanted}; use another folder")
+                raise InputError(f"the restored tables are {found}, requested {wanted}; use another folder")
+            # At the end callbacks run in reverse: set the event, join the thread, stop the server, remove the scratch.
             self._ending = threading.Event()
             thread = threading.Thread(target=self._keep_checkpoints, name="checkpoints", daemon=True)
             thread.start()
@@ -113,6 +116,7 @@ class ReplayServer:
         Reverb does not stop while it writes a checkpoint, and then the interpreter cannot exit either: a process that
         has no more time must exit by `os._exit`.
         """
+        # In a thread, since the call may block without a time limit.
         thread = threading.Thread(target=self._closing.close, daemon=True)
         thread.start()
         thread.join(timeout_seconds)
@@ -150,6 +154,7 @@ class ReplayServer:
         """Move each finished checkpoint of Reverb to its folder, and report it in the table `checkpoint`; a thread."""
         notes = self._client.trajectory_writer(1)
         while not self._ending.wait(0.02):
+            # Reverb writes the file DONE last. Only the newest checkpoint matters.
             done = sorted(path.parent for path in self._scratch.glob("*/DONE"))
             if done and (record := self._keep(done[-1])) is not None:
                 write_record(notes, "checkpoint", record)
@@ -165,6 +170,7 @@ class ReplayServer:
         kept = self._folder / f"{1 + int(last.name if last is not None else 0):08}"
         error = ""
         try:
+            # Renamed into place with all its files on disk: a kill leaves the old checkpoint or the new one.
             with atomic_folder(kept) as folder:
                 made.rename(folder)
                 for name in _REVERB_FILES:
@@ -173,7 +179,7 @@ class ReplayServer:
             self._only_last()
         except FileNotFoundError:
             return None
-        except OSError as problem:
+        except OSError as problem:  # such as a full disk; reported to the client
             error = str(problem)
         for other in self._scratch.iterdir():  # incomplete checkpoints
             if other.name < made.name:

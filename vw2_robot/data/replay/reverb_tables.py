@@ -65,7 +65,7 @@ def load_reverb() -> tuple[ModuleType, ModuleType]:
         warnings.simplefilter("ignore", DeprecationWarning)  # it reads TensorFlow's version by distutils
         reverb = require("reverb", extra="replay")
     tf: ModuleType = reverb.trajectory_dataset.tf
-    tf.config.set_visible_devices([], "GPU")
+    tf.config.set_visible_devices([], "GPU")  # otherwise TensorFlow would reserve all its memory
     return reverb, tf
 
 
@@ -143,6 +143,8 @@ def make_tables(options: ServerOptions, *, session: int) -> list[Any]:
     frames = padded_frames(options.num_frames, options.temporal_stride)
     config = writer_config(tuple(range(frames)), table="any", number=1)
     signature = reverb.structured_writer.infer_signature([config], step_spec())
+    # In a queue the rate limiter blocks a writer while the table is full and a reader while it is empty, and each
+    # window can be sampled once. In a pool only an empty table blocks, and a full one removes its oldest window.
     queue = options.mode == "queue"
     windows = [
         reverb.Table(
@@ -156,6 +158,7 @@ def make_tables(options: ServerOptions, *, session: int) -> list[Any]:
         )
         for name, size in options.tables.items()
     ]
+    # Tables of one JSON record: a new record replaces the old one.
     records = [
         reverb.Table(
             name,
@@ -201,6 +204,7 @@ def layout_of(client: Any, address: str, timeout_seconds: float) -> ReplayLayout
         ReplayTimeout: it does not answer.
     """
     info = server_info(client, address, timeout_seconds)
+    # The names and sizes of the tables hold all that a client needs; no other channel is necessary.
     tables = {name: table for name, table in info.items() if name.startswith(("queue-", "pool"))}
     return ReplayLayout(
         tables={name: tables[name].max_size for name in sorted(tables, key=lambda name: (len(name), name))},
@@ -257,6 +261,7 @@ def store_windows(client: Any, address: str, timeout_seconds: float) -> str:
     what = f"the checkpoint of the replay at {address}"
     deadline = time.monotonic() + timeout_seconds
     session = session_of(server_info(client, address, CALL_SECONDS))
+    # First Reverb writes its checkpoint, then the server moves it to a safe place and names it in its table.
     try:
         requested = Path(within(timeout_seconds, what, client.checkpoint)).name
     except ReplayTimeout as error:

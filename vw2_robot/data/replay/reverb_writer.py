@@ -87,7 +87,8 @@ class ReverbWriter:
         if record is None or record["commits"] != self._commits:
             # There is no record yet, or it followed others that a restored checkpoint does not have: start again. The
             # readers drop windows that they already got.
-            record = self._record(Progress(), [0] * len(self._layout.tables))
+            totals = [0] * len(self._layout.tables)
+            record = {"plan": self._plan, "progress": asdict(Progress()), "totals": totals}
         self._stored = record
         self._totals = list(record["totals"])
         return Progress.of(record["progress"])
@@ -101,13 +102,15 @@ class ReverbWriter:
             )
         shares = len(self._layout.tables)
         self._send(cut.offsets, steps_of(cut, shares=shares))
+        # Sent windows are counted for each queue; `finish` reports the numbers to the readers.
         for window in cut.windows:
             self._totals[share_of(window, shares)] += 1
         return self._commit(after)
 
     def finish(self, after: Progress) -> bool:
         """See `ReplayWriter.finish`: each queue gets the number of windows that this process sent to it."""
-        self._records()
+        self._records()  # checks that all ingest processes have the same plan
+        # The end of the data is a window without images, whose header holds the number of windows sent.
         offsets = tuple(range(self._layout.num_frames))
         for share, (name, total) in enumerate(zip(self._layout.tables, self._totals, strict=True)):
             if name.startswith("queue-"):
@@ -124,6 +127,7 @@ class ReverbWriter:
 
     def _send(self, offsets: tuple[int, ...], steps: list[dict[str, Any]]) -> None:
         """Write the steps of an episode and wait until the server has all windows that end in them."""
+        # One writer for each frame rate: a structured writer has a fixed pattern.
         if offsets not in self._writers:
             configs = [
                 writer_config(offsets, table=name, number=number)
@@ -167,7 +171,7 @@ class ReverbWriter:
         self._abandon_all()
         return ReplayTimeout(
             f"the replay server at {self.address} did not take an episode: {why}; {gone} Start the server again if it "
-            "ended, then this process: it goes on where it was"
+            "ended, then this process: it continues where it was"
         )
 
     def _abandon_all(self) -> None:
@@ -208,7 +212,7 @@ class ReverbWriter:
         """Store progress; False if the server was restored to a checkpoint meanwhile."""
         if not self._unbroken():
             return False
-        record = self._record(after, self._totals)
+        record = {"plan": self._plan, "progress": asdict(after), "totals": list(self._totals)}
         self._write(record)
         if not self._unbroken():
             # The server may have been restored just before it received the record: overwrite that record.
@@ -217,11 +221,9 @@ class ReverbWriter:
         self._stored = record
         return True
 
-    def _record(self, progress: Progress, totals: list[int]) -> dict[str, Any]:
-        return {"plan": self._plan, "progress": asdict(progress), "totals": list(totals)}
-
     def _write(self, record: dict[str, Any]) -> None:
         """Send a progress record and wait until the server has it."""
+        # The record holds its own number, so that a gap shows after a restore.
         self._commits += 1
         self._confirmed = False
         write_record(self._notes, self._table, {**record, "commits": self._commits})

@@ -37,6 +37,7 @@ def window_frames(start: NDArray[np.int64], offsets: tuple[int, ...]) -> NDArray
     """
     if not len(start):
         return np.empty((0, len(offsets)), np.int64)
+    # Steps as `reverb_writer` sends them: a window is marked at its last step, which may lie behind the episode.
     ends = start + offsets[-1]
     steps = np.arange(ends.max() + 1)
     begins = np.full_like(steps, -1)
@@ -47,6 +48,7 @@ def window_frames(start: NDArray[np.int64], offsets: tuple[int, ...]) -> NDArray
         "table": (begins >= 0).astype(np.int64),
         IS_LAST: steps == steps[-1],
     }
+    # The header of a step is the start of its window, to assign the results to `start`.
     found = _sliding(offsets)(columns)
     frames: NDArray[np.int64] = np.stack([column.numpy() for column in found["frames"]], axis=1)
     return frames[np.searchsorted(found["header"].numpy(), start)]

@@ -110,7 +110,7 @@ WindowFrames = Callable[[NDArray[np.int64], tuple[int, ...]], NDArray[np.int64]]
 
 
 def window_frames(start: NDArray[np.int64], offsets: tuple[int, ...]) -> NDArray[np.int64]:
-    """Return the ids [n, T] of the frames of windows; counting goes on beyond the end of an episode."""
+    """Return the ids [n, T] of the frames of windows, also of those beyond the end of an episode."""
     return start[:, None] + np.array(offsets, np.int64)
 
 
@@ -142,6 +142,7 @@ def cut_episode(
         target_hz=options.target_hz,
         gap_seconds=options.gap_seconds,
     )
+    # Offsets are equal for all windows of an episode: they depend on its frame rate only.
     offsets = clip_offsets(
         options.num_frames,
         hz=episode.hz,
@@ -150,6 +151,7 @@ def cut_episode(
         gap_seconds=options.gap_seconds,
     )
     shown = frames_of(found.start, tuple(offsets.tolist()))
+    # A header travels with its frames as bytes, so arrays are encoded; an episode without windows needs no images.
     images: list[bytes] = []
     for image in episode.images if len(found.start) else ():
         if not isinstance(image, bytes):
@@ -183,6 +185,7 @@ def padded_steps(cut: CutEpisode) -> Iterator[tuple[bytes, ReplayWindow | None]]
     With this padding every window is the same pattern over the steps before its last one: frame i of the window is the
     image `offsets[-1] - offsets[i]` steps earlier.
     """
+    # Windows of one episode have different starts, so at most one ends at each step.
     ends = {window.start + cut.offsets[-1]: window for window in cut.windows}
     for index in range(max([len(cut.images), *(end + 1 for end in ends)])):
         yield (cut.images[index] if index < len(cut.images) else b""), ends.get(index)
@@ -211,6 +214,7 @@ def decode(
     Raises:
         ImageError: a frame is no image; names source, episode and frame of the window.
     """
+    # Each window writes into its part of the batch: no copy is needed afterwards.
     pixels = np.empty((len(windows), len(windows[0].frames), height, width, 3), np.uint8)
     for clip, window in zip(pixels, windows, strict=True):
         decode_window(window, clip, aspect=aspect)
@@ -375,7 +379,7 @@ class Delivered:
         if state["shares"] != shares:
             raise InputError(
                 f"the position in the replay was stored by one of {state['shares']} ranks, this replay serves "
-                f"{shares}; go on with the old number of ranks, or start the epoch anew"
+                f"{shares}; continue with the old number of ranks, or start the epoch anew"
             )
         delivered = cls(shares)
         delivered._watermarks = dict(state["marks"])

@@ -75,11 +75,12 @@ def open_source(
     kind = _format_of(path) if format == "auto" else format
     if kind not in FORMATS:
         raise InputError(f"unknown format {format!r}; known: auto, {', '.join(FORMATS)}")
+    # An option that would be ignored is refused: its effect would be missed later.
     given = {"split": split, "image_key": image_key, "hz": hz, "trajectories": trajectories, "name": name}
     unused = sorted(key for key, value in given.items() if value is not None and key not in _OPTIONS[kind])
     if unused:
         raise InputError(
-            f"{path} is a data set in the format {kind!r}, which has no use for {', '.join(unused)}; it knows: "
+            f"{path} is a data set in the format {kind!r}, which does not use {', '.join(unused)}; its options: "
             f"{', '.join(sorted(_OPTIONS[kind]))}"
         )
     if kind == "rlds":
@@ -146,6 +147,7 @@ _HELD_OUT_NAMES = {"test", "val", "valid", "validation", "eval"}
 
 def recognize(path: Path) -> Format | None:
     """Return the format of a folder, or None; the folder may also be the one above the versions of an RLDS set."""
+    # From the most specific signs to the least.
     if any(True for pattern in ("", "*/") for _ in path.glob(f"{pattern}features.json")):
         return "rlds"
     if (path / "meta" / "info.json").is_file():

@@ -125,7 +125,9 @@ def timed_frames(path: Path, *, start_seconds: float = 0.0) -> Iterator[TimedFra
     except av.FFmpegError as error:
         if not times:
             raise _unreadable(path, error) from error
-        raise InputError(f"{path} is damaged after {times[-1]:.2f} s ({_reason(error)}); {_ADVICE}") from error
+        raise InputError(
+            f"{path} is damaged after {times[-1]:.2f} s ({getattr(error, 'strerror', None) or error}); {_ADVICE}"
+        ) from error
     if not times:
         raise InputError(f"{path} holds no frame; {_ADVICE}")
     # A file that ends too early was probably cut. The time in the header may be a little late, and without a time only
@@ -159,6 +161,7 @@ def frames_at_rate(path: Path, hz: float) -> Iterator[TimedFrame]:
                 raise InputError(
                     f"{path} jumps from {before.time:.2f} s to {frame.time:.2f} s: its times are damaged; {_ADVICE}"
                 )
+            # The frame before stays visible until this one.
             for _ in range(due, slot):
                 yield before
         if slot >= due or before is None:
@@ -180,11 +183,13 @@ def jpegs_at(path: Path, segments: Iterable[tuple[float, int]], hz: float) -> It
     """
     frames: Iterator[TimedFrame] | None = None
     waiting: TimedFrame | None = None
+    # One decoder for all segments: starts do not decrease, so each segment continues where the last one ended.
     for start, count in segments:
         if frames is None:
             frames = timed_frames(path, start_seconds=max(0.0, start - 0.5 / hz))
             waiting = next(frames, None)
         found: dict[int, tuple[float, bytes]] = {}  # number of the image -> its distance, and the image
+        # Several frames may be near one image, such as in a video of a higher rate: the nearest one is used.
         while waiting is not None:
             position = (waiting.time - start) * hz
             index = math.floor(position + 0.5)
@@ -247,6 +252,7 @@ def _is_short(path: Path) -> bool:
             file.seek(_ebml_number(file) or 0, os.SEEK_CUR)
             segment = _ebml_number(file) if file.read(4) == b"\x18\x53\x80\x67" else None
             return segment is not None and file.tell() + segment > size
+        # Boxes of mp4 follow each other: 4 bytes of length, or 1 and then 8 bytes of length.
         while position < size:
             file.seek(position)
             length = int.from_bytes(file.read(4), "big")
@@ -262,6 +268,7 @@ def _is_short(path: Path) -> bool:
 def _ebml_number(file: BinaryIO) -> int | None:
     """Read a variable-length number of EBML; None if the writer did not know it."""
     first = file.read(1) or b"\xff"
+    # The number of leading zeros of the first byte is the number of bytes that follow; all bits set means unknown.
     width = 9 - first[0].bit_length()
     number = int.from_bytes(first + file.read(width - 1), "big") & ((1 << 7 * width) - 1)
     return None if number == (1 << 7 * width) - 1 else number
@@ -276,6 +283,8 @@ def _measured_hz(container: Any, video_stream: Any) -> float | None:
     ]
     if not len(gaps):
         return stated[0] if stated else None
+    # The mean of the usual gaps: the median alone would have the rounding of a single time, and pauses would spoil the
+    # mean of all.
     usual = float(np.median(gaps))
     measured = 1 / float(np.mean(gaps[np.abs(gaps - usual) <= usual / 2]))
     # Times may be rounded to milliseconds, so a rate in the header that is close is more exact.
@@ -287,8 +296,4 @@ def _measured_hz(container: Any, video_stream: Any) -> float | None:
 def _unreadable(path: Path, error: Exception) -> InputError:
     if isinstance(error, FileNotFoundError):
         return InputError(f"{path} does not exist")
-    return InputError(f"{path} cannot be read as a video ({_reason(error)}); {_ADVICE}")
-
-
-def _reason(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error)
+    return InputError(f"{path} cannot be read as a video ({getattr(error, 'strerror', None) or error}); {_ADVICE}")

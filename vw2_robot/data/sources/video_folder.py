@@ -87,11 +87,13 @@ class VideoFolderSource:
         hz = given or describe_video(file).hz
         if hz is None:
             raise InputError(
-                f"{file} does not tell its rate; give hz, frames per second (data.hz=30), or a caption with hz"
+                f"{file} has no known frame rate; give hz, frames per second (data.hz=30), or a caption with hz"
             )
+        # With a given rate the times in the file are not meant to be real.
         frames = timed_frames(file) if given else frames_at_rate(file, hz)
         first = start * SEGMENT_FRAMES
         images: list[bytes] = []
+        # Frames before the wanted segment are decoded but not converted: segments are counted in frames, not in time.
         for number, frame in enumerate(frames):
             if number < first:
                 continue
@@ -124,6 +126,7 @@ def _find_videos(root: Path) -> tuple[Video, ...]:
     found = {name_below(root, file): file for file in files_below(root) if _is_video(file)}
     if not found:
         raise InputError(f"{root} holds no video, nor does a folder in it; expected {', '.join(VIDEO_ENDINGS)}")
+    # Tables are read from all folders between the root and a video; deeper ones come later and win.
     captions: dict[str, Video] = {}
     for folder in sorted(
         {root, *(parent for file in found.values() for parent in file.parents if root in parent.parents)}
@@ -171,6 +174,7 @@ def _video_of(where: str, line: str, folder: Path) -> Video:
     if hz is not None and (isinstance(hz, bool) or not isinstance(hz, int | float) or not 0 < hz <= HIGHEST_HZ):
         raise InputError(f"{where}: hz must be a positive number, at most {HIGHEST_HZ:g}, found {hz!r}")
     return Video(
+        # A caption may name a video with "../": the path is normalized before it is compared.
         name=Path(os.path.normpath(folder / file)).as_posix(),
         instruction=(text or "").strip(),
         hz=None if hz is None else float(hz),
