@@ -165,7 +165,7 @@ def test_continuing_with_other_episodes_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"height": 7}, "height: 6 there, 7 asked for"),
+        ({"height": 7}, "height: 6 there, 7 requested"),
         ({"description": {"path": "y"}}, "description: .*'x'.* there"),
         ({"aspect": "pad"}, "aspect: 'stretch' there, 'pad' requested"),
     ],

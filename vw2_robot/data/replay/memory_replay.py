@@ -181,7 +181,7 @@ class MemoryReplay:
 
     def _remove(self, place: int) -> ReplayWindow:
         """Remove the window at `place`; the first one moves there, so that the numbers stay consecutive."""
-        # Takes constant time. The order matters only in a pool, as the age of its windows, and there only the first one is
+        # Takes constant time. The order matters only in a pool, as the age of its windows, and only the first is
         # removed.
         window = self._windows[place]
         self._windows[place] = self._windows[self._first]
