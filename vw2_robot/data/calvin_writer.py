@@ -110,7 +110,7 @@ class CalvinWriter:
         Args:
             root: folder of the data set.
             split: `training` or `validation`.
-            compress_level: of zlib, 0 (fast, large) to 9 (slow); 1 compresses images nearly as well as 9.
+            compress_level: of zlib, 0 (fast, large) to 9 (slow); 1 is the best trade-off for images.
         """
         self.folder = Path(root) / split
         self.split = split
@@ -155,6 +155,7 @@ class CalvinWriter:
         for label in labels:
             if not 0 <= label.start <= label.end < length:
                 raise InputError(f"{label} does not lie within a recording of {length} time steps")
+        # The dtypes of the published data sets.
         typed = {key: np.asarray(value, dtype=STEP_ARRAYS[key][0]) for key, value in arrays.items()}
         paths = [self.folder / frame_name(first_frame + step) for step in range(length)]
         for step, path in enumerate(paths):
@@ -187,7 +188,7 @@ class CalvinWriter:
         """
         for step in range(entry.last - entry.first + 1):
             place = self.folder / frame_name(first_frame + step)
-            place.unlink(missing_ok=True)
+            place.unlink(missing_ok=True)  # of an interrupted call
             place.hardlink_to(folder / frame_name(entry.first + step))
         sync_files((self.folder,))
         self._write_entry(dataclasses.replace(entry, first=first_frame, last=first_frame + entry.last - entry.first))
@@ -231,6 +232,7 @@ class CalvinWriter:
             files["lang_annotations/embeddings.npy"] = _npy_bytes(np.array(table, dtype=object))
         if environment is not None:
             files[".hydra/merged_config.yaml"] = environment.encode()
+        # The manifest is written last: with it a reader can check all files before it.
         for name, content in files.items():
             (self.folder / name).parent.mkdir(exist_ok=True)
             _write(self.folder / name, content)

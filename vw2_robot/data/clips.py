@@ -96,7 +96,9 @@ def frame_offsets(
 def _ratio(hz: float, target_hz: float | None, gap_seconds: float | None, temporal_stride: int) -> float:
     """Return the spacing of clip frames in episode frames."""
     if gap_seconds is not None:
+        # A step lasts at least one episode frame, also for a slow source.
         return max(1.0, gap_seconds * hz) / temporal_stride
+    # A source slower than the target is read frame by frame.
     return 1.0 if target_hz is None else max(1.0, hz / target_hz)
 
 
@@ -155,7 +157,9 @@ def make_windows(
     clip_frames = frame_offsets(
         count * cache_stride, hz=hz, target_hz=target_hz, gap_seconds=gap_seconds, temporal_stride=temporal_stride
     )
+    # Several clip frames may show one episode frame: each start counts once.
     start = np.unique(clip_frames[::cache_stride])
+    # The first latent step must lie inside the episode.
     start = start[start + offsets[temporal_stride] < length]
     return windows_at(
         start, np.full_like(start, length), np.broadcast_to(offsets, (len(start), len(offsets))), temporal_stride
@@ -272,6 +276,7 @@ class ClipSampler:
                 f"min_valid_steps must lie in 1..{self.latent_steps} for {num_frames} frames, found {min_valid_steps}"
             )
         chosen = [cache.episodes[index] for index in episode_indices]
+        # Offsets depend on the frame rate only: one row of the table for each rate.
         rates = sorted({episode.hz for episode in chosen})
         table = [
             clip_offsets(
@@ -282,6 +287,7 @@ class ClipSampler:
         self._offsets = np.array(table, np.int64).reshape(len(rates), self.num_frames)
         rate = np.array([rates.index(episode.hz) for episode in chosen], np.int64)
         length = np.array([episode.length for episode in chosen], np.int64)
+        # An episode is used if its first latent step is complete.
         usable = length > self._offsets[rate, temporal_stride]
         if not usable.any():
             longest = int(length.max(initial=0))
@@ -310,6 +316,7 @@ class ClipSampler:
             rank: of this process; all ranks together sample one global batch, and each gets its part of it.
             world_size: number of ranks.
         """
+        # All ranks sample the global batch with the same generator, so that the number of ranks changes nothing.
         mine = slice(rank * batch_size, (rank + 1) * batch_size)
         rng = np.random.default_rng([self.seed, step])
         pair = rng.integers(len(self), size=world_size * batch_size)[mine]
@@ -319,6 +326,7 @@ class ClipSampler:
         episode = self._episode[chosen]
         pixels = self.cache.read_batch(episode, windows.frame_ids)
         if self.augmentation != Augmentation():
+            # A seed for each clip: its augmentation does not depend on the other clips of the batch.
             seeds = np.random.default_rng([self.seed, step, 1]).integers(2**63, size=world_size * batch_size)[mine]
             for clip, clip_seed in zip(pixels, seeds.tolist(), strict=True):
                 augment(clip, self.augmentation, np.random.default_rng(clip_seed))
@@ -329,6 +337,7 @@ def augment(clip: NDArray[np.uint8], options: Augmentation, rng: np.random.Gener
     """Augment a clip uint8 [T, H, W, 3] in place, all frames alike."""
     # All random numbers are sampled whether used or not, so that one option does not change the others.
     height, width = clip.shape[1:3]
+    # The area is uniform, so the side is its square root.
     side = math.sqrt(rng.uniform(options.crop_min_scale, 1.0))
     top, left = rng.uniform(0.0, 1.0 - side, 2) * (height, width)
     flip = rng.random() < options.flip
@@ -336,6 +345,7 @@ def augment(clip: NDArray[np.uint8], options: Augmentation, rng: np.random.Gener
     contrast = rng.uniform(1 - options.contrast, 1 + options.contrast)
     color = rng.uniform(1 - options.color, 1 + options.color, 3)
     if side < 1.0:
+        # Crop and resizing in one step, which reads the pixels once.
         box = (left, top, left + side * width, top + side * height)
         for frame in clip:
             frame[:] = Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR, box=box)

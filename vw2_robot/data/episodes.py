@@ -78,12 +78,14 @@ class Episode:
             InputError: the frame cannot be decoded; names source, episode and frame.
         """
         image = self.images[index]
+        # An array comes from a simulator or a decoder and only has to have the right form.
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
                 raise self._unreadable(index, f"an array {image.dtype} {image.shape}, expected uint8 [H, W, 3]")
             return image
         try:
             with Image.open(io.BytesIO(image), formats=_FORMATS) as opened:
+                # Checked before decoding, which would allocate the memory.
                 if opened.width * opened.height > MAX_PIXELS:
                     raise ValueError(f"{opened.width} x {opened.height} pixels, at most {MAX_PIXELS} are read")
                 if opened.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"):

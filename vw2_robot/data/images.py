@@ -56,6 +56,7 @@ def resize_frame(frame: NDArray[np.uint8], *, height: int, width: int, aspect: A
         return frame
     if aspect == "stretch":
         return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR))
+    # Rounded halves up and at least one pixel, so that very long images survive.
     scale = min(height / frame.shape[0], width / frame.shape[1])
     inner_h = min(height, max(1, math.floor(frame.shape[0] * scale + 0.5)))
     inner_w = min(width, max(1, math.floor(frame.shape[1] * scale + 0.5)))
@@ -101,7 +102,7 @@ def _read_strip(
     apart: dict[int, NDArray[np.uint8]] = {}  # frames that are not decoded into the strip
     for place, frame in enumerate(frame_ids):
         if place and frame == frame_ids[place - 1]:
-            continue
+            continue  # copied from its predecessor below
         data = episode.images[frame]
         image = None
         if isinstance(data, bytes) and aspect == "stretch":
@@ -115,6 +116,7 @@ def _read_strip(
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BILINEAR)
         strip.paste(image, (0, place * height))
+    # A copy out of Pillow holds the interpreter's lock, so all frames of the strip are copied at once.
     if len(apart) < len(frame_ids):
         out[:] = np.frombuffer(strip.tobytes(), np.uint8).reshape(together, height, width, 3)[: len(frame_ids)]
     for place, frame in enumerate(frame_ids):
@@ -143,6 +145,7 @@ def _plain_jpeg(data: bytes, wanted: tuple[int, int] | None) -> Image.Image | No
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     """Return (W, H) from the header of a plain 8-bit three-channel JPEG, None for everything else."""
+    # Segments follow each other up to the frame header, which holds the size.
     position = 2
     if data[:2] != b"\xff\xd8":
         return None

@@ -114,6 +114,7 @@ def open_labeled_rlds(
 
 def _pick(stream: Iterator[Any], numbers: Sequence[int]) -> Iterator[Any]:
     """Yield the items with these ascending numbers from a stream that begins at the first of them."""
+    # Episodes in between are read, too: records can only be read in order.
     wanted = {number - numbers[0] for number in numbers}
     return (found for i, found in enumerate(islice(stream, max(wanted) + 1)) if i in wanted)
 
@@ -136,6 +137,7 @@ def _read_motion(
                 f"{source.path}: {'/'.join(key)} of {source.name!r} has shape {column.shape[1:]} a step, expected "
                 f"{ACTION_DIM} numbers by its rule {rule!r} in the table of sources"
             )
+    # All rules bring the gripper to -1 (closed) .. +1 (open).
     commanded = columns[0].copy()
     commanded[:, GRIPPER_INDEX] = GRIPPER_RULES[rule](commanded[:, GRIPPER_INDEX])
     return {"commanded": commanded} | ({"moved": columns[1]} if rule in POSE_RULES else {})

@@ -160,6 +160,7 @@ def _groups(trajectories: Sequence[Trajectory]) -> NDArray[np.int64]:
     group = np.zeros(len(trajectories), np.int64)
     last = -1
     number = -1
+    # Sweep over the trajectories by their start: a gap begins a new group.
     for i in sorted(range(len(trajectories)), key=lambda i: trajectories[i].start):
         number += trajectories[i].start > last
         last = max(last, trajectories[i].end)
@@ -181,6 +182,7 @@ def keep_motion(
         InputError: the file is damaged, or of other episodes.
     """
     cure = "delete it, and it is made again"
+    # Reading actions opens every time step of CALVIN, so the result is stored.
     if not file.is_file():
         with lock_folder(file.parent, what="reading actions"):
             write_arrays(file, read())
@@ -245,11 +247,13 @@ def _by_step(
 ) -> NDArray[np.float64]:
     """Return the motion [n, M, 7] that `what` computes from the values of an episode; zero where not valid."""
     out = np.stack([what(values[e], edge) for e, edge in zip(episode_n, edges, strict=True)])
+    # Beyond the end of an episode edges repeat the last frame; the result means nothing there.
     return np.where(valid_nM[..., None], out, 0.0)
 
 
 def _commanded(actions: NDArray[np.float64], edges: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the sum [M, 7] of actions [L, 7] between edges [M + 1]; for the gripper the mean."""
+    # Differences of cumulative sums: one pass for steps of any length.
     total = np.concatenate([np.zeros((1, actions.shape[1])), np.cumsum(actions, axis=0)])
     out = total[edges[1:]] - total[edges[:-1]]
     out[:, GRIPPER_INDEX] /= np.maximum(1, edges[1:] - edges[:-1])

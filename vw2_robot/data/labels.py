@@ -49,6 +49,7 @@ def label_budget(total: int, fraction: float) -> int:
     """
     if not 0.0 <= fraction <= 1.0:
         raise InputError(f"label_fraction must lie in [0, 1], found {fraction}")
+    # Halves up: Python's round would round 0.5 to 0 and 1.5 to 2.
     budget = math.floor(fraction * total + 0.5)
     if fraction > 0.0 and budget == 0:
         raise InputError(
@@ -73,6 +74,7 @@ def label_order(strata: Sequence[str], episode_ids: Sequence[str], *, seed: int)
     repeated = [name for name, count in Counter(episode_ids).items() if count > 1]
     if repeated:
         raise InputError(f"episode ids must be unique, found {len(repeated)} repeated, for example {repeated[0]!r}")
+    # Inside a stratum episodes are in random order; which stratum comes next is decided below.
     members: dict[str, list[int]] = {}
     for position, stratum in enumerate(strata):
         members.setdefault(stratum, []).append(position)
@@ -90,7 +92,9 @@ def label_order(strata: Sequence[str], episode_ids: Sequence[str], *, seed: int)
 def _stratum_order(sizes: dict[str, int], *, seed: int) -> list[str]:
     """Return for each place in the order the stratum that gets it; see the top of this file."""
     total = sum(sizes.values())
+    # Strata with equal deadlines are ordered at random, but equally on every machine.
     tie = {stratum: _rank(seed, "stratum", stratum) for stratum in sizes}
+    # First rule: one episode of every stratum, the largest first.
     order = sorted(sizes, key=lambda stratum: (-sizes[stratum], tie[stratum]))
 
     def opens_at(stratum: str, number: int) -> int:  # first n at which the share, rounded up, admits episode `number`
@@ -103,6 +107,7 @@ def _stratum_order(sizes: dict[str, int], *, seed: int) -> list[str]:
     waiting = [(opens_at(stratum, 2), tie[stratum], stratum, 2) for stratum in sizes if sizes[stratum] > 1]
     heapq.heapify(waiting)
     ready: list[tuple[int, str, str, int]] = []
+    # Second rule: each further place goes to the earliest deadline among the strata that may grow.
     for place in range(len(order) + 1, total + 1):
         while waiting and waiting[0][0] <= place:
             _, _, stratum, number = heapq.heappop(waiting)

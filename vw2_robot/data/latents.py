@@ -62,7 +62,9 @@ def joined(windows: LatentWindows, *, ends: NDArray[np.int64], latent_steps: int
     order = np.argsort(starts)
     place = np.searchsorted(starts, wanted, sorter=order)
     nearest = order[np.minimum(place, len(order) - 1)] if len(order) else order
+    # -1 where no window begins at that frame.
     follower = np.where(starts[nearest] == wanted, nearest, -1)
+    # Follow the chain of windows, M steps at a time; a chain that has ended gives zeros that are not valid.
     codes = []
     valid = []
     row = np.arange(len(windows))
@@ -105,6 +107,7 @@ def read_shards(folder: Path, count: int) -> LatentWindows:
     sizes = {shard.codes.shape[1:] for shard in shards if len(shard)}
     if len(sizes) > 1:
         raise InputError(f"the shards of latent cache {folder} hold codes of {len(sizes)} different shapes; {_CURE}")
+    # An empty shard may have other axes; if all are empty, they are joined as they are.
     shards = [shard for shard in shards if len(shard)] or shards
     return LatentWindows(*(np.concatenate([getattr(shard, name) for shard in shards]) for name in _KINDS))
 
@@ -141,6 +144,7 @@ class LatentCache:
                 f"latent cache {folder} has format_version {version!r}, this release reads {FORMAT_VERSION}; "
                 "run vw2-extract-latents again"
             )
+        # Codes are only comparable if they come from the same encoder and the same frames.
         for name, wanted in (("encoder_hash", encoder_hash), ("frames_digest", frames_digest)):
             if wanted is not None and self.facts.get(name) != wanted:
                 raise InputError(

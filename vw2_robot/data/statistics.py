@@ -76,6 +76,7 @@ class ActionStatistics:
         if gripper_index is not None and not np.isin(values[:, gripper_index], (-1.0, 1.0)).all():
             found = np.unique(values[:, gripper_index])[:4].tolist()
             raise InputError(f"gripper actions must be -1 (close) or +1 (open), found {found}")
+        # Quantiles instead of extremes: single outliers would compress the range of all others.
         q01, q99 = np.quantile(values, (0.01, 0.99), axis=0)
         return cls(
             q01=q01,
@@ -112,12 +113,14 @@ class ActionStatistics:
         values = self._checked(actions)
         offset, scale = self._offset_and_scale()
         restored = values * scale + offset
+        # The gripper is never scaled, so the sign is taken from the prediction itself.
         if self.gripper_index is not None:
             restored[..., self.gripper_index] = np.where(values[..., self.gripper_index] > 0, 1.0, -1.0)
         return restored.astype(np.float32)
 
     def to_json(self) -> dict[str, Any]:
         """Return numbers and lists for JSON, exact to the last bit; `from_json` is the inverse."""
+        # `mask` is for other programs: it is computed again when the statistics are read.
         vectors = {name: getattr(self, name).tolist() for name in _VECTORS}
         rest = {"count": self.count, "mode": self.mode, "gripper_index": self.gripper_index}
         return {**vectors, **rest, "mask": self.mask.tolist()}

@@ -160,6 +160,7 @@ def open_preview(data_set: DataSet, *, hz: float | None = None) -> EpisodeSource
     splits = list(data_set.splits)
     if kind == "rlds":
         return open_source(data_set.path, format=kind, split=splits[0] if splits else None, hz=hz)
+    # The first of several cameras, where training would ask for a choice.
     if kind == "lerobot":
         return open_source(
             data_set.path, format=kind, image_key=next(iter(describe_lerobot(data_set.path).cameras), None)
@@ -193,9 +194,11 @@ def _clip(episode: Episode, options: ClipOptions) -> dict[str, Any]:
         target_hz=options.target_hz,
         gap_seconds=options.gap_seconds,
     )
+    # The middle of the episode: the beginning often shows no motion.
     start = max(0, (len(episode) - int(offsets[-1])) // 2)
     windows = windows_at(np.array([start]), np.array([len(episode)]), offsets[None], options.temporal_stride)
     numbers = windows.frame_ids[0].tolist()
+    # A frame that the clip repeats is encoded once.
     images = {number: _image(episode, number) for number in dict.fromkeys(numbers)}
     height, width = episode.decode(numbers[0]).shape[:2]
     seconds = max(1, len(episode) - 1) / episode.hz

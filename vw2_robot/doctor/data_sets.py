@@ -59,10 +59,10 @@ def find_data_sets(roots: Sequence[Path], *, depth: int) -> list[DataSet]:
     """
     found: dict[Path, DataSet] = {}
     for root in roots:
-        # Roots may overlap: a data set counts once, under its resolved path.
         if not root.is_dir():
             raise InputError(f"{root} is not a folder; give data.path=... the folder that holds your data sets")
         for folder, kind in _candidates(root, depth):
+            # Roots may overlap: a data set counts once, under its resolved path.
             found.setdefault(folder.resolve(), describe(folder, kind))
     return list(found.values())
 
@@ -79,6 +79,7 @@ def _candidates(folder: Path, depth: int) -> Iterator[tuple[Path, Format]]:
     """Yield the folders of data sets with their format."""
     if any((folder / name).is_file() for name in OUR_RUNS):
         return
+    # A folder above the versions of an RLDS set gives each version as a data set.
     kind = recognize(folder)
     versions = sorted(file.parent for file in folder.glob("*/features.json")) if kind == "rlds" else []
     if kind == "rlds" and not (folder / "features.json").is_file():
@@ -118,6 +119,7 @@ def _describe_rlds(path: Path) -> DataSet:
     names = [entry.name for entry in path.iterdir()]
     problems = []
     for split, lengths in shards.items():
+        # Files are counted, not opened: that takes no time for large data sets.
         here = sum(entry.startswith(f"{name}-{split}.{file_format}-") for entry in names)
         if here != len(lengths):
             problems.append(f"split {split}: {here} of {len(lengths)} files are here: copy the data set again")
@@ -163,6 +165,7 @@ def _describe_calvin(path: Path) -> DataSet:
     for split in get_args(CalvinSplit):
         if not (path / split).is_dir():
             continue
+        # Without labels the recordings can still be read, for pre-training on video.
         try:
             labeled = (path / split / "lang_annotations" / "auto_lang_ann.npy").is_file()
             dataset = CalvinDataset(path, split, trajectories="labeled" if labeled else "recordings")
@@ -196,6 +199,7 @@ def _describe_videos(path: Path) -> DataSet:
     for video in source.videos:
         split = video.name.partition("/")[0] if "/" in video.name else "all"
         splits[split] = (splits.get(split) or 0) + 1
+    # The rate of the first video stands for all.
     first = source.videos[0]
     hz = first.hz or describe_video(path / first.name).hz
     uncaptioned = sum(not video.instruction for video in source.videos)

@@ -38,6 +38,7 @@ def list_packages() -> list[Package]:
     except importlib.metadata.PackageNotFoundError:
         raise InputError(f"{DISTRIBUTION} runs from a checkout and is not installed: pip install -e .") from None
     requirements = [Requirement(line) for line in lines]
+    # The order of the extras in setup.cfg; names in markers are the only place that lists them.
     named = [extra for line in lines for extra in re.findall(r"extra == [\"']([^\"']+)", line)]
     extras = [extra for extra in dict.fromkeys(named) if extra not in NOT_FOR_USE]
     packages = []
@@ -63,5 +64,6 @@ def _applies(requirement: Requirement, extra: str) -> bool:
     """Return whether an extra ("" for the core) adds a requirement on this machine."""
     if requirement.marker is None:
         return not extra
+    # A marker such as python_version holds for the core; then it does not belong to an extra.
     core = requirement.marker.evaluate({"extra": ""})
     return core if not extra else not core and requirement.marker.evaluate({"extra": extra})

@@ -106,6 +106,7 @@ class CalvinDataset:
         verify(self.folder, cure=_RESTORE_INDEX, names=("scene_info.npy",))
         scenes = SceneRanges(self.folder / "scene_info.npy", is_validation=split == "validation")
         self.trajectories = read_table(self.folder, split, scenes)
+        # One warning for all, not one for each trajectory.
         scenes.warn_about(trajectory.start for trajectory in self.trajectories)
 
     def __len__(self) -> int:
@@ -135,6 +136,7 @@ class CalvinDataset:
             found = read_arrays(self.folder / frame_name(trajectory.start + int(offset)), keys, cure=_RESTORE)
             self.reads.update(keys)
             rows.append([found[key] for key in keys])
+        # np.stack would raise an error that does not name the file.
         for offset, row in zip(offsets, rows, strict=True):
             for key, value, first in zip(keys, row, rows[0], strict=True):
                 if (value.dtype, value.shape) != (first.dtype, first.shape):
@@ -182,6 +184,7 @@ class CalvinDataset:
             raise InputError(
                 f"{where} is not finite at frame {trajectory.start + first}; mend or remove this trajectory"
             )
+        # Older releases of the data sets store 0 for a closed gripper.
         actions[actions[:, GRIPPER_INDEX] == 0, GRIPPER_INDEX] = -1
         return actions, *others
 
@@ -307,9 +310,11 @@ def _check_complete(folder: Path, trajectories: list[Trajectory]) -> None:
     first = ""
     for trajectory in sorted(trajectories, key=lambda trajectory: trajectory.start):
         start = max(trajectory.start, done + 1)  # windows may overlap
+        # Existing frames of the window, by binary search in the sorted list of all.
         here = present[bisect_left(present, start) : bisect_right(present, trajectory.end)]
         length = max(0, trajectory.end + 1 - start)
         if len(here) < length and not missing:
+            # The first gap is named in the message.
             gap = next((i for i, frame in enumerate(here) if frame != start + i), len(here))
             first = f"{frame_name(start + gap)} (needed by {trajectory.trajectory_id})"
         wanted += length

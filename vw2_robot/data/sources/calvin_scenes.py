@@ -68,6 +68,7 @@ class SceneRanges:
 
     def scene_of(self, frame: int) -> str:
         """Return the letter of the scene, or "unknown"."""
+        # A set of names: ranges of the same scene may overlap.
         found = {name for name, first, last in self._ranges if first <= frame <= last}
         if not self._ranges:
             return self._default
@@ -90,6 +91,7 @@ class SceneRanges:
 
 def _corrected(ranges: Ranges, path: Path) -> Ranges:
     """Return the ranges with correct names if they are those of an old published table."""
+    # Only the ranges are compared: the names are what was wrong.
     spans = sorted((first, last) for _, first, last in ranges)
     for name, right in PUBLISHED.items():
         if spans == sorted((first, last) for _, first, last in right) and set(ranges) != set(right):

@@ -167,6 +167,7 @@ class LeRobotSource:
         template = _template(self.path, info, "video_path" if self._is_video else "data_path")
         for table, line in _read_episode_table(self.path, columns):
             try:
+                # Images in parquet files have no start time: it is filled with 0.
                 number, tasks, length, chunk, index, start = (*line, 0.0)[:6]
                 row = _Row(int(number), _first_task(tasks), int(length), float(start))
                 place = template.format(video_key=self._camera, chunk_index=int(chunk), file_index=int(index))
@@ -187,6 +188,7 @@ class LeRobotSource:
                     f"{table}, episode {row.number}: {row.length} frames from {row.start} s on; expected at least one "
                     "frame, and a time that is a number from 0 on. Fetch the set again, or leave the episode out"
                 )
+            # Rows of other splits are checked too, but not read.
             if chosen is None or row.number in chosen:
                 files.setdefault(self.path / place, []).extend(row.segments(self.hz))
         if not files:
@@ -197,6 +199,7 @@ class LeRobotSource:
                 f"{missing[0]} is missing, one of {len(missing)} of {len(files)} files; the download is incomplete:"
                 " fetch the set again"
             )
+        # Episodes in the order of the file, so that one pass reads them all.
         order = (lambda row: row.start) if self._is_video else (lambda row: (row.number, row.first))
         return tuple(_File(path, tuple(sorted(rows, key=order))) for path, rows in sorted(files.items()))
 
@@ -252,6 +255,7 @@ def _shown(value: object) -> str:
 
 def _cameras(info: Mapping[str, Any]) -> dict[str, str]:
     """Return camera -> "video" or "image", without depth maps."""
+    # Depth maps are stored as videos too; writers mark them in one of two places, under one of two names.
     cameras: dict[str, str] = {}
     for key, feature in info["features"].items():
         if isinstance(feature, dict) and feature.get("dtype") in ("video", "image"):
@@ -266,6 +270,7 @@ def _choose_camera(path: Path, cameras: Mapping[str, str], image_key: str | None
     """Return the full name of the camera."""
     if image_key is None and len(cameras) == 1:
         return next(iter(cameras))
+    # The full name first, so that a short name never hides one.
     for prefix in ("", *_CAMERA_PREFIXES):
         if image_key is not None and prefix + image_key in cameras:
             return prefix + image_key
@@ -293,6 +298,7 @@ def _read_episode_table(path: Path, columns: list[str]) -> Iterator[tuple[Path, 
             absent = [column for column in columns if column not in table.schema_arrow.names]
             if absent:
                 raise InputError(f"{file} has no column {absent[0]}; expected a LeRobotDataset v3.0, fetch it again")
+            # In small batches: a table may be too large for the memory.
             for rows in table.iter_batches(batch_size=256, columns=columns):
                 size += rows.nbytes  # a small compressed file can be huge when uncompressed
                 if size > MAX_TABLE_BYTES:
@@ -334,8 +340,10 @@ def _stored_images(file: Path, camera: str, rows: tuple[_Row, ...]) -> Iterator[
     stream = _image_rows(file, camera)
     waiting = next(stream, None)
     for row in rows:
+        # Skip episodes of other splits, and frames before the segment.
         while waiting is not None and waiting[:2] < (row.number, row.first):
             waiting = next(stream, None)
+        # The last segment takes all that is left of its episode, so that too many images are noticed as well.
         images: list[bytes] = []
         while waiting is not None and waiting[0] == row.number and (row.is_end or len(images) < row.length):
             images.append(waiting[2])
@@ -355,6 +363,7 @@ def _image_rows(file: Path, camera: str) -> Iterator[tuple[int, int, bytes]]:
                 raise InputError(f"{file} has no column {key}; fetch the set again")
         for batch in table.iter_batches(batch_size=64, columns=["episode_index", camera]):
             for number, image in zip(batch["episode_index"].to_pylist(), batch[camera].to_pylist(), strict=True):
+                # Hugging Face stores an image as {"bytes", "path"}; without bytes the file lies elsewhere.
                 data = image.get("bytes") if isinstance(image, dict) else image
                 if not isinstance(data, bytes):
                     raise InputError(f"{file}: an image of episode {number} lies outside the file; embed the images")

@@ -65,6 +65,7 @@ def open_mixture(mixture: str | Path, root: str | os.PathLike[str], *, wrist_onl
     for source in weights:
         groups.setdefault(source.same_as or source.name, []).insert(0, source)
     for same in groups.values():
+        # Later conversions come first in their group.
         found = [(source, path) for source in same if (path := find_set(source, where)) is not None]
         if found:
             members.append(Member(*found[0], weights[found[0][0]]))

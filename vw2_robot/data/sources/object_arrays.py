@@ -34,6 +34,7 @@ class _PlainDtype:
     def __init__(self, spec: str, align: object = False, copy: object = False) -> None:
         if not isinstance(spec, str):
             raise pickle.UnpicklingError(f"dtype {type(spec).__name__}")
+        # A spec such as "i4,f8" would make a structured dtype, which is refused below.
         self.dtype = np.dtype(spec)
         if self.dtype.kind not in _PLAIN_KINDS or self.dtype.fields is not None:
             raise pickle.UnpicklingError(f"array of dtype {spec!r}")
@@ -163,6 +164,7 @@ def _check_size(stream: BinaryIO) -> None:
         name = opcode.name
         if count >= MAX_ENTRIES:
             raise pickle.UnpicklingError(f"more than {MAX_ENTRIES} instructions")
+        # Long integers take quadratic time to read.
         if isinstance(argument, int) and not -(2**63) <= argument < 2**64:
             raise pickle.UnpicklingError("a number of more than 64 bits")
         if name in _PUTS:
@@ -186,6 +188,7 @@ def _check_size(stream: BinaryIO) -> None:
                 begin = marks.pop() - needs.index("mark")
             if begin < (marks[-1] if marks else 0):
                 raise pickle.UnpicklingError(f"{name} without what it needs")
+            # A filling instruction changes its first object, the others are its new parts.
             parts = stack[begin:]
             del stack[begin:]
             made = parts.pop(0) if name in _FILLS else _LEAF

@@ -92,6 +92,7 @@ def _table() -> dict[str, Any]:
 
 def _source(name: str, row: Mapping[str, Any]) -> OpenXSource:
     """Return a row of the yaml table as an object."""
+    # A data set with a wrist camera only uses that one. A list names the image of other versions, too.
     images = row.get("image", row.get("wrist"))
     image, *others = [images] if isinstance(images, str) else images
     text = row["text"]
@@ -149,9 +150,11 @@ def copy_command(source: OpenXSource, root: str) -> str:
     """Return the shell command that copies a data set to the place below `root` where `open_mixture` finds it."""
     root = root.rstrip("/")
     if source.url is None:
+        # gsutil copies into a folder only if it exists; buckets have no folders.
         make = "" if "://" in root else f"mkdir -p {root}/{source.name} && "
         return f"{make}gsutil -m cp -r {BUCKET}/{source.name}/{source.version} {root}/{source.name}/"
     if source.url.startswith("https://"):
+        # wget repeats the path of the address below the folder: cut it off.
         above = urlsplit(source.url).path.strip("/").count("/")
         return f'wget -r -np -nH --cut-dirs={above} -R "index.html*" -P {root} {source.url}'
     return f"{source.url} out={root}/{source.name}"

@@ -63,6 +63,7 @@ class PickledOpenXSource:
         self._files = sorted(found, key=lambda file: name_below(self.path, file))
         if not self._files:
             raise InputError(f"{self.path} holds no {' or '.join(PICKLE_ENDINGS)} file; unpack the archives first")
+        # The name of the folder is the name of the data set, which gives rate and image.
         row = known_source(self.name)
         rate = hz if hz is not None else (row.hz if row is not None else None)
         if rate is None or not 0 < rate < math.inf:
@@ -91,6 +92,7 @@ class PickledOpenXSource:
         if not isinstance(content, dict):
             raise InputError(f"{file}: expected a dict, found {type(content).__name__}")
         images: tuple[bytes | NDArray[np.uint8], ...]
+        # Two forms: all images in one array with the channels first, or a list of steps.
         if "obs_images" in content:
             stacked = content["obs_images"]
             is_array = isinstance(stacked, np.ndarray)
@@ -101,6 +103,7 @@ class PickledOpenXSource:
         else:
             steps = _steps(file, content)
             images = tuple(self._image(file, number, step["observation"]) for number, step in enumerate(steps))
+            # The instruction may be stored in the steps or in their observations; the first that is not empty counts.
             text = next((text for step in steps if (text := _text_of(step) or _text_of(step["observation"]))), "")
         yield Episode(self.name, file.relative_to(self.path).with_suffix("").as_posix(), text, self.hz, images)
 
@@ -114,6 +117,7 @@ class PickledOpenXSource:
                 f"{file}, step {step}: no image under {', '.join(dict.fromkeys(self._image_keys))}; the observation"
                 f" holds: {', '.join(sorted(_names(observation)))}. Set image_key to the one that is the image"
             )
+        # Encoded bytes may be wrapped into an array without axes.
         if isinstance(image, np.ndarray) and image.shape == () and image.dtype.kind in "SO":
             image = image.item()
         if isinstance(image, bytes):
@@ -157,9 +161,11 @@ def _steps(file: Path, content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _text_of(node: Mapping[str, Any]) -> str:
     """Return the instruction, stored as text, bytes, or UTF-8 code points padded with zeros; "" if there is none."""
     value = next((node[key] for key in _TEXT_KEYS if node.get(key) is not None), "")
+    # Some data sets list several wordings; the first that is not empty is used.
     if isinstance(value, list | tuple) and all(isinstance(entry, str | bytes) for entry in value):
         value = next((entry for entry in value if entry.strip()), "")
     if isinstance(value, np.ndarray):
+        # Language-Table stores its instructions as code points in an integer array.
         integers = value.dtype.kind in "iu"
         value = bytes(value[value > 0].astype(np.uint8)) if integers else value.item() if value.size == 1 else ""
     if isinstance(value, bytes):

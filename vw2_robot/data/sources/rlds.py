@@ -98,6 +98,7 @@ class RldsSource:
         hz: float | None = None,
         max_skipped: int = 10,
     ) -> None:
+        # The builder is not kept, so that a pickled source is paths and numbers; opening it again is cheap.
         builder, self.path = open_builder(path)
         self.name: str = builder.info.name
         source = source or known_source(self.name)
@@ -106,6 +107,7 @@ class RldsSource:
         self.image_key = choose_image_key(builder, self.path, (image_key,) if image_key is not None else usual)
         self._image_path = image_path(builder, self.path, self.image_key)
         self.language_key = find_language_key(builder, self.path, source)
+        # An explicit rate wins, then the one stored in each episode, then the table.
         rate = hz if hz is not None else (source.hz if source is not None else None)
         stored = hz is None and child(child(builder.info.features, EPISODE), "hz") is not None
         if not stored and (rate is None or not 0 < rate < math.inf):
@@ -238,6 +240,7 @@ class RldsSource:
                 found["hz"] = example[EPISODE]["hz"]
             return found
 
+        # With this signature the graph is traced once for all records.
         traced = tf.function(parse, input_signature=[tf.TensorSpec((), tf.string)])
         return lambda record: {key: value.numpy() for key, value in traced(tf.constant(record)).items()}
 

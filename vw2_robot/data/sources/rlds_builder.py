@@ -133,6 +133,7 @@ def _open_local(tfds: ModuleType, folder: str) -> Any:
     """Return the builder of a local folder, after checking that opening it imports nothing but TFDS."""
     verify(Path(folder), cure=COPY_AGAIN, names=DESCRIPTION)
     features = Path(folder) / "features.json"
+    # TFDS registers the features that it knows by their full class name.
     known = tfds.features.FeatureConnector._registered_features
     for name in _class_names(read_json(features, cure=COPY_AGAIN)):
         if name not in known or not name.startswith("tensorflow_datasets."):
@@ -145,6 +146,7 @@ def _open_local(tfds: ModuleType, folder: str) -> Any:
 
 def _class_names(description: object) -> Iterator[str]:
     """Yield every class that a features.json names, also in JSON inside its texts."""
+    # A stack instead of recursion: a hostile file may be nested more deeply than Python allows.
     waiting = [description]
     while waiting:
         node = waiting.pop()
@@ -186,6 +188,7 @@ def _version_folder(path: str) -> str:
         if not Path(path).is_dir():
             what = f"{path} is a file" if Path(path).exists() else f"there is no folder {path}"
             raise InputError(f"{what}; expected the folder of an RLDS data set such as .../bridge_dataset/1.0.0")
+    # The folder itself, its versions, or the versions of one configuration.
     found = [
         file.rpartition("/")[0] or "."
         for pattern in ("dataset_info.json", "*/dataset_info.json", "*/*/dataset_info.json")
@@ -306,6 +309,7 @@ def find_language_key(builder: Any, folder: str, source: OpenXSource | None) -> 
         STEP_TEXT,
         OBSERVATION_TEXT,
     )
+    # The first place that exists: the table may describe another version of the data set.
     for path in candidates:
         node = step_features(builder, folder)
         for key in path:
