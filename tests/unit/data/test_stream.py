@@ -296,6 +296,27 @@ def test_a_restore_in_the_same_stream_goes_back(books: Shelf) -> None:
         assert places(stream, 90) == first
 
 
+def test_a_position_of_the_first_release_is_read(books: Shelf) -> None:
+    with open_stream(books) as stream:
+        places(stream, 33)
+        state = stream.state()
+        wanted = places(stream, 50)
+    old = json.loads(json.dumps(state))
+    old["bad"] = old.pop("skipped")
+    old["block"]["lanes"] = old["block"].pop("readers")
+    names = {
+        "frames": "num_frames",
+        "stride_s": "temporal_stride",
+        "gap_s": "gap_seconds",
+        "lanes": "interleaved_readers",
+    }
+    for before, now in names.items():
+        old["made_with"][before] = old["made_with"].pop(now)
+    with open_stream(books) as stream:
+        stream.restore(old)
+        assert places(stream, 50) == wanted
+
+
 def test_a_restore_reads_no_more_than_its_block() -> None:
     source = shelf([[10] * 10] * 20)
     with open_stream(source, shuffle_bytes=20_000) as stream:

@@ -25,7 +25,7 @@ from vw2_robot.data.blocks import WindowOptions
 from vw2_robot.data.clips import make_windows
 from vw2_robot.data.episodes import Episode, EpisodeSource, Part, encode_jpeg
 from vw2_robot.data.replay import reverb_server
-from vw2_robot.data.replay.ingest import IngestPlan, ingest
+from vw2_robot.data.replay.ingest import IngestPlan, fingerprint, ingest
 from vw2_robot.data.replay.memory_replay import MemoryReplay, fed_by
 from vw2_robot.data.replay.open_replay import ReplayConfig, open_replay
 from vw2_robot.data.replay.reverb_reader import ReverbReader
@@ -43,6 +43,7 @@ from vw2_robot.data.replay.windows import (
     cut_episode,
     decode,
     share_of,
+    window_of,
 )
 from vw2_robot.errors import InputError, MissingExtraError
 from vw2_robot.pretrain.ingest import IngestConfig, fill_server
@@ -344,6 +345,24 @@ def test_ingest_processes_share_the_windows_and_their_identities_do_not_depend_o
     assert len({window.key for window in both}) == len(both)
     again = {window.key: drawn([window]) for window in collect(0, 2) + collect(1, 2)}
     assert again == {window.key: drawn([window]) for window in both}
+
+
+def test_headers_and_progress_of_the_first_release_are_read() -> None:
+    window = cut_episode(next(SOURCE.read(0)), OPTIONS, epoch=0, segment="0/1/7", number=3).windows[0]
+    header = json.loads(window.header())
+    for before, now in {"stretch": "segment", "gap_s": "gap_seconds", "stride_s": "temporal_stride"}.items():
+        header[before] = header.pop(now)
+    read = window_of(json.dumps(header).encode(), window.frames)
+    assert dataclasses.asdict(read) == dataclasses.asdict(window)
+    stored = {"epoch": 1, "turn": 4, "episode": 2, "windows": 9, "done": False}
+    assert Progress.of(stored) == Progress(1, 4, 2, 9)
+
+
+def test_the_hash_of_a_plan_is_that_of_the_first_release() -> None:
+    plan = IngestPlan(WindowOptions(9, 4, None, 0.6, 2), seed=3, epochs=2)
+    one = Mock(parts=lambda: [Part("x", 3)])
+    one.name = "a"
+    assert fingerprint([(one, 1.0)], plan) == "c99fe9b308380326"
 
 
 def test_windows_are_shared_out_evenly_and_each_share_counts_without_gaps() -> None:
