@@ -173,7 +173,7 @@ class CalvinWriter:
             action_high=typed["actions"].max(axis=0).tolist(),
             failed=tuple(failed),
         )
-        self._write_entry(entry)
+        write_json(self._entry_path(first_frame), dataclasses.asdict(entry), sealed=True)
 
     def adopt(self, folder: Path, entry: RecordingEntry, *, first_frame: int) -> None:
         """Add a recording of another data set by hard links, which take no space.
@@ -191,10 +191,8 @@ class CalvinWriter:
             place.unlink(missing_ok=True)  # of an interrupted call
             place.hardlink_to(folder / frame_name(entry.first + step))
         sync_files((self.folder,))
-        self._write_entry(dataclasses.replace(entry, first=first_frame, last=first_frame + entry.last - entry.first))
-
-    def _write_entry(self, entry: RecordingEntry) -> None:
-        write_json(self._entry_path(entry.first), dataclasses.asdict(entry), sealed=True)
+        renumbered = dataclasses.replace(entry, first=first_frame, last=first_frame + entry.last - entry.first)
+        write_json(self._entry_path(first_frame), dataclasses.asdict(renumbered), sealed=True)
 
     def entries(self) -> list[RecordingEntry]:
         """Return the complete recordings in frame order."""

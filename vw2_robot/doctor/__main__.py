@@ -106,7 +106,13 @@ def _show_data(config: DoctorConfig) -> bool:
     data_sets = find_data_sets(roots, depth=config.data.depth)
     print(f"data sets in {', '.join(map(str, roots))}")
     if data_sets:
-        _print_table([("name", "format", "version", "episodes", "Hz", "size", "where"), *map(_row, data_sets)])
+        rows = [("name", "format", "version", "episodes", "Hz", "size", "where")]
+        for found in data_sets:
+            splits = ", ".join(f"{name} {'?' if count is None else count}" for name, count in found.splits.items())
+            rate = "-" if found.hz is None else f"{found.hz:g}"
+            size = format_bytes(found.num_bytes)
+            rows.append((found.name, found.format, found.version, splits or "-", rate, size, str(found.path)))
+        _print_table(rows)
     else:
         print(f"  none, {config.data.depth} levels deep; give data.path=... the folder that holds them, or make one:")
         print("    vw2-record episodes=20 out=runs/calvin")
@@ -148,14 +154,6 @@ def _print_problem(data_set: DataSet, problem: str) -> None:
     # Most messages begin with the path already.
     where = "" if str(data_set.path) in problem else f"{data_set.path}: "
     print(f"  ! {where}{problem}")
-
-
-def _row(data_set: DataSet) -> tuple[str, ...]:
-    """Return the cells of a data set in the printed table."""
-    splits = ", ".join(f"{name} {'?' if count is None else count}" for name, count in data_set.splits.items())
-    rate = "-" if data_set.hz is None else f"{data_set.hz:g}"
-    size = format_bytes(data_set.num_bytes)
-    return (data_set.name, data_set.format, data_set.version, splits or "-", rate, size, str(data_set.path))
 
 
 def _print_table(rows: Sequence[Sequence[str]]) -> None:

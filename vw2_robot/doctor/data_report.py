@@ -14,7 +14,7 @@ import base64
 import importlib.resources
 import io
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -200,6 +200,20 @@ def _clip(episode: Episode, options: ClipOptions) -> dict[str, Any]:
     numbers = windows.frame_ids[0].tolist()
     # A frame that the clip repeats is encoded once.
     images = {number: _image(episode, number) for number in dict.fromkeys(numbers)}
+    frames = []
+    for position, number in enumerate(numbers):
+        # Latent step k ends with frame k * temporal_stride of the clip; frame 0 is the anchor.
+        step = -(-position // options.temporal_stride)
+        is_end = position % options.temporal_stride == 0
+        frames.append(
+            {
+                "image": images[number],
+                "time": f"{number / episode.hz:.2f} s",
+                "number": number,
+                "role": "anchor" if position == 0 else f"step {step}" if is_end else "",
+                "real": step == 0 or bool(windows.valid[0, step - 1]),
+            }
+        )
     height, width = episode.decode(numbers[0]).shape[:2]
     seconds = max(1, len(episode) - 1) / episode.hz
     return {
@@ -211,25 +225,7 @@ def _clip(episode: Episode, options: ClipOptions) -> dict[str, Any]:
         "valid": int(windows.valid.sum()),
         "steps": windows.valid.shape[1],
         "marks": [round(100 * number / episode.hz / seconds, 3) for number in numbers],
-        "frames": [
-            _frame(position, number, images[number], episode, windows.valid[0], options.temporal_stride)
-            for position, number in enumerate(numbers)
-        ],
-    }
-
-
-def _frame(
-    position: int, number: int, image: str, episode: Episode, valid: Any, temporal_stride: int
-) -> Mapping[str, Any]:
-    """Return one frame of a clip for the template."""
-    # Latent step k ends with frame k * temporal_stride; frame 0 is the anchor.
-    step = -(-position // temporal_stride)
-    return {
-        "image": image,
-        "time": f"{number / episode.hz:.2f} s",
-        "number": number,
-        "role": "anchor" if position == 0 else f"step {step}" if position % temporal_stride == 0 else "",
-        "real": step == 0 or bool(valid[step - 1]),
+        "frames": frames,
     }
 
 

@@ -84,18 +84,16 @@ def _candidates(folder: Path, depth: int) -> Iterator[tuple[Path, Format]]:
     versions = sorted(file.parent for file in folder.glob("*/features.json")) if kind == "rlds" else []
     if kind == "rlds" and not (folder / "features.json").is_file():
         yield from ((version, kind) for version in versions)
-    elif kind is not None and (kind != "video" or _videos_belong_here(folder)):
+    elif kind is not None and (
+        # Videos form a data set if they lie in the folder itself, or in every folder inside it, as splits.
+        kind != "video"
+        or has_videos(folder, below=False)
+        or all(has_videos(entry, below=False) for entry in folder.iterdir() if _is_open(entry))
+    ):
         yield folder, kind
     elif depth > 0:
         for inside in sorted(entry for entry in folder.iterdir() if _is_open(entry)):
             yield from _candidates(inside, depth - 1)
-
-
-def _videos_belong_here(folder: Path) -> bool:
-    """Return whether videos are in the folder itself, or in every folder inside it, which are splits then."""
-    return has_videos(folder, below=False) or all(
-        has_videos(entry, below=False) for entry in folder.iterdir() if _is_open(entry)
-    )
 
 
 def _is_open(entry: Path) -> bool:

@@ -62,7 +62,13 @@ class SceneRanges:
                 raise InputError(
                     f"{path}: expected a dict of scene name -> [first, last] frame, found {reprlib.repr(table)}"
                 ) from error
-            self._ranges = _corrected(ranges, path)
+            # Old published tables are recognized by their ranges: the names are what was wrong.
+            spans = sorted((first, last) for _, first, last in ranges)
+            for name, right in PUBLISHED.items():
+                if spans == sorted((first, last) for _, first, last in right) and set(ranges) != set(right):
+                    log.warning("%s is the old, wrong one of %s; its frames get the corrected scene names", path, name)
+                    ranges = right
+            self._ranges = ranges
         elif is_validation:
             self._default = VALIDATION_SCENE
 
@@ -87,14 +93,3 @@ class SceneRanges:
                 len(frames),
                 unknown[0],
             )
-
-
-def _corrected(ranges: Ranges, path: Path) -> Ranges:
-    """Return the ranges with correct names if they are those of an old published table."""
-    # Only the ranges are compared: the names are what was wrong.
-    spans = sorted((first, last) for _, first, last in ranges)
-    for name, right in PUBLISHED.items():
-        if spans == sorted((first, last) for _, first, last in right) and set(ranges) != set(right):
-            log.warning("%s is the old, wrong one of %s; its frames get the corrected scene names", path, name)
-            return right
-    return ranges

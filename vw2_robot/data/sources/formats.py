@@ -152,8 +152,11 @@ def recognize(path: Path) -> Format | None:
         return "rlds"
     if (path / "meta" / "info.json").is_file():
         return "lerobot"
-    if any(_is_calvin_split(path / split) for split in get_args(CalvinSplit)):
-        return "calvin"
+    for folder in (path / split for split in get_args(CalvinSplit)):
+        if (folder / "ep_start_end_ids.npy").is_file() or (folder / "lang_annotations").is_dir():
+            return "calvin"
+        if folder.is_dir() and any(folder.glob("episode_*.npz")):
+            return "calvin"
     if any(file.suffix in PICKLE_ENDINGS for file in path.glob("*")):
         return "pickle"
     return "video" if has_videos(path) else None
@@ -179,9 +182,3 @@ def _format_of(path: str | os.PathLike[str]) -> Format:
             f"{', ...' if len(inside) > 6 else ''}. Looked for:\n{expected}"
         )
     return found
-
-
-def _is_calvin_split(folder: Path) -> bool:
-    if (folder / "ep_start_end_ids.npy").is_file() or (folder / "lang_annotations").is_dir():
-        return True
-    return folder.is_dir() and any(folder.glob("episode_*.npz"))
