@@ -168,6 +168,7 @@ class _CutEpisode:
             target_hz=options.target_hz,
             gap_seconds=options.gap_seconds,
         )
+        # Dropped images become b"", so that the indices of the others stay.
         shown = np.zeros(len(episode), bool)
         shown[windows.frame_ids] = True
         images = tuple(image if use else b"" for image, use in zip(episode.images, shown.tolist(), strict=True))
@@ -239,6 +240,7 @@ class BlockReader:
             self._sources.append((source, weight))
         self._readers: list[_InterleavedReader] = []
         self._position: Position | None = None
+        # An epoch that fits into one block is kept in memory: what it reads, its episodes, and what was skipped.
         self._kept: tuple[list[tuple[int, ...]], list[_CutEpisode], dict[str, str]] | None = None
 
     def filling(self, position: Position) -> Generator[int, None, ShuffleBlock]:
@@ -310,6 +312,7 @@ class BlockReader:
             for number, (_, weight) in enumerate(self._sources)
             for index in range(self._readers_per_source)
         ]
+        # Continue in the middle of an epoch: each reader skips the chunks and episodes that it has used.
         for index, (chunk, used) in enumerate(position.readers):
             reader = self._readers[index]
             self._readers[index] = _InterleavedReader(reader.source, reader.chunks, chunk, used)
@@ -345,6 +348,7 @@ class BlockReader:
             read = self._read(reader, skipped)
             if read is not None and (self._keep is None or self._keep(read[1])):
                 cut = _CutEpisode.of(read[1], self._options)
+                # Too short an episode gives no window and is dropped.
                 if len(cut.start):
                     size += cut.size
                     found[reader.source, reader.chunks[chunk].part, read[0], index, chunk] = cut
@@ -358,6 +362,7 @@ class BlockReader:
         part = self.parts[reader.source][chunk.part]
         where = f"{source.name}, {part.name}, episode"
         source_skips = getattr(source, "skipped", None)
+        # The second attempt begins behind damage that the first one found.
         for attempt in range(2):
             episode, why = reader.next_episode(source)
             for reason in source_skips.take() if isinstance(source_skips, _UnlimitedSkips) else ():
@@ -394,6 +399,7 @@ class BlockReader:
         self, cuts: list[_CutEpisode], skipped: dict[str, str], *, begin: Position, end: Position
     ) -> ShuffleBlock:
         """Return a block with all windows of some episodes in random order."""
+        # The empty array keeps dtype and axes if there is no episode.
         start = np.concatenate([np.zeros(0, np.int64), *(cut.start for cut in cuts)])
         owner = np.repeat(np.arange(len(cuts)), [len(cut.start) for cut in cuts])
         order = np.random.default_rng([self._seed, 2, begin.epoch, self._rank, begin.block]).permutation(len(start))

@@ -63,6 +63,7 @@ def write_rlds(
         size: tuple[int, ...] | None = None
         for split, demonstrations in episodes.items():
             for demonstration in demonstrations:
+                # The first image gives the size, which a data set has to declare.
                 if writer is None:
                     size = demonstration.episode.decode(0).shape
                     writer = _writer(tf, tfds, folder, name, version, size, description, max_episodes_per_shard)
@@ -71,7 +72,7 @@ def write_rlds(
         if writer is None:
             raise InputError(f"no episode to write to {out}")
         writer.close_all()
-        # Records carry checksums of their own.
+        # Only the descriptions need checksums: TFRecord files have one for each record.
         write_json(folder / MANIFEST, {"sha256": {name: sha256_of(folder / name) for name in DESCRIPTION}})
 
 
@@ -105,7 +106,7 @@ def _writer(
         name=name, version=tfds.core.Version(version), data_dir=str(folder), module_name=""
     )
     info = tfds.core.DatasetInfo(builder=identity, description=description, features=features.FeaturesDict(episode))
-    info.set_file_format("tfrecord")
+    info.set_file_format("tfrecord")  # the format of the public Open-X data sets
     return tfds.core.SequentialWriter(info, max_episodes_per_shard, overwrite=True)
 
 

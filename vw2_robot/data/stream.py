@@ -164,10 +164,12 @@ class ClipStream:
             block_bytes=max(1, options.shuffle_bytes // 2),
             keep=keep,
         )
+        # Stored with each position, to detect that data or options have changed.
         self._made_with = self._describe(sources, world_size)
         self._shape = (padded_frames(cut.num_frames, cut.temporal_stride), options.height, options.width, 3)
         self._spare: deque[NDArray[np.uint8]] = deque(maxlen=prefetch + _CLIPS_PER_TASK)  # buffers for reuse
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode") if threads else None
+        # One thread, since blocks are read in order.
         self._read_ahead = ThreadPoolExecutor(1, thread_name_prefix="read") if threads else None
         self.skipped: dict[str, str] = {}
         """images, episodes and parts left out so far: where -> why"""
@@ -202,7 +204,7 @@ class ClipStream:
         for window, pixels in clips:
             batch[len(windows)] = pixels
             windows.append(window)
-            self._spare.append(pixels)
+            self._spare.append(pixels)  # copied: the decoders may use the buffer again
         latent_steps = (self._shape[0] - 1) // self.options.windows.temporal_stride
         episodes = [window.episode for window in windows]
         return StreamBatch(
@@ -220,15 +222,18 @@ class ClipStream:
         """Take clips off the front of the pipeline, in order; up to the end of `epoch` if given."""
         while True:
             self._fill_pipeline()
+            # An error is raised only when all clips before it are delivered.
             if self._failed is not None and not self._pending:
                 if epoch is not None and epoch < self._failed[0]:
                     return
                 raise self._failed[1]
+            # A clip of the next epoch stays in the pipeline.
             window, result = self._pending[0]
             if epoch is not None and epoch < window.block.epoch:
                 return
             self._pending.popleft()
             made = result()
+            # Also after an image that cannot be decoded, so that a restore does not stop at it.
             self._position = window.after
             if isinstance(made, np.ndarray):
                 yield window, made
@@ -264,6 +269,7 @@ class ClipStream:
         if differing:
             pairs = ", ".join(f"{key}: {found.get(key)!r} then, {self._made_with[key]!r} now" for key in differing)
             raise InputError(f"the position of the clip stream was stored for another stream ({pairs})")
+        # JSON has lists where a position has tuples.
         readers = tuple((chunk, used) for chunk, used in state["block"]["readers"])
         self.skipped = dict(state["skipped"])
         self._blocks.close()
@@ -288,6 +294,7 @@ class ClipStream:
 
     def _describe(self, sources: Sequence[tuple[EpisodeSource, float]], world_size: int) -> dict[str, Any]:
         """Return everything that the order of clips depends on."""
+        # A hash of the parts: data sets may have thousands of files, and the state should stay small.
         parts = (repr([(part.name, part.episodes) for part in parts]).encode() for parts in self._reader.parts)
         names = [
             [source.name, weight, hashlib.sha256(listing).hexdigest()[:16]]
@@ -339,6 +346,7 @@ class ClipStream:
         """Yield windows without end, block after block."""
         while True:
             block = self._blocks.take()
+            # Counted when the block is used, not when it is read ahead: a resumed run counts the same.
             for where, why in block.skipped.items():
                 self._skip(where, why)
             yield from _windows_of(block, taken, self.options.windows, self._blocks.release)

@@ -92,6 +92,7 @@ def run(config: DoctorConfig) -> None:
 
 def main() -> None:
     """Run the program; leading arguments without `=` become the option `sections`."""
+    # Hydra takes options with `=` only.
     sections = []
     while len(sys.argv) > 1 and sys.argv[1].isalpha():
         sections.append(sys.argv.pop(1))
@@ -116,6 +117,7 @@ def _show_data(config: DoctorConfig) -> bool:
     else:
         print(f"  none, {config.data.depth} levels deep; give data.path=... the folder that holds them, or make one:")
         print("    vw2-record episodes=20 out=runs/calvin")
+    # Problems and notes below the table, where there is room for whole messages.
     for data_set in data_sets:
         for problem in data_set.problems:
             _print_problem(data_set, problem)
@@ -128,6 +130,7 @@ def _show_data(config: DoctorConfig) -> bool:
         samples = write_data_report(data_sets, Path(config.report), config.clips)
         shown = sum(len(sample.clips) for sample in samples)
         print(f"\n{config.report}: {shown} clips of {sum(bool(sample.clips) for sample in samples)} data sets")
+        # Problems that are already printed above are not repeated.
         for sample in samples:
             if sample.problem and sample.problem not in sample.data_set.problems:
                 _print_problem(sample.data_set, sample.problem)

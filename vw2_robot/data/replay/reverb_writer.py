@@ -121,6 +121,7 @@ class ReverbWriter:
 
     def close(self) -> None:
         """See `ReplayWriter.close`."""
+        # Destroying a writer with unconfirmed data would block, see the top of this file.
         if not self._confirmed or not reachable(self.address, 0.0):
             self._abandon_all()
         self._writers = {}
@@ -192,6 +193,7 @@ class ReverbWriter:
         Raises:
             InputError: one of them has another plan, so that windows would come twice or not at all.
         """
+        # A table without a record must not be read: the request would wait for one.
         info = server_info(self._client, self.address, CALL_SECONDS)
         found: dict[int, dict[str, Any]] = {}
         for ingest in range(self._layout.ingests):
@@ -251,6 +253,7 @@ def steps_of(cut: CutEpisode, *, shares: int) -> list[dict[str, Any]]:
         _step(image, window.header() if window is not None else b"", 1 + share_of(window, shares) if window else 0)
         for image, window in padded_steps(cut)
     ]
+    # The end of an episode is marked, so that no window reaches into the next one.
     if steps:
         steps[-1][IS_LAST] = np.bool_(True)
     return steps
