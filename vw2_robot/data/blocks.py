@@ -43,9 +43,13 @@ class WindowOptions:
     """How episodes are cut into windows; see `vw2_robot.data.clips`."""
 
     num_frames: int
+    """frames of a window, read up to the next multiple of the temporal stride plus one"""
     temporal_stride: int = 4
+    """frames of a latent step"""
     target_hz: Rate | None = None
+    """frames per second of a window; null: those of the source, or set by gap_seconds"""
     gap_seconds: Rate | None = None
+    """seconds of a latent step; null: set by the frame rate"""
     window_stride: int = 1
     """clip frames between the starts of two windows"""
 

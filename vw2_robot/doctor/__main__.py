@@ -55,6 +55,7 @@ class DoctorConfig:
     """Configuration of `vw2-doctor`."""
 
     sections: list[str] = field(default_factory=lambda: list(SECTIONS))
+    """parts of the output: packages, data"""
     data: DataOptions = field(default_factory=DataOptions)
     report: str | None = None
     """file of the page with sample clips"""

@@ -44,11 +44,15 @@ class ClipOptions:
     count: int = 3
     """number of clips of each data set"""
     num_frames: int = 9
+    """frames of a clip"""
     temporal_stride: int = 4
+    """frames of a latent step"""
     hz: Rate | None = None
     """frames per second of data sets without a known rate"""
     target_hz: Rate | None = None
+    """frames per second of a clip; null: those of the source, or set by gap_seconds"""
     gap_seconds: Rate | None = None
+    """seconds of a latent step; null: set by the frame rate"""
 
     def __post_init__(self) -> None:
         """Check the values."""

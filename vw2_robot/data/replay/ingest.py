@@ -37,9 +37,13 @@ class IngestPlan:
 
     windows: WindowOptions
     seed: int = 0
+    """of the order of episodes"""
     epochs: int = 1
+    """how often the data are read"""
     ingest: int = 0
+    """which ingest process this is, from 0 on"""
     ingests: int = 1
+    """number of ingest processes"""
     max_skipped: int = 10
     """damaged parts that are left out before the process stops"""
 

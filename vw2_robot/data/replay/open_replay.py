@@ -28,6 +28,7 @@ class ReplayConfig:
     """Engine of the replay and its settings."""
 
     engine: Literal["memory", "reverb"] = "memory"
+    """memory: in the trainer's process; reverb: on a server"""
     mode: Mode = "queue"
     """memory: see `vw2_robot.data.replay.windows`; a Reverb server has its own"""
     max_bytes: int = 2**30

@@ -74,6 +74,7 @@ class ServerOptions:
     """Tables and windows of a server; clients read them from the server."""
 
     mode: Mode = "queue"
+    """queue: every window once an epoch; uniform: sampled with replacement"""
     ranks: int = 1
     """trainer ranks"""
     ingests: int = 1
@@ -81,6 +82,7 @@ class ServerOptions:
     num_frames: int = 9
     """T of the windows"""
     temporal_stride: int = 4
+    """frames of a latent step"""
     max_windows: int = 10_000
     """limit over all ranks; a window costs about the compressed frames that it does not share with its neighbors"""
 

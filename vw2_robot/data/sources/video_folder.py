@@ -34,7 +34,7 @@ _TEXT_KEYS = ("instruction", "text", "caption")
 
 
 @dataclass(frozen=True)
-class Video:
+class VideoEntry:
     """One video: `name` is its path inside the folder; `hz` and `num_frames` are None if no caption has them."""
 
     name: str
@@ -105,7 +105,7 @@ class VideoFolderSource:
         if images:
             yield self._segment(video, first, hz, images)
 
-    def _segment(self, video: Video, first: int, hz: float, images: list[bytes]) -> Episode:
+    def _segment(self, video: VideoEntry, first: int, hz: float, images: list[bytes]) -> Episode:
         """Return the frames of a video from number `first` on as an episode."""
         return Episode(
             source=self.name,
@@ -121,13 +121,13 @@ def has_videos(path: Path, *, below: bool = True) -> bool:
     return any(_is_video(file) for pattern in ("*", "*/*")[: 1 + below] for file in path.glob(pattern))
 
 
-def _find_videos(root: Path) -> tuple[Video, ...]:
+def _find_videos(root: Path) -> tuple[VideoEntry, ...]:
     """Return all videos in and below a folder, with their captions."""
     found = {name_below(root, file): file for file in files_below(root) if _is_video(file)}
     if not found:
         raise InputError(f"{root} holds no video, nor does a folder in it; expected {', '.join(VIDEO_ENDINGS)}")
     # Tables are read from all folders between the root and a video; deeper ones come later and win.
-    captions: dict[str, Video] = {}
+    captions: dict[str, VideoEntry] = {}
     for folder in sorted(
         {root, *(parent for file in found.values() for parent in file.parents if root in parent.parents)}
     ):
@@ -136,14 +136,14 @@ def _find_videos(root: Path) -> tuple[Video, ...]:
                 if video.name not in found:
                     raise InputError(f"{table} names {video.name}, which is not there; copy the folder again")
                 captions[video.name] = video
-    return tuple(captions.get(name, Video(name)) for name in sorted(found))
+    return tuple(captions.get(name, VideoEntry(name)) for name in sorted(found))
 
 
 def _is_video(file: Path) -> bool:
     return file.suffix.lower() in VIDEO_ENDINGS and not file.name.startswith(".") and file.is_file()
 
 
-def _read_captions(table: Path, root: Path) -> Iterator[Video]:
+def _read_captions(table: Path, root: Path) -> Iterator[VideoEntry]:
     """Yield the videos that a table of captions describes."""
     folder = table.parent.relative_to(root)
     try:
@@ -155,7 +155,7 @@ def _read_captions(table: Path, root: Path) -> Iterator[Video]:
             yield _video_of(f"{table}, line {number}", line, folder)
 
 
-def _video_of(where: str, line: str, folder: Path) -> Video:
+def _video_of(where: str, line: str, folder: Path) -> VideoEntry:
     """Return the video that a line of a table describes; `where` names the line in messages."""
     try:
         row = json.loads(line)
@@ -173,7 +173,7 @@ def _video_of(where: str, line: str, folder: Path) -> Video:
         raise InputError(f"{where}: the instruction must be text, found {text!r}")
     if hz is not None and (isinstance(hz, bool) or not isinstance(hz, int | float) or not 0 < hz <= HIGHEST_HZ):
         raise InputError(f"{where}: hz must be a positive number, at most {HIGHEST_HZ:g}, found {hz!r}")
-    return Video(
+    return VideoEntry(
         # A caption may name a video with "../": the path is normalized before it is compared.
         name=Path(os.path.normpath(folder / file)).as_posix(),
         instruction=(text or "").strip(),
