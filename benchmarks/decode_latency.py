@@ -31,7 +31,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from vw2_robot.agent import VW2Agent
 from vw2_robot.checkpoint import save_checkpoint
 from vw2_robot.command_line.config_tree import config_tree
-from vw2_robot.data.frame_cache import resize_frame
+from vw2_robot.data.images import resize_frame
 from vw2_robot.data.statistics import ActionStatistics
 from vw2_robot.models.policy.action_head import ActionHead, ActionHeadConfig
 from vw2_robot.models.policy.ar_policy import LatentPolicy, PolicyConfig

@@ -18,7 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vw2_robot.data.clips import frame_offsets
-from vw2_robot.data.frame_cache import FrameCache, cache_frames, resize_frame, split_episodes
+from vw2_robot.data.frame_cache import FrameCache, cache_frames, split_episodes
+from vw2_robot.data.images import resize_frame
 from vw2_robot.data.labels import Labels, choose_labels, label_stratum
 from vw2_robot.data.sources.calvin import CalvinDataset, Trajectory
 from vw2_robot.data.statistics import ActionStatistics, NormalizationMode, check_relative

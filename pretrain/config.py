@@ -15,7 +15,7 @@ from typing import Any, Literal
 from vw2_robot.checkpoint import resolve
 from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.data.clips import Augmentation, TimeBase, frame_offsets
-from vw2_robot.data.frame_cache import Aspect
+from vw2_robot.data.images import Aspect
 from vw2_robot.data.replay.open_replay import ReplayConfig
 from vw2_robot.errors import InputError
 from vw2_robot.limits import Rate, Share, Unbounded

@@ -27,7 +27,8 @@ from vw2_robot.checkpoint import load_checkpoint
 from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.command_line.program import program
 from vw2_robot.data.clips import TimeBase, frame_offsets, time_base_of
-from vw2_robot.data.frame_cache import FrameCache, resize_frame
+from vw2_robot.data.frame_cache import FrameCache
+from vw2_robot.data.images import resize_frame
 from vw2_robot.errors import InputError
 from vw2_robot.image_metrics import WINDOW, psnr, ssim
 from vw2_robot.limits import Rate

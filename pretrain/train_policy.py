@@ -20,7 +20,8 @@ from vw2_robot.checkpoint import load_checkpoint, load_optimizer, save_checkpoin
 from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.command_line.program import program
 from vw2_robot.data.clips import clip_offsets
-from vw2_robot.data.frame_cache import FrameCache, resize_frame
+from vw2_robot.data.frame_cache import FrameCache
+from vw2_robot.data.images import resize_frame
 from vw2_robot.data.latents import LatentCache, LatentWindows, joined
 from vw2_robot.errors import InputError
 from vw2_robot.models.dldm.dldm import DLDM

@@ -30,7 +30,7 @@ from vw2_robot.checkpoint import CURE, Checkpoint, load_checkpoint, weights_dige
 from vw2_robot.chunks import Ensemble
 from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.contracts import ACTION_DIM, ACTION_NAMES, GRIPPER_INDEX, Observation, PolicyOutput
-from vw2_robot.data.frame_cache import resize_frame
+from vw2_robot.data.images import resize_frame
 from vw2_robot.data.statistics import RANGE_SLACK, ActionStatistics
 from vw2_robot.devices import open_device
 from vw2_robot.errors import InputError

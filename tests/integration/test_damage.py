@@ -23,7 +23,10 @@ from vw2_robot.optim import build_optimizer
 from vw2_robot.storage.files import read_json, write_manifest
 
 torch.set_num_threads(1)
-LOOK = {"images": {"static": np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)}, "prompt": "push"}
+OBSERVATION = {
+    "images": {"static": np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)},
+    "prompt": "push",
+}
 TRIES = 200
 
 
@@ -31,7 +34,7 @@ TRIES = 200
 def config(calvin_folder, tmp_path_factory):
     """A finished run of a few thousand weights."""
     backbone = "{hidden: 16, ffn: 16, layers: 1, heads: 2, kv_heads: 1, tokenizer: bytes}"
-    words = [
+    overrides = [
         f"run_dir={tmp_path_factory.mktemp('damage') / 'run'}",
         "policy=scratch",
         f"data.path={calvin_folder}",
@@ -40,11 +43,11 @@ def config(calvin_folder, tmp_path_factory):
         "code_source=none",
         "lambda_ce=0",
         "head.hidden=8",
-        "++loop={steps: 2, batch: 2, log_every: 1, save_every: 1, optim: {lr: 0.003, warmup_steps: 2}}",
+        "++loop={train_steps: 2, batch_size: 2, log_every: 1, save_every: 1, optim: {lr: 0.003, warmup_steps: 2}}",
         "++hardware={device: cpu, threads: 1}",
     ]
     with initialize_config_module("vw2_robot.configs", version_base="1.3"):
-        config = config_from(Finetune, OmegaConf.to_container(compose("finetune", words), resolve=True))
+        config = config_from(Finetune, OmegaConf.to_container(compose("finetune", overrides), resolve=True))
     train_head.finetune(config)
     return config
 
@@ -73,7 +76,7 @@ def all_that_is_read(run, config, *, verify=True):
         log_every=1,
     ) as again:
         marks = read_json(run / "validation.json", cure="restore it")
-        actions = agent.infer(LOOK)["actions"].tobytes()
+        actions = agent.infer(OBSERVATION)["actions"].tobytes()
         return again.start, actions, str(network.state_dict()), state, agent.metadata, marks
 
 
@@ -101,7 +104,7 @@ def test_no_damage_to_a_run_folder_is_silent(run, config):
         data = file.read_bytes()
         file.write_bytes(damaged(data, chance))
         try:
-            assert all_that_is_read(run, config) == whole, file  # a changed blank
+            assert all_that_is_read(run, config) == whole, file  # only white space changed
         except InputError as error:
             assert str(file) in str(error) or str(run) in str(error)  # noqa: PT017 - either outcome is right
             refused += 1
@@ -151,7 +154,7 @@ def test_no_value_in_a_checkpoint_ends_in_a_traceback_or_fills_the_memory(run, c
         file.write_text(json.dumps(tree))
         write_manifest(folder)  # it was written like that
         try:
-            acted += np.isfinite(VW2Agent.from_pretrained(run).infer(LOOK)["actions"]).all()
+            acted += np.isfinite(VW2Agent.from_pretrained(run).infer(OBSERVATION)["actions"]).all()
         except InputError as error:
             assert str(run) in str(error), (path, value)  # noqa: PT017
         file.write_text(text)

@@ -74,7 +74,9 @@ class Processes:
     def server(self, options: str) -> subprocess.Popen[bytes]:
         """Start a server and wait until it listens."""
         before = self.output("server").count("replay server on port") if (self.folder / "server.txt").exists() else 0
-        process = self.start(f"vw2-replay-server path=replay port={self.port} frames=5 listen=all {options}", "server")
+        process = self.start(
+            f"vw2-replay-server path=replay port={self.port} num_frames=5 listen=all {options}", "server"
+        )
         wait_until(lambda: self.output("server").count("replay server on port") > before, 120)
         return process
 
@@ -149,7 +151,7 @@ def test_every_window_once_though_an_ingest_and_the_server_are_killed(
     wanted, data = expected(calvin_folder), data_of(calvin_folder)
     server = processes.server(options)
     ingests = [processes.ingest(number, data) for number in range(2)]
-    draws = [processes.draw(rank, "batch=4 pause_seconds=0.1 timeout_seconds=180") for rank in range(2)]
+    draws = [processes.draw(rank, "batch_size=4 pause_seconds=0.1 timeout_seconds=180") for rank in range(2)]
 
     wait_until(lambda: processes.drawn().total() > 0.2 * wanted.total(), 120)
     processes.kill(ingests[0])
@@ -171,7 +173,7 @@ def test_a_killed_trainer_and_its_server_go_back_together(processes: Processes, 
     wanted, data = expected(calvin_folder), data_of(calvin_folder)
     server = processes.server(options)
     ingests = [processes.ingest(number, data) for number in range(2)]
-    trainer = "batch=4 pause_seconds=0.05 timeout_seconds=180 checkpoint_batches=10"
+    trainer = "batch_size=4 pause_seconds=0.05 timeout_seconds=180 checkpoint_batches=10"
     draw = processes.draw(0, trainer, ranks=1)
 
     wait_until(lambda: processes.drawn().total() > 0.4 * wanted.total(), 120)
@@ -190,7 +192,7 @@ def test_nobody_hangs_when_the_server_never_comes_back(processes: Processes, cal
     ingest = processes.start(
         f"vw2-ingest address=127.0.0.1:{processes.port} {data_of(calvin_folder)} timeout_seconds=4", "ingest"
     )
-    draw = processes.draw(0, "batch=4 pause_seconds=0.3 timeout_seconds=4", ranks=1)
+    draw = processes.draw(0, "batch_size=4 pause_seconds=0.3 timeout_seconds=4", ranks=1)
     wait_until(lambda: processes.drawn().total() > 8, 60)
     processes.kill(server)
     begin = time.monotonic()
@@ -209,7 +211,7 @@ def test_an_ingest_ends_in_time_when_nobody_draws(processes: Processes, calvin_f
         f"vw2-ingest address=127.0.0.1:{processes.port} {data_of(calvin_folder)} timeout_seconds=3", "ingest"
     )
     assert ingest.wait(60) == 1
-    assert "is a trainer drawing?" in processes.output("ingest")
+    assert "does a trainer sample from it?" in processes.output("ingest")
     os.killpg(server.pid, signal.SIGTERM)
     assert server.wait(30) == 0
     checkpoints = [line for line in processes.output("server").splitlines() if line.startswith("checkpoint ")]
@@ -220,7 +222,7 @@ def test_each_of_them_stops_in_order_and_goes_on(processes: Processes, calvin_fo
     """Also an ingest process that waits for room, a rank that waits for windows, and a server with either."""
     options, wanted = "ingests=2 max_windows=20 checkpoint_minutes=0", expected(calvin_folder)
     ingest_0 = f"vw2-ingest address=127.0.0.1:{processes.port} ingest=0 ingests=2 {data_of(calvin_folder)}"
-    rank = "batch=4 checkpoint_batches=4"  # stopped, like the server, one batch later
+    rank = "batch_size=4 checkpoint_batches=4"  # stopped, like the server, one batch later
     server = processes.server(options)
 
     def stop(process: subprocess.Popen[bytes], name: str, number: signal.Signals, status: int) -> None:

@@ -192,7 +192,7 @@ def test_windows_that_were_cut_for_another_stride_are_refused_where_the_stride_t
     episode = Episode("squares", "0", "", 5.0, tuple(np.zeros((9, 4, 4, 3), np.uint8)))
     for stride, same in ((4, True), (2, False)):
         options = WindowOptions(num_frames=5, temporal_stride=stride, gap_seconds=0.8)
-        window = cut_episode(episode, options, epoch=0, stretch="0/0/0", number=0).windows[0]
+        window = cut_episode(episode, options, epoch=0, segment="0/0/0", number=0).windows[0]
         window = window_of(window.header(), window.frames)  # as it comes from a server
         if same:
             assert isinstance(clips._is_usable(window), bool)

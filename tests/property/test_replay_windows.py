@@ -40,7 +40,7 @@ def episodes(draw: st.DrawFn) -> tuple[Episode, WindowOptions]:
 
 
 def cut(episode: Episode, options: WindowOptions) -> CutEpisode:
-    return cut_episode(episode, options, epoch=0, stretch=f"0/0/{next(_numbers)}", number=0)
+    return cut_episode(episode, options, epoch=0, segment=f"0/0/{next(_numbers)}", number=0)
 
 
 def contents(windows: list[ReplayWindow]) -> list[dict[str, Any]]:
@@ -61,7 +61,7 @@ def test_numpy_windows_hold_the_frames_that_make_windows_names(made: tuple[Episo
     )
     windows = cut(episode, options).windows
     assert [window.start for window in windows] == reference.start.tolist()
-    for window, shown, valid in zip(windows, reference.frames.tolist(), reference.valid, strict=True):
+    for window, shown, valid in zip(windows, reference.frame_ids.tolist(), reference.valid, strict=True):
         last = episode.images[-1]
         assert [frame or last for frame in window.frames] == [episode.images[index] for index in shown]
         assert window.valid(STRIDE).tolist() == valid.tolist()
@@ -103,7 +103,7 @@ def test_the_patterns_of_rlds_cut_the_same_windows(made: tuple[Episode, WindowOp
         pytest.skip("rlds and Reverb are not installed (extra replay)")
     episode, options = made
     both = [
-        cut_episode(episode, options, epoch=0, stretch="0/0/0", number=3, frames_of=frames_of)
+        cut_episode(episode, options, epoch=0, segment="0/0/0", number=3, frames_of=frames_of)
         for frames_of in (window_frames, rlds_transformations.window_frames)
     ]
     assert [dataclasses.asdict(window) for window in both[0].windows] == contents(list(both[1].windows))

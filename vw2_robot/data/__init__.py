@@ -1,6 +1,6 @@
-"""Everything between files of robot data and the arrays that training sees.
+"""Data: everything between files of robot data and the arrays that training uses.
 
-rlds -> episodes -> frames (the cache on disk) -> clips -> dLDM; calvin -> labels, statistics -> action head. Models are
-not known here and nothing in this folder is imported by `vw2_robot.models`. TensorFlow is loaded by `rlds` only, when
-one of its functions is called.
+sources -> episodes -> frame cache or stream -> clips -> dLDM; CALVIN -> labels, statistics -> action head. This package
+imports no model, and `vw2_robot.models` imports nothing of it. Only `sources.rlds_builder` imports TensorFlow, when one
+of its functions is called.
 """

@@ -1,24 +1,25 @@
-"""CALVIN on disk, written: demonstrations become a split that `calvin.py` and the official loaders read.
+"""Writer of CALVIN data sets: demonstrations become a split that `sources.calvin` and the official loaders read.
 
-Each recording is handed over whole with the number of its first frame, so that several processes can write the same
-split at once without talking to each other: frame numbers need not be contiguous in this format, they only must not
-overlap. A small entry under `.record/` marks a recording as complete; `finish` collects the entries into the files that
-describe the split (labels, recordings, scenes, statistics, environment), and the SHA-256 of those into `manifest.json`;
-the time steps carry checksums of their own. Every file is written to a temporary name and renamed, and its bytes depend
-on its content only: killed at any moment, or cut off from power, and started again, a recording ends in the same bytes.
+Each recording is written as a whole, with the number of its first frame, so that several processes can write the same
+split at once without communication: frame numbers need not be contiguous in this format, but must not overlap. A small
+entry in `.record/` marks a recording as complete. `finish` collects the entries into the files that describe the split
+(labels, recordings, scenes, statistics, environment), and the SHA-256 of those into `manifest.json`; the time steps
+have checksums of their own. Every file is written to a temporary name and renamed, and its bytes depend on its content
+only: a recording that is interrupted at any moment, also by a power failure, and started again ends in the same bytes.
 
-Where recordings differ from the published data sets:
+Differences from the published data sets:
 
-- `commanded_actions` is an array of ours, beside the published ones: the relative actions that the expert gave, which
-  were executed but for the perturbations of `vw2-record perturbations=`.
-  `rel_actions` is what the format says, `to_relative_action(actions, robot_obs)`: the way the arm went, which lags
-  behind its target. Played back from the same state, the commands solved 238 of 238 demonstrations (34 tasks, scenes A
-  and D), `rel_actions` 224; with noise of 0.15 units on both, 133 and 117 of 170. So our reader gives the commands to
-  fine-tuning where there are any; another reader ignores them.
-- A labeled window is a whole task, from where it was begun to a moment after it was solved, often 30 to 70 time steps;
-  published windows have at most 64. A closed loop begins at the beginning, too. `vw2-record max_window=64` cuts.
-- `emb` and `embeddings.npy` have the published form, but their vectors are of our making (`calvin_sentences.py`).
-- There is no tactile camera; `.record/` and `manifest.json` are ours.
+- `commanded_actions` is an additional array: the relative actions of the expert, which were executed except for the
+  perturbations of `vw2-record perturbations=`. `rel_actions` follows the format, `to_relative_action(actions,
+  robot_obs)`: the motion of the arm, which lags behind its target. Played back from the same state, the commands solved
+  238 of 238 demonstrations (34 tasks, scenes A and D), `rel_actions` 224; with noise of 0.15 units on both, 133 and 117
+  of 170. So the reader of this package gives the commands to fine-tuning where there are any; other readers ignore
+  them.
+- A labeled window is a whole task, from its beginning to a moment after it was solved, often 30 to 70 time steps;
+  published windows have at most 64. A closed-loop rollout starts at the beginning, too. `vw2-record max_window=64`
+  cuts.
+- `emb` and `embeddings.npy` have the published form, but hold hashed embeddings (`calvin_instructions.py`).
+- There is no tactile camera; `.record/` and `manifest.json` are additional.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from vw2_robot.errors import InputError
 from vw2_robot.storage.files import MANIFEST, atomic_write, read_json, sha256_of, sync_files, write_json
 
 from .sources.calvin import CalvinSplit, frame_name
-from .sources.calvin_instructions import EMBEDDING_WIDTH, sentence_vector
+from .sources.calvin_instructions import EMBEDDING_WIDTH, instruction_embedding
 
 # array -> dtype on disk and shape of one time step (-1: any); calvin specification, section 13
 STEP_ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -68,23 +69,24 @@ class Label:
 
 @dataclass(frozen=True)
 class RecordingEntry:
-    """What the index of a split needs to know about one recording; one json file each."""
+    """Description of one recording for the index of a split, stored as one json file."""
 
     first: int
     last: int
     scene: str
     labels: tuple[Label, ...]
     sums: dict[str, list[float]]
-    """Per state array: sum over the time steps."""
+    """state array -> sum over the time steps"""
     squares: dict[str, list[float]]
+    """state array -> sum of squares over the time steps"""
     action_low: list[float]
     action_high: list[float]
     failed: tuple[str, ...] = ()
-    """Tasks at which earlier tries of this recording were given up; for the record only."""
+    """Tasks of earlier attempts at this recording that failed; for information only."""
 
     @staticmethod
     def read(path: Path) -> RecordingEntry:
-        """Read what `write_recording` left.
+        """Return the entry that `write_recording` wrote.
 
         Raises:
             InputError: the file is damaged.
@@ -100,10 +102,16 @@ class RecordingEntry:
 
 
 class CalvinWriter:
-    """Writes one split of a CALVIN data set; safe to kill, safe to use from several processes on disjoint frames."""
+    """Writer of one split of a CALVIN data set; several processes may use one each on disjoint frames."""
 
     def __init__(self, root: str | Path, split: CalvinSplit = "training", *, compress_level: int = 1) -> None:
-        """`compress_level` is zlib's: 0 stores (fast, large), 1 is the best bargain for images, 9 is slow."""
+        """Make the folder of the split.
+
+        Args:
+            root: folder of the data set.
+            split: `training` or `validation`.
+            compress_level: of zlib, 0 (fast, large) to 9 (slow); 1 is the best trade-off for images.
+        """
         self.folder = Path(root) / split
         self.split = split
         self.compress_level = compress_level
@@ -111,7 +119,7 @@ class CalvinWriter:
         self._entries.mkdir(parents=True, exist_ok=True)
 
     def is_complete(self, first_frame: int) -> bool:
-        """Say whether the recording that starts at this frame number has been written."""
+        """Return whether the recording that starts at this frame number has been written."""
         return self._entry_path(first_frame).is_file()
 
     def write_episode(
@@ -130,19 +138,29 @@ class CalvinWriter:
         labels: Sequence[Label],
         failed: Sequence[str] = (),
     ) -> None:
-        """Write one recording of L time steps; every array has the time axis first.
+        """Write one recording of L time steps.
+
+        Args:
+            arrays: name -> array with the time axis first, see `STEP_ARRAYS`.
+            first_frame: number of its first time step in the split.
+            scene: letter of the CALVIN scene.
+            labels: tasks done within the recording.
+            failed: tasks of earlier attempts, for information.
 
         Raises:
-            InputError: an array is missing, unknown, or of another shape than `STEP_ARRAYS` says; a label lies outside.
+            InputError: an array is missing, unknown, or does not have the shape in `STEP_ARRAYS`; a label lies outside.
         """
         length = _checked_length(arrays)
+        # Everything is checked before the first file is written.
         for label in labels:
             if not 0 <= label.start <= label.end < length:
                 raise InputError(f"{label} does not lie within a recording of {length} time steps")
+        # The dtypes of the published data sets.
         typed = {key: np.asarray(value, dtype=STEP_ARRAYS[key][0]) for key, value in arrays.items()}
         paths = [self.folder / frame_name(first_frame + step) for step in range(length)]
         for step, path in enumerate(paths):
             _write(path, _npz_bytes({key: value[step] for key, value in typed.items()}, self.compress_level))
+        # The time steps must be on disk before the entry that declares them complete.
         sync_files((*paths, self.folder))
         entry = RecordingEntry(
             first=first_frame,
@@ -155,51 +173,64 @@ class CalvinWriter:
             action_high=typed["actions"].max(axis=0).tolist(),
             failed=tuple(failed),
         )
-        self._note(entry)
+        write_json(self._entry_path(first_frame), dataclasses.asdict(entry), sealed=True)
 
     def adopt(self, folder: Path, entry: RecordingEntry, *, first_frame: int) -> None:
-        """Take over a recording of another data set's split `folder`, renumbered from `first_frame`.
+        """Add a recording of another data set by hard links, which take no space.
 
-        Its files are hard links, which take no room; a folder on another disk is refused with OSError.
+        Args:
+            folder: the split of the other data set.
+            entry: description of the recording there.
+            first_frame: number of its first time step here.
+
+        Raises:
+            OSError: the folder lies on another disk.
         """
         for step in range(entry.last - entry.first + 1):
             place = self.folder / frame_name(first_frame + step)
-            place.unlink(missing_ok=True)
+            place.unlink(missing_ok=True)  # of an interrupted call
             place.hardlink_to(folder / frame_name(entry.first + step))
         sync_files((self.folder,))
-        self._note(dataclasses.replace(entry, first=first_frame, last=first_frame + entry.last - entry.first))
-
-    def _note(self, entry: RecordingEntry) -> None:
-        write_json(self._entry_path(entry.first), dataclasses.asdict(entry), sealed=True)
+        renumbered = dataclasses.replace(entry, first=first_frame, last=first_frame + entry.last - entry.first)
+        write_json(self._entry_path(first_frame), dataclasses.asdict(renumbered), sealed=True)
 
     def entries(self) -> list[RecordingEntry]:
         """Return the complete recordings in frame order."""
         return [RecordingEntry.read(path) for path in sorted(self._entries.glob("episode_*.json"))]
 
     def finish(
-        self, sentences: Mapping[str, str] | None = None, environment: str | None = None
+        self, instructions: Mapping[str, str] | None = None, environment: str | None = None
     ) -> list[RecordingEntry]:
-        """Write the files that describe the split and return its recordings.
+        """Write the files that describe the split, and return its recordings.
 
-        `sentences` (task -> the sentence used in evaluation) goes into `embeddings.npy` of a validation split,
-        `environment` (yaml) is what `.hydra/merged_config.yaml` says about the world that was recorded.
+        Args:
+            instructions: task -> the instruction used in evaluation; goes into `embeddings.npy` of a validation split.
+            environment: yaml text of the recorded environment, stored as `.hydra/merged_config.yaml`.
+
+        Raises:
+            InputError: there is no complete recording.
         """
         entries = self.entries()
         if not entries:
             raise InputError(f"{self.folder} holds no complete demonstration, so there is nothing to describe")
-        (self.folder / MANIFEST).unlink(missing_ok=True)  # of fewer recordings, perhaps
+        (self.folder / MANIFEST).unlink(missing_ok=True)  # an old one may list fewer recordings
+        scenes: dict[str, list[int]] = {}  # scene -> its first and last frame
+        for entry in entries:
+            span = scenes.setdefault(f"calvin_scene_{entry.scene}", [entry.first, entry.last])
+            span[1] = entry.last
         files = {
             "ep_start_end_ids.npy": _npy_bytes(np.array([(e.first, e.last) for e in entries], dtype=np.int64)),
             "ep_lens.npy": _npy_bytes(np.array([e.last - e.first + 1 for e in entries], dtype=np.int64)),
-            "scene_info.npy": _npy_bytes(_object(_scene_info(entries))),
+            "scene_info.npy": _npy_bytes(np.array(scenes, dtype=object)),
             "statistics.yaml": _statistics_yaml(entries).encode(),
-            "lang_annotations/auto_lang_ann.npy": _npy_bytes(_object(_language_labels(entries))),
+            "lang_annotations/auto_lang_ann.npy": _npy_bytes(np.array(_language_labels(entries), dtype=object)),
         }
-        if self.split == "validation" and sentences is not None:
-            table = {task: {"emb": _vectors([text]), "ann": [text]} for task, text in sentences.items()}
-            files["lang_annotations/embeddings.npy"] = _npy_bytes(_object(table))
+        if self.split == "validation" and instructions is not None:
+            table = {task: {"emb": _embeddings([text]), "ann": [text]} for task, text in instructions.items()}
+            files["lang_annotations/embeddings.npy"] = _npy_bytes(np.array(table, dtype=object))
         if environment is not None:
             files[".hydra/merged_config.yaml"] = environment.encode()
+        # The manifest is written last: with it a reader can check all files before it.
         for name, content in files.items():
             (self.folder / name).parent.mkdir(exist_ok=True)
             _write(self.folder / name, content)
@@ -213,6 +244,7 @@ class CalvinWriter:
 
 
 def _checked_length(arrays: Mapping[str, NDArray[Any]]) -> int:
+    """Return the number of time steps, after a check of names and shapes."""
     missing = [key for key in REQUIRED_ARRAYS if key not in arrays]
     unknown = [key for key in arrays if key not in STEP_ARRAYS]
     if missing or unknown:
@@ -224,7 +256,7 @@ def _checked_length(arrays: Mapping[str, NDArray[Any]]) -> int:
         step_shape = STEP_ARRAYS[key][1]
         found = np.shape(value)
         fits = len(found) == len(step_shape) + 1 and all(
-            w in (-1, f) for w, f in zip(step_shape, found[1:], strict=True)
+            size in (-1, found_size) for size, found_size in zip(step_shape, found[1:], strict=True)
         )
         if not fits or found[0] != length or length == 0:
             raise InputError(
@@ -234,49 +266,47 @@ def _checked_length(arrays: Mapping[str, NDArray[Any]]) -> int:
 
 
 def _npz_bytes(arrays: Mapping[str, NDArray[Any]], level: int) -> bytes:
+    """Return an npz file; unlike that of `np.savez` its bytes depend on the arrays only."""
     buffer = io.BytesIO()
     method = zipfile.ZIP_DEFLATED if level else zipfile.ZIP_STORED
     with zipfile.ZipFile(buffer, "w", method, compresslevel=level or None) as archive:
         for key, value in arrays.items():
             member = io.BytesIO()
             np.save(member, value, allow_pickle=False)
-            info = zipfile.ZipInfo(f"{key}.npy", date_time=(1980, 1, 1, 0, 0, 0))  # a clock would change the bytes
+            info = zipfile.ZipInfo(
+                f"{key}.npy", date_time=(1980, 1, 1, 0, 0, 0)
+            )  # the present time would change the bytes
             info.compress_type = method
             archive.writestr(info, member.getvalue(), compresslevel=level or None)
     return buffer.getvalue()
 
 
 def _language_labels(entries: list[RecordingEntry]) -> dict[str, Any]:
+    """Return the content of `auto_lang_ann.npy`."""
     windows = [(entry.first + label.start, entry.first + label.end) for entry in entries for label in entry.labels]
     labels = [label for entry in entries for label in entry.labels]
     return {
         "language": {
             "ann": [label.instruction for label in labels],
             "task": [label.task for label in labels],
-            "emb": _vectors([label.instruction for label in labels]),
+            "emb": _embeddings([label.instruction for label in labels]),
         },
         "info": {"episodes": [], "indx": windows},
     }
 
 
-def _vectors(sentences: list[str]) -> NDArray[np.float32]:
-    """float32 [N, 1, 384]."""
-    rows = [sentence_vector(sentence) for sentence in sentences]
+def _embeddings(instructions: list[str]) -> NDArray[np.float32]:
+    """Return embeddings, float32 [N, 1, 384]."""
+    rows = [instruction_embedding(instruction) for instruction in instructions]
     return np.array(rows, dtype=np.float32).reshape(-1, 1, EMBEDDING_WIDTH)
 
 
-def _scene_info(entries: list[RecordingEntry]) -> dict[str, list[int]]:
-    table: dict[str, list[int]] = {}
-    for entry in entries:
-        span = table.setdefault(f"calvin_scene_{entry.scene}", [entry.first, entry.last])
-        span[1] = entry.last
-    return table
-
-
 def _statistics_yaml(entries: list[RecordingEntry]) -> str:
+    """Return the content of `statistics.yaml`: mean and deviation of the states, range of the actions."""
     count = sum(entry.last - entry.first + 1 for entry in entries)
     lines = []
     for key in _STATES:
+        # From sums and sums of squares, so that the recordings need not be read again.
         mean = np.sum([entry.sums[key] for entry in entries], axis=0) / count
         variance = np.sum([entry.squares[key] for entry in entries], axis=0) / count - mean**2
         lines += [f"{key}:", "  - _target_: calvin_agent.utils.transforms.NormalizeVector"]
@@ -290,10 +320,6 @@ def _yaml_list(values: NDArray[np.float64]) -> str:
     return "[" + ", ".join(f"{value:.9f}" for value in values) + "]"  # no exponents: YAML 1.1 reads 1e-05 as text
 
 
-def _object(value: Any) -> NDArray[Any]:
-    return np.array(value, dtype=object)
-
-
 def _npy_bytes(value: NDArray[Any]) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, value, allow_pickle=value.dtype.hasobject)
@@ -301,6 +327,6 @@ def _npy_bytes(value: NDArray[Any]) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file that is put on disk later, with many others."""
+    """Write a file; the caller synchronizes it to disk later, together with many others."""
     with atomic_write(path, sync=False) as temporary:
         temporary.write_bytes(content)

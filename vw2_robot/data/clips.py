@@ -1,20 +1,20 @@
-"""Windows of T frames out of the frame cache: which frames, which latent steps are real, and random batches of them.
+"""Clips: windows of T frames of an episode, their valid latent steps, and random batches of them from the frame cache.
 
 Time alignment (an interface, method specification 1.1): frame 0 of a clip is the anchor, latent step k covers frames
 s(k-1)+1 .. sk. A clip whose T-1 is no multiple of s is read up to the next multiple; an episode that ends earlier
-repeats its last frame. A step is valid only if all its frames are real, and every loss must respect `valid`.
+repeats its last frame. A step is valid only if all its frames lie inside the episode, and every loss must respect
+`valid`.
 
-Time is configured in seconds, never in frames: sources run from 2 to 30 Hz. There are two ways to say it, of which a
-run names one or none (none: consecutive frames, as released); both keep the fraction until rounding.
+Time is configured in seconds, not in frames, since sources run from 2 to 30 Hz. A run sets one of two options or none
+(none: consecutive frames, as released). Both keep the fraction until rounding.
 
-* `target_hz`, how often the clip looks: every hz/target_hz-th frame. A source slower than `target_hz` is taken frame
-  by frame, never doubled, so its latent steps last longer than s / target_hz.
-* `gap_seconds`, how long a latent step lasts: step k ends at frame round(k * gap_seconds * hz), at least one frame
-after the last.
-  0.6 s is what latent-action work uses on Open-X. Where a source has fewer than s frames in that time, a clip shows
-  some of them twice.
+* `target_hz`, the frame rate of a clip: every hz/target_hz-th frame. A source slower than `target_hz` is read frame by
+  frame and no frame is repeated, so its latent steps last longer than s / target_hz.
+* `gap_seconds`, the duration of a latent step: step k ends at frame round(k * gap_seconds * hz), at least one frame
+  after the previous step. 0.6 s is usual for latent actions on Open-X. Where a source has fewer than s frames in that
+  time, a clip repeats some of them.
 
-These functions are the only place that turns seconds into frames; the offline path and the replay both call them.
+Only these functions turn seconds into frames; training from the cache, streams and replays all call them.
 `ClipSampler.batch` is a pure function of (seed, step): a resumed run sees the batches it would have seen. Everything is
 numpy, uint8 [0, 255] HWC; `vw2_robot.pixels` turns it into [-1, 1] CHW.
 """
@@ -38,14 +38,14 @@ from .frame_cache import FrameCache
 
 
 class TimeBase(TypedDict):
-    """The two ways to say how clips are timed; part of what a code means, so checkpoints carry it as `time_base`."""
+    """The time options of clips. Codes depend on them, so checkpoints store them as `time_base`."""
 
     target_hz: float | None
     gap_seconds: float | None
 
 
 def time_base_of(facts: Mapping[str, Any]) -> TimeBase:
-    """Return the time base among the facts of a checkpoint; consecutive frames where none is stored."""
+    """Return the time base stored in the facts of a checkpoint; consecutive frames where none is stored."""
     stored = facts.get("time_base") or {}
     return TimeBase(target_hz=stored.get("target_hz"), gap_seconds=stored.get("gap_seconds"))
 
@@ -65,8 +65,15 @@ def frame_offsets(
 ) -> NDArray[np.int64]:
     """Return the positions [T] of a clip's frames in the episode, relative to its first.
 
-    They never decrease, and each latent step ends at least one frame after the one before; without `gap_seconds` no
-    frame is shown twice. `temporal_stride` matters for `gap_seconds` only.
+    They never decrease, and each latent step ends at least one frame after the one before. Without `gap_seconds` no
+    frame is repeated.
+
+    Args:
+        num_frames: T.
+        hz: frame rate of the episode.
+        target_hz: see the top of this file.
+        gap_seconds: see the top of this file.
+        temporal_stride: frames of a latent step; used with `gap_seconds` only.
 
     Raises:
         InputError: both `target_hz` and `gap_seconds` are given, or a rate or time is not positive.
@@ -78,36 +85,35 @@ def frame_offsets(
     if not all(value > 0 for value in (hz, temporal_stride, target_hz, gap_seconds) if value is not None):
         raise InputError(
             f"clips need positive rates, times and stride: source {hz} Hz, target_hz {target_hz}, gap_seconds "
-            f"{gap_seconds}, "
-            f"stride {temporal_stride}"
+            f"{gap_seconds}, stride {temporal_stride}"
         )
-    offsets: NDArray[np.int64] = np.floor(
-        np.arange(num_frames) * _ratio(hz, target_hz, gap_seconds, temporal_stride) + 0.5
-    ).astype(np.int64)
+    ratio = _ratio(hz, target_hz, gap_seconds, temporal_stride)
+    # floor(x + 0.5) rounds halves up; np.round rounds them to even numbers, which would make spacings uneven.
+    offsets: NDArray[np.int64] = np.floor(np.arange(num_frames) * ratio + 0.5).astype(np.int64)
     return offsets
 
 
 def _ratio(hz: float, target_hz: float | None, gap_seconds: float | None, temporal_stride: int) -> float:
-    """Return how many episode frames lie between two clip frames."""
+    """Return the spacing of clip frames in episode frames."""
     if gap_seconds is not None:
+        # A step lasts at least one episode frame, also for a slow source.
         return max(1.0, gap_seconds * hz) / temporal_stride
+    # A source slower than the target is read frame by frame.
     return 1.0 if target_hz is None else max(1.0, hz / target_hz)
 
 
 def effective_hz(
     hz: float, target_hz: float | None, *, gap_seconds: float | None = None, temporal_stride: int = 4
 ) -> float:
-    """Return the rate of the frames that a clip really shows; a frame shown twice counts twice."""
-    return (
-        hz / _ratio(hz, target_hz, gap_seconds, temporal_stride)
-        if gap_seconds is not None
-        else min(hz, target_hz or hz)
-    )
+    """Return the frame rate of clips of a source with `hz` frames per second; repeated frames count."""
+    if gap_seconds is not None:
+        return hz / _ratio(hz, target_hz, gap_seconds, temporal_stride)
+    return min(hz, target_hz or hz)
 
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """n windows of one episode: start [n] and frames [n, T] count in episode frames, valid [n, M] marks real steps."""
+    """n windows of one episode: start [n] and frame_ids [n, T] in episode frames; valid [n, M] for each latent step."""
 
     start: NDArray[np.int64]
     frame_ids: NDArray[np.int64]
@@ -124,22 +130,36 @@ def make_windows(
     target_hz: float | None = None,
     gap_seconds: float | None = None,
 ) -> Windows:
-    """Cut an episode of `length` frames into windows for the latent cache, one every `cache_stride` clip frames.
+    """Cut an episode into windows for the latent cache.
 
     Only windows with at least one valid step are made, so an episode of fewer than s + 1 frames gives none. The steps
     of a window are valid up to the end of the episode: `valid.sum(axis=1)` is H_cache of method specification 2.5.
+
+    Args:
+        length: frames of the episode.
+        num_frames: T; read up to the next multiple of the stride plus one.
+        cache_stride: clip frames between the starts of two windows.
+        hz: frame rate of the episode.
+        temporal_stride: frames of a latent step.
+        target_hz: see the top of this file.
+        gap_seconds: see the top of this file.
+
+    Raises:
+        InputError: a setting is not possible.
     """
     if cache_stride < 1:
         raise InputError(f"cache_stride must be at least 1, found {cache_stride}")
     offsets = clip_offsets(
         num_frames, temporal_stride=temporal_stride, hz=hz, target_hz=target_hz, gap_seconds=gap_seconds
     )
-    # Frames shown twice make more clip frames than episode frames, at most s times as many.
+    # Repeated frames make more clip frames than episode frames, at most s times as many.
     count = 1 + max(0, length) * (temporal_stride if gap_seconds is not None else 1) // cache_stride
     clip_frames = frame_offsets(
         count * cache_stride, hz=hz, target_hz=target_hz, gap_seconds=gap_seconds, temporal_stride=temporal_stride
     )
+    # Several clip frames may show one episode frame: each start counts once.
     start = np.unique(clip_frames[::cache_stride])
+    # The first latent step must lie inside the episode.
     start = start[start + offsets[temporal_stride] < length]
     return windows_at(
         start, np.full_like(start, length), np.broadcast_to(offsets, (len(start), len(offsets))), temporal_stride
@@ -154,9 +174,9 @@ def clip_offsets(
     target_hz: float | None = None,
     gap_seconds: float | None = None,
 ) -> NDArray[np.int64]:
-    """`frame_offsets` of a clip that is read up to a whole number of latent steps."""
+    """Return the `frame_offsets` of a clip that is extended to a whole number of latent steps."""
     if num_frames < 2 or temporal_stride < 1:
-        raise InputError(f"clips need frames >= 2 (found {num_frames}) and stride >= 1 (found {temporal_stride})")
+        raise InputError(f"clips need num_frames >= 2 (found {num_frames}) and stride >= 1 (found {temporal_stride})")
     return frame_offsets(
         padded_frames(num_frames, temporal_stride),
         hz=hz,
@@ -172,7 +192,7 @@ def windows_at(
     """Return the windows that begin at `start` [n] in episodes of `length` [n] frames, for `offsets` [n, T]."""
     wanted = start[:, None] + offsets
     last = (length - 1)[:, None]
-    # Frames never decrease: a step is real if its last frame is.
+    # Offsets never decrease, so a step lies inside the episode if its last frame does.
     return Windows(
         start=start, frame_ids=np.minimum(wanted, last), valid=wanted[:, temporal_stride::temporal_stride] <= last
     )
@@ -183,12 +203,12 @@ def windows_at(
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes that are the same for all frames of a clip; all off by default, for very small real data sets."""
+    """Random changes that are equal for all frames of a clip, for very small data sets; all off by default."""
 
     crop_min_scale: float = 1.0
-    """Smallest area of the random crop, as a part of the image; the crop keeps its shape and is resized back."""
+    """Smallest area of the random crop as a fraction of the image; it keeps the aspect ratio and is resized back."""
     flip: float = 0.0
-    """Probability of a left-right flip. Instructions are not changed, so use it where no text is read."""
+    """Probability of a left-right flip. Instructions are not changed, so use it only where no text is used."""
     brightness: float = 0.0
     """All channels are multiplied by a factor from [1 - x, 1 + x]."""
     contrast: float = 0.0
@@ -205,7 +225,7 @@ class Augmentation:
 
 @dataclass(frozen=True, eq=False)
 class ClipBatch:
-    """pixels uint8 [B, T, H, W, 3]; valid bool [B, M]; episode and start int64 [B], cache index and first frame."""
+    """pixels uint8 [B, T, H, W, 3]; valid bool [B, M]; episode (cache index) and start (first frame) int64 [B]."""
 
     pixels: NDArray[np.uint8]
     valid: NDArray[np.bool_]
@@ -214,18 +234,18 @@ class ClipBatch:
 
 
 class ClipSampler:
-    """Random clips from some episodes of a cache, uniform over all (episode, start) that leave enough valid steps.
+    """A sampler of random clips from a cache, uniform over all (episode, start) with enough valid steps.
 
     Args:
-        cache: where the frames are.
+        cache: the frames.
         episode_indices: which episodes may be used.
-        frames: T; read up to the next multiple of the stride plus one.
-        seed: with `step`, the only source of chance.
+        num_frames: T; read up to the next multiple of the stride plus one.
+        seed: the samples depend on it and on `step` only.
         temporal_stride: frames of a latent step.
         target_hz: see the top of this file.
         gap_seconds: see the top of this file.
-        min_valid_steps: how many valid steps a start must leave; an episode too short for that is still used from its
-            first frame, as long as it has one valid step.
+        min_valid_steps: valid steps of each clip; an episode that is too short for that is still used from its first
+            frame, if it has one valid step.
         augmentation: off by default.
 
     Raises:
@@ -245,15 +265,18 @@ class ClipSampler:
         min_valid_steps: int = 1,
         augmentation: Augmentation | None = None,
     ) -> None:
-        self.cache, self.seed, self.temporal_stride = cache, seed, temporal_stride
+        self.cache = cache
+        self.seed = seed
+        self.temporal_stride = temporal_stride
         self.augmentation = augmentation or Augmentation()
-        self.frames = padded_frames(num_frames, temporal_stride)
-        self.steps = (self.frames - 1) // temporal_stride
-        if not 1 <= min_valid_steps <= self.steps:
+        self.num_frames = padded_frames(num_frames, temporal_stride)
+        self.latent_steps = (self.num_frames - 1) // temporal_stride
+        if not 1 <= min_valid_steps <= self.latent_steps:
             raise InputError(
-                f"min_valid_steps must lie in 1..{self.steps} for {num_frames} frames, found {min_valid_steps}"
+                f"min_valid_steps must lie in 1..{self.latent_steps} for {num_frames} frames, found {min_valid_steps}"
             )
         chosen = [cache.episodes[index] for index in episode_indices]
+        # Offsets depend on the frame rate only: one row of the table for each rate.
         rates = sorted({episode.hz for episode in chosen})
         table = [
             clip_offsets(
@@ -261,20 +284,22 @@ class ClipSampler:
             )
             for hz in rates
         ]
-        self._offsets = np.array(table, np.int64).reshape(len(rates), self.frames)
+        self._offsets = np.array(table, np.int64).reshape(len(rates), self.num_frames)
         rate = np.array([rates.index(episode.hz) for episode in chosen], np.int64)
         length = np.array([episode.length for episode in chosen], np.int64)
+        # An episode is used if its first latent step is complete.
         usable = length > self._offsets[rate, temporal_stride]
         if not usable.any():
             longest = int(length.max(initial=0))
             raise InputError(
                 f"none of {len(chosen)} episodes of {cache.path} is long enough for one latent step: the longest has "
                 f"{longest} frames, a step needs {temporal_stride + 1} clip frames (target_hz {target_hz}, "
-                f"gap_seconds {gap_seconds}): "
-                "use a higher target_hz, a shorter gap_seconds or longer episodes"
+                f"gap_seconds {gap_seconds}): use a higher target_hz, a shorter gap_seconds or longer episodes"
             )
         self._episode = np.array(episode_indices, np.int64)[usable]
-        self._rate, self._length = rate[usable], length[usable]
+        self._rate = rate[usable]
+        self._length = length[usable]
+        # All (episode, start) pairs are numbered through; `_ends` is where the numbers of each episode end.
         starts = self._length - self._offsets[self._rate, min_valid_steps * temporal_stride]
         self._ends = np.cumsum(np.maximum(1, starts))
 
@@ -283,7 +308,15 @@ class ClipSampler:
         return int(self._ends[-1])
 
     def batch(self, step: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> ClipBatch:
-        """Return the clips of one training step; rank r gets its part of one global batch of all ranks."""
+        """Return the clips of one training step.
+
+        Args:
+            step: number of the training step.
+            batch_size: clips of this rank.
+            rank: of this process; all ranks together sample one global batch, and each gets its part of it.
+            world_size: number of ranks.
+        """
+        # All ranks sample the global batch with the same generator, so that the number of ranks changes nothing.
         mine = slice(rank * batch_size, (rank + 1) * batch_size)
         rng = np.random.default_rng([self.seed, step])
         pair = rng.integers(len(self), size=world_size * batch_size)[mine]
@@ -293,6 +326,7 @@ class ClipSampler:
         episode = self._episode[chosen]
         pixels = self.cache.read_batch(episode, windows.frame_ids)
         if self.augmentation != Augmentation():
+            # A seed for each clip: its augmentation does not depend on the other clips of the batch.
             seeds = np.random.default_rng([self.seed, step, 1]).integers(2**63, size=world_size * batch_size)[mine]
             for clip, clip_seed in zip(pixels, seeds.tolist(), strict=True):
                 augment(clip, self.augmentation, np.random.default_rng(clip_seed))
@@ -300,8 +334,10 @@ class ClipSampler:
 
 
 def augment(clip: NDArray[np.uint8], options: Augmentation, rng: np.random.Generator) -> None:
-    """Change clip [T, H, W, 3] in place. All draws are made whether used or not, so options do not shift each other."""
+    """Augment a clip uint8 [T, H, W, 3] in place, all frames alike."""
+    # All random numbers are sampled whether used or not, so that one option does not change the others.
     height, width = clip.shape[1:3]
+    # The area is uniform, so the side is its square root.
     side = math.sqrt(rng.uniform(options.crop_min_scale, 1.0))
     top, left = rng.uniform(0.0, 1.0 - side, 2) * (height, width)
     flip = rng.random() < options.flip
@@ -309,12 +345,14 @@ def augment(clip: NDArray[np.uint8], options: Augmentation, rng: np.random.Gener
     contrast = rng.uniform(1 - options.contrast, 1 + options.contrast)
     color = rng.uniform(1 - options.color, 1 + options.color, 3)
     if side < 1.0:
+        # Crop and resizing in one step, which reads the pixels once.
         box = (left, top, left + side * width, top + side * height)
         for frame in clip:
             frame[:] = Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR, box=box)
     if flip:
         clip[:] = clip[:, :, ::-1].copy()
     if options.brightness or options.contrast or options.color:
+        # A table of 256 values for each channel: exact, and faster than arithmetic on every pixel.
         levels = np.arange(256)[None] * (gain * color)[:, None]
         table = np.clip(np.rint((levels - 127.5) * contrast + 127.5), 0, 255).astype(np.uint8)
         tall = Image.fromarray(clip.reshape(-1, width, 3))

@@ -1,11 +1,11 @@
-"""One recorded robot episode, its images still compressed: what every reader yields and every writer takes.
+"""Episodes of a robot with images still compressed, the type that every reader yields and every writer takes.
 
-The place in the flow: `rlds` (or a simulator) makes episodes, `frames` decodes them once into the training cache. An
-`Episode` holds what latent pre-training may use (images, words, rate); a `Demonstration` adds the actions. Images
-are JPEG or PNG bytes as they lay on disk, or uint8 arrays, and are decoded one at a time, so an episode of a few
-hundred large frames costs megabytes, not gigabytes.
+The place in the flow: `sources` (or a simulator) make episodes, `frame_cache` decodes them once for training. An
+`Episode` holds what latent pre-training may use (images, instruction, rate); a `Demonstration` adds the actions.
+Images are JPEG or PNG bytes as on disk, or uint8 arrays, and are decoded one at a time, so an episode of a few hundred
+large frames costs megabytes, not gigabytes.
 
-This is not a file format and knows no TensorFlow.
+This is not a file format and needs no TensorFlow.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from vw2_robot.errors import InputError
 _LOG = logging.getLogger(__name__)
 
 MAX_PIXELS = 2**26
-"""Largest image that is decoded, 8192 x 8192; a few bytes can claim far more."""
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow would hand others to programs outside, such as Ghostscript
-# What Pillow raises for bytes that are no image, a cut-off image, a broken PNG chunk, or an absurd size.
+"""Largest image that is decoded, 8192 x 8192; a small damaged file can state far more."""
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # for others Pillow may start external programs such as Ghostscript
+# Raised by Pillow for bytes that are no image, a truncated image, a damaged PNG chunk, or an absurd size.
 _DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -46,7 +46,7 @@ _DECODE_ERRORS = (
 
 @dataclass(frozen=True, eq=False)
 class Episode:
-    """Images in time order at `hz` frames per second, with the instruction that was given.
+    """Images in time order at `hz` frames per second, with their instruction.
 
     `episode_id` is unique within `source`. `instruction` may be empty: such episodes exist in Open-X.
     """
@@ -58,7 +58,7 @@ class Episode:
     images: tuple[bytes | NDArray[np.uint8], ...]
 
     def __post_init__(self) -> None:
-        """Reject names and words that no file could hold: halves of characters, out of a damaged text."""
+        """Reject names and instructions that cannot be stored as UTF-8, such as lone surrogates of a damaged text."""
         for text in (self.source, self.episode_id, self.instruction):
             try:
                 text.encode()
@@ -75,26 +75,29 @@ class Episode:
         """Return frame `index` as uint8 [H, W, 3] RGB.
 
         Raises:
-            InputError: the frame is no image; names source, episode and frame.
+            InputError: the frame cannot be decoded; names source, episode and frame.
         """
         image = self.images[index]
+        # An array comes from a simulator or a decoder and only has to have the right form.
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-                raise self._bad_frame(index, f"an array {image.dtype} {image.shape}, expected uint8 [H, W, 3]")
+                raise self._unreadable(index, f"an array {image.dtype} {image.shape}, expected uint8 [H, W, 3]")
             return image
         try:
             with Image.open(io.BytesIO(image), formats=_FORMATS) as opened:
+                # Checked before decoding, which would allocate the memory.
                 if opened.width * opened.height > MAX_PIXELS:
                     raise ValueError(f"{opened.width} x {opened.height} pixels, at most {MAX_PIXELS} are read")
                 if opened.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"):
                     raise ValueError(f"pixels of kind {opened.mode}: convert it to 8 bits a channel")
                 return np.asarray(opened.convert("RGB"))
         except _DECODE_ERRORS as error:
-            # Pillow would say where in memory the bytes lie, and a frame cache keeps this text.
+            # Pillow's own text holds a memory address; a frame cache stores this message and must be reproducible.
             reason = "none of " + ", ".join(_FORMATS) if isinstance(error, UnidentifiedImageError) else error
-            raise self._bad_frame(index, f"{len(image)} bytes that are no readable image ({reason})") from error
+            raise self._unreadable(index, f"{len(image)} bytes that are no readable image ({reason})") from error
 
-    def _bad_frame(self, index: int, found: str) -> InputError:
+    def _unreadable(self, index: int, found: str) -> InputError:
+        """Return the error for a frame that cannot be decoded."""
         return InputError(
             f"{self.source}, episode {self.episode_id}, frame {index} of {len(self)}: found {found}; "
             "repair or re-download the file that holds this episode, or leave the episode out"
@@ -105,8 +108,8 @@ class Episode:
 class Demonstration:
     """An episode with its actions: float [T, 7] or [T-1, 7] for T images.
 
-    Action t is what was done after image t was seen. With T-1 rows the last image has no action. `terminal` is true
-    for a real end (the task was solved) and false for a recording that was cut off.
+    Action t was executed after image t. With T-1 rows the last image has no action. `terminal` is true if the task was
+    solved and false if the recording was truncated.
     """
 
     episode: Episode
@@ -114,7 +117,8 @@ class Demonstration:
     terminal: bool = True
 
     def __post_init__(self) -> None:
-        name, length = f"{self.episode.source}, episode {self.episode.episode_id}", len(self.episode)
+        name = f"{self.episode.source}, episode {self.episode.episode_id}"
+        length = len(self.episode)
         shape = self.actions.shape
         if len(shape) != 2 or shape[1] != ACTION_DIM or shape[0] not in (length, length - 1):
             raise InputError(
@@ -127,29 +131,29 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a data set that is read from front to back: usually one file."""
+    """A part of a data set that is read from front to back: usually one file."""
 
     name: str
     """unique within its source and the same on every machine; named in messages"""
     episodes: int | None
-    """how many it holds; None where only reading tells"""
+    """how many it holds; None if that is known only after reading"""
 
 
 class EpisodeSource(Protocol):
-    """A data set as parts, each a run of episodes: what streaming, sharding and resuming need of a format.
+    """A data set as a list of parts with episodes, the interface for streaming, sharding and resuming.
 
-    Parts are shared out among ranks and workers; within a part the order never changes. Opening a source reads no
-    episode; a source can be pickled, and opens its files where it is read.
+    Parts are distributed over ranks and readers; within a part the order never changes. Opening a source reads no
+    episode; a source can be pickled, and opens its files in the process that reads them.
     """
 
     name: str
-    """as it appears in `Episode.source`"""
+    """the same as in `Episode.source`"""
 
     def parts(self) -> Sequence[Part]:
-        """All parts, in a fixed order."""
+        """Return all parts, in a fixed order."""
 
     def read(self, part: int, *, start: int = 0) -> Iterator[Episode]:
-        """The episodes of one part from number `start` on, images still compressed.
+        """Yield the episodes of one part from number `start` on, images still compressed.
 
         Raises:
             InputError: the part is damaged from here on; the message names file and episode.
@@ -157,18 +161,18 @@ class EpisodeSource(Protocol):
 
 
 class TooManySkippedError(InputError):
-    """More of the data is unusable than was allowed."""
+    """More episodes are unusable than allowed."""
 
 
 class SkippedEpisodes:
-    """Episodes that were left out, each named in the log; one more than `limit` stops the run."""
+    """List of skipped episodes, each named in the log; one more than `limit` stops the run."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.messages: list[str] = []
 
     def add(self, error: InputError, *, count: int = 1) -> None:
-        """Count an episode, or several of one file; `error` says which and what is wrong with it.
+        """Count an episode, or several of one file; `error` names it and the damage.
 
         Raises:
             TooManySkippedError: there are more than `limit`.

@@ -1,4 +1,4 @@
-"""The files below a folder, wherever links lead: people keep large data sets on several disks, one link a piece."""
+"""Files below a folder, through symbolic links: large data sets may be spread over several disks by links."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from vw2_robot.errors import InputError
 
 
 def files_below(root: Path) -> Iterator[Path]:
-    """Yield every file in and below `root`; of a folder that several links lead to, under the first name alone.
+    """Yield every file in and below `root`; a folder with several links to it is read once, under its first name.
 
     Raises:
         InputError: a folder cannot be listed.
     """
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename} cannot be listed ({error.strerror}); leave it out, or allow it") from error
+
     seen: set[tuple[int, int]] = set()
-    for folder, inside, files in os.walk(root, followlinks=True, onerror=_refuse):
+    for folder, inside, files in os.walk(root, followlinks=True, onerror=refuse):
         here = Path(folder).stat()
-        if (here.st_dev, here.st_ino) in seen:  # links may lead back
+        if (here.st_dev, here.st_ino) in seen:  # links may form a cycle
             inside.clear()
             continue
         seen.add((here.st_dev, here.st_ino))
@@ -26,15 +30,11 @@ def files_below(root: Path) -> Iterator[Path]:
         yield from (file for name in sorted(files) if (file := Path(folder, name)).is_file())
 
 
-def _refuse(error: OSError) -> None:
-    raise InputError(f"{error.filename} cannot be listed ({error.strerror}); leave it out, or allow it") from error
-
-
 def name_below(root: Path, file: Path) -> str:
     """Return the name of a file relative to `root`, with slashes.
 
     Raises:
-        InputError: it is not UTF-8, so that no index, log or page could hold it.
+        InputError: the name is not UTF-8 and could not be stored in an index, a log or a page.
     """
     name = file.relative_to(root).as_posix()
     try:

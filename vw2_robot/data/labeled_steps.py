@@ -1,16 +1,16 @@
-"""Labeled video cut into latent steps: for every step its frames and what the robot really did during it.
+"""Labeled video cut into latent steps: for every step its frames and the true motion of the robot.
 
-For judging codes, not for training: this is the one place where video and true motion meet before fine-tuning. Reads
-CALVIN data sets (published ones and our recordings); RLDS ones are read by `labeled_rlds.py`. Frames are decoded once
-into a frame cache, the motion is stored in the same folder.
+It is used to evaluate codes, not to train: before fine-tuning, video and true motion are read together only here. This
+file reads CALVIN data sets (published ones and own recordings); `labeled_rlds.py` reads RLDS data sets. Frames are
+decoded once into a frame cache, and the motion is stored in the same folder.
 
 Time alignment: latent step k of a clip covers frames s(k-1)+1 .. sk, the transitions caused by the actions
 a[s(k-1)] .. a[sk-1]; in arrays of M steps, entry m is step m + 1. Two descriptions of a step are given:
 
 * `commanded`: the relative actions of the step, summed (units of 0.02 m and 0.05 rad); of the gripper, which is -1 or
-  +1, the mean. What a policy is to predict.
-* `moved`: how the hand's pose changed from the first to the last frame of the step, in meters and radians, and by how
-  many meters the gripper opened. What can be seen.
+  +1, the mean. This is what a policy predicts.
+* `moved`: the change of the end-effector pose from the first to the last frame of the step, in meters and radians, and
+  of the gripper opening in meters. This is what the video shows.
 """
 
 # E episodes · L frames of an episode · n clips · T frames of a clip · M latent steps · s temporal stride · H, W pixels
@@ -31,7 +31,7 @@ from vw2_robot.storage.locks import lock_folder
 from .clips import make_windows
 from .episodes import Episode
 from .frame_cache import FrameCache, cache_frames
-from .sources.calvin import CalvinDataset, CalvinSplit, Trajectory
+from .sources.calvin import CALVIN_HZ, CalvinDataset, CalvinSplit, Trajectory
 from .statistics import mean_and_std
 
 MOVED_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "opening")
@@ -41,9 +41,10 @@ CALVIN_UNITS = "calvin"
 
 @dataclass(frozen=True, eq=False)
 class LabeledVideo:
-    """One data set. `group` [E] is equal for episodes that share a frame: they must stay on one side of a split.
+    """Episodes of one data set with their motion.
 
-    commanded: per episode [L, 7], the actions; moved: per episode [L, 7], the pose (or None where the set has none).
+    `group` [E] is equal for episodes that share a frame: they must stay on one side of a split. `commanded` holds the
+    actions [L, 7] of each episode, `moved` the poses [L, 7], or None if the data set has none.
     """
 
     name: str
@@ -54,15 +55,15 @@ class LabeledVideo:
     spread: tuple[NDArray[np.float64], NDArray[np.float64]]
     """mean and standard deviation [7] of the actions, see `statistics.mean_and_std`"""
     units: str = CALVIN_UNITS
-    """equal where numbers of one data set mean the same in another: one robot, one kind of action"""
+    """equal for two data sets whose numbers mean the same: one robot, one kind of action"""
 
 
 @dataclass(frozen=True, eq=False)
 class LabeledSteps:
-    """Clips of labeled video, and the motion of their steps.
+    """Clips of labeled video, and the motion of their latent steps.
 
-    episode [n]: index in the frame cache; frames [n, T]; valid [n, M]: steps that are wholly inside the episode.
-    commanded, moved [n, M, 7]: zero where not valid.
+    `episode` [n] is the index in the frame cache, `frame_ids` [n, T] the frames, `valid` [n, M] marks steps that lie
+    inside the episode. `commanded` and `moved` [n, M, 7] are zero where not valid.
     """
 
     episode: NDArray[np.int64]
@@ -73,7 +74,7 @@ class LabeledSteps:
 
     @property
     def motion(self) -> NDArray[np.float64]:
-        """What can be seen of the motion [n, M, 7]: `moved`, or `commanded` where that is not known."""
+        """Visible motion [n, M, 7]: `moved`, or `commanded` if the poses are not known."""
         return self.commanded if self.moved is None else self.moved
 
 
@@ -88,62 +89,45 @@ def open_labeled_calvin(
     seed: int,
     split: CalvinSplit = "training",
 ) -> LabeledVideo:
-    """Open at most `episodes` trajectories of a CALVIN data set, drawn by `seed`; frames are decoded into `cache` once.
+    """Open a random sample of the trajectories of a CALVIN data set; frames are decoded into a cache once.
+
+    Args:
+        path: folder of the data set.
+        name: of the result.
+        cache: folder of the frame cache, also for the motion.
+        height: of the cached frames, pixels.
+        width: of the cached frames, pixels.
+        episodes: at most so many trajectories are sampled.
+        seed: of the sample.
+        split: which split.
 
     Raises:
-        InputError: no CALVIN data set, or `cache` holds something else.
+        InputError: it is no CALVIN data set, or `cache` holds something else.
     """
     dataset = CalvinDataset(path, split)
     count = min(episodes, len(dataset))
-    drawn = np.sort(np.random.default_rng(seed).permutation(len(dataset))[:count])
-    trajectories = [dataset.trajectories[i] for i in drawn]
+    sampled = np.sort(np.random.default_rng(seed).permutation(len(dataset))[:count])
+    trajectories = [dataset.trajectories[i] for i in sampled]
     cache_frames(
-        (_episode(dataset, trajectory) for trajectory in trajectories),
+        (
+            Episode(
+                f"calvin_{trajectory.scene}",
+                trajectory.trajectory_id,
+                trajectory.instruction,
+                CALVIN_HZ,
+                tuple(dataset.read_images(trajectory)),
+            )
+            for trajectory in trajectories
+        ),
         cache,
         height=height,
         width=width,
         max_skipped=0,
         description={"calvin": str(path.resolve()), "split": split, "episodes": count, "seed": seed},
     )
-    frames = FrameCache(cache)
-    check_same_episodes(frames, [trajectory.trajectory_id for trajectory in trajectories], path)
-    commanded, moved = _read_motion(dataset, trajectories, cache / "motion.npz")
-    return LabeledVideo(name, frames, _groups(trajectories), commanded, moved, mean_and_std(commanded))
+    frame_cache = FrameCache(cache)
+    check_same_episodes(frame_cache, [trajectory.trajectory_id for trajectory in trajectories], path)
 
-
-def check_same_episodes(frame_cache: FrameCache, names: Sequence[str], path: Path | str) -> None:
-    """Refuse a complete cache where the data set has changed since, so that other episodes are drawn from it.
-
-    Raises:
-        InputError: names the folder to delete.
-    """
-    if [episode.episode_id for episode in frame_cache.episodes] != list(names):
-        raise InputError(
-            f"{frame_cache.path} was made from other episodes than are drawn from {path} now; delete "
-            f"{frame_cache.path} to have "
-            "it made again"
-        )
-
-
-def _episode(dataset: CalvinDataset, trajectory: Trajectory) -> Episode:
-    images = tuple(dataset.read_images(trajectory))
-    return Episode(f"calvin_{trajectory.scene}", trajectory.trajectory_id, trajectory.instruction, 30.0, images)
-
-
-def _groups(trajectories: Sequence[Trajectory]) -> NDArray[np.int64]:
-    """Number the stretches of frames that are linked by overlap; CALVIN's published windows overlap."""
-    group = np.zeros(len(trajectories), np.int64)
-    last, number = -1, -1
-    for i in sorted(range(len(trajectories)), key=lambda i: trajectories[i].start):
-        number += trajectories[i].start > last
-        last = max(last, trajectories[i].end)
-        group[i] = number
-    return group
-
-
-def _read_motion(
-    dataset: CalvinDataset, trajectories: Sequence[Trajectory], file: Path
-) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]] | None]:
     def read() -> dict[str, NDArray[np.float64]]:
         arrays = {"commanded": np.concatenate([dataset.read_actions(t) for t in trajectories]).astype(np.float64)}
         if dataset.holds(trajectories[0], "robot_obs"):
@@ -151,19 +135,54 @@ def _read_motion(
             arrays["moved"] = state[:, :7].astype(np.float64)
         return arrays
 
-    found = keep_motion(file, read, lengths=[trajectory.length for trajectory in trajectories])
-    return found["commanded"], found.get("moved")
+    found = keep_motion(cache / "motion.npz", read, lengths=[trajectory.length for trajectory in trajectories])
+    commanded = found["commanded"]
+    return LabeledVideo(
+        name, frame_cache, _groups(trajectories), commanded, found.get("moved"), mean_and_std(commanded)
+    )
+
+
+def check_same_episodes(frame_cache: FrameCache, names: Sequence[str], path: Path | str) -> None:
+    """Check that a frame cache holds these episodes: the data set may have changed since it was made.
+
+    Raises:
+        InputError: it holds others; the message names the folder to delete.
+    """
+    if [episode.episode_id for episode in frame_cache.episodes] != list(names):
+        raise InputError(
+            f"{frame_cache.path} was made from other episodes than are sampled from {path} now; delete "
+            f"{frame_cache.path} to have it made again"
+        )
+
+
+def _groups(trajectories: Sequence[Trajectory]) -> NDArray[np.int64]:
+    """Return the group of each trajectory: those that overlap are in one. CALVIN's published windows overlap."""
+    group = np.zeros(len(trajectories), np.int64)
+    last = -1
+    number = -1
+    # Sweep over the trajectories by their start: a gap begins a new group.
+    for i in sorted(range(len(trajectories)), key=lambda i: trajectories[i].start):
+        number += trajectories[i].start > last
+        last = max(last, trajectories[i].end)
+        group[i] = number
+    return group
 
 
 def keep_motion(
     file: Path, read: Callable[[], Mapping[str, NDArray[np.float64]]], *, lengths: Sequence[int]
 ) -> dict[str, list[NDArray[np.float64]]]:
-    """What `read` gives of all episodes in a row, cut into episodes; read once, then kept in `file` (.npz).
+    """Return arrays of all episodes, one entry an episode; they are read once and kept in a file.
+
+    Args:
+        file: .npz; made if absent.
+        read: returns arrays with all episodes in a row.
+        lengths: number of rows of each episode.
 
     Raises:
         InputError: the file is damaged, or of other episodes.
     """
     cure = "delete it, and it is made again"
+    # Reading actions opens every time step of CALVIN, so the result is stored.
     if not file.is_file():
         with lock_folder(file.parent, what="reading actions"):
             write_arrays(file, read())
@@ -183,15 +202,21 @@ def cut_steps(
     gap_seconds: float | None = None,
     every: int | None = None,
 ) -> LabeledSteps:
-    """Cut every episode into clips of `frames` frames and say what happened in each step.
+    """Cut every episode into clips, with the motion of each latent step.
 
-    Clips follow one another without overlap, or begin at `every`-th clip frame.
+    Args:
+        video: the episodes.
+        num_frames: frames of a clip.
+        stride: frames of a latent step.
+        target_hz: see `vw2_robot.data.clips`.
+        gap_seconds: see `vw2_robot.data.clips`.
+        every: clip frames between the starts of two clips; without overlap if None.
 
     Raises:
         InputError: no episode is long enough for one step.
     """
     span = stride * -(-(num_frames - 1) // stride)
-    pieces: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]] = []
+    columns: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]] = []
     for index, episode in enumerate(video.frame_cache.episodes):
         windows = make_windows(
             episode.length,
@@ -202,11 +227,11 @@ def cut_steps(
             target_hz=target_hz,
             gap_seconds=gap_seconds,
         )
-        pieces.append((np.full(len(windows.start), index), windows.frame_ids, windows.valid))
-    episode_n, frames_nT, valid_nM = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
+        columns.append((np.full(len(windows.start), index), windows.frame_ids, windows.valid))
+    episode_n, frames_nT, valid_nM = (np.concatenate(parts) for parts in zip(*columns, strict=True))
     if not len(episode_n):
-        raise InputError(f"{video.name}: no episode has {stride + 1} frames, so there is no latent step to look at")
-    edges = frames_nT[:, ::stride]
+        raise InputError(f"{video.name}: no episode has {stride + 1} frames, so there is no latent step to evaluate")
+    edges = frames_nT[:, ::stride]  # the frames [n, M + 1] where steps begin and end
     commanded = _by_step(video.commanded, episode_n, edges, valid_nM, what=_commanded)
     moved = None if video.moved is None else _by_step(video.moved, episode_n, edges, valid_nM, what=_moved)
     return LabeledSteps(episode_n, frames_nT, valid_nM, commanded, moved)
@@ -220,12 +245,15 @@ def _by_step(
     *,
     what: Callable[[NDArray[np.float64], NDArray[np.int64]], NDArray[np.float64]],
 ) -> NDArray[np.float64]:
+    """Return the motion [n, M, 7] that `what` computes from the values of an episode; zero where not valid."""
     out = np.stack([what(values[e], edge) for e, edge in zip(episode_n, edges, strict=True)])
+    # Beyond the end of an episode edges repeat the last frame; the result means nothing there.
     return np.where(valid_nM[..., None], out, 0.0)
 
 
 def _commanded(actions: NDArray[np.float64], edges: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Actions [L, 7], edges [M + 1] -> [M, 7]: sums, for the gripper means."""
+    """Return the sum [M, 7] of actions [L, 7] between edges [M + 1]; for the gripper the mean."""
+    # Differences of cumulative sums: one pass for steps of any length.
     total = np.concatenate([np.zeros((1, actions.shape[1])), np.cumsum(actions, axis=0)])
     out = total[edges[1:]] - total[edges[:-1]]
     out[:, GRIPPER_INDEX] /= np.maximum(1, edges[1:] - edges[:-1])
@@ -233,12 +261,13 @@ def _commanded(actions: NDArray[np.float64], edges: NDArray[np.int64]) -> NDArra
 
 
 def _moved(pose: NDArray[np.float64], edges: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Poses [L, 7], edges [M + 1] -> differences [M, 7]; angles are taken the short way round."""
+    """Return the difference [M, 7] of poses [L, 7] between edges [M + 1]."""
     out = pose[edges[1:]] - pose[edges[:-1]]
+    # Angles wrap around: take the difference in [-pi, pi).
     out[:, ROTATION] = (out[:, ROTATION] + np.pi) % (2 * np.pi) - np.pi
     return out
 
 
 def target_names(kind: str) -> tuple[str, ...]:
-    """Names of the 7 columns of `commanded` or `moved`."""
+    """Return the names of the 7 columns of `commanded` or `moved`."""
     return tuple(ACTION_NAMES) if kind == "commanded" else MOVED_NAMES

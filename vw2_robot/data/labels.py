@@ -1,13 +1,12 @@
-"""Which trajectories may show their actions: the label fraction, stratified, nested and exact.
+"""The choice of labeled trajectories for a label fraction: stratified, nested and exact.
 
-"10 % labels" is only comparable between runs when everybody picks the same trajectories. The choice is a pure function
+"10 % labels" is comparable between runs only if all of them choose the same trajectories. The choice is a pure function
 of (strata, episode ids, fraction, seed), independent of file order, platform and Python's hash seed. Method
 specification: section 3.1.
 
 All fractions are prefixes of ONE order of the episodes, so with one seed 10 % is a subset of 20 % is a subset of 100 %,
-and a fraction f selects exactly round(f * total). Rounding every stratum on its own and handing out the largest
-remainders would not be nested (a stratum can lose a place when the total grows, the "Alabama paradox"); the order below
-can not:
+and a fraction f selects exactly round(f * total). Rounding every stratum on its own by largest remainders would not be
+nested: a stratum can lose a place when the total grows (the "Alabama paradox"). The order below is nested:
 
 - first one episode of every stratum, the largest strata first;
 - then place n goes to the stratum with the earliest deadline among those that may still grow. With g of `total`
@@ -18,7 +17,7 @@ Hence no stratum ever holds more than its proportional share rounded up, and fro
 is at least one, none holds less than its share rounded down: the histogram is within one of proportional. Before that
 moment the first rule has priority. Inside a stratum the order is that of sha256(seed, episode id).
 
-This file chooses; keeping unlabeled actions unread is the loader's duty (`calvin`).
+This file only chooses; the reader (`sources.calvin`) leaves the actions of unlabeled trajectories unread.
 """
 
 from __future__ import annotations
@@ -50,6 +49,7 @@ def label_budget(total: int, fraction: float) -> int:
     """
     if not 0.0 <= fraction <= 1.0:
         raise InputError(f"label_fraction must lie in [0, 1], found {fraction}")
+    # Halves up: Python's round would round 0.5 to 0 and 1.5 to 2.
     budget = math.floor(fraction * total + 0.5)
     if fraction > 0.0 and budget == 0:
         raise InputError(
@@ -74,6 +74,7 @@ def label_order(strata: Sequence[str], episode_ids: Sequence[str], *, seed: int)
     repeated = [name for name, count in Counter(episode_ids).items() if count > 1]
     if repeated:
         raise InputError(f"episode ids must be unique, found {len(repeated)} repeated, for example {repeated[0]!r}")
+    # Inside a stratum episodes are in random order; which stratum comes next is decided below.
     members: dict[str, list[int]] = {}
     for position, stratum in enumerate(strata):
         members.setdefault(stratum, []).append(position)
@@ -89,8 +90,11 @@ def label_order(strata: Sequence[str], episode_ids: Sequence[str], *, seed: int)
 
 
 def _stratum_order(sizes: dict[str, int], *, seed: int) -> list[str]:
+    """Return for each place in the order the stratum that gets it; see the top of this file."""
     total = sum(sizes.values())
+    # Strata with equal deadlines are ordered at random, but equally on every machine.
     tie = {stratum: _rank(seed, "stratum", stratum) for stratum in sizes}
+    # First rule: one episode of every stratum, the largest first.
     order = sorted(sizes, key=lambda stratum: (-sizes[stratum], tie[stratum]))
 
     def opens_at(stratum: str, number: int) -> int:  # first n at which the share, rounded up, admits episode `number`
@@ -99,9 +103,11 @@ def _stratum_order(sizes: dict[str, int], *, seed: int) -> list[str]:
     def due_at(stratum: str, number: int) -> int:  # first n at which the share, rounded down, demands it
         return -(-number * total // sizes[stratum])
 
+    # Two heaps: strata that must not grow yet, by the place from which on they may, and the others by their deadline.
     waiting = [(opens_at(stratum, 2), tie[stratum], stratum, 2) for stratum in sizes if sizes[stratum] > 1]
     heapq.heapify(waiting)
     ready: list[tuple[int, str, str, int]] = []
+    # Second rule: each further place goes to the earliest deadline among the strata that may grow.
     for place in range(len(order) + 1, total + 1):
         while waiting and waiting[0][0] <= place:
             _, _, stratum, number = heapq.heappop(waiting)
@@ -114,6 +120,7 @@ def _stratum_order(sizes: dict[str, int], *, seed: int) -> list[str]:
 
 
 def _rank(seed: int, kind: str, name: str) -> str:
+    """Return a sort key that is random in the seed and equal on every machine."""
     return hashlib.sha256(f"{seed}\0{kind}\0{name}".encode()).hexdigest()
 
 
@@ -124,7 +131,7 @@ def labels_digest(episode_ids: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Labels:
-    """The content of `labels.json`: which trajectories were labeled, out of how many, and by which rule."""
+    """The content of `labels.json`: the labeled trajectories, the number of all, and the settings of the choice."""
 
     fraction: float
     seed: int
@@ -134,14 +141,15 @@ class Labels:
 
     @property
     def digest(self) -> str:
-        """The digest that goes into the checkpoint."""
+        """Digest of the choice, stored in checkpoints."""
         return labels_digest(self.episode_ids)
 
 
 def choose_labels(strata: Sequence[str], episode_ids: Sequence[str], *, fraction: float, seed: int) -> Labels:
-    """Select, and count per stratum what was selected."""
+    """Select trajectories, and count the selected ones of each stratum; arguments as for `select_labels`."""
     selected = select_labels(strata, episode_ids, fraction=fraction, seed=seed)
-    chosen, available = Counter(strata[position] for position in selected), Counter(strata)
+    chosen = Counter(strata[position] for position in selected)
+    available = Counter(strata)
     return Labels(
         fraction=fraction,
         seed=seed,
@@ -152,16 +160,16 @@ def choose_labels(strata: Sequence[str], episode_ids: Sequence[str], *, fraction
 
 
 def write_labels(path: Path, labels: Labels) -> None:
-    """Write `labels.json`, sealed."""
+    """Write `labels.json` with a checksum of its content."""
     content = {"format_version": FORMAT_VERSION, "digest": labels.digest, **asdict(labels)}
     write_json(path, content, sealed=True)
 
 
 def read_labels(path: Path) -> Labels:
-    """Read `labels.json` and check its digest, and its seal where it has one.
+    """Read `labels.json` and check its digest, and its checksum if it has one.
 
     Raises:
-        InputError: it is missing, damaged or was edited.
+        InputError: the file is missing, damaged or was edited.
     """
     content = read_json(path, cure="it is written by vw2-finetune: copy it again from its run")
     try:

@@ -1,9 +1,9 @@
-"""The latent cache: the codes of every window of every episode, written once, read by everyone after. No TensorFlow.
+"""The latent cache: the codes of every window of every episode, written once and read by later stages.
 
 Place in the flow: dLDM -> latent cache -> AR policy. Method specification 2.5. A window starts at every
 `cache_stride`-th frame of an episode and holds the codes of the (up to) M latent steps that follow; its first frame is
-the policy's image. Codes are re-encoded per window, not sliced from the episode's codes, since the trunk remembers the
-window's past only.
+the policy's image. Codes are encoded for each window, not sliced from the episode's codes, since the causal trunk sees
+the past of its window only.
 
     index.json              format_version, encoder hash, levels, steps, stride, frames digest, counts, slice agreement,
                             the sha256 of each shard, and of itself
@@ -29,7 +29,7 @@ from vw2_robot.storage.files import read_json, sha256_of, write_json
 FORMAT_VERSION = 1
 _CURE = "delete its folder and run vw2-extract-latents again"
 _KINDS = {"episode": ("i", 1), "start": ("i", 1), "codes": ("u", 3), "valid": ("b", 2)}
-"""Of each array its kind of numbers and its number of axes."""
+"""array -> kind of its dtype and number of axes"""
 
 
 @dataclass(frozen=True)
@@ -46,18 +46,28 @@ class LatentWindows:
 
 
 def joined(windows: LatentWindows, *, ends: NDArray[np.int64], latent_steps: int) -> LatentWindows:
-    """The same windows with `steps` latent steps: each goes on with the one that begins at the frame where it ends.
+    """Return the windows with another number of latent steps.
 
-    Steps behind the last such window are invalid; `steps` below M cuts. `ends`: int [n], the frame that each window
-    ends at, which may lie beyond its episode.
+    Each window is continued with the window that begins at the frame where it ends. Steps behind the last such window
+    are invalid.
+
+    Args:
+        windows: n windows of M steps.
+        ends: int [n], the frame where each window ends, which may lie beyond its episode.
+        latent_steps: of the result; fewer than M cuts the windows.
     """
+    # One number for each (episode, frame), to look up the window that begins where another ends.
     span = int(max(ends.max(initial=0), windows.start.max(initial=0))) + 1
     starts, wanted = (windows.episode.astype(np.int64) * span + frame for frame in (windows.start, ends))
     order = np.argsort(starts)
     place = np.searchsorted(starts, wanted, sorter=order)
     nearest = order[np.minimum(place, len(order) - 1)] if len(order) else order
+    # -1 where no window begins at that frame.
     follower = np.where(starts[nearest] == wanted, nearest, -1)
-    codes, valid, row = [], [], np.arange(len(windows))
+    # Follow the chain of windows, M steps at a time; a chain that has ended gives zeros that are not valid.
+    codes = []
+    valid = []
+    row = np.arange(len(windows))
     for _ in range(math.ceil(latent_steps / windows.codes.shape[1])):
         there = (row >= 0)[:, None]
         codes.append(np.where(there[..., None], windows.codes[row], 0).astype(np.uint16))
@@ -72,46 +82,53 @@ def joined(windows: LatentWindows, *, ends: NDArray[np.int64], latent_steps: int
 
 
 def write_shard(folder: Path, number: int, windows: LatentWindows) -> None:
-    """Write one shard, whole or not at all."""
+    """Write one shard atomically."""
     write_arrays(_shard(folder, number), {name: getattr(windows, name) for name in _KINDS})
 
 
 def missing_shards(folder: Path, count: int) -> list[int]:
-    """Numbers of the shards that a cut-off extraction has still to write."""
+    """Return the numbers of the shards that an interrupted extraction has not written yet."""
     return [number for number in range(count) if not _shard(folder, number).is_file()]
 
 
 def read_shards(folder: Path, count: int) -> LatentWindows:
-    """All windows of `count` shards, in order.
+    """Return all windows of `count` shards, in order.
 
     Raises:
         InputError: a shard is missing or damaged.
     """
-    shards = [_read_shard(_shard(folder, number)) for number in range(count)]
+    shards = []
+    for path in (_shard(folder, number) for number in range(count)):
+        arrays = read_arrays(path, list(_KINDS), cure=_CURE)
+        found = {name: (array.dtype.kind, array.ndim) for name, array in arrays.items()}
+        if found != _KINDS or len({len(array) for array in arrays.values()}) != 1:
+            raise InputError(f"{path} holds no windows: its arrays are {found}, expected {_KINDS}; {_CURE}")
+        shards.append(LatentWindows(**arrays))
     sizes = {shard.codes.shape[1:] for shard in shards if len(shard)}
     if len(sizes) > 1:
         raise InputError(f"the shards of latent cache {folder} hold codes of {len(sizes)} different shapes; {_CURE}")
+    # An empty shard may have other axes; if all are empty, they are joined as they are.
     shards = [shard for shard in shards if len(shard)] or shards
     return LatentWindows(*(np.concatenate([getattr(shard, name) for shard in shards]) for name in _KINDS))
 
 
 def finish(folder: Path, *, shards: int, facts: Mapping[str, Any]) -> None:
-    """Write index.json: from now on the folder is a cache."""
+    """Write index.json, which makes the folder a finished cache."""
     sums = [sha256_of(_shard(folder, number)) for number in range(shards)]
     index = {"format_version": FORMAT_VERSION, "shards": shards, "sha256": sums, **facts}
     write_json(folder / "index.json", index, sealed=True)
 
 
 class LatentCache:
-    """A finished cache.
+    """A finished latent cache, read into memory.
 
     Args:
-        folder: where `vw2-extract-latents` wrote it.
-        encoder_hash: the dLDM that the reader was made with; None skips the check.
-        frames_digest: the frame cache that `LatentWindows.episode` refers to; None skips the check.
+        folder: written by `vw2-extract-latents`.
+        encoder_hash: expected hash of the dLDM; None skips the check.
+        frames_digest: expected digest of the frame cache that `LatentWindows.episode` refers to; None skips the check.
 
     Raises:
-        InputError: missing, unfinished, damaged, another format version, another encoder, other frames.
+        InputError: it is missing, unfinished or damaged, or has another format version, encoder or frame cache.
     """
 
     def __init__(self, folder: Path, *, encoder_hash: str | None = None, frames_digest: str | None = None) -> None:
@@ -119,7 +136,7 @@ class LatentCache:
         if not (folder / "index.json").is_file():
             raise InputError(f"{folder} is no finished latent cache (index.json is missing); run vw2-extract-latents")
         self.facts = read_json(folder / "index.json", cure=_CURE)
-        if "sha256" in self.facts:  # older ones have neither sums nor seal
+        if "sha256" in self.facts:  # older caches have no checksums
             self.facts = read_json(folder / "index.json", cure=_CURE, sealed=True)
         version = self.facts.get("format_version")
         if version != FORMAT_VERSION:
@@ -127,13 +144,15 @@ class LatentCache:
                 f"latent cache {folder} has format_version {version!r}, this release reads {FORMAT_VERSION}; "
                 "run vw2-extract-latents again"
             )
+        # Codes are only comparable if they come from the same encoder and the same frames.
         for name, wanted in (("encoder_hash", encoder_hash), ("frames_digest", frames_digest)):
             if wanted is not None and self.facts.get(name) != wanted:
                 raise InputError(
                     f"latent cache {folder} was made with {name} {str(self.facts.get(name))[:8]}, "
                     f"expected {wanted[:8]}; run vw2-extract-latents again in a new run_dir"
                 )
-        count, sums = self.facts.get("shards"), self.facts.get("sha256")
+        count = self.facts.get("shards")
+        sums = self.facts.get("sha256")
         if (
             not isinstance(count, int)
             or count < 1
@@ -149,7 +168,7 @@ class LatentCache:
         self.windows = read_shards(folder, count)
 
     def of_episodes(self, episodes: list[int]) -> LatentWindows:
-        """The windows of these episodes, in cache order."""
+        """Return the windows of these episodes, in cache order."""
         chosen = np.isin(self.windows.episode, episodes)
         w = self.windows
         return LatentWindows(w.episode[chosen], w.start[chosen], w.codes[chosen], w.valid[chosen])
@@ -157,11 +176,3 @@ class LatentCache:
 
 def _shard(folder: Path, number: int) -> Path:
     return folder / f"windows-{number:05d}.npz"
-
-
-def _read_shard(path: Path) -> LatentWindows:
-    arrays = read_arrays(path, list(_KINDS), cure=_CURE)
-    found = {name: (array.dtype.kind, array.ndim) for name, array in arrays.items()}
-    if found != _KINDS or len({len(array) for array in arrays.values()}) != 1:
-        raise InputError(f"{path} holds no windows: its arrays are {found}, expected {_KINDS}; {_CURE}")
-    return LatentWindows(**arrays)

@@ -1,9 +1,8 @@
-"""Blocks read in the background while an earlier one is used, as far as the byte budget allows.
+"""Shuffle blocks read in the background while an earlier one is in use, within a limit of bytes.
 
-The place in the flow: `blocks` knows what a block holds, this file when it is read, `stream` takes the blocks one by
-one. Reading stops and goes on at single episodes: room is made by each episode that is let go, so that reading is
-spread evenly and what is held stays below the limit. No task ever waits, so a program that forgets to close a stream
-still ends.
+`blocks` defines what a block holds, this file decides when it is read, and `stream` takes the blocks one by one.
+Reading pauses and continues at single episodes: each released episode makes room, so that reading is spread evenly and
+what is held stays below the limit. No task ever waits for room, so a program that does not close its stream still ends.
 """
 
 from __future__ import annotations
@@ -14,78 +13,84 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from vw2_robot.errors import InputError
 
-from .blocks import Position, Reader, ShuffleBlock
+from .blocks import BlockReader, Position, ShuffleBlock
 
 
 class ReadAhead:
-    """The blocks of a reader one after the other, read in the background as far as memory allows.
+    """The blocks of a reader in order, read in the background within a limit of bytes.
 
     Args:
-        reader: which nobody else may use meanwhile.
+        reader: must not be used elsewhere meanwhile.
         position: of the first block.
         limit: bytes that all blocks together may hold, the one in use included.
-        pool: with one thread, for the reading; without, a block is read when it is asked for.
+        pool: one thread for reading; if None, a block is read when `take` is called.
     """
 
-    def __init__(self, reader: Reader, position: Position, *, limit: int, pool: ThreadPoolExecutor | None) -> None:
-        self._reader, self._limit, self._pool = reader, limit, pool
+    def __init__(self, reader: BlockReader, position: Position, *, limit: int, pool: ThreadPoolExecutor | None) -> None:
+        self._reader = reader
+        self._limit = limit
+        self._pool = pool
         self._next = position
         self._filling: Generator[int, None, ShuffleBlock] | None = None
         self._filled = 0  # bytes of the block that is being read
         self._ready: deque[ShuffleBlock | InputError] = deque()
-        self._read = self._let_go = 0  # bytes so far; each is counted by one thread only
+        # Bytes so far. Each counter is changed by one thread only, so no lock is needed.
+        self._read = 0
+        self._released = 0
         self._task: Future[None] | None = None
         self._closed = False
-        self.go_on()
+        self.read_on()
 
     def take(self) -> ShuffleBlock:
         """Return the next block.
 
         Raises:
-            InputError: as `Reader.filling`, each time from then on.
+            InputError: as `BlockReader.filling`; every later call raises it again.
         """
         while not self._ready:
             if self._closed:
-                raise RuntimeError("blocks of a closed stream were asked for")
+                raise RuntimeError("a block was requested from a closed stream")
             if self._pool is None:
                 self._work()
             else:
-                self.go_on()
+                self.read_on()
                 assert self._task is not None
                 self._task.result()
         first = self._ready[0]
         if isinstance(first, InputError):
             raise first
         self._ready.popleft()
-        self.go_on()
+        self.read_on()
         return first
 
-    def let_go(self, size: int) -> None:
-        """Say that an episode of so many bytes is no longer held."""
-        self._let_go += size
+    def release(self, size: int) -> None:
+        """Count `size` bytes of an episode as no longer held."""
+        self._released += size
         if size:
-            self.go_on()
+            self.read_on()
 
-    def go_on(self) -> None:
-        """Read on in the background, unless that is being done or there is no room."""
+    def read_on(self) -> None:
+        """Continue reading in the background, unless a task is running or there is no room."""
         if self._pool is None or self._closed or not self._has_room():
             return
+        # At most one task at a time, so that the reader is used by one thread.
         if self._task is not None:
             if not self._task.done():
                 return
-            self._task.result()  # an error that is no InputError surfaces here
+            self._task.result()  # raises an unexpected error of the reading thread
         self._task = self._pool.submit(self._work)
 
     def close(self) -> None:
-        """Stop reading; returns when the reader is free for others."""
+        """Stop reading; return when the reader may be used elsewhere."""
         self._closed = True
         if self._task is not None:
             self._task.result()
 
     def _has_room(self) -> bool:
         if not self._ready:
-            return True
-        held = self._read + self._filled - self._let_go
+            return True  # the stream waits for this block, however much is held
+        # At most two finished blocks wait, and nothing is read behind an error.
+        held = self._read + self._filled - self._released
         return held < self._limit and len(self._ready) < 2 and not isinstance(self._ready[-1], InputError)
 
     def _work(self) -> None:
@@ -98,7 +103,9 @@ class ReadAhead:
                 continue
             except StopIteration as end:
                 block: ShuffleBlock = end.value
-                self._read, self._filled, self._next = self._read + sum(block.sizes), 0, block.end
+                self._read += sum(block.sizes)
+                self._filled = 0
+                self._next = block.end
                 self._ready.append(block)
             except InputError as error:
                 self._ready.append(error)

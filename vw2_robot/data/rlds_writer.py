@@ -1,7 +1,8 @@
-"""Our demonstrations as an RLDS data set: the folder that `tfds.builder_from_directory` opens, and `rlds` reads back.
+"""Writer of demonstrations as an RLDS data set.
 
-The place in the flow: a simulator's recordings -> RLDS. Everyone else's programs can read what lies there; ours do so
-by `RldsSource`. TensorFlow comes in through `rlds_builder.load_tensorflow`. Interfaces specification: section 9.4.
+The place in the flow: recordings of a simulator -> RLDS. `tfds.builder_from_directory` opens the folder, so other
+programs can read it; this package reads it with `RldsSource`. TensorFlow is imported by
+`rlds_builder.load_tensorflow`. Interfaces specification: section 9.4.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vw2_robot.contracts import ACTION_DIM
 from vw2_robot.errors import InputError
@@ -41,28 +41,29 @@ def write_rlds(
     episode has one action fewer than images, the last step's action is zero. `out` appears when it is complete.
 
     Args:
-        out: the new folder, by custom `<name>/<version>`.
+        out: the new folder, usually `<name>/<version>`.
         name: of the data set, lower case with underscores.
         version: three numbers, `1.0.0`.
         episodes: split name -> episodes, consumed one by one; all images have one size.
-        description: free words about the origin.
+        description: free text about the origin.
         max_episodes_per_shard: episodes in one file.
 
     Raises:
-        InputError: a bad name, an existing folder, no episode, or images of different sizes.
+        InputError: name or version is not possible, the folder exists, there is no episode, or image sizes differ.
     """
     tf, tfds = load_tensorflow()
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or not re.fullmatch(r"\d+\.\d+\.\d+", version):
         raise InputError(f"a data set needs a name like vw2_arms and a version like 1.0.0, found {name!r}, {version!r}")
     if out.exists():
         raise InputError(f"{out} exists already; choose another folder or delete it")
-    # Of the temporary folder: a recording that ends here already owns `out`.
+    # The lock is that of the temporary folder: a recording that ends here holds the lock of `out` already.
     lock = lock_folder(temporary_name(out), what="writing an RLDS data set", beside=True)
     with lock, atomic_folder(out) as folder:
         writer: Any = None
         size: tuple[int, ...] | None = None
         for split, demonstrations in episodes.items():
             for demonstration in demonstrations:
+                # The first image gives the size, which a data set has to declare.
                 if writer is None:
                     size = demonstration.episode.decode(0).shape
                     writer = _writer(tf, tfds, folder, name, version, size, description, max_episodes_per_shard)
@@ -71,7 +72,7 @@ def write_rlds(
         if writer is None:
             raise InputError(f"no episode to write to {out}")
         writer.close_all()
-        # Records carry checksums of their own.
+        # Only the descriptions need checksums: TFRecord files have one for each record.
         write_json(folder / MANIFEST, {"sha256": {name: sha256_of(folder / name) for name in DESCRIPTION}})
 
 
@@ -85,6 +86,7 @@ def _writer(
     description: str,
     max_episodes_per_shard: int,
 ) -> Any:
+    """Return a TFDS writer for data sets of this form."""
     features = tfds.features
     step = {
         OBSERVATION: {"image": features.Image(shape=size, encoding_format="jpeg")},
@@ -104,12 +106,14 @@ def _writer(
         name=name, version=tfds.core.Version(version), data_dir=str(folder), module_name=""
     )
     info = tfds.core.DatasetInfo(builder=identity, description=description, features=features.FeaturesDict(episode))
-    info.set_file_format("tfrecord")
+    info.set_file_format("tfrecord")  # the format of the public Open-X data sets
     return tfds.core.SequentialWriter(info, max_episodes_per_shard, overwrite=True)
 
 
 def _example(demonstration: Demonstration, size: tuple[int, ...] | None) -> dict[str, Any]:
-    episode, actions = demonstration.episode, demonstration.actions.astype(np.float32)
+    """Return a demonstration in the form that the TFDS writer takes."""
+    episode = demonstration.episode
+    actions = demonstration.actions.astype(np.float32)
     steps = []
     for index in range(len(episode)):
         pixels = episode.decode(index)
@@ -119,9 +123,11 @@ def _example(demonstration: Demonstration, size: tuple[int, ...] | None) -> dict
             )
         stored = episode.images[index]
         is_last = index == len(episode) - 1
+        # JPEG is kept as it is: compressing it again would lose quality.
+        is_jpeg = isinstance(stored, bytes) and stored.startswith(b"\xff\xd8")
         steps.append(
             {
-                OBSERVATION: {"image": stored if _is_jpeg(stored) else encode_jpeg(pixels)},
+                OBSERVATION: {"image": stored if is_jpeg else encode_jpeg(pixels)},
                 ACTION: actions[index] if index < len(actions) else np.zeros(ACTION_DIM, np.float32),
                 "language_instruction": episode.instruction,
                 REWARD: np.float32(is_last and demonstration.terminal),
@@ -132,7 +138,3 @@ def _example(demonstration: Demonstration, size: tuple[int, ...] | None) -> dict
             }
         )
     return {STEPS: steps, "episode_metadata": {"episode_id": episode.episode_id, "hz": np.float64(episode.hz)}}
-
-
-def _is_jpeg(image: bytes | NDArray[np.uint8]) -> bool:
-    return isinstance(image, bytes) and image.startswith(b"\xff\xd8")

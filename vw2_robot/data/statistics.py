@@ -1,11 +1,12 @@
-"""Action normalization and its exact inverse, with the numbers that both need.
+"""Action statistics, action normalization and its exact inverse.
 
-Computed once from the selected labels only, stored with the data and in every checkpoint. Method specification:
-section 3.3. Default: dimension d is mapped so that its 1 % and 99 % quantiles become -1 and +1, and clipped there; so
-the pair normalize, unnormalize is the identity between the quantiles and saturates outside. The gripper is never
-scaled: it is -1 (close) or +1 (open) on both sides. A dimension that hardly moves (spread below 1e-6) passes through.
+Statistics are computed once from the selected labels only and stored with the data and in every checkpoint. Method
+specification: section 3.3. By default dimension d is mapped so that its 1 % and 99 % quantiles become -1 and +1, and
+clipped there; so normalize followed by unnormalize is the identity between the quantiles and saturates outside. The
+gripper is never scaled: it is -1 (close) or +1 (open) on both sides. A dimension that is nearly constant (spread below
+1e-6) is not scaled either.
 
-CALVIN's `rel_actions` already carry their scaling (units of 0.02 m and 0.05 rad); nothing is multiplied again here.
+CALVIN's `rel_actions` are already scaled (units of 0.02 m and 0.05 rad); they are not scaled again here.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from vw2_robot.errors import InputError
 NormalizationMode = Literal["q01_q99", "mean_std", "none"]
 MIN_SPREAD = 1e-6
 RANGE_SLACK = 1e-4
-"""Recorded actions are float32 and may pass 1 by a rounding."""
+"""Recorded actions are float32 and may exceed 1 by rounding."""
 _VECTORS = ("q01", "q99", "mean", "std", "min", "max")
 
 
 @dataclass(frozen=True, eq=False)
 class ActionStatistics:
-    """Per-dimension numbers [A] of `count` actions, and how they are used (`mode`)."""
+    """Statistics [A] of the dimensions of `count` actions, and the kind of normalization (`mode`)."""
 
     q01: NDArray[np.float64]
     q99: NDArray[np.float64]
@@ -64,7 +65,7 @@ class ActionStatistics:
         """Compute the statistics of actions [N, A].
 
         Raises:
-            InputError: no action, a number that is not finite, or a gripper value other than -1 and +1.
+            InputError: there is no action, a number is not finite, or a gripper value is neither -1 nor +1.
         """
         if actions.ndim != 2 or 0 in actions.shape:
             raise InputError(f"action statistics need actions [N, A] with N >= 1, found shape {actions.shape}")
@@ -75,6 +76,7 @@ class ActionStatistics:
         if gripper_index is not None and not np.isin(values[:, gripper_index], (-1.0, 1.0)).all():
             found = np.unique(values[:, gripper_index])[:4].tolist()
             raise InputError(f"gripper actions must be -1 (close) or +1 (open), found {found}")
+        # Quantiles instead of extremes: single outliers would compress the range of all others.
         q01, q99 = np.quantile(values, (0.01, 0.99), axis=0)
         return cls(
             q01=q01,
@@ -90,7 +92,7 @@ class ActionStatistics:
 
     @property
     def mask(self) -> NDArray[np.bool_]:
-        """True [A] for the dimensions that are scaled; the gripper and degenerate dimensions are not."""
+        """Bool [A], true for the dimensions that are scaled; the gripper and constant dimensions are not."""
         spread = {"q01_q99": self.q99 - self.q01, "mean_std": self.std, "none": np.zeros_like(self.std)}[self.mode]
         mask: NDArray[np.bool_] = spread >= MIN_SPREAD
         if self.gripper_index is not None:
@@ -98,7 +100,7 @@ class ActionStatistics:
         return mask
 
     def normalize(self, actions: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-        """Map robot units [..., A] to what a model predicts: [-1, 1] where `mask` is true, in mode q01_q99."""
+        """Return actions [..., A] in the units of a model: [-1, 1] where `mask` is true, in mode q01_q99."""
         values = self._checked(actions)
         offset, scale = self._offset_and_scale()
         scaled = (values - offset) / scale
@@ -107,23 +109,25 @@ class ActionStatistics:
         return scaled.astype(np.float32)
 
     def unnormalize(self, actions: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-        """Map predictions [..., A] back to robot units; the gripper becomes -1 or +1 by its sign (0 closes)."""
+        """Return predictions [..., A] in robot units; the gripper becomes -1 or +1 by its sign (0 closes)."""
         values = self._checked(actions)
         offset, scale = self._offset_and_scale()
         restored = values * scale + offset
+        # The gripper is never scaled, so the sign is taken from the prediction itself.
         if self.gripper_index is not None:
             restored[..., self.gripper_index] = np.where(values[..., self.gripper_index] > 0, 1.0, -1.0)
         return restored.astype(np.float32)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain numbers and lists, exact to the last bit; `from_json` is the inverse."""
+        """Return numbers and lists for JSON, exact to the last bit; `from_json` is the inverse."""
+        # `mask` is for other programs: it is computed again when the statistics are read.
         vectors = {name: getattr(self, name).tolist() for name in _VECTORS}
         rest = {"count": self.count, "mode": self.mode, "gripper_index": self.gripper_index}
         return {**vectors, **rest, "mask": self.mask.tolist()}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ActionStatistics:
-        """Rebuild from `to_json`.
+        """Return the statistics that `to_json` described.
 
         Raises:
             InputError: a key is missing or a value has the wrong type.
@@ -144,23 +148,27 @@ class ActionStatistics:
             raise InputError(f"action statistics cannot be read: {error}") from error
 
     def _offset_and_scale(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        center, half = (self.q01 + self.q99) / 2, (self.q99 - self.q01) / 2
+        """Return center and scale [A] of each dimension; 0 and 1 where it is not scaled."""
+        center = (self.q01 + self.q99) / 2
+        half = (self.q99 - self.q01) / 2
         if self.mode == "mean_std":
-            center, half = self.mean, self.std
+            center = self.mean
+            half = self.std
         return np.where(self.mask, center, 0.0), np.where(self.mask, half, 1.0)
 
     def _checked(self, actions: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """Return the actions in float64, after a check of their shape."""
         if actions.ndim < 1 or actions.shape[-1] != self.mean.size:
             raise InputError(f"actions have shape {actions.shape}, the statistics are of {self.mean.size} numbers")
-        # float64 on purpose: the inverse is then exact to float32 for any offset.
+        # float64, so that the inverse is exact to float32 for any offset.
         return actions.astype(np.float64)
 
 
 def check_relative(actions: NDArray[np.floating[Any]], where: str) -> None:
-    """Refuse actions [N, 7] that are not CALVIN's relative ones: seven numbers in [-1, 1].
+    """Check that actions [N, 7] are relative ones as in CALVIN: seven numbers in [-1, 1].
 
     Raises:
-        InputError: names `where`, the number and the time step.
+        InputError: a number is larger; the message names `where`, the number and the time step.
     """
     wrong = np.argwhere(np.abs(actions) > 1 + RANGE_SLACK)
     if len(wrong):
@@ -173,10 +181,9 @@ def check_relative(actions: NDArray[np.floating[Any]], where: str) -> None:
 
 
 def mean_and_std(actions: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return mean and standard deviation [A] of the actions [L, A] of all episodes, but for the last one of each.
+    """Return mean and standard deviation [A] of the actions [L, A] of all episodes, without the last one of each.
 
-    What follows the last observation need not mean anything in RLDS. The deviation is that of a sample (n - 1), as rlds
-    has it.
+    In RLDS the action after the last observation has no meaning. The deviation is that of a sample (n - 1), as in rlds.
 
     Raises:
         InputError: fewer than two actions.

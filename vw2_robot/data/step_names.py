@@ -1,7 +1,7 @@
-"""The names that RLDS gives to the entries of an episode and of a step.
+"""Names of the entries of an episode and of a step in RLDS.
 
-They are those of the package `rlds` (a test compares), written out because that imports Reverb, which ends at Python
-3.11.
+They equal those of the package `rlds` (a test compares them). They are written out here because that package imports
+Reverb, which does not exist for Python above 3.11.
 """
 
 from __future__ import annotations

@@ -1,25 +1,27 @@
-"""Training clips straight from data sets of any size: read, shuffled, decoded and batched on the way, nothing cached.
+"""A stream of training clips from data sets of any size: read, shuffled, decoded and batched without a cache.
 
-Use it where the frame cache would be too large; `ClipSampler` over a `FrameCache` is the other way to the same clips,
-with the same pixels. Sources are whatever implements `EpisodeSource` (RLDS, LeRobot, CALVIN, video folders), each with
-a weight that multiplies its size.
+Use it where the frame cache would be too large. `ClipSampler` over a `FrameCache` gives the same clips with the same
+pixels. A source is anything that implements `EpisodeSource` (RLDS, LeRobot, CALVIN, video folders); its weight
+multiplies its size.
 
-    stream = ClipStream([(source, 1.0)], StreamOptions(WindowOptions(num_frames=9, gap_seconds=0.6), height=64,
-    width=64), seed=0) batch = stream.batch(32)
+    options = StreamOptions(WindowOptions(num_frames=9, gap_seconds=0.6), height=64, width=64)
+    stream = ClipStream([(source, 1.0)], options, seed=0)
+    batch = stream.batch(32)
 
 The order of clips is a pure function of (seed, epoch, rank) for given sources and options; the number of decoding
 threads changes nothing. In an epoch every window of a source with weight 1 comes exactly once over all ranks. Epochs
 follow each other without end, each rank at its own pace.
 
-`state` is the position after the last batch as a few JSON values; after `restore` the same clips follow as if nothing
-had happened. To get there the block in which the position lies is read again (at most half of `shuffle_bytes`).
+`state` returns the position after the last batch as a few JSON values; after `restore` the same clips follow. Restoring
+reads the block in which the position lies again (at most half of `shuffle_bytes`).
 
-Memory: `shuffle_bytes` of compressed images (see `vw2_robot.data.blocks`), `prefetch` decoded clips, one batch. JPEG
-is decoded by Pillow in threads, not processes: the decoder works without the interpreter's lock, so that two threads do
-the work of 1.7 (64 pixels) to 1.9 (256 pixels), nothing is copied between processes, and TensorFlow is loaded once.
+Memory: `shuffle_bytes` of compressed images (see `vw2_robot.data.blocks`), `prefetch` decoded clips, one batch. JPEG is
+decoded by Pillow in threads, not processes: the decoder releases the interpreter's lock, so that two threads are 1.7
+times (64 pixels) to 1.9 times (256 pixels) as fast as one, nothing is copied between processes, and TensorFlow is
+loaded once.
 
-An image that cannot be decoded takes the clips that need it out of the sequence. Such images and damaged files are
-named in the log and counted, each once; one more than `max_skipped` stops the run, behind the last good clip.
+An image that cannot be decoded removes the clips that need it from the stream. Such images and damaged files are named
+in the log and counted, each once; one more than `max_skipped` stops the run after the last readable clip.
 """
 
 from __future__ import annotations
@@ -39,19 +41,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vw2_robot.aliases import with_new_keys
 from vw2_robot.errors import InputError
 
-from .blocks import Position, Reader, ShuffleBlock, WindowOptions
+from .blocks import BlockReader, Position, ShuffleBlock, WindowOptions
 from .clips import Augmentation, augment, clip_offsets, padded_frames, windows_at
 from .episodes import Episode, EpisodeSource
-from .frame_cache import Aspect
-from .images import ImageError, read_clip
+from .images import Aspect, ImageError, read_clip
 from .read_ahead import ReadAhead
 
 # B batch · T frames · M latent steps · H, W pixels
 _LOG = logging.getLogger(__name__)
-_TASK = 4  # clips that a thread takes at a time
-_BULK = 64  # windows that are worked out at a time
+_CLIPS_PER_TASK = 4  # fewer, larger tasks cost less overhead in the thread pool
+_WINDOWS_PER_CALL = 64  # windows computed at a time: numpy's overhead is shared, memory stays small
 
 
 @dataclass(frozen=True)
@@ -64,16 +66,16 @@ class StreamOptions:
     aspect: Aspect = "stretch"
     shuffle_bytes: int = 256 * 2**20
     """compressed images held for shuffling, both blocks together"""
-    lanes: int = 2
-    """files of each source that are read side by side; part of what decides the order"""
+    interleaved_readers: int = 2
+    """files of each source that are read at the same time; the order of clips depends on it"""
     max_skipped: int = 10
-    """images and files that are named and left out before the run stops, on each rank"""
+    """unreadable images and files that each rank skips before the run stops"""
     draft: bool = False
-    """decode JPEG at a fraction of its size where that is enough: faster, other pixels than the frame cache"""
+    """decode JPEG at 1/2, 1/4 or 1/8 of its size where that is enough: faster, but not the pixels of the frame cache"""
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
-        for name in ("height", "width", "shuffle_bytes", "lanes"):
+        for name in ("height", "width", "shuffle_bytes", "interleaved_readers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"stream.{name} must be at least 1, found {getattr(self, name)}")
         if self.max_skipped < 0:
@@ -82,7 +84,7 @@ class StreamOptions:
 
 @dataclass(frozen=True, eq=False)
 class StreamBatch:
-    """pixels uint8 [B, T, H, W, 3]; valid bool [B, M]; start and epoch int64 [B]; the rest one entry a clip."""
+    """pixels uint8 [B, T, H, W, 3]; valid bool [B, M]; start and epoch int64 [B]; the other fields one entry a clip."""
 
     pixels: NDArray[np.uint8]
     valid: NDArray[np.bool_]
@@ -96,11 +98,11 @@ class StreamBatch:
 
 @dataclass(eq=False, slots=True)
 class _Window:
-    """One clip to come: which frames, its place in the order, and the position of the stream after it."""
+    """A clip that is still to be decoded, its place in the order, and the position of the stream after it."""
 
     episode: Episode
     start: int
-    frames: list[int]
+    frame_ids: list[int]
     valid: NDArray[np.bool_]
     block: Position
     number: int
@@ -108,26 +110,26 @@ class _Window:
 
 
 @dataclass(frozen=True)
-class _Bad:
+class _Unreadable:
     where: str
     why: str
 
 
 class ClipStream:
-    """See the top of this file.
+    """An endless stream of clips for one rank; see the top of this file.
 
     Args:
         sources: each with its weight.
-        options: what clips look like.
+        options: size, length and augmentation of the clips, and memory limits.
         seed: not negative.
         rank: of this process.
         world_size: how many ranks share the data.
-        threads: that decode; with 0 everything happens in the caller's thread, when a batch is asked for.
+        threads: number of decoding threads; with 0 everything runs in the caller's thread, when a batch is requested.
         prefetch: clips that are decoded ahead.
         keep: which episodes are used; all if None. Must give the same answer each time.
 
     Raises:
-        InputError: nothing to read, or settings that exclude each other.
+        InputError: there is nothing to read, or settings exclude each other.
     """
 
     def __init__(
@@ -148,24 +150,29 @@ class ClipStream:
                 f"({seed}) and threads ({threads}) that are not negative"
             )
         cut = options.windows
-        self.options, self._seed, self._rank, self._ahead = options, seed, rank, prefetch if threads else 0
-        self._reader = Reader(
+        self.options = options
+        self._seed = seed
+        self._rank = rank
+        self._ahead = prefetch if threads else 0
+        self._reader = BlockReader(
             sources,
             cut,
             seed=seed,
             rank=rank,
             world_size=world_size,
-            lanes=options.lanes,
+            interleaved_readers=options.interleaved_readers,
             block_bytes=max(1, options.shuffle_bytes // 2),
             keep=keep,
         )
+        # Stored with each position, to detect that data or options have changed.
         self._made_with = self._describe(sources, world_size)
         self._shape = (padded_frames(cut.num_frames, cut.temporal_stride), options.height, options.width, 3)
-        self._spare: deque[NDArray[np.uint8]] = deque(maxlen=prefetch + _TASK)  # clips to be overwritten
+        self._spare: deque[NDArray[np.uint8]] = deque(maxlen=prefetch + _CLIPS_PER_TASK)  # buffers for reuse
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode") if threads else None
+        # One thread, since blocks are read in order.
         self._read_ahead = ThreadPoolExecutor(1, thread_name_prefix="read") if threads else None
-        self.bad: dict[str, str] = {}
-        """what was left out so far: where -> why"""
+        self.skipped: dict[str, str] = {}
+        """images, episodes and parts left out so far: where -> why"""
         self._failed: tuple[int, InputError] | None = None
         """the epoch that cannot be finished, and why"""
         self._position: tuple[Position, int]
@@ -178,7 +185,7 @@ class ClipStream:
         """Return the next clips of this rank.
 
         Raises:
-            InputError: too many bad images and files, or an epoch without a clip.
+            InputError: too many unreadable images and files, or an epoch without a clip.
         """
         return self._collect(itertools.islice(self._clips(), batch_size), batch_size)
 
@@ -191,17 +198,18 @@ class ClipStream:
             yield batch
 
     def _collect(self, clips: Iterator[tuple[_Window, NDArray[np.uint8]]], batch_size: int) -> StreamBatch:
+        """Copy decoded clips into one batch; it is shorter if there are fewer than `batch_size`."""
         batch = np.empty((batch_size, *self._shape), np.uint8)
         windows: list[_Window] = []
         for window, pixels in clips:
             batch[len(windows)] = pixels
             windows.append(window)
-            self._spare.append(pixels)
-        steps = (self._shape[0] - 1) // self.options.windows.temporal_stride
+            self._spare.append(pixels)  # copied: the decoders may use the buffer again
+        latent_steps = (self._shape[0] - 1) // self.options.windows.temporal_stride
         episodes = [window.episode for window in windows]
         return StreamBatch(
             pixels=batch[: len(windows)],
-            valid=np.array([window.valid for window in windows], np.bool_).reshape(len(windows), steps),
+            valid=np.array([window.valid for window in windows], np.bool_).reshape(len(windows), latent_steps),
             start=np.array([window.start for window in windows], np.int64),
             epoch=np.array([window.block.epoch for window in windows], np.int64),
             source=tuple(episode.source for episode in episodes),
@@ -214,22 +222,26 @@ class ClipStream:
         """Take clips off the front of the pipeline, in order; up to the end of `epoch` if given."""
         while True:
             self._fill_pipeline()
+            # An error is raised only when all clips before it are delivered.
             if self._failed is not None and not self._pending:
                 if epoch is not None and epoch < self._failed[0]:
                     return
                 raise self._failed[1]
+            # A clip of the next epoch stays in the pipeline.
             window, result = self._pending[0]
             if epoch is not None and epoch < window.block.epoch:
                 return
             self._pending.popleft()
             made = result()
+            # Also after an image that cannot be decoded, so that a restore does not stop at it.
             self._position = window.after
             if isinstance(made, np.ndarray):
                 yield window, made
                 continue
             try:
-                self._note(made.where, made.why)
+                self._skip(made.where, made.why)
             except InputError as error:
+                # Nothing behind this clip is delivered: how far decoding was ahead must not matter.
                 self._failed = (window.block.epoch, error)
                 self._pending.clear()
 
@@ -238,26 +250,33 @@ class ClipStream:
     def state(self) -> dict[str, Any]:
         """Return the position after the last batch, as JSON values."""
         begin, taken = self._position
-        return {"made_with": self._made_with, "block": dataclasses.asdict(begin), "taken": taken, "bad": dict(self.bad)}
+        return {
+            "made_with": self._made_with,
+            "block": dataclasses.asdict(begin),
+            "taken": taken,
+            "skipped": dict(self.skipped),
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go to a position that `state` gave, also in another process or with another number of threads.
+        """Go to a position that `state` returned, also in another process or with another number of threads.
 
         Raises:
             InputError: the state belongs to other data, options, seed or number of ranks.
         """
+        state = with_new_keys(dict(state))  # checkpoints of earlier releases
         found = state["made_with"]
         differing = [key for key, value in self._made_with.items() if found.get(key) != value]
         if differing:
             pairs = ", ".join(f"{key}: {found.get(key)!r} then, {self._made_with[key]!r} now" for key in differing)
             raise InputError(f"the position of the clip stream was stored for another stream ({pairs})")
-        block = {**state["block"], "lanes": tuple((chunk, used) for chunk, used in state["block"]["lanes"])}
-        self.bad = dict(state["bad"])
+        # JSON has lists where a position has tuples.
+        readers = tuple((chunk, used) for chunk, used in state["block"]["readers"])
+        self.skipped = dict(state["skipped"])
         self._blocks.close()
-        self._begin(Position(**block), int(state["taken"]))
+        self._begin(Position(**{**state["block"], "readers": readers}), int(state["taken"]))
 
     def close(self) -> None:
-        """Stop the threads and let go of all files."""
+        """Stop the threads and close all files."""
         self._blocks.close()
         for pool in (self._read_ahead, self._decoders):
             if pool is not None:
@@ -274,7 +293,8 @@ class ClipStream:
         self.close()
 
     def _describe(self, sources: Sequence[tuple[EpisodeSource, float]], world_size: int) -> dict[str, Any]:
-        """Return everything that decides the order of clips."""
+        """Return everything that the order of clips depends on."""
+        # A hash of the parts: data sets may have thousands of files, and the state should stay small.
         parts = (repr([(part.name, part.episodes) for part in parts]).encode() for parts in self._reader.parts)
         names = [
             [source.name, weight, hashlib.sha256(listing).hexdigest()[:16]]
@@ -283,7 +303,7 @@ class ClipStream:
         return {
             **dataclasses.asdict(self.options.windows),
             "shuffle_bytes": self.options.shuffle_bytes,
-            "lanes": self.options.lanes,
+            "interleaved_readers": self.options.interleaved_readers,
             "seed": self._seed,
             "rank": self._rank,
             "world_size": world_size,
@@ -293,70 +313,86 @@ class ClipStream:
     # ----------------------------------------------------------------------------------------------------- pipeline
 
     def _begin(self, position: Position, taken: int) -> None:
-        self._pending: deque[tuple[_Window, Callable[[], NDArray[np.uint8] | _Bad]]] = deque()
+        """Start the pipeline at a block, behind the first `taken` of its windows."""
+        self._pending: deque[tuple[_Window, Callable[[], NDArray[np.uint8] | _Unreadable]]] = deque()
         self._position = (position, taken)
-        self._failed, self._reading = None, position.epoch
+        self._failed = None
+        self._reading = position.epoch
         self._blocks = ReadAhead(self._reader, position, limit=self.options.shuffle_bytes, pool=self._read_ahead)
         self._windows = self._sequence(taken)
 
     def _fill_pipeline(self) -> None:
-        """Hand windows to the decoders; an error on the way waits until the clips before it are used up."""
+        """Give windows to the decoders. An error of reading is kept until the clips before it are delivered."""
         while self._failed is None and len(self._pending) <= self._ahead:
             windows: list[_Window] = []
             try:
-                windows.extend(itertools.islice(self._windows, _TASK if self._decoders is not None else 1))
+                windows.extend(itertools.islice(self._windows, _CLIPS_PER_TASK if self._decoders is not None else 1))
             except InputError as error:
                 self._failed = (self._reading, error)
             if self._decoders is None:
                 self._pending += [(window, partial(self._decode, window)) for window in windows]
             elif windows:
                 task = self._decoders.submit(lambda some: [self._decode(window) for window in some], windows)
-                self._pending += [(window, partial(_nth, task, number)) for number, window in enumerate(windows)]
+                for number, window in enumerate(windows):
+
+                    def result(
+                        task: Future[list[NDArray[np.uint8] | _Unreadable]] = task, number: int = number
+                    ) -> NDArray[np.uint8] | _Unreadable:
+                        return task.result()[number]
+
+                    self._pending.append((window, result))
 
     def _sequence(self, taken: int) -> Iterator[_Window]:
-        """Yield windows for ever, block after block."""
+        """Yield windows without end, block after block."""
         while True:
             block = self._blocks.take()
-            for where, why in block.bad.items():
-                self._note(where, why)
-            yield from _windows_of(block, taken, self.options.windows, self._blocks.let_go)
-            self._reading, taken = block.end.epoch, 0
+            # Counted when the block is used, not when it is read ahead: a resumed run counts the same.
+            for where, why in block.skipped.items():
+                self._skip(where, why)
+            yield from _windows_of(block, taken, self.options.windows, self._blocks.release)
+            self._reading = block.end.epoch
+            taken = 0
 
-    def _decode(self, window: _Window) -> NDArray[np.uint8] | _Bad:
-        options, episode = self.options, window.episode
+    def _decode(self, window: _Window) -> NDArray[np.uint8] | _Unreadable:
+        """Return the pixels of a clip; runs in several threads at once."""
+        options = self.options
+        episode = window.episode
         try:
-            pixels = self._spare.pop()
+            pixels = self._spare.pop()  # a used buffer: new ones cost page faults
         except IndexError:
             pixels = np.empty(self._shape, np.uint8)
         try:
-            read_clip(episode, window.frames, pixels, aspect=options.aspect, draft=options.draft)
+            read_clip(episode, window.frame_ids, pixels, aspect=options.aspect, draft=options.draft)
         except ImageError as error:
-            return _Bad(f"{episode.source}, episode {episode.episode_id}, frame {error.frame}", str(error))
+            return _Unreadable(f"{episode.source}, episode {episode.episode_id}, frame {error.frame}", str(error))
         if options.augmentation != Augmentation():
+            # Keyed by the clip's place, so that the number of threads changes nothing.
             key = [self._seed, 3, window.block.epoch, self._rank, window.block.block, window.number]
             augment(pixels, options.augmentation, np.random.default_rng(key))
         return pixels
 
-    def _note(self, where: str, why: str) -> None:
-        if where in self.bad:
+    def _skip(self, where: str, why: str) -> None:
+        """Count what is left out, each place once.
+
+        Raises:
+            InputError: there is more of it than `max_skipped`.
+        """
+        if where in self.skipped:
             return
-        self.bad[where] = why
-        if len(self.bad) > self.options.max_skipped:
+        self.skipped[where] = why
+        if len(self.skipped) > self.options.max_skipped:
             raise InputError(
-                f"too many bad images and files: {len(self.bad)} where {self.options.max_skipped} were allowed; the "
-                f"last: {why}"
+                f"too many unreadable images and files: {len(self.skipped)} where {self.options.max_skipped} were "
+                f"allowed; the last: {why}"
             )
         _LOG.warning("left out: %s", why)
 
 
-def _nth(task: Future[list[NDArray[np.uint8] | _Bad]], number: int) -> NDArray[np.uint8] | _Bad:
-    return task.result()[number]
-
-
 def _windows_of(
-    block: ShuffleBlock, taken: int, cut: WindowOptions, let_go: Callable[[int], None]
+    block: ShuffleBlock, taken: int, cut: WindowOptions, release: Callable[[int], None]
 ) -> Iterator[_Window]:
-    """Yield the windows of a block from number `taken` on; an episode is let go with its last window."""
+    """Yield the windows of a block from number `taken` on; an episode is released with its last window."""
+    # One row of frame offsets for each frame rate in the block.
     rates = sorted({episode.hz for episode in block.episodes})
     table = np.array(
         [
@@ -372,6 +408,7 @@ def _windows_of(
     )
     length = np.array([len(episode) for episode in block.episodes])
     rate = np.array([rates.index(episode.hz) for episode in block.episodes])
+    # How many windows of each episode are still to come. Episodes are held here alone, so that they can be freed.
     left = np.bincount(block.owner[taken:], minlength=len(block.episodes)).tolist()
     episodes: list[Episode | None] = [
         episode if count else None for episode, count in zip(block.episodes, left, strict=True)
@@ -379,18 +416,19 @@ def _windows_of(
     block.episodes.clear()
     for size, count in zip(block.sizes, left, strict=True):
         if not count:
-            let_go(size)
+            release(size)
     total = len(block.owner)
-    for begin in range(taken, total, _BULK):
-        owners = block.owner[begin : begin + _BULK]
-        bulk = windows_at(block.start[begin : begin + _BULK], length[owners], table[rate[owners]], cut.temporal_stride)
-        rows = zip(owners.tolist(), bulk.start.tolist(), bulk.frame_ids.tolist(), bulk.valid, strict=True)
-        for number, (owner, start, frames, valid) in enumerate(rows, begin):
+    for begin in range(taken, total, _WINDOWS_PER_CALL):
+        some = slice(begin, begin + _WINDOWS_PER_CALL)
+        owners = block.owner[some]
+        windows = windows_at(block.start[some], length[owners], table[rate[owners]], cut.temporal_stride)
+        rows = zip(owners.tolist(), windows.start.tolist(), windows.frame_ids.tolist(), windows.valid, strict=True)
+        for number, (owner, start, frame_ids, valid) in enumerate(rows, begin):
             episode = episodes[owner]
             assert episode is not None
             left[owner] -= 1
             if not left[owner]:
                 episodes[owner] = None
-                let_go(block.sizes[owner])
+                release(block.sizes[owner])
             after = (block.end, 0) if number + 1 == total else (block.begin, number + 1)
-            yield _Window(episode, start, frames, valid, block.begin, number, after)
+            yield _Window(episode, start, frame_ids, valid, block.begin, number, after)

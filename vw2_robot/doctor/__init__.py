@@ -1,5 +1,4 @@
-"""What is here and what is missing: packages and data sets, and what to do about the rest. Program `vw2-doctor`.
+"""Diagnostics of an installation: packages and data sets, and how to get the missing ones. Program `vw2-doctor`.
 
-It looks and never changes anything, apart from the report that was asked for. Stands above `data` and knows neither
-model nor simulator.
+It changes nothing, apart from writing the requested report. It imports `data`, but no model and no simulator.
 """

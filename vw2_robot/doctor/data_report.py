@@ -1,11 +1,11 @@
-"""The data as a page: clips of every source as training will see them, each image with its time.
+"""Report of data sets as a web page: clips of every source as training reads them, each image with its time.
 
-A clip is cut by the functions that cut training clips (`vw2_robot.data.clips`), so the page answers whether the camera
-is the right one, whether the words fit, and how much happens in a latent step. Which episodes are shown depends on the
-data set alone: parts spread evenly over it, the clip in the middle of the episode. The page is self-contained and
-follows the reader's light or dark setting.
+A clip is cut by the functions for training clips (`vw2_robot.data.clips`), so the page shows whether the camera is the
+right one, whether the instruction fits, and how much happens in a latent step. The shown episodes depend on the data
+set only: parts spread evenly over it, and the middle of each episode. The page is one file and follows the light or
+dark setting of the browser.
 
-A source that cannot be read is shown with the reason; the others are not affected.
+A source that cannot be read is shown with the error; the others are not affected.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import base64
 import importlib.resources
 import io
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,19 +39,23 @@ IMAGE_PX = 168
 
 @dataclass(frozen=True)
 class ClipOptions:
-    """Which clips the page shows; the meaning of the numbers is that of `vw2_robot.data.clips`."""
+    """Clips on the page; the numbers have the same meaning as in `vw2_robot.data.clips`."""
 
     count: int = 3
-    """clips of each data set"""
+    """number of clips of each data set"""
     num_frames: int = 9
+    """frames of a clip"""
     temporal_stride: int = 4
+    """frames of a latent step"""
     hz: Rate | None = None
-    """frames per second of the data sets that do not tell theirs"""
+    """frames per second of data sets without a known rate"""
     target_hz: Rate | None = None
+    """frames per second of a clip; null: those of the source, or set by gap_seconds"""
     gap_seconds: Rate | None = None
+    """seconds of a latent step; null: set by the frame rate"""
 
     def __post_init__(self) -> None:
-        """Reject what cannot work."""
+        """Check the values."""
         if self.count < 1:
             raise ValueError(f"clips.count={self.count}, expected at least 1")
         clip_offsets(
@@ -65,7 +69,7 @@ class ClipOptions:
 
 @dataclass(frozen=True)
 class Sample:
-    """A data set on the page: its clips, or why there are none."""
+    """A data set on the page: its clips, or the problem that prevents them."""
 
     data_set: DataSet
     clips: list[dict[str, Any]] = field(default_factory=list)
@@ -73,25 +77,22 @@ class Sample:
 
 
 def write_data_report(data_sets: Sequence[DataSet], out: Path, options: ClipOptions) -> list[Sample]:
-    """Write the page; returns what it shows, with the problems met while reading."""
+    """Write the page.
+
+    Args:
+        data_sets: one section each.
+        out: the file; its folder is made if absent.
+        options: which clips are shown.
+
+    Returns:
+        The content of each section, with the problems found while reading.
+    """
     samples = [_sample(data_set, options) for data_set in data_sets]
     jinja2 = require("jinja2", extra="report")
     template = importlib.resources.files("vw2_robot.doctor").joinpath("data_report.html.jinja")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    page = environment.from_string(template.read_text(encoding="utf-8")).render(
-        version=__version__,
-        written=time.strftime("%Y-%m-%d %H:%M"),
-        sources=[{**_facts(sample.data_set), "clips": sample.clips, "problem": sample.problem} for sample in samples],
-        rule=_rule(options),
-    )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out, page.encode("utf-8", "backslashreplace").decode())  # names of files need not be text
-    return samples
-
-
-def _rule(options: ClipOptions) -> str:
     frames = padded_frames(options.num_frames, options.temporal_stride)
     if options.gap_seconds is not None:
         spacing = f"a latent step of {options.temporal_stride} frames lasts {options.gap_seconds:g} s"
@@ -99,10 +100,19 @@ def _rule(options: ClipOptions) -> str:
         spacing = f"at {options.target_hz:g} Hz, or slower where the source is"
     else:
         spacing = "consecutive"
-    return f"{frames} frames, {spacing}"
+    page = environment.from_string(template.read_text(encoding="utf-8")).render(
+        version=__version__,
+        written=time.strftime("%Y-%m-%d %H:%M"),
+        sources=[{**_facts(sample.data_set), "clips": sample.clips, "problem": sample.problem} for sample in samples],
+        rule=f"{frames} frames, {spacing}",
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, page.encode("utf-8", "backslashreplace").decode())  # file names need not be valid UTF-8
+    return samples
 
 
 def _facts(data_set: DataSet) -> dict[str, Any]:
+    """Return the description of a data set for the template."""
     splits = ", ".join(f"{name} {'?' if count is None else f'{count:,}'}" for name, count in data_set.splits.items())
     return {
         "name": data_set.name,
@@ -118,12 +128,14 @@ def _facts(data_set: DataSet) -> dict[str, Any]:
 
 
 def format_bytes(count: int | None) -> str:
-    """Return a size for people: 7.0 MB."""
+    """Return a readable size such as "7.0 MB"; "?" if it is not known."""
     if count is None:
         return "?"
-    size, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    size = float(count)
+    units = ["B", "kB", "MB", "GB", "TB"]
     while size >= 999.5 and len(units) > 1:
-        size, units = size / 1000, units[1:]
+        size /= 1000
+        units = units[1:]
     return f"{size:.0f} {units[0]}" if size >= 99.5 or units[0] == "B" else f"{size:.1f} {units[0]}"
 
 
@@ -131,27 +143,28 @@ def format_bytes(count: int | None) -> str:
 
 
 def _sample(data_set: DataSet, options: ClipOptions) -> Sample:
-    try:
+    """Return the clips of a data set, or the problem that prevents them."""
+    # The given rate is tried second: it is meant for data sets without a rate of their own.
+    rates = [None] if options.hz is None or data_set.hz is not None else [None, options.hz]
+    problem = ""
+    for hz in rates:
         try:
-            return _sample_at(data_set, options, hz=None)
-        except InputError:
-            if options.hz is None or data_set.hz is not None:
-                raise
-            return _sample_at(data_set, options, hz=options.hz)
-    except (InputError, MissingExtraError, OSError) as error:
-        return Sample(data_set, problem=str(error))
+            source = open_preview(data_set, hz=hz)
+            return Sample(data_set, [_clip(episode, options) for episode in spread_episodes(source, options.count)])
+        except InputError as error:
+            problem = str(error)
+        except (MissingExtraError, OSError) as error:
+            return Sample(data_set, problem=str(error))
+    return Sample(data_set, problem=problem)
 
 
-def _sample_at(data_set: DataSet, options: ClipOptions, *, hz: float | None) -> Sample:
-    source = open_for_a_look(data_set, hz=hz)
-    return Sample(data_set, [_clip(episode, options) for episode in spread_episodes(source, options.count)])
-
-
-def open_for_a_look(data_set: DataSet, *, hz: float | None = None) -> EpisodeSource:
-    """Open a data set as far as that needs no decision of a person: the first split, the first of several cameras."""
-    kind, splits = data_set.format, list(data_set.splits)
+def open_preview(data_set: DataSet, *, hz: float | None = None) -> EpisodeSource:
+    """Open a data set with default choices: the first split and the first of several cameras."""
+    kind = data_set.format
+    splits = list(data_set.splits)
     if kind == "rlds":
         return open_source(data_set.path, format=kind, split=splits[0] if splits else None, hz=hz)
+    # The first of several cameras, where training would ask for a choice.
     if kind == "lerobot":
         return open_source(
             data_set.path, format=kind, image_key=next(iter(describe_lerobot(data_set.path).cameras), None)
@@ -164,11 +177,12 @@ def open_for_a_look(data_set: DataSet, *, hz: float | None = None) -> EpisodeSou
 
 
 def spread_episodes(source: EpisodeSource, count: int) -> Iterator[Episode]:
-    """Yield up to `count` episodes out of parts that are spread over the source; no more is read than that."""
+    """Yield up to `count` episodes of parts that are spread evenly over the source; no other episodes are read."""
     parts = len(source.parts())
     chosen = [number * parts // count for number in range(count)] if parts >= count else list(range(parts))
     left = count
     for number, part in enumerate(chosen):
+        # The rest is divided equally among the remaining parts, rounded up.
         here = -(-left // (len(chosen) - number))
         for _, episode in zip(range(here), source.read(part), strict=False):
             left -= 1
@@ -176,6 +190,7 @@ def spread_episodes(source: EpisodeSource, count: int) -> Iterator[Episode]:
 
 
 def _clip(episode: Episode, options: ClipOptions) -> dict[str, Any]:
+    """Return the clip in the middle of an episode for the template."""
     offsets = clip_offsets(
         options.num_frames,
         temporal_stride=options.temporal_stride,
@@ -183,43 +198,43 @@ def _clip(episode: Episode, options: ClipOptions) -> dict[str, Any]:
         target_hz=options.target_hz,
         gap_seconds=options.gap_seconds,
     )
+    # The middle of the episode: the beginning often shows no motion.
     start = max(0, (len(episode) - int(offsets[-1])) // 2)
     windows = windows_at(np.array([start]), np.array([len(episode)]), offsets[None], options.temporal_stride)
     numbers = windows.frame_ids[0].tolist()
+    # A frame that the clip repeats is encoded once.
     images = {number: _image(episode, number) for number in dict.fromkeys(numbers)}
+    frames = []
+    for position, number in enumerate(numbers):
+        # Latent step k ends with frame k * temporal_stride of the clip; frame 0 is the anchor.
+        step = -(-position // options.temporal_stride)
+        is_end = position % options.temporal_stride == 0
+        frames.append(
+            {
+                "image": images[number],
+                "time": f"{number / episode.hz:.2f} s",
+                "number": number,
+                "role": "anchor" if position == 0 else f"step {step}" if is_end else "",
+                "real": step == 0 or bool(windows.valid[0, step - 1]),
+            }
+        )
     height, width = episode.decode(numbers[0]).shape[:2]
     seconds = max(1, len(episode) - 1) / episode.hz
     return {
         "episode": episode.episode_id,
-        "words": episode.instruction,
+        "instruction": episode.instruction,
         "length": len(episode),
         "seconds": f"{len(episode) / episode.hz:.1f}",
         "size": f"{width} x {height}",
         "valid": int(windows.valid.sum()),
         "steps": windows.valid.shape[1],
         "marks": [round(100 * number / episode.hz / seconds, 3) for number in numbers],
-        "frames": [
-            _frame(position, number, images[number], episode, windows.valid[0], options.temporal_stride)
-            for position, number in enumerate(numbers)
-        ],
-    }
-
-
-def _frame(
-    position: int, number: int, image: str, episode: Episode, valid: Any, temporal_stride: int
-) -> Mapping[str, Any]:
-    """One image of a clip. Latent step k ends with frame k * temporal_stride; frame 0 is the anchor."""
-    step = -(-position // temporal_stride)
-    return {
-        "image": image,
-        "time": f"{number / episode.hz:.2f} s",
-        "number": number,
-        "role": "anchor" if position == 0 else f"step {step}" if position % temporal_stride == 0 else "",
-        "real": step == 0 or bool(valid[step - 1]),
+        "frames": frames,
     }
 
 
 def _image(episode: Episode, number: int) -> str:
+    """Return a frame, reduced in size, as a data URL."""
     image = Image.fromarray(episode.decode(number))
     width = max(1, round(image.width * IMAGE_PX / image.height))
     image = image.resize((width, IMAGE_PX), Image.Resampling.BICUBIC)

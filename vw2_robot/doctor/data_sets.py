@@ -1,8 +1,7 @@
-"""Which data sets lie below a folder: format, version, splits, rate and size, from descriptions alone.
+"""Search for data sets below a folder: format, version, splits, rate and size, from their descriptions only.
 
-No episode is read and no TensorFlow imported, so it is quick on data sets of any size. What can be seen without
-reading is checked: files that a description counts and that are not there, versions that we cannot read, labels that
-speak of missing time steps.
+No episode is read and TensorFlow is not imported, so it is fast for data sets of any size. Checked are: missing files
+that a description counts, versions that cannot be read, and labels of missing time steps.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ from vw2_robot.errors import InputError, MissingExtraError
 from vw2_robot.storage.files import read_json, verify
 
 OUR_RUNS = ("results.jsonl", "metrics.jsonl")
-"""Folders that hold one of these are rollouts or training runs: videos in them are no data."""
+"""Files of rollouts and training runs: videos in their folders are not data sets."""
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set that was found. `hz` and `num_bytes` are None where they are not known.
+    """A data set that was found. `hz` and `num_bytes` are None if not known.
 
-    `splits` is name -> episodes (None: not known), `problems` is what keeps it from being read, `note` what a reader
-    should know.
+    `splits` is name -> number of episodes (None: not known), `problems` are reasons why it cannot be read, `note` is
+    advice for the user.
     """
 
     path: Path
@@ -49,22 +48,27 @@ class DataSet:
 
 
 def find_data_sets(roots: Sequence[Path], *, depth: int) -> list[DataSet]:
-    """Look for data sets in and below some folders, `depth` levels deep; never inside a data set.
+    """Return the data sets in and below some folders, without those inside other data sets.
+
+    Args:
+        roots: the folders.
+        depth: levels of folders below them.
 
     Raises:
-        InputError: a root is no folder.
+        InputError: a root is not a folder.
     """
     found: dict[Path, DataSet] = {}
     for root in roots:
         if not root.is_dir():
             raise InputError(f"{root} is not a folder; give data.path=... the folder that holds your data sets")
         for folder, kind in _candidates(root, depth):
+            # Roots may overlap: a data set counts once, under its resolved path.
             found.setdefault(folder.resolve(), describe(folder, kind))
     return list(found.values())
 
 
 def describe(path: Path, kind: Format) -> DataSet:
-    """Describe one data set; whatever is wrong with it becomes a problem."""
+    """Return the description of one data set; an error while reading it becomes its problem."""
     try:
         return _DESCRIBE[kind](path)
     except (InputError, MissingExtraError, OSError) as error:
@@ -72,27 +76,28 @@ def describe(path: Path, kind: Format) -> DataSet:
 
 
 def _candidates(folder: Path, depth: int) -> Iterator[tuple[Path, Format]]:
+    """Yield the folders of data sets with their format."""
     if any((folder / name).is_file() for name in OUR_RUNS):
         return
+    # A folder above the versions of an RLDS set gives each version as a data set.
     kind = recognize(folder)
     versions = sorted(file.parent for file in folder.glob("*/features.json")) if kind == "rlds" else []
     if kind == "rlds" and not (folder / "features.json").is_file():
         yield from ((version, kind) for version in versions)
-    elif kind is not None and (kind != "video" or _videos_belong_here(folder)):
+    elif kind is not None and (
+        # Videos form a data set if they lie in the folder itself, or in every folder inside it, as splits.
+        kind != "video"
+        or has_videos(folder, below=False)
+        or all(has_videos(entry, below=False) for entry in folder.iterdir() if _is_open(entry))
+    ):
         yield folder, kind
     elif depth > 0:
         for inside in sorted(entry for entry in folder.iterdir() if _is_open(entry)):
             yield from _candidates(inside, depth - 1)
 
 
-def _videos_belong_here(folder: Path) -> bool:
-    """Whether videos lie here, or in every folder here (splits of one set), not in one beside other things."""
-    return has_videos(folder, below=False) or all(
-        has_videos(entry, below=False) for entry in folder.iterdir() if _is_open(entry)
-    )
-
-
 def _is_open(entry: Path) -> bool:
+    """Return whether an entry is a folder that may be searched."""
     return entry.is_dir() and not entry.name.startswith((".", "_")) and os.access(entry, os.R_OK | os.X_OK)
 
 
@@ -103,14 +108,17 @@ def _describe_rlds(path: Path) -> DataSet:
     verify(path, cure=COPY_AGAIN, names=DESCRIPTION)
     info = read_json(path / "dataset_info.json", cure=COPY_AGAIN)
     try:
-        name, version, form = str(info["name"]), str(info["version"]), str(info.get("fileFormat", "tfrecord"))
+        name = str(info["name"])
+        version = str(info["version"])
+        file_format = str(info.get("fileFormat", "tfrecord"))
         shards = {str(split["name"]): [int(count) for count in split["shardLengths"]] for split in info["splits"]}
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path / 'dataset_info.json'} is damaged ({error!r}); {COPY_AGAIN}") from error
     names = [entry.name for entry in path.iterdir()]
     problems = []
     for split, lengths in shards.items():
-        here = sum(entry.startswith(f"{name}-{split}.{form}-") for entry in names)
+        # Files are counted, not opened: that takes no time for large data sets.
+        here = sum(entry.startswith(f"{name}-{split}.{file_format}-") for entry in names)
         if here != len(lengths):
             problems.append(f"split {split}: {here} of {len(lengths)} files are here: copy the data set again")
     row = known_source(name)
@@ -149,10 +157,13 @@ def _describe_lerobot(path: Path) -> DataSet:
 
 def _describe_calvin(path: Path) -> DataSet:
     splits: dict[str, int | None] = {}
-    problems, notes, size = [], [], 0
+    problems: list[str] = []
+    notes: list[str] = []
+    size = 0
     for split in get_args(CalvinSplit):
         if not (path / split).is_dir():
             continue
+        # Without labels the recordings can still be read, for pre-training on video.
         try:
             labeled = (path / split / "lang_annotations" / "auto_lang_ann.npy").is_file()
             dataset = CalvinDataset(path, split, trajectories="labeled" if labeled else "recordings")
@@ -161,19 +172,15 @@ def _describe_calvin(path: Path) -> DataSet:
             problems.append(str(error).splitlines()[0])
             continue
         splits[split] = len(dataset)
-        size += _calvin_bytes(dataset)
+        # The size is estimated as that of one time step times their number: there may be millions of files.
+        if (dataset.folder / "ep_start_end_ids.npy").is_file():
+            num_steps = sum(last - first + 1 for first, last in read_spans(dataset.folder).tolist())
+        else:
+            num_steps = sum(trajectory.length for trajectory in dataset.trajectories)
+        size += num_steps * (dataset.folder / frame_name(dataset.trajectories[0].start)).stat().st_size
         if not labeled:
             notes.append(f"{split} has no labels: trajectories=recordings")
     return DataSet(path, "calvin", path.resolve().name, "-", splits, CALVIN_HZ, size, "; ".join(notes), tuple(problems))
-
-
-def _calvin_bytes(dataset: CalvinDataset) -> int:
-    """Number of time steps times the size of one: there may be millions of files."""
-    if (dataset.folder / "ep_start_end_ids.npy").is_file():
-        steps = sum(last - first + 1 for first, last in read_spans(dataset.folder).tolist())
-    else:
-        steps = sum(trajectory.length for trajectory in dataset.trajectories)
-    return steps * (dataset.folder / frame_name(dataset.trajectories[0].start)).stat().st_size
 
 
 def _describe_pickles(path: Path) -> DataSet:
@@ -190,10 +197,11 @@ def _describe_videos(path: Path) -> DataSet:
     for video in source.videos:
         split = video.name.partition("/")[0] if "/" in video.name else "all"
         splits[split] = (splits.get(split) or 0) + 1
+    # The rate of the first video stands for all.
     first = source.videos[0]
     hz = first.hz or describe_video(path / first.name).hz
-    silent = sum(not video.instruction for video in source.videos)
-    note = f"{silent} of {len(source.videos)} without words" if silent else ""
+    uncaptioned = sum(not video.instruction for video in source.videos)
+    note = f"{uncaptioned} of {len(source.videos)} without instruction" if uncaptioned else ""
     return DataSet(path, "video", source.name, "-", splits, hz, _bytes_in(path), note)
 
 

@@ -40,7 +40,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> FrameCache:
 
 
 def sampler(cache: FrameCache, **options: Any) -> ClipSampler:
-    return ClipSampler(cache, range(len(cache.episodes)), **{"frames": 9, "seed": 0, **options})
+    return ClipSampler(cache, range(len(cache.episodes)), **{"num_frames": 9, "seed": 0, **options})
 
 
 def seconds(clip: np.ndarray) -> list[int]:
@@ -71,7 +71,7 @@ def test_windows_agree_with_a_slow_reading_of_the_specification(
     assert windows.start.tolist() == starts
     for row, start in enumerate(starts):
         wanted = [start + int(index * ratio + 0.5) for index in range(padded)]
-        assert windows.frames[row].tolist() == [min(frame, length - 1) for frame in wanted]
+        assert windows.frame_ids[row].tolist() == [min(frame, length - 1) for frame in wanted]
         real = [frame <= length - 1 for frame in wanted]
         steps = range(1, (padded - 1) // stride + 1)
         assert windows.valid[row].tolist() == [all(real[stride * (k - 1) + 1 : stride * k + 1]) for k in steps]
@@ -172,7 +172,7 @@ def test_starts_may_be_kept_to_full_clips_and_short_episodes_stay(frames: FrameC
 
 
 def test_each_source_is_read_at_its_own_rate(frames: FrameCache) -> None:
-    batch = sampler(frames, target_hz=5.0, frames=5, seed=1).batch(0, 200)
+    batch = sampler(frames, target_hz=5.0, num_frames=5, seed=1).batch(0, 200)
     steps = {2: 2, 0: 1, 4: 1}  # 10 Hz: every second frame; 15 Hz: five frames are no step of 12
     assert set(batch.episode.tolist()) == set(steps)
     for row in range(200):
@@ -191,7 +191,7 @@ def test_a_batch_is_a_function_of_seed_and_step(frames: FrameCache) -> None:
 
 
 def test_ranks_divide_the_batch_of_one_process(photos: FrameCache) -> None:
-    taken = sampler(photos, frames=5, augmentation=Augmentation(crop_min_scale=0.5, color=0.3))
+    taken = sampler(photos, num_frames=5, augmentation=Augmentation(crop_min_scale=0.5, color=0.3))
     whole = taken.batch(2, 6)
     parts = [taken.batch(2, 2, rank=rank, world_size=3) for rank in range(3)]
     np.testing.assert_array_equal(whole.pixels, np.concatenate([part.pixels for part in parts]))
@@ -210,8 +210,8 @@ def test_ranks_divide_the_batch_of_one_process(photos: FrameCache) -> None:
     ids=["crop", "flip", "brightness", "contrast", "color"],
 )
 def test_augmentation_changes_clips_but_all_frames_alike(photos: FrameCache, options: Augmentation) -> None:
-    plain = sampler(photos, frames=5).batch(0, 32)
-    changed = sampler(photos, frames=5, augmentation=options).batch(0, 32)
+    plain = sampler(photos, num_frames=5).batch(0, 32)
+    changed = sampler(photos, num_frames=5, augmentation=options).batch(0, 32)
     assert changed.episode.tolist() == plain.episode.tolist()
     assert (changed.pixels == changed.pixels[:, :1]).all()
     differs = (changed.pixels != plain.pixels).any(axis=(1, 2, 3, 4))
@@ -220,14 +220,14 @@ def test_augmentation_changes_clips_but_all_frames_alike(photos: FrameCache, opt
 
 
 def test_flip_mirrors_left_and_right(photos: FrameCache) -> None:
-    plain = sampler(photos, frames=5).batch(0, 16).pixels
-    flipped = sampler(photos, frames=5, augmentation=Augmentation(flip=1.0)).batch(0, 16).pixels
+    plain = sampler(photos, num_frames=5).batch(0, 16).pixels
+    flipped = sampler(photos, num_frames=5, augmentation=Augmentation(flip=1.0)).batch(0, 16).pixels
     np.testing.assert_array_equal(flipped, plain[:, :, :, ::-1])
 
 
 def test_jitter_stays_within_its_bounds(photos: FrameCache) -> None:
-    plain = sampler(photos, frames=5).batch(0, 16).pixels.astype(float)
-    brighter = sampler(photos, frames=5, augmentation=Augmentation(brightness=0.1)).batch(0, 16).pixels
+    plain = sampler(photos, num_frames=5).batch(0, 16).pixels.astype(float)
+    brighter = sampler(photos, num_frames=5, augmentation=Augmentation(brightness=0.1)).batch(0, 16).pixels
     assert (brighter >= np.floor(plain * 0.9 - 0.5)).all()
     assert (brighter <= np.ceil(plain * 1.1 + 0.5)).all()
 
@@ -235,7 +235,7 @@ def test_jitter_stays_within_its_bounds(photos: FrameCache) -> None:
 def test_changing_the_cache_is_impossible_through_a_batch(photos: FrameCache) -> None:
     options = Augmentation(crop_min_scale=0.5, flip=1.0, brightness=0.5)
     before = photos.read(0, range(9))
-    sampler(photos, frames=5, augmentation=options).batch(0, 8)
+    sampler(photos, num_frames=5, augmentation=options).batch(0, 8)
     np.testing.assert_array_equal(photos.read(0, range(9)), before)
 
 
@@ -257,7 +257,7 @@ def test_no_episode_long_enough_is_refused(frames: FrameCache) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"frames": 1}, "min_valid_steps|frames >= 2"),
+        ({"num_frames": 1}, "min_valid_steps|frames >= 2"),
         ({"target_hz": 0.0}, "positive rates"),
         ({"min_valid_steps": 3}, r"must lie in 1\.\.2"),
     ],

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from vw2_robot.data.episodes import Episode
-from vw2_robot.data.frame_cache import FrameCache, cache_frames, resize_frame, split_episodes
+from vw2_robot.data.frame_cache import FrameCache, cache_frames, split_episodes
+from vw2_robot.data.images import resize_frame
 from vw2_robot.errors import InputError
 
 LENGTHS = (3, 1, 5, 2, 4, 3, 2)
@@ -164,9 +165,9 @@ def test_continuing_with_other_episodes_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"height": 7}, "height: 6 there, 7 asked for"),
+        ({"height": 7}, "height: 6 there, 7 requested"),
         ({"description": {"path": "y"}}, "description: .*'x'.* there"),
-        ({"aspect": "pad"}, "aspect: 'stretch' there, 'pad' asked for"),
+        ({"aspect": "pad"}, "aspect: 'stretch' there, 'pad' requested"),
     ],
 )
 def test_a_folder_of_another_plan_is_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
@@ -349,8 +350,8 @@ def test_pixels_are_on_disk_before_the_rows_and_rows_before_the_index(
 
 
 def test_equal_videos_are_never_on_both_sides_of_the_split(tmp_path: Path) -> None:
-    twins = [make_episode(100 + number, seed=number, length=len(EPISODES[number])) for number in range(7)]
-    cache(tmp_path / "c", [*EPISODES, *twins])
+    copies = [make_episode(100 + number, seed=number, length=len(EPISODES[number])) for number in range(7)]
+    cache(tmp_path / "c", [*EPISODES, *copies])
     frames = FrameCache(tmp_path / "c")
     for seed in range(20):
         training, validation = split_episodes(frames, validation_fraction=0.3, seed=seed)

@@ -7,8 +7,7 @@ from PIL import Image
 from PIL.ExifTags import Base
 
 from vw2_robot.data.episodes import Episode, encode_jpeg
-from vw2_robot.data.frame_cache import Aspect, resize_frame
-from vw2_robot.data.images import ImageError, read_clip
+from vw2_robot.data.images import Aspect, ImageError, read_clip, resize_frame
 
 
 def photo(height: int = 48, width: int = 64) -> Image.Image:

@@ -45,11 +45,11 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_drawn_episode_has_its_own_frames_and_actions(written: Path, tmp_path: Path) -> None:
     video = opened(written, tmp_path / "cache")
-    numbers = [episode.length - 5 for episode in video.frames.episodes]
+    numbers = [episode.length - 5 for episode in video.frame_cache.episodes]
     assert len(set(numbers)) == 5
     assert numbers != [0, 1, 2, 3, 4]  # drawn, not the first ones
     for i, number in enumerate(numbers):
-        assert abs(int(video.frames.read(i, np.array([0])).mean()) - 10 * number) <= 2
+        assert abs(int(video.frame_cache.read(i, np.array([0])).mean()) - 10 * number) <= 2
         assert np.allclose(video.commanded[i][:-1, 0], number + np.arange(4 + number) / 100)
         assert not video.commanded[i][-1].any()  # nothing follows the last frame
     assert video.moved is None

@@ -46,8 +46,8 @@ def test_a_step_holds_the_motion_of_its_own_frames(tmp_path):
     video = opened(tmp_path)
     steps = cut_steps(video, num_frames=9, stride=4)
     assert steps.episode.tolist() == [0, 0, 1]  # the third is too short for one step
-    assert steps.frames[0].tolist() == list(range(9))
-    assert steps.frames[1].tolist() == [8, 9, 10, 11, 12, 12, 12, 12, 12]
+    assert steps.frame_ids[0].tolist() == list(range(9))
+    assert steps.frame_ids[1].tolist() == [8, 9, 10, 11, 12, 12, 12, 12, 12]
     assert steps.valid.tolist() == [[True, True], [True, False], [True, False]]
     assert steps.commanded[0, :, 0].tolist() == [0 + 1 + 2 + 3, 4 + 5 + 6 + 7]
     assert steps.commanded[0, :, 6].tolist() == [-1.0, 0.5]  # the mean, not the sum
@@ -62,12 +62,12 @@ def test_windows_may_begin_at_every_step_and_at_a_lower_rate(tmp_path):
     write(tmp_path / "calvin")
     video = opened(tmp_path)
     dense = cut_steps(video, num_frames=9, stride=4, every=4)
-    assert dense.frames[dense.episode == 0][:, 0].tolist() == [0, 4, 8]
+    assert dense.frame_ids[dense.episode == 0][:, 0].tolist() == [0, 4, 8]
     slow = cut_steps(video, num_frames=5, stride=4, target_hz=10)
-    assert slow.frames[0].tolist() == [0, 3, 6, 9, 12]
+    assert slow.frame_ids[0].tolist() == [0, 3, 6, 9, 12]
     assert slow.commanded[0, 0, 0] == sum(range(12))
     timed = cut_steps(video, num_frames=5, stride=4, gap_seconds=12 / 30)
-    assert timed.frames.tolist() == slow.frames.tolist()
+    assert timed.frame_ids.tolist() == slow.frame_ids.tolist()
 
 
 def test_a_cache_of_another_draw_is_refused_when_the_data_have_changed(tmp_path):
@@ -75,7 +75,7 @@ def test_a_cache_of_another_draw_is_refused_when_the_data_have_changed(tmp_path)
     opened(tmp_path, episodes=2)
     shutil.rmtree(tmp_path / "calvin")
     write(tmp_path / "calvin", lengths=(13, 6, 3, 5, 7))
-    with pytest.raises(InputError, match=r"cache was made from other episodes than are drawn from .*; delete"):
+    with pytest.raises(InputError, match=r"cache was made from other episodes than are sampled from .*; delete"):
         opened(tmp_path, episodes=2)
 
 

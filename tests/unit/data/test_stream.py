@@ -69,7 +69,7 @@ def windows_of(source: Shelf, *, cut: WindowOptions = CUT) -> Counter[Place]:
         for episode in part
         if isinstance(episode, Episode)
         for start in make_windows(
-            len(episode), num_frames=cut.frames, cache_stride=1, hz=episode.hz, temporal_stride=cut.temporal_stride,
+            len(episode), num_frames=cut.num_frames, cache_stride=1, hz=episode.hz, temporal_stride=cut.temporal_stride,
             target_hz=cut.target_hz, gap_seconds=cut.gap_seconds,
         ).start.tolist()
     )  # fmt: skip
@@ -108,19 +108,25 @@ def epoch_places(stream: ClipStream) -> Counter[Place]:
         lambda parts: any(length > STRIDE for part in parts for length in part)
     ),
     ranks=st.integers(1, 3),
-    lanes=st.integers(1, 3),
+    readers=st.integers(1, 3),
     shuffle_bytes=st.sampled_from((1, 5000, 10**7)),
     unknown=st.booleans(),
     seed=st.integers(0, 3),
 )
 def test_every_window_comes_once_in_an_epoch_over_all_ranks(
-    lengths: list[list[int]], ranks: int, lanes: int, shuffle_bytes: int, unknown: bool, seed: int
+    lengths: list[list[int]], ranks: int, readers: int, shuffle_bytes: int, unknown: bool, seed: int
 ) -> None:
     source = shelf(lengths, unknown=unknown and ranks == 1)
     seen: list[Counter[Place]] = [Counter(), Counter()]
     whole = True
     for rank in range(ranks):
-        options = {"rank": rank, "world_size": ranks, "lanes": lanes, "shuffle_bytes": shuffle_bytes, "seed": seed}
+        options = {
+            "rank": rank,
+            "world_size": ranks,
+            "interleaved_readers": readers,
+            "shuffle_bytes": shuffle_bytes,
+            "seed": seed,
+        }
         try:
             with open_stream(source, **options) as stream:
                 for found in seen:
@@ -205,7 +211,7 @@ def test_pixels_and_masks_are_those_of_the_frame_cache(tmp_path: Path, threads: 
                 number = [episode.episode_id for episode in cache.episodes].index(name)
                 windows = make_windows(8, num_frames=4, cache_stride=1, hz=7.5, temporal_stride=2, target_hz=5.0)
                 which = windows.start.tolist().index(batch.start[row])
-                np.testing.assert_array_equal(batch.pixels[row], cache.read(number, windows.frames[which]))
+                np.testing.assert_array_equal(batch.pixels[row], cache.read(number, windows.frame_ids[which]))
                 assert batch.valid[row].tolist() == windows.valid[which].tolist()
                 assert (batch.instruction[row], batch.hz[row]) == (f"do {name}", 7.5)
                 clips += 1
@@ -290,6 +296,27 @@ def test_a_restore_in_the_same_stream_goes_back(books: Shelf) -> None:
         assert places(stream, 90) == first
 
 
+def test_a_position_of_the_first_release_is_read(books: Shelf) -> None:
+    with open_stream(books) as stream:
+        places(stream, 33)
+        state = stream.state()
+        wanted = places(stream, 50)
+    old = json.loads(json.dumps(state))
+    old["bad"] = old.pop("skipped")
+    old["block"]["lanes"] = old["block"].pop("readers")
+    names = {
+        "frames": "num_frames",
+        "stride_s": "temporal_stride",
+        "gap_s": "gap_seconds",
+        "lanes": "interleaved_readers",
+    }
+    for before, now in names.items():
+        old["made_with"][before] = old["made_with"].pop(now)
+    with open_stream(books) as stream:
+        stream.restore(old)
+        assert places(stream, 50) == wanted
+
+
 def test_a_restore_reads_no_more_than_its_block() -> None:
     source = shelf([[10] * 10] * 20)
     with open_stream(source, shuffle_bytes=20_000) as stream:
@@ -342,10 +369,10 @@ def test_damage_is_named_and_the_rest_is_read_in_every_epoch(caplog: pytest.LogC
     wanted = Counter(
         place for place in windows_of(source) if place[1] != "9" and not (place[1] == "4" and place[2] > 1)
     )
-    with open_stream(source, threads=2, lanes=1) as stream:
+    with open_stream(source, threads=2, interleaved_readers=1) as stream:
         for _ in range(3):
             assert epoch_places(stream) == wanted
-        assert sorted(stream.bad) == [
+        assert sorted(stream.skipped) == [
             "torn, episode 4, frame 6",
             "torn, part-0, episode 1",
             "torn, part-1, episode 2",
@@ -358,9 +385,11 @@ def test_damage_is_named_and_the_rest_is_read_in_every_epoch(caplog: pytest.LogC
 
 def test_too_much_damage_stops_the_run_behind_the_last_good_clip() -> None:
     with open_stream(damaged_shelf(), max_skipped=2, threads=2) as stream:
-        with pytest.raises(InputError, match=r"too many bad images and files: \d where 2 were allowed; the last: "):
+        with pytest.raises(
+            InputError, match=r"too many unreadable images and files: \d where 2 were allowed; the last: "
+        ):
             places(stream, 1000)
-        with pytest.raises(InputError, match="too many bad"):  # and stays stopped
+        with pytest.raises(InputError, match="too many unreadable"):  # and stays stopped
             stream.batch(1)
 
 
@@ -371,7 +400,7 @@ def test_damage_counts_on_after_a_resume() -> None:
     with open_stream(damaged_shelf()) as stream:
         stream.restore(json.loads(json.dumps(state)))
         whole = places(stream, 60)
-        assert len(stream.bad) == 5
+        assert len(stream.skipped) == 5
     with open_stream(damaged_shelf()) as stream:
         epoch_places(stream)
         assert places(stream, 60) == whole
@@ -382,12 +411,12 @@ class Choosy(Shelf):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.bad = SkippedEpisodes(10_000)
+        self.skipped = SkippedEpisodes(10_000)
 
     def read(self, part: int, *, start: int = 0) -> Iterator[Episode]:
         for item in self.content[part][start:]:
             if isinstance(item, InputError):
-                self.bad.add(item)
+                self.skipped.add(item)
             else:
                 yield item
 
@@ -402,7 +431,7 @@ def test_episodes_that_a_source_leaves_out_shift_nothing(ranks: int) -> None:
     for rank in range(ranks):
         with open_stream(source, rank=rank, world_size=ranks, shuffle_bytes=5000) as stream:
             seen += epoch_places(stream)
-            named |= set(stream.bad)
+            named |= set(stream.skipped)
         with open_stream(source, rank=rank, world_size=ranks, shuffle_bytes=5000) as stream:
             places(stream, 30)
             state = stream.state()
@@ -414,19 +443,22 @@ def test_episodes_that_a_source_leaves_out_shift_nothing(ranks: int) -> None:
     assert named == {f"choosy, part-{part}, episode {number}" for part in range(3) for number in (0, 5, 6)}
 
 
-@pytest.mark.parametrize("lanes", [1, 2])
-def test_what_a_source_leaves_out_counts_once_however_many_epochs(lanes: int) -> None:
+@pytest.mark.parametrize("readers", [1, 2])
+def test_what_a_source_leaves_out_counts_once_however_many_epochs(readers: int) -> None:
     bad = InputError("empty")
     parts = [[bad, bad, numbered("choosy", 0, 9), bad, numbered("choosy", 1, 9), bad], [numbered("choosy", 2, 9), bad]]
     source = Choosy("choosy", parts)
-    source.bad = SkippedEpisodes(3)
-    with open_stream(source, lanes=lanes, shuffle_bytes=1) as stream:
+    source.skipped = SkippedEpisodes(3)
+    with open_stream(source, interleaved_readers=readers, shuffle_bytes=1) as stream:
         for _ in range(4):
             assert epoch_places(stream) == windows_of(source)
-        assert len(stream.bad) == 5
-    with open_stream(source, lanes=lanes, max_skipped=4) as stream, pytest.raises(InputError, match="5 where 4 were"):
+        assert len(stream.skipped) == 5
+    with (
+        open_stream(source, interleaved_readers=readers, max_skipped=4) as stream,
+        pytest.raises(InputError, match="5 where 4 were"),
+    ):
         epoch_places(stream)
-    assert source.bad.messages == []
+    assert source.skipped.messages == []
 
 
 def test_a_part_shorter_than_promised_is_named() -> None:
@@ -435,9 +467,9 @@ def test_a_part_shorter_than_promised_is_named() -> None:
             yield from list(super().read(part, start=start))[: max(0, 2 - start)]
 
     source = Short("short", [[numbered("short", number, 9) for number in range(5)]])
-    with open_stream(source, lanes=1) as stream:
+    with open_stream(source, interleaved_readers=1) as stream:
         assert {place[1] for place in epoch_places(stream)} == {"0", "1"}
-        assert "5 episodes were promised" in stream.bad["short, part-0, episode 2"]
+        assert "5 episodes were promised" in stream.skipped["short, part-0, episode 2"]
 
 
 @pytest.mark.parametrize(
@@ -462,7 +494,7 @@ def test_impossible_streams_are_refused(make: Callable[[], Any], message: str) -
 
 
 def test_impossible_options_are_refused() -> None:
-    for options in ({"height": 0}, {"shuffle_bytes": 0}, {"lanes": 0}, {"max_skipped": -1}):
+    for options in ({"height": 0}, {"shuffle_bytes": 0}, {"interleaved_readers": 0}, {"max_skipped": -1}):
         with pytest.raises(ValueError, match=next(iter(options))):
             StreamOptions(CUT, **{"height": 8, "width": 8, **options})
 
@@ -496,7 +528,7 @@ def test_images_held_stay_within_the_shuffle_buffer(threads: int) -> None:
     source = Counted(parts=6, episodes=20, length=10, size=16)
     episode_bytes = 10 * 16 * 16 * 3
     limit = 16 * episode_bytes
-    with open_stream(source, shuffle_bytes=limit, threads=threads, lanes=1) as stream:
+    with open_stream(source, shuffle_bytes=limit, threads=threads, interleaved_readers=1) as stream:
         for _ in range(150):
             stream.batch(8)
         # One episode over for each block, one in the hand of the reader, and those of clips that are under way.
@@ -509,7 +541,7 @@ def test_images_held_stay_within_the_shuffle_buffer(threads: int) -> None:
 def test_images_that_no_window_shows_are_dropped_at_once() -> None:
     source = Counted(parts=2, episodes=40, length=21, size=16)
     cut = WindowOptions(num_frames=2, temporal_stride=1, target_hz=0.5, window_stride=2)  # every tenth frame
-    with open_stream(source, cut=cut, shuffle_bytes=10**9, lanes=1) as stream:
+    with open_stream(source, cut=cut, shuffle_bytes=10**9, interleaved_readers=1) as stream:
         stream.batch(4)
         assert source.alive <= (80 * 3 + 21) * 16 * 16 * 3
 

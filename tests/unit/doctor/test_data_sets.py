@@ -83,7 +83,7 @@ def test_every_format_is_found_and_described(tmp_path):
     }
     assert not any(data_set.problems for data_set in sets.values())
     assert sets["cups"].note == "cameras: top, wrist; image_key chooses"
-    assert sets["videos"].note == "2 of 2 without words"
+    assert sets["videos"].note == "2 of 2 without instruction"
     files = (tmp_path / "a" / "play" / "training").glob("episode_*.npz")
     assert sets["play"].num_bytes == pytest.approx(sum(file.stat().st_size for file in files), rel=0.05)
 

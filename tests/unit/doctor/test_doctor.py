@@ -147,7 +147,7 @@ def test_a_set_that_tells_no_rate_is_shown_at_the_one_that_is_given(tmp_path, mo
 
 def test_the_page_shows_the_images_that_training_would_take_with_their_times(tmp_path):
     write_calvin(tmp_path / "play")
-    options = ClipOptions(count=2, frames=5, gap_seconds=0.4)
+    options = ClipOptions(count=2, num_frames=5, gap_seconds=0.4)
     (sample,) = write_data_report(find_data_sets([tmp_path], depth=1), tmp_path / "out" / "page.html", options)
     first, second = sample.clips
     offsets = clip_offsets(5, temporal_stride=4, hz=30.0, gap_seconds=0.4)
@@ -224,7 +224,7 @@ def test_the_real_bridge_is_shown(shared_dir, tmp_path):
     (sample,) = write_data_report([data_set], tmp_path / "page.html", ClipOptions())
     assert not sample.problem
     assert len(sample.clips) == 3
-    assert all(clip["words"] for clip in sample.clips)
+    assert all(clip["instruction"] for clip in sample.clips)
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""Reverb tables and the windows drawn from them."""
+"""Replays: windows of frames between ingest processes and trainers."""

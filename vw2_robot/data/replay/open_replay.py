@@ -1,11 +1,11 @@
-"""`replay=memory` or `replay=reverb`: one configuration, one line in the program that trains.
+"""The choice of a replay engine by configuration: `replay=memory` or `replay=reverb`.
 
     with open_replay(config.replay, rank=rank, ranks=ranks, seed=config.seed, fill=fill) as replay:
-        batch = decode(replay.sample(32, timeout_seconds=config.replay.timeout_seconds), temporal_stride=4, height=64,
-        width=64)
+        windows = replay.sample(32, timeout_seconds=config.replay.timeout_seconds)
+        batch = decode(windows, temporal_stride=4, height=64, width=64)
 
-`fill(writer)` puts this rank's share of the data into a memory replay, in a thread; a Reverb server is filled by ingest
-processes (`vw2-ingest`) and needs none.
+`fill(writer)` puts this rank's share of the data into a memory replay, in a thread. A Reverb server is filled by ingest
+processes (`vw2-ingest`) instead.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from .windows import Mode, Replay, ReplayWriter
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """Which engine, and what it needs."""
+    """Engine of the replay and its settings."""
 
     engine: Literal["memory", "reverb"] = "memory"
+    """memory: in the trainer's process; reverb: on a server"""
     mode: Mode = "queue"
     """memory: see `vw2_robot.data.replay.windows`; a Reverb server has its own"""
     max_bytes: int = 2**30
@@ -64,11 +65,19 @@ def open_replay(
     fill: Callable[[ReplayWriter], object],
     state: Mapping[str, Any] | None = None,
 ) -> Iterator[Replay]:
-    """Open the replay of one trainer rank, where `Replay.state` of an earlier one says, and close it afterwards.
+    """Open the replay of one trainer rank, and close it afterwards.
+
+    Args:
+        config: engine and settings.
+        rank: of this process.
+        ranks: how many ranks train together.
+        seed: of the order of samples.
+        fill: fills a memory replay; called in a thread, again after each `restore`.
+        state: `Replay.state` of an earlier run, to continue from.
 
     Raises:
         InputError: the server does not fit, a checkpoint is damaged, or its folder is in use.
-        ReplayTimeout: no server.
+        ReplayTimeout: no server was found in time.
     """
     if config.engine == "reverb":
         from .reverb_reader import ReverbReader
@@ -84,7 +93,7 @@ def open_replay(
         return
     path = Path(config.path) / f"rank-{rank}" if config.path is not None else None
     owner = nullcontext() if path is None else lock_folder(path, what="training from a replay")
-    # The thread that fills it waits as long as training may pause: it ends when the replay is closed.
+    # The thread that fills it waits without limit, since training may pause; it ends when the replay is closed.
     forever = threading.TIMEOUT_MAX
     with owner:
         memory = MemoryReplay(

@@ -1,6 +1,6 @@
-"""The server side of a Reverb replay: one process that holds the windows and writes the checkpoints.
+"""The server of a Reverb replay: one process that holds the windows and writes the checkpoints.
 
-See `vw2_robot.data.replay.reverb_tables` for what it holds and docs/scaling.md for how it is started.
+Its tables are described in `vw2_robot.data.replay.reverb_tables`, how to start it in docs/scaling.md.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vw2_robot.storage.files import atomic_folder, read_json, sync_files, verify
 from vw2_robot.storage.locks import lock_folder
 
 from .reverb_tables import (
-    CALL_S,
+    CALL_SECONDS,
     ReplayLayout,
     ServerOptions,
     layout_of,
@@ -40,27 +40,32 @@ class ReplayServer:
 
     It listens on all interfaces of the machine, without a password: Reverb has no other way. See docs/scaling.md.
 
-    Reverb removes its older checkpoint before the newer one is sure to be on disk. So it writes into `path/.reverb`,
-    which nobody relies on, and a thread makes `path/checkpoints/<number>` of each finished one, on disk and with the
-    SHA-256 of its files. Only then the one before it goes, and whoever asked is told (`reverb_tables.store_windows`).
+    Reverb removes its older checkpoint before the newer one is surely on disk. So it writes into the scratch folder
+    `path/.reverb`, and a thread moves each finished checkpoint to `path/checkpoints/<number>`, synchronized to disk and
+    with the SHA-256 of its files. Only then the previous one is removed and the client that requested the checkpoint
+    gets its answer (`reverb_tables.store_windows`).
 
     Args:
-        options: what it offers.
+        options: tables and windows of the server.
         path: folder for checkpoints; the last one is kept.
         port: to listen on.
 
     Raises:
-        InputError: the folder is in use or damaged or holds a replay with other options, or the port is taken.
+        InputError: the folder is in use or damaged or holds a replay with other options, or the port is in use.
     """
 
     def __init__(self, options: ServerOptions, *, path: Path, port: int) -> None:
         reverb, _ = load_reverb()
         path = path.resolve()
-        self.options, self.port = options, port
-        self._scratch, self._folder = path / ".reverb", path / "checkpoints"
+        self.options = options
+        self.port = port
+        self._scratch = path / ".reverb"
+        self._folder = path / "checkpoints"
+        # Everything that was opened is closed in reverse order, also if a later step fails.
         with ExitStack() as closing:
             self._lock = closing.enter_context(lock_folder(path, what="a replay server"))
-            _refuse_taken(port)
+            _check_port(port)
+            # Each start gets a number of its own, stored before clients can connect.
             sessions = 1 + _sessions(path, options)
             stored = self._last_checkpoint()
             write_json(path / "replay.json", {"options": asdict(options), "sessions": sessions}, sealed=True)
@@ -78,7 +83,12 @@ class ReplayServer:
                 ) from error
             closing.callback(server.stop)  # without it Reverb complains when the interpreter ends
             self._client: Any = reverb.Client(f"127.0.0.1:{port}")
-            self._compare()
+            # After a restore the options of the stored tables hold, whatever was requested.
+            found = layout_of(self._client, f"127.0.0.1:{port}", CALL_SECONDS)
+            wanted = ReplayLayout.of_options(options)
+            if found != wanted:
+                raise InputError(f"the restored tables are {found}, requested {wanted}; use another folder")
+            # At the end callbacks run in reverse: set the event, join the thread, stop the server, remove the scratch.
             self._ending = threading.Event()
             thread = threading.Thread(target=self._keep_checkpoints, name="checkpoints", daemon=True)
             thread.start()
@@ -86,33 +96,27 @@ class ReplayServer:
             closing.callback(self._ending.set)
             self._closing = closing.pop_all()
 
-    def _compare(self) -> None:
-        """After a restore the options of the old tables count, whatever was asked for: see that they are the same."""
-        found = layout_of(self._client, f"127.0.0.1:{self.port}", CALL_S)
-        wanted = ReplayLayout.of_options(self.options)
-        if found != wanted:
-            raise InputError(f"the restored tables are {found}, asked for {wanted}; use another folder")
-
     def sizes(self) -> dict[str, int]:
         """Return how many windows each table holds."""
-        tables = self._client.server_info(int(CALL_S))
+        tables = self._client.server_info(int(CALL_SECONDS))
         return {name: tables[name].current_size for name in self.options.tables}
 
     def checkpoint(self, *, timeout_seconds: float) -> str:
-        """Store all tables on disk; return where.
+        """Store all tables on disk; return the folder.
 
         Raises:
             ReplayTimeout: it took longer.
-            InputError: it cannot be written.
+            InputError: the checkpoint cannot be written.
         """
         return store_windows(self._client, f"127.0.0.1:{self.port}", timeout_seconds)
 
     def stop(self, *, timeout_seconds: float | None = None) -> bool:
-        """End the server, and return whether it ended in time.
+        """Stop the server; return whether it stopped in time.
 
-        Reverb does not end while it writes a checkpoint, and holds up the end of the interpreter, too: a process that
-        has no more time must leave by `os._exit`.
+        Reverb does not stop while it writes a checkpoint, and then the interpreter cannot exit either: a process that
+        has no more time must exit by `os._exit`.
         """
+        # In a thread, since the call may block without a time limit.
         thread = threading.Thread(target=self._closing.close, daemon=True)
         thread.start()
         thread.join(timeout_seconds)
@@ -124,7 +128,11 @@ class ReplayServer:
     # --------------------------------------------------------------------------------------------------- checkpoints
 
     def _last_checkpoint(self) -> Path | None:
-        """Return the last checkpoint, each byte of which was compared; remove what a kill left behind."""
+        """Return the last checkpoint, after comparing all its bytes with the manifest; remove incomplete ones.
+
+        Raises:
+            InputError: it is damaged.
+        """
         self._folder.mkdir(exist_ok=True)
         sync_files([self._folder.parent])
         for path in self._folder.iterdir():
@@ -136,14 +144,17 @@ class ReplayServer:
         return stored
 
     def _only_last(self) -> Path | None:
+        """Remove all checkpoints but the last; return that one."""
         found = sorted(path for path in self._folder.iterdir() if re.fullmatch(r"\d{8}", path.name))
         for older in found[:-1]:
             shutil.rmtree(older)
         return found[-1] if found else None
 
     def _keep_checkpoints(self) -> None:
+        """Move each finished checkpoint of Reverb to its folder, and report it in the table `checkpoint`; a thread."""
         notes = self._client.trajectory_writer(1)
         while not self._ending.wait(0.02):
+            # Reverb writes the file DONE last. Only the newest checkpoint matters.
             done = sorted(path.parent for path in self._scratch.glob("*/DONE"))
             if done and (record := self._keep(done[-1])) is not None:
                 write_record(notes, "checkpoint", record)
@@ -151,13 +162,15 @@ class ReplayServer:
         notes.close()
 
     def _keep(self, made: Path) -> dict[str, str] | None:
-        """Put a finished checkpoint of Reverb safely on disk; return what its readers are told.
+        """Move a finished checkpoint of Reverb to `path/checkpoints`; return the record for the clients.
 
         None: Reverb was about to remove it, since there is a newer one.
         """
         last = self._only_last()
-        kept, error = self._folder / f"{1 + int(last.name if last is not None else 0):08}", ""
+        kept = self._folder / f"{1 + int(last.name if last is not None else 0):08}"
+        error = ""
         try:
+            # Renamed into place with all its files on disk: a kill leaves the old checkpoint or the new one.
             with atomic_folder(kept) as folder:
                 made.rename(folder)
                 for name in _REVERB_FILES:
@@ -166,9 +179,9 @@ class ReplayServer:
             self._only_last()
         except FileNotFoundError:
             return None
-        except OSError as problem:
+        except OSError as problem:  # such as a full disk; reported to the client
             error = str(problem)
-        for other in self._scratch.iterdir():  # parts of checkpoints that it could not write
+        for other in self._scratch.iterdir():  # incomplete checkpoints
             if other.name < made.name:
                 shutil.rmtree(other, ignore_errors=True)
         return {"name": made.name, "path": str(kept), "error": error}
@@ -194,11 +207,14 @@ def _sessions(path: Path, options: ServerOptions) -> int:
     return int(old["sessions"])
 
 
-def _refuse_taken(port: int) -> None:
-    """Reverb would share a port with another server in silence, and each would get some of the clients."""
+def _check_port(port: int) -> None:
+    """Refuse a port that is in use.
+
+    Reverb would share it with the other server without an error, and each would get some of the clients.
+    """
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of an ended server do not count
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignore closing connections of a server that ended
         if family == socket.AF_INET6:
             probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         try:

@@ -1,18 +1,18 @@
-"""The tables of a Reverb server, the pattern of a window, connections with time limits. Reverb is imported only here.
+"""The tables of a Reverb server, the pattern of a window, and calls with time limits. Only this file imports Reverb.
 
 Tables of a server:
 
-    queue-<rank>         mode queue: one for each trainer rank; a window is removed when it is drawn, in random order
-    pool                 mode uniform: one for all; sampled with replacement, the oldest goes when it is full
+    queue-<rank>         mode queue: one for each trainer rank; a window is removed when it is sampled, in random order
+    pool                 mode uniform: one for all; sampled with replacement, the oldest is removed when it is full
     progress-<ingest>    the last `Progress` of each ingest process, in the same checkpoint as the windows
-    session-<number>     always empty: one for each start of the server, so that a client can tell one from the next
-    checkpoint           which of the checkpoints that were asked for is the last that is safe on the server's disk
+    session-<number>     always empty: one for each start of the server, so that a client notices a new start
+    checkpoint           the last requested checkpoint that is safely on the server's disk
 
 A window is written by Reverb's structured writer as a pattern over the steps of a padded episode (`window_pattern`), so
 overlapping windows share their frames on the server. Its steps are named as in RLDS: ingest processes cut the windows
-beforehand by the same pattern (`rlds_transformations.py`).
+with the same pattern (`rlds_transformations.py`).
 
-Every call ends: either Reverb's own time limit or a thread that is given up (`within`) bounds it.
+Every call ends in time, either by Reverb's own limit or because it runs in a thread that is abandoned (`within`).
 """
 
 from __future__ import annotations
@@ -41,16 +41,19 @@ from ..step_names import IS_LAST, OBSERVATION
 from .windows import Mode, ReplayTimeout
 
 # T frames of a window
-CALL_S = 10.0  # one small request to a server that is there
+CALL_SECONDS = 10.0  # one small request to a server that is there
 _Answer = TypeVar("_Answer")
 
 
 @functools.cache
 def load_reverb() -> tuple[ModuleType, ModuleType]:
-    """Import Reverb and the TensorFlow below it, quiet and without a GPU.
+    """Import Reverb and its TensorFlow, without warnings and without a GPU.
+
+    Returns:
+        The modules reverb and tensorflow.
 
     Raises:
-        MissingExtraError: it is not installed, or not made for this Python.
+        MissingExtraError: Reverb is not installed, or does not exist for this Python.
     """
     if sys.version_info >= (3, 12) and importlib.util.find_spec("reverb") is None:
         raise MissingExtraError(
@@ -62,15 +65,16 @@ def load_reverb() -> tuple[ModuleType, ModuleType]:
         warnings.simplefilter("ignore", DeprecationWarning)  # it reads TensorFlow's version by distutils
         reverb = require("reverb", extra="replay")
     tf: ModuleType = reverb.trajectory_dataset.tf
-    tf.config.set_visible_devices([], "GPU")
+    tf.config.set_visible_devices([], "GPU")  # otherwise TensorFlow would reserve all its memory
     return reverb, tf
 
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """What a server offers; clients read it from the server."""
+    """Tables and windows of a server; clients read them from the server."""
 
     mode: Mode = "queue"
+    """queue: every window once an epoch; uniform: sampled with replacement"""
     ranks: int = 1
     """trainer ranks"""
     ingests: int = 1
@@ -78,8 +82,9 @@ class ServerOptions:
     num_frames: int = 9
     """T of the windows"""
     temporal_stride: int = 4
+    """frames of a latent step"""
     max_windows: int = 10_000
-    """held at most, over all ranks; one costs about the compressed frames that it does not share with its neighbors"""
+    """limit over all ranks; a window costs about the compressed frames that it does not share with its neighbors"""
 
     def __post_init__(self) -> None:
         for name in ("ranks", "ingests", "temporal_stride"):
@@ -87,7 +92,7 @@ class ServerOptions:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
         if self.num_frames < 2 or self.max_windows < self.ranks:
             raise ValueError(
-                f"frames ({self.num_frames}) must be at least 2, max_windows ({self.max_windows}) at least ranks"
+                f"num_frames ({self.num_frames}) must be at least 2, max_windows ({self.max_windows}) at least ranks"
             )
 
     @property
@@ -102,7 +107,7 @@ class ServerOptions:
 
 
 def step_spec() -> dict[str, Any]:
-    """Return the types of one step: its image, the window that ends here (b"" if none), and for which table it is."""
+    """Return the types of one step: its image, the header of the window that ends here or b"", and its table or 0."""
     _, tf = load_reverb()
     return {
         OBSERVATION: tf.TensorSpec([], tf.string),
@@ -113,9 +118,9 @@ def step_spec() -> dict[str, Any]:
 
 
 def window_pattern(offsets: Sequence[int]) -> Callable[[Any], dict[str, Any]]:
-    """Return the pattern of windows with these offsets [T], for the structured writer and for rlds.
+    """Return the pattern of windows with these frame offsets [T], for the structured writer and for rlds.
 
-    Each frame is a column of its own, since offsets need not be evenly spaced; so all rates have one signature.
+    Each frame is a column of its own, since offsets need not be evenly spaced; so all frame rates have one signature.
     """
 
     def pattern(step: Any) -> dict[str, Any]:
@@ -126,7 +131,7 @@ def window_pattern(offsets: Sequence[int]) -> Callable[[Any], dict[str, Any]]:
 
 
 def wanted_at(table: int, spec: Any) -> Any:
-    """Return the condition, on steps of `spec`, that the window which ends there is for `table` (from 1; 0 is none)."""
+    """Return the condition, on steps of `spec`, that the window which ends there is for `table`, counted from 1."""
     reverb, _ = load_reverb()
     return reverb.structured_writer.Condition.data(spec)["table"] == table
 
@@ -134,12 +139,14 @@ def wanted_at(table: int, spec: Any) -> Any:
 def make_tables(options: ServerOptions, *, session: int) -> list[Any]:
     """Return empty tables for start number `session` of a server, from 1 on.
 
-    A checkpoint is only restored into a server that has all its tables, so those of earlier sessions stay.
+    Reverb restores a checkpoint only into a server that has all its tables, so the tables of earlier sessions stay.
     """
     reverb, _ = load_reverb()
     frames = padded_frames(options.num_frames, options.temporal_stride)
     config = writer_config(tuple(range(frames)), table="any", number=1)
     signature = reverb.structured_writer.infer_signature([config], step_spec())
+    # In a queue the rate limiter blocks a writer while the table is full and a reader while it is empty, and each
+    # window can be sampled once. In a pool only an empty table blocks, and a full one removes its oldest window.
     queue = options.mode == "queue"
     windows = [
         reverb.Table(
@@ -153,6 +160,7 @@ def make_tables(options: ServerOptions, *, session: int) -> list[Any]:
         )
         for name, size in options.tables.items()
     ]
+    # Tables of one JSON record: a new record replaces the old one.
     records = [
         reverb.Table(
             name,
@@ -168,7 +176,7 @@ def make_tables(options: ServerOptions, *, session: int) -> list[Any]:
 
 
 def writer_config(offsets: Sequence[int], *, table: str, number: int) -> Any:
-    """Return how a structured writer fills `table` with the windows that are meant for it."""
+    """Return the configuration with which a structured writer fills `table` with the windows that belong to it."""
     writer = load_reverb()[0].structured_writer
     pattern = writer.pattern_from_transform(step_spec(), window_pattern(offsets))
     return writer.create_config(pattern, table=table, conditions=[wanted_at(number, step_spec())])
@@ -179,7 +187,7 @@ def writer_config(offsets: Sequence[int], *, table: str, number: int) -> Any:
 
 @dataclass(frozen=True)
 class ReplayLayout:
-    """What a client has to know of a server: its window tables with their sizes, ingest processes and T."""
+    """What a client needs to know of a server: its window tables with their sizes, ingest processes and T."""
 
     tables: dict[str, int]
     ingests: int
@@ -187,17 +195,18 @@ class ReplayLayout:
 
     @classmethod
     def of_options(cls, options: ServerOptions) -> ReplayLayout:
-        """Return what a server with these options looks like."""
+        """Return the layout of a server with these options."""
         return cls(options.tables, options.ingests, padded_frames(options.num_frames, options.temporal_stride))
 
 
 def layout_of(client: Any, address: str, timeout_seconds: float) -> ReplayLayout:
-    """Ask a server what it looks like.
+    """Request the layout of a server.
 
     Raises:
         ReplayTimeout: it does not answer.
     """
     info = server_info(client, address, timeout_seconds)
+    # The names and sizes of the tables hold all that a client needs; no other channel is necessary.
     tables = {name: table for name, table in info.items() if name.startswith(("queue-", "pool"))}
     return ReplayLayout(
         tables={name: tables[name].max_size for name in sorted(tables, key=lambda name: (len(name), name))},
@@ -207,7 +216,7 @@ def layout_of(client: Any, address: str, timeout_seconds: float) -> ReplayLayout
 
 
 def server_info(client: Any, address: str, timeout_seconds: float) -> dict[str, Any]:
-    """Ask a server for all facts about its tables.
+    """Request a description of all tables of a server.
 
     Raises:
         ReplayTimeout: it does not answer.
@@ -232,40 +241,42 @@ def read_record(client: Any, table: str, address: str) -> dict[str, Any]:
         ReplayTimeout: the server does not answer.
     """
     samples = within(
-        CALL_S, f"reading {table} at {address}", lambda: list(client.sample(table, 1, emit_timesteps=False))
+        CALL_SECONDS, f"reading {table} at {address}", lambda: list(client.sample(table, 1, emit_timesteps=False))
     )
     record: dict[str, Any] = json.loads(samples[0].data[0][0])
     return record
 
 
 def write_record(writer: Any, table: str, record: dict[str, Any]) -> None:
-    """Put a JSON object into a table that holds one, by a trajectory writer that still has to be flushed."""
+    """Put a JSON object into a table that holds one; the trajectory writer still has to be flushed."""
     writer.append({"record": json.dumps(record).encode()})
     writer.create_item(table, 1.0, {"record": writer.history["record"][-1:]})
 
 
 def store_windows(client: Any, address: str, timeout_seconds: float) -> str:
-    """Let the server store all its tables; return where, once they are safe on its disk.
+    """Let the server store all its tables; return the folder, once they are safely on its disk.
 
     Raises:
         ReplayTimeout: it took longer, or the server ended meanwhile.
         InputError: the server could not write them.
     """
-    what, deadline = f"the checkpoint of the replay at {address}", time.monotonic() + timeout_seconds
-    session = session_of(server_info(client, address, CALL_S))
+    what = f"the checkpoint of the replay at {address}"
+    deadline = time.monotonic() + timeout_seconds
+    session = session_of(server_info(client, address, CALL_SECONDS))
+    # First Reverb writes its checkpoint, then the server moves it to a safe place and names it in its table.
     try:
-        asked = Path(within(timeout_seconds, what, client.checkpoint)).name
+        requested = Path(within(timeout_seconds, what, client.checkpoint)).name
     except ReplayTimeout as error:
-        if isinstance(error.__cause__, (RuntimeError, type(None))):  # the connection broke, or no time is left
+        if isinstance(error.__cause__, (RuntimeError, type(None))):  # the connection is lost, or no time is left
             raise
         raise InputError(f"{what} cannot be written ({error.__cause__}); see to the disk of the server") from error
     while True:
-        info = server_info(client, address, CALL_S)
+        info = server_info(client, address, CALL_SECONDS)
         if session_of(info) != session:
             raise ReplayTimeout(f"{what} failed: the server was started again meanwhile")
         if info["checkpoint"].current_size:
             record = read_record(client, "checkpoint", address)
-            if record["name"] >= asked:  # Reverb names them by the time
+            if record["name"] >= requested:  # Reverb names checkpoints by the time
                 if record["error"]:
                     raise InputError(f"{what} cannot be written ({record['error']}); see to the disk of the server")
                 return str(record["path"])
@@ -278,8 +289,8 @@ def connect(address: str, *, timeout_seconds: float) -> Any:
     """Return a Reverb client of the server at `host:port`, once it listens there.
 
     Raises:
-        InputError: that is no address.
-        ReplayTimeout: nobody listens.
+        InputError: the address is not host:port.
+        ReplayTimeout: no server listens there.
     """
     if not reachable(address, timeout_seconds):
         raise ReplayTimeout(
@@ -292,7 +303,10 @@ def connect(address: str, *, timeout_seconds: float) -> Any:
 
 
 def reachable(address: str, timeout_seconds: float) -> bool:
-    """Whether somebody listens. Asked before gRPC is: that waits ever longer between its own attempts."""
+    """Return whether a server listens there.
+
+    Called before gRPC is used, which waits longer and longer between its own attempts.
+    """
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise InputError(f"expected host:port as the address of a replay server, found {address!r}")
@@ -306,14 +320,23 @@ def reachable(address: str, timeout_seconds: float) -> bool:
 
 
 def within(timeout_seconds: float, what: str, call: Callable[[], _Answer]) -> _Answer:
-    """Return `call()`, which has no time limit of its own."""
+    """Return `call()`, which has no time limit of its own.
+
+    Args:
+        timeout_seconds: limit.
+        what: description of the call for the message.
+        call: runs in a thread, which is abandoned at the limit.
+
+    Raises:
+        ReplayTimeout: it took longer, or raised an error, which is the cause then.
+    """
     answer: list[_Answer] = []
     trouble: list[Exception] = []
 
     def work() -> None:
         try:
             answer.append(call())
-        except Exception as error:  # handed to the caller below
+        except Exception as error:  # raised in the caller below
             trouble.append(error)
 
     thread = threading.Thread(target=work, daemon=True)

@@ -1,8 +1,8 @@
-"""What `rlds.transformations` does for us, on the Pythons that it runs on (3.10 and 3.11, Linux x86-64).
+"""Windows and statistics by `rlds.transformations`, for the Pythons that it supports (3.10 and 3.11, Linux x86-64).
 
-Place in the flow: in the ingest processes of a Reverb replay, which cut windows by the very pattern that Reverb's
-writer follows; and in the statistics of labeled RLDS sets. rlds imports Reverb. Elsewhere numpy does the same:
-`window_frames` of `replay.py` and `mean_and_std` of `statistics.py`, and tests hold the pairs together.
+The ingest processes of a Reverb replay use it to cut windows by the same pattern as Reverb's writer; the statistics of
+labeled RLDS sets use it too. The package rlds imports Reverb. Elsewhere numpy computes the same: `window_frames` of
+`windows.py` and `mean_and_std` of `statistics.py`. Tests compare each pair.
 """
 
 # n windows · T frames of a window · L steps of an episode · A action dims
@@ -30,13 +30,14 @@ def is_installed() -> bool:
 
 
 def window_frames(start: NDArray[np.int64], offsets: tuple[int, ...]) -> NDArray[np.int64]:
-    """Return which steps [n, T] the windows show that begin at `start` [n], each once, for `offsets` [T].
+    """Return the steps [n, T] that the windows show which begin at `start` [n], each once, for `offsets` [T].
 
-    The pattern slides over the numbers of the steps instead of their images: a millisecond an episode, after a second
-    or two for the first one of each rate.
+    The pattern slides over the numbers of the steps instead of their images. This takes a millisecond an episode, after
+    a second or two for the first one of each frame rate.
     """
     if not len(start):
         return np.empty((0, len(offsets)), np.int64)
+    # Steps as `reverb_writer` sends them: a window is marked at its last step, which may lie behind the episode.
     ends = start + offsets[-1]
     steps = np.arange(ends.max() + 1)
     begins = np.full_like(steps, -1)
@@ -47,6 +48,7 @@ def window_frames(start: NDArray[np.int64], offsets: tuple[int, ...]) -> NDArray
         "table": (begins >= 0).astype(np.int64),
         IS_LAST: steps == steps[-1],
     }
+    # The header of a step is the start of its window, to assign the results to `start`.
     found = _sliding(offsets)(columns)
     frames: NDArray[np.int64] = np.stack([column.numpy() for column in found["frames"]], axis=1)
     return frames[np.searchsorted(found["header"].numpy(), start)]
@@ -54,7 +56,7 @@ def window_frames(start: NDArray[np.int64], offsets: tuple[int, ...]) -> NDArray
 
 @functools.cache
 def _sliding(offsets: tuple[int, ...]) -> Callable[[dict[str, NDArray[Any]]], dict[str, Any]]:
-    """Return the function steps -> windows of `window_pattern(offsets)`, as a graph that is made once."""
+    """Return the function steps -> windows of `window_pattern(offsets)`, as a graph that is traced once."""
     _, tf = load_reverb()
     transformations = _load_rlds().transformations
     types = {OBSERVATION: tf.int64, "header": tf.int64, "table": tf.int64, IS_LAST: tf.bool}
@@ -75,11 +77,11 @@ def _sliding(offsets: tuple[int, ...]) -> Callable[[dict[str, NDArray[Any]]], di
     return traced
 
 
-atexit.register(_sliding.cache_clear)  # a graph that outlives TensorFlow's modules complains while Python ends
+atexit.register(_sliding.cache_clear)  # a graph that outlives TensorFlow's modules prints errors at exit
 
 
 def mean_and_std(actions: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return what `statistics.mean_and_std` returns."""
+    """Return mean and standard deviation, see `statistics.mean_and_std`."""
     _, tf = load_reverb()
     values = tf.constant(np.concatenate(actions))
     last = tf.constant(np.concatenate([np.arange(len(episode)) == len(episode) - 1 for episode in actions]))
@@ -94,5 +96,5 @@ def mean_and_std(actions: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.flo
 
 
 def _load_rlds() -> ModuleType:
-    load_reverb()  # sees to the environment that TensorFlow is imported in
+    load_reverb()  # sets up the environment in which TensorFlow is imported
     return require("rlds", extra="replay")

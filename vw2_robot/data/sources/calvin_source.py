@@ -1,8 +1,8 @@
-"""A CALVIN data set as a source for pre-training: images and words, one part per trajectory.
+"""A CALVIN data set as an `EpisodeSource` for pre-training: images and instructions, one part per trajectory.
 
-Works on the published data sets and on what `vw2-record` writes. `trajectories="labeled"` gives the windows that
-carry an instruction, `"recordings"` the whole play in pieces, without words. Images alone are opened, actions never:
-this is the side of the method that needs no labels.
+It reads the published data sets and those of `vw2-record`. `trajectories="labeled"` gives the windows with an
+instruction, `"recordings"` all play data in segments, without instruction. Only images are opened, never actions, since
+pre-training uses no action labels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .calvin_scenes import UNKNOWN
 
 
 class CalvinSource:
-    """An `EpisodeSource`; by default called after its scenes: `calvin_D`, `calvin_ABC`."""
+    """An `EpisodeSource` of CALVIN trajectories; its default name comes from its scenes: `calvin_D`, `calvin_ABC`."""
 
     def __init__(
         self,
@@ -27,7 +27,14 @@ class CalvinSource:
         camera: str = "static",
         name: str | None = None,
     ) -> None:
-        """Read the labels, or the table of recordings, and look that every time step is there.
+        """Read the labels, or the table of recordings, and check that every time step exists.
+
+        Args:
+            path: folder of the data set.
+            split: `training` or `validation`.
+            trajectories: `labeled` windows, or segments of whole `recordings`.
+            camera: `static` or `gripper`.
+            name: of the source.
 
         Raises:
             InputError: the folder, labels or time steps are missing.
@@ -38,7 +45,7 @@ class CalvinSource:
         self.name = name or "_".join(["calvin", "".join(scenes)]).rstrip("_")
 
     def parts(self) -> list[Part]:
-        """One part per trajectory, of one episode."""
+        """Return one part per trajectory, of one episode."""
         return [Part(trajectory.trajectory_id, 1) for trajectory in self.dataset.trajectories]
 
     def read(self, part: int, *, start: int = 0) -> Iterator[Episode]:

@@ -1,20 +1,19 @@
-"""Which format a folder has, and the source that reads it: `open_source(path)` for every kind of data set.
+"""Formats of data sets: recognize the format of a folder and open it as an `EpisodeSource`.
 
     source = open_source("runs/demo/calvin")
     for part in range(len(source.parts())):
         for episode in source.read(part): ...
 
-A format is recognized by what lies in the folder (`FORMATS`), without opening a file; `format=` overrides that. What
-each option means is said in the file of the format; an option that a format has no use for is refused, since it would
-otherwise be ignored in silence. To read a format of one's own, write a class with the three members of
-`episodes.EpisodeSource`; nothing has to be entered here.
+A format is recognized by the files in the folder (`FORMATS`), without opening one; `format=` overrides that. The file
+of each format documents its options; an option that a format does not use is an error. To read another format, write a
+class with the members of `episodes.EpisodeSource`; it need not be registered here.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -38,7 +37,7 @@ FORMATS: dict[Format, str] = {
     "pickle": f"*{' or *'.join(PICKLE_ENDINGS)} (the unpacked copy of Open-X on the Hugging Face Hub)",
     "video": f"*{', *'.join(VIDEO_ENDINGS)}, in it or one folder below",
 }
-"""What each format is recognized by, in the order in which they are looked for."""
+"""format -> files that it is recognized by, in the order in which the formats are tried"""
 _OPTIONS: dict[Format, set[str]] = {
     "rlds": {"split", "image_key", "hz"},
     "lerobot": {"split", "image_key", "name"},
@@ -62,25 +61,26 @@ def open_source(
 
     Args:
         path: its folder, or `gs://...` for an RLDS set.
-        format: a key of `FORMATS`; "auto" looks.
+        format: a key of `FORMATS`; "auto" recognizes it.
         split: RLDS: `train` (default), a slice, or several joined by "+". LeRobot: a split of `meta/info.json`, all
             episodes by default. CALVIN: `training` (default) or `validation`. Videos: a folder in the folder.
         image_key: RLDS, LeRobot, pickle: which camera.
-        hz: RLDS, pickle, videos: frames per second, where the set does not tell or tells wrongly.
+        hz: RLDS, pickle, videos: frames per second, if the data set has no rate or a wrong one.
         trajectories: CALVIN: `labeled` windows (default) or whole `recordings`.
         name: of the source; an RLDS set has its own.
 
     Raises:
-        InputError: no known format, an option that the format has no use for, or whatever the format finds wrong.
+        InputError: the format is not known, does not use an option, or the data set is damaged.
     """
     kind = _format_of(path) if format == "auto" else format
     if kind not in FORMATS:
         raise InputError(f"unknown format {format!r}; known: auto, {', '.join(FORMATS)}")
+    # An option that would be ignored is refused: its effect would be missed later.
     given = {"split": split, "image_key": image_key, "hz": hz, "trajectories": trajectories, "name": name}
     unused = sorted(key for key, value in given.items() if value is not None and key not in _OPTIONS[kind])
     if unused:
         raise InputError(
-            f"{path} is a data set in the format {kind!r}, which has no use for {', '.join(unused)}; it knows: "
+            f"{path} is a data set in the format {kind!r}, which does not use {', '.join(unused)}; its options: "
             f"{', '.join(sorted(_OPTIONS[kind]))}"
         )
     if kind == "rlds":
@@ -88,7 +88,10 @@ def open_source(
     if kind == "lerobot":
         return LeRobotSource(path, split=split, image_key=image_key, name=name)
     if kind == "calvin":
-        return CalvinSource(path, split=_calvin_split(split), trajectories=trajectories or "labeled", name=name)
+        known = next((known for known in get_args(CalvinSplit) if known == (split or "training")), None)
+        if known is None:
+            raise InputError(f"a CALVIN data set has the splits {', '.join(get_args(CalvinSplit))}, found {split!r}")
+        return CalvinSource(path, split=known, trajectories=trajectories or "labeled", name=name)
     if kind == "pickle":
         return PickledOpenXSource(path, image_key=image_key, hz=hz, name=name)
     return VideoFolderSource(Path(path) / split if split is not None else path, hz=hz, name=name)
@@ -101,16 +104,23 @@ def open_training(
     image_key: str | None = None,
     hz: float | None = None,
 ) -> list[EpisodeSource]:
-    """Open what pre-training reads of a data set: these splits, or by default what the format calls training.
+    """Open the splits of a data set for pre-training, by default its training split.
 
-    An RLDS set and one of LeRobot with splits give `train`, CALVIN `training`, pickles and videos everything.
+    The default is `train` for RLDS and for LeRobot with splits, `training` for CALVIN, and everything for pickles and
+    videos.
+
+    Args:
+        path: folder of the data set, or `gs://...` for an RLDS set.
+        splits: names of splits, or None for the default.
+        image_key: see `open_source`.
+        hz: see `open_source`.
 
     Raises:
-        InputError: as `open_source`; a split that the data set has not, or none in the list.
+        InputError: as `open_source`; or the data set does not have a split, or the list is empty.
     """
     kind = _format_of(path)
     if splits is not None and not splits:
-        raise InputError(f"no split of {path} is named; leave splits out for what is there to train on")
+        raise InputError(f"no split of {path} is named; leave splits out for its training split")
     if kind == "rlds":
         return [open_source(path, split="+".join(splits or ("train",)), image_key=image_key, hz=hz)]
     names: Sequence[str | None] = splits or (None,)
@@ -119,7 +129,15 @@ def open_training(
     if kind == "lerobot" and splits is None and "train" in describe_lerobot(path).splits:
         names = ["train"]
     if kind == "video" and splits is None:
-        _warn_of_splits(Path(path))
+        # Folders may be named like splits. All of them are read, so say which were probably meant to be held out.
+        folders = {folder.name for folder in Path(path).iterdir() if folder.is_dir()}
+        if folders & {"train", "training"} and folders & _HELD_OUT_NAMES:
+            _LOG.warning(
+                "all videos in %s are read, those in %s too; name splits (data.splits=[%s]) to leave some out",
+                path,
+                ", ".join(sorted(folders & _HELD_OUT_NAMES)),
+                min(folders & {"train", "training"}),
+            )
     return [open_source(path, split=name, image_key=image_key, hz=hz) for name in names]
 
 
@@ -127,32 +145,29 @@ _CALVIN_NAMES = {"train": "training", "val": "validation"}
 _HELD_OUT_NAMES = {"test", "val", "valid", "validation", "eval"}
 
 
-def _warn_of_splits(path: Path) -> None:
-    """Say so where the folders of a folder of videos are called like splits, and all of them are read."""
-    folders = {folder.name for folder in path.iterdir() if folder.is_dir()}
-    if folders & {"train", "training"} and folders & _HELD_OUT_NAMES:
-        _LOG.warning(
-            "all videos in %s are read, those in %s too; name splits (data.splits=[%s]) to leave some out",
-            path,
-            ", ".join(sorted(folders & _HELD_OUT_NAMES)),
-            min(folders & {"train", "training"}),
-        )
-
-
 def recognize(path: Path) -> Format | None:
-    """Return the format of a folder, or None. A folder that holds a single version of an RLDS set is one, too."""
-    if any(_rlds_folders(path)):
+    """Return the format of a folder, or None; the folder may also be the one above the versions of an RLDS set."""
+    # From the most specific signs to the least.
+    if any(True for pattern in ("", "*/") for _ in path.glob(f"{pattern}features.json")):
         return "rlds"
     if (path / "meta" / "info.json").is_file():
         return "lerobot"
-    if any(_is_calvin_split(path / split) for split in get_args(CalvinSplit)):
-        return "calvin"
+    for folder in (path / split for split in get_args(CalvinSplit)):
+        if (folder / "ep_start_end_ids.npy").is_file() or (folder / "lang_annotations").is_dir():
+            return "calvin"
+        if folder.is_dir() and any(folder.glob("episode_*.npz")):
+            return "calvin"
     if any(file.suffix in PICKLE_ENDINGS for file in path.glob("*")):
         return "pickle"
     return "video" if has_videos(path) else None
 
 
 def _format_of(path: str | os.PathLike[str]) -> Format:
+    """Return the format of a folder or a bucket.
+
+    Raises:
+        InputError: it is not known.
+    """
     if "://" in os.fspath(path):
         return "rlds"
     folder = Path(path)
@@ -160,27 +175,10 @@ def _format_of(path: str | os.PathLike[str]) -> Format:
         raise InputError(f"{folder} is not a folder; expected the folder of a data set")
     found = recognize(folder)
     if found is None:
-        looked_for = "\n".join(f"  {name}: {sign}" for name, sign in FORMATS.items())
+        expected = "\n".join(f"  {name}: {sign}" for name, sign in FORMATS.items())
         inside = sorted(entry.name for entry in folder.iterdir())
         raise InputError(
             f"{folder} is no data set of a known format; it holds {', '.join(inside[:6]) or 'nothing'}"
-            f"{', ...' if len(inside) > 6 else ''}. Looked for:\n{looked_for}"
+            f"{', ...' if len(inside) > 6 else ''}. Looked for:\n{expected}"
         )
     return found
-
-
-def _rlds_folders(path: Path) -> Iterator[Path]:
-    yield from (file.parent for pattern in ("", "*/") for file in path.glob(f"{pattern}features.json"))
-
-
-def _is_calvin_split(folder: Path) -> bool:
-    if (folder / "ep_start_end_ids.npy").is_file() or (folder / "lang_annotations").is_dir():
-        return True
-    return folder.is_dir() and any(folder.glob("episode_*.npz"))
-
-
-def _calvin_split(split: str | None) -> CalvinSplit:
-    for known in get_args(CalvinSplit):
-        if (split or "training") == known:
-            return known
-    raise InputError(f"a CALVIN data set has the splits {', '.join(get_args(CalvinSplit))}, found {split!r}")

@@ -1,13 +1,13 @@
-"""A LeRobotDataset v3.0 as a source: images, words and the rate, read without LeRobot.
+"""A LeRobotDataset v3.0 as an `EpisodeSource`: images, instructions and the frame rate, read without LeRobot.
 
-Layout (interfaces specification, section 2.9): `meta/info.json` describes the set, `meta/episodes/` has one row per
-episode, the images lie in `videos/<camera>/chunk-*/file-*.mp4`, many episodes to a file, or inside
-`data/chunk-*/file-*.parquet`. One such file is one part and is read in one pass; of a video only the stretch from the
-first wanted episode on is decoded. PyArrow is imported here and nowhere else, when a source is opened.
+Layout (interfaces specification, section 2.9): `meta/info.json` describes the data set, `meta/episodes/` has one row
+per episode, and the images are in `videos/<camera>/chunk-*/file-*.mp4`, many episodes to a file, or inside
+`data/chunk-*/file-*.parquet`. One such file is one part and is read in one pass; a video is decoded from the first
+wanted episode on. Only this file imports PyArrow, when a source is opened.
 
-Images out of videos are held as JPEG, those out of parquet as they lie there. Versions 1 and 2 have another layout
-and are refused. Actions and states are not read. An episode with several tasks gets the first one listed, one of more
-than `PIECE_FRAMES` comes in pieces, called `<number>#<first frame>`.
+Images of videos are held as JPEG, those of parquet files as stored. Versions 1 and 2 have another layout and are
+refused. Actions and states are not read. An episode with several tasks gets the first one. An episode of more than
+`SEGMENT_FRAMES` frames comes in segments, called `<number>#<first frame>`.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from vw2_robot.errors import InputError, MissingExtraError, require
 from vw2_robot.storage.files import read_json
 
 from ..episodes import Episode, Part
-from .video_files import HIGHEST_HZ, PIECE_FRAMES, jpegs_at
+from .video_files import HIGHEST_HZ, SEGMENT_FRAMES, jpegs_at
 
 CONVERT = "python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=<user>/<name>"
 MAX_FRAMES = 10**9
-"""Frames of a set, and seconds of a video; 926 hours of 300 Hz. What a damaged table says may be far beyond."""
+"""Limit of the frames of a data set and the seconds of a video, against damaged tables; 926 hours at 300 Hz."""
 MAX_TABLE_BYTES = 2**30
-"""Size of the table of episodes when it is unpacked."""
+"""Limit of the size of the uncompressed table of episodes."""
 _CAMERA_PREFIXES = ("observation.images.", "observation.")
 
 
 @dataclass(frozen=True)
 class LeRobotDescription:
-    """What `meta/info.json` says: `splits` name -> episodes, `cameras` name -> "video" or "image"."""
+    """The content of `meta/info.json`: `splits` name -> episodes, `cameras` name -> "video" or "image"."""
 
     version: str
     hz: float
@@ -47,10 +47,10 @@ class LeRobotDescription:
 
 
 def describe_lerobot(path: str | os.PathLike[str]) -> LeRobotDescription:
-    """Say what a set holds, from its description alone.
+    """Return the description of a data set; reads one small file.
 
     Raises:
-        InputError: another version than v3.0, or a damaged description.
+        InputError: the version is not v3.0, or the description is damaged.
     """
     info = _read_info(Path(path))
     return LeRobotDescription(
@@ -64,9 +64,9 @@ def describe_lerobot(path: str | os.PathLike[str]) -> LeRobotDescription:
 
 @dataclass(frozen=True)
 class _Row:
-    """An episode, or `length` frames of one from frame `first` on.
+    """An episode, or the segment of `length` frames from its frame `first` on.
 
-    Its place is the seconds `start` in a video, or the rows that carry its number in a parquet file.
+    It begins at `start` seconds of a video, or at the rows with its number in a parquet file.
     """
 
     number: int
@@ -81,10 +81,10 @@ class _Row:
         """Return the number, and the first frame if that is not 0."""
         return f"{self.number:06d}#{self.first}" if self.first else f"{self.number:06d}"
 
-    def pieces(self, hz: float) -> Iterator[_Row]:
-        """Cut it to what can be held in memory."""
-        for first in range(0, self.length, PIECE_FRAMES):
-            length = min(PIECE_FRAMES, self.length - first)
+    def segments(self, hz: float) -> Iterator[_Row]:
+        """Yield segments that are short enough to be held in memory."""
+        for first in range(0, self.length, SEGMENT_FRAMES):
+            length = min(SEGMENT_FRAMES, self.length - first)
             is_end = first + length == self.length
             yield _Row(self.number, self.instruction, length, self.start + first / hz, first, is_end)
 
@@ -96,7 +96,7 @@ class _File:
 
 
 class LeRobotSource:
-    """An `EpisodeSource` of which every part is one file of images."""
+    """An `EpisodeSource` whose parts are the files with images."""
 
     def __init__(
         self,
@@ -110,31 +110,35 @@ class LeRobotSource:
 
         Args:
             path: the folder that holds `meta/`.
-            split: one of the set's splits; every episode if None.
-            image_key: the camera, in full (`observation.images.top`) or in short (`top`); may be left out where the
-                set has a single one.
-            name: of the source; the folder's own if None.
+            split: one of the splits of the data set; every episode if None.
+            image_key: the camera, in full (`observation.images.top`) or in short (`top`); may be left out if there is
+                only one.
+            name: of the source; that of the folder if None.
 
         Raises:
-            InputError: another version, an unknown camera or split, a damaged table, a missing file.
+            InputError: the version is not v3.0, camera or split is unknown, the table is damaged, or a file is missing.
         """
         self.path = Path(path)
         self.name = name or self.path.resolve().name
         info = _read_info(self.path)
-        self.hz, cameras = float(info["fps"]), _cameras(info)
+        self.hz = float(info["fps"])
+        cameras = _cameras(info)
         self._camera = _choose_camera(self.path, cameras, image_key)
         self._is_video = cameras[self._camera] == "video"
-        self._files = self._find_files(info, _chosen_episodes(self.path, _splits(info), split))
+        splits = _splits(info)
+        if split is not None and split not in splits:
+            raise InputError(f"{self.path} has no split {split!r}; available: {', '.join(splits) or 'none'}")
+        self._files = self._find_files(info, None if split is None else splits[split])
 
     def parts(self) -> list[Part]:
-        """One part per file of images."""
+        """Return one part per file of images."""
         return [Part(file.path.relative_to(self.path).as_posix(), len(file.rows)) for file in self._files]
 
     def read(self, part: int, *, start: int = 0) -> Iterator[Episode]:
-        """Yield the episodes of one file, in the order in which they lie there.
+        """Yield the episodes of one file, in the order of the file.
 
         Raises:
-            InputError: the file is damaged, or holds less than the table says.
+            InputError: the file is damaged, or holds fewer images than the table lists.
         """
         file = self._files[part]
         rows = file.rows[start:]
@@ -150,16 +154,24 @@ class LeRobotSource:
             yield Episode(self.name, row.episode_id, row.instruction, self.hz, images)
 
     def _find_files(self, info: Mapping[str, Any], chosen: range | None) -> tuple[_File, ...]:
+        """Return the files of images with the episodes in each, from the table of episodes.
+
+        Raises:
+            InputError: the table is damaged, or a file is missing.
+        """
         prefix = f"videos/{self._camera}" if self._is_video else "data"
         columns = ["episode_index", "tasks", "length", f"{prefix}/chunk_index", f"{prefix}/file_index"]
         columns += [f"{prefix}/from_timestamp"] * self._is_video
         files: dict[Path, list[_Row]] = {}
-        total, template = 0, _template(self.path, info, "video_path" if self._is_video else "data_path")
+        total = 0
+        template = _template(self.path, info, "video_path" if self._is_video else "data_path")
         for table, line in _read_episode_table(self.path, columns):
             try:
+                # Images in parquet files have no start time: it is filled with 0.
                 number, tasks, length, chunk, index, start = (*line, 0.0)[:6]
                 row = _Row(int(number), _first_task(tasks), int(length), float(start))
                 place = template.format(video_key=self._camera, chunk_index=int(chunk), file_index=int(index))
+                # A damaged or hostile table must not name files outside the data set.
                 is_inside = all(part != ".." and len(part.encode()) < 256 for part in Path(place).parts)
             except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
                 raise InputError(
@@ -176,8 +188,9 @@ class LeRobotSource:
                     f"{table}, episode {row.number}: {row.length} frames from {row.start} s on; expected at least one "
                     "frame, and a time that is a number from 0 on. Fetch the set again, or leave the episode out"
                 )
+            # Rows of other splits are checked too, but not read.
             if chosen is None or row.number in chosen:
-                files.setdefault(self.path / place, []).extend(row.pieces(self.hz))
+                files.setdefault(self.path / place, []).extend(row.segments(self.hz))
         if not files:
             raise InputError(f"{self.path} holds no episode")
         missing = [path for path in files if not path.is_file()]
@@ -186,6 +199,7 @@ class LeRobotSource:
                 f"{missing[0]} is missing, one of {len(missing)} of {len(files)} files; the download is incomplete:"
                 " fetch the set again"
             )
+        # Episodes in the order of the file, so that one pass reads them all.
         order = (lambda row: row.start) if self._is_video else (lambda row: (row.number, row.first))
         return tuple(_File(path, tuple(sorted(rows, key=order))) for path, rows in sorted(files.items()))
 
@@ -195,11 +209,12 @@ def _pyarrow_parquet() -> ModuleType:
         return require("pyarrow.parquet", extra="lerobot")
     except MissingExtraError:
         raise
-    except ImportError as error:  # such as PyArrow 26 beside NumPy 1, which only says so here
+    except ImportError as error:  # for example PyArrow 26 with NumPy 1
         raise InputError(f'PyArrow cannot be used here ({error}); pip install "pyarrow<26"') from error
 
 
 def _read_info(path: Path) -> dict[str, Any]:
+    """Return the content of `meta/info.json`, after a check of version and types."""
     file = path / "meta" / "info.json"
     if not file.is_file():
         raise InputError(f"{file} does not exist; expected a LeRobotDataset v3.0, a folder that holds meta/")
@@ -222,7 +237,7 @@ def _read_info(path: Path) -> dict[str, Any]:
 
 
 def _template(path: Path, info: Mapping[str, Any], key: str) -> str:
-    """The pattern of the files' names; what else a pattern can say has no place in one, nor have other folders."""
+    """Return the pattern of file names; anything but the known fields, and absolute paths, are refused."""
     template = info.get(key)
     plain = r"(?:[^{}]|\{video_key\}|\{(?:chunk|file)_index(?::0?\d)?d?\})*"
     if not isinstance(template, str) or not re.fullmatch(plain, template) or template.startswith("/"):
@@ -234,48 +249,41 @@ def _template(path: Path, info: Mapping[str, Any], key: str) -> str:
 
 
 def _shown(value: object) -> str:
+    """Return a value for a message, not too long."""
     return repr(value)[:200]
 
 
 def _cameras(info: Mapping[str, Any]) -> dict[str, str]:
     """Return camera -> "video" or "image", without depth maps."""
-    features = {key: value for key, value in info["features"].items() if isinstance(value, dict)}
-    return {
-        key: value["dtype"]
-        for key, value in features.items()
-        if value.get("dtype") in ("video", "image") and not _is_depth(value)
-    }
+    # Depth maps are stored as videos too; writers mark them in one of two places, under one of two names.
+    cameras: dict[str, str] = {}
+    for key, feature in info["features"].items():
+        if isinstance(feature, dict) and feature.get("dtype") in ("video", "image"):
+            details = [feature.get(name) for name in ("video_info", "info")]
+            flags = ("is_depth_map", "video.is_depth_map")
+            if not any(found.get(flag) for found in details if isinstance(found, dict) for flag in flags):
+                cameras[key] = feature["dtype"]
+    return cameras
 
 
-def _is_depth(feature: Mapping[str, Any]) -> bool:
-    about = [feature.get(key) for key in ("video_info", "info")]
-    marks = ("is_depth_map", "video.is_depth_map")
-    return any(bool(found.get(mark)) for found in about if isinstance(found, dict) for mark in marks)
-
-
-def _choose_camera(path: Path, cameras: Mapping[str, str], asked: str | None) -> str:
-    if asked is None and len(cameras) == 1:
+def _choose_camera(path: Path, cameras: Mapping[str, str], image_key: str | None) -> str:
+    """Return the full name of the camera."""
+    if image_key is None and len(cameras) == 1:
         return next(iter(cameras))
+    # The full name first, so that a short name never hides one.
     for prefix in ("", *_CAMERA_PREFIXES):
-        if asked is not None and prefix + asked in cameras:
-            return prefix + asked
+        if image_key is not None and prefix + image_key in cameras:
+            return prefix + image_key
     found = ", ".join(cameras) or "none"
-    if asked is not None or not cameras:
-        raise InputError(f"{path} has no camera {asked or ''!r}; it has: {found}")
+    if image_key is not None or not cameras:
+        raise InputError(f"{path} has no camera {image_key or ''!r}; it has: {found}")
     raise InputError(f"{path} has {len(cameras)} cameras; set image_key to one of: {found}")
 
 
 def _splits(info: Mapping[str, Any]) -> dict[str, range]:
+    """Return name -> episodes of the splits, which info.json stores as "first:end"."""
     found = {name: re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", str(text)) for name, text in info["splits"].items()}
     return {name: range(int(span[1]), int(span[2])) for name, span in found.items() if span}
-
-
-def _chosen_episodes(path: Path, splits: Mapping[str, range], split: str | None) -> range | None:
-    if split is None:
-        return None
-    if split not in splits:
-        raise InputError(f"{path} has no split {split!r}; available: {', '.join(splits) or 'none'}")
-    return splits[split]
 
 
 def _read_episode_table(path: Path, columns: list[str]) -> Iterator[tuple[Path, list[Any]]]:
@@ -290,8 +298,9 @@ def _read_episode_table(path: Path, columns: list[str]) -> Iterator[tuple[Path, 
             absent = [column for column in columns if column not in table.schema_arrow.names]
             if absent:
                 raise InputError(f"{file} has no column {absent[0]}; expected a LeRobotDataset v3.0, fetch it again")
+            # In small batches: a table may be too large for the memory.
             for rows in table.iter_batches(batch_size=256, columns=columns):
-                size += rows.nbytes  # a few bytes can be unpacked to any number of equal ones
+                size += rows.nbytes  # a small compressed file can be huge when uncompressed
                 if size > MAX_TABLE_BYTES:
                     raise InputError(
                         f"{file}: the table of episodes is larger than {MAX_TABLE_BYTES} bytes; fetch it again"
@@ -302,7 +311,7 @@ def _read_episode_table(path: Path, columns: list[str]) -> Iterator[tuple[Path, 
 
 @contextlib.contextmanager
 def _opened(parquet: ModuleType, file: Path) -> Iterator[Any]:
-    """Open a parquet file; whatever PyArrow finds wrong with it, now or while it is read, becomes an InputError."""
+    """Open a parquet file; every error of PyArrow, now or while it is read, becomes an InputError."""
     arrow: type[Exception] = require("pyarrow", extra="lerobot").ArrowException
     try:
         with parquet.ParquetFile(file) as table:
@@ -310,19 +319,17 @@ def _opened(parquet: ModuleType, file: Path) -> Iterator[Any]:
     except InputError:
         raise
     except (arrow, OSError, ValueError, TypeError, LookupError, OverflowError, RuntimeError, MemoryError) as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise InputError(
-            f"{file} is no readable parquet file ({_first_line(error)}); it is damaged or cut short, or its writer was "
+            f"{file} is no readable parquet file ({reason}); it is damaged or cut short, or its writer was "
             "never finalized: write or fetch it again"
         ) from error
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
-
-
 def _first_task(tasks: Any) -> str:
-    words = [tasks] if isinstance(tasks, str | bytes) else tasks or [""]
-    text = words[0].decode("utf-8") if isinstance(words[0], bytes) else words[0]
+    """Return the first task of an episode as its instruction."""
+    found = [tasks] if isinstance(tasks, str | bytes) else tasks or [""]
+    text = found[0].decode("utf-8") if isinstance(found[0], bytes) else found[0]
     if not isinstance(text, str | None):
         raise TypeError(f"its task is {text!r}, not text")
     return (text or "").strip()
@@ -333,8 +340,10 @@ def _stored_images(file: Path, camera: str, rows: tuple[_Row, ...]) -> Iterator[
     stream = _image_rows(file, camera)
     waiting = next(stream, None)
     for row in rows:
+        # Skip episodes of other splits, and frames before the segment.
         while waiting is not None and waiting[:2] < (row.number, row.first):
             waiting = next(stream, None)
+        # The last segment takes all that is left of its episode, so that too many images are noticed as well.
         images: list[bytes] = []
         while waiting is not None and waiting[0] == row.number and (row.is_end or len(images) < row.length):
             images.append(waiting[2])
@@ -345,16 +354,19 @@ def _stored_images(file: Path, camera: str, rows: tuple[_Row, ...]) -> Iterator[
 
 
 def _image_rows(file: Path, camera: str) -> Iterator[tuple[int, int, bytes]]:
-    """Yield the episode's number, the frame's number in it and the stored image of every row."""
-    before, frame = None, 0
+    """Yield for every row the number of the episode, the number of the frame in it, and the stored image."""
+    before = None
+    frame = 0
     with _opened(_pyarrow_parquet(), file) as table:
         for key in ("episode_index", camera):
             if key not in table.schema_arrow.names:
                 raise InputError(f"{file} has no column {key}; fetch the set again")
         for batch in table.iter_batches(batch_size=64, columns=["episode_index", camera]):
             for number, image in zip(batch["episode_index"].to_pylist(), batch[camera].to_pylist(), strict=True):
+                # Hugging Face stores an image as {"bytes", "path"}; without bytes the file lies elsewhere.
                 data = image.get("bytes") if isinstance(image, dict) else image
                 if not isinstance(data, bytes):
                     raise InputError(f"{file}: an image of episode {number} lies outside the file; embed the images")
-                before, frame = number, frame + 1 if number == before else 0
+                frame = frame + 1 if number == before else 0
+                before = number
                 yield int(number), frame, data

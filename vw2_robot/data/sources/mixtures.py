@@ -1,15 +1,16 @@
-"""Mixtures of Open-X data sets: which sets, with which weight, and where each of them lies.
+"""Mixtures of Open-X data sets: the data sets, their weights and their folders.
 
     members = open_mixture("octo", "/data/openx")          # or "openvla", "videoworld2", or a yaml file of your own
-    sources = [(member.open(), member.weight) for member in members]      # what `ClipStream` takes
+    sources = [(member.open(), member.weight) for member in members]      # for `ClipStream`
 
-A weight multiplies the size of a set. `octo` and `openvla` carry the published weights; `videoworld2` holds every set
-of the table that shows the robot from outside, each with weight 1. Your own file is one line for each set, `name:
-weight`. Sets whose only camera is on the wrist are left out unless `wrist_only` is true or your own file names them.
+A weight multiplies the size of a data set. `octo` and `openvla` have the published weights; `videoworld2` holds every
+data set of the table that shows the robot from outside, each with weight 1. A yaml file has one line for each data set,
+`name: weight`. Data sets whose only camera is on the wrist are left out unless `wrist_only` is true or the yaml file
+names them.
 
-Below `root` (a folder or `gs://...`) a set is looked for as `<name or alias>/<version>`, the way the public bucket is
-laid out, so `root="gs://gresearch/robotics"` reads from there. Nothing is downloaded: what is missing is answered in
-one error that holds the copy commands.
+Below `root` (a folder or `gs://...`) a data set is expected at `<name or alias>/<version>`, as in the public bucket, so
+`root="gs://gresearch/robotics"` reads from there. Nothing is downloaded: one error lists all missing data sets with the
+commands that copy them.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ MIXTURES = ("octo", "openvla", "videoworld2")
 
 @dataclass(frozen=True)
 class Member:
-    """One data set of a mixture: its row in the table, the folder of the version to read, and its weight."""
+    """One data set of a mixture: its row in the table, its folder, and its weight."""
 
     source: OpenXSource
     path: str
     weight: float
 
     def open(self, *, splits: Sequence[str] = ("train",), max_skipped: int = 10) -> RldsSource:
-        """Open the set as a source of episodes."""
+        """Open the data set as a source of episodes; arguments as for `RldsSource`."""
         return RldsSource(self.path, splits=splits, source=self.source, max_skipped=max_skipped)
 
 
@@ -49,16 +50,22 @@ def open_mixture(mixture: str | Path, root: str | os.PathLike[str], *, wrist_onl
     Args:
         mixture: one of `MIXTURES`, or a yaml file with `name: weight`.
         root: a folder or a bucket.
-        wrist_only: also use sets whose only camera is on the wrist, where the mixture has them.
+        wrist_only: also use data sets of the mixture whose only camera is on the wrist.
 
     Raises:
-        InputError: no such mixture, a bad weight, or missing data sets (all of them, with copy commands).
+        InputError: there is no such mixture, a weight is not positive, or data sets are missing (the message lists all
+            of them with the commands that copy them).
     """
     where = os.fspath(root).rstrip("/")
     weights = mixture_weights(mixture, wrist_only=wrist_only)
     members: list[Member] = []
     missing: list[OpenXSource] = []
-    for same in _recordings(list(weights)):
+    # Conversions of the same recordings form one group. One of each group is used, the later conversion if it exists.
+    groups: dict[str, list[OpenXSource]] = {}
+    for source in weights:
+        groups.setdefault(source.same_as or source.name, []).insert(0, source)
+    for same in groups.values():
+        # Later conversions come first in their group.
         found = [(source, path) for source in same if (path := find_set(source, where)) is not None]
         if found:
             members.append(Member(*found[0], weights[found[0][0]]))
@@ -75,43 +82,40 @@ def open_mixture(mixture: str | Path, root: str | os.PathLike[str], *, wrist_onl
 
 
 def mixture_weights(mixture: str | Path, *, wrist_only: bool = False) -> dict[OpenXSource, float]:
-    """Return the data sets of a mixture with their weights, wherever they lie."""
+    """Return the data sets of a mixture with their weights, without looking for their folders.
+
+    Raises:
+        InputError: there is no such mixture, or a weight is not positive.
+    """
     if str(mixture) not in MIXTURES:
-        return _read(Path(mixture))
-    weights = {source: _published_weight(source, str(mixture)) for source in all_sources()}
+        return _read_mixture(Path(mixture))
+    weights: dict[OpenXSource, float] = {}
+    for source in all_sources():
+        if str(mixture) == "videoworld2":
+            weights[source] = float(source.left_out is None)
+        else:
+            weights[source] = source.octo_weight if str(mixture) == "octo" else source.openvla_weight
     return {s: weight for s, weight in weights.items() if weight > 0 and (wrist_only or not s.wrist_only)}
 
 
-def _published_weight(source: OpenXSource, mixture: str) -> float:
-    if mixture == "videoworld2":
-        return float(source.left_out is None)
-    return source.octo_weight if mixture == "octo" else source.openvla_weight
-
-
 def find_set(source: OpenXSource, root: str) -> str | None:
-    """Return the folder of a data set below `root`: the version of the table if it is there, else the newest."""
+    """Return the folder of a data set below `root`, or None: the version of the table if it exists, else the newest."""
+
+    def version(folder: str) -> list[int]:
+        # Compared as numbers: 0.10.0 is newer than 0.9.0.
+        numbers = folder.rpartition("/")[2].split(".")
+        return [int(number) for number in numbers] if all(map(str.isdecimal, numbers)) else []
+
     for name in (source.name, *source.aliases):
         found = [file.rpartition("/")[0] for file in list_files(root, f"{name}/*/dataset_info.json")]
         if found:
             usual = [folder for folder in found if folder.endswith(f"/{source.version}")]
-            return usual[0] if usual else max(found, key=_version)
+            return usual[0] if usual else max(found, key=version)
     return None
 
 
-def _version(folder: str) -> tuple[int, ...]:
-    numbers = folder.rpartition("/")[2].split(".")
-    return tuple(int(number) for number in numbers) if all(map(str.isdecimal, numbers)) else ()
-
-
-def _recordings(sources: Sequence[OpenXSource]) -> list[list[OpenXSource]]:
-    """Group conversions of the same recordings; of each group one is used, the later conversion if it is there."""
-    groups: dict[str, list[OpenXSource]] = {}
-    for source in sources:
-        groups.setdefault(source.same_as or source.name, []).insert(0, source)
-    return list(groups.values())
-
-
-def _read(path: Path) -> dict[OpenXSource, float]:
+def _read_mixture(path: Path) -> dict[OpenXSource, float]:
+    """Return the mixture in a yaml file."""
     if not path.is_file():
         raise InputError(f"{path} is neither a mixture ({', '.join(MIXTURES)}) nor a yaml file of name: weight")
     cure = "expected one line for each data set, such as bridge_dataset: 1.0"

@@ -1,12 +1,12 @@
-"""The Open-X data sets as a table: which image, which words, how many frames a second, where to get it.
+"""The table of Open-X data sets: image, instruction, frame rate and origin of each.
 
-The rows are data, in `openx_sources.yaml`; there is no code with `if name ==`. `image_key` and `wrist_key` are names
-inside a step's `observation` (some contain slashes: they are names, not paths); `language_key` is the path from the
-step to the instruction. Rates follow two public conversion tables. Weights are those of the two published mixtures
-("soups") and multiply the size of a data set; 0 means not used there. Interfaces specification: section 9.5.
+The rows are data in `openx_sources.yaml`, not code. `image_key` and `wrist_key` are names inside a step's `observation`
+(some contain slashes: they are names, not paths); `language_key` is the path from the step to the instruction. Rates
+follow two public conversion tables. Weights are those of the two published mixtures and multiply the size of a data
+set; 0 means not used there. Interfaces specification: section 9.5.
 
-A row states what is commonly found; `rlds.RldsSource` checks it against the features of the copy at hand. Only pixels,
-words and rates matter here: actions of foreign robots never enter fine-tuning. Nothing is downloaded.
+A row describes the usual version; `rlds.RldsSource` checks it against the features of the copy on disk. Only images,
+instructions and rates matter here: actions of other robots never enter fine-tuning. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ _TABLE = Path(__file__).with_name("openx_sources.yaml")
 
 @dataclass(frozen=True)
 class OpenXSource:
-    """One data set."""
+    """One data set of the table."""
 
     name: str
     image_key: str
     hz: float | None
-    """None where each episode carries its own rate"""
+    """frames per second; None if each episode stores its own rate"""
     language_key: tuple[str, ...] = STEP_TEXT
     wrist_key: str | None = None
-    """equal to `image_key` where the wrist (or a driving robot's) camera is the only one"""
+    """equal to `image_key` if the wrist camera, or that of a mobile robot, is the only one"""
     octo_weight: float = 0.0
     openvla_weight: float = 0.0
     aliases: tuple[str, ...] = ()
@@ -51,18 +51,18 @@ class OpenXSource:
     """names of the same image in other versions of the set"""
     version: str = "0.1.0"
     url: str | None = None
-    """where the set comes from if it is not in the Open-X bucket; a command of ours for what is recorded"""
+    """origin if the data set is not in the Open-X bucket: an address, or the command that records it"""
     action: str = "unknown"
-    """how seven numbers would be made of the stored action: a key of `action_rules()`"""
+    """how the stored action becomes seven numbers: a key of `action_rules()`"""
     license: str = "unknown"
     same_as: str | None = None
     """another conversion of the same recordings"""
     left_out: str | None = None
-    """why no mixture of ours holds the set"""
+    """why the mixture `videoworld2` does not hold the data set"""
 
     @property
     def wrist_only(self) -> bool:
-        """Whether no camera looks at the robot from outside."""
+        """Whether no camera shows the robot from outside."""
         return self.image_key == self.wrist_key
 
     @property
@@ -91,6 +91,8 @@ def _table() -> dict[str, Any]:
 
 
 def _source(name: str, row: Mapping[str, Any]) -> OpenXSource:
+    """Return a row of the yaml table as an object."""
+    # A data set with a wrist camera only uses that one. A list names the image of other versions, too.
     images = row.get("image", row.get("wrist"))
     image, *others = [images] if isinstance(images, str) else images
     text = row["text"]
@@ -130,24 +132,29 @@ def find_source(name: str) -> OpenXSource:
     if name in known:
         return known[name]
     nearest = difflib.get_close_matches(name.lower(), known, n=4, cutoff=0.5)
-    hint = f"nearest: {', '.join(nearest)}" if nearest else f"known: {', '.join(row.name for row in all_sources())}"
+    suggestion = (
+        f"nearest: {', '.join(nearest)}" if nearest else f"known: {', '.join(row.name for row in all_sources())}"
+    )
     raise InputError(
-        f"{name!r} is not in the table of Open-X sources ({hint}); give image_key and hz for a data set of your own"
+        f"{name!r} is not in the table of Open-X sources ({suggestion}); give image_key and hz for a data set of your "
+        "own"
     )
 
 
 def known_source(name: str) -> OpenXSource | None:
-    """Return the row of a data set, or None for a data set of one's own."""
+    """Return the row of a data set, or None if the table does not have it."""
     return _by_name().get(name)
 
 
 def copy_command(source: OpenXSource, root: str) -> str:
-    """Return the shell command that puts a data set below `root`, where `mixtures.open_mixture` finds it."""
+    """Return the shell command that copies a data set to the place below `root` where `open_mixture` finds it."""
     root = root.rstrip("/")
     if source.url is None:
+        # gsutil copies into a folder only if it exists; buckets have no folders.
         make = "" if "://" in root else f"mkdir -p {root}/{source.name} && "
         return f"{make}gsutil -m cp -r {BUCKET}/{source.name}/{source.version} {root}/{source.name}/"
     if source.url.startswith("https://"):
+        # wget repeats the path of the address below the folder: cut it off.
         above = urlsplit(source.url).path.strip("/").count("/")
         return f'wget -r -np -nH --cut-dirs={above} -R "index.html*" -P {root} {source.url}'
     return f"{source.url} out={root}/{source.name}"

@@ -1,12 +1,12 @@
-"""The pickle copy of Open-X on the Hugging Face Hub (`jxu124/OpenX-Embodiment`), unpacked, as a source.
+"""The unpacked pickle copy of Open-X of the Hugging Face Hub (`jxu124/OpenX-Embodiment`) as an `EpisodeSource`.
 
 One folder per data set, one `.pickle` or `.pkl` file per episode: a dict with `steps` (older: `step`), a list of dicts
 with `observation`, whose image is encoded bytes or an array; or a dict with `obs_images` [T, C, H, W]. Interfaces
 specification, section 9.6.
 
-Reading a pickle runs whatever code it asks for. These are read by the unpickler of `object_arrays`, which knows plain
-containers, numbers, text and NumPy arrays and refuses everything else, torch tensors included. An image that is not
-found is an error that lists what is there; nothing is put in its place.
+Python's own unpickler runs code from the file. These files are read by the unpickler of `object_arrays`, which supports
+plain containers, numbers, text and NumPy arrays and refuses everything else, torch tensors included. A missing image is
+an error that lists the entries of the observation; it is never replaced.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from .openx import known_source
 
 PICKLE_ENDINGS = (".pickle", ".pkl")
 KNOWN_IMAGE_KEYS = ("image", "rgb", "front_rgb", "image_1", "rgb_static", "agentview_rgb", "hand_image")
-"""Looked for in this order, after the image that the table of sources names."""
+"""names that are tried in this order, after the image in the table of sources"""
 _TEXT_KEYS = ("natural_language_instruction", "language_instruction", "instruction")
 
 
 class PickledOpenXSource:
-    """An `EpisodeSource` of which every part is one file and one episode."""
+    """An `EpisodeSource` whose parts are files with one episode each."""
 
     def __init__(
         self,
@@ -50,10 +50,10 @@ class PickledOpenXSource:
             path: the folder of one data set. Its name is looked up in the table of Open-X sources.
             image_key: which image of the observation; overrides the table.
             hz: frames per second; overrides the table.
-            name: of the source, instead of the folder's.
+            name: of the source; that of the folder if None.
 
         Raises:
-            InputError: no such folder, no pickle in it, or a set whose rate is not known.
+            InputError: there is no such folder, it holds no pickle, or the frame rate is not known.
         """
         self.path = Path(path)
         if not self.path.is_dir():
@@ -63,6 +63,7 @@ class PickledOpenXSource:
         self._files = sorted(found, key=lambda file: name_below(self.path, file))
         if not self._files:
             raise InputError(f"{self.path} holds no {' or '.join(PICKLE_ENDINGS)} file; unpack the archives first")
+        # The name of the folder is the name of the data set, which gives rate and image.
         row = known_source(self.name)
         rate = hz if hz is not None else (row.hz if row is not None else None)
         if rate is None or not 0 < rate < math.inf:
@@ -75,14 +76,14 @@ class PickledOpenXSource:
         self._image_keys = (image_key,) if image_key is not None else (*named, *KNOWN_IMAGE_KEYS)
 
     def parts(self) -> list[Part]:
-        """One part per file."""
+        """Return one part per file."""
         return [Part(file.relative_to(self.path).as_posix(), 1) for file in self._files]
 
     def read(self, part: int, *, start: int = 0) -> Iterator[Episode]:
         """Yield the episode of one file.
 
         Raises:
-            InputError: the file is damaged, asks for code, or has another content than expected.
+            InputError: the file is damaged, holds code, or has another content than expected.
         """
         if start > 0:
             return
@@ -91,15 +92,23 @@ class PickledOpenXSource:
         if not isinstance(content, dict):
             raise InputError(f"{file}: expected a dict, found {type(content).__name__}")
         images: tuple[bytes | NDArray[np.uint8], ...]
+        # Two forms: all images in one array with the channels first, or a list of steps.
         if "obs_images" in content:
-            images, text = _stacked(file, content["obs_images"]), _text_of(content)
+            stacked = content["obs_images"]
+            is_array = isinstance(stacked, np.ndarray)
+            if not is_array or stacked.dtype != np.uint8 or stacked.ndim != 4 or stacked.shape[1] != 3:
+                raise InputError(f"{file}: obs_images is {_kind(stacked)}; expected uint8 [T, 3, H, W]")
+            images = tuple(np.ascontiguousarray(np.asarray(image).transpose(1, 2, 0)) for image in stacked)
+            text = _text_of(content)
         else:
             steps = _steps(file, content)
             images = tuple(self._image(file, number, step["observation"]) for number, step in enumerate(steps))
+            # The instruction may be stored in the steps or in their observations; the first that is not empty counts.
             text = next((text for step in steps if (text := _text_of(step) or _text_of(step["observation"]))), "")
         yield Episode(self.name, file.relative_to(self.path).with_suffix("").as_posix(), text, self.hz, images)
 
     def _image(self, file: Path, step: int, observation: Mapping[str, Any]) -> bytes | NDArray[np.uint8]:
+        """Return the image of one step."""
         key, image = next(
             ((key, found) for key in self._image_keys if (found := _entry(observation, key)) is not None), ("", None)
         )
@@ -108,6 +117,7 @@ class PickledOpenXSource:
                 f"{file}, step {step}: no image under {', '.join(dict.fromkeys(self._image_keys))}; the observation"
                 f" holds: {', '.join(sorted(_names(observation)))}. Set image_key to the one that is the image"
             )
+        # Encoded bytes may be wrapped into an array without axes.
         if isinstance(image, np.ndarray) and image.shape == () and image.dtype.kind in "SO":
             image = image.item()
         if isinstance(image, bytes):
@@ -118,7 +128,7 @@ class PickledOpenXSource:
 
 
 def _entry(observation: Mapping[str, Any], key: str) -> Any:
-    """What lies under a key, or under `wrist/rgb` in a dictionary inside; None where nothing does."""
+    """Return the entry under a key, where `wrist/rgb` may be a path into nested dictionaries; None if there is none."""
     node: Any = observation
     for part in (key,) if key in observation else key.split("/"):
         node = node.get(part) if isinstance(node, Mapping) else None
@@ -126,6 +136,7 @@ def _entry(observation: Mapping[str, Any], key: str) -> Any:
 
 
 def _names(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the names of all entries, those of nested dictionaries as `wrist/rgb`."""
     for key, value in node.items():
         if isinstance(value, Mapping) and value:
             yield from _names(value, f"{prefix}{key}/")
@@ -134,6 +145,7 @@ def _names(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _steps(file: Path, content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the steps of an episode, after a check of their form."""
     steps = content.get("steps", content.get("step"))
     if not isinstance(steps, list | tuple) or not steps:
         raise InputError(
@@ -146,18 +158,14 @@ def _steps(file: Path, content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return list(steps)
 
 
-def _stacked(file: Path, images: Any) -> tuple[NDArray[np.uint8], ...]:
-    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        raise InputError(f"{file}: obs_images is {_kind(images)}; expected uint8 [T, 3, H, W]")
-    return tuple(np.ascontiguousarray(np.asarray(image).transpose(1, 2, 0)) for image in images)
-
-
 def _text_of(node: Mapping[str, Any]) -> str:
-    """Return the instruction: text, bytes, or UTF-8 code points padded with zeros; empty where there is none."""
+    """Return the instruction, stored as text, bytes, or UTF-8 code points padded with zeros; "" if there is none."""
     value = next((node[key] for key in _TEXT_KEYS if node.get(key) is not None), "")
+    # Some data sets list several wordings; the first that is not empty is used.
     if isinstance(value, list | tuple) and all(isinstance(entry, str | bytes) for entry in value):
         value = next((entry for entry in value if entry.strip()), "")
     if isinstance(value, np.ndarray):
+        # Language-Table stores its instructions as code points in an integer array.
         integers = value.dtype.kind in "iu"
         value = bytes(value[value > 0].astype(np.uint8)) if integers else value.item() if value.size == 1 else ""
     if isinstance(value, bytes):
@@ -166,4 +174,5 @@ def _text_of(node: Mapping[str, Any]) -> str:
 
 
 def _kind(value: Any) -> str:
+    """Return type or dtype and shape of a value for a message."""
     return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__

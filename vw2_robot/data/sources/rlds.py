@@ -1,16 +1,17 @@
-"""RLDS data sets, on disk or in a bucket, as parts of compressed episodes.
+"""Reader of RLDS data sets, on disk or in a bucket, as an `EpisodeSource` of compressed episodes.
 
-The entrance of the flow: Open-X folders -> episodes -> clips. Folders are found and opened in `rlds_builder`. Images
-stay JPEG/PNG bytes, and only the chosen camera, the words and the rate leave a record. A part is a file, read from
-front to back. Interfaces specification: sections 9.1 to 9.4.
+It is the first step of the flow: Open-X folders -> episodes -> clips. `rlds_builder` finds and opens folders. Images
+stay JPEG/PNG bytes, and only the chosen camera, the instruction and the frame rate are read from a record. A part is a
+file, read from front to back. Interfaces specification: sections 9.1 to 9.4.
 
-Episodes come in file order and are called `<split>/<position>`, the position in the whole split also where a slice of
-it is read: an episode has one name, however it was asked for. What is needed of a set (image, words, rate) comes
-from the arguments, then from the episode's own metadata, then from the table in `openx`, and is checked against the
-features of the copy at hand.
+Episodes come in file order and are called `<split>/<position>`. The position counts in the whole split, also where only
+a slice of it is read, so the name of an episode does not depend on the slice. Image, instruction and rate of a data set
+come from the arguments, then from the episode's own metadata, then from the table in `openx`, and are checked against
+the features of this copy.
 
-Actions of foreign robots never enter an episode, so no step is left out: neither a first one with an empty action nor
-the last one, whose action means nothing; their images are real. `read_numbers` reads them apart, for judging codes.
+Actions of other robots never enter an episode, so every step is used: also a first one with an empty action and the
+last one, whose action means nothing, since their images are real. `read_numbers` reads actions separately, to evaluate
+codes.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ from .rlds_builder import (
 
 
 @dataclass(frozen=True)
-class _Piece:
+class _ShardSlice:
     """Episodes `skip` to `skip + take` of one file; `first` is the position of the first of them in the whole split."""
 
     split: str
@@ -58,31 +59,33 @@ class _Piece:
     skip: int
     take: int
     in_file: int
+    """how many episodes the whole file holds"""
     first: int
 
     @property
     def name(self) -> str:
-        """Return the split and the file, with the slice of it where it is not read as a whole."""
+        """Return the split and the file, with the slice if the file is not read as a whole."""
         cut = f"[{self.skip}:{self.skip + self.take}]" if self.take < self.in_file else ""
         return f"{self.split}/{self.file.rpartition('/')[2]}{cut}"
 
 
 class RldsSource:
-    """An RLDS data set as an `EpisodeSource`: a part is a shard (or the piece of one that a slice leaves).
+    """An RLDS data set as an `EpisodeSource`; a part is a shard, or the slice of one.
 
-    Opening reads two small json files, in a local folder without TensorFlow. Pickled, it is paths and numbers.
+    Opening reads two small json files, in a local folder without TensorFlow. A pickled source holds paths and numbers
+    only.
 
     Args:
         path: the folder with `dataset_info.json`, or one above it if it holds a single version; may be `gs://...`.
         splits: names (`train`) or TFDS slices (`train[:100]`).
-        source: the row of the table; looked up by the set's own name if None.
+        source: the row of the Open-X table; looked up by the name of the data set if None.
         image_key: which image of the observation; overrides the table.
         hz: frames per second; overrides the episode's metadata and the table.
-        max_skipped: empty or unreadable episodes are named in the log, counted in `bad` and skipped; one more than this
-            stops the run.
+        max_skipped: empty or unreadable episodes are named in the log, counted in `skipped` and left out; one more than
+            this stops the run.
 
     Raises:
-        InputError: at once for a wrong folder, split, image or rate.
+        InputError: folder, split, image or rate is wrong.
     """
 
     def __init__(
@@ -95,14 +98,16 @@ class RldsSource:
         hz: float | None = None,
         max_skipped: int = 10,
     ) -> None:
+        # The builder is not kept, so that a pickled source is paths and numbers; opening it again is cheap.
         builder, self.path = open_builder(path)
         self.name: str = builder.info.name
         source = source or known_source(self.name)
-        self._pieces = tuple(piece for split in splits for piece in _pieces(builder, self.path, split))
+        self._shards = tuple(shard for split in splits for shard in _shard_slices(builder, self.path, split))
         usual = source.image_keys if source is not None else ()
         self.image_key = choose_image_key(builder, self.path, (image_key,) if image_key is not None else usual)
         self._image_path = image_path(builder, self.path, self.image_key)
         self.language_key = find_language_key(builder, self.path, source)
+        # An explicit rate wins, then the one stored in each episode, then the table.
         rate = hz if hz is not None else (source.hz if source is not None else None)
         stored = hz is None and child(child(builder.info.features, EPISODE), "hz") is not None
         if not stored and (rate is None or not 0 < rate < math.inf):
@@ -111,19 +116,19 @@ class RldsSource:
                 "(data.hz=5)"
             )
         self.hz = None if stored or rate is None else float(rate)
-        """frames per second; None where each episode carries its own"""
-        self.bad = SkippedEpisodes(max_skipped)
+        """frames per second; None where each episode stores its own"""
+        self.skipped = SkippedEpisodes(max_skipped)
         self._random_access = builder.info.file_format.value == "array_record"
         if self._random_access and "://" in self.path:
             raise InputError(f"{self.path} holds array_record files, which are read from disk only: copy the data set")
         self._parse: Callable[[bytes], dict[str, Any]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_parse": None}  # made again where it is used
+        return {**self.__dict__, "_parse": None}  # a TensorFlow function cannot be pickled; it is made again
 
     def parts(self) -> Sequence[Part]:
         """All files in the order of splits and shards."""
-        return [Part(piece.name, piece.take) for piece in self._pieces]
+        return [Part(shard.name, shard.take) for shard in self._shards]
 
     def read(self, part: int, *, start: int = 0) -> Iterator[Episode]:
         """Yield the episodes of one file from number `start` on, images still compressed.
@@ -132,81 +137,98 @@ class RldsSource:
             InputError: the file is missing, cut off or corrupted, or too many of its episodes are unusable.
         """
         tf, _ = load_tensorflow()
-        piece = self._pieces[part]
-        stream = self._examples(piece, start)
-        for number in range(start, piece.take):
-            name = f"{piece.split}/{piece.first + number:06d}"
+        shard = self._shards[part]
+        if self._parse is None:
+            self._parse = self._parser()
+        stream = map(self._parse, self._records(shard, start))  # unlike a generator, continues after a damaged record
+        for number in range(start, shard.take):
+            name = f"{shard.split}/{shard.first + number:06d}"
             try:
                 episode = self._episode(name, next(stream))
             except InputError as error:
-                self.bad.add(error)
-            except tf.errors.InvalidArgumentError as error:  # a sound record with other contents than announced
-                self.bad.add(InputError(f"{self.path}, episode {name} is not as in features.json: {first_line(error)}"))
+                self.skipped.add(error)
+            except tf.errors.InvalidArgumentError as error:  # an intact record whose content does not fit the features
+                self.skipped.add(
+                    InputError(f"{self.path}, episode {name} is not as in features.json: {first_line(error)}")
+                )
             except (tf.errors.OpError, StopIteration) as error:
-                raise _damaged(piece, number, error) from error
+                raise _damaged(shard, number, error) from error
             else:
                 yield episode
 
     def read_numbers(
         self, part: int, keys: Sequence[tuple[str, ...]], *, start: int = 0
     ) -> Iterator[tuple[str, tuple[NDArray[Any], ...]]]:
-        """Yield episode by episode its name and what lies at `keys` in its steps, such as `("action",)`: each [T, ...].
+        """Yield the name of each episode and arrays of its steps.
 
-        For files that `read` has found sound; names and order are its own, unusable episodes come, too.
+        Use it for files that `read` has read without an error. Names and order are those of `read`, but episodes that
+        `read` skips are included.
+
+        Args:
+            part: index of the file.
+            keys: places in a step, such as `("action",)`; each gives one array [T, ...].
+            start: number of the first episode in the file.
 
         Raises:
             InputError: the steps have no such entry.
         """
         tf, tfds = load_tensorflow()
-        step, piece = step_features(open_builder(self.path)[0], self.path), self._pieces[part]
+        step = step_features(open_builder(self.path)[0], self.path)
+        shard = self._shards[part]
         for key in keys:
             if functools.reduce(child, key, step) is None:
                 raise InputError(f"{self.path}: the steps of {self.name!r} have no {'/'.join(key)}")
         features = tfds.features.FeaturesDict({STEPS: tfds.features.Dataset(entries(step, keys))})
         check_shapes(features, self.path)
-        records = self._records(piece, start)
-        for number in range(start, piece.take):
+        records = self._records(shard, start)
+        for number in range(start, shard.take):
             try:
                 record = tf.constant(next(records))
                 found = features.deserialize_example(record, decoders={STEPS: tfds.decode.SkipDecoding()})
             except (tf.errors.OpError, StopIteration) as error:
-                raise _damaged(piece, number, error) from error
+                raise _damaged(shard, number, error) from error
             values = (functools.reduce(lambda node, name: node[name], key, found[STEPS]).numpy() for key in keys)
-            yield f"{piece.split}/{piece.first + number:06d}", tuple(values)
+            yield f"{shard.split}/{shard.first + number:06d}", tuple(values)
 
-    def _examples(self, piece: _Piece, start: int) -> Iterator[Mapping[str, Any]]:
-        """Parse nothing but the wanted fields of the records of one file; images and texts stay bytes."""
-        if self._parse is None:
-            self._parse = self._parser()
-        return map(self._parse, self._records(piece, start))  # unlike a generator, goes on after a bad record
-
-    def _records(self, piece: _Piece, start: int) -> Iterator[bytes]:
+    def _records(self, shard: _ShardSlice, start: int) -> Iterator[bytes]:
+        """Return the records of a file from number `start` of its slice on, unparsed."""
         tf, tfds = load_tensorflow()
         if not self._random_access:
             # Not tf.data: it takes 15 ms to open a file and never frees the graph that it makes for each.
-            everything = map(tf.compat.v1.io.tf_record_iterator, [piece.file])  # opens it when the first is asked for
-            records = itertools.chain.from_iterable(everything)
-            checked = map(lambda _, record: record, _fitting_lengths(tf, piece.file), records)
-            return itertools.islice(checked, piece.skip + start, piece.skip + piece.take)
+            opened = map(tf.compat.v1.io.tf_record_iterator, [shard.file])  # lazy: opens it for the first record
+            records = itertools.chain.from_iterable(opened)
+            # The length of each record is checked before TensorFlow reads the record.
+            checked = map(lambda _, record: record, _record_lengths(tf, shard.file), records)
+            return itertools.islice(checked, shard.skip + start, shard.skip + shard.take)
 
         @functools.cache
         def source() -> Any:
             method = tfds.decode.DeserializeMethod.RAW_BYTES
-            return open_builder(self.path)[0].as_data_source(split=piece.split, deserialize_method=method)
+            return open_builder(self.path)[0].as_data_source(split=shard.split, deserialize_method=method)
 
         def record(number: int) -> bytes:
             try:
-                found: bytes = source()[piece.first + number]
+                found: bytes = source()[shard.first + number]
             except (RuntimeError, ValueError, OSError) as error:
                 raise tf.errors.DataLossError(None, None, str(error)) from error
             return found
 
-        return map(record, range(start, piece.take))
+        return map(record, range(start, shard.take))
 
     def _parser(self) -> Callable[[bytes], dict[str, Any]]:
-        """Return the function record -> images, words, rate; made once, since tracing takes long."""
+        """Return the function record -> images, text, rate; made once, since tracing takes long."""
         tf, tfds = load_tensorflow()
-        features = self._wanted_features(tfds, open_builder(self.path)[0])
+        builder, _ = open_builder(self.path)
+        # Only one camera, the text and the rate: other fields are never copied.
+        text_keys = () if self.language_key is None else (self.language_key,)
+        episode_keys = [path for path in text_keys if path[0] == EPISODE]
+        episode_keys += [(EPISODE, "hz")] if self.hz is None else []
+        step_keys = (self._image_path, *(path for path in text_keys if path[0] != EPISODE))
+        wanted = entries(step_features(builder, self.path), step_keys)
+        features = tfds.features.FeaturesDict(
+            {STEPS: tfds.features.Dataset(wanted), **entries(builder.info.features, episode_keys)}
+        )
+        check_shapes(features, self.path)
 
         def parse(record: Any) -> dict[str, Any]:
             example = features.deserialize_example(record, decoders={STEPS: tfds.decode.SkipDecoding()})
@@ -218,26 +240,15 @@ class RldsSource:
                 found["hz"] = example[EPISODE]["hz"]
             return found
 
+        # With this signature the graph is traced once for all records.
         traced = tf.function(parse, input_signature=[tf.TensorSpec((), tf.string)])
         return lambda record: {key: value.numpy() for key, value in traced(tf.constant(record)).items()}
-
-    def _wanted_features(self, tfds: ModuleType, builder: Any) -> Any:
-        """Return the features with one camera, the words and the rate: other cameras are never copied."""
-        whole, step = builder.info.features, step_features(builder, self.path)
-        words = () if self.language_key is None else (self.language_key,)
-        about = [path for path in words if path[0] == EPISODE]
-        about += [(EPISODE, "hz")] if self.hz is None else []
-        wanted = entries(step, (self._image_path, *(path for path in words if path[0] != EPISODE)))
-        example: dict[str, Any] = {STEPS: tfds.features.Dataset(wanted), **entries(whole, about)}
-        features = tfds.features.FeaturesDict(example)
-        check_shapes(features, self.path)
-        return features
 
     def _episode(self, name: str, example: Mapping[str, Any]) -> Episode:
         images = tuple(example["images"])
         try:
             hz = float(np.ravel(example["hz"])[0]) if self.hz is None else self.hz
-        except (ValueError, TypeError, IndexError):  # a rate that is no number
+        except (ValueError, TypeError, IndexError):  # the rate is not a number
             hz = math.nan
         if not images or not 0 < hz < math.inf:
             raise InputError(
@@ -256,7 +267,20 @@ def read_rlds(
     start: int = 0,
     max_skipped: int = 10,
 ) -> Iterator[Episode]:
-    """Yield the episodes of one split in file order, from number `start` on; see `RldsSource` for the arguments."""
+    """Yield the episodes of one split in file order.
+
+    Args:
+        path: see `RldsSource`, as for the others.
+        split: a name or a TFDS slice.
+        source: the row of the Open-X table.
+        image_key: which image.
+        hz: frames per second.
+        start: number of the first episode that is read.
+        max_skipped: unusable episodes before the run stops.
+
+    Raises:
+        InputError: at the call for wrong arguments, later for damaged files.
+    """
     data = RldsSource(path, splits=(split,), source=source, image_key=image_key, hz=hz, max_skipped=max_skipped)
 
     def episodes() -> Iterator[Episode]:
@@ -270,7 +294,8 @@ def read_rlds(
     return episodes()
 
 
-def _pieces(builder: Any, folder: str, split: str) -> Iterator[_Piece]:
+def _shard_slices(builder: Any, folder: str, split: str) -> Iterator[_ShardSlice]:
+    """Yield the files of a split, or the slices of them that belong to a slice of the split."""
     try:
         instructions = builder.info.splits[split].file_instructions
     except (KeyError, ValueError) as error:
@@ -284,23 +309,26 @@ def _pieces(builder: Any, folder: str, split: str) -> Iterator[_Piece]:
         place |= {whole.basename(): (name, begin) for whole, begin in zip(wholes, begins, strict=False)}
     for instruction in instructions:
         whole_split, first = place[instruction.basename()]
-        file, skip = f"{folder}/{instruction.basename()}", int(instruction.skip)
-        yield _Piece(whole_split, file, skip, instruction.take, instruction.examples_in_shard, first + skip)
+        file = f"{folder}/{instruction.basename()}"
+        skip = int(instruction.skip)
+        yield _ShardSlice(whole_split, file, skip, instruction.take, instruction.examples_in_shard, first + skip)
 
 
-def _fitting_lengths(tf: ModuleType, file: str) -> Iterator[int]:
-    """Yield the length of each record of a TFRecord file, before TensorFlow reads it.
+def _record_lengths(tf: ModuleType, file: str) -> Iterator[int]:
+    """Yield the length of each record of a TFRecord file.
 
-    TensorFlow makes room for what a length says, and ends the process where there is not so much memory.
+    TensorFlow allocates as much memory as a length says, and ends the process if that fails. So a damaged length must
+    be found before TensorFlow reads the record.
 
     Raises:
         tf.errors.DataLossError: the record would end behind the file.
     """
     with tf.io.gfile.GFile(file, "rb") as stream:
-        size, position = stream.size(), 0
+        size = stream.size()
+        position = 0
         while len(header := stream.read(8)) == 8:
             length = int.from_bytes(header, "little")
-            position += 16 + length  # itself, its checksum, the record, its checksum
+            position += 16 + length  # the length and its checksum, the record and its checksum
             if position > size:
                 raise tf.errors.DataLossError(None, None, f"a record of {length} bytes in a file of {size}")
             yield length
@@ -322,12 +350,12 @@ def _text(values: NDArray[Any] | bytes | None) -> str:
     return next((text.decode("utf-8", errors="replace").strip() for text in texts if text.strip()), "")
 
 
-def _damaged(piece: _Piece, number: int, error: Exception) -> InputError:
+def _damaged(shard: _ShardSlice, number: int, error: Exception) -> InputError:
     advice = "copy or download the file again, or use a slice of the split that leaves it out"
-    found = piece.skip + number
+    found = shard.skip + number
     if isinstance(error, StopIteration):
         return InputError(
-            f"{piece.file} holds no more than {found} episodes, dataset_info.json says {piece.in_file}; {advice}"
+            f"{shard.file} holds no more than {found} episodes, dataset_info.json says {shard.in_file}; {advice}"
         )
     reason = type(error).__name__
-    return InputError(f"{piece.file} is damaged after {found} of {piece.in_file} episodes ({reason}); {advice}")
+    return InputError(f"{shard.file} is damaged after {found} of {shard.in_file} episodes ({reason}); {advice}")

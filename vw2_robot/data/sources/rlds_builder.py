@@ -1,11 +1,11 @@
-"""RLDS data sets as they lie in a folder or a bucket: finding and opening one, and naming its image and its words.
+"""RLDS data sets in a folder or a bucket: open one, and find its images and its instruction.
 
-TensorFlow and TFDS are imported here and nowhere else, when a function is called; they see no GPU, so torch keeps it. A
-data set is opened from its folder (`builder_from_directory`), never by name, so nothing touches the network unless the
-path says so (`gs://...`). Episodes are read in `rlds`. Interfaces specification: sections 9.1 to 9.3.
+Only this file imports TensorFlow and TFDS, when a function is called; they see no GPU, so that torch keeps it. A data
+set is opened from its folder (`builder_from_directory`), never by name, so the network is used only if the path says so
+(`gs://...`). `rlds` reads the episodes. Interfaces specification: sections 9.1 to 9.3.
 
-A description may name any Python class, and TFDS imports the module of one that it does not know: such descriptions
-are refused before TFDS sees them. Those that we wrote are compared with their `manifest.json`.
+A description may name any Python class, and TFDS imports the module of a class that it does not know. Such descriptions
+are refused before TFDS reads them. Descriptions that this package wrote are compared with their `manifest.json`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .openx import OBSERVATION_TEXT, STEP_TEXT, OpenXSource, known_source
 
 DESCRIPTION = ("dataset_info.json", "features.json")
 MAX_ENTRIES = 2**28
-"""Numbers in one entry of a step, four images of 4096 x 4096 or a gigabyte of floats."""
+"""Limit of the numbers in one entry of a step: five images of 4096 x 4096, or a gigabyte of floats."""
 COPY_AGAIN = "copy the data set again"
 
 EPISODE = "episode_metadata"
@@ -44,21 +44,21 @@ EPISODE_TEXTS = ("language_instruction", "natural_language_instruction", "instru
 
 @functools.cache
 def load_tensorflow() -> tuple[ModuleType, ModuleType]:
-    """Import TensorFlow and TFDS, quiet and without a GPU."""
+    """Return the modules tensorflow and tensorflow_datasets, imported without log messages and without a GPU."""
     tfds = _load_tfds()
     prepare_tensorflow()
     tf = require("tensorflow", extra="openx")
     tf.config.set_visible_devices([], "GPU")
-    tf.get_logger().setLevel("ERROR")  # the reader of record files is called deprecated since 2.0, and is in 2.15
+    tf.get_logger().setLevel("ERROR")  # TensorFlow warns that its reader of record files is deprecated
     return tf, tfds
 
 
 def prepare_tensorflow() -> None:
-    """See to it that TensorFlow can be imported next, quietly, and leaves nothing in the working directory.
+    """Prepare the import of TensorFlow: no log messages, no files in the working directory, torch first.
 
-    TensorFlow 2.21 must come after a CUDA build of torch. Before it, torch finds no GPU (TensorFlow's stand-in for the
-    CUDA runtime answers), and triton, which torch brings and imports late, ends the process with a segmentation fault
-    (each has an LLVM of its own).
+    TensorFlow 2.21 must be imported after a CUDA build of torch. Otherwise torch finds no GPU (it gets TensorFlow's
+    stub of the CUDA runtime), and triton, which torch imports late, ends the process with a segmentation fault (both
+    contain LLVM).
     """
     if os.path.expanduser("~") == "~":  # noqa: PTH111 - pathlib raises here: neither HOME nor an entry for the user
         os.environ.setdefault("KERAS_HOME", os.devnull)  # Keras would make a folder called ~
@@ -69,17 +69,17 @@ def prepare_tensorflow() -> None:
 
 
 def _load_tfds() -> ModuleType:
-    """Import TFDS alone: it opens a local data set without TensorFlow, which costs half a gigabyte and seconds."""
+    """Import TFDS alone: it opens a local data set without TensorFlow, which takes half a gigabyte and seconds."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("NO_GCE_CHECK", "true")  # otherwise TFDS looks for a cloud machine's metadata server
+    os.environ.setdefault("NO_GCE_CHECK", "true")  # otherwise TFDS searches for the metadata server of a cloud machine
     if importlib.util.find_spec("tensorflow") is None:
-        require("tensorflow", extra="openx")  # say so now, not when the first episode is read
+        require("tensorflow", extra="openx")  # fail now, not when the first episode is read
     return require("tensorflow_datasets", extra="openx")
 
 
 @dataclass(frozen=True)
 class RLDSDescription:
-    """What lies in a folder: `splits` name -> episodes, `image_keys` name -> (H, W), `hz` as in the table or None."""
+    """A data set on disk: `splits` name -> episodes, `image_keys` name -> (H, W), `hz` as in the table or None."""
 
     path: str
     name: str
@@ -92,7 +92,7 @@ class RLDSDescription:
 
 
 def describe_rlds(path: str | os.PathLike[str]) -> RLDSDescription:
-    """Open a data set folder and say what is in it, without reading an episode."""
+    """Return a description of a data set folder, without reading an episode."""
     builder, folder = open_builder(path)
     name = builder.info.name
     source = known_source(name)
@@ -113,28 +113,27 @@ def open_builder(path: str | os.PathLike[str]) -> tuple[Any, str]:
     tfds = _load_tfds()
     folder = _version_folder(os.fspath(path).rstrip("/") or "/")
     try:
-        return (_open_remote if "://" in folder else _open_local)(tfds, folder), folder
+        if "://" not in folder:
+            return _open_local(tfds, folder), folder
+        # Open a local copy of the description: TFDS by itself knows fewer kinds of paths than TensorFlow.
+        with tempfile.TemporaryDirectory() as local:
+            for name in DESCRIPTION:
+                load_tensorflow()[0].io.gfile.copy(f"{folder}/{name}", f"{local}/{name}")
+            return _open_local(tfds, local), folder
     except InputError:
         raise
-    except Exception as error:  # a broken description raises a dozen types inside TFDS, json and protobuf
+    except Exception as error:  # TFDS, json and protobuf raise many types for a damaged description
         raise InputError(
             f"{folder} cannot be opened as a TFDS data set ({type(error).__name__}: {first_line(error)}); its "
             "dataset_info.json or features.json is damaged: copy them again"
         ) from error
 
 
-def _open_remote(tfds: ModuleType, folder: str) -> Any:
-    """Open a copy of the description: TFDS by itself knows fewer kinds of paths than TensorFlow."""
-    files = load_tensorflow()[0].io.gfile
-    with tempfile.TemporaryDirectory() as local:
-        for name in DESCRIPTION:
-            files.copy(f"{folder}/{name}", f"{local}/{name}")
-        return _open_local(tfds, local)
-
-
 def _open_local(tfds: ModuleType, folder: str) -> Any:
+    """Return the builder of a local folder, after checking that opening it imports nothing but TFDS."""
     verify(Path(folder), cure=COPY_AGAIN, names=DESCRIPTION)
     features = Path(folder) / "features.json"
+    # TFDS registers the features that it knows by their full class name.
     known = tfds.features.FeatureConnector._registered_features
     for name in _class_names(read_json(features, cure=COPY_AGAIN)):
         if name not in known or not name.startswith("tensorflow_datasets."):
@@ -146,7 +145,8 @@ def _open_local(tfds: ModuleType, folder: str) -> Any:
 
 
 def _class_names(description: object) -> Iterator[str]:
-    """Every class that a features.json names, also in JSON inside its texts."""
+    """Yield every class that a features.json names, also in JSON inside its texts."""
+    # A stack instead of recursion: a hostile file may be nested more deeply than Python allows.
     waiting = [description]
     while waiting:
         node = waiting.pop()
@@ -162,7 +162,11 @@ def _class_names(description: object) -> Iterator[str]:
 
 
 def list_files(folder: str, pattern: str) -> list[str]:
-    """Return the paths below a folder that match, sorted; `gs://...` and its like go through TensorFlow."""
+    """Return the sorted paths below a folder that match; `gs://...` and other remote paths use TensorFlow.
+
+    Raises:
+        InputError: a remote folder cannot be reached.
+    """
     if "://" not in folder:
         return sorted(map(str, Path(folder).glob(pattern)))
     tf, _ = load_tensorflow()
@@ -178,29 +182,26 @@ def list_files(folder: str, pattern: str) -> list[str]:
 
 
 def _version_folder(path: str) -> str:
+    """Return the folder of the data set that lies in `path` itself, or the only one that lies below."""
     if "://" not in path:
         path = str(Path(path))
         if not Path(path).is_dir():
             what = f"{path} is a file" if Path(path).exists() else f"there is no folder {path}"
             raise InputError(f"{what}; expected the folder of an RLDS data set such as .../bridge_dataset/1.0.0")
+    # The folder itself, its versions, or the versions of one configuration.
     found = [
         file.rpartition("/")[0] or "."
         for pattern in ("dataset_info.json", "*/dataset_info.json", "*/*/dataset_info.json")
         for file in list_files(path, pattern)
     ]
-    folder = _single(path, found)
+    if not found or (found[0] != path and len(found) > 1):
+        inside = ", ".join(folder.removeprefix(path).strip("/") for folder in found[:8])
+        what = f"holds {len(found)} data sets ({inside}): name one of them" if found else "is no TFDS data set"
+        raise InputError(f"{path} {what}; expected a folder with dataset_info.json, features.json and the shards")
+    folder = found[0]
     if not list_files(folder, "features.json"):
         raise InputError(f"{folder} has no features.json beside its dataset_info.json: copy the data set again")
     return folder
-
-
-def _single(path: str, found: list[str]) -> str:
-    """Return the data set that lies in `path` itself, or the only one that lies below."""
-    if found and (found[0] == path or len(found) == 1):
-        return found[0]
-    inside = ", ".join(folder.removeprefix(path).strip("/") for folder in found[:8])
-    what = f"holds {len(found)} data sets ({inside}): name one of them" if found else "is no TFDS data set"
-    raise InputError(f"{path} {what}; expected a folder with dataset_info.json, features.json and the shards")
 
 
 def child(features: Any, key: str) -> Any:
@@ -225,7 +226,7 @@ def step_features(builder: Any, folder: str) -> Any:
 
 
 def entries(step: Any, keys: Sequence[tuple[str, ...]]) -> dict[str, Any]:
-    """Return the features of a step at these places alone, nested as they were."""
+    """Return only the features of a step at these places, nested as before."""
     wanted: dict[str, Any] = {}
     for *above, last in keys:
         place = functools.reduce(lambda node, key: node.setdefault(key, {}), above, wanted)
@@ -234,9 +235,9 @@ def entries(step: Any, keys: Sequence[tuple[str, ...]]) -> dict[str, Any]:
 
 
 def check_shapes(features: Any, folder: str) -> None:
-    """See that what is to be read of a record has a shape with room for it, and a sensible one.
+    """Check that the shapes of the fields that will be read are possible.
 
-    TensorFlow divides by the sizes that a description states, and makes room for them: it ends the process.
+    TensorFlow divides by the sizes in a description and allocates memory for them; wrong ones end the process.
 
     Raises:
         InputError: a size below 1, or more than `MAX_ENTRIES` numbers.
@@ -256,17 +257,17 @@ def check_shapes(features: Any, folder: str) -> None:
 
 
 def find_image_keys(builder: Any, folder: str) -> dict[str, tuple[int | None, int | None]]:
-    """Return image name -> (H, W) for everything in the observation that is RGB; None where the size varies."""
+    """Return image name -> (H, W) for all RGB images in the observation; None where the size varies."""
     return {name: (shape[0], shape[1]) for name, (_, shape) in _images(builder, folder).items()}
 
 
 def image_path(builder: Any, folder: str, name: str) -> tuple[str, ...]:
-    """Return where in a step the image of that name lies."""
+    """Return the place of the image of that name in a step."""
     return _images(builder, folder)[name][0]
 
 
 def _images(builder: Any, folder: str) -> dict[str, tuple[tuple[str, ...], tuple[int | None, ...]]]:
-    """Return name -> (path in a step, shape); in a dictionary of the observation, the name is `wrist/rgb`."""
+    """Return name -> (path in a step, shape); the name of an image in a nested dictionary is `wrist/rgb`."""
 
     def walk(features: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], tuple[int | None, ...]]]:
         for key, feature in sorted(features.items()):
@@ -280,7 +281,11 @@ def _images(builder: Any, folder: str) -> dict[str, tuple[tuple[str, ...], tuple
 
 
 def choose_image_key(builder: Any, folder: str, keys: Sequence[str]) -> str:
-    """Return the first of `keys` that the set has; without keys, its only image."""
+    """Return the first of `keys` that the data set has; without keys, its only image.
+
+    Raises:
+        InputError: there is none, or a choice is needed.
+    """
     available = find_image_keys(builder, folder)
     for key in keys or (list(available) if len(available) == 1 else ()):
         if key in available:
@@ -289,34 +294,36 @@ def choose_image_key(builder: Any, folder: str, keys: Sequence[str]) -> str:
         held = ", ".join(sorted(step_features(builder, folder)["observation"].keys())) or "nothing"
         raise InputError(f"{folder} has no image: expected uint8 [H, W, 3] in the observation, which holds: {held}")
     sizes = ", ".join(f"{name} {height or '?'}x{width or '?'}" for name, (height, width) in available.items())
-    asked = f"has no image {keys[0]!r}" if keys else f"is no known source and holds {len(available)} images"
-    raise InputError(f"{folder} {asked}; set image_key to one of: {sizes}")
+    reason = f"has no image {keys[0]!r}" if keys else f"is no known source and holds {len(available)} images"
+    raise InputError(f"{folder} {reason}; set image_key to one of: {sizes}")
 
 
 def find_language_key(builder: Any, folder: str, source: OpenXSource | None) -> tuple[str, ...] | None:
-    """Return where in a step the words lie: as the table says, else where most sets have them; None without words.
+    """Return the place of the instruction in a step; None if there is none.
 
-    Some sets have them once for an episode: then the path begins with "episode_metadata".
+    It is taken from the table of sources, else from the places that most data sets use. Some data sets store the
+    instruction once for an episode: then the path begins with "episode_metadata".
     """
     candidates: tuple[tuple[str, ...], ...] = (
         *((source.language_key,) if source is not None else ()),
         STEP_TEXT,
         OBSERVATION_TEXT,
     )
+    # The first place that exists: the table may describe another version of the data set.
     for path in candidates:
         node = step_features(builder, folder)
         for key in path:
             node = child(node, key)
         if node is not None:
             return path
-    about = child(builder.info.features, EPISODE)
+    metadata = child(builder.info.features, EPISODE)
     for key in EPISODE_TEXTS:
-        if getattr(child(about, key), "np_dtype", None) == np.object_:  # text, not its number in a list
+        if getattr(child(metadata, key), "np_dtype", None) == np.object_:  # text, not an index into a list
             return (EPISODE, key)
     return None
 
 
 def first_line(error: Exception) -> str:
-    """Return what an error of TFDS or TensorFlow says, without the rest of its page."""
+    """Return the first line of an error of TFDS or TensorFlow, whose messages can be a page long."""
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__

@@ -25,7 +25,7 @@ from vw2_robot.data.blocks import WindowOptions
 from vw2_robot.data.clips import make_windows
 from vw2_robot.data.episodes import Episode, EpisodeSource, Part, encode_jpeg
 from vw2_robot.data.replay import reverb_server
-from vw2_robot.data.replay.ingest import IngestPlan, ingest
+from vw2_robot.data.replay.ingest import IngestPlan, fingerprint, ingest
 from vw2_robot.data.replay.memory_replay import MemoryReplay, fed_by
 from vw2_robot.data.replay.open_replay import ReplayConfig, open_replay
 from vw2_robot.data.replay.reverb_reader import ReverbReader
@@ -43,6 +43,7 @@ from vw2_robot.data.replay.windows import (
     cut_episode,
     decode,
     share_of,
+    window_of,
 )
 from vw2_robot.errors import InputError, MissingExtraError
 from vw2_robot.pretrain.ingest import IngestConfig, fill_server
@@ -85,7 +86,7 @@ def expected(source: Numbered, options: WindowOptions = OPTIONS) -> Counter[tupl
         for number, length in enumerate(lengths):
             windows = make_windows(
                 length,
-                num_frames=options.frames,
+                num_frames=options.num_frames,
                 cache_stride=options.window_stride,
                 hz=10.0,
                 temporal_stride=options.temporal_stride,
@@ -118,12 +119,12 @@ class Engine:
     ) -> tuple[ReplayWriter, Replay]:
         """Of room for about `windows` windows that do not overlap."""
         if self.kind == "memory":
-            size = windows * OPTIONS.frames * FRAME_BYTES
+            size = windows * OPTIONS.num_frames * FRAME_BYTES
             self.memory = MemoryReplay(
                 mode=mode, max_bytes=size, seed=0, path=self.folder, timeout_seconds=timeout_seconds
             )
             return self.memory, self.memory
-        options = ServerOptions(mode=mode, frames=5, temporal_stride=2, max_windows=windows)
+        options = ServerOptions(mode=mode, num_frames=5, temporal_stride=2, max_windows=windows)
         self.server = ReplayServer(options, path=self.folder, port=self.port)
         address = f"127.0.0.1:{self.port}"
         writer, reader = ReverbWriter(address, timeout_seconds=timeout_seconds), ReverbReader(address)
@@ -211,7 +212,7 @@ def test_drawing_from_an_empty_replay_ends_in_time(engine: Engine) -> None:
 
 def test_windows_that_came_before_a_time_out_are_kept(engine: Engine) -> None:
     writer, replay = engine.open()
-    cut = cut_episode(next(SOURCE.read(0)), OPTIONS, epoch=0, stretch="0/0/0", number=0)
+    cut = cut_episode(next(SOURCE.read(0)), OPTIONS, epoch=0, segment="0/0/0", number=0)
     writer.progress("plan")
     assert writer.add(cut, Progress(0, 0, 1, len(cut.windows)))
     with pytest.raises(ReplayTimeout):
@@ -346,8 +347,26 @@ def test_ingest_processes_share_the_windows_and_their_identities_do_not_depend_o
     assert again == {window.key: drawn([window]) for window in both}
 
 
+def test_headers_and_progress_of_the_first_release_are_read() -> None:
+    window = cut_episode(next(SOURCE.read(0)), OPTIONS, epoch=0, segment="0/1/7", number=3).windows[0]
+    header = json.loads(window.header())
+    for before, now in {"stretch": "segment", "gap_s": "gap_seconds", "stride_s": "temporal_stride"}.items():
+        header[before] = header.pop(now)
+    read = window_of(json.dumps(header).encode(), window.frames)
+    assert dataclasses.asdict(read) == dataclasses.asdict(window)
+    stored = {"epoch": 1, "turn": 4, "episode": 2, "windows": 9, "done": False}
+    assert Progress.of(stored) == Progress(1, 4, 2, 9)
+
+
+def test_the_hash_of_a_plan_is_that_of_the_first_release() -> None:
+    plan = IngestPlan(WindowOptions(9, 4, None, 0.6, 2), seed=3, epochs=2)
+    one = Mock(parts=lambda: [Part("x", 3)])
+    one.name = "a"
+    assert fingerprint([(one, 1.0)], plan) == "c99fe9b308380326"
+
+
 def test_windows_are_shared_out_evenly_and_each_share_counts_without_gaps() -> None:
-    window = cut_episode(next(SOURCE.read(0)), OPTIONS, epoch=0, stretch="0/1/7", number=0).windows[0]
+    window = cut_episode(next(SOURCE.read(0)), OPTIONS, epoch=0, segment="0/1/7", number=0).windows[0]
     shares = [share_of(dataclasses.replace(window, number=number), 3) for number in range(30)]
     assert Counter(shares) == {0: 10, 1: 10, 2: 10}
     delivered = Delivered(3)
@@ -365,11 +384,11 @@ def test_decoded_windows_are_the_clips_of_the_stream(tmp_path: Path) -> None:
     arrays = rng.integers(0, 256, (7, 24, 32, 3), dtype=np.uint8)
     for images in (tuple(encode_jpeg(image) for image in arrays), tuple(arrays)):
         episode = Episode("made", "1", "words", 5.0, images)
-        cut = cut_episode(episode, OPTIONS, epoch=2, stretch="x", number=0)
+        cut = cut_episode(episode, OPTIONS, epoch=2, segment="x", number=0)
         batch = decode(cut.windows, temporal_stride=2, height=24, width=32)
         windows = make_windows(7, num_frames=5, cache_stride=2, hz=5.0, temporal_stride=2)
         np.testing.assert_array_equal(batch.valid, windows.valid)
-        shown = np.stack([[episode.decode(index) for index in row] for row in windows.frames.tolist()])
+        shown = np.stack([[episode.decode(index) for index in row] for row in windows.frame_ids.tolist()])
         np.testing.assert_array_equal(batch.pixels, shown)
         assert batch.epoch.tolist() == [2] * len(windows.start)
         assert batch.start.tolist() == windows.start.tolist()
@@ -599,7 +618,7 @@ def served(tmp_path: Path) -> Iterator[Callable[..., str]]:
     servers: list[ReplayServer] = []
 
     def serve(**options: Any) -> str:
-        given = {"frames": 5, "temporal_stride": 2, **options}
+        given = {"num_frames": 5, "temporal_stride": 2, **options}
         servers.append(ReplayServer(ServerOptions(**given), path=tmp_path / "server", port=free_port()))
         return f"127.0.0.1:{servers[-1].port}"
 
@@ -804,7 +823,7 @@ def test_ingest_processes_that_do_not_share_one_plan_are_refused(served: Callabl
 def test_a_second_process_with_the_same_number_is_noticed(served: Callable[..., str]) -> None:
     address = served()
     first, second = (ReverbWriter(address, timeout_seconds=5) for _ in range(2))
-    cut = cut_episode(next(SOURCE.read(0)), OPTIONS, epoch=0, stretch="0/0/0", number=0)
+    cut = cut_episode(next(SOURCE.read(0)), OPTIONS, epoch=0, segment="0/0/0", number=0)
     first.progress("plan")
     second.progress("plan")
     assert first.add(cut, Progress(0, 0, 1, len(cut.windows)))

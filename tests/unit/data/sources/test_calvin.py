@@ -165,7 +165,7 @@ def test_actions_of_either_width_are_read(root, dtype):
 
 
 def test_recordings_are_read_without_labels_and_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(calvin, "PIECE_FRAMES", 4)
+    monkeypatch.setattr(calvin, "SEGMENT_FRAMES", 4)
     writer = CalvinWriter(tmp_path)
     labels = (Label("open_drawer", "pull", 1, 3), Label("turn_on_led", "press", 5, 7))
     writer.write_recording(arrays(3, 10), first_frame=20, scene="B", labels=labels)

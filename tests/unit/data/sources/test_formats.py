@@ -109,7 +109,7 @@ def test_a_split_of_calvin_is_chosen_by_name(tmp_path):
 
 def test_an_option_that_a_format_would_ignore_is_refused(tmp_path):
     write_calvin(tmp_path)
-    with pytest.raises(InputError, match="in the format 'calvin', which has no use for hz, image_key; it knows: name"):
+    with pytest.raises(InputError, match="in the format 'calvin', which does not use hz, image_key; its options: name"):
         open_source(tmp_path, hz=30.0, image_key="rgb_static")
     with pytest.raises(InputError, match="unknown format 'zarr'; known: auto, rlds"):
         open_source(tmp_path, format="zarr")
@@ -149,7 +149,7 @@ def test_training_reads_what_a_format_calls_training_or_the_splits_that_are_name
         open_training(videos, splits=[])
     (tmp_path / "viola").mkdir()
     (tmp_path / "viola" / "0.pickle").touch()
-    with pytest.raises(InputError, match="has no use for split"):
+    with pytest.raises(InputError, match="does not use split"):
         open_training(tmp_path / "viola", splits=["train"])
 
 

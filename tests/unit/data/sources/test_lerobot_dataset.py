@@ -146,7 +146,7 @@ def test_images_in_parquet_come_as_they_were_stored(tmp_path, video, number_of, 
 
 @pytest.mark.parametrize("stored", [False, True])
 def test_a_long_episode_comes_in_pieces_and_can_be_resumed(tmp_path, video, number_of, image, monkeypatch, stored):
-    monkeypatch.setattr(lerobot_dataset, "PIECE_FRAMES", 4)
+    monkeypatch.setattr(lerobot_dataset, "SEGMENT_FRAMES", 4)
     write_set(tmp_path, video, stored=(lambda number: encode_jpeg(image(number))) if stored else False)
     source = LeRobotSource(tmp_path)
     pieces = list(source.read(0))

@@ -265,7 +265,7 @@ def test_a_record_of_another_form_is_named_and_skipped(damaged: Callable[[Callab
 
     data = RldsSource(damaged(empty_the_middle), max_skipped=1)
     assert [episode.episode_id for episode in data.read(1)] == ["train/000003", "train/000005"]
-    (message,) = data.bad.messages
+    (message,) = data.skipped.messages
     assert "episode train/000004" in message
     with pytest.raises(InputError, match="too many unusable episodes: 2 where 1 were allowed"):
         list(data.read(1))

@@ -47,7 +47,7 @@ def test_every_video_is_an_episode_with_its_caption(tmp_path, video, number_of):
 
 
 def test_a_long_video_comes_in_pieces_and_can_be_resumed(tmp_path, video, number_of, monkeypatch):
-    monkeypatch.setattr(video_folder, "PIECE_FRAMES", 8)
+    monkeypatch.setattr(video_folder, "SEGMENT_FRAMES", 8)
     video(tmp_path / "a.mp4", range(20))
     caption(tmp_path, {"file": "a.mp4", "frames": 20})
     source = VideoFolderSource(tmp_path)
@@ -156,6 +156,6 @@ def test_what_the_recorder_writes_as_video_is_read(tmp_path, monkeypatch):
     assert sorted({episode.episode_id.split("/")[0] for episode in found}) == ["training", "validation"]
     assert [part.episodes for part in source.parts()] == [1] * len(found) == [1] * 3
     for video, episode in zip(source.videos, found, strict=True):
-        assert (episode.hz, len(episode), episode.decode(0).shape) == (30.0, video.frames, (200, 200, 3))
+        assert (episode.hz, len(episode), episode.decode(0).shape) == (30.0, video.num_frames, (200, 200, 3))
         assert episode.instruction
         assert np.ptp(episode.decode(0)) > 100
