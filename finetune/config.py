@@ -23,6 +23,7 @@ class CalvinData:
     path: str
     """a CALVIN data set folder, published or written by vw2-record"""
     split: Literal["training", "validation"] = "training"
+    """of the CALVIN data set"""
     validation_fraction: float = 0.1
     """share of whole trajectories that never train"""
     validation_split: Literal["training", "validation"] | None = None
@@ -56,7 +57,9 @@ class ScheduledSampling:
     """code_source=mixed: the chance of a sample to be fed the policy's own codes, from the first to the last step."""
 
     start: float = 0.5
+    """at the first step"""
     end: float = 0.5
+    """at the last step"""
 
     def __post_init__(self) -> None:
         for name in ("start", "end"):
@@ -73,6 +76,7 @@ class Unlabeled:
     path: str | None = None
     """another CALVIN data set; null: the trajectories that the label fraction leaves out"""
     batch_size: int = 32
+    """unlabeled windows per optimizer step"""
 
     def __post_init__(self) -> None:
         if not self.weight >= 0 or self.batch_size < 1:
@@ -87,6 +91,7 @@ class Finetune:
     """The root of `vw2-finetune`."""
 
     run_dir: str
+    """folder of the run"""
     policy: str
     """checkpoint or run folder of the pre-trained policy (a pretrain-on-openx run_dir too), builtin:NAME, or scratch"""
     data: CalvinData
@@ -95,7 +100,9 @@ class Finetune:
     """name of the method that is compared, for tables; configs/method sets it"""
     network: Network = field(default_factory=Network)
     label_fraction: float = 1.0
+    """share of the labeled trajectories whose actions are used, stratified by task"""
     label_seed: int = 0
+    """which trajectories these are"""
     preset: Literal["full", "head", "lora", "last_n"] = "full"
     """full: the whole policy and the head; head: the policy is frozen (a probe); lora: adapters on the language model;
     last_n: its last layers"""
@@ -104,6 +111,7 @@ class Finetune:
     """layers that preset=last_n trains"""
     head: ActionHeadConfig = field(default_factory=ActionHeadConfig)
     head_lr_mult: float = 10.0
+    """learning rate of the action head over that of the policy"""
     latent_steps: int = 1
     """H, latent steps per window: the policy answers with H * s actions"""
     n_action_steps: int = 4
@@ -120,12 +128,17 @@ class Finetune:
     pose_weight: float = 0.0
     """weight of the error at telling where the hand is, asked in training only; reads robot_obs of labeled windows"""
     gripper_loss: Literal["l2", "bce"] = "l2"
+    """how the seventh action dimension is learned: l2 like the others, or as a class"""
     gripper_weight: float = 1.0
+    """of the gripper's loss"""
     normalization: NormalizationMode = "q01_q99"
+    """of actions: none (they lie in [-1, 1] already) or by statistics of the labeled windows"""
     image_shift_px: int = 3
+    """random translation of the input image, edge-padded"""
     validation_windows: int = 256
     """held-out windows looked at every `loop.log_every` steps; the end of training looks at all"""
     seed: int = 0
+    """of initial weights, samples and augmentation"""
     hardware: Hardware = field(default_factory=Hardware)
 
     def __post_init__(self) -> None:

@@ -56,9 +56,11 @@ class DataConfig:
     shuffle_mb: int = 256
     """stream: compressed images held for shuffling"""
     decode_threads: int = 2
+    """threads that decode images while the model trains"""
     frame_cache: str | None = None
     """a finished frame cache to read instead of `path`: no TensorFlow is needed then"""
     aspect: Aspect = "stretch"
+    """how frames get the size of the model: stretched, or with their aspect ratio kept and black bars"""
     max_skipped: int = 10
     """undecodable episodes that are named and skipped before the run stops"""
     target_hz: Rate | None = None
@@ -66,6 +68,7 @@ class DataConfig:
     gap_seconds: Rate | None = None
     """instead of target_hz: seconds that a latent step lasts, whatever the source's rate"""
     validation_fraction: Share = 0.1
+    """share of the episodes that is held out"""
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
@@ -114,6 +117,7 @@ class PhasesConfig:
     """phase 2: learning rate of VDM, projection and control over that of the autoencoder; small runs erode their codes
     when the encoder moves as fast as a VDM that does not use them yet"""
     denoise_weight: float = 1.0
+    """of L_den in phase 2"""
     reconstruction_weight: float = 1.0
     """of L_rec in phase 2"""
     anchor_grad: bool = False
@@ -125,6 +129,7 @@ class PhasesConfig:
     control_dropout: float = 0.7
     """per sample, the hint becomes the repeated first frame; small runs lose their codes without (method 5.1)"""
     control_grayscale: bool = True
+    """the control video has no colors, so that appearance comes from the video model"""
     target_color_jitter: float = 0.3
     """strength of brightness, contrast and channel gains on the VDM's target clip; 0 switches it off"""
     decorrelation: float = 0.0
@@ -134,6 +139,7 @@ class PhasesConfig:
     ema: float = 0.0
     """decay of averaged weights, which are then what is validated and handed on (0.999, say); 0: none"""
     validation_clips: int = 64
+    """held-out clips of a validation"""
     usage_clips: int = 1024
     """clips over which codes.json counts codes"""
     perplexity_alarm: Unbounded = 0.01
@@ -179,6 +185,7 @@ class LatentsConfig:
     cache_stride: int = 4
     """frames between the starts of windows"""
     batch_size: int = 64
+    """windows encoded at a time; does not change the codes"""
 
     def __post_init__(self) -> None:
         if self.cache_stride < 1 or self.batch_size < 1:
@@ -215,6 +222,7 @@ class Pretrain:
     """Everything `pretrain-on-openx` and its stages can be told."""
 
     run_dir: str
+    """folder of the run; each stage has a folder of its own in it"""
     data: DataConfig
     dldm: DLDMConfig
     vdm: VDMConfig
@@ -225,7 +233,9 @@ class Pretrain:
     extract_latents: LatentsConfig
     train_policy: PolicyLoopConfig
     stages: tuple[Stage, ...] = ("vdm", "dldm", "latents", "policy")
+    """stages to run, in this order; finished ones are skipped"""
     seed: int = 0
+    """of initial weights, samples, noise and the held-out split"""
     replay: ReplayConfig | None = None
     """train the video prior and the dLDM on clips drawn from a replay (docs/scaling.md) instead of the frame cache"""
     workers: int = 1

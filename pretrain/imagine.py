@@ -60,27 +60,36 @@ class Imagine:
     out: str
     """the mp4; a json of the same name lies beside it"""
     image: str | None = None
+    """file of the first image"""
     prompt: str | None = None
     """default: the instruction of the episode, where the image comes from a frame cache"""
     frame_cache: str | None = None
     """a frame cache to take the first image and its true continuation from, instead of `image`"""
     episode: int = 0
+    """with `frame_cache`: number of the episode"""
     start: int = 0
+    """with `frame_cache`: number of the first frame"""
     codes: str = PREDICTED
     """predicted: by the policy; encoded: of the true continuation; or a .npy file, whole numbers [steps, N]"""
     segments: int = 1
+    """clips to generate one after another"""
     plan: Plan = "requery"
+    """whether the codes of all segments are predicted from the first image, or each segment's from its own"""
     anchor: Anchor = "coarse"
+    """first frame of a further segment: rendered by the video model, or the coarse one"""
     vdm: str | None = None
     """folder of the dLDM stage: its VDM renders the video"""
     grayscale_control: bool = True
     """as the VDM was trained: train_dldm.control_grayscale"""
     sample_steps: int = 10
+    """denoising steps of the video model"""
     sampling: Sampling = field(default_factory=Sampling)
     fps: Rate | None = None
     """default: the rate at which the policy was pre-trained"""
     enlarge: int = 4
+    """factor by which the video is enlarged"""
     seed: int = 0
+    """of sampling and noise"""
     hardware: Hardware = field(default_factory=Hardware)
 
     def __post_init__(self) -> None:

@@ -30,6 +30,7 @@ class SourceConfig:
     """One data set; see `vw2_robot.data.sources.formats.open_source`."""
 
     path: str
+    """folder of the data set"""
     weight: Rate = 1.0
     """how often an epoch goes through it"""
     format: Format | None = None
@@ -37,7 +38,9 @@ class SourceConfig:
     split: str | None = None
     """null: what pre-training takes"""
     image_key: str | None = None
+    """camera to use instead of the table's"""
     hz: Rate | None = None
+    """frames per second, where the data set names none"""
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,18 @@ class ReplayData:
     """Data sets, and how they become windows; must be the same in all processes that fill one replay."""
 
     sources: tuple[SourceConfig, ...] = ()
+    """data sets to read, each with its weight"""
     mixture: str | None = None
     """octo, openvla, videoworld2, or a yaml file; looked for below `root`"""
     root: str | None = None
+    """folder of the data sets where sources are given by name"""
     windows: WindowOptions = field(default_factory=lambda: WindowOptions(num_frames=9))
     epochs: int = 1
+    """passes over the data"""
     seed: int = 0
+    """of the order of the windows"""
     max_skipped: int = 10
+    """undecodable episodes that are named and skipped before the program stops"""
 
     def __post_init__(self) -> None:
         if (self.mixture is None) != (self.root is None):
@@ -98,6 +106,7 @@ class IngestConfig:
     ingest: int = 0
     """which ingest process this is, from 0 on"""
     ingests: int = 1
+    """processes that fill the replay together"""
     timeout_seconds: float = 600.0
     """how long to wait for the server, and for room in it"""
 

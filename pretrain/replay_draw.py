@@ -32,18 +32,25 @@ class ReplayDrawConfig:
     """Everything `vw2-replay-draw` can be told."""
 
     out: str
+    """file of the digest of what was sampled"""
     address: str
     """host:port of the server"""
     timeout_seconds: float = 120.0
     """how long to wait for the server, for the windows of a batch, and for a checkpoint"""
     rank: int = 0
+    """this trainer's number"""
     ranks: int = 1
+    """trainers that share the replay"""
     batch_size: int = 32
+    """windows per sample"""
     batches: int = 0
     """0: to the end of a queue"""
     height: int = 64
+    """of a decoded frame, pixels"""
     width: int = 64
+    """of a decoded frame, pixels"""
     temporal_stride: int = 4
+    """frames per latent step"""
     pause_seconds: float = 0.0
     """between batches, for the time that a training step takes"""
     checkpoint_batches: int = 0

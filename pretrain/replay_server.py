@@ -34,11 +34,13 @@ class ReplayServerConfig(ServerOptions):
     path: str
     """folder for checkpoints"""
     port: int = 8765
+    """TCP port; 0 takes a free one"""
     listen: Literal["all"] | None = None
     """Reverb listens on all interfaces and asks for no password; `all` says that you know"""
     checkpoint_minutes: Unbounded = 10.0
     """0: only when a trainer asks"""
     checkpoint_timeout_seconds: float = 600.0
+    """how long a checkpoint may take before clients are told to give up"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

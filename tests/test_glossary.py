@@ -57,7 +57,6 @@ OWNED = {
     "eye": "NumPy and PyTorch", "BadZipFile": "Python's zipfile", "tell": "Python's file objects",
     "instruction_words": "words of a language, in a tokenizer", "replay_draw": "the program",
     "cameraEyePosition": "PyBullet", "panda_hand": "the Panda's URDF", "film": "FiLM layers (Perez et al. 2018)",
-    "tell": "Python's files",
 }  # fmt: skip
 # Single names with one meaning too many, and keys whose unit is not told.
 NOT_AS_NAME = {

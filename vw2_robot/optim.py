@@ -20,11 +20,17 @@ class OptimConfig:
     """AdamW and its schedule. Defaults: Table A.1 of the paper, dLDM column."""
 
     lr: Rate = 1e-4
+    """peak learning rate of AdamW"""
     beta1: float = 0.9
+    """decay of the mean of gradients"""
     beta2: float = 0.99
+    """decay of the mean of squared gradients"""
     weight_decay: float = 0.1
+    """of matrices; vectors and embeddings have none"""
     warmup_steps: int = 2000
+    """steps of linear warm-up"""
     clip_norm: Unbounded = 1.0
+    """gradients are scaled down to this norm"""
 
     def __post_init__(self) -> None:
         for name, positive in (("lr", self.lr), ("clip_norm", self.clip_norm)):
@@ -43,10 +49,14 @@ class LoopConfig:
     """The length of one training loop, its batch size and its optimizer."""
 
     train_steps: int
+    """optimizer steps"""
     batch_size: int
+    """samples per optimizer step"""
     optim: OptimConfig
     log_every: int = 50
+    """steps between two lines of metrics"""
     save_every: int = 500
+    """steps between two checkpoints"""
 
     def __post_init__(self) -> None:
         for name in ("train_steps", "batch_size", "log_every", "save_every"):

@@ -36,6 +36,7 @@ class RecordConfig:
     """The root of `vw2-record`."""
 
     out: str
+    """folder of the data set; it appears when it is complete"""
     env: dict[str, Any]
     """the environment: with env=calvin `scene` (D, or several, as ABC), `assets` and `renderer` are used, with
     env=other_robots `hz`, `image_size` and `embodiments`
@@ -43,11 +44,14 @@ class RecordConfig:
     episodes: int = 150
     """recordings in the training split"""
     validation_episodes: int = 0
+    """recordings of the validation split; null: a tenth of `episodes`"""
     format: Format = "calvin"
+    """of the data set: calvin (a folder like the published ones), rlds (TFDS) or video (mp4 with captions)"""
     tasks: str | list[str] = "all"
     """tasks or groups of tasks: all, basic, furniture, push, lift (from the table), lift_anywhere; what is named twice
     is demonstrated twice as often; other robots have tasks of their own"""
     seed: int = 0
+    """with split and number, all that a recording depends on"""
     workers: int = 1
     """processes; does not change the result"""
     max_steps: int = 128
@@ -63,6 +67,7 @@ class RecordConfig:
     failed_attempts: float = 0.0
     """share of tasks that begin after a failed attempt, in which the expert acted on wrong object positions"""
     wrist_camera: bool = False
+    """also record the wrist camera"""
     depth: bool = False
     """depth in meters of every camera; only in the CALVIN format"""
     compress_level: int = 1

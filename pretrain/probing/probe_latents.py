@@ -59,9 +59,11 @@ class ProbeLatents:
     labeled: list[str]
     """labeled data sets in CALVIN's layout or RLDS, for example one a scene, or another robot's"""
     out: str
+    """folder of latent_report.json, figures and table"""
     names: list[str] | None = None
     """what to call the data sets; default: the names of their folders"""
     split: Literal["training", "validation"] = "training"
+    """of each labeled data set"""
     episodes: int = 200
     """demonstrations to use of each data set, drawn by the seed"""
     frame_cache: str | None = None
@@ -73,11 +75,13 @@ class ProbeLatents:
     pairs: int = 400
     """of clips in the swap test"""
     nuisance_clips: int = 200
+    """clips on which nuisance changes (light, camera) are tried"""
     validation_share: float = 0.2
     """of the demonstrations: choose the penalty of a probe"""
     test_share: float = 0.3
     """of the demonstrations: judge a probe"""
     seed: int = 0
+    """of the splits and the probes"""
     hardware: Hardware = field(default_factory=Hardware)
 
     def __post_init__(self) -> None:

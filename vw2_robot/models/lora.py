@@ -22,6 +22,7 @@ class LoRAConfig:
     """Size of the adapters."""
 
     rank: int = 16
+    """of the low-rank updates"""
     alpha: float = 32.0
     """the adapters' output is scaled by alpha / rank"""
 

@@ -34,7 +34,9 @@ class StemConfig:
     patch: Literal["haar", "pixel"] = "haar"
     """haar: orthonormal Haar wavelets inside each patch; pixel: the pixels themselves."""
     temporal_patch_size: int = 4
+    """frames that become one place of the feature map"""
     spatial_patch_size: int = 4
+    """side of the square of pixels that becomes one place of the feature map"""
     spatial_kernel_size: int = 3
     """side of the convolution between channels and the first width (and back); 1 saves most of a tiny model's time"""
 
@@ -54,9 +56,13 @@ class LevelConfig:
     """One resolution of the trunk; down-sampling follows its blocks."""
 
     width: Count
+    """channels"""
     blocks: Count = 2
+    """residual blocks"""
     downsample_time: bool = False
+    """halve the number of frames at the end of the level"""
     downsample_space: bool = False
+    """halve height and width at the end of the level"""
     attention: bool = False
     """spatial and causal temporal attention after each block"""
 

@@ -27,7 +27,9 @@ class QFormerConfig:
     context: Literal["adjacent", "all", "current"] = "adjacent"
     """step k sees (f_{k-1}, f_k), all of f_0 .. f_k, or f_k alone"""
     depth: Count = 2
+    """layers of cross-attention"""
     heads: Count = 4
+    """attention heads"""
     role_embedding: bool = True
     """a learned embedding that marks previous and current frame; our addition, off in the release"""
     value_pos: bool = True
@@ -44,13 +46,16 @@ class DLDMConfig:
     num_frames: int = 93
     """T, frames of a training clip"""
     height: Count = 240
+    """of a training frame, pixels"""
     width: Count = 416
+    """of a training frame, pixels"""
     stem: StemConfig = field(default_factory=StemConfig)
     levels: tuple[LevelConfig, ...] = (
         LevelConfig(width=256, downsample_space=True),
         LevelConfig(width=512, downsample_space=True),
         LevelConfig(width=512, attention=True),
     )
+    """levels of the causal video encoder, from pixels inward; the decoder mirrors them"""
     queries: Count = 4
     """N, codes per latent step"""
     qformer: QFormerConfig = field(default_factory=QFormerConfig)
@@ -61,6 +66,7 @@ class DLDMConfig:
     vq_width: Count = 32
     """vq: dimensions of a codebook entry"""
     z_channels: Count = 256
+    """channels of the features before quantization"""
     z_norm: Literal["batch", "layer", "none"] = "batch"
     """normalization before FSQ, so that all its levels are used. layer: LayerNorm, then a linear layer of unit output
     variance; batch: the same, then each number standardized over the batch in training and by running statistics in

@@ -62,6 +62,7 @@ class PolicyConfig:
     queries: Count = 4
     """N, codes per latent step"""
     fsq_levels: tuple[int, ...] = (8, 5, 5, 5)
+    """values of each FSQ dimension of a code; those of the dLDM"""
     restrict_softmax: bool = True
     """the loss compares latent tokens with one another; false: with the whole vocabulary"""
 

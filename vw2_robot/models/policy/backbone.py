@@ -35,11 +35,17 @@ class BackboneConfig:
     """Size of the embedded Llama, or the name of a pretrained model. Defaults: a tiny Llama, about 1 M parameters."""
 
     hidden: Count = 128
+    """width of the language model; with `weights` it comes from there, like the sizes below"""
     ffn: Count = 384
+    """width of the feed-forward layers"""
     layers: Count = 4
+    """transformer blocks"""
     heads: Count = 4
+    """attention heads"""
     kv_heads: Count = 2
+    """heads of keys and values (grouped-query attention)"""
     max_positions: Count = 1024
+    """longest sequence, in tokens"""
     tokenizer: Literal["words", "bytes"] = "words"
     """words: one token for each of about 500 words of robot instructions, bytes for the rest; bytes: bytes alone, about
     four times as many tokens"""

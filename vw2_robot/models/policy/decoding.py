@@ -69,6 +69,7 @@ class Sampling:
     """How the next code is chosen: the likeliest at temperature 0, else sampled from what top_k and top_p leave."""
 
     temperature: float = 0.0
+    """of predicted codes; 0 takes the most likely one"""
     top_k: int | None = None
     """sample from the k likeliest codes"""
     top_p: float = 1.0

@@ -38,10 +38,15 @@ class VDMConfig:
     """Size of the transformer and how codes enter it. Defaults: the embedded tiny model (about 1 M parameters)."""
 
     heads: Count = 4
+    """attention heads"""
     head_dim: int = 32
+    """width of an attention head"""
     layers: Count = 4
+    """transformer blocks"""
     mlp_ratio: Rate = 2.0
+    """width of the MLP over the width of the transformer"""
     adaln_lora_dim: int = 32
+    """rank of the adaptive layer norms' modulation"""
     rope_scale: tuple[float, ...] = (1.0, 1.0, 1.0)
     """of time, height and width; (1, 3, 3) in Cosmos-Predict2"""
     padding_channel: bool = False
@@ -51,6 +56,7 @@ class VDMConfig:
     projection_layers: int = 1
     """of causal self-attention over the codes; 0: the MLP alone (Table A.2)"""
     projection_head_dim: Count = 64
+    """width of an attention head of the code projection"""
     code_visibility: Literal["causal", "current", "none"] = "causal"
     """latent frame t attends to codes of steps <= t, of step t alone, or to all (release parity)"""
     temporal_causal_self_attention: bool = True
@@ -73,6 +79,7 @@ class VDMConfig:
     train: Literal["full", "lora", "frozen"] = "full"
     """what of the transformer is trained in phase 2 (Table A.3); projection and control branch always are"""
     lora_rank: int = 16
+    """train=lora: rank of the adapters"""
     init: Literal["prior", "random"] = "prior"
     """phase 2 begins with the video prior (its own stage, or `weights`), or with random weights (Table A.3)"""
     weights: str | None = None

@@ -32,8 +32,11 @@ class WanConfig:
     """Size of the VAE. Defaults: Wan 2.1, 126.9 M parameters; its strides are 4 in time and 8 in space."""
 
     base_dim: int = 96
+    """channels of the first level"""
     dim_mult: tuple[int, ...] = (1, 2, 4, 4)
+    """channels of each level over base_dim"""
     res_blocks: int = 2
+    """residual blocks per level"""
 
     def __post_init__(self) -> None:
         if len(self.dim_mult) != 4:
@@ -45,8 +48,11 @@ class CodecConfig:
     """The kind of codec, its block size, and how many of the lowest frequencies `dct` keeps along each axis."""
 
     kind: Literal["dct", "wan"] = "dct"
+    """pixels to the latents of the video model. dct: fixed cosine transform; wan: pretrained video VAE"""
     stride: Count = 4
+    """frames per latent frame after the first"""
     block: Count = 4
+    """dct only: side of the square of pixels that is transformed"""
     keep: Count = 2
     """dct only"""
     weights: str | None = None
