@@ -49,13 +49,13 @@ def keys_of(config_cls: type, defaults: Mapping[str, Any], *, prefix: str = "") 
         defaults: nested plain values of its yaml file; they win over the defaults of the fields.
         prefix: dotted name of the section that `config_cls` describes, with a dot at the end.
     """
-    hints = get_type_hints(config_cls, include_extras=True)
+    annotations = get_type_hints(config_cls, include_extras=True)
     meanings = field_docstrings(config_cls)
     for field in fields(config_cls):
         name = f"{prefix}{field.name}"
         value = defaults.get(field.name, _default_of(field))
-        inner = _dataclass_in(hints[field.name])
-        if inner is not None and get_origin(_without_none(hints[field.name])) not in (list, tuple):
+        inner = _dataclass_in(annotations[field.name])
+        if inner is not None and get_origin(_without_none(annotations[field.name])) not in (list, tuple):
             if meanings.get(field.name) or value is None:
                 yield Key(
                     name,
@@ -66,7 +66,7 @@ def keys_of(config_cls: type, defaults: Mapping[str, Any], *, prefix: str = "") 
             section = value if isinstance(value, Mapping) else _as_values(value)
             yield from keys_of(inner, section, prefix=f"{name}.")
         else:
-            yield Key(name, describe_type(hints[field.name]), _shown(value), _one_line(meanings, field.name))
+            yield Key(name, describe_type(annotations[field.name]), _shown(value), _one_line(meanings, field.name))
 
 
 @cache
@@ -90,24 +90,24 @@ def field_docstrings(config_cls: type) -> dict[str, str]:
     return found
 
 
-def describe_type(hint: Any) -> str:
-    """Return a type hint in words: `integer of at least 1`, `"chain" or "single"`, `list of text`, `number or null`."""
-    origin = get_origin(hint)
+def describe_type(annotation: Any) -> str:
+    """Return a type annotation in words: `integer of at least 1`, `"chain" or "single"`, `list of text`, `number or null`."""
+    origin = get_origin(annotation)
     if origin is Annotated:
-        limits = [part.expected for part in get_args(hint)[1:] if isinstance(part, Limit)]
-        return limits[0].removeprefix("a ") if limits else describe_type(get_args(hint)[0])
+        limits = [part.expected for part in get_args(annotation)[1:] if isinstance(part, Limit)]
+        return limits[0].removeprefix("a ") if limits else describe_type(get_args(annotation)[0])
     if origin is Literal:
-        return " or ".join(f"`{value}`" for value in get_args(hint))
+        return " or ".join(f"`{value}`" for value in get_args(annotation))
     if origin in (list, tuple):
-        inner = [part for part in get_args(hint) if part is not Ellipsis]
+        inner = [part for part in get_args(annotation) if part is not Ellipsis]
         return f"list of {describe_type(inner[0])}" if inner else "list"
-    if origin is dict or hint is dict:
+    if origin is dict or annotation is dict:
         return "mapping"
     if origin is Union or origin is type(int | None):
-        parts = [describe_type(part) for part in get_args(hint) if part is not type(None)]
-        return " or ".join([*parts, *(["null"] if type(None) in get_args(hint) else [])])
+        parts = [describe_type(part) for part in get_args(annotation) if part is not type(None)]
+        return " or ".join([*parts, *(["null"] if type(None) in get_args(annotation) else [])])
     names = {int: "integer", float: "number", str: "text", bool: "`true` or `false`", Any: "any value"}
-    return names.get(hint, getattr(hint, "__name__", str(hint)))
+    return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 
 def print_keys(config_cls: type, config_name: str, prefix: str) -> bool:
@@ -176,14 +176,14 @@ def _as_values(value: Any) -> Mapping[str, Any]:
     return {field.name: getattr(value, field.name) for field in fields(value)} if is_dataclass(value) else {}
 
 
-def _without_none(hint: Any) -> Any:
-    inner = [part for part in get_args(hint) if part is not type(None)]
-    return inner[0] if type(None) in get_args(hint) and len(inner) == 1 else hint
+def _without_none(annotation: Any) -> Any:
+    inner = [part for part in get_args(annotation) if part is not type(None)]
+    return inner[0] if type(None) in get_args(annotation) and len(inner) == 1 else annotation
 
 
-def _dataclass_in(hint: Any) -> type | None:
-    hint = _without_none(hint)
-    return hint if isinstance(hint, type) and is_dataclass(hint) else None
+def _dataclass_in(annotation: Any) -> type | None:
+    annotation = _without_none(annotation)
+    return annotation if isinstance(annotation, type) and is_dataclass(annotation) else None
 
 
 def _one_line(meanings: Mapping[str, str], name: str) -> str:
