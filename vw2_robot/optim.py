@@ -49,7 +49,7 @@ class LoopConfig:
     save_every: int = 500
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "log_every", "save_every"):
+        for name in ("train_steps", "batch_size", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} of a loop must be at least 1, found {getattr(self, name)}")
 
