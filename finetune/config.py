@@ -17,7 +17,7 @@ SCRATCH = "scratch"
 
 
 @dataclass(frozen=True)
-class CalvinData:
+class CalvinDataConfig:
     """The labeled data set."""
 
     path: str
@@ -41,7 +41,7 @@ class CalvinData:
 
 
 @dataclass(frozen=True)
-class Network:
+class NetworkConfig:
     """The untrained policy that `policy=scratch` begins with."""
 
     like: str | None = None
@@ -52,7 +52,7 @@ class Network:
 
 
 @dataclass(frozen=True)
-class ScheduledSampling:
+class ScheduledSamplingConfig:
     """code_source=mixed: the chance of a sample to be fed the policy's own codes, from the first to the last step."""
 
     start: float = 0.5
@@ -65,7 +65,7 @@ class ScheduledSampling:
 
 
 @dataclass(frozen=True)
-class Unlabeled:
+class UnlabeledConfig:
     """Video without actions: the code loss of pre-training, kept on while the head learns. Its actions stay unread."""
 
     weight: float = 0.0
@@ -83,17 +83,17 @@ class Unlabeled:
 
 
 @dataclass(frozen=True)
-class Finetune:
+class FinetuneConfig:
     """The root of `vw2-finetune`."""
 
     run_dir: str
     policy: str
     """checkpoint or run folder of the pre-trained policy (a pretrain-on-openx run_dir too), builtin:NAME, or scratch"""
-    data: CalvinData
+    data: CalvinDataConfig
     loop: LoopConfig
     method: str | None = None
     """name of the method that is compared, for tables; configs/method sets it"""
-    network: Network = field(default_factory=Network)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
     label_fraction: float = 1.0
     label_seed: int = 0
     preset: Literal["full", "head", "lora", "last_n"] = "full"
@@ -113,10 +113,10 @@ class Finetune:
     code_source: Literal["ground_truth", "predicted", "mixed", "none"] = "mixed"
     """codes fed in training: the dLDM's, the policy's own greedy ones, a mixture by `scheduled_sampling`; none: the
     policy acts without codes, in training and in control"""
-    scheduled_sampling: ScheduledSampling = field(default_factory=ScheduledSampling)
+    scheduled_sampling: ScheduledSamplingConfig = field(default_factory=ScheduledSamplingConfig)
     lambda_ce: float = 0.1
     """weight of the code loss; 0 in the paper"""
-    unlabeled: Unlabeled = field(default_factory=Unlabeled)
+    unlabeled: UnlabeledConfig = field(default_factory=UnlabeledConfig)
     pose_weight: float = 0.0
     """weight of the error at telling where the hand is, asked in training only; reads robot_obs of labeled windows"""
     gripper_loss: Literal["l2", "bce"] = "l2"

@@ -16,7 +16,7 @@ from vw2_robot.errors import InputError
 from vw2_robot.runs import Run
 from vw2_robot.storage.locks import lock_folder
 
-from .config import Finetune
+from .config import FinetuneConfig
 from .labeled_windows import LabeledSplit, LabeledWindows, VideoWindows, cache_calvin, split_trajectories
 from .pretrained_init import StartingPoint
 
@@ -41,7 +41,7 @@ class Images:
     policy: FrameCache
 
 
-def open_material(config: Finetune, start: StartingPoint, run: Run, device: torch.device) -> FinetuneDatasets:
+def open_material(config: FinetuneConfig, start: StartingPoint, run: Run, device: torch.device) -> FinetuneDatasets:
     """Open the data, make the windows and their teacher codes.
 
     Raises:
@@ -87,7 +87,7 @@ def _say_rates(start: StartingPoint, run: Run) -> None:
         )
 
 
-def _split(config: Finetune, seen: Images) -> LabeledSplit:
+def _split(config: FinetuneConfig, seen: Images) -> LabeledSplit:
     return split_trajectories(
         seen.dataset,
         seen.frame_cache,
@@ -97,7 +97,7 @@ def _split(config: Finetune, seen: Images) -> LabeledSplit:
     )
 
 
-def _check_chunk_size(config: Finetune, start: StartingPoint) -> None:
+def _check_chunk_size(config: FinetuneConfig, start: StartingPoint) -> None:
     chunk_size = config.latent_steps * start.stride
     if config.n_action_steps > chunk_size:
         raise InputError(
@@ -123,7 +123,7 @@ def _cached(dataset: CalvinDataset, folder: Path, size: tuple[int, int]) -> Fram
 
 
 def _labeled(
-    config: Finetune,
+    config: FinetuneConfig,
     start: StartingPoint,
     seen: Images,
     trajectories: tuple[int, ...],
@@ -145,7 +145,7 @@ def _labeled(
 
 
 def _unlabeled(
-    config: Finetune, start: StartingPoint, run: Run, folder: Path, seen: Images, rest: tuple[int, ...]
+    config: FinetuneConfig, start: StartingPoint, run: Run, folder: Path, seen: Images, rest: tuple[int, ...]
 ) -> VideoWindows | None:
     """Windows for the code loss alone, one every latent step; None where it is off or there is no such video."""
     settings = config.unlabeled

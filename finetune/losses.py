@@ -24,7 +24,7 @@ from vw2_robot.models.policy.action_head import ActionHead
 from vw2_robot.models.policy.ar_policy import LatentPolicy, Prompt
 from vw2_robot.pixels import shift_randomly
 
-from .config import Finetune
+from .config import FinetuneConfig
 from .labeled_windows import LabeledWindows, VideoWindows
 
 
@@ -38,7 +38,7 @@ class Losses(NamedTuple):
     accuracy: Tensor
 
 
-def action_errors(config: Finetune, predicted: Tensor, actions: Tensor) -> Tensor:
+def action_errors(config: FinetuneConfig, predicted: Tensor, actions: Tensor) -> Tensor:
     """[B, sH]: the loss of each action, in normalized units."""
     predicted = predicted.float()
     weight = torch.ones(actions.shape[-1], device=actions.device)
@@ -51,13 +51,13 @@ def action_errors(config: Finetune, predicted: Tensor, actions: Tensor) -> Tenso
     return errors
 
 
-def action_loss(config: Finetune, predicted: Tensor, actions: Tensor, real: Tensor) -> Tensor:
+def action_loss(config: FinetuneConfig, predicted: Tensor, actions: Tensor, real: Tensor) -> Tensor:
     """Mean of `action_errors` over the actions that are real."""
     return (action_errors(config, predicted, actions) * real).sum() / real.sum().clamp(min=1)
 
 
 def window_losses(
-    config: Finetune,
+    config: FinetuneConfig,
     policy: LatentPolicy,
     head: ActionHead,
     windows: LabeledWindows,
@@ -91,7 +91,7 @@ def window_losses(
 
 
 def fed_codes(
-    config: Finetune,
+    config: FinetuneConfig,
     policy: LatentPolicy,
     windows: VideoWindows,
     rows: NDArray[np.int64],
@@ -122,7 +122,7 @@ def comparable_codes(fed: Tensor, teacher: Tensor) -> Tensor:
 
 
 def unlabeled_loss(
-    config: Finetune,
+    config: FinetuneConfig,
     policy: LatentPolicy,
     windows: VideoWindows,
     rows: NDArray[np.int64],

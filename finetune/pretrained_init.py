@@ -25,7 +25,7 @@ from vw2_robot.models.lora import LoRA
 from vw2_robot.models.policy.ar_policy import LatentPolicy, PolicyConfig
 from vw2_robot.runs import generator
 
-from .config import Finetune
+from .config import FinetuneConfig
 from .labeled_windows import window_offsets
 
 STREAM_POLICY, STREAM_LORA = 53, 54
@@ -62,7 +62,7 @@ class StartingPoint:
         return self.policy.config.image_px, self.policy.config.image_px
 
 
-def starting_point(config: Finetune) -> StartingPoint:
+def starting_point(config: FinetuneConfig) -> StartingPoint:
     """Load the pre-trained policy, or draw an untrained one from the seed."""
     if not config.from_scratch:
         policy, dldm, facts = load_pretrained(config.policy)
@@ -121,7 +121,7 @@ def load_pretrained(path: str) -> tuple[LatentPolicy, DLDM, dict[str, Any]]:
     return policy, dldm, checkpoint.facts
 
 
-def freeze(policy: LatentPolicy, config: Finetune) -> LoRA | None:
+def freeze(policy: LatentPolicy, config: FinetuneConfig) -> LoRA | None:
     """Leave trainable what the preset names; returns the adapters of preset=lora.
 
     Raises:

@@ -27,7 +27,7 @@ from vw2_robot.models.policy.action_head import ActionHead, ActionHeadConfig
 from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.runs import Run, generator, mark
 
-from .config import Finetune
+from .config import FinetuneConfig
 from .datasets import FinetuneDatasets, open_material
 from .losses import unlabeled_loss, window_losses
 from .pretrained_init import StartingPoint, freeze, saved_policy, starting_point, trainable_parameters
@@ -36,7 +36,7 @@ from .validation import Validation, validate
 STREAM_INIT, STREAM_BATCH, STREAM_UNLABELED = 50, 51, 52
 
 
-def finetune(config: Finetune) -> None:
+def finetune(config: FinetuneConfig) -> None:
     """Train the head (and the policy), or return at once when complete."""
     with _open_run(config) as run:
         if run.complete:
@@ -45,7 +45,7 @@ def finetune(config: Finetune) -> None:
             _train(config, run)
 
 
-def _train(config: Finetune, run: Run) -> None:
+def _train(config: FinetuneConfig, run: Run) -> None:
     """All steps that are left, from the last checkpoint on."""
     loop = config.loop
     device = config.hardware.torch_device()
@@ -101,12 +101,12 @@ def _judge(run: Run, found: Validation) -> None:
     )
 
 
-def run_tree(config: Finetune) -> dict[str, Any]:
+def run_tree(config: FinetuneConfig) -> dict[str, Any]:
     """What decides the result of this stage."""
     return {key: value for key, value in config_tree(config).items() if key not in ("run_dir", "hardware")}
 
 
-def _open_run(config: Finetune) -> Run:
+def _open_run(config: FinetuneConfig) -> Run:
     loop = config.loop
     return Run(
         config.run_dir,
@@ -118,12 +118,12 @@ def _open_run(config: Finetune) -> Run:
     )
 
 
-def head_config(config: Finetune) -> ActionHeadConfig:
+def head_config(config: FinetuneConfig) -> ActionHeadConfig:
     """The head's sizes; whoever weighs the hand's pose needs a head that tells it."""
     return replace(config.head, pose=config.head.pose or config.pose_weight > 0)
 
 
-def _new_head(config: Finetune, start: StartingPoint) -> ActionHead:
+def _new_head(config: FinetuneConfig, start: StartingPoint) -> ActionHead:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator(config.seed, 0, stream=STREAM_INIT))))
         policy = start.policy
@@ -134,7 +134,7 @@ def _new_head(config: Finetune, start: StartingPoint) -> ActionHead:
 
 def _save(
     path: Path,
-    config: Finetune,
+    config: FinetuneConfig,
     start: StartingPoint,
     material: FinetuneDatasets,
     head: ActionHead,
@@ -185,7 +185,7 @@ def _restore(path: Path, start: StartingPoint, head: ActionHead, adapters: LoRA 
     load_checkpoint(path, kind="policy").load_into(head=head, **modules)
 
 
-main = program(Finetune, config_name="finetune", one_process=True)(finetune)
+main = program(FinetuneConfig, config_name="finetune", one_process=True)(finetune)
 
 if __name__ == "__main__":
     main()

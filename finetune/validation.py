@@ -19,7 +19,7 @@ from vw2_robot.contracts import GRIPPER_INDEX
 from vw2_robot.models.policy.action_head import ActionHead
 from vw2_robot.models.policy.ar_policy import LatentPolicy
 
-from .config import Finetune
+from .config import FinetuneConfig
 from .labeled_windows import LabeledWindows
 from .losses import action_errors, fed_codes
 
@@ -63,7 +63,7 @@ class Validation:
 
 @torch.no_grad()
 def validate(
-    config: Finetune,
+    config: FinetuneConfig,
     policy: LatentPolicy,
     head: ActionHead,
     windows: LabeledWindows,
@@ -106,7 +106,7 @@ def validate(
 
 
 def _errors(
-    config: Finetune, predicted: Tensor, windows: LabeledWindows, rows: NDArray[np.int64]
+    config: FinetuneConfig, predicted: Tensor, windows: LabeledWindows, rows: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """[n, sH]: the loss of each real action, 0 elsewhere."""
     errors = action_errors(config, predicted, torch.from_numpy(windows.actions[rows]))

@@ -18,10 +18,10 @@ from vw2_robot.data.sources.rlds import RldsSource
 from vw2_robot.errors import InputError
 from vw2_robot.runs import mark, read_mark
 
-from .config import DataConfig, Pretrain
+from .config import DataConfig, PretrainConfig
 
 
-def open_frames(config: Pretrain) -> FrameCache:
+def open_frames(config: PretrainConfig) -> FrameCache:
     """The TF-free frame cache of this run; made from the data sets first where it is not there yet.
 
     Raises:
@@ -45,7 +45,7 @@ def open_frames(config: Pretrain) -> FrameCache:
     return cache_sources(config, config.stage_dir("frames"))
 
 
-def training_split(config: Pretrain, cache: FrameCache) -> tuple[list[int], list[int]]:
+def training_split(config: PretrainConfig, cache: FrameCache) -> tuple[list[int], list[int]]:
     """(training, validation) episode indices; equal videos never lie on both sides."""
     return split_episodes(cache, validation_fraction=config.data.validation_fraction, seed=config.seed)
 
@@ -110,7 +110,7 @@ def heads(source: EpisodeSource, *, limit: int | None, bad: SkippedEpisodes) -> 
             bad.add(error, count=max(1, min(due, default=0) - read))
 
 
-def cache_sources(config: Pretrain, out: Path) -> FrameCache:
+def cache_sources(config: PretrainConfig, out: Path) -> FrameCache:
     """Decode and resize the episodes of `config.data` into `out`; continues where an earlier call was cut off."""
     data = config.data
     sources, bad = open_sources(data), SkippedEpisodes(data.max_skipped)

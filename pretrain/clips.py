@@ -27,7 +27,7 @@ from vw2_robot.data.stream import ClipStream, StreamBatch, StreamOptions
 from vw2_robot.errors import InputError
 from vw2_robot.pixels import to_model_range
 
-from .config import Pretrain
+from .config import PretrainConfig
 from .replayed_clips import ReplayedClips
 
 Position = Mapping[str, Any] | None
@@ -96,7 +96,7 @@ TrainingClips = CachedClips | StreamedClips | ReplayedClips
 
 
 def training_clips(
-    config: Pretrain, frame_cache: FrameCache, train: list[int], held_out: list[int], folder: Path
+    config: PretrainConfig, frame_cache: FrameCache, train: list[int], held_out: list[int], folder: Path
 ) -> TrainingClips:
     """What the stage in `folder` trains on. A stream and a replay leave held-out episodes out by name."""
     data = config.data
@@ -127,7 +127,7 @@ def training_clips(
 
 
 def clip_sampler(
-    config: Pretrain, frame_cache: FrameCache, episodes: list[int], *, augment: bool = True
+    config: PretrainConfig, frame_cache: FrameCache, episodes: list[int], *, augment: bool = True
 ) -> ClipSampler:
     """The sampler over these episodes of the cache; batch i is a pure function of (seed, i).
 

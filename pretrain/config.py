@@ -96,7 +96,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class PhasesConfig:
+class TrainDLDMConfig:
     """The two phases of the dLDM (method 1.9, 1.10) and the switches of the second."""
 
     phase1: LoopConfig
@@ -173,7 +173,7 @@ class PhasesConfig:
 
 
 @dataclass(frozen=True)
-class LatentsConfig:
+class ExtractLatentsConfig:
     """The latent cache (method 2.5)."""
 
     cache_stride: int = 4
@@ -189,7 +189,7 @@ class LatentsConfig:
 
 
 @dataclass(frozen=True)
-class PolicyLoopConfig:
+class TrainPolicyConfig:
     """Latent pre-training of the policy."""
 
     loop: LoopConfig
@@ -211,7 +211,7 @@ class PolicyLoopConfig:
 
 
 @dataclass(frozen=True)
-class Pretrain:
+class PretrainConfig:
     """Everything `pretrain-on-openx` and its stages can be told."""
 
     run_dir: str
@@ -221,9 +221,9 @@ class Pretrain:
     codec: CodecConfig
     policy: PolicyConfig
     train_vdm: LoopConfig
-    train_dldm: PhasesConfig
-    extract_latents: LatentsConfig
-    train_policy: PolicyLoopConfig
+    train_dldm: TrainDLDMConfig
+    extract_latents: ExtractLatentsConfig
+    train_policy: TrainPolicyConfig
     stages: tuple[Stage, ...] = ("vdm", "dldm", "latents", "policy")
     seed: int = 0
     replay: ReplayConfig | None = None
@@ -286,17 +286,17 @@ class Pretrain:
         return {name: tree[name] for name in sections}
 
 
-def alone(stage: Callable[[Pretrain], None]) -> Callable[[Pretrain], None]:
+def alone(stage: Callable[[PretrainConfig], None]) -> Callable[[PretrainConfig], None]:
     """The stage as a program: as long as it runs, no other one works in this run_dir, whatever its stage."""
 
-    def owner(config: Pretrain) -> None:
+    def owner(config: PretrainConfig) -> None:
         with lock_folder(Path(config.run_dir), what="pre-training"):
             stage(config)
 
     return owner
 
 
-def finished_stage(config: Pretrain, stage: Literal["vdm", "dldm"]) -> Path:
+def finished_stage(config: PretrainConfig, stage: Literal["vdm", "dldm"]) -> Path:
     """The last checkpoint of a stage that the next one builds on.
 
     Raises:

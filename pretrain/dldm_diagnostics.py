@@ -27,7 +27,7 @@ from vw2_robot.pixels import to_model_range, to_pixels
 from vw2_robot.runs import generator, mark
 from vw2_robot.storage.files import atomic_write
 
-from .config import PhasesConfig, Pretrain
+from .config import PretrainConfig, TrainDLDMConfig
 from .targets import frame_error, make_control_video
 
 STREAM_HEALTH, STREAM_IMAGE = 30, 31
@@ -121,7 +121,7 @@ class CodeWatch(nn.Module):
             "dldm/entropy_bits": math.log2(perplexity),
         }
 
-    def look(self, health: Mapping[str, float], phases: PhasesConfig) -> list[str]:
+    def look(self, health: Mapping[str, float], phases: TrainDLDMConfig) -> list[str]:
         """Alarms that are due after a validation; then count from zero.
 
         An alarm is given once, at the `alarm_after`-th bad validation in a row, and again only after a good one.
@@ -164,7 +164,7 @@ def _usage(histogram: Tensor) -> tuple[int, float]:
 
 
 @torch.no_grad()
-def code_usage(dldm: DLDM, frame_cache: FrameCache, config: Pretrain, *, device: torch.device) -> dict[str, Any]:
+def code_usage(dldm: DLDM, frame_cache: FrameCache, config: PretrainConfig, *, device: torch.device) -> dict[str, Any]:
     """Histogram of codes over windows of all episodes, written to codes.json: total and by slot."""
     histogram = torch.zeros(config.dldm.queries, dldm.fsq.vocabulary, dtype=torch.long)
     sampler = ClipSampler(
@@ -202,7 +202,7 @@ def draw_reconstructions(
     held_out: ClipSampler,
     *,
     seed: int,
-    phases: PhasesConfig,
+    phases: TrainDLDMConfig,
     device: torch.device,
     rows: int = 6,
 ) -> None:

@@ -18,7 +18,7 @@ from vw2_robot.models.dldm.dldm import DLDM, pad_to_stride
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import VideoCodec
 
-from .config import PhasesConfig
+from .config import TrainDLDMConfig
 from .dldm_diagnostics import CodeWatch
 from .encoder_augmentation import disturb
 from .targets import correlation, frame_error, jitter_color, make_control_video
@@ -57,7 +57,7 @@ def phase_two_loss(
     x: Float[Tensor, "B T 3 H W"],
     valid: Bool[Tensor, "B M"],
     *,
-    phases: PhasesConfig,
+    phases: TrainDLDMConfig,
     noise: torch.Generator,
     watch: CodeWatch | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:

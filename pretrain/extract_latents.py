@@ -38,20 +38,20 @@ from vw2_robot.storage.locks import lock_folder
 from vw2_robot.worker_pool import WorkerPool
 
 from .cache_frames import open_frames
-from .config import Pretrain, alone, finished_stage
+from .config import PretrainConfig, alone, finished_stage
 from .train_dldm import encoder_hash
 
 EPISODES_PER_SHARD = 64
 
 
-def extract_latents(config: Pretrain) -> None:
+def extract_latents(config: PretrainConfig) -> None:
     """Write run_dir/latents, or return at once when it is complete."""
     folder = config.stage_dir("latents")
     with lock_folder(folder, what="encoding latents"):
         _extract(config, folder)
 
 
-def _extract(config: Pretrain, folder: Path) -> None:
+def _extract(config: PretrainConfig, folder: Path) -> None:
     asked = config.stage_tree("extract_latents") | config.data.time_base
     _check_plan(folder, asked)
     if (folder / "index.json").is_file():
@@ -82,7 +82,7 @@ def _extract(config: Pretrain, folder: Path) -> None:
     _say(folder, read_mark(folder / "index.json") or {})
 
 
-def _teacher(config: Pretrain) -> tuple[DLDM, Path]:
+def _teacher(config: PretrainConfig) -> tuple[DLDM, Path]:
     """The trained dLDM and its checkpoint."""
     path = finished_stage(config, "dldm")
     dldm = DLDM(config.dldm)
@@ -93,7 +93,7 @@ def _teacher(config: Pretrain) -> tuple[DLDM, Path]:
 class Encoder:
     """What a process needs to write shards."""
 
-    def __init__(self, config: Pretrain, dldm: DLDM, frame_cache: FrameCache) -> None:
+    def __init__(self, config: PretrainConfig, dldm: DLDM, frame_cache: FrameCache) -> None:
         self.config, self.frame_cache = config, frame_cache
         self.device = config.hardware.torch_device()
         self.dldm = dldm.to(self.device).eval()
@@ -142,7 +142,7 @@ def _drop_unfinished(folder: Path) -> None:
 
 @contextmanager
 def _open_encoder(
-    config: Pretrain, checkpoint: Path, frame_cache: Path, threads: int
+    config: PretrainConfig, checkpoint: Path, frame_cache: Path, threads: int
 ) -> Iterator[Callable[[LatentShard], None]]:
     torch.set_num_threads(threads)
     dldm = DLDM(config.dldm)
@@ -153,7 +153,7 @@ def _open_encoder(
     yield lambda shard: encoder.write(*shard)
 
 
-def _facts(config: Pretrain, frame_cache: FrameCache, windows: LatentWindows) -> dict[str, object]:
+def _facts(config: PretrainConfig, frame_cache: FrameCache, windows: LatentWindows) -> dict[str, object]:
     """What index.json says of the windows."""
     stride, cache_stride = config.dldm.temporal_stride, config.extract_latents.cache_stride
     return {
@@ -191,7 +191,7 @@ def _check_plan(folder: Path, plan: dict[str, object]) -> None:
 
 
 def _encode_episodes(
-    config: Pretrain, dldm: DLDM, frame_cache: FrameCache, episodes: range, device: torch.device
+    config: PretrainConfig, dldm: DLDM, frame_cache: FrameCache, episodes: range, device: torch.device
 ) -> LatentWindows:
     """Windows of these episodes in order; clips of several episodes share a batch."""
     pieces = []
@@ -229,7 +229,7 @@ def slice_agreement(windows: LatentWindows, *, stride: int, cache_stride: int) -
     return round(float((early == late)[both].mean()), 4) if both.any() else None
 
 
-main = program(Pretrain, config_name="pretrain", one_process=True)(alone(extract_latents))
+main = program(PretrainConfig, config_name="pretrain", one_process=True)(alone(extract_latents))
 
 if __name__ == "__main__":
     main()

@@ -50,7 +50,7 @@ PREDICTED, ENCODED = "predicted", "encoded"
 
 
 @dataclass(frozen=True)
-class Imagine:
+class ImagineConfig:
     """The root of `vw2-imagine`."""
 
     policy: str
@@ -109,7 +109,7 @@ class Beginning(NamedTuple):
     true: NDArray[np.uint8] | None
 
 
-def imagine(config: Imagine) -> None:
+def imagine(config: ImagineConfig) -> None:
     """Write the video and its json; prints what can be compared."""
     if Path(config.out).is_dir() or Path(config.out).suffix == ".json":
         raise InputError(f"out={config.out}: give a name for the video, such as imagined.mp4; its json lies beside it")
@@ -138,7 +138,7 @@ def imagine(config: Imagine) -> None:
     _write(config, shown, made, fps=config.fps or float(rates[0]) / dldm.config.gap)
 
 
-def _beginning(config: Imagine, dldm: DLDM, time_base: TimeBase) -> Beginning:
+def _beginning(config: ImagineConfig, dldm: DLDM, time_base: TimeBase) -> Beginning:
     height, width = dldm.config.height, dldm.config.width
     if config.image is not None:
         image = read_photograph(config.image)
@@ -177,7 +177,9 @@ def read_photograph(file: str) -> NDArray[np.uint8]:
         raise InputError(f"image={file} cannot be read as an image ({error})") from error
 
 
-def _plan(config: Imagine, policy: LatentPolicy, dldm: DLDM, begin: Beginning, device: torch.device) -> PlanSegment:
+def _plan(
+    config: ImagineConfig, policy: LatentPolicy, dldm: DLDM, begin: Beginning, device: torch.device
+) -> PlanSegment:
     steps = dldm.config.latent_steps
     if config.codes == PREDICTED:
         decode = policy_decoder(
@@ -207,7 +209,7 @@ def _encoded(dldm: DLDM, begin: Beginning, device: torch.device) -> Tensor:
     return dldm.indices(to_model_range(torch.from_numpy(np.stack(clips)).to(device))).flatten(0, 1)
 
 
-def _codes_of_file(config: Imagine, dldm: DLDM) -> Tensor:
+def _codes_of_file(config: ImagineConfig, dldm: DLDM) -> Tensor:
     codes = read_array(Path(config.codes), cure="give predicted, encoded, or a .npy file")
     most, queries = dldm.config.vocabulary, dldm.config.queries
     if codes.dtype.kind not in "iu" or codes.ndim != 2 or codes.shape[1] != queries:
@@ -217,7 +219,7 @@ def _codes_of_file(config: Imagine, dldm: DLDM) -> Tensor:
     return torch.from_numpy(codes.astype(np.int64))
 
 
-def _renderer(config: Imagine, dldm: DLDM, device: torch.device) -> Renderer:
+def _renderer(config: ImagineConfig, dldm: DLDM, device: torch.device) -> Renderer:
     """The VDM of the dLDM stage.
 
     Raises:
@@ -251,7 +253,7 @@ def _renderer(config: Imagine, dldm: DLDM, device: torch.device) -> Renderer:
     return Renderer(vdm.to(device).eval(), codec.to(device).eval(), config.grayscale_control, config.sample_steps)
 
 
-def _write(config: Imagine, begin: Beginning, made: Imagined, *, fps: float) -> None:
+def _write(config: ImagineConfig, begin: Beginning, made: Imagined, *, fps: float) -> None:
     """The videos and the json: coarse video left, rendered and true ones beside it where they exist."""
     videos = {"coarse": made.coarse} | ({"rendered": made.rendered} if made.rendered is not None else {})
     pixels = {name: to_pixels(video).cpu().numpy() for name, video in videos.items()}
@@ -290,7 +292,7 @@ def compare(video: NDArray[np.uint8], true: NDArray[np.uint8]) -> dict[str, dict
     }
 
 
-main = program(Imagine, config_name="imagine")(imagine)
+main = program(ImagineConfig, config_name="imagine")(imagine)
 
 if __name__ == "__main__":
     main()

@@ -13,7 +13,7 @@ import time
 from vw2_robot.command_line.program import program
 
 from .cache_frames import open_frames
-from .config import Pretrain, alone
+from .config import PretrainConfig, alone
 from .extract_latents import extract_latents
 from .train_dldm import train_dldm
 from .train_policy import train_policy
@@ -22,7 +22,7 @@ from .train_vdm import train_vdm
 STAGES = {"vdm": train_vdm, "dldm": train_dldm, "latents": extract_latents, "policy": train_policy}
 
 
-def pretrain_on_openx(config: Pretrain) -> None:
+def pretrain_on_openx(config: PretrainConfig) -> None:
     """Run the stages that are asked for and not yet complete."""
     config.hardware.torch_device()  # whether it is there is known before hours of decoding
     frames = open_frames(config)
@@ -39,7 +39,7 @@ def pretrain_on_openx(config: Pretrain) -> None:
             print(f"{name}: {time.monotonic() - begin:.0f} s, {config.run_dir}/{name}", flush=True)
 
 
-main = program(Pretrain, config_name="pretrain", one_process=True)(alone(pretrain_on_openx))
+main = program(PretrainConfig, config_name="pretrain", one_process=True)(alone(pretrain_on_openx))
 
 if __name__ == "__main__":
     main()

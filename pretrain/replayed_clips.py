@@ -32,7 +32,7 @@ from vw2_robot.data.replay.windows import Replay, ReplayWindow, ReplayWriter, ba
 from vw2_robot.data.stream import StreamBatch
 from vw2_robot.errors import InputError
 
-from .config import Pretrain
+from .config import PretrainConfig
 
 # B batch · T frames · H, W pixels
 _LOG = logging.getLogger(__name__)
@@ -54,7 +54,13 @@ class ReplayedClips:
     """
 
     def __init__(
-        self, config: Pretrain, replay: ReplayConfig, frame_cache: FrameCache, held_out: list[int], *, folder: Path
+        self,
+        config: PretrainConfig,
+        replay: ReplayConfig,
+        frame_cache: FrameCache,
+        held_out: list[int],
+        *,
+        folder: Path,
     ) -> None:
         if replay.engine == "memory" and replay.path is None:
             replay = dataclasses.replace(replay, path=str(folder))

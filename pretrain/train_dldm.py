@@ -34,7 +34,7 @@ from vw2_robot.runs import Run, generator
 
 from .cache_frames import open_frames, training_split
 from .clips import TrainingClips, clip_sampler, to_device, training_clips
-from .config import PhasesConfig, Pretrain, alone
+from .config import PretrainConfig, TrainDLDMConfig, alone
 from .dldm_diagnostics import CodeWatch, code_usage, draw_reconstructions, explain_shortfall, validate
 from .dldm_losses import phase_one_loss, phase_two_loss
 from .encoder_augmentation import disturb
@@ -43,7 +43,7 @@ from .train_vdm import build_vdm, open_vdm
 STREAM_INIT, STREAM_LOSS = 20, 21
 
 
-def build_dldm(config: Pretrain) -> DLDM:
+def build_dldm(config: PretrainConfig) -> DLDM:
     """An untrained dLDM; the weights depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator(config.seed, 0, stream=STREAM_INIT))))
@@ -54,7 +54,7 @@ def build_dldm(config: Pretrain) -> DLDM:
 class Training:
     """What the steps of both phases work with. `vdm` and `codec` are None where phase 2 has no VDM."""
 
-    config: Pretrain
+    config: PretrainConfig
     run: Run
     device: torch.device
     frame_cache: FrameCache
@@ -69,7 +69,7 @@ class Training:
     average: Average | None
 
     @property
-    def phases(self) -> PhasesConfig:
+    def phases(self) -> TrainDLDMConfig:
         """The section of the configuration that this stage is about."""
         return self.config.train_dldm
 
@@ -147,7 +147,7 @@ class Training:
         self.clips.restore(checkpoint.fact("clips"))
 
 
-def train_dldm(config: Pretrain) -> None:
+def train_dldm(config: PretrainConfig) -> None:
     """Train both phases, then leave codes.json and reconstructions.png; return at once when complete.
 
     Raises:
@@ -174,7 +174,7 @@ def train_dldm(config: Pretrain) -> None:
 
 
 def _begin(
-    config: Pretrain,
+    config: PretrainConfig,
     run: Run,
     device: torch.device,
     frame_cache: FrameCache,
@@ -301,7 +301,7 @@ def encoder_hash(dldm: DLDM) -> str:
     return weights_digest(dldm.encoder, dldm.qformer, dldm.z_head, dldm.fsq)
 
 
-main = program(Pretrain, config_name="pretrain", one_process=True)(alone(train_dldm))
+main = program(PretrainConfig, config_name="pretrain", one_process=True)(alone(train_dldm))
 
 if __name__ == "__main__":
     main()

@@ -31,7 +31,7 @@ from vw2_robot.pixels import shift_randomly, to_model_range
 from vw2_robot.runs import Run, generator
 
 from .cache_frames import open_frames, training_split
-from .config import Pretrain, alone, finished_stage
+from .config import PretrainConfig, alone, finished_stage
 from .train_dldm import encoder_hash
 
 STREAM_INIT, STREAM_BATCH = 40, 41
@@ -69,19 +69,19 @@ class PolicyDatasets:
     latent_hz: float | None
 
 
-def build_policy(config: Pretrain, dldm: DLDM) -> LatentPolicy:
+def build_policy(config: PretrainConfig, dldm: DLDM) -> LatentPolicy:
     """A policy before latent pre-training; what is random in it depends on the seed alone."""
     return LatentPolicy(config.policy, generator=generator(config.seed, 0, stream=STREAM_INIT), dldm=dldm)
 
 
-def train_policy(config: Pretrain) -> None:
+def train_policy(config: PretrainConfig) -> None:
     """Pre-train the policy on the latent cache, or return at once when it is complete."""
     with _open_run(config) as run:
         if not run.complete:
             _train(config, run)
 
 
-def _train(config: Pretrain, run: Run) -> None:
+def _train(config: PretrainConfig, run: Run) -> None:
     """All steps that are left, from the last checkpoint on."""
     loop, shift = config.train_policy.loop, config.train_policy.image_shift_px
     device = config.hardware.torch_device()
@@ -130,7 +130,7 @@ def _fed_codes(policy: LatentPolicy, codes: torch.Tensor, *, share: float, draw:
     return torch.where(blind[:, None, None], nothing, codes)
 
 
-def _open_run(config: Pretrain) -> Run:
+def _open_run(config: PretrainConfig) -> Run:
     stages_before = ("data", "dldm", "vdm", "codec", "train_vdm", "train_dldm", "extract_latents")
     loop = config.train_policy.loop
     return Run(
@@ -143,7 +143,7 @@ def _open_run(config: Pretrain) -> Run:
     )
 
 
-def _open_material(config: Pretrain) -> PolicyDatasets:
+def _open_material(config: PretrainConfig) -> PolicyDatasets:
     """The windows of the latent cache, after it was checked against images and dLDM."""
     frames = open_frames(config)
     train_ids, validation_ids = training_split(config, frames)
@@ -158,7 +158,7 @@ def _open_material(config: Pretrain) -> PolicyDatasets:
     return PolicyDatasets(train, held_out, dldm, latent_hz=cache.facts["hz"])
 
 
-def _as_long_as_asked(config: Pretrain, windows: LatentWindows, frame_cache: FrameCache) -> LatentWindows:
+def _as_long_as_asked(config: PretrainConfig, windows: LatentWindows, frame_cache: FrameCache) -> LatentWindows:
     """The windows with `train_policy.latent_steps` latent steps.
 
     Raises:
@@ -184,7 +184,7 @@ def _as_long_as_asked(config: Pretrain, windows: LatentWindows, frame_cache: Fra
 
 
 def _save(
-    path: Path, config: Pretrain, material: PolicyDatasets, policy: LatentPolicy, optimizer: torch.optim.Optimizer
+    path: Path, config: PretrainConfig, material: PolicyDatasets, policy: LatentPolicy, optimizer: torch.optim.Optimizer
 ) -> None:
     """Write policy and dLDM, all that later stages and a resumed run need."""
     train, dldm = material.train, material.dldm
@@ -204,7 +204,7 @@ def _save(
     )
 
 
-main = program(Pretrain, config_name="pretrain", one_process=True)(alone(train_policy))
+main = program(PretrainConfig, config_name="pretrain", one_process=True)(alone(train_policy))
 
 if __name__ == "__main__":
     main()

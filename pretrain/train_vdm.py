@@ -29,20 +29,20 @@ from vw2_robot.runs import Run, generator
 
 from .cache_frames import open_frames, training_split
 from .clips import TrainingClips, clip_sampler, to_device, training_clips
-from .config import Pretrain, alone, finished_stage
+from .config import PretrainConfig, alone, finished_stage
 
 # Streams of `runs.generator`: what is drawn in one stage never depends on another.
 STREAM_INIT, STREAM_NOISE, STREAM_VALIDATION = 10, 11, 12
 
 
-def build_vdm(config: Pretrain) -> tuple[VDM, VideoCodec]:
+def build_vdm(config: PretrainConfig) -> tuple[VDM, VideoCodec]:
     """An untrained VDM and codec; the weights depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator(config.seed, 0, stream=STREAM_INIT))))
         return VDM(config.vdm, config.geometry), build_codec(config.codec)
 
 
-def load_vdm(path: str | Path, config: Pretrain) -> tuple[VDM, VideoCodec]:
+def load_vdm(path: str | Path, config: PretrainConfig) -> tuple[VDM, VideoCodec]:
     """The VDM and codec of a finished stage, ready for phase 2."""
     vdm, codec = build_vdm(config)
     load_checkpoint(path, kind="vdm").load_into(vdm=vdm, codec=codec)
@@ -50,7 +50,7 @@ def load_vdm(path: str | Path, config: Pretrain) -> tuple[VDM, VideoCodec]:
     return vdm, codec
 
 
-def open_vdm(config: Pretrain, clips: ClipSampler) -> tuple[VDM, VideoCodec]:
+def open_vdm(config: PretrainConfig, clips: ClipSampler) -> tuple[VDM, VideoCodec]:
     """What phase 2 begins with: the prior of stage `vdm`, that of a folder in diffusers' layout, or random weights.
 
     `clips` are training clips, by which the codec is measured where no stage has done it.
@@ -69,7 +69,7 @@ def open_vdm(config: Pretrain, clips: ClipSampler) -> tuple[VDM, VideoCodec]:
     return vdm, codec
 
 
-def prepare_codec(config: Pretrain, codec: VideoCodec, clips: ClipSampler) -> None:
+def prepare_codec(config: PretrainConfig, codec: VideoCodec, clips: ClipSampler) -> None:
     """Read the codec's weights, or measure the size of its latents on training clips."""
     if isinstance(codec, WanCodec) and config.codec.weights is not None:
         codec.load_folder(config.codec.weights)
@@ -78,7 +78,7 @@ def prepare_codec(config: Pretrain, codec: VideoCodec, clips: ClipSampler) -> No
 
 
 def prior_loss(
-    config: Pretrain, vdm: VDM, codec: VideoCodec, clips: tuple[Tensor, Tensor], noise: torch.Generator
+    config: PretrainConfig, vdm: VDM, codec: VideoCodec, clips: tuple[Tensor, Tensor], noise: torch.Generator
 ) -> Tensor:
     """Denoising loss of a batch without codes and without control."""
     x, valid = clips
@@ -89,7 +89,7 @@ def prior_loss(
         )
 
 
-def train_vdm(config: Pretrain) -> None:
+def train_vdm(config: PretrainConfig) -> None:
     """Train the prior, or return at once when it is complete or not wanted."""
     if not config.needs_prior:
         print("vdm: no prior to train (train_dldm.with_vdm, vdm.init, vdm.weights)", flush=True)
@@ -118,7 +118,7 @@ def train_vdm(config: Pretrain) -> None:
 
 
 def _train(
-    config: Pretrain,
+    config: PretrainConfig,
     run: Run,
     vdm: VDM,
     codec: VideoCodec,
@@ -162,7 +162,7 @@ def _train(
 def _save(
     path: Path,
     *,
-    config: Pretrain,
+    config: PretrainConfig,
     vdm: VDM,
     codec: VideoCodec,
     facts: dict[str, Any],
@@ -178,7 +178,7 @@ def _save(
     )
 
 
-main = program(Pretrain, config_name="pretrain", one_process=True)(alone(train_vdm))
+main = program(PretrainConfig, config_name="pretrain", one_process=True)(alone(train_vdm))
 
 if __name__ == "__main__":
     main()

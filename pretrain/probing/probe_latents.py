@@ -51,7 +51,7 @@ IMAGE_ROWS = 6
 
 
 @dataclass(frozen=True)
-class ProbeLatents:
+class ProbeLatentsConfig:
     """The root of `vw2-probe-latents`."""
 
     dldm: str
@@ -97,7 +97,7 @@ class ProbeLatents:
             raise ValueError(f"validation_share and test_share must be positive and sum to less than 1, found {shares}")
 
 
-def probe_latents(config: ProbeLatents) -> dict[str, Any]:
+def probe_latents(config: ProbeLatentsConfig) -> dict[str, Any]:
     """Write latent_report.json to `out`; returns its content.
 
     Raises:
@@ -153,7 +153,7 @@ def trained_time_base(checkpoint: Checkpoint) -> TimeBase:
     return time_base_of({"time_base": tree.get("data")})
 
 
-def measure(config: ProbeLatents, dldm: DLDM, sets: Sequence[Labeled], *, device: torch.device) -> dict[str, Any]:
+def measure(config: ProbeLatentsConfig, dldm: DLDM, sets: Sequence[Labeled], *, device: torch.device) -> dict[str, Any]:
     """All numbers of the report; its images go to `out`."""
     seed, quantizer = config.seed, copy.deepcopy(dldm.fsq).cpu()
     rows = [labeled.rows for labeled in sets]
@@ -173,7 +173,7 @@ def measure(config: ProbeLatents, dldm: DLDM, sets: Sequence[Labeled], *, device
 
 
 def _swaps(
-    config: ProbeLatents, dldm: DLDM, sets: Sequence[Labeled], splits: Sequence[Split], *, device: torch.device
+    config: ProbeLatentsConfig, dldm: DLDM, sets: Sequence[Labeled], splits: Sequence[Split], *, device: torch.device
 ) -> list[dict[str, Any]]:
     """The swap test within each data set, and with codes from the next one in the same units."""
     decode, found, every = decode_with_codes_of(dldm), [], []
@@ -193,7 +193,7 @@ def _swaps(
 
 
 def _nuisances(
-    config: ProbeLatents, dldm: DLDM, sets: Sequence[Labeled], splits: Sequence[Split], *, device: torch.device
+    config: ProbeLatentsConfig, dldm: DLDM, sets: Sequence[Labeled], splits: Sequence[Split], *, device: torch.device
 ) -> dict[str, Any]:
     """The camera-cut test in each data set, on first steps that move and that the probe was not fitted on."""
     quantizer, found = copy.deepcopy(dldm.fsq).cpu(), {}
@@ -222,8 +222,8 @@ def _nuisances(
     return found
 
 
-@program(ProbeLatents, config_name="probe_latents")
-def main(config: ProbeLatents) -> None:
+@program(ProbeLatentsConfig, config_name="probe_latents")
+def main(config: ProbeLatentsConfig) -> None:
     """Console script `vw2-probe-latents`."""
     print(latent_tables(probe_latents(config)))
     print(f"latent report: {Path(config.out) / 'latent_report.json'}")

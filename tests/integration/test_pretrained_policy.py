@@ -14,12 +14,12 @@ from vw2_robot.agent import VW2Agent
 from vw2_robot.checkpoint import load_checkpoint
 from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.errors import InputError
-from vw2_robot.finetune.config import Finetune
+from vw2_robot.finetune.config import FinetuneConfig
 from vw2_robot.finetune.train_head import finetune
 from vw2_robot.models.policy.acting import null_codes
 from vw2_robot.models.policy.ar_policy import LatentPolicy
 from vw2_robot.pretrain import train_policy as stage
-from vw2_robot.pretrain.config import Pretrain
+from vw2_robot.pretrain.config import PretrainConfig
 from vw2_robot.pretrain.pretrain_on_openx import pretrain_on_openx
 
 torch.set_num_threads(1)
@@ -40,7 +40,7 @@ def configure(cls, name, overrides):
 def encoded(miniature, tmp_path_factory):
     """A run that has its latent cache."""
     folder = tmp_path_factory.mktemp("encoded") / "run"
-    pretrain_on_openx(configure(Pretrain, "pretrain", [*miniature(folder), "stages=[vdm,dldm,latents]"]))
+    pretrain_on_openx(configure(PretrainConfig, "pretrain", [*miniature(folder), "stages=[vdm,dldm,latents]"]))
     return folder
 
 
@@ -63,7 +63,7 @@ def test_a_share_of_the_samples_is_fed_no_codes(share, miniature, encoded, tmp_p
         return real(policy, prompt, codes)
 
     monkeypatch.setattr(LatentPolicy, "states", watched)
-    pretrain_on_openx(configure(Pretrain, "pretrain", mine))
+    pretrain_on_openx(configure(PretrainConfig, "pretrain", mine))
     assert len(blind) >= 16
     assert {0.0: not any(blind), 0.5: 0 < sum(blind) < len(blind), 1.0: all(blind)}[share]
 
@@ -74,14 +74,14 @@ def test_a_policy_predicts_further_than_a_clip_of_the_dldm(miniature, encoded, t
     shapes, real = set(), LatentPolicy.states
     monkeypatch.setattr(LatentPolicy, "states", lambda *args: shapes.add(args[2].shape[1:]) or real(*args))
     words = [*miniature(run), "++train_policy.latent_steps=2", "train_policy.loop.train_steps=2", "stages=[policy]"]
-    pretrain_on_openx(configure(Pretrain, "pretrain", words))
+    pretrain_on_openx(configure(PretrainConfig, "pretrain", words))
     assert shapes == {(2, 4)}
 
 
 def test_windows_that_never_meet_are_refused(miniature, tmp_path):
     words = [*miniature(tmp_path), "++extract_latents.cache_stride=3", "++train_policy.latent_steps=2"]
     with pytest.raises(InputError, match=r"begins where another one ends, 4 frames later.*cache_stride=3"):
-        pretrain_on_openx(configure(Pretrain, "pretrain", words))
+        pretrain_on_openx(configure(PretrainConfig, "pretrain", words))
 
 
 @pytest.mark.parametrize(("family", "overrides"), POLICIES, ids=[family for family, _ in POLICIES])
@@ -91,7 +91,7 @@ def test_from_a_folder_to_actions(
     run = tmp_path / "run"
     shutil.copytree(encoded, run)
     mine = [*miniature(run), f"++policy.backbone.weights={model_folder(family)}", *overrides]
-    config = configure(Pretrain, "pretrain", [*mine, "stages=[policy]"])
+    config = configure(PretrainConfig, "pretrain", [*mine, "stages=[policy]"])
     real, steps = stage.optimizer_step, []
 
     def dies_once(loss, optimizer, *, step, **rest):
@@ -119,7 +119,7 @@ def test_from_a_folder_to_actions(
     loop = "{steps: 2, batch: 4, log_every: 1, save_every: 2, optim: {lr: 0.003, warmup_steps: 2}}"
     finetune(
         configure(
-            Finetune,
+            FinetuneConfig,
             "finetune",
             [
                 f"run_dir={tmp_path / 'finetune'}",

@@ -20,12 +20,12 @@ from safetensors.torch import load_file
 from vw2_robot import checkpoint, runs
 from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.finetune import train_head
-from vw2_robot.finetune.config import Finetune
+from vw2_robot.finetune.config import FinetuneConfig
 from vw2_robot.finetune.train_head import finetune
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.pretrain import dldm_diagnostics as dldm_diagnostics
 from vw2_robot.pretrain import extract_latents, train_dldm, train_policy, train_vdm
-from vw2_robot.pretrain.config import Pretrain
+from vw2_robot.pretrain.config import PretrainConfig
 from vw2_robot.pretrain.pretrain_on_openx import pretrain_on_openx
 
 torch.set_num_threads(1)
@@ -59,7 +59,7 @@ def pretrained(miniature, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(extract_latents, "EPISODES_PER_SHARD", 3)
-        pretrain_on_openx(configure(Pretrain, "pretrain", miniature(folder)))
+        pretrain_on_openx(configure(PretrainConfig, "pretrain", miniature(folder)))
     return folder
 
 
@@ -111,7 +111,7 @@ def killed(run, config, place, **when):
 
 
 def test_killed_once_or_more_in_every_stage_and_inside_checkpoints(miniature, pretrained, tmp_path):
-    config = configure(Pretrain, "pretrain", miniature(tmp_path))
+    config = configure(PretrainConfig, "pretrain", miniature(tmp_path))
     kills = [
         ((train_vdm, "optimizer_step"), {"call": 0}),  # before any checkpoint
         ((train_vdm, "optimizer_step"), {"call": 2}),  # between checkpoints
@@ -142,7 +142,7 @@ def test_killed_once_or_more_in_every_stage_and_inside_checkpoints(miniature, pr
 
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (0, 2, 3))])
 def test_killed_at_random_places_until_it_is_done(miniature, pretrained, tmp_path, seed):
-    config, chance = configure(Pretrain, "pretrain", miniature(tmp_path)), random.Random(seed)
+    config, chance = configure(PretrainConfig, "pretrain", miniature(tmp_path)), random.Random(seed)
     deaths, done = 0, False
     while not done:
         with pytest.MonkeyPatch.context() as patch:
@@ -165,7 +165,7 @@ def test_phase_two_begins_with_a_fresh_optimizer(pretrained):
 def test_a_finished_chain_is_left_as_it_is(miniature, pretrained, monkeypatch):
     before = contents(pretrained)
     monkeypatch.setattr(checkpoint, "save_tensors", None)  # not to be called
-    pretrain_on_openx(configure(Pretrain, "pretrain", miniature(pretrained)))
+    pretrain_on_openx(configure(PretrainConfig, "pretrain", miniature(pretrained)))
     assert contents(pretrained) == before
 
 
@@ -182,7 +182,7 @@ def finetuning(policy, data, folder, *more):
         "++hardware={device: cpu, threads: 1}",
         *more,
     ]
-    return configure(Finetune, "finetune", overrides)
+    return configure(FinetuneConfig, "finetune", overrides)
 
 
 def test_fine_tuning_killed_anywhere_ends_in_the_same_bytes(pretrained, calvin_folder, tmp_path):

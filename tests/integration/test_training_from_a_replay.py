@@ -27,7 +27,7 @@ from vw2_robot.errors import InputError
 from vw2_robot.pretrain import cache_frames, train_dldm, train_vdm
 from vw2_robot.pretrain.cache_frames import open_frames, open_sources, training_split
 from vw2_robot.pretrain.clips import training_clips
-from vw2_robot.pretrain.config import Pretrain
+from vw2_robot.pretrain.config import PretrainConfig
 from vw2_robot.pretrain.pretrain_on_openx import pretrain_on_openx
 from vw2_robot.pretrain.replayed_clips import ReplayedClips
 
@@ -52,12 +52,12 @@ class Training:
             self.address = f"127.0.0.1:{self.port}"
             self.overrides = [*overrides, f"replay.address={self.address}"]
 
-    def config(self, name: str, *more: str) -> Pretrain:
+    def config(self, name: str, *more: str) -> PretrainConfig:
         words = [f"run_dir={self.folder / name}", *self.overrides, f"replay={self.engine}", *more]
         with initialize_config_module("vw2_robot.configs", version_base="1.3"):
-            return config_from(Pretrain, OmegaConf.to_container(compose("pretrain", words), resolve=True))
+            return config_from(PretrainConfig, OmegaConf.to_container(compose("pretrain", words), resolve=True))
 
-    def feed(self, config: Pretrain, *, epochs: int, windows: WindowOptions | None = None) -> None:
+    def feed(self, config: PretrainConfig, *, epochs: int, windows: WindowOptions | None = None) -> None:
         """Start what is needed so that the data of `config` arrive `epochs` times."""
         if self.engine == "memory":
             return  # filled by the trainer itself, for ever
@@ -87,7 +87,7 @@ def training(request, miniature, calvin_folder, tmp_path) -> Iterator[Training]:
     made.close()
 
 
-def opened(config: Pretrain) -> tuple[ReplayedClips, FrameCache, list[int], list[int]]:
+def opened(config: PretrainConfig) -> tuple[ReplayedClips, FrameCache, list[int], list[int]]:
     frames = open_frames(config)
     train, held_out = training_split(config, frames)
     clips = training_clips(config, frames, train, held_out, Path(config.run_dir) / "stage")
@@ -312,4 +312,4 @@ def test_a_replay_in_memory_needs_a_data_set_and_is_no_stream(miniature, tmp_pat
         initialize_config_module("vw2_robot.configs", version_base="1.3"),
         pytest.raises(InputError, match="come from a replay or from a stream"),
     ):
-        config_from(Pretrain, OmegaConf.to_container(compose("pretrain", overrides), resolve=True))
+        config_from(PretrainConfig, OmegaConf.to_container(compose("pretrain", overrides), resolve=True))

@@ -18,7 +18,7 @@ from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.video.vdm import VDM, Geometry, VDMConfig
 from vw2_robot.models.video.video_codec import CodecConfig, DCTCodec
 from vw2_robot.optim import LoopConfig, OptimConfig, build_optimizer, optimizer_step
-from vw2_robot.pretrain.config import PhasesConfig
+from vw2_robot.pretrain.config import TrainDLDMConfig
 from vw2_robot.pretrain.dldm_diagnostics import validate
 from vw2_robot.pretrain.dldm_losses import phase_one_loss, phase_two_loss
 
@@ -41,7 +41,7 @@ CODEC_CONFIG = CodecConfig(block=8, keep=2)
 PHASE1 = OptimConfig(lr=2e-3, weight_decay=0.01, warmup_steps=20)
 PHASE2 = OptimConfig(lr=2e-4, weight_decay=0.01, warmup_steps=20)
 LOOP = LoopConfig(steps=1, batch=16, optim=PHASE2)
-PHASES = PhasesConfig(phase1=LOOP, phase2=LOOP, control_dropout=0.7, vdm_lr_mult=10.0)
+PHASES = TrainDLDMConfig(phase1=LOOP, phase2=LOOP, control_dropout=0.7, vdm_lr_mult=10.0)
 BATCH = 16
 
 
@@ -85,7 +85,7 @@ def phase_two(
     codec: DCTCodec,
     clips,
     *,
-    phases: PhasesConfig,
+    phases: TrainDLDMConfig,
     steps: int,
     optim: OptimConfig = PHASE2,
 ) -> None:

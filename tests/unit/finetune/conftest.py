@@ -8,7 +8,7 @@ import torch
 
 from vw2_robot.checkpoint import save_checkpoint
 from vw2_robot.command_line.config_tree import config_tree
-from vw2_robot.finetune.config import CalvinData, Finetune
+from vw2_robot.finetune.config import CalvinDataConfig, FinetuneConfig
 from vw2_robot.models.dldm.causal_video import LevelConfig, StemConfig
 from vw2_robot.models.dldm.config import DLDMConfig, QFormerConfig
 from vw2_robot.models.dldm.dldm import DLDM
@@ -102,10 +102,10 @@ def pretrained_at(tmp_path):
 @pytest.fixture
 def configure(tmp_path, pretrained):
     def make(data, *, run="run", **change):
-        config = Finetune(
+        config = FinetuneConfig(
             run_dir=str(tmp_path / run),
             policy=str(pretrained),
-            data=CalvinData(str(data), validation_fraction=0.25),
+            data=CalvinDataConfig(str(data), validation_fraction=0.25),
             loop=LOOP,
             label_fraction=0.5,
             head=ActionHeadConfig(8),

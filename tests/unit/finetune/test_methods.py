@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from vw2_robot.command_line.config_tree import config_from
-from vw2_robot.finetune.config import Finetune
+from vw2_robot.finetune.config import FinetuneConfig
 
 ARMS = ("oracle", "indomain", "crossdomain", "videoworld", "lapa")
 
@@ -16,7 +16,7 @@ def arm(name, *more):
     words = [f"method={name}", "data.path=calvin", "run_dir=run", *more]
     words += ["policy=pretrained"] if name != "oracle" else []
     with initialize_config_module("vw2_robot.configs", version_base="1.3"):
-        return config_from(Finetune, OmegaConf.to_container(compose("finetune", words), resolve=True))
+        return config_from(FinetuneConfig, OmegaConf.to_container(compose("finetune", words), resolve=True))
 
 
 @pytest.mark.parametrize("name", ARMS)
@@ -30,7 +30,7 @@ def test_every_arm_is_a_configuration_at_every_fraction(name, fraction):
 def test_arms_share_head_data_schedule_and_losses(name):
     reference, config = arm("indomain"), arm(name)
     may_differ = {"arm", "policy", "code_source", "lambda_ce"}
-    differing = {f.name for f in fields(Finetune) if getattr(config, f.name) != getattr(reference, f.name)}
+    differing = {f.name for f in fields(FinetuneConfig) if getattr(config, f.name) != getattr(reference, f.name)}
     assert differing <= may_differ
 
 

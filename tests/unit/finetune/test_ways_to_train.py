@@ -15,7 +15,7 @@ from vw2_robot.checkpoint import load_checkpoint
 from vw2_robot.data.labels import read_labels
 from vw2_robot.errors import InputError
 from vw2_robot.finetune import datasets, train_head
-from vw2_robot.finetune.config import CalvinData, Network, ScheduledSampling, Unlabeled
+from vw2_robot.finetune.config import CalvinDataConfig, NetworkConfig, ScheduledSamplingConfig, UnlabeledConfig
 from vw2_robot.finetune.losses import action_errors, window_losses
 from vw2_robot.finetune.pretrained_init import starting_point
 from vw2_robot.finetune.train_head import finetune
@@ -29,9 +29,9 @@ WAYS = {
     "last_n": {"preset": "last_n", "last_n": 1},
     "ground_truth": {"code_source": "ground_truth"},
     "predicted": {"code_source": "predicted"},
-    "schedule": {"scheduled_sampling": ScheduledSampling(0.0, 1.0)},
+    "schedule": {"scheduled_sampling": ScheduledSamplingConfig(0.0, 1.0)},
     "none": {"code_source": "none", "lambda_ce": 0.0},
-    "unlabeled": {"unlabeled": Unlabeled(weight=0.5, batch=3)},
+    "unlabeled": {"unlabeled": UnlabeledConfig(weight=0.5, batch=3)},
     "bce": {"gripper_loss": "bce", "gripper_weight": 0.3},
     "scratch": SCRATCH,
 }
@@ -42,7 +42,7 @@ def configured(configure, pretrained):
     def make(data, way, **change):
         settings = dict(WAYS[way])
         if way == "scratch":
-            settings["network"] = Network(like=str(pretrained))
+            settings["network"] = NetworkConfig(like=str(pretrained))
         return configure(data, **{**settings, **change})
 
     return make
@@ -99,7 +99,7 @@ def test_a_policy_acts_for_as_long_as_its_codes_last(
     assert agent.infer(look())["actions"].shape == (4 * every, 7)
     finetune(configured(data, "full", policy=str(tmp_path / "run"), run="again"))  # the time base is handed on
     assert VW2Agent.from_pretrained(tmp_path / "again").metadata["chunk_size"] == 4 * every
-    network = Network(like=policy)  # the same network, untrained: the arms of a comparison act alike
+    network = NetworkConfig(like=policy)  # the same network, untrained: the arms of a comparison act alike
     finetune(configured(data, "scratch", network=network, run="scratch"))
     assert VW2Agent.from_pretrained(tmp_path / "scratch").metadata["chunk_size"] == 4 * every
 
@@ -158,7 +158,7 @@ def test_more_last_layers_than_there_are_is_refused(configured, write_calvin):
 
 
 def test_the_share_of_own_codes_follows_its_schedule(configure):
-    config = configure("unused", scheduled_sampling=ScheduledSampling(0.2, 0.8))
+    config = configure("unused", scheduled_sampling=ScheduledSamplingConfig(0.2, 0.8))
     config = replace(config, loop=replace(config.loop, steps=5))
     assert [config.own_share(step) for step in range(5)] == pytest.approx([0.2, 0.35, 0.5, 0.65, 0.8])
     assert replace(config, code_source="predicted").own_share(0) == 1.0
@@ -224,7 +224,7 @@ def test_unlabeled_video_may_come_from_another_data_set(configured, write_calvin
     for path in (more / "training").glob("episode_*.npz"):
         with np.load(path) as file:
             np.savez(path, rgb_static=file["rgb_static"])
-    settings = Unlabeled(weight=0.5, path=str(more), batch=3)
+    settings = UnlabeledConfig(weight=0.5, path=str(more), batch=3)
     finetune(configured(write_calvin(), "full", label_fraction=1.0, unlabeled=settings))
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "3 trajectories without labels (6 windows) keep the code loss" in log  # 7 frames: starts 0 and 4
@@ -262,7 +262,7 @@ def test_scratch_has_the_network_of_the_pretrained_policy_and_none_of_its_weight
         ({"preset": "head"}, "nothing to keep frozen"),
         ({"code_source": "mixed"}, "no dLDM to take codes from.*code_source=mixed"),
         ({"lambda_ce": 0.1}, "set lambda_ce=0"),
-        ({"unlabeled": Unlabeled(weight=1.0)}, r"unlabeled\.weight"),
+        ({"unlabeled": UnlabeledConfig(weight=1.0)}, r"unlabeled\.weight"),
     ],
 )
 def test_scratch_refuses_what_needs_a_pretrained_policy(configured, change, message):
@@ -282,11 +282,11 @@ def test_another_split_can_be_held_out(configured, write_calvin, tmp_path):
     other = write_calvin(3, name="other")
     (other / "training").rename(data / "validation")
     config = configured(data, "full", label_fraction=1.0)
-    finetune(replace(config, data=CalvinData(str(data), validation_split="validation")))
+    finetune(replace(config, data=CalvinDataConfig(str(data), validation_split="validation")))
     assert len(read_labels(tmp_path / "run" / "labels.json").episode_ids) == 6
     assert json.loads((tmp_path / "run" / "validation.json").read_text())["trajectories"] == 3
     with pytest.raises(ValueError, match="nothing would be held out"):
-        CalvinData(str(data), validation_split="training")
+        CalvinDataConfig(str(data), validation_split="training")
 
 
 def test_runs_that_share_images_decode_them_once_and_wait_for_one_another(

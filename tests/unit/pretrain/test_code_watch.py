@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from vw2_robot.optim import LoopConfig, OptimConfig
-from vw2_robot.pretrain.config import PhasesConfig
+from vw2_robot.pretrain.config import TrainDLDMConfig
 from vw2_robot.pretrain.dldm_diagnostics import CodeWatch
 
 LOOP = LoopConfig(steps=1, batch=1, optim=OptimConfig())
-PHASES = PhasesConfig(phase1=LOOP, phase2=LOOP, alarm_after=3, perplexity_alarm=0.1, shuffle_alarm=1.02)
+PHASES = TrainDLDMConfig(phase1=LOOP, phase2=LOOP, alarm_after=3, perplexity_alarm=0.1, shuffle_alarm=1.02)
 
 
 def codes(*values):

@@ -14,7 +14,7 @@ from vw2_robot.models.dldm.causal_video import LevelConfig, StemConfig
 from vw2_robot.models.dldm.config import DLDMConfig, QFormerConfig
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.pixels import to_model_range
-from vw2_robot.pretrain.config import DataConfig, LatentsConfig, Pretrain
+from vw2_robot.pretrain.config import DataConfig, ExtractLatentsConfig, PretrainConfig
 from vw2_robot.pretrain.extract_latents import Encoder, _encode_episodes, _facts, _say, _write_shards, slice_agreement
 from vw2_robot.runs import Hardware
 
@@ -46,7 +46,9 @@ def test_every_window_holds_the_codes_of_its_own_frames(tmp_path):
     frames = FrameCache(tmp_path / "frames")
     torch.manual_seed(0)
     dldm = DLDM(CONFIG).eval()
-    config = SimpleNamespace(dldm=CONFIG, extract_latents=LatentsConfig(cache_stride=3, batch=4), data=DataConfig())
+    config = SimpleNamespace(
+        dldm=CONFIG, extract_latents=ExtractLatentsConfig(cache_stride=3, batch=4), data=DataConfig()
+    )
     windows = _encode_episodes(config, dldm, frames, range(3), torch.device("cpu"))
     assert windows.episode.tolist() == [1, 1, 2, 2, 2, 2]
     assert windows.start.tolist() == [0, 3, 0, 3, 6, 9]
@@ -116,15 +118,15 @@ def encoder(folder, *, workers):
 
 @dataclass(frozen=True)
 class Settings:
-    """What of a `Pretrain` this stage reads when it writes shards."""
+    """What of a `PretrainConfig` this stage reads when it writes shards."""
 
     run_dir: str
     workers: int
     dldm: DLDMConfig = CONFIG
-    extract_latents: LatentsConfig = field(default_factory=lambda: LatentsConfig(cache_stride=3, batch=4))
+    extract_latents: ExtractLatentsConfig = field(default_factory=lambda: ExtractLatentsConfig(cache_stride=3, batch=4))
     data: DataConfig = field(default_factory=DataConfig)
     hardware: Hardware = field(default_factory=lambda: Hardware("cpu", threads=1))
-    stage_dir = Pretrain.stage_dir
+    stage_dir = PretrainConfig.stage_dir
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from vw2_robot.models.video.video_codec import CodecConfig, DCTCodec
 from vw2_robot.pixels import to_model_range, to_pixels
 from vw2_robot.pretrain import imagine as program
 from vw2_robot.pretrain.imagination import Renderer, imagine_segments, plan_of
-from vw2_robot.pretrain.imagine import Imagine, imagine, read_photograph
+from vw2_robot.pretrain.imagine import ImagineConfig, imagine, read_photograph
 from vw2_robot.pretrain.train_dldm import encoder_hash
 from vw2_robot.runs import Hardware
 
@@ -166,7 +166,7 @@ def recorded(monkeypatch):
 
 
 def settings(trained, **change):
-    base = Imagine(
+    base = ImagineConfig(
         policy=str(trained / "policy"),
         out=str(trained / "seen.mp4"),
         frames=str(trained / "frames"),

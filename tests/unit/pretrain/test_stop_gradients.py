@@ -12,7 +12,7 @@ from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.video.vdm import VDM, Geometry, VDMConfig
 from vw2_robot.models.video.video_codec import CodecConfig, DCTCodec
 from vw2_robot.optim import LoopConfig, OptimConfig, build_optimizer, optimizer_step
-from vw2_robot.pretrain.config import PhasesConfig
+from vw2_robot.pretrain.config import TrainDLDMConfig
 from vw2_robot.pretrain.dldm_losses import phase_one_loss, phase_two_loss
 from vw2_robot.pretrain.targets import frame_error, jitter_color, make_control_video
 
@@ -30,7 +30,7 @@ VDM_TINY = VDMConfig(
 )
 OPTIM = OptimConfig(lr=1e-3, weight_decay=0.1, warmup_steps=1)
 LOOP = LoopConfig(steps=10, batch=2, optim=OPTIM)
-PHASES = PhasesConfig(phase1=LOOP, phase2=LOOP, control_dropout=0.0, target_color_jitter=0.0)
+PHASES = TrainDLDMConfig(phase1=LOOP, phase2=LOOP, control_dropout=0.0, target_color_jitter=0.0)
 
 
 def build(*, shaken=True):

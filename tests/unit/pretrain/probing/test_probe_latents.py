@@ -19,7 +19,7 @@ from vw2_robot.models.dldm.causal_video import LevelConfig, StemConfig
 from vw2_robot.models.dldm.config import DLDMConfig, QFormerConfig
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.pretrain.probing.datasets import short_names
-from vw2_robot.pretrain.probing.probe_latents import ProbeLatents, probe_latents, trained_time_base
+from vw2_robot.pretrain.probing.probe_latents import ProbeLatentsConfig, probe_latents, trained_time_base
 from vw2_robot.runs import Hardware
 
 CONFIG = DLDMConfig(
@@ -75,7 +75,7 @@ def save(folder, config=CONFIG):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("probe")
-    config = ProbeLatents(
+    config = ProbeLatentsConfig(
         dldm=save(root / "dldm"),
         labeled=[write_set(root / "A", seed=0), write_set(root / "B", seed=1)],
         out=str(root / "out"),
@@ -129,7 +129,7 @@ def write_rlds_set(root):
 def test_another_robots_rlds_is_probed_beside_calvin_but_not_swapped_with_it(made, tmp_path):
     config, _, root = made
     report = probe_latents(
-        ProbeLatents(
+        ProbeLatentsConfig(
             dldm=config.dldm,
             labeled=[config.labeled[0], write_rlds_set(tmp_path / "kuka")],
             names=["A", "kuka"],
@@ -153,7 +153,7 @@ def test_another_robots_rlds_is_probed_beside_calvin_but_not_swapped_with_it(mad
 
 def test_the_same_seed_gives_the_same_report_from_the_kept_frames(made):
     config, report, root = made
-    again = ProbeLatents(
+    again = ProbeLatentsConfig(
         dldm=config.dldm,
         labeled=config.labeled,
         out=str(root / "again"),
@@ -198,7 +198,7 @@ def test_too_few_demonstrations_are_refused(made, tmp_path):
         few.write_episode(arrays, first_frame=50 * number, task="t", instruction="t", scene="D")
     few.finish()
     with pytest.raises(InputError, match="at least 3 demonstrations"):
-        probe_latents(ProbeLatents(dldm=config.dldm, labeled=[str(tmp_path / "few")], out=str(tmp_path / "out")))
+        probe_latents(ProbeLatentsConfig(dldm=config.dldm, labeled=[str(tmp_path / "few")], out=str(tmp_path / "out")))
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_too_few_demonstrations_are_refused(made, tmp_path):
 )
 def test_what_cannot_work_is_refused(wrong, words):
     with pytest.raises(ValueError, match=words):
-        ProbeLatents(**{"dldm": "d", "labeled": ["a", "b"], "out": "o", **wrong})
+        ProbeLatentsConfig(**{"dldm": "d", "labeled": ["a", "b"], "out": "o", **wrong})
 
 
 def test_data_sets_are_called_by_as_little_of_their_path_as_tells_them_apart(tmp_path):
