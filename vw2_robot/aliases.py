@@ -56,7 +56,10 @@ VALUES = {
 }
 """new key -> old value -> new value"""
 
-WEIGHTS = ((re.compile(r"(^|\.)quantiser\."), r"\1quantizer."),)
+WEIGHTS = (
+    (re.compile(r"(^|\.)quantiser\."), r"\1quantizer."),
+    (re.compile(r"^watch\."), "code_usage."),
+)
 """patterns in names of weights, and what replaces them"""
 
 

@@ -70,7 +70,7 @@ def miniature(frames_folder: Path) -> Callable[..., list[str]]:
     """Command-line overrides that make `pretrain-on-openx` a matter of seconds."""
 
     def overrides(run_dir: Path) -> list[str]:
-        loop = "{steps: %d, batch: 2, log_every: 1, save_every: %d, optim: {lr: 0.003, warmup_steps: 2}}"
+        loop = "{train_steps: %d, batch_size: 2, log_every: 1, save_every: %d, optim: {lr: 0.003, warmup_steps: 2}}"
         return [
             f"run_dir={run_dir}",
             f"data.frame_cache={frames_folder}",
@@ -93,7 +93,7 @@ def miniature(frames_folder: Path) -> Callable[..., list[str]]:
             "++train_dldm.phase2=" + loop % (4, 3),
             "train_dldm.validation_clips=4",
             "++train_policy.loop=" + loop % (5, 2),
-            "++extract_latents={cache_stride: 1, batch: 8}",
+            "++extract_latents={cache_stride: 1, batch_size: 8}",
         ]
 
     return overrides

@@ -65,7 +65,7 @@ def pretrained(miniature, tmp_path_factory):
 @pytest.fixture
 def tuning(pretrained, calvin_folder, tmp_path):
     def overrides(*more, policy=pretrained, data=calvin_folder):
-        loop = "{steps: 1, batch: 2, log_every: 1, save_every: 1, optim: {lr: 0.003, warmup_steps: 1}}"
+        loop = "{train_steps: 1, batch_size: 2, log_every: 1, save_every: 1, optim: {lr: 0.003, warmup_steps: 1}}"
         common = ["head.hidden=8", f"++loop={loop}", "++hardware={device: cpu, threads: 1}"]
         return [f"run_dir={tmp_path / 'tuned'}", f"policy={policy}", f"data.path={data}", *common, *more]
 

@@ -41,7 +41,7 @@ def config(calvin_folder, tmp_path_factory):
         "code_source=none",
         "lambda_ce=0",
         "head.hidden=8",
-        "++loop={steps: 2, batch: 2, log_every: 1, save_every: 1, optim: {lr: 0.003, warmup_steps: 2}}",
+        "++loop={train_steps: 2, batch_size: 2, log_every: 1, save_every: 1, optim: {lr: 0.003, warmup_steps: 2}}",
         "++hardware={device: cpu, threads: 1}",
     ]
     with initialize_config_module("vw2_robot.configs", version_base="1.3"):

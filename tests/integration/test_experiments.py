@@ -21,7 +21,7 @@ from vw2_robot.pretrain.pretrain_on_openx import pretrain_on_openx
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "configs" / "experiment"
 NAMES = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
-LOOP = "{steps: 2, batch: 2, log_every: 1, save_every: 2, optim: {lr: 0.003, warmup_steps: 1}}"
+LOOP = "{train_steps: 2, batch_size: 2, log_every: 1, save_every: 2, optim: {lr: 0.003, warmup_steps: 1}}"
 SMALL = {
     "dldm.num_frames": 5,
     "dldm.height": 16,
@@ -49,7 +49,7 @@ SMALL = {
     "train_dldm.validation_clips": 4,
     "++train_dldm.usage_clips": 4,
     "++train_policy.loop": LOOP,
-    "++extract_latents": "{cache_stride: 4, batch: 8}",
+    "++extract_latents": "{cache_stride: 4, batch_size: 8}",
 }
 
 

@@ -29,7 +29,7 @@ pytest.importorskip("tensorflow_datasets", reason="TFDS is not installed (extra 
 torch.set_num_threads(1)
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 STAGES = ("train_vdm", "train_dldm", "extract_latents", "train_policy")
-LOOP = "{steps: 2, batch: 2, log_every: 1, save_every: 2, optim: {lr: 0.003, warmup_steps: 1}}"
+LOOP = "{train_steps: 2, batch_size: 2, log_every: 1, save_every: 2, optim: {lr: 0.003, warmup_steps: 1}}"
 SMALL_HEAD = ["head.hidden=8", f"++loop={LOOP}", "data.validation_fraction=0.25"]
 
 

@@ -116,7 +116,7 @@ def test_from_a_folder_to_actions(
     kept = torch.equal(trained.backbone.embed(torch.arange(300)), fresh.backbone.embed(torch.arange(300)))
     assert kept == (family != "smolvlm")  # the base stays in freeze_base and lora, and moves in full
 
-    loop = "{steps: 2, batch: 4, log_every: 1, save_every: 2, optim: {lr: 0.003, warmup_steps: 2}}"
+    loop = "{train_steps: 2, batch_size: 4, log_every: 1, save_every: 2, optim: {lr: 0.003, warmup_steps: 2}}"
     finetune(
         configure(
             FinetuneConfig,

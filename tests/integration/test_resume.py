@@ -80,7 +80,7 @@ PLACES = [
     (extract_latents, "finish"),
     (extract_latents, "mark"),
     (dldm_diagnostics, "mark"),
-    (dldm_diagnostics, "_write_sheet"),
+    (dldm_diagnostics, "contact_sheet"),
     (VDM, "save_folder"),
 ]
 
@@ -126,7 +126,7 @@ def test_killed_once_or_more_in_every_stage_and_inside_checkpoints(miniature, pr
         ((checkpoint, "save_tensors"), {"call": 1}),
         ((train_dldm, "optimizer_step"), {"call": 1, "before": True}),
         ((dldm_diagnostics, "mark"), {"call": 0}),  # trained, codes.json written, the image is missing
-        ((dldm_diagnostics, "_write_sheet"), {"call": 0, "before": True}),
+        ((dldm_diagnostics, "contact_sheet"), {"call": 0, "before": True}),
         ((extract_latents, "write_shard"), {"call": 1}),
         ((extract_latents, "write_shard"), {"call": 1, "before": True}),
         ((extract_latents, "finish"), {"call": 0, "before": True}),
@@ -170,7 +170,7 @@ def test_a_finished_chain_is_left_as_it_is(miniature, pretrained, monkeypatch):
 
 
 def finetuning(policy, data, folder, *more):
-    loop = "{steps: 5, batch: 4, log_every: 1, save_every: 2, optim: {lr: 0.003, warmup_steps: 2}}"
+    loop = "{train_steps: 5, batch_size: 4, log_every: 1, save_every: 2, optim: {lr: 0.003, warmup_steps: 2}}"
     overrides = [
         f"run_dir={folder}",
         f"policy={policy}",
@@ -312,7 +312,7 @@ def test_a_real_signal_in_every_stage_changes_nothing(miniature, calvin_folder, 
     assert_equal_contents(contents(killed_run), contents(calm))
 
     def overrides(folder):
-        loop = "{steps: 8, batch: 4, log_every: 1, save_every: 3, optim: {lr: 0.003, warmup_steps: 2}}"
+        loop = "{train_steps: 8, batch_size: 4, log_every: 1, save_every: 3, optim: {lr: 0.003, warmup_steps: 2}}"
         return [
             f"run_dir={folder}",
             f"policy={calm}",

@@ -24,7 +24,7 @@ POLICY = PolicyConfig(
     backbone=BackboneConfig(hidden=16, ffn=16, layers=1, heads=2, kv_heads=1), image_px=8, image_widths=(8,)
 )
 DLDM_TINY = DLDMConfig(
-    frames=5,
+    num_frames=5,
     height=8,
     width=8,
     stem=StemConfig("pixel", 4, 4, 1),
@@ -32,7 +32,7 @@ DLDM_TINY = DLDMConfig(
     qformer=QFormerConfig(heads=2),
     z_channels=8,
 )
-LOOP = LoopConfig(steps=2, batch=4, log_every=1, save_every=2, optim=OptimConfig(lr=1e-2, warmup_steps=1))
+LOOP = LoopConfig(train_steps=2, batch_size=4, log_every=1, save_every=2, optim=OptimConfig(lr=1e-2, warmup_steps=1))
 
 
 @pytest.fixture

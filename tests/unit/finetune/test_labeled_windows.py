@@ -136,7 +136,7 @@ def test_latent_steps_that_are_not_alike_in_actions_are_refused():
 def test_codes_are_those_of_the_dldm_whatever_the_batch(write_calvin):
     torch.manual_seed(0)
     config = DLDMConfig(
-        frames=5,
+        num_frames=5,
         height=8,
         width=8,
         stem=StemConfig("pixel", 4, 4, 1),

@@ -19,7 +19,7 @@ from vw2_robot.pretrain.extract_latents import Encoder, _encode_episodes, _facts
 from vw2_robot.runs import Hardware
 
 CONFIG = DLDMConfig(
-    frames=9,
+    num_frames=9,
     height=8,
     width=8,
     stem=StemConfig("pixel", 4, 4, 1),
@@ -47,7 +47,7 @@ def test_every_window_holds_the_codes_of_its_own_frames(tmp_path):
     torch.manual_seed(0)
     dldm = DLDM(CONFIG).eval()
     config = SimpleNamespace(
-        dldm=CONFIG, extract_latents=ExtractLatentsConfig(cache_stride=3, batch=4), data=DataConfig()
+        dldm=CONFIG, extract_latents=ExtractLatentsConfig(cache_stride=3, batch_size=4), data=DataConfig()
     )
     windows = _encode_episodes(config, dldm, frames, range(3), torch.device("cpu"))
     assert windows.episode.tolist() == [1, 1, 2, 2, 2, 2]
@@ -123,7 +123,9 @@ class Settings:
     run_dir: str
     workers: int
     dldm: DLDMConfig = CONFIG
-    extract_latents: ExtractLatentsConfig = field(default_factory=lambda: ExtractLatentsConfig(cache_stride=3, batch=4))
+    extract_latents: ExtractLatentsConfig = field(
+        default_factory=lambda: ExtractLatentsConfig(cache_stride=3, batch_size=4)
+    )
     data: DataConfig = field(default_factory=DataConfig)
     hardware: Hardware = field(default_factory=lambda: Hardware("cpu", threads=1))
     stage_dir = PretrainConfig.stage_dir

@@ -27,7 +27,7 @@ from vw2_robot.pretrain.train_dldm import encoder_hash
 from vw2_robot.runs import Hardware
 
 CONFIG = DLDMConfig(
-    frames=9,
+    num_frames=9,
     height=16,
     width=16,
     stem=StemConfig("pixel", 4, 4, 1),
@@ -39,7 +39,7 @@ POLICY = PolicyConfig(
     backbone=BackboneConfig(hidden=16, ffn=16, layers=1, heads=2, kv_heads=1), image_px=8, image_widths=(8,)
 )
 TINY_VDM = VDMConfig(heads=1, head_dim=12, layers=1, adaln_lora_dim=4, context_width=8, control_width=8)
-GEOMETRY = Geometry(channels=32, steps=2, height=4, width=4, queries=4, digits=4)
+GEOMETRY = Geometry(channels=32, latent_steps=2, height=4, width=4, queries=4, fsq_dims=4)
 
 
 def dldm():

@@ -23,7 +23,7 @@ from vw2_robot.pretrain.probing.probe_latents import ProbeLatentsConfig, probe_l
 from vw2_robot.runs import Hardware
 
 CONFIG = DLDMConfig(
-    frames=9,
+    num_frames=9,
     height=16,
     width=16,
     stem=StemConfig("pixel", 4, 8, 1),

@@ -24,7 +24,7 @@ from vw2_robot.pretrain.probing.probes import fit_linear, split_groups
 
 SIDE, FRAMES = 32, 5
 CONFIG = DLDMConfig(
-    frames=FRAMES,
+    num_frames=FRAMES,
     height=SIDE,
     width=SIDE,
     stem=StemConfig("pixel", 4, 8, 1),
