@@ -168,7 +168,7 @@ def test_codes_of_a_donor_move_the_arm_of_another_clip(trained: DLDM, toy_world)
 
 
 def shuffle_ratios(dldm: DLDM, clips) -> tuple[float, float]:
-    """How much worse the renderer is with another clip's codes, with the control video and with a still one, after phase 2."""
+    """How much worse the renderer is with another clip's codes after phase 2: with and without control."""
     config = dldm.config
     vdm, codec = build_renderer(
         config, 1, vdm=replace(VDM_CONFIG, code_dropout=0.0, noise_shift=5.0), codec=CodecConfig(block=2, keep=2)

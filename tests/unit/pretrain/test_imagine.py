@@ -169,7 +169,7 @@ def settings(trained, **change):
     base = ImagineConfig(
         policy=str(trained / "policy"),
         out=str(trained / "seen.mp4"),
-        frames=str(trained / "frames"),
+        frame_cache=str(trained / "frames"),
         hardware=Hardware("cpu", threads=1),
     )
     return replace(base, **change)
@@ -217,7 +217,7 @@ def test_an_image_and_words_become_predicted_codes_and_a_rendered_video(trained,
     Image.fromarray(image).save(trained / "table.png")
     made = settings(
         trained,
-        frames=None,
+        frame_cache=None,
         image=str(trained / "table.png"),
         prompt="open the drawer",
         vdm=str(trained / "dldm"),
@@ -266,9 +266,9 @@ def other_encoder(trained):
         ({"codes": "encoded", "segments": 3}, "codes=encoded gives 4 latent steps, 3 segments need 6"),
         ({"codes": "nowhere.npy"}, r"give predicted, encoded, or a \.npy file"),
         ({"codes": "bad.npy"}, r"codes lie in 0 \.\. 999"),
-        ({"codes": "flat.npy"}, r"expected whole numbers \[steps, 4\]"),
-        ({"vdm": "other"}, "belongs to encoder 00000000, the policy speaks"),
-        ({"frames": None, "image": "gone.png", "prompt": "x"}, "cannot be read as an image"),
+        ({"codes": "flat.npy"}, r"expected integers \[latent steps, 4\]"),
+        ({"vdm": "other"}, "belongs to encoder 00000000, the policy predicts"),
+        ({"frame_cache": None, "image": "gone.png", "prompt": "x"}, "cannot be read as an image"),
     ],
 )
 def test_wrong_input_is_named(trained, recorded, monkeypatch, change, message):
@@ -285,9 +285,9 @@ def test_wrong_input_is_named(trained, recorded, monkeypatch, change, message):
     ("change", "message"),
     [
         ({"image": "a.png"}, "either image=FILE or frame_cache=DIR"),
-        ({"frames": None}, "either image=FILE or frame_cache=DIR"),
-        ({"frames": None, "image": "a.png", "codes": "encoded"}, "codes=encoded needs a true continuation"),
-        ({"frames": None, "image": "a.png"}, "say what shall be done"),
+        ({"frame_cache": None}, "either image=FILE or frame_cache=DIR"),
+        ({"frame_cache": None, "image": "a.png", "codes": "encoded"}, "codes=encoded needs a true continuation"),
+        ({"frame_cache": None, "image": "a.png"}, "codes=predicted needs an instruction"),
         ({"anchor": "rendered"}, "needs a VDM that renders"),
         ({"segments": 0}, "segments must be at least 1"),
     ],
