@@ -139,7 +139,7 @@ def compare(policy: LatentPolicy, device: torch.device) -> None:
             assert torch.equal(ours, theirs), "the two decoders disagree, so their times cannot be compared"
             jobs: tuple[Callable[[], object], ...] = (
                 partial(policy.decode, prompt, latent_steps=steps),
-                partial(policy.decode, prompt._replace(words=()), latent_steps=steps),
+                partial(policy.decode, prompt._replace(instruction_tokens=()), latent_steps=steps),
                 partial(by_generate, policy, prompt, steps),
             )
             seconds = turns(device, *jobs)

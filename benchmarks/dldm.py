@@ -128,7 +128,7 @@ def extraction_rows(laq: Path | None, sizes: tuple[Size, ...], device: torch.dev
         frames = x.shape[0] * x.shape[1]
         ours = frames / seconds(lambda d=dldm, x=x: d.indices(x), repeats=repeats, device=device)  # type: ignore[misc]
         work = _gigaflops(lambda d=dldm, x=x: d.encode(x[:1])) / size.frames  # type: ignore[misc]
-        parameters = _millions(dldm.encoder, dldm.qformer, dldm.z_head)
+        parameters = _millions(dldm.encoder, dldm.qformer, dldm.pre_quant)
         name = f"dLDM {size.preset}, {size.px} px"
         print(f"{name:<26}{width:>7}{parameters:>10.1f}{work:>13.2f}{ours:>11.1f}", flush=True)
         for laq_width in () if laq is None else size.laq_widths or (width,):

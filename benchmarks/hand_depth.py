@@ -116,7 +116,7 @@ def errors_of_policy(run: str, test: Looks) -> Tensor:
         codes = null_codes(
             policy, len(said), latent_steps=int(checkpoint.config["latent_steps"]), device=torch.device("cpu")
         )
-        found.append(head.hand_pose(policy.states(prompt, codes)))
+        found.append(head.end_effector_pose(policy.states(prompt, codes)))
     return position_of(torch.cat(found)) - test.positions
 
 

@@ -106,7 +106,7 @@ def replay(agent: VW2Agent, dataset: CalvinDataset, *, seed: int, n_action_steps
         queue.reset(trajectory.instruction)
         solved = steps = 0
         while not solved and steps < MAX_STEPS:
-            images = {"static": env.render_camera("static")} if queue.must_look else {}
+            images = {"static": env.render_camera("static")} if queue.needs_observation else {}
             env.step_physics(queue.action({"images": images, "prompt": trajectory.instruction}).astype(np.float64))
             steps += 1
             solved = trajectory.task in oracle.get_task_info_for_set(before, env.task_info(), (trajectory.task,))

@@ -57,7 +57,7 @@ def open_material(config: FinetuneConfig, start: StartingPoint, run: Run, device
         other = _images(CalvinDataset(config.data.path, config.data.validation_split), start, folder)
         held = tuple(range(len(other.dataset)))
     held_out = _labeled(config, start, other, held, statistics=train.statistics)
-    run.say(
+    run.log_message(
         f"{len(split.train)} labeled trajectories of {split.labels.total} ({len(train)} windows), "
         f"{len(held)} held out; actions of the others stay unread"
     )
@@ -77,9 +77,11 @@ def _say_rates(start: StartingPoint, run: Run) -> None:
         return
     learned = start.facts.get("latent_hz") or [CALVIN_HZ]
     if start.time_base != time_base_of({}):
-        run.say(f"a latent step lasts {start.stride / CALVIN_HZ:.3g} s, as in pre-training: {start.stride} actions")
+        run.log_message(
+            f"a latent step lasts {start.stride / CALVIN_HZ:.3g} s, as in pre-training: {start.stride} actions"
+        )
     elif CALVIN_HZ not in learned:
-        run.say(
+        run.log_message(
             f"the codes were learned on consecutive frames at {' and '.join(f'{hz:g}' for hz in learned)} Hz, here "
             f"they are of consecutive frames at {CALVIN_HZ:g} Hz; data.target_hz or data.gap_seconds in "
             f"pre-training makes a "
@@ -156,7 +158,7 @@ def _unlabeled(
         seen = _images(dataset, start, folder)
         rest = tuple(range(len(dataset)))
     if not rest:
-        run.say("unlabeled.weight is set, but every trajectory is labeled; give unlabeled.path for more video")
+        run.log_message("unlabeled.weight is set, but every trajectory is labeled; give unlabeled.path for more video")
         return None
     windows = VideoWindows(
         seen.dataset,
@@ -168,5 +170,5 @@ def _unlabeled(
         start_every=start.stride,
         policy_frames=seen.policy,
     )
-    run.say(f"{len(rest)} trajectories without labels ({len(windows)} windows) keep the code loss")
+    run.log_message(f"{len(rest)} trajectories without labels ({len(windows)} windows) keep the code loss")
     return windows

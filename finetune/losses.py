@@ -80,7 +80,7 @@ def window_losses(
     pose = nothing = torch.zeros((), device=device)
     if config.pose_weight > 0:
         true = torch.from_numpy(windows.poses[rows]).to(device)
-        pose = (head.hand_pose(states).float() - true).square().sum(1).mean()
+        pose = (head.end_effector_pose(states).float() - true).square().sum(1).mean()
         total = total + config.pose_weight * pose
     if not windows.taught or config.code_source == "none":
         return Losses(total, action.detach(), pose.detach(), nothing, nothing)

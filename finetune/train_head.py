@@ -25,7 +25,8 @@ from vw2_robot.data.labels import write_labels
 from vw2_robot.models.lora import LoRA
 from vw2_robot.models.policy.action_head import ActionHead, ActionHeadConfig
 from vw2_robot.optim import build_optimizer, optimizer_step
-from vw2_robot.runs import Run, generator, mark
+from vw2_robot.runs import Run, generator
+from vw2_robot.storage.files import write_json
 
 from .config import FinetuneConfig
 from .datasets import FinetuneDatasets, open_material
@@ -40,7 +41,7 @@ def finetune(config: FinetuneConfig) -> None:
     """Train the head (and the policy), or return at once when complete."""
     with _open_run(config) as run:
         if run.complete:
-            run.say(f"complete at step {run.start}: {run.checkpoint}")
+            run.log_message(f"complete at step {run.start}: {run.checkpoint}")
         else:
             _train(config, run)
 
@@ -93,8 +94,8 @@ def _train(config: FinetuneConfig, run: Run) -> None:
 
 def _judge(run: Run, found: Validation) -> None:
     """Leave validation.json."""
-    mark(run.path / "validation.json", asdict(found))
-    run.say(
+    write_json(run.path / "validation.json", asdict(found), sealed=True)
+    run.log_message(
         f"held out: loss {found.action_loss:.4f} [{found.low:.4f}, {found.high:.4f}], arm error {found.arm_error:.4f} "
         f"in normalized units, gripper right in {100 * found.gripper_accuracy:.1f} % ({found.windows} windows of "
         f"{found.trajectories} trajectories)"

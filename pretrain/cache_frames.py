@@ -20,7 +20,7 @@ from vw2_robot.data.sources.mixtures import open_mixture
 from vw2_robot.data.sources.openx import find_source
 from vw2_robot.data.sources.rlds import RldsSource
 from vw2_robot.errors import InputError
-from vw2_robot.runs import mark, read_mark
+from vw2_robot.storage.files import read_json, write_json
 
 from .config import DataConfig, PretrainConfig
 
@@ -178,9 +178,11 @@ def report_new_parts(out: Path, sources: Sequence[EpisodeSource], *, was_complet
     """
     file = out / "parts.json"
     parts = [[source.name, part.name, part.episodes] for source in sources for part in source.parts()]
-    known = read_mark(file) if was_complete else None
+    known = None
+    if was_complete and file.exists():
+        known = read_json(file, cure="restore it, or delete it to have it made again")
     if known is None:
-        mark(file, {"parts": parts})
+        write_json(file, {"parts": parts}, sealed=True)
         return
     before = set(map(tuple, known["parts"]))
     if new := [f"{source}: {name}" for source, name, count in parts if (source, name, count) not in before]:

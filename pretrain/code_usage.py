@@ -19,7 +19,7 @@ from vw2_robot.data.clips import ClipSampler
 from vw2_robot.data.frame_cache import FrameCache
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.pixels import to_model_range
-from vw2_robot.runs import mark
+from vw2_robot.storage.files import write_json
 
 from .config import PretrainConfig, TrainDLDMConfig
 
@@ -135,5 +135,5 @@ def code_usage(dldm: DLDM, frame_cache: FrameCache, config: PretrainConfig, *, d
         "perplexity": perplexity,
         "clips": clips,
     }
-    mark(config.stage_dir("dldm") / "codes.json", usage)
+    write_json(config.stage_dir("dldm") / "codes.json", usage, sealed=True)
     return usage

@@ -279,7 +279,7 @@ class PretrainConfig:
             height=self.dldm.height // block,
             width=self.dldm.width // block,
             queries=self.dldm.queries,
-            fsq_dims=self.dldm.digits,
+            fsq_dims=self.dldm.code_dims,
         )
 
     def stage_dir(self, stage: Stage | Literal["frames"]) -> Path:

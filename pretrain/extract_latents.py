@@ -23,17 +23,16 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from vw2_robot.aliases import with_new_keys
+from vw2_robot.binding import check_same_config
 from vw2_robot.checkpoint import load_checkpoint
-from vw2_robot.command_line.config_tree import differing_keys
 from vw2_robot.command_line.program import program
 from vw2_robot.data.clips import effective_hz, make_windows
 from vw2_robot.data.frame_cache import FrameCache
 from vw2_robot.data.latents import LatentCache, LatentWindows, finish, missing_shards, read_shards, write_shard
-from vw2_robot.errors import InputError
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.pixels import to_model_range
-from vw2_robot.runs import mark, read_mark
-from vw2_robot.storage.files import write_text
+from vw2_robot.storage.files import read_json, write_json, write_text
 from vw2_robot.storage.locks import lock_folder
 from vw2_robot.worker_pool import WorkerPool
 
@@ -72,7 +71,7 @@ def write_latents(config: PretrainConfig, folder: Path, options: dict[str, Any])
     identity = {"encoder_hash": encoder_hash(dldm), "frames_digest": frame_cache.digest}
     plan = identity | options | {"episodes_per_shard": EPISODES_PER_SHARD}
     check_plan(folder, plan)
-    mark(folder / "plan.json", plan)
+    write_json(folder / "plan.json", plan, sealed=True)
     for leftover in folder.glob(".windows-*.tmp"):  # of a process that was killed while it wrote a shard
         leftover.unlink()
     episodes = range(len(frame_cache.episodes))
@@ -203,11 +202,15 @@ def check_plan(folder: Path, plan: dict[str, object]) -> None:
     Raises:
         InputError: it was begun with another one.
     """
-    old = read_mark(folder / "plan.json")
-    if old is not None and (names := differing_keys({key: old.get(key) for key in plan}, plan)):
-        raise InputError(
-            f"{folder} holds another latent cache; these keys differ: {', '.join(names)}. "
-            "Delete the folder or use another run_dir"
+    file = folder / "plan.json"
+    if file.exists():
+        old = with_new_keys(read_json(file, cure="restore it, or delete it to have it made again"))
+        check_same_config(
+            folder,
+            {key: old.get(key) for key in plan},
+            plan,
+            holds="another latent cache",
+            advice="Delete the folder or use another run_dir",
         )
 
 

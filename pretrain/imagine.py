@@ -36,8 +36,9 @@ from vw2_robot.models.policy.ar_policy import LatentPolicy, Sampling
 from vw2_robot.models.video.vdm import VDM, Geometry, VDMConfig
 from vw2_robot.models.video.video_codec import CodecConfig, build_codec
 from vw2_robot.pixels import to_model_range, to_pixels
-from vw2_robot.runs import Hardware, generator, mark
+from vw2_robot.runs import Hardware, generator
 from vw2_robot.storage.arrays import read_array
+from vw2_robot.storage.files import write_json
 
 from .imagination import Anchor, Imagined, Plan, PlanSegment, Renderer, imagine_segments, plan_of, policy_decoder
 from .train_dldm import encoder_hash
@@ -330,7 +331,7 @@ def write_results(config: ImagineConfig, begin: Beginning, imagined: Imagined, *
         facts["columns"] = [*pixels, "true"]
     out = Path(config.out)
     write_video(out, np.concatenate(columns, axis=2), fps=fps, enlarge=config.enlarge)
-    mark(out.with_suffix(".json"), facts)
+    write_json(out.with_suffix(".json"), facts, sealed=True)
     print(f"video: {out} ({len(columns[0])} frames; {', '.join(facts['columns'])})")
 
 

@@ -221,10 +221,10 @@ def train_phase(
             counted = modules.code_usage.metrics()
             run.log(step, {"dldm/phase": phase, **metrics, "dldm/grad_norm": norm, **validation, **counted})
             for alarm in modules.code_usage.alarms(validation, phases):
-                run.say(f"step {step + 1}: {alarm}")
+                run.log_message(f"step {step + 1}: {alarm}")
             ready = phases.advance == "ratio" and validation["dldm/ratio_to_copy"] <= phases.advance_ratio
         if phase == 1 and ready and modules.vdm is not None:
-            run.say(
+            run.log_message(
                 f"phase 1 reaches {phases.advance_ratio} of copy-first-frame after {step + 1} steps; phase 2 begins"
             )
             # Saved as the last step of phase 1, so that a resumed run begins with phase 2 as this one does.
@@ -278,7 +278,7 @@ def check_advance(config: PretrainConfig, run: Run, modules: Modules, clips: Cli
             f"{shortfall}. Phase 2 does not begin: give train_dldm.phase1.train_steps more than "
             f"{phases.phase1.train_steps} in a new run_dir, or train_dldm.advance=steps to continue regardless"
         )
-    run.say(f"{shortfall}; phase 2 begins all the same (train_dldm.advance=steps)")
+    run.log_message(f"{shortfall}; phase 2 begins all the same (train_dldm.advance=steps)")
 
 
 def save(
@@ -319,7 +319,7 @@ def summarize(config: PretrainConfig, run: Run, modules: Modules, clips: Clips, 
     held_out = validate_on(clips.held_out, config, modules, phase=2)
     training_ratio = validate_on(clips.training_plain, config, modules, phase=1)["dldm/ratio_to_copy"]
     shuffled = f", shuffle ratio {held_out['dldm/shuffle_ratio']:.3f}" if vdm is not None else ""
-    run.say(
+    run.log_message(
         f"reconstruction {held_out['dldm/ratio_to_copy']:.3f} of copy-first-frame on held-out clips, "
         f"{training_ratio:.3f} on training clips, {usage['used']} different codes, perplexity "
         f"{usage['perplexity']:.0f}{shuffled}"
@@ -338,7 +338,7 @@ def summarize(config: PretrainConfig, run: Run, modules: Modules, clips: Clips, 
 
 def encoder_hash(dldm: DLDM) -> str:
     """Return the identity of everything that decides a code: trunk, queries, projection, any codebook."""
-    return weights_digest(dldm.encoder, dldm.qformer, dldm.z_head, dldm.fsq)
+    return weights_digest(dldm.encoder, dldm.qformer, dldm.pre_quant, dldm.fsq)
 
 
 main = program(PretrainConfig, config_name="pretrain", one_process=True)(alone(train_dldm))

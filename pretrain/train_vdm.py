@@ -87,7 +87,7 @@ def prior_loss(
     """Return the denoising loss of a batch (pixels, valid steps) without codes and without control."""
     x, valid = clips
     with config.hardware.autocast(x.device):
-        codes = x.new_zeros(len(x), config.dldm.latent_steps, config.dldm.queries, config.dldm.digits)
+        codes = x.new_zeros(len(x), config.dldm.latent_steps, config.dldm.queries, config.dldm.code_dims)
         return vdm.denoising_loss(
             codec.encode(x), codes, control_video=None, valid=valid, generator=noise, drop_codes=True
         )

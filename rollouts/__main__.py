@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from vw2_robot.aliases import with_new_keys
-from vw2_robot.command_line.config_tree import config_tree, differing_keys
+from vw2_robot.binding import bind_folder, check_same_config
+from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.command_line.program import program
-from vw2_robot.commands import replan_interval
+from vw2_robot.commands import resolve_n_action_steps
 from vw2_robot.contracts import Benchmark, EvalSequence, Policy
 from vw2_robot.errors import InputError, require
-from vw2_robot.storage.files import read_json, read_yaml, write_json, write_yaml
+from vw2_robot.storage.files import read_yaml, write_json, write_yaml
 from vw2_robot.storage.locks import lock_folder
 from vw2_robot.worker_pool import WorkerPool
 
@@ -38,6 +39,7 @@ from .selection import piece
 from .workers import ChainJob, Protocol, open_worker, run_job
 
 FREE = ("run_dir", "workers", "retries")  # keys that may change between two starts in one folder
+ADVICE = "Use another run_dir, or delete this folder to start over"
 OF_TRAINING = ("metrics.jsonl", "latest", "checkpoints")
 LEGACY_NOTE = (
     "note: legacy resets carry solver state from one chain to the next, so results depend on how chains are split over "
@@ -58,7 +60,7 @@ def check_config(folder: Path, config: RolloutConfig) -> None:
         if not {"policy", "env"} <= old.keys():
             raise InputError(f"{folder} holds another kind of run (see its config.yaml); use another run_dir")
         before, now = (_comparable(tree) for tree in (old, config_tree(config)))
-        _refuse(folder, "another configuration", differing_keys(before, now))
+        check_same_config(folder, before, now, holds="a rollout with another configuration", advice=ADVICE)
     elif found := [name for name in OF_TRAINING if (folder / name).exists()]:
         raise InputError(f"{folder} holds a training run ({found[0]}); use another run_dir")
 
@@ -77,23 +79,14 @@ def claim(folder: Path, config: RolloutConfig, origin: dict[str, Any]) -> None:
         InputError: the folder's rows came from something else; names what differs.
     """
     file = folder / "provenance.json"
-    if file.is_file():
-        old = with_new_keys(read_json(file, cure="copy it again, or delete this folder to start over"))
-        _refuse(folder, "another policy, world or library version", differing_keys(old, origin))
-    elif results.read_rows(folder / "results.jsonl"):
+    if not file.is_file() and results.read_rows(folder / "results.jsonl"):
         raise InputError(
             f"{folder} holds results, but no provenance.json that says what they are of; use another run_dir"
         )
+    bind_folder(
+        folder, origin, file=file, holds="a rollout with another policy, world or library version", advice=ADVICE
+    )
     write_yaml(folder / "config.yaml", config_tree(config))
-    write_json(file, origin, sealed=True)
-
-
-def _refuse(folder: Path, what: str, names: list[str]) -> None:
-    if names:
-        raise InputError(
-            f"{folder} holds a rollout with {what}; these keys differ: {', '.join(names)}. "
-            "Use another run_dir, or delete this folder to start over"
-        )
 
 
 def rollout(config: RolloutConfig) -> dict[str, Any]:
@@ -115,7 +108,7 @@ def _rollout(config: RolloutConfig) -> dict[str, Any]:
         if config.workers > 1 and is_served(config):
             served = PolicyProcess(functools.partial(open_checkpoint, config), rows=config.batch_size)
         policy = served if served is not None else open_alone(config, benchmark)
-        every = replan_interval(policy.metadata, config.n_action_steps)
+        every = resolve_n_action_steps(policy.metadata, config.n_action_steps)
         origin = provenance(config, policy.metadata, benchmark, chains, every=every)
         claim(config.folder, config, origin)
         log = Log(config.folder, total=len(mine), videos=config.videos)

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from vw2_robot.commands import commands, replan_interval
+from vw2_robot.commands import commands, resolve_n_action_steps
 from vw2_robot.contracts import ACTION_DIM, Benchmark, EvalSequence, Observation, Policy, PolicyOutput
 from vw2_robot.errors import InputError
 
@@ -62,7 +62,7 @@ def evaluate(
     Raises:
         InputError: `n_action_steps` does not suit the policy, or the policy returned unusable actions.
     """
-    every = replan_interval(policy.metadata, n_action_steps)
+    every = resolve_n_action_steps(policy.metadata, n_action_steps)
     rows = []
     for sequence in sequences:
         rows.append(run_chain(policy, benchmark, sequence, n_action_steps=every, seed=seed, callbacks=callbacks))

@@ -264,7 +264,7 @@ def _one_by_one(policy: Any) -> Callable[[Sequence[Asked]], None]:
                 connection.close()
                 continue
             if connection not in twins:
-                twins[connection] = policy.twin()
+                twins[connection] = policy.clone()
             if isinstance(what[0], int):
                 _tell(connection, *_outcome(functools.partial(twins[connection].infer, what[1])))
             else:

@@ -153,7 +153,7 @@ class VW2Agent:
             temperature=temperature,
         )
 
-    def twin(self) -> VW2Agent:
+    def clone(self) -> VW2Agent:
         """The same weights with a memory of their own (prompt, draws, chunks to average): for an episode beside."""
         other = copy.copy(self)
         other._draw = torch.Generator().manual_seed(0)
@@ -278,7 +278,7 @@ def _is_number(value: object) -> bool:
 def _check_steps(checkpoint: Checkpoint, policy: LatentPolicy) -> None:
     """Numbers that have to agree, before a look tries to hold as many tokens or hands out as many actions."""
     config = checkpoint.config
-    tokens, most = config["latent_steps"] * policy.config.queries, policy.backbone.most_positions
+    tokens, most = config["latent_steps"] * policy.config.queries, policy.backbone.max_positions
     chunk_size = config["latent_steps"] * _stride(config)
     if config["n_action_steps"] > chunk_size:
         raise InputError(

@@ -6,7 +6,6 @@ the new names alone. A name that is in no table is left as it is.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -57,10 +56,13 @@ VALUES = {
 """new key -> old value -> new value"""
 
 WEIGHTS = (
-    (re.compile(r"(^|\.)quantiser\."), r"\1quantizer."),
-    (re.compile(r"^watch\."), "code_usage."),
+    ("z_head", "pre_quant"),
+    ("conv_s", "conv_space"),
+    ("conv_t", "conv_time"),
+    ("asked", "instruction"),
+    ("watch", "code_usage"),
 )
-"""patterns in names of weights, and what replaces them"""
+"""old -> new part of a weight's name; parts are what stands between the dots"""
 
 
 def with_new_keys(tree: Any) -> Any:
@@ -81,10 +83,15 @@ def with_new_keys(tree: Any) -> Any:
 
 def with_new_names(weights: Mapping[str, Value]) -> dict[str, Value]:
     """Return weights under today's names."""
-    return {_new_name(name): value for name, value in weights.items()}
+    new = dict(WEIGHTS)
+    return {".".join(new.get(part, part) for part in name.split(".")): value for name, value in weights.items()}
 
 
-def _new_name(name: str) -> str:
-    for pattern, replacement in WEIGHTS:
-        name = pattern.sub(replacement, name)
-    return name
+def first_name(name: str) -> str:
+    """Return the name that a weight had in the first release.
+
+    Digests of weights are made over these names, so that a digest in a latent cache or in results stays the same when
+    a module is renamed.
+    """
+    old = {new: old for old, new in WEIGHTS}
+    return ".".join(old.get(part, part) for part in name.split("."))

@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vw2_robot.aliases import with_new_keys, with_new_names
+from vw2_robot.aliases import first_name, with_new_keys, with_new_names
 from vw2_robot.errors import InputError
 from vw2_robot.storage.allocation import AllocationLimit
 from vw2_robot.storage.files import MANIFEST, atomic_folder, read_json, read_text, write_json, write_manifest
@@ -272,10 +272,14 @@ def load_checkpoint(path: str | Path, *, kind: str, verify: bool = True) -> Chec
 
 
 def weights_digest(*modules: nn.Module) -> str:
-    """sha256 over names, shapes and bytes of all weights: the identity of an encoder or a policy."""
+    """Return the SHA-256 over names, shapes and bytes of all weights: the identity of an encoder or a policy.
+
+    Names are those of the first release (`aliases.first_name`): a renamed module keeps its digest.
+    """
     digest = hashlib.sha256()
     for module in modules:
-        for name, value in sorted(module.state_dict().items()):
+        # Sorted by the same names, since the order of the weights is part of the digest.
+        for name, value in sorted({first_name(n): v for n, v in module.state_dict().items()}.items()):
             array = value.detach().cpu().contiguous()
             digest.update(f"{name}:{tuple(array.shape)}:{array.dtype}".encode())
             digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -75,7 +75,7 @@ class ChunkQueue:
         self._waiting: deque[NDArray[np.float32]] = deque()
 
     @property
-    def must_look(self) -> bool:
+    def needs_observation(self) -> bool:
         """Whether the next action needs a new observation."""
         return not self._waiting
 
@@ -86,6 +86,6 @@ class ChunkQueue:
 
     def action(self, observation: Observation) -> NDArray[np.float32]:
         """The action [A] of this step; the observation is looked at only when one is due."""
-        if self.must_look:
+        if self.needs_observation:
             self._waiting.extend(self.policy.infer(observation)["actions"][: self.n_action_steps])
         return self._waiting.popleft()

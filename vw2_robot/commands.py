@@ -39,7 +39,7 @@ def commands(actions: Any, *, at_least: int) -> NDArray[np.float64]:
     return chunk
 
 
-def replan_interval(metadata: Mapping[str, Any], override: int | None) -> int:
+def resolve_n_action_steps(metadata: Mapping[str, Any], override: int | None) -> int:
     """Steps between two looks: the override, or what the policy with this metadata was trained for.
 
     Raises:

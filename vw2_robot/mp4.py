@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vw2_robot.errors import InputError, require
-from vw2_robot.storage.files import atomic_write, in_plain_words
+from vw2_robot.storage.files import atomic_write, full_disk_error
 
 
 class Mp4Writer:
@@ -98,6 +98,6 @@ class Mp4Writer:
 
     def _failure(self, status: int, said: str) -> Exception:
         last = said.strip().splitlines()[-1:] or ["nothing"]
-        return in_plain_words(said, self._path) or InputError(
+        return full_disk_error(said, self._path) or InputError(
             f"ffmpeg did not write {self._path} (exit status {status}, it said: {last[0]})"
         )

@@ -31,19 +31,17 @@ import torch
 from tqdm import tqdm
 
 from vw2_robot.aliases import with_new_keys
+from vw2_robot.binding import check_same_config
 from vw2_robot.checkpoint import CURE, STEP_FOLDER, is_our_checkpoint, last_checkpoint
-from vw2_robot.command_line.config_tree import differing_keys
 from vw2_robot.devices import open_device
 from vw2_robot.errors import InputError, require
 from vw2_robot.storage.files import (
     append_line,
     named,
     old_name,
-    read_json,
     read_yaml,
     sync_files,
     verify,
-    write_json,
     write_text,
     write_yaml,
 )
@@ -183,10 +181,13 @@ class Run:
             raise InputError(
                 f"{file} is not that of a {self.stage} run (its sections: {sections}); use another run_dir"
             )
-        if begun and (names := differing_keys(old, self._tree)):
-            raise InputError(
-                f"{self.path} holds a {self.stage} run with another configuration; these keys differ: "
-                f"{', '.join(names)}. Use another run_dir, or delete this folder to start over"
+        if begun:
+            check_same_config(
+                self.path,
+                old,
+                self._tree,
+                holds=f"a {self.stage} run with another configuration",
+                advice="Use another run_dir, or delete this folder to start over",
             )
 
     def _check_strangers(self) -> None:
@@ -208,7 +209,7 @@ class Run:
         damaged = self._forget_after(self.start)
         self._drop_older_checkpoints()
         if damaged:
-            self.say(f"{self.path / METRICS}: {damaged} damaged lines are left out")
+            self.log_message(f"{self.path / METRICS}: {damaged} damaged lines are left out")
 
     def _forget_after(self, step: int) -> int:
         """Drop metric lines written after the last checkpoint: they will be written again; returns damaged ones."""
@@ -255,7 +256,9 @@ class Run:
             shown = {key.split("/", 1)[1]: f"{value:.3g}" for key, value in list(plain.items())[:4]}
             self._bar.set_postfix(shown, refresh=False)
         if self._bar is None or self._bar.disable:
-            self.say(f"step {step + 1}/{self.total_steps} " + " ".join(f"{k}={v:.4g}" for k, v in plain.items()))
+            self.log_message(
+                f"step {step + 1}/{self.total_steps} " + " ".join(f"{k}={v:.4g}" for k, v in plain.items())
+            )
         self._write_board(step + 1, plain)
 
     def _write_board(self, step: int, values: Mapping[str, float]) -> None:
@@ -265,9 +268,9 @@ class Run:
             self._board.write(step, values)
         except OSError as error:  # the same numbers are in metrics.jsonl
             self._board = Board(None)
-            self.say(f"no more metrics for TensorBoard: {error}")
+            self.log_message(f"no more metrics for TensorBoard: {error}")
 
-    def say(self, message: str) -> None:
+    def log_message(self, message: str) -> None:
         """A line for people: terminal and log.txt."""
         line = f"[{self.stage}] {message}"
         tqdm.write(line, file=sys.stdout)
@@ -355,17 +358,3 @@ class Board:
         assert self._path is not None
         with named(self._path), self._path.open("ab") as file:
             self._records(file).write(self._event(wall_time=time.time(), **content).SerializeToString())
-
-
-def mark(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a sealed JSON file: results that a stage leaves for the next one or for the report."""
-    write_json(path, content, sealed=True)
-
-
-def read_mark(path: Path) -> dict[str, Any] | None:
-    """The content of such a file, or None where there is none.
-
-    Raises:
-        InputError: it is damaged.
-    """
-    return read_json(path, cure="restore it, or delete it to have it made again") if path.exists() else None

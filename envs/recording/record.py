@@ -26,11 +26,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from vw2_robot.command_line.config_tree import config_tree, differing_keys
+from vw2_robot.binding import bind_folder
+from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.command_line.program import program
 from vw2_robot.data.sources.calvin import CalvinSplit
 from vw2_robot.errors import InputError, require
-from vw2_robot.storage.files import read_json, write_json
 from vw2_robot.storage.locks import lock_folder
 from vw2_robot.worker_pool import WorkerPool
 
@@ -90,14 +90,14 @@ def _claim(out: Path, wanted: dict[str, Any]) -> None:
     begun = out.exists() or parts_folder(out).exists()
     if begun and not note.is_file():
         raise InputError(f"{out} exists and was not begun by vw2-record; use another out=")
-    if begun:
-        found = read_json(note, cure=f"copy it again, or delete {out.name} with all that begins so, to start over")
-        if names := differing_keys(found, wanted):
-            raise InputError(
-                f"{out} holds a recording with another configuration; these keys differ: {', '.join(names)}. "
-                "Use another out=, or delete this one to start over"
-            )
-    write_json(note, wanted, sealed=True)
+    bind_folder(
+        out,
+        wanted,
+        file=note,
+        holds="a recording with another configuration",
+        advice="Use another out=, or delete this one to start over",
+        begun=begun,
+    )
 
 
 def _check(config: RecordConfig) -> None:

@@ -20,8 +20,7 @@ from vw2_robot.errors import InputError
 from vw2_robot.finetune import train_head
 from vw2_robot.finetune.config import FinetuneConfig
 from vw2_robot.optim import build_optimizer
-from vw2_robot.runs import read_mark
-from vw2_robot.storage.files import write_manifest
+from vw2_robot.storage.files import read_json, write_manifest
 
 torch.set_num_threads(1)
 LOOK = {"images": {"static": np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)}, "prompt": "push"}
@@ -73,7 +72,7 @@ def all_that_is_read(run, config, *, verify=True):
         save_every=1,
         log_every=1,
     ) as again:
-        marks = read_mark(run / "validation.json")
+        marks = read_json(run / "validation.json", cure="restore it")
         actions = agent.infer(LOOK)["actions"].tobytes()
         return again.start, actions, str(network.state_dict()), state, agent.metadata, marks
 

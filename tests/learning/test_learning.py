@@ -50,7 +50,7 @@ def build_renderer(
 ) -> tuple[VDM, DCTCodec]:
     torch.manual_seed(seed)
     side = config.height // codec.block
-    geometry = Geometry(codec.channels, config.latent_steps, side, side, config.queries, config.digits)
+    geometry = Geometry(codec.channels, config.latent_steps, side, side, config.queries, config.code_dims)
     return VDM(vdm, geometry), DCTCodec(codec)
 
 
@@ -71,7 +71,7 @@ def prior(vdm: VDM, codec: DCTCodec, clips, *, config: DLDMConfig, train_steps: 
     codec.measure(clips(0))
     for step in range(train_steps):
         x = clips(step)
-        codes = x.new_zeros(len(x), config.latent_steps, config.queries, config.digits)
+        codes = x.new_zeros(len(x), config.latent_steps, config.queries, config.code_dims)
         noise = torch.Generator().manual_seed(step)
         loss = vdm.denoising_loss(
             codec.encode(x), codes, control_video=None, valid=all_valid(x, config), generator=noise, drop_codes=True

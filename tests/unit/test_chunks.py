@@ -86,12 +86,12 @@ def test_a_queue_hands_out_each_chunk_in_order_and_looks_exactly_when_due():
     policy = Counting()
     queue = ChunkQueue(policy)
     queue.reset("push", 3)
-    taken = [(queue.must_look, queue.action({}).tolist()) for _ in range(7)]
+    taken = [(queue.needs_observation, queue.action({}).tolist()) for _ in range(7)]
     assert [must for must, _ in taken] == [True, False, False, True, False, False, True]
     assert [action for _, action in taken] == [[1, 0], [1, 1], [1, 2], [2, 0], [2, 1], [2, 2], [3, 0]]
     queue.reset()
     assert policy.resets == [("push", 3), (None, None)]
-    assert queue.must_look
+    assert queue.needs_observation
     assert queue.action({}).tolist() == [4, 0]
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vw2_robot.commands import commands, replan_interval
+from vw2_robot.commands import commands, resolve_n_action_steps
 from vw2_robot.errors import InputError
 
 
@@ -29,10 +29,10 @@ def test_actions_that_are_not_finite_are_refused():
 
 
 def test_the_interval_between_looks_is_the_policys_unless_overridden():
-    assert replan_interval({"n_action_steps": 6, "chunk_size": 8}, None) == 6
-    assert replan_interval({"n_action_steps": 6, "chunk_size": 8}, 2) == 2
+    assert resolve_n_action_steps({"n_action_steps": 6, "chunk_size": 8}, None) == 6
+    assert resolve_n_action_steps({"n_action_steps": 6, "chunk_size": 8}, 2) == 2
     with pytest.raises(InputError, match="n_action_steps"):
-        replan_interval({"chunk_size": 8}, None)
+        resolve_n_action_steps({"chunk_size": 8}, None)
     for wrong in (0, 9):
         with pytest.raises(InputError, match="predicts 8 actions"):
-            replan_interval({"n_action_steps": 4, "chunk_size": 8}, wrong)
+            resolve_n_action_steps({"n_action_steps": 4, "chunk_size": 8}, wrong)

@@ -11,7 +11,7 @@ import torch
 
 from vw2_robot.checkpoint import save_checkpoint
 from vw2_robot.errors import InputError
-from vw2_robot.runs import Hardware, Run, generator, mark, read_mark
+from vw2_robot.runs import Hardware, Run, generator
 
 CONFIG = {"optim": {"lr": 1e-3, "beta": 0.9}, "levels": [8, 5], "seed": 0}
 
@@ -319,13 +319,6 @@ def test_generators_depend_on_seed_stream_and_step_and_on_nothing_else():
     assert draw(0, 3, stream=1) == first
     others = [draw(s, t, stream=c) for s in range(3) for t in range(20) for c in range(3)]
     assert len({tuple(values) for values in others}) == 180
-
-
-def test_marks_are_read_back_and_absent_ones_are_none(tmp_path):
-    assert read_mark(tmp_path / "m.json") is None
-    mark(tmp_path / "m.json", {"b": [1, 2], "a": None})
-    assert read_mark(tmp_path / "m.json") == {"a": None, "b": [1, 2]}
-    assert [entry.name for entry in tmp_path.iterdir()] == ["m.json"]
 
 
 def test_a_device_that_is_not_there_is_named(monkeypatch):

@@ -56,7 +56,7 @@ class Vw2CalvinModel:
         if not isinstance(goal, str):
             raise InputError(f"goal must be the instruction in words, found {type(goal).__name__}")
         look: Observation = {"images": {}, "prompt": goal}
-        if self._queue.must_look and self._queue.policy.metadata.get("cameras", ["static"]):
+        if self._queue.needs_observation and self._queue.policy.metadata.get("cameras", ["static"]):
             look["images"] = {"static": _static(obs)}
         return commands(self._queue.action(look)[None], at_least=1)[0]
 

@@ -186,10 +186,10 @@ def os_error(error: BaseException, path: Path) -> OSError | None:
         return OSError(number, os.strerror(number), str(path))
     if isinstance(error, OSError) and re.search(r"\d+ requested and \d+ written", str(error)):
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-    return None if isinstance(error, InputError) else in_plain_words(str(error), path)
+    return None if isinstance(error, InputError) else full_disk_error(str(error), path)
 
 
-def in_plain_words(text: str, path: Path) -> OSError | None:
+def full_disk_error(text: str, path: Path) -> OSError | None:
     """The error of a full disk in what a library or another program says; None if it says nothing of the kind."""
     found = [number for number in (errno.ENOSPC, errno.EDQUOT) if os.strerror(number) in text]
     return OSError(found[0], os.strerror(found[0]), str(path)) if found else None

@@ -138,7 +138,7 @@ def test_the_hands_pose_is_learned_beside_the_actions_and_not_needed_to_act(conf
     assert out["actions"].shape == (4, 7)
     head = ActionHead(ActionHeadConfig(8), width=16, queries=4, stride=4)
     with pytest.raises(ValueError, match=r"without head\.pose"):
-        head.hand_pose(torch.zeros(1, 1, 4, 16))
+        head.end_effector_pose(torch.zeros(1, 1, 4, 16))
 
 
 def test_a_pretrained_run_folder_is_accepted_as_the_policy(pretrained, tmp_path):

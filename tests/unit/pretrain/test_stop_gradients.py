@@ -49,7 +49,7 @@ def groups(dldm, vdm):
     return {
         "trunk": list(dldm.encoder.parameters()),
         "queries": [dldm.qformer.queries, *dldm.qformer.parameters()],
-        "pre-quantization projection": list(dldm.z_head.parameters()),
+        "pre-quantization projection": list(dldm.pre_quant.parameters()),
         "decoder": list(dldm.decoder.parameters()),
         "projection": [p for name, p in vdm.projection.named_parameters() if name != "null"],
         "null token": [vdm.projection.null],

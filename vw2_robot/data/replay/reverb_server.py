@@ -14,7 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vw2_robot.command_line.config_tree import differing_keys
+from vw2_robot.aliases import with_new_keys
+from vw2_robot.binding import check_same_config
 from vw2_robot.errors import InputError
 from vw2_robot.storage.files import atomic_folder, read_json, sync_files, verify, write_json, write_manifest
 from vw2_robot.storage.locks import lock_folder
@@ -183,11 +184,13 @@ def _sessions(path: Path, options: ServerOptions) -> int:
     if not file.exists() and not any(path.glob("checkpoints/*")):
         return 0
     old = read_json(file, cure=_CURE, sealed=True)
-    if names := differing_keys(old["options"], asdict(options)):
-        raise InputError(
-            f"{path} holds a replay with other options; these differ: {', '.join(names)}. Use the old ones, or "
-            "another folder"
-        )
+    check_same_config(
+        path,
+        with_new_keys(old["options"]),
+        asdict(options),
+        holds="a replay with other options",
+        advice="Use the old ones, or another folder",
+    )
     return int(old["sessions"])
 
 

@@ -75,34 +75,37 @@ class CausalConv3d(nn.Module):
         width_out: int,
         kernel: tuple[int, int, int],
         *,
-        stride_t: int = 1,
         temporal_stride: int = 1,
+        spatial_stride: int = 1,
     ) -> None:
         super().__init__()
-        self.kernel, self.stride_t, self.temporal_stride = kernel, stride_t, temporal_stride
+        self.kernel, self.temporal_stride, self.spatial_stride = kernel, temporal_stride, spatial_stride
         self.weight = nn.Parameter(torch.empty(width_out, width_in, *kernel))
         self.bias = nn.Parameter(torch.zeros(width_out))
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
 
     def forward(self, x: Float[Tensor, "B T C H W"]) -> Float[Tensor, "B T2 C2 H2 W2"]:
-        """Convolve; T2 = ceil(T / stride_t), height and width shrink by temporal_stride."""
+        """Convolve; T2 = ceil(T / temporal_stride), height and width shrink by spatial_stride."""
         k_t, k_h, k_w = self.kernel
-        pad = (k_t - 1) + (1 - self.stride_t)
+        pad = (k_t - 1) + (1 - self.temporal_stride)
         if pad > 0:
             x = torch.cat([x[:, :1].expand(-1, pad, -1, -1, -1), x], dim=1)
-        frames = (x.shape[1] - k_t) // self.stride_t + 1
+        frames = (x.shape[1] - k_t) // self.temporal_stride + 1
         if k_t == 1:
-            x = x[:, :: self.stride_t]
+            x = x[:, :: self.temporal_stride]
             weight = self.weight[:, :, 0]
         else:  # the taps of one output frame, side by side in the channels
-            x = torch.cat([x[:, t : t + (frames - 1) * self.stride_t + 1 : self.stride_t] for t in range(k_t)], dim=2)
+            x = torch.cat(
+                [x[:, t : t + (frames - 1) * self.temporal_stride + 1 : self.temporal_stride] for t in range(k_t)],
+                dim=2,
+            )
             weight = self.weight.transpose(1, 2).flatten(1, 2)
         batch = x.shape[0]
         x = x.flatten(0, 1)
         padding = (k_h // 2, k_w // 2)
-        if self.temporal_stride > 1:  # right and bottom only, as in the release: an even side halves exactly
+        if self.spatial_stride > 1:  # right and bottom only, as in the release: an even side halves exactly
             x, padding = F.pad(x, (0, k_w - 2, 0, k_h - 2)), (0, 0)
-        y = F.conv2d(x, weight, self.bias, stride=self.temporal_stride, padding=padding)
+        y = F.conv2d(x, weight, self.bias, stride=self.spatial_stride, padding=padding)
         return y.unflatten(0, (batch, frames))
 
 
@@ -171,18 +174,18 @@ class Downsample(nn.Module):
     def __init__(self, width: int, *, time: bool, space: bool) -> None:
         super().__init__()
         self.time, self.space = time, space
-        self.conv_s = CausalConv3d(width, width, (1, 3, 3), temporal_stride=2) if space else None
-        self.conv_t = CausalConv3d(width, width, (3, 1, 1), stride_t=2) if time else None
+        self.conv_space = CausalConv3d(width, width, (1, 3, 3), spatial_stride=2) if space else None
+        self.conv_time = CausalConv3d(width, width, (3, 1, 1), temporal_stride=2) if time else None
         self.mix = CausalConv3d(width, width, (1, 1, 1))
 
     def forward(self, x: Float[Tensor, "B T C H W"]) -> Float[Tensor, "B T2 C H2 W2"]:
         """Height and width must be even when space is halved; T odd when time is."""
-        if self.conv_s is not None:
-            x = self.conv_s(x) + F.avg_pool2d(x.flatten(0, 1), 2).unflatten(0, x.shape[:2])
-        if self.conv_t is not None:
+        if self.conv_space is not None:
+            x = self.conv_space(x) + F.avg_pool2d(x.flatten(0, 1), 2).unflatten(0, x.shape[:2])
+        if self.conv_time is not None:
             padded = torch.cat([x[:, :1], x], dim=1)
             pooled = 0.5 * (padded[:, 0::2] + padded[:, 1::2])
-            x = self.conv_t(padded) + pooled
+            x = self.conv_time(padded) + pooled
         out: Tensor = self.mix(x)
         return out
 

@@ -48,7 +48,7 @@ class CodeDecoder(nn.Module):
         self.config = config
         width = config.levels[-1].width
         mix = nn.Linear if config.post_quant == "linear" else TokenConvolution
-        self.post_quant = nn.Sequential(nn.Linear(config.digits, config.z_channels), mix(config.z_channels, width))
+        self.post_quant = nn.Sequential(nn.Linear(config.code_dims, config.z_channels), mix(config.z_channels, width))
         self.slot = nn.Parameter(torch.randn(config.queries, width) * 0.02)
         self.step = nn.Parameter(torch.randn(config.latent_steps, width) * 0.02)
         self.position = nn.Parameter(torch.randn(config.grid[0] * config.grid[1], width) * 0.02)

@@ -119,8 +119,8 @@ class DLDMConfig:
         return math.prod(self.fsq_levels)
 
     @property
-    def digits(self) -> int:
-        """L, numbers of one code."""
+    def code_dims(self) -> int:
+        """L, numbers of one code: the FSQ dimensions, or the width of a codebook entry with `quantizer=vq`."""
         return len(self.fsq_levels) if self.quantizer == "fsq" else self.vq_width
 
     def fake_clip(self, batch: int = 2, *, seed: int = 0) -> Float[Tensor, "B T 3 H W"]:

@@ -68,14 +68,14 @@ class DLDM(nn.Module):
         width = config.levels[-1].width
         self.encoder = CausalEncoder(config.stem, config.levels)
         self.qformer = QFormer(config)
-        self.z_head = self._z_head(width)
+        self.pre_quant = self._z_head(width)
         self.fsq: FSQ | VQ = FSQ(config.fsq_levels)
         if config.quantizer == "vq":
             self.fsq = VQ(config.vocabulary, config.vq_width)
         self.decoder = CodeDecoder(config)
 
     def _z_head(self, width: int) -> nn.Module:
-        digits = self.config.digits
+        digits = self.config.code_dims
         if self.config.z_norm == "none":
             return nn.Sequential(nn.Linear(width, self.config.z_channels), nn.Linear(self.config.z_channels, digits))
         last = nn.Linear(width, digits)
@@ -103,7 +103,7 @@ class DLDM(nn.Module):
 
     def quantize(self, f: Float[Tensor, "B K C h w"]) -> tuple[Float[Tensor, "B M N L"], Int[Tensor, "B M N"]]:
         """Features -> codes (straight-through gradients) and their indices."""
-        z = self.z_head(self.qformer(f))
+        z = self.pre_quant(self.qformer(f))
         codes = self.fsq(z)
         return codes, self.fsq.indices(codes if isinstance(self.fsq, FSQ) else z)
 

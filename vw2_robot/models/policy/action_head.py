@@ -26,7 +26,7 @@ class ActionHeadConfig:
     hidden: Count = 1024
     """width of the one hidden layer is 4 * min(D, hidden)"""
     pose: bool = False
-    """a second output in training: where the hand is now, see `ActionHead.hand_pose`"""
+    """a second output in training: where the hand is now, see `ActionHead.end_effector_pose`"""
 
 
 class ActionHead(nn.Module):
@@ -49,7 +49,7 @@ class ActionHead(nn.Module):
         out = self.mlp(rearrange(states, "b h n d -> b h (n d)"))
         return rearrange(out, "b h (s a) -> b (h s) a", s=self.stride)
 
-    def hand_pose(self, states: Float[Tensor, "B H N D"]) -> Float[Tensor, "B P"]:
+    def end_effector_pose(self, states: Float[Tensor, "B H N D"]) -> Float[Tensor, "B P"]:
         """Normalized pose of the hand at the moment of the image, from the layer that the actions come from.
 
         Nobody needs the answer in control. It is asked for in training because an action depends on where the hand is,

@@ -171,7 +171,7 @@ class LatentPolicy(nn.Module):
             raise InputError(f"{checkpoint.path}/tokens.json describes another vocabulary ({', '.join(wrong)}); {CURE}")
         with torch.no_grad():  # a tokenizer or image processor that does not fit shows here, not in front of a robot
             prompt = policy.prompt(["a"], torch.zeros(1, 3, config.image_px, config.image_px))
-        most = policy.backbone.most_positions
+        most = policy.backbone.max_positions
         if most is not None and prompt.mask_BP.shape[1] >= most:
             raise InputError(
                 f"{checkpoint.path}: a prompt has {prompt.mask_BP.shape[1]} places, the model {most}; {CURE}"

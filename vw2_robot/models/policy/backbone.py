@@ -136,7 +136,7 @@ class Backbone(nn.Module):
         return int(self.model.get_input_embeddings().weight.shape[1])
 
     @property
-    def most_positions(self) -> int | None:
+    def max_positions(self) -> int | None:
         """Longest sequence that the model's positions allow; None where it names no limit."""
         found = getattr(self._text_config, "max_position_embeddings", None)
         return None if found is None else int(found)

@@ -123,7 +123,7 @@ class Decoding:
         if given is not None and given.shape[1]:
             prompt = prompt.followed_by(given.flatten(1) + self._first, backbone)
         length, further = prompt.mask_BP.shape[1], latent_steps * queries - 1  # the last code is never read
-        most = backbone.most_positions
+        most = backbone.max_positions
         if most is not None and (wanted := int(prompt.positions_BP[:, -1].max()) + 1 + further) > most:
             raise ValueError(
                 f"{latent_steps} latent steps behind a prompt of {wanted - further} tokens need {wanted} positions, "

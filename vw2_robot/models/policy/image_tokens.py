@@ -43,14 +43,14 @@ class Halving(nn.Module):
         nn.init.zeros_(self.film.weight)
         nn.init.zeros_(self.film.bias)
 
-    def forward(self, x: Float[Tensor, "B c H W"], asked: Float[Tensor, "B D"]) -> Float[Tensor, "B C h w"]:
+    def forward(self, x: Float[Tensor, "B c H W"], instruction: Float[Tensor, "B D"]) -> Float[Tensor, "B C h w"]:
         """Begins as if there were no instruction."""
-        scale, shift = self.film(asked)[..., None, None].chunk(2, dim=1)
+        scale, shift = self.film(instruction)[..., None, None].chunk(2, dim=1)
         return F.silu(self.norm(self.convolution(x)) * (1 + scale) + shift)
 
 
 class PixelTokens(nn.Module):
-    """Image -> a grid of soft tokens by strided convolutions that see where they are and know what is asked for.
+    """Image -> a grid of soft tokens by strided convolutions that see where they are and know the instruction.
 
     A grid this coarse cannot name a block's place to a pixel unless the convolutions before it choose what to look
     for: they read the coordinates of every pixel beside its colors, and the instruction modulates their channels.
@@ -68,7 +68,7 @@ class PixelTokens(nn.Module):
         super().__init__()
         self.block = block
         self.count = (side // block // 2 ** len(widths)) ** 2
-        self.asked = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU())
+        self.instruction = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU())
         self.halvings = nn.ModuleList(
             Halving(channels, out, width) for channels, out in zip((5 * block**2, *widths), widths, strict=False)
         )
@@ -77,12 +77,12 @@ class PixelTokens(nn.Module):
         ramp = torch.linspace(-1, 1, side)
         self.register_buffer("where", torch.stack(torch.meshgrid(ramp, ramp, indexing="ij")), persistent=False)
 
-    def forward(self, image: Float[Tensor, "B 3 H W"], words: Float[Tensor, "B D"]) -> Float[Tensor, "B n D"]:
-        """Pixels in [-1, 1]; `words` is the mean embedding of the instruction's tokens."""
-        asked = self.asked(words)
+    def forward(self, image: Float[Tensor, "B 3 H W"], instruction: Float[Tensor, "B D"]) -> Float[Tensor, "B n D"]:
+        """Pixels in [-1, 1]; `instruction` is the mean embedding of its tokens."""
+        instruction = self.instruction(instruction)
         x = F.pixel_unshuffle(torch.cat([image, self.where.expand(len(image), -1, -1, -1)], dim=1), self.block)
         for halving in self.halvings:
-            x = halving(x, asked)
+            x = halving(x, instruction)
         out: Tensor = self.project(rearrange(x, "b c h w -> b (h w) c")) + self.position
         return out
 

@@ -23,7 +23,7 @@ TAIL_PROBABILITY, TAIL_LOW, TAIL_HIGH = 0.05, 200.0, 1e5
 SIGMA_FIRST, SIGMA_LAST, ORDER = 80.0, 0.002, 7
 
 
-def draw_times(batch: int, generator: torch.Generator, *, num_frames: int, shift: float = 1.0) -> Float[Tensor, " B"]:
+def sample_times(batch: int, generator: torch.Generator, *, num_frames: int, shift: float = 1.0) -> Float[Tensor, " B"]:
     """Training noise levels t: ln sigma ~ N(0, 1), sigma times `shift` sqrt(K = `frames`), with a log-uniform tail."""
     sigma = torch.randn(batch, generator=generator).exp() * math.sqrt(num_frames) * shift
     low, high = math.log(TAIL_LOW), math.log(TAIL_HIGH)

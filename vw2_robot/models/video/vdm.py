@@ -30,7 +30,7 @@ from .code_projection import CodeProjection, key_steps, visible_keys
 from .control import FullControl, LightControl, residuals_added
 from .cosmos import Masks, add_lora, blocks_of, build_scheduler, build_transformer, install_masks, is_adapter
 from .cosmos_folder import load_weights, save_scheduler, save_weights
-from .noise_levels import CLEAN_TIME, draw_times, loss_weight, sampling_times, velocity_of_change
+from .noise_levels import CLEAN_TIME, loss_weight, sample_times, sampling_times, velocity_of_change
 
 
 @dataclass(frozen=True)
@@ -298,7 +298,7 @@ class VDM(nn.Module):
         """
         device = latents.device
         shift = self.config.noise_shift
-        time = draw_times(latents.shape[0], generator, num_frames=self.geometry.latent_steps + 1, shift=shift).to(
+        time = sample_times(latents.shape[0], generator, num_frames=self.geometry.latent_steps + 1, shift=shift).to(
             device
         )
         noise = torch.randn(latents.shape, generator=generator).to(device)

@@ -27,7 +27,7 @@ def test_causal_convolution_equals_conv3d_on_the_padded_clip(kernel):
 
 
 def test_strided_convolution_equals_conv3d_padded_right_and_bottom():
-    conv, x = CausalConv3d(3, 5, (1, 3, 3), temporal_stride=2), torch.randn(2, 3, 3, 8, 8)
+    conv, x = CausalConv3d(3, 5, (1, 3, 3), spatial_stride=2), torch.randn(2, 3, 3, 8, 8)
     reference = F.conv3d(F.pad(x.transpose(1, 2), (0, 1, 0, 1)), conv.weight, conv.bias, stride=(1, 2, 2)).transpose(
         1, 2
     )

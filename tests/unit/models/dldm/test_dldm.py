@@ -40,8 +40,8 @@ def test_changing_any_frame_after_a_codes_step_leaves_that_code_unchanged(contex
     assert torch.equal(before.codes_BMNL[:, :finished], after.codes_BMNL[:, :finished])
     assert torch.equal(before.indices_BMN[:, :finished], after.indices_BMN[:, :finished])
     if finished < 3:  # z itself moves, so the test above is not empty
-        z_before = model.z_head(model.qformer(model.features(x)))[:, finished:]
-        z_after = model.z_head(model.qformer(model.features(changed)))[:, finished:]
+        z_before = model.pre_quant(model.qformer(model.features(x)))[:, finished:]
+        z_after = model.pre_quant(model.qformer(model.features(changed)))[:, finished:]
         assert not torch.equal(z_before, z_after)
 
 
@@ -126,7 +126,7 @@ def test_motion_in_one_step_changes_only_that_steps_code_input(context, expected
     still = config.fake_clip(1)[:, :1].expand(-1, 13, -1, -1, -1).clone()
     moving = still.clone()
     moving[:, 5:9] += 0.5  # frames of latent step 2
-    z_still, z_moving = (model.z_head(model.qformer(model.features(x))) for x in (still, moving))
+    z_still, z_moving = (model.pre_quant(model.qformer(model.features(x))) for x in (still, moving))
     differs = [not torch.allclose(z_still[:, m], z_moving[:, m], atol=1e-6) for m in range(3)]
     assert differs == expected
 
@@ -196,12 +196,12 @@ def test_a_learned_codebook_takes_the_place_of_fsq():
     model = build(config)
     x = config.fake_clip(4)
     encoded = model.encode(x)
-    assert (config.vocabulary, config.digits) == (8, 5)
+    assert (config.vocabulary, config.code_dims) == (8, 5)
     assert torch.equal(encoded.codes_BMNL, model.fsq.codes_of(encoded.indices_BMN))
     model.train()
     f = model.features(x)
     codes, indices = model.quantize(f)
-    assert torch.equal(indices, model.fsq.indices(model.z_head(model.qformer(f))))  # of z, not of the noisy codes
+    assert torch.equal(indices, model.fsq.indices(model.pre_quant(model.qformer(f))))  # of z, not of the noisy codes
     codes.square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in (model.fsq.codebook, model.qformer.queries))
 

@@ -169,7 +169,7 @@ def test_prompts_of_different_lengths_in_a_batch_equal_one_by_one():
 
 def test_what_stands_in_the_padding_changes_nothing():
     policy, codes = build(), some_codes(4, 2)
-    prompt = policy.prompt(WORDS, images(4))._replace(words=())  # read whole, nothing remembered
+    prompt = policy.prompt(WORDS, images(4))._replace(instruction_tokens=())  # read whole, nothing remembered
     assert not prompt.mask_BP.all()
     other = prompt._replace(inputs=torch.where(prompt.mask_BP[..., None], prompt.inputs, 3.0))
     valid = torch.ones(4, 2, dtype=torch.bool)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vw2_robot.models.video.code_projection import CodeProjection, key_steps, visible_keys
-from vw2_robot.models.video.noise_levels import CHANGE_STD, CLEAN_TIME, draw_times
+from vw2_robot.models.video.noise_levels import CHANGE_STD, CLEAN_TIME, sample_times
 from vw2_robot.models.video.vdm import VDM, Geometry, VDMConfig
 
 GEOMETRY = Geometry(channels=3, steps=3, height=4, width=4, queries=4, digits=4)
@@ -223,12 +223,12 @@ def test_codes_are_hidden_as_often_as_the_configuration_says():
 
 def test_noise_levels_have_the_published_quantiles(monkeypatch):
     generator = torch.Generator().manual_seed(0)
-    with_tail = draw_times(100_000, generator, num_frames=24)
+    with_tail = sample_times(100_000, generator, num_frames=24)
     monkeypatch.setattr("vw2_robot.models.video.noise_levels.TAIL_PROBABILITY", 0.0)
-    t = draw_times(100_000, generator, num_frames=24)
+    t = sample_times(100_000, generator, num_frames=24)
     found = t.quantile(torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95]))
     torch.testing.assert_close(found, torch.tensor([0.49, 0.71, 0.83, 0.91, 0.96]), atol=0.006, rtol=0)
-    shifted = draw_times(100_000, torch.Generator().manual_seed(0), num_frames=24, shift=5.0)
+    shifted = sample_times(100_000, torch.Generator().manual_seed(0), num_frames=24, shift=5.0)
     level = shifted.quantile(0.5) / (1 - shifted.quantile(0.5))
     assert float(level) == pytest.approx(5 * math.sqrt(24), rel=0.02)
     high = (with_tail > 200 / 201).float().mean()

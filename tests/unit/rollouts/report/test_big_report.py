@@ -9,7 +9,7 @@ import pytest
 from vw2_robot.envs.sequences import make_sequences
 from vw2_robot.rollouts.report.gallery import MAX_VIDEOS
 from vw2_robot.rollouts.report.report import write_report
-from vw2_robot.runs import mark
+from vw2_robot.storage.files import write_json
 
 VIDEO_BYTES = 700_000  # several times what a video of 1800 steps takes
 
@@ -34,7 +34,7 @@ def write_evaluation(folder, *, seed, videos):
             }
         )
     (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    mark(folder / "provenance.json", {"n_action_steps": 4, "max_steps": 360, "num_sequences": 1000})
+    write_json(folder / "provenance.json", {"n_action_steps": 4, "max_steps": 360, "num_sequences": 1000}, sealed=True)
     for line in lines[:videos]:
         path = folder / "videos" / f"chain_{line['sequence']:04d}"
         path.with_suffix(".mp4").write_bytes(rng.bytes(VIDEO_BYTES))
