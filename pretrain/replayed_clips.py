@@ -108,7 +108,7 @@ class ReplayedClips:
         """
         replay = self._opened()
         replay.checkpoint(timeout_seconds=self._options.checkpoint_timeout_seconds)
-        return {"replay": self._options.engine, "bad": dict(self.bad), "position": replay.state()}
+        return {"replay": self._options.engine, "skipped": dict(self.bad), "position": replay.state()}
 
     def restore(self, state: Mapping[str, Any] | None) -> None:
         """Go on where a checkpoint was written.
@@ -122,7 +122,7 @@ class ReplayedClips:
                 f"replay={self._options.engine}; go on as the run was begun, or use another run_dir"
             )
         self._closing.close()
-        self._replay, self._position, self.bad = None, state["position"], dict(state["bad"])
+        self._replay, self._position, self.bad = None, state["position"], dict(state["skipped"])
 
     def close(self) -> None:
         """Let go of the replay and stop the threads."""

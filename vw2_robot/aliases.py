@@ -14,6 +14,7 @@ Value = TypeVar("Value")
 KEYS = {
     "arm": "method",
     "arms": "embodiments",
+    "bad": "skipped",
     "batch": "batch_size",
     "blind_share": "code_dropout",
     "bumps": "perturbations",
@@ -21,6 +22,7 @@ KEYS = {
     "disturbance": "encoder_augmentation",
     "down_s": "downsample_space",
     "down_t": "downsample_time",
+    "draws": "num_samples",
     "gap_s": "gap_seconds",
     "hint_dropout": "control_dropout",
     "hint_grayscale": "control_grayscale",
@@ -35,8 +37,11 @@ KEYS = {
     "patch_t": "temporal_patch_size",
     "quantiser": "quantizer",
     "replan_every": "n_action_steps",
+    "stretch": "segment",
     "stride_s": "temporal_stride",
     "timeout_s": "timeout_seconds",
+    "turn": "segment",
+    "turns": "replacements",
     "unlabelled": "unlabeled",
 }
 """old key -> new key, at any depth"""
@@ -44,6 +49,8 @@ KEYS = {
 TYPED_KEYS: Mapping[str, Callable[[Any], str]] = {
     # How many frames of a clip, or the folder of a frame cache (none given: null)
     "frames": lambda value: "num_frames" if isinstance(value, int) else "frame_cache",
+    # How many files of a source are read at the same time, or the place in each of them
+    "lanes": lambda value: "interleaved_readers" if isinstance(value, int) else "readers",
     # Steps of a training loop, or those of each attempted subtask in a row of results
     "steps": lambda value: "env_steps" if isinstance(value, list) else "train_steps",
 }
