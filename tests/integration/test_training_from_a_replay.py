@@ -158,7 +158,7 @@ def test_the_end_of_the_data_is_said(training: Training) -> None:
     total = everything(frames, train).total()
     for step in range(total // 4):
         clips.batch(step, 4)
-    with pytest.raises(InputError, match=r"delivered all that it was given.*data\.epochs"):
+    with pytest.raises(InputError, match=r"delivered all of its windows.*data\.epochs"):
         clips.batch(0, total)
     clips.close()
 
@@ -249,7 +249,7 @@ def test_a_broken_image_is_counted_and_its_windows_are_left_out(
     training.feed(config, epochs=1)
     seen = [name for step in range(20) for name in names(clips.batch(step, 1))]
     assert (last.episode_id, 0) not in seen
-    assert len(clips.bad) <= 1
+    assert len(clips.skipped) <= 1
     clips.close()
 
 
