@@ -28,7 +28,7 @@ from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.data.frame_cache import resize_frame
 from vw2_robot.data.sources.calvin import CalvinDataset
 from vw2_robot.envs.cameras import STATIC_EYE, STATIC_TARGET
-from vw2_robot.finetune.labeled_windows import hand_poses
+from vw2_robot.finetune.labeled_windows import end_effector_poses
 from vw2_robot.models.policy.acting import null_codes
 from vw2_robot.models.policy.action_head import ActionHead, ActionHeadConfig
 from vw2_robot.models.policy.ar_policy import LatentPolicy
@@ -121,8 +121,8 @@ def errors_of_policy(run: str, test: Looks) -> Tensor:
 
 
 def position_of(pose: Tensor) -> Tensor:
-    """The inverse of `hand_poses` for the position, [n, 3] in meters."""
-    zero, one = (torch.from_numpy(hand_poses(np.full((1, 15), value)))[0, :3] for value in (0.0, 1.0))
+    """The inverse of `end_effector_poses` for the position, [n, 3] in meters."""
+    zero, one = (torch.from_numpy(end_effector_poses(np.full((1, 15), value)))[0, :3] for value in (0.0, 1.0))
     return (pose[:, :3] - zero) / (one - zero)
 
 

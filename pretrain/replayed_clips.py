@@ -208,8 +208,8 @@ class ReplayedClips:
         self._skip(
             f"{window.source}, episode {window.episode_id}",
             f"the replay holds episode {window.episode_id} of {window.source}, which is not in the frame cache "
-            f"{self._frame_cache.path}, so it is unknown whether it is held out; fill both from the same data (the same "
-            "name of the folder, the same split), or set data.cache_episodes if the cache holds only some of them",
+            f"{self._frame_cache.path}, so it is unknown whether it is held out; fill both from the same data (the "
+            "same name of the folder, the same split), or set data.cache_episodes if the cache holds only some of them",
         )
         return False
 

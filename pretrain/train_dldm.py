@@ -78,7 +78,12 @@ class Modules:
     def to_save(self) -> dict[str, nn.Module]:
         """Return the modules of a checkpoint, by name; trained weights have names of their own beside averages."""
         dldm, vdm = self.evaluated()
-        modules = {"dldm": dldm, "vdm": vdm, "codec": self.codec, "code_usage": self.code_usage}
+        modules: dict[str, nn.Module | None] = {
+            "dldm": dldm,
+            "vdm": vdm,
+            "codec": self.codec,
+            "code_usage": self.code_usage,
+        }
         if self.average is not None:
             modules |= {f"learning_{name}": module for name, module in self.average.learning.items()}
         return {name: module for name, module in modules.items() if module is not None}

@@ -37,7 +37,7 @@ LOOP = LoopConfig(train_steps=2, batch_size=4, log_every=1, save_every=2, optim=
 
 @pytest.fixture
 def write_calvin(tmp_path):
-    """Write a CALVIN data set whose pixels and actions say where they come from.
+    """Write a CALVIN data set whose pixels and actions show where they come from.
 
     Trajectory n, time t: green pixel 10 * t, red pixel 20 * n; action dx = t / 10, dy = n / 20, gripper by parity of t.
     """
