@@ -20,7 +20,7 @@ NEWER ?= tests/golden tests/unit tests/property tests/test_import.py tests/test_
 # Two test processes on two cores: one thread each, or they fight. TensorFlow's banner is not news.
 TEST_ENV := OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3
 
-.PHONY: help setup demo results test test-all test-3.12 test-newer lint bench clean
+.PHONY: help setup demo results configuration test test-all test-3.12 test-newer lint bench clean
 
 help: ## what can be done here
 	@grep -hE '^[a-z0-9.-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9.-]+):.*## /  make \1\t/' | expand -t 18
@@ -72,6 +72,9 @@ STAGES ?= data reference package few pretrain finetune rollouts keep page
 
 results: $(READY) ## docs/results.md from nothing: days on two cores, goes on where it was stopped
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m benchmarks.results --out $(RESULTS) --stages $(STAGES)
+
+configuration: $(READY) ## docs/configuration.md from the docstrings of the configurations
+	$(BIN)/python -m vw2_robot.command_line.keys docs/configuration.md
 
 test: $(READY) ## the default test suite
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

@@ -74,7 +74,7 @@ class RolloutConfig:
 
     def __post_init__(self) -> None:
         """Reject what cannot work."""
-        least = {"num_sequences": 1, "rollouts_per_task": 1, "workers": 1, "batch": 1, "threads": 1}
+        least = {"num_sequences": 1, "rollouts_per_task": 1, "workers": 1, "batch_size": 1, "threads": 1}
         for name, smallest in (*least.items(), ("videos", 0), ("seed", 0), ("retries", 0)):
             if getattr(self, name) < smallest:
                 raise ValueError(f"{name}={getattr(self, name)}, expected at least {smallest}")
@@ -203,7 +203,7 @@ def provenance(
         "n_action_steps": every,
         "seed": config.seed,
         "protocol": config.protocol,
-        "batch": config.batch_size,
+        "batch_size": config.batch_size,
         "num_sequences": len(piece(chains, config.shard)),
         "instructions": {task: benchmark.instruction(task) for task in tasks},
         "versions": versions(),

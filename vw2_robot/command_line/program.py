@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from vw2_robot import __version__
 from vw2_robot.command_line.config_tree import config_from
+from vw2_robot.command_line.keys import print_keys
 from vw2_robot.command_line.overrides import as_typed
 from vw2_robot.errors import InputError, MissingExtraError, require
 from vw2_robot.process import orderly
@@ -66,6 +67,9 @@ def program(
             except MissingExtraError as error:
                 _tell(config_name, str(error))
                 raise SystemExit(1) from None
+            if "--keys" in sys.argv[1:]:
+                _print_keys()
+                return
             import hydra
             from omegaconf import DictConfig, OmegaConf
             from omegaconf.errors import OmegaConfBaseException
@@ -102,6 +106,16 @@ def program(
                     _tell(config_name, f"{len(failed)} of the jobs failed: {'; '.join(failed)}")
                     raise SystemExit(1)
 
+        def _print_keys() -> None:
+            arguments = [argument for argument in sys.argv[1:] if argument != "--keys"]
+            with orderly(config_name):
+                for prefix in arguments or [""]:
+                    if not print_keys(config_cls, config_name, prefix):
+                        _tell(config_name, f"no key begins with {prefix!r}; --keys alone lists all of them")
+                        raise SystemExit(1)
+
+        main.config_cls = config_cls  # type: ignore[attr-defined]  # for docs/configuration.md
+        main.config_name = config_name  # type: ignore[attr-defined]
         return main
 
     return decorate

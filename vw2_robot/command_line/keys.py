@@ -1,0 +1,207 @@
+"""The keys of a configuration: their names, types, defaults and meanings, for the terminal and for the documentation.
+
+    COMMAND --keys [PREFIX]     prints the keys of one program, or those that begin with PREFIX
+    python -m vw2_robot.command_line.keys docs/configuration.md     writes the page of all programs
+
+The meaning of a key is the docstring below its field. Defaults are those of the program's yaml file.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from vw2_robot.command_line import entry_points
+from vw2_robot.limits import Limit
+
+PAGE_HEAD = """# Configuration reference
+
+Every key of every program: type, default, meaning. Written by `make configuration` from the docstrings of the
+configuration dataclasses; `COMMAND --keys [PREFIX]` prints the same on the terminal. Set a key with `KEY=VALUE` on the
+command line. A default of `???` must be given.
+"""
+_WIDTH = 100
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key: dotted name, type in words, default as yaml would write it, meaning ("" where its name says it)."""
+
+    name: str
+    type: str
+    default: str
+    meaning: str
+
+
+def keys_of(config_cls: type, defaults: Mapping[str, Any], *, prefix: str = "") -> Iterator[Key]:
+    """Yield the keys of a configuration dataclass and of the dataclasses inside it, in the order of their fields.
+
+    Args:
+        config_cls: the dataclass.
+        defaults: nested plain values of its yaml file; they win over the defaults of the fields.
+        prefix: dotted name of the section that `config_cls` describes, with a dot at the end.
+    """
+    hints = get_type_hints(config_cls, include_extras=True)
+    meanings = field_docstrings(config_cls)
+    for field in fields(config_cls):
+        name = f"{prefix}{field.name}"
+        value = defaults.get(field.name, _default_of(field))
+        inner = _dataclass_in(hints[field.name])
+        if inner is not None and get_origin(_without_none(hints[field.name])) not in (list, tuple):
+            if meanings.get(field.name) or value is None:
+                yield Key(
+                    name,
+                    f"section of {inner.__name__}",
+                    _shown(value) if value is None else "",
+                    _one_line(meanings, field.name),
+                )
+            section = value if isinstance(value, Mapping) else _as_values(value)
+            yield from keys_of(inner, section, prefix=f"{name}.")
+        else:
+            yield Key(name, describe_type(hints[field.name]), _shown(value), _one_line(meanings, field.name))
+
+
+@cache
+def field_docstrings(config_cls: type) -> dict[str, str]:
+    """Return the docstrings below the fields of a dataclass and of its bases, by the name of the field."""
+    found: dict[str, str] = {}
+    for cls in reversed(config_cls.__mro__):
+        if not is_dataclass(cls):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for statement, after in zip(body.body, body.body[1:], strict=False):
+            if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
+                continue
+            if (
+                isinstance(after, ast.Expr)
+                and isinstance(after.value, ast.Constant)
+                and isinstance(after.value.value, str)
+            ):
+                found[statement.target.id] = inspect.cleandoc(after.value.value)
+    return found
+
+
+def describe_type(hint: Any) -> str:
+    """Return a type hint in words: `integer of at least 1`, `"chain" or "single"`, `list of text`, `number or null`."""
+    origin = get_origin(hint)
+    if origin is Annotated:
+        limits = [part.words for part in get_args(hint)[1:] if isinstance(part, Limit)]
+        return limits[0].removeprefix("a ") if limits else describe_type(get_args(hint)[0])
+    if origin is Literal:
+        return " or ".join(f"`{value}`" for value in get_args(hint))
+    if origin in (list, tuple):
+        inner = [part for part in get_args(hint) if part is not Ellipsis]
+        return f"list of {describe_type(inner[0])}" if inner else "list"
+    if origin is dict or hint is dict:
+        return "mapping"
+    if origin is Union or origin is type(int | None):
+        parts = [describe_type(part) for part in get_args(hint) if part is not type(None)]
+        return " or ".join([*parts, *(["null"] if type(None) in get_args(hint) else [])])
+    names = {int: "integer", float: "number", str: "text", bool: "`true` or `false`", Any: "any value"}
+    return names.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def print_keys(config_cls: type, config_name: str, prefix: str) -> bool:
+    """Print the keys of a program that begin with `prefix`, one block each; False where there is none."""
+    found = [key for key in keys_of(config_cls, defaults_of(config_name)) if key.name.startswith(prefix)]
+    for key in found:
+        default = f", default {key.default}" if key.default else ""
+        print(f"{key.name}  ({key.type.replace('`', '')}{default})")
+        for line in textwrap.wrap(key.meaning, _WIDTH):
+            print(f"    {line}")
+    return bool(found)
+
+
+def defaults_of(config_name: str) -> dict[str, Any]:
+    """Return the values of a program's yaml file as Hydra composes them, `???` for what must be given."""
+    from hydra import compose, initialize_config_module
+    from omegaconf import OmegaConf
+
+    with initialize_config_module("vw2_robot.configs", version_base="1.3"):
+        tree = compose(config_name)
+    values: Any = OmegaConf.to_container(tree, resolve=False)
+    assert isinstance(values, dict)
+    return values
+
+
+def configuration_page(programs: Mapping[str, tuple[type, str]]) -> str:
+    """Return docs/configuration.md.
+
+    Args:
+        programs: command -> its configuration dataclass and the name of its yaml file. Commands with the same
+            dataclass share a section.
+    """
+    sections: dict[tuple[type, str], list[str]] = {}
+    for command, described in programs.items():
+        sections.setdefault(described, []).append(command)
+    parts = [PAGE_HEAD]
+    for (config_cls, config_name), commands in sections.items():
+        parts.append(f"\n## {', '.join(f'`{command}`' for command in commands)}\n")
+        parts.append(f"`configs/{config_name}.yaml`\n")
+        parts.append("| key | type | default | meaning |\n|---|---|---|---|")
+        for key in keys_of(config_cls, defaults_of(config_name)):
+            cells = (f"`{key.name}`", key.type, f"`{key.default}`" if key.default else "", key.meaning)
+            parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(parts) + "\n"
+
+
+def all_programs() -> dict[str, tuple[type, str]]:
+    """Return what `configuration_page` takes, for every program of the package."""
+    found: dict[str, tuple[type, str]] = {}
+    for name, start in vars(entry_points).items():
+        if isinstance(start, partial):
+            (module,) = start.args
+            main = importlib.import_module(module).main
+            command = name.replace("_", "-")
+            found[command if command.startswith("pretrain") else f"vw2-{command}"] = (main.config_cls, main.config_name)
+    return found
+
+
+def _default_of(field: Any) -> Any:
+    if field.default is not MISSING:
+        return field.default
+    return field.default_factory() if field.default_factory is not MISSING else "???"
+
+
+def _as_values(value: Any) -> Mapping[str, Any]:
+    return {field.name: getattr(value, field.name) for field in fields(value)} if is_dataclass(value) else {}
+
+
+def _without_none(hint: Any) -> Any:
+    inner = [part for part in get_args(hint) if part is not type(None)]
+    return inner[0] if type(None) in get_args(hint) and len(inner) == 1 else hint
+
+
+def _dataclass_in(hint: Any) -> type | None:
+    hint = _without_none(hint)
+    return hint if isinstance(hint, type) and is_dataclass(hint) else None
+
+
+def _one_line(meanings: Mapping[str, str], name: str) -> str:
+    return " ".join(meanings.get(name, "").split())
+
+
+def _shown(value: Any) -> str:
+    """Return a default as a command line would take it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_shown(entry) for entry in value)}]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_shown(entry)}" for key, entry in value.items()) + "}"
+    if is_dataclass(value):
+        return _shown(_as_values(value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(configuration_page(all_programs()), encoding="utf-8")
