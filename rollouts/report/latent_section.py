@@ -32,7 +32,7 @@ SWAP = {
     "follows_donor": "the donor of the codes",
     "follows_own": "the clip itself",
     "follows_third": "a third clip",
-    "scheduled_sampling": "itself, its own codes",
+    "unswapped": "itself, unswapped",
     "ceiling": "itself, true images",
 }
 NUISANCE = {

@@ -134,7 +134,7 @@ def test_another_robots_rlds_is_probed_beside_calvin_but_not_swapped_with_it(mad
             labeled=[config.labeled[0], write_rlds_set(tmp_path / "kuka")],
             names=["A", "kuka"],
             out=str(tmp_path / "out"),
-            frames=str(root / "out" / "frames"),
+            frame_cache=str(root / "out" / "frames"),
             pairs=40,
             hardware=Hardware(device="cpu"),
         )
@@ -157,7 +157,7 @@ def test_the_same_seed_gives_the_same_report_from_the_kept_frames(made):
         dldm=config.dldm,
         labeled=config.labeled,
         out=str(root / "again"),
-        frames=str(root / "out" / "frames"),
+        frame_cache=str(root / "out" / "frames"),
         pairs=40,
         hardware=Hardware(device="cpu"),
     )
