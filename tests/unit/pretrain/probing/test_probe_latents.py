@@ -95,11 +95,11 @@ def test_everything_is_written_and_is_plain_json(made):
         with Image.open(root / "out" / f"{name}.png") as image:
             assert min(image.size) > 90
     table = (root / "out" / "latent_report.md").read_text()
-    assert "codes, one-hot digits (46)" in table
+    assert "codes, one-hot FSQ dimensions (46)" in table
     assert table.count("Swap test") == 1
 
 
-def test_the_report_says_what_it_looked_at(made):
+def test_the_report_describes_its_data(made):
     _, report, _ = made
     assert [entry["name"] for entry in report["data"]] == ["A", "B"]
     assert all(entry["demonstrations"] == EPISODES for entry in report["data"])
@@ -111,7 +111,7 @@ def test_the_report_says_what_it_looked_at(made):
 
 
 def write_rlds_set(root):
-    """The same kind of video from another robot: actions in RLDS, no pose of the hand."""
+    """The same kind of video from another robot: actions in RLDS, no pose of the end effector."""
     pytest.importorskip("tensorflow", reason="TensorFlow is not installed (extra openx)")
     from vw2_robot.data.rlds_writer import write_rlds
 
@@ -179,7 +179,7 @@ def test_a_robot_that_stands_still_is_refused_before_anything_is_encoded(made, t
     still = write_set(tmp_path / "still", seed=2, standing=True)
     monkeypatch.setattr("vw2_robot.pretrain.probing.datasets.encode_steps", None)
     with pytest.raises(
-        InputError, match=r"still: the pose of the hand \(robot_obs\) is the same in all 35 latent steps"
+        InputError, match=r"still: the pose of the end effector \(robot_obs\) is the same in all 35 latent steps"
     ):
         probe_latents(replace(config, labeled=[still], out=str(tmp_path / "out")))
 
