@@ -23,6 +23,7 @@ class CalvinDataConfig:
     path: str
     """a CALVIN data set folder, published or written by vw2-record"""
     split: Literal["training", "validation"] = "training"
+    """the split of the data set that is trained on"""
     validation_fraction: float = 0.1
     """share of the trajectories, whole ones, that never train"""
     validation_split: Literal["training", "validation"] | None = None
@@ -56,7 +57,9 @@ class ScheduledSamplingConfig:
     """code_source=mixed: chance of a sample to be given predicted codes, linear from the first to the last step."""
 
     start: float = 0.5
+    """chance at the first step"""
     end: float = 0.5
+    """chance at the last step"""
 
     def __post_init__(self) -> None:
         for name in ("start", "end"):
@@ -73,6 +76,7 @@ class UnlabeledConfig:
     path: str | None = None
     """another CALVIN data set; null: the trajectories that the label fraction leaves out; actions stay unread"""
     batch_size: int = 32
+    """unlabeled windows of a step"""
 
     def __post_init__(self) -> None:
         if not self.weight >= 0 or self.batch_size < 1:
@@ -87,6 +91,7 @@ class FinetuneConfig:
     """The root configuration of `vw2-finetune`."""
 
     run_dir: str
+    """folder of checkpoints, logs and results"""
     policy: str
     """checkpoint or run folder of the pre-trained policy (a pretrain-on-openx run_dir too), builtin:NAME, or scratch"""
     data: CalvinDataConfig
@@ -97,6 +102,7 @@ class FinetuneConfig:
     label_fraction: float = 1.0
     """share of the trajectories that are not held out whose actions are read"""
     label_seed: int = 0
+    """which trajectories are held out and which are labeled"""
     preset: Literal["full", "head", "lora", "last_n"] = "full"
     """what trains beside the head: full: the whole policy; head: nothing (a probe); lora: adapters on the language
     model; last_n: its last layers"""
@@ -126,11 +132,13 @@ class FinetuneConfig:
     gripper_weight: float = 1.0
     """of the gripper in the action loss"""
     normalization: NormalizationMode = "q01_q99"
+    """how actions are normalized: by their 1 % and 99 % quantiles, by mean and deviation, or not"""
     image_shift_px: int = 3
     """largest random translation of the input image, edge-padded"""
     validation_windows: int = 256
     """held-out windows that are validated on every `loop.log_every` steps; the end of training takes all"""
     seed: int = 0
+    """of untrained weights, batches, image shifts and sampling"""
     hardware: Hardware = field(default_factory=Hardware)
 
     def __post_init__(self) -> None:

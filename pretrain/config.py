@@ -60,6 +60,7 @@ class DataConfig:
     frame_cache: str | None = None
     """a finished frame cache to read instead of `path`: no TensorFlow is needed then"""
     aspect: Aspect = "stretch"
+    """how images get the dLDM's size: stretched, or padded to keep their proportions"""
     max_skipped: int = 10
     """undecodable episodes that are named and skipped before the run stops"""
     target_hz: Rate | None = None
@@ -223,6 +224,7 @@ class PretrainConfig:
     """The root configuration of `pretrain-on-openx` and of its stages."""
 
     run_dir: str
+    """folder of all stages, one folder each"""
     data: DataConfig
     dldm: DLDMConfig
     vdm: VDMConfig
@@ -233,7 +235,9 @@ class PretrainConfig:
     extract_latents: ExtractLatentsConfig
     train_policy: TrainPolicyConfig
     stages: tuple[Stage, ...] = ("vdm", "dldm", "latents", "policy")
+    """what pretrain-on-openx runs, in this order"""
     seed: int = 0
+    """of untrained weights, clips, noise and the held-out episodes"""
     replay: ReplayConfig | None = None
     """train the video prior and the dLDM on clips sampled from a replay (docs/scaling.md), not from the frame cache"""
     workers: int = 1

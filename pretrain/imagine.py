@@ -58,6 +58,7 @@ class ImagineConfig:
     out: str
     """the mp4; a json of the same name lies beside it"""
     image: str | None = None
+    """file of the first image"""
     prompt: str | None = None
     """the instruction; default: that of the episode, where the image comes from a frame cache"""
     frame_cache: str | None = None
@@ -86,6 +87,7 @@ class ImagineConfig:
     enlarge: int = 4
     """side of the square of pixels that shows one pixel"""
     seed: int = 0
+    """of sampled codes and of the VDM's noise"""
     hardware: Hardware = field(default_factory=Hardware)
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """Training clips sampled from a replay, in this process or on a server: the third kind beside those of `clips`.
 
     replay=memory                           a thread reads data.path; bounded by replay.max_bytes
-    replay=reverb replay.address=HOST:PORT  `vw2-ingest` processes read, on this or other machines (docs/scaling.md)
+    replay=reverb replay.address=HOST:PORT  `vw2-replay fill` processes, on this or other machines (docs/scaling.md)
 
 The frame cache alone decides what is held out, so every window is checked when it is sampled, whoever cut it: one of a
 held-out episode is dropped. So is one of an episode that the cache does not have, since it might be held out elsewhere;
@@ -177,7 +177,7 @@ class ReplayedClips:
             if len(windows) < count:
                 raise InputError(
                     f"the replay has delivered all of its windows: {count} clips were wanted, {len(windows)} were "
-                    "left; fill it anew with more epochs (vw2-ingest data.epochs=...), or train for fewer steps"
+                    "left; fill it anew with more epochs (vw2-replay fill data.epochs=...), or train for fewer steps"
                 )
             if usable := [window for window in windows if self._is_usable(window)]:
                 return usable
@@ -197,7 +197,7 @@ class ReplayedClips:
             raise InputError(
                 f"the replay holds windows of (num_frames, target_hz, "
                 f"gap_seconds{', temporal_stride' * (len(found) > 3)}) {found}, "
-                f"this run trains on {wanted}; start vw2-replay-server and vw2-ingest with those (num_frames, "
+                f"this run trains on {wanted}; start vw2-replay serve and vw2-replay fill with those (num_frames, "
                 "data.windows.*), or change dldm.num_frames, data.target_hz and data.gap_seconds"
             )
         name = window.source, window.episode_id

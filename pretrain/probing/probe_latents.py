@@ -63,6 +63,7 @@ class ProbeLatentsConfig:
     names: list[str] | None = None
     """names of the data sets in the report; default: those of their folders"""
     split: Literal["training", "validation"] = "training"
+    """the split of each data set"""
     episodes: int = 200
     """demonstrations to use of each data set, sampled by the seed"""
     frame_cache: str | None = None
@@ -80,6 +81,7 @@ class ProbeLatentsConfig:
     test_share: float = 0.3
     """share of the demonstrations on which a probe is evaluated"""
     seed: int = 0
+    """of demonstrations, splits, pairs and intervals"""
     hardware: Hardware = field(default_factory=Hardware)
 
     def __post_init__(self) -> None:

@@ -110,25 +110,27 @@ def test_training_works_as_the_help_shows_it(
 
 
 def _train_from_a_replay(folder: Path, words: list[str], sizes: list[str], start: Callable[..., None]) -> None:
-    """`vw2-ingest` and training as their --help shows them agree on what a window is: here one of 0.6 s a step."""
+    """`vw2-replay fill` and training as their --help shows them agree on what a window is: here one of 0.6 s a step."""
     pytest.importorskip("reverb", reason="Reverb is not installed (extra openx)")
     from vw2_robot.command_line.config_tree import config_from
     from vw2_robot.data.replay.reverb_server import ReplayServer
     from vw2_robot.data.replay.reverb_tables import ServerOptions
-    from vw2_robot.pretrain.ingest import IngestConfig, fill_server
+    from vw2_robot.replay_programs.fill import ReplayFillConfig, fill_server
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     server = ReplayServer(ServerOptions(num_frames=5), path=folder / "server", port=int(address.rpartition(":")[2]))
-    two, mixed = examples("ingest")
+    two, mixed = examples("replay_fill")
     assert (
         "data.windows.gap_seconds=0.6" in mixed
     )  # `octo` is a terabyte; its other words fill the server from what is here
     ingest = [word for word in (*two, *mixed) if not re.match(r"ingests?=|data\.(mixture|root)=|address=", word)]
     with initialize_config_module("vw2_robot.configs", version_base="1.3"):
-        tree = compose("ingest", [f"address={address}", *ingest, "data.windows.num_frames=5", "timeout_seconds=30"])
-    config = config_from(IngestConfig, OmegaConf.to_container(tree, resolve=True))
+        tree = compose(
+            "replay_fill", [f"address={address}", *ingest, "data.windows.num_frames=5", "timeout_seconds=30"]
+        )
+    config = config_from(ReplayFillConfig, OmegaConf.to_container(tree, resolve=True))
     filling = threading.Thread(target=fill_server, args=(config,))
     filling.start()
     try:

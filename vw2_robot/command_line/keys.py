@@ -161,7 +161,7 @@ def all_programs() -> dict[str, tuple[type, str]]:
         if isinstance(start, partial):
             (module,) = start.args
             main = importlib.import_module(module).main
-            command = name.replace("_", "-")
+            command = name.replace("replay_", "replay ").replace("_", "-")  # subcommands of vw2-replay
             found[command if command.startswith("pretrain") else f"vw2-{command}"] = (main.config_cls, main.config_name)
     return found
 

@@ -5,7 +5,7 @@
         width=64)
 
 `fill(writer)` puts this rank's share of the data into a memory replay, in a thread; a Reverb server is filled by ingest
-processes (`vw2-ingest`) and needs none.
+processes (`vw2-replay fill`) and needs none.
 """
 
 from __future__ import annotations
