@@ -38,7 +38,7 @@ def drift(x: Float[Tensor, "B T 3 H W"], *, strength: float, noise: torch.Genera
     # One uniform number decides whether a clip is augmented, four how: shift in x and y, zoom, gain.
     uniform = torch.rand(batch, 5, generator=noise).to(x.device)
     amount = (uniform[:, 1:] * 2 - 1) * strength * (uniform[:, :1] < SHARE_AUGMENTED)
-    # Linear in time, from nothing at frame 0: the anchor of the clip shows no drift.
+    # Linear in time, zero at frame 0: the anchor of the clip shows no drift.
     at_frame = amount[:, None] * torch.linspace(0, 1, num_frames, device=x.device)[None, :, None]  # [B, T, 4]
     view = torch.zeros(batch, num_frames, 2, 3, device=x.device)
     zoom = 1 + MAX_ZOOM * at_frame[..., 2]
