@@ -35,7 +35,7 @@ TABLES = {
         "3a_baseline": "reconstruction alone, as in 3a",
         "ours_correlated": "nothing keeps the digits apart",
         "ours_change": "the decoder paints the change, no flow",
-        "ours_disturbed": "the encoder sees drifting view and light",
+        "ours_augmented": "the encoder sees drifting view and light",
     },
 }
 
@@ -216,7 +216,7 @@ def main() -> None:
         default = reports["3a_control"]
         print(baselines(default), by_target(default), sep="\n\n")
         if "ours" in args.tables:
-            print("", camera_cut({"default": default, "drifting view and light": reports["ours_disturbed"]}), sep="\n")
+            print("", camera_cut({"default": default, "drifting view and light": reports["ours_augmented"]}), sep="\n")
 
 
 if __name__ == "__main__":
