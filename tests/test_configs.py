@@ -68,7 +68,7 @@ def examples(config_name: str) -> list[list[str]]:
 
 def with_choice(config_name: str, choice: str) -> list[str]:
     """Overrides that make `choice` (group=file): an example of the help if one makes it, else the first, changed."""
-    shown = [words for words in examples(config_name) if choice in words]
+    shown = [overrides for overrides in examples(config_name) if choice in overrides]
     group = choice.split("=")[0]
     return shown[0] if shown else [choice, *(word for word in examples(config_name)[0] if word.split("=")[0] != group)]
 

@@ -293,7 +293,7 @@ def test_weights_that_were_cut_off(refuse, pretrained, tuning, tmp_path):
     assert "model.safetensors is damaged" in refuse(train_head, tuning(policy=tmp_path / "policy"))
 
 
-def test_more_actions_between_looks_than_the_policy_gives(refuse, tuning):
+def test_more_actions_per_policy_call_than_the_policy_gives(refuse, tuning):
     assert "n_action_steps=5, but 1 latent steps give only 4 actions" in refuse(train_head, tuning("n_action_steps=5"))
 
 

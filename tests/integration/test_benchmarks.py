@@ -62,7 +62,7 @@ def test_token_extraction_is_measured_without_the_rival(speed, capsys):
     assert float(rate) > 0
 
 
-def test_what_autograd_keeps_of_a_small_network_is_counted_as_by_hand(memory):
+def test_what_autograd_keeps_of_a_small_network_is_counted_exactly(memory):
     first, second = torch.nn.Linear(8, 16), torch.nn.Linear(16, 4)
     model = torch.nn.Sequential(first, torch.nn.ReLU(), second)
     x, kept = torch.randn(2, 8), memory.Kept(model)

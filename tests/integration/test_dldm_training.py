@@ -132,11 +132,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint_
     configure, monkeypatch
 ) -> None:
     config = configure()
-    real = module.phase_two_loss
+    phase_two_loss = module.phase_two_loss
 
     def broken(*args: object, **options: object) -> object:
-        loss, parts = real(*args, **options)
-        return loss * float("nan"), parts
+        found = phase_two_loss(*args, **options)
+        return found._replace(loss=found.loss * float("nan"))
 
     monkeypatch.setattr(module, "phase_two_loss", broken)
     with pytest.raises(InputError, match="at step 4"):
@@ -170,9 +170,14 @@ def test_compiled_training_agrees_with_eager_training(miniature, tmp_path) -> No
     found = {}
     for compiled in ("false", "true"):
         run = tmp_path / compiled
-        words = [*miniature(run), "++train_dldm.usage_clips=4", "stages=[vdm,dldm]", f"++hardware.compile={compiled}"]
+        overrides = [
+            *miniature(run),
+            "++train_dldm.usage_clips=4",
+            "stages=[vdm,dldm]",
+            f"++hardware.compile={compiled}",
+        ]
         done = subprocess.run(
-            [sys.executable, "-m", "vw2_robot.pretrain.pretrain_on_openx", *words],
+            [sys.executable, "-m", "vw2_robot.pretrain.pretrain_on_openx", *overrides],
             capture_output=True,
             text=True,
             cwd=REPO,

@@ -23,8 +23,7 @@ from vw2_robot.finetune import train_head
 from vw2_robot.finetune.config import FinetuneConfig
 from vw2_robot.finetune.train_head import finetune
 from vw2_robot.models.video.vdm import VDM
-from vw2_robot.pretrain import dldm_diagnostics as dldm_diagnostics
-from vw2_robot.pretrain import extract_latents, train_dldm, train_policy, train_vdm
+from vw2_robot.pretrain import code_usage, dldm_diagnostics, extract_latents, train_dldm, train_policy, train_vdm
 from vw2_robot.pretrain.config import PretrainConfig
 from vw2_robot.pretrain.pretrain_on_openx import pretrain_on_openx
 
@@ -55,7 +54,7 @@ def small_shards(monkeypatch):
 
 @pytest.fixture(scope="module")
 def pretrained(miniature, tmp_path_factory):
-    """A run that nobody disturbed."""
+    """A run without interruptions."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(extract_latents, "EPISODES_PER_SHARD", 3)
@@ -78,8 +77,8 @@ PLACES = [
     (runs.Run, "log"),
     (extract_latents, "write_shard"),
     (extract_latents, "finish"),
-    (extract_latents, "mark"),
-    (dldm_diagnostics, "mark"),
+    (extract_latents, "write_json"),
+    (code_usage, "write_json"),
     (dldm_diagnostics, "contact_sheet"),
     (VDM, "save_folder"),
 ]
@@ -125,7 +124,7 @@ def test_killed_once_or_more_in_every_stage_and_inside_checkpoints(miniature, pr
         ((train_dldm, "optimizer_step"), {"call": 1}),  # phase 2, right after its beginning
         ((checkpoint, "save_tensors"), {"call": 1}),
         ((train_dldm, "optimizer_step"), {"call": 1, "before": True}),
-        ((dldm_diagnostics, "mark"), {"call": 0}),  # trained, codes.json written, the image is missing
+        ((code_usage, "write_json"), {"call": 0}),  # trained, codes.json written, the image is missing
         ((dldm_diagnostics, "contact_sheet"), {"call": 0, "before": True}),
         ((extract_latents, "write_shard"), {"call": 1}),
         ((extract_latents, "write_shard"), {"call": 1, "before": True}),
@@ -196,7 +195,7 @@ def test_fine_tuning_killed_anywhere_ends_in_the_same_bytes(pretrained, calvin_f
         ((checkpoint, "write_json"), {"call": 2}),
         ((runs, "write_text"), {"call": 1, "before": True}),
         ((runs.Run, "log"), {"call": 0}),
-        ((train_head, "mark"), {"call": 0, "before": True}),  # all steps done, validation.json is missing
+        ((train_head, "write_json"), {"call": 0, "before": True}),  # all steps done, validation.json is missing
     ]:
         killed(finetune, config, place, **when)
     finetune(config)

@@ -202,7 +202,7 @@ def test_too_few_demonstrations_are_refused(made, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "words"),
+    ("wrong", "message"),
     [
         ({"labeled": []}, "labeled is empty"),
         ({"names": ["x", "x"]}, "different names"),
@@ -211,12 +211,12 @@ def test_too_few_demonstrations_are_refused(made, tmp_path):
         ({"pairs": 0}, "pairs=0"),
     ],
 )
-def test_what_cannot_work_is_refused(wrong, words):
-    with pytest.raises(ValueError, match=words):
+def test_what_cannot_work_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
         ProbeLatentsConfig(**{"dldm": "d", "labeled": ["a", "b"], "out": "o", **wrong})
 
 
-def test_data_sets_are_called_by_as_little_of_their_path_as_tells_them_apart(tmp_path):
+def test_data_sets_are_named_by_the_shortest_different_ends_of_their_paths(tmp_path):
     assert short_names([tmp_path / "A", tmp_path / "B"]) == ["A", "B"]
     assert short_names([tmp_path / "x" / "A", tmp_path / "y" / "A"]) == ["x_A", "y_A"]
     with pytest.raises(InputError, match="twice"):

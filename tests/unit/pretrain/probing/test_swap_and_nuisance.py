@@ -178,7 +178,7 @@ def nuisances(code):
     )
 
 
-def test_codes_that_see_motion_alone_are_blind_to_the_light():
+def test_codes_that_see_motion_alone_ignore_the_light():
     found = nuisances(moved_square)["kinds"]
     assert set(found) == {"still", "camera_cut", *KINDS}
     assert found["still"]["sensitivity"]["ratio"] == 0.0
