@@ -69,6 +69,7 @@ def cache_calvin(dataset: CalvinDataset, out: Path, *, height: int, width: int) 
             progress=lambda stored, _: bar.update(stored - bar.n) and None,
         )
     cache = FrameCache(out)
+    # A finished cache is opened whatever the data set holds now; its names are compared.
     names = [t.trajectory_id for t in dataset.trajectories]
     if [e.episode_id for e in cache.episodes] != names:
         raise InputError(f"{out} was made from other trajectories than {dataset.path} holds now; delete {out}")
@@ -114,6 +115,7 @@ def split_trajectories(
         )
     pool = [i for i in train if i not in overlapping]
     chosen = [dataset.trajectories[i] for i in pool]
+    # Stratified by task and scene, and nested: a larger fraction contains a smaller one.
     labels = choose_labels(
         [label_stratum(task=t.task, scene=t.scene, instruction=t.instruction) for t in chosen],
         [t.trajectory_id for t in chosen],
@@ -196,6 +198,7 @@ class VideoWindows:
         self.frame_cache = frame_cache
         self.policy_frame_cache = policy_frame_cache or frame_cache
         self._instructions = {i: dataset.trajectories[i].instruction for i in trajectories}
+        # The last time step of a trajectory has no next frame to be encoded, so it starts no window.
         starts = [np.arange(0, frame_cache.episodes[i].length - 1, start_every) for i in trajectories]
         self.episode = np.concatenate([np.full(len(s), i) for i, s in zip(trajectories, starts, strict=True)])
         self.start = np.concatenate(starts)
@@ -296,11 +299,14 @@ class LabeledWindows(VideoWindows):
             gap_seconds=gap_seconds,
             policy_frame_cache=policy_frame_cache,
         )
+        # Poses are read with the actions, and only of labeled trajectories.
         more = ("robot_obs",) if with_poses else ()
         read = [dataset.read_actions_and(dataset.trajectories[i], *more) for i in trajectories]
         raw = [actions for actions, *_ in read]
         for i, actions in zip(trajectories, raw, strict=True):
+            # Absolute actions have the same shape, and mean something else to the robot.
             check_relative(actions, f"{dataset.folder}, {dataset.trajectories[i].trajectory_id}")
+        # Of the labeled trajectories alone: the others' actions stay unread.
         self.statistics = statistics or ActionStatistics.from_actions(np.concatenate(raw), mode=normalization)
         span = int(self.ahead[-1])
         self.actions = np.zeros((len(self), span, raw[0].shape[1]), np.float32)

@@ -48,7 +48,9 @@ def action_errors(config: FinetuneConfig, predicted: Tensor, actions: Tensor) ->
     """
     predicted = predicted.float()
     weight = torch.ones(actions.shape[-1], device=actions.device)
+    # With `bce` the gripper's term is the cross-entropy below, not the squared error.
     weight[GRIPPER_INDEX] = config.gripper_weight if config.gripper_loss == "l2" else 0.0
+    # Summed over dimensions, not averaged: the equation of the paper.
     errors = ((predicted - actions).square() * weight).sum(-1)
     if config.gripper_loss == "bce":
         is_open = (actions[..., GRIPPER_INDEX] + 1) / 2  # -1, +1 -> 0, 1
@@ -149,6 +151,7 @@ def prefix_is_right(inputs: Tensor, codes: Tensor) -> Tensor:
 
     True everywhere for ground-truth inputs; for predicted ones up to and including the first code that differs.
     """
+    # A product over the codes in their order: once one differs, all after it are False.
     same = (inputs == codes).flatten(1)[:, :-1].cumprod(1).bool()
     return torch.cat([torch.ones_like(same[:, :1]), same], dim=1).view_as(codes)
 

@@ -141,6 +141,7 @@ def freeze(policy: LatentPolicy, config: FinetuneConfig) -> LoRA | None:
     Raises:
         InputError: the language model has fewer than `last_n` layers.
     """
+    # Frozen parameters get no optimizer state and no weight decay.
     policy.requires_grad_(config.preset == "full")
     if config.preset == "last_n":
         layers = transformer_layers(policy)
@@ -153,6 +154,7 @@ def freeze(policy: LatentPolicy, config: FinetuneConfig) -> LoRA | None:
     # Logits are computed from the weight of this layer itself (`Backbone.logits`): an adapter on it would do nothing.
     output = policy.backbone.model.get_output_embeddings()
     noise = generator(config.seed, 0, stream=STREAM_LORA)
+    # Adapters start as no change: the first step sees the pre-trained policy.
     return LoRA(policy.backbone, config.lora, generator=noise, skip=(output,))
 
 

@@ -53,6 +53,7 @@ def train_actions(config: FinetuneConfig, run: Run) -> None:
     device = config.hardware.torch_device()
     init = init_policy(config)
     datasets = open_datasets(config, init, run, device)
+    # The policy is moved after the data are encoded, so that the dLDM alone is on the device until then.
     policy = init.policy.to(device)
     head = build_head(config, init).to(device)
     adapters = freeze(policy, config)
@@ -66,6 +67,7 @@ def train_actions(config: FinetuneConfig, run: Run) -> None:
         load_checkpoint(run.checkpoint, kind="policy").load_into(head=head, **learned)
         load_optimizer(run.checkpoint, optimizer)
     run.begin()
+    # Before the first step, so that every checkpoint has its labels beside it.
     write_labels(run.path / "labels.json", datasets.split.labels)
     for step in run.steps():
         noise = generator(config.seed, step, stream=STREAM_BATCH)

@@ -93,6 +93,7 @@ def validate(
     has_codes = windows.has_codes and config.code_source != "none"
     with_predicted: list[Tensor] = []
     with_ground_truth: list[Tensor] = []
+    # Without image shift: what the policy sees in control is not shifted either.
     for i in range(0, count, BATCH):
         rows = check[i : i + BATCH]
         prompt = policy.prompt(
@@ -148,6 +149,7 @@ def bootstrap_interval(
         groups: [n], which group each belongs to.
         level: share of the samples inside the interval.
     """
+    # Sums of each group: a sample of groups is then a sum over a few numbers.
     _, group = np.unique(groups, return_inverse=True)
     total = np.bincount(group, sums)
     weight = np.bincount(group, counts)

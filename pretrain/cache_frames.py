@@ -146,6 +146,7 @@ def cache_sources(config: PretrainConfig, out: Path) -> FrameCache:
             bar.update(stored - bar.n)
             bar.set_postfix(frames=num_frames, refresh=False)
 
+        # The description binds the folder: other data or options are refused instead of mixed in.
         cache_frames(
             episodes,
             out,
@@ -184,6 +185,7 @@ def report_new_parts(out: Path, sources: Sequence[EpisodeSource], *, was_complet
     if known is None:
         write_json(file, {"parts": parts}, sealed=True)
         return
+    # A part counts as new if its number of episodes changed, too.
     before = set(map(tuple, known["parts"]))
     if new := [f"{source}: {name}" for source, name, count in parts if (source, name, count) not in before]:
         shown = ", ".join(new[:5]) + (", ..." if len(new) > 5 else "")

@@ -114,6 +114,7 @@ def training_clips(
         return CachedClips(clip_sampler(config, frame_cache, train))
     from .cache_frames import open_sources  # with RLDS it needs TensorFlow
 
+    # By name, since a stream reads the data sets themselves and knows no index of the cache.
     hidden = {(frame_cache.episodes[index].source, frame_cache.episodes[index].episode_id) for index in held_out}
     options = StreamOptions(
         WindowOptions(num_frames=config.dldm.num_frames, temporal_stride=config.dldm.temporal_stride, **data.time_base),

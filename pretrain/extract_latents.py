@@ -47,6 +47,7 @@ def extract_latents(config: PretrainConfig) -> None:
     """Write run_dir/latents, or return at once when it is complete."""
     folder = config.stage_dir("latents")
     with lock_folder(folder, what="encoding latents"):
+        # Compared first without the frames: a finished cache is recognized without opening any data.
         options = config.stage_tree("extract_latents") | config.data.time_base
         check_plan(folder, options)
         if (folder / "index.json").is_file():
@@ -77,6 +78,7 @@ def write_latents(config: PretrainConfig, folder: Path, options: dict[str, Any])
     episodes = range(len(frame_cache.episodes))
     shards = [episodes[first : first + EPISODES_PER_SHARD] for first in episodes[::EPISODES_PER_SHARD]]
     missing = missing_shards(folder, len(shards))
+    # Shards are independent, so any number of processes writes the same bytes.
     written = write_shards(Encoder(config, dldm, frame_cache), checkpoint, {n: shards[n] for n in missing})
     with (
         closing(written),
@@ -140,6 +142,7 @@ def write_shards(encoder: Encoder, checkpoint: Path, missing: dict[int, range]) 
             encoder.write(number, episodes)
             yield
         return
+    # Every worker opens dLDM and frame cache itself: neither is sent between processes.
     threads = max(1, torch.get_num_threads() // workers)  # all processes together use as many as this one does
     build = functools.partial(open_encoder, config, checkpoint, encoder.frame_cache.path, threads)
     pool: WorkerPool[LatentShard, None] = WorkerPool(build, name="encoding process")
@@ -229,6 +232,7 @@ def encode_episodes(
     cut = []
     for index in episodes:
         episode = frame_cache.episodes[index]
+        # A window that reaches past the end of its episode is padded, and its last steps are not valid.
         windows = make_windows(
             episode.length,
             num_frames=config.dldm.num_frames,
@@ -264,6 +268,7 @@ def slice_agreement(windows: LatentWindows, *, stride: int, cache_stride: int) -
         return None
     j = cache_stride // stride
     overlap = windows.codes.shape[1] - j  # latent steps that both windows have
+    # Windows are in order of their starts, so the next one of the same episode begins j steps later.
     follows = windows.episode[1:] == windows.episode[:-1]
     early = windows.codes[:-1][follows][:, j:]
     late = windows.codes[1:][follows][:, :overlap]

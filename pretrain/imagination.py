@@ -103,8 +103,10 @@ def imagine_segments(
     rendered_parts = [first]
     codes = []
     for number in range(segments):
+        # What the next segment is decoded from: the last frame of the chosen video.
         seen = rendered_start if renderer is not None and anchor == "rendered" else coarse_start
         indices = plan(number, seen)
+        # Token -> code values, as the decoder takes them.
         levels = dldm.fsq.codes_of(indices)
         coarse = dldm.decode(levels, dldm.features(seen[:, None])[:, 0], seen).clamp(-1, 1)
         codes.append(indices[0])
@@ -132,6 +134,7 @@ def plan_of(decode: Callable[[Tensor, int], Tensor], *, plan: Plan, latent_steps
     def segment(number: int, frame: Tensor) -> Tensor:
         if plan == "requery":
             return decode(frame, latent_steps)
+        # Predicted once, at the first segment, and then cut into segments.
         if not whole:
             whole.append(decode(frame, latent_steps * segments))
         return whole[0][:, number * latent_steps : (number + 1) * latent_steps]
@@ -154,6 +157,7 @@ def policy_decoder(
 
     def decode(frame: Tensor, latent_steps: int) -> Int[Tensor, "1 H N"]:
         px = policy.config.image_px
+        # As the agent resizes what it is given, so that the policy sees images of its own kind.
         image = F.interpolate(frame, size=(px, px), mode="bilinear", antialias=True)
         return policy.long_plan(
             policy.prompt([instruction], image),

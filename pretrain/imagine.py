@@ -142,6 +142,7 @@ def imagine(config: ImagineConfig) -> None:
     dldm = dldm.to(device).eval()
     begin = open_beginning(config, dldm, time_base_of(checkpoint.facts))
     policy = LatentPolicy.of_checkpoint(checkpoint).to(device).eval()
+    # Opened before anything is decoded: a wrong folder ends the program at once.
     renderer = None if config.vdm is None else open_renderer(config.vdm, config, dldm, device)
     imagined = imagine_segments(
         dldm,
@@ -152,6 +153,7 @@ def imagine(config: ImagineConfig) -> None:
         renderer=renderer,
         generator=generator(config.seed, 0, stream=STREAM_RENDER),
     )
+    # Data sets of several rates: the video is shown at the lowest one.
     rates = checkpoint.facts.get("latent_hz") or [DEFAULT_FPS]
     # The decoder makes every gap-th frame, so that is what its video is compared with and how fast it is shown.
     decoded = begin._replace(true=None if begin.true is None else begin.true[:: dldm.config.gap])
@@ -183,6 +185,7 @@ def open_beginning(config: ImagineConfig, dldm: DLDM, time_base: TimeBase) -> Be
         raise InputError(f"start={config.start}, but episode {config.episode} has {episode.length} frames")
     stride = dldm.config.temporal_stride
     count = 1 + config.segments * dldm.config.latent_steps * stride
+    # In the time base of the codes: one frame of the video need not be one frame of the episode.
     wanted = config.start + frame_offsets(count, hz=episode.hz, temporal_stride=stride, **time_base)
     pixels = cache.read(config.episode, wanted[wanted < episode.length])
     true = np.stack([resize_frame(frame, height=height, width=width) for frame in pixels])
@@ -242,6 +245,7 @@ def encode_true(dldm: DLDM, begin: Beginning, device: torch.device) -> Tensor:
     """Return [latent steps, N]: codes of each segment of the true continuation, encoded from its own first frame."""
     assert begin.true is not None
     span = dldm.config.latent_steps * dldm.config.temporal_stride
+    # Neighboring clips share a frame, as decoded segments do.
     clips = [begin.true[i : i + span + 1] for i in range(0, len(begin.true) - span, span)]
     if not clips:
         return torch.zeros(0, dldm.config.queries, dtype=torch.int64, device=device)

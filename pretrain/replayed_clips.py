@@ -66,6 +66,7 @@ class ReplayedClips:
         *,
         folder: Path,
     ) -> None:
+        # Beside the checkpoints of this stage, which refer to the stored windows.
         if replay.engine == "memory" and replay.path is None:
             replay = dataclasses.replace(replay, path=str(folder))
         self._config = config
@@ -95,6 +96,7 @@ class ReplayedClips:
         """
         windows: list[ReplayWindow] = []
         clips: list[NDArray[np.uint8]] = []
+        # A window that cannot be decoded is replaced by the next usable one, so batches are full.
         while len(windows) < size:
             sampled = self._sample_usable(size - len(windows))
             decoded = (self._decoders.map if self._decoders is not None else map)(self._decode, sampled)
@@ -189,6 +191,7 @@ class ReplayedClips:
 
     def _is_usable(self, window: ReplayWindow) -> bool:
         cut = self._cut
+        # Windows cut in another time base have the same shape and other motion, so each one is compared.
         wanted: tuple[Any, ...] = padded_frames(cut.num_frames, cut.temporal_stride), cut.target_hz, cut.gap_seconds
         found: tuple[Any, ...] = len(window.frames), window.target_hz, window.gap_seconds
         if cut.gap_seconds is not None:  # then the frames of a clip depend on the temporal stride too

@@ -122,8 +122,10 @@ def train_dldm(config: PretrainConfig) -> None:
             modules = build_modules(config, frame_cache, train_ids, device=device, resumed=run.checkpoint is not None)
             if run.checkpoint is not None:
                 restore(run.checkpoint, modules, training)
+            # Last, when all modules are built and have their weights.
             prepare_for_hardware(config, modules)
             run.begin()
+            # A finished phase is skipped inside, so a resumed run enters the right one.
             for phase in (1, 2):
                 train_phase(config, run, modules, clips, phase=phase, frames_digest=frame_cache.digest)
             summarize(config, run, modules, clips, frame_cache)
@@ -141,14 +143,17 @@ def build_modules(
         device: where they train.
         resumed: the VDM's weights will come from a checkpoint of this stage, so no prior is read.
     """
+    # Built on the CPU, so that the weights do not depend on the device.
     dldm = build_dldm(config).to(device)
     vdm = codec = None
     learning: dict[str, nn.Module] = {"dldm": dldm}
     if config.train_dldm.with_vdm:
+        # The codec is measured on clips as they are trained on, with augmentation.
         vdm, codec = build_vdm(config) if resumed else open_vdm(config, clip_sampler(config, frame_cache, train_ids))
         vdm = vdm.to(device)
         codec = codec.to(device)
         learning["vdm"] = vdm
+    # Averages are modules of their own: the trained weights stay as the optimizer left them.
     average = Average(learning, config.train_dldm.ema) if config.train_dldm.ema else None
     return Modules(dldm, vdm, codec, average, CodeUsageMonitor(config.dldm.vocabulary).to(device))
 
@@ -173,6 +178,7 @@ def restore(path: Path, modules: Modules, training: TrainingClips) -> None:
 def prepare_for_hardware(config: PretrainConfig, modules: Modules) -> None:
     """Switch on gradient checkpointing and compilation where the configuration asks for them."""
     if config.hardware.gradient_checkpointing:
+        # Recomputes activations in the backward pass: less memory, one more forward pass.
         modules.dldm.checkpoint_gradients()
         if modules.vdm is not None:
             modules.vdm.checkpoint_gradients()
@@ -208,12 +214,14 @@ def train_phase(
     # The VDM learns in phase 2 alone. It may be faster than the encoder, whose codes it has yet to use.
     fast = modules.vdm.trainable_parameters() if phase == 2 and modules.vdm is not None else ()
     optimizer = build_optimizer(modules.dldm.parameters(), loop.optim, fast=fast, fast_mult=phases.vdm_lr_mult)
+    # Loaded within a phase only: the moments of phase 1 belong to another loss.
     if run.start > first:
         assert run.checkpoint is not None
         load_optimizer(run.checkpoint, optimizer)
     for step in run.steps(stop, what=f"phase {phase}"):
         x, valid = to_device(clips.training.batch(step, loop.batch_size), next(modules.dldm.parameters()).device)
         loss, metrics, indices = dldm_loss(config, modules, x, valid, phase=phase, step=step)
+        # Codes of the weights before this step; those of padded steps are not counted.
         modules.code_usage.count(indices, valid)
         norm = optimizer_step(
             loss, optimizer, step=step - first, config=loop.optim, total_steps=loop.train_steps, first_step=first
@@ -221,6 +229,7 @@ def train_phase(
         if modules.average is not None:
             modules.average.update(step)
         ready = False
+        # Also after the last step of a phase, so that each ends with a validation.
         if run.due(step, loop.log_every) or step + 1 == stop:
             validation = validate_on(clips.held_out, config, modules, phase=phase)
             counted = modules.code_usage.metrics()
@@ -273,6 +282,7 @@ def check_advance(config: PretrainConfig, run: Run, modules: Modules, clips: Cli
         InputError: `advance=ratio`, and the ratio was not reached in all of phase 1.
     """
     phases = config.train_dldm
+    # As in phase 1: shuffle ratios are not needed here.
     ratio = validate_on(clips.held_out, config, modules, phase=1)["dldm/ratio_to_copy"]
     if ratio <= phases.advance_ratio:
         return

@@ -56,6 +56,7 @@ class PolicyBatches:
 
     def images(self, rows: NDArray[np.int64]) -> torch.Tensor:
         """Return uint8 [B, px, px, 3]: the first frame of each window."""
+        # The cached images have the dLDM's size; the policy's may be another.
         pixels = self.frame_cache.read_batch(self.windows.episode[rows], self.windows.start[rows][:, None])[:, 0]
         px = self.image_px
         return torch.from_numpy(np.stack([resize_frame(frame, height=px, width=px) for frame in pixels]))
@@ -124,6 +125,7 @@ def train_codes(config: PretrainConfig, run: Run) -> None:
         with config.hardware.autocast(device):
             states = policy.states(policy.prompt(instructions, image), input_codes)
             loss, parts = policy.code_loss(states, codes, valid)
+        # The language model's text positions carry no label, so the gradient comes from codes alone.
         norm = optimizer_step(loss, optimizer, step=step, config=loop.optim, total_steps=loop.train_steps)
         if run.due(step, loop.log_every):
             with torch.no_grad(), config.hardware.autocast(device):
@@ -190,6 +192,7 @@ def resize_windows(config: PretrainConfig, windows: LatentWindows, frame_cache: 
         hz: int(clip_offsets(dldm.num_frames, temporal_stride=dldm.temporal_stride, hz=hz, **config.data.time_base)[-1])
         for hz in {episode.hz for episode in frame_cache.episodes}
     }
+    # Windows of the cache overlap: one that begins where another ends continues it.
     ends = windows.start + np.array([reach[frame_cache.episodes[episode].hz] for episode in windows.episode])
     resized = joined(windows, ends=ends, latent_steps=wanted)
     if wanted > cached and len(windows) and not resized.valid[:, cached].any():

@@ -87,6 +87,7 @@ def prior_loss(
     """Return the denoising loss of a batch (pixels, valid steps) without codes and without control."""
     x, valid = clips
     with config.hardware.autocast(x.device):
+        # The shape of codes matters, their values do not: `drop_codes` puts the null context in their place.
         codes = x.new_zeros(len(x), config.dldm.latent_steps, config.dldm.queries, config.dldm.code_dims)
         return vdm.denoising_loss(
             codec.encode(x), codes, control_video=None, valid=valid, generator=noise, drop_codes=True
@@ -111,6 +112,7 @@ def train_vdm(config: PretrainConfig) -> None:
         device = config.hardware.torch_device()
         frame_cache = open_frames(config)
         train_ids, validation_ids = training_split(config, frame_cache)
+        # Closed on errors too: a stream or a replay has threads.
         with closing(training_clips(config, frame_cache, train_ids, validation_ids, run.path)) as training:
             vdm, codec = build_vdm(config)
             prepare_codec(config, codec, clip_sampler(config, frame_cache, train_ids))
@@ -155,6 +157,7 @@ def train_prior(
     run.begin()
     for step in run.steps():
         clips = to_device(training.batch(step, loop.batch_size), device)
+        # The noise is a function of seed and step, so a resumed run samples the same.
         loss = prior_loss(config, vdm, codec, clips, generator(config.seed, step, stream=STREAM_NOISE))
         norm = optimizer_step(loss, optimizer, step=step, config=loop.optim, total_steps=loop.train_steps)
         if run.due(step, loop.log_every):

@@ -100,6 +100,7 @@ def features_of(
     """
     one_hot = one_hot_fsq(rows.indices, quantizer)
     known = rows.difference[split.train]
+    # Baselines: the width of codes without their content, and their content at the wrong steps.
     noise = np.random.default_rng([seed, STREAM_RANDOM]).integers(
         int(np.prod(quantizer.levels)), size=rows.indices.shape
     )
@@ -135,6 +136,7 @@ def score_probes(
     targets = targets_of(rows, kind)
     names = target_names(kind)
     probe = fit_linear(features, targets, split)
+    # Always on the test side: the penalty was chosen on validation.
     predicted = {"linear": probe.predict(features[split.test])}
     if mlp:
         predicted["mlp"] = fit_mlp(features, targets, split, seed=seed).predict(features[split.test])
@@ -219,6 +221,7 @@ def _transfer_to(
     comparable = len({one.rows.units for one in (*sources, goal)}) > 1
     x = np.concatenate([source.table(feature, quantizer) for source in sources])
     y = np.concatenate([source.targets(kind, comparable=comparable) for source in sources])
+    # The splits of all sources together; their test sides are not used here.
     split = Split(*(np.concatenate(sides) for sides in zip(*(source.split for source in sources), strict=True)))
     test = goal.table(feature, quantizer)[goal.split.test]
     if feature == "pixels_equal":
@@ -249,5 +252,6 @@ def _transfer_to(
 def sign_accuracy(true: NDArray[np.float64], predicted: NDArray[np.float64]) -> float:
     """Return the share of right signs among the rows that move; NaN where nothing moves."""
     size = np.abs(true)
+    # Where hardly anything moves, the sign is noise.
     moving = (size > np.quantile(size, SIGN_QUANTILE)) & (size > 1e-9)
     return float((np.sign(predicted) == np.sign(true))[moving].mean()) if moving.any() else float("nan")

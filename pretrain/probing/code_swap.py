@@ -78,9 +78,11 @@ class MotionReader:
 
     def __init__(self, seen: Changes, *, seed: int) -> None:
         change, displacement, split = seen
+        # Fewer directions than pixels: with all of them a linear probe would fit noise.
         self._mean, self._directions = principal_components(change[split.train], READER_WIDTH)
         x = self._project(change)
         probes: list[LinearProbe | MLPProbe] = [
+            # Without refit: the two are compared on the validation side, which must stay unseen.
             fit_linear(x, displacement, split, refit=False),
             fit_mlp(x, displacement, split, seed=seed),
         ]
@@ -103,6 +105,7 @@ def decode_with_codes_of(dldm: DLDM) -> Decode:
 
     @torch.no_grad()
     def decode(a: Tensor, b: Tensor) -> Tensor:
+        # The trunk is causal, so the feature of frame 0 needs frame 0 alone.
         anchor = dldm.features(a[:, :1])[:, 0]
         return dldm.decode(dldm.encode(b).codes_BMNL, anchor, a[:, 0])
 

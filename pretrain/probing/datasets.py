@@ -143,6 +143,7 @@ def open_video(
     Raises:
         InputError: it has fewer than three demonstrations that share no frame.
     """
+    # The frame cache's name holds all that decides its content, so data sets may share the folder.
     reader = open_labeled_rlds if recognize(path) == "rlds" else open_labeled_calvin
     video = reader(
         path,
@@ -235,6 +236,7 @@ def whole_clips(labeled: Labeled, split: Split, *, seed: int) -> MovingClips:
     width = labeled.video.frame_cache.width
     max_clips = max(64, SWAP_BYTES // (frame_ids.shape[1] * height * width * 3))
     whole = np.sort(np.random.default_rng([seed, 8]).permutation(whole)[:max_clips])
+    # The first row of each clip; all rows of a clip are on the same side.
     first_row = np.searchsorted(rows.clip, whole)
     return MovingClips(
         name=labeled.video.name,

@@ -106,6 +106,7 @@ def encode_steps(
 
 def pixel_differences(video: LabeledVideo, steps: LabeledSteps, *, stride: int) -> NDArray[np.float32]:
     """Return the last frame of each step minus that of the step before, shrunk to 16 x 16: [n, M, 16 * 16 * 3]."""
+    # Every stride-th frame ends one step and begins the next.
     edges = steps.frame_ids[:, ::stride]
     found = np.zeros((*steps.valid.shape, DIFFERENCE_PX**2 * 3), np.float32)
     for i, episode in enumerate(steps.episode):
@@ -150,6 +151,7 @@ def untrained_clone(config: DLDMConfig, clips: NDArray[np.uint8], *, seed: int, 
         torch.manual_seed(seed)
         dldm = DLDM(config).to(device)
     dldm.train()
+    # About thirty batches, over and over, until the running statistics have settled.
     parts = np.array_split(clips, max(1, min(SETTLING_BATCHES, len(clips) // 8)))
     with torch.no_grad():
         for i in range(SETTLING_BATCHES):

@@ -35,6 +35,7 @@ def moving_rows(translation: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 def directions(translation: NDArray[np.float64]) -> NDArray[np.int64]:
     """Return the number in `DIRECTIONS` of each row [R]; axes are first scaled to equal spread."""
+    # A robot that moves mostly sideways would else have two directions.
     scaled = translation / np.maximum(np.sqrt((translation**2).mean(0)), 1e-12)
     axis = np.abs(scaled).argmax(1)
     return 2 * axis + (np.take_along_axis(scaled, axis[:, None], 1)[:, 0] < 0)
@@ -94,6 +95,7 @@ def embed(code: NDArray[np.float32], *, seed: int) -> dict[str, Any]:
     """Return points in two dimensions by principal components and, where umap-learn is installed, by UMAP."""
     mean, axes = principal_components(code, 2)
     flat = (code - mean) @ axes
+    # Codes that vary in one direction only have a flat map.
     flat = np.pad(flat, ((0, 0), (0, 2 - flat.shape[1])))
     found = {"pca": np.round(flat, 3).tolist()}
     if importlib.util.find_spec("umap") is not None:
@@ -197,6 +199,7 @@ def nearest_steps(
                 f"{sets[i].name}: no latent step of the test demonstrations moves; use more demonstrations (episodes) "
                 "or a larger test_share"
             )
+        # All six directions are shown in turn, as far as the test side has them.
         wanted = pool[directions(translation)[pool] == (number // len(sets)) % 6]
         row = int(rng.choice(wanted if len(wanted) else pool))
         order = np.argsort(squared_distances(code[i][row : row + 1], everything)[0], kind="stable")
@@ -226,6 +229,7 @@ def code_use(sets: Sequence[StepRows], quantizer: Quantizer) -> dict[str, Any]:
 
 def usage(counts: NDArray[np.integer[Any]]) -> dict[str, Any]:
     """Return how many codes occur, how many do not, and their perplexity."""
+    # 0 log 0 = 0.
     share = counts[counts > 0] / max(int(counts.sum()), 1)
     return {
         "used": int((counts > 0).sum()),

@@ -43,6 +43,7 @@ Pixels = NDArray[np.uint8]
 def crop_to(frame: Pixels, box: tuple[float, float, float, float]) -> Pixels:
     """Resize the box (left, top, right, bottom) of a frame to its whole size; outside the frame, edges are repeated."""
     height, width = frame.shape[:2]
+    # More than any nuisance moves the view.
     margin = max(height, width) // 2
     padded = np.pad(frame, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
     inner = (box[0] + margin, box[1] + margin, box[2] + margin, box[3] + margin)
@@ -52,6 +53,7 @@ def crop_to(frame: Pixels, box: tuple[float, float, float, float]) -> Pixels:
 def shift_camera(clip: Pixels, amount_T: NDArray[np.float64], angle: float) -> Pixels:
     """Move the view by amount * share of the side, in the direction of the angle."""
     height, width = clip.shape[1:3]
+    # The direction of the shift is the clip's angle, its size grows with time.
     moved = [
         (amount * SHIFT_SHARE * width * np.cos(angle), amount * SHIFT_SHARE * height * np.sin(angle))
         for amount in amount_T

@@ -171,6 +171,7 @@ def measure(config: ProbeLatentsConfig, dldm: DLDM, sets: Sequence[Labeled], *, 
     quantizer = copy.deepcopy(dldm.fsq).cpu()
     rows = [labeled.rows for labeled in sets]
     splits = split_sets(rows, shares=(config.validation_share, config.test_share), seed=seed)
+    # Written first, since it needs no probe.
     strips = nearest_steps(rows, splits, quantizer, queries=IMAGE_ROWS, neighbors=3, seed=seed)
     out = Path(config.out)
     write_strips(
@@ -195,6 +196,7 @@ def run_swap_tests(
     for members, sides in in_common_units(sets, splits):
         seen = dense_changes(members, sides, count=swap_steps(members[0]), stride=dldm.config.temporal_stride)
         reader = MotionReader(seen, seed=config.seed)
+        # One reader for all data sets in the same units, so that swaps between them can be read.
         clips = [whole_clips(labeled, split, seed=config.seed) for labeled, split in zip(members, sides, strict=True)]
         for i, first in enumerate(clips):
             for donor in [first] if len(clips) == 1 else [first, clips[(i + 1) % len(clips)]]:

@@ -49,6 +49,7 @@ def split_groups(group_n: NDArray[np.integer[Any]], *, rng: np.random.Generator,
         raise ValueError(f"a probe needs at least 3 episodes (training, validation, test), found {len(groups)}")
     order = rng.permutation(groups)
     validation, test = (max(1, round(share * len(groups))) for share in shares)
+    # Few groups: training and test keep one each.
     validation = min(validation, len(groups) - 2)
     test = min(test, len(groups) - 1 - validation)
     sides = np.split(order, [len(groups) - validation - test, len(groups) - test])
@@ -271,6 +272,7 @@ def score_r2(
     parts = r2_of_sums(samples, columns)
     scores = {name: _entry(whole[a], parts[:, a]) for a, name in enumerate(names)}
     for mean, members in (means or {}).items():
+        # Averages leave out targets that do not vary, which have no R2.
         chosen = [a for a, name in enumerate(names) if name in members and np.isfinite(whole[a])]
         if chosen:
             scores[mean] = _entry(whole[chosen].mean(), parts[:, chosen].mean(1))

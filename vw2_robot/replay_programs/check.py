@@ -95,11 +95,13 @@ def check(config: ReplayCheckConfig) -> None:
         if stored is not None:
             replay.restore(stored["replay"])
         lines, digest = cut_log(log, stored)
+        # Until a batch is empty, which is the end of the queue.
         while not config.batches or batches < config.batches:
             windows = replay.sample(config.batch_size, timeout_seconds=config.timeout_seconds)
             if windows:
                 decode(windows, temporal_stride=config.temporal_stride, height=config.height, width=config.width)
             new = "".join(map(log_line, windows)).encode()
+            # Lines before the position: after a kill the log may be longer than counted, never shorter.
             with named(log), log.open("ab") as file:
                 file.write(new)
             digest.update(new)
@@ -130,6 +132,7 @@ def cut_log(log: Path, stored: Mapping[str, Any] | None) -> tuple[int, Any]:
     Raises:
         InputError: the lines are not those that were written.
     """
+    # The position is the truth: lines after it are of windows that will be sampled again.
     lines = 0 if stored is None else stored["lines"]
     kept = log.read_bytes().splitlines(keepends=True)[:lines] if log.is_file() else []
     digest = hashlib.sha256(b"".join(kept))

@@ -139,6 +139,7 @@ def fill_server(config: ReplayFillConfig) -> None:
     stored = 0
     writer = ReverbWriter(config.address, ingest=config.ingest, timeout_seconds=config.timeout_seconds)
     try:
+        # The shares of all processes make up the data: with another number some would come twice, others never.
         if writer.ingests != config.ingests:
             raise InputError(
                 f"ingests={config.ingests}, but the replay server at {config.address} was started for "
