@@ -54,7 +54,7 @@ demo: $(READY) ## the whole chain, small: record, pre-train, fine-tune, roll out
 	say "0/6 the policy that comes with the package, in closed loop"; \
 	$(BIN)/vw2-rollout policy=builtin:calvin-tiny num_sequences=8 videos=8 workers=2 run_dir=$(DEMO)/calvin-tiny; \
 	say "1/6 other robots' video as an RLDS data set"; \
-	$(BIN)/vw2-record env=arms format=rlds episodes=100 workers=2 out=$(DEMO)/arms; \
+	$(BIN)/vw2-record env=other_robots format=rlds episodes=100 workers=2 out=$(DEMO)/arms; \
 	say "2/6 pre-training without labels: video prior, dLDM, latent tokens, policy"; \
 	$(BIN)/pretrain-on-openx data=rlds data.path=$(DEMO)/arms model=demo run_dir=$(DEMO)/pretrain; \
 	say "3/6 CALVIN demonstrations with labels"; \
@@ -70,7 +70,7 @@ demo: $(READY) ## the whole chain, small: record, pre-train, fine-tune, roll out
 RESULTS ?= runs/results
 STAGES ?= data reference package few pretrain finetune rollouts keep page
 
-results: $(READY) ## docs/results.md from nothing: days on two cores, goes on where it was stopped
+results: $(READY) ## docs/results.md from an empty folder: days on two cores, continues where it was stopped
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m benchmarks.results --out $(RESULTS) --stages $(STAGES)
 
 configuration: $(READY) ## docs/configuration.md from the docstrings of the configurations

@@ -1,9 +1,9 @@
-"""How fast clips leave the frame cache, with and without augmentation: one table.
+"""Clips per second from the frame cache, with and without augmentation: one table.
 
 Run: python -m benchmarks.clip_augmentation
 
-Made-up noise at the pilot's size (64 x 64 pixels, 9 frames); seconds are CPU seconds of one process, so a busy machine
-changes little. Reading real episodes costs the same: the cache holds plain pixels.
+Random images of 64 x 64 pixels, 9 frames per clip; seconds are CPU seconds of one process, so other load changes
+little. Real episodes take the same time: the cache holds uncompressed pixels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ from vw2_robot.data.clips import Augmentation, ClipSampler
 from vw2_robot.data.episodes import Episode
 from vw2_robot.data.frame_cache import FrameCache, cache_frames
 
-SIZE, LENGTH, EPISODES, FRAMES, BATCH, BATCHES = 64, 40, 200, 9, 64, 30
+SIZE = 64
+LENGTH = 40
+EPISODES = 200
+NUM_FRAMES = 9
+BATCH = 64
+BATCHES = 30
 CASES = {
     "no augmentation": Augmentation(),
     "flip": Augmentation(flip=0.5),
@@ -39,7 +44,8 @@ def main() -> None:
         cache = FrameCache(Path(folder) / "cache")
         print(f"{'augmentation':<30}{'clips/s':>10}")
         for name, augmentation in CASES.items():
-            sampler = ClipSampler(cache, range(EPISODES), num_frames=FRAMES, seed=0, augmentation=augmentation)
+            sampler = ClipSampler(cache, range(EPISODES), num_frames=NUM_FRAMES, seed=0, augmentation=augmentation)
+            # Warm-up: maps the cache into memory.
             sampler.batch(0, BATCH)
             begin = time.process_time()
             for step in range(BATCHES):

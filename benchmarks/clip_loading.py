@@ -1,21 +1,21 @@
-"""How fast `ClipStream` feeds a training run, beside what it is measured by: one table.
+"""Clips per second of `ClipStream` and of other loaders: one table.
 
 Run: python -m benchmarks.clip_loading [--bridge FOLDER] [--dlimp CHECKOUT] [--window-stride 8] [--rounds 5]
 
 Two data sets: real Bridge V2 episodes (64 x 64 pixels, four cameras) where `--bridge` names them, and episodes of
-256 x 256 pixels at 15 Hz, made up here and stored as RLDS. Clips of 9 frames, shown at 5 Hz, at 64 and 128 pixels.
+256 x 256 pixels at 15 Hz, synthesized here and stored as RLDS. Clips of 9 frames at 5 Hz, 64 and 128 pixels.
 
-    pillow        the bound: decode and resize the needed frames of clips in memory, and nothing else
+    pillow        the upper bound: only decode and resize the needed frames of clips in memory
     ClipStream    read, shuffle, decode, resize, batch
     tfds          plain TFDS with default decoding of everything; windows cut from the decoded episodes, unshuffled
-    dlimp         the loader below Octo, put together as Octo does: chunk, flatten, shuffle, decode, resize, batch.
+    dlimp         the loader that Octo uses, in Octo's order: chunk, flatten, shuffle, decode, resize, batch.
                   Needs a checkout of github.com/kvablack/dlimp. Octo resizes every image (Lanczos filter), also to
-                  the size that it has; where sizes are equal, a second row leaves that out
+                  the size that it has; where sizes are equal, a second row omits that
 
-Each runs in a process of its own with the same number of threads; they take turns for some rounds, and the speed-up of
-ClipStream is the median over rounds of the ratio within a round. Processor time is that of all threads. Two clips that
-overlap share no decoding in ClipStream and dlimp; plain TFDS decodes a frame once however many windows show it, so
-small window strides favor it, at the price of decoded episodes in memory.
+Each runs in a process of its own with the same number of threads; they alternate for some rounds, and the speed-up of
+ClipStream is the median over rounds of the ratio within a round. CPU time is that of all threads. Overlapping clips
+share no decoding in ClipStream and dlimp; plain TFDS decodes a frame once for all windows that contain it, so small
+window strides favor it, at the cost of decoded episodes in memory.
 """
 
 from __future__ import annotations
@@ -47,8 +47,11 @@ from vw2_robot.data.rlds_writer import write_rlds
 from vw2_robot.data.sources.rlds import RldsSource
 from vw2_robot.data.stream import ClipStream, StreamOptions
 
-FRAMES, TARGET_HZ, BATCH, SHUFFLED_CLIPS = 9, 5.0, 16, 500
-HZ = 15.0  # of the made-up set, which stores it with each episode
+NUM_FRAMES = 9
+TARGET_HZ = 5.0
+BATCH = 16
+SHUFFLED_CLIPS = 500
+HZ = 15.0  # of the synthetic data set, which stores it with each episode
 
 
 @dataclass(frozen=True)
@@ -68,14 +71,14 @@ class Case:
     def windows(self, length: int, hz: float) -> NDArray[np.int64]:
         """Return the frames [n, T] of all clips of an episode."""
         stride = self.window_stride
-        return make_windows(length, num_frames=FRAMES, cache_stride=stride, hz=hz, target_hz=TARGET_HZ).frame_ids
+        return make_windows(length, num_frames=NUM_FRAMES, cache_stride=stride, hz=hz, target_hz=TARGET_HZ).frame_ids
 
 
-# ------------------------------------------------------------------------------------------------------ contestants
+# ------------------------------------------------------------------------------------------------------ loaders
 
 
 def pillow(case: Case) -> Iterator[int]:
-    """Nothing but decoding: episodes are in memory and in random order before the clock runs."""
+    """Decode only: episodes are in memory and in random order before the clock starts."""
     source = RldsSource(case.folder, image_key=case.image_key)
     clips = [
         [episode.images[frame] for frame in dict.fromkeys(frames)]
@@ -95,6 +98,7 @@ def pillow(case: Case) -> Iterator[int]:
                 pixels.append(np.asarray(image))
         return pixels
 
+    # The pool decodes a whole batch, as a loader would.
     endless = itertools.cycle(order)
     with ThreadPoolExecutor(case.threads) as pool:
         while True:
@@ -102,9 +106,9 @@ def pillow(case: Case) -> Iterator[int]:
 
 
 def clip_stream(case: Case) -> Iterator[int]:
-    """Ours."""
+    """Load with `ClipStream`."""
     source = RldsSource(case.folder, image_key=case.image_key)
-    cut = WindowOptions(FRAMES, target_hz=TARGET_HZ, window_stride=case.window_stride)
+    cut = WindowOptions(NUM_FRAMES, target_hz=TARGET_HZ, window_stride=case.window_stride)
     options = StreamOptions(cut, case.px, case.px, shuffle_bytes=16 * 2**20)
     with ClipStream([(source, 1.0)], options, seed=0, threads=case.threads) as stream:
         while True:
@@ -112,7 +116,7 @@ def clip_stream(case: Case) -> Iterator[int]:
 
 
 def tfds(case: Case) -> Iterator[int]:
-    """Everything that the data set stores is decoded; then windows are cut, resized and batched."""
+    """Decode everything in the data set; then cut, resize and batch windows."""
     import tensorflow_datasets
 
     builder = tensorflow_datasets.builder_from_directory(case.folder)
@@ -136,12 +140,12 @@ def _resized(image: NDArray[np.uint8], px: int) -> NDArray[np.uint8]:
 
 
 def dlimp_as_stored(case: Case) -> Iterator[int]:
-    """`dlimp_as_octo` without its resize."""
+    """Run `dlimp_as_octo` without its resize."""
     return dlimp_as_octo(case, resize=False)
 
 
 def dlimp_as_octo(case: Case, *, resize: bool = True) -> Iterator[int]:
-    """Octo's arrangement: all that is cheap on whole episodes, a shuffle of undecoded clips, then the images."""
+    """Load in Octo's order: cheap operations on whole episodes, a shuffle of undecoded clips, then the images."""
     assert case.dlimp is not None
     sys.path.insert(0, case.dlimp)
     import dlimp
@@ -149,7 +153,8 @@ def dlimp_as_octo(case: Case, *, resize: bool = True) -> Iterator[int]:
     import tensorflow_datasets
 
     hz = RldsSource(case.folder, image_key=case.image_key).hz or HZ
-    offsets = frame_offsets(FRAMES, hz=hz, target_hz=TARGET_HZ)
+    offsets = frame_offsets(NUM_FRAMES, hz=hz, target_hz=TARGET_HZ)
+    # Longer than any episode; cut to its length in `chunk`.
     starts = frame_offsets(10_000, hz=hz, target_hz=TARGET_HZ)[:: case.window_stride]
 
     def chunk(episode: Any) -> Any:
@@ -157,12 +162,12 @@ def dlimp_as_octo(case: Case, *, resize: bool = True) -> Iterator[int]:
         length = tf.shape(images, out_type=tf.int64)[0]
         start = tf.boolean_mask(starts, starts + offsets[4] < length)
         frames = tf.minimum(start[:, None] + offsets, length - 1)
-        words = tf.repeat(episode["language_instruction"][:1], tf.shape(frames)[0])
-        return {"images": tf.gather(images, frames), "words": words}
+        instructions = tf.repeat(episode["language_instruction"][:1], tf.shape(frames)[0])
+        return {"images": tf.gather(images, frames), "instructions": instructions}
 
     def decode(clip: Any) -> Any:
         found = dlimp.vmap(lambda held: {"image": one(held["image"])})({"image": clip["images"]})
-        return {"images": found["image"], "words": clip["words"]}
+        return {"images": found["image"], "instructions": clip["instructions"]}
 
     def one(data: Any) -> Any:
         image = tf.io.decode_image(data, expand_animations=False, dtype=tf.uint8)
@@ -175,7 +180,7 @@ def dlimp_as_octo(case: Case, *, resize: bool = True) -> Iterator[int]:
         yield len(batch["images"])
 
 
-CONTESTANTS: dict[str, Callable[[Case], Iterator[int]]] = {
+LOADERS: dict[str, Callable[[Case], Iterator[int]]] = {
     "pillow": pillow,
     "ClipStream": clip_stream,
     "tfds": tfds,
@@ -187,14 +192,17 @@ CONTESTANTS: dict[str, Callable[[Case], Iterator[int]]] = {
 # ----------------------------------------------------------------------------------------------------------- rounds
 
 
-def contestant(name: str, case: Case, clips: int, pipe: Connection) -> None:
-    """Run in a process of its own: one measurement for each message, answered with seconds and processor seconds."""
+def run_loader(name: str, case: Case, clips: int, pipe: Connection) -> None:
+    """Run in a process of its own: answer each message with seconds and CPU seconds per clip."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     while pipe.recv():
-        batches = CONTESTANTS[name](case)
+        batches = LOADERS[name](case)
+        # Warm-up: buffers fill, files open.
         for _ in range(4):
             next(batches)
-        begin, cpu, done = time.perf_counter(), time.process_time(), 0
+        begin = time.perf_counter()
+        cpu = time.process_time()
+        done = 0
         while done < clips:
             done += next(batches)
         pipe.send(((time.perf_counter() - begin) / done, (time.process_time() - cpu) / done))
@@ -202,15 +210,16 @@ def contestant(name: str, case: Case, clips: int, pipe: Connection) -> None:
 
 
 def measure(case: Case, *, rounds: int, clips: int) -> dict[str, list[tuple[float, float]]]:
-    """Return for each contestant the seconds and processor seconds of a clip, round by round."""
+    """Return for each loader the seconds and CPU seconds of a clip, round by round."""
     context = multiprocessing.get_context("spawn")
     names = ["pillow", "ClipStream", "tfds"]
     if case.dlimp is not None:
         names += ["dlimp", "dlimp, no resize"] if case.native else ["dlimp"]
-    pipes, processes = {}, []
+    pipes = {}
+    processes = []
     for name in names:
         pipes[name], end = context.Pipe()
-        processes.append(context.Process(target=contestant, args=(name, case, clips, end), daemon=True))
+        processes.append(context.Process(target=run_loader, args=(name, case, clips, end), daemon=True))
         processes[-1].start()
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for _ in range(rounds):
@@ -224,18 +233,19 @@ def measure(case: Case, *, rounds: int, clips: int) -> dict[str, list[tuple[floa
 
 
 def print_rows(case: Case, found: dict[str, list[tuple[float, float]]]) -> None:
-    """Print one row for each contestant."""
+    """Print one row for each loader."""
+    # Ratios within a round: both loaders saw the same load of the machine.
     ours = found["ClipStream"]
     for name, times in found.items():
         wall, cpu = (median(each[kind] for each in times) for kind in (0, 1))
-        gains = [median(his[kind] / own[kind] for his, own in zip(times, ours, strict=True)) for kind in (0, 1)]
+        gains = [median(a[kind] / b[kind] for a, b in zip(times, ours, strict=True)) for kind in (0, 1)]
         print(f"{case.title:<26}{name:<18}{1 / wall:>9.0f}{1000 * cpu:>12.2f}{gains[0]:>10.2f}{gains[1]:>10.2f}")
     if case.dlimp is None:
         print(f"{case.title:<26}{'dlimp':<18} not measured: name a checkout with --dlimp")
 
 
 def write_photos(folder: Path, *, episodes: int = 48, length: int = 60, px: int = 256) -> None:
-    """Store made-up episodes: a soft image with grain that drifts, about 20 kB a frame."""
+    """Store synthetic episodes: a smooth image with noise that moves, about 20 kB per frame."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
     wide = np.asarray(coarse.resize((2 * px, 2 * px), Image.Resampling.BICUBIC)).astype(np.int16)
@@ -243,6 +253,7 @@ def write_photos(folder: Path, *, episodes: int = 48, length: int = 60, px: int 
 
     def demonstrations() -> Iterator[Demonstration]:
         for number in range(episodes):
+            # A window that moves over one large image: cheap, and it compresses like a photo.
             left, top = rng.integers(0, px - length, 2).tolist()
             views = (photo[top : top + px, left + step : left + step + px] for step in range(length))
             images = tuple(encode_jpeg(np.ascontiguousarray(view), quality=90) for view in views)

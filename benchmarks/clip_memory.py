@@ -1,10 +1,10 @@
-"""Whether a clip stream keeps its memory: resident megabytes while thousands of batches are drawn. One table.
+"""Memory of a clip stream: resident megabytes while thousands of batches are read. One table.
 
 Run: python -m benchmarks.clip_memory [--batches 10000] [--shuffle-mb 16]
 
-Made-up RLDS episodes (256 pixels, about 60 MB, more than the shuffle buffer), so that blocks and files are opened and
-let go all the time; TensorFlow reads them in the same process and is part of what is measured. The last line compares
-the largest with the smallest value once a fifth of the batches is drawn.
+Synthetic RLDS episodes (256 pixels, about 60 MB, more than the shuffle buffer), so that blocks and files are opened and
+released all the time; TensorFlow reads them in the same process and is measured too. The last line compares the largest
+with the smallest value after the first fifth of the batches.
 """
 
 from __future__ import annotations
@@ -35,15 +35,16 @@ def main() -> None:
         photos = Path(folder) / "photos" / "1.0.0"
         write_photos(photos)
         cut = WindowOptions(num_frames=5, target_hz=5.0, window_stride=8)
-        look = StreamOptions(cut, height=64, width=64, shuffle_bytes=options.shuffle_mb * 2**20, draft=True)
+        stream_options = StreamOptions(cut, height=64, width=64, shuffle_bytes=options.shuffle_mb * 2**20, draft=True)
         print(f"{'batch':>8}{'epoch':>8}{'resident MB':>14}")
         found: list[float] = []
-        with ClipStream([(RldsSource(photos), 1.0)], look, seed=0) as stream:
+        with ClipStream([(RldsSource(photos), 1.0)], stream_options, seed=0) as stream:
             for number in range(options.batches):
                 epoch = int(stream.batch(8).epoch[-1])
                 found.append(resident_mb())
                 if number % max(1, options.batches // 10) == 0:
                     print(f"{number:>8}{epoch:>8}{found[-1]:>14.1f}", flush=True)
+        # The first fifth fills the shuffle buffer.
         settled = found[options.batches // 5 :]
         print(f"largest over smallest after a fifth: {max(settled) / min(settled):.4f}")
 

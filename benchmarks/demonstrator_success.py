@@ -1,10 +1,10 @@
-"""How often and how fast the scripted experts solve each task, from seeded starts, in every scene and with both assets.
+"""Success rate and steps of the scripted experts on each task, from seeded starts, by scene and assets.
 
     python -m benchmarks.demonstrator_success --scenes ABCD --assets builtin ../shared/calvin/data --workers 2
 
-Each run is one line of `runs/demonstrator.jsonl`, so a stopped measurement goes on where it was. A run starts as a
-recording does (`go_to_start`: protocol states, half with scattered blocks, some where another task just ended) and is
-lost when the oracle has not confirmed the task after 360 steps, the protocol's limit.
+Each run is one line of `runs/demonstrator.jsonl`, so a stopped measurement continues. A run starts as a recording does
+(`go_to_start`: protocol states, half with moved blocks, some where another task just ended) and fails when the oracle
+has not confirmed the task after 360 steps, the protocol's limit.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ Job = tuple[str, str, str]  # assets, scene, task
 
 
 def run_job(job: Job, seeds: list[int]) -> list[dict[str, object]]:
-    """Demonstrate one task from each seed; `steps` is 0 where it failed."""
+    """Demonstrate one task from each seed; `env_steps` is 0 where it failed."""
     assets, scene, task = job
     env = CalvinEnv(scene=scene, assets=assets, cameras=())
     oracle = TaskOracle()
     rows: list[dict[str, object]] = []
     for seed in seeds:
+        # A task and a seed define the start, whatever was run before.
         rng = np.random.default_rng([seed, TASKS.index(task)])
         go_to_start(env, task, oracle, rng)
         expert = Demonstrator()
@@ -49,18 +50,18 @@ def run_job(job: Job, seeds: list[int]) -> list[dict[str, object]]:
             if oracle.get_task_info_for_set(start, env.task_info(), (task,)):
                 steps = step
                 break
-        rows.append({"assets": label(assets), "scene": scene, "task": task, "seed": seed, "steps": steps})
+        rows.append({"assets": label(assets), "scene": scene, "task": task, "seed": seed, "env_steps": steps})
     env.close()
     return rows
 
 
 def label(assets: str) -> str:
-    """Which assets, without naming a folder of this machine."""
+    """Return the kind of assets, without a folder of this machine."""
     return "builtin" if assets == "builtin" else "original"
 
 
 def read_rows(path: Path) -> list[dict[str, object]]:
-    """Every finished run."""
+    """Return every finished run."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
@@ -69,8 +70,10 @@ def measure(path: Path, jobs: list[Job], *, starts: int, workers: int) -> None:
     done: dict[tuple[object, ...], set[object]] = defaultdict(set)
     for row in read_rows(path):
         done[row["assets"], row["scene"], row["task"]].add(row["seed"])
+    # Finished runs of an earlier call are not repeated.
     missing = {job: [s for s in range(starts) if s not in done[label(job[0]), job[1], job[2]]] for job in jobs}
     path.parent.mkdir(parents=True, exist_ok=True)
+    # PyBullet does not survive a fork.
     context = multiprocessing.get_context("spawn")
     with (
         ProcessPoolExecutor(workers, mp_context=context) as pool,
@@ -86,7 +89,7 @@ def measure(path: Path, jobs: list[Job], *, starts: int, workers: int) -> None:
 
 
 def table(rows: list[dict[str, object]]) -> str:
-    """Markdown: one line per task; per world the successes, the runs and the median steps of the successes."""
+    """Return a Markdown table: successes, runs and median steps of the successes, by task and world."""
     worlds = sorted({(str(row["assets"]), str(row["scene"])) for row in rows})
     steps: dict[tuple[str, str, str], list[int]] = defaultdict(list)
     for row in rows:
@@ -101,18 +104,18 @@ def table(rows: list[dict[str, object]]) -> str:
 
 
 def total(steps: dict[tuple[str, str, str], list[int]], world: tuple[str, str]) -> list[int]:
-    """The runs of all tasks in one world."""
+    """Return the runs of all tasks in one world."""
     return [step for task in TASKS for step in steps[(*world, task)]]
 
 
 def cell(steps: list[int]) -> str:
-    """For example `49/50 · 61`."""
+    """Format runs as successes, runs and median steps, for example `49/50 · 61`."""
     solved = [step for step in steps if step]
     return f"{len(solved)}/{len(steps)} · {median(solved):.0f}" if solved else f"0/{len(steps)}"
 
 
 def main() -> None:
-    """Measure, or make the table of what was measured."""
+    """Run what is missing and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", default="D")
     parser.add_argument("--assets", nargs="+", default=["builtin"], help="builtin, or a directory of assets")

@@ -1,11 +1,11 @@
-"""How fast the dLDM is: token extraction beside LAPA's LAQ, the vectorised q-former, and on a GPU its two phases.
+"""Speed of the dLDM: token extraction beside LAPA's LAQ, the vectorized q-former, and on a GPU its training phases.
 
 Run: python -m benchmarks.dldm [--laq CHECKOUT/laq] [--preset h200] [--device auto]
 
 One table. (a) and (b) run anywhere, one thread on a CPU, best of several runs. `--laq` names the folder laq/ of a
 checkout of github.com/LatentActionPretraining/LAPA; its model is imported from there, and its rows are left out without
-it. LAQ sees pairs of frames, ours whole clips; "frames/s" counts the frames that go in, though LAQ needs two of them
-for each code. (c) needs CUDA: clips/s, step time, and MFU, the share of the GPU's bfloat16 peak that the arithmetic of
+it. LAQ takes pairs of frames, ours whole clips; "frames/s" counts input frames, though LAQ needs two of them for
+each code. (c) needs CUDA: clips/s, step time, and MFU, the share of the GPU's bfloat16 peak that the arithmetic of
 the step is (counted by torch's flop counter, recomputed activations included).
 """
 
@@ -44,11 +44,11 @@ LAQ_TOKENS = 8  # side of LAQ's grid of patches, as published (256 px in patches
 
 @dataclass(frozen=True)
 class Size:
-    """One comparison: side of the frames, frames and number of our clips, widths of LAQ (none: ours)."""
+    """One comparison: side of the frames, frames per clip, number of clips, widths of LAQ (none: ours)."""
 
     preset: str
     px: int
-    frames: int
+    num_frames: int
     clips: int
     laq_widths: tuple[int, ...] = ()
 
@@ -75,13 +75,14 @@ def preset_tree(name: str) -> dict[str, Any]:
 
 
 def seconds(run: Callable[[], object], *, repeats: int, device: torch.device) -> float:
-    """Best time of one call, after one call to warm up."""
+    """Return the best time of one call, after one call to warm up."""
     best = float("inf")
     for repeat in range(repeats + 1):
         begin = time.perf_counter()
         run()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
+        # The first call warms up.
         best = min(best, time.perf_counter() - begin) if repeat else best
     return best
 
@@ -90,7 +91,7 @@ def seconds(run: Callable[[], object], *, repeats: int, device: torch.device) ->
 
 
 def load_laq(folder: Path) -> types.ModuleType:
-    """LAPA's model file; the package's own `__init__` is passed over, since it imports the trainer and all it needs."""
+    """Return LAPA's model file, without its package's `__init__`, which imports the trainer."""
     package = types.ModuleType("laq_model")
     package.__path__ = [str(folder / "laq_model")]
     sys.modules["laq_model"] = package
@@ -98,7 +99,7 @@ def load_laq(folder: Path) -> types.ModuleType:
 
 
 def build_laq(module: types.ModuleType, *, width: int, px: int, device: torch.device) -> torch.nn.Module:
-    """LAQ at the published depth, grid and code length, with our width; its quantizer is written for CUDA alone."""
+    """Return LAQ at the published depth, grid and code length, with our width; its quantizer assumes CUDA."""
     quantizer = module.NSVQ
     module.NSVQ = lambda **options: quantizer(**{**options, "device": device})  # type: ignore[attr-defined]
     model: torch.nn.Module = module.LatentActionQuantization(
@@ -118,16 +119,18 @@ def build_laq(module: types.ModuleType, *, width: int, px: int, device: torch.de
 
 
 def extraction_rows(laq: Path | None, sizes: tuple[Size, ...], device: torch.device, *, repeats: int) -> None:
-    """Clip -> tokens in frames/s and arithmetic per frame; the ratio is ours over LAQ's."""
+    """Print frames/s and FLOPs per frame of token extraction; the ratio is ours over LAQ's."""
     print(f"{'token extraction':<26}{'width':>7}{'M params':>10}{'GFLOP/frame':>13}{'frames/s':>11}{'ours is':>9}")
     for size in sizes:
         config = config_from(DLDMConfig, preset_tree(size.preset)["dldm"])
-        config = replace(config, height=size.px, width=size.px, frames=size.frames)
-        width, dldm = config.levels[-1].width, DLDM(config).to(device).eval()
+        config = replace(config, height=size.px, width=size.px, num_frames=size.num_frames)
+        width = config.levels[-1].width
+        dldm = DLDM(config).to(device).eval()
         x = config.fake_clip(size.clips).to(device)
         frames = x.shape[0] * x.shape[1]
         ours = frames / seconds(lambda d=dldm, x=x: d.indices(x), repeats=repeats, device=device)  # type: ignore[misc]
-        work = _gigaflops(lambda d=dldm, x=x: d.encode(x[:1])) / size.frames  # type: ignore[misc]
+        # Bound as defaults: a closure would see the values of the last size.
+        work = _gigaflops(lambda d=dldm, x=x: d.encode(x[:1])) / size.num_frames  # type: ignore[misc]
         parameters = _millions(dldm.encoder, dldm.qformer, dldm.pre_quant)
         name = f"dLDM {size.preset}, {size.px} px"
         print(f"{name:<26}{width:>7}{parameters:>10.1f}{work:>13.2f}{ours:>11.1f}", flush=True)
@@ -148,6 +151,7 @@ def _laq_row(
 
     theirs = 2 * pairs / seconds(tokens, repeats=repeats, device=device)
     work = _gigaflops(lambda: tokens(x[:1])) / 2
+    # Without its decoder, which token extraction does not run.
     parameters = _millions(model) - _millions(model.dec_spatial_transformer, model.to_pixels_first_frame)
     name = f"LAQ, {size.px} px"
     print(f"{name:<26}{width:>7}{parameters:>10.1f}{work:>13.2f}{theirs:>11.1f}{ours / theirs:>8.2f}x", flush=True)
@@ -168,7 +172,7 @@ def _millions(*modules: torch.nn.Module) -> float:
 
 @torch.no_grad()
 def qformer_rows(device: torch.device, *, repeats: int) -> None:
-    """All steps at once against one step at a time, at the paper's 23 steps; both must agree."""
+    """Print all latent steps at once against one at a time, at the paper's 23 steps; both must agree."""
     print(f"\n{'q-former, 23 steps':<34}{'at once, ms':>14}{'loop, ms':>11}{'ratio':>8}")
     for width, grid, batch in ((32, 4, 1), (64, 8, 1), (64, 8, 4)):
         config = DLDMConfig(levels=(LevelConfig(width),), qformer=QFormerConfig(heads=4))
@@ -189,9 +193,10 @@ def qformer_rows(device: torch.device, *, repeats: int) -> None:
 
 
 def build_parts(preset: str, device: torch.device, *, layers: int | None = None, **change: Any) -> Parts:
-    """A preset's models with random weights; `change` goes to the VDM, and `layers` makes it shallower."""
+    """Return a preset's models with random weights; `change` and `layers` override the VDM's configuration."""
     tree = preset_tree(preset)
-    dldm, codec = config_from(DLDMConfig, tree["dldm"]), config_from(CodecConfig, tree["codec"])
+    dldm = config_from(DLDMConfig, tree["dldm"])
+    codec = config_from(CodecConfig, tree["codec"])
     config = replace(config_from(VDMConfig, tree["vdm"]), **change)
     config = replace(config, layers=layers or config.layers)
     height, width = dldm.height // codec.block, dldm.width // codec.block
@@ -204,7 +209,7 @@ def build_parts(preset: str, device: torch.device, *, layers: int | None = None,
 def measure_step(
     parts: Parts, loss_of: Callable[[], Tensor], parameters: list[torch.nn.Parameter], *, device: torch.device
 ) -> tuple[float, float]:
-    """(seconds, flops) of one step: forward under bfloat16 autocast, backward, AdamW."""
+    """Return (seconds, FLOPs) of one step: forward under bfloat16 autocast, backward, AdamW."""
     loop = parts.phases.phase2
     optimizer = build_optimizer(parameters, loop.optim)
 
@@ -213,6 +218,7 @@ def measure_step(
             loss = loss_of()
         optimizer_step(loss, optimizer, step=0, config=loop.optim, total_steps=loop.train_steps)
 
+    # Counted in the first step, which also warms up.
     counter = FlopCounterMode(display=False)
     with counter:
         step()
@@ -223,18 +229,20 @@ def training_row(name: str, clips: int, timed: tuple[float, float], device: torc
     took, flops = timed
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     peak = next((peak for known, peak in PEAK_FLOPS.items() if known in card), None)
+    # Share of the peak of dense bfloat16 operations; unknown GPUs have none.
     share = f"{100 * flops / took / peak:>8.1f}" if peak else f"{'-':>8}"
     print(f"{name:<34}{clips:>7}{1000 * took:>12.1f}{clips / took:>10.2f}{flops / 1e12:>9.3f}{share}", flush=True)
 
 
 def phase_rows(preset: str, device: torch.device, *, batch: int | None = None) -> None:
-    """Phases 1 and 2 of a preset, at its batch or another."""
+    """Print phases 1 and 2 of a preset, at its batch size or another."""
     parts = build_parts(preset, device)
     clips = batch or parts.phases.phase2.batch_size
     x = parts.dldm.config.fake_clip(clips).to(device)
     valid = torch.ones(clips, parts.dldm.config.latent_steps, dtype=torch.bool, device=device)
     noise = torch.Generator().manual_seed(0)
-    own, both = list(parts.dldm.parameters()), [*parts.dldm.parameters(), *parts.vdm.trainable_parameters()]
+    dldm_only = list(parts.dldm.parameters())
+    both = [*dldm_only, *parts.vdm.trainable_parameters()]
 
     def one() -> Tensor:
         return phase_one_loss(parts.dldm, x, valid)[0]
@@ -242,14 +250,15 @@ def phase_rows(preset: str, device: torch.device, *, batch: int | None = None) -
     def two() -> Tensor:
         return phase_two_loss(parts.dldm, parts.vdm, parts.codec, x, valid, phases=parts.phases, noise=noise)[0]
 
-    for phase, loss_of, learning in (("1", one, own), ("2", two, both)):
+    for phase, loss_of, learning in (("1", one, dldm_only), ("2", two, both)):
         timed = measure_step(parts, loss_of, learning, device=device)
         training_row(f"phase {phase}, {preset}", clips, timed, device)
 
 
 def lora_row(device: torch.device, *, layers: int | None = None, **change: Any) -> None:
-    """One LoRA step of the video diffusion model in the 2B's shape (random weights), one clip, latents given."""
+    """Print one LoRA step of the video diffusion model in the 2B shape: random weights, one clip, latents given."""
     parts = build_parts("paper", device, layers=layers, train="lora", control="light", **change)
+    # Recomputed activations, as a 2B model needs them.
     parts.vdm.checkpoint_gradients()
     grid = parts.vdm.geometry
     latents = torch.randn(1, grid.channels, grid.latent_steps + 1, grid.height, grid.width, device=device)

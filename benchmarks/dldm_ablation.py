@@ -1,11 +1,11 @@
-"""Ablations of the dLDM on a small scale: are the codes actions, in which variant, with which spread over seeds?
+"""Ablations of the dLDM on a small scale: how well the codes of each variant predict actions, over several seeds.
 
     python -m benchmarks.dldm_ablation --data runs/record/A runs/record/B runs/record/D --out runs/ablation
 
 Each variant is an experiment of `configs/experiment/`, trained on the same recordings with the same steps, once for
-each seed; then `vw2-probe-latents` asks its codes for true actions (fitted in all data sets but one, judged on unseen
-demonstrations of that one) and swaps them between clips. A run that is done is not repeated, one that was stopped goes
-on, so the command can be given again. The tables hold the mean over seeds and the 95 % interval of Student's t.
+each seed. Then `vw2-probe-latents` predicts the true actions from its codes (fitted in all data sets but one, tested on
+unseen demonstrations of that one) and swaps codes between clips. A finished run is skipped and a stopped one continues,
+so the command can be repeated. The tables have the mean over seeds and the 95 % interval of Student's t.
 """
 
 from __future__ import annotations
@@ -33,22 +33,23 @@ TABLES = {
     "3b": {"3b_n1": "N = 1", "3b_n2": "N = 2", "3a_control": "N = 4 (default)", "3b_n8": "N = 8"},
     "ours": {
         "3a_baseline": "reconstruction alone, as in 3a",
-        "ours_correlated": "nothing keeps the digits apart",
-        "ours_change": "the decoder paints the change, no flow",
-        "ours_augmented": "the encoder sees drifting view and light",
+        "ours_correlated": "no decorrelation of the FSQ dimensions",
+        "ours_change": "the decoder predicts the change, no flow",
+        "ours_augmented": "encoder augmentation: drifting view and light",
     },
 }
 
 
-def train(arm: str, seed: int, args: argparse.Namespace) -> Path:
+def train(variant: str, seed: int, args: argparse.Namespace) -> Path:
     """Run the stages up to the dLDM in a process of its own; returns the run folder."""
-    run = Path(args.out) / arm / f"seed_{seed}"
+    run = Path(args.out) / variant / f"seed_{seed}"
     if not (run / "latent_report" / "latent_report.json").is_file():
+        # All variants use the frames that the first run has decoded.
         frames = next(iter(Path(args.out).glob("*/seed_*/frames/index.json")), None)  # decoded by the first run
         data = ",".join(str(Path(path).resolve()) for path in args.data)
         program(
             "vw2_robot.pretrain.pretrain_on_openx",
-            f"+experiment={arm}",
+            f"+experiment={variant}",
             f"run_dir={run}",
             f"data.path=[{data}]" if frames is None else f"data.frame_cache={frames.parent}",
             "stages=[vdm,dldm]",
@@ -64,7 +65,7 @@ def train(arm: str, seed: int, args: argparse.Namespace) -> Path:
 
 
 def probe(run: Path, seed: int, args: argparse.Namespace) -> Report:
-    """The latent report of a trained dLDM."""
+    """Return the latent report of a trained dLDM."""
     out = run / "latent_report"
     if not (out / "latent_report.json").is_file():
         data = ",".join(str(Path(path).resolve()) for path in args.data)
@@ -73,7 +74,7 @@ def probe(run: Path, seed: int, args: argparse.Namespace) -> Report:
             f"dldm={run / 'dldm'}",
             f"labeled=[{data}]",
             f"out={out}",
-            f"frames={Path(args.out) / 'probe_frames'}",
+            f"frame_cache={Path(args.out) / 'probe_frames'}",
             f"episodes={args.episodes}",
             f"seed={seed}",
             "hardware.threads=1",
@@ -83,34 +84,35 @@ def probe(run: Path, seed: int, args: argparse.Namespace) -> Report:
 
 
 def program(module: str, *overrides: str) -> None:
-    """Run a program; its own message ends the benchmark when it fails."""
+    """Run a program; if it fails, the benchmark ends with its message."""
     command = [sys.executable, "-m", module, *overrides]
     print(" ".join(command[1:]), file=sys.stderr, flush=True)
     subprocess.run(command, check=True, stdout=sys.stderr)
 
 
 def across(report: Report, feature: str, target: str = "translation") -> float:
-    """R2 of the true motion, fitted in all other data sets, judged in one; mean over data sets."""
+    """Return R² of the true motion, fitted in all other data sets, tested in one; mean over data sets."""
     tables = report["probe"]["transfer"]["moved"][feature]
+    # With three data sets or more the probe is fitted in all others, with two in the other one.
     if "others" in tables:
         return statistics.mean(scores[target]["r2"] for scores in tables["others"].values())
     return statistics.mean(tables[a][b][target]["r2"] for a in tables for b in tables[a] if a != b)
 
 
 def within(report: Report, feature: str, target: str = "translation") -> float:
-    """R2 of the true motion in the data set it was fitted in, on unseen demonstrations; mean over data sets."""
+    """Return R² of the true motion on unseen demonstrations of the same data set; mean over data sets."""
     return statistics.mean(
         tables["moved"][feature]["linear"][target]["r2"] for tables in report["probe"]["in_scene"].values()
     )
 
 
 def swap(report: Report, whose: str) -> float:
-    """Correlation of the decoded motion with the donor's (or another's) true motion, mean over pairs of data sets."""
+    """Return the correlation of the decoded motion with the donor's (or another's) true motion, mean over pairs."""
     return statistics.mean(row[whose]["mean"]["correlation"] for row in report["swap"])
 
 
 def nuisance(report: Report, measure: str, kinds: tuple[str, ...] = ("camera_shift", "camera_zoom", "light")) -> float:
-    """A ratio of the camera-cut test, mean over kinds and data sets."""
+    """Return a ratio of the camera-cut test, mean over kinds and data sets."""
     return statistics.mean(
         rows["kinds"][kind][measure]["ratio"] for rows in report["nuisance"].values() for kind in kinds
     )
@@ -134,7 +136,7 @@ BASELINES: dict[str, str] = {
 
 
 def interval(values: list[float]) -> str:
-    """Mean and 95 % interval over seeds."""
+    """Format the mean and 95 % interval over seeds."""
     mean = statistics.mean(values)
     places = 0 if abs(mean) >= 10 else 2
     if len(values) < 2:
@@ -144,7 +146,7 @@ def interval(values: list[float]) -> str:
 
 
 def markdown(title: str, rows: dict[str, list[Report]]) -> str:
-    """One table: a row for each variant, a column for each measure."""
+    """Return a table with a row for each variant and a column for each measure."""
     lines = [
         f"Table {title}",
         "",
@@ -158,18 +160,19 @@ def markdown(title: str, rows: dict[str, list[Report]]) -> str:
 
 
 def baselines(reports: list[Report]) -> str:
-    """What the default's codes are to be compared with."""
+    """Return the table of baselines for the default's codes."""
     lines = ["| features | R² across scenes | R² in scene |", "| --- | --- | --- |"]
     for feature, name in {"codes_one_hot": "codes (default)", **BASELINES}.items():
         there = "–" if feature == "random_codes" else interval([across(r, feature) for r in reports])
         lines.append(f"| {name} | {there} | {interval([within(r, feature) for r in reports])} |")
+    # Differences per seed, then the interval: variation of seeds that both share cancels.
     gains = [interval([r2(r, "codes_one_hot") - r2(r, "pixels_equal") for r in reports]) for r2 in (across, within)]
     lines.append(f"| codes minus pixel difference, seeds paired | {gains[0]} | {gains[1]} |")
     return "\n".join(lines)
 
 
 def by_target(reports: list[Report]) -> str:
-    """R2 in scene of each number that describes the hand's motion."""
+    """Return R² in scene for each component of the end effector's motion."""
     targets = ("x", "y", "z", "roll", "pitch", "yaw", "opening")
     lines = [f"| features, in scene | {' | '.join(targets)} |", "| --- |" + " --- |" * len(targets)]
     for feature, name in {"codes_one_hot": "codes (default)", "pixels_equal": BASELINES["pixels_equal"]}.items():
@@ -179,12 +182,14 @@ def by_target(reports: list[Report]) -> str:
 
 
 def camera_cut(rows: dict[str, list[Report]]) -> str:
-    """Three readings of the camera-cut test (pretrain/probing/nuisance.py) for each kind of nuisance."""
+    """Return three measures of the camera-cut test (pretrain/probing/nuisance.py) for each kind of nuisance."""
     kinds = ("camera_shift", "camera_zoom", "light", "camera_cut")
-    lines = [f"| variant | reading | {' | '.join(kinds)} |", "| --- | --- |" + " --- |" * len(kinds)]
+    lines = [f"| variant | measure | {' | '.join(kinds)} |", "| --- | --- |" + " --- |" * len(kinds)]
     for name, reports in rows.items():
         for measure in ("on_action", "sensitivity", "to_actions"):
-            there = [kind for kind in kinds if measure != "on_action" or kind != "camera_cut"]  # a cut has no action
+            there = [
+                kind for kind in kinds if measure != "on_action" or kind != "camera_cut"
+            ]  # a camera cut has no action
             cells = {kind: interval([nuisance(r, measure, (kind,)) for r in reports]) for kind in there}
             lines.append(f"| {name} | {measure} | {' | '.join(cells.get(kind, '–') for kind in kinds)} |")
     return "\n".join(lines)
@@ -205,18 +210,19 @@ def main() -> None:
     parser.add_argument("--override", nargs="*", default=[], help="further overrides of every training")
     parser.add_argument("--only", nargs="*", help="train these variants and print no table, to share the work")
     args = parser.parse_args()
-    arms = args.only or list(dict.fromkeys(arm for table in args.tables for arm in TABLES[table]))
-    reports: dict[str, list[Report]] = {arm: [] for arm in arms}
+    variants = args.only or list(dict.fromkeys(variant for table in args.tables for variant in TABLES[table]))
+    reports: dict[str, list[Report]] = {variant: [] for variant in variants}
+    # Seeds outside: a stopped run has all variants of the finished seeds.
     for seed in range(args.seeds):
-        for arm in arms:
-            reports[arm].append(probe(train(arm, seed, args), seed, args))
+        for variant in variants:
+            reports[variant].append(probe(train(variant, seed, args), seed, args))
     for table in args.tables if not args.only else ():
-        print(markdown(table, {label: reports[arm] for arm, label in TABLES[table].items()}), end="\n\n")
+        print(markdown(table, {label: reports[variant] for variant, label in TABLES[table].items()}), end="\n\n")
     if not args.only:
         default = reports["3a_control"]
         print(baselines(default), by_target(default), sep="\n\n")
         if "ours" in args.tables:
-            print("", camera_cut({"default": default, "drifting view and light": reports["ours_augmented"]}), sep="\n")
+            print("", camera_cut({"default": default, "encoder augmentation": reports["ours_augmented"]}), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""What a control step costs in our simulator, as a multiple of the original's speed in the same run: one table.
+"""Speed of a control step in our simulator, as a multiple of the original's speed in the same run: one table.
 
 Run: python -m benchmarks.environment_steps [--reference-python PATH/TO/python]
 
 The original (`calvin_env`, see vw2_robot/envs/calvin_reference.py) runs in a child process, under an interpreter that
-has it; without it the table gives our own figures alone. It is measured in its kindest setting, `env.step(action)` with
-the static camera only (by default it draws the gripper's, too); it draws at every step, ours when asked, every
-fourth step here, as a policy with chunks of four does. Our "evaluation" rows also pay for the oracle, which the
-original's do not.
+has it; without it the table has our rows only. It is measured in its fastest setting, `env.step(action)` with the
+static camera only (by default it renders the gripper camera too). It renders at every step, our simulator only on
+request: every fourth step here, as for a policy that executes four actions per call. Our "evaluation" rows include the
+task oracle, the original's do not.
 
-Both execute the same recorded actions, with contacts, and take turns in short rounds, so that a busy machine hits both
-alike; a ratio is the median over the rounds, of CPU seconds of the one process. In the same run the states of all steps
-and all images taken are compared bit by bit. Only the row about two workers goes by the clock on the wall.
+Both execute the same recorded actions, with contacts, and alternate in short rounds, so that other load on the machine
+hits both; a ratio is the median over the rounds, of CPU seconds of the process. In the same run the states of all steps
+and all images are compared bit by bit. Only the row about two workers uses the wall clock.
 
 Exit status 1 if states or images differ.
 """
@@ -43,14 +43,15 @@ from vw2_robot.envs.oracle import TaskOracle
 from vw2_robot.envs.physics import pybullet_version
 from vw2_robot.errors import InputError
 
-from .environment_worlds import LOOK_EVERY, RECORDING, TASK, Original, Ours, Walk, is_look, read_walk
+from .environment_worlds import IMAGE_EVERY, RECORDING, TASK, Original, Ours, Recording, has_image, read_recording
 
+# Speed-ups that README and docs/simulator.md state.
 GOALS = {"same": 3.5, "builtin": 8.0, "state": 20.0, "workers": 1.8}
 
 
 @dataclass
 class Row:
-    """One line of the table: `run(first, last)` executes those actions and returns CPU seconds."""
+    """A row of the table: `run(first, last)` executes those actions and returns CPU seconds."""
 
     name: str
     run: Callable[[int, int], float]
@@ -59,15 +60,16 @@ class Row:
 
 
 def rounds(count: int, length: int) -> list[tuple[int, int]]:
-    """The actions in pieces of equal length; what is left over at the end is not used."""
+    """Return the bounds of action segments of equal length; a shorter rest is not used."""
     return [(first, first + length) for first in range(0, count - length + 1, length)]
 
 
-def measure(rows: list[Row], pieces: list[tuple[int, int]]) -> None:
-    """All rows take turns; every other round in reverse order."""
-    for number, piece in enumerate(pieces):
+def measure(rows: list[Row], segments: list[tuple[int, int]]) -> None:
+    """Run every segment in all rows, in reverse order every other round."""
+    for number, segment in enumerate(segments):
+        # Reversing the order removes a bias of the row that runs after another.
         for row in rows if number % 2 == 0 else reversed(rows):
-            row.seconds.append(row.run(*piece))
+            row.seconds.append(row.run(*segment))
 
 
 def print_rows(rows: list[Row], original: Row | None, length: int) -> None:
@@ -76,29 +78,32 @@ def print_rows(rows: list[Row], original: Row | None, length: int) -> None:
         ms = 1000 * statistics.median(row.seconds) / length
         line = f"{row.name:<55}{ms:>9.2f}{1000 / ms:>9.0f}"
         if original is not None and row is not original:
+            # Per round: both halves of a ratio ran within seconds of each other.
             ratios = [theirs / ours for theirs, ours in zip(original.seconds, row.seconds, strict=True)]
             line += f"{statistics.median(ratios):>12.2f}{f'{min(ratios):.2f}..{max(ratios):.2f}':>14}"
-            line += verdict(statistics.median(ratios), row.goal)
+            line += goal_text(statistics.median(ratios), row.goal)
         print(line)
 
 
-def verdict(value: float, goal: float | None) -> str:
+def goal_text(value: float, goal: float | None) -> str:
     return "" if goal is None else f"  >= {goal:g}: {'met' if value >= goal else 'MISSED'}"
 
 
 def compare(original: dict[str, list[str]], ours: Ours) -> bool:
-    """Say how many states and images are the same bits; True if all."""
-    steps, looks = len(ours.states), sorted(ours.images)
+    """Print how many states and images are bit-identical; return whether all are."""
+    steps = len(ours.states)
+    rendered = sorted(ours.images)
     states = sum(ours.states[i] == original["states"][i] for i in range(steps))
-    images = sum(ours.images[i] == original["images"][i] for i in looks)
-    print(f"\nsame bits as the original: {states} of {steps} states, {images} of {len(looks)} images")
-    return (states, images) == (steps, len(looks))
+    images = sum(ours.images[i] == original["images"][i] for i in rendered)
+    print(f"\nsame bits as the original: {states} of {steps} states, {images} of {len(rendered)} images")
+    return (states, images) == (steps, len(rendered))
 
 
-def profile(walk: Walk, assets: str, title: str) -> None:
-    """Where a step's time goes, part by part; an image's is spread over the steps that share it."""
-    world = Ours(walk, assets)
-    env, oracle = world.env, TaskOracle()
+def profile(recording: Recording, assets: str, title: str) -> None:
+    """Print the time of a step part by part; the time of an image is spread over the steps between images."""
+    world = Ours(recording, assets)
+    env = world.env
+    oracle = TaskOracle()
     before = env.task_info()
     seconds: dict[str, float] = {}
     clock = time.process_time
@@ -116,67 +121,68 @@ def profile(walk: Walk, assets: str, title: str) -> None:
         for _ in range(PHYSICS_STEPS):
             env._physics.stepSimulation()
 
-    for number, action in enumerate(walk.actions):
+    for number, action in enumerate(recording.actions):
         timed("action: inverse kinematics, motors", partial(apply, action))
         timed(f"physics: {PHYSICS_STEPS} x stepSimulation", simulate)
         timed("button, switch and lights", env.scene.update_button_and_switch)
         info = timed("information for the oracle", env.task_info)
         timed("oracle, one task", partial(oracle.get_task_info_for_set, before, info, (TASK,)))
-        if is_look(number):
-            timed(f"image, every {LOOK_EVERY}th step", partial(env.render_camera, "static"))
+        if has_image(number):
+            timed(f"image, every {IMAGE_EVERY}th step", partial(env.render_camera, "static"))
     world.benchmark.close()
     total = sum(seconds.values())
     print(f"\n{title:<55}{'ms/step':>9}{'%':>9}")
     for part, spent in seconds.items():
-        print(f"  {part:<53}{1000 * spent / len(walk.actions):>9.3f}{100 * spent / total:>9.1f}")
-    print(f"  {'all':<53}{1000 * total / len(walk.actions):>9.3f}{100:>9.1f}")
+        print(f"  {part:<53}{1000 * spent / len(recording.actions):>9.3f}{100 * spent / total:>9.1f}")
+    print(f"  {'all':<53}{1000 * total / len(recording.actions):>9.3f}{100:>9.1f}")
 
 
-def work(connection: Connection, walk: Walk, assets: str) -> None:
-    """A worker: run the piece asked for, answer with CPU seconds; None ends it."""
-    world = Ours(walk, assets)
+def work(connection: Connection, recording: Recording, assets: str) -> None:
+    """Run requested segments in a worker process, answer with CPU seconds; None ends it."""
+    world = Ours(recording, assets)
     connection.send(0.0)
-    while (piece := connection.recv()) is not None:
+    while (segment := connection.recv()) is not None:
         world.restart()
-        connection.send(world.evaluate(*piece))
+        connection.send(world.evaluate(*segment))
     world.benchmark.close()
 
 
-def measure_workers(walk: Walk, assets: str, *, turns: int) -> None:
-    """One worker and two take turns at the same piece; two do it twice in all."""
+def measure_workers(recording: Recording, assets: str, *, rounds: int) -> None:
+    """Alternate one worker and two on the same segment; two workers execute it twice in total."""
+    # PyBullet does not survive a fork.
     context = multiprocessing.get_context("spawn")
-    crew = []
+    workers = []
     for _ in range(2):
         ours, theirs = context.Pipe()
-        process = context.Process(target=work, args=(theirs, walk, assets))
+        process = context.Process(target=work, args=(theirs, recording, assets))
         process.start()
-        crew.append((ours, process))
+        workers.append((ours, process))
         ours.recv()
-    piece = (0, len(walk.actions))
+    segment = (0, len(recording.actions))
 
     def run(connections: list[Connection]) -> tuple[float, float]:
         begin = time.perf_counter()
         for connection in connections:
-            connection.send(piece)
+            connection.send(segment)
         cpu = [connection.recv() for connection in connections]
         return time.perf_counter() - begin, sum(cpu)
 
-    pairs = [(run([crew[turn % 2][0]]), run([ours for ours, _ in crew])) for turn in range(turns)]
-    for ours, process in crew:
+    pairs = [(run([workers[n % 2][0]]), run([ours for ours, _ in workers])) for n in range(rounds)]
+    for ours, process in workers:
         ours.send(None)
         process.join()
+    # Two workers do twice the work of one.
     wall = [2 * one[0] / two[0] for one, two in pairs]
     got = statistics.median(two[1] / two[0] for _, two in pairs)
-    undisturbed = statistics.median(4 * one[1] / two[1] for one, two in pairs)
+    # CPU seconds are independent of the cores that other programs used.
+    alone = statistics.median(4 * one[1] / two[1] for one, two in pairs)
     scaling = statistics.median(wall)
     print(f"\ntwo workers against one, built-in scene, by the wall clock: x {scaling:.2f}", end="")
-    print(f" ({min(wall):.2f}..{max(wall):.2f}){verdict(scaling, GOALS['workers'])}")
-    print(
-        f"  the two got {got:.2f} cores from this machine; with two to themselves, by CPU seconds: x {undisturbed:.2f}"
-    )
+    print(f" ({min(wall):.2f}..{max(wall):.2f}){goal_text(scaling, GOALS['workers'])}")
+    print(f"  the two got {got:.2f} cores from this machine; with two to themselves, by CPU seconds: x {alone:.2f}")
 
 
-def print_head(walk: Walk, original: Original) -> None:
+def print_head(recording: Recording, original: Original) -> None:
     packages = {name: importlib.metadata.version(name) for name in ("gymnasium", "numpy")}
     versions = ", ".join(f"{name} {version}" for name, version in {**pybullet_version(), **packages}.items())
     print(f"ours: Python {platform.python_version()}, {versions}")
@@ -185,7 +191,10 @@ def print_head(walk: Walk, original: Original) -> None:
     else:
         theirs = ", ".join(f"{name} {version}" for name, version in original.about["versions"].items())
         print(f"original: calvin_env {original.about['commit'][:7]}, {theirs}")
-    print(f"actions: {walk.origin}, {len(walk.actions)} steps; scene {walk.scene}, TinyRenderer, 200 x 200, static")
+    print(
+        f"actions: {recording.origin}, {len(recording.actions)} steps; scene {recording.scene}, TinyRenderer, "
+        f"200 x 200, static"
+    )
     print(f"machine: {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
 
 
@@ -194,71 +203,78 @@ def main() -> None:
     parser.add_argument("--reference-python", default=sys.executable, help="interpreter that has calvin_env")
     parser.add_argument("--assets", help="directory for the rows with original assets; default: the original's own")
     parser.add_argument("--recording", type=Path, default=RECORDING, help="recorded actions, .npz")
-    parser.add_argument("--round-steps", type=int, default=24, help="steps per turn; a multiple of 4")
-    parser.add_argument("--worker-turns", type=int, default=5, help="0: leave out the workers")
+    parser.add_argument("--round-steps", type=int, default=24, help="steps per round; a multiple of 4")
+    parser.add_argument("--worker-rounds", type=int, default=5, help="0: leave out the workers")
     options = parser.parse_args()
-    if options.round_steps < LOOK_EVERY or options.round_steps % LOOK_EVERY:
-        parser.error(f"--round-steps must be a multiple of {LOOK_EVERY}, found {options.round_steps}")
+    if options.round_steps < IMAGE_EVERY or options.round_steps % IMAGE_EVERY:
+        parser.error(f"--round-steps must be a multiple of {IMAGE_EVERY}, found {options.round_steps}")
     if shutil.which(options.reference_python) is None:
         parser.error(f"--reference-python: there is no program {options.reference_python}")
-    walk = read_walk(options.recording)
-    original = Original(options.reference_python, walk.scene)
-    if len(walk.actions) < options.round_steps:
-        parser.error(f"--round-steps {options.round_steps}, but there are only {len(walk.actions)} actions")
-    print_head(walk, original)
-    identical = compare_speed(walk, original, options.assets, options.round_steps)
+    recording = read_recording(options.recording)
+    original = Original(options.reference_python, recording.scene)
+    if len(recording.actions) < options.round_steps:
+        parser.error(f"--round-steps {options.round_steps}, but there are only {len(recording.actions)} actions")
+    print_head(recording, original)
+    identical = compare_speed(recording, original, options.assets, options.round_steps)
     original.close()
     assets = options.assets or original.about.get("data")
     if assets is not None:
-        profile(walk, assets, "profile, original assets")
-    profile(walk, "builtin", "profile, built-in scene")
-    if options.worker_turns:
-        measure_workers(walk, "builtin", turns=options.worker_turns)
+        profile(recording, assets, "profile, original assets")
+    profile(recording, "builtin", "profile, built-in scene")
+    if options.worker_rounds:
+        measure_workers(recording, "builtin", rounds=options.worker_rounds)
     sys.exit(not identical)
 
 
-def compare_speed(walk: Walk, original: Original, assets: str | None, length: int) -> bool:
-    """The table. False if what must be the same bits is not."""
-    pieces = rounds(len(walk.actions), length)
-    heard: dict[str, list[str]] = {"states": [], "images": []}
-    rows, theirs = [], None
+def compare_speed(recording: Recording, original: Original, assets: str | None, length: int) -> bool:
+    """Print the table; return whether all that must be bit-identical is."""
+    segments = rounds(len(recording.actions), length)
+    found: dict[str, list[str]] = {"states": [], "images": []}
+    rows = []
+    theirs = None
     if "error" not in original.about:
-        original.reset(walk)
+        original.reset(recording)
 
         def step_original(first: int, last: int) -> float:
-            answer = original.step(walk.actions[first:last])
-            for kind, hashes in heard.items():
+            answer = original.step(recording.actions[first:last])
+            for kind, hashes in found.items():
                 hashes.extend(answer[kind])
             return float(answer["seconds"])
 
         theirs = Row("original, image every step", step_original)
         rows.append(theirs)
     same = assets or original.about.get("data")
+    # Three worlds per kind of assets, since every row keeps its own state.
     worlds = {"original assets": same, "built-in scene": "builtin"}
-    made = {name: [Ours(walk, path) for _ in range(3)] for name, path in worlds.items() if path is not None}
+    made = {name: [Ours(recording, path) for _ in range(3)] for name, path in worlds.items() if path is not None}
     for name, (evaluated, stepped, read) in made.items():
         goal = GOALS["builtin" if name == "built-in scene" else "same"]
         rows += [
-            Row(f"ours, {name}: evaluation, image every {LOOK_EVERY}th", evaluated.evaluate, goal),
+            Row(f"ours, {name}: evaluation, image every {IMAGE_EVERY}th", evaluated.evaluate, goal),
             Row(f"ours, {name}: state only", stepped.physics, GOALS["state"]),
             Row(f"ours, {name}: state only, both states read", read.physics_and_state),
         ]
-    measure(rows, pieces)
+    measure(rows, segments)
     if theirs is not None:
-        rows.insert(1, with_gripper(original, walk, pieces))
+        # Only after the comparison: it replaces the world of the original.
+        rows.insert(1, with_gripper(original, recording, segments))
     print_rows(rows, theirs, length)
-    is_same = theirs is None or assets is not None or compare(heard, made["original assets"][0])
+    is_same = theirs is None or assets is not None or compare(found, made["original assets"][0])
     for world in itertools.chain(*made.values()):
         world.benchmark.close()
     return is_same
 
 
-def with_gripper(original: Original, walk: Walk, pieces: list[tuple[int, int]]) -> Row:
-    """The original with both cameras, its own default; not in turns, since it cannot have two worlds."""
+def with_gripper(original: Original, recording: Recording, segments: list[tuple[int, int]]) -> Row:
+    """Return a row of the original with both cameras, its default; measured after the others: it has one world."""
     original.open(["static", "gripper"])
-    original.reset(walk)
-    row = Row("original, its default of two cameras", lambda a, b: float(original.step(walk.actions[a:b])["seconds"]))
-    measure([row], pieces)
+    original.reset(recording)
+
+    def step_both(first: int, last: int) -> float:
+        return float(original.step(recording.actions[first:last])["seconds"])
+
+    row = Row("original, its default of two cameras", step_both)
+    measure([row], segments)
     return row
 
 

@@ -1,7 +1,8 @@
-"""What `environment_steps.py` compares: the original simulator in another process, our worlds, and the walk all take.
+"""The simulators that `environment_steps.py` compares: the original in another process, and ours.
 
-A walk is a start state and a row of actions, with contacts. `Original` speaks to `original_steps.py`; `Ours` holds one
-`CalvinBenchmark`. Both give CPU seconds, and hashes of states and images which were taken outside the measured time.
+Both execute a `Recording`: a start state and actions, with contacts. `Original` sends requests to
+`original_steps.py`; `Ours` holds one `CalvinBenchmark`. Both return CPU seconds, and hashes of states and images that
+are computed outside the measured time.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from .original_steps import digest
 
 REPO = Path(__file__).resolve().parents[1]
 RECORDING = REPO.parent / "shared/calvin/golden/D_stack_unstack.npz"
-LOOK_EVERY = 4
-TASK = "stack_block"  # what the oracle is asked at every step
+IMAGE_EVERY = 4
+TASK = "stack_block"  # the task that the oracle checks at every step
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Walk:
-    """Where to start and what to do."""
+class Recording:
+    """A start state and the actions from there."""
 
     scene: str
     robot_obs: Floats
@@ -40,18 +41,19 @@ class Walk:
     origin: str
 
 
-def read_walk(path: Path) -> Walk:
-    """A recording of the original; where there is none, what the scripted expert does in the first chain."""
+def read_recording(path: Path) -> Recording:
+    """Return a recording of the original; without one, the actions of the scripted expert in the first chain."""
     if path.is_file():
         with np.load(path) as file:
             start = file["reset_robot_obs"], file["reset_scene_obs"]
-            return Walk(str(file["scene"]), *start, file["actions"], f"recording {path.stem}")
+            return Recording(str(file["scene"]), *start, file["actions"], f"recording {path.stem}")
     world = CalvinBenchmark()
-    sequence = world.sequences(1)[0]
-    world.reset(sequence)
+    chain = world.sequences(1)[0]
+    world.reset(chain)
     start = world.env.robot_obs(), world.env.scene_obs()
-    expert, actions = world.expert(), []
-    for task in sequence.subtasks[:3]:
+    expert = world.expert()
+    actions = []
+    for task in chain.subtasks[:3]:
         world.begin(task)
         expert.reset(world.instruction(task), seed=0)
         for _ in range(world.max_steps):
@@ -59,31 +61,32 @@ def read_walk(path: Path) -> Walk:
             if world.step(actions[-1]):
                 break
     world.close()
-    return Walk("D", *start, np.array(actions), "scripted expert, first chain")
+    return Recording("D", *start, np.array(actions), "scripted expert, first chain")
 
 
 class Original:
-    """The child process with the original."""
+    """A child process with the original simulator."""
 
     def __init__(self, python: str, scene: str) -> None:
-        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the process lives
+        # A file, not a pipe: a full pipe would block the child process.
+        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the process lives
         self._process = subprocess.Popen(
             [python, "-m", "benchmarks.original_steps"],
             cwd=REPO,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._said,
+            stderr=self._stderr,
             text=True,
         )
         self._scene = scene
         self.about = self.open(["static"])
 
     def open(self, cameras: list[str]) -> dict[str, Any]:
-        """Build the world anew, with these cameras."""
+        """Build the world again, with these cameras."""
         return self.ask({"do": "open", "scene": self._scene, "cameras": cameras})
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """One request, one answer; {"error": ...} also when the process is gone."""
+        """Send a request and return its answer; {"error": ...} if the process has ended."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -93,18 +96,18 @@ class Original:
             line = ""
         if not line:
             status = self._process.wait()
-            self._said.seek(0)
-            last = (self._said.read().splitlines() or ["nothing said"])[-1]
+            self._stderr.seek(0)
+            last = (self._stderr.read().splitlines() or ["no message"])[-1]
             return {"error": f"its process ended with status {status}: {last}"}
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def reset(self, walk: Walk) -> None:
-        """Go to the walk's start."""
-        self.ask({"do": "reset", "robot_obs": walk.robot_obs.tolist(), "scene_obs": walk.scene_obs.tolist()})
+    def reset(self, recording: Recording) -> None:
+        """Go to the start state."""
+        self.ask({"do": "reset", "robot_obs": recording.robot_obs.tolist(), "scene_obs": recording.scene_obs.tolist()})
 
     def step(self, actions: Floats) -> dict[str, Any]:
-        """Seconds, and hashes of what came out."""
+        """Execute actions; return seconds and the hashes of states and images."""
         answer = self.ask({"do": "step", "actions": actions.tolist()})
         if "error" in answer:
             raise RuntimeError(f"the original stopped: {answer['error']}")
@@ -116,28 +119,29 @@ class Original:
 
 
 class Ours:
-    """One of our worlds, at the walk's start; the methods are what rows run."""
+    """One world of ours at the start state; its methods are what the rows of the table run."""
 
-    def __init__(self, walk: Walk, assets: str) -> None:
-        self._walk = walk
-        self.benchmark = CalvinBenchmark(scene=walk.scene, assets=assets, renderer="tiny")
+    def __init__(self, recording: Recording, assets: str) -> None:
+        self._recording = recording
+        self.benchmark = CalvinBenchmark(scene=recording.scene, assets=assets, renderer="tiny")
         self.env = self.benchmark.env
         self.states: list[str] = []
         self.images: dict[int, str] = {}
         self.restart()
 
     def restart(self) -> None:
-        """Back to the start, as in a new process."""
-        self.env.reset_physics(robot_obs=self._walk.robot_obs, scene_obs=self._walk.scene_obs)
+        """Return to the start state, as in a new process."""
+        self.env.reset_physics(robot_obs=self._recording.robot_obs, scene_obs=self._recording.scene_obs)
         self.benchmark.begin(TASK)
 
     def evaluate(self, first: int, last: int) -> float:
-        """Step and judge; look every fourth step. Hashes are taken outside the measured time."""
+        """Step with the task oracle, and render every fourth step; hashes are outside the measured time."""
         seconds = 0.0
         for number in range(first, last):
+            # CPU time: other programs on the machine do not count.
             begin = time.process_time()
-            self.benchmark.step(self._walk.actions[number])
-            image = self.benchmark.observe()["images"]["static"] if is_look(number) else None
+            self.benchmark.step(self._recording.actions[number])
+            image = self.benchmark.observe()["images"]["static"] if has_image(number) else None
             seconds += time.process_time() - begin
             self.states.append(digest(self.env.robot_obs(), self.env.scene_obs()))
             if image is not None:
@@ -145,22 +149,22 @@ class Ours:
         return seconds
 
     def physics(self, first: int, last: int) -> float:
-        """Step only."""
+        """Execute actions without images and oracle; return CPU seconds."""
         begin = time.process_time()
         for number in range(first, last):
-            self.env.step_physics(self._walk.actions[number])
+            self.env.step_physics(self._recording.actions[number])
         return time.process_time() - begin
 
     def physics_and_state(self, first: int, last: int) -> float:
-        """Step, and read both state vectors."""
+        """Execute actions and read both state vectors; return CPU seconds."""
         begin = time.process_time()
         for number in range(first, last):
-            self.env.step_physics(self._walk.actions[number])
+            self.env.step_physics(self._recording.actions[number])
             self.env.robot_obs()
             self.env.scene_obs()
         return time.process_time() - begin
 
 
-def is_look(number: int) -> bool:
-    """Whether an image is taken after this step."""
-    return number % LOOK_EVERY == LOOK_EVERY - 1
+def has_image(number: int) -> bool:
+    """Return whether an image is rendered after this step."""
+    return number % IMAGE_EVERY == IMAGE_EVERY - 1

@@ -1,13 +1,15 @@
-"""Evaluation speed against the official loop, chain by chain agreement, and what is left to speed up.
+"""Speed of `vw2-rollout` against the official CALVIN loop, agreement chain by chain, and a profile: four tables.
 
     python -m benchmarks.evaluation --policy CHECKPOINT --chains 10 \
         --reference-python PYTHON_WITH_CALVIN_ENV --calvin CHECKOUT_OF_MEES_CALVIN
 
-Prints four tables: what the same chains with the same policy cost in the official loop (one process, its static camera
-alone, which is its kindest setting) and in `vw2-rollout` with original and built-in assets; how many chains end
-alike under legacy resets (theirs and ours) and under exact ones; where our time goes; and which batch sizes change an
-action's bits, with what a fixed batch costs. Without --calvin the last two alone; with --policy demonstrator the first
-two.
+1. Time of the same chains with the same policy in the official loop (one process, its static camera only, which is its
+   fastest setting) and in `vw2-rollout` with original and built-in assets.
+2. Chains with the same outcome under legacy resets (theirs and ours) and under exact ones.
+3. Time of `vw2-rollout` part by part.
+4. Batch sizes that change the bits of an action, and the time of a fixed batch.
+
+Without --calvin only tables 3 and 4; with --policy demonstrator only tables 1 and 2.
 """
 
 from __future__ import annotations
@@ -37,32 +39,34 @@ from vw2_robot.rollouts.results import read_rows
 REPO = Path(__file__).resolve().parents[1]
 GOAL = 6.0
 START = (
-    "import sys; sys.path += [word for word in [{more!r}] if word]; "
+    "import sys; sys.path += [folder for folder in [{more!r}] if folder]; "
     "from vw2_robot.rollouts.__main__ import main; sys.argv[0] = 'vw2-rollout'; main()"
 )
 
 
 class Cost(NamedTuple):
-    """Seconds by the wall clock, and of processor time with all processes that were started."""
+    """Wall-clock seconds, and CPU seconds of all processes."""
 
     wall: float
     cpu: float
 
 
 def timed(command: list[str], log: Path) -> Cost:
-    """What a child process costs, all included."""
-    begin, before = time.perf_counter(), os.times()
+    """Run a child process and return its cost."""
+    begin = time.perf_counter()
+    before = os.times()
     with log.open("w", encoding="utf-8") as out:
         done = subprocess.run(command, cwd=REPO, stdout=out, stderr=subprocess.STDOUT)
     if done.returncode:
-        raise SystemExit(f"{' '.join(command[:3])} ... failed; the end of what it said:\n{log.read_text()[-1500:]}")
+        raise SystemExit(f"{' '.join(command[:3])} ... failed; the end of its output:\n{log.read_text()[-1500:]}")
     after = os.times()
+    # Children include workers and policy processes of the command.
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
     return Cost(time.perf_counter() - begin, cpu)
 
 
 def official(options: argparse.Namespace, folder: Path) -> tuple[Cost, list[dict[str, Any]]]:
-    """Cost and rows of the official loop."""
+    """Return cost and rows of the official loop."""
     out = folder / "official.jsonl"
     command = [options.reference_python, "-m", "benchmarks.official_loop", "--calvin", str(options.calvin.resolve())]
     command += ["--policy", options.policy, "--chains", f"0:{options.chains}", "--max-steps", str(options.max_steps)]
@@ -71,34 +75,37 @@ def official(options: argparse.Namespace, folder: Path) -> tuple[Cost, list[dict
     return cost, [json.loads(line) for line in out.read_text().splitlines()]
 
 
-def ours(options: argparse.Namespace, folder: Path, python: str, *words: str) -> tuple[Cost, list[dict[str, Any]]]:
-    """Cost and rows of `vw2-rollout` with these overrides."""
+def ours(options: argparse.Namespace, folder: Path, python: str, *overrides: str) -> tuple[Cost, list[dict[str, Any]]]:
+    """Return cost and rows of `vw2-rollout` with these overrides."""
     run_dir = folder / f"run{len(list(folder.iterdir()))}"
     command = [python, "-c", START.format(more=options.more_packages if python != sys.executable else "")]
     command += [f"policy={options.policy}", f"num_sequences={options.chains}", f"env.max_steps={options.max_steps}"]
-    command += ["videos=0", "record=true", f"run_dir={run_dir}", *words]
+    command += ["videos=0", "record=true", f"run_dir={run_dir}", *overrides]
     cost = timed(command, folder / f"{run_dir.name}.log")
+    # The policy stores how many actions of a chunk are executed.
     every = int(json.loads((run_dir / "summary.json").read_text())["n_action_steps"])
     rows = read_rows(run_dir / "results.jsonl")
     return cost, [{**row, "digest": executed(run_dir, row, every)} for row in rows]
 
 
 def executed(run_dir: Path, row: Row, every: int) -> str:
-    """SHA-256 of all actions of a chain, as official_loop.py takes it."""
+    """Return the SHA-256 of all actions of a chain, as official_loop.py computes it."""
     digest = hashlib.sha256()
     with np.load(recording_path(run_dir, row["sequence"])) as file:
-        answers, subtask = file["actions"], file["subtask"]
+        answers = file["actions"]
+        subtask = file["subtask"]
     for position, steps in enumerate(row["env_steps"]):
+        # The recording has whole chunks; only their first actions were executed.
         chunks = [commands(answer, at_least=every)[:every] for answer in answers[subtask == position]]
         digest.update(np.concatenate(chunks)[:steps].tobytes())
     return digest.hexdigest()
 
 
 def agreement(name: str, rows: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
-    """How many chains end alike, how many take the same steps, and how many the same actions to the last bit."""
+    """Print how many chains have the same outcome, the same steps and bit-identical actions."""
     pairs = list(zip(rows, theirs, strict=True))
     solved = sum(a["solved"] == b["solved"] for a, b in pairs)
-    steps, bits = (sum(a[key] == b[key] for a, b in pairs) for key in ("steps", "digest"))
+    steps, bits = (sum(a[key] == b[key] for a, b in pairs) for key in ("env_steps", "digest"))
     lengths = [float(np.mean([row["solved"] for row in side])) for side in (rows, theirs)]
     print(
         f"{name:<58}{solved:>5} of {len(pairs)} end alike, {steps} with the same steps, {bits} bits; "
@@ -107,20 +114,21 @@ def agreement(name: str, rows: list[dict[str, Any]], theirs: list[dict[str, Any]
 
 
 def original_assets(options: argparse.Namespace) -> str:
-    """The folder data/ of the `calvin_env` that the other interpreter finds."""
+    """Return the folder data/ of the `calvin_env` that the other interpreter finds."""
     find = "from vw2_robot.envs.calvin_reference import find_checkout as f; print(f())"
     done = subprocess.run([options.reference_python, "-c", find], cwd=REPO, capture_output=True, text=True, check=True)
     return f"{done.stdout.split()[-1]}/data"
 
 
 def cost_line(name: str, cost: Cost, official_cost: Cost, end: str = "") -> None:
-    """On a busy machine the CPU column is the one to read: more processes do not get more of it there."""
-    wall, cpu = official_cost.wall / cost.wall, official_cost.cpu / cost.cpu
+    """Print a row; on a busy machine read the CPU column, since more processes do not get more cores there."""
+    wall = official_cost.wall / cost.wall
+    cpu = official_cost.cpu / cost.cpu
     print(f"{name:<58}{cost.wall:>8.1f}{wall:>12.2f}{cost.cpu:>8.1f}{cpu:>12.2f}{end}", flush=True)
 
 
 def against_official(options: argparse.Namespace, folder: Path, data: str) -> None:
-    """The first two tables."""
+    """Print tables 1 and 2."""
     official_cost, theirs = official(options, folder)
     original = (f"env.assets={data}", "env.renderer=tiny")
     worlds = {
@@ -131,9 +139,9 @@ def against_official(options: argparse.Namespace, folder: Path, data: str) -> No
     print(f"\n{'start included':<58}{'wall s':>8}{'x official':>12}{'CPU s':>8}{'x official':>12}")
     cost_line("official loop, one process", official_cost, official_cost)
     found = {}
-    for name, words in worlds.items():
+    for name, overrides in worlds.items():
         for workers in options.workers:
-            cost, rows = ours(options, folder, sys.executable, *words, f"workers={workers}")
+            cost, rows = ours(options, folder, sys.executable, *overrides, f"workers={workers}")
             line = f"vw2-rollout, {name}, {workers} worker{'s' if workers > 1 else ''}"
             met = official_cost.wall / cost.wall >= GOAL
             cost_line(line, cost, official_cost, "" if workers == 1 else f"  >= {GOAL:g}: {'met' if met else 'MISSED'}")
@@ -143,7 +151,7 @@ def against_official(options: argparse.Namespace, folder: Path, data: str) -> No
 
 
 def agreements(options: argparse.Namespace, folder: Path, original: tuple[str, ...], found: Any, theirs: Any) -> None:
-    """The second table; `found` and `theirs` are the rows that are there already."""
+    """Print table 2; `found` and `theirs` are the rows of table 1."""
     print("\nchain by chain against the official loop")
     _, legacy = ours(options, folder, options.reference_python, "env=calvin_reference")
     agreement("vw2-rollout, the same simulator (legacy resets)", legacy, theirs)
@@ -155,14 +163,14 @@ def agreements(options: argparse.Namespace, folder: Path, original: tuple[str, .
 
 
 class Stopwatch:
-    """A benchmark and a policy whose calls are timed part by part."""
+    """Seconds of timed methods, by part."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
-    def time(self, thing: Any, method: str, part: str) -> None:
-        """Replace a method by one that takes the time."""
-        work = getattr(thing, method)
+    def time(self, owner: Any, method: str, part: str) -> None:
+        """Replace a method of `owner` by one that is timed."""
+        work = getattr(owner, method)
 
         def measured(*args: Any, **kwargs: Any) -> Any:
             begin = time.perf_counter()
@@ -170,13 +178,15 @@ class Stopwatch:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - begin
             return result
 
-        setattr(thing, method, measured)
+        setattr(owner, method, measured)
 
 
 def profile(options: argparse.Namespace, name: str, assets: str) -> None:
-    """Where one worker's time goes, in one process."""
-    world, agent = _world(assets, options.max_steps), open_agent(options.policy)
+    """Print the time of one worker part by part, in one process."""
+    world = CalvinBenchmark(assets=assets, max_steps=options.max_steps, renderer="layered")
+    agent = open_agent(options.policy)
     watch = Stopwatch()
+    # Parts must not contain one another, or time would be counted twice.
     watch.time(world.env, "render_camera", "images")
     watch.time(world.env, "step_physics", "physics and control")
     watch.time(world.env, "reset_physics", "resets")
@@ -195,10 +205,6 @@ def profile(options: argparse.Namespace, name: str, assets: str) -> None:
         print(f"  {part:<56}{1000 * seconds / steps:>9.3f}{100 * seconds / total:>7.1f}")
 
 
-def _world(assets: str, max_steps: int) -> CalvinBenchmark:
-    return CalvinBenchmark(assets=assets, max_steps=max_steps, renderer="layered")
-
-
 def open_agent(policy: str) -> VW2Agent:
     import torch
 
@@ -206,40 +212,43 @@ def open_agent(policy: str) -> VW2Agent:
     return VW2Agent.from_pretrained(policy)
 
 
-def batches(policy: str, *, looks: int = 32) -> None:
-    """Which batch sizes change the bits of an action, and what a pass costs."""
+def batches(policy: str, *, calls: int = 32) -> None:
+    """Print which batch sizes change the bits of an action, and the time of a policy call."""
     agent = open_agent(policy)
     rng = np.random.default_rng(0)
-    sentences = ("open the drawer", "push the sliding door to the left side", "grasp and lift the red block")
+    instructions = ("open the drawer", "push the sliding door to the left side", "grasp and lift the red block")
     seen: list[Observation] = [
-        {"images": {"static": rng.integers(0, 256, (200, 200, 3), dtype=np.uint8)}, "prompt": sentences[i % 3]}
-        for i in range(looks)
+        {"images": {"static": rng.integers(0, 256, (200, 200, 3), dtype=np.uint8)}, "prompt": instructions[i % 3]}
+        for i in range(calls)
     ]
-    alone = [agent.infer(look)["actions"] for look in seen]
+    alone = [agent.infer(observation)["actions"] for observation in seen]
     print(
-        f"\n{'actions that differ from those of a batch of one':<42}{'free batch':>12}{'fixed rows*':>13}{'ms/look':>9}"
+        f"\n{'actions that differ from those of a batch of one':<42}{'free batch':>12}{'fixed rows*':>13}{'ms/call':>9}"
     )
+    # A free batch has as many rows as there are observations, a fixed one is padded.
     for rows in (1, 2, 4, 8, 16):
-        free = [out["actions"] for i in range(0, looks, rows) for out in agent.infer_batch(seen[i : i + rows])]
+        free = [out["actions"] for i in range(0, calls, rows) for out in agent.infer_batch(seen[i : i + rows])]
         begin = time.perf_counter()
         fixed = seen if rows == 1 else None
-        answers = [agent.infer(look) for look in seen] if fixed else fixed_answers(agent, seen, rows)
-        ms = 1000 * (time.perf_counter() - begin) / looks
+        answers = [agent.infer(observation) for observation in seen] if fixed else fixed_answers(agent, seen, rows)
+        ms = 1000 * (time.perf_counter() - begin) / calls
         differ = sum(not np.array_equal(a, b) for a, b in zip(free, alone, strict=True))
         shuffled = answers if fixed else fixed_answers(agent, seen, rows, shuffle=True)
+        # Bits must not depend on the other rows of a fixed batch.
         moved = sum(not np.array_equal(a["actions"], b["actions"]) for a, b in zip(answers, shuffled, strict=True))
-        print(f"  batch={rows:<34}{differ:>9} of {looks}{moved:>6} of {looks}{ms:>9.1f}")
-    print("  * compared with itself in other company: what vw2-rollout batch=N does")
+        print(f"  batch_size={rows:<29}{differ:>9} of {calls}{moved:>6} of {calls}{ms:>9.1f}")
+    print("  * compared with the same batch size and other neighbors, as in vw2-rollout batch_size=N")
 
 
 def fixed_answers(agent: VW2Agent, seen: list[Observation], rows: int, *, shuffle: bool = False) -> list[Any]:
-    """Answers of a fixed batch; shuffled: in another order, each look keeping its chain."""
+    """Return the answers of a fixed batch; shuffled: in another order, each observation keeps its chain."""
     batch = FixedBatch(agent, rows)
+    # Another order gives every observation other neighbors in its batch.
     order = np.random.default_rng(1).permutation(len(seen)) if shuffle else np.arange(len(seen))
     answers: dict[int, Any] = {}
     for i in range(0, len(order), rows):
         some = [int(n) for n in order[i : i + rows]]
-        answers |= dict(zip(some, batch.answer([(n, seen[n]) for n in some]), strict=True))
+        answers |= dict(zip(some, batch.infer([(n, seen[n]) for n in some]), strict=True))
     return [answers[n] for n in range(len(seen))]
 
 
@@ -252,7 +261,7 @@ def main() -> None:
     parser.add_argument("--reference-python", default=sys.executable, help="interpreter that has calvin_env")
     parser.add_argument("--calvin", type=Path, help="checkout of mees/calvin")
     parser.add_argument("--more-packages", default="", help="folder with torch, if that interpreter has none")
-    parser.add_argument("--no-agreement", action="store_true", help="speed alone: half the time")
+    parser.add_argument("--no-agreement", action="store_true", help="only the speed: half the time")
     options = parser.parse_args()
     print(f"machine: {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {options.chains} chains")
     worlds = {"built-in": "builtin"}
@@ -260,7 +269,7 @@ def main() -> None:
         worlds["original"] = original_assets(options)
         with tempfile.TemporaryDirectory() as folder:
             against_official(options, Path(folder), worlds["original"])
-    if options.policy != "demonstrator":  # it lives in the simulator, and looks at no image
+    if options.policy != "demonstrator":  # it acts in the simulator itself, without images
         for name, assets in worlds.items():
             profile(options, name, assets)
         batches(options.policy)

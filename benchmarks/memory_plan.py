@@ -1,13 +1,13 @@
-"""What one GPU must hold to train the dLDM at the paper's size, one clip at a time: one table, made without a GPU.
+"""GPU memory that dLDM training takes at the paper's size, one clip at a time: one table, computed without a GPU.
 
 Run: python -m benchmarks.memory_plan [--preset paper] [--layers N]
 
 The forward pass of phase 2 runs on tensors without data, in bfloat16 autocast over float32 weights, and everything that
-autograd keeps for the way back is counted once. CUDA's rule that norms run in float32 under autocast is added by hand,
-since the tensors are those of a CPU. Weights, gradients and AdamW's two moments are arithmetic. With recomputed
-activations the largest block comes on top, since it lives again on the way back. A lower bound: context, fragmentation,
-workspaces, and temporaries of the backward pass and of AdamW are not in it; a tenth of the card is left for them. The
-Wan VAE runs first and without gradients: its weights count, its activations do not.
+autograd keeps for the backward pass is counted once. CUDA runs norms in float32 under autocast; this is added here, as
+the tensors are on a CPU. Weights, gradients and AdamW's two moments are computed from sizes. With recomputed
+activations the largest block is added, since it is recomputed in the backward pass. The sum is a lower bound: context,
+fragmentation, workspaces, and temporaries of the backward pass and of AdamW are not counted; a tenth of the GPU is left
+for them. The Wan VAE runs first and without gradients: its weights are counted, its activations are not.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from vw2_robot.models.video.vdm import VDM, Geometry, VDMConfig
 from vw2_robot.models.video.video_codec import CodecConfig, build_codec
 
 GB = 1e9
-CARDS = (80, 141)  # GB, as sold
-HEADROOM = 0.9  # what a real GPU leaves of them
+CARDS = (80, 141)  # GB of an A100 or H100, and of an H200
+HEADROOM = 0.9  # share of it that is usable
 
 
 class NormsInFloat32(TorchFunctionMode):
-    """The rule of CUDA's autocast for norms, on tensors of a CPU."""
+    """Norms in float32 on a CPU, as under autocast on CUDA."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (torch.nn.functional.layer_norm, torch.nn.functional.group_norm):
@@ -49,24 +49,25 @@ class NormsInFloat32(TorchFunctionMode):
 
 
 class Kept:
-    """Bytes that autograd keeps between forward and backward, weights left out; `largest` is that of one block."""
+    """Bytes that autograd keeps between forward and backward, without weights; `largest` is that of one block."""
 
     def __init__(self, *models: nn.Module) -> None:
-        self._own = {t.untyped_storage()._cdata for m in models for t in (*m.parameters(), *m.buffers())}
+        self._weights = {t.untyped_storage()._cdata for m in models for t in (*m.parameters(), *m.buffers())}
         self._seen: dict[int, Tensor] = {}  # holds the tensors, so that no storage is seen twice under one address
         self.bytes = self.largest = 0
 
     def pack(self, tensor: Tensor) -> Tensor:
-        """Called by autograd for every tensor that it keeps."""
+        """Count a tensor; autograd calls this for every tensor that it keeps."""
+        # Views share a storage and are counted once.
         key = tensor.untyped_storage()._cdata
-        if key not in self._own and key not in self._seen:
+        if key not in self._weights and key not in self._seen:
             self._seen[key] = tensor
             self.bytes += tensor.untyped_storage().nbytes()
         return tensor
 
     @contextmanager
     def counting(self, blocks: list[nn.Module]) -> Iterator[None]:
-        """Count what is kept inside, and what each of `blocks` adds to it."""
+        """Count the kept bytes inside the context, and those that each of `blocks` adds."""
         begun: dict[nn.Module, int] = {}
 
         def begin(block: nn.Module, _: Any) -> None:
@@ -93,14 +94,15 @@ def load_preset(name: str) -> tuple[DLDMConfig, VDMConfig, CodecConfig]:
 
 
 def geometry_of(dldm: DLDMConfig, codec: CodecConfig, *, enlarge: int = 1) -> Geometry:
-    """The VDM's shapes; `enlarge` 2 is the paper's 480 x 832 beside a dLDM at 240 x 416."""
+    """Return the VDM's shapes; `enlarge` 2 is the paper's 480 x 832 beside a dLDM at 240 x 416."""
     height, width = (enlarge * side // codec.block for side in (dldm.height, dldm.width))
     return Geometry(codec.channels, dldm.latent_steps, height, width, dldm.queries, len(dldm.fsq_levels))
 
 
 def phase_two_forward(dldm: DLDM, vdm: VDM) -> Tensor:
-    """The two losses of phase 2 for one clip, latents given (losses of equal memory, without masks and jitter)."""
-    x, grid = dldm.config.fake_clip(1), vdm.geometry
+    """Return the two losses of phase 2 for one clip, latents given (the same memory, without masks and jitter)."""
+    x = dldm.config.fake_clip(1)
+    grid = vdm.geometry
     latents = torch.zeros(1, grid.channels, grid.latent_steps + 1, grid.height, grid.width)
     f = dldm.features(x)
     codes, _ = dldm.quantize(f)
@@ -116,7 +118,7 @@ def phase_two_forward(dldm: DLDM, vdm: VDM) -> Tensor:
 
 
 def activations(dldm_config: DLDMConfig, vdm_config: VDMConfig, geometry: Geometry, *, recompute: bool) -> int:
-    """Bytes of a phase-2 step that are neither weight nor gradient nor optimizer."""
+    """Return the bytes of a phase-2 step that are neither weights nor gradients nor optimizer states."""
     with torch.device("meta"):
         dldm, vdm = DLDM(dldm_config), VDM(vdm_config, geometry)
     vdm.trainable_parameters()
@@ -125,6 +127,7 @@ def activations(dldm_config: DLDMConfig, vdm_config: VDMConfig, geometry: Geomet
         blocks = [*dldm.encoder.body, *dldm.decoder.up.body, *blocks_of(vdm.transformer)]
         if isinstance(vdm.control, FullControl):
             blocks += vdm.control.blocks
+        # With recomputation the largest block is held again in the backward pass.
         largest = 0
         if recompute:
             largest = _forward(dldm, vdm, blocks).largest
@@ -141,11 +144,12 @@ def _forward(dldm: DLDM, vdm: VDM, blocks: list[nn.Module]) -> Kept:
 
 
 def states(dldm_config: DLDMConfig, vdm_config: VDMConfig, geometry: Geometry, codec: CodecConfig) -> tuple[int, int]:
-    """Bytes of all weights, and of gradients and AdamW's moments (float32) of those that learn."""
+    """Return the bytes of all weights, and of gradients and AdamW's moments (float32) of trained ones."""
     with torch.device("meta"):
         dldm, vdm, wan = DLDM(dldm_config), VDM(vdm_config, geometry), build_codec(codec)
     learning = [*dldm.parameters(), *vdm.trainable_parameters()]
     weights = sum(p.numel() * p.element_size() for m in (dldm, vdm, wan) for p in m.parameters())
+    # A gradient and two moments, 4 bytes each.
     return weights, sum(p.numel() for p in learning) * 3 * 4
 
 
@@ -154,7 +158,7 @@ def describe(dldm_config: DLDMConfig, vdm_config: VDMConfig, geometry: Geometry,
         dldm, vdm, wan = DLDM(dldm_config), VDM(vdm_config, geometry), build_codec(codec)
     parts = {
         "dLDM": dldm,
-        "of it decoder": dldm.decoder,
+        "its decoder": dldm.decoder,
         "VDM transformer": vdm.transformer,
         "code projection": vdm.projection,
         "control branch": vdm.control,
@@ -168,7 +172,7 @@ def describe(dldm_config: DLDMConfig, vdm_config: VDMConfig, geometry: Geometry,
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--preset", default="paper")
-    arguments.add_argument("--layers", type=int, help="fewer blocks of the VDM, for a quick look")
+    arguments.add_argument("--layers", type=int, help="fewer blocks of the VDM, for a quick run")
     chosen = arguments.parse_args()
     dldm, vdm, codec = load_preset(chosen.preset)
     vdm = replace(vdm, layers=chosen.layers or vdm.layers)
@@ -182,6 +186,7 @@ def main() -> None:
         for train in ("full", "lora", "frozen"):
             kept = "float32" if train == "full" else "bf16"
             config = replace(vdm, train=train, frozen_precision=kept, weights="given")  # type: ignore[arg-type]
+            # LoRA uses the light control branch: copied blocks would be trained in full.
             if train == "lora":
                 config = replace(config, control="light", control_layers=0)
             weights, learning = (size / GB for size in states(dldm, config, geometry, codec))

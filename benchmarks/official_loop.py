@@ -1,14 +1,14 @@
-"""The official CALVIN evaluation loop, in a process of its own: the other side of `evaluation.py`.
+"""The official CALVIN evaluation loop in a process of its own, for comparison by `evaluation.py`.
 
 Needs an interpreter with `calvin_env` (vw2_robot/envs/calvin_reference.py says how) and a checkout of `mees/calvin`.
-What runs is theirs, untouched: `evaluate_sequence` and `rollout` of evaluate_policy.py, their start states, their task
-oracle, their sentences, the original simulator with legacy resets. Ours: the list of chains (the same, without the
-minute it takes to draw it), the policy behind `Vw2CalvinModel`, and a count of what was done. Modules of theirs that an
-evaluation never calls (training, plotting) are replaced by empty ones, so that their 2022 requirements are not needed.
+Unchanged and theirs: `evaluate_sequence` and `rollout` of evaluate_policy.py, the start states, the task oracle, the
+instructions, the original simulator with legacy resets. Ours: the list of chains (the same, without the minute that
+sampling it takes), the policy behind `Vw2CalvinModel`, and counts of steps. Their modules that an evaluation never
+calls (training, plotting) are replaced by empty ones, so that their requirements of 2022 are not needed.
 
     PYTHON -m benchmarks.official_loop --calvin DIR --policy demonstrator --chains 0:10 --out official.jsonl
 
-A line for each chain: {"sequence", "solved", "steps", "seconds", "digest"}. `digest` is of all executed actions.
+A line for each chain: {"sequence", "solved", "env_steps", "seconds", "digest"}. `digest` is of all executed actions.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ SEED = 0
 
 
 class Empty(ModuleType):
-    """A module whose every name is a function that does nothing."""
+    """A module in which every name is a function that does nothing."""
 
-    __path__: list[str] = []  # noqa: RUF012 - as a package has it
+    __path__: list[str] = []  # noqa: RUF012 - makes it a package
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -47,7 +47,8 @@ class Empty(ModuleType):
 
 
 def import_official(calvin: Path) -> ModuleType:
-    """Their evaluate_policy.py, without what it imports and does not use here."""
+    """Return their evaluate_policy.py, without the imports that are not used here."""
+    # These imports need packages of 2022 and are used only in training.
     for name in ("calvin_agent.models.mcil", "calvin_agent.utils.utils", "pytorch_lightning", "termcolor"):
         sys.modules[name] = Empty(name)
     hashes = Empty("pyhash")
@@ -58,55 +59,57 @@ def import_official(calvin: Path) -> ModuleType:
 
 
 class Wrapper:
-    """What their read-me calls an environment wrapper: counts steps, and keeps what our scripted expert reads."""
+    """An environment wrapper as their README describes: counts steps, keeps what our scripted expert reads."""
 
     def __init__(self, world: ReferenceWorld) -> None:
         self._world = world
         self.steps = 0
 
     def reset(self, robot_obs: Any, scene_obs: Any) -> Any:
-        """Theirs."""
+        """Reset the original."""
         self._world._observation = self._world.original.reset(robot_obs=robot_obs, scene_obs=scene_obs)
         self._world._information = self._world.original.get_info()
         return self._world._observation
 
     def get_obs(self) -> Any:
-        """Theirs; draws."""
+        """Return the original's observation; renders."""
         return self._world.original.get_obs()
 
     def get_info(self) -> Any:
-        """Theirs."""
+        """Return the original's information."""
         return self._world.original.get_info()
 
     def step(self, action: Any) -> Any:
-        """Theirs, counted."""
+        """Step the original and count."""
         result = self._world.original.step(action)
-        self._world._observation, self._world._information = result[0], result[3]
+        self._world._observation = result[0]
+        self._world._information = result[3]
         self.steps += 1
         return result
 
 
 class Model(Vw2CalvinModel):
-    """Seeds each subtask as `vw2-rollout` does, and takes note of the actions."""
+    """A model that seeds each subtask as `vw2-rollout` does, and hashes the actions."""
 
     def __init__(self, policy: Policy | str, env: Wrapper, n_action_steps: int | None) -> None:
         super().__init__(policy, n_action_steps=n_action_steps)
         self._env = env
 
     def begin(self, chain: int) -> None:
-        """A new chain."""
-        self._chain, self._position = chain, 0
+        """Start a chain."""
+        self._chain = chain
+        self._position = 0
         self.first_steps: list[int] = []
         self.digest = hashlib.sha256()
 
     def reset(self) -> None:
-        """A new subtask."""
+        """Start a subtask."""
         self.first_steps.append(self._env.steps)
         self._queue.reset(seed=subtask_seed(SEED, self._chain, self._position))
         self._position += 1
 
     def step(self, obs: Any, goal: str) -> Any:
-        """The action, noted."""
+        """Return the action, and add it to the hash."""
         action = super().step(obs, goal)
         self.digest.update(action.tobytes())
         return action
@@ -114,6 +117,7 @@ class Model(Vw2CalvinModel):
 
 def run(options: argparse.Namespace) -> None:
     official = import_official(options.calvin)
+    # A module constant there, 360 by default.
     official.EP_LEN = options.max_steps  # type: ignore[attr-defined]
     reference = CalvinReference()
     env = Wrapper(reference.env)
@@ -123,7 +127,7 @@ def run(options: argparse.Namespace) -> None:
     oracle = official.hydra.utils.instantiate(
         official.OmegaConf.load(conf / "callbacks/rollout/tasks/new_playtable_tasks.yaml")
     )
-    sentences = official.OmegaConf.load(conf / "annotations/new_playtable_validation.yaml")
+    instructions = official.OmegaConf.load(conf / "annotations/new_playtable_validation.yaml")
     plans: dict[str, list[Any]] = defaultdict(list)
     first, last = (int(n) for n in options.chains.split(":"))
     with options.out.open("w", encoding="utf-8") as out:
@@ -131,10 +135,11 @@ def run(options: argparse.Namespace) -> None:
             begin = time.perf_counter()
             model.begin(chain.number)
             solved = official.evaluate_sequence(
-                env, model, oracle, chain.initial_state, list(chain.subtasks), sentences, plans, False
+                env, model, oracle, chain.initial_state, list(chain.subtasks), instructions, plans, False
             )
+            # The wrapper counts all steps; the difference of two counts is that of a subtask.
             steps = np.diff([*model.first_steps, env.steps]).tolist()
-            row = {"sequence": chain.number, "solved": solved, "steps": steps, "digest": model.digest.hexdigest()}
+            row = {"sequence": chain.number, "solved": solved, "env_steps": steps, "digest": model.digest.hexdigest()}
             print(json.dumps(row | {"seconds": time.perf_counter() - begin}), file=out, flush=True)
 
 
@@ -144,7 +149,7 @@ def main() -> None:
     parser.add_argument("--policy", default="demonstrator", help="demonstrator, or a checkpoint")
     parser.add_argument("--chains", default="0:10", help="first:last")
     parser.add_argument("--max-steps", type=int, default=360)
-    parser.add_argument("--replan-every", type=int)
+    parser.add_argument("--n-action-steps", type=int)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--more-packages", help="a further folder to import from, last: torch, if it lies elsewhere")
     options = parser.parse_args()

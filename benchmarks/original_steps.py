@@ -1,14 +1,13 @@
-"""The original simulator in a process of its own, stepped on request: the other side of `environment_steps.py`.
+"""The original simulator in a process of its own, stepped on request by `environment_steps.py`.
 
 It may need another interpreter than ours, since `calvin_env` has requirements of its own. Requests and answers are
-lines of JSON on standard input and output; seconds are CPU seconds of this process, spent inside the original's own
-`step` and in nothing else.
+lines of JSON on standard input and output; seconds are CPU seconds of this process inside the original's `step` only.
 
     {"do": "open", "scene": "D", "cameras": ["static"]}         -> {"commit": ..., "data": ..., "versions": ...}
     {"do": "reset", "robot_obs": [...], "scene_obs": [...]}     -> {}
     {"do": "step", "actions": [[...], ...]}                     -> {"seconds": ..., "states": [...], "images": [...]}
 
-`states` and `images` are one hash a step. An error that a user can mend comes back as {"error": message}.
+`states` and `images` have one hash per step. An error that a user can fix is answered as {"error": message}.
 """
 
 from __future__ import annotations
@@ -29,15 +28,18 @@ from vw2_robot.errors import InputError, MissingExtraError
 
 
 def digest(*arrays: NDArray[Any]) -> str:
-    """The same text for the same bytes."""
+    """Return a short hash of the bytes of arrays."""
     return hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)).hexdigest()[:16]
 
 
 def run_steps(world: ReferenceWorld, actions: list[list[float]]) -> dict[str, Any]:
-    """Step the untouched original, as an evaluation does."""
-    seconds, states, images = 0.0, [], []
+    """Step the unchanged original, as an evaluation does."""
+    seconds = 0.0
+    states = []
+    images = []
     for values in actions:
         action = np.array(values)
+        # Hashes and conversion of actions are outside the measured time.
         begin = time.process_time()
         observation, _, _, _ = world.original.step(action)
         seconds += time.process_time() - begin
@@ -47,13 +49,13 @@ def run_steps(world: ReferenceWorld, actions: list[list[float]]) -> dict[str, An
 
 
 class Server:
-    """Holds the one world; `answer` maps a request to its answer."""
+    """The one world and its request handler."""
 
     def __init__(self) -> None:
         self._world: ReferenceWorld | None = None
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Do what is asked."""
+        """Execute a request and return its answer."""
         if request["do"] == "open":
             if self._world is not None:
                 self._world.close()
@@ -72,7 +74,7 @@ class Server:
 
 
 def main() -> None:
-    # PyBullet prints to standard output whatever it likes: answers get a line of their own.
+    # PyBullet prints to standard output, so answers get a copy of that descriptor and prints go to standard error.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     server = Server()

@@ -1,16 +1,16 @@
-"""Ten demonstrations learned by heart: are the demonstrator's actions reproduced, and do they work in closed loop?
+"""Overfit a policy to ten demonstrations: does it reproduce the actions, and does it solve the tasks in closed loop?
 
     python -m benchmarks.overfit_ten out=runs/overfit_ten
 
 Records ten demonstrations (scene D, built-in assets), trains a tiny policy on them from scratch with vw2-finetune and
-looks at it through `VW2Agent.infer` alone:
+evaluates it through `VW2Agent.infer` only:
 
 - on the recorded images: mean absolute difference to the recorded actions in normalized units, over every action of
   every chunk (the gripper counts 0 or 2);
-- in the simulator, from the same start states and with the same sentences: how often the task oracle says yes within
-  360 steps. The simulator sees the policy's actions, the policy sees the simulator's images; no label is replayed.
+- in the simulator, from the same start states and with the same instructions: how often the task oracle confirms
+  the task within 360 steps. No recorded action is replayed.
 
-Prints a table and writes overfit.json. A run that was stopped goes on. Further words are passed to vw2-finetune.
+Prints a table and writes overfit.json. A stopped run continues. Further arguments are overrides of vw2-finetune.
 """
 
 # L time steps of a trajectory · H actions of a chunk · A action dims
@@ -52,57 +52,65 @@ TRAINING = [
     "data.validation_split=validation",
     "image_shift_px=0",
     "head_lr_mult=1",
-    "loop={steps: 3000, batch: 32, log_every: 200, save_every: 200, "
+    "loop={train_steps: 3000, batch_size: 32, log_every: 200, save_every: 200, "
     "optim: {lr: 1.5e-3, beta2: 0.98, weight_decay: 0.0, warmup_steps: 50}}",
     "hardware={device: cpu, precision: float32, threads: 1}",
 ]
 
 
-def configured(cls: type[Any], program: str, words: list[str]) -> Any:
-    """What the program would make of these words."""
+def configured(cls: type[Any], program: str, overrides: list[str]) -> Any:
+    """Return the configuration that a program composes from overrides."""
     with initialize_config_module("vw2_robot.configs", version_base="1.3"):
-        return config_from(cls, OmegaConf.to_container(compose(program, words), resolve=True))  # type: ignore[arg-type]
+        return config_from(cls, OmegaConf.to_container(compose(program, overrides), resolve=True))  # type: ignore[arg-type]
 
 
 def reproduction(agent: VW2Agent, statistics: ActionStatistics, dataset: CalvinDataset) -> dict[str, float]:
-    """Differences between the agent's chunks and the recorded actions, in normalized units."""
-    arm, gripper = [], []
+    """Return the differences between the agent's chunks and the recorded actions, in normalized units."""
+    arm_errors = []
+    gripper_errors = []
     for trajectory in dataset.trajectories:
         recorded = dataset.read_actions(trajectory)
         for start, image in enumerate(dataset.read_images(trajectory)[:-1]):
+            # Every image is treated as the first of an episode, so no chunk is left over.
             agent.reset(trajectory.instruction)
             found = agent.infer({"images": {"static": image}, "prompt": trajectory.instruction})["actions"]
+            # At the end of a trajectory a chunk is longer than what was recorded.
             real = recorded[start : start + len(found)]
             off = np.abs(statistics.normalize(found[: len(real)]) - statistics.normalize(real))
-            gripper.append(off[:, GRIPPER_INDEX])
-            arm.append(np.delete(off, GRIPPER_INDEX, axis=1))
-    arms, grippers = np.concatenate(arm), np.concatenate(gripper)
-    every = np.concatenate([arms, grippers[:, None]], axis=1)
+            gripper_errors.append(off[:, GRIPPER_INDEX])
+            arm_errors.append(np.delete(off, GRIPPER_INDEX, axis=1))
+    arm = np.concatenate(arm_errors)
+    gripper = np.concatenate(gripper_errors)
+    every = np.concatenate([arm, gripper[:, None]], axis=1)
     return {
         "mean_error": round(float(every.mean()), 4),
-        "arm_error": round(float(arms.mean()), 4),
-        "arm_error_p99": round(float(np.quantile(arms, 0.99)), 4),
-        "gripper_wrong": round(float((grippers > 0).mean()), 4),
+        "arm_error": round(float(arm.mean()), 4),
+        "arm_error_p99": round(float(np.quantile(arm, 0.99)), 4),
+        "gripper_wrong": round(float((gripper > 0).mean()), 4),
     }
 
 
 def start_of(env: CalvinEnv, dataset: CalvinDataset, number: int, trajectory: Trajectory, seed: int) -> Start:
-    """The start state of recording `number`, found again from its seed and compared with the first recorded state."""
+    """Return the start state of recording `number`, sampled from its seed and compared with the recorded one."""
     recorded = [dataset.read(trajectory, key, [0])[0] for key in ("robot_obs", "scene_obs")]
-    for attempt in range(MAX_ATTEMPTS):  # the recorder drew again when the expert failed
+    for attempt in range(MAX_ATTEMPTS):  # the recorder sampled again when the expert failed
         rng = np.random.default_rng([seed, 0, number, attempt])
         start = go_to_start(env, trajectory.task, TaskOracle(), rng)
         if all(np.array_equal(a, b) for a, b in zip(recorded, (env.robot_obs(), env.scene_obs()), strict=True)):
             return start
-    raise AssertionError(f"no draw of recording {number} begins where it was recorded")
+    raise AssertionError(f"no sample of recording {number} begins where it was recorded")
 
 
 def replay(agent: VW2Agent, dataset: CalvinDataset, *, seed: int, n_action_steps: int) -> list[dict[str, Any]]:
-    """Closed loop from every recorded start: task, steps, whether the oracle confirmed it."""
-    env, oracle, rows = CalvinEnv(cameras=(), reset_mode="exact"), TaskOracle(), []
+    """Run the policy from every recorded start; return task, steps, and whether the oracle confirmed it."""
+    env = CalvinEnv(cameras=(), reset_mode="exact")
+    oracle = TaskOracle()
+    rows = []
     for number, trajectory in enumerate(dataset.trajectories):
-        start_of(env, dataset, number, trajectory, seed).go(env)
-        before, queue = env.task_info(), ChunkQueue(agent, n_action_steps=n_action_steps)
+        # Exactly the recorded start, so that a failure is one of the policy.
+        start_of(env, dataset, number, trajectory, seed).restore(env)
+        before = env.task_info()
+        queue = ChunkQueue(agent, n_action_steps=n_action_steps)
         queue.reset(trajectory.instruction)
         solved = steps = 0
         while not solved and steps < MAX_STEPS:
@@ -116,15 +124,15 @@ def replay(agent: VW2Agent, dataset: CalvinDataset, *, seed: int, n_action_steps
 
 
 def main() -> None:
-    """Record, train, look, replay."""
+    """Record, train, compare actions, run in closed loop."""
     torch.set_num_threads(1)
-    words = dict(word.split("=", 1) for word in sys.argv[1:] if word.startswith("out="))
-    out = Path(words.get("out", "runs/overfit_ten"))
+    given = dict(item.split("=", 1) for item in sys.argv[1:] if item.startswith("out="))
+    out = Path(given.get("out", "runs/overfit_ten"))
     begin = time.process_time()
     recording = configured(RecordConfig, "record", [*RECORDING, f"out={out}/demonstrations"])
     record(recording)
     recorded = time.process_time()
-    more = [word for word in sys.argv[1:] if not word.startswith("out=")]
+    more = [item for item in sys.argv[1:] if not item.startswith("out=")]
     places = [f"data.path={out}/demonstrations", f"run_dir={out}/policy"]
     finetune(configured(FinetuneConfig, "finetune", [*TRAINING, *places, *more]))
     trained = time.process_time()
@@ -133,10 +141,11 @@ def main() -> None:
     statistics = ActionStatistics.from_json(load_checkpoint(out / "policy", kind="policy").files["stats"]["calvin"])
     found: dict[str, Any] = {"reproduction": reproduction(agent, statistics, dataset), "closed_loop": {}}
     print(found["reproduction"], flush=True)
+    # From the trained number of executed actions down to one.
     for every in sorted({agent.metadata["n_action_steps"], 1, 2}, reverse=True):
         rows = replay(agent, dataset, seed=recording.seed, n_action_steps=every)
         found["closed_loop"][str(every)] = {"success": sum(row["solved"] for row in rows) / len(rows), "rows": rows}
-        print(f"a look every {every} steps: {sum(row['solved'] for row in rows)} of {len(rows)} solved")
+        print(f"policy call every {every} steps: {sum(row['solved'] for row in rows)} of {len(rows)} solved")
         for row in rows:
             print(
                 f"  {row['task']:<24}{row['steps']:>5} steps, recorded in {row['recorded']:>3}, solved: {row['solved']}"

@@ -1,13 +1,13 @@
-"""Killed, terminated, cut off from power: does every program end in the same bytes? One row for each program.
+"""Interrupt every program by SIGKILL, SIGTERM and power cuts, and compare its final files: one row per program.
 
 Run: python -m benchmarks.reliability [--kills 100] [--terminations 20] [--cuts 20] [--only record rollout]
 
-Each program of the chain is run once undisturbed at miniature size. Then it is started again and again and disturbed at
-random moments: SIGKILL to the whole process group, SIGTERM to the program, or the power cut of a real file system
-(ext4 on a loop device, shut down without writing its journal, and mounted again). After every few disturbances it may
-run to its end, and what it leaves is compared with the undisturbed run, byte by byte; logs and what carries the time of
-day are left out. Nothing hidden may stay, beside the output or in TMPDIR. A terminated program has to be gone within
-ten seconds, with a message and status 143. Power cuts need root; without it that column says why it is empty.
+Each program of the chain is first run without interruption at miniature size. Then it is started repeatedly and
+interrupted at random times: SIGKILL to the whole process group, SIGTERM to the program, or a power cut of a real file
+system (ext4 on a loop device, shut down without writing its journal, and mounted again). After every few interruptions
+it may finish, and its files are compared with those of the uninterrupted run, byte by byte, except logs and files with
+the time of day. No temporary file may remain beside the output or in TMPDIR. A terminated program must end within ten
+seconds, with a message and status 143. Power cuts need root; without it that column gives the reason.
 
 Ends with status 1 if anything differed.
 """
@@ -32,22 +32,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 PROGRAMS = Path(sys.executable).parent
-EXT4_IOC_SHUTDOWN, WITHOUT_JOURNAL = 0x8004587D, 2
-# What two undisturbed runs do not share either: logs, the time of day, and how long something took.
+EXT4_IOC_SHUTDOWN = 0x8004587D
+WITHOUT_JOURNAL = 2
+# These files differ between two uninterrupted runs as well: logs, the time of day, durations.
 NOT_COMPARED = ("log.txt", "timing.jsonl", "summary.json", "report.html", "config.yaml", "table.md", "table.tex")
 SECONDS_TO_LEAVE = 10.0
 FINISH_EVERY = 4
-"""disturbances before a run may end"""
+"""interruptions before a run may finish"""
 
 HARDWARE = "++hardware={device: cpu, threads: 1}"
 
 
-def _loop(steps: int, every: int) -> str:
-    return f"{{steps: {steps}, batch: 2, log_every: 1, save_every: {every}, optim: {{lr: 0.003, warmup_steps: 2}}}}"
+def _loop(train_steps: int, every: int) -> str:
+    optim = "{lr: 0.003, warmup_steps: 2}"
+    return f"{{train_steps: {train_steps}, batch_size: 2, log_every: 1, save_every: {every}, optim: {optim}}}"
 
 
 def commands(work: Path) -> dict[str, Callable[[Path], list[str]]]:
-    """Program name -> the words of its command, given the folder where it leaves its result."""
+    """Return program name -> a function from its output folder to its command."""
     network = (
         "network.policy={image_px: 16, image_widths: [8, 8], image_block: 2, "
         "backbone: {hidden: 16, ffn: 16, layers: 1, heads: 2, kv_heads: 1}}"
@@ -67,7 +69,7 @@ def commands(work: Path) -> dict[str, Callable[[Path], list[str]]]:
         f"++train_dldm.phase1={_loop(60, 7)}",
         f"++train_dldm.phase2={_loop(40, 7)}",
         f"++train_policy.loop={_loop(60, 7)}",
-        "++extract_latents={cache_stride: 1, batch: 8}",
+        "++extract_latents={cache_stride: 1, batch_size: 8}",
     ]
     replay = ["replay=memory", "replay.max_bytes=1000000"]
     finetune = [
@@ -75,7 +77,7 @@ def commands(work: Path) -> dict[str, Callable[[Path], list[str]]]:
         *("head.hidden=8", network, HARDWARE, f"++loop={_loop(300, 25)}"),
     ]
     rollout = ["policy=random", "num_sequences=8", "env.max_steps=60", "videos=3", "workers=2"]
-    others = ["env=arms", "episodes=4", "workers=2"]
+    others = ["env=other_robots", "episodes=4", "workers=2"]
     return {
         "record": lambda out: ["vw2-record", "tasks=[open_drawer]", "episodes=6", "workers=2", f"out={out}"],
         "record, rlds": lambda out: ["vw2-record", *others, "format=rlds", f"out={out}"],
@@ -89,23 +91,26 @@ def commands(work: Path) -> dict[str, Callable[[Path], list[str]]]:
 
 @dataclass
 class Row:
-    """What happened to one program."""
+    """Counts and faults of one program."""
 
     kills: int = 0
     terminations: int = 0
     cuts: int = 0
     ends: int = 0
-    """runs that were disturbed, finished, and compared with the undisturbed one"""
+    """interrupted runs that finished and were compared with the uninterrupted one"""
     slowest: float = 0.0
     """seconds from SIGTERM to the end of the program"""
     faults: list[str] = field(default_factory=list)
 
 
 class Subject:
-    """One program: how it is started, and what an undisturbed run of it leaves."""
+    """A program under test, and the files of its uninterrupted run."""
 
     def __init__(self, name: str, command: Callable[[Path], list[str]], work: Path, rng: random.Random) -> None:
-        self.name, self._command, self._rng, self.row = name, command, rng, Row()
+        self.name = name
+        self._command = command
+        self._rng = rng
+        self.row = Row()
         self.home = work / name.replace(", ", "-")
         self.temporary = self.home / "tmp"
         self.log = self.home / "log"
@@ -116,10 +121,11 @@ class Subject:
         self.seconds = time.monotonic() - began
         self.expected = contents(self.home / "calm/out")
 
-    def disturb(self, out: Path, how: Callable[[subprocess.Popen[bytes]], None]) -> bool:
-        """Start the command, let it run for a while, do that to it; False if it was faster."""
+    def interrupt(self, out: Path, how: Callable[[subprocess.Popen[bytes]], None]) -> bool:
+        """Start the command and interrupt it by `how` at a random time; return False if it finished before."""
         process = self._start(out)
         try:
+            # From almost nothing to the whole duration of the run.
             process.wait(self._rng.uniform(0.02, 1.0) * self.seconds)
         except subprocess.TimeoutExpired:
             how(process)
@@ -128,13 +134,14 @@ class Subject:
         return False
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
-        """SIGKILL to the program and all its children."""
+        """Send SIGKILL to the program and all its children."""
+        # The whole group: a batch system kills workers too.
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         self.row.kills += 1
 
     def terminate(self, process: subprocess.Popen[bytes]) -> None:
-        """SIGTERM to the program alone: it has to end its children itself, say so, and be quick."""
+        """Send SIGTERM to the program alone: it must end its children itself, write a message, and be quick."""
         process.terminate()
         began = time.monotonic()
         try:
@@ -148,6 +155,7 @@ class Subject:
         self.row.terminations += 1
         if took > SECONDS_TO_LEAVE:
             self.row.faults.append(f"SIGTERM took {took:.0f} s")
+        # 143 = 128 + SIGTERM.
         if process.returncode not in (0, 143):  # 0: it had just finished
             self.row.faults.append(f"status {process.returncode} after SIGTERM: {text[-300:]}")
         elif process.returncode == 143 and ("Traceback" in text or "SIGTERM" not in text):
@@ -157,7 +165,7 @@ class Subject:
         self._expect_nothing_left(f"SIGTERM in {self.home.name}")
 
     def finish_and_compare(self, out: Path) -> None:
-        """Let it run to its end and compare."""
+        """Let the program finish and compare its files."""
         self._finish(out)
         found = contents(out)
         differing = sorted(n for n in found.keys() | self.expected.keys() if found.get(n) != self.expected.get(n))
@@ -175,7 +183,7 @@ class Subject:
         self._expect_success(process)
 
     def _start(self, out: Path) -> subprocess.Popen[bytes]:
-        program, *words = self._command(out)
+        program, *arguments = self._command(out)
         environment = {
             **os.environ,
             **{"OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""},
@@ -183,11 +191,12 @@ class Subject:
         }
         with self.log.open("wb") as log:
             return subprocess.Popen(
-                [str(PROGRAMS / program), *words],
+                [str(PROGRAMS / program), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,
+                # A group of its own, so that it can be killed without this process.
                 start_new_session=True,
             )
 
@@ -196,7 +205,7 @@ class Subject:
             raise SystemExit(f"{self.name} ended with {process.returncode}:\n{self.log.read_text()[-3000:]}")
 
     def _expect_nothing_left(self, after: str) -> None:
-        # SIGKILL cannot be noticed, so what it left in TMPDIR is the batch system's to remove; all else is ours.
+        # A program cannot react to SIGKILL, so its files in TMPDIR are removed by the batch system, not by us.
         left = sorted(p.name for p in self.temporary.iterdir() if "torchinductor" not in p.name)
         if left and not self.row.kills:
             self.row.faults.append(f"{after} left in TMPDIR: {', '.join(left[:4])}")
@@ -205,7 +214,8 @@ class Subject:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """SHA-256 of what a run leaves, by name."""
+    """Return the SHA-256 of each file of a run, by name."""
+    # TensorBoard files contain the time of day.
     files = (p for p in folder.rglob("*") if p.is_file() and "tensorboard" not in p.parts)
     return {
         p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
@@ -215,25 +225,26 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether a file or folder is one of the names under which something is written first."""
+    """Return whether a name is one of those under which files are written before they are renamed."""
     return path.name.endswith((".tmp", ".old", ".lock", ".parts"))
 
 
 def in_group(group: int) -> list[str]:
-    """Names of living processes of a process group."""
+    """Return the commands of running processes of a process group."""
     listed = subprocess.run(["ps", "-eo", "pgid=,stat=,args="], capture_output=True, text=True, check=True).stdout
+    # Zombies (state Z) have ended and only wait for their parent.
     rows = [line.split(None, 2) for line in listed.splitlines()]
     return [row[2] for row in rows if int(row[0]) == group and not row[1].startswith("Z")]
 
 
 def by_signal(subject: Subject, how: str, count: int) -> None:
-    """Disturb `count` times, finishing and comparing now and then."""
+    """Interrupt a program `count` times by a signal; let it finish every few times, and compare."""
     for number in range(count):
         out = subject.home / how / "out"
         out.parent.mkdir(exist_ok=True)
         over = False
-        while not over:  # until it was slower than we
-            over = subject.disturb(out, subject.kill if how == "kill" else subject.terminate)
+        while not over:  # repeat where the program finished before the signal
+            over = subject.interrupt(out, subject.kill if how == "kill" else subject.terminate)
             if not over:
                 subject.finish_and_compare(out)
                 _remove(out)
@@ -244,13 +255,13 @@ def by_signal(subject: Subject, how: str, count: int) -> None:
 
 def _remove(out: Path) -> None:
     shutil.rmtree(out)
-    for beside in out.parent.iterdir():  # what a recording notes next to its folder
+    for beside in out.parent.iterdir():  # files that a recording writes beside its folder
         beside.unlink()
 
 
 @contextmanager
 def mounted(image: Path, place: Path) -> Iterator[None]:
-    """The file system in `image`, mounted at `place`."""
+    """Mount the file system in `image` at `place`."""
     subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
     try:
         yield
@@ -263,10 +274,12 @@ def mounted(image: Path, place: Path) -> Iterator[None]:
 
 
 def by_power_cut(subject: Subject, count: int) -> None:
-    """Cut a file system off in the middle, mount it again, let the run end, compare."""
-    image, place = subject.home / "disk.img", subject.home / "disk"
+    """Shut a file system down during a run, mount it again, let the run finish, and compare."""
+    image = subject.home / "disk.img"
+    place = subject.home / "disk"
     place.mkdir()
     for number in range(count):
+        # A new file system for each series of interruptions.
         if number % FINISH_EVERY == 0:
             with image.open("wb") as file:
                 file.truncate(400 * 2**20)
@@ -275,6 +288,7 @@ def by_power_cut(subject: Subject, count: int) -> None:
             (place / "in").mkdir(exist_ok=True)
 
             def cut(process: subprocess.Popen[bytes]) -> None:
+                # From here the file system loses all data that were not flushed.
                 descriptor = os.open(place, os.O_RDONLY)
                 fcntl.ioctl(descriptor, EXT4_IOC_SHUTDOWN, struct.pack("I", WITHOUT_JOURNAL))
                 os.close(descriptor)
@@ -282,7 +296,7 @@ def by_power_cut(subject: Subject, count: int) -> None:
                 process.wait()
                 subject.row.cuts += 1
 
-            while not subject.disturb(place / "in/out", cut):
+            while not subject.interrupt(place / "in/out", cut):
                 subject.finish_and_compare(place / "in/out")
                 _remove(place / "in/out")
         if number % FINISH_EVERY == FINISH_EVERY - 1 or number == count - 1:
@@ -292,12 +306,12 @@ def by_power_cut(subject: Subject, count: int) -> None:
 
 
 def share(total: int, parts: int) -> list[int]:
-    """`total` in `parts` nearly equal numbers."""
+    """Return `total` as `parts` nearly equal integers."""
     return [total // parts + (number < total % parts) for number in range(parts)]
 
 
 def main() -> int:
-    """Print the table; 1 if anything differed."""
+    """Print the table; return 1 if anything differed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--terminations", type=int, default=20)
@@ -306,9 +320,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
+    # Mounting a loop device needs root.
     can_cut = os.geteuid() == 0 and shutil.which("mkfs.ext4") is not None
     work = Path(tempfile.mkdtemp(prefix="vw2-reliability."))
-    bad = 0
+    faults = 0
     try:
         programs = commands(work)
         subprocess.run(
@@ -320,9 +335,7 @@ def main() -> int:
         shares = zip(
             *(share(n, len(names)) for n in (arguments.kills, arguments.terminations, arguments.cuts)), strict=True
         )
-        print(
-            "| program | seconds undisturbed | SIGKILL | SIGTERM (slowest end, s) | power cuts | compared | differed |"
-        )
+        print("| program | seconds alone | SIGKILL | SIGTERM (slowest end, s) | power cuts | compared | differed |")
         print("|---|---|---|---|---|---|---|", flush=True)
         for name, (kills, terminations, cuts) in zip(names, shares, strict=True):
             subject = Subject(name, programs[name], work, rng)
@@ -338,10 +351,10 @@ def main() -> int:
             )
             for fault in row.faults:
                 print(f"  {name}: {fault}", file=sys.stderr, flush=True)
-            bad += len(row.faults)
+            faults += len(row.faults)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return min(bad, 1)
+    return min(faults, 1)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Does one checkpoint give the same actions on other Pythons? One row per interpreter.
+"""Actions of one checkpoint on several Python versions, compared: one row per interpreter.
 
 Run: python -m benchmarks.same_actions [--policy DIR] /path/to/python3.10 /path/to/python3.13 ...
 
 Each interpreter needs what setup.cfg asks for without extras. It loads the policy (by default one of random weights,
-saved by this program, with an action head), looks at three seeded images with an instruction each, one by one and
-together, and prints versions, the hash of the loaded weights, and the actions. The first row is the interpreter that
+saved by this program, with an action head), is called with three seeded images and an instruction each, one by one and
+as a batch, and prints versions, the hash of the loaded weights, and the actions. The first row is the interpreter that
 runs this program; the others are compared with it. Ends with status 1 if weights differ, if actions differ by more than
 float32 rounding, or if an interpreter loaded TensorFlow.
 """
@@ -33,14 +33,15 @@ from vw2_robot.models.policy.action_head import ActionHead, ActionHeadConfig
 from vw2_robot.models.policy.ar_policy import LatentPolicy, PolicyConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-WORDS = ("open the drawer", "push the red block to the left", "Größe egal: 打开抽屉")  # not only ASCII
+INSTRUCTIONS = ("open the drawer", "push the red block to the left", "Größe egal: 打开抽屉")  # not only ASCII
 MOST = 1e-5
-"""largest difference of an action that rounding explains"""
+"""largest difference of an action that rounding can cause"""
 
 
 def save_policy(folder: Path) -> None:
-    """A policy of the default size, two latent steps, random weights from a seed."""
-    settings, config = ActionHeadConfig(), PolicyConfig()
+    """Save a policy of the default size, two latent steps, random weights from a seed."""
+    settings = ActionHeadConfig()
+    config = PolicyConfig()
     torch.manual_seed(0)
     policy = LatentPolicy(config, generator=torch.Generator().manual_seed(0))
     head = ActionHead(settings, width=policy.backbone.width, queries=config.queries, stride=4)
@@ -58,15 +59,16 @@ def save_policy(folder: Path) -> None:
 
 
 def act(folder: Path) -> dict[str, Any]:
-    """What this interpreter is, and what the policy does in it. JSON keeps every bit of a float."""
+    """Return versions and the policy's outputs in this interpreter. JSON keeps every bit of a float."""
     torch.set_num_threads(1)
     agent = VW2Agent.from_pretrained(folder)
-    images = np.random.default_rng(0).integers(0, 256, (len(WORDS), 200, 200, 3), dtype=np.uint8)
-    looks: list[Observation] = [
-        {"images": {"static": image}, "prompt": words} for image, words in zip(images, WORDS, strict=True)
+    images = np.random.default_rng(0).integers(0, 256, (len(INSTRUCTIONS), 200, 200, 3), dtype=np.uint8)
+    observations: list[Observation] = [
+        {"images": {"static": image}, "prompt": text} for image, text in zip(images, INSTRUCTIONS, strict=True)
     ]
+    # No randomness in control; the seed is set for policies that sample.
     agent.reset(seed=0)
-    outputs = [agent.infer(look) for look in looks] + agent.infer_batch(looks)
+    outputs = [agent.infer(observation) for observation in observations] + agent.infer_batch(observations)
     return {
         "python": platform.python_version(),
         "numpy": np.__version__,
@@ -79,12 +81,13 @@ def act(folder: Path) -> dict[str, Any]:
 
 
 def ask(python: str, folder: Path) -> dict[str, Any]:
-    """`act` in another interpreter.
+    """Run `act` in another interpreter.
 
     Raises:
-        RuntimeError: it failed; with what it wrote.
+        RuntimeError: it failed; with its output.
     """
     command = [python, "-m", "benchmarks.same_actions", "--act", "--policy", str(folder)]
+    # Another interpreter must not import packages of this one.
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600, check=False)
     if done.returncode:
@@ -94,18 +97,20 @@ def ask(python: str, folder: Path) -> dict[str, Any]:
 
 
 def compare(pythons: list[str], folder: Path) -> bool:
-    """Print the table; whether all agree."""
-    first, good = ask(sys.executable, folder), True
+    """Print the table; return whether all agree."""
+    first = ask(sys.executable, folder)
+    all_agree = True
     print(f"{'python':<10}{'numpy':<10}{'torch':<16}{'weights':<10}{'codes':<8}{'largest difference of an action':<34}")
     for answer in [first, *(ask(python, folder) for python in pythons)]:
-        weights, codes = answer["hash"] == first["hash"], answer["codes"] == first["codes"]
+        weights = answer["hash"] == first["hash"]
+        codes = answer["codes"] == first["codes"]
         most = float(np.abs(np.subtract(answer["actions"], first["actions"])).max())
-        good &= weights and codes and most <= MOST and not answer["tensorflow"]
-        said = "bit-equal" if answer["actions"] == first["actions"] else f"{most:.1e}"
-        said += ", loaded TensorFlow" if answer["tensorflow"] else ""
+        all_agree &= weights and codes and most <= MOST and not answer["tensorflow"]
+        difference = "bit-equal" if answer["actions"] == first["actions"] else f"{most:.1e}"
+        difference += ", loaded TensorFlow" if answer["tensorflow"] else ""
         same = ("same" if weights else "OTHER", "same" if codes else "OTHER")
-        print(f"{answer['python']:<10}{answer['numpy']:<10}{answer['torch']:<16}{same[0]:<10}{same[1]:<8}{said}")
-    return good
+        print(f"{answer['python']:<10}{answer['numpy']:<10}{answer['torch']:<16}{same[0]:<10}{same[1]:<8}{difference}")
+    return all_agree
 
 
 def main() -> int:
@@ -113,16 +118,16 @@ def main() -> int:
     parser.add_argument("pythons", nargs="*", help="interpreters beside this one")
     parser.add_argument("--policy", type=Path, help="a fine-tuned policy; default: random weights")
     parser.add_argument("--act", action="store_true", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.act:
-        print(json.dumps(act(asked.policy)))
+    options = parser.parse_args()
+    if options.act:
+        print(json.dumps(act(options.policy)))
         return 0
     with TemporaryDirectory() as folder:
-        policy = asked.policy
+        policy = options.policy
         if policy is None:
             policy = Path(folder) / "policy"
             save_policy(policy)
-        return 0 if compare(asked.pythons, policy.resolve()) else 1
+        return 0 if compare(options.pythons, policy.resolve()) else 1
 
 
 if __name__ == "__main__":

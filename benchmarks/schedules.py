@@ -1,12 +1,12 @@
-"""However an evaluation is scheduled, every chain ends the same: 1, 2 and 4 workers, random kills, three shards.
+"""Check that results do not depend on scheduling: 1, 2 and 4 workers, random kills, three shards.
 
     python -m benchmarks.schedules --policies demonstrator replay CHECKPOINT --chains 200 --kills 50 --out DIR
 
-Each policy is evaluated with each schedule, in a folder of its own below DIR, with its answers recorded. `replay` gives
-the recorded answers of the policy before it again. A line per evaluation: workers that were killed, seconds, and the
-first digits of two SHA-256, of results.jsonl and of all files in actions/; they have to be the same down a policy's
-lines, and the program fails where they are not. DIR/schedules.json has the digests in full.
-tests/unit/rollouts/test_schedules.py runs this small and compares the files itself.
+Each policy is evaluated with each schedule, in a folder of its own below DIR, with its outputs recorded. `replay`
+replays the recorded outputs of the policy before it. There is a line per evaluation: killed workers, seconds, and the
+beginning of two SHA-256, of results.jsonl and of all files in actions/. They must be the same in all lines of a policy;
+otherwise the program fails. DIR/schedules.json has the whole digests. tests/unit/rollouts/test_schedules.py runs this
+at small size and compares the files itself.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from pathlib import Path
 from typing import Any
 
 SHARDS = 3
-KILL_EVERY_S = 1.0
+KILL_EVERY_SECONDS = 1.0
 """mean time between two kills"""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is equal for all schedules of a policy."""
+    """The options that all schedules of a policy share."""
 
     policy: str
     folder: Path
@@ -44,7 +44,7 @@ class Plan:
 
     def run(self, name: str, **changes: Any) -> Path:
         """Evaluate in the folder `name`."""
-        from vw2_robot.rollouts.__main__ import rollout  # not at the top: workers import this file, and need no torch
+        from vw2_robot.rollouts.__main__ import rollout  # not at the top: workers import this file without torch
         from vw2_robot.rollouts.config import RolloutConfig
 
         world = {"_target_": "vw2_robot.envs.benchmark.CalvinBenchmark", "max_steps": self.max_steps}
@@ -57,17 +57,19 @@ class Plan:
 
 
 class Reaper:
-    """Kills a random simulator worker of this process at random times."""
+    """A thread that kills a random simulator worker of this process at random times."""
 
     def __init__(self, limit: int) -> None:
         self.killed: list[int] = []
-        self._limit, self._stop, self._draw = limit, threading.Event(), random.Random(0)
+        self._limit = limit
+        self._stop = threading.Event()
+        self._rng = random.Random(0)
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Strike until the block ends or the limit is reached."""
+        """Kill workers until the block ends or the limit is reached."""
         self._stop.clear()
-        thread = threading.Thread(target=self._strike)
+        thread = threading.Thread(target=self._kill_workers)
         thread.start()
         try:
             yield
@@ -75,26 +77,31 @@ class Reaper:
             self._stop.set()
             thread.join()
 
-    def _strike(self) -> None:
-        while len(self.killed) < self._limit and not self._stop.wait(self._draw.expovariate(1 / KILL_EVERY_S)):
-            crew = [child for child in multiprocessing.active_children() if child.name.startswith("rollout worker")]
-            if crew and (pid := self._draw.choice(crew).pid) is not None:
+    def _kill_workers(self) -> None:
+        while len(self.killed) < self._limit and not self._stop.wait(self._rng.expovariate(1 / KILL_EVERY_SECONDS)):
+            # Not the policy process: its death ends a run on purpose.
+            workers = [child for child in multiprocessing.active_children() if child.name.startswith("rollout worker")]
+            if workers and (pid := self._rng.choice(workers).pid) is not None:
                 os.kill(pid, signal.SIGKILL)
                 self.killed.append(pid)
 
 
 def schedules(plan: Plan) -> Iterator[tuple[str, Path, int]]:
-    """Run one after the other; each gives its name, its folder and the number of kills."""
+    """Run the schedules one after the other; yield name, folder and number of kills of each."""
     from vw2_robot.rollouts.merge import merge
 
     for workers in (1, 2, 4):
         yield f"{workers} worker{'s' if workers > 1 else ''}", plan.run(f"workers_{workers}", workers=workers), 0
-    reaper, rounds, before = Reaper(plan.kills), 0, 0
-    while len(reaper.killed) < plan.kills:  # a round may end before all have struck: then another one begins
+    reaper = Reaper(plan.kills)
+    rounds = 0
+    before = 0
+    while len(reaper.killed) < plan.kills:  # a round may end before all kills: then another one begins
         with reaper.at_work():
             folder = plan.run(f"killed_{rounds}", workers=4)
         yield "4 workers, kills", folder, len(reaper.killed) - before
-        rounds, before = rounds + 1, len(reaper.killed)
+        rounds += 1
+        before = len(reaper.killed)
+    # Shards with different numbers of workers.
     for number in range(SHARDS):
         plan.run("shards", shard=f"{number}/{SHARDS}", workers=1 + number % 2)
     merge(plan.folder / "shards")
@@ -102,7 +109,8 @@ def schedules(plan: Plan) -> Iterator[tuple[str, Path, int]]:
 
 
 def digests(folder: Path) -> tuple[str, str]:
-    """SHA-256 of the rows, and of the recorded answers of all chains in order."""
+    """Return the SHA-256 of the rows, and of the recorded outputs of all chains in order."""
+    # File names too, so that exchanged chains are noticed.
     answers = hashlib.sha256()
     for file in sorted((folder / "actions").iterdir()):
         answers.update(file.name.encode() + file.read_bytes())
@@ -110,19 +118,20 @@ def digests(folder: Path) -> tuple[str, str]:
 
 
 def evaluate(plan: Plan, name: str) -> list[dict[str, Any]]:
-    """All schedules of one policy, each with a printed line."""
+    """Run all schedules of one policy and print a line for each."""
     entries: list[dict[str, Any]] = []
     begin = time.perf_counter()
     for schedule, folder, kills in schedules(plan):
-        seconds, found = time.perf_counter() - begin, digests(folder)
+        seconds = time.perf_counter() - begin
+        found = digests(folder)
         entry = {"policy": name, "schedule": schedule, "folder": str(folder), "kills": kills, "seconds": seconds}
         entry |= {"rows": found[0], "answers": found[1], "chains": plan.chains}
         entries.append(entry)
         entry["same"] = all(entry[key] == entries[0][key] for key in ("rows", "answers"))
-        verdict = "same" if entry["same"] else "DIFFERENT"
+        decision = "same" if entry["same"] else "DIFFERENT"
         print(
             f"{name:<14}{schedule:<20}{plan.chains:>7}{kills:>7}{seconds:>9.1f}  {found[0][:12]}  {found[1][:12]}  "
-            f"{verdict}",
+            f"{decision}",
             flush=True,
         )
         begin = time.perf_counter()
@@ -147,7 +156,7 @@ def main() -> None:
         entries += evaluate(plan, policy if "/" not in policy else "checkpoint")
     (options.out / "schedules.json").write_text(json.dumps(entries, indent=1) + "\n")
     if not all(entry["same"] for entry in entries):
-        sys.exit("a schedule shows in the results")
+        sys.exit("results differ between schedules")
 
 
 if __name__ == "__main__":

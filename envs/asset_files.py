@@ -1,9 +1,9 @@
-"""From the `assets` option of an environment to a directory in which every file that a scene needs exists and is whole.
+"""The files of a scene: from the `assets` option to a directory in which every file exists and is undamaged.
 
 `builtin` is the set that comes with this package; anything else is a directory with the layout of `calvin_env/data`.
-The files are followed from URDF to mesh and, for table and ground, on to material and texture, because PyBullet passes
-over a missing texture in silence. The original robot meshes name materials that were never published; those are not
-looked for. What is there is looked at, too (damaged_files.py).
+References are followed from URDF to mesh and, for table and ground, on to material and texture, because PyBullet
+ignores a missing texture silently. The original robot meshes name material files that were never published; those are
+not checked. Existing files are also checked for damage (damaged_files.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .scene import scene_files
 BUILTIN_ASSETS = Path(__file__).parent / "assets"
 
 _MESH = re.compile(r'filename="([^"]+)"')
-_MATERIAL_FILE = re.compile(rb"^mtllib[ \t]+(\S.*?)\s*$", re.MULTILINE)
+_MTL_FILE = re.compile(rb"^mtllib[ \t]+(\S.*?)\s*$", re.MULTILINE)
 _TEXTURE = re.compile(r"^\s*map_Kd\s+(\S.*?)\s*$", re.MULTILINE)
 _MESH_HEAD_BYTES = 4096  # an .obj names its material file before its vertices
 _SHOWN = 8
@@ -29,7 +29,15 @@ _ADVICE = 'give "builtin" or a directory laid out like calvin_env/data'
 
 
 def find_assets(assets: str | Path, scene: str) -> Path:
-    """The directory behind `assets`, or InputError that lists what scene `scene` misses in it, or what is damaged."""
+    """Return the directory of the assets, after checking the files of a scene.
+
+    Args:
+        assets: "builtin" or a directory.
+        scene: "A", "B", "C" or "D".
+
+    Raises:
+        InputError: no directory, or missing or damaged files, which it lists.
+    """
     if not isinstance(assets, str | os.PathLike):
         raise InputError(f"assets: expected a directory, found {assets!r}; {_ADVICE}")
     root = BUILTIN_ASSETS if str(assets) == "builtin" else Path(assets)
@@ -38,12 +46,17 @@ def find_assets(assets: str | Path, scene: str) -> Path:
     files = scene_files(scene)
     needed: dict[Path, None] = {}
     for urdf in (files.robot, *files.blocks, files.table, files.plane):
-        needed.update(dict.fromkeys(_behind(root / urdf, materials=urdf != files.robot)))
+        needed.update(dict.fromkeys(referenced_files(root / urdf, materials=urdf != files.robot)))
     missing = [path for path in needed if not path.is_file()]
     if missing:
+        # Name the directory that was probably meant, if it is near.
+        near = next(
+            (d for d in (root / "data", root / "calvin_env" / "data", root.parent) if (d / files.robot).is_file()), None
+        )
+        advice = _ADVICE if near is None else f"did you mean {near}?"
         raise InputError(
             f"assets: {root} misses {len(missing)} file(s) of scene {scene}: "
-            f"{_listed([_below(path, root) for path in missing])}; {_hint(root, files.robot)}"
+            f"{_listed([_below(path, root) for path in missing])}; {advice}"
         )
     flaws = [f"{_below(path, root)} {flaw}" for path in needed if (flaw := flaw_of(path))]
     if flaws:
@@ -54,8 +67,8 @@ def find_assets(assets: str | Path, scene: str) -> Path:
     return root.resolve()
 
 
-def _behind(urdf: Path, *, materials: bool) -> Iterator[Path]:
-    """The files that `urdf` leads to, itself first, whether or not they are there."""
+def referenced_files(urdf: Path, *, materials: bool) -> Iterator[Path]:
+    """Yield a URDF file and the files that it refers to, whether or not they exist."""
     yield urdf
     if not urdf.is_file():
         return
@@ -63,36 +76,25 @@ def _behind(urdf: Path, *, materials: bool) -> Iterator[Path]:
         mesh = urdf.parent / name.removeprefix("package://")
         yield mesh
         if materials and mesh.suffix.lower() == ".obj" and mesh.is_file():
-            yield from _materials_behind(mesh)
-
-
-def _materials_behind(mesh: Path) -> Iterator[Path]:
-    with mesh.open("rb") as file:
-        named = _MATERIAL_FILE.search(file.read(_MESH_HEAD_BYTES))
-    if named is None:
-        return
-    material = mesh.parent / named[1].decode(errors="replace")
-    yield material
-    if material.is_file():
-        for texture in _TEXTURE.findall(material.read_text(errors="replace")):
-            yield material.parent / texture
-
-
-def _hint(root: Path, file: str) -> str:
-    """What to do; names the directory that was probably meant, if one is near."""
-    for near in (root / "data", root / "calvin_env" / "data", root.parent):
-        if (near / file).is_file():
-            return f"did you mean {near}?"
-    return _ADVICE
+            with mesh.open("rb") as file:
+                named = _MTL_FILE.search(file.read(_MESH_HEAD_BYTES))
+            if named is None:
+                continue
+            mtl = mesh.parent / named[1].decode(errors="replace")
+            yield mtl
+            if mtl.is_file():
+                for texture in _TEXTURE.findall(mtl.read_text(errors="replace")):
+                    yield mtl.parent / texture
 
 
 def _listed(names: list[str]) -> str:
+    """Return the first names as one text, with the number of the others."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
 
 
 def _below(path: Path, root: Path) -> str:
-    """`path` as seen from `root`, without detours through `..`."""
+    """Return `path` relative to `root`, with `..` resolved."""
     if not path.is_relative_to(root):
         return str(path)
     parts: list[str] = []

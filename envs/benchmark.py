@@ -1,12 +1,13 @@
-"""CALVIN's protocols behind `vw2_robot.contracts.Benchmark`: world, chains, sentences and oracle in one.
+"""CALVIN's evaluation protocols as a `vw2_robot.contracts.Benchmark`: simulator, chains, instructions and task oracle.
 
-One object is one worker's world. A chain: `reset(sequence)`; for each of its five subtasks `begin(task)`, then up to
-`max_steps` times `step(action)`, with `observe()` whenever the policy looks; `step` says True once the oracle finds the
-subtask done since its `begin`. The world is not reset between subtasks. Only the scene D chains are the published
-benchmark; with "exact" resets a chain's outcome does not depend on the chains before it.
+One object is the environment of one worker. A chain: `reset(sequence)`; for each of its five subtasks `begin(task)`,
+then up to `max_steps` times `step(action)`, with `observe()` whenever the policy needs an observation; `step` returns
+True once the oracle confirms the subtask since its `begin`. The simulator is not reset between subtasks. Only the
+chains in scene D are the published benchmark; with "exact" resets the outcome of a chain does not depend on the chains
+before.
 
-`CalvinProtocol` is all of it but the simulator: `CalvinBenchmark` plays it in ours, `CalvinReference`
-(calvin_reference.py) in the original. Single tasks are chains of one (single_tasks.py says where they begin).
+`CalvinProtocol` is everything but the simulator: `CalvinBenchmark` runs it in ours, `CalvinReference`
+(calvin_reference.py) in the original. Single tasks are chains of length one, see single_tasks.py.
 """
 
 from __future__ import annotations
@@ -35,101 +36,115 @@ MAX_STEPS = 360
 
 
 class Simulator(Protocol):
-    """What the protocol asks of a simulator."""
+    """What the protocol needs of a simulator."""
 
     scene_name: str
 
     def reset_physics(self, *, robot_obs: ArrayLike | None = None, scene_obs: ArrayLike | None = None) -> None:
-        """Go to a state."""
+        """Go to a state: `robot_obs` [15], `scene_obs` [24]."""
 
     def step_physics(self, action: Any) -> None:
-        """One control step."""
+        """Execute one control step."""
 
     def task_info(self) -> dict[str, Any]:
-        """What the oracle compares."""
+        """Return what the task oracle compares."""
 
     def render_camera(self, name: str) -> NDArray[np.uint8]:
-        """One image."""
+        """Return one image, uint8 [H, W, 3]."""
 
     def close(self) -> None:
-        """Free it."""
+        """Free the simulator."""
 
 
 class CalvinProtocol:
-    """The protocols in any world of this kind. Policies see the static camera and the sentence, nothing else.
+    """The protocols in any simulator of CALVIN. Policies observe the static camera and the instruction, nothing else.
 
-    `oracle` has `get_task_info_for_set(start_info, end_info, tasks)`: `TaskOracle`, or the original's.
+    Args:
+        world: the simulator.
+        oracle: has `get_task_info_for_set(start_info, end_info, tasks)`: `TaskOracle`, or the original's.
+        max_steps: control steps per subtask.
+        instructions: name or file, see `read_instructions`.
+        metadata: what the report states about the simulator.
     """
 
     def __init__(
-        self, world: Simulator, oracle: Any, *, max_steps: int, sentences: str, metadata: dict[str, Any]
+        self, world: Simulator, oracle: Any, *, max_steps: int, instructions: str, metadata: dict[str, Any]
     ) -> None:
         self.max_steps = max_steps
         self.control_hz = float(CONTROL_HZ)
-        self.metadata = metadata | {"sentences": str(sentences)}
-        self._world, self._oracle = world, oracle
-        self._sentences = read_instructions(sentences)
+        self.metadata = metadata | {"instructions": str(instructions)}
+        self._world = world
+        self._oracle = oracle
+        self._instructions = read_instructions(instructions)
         self._chain: int | None = None
         self._task: str | None = None
         self._start_info: dict[str, Any] = {}
 
     def sequences(self, count: int) -> list[EvalSequence]:
-        """The first `count` of the 1000 chains."""
+        """Return the first `count` of the 1000 chains."""
         return make_sequences(count)
 
     def single_tasks(self, per_task: int) -> list[EvalSequence]:
-        """Each of the 34 tasks by itself, `per_task` times."""
+        """Return each of the 34 tasks as a chain of one, `per_task` times."""
         return single_tasks(per_task)
 
     def instruction(self, task: str) -> str:
-        """The sentence that asks for `task` in the chain under way; the first one before any chain."""
-        if task not in self._sentences:
-            raise InputError(f"unknown task {task!r}; known: {', '.join(self._sentences)}")
-        return choose_instruction(self._sentences[task], task, self._chain)
+        """Return the instruction for `task` in the present chain; before any chain, the first of the task.
+
+        Raises:
+            InputError: an unknown task.
+        """
+        if task not in self._instructions:
+            raise InputError(f"unknown task {task!r}; known: {', '.join(self._instructions)}")
+        return choose_instruction(self._instructions[task], task, self._chain)
 
     def reset(self, sequence: EvalSequence) -> None:
-        """Put everything where the chain starts."""
+        """Bring the simulator to the start of a chain."""
         if needs_prelude(sequence):
             go_to_single_start(cast(CalvinEnv, self._world), sequence, self._oracle)
         else:
             robot_obs, scene_obs = start_state(sequence.initial_state, self._world.scene_name)
             self._world.reset_physics(robot_obs=robot_obs, scene_obs=scene_obs)
-        self._chain, self._task = sequence.number, None
+        self._chain = sequence.number
+        self._task = None
 
     def begin(self, task: str) -> None:
-        """Ask for `task`: from here on it counts as solved once it has happened since now."""
-        self.instruction(task)  # refuses an unknown task
+        """Begin a subtask: `task` is solved once it has happened after this moment."""
+        self.instruction(task)  # raises for an unknown task
         self._task = task
+        # The oracle compares this moment with that of each later step.
         self._start_info = self._world.task_info()
 
     def observe(self) -> Observation:
-        """What a policy may see now: the static camera, and the sentence."""
-        return {"images": {"static": self._world.render_camera("static")}, "prompt": self.instruction(self._asked())}
+        """Return the present observation of a policy: the static camera's image, and the instruction."""
+        task = self._current_task()
+        return {"images": {"static": self._world.render_camera("static")}, "prompt": self.instruction(task)}
 
     def step(self, action: NDArray[np.floating[Any]]) -> bool:
-        """One control step; True once the subtask begun last is solved."""
-        task = self._asked()
+        """Execute one control step; return whether the present subtask is solved."""
+        task = self._current_task()
         self._world.step_physics(action)
         return bool(self._oracle.get_task_info_for_set(self._start_info, self._world.task_info(), {task}))
 
     def expert(self) -> DemonstratorPolicy:
-        """The scripted expert for this world, as a policy: it reads the simulator's state, not the image."""
-        world = cast(CalvinEnv, self._world)  # it asks for task_info, target_pose and scene_name only
-        tasks = {sentence: task for task, sentences in self._sentences.items() for sentence in sentences}
+        """Return the scripted expert as a policy; it reads the simulator's state, not the image."""
+        world = cast(CalvinEnv, self._world)  # the expert uses task_info, target_pose and scene_name only
+        # A policy is given the instruction alone, so the expert must map it back to the task.
+        tasks = {text: task for task, texts in self._instructions.items() for text in texts}
         return DemonstratorPolicy(world, tasks)
 
     def close(self) -> None:
-        """Free the world."""
+        """Free the simulator."""
         self._world.close()
 
-    def _asked(self) -> str:
+    def _current_task(self) -> str:
         if self._task is None:
             raise RuntimeError("call begin(task) after reset and before observe() or step()")
         return self._task
 
 
 class CalvinBenchmark(CalvinProtocol):
-    """A CALVIN table with its 1000 chains, in our simulator."""
+    """A CALVIN table with its 1000 chains, in our simulator; for the arguments see `CalvinEnv`."""
 
     def __init__(
         self,
@@ -139,10 +154,11 @@ class CalvinBenchmark(CalvinProtocol):
         renderer: str = "layered",
         reset_mode: str = "exact",
         max_steps: int = MAX_STEPS,
-        sentences: str = "validation",
+        instructions: str = "validation",
     ) -> None:
         check_max_steps(max_steps)
-        read_instructions(sentences)  # refuses a wrong name before a world is built
+        read_instructions(instructions)  # raises for a wrong name before the simulator is built
+        # Without cameras in the observation: images are rendered when the policy needs one.
         made = gymnasium.make(
             CALVIN_ID,
             scene=scene,
@@ -159,17 +175,16 @@ class CalvinBenchmark(CalvinProtocol):
             "assets": str(assets),
             "renderer": renderer,
             "reset_mode": reset_mode,
-            "versions": _versions(),
+            "versions": {
+                "vw2_robot": vw2_robot.__version__,
+                **pybullet_version(),
+                **{name: importlib.metadata.version(name) for name in ("gymnasium", "numpy")},
+            },
         }
-        super().__init__(self.env, TaskOracle(), max_steps=max_steps, sentences=sentences, metadata=metadata)
+        super().__init__(self.env, TaskOracle(), max_steps=max_steps, instructions=instructions, metadata=metadata)
 
 
 def check_max_steps(max_steps: int) -> None:
-    """InputError for a limit that cannot be."""
+    """Raise an InputError for a limit below 1."""
     if not isinstance(max_steps, int) or max_steps < 1:
         raise InputError(f"max_steps must be at least 1, found {max_steps}")
-
-
-def _versions() -> dict[str, str]:
-    packages = {name: importlib.metadata.version(name) for name in ("gymnasium", "numpy")}
-    return {"vw2_robot": vw2_robot.__version__, **pybullet_version(), **packages}

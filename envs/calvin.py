@@ -1,9 +1,9 @@
 """CALVIN as a Gymnasium environment: robot, scene and cameras in one physics client, 30 Hz (specification, 1 to 10).
 
-Without a task the reward is always 0 and an episode never ends by itself. Asked for one (`task=`), the environment
-judges every step: success brings reward 1 and ends the episode. Chains of tasks are the benchmark's (benchmark.py).
-An image costs many times what physics costs (docs/simulator.md), so only the cameras asked for are drawn: none with
-`cameras=()`. Who steps much and looks seldom calls `env.unwrapped.step_physics(action)` and
+Without a task the reward is always 0 and an episode never ends by itself. With a task (`task=`), the environment checks
+every step: success gives reward 1 and ends the episode. Chains of tasks belong to the benchmark (benchmark.py).
+Rendering costs many times what physics costs (docs/simulator.md), so only the requested cameras are rendered, none with
+`cameras=()`. A caller that needs few images steps with `env.unwrapped.step_physics(action)` and renders with
 `env.unwrapped.render_camera("static")`.
 """
 
@@ -27,7 +27,7 @@ from vw2_robot.errors import InputError
 from .actions import parse_action
 from .asset_files import find_assets
 from .backdrop import Backdrop, Layer, hide_all_but, paintable
-from .cameras import CAMERA_NAMES, LENSES, RENDERERS, load_egl, make_cameras, static_camera
+from .cameras import CAMERA_NAMES, INTRINSICS, RENDERERS, load_egl, make_cameras, static_camera
 from .option_validation import check_choice
 from .physics import Physics, SimulationClosedError
 from .robot import ROBOT_OBS_SIZE, Panda
@@ -36,7 +36,8 @@ from .task_wrapper import TaskWrapper
 
 ResetMode = Literal["exact", "legacy"]
 RESET_MODES: tuple[str, ...] = get_args(ResetMode)
-WorldState = Literal["incomplete", "loaded", "touched", "ready"]  # ready: reset, so it can be stepped
+WorldState = Literal["incomplete", "loaded", "touched", "ready"]
+"""Being loaded or failed to load; loaded and never stepped; being reset; reset, so it can be stepped."""
 
 GRAVITY = -9.8  # m/s^2
 PHYSICS_HZ = 240
@@ -45,6 +46,7 @@ PHYSICS_STEPS = PHYSICS_HZ // CONTROL_HZ
 LOAD_SEED = 0
 STATES = {"robot_obs": ROBOT_OBS_SIZE, "scene_obs": SCENE_OBS_SIZE}
 MAX_STATE = 1000.0  # meters or radians, far beyond the table; numbers beyond all bounds hang Bullet's solvers
+# What `reset(options=)` takes.
 OPTIONS = (*STATES, "task")  # of reset
 
 Observation = dict[str, NDArray[Any]]
@@ -61,18 +63,30 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
     `info`, at every reset and step: "robot_obs" float64 [15], "scene_obs" float64 [24] (layout: robot.py, scene.py),
     and "robot_info", "scene_info", which the task oracle compares (also returned by `task_info`).
 
-    `reset(options={"robot_obs": ..., "scene_obs": ...})` goes to a state; either may be given alone; what is not given
-    goes to its default, blocks to random places drawn from the generator that `reset(seed=)` seeds (0 at first).
+    `reset(options={"robot_obs": ..., "scene_obs": ...})` goes to a state; either may be given alone. What is not given
+    goes to its default; blocks go to random positions from the generator that `reset(seed=)` seeds (0 at first).
 
     `task` (a name, see oracle.py), here for every episode or as an option of `reset` for one: `info` also has "task",
-    "instruction" (its sentence) and "is_success", whether it has happened since the reset; the step with success brings
-    reward 1.0 and terminates. With a task and no "scene_obs", the episode begins in one of the benchmark's start states
-    in which the task can be done, drawn at random. `gymnasium.make(max_episode_steps=360)` sets the benchmark's limit.
+    "instruction" and "is_success", whether the task has happened since the reset; the step with success gives reward
+    1.0 and terminates. With a task and no "scene_obs", the episode begins in a random one of the benchmark's start
+    states in which the task can be done. `gymnasium.make(max_episode_steps=360)` sets the benchmark's limit.
 
     `reset_mode`: "exact" rebuilds the world at each reset (10 ms with the built-in assets, 60 with the original), so
     a reset to a state gives the same bytes whatever happened before, as in a new process. "legacy" resets in place
-    (0.2 ms) as the reference does; contacts of the past then leak into the next episode. A reset with a seed rebuilds
-    in either mode.
+    (0.2 ms) as the reference does; the solver's contacts then carry over into the next episode. A reset with a seed
+    rebuilds in either mode.
+
+    Args:
+        scene: "A", "B", "C" or "D".
+        assets: "builtin", or a directory with the layout of `calvin_env/data`.
+        renderer: "tiny", "layered" or "egl", see cameras.py.
+        cameras: names of the cameras in the observation, "static" and "gripper"; may be empty.
+        reset_mode: "exact" or "legacy".
+        render_mode: "rgb_array" or None.
+        task: name of a task for every episode, or None.
+
+    Raises:
+        InputError: an unknown name, or assets that are missing or damaged.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012 - Gymnasium's own convention
@@ -91,16 +105,28 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
         self.scene_name = check_choice("scene", scene, SCENE_NAMES)
         self.renderer = check_choice("renderer", renderer, RENDERERS)
         self.reset_mode = check_choice("reset_mode", reset_mode, RESET_MODES)
-        self.camera_names = _read_cameras(cameras)
+        names = (cameras,) if isinstance(cameras, str) else cameras
+        if not isinstance(names, Sequence):
+            raise InputError(f"cameras: expected some of {', '.join(CAMERA_NAMES)}, or () for none, found {names!r}")
+        self.camera_names = tuple(check_choice("camera", name, CAMERA_NAMES) for name in names)
         if render_mode is not None:
             check_choice("render_mode", render_mode, self.metadata["render_modes"])
         self.render_mode = render_mode
         self.assets_dir = find_assets(assets, scene)
-        self.observation_space = _observation_space(self.camera_names)
+        # Images, or the two states where there is no camera.
+        parts: dict[str, spaces.Space[Any]] = {}
+        for name in self.camera_names:
+            size = INTRINSICS[name].pixels
+            parts[f"rgb_{name}"] = spaces.Box(0, 255, (size, size, 3), np.uint8)
+        if not parts:
+            parts = {name: spaces.Box(-MAX_STATE, MAX_STATE, (size,), np.float64) for name, size in STATES.items()}
+        observation_space: spaces.Space[Any] = spaces.Dict(parts)
+        self.observation_space = observation_space
         self.action_space = spaces.Box(-1.0, 1.0, (ACTION_DIM,), np.float64)
-        self._always_asked = None if task is None else TaskWrapper(task)
-        self._asked: TaskWrapper | None = None
+        self._default_task = None if task is None else TaskWrapper(task)
+        self._task: TaskWrapper | None = None
         self._world: WorldState = "incomplete"
+        # From here on an error must free the client, which Python's garbage collection may do late.
         self._physics = Physics()
         try:
             if renderer == "egl":
@@ -118,20 +144,31 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
 
     @property
     def task(self) -> str | None:
-        """Name of the task asked for, or None."""
-        asked = self._asked or self._always_asked
-        return asked.name if asked else None
+        """Name of the present task, or None."""
+        task = self._task or self._default_task
+        return task.name if task else None
 
     @property
     def task_description(self) -> str:
-        """The sentence that asks for the task; empty without one."""
-        asked = self._asked or self._always_asked
-        return asked.instruction if asked else ""
+        """The task's instruction; empty without a task."""
+        task = self._task or self._default_task
+        return task.instruction if task else ""
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Go to a state, or to the default one; see the class."""
+        """Go to a state, or to the default one.
+
+        Args:
+            seed: seeds the generator of random placements and rebuilds the simulation.
+            options: any of "robot_obs" [15], "scene_obs" [24] and "task", see the class.
+
+        Returns:
+            Observation and info.
+
+        Raises:
+            InputError: unknown options, or a state that is not valid.
+        """
         options = {} if options is None else options
         if not isinstance(options, Mapping):
             raise InputError(f"reset: options must be a dict with any of {', '.join(OPTIONS)}, found {options!r}")
@@ -143,17 +180,25 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
             self._seed_placements(seed)
             self._build_fresh_world()  # in legacy mode, too: what follows a seed depends on nothing before it
         self.reset_physics(**options)
-        return self._look()
+        return self._observe()
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """One control step of 1/30 s, then a look through the cameras."""
+        """Execute one control step of 1/30 s and render the cameras.
+
+        Args:
+            action: seven numbers, or another form of `actions.py`.
+
+        Returns:
+            Observation, reward, terminated, truncated (always False) and info.
+        """
         self.step_physics(action)
-        observation, info = self._look()
+        observation, info = self._observe()
+        # Without a task there is no "is_success", and the reward stays 0.
         success: bool = info.get("is_success", False)
         return observation, float(success), success, False, info
 
     def render(self) -> NDArray[np.uint8] | None:
-        """The static camera's image."""
+        """Return the static camera's image, uint8 [200, 200, 3]; None without a render mode."""
         if self.render_mode is None:
             gymnasium.logger.warn('render() without a render mode; make the environment with render_mode="rgb_array"')
             return None
@@ -161,27 +206,35 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
         return self.render_camera("static")
 
     def close(self) -> None:
-        """Free the physics client. A second call does nothing; a forgotten one is made up for when the object goes."""
+        """Free the physics client. A second call does nothing; the finalizer of the object frees a forgotten one."""
         self._physics.close()
 
     def begin_task(self, task: str) -> dict[str, Any]:
-        """Ask for another task from this moment on, without a reset; returns `info`. Lasts until the next reset."""
+        """Set the task from this moment until the next reset, without a reset, and return `info`."""
         self._refuse_if_not_ready("begin_task")
-        self._asked = TaskWrapper(task)
-        self._asked.begin(self.task_info())
+        self._task = TaskWrapper(task)
+        self._task.begin(self.task_info())
         return self._info()
 
     def reset_physics(
         self, *, robot_obs: ArrayLike | None = None, scene_obs: ArrayLike | None = None, task: str | None = None
     ) -> None:
-        """`reset` without images and information: scene, robot, one physics step."""
+        """Reset scene and robot, then advance one physics step; without images and info.
+
+        Args:
+            robot_obs: state of the robot [15]; None: its home pose.
+            scene_obs: state of the scene [24]; None: everything closed and off, blocks at random.
+            task: name of a task for this episode; None: that of the constructor.
+        """
         self._refuse_if_closed("reset")
+        # Check everything before anything moves, so that a refused reset changes nothing.
         robot_state = _read_state("robot_obs", robot_obs)
         scene_state = _read_state("scene_obs", scene_obs)
-        asked = self._always_asked if task is None else TaskWrapper(task)
-        if asked is not None and scene_state is None:
-            start_robot, scene_state = asked.draw_start(self.scene_name, self.np_random)
+        wrapper = self._default_task if task is None else TaskWrapper(task)
+        if wrapper is not None and scene_state is None:
+            start_robot, scene_state = wrapper.sample_start(self.scene_name, self.np_random)
             robot_state = start_robot if robot_state is None else robot_state
+        # A world that was never stepped is already as good as new, see _build_fresh_world.
         if self.reset_mode == "exact" or self._world == "incomplete":
             self._build_fresh_world()
         self._world = "touched"
@@ -189,40 +242,43 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
             self.scene.reset_to_default(self.np_random)
         else:
             self.scene.reset_to(scene_state)
+        # The scene first, then the robot, then one physics step: the order of the reference.
         self.robot.reset(robot_state)
         self._physics.stepSimulation()
-        self._asked = asked
-        if asked is not None:
-            asked.begin(self.task_info())
+        self._task = wrapper
+        if wrapper is not None:
+            wrapper.begin(self.task_info())
         self._world = "ready"
 
     def step_physics(self, action: Any) -> None:
-        """`step` without images and information, about 1 ms. Takes every form of action in `actions.py`."""
+        """Execute one control step without images and info, about 1 ms. Takes every form of action of `actions.py`."""
         self._refuse_if_not_ready("step")
         self.robot.apply(parse_action(action))
+        # Looked up once: this loop runs 240 times per simulated second.
         advance = self._physics.stepSimulation
         for _ in range(PHYSICS_STEPS):
             advance()
+        # Once per control step, as in the reference; a press shorter than that is not seen.
         self.scene.update_button_and_switch()
 
     def robot_obs(self) -> NDArray[np.float64]:
-        """The robot's state now, [15]: tool position and Euler angles, opening width, arm joints, gripper command."""
+        """Return the robot's state [15]: tool position and Euler angles, opening width, arm joints, gripper command."""
         return self.robot.observe()
 
     def scene_obs(self) -> NDArray[np.float64]:
-        """The scene's state now, [24]: doors, button, switch, lights, blocks in `scene_order`."""
+        """Return the scene's state [24]: doors, button, switch, lights, blocks in `scene_order`."""
         return self.scene.observe()
 
     def task_info(self) -> dict[str, Any]:
-        """What the task oracle compares: {"robot_info": ..., "scene_info": ...}, now."""
+        """Return what the task oracle compares: {"robot_info": ..., "scene_info": ...}."""
         return {"robot_info": self.robot.info(), "scene_info": self.scene.info()}
 
     def render_camera(self, name: str) -> NDArray[np.uint8]:
-        """One image, uint8 [H, W, 3], whether or not `name` is among `cameras`."""
+        """Return one image, uint8 [H, W, 3], whether or not `name` is among `cameras`."""
         return self.render_depth(name)[0]
 
     def render_depth(self, name: str) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """Image and depth in meters, float32 [H, W], of the same moment."""
+        """Return image, uint8 [H, W, 3], and depth in meters, float32 [H, W], of the same moment."""
         check_choice("camera", name, CAMERA_NAMES)
         self._refuse_if_closed("render")
         return self.cameras[name].render()
@@ -235,13 +291,14 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
         physics.setPhysicsEngineParameter(deterministicOverlappingPairs=0)
         physics.setGravity(0, 0, GRAVITY)
         self.robot = Panda(physics, self.assets_dir / scene_files(self.scene_name).robot)
-        # The poses at load time reach later physics through the broad phase: they are the same in every world.
-        self.scene = Scene(physics, self.scene_name, self.assets_dir, _generator(LOAD_SEED))
+        # The poses at load time influence later physics through the broad phase, so they are the same in every build.
+        self.scene = Scene(physics, self.scene_name, self.assets_dir, seeding.np_random(LOAD_SEED)[0])
+        # The static parts are hidden in this world and rendered once in another, see backdrop.py.
         backdrop = None
         if self.renderer == "layered":
-            still = paintable(physics, self.scene.still_parts)
-            layer = functools.partial(_still_layer, self.scene_name, self.assets_dir)
-            backdrop = Backdrop(physics, still, layer)
+            static = paintable(physics, self.scene.static_parts)
+            layer = functools.partial(_static_layer, self.scene_name, self.assets_dir)
+            backdrop = Backdrop(physics, static, layer)
         self.cameras = make_cameras(physics, self.robot, backdrop)
         self._world = "loaded"
 
@@ -250,19 +307,20 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
             self._build_world()
 
     def _seed_placements(self, seed: int) -> None:
-        """Start the stream of random placements after the three that the reference uses up while loading its blocks."""
+        """Seed the generator of placements and skip the three that the reference consumes while loading its blocks."""
         super().reset(seed=seed)
         table = SCENES[self.scene_name]
         for _ in table.blocks:
             sample_pose(table, self.np_random)
 
-    def _look(self) -> tuple[Observation, dict[str, Any]]:
+    def _observe(self) -> tuple[Observation, dict[str, Any]]:
         info = self._info()
         if self.camera_names:
             return {f"rgb_{name}": self.render_camera(name) for name in self.camera_names}, info
         return {name: info[name].copy() for name in STATES}, info
 
     def _info(self) -> dict[str, Any]:
+        """Return `info` of the present state, as described in the class."""
         robot_obs = self.robot.observe()
         scene_obs, scene_info = self.scene.observe_with_info()
         info = {
@@ -271,9 +329,10 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
             "robot_info": self.robot.info(robot_obs),
             "scene_info": scene_info,
         }
-        if self._asked is not None:
-            info["task"], info["instruction"] = self._asked.name, self._asked.instruction
-            info["is_success"] = self._asked.is_solved(info)
+        if self._task is not None:
+            info["task"] = self._task.name
+            info["instruction"] = self._task.instruction
+            info["is_success"] = self._task.is_solved(info)
         return info
 
     def _refuse_if_closed(self, call: str) -> None:
@@ -283,31 +342,11 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
     def _refuse_if_not_ready(self, call: str) -> None:
         self._refuse_if_closed(call)
         if self._world != "ready":
-            raise ResetNeeded(f"{call}: call reset() first; what was only loaded has not been put into a state")
-
-
-def _generator(seed: int) -> np.random.Generator:
-    return seeding.np_random(seed)[0]
-
-
-def _observation_space(cameras: tuple[str, ...]) -> spaces.Space[Any]:
-    if not cameras:
-        return spaces.Dict(
-            {name: spaces.Box(-MAX_STATE, MAX_STATE, (size,), np.float64) for name, size in STATES.items()}
-        )
-    pixels = {name: LENSES[name].pixels for name in cameras}
-    return spaces.Dict({f"rgb_{name}": spaces.Box(0, 255, (size, size, 3), np.uint8) for name, size in pixels.items()})
-
-
-def _read_cameras(cameras: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(cameras, str):
-        cameras = (cameras,)
-    if not isinstance(cameras, Sequence):
-        raise InputError(f"cameras: expected some of {', '.join(CAMERA_NAMES)}, or () for none, found {cameras!r}")
-    return tuple(check_choice("camera", camera, CAMERA_NAMES) for camera in cameras)
+            raise ResetNeeded(f"{call}: call reset() first; a simulation that was only loaded is in no defined state")
 
 
 def _read_state(name: str, value: ArrayLike | None) -> NDArray[np.float64] | None:
+    """Return a state that a caller passed as an array of the right size and range; None stays None."""
     size = STATES[name]
     if value is None:
         return None
@@ -328,12 +367,12 @@ def _read_state(name: str, value: ArrayLike | None) -> NDArray[np.float64] | Non
 
 
 @functools.lru_cache(maxsize=16)
-def _still_layer(scene_name: str, assets_dir: Path) -> Layer:
-    """What the static camera sees of a scene's still parts, drawn in a world of its own, once in a process."""
+def _static_layer(scene_name: str, assets_dir: Path) -> Layer:
+    """Return the static camera's image of a scene's static parts alone, rendered once per process."""
     physics = Physics()
     try:
-        scene = Scene(physics, scene_name, assets_dir, _generator(LOAD_SEED))
-        hide_all_but(physics, paintable(physics, scene.still_parts))
-        return static_camera(physics).draw()
+        scene = Scene(physics, scene_name, assets_dir, seeding.np_random(LOAD_SEED)[0])
+        hide_all_but(physics, paintable(physics, scene.static_parts))
+        return static_camera(physics).render_layer()
     finally:
         physics.close()

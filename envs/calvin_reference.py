@@ -1,26 +1,28 @@
-"""The original CALVIN simulator, `calvin_env`, behind `vw2_robot.contracts.Benchmark`: to compare results with ours.
+"""The original CALVIN simulator, `calvin_env`, as a `vw2_robot.contracts.Benchmark`: to compare its results with ours.
 
     vw2-rollout policy=runs/first/finetune env=calvin_reference num_sequences=20 run_dir=runs/first/reference
 
-Nothing of `calvin_env` is part of this package; whoever wants the comparison installs it, as a git checkout (it refuses
-to work elsewhere, and its assets are not packaged). On Python 3.11 this was seen to work:
+Nothing of `calvin_env` is part of this package. For a comparison it must be installed as a git checkout (it refuses to
+work otherwise, and its assets are not packaged). On Python 3.11 this worked:
 
     git clone https://github.com/mees/calvin_env && git -C calvin_env checkout 797142c
     pip install pybullet==3.2.7 gym==0.26.2 gitpython==3.2.1 numpy-quaternion==2024.0.13 \
         opencv-python-headless==4.11.0.86 scipy==1.17.1 numpy==1.26.4
     pip install --no-deps -e calvin_env
 
-`--no-deps`, because its own list also asks for what an evaluation never uses. No Hydra program of it is run: its yaml
-files are read as they are, so hydra-colorlog and the tactile camera's packages are not needed either.
+`--no-deps`, because its own requirements include packages that an evaluation does not use. None of its Hydra programs
+is run: its yaml files are read directly, so hydra-colorlog and the packages of the tactile camera are not needed
+either.
 
-What is the original's: physics, actions, info dictionaries, the task oracle, images. What is ours: the 1000 chains,
-the sentences, the check of each action (a gripper that is not exactly -1 or +1 kills the original).
+From the original: physics, actions, info dictionaries, the task oracle, images. Ours: the 1000 chains, the
+instructions, the check of each action (a gripper command other than exactly -1 or +1 crashes the original).
 
-- Its resets are "legacy" by nature: solver state survives them, so a chain's outcome depends on the chains before it
-  and with that on the number of workers. `metadata["reset_mode"]` says so. Only the first reset of a process is clean.
-- It draws all its cameras in every step; only the static one is configured, and `observe` returns the image which is
-  there already. So a policy that looks seldom saves nothing (benchmarks/environment_steps.py measures what that costs).
-- It mixes calls with and without a client number, so it must be the only simulation of its process, at its start.
+- Its resets are "legacy" by design: solver state survives them, so the outcome of a chain depends on the chains before
+  it, and thereby on the number of workers. `metadata["reset_mode"]` records this. Only the first reset of a process is
+  independent.
+- It renders all its cameras in every step. Only the static one is configured, and `observe` returns the image that is
+  already there, so few policy calls save nothing (benchmarks/environment_steps.py measures the cost).
+- It mixes calls with and without a client number, so it must be the only simulation of its process, from the start.
 """
 
 from __future__ import annotations
@@ -60,13 +62,22 @@ HOW_TO_INSTALL = (
     "calvin_env && pip install pybullet gym==0.26.2 gitpython numpy-quaternion opencv-python-headless scipy"
 )
 RENDERERS = ("tiny", "egl")
-SEED = 0  # of the placements, as in the original's own configuration
+SEED = 0  # of the placements, as in the configuration of the original
 
 
 class ReferenceWorld:
-    """The original environment, with the calls of `CalvinEnv` that a benchmark and the scripted experts need.
+    """The original environment, with the methods of `CalvinEnv` that a benchmark and the scripted expert need.
 
-    `original` is the environment itself, for whoever wants to step it untouched. One object per process at a time.
+    `original` is the environment itself. One object per process at a time.
+
+    Args:
+        scene: "A", "B", "C" or "D".
+        renderer: "tiny" or "egl".
+        cameras: names of the cameras to render in every step.
+
+    Raises:
+        MissingExtraError: `calvin_env` or a package it needs is not installed.
+        InputError: an unknown name, no checkout, or another simulation in this process.
     """
 
     def __init__(self, *, scene: str = "D", renderer: str = "tiny", cameras: Sequence[str] = ("static",)) -> None:
@@ -80,13 +91,19 @@ class ReferenceWorld:
         checkout = find_checkout()
         simulator = _import_original("envs.play_table_env")
         self.commit = _commit(_import_original("utils.utils"), checkout)
+        # Client number 0 is the default of calls without a client number.
         if simulator.p.isConnected(0):
             raise InputError(
                 "calvin_env must be the first simulation of its process, since part of its calls go to whatever "
                 "simulation is number 0; close the other environments first, or use another process"
             )
         if renderer == "egl":
-            _check_egl()
+            # Test EGL in a simulation of our own first: where it fails, the original ends the process.
+            probe = Physics()
+            try:
+                load_egl(probe)
+            finally:
+                probe.close()
         self.scene_name = scene
         config = _configuration(checkout / "conf", scene, cameras)
         self.original = _build(simulator.PlayTableSimEnv, config, use_egl=renderer == "egl")
@@ -96,11 +113,11 @@ class ReferenceWorld:
 
     @property
     def robot(self) -> ReferenceWorld:
-        """The part that answers `target_pose`; here the world itself."""
+        """The part with the method `target_pose`; here the object itself."""
         return self
 
     def reset_physics(self, *, robot_obs: ArrayLike | None = None, scene_obs: ArrayLike | None = None) -> None:
-        """Reset in place: scene, robot, one physics step, images. What is not given goes to its default."""
+        """Reset in place to `robot_obs` [15] and `scene_obs` [24]; what is not given goes to its default."""
         self._observation = self.original.reset(
             robot_obs=_state("robot_obs", robot_obs, ROBOT_OBS_SIZE),
             scene_obs=_state("scene_obs", scene_obs, SCENE_OBS_SIZE),
@@ -108,30 +125,31 @@ class ReferenceWorld:
         self._information = self.original.get_info()
 
     def step_physics(self, action: Any) -> None:
-        """One control step of 1/30 s, images included. Takes every form of action in `actions.py`."""
+        """Execute one control step of 1/30 s, with rendering. Takes every form of action of `actions.py`."""
+        # Checked by our rules first: the original crashes on a gripper command other than -1 or +1.
         command = parse_action(action)
         typed = {"type": command.kind, "action": np.append(command.values, command.gripper)}
         self._observation, _, _, self._information = self.original.step(typed)
 
     def robot_obs(self) -> NDArray[np.float64]:
-        """The robot's state [15] after the last reset or step."""
+        """Return the robot's state [15] after the last reset or step."""
         return np.array(self._observation["robot_obs"], dtype=np.float64)
 
     def scene_obs(self) -> NDArray[np.float64]:
-        """The scene's state [24] after the last reset or step."""
+        """Return the scene's state [24] after the last reset or step."""
         return np.array(self._observation["scene_obs"], dtype=np.float64)
 
     def task_info(self) -> dict[str, Any]:
-        """What the task oracle compares, after the last reset or step."""
+        """Return what the task oracle compares, after the last reset or step."""
         return self._information
 
     def target_pose(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The stored target on which relative actions accumulate: position and Euler angles (copies)."""
+        """Return copies of the stored target on which relative actions accumulate: position [3], Euler angles [3]."""
         robot = self.original.robot
         return np.array(robot.target_pos), np.array(robot.target_orn)
 
     def render_camera(self, name: str) -> NDArray[np.uint8]:
-        """The image of the last reset or step, uint8 [H, W, 3] (a copy). Draws nothing."""
+        """Return a copy of the image of the last reset or step, uint8 [H, W, 3]; renders nothing."""
         images = self._observation["rgb_obs"]
         if f"rgb_{name}" not in images:
             known = ", ".join(key.removeprefix("rgb_") for key in images)
@@ -140,14 +158,22 @@ class ReferenceWorld:
 
     def close(self) -> None:
         """Free the physics client. A second call does nothing."""
+        # A second close would disconnect another simulation that has got the same number.
         if self._is_open:
             self._is_open = False
-            with contextlib.redirect_stdout(io.StringIO()):  # it prints the number of its client
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints its client number
                 type(self.original).close(self.original)
 
 
 class CalvinReference(CalvinProtocol):
-    """CALVIN's 1000 chains in the original simulator; the counterpart of `benchmark.CalvinBenchmark`."""
+    """CALVIN's 1000 chains in the original simulator; the counterpart of `benchmark.CalvinBenchmark`.
+
+    Args:
+        scene: "A", "B", "C" or "D".
+        renderer: "tiny" or "egl".
+        max_steps: control steps per subtask.
+        instructions: name or file, see `read_instructions`.
+    """
 
     def __init__(
         self,
@@ -155,10 +181,10 @@ class CalvinReference(CalvinProtocol):
         scene: str = "D",
         renderer: str = "tiny",
         max_steps: int = MAX_STEPS,
-        sentences: str = "validation",
+        instructions: str = "validation",
     ) -> None:
         check_max_steps(max_steps)
-        read_instructions(sentences)
+        read_instructions(instructions)
         self.env = ReferenceWorld(scene=scene, renderer=renderer)
         metadata = {
             "simulator": f"{PACKAGE} {self.env.commit}",
@@ -166,19 +192,25 @@ class CalvinReference(CalvinProtocol):
             "assets": PACKAGE,
             "renderer": renderer,
             "reset_mode": "legacy",
-            "versions": _versions(),
+            "versions": {
+                "vw2_robot": vw2_robot.__version__,
+                **pybullet_version(),
+                **{name: importlib.metadata.version(name) for name in ("gym", "numpy", "scipy")},
+            },
         }
+        # Their predicates with our tasks.yaml, which has the content of theirs.
         oracle = _import_original("envs.tasks").Tasks(load_tasks())
-        super().__init__(self.env, oracle, max_steps=max_steps, sentences=sentences, metadata=metadata)
+        super().__init__(self.env, oracle, max_steps=max_steps, instructions=instructions, metadata=metadata)
 
 
 def find_checkout() -> Path:
-    """The directory that holds the `calvin_env` package, its conf/ and its data/.
+    """Return the directory with the `calvin_env` package, its conf/ and its data/.
 
     Raises:
         MissingExtraError: there is no such package.
         InputError: there is one, but not in a checkout.
     """
+    # Found, not imported: importing it needs all its dependencies.
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None:
         raise MissingExtraError(
@@ -200,9 +232,9 @@ def find_checkout() -> Path:
 
 
 def _import_original(module: str) -> Any:
-    """A module of the original, without the warnings it gives about its own age."""
+    """Import a module of the original, without its deprecation warnings."""
     try:
-        with _hushed():
+        with _silenced():
             return importlib.import_module(f"{PACKAGE}.{module}")
     except ImportError as error:
         raise MissingExtraError(
@@ -212,33 +244,33 @@ def _import_original(module: str) -> Any:
 
 
 @contextlib.contextmanager
-def _hushed() -> Iterator[None]:
-    """Say nothing of gym's farewell and of the warnings about what the original uses; nobody here can change that."""
-    said = io.StringIO()
-    with warnings.catch_warnings(), contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+def _silenced() -> Iterator[None]:
+    """Suppress warnings and output of gym and of what the original uses; they are outside our control."""
+    output = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
         warnings.simplefilter("ignore")
         yield
 
 
 def _commit(functions: Any, checkout: Path) -> str:
-    """The commit of the checkout; the original itself asks for it at every start, and fails without one."""
-    said = io.StringIO()
+    """Return the commit of the checkout; the original reads it at every start, too, and fails without one."""
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stdout(said):
+        with contextlib.redirect_stdout(output):
             commit = str(functions.get_git_commit_hash(checkout / PACKAGE / "__init__.py"))
     except functions.git.exc.GitError as error:
         raise InputError(
             f"{PACKAGE} starts only from a git checkout, and {checkout} is none that git can read "
             f"({type(error).__name__}: {error}); {HOW_TO_INSTALL}"
         ) from error
-    if said.getvalue():
-        log.warning("%s: %s", PACKAGE, said.getvalue().strip())
+    if output.getvalue():  # it prints a line when the checkout has local changes
+        log.warning("%s: %s", PACKAGE, output.getvalue().strip())
         commit += " with local changes"
     return commit
 
 
 def _configuration(conf: Path, scene: str, cameras: Sequence[str]) -> DictConfig:
-    """The original's own yaml files, put together as its Hydra programs would, with these cameras alone."""
+    """Return the yaml files of the original, composed as its Hydra programs do, with these cameras alone."""
 
     def read(name: str) -> DictConfig:
         content = cast(DictConfig, OmegaConf.load(conf / name))
@@ -257,14 +289,14 @@ def _configuration(conf: Path, scene: str, cameras: Sequence[str]) -> DictConfig
             }
         )
     except FileNotFoundError as error:
-        raise InputError(f"{conf} has no {Path(error.filename).name}; wanted is commit 797142c") from error
+        raise InputError(f"{conf} has no {Path(error.filename).name}; expected commit 797142c") from error
 
 
 def _build(environment: Any, config: DictConfig, *, use_egl: bool) -> Any:
-    """The original environment: no window, full information, one renderer."""
+    """Return the original environment: no window, full info, one renderer."""
     settings = config.env
     try:
-        with _hushed():
+        with _silenced():
             original = environment(
                 robot_cfg=settings.robot_cfg,
                 scene_cfg=settings.scene_cfg,
@@ -277,31 +309,19 @@ def _build(environment: Any, config: DictConfig, *, use_egl: bool) -> Any:
                 use_scene_info=True,
                 use_egl=use_egl,
             )
+    # The original ends the process where its EGL plug-in cannot be loaded.
     except SystemExit as error:
         raise InputError(f'{PACKAGE} gave up while starting with renderer "egl"; use renderer=tiny') from error
-    # It would disconnect once more when it is collected, by then perhaps somebody else's simulation.
+    # Its finalizer would disconnect a second time, and by then perhaps another simulation.
     original.close = lambda: None
     return original
 
 
-def _check_egl() -> None:
-    """InputError instead of a dead process where EGL does not work."""
-    probe = Physics()
-    try:
-        load_egl(probe)
-    finally:
-        probe.close()
-
-
 def _state(name: str, value: ArrayLike | None, size: int) -> NDArray[np.float64] | None:
+    """Return a state as an array of the right size; None stays None."""
     if value is None:
         return None
     state = np.array(value, dtype=np.float64)
     if state.shape != (size,):
         raise InputError(f"reset: {name} must be {size} numbers, received shape {state.shape}")
     return state
-
-
-def _versions() -> dict[str, str]:
-    packages = {name: importlib.metadata.version(name) for name in ("gym", "numpy", "scipy")}
-    return {"vw2_robot": vw2_robot.__version__, **pybullet_version(), **packages}

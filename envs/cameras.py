@@ -1,9 +1,9 @@
-"""The two cameras of CALVIN and the renderers that can draw for them (specification, section 9).
+"""The two cameras of CALVIN and the renderers that can render them (specification, section 9).
 
-`tiny` is PyBullet's software renderer: it needs nothing and is reproducible to the bit. `layered`, the default, is the
-same with what never moves drawn once (backdrop.py): twice as fast, and the same image but for a pixel or two.
+`tiny` is PyBullet's software renderer: it needs nothing else and is reproducible to the bit. `layered`, the default, is
+the same with the static parts rendered once (backdrop.py): twice as fast, and the same image but for a pixel or two.
 `egl` is OpenGL without a window, as used for the published data set; its images have shadows, depend on the driver,
-and differ from `tiny` by about 20 gray levels. Which one draws is said beside every result; none stands in for another.
+and differ from `tiny` by about 20 gray levels. Every result states its renderer; none replaces another silently.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ CameraName = Literal["static", "gripper"]
 CAMERA_NAMES: tuple[str, ...] = get_args(CameraName)
 RENDERERS: tuple[str, ...] = get_args(Renderer)
 
-# The plug-in draws its first images without shadows, whatever they show; later ones must not depend on their number.
+# The plug-in renders its first images without shadows; load_egl renders as many, so that no later image depends on it.
 _EGL_IMAGES_WITHOUT_SHADOWS = 2
 
-# Same in all scenes and in the published data. Meters.
-STATIC_EYE = (2.871459009488717, -2.166602199425597, 2.555159848480571)
-STATIC_TARGET = (-0.026242351159453392, -0.0302329882979393, 0.3920000493526459)
-STATIC_UP = (0.4041403970338857, 0.22629790978217404, 0.8862616969685161)
+# The static camera, the same in all scenes and in the published data. Meters.
+STATIC_CAMERA_POSITION = (2.871459009488717, -2.166602199425597, 2.555159848480571)
+STATIC_CAMERA_TARGET = (-0.026242351159453392, -0.0302329882979393, 0.3920000493526459)
+STATIC_CAMERA_UP = (0.4041403970338857, 0.22629790978217404, 0.8862616969685161)
 
 Matrix = tuple[float, ...]  # 16 numbers, column by column, as OpenGL and PyBullet have it
 
 
 @dataclass(frozen=True)
-class Lens:
-    """What does not move: size in pixels (square), vertical field of view in degrees, clipping planes in meters."""
+class CameraIntrinsics:
+    """Constants of a camera: side of the square image, vertical field of view, near and far clipping planes."""
 
     pixels: int
     fov_deg: float
@@ -55,93 +55,101 @@ class Lens:
         return self.pixels / 2 / float(np.tan(np.deg2rad(self.fov_deg) / 2))
 
 
-LENSES = {
-    "static": Lens(pixels=200, fov_deg=10, near_m=0.01, far_m=10),
-    "gripper": Lens(pixels=84, fov_deg=75, near_m=0.01, far_m=2),
+INTRINSICS = {
+    "static": CameraIntrinsics(pixels=200, fov_deg=10, near_m=0.01, far_m=10),
+    "gripper": CameraIntrinsics(pixels=84, fov_deg=75, near_m=0.01, far_m=2),
 }
 
 
 class Camera:
-    """One camera: `view_matrix` where it is now, `projection_matrix`, and `render`.
+    """One camera: `view_matrix` (present pose), `projection_matrix`, and `render`.
 
     Args:
         physics: the simulation.
         lens: size and field of view.
-        view: returns the view matrix of this moment.
+        view: returns the present view matrix.
     """
 
-    def __init__(self, physics: Physics, lens: Lens, view: Callable[[], Matrix]) -> None:
+    def __init__(self, physics: Physics, intrinsics: CameraIntrinsics, view: Callable[[], Matrix]) -> None:
         self._physics = physics
         self._view = view
-        self.lens = lens
+        self.intrinsics = intrinsics
         self.projection_matrix: Matrix = physics.computeProjectionMatrixFOV(
-            fov=lens.fov_deg, aspect=1.0, nearVal=lens.near_m, farVal=lens.far_m
+            fov=intrinsics.fov_deg, aspect=1.0, nearVal=intrinsics.near_m, farVal=intrinsics.far_m
         )
 
     @property
     def view_matrix(self) -> Matrix:
-        """World to camera, at this moment."""
+        """World to camera, for the present pose."""
         return self._view()
 
     def render(self) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """The image, uint8 [H, W, 3], and its depth in meters, float32 [H, W]. 5 to 30 ms."""
-        drawn = self.draw()
-        near, far = self.lens.near_m, self.lens.far_m
-        depth = far * near / (far - (far - near) * drawn.z)
-        return drawn.rgb, depth.astype(np.float32)
+        """Return the image, uint8 [H, W, 3], and its depth in meters, float32 [H, W]. Takes 5 to 30 ms."""
+        layer = self.render_layer()
+        near = self.intrinsics.near_m
+        far = self.intrinsics.far_m
+        # OpenGL's depth buffer is not linear in distance.
+        depth = far * near / (far - (far - near) * layer.z)
+        return layer.rgb, depth.astype(np.float32)
 
-    def draw(self) -> Layer:
-        """The image and its depth buffer."""
-        size = self.lens.pixels
-        # All other arguments stay at their defaults: the software renderer remembers a `shadow` once given.
+    def render_layer(self) -> Layer:
+        """Return the image and its depth buffer."""
+        size = self.intrinsics.pixels
+        # All other arguments stay at their defaults: the software renderer keeps a `shadow` that was once given.
         image = self._physics.getCameraImage(
             width=size, height=size, viewMatrix=self.view_matrix, projectionMatrix=self.projection_matrix
         )
+        # PyBullet returns RGBA, as a tuple or an array depending on its build.
         rgb = np.ascontiguousarray(np.reshape(image[2], (size, size, -1))[:, :, :3], dtype=np.uint8)
         return Layer(rgb, np.reshape(np.asarray(image[3], dtype=np.float32), (size, size)))
 
 
-class StillCamera(Camera):
-    """A camera that never moves: lays what moves over a backdrop that was drawn before."""
+class StaticCamera(Camera):
+    """A camera that never moves: it renders the moving parts over a backdrop that was rendered before."""
 
     def __init__(self, camera: Camera, backdrop: Backdrop) -> None:
-        super().__init__(camera._physics, camera.lens, camera._view)
+        super().__init__(camera._physics, camera.intrinsics, camera._view)
         self._backdrop = backdrop
 
-    def draw(self) -> Layer:
-        """As without a backdrop, but where two things are equally near."""
+    def render_layer(self) -> Layer:
+        """Return the image as without a backdrop, except where two surfaces are equally near."""
+        # Rendered once per process, in a simulation of its own.
         layer = self._backdrop.layer()
         self._backdrop.hide()
-        return layer.under(super().draw())
+        return layer.under(super().render_layer())
 
 
 class MovingCamera(Camera):
-    """A camera that moves in a world whose backdrop may be hidden."""
+    """A moving camera in a scene whose static parts may be hidden."""
 
     def __init__(self, camera: Camera, backdrop: Backdrop) -> None:
-        super().__init__(camera._physics, camera.lens, camera._view)
+        super().__init__(camera._physics, camera.intrinsics, camera._view)
         self._backdrop = backdrop
 
-    def draw(self) -> Layer:
-        """Everything."""
+    def render_layer(self) -> Layer:
+        """Return the image of all parts, the static ones included."""
         self._backdrop.show()
-        return super().draw()
+        return super().render_layer()
 
 
 def static_camera(physics: Physics) -> Camera:
-    """The camera in front of the table."""
+    """Return the camera in front of the table."""
     view: Matrix = physics.computeViewMatrix(
-        cameraEyePosition=STATIC_EYE, cameraTargetPosition=STATIC_TARGET, cameraUpVector=STATIC_UP
+        cameraEyePosition=STATIC_CAMERA_POSITION,
+        cameraTargetPosition=STATIC_CAMERA_TARGET,
+        cameraUpVector=STATIC_CAMERA_UP,
     )
-    return Camera(physics, LENSES["static"], lambda: view)
+    return Camera(physics, INTRINSICS["static"], lambda: view)
 
 
 def gripper_camera(physics: Physics, robot: Panda) -> Camera:
-    """The camera on the hand: looks along +y of its link, with -z of the link upwards."""
+    """Return the camera on the gripper: it is directed along +y of its link, with -z of the link upwards."""
 
+    # The pose is one physics step old, as the tool's pose is (quirk, see robot.py).
     def view() -> Matrix:
         position, orientation = physics.getLinkState(robot.uid, GRIPPER_CAMERA_LINK)[:2]
         rotation = np.array(physics.getMatrixFromQuaternion(orientation)).reshape(3, 3)
+        # The camera is directed along +y of the link; any point ahead serves as target.
         matrix: Matrix = physics.computeViewMatrix(
             cameraEyePosition=position,
             cameraTargetPosition=(np.array(position) + rotation[:, 1]).tolist(),
@@ -149,22 +157,34 @@ def gripper_camera(physics: Physics, robot: Panda) -> Camera:
         )
         return matrix
 
-    return Camera(physics, LENSES["gripper"], view)
+    return Camera(physics, INTRINSICS["gripper"], view)
 
 
 def make_cameras(physics: Physics, robot: Panda, backdrop: Backdrop | None = None) -> dict[str, Camera]:
-    """Both cameras, by name."""
-    static, gripper = static_camera(physics), gripper_camera(physics, robot)
+    """Return both cameras by name.
+
+    Args:
+        physics: the simulation.
+        robot: carries the gripper camera.
+        backdrop: the static parts, if they are rendered once.
+    """
+    static = static_camera(physics)
+    gripper = gripper_camera(physics, robot)
     if backdrop is None:
         return {"static": static, "gripper": gripper}
-    return {"static": StillCamera(static, backdrop), "gripper": MovingCamera(gripper, backdrop)}
+    return {"static": StaticCamera(static, backdrop), "gripper": MovingCamera(gripper, backdrop)}
 
 
 def load_egl(physics: Physics) -> None:
-    """Let EGL draw for `physics`. InputError, not a dead process, where EGL does not work."""
+    """Load the EGL renderer into `physics`.
+
+    Raises:
+        InputError: EGL does not work here. (Without the test in a child process, this process would die.)
+    """
     spec = importlib.util.find_spec("eglRenderer")
     if spec is None or spec.origin is None:
         raise InputError('renderer "egl": this build of PyBullet has no EGL plug-in; use renderer="tiny"')
+    # In a child process first, because a missing driver ends the process, not the call.
     _try_egl_elsewhere(spec.origin)
     if physics.loadPlugin(spec.origin, "_eglRendererPlugin") < 0:
         raise InputError(f'renderer "egl": PyBullet could not load {spec.origin}; use renderer="tiny"')
@@ -173,9 +193,10 @@ def load_egl(physics: Physics) -> None:
 
 
 def _try_egl_elsewhere(plugin: str) -> None:
-    """Draw one image in a child process: without a working driver the plug-in ends the process that loads it.
+    """Render one image in a child process, because without a working driver the plug-in kills the process.
 
-    So it does after TensorFlow 2.21 where Mesa draws (each has an LLVM of its own), so the child loads what is here.
+    It also does so after TensorFlow 2.21 where Mesa renders (both bring an LLVM), so the child imports it, too, if this
+    process has.
     """
     script = (
         "import sys, pybullet as p; [__import__(name) for name in sys.argv[2:]]; p.connect(p.DIRECT); "
@@ -185,10 +206,10 @@ def _try_egl_elsewhere(plugin: str) -> None:
     command = [sys.executable, "-c", script, plugin, *beside]
     result = subprocess.run(command, capture_output=True, timeout=120, check=False)
     if result.returncode != 0:
-        said = result.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["nothing"]
+        last_line = result.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["nothing"]
         raise InputError(
             f'renderer "egl" does not work on this machine{"".join(f" beside {name}" for name in beside)} (exit status '
-            f"{result.returncode}, it said: {said[0]}). "
+            f"{result.returncode}, its last message: {last_line[0]}). "
             "Install an EGL driver (Debian: libegl1 libegl-mesa0 libgl1-mesa-dri, or the GPU vendor's), "
             'or use renderer="tiny"'
         )

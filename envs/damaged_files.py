@@ -1,9 +1,9 @@
-"""What is wrong with a URDF, mesh, material or texture file, told without PyBullet.
+"""Damage in URDF, mesh, material and texture files, found without PyBullet.
 
-PyBullet loads half a mesh as if it were whole, shows a broken texture as white, and says so at most on its standard
-output. A world with a hole in the table is worse than none, so every file is looked at before it is loaded: is it
-readable, whole, of the kind its name says? Files that were in order are not read again until they change. The files
-may be a stranger's: how large they are is looked at before they are read.
+PyBullet loads half a mesh as if it were whole and shows a broken texture as white, with at most a line on its standard
+output. A table with a hole is worse than an error, so every file is checked before it is loaded: is it readable,
+complete, and of the type of its suffix? An undamaged file is not read again until it changes. Files may come from an
+untrusted source, so their size is checked before they are read.
 """
 
 from __future__ import annotations
@@ -19,19 +19,22 @@ from PIL import Image, UnidentifiedImageError
 
 _FACE = re.compile(rb"(?m)^f([ \t].*)$")
 _CORNER = re.compile(rb"[ \t](-?\d+)")
-_STL_HEAD_BYTES, _STL_TRIANGLE_BYTES = 84, 50
-MAX_BYTES, MAX_PIXELS = 2**28, 2**26
+_STL_HEAD_BYTES = 84
+_STL_TRIANGLE_BYTES = 50
+MAX_BYTES = 2**28
+MAX_PIXELS = 2**26
 """far above the largest file and texture of the benchmark"""
 
 
 def flaw_of(path: Path) -> str | None:
-    """What is wrong with a file that exists, or None. Kinds of file that are not known here pass."""
+    """Return what is wrong with an existing file, or None; other types of files pass."""
     status = path.stat()
     return _flaw_of(path, status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=4096)
 def _flaw_of(path: Path, changed_ns: int, size: int) -> str | None:
+    # `changed_ns` is part of the cache's key alone: a file that changes is checked again.
     if size == 0:
         return "is empty"
     if size > MAX_BYTES:
@@ -43,7 +46,8 @@ def _flaw_of(path: Path, changed_ns: int, size: int) -> str | None:
         return f"cannot be read ({error})"
 
 
-def _urdf_flaw(path: Path) -> str | None:
+def urdf_flaw(path: Path) -> str | None:
+    """Return what is wrong with a URDF file, or None."""
     try:
         root = ElementTree.fromstring(path.read_bytes())
     except ElementTree.ParseError as error:
@@ -53,8 +57,10 @@ def _urdf_flaw(path: Path) -> str | None:
     return None
 
 
-def _obj_flaw(path: Path) -> str | None:
+def obj_flaw(path: Path) -> str | None:
+    """Return what is wrong with an OBJ mesh, or None."""
     data = path.read_bytes()
+    # A mesh that was cut short has faces that use vertices which are not there, or the reverse.
     vertices = data.count(b"\nv ") + data.startswith(b"v ")
     faces = set(_FACE.findall(data))
     if not vertices or not faces:
@@ -73,8 +79,10 @@ def _obj_flaw(path: Path) -> str | None:
     return None
 
 
-def _stl_flaw(path: Path) -> str | None:
+def stl_flaw(path: Path) -> str | None:
+    """Return what is wrong with an STL mesh, or None."""
     data = path.read_bytes()
+    # A text file passes if it is complete; a binary one has a header with the number of triangles.
     if data.startswith(b"solid") and b"endsolid" in data[-256:]:
         return None
     if len(data) < _STL_HEAD_BYTES:
@@ -86,11 +94,13 @@ def _stl_flaw(path: Path) -> str | None:
     return None
 
 
-def _mtl_flaw(path: Path) -> str | None:
+def mtl_flaw(path: Path) -> str | None:
+    """Return what is wrong with a material file, or None."""
     return None if b"newmtl" in path.read_bytes() else "describes no material (no line `newmtl`)"
 
 
-def _image_flaw(path: Path) -> str | None:
+def image_flaw(path: Path) -> str | None:
+    """Return what is wrong with an image, or None."""
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -106,11 +116,11 @@ def _image_flaw(path: Path) -> str | None:
 
 
 _CHECKS: dict[str, Callable[[Path], str | None]] = {
-    ".urdf": _urdf_flaw,
-    ".obj": _obj_flaw,
-    ".stl": _stl_flaw,
-    ".mtl": _mtl_flaw,
-    ".png": _image_flaw,
-    ".jpg": _image_flaw,
-    ".jpeg": _image_flaw,
+    ".urdf": urdf_flaw,
+    ".obj": obj_flaw,
+    ".stl": stl_flaw,
+    ".mtl": mtl_flaw,
+    ".png": image_flaw,
+    ".jpg": image_flaw,
+    ".jpeg": image_flaw,
 }

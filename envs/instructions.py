@@ -1,8 +1,8 @@
-"""The sentences that go with the tasks.
+"""The instructions of the tasks.
 
-train        389, to label training data with: 7 to 20 for each of the 34 tasks
-validation   34, one for each task: what the benchmark asks with
-enriched     102, three for each task, in neither of the other two: does the policy follow words it never met?
+train        389, labels of the training data: 7 to 20 for each of the 34 tasks
+validation   34, one for each task: those of the benchmark
+enriched     102, three for each task, in neither of the other two: they test generalization to unseen instructions
 """
 
 from __future__ import annotations
@@ -26,40 +26,56 @@ _FILES: dict[str, str] = {
 
 
 def load_instructions(split: Split) -> dict[str, list[str]]:
-    """Task name -> its sentences. "train": 7 to 20 per task; "validation": exactly one."""
+    """Return task name -> instructions. "train": 7 to 20 per task; "validation": exactly one.
+
+    Raises:
+        InputError: another split.
+    """
     if split not in ("train", "validation"):
         raise InputError(f"unknown split {split!r}; known: train, validation")
-    return {task: list(sentences) for task, sentences in _load(Path(__file__).parent / _FILES[split]).items()}
+    return {task: list(texts) for task, texts in _load(Path(__file__).parent / _FILES[split]).items()}
 
 
 def read_instructions(name_or_file: str) -> dict[str, list[str]]:
-    """Task name -> sentences to ask with: a name above, or a yaml file of one's own that maps every task to a list.
+    """Return task name -> instructions.
+
+    Args:
+        name_or_file: "train", "validation", "enriched", or a yaml file that maps every task to a list.
 
     Raises:
-        InputError: no such name or file, or a task without sentences.
+        InputError: no such name or file, or a task without instructions.
     """
     file = Path(__file__).parent / _FILES[name_or_file] if name_or_file in _FILES else Path(name_or_file)
     if not file.is_file():
-        raise InputError(f"unknown sentences {name_or_file!r}; known: {', '.join(_FILES)}, or a yaml file")
+        raise InputError(f"unknown instructions {name_or_file!r}; known: {', '.join(_FILES)}, or a yaml file")
     try:
         found = _load(file) if name_or_file in _FILES else _read(file)
     except (YAMLError, TypeError, ValueError) as error:
-        raise InputError(f"{file} is no list of sentences for each task ({error})") from error
+        raise InputError(f"{file} is no list of instructions for each task ({error})") from error
+    # Every task can occur in a chain, so every task needs an instruction.
     if lacking := [task for task in _load(Path(__file__).parent / _FILES["validation"]) if not found.get(task)]:
-        raise InputError(f"{file} has no sentence for {', '.join(lacking)}; every task needs at least one")
-    return {task: list(sentences) for task, sentences in found.items()}
+        raise InputError(f"{file} has no instruction for {', '.join(lacking)}; every task needs at least one")
+    return {task: list(texts) for task, texts in found.items()}
 
 
-def choose_instruction(sentences: Sequence[str], task: str, chain: int | None) -> str:
-    """Which of several sentences asks for a task in a chain: a function of task and chain alone; None: the first."""
-    if chain is None or len(sentences) == 1:
-        return sentences[0]
+def choose_instruction(instructions: Sequence[str], task: str, chain: int | None) -> str:
+    """Return one of a task's instructions, as a pure function of task and number of the chain.
+
+    Args:
+        instructions: those of the task.
+        task: its name.
+        chain: number of the chain; None: the first instruction.
+    """
+    if chain is None or len(instructions) == 1:
+        return instructions[0]
+    # Independent of Python's salted hash and of the platform.
     seed = np.random.SeedSequence([chain, *task.encode()])
-    return sentences[int(seed.generate_state(1)[0]) % len(sentences)]
+    return instructions[int(seed.generate_state(1)[0]) % len(instructions)]
 
 
 @lru_cache(maxsize=len(_FILES))
 def _load(file: Path) -> dict[str, tuple[str, ...]]:
+    """Return the content of a file of this package, read once."""
     return _read(file)
 
 
@@ -67,4 +83,4 @@ def _read(file: Path) -> dict[str, tuple[str, ...]]:
     content = OmegaConf.to_container(OmegaConf.load(file))
     if not isinstance(content, dict) or not all(isinstance(entry, list) for entry in content.values()):
         raise ValueError("expected a mapping from task names to lists")
-    return {str(task): tuple(str(sentence) for sentence in sentences) for task, sentences in content.items()}
+    return {str(task): tuple(str(text) for text in texts) for task, texts in content.items()}

@@ -1,4 +1,4 @@
-"""Names that a person typed, checked against those that exist."""
+"""Validation of options: a name that a user gave, checked against those that exist."""
 
 from __future__ import annotations
 
@@ -11,11 +11,21 @@ _SHOWN_WHOLE = 8
 
 
 def check_choice(what: str, value: object, known: Iterable[str]) -> str:
-    """`value`, if it is one of `known`; else InputError with the nearest names, or with all if they are few."""
+    """Return `value` if it is one of `known`.
+
+    Args:
+        what: what the name is of, for the message.
+        value: what the user gave.
+        known: the valid names.
+
+    Raises:
+        InputError: it is not; lists the nearest names, or all if they are few.
+    """
     names = tuple(known)
     if isinstance(value, str) and value in names:
         return value
     folded = {name.casefold(): name for name in names}
+    # Without regard to case, so that "d" suggests "D".
     near = [folded[match] for match in get_close_matches(str(value).casefold(), folded, n=3)]
     if near and len(names) > _SHOWN_WHOLE:
         raise InputError(f"unknown {what} {value!r}; nearest: {', '.join(near)}")

@@ -3,7 +3,8 @@
 Units are meters, radians and Newtons; Euler angles are fixed-axis x-y-z, quaternions (x, y, z, w). The numbers are
 those of the reference environment. Quirks kept on purpose, because recordings depend on them:
 
-- Relative actions accumulate on a stored target pose that only a reset sets, so a blocked arm lets the target run away.
+- Relative actions accumulate on a stored target pose that only a reset sets; while the arm is blocked, the target moves
+  away from it.
 - The tool pose is read as the solver left it, one physics step (1/240 s) behind the joint angles.
 - The gripper command shown after a reset is the last one before it.
 """
@@ -49,81 +50,129 @@ ARM_MAX_VELOCITY = 2
 FINGER_FORCE = {1: 2, -1: 200}  # by gripper command: open, close
 FINGER_MAX_VELOCITY = 1
 
-# The null-space form of Bullet's inverse kinematics, over 7 arm and 2 finger joints, with limits wider than the arm's.
+# Null-space form of Bullet's inverse kinematics, over 7 arm and 2 finger joints, with limits wider than the arm's.
 _IK_LOWER = [-7.0] * len(MOTORS)
 _IK_UPPER = [7.0] * len(MOTORS)
-_BEYOND = 1e6  # meters, or length of a quaternion; smaller ones lead somewhere, if only to a stretched arm
+_MAX_NORM = 1e6  # of a position in meters, or a quaternion; the solver returns for smaller ones
 _IK_REST = [*INITIAL_ARM, FINGER_OPEN_M, FINGER_OPEN_M]
 
 ROBOT_OBS_SIZE = 15
 
 
 class Panda:
-    """The arm, loaded into `physics` on construction: URDF (uid 0 in a fresh simulation), then its base cylinder."""
+    """The arm, loaded into `physics` on construction: URDF (uid 0 in a fresh simulation), then its base cylinder.
+
+    Args:
+        physics: the simulation.
+        urdf: the arm's URDF file.
+
+    Raises:
+        InputError: the file describes another robot.
+    """
 
     def __init__(self, physics: Physics, urdf: Path) -> None:
         self._physics = physics
         self.uid: int = physics.loadURDF(
             str(urdf), basePosition=BASE_POSITION, baseOrientation=(0, 0, 0, 1), useFixedBase=True
         )
-        self._add_base_cylinder()
-        self._couple_fingers()
-        self._check_links(urdf)
+        # The white pedestal: visual only. It takes uid 1; later uids, and with them recordings, depend on it.
+        pedestal = physics.createVisualShape(
+            shapeType=physics.GEOM_CYLINDER,
+            radius=0.13,
+            length=0.24,
+            rgbaColor=[1, 1, 1, 1],
+            visualFramePosition=[-0.39, -0.46, 0.12],
+        )
+        physics.createMultiBody(baseMass=0, baseVisualShapeIndex=pedestal)
+        # A gear between the fingers keeps them symmetric.
+        gear = physics.createConstraint(
+            self.uid,
+            FINGER_JOINTS[0],
+            self.uid,
+            FINGER_JOINTS[1],
+            jointType=physics.JOINT_GEAR,
+            jointAxis=[1, 0, 0],
+            parentFramePosition=[0, 0, 0],
+            childFramePosition=[0, 0, 0],
+        )
+        physics.changeConstraint(gear, gearRatio=-1, erp=0.1, maxForce=50)
+        # This file addresses joints and links by number, so another arm is refused.
+        count = physics.getNumJoints(self.uid)
+        found = {index: physics.getJointInfo(self.uid, index)[12].decode() for index in _LINKS if index < count}
+        if found != _LINKS:
+            raise InputError(
+                f"assets: {urdf} is not CALVIN's arm: expected the links {_LINKS}, found {found}. Restore the file, or "
+                'give assets="builtin"'
+            )
         self.gripper_action = 1
         self._target_position = np.zeros(3)
         self._target_euler = np.zeros(3)
         self.reset(None)
 
     def reset(self, robot_obs: NDArray[np.float64] | None) -> None:
-        """Put the joints where `robot_obs` [15] has them (tool pose and gripper command in it are ignored), or home."""
+        """Set the joints to those of `robot_obs` [15], whose tool pose and gripper command are ignored; None: home."""
         physics = self._physics
         arm = INITIAL_ARM if robot_obs is None else robot_obs[7:14].tolist()
+        # `robot_obs` holds the opening width, which both fingers share.
         finger = FINGER_OPEN_M if robot_obs is None else float(robot_obs[6] / 2)
         for joint, value in zip(MOTORS, (*arm, finger, finger), strict=True):
             physics.resetJointState(self.uid, jointIndex=joint, targetValue=value, targetVelocity=0)
         self._drive(arm, finger, finger_force=FINGER_FORCE[-1])
         position, orientation = self.tcp_pose()
+        # The stored target starts at the tool's pose after a reset.
         self._target_position = np.array(position)
         self._target_euler = np.array(physics.getEulerFromQuaternion(orientation))
 
     def apply(self, command: Command) -> None:
-        """Set the motors to follow `command`; they keep their targets until the next call."""
-        arm = self._arm_target(command)
+        """Set the targets of the motors; they hold until the next call."""
+        values = command.values
+        if command.kind == "joint_abs":
+            arm = values
+        elif command.kind == "joint_rel":
+            arm = self.arm_angles() + values
+        elif command.kind == "cartesian_abs":
+            arm = self._inverse_kinematics(values[:3], values[3:])
+        else:
+            position = self._target_position + values[:3] * POSITION_UNIT_M
+            euler = self._target_euler + values[3:6] * ROTATION_UNIT_RAD
+            arm = self._inverse_kinematics(position, euler)  # raises before the stored target has moved
+            self._target_position = position
+            self._target_euler = euler
         self.gripper_action = command.gripper
         finger = FINGER_OPEN_M if command.gripper == 1 else 0.0
         self._drive(arm.tolist(), finger, finger_force=FINGER_FORCE[command.gripper])
 
     def joints(self) -> list[float]:
-        """The nine measured joints: seven of the arm, left finger, right finger. One call into the simulation."""
+        """Return the nine measured joints: seven of the arm, left finger, right finger."""
         return [state[0] for state in self._physics.getJointStates(self.uid, MOTORS)]
 
     def arm_angles(self) -> NDArray[np.float64]:
-        """The seven measured arm joints."""
+        """Return the seven measured arm joints, radians."""
         return np.array(self.joints()[: len(ARM_JOINTS)])
 
     def opening_width(self) -> float:
-        """Distance between the fingers, 0 to 0.08 m."""
+        """Return the distance between the fingers, 0 to 0.08 m."""
         left, right = self.joints()[len(ARM_JOINTS) :]
         return left + right
 
     def tcp_pose(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Position and quaternion of the tool, one physics step old (module docstring)."""
+        """Return position [3] and quaternion [4] of the tool, one physics step old (module docstring)."""
         position, orientation = self._physics.getLinkState(self.uid, TCP_LINK)[:2]
         return position, orientation
 
     def target_pose(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The stored target on which relative actions accumulate: position and Euler angles (copies)."""
+        """Return the stored target on which relative actions accumulate: position [3] and Euler angles [3] (copies)."""
         return self._target_position.copy(), self._target_euler.copy()
 
     def observe(self) -> NDArray[np.float64]:
-        """`robot_obs` [15]: tool position, tool Euler angles, opening width, arm joints, last gripper command."""
+        """Return `robot_obs` [15]: tool position, Euler angles, opening width, arm joints, last gripper command."""
         position, orientation = self.tcp_pose()
         euler = self._physics.getEulerFromQuaternion(orientation)
         *arm, left, right = self.joints()
         return np.array([*position, *euler, left + right, *arm, self.gripper_action], np.float64)
 
     def info(self, robot_obs: NDArray[np.float64] | None = None) -> dict[str, Any]:
-        """What the oracle may ask about the robot (specification, section 10); `robot_obs` if it was just observed."""
+        """Return what the task oracle reads of the robot (specification, section 10), from `robot_obs` if given."""
         robot_obs = self.observe() if robot_obs is None else robot_obs.copy()
         return {
             "tcp_pos": robot_obs[0:3],
@@ -135,33 +184,20 @@ class Panda:
             "contacts": self._physics.getContactPoints(bodyA=self.uid),
         }
 
-    def _arm_target(self, command: Command) -> NDArray[np.float64]:
-        values = command.values
-        if command.kind == "joint_abs":
-            return values
-        if command.kind == "joint_rel":
-            return self.arm_angles() + values
-        if command.kind == "cartesian_rel":
-            position = self._target_position + values[:3] * POSITION_UNIT_M
-            euler = self._target_euler + values[3:6] * ROTATION_UNIT_RAD
-            angles = self._inverse_kinematics(position, euler)
-            self._target_position, self._target_euler = position, euler
-            return angles
-        return self._inverse_kinematics(values[:3], values[3:])
-
     def _inverse_kinematics(
         self, position: NDArray[np.float64], orientation: NDArray[np.float64]
     ) -> NDArray[np.float64]:
-        """Arm joints for a tool pose; `orientation` is Euler angles [3] or a quaternion [4]."""
+        """Return the arm joints of a tool pose; `orientation` is Euler angles [3] or a quaternion [4]."""
         quaternion = orientation
         if orientation.size == 3:
             quaternion = self._physics.getQuaternionFromEuler(orientation.tolist())
-        # Bullet's solver never returns from the pose that is refused here. Not a number is not below anything, either.
-        if not (1 / _BEYOND < math.hypot(*quaternion) < _BEYOND and math.hypot(*position) < _BEYOND):
+        # Bullet's solver never returns from the poses that are refused here. NaN fails the comparison, too.
+        if not (1 / _MAX_NORM < math.hypot(*quaternion) < _MAX_NORM and math.hypot(*position) < _MAX_NORM):
             raise InputError(
                 f"action: no pose of the tool: position {position.tolist()}, quaternion {tuple(quaternion)}; "
                 "expected meters and a quaternion of length 1 (or Euler angles in radians). Nothing has moved"
             )
+        # One value per movable joint: seven of the arm, then those of the fingers.
         joints = self._physics.calculateInverseKinematics(
             self.uid,
             TCP_LINK,
@@ -175,45 +211,11 @@ class Panda:
         return np.minimum(np.maximum(joints[: len(ARM_JOINTS)], ARM_LOWER), ARM_UPPER)
 
     def _drive(self, arm: Sequence[float], finger: float, *, finger_force: float) -> None:
-        """Set the targets of all motors: the arm's seven angles, the place of both fingers."""
-        # One call a motor: the one call that takes a list with maximum velocities gives other trajectories (tried).
-        set_motor, mode = self._physics.setJointMotorControl2, self._physics.POSITION_CONTROL
+        """Set the targets of all motors: seven angles of the arm, the position of both fingers in meters."""
+        # One call per motor: the call that takes a list with maximum velocities gives other trajectories (tried).
+        set_motor = self._physics.setJointMotorControl2
+        mode = self._physics.POSITION_CONTROL
         for joint, angle in zip(ARM_JOINTS, arm, strict=True):
             set_motor(self.uid, joint, mode, targetPosition=angle, force=ARM_FORCE, maxVelocity=ARM_MAX_VELOCITY)
         for joint in FINGER_JOINTS:
             set_motor(self.uid, joint, mode, targetPosition=finger, force=finger_force, maxVelocity=FINGER_MAX_VELOCITY)
-
-    def _add_base_cylinder(self) -> None:
-        """The white pedestal: visual only. It takes uid 1; later uids, and with them recordings, count on it."""
-        shape = self._physics.createVisualShape(
-            shapeType=self._physics.GEOM_CYLINDER,
-            radius=0.13,
-            length=0.24,
-            rgbaColor=[1, 1, 1, 1],
-            visualFramePosition=[-0.39, -0.46, 0.12],
-        )
-        self._physics.createMultiBody(baseMass=0, baseVisualShapeIndex=shape)
-
-    def _check_links(self, urdf: Path) -> None:
-        """Joints and links are addressed by number all over this file; another arm would move in some other way."""
-        info, count = self._physics.getJointInfo, self._physics.getNumJoints(self.uid)
-        found = {index: info(self.uid, index)[12].decode() for index in _LINKS if index < count}
-        if found != _LINKS:
-            raise InputError(
-                f"assets: {urdf} is not CALVIN's arm: expected the links {_LINKS}, found {found}. Restore the file, or "
-                'give assets="builtin"'
-            )
-
-    def _couple_fingers(self) -> None:
-        left, right = FINGER_JOINTS
-        gear = self._physics.createConstraint(
-            self.uid,
-            left,
-            self.uid,
-            right,
-            jointType=self._physics.JOINT_GEAR,
-            jointAxis=[1, 0, 0],
-            parentFramePosition=[0, 0, 0],
-            childFramePosition=[0, 0, 0],
-        )
-        self._physics.changeConstraint(gear, gearRatio=-1, erp=0.1, maxForce=50)

@@ -1,12 +1,12 @@
 """The 1000 evaluation chains and the states they start from (specification, section 12).
 
-`make_sequences` gives the chains in the benchmark's order; `start_state` turns the symbolic state of a chain into the
-numbers that `CalvinEnv.reset` takes. Both equal the published ones exactly: the seeds, the order of the random calls
-and a hash of unusual make decide it, so they are spelled out here. Needs no PyBullet. The benchmark is about scene D;
-for A to C the same states are put on that scene's furniture, which is ours and published nowhere.
+`make_sequences` returns the chains in the benchmark's order; `start_state` converts the symbolic state of a chain into
+the numbers that `CalvinEnv.reset` takes. Both equal the published ones exactly. That depends on the seeds, the order of
+the random calls and an unusual hash, so all of them are written out here. Needs no PyBullet. The benchmark is defined
+for scene D; for A to C the same symbolic states are applied to that scene's furniture, which is our own definition.
 
-Drawing the chains means rejecting nine million candidates, a minute's work. So their task ids are kept in
-`eval_chains.json`, one line for each start state, and `python -m vw2_robot.envs.sequences` draws them again.
+Sampling the chains means rejecting nine million candidates, which takes a minute. Their task ids are therefore stored
+in `eval_chains.json`, one line for each start state; `python -m vw2_robot.envs.sequences` samples them again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ COMPARTMENTS = ("slider_left", "slider_right")
 
 State = Mapping[str, Any]
 
-# The order of keys and of values is part of the benchmark: it decides the order of states, and their hash.
+# The order of keys and of values is part of the benchmark: it decides the order of the states, and their hash.
 _STATE_VALUES: dict[str, tuple[Any, ...]] = {
     "led": (0, 1),
     "lightbulb": (0, 1),
@@ -47,7 +47,7 @@ _STATE_VALUES: dict[str, tuple[Any, ...]] = {
     "grasped": (0,),
 }
 
-# Numbers of the start states; meters and radians.
+# Numbers of the start states, in meters and radians.
 _ROBOT_OBS = (
     0.02586889, -0.2313129, 0.5712808, 3.09045411, -0.02908596, 1.50013585, 0.07999963,
     -1.21779124, 1.03987629, 2.11978254, -2.34205014, -0.87015899, 1.64119093, 0.55344928, 1.0,
@@ -60,7 +60,7 @@ Vector = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class StartPlaces:
-    """Where the blocks of a start state stand in one scene: center, meters."""
+    """Centers of the blocks of a start state in one scene: one per compartment, two on the table; meters."""
 
     compartments: dict[str, Vector]
     table: tuple[Vector, Vector]
@@ -73,7 +73,8 @@ _PLACES_D = StartPlaces(
     },
     table=((0.0500000896, -0.120000177, 0.459990009), (0.229995412, -0.11999514, 0.45999001)),
 )
-# Not of the benchmark: A has D's shelf; B and C have theirs further right, B its button where D has the second spot.
+# Not part of the benchmark. A has the shelf of D; that of B and C is further right, and the button of B is where D has
+# the second spot on the table.
 _COMPARTMENTS_BC: dict[str, Vector] = {"slider_left": (-0.03, 0.092, 0.461), "slider_right": (0.225, 0.092, 0.461)}
 _PLACES = {
     "A": _PLACES_D,
@@ -85,23 +86,27 @@ _PLACES = {
 
 @dataclass(frozen=True)
 class SymbolicTask:
-    """One task as a rule: `alternatives` are (condition, effect) pairs over a symbolic state."""
+    """One task as a symbolic rule: `alternatives` are (condition, effect) pairs over a symbolic state."""
 
     name: str
     category: int
     alternatives: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = field(default=())
 
     def apply(self, state: State) -> dict[str, Any] | None:
-        """The state after the task, or None unless exactly one alternative is possible."""
+        """Return the state after the task, or None unless exactly one alternative is possible."""
         effects = [effect for condition, effect in self.alternatives if condition.items() <= state.items()]
         return {**state, **effects[0]} if len(effects) == 1 else None
 
 
 def make_sequences(count: int = TOTAL_SEQUENCES) -> list[EvalSequence]:
-    """The first `count` of the benchmark's 1000 chains, numbered from 0."""
+    """Return the first `count` of the benchmark's 1000 chains, numbered from 0.
+
+    Raises:
+        InputError: `count` is not from 1 to 1000.
+    """
     if not 1 <= count <= TOTAL_SEQUENCES:
         raise InputError(
-            f"asked for {count} sequences; the benchmark has {TOTAL_SEQUENCES}, choose 1 to {TOTAL_SEQUENCES}"
+            f"{count} sequences requested; the benchmark has {TOTAL_SEQUENCES}, choose 1 to {TOTAL_SEQUENCES}"
         )
     return [
         EvalSequence(number=number, initial_state=dict(state), subtasks=subtasks)
@@ -110,39 +115,59 @@ def make_sequences(count: int = TOTAL_SEQUENCES) -> list[EvalSequence]:
 
 
 def start_state(initial_state: State, scene: str = "D") -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """`robot_obs` [15] and `scene_obs` [24] of a chain's symbolic state; the same for the same state and scene."""
-    _check_state(initial_state)
+    """Return `robot_obs` [15] and `scene_obs` [24] of a symbolic state; a pure function of state and scene.
+
+    Args:
+        initial_state: as in `EvalSequence.initial_state`.
+        scene: "A", "B", "C" or "D".
+
+    Raises:
+        InputError: an unknown scene, or an impossible state.
+    """
+    for key, values in _STATE_VALUES.items():
+        if key not in initial_state or initial_state[key] not in values:
+            raise InputError(f"start state: {key} must be one of {values}, found {initial_state.get(key)!r}")
+    if not _is_possible(initial_state):
+        raise InputError(
+            f"start state: one or two blocks on the table and one in a compartment, found {dict(initial_state)}"
+        )
     if scene not in _PLACES:
         raise InputError(f"unknown scene {scene!r}; known: {', '.join(_PLACES)}")
-    places, furniture = _PLACES[scene], SCENES[scene]
-    rng = np.random.RandomState(fnv_of(_text_of(initial_state)))
+    places = _PLACES[scene]
+    furniture = SCENES[scene]
+    # The seed is a hash of the state's text, dict_values([...]), as the reference computes it.
+    text = str({key: initial_state[key] for key in _STATE_VALUES}.values())
+    rng = np.random.RandomState(fnv_of(text))
     spots = [np.array(spot) for spot in places.table]
-    rng.shuffle(spots)  # a list of arrays, as in the reference: shuffling one array draws differently
+    rng.shuffle(spots)  # a list of arrays, as in the reference; shuffling one array takes other random numbers
     scene_obs = np.zeros(SCENE_OBS_SIZE)
     scene_obs[0] = furniture.slide_range if initial_state["slider"] == "left" else 0
     scene_obs[1] = DRAWER_OPEN_M if initial_state["drawer"] == "open" else 0
     scene_obs[3] = _LEVER_UP_M if initial_state["lightbulb"] else 0
-    scene_obs[4], scene_obs[5] = initial_state["lightbulb"], initial_state["led"]
+    scene_obs[4] = initial_state["lightbulb"]
+    scene_obs[5] = initial_state["led"]
+    # Which of the two (shuffled) spots a block on the table takes: red the first, pink the second, blue the free one.
+    spot_of = {"red": 0, "blue": 1 if initial_state["red_block"] == "table" else 0, "pink": 1}
     for color in COLORS:
         place = initial_state[f"{color}_block"]
         first = 6 + 6 * furniture.block_order.index(f"block_{color}")
         block = scene_obs[first : first + 6]
-        block[:3] = spots[_spot(initial_state, color)] if place == "table" else places.compartments[place]
-        block[5] = rng.uniform(*_YAW_RANGE)  # drawn for every block, in this order
+        block[:3] = spots[spot_of[color]] if place == "table" else places.compartments[place]
+        block[5] = rng.uniform(*_YAW_RANGE)  # sampled for every block, in this order
     return np.array(_ROBOT_OBS), scene_obs
 
 
 def all_initial_states() -> list[dict[str, Any]]:
-    """The 192 symbolic start states: one or two blocks on the table, at most one in each compartment."""
+    """Return the 192 symbolic start states: one or two blocks on the table, at most one in each compartment."""
     states = [dict(zip(_STATE_VALUES, values, strict=True)) for values in product(*_STATE_VALUES.values())]
     return [state for state in states if _is_possible(state)]
 
 
 def fnv_of(text: str) -> int:
-    """The 32-bit hash behind the start states.
+    """Return the 32-bit hash that seeds a start state.
 
-    Not textbook FNV-1: the library of the reference starts from 0 instead of 0x811c9dc5, and reads UTF-16, little
-    endian, without byte order mark. Any other hash silently moves the blocks of nearly all start states.
+    This differs from textbook FNV-1: the library of the reference starts from 0 instead of 0x811c9dc5, and reads
+    UTF-16, little endian, without byte order mark. Any other hash silently moves the blocks of nearly all start states.
     """
     value = 0
     for byte in text.encode("utf-16-le"):
@@ -152,11 +177,12 @@ def fnv_of(text: str) -> int:
 
 @lru_cache(maxsize=1)
 def _all_chains() -> tuple[tuple[dict[str, Any], tuple[str, ...]], ...]:
+    """Return all chains in the benchmark's order, which is the shuffled order of the start states."""
     names = list(TASKS)
-    drawn: list[list[list[int]]] = json.loads(CHAINS_FILE.read_text())
+    stored: list[list[list[int]]] = json.loads(CHAINS_FILE.read_text())
     chains = [
         (state, tuple(names[task] for task in chain))
-        for state, chains_of_state in zip(all_initial_states(), drawn, strict=True)
+        for state, chains_of_state in zip(all_initial_states(), stored, strict=True)
         for chain in chains_of_state
     ]
     np.random.RandomState(0).shuffle(chains)  # type: ignore[arg-type]
@@ -164,65 +190,44 @@ def _all_chains() -> tuple[tuple[dict[str, Any], tuple[str, ...]], ...]:
 
 
 def chains_per_state() -> list[int]:
-    """How many of the 1000 chains start from each of the 192 states: 6 from the first 40, 5 from the others."""
+    """Return how many of the 1000 chains start from each of the 192 states: 6 from the first 40, 5 from the others."""
     return [len(share) for share in np.array_split(range(TOTAL_SEQUENCES), len(all_initial_states()))]
 
 
-def draw_chains(number: int) -> list[list[int]]:
-    """The chains of start state `number` (0 to 191) as task ids, drawn anew; a tenth of a second or a few.
+def sample_chains(number: int) -> list[list[int]]:
+    """Sample the chains of a start state anew, as task ids; takes up to a few seconds.
 
-    Five different tasks are drawn until enough draws can be done in turn and are of five categories.
+    Rejection sampling: five different tasks are a chain if they are of five categories and possible one after another.
+
+    Args:
+        number: of the start state, 0 to 191.
     """
-    state, count = all_initial_states()[number], chains_per_state()[number]
+    state = all_initial_states()[number]
+    count = chains_per_state()[number]
     rng = np.random.RandomState(number)
     tasks = list(TASKS.values())
     accepted: list[list[int]] = []
     while len(accepted) < count:
-        # What `choice(names, size=5, replace=False)` does inside, without building an array of names each time.
+        # The same as `choice(names, size=5, replace=False)`, without building an array of names each time.
         chain: list[int] = rng.permutation(len(tasks))[:CHAIN_LENGTH].tolist()
         if len({tasks[task].category for task in chain}) < CHAIN_LENGTH:
             continue
-        if _is_feasible(state, [tasks[task] for task in chain]):
+        after: State | None = state
+        for task in chain:
+            after = None if after is None else tasks[task].apply(after)
+        if after is not None:
             accepted.append(chain)
     return accepted
 
 
-def _is_feasible(state: State, chain: list[SymbolicTask]) -> bool:
-    for task in chain:
-        after = task.apply(state)
-        if after is None:
-            return False
-        state = after
-    return True
-
-
 def _is_possible(state: State) -> bool:
+    """Return whether a symbolic state is one of the benchmark's start states, as far as the blocks are concerned."""
     places = [state[f"{color}_block"] for color in COLORS]
     return places.count("table") in (1, 2) and all(places.count(compartment) < 2 for compartment in COMPARTMENTS)
 
 
-def _spot(state: State, color: str) -> int:
-    """Which of the two (shuffled) table spots a block on the table takes."""
-    if color == "red":
-        return 0
-    if color == "blue":
-        return 1 if state["red_block"] == "table" else 0
-    return 1
-
-
-def _text_of(state: State) -> str:
-    return str({key: state[key] for key in _STATE_VALUES}.values())
-
-
-def _check_state(state: State) -> None:
-    for key, values in _STATE_VALUES.items():
-        if key not in state or state[key] not in values:
-            raise InputError(f"start state: {key} must be one of {values}, found {state.get(key)!r}")
-    if not _is_possible(state):
-        raise InputError(f"start state: one or two blocks on the table and one in a compartment, found {dict(state)}")
-
-
 def _build_tasks() -> dict[str, SymbolicTask]:
+    """Return the symbolic rules of the 34 tasks, in the order of their ids; the number is the task's category."""
     free = {"grasped": 0}
     tasks: list[SymbolicTask] = []
 
@@ -264,19 +269,22 @@ def _build_tasks() -> dict[str, SymbolicTask]:
 
 
 def _add_placing(add: Any) -> None:
-    """The tasks that need or make a pile, or end with an empty gripper."""
+    """Add the rules of the tasks that place, stack or unstack a block."""
     held = {color: {f"{color}_block": "grasped", "grasped": 1} for color in COLORS}
-    in_slider, in_drawer, stacked, unstacked = [], [], [], []
+    in_slider = []
+    in_drawer = []
+    stacked = []
+    unstacked = []
     for color in COLORS:
         block = f"{color}_block"
-        # Named after the door's side, which is the compartment that the door covers: the benchmark has it so.
+        # The benchmark names the compartment after the door's side, although the door covers it.
         for side in ("right", "left"):
             in_slider.append(({**held[color], "slider": side}, {block: f"slider_{side}", "grasped": 0}))
         in_drawer.append(({**held[color], "drawer": "open"}, {block: "drawer", "grasped": 0}))
         for other in (f"{name}_block" for name in COLORS if name != color):
-            pile = {block: "stacked_top", other: "stacked_bottom"}
-            stacked.append(({**held[color], other: "table"}, {**pile, "grasped": 0}))
-            unstacked.append(({**pile, "grasped": 0}, {block: "table", other: "table"}))
+            stack = {block: "stacked_top", other: "stacked_bottom"}
+            stacked.append(({**held[color], other: "table"}, {**stack, "grasped": 0}))
+            unstacked.append(({**stack, "grasped": 0}, {block: "table", other: "table"}))
     add("place_in_slider", 7, *in_slider)
     add("place_in_drawer", 7, *in_drawer)
     add("stack_block", 10, *stacked)
@@ -287,8 +295,8 @@ TASKS: dict[str, SymbolicTask] = _build_tasks()
 
 
 def write_chains(path: Path = CHAINS_FILE) -> None:
-    """Draw all chains anew and write them to `path`, one line for each start state; about a minute."""
-    lines = [json.dumps(draw_chains(number), separators=(",", ":")) for number in range(len(chains_per_state()))]
+    """Sample all chains anew and write them to `path`, one line for each start state; takes about a minute."""
+    lines = [json.dumps(sample_chains(number), separators=(",", ":")) for number in range(len(chains_per_state()))]
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("[\n" + ",\n".join(lines) + "\n]\n")
     temporary.replace(path)

@@ -1,15 +1,14 @@
-"""One task at a time (MTLC): each of the 34 tasks from start states of its own, so that every task gets a number.
+"""Single-task evaluation (MTLC): each of the 34 tasks from start states of its own.
 
-CALVIN takes these starts from its validation recordings, which nobody needs to download here: 27 of the 34 tasks can be
-done in some of the benchmark's 192 start states, and begin there, a different state for each of the first rollouts. The
-other seven (placing, stacking, unstacking, lifting from the drawer) need something to happen before; the scripted
-expert does that first, and the rollout begins where it ended. So numbers compare with one another, not with MTLC
-columns of papers. A start depends on (task, rollout) alone where resets are exact.
+CALVIN takes these start states from its validation recordings; here nothing has to be downloaded. 27 of the 34 tasks
+can be done in some of the benchmark's 192 start states and begin there, a different one in each of the first rollouts.
+The other seven (placing, stacking, unstacking, lifting from the drawer) need another task before; the scripted expert
+does that first, and the rollout begins where it ended. The results therefore compare with one another, not with the
+MTLC columns of papers. A start depends on (task, rollout) alone where resets are exact.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,43 +22,38 @@ from .sequences import TASKS
 from .task_wrapper import start_states
 
 MOST_PER_TASK = 1000
-PRELUDE = "prelude"  # in an initial state: what the expert's generator is seeded with
+PRELUDE = "prelude"  # key in an initial state: the seed of the expert that prepares it
 
 
 def single_tasks(per_task: int) -> list[EvalSequence]:
-    """`per_task` starts of each task; number = 1000 * task id + rollout. All tasks once, then all twice, ...
+    """Return `per_task` rollouts of each task, numbered 1000 * task id + rollout; all tasks once, then all again.
 
     Raises:
-        InputError: more than a thousand of each.
+        InputError: `per_task` is above 1000.
     """
     if per_task > MOST_PER_TASK:
         raise InputError(f"rollouts_per_task={per_task}, expected at most {MOST_PER_TASK}")
-    return [
-        EvalSequence(MOST_PER_TASK * number + rollout, _start(task, number, rollout), (task,))
-        for rollout in range(per_task)
-        for number, task in enumerate(TASKS)
-    ]
-
-
-def _start(task: str, number: int, rollout: int) -> dict[str, Any]:
-    states = start_states(task)
-    if not states:
-        return {PRELUDE: [number, rollout]}
-    return dict(states[_order(number, len(states))[rollout % len(states)]])
-
-
-@lru_cache(maxsize=len(TASKS))
-def _order(number: int, count: int) -> tuple[int, ...]:
-    """The states of task `number` in a shuffled order, so that a few rollouts are not all of one corner."""
-    return tuple(int(i) for i in np.random.default_rng(number).permutation(count))
+    # The start states of each task in a shuffled order, so that few rollouts already cover different states.
+    shuffled = []
+    for number, task in enumerate(TASKS):
+        states = start_states(task)
+        order = np.random.default_rng(number).permutation(len(states))
+        shuffled.append(tuple(states[i] for i in order))
+    sequences = []
+    for rollout in range(per_task):
+        for number, (task, states) in enumerate(zip(TASKS, shuffled, strict=True)):
+            # Without a start state, the expert prepares one; its seed stands in place of the state.
+            start = dict(states[rollout % len(states)]) if states else {PRELUDE: [number, rollout]}
+            sequences.append(EvalSequence(MOST_PER_TASK * number + rollout, start, (task,)))
+    return sequences
 
 
 def needs_prelude(sequence: EvalSequence) -> bool:
-    """Whether something must happen before the sequence can begin."""
+    """Return whether another task must be done before the sequence can begin."""
     return PRELUDE in sequence.initial_state
 
 
 def go_to_single_start(env: CalvinEnv, sequence: EvalSequence, oracle: Any) -> None:
-    """Have the expert do what must come before, in this world."""
+    """Bring an environment to the start of a sequence that needs a prelude, with the scripted expert."""
     rng = np.random.default_rng(sequence.initial_state[PRELUDE])
     go_to_start(env, sequence.subtasks[0], oracle, rng)

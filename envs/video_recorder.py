@@ -1,11 +1,11 @@
-"""A Gymnasium wrapper that videos episodes: one H.264 mp4 each, without captions.
+"""A Gymnasium wrapper that records episodes as videos: one H.264 mp4 each, without captions.
 
     env = gymnasium.make("vw2_robot/Calvin-v0", cameras=(), render_mode="rgb_array")
-    env = VideoRecorder(env, "videos", every=2)          # videos/episode_0000.mp4, at 15 images a second
+    env = VideoRecorder(env, "videos", every=2)          # videos/episode_0000.mp4, at 15 images per second
 
-Any environment with `render_mode="rgb_array"` will do. Gymnasium's own RecordVideo needs moviepy, which does not get on
-with current versions of Pillow; this needs imageio-ffmpeg, the extra "report". Rendering dominates the cost (`every`
-divides it); encoding runs in ffmpeg's own process.
+It works with any environment with `render_mode="rgb_array"`. Gymnasium's own RecordVideo needs moviepy, which is not
+compatible with current versions of Pillow; this needs imageio-ffmpeg, the extra "report". Rendering dominates the cost
+(`every` divides it); ffmpeg encodes in a process of its own.
 """
 
 from __future__ import annotations
@@ -25,12 +25,22 @@ ENCODING = ("-crf", "20", "-preset", "medium", "-movflags", "+faststart")
 
 
 class VideoRecorder(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """Videos the episodes for which `episode_trigger(number)` holds (all by default; the first is number 0).
+    """A wrapper that records videos of episodes.
 
-    A video begins at a reset, takes the image after it and after every `every`-th step, plays in real time, and is
-    complete once the episode ends: terminated, truncated, cut off by the next reset, or by `close`. Until then it has a
+    A video begins at a reset, holds the image after it and after every `every`-th step, plays in real time, and is
+    complete once the episode ends: terminated, truncated, ended by the next reset, or by `close`. Until then it has a
     temporary name. A video of the same name from an earlier run is replaced, so two recorders need two folders or two
     prefixes.
+
+    Args:
+        env: the environment; its render mode must be "rgb_array".
+        folder: where the videos are written.
+        every: number of steps per image.
+        episode_trigger: returns whether episode number i, from 0, is recorded; None: every episode.
+        prefix: begin of the file names.
+
+    Raises:
+        InputError: another render mode, or `every` below 1.
     """
 
     def __init__(
@@ -59,13 +69,14 @@ class VideoRecorder(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs
         self._every = every
         self._trigger = episode_trigger
         self._prefix = prefix
+        # Real time: the environment's rate, divided by the steps between images.
         self._fps = env.metadata.get("render_fps", DEFAULT_FPS) / every
         self._episode = -1
         self._steps = 0
         self._video: Mp4Writer | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Complete the video of the episode before, then reset and begin the next."""
+        """Complete the video of the previous episode, then reset and begin the next; arguments as in Gymnasium."""
         self._finish()
         observation, info = self.env.reset(seed=seed, options=options)
         self._episode += 1
@@ -73,35 +84,39 @@ class VideoRecorder(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs
         if self._trigger is None or self._trigger(self._episode):
             path = self._folder / f"{self._prefix}_{self._episode:04d}.mp4"
             self._video = Mp4Writer(path, fps=self._fps, encoding=ENCODING)
-            self._shoot(self._video)
+            self._add_image(self._video)
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        """One step, recorded if it is an `every`-th one."""
+        """Execute one step, and record its image if it is an `every`-th one."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         self._steps += 1
         if self._video is not None and self._steps % self._every == 0:
-            self._shoot(self._video)
+            self._add_image(self._video)
         if terminated or truncated:
             self._finish()
         return observation, reward, terminated, truncated, info
 
     def close(self) -> None:
-        """Complete the video under way, then close the environment."""
+        """Complete the present video, then close the environment."""
         try:
             self._finish()
         finally:
             self.env.close()
 
-    def _shoot(self, video: Mp4Writer) -> None:
+    def _add_image(self, video: Mp4Writer) -> None:
+        """Render the environment and add the image to the video."""
+        # Outside the try block: an error of rendering is the environment's, and the video stays open.
         image: Any = self.env.render()
         try:
             video.add(image)
         except (InputError, OSError):
-            self._video = None  # it cannot be continued; the episode can
+            self._video = None  # the video cannot be continued; the episode can
             raise
 
     def _finish(self) -> None:
-        video, self._video = self._video, None
+        # Forget the video first: if closing it fails, it must not be closed again.
+        video = self._video
+        self._video = None
         if video is not None:
             video.close()

@@ -1,11 +1,11 @@
-"""Program `vw2-rollout`: the only place where a policy and a simulator meet.
+"""Program `vw2-rollout`: evaluate a policy in a simulator. The only place where the two meet.
 
     vw2-rollout policy=random num_sequences=20 workers=2 run_dir=runs/random
     vw2-rollout policy=runs/first/finetune env=calvin num_sequences=1000 workers=8 run_dir=runs/first/rollout
 
 Leaves in `run_dir`: config.yaml, provenance.json, results.jsonl, timing.jsonl, summary.json, videos/, report.html,
-table.md, table.tex, log.txt. Killed and started again it continues; the results are those of an uninterrupted run.
-docs/evaluation.md tells the rest: protocols, shards, comparisons, the official evaluator.
+table.md, table.tex, log.txt. Started again after a kill it continues; the results are those of an uninterrupted run.
+docs/evaluation.md describes protocols, shards, comparisons and the official evaluator.
 """
 
 from __future__ import annotations
@@ -29,18 +29,28 @@ from vw2_robot.storage.locks import lock_folder
 from vw2_robot.worker_pool import WorkerPool
 
 from . import results
-from .compare import SequentialTest, compare, lines
-from .config import RolloutConfig, choose_sequences, is_served, open_alone, open_benchmark, open_checkpoint, provenance
+from .compare import EarlyStopping, compare, lines
+from .config import (
+    RolloutConfig,
+    choose_sequences,
+    is_served,
+    make_provenance,
+    open_alone,
+    open_benchmark,
+    open_checkpoint,
+)
 from .evaluate import Row, unfinished
+from .merge import merge, merge_if_last
 from .policy_process import PolicyLostError, PolicyProcess
-from .progress import Log
+from .progress import RolloutLog
 from .report.report import write_report
-from .selection import piece
+from .selection import shard_sequences
 from .workers import ChainJob, Protocol, open_worker, run_job
 
-FREE = ("run_dir", "workers", "retries")  # keys that may change between two starts in one folder
+CHANGEABLE_KEYS = ("run_dir", "workers", "retries", "merge")
+"""configuration keys that may change between two starts in one folder: they do not change the results"""
 ADVICE = "Use another run_dir, or delete this folder to start over"
-OF_TRAINING = ("metrics.jsonl", "latest", "checkpoints")
+TRAINING_FILES = ("metrics.jsonl", "latest", "checkpoints")
 LEGACY_NOTE = (
     "note: legacy resets carry solver state from one chain to the next, so results depend on how chains are split over "
     "workers and on interruptions; env.reset_mode=exact has no such memory"
@@ -48,115 +58,169 @@ LEGACY_NOTE = (
 
 
 def check_config(folder: Path, config: RolloutConfig) -> None:
-    """See that the folder is free or holds a rollout with this configuration.
+    """Check that the folder is free or holds a rollout with this configuration.
+
+    Args:
+        folder: Folder of the rollout.
+        config: Configuration of this start.
 
     Raises:
-        InputError: it holds another one, with the names of the keys, or another kind of run.
+        InputError: It holds a rollout with another configuration (the message names the keys), or another kind of run.
     """
     file = folder / "config.yaml"
     if file.is_file():
-        what_then = "delete it to go on; provenance.json beside it still says what the results are of"
-        old = with_new_keys(read_yaml(file, cure=what_then))
+        cure = "delete it to continue; provenance.json beside it still says what produced the results"
+        # Written by an older release, perhaps: its keys are translated before they are compared.
+        old = with_new_keys(read_yaml(file, cure=cure))
         if not {"policy", "env"} <= old.keys():
             raise InputError(f"{folder} holds another kind of run (see its config.yaml); use another run_dir")
-        before, now = (_comparable(tree) for tree in (old, config_tree(config)))
+        before, now = (
+            {key: value for key, value in tree.items() if key not in CHANGEABLE_KEYS}
+            for tree in (old, config_tree(config))
+        )
         check_same_config(folder, before, now, holds="a rollout with another configuration", advice=ADVICE)
-    elif found := [name for name in OF_TRAINING if (folder / name).exists()]:
+    # No config.yaml yet, but files of a training that is older than this file or was started by hand.
+    elif found := [name for name in TRAINING_FILES if (folder / name).exists()]:
         raise InputError(f"{folder} holds a training run ({found[0]}); use another run_dir")
 
 
-def _comparable(tree: dict[str, Any]) -> dict[str, Any]:
-    """What decides the results; a path counts the same whatever way it is spelled."""
-    return {key: value for key, value in tree.items() if key not in FREE}
+def bind_rollout(folder: Path, config: RolloutConfig, provenance: dict[str, Any]) -> None:
+    """Write configuration and provenance into the folder, or check that those in it are the same.
 
+    Called once policy and benchmark are open, so that a start that failed leaves no trace. The provenance counts beside
+    the configuration: a retrained policy under the same path is another policy.
 
-def claim(folder: Path, config: RolloutConfig, origin: dict[str, Any]) -> None:
-    """Make the folder this rollout's, once all its parts are known to work.
-
-    What the configuration's names stand for counts too: a retrained policy in the same place is another policy.
+    Args:
+        folder: Folder of the rollout.
+        config: Configuration of this start.
+        provenance: What produces the rows of this start.
 
     Raises:
-        InputError: the folder's rows came from something else; names what differs.
+        InputError: Something else produced the rows in the folder; the message names what differs.
     """
     file = folder / "provenance.json"
+    # Rows without provenance could be of any policy: nothing may be added to them.
     if not file.is_file() and results.read_rows(folder / "results.jsonl"):
         raise InputError(
             f"{folder} holds results, but no provenance.json that says what they are of; use another run_dir"
         )
     bind_folder(
-        folder, origin, file=file, holds="a rollout with another policy, world or library version", advice=ADVICE
+        folder, provenance, file=file, holds="a rollout with another policy, world or library version", advice=ADVICE
     )
     write_yaml(folder / "config.yaml", config_tree(config))
 
 
 def rollout(config: RolloutConfig) -> dict[str, Any]:
-    """Run or continue the evaluation; returns its summary."""
+    """Run or continue an evaluation, or merge its shards. The shard that finishes last merges all of them.
+
+    Args:
+        config: Configuration of the rollout.
+
+    Returns:
+        The content of summary.json.
+
+    Raises:
+        InputError: The folder is in use or holds something else, or policy and benchmark cannot be used.
+    """
+    if config.merge:
+        with lock_folder(config.folder, what="a merge of shards"):
+            summary = merge(config.run_dir)
+        print("\n".join(f"{name:<15} {text}" for name, text in results.five_lines(summary)))
+        return summary
+    # Before any chain runs, and not when the first video is written.
     if config.videos:
         require("imageio_ffmpeg", extra="report")
     with lock_folder(config.folder, what="a rollout"):
-        return _rollout(config)
+        summary = _rollout(config)
+    if config.shard is not None:
+        print(merge_if_last(config.run_dir, config.shard))
+    return summary
 
 
 def _rollout(config: RolloutConfig) -> dict[str, Any]:
+    """Run or continue an evaluation whose folder is locked."""
     check_config(config.folder, config)
     benchmark = open_benchmark(config.env)
-    served: PolicyProcess | None = None
+    policy_process: PolicyProcess | None = None
     try:
-        chains = choose_sequences(config, benchmark)
-        mine = piece(chains, config.shard)
-        race = SequentialTest(Path(config.against), mine, error=config.error) if config.against is not None else None
+        # 1. The chains: those of all shards, and those of this one.
+        all_chains = choose_sequences(config, benchmark)
+        chains = shard_sequences(all_chains, config.shard)
+        early_stopping = None
+        if config.against is not None:
+            early_stopping = EarlyStopping(Path(config.against), chains, error=config.error)
+        # 2. The policy: in a process of its own where several workers share it.
         if config.workers > 1 and is_served(config):
-            served = PolicyProcess(functools.partial(open_checkpoint, config), rows=config.batch_size)
-        policy = served if served is not None else open_alone(config, benchmark)
-        every = resolve_n_action_steps(policy.metadata, config.n_action_steps)
-        origin = provenance(config, policy.metadata, benchmark, chains, every=every)
-        claim(config.folder, config, origin)
-        log = Log(config.folder, total=len(mine), videos=config.videos)
-        waiting = unfinished(mine, log.rows)
-        greet(log, benchmark, config, done=len(mine) - len(waiting))
-        run_chains(config, log, benchmark, policy, waiting, race, every=every)
+            policy_process = PolicyProcess(functools.partial(open_checkpoint, config), rows=config.batch_size)
+        policy = policy_process if policy_process is not None else open_alone(config, benchmark)
+        n_action_steps = resolve_n_action_steps(policy.metadata, config.n_action_steps)
+        # 3. The folder: from here on it belongs to this rollout.
+        provenance = make_provenance(config, policy.metadata, benchmark, all_chains, n_action_steps=n_action_steps)
+        bind_rollout(config.folder, config, provenance)
+        log = RolloutLog(config.folder, total=len(chains), videos=config.videos)
+        waiting = unfinished(chains, log.rows)
+        log_start(log, benchmark, config, done=len(chains) - len(waiting))
+        # 4. The chains that have no row yet.
+        run_chains(config, log, benchmark, policy, waiting, early_stopping, n_action_steps=n_action_steps)
     finally:
-        if served is not None:
-            served.close()
+        if policy_process is not None:
+            policy_process.close()
         benchmark.close()
-    return finish(config, log, origin, race)
+    return finish(config, log, provenance, early_stopping)
 
 
-def greet(log: Log, benchmark: Benchmark, config: RolloutConfig, *, done: int) -> None:
-    """Say what a person should know before the first chain."""
+def log_start(log: RolloutLog, benchmark: Benchmark, config: RolloutConfig, *, done: int) -> None:
+    """Log how many chains are done already, and a warning where the schedule can change results."""
     if done:
-        log.say(f"{done} of {log.total} chains are done, going on with the rest")
+        log.message(f"{done} of {log.total} chains are done, continuing with the rest")
     if benchmark.metadata.get("reset_mode") == "legacy" and (config.workers > 1 or done):
-        log.say(LEGACY_NOTE)
+        log.message(LEGACY_NOTE)
 
 
 def run_chains(
     config: RolloutConfig,
-    log: Log,
+    log: RolloutLog,
     benchmark: Benchmark,
     policy: Policy | PolicyProcess,
     waiting: list[EvalSequence],
-    race: SequentialTest | None,
+    early_stopping: EarlyStopping | None,
     *,
-    every: int,
+    n_action_steps: int,
 ) -> None:
-    """Run what is not done yet, here or in workers, until all is done or the race is decided."""
-    if race is not None and race.decided(log.rows) is not None:
+    """Run chains, here or in workers, until all are done or the comparison is decided.
+
+    Args:
+        config: Configuration of the rollout.
+        log: Takes the rows.
+        benchmark: Used where chains run in this process.
+        policy: The policy, or the process that holds it.
+        waiting: The chains without a row.
+        early_stopping: The comparison with a finished rollout; None: run all chains.
+        n_action_steps: Actions executed per policy call.
+    """
+    # Decided by the rows of an earlier start already: then no worker is needed.
+    if early_stopping is not None and early_stopping.rows_until_decision(log.rows) is not None:
         return
     protocol = Protocol(
-        n_action_steps=every, seed=config.seed, videos=config.videos, run_dir=config.folder, record=config.record
+        n_action_steps=n_action_steps,
+        seed=config.seed,
+        videos=config.videos,
+        run_dir=config.folder,
+        record=config.record,
     )
-    jobs = (ChainJob(sequence, log.kept()) for sequence in waiting)
-    with contextlib.closing(_finished(config, log, benchmark, policy, jobs, protocol)) as finished:
+    # A generator: each job is made when a worker is free, with the videos that are kept at that moment.
+    jobs = (ChainJob(sequence, log.video_chains()) for sequence in waiting)
+    # Closing ends the workers, also where the loop is left by a decision or an error.
+    with contextlib.closing(_run_jobs(config, log, benchmark, policy, jobs, protocol)) as finished:
         for row, seconds in finished:
             log.add(row, seconds)
-            if race is not None and race.decided(log.rows) is not None:
+            if early_stopping is not None and early_stopping.rows_until_decision(log.rows) is not None:
                 return
 
 
-def _finished(
+def _run_jobs(
     config: RolloutConfig,
-    log: Log,
+    log: RolloutLog,
     benchmark: Benchmark,
     policy: Policy | PolicyProcess,
     jobs: Iterator[ChainJob],
@@ -167,39 +231,43 @@ def _finished(
         for job in jobs:
             yield run_job(policy, benchmark, job, protocol)
         return
-    served = policy if isinstance(policy, PolicyProcess) else None
+    # Workers build their own policy where it needs the simulator.
+    policy_process = policy if isinstance(policy, PolicyProcess) else None
     pool: WorkerPool[ChainJob, tuple[Row, float]] = WorkerPool(
         functools.partial(open_worker, config, protocol, policy.metadata),
         name="rollout worker",
-        arguments=tuple if served is None else lambda: (served.connect(),),
+        arguments=tuple if policy_process is None else lambda: (policy_process.connect(),),
         retries=config.retries,
-        on_loss=log.say,
+        on_loss=log.message,
     )
     try:
         yield from pool.run(jobs, workers=config.workers)
     except PolicyLostError:
-        assert served is not None
-        raise served.death() from None
+        # A worker sees a broken pipe only; the parent knows how the policy process ended.
+        assert policy_process is not None
+        raise policy_process.death() from None
 
 
-def finish(config: RolloutConfig, log: Log, origin: dict[str, Any], race: SequentialTest | None) -> dict[str, Any]:
-    """Write summary and report; returns the summary."""
-    decided = race.decided(log.rows) if race is not None else None
-    # Up to the decision only: which chains other workers finished meanwhile is chance.
-    summary = log.finish(origin, rows=decided)
-    if race is not None:
-        comparison = compare(log.rows, race.base, error=config.error)
+def finish(
+    config: RolloutConfig, log: RolloutLog, provenance: dict[str, Any], early_stopping: EarlyStopping | None
+) -> dict[str, Any]:
+    """Write summary.json, comparison.json and the report; returns the summary."""
+    # Rows up to the decision only: which further chains other workers finished meanwhile is a matter of timing.
+    rows = early_stopping.rows_until_decision(log.rows) if early_stopping is not None else None
+    summary = log.finish(provenance, rows=rows)
+    if early_stopping is not None:
+        comparison = compare(log.rows, early_stopping.base, error=config.error)
         write_json(config.folder / "comparison.json", comparison, sealed=True)
-        log.say("\n".join(lines(comparison)))
+        log.message("\n".join(lines(comparison)))
     write_report([config.folder], config.folder)
-    log.say("\n".join(f"{name:<15} {text}" for name, text in results.five_lines(summary)))
+    log.message("\n".join(f"{name:<15} {text}" for name, text in results.five_lines(summary)))
     return summary
 
 
 @program(RolloutConfig, config_name="rollout", extra="calvin")
 def main(config: RolloutConfig) -> None:
     """Console script `vw2-rollout`."""
-    # As under `python -m`: else each worker imports the console script again, and torch with it (150 MB).
+    # As under `python -m`. Otherwise each worker imports the console script again, and torch with it (150 MB).
     sys.modules["__main__"].__spec__ = __spec__
     rollout(config)
     print(f"report: {config.folder / 'report.html'}")

@@ -1,12 +1,11 @@
-"""Program `vw2-compare`: is one policy better than another? On the chains that both ran, pair by pair.
+"""Program `vw2-compare`: test whether one policy is better than another, on the chains that both ran.
 
     vw2-compare run=runs/second/rollout base=runs/first/rollout
 
-Prints the difference in average length with its interval, wins and losses, the p value of a sign-flip test, and what a
-`Race` says that takes the chains in order and stops once it is sure: how many chains would have been enough. While a
-rollout runs, `vw2-rollout against=RUN_DIR` holds the same race and stops when it is decided, with the same statement of
-error (rollouts/statistics.py): if both policies do equally well, some difference is claimed with a chance of at most
-`error`, however often one looked.
+Prints the difference in average length with its interval, wins and losses, the p value of a sign-flip test, and the
+decision of a sequential test that takes the chains in order: how many of them would have been enough.
+`vw2-rollout against=RUN_DIR` applies the same sequential test while a rollout runs and stops at its decision. If both
+policies do equally well, a difference is found with a probability of at most `error` (rollouts/statistics.py).
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from vw2_robot.storage.files import write_json
 
 from .evaluate import Row
 from .results import longest_chain, paired_difference, paired_rows, read_results
-from .statistics import Race, sign_flip_p
+from .statistics import SequentialTest, sign_flip_p
 
 
 @dataclass(frozen=True)
@@ -35,31 +34,42 @@ class CompareConfig:
     base: str
     """folder of the rollout to compare it with"""
     error: float = 0.05
-    """chance of claiming a difference between equally good policies"""
+    """probability of finding a difference between equally good policies"""
     out: str | None = None
     """file for the numbers, as JSON"""
 
     def __post_init__(self) -> None:
         """Reject what cannot work."""
         if not 0 < self.error < 1:
-            raise ValueError(f"error={self.error}, expected a chance between 0 and 1, such as 0.05")
+            raise ValueError(f"error={self.error}, expected a probability between 0 and 1, such as 0.05")
 
 
 def compare(rows: Sequence[Row], base: Sequence[Row], *, error: float = 0.05) -> dict[str, Any]:
-    """All that can be said about two sets of rows.
+    """Compare two sets of rows, chain by chain.
+
+    Args:
+        rows: Rows of the first rollout.
+        base: Rows of the rollout to compare with.
+        error: Probability that the sequential test decides wrongly where both are equally good.
+
+    Returns:
+        The content of comparison.json: number of common chains, mean difference with its interval, wins, ties, losses,
+        p value, and the decision of the sequential test ("better", "worse" or "undecided").
 
     Raises:
-        InputError: no chain in common.
+        InputError: No chain in common.
     """
+    # Pairs share chain and start state, so what is hard in a chain cancels in the difference.
     pairs = paired_rows(rows, base)
     difference = paired_difference(rows, base)
     if difference is None:
         raise InputError("the two rollouts have no finished chain in common: nothing to compare")
     mean, low, high, count = difference
     differences = [a["solved"] - b["solved"] for a, b in pairs]
-    race = Race(largest=longest_chain([a for a, _ in pairs]), error=error)
+    # In the order of chain numbers, which is fixed, and not in the order of finishing.
+    test = SequentialTest(largest=longest_chain([a for a, _ in pairs]), error=error)
     for value in differences:
-        race.add(value)
+        test.add(value)
     return {
         "chains": count,
         "mean_difference": mean,
@@ -69,20 +79,29 @@ def compare(rows: Sequence[Row], base: Sequence[Row], *, error: float = 0.05) ->
         "losses": sum(value < 0 for value in differences),
         "sign_flip_p": sign_flip_p(differences),
         "error": error,
-        "verdict": {1: "better", -1: "worse", 0: "undecided"}[race.verdict],
-        "decided_after": race.decided_after,
+        "decision": {1: "better", -1: "worse", 0: "undecided"}[test.decision],
+        "decided_after": test.decided_after,
     }
 
 
-class SequentialTest:
-    """The race against a finished rollout while another one runs.
+class EarlyStopping:
+    """Stops a rollout once it is better or worse than a finished one.
 
-    Rows may come in any order: only chains before the first gap count, so the decision is a function of the results
-    alone.
+    Rows may come in any order. Only chains before the first gap count, so the decision is a function of the results
+    and not of the order in which workers finish.
     """
 
     def __init__(self, folder: Path, sequences: Sequence[EvalSequence], *, error: float) -> None:
-        """Raises InputError if the folder does not hold all these chains."""
+        """Read the finished rollout.
+
+        Args:
+            folder: Folder of the finished rollout.
+            sequences: Chains of the rollout that runs, in order.
+            error: Probability of a wrong decision where both are equally good.
+
+        Raises:
+            InputError: The folder does not hold all these chains.
+        """
         self._base = {row["sequence"]: row for row in read_results(folder)}
         self.base = list(self._base.values())
         self._order = list(sequences)
@@ -95,29 +114,30 @@ class SequentialTest:
                     "must run the same chains: finish that one, or choose its chains with sequences="
                 )
 
-    def decided(self, rows: Sequence[Row]) -> list[Row] | None:
-        """The rows up to the decision, in order; None while there is none."""
+    def rows_until_decision(self, rows: Sequence[Row]) -> list[Row] | None:
+        """Return the rows up to the decision, in the order of chains; None while undecided."""
+        # Computed anew each time: a few hundred additions, and no state to keep in step with the rows.
         done = {row["sequence"]: row for row in rows}
-        race = Race(largest=max(len(chain.subtasks) for chain in self._order), error=self._error)
+        test = SequentialTest(largest=max(len(chain.subtasks) for chain in self._order), error=self._error)
         used = []
         for chain in self._order:
             if chain.number not in done:
                 return None
             used.append(done[chain.number])
-            if race.add(used[-1]["solved"] - self._base[chain.number]["solved"]):
+            if test.add(used[-1]["solved"] - self._base[chain.number]["solved"]):
                 return used
         return None
 
 
 def lines(result: dict[str, Any]) -> list[str]:
-    """A comparison for people."""
+    """Return a comparison as lines of text; `result` is what `compare` returned."""
     low, high = result["interval95"]
-    sure = f"after {result['decided_after']} chains" if result["decided_after"] else "all chains were looked at"
+    after = f"after {result['decided_after']} chains" if result["decided_after"] else "after all chains"
     return [
         f"chains in common   {result['chains']}: {result['wins']} won, {result['ties']} equal, {result['losses']} lost",
         f"average length     {result['mean_difference']:+.3f} [{low:+.3f}, {high:+.3f}]",
         f"sign-flip test     p = {result['sign_flip_p']:.4f} (for a number of chains fixed beforehand)",
-        f"race               {result['verdict']}, {sure} (error at most {result['error']:g})",
+        f"sequential test    {result['decision']}, {after} (error at most {result['error']:g})",
     ]
 
 

@@ -1,7 +1,7 @@
-"""What a rollout is made from: its configuration, and the policy and the benchmark that the configuration names.
+"""Configuration of a rollout, and the functions that open its policy and its benchmark.
 
-The benchmark is whatever `configs/env/*.yaml` instantiates and `vw2_robot.contracts.Benchmark` describes. Everything
-here is importable by name, since each worker process builds its own pair.
+The benchmark is what `configs/env/*.yaml` instantiates; it must be a `vw2_robot.contracts.Benchmark`. Everything here
+is importable by name, since each worker process opens its own benchmark.
 """
 
 from __future__ import annotations
@@ -21,12 +21,10 @@ from vw2_robot.errors import InputError, MissingExtraError
 from .policy_process import LocalPolicy
 from .random_policy import RandomPolicy
 from .recording import FOLDER
-from .selection import parse_shard, piece, select, shard_folder
+from .selection import parse_shard, select, shard_folder, shard_sequences
 
 BENCHMARK = ("sequences", "instruction", "reset", "begin", "observe", "step", "max_steps", "control_hz", "metadata")
-VERSIONED = ("torch", "numpy", "transformers", "pybullet", "pybullet-arm64")
-
-
+VERSIONED_PACKAGES = ("torch", "numpy", "transformers", "pybullet", "pybullet-arm64")
 LOCAL_POLICIES = ("random", "demonstrator")
 
 
@@ -36,10 +34,11 @@ class RolloutConfig:
 
     policy: str
     """a checkpoint or fine-tuning run folder, a Hub id "owner/name", "random", "demonstrator", or the run_dir of a
-    rollout with recorded actions to replay"""
+    rollout with recorded actions to replay; required unless merge=true"""
     env: dict[str, Any]
     """`_target_` of a Benchmark and its arguments"""
     run_dir: str
+    """folder of the rollout; started again with the same folder it continues"""
     protocol: Literal["chain", "single"] = "chain"
     """chain: the benchmark's chains, no reset between subtasks; single: one task at a time, each from a start state"""
     num_sequences: int = 1000
@@ -49,56 +48,69 @@ class RolloutConfig:
     sequences: list[Any] | str | int | None = None
     """numbers and ranges of chains, such as 0:100 or [0:50,704]; none: all considered"""
     shard: str | None = None
-    """i/n: this piece of n, in a folder of its own below run_dir; vw2-merge puts the pieces together"""
+    """i/n: run this shard of n, in its own folder below run_dir; the shard that finishes last merges all of them"""
+    merge: bool = False
+    """run nothing: merge the finished shards below run_dir"""
     workers: int = 1
     """simulator processes; does not change the results"""
     batch_size: int = 1
-    """chains that share a forward pass of the policy. Another number may change the last bits of an action; the number
+    """chains that share a forward pass of the policy. Another value may change the last bits of an action; the number
     of workers does not. 1 on a CPU; on a GPU about the number of workers"""
     retries: int = 3
-    """times that a chain is begun again when the worker that ran it dies"""
+    """times that a chain is run again when the worker that ran it dies"""
     videos: int = 6
-    """chains to video: half with the most subtasks solved, half with the fewest"""
+    """chains to keep a video of: half with the most subtasks solved, half with the fewest"""
     record: bool = False
-    """keep what the policy answered, chain by chain (rollouts/recording.py)"""
+    """record the policy's outputs, chain by chain (rollouts/recording.py)"""
     against: str | None = None
     """run_dir of a finished rollout on the same chains: stop as soon as one of the two is better"""
     error: float = 0.05
-    """chance of a wrong decision where both are equally good (against)"""
+    """probability of a wrong decision where both are equally good (against)"""
     n_action_steps: int | None = None
-    """steps between two looks; none: what the policy was trained for"""
+    """actions executed per policy call; none: the value that the policy was trained for"""
     seed: int = 0
+    """seed of the evaluation; each subtask gets a seed derived from it"""
     device: str = "auto"
+    """device of the policy: cpu, cuda, cuda:1, ...; auto: a GPU if there is one"""
     threads: int = 1
-    """CPU threads of torch in each process; another number may change the last bits of an action"""
+    """CPU threads of torch in each process; another value may change the last bits of an action"""
 
     def __post_init__(self) -> None:
         """Reject what cannot work."""
-        least = {"num_sequences": 1, "rollouts_per_task": 1, "workers": 1, "batch_size": 1, "threads": 1}
-        for name, smallest in (*least.items(), ("videos", 0), ("seed", 0), ("retries", 0)):
+        at_least_one = ("num_sequences", "rollouts_per_task", "workers", "batch_size", "threads")
+        smallest_values = dict.fromkeys(at_least_one, 1) | {"videos": 0, "seed": 0, "retries": 0}
+        for name, smallest in smallest_values.items():
             if getattr(self, name) < smallest:
                 raise ValueError(f"{name}={getattr(self, name)}, expected at least {smallest}")
         if self.n_action_steps is not None and self.n_action_steps < 1:
-            raise ValueError(f"n_action_steps={self.n_action_steps}, expected at least 1 (or null: the policy's own)")
+            raise ValueError(f"n_action_steps={self.n_action_steps}, expected at least 1 (or null, as in training)")
         if not 0 < self.error < 1:
-            raise ValueError(f"error={self.error}, expected a chance between 0 and 1, such as 0.05")
+            raise ValueError(f"error={self.error}, expected a probability between 0 and 1, such as 0.05")
         if self.shard is not None:
             parse_shard(self.shard)
             if self.against is not None:
                 raise ValueError(
-                    "shard and against: no shard sees enough to decide; merge the shards, then vw2-compare"
+                    "shard and against: one shard has too few chains to decide; merge the shards, then run vw2-compare"
                 )
+        if self.merge and self.shard is not None:
+            raise ValueError("shard and merge: give merge=true and the run_dir of all shards, without shard")
+        if not self.policy and not self.merge:
+            raise ValueError("policy is missing; give policy=... (--help shows an example)")
         if "_target_" not in self.env:
             raise ValueError(f'env has no "_target_" (the benchmark to build), only {sorted(self.env)}; try env=calvin')
 
     @property
     def folder(self) -> Path:
-        """Where this rollout, or this shard of it, leaves its files."""
+        """Folder of this rollout, or of this shard of it."""
         return Path(self.run_dir) if self.shard is None else Path(self.run_dir) / shard_folder(self.shard)
 
 
 def is_served(config: RolloutConfig) -> bool:
-    """Whether the policy can live in a process of its own: a checkpoint, whose answers depend on the image alone."""
+    """Return whether the policy can live in the policy process.
+
+    True for checkpoints: their output depends on image and instruction alone, while the other policies need the
+    simulator or the chain.
+    """
     return config.policy not in LOCAL_POLICIES and not _is_recording(config.policy)
 
 
@@ -107,16 +119,17 @@ def _is_recording(policy: str) -> bool:
 
 
 def open_alone(config: RolloutConfig, benchmark: Benchmark) -> Policy:
-    """The policy for a rollout in one process: the bits of many."""
+    """Open the policy for a rollout in one process, such that it gives the bits of a rollout with many workers."""
     policy = open_policy(config, benchmark)
+    # In the same fixed shapes as the policy process: else one worker could give other last bits than two.
     return LocalPolicy(policy, config.batch_size) if is_served(config) else policy
 
 
 def choose_sequences(config: RolloutConfig, benchmark: Benchmark) -> list[EvalSequence]:
-    """The chains of all shards together.
+    """Return the chains of the rollout, those of all shards together.
 
     Raises:
-        InputError: the benchmark has no single tasks, or not the chains asked for.
+        InputError: The benchmark has no single tasks, or not the requested chains.
     """
     if config.protocol == "single":
         single_tasks = getattr(benchmark, "single_tasks", None)
@@ -125,41 +138,49 @@ def choose_sequences(config: RolloutConfig, benchmark: Benchmark) -> list[EvalSe
         chains = single_tasks(config.rollouts_per_task)
     else:
         chains = benchmark.sequences(config.num_sequences)
-    wanted = config.sequences
-    specs = [] if wanted is None else wanted if isinstance(wanted, list) else [wanted]
-    return select(chains, specs)
+    specs = config.sequences
+    if specs is None:
+        return select(chains, [])
+    return select(chains, specs if isinstance(specs, list) else [specs])
 
 
 def open_benchmark(env: dict[str, Any]) -> Benchmark:
-    """Instantiate the benchmark named by `env`.
+    """Return the benchmark that `env` describes.
+
+    Args:
+        env: `_target_` and its arguments, as in configs/env/*.yaml.
 
     Raises:
-        InputError: the target cannot be found, or refuses its arguments.
+        InputError: The target cannot be found, or refuses its arguments.
+        MissingExtraError: It needs a package that is not installed.
     """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
     try:
-        made = instantiate(env, _convert_="all")
+        # `all`: plain lists and dictionaries; a benchmark need not know OmegaConf.
+        benchmark = instantiate(env, _convert_="all")
     except InstantiationException as error:
+        # Hydra wraps every error. Errors for the user come out unwrapped, and our own bugs with their own traceback.
         cause = error.__cause__
         if isinstance(cause, ImportError) and isinstance(cause.__cause__, MissingExtraError):
-            cause = cause.__cause__  # the file of the target needs an extra: Hydra wraps that once more
+            cause = cause.__cause__  # the target's file needs an extra: Hydra wraps that twice
         if isinstance(cause, InputError | MissingExtraError):
             raise cause from None
         if cause is None or isinstance(cause, TypeError | ImportError | ValueError):
             raise InputError(f"env={env['_target_']} cannot be built: {error}") from error
         raise cause from None
-    if missing := [name for name in BENCHMARK if not hasattr(made, name)]:
+    # `isinstance` with the protocol would not name what is missing.
+    if missing := [name for name in BENCHMARK if not hasattr(benchmark, name)]:
         raise InputError(f"env={env['_target_']} is no benchmark: it has no {', '.join(missing)}; try env=calvin")
-    return cast(Benchmark, made)
+    return cast(Benchmark, benchmark)
 
 
 def open_policy(config: RolloutConfig, benchmark: Benchmark) -> Policy:
-    """The policy named by `config.policy`.
+    """Return the policy that `config.policy` names.
 
     Raises:
-        InputError: no such checkpoint, or a benchmark without scripted experts.
+        InputError: No such checkpoint, or a benchmark without scripted experts.
     """
     if config.policy == "random":
         return RandomPolicy(chunk_size=config.n_action_steps or 4)
@@ -178,11 +199,12 @@ def open_policy(config: RolloutConfig, benchmark: Benchmark) -> Policy:
 
 
 def open_checkpoint(config: RolloutConfig) -> Policy:
-    """The policy of a checkpoint, on its device.
+    """Return the policy of a checkpoint, on its device.
 
     Raises:
-        InputError: no such checkpoint, or no such device.
+        InputError: No such checkpoint, or no such device.
     """
+    # Imported here: a worker that runs a RemotePolicy needs no torch (150 MB).
     from vw2_robot.agent import VW2Agent
     from vw2_robot.runs import Hardware
 
@@ -190,46 +212,60 @@ def open_checkpoint(config: RolloutConfig) -> Policy:
     return VW2Agent.from_pretrained(config.policy, device=str(device), n_action_steps=config.n_action_steps)
 
 
-def provenance(
-    config: RolloutConfig, metadata: dict[str, Any], benchmark: Benchmark, chains: list[EvalSequence], *, every: int
+def make_provenance(
+    config: RolloutConfig,
+    metadata: dict[str, Any],
+    benchmark: Benchmark,
+    chains: list[EvalSequence],
+    *,
+    n_action_steps: int,
 ) -> dict[str, Any]:
-    """What produces the rows; a run folder is continued only by the same. `chains`: those of all shards."""
+    """Return the content of provenance.json: all that produces the rows. A folder is continued only by the same.
+
+    Args:
+        config: Configuration of the rollout.
+        metadata: The policy's metadata.
+        benchmark: The benchmark.
+        chains: The chains of all shards.
+        n_action_steps: Actions executed per policy call.
+    """
+    # Only tasks that occur: a subset of chains keeps its provenance when instructions of other tasks change.
     tasks = sorted({task for sequence in chains for task in sequence.subtasks})
-    origin = {
-        "policy": _plain(metadata),
-        "env": _plain(benchmark.metadata),
+    provenance = {
+        "policy": _to_json(metadata),
+        "env": _to_json(benchmark.metadata),
         "control_hz": benchmark.control_hz,
         "max_steps": benchmark.max_steps,
-        "n_action_steps": every,
+        "n_action_steps": n_action_steps,
         "seed": config.seed,
         "protocol": config.protocol,
         "batch_size": config.batch_size,
-        "num_sequences": len(piece(chains, config.shard)),
+        "num_sequences": len(shard_sequences(chains, config.shard)),
         "instructions": {task: benchmark.instruction(task) for task in tasks},
         "versions": versions(),
     }
     if config.shard is not None:
-        origin |= {"shard": config.shard, "num_sequences_of_all_shards": len(chains)}
-    return origin
+        provenance |= {"shard": config.shard, "num_sequences_of_all_shards": len(chains)}
+    return provenance
 
 
 def versions() -> dict[str, str]:
-    """Versions of this package, of Python and of the libraries that can move a result."""
+    """Return the versions of this package, of Python and of the libraries that can change a result."""
     found = {"vw2_robot": __version__, "python": platform.python_version()}
-    for name in VERSIONED:
+    for name in VERSIONED_PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            continue  # optional: not installed, so it had no part in the result
+            continue  # optional: not installed, so it cannot have changed the result
     return found
 
 
-def _plain(value: Any) -> Any:
-    """JSON values only: metadata may hold tuples, paths and numpy scalars."""
+def _to_json(value: Any) -> Any:
+    """Return a value as JSON types; metadata may hold tuples, paths and numpy scalars."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_to_json(item) for item in value]
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -1,13 +1,13 @@
-"""The long-horizon protocol: one policy, one benchmark, chains of instructions, one row per chain.
+"""The long-horizon protocol of CALVIN: run a policy in a benchmark, chain by chain, and return one row per chain.
 
-A chain is a start state and five subtasks asked for in turn. The policy is reset with the instruction of each subtask
-and gets up to `benchmark.max_steps` steps; a solved subtask is followed by the next one in the world as it then is; the
+A chain is a start state and five subtasks. Before each subtask the policy is reset with that subtask's instruction. It
+then has up to `benchmark.max_steps` control steps. After a success the next subtask starts in the world as it is; the
 first failure ends the chain (CALVIN, Mees et al. 2022; specification 12.5).
 
-The policy looks every `n_action_steps` steps and the first `n_action_steps` actions of its chunk are executed;
-nothing is rendered in between. A row depends on (policy, sequence, seed) only, so the order of chains, the number of
-workers and interruptions do not show in the results. Nothing is printed or written here: `results` and `__main__` do
-that.
+The policy is called every `n_action_steps` control steps, and the first `n_action_steps` actions of its chunk are
+executed; nothing is rendered in between. A row depends on (policy, sequence, seed) only. The order of chains, the
+number of workers and interruptions therefore do not change the results. This file prints and writes nothing; `results`
+and `__main__` do.
 """
 
 from __future__ import annotations
@@ -24,9 +24,17 @@ from vw2_robot.errors import InputError
 
 
 class Row(TypedDict):
-    """One finished chain.
+    """The result of one finished chain.
 
-    env_steps, instructions: per attempted subtask, so solved + 1 entries unless all were solved.
+    Attributes:
+        sequence: Number of the chain in the benchmark.
+        initial_state: Start state of the chain.
+        subtasks: Task names, in order.
+        solved: Number of subtasks solved before the first failure.
+        env_steps: Control steps of each attempted subtask: solved + 1 entries, or as many as subtasks if all were
+            solved.
+        seed: Seed of the evaluation.
+        instructions: Instruction of each attempted subtask.
     """
 
     sequence: int
@@ -39,12 +47,21 @@ class Row(TypedDict):
 
 
 class RolloutCallback(Protocol):
-    """Sees every look of a chain. `needs_images`: render them even for a policy that does not look at them."""
+    """An object that is called after every policy call of a chain.
+
+    `needs_images`: render images even for a policy without cameras.
+    """
 
     needs_images: bool
 
-    def look(self, subtask: int, observation: Observation, output: PolicyOutput) -> None:
-        """`subtask`: its number within the chain (0-based); what the policy was shown, and what it answered."""
+    def on_policy_call(self, subtask: int, observation: Observation, output: PolicyOutput) -> None:
+        """Receive one policy call.
+
+        Args:
+            subtask: Position of the subtask within the chain, from 0.
+            observation: What the policy was given.
+            output: What the policy returned, before clipping.
+        """
 
 
 def evaluate(
@@ -57,17 +74,30 @@ def evaluate(
     on_row: Callable[[Row], None] | None = None,
     callbacks: Sequence[RolloutCallback] = (),
 ) -> list[Row]:
-    """Run the chains in the order given and return their rows; `on_row` gets each as soon as it exists.
+    """Run chains in the given order and return their rows.
+
+    Args:
+        policy: The policy to evaluate.
+        benchmark: The world to evaluate it in.
+        sequences: The chains to run.
+        n_action_steps: Actions executed per policy call; None: the value that the policy was trained for.
+        seed: Seed of the evaluation; each subtask gets a seed derived from it.
+        on_row: Called with each row as soon as it exists.
+        callbacks: Called after every policy call.
+
+    Returns:
+        One row per chain.
 
     Raises:
         InputError: `n_action_steps` does not suit the policy, or the policy returned unusable actions.
     """
-    every = resolve_n_action_steps(policy.metadata, n_action_steps)
+    n_action_steps = resolve_n_action_steps(policy.metadata, n_action_steps)
     rows = []
     for sequence in sequences:
-        rows.append(run_chain(policy, benchmark, sequence, n_action_steps=every, seed=seed, callbacks=callbacks))
+        row = run_chain(policy, benchmark, sequence, n_action_steps=n_action_steps, seed=seed, callbacks=callbacks)
+        rows.append(row)
         if on_row is not None:
-            on_row(rows[-1])
+            on_row(row)
     return rows
 
 
@@ -80,29 +110,47 @@ def run_chain(
     seed: int,
     callbacks: Sequence[RolloutCallback] = (),
 ) -> Row:
-    """One chain, from its start state to the first failure or the last success."""
+    """Run one chain from its start state to the first failure or the last success.
+
+    Args:
+        policy: The policy to evaluate.
+        benchmark: The world; it is reset to the start state of the chain.
+        sequence: The chain.
+        n_action_steps: Actions executed per policy call.
+        seed: Seed of the evaluation.
+        callbacks: Called after every policy call.
+
+    Returns:
+        The row of the chain.
+
+    Raises:
+        InputError: The policy returned unusable actions.
+    """
     benchmark.reset(sequence)
-    # A policy without cameras is shown none, unless somebody else wants to see the images.
-    is_shown = bool(policy.metadata.get("cameras", ["static"])) or any(one.needs_images for one in callbacks)
-    steps: list[int] = []
+    # Rendering takes most of the time of a step, so a policy without cameras gets no images unless a callback needs
+    # them.
+    needs_images = bool(policy.metadata.get("cameras", ["static"])) or any(one.needs_images for one in callbacks)
+    env_steps: list[int] = []
     instructions: list[str] = []
     solved = 0
     for position, task in enumerate(sequence.subtasks):
-        instructions.append(benchmark.instruction(task))
+        instruction = benchmark.instruction(task)
+        instructions.append(instruction)
+        # The oracle starts before the first observation, so that what happens from here on counts for this subtask.
         benchmark.begin(task)
-        policy.reset(instructions[-1], seed=subtask_seed(seed, sequence.number, position))
+        policy.reset(instruction, seed=subtask_seed(seed, sequence.number, position))
 
-        def ask(position: int = position) -> NDArray[np.float64]:
-            images = benchmark.observe()["images"] if is_shown else {}
-            observation: Observation = {"images": images, "prompt": instructions[position]}
+        def predict_chunk(position: int = position, instruction: str = instruction) -> NDArray[np.float64]:
+            images = benchmark.observe()["images"] if needs_images else {}
+            observation: Observation = {"images": images, "prompt": instruction}
             output = policy.infer(observation)
             for callback in callbacks:
-                callback.look(position, observation, output)
+                callback.on_policy_call(position, observation, output)
             return commands(output["actions"], at_least=n_action_steps)
 
-        taken, success = _run_subtask(benchmark, ask, n_action_steps)
-        steps.append(taken)
-        if not success:
+        steps_taken, is_solved = _run_subtask(benchmark, predict_chunk, n_action_steps)
+        env_steps.append(steps_taken)
+        if not is_solved:
             break
         solved += 1
     return Row(
@@ -110,44 +158,62 @@ def run_chain(
         initial_state=dict(sequence.initial_state),
         subtasks=list(sequence.subtasks),
         solved=solved,
-        env_steps=steps,
+        env_steps=env_steps,
         seed=seed,
         instructions=instructions,
     )
 
 
-def _run_subtask(benchmark: Benchmark, ask: Callable[[], NDArray[np.float64]], n_action_steps: int) -> tuple[int, bool]:
-    """Steps taken, and whether the subtask was solved. Look k covers steps k*E .. (k+1)*E - 1, E = `n_action_steps`."""
+def _run_subtask(
+    benchmark: Benchmark, predict_chunk: Callable[[], NDArray[np.float64]], n_action_steps: int
+) -> tuple[int, bool]:
+    """Return the control steps taken and whether the subtask was solved.
+
+    Policy call k covers control steps k*E .. (k+1)*E - 1, where E = `n_action_steps`.
+    """
     chunk: NDArray[np.float64] = np.empty((0, ACTION_DIM))
     for step in range(benchmark.max_steps):
         position = step % n_action_steps
         if position == 0:
-            chunk = ask()
+            # The rest of the previous chunk is dropped: actions predicted long ago are the least accurate ones.
+            chunk = predict_chunk()
         if benchmark.step(chunk[position]):
             return step + 1, True
     return benchmark.max_steps, False
 
 
 def subtask_seed(seed: int, sequence: int, position: int) -> int:
-    """The seed `Policy.reset` gets: a pure function of the evaluation's seed, the chain and the subtask's position."""
+    """Return the seed for `Policy.reset`, a pure function of its arguments.
+
+    Args:
+        seed: Seed of the evaluation.
+        sequence: Number of the chain.
+        position: Position of the subtask within the chain, from 0.
+    """
+    # SeedSequence mixes the three numbers well; a sum would give neighboring chains the same seeds.
     return int(np.random.SeedSequence([seed, sequence, position]).generate_state(1)[0])
 
 
 def unfinished(sequences: Sequence[EvalSequence], rows: Iterable[Row]) -> list[EvalSequence]:
-    """The chains without a row.
+    """Return the chains without a row.
+
+    Args:
+        sequences: All chains of the evaluation.
+        rows: The rows found on disk.
 
     Raises:
-        InputError: a row is about another chain than the sequence of its number.
+        InputError: A row belongs to another chain than the one with its number.
     """
     by_number = {sequence.number: sequence for sequence in sequences}
     done = set()
     for row in rows:
         sequence = by_number.get(row["sequence"])
+        # The benchmark may have changed since: its chain with this number must be the one of the row.
         if sequence is None or list(sequence.subtasks) != row["subtasks"]:
-            wanted = "no such chain" if sequence is None else list(sequence.subtasks)
+            expected = "no such chain" if sequence is None else list(sequence.subtasks)
             raise InputError(
                 f"results.jsonl holds chain {row['sequence']} with subtasks {row['subtasks']}, the benchmark now has "
-                f"{wanted}; use another run_dir"
+                f"{expected}; use another run_dir"
             )
         done.add(row["sequence"])
     return [sequence for sequence in sequences if sequence.number not in done]

@@ -1,19 +1,19 @@
-"""One process holds the policy and answers the simulators of all workers, several requests in one forward pass.
+"""The policy process: one process holds the policy and answers the simulators of all workers.
 
-An action must not depend on who else asked at that moment, and matrix products of different heights differ in their
-last bits (benchmarks/evaluation.py counts them). So a forward pass has one shape, whatever was asked:
+An action must not depend on which other workers call at that moment. Matrix products of different heights differ in
+their last bits (benchmarks/evaluation.py counts them). A forward pass therefore always has the same shape:
 
-- `rows=1`: each request by itself, in the order of arrival. The same on every device, by construction. Each worker has
-  a twin of the policy, with the same weights and a memory of its own.
-- `rows=N`: always N + 2 rows. A chain has a fixed row (its number mod N), so the row does not depend on the company;
-  two chains with one row wait for each other. The two further rows hold a very long and a very short sentence, so that
-  padding of the text is always the same; rows that nobody asked for repeat the short one. Dense kernels of a fixed
-  shape do not look at other rows' numbers; tests/unit/rollouts/test_policy_process.py holds the agent to it. Only for
-  policies without memory: no temporal ensembling, greedy decoding.
+- `rows=1`: each request by itself, in the order of arrival. This gives the same bits on every device. Each worker has a
+  clone of the policy, with the same weights and a state of its own.
+- `rows=N`: always N + 2 rows. A chain has a fixed row (its number mod N), so its row does not depend on the other
+  chains; of two chains with one row, the second waits for the next pass. The two extra rows hold a very long and a very
+  short instruction, so that the text is always padded to the same length; unused rows repeat the short one. Dense
+  kernels of a fixed shape do not mix rows; tests/unit/rollouts/test_policy_process.py checks this for the agent. Only
+  for policies without state between calls: no temporal ensembling, greedy decoding.
 
-The parent starts the process (`PolicyProcess`) and hands each worker one end of a socket pair, the process the other
-(`connect`): no socket has a name, so TMPDIR may be long, full or read-only. A worker sees a policy (`RemotePolicy`).
-Policies bound to a world live in the workers instead (`workers.open_worker`). If this process ends, all ends.
+The parent starts the process (`PolicyProcess`). It gives each worker one end of a socket pair and the process the other
+(`connect`). No socket has a name, so TMPDIR may be long, full or read-only. A worker holds a `RemotePolicy`. Policies
+that need the simulator are built in the workers instead (`workers.open_worker`). If the parent ends, this process ends.
 """
 
 from __future__ import annotations
@@ -37,61 +37,81 @@ from vw2_robot.worker_pool import described, end, how_it_ended, live_with_parent
 
 LONGEST_INSTRUCTION = 100
 """bytes; only where several requests share a pass"""
-LONG = "x " * LONGEST_INSTRUCTION  # at least as many tokens as a sentence of that many bytes, in every tokenizer
+LONG = "x " * LONGEST_INSTRUCTION  # at least as many tokens as an instruction of that many bytes, in every tokenizer
 SHORT = "x"
 
 Request = tuple[int, Observation]
-"""The number of a chain, and what the policy is to look at."""
-Episode = tuple[str | None, int | None]
-"""What `Policy.reset` is given."""
-Asked = tuple[Connection, Request | Episode | None]
-"""Who, and what; None: gone."""
+"""Number of the chain, and the observation."""
+Reset = tuple[str | None, int | None]
+"""Arguments of `Policy.reset`: prompt and seed."""
+Message = tuple[Connection, Request | Reset | None]
+"""Connection of a worker and what it sent; None: the worker has ended."""
 Kind = Literal["ready", "output", "error", "memory", "bug"]
 
 
 class FixedBatch:
-    """Answers requests by forward passes of one shape; see the head of this file."""
+    """Forward passes of one fixed shape for any number of requests; see the module docstring."""
 
     def __init__(self, policy: Policy, rows: int) -> None:
-        """Raises InputError where the policy remembers something that a batch would mix up."""
-        if policy.metadata.get("temporal_ensemble") is not None or policy.metadata.get("temperature"):
-            raise InputError(
-                f"batch={rows}, but the policy remembers something of an episode (temporal_ensemble="
-                f"{policy.metadata.get('temporal_ensemble')}, temperature={policy.metadata.get('temperature')}); "
-                "use batch=1"
-            )
-        self._policy, self._rows = policy, rows
+        """Wrap a policy.
 
-    def answer(self, requests: Sequence[Request]) -> list[PolicyOutput]:
-        """One output for each request, whoever else is asking."""
+        Args:
+            policy: A policy without state between calls.
+            rows: Rows of a pass that requests can use; two more are added.
+
+        Raises:
+            InputError: The policy keeps state between calls, which a batch would mix up.
+        """
+        ensemble = policy.metadata.get("temporal_ensemble")
+        temperature = policy.metadata.get("temperature")
+        if ensemble is not None or temperature:
+            raise InputError(
+                f"batch_size={rows}, but the policy keeps state between calls (temporal_ensemble={ensemble}, "
+                f"temperature={temperature}); use batch_size=1"
+            )
+        self._policy = policy
+        self._rows = rows
+
+    def infer(self, requests: Sequence[Request]) -> list[PolicyOutput]:
+        """Return one output per request, with the same bits whatever the other requests are.
+
+        Raises:
+            InputError: An instruction is longer than `LONGEST_INSTRUCTION` bytes, or the policy refuses an observation.
+        """
+        for _, observation in requests:
+            if len(observation["prompt"].encode()) > LONGEST_INSTRUCTION:
+                raise InputError(
+                    f"batch_size={self._rows} takes instructions of up to {LONGEST_INSTRUCTION} bytes, found "
+                    f"{observation['prompt']!r}; use batch_size=1"
+                )
         outputs: dict[int, PolicyOutput] = {}
         waiting = list(range(len(requests)))
         while waiting:
-            rows = {requests[i][0] % self._rows: i for i in reversed(waiting)}  # the first in the queue gets the row
-            answers = self._pass({row: requests[i][1] for row, i in rows.items()})
-            outputs |= {i: answers[row] for row, i in rows.items()}
+            # Row -> request. Later assignments win, so going backwards gives a row to the first request in the queue.
+            in_row = {requests[i][0] % self._rows: i for i in reversed(waiting)}
+            # Unused rows hold black images of the same size as the used ones.
+            images = requests[next(iter(in_row.values()))][1]["images"]
+            black = {camera: np.zeros_like(image) for camera, image in images.items()}
+            filler: Observation = {"images": black, "prompt": SHORT}
+            longest: Observation = {"images": black, "prompt": LONG}
+            rows = [requests[in_row[row]][1] if row in in_row else filler for row in range(self._rows)]
+            # The long instruction fixes the padded length. The short one makes sure that there is padding at all:
+            # transformers drops a mask without padding and then takes another attention kernel.
+            answers = self._policy.infer_batch([*rows, longest, filler])
+            outputs |= {i: answers[row] for row, i in in_row.items()}
             waiting = [i for i in waiting if i not in outputs]
         return [outputs[i] for i in range(len(requests))]
 
-    def _pass(self, asked: dict[int, Observation]) -> list[PolicyOutput]:
-        for observation in asked.values():
-            if len(observation["prompt"].encode()) > LONGEST_INSTRUCTION:
-                raise InputError(
-                    f"batch={self._rows} takes sentences of up to {LONGEST_INSTRUCTION} bytes, found "
-                    f"{observation['prompt']!r}; use batch=1"
-                )
-        like = next(iter(asked.values()))["images"]
-        blank = {camera: np.zeros_like(image) for camera, image in like.items()}
-        filler: Observation = {"images": blank, "prompt": SHORT}
-        rows = [asked.get(row, filler) for row in range(self._rows)]
-        return self._policy.infer_batch([*rows, {"images": blank, "prompt": LONG}, filler])[: self._rows]
-
 
 class LocalPolicy:
-    """A policy in this process behind the same fixed shapes, so that one worker gives the bits of many."""
+    """A policy in this process, called in the same fixed shapes: one worker gives the bits of many.
+
+    `chain`: number of the current chain; set it before each chain.
+    """
 
     def __init__(self, policy: Policy, rows: int) -> None:
-        self.metadata, self.chain = policy.metadata, 0
+        self.metadata = policy.metadata
+        self.chain = 0
         self._policy = policy
         self._batch = FixedBatch(policy, rows) if rows > 1 else None
 
@@ -100,40 +120,49 @@ class LocalPolicy:
         self._policy.reset(prompt, seed=seed)
 
     def infer(self, obs: Observation) -> PolicyOutput:
-        """The answer of the policy, in the row of `chain`."""
-        return self._policy.infer(obs) if self._batch is None else self._batch.answer([(self.chain, obs)])[0]
+        """Return the policy's output, computed in the row of `chain`."""
+        return self._policy.infer(obs) if self._batch is None else self._batch.infer([(self.chain, obs)])[0]
 
     def infer_batch(self, obs: Sequence[Observation]) -> list[PolicyOutput]:
-        """One after the other."""
+        """Return one output per observation, computed one after the other."""
         return [self.infer(one) for one in obs]
 
 
 class PolicyLostError(InputError):
-    """The policy's process is gone: only the parent can say why."""
+    """The connection to the policy process is lost; only the parent can find out why."""
 
 
 class RemotePolicy:
-    """What a worker holds instead of the policy. `chain`: the number of the chain that is under way."""
+    """A policy in the policy process, as a worker sees it.
+
+    `chain`: number of the current chain; set it before each chain.
+    """
 
     def __init__(self, connection: Connection, metadata: dict[str, Any]) -> None:
-        """`connection` is what `PolicyProcess.connect` gave."""
-        self.metadata, self.chain = metadata, 0
+        """Wrap a connection.
+
+        Args:
+            connection: What `PolicyProcess.connect` returned.
+            metadata: The policy's metadata.
+        """
+        self.metadata = metadata
+        self.chain = 0
         self._connection = connection
 
     def reset(self, prompt: str | None = None, seed: int | None = None) -> None:
-        """Begin an episode; nobody waits for an answer."""
+        """Begin an episode; returns without waiting for the policy process."""
         try:
             self._connection.send((prompt, seed))
         except OSError as error:
             raise PolicyLostError from error
 
     def infer(self, obs: Observation) -> PolicyOutput:
-        """Ask and wait.
+        """Send the observation and wait for the output.
 
         Raises:
-            InputError: the policy refused the observation, or had no memory left for it.
-            RuntimeError: the policy failed; carries its traceback.
-            PolicyLostError: there is nobody there.
+            InputError: The policy refused the observation, or had no memory left for it.
+            RuntimeError: The policy failed; carries its traceback.
+            PolicyLostError: The policy process is gone.
         """
         try:
             self._connection.send((self.chain, obs))
@@ -143,45 +172,52 @@ class RemotePolicy:
         return _content(kind, content)
 
     def infer_batch(self, obs: Sequence[Observation]) -> list[PolicyOutput]:
-        """One after the other: batches are made on the other side."""
+        """Return one output per observation, one after the other: batches are formed in the policy process."""
         return [self.infer(one) for one in obs]
 
 
 def _content(kind: Kind, content: Any) -> Any:
+    """Return what the policy process sent, or raise the error that it met."""
     if kind == "error":
         raise content
     if kind == "memory":
-        raise InputError(f"no memory left in the policy process ({content}); lower batch, or use another device")
+        raise InputError(f"no memory left in the policy process ({content}); lower batch_size, or use another device")
     if kind == "bug":
         raise RuntimeError(f"the policy process failed:\n{content}")
     return content
 
 
 class PolicyProcess:
-    """The parent's handle. `connect` and `metadata` give what `RemotePolicy` needs."""
+    """The parent's handle of the policy process. `connect` and `metadata` give what a `RemotePolicy` needs."""
 
     def __init__(self, build: Callable[[], Policy], *, rows: int) -> None:
-        """Start the process and wait until its policy is loaded. `build` must be picklable.
+        """Start the process and wait until its policy is loaded.
+
+        Args:
+            build: Makes the policy, in the process; must be picklable.
+            rows: Requests per forward pass; 1: one at a time.
 
         Raises:
-            InputError, MissingExtraError, OSError: the policy cannot be built.
-            RuntimeError: it failed otherwise; carries its traceback.
+            InputError, MissingExtraError, OSError: The policy cannot be built.
+            RuntimeError: It failed otherwise; carries its traceback.
         """
         self._control, self.process = start(_serve, build, rows, name="policy process")
         try:
             self.metadata: dict[str, Any] = _content(*self._control.recv())
         except EOFError:
             raise self.death() from None
+        # Also on Ctrl-C: the process must not stay behind.
         except BaseException:
             self.close()
             raise
 
     def connect(self) -> Connection:
-        """A new connection, to be given to a worker process as an argument and closed here.
+        """Return a new connection: give it to a worker process as an argument, then close it here.
 
         Raises:
-            InputError: the process is gone.
+            InputError: The process is gone.
         """
+        # A new socket pair; the end for the policy process travels over the control connection.
         theirs, ours = multiprocessing.Pipe()
         try:
             send_handle(self._control, theirs.fileno(), self.process.pid)
@@ -192,12 +228,13 @@ class PolicyProcess:
         return ours
 
     def death(self) -> InputError:
-        """What to tell a person once the process is gone, or nobody reaches it."""
+        """Return the error to raise when the process is gone or cannot be reached."""
+        # The connection breaks a moment before the exit code is known.
         self.process.join(timeout=10)
-        kept = "finished chains are kept, start again with the same run_dir to go on"
+        kept = "finished chains are kept, start again with the same run_dir to continue"
         if self.process.exitcode is None:
             return InputError(f"a worker lost its connection to the policy process, which still runs; {kept}")
-        advice = ", where memory is short with a lower batch or on another device"
+        advice = ", where memory is short with a lower batch_size or on another device"
         return InputError(
             f"the policy process died with {how_it_ended(self.process)}; {kept}"
             f"{advice if self.process.exitcode == -signal.SIGKILL else ''}"
@@ -211,95 +248,91 @@ class PolicyProcess:
 
 
 def _serve(control: Connection, build: Callable[[], Policy], rows: int) -> None:
-    live_with_parent(functools.partial(_load_and_answer, control, build, rows))
+    """Run the policy process: load the policy, accept workers, answer them until the parent closes `control`."""
 
-
-def _load_and_answer(control: Connection, build: Callable[[], Policy], rows: int) -> None:
-    """The life of the process: load, let workers in, answer them until the parent closes `control`."""
-    try:
-        policy = build()
-        answer = _in_batches(policy, rows) if rows > 1 else _one_by_one(policy)
-    except Exception as error:  # whatever it is, the parent shows it
-        control.send(described(error))
-        return
-    asked: queue.SimpleQueue[Asked | None] = queue.SimpleQueue()
-    threading.Thread(target=_let_in, args=(control, asked), daemon=True).start()
-    control.send(("ready", policy.metadata))
-    while True:
-        waiting = [asked.get()]
-        while not asked.empty():
-            waiting.append(asked.get())
-        if None in waiting:
+    def load_and_answer() -> None:
+        try:
+            policy = build()
+            batch = FixedBatch(policy, rows) if rows > 1 else None
+        except Exception as error:  # the parent shows it, whatever it is
+            control.send(described(error))
             return
-        answer([one for one in waiting if one is not None])
+        inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        threading.Thread(target=_accept_workers, args=(control, inbox), daemon=True).start()
+        control.send(("ready", policy.metadata))
+        clones: dict[Connection, Policy] = {}
+        while True:
+            # Take all that has arrived, so that requests which came during the last pass share the next one.
+            messages = [inbox.get()]
+            while not inbox.empty():
+                messages.append(inbox.get())
+            if None in messages:
+                return
+            arrived = [message for message in messages if message is not None]
+            if batch is None:
+                _answer_in_order(policy, clones, arrived)
+            else:
+                _answer_in_batch(batch, arrived)
+
+    live_with_parent(load_and_answer)
 
 
-def _let_in(control: Connection, asked: queue.SimpleQueue[Asked | None]) -> None:
-    """Give every worker that the parent announces a thread that reads what it asks."""
+def _accept_workers(control: Connection, inbox: queue.SimpleQueue[Message | None]) -> None:
+    """Start one reading thread per worker that the parent announces; put None into `inbox` when the parent is done."""
+
+    def read(connection: Connection) -> None:
+        try:
+            while True:
+                inbox.put((connection, connection.recv()))
+        except (EOFError, OSError):  # the worker has ended
+            inbox.put((connection, None))
+
     while True:
         try:
             connection = Connection(recv_handle(control))
-        except (EOFError, OSError):  # the parent needs no more
-            asked.put(None)
+        except (EOFError, OSError):  # the parent has closed `control`
+            inbox.put(None)
             return
-        threading.Thread(target=_read, args=(connection, asked), daemon=True).start()
+        threading.Thread(target=read, args=(connection,), daemon=True).start()
 
 
-def _read(connection: Connection, asked: queue.SimpleQueue[Asked | None]) -> None:
-    try:
-        while True:
-            asked.put((connection, connection.recv()))
-    except (EOFError, OSError):  # the worker has ended
-        asked.put((connection, None))
+def _answer_in_order(policy: Any, clones: dict[Connection, Policy], messages: Sequence[Message]) -> None:
+    """Handle each message by the worker's own clone of the policy, in the order of arrival."""
+    for connection, message in messages:
+        if message is None:
+            clones.pop(connection, None)
+            connection.close()
+            continue
+        if connection not in clones:
+            clones[connection] = policy.clone()
+        clone = clones[connection]
+        if isinstance(message[0], int):  # a request
+            _, observation = message
+            outcome = _outcome(functools.partial(clone.infer, observation))
+            with contextlib.suppress(OSError):  # the worker was killed meanwhile; another one runs its chain again
+                connection.send(outcome)
+        else:
+            prompt, seed = message
+            clone.reset(prompt, seed=seed)
 
 
-def _one_by_one(policy: Any) -> Callable[[Sequence[Asked]], None]:
-    """Each worker's requests by its own twin of the policy, in the order of arrival."""
-    twins: dict[Connection, Policy] = {}
-
-    def answer(waiting: Sequence[Asked]) -> None:
-        for connection, what in waiting:
-            if what is None:
-                twins.pop(connection, None)
-                connection.close()
-                continue
-            if connection not in twins:
-                twins[connection] = policy.clone()
-            if isinstance(what[0], int):
-                _tell(connection, *_outcome(functools.partial(twins[connection].infer, what[1])))
-            else:
-                prompt, seed = what
-                twins[connection].reset(prompt, seed=seed)
-
-    return answer
-
-
-def _in_batches(policy: Policy, rows: int) -> Callable[[Sequence[Asked]], None]:
-    """All requests that wait, together; there is no memory to reset."""
-    batch = FixedBatch(policy, rows)
-
-    def answer(waiting: Sequence[Asked]) -> None:
-        looks = [(connection, what) for connection, what in waiting if what and isinstance(what[0], int)]
-        for connection, what in waiting:
-            if what is None:
-                connection.close()
-        if not looks:
-            return
-        kind, contents = _outcome(lambda: batch.answer([request for _, request in looks]))
-        for i, (connection, _) in enumerate(looks):
-            _tell(connection, kind, contents[i] if kind == "output" else contents)
-
-    return answer
+def _answer_in_batch(batch: FixedBatch, messages: Sequence[Message]) -> None:
+    """Answer all requests together. Resets are ignored: there is no state to reset."""
+    requests = [(connection, message) for connection, message in messages if message and isinstance(message[0], int)]
+    for connection, message in messages:
+        if message is None:
+            connection.close()
+    if not requests:
+        return
+    kind, contents = _outcome(lambda: batch.infer([request for _, request in requests]))
+    for i, (connection, _) in enumerate(requests):
+        with contextlib.suppress(OSError):  # the worker was killed meanwhile; another one runs its chain again
+            connection.send((kind, contents[i] if kind == "output" else contents))
 
 
 def _outcome(work: Callable[[], Any]) -> tuple[Kind, Any]:
-    """What the work gave, or what went wrong: the worker raises it again, and the parent shows it."""
+    """Return the result of `work`, or its exception in a form that the worker can raise again."""
     try:
         return "output", work()
     except Exception as error:
         return described(error)
-
-
-def _tell(connection: Connection, kind: Kind, content: Any) -> None:
-    with contextlib.suppress(OSError):  # the worker was killed meanwhile; another one runs its chain again
-        connection.send((kind, content))

@@ -1,6 +1,6 @@
-"""The floor of every comparison: a policy that looks at nothing and moves at random.
+"""The random policy: uniform actions without looking at images, the lower bound of every comparison.
 
-Uniform actions, drawn from a generator that `reset` seeds; so a chain replayed gives the same row.
+Actions come from a generator that `reset` seeds, so a repeated chain gives the same row.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from vw2_robot.contracts import ACTION_DIM, ACTION_NAMES, Observation, PolicyOut
 
 
 class RandomPolicy:
-    """Implements `vw2_robot.contracts.Policy` with uniform actions in [-1, 1].
+    """A `vw2_robot.contracts.Policy` with uniform actions in [-1, 1].
 
-    `infer` depends on the seed of the last `reset` and on how many chunks were asked for since.
+    `infer` depends on the seed of the last `reset` and on the number of calls since.
     """
 
     metadata: dict[str, Any]
 
     def __init__(self, *, chunk_size: int = 4) -> None:
+        """Make a policy that returns `chunk_size` actions per call."""
         self.metadata = {
             "name": "random",
             "version": __version__,
@@ -36,14 +37,14 @@ class RandomPolicy:
         self._rng = np.random.default_rng(0)
 
     def reset(self, prompt: str | None = None, seed: int | None = None) -> None:
-        """Start over from `seed` (0 if none is given)."""
+        """Restart the generator from `seed` (0 if none is given)."""
         self._rng = np.random.default_rng(seed or 0)
 
     def infer(self, obs: Observation) -> PolicyOutput:
-        """A chunk of random actions."""
+        """Return a chunk of random actions, float32 [H, A] in [-1, 1]."""
         actions = self._rng.uniform(-1.0, 1.0, size=(self.metadata["chunk_size"], ACTION_DIM))
         return {"actions": actions.astype(np.float32)}
 
     def infer_batch(self, obs: Sequence[Observation]) -> list[PolicyOutput]:
-        """One chunk for each observation."""
+        """Return one chunk per observation."""
         return [self.infer(one) for one in obs]

@@ -1,11 +1,11 @@
-"""What a policy answered during a chain, on disk.
+"""Recordings: what a policy returned during a chain, as a file on disk.
 
-    actions/chain_0000.npz     actions float32 [looks, H, A] as predicted; subtask int64 [looks], the number within the
-                               chain; tokens int64 [looks, K, N] where the policy thinks in latent tokens
+    actions/chain_0000.npz     actions float32 [calls, H, A] as predicted; subtask int64 [calls], the position within
+                               the chain; tokens int64 [calls, K, N] for policies with latent tokens
 
-Written by `vw2-rollout record=true`. The executed commands follow: of each look the first `n_action_steps` rows, as
-`vw2_robot.commands.commands` makes them, the last look of a subtask cut off where its steps end (results.jsonl).
-`policy=RUN_DIR` with such a folder replays it (action_replay.py).
+Written by `vw2-rollout record=true`. The executed commands follow from it: of each policy call the first
+`n_action_steps` rows, as `vw2_robot.commands.commands` converts them. The last call of a subtask is cut off where its
+steps end (results.jsonl). `policy=RUN_DIR` with such a folder replays it (action_replay.py).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ FOLDER = "actions"
 
 
 def recording_path(run_dir: Path, number: int) -> Path:
-    """Where the answers of a chain lie."""
+    """Return the path of a chain's recording."""
     return run_dir / FOLDER / f"chain_{number:04d}.npz"
 
 
 class Recording:
-    """Collects the answers of one chain, then writes them. An `evaluate.RolloutCallback` that needs no images."""
+    """The policy outputs of one chain: an `evaluate.RolloutCallback` that collects them and then writes them."""
 
     needs_images = False
 
@@ -38,8 +38,8 @@ class Recording:
         self._subtasks: list[int] = []
         self._outputs: list[PolicyOutput] = []
 
-    def look(self, subtask: int, observation: Observation, output: PolicyOutput) -> None:
-        """Take note of one answer."""
+    def on_policy_call(self, subtask: int, observation: Observation, output: PolicyOutput) -> None:
+        """Keep one output."""
         self._subtasks.append(subtask)
         self._outputs.append(output)
 
@@ -48,7 +48,7 @@ class Recording:
         self.save(recording_path(run_dir, row["sequence"]))
 
     def save(self, path: Path) -> None:
-        """Write the answers to `path`."""
+        """Write the outputs to `path`."""
         path.parent.mkdir(parents=True, exist_ok=True)
         arrays: dict[str, NDArray[Any]] = {
             "actions": np.stack([np.asarray(output["actions"], np.float32) for output in self._outputs]),

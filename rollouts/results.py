@@ -1,4 +1,4 @@
-"""Rows of an evaluation on disk, and the arithmetic from rows to a summary.
+"""Results of an evaluation: rows on disk, and the summary computed from them.
 
     results.jsonl   one row per finished chain, appended as soon as it exists; sorted by chain once all are there
     timing.jsonl    seconds per chain (kept apart: rows must not depend on the machine)
@@ -6,10 +6,10 @@
 
 Success rate i is the share of chains with at least i solved subtasks; average length is the mean number solved; a task
 counts as attempted when it was solved or ended its chain (Calvin specification 12.5). Shares carry Wilson intervals,
-means a t interval (`statistics`). Knows no policy and no simulator.
+means a t interval (`statistics`). This file needs no policy and no simulator.
 
-Every line carries a checksum of itself, summary.json that of its content: a bit that flipped on the disk is told, not
-counted. Folders of older releases have none and are read as they are.
+Every line carries a checksum of itself, summary.json one of its content, so a bit that flipped on the disk is reported
+and not counted. Folders of older releases have no checksums and are read without.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ Entry = TypeVar("Entry")
 
 
 def read_results(folder: Path) -> list[Row]:
-    """The rows of a rollout's folder; none where it has no results.jsonl.
+    """Return the rows in a rollout's folder; none where it has no results.jsonl.
 
     Raises:
-        InputError: a line is damaged, or rows that the summary has counted are gone.
+        InputError: A line is damaged, or rows that summary.json counted are gone.
     """
     rows = read_rows(folder / "results.jsonl")
     if (folder / "results.jsonl").is_file() and len(rows) < (counted := counted_chains(folder)):
@@ -53,35 +53,39 @@ def read_results(folder: Path) -> list[Row]:
 
 
 def counted_chains(folder: Path) -> int:
-    """How many chains summary.json is about; 0 without one."""
+    """Return the number of chains in summary.json; 0 without that file."""
     path = folder / "summary.json"
     count = read_json(path, cure=RERUN).get("num_sequences") if path.is_file() else 0
     return count if isinstance(count, int) else 0
 
 
 def read_rows(path: Path) -> list[Row]:
-    """All whole rows of a results file; the torn end that a kill may leave is ignored. A missing file has none.
+    """Return all complete rows of a results file; none where there is no file.
 
-    A row that is there twice counts once.
+    The incomplete last line that a kill may leave is ignored. A row that occurs twice counts once.
+
+    Args:
+        path: results.jsonl.
 
     Raises:
-        InputError: a whole line is no row, or two rows tell different things of one chain.
+        InputError: A complete line is no row, or two rows give different results for one chain.
     """
     rows: dict[int, Row] = {}
-    for row, where in _entries(path, _row, keys=Row.__annotations__):
+    # Two starts of an older release, which had no lock, could write a row twice.
+    for row, where in _entries(path, _parse_row, keys=Row.__annotations__):
         if rows.setdefault(row["sequence"], row) != row:
             raise InputError(f"{where} is another result of chain {row['sequence']}, which has one already; {CURE}")
     return list(rows.values())
 
 
-def _entries(path: Path, make: Callable[[Any], Entry], *, keys: Iterable[str]) -> Iterator[tuple[Entry, str]]:
-    """What `make` makes of each whole line, and where it stands."""
+def _entries(path: Path, parse: Callable[[Any], Entry], *, keys: Iterable[str]) -> Iterator[tuple[Entry, str]]:
+    """Yield each complete line, parsed, and its place for messages. `keys`: those that a line may have."""
     if not path.is_file():
         return
     if (size := path.stat().st_size) > MAX_JSON_BYTES:
         raise InputError(f"{path} has {size} bytes, expected at most {MAX_JSON_BYTES}; {RERUN}")
-    whole = path.read_bytes().rpartition(b"\n")[0]
-    for number, line in enumerate(whole.split(b"\n") if whole else [], 1):
+    complete = path.read_bytes().rpartition(b"\n")[0]
+    for number, line in enumerate(complete.split(b"\n") if complete else [], 1):
         where = f"{path}, line {number}"
         try:
             value = json.loads(line)
@@ -89,10 +93,12 @@ def _entries(path: Path, make: Callable[[Any], Entry], *, keys: Iterable[str]) -
                 raise ValueError(f"expected an object, found {type(value).__name__}")
             checksum = value.pop(CHECKSUM, None)
             entry = with_new_keys(value)
-            strangers = entry.keys() - set(keys)
-            if checksum != _checksum(value) if checksum is not None else strangers:
+            # The checksum is over the keys that are in the file, so it is compared with the value and not with the
+            # entry. A line of an older release has none; there an unknown key is the only sign of damage in a key.
+            is_damaged = checksum != _checksum(value) if checksum is not None else bool(entry.keys() - set(keys))
+            if is_damaged:
                 raise ValueError("it is not what was written")
-            yield make(entry), where
+            yield parse(entry), where
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             what = f"{type(error).__name__}: {error}"[:200]
             raise InputError(f"{where} is damaged or no entry of such a file ({what}); {CURE}") from error
@@ -103,11 +109,11 @@ def _checksum(value: Mapping[str, Any]) -> str:
 
 
 def sealed_line(value: Mapping[str, Any]) -> str:
-    """A line of results.jsonl or timing.jsonl: the object with its checksum."""
+    """Return a line of results.jsonl or timing.jsonl: the object with its checksum."""
     return json.dumps({**value, CHECKSUM: _checksum(value)})
 
 
-def _row(value: Mapping[str, Any]) -> Row:
+def _parse_row(value: Mapping[str, Any]) -> Row:
     row = Row(
         sequence=_count(value["sequence"]),
         initial_state=dict(value["initial_state"]),
@@ -117,17 +123,18 @@ def _row(value: Mapping[str, Any]) -> Row:
         seed=_count(value["seed"], most=2**63),
         instructions=_texts(value.get("instructions", [])),
     )
+    # A chain that did not solve all has one more attempt than successes: the failed one.
     attempted = min(row["solved"] + 1, len(row["subtasks"]))
     if not row["subtasks"] or row["solved"] > len(row["subtasks"]) or len(row["env_steps"]) != attempted:
         raise ValueError(
             f"{row['solved']} of {len(row['subtasks'])} subtasks solved, but steps of {len(row['env_steps'])} "
-            f"attempts, "
-            f"expected {attempted}"
+            f"attempts, expected {attempted}"
         )
     return row
 
 
 def _count(value: Any, *, most: int = MAX_NUMBER) -> int:
+    # `isinstance` would accept true and false.
     if type(value) is not int or not 0 <= value < most:
         raise ValueError(f"expected a whole number from 0 to below {most}, found {str(value)[:40]!r}")
     return value
@@ -140,13 +147,14 @@ def _texts(values: Any) -> list[str]:
 
 
 def drop_torn_line(path: Path) -> None:
-    """Cut a file of lines back to its last line end, so that appending is safe."""
+    """Cut a file back to its last line end, so that lines can be appended."""
     if path.is_file():
         content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
+        complete = content.rfind(b"\n") + 1
+        # In place and not by rewriting: the file may be large, and its other lines are not touched.
+        if complete < len(content):
             with path.open("r+b") as file:
-                file.truncate(whole)
+                file.truncate(complete)
 
 
 def append_row(path: Path, row: Row) -> None:
@@ -160,55 +168,67 @@ def append_seconds(path: Path, number: int, seconds: float) -> None:
 
 
 def write_sorted(path: Path, rows: Iterable[Row]) -> None:
-    """The final results file: sorted by chain."""
+    """Write the final results file, sorted by chain."""
+    # Workers finish in any order; sorted, the file is a function of the results alone.
     lines = [sealed_line(row) + "\n" for row in sorted(rows, key=lambda row: row["sequence"])]
     write_text(path, "".join(lines))
 
 
 def read_seconds(path: Path) -> dict[int, float]:
-    """Seconds per chain from timing.jsonl; the last entry of a chain counts.
+    """Return the seconds per chain from timing.jsonl; the last entry of a chain counts.
 
     Raises:
-        InputError: a whole line is no such entry.
+        InputError: A complete line is no such entry.
     """
-    return {number: seconds for (number, seconds), _ in _entries(path, _timing, keys=("sequence", "seconds"))}
 
+    def parse(value: Mapping[str, Any]) -> tuple[int, float]:
+        seconds = float(value["seconds"])
+        if not 0 <= seconds < MAX_NUMBER:
+            raise ValueError(f"expected seconds, found {seconds}")
+        return _count(value["sequence"]), seconds
 
-def _timing(value: Mapping[str, Any]) -> tuple[int, float]:
-    seconds = float(value["seconds"])
-    if not 0 <= seconds < MAX_NUMBER:
-        raise ValueError(f"expected seconds, found {seconds}")
-    return _count(value["sequence"]), seconds
+    return {number: seconds for (number, seconds), _ in _entries(path, parse, keys=("sequence", "seconds"))}
 
 
 def paired_difference(rows: Sequence[Row], base: Sequence[Row]) -> tuple[float, float, float, int] | None:
-    """Mean difference in solved subtasks over the chains both runs finished: (mean, low, high, chains), or None."""
+    """Return the mean difference in solved subtasks over the chains that both rollouts finished.
+
+    Args:
+        rows: Rows of the first rollout.
+        base: Rows of the rollout to compare with.
+
+    Returns:
+        Mean, ends of its 95 % interval, and number of chains; None without a common chain.
+    """
     pairs = paired_rows(rows, base)
     if not pairs:
         return None
     differences = [a["solved"] - b["solved"] for a, b in pairs]
+    # A difference lies between -length and +length: one solved all and the other none.
     largest = longest_chain([a for a, _ in pairs])
     low, high = mean_interval(differences, lowest=-largest, highest=largest)
     return float(np.mean(differences)), low, high, len(differences)
 
 
 def paired_rows(rows: Iterable[Row], base: Iterable[Row]) -> list[tuple[Row, Row]]:
-    """The chains that both runs finished, by number: same number and same subtasks."""
+    """Return the pairs of rows with the same number and the same subtasks, sorted by number."""
     others = {row["sequence"]: row for row in base}
     shared = [(row, others[row["sequence"]]) for row in rows if row["sequence"] in others]
+    # Numbers alone are not enough: another benchmark, or another num_sequences, may number other chains.
     pairs = [(a, b) for a, b in shared if a["subtasks"] == b["subtasks"]]
     return sorted(pairs, key=lambda pair: pair[0]["sequence"])
 
 
 def longest_chain(rows: Iterable[Row]) -> int:
-    """Subtasks of the longest chain: 5 in the published protocol, 1 for single tasks."""
+    """Return the number of subtasks of the longest chain: 5 in the published protocol, 1 for single tasks."""
     return max(len(row["subtasks"]) for row in rows)
 
 
 def per_task(rows: Iterable[Row]) -> dict[str, dict[str, int]]:
-    """Task -> {solved, attempted}, by name. A task asked for but never reached is absent."""
+    """Return task -> {solved, attempted}, sorted by name. A task that no chain reached is absent."""
     counts: dict[str, dict[str, int]] = {}
     for row in rows:
+        # env_steps has one entry per attempted subtask; later subtasks were never reached.
         for position, task in enumerate(row["subtasks"][: len(row["env_steps"])]):
             entry = counts.setdefault(task, {"solved": 0, "attempted": 0})
             entry["attempted"] += 1
@@ -217,17 +237,24 @@ def per_task(rows: Iterable[Row]) -> dict[str, dict[str, int]]:
 
 
 def summarize(rows: Sequence[Row], provenance: Mapping[str, Any], *, seconds: float) -> dict[str, Any]:
-    """The content of summary.json. `seconds` is time spent inside chains, summed over workers.
+    """Return the content of summary.json.
+
+    Args:
+        rows: The finished chains.
+        provenance: Content of provenance.json.
+        seconds: Time spent inside chains, summed over workers.
 
     Raises:
-        InputError: no row.
+        InputError: No row.
     """
     if not rows:
         raise InputError("no finished chain: nothing to summarize")
     total = len(rows)
     solved = [row["solved"] for row in rows]
     length = longest_chain(rows)
+    # Success at i: the first i subtasks were solved, so all chains with n >= i count.
     reached = [sum(n >= i for n in solved) for i in range(1, length + 1)]
+    # Provenance may be empty: folders of older releases, or results alone.
     policy = provenance.get("policy", {})
     return {
         "num_sequences": total,
@@ -251,19 +278,21 @@ def summarize(rows: Sequence[Row], provenance: Mapping[str, Any], *, seconds: fl
 
 
 def percent(share: float) -> str:
-    """0.585 -> "58.5"."""
+    """Return a share in percent: 0.585 -> "58.5"."""
     return f"{100 * share:.1f}"
 
 
 def labels_text(fraction: float | None) -> str:
-    """The label fraction in words; a dash for what was not trained."""
+    """Return the label fraction as text; a dash for a policy that was not trained."""
     return "–" if fraction is None else f"{100 * fraction:g} %"
 
 
 def five_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The summary a person reads first: (name, text) five times. Every number comes with its interval."""
+    """Return the summary as five pairs (name, text). Every number comes with its interval."""
     env = summary["env"]
+    # A benchmark need not have these keys; those of CALVIN are the ones that change results.
     world = ", ".join(f"{key} {env[key]}" for key in ("scene", "assets", "renderer", "reset_mode") if key in env)
+    # Policies without weights (random, scripted) have no hash.
     identity = f", hash {summary['policy_hash'][:12]}" if summary.get("policy_hash") else ""
     if summary["label_fraction"] is not None:
         identity += f", {labels_text(summary['label_fraction'])} of the action labels"
@@ -275,16 +304,13 @@ def five_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
             zip(summary["success_rates"], summary["success_intervals95"], strict=True), 1
         )
     )
+    chains = f"{summary['num_sequences']:,} chain" + ("" if summary["num_sequences"] == 1 else "s")
     speed = summary["env_steps"] / summary["seconds"] if summary["seconds"] else 0.0
     steps = f"{summary['env_steps']:,} steps, {summary['seconds']:,.0f} s in chains ({speed:,.0f} steps/s)"
     return [
         ("policy", f"{summary['policy']}{identity}"),
         ("world", world or "not named by the benchmark"),
-        ("evidence", f"{_plural(summary['num_sequences'], 'chain')}, {steps}"),
+        ("chains", f"{chains}, {steps}"),
         ("average length", f"{summary['average_length']:.2f} of {length} [{low:.2f}, {high:.2f}]"),
         ("success %", rates),
     ]
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

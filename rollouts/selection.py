@@ -1,9 +1,10 @@
-"""Which chains an evaluation runs: the whole list, numbers and ranges of it, or one shard of many.
+"""Selection of the chains that an evaluation runs: all of them, numbers and ranges, or one shard of many.
 
     sequences=0:100   sequences=[0:50,704,771]   shard=2/8
 
-Numbers are the benchmark's own, so a subset's rows are those of the whole evaluation. Shards are consecutive pieces of
-the selected list (not every n-th chain: rows of a batch are by number mod N, and consecutive numbers spread over all).
+Numbers are the benchmark's own, so a subset has the rows of the whole evaluation. A shard is a run of consecutive
+chains of the selected list, not every n-th chain: the row of a chain in a batch is its number mod N, and consecutive
+numbers spread over all rows.
 """
 
 from __future__ import annotations
@@ -18,42 +19,43 @@ Spec = str | int
 
 
 def select(chains: Sequence[EvalSequence], specs: Sequence[Spec]) -> list[EvalSequence]:
-    """The chains with the numbers asked for, in the order of `chains`; all where `specs` is empty.
+    """Return the chains with the given numbers, in the order of `chains`; all of them where `specs` is empty.
+
+    Args:
+        chains: The chains to choose from.
+        specs: Numbers and ranges.
 
     Raises:
-        InputError: a specification that is none, or a number that no chain has.
+        InputError: An entry is neither a number nor a range, or names a number that no chain has.
     """
     if not specs:
         return list(chains)
     known = {chain.number for chain in chains}
-    wanted: set[int] = set()
+    selected: set[int] = set()
     for spec in specs:
-        numbers = _numbers(spec)
-        if strangers := sorted(set(numbers) - known)[:3]:
+        first, colon, last = str(spec).partition(":")
+        try:
+            numbers = range(int(first), int(last) if colon else int(first) + 1)
+        except ValueError:
+            numbers = range(0)
+        if not numbers or numbers[0] < 0:
             raise InputError(
-                f"sequences: {spec} asks for chain {strangers[0]}, but there are chains {min(known)} to {max(known)} "
+                f"sequences: {spec!r} is neither a chain number nor a range first:last, such as 704 or 0:100"
+            )
+        if unknown := sorted(set(numbers) - known)[:3]:
+            raise InputError(
+                f"sequences: {spec} asks for chain {unknown[0]}, but there are chains {min(known)} to {max(known)} "
                 "(num_sequences says how many of the benchmark's chains to consider)"
             )
-        wanted |= set(numbers)
-    return [chain for chain in chains if chain.number in wanted]
-
-
-def _numbers(spec: Spec) -> range:
-    first, colon, last = str(spec).partition(":")
-    try:
-        numbers = range(int(first), int(last) if colon else int(first) + 1)
-    except ValueError:
-        numbers = range(0)
-    if not numbers or numbers[0] < 0:
-        raise InputError(f"sequences: {spec!r} is neither a chain number nor a range first:last, such as 704 or 0:100")
-    return numbers
+        selected |= set(numbers)
+    return [chain for chain in chains if chain.number in selected]
 
 
 def parse_shard(shard: str) -> tuple[int, int]:
-    """Number and count: "2/8" is (2, 8), the third of eight shards.
+    """Return number and count: "2/8" is (2, 8), the third of eight shards.
 
     Raises:
-        ValueError: not of this form, or no such shard.
+        ValueError: Not of this form, or no such shard.
     """
     number, slash, count = shard.partition("/")
     if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
@@ -61,8 +63,8 @@ def parse_shard(shard: str) -> tuple[int, int]:
     return int(number), int(count)
 
 
-def piece(chains: Sequence[EvalSequence], shard: str | None) -> list[EvalSequence]:
-    """The chains of one shard; sizes differ by at most one."""
+def shard_sequences(chains: Sequence[EvalSequence], shard: str | None) -> list[EvalSequence]:
+    """Return the chains of one shard; sizes of shards differ by at most one. None: all chains."""
     if shard is None:
         return list(chains)
     number, count = parse_shard(shard)
@@ -70,6 +72,7 @@ def piece(chains: Sequence[EvalSequence], shard: str | None) -> list[EvalSequenc
 
 
 def shard_folder(shard: str) -> str:
-    """Name of a shard's folder below run_dir."""
+    """Return the name of a shard's folder below run_dir, such as shard_02_of_16."""
     number, count = parse_shard(shard)
+    # Leading zeros, so that an alphabetical listing is in the order of shards.
     return f"shard_{number:0{len(str(count - 1))}d}_of_{count}"

@@ -1,12 +1,12 @@
-"""A chain as a video: what the policy saw, what it was told, how it ended. H.264 mp4 and a poster image.
+"""Video of a chain: the policy's images with instruction and outcome, as H.264 mp4 and a poster image.
 
-Frames are the images the policy looked at; nothing is rendered for the video. They play in real time: one image
-every `n_action_steps` control steps. Above the image stand the instruction, five pips (solved, failed, under way, not
-reached) and the outcome, which is held for a moment at the end of each subtask. Beside the video lie the policy's
-answers (recording.py), which the report draws under it.
+Frames are the images that the policy was given; nothing is rendered for the video. They play in real time: one image
+every `n_action_steps` control steps. Above the image are the instruction, one mark per subtask (solved, failed,
+current, not reached) and the outcome, which is shown longer at the end of each subtask. The policy's outputs are
+written beside the video (recording.py); the report plots them under it.
 
 Which chains are kept is a function of the results alone (`select_chains`), so neither the number of workers nor an
-interruption changes the gallery.
+interruption changes the selection.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,24 +32,31 @@ IMAGE_PX = 384
 CAPTION_PX = 96
 MAX_FPS = 15.0
 HOLD_SECONDS = 0.8
-_OURS = re.compile(r"\.?chain_\d{4,}\.(mp4|jpg|npz)(\.tmp)?")
+"""how long the outcome of a subtask is shown"""
+_FILE_NAME = re.compile(r"\.?chain_\d{4,}\.(mp4|jpg|npz)(\.tmp)?")
 INK, MUTED, PAPER = "#f4f2ec", "#a8a59c", "#1b1d20"
 SOLVED, FAILED, OPEN = "#3fb68b", "#e5704b", "#565a61"
 
 
 def select_chains(solved: Mapping[int, int], count: int) -> set[int]:
-    """Chains to keep a video of: half with the most subtasks solved, half with the fewest (number -> solved).
+    """Return the chains to keep a video of: half with the most subtasks solved, half with the fewest.
 
     Ties go to the lower number among the best and follow a fixed shuffle among the worst. A chain selected from all
     results is selected from every part of them that contains it, so videos can be dropped while the evaluation runs.
+
+    Args:
+        solved: Number of the chain -> subtasks solved.
+        count: Number of videos.
     """
+
+    def shuffled(number: int) -> int:
+        # Knuth's multiplicative hash, a bijection on 32 bits. Many chains solve nothing; in the order of numbers all
+        # videos of failures would show the first few chains.
+        return (number + 1) * 2_654_435_761 % 2**32
+
     best = sorted(solved, key=lambda number: (-solved[number], number))[: math.ceil(count / 2)]
-    worst = sorted(solved, key=lambda number: (solved[number], _shuffled(number)))[: count // 2]
+    worst = sorted(solved, key=lambda number: (solved[number], shuffled(number)))[: count // 2]
     return {*best, *worst}
-
-
-def _shuffled(number: int) -> int:
-    return (number + 1) * 2_654_435_761 % 2**32  # Knuth's multiplicative hash: a bijection on 32 bits
 
 
 class VideoPaths(NamedTuple):
@@ -57,113 +64,144 @@ class VideoPaths(NamedTuple):
 
     video: Path
     poster: Path
-    answers: Path
+    recording: Path
 
 
 def video_paths(folder: Path, number: int) -> VideoPaths:
-    """Where the video of a chain, its poster and the policy's answers lie."""
+    """Return the paths of a chain's video, its poster and the policy's outputs."""
     return VideoPaths(*(folder / f"chain_{number:04d}.{kind}" for kind in ("mp4", "jpg", "npz")))
 
 
 def drop_videos(folder: Path, numbers: Iterable[int]) -> None:
-    """Remove what is kept of these chains' videos, where there are any."""
+    """Remove the videos of these chains, where there are any."""
     for number in numbers:
         for path in video_paths(folder, number):
             path.unlink(missing_ok=True)
 
 
 def drop_other_videos(folder: Path, keep: set[int]) -> None:
-    """Remove all videos but those of `keep`, and what a kill left half-written. Not while workers write.
+    """Remove all videos but those of `keep`, and files that a kill left incomplete. Not while workers write.
 
-    Files that are no videos of ours stay.
+    Files with other names stay.
     """
+    # Also temporary files of wanted videos go: their names differ.
     wanted = {path.name for number in keep for path in video_paths(folder, number)}
     for path in folder.glob("*chain_*"):
-        if _OURS.fullmatch(path.name) and path.name not in wanted:
+        if _FILE_NAME.fullmatch(path.name) and path.name not in wanted:
             path.unlink()
 
 
-class Video:
-    """Collects what a policy is shown during one chain, then writes it. An `evaluate.RolloutCallback`."""
+class ChainVideo:
+    """The images of one chain: an `evaluate.RolloutCallback` that collects them and then writes a video.
+
+    Attributes:
+        stride: Every how many policy calls an image is kept.
+        steps_per_frame: Control steps between two frames of the video.
+        fps: Frames per second of the video, so that it plays in real time.
+    """
 
     needs_images = True
 
     def __init__(self, *, control_hz: float, n_action_steps: int) -> None:
-        """Keeps every `stride`-th look, so that no video has more than `MAX_FPS` images a second."""
+        """Choose a stride so that no video has more than `MAX_FPS` frames a second.
+
+        Args:
+            control_hz: Control steps per second of the benchmark.
+            n_action_steps: Control steps per policy call.
+        """
         self.stride = max(1, math.ceil(control_hz / n_action_steps / MAX_FPS))
         self.steps_per_frame = self.stride * n_action_steps
         self.fps = control_hz / self.steps_per_frame
-        self._frames: list[list[NDArray[np.uint8]]] = []
-        self._looks = 0
+        self._frames: list[list[NDArray[np.uint8]]] = []  # per subtask
+        self._calls = 0  # of the current subtask
         self._recording = Recording()
 
-    def look(self, subtask: int, observation: Observation, output: PolicyOutput) -> None:
-        """Take note of one look; the first camera of the observation is recorded."""
-        self._recording.look(subtask, observation, output)
+    def on_policy_call(self, subtask: int, observation: Observation, output: PolicyOutput) -> None:
+        """Keep the output, and the image of the first camera."""
+        self._recording.on_policy_call(subtask, observation, output)
         while len(self._frames) <= subtask:
             self._frames.append([])
-            self._looks = 0
-        if self._looks % self.stride == 0:
+            self._calls = 0
+        # Counted per subtask, so that each subtask begins with an image.
+        if self._calls % self.stride == 0:
             self._frames[subtask].append(next(iter(observation["images"].values())))
-        self._looks += 1
+        self._calls += 1
 
     def write(self, folder: Path, row: Row, *, instructions: Sequence[str]) -> None:
-        """Write the video, its poster and the answers under `folder`; they are on disk when this returns."""
+        """Write the video, its poster and the policy's outputs; they are on disk when this returns.
+
+        Args:
+            folder: Folder of videos.
+            row: The chain's row.
+            instructions: Instruction of each subtask.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        video, poster, answers = video_paths(folder, row["sequence"])
-        last = write_video(video, self._pages(row, instructions), fps=self.fps)
-        with atomic_write(poster) as temporary:
+        paths = video_paths(folder, row["sequence"])
+        last = write_video(paths.video, self._pages(row, instructions), fps=self.fps)
+        with atomic_write(paths.poster) as temporary:
             last.save(temporary, format="JPEG", quality=80)
-        self._recording.save(answers)
+        self._recording.save(paths.recording)
 
     def _pages(self, row: Row, instructions: Sequence[str]) -> Iterator[Image.Image]:
-        hold = max(1, round(HOLD_SECONDS * self.fps))
+        """Yield the frames of the video."""
+        hold_frames = max(1, round(HOLD_SECONDS * self.fps))
         for subtask, frames in enumerate(self._frames):
-            done = ["solved"] * subtask
-            rest = ["open"] * (len(row["subtasks"]) - subtask - 1)
+            before = ["solved"] * subtask
+            after = ["open"] * (len(row["subtasks"]) - subtask - 1)
             for i, frame in enumerate(frames):
-                yield page(frame, instructions[subtask], [*done, "now", *rest], f"step {i * self.steps_per_frame}")
-            success = subtask < row["solved"]
-            steps = row["env_steps"][subtask]
-            words = f"solved in {steps} steps" if success else f"not solved in {steps} steps"
-            ended = page(frames[-1], instructions[subtask], [*done, "solved" if success else "failed", *rest], words)
-            yield from [ended] * hold
+                status = f"step {i * self.steps_per_frame}"
+                yield page(frame, instructions[subtask], [*before, "now", *after], status)
+            is_solved = subtask < row["solved"]
+            env_steps = row["env_steps"][subtask]
+            status = f"solved in {env_steps} steps" if is_solved else f"not solved in {env_steps} steps"
+            states = [*before, "solved" if is_solved else "failed", *after]
+            yield from [page(frames[-1], instructions[subtask], states, status)] * hold_frames
 
 
-def page(frame: NDArray[np.uint8], instruction: str, pips: Sequence[str], status: str) -> Image.Image:
-    """One frame of a video. The words stand above the image, since a player's controls cover the lower edge."""
-    canvas = Image.new("RGB", (IMAGE_PX, IMAGE_PX + CAPTION_PX), PAPER)
-    canvas.paste(Image.fromarray(frame).resize((IMAGE_PX, IMAGE_PX), Image.Resampling.BICUBIC), (0, CAPTION_PX))
-    draw = ImageDraw.Draw(canvas)
+def page(frame: NDArray[np.uint8], instruction: str, states: Sequence[str], status: str) -> Image.Image:
+    """Return one frame of a video. The text is above the image, since a player's controls cover the lower edge.
+
+    Args:
+        frame: Image of the camera, uint8 [H, W, 3].
+        instruction: Instruction of the subtask.
+        states: "solved", "failed", "now" or "open" for each subtask of the chain.
+        status: Text on the right.
+    """
+    image = Image.new("RGB", (IMAGE_PX, IMAGE_PX + CAPTION_PX), PAPER)
+    image.paste(Image.fromarray(frame).resize((IMAGE_PX, IMAGE_PX), Image.Resampling.BICUBIC), (0, CAPTION_PX))
+    canvas = ImageDraw.Draw(image)
     margin = 16
-    font = _font_that_fits(draw, instruction, width=IMAGE_PX - 2 * margin)
-    draw.text((margin, 32), instruction, font=font, fill=INK, anchor="lm")
+    # The largest font in which the instruction fits into one line.
+    for size in range(20, 10, -1):
+        font = ImageFont.load_default(size=size)
+        if canvas.textlength(instruction, font=font) <= IMAGE_PX - 2 * margin:
+            break
+    canvas.text((margin, 32), instruction, font=font, fill=INK, anchor="lm")
     y = 69
-    for i, state in enumerate(pips):
+    for i, state in enumerate(states):
         left = margin + i * 30
         box = (left, y - 5, left + 24, y + 5)
         if state == "now":
-            draw.rounded_rectangle(box, radius=5, outline=INK, width=2)
+            canvas.rounded_rectangle(box, radius=5, outline=INK, width=2)
         else:
-            draw.rounded_rectangle(box, radius=5, fill={"solved": SOLVED, "failed": FAILED, "open": OPEN}[state])
-    current = next((i for i in reversed(range(len(pips))) if pips[i] != "open"), 0) + 1
+            canvas.rounded_rectangle(box, radius=5, fill={"solved": SOLVED, "failed": FAILED, "open": OPEN}[state])
+    current = next((i for i in reversed(range(len(states))) if states[i] != "open"), 0) + 1
     small = ImageFont.load_default(size=15)
-    draw.text((margin + 30 * len(pips) + 2, y), f"{current}/{len(pips)}", font=small, fill=MUTED, anchor="lm")
+    canvas.text((margin + 30 * len(states) + 2, y), f"{current}/{len(states)}", font=small, fill=MUTED, anchor="lm")
     color = SOLVED if status.startswith("solved") else FAILED if status.startswith("not") else MUTED
-    draw.text((IMAGE_PX - margin, y), status, font=small, fill=color, anchor="rm")
-    return canvas
-
-
-def _font_that_fits(draw: ImageDraw.ImageDraw, text: str, *, width: int) -> Any:
-    for size in range(20, 10, -1):
-        font = ImageFont.load_default(size=size)
-        if draw.textlength(text, font=font) <= width:
-            break
-    return font
+    canvas.text((IMAGE_PX - margin, y), status, font=small, fill=color, anchor="rm")
+    return image
 
 
 def write_video(path: Path, pages: Iterator[Image.Image], *, fps: float) -> Image.Image:
-    """Write pages of one even size as H.264 (yuv420p, index first, so that browsers play it); returns the last page."""
+    """Write a video and return its last frame.
+
+    Args:
+        path: The mp4 file.
+        pages: Frames of one size, width and height even.
+        fps: Frames per second.
+    """
+    # yuv420p, which needs even sizes; the index first (faststart), so that browsers play it while they load it.
     encoding = ["-crf", "26", "-preset", "medium", "-movflags", "+faststart"]
     with Mp4Writer(path, fps=fps, encoding=encoding) as video:
         for last in pages:

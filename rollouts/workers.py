@@ -1,9 +1,8 @@
-"""A chain as a job for a worker process, and what a worker needs for it.
+"""The rollout worker: runs one chain as a job, in this process or in a worker process.
 
-Each worker has a benchmark of its own; chains are handed out one by one (`vw2_robot.worker_pool`). Since a row depends
-on (policy, chain, seed) only, neither the number of workers nor the death of one shows in the results. What is kept of
-a chain beside its row is on disk before the row is handed back. The policy is in a process of its own
-(`policy_process`) or, if it is bound to a world, in the worker.
+Each worker has its own benchmark and gets one chain at a time (`vw2_robot.worker_pool`). A row depends on (policy,
+chain, seed) only, so neither the number of workers nor the death of one changes the results. The policy lives in the
+policy process (`policy_process`) or, if it needs the simulator, in the worker.
 """
 
 from __future__ import annotations
@@ -23,12 +22,20 @@ from .config import RolloutConfig, open_benchmark, open_policy
 from .evaluate import RolloutCallback, Row, run_chain
 from .policy_process import RemotePolicy
 from .recording import Recording
-from .video import Video, select_chains
+from .video import ChainVideo, select_chains
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is equal for all chains of an evaluation."""
+    """The settings that all chains of an evaluation share.
+
+    Attributes:
+        n_action_steps: Actions executed per policy call.
+        seed: Seed of the evaluation.
+        videos: Number of chains to keep a video of.
+        run_dir: Folder of the rollout.
+        record: Write a recording of each chain.
+    """
 
     n_action_steps: int
     seed: int
@@ -39,23 +46,36 @@ class Protocol:
 
 @dataclass(frozen=True)
 class ChainJob:
-    """One chain, and the chains whose videos are kept so far (number -> solved)."""
+    """One chain to run, and the chains whose videos are kept so far (number -> subtasks solved)."""
 
     sequence: EvalSequence
-    kept: Mapping[int, int]
+    video_chains: Mapping[int, int]
 
     def __str__(self) -> str:
-        """The chain's number, for messages."""
+        """Return the chain's number, for messages."""
         return f"chain {self.sequence.number}"
 
 
 def run_job(policy: Policy, benchmark: Benchmark, job: ChainJob, protocol: Protocol) -> tuple[Row, float]:
-    """Run one chain; what is kept of it beside the row is on disk before the row is returned."""
+    """Run one chain. Its video and its recording are on disk before the row is returned.
+
+    Args:
+        policy: The policy to evaluate.
+        benchmark: The worker's benchmark.
+        job: The chain.
+        protocol: Settings of the evaluation.
+
+    Returns:
+        The chain's row and the seconds that it took.
+    """
+    # Time inside the chain only: writing video and recording is not counted.
     begin = time.perf_counter()
-    video = Video(control_hz=benchmark.control_hz, n_action_steps=protocol.n_action_steps) if protocol.videos else None
+    video = (
+        ChainVideo(control_hz=benchmark.control_hz, n_action_steps=protocol.n_action_steps) if protocol.videos else None
+    )
     recording = Recording() if protocol.record else None
     callbacks: list[RolloutCallback] = [one for one in (video, recording) if one is not None]
-    if hasattr(policy, "chain"):  # behind a batch of fixed shape
+    if hasattr(policy, "chain"):  # LocalPolicy, RemotePolicy: the row of the batch
         policy.chain = job.sequence.number
     row = run_chain(
         policy,
@@ -69,9 +89,10 @@ def run_job(policy: Policy, benchmark: Benchmark, job: ChainJob, protocol: Proto
     number = row["sequence"]
     if recording is not None:
         recording.write(protocol.run_dir, row)
-    if video is not None and number in select_chains({**job.kept, number: row["solved"]}, protocol.videos):
-        words = [benchmark.instruction(task) for task in row["subtasks"]]
-        video.write(protocol.run_dir / "videos", row, instructions=words)
+    # `select_chains` never selects a chain later that it has rejected once, so a rejected video can be dropped here.
+    if video is not None and number in select_chains({**job.video_chains, number: row["solved"]}, protocol.videos):
+        instructions = [benchmark.instruction(task) for task in row["subtasks"]]
+        video.write(protocol.run_dir / "videos", row, instructions=instructions)
     return row, seconds
 
 
@@ -79,7 +100,14 @@ def run_job(policy: Policy, benchmark: Benchmark, job: ChainJob, protocol: Proto
 def open_worker(
     config: RolloutConfig, protocol: Protocol, metadata: dict[str, Any], connection: Connection | None = None
 ) -> Iterator[Callable[[ChainJob], tuple[Row, float]]]:
-    """A worker's benchmark and policy, as the function that runs a chain; no connection: the policy lives here."""
+    """Open a worker's benchmark and policy, and yield the function that runs a chain.
+
+    Args:
+        config: Configuration of the rollout.
+        protocol: Settings of the evaluation.
+        metadata: The policy's metadata.
+        connection: Connection to the policy process; None: the policy is built in this worker.
+    """
     benchmark = open_benchmark(config.env)
     try:
         policy = open_policy(config, benchmark) if connection is None else RemotePolicy(connection, metadata)

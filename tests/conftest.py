@@ -29,7 +29,7 @@ def shared_dir() -> Path:
 
 
 # Folders of tiny models, saved by transformers itself: what a user's own folder looks like.
-WORDS_SEEN = [
+TOKENIZER_TEXTS = [
     "open the drawer",
     "push the red block to the left",
     "lift the pink block from the table",
@@ -52,7 +52,7 @@ def save_tokenizer(folder, *, bos=True):
     trainer = trainers.BpeTrainer(
         vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator(WORDS_SEEN, trainer)
+    tokenizer.train_from_iterator(TOKENIZER_TEXTS, trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", **({"bos_token": "<s>"} if bos else {})
     )

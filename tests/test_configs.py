@@ -29,8 +29,8 @@ CONFIGS = REPO / "configs"
 PROGRAM_FOLDERS = ("envs", "pretrain", "finetune", "rollouts", "vw2_robot")
 # Groups that no defaults list names, since they are left out as a rule: given as `+group=choice` to this program.
 APPENDED = {"experiment": "pretrain"}
-# Choices of a shared group that one of its programs cannot use -> its message.
-REFUSED = {("record", "env=calvin_reference"): "demonstrates nothing"}
+# Choices of a shared group that one of its programs has no use for -> what it says.
+REFUSED = {("record", "env=calvin_reference"): "records no demonstrations"}
 
 
 def root_names() -> list[str]:

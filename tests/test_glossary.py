@@ -54,7 +54,7 @@ OWNED = {
     "turn_off_lightbulb": "CALVIN's task", "eye_in_hand_rgb": "Open-X", "hand_image": "Open-X",
     "get_type_hints": "Python's typing", "eye": "numpy and torch", "ImageDraw": "Pillow", "Draw": "Pillow",
     "choices": "argparse", "cameraEyePosition": "PyBullet", "panda_hand": "the Panda's URDF",
-    "film": "FiLM layers (Perez et al. 2018)",
+    "break_long_words": "Python's textwrap", "film": "FiLM layers (Perez et al. 2018)",
 }  # fmt: skip
 # Single names with one meaning too many, and keys whose unit is not told.
 NOT_AS_NAME = {

@@ -478,3 +478,22 @@ def code_blocks(text: str) -> str:
 
 def known_path(name: str) -> bool:
     return (REPO / name).exists() or (REPO / "vw2_robot" / name).exists()
+
+
+def test_the_table_where_is_what_names_what_is_there() -> None:
+    page = (REPO / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\|[^|]+\| \[([\w/.]+)\]\(\1\) \| `(\w+)` \|$", page, re.MULTILINE)
+    assert len(table) >= 10
+    for file, name in table:
+        tree = ast.parse((REPO / file).read_text(encoding="utf-8"))
+        defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        assert name in defined, f"{file} defines no {name}"
+
+
+def test_the_tree_of_the_contributing_page_is_the_tree_of_the_repository() -> None:
+    page = (REPO / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^\| (`[\w/]+/`(?:, `[\w/]+/`)*) \|", page, re.MULTILINE))
+    folders = {folder.rstrip("/") for row in named for folder in re.findall(r"`([\w/]+)`", row)}
+    assert all((REPO / folder).is_dir() for folder in folders)
+    packages = {path.parent for path in modules().values()} - {REPO / "vw2_robot" / "models"}
+    assert {path.relative_to(REPO).as_posix() for path in packages} <= folders

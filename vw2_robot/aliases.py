@@ -38,11 +38,13 @@ KEYS = {
     "quantiser": "quantizer",
     "replan_every": "n_action_steps",
     "stretch": "segment",
+    "sentences": "instructions",
     "stride_s": "temporal_stride",
     "timeout_s": "timeout_seconds",
     "turn": "segment",
     "turns": "replacements",
     "unlabelled": "unlabeled",
+    "verdict": "decision",
 }
 """old key -> new key, at any depth"""
 
@@ -57,6 +59,11 @@ TYPED_KEYS: Mapping[str, Callable[[Any], str]] = {
 """old key -> new key, where it had several meanings that the kind of value tells apart"""
 
 VALUES = {
+    "_target_": {
+        "vw2_robot.envs.other_robots.environment.arms_episodes": (
+            "vw2_robot.envs.other_robots.environment.solved_episodes"
+        ),
+    },
     "codes": {"own": "predicted"},
     "code_source": {"teacher": "ground_truth", "self": "predicted"},
 }

@@ -1,1 +1,1 @@
-"""Programs that make the assets in envs/assets."""
+"""The program that makes the assets in envs/assets."""

@@ -1,7 +1,7 @@
 """The colored blocks and the floor, as URDF, OBJ and PNG files.
 
 Sizes, masses and friction are those of the CALVIN benchmark (specification, section 4). Lengths are meters in the
-world, as they come out after the simulator has loaded a block with `globalScaling=0.8`.
+world, after the simulator has loaded a block with `globalScaling=0.8`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ BLOCK_COLORS = {"red": "1 0 0 1", "blue": "0 0 1 1", "pink": "1 0 1 1"}
 BLOCK_LENGTHS = {"small": 0.04, "middle": 0.056, "big": 0.08}  # the long edge, local x; the two others are 0.04
 
 FLOOR = ((2.5, -4.5), (4.5, 8.0), (-9.0, 1.5))
-"""One triangle, 2.8 m of floor around the table at least, wholly before the static camera: a renderer need not clip it,
-and tests the image's pixels once instead of twice."""
+"""One triangle with at least 2.8 m of floor around the table, all of it in front of the static camera: the renderer
+need not clip it, and tests the image's pixels once instead of twice."""
 
 
 def block_files() -> Files:
-    """The nine blocks: boxes of 1 kg."""
+    """Return the files of the nine blocks: boxes of 1 kg."""
     files: Files = {}
     for color, rgba in BLOCK_COLORS.items():
         for name, length in BLOCK_LENGTHS.items():
@@ -39,7 +39,7 @@ def block_files() -> Files:
 
 
 def plane_files() -> Files:
-    """The floor: tiles of 0.5 m to look at, a thick box to stand on."""
+    """Return the files of the floor: tiles of 0.5 m as visual shape, a thick box as collision shape."""
     urdf = """<?xml version="1.0"?>
 <robot name="plane">
   <link name="planeLink">

@@ -1,8 +1,8 @@
-"""Fewer triangles for a visual mesh: TinyRenderer's cost is per triangle, not per pixel.
+"""Mesh decimation: fewer triangles for a visual mesh, because TinyRenderer's cost is per triangle, not per pixel.
 
 Two passes. Vertex clustering merges everything inside a cell of a few millimeters; then edges are collapsed in order of
-their quadric error (Garland and Heckbert 1997) until the wanted number of triangles is left. All sums are written out
-in a fixed order, so a mesh comes out the same on every machine.
+their quadric error (Garland and Heckbert 1997) until the target number of triangles is left. All sums are written out
+in a fixed order, so a mesh is the same on every machine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,14 @@ Quadric = tuple[float, ...]  # upper triangle of the symmetric 4 x 4 matrix: aa 
 
 
 def decimate(vertices: Floats, triangles: Triangles, *, target: int, cell_m: float = 0.004) -> tuple[Floats, Triangles]:
-    """At most `target` triangles that stay close to the given surface."""
+    """Return at most `target` triangles that stay close to the given surface.
+
+    Args:
+        vertices: [N, 3], meters.
+        triangles: [M, 3], indices of vertices.
+        target: number of triangles.
+        cell_m: edge of the cells of the clustering.
+    """
     vertices, triangles = cluster(vertices, triangles, cell_m=cell_m)
     return collapse(vertices, triangles, target=target)
 
@@ -29,24 +36,36 @@ def cluster(vertices: Floats, triangles: Triangles, *, cell_m: float) -> tuple[F
     group = group.reshape(-1)
     counts = np.bincount(group).astype(np.float64)
     merged = np.stack([np.bincount(group, weights=vertices[:, k]) / counts for k in range(3)], axis=1)
-    return _compact(merged, _distinct(group[triangles]))
+    # Drop triangles with a repeated vertex, and repeated triangles.
+    a, b, c = group[triangles].T
+    kept = group[triangles][(a != b) & (b != c) & (a != c)]
+    _, first = np.unique(np.sort(kept, axis=1), axis=0, return_index=True)
+    return _compact(merged, kept[np.sort(first)])
 
 
 def collapse(vertices: Floats, triangles: Triangles, *, target: int) -> tuple[Floats, Triangles]:
     """Collapse the edge of least quadric error until `target` triangles are left."""
     position = [tuple(row) for row in vertices.tolist()]
     faces: dict[int, tuple[int, int, int]] = {k: (a, b, c) for k, (a, b, c) in enumerate(triangles.tolist())}
+    # Numbers of the faces around each vertex.
     around: list[set[int]] = [set() for _ in position]
     for number, face in faces.items():
         for vertex in face:
             around[vertex].add(number)
     quadrics = _vertex_quadrics(vertices, triangles)
+    # Heap entries are not removed when a vertex changes; its version marks them as out of date.
     version = [0] * len(position)
     heap: list[tuple[float, int, int, int, int, tuple[float, ...]]] = []
 
     def push(a: int, b: int) -> None:
-        error, place = _best_place(_add(quadrics[a], quadrics[b]), position[a], position[b])
-        heapq.heappush(heap, (error, a, b, version[a], version[b], place))
+        # Of both ends and the middle, the place of least error; a term of length keeps flat regions even.
+        p = position[a]
+        r = position[b]
+        q = _add(quadrics[a], quadrics[b])
+        middle = tuple((x + y) / 2 for x, y in zip(p, r, strict=True))
+        length = sum((x - y) ** 2 for x, y in zip(p, r, strict=True))
+        error, place = min(((_error(q, place), place) for place in (middle, p, r)), key=lambda item: item[0])
+        heapq.heappush(heap, (error + 1e-9 * length, a, b, version[a], version[b], place))
 
     for a, b in sorted({(min(e), max(e)) for f in faces.values() for e in zip(f, (f[1], f[2], f[0]), strict=True)}):
         push(a, b)
@@ -54,7 +73,9 @@ def collapse(vertices: Floats, triangles: Triangles, *, target: int) -> tuple[Fl
         _, a, b, version_a, version_b, place = heapq.heappop(heap)
         if version[a] != version_a or version[b] != version_b or _flips(faces, around, position, (a, b), place):
             continue
-        position[a], quadrics[a] = place, _add(quadrics[a], quadrics[b])
+        # Vertex b is merged into a: faces with both vanish, those with b alone get a.
+        position[a] = place
+        quadrics[a] = _add(quadrics[a], quadrics[b])
         for number in sorted(around[b]):
             face = faces[number]
             if a in face:
@@ -71,18 +92,21 @@ def collapse(vertices: Floats, triangles: Triangles, *, target: int) -> tuple[Fl
         around[b] = set()
         version[a] += 1
         version[b] += 1
+        # The errors of all edges at the merged vertex have changed.
         for vertex in sorted({v for number in around[a] for v in faces[number]} - {a}):
             push(min(a, vertex), max(a, vertex))
-    left = np.array([faces[k] for k in sorted(faces)], dtype=np.int64).reshape(-1, 3)
-    return _compact(np.array(position, dtype=np.float64), left)
+    remaining = np.array([faces[k] for k in sorted(faces)], dtype=np.int64).reshape(-1, 3)
+    return _compact(np.array(position, dtype=np.float64), remaining)
 
 
 def hull_of(vertices: Floats, *, points: int) -> tuple[Floats, Triangles]:
-    """A convex hull with at most `points` corners: the extreme vertices in directions spread over the sphere."""
-    turn = np.arange(points) * (np.pi * (3.0 - 5.0**0.5))  # golden angle
+    """Return a convex hull with at most `points` corners: the extreme vertices in evenly spread directions."""
+    # Directions on a Fibonacci sphere.
+    azimuth = np.arange(points) * (np.pi * (3.0 - 5.0**0.5))  # golden angle
     height = 1.0 - 2.0 * (np.arange(points) + 0.5) / points
     ring = np.sqrt(1.0 - height**2)
-    x, y = ring * np.cos(turn), ring * np.sin(turn)
+    x = ring * np.cos(azimuth)
+    y = ring * np.sin(azimuth)
     extreme = [
         int(np.argmax(vertices[:, 0] * x[k] + vertices[:, 1] * y[k] + vertices[:, 2] * height[k]))
         for k in range(points)
@@ -91,22 +115,15 @@ def hull_of(vertices: Floats, *, points: int) -> tuple[Floats, Triangles]:
     return _compact(corners, convex_hull(corners))
 
 
-def _distinct(triangles: Triangles) -> Triangles:
-    """Drop triangles with a repeated vertex, and repeated triangles."""
-    a, b, c = triangles[:, 0], triangles[:, 1], triangles[:, 2]
-    kept = triangles[(a != b) & (b != c) & (a != c)]
-    _, first = np.unique(np.sort(kept, axis=1), axis=0, return_index=True)
-    unique: Triangles = kept[np.sort(first)]
-    return unique
-
-
 def _compact(vertices: Floats, triangles: Triangles) -> tuple[Floats, Triangles]:
+    """Remove vertices without a triangle."""
     used, renumbered = np.unique(triangles, return_inverse=True)
     return vertices[used], renumbered.reshape(-1, 3).astype(np.int64)
 
 
 def _vertex_quadrics(vertices: Floats, triangles: Triangles) -> list[Quadric]:
-    """Sum of the squared-distance forms of the planes around each vertex, weighted by area."""
+    """Return for each vertex the quadratic form of squared distances to its planes, weighted by area."""
+    # The plane of a triangle is a x + b y + c z + d = 0 with a unit normal.
     corners = vertices[triangles]
     normal = cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     length = np.sqrt(normal[:, 0] ** 2 + normal[:, 1] ** 2 + normal[:, 2] ** 2)
@@ -123,15 +140,8 @@ def _add(p: Quadric, q: Quadric) -> Quadric:
     return tuple(x + y for x, y in zip(p, q, strict=True))
 
 
-def _best_place(q: Quadric, p: tuple[float, ...], r: tuple[float, ...]) -> tuple[float, tuple[float, ...]]:
-    """The best of both ends and the middle, with its error; a little length keeps flat regions even."""
-    middle = tuple((a + b) / 2 for a, b in zip(p, r, strict=True))
-    length = sum((a - b) ** 2 for a, b in zip(p, r, strict=True))
-    error, place = min(((_error(q, place), place) for place in (middle, p, r)), key=lambda item: item[0])
-    return error + 1e-9 * length, place
-
-
 def _error(q: Quadric, p: tuple[float, ...]) -> float:
+    """Return the value of a quadric at a point."""
     x, y, z = p
     squares = q[0] * x * x + q[4] * y * y + q[7] * z * z + q[9]
     return abs(squares + 2 * (q[1] * x * y + q[2] * x * z + q[3] * x + q[5] * y * z + q[6] * y + q[8] * z))
@@ -144,10 +154,11 @@ def _flips(
     edge: tuple[int, int],
     place: tuple[float, ...],
 ) -> bool:
-    """Whether moving both ends of the edge to `place` would turn a neighboring triangle over."""
+    """Return whether moving both ends of an edge to `place` would flip a neighboring triangle."""
     for vertex in edge:
         for number in around[vertex]:
             face = faces[number]
+            # Faces with both ends vanish, so they cannot flip.
             if edge[0] in face and edge[1] in face:
                 continue
             before = _normal([position[k] for k in face])
@@ -158,6 +169,12 @@ def _flips(
 
 
 def _normal(corners: list[tuple[float, ...]]) -> tuple[float, float, float]:
+    """Return the normal of a triangle, of any length."""
     (ax, ay, az), (bx, by, bz), (cx, cy, cz) = corners
-    ux, uy, uz, vx, vy, vz = bx - ax, by - ay, bz - az, cx - ax, cy - ay, cz - az
+    ux = bx - ax
+    uy = by - ay
+    uz = bz - az
+    vx = cx - ax
+    vy = cy - ay
+    vz = cz - az
     return uy * vz - uz * vy, uz * vx - ux * vz, ux * vy - uy * vx

@@ -1,10 +1,10 @@
-"""Program: write the built-in scenes (robot, tables A to D, blocks, floor) into `envs/assets`.
+"""Program: write the built-in scenes (robots, tables A to D, blocks, floor) into `envs/assets`.
 
     python -m vw2_robot.envs.asset_tools.make_assets
 
-The folder has the layout of the CALVIN simulator's data folder, so that either can be given to `CalvinEnv`. Everything
-in it is made from the numbers in `asset_tables`, `asset_panda` and `asset_arms`; run this program again after changing
-one of them, and commit what it writes. The Panda's shape is taken from the meshes that come with pybullet.
+The folder has the layout of the CALVIN simulator's data folder, so `CalvinEnv` takes either. Everything in it is
+generated from the numbers in `tables.py`, `panda.py`, `blocks.py` and `other_robots.py`; run this program again after
+changing one of them, and commit its output. The Panda's shape is made from the meshes that come with pybullet.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vw2_robot.errors import require
 from vw2_robot.storage.files import atomic_write
 
 from .blocks import block_files, plane_files
-from .other_robots import arm_files
+from .other_robots import robot_files
 from .panda import panda_files
 from .tables import TABLES, table_files
 
@@ -25,16 +25,16 @@ ASSETS = Path(__file__).parents[1] / "assets"
 
 
 def asset_files() -> Files:
-    """Content of every generated file, by path relative to the assets folder."""
+    """Return the content of every generated file, by path relative to the assets folder."""
     shipped = Path(require("pybullet_data", extra="calvin").getDataPath())
-    files = {**panda_files(shipped / "franka_panda"), **arm_files(), **block_files(), **plane_files()}
+    files = {**panda_files(shipped / "franka_panda"), **robot_files(), **block_files(), **plane_files()}
     for scene in TABLES:
         files |= table_files(scene)
     return files
 
 
 def write_assets(folder: Path = ASSETS) -> int:
-    """Write the files that differ from what lies in `folder`; return how many bytes they all have."""
+    """Write the files that differ from those in `folder`; return the size of all generated files in bytes."""
     files = asset_files()
     for name, content in files.items():
         path = folder / name
@@ -47,7 +47,7 @@ def write_assets(folder: Path = ASSETS) -> int:
 
 
 def main() -> None:
-    """Write the assets and say how much was written."""
+    """Write the assets and print their size."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ASSETS
     print(f"{folder}: {write_assets(folder) / 1e6:.2f} MB")
 

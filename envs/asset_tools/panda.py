@@ -1,8 +1,9 @@
-"""The Panda arm with longer fingers: own URDF, few triangles, hulls of a few dozen corners.
+"""The Panda arm with longer fingers: a URDF of our own, few triangles, hulls of a few dozen corners.
 
-Shapes come from the meshes that pybullet ships (`pybullet_data/franka_panda`, Apache-2.0, Franka Emika); joint frames,
-limits and masses are the manufacturer's, the finger contact values those of the CALVIN benchmark (specification,
-section 2). Fingers, finger tips and camera are our own boxes. Bullet recomputes inertias from the collision shapes.
+Shapes come from the meshes in pybullet's data (`pybullet_data/franka_panda`, Apache-2.0, Franka Emika); joint frames,
+limits and masses are the manufacturer's, the contact values of the fingers those of the CALVIN benchmark
+(specification, section 2). Fingers, finger tips and camera are our own boxes. Bullet computes inertias from the
+collision shapes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class PandaLink:
     name: str
     mass: float
     center: Point
-    mesh: str | None  # source mesh; visual if it has one, else its collision mesh
+    mesh: str | None  # source mesh; the visual one if there is one, else the collision mesh
     triangles: int = 0
     joint: str = ""
     parent: str = ""
@@ -61,7 +62,7 @@ ARM = (
             (0, 0, -0.785398163397)),
 )  # fmt: skip
 
-# Left finger, in its own frame: it slides along +y, z points to the tip. The right one is turned by pi about z.
+# Left finger, in its own frame: it slides along +y, z points to the tip. The right one is rotated by pi about z.
 FINGER_BOXES = (
     ((-0.0105, 0.005, 0.0), (0.0105, 0.027, 0.030)),
     ((-0.0095, 0.010, 0.028), (0.0095, 0.0215, 0.068)),
@@ -72,22 +73,32 @@ TIP_BOX = ((0.0158, -0.0090, 0.0047), (0.0201, 0.0090, 0.0297))
 
 
 def panda_files(source: Path) -> Files:
-    """Every file of the robot, by path relative to the assets folder. `source` is pybullet_data/franka_panda."""
+    """Return every file of the robot, by path relative to the assets folder; `source` is pybullet_data/franka_panda."""
     files: Files = {}
     text = ['<?xml version="1.0"?>', '<robot name="panda">']
     for link in ARM:
-        text += _arm_link(link, source, files)
-    text += _fingers(files)
-    text += _frames()
+        text += arm_link(link, source, files)
+    # Two fingers and their pads, in the joint order finger, tip, finger, tip.
+    visual = Mesh()
+    for low, high in FINGER_BOXES:
+        visual.add_box(low, high)
+    pad = Mesh()
+    pad.add_box(*TIP_BOX)
+    files[f"{ROOT}/meshes/visual/finger.obj"] = visual.obj().encode()
+    files[f"{ROOT}/meshes/visual/finger_tip.obj"] = pad.obj().encode()
+    text += finger_links(1, "left", 1)
+    text += finger_links(2, "right", -1)
+    text += tool_frames()
     files[f"{ROOT}/panda_longer_finger.urdf"] = ("\n".join([*text, "</robot>"]) + "\n").encode()
     files[f"{ROOT}/LICENSE.txt"] = (source / "LICENSE.txt").read_bytes()
     return files
 
 
-def _arm_link(link: PandaLink, source: Path, files: Files) -> list[str]:
+def arm_link(link: PandaLink, source: Path, files: Files) -> list[str]:
+    """Return the URDF lines of a link and of its joint, and add the meshes to `files`."""
     lines = [f'  <link name="{link.name}">', *_inertial(link.mass, link.center)]
     if link.mesh is not None:
-        for shade, (vertices, triangles) in _shades(source, link).items():
+        for shade, (vertices, triangles) in shaded_parts(source, link).items():
             name = f"meshes/visual/{link.mesh}_{shade}.obj"
             files[f"{ROOT}/{name}"] = smooth_obj(vertices, triangles).encode()
             lines += _visual(name, shade)
@@ -106,62 +117,56 @@ def _arm_link(link: PandaLink, source: Path, files: Files) -> list[str]:
     return lines
 
 
-def _shades(source: Path, link: PandaLink) -> dict[str, tuple[Floats, Triangles]]:
-    """The light and the dark part of a link, each decimated; the triangles are shared out by surface."""
+def shaded_parts(source: Path, link: PandaLink) -> dict[str, tuple[Floats, Triangles]]:
+    """Return the light and the dark part of a link, decimated; each gets triangles in proportion to its surface."""
     visual = source / "meshes" / "visual" / f"{link.mesh}.obj"
     path = visual if visual.is_file() else source / "meshes" / "collision" / f"{link.mesh}.obj"
     vertices, triangles, materials = read_obj(path)
-    dark_names = _dark_materials(path.with_suffix(".mtl"))
+    dark_names = dark_materials(path.with_suffix(".mtl"))
+    # The source has many materials; two shades are enough at the benchmark's image sizes.
     dark = np.array([name in dark_names for name in materials])
     parts = {}
     for shade, chosen in (("light", ~dark), ("dark", dark)):
         share = _surface(vertices, triangles[chosen]) / _surface(vertices, triangles)
+        # A part below one percent of the surface is too small to be seen.
         if share > 0.01:
+            # In proportion to the surface, but never so few that the shape is lost.
             target = max(40, round(link.triangles * share))
             parts[shade] = decimate(vertices, triangles[chosen], target=target, cell_m=0.003)
     return parts
 
 
 def _surface(vertices: Floats, triangles: Triangles) -> float:
+    """Return the area of a mesh."""
     corners = vertices[triangles]
     edges = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
     return float(np.sqrt((np.cross(*edges) ** 2).sum(axis=1)).sum() / 2)
 
 
-def _dark_materials(path: Path) -> set[str]:
-    """Names of the dark gray materials of an .mtl file (screws in signal colors stay light)."""
+def dark_materials(path: Path) -> set[str]:
+    """Return the names of the dark gray materials of an .mtl file (screws in signal colors stay light)."""
     if not path.is_file():
         return set()
-    dark, name = set(), ""
+    dark = set()
+    name = ""
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        words = line.split()
-        if words[:1] == ["newmtl"]:
-            name = words[1]
-        elif words[:1] == ["Kd"] and max(float(word) for word in words[1:4]) < DARK_SHADE:
+        fields = line.split()
+        if fields[:1] == ["newmtl"]:
+            name = fields[1]
+        elif fields[:1] == ["Kd"] and max(float(text) for text in fields[1:4]) < DARK_SHADE:
             dark.add(name)
     return dark
 
 
-def _fingers(files: Files) -> list[str]:
-    """Two fingers and their pads, in the joint order finger, tip, finger, tip."""
-    visual = Mesh()
-    for low, high in FINGER_BOXES:
-        visual.add_box(low, high)
-    pad = Mesh()
-    pad.add_box(*TIP_BOX)
-    files[f"{ROOT}/meshes/visual/finger.obj"] = visual.obj().encode()
-    files[f"{ROOT}/meshes/visual/finger_tip.obj"] = pad.obj().encode()
-    return [line for number, side, sign in ((1, "left", 1), (2, "right", -1)) for line in _finger(number, side, sign)]
-
-
-def _finger(number: int, side: str, sign: int) -> list[str]:
-    turn = 0.0 if sign == 1 else 2 * QUARTER
+def finger_links(number: int, side: str, sign: int) -> list[str]:
+    """Return the URDF lines of a finger and its pad; `sign` is 1 for the left one and -1 for the right one."""
+    rotation = 0.0 if sign == 1 else 2 * QUARTER
     return [
         f'  <link name="panda_{side}finger">',
         '    <contact><friction_anchor/><stiffness value="30000"/><damping value="1000"/>',
         '      <spinning_friction value="0.1"/><lateral_friction value="1"/></contact>',
         *_inertial(0.1, (0, 0.01 * sign, 0.02)),
-        *_visual("meshes/visual/finger.obj", "light", turn),
+        *_visual("meshes/visual/finger.obj", "light", rotation),
         *(line for box in FINGER_BOXES for line in _box_collision(box, sign)),
         "  </link>",
         *_joint(f"panda_finger_joint{number}", "prismatic", "panda_hand", f"panda_{side}finger", (0, 0, 0.0584)),
@@ -179,8 +184,8 @@ def _finger(number: int, side: str, sign: int) -> list[str]:
     ]  # fmt: skip
 
 
-def _frames() -> list[str]:
-    """The three frames behind the fingers: grasp target, wrist camera, tool center point."""
+def tool_frames() -> list[str]:
+    """Return the URDF lines of the frames after the fingers: grasp target, wrist camera, tool center point."""
     box = '<geometry><box size="0.08 0.025 0.01"/></geometry>'
     camera = [f'    <visual>{box}<material name="dark"><color rgba="{DARK}"/></material></visual>']
     rows: tuple[tuple[str, str, float, Point, Point, list[str]], ...] = (
@@ -196,7 +201,7 @@ def _frames() -> list[str]:
 
 
 def _joint(name: str, kind: str, parent: str, child: str, xyz: Point, rpy: Point = (0.0, 0.0, 0.0)) -> list[str]:
-    """Opening lines of a joint; the caller adds axis and limits and closes it."""
+    """Return the opening lines of a joint; the caller adds axis and limits and closes it."""
     links = f'<parent link="{parent}"/><child link="{child}"/>'
     return [f'  <joint name="{name}" type="{kind}">', f"    {_origin(xyz, rpy)}{links}"]
 
@@ -210,15 +215,15 @@ def _inertial(mass: float, center: tuple[float, ...]) -> list[str]:
             '<inertia ixx="0.1" ixy="0" ixz="0" iyy="0.1" iyz="0" izz="0.1"/></inertial>']  # fmt: skip
 
 
-def _visual(mesh: str, shade: str, turn: float = 0.0) -> list[str]:
+def _visual(mesh: str, shade: str, rotation: float = 0.0) -> list[str]:
     color = DARK if shade == "dark" else LIGHT
-    material = f'<material name="panda_{shade}"><color rgba="{color}"/></material>'
+    paint = f'<material name="panda_{shade}"><color rgba="{color}"/></material>'
     geometry = f'<geometry><mesh filename="{mesh}"/></geometry>'
-    return [f"    <visual>{_origin((0, 0, 0), (0, 0, turn))}{geometry}{material}</visual>"]
+    return [f"    <visual>{_origin((0, 0, 0), (0, 0, rotation))}{geometry}{paint}</visual>"]
 
 
 def _box_collision(box: tuple[tuple[float, ...], tuple[float, ...]], sign: int) -> list[str]:
-    """A collision box; sign -1 turns it by pi about z."""
+    """Return the line of a collision box; sign -1 rotates it by pi about z."""
     low, high = box
     center = [(a + b) / 2 for a, b in zip(low, high, strict=True)]
     size = " ".join(f"{b - a:.6g}" for a, b in zip(low, high, strict=True))

@@ -2,10 +2,10 @@
 
 Joint names, link order, link frames, axes, ranges and outer sizes are those of the CALVIN benchmark, so that its start
 states, tasks and instructions mean the same here; the geometry, the wood and the handles are our own. Lengths in this
-file are meters in the world, as they come out after the simulator has loaded a table with `globalScaling=0.8`.
+file are meters in the world, after the simulator has loaded a table with `globalScaling=0.8`.
 
 Collision shapes are boxes wherever that is exact, since a box rests on a box without a margin. The shelf is a hull on
-purpose: Bullet pads hulls by 1 mm, and the benchmark's start states place blocks 1 mm above the shelf.
+purpose: Bullet adds a margin of 1 mm to hulls, and the benchmark's start states place blocks 1 mm above the shelf.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from .textures import Wood, plain_png, wood_png
 
 Files = dict[str, bytes]
 Box = tuple[Point, Point]
-SCALE = 0.8  # the simulator loads tables and blocks with this globalScaling
-SLOPE = math.tan(math.radians(30))  # the cabinet's face leans back by 30 degrees
+SCALE = 0.8  # globalScaling with which the simulator loads tables and blocks
+SLOPE = math.tan(math.radians(30))  # the face of the cabinet leans back by 30 degrees
 GRAIN = 1.1  # textures per meter
 TABLE_FRICTION = 0.5
 HANDLE_GRAY = (0.30, 0.30, 0.31, 1.0)
 METAL = (0.45, 0.46, 0.48, 1.0)
-# Of the base link, as textures: a link of one color is a backdrop that can be hidden and shown again (backdrop.py).
+# Colors of the base link, as textures: only a link of one color can be hidden and shown again (backdrop.py).
 PLAIN = {"dark": (51, 43, 38), "metal": (115, 117, 122)}
 SLOT_Z = (0.492, 0.592)
 SLOT_WIDTH = 0.014
 SLOT_DEPTH = 0.008
 QUARTER = math.pi / 2
-TURNS = {  # of a link's frame about the world's x axis, radians
+FRAME_ROTATION = {  # of a link's frame about the world's x axis, radians
     "button_link": QUARTER, "switch_link": QUARTER * 5 / 3, "slide_link": QUARTER * 2 / 3, "drawer_link": QUARTER,
     "led_link": QUARTER, "light_link": QUARTER, "plank_link": QUARTER,
 }  # fmt: skip
@@ -42,7 +42,7 @@ WHITE = (1.0, 1.0, 1.0, 1.0)
 
 @dataclass(frozen=True)
 class Table:
-    """What differs between the scenes: where the parts are (x; bulb also y), how far the door slides, the wood."""
+    """What differs between the scenes: positions of the parts (x; bulb also y), range of the door, the woods."""
 
     button_x: float
     switch_x: float
@@ -72,7 +72,7 @@ TABLES = {
 
 @dataclass
 class Link:
-    """One link under construction: visual meshes by (texture or none, color), collision boxes, cylinders and hulls."""
+    """One link under construction: visual meshes with texture (or None) and color, and its collision shapes."""
 
     name: str
     mass: float
@@ -82,14 +82,14 @@ class Link:
     hulls: list[Mesh] = field(default_factory=list)
 
     def mesh(self, texture: str | None = None, rgba: tuple[float, float, float, float] = WHITE) -> Mesh:
-        """A new visual mesh of this link."""
+        """Add a visual mesh to this link and return it, empty."""
         mesh = Mesh(grain=GRAIN)
         self.visuals.append((mesh, texture, rgba))
         return mesh
 
 
 def table_files(scene: str) -> Files:
-    """Every file of one table, by path relative to the assets folder."""
+    """Return every file of one table, by path relative to the assets folder."""
     table = TABLES[scene]
     root = f"calvin_table_{scene}"
     files: Files = {
@@ -99,29 +99,40 @@ def table_files(scene: str) -> Files:
     for texture, color in PLAIN.items():
         files[f"{root}/textures/{texture}.png"] = plain_png(color)
     for texture in ("body_wood", "front_wood", *PLAIN):
-        material = f"newmtl {texture}\nKa 1 1 1\nKd 1 1 1\nmap_Kd ../textures/{texture}.png\n"
-        files[f"{root}/meshes/{texture}.mtl"] = material.encode()
-    links = [_base(table), _button(), _switch(), _slide(), _drawer(), _led(), _light(table), _plank()]
+        mtl = f"newmtl {texture}\nKa 1 1 1\nKd 1 1 1\nmap_Kd ../textures/{texture}.png\n"
+        files[f"{root}/meshes/{texture}.mtl"] = mtl.encode()
+    links = [
+        base_link(table),
+        button_link(),
+        switch_link(),
+        slide_link(),
+        drawer_link(),
+        led_link(),
+        light_link(table),
+        plank_link(),
+    ]
     text = ['<?xml version="1.0"?>', f'<robot name="{root}">']
     for link in links:
-        text += _link_urdf(link, files, f"{root}/meshes")
-    text += _joints(table)
+        text += link_urdf(link, files, f"{root}/meshes")
+    text += joints_urdf(table)
     files[f"{root}/urdf/{root}.urdf"] = ("\n".join([*text, "</robot>"]) + "\n").encode()
     return files
 
 
 def _on_slope(z: float) -> float:
-    """The y of the cabinet's face at height z."""
+    """Return y of the cabinet's face at height z."""
     return 0.02 + (z - 0.44) * SLOPE
 
 
-def _base(table: Table) -> Link:
-    """Top, case, legs and cabinet. The compartment behind the door is 0.52 wide, the drawer's opening 0.40."""
+def base_link(table: Table) -> Link:
+    """Return top, case, legs and cabinet. The compartment behind the door is 0.52 wide, the drawer's opening 0.40."""
     link = Link("base_link", 0.0)
-    left, right = table.plank_x - 0.26, table.plank_x + 0.26
-    drawer_left, drawer_right = table.drawer_x - 0.2, table.drawer_x + 0.2
+    left = table.plank_x - 0.26
+    right = table.plank_x + 0.26
+    drawer_left = table.drawer_x - 0.2
+    drawer_right = table.drawer_x + 0.2
     wood = link.mesh("body_wood")
-    boards: list[tuple[Box, tuple[str, ...]]] = [  # each with the faces that nobody can see
+    boards: list[tuple[Box, tuple[str, ...]]] = [  # each with the faces that no camera can see
         (((-0.44, -0.18, 0.40), (0.44, 0.02, 0.44)), ()),  # top
         (((-0.44, 0.02, 0.40), (left, 0.18, 0.44)), ("-y",)),
         (((right, 0.02, 0.40), (0.44, 0.18, 0.44)), ("-y",)),
@@ -144,6 +155,7 @@ def _base(table: Table) -> Link:
             link.boxes.append(leg)
     face = [(0.02, 0.44), (0.18, 0.44), (0.18, 0.648), (_on_slope(0.648), 0.648)]
     beam = [(_on_slope(0.626), 0.626), (0.16, 0.626), (0.16, 0.648), (_on_slope(0.648), 0.648)]
+    # The slots of the lever are cut where the part of the face contains it; collision shapes are without slots.
     for outline, start, end in ((face, -0.44, left), (face, right, 0.44), (beam, left, right)):
         if start < table.switch_x < end:
             _add_slotted_face(link, wood, outline, start, table.switch_x, end)
@@ -152,49 +164,44 @@ def _base(table: Table) -> Link:
         hull = Mesh()
         hull.add_prism(outline, 0, start, end)
         link.hulls.append(hull)
-    _fittings(link, table)
+    # The collar of the button and the socket of the bulb.
+    collar = link.mesh("body_wood")
+    collar.add_prism([(x + table.button_x, y - 0.12) for x, y in regular(16, 0.04)], 2, 0.4395, 0.46)
+    link.cylinders.append(((table.button_x, -0.12, 0.45), "0 0 0", 0.04, 0.02))
+    socket = link.mesh("metal")
+    socket.add_prism([(x + table.switch_x, y + 0.16) for x, y in regular(12, 0.016)], 2, 0.647, 0.656)
     return link
 
 
 def _add_slotted_face(
     link: Link, wood: Mesh, outline: list[tuple[float, float]], start: float, switch_x: float, end: float
 ) -> None:
-    """The cabinet's face with two slots for the arms of the lever, dark inside; collision does without them."""
+    """Add a part of the cabinet's face with two slots for the lever, dark inside."""
     wood.add_prism(outline, 0, start, end)
-    face = wood.polygons.pop()  # the slope; its first edge runs down, its last one along x
+    face = wood.polygons.pop()  # the slope; its first edge points down, its last one along x
     dark = link.mesh("dark")
-    top, bottom = outline[-1][1], outline[0][1]
+    top = outline[-1][1]
+    bottom = outline[0][1]
     down = [0.0, *((top - z) / (top - bottom) for z in reversed(SLOT_Z)), 1.0]
+    # Fractions of the face along both edges: the slots are two cells of a grid of 3 x 5.
     sides = [switch_x + arm + side * SLOT_WIDTH / 2 for arm in (-0.051, 0.051) for side in (-1, 1)]
     along = [0.0, *((x - start) / (end - start) for x in sides), 1.0]
     for i, j in itertools.product(range(3), range(5)):
-        piece = cell(face, (down[i], down[i + 1]), (along[j], along[j + 1]))
+        part = cell(face, (down[i], down[i + 1]), (along[j], along[j + 1]))
         if i == 1 and j in (1, 3):
-            _add_recess(dark, piece[0])
+            # Floor and walls of the slot.
+            hole = part[0]
+            floor = [(x, y + SLOT_DEPTH * math.cos(math.pi / 6), z - SLOT_DEPTH / 2) for x, y, z in hole]
+            dark.add_polygon(floor)
+            for k in range(4):
+                n = (k + 1) % 4
+                dark.add_polygon([hole[k], hole[n], floor[n], floor[k]])
         else:
-            wood.polygons.append(piece)
+            wood.polygons.append(part)
 
 
-def _add_recess(mesh: Mesh, hole: list[Point]) -> None:
-    """Floor and walls of a slot in the cabinet's face."""
-    floor: list[Point] = [(x, y + SLOT_DEPTH * math.cos(math.pi / 6), z - SLOT_DEPTH / 2) for x, y, z in hole]
-    mesh.add_polygon(floor)
-    for k in range(4):
-        j = (k + 1) % 4
-        mesh.add_polygon([hole[k], hole[j], floor[j], floor[k]])
-
-
-def _fittings(link: Link, table: Table) -> None:
-    """The collar of the button, the socket of the bulb."""
-    collar = link.mesh("body_wood")
-    collar.add_prism([(x + table.button_x, y - 0.12) for x, y in regular(16, 0.04)], 2, 0.4395, 0.46)
-    link.cylinders.append(((table.button_x, -0.12, 0.45), "0 0 0", 0.04, 0.02))
-    socket = link.mesh("metal")
-    socket.add_prism([(x + table.switch_x, y + 0.16) for x, y in regular(12, 0.016)], 2, 0.647, 0.656)
-
-
-def _button() -> Link:
-    """A round push button. Frame: x as the world, y up, z toward the viewer; the top stands 22 mm above its collar."""
+def button_link() -> Link:
+    """Return a round push button, 22 mm above its collar. Frame: x as the world, y up, z toward the camera."""
     link = Link("button_link", 0.154)
     cap = link.mesh(None, BLACK)
     cap.add_prism([(b, a) for a, b in reversed(regular(16, 0.0315))], 1, -0.004, 0.020)
@@ -203,24 +210,24 @@ def _button() -> Link:
     return link
 
 
-def _switch() -> Link:
-    """A lever: two arms and a bar. Frame: y out of the cabinet's face, z down the face."""
+def switch_link() -> Link:
+    """Return a lever: two rods and a bar. Frame: y out of the cabinet's face, z down the face."""
     link = Link("switch_link", 0.239)
-    arms: list[Box] = [
+    rods: list[Box] = [
         ((-0.059, -0.004, -0.018), (-0.043, 0.046, 0.002)),
         ((0.043, -0.004, -0.018), (0.059, 0.046, 0.002)),
     ]
     bar: Box = ((-0.060, 0.042, -0.024), (0.060, 0.064, 0.008))
     gray = link.mesh(None, METAL)
-    for low, high in arms:
+    for low, high in rods:
         gray.add_box(low, high)
     gray.add_prism([(y + 0.053, z - 0.008) for y, z in chamfered(0.022, 0.032, 0.007)], 0, -0.060, 0.060)
-    link.boxes = [*arms, bar]
+    link.boxes = [*rods, bar]
     return link
 
 
-def _slide() -> Link:
-    """The sliding door with an upright handle. Frame: x as the world, y up the cabinet's face, z out of it."""
+def slide_link() -> Link:
+    """Return the sliding door with an upright handle. Frame: x as the world, y up the cabinet's face, z out of it."""
     link = Link("slide_link", 1.54)
     door: Box = ((0.0, -0.109, 0.002), (0.28, 0.109, 0.018))
     posts: list[Box] = [
@@ -238,8 +245,8 @@ def _slide() -> Link:
     return link
 
 
-def _drawer() -> Link:
-    """An open box with a front panel and a handle. Frame: x as the world, y up, z toward the viewer."""
+def drawer_link() -> Link:
+    """Return an open box with a front panel and a handle. Frame: x as the world, y up, z toward the camera."""
     link = Link("drawer_link", 4.23)
     boards: list[Box] = [
         ((-0.198, 0.0, -0.06), (0.198, 0.02, 0.16)),
@@ -264,8 +271,8 @@ def _drawer() -> Link:
     return link
 
 
-def _led() -> Link:
-    """A light strip on top of the cabinet."""
+def led_link() -> Link:
+    """Return a light strip on top of the cabinet."""
     link = Link("led_link", 0.204)
     strip: Box = ((-0.08, 0.0005, -0.02), (0.08, 0.016, 0.02))
     link.mesh().add_box(*strip)
@@ -273,17 +280,17 @@ def _led() -> Link:
     return link
 
 
-def _light(table: Table) -> Link:
-    """A round bulb on top of the cabinet; collision is a box inside it."""
+def light_link(table: Table) -> Link:
+    """Return a round bulb on top of the cabinet; collision is a box inside it."""
     link = Link("light_link", 0.174)
-    depth = table.bulb_y - 0.16  # the bulb sits at y 0.16; the frame's z points to the viewer
-    _add_ball(link.mesh(), (0.0, 0.032, depth), 0.027)
+    depth = table.bulb_y - 0.16  # the frame is at y 0.16, and its z points toward the camera
+    add_ball(link.mesh(), (0.0, 0.032, depth), 0.027)
     link.boxes = [((-0.02, 0.006, depth - 0.02), (0.02, 0.052, depth + 0.02))]
     return link
 
 
-def _plank() -> Link:
-    """The shelf behind the door, 0.52 x 0.14."""
+def plank_link() -> Link:
+    """Return the shelf behind the door, 0.52 x 0.14."""
     link = Link("plank_link", 2.84)
     shelf: Box = ((-0.26, 0.0, -0.07), (0.26, 0.02, 0.07))
     link.mesh("body_wood").add_box(*shelf, hidden=("-z",))
@@ -293,37 +300,50 @@ def _plank() -> Link:
     return link
 
 
-def _add_ball(mesh: Mesh, center: Point, radius: float, *, rings: int = 7, sides: int = 12) -> None:
-    """A ball of flat facets, poles along y."""
+def add_ball(mesh: Mesh, center: Point, radius: float, *, rings: int = 7, sides: int = 12) -> None:
+    """Add a ball of flat facets, poles along y."""
     for i in range(rings):
-        low, high = math.pi * i / rings, math.pi * (i + 1) / rings
+        low = math.pi * i / rings
+        high = math.pi * (i + 1) / rings
         for k in range(sides):
-            a, b = 2 * math.pi * k / sides, 2 * math.pi * (k + 1) / sides
-            corners = [_ball_point(center, radius, *angles) for angles in ((low, a), (high, a), (high, b), (low, b))]
+            a = 2 * math.pi * k / sides
+            b = 2 * math.pi * (k + 1) / sides
+            corners: list[Point] = []
+            for polar, azimuth in ((low, a), (high, a), (high, b), (low, b)):
+                ring = radius * math.sin(polar)
+                x = center[0] + ring * math.sin(azimuth)
+                y = center[1] + radius * math.cos(polar)
+                z = center[2] + ring * math.cos(azimuth)
+                corners.append((round(x, 6), round(y, 6), round(z, 6)))
+            # At the poles two corners coincide.
             keep = [corner for n, corner in enumerate(corners) if corner not in corners[:n]]
             mesh.add_polygon(keep)
 
 
-def _ball_point(center: Point, radius: float, polar: float, turn: float) -> Point:
-    ring = radius * math.sin(polar)
-    point = (center[0] + ring * math.sin(turn), center[1] + radius * math.cos(polar), center[2] + ring * math.cos(turn))
-    return round(point[0], 6), round(point[1], 6), round(point[2], 6)
+def link_urdf(link: Link, files: Files, folder: str) -> list[str]:
+    """Return the URDF lines of a link, with all lengths divided by the global scaling.
 
-
-def _link_urdf(link: Link, files: Files, folder: str) -> list[str]:
-    """URDF lines of a link; its meshes go into `files`. All lengths are divided by the global scaling here."""
+    Args:
+        link: the link, lengths as in the world.
+        files: its meshes are added here.
+        folder: path of the meshes, relative to the assets folder.
+    """
     lines = [f'  <link name="{link.name}">', f'    <contact><lateral_friction value="{TABLE_FRICTION}"/></contact>']
     lines.append(f'    <inertial><origin xyz="{number_list(_center(link))}"/><mass value="{link.mass}"/>')
     lines.append('      <inertia ixx="0.01" ixy="0" ixz="0" iyy="0.01" iyz="0" izz="0.01"/></inertial>')
     for number, (mesh, texture, rgba) in enumerate(link.visuals):
+        # One mesh per visual, tessellated for the static camera.
         name = f"{link.name}_{number}.obj"
         scaled = _rescaled(mesh)
-        cut = Mesh(polygons=tessellate(scaled.polygons, static_view(turn=TURNS.get(link.name, 0.0), scale=SCALE)))
+        cut = Mesh(
+            polygons=tessellate(scaled.polygons, static_view(rotation=FRAME_ROTATION.get(link.name, 0.0), scale=SCALE))
+        )
         files[f"{folder}/{name}"] = cut.obj(texture).encode()
         color = " ".join(f"{value:g}" for value in rgba)
         lines.append(f'    <visual><geometry><mesh filename="../meshes/{name}"/></geometry>')
         lines.append(f'      <material name="{link.name}_{number}"><color rgba="{color}"/></material></visual>')
     for low, high in link.boxes:
+        # URDF boxes are given by center and full size.
         center = [(a + b) / 2 / SCALE for a, b in zip(low, high, strict=True)]
         size = [(b - a) / SCALE for a, b in zip(low, high, strict=True)]
         shape = f'<box size="{number_list(size)}"/>'
@@ -342,12 +362,14 @@ def _link_urdf(link: Link, files: Files, folder: str) -> list[str]:
 
 
 def _rescaled(mesh: Mesh) -> Mesh:
+    """Return a mesh with all lengths divided by the global scaling."""
     polygons = [([(x / SCALE, y / SCALE, z / SCALE) for x, y, z in points], uv) for points, uv in mesh.polygons]
     return Mesh(grain=mesh.grain, polygons=polygons)
 
 
 def _center(link: Link) -> list[float]:
-    """Center of mass of the collision boxes, each weighing its volume; the origin for a link without boxes."""
+    """Return the center of mass of the collision boxes, by volume; the origin for a link without boxes."""
+    # Links without mass never move.
     if link.mass == 0 or not link.boxes:
         return [0.0, 0.0, 0.0]
     weights = [math.prod(b - a for a, b in zip(low, high, strict=True)) for low, high in link.boxes]
@@ -357,8 +379,8 @@ def _center(link: Link) -> list[float]:
     return [value / sum(weights) / SCALE for value in moment]
 
 
-def _joints(table: Table) -> list[str]:
-    """The seven joints in the order that decides their indices."""
+def joints_urdf(table: Table) -> list[str]:
+    """Return the URDF lines of the seven joints, in the order that decides their indices."""
     quarter = "1.570796327 0 0"
     rows = [
         ("button", "prismatic", (table.button_x, -0.12, 0.46), quarter, "0 -1 0", 0.02),

@@ -1,10 +1,10 @@
-"""The scripted expert: for each task a skill, tried again from where things stand until somebody says it is solved.
+"""The scripted expert: one skill per task, started again from the present state until its caller stops.
 
-The expert reads the privileged state of the simulator; it makes demonstrations (`record.py`) and an upper bound for
-rollouts, and is no part of any policy. Whether a task was solved is for the oracle alone to say: the expert never looks
-at it and never stops by itself.
+The expert reads the privileged state of the simulator. It makes demonstrations (`record.py`) and an upper bound for
+rollouts, and is no part of any policy. Only the task oracle decides whether a task is solved: the expert never asks it
+and never stops by itself.
 
-`feasible` tells from the state whether a task can be done at all, with the margins that the oracle's thresholds need.
+`feasible` computes from the state whether a task can be done at all, with margins on the thresholds of the oracle.
 """
 
 from __future__ import annotations
@@ -22,68 +22,77 @@ from vw2_robot.errors import InputError
 
 from ..calvin import CalvinEnv
 from . import block_skills, skills
-from .motion import BLOCK_COLORS, Action, Hand, Motion, Style, WorldState, world_from_info
+from .motion import BLOCK_COLORS, Action, EndEffector, Motion, Style, WorldState, world_from_info
 
 DOOR_MARGIN_M = 0.01
 """How much farther than the oracle's threshold a door must be able to move before a task counts as feasible."""
 
 
 def observe_world(env: CalvinEnv) -> WorldState:
-    """Read the privileged state of an environment."""
+    """Return the privileged state of an environment."""
     target, target_euler = env.robot.target_pose()
     return world_from_info(env.task_info(), target=target, target_euler=target_euler, scene=env.scene_name)
 
 
 class Demonstrator:
-    """One expert for all tasks. Equal generator state and equal world give equal actions."""
+    """One expert for all tasks. Equal generators and equal states give equal actions."""
 
     def __init__(self) -> None:
-        self._hand: Hand | None = None
-        self._skill: Callable[[Hand], Motion] | None = None
+        self._end_effector: EndEffector | None = None
+        self._skill: Callable[[EndEffector], Motion] | None = None
         self._motion: Motion | None = None
         self._error = np.zeros(3)
 
     def start(
         self, task: str, env: CalvinEnv, rng: np.random.Generator, *, error: NDArray[np.float64] | None = None
     ) -> None:
-        """Take on a task in the present state, with a style drawn from `rng`, misjudging all places by `error`, meters.
+        """Begin a task in the present state.
+
+        Args:
+            task: name of the task, a key of `SKILLS`.
+            env: the environment, as it is now.
+            rng: generator of the style and of all random choices of the skill.
+            error: offset [3] in meters that is added to all positions that the expert reads, to provoke a failed
+                attempt; None: no offset.
 
         Raises:
-            KeyError: nobody has written a skill for this task; the message lists those that exist.
+            KeyError: there is no skill for this task; the message lists those that exist.
         """
         if task not in SKILLS:
             raise KeyError(f"no demonstrator for task {task!r}; there is one for {', '.join(sorted(SKILLS))}")
         self._error = np.zeros(3) if error is None else error
-        self._hand = Hand(self._look(env), rng, Style.draw(rng))
+        self._end_effector = EndEffector(self._observe(env), rng, Style.sample(rng))
         self._skill = SKILLS[task]
         self._motion = None
 
     def act(self, env: CalvinEnv) -> Action:
         """Return the next relative action [7], to be executed before the next call."""
-        assert self._hand is not None, "act before start"
+        assert self._end_effector is not None, "act before start"
         assert self._skill is not None, "act before start"
-        self._hand.world = self._look(env)
+        # The motion reads this state when it computes its next action.
+        self._end_effector.world = self._observe(env)
         if self._motion is not None:
             action = next(self._motion, None)
             if action is not None:
                 return action
-        self._motion = self._skill(self._hand)  # the plan ended and we are still asked: try again from here
-        return next(self._motion, self._hand.rest())
+        self._motion = self._skill(self._end_effector)  # first call, or the plan has ended: plan from the present state
+        return next(self._motion, self._end_effector.noop())
 
-    def _look(self, env: CalvinEnv) -> WorldState:
+    def _observe(self, env: CalvinEnv) -> WorldState:
+        """Return the state that the expert acts on, with its position error."""
         world = observe_world(env)
-        return world.misjudged(self._error) if self._error.any() else world
+        return world.with_position_error(self._error) if self._error.any() else world
 
 
 class DemonstratorPolicy:
-    """The expert behind `vw2_robot.contracts.Policy`: an upper bound for rollouts.
+    """The expert as a `vw2_robot.contracts.Policy`: an upper bound for rollouts.
 
-    It cheats: it is bound to one environment, reads that environment's state, and of an observation uses the prompt
-    alone. So it sees what that environment is, not what the observation shows, and has no batches.
+    It is bound to one environment and acts on the privileged state of that environment; of an observation it uses the
+    prompt alone. It therefore takes no batches.
     """
 
     def __init__(self, env: CalvinEnv, tasks: Mapping[str, str]) -> None:
-        """`tasks`: sentence -> task name."""
+        """Bind the policy to an environment; `tasks` maps instructions to task names."""
         self.metadata: dict[str, Any] = {
             "name": "demonstrator",
             "version": __version__,
@@ -102,41 +111,51 @@ class DemonstratorPolicy:
         self._is_started = False
 
     def reset(self, prompt: str | None = None, seed: int | None = None) -> None:
-        """Forget the plan; the next `infer` makes a new one from where the world then stands."""
+        """Drop the plan; the next `infer` makes a new one from the state at that time.
+
+        Args:
+            prompt: the instruction; None: that of the first observation.
+            seed: of the expert's random choices; None means 0.
+        """
         self._prompt = prompt
+        # A generator of its own for each episode, so that episodes do not depend on one another.
         self._rng = np.random.default_rng(seed or 0)
         self._is_started = False
 
     def infer(self, obs: Observation) -> PolicyOutput:
-        """One action, float32 [1, 7]."""
+        """Return one action, float32 [1, 7], for the present state of the environment."""
         if not self._is_started:
             prompt = self._prompt if self._prompt is not None else obs.get("prompt")
             if prompt not in self._tasks:
-                raise InputError(f"the demonstrator knows the evaluation sentences only, received {prompt!r}")
+                raise InputError(f"the demonstrator knows the instructions of the evaluation only, received {prompt!r}")
             self._expert.start(self._tasks[prompt], self._env, self._rng)
             self._is_started = True
         return {"actions": self._expert.act(self._env).astype(np.float32)[None]}
 
     def infer_batch(self, obs: Sequence[Observation]) -> list[PolicyOutput]:
-        """Like `infer`; more than one observation is refused, since there is only one world to look at."""
+        """Return the result of `infer` for the one observation; a batch is refused, since there is one environment."""
         if len(obs) != 1:
             raise InputError(f"the demonstrator drives one world, received a batch of {len(obs)} observations")
         return [self.infer(obs[0])]
 
 
 def feasible(task: str, world: WorldState) -> bool:
-    """Say whether `task` can be done from this state at all."""
-    words = task.split("_")
+    """Return whether `task` can be done from this state at all."""
+    parts = task.split("_")
+    # Doors: as far as they must move for the task oracle, and a margin.
     if task in _DOOR_ROOM:
         return _DOOR_ROOM[task](world) > DOOR_MARGIN_M
-    if words[0] == "turn":
-        return world.lights[words[2]] is (words[1] == "off")
-    if words[0] == "push" and words[1] in BLOCK_COLORS:
-        return world.held() is None and block_skills.stands_free(world, words[1])
-    if words[0] == "rotate":
-        return world.held() is None and block_skills.stands_in_reach(world, words[1])
-    if words[0] == "lift":
-        return world.held() is None and block_skills.can_lift(world, words[1], words[3])
+    # Lights, for example turn_on_led: only in the other state.
+    if parts[0] == "turn":
+        return world.lights[parts[2]] is (parts[1] == "off")
+    # Blocks: the gripper must be free, and the block where the skill can handle it.
+    if parts[0] == "push" and parts[1] in BLOCK_COLORS:
+        return world.held() is None and block_skills.stands_free(world, parts[1])
+    if parts[0] == "rotate":
+        return world.held() is None and block_skills.stands_in_reach(world, parts[1])
+    if parts[0] == "lift":
+        return world.held() is None and block_skills.can_lift(world, parts[1], parts[3])
+    # What begins with a held block.
     if task in ("place_in_slider", "place_in_drawer", "stack_block"):
         return world.held() is not None and block_skills.has_room(world, task)
     if task == "unstack_block":
@@ -144,7 +163,7 @@ def feasible(task: str, world: WorldState) -> bool:
     return task == "push_into_drawer" and world.held() is None and block_skills.can_push_into_drawer(world)
 
 
-# how far each door can still go beyond what the oracle demands
+# How much farther each door can move than the oracle demands, meters.
 _DOOR_ROOM: dict[str, Callable[[WorldState], float]] = {
     "move_slider_left": lambda world: world.fixtures.slide_range - world.slide - 0.15,
     "move_slider_right": lambda world: world.slide - 0.15,
@@ -153,8 +172,9 @@ _DOOR_ROOM: dict[str, Callable[[WorldState], float]] = {
 }
 
 
-def _skills() -> dict[str, Callable[[Hand], Motion]]:
-    table: dict[str, Callable[[Hand], Motion]] = {
+def _skills() -> dict[str, Callable[[EndEffector], Motion]]:
+    """Return the table of skills: those of blocks are bound to a color, and to a side."""
+    table: dict[str, Callable[[EndEffector], Motion]] = {
         "open_drawer": skills.open_drawer,
         "close_drawer": skills.close_drawer,
         "move_slider_left": functools.partial(skills.move_slider, left=True),
@@ -169,6 +189,7 @@ def _skills() -> dict[str, Callable[[Hand], Motion]]:
         "unstack_block": block_skills.unstack_block,
         "push_into_drawer": block_skills.push_into_drawer,
     }
+    # Names of tasks are formed as in CALVIN's task file.
     for color in BLOCK_COLORS:
         for side in ("left", "right"):
             is_right = side == "right"

@@ -1,13 +1,14 @@
-"""What a scripted expert sees and how it moves: privileged world state, and straight lines for the tool center point.
+"""Motions of the scripted experts: the state that they read, and straight lines of the tool center point (TCP).
 
-`WorldState` is a read-only view of one moment (calvin specification, section 10). `Hand` turns waypoints into CALVIN
-relative actions, one per control step, with a seeded human touch: every demonstration has its own speed, its own small
-tremor and its own detours. Skills (`skills.py`) are generators built from these motions; nothing here knows a task.
+`WorldState` is a read-only view of one moment (calvin specification, section 10). `EndEffector` turns waypoints into
+CALVIN's relative actions, one per control step. Every demonstration has a seeded `Style`: its own speed, a small tremor
+and its own detours. The skills (`skills.py`, `block_skills.py`) are generators made of these motions; nothing in this
+file knows a task.
 
-Relative actions accumulate on a *stored* target pose, not on the measured one (quirk Q2). The hand nevertheless
-commands what the *measured* pose asks for: where the stored target stands cannot be seen in an image, so whoever
-learns from images could not tell "wait, the target is there already" from "go on". A blocked arm lets the target run
-away; `LEAD_M` bounds how far it may go ahead.
+Relative actions accumulate on a *stored* target pose, not on the measured one (quirk Q2). The commands nevertheless
+depend on the *measured* pose alone: an image does not show the stored target, so a policy that learns from images could
+not distinguish "wait, the target is there already" from "continue". When the arm is blocked the stored target would
+run away; `LEAD_M` bounds its distance to the tool.
 """
 
 from __future__ import annotations
@@ -25,31 +26,33 @@ from vw2_robot.contracts import ACTION_DIM, POSITION_UNIT_M, ROTATION_UNIT_RAD
 Action = NDArray[np.float64]
 Motion = Iterator[Action]
 
-OPEN, CLOSE = 1.0, -1.0
+OPEN = 1.0
+CLOSE = -1.0
+"""Gripper commands."""
 LEAD_M = 0.09
-"""The stored target stays within this distance of the tool; in free motion at full speed the arm trails by 0.04 m."""
+"""Largest distance of the stored target from the tool; in free motion at full speed the arm trails by 0.04 m."""
 LEAD_RAD = 0.4
-"""The same for each angle."""
+"""The same limit for each angle."""
 APPROACH = 0.25
-"""Share of the way that is left, commanded in one step. The arm trails its target by two steps' way, so 1/8 would be
-critically damped; 1/4 overshoots by some percent and is there sooner."""
+"""Gain of the proportional controller: the share of the remaining distance that one step commands. The arm trails its
+target by two steps, so 1/8 would be critically damped; 1/4 overshoots by some percent and arrives sooner."""
 DOWN_ROLL = math.pi
-"""First Euler angle of a hand that points straight down."""
+"""First Euler angle of a gripper that points straight down."""
 YAW_CENTER = 2.05
-"""Middle of the headings that the wrist can take (-0.8 to 4.9 rad); the short way round may lead past its limits."""
+"""Middle of the wrist's range (-0.8 to 4.9 rad); the shorter rotation to a yaw may lead past its limits."""
 DOOR_HALF_WIDTH_M = 0.141
-BUMP_STEPS = (2, 6)
-"""A push takes at least 2 and fewer than 6 steps."""
-BUMP_SIZE = (0.3, 1.0)
-"""Action units: 6 to 20 mm a step."""
-BUMP_TWIST = 0.6
-"""Largest turn about the vertical, action units."""
+PERTURBATION_STEPS = (2, 6)
+"""A perturbation takes at least 2 and fewer than 6 control steps."""
+PERTURBATION_SIZE = (0.3, 1.0)
+"""Translation in action units: 6 to 20 mm a step."""
+PERTURBATION_ROTATION = 0.6
+"""Largest rotation about the vertical, in action units."""
 BLOCK_COLORS = ("red", "blue", "pink")
 
 
 @dataclass(frozen=True)
 class Fixtures:
-    """Where the furniture of a scene is, joints at 0: meters, world frame (calvin specification, section 3)."""
+    """Where the furniture of a scene is while its joints are at 0; meters, world frame (specification, section 3)."""
 
     button: tuple[float, float]
     switch_x: float
@@ -58,7 +61,7 @@ class Fixtures:
     slide_range: float
     drawer_x: float
     open_compartments: tuple[tuple[float, float], tuple[float, float]]
-    """x range that is free of the door when the slide joint is 0, and when it is at its maximum."""
+    """x range that the door leaves open when the slide joint is 0, and when it is at its maximum."""
 
 
 FIXTURES: dict[str, Fixtures] = {
@@ -71,7 +74,7 @@ FIXTURES: dict[str, Fixtures] = {
 
 @dataclass(frozen=True)
 class BlockState:
-    """One block: center, heading of its long edge (radians, world), and what it touches."""
+    """The state of one block: center [3] in meters, yaw of its long edge in radians (world frame), contacts."""
 
     position: NDArray[np.float64]
     yaw: float
@@ -79,13 +82,17 @@ class BlockState:
     """Pairs such as ("table", "plank_link"), ("block", "red"), ("robot", "")."""
 
     def rests_on(self, link: str) -> bool:
-        """Say whether the block touches this link of the table."""
+        """Return whether the block touches this link of the table."""
         return ("table", link) in self.touches
 
 
 @dataclass(frozen=True)
 class WorldState:
-    """Everything an expert may know at one moment; privileged, never given to a policy."""
+    """The privileged state that an expert reads at one moment; it is never given to a policy.
+
+    `tcp` [3] and `euler` [3] are the measured tool pose, `target` and `target_euler` the stored target pose; `width` is
+    the opening of the gripper. Meters and radians, world frame. `slide`, `drawer`, `button` and `switch` are joints.
+    """
 
     fixtures: Fixtures
     tcp: NDArray[np.float64]
@@ -102,8 +109,8 @@ class WorldState:
     switch: float
     lights: dict[str, bool]
 
-    def misjudged(self, error: NDArray[np.float64]) -> WorldState:
-        """What somebody sees who misjudges where things are by `error`, meters; of the furniture, along x alone."""
+    def with_position_error(self, error: NDArray[np.float64]) -> WorldState:
+        """Return this state with all blocks moved by `error` [3], meters, and the furniture by its x (button: x, y)."""
         x = float(error[0])
         blocks = {color: replace(block, position=block.position + error) for color, block in self.blocks.items()}
         fixtures = replace(
@@ -115,8 +122,8 @@ class WorldState:
         )
         return replace(self, blocks=blocks, fixtures=fixtures)
 
-    def near_hand(self, distance: float) -> list[BlockState]:
-        """Return the blocks whose center is within `distance` meters of the tool."""
+    def blocks_near_tool(self, distance: float) -> list[BlockState]:
+        """Return the blocks whose center is within `distance` meters of the tool center point."""
         return [block for block in self.blocks.values() if np.linalg.norm(block.position - self.tcp) < distance]
 
     def door_span(self) -> tuple[float, float]:
@@ -124,40 +131,63 @@ class WorldState:
         middle = self.fixtures.slide_handle_x - self.slide
         return middle - DOOR_HALF_WIDTH_M, middle + DOOR_HALF_WIDTH_M
 
+    def open_compartment(self) -> tuple[float, float] | None:
+        """Return the x range of the shelf that the door leaves open; None while the door stands in the middle."""
+        if self.slide < 0.05:
+            return self.fixtures.open_compartments[0]
+        return self.fixtures.open_compartments[1] if self.slide > self.fixtures.slide_range - 0.05 else None
+
     def held(self) -> str | None:
         """Return the color of the block between the fingers: touched by the robot and by nothing else."""
         for color, block in self.blocks.items():
+            # A block that the robot pushes also touches the table; one that is carried does not.
             if {kind for kind, _ in block.touches} == {"robot"} and np.linalg.norm(block.position - self.tcp) < 0.06:
                 return color
         return None
+
+    def held_offset(self) -> float:
+        """Return the height of the held block's center over the tool center point; 0 when nothing is held."""
+        held = self.held()
+        return 0.0 if held is None else float(self.blocks[held].position[2] - self.tcp[2])
 
 
 def world_from_info(
     info: Mapping[str, Any], *, target: NDArray[np.float64], target_euler: NDArray[np.float64], scene: str
 ) -> WorldState:
-    """Read the simulator's info dictionary and the robot's stored target pose into a `WorldState`."""
-    robot, parts = info["robot_info"], info["scene_info"]
+    """Return the `WorldState` of a moment.
+
+    Args:
+        info: what `CalvinEnv.task_info` returns.
+        target: the robot's stored target position, meters.
+        target_euler: its Euler angles, radians.
+        scene: name of the scene, a key of `FIXTURES`.
+    """
+    robot = info["robot_info"]
+    parts = info["scene_info"]
     table = parts["fixed_objects"]["table"]
     movable = {name.removeprefix("block_"): value for name, value in parts["movable_objects"].items()}
+    # Contacts hold numbers of links and bodies; their names are in the same dictionary.
     link_names = {index: name for name, index in table["links"].items()}
     colors = {value["uid"]: color for color, value in movable.items()}
 
     def touched(row: Any) -> tuple[str, str]:
-        body, link = row[2], row[4]
+        # A row of PyBullet's contact list: element 2 is the other body, element 4 its link.
+        body = row[2]
         if body == robot["uid"]:
             return "robot", ""
         if body == table["uid"]:
-            return "table", link_names.get(link, "")
+            return "table", link_names.get(row[4], "")
         return ("block", colors[body]) if body in colors else ("other", str(body))
 
-    blocks = {
-        color: BlockState(
+    blocks: dict[str, BlockState] = {}
+    for color, value in movable.items():
+        x, y, z, w = value["current_orn"]
+        blocks[color] = BlockState(
             position=np.asarray(value["current_pos"], dtype=np.float64),
-            yaw=_heading(value["current_orn"]),
+            # Direction of the local x axis in the plane; unlike an Euler angle it is right for a block on any face.
+            yaw=math.atan2(2 * (x * y + w * z), 1 - 2 * (y * y + z * z)),
             touches=frozenset(touched(row) for row in value["contacts"]),
         )
-        for color, value in movable.items()
-    }
     return WorldState(
         fixtures=FIXTURES[scene],
         tcp=np.asarray(robot["tcp_pos"], dtype=np.float64),
@@ -177,59 +207,71 @@ def world_from_info(
 
 @dataclass(frozen=True)
 class Style:
-    """How one demonstrator moves: share of full speed, tremor (action units), and size of its detours (meters)."""
+    """How one demonstration moves: share of full speed, tremor (action units), and size of its detours (meters)."""
 
     speed: float
     tremor: float
     detour_m: float
 
     @staticmethod
-    def draw(rng: np.random.Generator) -> Style:
-        """Draw a style: nobody moves twice at the same speed."""
+    def sample(rng: np.random.Generator) -> Style:
+        """Return a random style, so that demonstrations differ in speed, tremor and path."""
         return Style(float(rng.uniform(0.7, 1.0)), float(rng.uniform(0.02, 0.08)), float(rng.uniform(0.0, 0.02)))
 
 
 class Perturbations:
-    """Pushes against the arm, a few steps long and in any direction, as an elbow would give it.
+    """Random pushes against the arm, a few steps long and in any direction.
 
-    A demonstrator that is pushed shows how to come back: whoever learns from still hands alone has never seen the
-    places where its own small errors lead.
+    The expert then shows how to recover. Without them a policy would train on states of perfect executions only, and
+    never on those into which its own small errors lead it (as in DART, Laskey et al. 2017).
 
     Args:
-        chance: of each step to be the first of a push.
-        rng: draws when and where to.
+        chance: probability of each step to be the first of a push.
+        rng: generator of the time and direction of the pushes.
     """
 
     def __init__(self, chance: float, rng: np.random.Generator) -> None:
-        self._chance, self._rng = chance, rng
-        self._left = 0
-        self._push, self._twist = np.zeros(3), 0.0
+        self._chance = chance
+        self._rng = rng
+        self._steps_left = 0
+        self._push = np.zeros(3)
+        self._rotation = 0.0
 
     def onto(self, action: Action) -> Action:
-        """What is executed in place of `action`: itself, or the push with the same gripper command."""
+        """Return what is executed in place of `action`: itself, or a push with the same gripper command."""
         if self._chance == 0:
-            return action
-        if self._left == 0 and self._rng.random() < self._chance:
-            self._left = int(self._rng.integers(*BUMP_STEPS))
+            return action  # before the first random number: the generator's stream is then as without perturbations
+        if self._steps_left == 0 and self._rng.random() < self._chance:
+            # Direction uniform on the sphere, size and rotation uniform in their ranges.
+            self._steps_left = int(self._rng.integers(*PERTURBATION_STEPS))
             direction = self._rng.normal(size=3)
-            self._push = direction / np.linalg.norm(direction) * self._rng.uniform(*BUMP_SIZE)
-            self._twist = float(self._rng.uniform(-1.0, 1.0) * BUMP_TWIST)
-        if self._left == 0:
+            self._push = direction / np.linalg.norm(direction) * self._rng.uniform(*PERTURBATION_SIZE)
+            self._rotation = float(self._rng.uniform(-1.0, 1.0) * PERTURBATION_ROTATION)
+        if self._steps_left == 0:
             return action
-        self._left -= 1
-        return np.array([*self._push, 0.0, 0.0, self._twist, action[6]])
+        self._steps_left -= 1
+        # The expert's gripper command stays: a push must not open the fingers.
+        return np.array([*self._push, 0.0, 0.0, self._rotation, action[6]])
 
 
-class Hand:
-    """Motions of the tool center point. `world` is renewed by the demonstrator before every action."""
+class EndEffector:
+    """Motions of the tool center point, as generators of relative actions [7].
+
+    `Demonstrator` sets `world` to the present state before it takes the next action of a motion.
+
+    Args:
+        world: the state to begin with.
+        rng: generator of tremor and detours.
+        style: speed, tremor and detours.
+    """
 
     def __init__(self, world: WorldState, rng: np.random.Generator, style: Style) -> None:
         self.world = world
         self.rng = rng
         self.style = style
-        self.grip = OPEN
+        self.gripper = OPEN
 
-    def go(
+    def move_to(
         self,
         position: NDArray[np.float64] | tuple[float, float, float],
         *,
@@ -239,73 +281,87 @@ class Hand:
         tolerance: float = 0.012,
         limit: int = 70,
     ) -> Motion:
-        """Move in a straight line until the tool is within `tolerance` meters of `position`, or for `limit` steps.
+        """Move the tool in a straight line to a pose.
 
-        `yaw` None keeps the heading. `speed` scales the demonstrator's own.
+        Args:
+            position: goal of the tool center point, meters.
+            yaw: goal of the third Euler angle, radians; None keeps the present one.
+            pitch: goal of the second Euler angle, radians.
+            speed: factor on the speed of the style.
+            tolerance: the motion ends within this distance of the goal, meters, and 0.08 rad of the angles.
+            limit: the motion ends after this many control steps at the latest.
+
+        Yields:
+            Actions, one per control step.
         """
         goal = np.asarray(position, dtype=np.float64)
+        # The stored yaw, not the measured one, which trails it while the wrist rotates.
         heading = float(self.world.target_euler[2]) if yaw is None else yaw
         for _ in range(limit):
             angles = np.array([DOWN_ROLL, pitch, heading])
             yield self._toward(goal, angles, speed)
-            turned = np.abs(wrap(angles - self.world.euler)).max() < 0.08
-            if turned and np.linalg.norm(goal - self.world.tcp) < tolerance:
+            is_aligned = np.abs(wrap(angles - self.world.euler)).max() < 0.08
+            if is_aligned and np.linalg.norm(goal - self.world.tcp) < tolerance:
                 return
 
-    def squeeze(self, grip: float, *, steps: int) -> Motion:
-        """Stand still while the fingers open or close."""
-        self.grip = grip
-        for _ in range(steps):
+    def set_gripper(self, command: float, *, env_steps: int) -> Motion:
+        """Hold the pose for `env_steps` control steps while the fingers open or close."""
+        self.gripper = command
+        for _ in range(env_steps):
             yield self._action(np.zeros(3), np.zeros(3))
 
-    def rest(self) -> Action:
+    @property
+    def pitch(self) -> float:
+        """Second Euler angle of the stored target pose, radians."""
+        return float(self.world.target_euler[1])
+
+    def noop(self) -> Action:
         """Return the action that changes nothing."""
-        return np.array([0.0] * 6 + [self.grip])
+        return np.array([0.0] * 6 + [self.gripper])
 
     def near(self, position: NDArray[np.float64] | tuple[float, float, float]) -> NDArray[np.float64]:
-        """Return a point beside `position`, drawn once per call: how detours come about."""
+        """Return a random point near `position`; waypoints made with it give each demonstration its own path."""
         return np.asarray(position) + self.rng.normal(scale=max(self.style.detour_m, 1e-9), size=3)
 
     def _toward(self, goal: NDArray[np.float64], angles: NDArray[np.float64], speed: float) -> Action:
-        """A step of a proportional controller on the measured pose, at most at the demonstrator's speed."""
+        """Return one action of a proportional controller on the measured pose, within the speed of the style."""
         world = self.world
+        # Translation: a share of the distance from the measured position, at most one action unit at full speed.
         move = APPROACH * (goal - world.tcp)
         length = float(np.linalg.norm(move))
         move *= min(1.0, POSITION_UNIT_M * self.style.speed * speed / max(length, 1e-9))
+        # Where the stored target would be after that, relative to the tool, shortened to the allowed lead.
         lead = world.target + move - world.tcp
         lead *= min(1.0, LEAD_M / max(float(np.linalg.norm(lead)), 1e-9))
+        # Rotation: the same, for each angle by itself.
         ahead = wrap(world.target_euler - world.euler)
-        short = wrap(angles - world.target_euler)
-        short[2] = angles[2] - world.target_euler[2]  # the wrist has limits, so not the short way round
-        turn = np.clip(APPROACH * (short + ahead), -ROTATION_UNIT_RAD, ROTATION_UNIT_RAD)
-        turn = np.clip(ahead + turn, -LEAD_RAD, LEAD_RAD) - ahead
-        return self._action(world.tcp + lead - world.target, turn)
+        remaining = wrap(angles - world.target_euler)
+        remaining[2] = angles[2] - world.target_euler[2]  # not wrapped: the wrist has limits
+        rotation = np.clip(APPROACH * (remaining + ahead), -ROTATION_UNIT_RAD, ROTATION_UNIT_RAD)
+        rotation = np.clip(ahead + rotation, -LEAD_RAD, LEAD_RAD) - ahead
+        return self._action(world.tcp + lead - world.target, rotation)
 
-    def _action(self, move: NDArray[np.float64], turn: NDArray[np.float64]) -> Action:
+    def _action(self, move: NDArray[np.float64], rotation: NDArray[np.float64]) -> Action:
+        """Return the action for a translation [3] in meters and a rotation [3] in radians, with tremor, clipped."""
         action = np.empty(ACTION_DIM)
+        # Tremor is part of every action, also while the gripper holds its pose; that of the angles is smaller.
         action[:3] = move / POSITION_UNIT_M + self.rng.normal(scale=self.style.tremor, size=3)
-        action[3:6] = turn / ROTATION_UNIT_RAD + self.rng.normal(scale=self.style.tremor / 4, size=3)
+        action[3:6] = rotation / ROTATION_UNIT_RAD + self.rng.normal(scale=self.style.tremor / 4, size=3)
         action[:6] = np.clip(action[:6], -1.0, 1.0)
-        action[6] = self.grip
+        action[6] = self.gripper
         return action
 
 
 def vector(x: float, y: float, z: float) -> NDArray[np.float64]:
-    """Return a point or an offset, meters."""
+    """Return a point or an offset [3], meters."""
     return np.array([x, y, z])
 
 
 def wrist_yaw(yaw: float) -> float:
-    """Return the heading equal to `yaw` that lies within pi of `YAW_CENTER`."""
+    """Return the angle equal to `yaw` modulo 2 pi that lies within pi of `YAW_CENTER`."""
     return YAW_CENTER + (yaw - YAW_CENTER + math.pi) % (2 * math.pi) - math.pi
 
 
 def wrap(angles: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return angles in [-pi, pi)."""
     return (angles + math.pi) % (2 * math.pi) - math.pi
-
-
-def _heading(quaternion: tuple[float, float, float, float]) -> float:
-    """Yaw of the local x axis, also for a block that lies on another face."""
-    x, y, z, w = quaternion
-    return math.atan2(2 * (x * y + w * z), 1 - 2 * (y * y + z * z))

@@ -1,1 +1,1 @@
-"""The recording program: demonstrations to disk."""
+"""The recording program: demonstrations, written to disk."""

@@ -1,4 +1,4 @@
-"""What a recording is told: the root of `vw2-record`, checked, and what follows from it."""
+"""The configuration of a recording: the root of `vw2-record`, its checks, and what follows from it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,10 @@ from .environment_description import environment_yaml
 from .formats import MAX_FRAME, CalvinOutput, Format, Output, frames_per_recording, parts_output
 
 SPLITS: tuple[CalvinSplit, ...] = ("training", "validation")
-CALVIN_TARGET, ARMS_TARGET = (
-    "vw2_robot.envs.benchmark.CalvinBenchmark",
-    "vw2_robot.envs.other_robots.environment.arms_episodes",
-)
+CALVIN_TARGET = "vw2_robot.envs.benchmark.CalvinBenchmark"
+OTHER_ROBOTS_TARGET = "vw2_robot.envs.other_robots.environment.solved_episodes"
 CALVIN_DEFAULTS = {"scene": "D", "assets": "builtin", "renderer": "layered"}
-WORLDS = {CALVIN_TARGET: "calvin", ARMS_TARGET: "arms"}
+WORLDS = {CALVIN_TARGET: "calvin", OTHER_ROBOTS_TARGET: "other_robots"}
 
 
 class RecordingJob(NamedTuple):
@@ -29,7 +27,7 @@ class RecordingJob(NamedTuple):
     number: int
 
     def __str__(self) -> str:
-        """The recording, for messages."""
+        """Return the name of the recording in messages."""
         return f"recording {self.number} of {self.split}"
 
 
@@ -39,8 +37,8 @@ class RecordConfig:
 
     out: str
     env: dict[str, Any]
-    """the world: of CALVIN, `scene` (D, or several, as ABC), `assets` and `renderer` count; of the other one, `hz`,
-    `image_size` and `arms`
+    """the environment: with env=calvin `scene` (D, or several, as ABC), `assets` and `renderer` are used, with
+    env=other_robots `hz`, `image_size` and `embodiments`
     """
     episodes: int = 150
     """recordings in the training split"""
@@ -48,22 +46,22 @@ class RecordConfig:
     format: Format = "calvin"
     tasks: str | list[str] = "all"
     """tasks or groups of tasks: all, basic, furniture, push, lift (from the table), lift_anywhere; what is named twice
-    is demonstrated twice as often; the other world draws its own"""
+    is demonstrated twice as often; other robots have tasks of their own"""
     seed: int = 0
     workers: int = 1
     """processes; does not change the result"""
     max_steps: int = 128
-    """longer attempts count as failures"""
+    """control steps; longer attempts count as failures"""
     tail_steps: int = 4
-    """steps kept after success"""
+    """control steps kept after success"""
     play: int = 1
     """tasks in a row, without a reset, in one recording"""
     max_window: int | None = None
     """longest labeled window in time steps, 64 in the published data sets; null: the whole demonstration"""
     perturbations: float = 0.0
-    """chance of each step to be the first of a push against the arm; `commanded_actions` stay those of the expert"""
+    """probability of each step to be the first of a push against the arm; `commanded_actions` stay the expert's"""
     failed_attempts: float = 0.0
-    """share of recordings that begin where the expert has just tried in vain, misjudging where things are"""
+    """share of tasks that begin after a failed attempt, in which the expert acted on wrong object positions"""
     wrist_camera: bool = False
     depth: bool = False
     """depth in meters of every camera; only in the CALVIN format"""
@@ -72,11 +70,14 @@ class RecordConfig:
 
     def __post_init__(self) -> None:
         """Reject what cannot work."""
+        # Smallest value of each; 0 for those that are not listed.
         least = {"episodes": 1, "seed": 0, "workers": 1, "max_steps": 1, "play": 1, "max_window": 1}
         for name in (*least, "validation_episodes", "tail_steps"):
-            value, low = getattr(self, name), least.get(name, 0)
+            value = getattr(self, name)
+            low = least.get(name, 0)
             if value is not None and value < low:
                 raise ValueError(f"{name}={value}, expected at least {low}")
+        # Refuse what does not fit before hours of recording.
         most = MAX_FRAME // self.spacing
         if self.format == "calvin" and max(self.episodes, self.validation_episodes) > most:
             raise ValueError(
@@ -85,39 +86,37 @@ class RecordConfig:
             )
         for name in ("perturbations", "failed_attempts"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}, expected a chance from 0 to below 1")
+                raise ValueError(f"{name}={getattr(self, name)}, expected a probability from 0 to below 1")
         if not 0 <= self.compress_level <= 9:
             raise ValueError(f"compress_level={self.compress_level}, expected 0 to 9")
         if self.env.get("_target_") not in WORLDS:
             raise ValueError(
-                f"env has the target {self.env.get('_target_')!r}, which demonstrates nothing; try env=calvin"
+                f"env has the target {self.env.get('_target_')!r}, which records no demonstrations; try env=calvin"
             )
         if self.world != "calvin" and self.format == "calvin":
-            raise ValueError(
-                f"the {self.world} world does not fit the CALVIN format; choose format=rlds or format=video"
-            )
+            raise ValueError(f"env={self.world} does not fit the CALVIN format; choose format=rlds or format=video")
         if self.depth and self.format != "calvin":
             raise ValueError(f"format={self.format} holds no depth; leave out depth=true or choose format=calvin")
         if self.world != "calvin" and (
             self.play > 1 or self.max_window is not None or self.perturbations > 0 or self.failed_attempts > 0
         ):
             raise ValueError(
-                f"the {self.world} world knows no play, max_window, perturbations or failed_attempts; leave them out"
+                f"env={self.world} has no play, max_window, perturbations or failed_attempts; leave them out"
             )
 
     @property
     def world(self) -> str:
-        """Which world is recorded, "calvin" or "arms"."""
+        """Which environment is recorded, "calvin" or "other_robots"."""
         return WORLDS[self.env["_target_"]]
 
     @property
     def spacing(self) -> int:
-        """Frame numbers set aside for each recording in the CALVIN format."""
-        pause = PAUSE_STEPS[1] - 1
+        """Frame numbers reserved for each recording in the CALVIN format."""
+        pause = PAUSE_STEPS[1] - 1  # longest pause, between two tasks
         return frames_per_recording(self.play * (self.max_steps + self.tail_steps + pause) - pause)
 
     def open_output(self) -> Output:
-        """Where recordings go."""
+        """Return the output that recordings are written to."""
         if self.format != "calvin":
             return parts_output(self.format, Path(self.out), world=self.world)
         cameras = ("static", "gripper") if self.wrist_camera else ("static",)
@@ -129,16 +128,18 @@ class RecordConfig:
         )
 
     def calvin(self) -> dict[str, str]:
-        """Scene or scenes, assets and renderer of a CALVIN world."""
+        """Return scene or scenes, assets and renderer of a CALVIN recording."""
         return {key: str(self.env.get(key, value)) for key, value in CALVIN_DEFAULTS.items()}
 
     def scene_of(self, split: CalvinSplit, number: int) -> str:
-        """Scene of a recording: with `env.scene=ABC` the first third of a split is recorded in A, and so on."""
-        scenes, count = self.calvin()["scene"], dict(self.counts())[split]
+        """Return the scene of a recording: with `env.scene=ABC` the first third of a split is in A, and so on."""
+        # Contiguous blocks of equal size, as the scenes of the published data sets are.
+        scenes = self.calvin()["scene"]
+        count = dict(self.counts())[split]
         return scenes[number * len(scenes) // count]
 
     def scenes_left_out(self) -> dict[CalvinSplit, list[str]]:
-        """For each split with fewer recordings than `env.scene` names scenes: those that are not recorded."""
+        """Return the scenes without a recording, for each split with fewer recordings than scenes."""
         if self.world != "calvin":
             return {}
         found: dict[CalvinSplit, list[str]] = {}
@@ -149,13 +150,13 @@ class RecordConfig:
         return found
 
     def task_names(self) -> tuple[str, ...]:
-        """The tasks to demonstrate, groups expanded."""
+        """Return the tasks to demonstrate, groups expanded."""
         return expand_tasks((self.tasks,) if isinstance(self.tasks, str) else self.tasks)
 
     def jobs(self) -> list[RecordingJob]:
-        """Every recording."""
+        """Return every recording to make."""
         return [RecordingJob(split, number) for split, count in self.counts() for number in range(count)]
 
     def counts(self) -> tuple[tuple[CalvinSplit, int], ...]:
-        """Recordings of each split."""
+        """Return the number of recordings of each split."""
         return ("training", self.episodes), ("validation", self.validation_episodes)

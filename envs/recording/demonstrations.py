@@ -1,14 +1,14 @@
-"""Recordings: the expert at work from a start state, one task or several in a row, and the oracle's word on each.
+"""Recordings: demonstrations of one task or of several in a row, each confirmed by the task oracle.
 
-`Recorder.record` is a pure function of its seed: it resets the world exactly, so neither what was recorded before nor
-the process that does it shows in a single byte. It works in two passes. The rehearsal runs without images, which cost
-many times what physics costs; if the oracle does not confirm every task within `max_steps`, and again at the end of its
-window, it is thrown away and another start is drawn. The take that went well is then played again, to the bit, in front
-of the cameras.
+`Recorder.record` is a pure function of its seed: it resets the simulator exactly, so no byte depends on earlier
+recordings or on the process. It works in two passes. The first simulates without images, since rendering costs many
+times what physics costs; unless the oracle confirms every task within `max_steps`, and again at the end of its window,
+the attempt is dropped and another start is sampled. The second pass executes the same actions again, bit-exact, and
+renders every step.
 
-With `play` above 1 a recording is a stretch of play: a task, a moment of whatever the expert does next, another task
-that is feasible where the world then stands, without a reset. Each task becomes a labeled window; the moments between
-belong to none. The first task is the one asked for, the others are drawn from the pool, those not yet done first.
+With `play` above 1 a recording is play data: a task, a short pause in which the expert continues, another task that is
+feasible in the state then reached, without a reset. Each task becomes a labeled window; the steps between belong to
+none. The first task is given, the others are sampled from the pool, those not yet done first.
 """
 
 from __future__ import annotations
@@ -36,105 +36,115 @@ MAX_ATTEMPTS = 12
 
 @dataclass(frozen=True)
 class RecordedDemonstration:
-    """What was seen and done at each of L control steps: action t was executed after image t was taken."""
+    """One recording of L control steps: action t was executed after image t was taken."""
 
     scene: str
     labels: tuple[Label, ...]
-    """The tasks done, in order; windows do not overlap."""
+    """Labels of the tasks, in order; windows do not overlap."""
     arrays: dict[str, NDArray[Any]]
-    """By CALVIN's names, time axis first: `actions` the pose of the next step, `rel_actions` the way there, and
-    `commanded_actions` what the expert wanted, which is what was executed but for perturbations. A world other than
-    CALVIN's has `rgb_static` and `commanded_actions` alone.
+    """By CALVIN's names, time axis first: `actions` [L, 7] is the pose of the next step, `rel_actions` [L, 7] the
+    measured motion to it, and `commanded_actions` [L, 7] the action of the expert, which was executed unless a
+    perturbation replaced it. Recordings of other robots have `rgb_static` and `commanded_actions` alone.
     """
     failed: tuple[str, ...] = ()
-    """Tasks at which earlier tries were given up."""
+    """The task at which each failed attempt before this recording ended."""
     hz: float = float(CONTROL_HZ)
 
 
 @dataclass(frozen=True)
 class Recorder:
-    """How recordings are taken."""
+    """Makes recordings of demonstrations with these settings."""
 
     max_steps: int = 128
     tail_steps: int = 4
-    """Steps kept after success, so that the last images show what success looks like."""
+    """Control steps kept after success, so that the last images show the goal state."""
     play: int = 1
-    """Tasks in a row in one recording."""
+    """Number of tasks in one recording."""
     max_window: int | None = None
-    """Longest labeled window; what came before stays in the recording without a label. None: the whole task."""
+    """Longest labeled window in steps; earlier steps of the task stay without a label. None: the whole task."""
     wrist_camera: bool = False
     depth: bool = False
     perturbations: float = 0.0
-    """Chance of each step to be the first of a push, see `Perturbations`."""
+    """Probability of each step to be the first of a push, see `Perturbations`."""
     failed_attempts: float = 0.0
-    """Share of tasks that begin where the expert has just tried in vain, see `go_to_start`."""
+    """Share of tasks that begin after a failed attempt of the expert, see `go_to_start`."""
 
     def record(
         self, env: CalvinEnv, task: str, *, seed: Sequence[int], pool: Sequence[str] = ()
     ) -> RecordedDemonstration:
         """Record `task`, then `play` - 1 tasks of the pool. The bytes depend on the arguments alone.
 
-        The reset mode of `env` must be "exact" for that.
+        Args:
+            env: the environment; its reset mode must be "exact".
+            task: the first task.
+            seed: of all random candidates.
+            pool: the tasks from which the others are sampled.
 
         Raises:
-            InputError: `MAX_ATTEMPTS` tries failed.
+            InputError: `MAX_ATTEMPTS` attempts failed.
         """
         failed: list[str] = []
         while len(failed) < MAX_ATTEMPTS:
+            # A generator of its own for every attempt; the result depends on the seed alone.
             rng = np.random.default_rng([*seed, len(failed)])
             oracle = TaskOracle()
             start = go_to_start(env, task, oracle, rng, failed_attempts=self.failed_attempts)
-            take = _Take(env, oracle, Perturbations(self.perturbations, rng))
-            stuck = self._rehearse(take, task, pool, rng)
-            if stuck is None:
-                arrays = {**self._video(env, start, take), **take.arrays()}
-                return RecordedDemonstration(env.scene_name, tuple(take.labels), arrays, tuple(failed))
-            failed.append(stuck)
+            attempt = _Attempt(env, oracle, Perturbations(self.perturbations, rng))
+            unsolved = self._simulate(attempt, task, pool, rng)
+            if unsolved is None:
+                arrays = {**self._render(env, start, attempt), **_stack(attempt.rows)}
+                return RecordedDemonstration(env.scene_name, tuple(attempt.labels), arrays, tuple(failed))
+            failed.append(unsolved)
         raise InputError(
-            f"{task} was not demonstrated in {MAX_ATTEMPTS} tries of at most {self.max_steps} steps in scene"
-            f" {env.scene_name} with assets {env.assets_dir}, given up at {', '.join(sorted(set(failed)))}; leave that"
+            f"{task} was not demonstrated in {MAX_ATTEMPTS} attempts of at most {self.max_steps} steps in scene"
+            f" {env.scene_name} with assets {env.assets_dir}, not solved: {', '.join(sorted(set(failed)))}; leave that"
             " out, or raise max_steps"
         )
 
-    def _rehearse(self, take: _Take, task: str, pool: Sequence[str], rng: np.random.Generator) -> str | None:
-        """Do all tasks without images; returns the one that was not solved, None if all were."""
+    def _simulate(self, attempt: _Attempt, task: str, pool: Sequence[str], rng: np.random.Generator) -> str | None:
+        """Execute all tasks without images; return the one that was not solved, None if all were."""
         while True:
+            # 1. The expert solves the task; a few more steps show the goal state.
             expert = Demonstrator()
-            expert.start(task, take.env, rng)
-            begin = len(take.rows)
-            if not take.do(task, expert, self.max_steps):
+            expert.start(task, attempt.env, rng)
+            begin = len(attempt.rows)
+            if not attempt.solve(task, expert, self.max_steps):
                 return task
             for _ in range(self.tail_steps):
-                take.step(expert.act(take.env))
-            label = take.label(task, begin, self.max_window, rng)
+                attempt.step(expert.act(attempt.env))
+            # 2. The window counts only if the oracle confirms the task again at its end.
+            label = attempt.label(task, begin, self.max_window, rng)
             if label is None:
                 return task
-            take.labels.append(label)
-            if len(take.labels) == self.play:
+            attempt.labels.append(label)
+            if len(attempt.labels) == self.play:
                 return None
-            if observe_world(take.env).held() is None:  # an expert that goes on would put the block down
+            # 3. A pause as in play, then the next task.
+            if observe_world(attempt.env).held() is None:  # with a held block, a continuing expert would put it down
                 for _ in range(int(rng.integers(*PAUSE_STEPS))):
-                    take.step(expert.act(take.env))
-            following = next_task(take.env, pool, [label.task for label in take.labels], rng)
+                    attempt.step(expert.act(attempt.env))
+            following = next_task(attempt.env, pool, [label.task for label in attempt.labels], rng)
             if following is None:
                 return task
             task = following
+            # 4. Perhaps a failed attempt at it, before its window begins.
             if (
                 self.failed_attempts > 0
                 and rng.random() < self.failed_attempts
-                and observe_world(take.env).held() is None
+                and observe_world(attempt.env).held() is None
             ):
-                for action in failed_attempt(take.env, task, rng):
-                    take.step(action)
-                if not feasible(task, observe_world(take.env)):
+                for action in failed_attempt(attempt.env, task, rng):
+                    attempt.step(action)
+                if not feasible(task, observe_world(attempt.env)):
                     return task
 
-    def _video(self, env: CalvinEnv, start: Start, take: _Take) -> dict[str, NDArray[Any]]:
-        """Play a take again and look at every step of it."""
-        start.go(env)
+    def _render(self, env: CalvinEnv, start: Start, attempt: _Attempt) -> dict[str, NDArray[Any]]:
+        """Execute the actions of an attempt again and render every step; return the images, time axis first."""
+        start.restore(env)
         frames: list[dict[str, NDArray[Any]]] = []
-        for row, action in zip(take.rows, take.executed, strict=True):
-            assert np.array_equal(env.robot_obs(), row["robot_obs"]), 'a replay drifted; is the reset mode "exact"?'
+        for row, action in zip(attempt.rows, attempt.executed, strict=True):
+            # A replay that differs in one bit would show images that do not belong to the actions.
+            assert np.array_equal(env.robot_obs(), row["robot_obs"]), 'a replay differs; is the reset mode "exact"?'
             frames.append({})
             for camera in ("static", "gripper") if self.wrist_camera else ("static",):
                 rgb, depth = env.render_depth(camera)
@@ -146,34 +156,35 @@ class Recorder:
 
 
 @dataclass
-class _Take:
-    """A recording in the making, without images."""
+class _Attempt:
+    """The steps of one attempt at a recording, without images."""
 
     env: CalvinEnv
     oracle: TaskOracle
     perturbations: Perturbations
     executed: list[Action] = field(default_factory=list)
-    """Commanded actions, or the pushes that came instead."""
+    """Commanded actions, or the perturbations that replaced them."""
     rows: list[dict[str, NDArray[Any]]] = field(default_factory=list)
     labels: list[Label] = field(default_factory=list)
     _infos: list[dict[str, Any]] = field(default_factory=list)
-    """What the oracle may ask about the world before each step, and after the last."""
+    """What the oracle reads, before each step and after the last."""
 
     def step(self, action: Action) -> None:
-        """Execute an action, if nothing pushes the arm, and note what happened."""
+        """Execute an action, or the perturbation that replaces it, and store what happened."""
         env = self.env
         row = {"robot_obs": env.robot_obs(), "scene_obs": env.scene_obs(), "commanded_actions": action}
         if not self._infos:
             self._infos.append(env.task_info())
         self.executed.append(self.perturbations.onto(action))
         env.step_physics(self.executed[-1])
+        # The pose reached, with the commanded gripper: CALVIN's absolute action.
         row["actions"] = np.array([*env.robot_obs()[:6], action[6]])
         row["rel_actions"] = to_relative_action(row["actions"], row["robot_obs"])
         self.rows.append(row)
         self._infos.append(env.task_info())
 
-    def do(self, task: str, expert: Demonstrator, max_steps: int) -> bool:
-        """Let the expert work until the oracle confirms the task; False if that takes more than `max_steps`."""
+    def solve(self, task: str, expert: Demonstrator, max_steps: int) -> bool:
+        """Let the expert act until the oracle confirms the task; return False after `max_steps` steps without it."""
         begin = len(self.rows)
         for _ in range(max_steps):
             self.step(expert.act(self.env))
@@ -182,21 +193,25 @@ class _Take:
         return False
 
     def label(self, task: str, begin: int, max_window: int | None, rng: np.random.Generator) -> Label | None:
-        """The window of a task that began at step `begin` and ends now; None if the oracle does not confirm it.
+        """Return the label of a task that began at step `begin` and ends now; None if the oracle does not confirm it.
 
-        It may not: the tail undid the task, or the change began before a window cut to `max_window`.
+        That happens if the tail undid the task, or if its effect began before a window that was cut to `max_window`.
+
+        Args:
+            task: name of the task.
+            begin: its first step.
+            max_window: longest window in steps; None: the whole task.
+            rng: generator of the choice among the task's training instructions.
         """
+        # Cut at the front: the end, where the task is solved, must stay.
         start = begin if max_window is None else max(begin, len(self.rows) - max_window)
         if not self._holds(task, start, len(self.rows)):
             return None
-        sentences = load_instructions("train")[task]
-        return Label(task, sentences[int(rng.integers(len(sentences)))], start, len(self.rows) - 1)
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """Everything but images, time axis first."""
-        return _stack(self.rows)
+        instructions = load_instructions("train")[task]
+        return Label(task, instructions[int(rng.integers(len(instructions)))], start, len(self.rows) - 1)
 
     def _holds(self, task: str, begin: int, end: int) -> bool:
+        """Return whether the oracle finds the task between two steps."""
         return bool(self.oracle.get_task_info_for_set(self._infos[begin], self._infos[end], (task,)))
 
 
@@ -205,20 +220,27 @@ def _stack(rows: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
 
 
 def next_task(env: CalvinEnv, pool: Sequence[str], done: Sequence[str], rng: np.random.Generator) -> str | None:
-    """Draw a task that is feasible now; None if there is none in the pool.
+    """Return a random task that is feasible now; None if there is none in the pool.
 
-    A block in the hand is placed or stacked if the pool allows. Otherwise tasks not yet done go first.
+    A held block is placed or stacked if the pool allows. Otherwise tasks not yet done go first.
+
+    Args:
+        env: the environment, as it is now.
+        pool: the tasks to choose from.
+        done: the tasks done so far, of which the last is not repeated.
+        rng: generator of the choice.
     """
     world = observe_world(env)
-    choices = [task for task in pool if task != done[-1] and feasible(task, world)]
+    candidates = [task for task in pool if task != done[-1] and feasible(task, world)]
     if world.held() is not None:
-        choices = [task for task in choices if task.startswith(("place", "stack"))] or choices
-    choices = [task for task in choices if task not in done] or choices
-    return choices[int(rng.integers(len(choices)))] if choices else None
+        candidates = [task for task in candidates if task.startswith(("place", "stack"))] or candidates
+    # New tasks first, so that play data covers many tasks.
+    candidates = [task for task in candidates if task not in done] or candidates
+    return candidates[int(rng.integers(len(candidates)))] if candidates else None
 
 
 def expand_tasks(names: Sequence[str]) -> tuple[str, ...]:
-    """Replace names of groups by their tasks; keeps order and repetitions, which are weights.
+    """Return the task names, groups replaced by their tasks; order and repetitions stay, which act as weights.
 
     Raises:
         InputError: neither a task nor a group.

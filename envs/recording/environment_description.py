@@ -1,10 +1,10 @@
-"""The world of a recording in the words of the reference's configuration: `.hydra/merged_config.yaml` of a data set.
+"""The description of a recording's environment in the reference's format: `.hydra/merged_config.yaml` of a data set.
 
-The reference builds its environment from that file, which lies beside the frames of every split. Written here are the
-facts its classes ask for: cameras, robot, scene, rates, renderer, under the names they have there and with the same
-references between the sections, so that leaving out a camera or putting in another scene works as it does there. The
-file names are those of `calvin_env/data`; which assets were drawn, and by what program, stands under `recorded_with`,
-which the reference does not read.
+The reference builds its environment from that file, which lies beside the frames of every split. It holds what the
+classes of the reference need: cameras, robot, scene, rates, renderer, under their names there and with the same
+references between the sections, so that a camera can be left out or a scene replaced as it can there. The file names
+are those of `calvin_env/data`. Which assets were rendered by which program is stored under `recorded_with`, which the
+reference does not read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from vw2_robot import __version__
 
 from ..calvin import CONTROL_HZ, PHYSICS_HZ
-from ..cameras import LENSES, STATIC_EYE, STATIC_TARGET, STATIC_UP
+from ..cameras import INTRINSICS, STATIC_CAMERA_POSITION, STATIC_CAMERA_TARGET, STATIC_CAMERA_UP
 from ..robot import (
     ARM_FORCE,
     ARM_JOINTS,
@@ -37,15 +37,23 @@ FLANGE_LINK = 7
 
 
 def environment_yaml(*, scene: str, cameras: tuple[str, ...], renderer: str, assets: str) -> str:
-    """Return the text of `merged_config.yaml`; of several scenes it describes the first."""
+    """Return the text of `merged_config.yaml`.
+
+    Args:
+        scene: name of the scene, or of several ("ABC"), of which the first is described.
+        cameras: names of the recorded cameras.
+        renderer: name of the renderer.
+        assets: "builtin" or the assets directory.
+    """
+    # ${...} are references between sections, which the reader resolves.
     tree = {
         "seed": 0,
         "use_vr": False,
         "show_gui": False,
         "data_path": "data",
-        "cameras": {name: _camera(name) for name in cameras},
-        "scene": _scene(scene[0]),
-        "robot": _robot(),
+        "cameras": {name: camera_section(name) for name in cameras},
+        "scene": scene_section(scene[0]),
+        "robot": robot_section(),
         "env": {
             "_target_": "calvin_env.envs.play_table_env.PlayTableSimEnv",
             "_recursive_": False,
@@ -71,25 +79,31 @@ def environment_yaml(*, scene: str, cameras: tuple[str, ...], renderer: str, ass
     return OmegaConf.to_yaml(OmegaConf.create(tree))
 
 
-def _camera(name: str) -> dict[str, Any]:
-    lens = LENSES[name]
+def camera_section(name: str) -> dict[str, Any]:
+    """Return the section of a camera."""
+    intrinsics = INTRINSICS[name]
     kind = {"static": "static_camera.StaticCamera", "gripper": "gripper_camera.GripperCamera"}[name]
     tree: dict[str, Any] = {
         "_target_": f"calvin_env.camera.{kind}",
         "name": name,
-        "fov": lens.fov_deg,
+        "fov": intrinsics.fov_deg,
         "aspect": 1,
-        "nearval": lens.near_m,
-        "farval": lens.far_m,
-        "width": lens.pixels,
-        "height": lens.pixels,
+        "nearval": intrinsics.near_m,
+        "farval": intrinsics.far_m,
+        "width": intrinsics.pixels,
+        "height": intrinsics.pixels,
     }
     if name == "static":
-        tree |= {"look_at": list(STATIC_TARGET), "look_from": list(STATIC_EYE), "up_vector": list(STATIC_UP)}
+        tree |= {
+            "look_at": list(STATIC_CAMERA_TARGET),
+            "look_from": list(STATIC_CAMERA_POSITION),
+            "up_vector": list(STATIC_CAMERA_UP),
+        }
     return tree
 
 
-def _robot() -> dict[str, Any]:
+def robot_section() -> dict[str, Any]:
+    """Return the section of the robot."""
     return {
         "_target_": "calvin_env.robot.robot.Robot",
         "filename": "franka_panda/panda_longer_finger.urdf",
@@ -116,8 +130,11 @@ def _robot() -> dict[str, Any]:
     }
 
 
-def _scene(name: str) -> dict[str, Any]:
-    table, files = SCENES[name], scene_files(name)
+def scene_section(name: str) -> dict[str, Any]:
+    """Return the section of a scene."""
+    table = SCENES[name]
+    files = scene_files(name)
+    # Which light each of the two controls switches.
     effects = {BUTTON_JOINT: "led", SWITCH_JOINT: "lightbulb"}
     blocks = zip(table.block_order, files.blocks, strict=True)
     return {

@@ -1,12 +1,12 @@
-"""Where recordings go: a CALVIN split, an RLDS data set, or a folder of videos.
+"""Output formats of a recording: a CALVIN split, an RLDS data set, or a folder of videos.
 
-The two classes have the same four methods, so that `record.py` need not know which one it has. CALVIN frames are
-written at their final place. The other two formats are containers that must be written in one go: recordings wait under
-`<out>.parts/`, which disappears when the container is complete. All are safe to kill and to start again.
+The two classes have the same four methods, so `record.py` does not depend on the format. CALVIN frames are written at
+their final place. The other two formats are containers that must be written in one pass: their recordings are stored
+under `<out>.parts/`, which is removed when the container is complete. All of them can be killed and started again.
 
-A CALVIN data set keeps a recording as it was, whole, with its labeled windows. RLDS and video are made of episodes
-with one instruction each: there each window becomes an episode, and steps of play outside the windows are left out.
-Their actions are the commanded ones.
+A CALVIN data set keeps a recording whole, with its labeled windows. RLDS and video consist of episodes with one
+instruction each: there each window becomes an episode, and steps of play outside the windows are left out. Their
+actions are the commanded ones.
 """
 
 from __future__ import annotations
@@ -38,42 +38,51 @@ Format = Literal["calvin", "rlds", "video"]
 
 
 class Outcome(NamedTuple):
-    """The tasks of one recording, and those at which earlier tries of it were given up."""
+    """The tasks of one recording, and those at which its failed attempts ended."""
 
     tasks: tuple[str, ...]
     failed: tuple[str, ...]
 
 
 MAX_FRAME = 10_000_000
-"""Frame numbers have seven digits, and readers count on it."""
+"""Frame numbers have seven digits in the names of files, which readers rely on."""
 RLDS_VERSION = "1.0.0"
 
 
 def frames_per_recording(longest: int) -> int:
-    """Frame numbers set aside for each recording of at most `longest` steps in the CALVIN format.
+    """Return how many frame numbers the CALVIN format reserves for each recording of at most `longest` steps.
 
-    A power of two, so that the place of a recording depends on its number and shows in it.
+    A power of two; the first frame of a recording depends on its number alone, so processes can write in any order.
     """
     return 1 << (longest - 1).bit_length()
 
 
 class CalvinOutput:
-    """Splits of a CALVIN data set."""
+    """The splits of a CALVIN data set.
+
+    Args:
+        out: the data set's folder.
+        compress_level: zlib level of the frames, 0 to 9.
+        spacing: frame numbers reserved for each recording.
+        environment: the text of `.hydra/merged_config.yaml`.
+    """
 
     def __init__(self, out: Path, *, compress_level: int, spacing: int, environment: str) -> None:
-        """`spacing`: frame numbers set aside per recording; `environment`: the text of `.hydra/merged_config.yaml`."""
-        self._out, self._level, self._spacing, self._environment = out, compress_level, spacing, environment
+        self._out = out
+        self._level = compress_level
+        self._spacing = spacing
+        self._environment = environment
 
     def is_complete(self) -> bool:
-        """Never known before the recordings were counted: more may be asked for."""
+        """Return False: a data set can always get more recordings, so only counting them decides."""
         return False
 
     def has(self, split: CalvinSplit, number: int) -> bool:
-        """Say whether this recording is complete."""
+        """Return whether this recording is complete."""
         return self._writer(split).is_complete(number * self._spacing)
 
     def add(self, split: CalvinSplit, number: int, recording: RecordedDemonstration) -> None:
-        """Write one recording."""
+        """Write recording `number` of a split."""
         self._writer(split).write_recording(
             recording.arrays,
             first_frame=number * self._spacing,
@@ -83,46 +92,55 @@ class CalvinOutput:
         )
 
     def outcomes(self, split: CalvinSplit) -> Iterator[Outcome]:
-        """Yield what each recording shows, and where earlier tries failed."""
+        """Yield the outcome of each recording."""
         for entry in self._writer(split).entries():
             yield Outcome(tuple(label.task for label in entry.labels), entry.failed)
 
     def finish(self, splits: list[CalvinSplit]) -> None:
-        """Write what describes the splits."""
-        sentences = {task: lines[0] for task, lines in load_instructions("validation").items()}
+        """Write the files that describe the splits."""
+        instructions = {task: texts[0] for task, texts in load_instructions("validation").items()}
         for split in splits:
-            self._writer(split).finish(sentences, self._environment)
+            self._writer(split).finish(instructions, self._environment)
 
     def _writer(self, split: CalvinSplit) -> CalvinWriter:
         return CalvinWriter(self._out, split, compress_level=self._level)
 
 
 Pack = Callable[[Path, dict[CalvinSplit, list[Path]]], None]
+"""Writes a container from the parts of each split."""
 
 
 class PartsOutput:
-    """Recordings that wait in `<out>.parts/` until `pack` makes the container of them."""
+    """Recordings that are stored in `<out>.parts/` until `pack` writes the container.
+
+    Args:
+        out: the container.
+        pack: writes it.
+    """
 
     def __init__(self, out: Path, pack: Pack) -> None:
-        self._out, self._pack = out, pack
+        self._out = out
+        self._pack = pack
         self._parts = parts_folder(out)
 
     def is_complete(self) -> bool:
-        """Say whether the container is there; parts that a kill left beside it go."""
+        """Return whether the container exists; removes parts that a killed process left beside it."""
         if not self._out.exists():
             return False
         shutil.rmtree(self._parts, ignore_errors=True)
         return True
 
     def has(self, split: CalvinSplit, number: int) -> bool:
-        """Say whether this recording is complete."""
+        """Return whether this recording is complete."""
         return self._part(split, number).is_file()
 
     def add(self, split: CalvinSplit, number: int, recording: RecordedDemonstration) -> None:
-        """Write one recording, its images as JPEG."""
+        """Store recording `number` of a split, its images as JPEG."""
+        # JPEG keeps the parts small.
         jpegs = [np.frombuffer(encode_jpeg(image), dtype=np.uint8) for image in recording.arrays["rgb_static"]]
         labels = [dataclasses.asdict(label) for label in recording.labels]
         about = {"scene": recording.scene, "hz": recording.hz, "labels": labels, "failed": recording.failed}
+        # The file appears under its name only when it is complete (write_arrays), which `has` relies on.
         path = self._part(split, number)
         path.parent.mkdir(parents=True, exist_ok=True)
         arrays = {
@@ -134,13 +152,13 @@ class PartsOutput:
         write_arrays(path, arrays)
 
     def outcomes(self, split: CalvinSplit) -> Iterator[Outcome]:
-        """Yield what each recording shows, and where earlier tries failed."""
+        """Yield the outcome of each recording."""
         for path in self._paths(split):
             about = _read_part(path).about
             yield Outcome(tuple(label["task"] for label in about["labels"]), tuple(about["failed"]))
 
     def finish(self, splits: list[CalvinSplit]) -> None:
-        """Make the container and clear the parts away."""
+        """Write the container and remove the parts."""
         self._pack(self._out, {split: self._paths(split) for split in splits})
         shutil.rmtree(self._parts)
 
@@ -155,30 +173,51 @@ Output = CalvinOutput | PartsOutput
 
 
 def parts_folder(out: Path) -> Path:
-    """Where the recordings of a container wait."""
+    """Return the folder of the recordings of a container."""
     return out.with_name(out.name + ".parts")
 
 
 def parts_output(form: Literal["rlds", "video"], out: Path, *, world: str) -> PartsOutput:
-    """Return the output for a format that is a container; `world` ("calvin", "arms") names an RLDS data set."""
-    return PartsOutput(out, functools.partial(_pack_rlds, world) if form == "rlds" else _pack_videos)
+    """Return the output for a format that is a container.
+
+    Args:
+        form: the format.
+        out: the container.
+        world: "calvin" or "other_robots", part of the name of an RLDS data set.
+    """
+    return PartsOutput(out, functools.partial(pack_rlds, world) if form == "rlds" else pack_videos)
 
 
-def _pack_rlds(world: str, out: Path, parts: dict[CalvinSplit, list[Path]]) -> None:
+def pack_rlds(world: str, out: Path, parts: dict[CalvinSplit, list[Path]]) -> None:
+    """Write an RLDS data set, one episode per window.
+
+    Args:
+        world: part of the name of the data set.
+        out: its folder.
+        parts: the stored recordings of each split.
+    """
+    # Imported here, because it needs TensorFlow.
     from vw2_robot.data.rlds_writer import write_rlds
+
+    def demonstrations(paths: list[Path]) -> Iterator[Demonstration]:
+        # One recording in memory at a time.
+        for path in paths:
+            part = _read_part(path)
+            yield from (_window(part, window) for window in range(len(part.about["labels"])))
 
     names = {"training": "train", "validation": "validation"}
     write_rlds(
         out,
         name=f"vw2_{world}",
         version=RLDS_VERSION,
-        episodes={names[split]: _demonstrations(paths) for split, paths in parts.items()},
+        episodes={names[split]: demonstrations(paths) for split, paths in parts.items()},
         description=f"Scripted demonstrations from the vw2_robot {world} world; action: as in CALVIN's rel_actions.",
     )
 
 
-def _pack_videos(out: Path, parts: dict[CalvinSplit, list[Path]]) -> None:
-    """One mp4 per window beside `captions.jsonl`, one object a line: file, instruction, task, scene, hz, frames."""
+def pack_videos(out: Path, parts: dict[CalvinSplit, list[Path]]) -> None:
+    """Write one mp4 per window, and `captions.jsonl`, one object a line: file, instruction, task, scene, hz, frames."""
+    # The folder gets its name when it is complete.
     with atomic_folder(out) as temporary:
         for split, paths in parts.items():
             (temporary / split).mkdir(parents=True)
@@ -188,22 +227,19 @@ def _pack_videos(out: Path, parts: dict[CalvinSplit, list[Path]]) -> None:
                 for window, label in enumerate(part.about["labels"]):
                     episode = _window(part, window).episode
                     name = f"video_{_window_name(part, window)}.mp4"
-                    _write_mp4(temporary / split / name, episode)
+                    # bitexact: equal images give equal bytes
+                    encoding = ["-crf", "15", "-bitexact", "-map_metadata", "-1"]
+                    with Mp4Writer(temporary / split / name, fps=episode.hz, encoding=encoding) as video:
+                        for index in range(len(episode)):
+                            video.add(episode.decode(index))
                     caption = {"instruction": label["instruction"], "task": label["task"], "scene": part.about["scene"]}
                     lines.append(json.dumps({"file": name, **caption, "hz": episode.hz, "frames": len(episode)}))
             write_text(temporary / split / "captions.jsonl", "\n".join(lines) + "\n")
 
 
-def _write_mp4(path: Path, episode: Episode) -> None:
-    # bitexact: equal images give equal bytes
-    with Mp4Writer(path, fps=episode.hz, encoding=["-crf", "15", "-bitexact", "-map_metadata", "-1"]) as video:
-        for index in range(len(episode)):
-            video.add(episode.decode(index))
-
-
 @dataclass(frozen=True)
 class _Part:
-    """One waiting recording."""
+    """One stored recording of a container."""
 
     path: Path
     about: dict[str, Any]
@@ -212,36 +248,32 @@ class _Part:
 
 
 def _read_part(path: Path) -> _Part:
+    """Return a stored recording, or raise an `InputError` that names a damaged file."""
     cure = "delete it and start vw2-record again, which makes this recording again"
     part = read_arrays(path, ("jpeg", "sizes", "actions", "about"), cure=cure)
     try:
-        pieces = np.split(part["jpeg"], np.cumsum(part["sizes"])[:-1])
-        return _Part(path, json.loads(str(part["about"])), tuple(p.tobytes() for p in pieces), part["actions"])
+        jpegs = np.split(part["jpeg"], np.cumsum(part["sizes"])[:-1])
+        return _Part(path, json.loads(str(part["about"])), tuple(jpeg.tobytes() for jpeg in jpegs), part["actions"])
     except (KeyError, ValueError, TypeError) as error:
-        raise InputError(f"{path} is no waiting recording ({error}); {cure}") from error
-
-
-def _demonstrations(paths: list[Path]) -> Iterator[Demonstration]:
-    for path in paths:
-        part = _read_part(path)
-        yield from (_window(part, window) for window in range(len(part.about["labels"])))
+        raise InputError(f"{path} is no recording of a container ({error}); {cure}") from error
 
 
 def _window(part: _Part, window: int) -> Demonstration:
-    """Labeled window number `window` of a recording."""
+    """Return labeled window number `window` of a recording."""
+    # `end` is the last step of the window, inclusive.
     label = part.about["labels"][window]
-    steps = slice(label["start"], label["end"] + 1)
+    span = slice(label["start"], label["end"] + 1)
     episode = Episode(
         source=f"vw2_{part.about['scene']}",
         episode_id=f"{part.path.parent.name}/{_window_name(part, window)}",
         instruction=label["instruction"],
         hz=part.about["hz"],
-        images=part.jpegs[steps],
+        images=part.jpegs[span],
     )
-    return Demonstration(episode=episode, actions=part.actions[steps])
+    return Demonstration(episode=episode, actions=part.actions[span])
 
 
 def _window_name(part: _Part, window: int) -> str:
-    """The recording's number; of play, also the window's."""
+    """Return the number of the recording; of play, also that of the window."""
     number = part.path.stem.removeprefix("part_")
     return number if len(part.about["labels"]) == 1 else f"{number}_{window}"

@@ -1,4 +1,4 @@
-"""How far a recording has come: a bar on a terminal, a plain line now and then anywhere else."""
+"""The progress of a recording: a bar on a terminal, a line now and then anywhere else."""
 
 from __future__ import annotations
 
@@ -11,17 +11,23 @@ from tqdm import tqdm
 
 LINE_SHARE = 0.1
 LINE_SECONDS = 30.0
-"""Without a terminal a line is due after this share of the work, and after this time if something was done in it."""
+"""Without a terminal a line is printed after this share of the work, or after this time if something was done in it."""
 
 
 def show_progress(
     finished: Iterable[None], *, total: int, already: int, unit: str, stream: TextIO | None = None
 ) -> None:
-    """Go through `finished`, which yields after each piece of work, and say how far things are.
+    """Consume `finished`, which yields after each item of work, and show the progress.
 
-    `already` of the `total` pieces were there at the start.
+    Args:
+        finished: yields after each item.
+        total: number of items.
+        already: how many of them were complete at the start.
+        unit: name of one item.
+        stream: where to print; None: standard error.
     """
     stream = stream or sys.stderr
+    # A bar rewrites its line, which makes a log file unreadable.
     if stream.isatty():
         with tqdm(total=total, initial=already, desc="record", unit=unit, file=stream) as bar:
             for _ in finished:
@@ -32,15 +38,18 @@ def show_progress(
 
 
 def progress_lines(finished: Iterable[None], *, total: int, already: int, unit: str) -> Iterator[str]:
-    """Yield the plain lines, as they fall due; the last one when all is done."""
-    begun = said = time.monotonic()
-    count, next_count = already, already + LINE_SHARE * total
+    """Yield the lines when they are due; the last one when all is done. Arguments as in `show_progress`."""
+    started = last_line = time.monotonic()
+    count = already
+    next_count = already + LINE_SHARE * total
     for _ in finished:
         count += 1
         now = time.monotonic()
-        if count < next_count and now - said < LINE_SECONDS and count < total:
+        # Due after a share of the work, after some time, or at the end.
+        if count < next_count and now - last_line < LINE_SECONDS and count < total:
             continue
-        said, next_count = now, count + LINE_SHARE * total
-        each = (now - begun) / (count - already)
-        left = each * (total - count)
-        yield f"record: {count} of {total} {unit}s, {each:.1f} s each, {left / 60:.1f} min left"
+        last_line = now
+        next_count = count + LINE_SHARE * total
+        each = (now - started) / (count - already)
+        remaining = each * (total - count)
+        yield f"record: {count} of {total} {unit}s, {each:.1f} s each, {remaining / 60:.1f} min left"

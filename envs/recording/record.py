@@ -2,18 +2,19 @@
 
     vw2-record env.scene=D episodes=150 tasks=basic workers=2 out=runs/demo/calvin
 
-Recording number i shows task i modulo the number of tasks, and everything else about it follows from (seed, split, i).
-So the tasks are balanced, any number of processes share the work, and a recording that was stopped, even killed, ends
-in the same bytes when it is started again. How often the expert failed is printed per task; failures are not recorded.
+Recording number i begins with task i modulo the number of tasks, and everything else about it is a function of (seed,
+split, i). The tasks are therefore balanced, any number of processes can share the work, and a recording that was
+stopped, even killed, ends with the same bytes when it is started again. The number of failed attempts is printed per
+task; they are not recorded.
 
-`play=5` records stretches of play instead: five tasks one after another without a reset, each of them labeled. The
-first task of each recording takes its turn, the others are what is feasible then.
+`play=5` records play data instead: five tasks in a row without a reset, each of them labeled. The first tasks of the
+recordings take turns; the others are what is feasible then.
 
 `env.scene=ABC` records a third of each split in each of three scenes, as in the benchmark's ABC→D.
 
 `format`: "calvin" (a folder like the published data sets), "rlds" (TFDS, opened by `tfds.builder_from_directory`),
-"video" (mp4 and captions). With `env=arms` the demonstrations come from other robots' world, for cross-embodiment
-pre-training.
+"video" (mp4 and captions). With `env=other_robots` the demonstrations come from three other robots, for
+cross-embodiment pre-training.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from vw2_robot.storage.locks import lock_folder
 from vw2_robot.worker_pool import WorkerPool
 
 from .config import SPLITS, RecordConfig, RecordingJob
-from .formats import Output, parts_folder
+from .formats import parts_folder
 from .progress import show_progress
 from .sources import open_source
 
@@ -43,21 +44,29 @@ FREE = ("workers", "out")  # keys that do not change what is recorded
 
 
 def record(config: RecordConfig) -> None:
-    """Record, or go on recording, what the configuration asks for; prints a table of tasks at the end.
+    """Make, or continue, the recordings of a configuration; prints a table of tasks at the end.
 
     Raises:
-        InputError: the world, the tasks or the place cannot work; nothing has been written then.
+        InputError: environment, tasks or output cannot work; nothing has been written then.
     """
     out = Path(config.out).resolve()
     if not out.name:
         raise InputError(f"out={config.out} is the root of all folders; give a folder below it")
-    _check(config)
+    # Find a misspelled task, a missing package or a broken environment before the first file is written.
+    config.task_names()
+    open_source(config).close()
+    if config.format == "rlds":
+        require("tensorflow_datasets", extra="openx")
+    if config.format == "video":
+        require("imageio_ffmpeg", extra="report")
+    # One recording at a time: two programs with the same output would overwrite each other.
     with lock_folder(out, what="a recording", beside=True):
-        _claim(out, {key: value for key, value in config_tree(config).items() if key not in FREE})
+        bind_output(out, {key: value for key, value in config_tree(config).items() if key not in FREE})
         _record(config)
 
 
 def _record(config: RecordConfig) -> None:
+    """Make the missing recordings, then complete the data set."""
     output = config.open_output()
     if output.is_complete():
         print(f"{config.out} is complete")
@@ -72,9 +81,18 @@ def _record(config: RecordConfig) -> None:
     with closing(_record_missing(config, missing)) as finished:
         show_progress(finished, total=total, already=already, unit="recording")
     splits: list[CalvinSplit] = [split for split in SPLITS if any(split == name for name, _ in config.jobs())]
-    table = _task_table(output, splits)
+    # The table is made before `finish`, which may remove the parts that it counts.
+    recorded: Counter[str] = Counter()
+    failed: Counter[str] = Counter()
+    for split in splits:
+        for outcome in output.outcomes(split):
+            recorded.update(outcome.tasks)
+            failed.update(outcome.failed)
     output.finish(splits)
-    print(table)
+    print(f"{'task':<28}{'recorded':>9}{'failed runs':>13}")
+    for task in {**recorded, **failed}:
+        print(f"{task:<28}{recorded[task]:>9}{failed[task]:>13}")
+    print(f"{'all':<28}{recorded.total():>9}{failed.total():>13}")
     print(f"data set: {config.out}")
 
 
@@ -84,9 +102,18 @@ def main(config: RecordConfig) -> None:
     record(config)
 
 
-def _claim(out: Path, wanted: dict[str, Any]) -> None:
-    """Make the output this configuration's, or find that it is. The note beside it outlives the recording."""
+def bind_output(out: Path, wanted: dict[str, Any]) -> None:
+    """Store the configuration beside the output, or check that the same one is stored there already.
+
+    Args:
+        out: the output.
+        wanted: the configuration, without keys that do not change what is recorded.
+
+    Raises:
+        InputError: the output belongs to another configuration, or to another program.
+    """
     note = out.with_name(out.name + ".record.json")
+    # A container does not exist before its end; its parts do.
     begun = out.exists() or parts_folder(out).exists()
     if begun and not note.is_file():
         raise InputError(f"{out} exists and was not begun by vw2-record; use another out=")
@@ -100,30 +127,21 @@ def _claim(out: Path, wanted: dict[str, Any]) -> None:
     )
 
 
-def _check(config: RecordConfig) -> None:
-    """Find a misspelt task, a missing package or a broken world before the first file is written."""
-    config.task_names()
-    open_source(config).close()
-    if config.format == "rlds":
-        require("tensorflow_datasets", extra="openx")
-    if config.format == "video":
-        require("imageio_ffmpeg", extra="report")
-
-
 def _record_missing(config: RecordConfig, jobs: list[RecordingJob]) -> Generator[None]:
-    """Record the jobs, here or in `config.workers` processes; yields after each."""
+    """Make recordings, here or in `config.workers` processes; yields after each."""
     workers = min(config.workers, len(jobs))
+    # In this process: no start-up of workers, and errors have a plain traceback.
     if workers <= 1:
-        with open_station(config) as make:
+        with open_worker(config) as make:
             for job in jobs:
                 yield make(job)
         return
-    pool: WorkerPool[RecordingJob, None] = WorkerPool(functools.partial(open_station, config), name="recording process")
+    pool: WorkerPool[RecordingJob, None] = WorkerPool(functools.partial(open_worker, config), name="recording process")
     yield from pool.run(jobs, workers=workers)
 
 
-class Station:
-    """One process's world and output."""
+class RecordingWorker:
+    """The environment and the output of one process."""
 
     def __init__(self, config: RecordConfig) -> None:
         self._source = open_source(config)
@@ -134,32 +152,18 @@ class Station:
         self._output.add(split, number, self._source.make(SPLITS.index(split), number))
 
     def close(self) -> None:
-        """Free the world."""
+        """Free the simulator."""
         self._source.close()
 
 
 @contextmanager
-def open_station(config: RecordConfig) -> Iterator[Callable[[RecordingJob], None]]:
-    """A station as the function that makes a recording."""
-    station = Station(config)
+def open_worker(config: RecordConfig) -> Iterator[Callable[[RecordingJob], None]]:
+    """Open a `RecordingWorker` and yield the function that makes a recording."""
+    worker = RecordingWorker(config)
     try:
-        yield lambda job: station.record(*job)
+        yield lambda job: worker.record(*job)
     finally:
-        station.close()
-
-
-def _task_table(output: Output, splits: list[CalvinSplit]) -> str:
-    """Recorded and failed runs per task, one line each."""
-    recorded: Counter[str] = Counter()
-    failed: Counter[str] = Counter()
-    for split in splits:
-        for outcome in output.outcomes(split):
-            recorded.update(outcome.tasks)
-            failed.update(outcome.failed)
-    lines = [f"{'task':<28}{'recorded':>9}{'failed runs':>13}"]
-    lines += [f"{task:<28}{recorded[task]:>9}{failed[task]:>13}" for task in {**recorded, **failed}]
-    lines.append(f"{'all':<28}{recorded.total():>9}{failed.total():>13}")
-    return "\n".join(lines)
+        worker.close()
 
 
 if __name__ == "__main__":

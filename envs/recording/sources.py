@@ -1,4 +1,4 @@
-"""What can be recorded, by number: demonstrations on CALVIN's tables, one or several, or in the other robots' world."""
+"""Sources of recordings, by number: demonstrations on CALVIN's tables, one or several, or of other robots."""
 
 from __future__ import annotations
 
@@ -15,19 +15,29 @@ from ..scene import SCENES
 from .config import SPLITS, RecordConfig
 from .demonstrations import RecordedDemonstration, Recorder
 
-ARMS_VALIDATION_START = 1_000_000
-"""Index of the first validation episode in the other world, far behind any training episode."""
+VALIDATION_START = 1_000_000
+"""Index of the first validation episode of other robots, far beyond any training episode."""
 
 
 class CalvinDemonstrations:
-    """Demonstrations on a CALVIN table, or on several."""
+    """Demonstrations on a CALVIN table, or on several.
+
+    Args:
+        config: of the recording.
+
+    Raises:
+        InputError: unknown scenes or tasks.
+    """
 
     def __init__(self, config: RecordConfig) -> None:
-        self._config, self._tasks, self._seed = config, config.task_names(), config.seed
+        self._config = config
+        self._tasks = config.task_names()
+        self._seed = config.seed
         world = config.calvin()
         scenes = world.pop("scene")
         if not scenes or len(set(scenes)) < len(scenes) or set(scenes) - set(SCENES):
             raise InputError(f"unknown scene {scenes!r}; choose one of {', '.join(SCENES)}, or several, as ABC")
+        # One environment per scene, all in this process; resets are exact, so their order does not matter.
         self._envs = {scene: CalvinEnv(scene=scene, cameras=(), reset_mode="exact", **world) for scene in scenes}
         self._recorder = Recorder(
             max_steps=config.max_steps,
@@ -41,45 +51,59 @@ class CalvinDemonstrations:
         )
 
     def make(self, split: int, number: int) -> RecordedDemonstration:
-        """Recording `number` of a split; the tasks take turns to be the first."""
+        """Return recording `number` of split number `split`; the tasks take turns to be the first."""
+        # Round robin, so that the tasks are balanced at any number of recordings.
         task = self._tasks[number % len(self._tasks)]
         env = self._envs[self._config.scene_of(SPLITS[split], number)]
         return self._recorder.record(env, task, seed=(self._seed, split, number), pool=self._tasks)
 
     def close(self) -> None:
-        """Free the worlds."""
+        """Free the simulators."""
         for env in self._envs.values():
             env.close()
 
 
 class OtherRobotsDemonstrations:
-    """Demonstrations by other robots, in another room."""
+    """Demonstrations of other robots at another table.
+
+    Args:
+        config: of the recording.
+
+    Raises:
+        InputError: numbers or robots that cannot work.
+    """
 
     def __init__(self, config: RecordConfig) -> None:
         self._seed = config.seed
         self._hz = number(Rate, config.env["hz"], "env.hz")
         self._image_size = number(Count, config.env["image_size"], "env.image_size")
-        self._arms = tuple(config.env["arms"])
-        check_world(config.episodes, self._hz, self._image_size, self._arms)
+        self._embodiments = tuple(config.env["embodiments"])
+        check_world(config.episodes, self._hz, self._image_size, self._embodiments)
         self._physics = Physics()
 
     def make(self, split: int, number: int) -> RecordedDemonstration:
-        """Recording `number` of a split; the world draws the task."""
-        index = number + split * ARMS_VALIDATION_START
+        """Return recording `number` of split number `split`; its task is random."""
+        # One sequence of episodes for both splits; their indices never overlap.
+        index = number + split * VALIDATION_START
         episode = solved_episode(
-            self._physics, seed=self._seed, index=index, hz=self._hz, image_size=self._image_size, arms=self._arms
+            self._physics,
+            seed=self._seed,
+            index=index,
+            hz=self._hz,
+            image_size=self._image_size,
+            embodiments=self._embodiments,
         )
         arrays: dict[str, Any] = {"rgb_static": episode.images, "commanded_actions": episode.actions}
         label = Label(episode.task, episode.instruction, 0, len(episode.images) - 1)
         return RecordedDemonstration(
-            "arms", (label,), arrays, failed=(episode.task,) * episode.failed_attempts, hz=episode.hz
+            "other_robots", (label,), arrays, failed=(episode.task,) * episode.num_failed_attempts, hz=episode.hz
         )
 
     def close(self) -> None:
-        """Free the world."""
+        """Free the simulator."""
         self._physics.close()
 
 
 def open_source(config: RecordConfig) -> CalvinDemonstrations | OtherRobotsDemonstrations:
-    """Return the world that `config.env` names."""
+    """Return the source that `config.env` names."""
     return CalvinDemonstrations(config) if config.world == "calvin" else OtherRobotsDemonstrations(config)

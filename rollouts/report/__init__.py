@@ -1,1 +1,1 @@
-"""The report: results to html and markdown."""
+"""The report: one page, markdown and LaTeX tables from the results of rollouts and training runs."""

@@ -1,7 +1,7 @@
-"""Where and when chains ended: by place in the chain, by task, by steps used; and which ask for a covered block.
+"""Failure analysis: where and when chains ended, by position in the chain, by task and by steps used.
 
-Arithmetic on rows alone; report.py puts the answers on the page. A subtask that is solved has the steps it took; one
-that is not ran into the limit and ended its chain.
+Computed from rows alone; report.py puts the results on the page. A solved subtask has the steps it took; an unsolved
+one reached the step limit and ended its chain. Chains that ask for a covered block are listed apart.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from ..evaluate import Row
 STEP_BINS = 18
 
 
-class Place(NamedTuple):
-    """What happened at one place of the chain. attempted: chains that got there."""
+class PositionStats(NamedTuple):
+    """What happened at one position of the chain.
+
+    number: from 1. attempted: chains that got there. solved: those that solved the subtask.
+    """
 
     number: int
     attempted: int
@@ -25,17 +28,20 @@ class Place(NamedTuple):
 
 
 class Ending(NamedTuple):
-    """One task as the end of chains. by_place: chains it ended as 1st, 2nd, ... subtask; median_steps: where solved."""
+    """One task as the end of chains.
+
+    by_position: chains that it ended as 1st, 2nd, ... subtask. median_steps: control steps where it was solved.
+    """
 
     task: str
     attempted: int
     failed: int
-    by_place: list[int]
+    by_position: list[int]
     median_steps: float | None
 
 
-class Steps(NamedTuple):
-    """Steps of solved subtasks: counts in equally wide bins of [0, limit]."""
+class StepHistogram(NamedTuple):
+    """Control steps of solved subtasks: counts in equally wide bins of [0, limit]."""
 
     counts: list[int]
     limit: int
@@ -44,50 +50,56 @@ class Steps(NamedTuple):
     median: float
     ninetieth: float
     late: int
-    """solved in the last tenth of the limit: had they been slower, they would count as failed"""
+    """solved in the last tenth of the limit: a little slower, and they would count as failed"""
 
 
-def places(rows: Sequence[Row]) -> list[Place]:
-    """Success at each place of the chain, among the chains that got there."""
+def positions(rows: Sequence[Row]) -> list[PositionStats]:
+    """Return success at each position of the chain, among the chains that got there."""
     longest = max((len(row["subtasks"]) for row in rows), default=0)
     found = []
     for i in range(longest):
-        there = [row for row in rows if len(row["env_steps"]) > i]
-        found.append(Place(i + 1, len(there), sum(row["solved"] > i for row in there)))
+        reached = [row for row in rows if len(row["env_steps"]) > i]
+        found.append(PositionStats(i + 1, len(reached), sum(row["solved"] > i for row in reached)))
     return found
 
 
 def endings(rows: Sequence[Row]) -> list[Ending]:
-    """Tasks that ended a chain, the most frequent first."""
+    """Return the tasks that ended a chain, the most frequent first."""
     length = max((len(row["subtasks"]) for row in rows), default=0)
-    tried: dict[str, int] = {}
+    attempted: dict[str, int] = {}
     ended: dict[str, list[int]] = {}
-    taken: dict[str, list[int]] = {}
+    steps_of_solved: dict[str, list[int]] = {}
     for row in rows:
-        for place, (task, steps) in enumerate(zip(row["subtasks"], row["env_steps"], strict=False)):
-            tried[task] = tried.get(task, 0) + 1
-            if place < row["solved"]:
-                taken.setdefault(task, []).append(steps)
+        # env_steps is shorter than subtasks where the chain ended early: zip stops at the failed subtask.
+        for position, (task, env_steps) in enumerate(zip(row["subtasks"], row["env_steps"], strict=False)):
+            attempted[task] = attempted.get(task, 0) + 1
+            if position < row["solved"]:
+                steps_of_solved.setdefault(task, []).append(env_steps)
             else:
-                ended.setdefault(task, [0] * length)[place] += 1
-    found = [
-        Ending(task, tried[task], sum(by), by, float(np.median(taken[task])) if task in taken else None)
-        for task, by in ended.items()
-    ]
+                ended.setdefault(task, [0] * length)[position] += 1
+    found = []
+    for task, counts in ended.items():
+        median = float(np.median(steps_of_solved[task])) if task in steps_of_solved else None
+        found.append(Ending(task, attempted[task], sum(counts), counts, median))
     return sorted(found, key=lambda one: (-one.failed, one.task))
 
 
-def step_histogram(rows: Sequence[Row], *, limit: int | None) -> Steps | None:
-    """How long solved subtasks took; None without one. `limit`: steps a subtask may take, or the most that any took."""
-    solved = [steps for row in rows for steps in row["env_steps"][: row["solved"]]]
+def step_histogram(rows: Sequence[Row], *, limit: int | None) -> StepHistogram | None:
+    """Return how many control steps solved subtasks took; None without a solved one.
+
+    Args:
+        rows: The finished chains.
+        limit: Control steps that a subtask may take; None: unknown, the most that any took.
+    """
+    solved = [env_steps for row in rows for env_steps in row["env_steps"][: row["solved"]]]
     if not solved:
         return None
-    most = max(solved)
-    end = max(limit or 0, most)
+    end = max(limit or 0, max(solved))
+    # The same range for all rollouts with one limit, so that their histograms can be compared.
     counts, _ = np.histogram(solved, bins=STEP_BINS, range=(0, end))
     failed = sum(len(row["env_steps"]) > row["solved"] for row in rows)
-    late = sum(steps > 0.9 * end for steps in solved)
-    return Steps(
+    late = sum(env_steps > 0.9 * end for env_steps in solved)
+    return StepHistogram(
         counts.tolist(),
         end,
         len(solved),
@@ -99,33 +111,37 @@ def step_histogram(rows: Sequence[Row], *, limit: int | None) -> Steps | None:
 
 
 def covered_chains(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """What became of the chains that ask for a covered block, as far as these rows hold them."""
+    """Return number, subtask and outcome of the chains among `rows` that ask for a covered block."""
     found = []
     for row in rows:
-        place = covered_request(row["subtasks"])
-        if place is not None:
-            outcome = f"ended at subtask {row['solved'] + 1}, before it mattered"
-            if row["solved"] > place:
-                outcome = "solved all the same"
-            elif row["solved"] == place:
-                outcome = "ended at that request"
-            found.append({"number": row["sequence"], "request": row["subtasks"][place], "outcome": outcome})
+        position = covered_request(row["subtasks"])
+        if position is not None:
+            outcome = f"ended at subtask {row['solved'] + 1}, before the request"
+            if row["solved"] > position:
+                outcome = "request solved"
+            elif row["solved"] == position:
+                outcome = "ended at the request"
+            found.append({"number": row["sequence"], "request": row["subtasks"][position], "outcome": outcome})
     return found
 
 
 def covered_request(subtasks: Sequence[str]) -> int | None:
-    """The place in the chain where a block is asked for that the door covers; None in a chain without.
+    """Return the position in the chain of a request for a block that the sliding door covers; None without one.
 
-    place_in_slider puts the held block where the door is not; each move of the door covers that compartment or opens
-    it again. The reference books the block into the other one (Calvin specification Q21, docs/simulator.md).
+    place_in_slider puts the held block into the open compartment; each move of the door covers that compartment or
+    opens it again. The reference records the block in the other compartment and so overlooks these chains (Calvin
+    specification Q21, docs/simulator.md).
+
+    Args:
+        subtasks: Task names of the chain, in order.
     """
-    held = ""
-    covered: dict[str, bool] = {}
-    for place, task in enumerate(subtasks):
+    held = ""  # color of the block in the gripper
+    covered: dict[str, bool] = {}  # block in the slider -> whether the door covers it
+    for position, task in enumerate(subtasks):
         if task.startswith("lift_"):
             held = task.split("_")[1]
             if task.endswith("_slider") and covered.get(held):
-                return place
+                return position
             covered.pop(held, None)
         elif task == "place_in_slider":
             covered[held] = False
@@ -135,6 +151,6 @@ def covered_request(subtasks: Sequence[str]) -> int | None:
 
 
 def average_length_without(rows: Sequence[Row], numbers: Sequence[int]) -> float | None:
-    """Average length over the other chains; None where there is no other."""
+    """Return the average length over all chains but those with `numbers`; None where there is no other."""
     others = [row["solved"] for row in rows if row["sequence"] not in numbers]
     return float(np.mean(others)) if others else None

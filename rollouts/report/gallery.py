@@ -1,7 +1,7 @@
-"""Which videos the page shows, and what stands beside each: instructions, outcome, and the policy's answers as a strip.
+"""The videos of the page: which are shown, each with its instructions, its outcome and an action strip.
 
-Videos take turns among the rollouts, best and worst alternating, until a number or a size is reached; the rest is
-named.
+Rollouts take turns, best and worst chains alternating, until a number of videos or a size is reached. The other videos
+are named.
 """
 
 from __future__ import annotations
@@ -17,75 +17,89 @@ from ..video import VideoPaths
 from .bars import color
 from .inline_files import data_uri, lies_in
 from .run_folders import Rollout
-from .strips import Strip, draw, read_answers
+from .strips import Strip, plot_strip, read_recording
 
 MAX_VIDEOS = 24
-Turn = tuple[int, Rollout, Row, VideoPaths]
 
 
 def video_cards(rollouts: Sequence[Rollout], *, budget: int) -> tuple[list[dict[str, Any]], list[str]]:
-    """Videos to show, within `budget` bytes of the page; and the files left out."""
-    queues = [[(i, r, *video) for video in _spread(r.videos())] for i, r in enumerate(rollouts)]
-    turns = [queue[i] for i in range(max(map(len, queues), default=0)) for queue in queues if i < len(queue)]
+    """Choose the videos to show.
+
+    Args:
+        rollouts: The rollouts of the page.
+        budget: Bytes of the page that videos and strips may take.
+
+    Returns:
+        One dictionary per video for the template, and the names of the files left out.
+
+    Raises:
+        InputError: A recording beside a video is damaged.
+    """
+    # Best, worst, second best, ... of each rollout: wherever the budget ends, both kinds are shown.
+    queues = []
+    for index, rollout in enumerate(rollouts):
+        videos = rollout.videos()
+        queue = []
+        while videos:
+            queue.append((index, rollout, *videos.pop(0)))
+            videos.reverse()
+        queues.append(queue)
+    # One of each rollout in turn, so that the first rollout does not use up the budget.
+    candidates = [queue[i] for i in range(max(map(len, queues), default=0)) for queue in queues if i < len(queue)]
     cards: list[dict[str, Any]] = []
     left_out = []
-    for turn in turns:
-        _, rollout, row, paths = turn
-        size = (paths.video.stat().st_size + paths.poster.stat().st_size) * 4 // 3  # base64 makes four of three
+    for index, rollout, row, paths in candidates:
+        size = (paths.video.stat().st_size + paths.poster.stat().st_size) * 4 // 3  # base64: four bytes for three
         if len(cards) < MAX_VIDEOS and size <= budget:
-            strip = _strip(rollout, row, paths)
+            strip = _action_strip(rollout, row, paths)
             size += len(strip.svg) + len(strip.codes or "") if strip is not None else 0
             if size <= budget:
                 budget -= size
-                cards.append(_card(turn, strip))
+                card = {
+                    "index": index,
+                    "run": rollout.name,
+                    "color": color(index),
+                    "number": row["sequence"],
+                    "solved": row["solved"],
+                    "subtasks": _subtasks(row, rollout.provenance.get("instructions", {})),
+                    "video": data_uri(paths.video, "video/mp4"),
+                    "poster": data_uri(paths.poster, "image/jpeg"),
+                    "strip": strip,
+                }
+                cards.append(card)
                 continue
         left_out.append(f"{rollout.name}/videos/{paths.video.name}")
+    # Chosen in turns, shown rollout by rollout.
     return sorted(cards, key=lambda card: (card["index"], -card["solved"], card["number"])), left_out
 
 
-def _spread(videos: list[tuple[Row, VideoPaths]]) -> list[tuple[Row, VideoPaths]]:
-    """Best, worst, second best, ...: whatever the budget cuts off, both kinds are shown."""
-    spread = []
-    while videos:
-        spread.append(videos.pop(0))
-        videos.reverse()
-    return spread
-
-
-def _strip(rollout: Rollout, row: Row, paths: VideoPaths) -> Strip | None:
-    """What the policy answered: kept beside the video or, in older folders, among all recorded chains."""
-    places = (paths.answers, recording_path(rollout.path, row["sequence"]))
-    there = next((path for path in places if lies_in(rollout.path, path)), None)
-    every = rollout.summary.get("n_action_steps")
-    if there is None or not every:
+def _action_strip(rollout: Rollout, row: Row, paths: VideoPaths) -> Strip | None:
+    """Return the strip of a chain; None without a recording."""
+    # Beside the video or, in older folders, among the recordings of all chains.
+    candidates = (paths.recording, recording_path(rollout.path, row["sequence"]))
+    path = next((path for path in candidates if lies_in(rollout.path, path)), None)
+    n_action_steps = rollout.summary.get("n_action_steps")
+    if path is None or not n_action_steps:
         return None
     try:
-        return draw(read_answers(there), row["env_steps"], every=every)
+        return plot_strip(read_recording(path), row["env_steps"], n_action_steps=n_action_steps)
+    # The error of a strip does not name the file, that of reading does.
     except InputError as error:
-        raise InputError(f"{there}: {error}" if str(there) not in str(error) else str(error)) from error
+        raise InputError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from error
 
 
-def _card(turn: Turn, strip: Strip | None) -> dict[str, Any]:
-    index, rollout, row, paths = turn
-    return {
-        "index": index,
-        "run": rollout.name,
-        "color": color(index),
-        "number": row["sequence"],
-        "solved": row["solved"],
-        "subtasks": _subtasks(row, rollout.origin.get("instructions", {})),
-        "video": data_uri(paths.video, "video/mp4"),
-        "poster": data_uri(paths.poster, "image/jpeg"),
-        "strip": strip,
-    }
-
-
-def _subtasks(row: Row, words: dict[str, str]) -> list[dict[str, Any]]:
-    """Each subtask as it was asked for; those never reached in the benchmark's words."""
+def _subtasks(row: Row, instructions: dict[str, str]) -> list[dict[str, Any]]:
+    """Return instruction, outcome and steps of each subtask; `instructions`: those of tasks that were not attempted."""
     subtasks = []
     for i, task in enumerate(row["subtasks"]):
-        said = row["instructions"][i] if i < len(row["instructions"]) else words.get(task, task.replace("_", " "))
-        state = "solved" if i < row["solved"] else "failed" if i == row["solved"] else "open"
-        steps = row["env_steps"][i] if i < len(row["env_steps"]) else None
-        subtasks.append({"task": task, "words": said, "state": state, "steps": steps})
+        # A benchmark may choose among several instructions for a task; the row has the one that was used.
+        default = instructions.get(task, task.replace("_", " "))
+        subtasks.append(
+            {
+                "task": task,
+                "instruction": row["instructions"][i] if i < len(row["instructions"]) else default,
+                "state": "solved" if i < row["solved"] else "failed" if i == row["solved"] else "open",
+                "env_steps": row["env_steps"][i] if i < len(row["env_steps"]) else None,
+            }
+        )
     return subtasks

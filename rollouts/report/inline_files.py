@@ -1,7 +1,7 @@
-"""Files inside a page: what makes the report self-contained.
+"""Inlined files: images and videos as data URIs, which make the report self-contained.
 
-A run folder may come from a stranger: a link in it that leads out of it could put any file of the reader's into the
-page, so none is followed.
+A run folder may come from other people. A link in it that leads out of it could put any file of the reader into the
+page, so no such link is followed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def lies_in(folder: Path, path: Path) -> bool:
-    """Whether `path` is a file within this run folder, links followed. One that leads out of it is named in the log."""
+    """Return whether `path` is a file inside the run folder, links resolved; a link that leads out is logged."""
     if not path.is_file():
         return False
     is_inside = path.resolve().is_relative_to(folder.resolve())
@@ -27,10 +27,14 @@ def lies_in(folder: Path, path: Path) -> bool:
 
 
 def data_uri(path: Path, kind: str) -> str:
-    """A file as a data URI of that media type.
+    """Return a file as a data URI.
+
+    Args:
+        path: The file.
+        kind: Its media type, such as "image/png".
 
     Raises:
-        InputError: too large for a page.
+        InputError: The file is too large for a page.
     """
     if (size := path.stat().st_size) > MAX_BYTES:
         raise InputError(f"{path} has {size} bytes, expected at most {MAX_BYTES} for a page; take it out of the folder")

@@ -1,6 +1,6 @@
-"""The section of the report on latent actions: what `vw2-probe-latents` left, put in order for its template.
+"""The report's section on latent actions: results of `vw2-probe-latents`, brought into the form of its template.
 
-Reads `latent_report.json` and the images beside it, found anywhere below the given folders; nothing is measured here.
+Reads `latent_report.json` and the images beside it, found anywhere below the given folders. Nothing is measured here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vw2_robot.aliases import with_new_keys
 from vw2_robot.errors import InputError
 from vw2_robot.storage.files import read_json
 
@@ -23,7 +22,7 @@ from .tables import number
 FORMAT_VERSION = 1
 FEATURES = {
     "codes_one_hot": "codes",
-    "pixels_equal": "pixel difference, as wide",
+    "pixels_equal": "pixel difference, same width",
     "untrained_codes": "codes of an untrained encoder",
     "random_codes": "random codes",
     "shuffled_codes": "shuffled codes",
@@ -32,7 +31,7 @@ SWAP = {
     "follows_donor": "the donor of the codes",
     "follows_own": "the clip itself",
     "follows_third": "a third clip",
-    "unswapped": "itself, unswapped",
+    "unswapped": "itself, from its codes",
     "ceiling": "itself, true images",
 }
 NUISANCE = {
@@ -43,7 +42,7 @@ NUISANCE = {
     "phantom_motion": "motion read from it",
 }
 IMAGES = {
-    "swap": "A first and last, B first and last, A with the codes of B, A with its own codes",
+    "swap": "A first and last, B first and last, A with the codes of B, A with the codes of A",
     "neighbors": "a step (first, middle, last frame), then the three steps with the nearest codes",
     "nuisances": "a still frame, then the same after one step of moving, zooming, light, cut; last: the real step",
 }
@@ -59,10 +58,13 @@ class LatentReport:
 
 
 def read_latent_reports(runs: Sequence[str | Path]) -> list[LatentReport]:
-    """All latent reports below the given folders, each once.
+    """Return all latent reports below the given folders, each once.
+
+    Args:
+        runs: Folders; reports are found anywhere below them.
 
     Raises:
-        InputError: one cannot be read, or another release wrote it.
+        InputError: One cannot be read, or another release wrote it.
     """
     found: dict[Path, LatentReport] = {}
     roots = [Path(run) for run in runs]
@@ -70,29 +72,38 @@ def read_latent_reports(runs: Sequence[str | Path]) -> list[LatentReport]:
         for folder, below, files in os.walk(root):
             below[:] = sorted(name for name in below if not name.startswith("."))
             path = Path(folder)
-            is_one = "latent_report.json" in files and lies_in(path, path / "latent_report.json")
-            if is_one and path.resolve() not in found:
-                found[path.resolve()] = _read((Path(label) / path.relative_to(root)).as_posix(), path)
+            file = path / "latent_report.json"
+            if file.name not in files or not lies_in(path, file) or path.resolve() in found:
+                continue
+            # Without `aliases.with_new_keys`: "steps" are latent steps here, not those of a training loop.
+            content = read_json(file, cure="run vw2-probe-latents again")
+            version = content.get("format_version")
+            if version != FORMAT_VERSION:
+                raise InputError(
+                    f"{file} has format_version {version!r}, this release reads {FORMAT_VERSION}; run "
+                    "vw2-probe-latents again"
+                )
+            name = (Path(label) / path.relative_to(root)).as_posix()
+            found[path.resolve()] = LatentReport(name, path, content)
     return list(found.values())
 
 
-def _read(name: str, folder: Path) -> LatentReport:
-    path = folder / "latent_report.json"
-    content = with_new_keys(read_json(path, cure="run vw2-probe-latents again"))
-    version = content.get("format_version")
-    if version != FORMAT_VERSION:
-        raise InputError(
-            f"{path} has format_version {version!r}, this release reads {FORMAT_VERSION}; run vw2-probe-latents again"
-        )
-    return LatentReport(name, folder, content)
-
-
 def latent_section(reports: Sequence[LatentReport], environment: Any) -> str:
-    """The section as HTML, "" without a report; `environment` is jinja2's, over templates/."""
+    """Return the section as HTML, "" without a report.
+
+    Args:
+        reports: The latent reports.
+        environment: jinja2's environment over templates/.
+
+    Raises:
+        InputError: A report lacks something, or holds a value of another type.
+    """
     if not reports:
         return ""
     facts = []
     for i, report in enumerate(reports):
+        # The report has dozens of nested keys. Instead of checking each beforehand, any error of reading one is taken
+        # as damage of the file.
         try:
             facts.append(_facts(report, ids=f"latents-{i}"))
         except (LookupError, TypeError, ValueError, AttributeError, StopIteration, ArithmeticError) as error:
@@ -105,12 +116,20 @@ def latent_section(reports: Sequence[LatentReport], environment: Any) -> str:
 
 
 def _facts(report: LatentReport, *, ids: str) -> dict[str, Any]:
+    """Return what the template needs of one report; `ids`: prefix of ids in its figures."""
     content = report.content
     points = content["map"]["points"]
-    form = "umap" if "umap" in points else "pca"
+    # UMAP needs an extra package; the probe falls back to PCA without it.
+    projection = "umap" if "umap" in points else "pca"
+    # With a single data set a map by data set has one color only.
     maps = [("direction of motion", "direction", content["map"]["directions"])]
     if len(content["map"]["sources"]) > 1:
         maps.append(("data set", "source", content["map"]["sources"]))
+    nuisance_rows = [
+        [name, kind.replace("_", " "), *(cell(entry[key], "ratio") if key in entry else "–" for key in NUISANCE)]
+        for name, found in content["nuisance"].items()
+        for kind, entry in found["kinds"].items()
+    ]
     return {
         "name": report.name,
         "facts": f"{content['checkpoint']}, {content['codes_per_step']} codes of levels {content['levels']} a step of "
@@ -120,32 +139,43 @@ def _facts(report: LatentReport, *, ids: str) -> dict[str, Any]:
         ],
         "transfers": [_transfer(kind, tables) for kind, tables in content["probe"]["transfer"].items()],
         "swaps": [_swap(entry) for entry in content["swap"]],
-        "nuisances": _nuisances(content["nuisance"]),
+        "nuisances": {"head": list(NUISANCE.values()), "rows": nuisance_rows},
         "panels": [
-            scatter_panel(f"{form.upper()}, by {words}", points[form], points[key], names, ids=f"{ids}-{key}")
-            for words, key, names in maps
+            scatter_panel(
+                f"{projection.upper()}, by {label}", points[projection], points[key], names, ids=f"{ids}-{key}"
+            )
+            for label, key, names in maps
         ],
+        # None: all points have the same label, so there is no silhouette.
         "silhouettes": {name: value for name, value in content["map"]["silhouette"].items() if value is not None},
         "neighbors": _neighbors(content["map"]["neighbors"]),
         "codes": code_usage_panel(content["codes"], ids=f"{ids}-codes"),
         "images": [
-            {"words": words, "uri": data_uri(path, "image/png")}
-            for name, words in IMAGES.items()
+            {"caption": caption, "uri": data_uri(path, "image/png")}
+            for name, caption in IMAGES.items()
             if lies_in(report.path, path := report.path / f"{name}.png")
         ],
     }
 
 
-def bar(words: str, entry: Mapping[str, Any], key: str, color: int) -> dict[str, Any]:
-    """A bar on [0, 1]; values and intervals beyond it are drawn at its ends and written as they are."""
-    value, (low, high) = entry[key], entry["ci95"]
-    ends = (0.0 if v is None else min(1.0, max(0.0, v)) for v in (value, low, high))
-    share, left, right = ends
-    return {"words": words, "text": cell(entry, key), "share": share, "low": left, "high": right, "color": color}
+def bar(label: str, entry: Mapping[str, Any], key: str, color: int) -> dict[str, Any]:
+    """Return a bar on [0, 1]; values beyond are drawn at its ends, the text has the true ones.
+
+    Args:
+        label: Text beside the bar.
+        entry: `key` and "ci95".
+        key: Key of the value, such as "r2".
+        color: Number of the page's color.
+    """
+    value = entry[key]
+    low, high = entry["ci95"]
+    # R² and correlations can be negative; bars have no place for that.
+    share, left, right = (0.0 if v is None else min(1.0, max(0.0, v)) for v in (value, low, high))
+    return {"label": label, "text": cell(entry, key), "share": share, "low": left, "high": right, "color": color}
 
 
 def cell(entry: Mapping[str, Any], key: str) -> str:
-    """A number and its interval, "–" where there is none."""
+    """Return a number with its interval as text, "–" where there is none."""
     if entry[key] is None:
         return "–"
     low, high = entry["ci95"]
@@ -153,59 +183,60 @@ def cell(entry: Mapping[str, Any], key: str) -> str:
 
 
 def _probe(content: Mapping[str, Any], name: str, kind: str) -> dict[str, Any]:
+    """Return bars and table of the probes in one data set; `kind`: which motion the probe predicts."""
     scores = content["probe"]["in_scene"][name][kind]
     dimensions = [key for key in scores["codes_one_hot"]["linear"] if key != "all"]
     widths = content["probe"]["widths"]
     return {
-        "title": f"{name}: {'actions commanded' if kind == 'commanded' else 'how the hand moved'}",
+        "title": f"{name}: {_motion(kind)}",
         "bars": [
-            bar(words, scores[feature]["linear"]["translation"], "r2", color)
-            for color, (feature, words) in enumerate(FEATURES.items(), 1)
+            bar(label, scores[feature]["linear"]["translation"], "r2", color)
+            for color, (feature, label) in enumerate(FEATURES.items(), 1)
         ],
         "head": dimensions,
         "rows": [
-            [f"{words} ({widths[feature]}), {form}", *(cell(scores[feature][form][d], "r2") for d in dimensions)]
-            for feature, words in FEATURES.items()
-            for form in scores[feature]
+            [f"{label} ({widths[feature]}), {probe}", *(cell(scores[feature][probe][d], "r2") for d in dimensions)]
+            for feature, label in FEATURES.items()
+            for probe in scores[feature]
         ],
     }
 
 
+def _motion(kind: str) -> str:
+    return "commanded actions" if kind == "commanded" else "motion of the end effector"
+
+
 def _transfer(kind: str, tables: Mapping[str, Any]) -> dict[str, Any]:
-    goals = list(next(iter(tables["codes_one_hot"].values())))
+    """Return the table of probes fitted in one data set (rows) and tested in another (columns)."""
+    # Every row has the same targets, or a part of them where a data set lacks some labels.
+    targets = list(next(iter(tables["codes_one_hot"].values())))
     rows = [
-        [FEATURES[feature], source, *(cell(row[goal]["translation"], "r2") if goal in row else "–" for goal in goals)]
+        [FEATURES[feature], source, *(cell(row[name]["translation"], "r2") if name in row else "–" for name in targets)]
         for feature, sources in tables.items()
         if feature in FEATURES
         for source, row in sources.items()
     ]
-    title = "actions commanded" if kind == "commanded" else "how the hand moved"
-    return {"title": title, "head": ["fitted in", *goals], "rows": rows}
+    return {"title": _motion(kind), "head": ["fitted in", *targets], "rows": rows}
 
 
 def _swap(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the bars of the swap test between two data sets."""
+    if "own_codes" in entry:  # the key's name in older releases
+        entry = {**entry, "unswapped": entry["own_codes"]}
     return {
         "title": f"first frames of {entry['first']}, codes of {entry['donor']} ({entry['pairs']} pairs)",
         "bars": [
-            bar(words, entry[key]["mean"], "correlation", color) for color, (key, words) in enumerate(SWAP.items(), 1)
+            bar(label, entry[key]["mean"], "correlation", color) for color, (key, label) in enumerate(SWAP.items(), 1)
         ],
     }
 
 
-def _nuisances(nuisance: Mapping[str, Any]) -> dict[str, Any]:
-    rows = [
-        [name, kind.replace("_", " "), *(cell(entry[key], "ratio") if key in entry else "–" for key in NUISANCE)]
-        for name, found in nuisance.items()
-        for kind, entry in found["kinds"].items()
-    ]
-    return {"head": list(NUISANCE.values()), "rows": rows}
-
-
 def _neighbors(neighbors: Mapping[str, Any]) -> list[list[str]]:
+    """Return the rows of the table of nearest neighbors, by feature, reference data set and query data set."""
     return [
-        [{"code": "codes", "pixels": "pixel difference"}[feature], known, asked]
+        [{"code": "codes", "pixels": "pixel difference"}[feature], reference, query]
         + [cell(entry[key], "ratio") for key in ("accuracy", "commonest")]
         for feature, sources in neighbors.items()
-        for known, row in sources.items()
-        for asked, entry in row.items()
+        for reference, row in sources.items()
+        for query, entry in row.items()
     ]

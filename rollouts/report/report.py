@@ -1,12 +1,12 @@
-"""Program `vw2-report`: rollouts and training runs become one page that explains itself.
+"""Program `vw2-report`: write one page about rollouts and training runs.
 
     vw2-report runs=[runs/first,runs/random] out=runs/report
 
 `report.html` is self-contained: styles, figures, images and videos are inside, it fetches nothing, follows the
 reader's light or dark setting and fits a phone. `table.md` and `table.tex` hold the same numbers. Runs are found
-anywhere below the given folders; a training run alone, a rollout alone and several of both are all reports. A rollout
-writes its own page with `write_report`, too. Arithmetic lives in `results`, `failures` and `compare`, drawing in
-`curves` and `strips`, facts for the page in `bars`, `side_by_side` and `gallery`, its looks in templates/.
+anywhere below the given folders: a training run alone, a rollout alone, or several of both. A rollout writes its own
+page with `write_report`. Computation is in `results`, `failures` and `compare`, plotting in `curves` and `strips`,
+values for the page in `bars`, `side_by_side` and `gallery`, layout in templates/.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vw2_robot.storage.files import write_text
 from vw2_robot.storage.locks import lock_folder
 
 from ..results import five_lines, percent
-from .bars import length_bars, longest, never_reached, place_groups, success_groups, task_groups
+from .bars import length_bars, longest, never_reached, position_groups, success_groups, task_groups
 from .curves import code_usage_panel, training_panels
 from .gallery import video_cards
 from .inline_files import data_uri
@@ -35,7 +35,7 @@ from .run_folders import Rollout, Stage, discover
 from .side_by_side import comparisons, provenance_table, rollout_facts
 from .tables import PAPER_ROWS, latex, length_cell, markdown, number, rate_cells, signed
 
-MOST_QUANTITIES = 4  # of a training stage in the summary; all have a panel of their own
+MAX_QUANTITIES = 4  # of a training stage in the summary; each one has a panel below
 VIDEO_MEGABYTES = 12.0  # leaves room below 20 MB for everything else
 
 
@@ -46,9 +46,11 @@ class ReportConfig:
     runs: list[str]
     """folders of rollouts or training runs; everything below them is found"""
     out: str
+    """folder for report.html, table.md and table.tex"""
     title: str | None = None
+    """title of the page; none: chosen from the number of runs"""
     video_megabytes: Unbounded = VIDEO_MEGABYTES
-    """megabytes of the page that videos and their strips may take; the rest is named instead of shown"""
+    """megabytes of the page that videos and action strips may take; the other videos are named"""
 
     def __post_init__(self) -> None:
         """Reject what cannot work."""
@@ -59,20 +61,33 @@ class ReportConfig:
 def write_report(
     runs: Sequence[str | Path], out: str | Path, *, title: str | None = None, video_megabytes: float = VIDEO_MEGABYTES
 ) -> Path:
-    """Write report.html, table.md and table.tex to `out`; returns the path of the page.
+    """Write report.html, table.md and table.tex.
+
+    Args:
+        runs: Folders of rollouts and training runs.
+        out: Folder to write to.
+        title: Title of the page; None: chosen from the number of runs.
+        video_megabytes: Megabytes of the page that videos and action strips may take.
+
+    Returns:
+        The path of the page.
 
     Raises:
-        InputError: a folder holds no run, or a file in it cannot be read.
+        InputError: A folder holds no run, or a file in it cannot be read.
     """
     stages, rollouts = discover(runs)
+    if not title:
+        several = f"{len(rollouts)} rollouts compared"
+        title = "Training report" if not rollouts else "Rollout report" if len(rollouts) == 1 else several
     folder = Path(out)
     page = render(
         stages,
         rollouts,
         read_latent_reports(runs),
-        title=title or _title(stages, rollouts),
+        title=title,
         video_megabytes=video_megabytes,
     )
+    # The page is complete before anything is written: an error leaves no folder and no old page beside new tables.
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "table.md", markdown(rollouts, stages))
     write_text(folder / "table.tex", latex(rollouts))
@@ -88,27 +103,36 @@ def render(
     title: str,
     video_megabytes: float,
 ) -> str:
-    """The page as text."""
+    """Return the page as HTML.
+
+    Args:
+        stages: Training stages.
+        rollouts: Rollouts; the first is the base of comparisons.
+        latents: Reports of `vw2-probe-latents`.
+        title: Title of the page.
+        video_megabytes: Megabytes of the page that videos and action strips may take.
+    """
     environment = _environment()
+    stage_cards = [_stage_card(stage, ids=f"figure-{i}") for i, stage in enumerate(stages)]
     cards, left_out = video_cards(rollouts, budget=int(video_megabytes * 1e6))
     page: str = environment.get_template("report.html.jinja").render(
         title=title,
         version=__version__,
         written=time.strftime("%Y-%m-%d %H:%M"),
-        summaries=[_header(r) for r in rollouts],
-        stage_lines=[_stage_line(stage) for stage in stages],
+        summaries=[_summary_card(r) for r in rollouts],
+        stage_lines=[card["line"] for card in stage_cards],
         rollouts=[rollout_facts(i, r) for i, r in enumerate(rollouts)],
         chain_length=longest(rollouts),
         success=success_groups(rollouts),
         tasks=task_groups(rollouts),
         never=never_reached(rollouts),
-        places=place_groups(rollouts),
+        positions=position_groups(rollouts),
         lengths=length_bars(rollouts),
         comparison=comparisons(rollouts),
         provenance=provenance_table(rollouts),
         cards=cards,
         left_out=left_out,
-        stages=[_stage(stage, ids=f"figure-{i}") for i, stage in enumerate(stages)],
+        stages=stage_cards,
         latents=latent_section(latents, environment),
         paper=PAPER_ROWS,
     )
@@ -116,48 +140,45 @@ def render(
 
 
 def _environment() -> Any:
-    """jinja2 over the folder templates/, which is package data."""
+    """Return jinja2's environment over the folder templates/, which is package data."""
+    # Imported here: a rollout without the extra should fail with its name, not at import.
     jinja2 = require("jinja2", extra="report")
     folder = importlib.resources.files("vw2_robot.rollouts.report").joinpath("templates")
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
-        autoescape=True,
+        autoescape=True,  # names come from run folders, which may be anybody's
         trim_blocks=True,
         lstrip_blocks=True,
+        # A misspelt name in a template is an error and not an empty place.
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"pct": percent, "number": number, "signed": signed}
     return environment
 
 
-def _title(stages: Sequence[Stage], rollouts: Sequence[Rollout]) -> str:
-    if not rollouts:
-        return "Training report"
-    return "Rollout report" if len(rollouts) == 1 else f"{len(rollouts)} rollouts compared"
-
-
-def _header(rollout: Rollout) -> dict[str, Any]:
+def _summary_card(rollout: Rollout) -> dict[str, Any]:
+    """Return the card at the top of the page."""
     lines = five_lines(rollout.summary)
     return {
         "name": rollout.name,
         "length": length_cell(rollout).split(" ", 1),
         "chain_length": len(rollout.summary["success_rates"]),
         "rates": [cell.split(" ", 1) for cell in rate_cells(rollout)],
+        # Average length and success are shown large above these lines.
         "lines": [line for line in lines if line[0] not in ("average length", "success %")],
     }
 
 
-def _stage_line(stage: Stage) -> tuple[str, str]:
+def _stage_card(stage: Stage, *, ids: str) -> dict[str, Any]:
+    """Return what the page needs of one stage; `ids`: prefix of ids in its figures."""
     last = {key.split("/", 1)[-1].replace("_", " "): values[-1] for key, (_, values) in stage.records.items()}
-    told = [f"{name} {value:.3g}" for name, value in last.items() if name not in ("phase", "grad norm")]
-    shown = ", ".join(told[:MOST_QUANTITIES])
-    return stage.name, f"{stage.last_step:,} steps; at the end {shown}" if shown else "nothing logged yet"
-
-
-def _stage(stage: Stage, *, ids: str) -> dict[str, Any]:
+    # The number of the phase and the gradient norm say little about how well the training went.
+    texts = [f"{name} {value:.3g}" for name, value in last.items() if name not in ("phase", "grad norm")]
+    shown = ", ".join(texts[:MAX_QUANTITIES])
     return {
+        "line": (stage.name, f"{stage.last_step:,} steps; at the end {shown}" if shown else "nothing logged yet"),
         "name": stage.name,
-        "steps": stage.last_step,
+        "train_steps": stage.last_step,
         "panels": training_panels(stage.records, ids=ids),
         "codes": code_usage_panel(stage.codes, ids=f"{ids}-codes") if stage.codes else None,
         "images": data_uri(stage.reconstructions, "image/png") if stage.reconstructions else None,

@@ -1,7 +1,7 @@
-"""The numbers of a report as plain tables: markdown for a read-me, LaTeX for a paper. And the paper's own rows.
+"""Tables of the report: markdown, LaTeX, and the published rows of the paper.
 
-Every number of ours carries its 95 % interval; the paper's rows come without intervals and were measured under another
-protocol of data and rendering, so they stand in a table of their own.
+Every measured number carries its 95 % interval. The paper's rows have no intervals and were measured with other data
+and another renderer, so they are in a table of their own.
 """
 
 from __future__ import annotations
@@ -36,19 +36,20 @@ PAPER_ROWS = (
 
 
 def number(value: float) -> str:
-    """Two digits, with a true minus sign and no minus before zero."""
+    """Return a number with two digits, a true minus sign and no minus before zero."""
     text = f"{value:.2f}"
+    # -0.004 rounds to "-0.00".
     return "0.00" if text == "-0.00" else text.replace("-", "−")
 
 
 def signed(value: float) -> str:
-    """A difference: "+0.50", "−0.50", "0.00"."""
+    """Return a difference with its sign: "+0.50", "−0.50", "0.00"."""
     text = number(value)
     return text if text == "0.00" or value < 0 else f"+{text}"
 
 
 def markdown(rollouts: Sequence[Rollout], stages: Sequence[Stage]) -> str:
-    """All runs as markdown."""
+    """Return all rollouts and training stages as markdown."""
     parts = []
     if rollouts:
         head = [
@@ -69,6 +70,7 @@ def markdown(rollouts: Sequence[Rollout], stages: Sequence[Stage]) -> str:
             + "\nIn brackets: 95 % intervals (Wilson for shares, t over chains for the average length).\n"
         )
     if stages:
+        # Last values alone; the page has the curves.
         rows = [
             [_md(stage.name), str(stage.last_step), f"`{_md(key)}`", f"{values[-1]:.4g}"]
             for stage in stages
@@ -84,30 +86,38 @@ def _pipe_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def _md(text: str) -> str:
-    """Words of a run as plain text in a cell: no markup, no HTML, no second line."""
+    """Return text as a table cell. Names come from run folders: no markup, no HTML, no second line."""
+    # Backslashes for markdown, entities for HTML: most markdown renderers pass HTML through.
     html = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
     return "".join(html.get(c, f"\\{c}" if c in "\\|`*[]" else c) for c in _one_line(text))
 
 
 def _one_line(text: str) -> str:
+    """Return text in one line, without control characters."""
+    # `split` alone leaves characters such as U+2028, which some renderers take as the end of a line.
     return "".join(c for c in " ".join(text.split()) if c.isprintable())
 
 
 def rate_cells(rollout: Rollout, *, columns: int = 0) -> list[str]:
-    """Success at 1 to 5 with intervals, in percent; dashes up to `columns` where chains are shorter (single tasks)."""
+    """Return success at 1 to 5 with intervals, in percent.
+
+    Args:
+        rollout: The rollout.
+        columns: Fill up with dashes to this number of cells where chains are shorter (single tasks).
+    """
     pairs = zip(rollout.summary["success_rates"], rollout.summary["success_intervals95"], strict=True)
     cells = [f"{percent(rate)} [{percent(low)}, {percent(high)}]" for rate, (low, high) in pairs]
     return cells + ["–"] * (columns - len(cells))
 
 
 def length_cell(rollout: Rollout) -> str:
-    """Average length with its interval."""
+    """Return the average length with its interval."""
     low, high = rollout.summary["average_length_ci95"]
     return f"{rollout.summary['average_length']:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def latex(rollouts: Sequence[Rollout]) -> str:
-    """The rollouts as a LaTeX table (package booktabs)."""
+    """Return the rollouts as a LaTeX table (package booktabs)."""
     columns = " & ".join(str(i) for i in range(1, CHAIN_LENGTH + 1))
     lines = [
         "% Success (%) at 1 to 5 tasks in a row, average length; small: 95 % intervals. Needs the package booktabs.",
@@ -118,16 +128,15 @@ def latex(rollouts: Sequence[Rollout]) -> str:
     ]
     for r in rollouts:
         cells = [_tex(r.name), _tex(labels_text(r.summary["label_fraction"])), str(r.summary["num_sequences"])]
-        cells += [_small(cell) for cell in [*rate_cells(r, columns=CHAIN_LENGTH), length_cell(r)]]
+        for cell in [*rate_cells(r, columns=CHAIN_LENGTH), length_cell(r)]:
+            value, _, interval = cell.partition(" ")
+            cells.append(f"{value} {{\\scriptsize {interval}}}" if interval else value)
         lines.append(" & ".join(cells) + " \\\\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
 
 
-def _small(cell: str) -> str:
-    number, _, interval = cell.partition(" ")
-    return f"{number} {{\\scriptsize {interval}}}" if interval else number
-
-
 def _tex(text: str) -> str:
+    """Return text with LaTeX's special characters escaped."""
+    # A backslash or a brace in a name could otherwise run a command of LaTeX, such as \input.
     special = {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
     return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in _one_line(text))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vw2_robot.envs.sequences import CHAINS_FILE, all_initial_states, draw_chains, fnv_of, make_sequences, start_state
+from vw2_robot.envs.sequences import CHAINS_FILE, all_initial_states, fnv_of, make_sequences, sample_chains, start_state
 
 
 def test_the_thousand_chains_are_the_published_ones(calvin_dir: Path) -> None:
@@ -32,6 +32,6 @@ def test_the_192_start_states_are_the_published_ones(calvin_dir: Path) -> None:
 
 
 @pytest.mark.slow
-def test_all_chains_drawn_anew_are_the_stored_ones() -> None:
+def test_all_chains_sampled_anew_are_the_stored_ones() -> None:
     stored = json.loads(CHAINS_FILE.read_text())
-    assert [draw_chains(number) for number in range(192)] == stored
+    assert [sample_chains(number) for number in range(192)] == stored

@@ -191,8 +191,8 @@ def test_two_environments_in_one_process_do_not_feel_each_other(
     alone = [replayed(name) for name in ("D_random_eval", "A_lift_rotate")]
     envs = [make(single.recording, reference_assets) for single in alone]
     rows = 0
-    for turn in zip(*(replay(env, single.recording) for env, single in zip(envs, alone, strict=True)), strict=False):
-        for row, env, single in zip(turn, envs, alone, strict=True):
+    for pair in zip(*(replay(env, single.recording) for env, single in zip(envs, alone, strict=True)), strict=False):
+        for row, env, single in zip(pair, envs, alone, strict=True):
             np.testing.assert_array_equal(env.robot_obs(), single.robot_obs[row])
             np.testing.assert_array_equal(env.scene_obs(), single.scene_obs[row])
         rows += 1
@@ -260,7 +260,9 @@ def test_a_benchmark_step_says_done_in_the_recorded_row(
 
 
 @pytest.mark.parametrize("number", range(4), ids=list("ABCD"))
-def test_each_scene_looks_as_recorded(number: int, agreement: Any, golden_dir: Path, reference_assets: Path) -> None:
+def test_each_scene_is_rendered_as_recorded(
+    number: int, agreement: Any, golden_dir: Path, reference_assets: Path
+) -> None:
     recording = load(golden_dir, "renderers")
     env = CalvinEnv(scene=str(recording["scenes"][number]), assets=reference_assets, cameras=(), renderer="tiny")
     env.reset_physics(robot_obs=recording["reset_robot_obs"], scene_obs=recording["reset_scene_obs"][number])
@@ -271,7 +273,7 @@ def test_each_scene_looks_as_recorded(number: int, agreement: Any, golden_dir: P
     env.close()
 
 
-def test_egl_looks_more_like_the_recorded_egl_than_like_tiny(golden_dir: Path, reference_assets: Path) -> None:
+def test_egl_is_nearer_to_the_recorded_egl_than_to_tiny(golden_dir: Path, reference_assets: Path) -> None:
     """A loose comparison, since drivers differ: another light, the same depth."""
     recording = load(golden_dir, "renderers")
     try:

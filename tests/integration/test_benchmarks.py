@@ -1,4 +1,4 @@
-"""The benchmarks that need a GPU or a big model run at tiny size on a CPU, and count what can be counted by hand."""
+"""The benchmarks that need a GPU or a large model, at tiny size on a CPU, compared with counts done manually."""
 
 import importlib.util
 import sys
@@ -49,7 +49,7 @@ def test_the_lora_step_has_the_2b_models_switches_and_runs_when_narrow(speed, ca
     assert capsys.readouterr().out.startswith("LoRA step, 2B shape")
 
 
-def test_the_vectorised_qformer_agrees_with_the_loop_and_is_faster(speed, capsys):
+def test_the_vectorized_qformer_agrees_with_the_loop_and_is_faster(speed, capsys):
     speed.qformer_rows(CPU, repeats=1)
     first = capsys.readouterr().out.splitlines()[2].split()
     assert float(first[-1]) > 5
@@ -62,7 +62,7 @@ def test_token_extraction_is_measured_without_the_rival(speed, capsys):
     assert float(rate) > 0
 
 
-def test_what_autograd_keeps_of_a_small_network_is_counted_exactly(memory):
+def test_bytes_that_autograd_keeps_of_a_small_network_are_counted(memory):
     first, second = torch.nn.Linear(8, 16), torch.nn.Linear(16, 4)
     model = torch.nn.Sequential(first, torch.nn.ReLU(), second)
     x, kept = torch.randn(2, 8), memory.Kept(model)

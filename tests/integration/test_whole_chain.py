@@ -42,7 +42,7 @@ def run(module: str, *overrides: str) -> str:
 
 def test_video_of_one_robot_becomes_a_policy_and_a_report_for_another(tmp_path):
     pytest.importorskip("tensorflow_datasets", reason="the openx extra is not installed")
-    run("envs.record", "env=arms", "format=rlds", "episodes=6", f"out={tmp_path}/arms")
+    run("envs.record", "env=other_robots", "format=rlds", "episodes=6", f"out={tmp_path}/arms")
     run("pretrain.pretrain_on_openx", "data=rlds", f"data.path={tmp_path}/arms", f"run_dir={tmp_path}/pretrain", *SMALL)
     for stage in ("vdm", "dldm", "policy"):
         assert (tmp_path / "pretrain" / stage / "latest").is_file()

@@ -309,7 +309,7 @@ def test_builtin_policies_are_files_of_this_package(folder, tmp_path, monkeypatc
 
 def test_a_policy_packaged_in_half_precision_acts_the_same(folder, tmp_path, agent):
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # benchmarks are not part of the package
-    from benchmarks.package_policy import package
+    from benchmarks.results.package_policy import package
 
     size = package(folder, tmp_path / "half")
     whole = sum(file.stat().st_size for file in folder.glob("model.safetensors")) / 1e6

@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # benchmarks are not part of the package
 
-from benchmarks.join_recordings import join
+from benchmarks.results.join_recordings import join
 from vw2_robot.data.calvin_writer import CalvinWriter, Label
 from vw2_robot.data.sources.calvin import CalvinDataset
 from vw2_robot.errors import InputError

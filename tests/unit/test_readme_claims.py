@@ -1,14 +1,18 @@
 """Every number of README's claims, computed again from the archive of rollouts."""
 
-import json
 import re
 import statistics
+import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # benchmarks are not part of the package
+
+from benchmarks.results.archive import read_archive
+
 REPO = Path(__file__).resolve().parents[2]
-ARCHIVE = REPO / "docs" / "results"
+ARCHIVE = read_archive(REPO / "benchmarks" / "results" / "archive")
 STUDENT_T = {2: 12.7062, 3: 4.3027}  # by number of seeds
-WORDS = {1: "one", 2: "two", 3: "three", 5: "five"}
+COUNTS = {1: "one", 2: "two", 3: "three", 5: "five"}
 
 
 def claims():
@@ -19,37 +23,34 @@ def claims():
     return " ".join(section.replace("**", "").split())
 
 
-def rows(folder):
-    return [json.loads(line) for line in (ARCHIVE / folder / "results.jsonl").read_text().splitlines()]
+def solved(job):
+    return [row["solved"] for row in ARCHIVE.rollouts[job]]
 
 
-def solved(folder):
-    return [row["solved"] for row in rows(folder)]
-
-
-def by_seed(kind, arm):
+def by_seed(kind, method):
     """Seed -> subtasks solved, rollout by rollout."""
-    return {folder.name: solved(folder) for folder in sorted((ARCHIVE / kind / arm).glob("seed_*"))}
+    prefix = f"{kind}/{method}/"
+    return {job.removeprefix(prefix): solved(job) for job in sorted(ARCHIVE.rollouts) if job.startswith(prefix)}
 
 
 def job(name):
-    return json.loads((ARCHIVE / "jobs" / f"{name.replace('/', '__')}.json").read_text())
+    return ARCHIVE.jobs[name]
 
 
-def percents(arm):
-    return [100 * statistics.mean(values) for values in by_seed("single", arm).values()]
+def percents(method):
+    return [100 * statistics.mean(values) for values in by_seed("single", method).values()]
 
 
-def percent(arm):
-    return f"{statistics.mean(percents(arm)):.0f}"
+def percent(method):
+    return f"{statistics.mean(percents(method)):.0f}"
 
 
-def seeds(arm):
-    return WORDS[len(percents(arm))]
+def seeds(method):
+    return COUNTS[len(percents(method))]
 
 
-def each(arm):
-    return ", ".join(f"{value:.1f}" for value in percents(arm))
+def each(method):
+    return ", ".join(f"{value:.1f}" for value in percents(method))
 
 
 def difference(first, second):
@@ -59,64 +60,63 @@ def difference(first, second):
     return statistics.mean(values), statistics.mean(values) - half, statistics.mean(values) + half
 
 
-def core_minutes(arm, pretraining):
+def core_minutes(method, pretraining):
     """Pre-training and fine-tuning of a seed, on the one core that each was given, on average."""
-    names = [f"finetune/{arm}/{seed}" for seed in by_seed("single", arm)]
-    names += [f"pretrain/{pretraining}/{seed}" for seed in by_seed("single", arm)] if pretraining else []
+    names = [f"finetune/{method}/{seed}" for seed in by_seed("single", method)]
+    names += [f"pretrain/{pretraining}/{seed}" for seed in by_seed("single", method)] if pretraining else []
     assert {job(name)["settings"]["hardware.threads"] for name in names} == {1}
-    return f"{sum(job(name)['seconds'] for name in names) / 60 / len(percents(arm)):.0f}"
+    return f"{sum(job(name)['seconds'] for name in names) / 60 / len(percents(method)):.0f}"
 
 
 def r2(features, target):
-    reports = [json.loads(file.read_text()) for file in sorted(ARCHIVE.glob("probe/seed_*/latent_report.json"))]
-    tables = [report["probe"]["in_scene"]["probe"]["moved"][features]["mlp"][target]["r2"] for report in reports]
+    reports = [report["probe"]["in_scene"]["probe"] for report in ARCHIVE.probes.values()]
+    tables = [report["moved"][features]["mlp"][target]["r2"] for report in reports]
     return f"{statistics.mean(tables):.2f}"
 
 
-def sentences():
+def stated():
     """What README must say, word for word, with numbers from the archive."""
     chains = solved("package/chains")
     ten, _, _ = low_high = difference("vw2_10", "oracle_10")
     everything = difference("vw2_100", "oracle_100")
-    (rollouts,) = {len(values) for arm in ("vw2_10", "oracle_10") for values in by_seed("single", arm).values()}
-    a_seed = sorted(
-        {len(values) for arm in ARCHIVE.glob("chains/*") for values in by_seed("chains", arm.name).values()}
-    )
+    (rollouts,) = {len(values) for method in ("vw2_10", "oracle_10") for values in by_seed("single", method).values()}
+    a_seed = sorted({len(rows) for name, rows in ARCHIVE.rollouts.items() if name.startswith("chains/")})
     (pixels,) = {job(f"pretrain/vw2/seed_{seed}")["settings"]["policy.image_px"] for seed in range(3)}
     recorded = [job(name)["settings"] for name in ("data/D", "data/D_hard")]
     demonstrations = sum(settings["episodes"] * settings["play"] for settings in recorded)
-    other, usual = rows("package/avx2"), rows("package/chains")
+    other = ARCHIVE.rollouts["package/avx2"]
+    usual = ARCHIVE.rollouts["package/chains"]
     changed = sum(row not in usual for row in other)
-    ratio = statistics.mean(float(word) for word in re.search(LOGGED_RATIOS, log()).groups())
+    ratio = statistics.mean(float(number) for number in re.search(LOGGED_RATIOS, log()).groups())
     yield f"({pixels}-pixel images"
-    yield f"does {statistics.mean(chains):.1f} of five instructions in a row over the first {len(chains)}"
+    yield f"solves {statistics.mean(chains):.1f} of five instructions in a row over the first {len(chains)}"
     yield f"of the protocol's {len(solved('reference/chains'))} chains"
     yield "With 10 % of the labels"
     yield f"solves {percent('vw2_10')} % of single tasks ({each('vw2_10')})"
-    yield f"without it {percent('oracle_10')} % ({each('oracle_10')}): {ten:.0f} points more"
+    yield f"without it solves {percent('oracle_10')} % ({each('oracle_10')}). The difference is {ten:.0f} points"
     yield f"[{low_high[1]:.0f}, {low_high[2]:.0f}], {seeds('vw2_10')} seeds of {rollouts} rollouts"
-    yield f"{core_minutes('vw2_10', 'vw2')} core-minutes a seed instead of {core_minutes('oracle_10', None)};"
-    yield f"{core_minutes('oracle_10_longer', None)} core-minutes, makes {percent('oracle_10_longer')} %"
+    yield f"{core_minutes('vw2_10', 'vw2')} core-minutes per seed instead of {core_minutes('oracle_10', None)}."
+    yield f"{core_minutes('oracle_10_longer', None)} core-minutes, solves {percent('oracle_10_longer')} %"
     yield f"({seeds('oracle_10_longer')} seed)."
-    yield f"With all labels {percent('vw2_100')} against {percent('oracle_100')} %, {everything[0]:.1f} points"
+    yield f"With all labels it is {percent('vw2_100')} against {percent('oracle_100')} %, {everything[0]:.1f} points"
     yield f"[{everything[1]:.1f}, {everything[2]:.1f}], {seeds('vw2_100')} seeds."
-    yield f"asked in D, {percent('vw2_abc')} against {percent('oracle_abc')} %, {seeds('vw2_abc')} seed."
-    yield f"VideoWorld 1's way makes {percent('videoworld_10')} % at 10 % ({seeds('videoworld_10')} seeds),"
-    yield f"LAPA's {percent('lapa_10')} % ({seeds('lapa_10')}),"
-    yield f"video of other robots {percent('vw2_cross_10')} % ({seeds('vw2_cross_10')})"
-    yield f"and with all labels {percent('vw2_cross_100')} % ({seeds('vw2_cross_100')})."
-    yield f"Chains are {a_seed[0]} or {a_seed[1]} a seed."
-    yield f"{100 * job('few/finetune')['settings']['label_fraction']:.0f} % of {demonstrations:,} demonstrations make"
-    yield f"{statistics.mean(solved('few/chains')):.1f} in a row (one seed)."
+    yield f"tested in D, it is {percent('vw2_abc')} against {percent('oracle_abc')} %, {seeds('vw2_abc')} seed."
+    yield f"At 10 %, the VideoWorld 1 method solves {percent('videoworld_10')} % ({seeds('videoworld_10')} seeds),"
+    yield f"LAPA {percent('lapa_10')} % ({seeds('lapa_10')}),"
+    yield f"video of other robots {percent('vw2_cross_10')} % ({seeds('vw2_cross_10')});"
+    yield f"with all labels, video of other robots solves {percent('vw2_cross_100')} % ({seeds('vw2_cross_100')})."
+    yield f"Chains are {a_seed[0]} or {a_seed[1]} per seed."
+    yield f"With {100 * job('few/finetune')['settings']['label_fraction']:.0f} % of {demonstrations:,} demonstrations,"
+    yield f"a policy solves {statistics.mean(solved('few/chains')):.1f} in a row (one seed)."
     yield f"(shuffle ratio {ratio:.2f})"
     yield f"R² {r2('pixels_equal', 'translation')} against {r2('code_values', 'translation')} of translation,"
     yield f"{r2('pixels_equal', 'rotation')} against {r2('code_values', 'rotation')} of rotation,"
     yield f"{r2('pixels_equal', 'opening')} against {r2('code_values', 'opening')} of the gripper"
-    yield f"another instruction set changed {changed} of {len(other)}."
+    yield f"another instruction set, it changed {changed} of {len(other)}."
 
 
 LOGGED_RATIOS = r"In all three runs of `vw2` the shuffle ratio ends at 1\.00 \((\d\.\d+), (\d\.\d+), (\d\.\d+);"
-NOT_MEASURED = ("95 % over training seeds", "VideoWorld 1's", "vw2_10", "`vw2`", "R²")
+NOT_MEASURED = ("95 % over training seeds", "vw2_10", "`vw2`", "R²")
 
 
 def log():
@@ -125,11 +125,11 @@ def log():
 
 def test_every_number_of_the_claims_is_what_the_archive_says():
     left = claims()
-    for sentence in sentences():
-        assert sentence in left, sentence
-        left = left.replace(sentence, "", 1)
-    for word in NOT_MEASURED:
-        left = left.replace(word, "")
+    for text in stated():
+        assert text in left, text
+        left = left.replace(text, "", 1)
+    for text in NOT_MEASURED:
+        left = left.replace(text, "")
     assert not re.findall(r"\S*\d\S*", left), "a number that no rollout stands behind"
 
 
@@ -140,7 +140,7 @@ def test_the_policy_of_the_package_took_less_than_two_hours_on_two_cores():
 
 
 def test_only_one_comparison_has_an_interval_without_zero_over_three_seeds():
-    assert "Nothing else is shown." in claims()
+    assert "No other difference is shown." in claims()
     pairs = (("vw2_10", "videoworld_10"), ("vw2_100", "oracle_100"), ("vw2_cross_100", "oracle_100"))
     for first, second in pairs:
         _, low, high = difference(first, second)
@@ -150,7 +150,8 @@ def test_only_one_comparison_has_an_interval_without_zero_over_three_seeds():
 
 def test_no_policy_of_the_archive_decodes_codes_in_control():
     assert "No latent token is decoded in control (`code_source=none`)" in claims()
-    notes = [json.loads(file.read_text()) for file in (ARCHIVE / "jobs").glob("*finetune*.json")]
+    notes = [note for name, note in ARCHIVE.jobs.items() if "finetune" in name]
+    assert len(notes) == 27
     assert {(note["settings"]["code_source"], note["settings"]["pose_weight"]) for note in notes} == {("none", 1.0)}
 
 
@@ -158,5 +159,5 @@ def test_the_ratios_on_the_page_of_results_are_those_of_the_log():
     page = " ".join((REPO / "docs" / "results.md").read_text().split())
     first, second, third = re.search(LOGGED_RATIOS, log()).groups()
     assert f"the codes of another clip was {first}, {second} and {third} times that with the right ones" in page
-    assert "shuffle ratio 1.04 with and 1.06 without hint over A, B and C; 1.04, 1.01, 1.02 and" in log()
+    assert "shuffle ratio 1.04 with and 1.06 without control video over A, B and C; 1.04, 1.01, 1.02 and" in log()
     assert "Over other robots' video it was 1.01, 1.02 and 1.04, over video of A, B and C 1.04" in page

@@ -1,4 +1,4 @@
-"""The queue of the reference experiment: order, what is done already, failures, and a page from what there is."""
+"""The reference experiment: order and failures of its queue, its archive, and the page from it."""
 
 import json
 import re
@@ -11,17 +11,19 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # benchmarks are not part of the package
 
-from benchmarks.job_queue import Job, Queue, read_note
-from benchmarks.results import ARMS, STAGES, Plan, _is_below, planned
-from benchmarks.results_archive import add_settings, keep
-from benchmarks.results_configs import ABSENT, COMMANDS, compared_jobs
-from benchmarks.results_page import codes_section, write_page
-from benchmarks.results_policies import few_section
-from benchmarks.results_seeds import over_seeds, seed_interval
-from benchmarks.settings import PROGRAMS, settings_of
+from benchmarks.results.__main__ import is_below
+from benchmarks.results.archive import Archive, add_settings, finished_jobs, keep, read_archive
+from benchmarks.results.configs import ABSENT, COMMANDS, compared_jobs
+from benchmarks.results.job_queue import Job, Queue, read_note
+from benchmarks.results.page import codes_section, write_page
+from benchmarks.results.plan import METHODS, RUN_STAGES, Plan, planned
+from benchmarks.results.policies import few_section
+from benchmarks.results.seeds import over_seeds, seed_interval
+from benchmarks.results.settings import PROGRAMS, settings_of
+from vw2_robot.rollouts.results import read_rows
 
 REPO = Path(__file__).resolve().parents[2]
-ARCHIVE = REPO / "docs" / "results"
+ARCHIVE = REPO / "benchmarks" / "results" / "archive"
 
 WORKER = """
 import sys, time
@@ -41,8 +43,8 @@ def job(tmp_path, monkeypatch):
     (tmp_path / "queue_worker.py").write_text(WORKER)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
-    def make(name, *words, **options):
-        return Job(name, "queue_worker", (str(tmp_path / "log"), name, *words), **options)
+    def make(name, *arguments, **options):
+        return Job(name, "queue_worker", (str(tmp_path / "log"), name, *arguments), **options)
 
     return make
 
@@ -52,7 +54,7 @@ def events(tmp_path):
 
 
 def test_a_job_waits_for_what_it_needs_and_one_that_wants_all_cores_for_all(job, tmp_path):
-    jobs = [job("last", needs=("a/first", "b")), job("a/first"), job("b"), job("big", alone=True, needs=("b",))]
+    jobs = [job("last", needs=("a/first", "b")), job("a/first"), job("b"), job("big", exclusive=True, needs=("b",))]
     Queue(tmp_path, parallel=2).run(jobs)
     seen = events(tmp_path)
     assert {*seen[:2]} == {"begin a/first", "begin b"}
@@ -66,15 +68,15 @@ def test_a_job_waits_for_what_it_needs_and_one_that_wants_all_cores_for_all(job,
 
 
 def test_nothing_passes_a_job_that_waits_for_all_cores(job, tmp_path):
-    Queue(tmp_path, parallel=2).run([job("first"), job("big", alone=True), job("small")])
+    Queue(tmp_path, parallel=2).run([job("first"), job("big", exclusive=True), job("small")])
     assert events(tmp_path) == [f"{what} {name}" for name in ("first", "big", "small") for what in ("begin", "end")]
 
 
-def test_what_is_done_is_not_run_again_and_refused_with_other_words(job, tmp_path):
+def test_what_is_done_is_not_run_again_and_refused_with_other_arguments(job, tmp_path):
     Queue(tmp_path, parallel=1).run([job("one")])
     Queue(tmp_path, parallel=1).run([job("one"), job("two", needs=("one",))])
     assert events(tmp_path) == ["begin one", "end one", "begin two", "end two"]
-    with pytest.raises(SystemExit, match=r"one was done with other words \(steps=2\)"):
+    with pytest.raises(SystemExit, match=r"one was done with other arguments \(steps=2\)"):
         Queue(tmp_path, parallel=1).run([job("one", "steps=2")])
 
 
@@ -94,36 +96,37 @@ def test_a_missing_need_is_named(job, tmp_path):
         Queue(tmp_path, parallel=1).run([job("one", needs=("zero",))])
 
 
-def test_every_job_of_the_plan_has_a_name_of_its_own_and_needs_jobs_of_the_plan(tmp_path):
+def test_every_job_of_the_plan_has_a_unique_name_and_needs_jobs_of_the_plan(tmp_path):
     plan = Plan(tmp_path, [0, 1], bridge=None)
-    jobs = [job for stage in STAGES if stage not in ("keep", "page") for job in plan.jobs(stage)]
+    jobs = [job for stage in RUN_STAGES for job in plan.jobs(stage)]
     names = {job.name for job in jobs}
     assert len(jobs) == len(names)
     before = set()
     for one in jobs:
         assert set(one.needs) <= before, one.name
         before.add(one.name)
-    assert len([name for name in names if name.startswith("finetune/")]) == 2 * len(ARMS)
+    assert len([name for name in names if name.startswith("finetune/")]) == 2 * len(METHODS)
 
 
 def test_jobs_are_chosen_by_whole_parts_of_their_names():
-    assert _is_below("finetune/vw2_10/seed_0", ["data/D", "finetune/vw2_10"])
-    assert _is_below("data/D", ["data/D"])
-    assert not _is_below("data/D_hard", ["data/D"])
+    assert is_below("finetune/vw2_10/seed_0", ["data/D", "finetune/vw2_10"])
+    assert is_below("data/D", ["data/D"])
+    assert not is_below("data/D_hard", ["data/D"])
 
 
-def fake_rollout(out, name, solved, *, tasks, words=(), settings=None, done=True):
+def fake_rollout(out, name, solved, *, tasks, arguments=(), settings=None, done=True, instruction="x"):
     folder = out / name
     folder.mkdir(parents=True)
     rows = [
         {
             "sequence": number, "initial_state": {}, "subtasks": list(tasks), "solved": value,
-            "steps": [10] * min(value + 1, len(tasks)), "seed": 0, "instructions": ["x"] * len(tasks),
+            "env_steps": [10] * min(value + 1, len(tasks)), "seed": 0,
+            "instructions": [instruction] * min(value + 1, len(tasks)),
         }
         for number, value in enumerate(solved)
     ]  # fmt: skip
     (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    note = {"program": "p", "words": list(words), "commit": "1a2b3c4", "seconds": 60.0, "done": done}
+    note = {"program": "p", "arguments": list(arguments), "commit": "1a2b3c4", "seconds": 60.0, "done": done}
     note |= {} if settings is None else {"settings": settings}
     (out / "jobs").mkdir(exist_ok=True)
     (out / "jobs" / f"{name.replace('/', '__')}.json").write_text(json.dumps(note))
@@ -132,27 +135,40 @@ def fake_rollout(out, name, solved, *, tasks, words=(), settings=None, done=True
 def test_what_is_kept_makes_the_same_page_adds_up_and_names_no_folder_of_this_machine(tmp_path):
     one, other, kept = tmp_path / "one", tmp_path / "other", tmp_path / "kept"
     for out, seed in ((one, 0), (other, 1)):
-        fake_rollout(out, f"single/vw2_10/seed_{seed}", [1, 0], tasks=["a"], words=[f"policy={out}/finetune"])
+        fake_rollout(out, f"single/vw2_10/seed_{seed}", [1, 0], tasks=["a"], arguments=[f"policy={out}/finetune"])
         (out / "single" / "vw2_10" / f"seed_{seed}" / "videos").mkdir()
     fake_rollout(one, "single/oracle_10/seed_0", [1], tasks=["a"], done=False)
     fake_rollout(other, "probe/seed_1", [], tasks=[])
     (other / "probe" / "seed_1" / "latent_report.json").write_text(json.dumps({"dldm": f"{other}/pretrain"}))
     keep(one, kept)
-    write_page(kept, tmp_path / "kept.md", list(ARMS), {})
-    write_page(one, tmp_path / "one.md", list(ARMS), {})
+    write_page(read_archive(kept), tmp_path / "kept.md", list(METHODS), {})
+    write_page(finished_jobs(one), tmp_path / "one.md", list(METHODS), {})
     assert (tmp_path / "kept.md").read_text() == (tmp_path / "one.md").read_text()
     keep(other, kept)
-    files = sorted(path.relative_to(kept).as_posix() for path in kept.rglob("*") if path.is_file())
-    assert files == [
-        "jobs/probe__seed_1.json",
-        *(f"jobs/single__vw2_10__seed_{seed}.json" for seed in (0, 1)),
-        *(f"probe/seed_1/{name}" for name in ("latent_report.json", "results.jsonl")),
-        *(f"single/vw2_10/seed_{seed}/results.jsonl" for seed in (0, 1)),
-    ]
+    files = sorted(path.name for path in kept.rglob("*"))
+    assert files == ["chains.csv", "jobs.jsonl", "probes.jsonl", "single.csv", "starts.jsonl", "tasks.json"]
     assert not any(str(tmp_path) in (kept / file).read_text() for file in files)
-    assert read_note(kept, "single/vw2_10/seed_0")["words"] == ["policy=RESULTS/finetune"]
+    archive = read_archive(kept)
+    assert sorted(archive.jobs) == ["probe/seed_1", "single/vw2_10/seed_0", "single/vw2_10/seed_1"]
+    assert archive.jobs["single/vw2_10/seed_0"]["arguments"] == ["policy=RESULTS/finetune"]
+    assert archive.probes == {"probe/seed_1": {"dldm": "RESULTS/pretrain"}}
+    for out, seed in ((one, 0), (other, 1)):
+        name = f"single/vw2_10/seed_{seed}"
+        assert archive.rows(name) == read_rows(out / name / "results.jsonl")
+    assert archive.rows("single/oracle_10/seed_0") == []
     with pytest.raises(SystemExit, match="is done; nothing is kept"):
         keep(tmp_path / "nothing", kept)
+
+
+def test_rollouts_that_begin_otherwise_or_have_other_instructions_are_not_mixed(tmp_path):
+    fake_rollout(tmp_path / "one", "single/a/seed_0", [1], tasks=["a"])
+    fake_rollout(tmp_path / "other", "single/b/seed_0", [1], tasks=["b"])
+    keep(tmp_path / "one", tmp_path / "kept")
+    with pytest.raises(SystemExit, match="single/b/seed_0: single 0 begins otherwise than in other jobs"):
+        keep(tmp_path / "other", tmp_path / "kept")
+    fake_rollout(tmp_path / "third", "chains/c/seed_0", [0], tasks=["a", "b"], instruction="y")
+    with pytest.raises(SystemExit, match=r"(chains/c|single/a)/seed_0: a has another instruction"):
+        keep(tmp_path / "third", tmp_path / "kept")
 
 
 def test_the_page_has_an_interval_over_seeds_and_every_seed_and_says_what_was_not_run(tmp_path):
@@ -164,7 +180,7 @@ def test_the_page_has_an_interval_over_seeds_and_every_seed_and_says_what_was_no
         fake_rollout(tmp_path, f"chains/vw2_10/seed_{seed}", [2, 2, 5], tasks=chain)  # the third is nobody's pair
         fake_rollout(tmp_path, f"finetune/vw2_10/seed_{seed}", [], tasks=[], settings={"label_fraction": 0.1})
     fake_rollout(tmp_path, "single/oracle_100/seed_0", [1, 0], tasks=["a"])
-    write_page(tmp_path, tmp_path / "results.md", list(ARMS), {})
+    write_page(finished_jobs(tmp_path), tmp_path / "results.md", list(METHODS), {})
     page = (tmp_path / "results.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("| dLDM codes, in-domain video (`vw2`) | 10 % |")]
     assert rows[0].endswith("| 2 | 75.0 [75.0, 75.0] | 75.0, 75.0 | 100 |")
@@ -176,8 +192,8 @@ def test_the_page_has_an_interval_over_seeds_and_every_seed_and_says_what_was_no
     pair = next(line for line in page.splitlines() if "(`vw2`) − no pre-training (`oracle`), 10 %" in line)
     # 25 and 50 points: 37.5 with 12.7 standard errors of 12.5, cut to what is possible.
     assert "| 2 | +37.5 [-100.0, +100.0] | +25.0, +50.0 | +1.00 [+1.00, +1.00] | +1.00, +1.00 |" in pair
-    assert "Of 2 intervals, 1 leave out zero" in page
-    lapa = next(line for line in page.splitlines() if line.startswith("| LAPA's way"))
+    assert "Of 2 intervals, 1 exclude zero" in page
+    lapa = next(line for line in page.splitlines() if line.startswith("| LAPA method"))
     assert "not run" in lapa
     assert "| the shipped file | 0 | not run |" in page
 
@@ -198,7 +214,7 @@ def test_a_policy_taken_far_is_shown_with_what_it_learned_from(tmp_path):
     settings = {"data.path": "RESULTS/data/D_large", "label_fraction": 0.1, "hardware.threads": 1}
     for name in ("images/D_large", "few/pretrain", "few/finetune"):
         fake_rollout(tmp_path, name, [], tasks=[], settings=settings)
-    section = few_section(tmp_path)
+    section = few_section(finished_jobs(tmp_path))
     assert "intervals over its rollouts" in section
     assert "| 50.0 [9.5, 90.5] |" in section
     assert "| 2.50 [0.00, 5.00] |" in section
@@ -206,43 +222,40 @@ def test_a_policy_taken_far_is_shown_with_what_it_learned_from(tmp_path):
     assert "Training: 3 minutes on 1" in section
 
 
-def test_the_page_shows_codes_beside_pixels_over_seeds(tmp_path):
+def test_the_page_shows_codes_beside_pixels_over_seeds():
+    archive = Archive()
     targets = ("x", "y", "z", "roll", "pitch", "yaw", "rotation", "opening")
     for seed in (0, 2):
         codes, pixels = (
             {name: {"r2": value + 0.1 * seed, "ci95": [0.0, 1.0]} for name in targets} for value in (0.5, 0.25)
         )
         moved = {"code_values": {"mlp": codes}, "codes_one_hot": {"linear": codes}, "pixels_equal": {"mlp": pixels}}
-        folder = tmp_path / "probe" / f"seed_{seed}"
-        folder.mkdir(parents=True)
         probe = {"widths": {"pixels_equal": 92}, "in_scene": {"probe": {"moved": moved}}}
-        (folder / "latent_report.json").write_text(json.dumps({"probe": probe}))
-    (line,) = [line for line in codes_section(tmp_path).splitlines() if line.startswith("| x ")]
+        archive.probes[f"probe/seed_{seed}"] = {"probe": probe}
+    (line,) = [line for line in codes_section(archive).splitlines() if line.startswith("| x ")]
     assert "| 0.50, 0.70 | 0.35 [" in line
     assert "| 0.25, 0.45 | +0.25 [+0.25, +0.25] |" in line
 
 
-def test_words_of_a_job_come_to_the_settings_of_its_program():
-    words = ["policy=random", "run_dir=x", "rollouts_per_task=3", "env.scene=A"]
-    settings = settings_of("vw2_robot.rollouts", words)
+def test_arguments_of_a_job_are_composed_to_the_settings_of_its_program():
+    arguments = ["policy=random", "run_dir=x", "rollouts_per_task=3", "env.scene=A"]
+    settings = settings_of("vw2_robot.rollouts", arguments)
     assert (settings["rollouts_per_task"], settings["env.scene"], settings["num_sequences"]) == (3, "A", 1000)
-    assert settings_of("benchmarks.join_recordings", ["a"]) is None
+    assert settings_of("benchmarks.results.join_recordings", ["a"]) is None
 
 
-def test_settings_that_a_note_lacks_are_composed_by_this_checkout_where_no_commit_is_known(tmp_path):
-    note = {"program": "vw2_robot.rollouts", "words": ["policy=random", "run_dir=RESULTS/x"], "commit": "unknown"}
-    file = tmp_path / "jobs" / "x.json"
-    file.parent.mkdir()
-    file.write_text(json.dumps({**note, "seconds": 1.0, "done": True}))
-    add_settings(tmp_path)
-    kept = json.loads(file.read_text())
-    assert kept["settings"] == settings_of(note["program"], note["words"])
-    assert kept["words"] == note["words"]
+def test_missing_settings_are_composed_by_this_checkout_where_no_commit_is_known():
+    note = {"program": "vw2_robot.rollouts", "arguments": ["policy=random", "run_dir=RESULTS/x"], "commit": "unknown"}
+    archive = Archive(jobs={"x": {**note, "seconds": 1.0}})
+    add_settings(archive)
+    kept = archive.jobs["x"]
+    assert kept["settings"] == settings_of(note["program"], note["arguments"])
+    assert kept["arguments"] == note["arguments"]
 
 
-def test_the_plan_takes_every_experiment_of_its_programs_and_holds_no_setting_of_its_own():
+def test_the_plan_takes_every_experiment_of_its_programs_and_adds_no_setting():
     jobs = planned([0, 1]).values()
-    used = {word.split("=")[1] for job in jobs for word in job.words if word.startswith("+experiment=")}
+    used = {item.split("=")[1] for job in jobs for item in job.arguments if item.startswith("+experiment=")}
     folder = REPO / "configs" / "experiment"
     there = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("*/*.yaml")}
     assert used == there - {"finetune/shared"}  # `pretrain/shared` decodes images
@@ -256,10 +269,10 @@ def test_the_plan_takes_every_experiment_of_its_programs_and_holds_no_setting_of
         "data.frame_cache",
         "dldm",
         "labeled",
-        "frames",
+        "frame_cache",
     )
     plan = ("+experiment", "seed", "label_seed", "sequences", "stages", "workers", "hardware.threads", "device")
-    keys = {word.split("=")[0] for job in jobs for word in job.words if "=" in word}
+    keys = {item.split("=")[0] for job in jobs for item in job.arguments if "=" in item}
     assert keys <= {*places, *plan}
 
 
@@ -271,19 +284,20 @@ def test_the_commands_that_the_page_shows_compose():
     programs = {tree["hydra"]["help"]["app_name"]: program for program, tree in names.items()}
     commands = [shlex.split(line) for line in COMMANDS.strip().splitlines()]
     assert len(commands) == 5
-    for script, *words in commands:
-        assert settings_of(programs[script], words), script
+    for script, *arguments in commands:
+        assert settings_of(programs[script], arguments), script
 
 
 def test_every_archived_job_was_made_with_the_settings_that_the_plan_has():
     jobs = planned([0, 1, 2])
-    found = compared_jobs(ARCHIVE, jobs)
-    notes = {file.stem.replace("__", "/"): json.loads(file.read_text()) for file in (ARCHIVE / "jobs").glob("*.json")}
+    archive = read_archive(ARCHIVE)
+    notes = archive.jobs
+    found = compared_jobs(archive, jobs)
     trained = {name for name, note in notes.items() if "settings" in note and not name.startswith("images/")}
     assert trained - found.keys() == {"package/avx2"}
     for name, keys in found.items():
         assert all(today == ABSENT for _, today in keys.values()), (name, keys)
-    told = (
+    given = (
         "seed=",
         "label_seed=",
         "sequences=",
@@ -294,10 +308,10 @@ def test_every_archived_job_was_made_with_the_settings_that_the_plan_has():
         "dldm=",
     )
     for name in found:  # what the settings leave out: seeds, chains, and which run or recordings a job began with
-        for key, value in (word.split("=", 1) for word in jobs[name].words if word.startswith(told)):
+        for key, value in (item.split("=", 1) for item in jobs[name].arguments if item.startswith(given)):
             assert str(notes[name]["settings"][key]) == value, (name, key)
 
 
 def test_the_page_in_the_repository_is_what_the_archive_makes(tmp_path):
-    write_page(ARCHIVE, tmp_path / "results.md", list(ARMS), planned([0, 1, 2]))
+    write_page(read_archive(ARCHIVE), tmp_path / "results.md", list(METHODS), planned([0, 1, 2]))
     assert (tmp_path / "results.md").read_bytes() == (REPO / "docs" / "results.md").read_bytes()

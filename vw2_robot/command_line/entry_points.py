@@ -48,7 +48,6 @@ finetune = partial(_start, "vw2_robot.finetune.train_head")
 rollout = partial(_start, "vw2_robot.rollouts.__main__")
 report = partial(_start, "vw2_robot.rollouts.report.report")
 compare = partial(_start, "vw2_robot.rollouts.compare")
-merge = partial(_start, "vw2_robot.rollouts.merge")
 doctor = partial(_start, "vw2_robot.doctor.__main__")
 
 REPLAY_COMMANDS = {

@@ -63,7 +63,7 @@ def test_any_text_is_taken_as_it_was_typed_unless_it_is_quoted_null_or_escaped(t
         ("prompt='open the drawer, then stop'", "open the drawer, then stop"),
         ('prompt="it\'s"', "it's"),
         ("env.max_steps=5", 5),
-        ("env.sentences=Jürgen.yaml", "Jürgen.yaml"),
+        ("env.instructions=Jürgen.yaml", "Jürgen.yaml"),
         ("sequences=7", 7),
         ("sequences=0:100", "0:100"),
         ("sequences=[0:50,704]", ["0:50", 704]),

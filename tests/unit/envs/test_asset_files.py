@@ -42,7 +42,7 @@ def test_an_empty_directory_is_refused_with_a_list_of_what_is_missing(tmp_path: 
     "pattern",
     ["calvin_table_D/**/*.obj", "calvin_table_D/**/*.mtl", "calvin_table_D/**/*.png", "franka_panda/**/*.obj"],
 )
-def test_a_missing_mesh_material_or_texture_is_named(pattern: str, copy: Path) -> None:
+def test_a_missing_mesh_mtl_file_or_texture_is_named(pattern: str, copy: Path) -> None:
     gone = sorted(copy.glob(pattern))[0]
     gone.unlink()
     with pytest.raises(InputError, match=gone.relative_to(copy).as_posix()):

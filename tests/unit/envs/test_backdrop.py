@@ -1,4 +1,4 @@
-"""Drawing what never moves once changes next to nothing in an image, and nothing in the world."""
+"""Rendering static parts once changes at most two pixels of an image, and nothing in the simulation."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_images_are_those_of_one_pass_but_for_a_pixel(scene, world, request):
     assert max(differing) <= MOST_PIXELS
 
 
-def test_equal_worlds_give_equal_images_whatever_was_drawn_before():
+def test_equal_worlds_give_equal_images_whatever_was_rendered_before():
     first, second = (CalvinEnv(scene="D", cameras=(), reset_mode="exact", renderer="layered") for _ in range(2))
     first.reset(seed=3)
     first.render_camera("static")
@@ -85,5 +85,5 @@ def test_a_link_of_several_colors_is_left_in_the_world():
     colors = {part: {row[7] for row in env._physics.getVisualShapeData(part[0]) if row[1] == part[1]} for part in parts}
     assert set(paintable(env._physics, parts)) == {part for part, found in colors.items() if len(found) == 1}
     assert any(len(found) > 1 for found in colors.values())
-    assert len(paintable(env._physics, env.scene.still_parts)) == 3
+    assert len(paintable(env._physics, env.scene.static_parts)) == 3
     env.close()

@@ -38,7 +38,7 @@ def test_the_config_builds_the_published_benchmark() -> None:
     built.close()
 
 
-def test_a_policy_sees_the_static_image_and_the_sentence_only(benchmark_: CalvinBenchmark) -> None:
+def test_a_policy_sees_the_static_image_and_the_instruction_only(benchmark_: CalvinBenchmark) -> None:
     (sequence,) = benchmark_.sequences(1)
     benchmark_.reset(sequence)
     benchmark_.begin(sequence.subtasks[0])
@@ -64,7 +64,7 @@ def test_stepping_renders_nothing(benchmark_: CalvinBenchmark, monkeypatch: pyte
     assert benchmark_.step(STILL) is False
 
 
-def test_a_subtask_counts_from_its_begin_and_only_if_asked_for(benchmark_: CalvinBenchmark) -> None:
+def test_a_subtask_counts_from_its_begin_and_only_if_requested(benchmark_: CalvinBenchmark) -> None:
     sequence = next(s for s in benchmark_.sequences(50) if s.initial_state["drawer"] == "closed")
     benchmark_.reset(sequence)
     env = benchmark_.env
@@ -93,7 +93,7 @@ def test_a_chain_does_not_depend_on_the_chain_before(benchmark_: CalvinBenchmark
     np.testing.assert_array_equal(run(first), alone)
 
 
-def test_misuse_is_said_plainly(benchmark_: CalvinBenchmark) -> None:
+def test_misuse_is_reported_plainly(benchmark_: CalvinBenchmark) -> None:
     benchmark_.reset(benchmark_.sequences(1)[0])
     with pytest.raises(RuntimeError, match="begin"):
         benchmark_.observe()

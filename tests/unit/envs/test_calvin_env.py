@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vw2_robot.envs.calvin import CalvinEnv
-from vw2_robot.envs.cameras import LENSES
+from vw2_robot.envs.cameras import INTRINSICS
 from vw2_robot.envs.scene import SCENES
 from vw2_robot.envs.sequences import make_sequences, start_state
 
@@ -208,8 +208,8 @@ def test_close_frees_the_client_and_may_be_called_twice() -> None:
 
 
 def test_focal_lengths_are_those_of_the_published_cameras() -> None:
-    assert LENSES["static"].focal_px == pytest.approx(1143.0, abs=0.1)
-    assert LENSES["gripper"].focal_px == pytest.approx(54.73, abs=0.01)
+    assert INTRINSICS["static"].focal_px == pytest.approx(1143.0, abs=0.1)
+    assert INTRINSICS["gripper"].focal_px == pytest.approx(54.73, abs=0.01)
 
 
 def test_the_camera_matrices_put_the_tool_where_the_image_shows_it(env: CalvinEnv) -> None:

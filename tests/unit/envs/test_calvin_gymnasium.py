@@ -1,4 +1,4 @@
-"""CALVIN as a citizen of Gymnasium: its checker, registration, seeding, specs, vectors of environments, rendering."""
+"""CALVIN and the Gymnasium contract: its checker, registration, seeding, specs, vectors of environments, rendering."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_environment_passes_gymnasiums_own_check_without_a_warning(
 
 
 @pytest.mark.parametrize("reset_mode", RESET_MODES)
-def test_the_environment_passes_gymnasiums_own_check_when_asked_for_a_task(reset_mode: str) -> None:
+def test_the_environment_passes_gymnasiums_own_check_with_a_task(reset_mode: str) -> None:
     env = gymnasium.make(CALVIN_ID, cameras=(), reset_mode=reset_mode, task="turn_on_led")
     check_env(env.unwrapped)
     env.close()

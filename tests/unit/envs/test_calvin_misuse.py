@@ -1,4 +1,4 @@
-"""What the environment says to input that cannot be right; and that it goes on afterwards as if nothing had been."""
+"""Invalid input is refused with a helpful message, and the environment works afterwards as before."""
 
 from __future__ import annotations
 

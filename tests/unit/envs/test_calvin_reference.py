@@ -1,4 +1,4 @@
-"""The original simulator behind our benchmark's calls. What needs `calvin_env` is skipped where it is not installed."""
+"""The original simulator with the methods of our benchmark. Skipped in part where `calvin_env` is missing."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     sys.modules.update(before)
 
 
-def test_a_missing_original_is_said_with_the_way_to_install_it(elsewhere: Path) -> None:
+def test_a_missing_original_is_reported_with_the_way_to_install_it(elsewhere: Path) -> None:
     with pytest.raises(MissingExtraError, match=r"calvin_env is not installed; git clone .* checkout 797142c"):
         CalvinReference()
 
@@ -70,7 +70,7 @@ def test_a_package_without_its_assets_is_refused(elsewhere: Path) -> None:
         find_checkout()
 
 
-def test_a_package_that_misses_others_is_said_to(elsewhere: Path) -> None:
+def test_a_package_that_misses_others_is_reported_too(elsewhere: Path) -> None:
     make_package(elsewhere, "import a_package_nobody_has\n", "conf", "data")
     with pytest.raises(MissingExtraError, match=r"No module named 'a_package_nobody_has'.*pip install .*gitpython"):
         ReferenceWorld()
@@ -153,7 +153,7 @@ def test_the_config_builds_it_and_says_what_it_is() -> None:
         ),
     ],
 )
-def test_the_original_and_ours_give_the_same_bits_and_verdicts(name: str, shared_dir: Path) -> None:
+def test_the_original_and_ours_give_the_same_bits_and_results(name: str, shared_dir: Path) -> None:
     recording = load(shared_dir, name)
     scene, task = str(recording["scene"]), "open_drawer"
     reference = CalvinReference(scene=scene)
@@ -167,10 +167,10 @@ def test_the_original_and_ours_give_the_same_bits_and_verdicts(name: str, shared
     ours.begin(task)
     starts = reference.env.task_info(), ours.env.task_info()
     kind = ACTION_TYPES[str(recording["action_kind"])]
-    verdicts = []
+    results = []
     for row, values in enumerate(recording["actions"], 1):
         action: Any = {"type": kind, "action": values}
-        verdicts.append((reference.step(action), ours.step(action)))
+        results.append((reference.step(action), ours.step(action)))
         np.testing.assert_array_equal(reference.env.robot_obs(), ours.env.robot_obs())
         np.testing.assert_array_equal(reference.env.scene_obs(), ours.env.scene_obs())
         theirs = reference._oracle.get_task_info(starts[0], reference.env.task_info())
@@ -179,11 +179,11 @@ def test_the_original_and_ours_give_the_same_bits_and_verdicts(name: str, shared
             np.testing.assert_array_equal(reference.env.robot_obs(), recording["robot_obs"][row])
             np.testing.assert_array_equal(reference.env.scene_obs(), recording["scene_obs"][row])
         if row % IMAGE_EVERY == 0:
-            seen, drawn = (benchmark.observe()["images"]["static"] for benchmark in (reference, ours))
+            seen, rendered = (benchmark.observe()["images"]["static"] for benchmark in (reference, ours))
             assert seen.shape == (200, 200, 3)
-            np.testing.assert_array_equal(seen, drawn)
-    assert all(theirs == mine for theirs, mine in verdicts)
-    assert any(theirs for theirs, _ in verdicts) == happened.any()
+            np.testing.assert_array_equal(seen, rendered)
+    assert all(theirs == mine for theirs, mine in results)
+    assert any(theirs for theirs, _ in results) == happened.any()
     reference.close()
     ours.close()
 
@@ -208,7 +208,7 @@ def test_a_second_reset_keeps_the_solver_state_as_recorded(shared_dir: Path) -> 
 
 
 @needs_original
-def test_looking_draws_nothing_and_gives_a_image_of_its_own(
+def test_an_observation_renders_nothing_and_is_a_copy(
     reference: CalvinReference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sequence = reference.sequences(1)[0]
@@ -241,7 +241,7 @@ def test_any_real_number_for_the_gripper_does_and_the_action_stays_as_it_was(ref
 
 
 @needs_original
-def test_misuse_is_said_plainly(reference: CalvinReference, tmp_path: Path) -> None:
+def test_misuse_is_reported_plainly(reference: CalvinReference, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="calvin_env must be the first simulation of its process"):
         ReferenceWorld()
     with pytest.raises(InputError, match="scene_obs must be 24 numbers"):

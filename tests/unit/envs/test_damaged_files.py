@@ -1,4 +1,4 @@
-"""Files that are there but cannot be what they say are named, before PyBullet builds a world around the hole."""
+"""Files that exist but are damaged are named, before PyBullet loads them."""
 
 from __future__ import annotations
 

@@ -13,9 +13,9 @@ from vw2_robot.envs.sequences import (
     TASKS,
     all_initial_states,
     chains_per_state,
-    draw_chains,
     fnv_of,
     make_sequences,
+    sample_chains,
     start_state,
 )
 from vw2_robot.errors import InputError
@@ -51,11 +51,11 @@ def test_more_chains_than_there_are_cannot_be_had(count: int) -> None:
         make_sequences(count)
 
 
-def test_a_chain_drawn_anew_is_the_stored_one() -> None:
+def test_a_chain_sampled_anew_is_the_stored_one() -> None:
     stored = json.loads(CHAINS_FILE.read_text())
     assert [len(chains) for chains in stored] == chains_per_state() == [6] * 40 + [5] * 152
     for number in (0, 100):
-        assert draw_chains(number) == stored[number]
+        assert sample_chains(number) == stored[number]
 
 
 def test_every_chain_can_be_done_and_mixes_five_categories() -> None:
@@ -90,14 +90,14 @@ def test_tasks_mean_the_same_in_chains_oracle_and_instructions() -> None:
     assert list(TASKS) == list(load_tasks())
     validation, training = load_instructions("validation"), load_instructions("train")
     assert set(validation) == set(training) == set(TASKS)
-    assert all(len(sentences) == 1 for sentences in validation.values())
-    assert sum(len(sentences) for sentences in training.values()) == 389
+    assert all(len(texts) == 1 for texts in validation.values())
+    assert sum(len(texts) for texts in training.values()) == 389
     with pytest.raises(InputError, match="unknown split 'test'"):
         load_instructions("test")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("scene", SCENES)
-def test_a_start_state_says_in_numbers_what_the_symbols_say(scene: str) -> None:
+def test_a_start_state_holds_the_numbers_of_its_symbols(scene: str) -> None:
     for state in all_initial_states()[::17]:
         _, scene_obs = start_state(state, scene)
         assert scene_obs[0] == (SCENES[scene].slide_range if state["slider"] == "left" else 0)

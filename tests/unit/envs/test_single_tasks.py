@@ -15,7 +15,7 @@ from vw2_robot.errors import InputError
 SCENES = ("A", "B", "C", "D")
 
 
-def test_every_task_gets_as_many_rollouts_as_asked_for_and_keeps_its_numbers() -> None:
+def test_every_task_gets_as_many_rollouts_as_requested_and_keeps_its_numbers() -> None:
     chosen = single_tasks(3)
     assert [chain.subtasks for chain in chosen[:34]] == [(task,) for task in TASKS]
     assert len(chosen) == len({chain.number for chain in chosen}) == 102
@@ -53,7 +53,7 @@ def test_a_start_that_needs_the_expert_is_the_same_every_time_and_can_be_solved_
     world.close()
 
 
-def test_enriched_sentences_are_three_a_task_and_in_no_other_set() -> None:
+def test_enriched_instructions_are_three_a_task_and_in_no_other_set() -> None:
     enriched = read_instructions("enriched")
     known = {
         line.lower() for split in ("train", "validation") for task in load_instructions(split).values() for line in task
@@ -65,7 +65,7 @@ def test_enriched_sentences_are_three_a_task_and_in_no_other_set() -> None:
     assert max(len(line) for line in lines) <= 64  # the embedded policy reads so many bytes
 
 
-def test_a_chain_always_asks_with_the_same_sentence_and_chains_differ() -> None:
+def test_a_chain_always_has_the_same_instruction_and_chains_differ() -> None:
     lines = read_instructions("train")["open_drawer"]
     chosen = [choose_instruction(lines, "open_drawer", chain) for chain in range(60)]
     assert chosen == [choose_instruction(lines, "open_drawer", chain) for chain in range(60)]
@@ -73,15 +73,15 @@ def test_a_chain_always_asks_with_the_same_sentence_and_chains_differ() -> None:
     assert choose_instruction(lines, "open_drawer", None) == lines[0]
 
 
-def test_sentences_of_ones_own_must_cover_every_task(tmp_path: Path) -> None:
+def test_instructions_of_ones_own_must_cover_every_task(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("".join(f"{task}: [please {task}]\n" for task in TASKS))
     assert read_instructions(str(file))["open_drawer"] == ["please open_drawer"]
     file.write_text("open_drawer: [please]\n")
-    with pytest.raises(InputError, match="no sentence for rotate_red_block_right"):
+    with pytest.raises(InputError, match="no instruction for rotate_red_block_right"):
         read_instructions(str(file))
     file.write_text("just words\n")
-    with pytest.raises(InputError, match="no list of sentences"):
+    with pytest.raises(InputError, match="no list of instructions"):
         read_instructions(str(file))
-    with pytest.raises(InputError, match="unknown sentences 'wide'; known: train, validation, enriched"):
+    with pytest.raises(InputError, match="unknown instructions 'wide'; known: train, validation, enriched"):
         read_instructions("wide")

@@ -42,9 +42,9 @@ def pull_drawer(env: Any, meters: float = 0.2) -> None:
 
 @pytest.mark.parametrize("way", ["make", "reset"])
 def test_the_step_of_success_brings_the_reward_and_ends_the_episode(way: str) -> None:
-    asked: dict[str, Any] = {"task": "open_drawer"}
-    env = gymnasium.make(CALVIN_ID, cameras=(), **(asked if way == "make" else {}))
-    _, info = env.reset(seed=0, options=asked if way == "reset" else None)
+    options: dict[str, Any] = {"task": "open_drawer"}
+    env = gymnasium.make(CALVIN_ID, cameras=(), **(options if way == "make" else {}))
+    _, info = env.reset(seed=0, options=options if way == "reset" else None)
     for _ in range(3):
         assert info["task"] == "open_drawer"
         assert info["instruction"] == "pull the handle to open the drawer"
@@ -58,7 +58,7 @@ def test_the_step_of_success_brings_the_reward_and_ends_the_episode(way: str) ->
     env.close()
 
 
-def test_the_expert_solves_the_task_it_is_asked_for() -> None:
+def test_the_expert_solves_the_task_of_the_environment() -> None:
     env = gymnasium.make(CALVIN_ID, cameras=(), task="open_drawer", max_episode_steps=360)
     env.reset(seed=2)
     world, expert = env.unwrapped, Demonstrator()
@@ -125,10 +125,10 @@ def test_another_task_can_be_begun_where_the_last_one_ended(env: CalvinEnv) -> N
 
 @pytest.mark.parametrize("scene", SCENES)
 @pytest.mark.parametrize("task", sorted(set(TASKS) - NEEDS_ANOTHER_TASK_BEFORE))
-def test_a_drawn_start_is_one_in_which_the_task_can_be_done(task: str, scene: str) -> None:
-    asked, rng, wanted = TaskWrapper(task), np.random.default_rng(0), start_states(task)
+def test_a_sampled_start_is_one_in_which_the_task_can_be_done(task: str, scene: str) -> None:
+    wrapper, rng, wanted = TaskWrapper(task), np.random.default_rng(0), start_states(task)
     places = {start_state(state, scene)[1].tobytes() for state in wanted}
-    assert all(asked.draw_start(scene, rng)[1].tobytes() in places for _ in range(20))
+    assert all(wrapper.sample_start(scene, rng)[1].tobytes() in places for _ in range(20))
     assert all(TASKS[task].apply(state) is not None for state in wanted)
 
 

@@ -68,7 +68,7 @@ def test_every_third_step_gives_a_third_of_the_images_at_a_third_of_the_rate(tmp
     assert (len(images), fps) == (1 + 2, 10.0)
 
 
-def test_each_episode_asked_for_gets_a_video_of_its_own(tmp_path: Path) -> None:
+def test_each_selected_episode_gets_a_video_of_its_own(tmp_path: Path) -> None:
     env = make(tmp_path, episode_trigger=lambda number: number % 2 == 0, prefix="try")
     for steps in (1, 5, 2):
         env.reset(seed=0)

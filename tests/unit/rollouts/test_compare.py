@@ -8,7 +8,7 @@ import pytest
 from vw2_robot.contracts import EvalSequence
 from vw2_robot.errors import InputError
 from vw2_robot.rollouts.__main__ import rollout
-from vw2_robot.rollouts.compare import SequentialTest, compare, lines
+from vw2_robot.rollouts.compare import EarlyStopping, compare, lines
 from vw2_robot.rollouts.results import append_row, read_rows
 
 TASKS = ["open", "close", "push", "lift", "turn"]
@@ -16,7 +16,7 @@ TASKS = ["open", "close", "push", "lift", "turn"]
 
 def row(number, solved):
     steps = [3] * min(solved + 1, 5)
-    return {"sequence": number, "initial_state": {}, "subtasks": TASKS, "solved": solved, "steps": steps, "seed": 0}
+    return {"sequence": number, "initial_state": {}, "subtasks": TASKS, "solved": solved, "env_steps": steps, "seed": 0}
 
 
 def test_a_comparison_against_a_hand_made_answer():
@@ -25,17 +25,17 @@ def test_a_comparison_against_a_hand_made_answer():
     result = compare(ours, base)
     assert (result["chains"], result["wins"], result["ties"], result["losses"]) == (3, 1, 1, 1)
     assert result["mean_difference"] == 1.0
-    assert result["verdict"] == "undecided"
+    assert result["decision"] == "undecided"
     assert "3: 1 won, 1 equal, 1 lost" in lines(result)[0]
     with pytest.raises(InputError, match="no finished chain in common"):
         compare(ours, [row(9, 1)])
 
 
-def test_a_clear_difference_is_decided_before_all_chains_are_looked_at():
+def test_a_clear_difference_is_decided_before_all_chains_are_used():
     better = [row(n, 4) for n in range(100)]
     worse = [row(n, n % 3) for n in range(100)]
     result, mirrored = compare(better, worse), compare(worse, better)
-    assert (result["verdict"], mirrored["verdict"]) == ("better", "worse")
+    assert (result["decision"], mirrored["decision"]) == ("better", "worse")
     assert result["decided_after"] == mirrored["decided_after"] < 30
     assert result["sign_flip_p"] < 0.001
 
@@ -44,14 +44,14 @@ def test_a_decision_does_not_depend_on_the_order_in_which_rows_come(tmp_path):
     chains = [EvalSequence(n, {}, tuple(TASKS)) for n in range(60)]
     for number in range(60):
         append_row(tmp_path / "results.jsonl", {**row(number, 0), "instructions": []})
-    race = SequentialTest(tmp_path, chains, error=0.05)
+    stopping = EarlyStopping(tmp_path, chains, error=0.05)
     rows = [row(n, 4) for n in range(60)]
-    used = race.decided(rows)
-    assert len(used) == compare(rows, race.base)["decided_after"]
-    assert race.decided(list(reversed(rows))) == used
-    assert race.decided(rows[: len(used)]) == used
-    assert race.decided(rows[: len(used) - 1]) is None
-    assert race.decided(rows[1:]) is None  # the first chain is still under way
+    used = stopping.rows_until_decision(rows)
+    assert len(used) == compare(rows, stopping.base)["decided_after"]
+    assert stopping.rows_until_decision(list(reversed(rows))) == used
+    assert stopping.rows_until_decision(rows[: len(used)]) == used
+    assert stopping.rows_until_decision(rows[: len(used) - 1]) is None
+    assert stopping.rows_until_decision(rows[1:]) is None  # the first chain is still under way
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -63,17 +63,17 @@ def test_a_rollout_stops_once_it_is_better_and_says_so(config, tmp_path, workers
     )
     summary = rollout(again)
     comparison = json.loads((tmp_path / "new/comparison.json").read_text())
-    assert comparison["verdict"] == "better"
+    assert comparison["decision"] == "better"
     assert summary["num_sequences"] == comparison["decided_after"] < 40
     assert [r["sequence"] for r in read_rows(tmp_path / "new/results.jsonl")] == list(range(summary["num_sequences"]))
-    assert "race               better, after" in capsys.readouterr().out
+    assert "sequential test    better, after" in capsys.readouterr().out
     assert rollout(again)["num_sequences"] == summary["num_sequences"]  # started again: nothing more to do
     assert "is not finished" not in (tmp_path / "new/report.html").read_text(encoding="utf-8")
 
 
-def test_a_race_needs_the_same_chains(config, tmp_path):
+def test_early_stopping_needs_the_same_chains(config, tmp_path):
     rollout(config("base", num_sequences=3))
     with pytest.raises(InputError, match=r"has no result for chain 3 .*both rollouts must run the same chains"):
         rollout(config("new", against=str(tmp_path / "base")))
-    with pytest.raises(ValueError, match="no shard sees enough"):
+    with pytest.raises(ValueError, match="one shard has too few chains"):
         dataclasses.replace(config("new"), against="x", shard="0/2")

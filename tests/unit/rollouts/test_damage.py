@@ -1,4 +1,4 @@
-"""Nothing that happened to a rollout's files is taken in silence: told with the file, or without consequence."""
+"""Nothing that happened to a rollout's files passes silently: it is an error that names the file, or has no effect."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vw2_robot.errors import InputError
-from vw2_robot.rollouts.__main__ import check_config, claim, rollout
+from vw2_robot.rollouts.__main__ import bind_rollout, check_config, rollout
 from vw2_robot.rollouts.compare import compare
 from vw2_robot.rollouts.merge import merge
 from vw2_robot.rollouts.recording import recording_path
 from vw2_robot.rollouts.report.report import write_report
 from vw2_robot.rollouts.report.run_folders import discover
-from vw2_robot.rollouts.report.strips import read_answers
+from vw2_robot.rollouts.report.strips import read_recording
 from vw2_robot.rollouts.results import read_results, read_rows, read_seconds
 from vw2_robot.storage.files import read_json, read_yaml
 
@@ -26,7 +26,7 @@ FILES = ("results.jsonl", "summary.json", "provenance.json", "config.yaml", "tim
 
 @pytest.fixture(scope="module")
 def finished(counting_world, tmp_path_factory):
-    """A rollout with recorded answers that was compared with another one, its configuration, what it holds."""
+    """A rollout with recorded actions that was compared with another one, its configuration, what it holds."""
     from vw2_robot.rollouts.config import RolloutConfig
 
     folder = tmp_path_factory.mktemp("damage")
@@ -41,17 +41,17 @@ def finished(counting_world, tmp_path_factory):
 def everything_in(run, config):
     """All that report, comparison, replay and resume take from a folder."""
     rows = read_results(run)
-    ((one,), origin) = discover([run])[1], read_json(run / "provenance.json", cure="")
+    ((one,), provenance) = discover([run])[1], read_json(run / "provenance.json", cure="")
     check_config(run, config)
-    answers = [read_answers(recording_path(run, row["sequence"])) for row in rows]
-    arrays = [[array.tolist() for array in (each.actions, each.subtask)] for each in answers]
+    outputs = [read_recording(recording_path(run, row["sequence"])) for row in rows]
+    arrays = [[array.tolist() for array in (each.actions, each.subtask)] for each in outputs]
     seconds = read_seconds(run / "timing.jsonl")
-    return rows, one.summary, one.asked, origin, read_yaml(run / "config.yaml", cure=""), seconds, arrays
+    return rows, one.summary, one.num_requested, provenance, read_yaml(run / "config.yaml", cure=""), seconds, arrays
 
 
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data(), place=st.floats(0, 1, exclude_max=True), kind=st.sampled_from([*range(8), "cut", "zeros"]))
-def test_no_flipped_bit_and_no_cut_is_silent(finished, tmp_path, data, place, kind):
+@given(data=st.data(), position=st.floats(0, 1, exclude_max=True), kind=st.sampled_from([*range(8), "cut", "zeros"]))
+def test_no_flipped_bit_and_no_cut_is_silent(finished, tmp_path, data, position, kind):
     run, config, expected = finished
     broken = tmp_path / "broken" / "run"
     shutil.rmtree(broken, ignore_errors=True)
@@ -59,7 +59,7 @@ def test_no_flipped_bit_and_no_cut_is_silent(finished, tmp_path, data, place, ki
     recordings = [f"actions/chain_{number:04d}.npz" for number in range(3)]
     file = broken / data.draw(st.sampled_from([*FILES, *recordings]), label="file")
     content = bytearray(file.read_bytes())
-    at = int(place * len(content))
+    at = int(position * len(content))
     if kind == "cut":
         del content[at:]
     elif kind == "zeros":  # what some file systems leave of an unsynced end
@@ -69,11 +69,11 @@ def test_no_flipped_bit_and_no_cut_is_silent(finished, tmp_path, data, place, ki
     file.write_bytes(content)
     try:
         found = everything_in(broken, config)
-        claim(broken, config, expected[3])
+        bind_rollout(broken, config, expected[3])
     except InputError as error:
         assert str(broken) in str(error)  # noqa: PT017 - either outcome is right
         return
-    # A torn end is dropped, also one whose last line end was hit: how long chains took is no result.
+    # An incomplete end is dropped, also one whose last line end was hit: how long chains took is no result.
     if file.name == "timing.jsonl" and (kind in ("cut", "zeros") or at == len(content) - 1):
         expected = (*expected[:5], found[5], expected[6])
     assert found == expected
@@ -93,7 +93,7 @@ def test_a_row_that_is_there_twice_counts_once_and_two_results_of_a_chain_are_re
         read_rows(tmp_path / "two/results.jsonl")
 
 
-def test_rows_that_the_summary_counted_and_that_are_gone_are_missed(finished, config, tmp_path):
+def test_rows_that_the_summary_counted_and_that_are_gone_are_noticed(finished, config, tmp_path):
     run = tmp_path / "run"
     rollout(config())
     lines = (run / "results.jsonl").read_bytes().splitlines(keepends=True)

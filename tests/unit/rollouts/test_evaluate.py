@@ -12,7 +12,7 @@ FIRST_OF_CHAIN = ("open", "close", "push", "lift", "turn", "open")
 def test_a_policy_that_can_everything_solves_five_of_five(benchmark, make_policy):
     rows = evaluate(make_policy(), benchmark, benchmark.sequences(6))
     assert [row["solved"] for row in rows] == [5] * 6
-    assert rows[0]["steps"] == [3] * 5
+    assert rows[0]["env_steps"] == [3] * 5
 
 
 def test_a_chain_counts_the_subtasks_before_the_first_failure(benchmark, make_policy):
@@ -21,7 +21,7 @@ def test_a_chain_counts_the_subtasks_before_the_first_failure(benchmark, make_po
     assert [len(row["env_steps"]) for row in rows] == [3, 2, 1, 5, 4, 3]
 
 
-def test_nothing_is_asked_after_a_failure(benchmark, make_policy):
+def test_no_subtask_begins_after_a_failure(benchmark, make_policy):
     evaluate(make_policy(knows=("open",)), benchmark, benchmark.sequences(1))
     assert [value for name, value in benchmark.calls if name == "begin"] == ["open", "close"]
 
@@ -49,24 +49,24 @@ def test_the_world_is_reset_once_per_chain_and_the_policy_once_per_subtask(bench
     assert len(prompts) == 10
 
 
-def test_the_oracle_starts_counting_before_the_first_look_of_a_subtask(benchmark, make_policy):
+def test_the_oracle_starts_counting_before_the_first_observation_of_a_subtask(benchmark, make_policy):
     evaluate(make_policy(), benchmark, benchmark.sequences(1))
     names = [name for name, _ in benchmark.calls]
     assert names[:6] == ["reset", "begin", "observe", "step", "step", "step"]
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 5, 8])
-def test_the_policy_looks_exactly_every_so_many_steps(make_benchmark, make_policy, every):
+def test_the_policy_is_called_exactly_every_so_many_steps(make_benchmark, make_policy, every):
     world = make_benchmark(max_steps=11)
     policy = make_policy(knows=())
     evaluate(policy, world, world.sequences(1), n_action_steps=every)
     names = [name for name, _ in world.calls if name in ("observe", "step")]
-    steps_before_look = [names[:i].count("step") for i, name in enumerate(names) if name == "observe"]
-    assert steps_before_look == list(range(0, 11, every))
-    assert sum(name == "infer" for name, _ in policy.calls) == len(steps_before_look)
+    steps_before_call = [names[:i].count("step") for i, name in enumerate(names) if name == "observe"]
+    assert steps_before_call == list(range(0, 11, every))
+    assert sum(name == "infer" for name, _ in policy.calls) == len(steps_before_call)
 
 
-def test_a_new_subtask_begins_with_a_new_look(make_benchmark, make_policy):
+def test_a_new_subtask_begins_with_a_new_policy_call(make_benchmark, make_policy):
     world = make_benchmark()
     policy = make_policy()
     evaluate(policy, world, world.sequences(1), n_action_steps=8)
@@ -144,7 +144,7 @@ def test_for_a_policy_without_cameras_no_image_is_rendered_unless_it_is_recorded
     assert callback.seen[-1][2]["actions"].shape == (8, 7)
 
 
-def test_a_row_says_what_was_asked_for_in_words(benchmark, make_policy):
+def test_a_row_has_the_instructions(benchmark, make_policy):
     (row,) = evaluate(make_policy(knows=("open",)), benchmark, benchmark.sequences(1))
     assert row["instructions"] == ["please open", "please close"]
 
@@ -155,5 +155,5 @@ class RolloutCallback:
     def __init__(self):
         self.seen = []
 
-    def look(self, *seen):
+    def on_policy_call(self, *seen):
         self.seen.append(seen)

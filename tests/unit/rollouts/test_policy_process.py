@@ -13,7 +13,7 @@ import pytest
 from vw2_robot.errors import InputError
 from vw2_robot.rollouts.policy_process import FixedBatch, LocalPolicy, PolicyLostError, PolicyProcess, RemotePolicy
 
-WORDS = ("open the drawer", "push the sliding door to the left side", "lift it", "press the button")
+INSTRUCTIONS = ("open the drawer", "push the sliding door to the left side", "lift it", "press the button")
 
 
 def load(folder, **options):
@@ -25,45 +25,45 @@ def load(folder, **options):
     return VW2Agent.from_pretrained(folder, **options)
 
 
-def looks(count):
+def observations(count):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, 40, 40, 3), dtype=np.uint8)
-    return [{"images": {"static": image}, "prompt": WORDS[i % 4]} for i, image in enumerate(images)]
+    return [{"images": {"static": image}, "prompt": INSTRUCTIONS[i % 4]} for i, image in enumerate(images)]
 
 
 def test_an_action_has_the_same_bits_whatever_else_is_in_the_batch(checkpoint):
-    batch, seen = FixedBatch(load(checkpoint), 4), looks(24)
+    batch, seen = FixedBatch(load(checkpoint), 4), observations(24)
     rng = np.random.default_rng(1)
-    alone = [batch.answer([(chain, look)])[0]["actions"] for chain, look in enumerate(seen)]
+    alone = [batch.infer([(chain, observation)])[0]["actions"] for chain, observation in enumerate(seen)]
     for _ in range(30):
         company = rng.permutation(24)[: rng.integers(1, 9)]
-        answers = batch.answer([(int(i), seen[i]) for i in company])
+        answers = batch.infer([(int(i), seen[i]) for i in company])
         for i, answer in zip(company, answers, strict=True):
             np.testing.assert_array_equal(answer["actions"], alone[i])
 
 
-def test_a_batch_of_full_sentences_has_the_bits_of_a_mixed_one(checkpoint):
+def test_a_batch_of_long_instructions_has_the_bits_of_a_mixed_one(checkpoint):
     """transformers drops a mask without padding and then takes another kernel: there must always be padding."""
-    batch, seen = FixedBatch(load(checkpoint), 2), looks(2)
-    full = [{**look, "prompt": "z" * 80} for look in seen]
-    both = batch.answer([(0, full[0]), (1, full[1])])
-    np.testing.assert_array_equal(both[0]["actions"], batch.answer([(0, full[0])])[0]["actions"])
+    batch, seen = FixedBatch(load(checkpoint), 2), observations(2)
+    full = [{**observation, "prompt": "z" * 80} for observation in seen]
+    both = batch.infer([(0, full[0]), (1, full[1])])
+    np.testing.assert_array_equal(both[0]["actions"], batch.infer([(0, full[0])])[0]["actions"])
 
 
-def test_every_pass_has_one_shape_and_chains_of_one_row_take_turns():
+def test_every_pass_has_one_shape_and_chains_of_one_row_wait_for_each_other():
     class Counting:
         metadata = {}  # noqa: RUF012
 
         def infer_batch(self, obs):
-            passes.append([look["prompt"] for look in obs])
+            passes.append([observation["prompt"] for observation in obs])
             return [{"actions": np.full((1, 7), i)} for i, _ in enumerate(obs)]
 
     passes = []
     images = {"static": np.zeros((4, 4, 3), np.uint8)}
-    asked = [(number, {"images": images, "prompt": f"chain {number}"}) for number in (5, 1, 9, 2)]
-    answers = FixedBatch(Counting(), 4).answer(asked)
-    assert [len(words) for words in passes] == [6, 6, 6]
-    assert [sorted(w for w in words if w.startswith("chain")) for words in passes] == [
+    requests = [(number, {"images": images, "prompt": f"chain {number}"}) for number in (5, 1, 9, 2)]
+    answers = FixedBatch(Counting(), 4).infer(requests)
+    assert [len(prompts) for prompts in passes] == [6, 6, 6]
+    assert [sorted(p for p in prompts if p.startswith("chain")) for prompts in passes] == [
         ["chain 2", "chain 5"],
         ["chain 1"],
         ["chain 9"],
@@ -72,10 +72,10 @@ def test_every_pass_has_one_shape_and_chains_of_one_row_take_turns():
 
 
 def test_what_a_batch_cannot_hold_is_refused(checkpoint):
-    with pytest.raises(InputError, match=r"batch=4, but the policy remembers .*temporal_ensemble=0\.5"):
+    with pytest.raises(InputError, match=r"batch_size=4, but the policy keeps state .*temporal_ensemble=0\.5"):
         FixedBatch(load(checkpoint, temporal_ensemble=0.5), 4)
-    with pytest.raises(InputError, match="sentences of up to 100 bytes"):
-        FixedBatch(load(checkpoint), 2).answer([(0, {**looks(1)[0], "prompt": "please " * 20})])
+    with pytest.raises(InputError, match="instructions of up to 100 bytes"):
+        FixedBatch(load(checkpoint), 2).infer([(0, {**observations(1)[0], "prompt": "please " * 20})])
 
 
 @pytest.mark.parametrize("rows", [1, pytest.param(3, marks=pytest.mark.slow)])
@@ -88,12 +88,12 @@ def test_the_process_answers_as_the_policy_does_here(checkpoint, rows, tmp_path,
     remote = [RemotePolicy(served.connect(), served.metadata) for _ in range(2)]
     try:
         assert remote[0].metadata == local.metadata
-        for number, look in enumerate(looks(6)):
+        for number, observation in enumerate(observations(6)):
             one = remote[number % 2]
             one.chain = local.chain = number
             for policy in (one, local):
-                policy.reset(look["prompt"], seed=number)
-            np.testing.assert_array_equal(one.infer(look)["actions"], local.infer(look)["actions"])
+                policy.reset(observation["prompt"], seed=number)
+            np.testing.assert_array_equal(one.infer(observation)["actions"], local.infer(observation)["actions"])
         with pytest.raises(InputError, match=r'observation\["images"\]'):
             remote[0].infer({"images": {}, "prompt": "open"})
     finally:
@@ -102,7 +102,7 @@ def test_the_process_answers_as_the_policy_does_here(checkpoint, rows, tmp_path,
 
 
 @pytest.mark.slow
-def test_each_worker_has_a_memory_of_its_own(checkpoint):
+def test_each_worker_has_its_own_state(checkpoint):
     build = functools.partial(load, checkpoint, temporal_ensemble=0.5, temperature=1.0)
     served = PolicyProcess(build, rows=1)
     try:
@@ -110,9 +110,9 @@ def test_each_worker_has_a_memory_of_its_own(checkpoint):
         alone = build()
         for policy, seed in ((one, 1), (other, 2), (alone, 1)):
             policy.reset("open", seed=seed)
-        for look in looks(5):
-            other.infer(look)
-            np.testing.assert_array_equal(one.infer(look)["actions"], alone.infer(look)["actions"])
+        for observation in observations(5):
+            other.infer(observation)
+            np.testing.assert_array_equal(one.infer(observation)["actions"], alone.infer(observation)["actions"])
     finally:
         served.close()
 
@@ -124,7 +124,7 @@ def test_a_dead_process_is_noticed_and_explained(checkpoint):
     os.kill(served.process.pid, signal.SIGKILL)
     served.process.join()
     with pytest.raises(PolicyLostError):
-        remote.infer(looks(1)[0])
+        remote.infer(observations(1)[0])
     assert re.search("died with exit code -9 .*; finished chains are kept", str(served.death()))
     with pytest.raises(InputError, match="died with exit code -9"):
         served.connect()

@@ -1,4 +1,4 @@
-"""Recorded answers, and the policy that repeats them."""
+"""Recordings, and the policy that replays them."""
 
 import numpy as np
 import pytest
@@ -17,12 +17,12 @@ def recorded(config, tmp_path):
     return tmp_path / "first"
 
 
-def test_a_recording_holds_every_answer_with_its_subtask(recorded):
+def test_a_recording_holds_every_output_with_its_subtask(recorded):
     for row in read_rows(recorded / "results.jsonl"):
         with np.load(recording_path(recorded, row["sequence"])) as file:
-            looks = [-(-steps // 4) for steps in row["env_steps"]]
-            assert file["subtask"].tolist() == [i for i, count in enumerate(looks) for _ in range(count)]
-            assert file["actions"].shape == (sum(looks), 4, 7)
+            calls = [-(-steps // 4) for steps in row["env_steps"]]
+            assert file["subtask"].tolist() == [i for i, count in enumerate(calls) for _ in range(count)]
+            assert file["actions"].shape == (sum(calls), 4, 7)
             assert file["actions"].dtype == np.float32
 
 
@@ -34,7 +34,7 @@ def test_a_replay_gives_the_rows_of_what_it_replays(config, recorded, tmp_path, 
         assert (tmp_path / "again/actions" / file.name).read_bytes() == file.read_bytes()
 
 
-def test_after_the_last_answer_the_arm_is_still_and_the_gripper_stays(config, recorded):
+def test_after_the_last_output_the_arm_is_still_and_the_gripper_stays(config, recorded):
     policy = ActionReplay(recorded)
     assert isinstance(policy, Policy)
     row = read_rows(recorded / "results.jsonl")[0]
@@ -48,7 +48,7 @@ def test_after_the_last_answer_the_arm_is_still_and_the_gripper_stays(config, re
     after = policy.infer({})["actions"]
     assert not after[:, :6].any()
     assert (after[:, 6] == mine[-1, -1, 6]).all()
-    policy.reset(seed=subtask_seed(row["seed"], 0, 4))  # asked for, and perhaps never reached
+    policy.reset(seed=subtask_seed(row["seed"], 0, 4))  # in the chain, but perhaps never reached
     assert policy.infer({})["actions"].shape == (4, 7)
 
 

@@ -17,7 +17,7 @@ def row(number, solved, tasks=TASKS):
         "initial_state": {},
         "subtasks": list(tasks),
         "solved": solved,
-        "steps": steps,
+        "env_steps": steps,
         "seed": 0,
         "instructions": [f"do {task}" for task in tasks[: len(steps)]],
     }
@@ -42,6 +42,14 @@ def test_a_summary_against_a_hand_made_answer():
     assert summary["env_steps"] == 50 + 360 + 20 + 360 + 10 + 360
     assert (summary["policy_hash"], summary["label_fraction"], summary["env"]) == ("abc", 0.1, {"scene": "D"})
     json.dumps(summary)
+
+
+@pytest.mark.parametrize("with_checksum", [True, False])
+def test_rows_of_older_releases_are_read_under_the_new_keys(tmp_path, with_checksum):
+    old = [{"steps" if key == "env_steps" else key: value for key, value in one.items()} for one in ROWS]
+    lines = [results.sealed_line(one) if with_checksum else json.dumps(one) for one in old]
+    (tmp_path / "results.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    assert results.read_rows(tmp_path / "results.jsonl") == ROWS
 
 
 def test_the_average_length_is_the_sum_of_success_rates():
@@ -95,11 +103,11 @@ def test_a_torn_file_gives_its_whole_rows_and_can_be_appended_to(tmp_path_factor
     [
         *("{}", "[]", "nonsense", "", "[" * 100_000),
         json.dumps({**ROWS[0], "solved": 9}),
-        json.dumps({**ROWS[2], "steps": [1]}),
+        json.dumps({**ROWS[2], "env_steps": [1]}),
         json.dumps({**ROWS[2], "sequence": -1}),
         json.dumps({**ROWS[2], "seed": 1e999}),
         json.dumps({**ROWS[2], "subtasks": "abcde"}),
-        json.dumps({**ROWS[0], "solved": 4, "steps": [10] * 5}),  # chain 0 once more, with another end
+        json.dumps({**ROWS[0], "solved": 4, "env_steps": [10] * 5}),  # chain 0 once more, with another end
     ],
 )
 def test_a_whole_line_that_is_no_row_is_an_error_with_its_number(tmp_path, line):

@@ -91,15 +91,15 @@ def test_two_workers_give_the_bytes_of_one(config, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("trouble", "error", "words"),
+    ("trouble", "error", "message"),
     [
         ("die", InputError, r"exit code -9 .* while it had chain 3, which was tried 4 times"),
         ("input", InputError, "chain 3: the world is out of tables"),
         ("bug", RuntimeError, r"chain 3:\n(.|\n)*a bug of ours"),
     ],
 )
-def test_a_workers_end_names_its_chain_and_keeps_what_was_done(config, tmp_path, trouble, error, words):
-    with pytest.raises(error, match=words):
+def test_a_workers_end_names_its_chain_and_keeps_what_was_done(config, tmp_path, trouble, error, message):
+    with pytest.raises(error, match=message):
         rollout(config(workers=2, env={"trouble": trouble}))
     done = {row["sequence"] for row in read_rows(tmp_path / "run" / "results.jsonl")}
     assert len(done) >= 2  # chain 3 is handed out once two are back
@@ -132,10 +132,10 @@ def test_a_path_is_the_same_however_it_is_spelled(config, tmp_path, monkeypatch)
 
 def test_a_folder_of_another_kind_of_run_is_refused_and_left_alone(config, tmp_path):
     run = tmp_path / "run"
-    for name, content, words in (("metrics.jsonl", "", "a training run"), ("config.yaml", "loop: 3\n", "another kind")):
+    for name, content, what in (("metrics.jsonl", "", "a training run"), ("config.yaml", "loop: 3\n", "another kind")):
         run.mkdir()
         (run / name).write_text(content)
-        with pytest.raises(InputError, match=f"run holds {words}"):
+        with pytest.raises(InputError, match=f"run holds {what}"):
             rollout(config())
         assert [path.name for path in run.iterdir()] == [name]
         assert (run / name).read_text() == content
@@ -188,15 +188,15 @@ def test_a_benchmark_without_experts_cannot_demonstrate(config, counting_world, 
 
 
 @pytest.mark.parametrize(
-    ("env", "words"),
+    ("env", "message"),
     [
         ({"_target_": "no_such_module.World"}, "no_such_module"),
         ({"_target_": "counting_world.CountingBenchmark", "tables": 3}, "tables"),
         ({"_target_": "counting_world.ScriptedPolicy"}, "is no benchmark: it has no sequences"),
     ],
 )
-def test_a_benchmark_that_cannot_be_built_says_why(counting_world, env, words):
-    with pytest.raises(InputError, match=words):
+def test_a_benchmark_that_cannot_be_built_says_why(counting_world, env, message):
+    with pytest.raises(InputError, match=message):
         open_benchmark(env)
 
 
@@ -209,7 +209,7 @@ def test_errors_meant_for_people_come_out_of_the_benchmark_unwrapped(counting_wo
         open_benchmark({"_target_": "counting_world.CountingBenchmark"})
 
 
-def test_a_start_that_failed_does_not_claim_the_folder(config, tmp_path):
+def test_a_start_that_failed_does_not_bind_the_folder(config, tmp_path):
     with pytest.raises(InputError):
         rollout(config(env={"tables": 3}))
     with pytest.raises(InputError, match="n_action_steps=99"):
@@ -223,7 +223,7 @@ def test_a_folder_that_is_no_checkpoint_is_named(config, tmp_path):
         rollout(config(policy=str(tmp_path / "nothing_here")))
 
 
-def test_a_worker_needs_no_torch_of_its_own():
+def test_a_worker_imports_no_torch():
     code = "import sys, vw2_robot.rollouts.workers, vw2_robot.rollouts.config; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -244,9 +244,16 @@ def test_workers_of_the_console_script_import_no_torch_either(tmp_path, monkeypa
     )
     places = [str(tmp_path), str(Path(__file__).parent), str(Path(__file__).parents[3])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(places))
-    words = ["env=telling", "policy=random", "num_sequences=4", "videos=0", "workers=2", f"run_dir={tmp_path / 'run'}"]
+    overrides = [
+        "env=telling",
+        "policy=random",
+        "num_sequences=4",
+        "videos=0",
+        "workers=2",
+        f"run_dir={tmp_path / 'run'}",
+    ]
     subprocess.run(
-        [sys.executable, str(script), "--config-dir", str(tmp_path), *words], check=True, capture_output=True
+        [sys.executable, str(script), "--config-dir", str(tmp_path), *overrides], check=True, capture_output=True
     )
     assert {file.read_text() for file in tmp_path.glob("saw_*")} == {"False"}
 
@@ -256,7 +263,7 @@ def test_workers_of_the_console_script_import_no_torch_either(tmp_path, monkeypa
     [
         *(
             {name: 0}
-            for name in ("workers", "num_sequences", "n_action_steps", "threads", "batch", "rollouts_per_task")
+            for name in ("workers", "num_sequences", "n_action_steps", "threads", "batch_size", "rollouts_per_task")
         ),
         *({name: -1} for name in ("videos", "seed", "retries")),
         {"error": 1.0},

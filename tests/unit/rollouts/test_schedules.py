@@ -32,8 +32,8 @@ SCHEDULES = {"1 worker", "2 workers", "4 workers", "4 workers, kills", "3 shards
 @pytest.mark.parametrize(("policies", "max_steps"), [(("demonstrator", "replay"), MAX_STEPS), (("CHECKPOINT",), 24)])
 def test_no_schedule_shows_in_the_results(policies, max_steps, checkpoint, tmp_path):
     names = [str(checkpoint) if name == "CHECKPOINT" else name for name in policies]
-    words = ["--policies", *names, "--chains", str(CHAINS), "--max-steps", str(max_steps), "--kills", str(KILLS)]
-    command = [sys.executable, "-m", "benchmarks.schedules", *words, "--out", str(tmp_path)]
+    arguments = ["--policies", *names, "--chains", str(CHAINS), "--max-steps", str(max_steps), "--kills", str(KILLS)]
+    command = [sys.executable, "-m", "benchmarks.schedules", *arguments, "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     entries = json.loads((tmp_path / "schedules.json").read_text())
@@ -63,24 +63,24 @@ def test_a_program_that_is_killed_again_and_again_goes_on(checkpoint, tmp_path, 
     world = {"_target_": "vw2_robot.envs.benchmark.CalvinBenchmark", "max_steps": MAX_STEPS}
     fixed = {"policy": str(checkpoint), "num_sequences": 16, "videos": 0, "record": True}
     rollout(RolloutConfig(env=world, run_dir=str(tmp_path / "one"), **fixed))
-    words = [*(f"{key}={value}" for key, value in fixed.items()), f"env.max_steps={MAX_STEPS}", "workers=2"]
-    command = [sys.executable, "-m", "vw2_robot.rollouts", *words, f"run_dir={tmp_path / 'many'}"]
-    draw = random.Random(1)
-    said = ""
+    overrides = [*(f"{key}={value}" for key, value in fixed.items()), f"env.max_steps={MAX_STEPS}", "workers=2"]
+    command = [sys.executable, "-m", "vw2_robot.rollouts", *overrides, f"run_dir={tmp_path / 'many'}"]
+    rng = random.Random(1)
+    errors = ""
     for _ in range(2):
         rows = len(read_rows(tmp_path / "many/results.jsonl"))
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         while process.poll() is None and len(read_rows(tmp_path / "many/results.jsonl")) < rows + 3:
             time.sleep(0.2)
-        time.sleep(draw.random())
+        time.sleep(rng.random())
         if process.poll() is None:
             os.kill(process.pid if victim == "the program" else child_of(process.pid), signal.SIGKILL)
-        said += process.communicate()[1]
+        errors += process.communicate()[1]
     subprocess.run(command, check=True, capture_output=True)
     assert_same(tmp_path / "one", tmp_path / "many", chains=16)
     if victim == "the policy process":
-        assert re.search("the policy process died with exit code -9 .*; finished chains are kept", said)
-        assert "Traceback" not in said
+        assert re.search("the policy process died with exit code -9 .*; finished chains are kept", errors)
+        assert "Traceback" not in errors
 
 
 def child_of(pid: int) -> int:

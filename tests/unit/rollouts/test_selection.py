@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from vw2_robot.contracts import EvalSequence
 from vw2_robot.errors import InputError
-from vw2_robot.rollouts.selection import parse_shard, piece, select, shard_folder
+from vw2_robot.rollouts.selection import parse_shard, select, shard_folder, shard_sequences
 
 CHAINS = [EvalSequence(number, {}, ("open",)) for number in range(20)]
 
@@ -32,9 +32,9 @@ def test_a_chain_that_is_not_there_is_named_with_those_that_are():
 
 @given(st.integers(1, 30), st.integers(0, 20))
 def test_shards_hold_every_chain_once_and_are_even(count, length):
-    pieces = [numbers(piece(CHAINS[:length], f"{i}/{count}")) for i in range(count)]
-    assert [number for numbers_ in pieces for number in numbers_] == list(range(length))
-    assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
+    shards = [numbers(shard_sequences(CHAINS[:length], f"{i}/{count}")) for i in range(count)]
+    assert [number for numbers_ in shards for number in numbers_] == list(range(length))
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
 
 
 @pytest.mark.parametrize("shard", ["3", "3/3", "-1/3", "a/3", "1/", "1/0"])
@@ -45,4 +45,4 @@ def test_what_is_no_shard_is_refused(shard):
 
 def test_folders_of_shards_sort_by_number():
     assert shard_folder("2/12") == "shard_02_of_12"
-    assert numbers(piece(CHAINS, None)) == list(range(20))
+    assert numbers(shard_sequences(CHAINS, None)) == list(range(20))

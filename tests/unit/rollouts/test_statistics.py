@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vw2_robot.rollouts.statistics import Race, mean_interval, sign_flip_p, t95, wilson_interval
+from vw2_robot.rollouts.statistics import SequentialTest, mean_interval, sign_flip_p, t95, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,9 @@ def pairs(rng, first, second, size):
     """Differences of two policies that meet the same luck on half of the chains."""
     luck = rng.random((size, 5))
     other = np.where(rng.random((size, 1)) < 0.5, luck, rng.random((size, 5)))
-    one, two = (np.cumprod(draw < chance, axis=1).sum(axis=1) for draw, chance in ((luck, first), (other, second)))
+    one, two = (
+        np.cumprod(numbers < chance, axis=1).sum(axis=1) for numbers, chance in ((luck, first), (other, second))
+    )
     return one - two
 
 
@@ -123,48 +125,48 @@ def test_the_sign_flip_test_finds_a_difference_between_equal_policies_as_seldom_
     assert np.mean(found) < 0.075  # 0.05 and more than two standard errors
 
 
-def race(rng, first, second, *, limit, error=0.05):
-    """Verdict and number of chains used; both policies meet the same luck on half of the chains."""
-    one = Race(largest=5, error=error)
+def run_test(rng, first, second, *, limit, error=0.05):
+    """Decision and number of chains used; both policies meet the same luck on half of the chains."""
+    one = SequentialTest(largest=5, error=error)
     same = rng.random(limit) < 0.5
     a, b = chains(rng, first, limit), chains(rng, second, limit)
     b = np.where(same & (first == second), a, b)
     for used, difference in enumerate(a - b, 1):
         if one.add(float(difference)):
-            return one.verdict, used
+            return one.decision, used
     return 0, limit
 
 
 @pytest.mark.parametrize("chance", [0.3, 0.8])
-def test_equal_policies_are_told_apart_less_often_than_stated(chance):
+def test_equal_policies_are_found_different_less_often_than_stated(chance):
     rng = np.random.default_rng(1)
-    verdicts = [race(rng, chance, chance, limit=400, error=0.1)[0] for _ in range(600)]
-    assert np.mean(np.array(verdicts) != 0) < 0.1
+    decisions = [run_test(rng, chance, chance, limit=400, error=0.1)[0] for _ in range(600)]
+    assert np.mean(np.array(decisions) != 0) < 0.1
 
 
 def test_a_better_policy_is_found_and_with_fewer_chains_the_better_it_is():
     rng = np.random.default_rng(2)
     used = {}
     for first in (0.7, 0.85):
-        runs = [race(rng, first, 0.5, limit=1000) for _ in range(60)]
-        assert [verdict for verdict, _ in runs] == [1] * 60
+        runs = [run_test(rng, first, 0.5, limit=1000) for _ in range(60)]
+        assert [decision for decision, _ in runs] == [1] * 60
         used[first] = np.mean([n for _, n in runs])
     assert used[0.85] < used[0.7] < 250
 
 
-def test_a_race_is_fair_to_both_sides_and_keeps_its_verdict():
-    one, other = Race(largest=5), Race(largest=5)
+def test_a_sequential_test_is_symmetric_and_keeps_its_decision():
+    one, other = SequentialTest(largest=5), SequentialTest(largest=5)
     for _ in range(40):
         one.add(2), other.add(-2)
-    assert (one.verdict, other.verdict) == (1, -1)
+    assert (one.decision, other.decision) == (1, -1)
     assert one.decided_after == other.decided_after
     for _ in range(200):
         one.add(-5)
-    assert one.verdict == 1
+    assert one.decision == 1
 
 
-def test_what_a_race_cannot_take_is_refused():
+def test_a_sequential_test_refuses_values_out_of_range():
     with pytest.raises(ValueError, match=r"error=1\.5"):
-        Race(largest=5, error=1.5)
-    with pytest.raises(ValueError, match="larger than the 5"):
-        Race(largest=5).add(6)
+        SequentialTest(largest=5, error=1.5)
+    with pytest.raises(ValueError, match="larger than the bound 5"):
+        SequentialTest(largest=5).add(6)

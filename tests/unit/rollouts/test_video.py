@@ -11,27 +11,27 @@ from vw2_robot.rollouts.video import (
     CAPTION_PX,
     IMAGE_PX,
     MAX_FPS,
-    Video,
+    ChainVideo,
     drop_other_videos,
     drop_videos,
     select_chains,
     video_paths,
 )
 
-ANSWER = {"actions": np.zeros((8, 7), np.float32), "latent_tokens": np.array([[1, 2, 3, 4]])}
-ROW = {"sequence": 7, "initial_state": {}, "subtasks": list("abcde"), "solved": 1, "steps": [9, 30], "seed": 0}
+OUTPUT = {"actions": np.zeros((8, 7), np.float32), "latent_tokens": np.array([[1, 2, 3, 4]])}
+ROW = {"sequence": 7, "initial_state": {}, "subtasks": list("abcde"), "solved": 1, "env_steps": [9, 30], "seed": 0}
 
 
-def shown(shade):
+def observation(shade):
     return {"images": {"static": np.full((50, 50, 3), shade, dtype=np.uint8)}}
 
 
 def recorded(folder, *, n_action_steps=6):
-    video = Video(control_hz=30.0, n_action_steps=n_action_steps)
+    video = ChainVideo(control_hz=30.0, n_action_steps=n_action_steps)
     for shade in (0, 80):
-        video.look(0, shown(shade), ANSWER)
+        video.on_policy_call(0, observation(shade), OUTPUT)
     for shade in (160, 200, 240):
-        video.look(1, shown(shade), ANSWER)
+        video.on_policy_call(1, observation(shade), OUTPUT)
     video.write(folder, ROW, instructions=[f"do {task}" for task in "abcde"])
     return video
 
@@ -64,7 +64,7 @@ def test_a_video_shows_what_the_policy_saw_in_order(tmp_path):
     assert middles == pytest.approx([0, 80, *[80] * 4, 160, 200, 240, *[240] * 4], abs=4)
 
 
-def test_success_and_failure_look_different(tmp_path):
+def test_success_and_failure_have_different_colors(tmp_path):
     recorded(tmp_path)
     _, frames = decode(video_paths(tmp_path, 7)[0])
     solved, failed = frames[5][:CAPTION_PX].astype(int), frames[-1][:CAPTION_PX].astype(int)
@@ -83,22 +83,22 @@ def test_the_index_stands_before_the_images_so_that_browsers_can_start(tmp_path)
 
 def test_the_poster_is_the_last_page_and_nothing_else_is_left(tmp_path):
     recorded(tmp_path)
-    video, poster, answers = video_paths(tmp_path, 7)
+    video, poster, recording = video_paths(tmp_path, 7)
     with Image.open(poster) as image:
         assert image.size == (IMAGE_PX, IMAGE_PX + CAPTION_PX)
         assert image.getpixel((IMAGE_PX // 2, CAPTION_PX + IMAGE_PX // 2))[0] == pytest.approx(240, abs=4)
-    assert sorted(tmp_path.iterdir()) == sorted([video, poster, answers])
+    assert sorted(tmp_path.iterdir()) == sorted([video, poster, recording])
 
 
-def test_beside_the_video_lie_the_answers_to_all_looks(tmp_path):
+def test_beside_the_video_is_the_recording_of_all_policy_calls(tmp_path):
     recorded(tmp_path)
-    with np.load(video_paths(tmp_path, 7).answers) as file:
+    with np.load(video_paths(tmp_path, 7).recording) as file:
         assert file["actions"].shape == (5, 8, 7)
         assert file["subtask"].tolist() == [0, 0, 1, 1, 1]
         assert file["tokens"].shape == (5, 1, 4)
 
 
-def test_equal_looks_give_equal_bytes(tmp_path):
+def test_equal_observations_give_equal_bytes(tmp_path):
     recorded(tmp_path / "a")
     recorded(tmp_path / "b")
     assert video_paths(tmp_path / "a", 7)[0].read_bytes() == video_paths(tmp_path / "b", 7)[0].read_bytes()
@@ -106,7 +106,7 @@ def test_equal_looks_give_equal_bytes(tmp_path):
 
 @pytest.mark.parametrize("n_action_steps", [1, 2, 4, 30])
 def test_videos_play_in_real_time_and_never_too_fast(n_action_steps):
-    video = Video(control_hz=30.0, n_action_steps=n_action_steps)
+    video = ChainVideo(control_hz=30.0, n_action_steps=n_action_steps)
     assert video.fps <= MAX_FPS
     assert video.fps * video.steps_per_frame == 30.0
 

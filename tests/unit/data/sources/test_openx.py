@@ -74,7 +74,9 @@ def test_copy_commands_put_a_set_where_it_is_looked_for() -> None:
         'wget -r -np -nH --cut-dirs=4 -R "index.html*" -P /data '
         "https://rail.eecs.berkeley.edu/datasets/bridge_release/data/tfds/bridge_dataset/"
     )
-    assert copy_command(find_source("vw2_arms"), "/data") == "vw2-record env=arms format=rlds out=/data/vw2_arms"
+    assert copy_command(find_source("vw2_arms"), "/data") == (
+        "vw2-record env=other_robots format=rlds out=/data/vw2_other_robots"
+    )
 
 
 def test_a_row_of_ones_own_needs_three_things() -> None:

@@ -112,12 +112,12 @@ def test_panda_has_the_benchmarks_joints_frames_and_contact_values() -> None:
     physics, robot = world.physics, world.body
     assert [physics.getJointInfo(robot, k)[1].decode() for k in range(physics.getNumJoints(robot))] == PANDA_JOINTS
     assert physics.getJointInfo(robot, 9)[8:10] == (0.0, 0.04)
-    hand, camera, tcp = (physics.getLinkState(robot, k)[4:6] for k in (8, 14, 15))
-    to_hand = physics.invertTransform(*hand)
-    np.testing.assert_allclose(physics.multiplyTransforms(*to_hand, *tcp)[0], (0, 0, 0.14), atol=1e-6)
-    place, turn = physics.multiplyTransforms(*to_hand, *camera)
+    link, camera, tcp = (physics.getLinkState(robot, k)[4:6] for k in (8, 14, 15))
+    to_link = physics.invertTransform(*link)
+    np.testing.assert_allclose(physics.multiplyTransforms(*to_link, *tcp)[0], (0, 0, 0.14), atol=1e-6)
+    place, rotation = physics.multiplyTransforms(*to_link, *camera)
     np.testing.assert_allclose(place, (-0.1, 0, 0), atol=1e-6)
-    np.testing.assert_allclose(physics.getEulerFromQuaternion(turn), (1.3, 0, -1.57), atol=1e-5)
+    np.testing.assert_allclose(physics.getEulerFromQuaternion(rotation), (1.3, 0, -1.57), atol=1e-5)
     for finger, tip in ((9, 10), (11, 12)):
         friction, spinning, damping, stiffness = (physics.getDynamicsInfo(robot, finger)[k] for k in (1, 7, 8, 9))
         assert (friction, spinning, damping, stiffness) == (1.0, 0.1, 1000.0, 30000.0)

@@ -8,7 +8,7 @@ import pytest
 from vw2_robot.envs.asset_tools.meshes import Face, Mesh
 from vw2_robot.envs.asset_tools.tessellation import View, static_view, tessellate
 
-VIEW = static_view(turn=0.0, scale=1.0)
+VIEW = static_view(rotation=0.0, scale=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,6 @@ def test_near_faces_come_first(board: Mesh) -> None:
 
 
 def test_a_turned_link_is_seen_from_the_turned_camera() -> None:
-    turned = static_view(turn=np.pi / 2, scale=0.5)
+    turned = static_view(rotation=np.pi / 2, scale=0.5)
     np.testing.assert_allclose(turned.to_camera, [VIEW.to_camera[0], VIEW.to_camera[2], -VIEW.to_camera[1]], atol=1e-12)
     assert turned.pixels == pytest.approx(VIEW.pixels / 2)

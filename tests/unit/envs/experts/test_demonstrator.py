@@ -1,4 +1,4 @@
-"""The scripted experts solve their tasks as the oracle sees them, from seeded starts, and always in the same way."""
+"""The scripted expert solves its tasks by the oracle's criterion, from seeded starts, and always in the same way."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from vw2_robot.contracts import Policy
 from vw2_robot.envs.benchmark import CalvinBenchmark
 from vw2_robot.envs.calvin import CalvinEnv
 from vw2_robot.envs.experts.demonstrator import SKILLS, Demonstrator, feasible, observe_world
-from vw2_robot.envs.experts.motion import LEAD_M, Hand, Style, vector, wrist_yaw
+from vw2_robot.envs.experts.motion import LEAD_M, EndEffector, Style, vector, wrist_yaw
 from vw2_robot.envs.experts.start_states import TASK_GROUPS, go_to_start, scatter_blocks
 from vw2_robot.envs.oracle import TaskOracle
 from vw2_robot.envs.sequences import TASKS, all_initial_states, start_state
@@ -32,7 +32,7 @@ def env():
 
 
 def demonstrate(env, task, seed):
-    """Steps until the oracle is content (0: never), and the actions."""
+    """Steps until the oracle confirms the task (0: never), and the actions."""
     oracle = TaskOracle()
     rng = np.random.default_rng([seed, sorted(SKILLS).index(task)])
     go_to_start(env, task, oracle, rng)
@@ -69,14 +69,14 @@ def test_equal_seeds_give_equal_actions_and_others_do_not(env):
     assert first.shape != other.shape or not np.array_equal(first, other)
 
 
-def test_the_target_never_runs_far_ahead_of_a_blocked_hand(env):
+def test_the_target_never_runs_far_ahead_of_a_blocked_arm(env):
     robot_obs, scene_obs = start_state(all_initial_states()[0])
     env.reset_physics(robot_obs=robot_obs, scene_obs=scene_obs)
     expert = Demonstrator()
     expert.start("open_drawer", env, np.random.default_rng(0))
     env.step_physics(expert.act(env))
-    expert._hand.style = type(expert._hand.style)(speed=1.0, tremor=0.0, detour_m=0.0)
-    expert._motion = expert._hand.go((0.1, -0.1, 0.2))  # into the table top
+    expert._end_effector.style = type(expert._end_effector.style)(speed=1.0, tremor=0.0, detour_m=0.0)
+    expert._motion = expert._end_effector.move_to((0.1, -0.1, 0.2))  # into the table top
     leads = []
     for _ in range(60):
         env.step_physics(expert.act(env))
@@ -86,7 +86,7 @@ def test_the_target_never_runs_far_ahead_of_a_blocked_hand(env):
     assert LEAD_M / 2 < max(leads) < LEAD_M + 0.02
 
 
-def test_a_command_follows_what_a_image_shows_and_not_the_stored_target(env):
+def test_a_command_follows_what_an_image_shows_and_not_the_stored_target(env):
     env.reset_physics()
     world = observe_world(env)
     goal, angles = world.tcp + vector(0.05, -0.03, 0.02), np.array([math.pi, 0.0, world.target_euler[2] + 0.1])
@@ -96,7 +96,7 @@ def test_a_command_follows_what_a_image_shows_and_not_the_stored_target(env):
     )
 
     def command(seen):
-        return Hand(seen, np.random.default_rng(0), style)._toward(goal, angles, 1.0)
+        return EndEffector(seen, np.random.default_rng(0), style)._toward(goal, angles, 1.0)
 
     np.testing.assert_allclose(command(ahead), command(world), atol=1e-9)
     runaway = dataclasses.replace(world, target=world.tcp + vector(LEAD_M, 0.0, 0.0))
@@ -119,7 +119,7 @@ def test_feasibility_follows_doors_and_lights(env):
 
 @pytest.fixture
 def crowded(env):
-    """Red and pink side by side on the table, as a push leaves them; there the hand cannot straddle either."""
+    """Red and pink side by side on the table, as a push leaves them; there the gripper cannot straddle either."""
     state = next(s for s in all_initial_states() if s["red_block"] == s["pink_block"] == "table")
     robot_obs, scene_obs = start_state(state)
     blocks = scene_obs[6:].reshape(3, 6)
@@ -153,11 +153,11 @@ def test_a_block_under_another_is_not_lifted(crowded):
     assert not feasible("lift_red_block_table", stack)
     assert not feasible("rotate_red_block_right", stack)
     held = dataclasses.replace(pink, position=red.position + vector(0.01, 0.0, 0.1), touches=frozenset({("robot", "")}))
-    hand = dataclasses.replace(world, blocks=world.blocks | {"pink": held}, tcp=held.position)
-    assert feasible("stack_block", hand)  # over the block it is to go on
+    in_gripper = dataclasses.replace(world, blocks=world.blocks | {"pink": held}, tcp=held.position)
+    assert feasible("stack_block", in_gripper)  # over the block it is to go on
 
 
-def test_a_block_in_the_hand_cannot_be_pushed_into_the_drawer(env):
+def test_a_held_block_cannot_be_pushed_into_the_drawer(env):
     state = next(s for s in all_initial_states() if TASKS["push_into_drawer"].apply(s) is not None)
     robot_obs, scene_obs = start_state(state)
     env.reset_physics(robot_obs=robot_obs, scene_obs=scene_obs)

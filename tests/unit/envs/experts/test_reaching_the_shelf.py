@@ -1,4 +1,4 @@
-"""Blocks on the shelf, from wherever the task before left the hand: around the door's knob, not through it."""
+"""Blocks on the shelf, from wherever the previous task left the gripper: around the door's knob, not through it."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def benchmark():
 
 
 @pytest.mark.parametrize("before", ["turn_off_lightbulb", "turn_on_led", "push_pink_block_right"])
-def test_a_hand_from_the_right_goes_around_the_knob_to_a_block_on_the_left(benchmark, before):
+def test_a_gripper_from_the_right_goes_around_the_knob_to_a_block_on_the_left(benchmark, before):
     expert, tasks = benchmark.expert(), (before, "lift_red_block_slider")
     benchmark.reset(EvalSequence(0, STATE, tasks))
     for task in tasks:

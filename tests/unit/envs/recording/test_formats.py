@@ -1,4 +1,4 @@
-"""What waits for its container, and what stands beside a recording: damage is told, a kill leaves nothing behind."""
+"""Parts of a container and the file beside a recording: damage is reported, a kill leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ pytest.importorskip("imageio_ffmpeg")
 from vw2_robot.data.calvin_writer import Label
 from vw2_robot.envs.recording.demonstrations import RecordedDemonstration
 from vw2_robot.envs.recording.formats import PartsOutput, parts_output
-from vw2_robot.envs.recording.record import _claim
+from vw2_robot.envs.recording.record import bind_output
 from vw2_robot.errors import InputError
+from vw2_robot.storage.files import write_json
 
 WANTED = {"episodes": 2, "seed": 0, "env": {"scene": "D"}, "perturbations": 0.05}
 
@@ -31,7 +32,7 @@ def recording(number: int) -> RecordedDemonstration:
 
 
 def waiting(out: Path) -> PartsOutput:
-    """Two recordings that wait beside `out`."""
+    """Two recordings that are stored beside `out`."""
     output = parts_output("video", out, world="calvin")
     for number in range(2):
         output.add("training", number, recording(number))
@@ -82,7 +83,7 @@ def test_a_kill_while_packing_or_just_after_leaves_nothing_for_long(tmp_path, pa
     (half / "video_0000000.mp4").write_bytes(b"half")
     shutil.copytree(tmp_path / "videos.parts", tmp_path / "kept")
     output.finish(["training"])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["videos", "kept"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "videos"]
     assert content(out) == packed
     (tmp_path / "kept").rename(tmp_path / "videos.parts")  # killed between the container and the end of the parts
     assert parts_output("video", out, world="calvin").is_complete()
@@ -96,14 +97,14 @@ def test_no_damage_to_the_note_beside_a_recording_is_silent(tmp_path, place, kin
     out.mkdir(exist_ok=True)
     note.unlink(missing_ok=True)
     with pytest.raises(InputError, match="was not begun by vw2-record"):
-        _claim(out, WANTED)
+        bind_output(out, WANTED)
     out.rmdir()
-    _claim(out, WANTED)
+    bind_output(out, WANTED)
     whole = note.read_bytes()
     out.mkdir()
-    _claim(out, WANTED)
+    bind_output(out, WANTED)
     with pytest.raises(InputError, match=r"these keys differ: seed \(0 -> 1\)"):
-        _claim(out, {**WANTED, "seed": 1})
+        bind_output(out, {**WANTED, "seed": 1})
     data = bytearray(whole)
     at = int(place * len(data))
     if kind in ("cut", "zeros"):
@@ -112,8 +113,23 @@ def test_no_damage_to_the_note_beside_a_recording_is_silent(tmp_path, place, kin
         data[at] ^= 1 << kind
     note.write_bytes(data)
     try:
-        _claim(out, WANTED)
+        bind_output(out, WANTED)
     except InputError as error:
         assert "demo" in str(error)  # noqa: PT017 - either outcome is right
     else:
         assert note.read_bytes() == whole
+
+
+def test_a_recording_of_an_earlier_release_is_continued(tmp_path: Path) -> None:
+    folder = "vw2_robot.envs.other_robots.environment"
+    old = {"bumps": 0.0, "mistakes": 0.0, "env": {"_target_": f"{folder}.arms_episodes", "arms": ["iiwa"]}}
+    new = {
+        "perturbations": 0.0,
+        "failed_attempts": 0.0,
+        "env": {"_target_": f"{folder}.solved_episodes", "embodiments": ["iiwa"]},
+    }
+    (tmp_path / "demo").mkdir()
+    write_json(tmp_path / "demo.record.json", old, sealed=True)
+    bind_output(tmp_path / "demo", new)
+    with pytest.raises(InputError, match=r"these keys differ: perturbations \(0.0 -> 0.1\)"):
+        bind_output(tmp_path / "demo", {**new, "perturbations": 0.1})

@@ -32,10 +32,10 @@ def tree(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-class Unfilmed(Recorder):
+class WithoutImages(Recorder):
     """The recorder without images, which are most of its time."""
 
-    def _video(self, env, start, take):
+    def _render(self, env, start, attempt):
         return {}
 
 
@@ -78,7 +78,7 @@ def test_nothing_jumps_between_the_tasks(recorded):
 
 
 def test_every_window_is_confirmed_by_the_oracle_from_end_to_end(env):
-    made = Unfilmed(play=3).record(env, "lift_red_block_table", seed=(5, 0, 0), pool=tuple(SKILLS))
+    made = WithoutImages(play=3).record(env, "lift_red_block_table", seed=(5, 0, 0), pool=tuple(SKILLS))
     oracle, seed = TaskOracle(), (5, 0, 0, len(made.failed))
     go_to_start(env, "lift_red_block_table", oracle, np.random.default_rng(seed))
     infos = []
@@ -92,15 +92,15 @@ def test_every_window_is_confirmed_by_the_oracle_from_end_to_end(env):
 
 
 def test_a_lifted_block_is_put_somewhere_if_the_pool_allows(env):
-    made = Unfilmed(play=2).record(env, "lift_red_block_table", seed=(1,), pool=tuple(SKILLS))
+    made = WithoutImages(play=2).record(env, "lift_red_block_table", seed=(1,), pool=tuple(SKILLS))
     assert made.labels[1].task.startswith(("place", "stack"))
     go_to_start(env, "turn_on_led", TaskOracle(), np.random.default_rng(0))
     assert next_task(env, ("turn_on_led",), ("turn_on_led",), np.random.default_rng(0)) is None
 
 
 def test_windows_are_cut_from_the_front_and_still_confirmed(env):
-    whole = Unfilmed().record(env, "open_drawer", seed=(2,))
-    cut = Unfilmed(max_window=20).record(env, "open_drawer", seed=(2,))
+    whole = WithoutImages().record(env, "open_drawer", seed=(2,))
+    cut = WithoutImages(max_window=20).record(env, "open_drawer", seed=(2,))
     np.testing.assert_array_equal(whole.arrays["commanded_actions"], cut.arrays["commanded_actions"])
     assert len(whole.arrays["actions"]) > 20
     assert (cut.labels[0].start, cut.labels[0].end) == (whole.labels[0].end - 19, whole.labels[0].end)
@@ -130,7 +130,7 @@ def test_videos_of_play_are_its_windows(tmp_path):
     folder = tmp_path / "video" / "training"
     captions = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
     assert [caption["file"] for caption in captions] == ["video_0000000_0.mp4", "video_0000000_1.mp4"]
-    made = Unfilmed(max_steps=100, play=2).record(
+    made = WithoutImages(max_steps=100, play=2).record(
         CalvinEnv(cameras=()), "open_drawer", seed=(0, 0, 0), pool=TASK_GROUPS["furniture"]
     )
     found = [(caption["task"], caption["instruction"], caption["frames"]) for caption in captions]

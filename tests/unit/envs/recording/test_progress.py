@@ -21,8 +21,8 @@ def clock(monkeypatch):
     return clock
 
 
-def work(clock, pieces, *, seconds):
-    for _ in range(pieces):
+def work(clock, items, *, seconds):
+    for _ in range(items):
         clock.now += seconds
         yield
 

@@ -1,4 +1,4 @@
-"""vw2-record: what it leaves behind is readable, true to the simulator, and the same however it was interrupted."""
+"""vw2-record: its output is readable, agrees with the simulator, and is the same after any interruption."""
 
 import itertools
 import json
@@ -14,12 +14,12 @@ from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.data.sources.calvin import CalvinDataset
 from vw2_robot.envs.calvin import CalvinEnv
 from vw2_robot.envs.experts.demonstrator import observe_world
-from vw2_robot.envs.experts.motion import BUMP_SIZE, BUMP_STEPS, BUMP_TWIST, Perturbations
+from vw2_robot.envs.experts.motion import PERTURBATION_ROTATION, PERTURBATION_SIZE, PERTURBATION_STEPS, Perturbations
 from vw2_robot.envs.experts.start_states import PAUSE_STEPS
 from vw2_robot.envs.instructions import load_instructions
 from vw2_robot.envs.oracle import TaskOracle
 from vw2_robot.envs.recording import record as program
-from vw2_robot.envs.recording.config import ARMS_TARGET, CALVIN_TARGET, RecordConfig
+from vw2_robot.envs.recording.config import CALVIN_TARGET, OTHER_ROBOTS_TARGET, RecordConfig
 from vw2_robot.envs.recording.demonstrations import Recorder, expand_tasks
 from vw2_robot.envs.recording.record import record
 from vw2_robot.errors import InputError
@@ -45,7 +45,7 @@ def recorded(tmp_path_factory):
     return out
 
 
-def test_recordings_are_balanced_and_speak_training_sentences(recorded):
+def test_recordings_are_balanced_and_have_training_instructions(recorded):
     dataset = CalvinDataset(recorded)
     assert Counter(t.task for t in dataset.trajectories) == Counter(TASKS)
     for trajectory in dataset.trajectories:
@@ -100,7 +100,7 @@ def test_replayed_actions_reproduce_the_recording_bit_for_bit_and_satisfy_the_or
     assert replayed >= 1
 
 
-def test_a_bump_is_a_short_push_in_any_direction_and_leaves_the_gripper_alone():
+def test_a_perturbation_is_a_short_push_in_any_direction_and_leaves_the_gripper_alone():
     action = np.array([0.1, 0.2, 0.3, 0.0, 0.0, 0.4, -1.0])
     perturbations = Perturbations(0.1, np.random.default_rng(0))
     pushed, lengths, directions = 0, [], []
@@ -113,16 +113,16 @@ def test_a_bump_is_a_short_push_in_any_direction_and_leaves_the_gripper_alone():
             directions.append(done[:3])
         pushed += 1
         assert done[6] == action[6]
-        assert abs(done[5]) <= BUMP_TWIST
-        assert BUMP_SIZE[0] <= np.linalg.norm(done[:3]) <= BUMP_SIZE[1]
-    assert set(range(*BUMP_STEPS)) <= set(lengths)  # a push may follow on another
+        assert abs(done[5]) <= PERTURBATION_ROTATION
+        assert PERTURBATION_SIZE[0] <= np.linalg.norm(done[:3]) <= PERTURBATION_SIZE[1]
+    assert set(range(*PERTURBATION_STEPS)) <= set(lengths)  # a push may follow on another
     assert np.abs(np.mean(directions, axis=0)).max() < 0.05
     never = Perturbations(0.0, rng := np.random.default_rng(3))
     assert never.onto(action) is action
     assert rng.random() == np.random.default_rng(3).random()
 
 
-def test_a_recording_with_bumps_shows_pushes_and_keeps_what_the_expert_wanted():
+def test_a_recording_with_perturbations_shows_pushes_and_keeps_the_commanded_actions():
     env = CalvinEnv(cameras=(), reset_mode="exact")
     recorder = Recorder(perturbations=0.05)
     made, again = (recorder.record(env, "open_drawer", seed=(0, 0, 7)) for _ in range(2))
@@ -142,21 +142,21 @@ def test_a_recording_with_bumps_shows_pushes_and_keeps_what_the_expert_wanted():
     assert astray(made) > 2 * astray(plain)
 
 
-def test_a_mistake_comes_before_the_window_and_leads_to_another_start():
+def test_a_failed_attempt_comes_before_the_window_and_leads_to_another_start():
     env = CalvinEnv(cameras=(), reset_mode="exact")
-    hands = {}
+    distances = {}
     for failed_attempts in (0.0, 0.999):
         recorder = Recorder(failed_attempts=failed_attempts)
         made = [recorder.record(env, "lift_red_block_table", seed=(0, 0, k)) for k in range(4)]
         assert all(one.labels[0].task == "lift_red_block_table" and one.labels[0].start == 0 for one in made)
         first = [one.arrays[name][0] for one in made for name in ("robot_obs", "scene_obs")]
-        hands[failed_attempts] = [float(np.linalg.norm(first[i][:3] - first[i + 1][6:9])) for i in range(0, 8, 2)]
+        distances[failed_attempts] = [float(np.linalg.norm(first[i][:3] - first[i + 1][6:9])) for i in range(0, 8, 2)]
     env.close()
-    assert np.median(hands[0.999]) < 0.12 < np.median(hands[0.0])  # the hand stands beside the block that it missed
+    assert np.median(distances[0.999]) < 0.12 < np.median(distances[0.0])  # beside the missed block
 
 
 @pytest.mark.slow
-def test_mistakes_in_play_lie_between_the_windows():
+def test_failed_attempts_in_play_lie_between_the_windows():
     env = CalvinEnv(cameras=(), reset_mode="exact")
     pool = ("turn_on_led", "turn_off_led", "turn_on_lightbulb", "turn_off_lightbulb")
     gaps = {}
@@ -178,7 +178,7 @@ def test_a_misjudged_world_is_shifted_and_nothing_else():
     world = observe_world(env)
     env.close()
     error = np.array([0.03, -0.02, 0.01])
-    wrong = world.misjudged(error)
+    wrong = world.with_position_error(error)
     for color, block in world.blocks.items():
         np.testing.assert_allclose(wrong.blocks[color].position, block.position + error)
     assert wrong.fixtures.drawer_x == pytest.approx(world.fixtures.drawer_x + 0.03)
@@ -199,14 +199,14 @@ def _start(scene_obs):
 
 def test_interrupted_and_resumed_recording_gives_the_same_bytes(recorded, tmp_path, monkeypatch):
     out = tmp_path / "calvin"
-    kept = program.Station.record
+    kept = program.RecordingWorker.record
 
     def stop_after_two(self, split, number):
         if number == 2:
             raise KeyboardInterrupt
         kept(self, split, number)
 
-    monkeypatch.setattr(program.Station, "record", stop_after_two)
+    monkeypatch.setattr(program.RecordingWorker, "record", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
         record(config(out, validation_episodes=1))
     (out / "training" / "episode_0000512.npz").write_bytes(b"half")  # what a kill in the middle may leave
@@ -257,9 +257,9 @@ def test_rlds_and_video_hold_what_calvin_holds(tmp_path):
 
 def test_the_other_world_is_recorded_as_rlds_and_resumes(tmp_path, monkeypatch):
     tfds = pytest.importorskip("tensorflow_datasets")
-    arms = {"_target_": ARMS_TARGET, "hz": 5.0, "image_size": 32, "arms": ["iiwa", "gen3"]}
-    wanted = config(tmp_path / "arms", env=arms, format="rlds", episodes=3, validation_episodes=1)
-    kept = program.Station.record
+    other_robots = {"_target_": OTHER_ROBOTS_TARGET, "hz": 5.0, "image_size": 32, "embodiments": ["iiwa", "gen3"]}
+    wanted = config(tmp_path / "other_robots", env=other_robots, format="rlds", episodes=3, validation_episodes=1)
+    kept = program.RecordingWorker.record
     made = []
 
     def stop_at_third(self, split, number):
@@ -268,21 +268,21 @@ def test_the_other_world_is_recorded_as_rlds_and_resumes(tmp_path, monkeypatch):
         made.append(number)
         kept(self, split, number)
 
-    monkeypatch.setattr(program.Station, "record", stop_at_third)
+    monkeypatch.setattr(program.RecordingWorker, "record", stop_at_third)
     with pytest.raises(KeyboardInterrupt):
         record(wanted)
-    assert not (tmp_path / "arms").exists()
+    assert not (tmp_path / "other_robots").exists()
     made.clear()
     record(wanted)
     assert len(made) == 2
-    builder = tfds.builder_from_directory(str(tmp_path / "arms"))
-    assert builder.info.name == "vw2_arms"
+    builder = tfds.builder_from_directory(str(tmp_path / "other_robots"))
+    assert builder.info.name == "vw2_other_robots"
     assert {split: builder.info.splits[split].num_examples for split in builder.info.splits} == {
         "train": 3,
         "validation": 1,
     }
     with pytest.raises(InputError, match="format=rlds"):
-        config_from(RecordConfig, {"out": "x", "env": arms, "format": "calvin"})
+        config_from(RecordConfig, {"out": "x", "env": other_robots, "format": "calvin"})
 
 
 def test_several_scenes_share_a_split(tmp_path):
@@ -311,13 +311,13 @@ def test_scenes_that_get_no_recording_are_named(tmp_path, capsys):
 
 
 def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path):
-    for wrong, words in (
+    for wrong, message in (
         ({"env": {**ENV, "assets": str(tmp_path / "nowhere")}}, "nowhere is no directory"),
         ({"env": {**ENV, "scene": "E"}}, "unknown scene 'E'"),
         ({"env": {**ENV, "scene": "ABA"}}, "unknown scene 'ABA'; choose one of A, B, C, D, or several, as ABC"),
         ({"tasks": "opn_drawer"}, "unknown task 'opn_drawer'"),
     ):
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=message):
             record(config(tmp_path / "out", workers=2, **wrong))
     assert list(tmp_path.iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""A recorded CALVIN data set against the published form, with a reader of its own that knows nothing but that form."""
+"""A recorded CALVIN data set against the published form, with an independent reader of that form."""
 
 import numpy as np
 import pytest
@@ -50,11 +50,11 @@ def read_split(folder):
     return recordings, labels
 
 
-def by_hand(absolute, measured):
+def expected_motion(absolute, measured):
     """Section "to_relative_action" of the format, written down again."""
     position = np.clip(absolute[:, :3] - measured[:, :3], -0.02, 0.02) / 0.02
-    turn = (absolute[:, 3:6] - measured[:, 3:6] + np.pi) % (2 * np.pi) - np.pi
-    return np.hstack([position, np.clip(turn, -0.05, 0.05) / 0.05, absolute[:, 6:]])
+    rotation = (absolute[:, 3:6] - measured[:, 3:6] + np.pi) % (2 * np.pi) - np.pi
+    return np.hstack([position, np.clip(rotation, -0.05, 0.05) / 0.05, absolute[:, 6:]])
 
 
 def test_every_frame_has_the_published_arrays(root):
@@ -75,7 +75,7 @@ def test_actions_are_the_next_pose_and_relative_actions_the_way_there(root):
         np.testing.assert_array_equal(absolute[:-1, :6], measured[1:, :6])
         np.testing.assert_array_equal(absolute[:-1, 6], measured[1:, 14])
         assert set(absolute[:, 6]) <= {-1.0, 1.0}
-        np.testing.assert_array_equal(arrays["rel_actions"], by_hand(absolute, measured))
+        np.testing.assert_array_equal(arrays["rel_actions"], expected_motion(absolute, measured))
         assert np.abs(arrays["rel_actions"]).max() <= 1
         # and back, wherever nothing was clipped
         unclipped = np.abs(arrays["rel_actions"][:, :6]).max(axis=1) < 1
@@ -84,7 +84,7 @@ def test_actions_are_the_next_pose_and_relative_actions_the_way_there(root):
         np.testing.assert_allclose(back[unclipped], absolute[unclipped, :3], atol=1e-12)
 
 
-def test_labels_are_windows_of_recordings_with_sentences_and_vectors(root):
+def test_labels_are_windows_of_recordings_with_instructions_and_vectors(root):
     recordings, labels = read_split(root / "training")
     assert sorted(labels) == ["info", "language"]
     assert labels["info"]["episodes"] == []
@@ -92,10 +92,10 @@ def test_labels_are_windows_of_recordings_with_sentences_and_vectors(root):
     vectors = labels["language"]["emb"]
     assert (vectors.dtype, vectors.shape) == (np.float32, (2, 1, 384))
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=2), 1, atol=1e-6)
-    for task, sentence, (start, end) in zip(
+    for task, instruction, (start, end) in zip(
         labels["language"]["task"], labels["language"]["ann"], labels["info"]["indx"], strict=True
     ):
-        assert sentence in load_instructions("train")[task]
+        assert instruction in load_instructions("train")[task]
         first = max(frame for frame in recordings if frame <= start)
         assert first <= start < end < first + len(recordings[first]["actions"])
 
@@ -116,7 +116,7 @@ def test_tables_of_a_split_agree(root):
     assert [len(statistics[key]) for key in ("act_min_bound", "act_max_bound")] == [7, 7]
 
 
-def test_validation_carries_the_vectors_of_the_evaluation_sentences(root):
+def test_validation_carries_the_vectors_of_the_evaluation_instructions(root):
     table = np.load(root / "validation" / "lang_annotations" / "embeddings.npy", allow_pickle=True).item()
     assert {task: entry["ann"] for task, entry in table.items()} == load_instructions("validation")
     assert len({entry["emb"].tobytes() for entry in table.values()}) == 34
@@ -128,7 +128,7 @@ def test_the_environment_is_described_as_the_reference_asks_for_it(root):
     for split in ("training", "validation"):
         tree = OmegaConf.load(root / split / ".hydra" / "merged_config.yaml")
         assert list(tree.cameras) == ["static", "gripper"]
-        del tree.cameras["gripper"]  # what the reference does with a camera that nobody asked for
+        del tree.cameras["gripper"]  # what the reference does with a camera that is not configured
         env = OmegaConf.to_container(tree.env, resolve=True)
         assert env["_target_"] == "calvin_env.envs.play_table_env.PlayTableSimEnv"
         assert env["_recursive_"] is False  # the sections are made by the environment itself

@@ -28,7 +28,7 @@ def write_evaluation(folder, *, seed, videos):
                 "initial_state": dict(chain.initial_state),
                 "subtasks": list(chain.subtasks),
                 "solved": solved,
-                "steps": steps,
+                "env_steps": steps,
                 "seed": seed,
                 "instructions": [task.replace("_", " ") for task in chain.subtasks],
             }
@@ -39,10 +39,10 @@ def write_evaluation(folder, *, seed, videos):
         path = folder / "videos" / f"chain_{line['sequence']:04d}"
         path.with_suffix(".mp4").write_bytes(rng.bytes(VIDEO_BYTES))
         path.with_suffix(".jpg").write_bytes(rng.bytes(20_000))
-        looks = np.concatenate([np.full(-(-n // 4), i) for i, n in enumerate(line["steps"])])
-        actions = rng.uniform(-1, 1, size=(len(looks), 8, 7)).astype(np.float32)
-        tokens = rng.integers(0, 1000, size=(len(looks), 2, 4))
-        np.savez(path.with_suffix(".npz"), actions=actions, subtask=looks, tokens=tokens)
+        subtask = np.concatenate([np.full(-(-n // 4), i) for i, n in enumerate(line["env_steps"])])
+        actions = rng.uniform(-1, 1, size=(len(subtask), 8, 7)).astype(np.float32)
+        tokens = rng.integers(0, 1000, size=(len(subtask), 2, 4))
+        np.savez(path.with_suffix(".npz"), actions=actions, subtask=subtask, tokens=tokens)
     return folder
 
 
@@ -65,10 +65,10 @@ def test_the_page_of_a_thousand_chains_stays_below_twenty_megabytes(page):
 
 def test_both_runs_have_videos_of_success_and_failure(page):
     cards = re.findall(r"<article.*?</article>", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    told = {
+    shown = {
         (re.search(r"</i>(one|two)<", card)[1], re.search(r"(success|partial|failure) · ", card)[1]) for card in cards
     }
-    assert {("one", "success"), ("one", "failure"), ("two", "success"), ("two", "failure")} <= told
+    assert {("one", "success"), ("one", "failure"), ("two", "success"), ("two", "failure")} <= shown
 
 
 def test_all_chains_are_counted_and_the_covered_ones_flagged(page):

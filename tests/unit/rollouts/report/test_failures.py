@@ -8,7 +8,7 @@ from vw2_robot.rollouts.report.failures import (
     covered_chains,
     covered_request,
     endings,
-    places,
+    positions,
     step_histogram,
 )
 
@@ -19,7 +19,7 @@ def row(number, subtasks, steps, *, solved):
         "initial_state": {},
         "subtasks": subtasks,
         "solved": solved,
-        "steps": steps,
+        "env_steps": steps,
         "seed": 0,
         "instructions": [],
     }
@@ -33,12 +33,12 @@ ROWS = [
 ]
 
 
-def test_each_place_counts_the_chains_that_got_there():
-    assert [tuple(place) for place in places(ROWS)] == [(1, 4, 3), (2, 3, 1), (3, 1, 1)]
-    assert places([]) == []
+def test_each_position_counts_the_chains_that_got_there():
+    assert [tuple(position) for position in positions(ROWS)] == [(1, 4, 3), (2, 3, 1), (3, 1, 1)]
+    assert positions([]) == []
 
 
-def test_tasks_that_ended_chains_come_with_place_and_denominator():
+def test_tasks_that_ended_chains_come_with_position_and_denominator():
     assert [tuple(one) for one in endings(ROWS)] == [("lift", 3, 2, [1, 1, 0], 30.0), ("close", 2, 1, [0, 1, 0], 20.0)]
 
 
@@ -56,7 +56,7 @@ def test_the_limit_may_be_unknown():
 
 def test_five_of_calvins_chains_ask_for_a_covered_block_each_at_its_end():
     asking = {chain.number: covered_request(chain.subtasks) for chain in make_sequences()}
-    assert {number: place for number, place in asking.items() if place is not None} == dict.fromkeys(
+    assert {number: position for number, position in asking.items() if position is not None} == dict.fromkeys(
         (704, 771, 907, 954, 977), 4
     )
 
@@ -71,7 +71,7 @@ def test_a_door_moved_back_and_a_block_taken_out_uncover():
 
 @pytest.mark.parametrize(
     ("solved", "outcome"),
-    [(5, "solved all the same"), (4, "ended at that request"), (2, "ended at subtask 3, before it mattered")],
+    [(5, "request solved"), (4, "ended at the request"), (2, "ended at subtask 3, before the request")],
 )
 def test_what_became_of_a_chain_that_asks_for_a_covered_block(solved, outcome):
     subtasks = ["lift_red_block_table", "place_in_slider", "turn_on_led", "move_slider_left", "lift_red_block_slider"]

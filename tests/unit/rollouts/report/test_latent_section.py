@@ -84,15 +84,23 @@ def test_a_latent_report_alone_is_a_page(tmp_path):
     page = write_report([tmp_path / "run"], tmp_path / "page").read_text()
     assert 'href="#latents"' in page
     section = page[page.index('<section id="latents">') :]
-    words = " ".join(re.sub(r"<[^>]+>", " ", section).split())
-    for said in ("run/latent_report", "0.81 [0.71, 0.91]", "0.72 [0.62, 0.82]", "−0.03", "77 pairs", "0.66", "1,234"):
-        assert said in words, said
+    text = " ".join(re.sub(r"<[^>]+>", " ", section).split())
+    for expected in (
+        "run/latent_report",
+        "0.81 [0.71, 0.91]",
+        "0.72 [0.62, 0.82]",
+        "−0.03",
+        "77 pairs",
+        "0.66",
+        "1,234",
+    ):
+        assert expected in text, expected
     assert "A &lt;1&gt;" in section
     assert "A <1>" not in section
     assert section.count("data:image/png;base64,") == 1
     assert section.count("<svg") == 3  # two maps and the use of the codes
-    assert "None" not in words
-    assert "by source" not in words
+    assert "None" not in text
+    assert "by source" not in text
 
 
 def test_a_page_without_latent_reports_has_no_such_section(tmp_path):
@@ -119,9 +127,9 @@ def test_another_version_and_damage_are_refused(tmp_path):
         read_latent_reports([tmp_path / "new"])
 
 
-def test_bars_stay_within_the_track_and_say_the_true_number():
-    drawn = bar("x", {"r2": -0.4, "ci95": [-0.9, 1.7]}, "r2", 1)
-    assert (drawn["share"], drawn["low"], drawn["high"]) == (0.0, 0.0, 1.0)
-    assert drawn["text"] == "−0.40 [−0.90, 1.70]"
+def test_bars_stay_within_the_track_and_have_the_true_number():
+    one = bar("x", {"r2": -0.4, "ci95": [-0.9, 1.7]}, "r2", 1)
+    assert (one["share"], one["low"], one["high"]) == (0.0, 0.0, 1.0)
+    assert one["text"] == "−0.40 [−0.90, 1.70]"
     nothing = {"r2": None, "ci95": [None, None]}
     assert cell(nothing, "r2") == bar("x", nothing, "r2", 1)["text"] == "–"

@@ -97,8 +97,8 @@ def everything(runs):
 
 def test_a_full_report_has_every_section(everything):
     page = Page(everything)
-    sections = ["summary", "success", "comparison", "paper", "tasks", "failures", "videos"]
-    sections += ["training", "codes", "images", "provenance"]
+    sections = ["summary", "success", "comparison", "published", "tasks", "failures", "videos"]
+    sections += ["training", "codes", "reconstructions", "provenance"]
     assert [name for name in page.ids if name in sections] == sections
     assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
 
@@ -127,14 +127,14 @@ def test_videos_are_inside_and_are_the_files_on_disk(everything, runs):
     assert len(videos) == sum(link.startswith("data:image/jpeg") for link in page.links) == 4
 
 
-def test_a_video_card_tells_instruction_task_and_outcome(everything):
+def test_a_video_card_has_instruction_task_and_outcome(everything):
     text = Page(everything).text
     assert "partial · 4/5" in text
     assert "failure · 0/5" in text
     assert "please push" in text
 
 
-def test_numbers_stand_with_intervals_and_denominators(everything):
+def test_numbers_have_intervals_and_denominators(everything):
     text = " ".join(Page(everything).text.split())
     assert re.search(r"2\.00 \[0\.\d\d, [34]\.\d\d\] average length of 5", text)
     assert "83.3 [43.6, 97.0] 5/6" in text
@@ -159,8 +159,8 @@ def test_a_training_run_alone_makes_a_report(tmp_path):
     write_training(tmp_path / "first")
     path = write_report([tmp_path / "first"], tmp_path / "out")
     ids = Page(path.read_text(encoding="utf-8")).ids
-    assert {"summary", "training", "codes", "images", "provenance"} <= set(ids)
-    assert not {"success", "tasks", "videos", "paper"} & set(ids)
+    assert {"summary", "training", "codes", "reconstructions", "provenance"} <= set(ids)
+    assert not {"success", "tasks", "videos", "published"} & set(ids)
     assert "`vdm/denoising_loss`" in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
 
 
@@ -190,7 +190,7 @@ def test_special_characters_reach_no_markup(counting_world, tmp_path, monkeypatc
 HOSTILE = "<script>alert(1)</script>|\u2028[x](javascript:1) `$ \\input{/etc/passwd}"
 
 
-def test_a_strangers_folder_puts_neither_markup_nor_files_of_the_reader_into_a_page(counting_world, tmp_path, caplog):
+def test_a_foreign_folder_puts_neither_markup_nor_files_of_the_reader_into_a_page(counting_world, tmp_path, caplog):
     write_training(tmp_path / "run/first")
     write_rollout(tmp_path / "run/second")
     secret = tmp_path / "secret"
@@ -225,12 +225,12 @@ def test_a_strangers_folder_puts_neither_markup_nor_files_of_the_reader_into_a_p
         ("provenance.json", {"instructions": {"open": 3}}),
         ("provenance.json", {"max_steps": "many"}),
         ("provenance.json", {"note": [[[[[[[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]]]]]]}),
-        ("results.jsonl", {"steps": [0.5]}),
+        ("results.jsonl", {"env_steps": [0.5]}),
         ("results.jsonl", {"subtasks": []}),
     ],
 )
 def test_values_that_cannot_be_are_named_with_their_file(counting_world, tmp_path, name, changes):
-    """Without a checksum, as in folders of older releases and of strangers."""
+    """Without a checksum, as in folders of older releases and of other people."""
     run = tmp_path / "run"
     write_rollout(run, videos=0, num_sequences=1)
     content = json.loads((run / name).read_text().splitlines()[0] if "jsonl" in name else (run / name).read_text())
@@ -247,7 +247,7 @@ def test_an_unfinished_rollout_is_reported_as_such(counting_world, tmp_path):
     (tmp_path / "run" / "results.jsonl").write_text("".join(lines[:4]) + lines[4][:10])
     (tmp_path / "run" / "summary.json").unlink()
     text = write_report([tmp_path / "run"], tmp_path / "out").read_text(encoding="utf-8")
-    assert "2 chains are missing, the numbers are about 4" in text
+    assert "2 chains are missing, the numbers are over 4" in text
 
 
 def test_videos_beyond_the_budget_are_named_and_both_kinds_stay(counting_world, tmp_path):
@@ -264,14 +264,14 @@ def test_videos_beyond_the_budget_are_named_and_both_kinds_stay(counting_world, 
     assert all(re.fullmatch(r"run/videos/chain_000\d\.mp4", name) for name in left_out)
 
 
-def test_runs_are_found_below_and_in_the_order_of_the_flow(tmp_path):
+def test_runs_are_found_below_and_in_the_order_of_training(tmp_path):
     write_training(tmp_path / "deep" / "first")
     stages, rollouts = discover([tmp_path / "deep", tmp_path / "deep" / "first"])
     assert [stage.name for stage in stages] == [f"deep/first/{name}" for name in STAGES]
     assert rollouts == []
 
 
-def test_folders_without_a_run_are_errors_that_say_what_was_sought(tmp_path):
+def test_folders_without_a_run_are_errors_that_name_what_was_expected(tmp_path):
     with pytest.raises(InputError, match=r"metrics\.jsonl"):
         discover([tmp_path])
     with pytest.raises(InputError, match="is no folder"):
@@ -281,7 +281,7 @@ def test_folders_without_a_run_are_errors_that_say_what_was_sought(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("name", "content", "message"),
     [
         ("metrics.jsonl", '{"step": 1, "a/b": 2}\nnonsense\n', "line 2"),
         ("metrics.jsonl", '{"a/b": 2}\n', "line 1"),
@@ -293,10 +293,10 @@ def test_folders_without_a_run_are_errors_that_say_what_was_sought(tmp_path):
         ("results.jsonl", "", "no finished chain"),
     ],
 )
-def test_broken_files_are_named(tmp_path, name, content, words):
+def test_broken_files_are_named(tmp_path, name, content, message):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "a/b": 2}\n')
     (tmp_path / name).write_text(content)
-    with pytest.raises(InputError, match=words) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         discover([tmp_path])
     assert str(tmp_path) in str(caught.value)
 
@@ -316,7 +316,7 @@ def test_held_out_curves_join_the_panel_they_belong_to():
     assert panels[0].legend[1] == (2, "validation loss 1")
 
 
-def test_a_validation_curve_without_partner_has_its_own_panel():
+def test_a_validation_curve_without_partner_has_a_separate_panel():
     panels = training_panels({"a/validation_ratio": ([1], [0.5])}, ids="f")
     assert [panel.title for panel in panels] == ["validation ratio"]
 
@@ -340,7 +340,7 @@ def test_long_logs_are_thinned_by_means_that_keep_the_total():
     assert x[0] == 4.0
 
 
-def test_code_usage_tells_used_codes_of_all():
+def test_code_usage_names_used_codes_of_all():
     panel = code_usage_panel({"histogram": [5, 0, 3, 8], "used": 3, "perplexity": 2.7}, ids="f")
     assert "3 of 4 codes used, perplexity 2.7" in panel.caption
     assert len(panel.legend) == 1

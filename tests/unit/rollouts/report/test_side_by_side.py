@@ -5,9 +5,9 @@ import hashlib
 import pytest
 
 from vw2_robot.rollouts.__main__ import rollout
-from vw2_robot.rollouts.report.bars import place_groups
+from vw2_robot.rollouts.report.bars import position_groups
 from vw2_robot.rollouts.report.run_folders import discover
-from vw2_robot.rollouts.report.side_by_side import comparisons, provenance_table, words
+from vw2_robot.rollouts.report.side_by_side import comparisons, provenance_table, value_text
 from vw2_robot.rollouts.report.tables import number, signed
 
 
@@ -34,7 +34,7 @@ def test_one_rollout_has_nothing_beside_it(two):
     assert comparisons(two[:1]) is None
 
 
-def test_rollouts_without_a_common_chain_say_so(config, tmp_path):
+def test_rollouts_without_a_common_chain_have_no_difference(config, tmp_path):
     rollout(config("low", sequences="0:3"))
     rollout(config("high", sequences="3:6"))
     (entry,) = comparisons(discover([tmp_path / "low", tmp_path / "high"])[1])["entries"]
@@ -45,13 +45,13 @@ def test_provenance_marks_the_lines_in_which_rollouts_differ(two):
     table = {name: (values, differ) for name, values, differ in provenance_table(two)}
     assert table["world: reset mode"] == (["exact", "legacy"], True)
     assert table["world: scene"] == (["count", "count"], False)
-    assert table["chains"] == (["6 of 6 asked for", "4 of 4 asked for"], True)
+    assert table["chains"] == (["6 of 6 requested", "4 of 4 requested"], True)
     sums = [hashlib.sha256((one.path / "results.jsonl").read_bytes()).hexdigest() for one in two]
     assert table["results.jsonl, SHA-256"] == (sums, True)
     assert "shard" not in table  # nobody has one
 
 
-def test_folders_of_equal_name_are_told_apart(config, tmp_path):
+def test_folders_of_equal_name_get_different_names(config, tmp_path):
     for name in ("a/rollout", "b/rollout", "c"):
         rollout(config(name, num_sequences=1))
     found = discover([tmp_path / "a/rollout", tmp_path / "b/rollout", tmp_path / "c", tmp_path / "a"])[1]
@@ -60,14 +60,14 @@ def test_folders_of_equal_name_are_told_apart(config, tmp_path):
     assert len(names) == len(set(names)) == 3
 
 
-def test_places_that_no_chain_reached_share_a_line(config, tmp_path):
+def test_positions_that_no_chain_reached_share_a_line(config, tmp_path):
     rollout(config("weak", env={"knows": ["open"]}))
-    groups = place_groups(discover([tmp_path / "weak"])[1])
+    groups = position_groups(discover([tmp_path / "weak"])[1])
     assert [group["name"] for group in groups] == ["subtask 1", "subtask 2", "subtasks 3 to 5"]
     assert [(bar["count"], bar["total"]) for group in groups for bar in group["bars"]] == [(2, 6), (0, 2)]
 
 
 def test_values_and_numbers_are_written_for_people():
-    assert words({"a": [1, None], "b": "x", "c": [], "d": 0.0}) == "a 1, –, b x, c –, d 0.0"
+    assert value_text({"a": [1, None], "b": "x", "c": [], "d": 0.0}) == "a 1, –, b x, c –, d 0.0"
     assert [number(value) for value in (-0.004, -0.5, 1.0)] == ["0.00", "−0.50", "1.00"]
     assert [signed(value) for value in (-0.004, 0.004, 0.5, -0.5)] == ["0.00", "0.00", "+0.50", "−0.50"]
