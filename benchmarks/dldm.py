@@ -35,7 +35,7 @@ from vw2_robot.models.dldm.qformer import QFormer
 from vw2_robot.models.video.vdm import VDM, Geometry, VDMConfig
 from vw2_robot.models.video.video_codec import CodecConfig, VideoCodec, build_codec
 from vw2_robot.optim import build_optimizer, optimizer_step
-from vw2_robot.pretrain.config import PhasesConfig
+from vw2_robot.pretrain.config import TrainDLDMConfig
 from vw2_robot.pretrain.dldm_losses import phase_one_loss, phase_two_loss
 
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bfloat16, vendor's tables
@@ -65,7 +65,7 @@ class Parts:
     dldm: DLDM
     vdm: VDM
     codec: VideoCodec
-    phases: PhasesConfig
+    phases: TrainDLDMConfig
 
 
 def preset_tree(name: str) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def build_parts(preset: str, device: torch.device, *, layers: int | None = None,
     config = replace(config, layers=layers or config.layers)
     height, width = dldm.height // codec.block, dldm.width // codec.block
     geometry = Geometry(codec.channels, dldm.latent_steps, height, width, dldm.queries, len(dldm.fsq_levels))
-    phases = config_from(PhasesConfig, tree["train_dldm"])
+    phases = config_from(TrainDLDMConfig, tree["train_dldm"])
     with torch.device(device):
         return Parts(DLDM(dldm), VDM(config, geometry), build_codec(codec), phases)
 

@@ -35,7 +35,7 @@ TABLES = {
         "3a_baseline": "reconstruction alone, as in 3a",
         "ours_correlated": "no decorrelation of the FSQ dimensions",
         "ours_change": "the decoder predicts the change, no flow",
-        "ours_disturbed": "encoder augmentation: drifting view and light",
+        "ours_augmented": "encoder augmentation: drifting view and light",
     },
 }
 
@@ -222,7 +222,7 @@ def main() -> None:
         default = reports["3a_control"]
         print(baselines(default), by_target(default), sep="\n\n")
         if "ours" in args.tables:
-            print("", camera_cut({"default": default, "encoder augmentation": reports["ours_disturbed"]}), sep="\n")
+            print("", camera_cut({"default": default, "encoder augmentation": reports["ours_augmented"]}), sep="\n")
 
 
 if __name__ == "__main__":

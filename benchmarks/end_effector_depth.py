@@ -29,7 +29,7 @@ from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.data.images import resize_frame
 from vw2_robot.data.sources.calvin import CalvinDataset
 from vw2_robot.envs.cameras import STATIC_CAMERA_POSITION, STATIC_CAMERA_TARGET
-from vw2_robot.finetune.labeled_windows import hand_poses
+from vw2_robot.finetune.labeled_windows import end_effector_poses
 from vw2_robot.models.policy.acting import null_codes
 from vw2_robot.models.policy.action_head import ActionHead, ActionHeadConfig
 from vw2_robot.models.policy.ar_policy import LatentPolicy
@@ -135,7 +135,7 @@ def errors_of_policy(run: str, test: Observations) -> Tensor:
 def position_of(pose: Tensor) -> Tensor:
     """Return the position of normalized poses, [n, 3] in meters."""
     # Poses are scaled linearly, so two points give the inverse.
-    zero, one = (torch.from_numpy(hand_poses(np.full((1, 15), value)))[0, :3] for value in (0.0, 1.0))
+    zero, one = (torch.from_numpy(end_effector_poses(np.full((1, 15), value)))[0, :3] for value in (0.0, 1.0))
     return (pose[:, :3] - zero) / (one - zero)
 
 

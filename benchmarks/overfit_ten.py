@@ -40,7 +40,7 @@ from vw2_robot.envs.oracle import TaskOracle
 from vw2_robot.envs.recording.config import RecordConfig
 from vw2_robot.envs.recording.demonstrations import MAX_ATTEMPTS
 from vw2_robot.envs.recording.record import record
-from vw2_robot.finetune.config import Finetune
+from vw2_robot.finetune.config import FinetuneConfig
 from vw2_robot.finetune.train_head import finetune
 
 MAX_STEPS = 360
@@ -134,7 +134,7 @@ def main() -> None:
     recorded = time.process_time()
     more = [item for item in sys.argv[1:] if not item.startswith("out=")]
     places = [f"data.path={out}/demonstrations", f"run_dir={out}/policy"]
-    finetune(configured(Finetune, "finetune", [*TRAINING, *places, *more]))
+    finetune(configured(FinetuneConfig, "finetune", [*TRAINING, *places, *more]))
     trained = time.process_time()
     dataset = CalvinDataset(out / "demonstrations")
     agent = VW2Agent.from_pretrained(out / "policy")

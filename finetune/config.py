@@ -1,4 +1,4 @@
-"""Everything `vw2-finetune` can be told, and what is refused before any work."""
+"""The configuration of `vw2-finetune`, and the checks that need no file."""
 
 from __future__ import annotations
 
@@ -17,49 +17,49 @@ SCRATCH = "scratch"
 
 
 @dataclass(frozen=True)
-class CalvinData:
-    """The labeled data set."""
+class CalvinDataConfig:
+    """The labeled data set, and what of it is held out."""
 
     path: str
     """a CALVIN data set folder, published or written by vw2-record"""
     split: Literal["training", "validation"] = "training"
-    """of the CALVIN data set"""
+    """the split of the data set that is trained on"""
     validation_fraction: float = 0.1
-    """share of whole trajectories that never train"""
+    """share of the trajectories, whole ones, that never train"""
     validation_split: Literal["training", "validation"] | None = None
     """hold out this split of the data set instead of a share of `split`"""
     frame_cache: str | None = None
-    """folder where the decoded images are kept, for all runs that are given it; null: the run's own"""
+    """folder of the decoded images, which runs may share; null: in the run folder"""
 
     def __post_init__(self) -> None:
         if self.validation_split is None and not 0 < self.validation_fraction < 1:
             raise ValueError(
-                f"data.validation_fraction={self.validation_fraction}, expected a number between 0 and 1, neither of "
-                "them: validation needs a share of the trajectories"
+                f"data.validation_fraction={self.validation_fraction}, expected a number above 0 and below 1: "
+                "validation needs a share of the trajectories"
             )
         if self.validation_split == self.split:
             raise ValueError(f"data.split and data.validation_split are both {self.split!r}; nothing would be held out")
 
 
 @dataclass(frozen=True)
-class Network:
+class NetworkConfig:
     """The untrained policy that `policy=scratch` begins with."""
 
     like: str | None = None
-    """checkpoint or run folder whose network is taken, its sizes and not its weights; the rest is then ignored"""
+    """checkpoint or run folder whose network sizes are taken, without its weights; the rest is then ignored"""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     stride: Count = 4
     """s, actions per latent step"""
 
 
 @dataclass(frozen=True)
-class ScheduledSampling:
-    """code_source=mixed: the chance of a sample to be fed the policy's own codes, from the first to the last step."""
+class ScheduledSamplingConfig:
+    """code_source=mixed: chance of a sample to be given predicted codes, linear from the first to the last step."""
 
     start: float = 0.5
-    """at the first step"""
+    """chance at the first step"""
     end: float = 0.5
-    """at the last step"""
+    """chance at the last step"""
 
     def __post_init__(self) -> None:
         for name in ("start", "end"):
@@ -68,15 +68,15 @@ class ScheduledSampling:
 
 
 @dataclass(frozen=True)
-class Unlabeled:
-    """Video without actions: the code loss of pre-training, kept on while the head learns. Its actions stay unread."""
+class UnlabeledConfig:
+    """Video without actions, on which the code loss of pre-training continues while the head trains."""
 
     weight: float = 0.0
     """of the code loss on unlabeled windows; 0 switches it off"""
     path: str | None = None
-    """another CALVIN data set; null: the trajectories that the label fraction leaves out"""
+    """another CALVIN data set; null: the trajectories that the label fraction leaves out; actions stay unread"""
     batch_size: int = 32
-    """unlabeled windows per optimizer step"""
+    """unlabeled windows of a step"""
 
     def __post_init__(self) -> None:
         if not self.weight >= 0 or self.batch_size < 1:
@@ -87,58 +87,58 @@ class Unlabeled:
 
 
 @dataclass(frozen=True)
-class Finetune:
-    """The root of `vw2-finetune`."""
+class FinetuneConfig:
+    """The root configuration of `vw2-finetune`."""
 
     run_dir: str
-    """folder of the run"""
+    """folder of checkpoints, logs and results"""
     policy: str
     """checkpoint or run folder of the pre-trained policy (a pretrain-on-openx run_dir too), builtin:NAME, or scratch"""
-    data: CalvinData
+    data: CalvinDataConfig
     loop: LoopConfig
     method: str | None = None
     """name of the method that is compared, for tables; configs/method sets it"""
-    network: Network = field(default_factory=Network)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
     label_fraction: float = 1.0
-    """share of the labeled trajectories whose actions are used, stratified by task"""
+    """share of the trajectories that are not held out whose actions are read"""
     label_seed: int = 0
-    """which trajectories these are"""
+    """which trajectories are held out and which are labeled"""
     preset: Literal["full", "head", "lora", "last_n"] = "full"
-    """full: the whole policy and the head; head: the policy is frozen (a probe); lora: adapters on the language model;
-    last_n: its last layers"""
+    """what trains beside the head: full: the whole policy; head: nothing (a probe); lora: adapters on the language
+    model; last_n: its last layers"""
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     last_n: int = 2
     """layers that preset=last_n trains"""
     head: ActionHeadConfig = field(default_factory=ActionHeadConfig)
     head_lr_mult: float = 10.0
-    """learning rate of the action head over that of the policy"""
+    """learning rate of the head over that of the policy"""
     latent_steps: int = 1
-    """H, latent steps per window: the policy answers with H * s actions"""
+    """H, latent steps per window: the policy predicts chunks of H * s actions"""
     n_action_steps: int = 4
-    """environment steps between two looks at the camera, stored for rollouts"""
+    """actions that are executed per policy call, stored for rollouts"""
     temporal_ensemble: float | None = None
     """decay of the weights with which overlapping chunks are averaged in control, stored for rollouts; null: off"""
     code_source: Literal["ground_truth", "predicted", "mixed", "none"] = "mixed"
-    """codes fed in training: the dLDM's, the policy's own greedy ones, a mixture by `scheduled_sampling`; none: the
-    policy acts without codes, in training and in control"""
-    scheduled_sampling: ScheduledSampling = field(default_factory=ScheduledSampling)
+    """codes that the policy is given in training: the dLDM's, its own greedy predictions, a mixture by
+    `scheduled_sampling`; none: it acts without codes, in training and in control"""
+    scheduled_sampling: ScheduledSamplingConfig = field(default_factory=ScheduledSamplingConfig)
     lambda_ce: float = 0.1
     """weight of the code loss; 0 in the paper"""
-    unlabeled: Unlabeled = field(default_factory=Unlabeled)
+    unlabeled: UnlabeledConfig = field(default_factory=UnlabeledConfig)
     pose_weight: float = 0.0
-    """weight of the error at telling where the hand is, asked in training only; reads robot_obs of labeled windows"""
+    """weight of the error of the predicted end-effector pose, in training only; reads robot_obs of labeled windows"""
     gripper_loss: Literal["l2", "bce"] = "l2"
-    """how the seventh action dimension is learned: l2 like the others, or as a class"""
+    """l2: squared error against -1 and +1; bce: binary cross-entropy of a logit"""
     gripper_weight: float = 1.0
-    """of the gripper's loss"""
+    """of the gripper in the action loss"""
     normalization: NormalizationMode = "q01_q99"
-    """of actions: none (they lie in [-1, 1] already) or by statistics of the labeled windows"""
+    """how actions are normalized: by their 1 % and 99 % quantiles, by mean and deviation, or not"""
     image_shift_px: int = 3
-    """random translation of the input image, edge-padded"""
+    """largest random translation of the input image, edge-padded"""
     validation_windows: int = 256
-    """held-out windows looked at every `loop.log_every` steps; the end of training looks at all"""
+    """held-out windows that are validated on every `loop.log_every` steps; the end of training takes all"""
     seed: int = 0
-    """of initial weights, samples and augmentation"""
+    """of untrained weights, batches, image shifts and sampling"""
     hardware: Hardware = field(default_factory=Hardware)
 
     def __post_init__(self) -> None:
@@ -156,19 +156,19 @@ class Finetune:
 
     def _check_codes(self) -> None:
         code_losses = {"lambda_ce": self.lambda_ce, "unlabeled.weight": self.unlabeled.weight}
-        asked = [name for name, weight in code_losses.items() if weight > 0]
+        active = [name for name, weight in code_losses.items() if weight > 0]
         if self.code_source == "none" and self.lambda_ce > 0:
             raise ValueError(
-                f"code_source=none feeds no codes, so there is no code loss: set lambda_ce=0, found {asked}"
+                f"code_source=none uses no codes, so there is no code loss: set lambda_ce=0, found {active}"
             )
         if not self.from_scratch:
             return
         if self.preset != "full":
             raise ValueError(f"policy=scratch has nothing to keep frozen: set preset=full, found {self.preset}")
-        if asked or self.code_source in ("ground_truth", "mixed"):
+        if active or self.code_source in ("ground_truth", "mixed"):
             raise ValueError(
                 f"policy=scratch has no dLDM to take codes from: set code_source=none (or predicted), lambda_ce=0 and "
-                f"unlabeled.weight=0, found code_source={self.code_source} and {asked or 'no code loss'}"
+                f"unlabeled.weight=0, found code_source={self.code_source} and {active or 'no code loss'}"
             )
 
     @property
@@ -176,9 +176,10 @@ class Finetune:
         """Whether the policy begins untrained."""
         return self.policy == SCRATCH
 
-    def own_share(self, step: int) -> float:
-        """Chance of a sample to be fed the policy's own codes at this step."""
+    def predicted_share(self, step: int) -> float:
+        """Return the chance of a sample to be given predicted codes at this step."""
         if self.code_source == "mixed":
-            done = step / max(1, self.loop.train_steps - 1)
-            return self.scheduled_sampling.start + done * (self.scheduled_sampling.end - self.scheduled_sampling.start)
+            progress = step / max(1, self.loop.train_steps - 1)
+            sampling = self.scheduled_sampling
+            return sampling.start + progress * (sampling.end - sampling.start)
         return 1.0 if self.code_source == "predicted" else 0.0

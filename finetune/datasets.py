@@ -1,4 +1,4 @@
-"""What fine-tuning learns from: the labeled windows, the held-out ones, and video whose actions stay unread."""
+"""The data of fine-tuning: labeled windows, held-out windows, and video whose actions stay unread."""
 
 from __future__ import annotations
 
@@ -16,14 +16,22 @@ from vw2_robot.errors import InputError
 from vw2_robot.runs import Run
 from vw2_robot.storage.locks import lock_folder
 
-from .config import Finetune
+from .config import FinetuneConfig
 from .labeled_windows import LabeledSplit, LabeledWindows, VideoWindows, cache_calvin, split_trajectories
-from .pretrained_init import StartingPoint
+from .pretrained_init import PolicyInit
 
 
 @dataclass(frozen=True)
 class FinetuneDatasets:
-    """Windows to learn from, windows held out, windows without actions (None where there are none), control rate."""
+    """All windows of a run, and the rate of their actions.
+
+    Attributes:
+        split: which trajectories are on which side.
+        train: labeled windows to train on.
+        held_out: labeled windows to validate on.
+        unlabeled: windows for the code loss alone; None where there are none.
+        hz: control rate.
+    """
 
     split: LabeledSplit
     train: LabeledWindows
@@ -33,142 +41,170 @@ class FinetuneDatasets:
 
 
 @dataclass(frozen=True)
-class Images:
+class CachedDataset:
     """A data set with its images in the dLDM's size and in the policy's; one cache where these are equal."""
 
     dataset: CalvinDataset
     frame_cache: FrameCache
-    policy: FrameCache
+    policy_frame_cache: FrameCache
 
 
-def open_material(config: Finetune, start: StartingPoint, run: Run, device: torch.device) -> FinetuneDatasets:
-    """Open the data, make the windows and their teacher codes.
+def open_datasets(config: FinetuneConfig, init: PolicyInit, run: Run, device: torch.device) -> FinetuneDatasets:
+    """Open the data, cut the windows and encode their codes.
+
+    Args:
+        config: of the run.
+        init: the policy, whose dLDM and image sizes decide what a window is.
+        run: its folder keeps the frame caches, unless `data.frame_cache` names another.
+        device: where the dLDM encodes.
 
     Raises:
-        InputError: the policy cannot act as often as it shall look, or the data do not fit.
+        InputError: there are fewer actions per policy call than `n_action_steps`, or the data do not fit.
     """
-    _check_chunk_size(config, start)
+    chunk_size = config.latent_steps * init.stride
+    if config.n_action_steps > chunk_size:
+        raise InputError(
+            f"n_action_steps={config.n_action_steps}, but {config.latent_steps} latent steps give only "
+            f"{chunk_size} actions; raise latent_steps or lower n_action_steps"
+        )
     folder = run.path / "frames" if config.data.frame_cache is None else Path(config.data.frame_cache)
-    seen = _images(CalvinDataset(config.data.path, config.data.split), start, folder)
-    split = _split(config, seen)
-    train = _labeled(config, start, seen, split.train, statistics=None)
-    other, held = seen, split.validation
-    if config.data.validation_split is not None:
-        other = _images(CalvinDataset(config.data.path, config.data.validation_split), start, folder)
-        held = tuple(range(len(other.dataset)))
-    held_out = _labeled(config, start, other, held, statistics=train.statistics)
-    run.log_message(
-        f"{len(split.train)} labeled trajectories of {split.labels.total} ({len(train)} windows), "
-        f"{len(held)} held out; actions of the others stay unread"
-    )
-    _say_rates(start, run)
-    unlabeled = _unlabeled(config, start, run, folder, seen, split.unlabeled)
-    if start.dldm is not None:
-        start.dldm.to(device).eval()
-        labeled = [train, held_out] if config.code_source != "none" else []
-        for windows in (*labeled, *([unlabeled] if unlabeled is not None else [])):
-            windows.teach(start.dldm, device)
-    return FinetuneDatasets(split, train, held_out, unlabeled, seen.frame_cache.episodes[0].hz)
-
-
-def _say_rates(start: StartingPoint, run: Run) -> None:
-    """What a latent step lasts, where it is not one clip frame for each action or not what it was in pre-training."""
-    if start.dldm is None:
-        return
-    learned = start.facts.get("latent_hz") or [CALVIN_HZ]
-    if start.time_base != time_base_of({}):
-        run.log_message(
-            f"a latent step lasts {start.stride / CALVIN_HZ:.3g} s, as in pre-training: {start.stride} actions"
-        )
-    elif CALVIN_HZ not in learned:
-        run.log_message(
-            f"the codes were learned on consecutive frames at {' and '.join(f'{hz:g}' for hz in learned)} Hz, here "
-            f"they are of consecutive frames at {CALVIN_HZ:g} Hz; data.target_hz or data.gap_seconds in "
-            f"pre-training makes a "
-            "code the same span of time everywhere"
-        )
-
-
-def _split(config: Finetune, seen: Images) -> LabeledSplit:
-    return split_trajectories(
-        seen.dataset,
-        seen.frame_cache,
+    training = cache_images(CalvinDataset(config.data.path, config.data.split), init, folder)
+    split = split_trajectories(
+        training.dataset,
+        training.frame_cache,
         label_fraction=config.label_fraction,
         label_seed=config.label_seed,
         validation_fraction=None if config.data.validation_split else config.data.validation_fraction,
     )
+    train = cut_labeled(config, init, training, split.train, statistics=None)
+    if config.data.validation_split is None:
+        validation = training
+        validation_ids = split.validation
+    else:
+        validation = cache_images(CalvinDataset(config.data.path, config.data.validation_split), init, folder)
+        validation_ids = tuple(range(len(validation.dataset)))
+    # Normalized with the statistics of the training labels: held-out actions must not decide the units.
+    held_out = cut_labeled(config, init, validation, validation_ids, statistics=train.statistics)
+    run.log_message(
+        f"{len(split.train)} labeled trajectories of {split.labels.total} ({len(train)} windows), "
+        f"{len(validation_ids)} held out; actions of the others stay unread"
+    )
+    log_rates(init, run)
+    unlabeled = cut_unlabeled(config, init, run, folder, training, split.unlabeled)
+    if init.dldm is not None:
+        init.dldm.to(device).eval()
+        labeled = [train, held_out] if config.code_source != "none" else []
+        for windows in (*labeled, *([unlabeled] if unlabeled is not None else [])):
+            windows.encode_codes(init.dldm, device)
+    return FinetuneDatasets(split, train, held_out, unlabeled, training.frame_cache.episodes[0].hz)
 
 
-def _check_chunk_size(config: Finetune, start: StartingPoint) -> None:
-    chunk_size = config.latent_steps * start.stride
-    if config.n_action_steps > chunk_size:
-        raise InputError(
-            f"n_action_steps={config.n_action_steps}, but {config.latent_steps} latent steps give only "
-            f"{chunk_size} actions; raise latent_steps or replan more often"
+def log_rates(init: PolicyInit, run: Run) -> None:
+    """Log how long a latent step lasts, where that is not one action per clip frame or not as in pre-training."""
+    if init.dldm is None:
+        return
+    pretrained_hz = init.facts.get("latent_hz") or [CALVIN_HZ]
+    if init.time_base != time_base_of({}):
+        run.log_message(
+            f"a latent step lasts {init.stride / CALVIN_HZ:.3g} s, as in pre-training: {init.stride} actions"
+        )
+    elif CALVIN_HZ not in pretrained_hz:
+        run.log_message(
+            f"the codes were learned on consecutive frames at {' and '.join(f'{hz:g}' for hz in pretrained_hz)} Hz, "
+            f"here they are of consecutive frames at {CALVIN_HZ:g} Hz; data.target_hz or data.gap_seconds in "
+            "pre-training makes a code the same span of time everywhere"
         )
 
 
-def _images(dataset: CalvinDataset, start: StartingPoint, folder: Path) -> Images:
-    """Cache the images straight from the data set in each size, as the agent resizes what it is shown."""
-    px = start.policy.config.image_px
-    frames = _cached(dataset, folder, start.frame_size)
-    return Images(dataset, frames, frames if start.frame_size == (px, px) else _cached(dataset, folder, (px, px)))
+def cache_images(dataset: CalvinDataset, init: PolicyInit, folder: Path) -> CachedDataset:
+    """Cache the images of a data set in both sizes, each resized from the original, as the agent resizes its own."""
+    px = init.policy.config.image_px
+    frame_cache = cache_size(dataset, folder, init.frame_size)
+    if init.frame_size == (px, px):
+        return CachedDataset(dataset, frame_cache, frame_cache)
+    return CachedDataset(dataset, frame_cache, cache_size(dataset, folder, (px, px)))
 
 
-def _cached(dataset: CalvinDataset, folder: Path, size: tuple[int, int]) -> FrameCache:
-    """The images of a data set in one size; where another run is making them now, wait until it is done."""
+def cache_size(dataset: CalvinDataset, folder: Path, size: tuple[int, int]) -> FrameCache:
+    """Return the images of a data set in one (height, width); wait where another run is making them now."""
     height, width = size
-    which = hashlib.sha256(str(dataset.path.resolve()).encode()).hexdigest()[:8]  # folders may have equal names
-    out = folder / f"{dataset.path.name}_{which}_{dataset.split}_{height}x{width}"
+    # Data sets of the same folder name may share `folder`, so the cache's name has a digest of the whole path.
+    digest = hashlib.sha256(str(dataset.path.resolve()).encode()).hexdigest()[:8]
+    out = folder / f"{dataset.path.name}_{digest}_{dataset.split}_{height}x{width}"
     with lock_folder(out, what="making a frame cache", beside=True, wait=True):
         return cache_calvin(dataset, out, height=height, width=width)
 
 
-def _labeled(
-    config: Finetune,
-    start: StartingPoint,
-    seen: Images,
+def cut_labeled(
+    config: FinetuneConfig,
+    init: PolicyInit,
+    cached: CachedDataset,
     trajectories: tuple[int, ...],
     *,
     statistics: ActionStatistics | None,
 ) -> LabeledWindows:
+    """Return the windows of the given trajectories with their actions.
+
+    Args:
+        config: length of a window, normalization, and whether poses are read.
+        init: for the time base of the codes.
+        cached: the data set and its images.
+        trajectories: positions in the data set.
+        statistics: None computes those of these actions.
+    """
     return LabeledWindows(
-        seen.dataset,
-        seen.frame_cache,
+        cached.dataset,
+        cached.frame_cache,
         trajectories,
-        steps=config.latent_steps,
-        stride=start.clip_stride,
-        **start.time_base,
-        policy_frames=seen.policy,
+        latent_steps=config.latent_steps,
+        stride=init.clip_stride,
+        **init.time_base,
+        policy_frame_cache=cached.policy_frame_cache,
         statistics=statistics,
         normalization=config.normalization,
         with_poses=config.pose_weight > 0,
     )
 
 
-def _unlabeled(
-    config: Finetune, start: StartingPoint, run: Run, folder: Path, seen: Images, rest: tuple[int, ...]
+def cut_unlabeled(
+    config: FinetuneConfig,
+    init: PolicyInit,
+    run: Run,
+    folder: Path,
+    training: CachedDataset,
+    unlabeled: tuple[int, ...],
 ) -> VideoWindows | None:
-    """Windows for the code loss alone, one every latent step; None where it is off or there is no such video."""
+    """Return windows for the code loss alone, one every latent step; None if it is off or there is no such video.
+
+    Args:
+        config: `unlabeled` says whether, and from which data set.
+        init: for the time base of the codes.
+        run: for the log.
+        folder: of frame caches.
+        training: the labeled data set.
+        unlabeled: its trajectories without labels, which are used unless another data set is named.
+    """
     settings = config.unlabeled
     if settings.weight == 0:
         return None
+    cached = training
+    trajectories = unlabeled
     if settings.path is not None:
         dataset = CalvinDataset(settings.path, config.data.split)
-        seen = _images(dataset, start, folder)
-        rest = tuple(range(len(dataset)))
-    if not rest:
+        cached = cache_images(dataset, init, folder)
+        trajectories = tuple(range(len(dataset)))
+    if not trajectories:
         run.log_message("unlabeled.weight is set, but every trajectory is labeled; give unlabeled.path for more video")
         return None
     windows = VideoWindows(
-        seen.dataset,
-        seen.frame_cache,
-        rest,
-        steps=config.latent_steps,
-        stride=start.clip_stride,
-        **start.time_base,
-        start_every=start.stride,
-        policy_frames=seen.policy,
+        cached.dataset,
+        cached.frame_cache,
+        trajectories,
+        latent_steps=config.latent_steps,
+        stride=init.clip_stride,
+        **init.time_base,
+        start_every=init.stride,
+        policy_frame_cache=cached.policy_frame_cache,
     )
-    run.log_message(f"{len(rest)} trajectories without labels ({len(windows)} windows) keep the code loss")
+    run.log_message(f"{len(trajectories)} trajectories without labels ({len(windows)} windows) keep the code loss")
     return windows

@@ -1,7 +1,7 @@
-"""CALVIN trajectories as training windows: image, instruction, teacher codes, and where labeled, actions.
+"""CALVIN trajectories as training windows: image, instruction, codes of the dLDM, and where labeled, actions.
 
-Only the trajectories that `label_fraction` selects, and the held-out ones, have their actions read; for all others the
-array is never opened. Images come from a frame cache made once (video only). Method specification 3.1 and 3.3.
+Actions are read of the trajectories that `label_fraction` selects and of the held-out ones; for all others that array
+is never opened. Images come from a frame cache, which holds video alone. Method specification 3.1 and 3.3.
 """
 
 # n windows · H latent steps · s clip frames per step · A action dims · L trajectory length
@@ -21,7 +21,7 @@ from vw2_robot.data.clips import frame_offsets
 from vw2_robot.data.frame_cache import FrameCache, cache_frames, split_episodes
 from vw2_robot.data.images import resize_frame
 from vw2_robot.data.labels import Labels, choose_labels, label_stratum
-from vw2_robot.data.sources.calvin import CalvinDataset, Trajectory
+from vw2_robot.data.sources.calvin import CalvinDataset
 from vw2_robot.data.statistics import ActionStatistics, NormalizationMode, check_relative
 from vw2_robot.errors import InputError
 from vw2_robot.models.dldm.dldm import DLDM
@@ -30,9 +30,15 @@ from vw2_robot.pixels import to_model_range
 
 @dataclass(frozen=True)
 class LabeledSplit:
-    """Which trajectories may show their actions in training, which are held out for validation, which are video only.
+    """Which trajectories train with their actions, which are held out for validation, which are video only.
 
-    The three have no frame in common with the held-out ones; what overlaps those is in none of them.
+    Trajectories that overlap a held-out one are in none of the three, so no held-out frame is trained on.
+
+    Attributes:
+        labels: the selection as it is written to labels.json.
+        train: positions in the data set, as in the other two.
+        validation: the held-out ones.
+        unlabeled: the ones that are neither labeled nor held out.
     """
 
     labels: Labels
@@ -42,7 +48,17 @@ class LabeledSplit:
 
 
 def cache_calvin(dataset: CalvinDataset, out: Path, *, height: int, width: int) -> FrameCache:
-    """The trajectories' static-camera images, resized once; episode i of the cache is trajectory i."""
+    """Return the static-camera images of all trajectories, resized; episode i of the cache is trajectory i.
+
+    Args:
+        dataset: where the images are.
+        out: folder of the cache; a finished one is opened.
+        height: in pixels.
+        width: in pixels.
+
+    Raises:
+        InputError: the folder holds a cache of other trajectories.
+    """
     with tqdm(desc="frames", total=len(dataset), unit="trajectory", disable=None, dynamic_ncols=True) as bar:
         cache_frames(
             dataset.episodes(),
@@ -54,6 +70,7 @@ def cache_calvin(dataset: CalvinDataset, out: Path, *, height: int, width: int) 
             progress=lambda stored, _: bar.update(stored - bar.n) and None,
         )
     cache = FrameCache(out)
+    # A finished cache is opened whatever the data set holds now; its names are compared.
     names = [t.trajectory_id for t in dataset.trajectories]
     if [e.episode_id for e in cache.episodes] != names:
         raise InputError(f"{out} was made from other trajectories than {dataset.path} holds now; delete {out}")
@@ -71,8 +88,14 @@ def split_trajectories(
     """Hold out whole trajectories, then choose the labeled ones among the rest, stratified by task.
 
     Held-out trajectories depend on `label_seed` and on the pixels only. A trajectory that shares a frame with a
-    held-out one (CALVIN's windows overlap) is left out of training: no frame ever lies on both sides. With
-    validation_fraction=None nothing is held out here, since another split of the data set is.
+    held-out one (CALVIN's windows overlap) is left out of training: no frame ever lies on both sides.
+
+    Args:
+        dataset: the trajectories; no action is read.
+        frame_cache: their images.
+        label_fraction: share of the trajectories left for training that are labeled.
+        label_seed: decides which are held out and which are labeled.
+        validation_fraction: share that is held out; None where another split of the data set is held out.
 
     Raises:
         InputError: nothing is left on one of the sides.
@@ -84,14 +107,16 @@ def split_trajectories(
             f"{dataset.path}: none of {len(dataset)} trajectories is held out at validation_fraction="
             f"{validation_fraction}; use a positive share and a data set of at least two different trajectories"
         )
-    held = {frame for i in validation for frame in _span(dataset.trajectories[i])}
-    overlapping = {i for i in train if held & set(_span(dataset.trajectories[i]))}
+    spans = [range(trajectory.start, trajectory.end + 1) for trajectory in dataset.trajectories]
+    held_out_frames = {frame for i in validation for frame in spans[i]}
+    overlapping = {i for i in train if held_out_frames & set(spans[i])}
     if overlapping == set(train):
         raise InputError(
             f"{dataset.path}: every training trajectory overlaps a held-out one; lower validation_fraction"
         )
     pool = [i for i in train if i not in overlapping]
     chosen = [dataset.trajectories[i] for i in pool]
+    # Stratified by task and scene, and nested: a larger fraction contains a smaller one.
     labels = choose_labels(
         [label_stratum(task=t.task, scene=t.scene, instruction=t.instruction) for t in chosen],
         [t.trajectory_id for t in chosen],
@@ -104,16 +129,19 @@ def split_trajectories(
     return LabeledSplit(labels, selected, tuple(validation), unlabeled)
 
 
-def _span(trajectory: Trajectory) -> range:
-    return range(trajectory.start, trajectory.end + 1)
-
-
 def window_offsets(
     latent_steps: int, *, stride: int, hz: float, target_hz: float | None = None, gap_seconds: float | None = None
 ) -> NDArray[np.int64]:
-    """Positions [1 + s*H] of a window's clip frames after its start, in the time base that the codes were learned in.
+    """Return the positions [1 + s*H] of a window's clip frames after its start, in the time base of the codes.
 
-    Each latent step spans the same number of time steps, of which each has an action: `window_offsets(...)[s]`.
+    Each latent step spans the same number of time steps, each with an action: `window_offsets(...)[s]`.
+
+    Args:
+        latent_steps: H.
+        stride: s, clip frames of a latent step.
+        hz: rate of the labeled data.
+        target_hz: see `vw2_robot.data.clips`.
+        gap_seconds: see there.
 
     Raises:
         InputError: H latent steps last no whole number of time steps each.
@@ -124,10 +152,9 @@ def window_offsets(
     if (np.diff(offsets[::stride]) != offsets[stride]).any():
         raise InputError(
             f"latent_steps={latent_steps}: the latent steps of codes with target_hz {target_hz} and gap_seconds "
-            f"{gap_seconds} end at time "
-            f"steps {offsets[stride::stride].tolist()} of data at {hz:g} Hz, not all after the same number of actions; "
-            f"set latent_steps=1, or pre-train on a whole number of them "
-            f"(data.gap_seconds={offsets[stride] / hz:.4g}, say)"
+            f"{gap_seconds} end at time steps {offsets[stride::stride].tolist()} of data at {hz:g} Hz, not all after "
+            f"the same number of actions; set latent_steps=1, or pre-train with a whole number of actions per latent "
+            f"step (such as data.gap_seconds={offsets[stride] / hz:.4g})"
         )
     return offsets
 
@@ -136,15 +163,15 @@ class VideoWindows:
     """Windows of H latent steps of the given trajectories, without their actions.
 
     Args:
-        dataset: where words and lengths come from; no action is read.
-        frames: its images in the size of the dLDM.
+        dataset: where instructions come from; no action is read.
+        frame_cache: its images in the size of the dLDM.
         trajectories: positions in the data set.
-        steps: H.
+        latent_steps: H.
         stride: s, clip frames of a latent step.
         target_hz: see `vw2_robot.data.clips`.
         gap_seconds: see there.
         start_every: frames between two starts. The last time step has no next frame, so it starts no window.
-        policy_frames: its images in the size of the policy, where that is another; else `frames`.
+        policy_frame_cache: its images in the size of the policy, where that is another; else `frame_cache`.
 
     Raises:
         InputError: no trajectory has two time steps.
@@ -152,8 +179,8 @@ class VideoWindows:
     Attributes:
         episode: int [n], start: int [n]: trajectory and first frame of each window.
         ahead: int [1 + s*H], the frames that codes are made of, relative to the start.
-        codes: int64 [n, H, N] teacher codes of the frames that follow, once taught; steps past the end are False in
-            `valid`.
+        codes: int64 [n, H, N], the dLDM's codes of the frames that follow; N is 0 before `encode_codes`.
+        valid: bool [n, H], False for latent steps that reach past the end of the trajectory.
     """
 
     def __init__(
@@ -162,15 +189,17 @@ class VideoWindows:
         frame_cache: FrameCache,
         trajectories: Sequence[int],
         *,
-        steps: int,
+        latent_steps: int,
         stride: int,
         target_hz: float | None = None,
         gap_seconds: float | None = None,
         start_every: int = 1,
-        policy_frames: FrameCache | None = None,
+        policy_frame_cache: FrameCache | None = None,
     ) -> None:
-        self.frame_cache, self.policy_frames = frame_cache, policy_frames or frame_cache
-        self.instructions = {i: dataset.trajectories[i].instruction for i in trajectories}
+        self.frame_cache = frame_cache
+        self.policy_frame_cache = policy_frame_cache or frame_cache
+        self._instructions = {i: dataset.trajectories[i].instruction for i in trajectories}
+        # The last time step of a trajectory has no next frame to be encoded, so it starts no window.
         starts = [np.arange(0, frame_cache.episodes[i].length - 1, start_every) for i in trajectories]
         self.episode = np.concatenate([np.full(len(s), i) for i, s in zip(trajectories, starts, strict=True)])
         self.start = np.concatenate(starts)
@@ -178,23 +207,31 @@ class VideoWindows:
             raise InputError(f"{dataset.path}: none of the {len(starts)} chosen trajectories has two time steps")
         self._lengths = np.array([frame_cache.episodes[i].length for i in self.episode])
         hz = frame_cache.episodes[trajectories[0]].hz
-        self.ahead = window_offsets(steps, stride=stride, hz=hz, target_hz=target_hz, gap_seconds=gap_seconds)
+        self.ahead = window_offsets(latent_steps, stride=stride, hz=hz, target_hz=target_hz, gap_seconds=gap_seconds)
+        # Latent step k ends with frame s*k of the window, so it exists if that frame does.
         self.valid = self.start[:, None] + self.ahead[stride::stride] < self._lengths[:, None]
-        self.codes = np.zeros((len(self.start), steps, 0), np.int64)
+        self.codes = np.zeros((len(self.start), latent_steps, 0), np.int64)
 
     def __len__(self) -> int:
         return len(self.start)
 
     @property
-    def taught(self) -> bool:
+    def has_codes(self) -> bool:
         """Whether `codes` are filled."""
         return self.codes.shape[-1] > 0
 
-    def teach(self, dldm: DLDM, device: torch.device, *, batch: int = 128) -> None:
-        """Fill `codes` with the dLDM's codes of the frames that follow each start."""
+    def encode_codes(self, dldm: DLDM, device: torch.device, *, batch_size: int = 128) -> None:
+        """Fill `codes` with the dLDM's codes of the frames that follow each start.
+
+        Args:
+            dldm: the trained model, on the device.
+            device: where clips are encoded.
+            batch_size: windows that are encoded at once.
+        """
         found = []
-        for i in tqdm(range(0, len(self), batch), desc="codes", unit="batch", disable=None, dynamic_ncols=True):
-            rows = slice(i, i + batch)
+        for i in tqdm(range(0, len(self), batch_size), desc="codes", unit="batch", disable=None, dynamic_ncols=True):
+            rows = slice(i, i + batch_size)
+            # Past its end a trajectory stands still; codes of such steps are not valid.
             times = np.minimum(self.start[rows, None] + self.ahead, self._lengths[rows, None] - 1)
             pixels = self.frame_cache.read_batch(self.episode[rows], times)
             found.append(dldm.indices(to_model_range(torch.from_numpy(pixels).to(device))).cpu().numpy())
@@ -202,26 +239,40 @@ class VideoWindows:
 
     def images(self, rows: NDArray[np.int64], *, image_px: int, device: torch.device) -> Tensor:
         """Return float [B, 3, px, px] in [-1, 1]: the image at each start."""
-        pixels = self.policy_frames.read_batch(self.episode[rows], self.start[rows][:, None])[:, 0]
+        pixels = self.policy_frame_cache.read_batch(self.episode[rows], self.start[rows][:, None])[:, 0]
         resized = np.stack([resize_frame(frame, height=image_px, width=image_px) for frame in pixels])
         return to_model_range(torch.from_numpy(resized).to(device))
 
-    def words(self, rows: NDArray[np.int64]) -> list[str]:
-        """The instruction of each row."""
-        return [self.instructions[int(i)] for i in self.episode[rows]]
+    def instructions(self, rows: NDArray[np.int64]) -> list[str]:
+        """Return the instruction of each row."""
+        return [self._instructions[int(i)] for i in self.episode[rows]]
 
 
 class LabeledWindows(VideoWindows):
     """Every start frame of the given trajectories as one window, with the actions that follow.
 
+    Args:
+        dataset: where instructions and actions come from.
+        frame_cache: see `VideoWindows`, as for the arguments after it.
+        trajectories: positions in the data set.
+        latent_steps: H.
+        stride: s, clip frames of a latent step.
+        target_hz: see `vw2_robot.data.clips`.
+        gap_seconds: see there.
+        policy_frame_cache: see `VideoWindows`.
+        statistics: in which actions are normalized; None computes those of these actions.
+        normalization: how, where statistics are computed.
+        with_poses: also read robot_obs and fill `poses`.
+
     Raises:
-        InputError: no trajectory has two time steps, or actions are not relative ones, which no robot of ours takes.
+        InputError: no trajectory has two time steps, or actions are not relative, which no robot here accepts.
 
     Attributes:
         statistics: of these trajectories' actions, or those given.
         actions: float32 [n, R, A], normalized, one for each of the R = ahead[-1] time steps of a window; rows past the
-            end of the trajectory are 0 and False in `real`.
-        poses: float32 [n, P], the hand at each start, see `hand_poses`; P is 0 unless `with_poses`.
+            end of the trajectory are 0 and False in `action_mask`.
+        action_mask: bool [n, R].
+        poses: float32 [n, P], the end effector at each start, see `end_effector_poses`; P is 0 unless `with_poses`.
     """
 
     def __init__(
@@ -230,11 +281,11 @@ class LabeledWindows(VideoWindows):
         frame_cache: FrameCache,
         trajectories: Sequence[int],
         *,
-        steps: int,
+        latent_steps: int,
         stride: int,
         target_hz: float | None = None,
         gap_seconds: float | None = None,
-        policy_frames: FrameCache | None = None,
+        policy_frame_cache: FrameCache | None = None,
         statistics: ActionStatistics | None = None,
         normalization: NormalizationMode = "q01_q99",
         with_poses: bool = False,
@@ -243,38 +294,47 @@ class LabeledWindows(VideoWindows):
             dataset,
             frame_cache,
             trajectories,
-            steps=steps,
+            latent_steps=latent_steps,
             stride=stride,
             target_hz=target_hz,
             gap_seconds=gap_seconds,
-            policy_frames=policy_frames,
+            policy_frame_cache=policy_frame_cache,
         )
+        # Poses are read with the actions, and only of labeled trajectories.
         more = ("robot_obs",) if with_poses else ()
         read = [dataset.read_actions_and(dataset.trajectories[i], *more) for i in trajectories]
         raw = [actions for actions, *_ in read]
         for i, actions in zip(trajectories, raw, strict=True):
+            # Absolute actions have the same shape, and mean something else to the robot.
             check_relative(actions, f"{dataset.folder}, {dataset.trajectories[i].trajectory_id}")
+        # Of the labeled trajectories alone: the others' actions stay unread.
         self.statistics = statistics or ActionStatistics.from_actions(np.concatenate(raw), mode=normalization)
         span = int(self.ahead[-1])
         self.actions = np.zeros((len(self), span, raw[0].shape[1]), np.float32)
-        self.real = np.zeros((len(self), span), bool)
+        self.action_mask = np.zeros((len(self), span), bool)
+        # Rows in the order of `episode` and `start`: the last time step of a trajectory starts no window.
         row = 0
         for actions in raw:
             normalized = self.statistics.normalize(actions)
             for start in range(len(actions) - 1):
-                piece = normalized[start : start + span]
-                self.actions[row, : len(piece)], self.real[row, : len(piece)] = piece, True
+                chunk = normalized[start : start + span]
+                self.actions[row, : len(chunk)] = chunk
+                self.action_mask[row, : len(chunk)] = True
                 row += 1
         states = [robot_obs[:-1] for _, *others in read for robot_obs in others]
-        self.poses = hand_poses(np.concatenate(states)) if states else np.zeros((len(self), 0), np.float32)
+        self.poses = end_effector_poses(np.concatenate(states)) if states else np.zeros((len(self), 0), np.float32)
 
 
-def hand_poses(robot_obs: NDArray[np.float64]) -> NDArray[np.float32]:
-    """[n, P] from CALVIN's robot_obs [n, 15]: position, sines and cosines of the angles, opening of the fingers.
+def end_effector_poses(robot_obs: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return [n, P] from CALVIN's robot_obs [n, 15]: position, sines and cosines of the angles, gripper opening.
 
-    Units are such that all numbers vary about as much: 0.1 m from the middle of the space over the table, 0.04 m.
+    Units are chosen so that all numbers vary about as much: 0.1 m around the middle of the space over the table for
+    the position, 0.04 m for the opening.
     """
-    position, angles, opening = robot_obs[:, :3] - (0, -0.1, 0.55), robot_obs[:, 3:6], robot_obs[:, 6:7]
+    position = robot_obs[:, :3] - (0, -0.1, 0.55)
+    # Sine and cosine, since an angle jumps from -pi to pi where nothing moves.
+    angles = robot_obs[:, 3:6]
+    opening = robot_obs[:, 6:7]
     return np.concatenate(
         [position / 0.1, np.sin(angles), np.cos(angles), opening / 0.04], axis=1, dtype=np.float32, casting="same_kind"
     )

@@ -1,13 +1,13 @@
-"""What fine-tuning minimizes: the action loss on labeled windows, and the code loss on labeled and unlabeled ones.
+"""What fine-tuning minimizes: the action loss on labeled windows, the code loss on labeled and unlabeled ones.
 
-    L = mean over real actions [ ||a_arm - â_arm||² + w_g L_g ] + lambda_ce · CE(codes)       (method specification 3.4)
+    L = mean over valid actions [ ||a_arm - â_arm||² + w_g L_g ] + lambda_ce · CE(codes)      (method specification 3.4)
 
 in normalized units, with L_g the squared error against -1 and +1, or the binary cross-entropy of the gripper's logit.
-With `pose_weight` the head must also tell where the hand is: one camera far away hides depth from a policy that only
-learns what to do, and then it reaches for a place that lies on the same line of sight (docs/lab_log.md).
+With `pose_weight` the head also predicts the pose of the end effector: one camera far away hides depth from a policy
+that learns actions alone, and then it reaches for a place on the same line of sight (docs/lab_log.md).
 """
 
-# B batch · H latent steps · N codes per step · s actions per step · A action dims
+# B batch · H latent steps · N codes per step · s actions per step · A action dims · R = s·H
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -24,12 +24,12 @@ from vw2_robot.models.policy.action_head import ActionHead
 from vw2_robot.models.policy.ar_policy import LatentPolicy, Prompt
 from vw2_robot.pixels import shift_randomly
 
-from .config import Finetune
+from .config import FinetuneConfig
 from .labeled_windows import LabeledWindows, VideoWindows
 
 
 class Losses(NamedTuple):
-    """total, and its parts for the log."""
+    """The total, which is minimized, and its parts without gradient, for the log."""
 
     total: Tensor
     action: Tensor
@@ -38,106 +38,150 @@ class Losses(NamedTuple):
     accuracy: Tensor
 
 
-def action_errors(config: Finetune, predicted: Tensor, actions: Tensor) -> Tensor:
-    """[B, sH]: the loss of each action, in normalized units."""
+def action_errors(config: FinetuneConfig, predicted: Tensor, actions: Tensor) -> Tensor:
+    """Return [B, R]: the loss of each action.
+
+    Args:
+        config: `gripper_loss` and `gripper_weight`.
+        predicted: [B, R, A] of the head, in normalized units; with `bce` the gripper's is a logit.
+        actions: [B, R, A] in normalized units.
+    """
     predicted = predicted.float()
     weight = torch.ones(actions.shape[-1], device=actions.device)
+    # With `bce` the gripper's term is the cross-entropy below, not the squared error.
     weight[GRIPPER_INDEX] = config.gripper_weight if config.gripper_loss == "l2" else 0.0
+    # Summed over dimensions, not averaged: the equation of the paper.
     errors = ((predicted - actions).square() * weight).sum(-1)
     if config.gripper_loss == "bce":
-        wanted = (actions[..., GRIPPER_INDEX] + 1) / 2
+        is_open = (actions[..., GRIPPER_INDEX] + 1) / 2  # -1, +1 -> 0, 1
         logit = predicted[..., GRIPPER_INDEX]
-        errors = errors + config.gripper_weight * F.binary_cross_entropy_with_logits(logit, wanted, reduction="none")
+        errors = errors + config.gripper_weight * F.binary_cross_entropy_with_logits(logit, is_open, reduction="none")
     return errors
 
 
-def action_loss(config: Finetune, predicted: Tensor, actions: Tensor, real: Tensor) -> Tensor:
-    """Mean of `action_errors` over the actions that are real."""
-    return (action_errors(config, predicted, actions) * real).sum() / real.sum().clamp(min=1)
+def action_loss(config: FinetuneConfig, predicted: Tensor, actions: Tensor, action_mask: Tensor) -> Tensor:
+    """Return the mean of `action_errors` over the actions [B, R] that are no padding."""
+    return (action_errors(config, predicted, actions) * action_mask).sum() / action_mask.sum().clamp(min=1)
 
 
 def window_losses(
-    config: Finetune,
+    config: FinetuneConfig,
     policy: LatentPolicy,
     head: ActionHead,
     windows: LabeledWindows,
     rows: NDArray[np.int64],
     *,
     device: torch.device,
-    own_share: float,
-    draw: torch.Generator,
+    predicted_share: float,
+    noise: torch.Generator,
 ) -> Losses:
-    """Losses on these windows; a share `own_share` of them is fed the policy's own codes, the others the teacher's."""
+    """Return the losses on some labeled windows.
+
+    Args:
+        config: weights and switches.
+        policy: on the device.
+        head: on the device.
+        windows: all training windows.
+        rows: the ones of this batch.
+        device: where the batch goes.
+        predicted_share: chance of each window to be given the policy's own predicted codes instead of ground-truth
+            ones.
+        noise: of the image shift, then of that choice.
+    """
     image = windows.images(rows, image_px=policy.config.image_px, device=device)
-    image = shift_randomly(image, most=config.image_shift_px, noise=draw)
-    prompt = policy.prompt(windows.words(rows), image)
-    own = torch.rand(len(rows), generator=draw) < own_share
-    fed = fed_codes(config, policy, windows, rows, prompt, own)
-    states = policy.states(prompt, fed)
-    actions, real = (torch.from_numpy(array[rows]).to(device) for array in (windows.actions, windows.real))
-    action = action_loss(config, head(states), actions, real)
+    image = shift_randomly(image, most=config.image_shift_px, noise=noise)
+    prompt = policy.prompt(windows.instructions(rows), image)
+    is_predicted = torch.rand(len(rows), generator=noise) < predicted_share
+    inputs = input_codes(config, policy, windows, rows, prompt, is_predicted)
+    states = policy.states(prompt, inputs)
+    actions = torch.from_numpy(windows.actions[rows]).to(device)
+    action_mask = torch.from_numpy(windows.action_mask[rows]).to(device)
+    action = action_loss(config, head(states), actions, action_mask)
     total = action
-    pose = nothing = torch.zeros((), device=device)
+    zero = torch.zeros((), device=device)
+    pose = zero
     if config.pose_weight > 0:
-        true = torch.from_numpy(windows.poses[rows]).to(device)
-        pose = (head.end_effector_pose(states).float() - true).square().sum(1).mean()
+        true_pose = torch.from_numpy(windows.poses[rows]).to(device)
+        pose = (head.end_effector_pose(states).float() - true_pose).square().sum(1).mean()
         total = total + config.pose_weight * pose
-    if not windows.taught or config.code_source == "none":
-        return Losses(total, action.detach(), pose.detach(), nothing, nothing)
-    teacher, valid = (torch.from_numpy(array[rows]).to(device) for array in (windows.codes, windows.valid))
-    code, parts = policy.code_loss(states, teacher, valid[..., None] & comparable_codes(fed, teacher))
+    if not windows.has_codes or config.code_source == "none":
+        return Losses(total, action.detach(), pose.detach(), zero, zero)
+    codes = torch.from_numpy(windows.codes[rows]).to(device)
+    valid = torch.from_numpy(windows.valid[rows]).to(device)
+    # Only where the codes before are right is the code loss that of pre-training.
+    code, parts = policy.code_loss(states, codes, valid[..., None] & prefix_is_right(inputs, codes))
     total = total + config.lambda_ce * code
     return Losses(total, action.detach(), pose.detach(), code.detach(), parts["accuracy"])
 
 
-def fed_codes(
-    config: Finetune,
+def input_codes(
+    config: FinetuneConfig,
     policy: LatentPolicy,
     windows: VideoWindows,
     rows: NDArray[np.int64],
     prompt: Prompt,
-    own: Tensor,
+    is_predicted: Tensor,
 ) -> Tensor:
-    """[B, H, N]: the policy's own greedy codes where `own` [B] is True, else the teacher's; the zero code for none."""
+    """Return the codes [B, H, N] that the policy is given: ground truth or predicted; null codes for none.
+
+    Args:
+        config: `code_source` and the number of latent steps.
+        policy: predicts greedily.
+        windows: hold the ground-truth codes.
+        rows: the windows of the batch.
+        prompt: of these windows.
+        is_predicted: bool [B], True for windows that are given predicted codes.
+    """
     device = prompt.mask_BP.device
     if config.code_source == "none":
         return null_codes(policy, len(rows), latent_steps=config.latent_steps, device=device)
-    own_rows = torch.arange(len(rows), device=device)[own.to(device)]
-    if len(own_rows) == len(rows):
+    predicted_rows = torch.arange(len(rows), device=device)[is_predicted.to(device)]
+    # Decoded for the windows that need it alone: decoding costs as many passes as there are codes.
+    if len(predicted_rows) == len(rows):
         return policy.decode(prompt, latent_steps=config.latent_steps).codes_BHN
-    fed = torch.from_numpy(windows.codes[rows]).to(device)
-    if len(own_rows):
-        fed[own_rows] = policy.decode(prompt.rows(own_rows), latent_steps=config.latent_steps).codes_BHN
-    return fed
+    inputs = torch.from_numpy(windows.codes[rows]).to(device)
+    if len(predicted_rows):
+        decoded = policy.decode(prompt.rows(predicted_rows), latent_steps=config.latent_steps)
+        inputs[predicted_rows] = decoded.codes_BHN
+    return inputs
 
 
-def comparable_codes(fed: Tensor, teacher: Tensor) -> Tensor:
-    """[B, H, N]: True where all codes fed before are the teacher's.
+def prefix_is_right(inputs: Tensor, codes: Tensor) -> Tensor:
+    """Return bool [B, H, N]: True where all codes given before equal the ground truth.
 
-    There a code can be compared with the teacher's: everywhere on teacher rows, up to and including the first
-    difference on the policy's own. There the code loss is that of pre-training.
+    True everywhere for ground-truth inputs; for predicted ones up to and including the first code that differs.
     """
-    same = (fed == teacher).flatten(1)[:, :-1].cumprod(1).bool()
-    return torch.cat([torch.ones_like(same[:, :1]), same], dim=1).view_as(teacher)
+    # A product over the codes in their order: once one differs, all after it are False.
+    same = (inputs == codes).flatten(1)[:, :-1].cumprod(1).bool()
+    return torch.cat([torch.ones_like(same[:, :1]), same], dim=1).view_as(codes)
 
 
 def unlabeled_loss(
-    config: Finetune,
+    config: FinetuneConfig,
     policy: LatentPolicy,
     windows: VideoWindows,
     rows: NDArray[np.int64],
     *,
     device: torch.device,
-    draw: torch.Generator,
+    noise: torch.Generator,
 ) -> Tensor:
-    """The code loss of pre-training on windows without actions.
+    """Return the code loss of pre-training on windows without actions.
 
-    A policy that acts without codes also predicts each code without those before it.
+    A policy that acts without codes (`code_source=none`) also predicts each code without those before it.
+
+    Args:
+        config: image shift and code source.
+        policy: on the device.
+        windows: all unlabeled windows.
+        rows: the ones of this batch.
+        device: where the batch goes.
+        noise: of the image shift.
     """
     image = windows.images(rows, image_px=policy.config.image_px, device=device)
-    image = shift_randomly(image, most=config.image_shift_px, noise=draw)
-    teacher, valid = (torch.from_numpy(array[rows]).to(device) for array in (windows.codes, windows.valid))
-    prompt = policy.prompt(windows.words(rows), image)
-    fed = fed_codes(config, policy, windows, rows, prompt, torch.zeros(len(rows), dtype=torch.bool))
-    loss, _ = policy.code_loss(policy.states(prompt, fed), teacher, valid)
+    image = shift_randomly(image, most=config.image_shift_px, noise=noise)
+    codes = torch.from_numpy(windows.codes[rows]).to(device)
+    valid = torch.from_numpy(windows.valid[rows]).to(device)
+    prompt = policy.prompt(windows.instructions(rows), image)
+    inputs = input_codes(config, policy, windows, rows, prompt, torch.zeros(len(rows), dtype=torch.bool))
+    loss, _ = policy.code_loss(policy.states(prompt, inputs), codes, valid)
     return loss

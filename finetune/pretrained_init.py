@@ -1,7 +1,6 @@
-"""What fine-tuning begins with: a pre-trained policy and the dLDM that speaks its codes, or an untrained policy.
+"""The policy that fine-tuning begins with, pre-trained (with the dLDM of its codes) or not, and what of it trains.
 
-And what of it trains: all of it, nothing (the head alone), low-rank adapters, or the last layers. Method
-specification 3.2.
+What trains is all of it, nothing (the head alone), low-rank adapters, or the last layers. Method specification 3.2.
 """
 
 from __future__ import annotations
@@ -25,18 +24,23 @@ from vw2_robot.models.lora import LoRA
 from vw2_robot.models.policy.ar_policy import LatentPolicy, PolicyConfig
 from vw2_robot.runs import generator
 
-from .config import Finetune
+from .config import FinetuneConfig
 from .labeled_windows import window_offsets
 
 STREAM_POLICY, STREAM_LORA = 53, 54
 
 
 @dataclass(frozen=True)
-class StartingPoint:
-    """A policy, its dLDM (None where it never had one), actions per latent step, and the checkpoint's facts.
+class PolicyInit:
+    """A policy to fine-tune.
 
-    `stride` counts the time steps of the labeled data: it is the dLDM's own where codes were learned on consecutive
-    frames, and as many as a latent step lasts where they were learned at a rate (`facts["time_base"]`).
+    Attributes:
+        policy: with pre-trained or random weights.
+        dldm: of its codes; None for an untrained policy.
+        stride: actions per latent step, which are time steps of the labeled data. It is the dLDM's temporal stride
+            where codes were learned on consecutive frames, and as many as a latent step lasts where they were learned
+            at a rate (`facts["time_base"]`).
+        facts: of the checkpoint.
     """
 
     policy: LatentPolicy
@@ -56,19 +60,24 @@ class StartingPoint:
 
     @property
     def frame_size(self) -> tuple[int, int]:
-        """(height, width) of the images that the codes are made from; the policy's own where there is no dLDM."""
+        """(height, width) of the images that the codes are made from; the policy's where there is no dLDM."""
         if self.dldm is not None:
             return self.dldm.config.height, self.dldm.config.width
         return self.policy.config.image_px, self.policy.config.image_px
 
 
-def starting_point(config: Finetune) -> StartingPoint:
-    """Load the pre-trained policy, or draw an untrained one from the seed."""
+def init_policy(config: FinetuneConfig) -> PolicyInit:
+    """Load the pre-trained policy, or build an untrained one whose weights depend on the seed alone.
+
+    Raises:
+        InputError: there is no such policy, it has no dLDM, or its codes do not fit the rate of the labeled data.
+    """
     if not config.from_scratch:
         policy, dldm, facts = load_pretrained(config.policy)
         stride = actions_per_step(dldm.config, facts, latent_steps=config.latent_steps)
-        return StartingPoint(policy, dldm, stride, facts)
+        return PolicyInit(policy, dldm, stride, facts)
     network = config.network
+    # Sizes of another policy, none of its weights: the baseline that shows what pre-training brings.
     if network.like is not None:
         found = policy_checkpoint(network.like)
         with found.building():
@@ -76,24 +85,29 @@ def starting_point(config: Finetune) -> StartingPoint:
             stride = actions_per_step(dldm_config, found.facts, latent_steps=config.latent_steps)
             network = replace(network, policy=config_from(PolicyConfig, found.config["policy"]), stride=stride)
     policy = LatentPolicy(network.policy, generator=generator(config.seed, 0, stream=STREAM_POLICY))
-    return StartingPoint(policy, None, network.stride, {"pretraining": None})
+    return PolicyInit(policy, None, network.stride, {"pretraining": None})
 
 
 def actions_per_step(dldm: DLDMConfig, facts: Mapping[str, Any], *, latent_steps: int) -> int:
-    """Time steps of CALVIN that a latent step spans.
+    """Return the time steps of CALVIN that a latent step spans.
+
+    Args:
+        dldm: for its temporal stride.
+        facts: of the policy's checkpoint, with the time base of its codes.
+        latent_steps: of a window.
 
     Raises:
         InputError: CALVIN's rate cannot give what the codes were learned at.
     """
     time_base = time_base_of(facts)
     rate = effective_hz(CALVIN_HZ, temporal_stride=dldm.temporal_stride, **time_base)
-    learned = facts.get("latent_hz") or [rate]
-    if time_base != time_base_of({}) and not any(math.isclose(rate, known, rel_tol=1e-3) for known in learned):
+    learned_at = facts.get("latent_hz") or [rate]
+    if time_base != time_base_of({}) and not any(math.isclose(rate, hz, rel_tol=1e-3) for hz in learned_at):
         raise InputError(
-            f"the policy's codes were learned at {' and '.join(f'{known:g}' for known in learned)} frames per second "
+            f"the policy's codes were learned at {' and '.join(f'{hz:g}' for hz in learned_at)} frames per second "
             f"(target_hz {time_base['target_hz']}, gap_seconds {time_base['gap_seconds']}), the labeled data at "
-            f"{CALVIN_HZ:g} Hz "
-            f"give {rate:g}; pre-train with data.target_hz={CALVIN_HZ:g} or less, or with a longer data.gap_seconds"
+            f"{CALVIN_HZ:g} Hz give {rate:g}; pre-train with data.target_hz={CALVIN_HZ:g} or less, or with a longer "
+            "data.gap_seconds"
         )
     return int(
         window_offsets(latent_steps, stride=dldm.temporal_stride, hz=CALVIN_HZ, **time_base)[dldm.temporal_stride]
@@ -101,12 +115,12 @@ def actions_per_step(dldm: DLDMConfig, facts: Mapping[str, Any], *, latent_steps
 
 
 def policy_checkpoint(path: str) -> Checkpoint:
-    """The policy checkpoint meant by `path`: itself, its run folder, one of pretrain-on-openx, or of this package."""
+    """Load the policy checkpoint at `path`: itself, its run folder, one of pretrain-on-openx, or builtin:NAME."""
     return load_checkpoint(policy_folder(path), kind="policy")
 
 
 def load_pretrained(path: str) -> tuple[LatentPolicy, DLDM, dict[str, Any]]:
-    """The policy, the dLDM that speaks its codes, and the checkpoint's facts.
+    """Load a pre-trained policy, the dLDM of its codes, and the checkpoint's facts.
 
     Raises:
         InputError: the checkpoint has no dLDM: it was fine-tuned from scratch.
@@ -121,12 +135,13 @@ def load_pretrained(path: str) -> tuple[LatentPolicy, DLDM, dict[str, Any]]:
     return policy, dldm, checkpoint.facts
 
 
-def freeze(policy: LatentPolicy, config: Finetune) -> LoRA | None:
-    """Leave trainable what the preset names; returns the adapters of preset=lora.
+def freeze(policy: LatentPolicy, config: FinetuneConfig) -> LoRA | None:
+    """Leave trainable what the preset names, and return the adapters of preset=lora.
 
     Raises:
         InputError: the language model has fewer than `last_n` layers.
     """
+    # Frozen parameters get no optimizer state and no weight decay.
     policy.requires_grad_(config.preset == "full")
     if config.preset == "last_n":
         layers = transformer_layers(policy)
@@ -136,29 +151,31 @@ def freeze(policy: LatentPolicy, config: Finetune) -> LoRA | None:
             layer.requires_grad_(True)
     if config.preset != "lora":
         return None
+    # Logits are computed from the weight of this layer itself (`Backbone.logits`): an adapter on it would do nothing.
     output = policy.backbone.model.get_output_embeddings()
-    draw = generator(config.seed, 0, stream=STREAM_LORA)
-    return LoRA(policy.backbone, config.lora, generator=draw, skip=(output,))
+    noise = generator(config.seed, 0, stream=STREAM_LORA)
+    # Adapters start as no change: the first step sees the pre-trained policy.
+    return LoRA(policy.backbone, config.lora, generator=noise, skip=(output,))
 
 
 def transformer_layers(policy: LatentPolicy) -> nn.ModuleList:
-    """The layers of the language model: the longest list of modules in it."""
+    """Return the layers of the language model: the longest list of modules in it, whatever its architecture."""
     lists = [module for module in policy.backbone.modules() if isinstance(module, nn.ModuleList)]
     return max(lists, key=len)
 
 
 def saved_policy(policy: LatentPolicy, adapters: LoRA | None) -> nn.Module:
-    """The policy as it goes into a checkpoint: with its adapters in the weights."""
-    return policy if adapters is None else _with_backbone(policy, adapters.merged(policy.backbone))
-
-
-def _with_backbone(policy: LatentPolicy, backbone: nn.Module) -> nn.Module:
-    whole = nn.Module()
+    """Return the policy as it goes into a checkpoint: with its adapters merged into the weights."""
+    if adapters is None:
+        return policy
+    # A module of the same parts but for the backbone; the policy that trains keeps its adapters apart.
+    backbone = adapters.merged(policy.backbone)
+    merged = nn.Module()
     for name, child in policy.named_children():
-        whole.add_module(name, backbone if name == "backbone" else child)
-    return whole
+        merged.add_module(name, backbone if name == "backbone" else child)
+    return merged
 
 
 def trainable_parameters(policy: LatentPolicy, adapters: LoRA | None) -> list[nn.Parameter]:
-    """What moves beside the head."""
+    """Return the parameters that train beside the head's; frozen ones are left out by the optimizer."""
     return [*policy.parameters(), *(adapters.parameters() if adapters is not None else ())]

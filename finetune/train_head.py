@@ -4,14 +4,15 @@
     vw2-finetune method=oracle data.path=DIR label_fraction=0.1 run_dir=runs/oracle
 
 Method specification section 3: an MLP on the hidden states of each latent step, trained with L2 on normalized actions,
-the code loss kept at `lambda_ce`. The selected labels are listed in labels.json; all other actions stay unread. With
-`unlabeled.weight` the trajectories without labels still teach the policy what happens next. Leaves validation.json:
-the error on all held-out windows.
+while the code loss keeps a weight of `lambda_ce`. The selected labels are listed in labels.json; all other actions stay
+unread. With `unlabeled.weight` the trajectories without labels train the policy on their codes. The error on all
+held-out windows is written to validation.json.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,72 +29,105 @@ from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.runs import Run, generator
 from vw2_robot.storage.files import write_json
 
-from .config import Finetune
-from .datasets import FinetuneDatasets, open_material
+from .config import FinetuneConfig
+from .datasets import FinetuneDatasets, open_datasets
 from .losses import unlabeled_loss, window_losses
-from .pretrained_init import StartingPoint, freeze, saved_policy, starting_point, trainable_parameters
+from .pretrained_init import PolicyInit, freeze, init_policy, saved_policy, trainable_parameters
 from .validation import Validation, validate
 
 STREAM_INIT, STREAM_BATCH, STREAM_UNLABELED = 50, 51, 52
 
 
-def finetune(config: Finetune) -> None:
+def finetune(config: FinetuneConfig) -> None:
     """Train the head (and the policy), or return at once when complete."""
-    with _open_run(config) as run:
+    with open_run(config) as run:
         if run.complete:
             run.log_message(f"complete at step {run.start}: {run.checkpoint}")
         else:
-            _train(config, run)
+            train_actions(config, run)
 
 
-def _train(config: Finetune, run: Run) -> None:
-    """All steps that are left, from the last checkpoint on."""
+def train_actions(config: FinetuneConfig, run: Run) -> None:
+    """Train all steps that are left, from the last checkpoint on."""
     loop = config.loop
     device = config.hardware.torch_device()
-    start = starting_point(config)
-    material = open_material(config, start, run, device)
-    train, unlabeled = material.train, material.unlabeled
-    policy, head = start.policy.to(device), _new_head(config, start).to(device)
+    init = init_policy(config)
+    datasets = open_datasets(config, init, run, device)
+    # The policy is moved after the data are encoded, so that the dLDM alone is on the device until then.
+    policy = init.policy.to(device)
+    head = build_head(config, init).to(device)
     adapters = freeze(policy, config)
+    # The head begins untrained, so it learns faster than the policy.
     optimizer = build_optimizer(
         trainable_parameters(policy, adapters), loop.optim, fast=head.parameters(), fast_mult=config.head_lr_mult
     )
     if run.checkpoint is not None:
-        _restore(run.checkpoint, start, head, adapters)
+        # With adapters, the policy itself is still the pre-trained one: the checkpoint's has them merged.
+        learned: dict[str, nn.Module] = {"policy": policy} if adapters is None else {"lora": adapters}
+        load_checkpoint(run.checkpoint, kind="policy").load_into(head=head, **learned)
         load_optimizer(run.checkpoint, optimizer)
     run.begin()
-    write_labels(run.path / "labels.json", material.split.labels)
+    # Before the first step, so that every checkpoint has its labels beside it.
+    write_labels(run.path / "labels.json", datasets.split.labels)
     for step in run.steps():
-        draw = generator(config.seed, step, stream=STREAM_BATCH)
-        rows = torch.randint(len(train), (loop.batch_size,), generator=draw).numpy()
+        noise = generator(config.seed, step, stream=STREAM_BATCH)
+        rows = torch.randint(len(datasets.train), (loop.batch_size,), generator=noise).numpy()
         with config.hardware.autocast(device):
             losses = window_losses(
-                config, policy, head, train, rows, device=device, own_share=config.own_share(step), draw=draw
+                config,
+                policy,
+                head,
+                datasets.train,
+                rows,
+                device=device,
+                predicted_share=config.predicted_share(step),
+                noise=noise,
             )
-            total, more = losses.total, {}
-            if unlabeled is not None:
-                draw = generator(config.seed, step, stream=STREAM_UNLABELED)
-                rows = torch.randint(len(unlabeled), (config.unlabeled.batch_size,), generator=draw).numpy()
-                video = unlabeled_loss(config, policy, unlabeled, rows, device=device, draw=draw)
-                total, more = total + config.unlabeled.weight * video, {"finetune/unlabeled_loss": video.detach()}
+            total = losses.total
+            extra = {}
+            if datasets.unlabeled is not None:
+                # A stream of its own, so that labeled batches are the same with and without unlabeled video.
+                noise = generator(config.seed, step, stream=STREAM_UNLABELED)
+                rows = torch.randint(len(datasets.unlabeled), (config.unlabeled.batch_size,), generator=noise).numpy()
+                video = unlabeled_loss(config, policy, datasets.unlabeled, rows, device=device, noise=noise)
+                total = total + config.unlabeled.weight * video
+                extra["finetune/unlabeled_loss"] = video.detach()
         norm = optimizer_step(total, optimizer, step=step, config=loop.optim, total_steps=loop.train_steps)
         if run.due(step, loop.log_every):
             with config.hardware.autocast(device):
-                held = validate(config, policy, head, material.held_out, device=device, most=config.validation_windows)
+                held_out = validate(
+                    config, policy, head, datasets.held_out, device=device, max_windows=config.validation_windows
+                )
             if config.pose_weight > 0:
-                more["finetune/pose_loss"] = losses.pose
-            parts = {"finetune/code_loss": losses.code, "finetune/accuracy": losses.accuracy, **more}
-            seen = {"finetune/action_l2": losses.action, **held.metrics("finetune/validation"), **parts}
-            run.log(step, seen | {"finetune/grad_norm": norm})
-        if step + 1 == loop.train_steps:  # before the last checkpoint: a run that is complete has been judged
+                extra["finetune/pose_loss"] = losses.pose
+            metrics = {
+                "finetune/action_l2": losses.action,
+                **held_out.metrics("finetune/validation"),
+                "finetune/code_loss": losses.code,
+                "finetune/accuracy": losses.accuracy,
+                **extra,
+                "finetune/grad_norm": norm,
+            }
+            run.log(step, metrics)
+        if step + 1 == loop.train_steps:
+            # Before the last checkpoint: a run that is complete has its validation.json.
             with config.hardware.autocast(device):
-                _judge(run, validate(config, policy, head, material.held_out, device=device))
+                write_validation(run, validate(config, policy, head, datasets.held_out, device=device))
         if run.due(step, loop.save_every):
-            run.save(step, lambda path: _save(path, config, start, material, head, adapters, optimizer))
+            write = partial(
+                save,
+                config=config,
+                init=init,
+                datasets=datasets,
+                head=head,
+                adapters=adapters,
+                optimizer=optimizer,
+            )
+            run.save(step, write)
 
 
-def _judge(run: Run, found: Validation) -> None:
-    """Leave validation.json."""
+def write_validation(run: Run, found: Validation) -> None:
+    """Write validation.json and log what is in it."""
     write_json(run.path / "validation.json", asdict(found), sealed=True)
     run.log_message(
         f"held out: loss {found.action_loss:.4f} [{found.low:.4f}, {found.high:.4f}], arm error {found.arm_error:.4f} "
@@ -102,12 +136,13 @@ def _judge(run: Run, found: Validation) -> None:
     )
 
 
-def run_tree(config: Finetune) -> dict[str, Any]:
-    """What decides the result of this stage."""
+def run_tree(config: FinetuneConfig) -> dict[str, Any]:
+    """Return the part of the configuration that decides the result, as plain values."""
     return {key: value for key, value in config_tree(config).items() if key not in ("run_dir", "hardware")}
 
 
-def _open_run(config: Finetune) -> Run:
+def open_run(config: FinetuneConfig) -> Run:
+    """Open the run folder, which is bound to `run_tree`."""
     loop = config.loop
     return Run(
         config.run_dir,
@@ -119,34 +154,49 @@ def _open_run(config: Finetune) -> Run:
     )
 
 
-def head_config(config: Finetune) -> ActionHeadConfig:
-    """The head's sizes; whoever weighs the hand's pose needs a head that tells it."""
+def head_config(config: FinetuneConfig) -> ActionHeadConfig:
+    """Return the head's sizes; with a weight on the pose it predicts one."""
     return replace(config.head, pose=config.head.pose or config.pose_weight > 0)
 
 
-def _new_head(config: Finetune, start: StartingPoint) -> ActionHead:
+def build_head(config: FinetuneConfig, init: PolicyInit) -> ActionHead:
+    """Return an untrained head for the policy; its weights depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator(config.seed, 0, stream=STREAM_INIT))))
-        policy = start.policy
+        policy = init.policy
         return ActionHead(
-            head_config(config), width=policy.backbone.width, queries=policy.config.queries, stride=start.stride
+            head_config(config), width=policy.backbone.width, queries=policy.config.queries, stride=init.stride
         )
 
 
-def _save(
+def save(
     path: Path,
-    config: Finetune,
-    start: StartingPoint,
-    material: FinetuneDatasets,
+    *,
+    config: FinetuneConfig,
+    init: PolicyInit,
+    datasets: FinetuneDatasets,
     head: ActionHead,
     adapters: LoRA | None,
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Write a checkpoint that acts by itself; adapters are in its policy's weights, and beside them for a resume."""
-    policy, dldm = start.policy, start.dldm
+    """Write a checkpoint that acts by itself; adapters are merged into its policy, and saved beside it for a resume.
+
+    Args:
+        path: folder of the checkpoint.
+        config: of the run.
+        init: the policy as it is now, its dLDM, and the facts that are handed on.
+        datasets: for the statistics, the digest of the labels and the control rate.
+        head: as it is now.
+        adapters: as they are now; None without LoRA.
+        optimizer: its state.
+    """
+    policy = init.policy
+    dldm = init.dldm
     modules: dict[str, nn.Module] = {"policy": saved_policy(policy, adapters), "head": head}
-    modules |= {"dldm": dldm} if dldm is not None else {}
-    modules |= {"lora": adapters} if adapters is not None else {}
+    if dldm is not None:
+        modules["dldm"] = dldm
+    if adapters is not None:
+        modules["lora"] = adapters
     save_checkpoint(
         path,
         kind="policy",
@@ -154,7 +204,7 @@ def _save(
             "policy": config_tree(policy.config),
             "dldm": None if dldm is None else config_tree(dldm.config),
             "head": config_tree(head_config(config)),
-            "stride": start.stride,
+            "stride": init.stride,
             "latent_steps": config.latent_steps,
             "n_action_steps": config.n_action_steps,
             "temporal_ensemble": config.temporal_ensemble,
@@ -162,31 +212,25 @@ def _save(
         },
         modules=modules,
         facts={
-            **start.facts,
+            **init.facts,
             "method": config.method,
             "preset": config.preset,
             "label_fraction": config.label_fraction,
             "label_seed": config.label_seed,
-            "labels_digest": material.split.labels.digest,
+            "labels_digest": datasets.split.labels.digest,
             "pretrained_from": None if dldm is None else weights_digest(dldm),
-            "control_hz": material.hz,
+            "control_hz": datasets.hz,
             "cameras": ["static"],
         },
         files={
-            "stats": {"calvin": material.train.statistics.to_json()},
+            "stats": {"calvin": datasets.train.statistics.to_json()},
             **policy.files(),
         },
         optimizer=optimizer,
     )
 
 
-def _restore(path: Path, start: StartingPoint, head: ActionHead, adapters: LoRA | None) -> None:
-    """Continue from a checkpoint of this run. With adapters, the policy itself is still the pre-trained one."""
-    modules: dict[str, nn.Module] = {"policy": start.policy} if adapters is None else {"lora": adapters}
-    load_checkpoint(path, kind="policy").load_into(head=head, **modules)
-
-
-main = program(Finetune, config_name="finetune", one_process=True)(finetune)
+main = program(FinetuneConfig, config_name="finetune", one_process=True)(finetune)
 
 if __name__ == "__main__":
     main()

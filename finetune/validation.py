@@ -1,11 +1,11 @@
-"""How well held-out actions are predicted, with an interval, and what the policy's own codes cost.
+"""The error of predicted actions on held-out windows, with an interval, and how much of it predicted codes cause.
 
-The simulator sees the policy act on its own codes, so that is what counts; the same windows with the dLDM's codes say
-how much of the error comes from predicting codes (method specification 3.4: "log the gap"). Windows of one trajectory
-are alike, so the interval is a bootstrap over whole trajectories.
+In control the policy acts on the codes that it predicts itself, so the error with those is the one that counts. The
+same windows with the dLDM's codes show how much of it comes from predicting codes (method specification 3.4: "log the
+gap"). Windows of one trajectory are alike, so the interval is a bootstrap over whole trajectories.
 """
 
-# n windows · s*H actions of a window · A action dims
+# n windows · R = s·H actions of a window · A action dims
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ from vw2_robot.contracts import GRIPPER_INDEX
 from vw2_robot.models.policy.action_head import ActionHead
 from vw2_robot.models.policy.ar_policy import LatentPolicy
 
-from .config import Finetune
+from .config import FinetuneConfig
 from .labeled_windows import LabeledWindows
-from .losses import action_errors, fed_codes
+from .losses import action_errors, input_codes
 
 BATCH = 256
 RESAMPLES = 1000
@@ -29,23 +29,30 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Validation:
-    """Means over the real actions of some windows, in normalized units.
+    """Means over the actions of some windows that are no padding, in normalized units.
 
-    action_loss: as trained, own codes; low, high: its 95 % interval. code_loss: with the dLDM's codes, None where
-    there are none. arm_error: mean absolute error of the six arm numbers. gripper_accuracy: share of right signs.
+    Attributes:
+        action_loss: the action loss of training, with predicted codes.
+        low: lower end of its 95 % interval.
+        high: upper end.
+        ground_truth_codes_loss: the action loss with the dLDM's codes; None where there are none.
+        arm_error: mean absolute error of the six numbers that move the arm.
+        gripper_accuracy: share of gripper actions with the right sign.
+        windows: how many were validated on.
+        trajectories: how many they are from.
     """
 
     action_loss: float
     low: float
     high: float
-    code_loss: float | None
+    ground_truth_codes_loss: float | None
     arm_error: float
     gripper_accuracy: float
     windows: int
     trajectories: int
 
     def metrics(self, prefix: str) -> dict[str, float]:
-        """For metrics.jsonl. The gap is what own codes cost over the teacher's."""
+        """Return the metrics by name; the gap is the loss that predicted codes add over the dLDM's codes."""
         found = {
             f"{prefix}_action_l2": self.action_loss,
             f"{prefix}_action_l2_low": self.low,
@@ -53,51 +60,67 @@ class Validation:
             f"{prefix}_arm_error": self.arm_error,
             f"{prefix}_gripper_accuracy": self.gripper_accuracy,
         }
-        if self.code_loss is not None:
+        if self.ground_truth_codes_loss is not None:
             found |= {
-                f"{prefix}_teacher_l2": self.code_loss,
-                f"{prefix}_teacher_gap": self.action_loss - self.code_loss,
+                f"{prefix}_ground_truth_codes_l2": self.ground_truth_codes_loss,
+                f"{prefix}_code_gap": self.action_loss - self.ground_truth_codes_loss,
             }
         return found
 
 
 @torch.no_grad()
 def validate(
-    config: Finetune,
+    config: FinetuneConfig,
     policy: LatentPolicy,
     head: ActionHead,
     windows: LabeledWindows,
     *,
     device: torch.device,
-    most: int | None = None,
+    max_windows: int | None = None,
 ) -> Validation:
-    """Look at all windows, or at `most` of them, evenly spread."""
-    count = len(windows) if most is None else min(most, len(windows))
+    """Predict the actions of all windows, or of `max_windows` of them, evenly spread.
+
+    Args:
+        config: losses and code source.
+        policy: on the device.
+        head: on the device.
+        windows: labeled and held out.
+        device: where batches go.
+        max_windows: None takes all.
+    """
+    count = len(windows) if max_windows is None else min(max_windows, len(windows))
     check = np.linspace(0, len(windows) - 1, count).astype(np.int64)
-    has_code_labels = windows.taught and config.code_source != "none"
-    own: list[Tensor] = []
-    teacher: list[Tensor] = []
+    has_codes = windows.has_codes and config.code_source != "none"
+    with_predicted: list[Tensor] = []
+    with_ground_truth: list[Tensor] = []
+    # Without image shift: what the policy sees in control is not shifted either.
     for i in range(0, count, BATCH):
         rows = check[i : i + BATCH]
         prompt = policy.prompt(
-            windows.words(rows), windows.images(rows, image_px=policy.config.image_px, device=device)
+            windows.instructions(rows), windows.images(rows, image_px=policy.config.image_px, device=device)
         )
-        for found, is_own in ((own, True), (teacher, False)):
-            if is_own or has_code_labels:
-                fed = fed_codes(config, policy, windows, rows, prompt, torch.full((len(rows),), is_own))
-                found.append(head(policy.states(prompt, fed)).float().cpu())
-    predicted = torch.cat(own)
-    errors = _errors(config, predicted, windows, check)
-    real, actions = windows.real[check], windows.actions[check]
-    low, high = bootstrap_interval(errors.sum(1), real.sum(1), windows.episode[check])
-    wrong = np.abs(predicted.numpy() - actions)[real]
-    arm = np.delete(wrong, GRIPPER_INDEX, axis=1)
-    right = (predicted.numpy() > 0)[real][:, GRIPPER_INDEX] == (actions > 0)[real][:, GRIPPER_INDEX]
+        for found, is_predicted in ((with_predicted, True), (with_ground_truth, False)):
+            if is_predicted or has_codes:
+                inputs = input_codes(config, policy, windows, rows, prompt, torch.full((len(rows),), is_predicted))
+                found.append(head(policy.states(prompt, inputs)).float().cpu())
+    predicted = torch.cat(with_predicted)
+    mask = windows.action_mask[check]
+    actions = windows.actions[check]
+    errors = masked_errors(config, predicted, windows, check)
+    ground_truth_codes_loss = None
+    if has_codes:
+        others = masked_errors(config, torch.cat(with_ground_truth), windows, check)
+        ground_truth_codes_loss = float(others.sum() / mask.sum())
+    low, high = bootstrap_interval(errors.sum(1), mask.sum(1), windows.episode[check])
+    absolute = np.abs(predicted.numpy() - actions)[mask]
+    arm = np.delete(absolute, GRIPPER_INDEX, axis=1)
+    # The sign decides whether the gripper opens or closes; with `bce` it is that of the logit.
+    right = (predicted.numpy() > 0)[mask][:, GRIPPER_INDEX] == (actions > 0)[mask][:, GRIPPER_INDEX]
     return Validation(
-        action_loss=float(errors.sum() / real.sum()),
+        action_loss=float(errors.sum() / mask.sum()),
         low=low,
         high=high,
-        code_loss=float(_errors(config, torch.cat(teacher), windows, check).sum() / real.sum()) if teacher else None,
+        ground_truth_codes_loss=ground_truth_codes_loss,
         arm_error=float(arm.mean()),
         gripper_accuracy=float(right.mean()),
         windows=count,
@@ -105,25 +128,32 @@ def validate(
     )
 
 
-def _errors(
-    config: Finetune, predicted: Tensor, windows: LabeledWindows, rows: NDArray[np.int64]
+def masked_errors(
+    config: FinetuneConfig, predicted: Tensor, windows: LabeledWindows, rows: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """[n, sH]: the loss of each real action, 0 elsewhere."""
+    """Return [n, R]: the loss of each action, 0 for padding."""
     errors = action_errors(config, predicted, torch.from_numpy(windows.actions[rows]))
-    return errors.double().numpy() * windows.real[rows]
+    return errors.double().numpy() * windows.action_mask[rows]
 
 
 def bootstrap_interval(
     sums: NDArray[np.float64], counts: NDArray[np.int64], groups: NDArray[np.int64], *, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile interval of sum(sums) / sum(counts) when whole groups are drawn with replacement.
+    """Return the percentile interval of sum(sums) / sum(counts) when whole groups are sampled with replacement.
 
-    `sums` [n] and `counts` [n] belong to the groups `groups` [n]. The draws are fixed, so equal input gives an equal
-    interval. With one group there is nothing to draw from: low and high are the mean.
+    The samples are fixed, so equal input gives an equal interval. With one group, low and high are the mean.
+
+    Args:
+        sums: [n], such as the summed errors of a window.
+        counts: [n], of what was summed.
+        groups: [n], which group each belongs to.
+        level: share of the samples inside the interval.
     """
+    # Sums of each group: a sample of groups is then a sum over a few numbers.
     _, group = np.unique(groups, return_inverse=True)
-    total, weight = np.bincount(group, sums), np.bincount(group, counts)
-    drawn = np.random.default_rng(0).integers(0, len(total), (RESAMPLES, len(total)))
-    means = total[drawn].sum(1) / weight[drawn].sum(1)
+    total = np.bincount(group, sums)
+    weight = np.bincount(group, counts)
+    samples = np.random.default_rng(0).integers(0, len(total), (RESAMPLES, len(total)))
+    means = total[samples].sum(1) / weight[samples].sum(1)
     low, high = np.quantile(means, ((1 - level) / 2, (1 + level) / 2))
     return float(low), float(high)

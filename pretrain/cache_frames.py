@@ -1,4 +1,8 @@
-"""Data sets -> frame cache: decoded once per run; with RLDS the only step of pre-training that needs TensorFlow."""
+"""Opening of data sets and of the frame cache that is made from them.
+
+Videos are decoded and resized once per run. With RLDS data sets this is the only step of pre-training that needs
+TensorFlow.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +22,11 @@ from vw2_robot.data.sources.rlds import RldsSource
 from vw2_robot.errors import InputError
 from vw2_robot.storage.files import read_json, write_json
 
-from .config import DataConfig, Pretrain
+from .config import DataConfig, PretrainConfig
 
 
-def open_frames(config: Pretrain) -> FrameCache:
-    """The TF-free frame cache of this run; made from the data sets first where it is not there yet.
+def open_frames(config: PretrainConfig) -> FrameCache:
+    """Return the frame cache of this run; it is made from the data sets first if it is not there.
 
     Raises:
         InputError: no data were named, or they cannot be read.
@@ -39,19 +43,18 @@ def open_frames(config: Pretrain) -> FrameCache:
     if data.path is None:
         raise InputError(
             "no data: set data.path to the folder of a data set (for example .../bridge_dataset/1.0.0), or "
-            "data.frame_cache "
-            "to a frame cache made before"
+            "data.frame_cache to a frame cache made before"
         )
     return cache_sources(config, config.stage_dir("frames"))
 
 
-def training_split(config: Pretrain, cache: FrameCache) -> tuple[list[int], list[int]]:
-    """(training, validation) episode indices; equal videos never lie on both sides."""
+def training_split(config: PretrainConfig, cache: FrameCache) -> tuple[list[int], list[int]]:
+    """Return the indices of (training, validation) episodes; equal videos never lie on both sides."""
     return split_episodes(cache, validation_fraction=config.data.validation_fraction, seed=config.seed)
 
 
 def open_sources(data: DataConfig) -> list[tuple[EpisodeSource, float]]:
-    """The data sets that the configuration names, each with its weight; no episode is read.
+    """Open the data sets that the configuration names, and return each with its weight; no episode is read.
 
     Raises:
         InputError: one of them cannot be opened, or two have the same name.
@@ -63,40 +66,50 @@ def open_sources(data: DataConfig) -> list[tuple[EpisodeSource, float]]:
         splits = data.splits or ("train",)
         return [(member.open(splits=splits, max_skipped=data.max_skipped), member.weight) for member in members]
     paths = data.path if isinstance(data.path, list) else [data.path]
-    opened = [_open(path, data) for path in paths]
+    opened = [_open_path(path, data) for path in paths]
+    # Counted per path: several splits of one data set share its name.
     names = Counter(name for sources in opened for name in {source.name for source in sources})
     same = [name for name, count in names.items() if count > 1]
     if same:
         raise InputError(
-            f"data.path={paths}: more than one data set is called {', '.join(same)}; episodes are told apart by the "
+            f"data.path={paths}: more than one data set is called {', '.join(same)}; episodes are identified by the "
             "names of their data sets, so rename a folder"
         )
     return [(source, 1.0) for sources in opened for source in sources]
 
 
-def _open(path: str, data: DataConfig) -> Sequence[EpisodeSource]:
+def _open_path(path: str, data: DataConfig) -> Sequence[EpisodeSource]:
     if "://" in path or recognize(Path(path)) == "rlds" or data.source is not None:
         row = find_source(data.source) if data.source is not None else None
-        splits, key = data.splits or ("train",), data.image_key
-        return [RldsSource(path, splits=splits, source=row, image_key=key, hz=data.hz, max_skipped=data.max_skipped)]
+        return [
+            RldsSource(
+                path,
+                splits=data.splits or ("train",),
+                source=row,
+                image_key=data.image_key,
+                hz=data.hz,
+                max_skipped=data.max_skipped,
+            )
+        ]
     return open_training(path, splits=data.splits, image_key=data.image_key, hz=data.hz)
 
 
-def _identity(path: str) -> str:
-    """A name for the data that does not depend on the working directory."""
-    return path if "://" in path else str(Path(path).resolve())
+def read_first(source: EpisodeSource, *, limit: int | None, skipped: SkippedEpisodes) -> Iterator[Episode]:
+    """Yield all episodes in order, or about `limit` of them: equally many from the beginning of every part.
 
+    Where a part cannot be read, such as a truncated video, the rest of it is left out and counted in `skipped`.
 
-def heads(source: EpisodeSource, *, limit: int | None, bad: SkippedEpisodes) -> Iterator[Episode]:
-    """All episodes in order, or about `limit` of them: equally many from the head of every part.
-
-    Where a part cannot be read, such as a cut video, what was to come of it is left out and counted in `bad`.
+    Args:
+        source: the data set.
+        limit: how many episodes; None: all.
+        skipped: counts what could not be read.
 
     Raises:
         TooManySkippedError: there is more of that than allowed.
     """
     parts = source.parts()
     for number, part in enumerate(parts):
+        # Rounded so that the shares of all parts add up to the limit.
         share = None if limit is None else limit * (number + 1) // len(parts) - limit * number // len(parts)
         read = 0
         try:
@@ -106,25 +119,34 @@ def heads(source: EpisodeSource, *, limit: int | None, bad: SkippedEpisodes) -> 
         except TooManySkippedError:
             raise
         except InputError as error:
-            due = [wanted for wanted in (share, part.episodes) if wanted is not None]
-            bad.add(error, count=max(1, min(due, default=0) - read))
+            # A part that does not know its number of episodes counts as one.
+            wanted = [count for count in (share, part.episodes) if count is not None]
+            skipped.add(error, count=max(1, min(wanted, default=0) - read))
 
 
-def cache_sources(config: Pretrain, out: Path) -> FrameCache:
-    """Decode and resize the episodes of `config.data` into `out`; continues where an earlier call was cut off."""
+def cache_sources(config: PretrainConfig, out: Path) -> FrameCache:
+    """Decode and resize the episodes of `config.data` into `out`; an interrupted call is continued by the next."""
     data = config.data
-    sources, bad = open_sources(data), SkippedEpisodes(data.max_skipped)
-    episodes = chain.from_iterable(heads(source, limit=data.cache_episodes, bad=bad) for source, _ in sources)
+    sources = open_sources(data)
+    skipped = SkippedEpisodes(data.max_skipped)
+    episodes = chain.from_iterable(
+        read_first(source, limit=data.cache_episodes, skipped=skipped) for source, _ in sources
+    )
     was_complete = (out / "index.json").is_file()
-    if not was_complete:  # see that the data can be read before `out` is bound to them
+    if not was_complete:
+        # Read one episode before `out` is bound to the data: data that cannot be read leave no folder behind.
         episodes = chain(list(islice(episodes, 1)), episodes)
+    # Absolute paths, so that the identity of the data does not depend on the working directory.
+    paths = data.path if isinstance(data.path, list) else [str(data.path)]
+    absolute = [path if "://" in path else str(Path(path).resolve()) for path in paths]
 
     with tqdm(desc="frames", unit="episode", disable=None, dynamic_ncols=True) as bar:
 
-        def progress(stored: int, frames: int) -> None:
+        def progress(stored: int, num_frames: int) -> None:
             bar.update(stored - bar.n)
-            bar.set_postfix(frames=frames, refresh=False)
+            bar.set_postfix(frames=num_frames, refresh=False)
 
+        # The description binds the folder: other data or options are refused instead of mixed in.
         cache_frames(
             episodes,
             out,
@@ -133,7 +155,7 @@ def cache_sources(config: Pretrain, out: Path) -> FrameCache:
             aspect=data.aspect,
             max_skipped=data.max_skipped,
             description={
-                "path": [_identity(p) for p in data.path] if isinstance(data.path, list) else _identity(str(data.path)),
+                "path": absolute if isinstance(data.path, list) else absolute[0],
                 "mixture": data.mixture,
                 "splits": list(data.splits or ("train",)),
                 "source": data.source,
@@ -143,14 +165,17 @@ def cache_sources(config: Pretrain, out: Path) -> FrameCache:
             },
             progress=progress,
         )
-    _tell_of_new_parts(out, [source for source, _ in sources], was_complete=was_complete)
+    report_new_parts(out, [source for source, _ in sources], was_complete=was_complete)
     return FrameCache(out)
 
 
-def _tell_of_new_parts(out: Path, sources: Sequence[EpisodeSource], *, was_complete: bool) -> None:
-    """Say what has come to the data sets since the cache was complete: it is not in there, and nobody trains on it.
+def report_new_parts(out: Path, sources: Sequence[EpisodeSource], *, was_complete: bool) -> None:
+    """Print which parts were added to the data sets since the cache was complete: they are not in it.
 
-    `parts.json` keeps what the data sets were made of then.
+    Args:
+        out: folder of the cache; parts.json in it lists the parts that the data sets had then.
+        sources: the data sets as they are now.
+        was_complete: False writes parts.json anew.
     """
     file = out / "parts.json"
     parts = [[source.name, part.name, part.episodes] for source in sources for part in source.parts()]
@@ -160,6 +185,7 @@ def _tell_of_new_parts(out: Path, sources: Sequence[EpisodeSource], *, was_compl
     if known is None:
         write_json(file, {"parts": parts}, sealed=True)
         return
+    # A part counts as new if its number of episodes changed, too.
     before = set(map(tuple, known["parts"]))
     if new := [f"{source}: {name}" for source, name, count in parts if (source, name, count) not in before]:
         shown = ", ".join(new[:5]) + (", ..." if len(new) > 5 else "")

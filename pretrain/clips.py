@@ -1,15 +1,15 @@
-"""Clips as training batches, and the way to the device.
-
-They come from one of three places:
+"""Training clips from one of three places, and their transfer to the device.
 
     frame cache         the default
-    data sets           `data.stream=true`: read, cut and shuffled all the time, in this process
-    replay              `replay=memory` or `replay=reverb`: windows that a thread or processes elsewhere have cut
+    data sets           `data.stream=true`: read, cut and shuffled during training, in this process
+    replay              `replay=memory` or `replay=reverb`: windows that a thread or other processes have cut
 
 All give the same pixels for the same window. From the cache, batch i is a pure function of (seed, i); a stream and a
 replay have a position, which goes into every checkpoint. A resumed run sees the batches it would have seen; from a
 Reverb server, it sees none of those that its checkpoint counts.
 """
+
+# B batch · T frames · M latent steps
 
 from __future__ import annotations
 
@@ -27,67 +27,67 @@ from vw2_robot.data.stream import ClipStream, StreamBatch, StreamOptions
 from vw2_robot.errors import InputError
 from vw2_robot.pixels import to_model_range
 
-from .config import Pretrain
+from .config import PretrainConfig
 from .replayed_clips import ReplayedClips
 
 Position = Mapping[str, Any] | None
 
 
 class CachedClips:
-    """Training clips out of the frame cache."""
+    """Training clips from the frame cache."""
 
     def __init__(self, sampler: ClipSampler) -> None:
         self._sampler = sampler
 
     def batch(self, step: int, size: int) -> ClipBatch:
-        """The clips of one training step."""
+        """Return the clips of one training step."""
         return self._sampler.batch(step, size)
 
     def state(self) -> None:
-        """Nothing: batches depend on the step alone."""
+        """Return nothing: batches depend on the step alone."""
 
     def restore(self, state: Position) -> None:
-        """Go on where a checkpoint was written."""
-        _came_from("the frame cache", state)
+        """Check that the checkpoint's run read the frame cache as well."""
+        _check_origin("the frame cache", state)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file stays open."""
 
 
 class StreamedClips:
-    """Training clips straight from the data sets; `batch` must be called for every step, in order."""
+    """Training clips from the data sets themselves; `batch` must be called for every step, in order."""
 
     def __init__(self, stream: ClipStream) -> None:
         self._stream = stream
 
     def batch(self, step: int, size: int) -> StreamBatch:
-        """The next clips."""
+        """Return the next clips."""
         return self._stream.batch(size)
 
     def state(self) -> dict[str, Any]:
-        """The position after the last batch."""
+        """Return the position after the last batch."""
         return self._stream.state()
 
     def restore(self, state: Position) -> None:
-        """Go on where a checkpoint was written."""
-        self._stream.restore(_came_from("a stream", state))
+        """Continue from the position that a checkpoint holds."""
+        self._stream.restore(_check_origin("a stream", state))
 
     def close(self) -> None:
         """Stop the decoding threads."""
         self._stream.close()
 
 
-def _came_from(kind: str, state: Position) -> Mapping[str, Any]:
-    """Return the position if a run on clips of this kind has stored it.
+def _check_origin(kind: str, state: Position) -> Mapping[str, Any]:
+    """Return the position if a run on clips from there has stored it.
 
     Raises:
-        InputError: a run on others has.
+        InputError: the checkpoint is of a run on other clips.
     """
     found = "the frame cache" if state is None else "a replay" if "replay" in state else "a stream"
     if found != kind:
         raise InputError(
-            f"the checkpoint was written by a run whose clips came from {found}, now they come from {kind}; go on with "
-            "the old data.stream and replay, or use another run_dir"
+            f"the checkpoint was written by a run whose clips came from {found}, now they come from {kind}; continue "
+            "with the old data.stream and replay, or use another run_dir"
         )
     return state or {}
 
@@ -96,16 +96,25 @@ TrainingClips = CachedClips | StreamedClips | ReplayedClips
 
 
 def training_clips(
-    config: Pretrain, frame_cache: FrameCache, train: list[int], held_out: list[int], folder: Path
+    config: PretrainConfig, frame_cache: FrameCache, train: list[int], held_out: list[int], folder: Path
 ) -> TrainingClips:
-    """What the stage in `folder` trains on. A stream and a replay leave held-out episodes out by name."""
+    """Return the clips that a stage trains on.
+
+    Args:
+        config: `data` and `replay` say where they come from.
+        frame_cache: decides which episodes are held out.
+        train: its episodes that train; read where the clips come from the cache.
+        held_out: its other episodes, which a stream and a replay leave out by name.
+        folder: of the stage; a replay in memory stores its windows there.
+    """
     data = config.data
     if config.replay is not None:
         return ReplayedClips(config, config.replay, frame_cache, held_out, folder=folder / "replay")
     if not data.stream:
         return CachedClips(clip_sampler(config, frame_cache, train))
-    from .cache_frames import open_sources
+    from .cache_frames import open_sources  # with RLDS it needs TensorFlow
 
+    # By name, since a stream reads the data sets themselves and knows no index of the cache.
     hidden = {(frame_cache.episodes[index].source, frame_cache.episodes[index].episode_id) for index in held_out}
     options = StreamOptions(
         WindowOptions(num_frames=config.dldm.num_frames, temporal_stride=config.dldm.temporal_stride, **data.time_base),
@@ -127,9 +136,15 @@ def training_clips(
 
 
 def clip_sampler(
-    config: Pretrain, frame_cache: FrameCache, episodes: list[int], *, augment: bool = True
+    config: PretrainConfig, frame_cache: FrameCache, episodes: list[int], *, augment: bool = True
 ) -> ClipSampler:
-    """The sampler over these episodes of the cache; batch i is a pure function of (seed, i).
+    """Return the sampler of clips of these episodes of the cache; batch i is a pure function of (seed, i).
+
+    Args:
+        config: how clips are cut and augmented.
+        frame_cache: where the frames are.
+        episodes: indices of the episodes.
+        augment: False gives clips as they are.
 
     Raises:
         InputError: there is no episode on this side of the split, or none is long enough.
@@ -138,10 +153,8 @@ def clip_sampler(
         different = len({episode.sha256 for episode in frame_cache.episodes})
         raise InputError(
             f"data.validation_fraction={config.data.validation_fraction}: nothing can be held out of "
-            f"{frame_cache.path}, "
-            f"whose {len(frame_cache.episodes)} episodes are {different} different videos; training needs at least "
-            f"two, "
-            "since it is judged on video that it has not seen"
+            f"{frame_cache.path}, whose {len(frame_cache.episodes)} episodes are {different} different videos; "
+            "training needs at least two, since it is validated on video that it has not seen"
         )
     return ClipSampler(
         frame_cache,
@@ -155,6 +168,7 @@ def clip_sampler(
 
 
 def to_device(batch: ClipBatch | StreamBatch, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(clips float [B, T, 3, H, W] in [-1, 1], valid steps bool [B, M]) on the device; pixels travel as uint8."""
+    """Return (clips float [B, T, 3, H, W] in [-1, 1], valid steps bool [B, M]) on the device."""
+    # As uint8 to the device, a quarter of the bytes; floats are made there.
     pixels = torch.from_numpy(batch.pixels).to(device, non_blocking=True)
     return to_model_range(pixels), torch.from_numpy(batch.valid).to(device)

@@ -1,4 +1,4 @@
-"""The configuration that all pre-training programs share, and what they do with it first: open the frames.
+"""The configuration that all pre-training programs share, and how a stage finds the one before it.
 
 One tree for the whole chain, so that `pretrain-on-openx` and the single stages accept the same overrides. Each stage
 records only the sections that decide its result (`stage_tree`), so a longer policy schedule does not invalidate a
@@ -32,7 +32,7 @@ Stage = Literal["vdm", "dldm", "latents", "policy"]
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the video comes from and how it is cut."""
+    """Where the video comes from and how it is cut into clips."""
 
     path: str | list[str] | None = None
     """a data set of any format that `data.sources.formats` knows, or a list of them with different names; with
@@ -42,33 +42,33 @@ class DataConfig:
     source: str | None = None
     """name of its row in the Open-X table; default: the data set's own name"""
     splits: tuple[str, ...] | None = None
-    """of every data set: names of its splits (for RLDS also slices, for videos folders in the folder); null: what it
-    calls training, and all of a folder of videos"""
+    """names of splits, read from every data set (for RLDS also slices; for a folder of videos, folders in it); null:
+    the training split, and all of a folder of videos"""
     image_key: str | None = None
-    """camera to use instead of the table's"""
+    """camera to use instead of the one in the Open-X table"""
     hz: Rate | None = None
-    """frames per second of an RLDS set, of pickles or videos that do not tell it, or tell it wrongly"""
+    """frames per second of an RLDS set, pickles or videos in which it is missing or wrong"""
     stream: bool = False
-    """train the video prior and the dLDM on clips read from the data sets all the time instead of from the frame cache;
-    then only validation, latent cache and policy need the cache, and `cache_episodes` bounds it"""
+    """train the video prior and the dLDM on clips that are read from the data sets during training instead of from the
+    frame cache; then only validation, latent cache and policy need the cache, and `cache_episodes` bounds it"""
     cache_episodes: int | None = None
-    """episodes of each data set (and split) that go into the frame cache, from the heads of all files; null: all"""
+    """episodes of each data set (and split) that go into the frame cache, the first ones of each file; null: all"""
     shuffle_mb: int = 256
-    """stream: compressed images held for shuffling"""
+    """with `stream`: MiB of compressed images held for shuffling"""
     decode_threads: int = 2
-    """threads that decode images while the model trains"""
+    """with `stream` or a replay: threads that decode images; 0 decodes in the training loop"""
     frame_cache: str | None = None
     """a finished frame cache to read instead of `path`: no TensorFlow is needed then"""
     aspect: Aspect = "stretch"
-    """how frames get the size of the model: stretched, or with their aspect ratio kept and black bars"""
+    """how images get the dLDM's size: stretched, or padded to keep their proportions"""
     max_skipped: int = 10
     """undecodable episodes that are named and skipped before the run stops"""
     target_hz: Rate | None = None
-    """resample to this rate; null takes consecutive frames, as released"""
+    """Hz that clips are resampled to; null takes consecutive frames, as released"""
     gap_seconds: Rate | None = None
     """instead of target_hz: seconds that a latent step lasts, whatever the source's rate"""
     validation_fraction: Share = 0.1
-    """share of the episodes that is held out"""
+    """share of the episodes that are held out"""
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
@@ -84,9 +84,9 @@ class DataConfig:
         if isinstance(self.path, list) and (not self.path or self.mixture is not None or self.source is not None):
             raise ValueError(
                 f"data.path is a list of {len(self.path)}; give at least one data set, and neither data.mixture nor "
-                "data.source with a list, since those speak of one folder"
+                "data.source with a list, since those apply to one folder"
             )
-        frame_offsets(1, hz=1.0, **self.time_base)
+        frame_offsets(1, hz=1.0, **self.time_base)  # raises where target_hz and gap_seconds exclude one another
         if self.decode_threads < 0:
             raise ValueError(f"data.decode_threads must not be negative, found {self.decode_threads}")
         if self.stream and self.path is None:
@@ -94,28 +94,28 @@ class DataConfig:
 
     @property
     def time_base(self) -> TimeBase:
-        """How clips are timed."""
+        """The two fields that time clips."""
         return TimeBase(target_hz=self.target_hz, gap_seconds=self.gap_seconds)
 
 
 @dataclass(frozen=True)
-class PhasesConfig:
-    """The two phases of the dLDM (method 1.9, 1.10) and the switches of the second."""
+class TrainDLDMConfig:
+    """The two phases of training the dLDM (method 1.9, 1.10)."""
 
     phase1: LoopConfig
     phase2: LoopConfig
     advance: Literal["steps", "ratio"] = "steps"
-    """when phase 2 begins. steps: after phase 1's steps, with a word in the log if `advance_ratio` is not reached;
-    ratio: at the first validation at or below it, and never before: phase 1's steps are then the most it may take"""
+    """when phase 2 begins. steps: after phase 1's steps, with a line in the log if `advance_ratio` is not reached;
+    ratio: at the first validation at or below it, and never before; phase 1's steps are then the most it may take"""
     advance_ratio: Unbounded = 0.5
-    """held-out reconstruction / copy-first at which codes and hint carry enough motion for phase 2"""
+    """held-out error over that of copying frame 0, at which codes and control carry enough motion for phase 2"""
     with_vdm: bool = True
-    """off: phase 2 goes on with phase 1's loss; no VDM is trained, built or saved (Table 3a, first row; VideoWorld)"""
+    """off: phase 2 continues with phase 1's loss; no VDM is built, trained or saved (Table 3a, row 1; VideoWorld)"""
     stop_gradient: bool = True
-    """phase 2: L_rec trains the decoder alone; off: it goes on shaping the codes (Table 3a, second row)"""
+    """phase 2: L_rec trains the decoder alone; off: it still shapes the codes (Table 3a, second row)"""
     vdm_lr_mult: Rate = 1.0
     """phase 2: learning rate of VDM, projection and control over that of the autoencoder; small runs erode their codes
-    when the encoder moves as fast as a VDM that does not use them yet"""
+    when the encoder learns as fast as a VDM that does not use them yet"""
     denoise_weight: float = 1.0
     """of L_den in phase 2"""
     reconstruction_weight: float = 1.0
@@ -125,33 +125,35 @@ class PhasesConfig:
     anchor_grad_phase1: bool = True
     """the same in phase 1; LAPA's decoder sees the first frame without gradient"""
     reconstruction_loss: Literal["l2", "l1"] = "l2"
-    """l1: the release"""
+    """l2: the paper; l1: the release"""
     control_dropout: float = 0.7
-    """per sample, the hint becomes the repeated first frame; small runs lose their codes without (method 5.1)"""
+    """probability, per sample, that the control video is its repeated first frame; without it small runs lose their
+    codes (method 5.1)"""
     control_grayscale: bool = True
-    """the control video has no colors, so that appearance comes from the video model"""
+    """the control video is gray, so that the VDM takes colors from the conditioning frame"""
     target_color_jitter: float = 0.3
     """strength of brightness, contrast and channel gains on the VDM's target clip; 0 switches it off"""
     decorrelation: float = 0.0
-    """weight of the mean squared correlation between the digits of a latent step; 0: the paper"""
+    """weight of the mean squared correlation between the FSQ dimensions of a latent step; 0: the paper"""
     encoder_augmentation: float = 0.0
     """strength of a drift of view and light that only the encoder sees, so that codes leave it out; 0: none"""
     ema: float = 0.0
-    """decay of averaged weights, which are then what is validated and handed on (0.999, say); 0: none"""
+    """decay of averaged weights (such as 0.999), which are then validated and used by later stages; 0: none"""
     validation_clips: int = 64
-    """held-out clips of a validation"""
+    """held-out clips that are validated on"""
     usage_clips: int = 1024
-    """clips over which codes.json counts codes"""
+    """clips over which codes.json counts codes at the end"""
     perplexity_alarm: Unbounded = 0.01
-    """share of the codes (that a stretch of training could show) below which the perplexity raises an alarm"""
+    """perplexity of the codes since the last validation over the most it could be, below which there is an alarm"""
     shuffle_alarm: Unbounded = 1.02
-    """phase 2: ratio of the denoising loss with another clip's codes below which the VDM is said to ignore codes"""
+    """phase 2: denoising loss with another clip's codes over that with the right ones, below which the VDM is taken to
+    ignore codes"""
     alarm_after: int = 3
-    """validations in a row that must be bad for an alarm"""
+    """validations in a row that must miss a limit for an alarm"""
 
     @property
     def total(self) -> int:
-        """Steps of both phases."""
+        """Training steps of both phases."""
         return self.phase1.train_steps + self.phase2.train_steps
 
     def __post_init__(self) -> None:
@@ -179,34 +181,34 @@ class PhasesConfig:
 
 
 @dataclass(frozen=True)
-class LatentsConfig:
+class ExtractLatentsConfig:
     """The latent cache (method 2.5)."""
 
     cache_stride: int = 4
     """frames between the starts of windows"""
     batch_size: int = 64
-    """windows encoded at a time; does not change the codes"""
+    """windows that are encoded at once"""
 
     def __post_init__(self) -> None:
         if self.cache_stride < 1 or self.batch_size < 1:
             raise ValueError(
-                f"extract_latents.cache_stride and batch must be positive, found {self.cache_stride} and "
+                f"extract_latents.cache_stride and batch_size must be positive, found {self.cache_stride} and "
                 f"{self.batch_size}"
             )
 
 
 @dataclass(frozen=True)
-class PolicyLoopConfig:
+class TrainPolicyConfig:
     """Latent pre-training of the policy."""
 
     loop: LoopConfig
     image_shift_px: int = 3
-    """random translation of the input image, edge-padded"""
+    """largest random translation of the input image, edge-padded"""
     code_dropout: float = 0.0
-    """share of samples that predict every code without the codes before it, as arms with code_source=none act"""
+    """share of samples that predict every code without the codes before it, as code_source=none acts"""
     latent_steps: int | None = None
-    """latent steps that are predicted from an image; null: those of one clip of the dLDM. More: the codes of clips
-    that follow one another, which costs the dLDM nothing"""
+    """latent steps that are predicted from an image; null: those of one clip of the dLDM; more: the codes of
+    consecutive clips, joined"""
 
     def __post_init__(self) -> None:
         if self.image_shift_px < 0:
@@ -218,28 +220,28 @@ class PolicyLoopConfig:
 
 
 @dataclass(frozen=True)
-class Pretrain:
-    """Everything `pretrain-on-openx` and its stages can be told."""
+class PretrainConfig:
+    """The root configuration of `pretrain-on-openx` and of its stages."""
 
     run_dir: str
-    """folder of the run; each stage has a folder of its own in it"""
+    """folder of all stages, one folder each"""
     data: DataConfig
     dldm: DLDMConfig
     vdm: VDMConfig
     codec: CodecConfig
     policy: PolicyConfig
     train_vdm: LoopConfig
-    train_dldm: PhasesConfig
-    extract_latents: LatentsConfig
-    train_policy: PolicyLoopConfig
+    train_dldm: TrainDLDMConfig
+    extract_latents: ExtractLatentsConfig
+    train_policy: TrainPolicyConfig
     stages: tuple[Stage, ...] = ("vdm", "dldm", "latents", "policy")
-    """stages to run, in this order; finished ones are skipped"""
+    """what pretrain-on-openx runs, in this order"""
     seed: int = 0
-    """of initial weights, samples, noise and the held-out split"""
+    """of untrained weights, clips, noise and the held-out episodes"""
     replay: ReplayConfig | None = None
-    """train the video prior and the dLDM on clips drawn from a replay (docs/scaling.md) instead of the frame cache"""
+    """train the video prior and the dLDM on clips sampled from a replay (docs/scaling.md), not from the frame cache"""
     workers: int = 1
-    """processes that write the latent cache; does not change it"""
+    """processes that write the latent cache; its content does not depend on it"""
     hardware: Hardware = field(default_factory=Hardware)
 
     def __post_init__(self) -> None:
@@ -254,27 +256,26 @@ class Pretrain:
         if self.codec.stride != self.dldm.temporal_stride:
             raise ValueError(
                 f"codec.stride is {self.codec.stride}, the dLDM's temporal stride {self.dldm.temporal_stride}; they "
-                f"must be "
-                "equal, so that latent frame t of the VDM is latent step t"
+                "must be equal, so that latent frame t of the VDM is latent step t"
             )
         if self.policy.queries != self.dldm.queries or self.policy.fsq_levels != self.dldm.fsq_levels:
             raise ValueError(
-                f"the policy speaks {self.policy.queries} codes of levels {self.policy.fsq_levels}, "
-                f"the dLDM {self.dldm.queries} of {self.dldm.fsq_levels}"
+                f"the policy predicts {self.policy.queries} codes of levels {self.policy.fsq_levels} per latent step, "
+                f"the dLDM encodes {self.dldm.queries} of {self.dldm.fsq_levels}; make policy and dldm equal"
             )
         if self.dldm.gap > 1 and self.train_dldm.with_vdm:
             raise ValueError(
-                f"dldm.gap={self.dldm.gap} leaves out frames that the VDM paints; set train_dldm.with_vdm=false"
+                f"dldm.gap={self.dldm.gap} leaves out frames that the VDM renders; set train_dldm.with_vdm=false"
             )
 
     @property
     def needs_prior(self) -> bool:
-        """Whether the stage `vdm` has anything to do."""
+        """Whether phase 2 begins with the video prior of the stage `vdm`."""
         return self.train_dldm.with_vdm and self.vdm.init == "prior" and self.vdm.weights is None
 
     @property
     def geometry(self) -> Geometry:
-        """What the VDM must know of its neighbors."""
+        """The sizes of latents and codes, which the VDM takes from codec and dLDM."""
         block = self.codec.block
         return Geometry(
             channels=self.codec.channels,
@@ -286,37 +287,38 @@ class Pretrain:
         )
 
     def stage_dir(self, stage: Stage | Literal["frames"]) -> Path:
-        """run_dir/<stage>."""
+        """Return run_dir/<stage>."""
         return Path(self.run_dir) / stage
 
     def stage_tree(self, *sections: str) -> dict[str, Any]:
-        """The named sections as plain values."""
+        """Return the named sections as plain values, which a stage records and compares when it is resumed."""
         tree = config_tree(self)
-        tree["data"]["splits"] = list(self.data.splits or ("train",))  # as runs wrote it when that was the default
+        # As it was written when ("train",) was the default, so that older runs can be resumed.
+        tree["data"]["splits"] = list(self.data.splits or ("train",))
         return {name: tree[name] for name in sections}
 
 
-def alone(stage: Callable[[Pretrain], None]) -> Callable[[Pretrain], None]:
-    """The stage as a program: as long as it runs, no other one works in this run_dir, whatever its stage."""
+def alone(stage: Callable[[PretrainConfig], None]) -> Callable[[PretrainConfig], None]:
+    """Return the stage as a program: while it runs, no other one can work in this run_dir, whatever its stage."""
 
-    def owner(config: Pretrain) -> None:
+    def locked(config: PretrainConfig) -> None:
         with lock_folder(Path(config.run_dir), what="pre-training"):
             stage(config)
 
-    return owner
+    return locked
 
 
-def finished_stage(config: Pretrain, stage: Literal["vdm", "dldm"]) -> Path:
-    """The last checkpoint of a stage that the next one builds on.
+def finished_stage(config: PretrainConfig, stage: Literal["vdm", "dldm"]) -> Path:
+    """Return the last checkpoint of a stage that the next one builds on.
 
     Raises:
-        InputError: the stage was never run, or stands short of (or beyond) the end that this configuration names.
+        InputError: the stage was never run, or its last step is not the one that this configuration ends at.
     """
     total = config.train_vdm.train_steps if stage == "vdm" else config.train_dldm.total
     checkpoint = resolve(config.stage_dir(stage))
     if checkpoint.name != f"step_{total}":
         raise InputError(
-            f"{config.stage_dir(stage)} stands at {checkpoint.name}, the stage ends at step_{total}; "
+            f"{config.stage_dir(stage)} has got to {checkpoint.name}, the stage ends at step_{total}; "
             f"finish it first: stages=[{stage}]"
         )
     return checkpoint

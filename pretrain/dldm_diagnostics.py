@@ -1,37 +1,34 @@
-"""Is the dLDM healthy? Four numbers on held-out clips, code usage over the data, and an image to look at.
+"""Validation of the dLDM: reconstruction, codes and shuffle ratios on held-out clips, and an image to look at.
 
 A good reconstruction alone is no evidence: it can come with empty codes, and phase 2 can erode good ones (method 5.1).
 """
 
-# B batch · T frames · M latent steps · N codes per step · V codebook
+# B batch · T frames · M latent steps · N codes per step · h, w feature grid
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from vw2_robot.data.clips import ClipSampler
-from vw2_robot.data.frame_cache import FrameCache
 from vw2_robot.models.dldm.dldm import DLDM, pad_to_stride
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import VideoCodec
 from vw2_robot.pixels import to_model_range, to_pixels
 from vw2_robot.runs import generator
-from vw2_robot.storage.files import atomic_write, write_json
+from vw2_robot.storage.files import atomic_write
 
-from .config import PhasesConfig, Pretrain
+from .code_usage import used_and_perplexity
+from .config import TrainDLDMConfig
 from .targets import frame_error, make_control_video
 
-STREAM_HEALTH, STREAM_IMAGE = 30, 31
-USAGE_BATCH = 64
+STREAM_VALIDATION, STREAM_IMAGE = 30, 31
+SHUFFLE_SAMPLES = 4
+"""samples of noise over which a shuffle ratio is averaged"""
 
 
 @torch.no_grad()
@@ -45,156 +42,86 @@ def validate(
     seed: int,
     grayscale: bool,
 ) -> dict[str, float]:
-    """Held-out health: reconstruction over copy-first-frame, codes used, perplexity, and in phase 2 shuffle ratios.
+    """Return reconstruction over copy-first-frame, codes used, perplexity, and in phase 2 two shuffle ratios.
 
-    The shuffle ratio is L_den with the codes of another clip over L_den with the right ones, same noise; it is given
-    with the hint and without any motion in it (`hintless`). Without a VDM there is none.
+    The shuffle ratio is L_den with the codes of another clip over L_den with the right ones. It is given with the
+    control video (`shuffle_ratio`) and with one that does not move (`shuffle_ratio_no_control`).
+
+    Args:
+        dldm: the model; it is put back into the mode (training or evaluation) that it was in.
+        vdm: None has no shuffle ratios.
+        codec: of the VDM.
+        clips: (pixels [B, T, 3, H, W] in [-1, 1], valid steps [B, M]).
+        phase: 1 or 2.
+        seed: of the noise; the same seed gives the same noise for every call and every set of codes.
+        grayscale: whether the control video is gray.
     """
     x, valid = clips
     was_training = dldm.training
     dldm.eval()
     encoded = dldm.encode(x)
-    rec, seen = dldm.decode(encoded.codes_BMNL, encoded.anchor_BChw, x[:, 0]), dldm.subsample(x)
-    still = x[:, :1].expand_as(seen)
-    ratio = frame_error(rec, seen, valid, with_anchor=False) / frame_error(still, seen, valid, with_anchor=False)
-    used, perplexity = _usage(torch.bincount(encoded.indices_BMN[valid].flatten(), minlength=dldm.fsq.vocabulary))
-    health = {"dldm/ratio_to_copy": float(ratio), "dldm/codes_used": used, "dldm/perplexity": perplexity}
+    rec = dldm.decode(encoded.codes_BMNL, encoded.anchor_BChw, x[:, 0])
+    target = dldm.subsample(x)
+    still = x[:, :1].expand_as(target)
+    # Without frame 0, which the decoder is given and a copy reproduces exactly.
+    ratio = frame_error(rec, target, valid, with_anchor=False) / frame_error(still, target, valid, with_anchor=False)
+    used, perplexity = used_and_perplexity(
+        torch.bincount(encoded.indices_BMN[valid].flatten(), minlength=dldm.fsq.vocabulary)
+    )
+    found = {"dldm/ratio_to_copy": float(ratio), "dldm/codes_used": used, "dldm/perplexity": perplexity}
     if phase == 2 and vdm is not None and codec is not None:
-        latents = codec.encode(seen)
-        hints = {
-            "shuffle_ratio": codec.encode(make_control_video(rec, grayscale=grayscale)),
-            "shuffle_ratio_hintless": codec.encode(make_control_video(still, grayscale=grayscale)),
-        }
-        for name, hint in hints.items():
-            health[f"dldm/{name}"] = _shuffle_ratio(vdm, latents, encoded.codes_BMNL, hint, valid, seed=seed)
+        latents = codec.encode(target)
+        for name, control in (("shuffle_ratio", rec), ("shuffle_ratio_no_control", still)):
+            control_latents = codec.encode(make_control_video(control, grayscale=grayscale))
+            found[f"dldm/{name}"] = shuffle_ratio(vdm, latents, encoded.codes_BMNL, control_latents, valid, seed=seed)
     dldm.train(was_training)
-    return health
+    return found
 
 
-def _shuffle_ratio(
+def shuffle_ratio(
     vdm: VDM, latents: Tensor, codes: Tensor, control_video: Tensor, valid: Tensor, *, seed: int
 ) -> float:
-    """L_den with the codes of the neighbor in the batch over L_den with the right ones, over four noise draws."""
-    right, wrong = (
-        sum(
+    """Return L_den with the codes of the neighbor in the batch over L_den with the right ones, under equal noise.
+
+    1 where the VDM ignores the codes; the more above 1, the more it needs them.
+    """
+    losses = []
+    for given in (codes, codes.roll(1, dims=0)):
+        # The noise depends on the number of the sample alone, so both sums see the same.
+        samples = (
             float(
                 vdm.denoising_loss(
                     latents,
                     given,
                     control_video=control_video,
                     valid=valid,
-                    generator=generator(seed, i, stream=STREAM_HEALTH),
+                    generator=generator(seed, i, stream=STREAM_VALIDATION),
                 )
             )
-            for i in range(4)
+            for i in range(SHUFFLE_SAMPLES)
         )
-        for given in (codes, codes.roll(1, dims=0))
-    )
+        losses.append(sum(samples))
+    right, wrong = losses
     return wrong / right
 
 
-class CodeWatch(nn.Module):
-    """Counts the codes of training batches from one validation to the next, and says when something stays wrong.
+def explain_shortfall(held_out: float, training: float, *, limit: float) -> str:
+    """Return what it means that phase 1 ends above the limit.
 
-    All its state is saved with the run, so that a resumed run logs what it would have logged.
+    Args:
+        held_out: reconstruction over copy-first-frame on held-out clips.
+        training: the same on training clips, without augmentation.
+        limit: `train_dldm.advance_ratio`.
     """
-
-    counts: Tensor
-    streaks: Tensor
-
-    def __init__(self, vocabulary: int) -> None:
-        super().__init__()
-        self.register_buffer("counts", torch.zeros(vocabulary, dtype=torch.long))
-        self.register_buffer("streaks", torch.zeros(2, dtype=torch.long))
-
-    def count(self, indices: Int[Tensor, "B M N"], valid: Bool[Tensor, "B M"]) -> None:
-        """Add the codes of the real steps of one batch."""
-        self.counts += torch.bincount(indices[valid].flatten(), minlength=len(self.counts))
-
-    def read(self) -> dict[str, float]:
-        """Different codes, dead codes, perplexity and entropy since the last call of `look`."""
-        used, perplexity = _usage(self.counts)
-        return {
-            "dldm/train_codes_used": used,
-            "dldm/dead_codes": len(self.counts) - used,
-            "dldm/train_perplexity": perplexity,
-            "dldm/entropy_bits": math.log2(perplexity),
-        }
-
-    def look(self, health: Mapping[str, float], phases: PhasesConfig) -> list[str]:
-        """Alarms that are due after a validation; then count from zero.
-
-        An alarm is given once, at the `alarm_after`-th bad validation in a row, and again only after a good one.
-        """
-        perplexity, shuffle = _usage(self.counts)[1], health.get("dldm/shuffle_ratio", math.inf)
-        # A stretch of n codes cannot show more than n different ones; a single code has perplexity 1.
-        floor = 1 + phases.perplexity_alarm * (min(len(self.counts), int(self.counts.sum())) - 1)
-        bad = torch.tensor([perplexity < floor, not shuffle >= phases.shuffle_alarm], device=self.streaks.device)
-        self.streaks.copy_((self.streaks + 1) * bad)
-        self.counts.zero_()
-        collapsed, ignored = (int(streak) == phases.alarm_after for streak in self.streaks)
-        alarms = []
-        if collapsed:
-            alarms.append(
-                f"ALARM codes collapse: perplexity {perplexity:.2f} in training, below {floor:.2f} at "
-                f"{phases.alarm_after} validations in a row; dldm.z_norm=batch and a lower learning rate help"
-            )
-        if ignored:
-            alarms.append(
-                f"ALARM codes ignored: the VDM loses only {shuffle:.3f} x with the codes of another clip (limit "
-                f"{phases.shuffle_alarm}) at {phases.alarm_after} validations in a row; raise "
-                f"train_dldm.control_dropout, "
-                "or vdm.noise_shift where the VDM learns from nothing"
-            )
-        return alarms
+    message = f"phase 1 ends with held-out reconstruction at {held_out:.2f} of copy-first-frame, above {limit}; "
+    if training <= limit:
+        return message + (
+            f"the training clips are at {training:.2f}, so the model fits what it saw: more different video helps"
+        )
+    return message + f"the training clips are at {training:.2f} too, so motion is not learned yet: more steps help"
 
 
-def explain_shortfall(held_out: float, own: float, *, limit: float) -> str:
-    """What it means that phase 1 ends above the limit, from the same ratio on the training clips."""
-    said = f"phase 1 ends with held-out reconstruction at {held_out:.2f} of copy-first-frame, above {limit}; "
-    if own <= limit:
-        return said + f"the training clips are at {own:.2f}, so the model fits what it saw: more different video helps"
-    return said + f"the training clips are at {own:.2f} too, so motion is not learned yet: more steps help"
-
-
-def _usage(histogram: Tensor) -> tuple[int, float]:
-    share = histogram.double() / histogram.sum().clamp(min=1)
-    entropy = -(share[share > 0] * share[share > 0].log()).sum()
-    return int((histogram > 0).sum()), float(entropy.exp())
-
-
-@torch.no_grad()
-def code_usage(dldm: DLDM, frame_cache: FrameCache, config: Pretrain, *, device: torch.device) -> dict[str, Any]:
-    """Histogram of codes over windows of all episodes, written to codes.json: total and by slot."""
-    histogram = torch.zeros(config.dldm.queries, dldm.fsq.vocabulary, dtype=torch.long)
-    sampler = ClipSampler(
-        frame_cache,
-        list(range(len(frame_cache.episodes))),
-        num_frames=config.dldm.num_frames,
-        temporal_stride=config.dldm.temporal_stride,
-        **config.data.time_base,
-        seed=config.seed,
-    )
-    clips = config.train_dldm.usage_clips
-    for i in range(math.ceil(clips / USAGE_BATCH)):
-        batch = sampler.batch(i, min(USAGE_BATCH, clips - i * USAGE_BATCH))
-        indices = dldm.indices(to_model_range(torch.from_numpy(batch.pixels).to(device))).cpu()
-        for slot in range(config.dldm.queries):
-            chosen = indices[..., slot][torch.from_numpy(batch.valid)]
-            histogram[slot] += torch.bincount(chosen, minlength=dldm.fsq.vocabulary)
-    used, perplexity = _usage(histogram.sum(0))
-    usage = {
-        "histogram": histogram.sum(0).tolist(),
-        "by_slot": histogram.tolist(),
-        "used": used,
-        "perplexity": perplexity,
-        "clips": clips,
-    }
-    write_json(config.stage_dir("dldm") / "codes.json", usage, sealed=True)
-    return usage
-
-
-def draw_reconstructions(
+def write_reconstructions(
     folder: Path,
     dldm: DLDM,
     vdm: VDM | None,
@@ -202,46 +129,73 @@ def draw_reconstructions(
     held_out: ClipSampler,
     *,
     seed: int,
-    phases: PhasesConfig,
+    phases: TrainDLDMConfig,
     device: torch.device,
     rows: int = 6,
 ) -> None:
-    """reconstructions.png: first frame, target, coarse reconstruction and any VDM's rendering of clips that move."""
+    """Write reconstructions.png: first frame, target, coarse reconstruction and any VDM's rendering of moving clips.
+
+    Args:
+        folder: where it goes.
+        dldm: the model; left in evaluation mode.
+        vdm: None leaves out the last column.
+        codec: of the VDM.
+        held_out: where the clips come from.
+        seed: of the VDM's noise.
+        phases: for `control_grayscale`.
+        device: of the models.
+        rows: clips, chosen from eight times as many.
+    """
     batch = held_out.batch(1, 8 * rows)
     x = to_model_range(torch.from_numpy(batch.pixels).to(device))
+    # Clips with padding would show a still end, so they count as not moving.
     moved = (x[:, -1] - x[:, 0]).square().mean(dim=(1, 2, 3)) * torch.from_numpy(batch.valid).all(1).to(device)
-    x = pad_to_stride(x[_one_per_episode(moved.cpu().numpy(), batch.episode, rows)], dldm.config.temporal_stride)
+    x = pad_to_stride(x[one_per_episode(moved.cpu().numpy(), batch.episode, rows)], dldm.config.temporal_stride)
     dldm.eval()
     with torch.no_grad():
         encoded = dldm.encode(x)
         rec = dldm.decode(encoded.codes_BMNL, encoded.anchor_BChw, x[:, 0])
-    clips = [x[:, 0], x[:, -1], rec[:, -1]]
+    columns = [x[:, 0], x[:, -1], rec[:, -1]]
     if vdm is not None and codec is not None:
-        hint = codec.encode(make_control_video(rec, grayscale=phases.control_grayscale))
+        control = codec.encode(make_control_video(rec, grayscale=phases.control_grayscale))
         noise = generator(seed, 0, stream=STREAM_IMAGE)
-        latents = vdm.sample(codec.encode(x)[:, :, 0], encoded.codes_BMNL, control_video=hint, generator=noise)
-        clips.append(codec.decode(latents)[:, -1])
-    columns = [to_pixels(clip).detach().cpu().numpy() for clip in clips]
-    _write_sheet(folder / "reconstructions.png", columns)
+        latents = vdm.sample(codec.encode(x)[:, :, 0], encoded.codes_BMNL, control_video=control, generator=noise)
+        columns.append(codec.decode(latents)[:, -1])
+    sheet = contact_sheet([to_pixels(images).detach().cpu().numpy() for images in columns])
+    with atomic_write(folder / "reconstructions.png") as temporary:
+        Image.fromarray(sheet).save(temporary, format="PNG")
 
 
-def _one_per_episode(moved: NDArray[np.float32], episode: NDArray[np.int64], rows: int) -> list[int]:
-    """The `rows` clips that move most, different episodes first."""
+def one_per_episode(moved: NDArray[np.float32], episode: NDArray[np.int64], rows: int) -> list[int]:
+    """Return the `rows` clips that move most, each from another episode as long as there are enough.
+
+    Args:
+        moved: how much each clip moves.
+        episode: the episode that each clip is from.
+        rows: how many clips are wanted.
+    """
     order = np.argsort(-moved, kind="stable").tolist()
-    best = {int(episode[i]): i for i in reversed(order)}  # the last one written is the one that moves most
+    # Written in reverse order, so that what stays for an episode is its clip that moves most.
+    best = {int(episode[i]): i for i in reversed(order)}
     first = [i for i in order if best[int(episode[i])] == i]
     return (first + [i for i in order if i not in first])[:rows]
 
 
-def _write_sheet(path: Path, columns: list[NDArray[np.uint8]], *, scale: int = 2, gap: int = 4) -> None:
-    """One image: columns side by side, rows below one another, enlarged without smoothing."""
+def contact_sheet(columns: list[NDArray[np.uint8]], *, scale: int = 2, gap: int = 4) -> NDArray[np.uint8]:
+    """Return one image [H, W, 3]: columns [rows, h, w, 3] side by side, rows below one another.
+
+    Args:
+        columns: uint8 images, as many and of the same size in each column.
+        scale: how many pixels each pixel is enlarged to, without smoothing.
+        gap: white pixels between images.
+    """
     count, height, width, _ = columns[0].shape
     sheet = np.full(
         (count * (height * scale + gap) - gap, len(columns) * (width * scale + gap) - gap, 3), 255, dtype=np.uint8
     )
     for c, column in enumerate(columns):
         for r, image in enumerate(column):
-            top, left = r * (height * scale + gap), c * (width * scale + gap)
+            top = r * (height * scale + gap)
+            left = c * (width * scale + gap)
             sheet[top : top + height * scale, left : left + width * scale] = image.repeat(scale, 0).repeat(scale, 1)
-    with atomic_write(path) as temporary:
-        Image.fromarray(sheet).save(temporary, format="PNG")
+    return sheet

@@ -3,8 +3,8 @@
     vw2-extract-latents data=bridge_sample data.path=DIR model=tiny run_dir=runs/first workers=4
 
 Every window is encoded from its own first frame (method 2.5). Log and index report how often the cheaper alternative,
-slicing the codes of one encoding of the whole clip, would have given the same codes. Written in shards, by several
-processes if asked; a killed run goes on, with any number of them.
+slicing the codes of one encoding of the whole clip, would have given the same codes. The cache is written in shards, by
+`workers` processes; a killed run is continued, with any number of them.
 """
 
 # n windows · T frames · M latent steps · N codes per step
@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,39 +37,49 @@ from vw2_robot.storage.locks import lock_folder
 from vw2_robot.worker_pool import WorkerPool
 
 from .cache_frames import open_frames
-from .config import Pretrain, alone, finished_stage
+from .config import PretrainConfig, alone, finished_stage
 from .train_dldm import encoder_hash
 
 EPISODES_PER_SHARD = 64
 
 
-def extract_latents(config: Pretrain) -> None:
+def extract_latents(config: PretrainConfig) -> None:
     """Write run_dir/latents, or return at once when it is complete."""
     folder = config.stage_dir("latents")
     with lock_folder(folder, what="encoding latents"):
-        _extract(config, folder)
+        # Compared first without the frames: a finished cache is recognized without opening any data.
+        options = config.stage_tree("extract_latents") | config.data.time_base
+        check_plan(folder, options)
+        if (folder / "index.json").is_file():
+            LatentCache(folder)  # raises unless all of its shards are there
+            return
+        config.hardware.torch_device()  # raises before anything is written where the device is missing
+        write_latents(config, folder, options)
 
 
-def _extract(config: Pretrain, folder: Path) -> None:
-    asked = config.stage_tree("extract_latents") | config.data.time_base
-    _check_plan(folder, asked)
-    if (folder / "index.json").is_file():
-        LatentCache(folder)  # complete, if all of it is there
-        return
-    config.hardware.torch_device()  # whether it is there is known before anything is written
-    frames = open_frames(config)
-    dldm, checkpoint = _teacher(config)
-    identity = {"encoder_hash": encoder_hash(dldm), "frames_digest": frames.digest}
-    plan = identity | asked | {"episodes_per_shard": EPISODES_PER_SHARD}
-    _check_plan(folder, plan)
+def write_latents(config: PretrainConfig, folder: Path, options: dict[str, Any]) -> None:
+    """Write the shards that are missing, then index.json.
+
+    Args:
+        config: of the run.
+        folder: of the latent cache.
+        options: how it is cut, as plan.json records it.
+    """
+    frame_cache = open_frames(config)
+    checkpoint = finished_stage(config, "dldm")
+    dldm = DLDM(config.dldm)
+    load_checkpoint(checkpoint, kind="dldm").load_into(dldm=dldm)
+    identity = {"encoder_hash": encoder_hash(dldm), "frames_digest": frame_cache.digest}
+    plan = identity | options | {"episodes_per_shard": EPISODES_PER_SHARD}
+    check_plan(folder, plan)
     write_json(folder / "plan.json", plan, sealed=True)
-    _drop_unfinished(folder)
-    shards = [
-        range(first, min(first + EPISODES_PER_SHARD, len(frames.episodes)))
-        for first in range(0, len(frames.episodes), EPISODES_PER_SHARD)
-    ]
+    for leftover in folder.glob(".windows-*.tmp"):  # of a process that was killed while it wrote a shard
+        leftover.unlink()
+    episodes = range(len(frame_cache.episodes))
+    shards = [episodes[first : first + EPISODES_PER_SHARD] for first in episodes[::EPISODES_PER_SHARD]]
     missing = missing_shards(folder, len(shards))
-    written = _write_shards(Encoder(config, dldm, frames), checkpoint, {n: shards[n] for n in missing})
+    # Shards are independent, so any number of processes writes the same bytes.
+    written = write_shards(Encoder(config, dldm, frame_cache), checkpoint, {n: shards[n] for n in missing})
     with (
         closing(written),
         tqdm(desc="latents", total=len(shards), initial=len(shards) - len(missing), unit="shard", disable=None) as bar,
@@ -77,29 +87,29 @@ def _extract(config: Pretrain, folder: Path) -> None:
         for _ in written:
             bar.update()
     windows = read_shards(folder, len(shards))
-    finish(folder, shards=len(shards), facts=identity | _facts(config, frames, windows))
-    _say(folder, read_json(folder / "index.json", cure="delete it to have it made again"))
-
-
-def _teacher(config: Pretrain) -> tuple[DLDM, Path]:
-    """The trained dLDM and its checkpoint."""
-    path = finished_stage(config, "dldm")
-    dldm = DLDM(config.dldm)
-    load_checkpoint(path, kind="dldm").load_into(dldm=dldm)
-    return dldm, path
+    facts = describe_windows(config, frame_cache, windows)
+    finish(folder, shards=len(shards), facts=identity | facts)
+    log_summary(folder, facts)
 
 
 class Encoder:
-    """What a process needs to write shards."""
+    """A dLDM on its device that writes shards.
 
-    def __init__(self, config: Pretrain, dldm: DLDM, frame_cache: FrameCache) -> None:
-        self.config, self.frame_cache = config, frame_cache
+    Args:
+        config: how windows are cut, and where the cache is.
+        dldm: the trained dLDM.
+        frame_cache: the frames to encode.
+    """
+
+    def __init__(self, config: PretrainConfig, dldm: DLDM, frame_cache: FrameCache) -> None:
+        self.config = config
+        self.frame_cache = frame_cache
         self.device = config.hardware.torch_device()
         self.dldm = dldm.to(self.device).eval()
 
     def write(self, number: int, episodes: range) -> None:
         """Encode these episodes and write shard `number`."""
-        windows = _encode_episodes(self.config, self.dldm, self.frame_cache, episodes, self.device)
+        windows = encode_episodes(self.config, self.dldm, self.frame_cache, episodes, self.device)
         write_shard(self.config.stage_dir("latents"), number, windows)
 
 
@@ -110,15 +120,20 @@ class LatentShard(NamedTuple):
     episodes: range
 
     def __str__(self) -> str:
-        """The shard, for messages."""
+        """Return the name of the shard in messages."""
         return f"shard {self.number}"
 
 
-def _write_shards(encoder: Encoder, checkpoint: Path, missing: dict[int, range]) -> Generator[None]:
-    """Write the missing shards, here or in `config.workers` processes; yields after each.
+def write_shards(encoder: Encoder, checkpoint: Path, missing: dict[int, range]) -> Generator[None]:
+    """Write the missing shards, in this process or in `config.workers` others; yield after each.
+
+    Args:
+        encoder: writes them in this process.
+        checkpoint: of the dLDM, which other processes load.
+        missing: number of a shard -> its episodes.
 
     Raises:
-        InputError: a process met one, or died.
+        InputError: a process raised one, or died.
     """
     config = encoder.config
     workers = min(config.workers, len(missing))
@@ -127,22 +142,25 @@ def _write_shards(encoder: Encoder, checkpoint: Path, missing: dict[int, range])
             encoder.write(number, episodes)
             yield
         return
-    threads = max(1, torch.get_num_threads() // workers)
-    build = functools.partial(_open_encoder, config, checkpoint, encoder.frame_cache.path, threads)
+    # Every worker opens dLDM and frame cache itself: neither is sent between processes.
+    threads = max(1, torch.get_num_threads() // workers)  # all processes together use as many as this one does
+    build = functools.partial(open_encoder, config, checkpoint, encoder.frame_cache.path, threads)
     pool: WorkerPool[LatentShard, None] = WorkerPool(build, name="encoding process")
     yield from pool.run(itertools.starmap(LatentShard, missing.items()), workers=workers)
 
 
-def _drop_unfinished(folder: Path) -> None:
-    """Remove what a process that was ended left of a shard."""
-    for leftover in folder.glob(".windows-*.tmp"):
-        leftover.unlink()
-
-
 @contextmanager
-def _open_encoder(
-    config: Pretrain, checkpoint: Path, frame_cache: Path, threads: int
+def open_encoder(
+    config: PretrainConfig, checkpoint: Path, frame_cache: Path, threads: int
 ) -> Iterator[Callable[[LatentShard], None]]:
+    """Open a worker's encoder, and give the function that encodes one shard.
+
+    Args:
+        config: of the run.
+        checkpoint: of the dLDM.
+        frame_cache: folder of the frame cache.
+        threads: of torch in this worker.
+    """
     torch.set_num_threads(threads)
     dldm = DLDM(config.dldm)
     load_checkpoint(checkpoint, kind="dldm").load_into(dldm=dldm)
@@ -152,9 +170,10 @@ def _open_encoder(
     yield lambda shard: encoder.write(*shard)
 
 
-def _facts(config: Pretrain, frame_cache: FrameCache, windows: LatentWindows) -> dict[str, object]:
-    """What index.json says of the windows."""
-    stride, cache_stride = config.dldm.temporal_stride, config.extract_latents.cache_stride
+def describe_windows(config: PretrainConfig, frame_cache: FrameCache, windows: LatentWindows) -> dict[str, object]:
+    """Return the facts on all windows that index.json holds."""
+    stride = config.dldm.temporal_stride
+    cache_stride = config.extract_latents.cache_stride
     return {
         "levels": list(config.dldm.fsq_levels),
         "stride": stride,
@@ -169,7 +188,8 @@ def _facts(config: Pretrain, frame_cache: FrameCache, windows: LatentWindows) ->
     }
 
 
-def _say(folder: Path, facts: dict[str, object]) -> None:
+def log_summary(folder: Path, facts: dict[str, object]) -> None:
+    """Print one line on the finished cache, and write it to log.txt."""
     agreement = facts["slice_agreement"]
     compared = "no code could be compared with slicing (windows of one step, or starts that never meet)"
     if isinstance(agreement, float):
@@ -179,8 +199,12 @@ def _say(folder: Path, facts: dict[str, object]) -> None:
     write_text(folder / "log.txt", line + "\n")
 
 
-def _check_plan(folder: Path, plan: dict[str, object]) -> None:
-    """A cache may only be continued, or taken for finished, with the plan it was begun with."""
+def check_plan(folder: Path, plan: dict[str, object]) -> None:
+    """Check that the cache in a folder, if there is one, was begun with this plan.
+
+    Raises:
+        InputError: it was begun with another one.
+    """
     file = folder / "plan.json"
     if file.exists():
         old = with_new_keys(read_json(file, cure="restore it, or delete it to have it made again"))
@@ -193,13 +217,22 @@ def _check_plan(folder: Path, plan: dict[str, object]) -> None:
         )
 
 
-def _encode_episodes(
-    config: Pretrain, dldm: DLDM, frame_cache: FrameCache, episodes: range, device: torch.device
+def encode_episodes(
+    config: PretrainConfig, dldm: DLDM, frame_cache: FrameCache, episodes: range, device: torch.device
 ) -> LatentWindows:
-    """Windows of these episodes in order; clips of several episodes share a batch."""
-    pieces = []
+    """Return the windows of these episodes, in order, with their codes.
+
+    Args:
+        config: how windows are cut, and how many are encoded at once.
+        dldm: the trained dLDM, on the device.
+        frame_cache: the frames.
+        episodes: indices of the episodes.
+        device: where clips are encoded.
+    """
+    cut = []
     for index in episodes:
         episode = frame_cache.episodes[index]
+        # A window that reaches past the end of its episode is padded, and its last steps are not valid.
         windows = make_windows(
             episode.length,
             num_frames=config.dldm.num_frames,
@@ -208,8 +241,9 @@ def _encode_episodes(
             temporal_stride=config.dldm.temporal_stride,
             **config.data.time_base,
         )
-        pieces.append((np.full(len(windows.start), index), windows.start, windows.frame_ids, windows.valid))
-    episode_n, start_n, frames_nT, valid_nM = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
+        cut.append((np.full(len(windows.start), index), windows.start, windows.frame_ids, windows.valid))
+    episode_n, start_n, frames_nT, valid_nM = (np.concatenate(parts) for parts in zip(*cut, strict=True))
+    # In batches over all windows, whatever their episodes: short episodes would leave batches small.
     codes = np.zeros((*valid_nM.shape, config.dldm.queries), np.uint16)
     size = config.extract_latents.batch_size
     for i in range(0, len(episode_n), size):
@@ -219,20 +253,30 @@ def _encode_episodes(
 
 
 def slice_agreement(windows: LatentWindows, *, stride: int, cache_stride: int) -> float | None:
-    """Share of codes for which step k + j of a window equals step k of the window that starts j steps later.
+    """Return the share of codes for which step k + j of a window equals step k of the window that starts j steps later.
 
-    None where the starts never coincide (cache_stride is no multiple of the stride) or no window has two steps.
+    Args:
+        windows: in order of episode and start.
+        stride: clip frames of a latent step.
+        cache_stride: frames between the starts of two windows.
+
+    Returns:
+        0 to 1; None where the starts never coincide (cache_stride is no multiple of the stride) or no window has two
+        steps.
     """
     if cache_stride % stride or windows.codes.shape[1] < 2:
         return None
     j = cache_stride // stride
+    overlap = windows.codes.shape[1] - j  # latent steps that both windows have
+    # Windows are in order of their starts, so the next one of the same episode begins j steps later.
     follows = windows.episode[1:] == windows.episode[:-1]
-    early, late = windows.codes[:-1][follows][:, j:], windows.codes[1:][follows][:, : windows.codes.shape[1] - j]
-    both = windows.valid[:-1][follows][:, j:] & windows.valid[1:][follows][:, : windows.codes.shape[1] - j]
+    early = windows.codes[:-1][follows][:, j:]
+    late = windows.codes[1:][follows][:, :overlap]
+    both = windows.valid[:-1][follows][:, j:] & windows.valid[1:][follows][:, :overlap]
     return round(float((early == late)[both].mean()), 4) if both.any() else None
 
 
-main = program(Pretrain, config_name="pretrain", one_process=True)(alone(extract_latents))
+main = program(PretrainConfig, config_name="pretrain", one_process=True)(alone(extract_latents))
 
 if __name__ == "__main__":
     main()

@@ -1,13 +1,13 @@
-"""Long videos from codes, segment by segment: what the policy believes will happen, made visible.
+"""Videos of any length from codes, decoded segment by segment.
 
-Place in the flow: policy (or an encoder) -> codes -> dLDM decoder -> coarse clip -> VDM, if asked -> rendered clip.
-A segment is one clip of the dLDM: 1 + s·M frames, or every gap-th of them. It begins with the last frame of the segment
-before it, and that double is left out where segments are joined. Method specification 4.
+Place in the flow: policy (or an encoder) -> codes -> dLDM decoder -> coarse clip -> VDM, if there is one -> rendered
+clip. A segment is one clip of the dLDM: 1 + s·M frames, or every gap-th of them. It begins with the last frame of the
+segment before it, and that double is left out where segments are joined. Method specification 4.
 
-    plan     full: all codes in one plan behind the first image, later ones conditioned on earlier ones
-             requery: every segment is planned anew, from the frame it begins with
-    anchor   coarse: the coarse video goes on from its own last frame, the rendered one from its own (as released)
-             rendered: both go on from the rendered last frame
+    plan     full: the policy predicts all codes from the first image, later ones conditioned on earlier ones
+             requery: it predicts the codes of every segment from the frame that the segment begins with
+    anchor   coarse: the coarse video continues from its own last frame, the rendered one from its own (as released)
+             rendered: both continue from the rendered last frame
 """
 
 # B = 1 throughout · T frames · M latent steps of a segment · N codes per step · K = M + 1
@@ -37,7 +37,7 @@ PlanSegment = Callable[[int, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Renderer:
-    """The VDM of phase 2 with its codec."""
+    """The VDM of phase 2 with its codec, and how it renders."""
 
     vdm: VDM
     codec: VideoCodec
@@ -52,10 +52,19 @@ class Renderer:
         first: Float[Tensor, "1 3 H W"],
         generator: torch.Generator,
     ) -> Float[Tensor, "1 T 3 H W"]:
-        """A clip that begins with `first`, moves as the codes say and looks roughly like `coarse`."""
-        hint = self.codec.encode(make_control_video(coarse, grayscale=self.grayscale_control))
+        """Return a clip in [-1, 1] that begins with `first` and shows the motion of the codes.
+
+        Args:
+            codes: of the segment, FSQ values.
+            coarse: the decoded clip, which becomes the control video.
+            first: the conditioning frame.
+            generator: of the noise.
+        """
+        control = self.codec.encode(make_control_video(coarse, grayscale=self.grayscale_control))
         anchor = self.codec.encode(first[:, None])[:, :, 0]
-        latents = self.vdm.sample(anchor, codes, control_video=hint, generator=generator, num_steps=self.sample_steps)
+        latents = self.vdm.sample(
+            anchor, codes, control_video=control, generator=generator, num_steps=self.sample_steps
+        )
         return self.codec.decode(latents).clamp(-1, 1)
 
 
@@ -78,16 +87,30 @@ def imagine_segments(
     renderer: Renderer | None = None,
     generator: torch.Generator,
 ) -> Imagined:
-    """Decode (and render) `segments` clips, each from the last frame of the one before."""
+    """Decode (and render) `segments` clips, each from the last frame of the one before.
+
+    Args:
+        dldm: decodes.
+        first: pixels in [-1, 1] that the video begins with.
+        plan: gives the codes of a segment.
+        segments: how many.
+        anchor: see the file's docstring; without a renderer it is always coarse.
+        renderer: None gives no rendered video.
+        generator: of the renderer's noise.
+    """
     coarse_start = rendered_start = first
-    coarse_parts, rendered_parts, codes = [first], [first], []
+    coarse_parts = [first]
+    rendered_parts = [first]
+    codes = []
     for number in range(segments):
+        # What the next segment is decoded from: the last frame of the chosen video.
         seen = rendered_start if renderer is not None and anchor == "rendered" else coarse_start
         indices = plan(number, seen)
+        # Token -> code values, as the decoder takes them.
         levels = dldm.fsq.codes_of(indices)
         coarse = dldm.decode(levels, dldm.features(seen[:, None])[:, 0], seen).clamp(-1, 1)
         codes.append(indices[0])
-        coarse_parts.append(coarse[0, 1:])
+        coarse_parts.append(coarse[0, 1:])  # without the frame that the segment before ends with
         coarse_start = coarse[:, -1]
         if renderer is not None:
             rendered = renderer.render(levels, coarse, rendered_start, generator)
@@ -98,15 +121,20 @@ def imagine_segments(
 
 
 def plan_of(decode: Callable[[Tensor, int], Tensor], *, plan: Plan, latent_steps: int, segments: int) -> PlanSegment:
-    """How segments get their codes from `decode(frame, steps)`.
+    """Return the function that gives the codes of a segment.
 
-    With plan="full" the first frame is asked for everything, and the frames of later segments are not looked at.
+    Args:
+        decode: (frame, number of latent steps) -> codes.
+        plan: full: all codes come from the first frame, and the frames of later segments are not used.
+        latent_steps: M.
+        segments: how many segments there will be.
     """
     whole: list[Tensor] = []
 
     def segment(number: int, frame: Tensor) -> Tensor:
         if plan == "requery":
             return decode(frame, latent_steps)
+        # Predicted once, at the first segment, and then cut into segments.
         if not whole:
             whole.append(decode(frame, latent_steps * segments))
         return whole[0][:, number * latent_steps : (number + 1) * latent_steps]
@@ -117,10 +145,19 @@ def plan_of(decode: Callable[[Tensor, int], Tensor], *, plan: Plan, latent_steps
 def policy_decoder(
     policy: LatentPolicy, instruction: str, *, chunk_size: int, sampling: Sampling, generator: torch.Generator
 ) -> Callable[[Tensor, int], Tensor]:
-    """Frame and number of latent steps -> the codes that the policy predicts for the instruction."""
+    """Return the function (frame, number of latent steps) -> codes that the policy predicts for the instruction.
+
+    Args:
+        policy: predicts.
+        instruction: what the prompt asks for.
+        chunk_size: latent steps of the policy's training windows; longer plans continue window by window.
+        sampling: temperature, top-k and top-p.
+        generator: of the sampling.
+    """
 
     def decode(frame: Tensor, latent_steps: int) -> Int[Tensor, "1 H N"]:
         px = policy.config.image_px
+        # As the agent resizes what it is given, so that the policy sees images of its own kind.
         image = F.interpolate(frame, size=(px, px), mode="bilinear", antialias=True)
         return policy.long_plan(
             policy.prompt([instruction], image),

@@ -1,12 +1,11 @@
 """Program `vw2-imagine`: first image and instruction, or codes, -> a video of what follows.
 
     vw2-imagine policy=runs/first image=table.png prompt="open the drawer" segments=3 out=runs/first/imagined.mp4
-    vw2-imagine policy=runs/first frames=runs/first/frames episode=4 codes=encoded out=runs/first/encoded.mp4
+    vw2-imagine policy=runs/first frame_cache=runs/first/frames episode=4 codes=encoded out=runs/first/encoded.mp4
 
-Needs the decoder alone and is then a matter of seconds on a CPU; `vdm=DIR` (the dLDM stage) renders the video too. A
-image from a frame cache comes with its true continuation: PSNR and SSIM against it stand in the json beside the
-video, next to those of a still image. `codes=encoded` decodes the codes of that continuation instead of predicted
-ones: what the decoder could show at best.
+Decoding alone takes seconds on a CPU; `vdm=DIR` (the dLDM stage) renders the video too. An image from a frame cache
+has a true continuation: PSNR and SSIM against it are in the json beside the video, next to those of a still image.
+`codes=encoded` decodes the codes of that continuation instead of predicted ones: the best that the decoder could show.
 """
 
 # T frames · M latent steps of a segment · N codes per step
@@ -52,8 +51,8 @@ PREDICTED, ENCODED = "predicted", "encoded"
 
 
 @dataclass(frozen=True)
-class Imagine:
-    """The root of `vw2-imagine`."""
+class ImagineConfig:
+    """The root configuration of `vw2-imagine`."""
 
     policy: str
     """checkpoint or run folder of a policy that has a dLDM (a pretrain-on-openx run_dir too), or builtin:NAME"""
@@ -62,34 +61,34 @@ class Imagine:
     image: str | None = None
     """file of the first image"""
     prompt: str | None = None
-    """default: the instruction of the episode, where the image comes from a frame cache"""
+    """the instruction; default: that of the episode, where the image comes from a frame cache"""
     frame_cache: str | None = None
     """a frame cache to take the first image and its true continuation from, instead of `image`"""
     episode: int = 0
-    """with `frame_cache`: number of the episode"""
+    """its number in the frame cache"""
     start: int = 0
-    """with `frame_cache`: number of the first frame"""
+    """frame of the episode to begin with"""
     codes: str = PREDICTED
-    """predicted: by the policy; encoded: of the true continuation; or a .npy file, whole numbers [steps, N]"""
+    """predicted: by the policy; encoded: of the true continuation; or a .npy file, integers [latent steps, N]"""
     segments: int = 1
-    """clips to generate one after another"""
+    """clips of the dLDM that are joined"""
     plan: Plan = "requery"
-    """whether the codes of all segments are predicted from the first image, or each segment's from its own"""
+    """full: the policy predicts all codes from the first image; requery: those of each segment from its first frame"""
     anchor: Anchor = "coarse"
-    """first frame of a further segment: rendered by the video model, or the coarse one"""
+    """coarse: each video continues from its own last frame; rendered: both continue from the rendered one"""
     vdm: str | None = None
     """folder of the dLDM stage: its VDM renders the video"""
     grayscale_control: bool = True
     """as the VDM was trained: train_dldm.control_grayscale"""
     sample_steps: int = 10
-    """denoising steps of the video model"""
+    """denoising steps of the VDM"""
     sampling: Sampling = field(default_factory=Sampling)
     fps: Rate | None = None
-    """default: the rate at which the policy was pre-trained"""
+    """frames per second of the video; default: the rate at which the policy was pre-trained"""
     enlarge: int = 4
-    """factor by which the video is enlarged"""
+    """side of the square of pixels that shows one pixel"""
     seed: int = 0
-    """of sampling and noise"""
+    """of sampled codes and of the VDM's noise"""
     hardware: Hardware = field(default_factory=Hardware)
 
     def __post_init__(self) -> None:
@@ -107,21 +106,31 @@ class Imagine:
                 "codes=encoded needs a true continuation: give frame_cache=DIR and episode=N instead of image"
             )
         if self.codes == PREDICTED and self.prompt is None and self.frame_cache is None:
-            raise ValueError("say what shall be done: prompt='open the drawer'")
+            raise ValueError("codes=predicted needs an instruction, such as prompt='open the drawer'")
         if self.anchor == "rendered" and self.vdm is None:
             raise ValueError("anchor=rendered needs a VDM that renders: vdm=DIR, the folder of the dLDM stage")
 
 
 class Beginning(NamedTuple):
-    """first: uint8 [H, W, 3]. true: it and the clip frames that followed, uint8 [1 + L, H, W, 3], or None."""
+    """What a video begins with.
+
+    Attributes:
+        first: uint8 [H, W, 3].
+        prompt: the instruction; may be empty where no codes are predicted.
+        true: `first` and the clip frames that followed it, uint8 [1 + L, H, W, 3]; None for an image file.
+    """
 
     first: NDArray[np.uint8]
     prompt: str
     true: NDArray[np.uint8] | None
 
 
-def imagine(config: Imagine) -> None:
-    """Write the video and its json; prints what can be compared."""
+def imagine(config: ImagineConfig) -> None:
+    """Write the video and its json, and print how it compares with the true continuation, if there is one.
+
+    Raises:
+        InputError: `out` is no name for a video, or what the configuration names cannot be read or does not fit.
+    """
     if Path(config.out).is_dir() or Path(config.out).suffix == ".json":
         raise InputError(f"out={config.out}: give a name for the video, such as imagined.mp4; its json lies beside it")
     device = config.hardware.torch_device()
@@ -132,25 +141,39 @@ def imagine(config: Imagine) -> None:
         dldm = DLDM(config_from(DLDMConfig, checkpoint.config["dldm"]))
         checkpoint.load_into(dldm=dldm)
     dldm = dldm.to(device).eval()
-    begin = _beginning(config, dldm, time_base_of(checkpoint.facts))
+    begin = open_beginning(config, dldm, time_base_of(checkpoint.facts))
     policy = LatentPolicy.from_checkpoint(checkpoint).to(device).eval()
-    renderer = None if config.vdm is None else _renderer(config, dldm, device)
-    made = imagine_segments(
+    # Opened before anything is decoded: a wrong folder ends the program at once.
+    renderer = None if config.vdm is None else open_renderer(config.vdm, config, dldm, device)
+    imagined = imagine_segments(
         dldm,
         to_model_range(torch.from_numpy(begin.first[None]).to(device)),
-        _plan(config, policy, dldm, begin, device),
+        plan_segments(config, policy, dldm, begin, device),
         segments=config.segments,
         anchor=config.anchor,
         renderer=renderer,
         generator=generator(config.seed, 0, stream=STREAM_RENDER),
     )
+    # Data sets of several rates: the video is shown at the lowest one.
     rates = checkpoint.facts.get("latent_hz") or [DEFAULT_FPS]
-    shown = begin._replace(true=None if begin.true is None else begin.true[:: dldm.config.gap])
-    _write(config, shown, made, fps=config.fps or float(rates[0]) / dldm.config.gap)
+    # The decoder makes every gap-th frame, so that is what its video is compared with and how fast it is shown.
+    decoded = begin._replace(true=None if begin.true is None else begin.true[:: dldm.config.gap])
+    write_results(config, decoded, imagined, fps=config.fps or float(rates[0]) / dldm.config.gap)
 
 
-def _beginning(config: Imagine, dldm: DLDM, time_base: TimeBase) -> Beginning:
-    height, width = dldm.config.height, dldm.config.width
+def open_beginning(config: ImagineConfig, dldm: DLDM, time_base: TimeBase) -> Beginning:
+    """Return the first image, from a file or from a frame cache with its continuation.
+
+    Args:
+        config: names one of them.
+        dldm: for the size of images and the length of a segment.
+        time_base: in which the codes were learned.
+
+    Raises:
+        InputError: the file is no image, or there is no such episode or frame.
+    """
+    height = dldm.config.height
+    width = dldm.config.width
     if config.image is not None:
         image = read_photograph(config.image)
         return Beginning(np.array(resize_frame(image, height=height, width=width)), config.prompt or "", None)
@@ -163,6 +186,7 @@ def _beginning(config: Imagine, dldm: DLDM, time_base: TimeBase) -> Beginning:
         raise InputError(f"start={config.start}, but episode {config.episode} has {episode.length} frames")
     stride = dldm.config.temporal_stride
     count = 1 + config.segments * dldm.config.latent_steps * stride
+    # In the time base of the codes: one frame of the video need not be one frame of the episode.
     wanted = config.start + frame_offsets(count, hz=episode.hz, temporal_stride=stride, **time_base)
     pixels = cache.read(config.episode, wanted[wanted < episode.length])
     true = np.stack([resize_frame(frame, height=height, width=width) for frame in pixels])
@@ -170,15 +194,15 @@ def _beginning(config: Imagine, dldm: DLDM, time_base: TimeBase) -> Beginning:
 
 
 def read_photograph(file: str) -> NDArray[np.uint8]:
-    """Return an image as a person sees it, uint8 [H, W, 3]: upright, and of 16 bits the upper eight.
+    """Return an image file as uint8 [H, W, 3]: upright, and of 16 bits the upper eight.
 
     Raises:
-        InputError: it is no image, too large, or holds numbers that are no shades.
+        InputError: it is no image, too large, or holds numbers outside 0 to 65535.
     """
     try:
         with Image.open(file) as stored:
             image = ImageOps.exif_transpose(stored)
-            if image.mode[0] in "IF":  # one channel of 16 or 32 bits, which `convert` would cut off at 255
+            if image.mode[0] in "IF":  # one channel of 16 or 32 bits, which `convert` would clip at 255
                 values = np.asarray(image)
                 if image.mode == "F" or values.min() < 0 or values.max() > 65535:
                     raise ValueError(f"its numbers reach from {values.min()} to {values.max()}, expected 0 to 65535")
@@ -188,59 +212,78 @@ def read_photograph(file: str) -> NDArray[np.uint8]:
         raise InputError(f"image={file} cannot be read as an image ({error})") from error
 
 
-def _plan(config: Imagine, policy: LatentPolicy, dldm: DLDM, begin: Beginning, device: torch.device) -> PlanSegment:
-    steps = dldm.config.latent_steps
+def plan_segments(
+    config: ImagineConfig, policy: LatentPolicy, dldm: DLDM, begin: Beginning, device: torch.device
+) -> PlanSegment:
+    """Return the function that gives the codes of a segment: predicted, encoded, or of a file.
+
+    Raises:
+        InputError: there are too few codes for all segments, or the file does not hold codes.
+    """
+    latent_steps = dldm.config.latent_steps
     if config.codes == PREDICTED:
         decode = policy_decoder(
             policy,
             begin.prompt,
-            chunk_size=steps,
+            chunk_size=latent_steps,
             sampling=config.sampling,
             generator=generator(config.seed, 0, stream=STREAM_CODES),
         )
-        return plan_of(decode, plan=config.plan, latent_steps=steps, segments=config.segments)
-    given = _encoded(dldm, begin, device) if config.codes == ENCODED else _codes_of_file(config, dldm).to(device)
-    if len(given) < steps * config.segments:
+        return plan_of(decode, plan=config.plan, latent_steps=latent_steps, segments=config.segments)
+    if config.codes == ENCODED:
+        given = encode_true(dldm, begin, device)
+    else:
+        given = read_codes(Path(config.codes), dldm).to(device)
+    if len(given) < latent_steps * config.segments:
         raise InputError(
             f"codes={config.codes} gives {len(given)} latent steps, {config.segments} segments need "
-            f"{steps * config.segments}; lower segments, or begin earlier in a longer episode"
+            f"{latent_steps * config.segments}; lower segments, or begin earlier in a longer episode"
         )
-    return lambda number, _: given[None, number * steps : (number + 1) * steps]
+    return lambda number, _: given[None, number * latent_steps : (number + 1) * latent_steps]
 
 
-def _encoded(dldm: DLDM, begin: Beginning, device: torch.device) -> Tensor:
-    """[steps, N]: codes of each segment of the true continuation, encoded from its own first frame."""
+def encode_true(dldm: DLDM, begin: Beginning, device: torch.device) -> Tensor:
+    """Return [latent steps, N]: codes of each segment of the true continuation, encoded from its own first frame."""
     assert begin.true is not None
     span = dldm.config.latent_steps * dldm.config.temporal_stride
+    # Neighboring clips share a frame, as decoded segments do.
     clips = [begin.true[i : i + span + 1] for i in range(0, len(begin.true) - span, span)]
     if not clips:
         return torch.zeros(0, dldm.config.queries, dtype=torch.int64, device=device)
     return dldm.indices(to_model_range(torch.from_numpy(np.stack(clips)).to(device))).flatten(0, 1)
 
 
-def _codes_of_file(config: Imagine, dldm: DLDM) -> Tensor:
-    codes = read_array(Path(config.codes), cure="give predicted, encoded, or a .npy file")
-    most, queries = dldm.config.vocabulary, dldm.config.queries
+def read_codes(file: Path, dldm: DLDM) -> Tensor:
+    """Return the codes [latent steps, N] of a .npy file.
+
+    Raises:
+        InputError: the file does not hold codes of this dLDM.
+    """
+    codes = read_array(file, cure="give predicted, encoded, or a .npy file")
+    vocabulary = dldm.config.vocabulary
+    queries = dldm.config.queries
     if codes.dtype.kind not in "iu" or codes.ndim != 2 or codes.shape[1] != queries:
-        raise InputError(f"{config.codes}: expected whole numbers [steps, {queries}]")
-    if codes.size and not 0 <= codes.min() <= codes.max() < most:
-        raise InputError(f"{config.codes}: codes lie in 0 .. {most - 1}, found {codes.min()} .. {codes.max()}")
+        raise InputError(
+            f"{file}: expected integers [latent steps, {queries}], found {codes.dtype} {list(codes.shape)}"
+        )
+    if codes.size and not 0 <= codes.min() <= codes.max() < vocabulary:
+        raise InputError(f"{file}: codes lie in 0 .. {vocabulary - 1}, found {codes.min()} .. {codes.max()}")
     return torch.from_numpy(codes.astype(np.int64))
 
 
-def _renderer(config: Imagine, dldm: DLDM, device: torch.device) -> Renderer:
-    """The VDM of the dLDM stage.
+def open_renderer(folder: str, config: ImagineConfig, dldm: DLDM, device: torch.device) -> Renderer:
+    """Return the VDM of the dLDM stage in `folder`, or in a run folder of pretrain-on-openx.
 
     Raises:
-        InputError: it belongs to another dLDM than the policy.
+        InputError: it belongs to another dLDM than the policy, or the stage was trained without a VDM.
     """
-    assert config.vdm is not None
-    path = Path(config.vdm)
+    path = Path(folder)
     checkpoint = load_checkpoint(path / "dldm" if (path / "dldm" / "latest").is_file() else path, kind="dldm")
-    found, wanted = str(checkpoint.facts.get("encoder_hash")), encoder_hash(dldm)
+    found = str(checkpoint.facts.get("encoder_hash"))
+    wanted = encoder_hash(dldm)
     if found != wanted:
         raise InputError(
-            f"{checkpoint.path} belongs to encoder {found[:8]}, the policy speaks the codes of {wanted[:8]}; give the "
+            f"{checkpoint.path} belongs to encoder {found[:8]}, the policy predicts codes of {wanted[:8]}; give the "
             "dLDM stage that the policy was trained on"
         )
     if checkpoint.facts.get("vdm") is None:
@@ -262,10 +305,18 @@ def _renderer(config: Imagine, dldm: DLDM, device: torch.device) -> Renderer:
     return Renderer(vdm.to(device).eval(), codec.to(device).eval(), config.grayscale_control, config.sample_steps)
 
 
-def _write(config: Imagine, begin: Beginning, made: Imagined, *, fps: float) -> None:
-    """The videos and the json: coarse video left, rendered and true ones beside it where they exist."""
-    videos = {"coarse": made.coarse} | ({"rendered": made.rendered} if made.rendered is not None else {})
-    pixels = {name: to_pixels(video).cpu().numpy() for name, video in videos.items()}
+def write_results(config: ImagineConfig, begin: Beginning, imagined: Imagined, *, fps: float) -> None:
+    """Write the video and its json: the coarse video left, rendered and true ones beside it where they exist.
+
+    Args:
+        config: of the program.
+        begin: the true frames, if there are any, at the rate of the video.
+        imagined: what was decoded and rendered.
+        fps: frames per second.
+    """
+    pixels = {"coarse": to_pixels(imagined.coarse).cpu().numpy()}
+    if imagined.rendered is not None:
+        pixels["rendered"] = to_pixels(imagined.rendered).cpu().numpy()
     columns = list(pixels.values())
     facts: dict[str, Any] = {
         "prompt": begin.prompt,
@@ -274,13 +325,14 @@ def _write(config: Imagine, begin: Beginning, made: Imagined, *, fps: float) -> 
         "anchor": config.anchor,
         "fps": fps,
         "columns": list(pixels),
-        "codes": made.codes.cpu().tolist(),
+        "codes": imagined.codes.cpu().tolist(),
     }
     if begin.true is not None and len(begin.true) > 1:
-        facts["compared_frames"] = len(begin.true) - 1
+        facts["compared_frames"] = len(begin.true) - 1  # without the first one, which is given
         for name, video in (*pixels.items(), ("still", np.broadcast_to(begin.true[:1], begin.true.shape))):
             facts[name] = compare(video[: len(begin.true)], begin.true)
             print(f"{name}: " + ", ".join(f"{key} {value['mean']:.3f}" for key, value in facts[name].items()))
+        # An episode that ends before the video does is shown with its last frame held.
         held = np.concatenate([begin.true, begin.true[-1:].repeat(len(columns[0]) - len(begin.true), axis=0)])
         columns.append(held)
         facts["columns"] = [*pixels, "true"]
@@ -291,7 +343,12 @@ def _write(config: Imagine, begin: Beginning, made: Imagined, *, fps: float) -> 
 
 
 def compare(video: NDArray[np.uint8], true: NDArray[np.uint8]) -> dict[str, dict[str, Any]]:
-    """PSNR in dB and SSIM of each frame after the first, and their means; SSIM where images are large enough."""
+    """Return PSNR in dB and SSIM of each frame after the first, and their means; SSIM where images are large enough.
+
+    Args:
+        video: uint8 [T, H, W, 3].
+        true: what it is compared with, of the same shape.
+    """
     found = {"psnr_db": psnr(video[1:], true[1:])}
     if min(true.shape[1:3]) >= WINDOW:
         found["ssim"] = ssim(video[1:], true[1:])
@@ -301,7 +358,7 @@ def compare(video: NDArray[np.uint8], true: NDArray[np.uint8]) -> dict[str, dict
     }
 
 
-main = program(Imagine, config_name="imagine")(imagine)
+main = program(ImagineConfig, config_name="imagine")(imagine)
 
 if __name__ == "__main__":
     main()

@@ -2,8 +2,8 @@
 
     pretrain-on-openx data=bridge_sample data.path=DIR model=tiny run_dir=runs/first
 
-Runs the stages named in `stages`, in order. A stage that is complete is skipped, one that was cut off goes on where its
-last checkpoint stood; killed at any moment and started again, the final weights are the same bit for bit.
+Runs the stages named in `stages`, in order. A stage that is complete is skipped, an interrupted one continues from its
+last checkpoint. Killed at any moment and started again, the final weights are the same bit for bit.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from vw2_robot.command_line.program import program
 
 from .cache_frames import open_frames
-from .config import Pretrain, alone
+from .config import PretrainConfig, alone
 from .extract_latents import extract_latents
 from .train_dldm import train_dldm
 from .train_policy import train_policy
@@ -22,14 +22,16 @@ from .train_vdm import train_vdm
 STAGES = {"vdm": train_vdm, "dldm": train_dldm, "latents": extract_latents, "policy": train_policy}
 
 
-def pretrain_on_openx(config: Pretrain) -> None:
-    """Run the stages that are asked for and not yet complete."""
-    config.hardware.torch_device()  # whether it is there is known before hours of decoding
-    frames = open_frames(config)
-    silent = sum(not episode.instruction for episode in frames.episodes)
+def pretrain_on_openx(config: PretrainConfig) -> None:
+    """Run the stages of `config.stages` that are not complete."""
+    config.hardware.torch_device()  # raises before hours of decoding where the device is missing
+    frame_cache = open_frames(config)
+    episodes = frame_cache.episodes
+    without = sum(not episode.instruction for episode in episodes)
     print(
-        f"frames: {len(frames.episodes)} episodes, {sum(e.length for e in frames.episodes)} images "
-        f"of {frames.height} x {frames.width}" + (f"; {silent} episodes have no instruction" if silent else ""),
+        f"frames: {len(episodes)} episodes, {sum(episode.length for episode in episodes)} images of "
+        f"{frame_cache.height} x {frame_cache.width}"
+        + (f"; {without} episodes have no instruction" if without else ""),
         flush=True,
     )
     for name, stage in STAGES.items():
@@ -39,7 +41,7 @@ def pretrain_on_openx(config: Pretrain) -> None:
             print(f"{name}: {time.monotonic() - begin:.0f} s, {config.run_dir}/{name}", flush=True)
 
 
-main = program(Pretrain, config_name="pretrain", one_process=True)(alone(pretrain_on_openx))
+main = program(PretrainConfig, config_name="pretrain", one_process=True)(alone(pretrain_on_openx))
 
 if __name__ == "__main__":
     main()

@@ -1,12 +1,12 @@
-"""Clips drawn from a replay, in this process or on a server: the third kind beside those of `clips`.
+"""Training clips sampled from a replay, in this process or on a server: the third kind beside those of `clips`.
 
-    replay=memory                          a thread reads data.path; bounded by replay.max_bytes
-    replay=reverb replay.address=HOST:PORT  `vw2-ingest` processes read, on this or other machines (docs/scaling.md)
+    replay=memory                           a thread reads data.path; bounded by replay.max_bytes
+    replay=reverb replay.address=HOST:PORT  `vw2-replay fill` processes, on this or other machines (docs/scaling.md)
 
-What is held out is decided by the frame cache alone, so a window is looked at when it is drawn, whoever cut it: one of
-a held-out episode is dropped. So is one of an episode that the cache does not know, since nobody can tell about it; the
-episode is named and counted against `data.max_skipped`, as are images that cannot be decoded. Only if
-`data.cache_episodes` says that the cache holds some of the episodes are all others trained on.
+The frame cache alone decides what is held out, so every window is checked when it is sampled, whoever cut it: one of a
+held-out episode is dropped. So is one of an episode that the cache does not have, since it might be held out elsewhere;
+the episode is logged and counted against `data.max_skipped`, as are images that cannot be decoded. Only if
+`data.cache_episodes` limits the cache to some of the episodes are all others trained on.
 """
 
 from __future__ import annotations
@@ -32,102 +32,123 @@ from vw2_robot.data.replay.windows import Replay, ReplayWindow, ReplayWriter, ba
 from vw2_robot.data.stream import StreamBatch
 from vw2_robot.errors import InputError
 
-from .config import Pretrain
+from .config import PretrainConfig
 
 # B batch · T frames · H, W pixels
 _LOG = logging.getLogger(__name__)
+STREAM_AUGMENTATION = 4
 _ENDLESS = 2**31  # epochs: training ends by its steps
-_DROPPED_IN_A_ROW = 10_000  # windows, without one to train on between them
+_MAX_DROPPED_IN_A_ROW = 10_000  # windows without one between them that may be trained on
 
 
 class ReplayedClips:
-    """Training clips out of a replay; `batch` must be called for every step, in order.
+    """Training clips from a replay; `batch` must be called for every step, in order.
 
-    The replay is opened when the first batch is asked for.
+    The replay is opened by the first call of `batch` or `state`.
 
     Args:
-        config: `replay` says where the replay is, `data` what fills one in memory.
+        config: `data` fills a replay in memory, `dldm` says how clips are cut.
         replay: `config.replay`.
-        frames: the frame cache that decides what is held out.
+        frame_cache: decides what is held out.
         held_out: indices of its held-out episodes.
         folder: where a memory replay stores its windows, unless `replay.path` names a folder.
+
+    Attributes:
+        skipped: what was left out so far: where -> why.
     """
 
     def __init__(
-        self, config: Pretrain, replay: ReplayConfig, frame_cache: FrameCache, held_out: list[int], *, folder: Path
+        self,
+        config: PretrainConfig,
+        replay: ReplayConfig,
+        frame_cache: FrameCache,
+        held_out: list[int],
+        *,
+        folder: Path,
     ) -> None:
+        # Beside the checkpoints of this stage, which refer to the stored windows.
         if replay.engine == "memory" and replay.path is None:
             replay = dataclasses.replace(replay, path=str(folder))
-        self._config, self._options, self._frames = config, replay, frame_cache
+        self._config = config
+        self._options = replay
+        self._frame_cache = frame_cache
         names = [(episode.source, episode.episode_id) for episode in frame_cache.episodes]
-        self._known, self._hidden = set(names), {names[index] for index in held_out}
+        self._known = set(names)
+        self._held_out = {names[index] for index in held_out}
         self._closing = ExitStack()
         self._replay: Replay | None = None
         self._position: Mapping[str, Any] | None = None
         threads = config.data.decode_threads
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode") if threads else None
-        self.bad: dict[str, str] = {}
-        """what was left out so far: where -> why"""
+        self.skipped: dict[str, str] = {}
 
     def batch(self, step: int, size: int) -> StreamBatch:
-        """The next clips.
+        """Return the next clips.
+
+        Args:
+            step: the training step, which decides the augmentation.
+            size: number of clips.
 
         Raises:
             ReplayTimeout: not so many windows came within `replay.timeout_seconds`.
             InputError: the replay has come to its end, its windows are not those of this configuration, or too much
-                is bad.
+                was skipped.
         """
         windows: list[ReplayWindow] = []
         clips: list[NDArray[np.uint8]] = []
+        # A window that cannot be decoded is replaced by the next usable one, so batches are full.
         while len(windows) < size:
-            some = self._draw(size - len(windows))
-            decoded = (self._decoders.map if self._decoders is not None else map)(self._decode, some)
-            for window, clip in zip(some, decoded, strict=True):
+            sampled = self._sample_usable(size - len(windows))
+            decoded = (self._decoders.map if self._decoders is not None else map)(self._decode, sampled)
+            for window, clip in zip(sampled, decoded, strict=True):
                 if isinstance(clip, ImageError):
-                    self._note(f"{window.source}, episode {window.episode_id} from frame {window.start}", str(clip))
+                    self._skip(f"{window.source}, episode {window.episode_id} from frame {window.start}", str(clip))
                 else:
                     windows.append(window)
                     clips.append(clip)
         if self._config.data.augmentation != Augmentation():
             for number, clip in enumerate(clips):
-                key = [self._config.seed, 4, step, number]
+                # A generator of its own for each clip: what it gets does not depend on the clips before it.
+                key = [self._config.seed, STREAM_AUGMENTATION, step, number]
                 augment(clip, self._config.data.augmentation, np.random.default_rng(key))
         return batch_of(windows, np.stack(clips), temporal_stride=self._config.dldm.temporal_stride)
 
     def state(self) -> dict[str, Any]:
-        """The position after the last batch; the replay stores its windows first.
+        """Return the position after the last batch; the replay stores its windows first.
 
         Raises:
             ReplayTimeout: that took longer than `replay.checkpoint_timeout_seconds`.
         """
-        replay = self._opened()
+        replay = self._open()
         replay.checkpoint(timeout_seconds=self._options.checkpoint_timeout_seconds)
-        return {"replay": self._options.engine, "skipped": dict(self.bad), "position": replay.state()}
+        return {"replay": self._options.engine, "skipped": dict(self.skipped), "position": replay.state()}
 
     def restore(self, state: Mapping[str, Any] | None) -> None:
-        """Go on where a checkpoint was written.
+        """Continue from the position that a checkpoint holds.
 
         Raises:
-            InputError: by a run that drew from no replay, or from one of the other engine.
+            InputError: its run sampled from no replay, or from one of the other engine.
         """
         if state is None or state.get("replay") != self._options.engine:
             raise InputError(
                 f"the checkpoint was written by a run with replay={(state or {}).get('replay', 'null')}, this one has "
-                f"replay={self._options.engine}; go on as the run was begun, or use another run_dir"
+                f"replay={self._options.engine}; continue with the replay of that run, or use another run_dir"
             )
         self._closing.close()
-        self._replay, self._position, self.bad = None, state["position"], dict(state["skipped"])
+        self._replay = None
+        self._position = state["position"]
+        self.skipped = dict(state["skipped"])
 
     def close(self) -> None:
-        """Let go of the replay and stop the threads."""
+        """Close the replay and stop the decoding threads."""
         self._closing.close()
         self._replay = None
         if self._decoders is not None:
             self._decoders.shutdown(cancel_futures=True)
 
-    # ------------------------------------------------------------------------------------------------------- drawing
+    # ------------------------------------------------------------------------------------------------------- sampling
 
-    def _opened(self) -> Replay:
+    def _open(self) -> Replay:
         if self._replay is None:
             opening = open_replay(
                 self._options, rank=0, ranks=1, seed=self._config.seed, fill=self._fill, state=self._position
@@ -143,21 +164,22 @@ class ReplayedClips:
 
     @property
     def _cut(self) -> WindowOptions:
-        """How a memory replay is cut."""
+        """How this run's clips are cut."""
         config = self._config
         return WindowOptions(
             config.dldm.num_frames, temporal_stride=config.dldm.temporal_stride, **config.data.time_base
         )
 
-    def _draw(self, count: int) -> list[ReplayWindow]:
+    def _sample_usable(self, count: int) -> list[ReplayWindow]:
         """Return one to `count` windows that may be trained on."""
-        replay, dropped = self._opened(), 0
-        while dropped < _DROPPED_IN_A_ROW:
+        replay = self._open()
+        dropped = 0
+        while dropped < _MAX_DROPPED_IN_A_ROW:
             windows = replay.sample(count, timeout_seconds=self._options.timeout_seconds)
             if len(windows) < count:
                 raise InputError(
-                    f"the replay has delivered all that it was given, {count} clips were asked for, {len(windows)} "
-                    "were left; fill it anew with more epochs (vw2-ingest data.epochs=...), or train for fewer steps"
+                    f"the replay has delivered all of its windows: {count} clips were wanted, {len(windows)} were "
+                    "left; fill it anew with more epochs (vw2-replay fill data.epochs=...), or train for fewer steps"
                 )
             if usable := [window for window in windows if self._is_usable(window)]:
                 return usable
@@ -169,27 +191,28 @@ class ReplayedClips:
 
     def _is_usable(self, window: ReplayWindow) -> bool:
         cut = self._cut
+        # Windows cut in another time base have the same shape and other motion, so each one is compared.
         wanted: tuple[Any, ...] = padded_frames(cut.num_frames, cut.temporal_stride), cut.target_hz, cut.gap_seconds
         found: tuple[Any, ...] = len(window.frames), window.target_hz, window.gap_seconds
-        if cut.gap_seconds is not None:  # then the frames of a clip depend on the stride as well
+        if cut.gap_seconds is not None:  # then the frames of a clip depend on the temporal stride too
             wanted, found = (*wanted, cut.temporal_stride), (*found, window.temporal_stride)
         if found != wanted:
             raise InputError(
-                f"the replay holds windows of (frames, target_hz, "
+                f"the replay holds windows of (num_frames, target_hz, "
                 f"gap_seconds{', temporal_stride' * (len(found) > 3)}) {found}, "
-                f"this run trains on {wanted}; start vw2-replay-server and vw2-ingest with those (frames, "
+                f"this run trains on {wanted}; start vw2-replay serve and vw2-replay fill with those (num_frames, "
                 "data.windows.*), or change dldm.num_frames, data.target_hz and data.gap_seconds"
             )
         name = window.source, window.episode_id
-        if name in self._hidden:
+        if name in self._held_out:
             return False
         if name in self._known or self._config.data.cache_episodes is not None:
             return True
-        self._note(
+        self._skip(
             f"{window.source}, episode {window.episode_id}",
             f"the replay holds episode {window.episode_id} of {window.source}, which is not in the frame cache "
-            f"{self._frames.path}, so nobody can tell whether it is held out; fill both from the same data (the same "
-            "name of the folder, the same split), or set data.cache_episodes if the cache holds only some of them",
+            f"{self._frame_cache.path}, so it is unknown whether it is held out; fill both from the same data (the "
+            "same name of the folder, the same split), or set data.cache_episodes if the cache holds only some of them",
         )
         return False
 
@@ -202,13 +225,14 @@ class ReplayedClips:
             return error
         return pixels
 
-    def _note(self, where: str, why: str) -> None:
-        if where in self.bad:
+    def _skip(self, where: str, why: str) -> None:
+        """Log what is left out, each place once, and stop when there is too much of it."""
+        if where in self.skipped:
             return
-        self.bad[where] = why
-        if len(self.bad) > (allowed := self._config.data.max_skipped):
+        self.skipped[where] = why
+        if len(self.skipped) > (allowed := self._config.data.max_skipped):
             raise InputError(
-                f"too many bad images and unknown episodes: {len(self.bad)} where {allowed} were allowed; "
+                f"too many damaged images and unknown episodes: {len(self.skipped)} where data.max_skipped={allowed}; "
                 f"the last: {why}"
             )
         _LOG.warning("left out: %s", why)

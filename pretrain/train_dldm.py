@@ -2,19 +2,19 @@
 
     vw2-train-dldm data=bridge_sample data.path=DIR model=tiny run_dir=runs/first
 
-Phase 1 (warm-up) reconstructs. In phase 2 (disentangled) the decoder goes on reconstructing but no longer shapes the
-codes; they learn only from what the video diffusion model still needs once it has the first frame and the coarse clip.
-Losses and stop-gradients are in `dldm_losses.py`. Method specification 1.10.
+Phase 1 (warm-up) reconstructs. In phase 2 (disentangled) the decoder still reconstructs but no longer shapes the codes;
+they learn only from what the video diffusion model needs beyond the first frame and the coarse clip. Losses and
+stop-gradients are in `dldm_losses.py`. Method specification 1.10.
 """
 
+# B batch · T frames · M latent steps
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,120 +34,69 @@ from vw2_robot.runs import Run, generator
 
 from .cache_frames import open_frames, training_split
 from .clips import TrainingClips, clip_sampler, to_device, training_clips
-from .config import PhasesConfig, Pretrain, alone
-from .dldm_diagnostics import CodeWatch, code_usage, draw_reconstructions, explain_shortfall, validate
-from .dldm_losses import phase_one_loss, phase_two_loss
-from .encoder_augmentation import disturb
+from .code_usage import CodeUsageMonitor, code_usage
+from .config import PretrainConfig, alone
+from .dldm_diagnostics import explain_shortfall, validate, write_reconstructions
+from .dldm_losses import DLDMLoss, phase_one_loss, phase_two_loss
+from .encoder_augmentation import drift
 from .train_vdm import build_vdm, open_vdm
 
 STREAM_INIT, STREAM_LOSS = 20, 21
 
 
-def build_dldm(config: Pretrain) -> DLDM:
-    """An untrained dLDM; the weights depend on the seed alone."""
+class Clips(NamedTuple):
+    """Where this stage reads clips: to train on, held out, and training clips without augmentation, to compare."""
+
+    training: TrainingClips
+    held_out: ClipSampler
+    training_plain: ClipSampler
+
+
+@dataclass
+class Modules:
+    """All modules with state: what is trained, its moving averages if there are any, and the counter of codes.
+
+    `vdm` and `codec` are None where phase 2 has no VDM.
+    """
+
+    dldm: DLDM
+    vdm: VDM | None
+    codec: VideoCodec | None
+    average: Average | None
+    code_usage: CodeUsageMonitor
+
+    def evaluated(self) -> tuple[DLDM, VDM | None]:
+        """Return what is validated and handed on: the averages if there are any, else the trained modules."""
+        if self.average is None:
+            return self.dldm, self.vdm
+        dldm = self.average.modules["dldm"]
+        vdm = self.average.modules.get("vdm")
+        assert isinstance(dldm, DLDM)
+        assert vdm is None or isinstance(vdm, VDM)
+        return dldm, vdm
+
+    def to_save(self) -> dict[str, nn.Module]:
+        """Return the modules of a checkpoint, by name; trained weights have names of their own beside averages."""
+        dldm, vdm = self.evaluated()
+        modules: dict[str, nn.Module | None] = {
+            "dldm": dldm,
+            "vdm": vdm,
+            "codec": self.codec,
+            "code_usage": self.code_usage,
+        }
+        if self.average is not None:
+            modules |= {f"learning_{name}": module for name, module in self.average.learning.items()}
+        return {name: module for name, module in modules.items() if module is not None}
+
+
+def build_dldm(config: PretrainConfig) -> DLDM:
+    """Return an untrained dLDM; its weights depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator(config.seed, 0, stream=STREAM_INIT))))
         return DLDM(config.dldm)
 
 
-@dataclass
-class Training:
-    """What the steps of both phases work with. `vdm` and `codec` are None where phase 2 has no VDM."""
-
-    config: Pretrain
-    run: Run
-    device: torch.device
-    frame_cache: FrameCache
-    clips: TrainingClips
-    held_out: ClipSampler
-    own: ClipSampler
-    """training clips without augmentation"""
-    dldm: DLDM
-    vdm: VDM | None
-    codec: VideoCodec | None
-    watch: CodeWatch
-    average: Average | None
-
-    @property
-    def phases(self) -> PhasesConfig:
-        """The section of the configuration that this stage is about."""
-        return self.config.train_dldm
-
-    def loss(self, phase: int, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of one training batch under autocast, and what to log of it."""
-        phases = self.phases
-        loop = phases.phase1 if phase == 1 else phases.phase2
-        x, valid = to_device(self.clips.batch(step, loop.batch_size), self.device)
-        noise = generator(self.config.seed, step, stream=STREAM_LOSS)
-        with self.config.hardware.autocast(self.device):
-            if phase == 2 and self.vdm is not None and self.codec is not None:
-                return phase_two_loss(
-                    self.dldm, self.vdm, self.codec, x, valid, phases=phases, noise=noise, watch=self.watch
-                )
-            return phase_one_loss(
-                self.dldm,
-                x,
-                valid,
-                norm=phases.reconstruction_loss,
-                anchor_grad=phases.anchor_grad_phase1,
-                watched=disturb(x, strength=phases.encoder_augmentation, noise=noise),
-                decorrelation=phases.decorrelation,
-                watch=self.watch,
-            )
-
-    def result(self) -> tuple[DLDM, VDM | None]:
-        """What is validated and handed on: the averages where there are any, else the learning modules themselves."""
-        if self.average is None:
-            return self.dldm, self.vdm
-        dldm, vdm = self.average.modules["dldm"], self.average.modules.get("vdm")
-        assert isinstance(dldm, DLDM)
-        assert vdm is None or isinstance(vdm, VDM)
-        return dldm, vdm
-
-    def health(self, sampler: ClipSampler, *, phase: int) -> dict[str, float]:
-        """`validate` on clips of that sampler, the same ones every time."""
-        clips = to_device(sampler.batch(0, self.phases.validation_clips), self.device)
-        grayscale = self.phases.control_grayscale
-        return validate(*self.result(), self.codec, clips, phase=phase, seed=self.config.seed, grayscale=grayscale)
-
-    def save(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Everything that the next stages or a resumed run need, after `step + 1` steps."""
-        dldm, vdm = self.result()
-        modules: dict[str, nn.Module | None] = {"dldm": dldm, "vdm": vdm, "codec": self.codec, "watch": self.watch}
-        if self.average is not None:
-            modules |= {f"learning_{name}": module for name, module in self.average.learning.items()}
-        facts = {
-            "encoder_hash": encoder_hash(dldm),
-            "vdm": None if vdm is None else config_tree(self.config.vdm),
-            "codec": None if vdm is None else config_tree(self.config.codec),
-            "frames_digest": self.frame_cache.digest,
-            "time_base": self.config.data.time_base,
-            "clips": self.clips.state(),
-        }
-        write = partial(
-            save_checkpoint,
-            kind="dldm",
-            config=config_tree(self.config.dldm),
-            modules={name: module for name, module in modules.items() if module is not None},
-            facts=facts,
-            optimizer=optimizer,
-        )
-        self.run.save(step, write)
-
-    def restore(self, path: Path) -> None:
-        """Go on where that checkpoint was written."""
-        checkpoint = load_checkpoint(path, kind="dldm")
-        learning = {"dldm": self.dldm} | ({} if self.vdm is None else {"vdm": self.vdm})
-        checkpoint.load_into(watch=self.watch, **({} if self.codec is None else {"codec": self.codec}))
-        if self.average is None:
-            checkpoint.load_into(**learning)
-        else:
-            checkpoint.load_into(**self.average.modules)
-            checkpoint.load_into(**{f"learning_{name}": module for name, module in learning.items()})
-        self.clips.restore(checkpoint.fact("clips"))
-
-
-def train_dldm(config: Pretrain) -> None:
+def train_dldm(config: PretrainConfig) -> None:
     """Train both phases, then leave codes.json and reconstructions.png; return at once when complete.
 
     Raises:
@@ -161,147 +110,253 @@ def train_dldm(config: Pretrain) -> None:
         save_every=config.train_dldm.phase1.save_every,
         log_every=config.train_dldm.phase1.log_every,
     ) as run:
+        # The image is written last: a run that was killed between the last checkpoint and the image makes it now.
         if run.complete and (run.path / "reconstructions.png").is_file():
             return
         device = config.hardware.torch_device()
-        frames = open_frames(config)
-        split = training_split(config, frames)
-        with closing(training_clips(config, frames, *split, run.path)) as clips:
-            training = _begin(config, run, device, frames, clips, split)
+        frame_cache = open_frames(config)
+        train_ids, validation_ids = training_split(config, frame_cache)
+        with closing(training_clips(config, frame_cache, train_ids, validation_ids, run.path)) as training:
+            held_out = clip_sampler(config, frame_cache, validation_ids, augment=False)
+            clips = Clips(training, held_out, clip_sampler(config, frame_cache, train_ids, augment=False))
+            modules = build_modules(config, frame_cache, train_ids, device=device, resumed=run.checkpoint is not None)
+            if run.checkpoint is not None:
+                restore(run.checkpoint, modules, training)
+            # Last, when all modules are built and have their weights.
+            prepare_for_hardware(config, modules)
+            run.begin()
+            # A finished phase is skipped inside, so a resumed run enters the right one.
             for phase in (1, 2):
-                _train_phase(training, phase)
-            _sum_up(training)
+                train_phase(config, run, modules, clips, phase=phase, frames_digest=frame_cache.digest)
+            summarize(config, run, modules, clips, frame_cache)
 
 
-def _begin(
-    config: Pretrain,
-    run: Run,
-    device: torch.device,
-    frame_cache: FrameCache,
-    clips: TrainingClips,
-    split: tuple[list[int], list[int]],
-) -> Training:
-    """Build the models, go back to the last checkpoint, and begin."""
-    train_ids, validation_ids = split
-    held_out = clip_sampler(config, frame_cache, validation_ids, augment=False)
-    own = clip_sampler(config, frame_cache, train_ids, augment=False)
-    dldm, vdm, codec = build_dldm(config).to(device), None, None
+def build_modules(
+    config: PretrainConfig, frame_cache: FrameCache, train_ids: list[int], *, device: torch.device, resumed: bool
+) -> Modules:
+    """Build all modules on the device.
+
+    Args:
+        config: their sizes and the seed.
+        frame_cache: where the codec is measured, if no stage has done it.
+        train_ids: its episodes that train.
+        device: where they train.
+        resumed: the VDM's weights will come from a checkpoint of this stage, so no prior is read.
+    """
+    # Built on the CPU, so that the weights do not depend on the device.
+    dldm = build_dldm(config).to(device)
+    vdm = codec = None
+    learning: dict[str, nn.Module] = {"dldm": dldm}
     if config.train_dldm.with_vdm:
-        begun = run.checkpoint is not None  # then the weights come from the checkpoint
-        vdm, codec = build_vdm(config) if begun else open_vdm(config, clip_sampler(config, frame_cache, train_ids))
-        vdm, codec = vdm.to(device), codec.to(device)
-    learning = {"dldm": dldm} | ({} if vdm is None else {"vdm": vdm})
+        # The codec is measured on clips as they are trained on, with augmentation.
+        vdm, codec = build_vdm(config) if resumed else open_vdm(config, clip_sampler(config, frame_cache, train_ids))
+        vdm = vdm.to(device)
+        codec = codec.to(device)
+        learning["vdm"] = vdm
+    # Averages are modules of their own: the trained weights stay as the optimizer left them.
     average = Average(learning, config.train_dldm.ema) if config.train_dldm.ema else None
-    watch = CodeWatch(config.dldm.vocabulary).to(device)
-    training = Training(config, run, device, frame_cache, clips, held_out, own, dldm, vdm, codec, watch, average)
-    if run.checkpoint is not None:
-        training.restore(run.checkpoint)
+    return Modules(dldm, vdm, codec, average, CodeUsageMonitor(config.dldm.vocabulary).to(device))
+
+
+def restore(path: Path, modules: Modules, training: TrainingClips) -> None:
+    """Continue where that checkpoint was written: weights, counted codes, and the position in the training clips."""
+    checkpoint = load_checkpoint(path, kind="dldm")
+    learning: dict[str, nn.Module] = {"dldm": modules.dldm}
+    if modules.vdm is not None:
+        learning["vdm"] = modules.vdm
+    checkpoint.load_into(code_usage=modules.code_usage)
+    if modules.codec is not None:
+        checkpoint.load_into(codec=modules.codec)
+    if modules.average is None:
+        checkpoint.load_into(**learning)
+    else:
+        checkpoint.load_into(**modules.average.modules)
+        checkpoint.load_into(**{f"learning_{name}": module for name, module in learning.items()})
+    training.restore(checkpoint.fact("clips"))
+
+
+def prepare_for_hardware(config: PretrainConfig, modules: Modules) -> None:
+    """Switch on gradient checkpointing and compilation where the configuration asks for them."""
     if config.hardware.gradient_checkpointing:
-        for module in (dldm, vdm):
-            if module is not None:
-                module.checkpoint_gradients()
+        # Recomputes activations in the backward pass: less memory, one more forward pass.
+        modules.dldm.checkpoint_gradients()
+        if modules.vdm is not None:
+            modules.vdm.checkpoint_gradients()
     if config.hardware.compile:
-        dldm.encoder.compile()
-        dldm.decoder.compile()
-    run.begin()
-    return training
+        modules.dldm.encoder.compile()
+        modules.dldm.decoder.compile()
 
 
-def _train_phase(training: Training, phase: int) -> None:
-    """The steps of one phase that are left. Each phase has its own optimizer and schedule."""
-    run, phases, vdm = training.run, training.phases, training.vdm
-    loop, first = (phases.phase1, 0) if phase == 1 else (phases.phase2, phases.phase1.train_steps)
+def train_phase(
+    config: PretrainConfig, run: Run, modules: Modules, clips: Clips, *, phase: int, frames_digest: str
+) -> None:
+    """Train the steps of one phase that are left. Each phase has its own optimizer and schedule.
+
+    Args:
+        config: of the run.
+        run: counts the steps of both phases.
+        modules: are trained in place.
+        clips: training and held-out clips.
+        phase: 1 or 2.
+        frames_digest: of the frame cache, for checkpoints.
+
+    Raises:
+        InputError: see `check_advance`.
+    """
+    phases = config.train_dldm
+    loop = phases.phase1 if phase == 1 else phases.phase2
+    first = 0 if phase == 1 else phases.phase1.train_steps
     stop = first + loop.train_steps
     if run.start >= stop:
         return
-    if phase == 2 and run.start == first and vdm is not None:
-        _check_advance(training)
-    fast = vdm.trainable_parameters() if phase == 2 and vdm is not None else ()
-    optimizer = build_optimizer(training.dldm.parameters(), loop.optim, fast=fast, fast_mult=phases.vdm_lr_mult)
+    if phase == 2 and run.start == first and modules.vdm is not None:
+        check_advance(config, run, modules, clips)
+    # The VDM learns in phase 2 alone. It may be faster than the encoder, whose codes it has yet to use.
+    fast = modules.vdm.trainable_parameters() if phase == 2 and modules.vdm is not None else ()
+    optimizer = build_optimizer(modules.dldm.parameters(), loop.optim, fast=fast, fast_mult=phases.vdm_lr_mult)
+    # Loaded within a phase only: the moments of phase 1 belong to another loss.
     if run.start > first:
         assert run.checkpoint is not None
         load_optimizer(run.checkpoint, optimizer)
     for step in run.steps(stop, what=f"phase {phase}"):
-        loss, values = training.loss(phase, step)
+        x, valid = to_device(clips.training.batch(step, loop.batch_size), next(modules.dldm.parameters()).device)
+        loss, metrics, indices = dldm_loss(config, modules, x, valid, phase=phase, step=step)
+        # Codes of the weights before this step; those of padded steps are not counted.
+        modules.code_usage.count(indices, valid)
         norm = optimizer_step(
             loss, optimizer, step=step - first, config=loop.optim, total_steps=loop.train_steps, first_step=first
         )
-        if training.average is not None:
-            training.average.update(step)
+        if modules.average is not None:
+            modules.average.update(step)
         ready = False
+        # Also after the last step of a phase, so that each ends with a validation.
         if run.due(step, loop.log_every) or step + 1 == stop:
-            health = _log(training, phase, step, {**values, "dldm/grad_norm": norm})
-            ready = phases.advance == "ratio" and health["dldm/ratio_to_copy"] <= phases.advance_ratio
-        if phase == 1 and ready and vdm is not None:
+            validation = validate_on(clips.held_out, config, modules, phase=phase)
+            counted = modules.code_usage.metrics()
+            run.log(step, {"dldm/phase": phase, **metrics, "dldm/grad_norm": norm, **validation, **counted})
+            for alarm in modules.code_usage.alarms(validation, phases):
+                run.log_message(f"step {step + 1}: {alarm}")
+            ready = phases.advance == "ratio" and validation["dldm/ratio_to_copy"] <= phases.advance_ratio
+        if phase == 1 and ready and modules.vdm is not None:
             run.log_message(
                 f"phase 1 reaches {phases.advance_ratio} of copy-first-frame after {step + 1} steps; phase 2 begins"
             )
-            training.save(stop - 1, optimizer)
+            # Saved as the last step of phase 1, so that a resumed run begins with phase 2 as this one does.
+            save(config, run, modules, clips, stop - 1, optimizer, frames_digest=frames_digest)
             run.skip_to(stop)
             break
         if run.due(step, loop.save_every) or step + 1 == stop:
-            training.save(step, optimizer)
+            save(config, run, modules, clips, step, optimizer, frames_digest=frames_digest)
 
 
-def _log(training: Training, phase: int, step: int, values: Mapping[str, Any]) -> dict[str, float]:
-    """One line of metrics with a validation in it, and any alarm; returns the validation."""
-    health = training.health(training.held_out, phase=phase)
-    training.run.log(step, {"dldm/phase": phase, **values, **health, **training.watch.read()})
-    for alarm in training.watch.look(health, training.phases):
-        training.run.log_message(f"step {step + 1}: {alarm}")
-    return health
+def dldm_loss(config: PretrainConfig, modules: Modules, x: Tensor, valid: Tensor, *, phase: int, step: int) -> DLDMLoss:
+    """Return the loss of one training batch under autocast; its noise depends on the seed and the step alone."""
+    phases = config.train_dldm
+    noise = generator(config.seed, step, stream=STREAM_LOSS)
+    with config.hardware.autocast(x.device):
+        if phase == 2 and modules.vdm is not None and modules.codec is not None:
+            return phase_two_loss(modules.dldm, modules.vdm, modules.codec, x, valid, phases=phases, noise=noise)
+        return phase_one_loss(
+            modules.dldm,
+            x,
+            valid,
+            norm=phases.reconstruction_loss,
+            anchor_grad=phases.anchor_grad_phase1,
+            encoder_input=drift(x, strength=phases.encoder_augmentation, noise=noise),
+            decorrelation=phases.decorrelation,
+        )
 
 
-def _check_advance(training: Training) -> None:
-    """Say so, or with `advance=ratio` refuse, when phase 2 is about to begin on a reconstruction that shows no motion.
+def validate_on(sampler: ClipSampler, config: PretrainConfig, modules: Modules, *, phase: int) -> dict[str, float]:
+    """Return what `validate` finds on the first clips of that sampler, the same ones every time."""
+    dldm, vdm = modules.evaluated()
+    clips = to_device(sampler.batch(0, config.train_dldm.validation_clips), next(dldm.parameters()).device)
+    grayscale = config.train_dldm.control_grayscale
+    return validate(dldm, vdm, modules.codec, clips, phase=phase, seed=config.seed, grayscale=grayscale)
+
+
+def check_advance(config: PretrainConfig, run: Run, modules: Modules, clips: Clips) -> None:
+    """Log it, or with `advance=ratio` stop, when phase 2 is about to begin on a reconstruction that shows no motion.
 
     Raises:
         InputError: `advance=ratio`, and the ratio was not reached in all of phase 1.
     """
-    phases = training.phases
-    ratio = training.health(training.held_out, phase=1)["dldm/ratio_to_copy"]
+    phases = config.train_dldm
+    # As in phase 1: shuffle ratios are not needed here.
+    ratio = validate_on(clips.held_out, config, modules, phase=1)["dldm/ratio_to_copy"]
     if ratio <= phases.advance_ratio:
         return
-    own = training.health(training.own, phase=1)["dldm/ratio_to_copy"]
-    said = explain_shortfall(ratio, own, limit=phases.advance_ratio)
+    training_ratio = validate_on(clips.training_plain, config, modules, phase=1)["dldm/ratio_to_copy"]
+    shortfall = explain_shortfall(ratio, training_ratio, limit=phases.advance_ratio)
     if phases.advance == "ratio":
         raise InputError(
-            f"{said}. Phase 2 does not begin: give train_dldm.phase1.train_steps more than "
-            f"{phases.phase1.train_steps} in a new "
-            "run_dir, or train_dldm.advance=steps to go on regardless"
+            f"{shortfall}. Phase 2 does not begin: give train_dldm.phase1.train_steps more than "
+            f"{phases.phase1.train_steps} in a new run_dir, or train_dldm.advance=steps to continue regardless"
         )
-    training.run.log_message(f"{said}; phase 2 begins all the same (train_dldm.advance=steps)")
+    run.log_message(f"{shortfall}; phase 2 begins all the same (train_dldm.advance=steps)")
 
 
-def _sum_up(training: Training) -> None:
-    """codes.json, reconstructions.png, and a sentence on how healthy the model is."""
-    config, (dldm, vdm) = training.config, training.result()
-    usage = code_usage(dldm, training.frame_cache, config, device=training.device)
-    summary = training.health(training.held_out, phase=2)
-    own = training.health(training.own, phase=1)["dldm/ratio_to_copy"]
-    shuffled = f", shuffle ratio {summary['dldm/shuffle_ratio']:.3f}" if vdm is not None else ""
-    training.run.log_message(
-        f"reconstruction {summary['dldm/ratio_to_copy']:.3f} of copy-first-frame on held-out clips, {own:.3f} on "
-        f"training clips, {usage['used']} different codes, perplexity {usage['perplexity']:.0f}{shuffled}"
+def save(
+    config: PretrainConfig,
+    run: Run,
+    modules: Modules,
+    clips: Clips,
+    step: int,
+    optimizer: torch.optim.Optimizer,
+    *,
+    frames_digest: str,
+) -> None:
+    """Write all that the next stages or a resumed run need, after `step + 1` steps."""
+    dldm, vdm = modules.evaluated()
+    write = partial(
+        save_checkpoint,
+        kind="dldm",
+        config=config_tree(config.dldm),
+        modules=modules.to_save(),
+        facts={
+            "encoder_hash": encoder_hash(dldm),
+            "vdm": None if vdm is None else config_tree(config.vdm),
+            "codec": None if vdm is None else config_tree(config.codec),
+            "frames_digest": frames_digest,
+            "time_base": config.data.time_base,
+            "clips": clips.training.state(),
+        },
+        optimizer=optimizer,
     )
-    draw_reconstructions(
-        training.run.path,
+    run.save(step, write)
+
+
+def summarize(config: PretrainConfig, run: Run, modules: Modules, clips: Clips, frame_cache: FrameCache) -> None:
+    """Write codes.json and reconstructions.png, and log one line on reconstruction and codes."""
+    dldm, vdm = modules.evaluated()
+    device = next(dldm.parameters()).device
+    usage = code_usage(dldm, frame_cache, config, device=device)
+    held_out = validate_on(clips.held_out, config, modules, phase=2)
+    training_ratio = validate_on(clips.training_plain, config, modules, phase=1)["dldm/ratio_to_copy"]
+    shuffled = f", shuffle ratio {held_out['dldm/shuffle_ratio']:.3f}" if vdm is not None else ""
+    run.log_message(
+        f"reconstruction {held_out['dldm/ratio_to_copy']:.3f} of copy-first-frame on held-out clips, "
+        f"{training_ratio:.3f} on training clips, {usage['used']} different codes, perplexity "
+        f"{usage['perplexity']:.0f}{shuffled}"
+    )
+    write_reconstructions(
+        run.path,
         dldm,
         vdm,
-        training.codec,
-        training.held_out,
+        modules.codec,
+        clips.held_out,
         seed=config.seed,
-        phases=training.phases,
-        device=training.device,
+        phases=config.train_dldm,
+        device=device,
     )
 
 
 def encoder_hash(dldm: DLDM) -> str:
-    """Identity of everything that decides a code: trunk, queries, head, codebook where there is one."""
+    """Return the identity of everything that decides a code: trunk, queries, projection, any codebook."""
     return weights_digest(dldm.encoder, dldm.qformer, dldm.pre_quant, dldm.fsq)
 
 
-main = program(Pretrain, config_name="pretrain", one_process=True)(alone(train_dldm))
+main = program(PretrainConfig, config_name="pretrain", one_process=True)(alone(train_dldm))
 
 if __name__ == "__main__":
     main()

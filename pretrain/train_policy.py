@@ -3,13 +3,15 @@
     vw2-train-policy data=bridge_sample data.path=DIR model=tiny run_dir=runs/first
 
 Method specification 2.4: cross-entropy on latent positions of valid steps only; text, image, specials and padding carry
-no label. No action is ever read. The checkpoint holds the policy and the dLDM that speaks its codes, so it stands
-alone.
+no label. No action is ever read. The checkpoint holds the policy and the dLDM of its codes, so it needs no other file.
 """
+
+# B batch · H latent steps · N codes per step · px side of the policy's image
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,20 +34,30 @@ from vw2_robot.pixels import shift_randomly, to_model_range
 from vw2_robot.runs import Run, generator
 
 from .cache_frames import open_frames, training_split
-from .config import Pretrain, alone, finished_stage
+from .config import PretrainConfig, alone, finished_stage
 from .train_dldm import encoder_hash
 
 STREAM_INIT, STREAM_BATCH = 40, 41
+VALIDATION_WINDOWS = 256
 
 
 class PolicyBatches:
-    """LatentWindows with their first image and instruction; batch i is a pure function of (seed, i)."""
+    """Windows of the latent cache with their first image and instruction.
+
+    Args:
+        windows: codes, and where each window begins.
+        frame_cache: the images and instructions of its episodes.
+        image_px: side of the policy's image.
+    """
 
     def __init__(self, windows: LatentWindows, frame_cache: FrameCache, *, image_px: int) -> None:
-        self.windows, self.frame_cache, self.image_px = windows, frame_cache, image_px
+        self.windows = windows
+        self.frame_cache = frame_cache
+        self.image_px = image_px
 
     def images(self, rows: NDArray[np.int64]) -> torch.Tensor:
-        """uint8 [B, px, px, 3]: the first frame of each window."""
+        """Return uint8 [B, px, px, 3]: the first frame of each window."""
+        # The cached images have the dLDM's size; the policy's may be another.
         pixels = self.frame_cache.read_batch(self.windows.episode[rows], self.windows.start[rows][:, None])[:, 0]
         px = self.image_px
         return torch.from_numpy(np.stack([resize_frame(frame, height=px, width=px) for frame in pixels]))
@@ -53,16 +65,16 @@ class PolicyBatches:
     def read(
         self, rows: NDArray[np.int64], device: torch.device
     ) -> tuple[list[str], torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(instructions, images in [-1, 1], codes [B, H, N], valid [B, H]) on the device."""
-        words = [self.frame_cache.episodes[episode].instruction for episode in self.windows.episode[rows]]
+        """Return (instructions, images in [-1, 1], codes [B, H, N], valid [B, H]), tensors on the device."""
+        instructions = [self.frame_cache.episodes[episode].instruction for episode in self.windows.episode[rows]]
         codes = torch.from_numpy(self.windows.codes[rows].astype(np.int64)).to(device)
         valid = torch.from_numpy(self.windows.valid[rows]).to(device)
-        return words, to_model_range(self.images(rows).to(device)), codes, valid
+        return instructions, to_model_range(self.images(rows).to(device)), codes, valid
 
 
 @dataclass(frozen=True)
 class PolicyDatasets:
-    """Windows to learn from, windows held out, the dLDM that speaks their codes, latent steps per second."""
+    """Windows to train on, windows held out, the dLDM of their codes, and the rate of their clips in Hz."""
 
     train: PolicyBatches
     held_out: PolicyBatches
@@ -70,125 +82,140 @@ class PolicyDatasets:
     latent_hz: float | None
 
 
-def build_policy(config: Pretrain, dldm: DLDM) -> LatentPolicy:
-    """A policy before latent pre-training; what is random in it depends on the seed alone."""
+def build_policy(config: PretrainConfig, dldm: DLDM) -> LatentPolicy:
+    """Return a policy before latent pre-training; what is random in it depends on the seed alone."""
     return LatentPolicy(config.policy, generator=generator(config.seed, 0, stream=STREAM_INIT), dldm=dldm)
 
 
-def train_policy(config: Pretrain) -> None:
+def train_policy(config: PretrainConfig) -> None:
     """Pre-train the policy on the latent cache, or return at once when it is complete."""
-    with _open_run(config) as run:
-        if not run.complete:
-            _train(config, run)
-
-
-def _train(config: Pretrain, run: Run) -> None:
-    """All steps that are left, from the last checkpoint on."""
-    loop, shift = config.train_policy.loop, config.train_policy.image_shift_px
-    device = config.hardware.torch_device()
-    material = _open_material(config)
-    policy = build_policy(config, material.dldm).to(device)
-    optimizer = build_optimizer(policy.parameters(), loop.optim)
-    if run.checkpoint is not None:
-        load_checkpoint(run.checkpoint, kind="policy").load_into(policy=policy)
-        load_optimizer(run.checkpoint, optimizer)
-    run.begin()
-    held_out = material.held_out
-    check = np.linspace(0, len(held_out.windows) - 1, min(256, len(held_out.windows))).astype(np.int64)
-    for step in run.steps():
-        draw = generator(config.seed, step, stream=STREAM_BATCH)
-        rows = torch.randint(len(material.train.windows), (loop.batch_size,), generator=draw).numpy()
-        words, image, codes, valid = material.train.read(rows, device)
-        image = shift_randomly(image, most=shift, noise=draw)
-        fed = _fed_codes(policy, codes, share=config.train_policy.code_dropout, draw=draw)
-        with config.hardware.autocast(device):
-            loss, parts = policy.code_loss(policy.states(policy.prompt(words, image), fed), codes, valid)
-        norm = optimizer_step(loss, optimizer, step=step, config=loop.optim, total_steps=loop.train_steps)
-        if run.due(step, loop.log_every):
-            with torch.no_grad(), config.hardware.autocast(device):
-                words, image, codes, valid = held_out.read(check, device)
-                validation, held = policy.code_loss(policy.states(policy.prompt(words, image), codes), codes, valid)
-            run.log(
-                step,
-                {
-                    "policy/code_loss": loss.detach(),
-                    "policy/validation_loss": validation,
-                    "policy/accuracy": parts["accuracy"],
-                    "policy/validation_accuracy": held["accuracy"],
-                    "policy/grad_norm": norm,
-                },
-            )
-        if run.due(step, loop.save_every):
-            run.save(step, lambda path: _save(path, config, material, policy, optimizer))
-
-
-def _fed_codes(policy: LatentPolicy, codes: torch.Tensor, *, share: float, draw: torch.Generator) -> torch.Tensor:
-    """The codes [B, H, N], but the zero code in every slot of a random share of the samples."""
-    if share == 0:
-        return codes
-    blind = torch.rand(len(codes), generator=draw).to(codes.device) < share
-    nothing = null_codes(policy, len(codes), latent_steps=codes.shape[1], device=codes.device)
-    return torch.where(blind[:, None, None], nothing, codes)
-
-
-def _open_run(config: Pretrain) -> Run:
     stages_before = ("data", "dldm", "vdm", "codec", "train_vdm", "train_dldm", "extract_latents")
     loop = config.train_policy.loop
-    return Run(
+    with Run(
         config.stage_dir("policy"),
         config.stage_tree(*stages_before, "policy", "train_policy", "seed"),
         stage="policy",
         total_steps=loop.train_steps,
         save_every=loop.save_every,
         log_every=loop.log_every,
-    )
+    ) as run:
+        if not run.complete:
+            train_codes(config, run)
 
 
-def _open_material(config: Pretrain) -> PolicyDatasets:
-    """The windows of the latent cache, after it was checked against images and dLDM."""
-    frames = open_frames(config)
-    train_ids, validation_ids = training_split(config, frames)
+def train_codes(config: PretrainConfig, run: Run) -> None:
+    """Train all steps that are left, from the last checkpoint on."""
+    loop = config.train_policy.loop
+    device = config.hardware.torch_device()
+    datasets = open_datasets(config)
+    policy = build_policy(config, datasets.dldm).to(device)
+    optimizer = build_optimizer(policy.parameters(), loop.optim)
+    if run.checkpoint is not None:
+        load_checkpoint(run.checkpoint, kind="policy").load_into(policy=policy)
+        load_optimizer(run.checkpoint, optimizer)
+    run.begin()
+    # The same held-out windows at every validation, evenly spread over all of them.
+    held_out = datasets.held_out
+    check = np.linspace(0, len(held_out.windows) - 1, min(VALIDATION_WINDOWS, len(held_out.windows))).astype(np.int64)
+    for step in run.steps():
+        noise = generator(config.seed, step, stream=STREAM_BATCH)
+        rows = torch.randint(len(datasets.train.windows), (loop.batch_size,), generator=noise).numpy()
+        instructions, image, codes, valid = datasets.train.read(rows, device)
+        image = shift_randomly(image, most=config.train_policy.image_shift_px, noise=noise)
+        input_codes = drop_codes(policy, codes, share=config.train_policy.code_dropout, noise=noise)
+        with config.hardware.autocast(device):
+            states = policy.states(policy.prompt(instructions, image), input_codes)
+            loss, parts = policy.code_loss(states, codes, valid)
+        # The language model's text positions carry no label, so the gradient comes from codes alone.
+        norm = optimizer_step(loss, optimizer, step=step, config=loop.optim, total_steps=loop.train_steps)
+        if run.due(step, loop.log_every):
+            with torch.no_grad(), config.hardware.autocast(device):
+                instructions, image, codes, valid = held_out.read(check, device)
+                states = policy.states(policy.prompt(instructions, image), codes)
+                validation, validation_parts = policy.code_loss(states, codes, valid)
+            run.log(
+                step,
+                {
+                    "policy/code_loss": loss.detach(),
+                    "policy/validation_loss": validation,
+                    "policy/accuracy": parts["accuracy"],
+                    "policy/validation_accuracy": validation_parts["accuracy"],
+                    "policy/grad_norm": norm,
+                },
+            )
+        if run.due(step, loop.save_every):
+            run.save(step, partial(save, config=config, datasets=datasets, policy=policy, optimizer=optimizer))
+
+
+def drop_codes(policy: LatentPolicy, codes: torch.Tensor, *, share: float, noise: torch.Generator) -> torch.Tensor:
+    """Return the codes [B, H, N] with null codes in every slot of a random share of the samples."""
+    if share == 0:
+        return codes
+    dropped = torch.rand(len(codes), generator=noise).to(codes.device) < share
+    null = null_codes(policy, len(codes), latent_steps=codes.shape[1], device=codes.device)
+    return torch.where(dropped[:, None, None], null, codes)
+
+
+def open_datasets(config: PretrainConfig) -> PolicyDatasets:
+    """Return the windows of the latent cache, after it was checked against frame cache and dLDM.
+
+    Raises:
+        InputError: a stage before is unfinished, or the latent cache is of other frames or another dLDM.
+    """
+    frame_cache = open_frames(config)
     dldm = DLDM(config.dldm)
+    train_ids, validation_ids = training_split(config, frame_cache)
     load_checkpoint(finished_stage(config, "dldm"), kind="dldm").load_into(dldm=dldm)
-    cache = LatentCache(config.stage_dir("latents"), encoder_hash=encoder_hash(dldm), frames_digest=frames.digest)
-    px = config.policy.image_px
+    folder = config.stage_dir("latents")
+    cache = LatentCache(folder, encoder_hash=encoder_hash(dldm), frames_digest=frame_cache.digest)
     train, held_out = (
-        PolicyBatches(_as_long_as_asked(config, cache.of_episodes(ids), frames), frames, image_px=px)
+        PolicyBatches(
+            resize_windows(config, cache.of_episodes(ids), frame_cache), frame_cache, image_px=config.policy.image_px
+        )
         for ids in (train_ids, validation_ids)
     )
     return PolicyDatasets(train, held_out, dldm, latent_hz=cache.facts["hz"])
 
 
-def _as_long_as_asked(config: Pretrain, windows: LatentWindows, frame_cache: FrameCache) -> LatentWindows:
-    """The windows with `train_policy.latent_steps` latent steps.
+def resize_windows(config: PretrainConfig, windows: LatentWindows, frame_cache: FrameCache) -> LatentWindows:
+    """Return the windows with `train_policy.latent_steps` latent steps each: cut, or joined end to end.
 
     Raises:
-        InputError: longer ones are asked for and no window of the cache begins where another one ends.
+        InputError: longer ones are wanted and no window of the cache begins where another one ends.
     """
-    steps, own = config.train_policy.latent_steps, config.dldm.latent_steps
-    if steps is None or steps == own:
+    wanted = config.train_policy.latent_steps
+    cached = config.dldm.latent_steps
+    if wanted is None or wanted == cached:
         return windows
     dldm = config.dldm
+    # Frames from the start of a clip to its end, which depend on the rate of the episode.
     reach = {
         hz: int(clip_offsets(dldm.num_frames, temporal_stride=dldm.temporal_stride, hz=hz, **config.data.time_base)[-1])
         for hz in {episode.hz for episode in frame_cache.episodes}
     }
+    # Windows of the cache overlap: one that begins where another ends continues it.
     ends = windows.start + np.array([reach[frame_cache.episodes[episode].hz] for episode in windows.episode])
-    longer = joined(windows, ends=ends, latent_steps=steps)
-    if steps > own and len(windows) and not longer.valid[:, own].any():
+    resized = joined(windows, ends=ends, latent_steps=wanted)
+    if wanted > cached and len(windows) and not resized.valid[:, cached].any():
         raise InputError(
-            f"train_policy.latent_steps={steps}, but no window of {own} latent steps in {config.stage_dir('latents')} "
-            f"begins where another one ends, {min(reach.values())} frames later; set extract_latents.cache_stride="
-            f"{config.extract_latents.cache_stride} to a divisor of that, or train_policy.latent_steps={own}"
+            f"train_policy.latent_steps={wanted}, but no window of {cached} latent steps in "
+            f"{config.stage_dir('latents')} begins where another one ends, {min(reach.values())} frames later; set "
+            f"extract_latents.cache_stride={config.extract_latents.cache_stride} to a divisor of that, or "
+            f"train_policy.latent_steps={cached}"
         )
-    return longer
+    return resized
 
 
-def _save(
-    path: Path, config: Pretrain, material: PolicyDatasets, policy: LatentPolicy, optimizer: torch.optim.Optimizer
+def save(
+    path: Path,
+    *,
+    config: PretrainConfig,
+    datasets: PolicyDatasets,
+    policy: LatentPolicy,
+    optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Write policy and dLDM, all that later stages and a resumed run need."""
-    train, dldm = material.train, material.dldm
+    """Write policy and dLDM: all that later stages and a resumed run need."""
+    dldm = datasets.dldm
     save_checkpoint(
         path,
         kind="policy",
@@ -196,16 +223,19 @@ def _save(
         modules={"policy": policy, "dldm": dldm},
         facts={
             "encoder_hash": encoder_hash(dldm),
-            "latent_hz": material.latent_hz,
+            "latent_hz": datasets.latent_hz,
             "time_base": config.data.time_base,
-            "pretraining": {"frames_digest": train.frame_cache.digest, "windows": len(train.windows)},
+            "pretraining": {
+                "frames_digest": datasets.train.frame_cache.digest,
+                "windows": len(datasets.train.windows),
+            },
         },
         files=policy.files(),
         optimizer=optimizer,
     )
 
 
-main = program(Pretrain, config_name="pretrain", one_process=True)(alone(train_policy))
+main = program(PretrainConfig, config_name="pretrain", one_process=True)(alone(train_policy))
 
 if __name__ == "__main__":
     main()

@@ -2,17 +2,18 @@
 
     vw2-train-vdm data=bridge_sample data.path=DIR model=tiny run_dir=runs/first
 
-Table A.3 of the paper shows that a randomly initialized VDM collapses in phase 2; the embedded tiny model therefore
-gets a prior of its own. Every sample sees the null context and no control, so what is learned is how frames follow the
-first one.
+Table A.3 of the paper shows that a randomly initialized VDM collapses in phase 2, so the built-in small VDM is trained
+as a prior first. Every sample has the null context and no control, so what is learned is how frames follow the first
+one.
 """
+
+# B batch · T frames · M latent steps
 
 from __future__ import annotations
 
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,31 +30,34 @@ from vw2_robot.runs import Run, generator
 
 from .cache_frames import open_frames, training_split
 from .clips import TrainingClips, clip_sampler, to_device, training_clips
-from .config import Pretrain, alone, finished_stage
+from .config import PretrainConfig, alone, finished_stage
 
-# Streams of `runs.generator`: what is drawn in one stage never depends on another.
+# Streams of `runs.generator`: random numbers of one stage never depend on those of another.
 STREAM_INIT, STREAM_NOISE, STREAM_VALIDATION = 10, 11, 12
+VALIDATION_CLIPS = 32
 
 
-def build_vdm(config: Pretrain) -> tuple[VDM, VideoCodec]:
-    """An untrained VDM and codec; the weights depend on the seed alone."""
+def build_vdm(config: PretrainConfig) -> tuple[VDM, VideoCodec]:
+    """Return an untrained VDM and codec; the weights depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator(config.seed, 0, stream=STREAM_INIT))))
         return VDM(config.vdm, config.geometry), build_codec(config.codec)
 
 
-def load_vdm(path: str | Path, config: Pretrain) -> tuple[VDM, VideoCodec]:
-    """The VDM and codec of a finished stage, ready for phase 2."""
+def load_vdm(path: str | Path, config: PretrainConfig) -> tuple[VDM, VideoCodec]:
+    """Return the VDM and codec of a finished stage, ready for phase 2."""
     vdm, codec = build_vdm(config)
     load_checkpoint(path, kind="vdm").load_into(vdm=vdm, codec=codec)
     vdm.finish_prior()
     return vdm, codec
 
 
-def open_vdm(config: Pretrain, clips: ClipSampler) -> tuple[VDM, VideoCodec]:
-    """What phase 2 begins with: the prior of stage `vdm`, that of a folder in diffusers' layout, or random weights.
+def open_vdm(config: PretrainConfig, clips: ClipSampler) -> tuple[VDM, VideoCodec]:
+    """Return what phase 2 begins with: the prior of stage `vdm`, that of a diffusers folder, or random weights.
 
-    `clips` are training clips, by which the codec is measured where no stage has done it.
+    Args:
+        config: `vdm.init` and `vdm.weights` decide which.
+        clips: training clips, on which the codec is measured if no stage has done it.
 
     Raises:
         InputError: stage `vdm` is unfinished, or the folder is missing or holds a model of another size.
@@ -69,8 +73,8 @@ def open_vdm(config: Pretrain, clips: ClipSampler) -> tuple[VDM, VideoCodec]:
     return vdm, codec
 
 
-def prepare_codec(config: Pretrain, codec: VideoCodec, clips: ClipSampler) -> None:
-    """Read the codec's weights, or measure the size of its latents on training clips."""
+def prepare_codec(config: PretrainConfig, codec: VideoCodec, clips: ClipSampler) -> None:
+    """Load the codec's weights, or measure the scale of its latents on training clips."""
     if isinstance(codec, WanCodec) and config.codec.weights is not None:
         codec.load_folder(config.codec.weights)
     else:
@@ -78,21 +82,22 @@ def prepare_codec(config: Pretrain, codec: VideoCodec, clips: ClipSampler) -> No
 
 
 def prior_loss(
-    config: Pretrain, vdm: VDM, codec: VideoCodec, clips: tuple[Tensor, Tensor], noise: torch.Generator
+    config: PretrainConfig, vdm: VDM, codec: VideoCodec, clips: tuple[Tensor, Tensor], noise: torch.Generator
 ) -> Tensor:
-    """Denoising loss of a batch without codes and without control."""
+    """Return the denoising loss of a batch (pixels, valid steps) without codes and without control."""
     x, valid = clips
     with config.hardware.autocast(x.device):
+        # The shape of codes matters, their values do not: `drop_codes` puts the null context in their place.
         codes = x.new_zeros(len(x), config.dldm.latent_steps, config.dldm.queries, config.dldm.code_dims)
         return vdm.denoising_loss(
             codec.encode(x), codes, control_video=None, valid=valid, generator=noise, drop_codes=True
         )
 
 
-def train_vdm(config: Pretrain) -> None:
+def train_vdm(config: PretrainConfig) -> None:
     """Train the prior, or return at once when it is complete or not wanted."""
     if not config.needs_prior:
-        print("vdm: no prior to train (train_dldm.with_vdm, vdm.init, vdm.weights)", flush=True)
+        print("vdm: this configuration has no prior (train_dldm.with_vdm, vdm.init, vdm.weights)", flush=True)
         return
     with Run(
         config.stage_dir("vdm"),
@@ -105,20 +110,23 @@ def train_vdm(config: Pretrain) -> None:
         if run.complete:
             return
         device = config.hardware.torch_device()
-        frames = open_frames(config)
-        train_ids, validation_ids = training_split(config, frames)
-        with closing(training_clips(config, frames, train_ids, validation_ids, run.path)) as training:
+        frame_cache = open_frames(config)
+        train_ids, validation_ids = training_split(config, frame_cache)
+        # Closed on errors too: a stream or a replay has threads.
+        with closing(training_clips(config, frame_cache, train_ids, validation_ids, run.path)) as training:
             vdm, codec = build_vdm(config)
-            prepare_codec(config, codec, clip_sampler(config, frames, train_ids))
-            vdm, codec = vdm.to(device), codec.to(device)
+            prepare_codec(config, codec, clip_sampler(config, frame_cache, train_ids))
+            vdm = vdm.to(device)
+            codec = codec.to(device)
             if config.hardware.gradient_checkpointing:
                 vdm.checkpoint_gradients()
-            held_out = to_device(clip_sampler(config, frames, validation_ids, augment=False).batch(0, 32), device)
-            _train(config, run, vdm, codec, training, held_out, frames_digest=frames.digest)
+            sampler = clip_sampler(config, frame_cache, validation_ids, augment=False)
+            held_out = to_device(sampler.batch(0, VALIDATION_CLIPS), device)
+            train_prior(config, run, vdm, codec, training, held_out, frames_digest=frame_cache.digest)
 
 
-def _train(
-    config: Pretrain,
+def train_prior(
+    config: PretrainConfig,
     run: Run,
     vdm: VDM,
     codec: VideoCodec,
@@ -127,8 +135,19 @@ def _train(
     *,
     frames_digest: str,
 ) -> None:
-    """All steps that are left, from the last checkpoint on."""
-    loop, device = config.train_vdm, held_out[0].device
+    """Train all steps that are left, from the last checkpoint on.
+
+    Args:
+        config: of the run.
+        run: counts the steps and keeps the checkpoints.
+        vdm: is trained in place.
+        codec: is not trained.
+        training: clips to train on.
+        held_out: (pixels, valid steps) to validate on.
+        frames_digest: of the frame cache, for checkpoints.
+    """
+    loop = config.train_vdm
+    device = held_out[0].device
     optimizer = build_optimizer(vdm.trainable_parameters(prior=True), loop.optim)
     if run.checkpoint is not None:
         checkpoint = load_checkpoint(run.checkpoint, kind="vdm")
@@ -138,47 +157,39 @@ def _train(
     run.begin()
     for step in run.steps():
         clips = to_device(training.batch(step, loop.batch_size), device)
+        # The noise is a function of seed and step, so a resumed run samples the same.
         loss = prior_loss(config, vdm, codec, clips, generator(config.seed, step, stream=STREAM_NOISE))
         norm = optimizer_step(loss, optimizer, step=step, config=loop.optim, total_steps=loop.train_steps)
         if run.due(step, loop.log_every):
             with torch.no_grad():
+                # The same noise at every validation, so that two of them differ by the weights alone.
                 noise = generator(config.seed, 0, stream=STREAM_VALIDATION)
                 validation = prior_loss(config, vdm, codec, held_out, noise)
             run.log(
                 step,
                 {"vdm/denoising_loss": loss.detach(), "vdm/validation_loss": validation, "vdm/grad_norm": norm},
             )
-        if step + 1 == loop.train_steps:  # before the last checkpoint: a run that is complete has this folder as well
-            vdm.save_folder(run.path / "diffusers")  # for stock diffusers, and for `vdm.weights` of other runs
+        if step + 1 == loop.train_steps:
+            # For diffusers, and for `vdm.weights` of other runs. Before the last checkpoint: a complete run has it.
+            vdm.save_folder(run.path / "diffusers")
         if run.due(step, loop.save_every):
             facts = {
                 "geometry": config.geometry._asdict(),
                 "frames_digest": frames_digest,
                 "clips": training.state(),
             }
-            run.save(step, partial(_save, config=config, vdm=vdm, codec=codec, facts=facts, optimizer=optimizer))
+            write = partial(
+                save_checkpoint,
+                kind="vdm",
+                config=config_tree(config.vdm) | {"codec": config_tree(config.codec)},
+                modules={"vdm": vdm, "codec": codec},
+                facts=facts,
+                optimizer=optimizer,
+            )
+            run.save(step, write)
 
 
-def _save(
-    path: Path,
-    *,
-    config: Pretrain,
-    vdm: VDM,
-    codec: VideoCodec,
-    facts: dict[str, Any],
-    optimizer: torch.optim.Optimizer,
-) -> None:
-    save_checkpoint(
-        path,
-        kind="vdm",
-        config=config_tree(config.vdm) | {"codec": config_tree(config.codec)},
-        modules={"vdm": vdm, "codec": codec},
-        facts=facts,
-        optimizer=optimizer,
-    )
-
-
-main = program(Pretrain, config_name="pretrain", one_process=True)(alone(train_vdm))
+main = program(PretrainConfig, config_name="pretrain", one_process=True)(alone(train_vdm))
 
 if __name__ == "__main__":
     main()

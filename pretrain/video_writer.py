@@ -1,4 +1,4 @@
-"""Frames of a clip -> a video of it."""
+"""Writing of a clip as an mp4 video."""
 
 # T frames · H, W pixels
 from __future__ import annotations
@@ -12,15 +12,20 @@ from vw2_robot.mp4 import Mp4Writer
 
 
 def write_video(path: Path, frames: NDArray[np.uint8], *, fps: float, enlarge: int = 1) -> None:
-    """Write uint8 [T, H, W, 3], every pixel `enlarge` times as large; odd sides lose their last row or column.
+    """Write frames as a video; the same frames give the same bytes.
 
-    One encoder thread: the same frames give the same bytes.
+    Args:
+        path: of the video; its folder is made.
+        frames: uint8 [T, H, W, 3].
+        fps: frames per second.
+        enlarge: side of the square that every pixel becomes.
 
     Raises:
         MissingExtraError: imageio-ffmpeg is not installed.
         OSError, InputError: ffmpeg did not write the file.
     """
     large = frames.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
+    # H.264 with subsampled colors needs even sides: an odd one loses its last row or column.
     large = large[:, : large.shape[1] // 2 * 2, : large.shape[2] // 2 * 2]
     path.parent.mkdir(parents=True, exist_ok=True)
     with Mp4Writer(path, fps=fps, encoding=["-crf", "20", "-preset", "medium", "-movflags", "+faststart"]) as video:

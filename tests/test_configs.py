@@ -21,6 +21,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from vw2_robot.command_line.config_tree import config_from, config_tree
+from vw2_robot.command_line.entry_points import REPLAY_COMMANDS
 from vw2_robot.errors import InputError
 
 REPO = Path(__file__).resolve().parents[1]
@@ -38,7 +39,7 @@ def root_names() -> list[str]:
 
 
 def dataclass_of(config_name: str) -> Any:
-    """The dataclass of the program that is configured by `config_name`, found where it says `program(...)`."""
+    """Return the dataclass of the program that is configured by `config_name`, found where `program(...)` is called."""
     for folder in PROGRAM_FOLDERS:
         for path in (REPO / folder).rglob("*.py"):
             for call in (node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if is_program(node)):
@@ -67,7 +68,7 @@ def examples(config_name: str) -> list[list[str]]:
 
 def with_choice(config_name: str, choice: str) -> list[str]:
     """Overrides that make `choice` (group=file): an example of the help if one makes it, else the first, changed."""
-    shown = [words for words in examples(config_name) if choice in words]
+    shown = [overrides for overrides in examples(config_name) if choice in overrides]
     group = choice.split("=")[0]
     return shown[0] if shown else [choice, *(word for word in examples(config_name)[0] if word.split("=")[0] != group)]
 
@@ -108,7 +109,7 @@ def test_every_choice_of_every_group_becomes_the_dataclass(config_name: str, ove
 
 
 @pytest.mark.parametrize(("config_name", "override"), sorted(REFUSED))
-def test_a_choice_that_a_program_has_no_use_for_is_refused(config_name: str, override: str) -> None:
+def test_a_choice_that_a_program_cannot_use_is_refused(config_name: str, override: str) -> None:
     assert (config_name, override) in group_choices()
     with pytest.raises(ValueError, match=REFUSED[config_name, override]):
         config_from(dataclass_of(config_name), composed(config_name, with_choice(config_name, override)))
@@ -123,11 +124,11 @@ def test_a_misspelt_key_is_refused(config_name: str) -> None:
 
 def numbers_of(cls: type, prefix: str = "") -> Iterator[tuple[str, bool]]:
     """(dotted key, whether it is a whole number) of every number in a dataclass and in those inside it."""
-    for name, hint in get_type_hints(cls).items():
-        for kind in (hint, *get_args(hint)):
-            if is_dataclass(kind) and isinstance(kind, type) and get_origin(hint) is None:
+    for name, annotation in get_type_hints(cls).items():
+        for kind in (annotation, *get_args(annotation)):
+            if is_dataclass(kind) and isinstance(kind, type) and get_origin(annotation) is None:
                 yield from numbers_of(kind, f"{prefix}{name}.")
-            elif kind in (int, float) and get_origin(hint) not in (list, tuple):
+            elif kind in (int, float) and get_origin(annotation) not in (list, tuple):
                 yield f"{prefix}{name}", kind is int
                 break
 
@@ -145,13 +146,18 @@ def test_no_number_may_be_negative_where_it_counts_or_not_a_number(config_name: 
             config_from(dataclass, tree)
 
 
-def test_doctor_and_ingest_cut_clips_as_training_does() -> None:
+def test_doctor_and_replay_cut_clips_as_training_does() -> None:
     training = config_from(dataclass_of("pretrain"), composed("pretrain", examples("pretrain")[0]))
-    wanted = (training.dldm.num_frames, training.dldm.stride, training.data.target_hz, training.data.gap_seconds)
+    wanted = (
+        training.dldm.num_frames,
+        training.dldm.temporal_stride,
+        training.data.target_hz,
+        training.data.gap_seconds,
+    )
     doctor = config_from(dataclass_of("doctor"), composed("doctor", [])).clips
-    windows = config_from(dataclass_of("ingest"), composed("ingest", ["address=HOST:1"])).data.windows
+    windows = config_from(dataclass_of("replay_fill"), composed("replay_fill", ["address=HOST:1"])).data.windows
     for cut in (doctor, windows):
-        assert (cut.frames, cut.temporal_stride, cut.target_hz, cut.gap_seconds) == wanted
+        assert (cut.num_frames, cut.temporal_stride, cut.target_hz, cut.gap_seconds) == wanted
     with pytest.raises(InputError, match="target_hz or gap_seconds, not both"):
         config_from(type(training.data), {"target_hz": 5.0, "gap_seconds": 0.6})
 
@@ -161,7 +167,9 @@ def test_the_help_belongs_to_a_console_script(config_name: str) -> None:
     setup = configparser.ConfigParser()
     setup.read(REPO / "setup.cfg", encoding="utf-8")
     scripts = {row.split("=")[0].strip() for row in setup["options.entry_points"]["console_scripts"].splitlines()}
-    assert help_of(config_name)["app_name"] in scripts
+    command, *subcommand = help_of(config_name)["app_name"].split()
+    assert command in scripts
+    assert not subcommand or (command == "vw2-replay" and subcommand[0] in REPLAY_COMMANDS)
     assert help_of(config_name)["header"].strip()
 
 

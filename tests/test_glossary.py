@@ -55,7 +55,7 @@ OWNED = {
     "get_type_hints": "Python's typing", "ImageDraw": "Pillow", "Draw": "Pillow", "choices": "argparse",
     "break_long_words": "Python's textwrap",
     "eye": "NumPy and PyTorch", "BadZipFile": "Python's zipfile", "tell": "Python's file objects",
-    "instruction_words": "words of a language, in a tokenizer", "replay_draw": "the program",
+    "instruction_words": "words of a language, in a tokenizer",
     "cameraEyePosition": "PyBullet", "panda_hand": "the Panda's URDF", "film": "FiLM layers (Perez et al. 2018)",
 }  # fmt: skip
 # Single names with one meaning too many, and keys whose unit is not told.

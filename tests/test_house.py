@@ -149,7 +149,7 @@ def place_of(module: str) -> str:
     parts = module.split(".")
     if len(parts) == 1:
         return "root"
-    if parts[1] in {"models", "data", "agent", "doctor", "serving", "configs", *SISTERS}:
+    if parts[1] in {"models", "data", "agent", "doctor", "replay_programs", "serving", "configs", *SISTERS}:
         return parts[1]
     return "floor1"
 
@@ -162,6 +162,7 @@ MAY_IMPORT = {
     "data": {"root", "floor1", "data"},
     "agent": LIBRARY,
     "doctor": {"root", "floor1", "data", "doctor"},
+    "replay_programs": {"root", "floor1", "data", "replay_programs"},
     "serving": {"root", "floor1", "agent", "serving"},
     "configs": set[str](),
     **{sister: LIBRARY | {sister} for sister in SISTERS},

@@ -74,6 +74,7 @@ WEIGHTS = (
     ("conv_s", "conv_space"),
     ("conv_t", "conv_time"),
     ("asked", "instruction"),
+    ("watch", "code_usage"),
 )
 """old -> new part of a weight's name, split at the dots"""
 

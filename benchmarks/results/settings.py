@@ -19,13 +19,13 @@ from typing import Any, get_type_hints
 
 PROGRAMS = {
     "vw2_robot.envs.recording.record": ("record", "vw2_robot.envs.recording.record", "RecordConfig"),
-    "vw2_robot.pretrain.pretrain_on_openx": ("pretrain", "vw2_robot.pretrain.config", "Pretrain"),
+    "vw2_robot.pretrain.pretrain_on_openx": ("pretrain", "vw2_robot.pretrain.config", "PretrainConfig"),
     "vw2_robot.pretrain.probing.probe_latents": (
         "probe_latents",
         "vw2_robot.pretrain.probing.probe_latents",
-        "ProbeLatents",
+        "ProbeLatentsConfig",
     ),
-    "vw2_robot.finetune.train_head": ("finetune", "vw2_robot.finetune.config", "Finetune"),
+    "vw2_robot.finetune.train_head": ("finetune", "vw2_robot.finetune.config", "FinetuneConfig"),
     "vw2_robot.rollouts": ("rollout", "vw2_robot.rollouts.config", "RolloutConfig"),
 }
 """program -> its file in configs/, and module and name of its dataclass"""

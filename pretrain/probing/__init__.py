@@ -1,1 +1,1 @@
-"""What the latent codes contain: probes, maps, swaps."""
+"""Evaluation of latent codes: action probes, swap test, nuisances, maps."""

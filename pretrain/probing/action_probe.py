@@ -1,8 +1,8 @@
-"""The action probe: R2 of true actions from codes, beside features that ought to be worse; in one scene and across.
+"""The action probe: R2 of true actions predicted from codes and from baseline features, within a data set and across.
 
-Method specification 7, item 16. Rows of one demonstration are never on two sides. Across scenes, a probe is fitted in
-one data set and judged on the test demonstrations of another, with sign accuracy and rank correlation beside R2. Where
-units differ (another robot), only translations are compared, each data set's in units of its own mean and spread.
+Method specification 7, item 16. Rows of one demonstration are never on two sides. Across data sets, a probe is fitted
+in one and evaluated on the test demonstrations of another, with sign accuracy and rank correlation beside R2. Where
+units differ (another robot), only translations are compared, each data set's standardized by its mean and deviation.
 """
 
 # R rows (valid steps) · D features · A targets
@@ -29,7 +29,7 @@ STREAM_SPLIT, STREAM_RANDOM, STREAM_SHUFFLE, STREAM_BOOTSTRAP = range(4)
 
 
 def split_sets(sets: Sequence[StepRows], *, shares: Sequence[float], seed: int) -> list[Split]:
-    """The split of each data set by demonstrations; `shares` are those of validation and test."""
+    """Return the split of each data set by demonstrations; `shares` are those of validation and test."""
     return [
         split_groups(rows.group, rng=np.random.default_rng([seed, STREAM_SPLIT, i]), shares=shares)
         for i, rows in enumerate(sets)
@@ -39,16 +39,27 @@ def split_sets(sets: Sequence[StepRows], *, shares: Sequence[float], seed: int) 
 def probe_actions(
     sets: Sequence[StepRows], untrained: Sequence[StepRows], splits: Sequence[Split], quantizer: Quantizer, *, seed: int
 ) -> dict[str, Any]:
-    """Probe each data set, and each pair of them: {"in_scene": {set: {target: {feature: scores}}}, "transfer": ...}."""
+    """Probe each data set, and each pair of them.
+
+    Args:
+        sets: the steps of each data set with the codes of the dLDM.
+        untrained: the same steps with the codes of an untrained dLDM.
+        splits: by demonstrations, of each data set.
+        quantizer: of the dLDM, on the CPU.
+        seed: of random features, small networks and intervals.
+
+    Returns:
+        {"widths", "rows", "in_scene": {set: {target: {feature: scores}}}, "transfer": see `transfer`}.
+    """
     tables = [
-        features_of(rows, blind, split, quantizer, seed=seed)
-        for rows, blind, split in zip(sets, untrained, splits, strict=True)
+        features_of(rows, baseline, split, quantizer, seed=seed)
+        for rows, baseline, split in zip(sets, untrained, splits, strict=True)
     ]
     probed = [Probed(*one) for one in zip(sets, untrained, splits, strict=True)]
     in_scene = {
         rows.name: {
             kind: {
-                feature: _judge(table[feature], rows, split, kind, seed=seed, mlp=feature in MLP_FEATURES)
+                feature: score_probes(table[feature], rows, split, kind, seed=seed, mlp=feature in MLP_FEATURES)
                 for feature in table
             }
             for kind in kinds_of(rows)
@@ -71,16 +82,25 @@ def probe_actions(
 
 
 def kinds_of(rows: StepRows) -> tuple[Target, ...]:
-    """Which descriptions of motion a data set has."""
+    """Return which descriptions of motion a data set has."""
     return KINDS if rows.moved is not None else KINDS[:1]
 
 
 def features_of(
     rows: StepRows, untrained: StepRows, split: Split, quantizer: Quantizer, *, seed: int
 ) -> dict[str, NDArray[np.float32]]:
-    """Every feature table [R, D] of one data set, by name; components of pixels are fitted on the training rows."""
+    """Return every feature table [R, D] of one data set by name; components of pixels are fitted on training rows.
+
+    Args:
+        rows: with the codes of the dLDM.
+        untrained: the same rows with those of an untrained dLDM.
+        split: of the rows.
+        quantizer: on the CPU.
+        seed: of random and of shuffled codes.
+    """
     one_hot = one_hot_fsq(rows.indices, quantizer)
     known = rows.difference[split.train]
+    # Baselines: the width of codes without their content, and their content at the wrong steps.
     noise = np.random.default_rng([seed, STREAM_RANDOM]).integers(
         int(np.prod(quantizer.levels)), size=rows.indices.shape
     )
@@ -97,23 +117,26 @@ def features_of(
 
 
 def targets_of(rows: StepRows, kind: Target) -> NDArray[np.float64]:
-    """The motion [R, 7] that is to be read."""
+    """Return the motion [R, 7] that a probe predicts."""
     values = rows.commanded if kind == "commanded" else rows.moved
     assert values is not None
     return values
 
 
 def means_of(kind: Target) -> dict[str, tuple[str, ...]]:
-    """Averages that are reported beside the single dimensions."""
+    """Return the averages that are reported beside the single dimensions, by name, with their dimensions."""
     names = target_names(kind)
     return {"translation": names[:3], "rotation": names[3:6], "all": names}
 
 
-def _judge(
+def score_probes(
     features: NDArray[np.float32], rows: StepRows, split: Split, kind: Target, *, seed: int, mlp: bool
 ) -> dict[str, Any]:
-    targets, names = targets_of(rows, kind), target_names(kind)
+    """Return the test scores of a linear probe on one feature, and with `mlp` those of a small network."""
+    targets = targets_of(rows, kind)
+    names = target_names(kind)
     probe = fit_linear(features, targets, split)
+    # Always on the test side: the penalty was chosen on validation.
     predicted = {"linear": probe.predict(features[split.test])}
     if mlp:
         predicted["mlp"] = fit_mlp(features, targets, split, seed=seed).predict(features[split.test])
@@ -131,26 +154,26 @@ def _judge(
 
 
 def fit_code_probe(rows: StepRows, split: Split, quantizer: Quantizer) -> LinearProbe:
-    """The linear probe from one-hot digits to what can be seen of the motion [7]."""
+    """Fit the linear probe from one-hot codes to the motion that can be seen [7]."""
     return fit_linear(one_hot_fsq(rows.indices, quantizer), rows.motion, split)
 
 
 class Probed(NamedTuple):
-    """One data set with the codes of the untrained encoder and its split."""
+    """One data set, the same steps with codes of an untrained dLDM, and their split."""
 
     rows: StepRows
     untrained: StepRows
     split: Split
 
     def table(self, feature: str, quantizer: Quantizer) -> NDArray[np.float32]:
-        """Features [R, D]; of pixels the difference itself, whose components depend on where a probe is fitted."""
+        """Return features [R, D]; of pixels the difference itself, as components depend on where a probe is fitted."""
         if feature == "pixels_equal":
             return self.rows.difference
         indices = self.untrained.indices if feature == "untrained_codes" else self.rows.indices
         return code_values(indices, quantizer) if feature == "code_values" else one_hot_fsq(indices, quantizer)
 
     def targets(self, kind: Target, *, comparable: bool) -> NDArray[np.float64]:
-        """The motion [R, 7]; to be comparable, the translation [R, 3], standardized by the training rows."""
+        """Return the motion [R, 7]; to be comparable, the translation [R, 3], standardized by the training rows."""
         values = targets_of(self.rows, kind)
         if not comparable:
             return values
@@ -159,10 +182,17 @@ class Probed(NamedTuple):
 
 
 def transfer(probed: Sequence[Probed], quantizer: Quantizer, kind: Target, *, seed: int) -> dict[str, Any]:
-    """Fitted in one data set, judged on the test demonstrations of another: {feature: {from: {to: scores}}}.
+    """Fit in one data set and evaluate on the test demonstrations of each.
 
-    `others` is the probe that was fitted on all data sets in the same units but the one where it is judged, if they are
-    at least two.
+    Args:
+        probed: all data sets that have this kind of motion.
+        quantizer: on the CPU.
+        kind: which description of motion.
+        seed: of intervals.
+
+    Returns:
+        {feature: {from: {to: scores}}}. From `others`: fitted on all data sets in the same units but the one of `to`,
+        where these are at least two.
     """
     sources = {one.rows.name: [one] for one in probed}
     found: dict[str, Any] = {}
@@ -175,26 +205,31 @@ def transfer(probed: Sequence[Probed], quantizer: Quantizer, kind: Target, *, se
             goal.rows.name: [one for one in probed if one is not goal and one.rows.units == goal.rows.units]
             for goal in probed
         }
-        judged = {
+        scores = {
             goal.rows.name: _transfer_to(others[goal.rows.name], goal, quantizer, feature, kind, seed=seed)
             for goal in probed
             if len(others[goal.rows.name]) > 1
         }
-        found[feature] |= {"others": judged} if judged else {}
+        found[feature] |= {"others": scores} if scores else {}
     return found
 
 
 def _transfer_to(
     sources: Sequence[Probed], goal: Probed, quantizer: Quantizer, feature: str, kind: Target, *, seed: int
 ) -> dict[str, Any]:
+    # Numbers of different units cannot be compared, standardized translations can.
     comparable = len({one.rows.units for one in (*sources, goal)}) > 1
     x = np.concatenate([source.table(feature, quantizer) for source in sources])
     y = np.concatenate([source.targets(kind, comparable=comparable) for source in sources])
+    # The splits of all sources together; their test sides are not used here.
     split = Split(*(np.concatenate(sides) for sides in zip(*(source.split for source in sources), strict=True)))
     test = goal.table(feature, quantizer)[goal.split.test]
     if feature == "pixels_equal":
+        # As many components as the codes have features, fitted where the probe is.
         width = one_hot_fsq(goal.rows.indices[:1], quantizer).shape[1]
-        x, test = project(x[split.train], x, width), project(x[split.train], test, width)
+        known = x[split.train]
+        x = project(known, x, width)
+        test = project(known, test, width)
     predicted = fit_linear(x, y, split).predict(test)
     true = goal.targets(kind, comparable=comparable)[goal.split.test]
     names = target_names(kind)[: true.shape[1]]
@@ -215,7 +250,8 @@ def _transfer_to(
 
 
 def sign_accuracy(true: NDArray[np.float64], predicted: NDArray[np.float64]) -> float:
-    """Share of the rows that move whose direction is right; NaN where nothing moves."""
+    """Return the share of right signs among the rows that move; NaN where nothing moves."""
     size = np.abs(true)
+    # Where hardly anything moves, the sign is noise.
     moving = (size > np.quantile(size, SIGN_QUANTILE)) & (size > 1e-9)
     return float((np.sign(predicted) == np.sign(true))[moving].mean()) if moving.any() else float("nan")

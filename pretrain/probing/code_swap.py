@@ -1,11 +1,11 @@
-"""The swap test: the first frame of clip A, decoded with the codes of clip B. Whose motion does it show?
+"""The swap test: the first frame of clip A is decoded with the codes of clip B, and its motion compared with B's.
 
 Method specification 4 and 7, item 17. If codes carry motion and the anchor carries appearance, the decoded clip moves
-as B did. Motion is read off images by a reader that was fitted on true clips of other demonstrations: change of the
-shrunk image -> how the hand moved. It sees the change only, not the first frame, so it cannot guess A's motion from
-A's place. It is fitted on windows that begin at every step of the training demonstrations of all data sets. How well
-it reads true clips is the ceiling of the test and stands beside it (`ceiling`); the same for clips decoded with their
-own codes (`scheduled_sampling`). Negative control: the motion of a random third clip.
+as B did. Motion is estimated from images by a reader that was fitted on true clips of other demonstrations: change of
+the shrunk image -> displacement of the end effector. It sees the change only, not the first frame, so it cannot guess
+A's motion from A's position. It is fitted on windows that begin at every step of the training demonstrations of all
+data sets. Its correlation on true clips is the ceiling of the test (`ceiling`); beside it stands that on clips decoded
+with the codes they were encoded to (`unswapped`). Negative control: the motion of a random third clip.
 """
 
 # P pairs · n clips · T frames · M latent steps · D pixels of the shrunk change
@@ -35,7 +35,15 @@ AXES = ("x", "y", "z")
 
 @dataclass(frozen=True, eq=False)
 class MovingClips:
-    """Whole clips of one data set: pixels uint8 [n, T, H, W, 3], displacement [n, 3], group [n], and the split."""
+    """Clips of one data set without padding.
+
+    Attributes:
+        name: of the data set.
+        pixels: uint8 [n, T, H, W, 3].
+        displacement: [n, 3], how far the end effector moved from the first frame to the last.
+        group: [n], the demonstrations.
+        split: of the clips.
+    """
 
     name: str
     pixels: NDArray[np.uint8]
@@ -45,7 +53,7 @@ class MovingClips:
 
 
 class Changes(NamedTuple):
-    """What a reader is fitted on: changes [n, D] of shrunk images, displacement [n, 3], and the split [n]."""
+    """The data of a reader: changes [n, D] of shrunk images, displacement [n, 3], and the split [n]."""
 
     change: NDArray[np.float32]
     displacement: NDArray[np.float64]
@@ -53,19 +61,28 @@ class Changes(NamedTuple):
 
 
 def change_of(first: NDArray[np.uint8], last: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Shrunk `last` minus shrunk `first` [n, D], both uint8 [n, H, W, 3]."""
+    """Return shrunk `last` minus shrunk `first` [n, D], both uint8 [n, H, W, 3]."""
     difference: NDArray[np.float32] = (shrink(last) - shrink(first)).reshape(len(first), -1)
     return difference
 
 
 class MotionReader:
-    """Reads the displacement of the hand off the change of an image; the better of two probes on validation."""
+    """Estimator of the end effector's displacement from the change of an image.
+
+    The better of a linear probe and a small network, by the validation side.
+
+    Args:
+        seen: what both are fitted on.
+        seed: of the network.
+    """
 
     def __init__(self, seen: Changes, *, seed: int) -> None:
         change, displacement, split = seen
+        # Fewer directions than pixels: with all of them a linear probe would fit noise.
         self._mean, self._directions = principal_components(change[split.train], READER_WIDTH)
         x = self._project(change)
         probes: list[LinearProbe | MLPProbe] = [
+            # Without refit: the two are compared on the validation side, which must stay unseen.
             fit_linear(x, displacement, split, refit=False),
             fit_mlp(x, displacement, split, seed=seed),
         ]
@@ -79,15 +96,16 @@ class MotionReader:
         return projected
 
     def read(self, change: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Displacement [P, 3] of changes [P, D]."""
+        """Return the displacement [P, 3] of changes [P, D]."""
         return self._probe.predict(self._project(change))
 
 
 def decode_with_codes_of(dldm: DLDM) -> Decode:
-    """The decoder under test: A's anchor and first frame, B's codes."""
+    """Return the decoder under test: A's anchor and first frame, B's codes."""
 
     @torch.no_grad()
     def decode(a: Tensor, b: Tensor) -> Tensor:
+        # The trunk is causal, so the feature of frame 0 needs frame 0 alone.
         anchor = dldm.features(a[:, :1])[:, 0]
         return dldm.decode(dldm.encode(b).codes_BMNL, anchor, a[:, 0])
 
@@ -104,18 +122,26 @@ def swap_test(
     seed: int,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Correlations of the read motion with that of the donor, of the clip itself, and of a third clip.
+    """Correlate the estimated motion of decoded clips with that of the donor, of the clip itself, and of a third clip.
 
-    `first` gives the first frames (test side only), `donor` the codes; they may be the same data set or two.
+    Args:
+        decode: the decoder under test.
+        first: gives the first frames, of its test side.
+        donor: gives the codes; may be the same data set.
+        reader: estimates motion from images.
+        pairs: of clips; those of one demonstration are left out afterwards.
+        seed: of the pairs and of the intervals.
+        device: of the decoder.
     """
     rng = np.random.default_rng([seed, 0])
-    a, b, c = _draw(first, donor, pairs, rng)
-    swapped, _ = _decoded_change(decode, first, a, donor, b, device)
-    own, _ = _decoded_change(decode, first, a, first, a, device)
-    read, groups = reader.read(swapped), donor.group[b]
+    a, b, c = sample_pairs(first, donor, pairs, rng)
+    swapped = change_of(first.pixels[a, 0], decode_last(decode, first, a, donor, b, device))
+    unswapped = change_of(first.pixels[a, 0], decode_last(decode, first, a, first, a, device))
+    read = reader.read(swapped)
+    groups = donor.group[b]
 
-    def score(motion: NDArray[np.float64], seen: NDArray[np.float64]) -> dict[str, Any]:
-        return score_correlation(motion, seen, groups, AXES, rng=np.random.default_rng([seed, 1]))
+    def score(motion: NDArray[np.float64], estimated: NDArray[np.float64]) -> dict[str, Any]:
+        return score_correlation(motion, estimated, groups, AXES, rng=np.random.default_rng([seed, 1]))
 
     return {
         "first": first.name,
@@ -125,32 +151,36 @@ def swap_test(
         "follows_donor": score(donor.displacement[b], read),
         "follows_own": score(first.displacement[a], read),
         "follows_third": score(donor.displacement[c], read),
-        "scheduled_sampling": score(first.displacement[a], reader.read(own)),
+        "unswapped": score(first.displacement[a], reader.read(unswapped)),
         "ceiling": score(first.displacement[a], reader.read(change_of(first.pixels[a, 0], first.pixels[a, -1]))),
     }
 
 
-def _draw(
+def sample_pairs(
     first: MovingClips, donor: MovingClips, pairs: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Clips a of `first`, b and c of `donor`; pairwise different demonstrations where they share a data set.
+    """Sample clips a of `first`, b and c of `donor`, of pairwise different demonstrations within a data set.
 
-    a and b are on the test side. c only lends its motion, so it may come from any.
+    a and b are on the test side. Of c only the motion is used, so it may be on any.
+
+    Raises:
+        InputError: there are not enough whole clips on the test side.
     """
-    pool_a, pool_b = np.flatnonzero(first.split.test), np.flatnonzero(donor.split.test)
+    pool_a = np.flatnonzero(first.split.test)
+    pool_b = np.flatnonzero(donor.split.test)
     if not len(pool_a) or not len(pool_b) or (first is donor and len(np.unique(first.group[pool_a])) < 2):
         raise InputError(
             f"{first.name}: the swap test needs whole clips of two test demonstrations; use more demonstrations "
             "(episodes), a larger test_share or longer ones"
         )
     a, b, c = (rng.choice(pool, size=pairs) for pool in (pool_a, pool_b, np.arange(len(donor.group))))
-    fine = donor.group[b] != donor.group[c]
+    different = donor.group[b] != donor.group[c]
     if first is donor:
-        fine &= (first.group[a] != donor.group[b]) & (first.group[a] != donor.group[c])
-    return a[fine], b[fine], c[fine]
+        different &= (first.group[a] != donor.group[b]) & (first.group[a] != donor.group[c])
+    return a[different], b[different], c[different]
 
 
-def _decoded_change(
+def decode_last(
     decode: Decode,
     first: MovingClips,
     a: NDArray[np.int64],
@@ -158,32 +188,40 @@ def _decoded_change(
     b: NDArray[np.int64],
     device: torch.device,
     *,
-    batch: int = 32,
-) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Change of the decoded clips [P, D], and their last frames [P, H, W, 3]."""
+    batch_size: int = 32,
+) -> NDArray[np.uint8]:
+    """Return the last frames [P, H, W, 3] of clips `a` of `first`, decoded with the codes of clips `b` of `donor`."""
     last = []
-    for i in range(0, len(a), batch):
+    for i in range(0, len(a), batch_size):
         x_a, x_b = (
-            to_model_range(torch.from_numpy(clips.pixels[rows[i : i + batch]]).to(device))
+            to_model_range(torch.from_numpy(clips.pixels[rows[i : i + batch_size]]).to(device))
             for clips, rows in ((first, a), (donor, b))
         )
         last.append(to_pixels(decode(x_a, x_b)[:, -1]).cpu().numpy())
-    frames = np.concatenate(last)
-    return change_of(first.pixels[a, 0], frames), frames
+    return np.concatenate(last)
 
 
 def swap_examples(
     decode: Decode, first: MovingClips, donor: MovingClips, *, rows: int, seed: int, device: torch.device
 ) -> list[NDArray[np.uint8]]:
-    """Columns [rows, H, W, 3] of an image: A first, A last, B first, B last, A with the codes of B, with its own.
+    """Return the columns [rows, H, W, 3] of an image: A first, A last, B first, B last, A with B's codes, with A's.
 
-    Among a hundred random pairs, those whose two motions are largest and point away from each other.
+    Args:
+        decode: the decoder under test.
+        first: gives the clips A.
+        donor: gives the clips B.
+        rows: how many pairs.
+        seed: of the pairs to choose from.
+        device: of the decoder.
     """
-    a, b, _ = _draw(first, donor, 200, np.random.default_rng([seed, 2]))
-    move_a, move_b = first.displacement[a], donor.displacement[b]
+    a, b, _ = sample_pairs(first, donor, 200, np.random.default_rng([seed, 2]))
+    move_a = first.displacement[a]
+    move_b = donor.displacement[b]
+    # Largest where both motions are large and point in opposite directions: there a swap shows best.
     contrast = np.linalg.norm(move_b, axis=1) * np.linalg.norm(move_a, axis=1) - (move_a * move_b).sum(1)
     chosen = np.argsort(-contrast, kind="stable")[:rows]
-    a, b = a[chosen], b[chosen]
-    _, swapped = _decoded_change(decode, first, a, donor, b, device)
-    _, own = _decoded_change(decode, first, a, first, a, device)
-    return [first.pixels[a, 0], first.pixels[a, -1], donor.pixels[b, 0], donor.pixels[b, -1], swapped, own]
+    a = a[chosen]
+    b = b[chosen]
+    swapped = decode_last(decode, first, a, donor, b, device)
+    unswapped = decode_last(decode, first, a, first, a, device)
+    return [first.pixels[a, 0], first.pixels[a, -1], donor.pixels[b, 0], donor.pixels[b, -1], swapped, unswapped]

@@ -1,4 +1,4 @@
-"""Labeled data sets, opened, cut into clips and encoded: what every part of the latent report looks at."""
+"""The labeled data sets of a latent report: opened, cut into clips and encoded."""
 
 # n clips · T frames · M latent steps · H, W pixels
 from __future__ import annotations
@@ -28,14 +28,22 @@ from .probes import Split
 
 UNTRAINED_CLIPS = 256
 SWAP_STEPS = 4
-"""Longest clip of the swap test, in latent steps: a second or so; over more, hands come back to where they were."""
+"""Longest clip of the swap test, in latent steps: about a second; over more, the end effector returns."""
 SWAP_BYTES = 2**29
 READ_AT_ONCE = 512
 
 
 @dataclass(frozen=True, eq=False)
 class Labeled:
-    """One data set; `untrained` has the codes of a dLDM that learned nothing, for the same steps as `rows`."""
+    """One data set.
+
+    Attributes:
+        video: its frames and actions.
+        steps: its clips, cut into latent steps.
+        rows: the valid steps, with the codes of the dLDM.
+        untrained: the same steps, with the codes of an untrained dLDM.
+        time_base: in which clips were cut.
+    """
 
     video: LabeledVideo
     steps: LabeledSteps
@@ -44,7 +52,7 @@ class Labeled:
     time_base: TimeBase
 
     def facts(self) -> dict[str, Any]:
-        """Name, sizes, units, and what those amount to: mean and standard deviation of the actions."""
+        """Return name, sizes, units, and mean and standard deviation of the actions in them."""
         mean, std = self.video.spread
         return {
             "name": self.video.name,
@@ -56,7 +64,7 @@ class Labeled:
         }
 
     def first_steps(self, rows: NDArray[np.int64], *, stride: int) -> NDArray[np.uint8]:
-        """Frames of the first steps of the clips of these rows, uint8 [R, stride + 1, H, W, 3]."""
+        """Return the frames of the first steps of the clips of these rows, uint8 [R, stride + 1, H, W, 3]."""
         clip = self.rows.clip[rows]
         return self.video.frame_cache.read_batch(self.steps.episode[clip], self.steps.frame_ids[clip, : stride + 1])
 
@@ -73,48 +81,69 @@ def open_sets(
     dldm: DLDM,
     device: torch.device,
 ) -> list[Labeled]:
-    """Decode, cut and encode every data set; the untrained twin of `dldm` sees the same clips.
+    """Decode, cut and encode every data set, with the dLDM and with an untrained clone of it.
+
+    Args:
+        paths: their folders.
+        names: what they are called; None: `short_names`.
+        cache: folder of their frame caches.
+        split: of each data set.
+        episodes: at most so many demonstrations of each.
+        time_base: in which clips are cut.
+        seed: of the choice of demonstrations and of the clone's weights.
+        dldm: in evaluation mode, on the device.
+        device: where clips are encoded.
 
     Raises:
         InputError: a folder is no labeled data set, has fewer than three separate demonstrations, or nothing moves.
     """
     shape = dldm.config
     videos = [
-        _open_video(Path(path), name, cache=cache, shape=shape, split=split, episodes=episodes, seed=seed)
+        open_video(Path(path), name, cache=cache, shape=shape, split=split, episodes=episodes, seed=seed)
         for path, name in zip(paths, names or short_names([Path(path) for path in paths]), strict=True)
     ]
     cut = [cut_steps(video, num_frames=shape.num_frames, stride=shape.temporal_stride, **time_base) for video in videos]
     for video, steps in zip(videos, cut, strict=True):
-        _check_motion(video, steps)
-    video, steps = videos[0], cut[0]
-    clips = video.frame_cache.read_batch(steps.episode[:UNTRAINED_CLIPS], steps.frame_ids[:UNTRAINED_CLIPS])
-    twin = untrained_clone(shape, clips, seed=seed, device=device)
+        check_motion(video, steps)
+    # Running statistics of the clone settle on clips of the first data set.
+    first = cut[0]
+    clips = videos[0].frame_cache.read_batch(first.episode[:UNTRAINED_CLIPS], first.frame_ids[:UNTRAINED_CLIPS])
+    clone = untrained_clone(shape, clips, seed=seed, device=device)
     sets = []
     for video, steps in zip(videos, cut, strict=True):
         difference = pixel_differences(video, steps, stride=shape.temporal_stride)
-        known, blind = (
+        trained, untrained = (
             step_rows(video, steps, encode_steps(model, video, steps, device=device), difference)
-            for model in (dldm, twin)
+            for model in (dldm, clone)
         )
-        sets.append(Labeled(video, steps, known, blind, time_base))
+        sets.append(Labeled(video, steps, trained, untrained, time_base))
     return sets
 
 
-def _check_motion(video: LabeledVideo, steps: LabeledSteps) -> None:
-    """Look for motion before anything is encoded: where a converter left zeros, there is nothing to read from codes."""
+def check_motion(video: LabeledVideo, steps: LabeledSteps) -> None:
+    """Check before anything is encoded that something moves; a converter may have left zeros.
+
+    Raises:
+        InputError: the motion is the same in all latent steps.
+    """
     motion = steps.motion[steps.valid][:, :3]
     if not moving_rows(motion).any():
-        what = "the actions are" if video.moved is None else "the pose of the hand (robot_obs) is"
+        what = "the actions are" if video.moved is None else "the pose of the end effector (robot_obs) is"
         raise InputError(
             f"{video.name}: {what} the same in all {len(motion)} latent steps, so there is no motion to find in codes; "
             "give a data set in which the robot moves, or leave this one out of labeled"
         )
 
 
-def _open_video(
+def open_video(
     path: Path, name: str, *, cache: Path, shape: DLDMConfig, split: CalvinSplit, episodes: int, seed: int
 ) -> LabeledVideo:
-    """One data set in CALVIN's layout or in RLDS, with demonstrations enough for a probe."""
+    """Open one data set in CALVIN's layout or in RLDS, as in `open_sets`.
+
+    Raises:
+        InputError: it has fewer than three demonstrations that share no frame.
+    """
+    # The frame cache's name holds all that decides its content, so data sets may share the folder.
     reader = open_labeled_rlds if recognize(path) == "rlds" else open_labeled_calvin
     video = reader(
         path,
@@ -135,7 +164,7 @@ def _open_video(
 
 
 def in_common_units(sets: Sequence[Labeled], splits: Sequence[Split]) -> list[tuple[list[Labeled], list[Split]]]:
-    """The data sets whose numbers mean the same together, with their splits, in the order of their first ones."""
+    """Return the data sets grouped by units, with their splits, in the order of their first ones."""
     alike: dict[str, tuple[list[Labeled], list[Split]]] = {}
     for labeled, split in zip(sets, splits, strict=True):
         members, sides = alike.setdefault(labeled.video.units, ([], []))
@@ -145,7 +174,7 @@ def in_common_units(sets: Sequence[Labeled], splits: Sequence[Split]) -> list[tu
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """The last parts of the paths, as many as it takes to tell them apart.
+    """Return the last parts of the paths, as many as it takes to make them differ.
 
     Raises:
         InputError: a folder is named twice.
@@ -159,15 +188,22 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 
 
 def dense_changes(sets: Sequence[Labeled], splits: Sequence[Split], *, count: int, stride: int) -> Changes:
-    """Changes over windows of `count` steps that begin at every step, of all data sets together.
+    """Return changes of images over windows of `count` steps that begin at every step, of all data sets together.
 
-    Rows of a demonstration are on the side where `splits` (by rows of the data sets) has it.
+    Args:
+        sets: data sets in the same units.
+        splits: of their rows; windows of a demonstration are on the same side.
+        count: latent steps of a window.
+        stride: clip frames of a latent step.
     """
-    changes, motions, sides = [], [], []
+    changes = []
+    motions = []
+    sides = []
     for labeled, split in zip(sets, splits, strict=True):
         video = labeled.video
         steps = cut_steps(video, num_frames=1 + stride * count, stride=stride, **labeled.time_base, every=stride)
         whole = np.flatnonzero(steps.valid.all(1))
+        # In parts: the frames of all windows at once may not fit into memory.
         for part in np.array_split(whole, max(1, len(whole) // READ_AT_ONCE)):
             ends = video.frame_cache.read_batch(steps.episode[part], steps.frame_ids[part][:, [0, -1]])
             changes.append(change_of(ends[:, 0], ends[:, 1]))
@@ -178,26 +214,33 @@ def dense_changes(sets: Sequence[Labeled], splits: Sequence[Split], *, count: in
 
 
 def swap_steps(labeled: Labeled) -> int:
-    """Latent steps of a clip of the swap test."""
+    """Return the latent steps of a clip of the swap test."""
     return min(SWAP_STEPS, labeled.steps.valid.shape[1])
 
 
 def whole_clips(labeled: Labeled, split: Split, *, seed: int) -> MovingClips:
-    """Clips of the first `SWAP_STEPS` steps, all of them real, on the sides of `split` (which is by rows).
+    """Return the first `swap_steps` latent steps of each clip in which all of these are valid.
 
-    At most half a gigabyte of pixels is drawn, in equal shares of what there is.
+    Args:
+        labeled: the data set.
+        split: of its rows.
+        seed: of the choice where the pixels would take more than half a gigabyte.
     """
-    steps, rows, count = labeled.steps, labeled.rows, swap_steps(labeled)
+    steps = labeled.steps
+    rows = labeled.rows
+    count = swap_steps(labeled)
     stride = (steps.frame_ids.shape[1] - 1) // steps.valid.shape[1]
-    frames = steps.frame_ids[:, : 1 + stride * count]
+    frame_ids = steps.frame_ids[:, : 1 + stride * count]
     whole = np.flatnonzero(steps.valid[:, :count].all(1))
-    height, width = labeled.video.frame_cache.height, labeled.video.frame_cache.width
-    most = max(64, SWAP_BYTES // (frames.shape[1] * height * width * 3))
-    whole = np.sort(np.random.default_rng([seed, 8]).permutation(whole)[:most])
+    height = labeled.video.frame_cache.height
+    width = labeled.video.frame_cache.width
+    max_clips = max(64, SWAP_BYTES // (frame_ids.shape[1] * height * width * 3))
+    whole = np.sort(np.random.default_rng([seed, 8]).permutation(whole)[:max_clips])
+    # The first row of each clip; all rows of a clip are on the same side.
     first_row = np.searchsorted(rows.clip, whole)
     return MovingClips(
         name=labeled.video.name,
-        pixels=labeled.video.frame_cache.read_batch(steps.episode[whole], frames[whole]),
+        pixels=labeled.video.frame_cache.read_batch(steps.episode[whole], frame_ids[whole]),
         displacement=steps.motion[whole, :count, :3].sum(1),
         group=labeled.video.group[steps.episode[whole]],
         split=Split(*(side[first_row] for side in split)),

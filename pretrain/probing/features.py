@@ -1,10 +1,10 @@
-"""What a probe may look at for one latent step: its codes, the change of its pixels, and things that know nothing.
+"""The features of a latent step that probes predict motion from: its codes, the change of its pixels, and baselines.
 
 Place in the flow: dLDM and labeled steps -> features -> `probe_latents`. All features of a step come from the frames
 up to its end. Rows are the valid steps of all clips, in clip order.
 """
 
-# n clips · T frames · M latent steps · N codes per step · L digits per code · R rows (valid steps)
+# n clips · T frames · M latent steps · N codes per step · L FSQ dimensions per code · R rows (valid steps)
 from __future__ import annotations
 
 import math
@@ -31,7 +31,20 @@ SETTLING_BATCHES = 30
 
 @dataclass(frozen=True, eq=False)
 class StepRows:
-    """The valid steps of one data set as rows. group [R] is what must not be split; clip, step [R] say where it is."""
+    """The valid steps of one data set as rows.
+
+    Attributes:
+        name: of the data set.
+        clip: [R], the clip that each is from.
+        step: [R], its place in the clip.
+        episode: [R], the episode.
+        group: [R], the demonstration, which is never split.
+        indices: [R, N], codes.
+        difference: [R, D], change of the shrunk pixels.
+        commanded: [R, 7], the summed actions.
+        moved: [R, 7], how the end effector moved; None where that is not recorded.
+        units: as of `LabeledVideo`.
+    """
 
     name: str
     clip: NDArray[np.int64]
@@ -43,21 +56,27 @@ class StepRows:
     commanded: NDArray[np.float64]
     moved: NDArray[np.float64] | None
     units: str = CALVIN_UNITS
-    """as of `LabeledVideo`"""
 
     def __len__(self) -> int:
         return len(self.clip)
 
     @property
     def motion(self) -> NDArray[np.float64]:
-        """What can be seen of the motion [R, 7]: how the hand moved; what was commanded where that is not known."""
+        """The motion that images show [R, 7]: how the end effector moved, or what was commanded if that is unknown."""
         return self.commanded if self.moved is None else self.moved
 
 
 def step_rows(
     video: LabeledVideo, steps: LabeledSteps, indices_nMN: NDArray[np.int64], difference_nMD: NDArray[np.float32]
 ) -> StepRows:
-    """Lay the valid steps out as rows."""
+    """Return the valid steps as rows.
+
+    Args:
+        video: the data set.
+        steps: its clips.
+        indices_nMN: codes of all steps.
+        difference_nMD: pixel differences of all steps.
+    """
     clip, step = np.nonzero(steps.valid)
     episode = steps.episode[clip]
     return StepRows(
@@ -75,18 +94,19 @@ def step_rows(
 
 
 def encode_steps(
-    dldm: DLDM, video: LabeledVideo, steps: LabeledSteps, *, device: torch.device, batch: int = 64
+    dldm: DLDM, video: LabeledVideo, steps: LabeledSteps, *, device: torch.device, batch_size: int = 64
 ) -> NDArray[np.int64]:
-    """Codes [n, M, N] of every clip."""
+    """Return the codes [n, M, N] of every clip."""
     found = []
-    for i in range(0, len(steps.episode), batch):
-        pixels = video.frame_cache.read_batch(steps.episode[i : i + batch], steps.frame_ids[i : i + batch])
+    for i in range(0, len(steps.episode), batch_size):
+        pixels = video.frame_cache.read_batch(steps.episode[i : i + batch_size], steps.frame_ids[i : i + batch_size])
         found.append(dldm.indices(to_model_range(torch.from_numpy(pixels).to(device))).cpu().numpy())
     return np.concatenate(found)
 
 
 def pixel_differences(video: LabeledVideo, steps: LabeledSteps, *, stride: int) -> NDArray[np.float32]:
-    """Last frame of each step minus that of the step before, shrunk to 16 x 16: [n, M, 16 * 16 * 3]."""
+    """Return the last frame of each step minus that of the step before, shrunk to 16 x 16: [n, M, 16 * 16 * 3]."""
+    # Every stride-th frame ends one step and begins the next.
     edges = steps.frame_ids[:, ::stride]
     found = np.zeros((*steps.valid.shape, DIFFERENCE_PX**2 * 3), np.float32)
     for i, episode in enumerate(steps.episode):
@@ -96,37 +116,42 @@ def pixel_differences(video: LabeledVideo, steps: LabeledSteps, *, stride: int) 
 
 
 def shrink(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """uint8 [T, H, W, 3] -> float [T, 16, 16, 3] in [0, 1], each pixel the mean of those it covers."""
+    """Return uint8 [T, H, W, 3] as float [T, 16, 16, 3] in [0, 1], each pixel the mean of those it covers."""
     size = (DIFFERENCE_PX, DIFFERENCE_PX)
     small = [np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX), np.float32) for frame in frames]
     return np.stack(small) / 255
 
 
 def one_hot_fsq(indices: NDArray[np.int64], quantizer: Quantizer) -> NDArray[np.float32]:
-    """Codes [R, N] -> every digit of every slot as one-hot [R, N * sum(levels)]; a learned codebook has one digit."""
+    """Return every FSQ dimension of codes [R, N] as one-hot [R, N * sum(levels)]; a learned codebook has one."""
     levels = quantizer.levels
+    # A code is a number in mixed radix: dimension i counts in units of the product of the levels before it.
     parts = [indices[..., None] // math.prod(levels[:i]) % level == np.arange(level) for i, level in enumerate(levels)]
     return np.concatenate(parts, axis=-1).reshape(len(indices), -1).astype(np.float32)
 
 
 @torch.no_grad()
 def code_values(indices: NDArray[np.int64], quantizer: Quantizer) -> NDArray[np.float32]:
-    """Codes [R, N] -> their values [R, N * L]; those of FSQ lie in [-1, 1]. `quantizer` is on the CPU."""
+    """Return the values [R, N * L] of codes [R, N]; those of FSQ lie in [-1, 1]. `quantizer` is on the CPU."""
     return quantizer.codes_of(torch.from_numpy(indices)).numpy().reshape(len(indices), -1).astype(np.float32)
 
 
 def project(fitted_on: NDArray[np.float32], features: NDArray[np.float32], width: int) -> NDArray[np.float32]:
-    """The first `width` principal components of `fitted_on`, of all rows of `features`."""
+    """Return the coordinates of all rows of `features` on the first `width` principal components of `fitted_on`."""
     mean, directions = principal_components(fitted_on, width)
     return ((features - mean) @ directions).astype(np.float32)
 
 
 def untrained_clone(config: DLDMConfig, clips: NDArray[np.uint8], *, seed: int, device: torch.device) -> DLDM:
-    """A dLDM that learned nothing: random weights, and running statistics settled on `clips` [n, T, H, W, 3]."""
+    """Return a dLDM with random weights, its running statistics settled on `clips` [n, T, H, W, 3].
+
+    Without settled statistics its codes would all be alike, and too weak a baseline.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         dldm = DLDM(config).to(device)
     dldm.train()
+    # About thirty batches, over and over, until the running statistics have settled.
     parts = np.array_split(clips, max(1, min(SETTLING_BATCHES, len(clips) // 8)))
     with torch.no_grad():
         for i in range(SETTLING_BATCHES):

@@ -1,7 +1,6 @@
 """Images of the latent report, written with Pillow alone: swap sheets, nearest-neighbor strips, nuisance samples.
 
-Numbers are in latent_report.json; these are for looking. Pixels are enlarged without smoothing, so what is seen is what
-the model saw.
+Numbers are in latent_report.json. Pixels are enlarged without smoothing, so the images show what the model sees.
 """
 
 # H, W pixels of a frame · s temporal stride
@@ -21,26 +20,26 @@ from .features import StepRows
 
 Pixels = NDArray[np.uint8]
 GAP = 4
-LEAST_SIDE = 96
+MIN_SIDE = 96
 """Frames smaller than this are enlarged by a whole number."""
 
 
 def write_columns(path: Path, columns: Sequence[Pixels]) -> None:
-    """Columns [rows, H, W, 3] side by side as a PNG."""
+    """Write columns [rows, H, W, 3] side by side as a PNG."""
     write_grid(path, [[column[row] for column in columns] for row in range(len(columns[0]))])
 
 
 def write_grid(path: Path, rows: Sequence[Sequence[Pixels]], *, every: int = 1, break_px: int = 0) -> None:
-    """Rows of frames [H, W, 3] as a PNG; `break_px` more white after each `every` frames of a row."""
-    height, width = rows[0][0].shape[:2]
-    scale = max(1, -(-LEAST_SIDE // height))
-    height, width = height * scale, width * scale
-    most = max(map(len, rows))
-    sheet_width = most * (width + GAP) - GAP + (most - 1) // every * break_px
+    """Write rows of frames [H, W, 3] as a PNG, with `break_px` more white after each `every` frames of a row."""
+    scale = max(1, -(-MIN_SIDE // rows[0][0].shape[0]))  # rounded up
+    height, width = (scale * side for side in rows[0][0].shape[:2])
+    columns = max(map(len, rows))
+    sheet_width = columns * (width + GAP) - GAP + (columns - 1) // every * break_px
     sheet = np.full((len(rows) * (height + GAP) - GAP, sheet_width, 3), 255, np.uint8)
     for r, row in enumerate(rows):
         for c, frame in enumerate(row):
-            top, left = r * (height + GAP), c * (width + GAP) + c // every * break_px
+            top = r * (height + GAP)
+            left = c * (width + GAP) + c // every * break_px
             sheet[top : top + height, left : left + width] = frame.repeat(scale, 0).repeat(scale, 1)
     with atomic_write(path) as temporary:
         Image.fromarray(sheet).save(temporary, format="PNG")
@@ -53,12 +52,21 @@ def write_strips(
     *,
     stride: int,
 ) -> None:
-    """One row for each query: first, middle and last frame of its step, then those of its neighbors."""
-    rows = [[frame for number, row in strip for frame in _frames_of(*sets[number], row, stride)] for strip in strips]
-    write_grid(path, rows, every=3, break_px=3 * GAP)
+    """Write one row of frames for each query: first, middle and last frame of its step, then those of its neighbors.
 
-
-def _frames_of(video: LabeledVideo, steps: LabeledSteps, rows: StepRows, row: int, stride: int) -> list[Pixels]:
-    begin = int(rows.step[row]) * stride
-    times = steps.frame_ids[rows.clip[row]][[begin, begin + stride // 2, begin + stride]]
-    return list(video.frame_cache.read(int(rows.episode[row]), times))
+    Args:
+        path: of the PNG.
+        strips: a query and its neighbors, each as (number of the data set, row in it).
+        sets: the data sets.
+        stride: clip frames of a latent step.
+    """
+    sheet = []
+    for strip in strips:
+        frames: list[Pixels] = []
+        for number, row in strip:
+            video, steps, rows = sets[number]
+            begin = int(rows.step[row]) * stride
+            frame_ids = steps.frame_ids[rows.clip[row]][[begin, begin + stride // 2, begin + stride]]
+            frames += list(video.frame_cache.read(int(rows.episode[row]), frame_ids))
+        sheet.append(frames)
+    write_grid(path, sheet, every=3, break_px=3 * GAP)

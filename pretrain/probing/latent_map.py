@@ -1,8 +1,8 @@
-"""A map of the codes: do steps that move alike lie together, whatever the scene? Points to draw and numbers to trust.
+"""A map of the codes: whether steps with similar motion have similar codes, in whatever data set.
 
-Method specification 4 (figure A.6 of the paper and its numeric companions). Every step that moves is a vector of its
-code values; its label is the direction of its translation, one of six (the axis with the largest share, and its sign).
-An image in two dimensions deceives easily, so beside it: silhouettes in the full space by direction (should be high)
+Method specification 4 (figure A.6 of the paper, with numbers). Every step that moves is a vector of its code values;
+its label is the direction of its translation, one of six (the axis with the largest share, and its sign). A plot in two
+dimensions misleads easily, so there are numbers beside it: silhouettes in the full space by direction (should be high)
 and by source (should be near 0), and how often the nearest neighbors in another data set move in the same direction.
 """
 
@@ -23,34 +23,42 @@ from .probes import Split, finite, principal_components, score_ratio
 
 DIRECTIONS = ("+x", "-x", "+y", "-y", "+z", "-z")
 NEIGHBORS = 10
-MOST_POINTS = 1500
+MAX_POINTS = 1500
 
 
 def moving_rows(translation: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """The half of the steps that moves more than the median."""
+    """Return True for the half of the steps that moves more than the median."""
     size = np.linalg.norm(translation, axis=1)
     moving: NDArray[np.bool_] = size > np.median(size)
     return moving
 
 
 def directions(translation: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Number in `DIRECTIONS` of each row [R]; axes are first scaled to equal spread."""
+    """Return the number in `DIRECTIONS` of each row [R]; axes are first scaled to equal spread."""
+    # A robot that moves mostly sideways would else have two directions.
     scaled = translation / np.maximum(np.sqrt((translation**2).mean(0)), 1e-12)
     axis = np.abs(scaled).argmax(1)
     return 2 * axis + (np.take_along_axis(scaled, axis[:, None], 1)[:, 0] < 0)
 
 
 def latent_map(sets: Sequence[StepRows], splits: Sequence[Split], quantizer: Quantizer, *, seed: int) -> dict[str, Any]:
-    """Points, silhouettes and neighbors of the steps that move, over all data sets."""
+    """Return points, silhouettes and neighbors of the steps that move, over all data sets.
+
+    Args:
+        sets: the steps of each data set.
+        splits: of their rows; queries of neighbors are on the test side.
+        quantizer: on the CPU.
+        seed: of the points that are plotted, of UMAP and of intervals.
+    """
     parts = []
     for number, (rows, split) in enumerate(zip(sets, splits, strict=True)):
         translation = rows.motion[:, :3]
         chosen = np.flatnonzero(moving_rows(translation))
-        fitted, width = rows.difference[split.train], one_hot_width(quantizer, rows.indices.shape[1])
+        width = rows.indices.shape[1] * sum(quantizer.levels)  # as many components as the one-hot codes have
         parts.append(
             {
                 "code": code_values(rows.indices[chosen], quantizer),
-                "pixels": project(fitted, rows.difference[chosen], width),
+                "pixels": project(rows.difference[split.train], rows.difference[chosen], width),
                 "direction": directions(translation[chosen]),
                 "source": np.full(len(chosen), number),
                 "group": rows.group[chosen],
@@ -59,17 +67,18 @@ def latent_map(sets: Sequence[StepRows], splits: Sequence[Split], quantizer: Qua
         )
     rng = np.random.default_rng([seed, 5])
     whole = {key: np.concatenate([part[key] for part in parts]) for key in ("code", "direction", "source")}
-    drawn = rng.permutation(len(whole["code"]))[:MOST_POINTS]
-    code, direction, source = (whole[key][drawn] for key in ("code", "direction", "source"))
+    # Silhouettes take all pairs of points, so there is a limit to them.
+    sampled = rng.permutation(len(whole["code"]))[:MAX_POINTS]
+    code, direction, source = (whole[key][sampled] for key in ("code", "direction", "source"))
     found: dict[str, Any] = {
         "directions": list(DIRECTIONS),
         "sources": [rows.name for rows in sets],
-        "points": {"direction": direction.tolist(), "source": source.tolist(), **_embeddings(code, seed=seed)},
+        "points": {"direction": direction.tolist(), "source": source.tolist(), **embed(code, seed=seed)},
         "silhouette": {"direction": finite(silhouette(code, direction))},
         "neighbors": {
             feature: {
                 sets[i].name: {
-                    sets[j].name: _agreement(parts[i], parts[j], feature, same=i == j, seed=seed)
+                    sets[j].name: neighbor_agreement(parts[i], parts[j], feature, same=i == j, seed=seed)
                     for j in range(len(sets))
                 }
                 for i in range(len(sets))
@@ -82,15 +91,11 @@ def latent_map(sets: Sequence[StepRows], splits: Sequence[Split], quantizer: Qua
     return found
 
 
-def one_hot_width(quantizer: Quantizer, queries: int) -> int:
-    """Width of the one-hot digits of a step."""
-    return queries * sum(quantizer.levels)
-
-
-def _embeddings(code: NDArray[np.float32], *, seed: int) -> dict[str, Any]:
-    """Two dimensions by principal components and, where umap-learn is installed, by UMAP."""
+def embed(code: NDArray[np.float32], *, seed: int) -> dict[str, Any]:
+    """Return points in two dimensions by principal components and, where umap-learn is installed, by UMAP."""
     mean, axes = principal_components(code, 2)
     flat = (code - mean) @ axes
+    # Codes that vary in one direction only have a flat map.
     flat = np.pad(flat, ((0, 0), (0, 2 - flat.shape[1])))
     found = {"pca": np.round(flat, 3).tolist()}
     if importlib.util.find_spec("umap") is not None:
@@ -102,54 +107,83 @@ def _embeddings(code: NDArray[np.float32], *, seed: int) -> dict[str, Any]:
 
 
 def squared_distances(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Squared Euclidean distances [len(a), len(b)]."""
-    x, y = a.astype(np.float64), b.astype(np.float64)
+    """Return the squared Euclidean distances [len(a), len(b)]."""
+    x = a.astype(np.float64)
+    y = b.astype(np.float64)
+    # Rounding can make |x|² + |y|² - 2xy of equal points negative.
     return np.maximum((x**2).sum(1)[:, None] + (y**2).sum(1) - 2 * x @ y.T, 0.0)
 
 
 def silhouette(points: NDArray[np.floating[Any]], label: NDArray[np.integer[Any]]) -> float:
-    """Mean silhouette coefficient; NaN for fewer than two labels. A point alone in its label counts 0."""
+    """Return the mean silhouette coefficient; NaN for fewer than two labels. A point alone in its label counts 0.
+
+    Rousseeuw 1987: (b - a) / max(a, b), with a the mean distance to the other points of the same label and b the
+    smallest mean distance to the points of another one.
+    """
     labels = np.unique(label)
     if len(labels) < 2:
         return float("nan")
     member = label[:, None] == labels
     size = member.sum(0)
     total = np.sqrt(squared_distances(points, points)) @ member
-    own = np.take_along_axis(total, np.searchsorted(labels, label)[:, None], 1)[:, 0]
-    mine = size[np.searchsorted(labels, label)]
-    inside = own / np.maximum(mine - 1, 1)
+    same_label = np.take_along_axis(total, np.searchsorted(labels, label)[:, None], 1)[:, 0]
+    label_size = size[np.searchsorted(labels, label)]
+    inside = same_label / np.maximum(label_size - 1, 1)  # without the point itself
     outside = np.where(member, np.inf, total / size).min(1)
     largest = np.maximum(inside, outside)
-    score = np.where((mine > 1) & (largest > 0), (outside - inside) / np.where(largest > 0, largest, 1.0), 0.0)
+    score = np.where((label_size > 1) & (largest > 0), (outside - inside) / np.where(largest > 0, largest, 1.0), 0.0)
     return float(score.mean())
 
 
-def _agreement(known: dict[str, Any], asked: dict[str, Any], feature: str, *, same: bool, seed: int) -> dict[str, Any]:
-    """How often the majority of the k nearest known steps moves as the asked one does; and always saying the commonest.
+def neighbor_agreement(
+    known: dict[str, Any], queries: dict[str, Any], feature: str, *, same: bool, seed: int
+) -> dict[str, Any]:
+    """Return how often the majority of the k nearest known steps has the direction of the query.
 
-    Asked are the test demonstrations; known are the others of the same data set, or all of another one.
+    Beside it the share of the commonest known direction, which is what a guess would reach.
+
+    Args:
+        known: steps to search in; within one data set those that are not on the test side.
+        queries: steps to search for; those on the test side.
+        feature: code or pixels.
+        same: whether both are one data set.
+        seed: of intervals.
     """
-    shelf = ~known["test"] if same else np.ones(len(known["test"]), bool)
-    test = asked["test"]
-    answer, guess = known["direction"][shelf], np.bincount(known["direction"][shelf], minlength=6).argmax()
-    distance = squared_distances(asked[feature][test], known[feature][shelf])
+    searched = ~known["test"] if same else np.ones(len(known["test"]), bool)
+    test = queries["test"]
+    direction = known["direction"][searched]
+    commonest = np.bincount(direction, minlength=6).argmax()
+    distance = squared_distances(queries[feature][test], known[feature][searched])
     near = np.argsort(distance, axis=1, kind="stable")[:, :NEIGHBORS]
-    votes = (answer[near][..., None] == np.arange(6)).sum(1)
-    true, group = asked["direction"][test], asked["group"][test]
+    votes = (direction[near][..., None] == np.arange(6)).sum(1)
+    true = queries["direction"][test]
+    group = queries["group"][test]
     ones = np.ones(len(true))
 
     def share(right: NDArray[np.bool_]) -> dict[str, Any]:
         return score_ratio(right.astype(float), ones, group, rng=np.random.default_rng([seed, 6]))
 
-    return {"accuracy": share(votes.argmax(1) == true), "commonest": share(true == guess)}
+    return {"accuracy": share(votes.argmax(1) == true), "commonest": share(true == commonest)}
 
 
 def nearest_steps(
     sets: Sequence[StepRows], splits: Sequence[Split], quantizer: Quantizer, *, queries: int, neighbors: int, seed: int
 ) -> list[list[tuple[int, int]]]:
-    """For some moving test steps, (set, row) of the step and of its nearest steps from other demonstrations.
+    """Return (set, row) of some moving test steps, each with those of its nearest steps from other demonstrations.
 
-    Queries take turns among the data sets and, within one, among directions; each neighbor is another demonstration.
+    Queries alternate between the data sets and, within one, between directions; no two neighbors are of the same
+    demonstration.
+
+    Args:
+        sets: the steps of each data set.
+        splits: of their rows.
+        quantizer: on the CPU.
+        queries: how many steps.
+        neighbors: how many for each.
+        seed: of the choice of queries.
+
+    Raises:
+        InputError: nothing moves on the test side of a data set.
     """
     code = [code_values(rows.indices, quantizer) for rows in sets]
     where = [(i, r) for i, rows in enumerate(sets) for r in range(len(rows))]
@@ -165,6 +199,7 @@ def nearest_steps(
                 f"{sets[i].name}: no latent step of the test demonstrations moves; use more demonstrations (episodes) "
                 "or a larger test_share"
             )
+        # All six directions are shown in turn, as far as the test side has them.
         wanted = pool[directions(translation)[pool] == (number // len(sets)) % 6]
         row = int(rng.choice(wanted if len(wanted) else pool))
         order = np.argsort(squared_distances(code[i][row : row + 1], everything)[0], kind="stable")
@@ -179,7 +214,7 @@ def nearest_steps(
 
 
 def code_use(sets: Sequence[StepRows], quantizer: Quantizer) -> dict[str, Any]:
-    """Histograms over all data sets: all slots together, each slot, each data set; used, dead and perplexity."""
+    """Return histograms of codes (in total and by slot), and used, dead and perplexity of each slot and data set."""
     indices = np.concatenate([rows.indices for rows in sets])
     by_slot = [np.bincount(slot, minlength=quantizer.vocabulary) for slot in indices.T]
     total = np.sum(by_slot, axis=0)
@@ -193,7 +228,8 @@ def code_use(sets: Sequence[StepRows], quantizer: Quantizer) -> dict[str, Any]:
 
 
 def usage(counts: NDArray[np.integer[Any]]) -> dict[str, Any]:
-    """How many codes occur, how many do not, and their perplexity."""
+    """Return how many codes occur, how many do not, and their perplexity."""
+    # 0 log 0 = 0.
     share = counts[counts > 0] / max(int(counts.sum()), 1)
     return {
         "used": int((counts > 0).sum()),

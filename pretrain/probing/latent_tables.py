@@ -1,4 +1,4 @@
-"""The main numbers of a latent report as markdown tables; every number with its 95 % interval over demonstrations."""
+"""The main numbers of a latent report as markdown tables, each with its 95 % interval over demonstrations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from vw2_robot.contracts import ACTION_NAMES
 
 FEATURES = {
-    "codes_one_hot": "codes, one-hot digits",
+    "codes_one_hot": "codes, one-hot FSQ dimensions",
     "code_values": "codes, values",
     "pixels_equal": "pixel difference, as wide",
     "pixels_wide": "pixel difference, wider",
@@ -20,19 +20,19 @@ FEATURES = {
 
 
 def latent_tables(report: Mapping[str, Any]) -> str:
-    """All tables of a report."""
-    parts = [_data_table(report["data"])]
-    parts += [_probe_table(report, name, kind) for name, kinds in report["probe"]["in_scene"].items() for kind in kinds]
+    """Return all tables of a report."""
+    parts = [data_table(report["data"])]
+    parts += [probe_table(report, name, kind) for name, kinds in report["probe"]["in_scene"].items() for kind in kinds]
     units = {entry["units"] for entry in report["data"]}
-    parts += [_transfer_table(kind, found, units=len(units)) for kind, found in report["probe"]["transfer"].items()]
-    parts += [_swap_table(report["swap"]), _nuisance_table(report["nuisance"]), _map_table(report["map"])]
+    parts += [transfer_table(kind, found, units=len(units)) for kind, found in report["probe"]["transfer"].items()]
+    parts += [swap_table(report["swap"]), nuisance_table(report["nuisance"]), map_table(report["map"])]
     codes = report["codes"]
     parts.append(f"Codes: {codes['used']} used, {codes['dead']} never, perplexity {codes['perplexity']:.1f}.\n")
     return "\n".join(parts)
 
 
 def cell(entry: Mapping[str, Any], key: str) -> str:
-    """A number with its interval, "–" where there is none."""
+    """Return a number with its interval as text, "–" where there is none."""
     if entry[key] is None:
         return "–"
     low, high = entry["ci95"]
@@ -40,11 +40,12 @@ def cell(entry: Mapping[str, Any], key: str) -> str:
 
 
 def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A markdown table."""
+    """Return a markdown table."""
     return "".join("| " + " | ".join(line) + " |\n" for line in [head, ["---"] * len(head), *body])
 
 
-def _data_table(sets: Sequence[Mapping[str, Any]]) -> str:
+def data_table(sets: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table of data sets: sizes, units, and mean and deviation of the actions."""
     body = [
         [entry["name"], str(entry["demonstrations"]), entry["units"]]
         + [f"{m:.3f} ± {s:.3f}" for m, s in zip(entry["actions"]["mean"], entry["actions"]["std"], strict=True)]
@@ -54,20 +55,22 @@ def _data_table(sets: Sequence[Mapping[str, Any]]) -> str:
     return "Actions as they are stored, mean ± standard deviation:\n\n" + table(head, body)
 
 
-def _probe_table(report: Mapping[str, Any], name: str, kind: str) -> str:
+def probe_table(report: Mapping[str, Any], name: str, kind: str) -> str:
+    """Return the table of R2 within one data set, by feature and by dimension."""
     scores = report["probe"]["in_scene"][name][kind]
     columns = list(scores["codes_one_hot"]["linear"])
     widths = report["probe"]["widths"]
     body = [
-        [f"{words} ({widths[feature]})", form, *(cell(scores[feature][form][column], "r2") for column in columns)]
-        for feature, words in FEATURES.items()
+        [f"{label} ({widths[feature]})", form, *(cell(scores[feature][form][column], "r2") for column in columns)]
+        for feature, label in FEATURES.items()
         for form in scores[feature]
     ]
-    said = f"R2 of the motion ({kind}) of a step, {name}, on {report['probe']['rows'][name]['test']} steps:\n\n"
-    return said + table(["features (width)", "probe", *columns], body)
+    caption = f"R2 of the motion ({kind}) of a step, {name}, on {report['probe']['rows'][name]['test']} steps:\n\n"
+    return caption + table(["features (width)", "probe", *columns], body)
 
 
-def _transfer_table(kind: str, tables: Mapping[str, Any], *, units: int) -> str:
+def transfer_table(kind: str, tables: Mapping[str, Any], *, units: int) -> str:
+    """Return the table of R2 across data sets; `units` is the number of different units among them."""
     goals = list(next(iter(tables["codes_one_hot"].values())))
     body = [
         [FEATURES[feature], source, *(cell(row[goal]["translation"], "r2") if goal in row else "–" for goal in goals)]
@@ -75,40 +78,43 @@ def _transfer_table(kind: str, tables: Mapping[str, Any], *, units: int) -> str:
         for source, row in sources.items()
     ]
     apart = "" if units == 1 else "; where units differ, each data set's translation is standardized"
-    said = f"R2 of the translation ({kind}), fitted in one data set (rows), judged in another{apart}:\n\n"
-    return said + table(["features", "fitted in", *goals], body)
+    caption = f"R2 of the translation ({kind}), fitted in one data set (rows), evaluated in another{apart}:\n\n"
+    return caption + table(["features", "fitted in", *goals], body)
 
 
-def _swap_table(swaps: Sequence[Mapping[str, Any]]) -> str:
-    columns = ("follows_donor", "follows_own", "follows_third", "scheduled_sampling", "ceiling")
+def swap_table(swaps: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table of the swap test: correlation with each motion."""
+    columns = ("follows_donor", "follows_own", "follows_third", "unswapped", "ceiling")
     body = [
         [f"{s['first']}, codes of {s['donor']}", str(s["pairs"]), *(cell(s[c]["mean"], "correlation") for c in columns)]
         for s in swaps
     ]
-    head = ["first frames", "pairs", "donor's motion", "own motion", "a third clip's", "own codes", "true clips"]
-    return "Swap test, correlation of the motion read off the decoded clip:\n\n" + table(head, body)
+    head = ["first frames", "pairs", "donor's motion", "own motion", "a third clip's", "unswapped", "true clips"]
+    return "Swap test, correlation of the motion estimated from the decoded clip:\n\n" + table(head, body)
 
 
-def _nuisance_table(nuisance: Mapping[str, Any]) -> str:
+def nuisance_table(nuisance: Mapping[str, Any]) -> str:
+    """Return the table of nuisances: each ratio by data set and kind."""
     columns = ("pixel_change", "to_actions", "sensitivity", "on_action", "phantom_motion")
     body = [
         [name, kind, *(cell(entry[c], "ratio") if c in entry else "–" for c in columns)]
         for name, found in nuisance.items()
         for kind, entry in found["kinds"].items()
     ]
-    return "Nothing acts, but camera or light change (ratios to actions):\n\n" + table(
+    return "Only camera or light change (ratios to actions):\n\n" + table(
         ["data set", "kind", *(c.replace("_", " ") for c in columns)], body
     )
 
 
-def _map_table(found: Mapping[str, Any]) -> str:
+def map_table(found: Mapping[str, Any]) -> str:
+    """Return the table of nearest neighbors: how often their majority has the right direction."""
     body = [
-        [feature, known, asked, cell(entry["accuracy"], "ratio"), cell(entry["commonest"], "ratio")]
+        [feature, known, query, cell(entry["accuracy"], "ratio"), cell(entry["commonest"], "ratio")]
         for feature, sources in found["neighbors"].items()
         for known, row in sources.items()
-        for asked, entry in row.items()
+        for query, entry in row.items()
     ]
     silhouettes = ", ".join(f"by {name} {value}" for name, value in found["silhouette"].items())
     return f"Direction by the nearest neighbors' majority (silhouettes: {silhouettes}):\n\n" + table(
-        ["features", "neighbors in", "asked in", "right", "always the commonest"], body
+        ["features", "neighbors in", "queries in", "right", "always the commonest"], body
     )

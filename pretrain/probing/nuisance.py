@@ -1,7 +1,7 @@
-"""The camera-cut test: what do codes say where nothing was done, but the camera moved, cut, or the light changed?
+"""The camera-cut test: the codes of clips in which nothing acts, but the camera moves or cuts, or the light changes.
 
-A still frame is made into a clip in which only the camera or the light changes; nothing acts. A cut jumps to an image
-of another demonstration. For each kind:
+A still frame is made into a clip in which only the camera or the light changes. A cut jumps to an image of another
+demonstration. For each kind:
 
 * `to_actions`: distance of its code to the codes of random actions, over the distance of action codes among themselves.
   Below 1, the code looks like one of the actions; above 1, it stands apart.
@@ -9,11 +9,12 @@ of another demonstration. For each kind:
   0, the nuisance leaves no trace in the code; near 1, it leaves as much as an action.
 * `on_action`: distance between the codes of a real clip with and without the nuisance, over the distance of action
   codes among themselves. Near 0, codes ignore it; near 1, they become those of another action.
-* `phantom_motion`: what the linear probe reads from it, over the true motion of actions (both root mean square).
+* `phantom_motion`: the motion that the linear probe predicts for it, over the true motion of actions (both root mean
+  square).
 
-Distances are root mean squares over the digits of a step's codes, in [0, 2]. `pixel_change` says how strong a nuisance
-is beside an action: mean absolute change of the image over one step, as a ratio. Only the first step of a clip is
-looked at.
+Distances are root mean squares over the FSQ dimensions of a step's codes, in [0, 2]. `pixel_change` compares the
+strength of a nuisance with that of an action: mean absolute change of the image over one step, as a ratio. Only the
+first step of a clip is used.
 """
 
 # R base frames (= clips) · T frames · N codes per step · D numbers of a step's codes · J action codes compared with
@@ -40,8 +41,9 @@ Pixels = NDArray[np.uint8]
 
 
 def crop_to(frame: Pixels, box: tuple[float, float, float, float]) -> Pixels:
-    """Resize the box (left, top, right, bottom) of a frame to the whole frame; outside of it, edges are repeated."""
+    """Resize the box (left, top, right, bottom) of a frame to its whole size; outside the frame, edges are repeated."""
     height, width = frame.shape[:2]
+    # More than any nuisance moves the view.
     margin = max(height, width) // 2
     padded = np.pad(frame, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
     inner = (box[0] + margin, box[1] + margin, box[2] + margin, box[3] + margin)
@@ -49,8 +51,9 @@ def crop_to(frame: Pixels, box: tuple[float, float, float, float]) -> Pixels:
 
 
 def shift_camera(clip: Pixels, amount_T: NDArray[np.float64], angle: float) -> Pixels:
-    """Move the view by amount * side in one direction."""
+    """Move the view by amount * share of the side, in the direction of the angle."""
     height, width = clip.shape[1:3]
+    # The direction of the shift is the clip's angle, its size grows with time.
     moved = [
         (amount * SHIFT_SHARE * width * np.cos(angle), amount * SHIFT_SHARE * height * np.sin(angle))
         for amount in amount_T
@@ -96,7 +99,7 @@ def nuisance_test(
     seed: int,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Judge every kind on the first step of the clips [R, T, H, W, 3].
+    """Measure every kind on the first step of the clips [R, T, H, W, 3].
 
     Args:
         dldm: the model, in eval mode.
@@ -110,82 +113,84 @@ def nuisance_test(
     """
     rng = np.random.default_rng([seed, 3])
     stride = dldm.config.temporal_stride
-    amount, angle = np.arange(clips.shape[1]) / stride, rng.uniform(0, 2 * np.pi, len(clips))
-    still, others = np.repeat(clips[:, :1], clips.shape[1], axis=1), _others(group, rng)
+    amount = np.arange(clips.shape[1]) / stride
+    angle = rng.uniform(0, 2 * np.pi, len(clips))
+    still = np.repeat(clips[:, :1], clips.shape[1], axis=1)
+    others = sample_others(group, rng)
 
-    def disturb(kind: str, on: Pixels) -> Pixels:
-        return np.stack([KINDS[kind](clip, amount, a) for clip, a in zip(on, angle, strict=True)])
+    def add_nuisance(kind: str, clips: Pixels) -> Pixels:
+        return np.stack([KINDS[kind](clip, amount, a) for clip, a in zip(clips, angle, strict=True)])
 
     def ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> dict[str, Any]:
         return score_ratio(above, below, group, rng=np.random.default_rng([seed, 4]))
 
-    made = {"still": still} | {kind: disturb(kind, still) for kind in KINDS}
-    made["camera_cut"] = np.concatenate([still[:, :1], still[others[:, 0]][:, 1:]], axis=1)
-    unmoved = _encode(dldm, still, device)
-    action, rest = code_values(_encode(dldm, clips, device), quantizer), code_values(unmoved, quantizer)
-    among = _distance(action[:, None], action[others]).mean(1)
+    cases = {"still": still} | {kind: add_nuisance(kind, still) for kind in KINDS}
+    cases["camera_cut"] = np.concatenate([still[:, :1], still[others[:, 0]][:, 1:]], axis=1)
+    still_indices = encode_first_step(dldm, still, device)
+    still_codes = code_values(still_indices, quantizer)
+    still_motion = probe.predict(one_hot_fsq(still_indices, quantizer))[:, :3]
+    action_codes = code_values(encode_first_step(dldm, clips, device), quantizer)
+    among_actions = code_distance(action_codes[:, None], action_codes[others]).mean(1)
     kinds: dict[str, Any] = {}
-    for kind, pixels in made.items():
-        indices = _encode(dldm, pixels, device)
+    for kind, pixels in cases.items():
+        indices = encode_first_step(dldm, pixels, device)
         codes = code_values(indices, quantizer)
-        read = _translation(probe, indices, quantizer) - _translation(probe, unmoved, quantizer)
+        # Against the still clip, so that the probe's own offset is no phantom motion.
+        phantom = probe.predict(one_hot_fsq(indices, quantizer))[:, :3] - still_motion
+        squares = ratio((phantom**2).sum(1), (motion[:, :3] ** 2).sum(1))
         kinds[kind] = {
-            "pixel_change": ratio(_pixel_change(pixels, stride), _pixel_change(clips, stride)),
-            "to_actions": ratio(_distance(codes[:, None], action[others]).mean(1), among),
-            "sensitivity": ratio(_distance(codes, rest), _distance(action, rest)),
-            "phantom_motion": _root(ratio((read**2).sum(1), (motion[:, :3] ** 2).sum(1))),
+            "pixel_change": ratio(pixel_change(pixels, stride), pixel_change(clips, stride)),
+            "to_actions": ratio(code_distance(codes[:, None], action_codes[others]).mean(1), among_actions),
+            "sensitivity": ratio(code_distance(codes, still_codes), code_distance(action_codes, still_codes)),
+            "phantom_motion": {
+                "ratio": square_root(squares["ratio"]),
+                "ci95": [square_root(bound) for bound in squares["ci95"]],
+            },
         }
         if kind in KINDS:
-            disturbed = code_values(_encode(dldm, disturb(kind, clips), device), quantizer)
-            kinds[kind]["on_action"] = ratio(_distance(disturbed, action), among)
-    return {"frames": len(clips), "action_distance": round(float(among.mean()), 5), "kinds": kinds}
+            with_nuisance = code_values(encode_first_step(dldm, add_nuisance(kind, clips), device), quantizer)
+            kinds[kind]["on_action"] = ratio(code_distance(with_nuisance, action_codes), among_actions)
+    return {"frames": len(clips), "action_distance": round(float(among_actions.mean()), 5), "kinds": kinds}
 
 
 def nuisance_examples(clips: Pixels, stride: int) -> list[list[Pixels]]:
-    """Rows of an image: first frame, then the last one of the step under each kind, then that of the real step."""
+    """Return rows of an image: first frame, the last one of the step under each kind, then that of the true step."""
     amount = np.arange(stride + 1) / stride
     rows = []
     for number, clip in enumerate(clips):
         still = np.repeat(clip[:1], stride + 1, axis=0)
         changed = [change(still, amount, 0.25 * np.pi)[-1] for change in KINDS.values()]
-        rows.append([clip[0], *changed, clips[number - 1][0], clip[stride]])
+        cut = clips[number - 1][0]
+        rows.append([clip[0], *changed, cut, clip[stride]])
     return rows
 
 
-def _encode(dldm: DLDM, clips: Pixels, device: torch.device, *, batch: int = 64) -> NDArray[np.int64]:
-    """Codes [R, N] of the first step."""
+def encode_first_step(dldm: DLDM, clips: Pixels, device: torch.device, *, batch_size: int = 64) -> NDArray[np.int64]:
+    """Return the codes [R, N] of the first step of each clip."""
     found = [
-        dldm.indices(to_model_range(torch.from_numpy(clips[i : i + batch]).to(device)))[:, 0].cpu().numpy()
-        for i in range(0, len(clips), batch)
+        dldm.indices(to_model_range(torch.from_numpy(clips[i : i + batch_size]).to(device)))[:, 0].cpu().numpy()
+        for i in range(0, len(clips), batch_size)
     ]
     return np.concatenate(found)
 
 
-def _others(group: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """For each clip, the numbers [R, J] of clips of other demonstrations."""
-    return np.stack([rng.choice(np.flatnonzero(group != g), size=COMPARED) for g in group])
+def sample_others(group: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return, for each clip, the numbers [R, J] of clips of other demonstrations."""
+    return np.stack([rng.choice(np.flatnonzero(group != one), size=COMPARED) for one in group])
 
 
-def _distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
+def code_distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the root mean square difference of code values [..., D]."""
     distance: NDArray[np.float64] = np.sqrt(((a.astype(np.float64) - b) ** 2).mean(-1))
     return distance
 
 
-def _pixel_change(clips: Pixels, stride: int) -> NDArray[np.float64]:
-    """Mean absolute difference between the first frame and the last one of the first step."""
+def pixel_change(clips: Pixels, stride: int) -> NDArray[np.float64]:
+    """Return the mean absolute difference [R] between the first frame and the last one of the first step."""
     change: NDArray[np.float64] = np.abs(clips[:, stride].astype(np.float64) - clips[:, 0]).mean(axis=(1, 2, 3))
     return change
 
 
-def _translation(probe: LinearProbe, indices: NDArray[np.int64], quantizer: Quantizer) -> NDArray[np.float64]:
-    return probe.predict(one_hot_fsq(indices, quantizer))[:, :3]
-
-
-def _root(entry: dict[str, Any]) -> dict[str, Any]:
-    """The square root of a ratio of squares and of its interval."""
-    low, high = entry["ci95"]
-    return {"ratio": _sqrt(entry["ratio"]), "ci95": [_sqrt(low), _sqrt(high)]}
-
-
-def _sqrt(value: float | None) -> float | None:
+def square_root(value: float | None) -> float | None:
+    """Return the root, rounded as in `probes.finite`; None stays None."""
     return None if value is None else round(value**0.5, 5)

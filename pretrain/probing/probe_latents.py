@@ -1,10 +1,10 @@
-"""Program `vw2-probe-latents`: are the codes of a dLDM actions?
+"""Program `vw2-probe-latents`: measures how much the codes of a dLDM say about actions.
 
     vw2-probe-latents dldm=runs/first/dldm labeled=[runs/record/A,runs/record/B] out=runs/first/latent_report
 
-Method specification 4 and 7 (items 15 to 17). The dLDM saw video only; here its codes meet true motion. Everything is
-measured on demonstrations that no probe was fitted on, with intervals over demonstrations, and beside features that
-ought to be worse. Leaves in `out`, of which `vw2-report` makes a section:
+Method specification 4 and 7 (items 15 to 17). The dLDM was trained on video alone; here its codes are compared with
+true motion. Everything is measured on demonstrations that no probe was fitted on, with intervals over demonstrations,
+and beside baseline features. These files are written to `out`, and `vw2-report` makes a section of them:
 
     latent_report.json   all numbers: action probe, swap test, nuisances, map, code use
     latent_report.md     the main ones as tables
@@ -51,37 +51,37 @@ IMAGE_ROWS = 6
 
 
 @dataclass(frozen=True)
-class ProbeLatents:
-    """The root of `vw2-probe-latents`."""
+class ProbeLatentsConfig:
+    """The root configuration of `vw2-probe-latents`."""
 
     dldm: str
     """a checkpoint, or the run folder of the stage"""
     labeled: list[str]
-    """labeled data sets in CALVIN's layout or RLDS, for example one a scene, or another robot's"""
+    """labeled data sets in CALVIN's layout or RLDS, for example one for each scene, or another robot's"""
     out: str
-    """folder of latent_report.json, figures and table"""
+    """folder of the report"""
     names: list[str] | None = None
-    """what to call the data sets; default: the names of their folders"""
+    """names of the data sets in the report; default: those of their folders"""
     split: Literal["training", "validation"] = "training"
-    """of each labeled data set"""
+    """the split of each data set"""
     episodes: int = 200
-    """demonstrations to use of each data set, drawn by the seed"""
+    """demonstrations to use of each data set, sampled by the seed"""
     frame_cache: str | None = None
-    """where decoded frames are kept; default: out/frames"""
+    """folder of the decoded frames; default: out/frames"""
     target_hz: Rate | None = None
-    """rate of the clips' frames; null, and gap_seconds null: what the dLDM was trained at"""
+    """Hz of the clips' frames; if gap_seconds is null too: what the dLDM was trained at"""
     gap_seconds: Rate | None = None
     """instead of target_hz: seconds that a latent step lasts"""
     pairs: int = 400
-    """of clips in the swap test"""
+    """pairs of clips in the swap test"""
     nuisance_clips: int = 200
-    """clips on which nuisance changes (light, camera) are tried"""
+    """clips in the camera-cut test"""
     validation_share: float = 0.2
-    """of the demonstrations: choose the penalty of a probe"""
+    """share of the demonstrations on which the penalty of a probe is chosen"""
     test_share: float = 0.3
-    """of the demonstrations: judge a probe"""
+    """share of the demonstrations on which a probe is evaluated"""
     seed: int = 0
-    """of the splits and the probes"""
+    """of demonstrations, splits, pairs and intervals"""
     hardware: Hardware = field(default_factory=Hardware)
 
     def __post_init__(self) -> None:
@@ -90,6 +90,7 @@ class ProbeLatents:
             raise ValueError("labeled is empty; give the folders of labeled data sets: labeled=[DIR,...]")
         if self.names is not None and (len(self.names) != len(self.labeled) or len(set(self.names)) < len(self.names)):
             raise ValueError(f"names={self.names}: expected {len(self.labeled)} different names, one for each data set")
+        # Raises where target_hz and gap_seconds exclude one another.
         frame_offsets(1, hz=1.0, target_hz=self.target_hz, gap_seconds=self.gap_seconds)
         if self.episodes < 3:
             raise ValueError(f"episodes={self.episodes}; a probe needs at least 3 (training, validation, test)")
@@ -101,8 +102,8 @@ class ProbeLatents:
             raise ValueError(f"validation_share and test_share must be positive and sum to less than 1, found {shares}")
 
 
-def probe_latents(config: ProbeLatents) -> dict[str, Any]:
-    """Write latent_report.json to `out`; returns its content.
+def probe_latents(config: ProbeLatentsConfig) -> dict[str, Any]:
+    """Write the report to `out`, and return the content of latent_report.json.
 
     Raises:
         InputError: no dLDM, no labeled data, or too few demonstrations.
@@ -146,9 +147,9 @@ def probe_latents(config: ProbeLatents) -> dict[str, Any]:
 
 
 def trained_time_base(checkpoint: Checkpoint) -> TimeBase:
-    """How the clips were timed that the dLDM saw; checkpoints of the first months have it in their run's configuration.
+    """Return how the clips were timed that the dLDM was trained on.
 
-    Consecutive frames where neither is there.
+    The oldest checkpoints have it in their run's configuration alone. Where neither is there, frames were consecutive.
     """
     file = checkpoint.path.parent.parent / "config.yaml"
     if "time_base" in checkpoint.facts or not file.is_file():
@@ -157,11 +158,20 @@ def trained_time_base(checkpoint: Checkpoint) -> TimeBase:
     return time_base_of({"time_base": tree.get("data")})
 
 
-def measure(config: ProbeLatents, dldm: DLDM, sets: Sequence[Labeled], *, device: torch.device) -> dict[str, Any]:
-    """All numbers of the report; its images go to `out`."""
-    seed, quantizer = config.seed, copy.deepcopy(dldm.fsq).cpu()
+def measure(config: ProbeLatentsConfig, dldm: DLDM, sets: Sequence[Labeled], *, device: torch.device) -> dict[str, Any]:
+    """Return all numbers of the report, and write its images to `out`.
+
+    Args:
+        config: of the program.
+        dldm: in evaluation mode, on the device.
+        sets: the labeled data sets.
+        device: where clips are encoded and decoded.
+    """
+    seed = config.seed
+    quantizer = copy.deepcopy(dldm.fsq).cpu()
     rows = [labeled.rows for labeled in sets]
     splits = split_sets(rows, shares=(config.validation_share, config.test_share), seed=seed)
+    # Written first, since it needs no probe.
     strips = nearest_steps(rows, splits, quantizer, queries=IMAGE_ROWS, neighbors=3, seed=seed)
     out = Path(config.out)
     write_strips(
@@ -169,21 +179,24 @@ def measure(config: ProbeLatents, dldm: DLDM, sets: Sequence[Labeled], *, device
     )
     return {
         "probe": probe_actions(rows, [s.untrained for s in sets], splits, quantizer, seed=seed),
-        "swap": _swaps(config, dldm, sets, splits, device=device),
-        "nuisance": _nuisances(config, dldm, sets, splits, device=device),
+        "swap": run_swap_tests(config, dldm, sets, splits, device=device),
+        "nuisance": run_nuisance_tests(config, dldm, sets, splits, device=device),
         "map": latent_map(rows, splits, quantizer, seed=seed),
         "codes": code_use(rows, quantizer),
     }
 
 
-def _swaps(
-    config: ProbeLatents, dldm: DLDM, sets: Sequence[Labeled], splits: Sequence[Split], *, device: torch.device
+def run_swap_tests(
+    config: ProbeLatentsConfig, dldm: DLDM, sets: Sequence[Labeled], splits: Sequence[Split], *, device: torch.device
 ) -> list[dict[str, Any]]:
-    """The swap test within each data set, and with codes from the next one in the same units."""
-    decode, found, every = decode_with_codes_of(dldm), [], []
+    """Run the swap test within each data set, and with codes from the next one in the same units."""
+    decode = decode_with_codes_of(dldm)
+    found = []
+    every = []
     for members, sides in in_common_units(sets, splits):
         seen = dense_changes(members, sides, count=swap_steps(members[0]), stride=dldm.config.temporal_stride)
         reader = MotionReader(seen, seed=config.seed)
+        # One reader for all data sets in the same units, so that swaps between them can be read.
         clips = [whole_clips(labeled, split, seed=config.seed) for labeled, split in zip(members, sides, strict=True)]
         for i, first in enumerate(clips):
             for donor in [first] if len(clips) == 1 else [first, clips[(i + 1) % len(clips)]]:
@@ -196,11 +209,16 @@ def _swaps(
     return found
 
 
-def _nuisances(
-    config: ProbeLatents, dldm: DLDM, sets: Sequence[Labeled], splits: Sequence[Split], *, device: torch.device
+def run_nuisance_tests(
+    config: ProbeLatentsConfig, dldm: DLDM, sets: Sequence[Labeled], splits: Sequence[Split], *, device: torch.device
 ) -> dict[str, Any]:
-    """The camera-cut test in each data set, on first steps that move and that the probe was not fitted on."""
-    quantizer, found = copy.deepcopy(dldm.fsq).cpu(), {}
+    """Run the camera-cut test in each data set, on first steps that move and that the probe was not fitted on.
+
+    Raises:
+        InputError: there are too few of them.
+    """
+    quantizer = copy.deepcopy(dldm.fsq).cpu()
+    found = {}
     for labeled, split in zip(sets, splits, strict=True):
         rows = labeled.rows
         chosen = (rows.step == 0) & split.test & moving_rows(rows.motion[:, :3])
@@ -226,9 +244,9 @@ def _nuisances(
     return found
 
 
-@program(ProbeLatents, config_name="probe_latents")
-def main(config: ProbeLatents) -> None:
-    """Console script `vw2-probe-latents`."""
+@program(ProbeLatentsConfig, config_name="probe_latents")
+def main(config: ProbeLatentsConfig) -> None:
+    """Write the report, and print its tables."""
     print(latent_tables(probe_latents(config)))
     print(f"latent report: {Path(config.out) / 'latent_report.json'}")
 

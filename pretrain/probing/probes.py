@@ -1,10 +1,10 @@
-"""How much of one thing can be read from another: linear and small non-linear probes, with intervals over episodes.
+"""Linear and small non-linear probes, and their scores with intervals over episodes.
 
-Used to ask whether latent codes are actions (method specification 4 and 7, item 16). A probe is fitted on some
-episodes, its one free number is chosen on others, and it is judged on a third set; rows of one episode are never on two
-sides (`split_groups`), since neighboring steps are nearly copies of each other. R2 is taken about the mean of the rows
-that are judged, so a probe that knows nothing scores 0 or a little less, and a bad one can be far below 0. Intervals
-resample whole episodes for the same reason. No simulator, no model of ours, float64 throughout the linear part.
+Used to measure how much of an action latent codes contain (method specification 4 and 7, item 16). A probe is fitted on
+some episodes, its penalty is chosen on others, and it is evaluated on a third set. Rows of one episode are never on two
+sides (`split_groups`), since neighboring steps are nearly copies of each other. R2 is taken about the mean of the
+evaluated rows, so a probe without information scores 0 or a little less, and a wrong one can be far below 0. Intervals
+resample whole episodes, since the rows of one are not independent. The linear part is in float64 throughout.
 """
 
 # n rows · D features · A targets · G groups (episodes) · S bootstrap samples
@@ -34,7 +34,12 @@ class Split(NamedTuple):
 
 
 def split_groups(group_n: NDArray[np.integer[Any]], *, rng: np.random.Generator, shares: Sequence[float]) -> Split:
-    """Deal whole groups out to train, validation and test; `shares` are those of validation and test.
+    """Split rows into train, validation and test by whole groups.
+
+    Args:
+        group_n: the group of each row.
+        rng: decides which groups go where.
+        shares: of the groups, for validation and for test; each side gets at least one.
 
     Raises:
         ValueError: fewer than three groups.
@@ -44,6 +49,7 @@ def split_groups(group_n: NDArray[np.integer[Any]], *, rng: np.random.Generator,
         raise ValueError(f"a probe needs at least 3 episodes (training, validation, test), found {len(groups)}")
     order = rng.permutation(groups)
     validation, test = (max(1, round(share * len(groups))) for share in shares)
+    # Few groups: training and test keep one each.
     validation = min(validation, len(groups) - 2)
     test = min(test, len(groups) - 1 - validation)
     sides = np.split(order, [len(groups) - validation - test, len(groups) - test])
@@ -55,7 +61,15 @@ def split_groups(group_n: NDArray[np.integer[Any]], *, rng: np.random.Generator,
 
 @dataclass(frozen=True, eq=False)
 class LinearProbe:
-    """Standardize [D], then weights [D, A] and bias [A]; `penalty` [A] was chosen for each target on its own."""
+    """A ridge regression on standardized features.
+
+    Attributes:
+        mean: [D], subtracted from features.
+        scale: [D], which they are then divided by.
+        weight: [D, A].
+        bias: [A].
+        penalty: [A], chosen for each target separately.
+    """
 
     mean: Floats
     scale: Floats
@@ -64,30 +78,41 @@ class LinearProbe:
     penalty: Floats
 
     def predict(self, features: NDArray[np.floating[Any]]) -> Floats:
-        """Targets [n, A] of features [n, D]."""
-        answer: Floats = (features.astype(np.float64) - self.mean) / self.scale @ self.weight + self.bias
-        return answer
+        """Return targets [n, A] of features [n, D]."""
+        predicted: Floats = (features.astype(np.float64) - self.mean) / self.scale @ self.weight + self.bias
+        return predicted
 
 
 def fit_linear(
     features: NDArray[np.floating[Any]], targets: NDArray[np.floating[Any]], split: Split, *, refit: bool = True
 ) -> LinearProbe:
-    """Ridge regression: fitted on train, penalty chosen on validation, then fitted again on both (`refit`)."""
-    path = [_ridge(features[split.train], targets[split.train], penalty) for penalty in PENALTIES]
+    """Fit a ridge regression on train, choose its penalty on validation, then fit again on both.
+
+    Args:
+        features: [n, D].
+        targets: [n, A].
+        split: of the rows.
+        refit: False leaves validation out of the final fit.
+    """
+    path = [ridge(features[split.train], targets[split.train], penalty) for penalty in PENALTIES]
     wanted = targets[split.validation]
     error = np.stack([((probe.predict(features[split.validation]) - wanted) ** 2).sum(0) for probe in path])
     best = np.asarray(PENALTIES)[error.argmin(0)]
     rows = split.train | split.validation if refit else split.train
-    fitted = {penalty: _ridge(features[rows], targets[rows], penalty) for penalty in np.unique(best).tolist()}
+    fitted = {penalty: ridge(features[rows], targets[rows], penalty) for penalty in np.unique(best).tolist()}
     first = next(iter(fitted.values()))
     weight = np.stack([fitted[penalty].weight[:, a] for a, penalty in enumerate(best.tolist())], axis=1)
     return LinearProbe(first.mean, first.scale, weight, first.bias, best)
 
 
-def _ridge(features: NDArray[np.floating[Any]], targets: NDArray[np.floating[Any]], penalty: float) -> LinearProbe:
-    x, y = features.astype(np.float64), targets.astype(np.float64)
-    mean, bias, scale = x.mean(0), y.mean(0), x.std(0)
-    scale = np.where(scale > 1e-9, scale, 1.0)
+def ridge(features: NDArray[np.floating[Any]], targets: NDArray[np.floating[Any]], penalty: float) -> LinearProbe:
+    """Fit a ridge regression with one penalty: (X'X / n + penalty I) W = X'Y / n on standardized X, centered Y."""
+    x = features.astype(np.float64)
+    y = targets.astype(np.float64)
+    mean = x.mean(0)
+    bias = y.mean(0)
+    scale = x.std(0)
+    scale = np.where(scale > 1e-9, scale, 1.0)  # a constant feature stays 0
     x = (x - mean) / scale
     gram = x.T @ x / len(x)
     weight = np.linalg.solve(gram + penalty * np.eye(len(gram)), x.T @ (y - bias) / len(x))
@@ -95,10 +120,11 @@ def _ridge(features: NDArray[np.floating[Any]], targets: NDArray[np.floating[Any
 
 
 def principal_components(features: NDArray[np.floating[Any]], width: int) -> tuple[Floats, Floats]:
-    """Mean [D] and the first `width` (or fewer, if the data have fewer) principal directions [D, width]."""
+    """Return the mean [D] and the first `width` principal directions [D, width], or as many as the data have."""
     x = features.astype(np.float64)
     mean = x.mean(0)
     values, directions = np.linalg.eigh((x - mean).T @ (x - mean) / len(x))
+    # Directions in which the data do not vary are arbitrary, and differ between machines: they are left out.
     useful = min(width, int((values > 1e-12 * max(values[-1], 1e-300)).sum()))
     return mean, directions[:, ::-1][:, :useful]
 
@@ -108,7 +134,7 @@ def principal_components(features: NDArray[np.floating[Any]], width: int) -> tup
 
 @dataclass(frozen=True, eq=False)
 class MLPProbe:
-    """A small network on standardized features; targets are standardized inside."""
+    """A small network on standardized features, which predicts standardized targets."""
 
     mean: Floats
     scale: Floats
@@ -117,7 +143,7 @@ class MLPProbe:
     net: nn.Module
 
     def predict(self, features: NDArray[np.floating[Any]]) -> Floats:
-        """Targets [n, A] of features [n, D]."""
+        """Return targets [n, A] of features [n, D]."""
         with torch.no_grad():
             x = torch.from_numpy(((features - self.mean) / self.scale).astype(np.float32))
             y: Floats = self.net(x).double().numpy()
@@ -132,12 +158,23 @@ def fit_mlp(
     seed: int,
     hidden: int = 128,
     epochs: int = 60,
-    batch: int = 128,
+    batch_size: int = 128,
 ) -> MLPProbe:
-    """Two hidden layers, AdamW; the weights of the epoch that is best on validation are kept."""
-    mean, target_mean = features[split.train].mean(0), targets[split.train].mean(0)
+    """Fit a network of two hidden layers with AdamW, and keep the weights of the epoch that is best on validation.
+
+    Args:
+        features: [n, D].
+        targets: [n, A].
+        split: of the rows.
+        seed: of weights, dropout and batches.
+        hidden: width of the hidden layers.
+        epochs: how many.
+        batch_size: rows of a batch.
+    """
+    mean = features[split.train].mean(0)
+    target_mean = targets[split.train].mean(0)
     scale, target_scale = (
-        np.where(v > 1e-9, v, 1.0) for v in (features[split.train].std(0), targets[split.train].std(0))
+        np.where(std > 1e-9, std, 1.0) for std in (features[split.train].std(0), targets[split.train].std(0))
     )
     x = torch.from_numpy(((features - mean) / scale).astype(np.float32))
     y = torch.from_numpy(((targets - target_mean) / target_scale).astype(np.float32))
@@ -149,10 +186,11 @@ def fit_mlp(
             nn.Linear(hidden, hidden), nn.GELU(), nn.Dropout(0.1), nn.Linear(hidden, y.shape[1]),
         )  # fmt: skip
         optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.05)
-        best, kept = float("inf"), net.state_dict()
+        best = float("inf")
+        kept = net.state_dict()
         for _ in range(epochs):
             net.train()
-            for rows in train[torch.randperm(len(train))].split(batch):
+            for rows in train[torch.randperm(len(train))].split(batch_size):
                 optimizer.zero_grad()
                 (net(x[rows]) - y[rows]).square().mean().backward()
                 optimizer.step()
@@ -160,25 +198,33 @@ def fit_mlp(
             with torch.no_grad():
                 error = float((net(x[validation]) - y[validation]).square().mean())
             if error < best:
-                best, kept = error, {name: value.clone() for name, value in net.state_dict().items()}
+                best = error
+                kept = {name: value.clone() for name, value in net.state_dict().items()}
     net.load_state_dict(kept)
     return MLPProbe(mean, scale, target_mean, target_scale, net.eval())
 
 
-# ------------------------------------------------------------------------------------------------------- judgment
+# --------------------------------------------------------------------------------------------------------- scores
 
 
 def resample_groups(
     sums_GX: Floats, *, rng: np.random.Generator, samples: int = BOOTSTRAP_SAMPLES
 ) -> tuple[Floats, Floats]:
-    """Sums [X] over all groups, and sums [S, X] over as many groups drawn with replacement, `samples` times."""
+    """Return sums [X] over all groups, and sums [S, X] over as many groups sampled with replacement.
+
+    Args:
+        sums_GX: of each group.
+        rng: of the samples.
+        samples: S.
+    """
     count = len(sums_GX)
+    # How often each group is in a sample is multinomial, so S samples are one matrix product.
     times = rng.multinomial(count, np.full(count, 1 / count), size=samples).astype(np.float64)
     return sums_GX.sum(0), times @ sums_GX
 
 
 def interval95(samples: Floats) -> tuple[float, float]:
-    """The 2.5 % and 97.5 % quantiles of bootstrap samples; those without a value are left out."""
+    """Return the 2.5 % and 97.5 % quantiles of bootstrap samples; those without a value are left out."""
     known = samples[np.isfinite(samples)]
     if not len(known):
         return float("nan"), float("nan")
@@ -187,7 +233,7 @@ def interval95(samples: Floats) -> tuple[float, float]:
 
 
 def sum_by_group(values: Floats, group_n: NDArray[np.integer[Any]]) -> Floats:
-    """Sums [G, ...] of values [n, ...] over the rows of each group, groups in ascending order."""
+    """Return sums [G, ...] of values [n, ...] over the rows of each group, groups in ascending order."""
     groups, where = np.unique(group_n, return_inverse=True)
     sums = np.zeros((len(groups), *values.shape[1:]))
     np.add.at(sums, where, values)
@@ -203,18 +249,30 @@ def score_r2(
     rng: np.random.Generator,
     means: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """R2 of each target with its 95 % interval over groups: {name: {"r2": value, "ci95": [low, high]}}.
+    """Return the R2 of each target with its 95 % interval over groups.
 
-    `means` adds averages over several targets, such as {"translation": ["dx", "dy", "dz"]}. A target that does not move
-    in these rows has no R2 and is given as None.
+    Args:
+        true: [n, A].
+        predicted: [n, A].
+        group_n: the group of each row.
+        names: of the targets.
+        rng: of the bootstrap.
+        means: adds averages over several targets, such as {"translation": ["dx", "dy", "dz"]}.
+
+    Returns:
+        {name: {"r2": value, "ci95": [low, high]}}; None for a target that does not vary in these rows.
     """
-    y, error = true.astype(np.float64), (true.astype(np.float64) - predicted) ** 2
+    y = true.astype(np.float64)
+    error = (y - predicted) ** 2
     ones = np.ones((len(y), 1))
     columns = len(names)
-    sums, drawn = resample_groups(sum_by_group(np.concatenate([error, y, y**2, ones], axis=1), group_n), rng=rng)
-    whole, parts = _r2(sums[None], columns)[0], _r2(drawn, columns)
+    # R2 is a function of sums over rows, so a bootstrap sample needs the sums of each group alone.
+    sums, samples = resample_groups(sum_by_group(np.concatenate([error, y, y**2, ones], axis=1), group_n), rng=rng)
+    whole = r2_of_sums(sums[None], columns)[0]
+    parts = r2_of_sums(samples, columns)
     scores = {name: _entry(whole[a], parts[:, a]) for a, name in enumerate(names)}
     for mean, members in (means or {}).items():
+        # Averages leave out targets that do not vary, which have no R2.
         chosen = [a for a, name in enumerate(names) if name in members and np.isfinite(whole[a])]
         if chosen:
             scores[mean] = _entry(whole[chosen].mean(), parts[:, chosen].mean(1))
@@ -229,23 +287,35 @@ def score_correlation(
     *,
     rng: np.random.Generator,
 ) -> dict[str, dict[str, Any]]:
-    """Pearson's correlation of each column and their mean (`mean`), with 95 % intervals over groups.
+    """Return Pearson's correlation of each column and their mean (`mean`), with 95 % intervals over groups.
 
-    {name: {"correlation": value, "ci95": [low, high]}}; None where a column does not vary.
+    Args:
+        true: [n, A].
+        found: [n, A].
+        group_n: the group of each row.
+        names: of the columns.
+        rng: of the bootstrap.
+
+    Returns:
+        {name: {"correlation": value, "ci95": [low, high]}}; None where a column does not vary.
     """
-    x, y = true.astype(np.float64), found.astype(np.float64)
+    x = true.astype(np.float64)
+    y = found.astype(np.float64)
     table = np.concatenate([x, y, x**2, y**2, x * y, np.ones((len(x), 1))], axis=1)
-    sums, drawn = resample_groups(sum_by_group(table, group_n), rng=rng)
-    whole, parts = _correlations(sums[None], len(names))[0], _correlations(drawn, len(names))
+    sums, samples = resample_groups(sum_by_group(table, group_n), rng=rng)
+    whole = correlations_of_sums(sums[None], len(names))[0]
+    parts = correlations_of_sums(samples, len(names))
     scores = {name: _entry(whole[a], parts[:, a], key="correlation") for a, name in enumerate(names)}
     return scores | {"mean": _entry(whole.mean(), parts.mean(1), key="correlation")}
 
 
-def _correlations(sums: Floats, columns: int) -> Floats:
-    """Correlations [S, A] from sums [S, 5A + 1] of x, y, x squared, y squared, x y and 1."""
+def correlations_of_sums(sums: Floats, columns: int) -> Floats:
+    """Return correlations [S, A] from sums [S, 5A + 1] of x, y, x squared, y squared, x y and 1."""
     x, y, xx, yy, xy = (sums[:, i * columns : (i + 1) * columns] for i in range(5))
     n = sums[:, -1:]
-    spread_x, spread_y = xx - x**2 / n, yy - y**2 / n
+    spread_x = xx - x**2 / n
+    spread_y = yy - y**2 / n
+    # Rounding leaves a little spread in a constant column, so it is compared with the size of its values.
     known = (spread_x > 1e-9 * np.maximum(xx, 1e-12)) & (spread_y > 1e-9 * np.maximum(yy, 1e-12))
     size = np.sqrt(np.where(known, spread_x * spread_y, 1.0))
     return np.where(known, (xy - x * y / n) / size, np.nan)
@@ -258,18 +328,19 @@ def score_ratio(
     *,
     rng: np.random.Generator,
 ) -> dict[str, Any]:
-    """Mean of `above` [n] over mean of `below` [n], with its 95 % interval over groups: {"ratio", "ci95"}."""
+    """Return mean(above) / mean(below) of two [n], with its 95 % interval over groups: {"ratio", "ci95"}."""
     table = np.stack([above, below], axis=1).astype(np.float64)
-    sums, drawn = resample_groups(sum_by_group(table, group_n), rng=rng)
+    sums, samples = resample_groups(sum_by_group(table, group_n), rng=rng)
+    # The inner `where` keeps the division from dividing by zero where the outer one takes NaN.
     whole, parts = (
         np.where(pair[..., 1] > 0, pair[..., 0] / np.where(pair[..., 1] > 0, pair[..., 1], 1), np.nan)
-        for pair in (sums, drawn)
+        for pair in (sums, samples)
     )
     return _entry(float(whole), parts, key="ratio")
 
 
-def _r2(sums: Floats, columns: int) -> Floats:
-    """R2 [S, A] from sums [S, 3A + 1] of squared error, y, y squared and 1."""
+def r2_of_sums(sums: Floats, columns: int) -> Floats:
+    """Return R2 [S, A] from sums [S, 3A + 1] of squared error, y, y squared and 1."""
     error, total, square = (sums[:, i * columns : (i + 1) * columns] for i in range(3))
     spread = square - total**2 / sums[:, -1:]
     known = spread > 1e-9 * np.maximum(square, 1e-12)
@@ -282,24 +353,26 @@ def _entry(value: float, samples: Floats, *, key: str = "r2") -> dict[str, Any]:
 
 
 def finite(value: float) -> float | None:
-    """A number that JSON can hold, rounded to 5 digits; None for one that is not finite."""
+    """Return a number that JSON can hold, rounded to 5 digits; None for one that is not finite."""
     return round(float(value), 5) if np.isfinite(value) else None
 
 
 def rank_correlation(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> float:
-    """Spearman's correlation of two vectors, ties sharing their mean rank; NaN where one does not vary."""
-    return correlation(_ranks(a), _ranks(b))
+    """Return Spearman's correlation of two vectors, ties sharing their mean rank; NaN where one does not vary."""
+    return correlation(ranks(a), ranks(b))
 
 
 def correlation(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> float:
-    """Pearson's correlation of two vectors; NaN where one does not vary."""
-    x, y = a.astype(np.float64) - a.mean(), b.astype(np.float64) - b.mean()
+    """Return Pearson's correlation of two vectors; NaN where one does not vary."""
+    x = a.astype(np.float64) - a.mean()
+    y = b.astype(np.float64) - b.mean()
     size = float(np.sqrt((x**2).sum() * (y**2).sum()))
     return float((x * y).sum() / size) if size > 1e-12 else float("nan")
 
 
-def _ranks(values: NDArray[np.floating[Any]]) -> Floats:
+def ranks(values: NDArray[np.floating[Any]]) -> Floats:
+    """Return the rank of each value, from 1 on; equal values share their mean rank."""
     _, where, count = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(count)
-    ranks: Floats = (last - (count - 1) / 2)[where]
-    return ranks
+    shared: Floats = (last - (count - 1) / 2)[where]
+    return shared

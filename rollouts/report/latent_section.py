@@ -31,7 +31,7 @@ SWAP = {
     "follows_donor": "the donor of the codes",
     "follows_own": "the clip itself",
     "follows_third": "a third clip",
-    "scheduled_sampling": "itself, from its codes",
+    "unswapped": "itself, from its codes",
     "ceiling": "itself, true images",
 }
 NUISANCE = {
@@ -222,7 +222,7 @@ def _transfer(kind: str, tables: Mapping[str, Any]) -> dict[str, Any]:
 def _swap(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Return the bars of the swap test between two data sets."""
     if "own_codes" in entry:  # the key's name in older releases
-        entry = {**entry, "scheduled_sampling": entry["own_codes"]}
+        entry = {**entry, "unswapped": entry["own_codes"]}
     return {
         "title": f"first frames of {entry['first']}, codes of {entry['donor']} ({entry['pairs']} pairs)",
         "bars": [

@@ -1,4 +1,4 @@
-"""What earlier releases wrote is still read: a checkpoint, configurations of runs, the results of a rollout.
+"""What releases before the glossary wrote is still read: a checkpoint, configurations of runs, results of a rollout.
 
 The files in before_renaming/ were written by commit cf99a75 with the private names of that time.
 """

@@ -29,8 +29,10 @@ def frames_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from vw2_robot.data.frame_cache import cache_frames
 
     out = tmp_path_factory.mktemp("squares") / "frames"
-    words = ("push left", "push the square to the right")
-    episodes = [Episode("squares", str(n), words[n % 2], 5.0, tuple(moving_square(n, 7 + n % 4))) for n in range(10)]
+    instructions = ("push left", "push the square to the right")
+    episodes = [
+        Episode("squares", str(n), instructions[n % 2], 5.0, tuple(moving_square(n, 7 + n % 4))) for n in range(10)
+    ]
     cache_frames(episodes, out, height=SIDE, width=SIDE, description={"made": "by a test"})
     return out
 

@@ -65,7 +65,7 @@ def pretrained(miniature, tmp_path_factory):
 @pytest.fixture
 def tuning(pretrained, calvin_folder, tmp_path):
     def overrides(*more, policy=pretrained, data=calvin_folder):
-        loop = "{steps: 1, batch: 2, log_every: 1, save_every: 1, optim: {lr: 0.003, warmup_steps: 1}}"
+        loop = "{train_steps: 1, batch_size: 2, log_every: 1, save_every: 1, optim: {lr: 0.003, warmup_steps: 1}}"
         common = ["head.hidden=8", f"++loop={loop}", "++hardware={device: cpu, threads: 1}"]
         return [f"run_dir={tmp_path / 'tuned'}", f"policy={policy}", f"data.path={data}", *common, *more]
 
@@ -293,7 +293,7 @@ def test_weights_that_were_cut_off(refuse, pretrained, tuning, tmp_path):
     assert "model.safetensors is damaged" in refuse(train_head, tuning(policy=tmp_path / "policy"))
 
 
-def test_more_actions_between_looks_than_the_policy_gives(refuse, tuning):
+def test_more_actions_per_policy_call_than_the_policy_gives(refuse, tuning):
     assert "n_action_steps=5, but 1 latent steps give only 4 actions" in refuse(train_head, tuning("n_action_steps=5"))
 
 

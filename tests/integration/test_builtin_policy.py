@@ -33,13 +33,13 @@ def test_the_manifest_of_every_built_in_policy_is_fresh():
 def test_it_acts_on_a_image_of_any_size_and_is_deterministic(agent):
     image = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
     for shown in (image, image[:120, :160]):
-        look = {"images": {"static": shown}, "prompt": "pull the handle to open the drawer"}
-        agent.reset(look["prompt"], seed=0)
-        first = agent.infer(look)["actions"]
+        observation = {"images": {"static": shown}, "prompt": "pull the handle to open the drawer"}
+        agent.reset(observation["prompt"], seed=0)
+        first = agent.infer(observation)["actions"]
         assert first.shape == (agent.metadata["chunk_size"], 7)
         assert np.abs(first).max() <= 1
-        agent.reset(look["prompt"], seed=0)
-        np.testing.assert_array_equal(agent.infer(look)["actions"], first)
+        agent.reset(observation["prompt"], seed=0)
+        np.testing.assert_array_equal(agent.infer(observation)["actions"], first)
     assert agent.metadata["label_fraction"] == 1.0
 
 
@@ -56,7 +56,7 @@ def test_every_program_that_begins_with_a_policy_takes_it_by_name():
     checkpoint = policy_checkpoint(NAME)
     assert checkpoint.path == CHECKPOINTS / "calvin-tiny"
     policy, dldm, facts = load_pretrained(NAME)
-    assert (policy.config.queries, dldm.config.stride, facts["latent_hz"]) == (4, 4, [30.0])
+    assert (policy.config.queries, dldm.config.temporal_stride, facts["latent_hz"]) == (4, 4, [30.0])
     with pytest.raises(InputError, match="there is no built-in policy 'calvin-huge'; available: calvin-tiny"):
         policy_folder("builtin:calvin-huge")
 

@@ -18,7 +18,7 @@ from vw2_robot.checkpoint import load_checkpoint, load_optimizer
 from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.errors import InputError
 from vw2_robot.finetune import train_head
-from vw2_robot.finetune.config import Finetune
+from vw2_robot.finetune.config import FinetuneConfig
 from vw2_robot.optim import build_optimizer
 from vw2_robot.storage.files import read_json, write_manifest
 
@@ -47,7 +47,7 @@ def config(calvin_folder, tmp_path_factory):
         "++hardware={device: cpu, threads: 1}",
     ]
     with initialize_config_module("vw2_robot.configs", version_base="1.3"):
-        config = config_from(Finetune, OmegaConf.to_container(compose("finetune", overrides), resolve=True))
+        config = config_from(FinetuneConfig, OmegaConf.to_container(compose("finetune", overrides), resolve=True))
     train_head.finetune(config)
     return config
 

@@ -19,7 +19,7 @@ from vw2_robot.checkpoint import resolve
 from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.errors import InputError
 from vw2_robot.pretrain import train_dldm as module
-from vw2_robot.pretrain.config import Pretrain
+from vw2_robot.pretrain.config import PretrainConfig
 from vw2_robot.pretrain.train_dldm import train_dldm
 from vw2_robot.pretrain.train_vdm import train_vdm
 
@@ -29,29 +29,29 @@ LOSSES = ("dldm/reconstruction_l2", "dldm/denoising_loss")
 
 
 @pytest.fixture
-def configure(miniature: Callable[..., list[str]], tmp_path: Path) -> Callable[..., Pretrain]:
+def configure(miniature: Callable[..., list[str]], tmp_path: Path) -> Callable[..., PretrainConfig]:
     """A miniature run without augmentation, as changed by overrides; its video prior is trained."""
 
-    def make(*more: str, name: str = "run") -> Pretrain:
+    def make(*more: str, name: str = "run") -> PretrainConfig:
         with initialize_config_module("vw2_robot.configs", version_base="1.3"):
             tree = compose("pretrain", [*miniature(tmp_path / name), "++train_dldm.usage_clips=4", *more])
-        config = config_from(Pretrain, OmegaConf.to_container(tree, resolve=True))
+        config = config_from(PretrainConfig, OmegaConf.to_container(tree, resolve=True))
         train_vdm(config)
         return config
 
     return make
 
 
-def lines(config: Pretrain) -> list[dict[str, float]]:
+def lines(config: PretrainConfig) -> list[dict[str, float]]:
     file = Path(config.run_dir) / "dldm" / "metrics.jsonl"
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
-def log(config: Pretrain) -> str:
+def log(config: PretrainConfig) -> str:
     return (Path(config.run_dir) / "dldm" / "log.txt").read_text()
 
 
-def weights(config: Pretrain) -> dict[str, torch.Tensor]:
+def weights(config: PretrainConfig) -> dict[str, torch.Tensor]:
     return load_file(resolve(Path(config.run_dir) / "dldm") / "model.safetensors")
 
 
@@ -59,7 +59,7 @@ class Kill(BaseException):
     """Stands for the end of the process."""
 
 
-def train_with_a_kill(config: Pretrain, monkeypatch: pytest.MonkeyPatch, *, call: int) -> None:
+def train_with_a_kill(config: PretrainConfig, monkeypatch: pytest.MonkeyPatch, *, call: int) -> None:
     """Train, die after the `call`-th step (from 0), and train to the end."""
     real, calls = module.optimizer_step, [0]
 
@@ -132,11 +132,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint_
     configure, monkeypatch
 ) -> None:
     config = configure()
-    real = module.phase_two_loss
+    phase_two_loss = module.phase_two_loss
 
     def broken(*args: object, **options: object) -> object:
-        loss, parts = real(*args, **options)
-        return loss * float("nan"), parts
+        found = phase_two_loss(*args, **options)
+        return found._replace(loss=found.loss * float("nan"))
 
     monkeypatch.setattr(module, "phase_two_loss", broken)
     with pytest.raises(InputError, match="at step 4"):
@@ -170,9 +170,14 @@ def test_compiled_training_agrees_with_eager_training(miniature, tmp_path) -> No
     found = {}
     for compiled in ("false", "true"):
         run = tmp_path / compiled
-        words = [*miniature(run), "++train_dldm.usage_clips=4", "stages=[vdm,dldm]", f"++hardware.compile={compiled}"]
+        overrides = [
+            *miniature(run),
+            "++train_dldm.usage_clips=4",
+            "stages=[vdm,dldm]",
+            f"++hardware.compile={compiled}",
+        ]
         done = subprocess.run(
-            [sys.executable, "-m", "vw2_robot.pretrain.pretrain_on_openx", *words],
+            [sys.executable, "-m", "vw2_robot.pretrain.pretrain_on_openx", *overrides],
             capture_output=True,
             text=True,
             cwd=REPO,

@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 
 from vw2_robot.checkpoint import resolve
 from vw2_robot.command_line.config_tree import config_from, config_tree
-from vw2_robot.pretrain.config import Pretrain
+from vw2_robot.pretrain.config import PretrainConfig
 from vw2_robot.pretrain.pretrain_on_openx import pretrain_on_openx
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "configs" / "experiment"
 NAMES = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
-LOOP = "{steps: 2, batch: 2, log_every: 1, save_every: 2, optim: {lr: 0.003, warmup_steps: 1}}"
+LOOP = "{train_steps: 2, batch_size: 2, log_every: 1, save_every: 2, optim: {lr: 0.003, warmup_steps: 1}}"
 SMALL = {
     "dldm.num_frames": 5,
     "dldm.height": 16,
@@ -49,7 +49,7 @@ SMALL = {
     "train_dldm.validation_clips": 4,
     "++train_dldm.usage_clips": 4,
     "++train_policy.loop": LOOP,
-    "++extract_latents": "{cache_stride: 4, batch: 8}",
+    "++extract_latents": "{cache_stride: 4, batch_size: 8}",
 }
 
 
@@ -65,7 +65,7 @@ def settings(name: str) -> dict[str, Any]:
     return leaves(yaml.safe_load((EXPERIMENTS / f"{name}.yaml").read_text(encoding="utf-8")))
 
 
-def miniature(name: str, frames: Path, run_dir: Path, *more: str) -> Pretrain:
+def miniature(name: str, frames: Path, run_dir: Path, *more: str) -> PretrainConfig:
     """The experiment with everything small that it does not itself set."""
     own = settings(name)
     small = [f"{key}={value}" for key, value in SMALL.items() if key.lstrip("+") not in own]
@@ -78,7 +78,7 @@ def miniature(name: str, frames: Path, run_dir: Path, *more: str) -> Pretrain:
     ]
     with initialize_config_module("vw2_robot.configs", version_base="1.3"):
         tree = compose("pretrain", [*overrides, *more])
-    return config_from(Pretrain, OmegaConf.to_container(tree, resolve=True))
+    return config_from(PretrainConfig, OmegaConf.to_container(tree, resolve=True))
 
 
 def metrics(run_dir: Path) -> list[dict[str, float]]:

@@ -29,12 +29,12 @@ pytest.importorskip("tensorflow_datasets", reason="TFDS is not installed (extra 
 torch.set_num_threads(1)
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 STAGES = ("train_vdm", "train_dldm", "extract_latents", "train_policy")
-LOOP = "{steps: 2, batch: 2, log_every: 1, save_every: 2, optim: {lr: 0.003, warmup_steps: 1}}"
+LOOP = "{train_steps: 2, batch_size: 2, log_every: 1, save_every: 2, optim: {lr: 0.003, warmup_steps: 1}}"
 SMALL_HEAD = ["head.hidden=8", f"++loop={LOOP}", "data.validation_fraction=0.25"]
 
 
 def examples(config_name: str) -> list[list[str]]:
-    """The words after the name of the program, of every example in its --help."""
+    """The overrides after the name of the program, of every example in its --help."""
     about = yaml.safe_load((CONFIGS / f"{config_name}.yaml").read_text(encoding="utf-8"))["hydra"]["help"]
     lines = re.findall(rf"^\s*{re.escape(about['app_name'])} (\S.*)$", about["footer"], re.MULTILINE)
     return [shlex.split(line) for line in lines]
@@ -68,8 +68,8 @@ def write_bridge(folder: Path) -> None:
 def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Run the program of a module in this process, as a shell would."""
 
-    def run(module: str, *words: str) -> None:
-        monkeypatch.setattr(sys, "argv", [module, *words])
+    def run(module: str, *overrides: str) -> None:
+        monkeypatch.setattr(sys, "argv", [module, *overrides])
         importlib.import_module(f"vw2_robot.{module}").main()
 
     return run
@@ -99,9 +99,9 @@ def test_training_works_as_the_help_shows_it(
     assert "frames: 8 episodes, 80 images of 16 x 16" in capsys.readouterr().out
     assert load_checkpoint("runs/first/policy", kind="policy").facts["latent_hz"] == [5.0]
 
-    for words in examples("finetune"):
-        start("finetune.train_head", *words, *SMALL_HEAD, "++hardware={device: cpu, threads: 1}")
-        run = next(word.partition("=")[2] for word in words if word.startswith("run_dir="))
+    for overrides in examples("finetune"):
+        start("finetune.train_head", *overrides, *SMALL_HEAD, "++hardware={device: cpu, threads: 1}")
+        run = next(word.partition("=")[2] for word in overrides if word.startswith("run_dir="))
         assert json.loads(Path(run, "validation.json").read_text())["windows"] > 0
         assert VW2Agent.from_pretrained(run).metadata["chunk_size"] == 4
 
@@ -109,31 +109,33 @@ def test_training_works_as_the_help_shows_it(
     _train_from_a_replay(tmp_path, from_replay, sizes, start)
 
 
-def _train_from_a_replay(folder: Path, words: list[str], sizes: list[str], start: Callable[..., None]) -> None:
-    """`vw2-ingest` and training as their --help shows them agree on what a window is: here one of 0.6 s a step."""
+def _train_from_a_replay(folder: Path, overrides: list[str], sizes: list[str], start: Callable[..., None]) -> None:
+    """`vw2-replay fill` and training as their --help shows them agree on what a window is: here one of 0.6 s a step."""
     pytest.importorskip("reverb", reason="Reverb is not installed (extra openx)")
     from vw2_robot.command_line.config_tree import config_from
     from vw2_robot.data.replay.reverb_server import ReplayServer
     from vw2_robot.data.replay.reverb_tables import ServerOptions
-    from vw2_robot.pretrain.ingest import IngestConfig, fill_server
+    from vw2_robot.replay_programs.fill import ReplayFillConfig, fill_server
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     server = ReplayServer(ServerOptions(num_frames=5), path=folder / "server", port=int(address.rpartition(":")[2]))
-    two, mixed = examples("ingest")
+    two, mixed = examples("replay_fill")
     assert (
         "data.windows.gap_seconds=0.6" in mixed
-    )  # `octo` is a terabyte; its other words fill the server from what is here
+    )  # `octo` is a terabyte; its other overrides fill the server from what is here
     ingest = [word for word in (*two, *mixed) if not re.match(r"ingests?=|data\.(mixture|root)=|address=", word)]
     with initialize_config_module("vw2_robot.configs", version_base="1.3"):
-        tree = compose("ingest", [f"address={address}", *ingest, "data.windows.num_frames=5", "timeout_seconds=30"])
-    config = config_from(IngestConfig, OmegaConf.to_container(tree, resolve=True))
+        tree = compose(
+            "replay_fill", [f"address={address}", *ingest, "data.windows.num_frames=5", "timeout_seconds=30"]
+        )
+    config = config_from(ReplayFillConfig, OmegaConf.to_container(tree, resolve=True))
     filling = threading.Thread(target=fill_server, args=(config,))
     filling.start()
     try:
         (folder / "DIR/frames").symlink_to(folder / "runs/first/frames")
-        here = [word.replace("HOST:8765", address).replace("runs/first", "runs/replay") for word in words]
+        here = [word.replace("HOST:8765", address).replace("runs/first", "runs/replay") for word in overrides]
         start(
             "pretrain.train_dldm",
             *here,

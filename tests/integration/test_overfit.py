@@ -1,4 +1,4 @@
-"""Ten demonstrations learned by heart work again in the simulator, through the agent: the chain can fit at all."""
+"""Ten demonstrations that were memorized work again in the simulator, through the agent: the chain can fit at all."""
 
 from __future__ import annotations
 

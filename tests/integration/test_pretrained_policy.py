@@ -14,12 +14,12 @@ from vw2_robot.agent import VW2Agent
 from vw2_robot.checkpoint import load_checkpoint
 from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.errors import InputError
-from vw2_robot.finetune.config import Finetune
+from vw2_robot.finetune.config import FinetuneConfig
 from vw2_robot.finetune.train_head import finetune
 from vw2_robot.models.policy.acting import null_codes
 from vw2_robot.models.policy.ar_policy import LatentPolicy
 from vw2_robot.pretrain import train_policy as stage
-from vw2_robot.pretrain.config import Pretrain
+from vw2_robot.pretrain.config import PretrainConfig
 from vw2_robot.pretrain.pretrain_on_openx import pretrain_on_openx
 
 torch.set_num_threads(1)
@@ -40,7 +40,7 @@ def configure(cls, name, overrides):
 def encoded(miniature, tmp_path_factory):
     """A run that has its latent cache."""
     folder = tmp_path_factory.mktemp("encoded") / "run"
-    pretrain_on_openx(configure(Pretrain, "pretrain", [*miniature(folder), "stages=[vdm,dldm,latents]"]))
+    pretrain_on_openx(configure(PretrainConfig, "pretrain", [*miniature(folder), "stages=[vdm,dldm,latents]"]))
     return folder
 
 
@@ -54,18 +54,18 @@ def test_a_share_of_the_samples_is_fed_no_codes(share, miniature, encoded, tmp_p
         "train_policy.loop.train_steps=8",
         "stages=[policy]",
     ]
-    blind = []
+    is_null = []
 
     def watched(policy, prompt, codes, real=LatentPolicy.states):
         nothing = null_codes(policy, len(codes), latent_steps=codes.shape[1], device=codes.device)
         if torch.is_grad_enabled():
-            blind.extend((codes == nothing).all(dim=(1, 2)).tolist())
+            is_null.extend((codes == nothing).all(dim=(1, 2)).tolist())
         return real(policy, prompt, codes)
 
     monkeypatch.setattr(LatentPolicy, "states", watched)
-    pretrain_on_openx(configure(Pretrain, "pretrain", mine))
-    assert len(blind) >= 16
-    assert {0.0: not any(blind), 0.5: 0 < sum(blind) < len(blind), 1.0: all(blind)}[share]
+    pretrain_on_openx(configure(PretrainConfig, "pretrain", mine))
+    assert len(is_null) >= 16
+    assert {0.0: not any(is_null), 0.5: 0 < sum(is_null) < len(is_null), 1.0: all(is_null)}[share]
 
 
 def test_a_policy_predicts_further_than_a_clip_of_the_dldm(miniature, encoded, tmp_path, monkeypatch):
@@ -73,15 +73,15 @@ def test_a_policy_predicts_further_than_a_clip_of_the_dldm(miniature, encoded, t
     shutil.copytree(encoded, run)
     shapes, real = set(), LatentPolicy.states
     monkeypatch.setattr(LatentPolicy, "states", lambda *args: shapes.add(args[2].shape[1:]) or real(*args))
-    words = [*miniature(run), "++train_policy.latent_steps=2", "train_policy.loop.train_steps=2", "stages=[policy]"]
-    pretrain_on_openx(configure(Pretrain, "pretrain", words))
+    overrides = [*miniature(run), "++train_policy.latent_steps=2", "train_policy.loop.train_steps=2", "stages=[policy]"]
+    pretrain_on_openx(configure(PretrainConfig, "pretrain", overrides))
     assert shapes == {(2, 4)}
 
 
 def test_windows_that_never_meet_are_refused(miniature, tmp_path):
-    words = [*miniature(tmp_path), "++extract_latents.cache_stride=3", "++train_policy.latent_steps=2"]
+    overrides = [*miniature(tmp_path), "++extract_latents.cache_stride=3", "++train_policy.latent_steps=2"]
     with pytest.raises(InputError, match=r"begins where another one ends, 4 frames later.*cache_stride=3"):
-        pretrain_on_openx(configure(Pretrain, "pretrain", words))
+        pretrain_on_openx(configure(PretrainConfig, "pretrain", overrides))
 
 
 @pytest.mark.parametrize(("family", "overrides"), POLICIES, ids=[family for family, _ in POLICIES])
@@ -91,7 +91,7 @@ def test_from_a_folder_to_actions(
     run = tmp_path / "run"
     shutil.copytree(encoded, run)
     mine = [*miniature(run), f"++policy.backbone.weights={model_folder(family)}", *overrides]
-    config = configure(Pretrain, "pretrain", [*mine, "stages=[policy]"])
+    config = configure(PretrainConfig, "pretrain", [*mine, "stages=[policy]"])
     real, steps = stage.optimizer_step, []
 
     def dies_once(loss, optimizer, *, step, **rest):
@@ -116,10 +116,10 @@ def test_from_a_folder_to_actions(
     kept = torch.equal(trained.backbone.embed(torch.arange(300)), fresh.backbone.embed(torch.arange(300)))
     assert kept == (family != "smolvlm")  # the base stays in freeze_base and lora, and moves in full
 
-    loop = "{steps: 2, batch: 4, log_every: 1, save_every: 2, optim: {lr: 0.003, warmup_steps: 2}}"
+    loop = "{train_steps: 2, batch_size: 4, log_every: 1, save_every: 2, optim: {lr: 0.003, warmup_steps: 2}}"
     finetune(
         configure(
-            Finetune,
+            FinetuneConfig,
             "finetune",
             [
                 f"run_dir={tmp_path / 'finetune'}",
@@ -134,11 +134,11 @@ def test_from_a_folder_to_actions(
     )
     monkeypatch.setattr("vw2_robot.models.policy.backbone.read_pretrained", None)  # the folder is needed no more
     agent = VW2Agent.from_pretrained(tmp_path / "finetune")
-    looks = [
-        {"images": {"static": np.full((20, 30, 3), shade, np.uint8)}, "prompt": words}
-        for shade, words in ((0, "push"), (255, "push the square to the left"))
+    observations = [
+        {"images": {"static": np.full((20, 30, 3), shade, np.uint8)}, "prompt": instruction}
+        for shade, instruction in ((0, "push"), (255, "push the square to the left"))
     ]
-    together, alone = agent.infer_batch(looks), [agent.infer(look) for look in looks]
+    together, alone = agent.infer_batch(observations), [agent.infer(observation) for observation in observations]
     for one, other in zip(together, alone, strict=True):
         assert one["actions"].shape == (4, 7)
         np.testing.assert_allclose(one["actions"], other["actions"], atol=1e-5)

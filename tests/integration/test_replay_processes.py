@@ -25,11 +25,9 @@ from vw2_robot.data.sources.formats import open_source
 
 REPO = Path(__file__).resolve().parents[2]
 MODULES = {
-    "vw2-replay-server": "replay_server",
-    "vw2-ingest": "ingest",
-    "vw2-replay-draw": "replay_draw",
-    "vw2-train-vdm": "train_vdm",
-    "vw2-train-dldm": "train_dldm",
+    "vw2-replay": "replay_programs",
+    "vw2-train-vdm": "pretrain.train_vdm",
+    "vw2-train-dldm": "pretrain.train_dldm",
 }
 pytestmark = pytest.mark.slow
 
@@ -47,7 +45,7 @@ class Processes:
     def start(self, command: str, name: str) -> subprocess.Popen[bytes]:
         """Start a shell command in which our console scripts are run from this checkout."""
         for script, module in MODULES.items():
-            command = re.sub(rf"\b{script}\b", f"{shlex.quote(sys.executable)} -m vw2_robot.pretrain.{module}", command)
+            command = re.sub(rf"\b{script}\b", f"{shlex.quote(sys.executable)} -m vw2_robot.{module}", command)
         environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
         with (self.folder / f"{name}.txt").open("ab") as out:
             process = subprocess.Popen(
@@ -75,7 +73,7 @@ class Processes:
         """Start a server and wait until it listens."""
         before = self.output("server").count("replay server on port") if (self.folder / "server.txt").exists() else 0
         process = self.start(
-            f"vw2-replay-server path=replay port={self.port} num_frames=5 listen=all {options}", "server"
+            f"vw2-replay serve path=replay port={self.port} num_frames=5 listen=all {options}", "server"
         )
         wait_until(lambda: self.output("server").count("replay server on port") > before, 120)
         return process
@@ -83,7 +81,7 @@ class Processes:
     def ingest(self, number: int, data: str, *, timeout_seconds: float = 20) -> subprocess.Popen[bytes]:
         """Start an ingest process in the loop that docs/scaling.md shows."""
         return self.start(
-            f"until vw2-ingest address=127.0.0.1:{self.port} ingest={number} ingests=2 {data} "
+            f"until vw2-replay fill address=127.0.0.1:{self.port} ingest={number} ingests=2 {data} "
             f"timeout_seconds={timeout_seconds}; "
             "do sleep 1; done",
             f"ingest-{number}",
@@ -92,7 +90,7 @@ class Processes:
     def draw(self, rank: int, options: str, *, ranks: int = 2) -> subprocess.Popen[bytes]:
         """Start a trainer rank."""
         return self.start(
-            f"vw2-replay-draw address=127.0.0.1:{self.port} rank={rank} ranks={ranks} out=draw "
+            f"vw2-replay check address=127.0.0.1:{self.port} rank={rank} ranks={ranks} out=draw "
             f"height=16 width=16 {options}",
             f"draw-{rank}",
         )
@@ -190,7 +188,7 @@ def test_a_killed_trainer_and_its_server_go_back_together(processes: Processes, 
 def test_nobody_hangs_when_the_server_never_comes_back(processes: Processes, calvin_folder: Path) -> None:
     server = processes.server("ranks=1 ingests=1 max_windows=20")
     ingest = processes.start(
-        f"vw2-ingest address=127.0.0.1:{processes.port} {data_of(calvin_folder)} timeout_seconds=4", "ingest"
+        f"vw2-replay fill address=127.0.0.1:{processes.port} {data_of(calvin_folder)} timeout_seconds=4", "ingest"
     )
     draw = processes.draw(0, "batch_size=4 pause_seconds=0.3 timeout_seconds=4", ranks=1)
     wait_until(lambda: processes.drawn().total() > 8, 60)
@@ -208,7 +206,7 @@ def test_nobody_hangs_when_the_server_never_comes_back(processes: Processes, cal
 def test_an_ingest_ends_in_time_when_nobody_draws(processes: Processes, calvin_folder: Path) -> None:
     server = processes.server("max_windows=20")
     ingest = processes.start(
-        f"vw2-ingest address=127.0.0.1:{processes.port} {data_of(calvin_folder)} timeout_seconds=3", "ingest"
+        f"vw2-replay fill address=127.0.0.1:{processes.port} {data_of(calvin_folder)} timeout_seconds=3", "ingest"
     )
     assert ingest.wait(60) == 1
     assert "does a trainer sample from it?" in processes.output("ingest")
@@ -221,7 +219,7 @@ def test_an_ingest_ends_in_time_when_nobody_draws(processes: Processes, calvin_f
 def test_each_of_them_stops_in_order_and_goes_on(processes: Processes, calvin_folder: Path) -> None:
     """Also an ingest process that waits for room, a rank that waits for windows, and a server with either."""
     options, wanted = "ingests=2 max_windows=20 checkpoint_minutes=0", expected(calvin_folder)
-    ingest_0 = f"vw2-ingest address=127.0.0.1:{processes.port} ingest=0 ingests=2 {data_of(calvin_folder)}"
+    ingest_0 = f"vw2-replay fill address=127.0.0.1:{processes.port} ingest=0 ingests=2 {data_of(calvin_folder)}"
     rank = "batch_size=4 checkpoint_batches=4"  # stopped, like the server, one batch later
     server = processes.server(options)
 

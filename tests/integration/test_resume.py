@@ -20,12 +20,11 @@ from safetensors.torch import load_file
 from vw2_robot import checkpoint, runs
 from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.finetune import train_head
-from vw2_robot.finetune.config import Finetune
+from vw2_robot.finetune.config import FinetuneConfig
 from vw2_robot.finetune.train_head import finetune
 from vw2_robot.models.video.vdm import VDM
-from vw2_robot.pretrain import dldm_diagnostics as dldm_diagnostics
-from vw2_robot.pretrain import extract_latents, train_dldm, train_policy, train_vdm
-from vw2_robot.pretrain.config import Pretrain
+from vw2_robot.pretrain import code_usage, dldm_diagnostics, extract_latents, train_dldm, train_policy, train_vdm
+from vw2_robot.pretrain.config import PretrainConfig
 from vw2_robot.pretrain.pretrain_on_openx import pretrain_on_openx
 
 torch.set_num_threads(1)
@@ -55,11 +54,11 @@ def small_shards(monkeypatch):
 
 @pytest.fixture(scope="module")
 def pretrained(miniature, tmp_path_factory):
-    """A run that nobody disturbed."""
+    """A run without interruptions."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(extract_latents, "EPISODES_PER_SHARD", 3)
-        pretrain_on_openx(configure(Pretrain, "pretrain", miniature(folder)))
+        pretrain_on_openx(configure(PretrainConfig, "pretrain", miniature(folder)))
     return folder
 
 
@@ -78,9 +77,9 @@ PLACES = [
     (runs.Run, "log"),
     (extract_latents, "write_shard"),
     (extract_latents, "finish"),
-    (extract_latents, "mark"),
-    (dldm_diagnostics, "mark"),
-    (dldm_diagnostics, "_write_sheet"),
+    (extract_latents, "write_json"),
+    (code_usage, "write_json"),
+    (dldm_diagnostics, "contact_sheet"),
     (VDM, "save_folder"),
 ]
 
@@ -111,7 +110,7 @@ def killed(run, config, place, **when):
 
 
 def test_killed_once_or_more_in_every_stage_and_inside_checkpoints(miniature, pretrained, tmp_path):
-    config = configure(Pretrain, "pretrain", miniature(tmp_path))
+    config = configure(PretrainConfig, "pretrain", miniature(tmp_path))
     kills = [
         ((train_vdm, "optimizer_step"), {"call": 0}),  # before any checkpoint
         ((train_vdm, "optimizer_step"), {"call": 2}),  # between checkpoints
@@ -125,8 +124,8 @@ def test_killed_once_or_more_in_every_stage_and_inside_checkpoints(miniature, pr
         ((train_dldm, "optimizer_step"), {"call": 1}),  # phase 2, right after its beginning
         ((checkpoint, "save_tensors"), {"call": 1}),
         ((train_dldm, "optimizer_step"), {"call": 1, "before": True}),
-        ((dldm_diagnostics, "mark"), {"call": 0}),  # trained, codes.json written, the image is missing
-        ((dldm_diagnostics, "_write_sheet"), {"call": 0, "before": True}),
+        ((code_usage, "write_json"), {"call": 0}),  # trained, codes.json written, the image is missing
+        ((dldm_diagnostics, "contact_sheet"), {"call": 0, "before": True}),
         ((extract_latents, "write_shard"), {"call": 1}),
         ((extract_latents, "write_shard"), {"call": 1, "before": True}),
         ((extract_latents, "finish"), {"call": 0, "before": True}),
@@ -142,7 +141,7 @@ def test_killed_once_or_more_in_every_stage_and_inside_checkpoints(miniature, pr
 
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (0, 2, 3))])
 def test_killed_at_random_places_until_it_is_done(miniature, pretrained, tmp_path, seed):
-    config, chance = configure(Pretrain, "pretrain", miniature(tmp_path)), random.Random(seed)
+    config, chance = configure(PretrainConfig, "pretrain", miniature(tmp_path)), random.Random(seed)
     deaths, done = 0, False
     while not done:
         with pytest.MonkeyPatch.context() as patch:
@@ -165,12 +164,12 @@ def test_phase_two_begins_with_a_fresh_optimizer(pretrained):
 def test_a_finished_chain_is_left_as_it_is(miniature, pretrained, monkeypatch):
     before = contents(pretrained)
     monkeypatch.setattr(checkpoint, "save_tensors", None)  # not to be called
-    pretrain_on_openx(configure(Pretrain, "pretrain", miniature(pretrained)))
+    pretrain_on_openx(configure(PretrainConfig, "pretrain", miniature(pretrained)))
     assert contents(pretrained) == before
 
 
 def finetuning(policy, data, folder, *more):
-    loop = "{steps: 5, batch: 4, log_every: 1, save_every: 2, optim: {lr: 0.003, warmup_steps: 2}}"
+    loop = "{train_steps: 5, batch_size: 4, log_every: 1, save_every: 2, optim: {lr: 0.003, warmup_steps: 2}}"
     overrides = [
         f"run_dir={folder}",
         f"policy={policy}",
@@ -182,7 +181,7 @@ def finetuning(policy, data, folder, *more):
         "++hardware={device: cpu, threads: 1}",
         *more,
     ]
-    return configure(Finetune, "finetune", overrides)
+    return configure(FinetuneConfig, "finetune", overrides)
 
 
 def test_fine_tuning_killed_anywhere_ends_in_the_same_bytes(pretrained, calvin_folder, tmp_path):
@@ -196,7 +195,7 @@ def test_fine_tuning_killed_anywhere_ends_in_the_same_bytes(pretrained, calvin_f
         ((checkpoint, "write_json"), {"call": 2}),
         ((runs, "write_text"), {"call": 1, "before": True}),
         ((runs.Run, "log"), {"call": 0}),
-        ((train_head, "mark"), {"call": 0, "before": True}),  # all steps done, validation.json is missing
+        ((train_head, "write_json"), {"call": 0, "before": True}),  # all steps done, validation.json is missing
     ]:
         killed(finetune, config, place, **when)
     finetune(config)
@@ -312,7 +311,7 @@ def test_a_real_signal_in_every_stage_changes_nothing(miniature, calvin_folder, 
     assert_equal_contents(contents(killed_run), contents(calm))
 
     def overrides(folder):
-        loop = "{steps: 8, batch: 4, log_every: 1, save_every: 3, optim: {lr: 0.003, warmup_steps: 2}}"
+        loop = "{train_steps: 8, batch_size: 4, log_every: 1, save_every: 3, optim: {lr: 0.003, warmup_steps: 2}}"
         return [
             f"run_dir={folder}",
             f"policy={calm}",

@@ -11,7 +11,7 @@ from vw2_robot.errors import InputError
 from vw2_robot.pretrain import train_dldm, train_vdm
 from vw2_robot.pretrain.cache_frames import open_frames, training_split
 from vw2_robot.pretrain.clips import CachedClips, StreamedClips, training_clips
-from vw2_robot.pretrain.config import Pretrain
+from vw2_robot.pretrain.config import PretrainConfig
 from vw2_robot.pretrain.pretrain_on_openx import pretrain_on_openx
 
 torch.set_num_threads(1)
@@ -23,7 +23,7 @@ class Kill(BaseException):
 
 def configure(overrides):
     with initialize_config_module("vw2_robot.configs", version_base="1.3"):
-        return config_from(Pretrain, OmegaConf.to_container(compose("pretrain", overrides), resolve=True))
+        return config_from(PretrainConfig, OmegaConf.to_container(compose("pretrain", overrides), resolve=True))
 
 
 @pytest.fixture

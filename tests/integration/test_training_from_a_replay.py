@@ -27,7 +27,7 @@ from vw2_robot.errors import InputError
 from vw2_robot.pretrain import cache_frames, train_dldm, train_vdm
 from vw2_robot.pretrain.cache_frames import open_frames, open_sources, training_split
 from vw2_robot.pretrain.clips import training_clips
-from vw2_robot.pretrain.config import Pretrain
+from vw2_robot.pretrain.config import PretrainConfig
 from vw2_robot.pretrain.pretrain_on_openx import pretrain_on_openx
 from vw2_robot.pretrain.replayed_clips import ReplayedClips
 
@@ -52,12 +52,12 @@ class Training:
             self.address = f"127.0.0.1:{self.port}"
             self.overrides = [*overrides, f"replay.address={self.address}"]
 
-    def config(self, name: str, *more: str) -> Pretrain:
+    def config(self, name: str, *more: str) -> PretrainConfig:
         words = [f"run_dir={self.folder / name}", *self.overrides, f"replay={self.engine}", *more]
         with initialize_config_module("vw2_robot.configs", version_base="1.3"):
-            return config_from(Pretrain, OmegaConf.to_container(compose("pretrain", words), resolve=True))
+            return config_from(PretrainConfig, OmegaConf.to_container(compose("pretrain", words), resolve=True))
 
-    def feed(self, config: Pretrain, *, epochs: int, windows: WindowOptions | None = None) -> None:
+    def feed(self, config: PretrainConfig, *, epochs: int, windows: WindowOptions | None = None) -> None:
         """Start what is needed so that the data of `config` arrive `epochs` times."""
         if self.engine == "memory":
             return  # filled by the trainer itself, for ever
@@ -87,7 +87,7 @@ def training(request, miniature, calvin_folder, tmp_path) -> Iterator[Training]:
     made.close()
 
 
-def opened(config: Pretrain) -> tuple[ReplayedClips, FrameCache, list[int], list[int]]:
+def opened(config: PretrainConfig) -> tuple[ReplayedClips, FrameCache, list[int], list[int]]:
     frames = open_frames(config)
     train, held_out = training_split(config, frames)
     clips = training_clips(config, frames, train, held_out, Path(config.run_dir) / "stage")
@@ -158,7 +158,7 @@ def test_the_end_of_the_data_is_said(training: Training) -> None:
     total = everything(frames, train).total()
     for step in range(total // 4):
         clips.batch(step, 4)
-    with pytest.raises(InputError, match=r"delivered all that it was given.*data\.epochs"):
+    with pytest.raises(InputError, match=r"delivered all of its windows.*data\.epochs"):
         clips.batch(0, total)
     clips.close()
 
@@ -249,7 +249,7 @@ def test_a_broken_image_is_counted_and_its_windows_are_left_out(
     training.feed(config, epochs=1)
     seen = [name for step in range(20) for name in names(clips.batch(step, 1))]
     assert (last.episode_id, 0) not in seen
-    assert len(clips.bad) <= 1
+    assert len(clips.skipped) <= 1
     clips.close()
 
 
@@ -312,4 +312,4 @@ def test_a_replay_in_memory_needs_a_data_set_and_is_no_stream(miniature, tmp_pat
         initialize_config_module("vw2_robot.configs", version_base="1.3"),
         pytest.raises(InputError, match="come from a replay or from a stream"),
     ):
-        config_from(Pretrain, OmegaConf.to_container(compose("pretrain", overrides), resolve=True))
+        config_from(PretrainConfig, OmegaConf.to_container(compose("pretrain", overrides), resolve=True))

@@ -18,14 +18,14 @@ from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.video.vdm import VDM, Geometry, VDMConfig
 from vw2_robot.models.video.video_codec import CodecConfig, DCTCodec
 from vw2_robot.optim import LoopConfig, OptimConfig, build_optimizer, optimizer_step
-from vw2_robot.pretrain.config import PhasesConfig
+from vw2_robot.pretrain.config import TrainDLDMConfig
 from vw2_robot.pretrain.dldm_diagnostics import validate
 from vw2_robot.pretrain.dldm_losses import phase_one_loss, phase_two_loss
 
 pytestmark = pytest.mark.slow
 
 DLDM_CONFIG = DLDMConfig(
-    frames=5,
+    num_frames=5,
     height=64,
     width=64,
     stem=StemConfig("pixel", 4, 8, 1),
@@ -40,8 +40,8 @@ VDM_CONFIG = VDMConfig(
 CODEC_CONFIG = CodecConfig(block=8, keep=2)
 PHASE1 = OptimConfig(lr=2e-3, weight_decay=0.01, warmup_steps=20)
 PHASE2 = OptimConfig(lr=2e-4, weight_decay=0.01, warmup_steps=20)
-LOOP = LoopConfig(steps=1, batch=16, optim=PHASE2)
-PHASES = PhasesConfig(phase1=LOOP, phase2=LOOP, control_dropout=0.7, vdm_lr_mult=10.0)
+LOOP = LoopConfig(train_steps=1, batch_size=16, optim=PHASE2)
+PHASES = TrainDLDMConfig(phase1=LOOP, phase2=LOOP, control_dropout=0.7, vdm_lr_mult=10.0)
 BATCH = 16
 
 
@@ -50,33 +50,33 @@ def build_renderer(
 ) -> tuple[VDM, DCTCodec]:
     torch.manual_seed(seed)
     side = config.height // codec.block
-    geometry = Geometry(codec.channels, config.steps, side, side, config.queries, config.code_dims)
+    geometry = Geometry(codec.channels, config.latent_steps, side, side, config.queries, config.code_dims)
     return VDM(vdm, geometry), DCTCodec(codec)
 
 
-def real(x: Tensor, config: DLDMConfig) -> Tensor:
-    return torch.ones(len(x), config.steps, dtype=torch.bool)
+def all_valid(x: Tensor, config: DLDMConfig) -> Tensor:
+    return torch.ones(len(x), config.latent_steps, dtype=torch.bool)
 
 
-def phase_one(dldm: DLDM, clips, *, steps: int, optim: OptimConfig = PHASE1) -> None:
+def phase_one(dldm: DLDM, clips, *, train_steps: int, optim: OptimConfig = PHASE1) -> None:
     optimizer = build_optimizer(dldm.parameters(), optim)
-    for step in range(steps):
+    for step in range(train_steps):
         x = clips(step)
-        loss, _ = phase_one_loss(dldm, x, real(x, dldm.config))
-        optimizer_step(loss, optimizer, step=step, config=optim, total_steps=steps)
+        loss, _, _ = phase_one_loss(dldm, x, all_valid(x, dldm.config))
+        optimizer_step(loss, optimizer, step=step, config=optim, total_steps=train_steps)
 
 
-def prior(vdm: VDM, codec: DCTCodec, clips, *, config: DLDMConfig, steps: int) -> None:
+def prior(vdm: VDM, codec: DCTCodec, clips, *, config: DLDMConfig, train_steps: int) -> None:
     optimizer = build_optimizer(vdm.trainable_parameters(prior=True), PHASE1)
     codec.measure(clips(0))
-    for step in range(steps):
+    for step in range(train_steps):
         x = clips(step)
-        codes = x.new_zeros(len(x), config.steps, config.queries, config.code_dims)
+        codes = x.new_zeros(len(x), config.latent_steps, config.queries, config.code_dims)
         noise = torch.Generator().manual_seed(step)
         loss = vdm.denoising_loss(
-            codec.encode(x), codes, control_video=None, valid=real(x, config), generator=noise, drop_codes=True
+            codec.encode(x), codes, control_video=None, valid=all_valid(x, config), generator=noise, drop_codes=True
         )
-        optimizer_step(loss, optimizer, step=step, config=PHASE1, total_steps=steps)
+        optimizer_step(loss, optimizer, step=step, config=PHASE1, total_steps=train_steps)
 
 
 def phase_two(
@@ -85,15 +85,16 @@ def phase_two(
     codec: DCTCodec,
     clips,
     *,
-    phases: PhasesConfig,
-    steps: int,
+    phases: TrainDLDMConfig,
+    train_steps: int,
     optim: OptimConfig = PHASE2,
 ) -> None:
     optimizer = build_optimizer(dldm.parameters(), optim, fast=vdm.trainable_parameters(), fast_mult=phases.vdm_lr_mult)
-    for step in range(steps):
-        x, noise = clips(step), torch.Generator().manual_seed(step)
-        loss, _ = phase_two_loss(dldm, vdm, codec, x, real(x, dldm.config), phases=phases, noise=noise)
-        optimizer_step(loss, optimizer, step=step, config=optim, total_steps=steps)
+    for step in range(train_steps):
+        x = clips(step)
+        noise = torch.Generator().manual_seed(step)
+        loss, _, _ = phase_two_loss(dldm, vdm, codec, x, all_valid(x, dldm.config), phases=phases, noise=noise)
+        optimizer_step(loss, optimizer, step=step, config=optim, total_steps=train_steps)
 
 
 @torch.no_grad()
@@ -115,22 +116,22 @@ def trained(toy_world) -> DLDM:
     """A dLDM after phase 1 on the toy world."""
     torch.manual_seed(0)
     dldm = DLDM(DLDM_CONFIG)
-    phase_one(dldm, lambda step: toy_world.toy_clips(BATCH, num_frames=5, seed=step).x, steps=200)
+    phase_one(dldm, lambda step: toy_world.toy_clips(BATCH, num_frames=5, seed=step).x, train_steps=200)
     return dldm
 
 
 def test_one_clip_is_learned_by_heart_and_phase_two_keeps_it(toy_world) -> None:
-    config = replace(DLDM_CONFIG, frames=17)  # four latent steps: two are too few to standardize over
+    config = replace(DLDM_CONFIG, num_frames=17)  # four latent steps: two are too few to standardize over
     torch.manual_seed(0)
     dldm = DLDM(config)
     clip = toy_world.toy_clips(1, num_frames=17, seed=3)
     assert clip.arm.any()
-    phase_one(dldm, lambda _: clip.x, steps=300)
+    phase_one(dldm, lambda _: clip.x, train_steps=300)
     learned = error_over_copying(dldm, clip.x)
     assert learned < 0.05
     vdm, codec = build_renderer(config, seed=1)
-    prior(vdm, codec, lambda _: clip.x, config=config, steps=50)
-    phase_two(dldm, vdm, codec, lambda _: clip.x, phases=PHASES, steps=50)
+    prior(vdm, codec, lambda _: clip.x, config=config, train_steps=50)
+    phase_two(dldm, vdm, codec, lambda _: clip.x, phases=PHASES, train_steps=50)
     assert error_over_copying(dldm, clip.x) < max(1.2 * learned, 0.05)
 
 
@@ -158,29 +159,29 @@ def test_codes_of_a_donor_move_the_arm_of_another_clip(trained: DLDM, toy_world)
     clips = toy_world.toy_clips(200, num_frames=5, seed=2 * 10**6)
     swapped = reconstruct(trained, clips.x, donor=1)
     moved = toy_world.arm_position(swapped[:, -1]) - toy_world.arm_position(clips.x[:, 0])
-    followed, own = (
-        float(torch.corrcoef(torch.stack([moved, way]))[0, 1])
-        for way in (clips.arm[:, 0, 0].roll(-1), clips.arm[:, 0, 0])
+    followed, unfollowed = (
+        float(torch.corrcoef(torch.stack([moved, motion]))[0, 1])
+        for motion in (clips.arm[:, 0, 0].roll(-1), clips.arm[:, 0, 0])
     )
     assert followed > 0.7
-    assert abs(own) < 0.3
+    assert abs(unfollowed) < 0.3
 
 
 def shuffle_ratios(dldm: DLDM, clips) -> tuple[float, float]:
-    """How much worse the renderer is with another clip's codes, with the hint and with a still one, after phase 2."""
+    """How much worse the renderer is with another clip's codes after phase 2: with and without control."""
     config = dldm.config
     vdm, codec = build_renderer(
         config, 1, vdm=replace(VDM_CONFIG, code_dropout=0.0, noise_shift=5.0), codec=CodecConfig(block=2, keep=2)
     )
-    prior(vdm, codec, clips, config=config, steps=100)
+    prior(vdm, codec, clips, config=config, train_steps=100)
     phases = replace(PHASES, vdm_lr_mult=20.0, target_color_jitter=0.0)
-    phase_two(dldm, vdm, codec, clips, phases=phases, steps=200, optim=replace(PHASE2, lr=1e-4))
+    phase_two(dldm, vdm, codec, clips, phases=phases, train_steps=200, optim=replace(PHASE2, lr=1e-4))
     x = clips(3 * 10**6, 128)
-    health = validate(dldm, vdm, codec, (x, real(x, config)), phase=2, seed=0, grayscale=True)
-    return health["dldm/shuffle_ratio"], health["dldm/shuffle_ratio_hintless"]
+    validation = validate(dldm, vdm, codec, (x, all_valid(x, config)), phase=2, seed=0, grayscale=True)
+    return validation["dldm/shuffle_ratio"], validation["dldm/shuffle_ratio_no_control"]
 
 
-def test_a_renderer_that_was_trained_with_dropped_hints_needs_the_codes_with_and_without_a_hint(toy_world) -> None:
+def test_a_renderer_trained_with_control_dropout_needs_the_codes_with_and_without_control(toy_world) -> None:
     config = replace(DLDM_CONFIG, height=16, width=16, stem=StemConfig("pixel", 4, 4, 1))
     torch.manual_seed(0)
     dldm = DLDM(config)
@@ -188,5 +189,5 @@ def test_a_renderer_that_was_trained_with_dropped_hints_needs_the_codes_with_and
     def clips(step: int, batch: int = 32) -> Tensor:
         return toy_world.coarse_clips(batch, num_frames=5, seed=step)
 
-    phase_one(dldm, clips, steps=200)
+    phase_one(dldm, clips, train_steps=200)
     assert min(shuffle_ratios(dldm, clips)) > 2

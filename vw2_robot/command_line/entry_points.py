@@ -42,12 +42,39 @@ extract_latents = partial(_start, "vw2_robot.pretrain.extract_latents")
 probe_latents = partial(_start, "vw2_robot.pretrain.probing.probe_latents")
 train_policy = partial(_start, "vw2_robot.pretrain.train_policy")
 imagine = partial(_start, "vw2_robot.pretrain.imagine")
-replay_server = partial(_start, "vw2_robot.pretrain.replay_server")
-ingest = partial(_start, "vw2_robot.pretrain.ingest")
-replay_draw = partial(_start, "vw2_robot.pretrain.replay_draw")
+replay_serve = partial(_start, "vw2_robot.replay_programs.serve")
+replay_fill = partial(_start, "vw2_robot.replay_programs.fill")
+replay_check = partial(_start, "vw2_robot.replay_programs.check")
 record = partial(_start, "vw2_robot.envs.recording.record")
 finetune = partial(_start, "vw2_robot.finetune.train_head")
 rollout = partial(_start, "vw2_robot.rollouts.__main__")
 report = partial(_start, "vw2_robot.rollouts.report.report")
 compare = partial(_start, "vw2_robot.rollouts.compare")
 doctor = partial(_start, "vw2_robot.doctor.__main__")
+
+REPLAY_COMMANDS = {
+    "serve": ("hold windows between ingest processes and trainers", replay_serve),
+    "fill": ("store windows of data sets on the server", replay_fill),
+    "check": ("sample windows as a trainer does, and report the rate", replay_check),
+}
+
+
+def replay() -> None:
+    """Start the subcommand of `vw2-replay` that the first argument names; print all of them if it names none."""
+    name = Path(sys.argv[0]).name if Path(sys.argv[0]).name != "__main__.py" else "vw2-replay"
+    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    if command in REPLAY_COMMANDS:
+        # The rest of the line belongs to the subcommand, and its messages begin with both words.
+        sys.argv[:2] = [f"{name} {command}"]
+        REPLAY_COMMANDS[command][1]()
+        return
+    if command == "--version":
+        print(f"vw2_robot {__version__}")
+        return
+    lines = [f"  {name} {known:<6} {meaning}" for known, (meaning, _) in REPLAY_COMMANDS.items()]
+    asks_for_help = command in ("--help", "-h")
+    if command and not asks_for_help:
+        lines.insert(0, f"{name}: error: there is no subcommand {command!r}; expected one of these:")
+    lines.append(f"{name} {next(iter(REPLAY_COMMANDS))} --help shows the options and an example.")
+    print("\n".join(lines), file=sys.stdout if asks_for_help else sys.stderr)
+    raise SystemExit(0 if asks_for_help else 2)

@@ -91,7 +91,7 @@ def field_docstrings(config_cls: type) -> dict[str, str]:
 
 
 def describe_type(annotation: Any) -> str:
-    """Return a type annotation in words: `integer of at least 1`, `"chain" or "single"`, `list of text`, `number or null`."""
+    """Return a type annotation in words, such as `integer of at least 1`, `list of text` or `number or null`."""
     origin = get_origin(annotation)
     if origin is Annotated:
         limits = [part.expected for part in get_args(annotation)[1:] if isinstance(part, Limit)]
@@ -161,7 +161,7 @@ def all_programs() -> dict[str, tuple[type, str]]:
         if isinstance(start, partial):
             (module,) = start.args
             main = importlib.import_module(module).main
-            command = name.replace("_", "-")
+            command = name.replace("replay_", "replay ").replace("_", "-")  # subcommands of vw2-replay
             found[command if command.startswith("pretrain") else f"vw2-{command}"] = (main.config_cls, main.config_name)
     return found
 

@@ -14,7 +14,7 @@ from vw2_robot import errors
 from vw2_robot.command_line import entry_points as entry_points
 from vw2_robot.command_line.program import program
 from vw2_robot.errors import InputError, MissingExtraError, Terminated, install_command, require
-from vw2_robot.pretrain.config import Pretrain
+from vw2_robot.pretrain.config import PretrainConfig
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def call(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["vw2-test", *overrides])
         monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
         try:
-            program(Pretrain, config_name="pretrain")(run)()
+            program(PretrainConfig, config_name="pretrain")(run)()
         except SystemExit as leave:
             return leave.code, capsys.readouterr().err
         return 0, capsys.readouterr().err
@@ -38,7 +38,7 @@ def test_overrides_reach_the_dataclass(call):
     status, error = call(seen.append, "run_dir=x", "data.path=y", "train_vdm.train_steps=7", "stages=[dldm]", "seed=3")
     assert (status, error) == (0, "")
     config = seen[0]
-    assert isinstance(config, Pretrain)
+    assert isinstance(config, PretrainConfig)
     assert (config.run_dir, config.data.path, config.train_vdm.train_steps, config.stages) == ("x", "y", 7, ("dldm",))
     assert config.seed == 3
 
@@ -142,13 +142,13 @@ def test_several_ranks_are_refused_by_what_is_one_process(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(sys, "argv", ["vw2-test", "run_dir=x"])
     seen = []
-    program(Pretrain, config_name="pretrain")(seen.append)()
+    program(PretrainConfig, config_name="pretrain")(seen.append)()
     assert len(seen) == 1
     with pytest.raises(SystemExit):
-        program(Pretrain, config_name="pretrain", one_process=True)(seen.append)()
+        program(PretrainConfig, config_name="pretrain", one_process=True)(seen.append)()
     assert "WORLD_SIZE=2: this program is one process" in capsys.readouterr().err
     monkeypatch.setenv("WORLD_SIZE", "1")
-    program(Pretrain, config_name="pretrain", one_process=True)(seen.append)()
+    program(PretrainConfig, config_name="pretrain", one_process=True)(seen.append)()
     assert len(seen) == 2
 
 
@@ -226,7 +226,7 @@ def test_an_error_inside_an_installed_module_passes_through(tmp_path, monkeypatc
 
 def test_version_is_ours_and_not_that_of_hydra(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["vw2-test", "run_dir=x", "--version"])
-    program(Pretrain, config_name="pretrain")(None)()
+    program(PretrainConfig, config_name="pretrain")(None)()
     assert capsys.readouterr().out == f"vw2_robot {vw2_robot.__version__}\n"
 
 

@@ -8,7 +8,7 @@ import torch
 
 from vw2_robot.checkpoint import save_checkpoint
 from vw2_robot.command_line.config_tree import config_tree
-from vw2_robot.finetune.config import CalvinData, Finetune
+from vw2_robot.finetune.config import CalvinDataConfig, FinetuneConfig
 from vw2_robot.models.dldm.causal_video import LevelConfig, StemConfig
 from vw2_robot.models.dldm.config import DLDMConfig, QFormerConfig
 from vw2_robot.models.dldm.dldm import DLDM
@@ -24,7 +24,7 @@ POLICY = PolicyConfig(
     backbone=BackboneConfig(hidden=16, ffn=16, layers=1, heads=2, kv_heads=1), image_px=8, image_widths=(8,)
 )
 DLDM_TINY = DLDMConfig(
-    frames=5,
+    num_frames=5,
     height=8,
     width=8,
     stem=StemConfig("pixel", 4, 4, 1),
@@ -32,12 +32,12 @@ DLDM_TINY = DLDMConfig(
     qformer=QFormerConfig(heads=2),
     z_channels=8,
 )
-LOOP = LoopConfig(steps=2, batch=4, log_every=1, save_every=2, optim=OptimConfig(lr=1e-2, warmup_steps=1))
+LOOP = LoopConfig(train_steps=2, batch_size=4, log_every=1, save_every=2, optim=OptimConfig(lr=1e-2, warmup_steps=1))
 
 
 @pytest.fixture
 def write_calvin(tmp_path):
-    """Write a CALVIN data set whose pixels and actions say where they come from.
+    """Write a CALVIN data set whose pixels and actions show where they come from.
 
     Trajectory n, time t: green pixel 10 * t, red pixel 20 * n; action dx = t / 10, dy = n / 20, gripper by parity of t.
     """
@@ -102,10 +102,10 @@ def pretrained_at(tmp_path):
 @pytest.fixture
 def configure(tmp_path, pretrained):
     def make(data, *, run="run", **change):
-        config = Finetune(
+        config = FinetuneConfig(
             run_dir=str(tmp_path / run),
             policy=str(pretrained),
-            data=CalvinData(str(data), validation_fraction=0.25),
+            data=CalvinDataConfig(str(data), validation_fraction=0.25),
             loop=LOOP,
             label_fraction=0.5,
             head=ActionHeadConfig(8),

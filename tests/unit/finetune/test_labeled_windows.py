@@ -9,7 +9,7 @@ from vw2_robot.errors import InputError
 from vw2_robot.finetune.labeled_windows import (
     LabeledWindows,
     cache_calvin,
-    hand_poses,
+    end_effector_poses,
     split_trajectories,
     window_offsets,
 )
@@ -28,9 +28,11 @@ def plain():
     return ActionStatistics.from_actions(np.array([[0.0] * 6 + [1.0]]), mode="none")
 
 
-def windows_of(root, trajectories=(1, 3), *, steps=1, stride=4, statistics=None):
+def windows_of(root, trajectories=(1, 3), *, latent_steps=1, stride=4, statistics=None):
     dataset, frames = opened(root)
-    return LabeledWindows(dataset, frames, trajectories, steps=steps, stride=stride, statistics=statistics or plain())
+    return LabeledWindows(
+        dataset, frames, trajectories, latent_steps=latent_steps, stride=stride, statistics=statistics or plain()
+    )
 
 
 def test_the_cache_holds_the_trajectories_in_order_and_needs_no_actions(write_calvin):
@@ -52,19 +54,19 @@ def test_every_time_step_but_the_last_starts_a_window(write_calvin):
     assert len(windows) == 12
     assert windows.episode.tolist() == [1] * 6 + [3] * 6
     assert windows.start.tolist() == [0, 1, 2, 3, 4, 5] * 2
-    assert windows.words(np.array([0, 11])) == ["do 1", "do 3"]
+    assert windows.instructions(np.array([0, 11])) == ["do 1", "do 3"]
 
 
 def test_poses_are_those_of_the_images_and_are_read_only_where_they_are_wanted(write_calvin):
     dataset, frames = opened(write_calvin())
-    LabeledWindows(dataset, frames, (1, 3), steps=1, stride=4)
+    LabeledWindows(dataset, frames, (1, 3), latent_steps=1, stride=4)
     assert "robot_obs" not in dataset.reads
-    windows = LabeledWindows(dataset, frames, (1, 3), steps=1, stride=4, with_poses=True)
+    windows = LabeledWindows(dataset, frames, (1, 3), latent_steps=1, stride=4, with_poses=True)
     assert dataset.reads["robot_obs"] == sum(dataset.trajectories[i].length for i in (1, 3))
     assert windows.poses.shape == (len(windows), 10)
     for row in range(len(windows)):
         obs = dataset.read(dataset.trajectories[windows.episode[row]], "robot_obs", [int(windows.start[row])])
-        np.testing.assert_allclose(windows.poses[row], hand_poses(obs)[0])
+        np.testing.assert_allclose(windows.poses[row], end_effector_poses(obs)[0])
 
 
 def test_a_pose_does_not_jump_where_an_angle_does():
@@ -72,21 +74,22 @@ def test_a_pose_does_not_jump_where_an_angle_does():
     obs[:, 3] = np.pi - 1e-4, -np.pi + 1e-4
     obs[:, :3] = 0.1, -0.1, 0.65
     obs[:, 6] = 0.08
-    poses = hand_poses(obs)
+    poses = end_effector_poses(obs)
     np.testing.assert_allclose(poses[0], poses[1], atol=1e-3)
     np.testing.assert_allclose(poses[0][[0, 1, 2, 9]], [1, 0, 1, 2], atol=1e-6)
 
 
-@pytest.mark.parametrize(("steps", "stride"), [(1, 4), (2, 2), (2, 3)])
-def test_rows_of_a_window_are_the_actions_that_lead_to_its_frames(write_calvin, steps, stride):
+@pytest.mark.parametrize(("latent_steps", "stride"), [(1, 4), (2, 2), (2, 3)])
+def test_rows_of_a_window_are_the_actions_that_lead_to_its_frames(write_calvin, latent_steps, stride):
     """Latent step k covers frames s(k-1)+1 .. sk: the transitions of actions a[s(k-1)] .. a[sk-1]."""
-    windows = windows_of(write_calvin(), steps=steps, stride=stride)
-    span = steps * stride
+    windows = windows_of(write_calvin(), latent_steps=latent_steps, stride=stride)
+    span = latent_steps * stride
     for row in range(len(windows)):
         start, number = int(windows.start[row]), int(windows.episode[row])
-        for k in range(1, steps + 1):
+        for k in range(1, latent_steps + 1):
             for i in range(stride * (k - 1), stride * k):
-                action, real = windows.actions[row, i], windows.real[row, i]
+                action = windows.actions[row, i]
+                real = windows.action_mask[row, i]
                 assert real == (start + i < 7)
                 time = start + i
                 expected = [time / 10, number / 20, 0, 0, 0, 0, 1 if time % 2 else -1] if real else [0] * 7
@@ -97,7 +100,7 @@ def test_rows_of_a_window_are_the_actions_that_lead_to_its_frames(write_calvin, 
 
 
 class FramesSeen:
-    """Stands for a dLDM: its `codes` are the green pixels of the frames it is shown."""
+    """Stands for a dLDM: its codes are the green pixels of the clip's frames."""
 
     def indices(self, x):
         green = ((x[:, :, 1, 0, 0] + 1) * 127.5 / 10).round().long()
@@ -106,7 +109,7 @@ class FramesSeen:
 
 def test_codes_are_of_the_frames_that_follow_a_start_and_stop_at_the_end(write_calvin):
     windows = windows_of(write_calvin())
-    windows.teach(FramesSeen(), torch.device("cpu"), batch=5)
+    windows.encode_codes(FramesSeen(), torch.device("cpu"), batch_size=5)
     expected = [[min(start + t, 6) for t in range(5)] for start in windows.start]
     assert windows.codes[:, 0].tolist() == expected
 
@@ -115,12 +118,12 @@ def test_codes_are_of_the_frames_that_follow_a_start_and_stop_at_the_end(write_c
 def test_a_window_lasts_as_long_as_the_codes_were_learned_to_last(write_calvin, time_base):
     """Codes of every second frame: a latent step of two clip frames spans four frames, and the actions between them."""
     dataset, frames = opened(write_calvin())
-    windows = LabeledWindows(dataset, frames, (1, 3), steps=1, stride=2, statistics=plain(), **time_base)
-    windows.teach(FramesSeen(), torch.device("cpu"), batch=5)
+    windows = LabeledWindows(dataset, frames, (1, 3), latent_steps=1, stride=2, statistics=plain(), **time_base)
+    windows.encode_codes(FramesSeen(), torch.device("cpu"), batch_size=5)
     for row, start in enumerate(windows.start.tolist()):
         assert windows.codes[row, 0].tolist() == [min(start + t, 6) for t in (0, 2, 4)]
         assert windows.valid[row].tolist() == [start + 4 <= 6]
-        assert windows.real[row].tolist() == [start + i < 7 for i in range(4)]
+        assert windows.action_mask[row].tolist() == [start + i < 7 for i in range(4)]
         times = [(start + i) / 10 if start + i < 7 else 0 for i in range(4)]
         np.testing.assert_allclose(windows.actions[row, :, 0], times, atol=1e-7)
 
@@ -136,7 +139,7 @@ def test_latent_steps_that_are_not_alike_in_actions_are_refused():
 def test_codes_are_those_of_the_dldm_whatever_the_batch(write_calvin):
     torch.manual_seed(0)
     config = DLDMConfig(
-        frames=5,
+        num_frames=5,
         height=8,
         width=8,
         stem=StemConfig("pixel", 4, 4, 1),
@@ -145,10 +148,10 @@ def test_codes_are_those_of_the_dldm_whatever_the_batch(write_calvin):
         z_channels=8,
     )
     dldm, windows = DLDM(config).eval(), windows_of(write_calvin())
-    windows.teach(dldm, torch.device("cpu"), batch=5)
+    windows.encode_codes(dldm, torch.device("cpu"), batch_size=5)
     codes = windows.codes
     assert codes.shape == (12, 1, 4)
-    windows.teach(dldm, torch.device("cpu"))
+    windows.encode_codes(dldm, torch.device("cpu"))
     assert np.array_equal(codes, windows.codes)
 
 
@@ -171,7 +174,7 @@ def test_labels_in_other_units_are_refused_before_anything_is_learned(write_calv
 
 def test_statistics_come_from_the_selected_labels_alone(write_calvin):
     dataset, frames = opened(write_calvin())
-    windows = LabeledWindows(dataset, frames, (1, 3), steps=1, stride=4)
+    windows = LabeledWindows(dataset, frames, (1, 3), latent_steps=1, stride=4)
     raw = np.concatenate([dataset.read_actions(dataset.trajectories[i]) for i in (1, 3)])
     assert windows.statistics.to_json() == ActionStatistics.from_actions(raw).to_json()
     assert windows.statistics.max[1] == pytest.approx(0.15)  # trajectory 7 would give 0.35
@@ -180,7 +183,7 @@ def test_statistics_come_from_the_selected_labels_alone(write_calvin):
 
 def test_only_the_actions_of_the_given_trajectories_are_opened(write_calvin):
     dataset, frames = opened(write_calvin())
-    LabeledWindows(dataset, frames, (1, 3), steps=1, stride=4)
+    LabeledWindows(dataset, frames, (1, 3), latent_steps=1, stride=4)
     assert dataset.reads["rel_actions"] == 14
 
 

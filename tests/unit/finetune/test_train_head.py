@@ -27,61 +27,73 @@ def equal(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_action_loss_is_the_mean_over_real_actions_with_a_weight_on_the_gripper(configure):
-    half, whole = configure("unused", gripper_weight=0.5), configure("unused")
-    predicted, actions = torch.zeros(2, 4, 7), torch.zeros(2, 4, 7)
-    actions[..., 0], actions[..., 6] = 2.0, 1.0
-    real = torch.tensor([[True] * 4, [True, False, False, False]])
+def test_action_loss_is_the_mean_over_valid_actions_with_a_weight_on_the_gripper(configure):
+    half = configure("unused", gripper_weight=0.5)
+    whole = configure("unused")
+    predicted = torch.zeros(2, 4, 7)
+    actions = torch.zeros(2, 4, 7)
+    actions[..., 0] = 2.0
+    actions[..., 6] = 1.0
+    mask = torch.tensor([[True] * 4, [True, False, False, False]])
     actions[1, 1:] = 100.0  # past the end of the trajectory
-    assert float(action_loss(half, predicted, actions, real)) == pytest.approx(4.5)
+    assert float(action_loss(half, predicted, actions, mask)) == pytest.approx(4.5)
     actions[0, 0, 3] = 5.0
-    assert float(action_loss(half, predicted, actions, real)) == pytest.approx(4.5 + 25 / 5)
-    assert float(action_loss(whole, predicted, actions, torch.zeros_like(real))) == 0
+    assert float(action_loss(half, predicted, actions, mask)) == pytest.approx(4.5 + 25 / 5)
+    assert float(action_loss(whole, predicted, actions, torch.zeros_like(mask))) == 0
 
 
 class FewWindows:
     """Three windows with known codes."""
 
     def __init__(self, codes):
-        self.codes, self.taught = codes, True
+        self.codes = codes
+        self.has_codes = True
         self.valid = np.array([[True], [True], [False]])
-        self.actions, self.real = np.zeros((3, 4, 7), np.float32), np.ones((3, 4), bool)
+        self.actions = np.zeros((3, 4, 7), np.float32)
+        self.action_mask = np.ones((3, 4), bool)
 
     def images(self, rows, *, image_px, device):
         return torch.linspace(-1, 1, 3 * 192).view(3, 3, 8, 8)[rows]
 
-    def words(self, rows):
+    def instructions(self, rows):
         return [f"do {row}" for row in rows]
 
 
 @pytest.mark.parametrize("source", ["ground_truth", "predicted", "mixed"])
-def test_code_loss_counts_codes_whose_prefix_is_the_teachers(pretrained, configure, source):
+def test_code_loss_counts_codes_whose_prefix_is_right(pretrained, configure, source):
     policy, _, _ = load_pretrained(str(pretrained))
     policy.eval()
     head = ActionHead(ActionHeadConfig(8), width=16, queries=4, stride=4)
     rows = np.arange(3)
     windows = FewWindows(np.zeros((3, 1, 4), np.int64))
-    prompt = policy.prompt(windows.words(rows), windows.images(rows, image_px=8, device=None))
-    own = policy.decode(prompt, latent_steps=1).codes_BHN
-    teacher = own.clone()
-    teacher[0, 0, 1] = (teacher[0, 0, 1] + 1) % 1000  # sample 0 differs from the second code on
-    windows.codes = teacher.numpy()
-    draw = torch.Generator().manual_seed(1)
-    fed_own = torch.ones(3, dtype=torch.bool)
+    prompt = policy.prompt(windows.instructions(rows), windows.images(rows, image_px=8, device=None))
+    predicted_codes = policy.decode(prompt, latent_steps=1).codes_BHN
+    ground_truth = predicted_codes.clone()
+    ground_truth[0, 0, 1] = (ground_truth[0, 0, 1] + 1) % 1000  # sample 0 differs from the second code on
+    windows.codes = ground_truth.numpy()
+    noise = torch.Generator().manual_seed(1)
+    is_predicted = torch.ones(3, dtype=torch.bool)
     if source == "ground_truth":
-        fed_own = torch.zeros(3, dtype=torch.bool)
+        is_predicted = torch.zeros(3, dtype=torch.bool)
     if source == "mixed":
-        fed_own = torch.rand(3, generator=torch.Generator().manual_seed(1)) < 0.5
-        assert fed_own[:2].tolist() == [False, True] or fed_own.any()
+        is_predicted = torch.rand(3, generator=torch.Generator().manual_seed(1)) < 0.5
+        assert is_predicted[:2].tolist() == [False, True] or is_predicted.any()
     config = configure("unused", code_source=source, image_shift_px=0, lambda_ce=2.0)
     found = window_losses(
-        config, policy, head, windows, rows, device=torch.device("cpu"), own_share=config.own_share(0), draw=draw
+        config,
+        policy,
+        head,
+        windows,
+        rows,
+        device=torch.device("cpu"),
+        predicted_share=config.predicted_share(0),
+        noise=noise,
     )
 
-    fed = torch.where(fed_own[:, None, None], own, teacher)
-    states = policy.states(prompt, fed)
-    log_p = policy.backbone.latent_logits(states).log_softmax(-1).gather(-1, teacher[..., None])[:, 0, :, 0]
-    counted = torch.tensor([[True, True, not fed_own[0], not fed_own[0]], [True] * 4, [False] * 4])
+    inputs = torch.where(is_predicted[:, None, None], predicted_codes, ground_truth)
+    states = policy.states(prompt, inputs)
+    log_p = policy.backbone.latent_logits(states).log_softmax(-1).gather(-1, ground_truth[..., None])[:, 0, :, 0]
+    counted = torch.tensor([[True, True, not is_predicted[0], not is_predicted[0]], [True] * 4, [False] * 4])
     torch.testing.assert_close(found.code, -(log_p * counted).sum() / counted.sum())
     l2 = action_loss(config, head(states), torch.zeros(3, 4, 7), torch.ones(3, 4, dtype=torch.bool))
     torch.testing.assert_close(found.action, l2)
@@ -95,11 +107,11 @@ def test_unlabeled_codes_are_predicted_as_the_policy_acts_with_or_without_those_
     rows, cpu = np.arange(3), torch.device("cpu")
     windows = FewWindows(np.arange(12).reshape(3, 1, 4))
     config = configure("unused", code_source=source, image_shift_px=0, lambda_ce=0.0)
-    found = unlabeled_loss(config, policy, windows, rows, device=cpu, draw=torch.Generator())
-    teacher = torch.from_numpy(windows.codes)
-    fed = teacher if source == "ground_truth" else null_codes(policy, 3, latent_steps=1, device=cpu)
-    prompt = policy.prompt(windows.words(rows), windows.images(rows, image_px=8, device=None))
-    wanted, _ = policy.code_loss(policy.states(prompt, fed), teacher, torch.from_numpy(windows.valid))
+    found = unlabeled_loss(config, policy, windows, rows, device=cpu, noise=torch.Generator())
+    ground_truth = torch.from_numpy(windows.codes)
+    inputs = ground_truth if source == "ground_truth" else null_codes(policy, 3, latent_steps=1, device=cpu)
+    prompt = policy.prompt(windows.instructions(rows), windows.images(rows, image_px=8, device=None))
+    wanted, _ = policy.code_loss(policy.states(prompt, inputs), ground_truth, torch.from_numpy(windows.valid))
     torch.testing.assert_close(found, wanted)
 
 
@@ -123,7 +135,7 @@ def test_two_steps_leave_a_policy_that_acts(configure, write_calvin, tmp_path):
     assert (run / "metrics.jsonl").read_text().count("\n") == 2
 
 
-def test_the_hands_pose_is_learned_beside_the_actions_and_not_needed_to_act(configure, write_calvin, tmp_path):
+def test_the_end_effector_pose_is_learned_beside_the_actions_and_not_needed_to_act(configure, write_calvin, tmp_path):
     data = write_calvin()
     finetune(configure(data, run="without"))
     finetune(configure(data, pose_weight=1.0))

@@ -1,8 +1,8 @@
 """Presets, code sources, gripper losses, unlabeled video, an untrained start: what moves, is read, resumes."""
 
 import json
+import multiprocessing
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -15,9 +15,9 @@ from vw2_robot.checkpoint import load_checkpoint
 from vw2_robot.data.labels import read_labels
 from vw2_robot.errors import InputError
 from vw2_robot.finetune import datasets, train_head
-from vw2_robot.finetune.config import CalvinData, Network, ScheduledSampling, Unlabeled
+from vw2_robot.finetune.config import CalvinDataConfig, NetworkConfig, ScheduledSamplingConfig, UnlabeledConfig
 from vw2_robot.finetune.losses import action_errors, window_losses
-from vw2_robot.finetune.pretrained_init import starting_point
+from vw2_robot.finetune.pretrained_init import init_policy
 from vw2_robot.finetune.train_head import finetune
 from vw2_robot.models.lora import LoRAConfig
 
@@ -29,9 +29,9 @@ WAYS = {
     "last_n": {"preset": "last_n", "last_n": 1},
     "ground_truth": {"code_source": "ground_truth"},
     "predicted": {"code_source": "predicted"},
-    "schedule": {"scheduled_sampling": ScheduledSampling(0.0, 1.0)},
+    "schedule": {"scheduled_sampling": ScheduledSamplingConfig(0.0, 1.0)},
     "none": {"code_source": "none", "lambda_ce": 0.0},
-    "unlabeled": {"unlabeled": Unlabeled(weight=0.5, batch=3)},
+    "unlabeled": {"unlabeled": UnlabeledConfig(weight=0.5, batch_size=3)},
     "bce": {"gripper_loss": "bce", "gripper_weight": 0.3},
     "scratch": SCRATCH,
 }
@@ -42,7 +42,7 @@ def configured(configure, pretrained):
     def make(data, way, **change):
         settings = dict(WAYS[way])
         if way == "scratch":
-            settings["network"] = Network(like=str(pretrained))
+            settings["network"] = NetworkConfig(like=str(pretrained))
         return configure(data, **{**settings, **change})
 
     return make
@@ -56,7 +56,7 @@ def moved(before, after, prefix):
     return {name for name, value in before.items() if name.startswith(prefix) and not torch.equal(after[name], value)}
 
 
-def look():
+def observation():
     image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     return {"images": {"static": image}, "prompt": "do 1"}
 
@@ -64,7 +64,7 @@ def look():
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_resumes_to_the_same_bytes_and_acts(configured, write_calvin, tmp_path, monkeypatch, way):
     data = write_calvin()
-    loop = replace(configured(data, way).loop, steps=4, save_every=2)
+    loop = replace(configured(data, way).loop, train_steps=4, save_every=2)
     finetune(configured(data, way, loop=loop, run="calm"))
     real, calls = train_head.optimizer_step, []
 
@@ -84,7 +84,7 @@ def test_every_way_resumes_to_the_same_bytes_and_acts(configured, write_calvin, 
         assert (calm / name).read_bytes() == (killed / name).read_bytes(), name
     assert (tmp_path / "calm" / "metrics.jsonl").read_text() == (tmp_path / "killed" / "metrics.jsonl").read_text()
     assert (tmp_path / "calm" / "validation.json").is_file()
-    assert VW2Agent.from_pretrained(tmp_path / "killed").infer(look())["actions"].shape == (4, 7)
+    assert VW2Agent.from_pretrained(tmp_path / "killed").infer(observation())["actions"].shape == (4, 7)
 
 
 @pytest.mark.parametrize(("target_hz", "gap_seconds", "every"), [(15.0, None, 2), (None, 0.4, 3)])
@@ -96,22 +96,22 @@ def test_a_policy_acts_for_as_long_as_its_codes_last(
     finetune(configured(data, "full", policy=policy, n_action_steps=8))
     agent = VW2Agent.from_pretrained(tmp_path / "run")
     assert (agent.metadata["chunk_size"], agent.metadata["control_hz"]) == (4 * every, 30.0)
-    assert agent.infer(look())["actions"].shape == (4 * every, 7)
+    assert agent.infer(observation())["actions"].shape == (4 * every, 7)
     finetune(configured(data, "full", policy=str(tmp_path / "run"), run="again"))  # the time base is handed on
     assert VW2Agent.from_pretrained(tmp_path / "again").metadata["chunk_size"] == 4 * every
-    network = Network(like=policy)  # the same network, untrained: the arms of a comparison act alike
+    network = NetworkConfig(like=policy)  # the same network, untrained: the methods of a comparison act alike
     finetune(configured(data, "scratch", network=network, run="scratch"))
     assert VW2Agent.from_pretrained(tmp_path / "scratch").metadata["chunk_size"] == 4 * every
 
 
 @pytest.mark.parametrize(
-    ("target_hz", "gap_seconds", "latent_hz", "words"),
+    ("target_hz", "gap_seconds", "latent_hz", "message"),
     [(60.0, None, [60.0], "60 frames per second.*give 30"), (None, 0.02, [200.0], "longer data.gap_seconds")],
 )
 def test_codes_of_a_rate_that_the_labeled_data_cannot_give_are_refused(
-    configured, write_calvin, pretrained_at, target_hz, gap_seconds, latent_hz, words
+    configured, write_calvin, pretrained_at, target_hz, gap_seconds, latent_hz, message
 ):
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=message):
         finetune(configured(write_calvin(), "full", policy=pretrained_at(target_hz, gap_seconds, latent_hz)))
 
 
@@ -136,14 +136,14 @@ def test_what_a_preset_keeps_stays_bit_equal_although_weight_decay_is_on(
 
 def test_adapters_are_merged_into_what_is_saved(configured, write_calvin, tmp_path, monkeypatch):
     seen = {}
-    real = train_head._save
+    save = train_head.save
 
-    def spy(path, config, start, datasets, head, adapters, optimizer):
-        prompt = start.policy.prompt(["do 1"], torch.zeros(1, 3, 8, 8))
-        seen["states"] = start.policy.states(prompt, torch.zeros(1, 1, 4, dtype=torch.long)).detach()
-        real(path, config, start, datasets, head, adapters, optimizer)
+    def spy(path, *, init, **others):
+        prompt = init.policy.prompt(["do 1"], torch.zeros(1, 3, 8, 8))
+        seen["states"] = init.policy.states(prompt, torch.zeros(1, 1, 4, dtype=torch.long)).detach()
+        save(path, init=init, **others)
 
-    monkeypatch.setattr(train_head, "_save", spy)
+    monkeypatch.setattr(train_head, "save", spy)
     finetune(configured(write_calvin(), "lora"))
     policy = VW2Agent.from_pretrained(tmp_path / "run")._policy
     prompt = policy.prompt(["do 1"], torch.zeros(1, 3, 8, 8))
@@ -157,12 +157,12 @@ def test_more_last_layers_than_there_are_is_refused(configured, write_calvin):
         finetune(configured(write_calvin(), "last_n", last_n=2))
 
 
-def test_the_share_of_own_codes_follows_its_schedule(configure):
-    config = configure("unused", scheduled_sampling=ScheduledSampling(0.2, 0.8))
-    config = replace(config, loop=replace(config.loop, steps=5))
-    assert [config.own_share(step) for step in range(5)] == pytest.approx([0.2, 0.35, 0.5, 0.65, 0.8])
-    assert replace(config, code_source="predicted").own_share(0) == 1.0
-    assert replace(config, code_source="ground_truth").own_share(4) == 0.0
+def test_the_share_of_predicted_codes_follows_its_schedule(configure):
+    config = configure("unused", scheduled_sampling=ScheduledSamplingConfig(0.2, 0.8))
+    config = replace(config, loop=replace(config.loop, train_steps=5))
+    assert [config.predicted_share(step) for step in range(5)] == pytest.approx([0.2, 0.35, 0.5, 0.65, 0.8])
+    assert replace(config, code_source="predicted").predicted_share(0) == 1.0
+    assert replace(config, code_source="ground_truth").predicted_share(4) == 0.0
 
 
 def test_bce_is_that_of_the_gripper_logit_and_leaves_the_arm(configure):
@@ -176,11 +176,11 @@ def test_bce_is_that_of_the_gripper_logit_and_leaves_the_arm(configure):
 
 
 def test_without_codes_the_code_loss_is_nothing_and_no_video_is_encoded(configured, write_calvin, monkeypatch):
-    monkeypatch.setattr(datasets.VideoWindows, "teach", None)  # not to be called
+    monkeypatch.setattr(datasets.VideoWindows, "encode_codes", None)  # not to be called
     finetune(configured(write_calvin(), "none"))
 
 
-def test_unlabeled_video_teaches_codes_and_its_actions_are_never_opened(
+def test_unlabeled_video_trains_on_codes_and_its_actions_are_never_opened(
     configured, write_calvin, tmp_path, monkeypatch
 ):
     """The trajectories outside the fraction hold NaN where their actions were."""
@@ -224,13 +224,13 @@ def test_unlabeled_video_may_come_from_another_data_set(configured, write_calvin
     for path in (more / "training").glob("episode_*.npz"):
         with np.load(path) as file:
             np.savez(path, rgb_static=file["rgb_static"])
-    settings = Unlabeled(weight=0.5, path=str(more), batch=3)
+    settings = UnlabeledConfig(weight=0.5, path=str(more), batch_size=3)
     finetune(configured(write_calvin(), "full", label_fraction=1.0, unlabeled=settings))
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "3 trajectories without labels (6 windows) keep the code loss" in log  # 7 frames: starts 0 and 4
 
 
-def test_nothing_unlabeled_is_said_and_changes_nothing(configured, write_calvin, tmp_path):
+def test_a_lack_of_unlabeled_video_is_logged_and_changes_nothing(configured, write_calvin, tmp_path):
     data = write_calvin()
     finetune(configured(data, "full", label_fraction=1.0, run="plain"))
     finetune(configured(data, "unlabeled", label_fraction=1.0))
@@ -241,18 +241,18 @@ def test_nothing_unlabeled_is_said_and_changes_nothing(configured, write_calvin,
 
 def test_scratch_has_the_network_of_the_pretrained_policy_and_none_of_its_weights(configured, write_calvin, pretrained):
     config = configured("unused", "scratch")
-    start = starting_point(config)
+    start = init_policy(config)
     before = load_checkpoint(pretrained, kind="policy")
     assert start.dldm is None
     assert start.stride == 4
     found = start.policy.state_dict()
     wanted = {name.removeprefix("policy."): v for name, v in before.weights.items() if name.startswith("policy.")}
     assert {name: v.shape for name, v in found.items()} == {name: v.shape for name, v in wanted.items()}
-    drawn = {name: v for name, v in wanted.items() if v.ndim > 1 and v.any()}  # FiLM begins at 0
-    assert not any(torch.equal(found[name], v) for name, v in drawn.items())
-    again = starting_point(config).policy.state_dict()
+    random = {name: v for name, v in wanted.items() if v.ndim > 1 and v.any()}  # FiLM begins at 0
+    assert not any(torch.equal(found[name], v) for name, v in random.items())
+    again = init_policy(config).policy.state_dict()
     assert all(torch.equal(found[name], again[name]) for name in found)
-    other = starting_point(replace(config, seed=1)).policy.state_dict()
+    other = init_policy(replace(config, seed=1)).policy.state_dict()
     assert not torch.equal(found["image.project.weight"], other["image.project.weight"])
 
 
@@ -262,7 +262,7 @@ def test_scratch_has_the_network_of_the_pretrained_policy_and_none_of_its_weight
         ({"preset": "head"}, "nothing to keep frozen"),
         ({"code_source": "mixed"}, "no dLDM to take codes from.*code_source=mixed"),
         ({"lambda_ce": 0.1}, "set lambda_ce=0"),
-        ({"unlabeled": Unlabeled(weight=1.0)}, r"unlabeled\.weight"),
+        ({"unlabeled": UnlabeledConfig(weight=1.0)}, r"unlabeled\.weight"),
     ],
 )
 def test_scratch_refuses_what_needs_a_pretrained_policy(configured, change, message):
@@ -282,33 +282,40 @@ def test_another_split_can_be_held_out(configured, write_calvin, tmp_path):
     other = write_calvin(3, name="other")
     (other / "training").rename(data / "validation")
     config = configured(data, "full", label_fraction=1.0)
-    finetune(replace(config, data=CalvinData(str(data), validation_split="validation")))
+    finetune(replace(config, data=CalvinDataConfig(str(data), validation_split="validation")))
     assert len(read_labels(tmp_path / "run" / "labels.json").episode_ids) == 6
     assert json.loads((tmp_path / "run" / "validation.json").read_text())["trajectories"] == 3
     with pytest.raises(ValueError, match="nothing would be held out"):
-        CalvinData(str(data), validation_split="training")
+        CalvinDataConfig(str(data), validation_split="training")
 
 
 def test_runs_that_share_images_decode_them_once_and_wait_for_one_another(
     configured, write_calvin, tmp_path, monkeypatch
 ):
     data = write_calvin()
-    decoded = []
+    calls = tmp_path / "calls.txt"
     cache = datasets.cache_calvin
 
     def slowly(dataset, out, **size):
-        decoded.append(not (out / "index.json").is_file())
+        with calls.open("a") as file:
+            file.write("opened\n" if (out / "index.json").is_file() else "decoded\n")
         time.sleep(0.2)
         return cache(dataset, out, **size)
 
     monkeypatch.setattr(datasets, "cache_calvin", slowly)
     dataset = datasets.CalvinDataset(data)
-    with ThreadPoolExecutor(2) as pool:  # flock is held per open file, so threads are as good as processes
-        list(pool.map(lambda _: datasets._cached(dataset, tmp_path / "shared", (8, 8)), range(2)))
-    assert decoded == [True, False]
+    # Processes, since one process that asks for its own lock again gets it.
+    fork = multiprocessing.get_context("fork")
+    runs = [fork.Process(target=datasets.cache_size, args=(dataset, tmp_path / "shared", (8, 8))) for _ in range(2)]
+    for process in runs:
+        process.start()
+    for process in runs:
+        process.join(60)
+    assert [process.exitcode for process in runs] == [0, 0]
+    assert calls.read_text().split() == ["decoded", "opened"]
     config = configured(data, "full")
-    finetune(replace(config, data=replace(config.data, frames=str(tmp_path / "shared"))))
-    assert decoded == [True, False, False]
+    finetune(replace(config, data=replace(config.data, frame_cache=str(tmp_path / "shared"))))
+    assert calls.read_text().split() == ["decoded", "opened", "opened"]
     assert not (tmp_path / "run" / "frames").exists()
 
 
@@ -323,17 +330,17 @@ def test_images_of_the_policy_are_resized_once_as_the_agent_does(configured, wri
 
     monkeypatch.setattr(datasets, "LabeledWindows", Spied)
     config = configured(write_calvin(), "full")
-    start = starting_point(config)
+    start = init_policy(config)
     large = replace(start.policy.config, image_px=16)
     object.__setattr__(start.policy, "config", large)
-    run = train_head._open_run(config)
-    datasets.open_material(config, start, run, torch.device("cpu"))
-    assert made[0].frames.height == 8
-    assert made[0].images.height == 16
+    run = train_head.open_run(config)
+    datasets.open_datasets(config, start, run, torch.device("cpu"))
+    assert made[0].frame_cache.height == 8
+    assert made[0].policy_frame_cache.height == 16
 
 
 def test_validation_acts_as_the_agent_does(configured, write_calvin, tmp_path):
-    """Own codes, no shift: the reported error is that of `VW2Agent.infer` on the held-out images."""
+    """Predicted codes, no shift: the reported error is that of `VW2Agent.infer` on the held-out images."""
     data = write_calvin()
     finetune(configured(data, "full"))
     agent = VW2Agent.from_pretrained(tmp_path / "run")
@@ -357,20 +364,21 @@ def test_validation_acts_as_the_agent_does(configured, write_calvin, tmp_path):
     assert found == pytest.approx(np.concatenate(errors).mean(), rel=1e-4)
 
 
-def test_teacher_and_own_codes_are_told_apart_in_the_log(configured, write_calvin, tmp_path):
+def test_the_log_has_the_error_with_predicted_and_with_ground_truth_codes(configured, write_calvin, tmp_path):
     finetune(configured(write_calvin(), "full"))
     line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
-    own, teacher = line["finetune/validation_action_l2"], line["finetune/validation_teacher_l2"]
-    assert line["finetune/validation_teacher_gap"] == pytest.approx(own - teacher, abs=1e-6)
-    assert own != teacher
-    assert line["finetune/validation_action_l2_low"] <= own <= line["finetune/validation_action_l2_high"]
+    predicted = line["finetune/validation_action_l2"]
+    ground_truth = line["finetune/validation_ground_truth_codes_l2"]
+    assert line["finetune/validation_code_gap"] == pytest.approx(predicted - ground_truth, abs=1e-6)
+    assert predicted != ground_truth
+    assert line["finetune/validation_action_l2_low"] <= predicted <= line["finetune/validation_action_l2_high"]
 
 
-def test_no_code_loss_is_counted_where_no_teacher_taught(configured, write_calvin, tmp_path):
+def test_no_code_loss_is_counted_without_ground_truth_codes(configured, write_calvin, tmp_path):
     config = configured(write_calvin(), "none")
-    start = starting_point(config)
-    found = datasets.open_material(config, start, train_head._open_run(config), torch.device("cpu"))
-    head = train_head._new_head(config, start)
+    start = init_policy(config)
+    found = datasets.open_datasets(config, start, train_head.open_run(config), torch.device("cpu"))
+    head = train_head.build_head(config, start)
     losses = window_losses(
         config,
         start.policy,
@@ -378,8 +386,8 @@ def test_no_code_loss_is_counted_where_no_teacher_taught(configured, write_calvi
         found.train,
         np.arange(3),
         device=torch.device("cpu"),
-        own_share=0.0,
-        draw=torch.Generator().manual_seed(0),
+        predicted_share=0.0,
+        noise=torch.Generator().manual_seed(0),
     )
     assert float(losses.code) == 0
     torch.testing.assert_close(losses.total.detach(), losses.action)

@@ -4,7 +4,7 @@ import pytest
 from vw2_robot.data.calvin_writer import CalvinWriter
 from vw2_robot.data.episodes import Episode, Part, SkippedEpisodes, TooManySkippedError
 from vw2_robot.errors import InputError
-from vw2_robot.pretrain.cache_frames import _tell_of_new_parts, heads, open_sources
+from vw2_robot.pretrain.cache_frames import open_sources, read_first, report_new_parts
 from vw2_robot.pretrain.config import DataConfig
 
 
@@ -25,7 +25,7 @@ def test_several_data_sets_are_opened_side_by_side(tmp_path):
     assert [(source.name, weight) for source, weight in sources] == [("calvin_A", 1.0), ("calvin_D", 1.0)]
 
 
-def test_two_data_sets_of_one_name_are_refused_since_their_episodes_could_not_be_told_apart(tmp_path):
+def test_two_data_sets_of_one_name_are_refused_since_their_episodes_would_be_ambiguous(tmp_path):
     paths = [write_calvin(tmp_path / name, scene="A") for name in ("first", "second")]
     with pytest.raises(InputError, match=r"more than one data set is called calvin_A"):
         open_sources(DataConfig(path=paths))
@@ -46,10 +46,10 @@ def test_data_that_came_after_the_cache_was_complete_are_named(tmp_path, capsys)
         def parts(self):
             return [Part(name, 1) for name in self.names]
 
-    _tell_of_new_parts(tmp_path, [Shelf("a.mp4")], was_complete=False)
-    _tell_of_new_parts(tmp_path, [Shelf("a.mp4")], was_complete=True)
+    report_new_parts(tmp_path, [Shelf("a.mp4")], was_complete=False)
+    report_new_parts(tmp_path, [Shelf("a.mp4")], was_complete=True)
     assert capsys.readouterr().out == ""
-    _tell_of_new_parts(tmp_path, [Shelf("a.mp4", "b.mp4")], was_complete=True)
+    report_new_parts(tmp_path, [Shelf("a.mp4", "b.mp4")], was_complete=True)
     assert "1 of 2 parts of the data (videos: b.mp4) are not in" in capsys.readouterr().out
 
 
@@ -76,12 +76,12 @@ class Shards:
 
 @pytest.mark.parametrize(("limit", "wanted"), [(None, 9), (6, 5)])
 def test_of_a_damaged_file_the_rest_is_left_out_and_named(limit, wanted, caplog):
-    bad = SkippedEpisodes(3)
-    assert len(list(heads(Shards(), limit=limit, bad=bad))) == wanted
-    assert len(bad.messages) == (3 if limit is None else 1)
+    skipped = SkippedEpisodes(3)
+    assert len(list(read_first(Shards(), limit=limit, skipped=skipped))) == wanted
+    assert len(skipped.messages) == (3 if limit is None else 1)
     assert caplog.messages == ["episode skipped: file-1 is damaged"]
 
 
 def test_more_lost_episodes_than_allowed_stop_the_run():
     with pytest.raises(TooManySkippedError, match="3 where 2 were allowed; the last: file-1 is damaged"):
-        list(heads(Shards(), limit=None, bad=SkippedEpisodes(2)))
+        list(read_first(Shards(), limit=None, skipped=SkippedEpisodes(2)))

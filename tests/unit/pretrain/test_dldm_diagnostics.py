@@ -6,10 +6,11 @@ from vw2_robot.models.dldm.causal_video import LevelConfig, StemConfig
 from vw2_robot.models.dldm.config import DLDMConfig, QFormerConfig
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.video.video_codec import CodecConfig, DCTCodec
-from vw2_robot.pretrain.dldm_diagnostics import _one_per_episode, _usage, _write_sheet, explain_shortfall, validate
+from vw2_robot.pretrain.code_usage import used_and_perplexity
+from vw2_robot.pretrain.dldm_diagnostics import contact_sheet, explain_shortfall, one_per_episode, validate
 
 CONFIG = DLDMConfig(
-    frames=9,
+    num_frames=9,
     height=8,
     width=8,
     stem=StemConfig("pixel", 4, 4, 1),
@@ -21,28 +22,34 @@ CONFIG = DLDMConfig(
 
 
 def test_usage_counts_codes_and_their_perplexity():
-    assert _usage(torch.tensor([0, 7, 7, 0, 7, 7])) == (4, pytest.approx(4.0))
-    assert _usage(torch.tensor([0, 10, 0])) == (1, pytest.approx(1.0))
+    assert used_and_perplexity(torch.tensor([0, 7, 7, 0, 7, 7])) == (4, pytest.approx(4.0))
+    assert used_and_perplexity(torch.tensor([0, 10, 0])) == (1, pytest.approx(1.0))
     share = np.array([0.5, 0.25, 0.25])
-    assert _usage(torch.tensor([2, 1, 1])) == (3, pytest.approx(float(np.exp(-(share * np.log(share)).sum()))))
-    assert _usage(torch.zeros(4, dtype=torch.long)) == (0, pytest.approx(1.0))
+    assert used_and_perplexity(torch.tensor([2, 1, 1])) == (
+        3,
+        pytest.approx(float(np.exp(-(share * np.log(share)).sum()))),
+    )
+    assert used_and_perplexity(torch.zeros(4, dtype=torch.long)) == (0, pytest.approx(1.0))
 
 
 class Renderer:
-    """Stands for the VDM: the loss is a distance of codes, so right codes cost less, plus what the hint costs."""
+    """Stands for the VDM: the loss is a distance of codes, so right codes cost less, whatever the control video."""
 
     def __init__(self, right, weight):
-        self.right, self.weight, self.seeds = right, weight, []
+        self.right = right
+        self.weight = weight
+        self.seeds = []
 
     def denoising_loss(self, latents, codes, *, control_video, valid, generator):
         self.seeds.append(generator.initial_seed())
         return 1 + self.weight * (codes - self.right).abs().mean() + 0.0 * control_video.sum()
 
 
-def health(*, rec=None, weight=0.0, phase=2):
+def validation(*, rec=None, weight=0.0, phase=2):
     torch.manual_seed(0)
     dldm = DLDM(CONFIG).train()
-    x, valid = CONFIG.fake_clip(6), torch.ones(6, 2, dtype=torch.bool)
+    x = CONFIG.fake_clip(6)
+    valid = torch.ones(6, 2, dtype=torch.bool)
     valid[3, 1] = False
     dldm.eval()
     encoded = dldm.encode(x)
@@ -56,21 +63,21 @@ def health(*, rec=None, weight=0.0, phase=2):
 
 
 def test_ratio_to_copy_is_one_for_a_still_clip_and_zero_for_the_truth():
-    assert health(rec=lambda x: x[:, :1].expand_as(x))[0]["dldm/ratio_to_copy"] == pytest.approx(1.0)
-    assert health(rec=lambda x: x)[0]["dldm/ratio_to_copy"] == 0.0
-    wrong_anchor = health(rec=lambda x: torch.cat([x[:, :1] + 9, x[:, 1:]], dim=1))[0]
+    assert validation(rec=lambda x: x[:, :1].expand_as(x))[0]["dldm/ratio_to_copy"] == pytest.approx(1.0)
+    assert validation(rec=lambda x: x)[0]["dldm/ratio_to_copy"] == 0.0
+    wrong_anchor = validation(rec=lambda x: torch.cat([x[:, :1] + 9, x[:, 1:]], dim=1))[0]
     assert wrong_anchor["dldm/ratio_to_copy"] == 0.0  # the anchor is given, so it is no evidence
 
 
-def test_codes_are_counted_over_real_steps_only():
-    values, _, encoded, valid = health()
+def test_codes_are_counted_over_valid_steps_only():
+    values, _, encoded, valid = validation()
     assert values["dldm/codes_used"] == len(encoded.indices_BMN[valid].unique())
 
 
 def test_shuffle_ratio_tells_a_renderer_that_reads_the_codes_from_one_that_does_not():
-    deaf, renderer, _, _ = health(weight=0.0)
-    assert deaf["dldm/shuffle_ratio"] == deaf["dldm/shuffle_ratio_hintless"] == pytest.approx(1.0)
-    attentive, _, _, _ = health(weight=5.0)
+    deaf, renderer, _, _ = validation(weight=0.0)
+    assert deaf["dldm/shuffle_ratio"] == deaf["dldm/shuffle_ratio_no_control"] == pytest.approx(1.0)
+    attentive, _, _, _ = validation(weight=5.0)
     assert attentive["dldm/shuffle_ratio"] > 1.1
     # Right and shuffled codes are judged on the same noise.
     assert renderer.seeds[:4] == renderer.seeds[4:8]
@@ -78,22 +85,18 @@ def test_shuffle_ratio_tells_a_renderer_that_reads_the_codes_from_one_that_does_
 
 
 def test_phase_one_does_not_ask_the_renderer():
-    values, renderer, _, _ = health(phase=1)
+    values, renderer, _, _ = validation(phase=1)
     assert renderer.seeds == []
     assert set(values) == {"dldm/ratio_to_copy", "dldm/codes_used", "dldm/perplexity"}
 
 
-def test_a_sheet_shows_columns_side_by_side_and_rows_below_one_another(tmp_path):
-    from PIL import Image
-
+def test_a_sheet_shows_columns_side_by_side_and_rows_below_one_another():
     columns = [np.full((2, 3, 5, 3), shade, np.uint8) for shade in (10, 200)]
     columns[1][1] = 90
-    _write_sheet(tmp_path / "sheet.png", columns, scale=2, gap=4)
-    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    sheet = contact_sheet(columns, scale=2, gap=4)
     assert sheet.shape == (16, 24, 3)
     assert {int(sheet[r, c, 0]) for r, c in ((0, 0), (5, 9), (10, 0))} == {10}
     assert [int(sheet[r, c, 0]) for r, c in ((0, 14), (10, 14), (7, 0), (0, 11))] == [200, 90, 255, 255]
-    assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
 
 
 def test_a_shortfall_is_blamed_on_the_data_when_the_training_clips_fit():
@@ -107,4 +110,4 @@ def test_a_shortfall_is_blamed_on_the_schedule_when_the_training_clips_do_not_fi
 def test_images_show_different_episodes_before_showing_one_twice():
     moved = np.array([5.0, 9.0, 1.0, 8.0, 2.0], np.float32)
     episode = np.array([0, 0, 1, 0, 2])
-    assert _one_per_episode(moved, episode, 4) == [1, 4, 2, 3]
+    assert one_per_episode(moved, episode, 4) == [1, 4, 2, 3]

@@ -1,6 +1,6 @@
 import torch
 
-from vw2_robot.pretrain.encoder_augmentation import disturb
+from vw2_robot.pretrain.encoder_augmentation import drift
 
 
 def noise(seed=0):
@@ -16,12 +16,12 @@ def smooth_clips(batch=16, num_frames=5, size=24):
 
 def test_no_strength_leaves_the_clip_itself():
     x = smooth_clips()
-    assert disturb(x, strength=0.0, noise=noise()) is x
+    assert drift(x, strength=0.0, noise=noise()) is x
 
 
 def test_frame_0_stays_and_the_drift_grows_from_it():
     x = smooth_clips()
-    y = disturb(x, strength=1.0, noise=noise())
+    y = drift(x, strength=1.0, noise=noise())
     torch.testing.assert_close(y[:, 0], x[:, 0], atol=1e-5, rtol=0)
     change = (y - x).abs().mean(dim=(2, 3, 4))
     touched = change[:, -1] > 1e-4
@@ -32,6 +32,6 @@ def test_frame_0_stays_and_the_drift_grows_from_it():
 
 def test_the_drift_is_a_function_of_the_generator_and_scales_with_the_strength():
     x = smooth_clips()
-    assert torch.equal(disturb(x, strength=1.0, noise=noise(3)), disturb(x, strength=1.0, noise=noise(3)))
-    weak, strong = ((disturb(x, strength=strength, noise=noise(3)) - x).abs().mean().item() for strength in (0.25, 1.0))
+    assert torch.equal(drift(x, strength=1.0, noise=noise(3)), drift(x, strength=1.0, noise=noise(3)))
+    weak, strong = ((drift(x, strength=strength, noise=noise(3)) - x).abs().mean().item() for strength in (0.25, 1.0))
     assert 2 < strong / weak < 6

@@ -14,12 +14,19 @@ from vw2_robot.models.dldm.causal_video import LevelConfig, StemConfig
 from vw2_robot.models.dldm.config import DLDMConfig, QFormerConfig
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.pixels import to_model_range
-from vw2_robot.pretrain.config import DataConfig, LatentsConfig, Pretrain
-from vw2_robot.pretrain.extract_latents import Encoder, _encode_episodes, _facts, _say, _write_shards, slice_agreement
+from vw2_robot.pretrain.config import DataConfig, ExtractLatentsConfig, PretrainConfig
+from vw2_robot.pretrain.extract_latents import (
+    Encoder,
+    describe_windows,
+    encode_episodes,
+    log_summary,
+    slice_agreement,
+    write_shards,
+)
 from vw2_robot.runs import Hardware
 
 CONFIG = DLDMConfig(
-    frames=9,
+    num_frames=9,
     height=8,
     width=8,
     stem=StemConfig("pixel", 4, 4, 1),
@@ -30,7 +37,7 @@ CONFIG = DLDMConfig(
 )
 
 
-def test_every_window_holds_the_codes_of_its_own_frames(tmp_path):
+def test_every_window_holds_the_codes_of_the_frames_it_begins_with(tmp_path):
     rng = np.random.default_rng(0)
     lengths = (4, 9, 14)  # the first is too short for a latent step
     cache_frames(
@@ -46,8 +53,10 @@ def test_every_window_holds_the_codes_of_its_own_frames(tmp_path):
     frames = FrameCache(tmp_path / "frames")
     torch.manual_seed(0)
     dldm = DLDM(CONFIG).eval()
-    config = SimpleNamespace(dldm=CONFIG, extract_latents=LatentsConfig(cache_stride=3, batch=4), data=DataConfig())
-    windows = _encode_episodes(config, dldm, frames, range(3), torch.device("cpu"))
+    config = SimpleNamespace(
+        dldm=CONFIG, extract_latents=ExtractLatentsConfig(cache_stride=3, batch_size=4), data=DataConfig()
+    )
+    windows = encode_episodes(config, dldm, frames, range(3), torch.device("cpu"))
     assert windows.episode.tolist() == [1, 1, 2, 2, 2, 2]
     assert windows.start.tolist() == [0, 3, 0, 3, 6, 9]
     assert windows.valid.tolist() == [[True, True], [True, False]] + [[True, True]] * 2 + [[True, False]] * 2
@@ -57,12 +66,12 @@ def test_every_window_holds_the_codes_of_its_own_frames(tmp_path):
         clip = to_model_range(torch.from_numpy(frames.read(episode, wanted)))[None]
         assert windows.codes[row].tolist() == dldm.indices(clip)[0].tolist()
     slow = SimpleNamespace(**{**vars(config), "data": DataConfig(gap_seconds=2 / 5 * 4)})  # every second frame
-    windows = _encode_episodes(slow, dldm, frames, range(3), torch.device("cpu"))
+    windows = encode_episodes(slow, dldm, frames, range(3), torch.device("cpu"))
     assert windows.start.tolist() == [0, 0]  # the others leave no latent step
     assert windows.valid.tolist() == [[True, False]] * 2
     clip = to_model_range(torch.from_numpy(frames.read(2, np.minimum(2 * np.arange(9), 13))))[None]
     assert windows.codes[1].tolist() == dldm.indices(clip)[0].tolist()
-    assert _facts(slow, frames, windows)["hz"] == [2.5]
+    assert describe_windows(slow, frames, windows)["hz"] == [2.5]
 
 
 def cached(codes, starts_per_episode):
@@ -116,21 +125,23 @@ def encoder(folder, *, workers):
 
 @dataclass(frozen=True)
 class Settings:
-    """What of a `Pretrain` this stage reads when it writes shards."""
+    """What of a `PretrainConfig` this stage reads when it writes shards."""
 
     run_dir: str
     workers: int
     dldm: DLDMConfig = CONFIG
-    extract_latents: LatentsConfig = field(default_factory=lambda: LatentsConfig(cache_stride=3, batch=4))
+    extract_latents: ExtractLatentsConfig = field(
+        default_factory=lambda: ExtractLatentsConfig(cache_stride=3, batch_size=4)
+    )
     data: DataConfig = field(default_factory=DataConfig)
     hardware: Hardware = field(default_factory=lambda: Hardware("cpu", threads=1))
-    stage_dir = Pretrain.stage_dir
+    stage_dir = PretrainConfig.stage_dir
 
 
 @pytest.mark.slow
 def test_several_processes_write_the_shards_of_one_and_a_partial_cache_is_continued(dldm_stage):
     jobs = {number: range(3 * number, min(3 * number + 3, 10)) for number in range(4)}
-    for _ in _write_shards(encoder(dldm_stage, workers=1), dldm_stage / "dldm", jobs):
+    for _ in write_shards(encoder(dldm_stage, workers=1), dldm_stage / "dldm", jobs):
         pass
     folder = dldm_stage / "latents"
     whole = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -138,7 +149,7 @@ def test_several_processes_write_the_shards_of_one_and_a_partial_cache_is_contin
     for number in (0, 2, 3):
         (folder / f"windows-0000{number}.npz").unlink()
     missing = {number: jobs[number] for number in missing_shards(folder, 4)}
-    for _ in _write_shards(encoder(dldm_stage, workers=2), dldm_stage / "dldm", missing):
+    for _ in write_shards(encoder(dldm_stage, workers=2), dldm_stage / "dldm", missing):
         pass
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
 
@@ -148,13 +159,13 @@ def test_trouble_in_a_process_is_named(dldm_stage):
     (dldm_stage / "frames" / "shard-00000.npy").unlink()
     jobs = {0: range(3), 1: range(3, 6)}
     with pytest.raises(InputError, match="is missing; delete"):
-        list(_write_shards(encoder(dldm_stage, workers=2), dldm_stage / "dldm", jobs))
+        list(write_shards(encoder(dldm_stage, workers=2), dldm_stage / "dldm", jobs))
 
 
-def test_log_and_index_say_how_slicing_compares(tmp_path, capsys):
+def test_log_and_indexlog_summary_how_slicing_compares(tmp_path, capsys):
     facts = {"windows": 7, "codes_used": 3, "slice_agreement": 0.25}
-    _say(tmp_path, facts)
+    log_summary(tmp_path, facts)
     assert "would give 25.0 % of the codes alike" in (tmp_path / "log.txt").read_text()
     assert capsys.readouterr().out == (tmp_path / "log.txt").read_text()
-    _say(tmp_path, facts | {"slice_agreement": None})
+    log_summary(tmp_path, facts | {"slice_agreement": None})
     assert "no code could be compared" in capsys.readouterr().out

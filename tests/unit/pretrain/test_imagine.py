@@ -22,12 +22,12 @@ from vw2_robot.models.video.video_codec import CodecConfig, DCTCodec
 from vw2_robot.pixels import to_model_range, to_pixels
 from vw2_robot.pretrain import imagine as program
 from vw2_robot.pretrain.imagination import Renderer, imagine_segments, plan_of
-from vw2_robot.pretrain.imagine import Imagine, imagine, read_photograph
+from vw2_robot.pretrain.imagine import ImagineConfig, imagine, read_photograph
 from vw2_robot.pretrain.train_dldm import encoder_hash
 from vw2_robot.runs import Hardware
 
 CONFIG = DLDMConfig(
-    frames=9,
+    num_frames=9,
     height=16,
     width=16,
     stem=StemConfig("pixel", 4, 4, 1),
@@ -39,7 +39,7 @@ POLICY = PolicyConfig(
     backbone=BackboneConfig(hidden=16, ffn=16, layers=1, heads=2, kv_heads=1), image_px=8, image_widths=(8,)
 )
 TINY_VDM = VDMConfig(heads=1, head_dim=12, layers=1, adaln_lora_dim=4, context_width=8, control_width=8)
-GEOMETRY = Geometry(channels=32, steps=2, height=4, width=4, queries=4, digits=4)
+GEOMETRY = Geometry(channels=32, latent_steps=2, height=4, width=4, queries=4, fsq_dims=4)
 
 
 def dldm():
@@ -65,13 +65,13 @@ def decode(model, indices, start):
         return model.decode(model.fsq.codes_of(indices), anchor, start).clamp(-1, 1)
 
 
-def draws():
+def noise():
     return torch.Generator().manual_seed(1)
 
 
 def test_segments_are_joined_at_their_common_frame():
     model, chosen = dldm(), codes(4)
-    made = imagine_segments(model, first(), given(chosen), segments=2, generator=draws())
+    made = imagine_segments(model, first(), given(chosen), segments=2, generator=noise())
     assert made.coarse.shape == (1 + 2 * 8, 3, 16, 16)
     torch.testing.assert_close(made.coarse[0], first()[0], rtol=0, atol=0)
     one = decode(model, chosen[None, :2], first())
@@ -97,7 +97,7 @@ class Brighter(Renderer):
 def test_the_anchor_says_from_which_last_frame_the_coarse_video_goes_on(anchor):
     model, chosen, renderer = dldm(), codes(4), Brighter()
     made = imagine_segments(
-        model, first(), given(chosen), segments=2, anchor=anchor, renderer=renderer, generator=draws()
+        model, first(), given(chosen), segments=2, anchor=anchor, renderer=renderer, generator=noise()
     )
     start = made.coarse[8:9] if anchor == "coarse" else made.rendered[8:9]
     torch.testing.assert_close(made.coarse[9:], decode(model, chosen[None, 2:], start)[0, 1:])
@@ -105,22 +105,22 @@ def test_the_anchor_says_from_which_last_frame_the_coarse_video_goes_on(anchor):
 
 
 @pytest.mark.parametrize("plan", ["full", "requery"])
-def test_a_full_plan_asks_once_and_requerying_asks_every_frame(plan):
-    asked = []
+def test_a_full_plan_decodes_once_and_requerying_decodes_every_segment(plan):
+    calls = []
 
-    def ask(frame, steps):
-        asked.append((frame.clone(), steps))
-        return codes(steps, seed=len(asked))[None]
+    def decode_call(frame, steps):
+        calls.append((frame.clone(), steps))
+        return codes(steps, seed=len(calls))[None]
 
     made = imagine_segments(
-        dldm(), first(), plan_of(ask, plan=plan, latent_steps=2, segments=3), segments=3, generator=draws()
+        dldm(), first(), plan_of(decode_call, plan=plan, latent_steps=2, segments=3), segments=3, generator=noise()
     )
-    assert [steps for _, steps in asked] == ([6] if plan == "full" else [2, 2, 2])
+    assert [steps for _, steps in calls] == ([6] if plan == "full" else [2, 2, 2])
     if plan == "full":
         assert torch.equal(made.codes, codes(6, seed=1))
     else:
-        torch.testing.assert_close(asked[1][0][0], made.coarse[8])
-        torch.testing.assert_close(asked[2][0][0], made.coarse[16])
+        torch.testing.assert_close(calls[1][0][0], made.coarse[8])
+        torch.testing.assert_close(calls[2][0][0], made.coarse[16])
 
 
 @pytest.fixture
@@ -166,10 +166,10 @@ def recorded(monkeypatch):
 
 
 def settings(trained, **change):
-    base = Imagine(
+    base = ImagineConfig(
         policy=str(trained / "policy"),
         out=str(trained / "seen.mp4"),
-        frames=str(trained / "frames"),
+        frame_cache=str(trained / "frames"),
         hardware=Hardware("cpu", threads=1),
     )
     return replace(base, **change)
@@ -212,12 +212,12 @@ def test_the_true_continuation_is_shown_at_the_rate_of_the_codes(trained, record
     np.testing.assert_array_equal(frames[:, :, 16:], FrameCache(trained / "frames").read(0, 2 * np.arange(9)))
 
 
-def test_an_image_and_words_become_predicted_codes_and_a_rendered_video(trained, recorded):
+def test_an_image_and_an_instruction_become_predicted_codes_and_a_rendered_video(trained, recorded):
     image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     Image.fromarray(image).save(trained / "table.png")
     made = settings(
         trained,
-        frames=None,
+        frame_cache=None,
         image=str(trained / "table.png"),
         prompt="open the drawer",
         vdm=str(trained / "dldm"),
@@ -266,9 +266,9 @@ def other_encoder(trained):
         ({"codes": "encoded", "segments": 3}, "codes=encoded gives 4 latent steps, 3 segments need 6"),
         ({"codes": "nowhere.npy"}, r"give predicted, encoded, or a \.npy file"),
         ({"codes": "bad.npy"}, r"codes lie in 0 \.\. 999"),
-        ({"codes": "flat.npy"}, r"expected whole numbers \[steps, 4\]"),
-        ({"vdm": "other"}, "belongs to encoder 00000000, the policy speaks"),
-        ({"frames": None, "image": "gone.png", "prompt": "x"}, "cannot be read as an image"),
+        ({"codes": "flat.npy"}, r"expected integers \[latent steps, 4\]"),
+        ({"vdm": "other"}, "belongs to encoder 00000000, the policy predicts"),
+        ({"frame_cache": None, "image": "gone.png", "prompt": "x"}, "cannot be read as an image"),
     ],
 )
 def test_wrong_input_is_named(trained, recorded, monkeypatch, change, message):
@@ -285,9 +285,9 @@ def test_wrong_input_is_named(trained, recorded, monkeypatch, change, message):
     ("change", "message"),
     [
         ({"image": "a.png"}, "either image=FILE or frame_cache=DIR"),
-        ({"frames": None}, "either image=FILE or frame_cache=DIR"),
-        ({"frames": None, "image": "a.png", "codes": "encoded"}, "codes=encoded needs a true continuation"),
-        ({"frames": None, "image": "a.png"}, "say what shall be done"),
+        ({"frame_cache": None}, "either image=FILE or frame_cache=DIR"),
+        ({"frame_cache": None, "image": "a.png", "codes": "encoded"}, "codes=encoded needs a true continuation"),
+        ({"frame_cache": None, "image": "a.png"}, "codes=predicted needs an instruction"),
         ({"anchor": "rendered"}, "needs a VDM that renders"),
         ({"segments": 0}, "segments must be at least 1"),
     ],

@@ -12,12 +12,12 @@ from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.video.vdm import VDM, Geometry, VDMConfig
 from vw2_robot.models.video.video_codec import CodecConfig, DCTCodec
 from vw2_robot.optim import LoopConfig, OptimConfig, build_optimizer, optimizer_step
-from vw2_robot.pretrain.config import PhasesConfig
+from vw2_robot.pretrain.config import TrainDLDMConfig
 from vw2_robot.pretrain.dldm_losses import phase_one_loss, phase_two_loss
 from vw2_robot.pretrain.targets import frame_error, jitter_color, make_control_video
 
 DLDM_TINY = DLDMConfig(
-    frames=9,
+    num_frames=9,
     height=8,
     width=8,
     stem=StemConfig("pixel", 4, 4, 1),
@@ -29,15 +29,15 @@ VDM_TINY = VDMConfig(
     heads=2, head_dim=12, layers=2, adaln_lora_dim=8, context_width=16, control_width=8, code_dropout=0.0
 )
 OPTIM = OptimConfig(lr=1e-3, weight_decay=0.1, warmup_steps=1)
-LOOP = LoopConfig(steps=10, batch=2, optim=OPTIM)
-PHASES = PhasesConfig(phase1=LOOP, phase2=LOOP, control_dropout=0.0, target_color_jitter=0.0)
+LOOP = LoopConfig(train_steps=10, batch_size=2, optim=OPTIM)
+PHASES = TrainDLDMConfig(phase1=LOOP, phase2=LOOP, control_dropout=0.0, target_color_jitter=0.0)
 
 
 def build(*, shaken=True):
     """dLDM, VDM, codec. Shaken: zero-initialized layers are moved off zero, as after a few steps of training."""
     torch.manual_seed(0)
     dldm = DLDM(DLDM_TINY)
-    vdm = VDM(VDM_TINY, Geometry(channels=24, steps=2, height=2, width=2, queries=4, digits=4))
+    vdm = VDM(VDM_TINY, Geometry(channels=24, latent_steps=2, height=2, width=2, queries=4, fsq_dims=4))
     if shaken:
         with torch.no_grad():
             for parameter in vdm.parameters():
@@ -49,7 +49,7 @@ def groups(dldm, vdm):
     return {
         "trunk": list(dldm.encoder.parameters()),
         "queries": [dldm.qformer.queries, *dldm.qformer.parameters()],
-        "z head": list(dldm.pre_quant.parameters()),
+        "pre-quantization projection": list(dldm.pre_quant.parameters()),
         "decoder": list(dldm.decoder.parameters()),
         "projection": [p for name, p in vdm.projection.named_parameters() if name != "null"],
         "null token": [vdm.projection.null],
@@ -77,27 +77,27 @@ def two(dldm, vdm, codec, *, phases=PHASES, seed=0):
     return phase_two_loss(dldm, vdm, codec, x, valid, phases=phases, noise=noise)[0]
 
 
-AUTOENCODER = {"trunk", "queries", "z head", "decoder"}
+AUTOENCODER = {"trunk", "queries", "pre-quantization projection", "decoder"}
 RENDERER = {"projection", "null token", "transformer", "control"}
 
 
-def test_phase_one_teaches_the_whole_autoencoder_and_nothing_else():
+def test_phase_one_trains_the_whole_autoencoder_and_nothing_else():
     dldm, vdm, _ = build()
-    loss, parts = phase_one_loss(dldm, DLDM_TINY.fake_clip(4), torch.ones(4, 2, dtype=torch.bool))
+    loss, parts, _ = phase_one_loss(dldm, DLDM_TINY.fake_clip(4), torch.ones(4, 2, dtype=torch.bool))
     assert learners(loss, dldm, vdm) == AUTOENCODER
     assert not parts["dldm/reconstruction_l2"].requires_grad
     assert all(p.grad is not None for p in dldm.parameters())
 
 
 @pytest.mark.parametrize("anchor_grad", [False, True])
-def test_reconstruction_in_phase_two_teaches_the_decoder_and_by_switch_the_trunk(anchor_grad):
+def test_reconstruction_in_phase_two_trains_the_decoder_and_by_switch_the_trunk(anchor_grad):
     dldm, vdm, codec = build()
     loss = two(dldm, vdm, codec, phases=replace(PHASES, denoise_weight=0.0, anchor_grad=anchor_grad))
     assert learners(loss, dldm, vdm) == ({"decoder", "trunk"} if anchor_grad else {"decoder"})
 
 
 @pytest.mark.parametrize("anchor_grad", [False, True])
-def test_denoising_teaches_codes_projection_transformer_and_control_but_never_the_decoder(anchor_grad):
+def test_denoising_trains_codes_projection_transformer_and_control_but_never_the_decoder(anchor_grad):
     dldm, vdm, codec = build()
     loss = two(dldm, vdm, codec, phases=replace(PHASES, reconstruction_weight=0.0, anchor_grad=anchor_grad))
     assert learners(loss, dldm, vdm) == (AUTOENCODER - {"decoder"}) | RENDERER
@@ -105,7 +105,7 @@ def test_denoising_teaches_codes_projection_transformer_and_control_but_never_th
 
 
 @pytest.mark.parametrize("anchor_grad", [False, True])
-def test_without_the_stop_gradient_reconstruction_goes_on_teaching_the_whole_autoencoder(anchor_grad):
+def test_without_the_stop_gradient_reconstruction_still_trains_the_whole_autoencoder(anchor_grad):
     dldm, vdm, codec = build()
     phases = replace(PHASES, stop_gradient=False, anchor_grad=anchor_grad, denoise_weight=0.0)
     assert learners(two(dldm, vdm, codec, phases=phases), dldm, vdm) == AUTOENCODER
@@ -115,7 +115,8 @@ def test_without_the_stop_gradient_reconstruction_goes_on_teaching_the_whole_aut
 
 def test_phase_one_can_keep_the_gradient_off_the_first_feature():
     dldm, _, _ = build()
-    x, valid = DLDM_TINY.fake_clip(4), torch.ones(4, 2, dtype=torch.bool)
+    x = DLDM_TINY.fake_clip(4)
+    valid = torch.ones(4, 2, dtype=torch.bool)
     with torch.no_grad():
         f = dldm.features(x)
     f.requires_grad_()
@@ -148,7 +149,8 @@ def test_under_autocast_matrix_products_are_bfloat16_but_codes_and_losses_are_fl
     levels, width = ((8, 5, 5, 5), 4) if quantizer == "fsq" else ((8,), 4)
     dldm = DLDM(replace(DLDM_TINY, quantizer=quantizer, fsq_levels=levels, vq_width=width))
     _, vdm, codec = build()
-    x, valid = DLDM_TINY.fake_clip(4), torch.ones(4, 2, dtype=torch.bool)
+    x = DLDM_TINY.fake_clip(4)
+    valid = torch.ones(4, 2, dtype=torch.bool)
     products = []
     dldm.qformer.cross[0].register_forward_hook(lambda module, inputs, output: products.append(output.dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -157,7 +159,7 @@ def test_under_autocast_matrix_products_are_bfloat16_but_codes_and_losses_are_fl
         assert codes.dtype == torch.float32
         assert phase_one_loss(dldm, x, valid)[0].dtype == torch.float32
         noise = torch.Generator().manual_seed(0)
-        loss, parts = phase_two_loss(dldm, vdm, codec, x, valid, phases=PHASES, noise=noise)
+        loss, parts, _ = phase_two_loss(dldm, vdm, codec, x, valid, phases=PHASES, noise=noise)
     assert {loss.dtype, *(part.dtype for part in parts.values())} == {torch.float32}
     loss.backward()
     assert {p.grad.dtype for p in dldm.parameters() if p.grad is not None} == {torch.float32}
@@ -185,7 +187,8 @@ def test_control_learns_from_its_second_step_on():
 
 def test_steps_move_only_the_parameters_of_their_phase_although_weight_decay_is_on():
     dldm, vdm, codec = build()
-    x, valid = DLDM_TINY.fake_clip(4), torch.ones(4, 2, dtype=torch.bool)
+    x = DLDM_TINY.fake_clip(4)
+    valid = torch.ones(4, 2, dtype=torch.bool)
     frozen = copy.deepcopy(vdm.state_dict()), copy.deepcopy(codec.state_dict())
     before = [p.detach().clone() for p in dldm.parameters()]
     optimizer = build_optimizer(dldm.parameters(), OPTIM)
@@ -199,7 +202,7 @@ def test_steps_move_only_the_parameters_of_their_phase_although_weight_decay_is_
     assert not torch.equal(vdm.projection.null, frozen[0]["projection.null"])
 
 
-def test_the_hint_is_gray_in_the_luma_of_its_colors_and_stays_in_range():
+def test_the_control_video_is_gray_in_the_luma_of_its_colors_and_stays_in_range():
     rec = torch.rand(2, 3, 3, 4, 4) * 4 - 2
     gray = make_control_video(rec, grayscale=True)
     assert torch.equal(gray[:, :, 0], gray[:, :, 1])
@@ -212,53 +215,57 @@ def test_the_hint_is_gray_in_the_luma_of_its_colors_and_stays_in_range():
     assert torch.equal(make_control_video(rec, grayscale=False), clamped)
 
 
-class Listening:
+class RecordingLoss:
     """Stands for `VDM.denoising_loss`: keeps what it was given."""
 
     def __call__(self, latents, codes, *, control_video, valid, generator):
-        self.latents, self.codes, self.hint = latents, codes, control_video
+        self.latents = latents
+        self.codes = codes
+        self.control_video = control_video
         return latents.new_zeros(())
 
 
-def heard(phases, *, batch=64, seed=0):
+def given_to_the_vdm(phases, *, batch=64, seed=0):
     """Clip, coarse clip, and what the VDM was given, decoded back to pixels by a lossless codec."""
     torch.manual_seed(0)
     dldm, codec = DLDM(DLDM_TINY).eval(), DCTCodec(CodecConfig(keep=4))
-    vdm = VDM(VDM_TINY, Geometry(channels=192, steps=2, height=2, width=2, queries=4, digits=4))
-    vdm.denoising_loss = Listening()
-    x, valid = DLDM_TINY.fake_clip(batch), torch.ones(batch, 2, dtype=torch.bool)
+    vdm = VDM(VDM_TINY, Geometry(channels=192, latent_steps=2, height=2, width=2, queries=4, fsq_dims=4))
+    vdm.denoising_loss = RecordingLoss()
+    x = DLDM_TINY.fake_clip(batch)
+    valid = torch.ones(batch, 2, dtype=torch.bool)
     noise = torch.Generator().manual_seed(seed)
     phase_two_loss(dldm, vdm, codec, x, valid, phases=phases, noise=noise)
-    ear = vdm.denoising_loss
+    given = vdm.denoising_loss
     encoded = dldm.encode(x)
     rec = dldm.decode(encoded.codes_BMNL, encoded.anchor_BChw, x[:, 0])
-    return x, rec.detach(), codec.decode(ear.latents), codec.decode(ear.hint)
+    return x, rec.detach(), codec.decode(given.latents), codec.decode(given.control_video)
 
 
-def test_a_dropped_hint_is_its_first_frame_repeated_and_drops_fall_per_sample():
-    _, rec, _, hint = heard(replace(PHASES, control_dropout=0.7))
+def test_a_dropped_control_video_is_its_first_frame_repeated_and_drops_fall_per_sample():
+    _, rec, _, control = given_to_the_vdm(replace(PHASES, control_dropout=0.7))
     whole = make_control_video(rec, grayscale=True)
-    frozen = torch.tensor([torch.allclose(h, h[:1].expand_as(h), atol=1e-5) for h in hint])
-    torch.testing.assert_close(hint[~frozen], whole[~frozen], atol=1e-5, rtol=0)
-    torch.testing.assert_close(hint[frozen], whole[frozen][:, :1].expand(-1, 9, -1, -1, -1), atol=1e-5, rtol=0)
+    frozen = torch.tensor([torch.allclose(h, h[:1].expand_as(h), atol=1e-5) for h in control])
+    torch.testing.assert_close(control[~frozen], whole[~frozen], atol=1e-5, rtol=0)
+    torch.testing.assert_close(control[frozen], whole[frozen][:, :1].expand(-1, 9, -1, -1, -1), atol=1e-5, rtol=0)
     assert 32 <= int(frozen.sum()) <= 58  # 0.7 of 64
     for share, dropped in ((0.0, 0), (1.0, 64)):
-        hint = heard(replace(PHASES, control_dropout=share))[3]
-        assert sum(torch.allclose(h, h[:1].expand_as(h), atol=1e-5) for h in hint) == dropped
+        control = given_to_the_vdm(replace(PHASES, control_dropout=share))[3]
+        assert sum(torch.allclose(h, h[:1].expand_as(h), atol=1e-5) for h in control) == dropped
 
 
-def test_the_hint_carries_no_gradient_and_colors_only_by_switch():
-    _, rec, _, hint = heard(replace(PHASES, control_grayscale=False), batch=4)
-    torch.testing.assert_close(hint, rec.clamp(-1, 1), atol=1e-5, rtol=0)
-    assert not hint.requires_grad
+def test_the_control_video_carries_no_gradient_and_colors_only_by_switch():
+    _, rec, _, control = given_to_the_vdm(replace(PHASES, control_grayscale=False), batch=4)
+    torch.testing.assert_close(control, rec.clamp(-1, 1), atol=1e-5, rtol=0)
+    assert not control.requires_grad
 
 
 def test_the_renderers_target_is_jittered_while_the_encoder_sees_true_colors():
-    x, _, target, _ = heard(PHASES, batch=4)
+    x, _, target, _ = given_to_the_vdm(PHASES, batch=4)
     torch.testing.assert_close(target, x, atol=1e-5, rtol=0)
-    jittered = heard(replace(PHASES, target_color_jitter=0.3), batch=4)
+    jittered = given_to_the_vdm(replace(PHASES, target_color_jitter=0.3), batch=4)
     assert not torch.allclose(jittered[2], x, atol=0.01)
-    torch.testing.assert_close(jittered[1], heard(PHASES, batch=4)[1])  # codes and coarse clip are of the true clip
+    # Codes and coarse clip are of the true clip.
+    torch.testing.assert_close(jittered[1], given_to_the_vdm(PHASES, batch=4)[1])
 
 
 def test_jitter_is_one_change_of_colors_for_a_whole_clip():
@@ -282,7 +289,7 @@ def test_jitter_is_affine_in_every_channel_so_that_edges_stay_where_they_are():
     assert (slopes > 0.5).all()
 
 
-def test_frame_error_is_the_mean_over_real_frames():
+def test_frame_error_is_the_mean_over_valid_frames():
     x, rec = torch.zeros(2, 9, 3, 2, 2), torch.zeros(2, 9, 3, 2, 2)
     rec[0, 0], rec[0, 1:5], rec[1, 5:] = 1.0, 2.0, 100.0
     valid = torch.tensor([[True, True], [True, False]])
@@ -296,6 +303,6 @@ def test_frame_error_pads_a_short_clip_like_the_encoder():
     assert float(frame_error(rec, x, torch.tensor([[True, True]]))) == 0
 
 
-def test_nothing_real_costs_nothing():
+def test_padding_alone_costs_nothing():
     x = torch.randn(1, 5, 3, 2, 2)
     assert float(frame_error(-x, x, torch.tensor([[False]]), with_anchor=False)) == 0

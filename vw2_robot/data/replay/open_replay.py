@@ -4,8 +4,8 @@
         windows = replay.sample(32, timeout_seconds=config.replay.timeout_seconds)
         batch = decode(windows, temporal_stride=4, height=64, width=64)
 
-`fill(writer)` puts this rank's share of the data into a memory replay, in a thread. A Reverb server is filled by ingest
-processes (`vw2-ingest`) instead.
+`fill(writer)` puts this rank's share of the data into a memory replay, in a thread; a Reverb server is filled by ingest
+processes (`vw2-replay fill`) and needs none.
 """
 
 from __future__ import annotations

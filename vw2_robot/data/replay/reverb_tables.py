@@ -294,7 +294,7 @@ def connect(address: str, *, timeout_seconds: float) -> Any:
     """
     if not reachable(address, timeout_seconds):
         raise ReplayTimeout(
-            f"no replay server listens at {address} (waited {timeout_seconds:g} s); start vw2-replay-server there, "
+            f"no replay server listens at {address} (waited {timeout_seconds:g} s); start vw2-replay serve there, "
             f"and see "
             "that no firewall is in between"
         )

@@ -46,7 +46,7 @@ from vw2_robot.data.replay.windows import (
     window_of,
 )
 from vw2_robot.errors import InputError, MissingExtraError
-from vw2_robot.pretrain.ingest import IngestConfig, fill_server
+from vw2_robot.replay_programs.fill import ReplayFillConfig, fill_server
 from vw2_robot.storage.files import write_json
 
 OPTIONS = WindowOptions(num_frames=5, temporal_stride=2, window_stride=2)
@@ -814,7 +814,7 @@ def test_ingest_processes_that_do_not_share_one_plan_are_refused(served: Callabl
     with pytest.raises(InputError, match=r"ingest 0 of the replay server at .* was filled by another plan"):
         fill(SOURCE, second, ingest=1, ingests=2, seed=1)
     with pytest.raises(InputError, match="was started for 2 ingest processes"):
-        fill_server(IngestConfig(address))
+        fill_server(ReplayFillConfig(address))
     fill(SOURCE, second, ingest=1, ingests=2)
     first.close()
     second.close()

@@ -13,7 +13,7 @@ def everything(codes: torch.Tensor) -> torch.Tensor:
     return torch.ones(codes.shape[:2], dtype=torch.bool)
 
 
-def test_digits_that_say_the_same_are_correlated_and_independent_ones_are_not() -> None:
+def test_equal_dimensions_are_correlated_and_independent_ones_are_not() -> None:
     noise = torch.Generator().manual_seed(0)
     one = torch.randn(500, 2, 1, 1, generator=noise)
     signs = torch.tensor([1.0, -2.0, 3.0, 0.5]).view(1, 1, 2, 2)
@@ -33,7 +33,7 @@ def test_correlation_agrees_with_numpys_and_skips_invalid_steps() -> None:
     torch.testing.assert_close(correlation(spoiled, valid), correlation(codes, valid))
 
 
-def test_following_the_gradient_takes_the_digits_apart() -> None:
+def test_following_the_gradient_decorrelates_the_dimensions() -> None:
     noise = torch.Generator().manual_seed(2)
     codes = (
         torch.randn(64, 1, 1, 1, generator=noise) + 0.1 * torch.randn(64, 1, 2, 2, generator=noise)
@@ -48,11 +48,11 @@ def test_following_the_gradient_takes_the_digits_apart() -> None:
     assert correlation(codes, everything(codes)).item() < 0.1
 
 
-@pytest.mark.parametrize("steps", [0, 1])
-def test_a_batch_with_hardly_any_valid_step_gives_a_finite_gradient(steps: int) -> None:
+@pytest.mark.parametrize("latent_steps", [0, 1])
+def test_a_batch_with_hardly_any_valid_step_gives_a_finite_gradient(latent_steps: int) -> None:
     codes = torch.randn(2, 2, 4, 4, generator=torch.Generator().manual_seed(3)).requires_grad_()
     valid = torch.zeros(2, 2, dtype=torch.bool)
-    valid[0, :steps] = True
+    valid[0, :latent_steps] = True
     loss = correlation(codes, valid)
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-6)

@@ -26,8 +26,8 @@ def rows(name, *, seed=0, count=400, informed=True, gain=1.0, units="calvin"):
     rng = np.random.default_rng(seed)
     motion = np.concatenate([rng.uniform(-1, 1, (count, 3)), np.zeros((count, 4))], axis=1)
     shown = motion if informed else rng.uniform(-1, 1, (count, 3))
-    digit = np.stack([np.floor((shown[:, i] + 1) / 2 * level) for i, level in enumerate(FSQ_LEVELS[:3])], axis=1)
-    index = (digit @ np.cumprod([1, *FSQ_LEVELS[:2]])).astype(np.int64)
+    value = np.stack([np.floor((shown[:, i] + 1) / 2 * level) for i, level in enumerate(FSQ_LEVELS[:3])], axis=1)
+    index = (value @ np.cumprod([1, *FSQ_LEVELS[:2]])).astype(np.int64)
     return StepRows(
         name=name,
         clip=np.arange(count),
@@ -47,8 +47,8 @@ def split(sets):
 
 
 def test_codes_that_are_actions_are_found_in_a_scene_and_across_and_the_controls_know_nothing():
-    sets, blind = [rows("a"), rows("b", seed=1, gain=3.0)], [rows("a", informed=False), rows("b", informed=False)]
-    found = probe_actions(sets, blind, split(sets), FSQ(FSQ_LEVELS), seed=0)
+    sets, untrained = [rows("a"), rows("b", seed=1, gain=3.0)], [rows("a", informed=False), rows("b", informed=False)]
+    found = probe_actions(sets, untrained, split(sets), FSQ(FSQ_LEVELS), seed=0)
     table = found["in_scene"]["a"]["commanded"]
     assert table["codes_one_hot"]["linear"]["translation"]["r2"] > 0.9
     assert table["code_values"]["linear"]["translation"]["r2"] > 0.9
@@ -64,7 +64,7 @@ def test_codes_that_are_actions_are_found_in_a_scene_and_across_and_the_controls
     assert "others" not in found["transfer"]["commanded"]["codes_one_hot"]
 
 
-def test_translations_of_another_robot_are_compared_in_units_of_their_own_spread():
+def test_translations_of_another_robot_are_compared_in_units_of_their_spread():
     sets = [rows(name, seed=i, count=200) for i, name in enumerate("abc")]
     sets.append(rows("far", seed=3, count=200, gain=50.0, units="another robot"))
     probed = [Probed(one, one, side) for one, side in zip(sets, split(sets), strict=True)]
@@ -103,8 +103,8 @@ def test_the_map_of_informed_codes_groups_by_direction_and_not_by_source():
     assert abs(found["silhouette"]["source"]) < 0.02
     across = found["neighbors"]["code"]["a"]["b"]
     assert across["accuracy"]["ci95"][0] > across["commonest"]["ci95"][1]
-    blind = found["neighbors"]["pixels"]["a"]["b"]
-    assert blind["accuracy"]["ratio"] < 0.35
+    by_pixels = found["neighbors"]["pixels"]["a"]["b"]
+    assert by_pixels["accuracy"]["ratio"] < 0.35
     points = found["points"]
     assert len(points["pca"]) == len(points["direction"]) == len(points["source"])
     assert len(points["pca"][0]) == 2
@@ -150,7 +150,7 @@ def test_code_use_counts_by_slot_and_by_set():
     assert usage(np.array([5, 5, 0])) == {"used": 2, "dead": 1, "perplexity": 2.0}
 
 
-def test_one_hot_digits_are_those_of_the_quantizer():
+def test_one_hot_dimensions_are_those_of_the_quantizer():
     indices = np.array([[0, 999], [123, 456]])
     fsq = FSQ(FSQ_LEVELS)
     hot = one_hot_fsq(indices, fsq)

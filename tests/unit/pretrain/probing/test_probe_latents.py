@@ -19,11 +19,11 @@ from vw2_robot.models.dldm.causal_video import LevelConfig, StemConfig
 from vw2_robot.models.dldm.config import DLDMConfig, QFormerConfig
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.pretrain.probing.datasets import short_names
-from vw2_robot.pretrain.probing.probe_latents import ProbeLatents, probe_latents, trained_time_base
+from vw2_robot.pretrain.probing.probe_latents import ProbeLatentsConfig, probe_latents, trained_time_base
 from vw2_robot.runs import Hardware
 
 CONFIG = DLDMConfig(
-    frames=9,
+    num_frames=9,
     height=16,
     width=16,
     stem=StemConfig("pixel", 4, 8, 1),
@@ -75,7 +75,7 @@ def save(folder, config=CONFIG):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("probe")
-    config = ProbeLatents(
+    config = ProbeLatentsConfig(
         dldm=save(root / "dldm"),
         labeled=[write_set(root / "A", seed=0), write_set(root / "B", seed=1)],
         out=str(root / "out"),
@@ -95,11 +95,11 @@ def test_everything_is_written_and_is_plain_json(made):
         with Image.open(root / "out" / f"{name}.png") as image:
             assert min(image.size) > 90
     table = (root / "out" / "latent_report.md").read_text()
-    assert "codes, one-hot digits (46)" in table
+    assert "codes, one-hot FSQ dimensions (46)" in table
     assert table.count("Swap test") == 1
 
 
-def test_the_report_says_what_it_looked_at(made):
+def test_the_report_describes_its_data(made):
     _, report, _ = made
     assert [entry["name"] for entry in report["data"]] == ["A", "B"]
     assert all(entry["demonstrations"] == EPISODES for entry in report["data"])
@@ -111,7 +111,7 @@ def test_the_report_says_what_it_looked_at(made):
 
 
 def write_rlds_set(root):
-    """The same kind of video from another robot: actions in RLDS, no pose of the hand."""
+    """The same kind of video from another robot: actions in RLDS, no pose of the end effector."""
     pytest.importorskip("tensorflow", reason="TensorFlow is not installed (extra openx)")
     from vw2_robot.data.rlds_writer import write_rlds
 
@@ -129,12 +129,12 @@ def write_rlds_set(root):
 def test_another_robots_rlds_is_probed_beside_calvin_but_not_swapped_with_it(made, tmp_path):
     config, _, root = made
     report = probe_latents(
-        ProbeLatents(
+        ProbeLatentsConfig(
             dldm=config.dldm,
             labeled=[config.labeled[0], write_rlds_set(tmp_path / "kuka")],
             names=["A", "kuka"],
             out=str(tmp_path / "out"),
-            frames=str(root / "out" / "frames"),
+            frame_cache=str(root / "out" / "frames"),
             pairs=40,
             hardware=Hardware(device="cpu"),
         )
@@ -153,11 +153,11 @@ def test_another_robots_rlds_is_probed_beside_calvin_but_not_swapped_with_it(mad
 
 def test_the_same_seed_gives_the_same_report_from_the_kept_frames(made):
     config, report, root = made
-    again = ProbeLatents(
+    again = ProbeLatentsConfig(
         dldm=config.dldm,
         labeled=config.labeled,
         out=str(root / "again"),
-        frames=str(root / "out" / "frames"),
+        frame_cache=str(root / "out" / "frames"),
         pairs=40,
         hardware=Hardware(device="cpu"),
     )
@@ -179,7 +179,7 @@ def test_a_robot_that_stands_still_is_refused_before_anything_is_encoded(made, t
     still = write_set(tmp_path / "still", seed=2, standing=True)
     monkeypatch.setattr("vw2_robot.pretrain.probing.datasets.encode_steps", None)
     with pytest.raises(
-        InputError, match=r"still: the pose of the hand \(robot_obs\) is the same in all 35 latent steps"
+        InputError, match=r"still: the pose of the end effector \(robot_obs\) is the same in all 35 latent steps"
     ):
         probe_latents(replace(config, labeled=[still], out=str(tmp_path / "out")))
 
@@ -198,11 +198,11 @@ def test_too_few_demonstrations_are_refused(made, tmp_path):
         few.write_episode(arrays, first_frame=50 * number, task="t", instruction="t", scene="D")
     few.finish()
     with pytest.raises(InputError, match="at least 3 demonstrations"):
-        probe_latents(ProbeLatents(dldm=config.dldm, labeled=[str(tmp_path / "few")], out=str(tmp_path / "out")))
+        probe_latents(ProbeLatentsConfig(dldm=config.dldm, labeled=[str(tmp_path / "few")], out=str(tmp_path / "out")))
 
 
 @pytest.mark.parametrize(
-    ("wrong", "words"),
+    ("wrong", "message"),
     [
         ({"labeled": []}, "labeled is empty"),
         ({"names": ["x", "x"]}, "different names"),
@@ -211,12 +211,12 @@ def test_too_few_demonstrations_are_refused(made, tmp_path):
         ({"pairs": 0}, "pairs=0"),
     ],
 )
-def test_what_cannot_work_is_refused(wrong, words):
-    with pytest.raises(ValueError, match=words):
-        ProbeLatents(**{"dldm": "d", "labeled": ["a", "b"], "out": "o", **wrong})
+def test_what_cannot_work_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        ProbeLatentsConfig(**{"dldm": "d", "labeled": ["a", "b"], "out": "o", **wrong})
 
 
-def test_data_sets_are_called_by_as_little_of_their_path_as_tells_them_apart(tmp_path):
+def test_data_sets_are_named_by_the_shortest_different_ends_of_their_paths(tmp_path):
     assert short_names([tmp_path / "A", tmp_path / "B"]) == ["A", "B"]
     assert short_names([tmp_path / "x" / "A", tmp_path / "y" / "A"]) == ["x_A", "y_A"]
     with pytest.raises(InputError, match="twice"):

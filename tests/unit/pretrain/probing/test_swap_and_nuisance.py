@@ -19,12 +19,12 @@ from vw2_robot.pretrain.probing.code_swap import (
     swap_test,
 )
 from vw2_robot.pretrain.probing.features import one_hot_fsq
-from vw2_robot.pretrain.probing.nuisance import COMPARED, KINDS, _others, nuisance_examples, nuisance_test
+from vw2_robot.pretrain.probing.nuisance import COMPARED, KINDS, nuisance_examples, nuisance_test, sample_others
 from vw2_robot.pretrain.probing.probes import fit_linear, split_groups
 
 SIDE, FRAMES = 32, 5
 CONFIG = DLDMConfig(
-    frames=FRAMES,
+    num_frames=FRAMES,
     height=SIDE,
     width=SIDE,
     stem=StemConfig("pixel", 4, 8, 1),
@@ -178,7 +178,7 @@ def nuisances(code):
     )
 
 
-def test_codes_that_see_motion_alone_are_blind_to_the_light():
+def test_codes_that_see_motion_alone_ignore_the_light():
     found = nuisances(moved_square)["kinds"]
     assert set(found) == {"still", "camera_cut", *KINDS}
     assert found["still"]["sensitivity"]["ratio"] == 0.0
@@ -210,6 +210,6 @@ def test_a_nuisance_changes_later_frames_and_not_the_first():
 
 def test_action_codes_are_compared_with_those_of_other_demonstrations():
     group = np.repeat(np.arange(5), 3)
-    others = _others(group, np.random.default_rng(0))
+    others = sample_others(group, np.random.default_rng(0))
     assert others.shape == (15, COMPARED)
     assert (group[others] != group[:, None]).all()

@@ -51,7 +51,7 @@ def report(**changes):
                         ("follows_donor", 0.72),
                         ("follows_own", 0.01),
                         ("follows_third", -0.02),
-                        ("scheduled_sampling", 0.7),
+                        ("unswapped", 0.7),
                         ("ceiling", 0.9),
                     )
                 },

@@ -1,9 +1,9 @@
-"""Fill a Reverb replay: one of the ingest processes of `vw2-replay-server`.
+"""Subcommand `vw2-replay fill`: one of the ingest processes that store windows on a replay server.
 
-    vw2-ingest address=127.0.0.1:8765 ingest=0 ingests=2 data.sources=[{path: DIR/bridge_dataset/1.0.0}]
+    vw2-replay fill address=127.0.0.1:8765 ingest=0 ingests=2 data.sources=[{path: DIR/bridge_dataset/1.0.0}]
 
-Killed, or ended because the server went away, it is started again with the same words and goes on where the server says
-that it was. Ends when its share of all epochs is stored; started once more, it ends at once.
+Killed, or ended because the server is gone, it is started again with the same arguments and continues from the position
+that the server has stored. It ends when its share of all epochs is stored; started once more, it ends at once.
 """
 
 from __future__ import annotations
@@ -30,43 +30,48 @@ class SourceConfig:
     """One data set; see `vw2_robot.data.sources.formats.open_source`."""
 
     path: str
-    """folder of the data set"""
+    """its folder or bucket"""
     weight: Rate = 1.0
-    """how often an epoch goes through it"""
+    """how many times an epoch goes through it"""
     format: Format | None = None
-    """recognized where it is not given"""
+    """null: recognized from the files"""
     split: str | None = None
-    """null: what pre-training takes"""
+    """null: the one that pre-training takes"""
     image_key: str | None = None
-    """camera to use instead of the table's"""
+    """camera to use instead of the default one"""
     hz: Rate | None = None
-    """frames per second, where the data set names none"""
+    """frames per second, where the data do not have it"""
 
 
 @dataclass(frozen=True)
-class ReplayData:
-    """Data sets, and how they become windows; must be the same in all processes that fill one replay."""
+class ReplayDataConfig:
+    """Data sets, and how they are cut into windows; the same in all processes that fill one replay."""
 
     sources: tuple[SourceConfig, ...] = ()
-    """data sets to read, each with its weight"""
+    """data sets, each with its options"""
     mixture: str | None = None
     """octo, openvla, videoworld2, or a yaml file; looked for below `root`"""
     root: str | None = None
-    """folder of the data sets where sources are given by name"""
+    """folder or bucket of the mixture's data sets"""
     windows: WindowOptions = field(default_factory=lambda: WindowOptions(num_frames=9))
     epochs: int = 1
-    """passes over the data"""
+    """passes through the data"""
     seed: int = 0
-    """of the order of the windows"""
+    """of the order of episodes"""
     max_skipped: int = 10
-    """undecodable episodes that are named and skipped before the program stops"""
+    """damaged episodes that are logged and skipped before the process stops"""
 
     def __post_init__(self) -> None:
         if (self.mixture is None) != (self.root is None):
             raise ValueError(f"data.mixture={self.mixture} and data.root={self.root}: give both or none")
 
     def plan(self, *, ingest: int, ingests: int) -> IngestPlan:
-        """Return what one of several ingest processes does."""
+        """Return the plan of one ingest process.
+
+        Args:
+            ingest: its number, from 0.
+            ingests: how many there are.
+        """
         return IngestPlan(
             self.windows,
             seed=self.seed,
@@ -83,12 +88,20 @@ class ReplayData:
             InputError: none was named, or one cannot be opened.
         """
         opened: list[tuple[EpisodeSource, float]] = []
-        for s in self.sources:
-            if s.format is None and s.split is None:
-                opened += [(source, s.weight) for source in open_training(s.path, image_key=s.image_key, hz=s.hz)]
+        for source in self.sources:
+            # Without options as pre-training does, so that the same folder gives the same episodes.
+            if source.format is None and source.split is None:
+                found = open_training(source.path, image_key=source.image_key, hz=source.hz)
+                opened += [(part, source.weight) for part in found]
             else:
-                found = open_source(s.path, format=s.format or "auto", split=s.split, image_key=s.image_key, hz=s.hz)
-                opened.append((found, s.weight))
+                one = open_source(
+                    source.path,
+                    format=source.format or "auto",
+                    split=source.split,
+                    image_key=source.image_key,
+                    hz=source.hz,
+                )
+                opened.append((one, source.weight))
         if self.mixture is not None and self.root is not None:
             opened += [(member.open(), member.weight) for member in open_mixture(self.mixture, self.root)]
         if not opened:
@@ -97,18 +110,18 @@ class ReplayData:
 
 
 @dataclass(frozen=True)
-class IngestConfig:
-    """Everything `vw2-ingest` can be told."""
+class ReplayFillConfig:
+    """The root configuration of `vw2-replay fill`."""
 
     address: str
     """host:port of the server"""
-    data: ReplayData = field(default_factory=ReplayData)
+    data: ReplayDataConfig = field(default_factory=ReplayDataConfig)
     ingest: int = 0
-    """which ingest process this is, from 0 on"""
+    """number of this ingest process, from 0"""
     ingests: int = 1
-    """processes that fill the replay together"""
+    """ingest processes that share the data"""
     timeout_seconds: float = 600.0
-    """how long to wait for the server, and for room in it"""
+    """how long to wait for the server, and for free space on it"""
 
     def __post_init__(self) -> None:
         if not self.timeout_seconds > 0:
@@ -116,11 +129,17 @@ class IngestConfig:
         self.data.plan(ingest=self.ingest, ingests=self.ingests)
 
 
-def fill_server(config: IngestConfig) -> None:
-    """Store this process's share of the data, under a progress bar."""
-    plan, stored = config.data.plan(ingest=config.ingest, ingests=config.ingests), 0
+def fill_server(config: ReplayFillConfig) -> None:
+    """Store this process's share of the data, with a progress bar.
+
+    Raises:
+        InputError: the server was started for another number of processes, or the data cannot be read.
+    """
+    plan = config.data.plan(ingest=config.ingest, ingests=config.ingests)
+    stored = 0
     writer = ReverbWriter(config.address, ingest=config.ingest, timeout_seconds=config.timeout_seconds)
     try:
+        # The shares of all processes make up the data: with another number some would come twice, others never.
         if writer.ingests != config.ingests:
             raise InputError(
                 f"ingests={config.ingests}, but the replay server at {config.address} was started for "
@@ -139,7 +158,7 @@ def fill_server(config: IngestConfig) -> None:
     print(f"ingest {config.ingest} of {config.ingests}: {stored} windows stored, nothing left to do", flush=True)
 
 
-main = program(IngestConfig, config_name="ingest")(fill_server)
+main = program(ReplayFillConfig, config_name="replay_fill")(fill_server)
 
 if __name__ == "__main__":
     main()

@@ -1,9 +1,9 @@
-"""Draw from a replay server as a trainer rank does, decode, and count: is it filled, how fast, does everything arrive?
+"""Subcommand `vw2-replay check`: samples from a replay server as a trainer rank does, decodes, and reports the rate.
 
-    vw2-replay-draw address=127.0.0.1:8765 rank=0 ranks=2 out=runs/draw
+    vw2-replay check address=127.0.0.1:8765 rank=0 ranks=2 out=runs/check
 
-Leaves `rank-<rank>.jsonl`, one line for each window, and `rank-<rank>.json`, the position. Started again with the same
-`out` it goes on from that position and forgets the lines after it, as a trainer forgets the steps after its checkpoint.
+Writes `rank-<rank>.jsonl`, one line for each window, and `rank-<rank>.json`, the position. Started again with the same
+`out` it continues from that position and drops the lines after it, as a trainer drops the steps after its checkpoint.
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ _CURE = "use another folder for out, and fill the server anew"
 
 
 @dataclass(frozen=True)
-class ReplayDrawConfig:
-    """Everything `vw2-replay-draw` can be told."""
+class ReplayCheckConfig:
+    """The root configuration of `vw2-replay check`."""
 
     out: str
-    """file of the digest of what was sampled"""
+    """folder of the two files"""
     address: str
     """host:port of the server"""
     timeout_seconds: float = 120.0
     """how long to wait for the server, for the windows of a batch, and for a checkpoint"""
     rank: int = 0
-    """this trainer's number"""
+    """number of the trainer rank that this process stands for, from 0"""
     ranks: int = 1
-    """trainers that share the replay"""
+    """ranks that sample from the server"""
     batch_size: int = 32
-    """windows per sample"""
+    """windows of a batch"""
     batches: int = 0
     """0: to the end of a queue"""
     height: int = 64
-    """of a decoded frame, pixels"""
+    """pixels that frames are decoded to"""
     width: int = 64
-    """of a decoded frame, pixels"""
+    """pixels that frames are decoded to"""
     temporal_stride: int = 4
-    """frames per latent step"""
+    """frames of a latent step"""
     pause_seconds: float = 0.0
-    """between batches, for the time that a training step takes"""
+    """between batches, in place of a training step"""
     checkpoint_batches: int = 0
-    """store the replay, then the position, after so many batches; 0 stores the position alone, after each"""
+    """batches between two checkpoints of the server, each followed by the position; 0: the position after each batch"""
 
     def __post_init__(self) -> None:
         if (
@@ -68,19 +68,25 @@ class ReplayDrawConfig:
             )
         if min(self.batch_size, self.height, self.width, self.temporal_stride) < 1 or not self.timeout_seconds > 0:
             raise ValueError(
-                f"batch ({self.batch_size}), height ({self.height}), width ({self.width}), temporal_stride "
-                f"({self.temporal_stride}) and "
-                f"timeout_seconds ({self.timeout_seconds}) must be positive"
+                f"batch_size ({self.batch_size}), height ({self.height}), width ({self.width}), temporal_stride "
+                f"({self.temporal_stride}) and timeout_seconds ({self.timeout_seconds}) must be positive"
             )
 
 
-def draw(config: ReplayDrawConfig) -> None:
-    """Draw batches to the end of the queue, or as many as asked for."""
+def check(config: ReplayCheckConfig) -> None:
+    """Sample `batches` batches, or all to the end of the queue, and print how many windows came and how fast.
+
+    Raises:
+        InputError: the files in `out` are damaged, or the server has other windows than those it had.
+    """
     out = Path(config.out)
-    log, position = out / f"rank-{config.rank}.jsonl", out / f"rank-{config.rank}.json"
-    begin, drawn, batches = time.monotonic(), 0, 0
+    log = out / f"rank-{config.rank}.jsonl"
+    position = out / f"rank-{config.rank}.json"
+    begin = time.monotonic()
+    sampled = 0
+    batches = 0
     with (
-        lock_folder(out / f"rank-{config.rank}", what="a draw", beside=True),
+        lock_folder(out / f"rank-{config.rank}", what="a check of a replay", beside=True),
         contextlib.closing(
             ReverbReader(config.address, rank=config.rank, ranks=config.ranks, timeout_seconds=config.timeout_seconds)
         ) as replay,
@@ -88,19 +94,24 @@ def draw(config: ReplayDrawConfig) -> None:
         stored = read_json(position, cure=_CURE, sealed=True) if position.exists() else None
         if stored is not None:
             replay.restore(stored["replay"])
-        lines, digest = _forget_after(log, stored)
+        lines, digest = cut_log(log, stored)
+        # Until a batch is empty, which is the end of the queue.
         while not config.batches or batches < config.batches:
             windows = replay.sample(config.batch_size, timeout_seconds=config.timeout_seconds)
-            _use(windows, config)
-            new = "".join(map(_line, windows)).encode()
+            if windows:
+                decode(windows, temporal_stride=config.temporal_stride, height=config.height, width=config.width)
+            new = "".join(map(log_line, windows)).encode()
+            # Lines before the position: after a kill the log may be longer than counted, never shorter.
             with named(log), log.open("ab") as file:
                 file.write(new)
             digest.update(new)
-            drawn, batches, lines = drawn + len(windows), batches + 1, lines + len(windows)
+            sampled += len(windows)
+            lines += len(windows)
+            batches += 1
             if not windows or batches % (config.checkpoint_batches or 1) == 0:
                 if config.checkpoint_batches:
                     replay.checkpoint(timeout_seconds=config.timeout_seconds)
-                sync_files([log])
+                sync_files([log])  # before the position, which counts its lines
                 facts = {"replay": replay.state(), "lines": lines, "sha256_of_lines": digest.hexdigest()}
                 write_json(position, facts, sealed=True)
             if not windows:
@@ -108,16 +119,20 @@ def draw(config: ReplayDrawConfig) -> None:
             time.sleep(config.pause_seconds)
         ended = "all that there was" if replay.finished else "more to come"
     seconds = time.monotonic() - begin
-    print(f"rank {config.rank}: {drawn} windows in {seconds:.1f} s, {drawn / seconds:.1f}/s; {ended}", flush=True)
+    print(f"rank {config.rank}: {sampled} windows in {seconds:.1f} s, {sampled / seconds:.1f}/s; {ended}", flush=True)
 
 
-def _use(windows: list[ReplayWindow], config: ReplayDrawConfig) -> None:
-    if windows:
-        decode(windows, temporal_stride=config.temporal_stride, height=config.height, width=config.width)
+def cut_log(log: Path, stored: Mapping[str, Any] | None) -> tuple[int, Any]:
+    """Cut the log back to the lines that the position counts, and return their number and running SHA-256.
 
+    Args:
+        log: one line for each window.
+        stored: the position, with its number of lines and their SHA-256; None cuts it to nothing.
 
-def _forget_after(log: Path, stored: Mapping[str, Any] | None) -> tuple[int, Any]:
-    """Cut the log back to the lines that the position counts; return their number and running SHA-256."""
+    Raises:
+        InputError: the lines are not those that were written.
+    """
+    # The position is the truth: lines after it are of windows that will be sampled again.
     lines = 0 if stored is None else stored["lines"]
     kept = log.read_bytes().splitlines(keepends=True)[:lines] if log.is_file() else []
     digest = hashlib.sha256(b"".join(kept))
@@ -128,12 +143,13 @@ def _forget_after(log: Path, stored: Mapping[str, Any] | None) -> tuple[int, Any
     return lines, digest
 
 
-def _line(window: ReplayWindow) -> str:
+def log_line(window: ReplayWindow) -> str:
+    """Return the line of the log that identifies a window."""
     values = {name: getattr(window, name) for name in ("source", "episode_id", "start", "epoch", "instruction")}
     return json.dumps(values, ensure_ascii=False) + "\n"
 
 
-main = program(ReplayDrawConfig, config_name="replay_draw")(draw)
+main = program(ReplayCheckConfig, config_name="replay_check")(check)
 
 if __name__ == "__main__":
     main()
