@@ -76,7 +76,7 @@ def check_config(folder: Path, config: RolloutConfig) -> None:
             raise InputError(f"{folder} holds another kind of run (see its config.yaml); use another run_dir")
         before, now = (
             {key: value for key, value in tree.items() if key not in CHANGEABLE_KEYS}
-            for tree in (old, config_tree(config))
+            for tree in (old, with_new_keys(config_tree(config)))  # both: a benchmark's own keys may be among them
         )
         check_same_config(folder, before, now, holds="a rollout with another configuration", advice=ADVICE)
     # No config.yaml yet, but files of a training that is older than this file or was started by hand.

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vw2_robot.aliases import with_new_keys
 from vw2_robot.binding import bind_folder
 from vw2_robot.command_line.config_tree import differing_keys
 from vw2_robot.errors import InputError
@@ -144,7 +143,7 @@ def _is_finished(folder: Path) -> bool:
     """Return whether a shard has written its summary over all of its chains."""
     if not (folder / "provenance.json").is_file():
         return False
-    provenance = with_new_keys(read_json(folder / "provenance.json", cure=CURE))
+    provenance = read_json(folder / "provenance.json", cure=CURE)
     return results.counted_chains(folder) == provenance.get("num_sequences")
 
 
@@ -181,13 +180,13 @@ def _read_shard(folder: Path) -> RolloutShard:
     config_file = folder / "config.yaml"
     # A shard that has not started has neither; the message below says so with "?".
     has_both = provenance_file.is_file() and config_file.is_file()
-    provenance = with_new_keys(read_json(provenance_file, cure=CURE)) if has_both else {}
+    provenance = read_json(provenance_file, cure=CURE) if has_both else {}
     num_sequences = provenance.get("num_sequences")
     if not isinstance(num_sequences, int) or len(rows) < num_sequences:
         raise InputError(
             f"{folder} has {len(rows)} of {num_sequences or '?'} chains; start that shard again to finish it"
         )
-    config = with_new_keys(read_yaml(config_file, cure=CURE))
+    config = read_yaml(config_file, cure=CURE)
     for file, values, key in (
         (provenance_file, provenance, "num_sequences_of_all_shards"),
         (config_file, config, "videos"),

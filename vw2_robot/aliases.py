@@ -69,6 +69,11 @@ VALUES = {
 }
 """new key -> old value -> new value"""
 
+ENV_KEYS = ("sentences", "arms")
+"""old keys of our own benchmark and recorder, the only ones that are renamed in a section `env`"""
+
+_DEPTH = 50
+
 WEIGHTS = (
     ("z_head", "pre_quant"),
     ("conv_s", "conv_space"),
@@ -79,19 +84,29 @@ WEIGHTS = (
 """old -> new part of a weight's name, split at the dots"""
 
 
-def with_new_keys(tree: Any) -> Any:
-    """Return nested values with today's keys; where a new key is there already, its old one is dropped."""
+def with_new_keys(tree: Any, *, section: str = "", depth: int = 0) -> Any:
+    """Return nested values with today's keys; where a new key is there already, its old one is dropped.
+
+    Args:
+        tree: the values; what is nested deeper than 50 levels is left as it is.
+        section: the key under which they stand, "" at the top.
+        depth: levels above them.
+    """
     if isinstance(tree, list):
-        return [with_new_keys(value) for value in tree]
-    if not isinstance(tree, dict):
+        return [with_new_keys(value, section=section, depth=depth + 1) for value in tree] if depth < _DEPTH else tree
+    if not isinstance(tree, dict) or depth >= _DEPTH:
         return tree
     renamed: dict[str, Any] = {}
     for key, value in tree.items():
-        new: str = TYPED_KEYS[key](value) if key in TYPED_KEYS else KEYS.get(str(key), str(key))
+        # A benchmark of others has words of its own, which are not ours to translate.
+        is_ours = section != "env" or key in ENV_KEYS
+        new: str = str(key)
+        if is_ours:
+            new = TYPED_KEYS[key](value) if key in TYPED_KEYS else KEYS.get(new, new)
         if new == key or new not in tree:
             new_values = VALUES.get(new, {})
             is_old = isinstance(value, str) and value in new_values
-            renamed[new] = new_values[value] if is_old else with_new_keys(value)
+            renamed[new] = new_values[value] if is_old else with_new_keys(value, section=new, depth=depth + 1)
     return renamed
 
 

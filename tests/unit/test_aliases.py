@@ -41,3 +41,12 @@ def test_a_renamed_module_keeps_its_digest():
         for name, layer in zip(names, layers, strict=True):
             module.add_module(name, layer)
     assert weights_digest(old) == weights_digest(new)
+
+
+def test_the_words_of_a_benchmark_of_others_are_not_translated_and_deep_nesting_is_left_alone() -> None:
+    tree = {"env": {"steps": 4, "arm": "left", "sentences": "validation"}, "batch": 2}
+    assert with_new_keys(tree) == {"env": {"steps": 4, "arm": "left", "instructions": "validation"}, "batch_size": 2}
+    deep: dict[str, object] = {}
+    for _ in range(5000):
+        deep = {"frames": deep}
+    assert list(with_new_keys(deep)) == ["frame_cache"]

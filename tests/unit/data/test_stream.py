@@ -303,12 +303,12 @@ def test_a_position_of_the_first_release_is_read(books: Shelf) -> None:
         wanted = places(stream, 50)
     old = json.loads(json.dumps(state))
     old["bad"] = old.pop("skipped")
-    old["block"]["lanes"] = old["block"].pop("readers")
+    old["block"]["lanes"] = old["block"].pop("readers")  # an old name
     names = {
         "frames": "num_frames",
         "stride_s": "temporal_stride",
         "gap_s": "gap_seconds",
-        "lanes": "interleaved_readers",
+        "lanes": "interleaved_readers",  # an old name
     }
     for before, now in names.items():
         old["made_with"][before] = old["made_with"].pop(now)

@@ -122,7 +122,11 @@ def test_no_damage_to_the_note_beside_a_recording_is_silent(tmp_path, place, kin
 
 def test_a_recording_of_an_earlier_release_is_continued(tmp_path: Path) -> None:
     folder = "vw2_robot.envs.other_robots.environment"
-    old = {"bumps": 0.0, "mistakes": 0.0, "env": {"_target_": f"{folder}.arms_episodes", "arms": ["iiwa"]}}
+    old = {
+        "bumps": 0.0,  # an old name
+        "mistakes": 0.0,
+        "env": {"_target_": f"{folder}.arms_episodes", "arms": ["iiwa"]},
+    }  # an old name
     new = {
         "perturbations": 0.0,
         "failed_attempts": 0.0,
