@@ -33,7 +33,7 @@ def package_section(archive: Archive) -> str:
         changed = sum(row["solved"] != usual.get(row["sequence"], row["solved"]) for row in shipped)
         lines += [
             paragraph(
-                f"Over the first {count} chains of the protocol, which are in random order, the shipped file solves",
+                f"Over the {count} chains that both ran, the shipped file solves",
                 f"{mean:+.2f} [{low:+.2f}, {high:+.2f}] subtasks more per chain, and {changed} chains solve another",
                 "number of subtasks. The two were measured at different commits and maybe on different kinds of CPU,",
                 "which changes chains as well.",

@@ -89,8 +89,7 @@ def stated():
     changed = sum(row not in usual for row in other)
     ratio = statistics.mean(float(number) for number in re.search(LOGGED_RATIOS, log()).groups())
     yield f"({pixels}-pixel images"
-    yield f"solves {statistics.mean(chains):.1f} of five instructions in a row over the first {len(chains)}"
-    yield f"of the protocol's {len(solved('reference/chains'))} chains"
+    yield f"solves {statistics.mean(chains):.1f} of five instructions in a row over the protocol's {len(chains)} chains"
     yield "With 10 % of the labels"
     yield f"solves {percent('vw2_10')} % of single tasks ({each('vw2_10')})"
     yield f"without it solves {percent('oracle_10')} % ({each('oracle_10')}). The difference is {ten:.0f} points"
