@@ -163,7 +163,11 @@ def save_checkpoint(
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write a safetensors file; its metadata name PyTorch's layout, which other libraries check."""
+    path.touch()
+    usual_mode = path.stat().st_mode  # as the umask has it
     save_file(dict(tensors), path, metadata={"format": "pt"})
+    # safetensors 0.8 makes files that only their owner may read, so nobody could use a colleague's checkpoint.
+    path.chmod(usual_mode)
 
 
 def load_optimizer(path: Path, optimizer: torch.optim.Optimizer, *, verify: bool = True) -> dict[str, Any]:

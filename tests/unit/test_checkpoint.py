@@ -73,7 +73,7 @@ def test_an_optimizer_continues_as_if_it_had_never_stopped(tmp_path):
     assert all(torch.equal(states[0][i][key], states[1][i][key]) for i in states[0] for key in states[0][i])
 
 
-def test_tensor_files_say_that_they_hold_torch_tensors(tmp_path):
+def test_tensor_files_say_that_they_hold_torch_tensors_and_are_as_readable_as_others(tmp_path):
     net = small_net()
     optimizer = build_optimizer(net.parameters(), OPTIM)
     train(net, optimizer, 1)
@@ -81,6 +81,7 @@ def test_tensor_files_say_that_they_hold_torch_tensors(tmp_path):
     for file in ("model.safetensors", "optimizer.safetensors"):
         with safe_open(tmp_path / "c" / file, framework="pt") as stored:
             assert stored.metadata() == {"format": "pt"}, file
+        assert (tmp_path / "c" / file).stat().st_mode == (tmp_path / "c" / "config.json").stat().st_mode
 
 
 class Killed(BaseException):
