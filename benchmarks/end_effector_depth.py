@@ -44,7 +44,7 @@ IMAGE = 200  # side of a recorded image
 
 
 class Observations(NamedTuple):
-    """uint8 images [n, side, side, 3], positions of the hand [n, 3] in meters, instructions [n]."""
+    """uint8 images [n, side, side, 3], end effector positions [n, 3] in meters, instructions [n]."""
 
     images: Tensor
     positions: Tensor
