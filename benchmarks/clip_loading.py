@@ -81,6 +81,7 @@ def pillow(case: Case) -> Iterator[int]:
     """Decode only: episodes are in memory and in random order before the clock starts."""
     source = RldsSource(case.folder, image_key=case.image_key)
     clips = [
+        # Padding repeats the last frame, which is decoded once.
         [episode.images[frame] for frame in dict.fromkeys(frames)]
         for number in range(len(source.parts()))
         for episode in source.read(number)
@@ -124,6 +125,7 @@ def tfds(case: Case) -> Iterator[int]:
     clips: list[NDArray[np.uint8]] = []
     for _ in itertools.count():
         for episode in builder.as_dataset(split="train"):
+            # One batch per episode: 500 is longer than any of them.
             steps = next(iter(episode["steps"].batch(500)))
             images = steps["observation"][case.image_key].numpy()
             for frames in case.windows(len(images), hz):
@@ -160,6 +162,7 @@ def dlimp_as_octo(case: Case, *, resize: bool = True) -> Iterator[int]:
     def chunk(episode: Any) -> Any:
         images = episode["observation"][case.image_key]
         length = tf.shape(images, out_type=tf.int64)[0]
+        # As in `make_windows`: the first latent step, four frames, must lie inside the episode.
         start = tf.boolean_mask(starts, starts + offsets[4] < length)
         frames = tf.minimum(start[:, None] + offsets, length - 1)
         instructions = tf.repeat(episode["language_instruction"][:1], tf.shape(frames)[0])
@@ -175,6 +178,7 @@ def dlimp_as_octo(case: Case, *, resize: bool = True) -> Iterator[int]:
 
     builder = tensorflow_datasets.builder_from_directory(case.folder)
     dataset = dlimp.DLataset.from_rlds(builder, split="train", shuffle=True).repeat().traj_map(chunk)
+    # The budget is in GB; it bounds the buffers that tf.data sizes by itself.
     dataset = dataset.flatten().shuffle(SHUFFLED_CLIPS).frame_map(decode).batch(BATCH).with_ram_budget(1)
     for batch in dataset.iterator():
         yield len(batch["images"])
@@ -211,6 +215,7 @@ def run_loader(name: str, case: Case, clips: int, pipe: Connection) -> None:
 
 def measure(case: Case, *, rounds: int, clips: int) -> dict[str, list[tuple[float, float]]]:
     """Return for each loader the seconds and CPU seconds of a clip, round by round."""
+    # The threads of TensorFlow do not survive a fork.
     context = multiprocessing.get_context("spawn")
     names = ["pillow", "ClipStream", "tfds"]
     if case.dlimp is not None:

@@ -18,6 +18,7 @@ from vw2_robot.data.blocks import WindowOptions
 from vw2_robot.data.sources.rlds import RldsSource
 from vw2_robot.data.stream import ClipStream, StreamOptions
 
+# /proc counts in pages, which are 4 KiB on x86-64.
 PAGE_MB = 4096 / 2**20
 
 

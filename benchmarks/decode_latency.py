@@ -190,6 +190,7 @@ def one_policy_call(policy: LatentPolicy, device: torch.device) -> None:
         yield "image: resize, scale, to the device", clock(device)
         prompt = policy.prompt(INSTRUCTIONS[:1], image)
         yield "prompt: instruction, image to tokens", clock(device)
+        # One code per step instead of N, so that the clock can be read after each of them.
         decoding = Decoding(policy.backbone, prompt, queries=1, latent_steps=queries)
         states = []
         yield "cache: memory, positions, known tokens", clock(device)

@@ -82,6 +82,7 @@ def measure(path: Path, jobs: list[Job], *, starts: int, workers: int) -> None:
     ):
         futures = [pool.submit(run_job, job, seeds) for job, seeds in missing.items() if seeds]
         for future in as_completed(futures):
+            # Only this process writes the file, so lines of two workers cannot mix.
             rows = future.result()
             file.write("".join(json.dumps(row) + "\n" for row in rows))
             file.flush()

@@ -58,6 +58,7 @@ def train(variant: str, seed: int, args: argparse.Namespace) -> Path:
             f"train_vdm.train_steps={args.vdm_steps}",
             f"train_dldm.phase1.train_steps={args.phase1_steps}",
             f"train_dldm.phase2.train_steps={args.phase2_steps}",
+            # One thread, so that several of these commands (--only) can share a machine.
             "hardware.threads=1",
             *args.override,
         )

@@ -44,7 +44,7 @@ IMAGE = 200  # side of a recorded image
 
 
 class Observations(NamedTuple):
-    """uint8 images [n, side, side, 3], positions of the hand [n, 3] in meters, instructions [n]."""
+    """uint8 images [n, side, side, 3], end effector positions [n, 3] in meters, instructions [n]."""
 
     images: Tensor
     positions: Tensor
@@ -83,6 +83,7 @@ def errors(training: Observations, test: Observations, *, train_steps: int, shif
     spread = training[1].std(0)
     parameters = [*encoder.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05)
+    # Warm-up and linear decay to 0, as in the training of policies.
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda k: min((k + 1) / 100, (train_steps - k) / train_steps)
     )
@@ -91,6 +92,7 @@ def errors(training: Observations, test: Observations, *, train_steps: int, shif
     def guess(images: Tensor, moved: int) -> Tensor:
         image = shift_randomly(to_model_range(images), most=moved, noise=generator)
         with torch.autocast("cpu", dtype=torch.bfloat16):
+            # The encoder also takes the mean embedding of the instruction; zeros leave that out.
             out: Tensor = head(encoder(image, torch.zeros(len(image), WIDTH)).flatten(1))
         return out.float()
 

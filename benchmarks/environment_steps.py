@@ -157,6 +157,7 @@ def measure_workers(recording: Recording, assets: str, *, rounds: int) -> None:
         process = context.Process(target=work, args=(theirs, recording, assets))
         process.start()
         workers.append((ours, process))
+        # The worker answers when its world is built: loading is not measured.
         ours.recv()
     segment = (0, len(recording.actions))
 
@@ -175,6 +176,7 @@ def measure_workers(recording: Recording, assets: str, *, rounds: int) -> None:
     wall = [2 * one[0] / two[0] for one, two in pairs]
     got = statistics.median(two[1] / two[0] for _, two in pairs)
     # CPU seconds are independent of the cores that other programs used.
+    # Twice the work of one over half of the seconds of two, as on two cores: 2 * one / (two / 2).
     alone = statistics.median(4 * one[1] / two[1] for one, two in pairs)
     scaling = statistics.median(wall)
     print(f"\ntwo workers against one, built-in scene, by the wall clock: x {scaling:.2f}", end="")
@@ -259,6 +261,7 @@ def compare_speed(recording: Recording, original: Original, assets: str | None, 
         # Only after the comparison: it replaces the world of the original.
         rows.insert(1, with_gripper(original, recording, segments))
     print_rows(rows, theirs, length)
+    # Other assets than those of the original may give other states, so they are not compared.
     is_same = theirs is None or assets is not None or compare(found, made["original assets"][0])
     for world in itertools.chain(*made.values()):
         world.benchmark.close()

@@ -38,6 +38,7 @@ from vw2_robot.rollouts.results import read_rows
 
 REPO = Path(__file__).resolve().parents[1]
 GOAL = 6.0
+# The folders go to the end of the path: packages that the interpreter has itself come first.
 START = (
     "import sys; sys.path += [folder for folder in [{more!r}] if folder]; "
     "from vw2_robot.rollouts.__main__ import main; sys.argv[0] = 'vw2-rollout'; main()"

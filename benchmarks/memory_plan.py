@@ -121,6 +121,7 @@ def activations(dldm_config: DLDMConfig, vdm_config: VDMConfig, geometry: Geomet
     """Return the bytes of a phase-2 step that are neither weights nor gradients nor optimizer states."""
     with torch.device("meta"):
         dldm, vdm = DLDM(dldm_config), VDM(vdm_config, geometry)
+    # For its effect: it sets `requires_grad`, and autograd keeps less for frozen weights.
     vdm.trainable_parameters()
     with FakeTensorMode(allow_non_fake_inputs=True):
         dldm, vdm = dldm.to_empty(device="cpu"), vdm.to_empty(device="cpu")
@@ -185,6 +186,7 @@ def main() -> None:
         geometry = geometry_of(dldm, codec, enlarge=enlarge)
         for train in ("full", "lora", "frozen"):
             kept = "float32" if train == "full" else "bf16"
+            # Frozen bf16 weights are allowed only with pretrained ones; the name is never opened here.
             config = replace(vdm, train=train, frozen_precision=kept, weights="given")  # type: ignore[arg-type]
             # LoRA uses the light control branch: copied blocks would be trained in full.
             if train == "lora":

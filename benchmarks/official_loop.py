@@ -41,6 +41,7 @@ class Empty(ModuleType):
     __path__: list[str] = []  # noqa: RUF012 - makes it a package
 
     def __getattr__(self, name: str) -> Any:
+        # The import system asks for names such as __spec__, and must not get a function.
         if name.startswith("__"):
             raise AttributeError(name)
         return lambda *args, **kwargs: None

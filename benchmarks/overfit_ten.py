@@ -45,6 +45,7 @@ from vw2_robot.finetune.train_head import finetune
 
 MAX_STEPS = 360
 RECORDING = ["episodes=10", "validation_episodes=2", "tasks=basic", "seed=0"]
+# To memorize, not to generalize: neither image shift nor weight decay.
 TRAINING = [
     "policy=scratch",
     "code_source=none",

@@ -184,6 +184,7 @@ class Subject:
 
     def _start(self, out: Path) -> subprocess.Popen[bytes]:
         program, *arguments = self._command(out)
+        # One thread: sums in another order would change the last bits, and every byte is compared.
         environment = {
             **os.environ,
             **{"OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""},

@@ -92,6 +92,7 @@ def ask(python: str, folder: Path) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600, check=False)
     if done.returncode:
         raise RuntimeError(f"{python} ended with {done.returncode}:\n{done.stderr[-4000:]}")
+    # The last line: libraries may print before it.
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
 

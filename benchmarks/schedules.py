@@ -48,6 +48,7 @@ class Plan:
         from vw2_robot.rollouts.config import RolloutConfig
 
         world = {"_target_": "vw2_robot.envs.benchmark.CalvinBenchmark", "max_steps": self.max_steps}
+        # As many retries as kills, since all of them may hit one chain.
         fixed = {"num_sequences": self.chains, "videos": 0, "record": True, "retries": self.kills}
         config = RolloutConfig(policy=self.policy, env=world, run_dir=str(self.folder / name), **fixed, **changes)
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -148,6 +148,7 @@ class FinetuneConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
         for name in ("lambda_ce", "gripper_weight", "pose_weight", "image_shift_px", "temporal_ensemble"):
+            # `not >=` instead of `<`, so that NaN is refused as well.
             if (value := getattr(self, name)) is not None and not value >= 0:
                 raise ValueError(f"{name} must not be negative, found {value}")
         if not self.head_lr_mult > 0:
@@ -157,6 +158,7 @@ class FinetuneConfig:
     def _check_codes(self) -> None:
         code_losses = {"lambda_ce": self.lambda_ce, "unlabeled.weight": self.unlabeled.weight}
         active = [name for name, weight in code_losses.items() if weight > 0]
+        # Unlabeled video may keep its code loss: there each code is predicted from null codes (`unlabeled_loss`).
         if self.code_source == "none" and self.lambda_ce > 0:
             raise ValueError(
                 f"code_source=none uses no codes, so there is no code loss: set lambda_ce=0, found {active}"
@@ -178,6 +180,7 @@ class FinetuneConfig:
 
     def predicted_share(self, step: int) -> float:
         """Return the chance of a sample to be given predicted codes at this step."""
+        # Scheduled sampling (Bengio et al. 2015), but chosen once for a sample and not for every code.
         if self.code_source == "mixed":
             progress = step / max(1, self.loop.train_steps - 1)
             sampling = self.scheduled_sampling

@@ -91,8 +91,10 @@ def open_datasets(config: FinetuneConfig, init: PolicyInit, run: Run, device: to
     )
     log_rates(init, run)
     unlabeled = cut_unlabeled(config, init, run, folder, training, split.unlabeled)
+    # Encoded once and from images without random shift: the dLDM is frozen, so a window's codes never change.
     if init.dldm is not None:
         init.dldm.to(device).eval()
+        # Without codes in training nothing reads those of labeled windows; unlabeled ones need theirs as targets.
         labeled = [train, held_out] if config.code_source != "none" else []
         for windows in (*labeled, *([unlabeled] if unlabeled is not None else [])):
             windows.encode_codes(init.dldm, device)
@@ -103,7 +105,9 @@ def log_rates(init: PolicyInit, run: Run) -> None:
     """Log how long a latent step lasts, where that is not one action per clip frame or not as in pre-training."""
     if init.dldm is None:
         return
+    # A checkpoint without the fact is taken to have been trained at CALVIN's rate, so nothing is logged.
     pretrained_hz = init.facts.get("latent_hz") or [CALVIN_HZ]
+    # `time_base_of({})` is that of consecutive frames.
     if init.time_base != time_base_of({}):
         run.log_message(
             f"a latent step lasts {init.stride / CALVIN_HZ:.3g} s, as in pre-training: {init.stride} actions"
@@ -192,10 +196,12 @@ def cut_unlabeled(
     if settings.path is not None:
         dataset = CalvinDataset(settings.path, config.data.split)
         cached = cache_images(dataset, init, folder)
+        # All of them: another data set is not split, so nothing in it is held out.
         trajectories = tuple(range(len(dataset)))
     if not trajectories:
         run.log_message("unlabeled.weight is set, but every trajectory is labeled; give unlabeled.path for more video")
         return None
+    # Every start costs an encoding of a clip. Labeled windows take each one, since each has actions of its own.
     windows = VideoWindows(
         cached.dataset,
         cached.frame_cache,

@@ -60,6 +60,7 @@ def cache_calvin(dataset: CalvinDataset, out: Path, *, height: int, width: int) 
         InputError: the folder holds a cache of other trajectories.
     """
     with tqdm(desc="frames", total=len(dataset), unit="trajectory", disable=None, dynamic_ncols=True) as bar:
+        # None may be skipped (`max_skipped`): episode i of the cache must stay trajectory i.
         cache_frames(
             dataset.episodes(),
             out,
@@ -107,6 +108,7 @@ def split_trajectories(
             f"{dataset.path}: none of {len(dataset)} trajectories is held out at validation_fraction="
             f"{validation_fraction}; use a positive share and a data set of at least two different trajectories"
         )
+    # CALVIN's `end` is the last frame, not the one after it.
     spans = [range(trajectory.start, trajectory.end + 1) for trajectory in dataset.trajectories]
     held_out_frames = {frame for i in validation for frame in spans[i]}
     overlapping = {i for i in train if held_out_frames & set(spans[i])}
@@ -114,6 +116,7 @@ def split_trajectories(
         raise InputError(
             f"{dataset.path}: every training trajectory overlaps a held-out one; lower validation_fraction"
         )
+    # Labels are chosen after the held-out ones, so every label fraction is validated on the same trajectories.
     pool = [i for i in train if i not in overlapping]
     chosen = [dataset.trajectories[i] for i in pool]
     # Stratified by task and scene, and nested: a larger fraction contains a smaller one.
@@ -149,6 +152,8 @@ def window_offsets(
     offsets = frame_offsets(
         1 + latent_steps * stride, hz=hz, temporal_stride=stride, target_hz=target_hz, gap_seconds=gap_seconds
     )
+    # Offsets are rounded to whole frames, so at some rates one latent step spans an action more than the next.
+    # The head gives a fixed number of actions per latent step and cannot follow that.
     if (np.diff(offsets[::stride]) != offsets[stride]).any():
         raise InputError(
             f"latent_steps={latent_steps}: the latent steps of codes with target_hz {target_hz} and gap_seconds "
@@ -206,6 +211,7 @@ class VideoWindows:
         if not len(self.start):
             raise InputError(f"{dataset.path}: none of the {len(starts)} chosen trajectories has two time steps")
         self._lengths = np.array([frame_cache.episodes[i].length for i in self.episode])
+        # All trajectories of a CALVIN data set have one rate.
         hz = frame_cache.episodes[trajectories[0]].hz
         self.ahead = window_offsets(latent_steps, stride=stride, hz=hz, target_hz=target_hz, gap_seconds=gap_seconds)
         # Latent step k ends with frame s*k of the window, so it exists if that frame does.
@@ -234,6 +240,7 @@ class VideoWindows:
             # Past its end a trajectory stands still; codes of such steps are not valid.
             times = np.minimum(self.start[rows, None] + self.ahead, self._lengths[rows, None] - 1)
             pixels = self.frame_cache.read_batch(self.episode[rows], times)
+            # `indices` encodes in eval mode: running statistics before FSQ must not move with the labeled images.
             found.append(dldm.indices(to_model_range(torch.from_numpy(pixels).to(device))).cpu().numpy())
         self.codes = np.concatenate(found)
 
@@ -321,6 +328,7 @@ class LabeledWindows(VideoWindows):
                 self.actions[row, : len(chunk)] = chunk
                 self.action_mask[row, : len(chunk)] = True
                 row += 1
+        # Without the last time step, which starts no window: poses must have the rows of `actions`.
         states = [robot_obs[:-1] for _, *others in read for robot_obs in others]
         self.poses = end_effector_poses(np.concatenate(states)) if states else np.zeros((len(self), 0), np.float32)
 

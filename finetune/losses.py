@@ -46,6 +46,7 @@ def action_errors(config: FinetuneConfig, predicted: Tensor, actions: Tensor) ->
         predicted: [B, R, A] of the head, in normalized units; with `bce` the gripper's is a logit.
         actions: [B, R, A] in normalized units.
     """
+    # float32 on purpose: under autocast the head gives bfloat16, too coarse for small errors.
     predicted = predicted.float()
     weight = torch.ones(actions.shape[-1], device=actions.device)
     # With `bce` the gripper's term is the cross-entropy below, not the squared error.
@@ -93,6 +94,7 @@ def window_losses(
     prompt = policy.prompt(windows.instructions(rows), image)
     is_predicted = torch.rand(len(rows), generator=noise) < predicted_share
     inputs = input_codes(config, policy, windows, rows, prompt, is_predicted)
+    # A pass over given codes, also where they were just predicted: `decode` makes its states without gradient.
     states = policy.states(prompt, inputs)
     actions = torch.from_numpy(windows.actions[rows]).to(device)
     action_mask = torch.from_numpy(windows.action_mask[rows]).to(device)
@@ -102,8 +104,10 @@ def window_losses(
     pose = zero
     if config.pose_weight > 0:
         true_pose = torch.from_numpy(windows.poses[rows]).to(device)
+        # Summed over the numbers of a pose, as the action loss is over those of an action.
         pose = (head.end_effector_pose(states).float() - true_pose).square().sum(1).mean()
         total = total + config.pose_weight * pose
+    # From scratch there is no dLDM and so nothing to compare codes with, also for `code_source=predicted`.
     if not windows.has_codes or config.code_source == "none":
         return Losses(total, action.detach(), pose.detach(), zero, zero)
     codes = torch.from_numpy(windows.codes[rows]).to(device)
@@ -182,6 +186,7 @@ def unlabeled_loss(
     codes = torch.from_numpy(windows.codes[rows]).to(device)
     valid = torch.from_numpy(windows.valid[rows]).to(device)
     prompt = policy.prompt(windows.instructions(rows), image)
+    # Ground-truth codes for all windows, as in pre-training: the mixture is for windows with actions.
     inputs = input_codes(config, policy, windows, rows, prompt, torch.zeros(len(rows), dtype=torch.bool))
     loss, _ = policy.code_loss(policy.states(prompt, inputs), codes, valid)
     return loss

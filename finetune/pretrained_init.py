@@ -101,6 +101,7 @@ def actions_per_step(dldm: DLDMConfig, facts: Mapping[str, Any], *, latent_steps
     """
     time_base = time_base_of(facts)
     rate = effective_hz(CALVIN_HZ, temporal_stride=dldm.temporal_stride, **time_base)
+    # Where the checkpoint does not have the fact, nothing can be compared, and the rate is taken to fit.
     learned_at = facts.get("latent_hz") or [rate]
     if time_base != time_base_of({}) and not any(math.isclose(rate, hz, rel_tol=1e-3) for hz in learned_at):
         raise InputError(
@@ -147,6 +148,7 @@ def freeze(policy: LatentPolicy, config: FinetuneConfig) -> LoRA | None:
         layers = transformer_layers(policy)
         if config.last_n > len(layers):
             raise InputError(f"last_n={config.last_n}, but the language model has {len(layers)} layers")
+        # Those nearest to the head. Embeddings, image tokens and the final norm stay as they were pre-trained.
         for layer in layers[-config.last_n :]:
             layer.requires_grad_(True)
     if config.preset != "lora":
@@ -178,4 +180,5 @@ def saved_policy(policy: LatentPolicy, adapters: LoRA | None) -> nn.Module:
 
 def trainable_parameters(policy: LatentPolicy, adapters: LoRA | None) -> list[nn.Parameter]:
     """Return the parameters that train beside the head's; frozen ones are left out by the optimizer."""
+    # The order is part of every checkpoint, which stores optimizer states by number.
     return [*policy.parameters(), *(adapters.parameters() if adapters is not None else ())]

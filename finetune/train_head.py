@@ -71,6 +71,7 @@ def train_actions(config: FinetuneConfig, run: Run) -> None:
     write_labels(run.path / "labels.json", datasets.split.labels)
     for step in run.steps():
         noise = generator(config.seed, step, stream=STREAM_BATCH)
+        # With replacement, from seed and step: a resumed run needs no position in the data.
         rows = torch.randint(len(datasets.train), (loop.batch_size,), generator=noise).numpy()
         with config.hardware.autocast(device):
             losses = window_losses(
@@ -138,6 +139,7 @@ def write_validation(run: Run, found: Validation) -> None:
 
 def run_tree(config: FinetuneConfig) -> dict[str, Any]:
     """Return the part of the configuration that decides the result, as plain values."""
+    # Place and machine may change between two starts of one run.
     return {key: value for key, value in config_tree(config).items() if key not in ("run_dir", "hardware")}
 
 
@@ -161,6 +163,7 @@ def head_config(config: FinetuneConfig) -> ActionHeadConfig:
 
 def build_head(config: FinetuneConfig, init: PolicyInit) -> ActionHead:
     """Return an untrained head for the policy; its weights depend on the seed alone."""
+    # PyTorch initializes layers from the global generator: it is seeded here and put back afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator(config.seed, 0, stream=STREAM_INIT))))
         policy = init.policy
@@ -212,6 +215,7 @@ def save(
         },
         modules=modules,
         facts={
+            # Facts of pre-training first, so that those of this run replace them.
             **init.facts,
             "method": config.method,
             "preset": config.preset,

@@ -89,6 +89,7 @@ def validate(
         max_windows: None takes all.
     """
     count = len(windows) if max_windows is None else min(max_windows, len(windows))
+    # Not the first ones: windows are in the order of their trajectories, and neighbors are nearly copies.
     check = np.linspace(0, len(windows) - 1, count).astype(np.int64)
     has_codes = windows.has_codes and config.code_source != "none"
     with_predicted: list[Tensor] = []
@@ -112,6 +113,7 @@ def validate(
         others = masked_errors(config, torch.cat(with_ground_truth), windows, check)
         ground_truth_codes_loss = float(others.sum() / mask.sum())
     low, high = bootstrap_interval(errors.sum(1), mask.sum(1), windows.episode[check])
+    # [n, R, A] -> [actions that are no padding, A].
     absolute = np.abs(predicted.numpy() - actions)[mask]
     arm = np.delete(absolute, GRIPPER_INDEX, axis=1)
     # The sign decides whether the gripper opens or closes; with `bce` it is that of the logit.
@@ -133,6 +135,7 @@ def masked_errors(
 ) -> NDArray[np.float64]:
     """Return [n, R]: the loss of each action, 0 for padding."""
     errors = action_errors(config, predicted, torch.from_numpy(windows.actions[rows]))
+    # float64 for the sums over all windows.
     return errors.double().numpy() * windows.action_mask[rows]
 
 
@@ -154,6 +157,7 @@ def bootstrap_interval(
     total = np.bincount(group, sums)
     weight = np.bincount(group, counts)
     samples = np.random.default_rng(0).integers(0, len(total), (RESAMPLES, len(total)))
+    # A ratio of sums, not a mean of ratios: trajectories count by their actions, as in the loss itself.
     means = total[samples].sum(1) / weight[samples].sum(1)
     low, high = np.quantile(means, ((1 - level) / 2, (1 + level) / 2))
     return float(low), float(high)

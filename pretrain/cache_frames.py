@@ -79,6 +79,7 @@ def open_sources(data: DataConfig) -> list[tuple[EpisodeSource, float]]:
 
 
 def _open_path(path: str, data: DataConfig) -> Sequence[EpisodeSource]:
+    # RLDS apart from other formats: `open_training` takes neither a row of the Open-X table nor `max_skipped`.
     if "://" in path or recognize(Path(path)) == "rlds" or data.source is not None:
         row = find_source(data.source) if data.source is not None else None
         return [
@@ -116,6 +117,7 @@ def read_first(source: EpisodeSource, *, limit: int | None, skipped: SkippedEpis
             for episode in islice(source.read(number), share):
                 yield episode
                 read += 1
+        # It is an InputError too, and must not be counted as one more damaged part.
         except TooManySkippedError:
             raise
         except InputError as error:
@@ -161,6 +163,7 @@ def cache_sources(config: PretrainConfig, out: Path) -> FrameCache:
                 "source": data.source,
                 "image_key": data.image_key,
                 "cache_episodes": data.cache_episodes,
+                # Only where it is set, so that caches from before this option keep their description.
                 **({} if data.hz is None else {"hz": data.hz}),
             },
             progress=progress,

@@ -150,6 +150,7 @@ def clip_sampler(
         InputError: there is no episode on this side of the split, or none is long enough.
     """
     if not episodes:
+        # By content: copies of one video always lie on one side of the split.
         different = len({episode.sha256 for episode in frame_cache.episodes})
         raise InputError(
             f"data.validation_fraction={config.data.validation_fraction}: nothing can be held out of "

@@ -112,6 +112,7 @@ def code_usage(dldm: DLDM, frame_cache: FrameCache, config: PretrainConfig, *, d
         What codes.json holds: histogram [V], by_slot [N][V], used, perplexity, clips.
     """
     histogram_NV = torch.zeros(config.dldm.queries, dldm.fsq.vocabulary, dtype=torch.long)
+    # Both sides of the split and no augmentation: this is what the next stage encodes.
     sampler = ClipSampler(
         frame_cache,
         list(range(len(frame_cache.episodes))),
@@ -124,6 +125,7 @@ def code_usage(dldm: DLDM, frame_cache: FrameCache, config: PretrainConfig, *, d
     for i in range(math.ceil(clips / USAGE_BATCH)):
         batch = sampler.batch(i, min(USAGE_BATCH, clips - i * USAGE_BATCH))
         indices = dldm.indices(to_model_range(torch.from_numpy(batch.pixels).to(device))).cpu()
+        # By slot, since in the total a collapsed slot hides behind the others.
         for slot in range(config.dldm.queries):
             valid_indices = indices[..., slot][torch.from_numpy(batch.valid)]
             histogram_NV[slot] += torch.bincount(valid_indices, minlength=dldm.fsq.vocabulary)

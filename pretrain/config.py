@@ -276,6 +276,7 @@ class PretrainConfig:
     @property
     def geometry(self) -> Geometry:
         """The sizes of latents and codes, which the VDM takes from codec and dLDM."""
+        # Height and width in latents: the codec turns a square of `block` pixels into one.
         block = self.codec.block
         return Geometry(
             channels=self.codec.channels,

@@ -58,6 +58,7 @@ def validate(
     """
     x, valid = clips
     was_training = dldm.training
+    # Running statistics before FSQ are used but do not move: a validation must not change training.
     dldm.eval()
     encoded = dldm.encode(x)
     rec = dldm.decode(encoded.codes_BMNL, encoded.anchor_BChw, x[:, 0])
@@ -86,6 +87,7 @@ def shuffle_ratio(
     1 where the VDM ignores the codes; the more above 1, the more it needs them.
     """
     losses = []
+    # Codes of another clip, not random ones: they have the right distribution and the wrong motion.
     for given in (codes, codes.roll(1, dims=0)):
         # The noise depends on the number of the sample alone, so both sums see the same.
         samples = (
@@ -146,6 +148,7 @@ def write_reconstructions(
         device: of the models.
         rows: clips, chosen from eight times as many.
     """
+    # Batch 1, since batch 0 is the one that every validation uses.
     batch = held_out.batch(1, 8 * rows)
     x = to_model_range(torch.from_numpy(batch.pixels).to(device))
     # Clips with padding would show a still end, so they count as not moving.
@@ -159,6 +162,7 @@ def write_reconstructions(
     if vdm is not None and codec is not None:
         control = codec.encode(make_control_video(rec, grayscale=phases.control_grayscale))
         noise = generator(seed, 0, stream=STREAM_IMAGE)
+        # The codec is causal: latent frame 0 is that of frame 0 alone, and shows nothing of what is to be rendered.
         latents = vdm.sample(codec.encode(x)[:, :, 0], encoded.codes_BMNL, control_video=control, generator=noise)
         columns.append(codec.decode(latents)[:, -1])
     sheet = contact_sheet([to_pixels(images).detach().cpu().numpy() for images in columns])

@@ -103,6 +103,7 @@ def phase_two_loss(
     den_loss = vdm.denoising_loss(
         codec.encode(target), codes, control_video=codec.encode(control), valid=valid, generator=noise
     )
+    # Not in the paper. Of the codes with their gradient: the penalty reaches the queries, which L_rec does not.
     code_correlation = correlation(codes, valid)
     loss = (
         phases.reconstruction_weight * rec_loss

@@ -41,6 +41,7 @@ def drift(x: Float[Tensor, "B T 3 H W"], *, strength: float, noise: torch.Genera
     # Linear in time, zero at frame 0: the anchor of the clip shows no drift.
     at_frame = amount[:, None] * torch.linspace(0, 1, num_frames, device=x.device)[None, :, None]  # [B, T, 4]
     view = torch.zeros(batch, num_frames, 2, 3, device=x.device)
+    # The grid maps output to input: a factor above 1 shrinks the image, and repeats its edges around it.
     zoom = 1 + MAX_ZOOM * at_frame[..., 2]
     view[..., 0, 0] = zoom
     view[..., 1, 1] = zoom
@@ -48,6 +49,7 @@ def drift(x: Float[Tensor, "B T 3 H W"], *, strength: float, noise: torch.Genera
     grid = F.affine_grid(view.flatten(0, 1), [batch * num_frames, *x.shape[2:]], align_corners=False)
     moved = F.grid_sample(x.flatten(0, 1), grid.to(x.dtype), padding_mode="border", align_corners=False)
     gain = 1 + MAX_GAIN * at_frame[..., 3, None, None, None]
+    # A gain about black, which is -1 here.
     lit = ((moved.unflatten(0, (batch, num_frames)) + 1) * gain - 1).clamp(-1, 1)
     # Clips without drift are taken from `x` itself: resampling, even by nothing, would change their pixels.
     return torch.where((amount != 0).any(1)[:, None, None, None, None], lit, x)

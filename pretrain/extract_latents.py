@@ -72,6 +72,7 @@ def write_latents(config: PretrainConfig, folder: Path, options: dict[str, Any])
     identity = {"encoder_hash": encoder_hash(dldm), "frames_digest": frame_cache.digest}
     plan = identity | options | {"episodes_per_shard": EPISODES_PER_SHARD}
     check_plan(folder, plan)
+    # Before the first shard, so that a killed run is continued only with the plan that it was begun with.
     write_json(folder / "plan.json", plan, sealed=True)
     for leftover in folder.glob(".windows-*.tmp"):  # of a process that was killed while it wrote a shard
         leftover.unlink()
@@ -243,8 +244,10 @@ def encode_episodes(
         )
         cut.append((np.full(len(windows.start), index), windows.start, windows.frame_ids, windows.valid))
     episode_n, start_n, frames_nT, valid_nM = (np.concatenate(parts) for parts in zip(*cut, strict=True))
-    # In batches over all windows, whatever their episodes: short episodes would leave batches small.
+    # uint16 holds every codebook of the paper, the largest with 64 000 codes.
     codes = np.zeros((*valid_nM.shape, config.dldm.queries), np.uint16)
+    # In batches over all windows, whatever their episodes: short episodes would leave batches small.
+    # No batch crosses a shard: kernels may round otherwise for another batch, and codes must not depend on `workers`.
     size = config.extract_latents.batch_size
     for i in range(0, len(episode_n), size):
         pixels: NDArray[np.uint8] = frame_cache.read_batch(episode_n[i : i + size], frames_nT[i : i + size])

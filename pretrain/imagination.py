@@ -108,6 +108,7 @@ def imagine_segments(
         indices = plan(number, seen)
         # Token -> code values, as the decoder takes them.
         levels = dldm.fsq.codes_of(indices)
+        # The trunk is causal, so f_0 needs the first frame alone. Clamped, since the last frame is encoded next.
         coarse = dldm.decode(levels, dldm.features(seen[:, None])[:, 0], seen).clamp(-1, 1)
         codes.append(indices[0])
         coarse_parts.append(coarse[0, 1:])  # without the frame that the segment before ends with

@@ -189,6 +189,7 @@ def open_beginning(config: ImagineConfig, dldm: DLDM, time_base: TimeBase) -> Be
     # In the time base of the codes: one frame of the video need not be one frame of the episode.
     wanted = config.start + frame_offsets(count, hz=episode.hz, temporal_stride=stride, **time_base)
     pixels = cache.read(config.episode, wanted[wanted < episode.length])
+    # The frame cache may have been made for a dLDM of another size.
     true = np.stack([resize_frame(frame, height=height, width=width) for frame in pixels])
     return Beginning(true[0], config.prompt or episode.instruction, true)
 
@@ -208,6 +209,7 @@ def read_photograph(file: str) -> NDArray[np.uint8]:
                     raise ValueError(f"its numbers reach from {values.min()} to {values.max()}, expected 0 to 65535")
                 image = Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8))
             return np.asarray(image.convert("RGB"))
+    # Pillow reports a broken PNG as a SyntaxError, and its warning of a huge image may have been made an error.
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"image={file} cannot be read as an image ({error})") from error
 

@@ -34,6 +34,7 @@ def pretrain_on_openx(config: PretrainConfig) -> None:
         + (f"; {without} episodes have no instruction" if without else ""),
         flush=True,
     )
+    # In this order, whatever the one in `stages`: each stage reads what the one before has written.
     for name, stage in STAGES.items():
         if name in config.stages:
             begin = time.monotonic()

@@ -134,6 +134,7 @@ class ReplayedClips:
                 f"the checkpoint was written by a run with replay={(state or {}).get('replay', 'null')}, this one has "
                 f"replay={self._options.engine}; continue with the replay of that run, or use another run_dir"
             )
+        # Opened again at that position by the next `batch`.
         self._closing.close()
         self._replay = None
         self._position = state["position"]
@@ -150,6 +151,7 @@ class ReplayedClips:
 
     def _open(self) -> Replay:
         if self._replay is None:
+            # Pre-training is one process, so there is one rank.
             opening = open_replay(
                 self._options, rank=0, ranks=1, seed=self._config.seed, fill=self._fill, state=self._position
             )

@@ -30,6 +30,7 @@ def frame_error(
         with_anchor: False leaves frame 0 out, which the decoder is given.
         norm: l2 squares differences, l1 takes their size.
     """
+    # From the shapes: with `dldm.gap` the decoder makes fewer frames of a step than its temporal stride.
     stride = (rec.shape[1] - 1) // max(1, valid.shape[1])
     frame_mask = torch.cat(
         [valid.new_full((len(valid), 1), with_anchor), valid.repeat_interleave(stride, dim=1)], dim=1
@@ -61,6 +62,7 @@ def correlation(codes: Float[Tensor, "B M N L"], valid: Bool[Tensor, "B M"]) -> 
 
 def make_control_video(rec: Float[Tensor, "B T 3 H W"], *, grayscale: bool) -> Float[Tensor, "B T 3 H W"]:
     """Return the coarse clip as control: clamped to [-1, 1], and with `grayscale` gray in all three channels."""
+    # As in the release: clamped, then gray (method 1.8).
     rec = rec.clamp(-1, 1)
     if not grayscale:
         return rec
@@ -84,4 +86,5 @@ def jitter_color(
     brightness = change[:, 0, None, None, None, None]
     contrast = 1 + change[:, 1, None, None, None, None]
     gains = 1 + 0.5 * change[:, None, 2:, None, None]  # of red, green and blue
+    # Gains about black, which is -1; contrast about mid-gray, which is 0.
     return (((x + 1) * gains - 1) * contrast + brightness).clamp(-1, 1)

@@ -85,6 +85,7 @@ class Modules:
             "code_usage": self.code_usage,
         }
         if self.average is not None:
+            # The averages have the plain names: later stages load those and need not know of averaging.
             modules |= {f"learning_{name}": module for name, module in self.average.learning.items()}
         return {name: module for name, module in modules.items() if module is not None}
 
@@ -104,6 +105,7 @@ def train_dldm(config: PretrainConfig) -> None:
     """
     with Run(
         config.stage_dir("dldm"),
+        # With the section of the stage before: from another prior it is another run.
         config.stage_tree("data", "dldm", "vdm", "codec", "train_vdm", "train_dldm", "seed"),
         stage="dldm",
         total_steps=config.train_dldm.total,
@@ -183,6 +185,7 @@ def prepare_for_hardware(config: PretrainConfig, modules: Modules) -> None:
         if modules.vdm is not None:
             modules.vdm.checkpoint_gradients()
     if config.hardware.compile:
+        # In place: `torch.compile(module)` would put a prefix before all names of parameters in checkpoints.
         modules.dldm.encoder.compile()
         modules.dldm.decoder.compile()
 
@@ -209,6 +212,7 @@ def train_phase(
     stop = first + loop.train_steps
     if run.start >= stop:
         return
+    # Once, where phase 2 begins: a run that is resumed within it has passed the check.
     if phase == 2 and run.start == first and modules.vdm is not None:
         check_advance(config, run, modules, clips)
     # The VDM learns in phase 2 alone. It may be faster than the encoder, whose codes it has yet to use.
@@ -223,6 +227,7 @@ def train_phase(
         loss, metrics, indices = dldm_loss(config, modules, x, valid, phase=phase, step=step)
         # Codes of the weights before this step; those of padded steps are not counted.
         modules.code_usage.count(indices, valid)
+        # Each phase has its own warm-up and decay, counted from its first step.
         norm = optimizer_step(
             loss, optimizer, step=step - first, config=loop.optim, total_steps=loop.train_steps, first_step=first
         )

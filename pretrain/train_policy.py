@@ -119,6 +119,7 @@ def train_codes(config: PretrainConfig, run: Run) -> None:
     check = np.linspace(0, len(held_out.windows) - 1, min(VALIDATION_WINDOWS, len(held_out.windows))).astype(np.int64)
     for step in run.steps():
         noise = generator(config.seed, step, stream=STREAM_BATCH)
+        # With replacement, from seed and step: a resumed run needs no position in the data.
         rows = torch.randint(len(datasets.train.windows), (loop.batch_size,), generator=noise).numpy()
         instructions, image, codes, valid = datasets.train.read(rows, device)
         image = shift_randomly(image, most=config.train_policy.image_shift_px, noise=noise)
@@ -131,6 +132,7 @@ def train_codes(config: PretrainConfig, run: Run) -> None:
         if run.due(step, loop.log_every):
             with torch.no_grad(), config.hardware.autocast(device):
                 instructions, image, codes, valid = held_out.read(check, device)
+                # All codes are given, also with `code_dropout`, so that runs with and without it can be compared.
                 states = policy.states(policy.prompt(instructions, image), codes)
                 validation, validation_parts = policy.code_loss(states, codes, valid)
             run.log(
@@ -167,6 +169,7 @@ def open_datasets(config: PretrainConfig) -> PolicyDatasets:
     train_ids, validation_ids = training_split(config, frame_cache)
     load_checkpoint(finished_stage(config, "dldm"), kind="dldm").load_into(dldm=dldm)
     folder = config.stage_dir("latents")
+    # Refused unless it was made by this dLDM from these frames.
     cache = LatentCache(folder, encoder_hash=encoder_hash(dldm), frames_digest=frame_cache.digest)
     train, held_out = (
         PolicyBatches(

@@ -39,6 +39,7 @@ VALIDATION_CLIPS = 32
 
 def build_vdm(config: PretrainConfig) -> tuple[VDM, VideoCodec]:
     """Return an untrained VDM and codec; the weights depend on the seed alone."""
+    # PyTorch initializes layers from the global generator: it is seeded here and put back afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator(config.seed, 0, stream=STREAM_INIT))))
         return VDM(config.vdm, config.geometry), build_codec(config.codec)
@@ -66,6 +67,7 @@ def open_vdm(config: PretrainConfig, clips: ClipSampler) -> tuple[VDM, VideoCode
         return load_vdm(finished_stage(config, "vdm"), config)
     vdm, codec = build_vdm(config)
     prepare_codec(config, codec, clips)
+    # Once and not twice: `load_folder` calls it itself.
     if config.vdm.weights is None:
         vdm.finish_prior()
     else:
@@ -78,6 +80,7 @@ def prepare_codec(config: PretrainConfig, codec: VideoCodec, clips: ClipSampler)
     if isinstance(codec, WanCodec) and config.codec.weights is not None:
         codec.load_folder(config.codec.weights)
     else:
+        # Always the same batch, so that the scale depends on data and seed alone.
         codec.measure(to_model_range(torch.from_numpy(clips.batch(0, 64).pixels)))
 
 

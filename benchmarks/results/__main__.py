@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--archive", type=Path, default=Path(__file__).with_name("archive"))
     parser.add_argument("--page", type=Path, default=Path("docs/results.md"))
     args = parser.parse_args(arguments)
+    # Absolute, since jobs run in the folder of the checkout.
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     plan = Plan(out, args.seeds, bridge=args.bridge)
@@ -58,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stage in (stage for stage in RUN_STAGES if stage in args.stages):
         jobs = [job for job in plan.jobs(stage) if args.only is None or is_below(job.name, args.only)]
         if stage in ("finetune", "rollouts"):
+            # Their names are finetune/METHOD/seed_N, single/METHOD/seed_N and chains/METHOD/seed_N.
             jobs = [job for job in jobs if job.name.split("/")[1] in args.methods]
         wanted += jobs
     if wanted:

@@ -145,6 +145,7 @@ def write_archive(archive: Archive, folder: Path) -> None:
             start = {"protocol": protocol, "sequence": number, **begin}
             if starts.setdefault((protocol, number), start) != start:
                 raise SystemExit(f"{job}: {protocol} {number} begins otherwise than in other jobs; keep it elsewhere")
+            # A chain that ended early has fewer instructions than subtasks.
             for task, instruction in zip(row["subtasks"], row["instructions"], strict=False):
                 if instructions.setdefault(task, instruction) != instruction:
                     raise SystemExit(f"{job}: {task} has another instruction than in other jobs; keep it elsewhere")

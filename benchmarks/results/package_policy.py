@@ -21,6 +21,7 @@ from vw2_robot.checkpoint import resolve, save_tensors
 from vw2_robot.storage.files import MANIFEST, atomic_folder, write_manifest
 
 LIMIT_MB = 8.0
+# The first two are for resuming only; weights and manifest are written anew.
 LEFT_BEHIND = ("optimizer.safetensors", "training.json", "model.safetensors", MANIFEST)
 
 

@@ -24,11 +24,13 @@ OTHER_KERNELS = "package/avx2"
 
 def paragraph(*lines: str) -> str:
     """Return lines as one paragraph of the page, wrapped."""
+    # Neither links nor names with hyphens may be broken.
     return textwrap.fill(" ".join(lines), 120, break_long_words=False, break_on_hyphens=False)
 
 
 def bullet(*lines: str) -> str:
     """Return lines as one entry of a list."""
+    # Every line is indented; then the dash replaces the first two spaces.
     return textwrap.indent(paragraph(*lines), "  ").replace("  ", "- ", 1)
 
 
@@ -113,6 +115,7 @@ def other_cpu_entry(archive: Archive) -> str:
     """Return the entry on how another instruction set changes the rollouts of one policy."""
     other, usual = ({row["sequence"]: row for row in archive.rows(name)} for name in (OTHER_KERNELS, "package/chains"))
     pairs = [(row, usual[number]) for number, row in other.items() if number in usual]
+    # Whole rows, with the env steps of every attempt.
     changed = sum(a != b for a, b in pairs)
     ended = sum(a["solved"] != b["solved"] for a, b in pairs)
     return bullet(

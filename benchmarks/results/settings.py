@@ -69,6 +69,7 @@ def default_of(program: str, key: str) -> Any:
         # The default of the parent wins: it may set the field of a nested dataclass.
         made = field.default_factory() if field.default_factory is not MISSING else field.default
         value = getattr(value, part) if is_dataclass(value) else made
+        # `field.type` would be a string, as annotations are not evaluated in those files.
         kind = get_type_hints(kind)[part]
     return value
 

@@ -31,6 +31,7 @@ STREAM_SPLIT, STREAM_RANDOM, STREAM_SHUFFLE, STREAM_BOOTSTRAP = range(4)
 def split_sets(sets: Sequence[StepRows], *, shares: Sequence[float], seed: int) -> list[Split]:
     """Return the split of each data set by demonstrations; `shares` are those of validation and test."""
     return [
+        # A stream for each data set: one more at the end leaves the splits of the others as they were.
         split_groups(rows.group, rng=np.random.default_rng([seed, STREAM_SPLIT, i]), shares=shares)
         for i, rows in enumerate(sets)
     ]
@@ -108,6 +109,7 @@ def features_of(
     return {
         "codes_one_hot": one_hot,
         "code_values": code_values(rows.indices, quantizer),
+        # As many numbers as the codes have: a wider input alone would raise R2.
         "pixels_equal": project(known, rows.difference, one_hot.shape[1]),
         "pixels_wide": project(known, rows.difference, max(WIDE, one_hot.shape[1])),
         "untrained_codes": one_hot_fsq(untrained.indices, quantizer),

@@ -135,12 +135,14 @@ def swap_test(
     """
     rng = np.random.default_rng([seed, 0])
     a, b, c = sample_pairs(first, donor, pairs, rng)
+    # From the true first frame, which the decoder is given, not from its copy of it.
     swapped = change_of(first.pixels[a, 0], decode_last(decode, first, a, donor, b, device))
     unswapped = change_of(first.pixels[a, 0], decode_last(decode, first, a, first, a, device))
     read = reader.read(swapped)
     groups = donor.group[b]
 
     def score(motion: NDArray[np.float64], estimated: NDArray[np.float64]) -> dict[str, Any]:
+        # The same bootstrap samples for every score, so that their intervals can be compared.
         return score_correlation(motion, estimated, groups, AXES, rng=np.random.default_rng([seed, 1]))
 
     return {

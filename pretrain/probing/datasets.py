@@ -207,7 +207,9 @@ def dense_changes(sets: Sequence[Labeled], splits: Sequence[Split], *, count: in
         for part in np.array_split(whole, max(1, len(whole) // READ_AT_ONCE)):
             ends = video.frame_cache.read_batch(steps.episode[part], steps.frame_ids[part][:, [0, -1]])
             changes.append(change_of(ends[:, 0], ends[:, 1]))
+        # Translations of consecutive steps add up to that of the window; rotations do not.
         motions.append(steps.motion[whole, :, :3].sum(1))
+        # By episode: these windows begin elsewhere than the rows, but lie on the side of their demonstration.
         sides.append([np.isin(steps.episode[whole], labeled.rows.episode[side]) for side in split])
     split = Split(*(np.concatenate(side) for side in zip(*sides, strict=True)))
     return Changes(np.concatenate(changes), np.concatenate(motions), split)

@@ -109,6 +109,7 @@ def pixel_differences(video: LabeledVideo, steps: LabeledSteps, *, stride: int) 
     # Every stride-th frame ends one step and begins the next.
     edges = steps.frame_ids[:, ::stride]
     found = np.zeros((*steps.valid.shape, DIFFERENCE_PX**2 * 3), np.float32)
+    # Clip by clip: the pixels of all clips at once may not fit into memory.
     for i, episode in enumerate(steps.episode):
         small = shrink(video.frame_cache.read(int(episode), edges[i]))
         found[i] = np.diff(small, axis=0).reshape(len(small) - 1, -1)

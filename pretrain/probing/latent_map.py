@@ -29,6 +29,7 @@ MAX_POINTS = 1500
 def moving_rows(translation: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Return True for the half of the steps that moves more than the median."""
     size = np.linalg.norm(translation, axis=1)
+    # Relative to the data set, since units and speed differ between robots.
     moving: NDArray[np.bool_] = size > np.median(size)
     return moving
 
@@ -38,6 +39,7 @@ def directions(translation: NDArray[np.float64]) -> NDArray[np.int64]:
     # A robot that moves mostly sideways would else have two directions.
     scaled = translation / np.maximum(np.sqrt((translation**2).mean(0)), 1e-12)
     axis = np.abs(scaled).argmax(1)
+    # Numbered as in DIRECTIONS: plus, then minus, of each axis.
     return 2 * axis + (np.take_along_axis(scaled, axis[:, None], 1)[:, 0] < 0)
 
 
@@ -101,6 +103,7 @@ def embed(code: NDArray[np.float32], *, seed: int) -> dict[str, Any]:
     if importlib.util.find_spec("umap") is not None:
         import umap
 
+        # With a seed UMAP runs in one thread, and warns where it is told otherwise.
         points = umap.UMAP(n_components=2, n_jobs=1, random_state=seed).fit_transform(code)
         found["umap"] = np.round(points.astype(float), 3).tolist()
     return found
@@ -154,6 +157,7 @@ def neighbor_agreement(
     direction = known["direction"][searched]
     commonest = np.bincount(direction, minlength=6).argmax()
     distance = squared_distances(queries[feature][test], known[feature][searched])
+    # Stable, since equal codes are common and their order would else depend on the sort.
     near = np.argsort(distance, axis=1, kind="stable")[:, :NEIGHBORS]
     votes = (direction[near][..., None] == np.arange(6)).sum(1)
     true = queries["direction"][test]

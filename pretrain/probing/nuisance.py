@@ -65,6 +65,7 @@ def zoom_camera(clip: Pixels, amount_T: NDArray[np.float64], angle: float) -> Pi
     """Zoom in for angles below pi, out above."""
     height, width = clip.shape[1:3]
     sign = 1.0 if angle < np.pi else -1.0
+    # Half of it on each side.
     inset = [amount * sign * ZOOM_SHARE / 2 for amount in amount_T]
     return np.stack(
         [
@@ -113,6 +114,7 @@ def nuisance_test(
     """
     rng = np.random.default_rng([seed, 3])
     stride = dldm.config.temporal_stride
+    # In latent steps: 1 at the last frame of the first one.
     amount = np.arange(clips.shape[1]) / stride
     angle = rng.uniform(0, 2 * np.pi, len(clips))
     still = np.repeat(clips[:, :1], clips.shape[1], axis=1)
@@ -137,6 +139,7 @@ def nuisance_test(
         codes = code_values(indices, quantizer)
         # Against the still clip, so that the probe's own offset is no phantom motion.
         phantom = probe.predict(one_hot_fsq(indices, quantizer))[:, :3] - still_motion
+        # A ratio of mean squares, whose root is taken below; the root keeps the order of the interval's ends.
         squares = ratio((phantom**2).sum(1), (motion[:, :3] ** 2).sum(1))
         kinds[kind] = {
             "pixel_change": ratio(pixel_change(pixels, stride), pixel_change(clips, stride)),
@@ -147,6 +150,7 @@ def nuisance_test(
                 "ci95": [square_root(bound) for bound in squares["ci95"]],
             },
         }
+        # Not for a cut, which shows another demonstration, nor for the still frame, which has no nuisance.
         if kind in KINDS:
             with_nuisance = code_values(encode_first_step(dldm, add_nuisance(kind, clips), device), quantizer)
             kinds[kind]["on_action"] = ratio(code_distance(with_nuisance, action_codes), among_actions)
@@ -160,6 +164,7 @@ def nuisance_examples(clips: Pixels, stride: int) -> list[list[Pixels]]:
     for number, clip in enumerate(clips):
         still = np.repeat(clip[:1], stride + 1, axis=0)
         changed = [change(still, amount, 0.25 * np.pi)[-1] for change in KINDS.values()]
+        # The clip before it; for the first one index -1, the last.
         cut = clips[number - 1][0]
         rows.append([clip[0], *changed, cut, clip[stride]])
     return rows

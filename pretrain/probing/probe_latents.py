@@ -168,6 +168,7 @@ def measure(config: ProbeLatentsConfig, dldm: DLDM, sets: Sequence[Labeled], *, 
         device: where clips are encoded and decoded.
     """
     seed = config.seed
+    # A copy, since `cpu()` moves a module in place.
     quantizer = copy.deepcopy(dldm.fsq).cpu()
     rows = [labeled.rows for labeled in sets]
     splits = split_sets(rows, shares=(config.validation_share, config.test_share), seed=seed)
@@ -199,6 +200,7 @@ def run_swap_tests(
         # One reader for all data sets in the same units, so that swaps between them can be read.
         clips = [whole_clips(labeled, split, seed=config.seed) for labeled, split in zip(members, sides, strict=True)]
         for i, first in enumerate(clips):
+            # With the next one only: all pairs would take the square of the time.
             for donor in [first] if len(clips) == 1 else [first, clips[(i + 1) % len(clips)]]:
                 found.append(
                     swap_test(decode, first, donor, reader=reader, pairs=config.pairs, seed=config.seed, device=device)

@@ -100,6 +100,7 @@ def fit_linear(
     best = np.asarray(PENALTIES)[error.argmin(0)]
     rows = split.train | split.validation if refit else split.train
     fitted = {penalty: ridge(features[rows], targets[rows], penalty) for penalty in np.unique(best).tolist()}
+    # Mean, scale and bias do not depend on the penalty, so those of any fit will do.
     first = next(iter(fitted.values()))
     weight = np.stack([fitted[penalty].weight[:, a] for a, penalty in enumerate(best.tolist())], axis=1)
     return LinearProbe(first.mean, first.scale, weight, first.bias, best)
@@ -126,6 +127,7 @@ def principal_components(features: NDArray[np.floating[Any]], width: int) -> tup
     values, directions = np.linalg.eigh((x - mean).T @ (x - mean) / len(x))
     # Directions in which the data do not vary are arbitrary, and differ between machines: they are left out.
     useful = min(width, int((values > 1e-12 * max(values[-1], 1e-300)).sum()))
+    # `eigh` sorts upward, so the directions of the largest spread come last.
     return mean, directions[:, ::-1][:, :useful]
 
 
@@ -171,6 +173,7 @@ def fit_mlp(
         epochs: how many.
         batch_size: rows of a batch.
     """
+    # Statistics of the training side alone; validation only chooses the epoch.
     mean = features[split.train].mean(0)
     target_mean = targets[split.train].mean(0)
     scale, target_scale = (
@@ -199,6 +202,7 @@ def fit_mlp(
                 error = float((net(x[validation]) - y[validation]).square().mean())
             if error < best:
                 best = error
+                # Cloned: a state dict refers to the weights that training goes on to change.
                 kept = {name: value.clone() for name, value in net.state_dict().items()}
     net.load_state_dict(kept)
     return MLPProbe(mean, scale, target_mean, target_scale, net.eval())
@@ -343,6 +347,7 @@ def r2_of_sums(sums: Floats, columns: int) -> Floats:
     """Return R2 [S, A] from sums [S, 3A + 1] of squared error, y, y squared and 1."""
     error, total, square = (sums[:, i * columns : (i + 1) * columns] for i in range(3))
     spread = square - total**2 / sums[:, -1:]
+    # As in `correlations_of_sums`: rounding leaves a little spread in a constant column.
     known = spread > 1e-9 * np.maximum(square, 1e-12)
     return np.where(known, 1 - error / np.where(known, spread, 1.0), np.nan)
 

@@ -92,12 +92,14 @@ def check(config: ReplayCheckConfig) -> None:
         ) as replay,
     ):
         stored = read_json(position, cure=_CURE, sealed=True) if position.exists() else None
+        # Before the log is cut: a position that does not fit this server leaves the log as it was.
         if stored is not None:
             replay.restore(stored["replay"])
         lines, digest = cut_log(log, stored)
         # Until a batch is empty, which is the end of the queue.
         while not config.batches or batches < config.batches:
             windows = replay.sample(config.batch_size, timeout_seconds=config.timeout_seconds)
+            # The pixels are dropped: decoding is part of the measured rate, as it is of a trainer's.
             if windows:
                 decode(windows, temporal_stride=config.temporal_stride, height=config.height, width=config.width)
             new = "".join(map(log_line, windows)).encode()
@@ -108,7 +110,9 @@ def check(config: ReplayCheckConfig) -> None:
             sampled += len(windows)
             lines += len(windows)
             batches += 1
+            # At the end of the queue too, so that a check that is started again finds nothing left to sample.
             if not windows or batches % (config.checkpoint_batches or 1) == 0:
+                # As in a trainer's checkpoint: first the server stores its windows, then the position is written.
                 if config.checkpoint_batches:
                     replay.checkpoint(timeout_seconds=config.timeout_seconds)
                 sync_files([log])  # before the position, which counts its lines

@@ -53,6 +53,7 @@ class ReplayDataConfig:
     """octo, openvla, videoworld2, or a yaml file; looked for below `root`"""
     root: str | None = None
     """folder or bucket of the mixture's data sets"""
+    # 1 + 2 * 4 frames, the clip of model=tiny; it must be that of the server and of the trainers.
     windows: WindowOptions = field(default_factory=lambda: WindowOptions(num_frames=9))
     epochs: int = 1
     """passes through the data"""
@@ -126,6 +127,7 @@ class ReplayFillConfig:
     def __post_init__(self) -> None:
         if not self.timeout_seconds > 0:
             raise ValueError(f"timeout_seconds must be positive, found {self.timeout_seconds}")
+        # Raises where the numbers do not fit, before any server is asked.
         self.data.plan(ingest=self.ingest, ingests=self.ingests)
 
 
@@ -152,6 +154,7 @@ def fill_server(config: ReplayFillConfig) -> None:
                 stored += windows
                 bar.update(windows)
 
+            # Cut by the package rlds with the pattern of Reverb's writer; a replay in memory needs neither package.
             ingest(config.data.open(), plan, writer, report=report, frames_of=rlds_transformations.window_frames)
     finally:
         writer.close()

@@ -72,6 +72,7 @@ def serve(config: ReplayServeConfig) -> None:
     try:
         print(f"replay server on port {config.port}, all interfaces: {describe_tables(server)}", flush=True)
         while True:
+            # Nobody sets the event. Unlike `time.sleep`, it can wait without end: for `checkpoint_minutes=0`.
             threading.Event().wait(config.checkpoint_minutes * 60 or None)
             write_checkpoint(server, config.checkpoint_timeout_seconds)
     except KeyboardInterrupt:  # SIGTERM as well
@@ -81,6 +82,7 @@ def serve(config: ReplayServeConfig) -> None:
     finally:
         ended = server.stop(timeout_seconds=STOP_SECONDS)
     print("replay server: stopped", flush=True)
+    # `os._exit` flushes no buffer, which is why every message here is printed with `flush`.
     if not ended:
         os._exit(0)  # a thread of Reverb that hangs would keep Python from exiting
 
