@@ -201,6 +201,7 @@ class VW2Agent:
         # 1. Images of the policy's size, and instructions.
         px = self._policy.config.image_px
         device = next(self._head.parameters()).device
+        # Resized by the function that made the training frames, so that the pixels are equal bit for bit.
         images = np.stack([resize_frame(_image(o), height=px, width=px) for o in obs])
         instructions = [self._instruction(o) for o in obs]
         prepared = time.perf_counter()
@@ -214,6 +215,7 @@ class VW2Agent:
             temperature=self._temperature,
             generator=self._generator,
         )
+        # `cpu` waits for the device, so the times below are those of the whole call; NumPy has no bfloat16.
         predicted = self._head(decoded.states_BHND).float().cpu().numpy()
         codes = decoded.codes_BHN.cpu().numpy()
         if self._ensemble is not None:  # before the gripper becomes a sign, which has no mean
@@ -294,6 +296,7 @@ def _check_steps(checkpoint: Checkpoint, policy: LatentPolicy) -> None:
             f"{checkpoint.path}/config.json: n_action_steps={config['n_action_steps']}, but the policy predicts "
             f"{chunk_size} actions; {CURE}"
         )
+    # Equality is refused too: the prompt needs at least one position.
     if limit is not None and tokens >= limit:
         raise InputError(
             f"{checkpoint.path}/config.json: {tokens} latent tokens, the language model has {limit} positions; {CURE}"

@@ -72,6 +72,7 @@ VALUES = {
 ENV_KEYS = ("sentences", "arms")
 """old keys of our own benchmark and recorder, the only ones that are renamed in a section `env`"""
 
+# Far deeper than our files; a damaged one must not exhaust Python's recursion.
 _DEPTH = 50
 
 WEIGHTS = (

@@ -196,6 +196,7 @@ def load_optimizer(path: Path, optimizer: torch.optim.Optimizer, *, verify: bool
     # AdamW has the same keys for every parameter that was ever updated.
     if len({frozenset(entry) for entry in state.values()}) > 1:
         raise InputError(f"{file} lacks numbers of some parameters; {CURE}")
+    # The groups are those of this run: their learning rate follows from the step and is not stored.
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     return read_json(path / "training.json", cure=CURE)
@@ -275,6 +276,7 @@ def load_checkpoint(path: str | Path, *, kind: str, verify: bool = True) -> Chec
     reserved = {"config.json", "training.json", MANIFEST}
     others = [p for p in sorted(folder.glob("*.json")) if p.name not in reserved]
     if verify:
+        # Not the optimizer: it is not read here, and `load_optimizer` compares its files.
         written = [name for name in ("stats.json", "tokens.json", "backbone.json") if (folder / name).exists()]
         if not compare_with_manifest(folder, cure=CURE, names=["config.json", "model.safetensors", *written]):
             _LOG.warning("%s has no %s: whether its files are whole is not checked", folder, MANIFEST)
@@ -309,6 +311,7 @@ def weights_digest(*modules: nn.Module) -> str:
         for name, value in sorted({first_name(n): v for n, v in module.state_dict().items()}.items()):
             array = value.detach().cpu().contiguous()
             digest.update(f"{name}:{tuple(array.shape)}:{array.dtype}".encode())
+            # Seen as bytes in torch, since NumPy has no bfloat16; flat, since a scalar has no axis for `view`.
             digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 

@@ -49,8 +49,10 @@ def check_number(annotation: Any, value: Any, where: str) -> None:
     Raises:
         InputError: with key and value, and what was expected.
     """
+    # True and False are integers in Python.
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
+    # A field of floats may be given an integer, and that one may be negative.
     default = FINITE if isinstance(value, float) or _takes_float(annotation) else WHOLE
     for limit in tuple(_limits(annotation)) or (default,):
         if not limit.holds(value):

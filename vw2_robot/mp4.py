@@ -91,13 +91,16 @@ class Mp4Writer:
     def _start(self, *, height: int, width: int) -> subprocess.Popen[bytes]:
         """Start ffmpeg for frames of that size; they are only known from the first one."""
         temporary = self._open.enter_context(atomic_write(self._path))
+        # A fraction, since rates such as 1/3 have no exact decimal.
         rate = str(Fraction(self._fps).limit_denominator())
         frames = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", rate, "-i", "-"]
         if height % 2 or width % 2:  # the format has no odd sizes
             frames += ["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2"]
+        # yuv420p is what every browser decodes; from RGB, libx264 would keep 4:4:4.
         codec = ["-c:v", "libx264", "-pix_fmt", "yuv420p", *self._encoding, "-threads", "1", "-f", "mp4"]
         try:
             return subprocess.Popen(
+                # Errors only: stderr is not read before the end, and a full pipe would stop ffmpeg.
                 [self._program, "-v", "error", "-y", *frames, *codec, str(temporary)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,

@@ -108,6 +108,7 @@ def learning_rate(step: int, config: OptimConfig, *, total_steps: int) -> float:
     # A short run would end before its warm-up, so at most a fifth of it warms up.
     warmup = min(config.warmup_steps, max(1, total_steps // 5))
     if step < warmup:
+        # step + 1: the very first step already has a positive rate.
         return config.lr * (step + 1) / warmup
     return config.lr * max(0.0, (total_steps - step) / max(1, total_steps - warmup))
 

@@ -17,6 +17,7 @@ def to_model_range(pixels: UInt8[Tensor, "*batch H W 3"]) -> Float[Tensor, "*bat
 
 def to_pixels(x: Float[Tensor, "*batch 3 H W"]) -> UInt8[Tensor, "*batch H W 3"]:
     """Return uint8 [0, 255], channels last: the inverse of `to_model_range`, rounded and clamped."""
+    # float32 first: bfloat16 has 8 significant bits, and the arithmetic would be off by a level.
     return torch.movedim(((x.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8), -3, -1)
 
 

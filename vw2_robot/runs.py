@@ -79,6 +79,7 @@ class Hardware:
             torch.set_num_threads(self.threads)
         device = open_device(self.device, option=option)
         if device.type == "cuda":
+            # TF32: the range of float32 with 10 bits of mantissa, and several times as fast on GPUs that have it.
             torch.backends.cuda.matmul.allow_tf32 = True
         return device
 
@@ -299,6 +300,7 @@ class Run:
         folder.parent.mkdir(exist_ok=True)
         self._check_place(folder)
         write(folder)
+        # Metrics up to this step are on disk before `latest`: a resumed run does not compute these steps again.
         sync_files(file for file in [self.path / METRICS] if file.is_file())
         write_text(self.path / LATEST, folder.name + "\n")
         self.checkpoint = folder
@@ -359,6 +361,7 @@ class Board:
         folder.mkdir(exist_ok=True)
         self._path = folder / f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.0"
         self._event = events.Event
+        # TensorBoard expects this as the first event of a file.
         self._add(file_version="brain.Event:2")
         self._add(step=purge_step, session_log=events.SessionLog(status=events.SessionLog.START))
 
@@ -375,5 +378,6 @@ class Board:
     def _add(self, **content: Any) -> None:
         """Append one event to the file."""
         assert self._path is not None
+        # Opened for each event, so that none waits in a buffer when the process is killed.
         with named(self._path), self._path.open("ab") as file:
             self._records(file).write(self._event(wall_time=time.time(), **content).SerializeToString())

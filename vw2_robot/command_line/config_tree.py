@@ -36,6 +36,7 @@ def config_from(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
     config = dacite.Config(strict=True, type_hooks={float: to_float})
     where = f"configuration of {cls.__name__}"
     try:
+        # dacite compares types and converts nothing, so lists become tuples before it sees them.
         return dacite.from_dict(cls, _with_tuples(cls, values, where=where, prefix=""), config=config)
     except InputError:
         raise

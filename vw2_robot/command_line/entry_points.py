@@ -19,6 +19,7 @@ from vw2_robot.process import stop_at_once
 
 def _start(module: str) -> None:
     """Import a program and run its `main`; signals meanwhile end in a message."""
+    # Answered before the import, which takes seconds.
     if "--version" in sys.argv[1:]:
         print(f"vw2_robot {__version__}")
         return

@@ -14,7 +14,7 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -52,30 +52,34 @@ def keys_of(config_cls: type, defaults: Mapping[str, Any], *, prefix: str = "") 
     annotations = get_type_hints(config_cls, include_extras=True)
     meanings = field_docstrings(config_cls)
     for field in fields(config_cls):
+        annotation = annotations[field.name]
         name = f"{prefix}{field.name}"
-        value = defaults.get(field.name, _default_of(field))
-        inner = _dataclass_in(annotations[field.name])
-        if inner is not None and get_origin(_without_none(annotations[field.name])) not in (list, tuple):
-            if meanings.get(field.name) or value is None:
-                yield Key(
-                    name,
-                    f"section of {inner.__name__}",
-                    _shown(value) if value is None else "",
-                    _one_line(meanings, field.name),
-                )
-            section = value if isinstance(value, Mapping) else _as_values(value)
-            yield from keys_of(inner, section, prefix=f"{name}.")
-        else:
-            yield Key(name, describe_type(annotations[field.name]), _shown(value), _one_line(meanings, field.name))
+        meaning = " ".join(meanings.get(field.name, "").split())
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        value = defaults.get(field.name, "???" if default is MISSING else default)
+        # `X | None` with a dataclass X is a section too; `list[X]` is not, since its entries have no names.
+        kinds = get_args(annotation) if type(None) in get_args(annotation) else (annotation,)
+        inner = next((kind for kind in kinds if isinstance(kind, type) and is_dataclass(kind)), None)
+        if inner is None:
+            yield Key(name, describe_type(annotation), _shown(value), meaning)
+            continue
+        # A section gets a row only if that says more than the rows of its keys.
+        if meaning or value is None:
+            yield Key(name, f"section of {inner.__name__}", "null" if value is None else "", meaning)
+        # Defaults of a section that no yaml file has come from the dataclass in the field; null leaves those of X.
+        values = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        yield from keys_of(inner, values if isinstance(values, Mapping) else {}, prefix=f"{name}.")
 
 
 @cache
 def field_docstrings(config_cls: type) -> dict[str, str]:
     """Return the docstrings below the fields of a dataclass and of its bases, by the name of the field."""
     found: dict[str, str] = {}
+    # From the bases down, so that a field that is declared again gets the meaning of the last declaration.
     for cls in reversed(config_cls.__mro__):
         if not is_dataclass(cls):
             continue
+        # Python keeps no docstrings of fields, so they are read from the source.
         body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
         assert isinstance(body, ast.ClassDef)
         for statement, after in zip(body.body, body.body[1:], strict=False):
@@ -103,6 +107,7 @@ def describe_type(annotation: Any) -> str:
         return f"list of {describe_type(inner[0])}" if inner else "list"
     if origin is dict or annotation is dict:
         return "mapping"
+    # `Optional[X]` and `X | None` have different origins.
     if origin is Union or origin is type(int | None):
         parts = [describe_type(part) for part in get_args(annotation) if part is not type(None)]
         return " or ".join([*parts, *(["null"] if type(None) in get_args(annotation) else [])])
@@ -126,6 +131,7 @@ def defaults_of(config_name: str) -> dict[str, Any]:
     from hydra import compose, initialize_config_module
     from omegaconf import OmegaConf
 
+    # Composed, not just read: a yaml file may take values from others. Not resolved: `???` would be an error.
     with initialize_config_module("vw2_robot.configs", version_base="1.3"):
         tree = compose(config_name)
     values: Any = OmegaConf.to_container(tree, resolve=False)
@@ -166,30 +172,6 @@ def all_programs() -> dict[str, tuple[type, str]]:
     return found
 
 
-def _default_of(field: Any) -> Any:
-    if field.default is not MISSING:
-        return field.default
-    return field.default_factory() if field.default_factory is not MISSING else "???"
-
-
-def _as_values(value: Any) -> Mapping[str, Any]:
-    return {field.name: getattr(value, field.name) for field in fields(value)} if is_dataclass(value) else {}
-
-
-def _without_none(annotation: Any) -> Any:
-    inner = [part for part in get_args(annotation) if part is not type(None)]
-    return inner[0] if type(None) in get_args(annotation) and len(inner) == 1 else annotation
-
-
-def _dataclass_in(annotation: Any) -> type | None:
-    annotation = _without_none(annotation)
-    return annotation if isinstance(annotation, type) and is_dataclass(annotation) else None
-
-
-def _one_line(meanings: Mapping[str, str], name: str) -> str:
-    return " ".join(meanings.get(name, "").split())
-
-
 def _shown(value: Any) -> str:
     """Return a default as a command line would take it."""
     if value is None or isinstance(value, bool):
@@ -198,8 +180,8 @@ def _shown(value: Any) -> str:
         return f"[{', '.join(_shown(entry) for entry in value)}]"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {_shown(entry)}" for key, entry in value.items()) + "}"
-    if is_dataclass(value):
-        return _shown(_as_values(value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return _shown(asdict(value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -39,11 +39,13 @@ def as_typed(arguments: Sequence[str], config_cls: type) -> list[str]:
             typed.append(argument)
             continue
         sign, key, value = found.groups()
+        # An option of Hydra itself has no type in `config_cls`.
         if key.startswith("hydra."):
             typed.append(argument)
             continue
         if not sign and _NESTED.fullmatch(key):
             sign = "++"
+        # In quotes, the commas of a sweep would become part of a single value.
         if not (sweeps and _parsed(f"{key}={value}", sweep=True)):
             value = _value(key, value, _kinds(config_cls, key))
         typed.append(f"{sign}{key}={value}")
@@ -57,6 +59,7 @@ def _kinds(config_cls: type, key: str) -> tuple[Any, ...]:
         owner = next((kind for kind in kinds if is_dataclass(kind)), None)
         annotation = None if owner is None else get_type_hints(owner).get(name)
         kinds = tuple(kind for kind in get_args(annotation) or (annotation,) if kind not in (None, type(None)))
+        # Not taken apart like a union: `_value` has to know that it is a list.
         if get_origin(annotation) in (list, tuple, dict):
             kinds = (annotation,)
     return kinds

@@ -106,8 +106,10 @@ def program(
                     # In a sweep an exception would keep Hydra from starting the next job.
                     failed.append(f"#{facts.job.num} ({' '.join(facts.overrides.task)})")
 
+            # Otherwise tokenizers warns at every fork after it has used its threads.
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
             with orderly(config_name):
+                # Hydra reads `sys.argv` itself.
                 sys.argv[1:] = as_typed(sys.argv[1:], config_cls)
                 job()
                 if failed:

@@ -190,6 +190,7 @@ class CalvinWriter:
             place = self.folder / frame_name(first_frame + step)
             place.unlink(missing_ok=True)  # of an interrupted call
             place.hardlink_to(folder / frame_name(entry.first + step))
+        # The content is on disk already; only the new names are not.
         sync_files((self.folder,))
         renumbered = dataclasses.replace(entry, first=first_frame, last=first_frame + entry.last - entry.first)
         write_json(self._entry_path(first_frame), dataclasses.asdict(renumbered), sealed=True)
@@ -310,6 +311,7 @@ def _statistics_yaml(entries: list[RecordingEntry]) -> str:
         mean = np.sum([entry.sums[key] for entry in entries], axis=0) / count
         variance = np.sum([entry.squares[key] for entry in entries], axis=0) / count - mean**2
         lines += [f"{key}:", "  - _target_: calvin_agent.utils.transforms.NormalizeVector"]
+        # Rounding can make the difference of two large numbers negative.
         lines += [f"    mean: {_yaml_list(mean)}", f"    std: {_yaml_list(np.sqrt(np.maximum(variance, 0)))}"]
     lines.append(f"act_min_bound: {_yaml_list(np.min([entry.action_low for entry in entries], axis=0))}")
     lines.append(f"act_max_bound: {_yaml_list(np.max([entry.action_high for entry in entries], axis=0))}")

@@ -88,6 +88,7 @@ class Episode:
                 # Checked before decoding, which would allocate the memory.
                 if opened.width * opened.height > MAX_PIXELS:
                     raise ValueError(f"{opened.width} x {opened.height} pixels, at most {MAX_PIXELS} are read")
+                # `convert` would clip images of 16 bits or floats to white, without an error.
                 if opened.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"):
                     raise ValueError(f"pixels of kind {opened.mode}: convert it to 8 bits a channel")
                 return np.asarray(opened.convert("RGB"))
@@ -177,6 +178,7 @@ class SkippedEpisodes:
         Raises:
             TooManySkippedError: there are more than `limit`.
         """
+        # One message for each episode: readers count by them how many numbers of a part were skipped.
         self.messages += [str(error)] * count
         if len(self.messages) > self.limit:
             raise TooManySkippedError(
@@ -188,5 +190,6 @@ class SkippedEpisodes:
 def encode_jpeg(image: NDArray[np.uint8], *, quality: int = 95) -> bytes:
     """Compress uint8 [H, W, 3] to JPEG without chroma subsampling; equal pixels give equal bytes."""
     buffer = io.BytesIO()
+    # Subsampled chroma would spread the colors of small objects over their neighbors.
     Image.fromarray(image).save(buffer, format="JPEG", quality=quality, subsampling=0)
     return buffer.getvalue()

@@ -26,6 +26,7 @@ def files_below(root: Path) -> Iterator[Path]:
             inside.clear()
             continue
         seen.add((here.st_dev, here.st_ino))
+        # In place: `os.walk` goes on to what is in this list, in its order.
         inside.sort()
         yield from (file for name in sorted(files) if (file := Path(folder, name)).is_file())
 

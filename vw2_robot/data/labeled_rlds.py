@@ -95,6 +95,7 @@ def open_labeled_rlds(
         cache,
         height=height,
         width=width,
+        # None may be left out: the actions are read separately, episode by episode.
         max_skipped=0,
         description={"rlds": str(path.resolve()), "split": split, "episodes": episodes, "seed": seed},
     )

@@ -122,6 +122,7 @@ def open_labeled_calvin(
         cache,
         height=height,
         width=width,
+        # None may be left out: the motion is read separately, trajectory by trajectory.
         max_skipped=0,
         description={"calvin": str(path.resolve()), "split": split, "episodes": count, "seed": seed},
     )
@@ -132,6 +133,7 @@ def open_labeled_calvin(
         arrays = {"commanded": np.concatenate([dataset.read_actions(t) for t in trajectories]).astype(np.float64)}
         if dataset.holds(trajectories[0], "robot_obs"):
             state = np.concatenate([dataset.read(t, "robot_obs") for t in trajectories])
+            # robot_obs begins with position, rotation and gripper opening (calvin specification, section 5).
             arrays["moved"] = state[:, :7].astype(np.float64)
         return arrays
 
@@ -215,6 +217,7 @@ def cut_steps(
     Raises:
         InputError: no episode is long enough for one step.
     """
+    # Clips that follow each other share a frame: the last one of a clip is the anchor of the next.
     span = stride * -(-(num_frames - 1) // stride)
     columns: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]] = []
     for index, episode in enumerate(video.frame_cache.episodes):

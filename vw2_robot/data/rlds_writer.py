@@ -131,6 +131,7 @@ def _example(demonstration: Demonstration, size: tuple[int, ...] | None) -> dict
                 ACTION: actions[index] if index < len(actions) else np.zeros(ACTION_DIM, np.float32),
                 "language_instruction": episode.instruction,
                 REWARD: np.float32(is_last and demonstration.terminal),
+                # RLDS: 0 only where the task ended; after a truncated episode the future still counts.
                 DISCOUNT: np.float32(not (is_last and demonstration.terminal)),
                 IS_FIRST: index == 0,
                 IS_LAST: is_last,

@@ -69,6 +69,7 @@ class ActionStatistics:
         """
         if actions.ndim != 2 or 0 in actions.shape:
             raise InputError(f"action statistics need actions [N, A] with N >= 1, found shape {actions.shape}")
+        # float64: sums over many float32 actions would lose digits.
         values = actions.astype(np.float64)
         if not np.isfinite(values).all():
             row = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
@@ -105,6 +106,7 @@ class ActionStatistics:
         offset, scale = self._offset_and_scale()
         scaled = (values - offset) / scale
         if self.mode == "q01_q99":
+            # Dimensions that are not scaled pass through unclipped (method specification, section 3.3).
             scaled = np.where(self.mask, np.clip(scaled, -1.0, 1.0), scaled)
         return scaled.astype(np.float32)
 

@@ -168,6 +168,7 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
 
 
 _configured = program(DoctorConfig, config_name="doctor")(run)
+# docs/configuration.md is made from these attributes of a `main`.
 vars(main).update(vars(_configured))
 
 if __name__ == "__main__":

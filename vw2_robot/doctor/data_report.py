@@ -58,6 +58,7 @@ class ClipOptions:
         """Check the values."""
         if self.count < 1:
             raise ValueError(f"clips.count={self.count}, expected at least 1")
+        # Called for its checks; they do not depend on the rate.
         clip_offsets(
             self.num_frames,
             temporal_stride=self.temporal_stride,
@@ -90,6 +91,7 @@ def write_data_report(data_sets: Sequence[DataSet], out: Path, options: ClipOpti
     samples = [_sample(data_set, options) for data_set in data_sets]
     jinja2 = require("jinja2", extra="report")
     template = importlib.resources.files("vw2_robot.doctor").joinpath("data_report.html.jinja")
+    # Escaped: names and instructions come from data sets of others.
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -133,6 +135,7 @@ def format_bytes(count: int | None) -> str:
         return "?"
     size = float(count)
     units = ["B", "kB", "MB", "GB", "TB"]
+    # From 999.5 on, rounding would show four digits.
     while size >= 999.5 and len(units) > 1:
         size /= 1000
         units = units[1:]
@@ -153,6 +156,7 @@ def _sample(data_set: DataSet, options: ClipOptions) -> Sample:
             return Sample(data_set, [_clip(episode, options) for episode in spread_episodes(source, options.count)])
         except InputError as error:
             problem = str(error)
+        # Another rate would not help against these.
         except (MissingExtraError, OSError) as error:
             return Sample(data_set, problem=str(error))
     return Sample(data_set, problem=problem)
@@ -228,6 +232,7 @@ def _clip(episode: Episode, options: ClipOptions) -> dict[str, Any]:
         "size": f"{width} x {height}",
         "valid": int(windows.valid.sum()),
         "steps": windows.valid.shape[1],
+        # places of the frames on the time axis of the episode, in percent
         "marks": [round(100 * number / episode.hz / seconds, 3) for number in numbers],
         "frames": frames,
     }

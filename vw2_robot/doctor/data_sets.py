@@ -72,6 +72,7 @@ def describe(path: Path, kind: Format) -> DataSet:
     try:
         return _DESCRIBE[kind](path)
     except (InputError, MissingExtraError, OSError) as error:
+        # The first line says what is wrong; some messages go on with the expected layout.
         return DataSet(path, kind, path.resolve().name, problems=(str(error).splitlines()[0],))
 
 

@@ -50,6 +50,7 @@ def list_packages() -> list[Package]:
                 found = importlib.metadata.version(requirement.name)
             except importlib.metadata.PackageNotFoundError:
                 found = None
+            # Nightly builds, of torch for instance, are pre-releases and count.
             fits = found is not None and requirement.specifier.contains(found, prereleases=True)
             packages.append(Package(requirement.name, extra, str(requirement.specifier) or "any", found, fits))
     return packages

@@ -43,6 +43,7 @@ class Vw2CalvinModel:
             InputError: no such checkpoint, or more action steps than a chunk has actions.
         """
         if isinstance(policy, str | Path):
+            # Imported here, so that a policy of another kind needs no torch.
             from vw2_robot.agent import VW2Agent
 
             policy = VW2Agent.from_pretrained(policy, device=device, n_action_steps=n_action_steps)
@@ -50,6 +51,7 @@ class Vw2CalvinModel:
 
     def reset(self) -> None:
         """Begin a subtask: drop the rest of the last chunk."""
+        # Without an instruction: the evaluator gives it with every step.
         self._queue.reset()
 
     def step(self, obs: Mapping[str, Any], goal: str) -> NDArray[np.float64]:
@@ -71,5 +73,7 @@ class Vw2CalvinModel:
             if not isinstance(images, Mapping) or STATIC not in images:
                 found = sorted(images) if isinstance(images, Mapping) else sorted(obs)
                 raise InputError(f'obs["rgb_obs"]["{STATIC}"] is missing; found {found}')
+            # CALVIN cuts the colors out of RGBA, so its image may be a view with gaps.
             observation["images"] = {"static": np.ascontiguousarray(images[STATIC])}
+        # The conversion of `vw2-rollout`: both evaluators execute the same numbers.
         return commands(self._queue.action(observation)[None], at_least=1)[0]

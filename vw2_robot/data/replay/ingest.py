@@ -90,6 +90,7 @@ def fingerprint(sources: Sequence[tuple[EpisodeSource, float]], plan: IngestPlan
     """Return a hash of everything that the windows depend on; equal in all processes of one replay."""
     listing = [[s.name, weight, [[part.name, part.episodes] for part in s.parts()]] for s, weight in sources]
     values = {**dataclasses.asdict(plan), "sources": listing}
+    # Which process this is and how much damage it accepts changes no window of the others.
     del values["max_skipped"]
     del values["ingest"]
     values["windows"] = {_HASHED_NAMES.get(name, name): value for name, value in values["windows"].items()}
@@ -111,6 +112,7 @@ def _run(
     # Epoch by epoch and segment by segment; `at` holds the place inside the first of them.
     for epoch in range(at.epoch, plan.epochs):
         segments = _segments(sources, plan, epoch)
+        # A process that continues in the middle does not know whether there was one before.
         found_window = at != Progress(epoch)
         for index in range(at.segment, len(segments)):
             number, chunk = segments[index]

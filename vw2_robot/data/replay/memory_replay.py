@@ -338,6 +338,7 @@ def _write(file: Path, facts: Mapping[str, Any], windows: Sequence[ReplayWindow]
             np.savez(
                 out,
                 facts=np.frombuffer(json.dumps(facts).encode(), np.uint8),
+                # JSON escapes line breaks, so one can separate the headers.
                 headers=np.frombuffer(b"\n".join(window.header() for window in windows), np.uint8),
                 frames=np.frombuffer(b"".join(frames.values()), np.uint8),
                 lengths=np.array([len(frame) for frame in frames.values()], np.int64),

@@ -96,10 +96,12 @@ def open_replay(
     # The thread that fills it waits without limit, since training may pause; it ends when the replay is closed.
     forever = threading.TIMEOUT_MAX
     with owner:
+        # Ranks hold different windows anyway; a seed for each keeps their orders independent too.
         memory = MemoryReplay(
             mode=config.mode, max_bytes=config.max_bytes, seed=seed + rank, path=path, timeout_seconds=forever
         )
         if state is not None:
+            # Before the thread starts: the first that it asks for is the progress.
             memory.restore(state)
         with fed_by(memory, lambda: fill(memory)):
             yield memory

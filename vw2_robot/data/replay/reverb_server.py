@@ -172,6 +172,7 @@ class ReplayServer:
         try:
             # Renamed into place with all its files on disk: a kill leaves the old checkpoint or the new one.
             with atomic_folder(kept) as folder:
+                # The folder is empty, and a rename replaces an empty folder.
                 made.rename(folder)
                 for name in _REVERB_FILES:
                     (folder / name).stat()

@@ -154,6 +154,7 @@ def make_tables(options: ServerOptions, *, session: int) -> list[Any]:
             sampler=reverb.selectors.Uniform(),
             remover=reverb.selectors.Fifo(),
             max_size=size,
+            # 0: without limit
             max_times_sampled=1 if queue else 0,
             rate_limiter=reverb.rate_limiters.Queue(size) if queue else reverb.rate_limiters.MinSize(1),
             signature=signature,

@@ -193,6 +193,7 @@ def padded_steps(cut: CutEpisode) -> Iterator[tuple[bytes, ReplayWindow | None]]
 
 def share_of(window: ReplayWindow, shares: int) -> int:
     """Return which of `shares` ranks gets a window: evenly spread, and equal each time the window is sent."""
+    # Not Python's `hash`, which gives a text another number in every process.
     return (zlib.crc32(window.segment.encode()) + window.number) % shares
 
 
@@ -223,6 +224,7 @@ def decode(
 
 def decode_window(window: ReplayWindow, out: NDArray[np.uint8], *, aspect: Aspect = "stretch") -> None:
     """Write the frames of one window to `out`, uint8 [T, H, W, 3]; otherwise as `decode`."""
+    # Messages count frames from the start of the window, so the name has to tell it.
     name = f"{window.episode_id} from frame {window.start}"
     # A missing or repeated frame is taken from the one before it, so that it is decoded once.
     shown = list(range(len(window.frames)))

@@ -128,6 +128,7 @@ class CalvinDataset:
             InputError: a file is damaged, or an array changes its shape or dtype within the trajectory.
         """
         offsets = range(trajectory.length) if frame_ids is None else frame_ids
+        # The frames of all trajectories lie in one folder: a wrong offset would read a neighbor without an error.
         for offset in offsets:
             if not 0 <= offset < trajectory.length:
                 raise IndexError(f"frame {offset} of {trajectory.trajectory_id}, which has {trajectory.length} frames")
@@ -302,6 +303,7 @@ def _check_complete(folder: Path, trajectories: list[Trajectory]) -> None:
         InputError: frames are missing.
     """
     with os.scandir(folder) as entries:
+        # Names as `frame_name` writes them: seven digits, or more without a leading zero.
         names = (re.fullmatch(r"episode_(\d{7}|[1-9]\d{7,17})\.npz", entry.name) for entry in entries)
         present = sorted(int(name[1]) for name in names if name)
     wanted = 0

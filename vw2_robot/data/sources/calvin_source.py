@@ -41,6 +41,7 @@ class CalvinSource:
         """
         self.dataset = CalvinDataset(os.fspath(path), split, trajectories=trajectories)
         self._camera = camera
+        # An unknown scene has no letter; without any letter the name is `calvin`.
         scenes = sorted({trajectory.scene for trajectory in self.dataset.trajectories} - {UNKNOWN})
         self.name = name or "_".join(["calvin", "".join(scenes)]).rstrip("_")
 
@@ -54,6 +55,7 @@ class CalvinSource:
         Raises:
             InputError: a time step is damaged.
         """
+        # A part has one episode, number 0.
         if start > 0:
             return
         trajectory = self.dataset.trajectories[part]

@@ -125,6 +125,7 @@ def open_training(
         return [open_source(path, split="+".join(splits or ("train",)), image_key=image_key, hz=hz)]
     names: Sequence[str | None] = splits or (None,)
     if kind == "calvin":
+        # CALVIN has other names for its splits; pre-training takes those of the other formats too.
         names = [_CALVIN_NAMES.get(name or "train", name) for name in names]
     if kind == "lerobot" and splits is None and "train" in describe_lerobot(path).splits:
         names = ["train"]
@@ -168,6 +169,7 @@ def _format_of(path: str | os.PathLike[str]) -> Format:
     Raises:
         InputError: it is not known.
     """
+    # A bucket is not listed to find out: only RLDS sets are read from one.
     if "://" in os.fspath(path):
         return "rlds"
     folder = Path(path)

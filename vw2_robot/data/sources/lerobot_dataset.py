@@ -239,6 +239,7 @@ def _read_info(path: Path) -> dict[str, Any]:
 def _template(path: Path, info: Mapping[str, Any], key: str) -> str:
     """Return the pattern of file names; anything but the known fields, and absolute paths, are refused."""
     template = info.get(key)
+    # The pattern comes from a file, and other fields of `str.format` could read attributes of what it is given.
     plain = r"(?:[^{}]|\{video_key\}|\{(?:chunk|file)_index(?::0?\d)?d?\})*"
     if not isinstance(template, str) or not re.fullmatch(plain, template) or template.startswith("/"):
         raise InputError(

@@ -70,6 +70,7 @@ def open_mixture(mixture: str | Path, root: str | os.PathLike[str], *, wrist_onl
         if found:
             members.append(Member(*found[0], weights[found[0][0]]))
         else:
+            # If none of the group is here, the message names the conversion that comes first in the table.
             missing.append(same[-1])
     if missing:
         commands = "".join(f"\n  {copy_command(source, where)}" for source in missing)

@@ -105,6 +105,7 @@ _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
     ("builtins", "complex"): complex,
     ("_codecs", "encode"): _bytes_of,
 }
+# NumPy 2 renamed these modules; files have either name.
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
     _ALLOWED[_module, "_reconstruct"] = _array
     _ALLOWED[_module, "scalar"] = _scalar
@@ -113,6 +114,7 @@ for _module in ("numpy.core.numeric", "numpy._core.numeric"):
 
 
 class _PlainUnpickler(pickle.Unpickler):
+    # Every way in which a pickle can name code leads here.
     def find_class(self, module: str, name: str) -> Any:
         try:
             return _ALLOWED[module, name]
@@ -139,6 +141,7 @@ class _Size:
             raise pickle.UnpicklingError(f"more than {MAX_ENTRIES} objects, or more than {MAX_DEPTH} levels")
 
 
+# One for all texts and numbers: they hold nothing, so it never changes.
 _LEAF = _Size(used=True)
 _NEEDS = {opcode.name: [kind.name for kind in opcode.stack_before] for opcode in pickletools.opcodes}
 _PUTS = ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE")

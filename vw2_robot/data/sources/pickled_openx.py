@@ -85,6 +85,7 @@ class PickledOpenXSource:
         Raises:
             InputError: the file is damaged, holds code, or has another content than expected.
         """
+        # A file has one episode, number 0.
         if start > 0:
             return
         file = self._files[part]

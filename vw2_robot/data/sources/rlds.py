@@ -231,6 +231,7 @@ class RldsSource:
         check_shapes(features, self.path)
 
         def parse(record: Any) -> dict[str, Any]:
+            # Undecoded, the steps are one batch of arrays, and their images stay compressed.
             example = features.deserialize_example(record, decoders={STEPS: tfds.decode.SkipDecoding()})
             found = {"images": functools.reduce(lambda node, key: node[key], self._image_path, example[STEPS])}
             if self.language_key is not None:

@@ -273,6 +273,7 @@ def _images(builder: Any, folder: str) -> dict[str, tuple[tuple[str, ...], tuple
         for key, feature in sorted(features.items()):
             if hasattr(feature, "items"):
                 yield from walk(feature, (*path, key))
+            # Three channels of bytes: depth maps and masks are no images.
             elif len(feature.shape or ()) == 3 and feature.shape[2] == 3 and feature.np_dtype == np.uint8:
                 yield (*path, key), feature.shape
 

@@ -110,6 +110,7 @@ def timed_frames(path: Path, *, start_seconds: float = 0.0) -> Iterator[TimedFra
         with _open(av, path) as container:
             video_stream = _video_stream_of(container, path)
             video_stream.codec_context.thread_count = 1
+            # Without "explode" FFmpeg conceals damage: it fills in gray or repeated blocks.
             video_stream.codec_context.options = {"err_detect": "explode", "max_pixels": str(MAX_PIXELS)}
             seconds = _seconds(video_stream)
             begin = _begin(video_stream)
