@@ -66,6 +66,7 @@ print(out["actions"].shape)
 """
 
 
+@pytest.mark.slow
 def test_a_policy_acts_where_no_extra_is_installed() -> None:
     """`pip install .` alone; transformers and torch take what they find, so everything that extras bring is hidden."""
     # Not TensorFlow: einops imports it as soon as its name is among the modules, and the test above sees it come.

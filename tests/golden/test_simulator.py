@@ -273,6 +273,7 @@ def test_each_scene_is_rendered_as_recorded(
     env.close()
 
 
+@pytest.mark.slow
 def test_egl_is_nearer_to_the_recorded_egl_than_to_tiny(golden_dir: Path, reference_assets: Path) -> None:
     """A loose comparison, since drivers differ: another light, the same depth."""
     recording = load(golden_dir, "renderers")

@@ -284,6 +284,7 @@ def die_after(patch: pytest.MonkeyPatch, module, *, steps: int) -> None:
     patch.setattr(module, "optimizer_step", dying)
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_resumed(training: Training) -> None:
     """In memory it ends in the weights of an undisturbed run; from a server it ends."""
     config = training.config("killed")

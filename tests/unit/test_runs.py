@@ -245,6 +245,7 @@ def test_a_kill_while_older_checkpoints_are_deleted_leaves_nothing_for_good(tmp_
         assert [entry.name for entry in (tmp_path / "r" / "checkpoints").iterdir()] == [f"step_{last}"]
 
 
+@pytest.mark.slow
 def test_another_process_is_refused_while_a_run_is_open(tmp_path):
     code = (
         "import sys; from vw2_robot.runs import Run\n"

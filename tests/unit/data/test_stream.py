@@ -572,6 +572,7 @@ def resident_growth(batches: int) -> float:
     return max(found) / min(found)
 
 
+@pytest.mark.slow
 def test_resident_memory_is_flat_over_three_hundred_batches() -> None:
     assert resident_growth(300) < 1.05
 

@@ -7,7 +7,7 @@ from vw2_robot.envs.calvin import CalvinEnv
 from vw2_robot.envs.sequences import make_sequences, start_state
 from vw2_robot.errors import InputError
 
-pytestmark = pytest.mark.sim
+pytestmark = [pytest.mark.sim, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -131,6 +131,7 @@ def test_a_dead_process_is_noticed_and_explained(checkpoint):
     served.close()
 
 
+@pytest.mark.slow
 def test_a_policy_that_cannot_be_loaded_says_why_in_the_parent(tmp_path):
     with pytest.raises(InputError, match="nothing_here"):
         PolicyProcess(functools.partial(load, tmp_path / "nothing_here"), rows=1)

@@ -30,6 +30,7 @@ def recount(folder):
     return solved, tried, done, steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_summary_agrees_with_the_rows(config, tmp_path, seed):
     world = {"chains": 60, "max_steps": 9}

@@ -45,6 +45,7 @@ def finished(tmp_path_factory):
     return tmp_path_factory.mktemp("finished")
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_results_cut_at_any_byte_are_completed_to_the_same_file(config, finished, tmp_path, data):
@@ -228,6 +229,7 @@ def test_a_worker_imports_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_workers_of_the_console_script_import_no_torch_either(tmp_path, monkeypatch):
     (tmp_path / "telling.py").write_text(
         "import os, sys\nfrom pathlib import Path\nimport counting_world\n"

@@ -594,6 +594,7 @@ def test_nothing_but_rlds_brings_tensorflow_in() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[4], check=True)
 
 
+@pytest.mark.slow
 def test_nobody_without_a_home_gets_a_folder_called_tilde(tmp_path: Path) -> None:
     code = (
         "import os, pwd\n"

@@ -191,6 +191,7 @@ def test_an_arm_that_stays_where_it_is_does_not_count_as_success(physics: Physic
     assert not plan.succeeded(world)
 
 
+@pytest.mark.slow
 def test_failed_scripts_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "GRASP_Z", 0.12)  # every grasp closes on air
     made = list(solved_episodes(8, seed=0, image_size=8))

@@ -52,6 +52,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return content(out)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(number=st.integers(0, 1), place=st.floats(0, 1, exclude_max=True), kind=st.sampled_from([*range(8), "cut"]))
 def test_no_damage_to_a_waiting_recording_reaches_a_container(tmp_path, packed, number, place, kind):

@@ -106,6 +106,7 @@ def test_windows_are_cut_from_the_front_and_still_confirmed(env):
     assert (cut.labels[0].start, cut.labels[0].end) == (whole.labels[0].end - 19, whole.labels[0].end)
 
 
+@pytest.mark.slow
 def test_interrupted_play_ends_in_the_same_bytes(recorded, tmp_path):
     out = tmp_path / "calvin"
     shutil.copytree(recorded, out)

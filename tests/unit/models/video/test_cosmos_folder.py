@@ -78,6 +78,7 @@ def folder(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_the_paper_preset_is_the_2b_model():
     config, codec, _ = paper_preset()
     with torch.device("meta"):

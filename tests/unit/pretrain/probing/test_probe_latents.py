@@ -151,6 +151,7 @@ def test_another_robots_rlds_is_probed_beside_calvin_but_not_swapped_with_it(mad
     assert "translation is standardized" in (tmp_path / "out" / "latent_report.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_report_from_the_kept_frames(made):
     config, report, root = made
     again = ProbeLatentsConfig(
