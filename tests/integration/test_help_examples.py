@@ -89,7 +89,7 @@ def test_training_works_as_the_help_shows_it(
     (tmp_path / "runs").mkdir()
     for name in ("DIR/task_D_D", "runs/calvin"):
         (tmp_path / name).symlink_to(calvin_folder)
-    sizes = [word for word in miniature(tmp_path) if not re.match(r"(\+\+)?(run_dir|data\.(frames|augm))", word)]
+    sizes = [word for word in miniature(tmp_path) if not re.match(r"(\+\+)?(run_dir|data\.(frame_cache|augm))", word)]
 
     from_openx, from_replay = examples("pretrain")
     for stage in STAGES:  # one by one "with the same overrides", then the chain finds them complete

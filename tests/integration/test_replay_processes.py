@@ -301,7 +301,7 @@ def test_the_commands_of_the_page_work_as_printed(
     for episode in episodes:
         for start in make_windows(len(episode), num_frames=9, cache_stride=4, hz=episode.hz).start.tolist():
             wanted.update((episode.episode_id, start, epoch) for epoch in range(2))
-    rows = [json.loads(line) for line in (processes.folder / "runs/draw/rank-0.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (processes.folder / "runs/check/rank-0.jsonl").read_text().splitlines()]
     assert Counter((row["episode_id"], row["start"], row["epoch"]) for row in rows) == wanted
     printed = [json.loads(line) for line in processes.output("program").splitlines() if line.startswith('["')]
     assert Counter((name, start, epoch) for name, start, epoch in printed) == wanted

@@ -42,7 +42,7 @@ def run(module: str, *overrides: str) -> str:
 
 def test_video_of_one_robot_becomes_a_policy_and_a_report_for_another(tmp_path):
     pytest.importorskip("tensorflow_datasets", reason="the openx extra is not installed")
-    run("envs.record", "env=other_robots", "format=rlds", "episodes=6", f"out={tmp_path}/arms")
+    run("envs.recording.record", "env=other_robots", "format=rlds", "episodes=6", f"out={tmp_path}/arms")
     run("pretrain.pretrain_on_openx", "data=rlds", f"data.path={tmp_path}/arms", f"run_dir={tmp_path}/pretrain", *SMALL)
     for stage in ("vdm", "dldm", "policy"):
         assert (tmp_path / "pretrain" / stage / "latest").is_file()
@@ -50,7 +50,7 @@ def test_video_of_one_robot_becomes_a_policy_and_a_report_for_another(tmp_path):
     assert sum(usage["histogram"]) > 0
     assert (tmp_path / "pretrain/dldm/reconstructions.png").stat().st_size > 1000
 
-    run("envs.record", "tasks=[open_drawer,close_drawer]", "episodes=8", f"out={tmp_path}/calvin")
+    run("envs.recording.record", "tasks=[open_drawer,close_drawer]", "episodes=8", f"out={tmp_path}/calvin")
     run(
         "finetune.train_head",
         f"policy={tmp_path}/pretrain",
