@@ -1,4 +1,4 @@
-"""The long-horizon protocol of CALVIN: run a policy in a benchmark, chain by chain, and return one row per chain.
+"""CALVIN's long-horizon protocol (LH-MTLC): run a policy in a benchmark, chain by chain, and return one row per chain.
 
 A chain is a start state and five subtasks. Before each subtask the policy is reset with that subtask's instruction. It
 then has up to `benchmark.max_steps` control steps. After a success the next subtask starts in the world as it is; the

@@ -251,8 +251,8 @@ def is_our_checkpoint(folder: Path) -> bool:
         return False
     files = manifest.get("sha256")
     listed = {MANIFEST, *(files if isinstance(files, dict | tuple) else ())}
-    strangers = [e for e in folder.iterdir() if e.name not in listed or e.is_symlink() or not e.is_file()]
-    return "format_version" in description and description.get("kind") in KINDS and not strangers
+    others = [e for e in folder.iterdir() if e.name not in listed or e.is_symlink() or not e.is_file()]
+    return "format_version" in description and description.get("kind") in KINDS and not others
 
 
 def load_checkpoint(path: str | Path, *, kind: str, verify: bool = True) -> Checkpoint:
