@@ -2,7 +2,7 @@
 
     config.json             format_version, kind ("vdm", "dldm", "policy"), the model's config, and facts worth keeping
     model.safetensors       weights; names are "<module>.<parameter>"
-    stats.json, tokens.json policies only: action statistics, latent vocabulary (interfaces specification section 7)
+    stats.json, tokens.json policies only: action statistics, latent vocabulary
     backbone.json           policies on a pretrained language model: the description that rebuilds it
     optimizer.safetensors, training.json   only while a run can be resumed
     manifest.json           SHA-256 of all of these, compared when the checkpoint is loaded
