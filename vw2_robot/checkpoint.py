@@ -209,9 +209,10 @@ def resolve(path: str | Path) -> Path:
     if (found := last_checkpoint(folder)) is not None:
         return found
     what = "does not exist" if not folder.exists() else "holds neither config.json nor a file 'latest'"
-    raise InputError(
-        f"{folder} is no checkpoint: it {what}; give a checkpoint folder or the run folder of a training stage"
-    )
+    below = sorted(str(latest.parent) for latest in folder.glob("*/latest"))  # the run_dir of several stages
+    stages = f"one of its stages ({', '.join(below)})"
+    give = stages if below else "a checkpoint folder or the run folder of a training stage"
+    raise InputError(f"{folder} is no checkpoint: it {what}; give {give}")
 
 
 def last_checkpoint(run: Path) -> Path | None:
