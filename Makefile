@@ -45,7 +45,7 @@ $(READY): setup.cfg constraints.txt constraints-3.12.txt
 	    -c $$versions -e '.[all,dev]'
 	@touch $@
 
-# Every stage skips what is complete and resumes what is not, so a demo that was stopped goes on where it stood.
+# Every stage skips what is complete and resumes what is not, so a demo that was stopped continues where it was.
 # Passive waiting: two threads of torch on a busy machine otherwise spend their time spinning.
 DEMO_ENV := OMP_WAIT_POLICY=PASSIVE TF_CPP_MIN_LOG_LEVEL=3
 

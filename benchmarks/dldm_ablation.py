@@ -130,7 +130,7 @@ COLUMNS: dict[str, Callable[[Report], float]] = {
     "perplexity": lambda r: float(r["codes"]["perplexity"]),
 }
 BASELINES: dict[str, str] = {
-    "pixels_equal": "pixel difference, as wide",
+    "pixels_equal": "pixel difference, same width",
     "untrained_codes": "codes of an untrained encoder",
     "random_codes": "random codes",
 }

@@ -1,4 +1,4 @@
-"""Actions: the forms in which the arm can be commanded, checked and converted to a `Command` (specification, 6).
+"""Actions: the forms in which the arm can be commanded, checked and converted to a `Command`.
 
 | form | meaning |
 |---|---|

@@ -1,4 +1,4 @@
-"""CALVIN as a Gymnasium environment: robot, scene and cameras in one physics client, 30 Hz (specification, 1 to 10).
+"""CALVIN as a Gymnasium environment: robot, scene and cameras in one physics client, 30 Hz.
 
 Without a task the reward is always 0 and an episode never ends by itself. With a task (`task=`), the environment checks
 every step: success gives reward 1 and ends the episode. Chains of tasks belong to the benchmark (benchmark.py).

@@ -1,4 +1,4 @@
-"""The two cameras of CALVIN and the renderers that can render them (specification, section 9).
+"""The two cameras of CALVIN and the renderers that can render them.
 
 `tiny` is PyBullet's software renderer: it needs nothing else and is reproducible to the bit. `layered`, the default, is
 the same with the static parts rendered once (backdrop.py): twice as fast, and the same image but for a pixel or two.

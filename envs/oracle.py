@@ -1,4 +1,4 @@
-"""The task oracle: which of the 34 tasks happened between two moments (specification, section 11).
+"""The task oracle: which of the 34 tasks happened between two moments.
 
 All predicates are pure functions of two info dictionaries, as `CalvinEnv.task_info()` returns them (or the `info` of
 a step). `tasks.yaml` lists for each task a predicate and its arguments; the predicates here have the names used there.

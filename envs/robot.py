@@ -1,4 +1,4 @@
-"""The Panda arm with its two-finger gripper in PyBullet: joints, motors, inverse kinematics (specification, section 2).
+"""The Panda arm with its two-finger gripper in PyBullet: joints, motors, inverse kinematics.
 
 Units are meters, radians and Newtons; Euler angles are fixed-axis x-y-z, quaternions (x, y, z, w). The numbers are
 those of the reference environment. Quirks kept on purpose, because recordings depend on them:
@@ -172,7 +172,7 @@ class Panda:
         return np.array([*position, *euler, left + right, *arm, self.gripper_action], np.float64)
 
     def info(self, robot_obs: NDArray[np.float64] | None = None) -> dict[str, Any]:
-        """Return what the task oracle reads of the robot (specification, section 10), from `robot_obs` if given."""
+        """Return what the task oracle reads of the robot, from `robot_obs` if given."""
         robot_obs = self.observe() if robot_obs is None else robot_obs.copy()
         return {
             "tcp_pos": robot_obs[0:3],

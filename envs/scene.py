@@ -1,4 +1,4 @@
-"""The scenes A to D: the table with doors, button, switch and lights, and three blocks (specification, 3, 4, 8).
+"""The scenes A to D: the table with doors, button, switch and lights, and three blocks.
 
 `SCENES` holds what differs between scenes; the rest is the same in all. Meters, radians, Newtons; Euler angles are
 fixed-axis x-y-z. `scene_obs` [24] is: slide, drawer, button and switch joint, bulb on, LED on, then for each block **in
@@ -234,7 +234,7 @@ class Scene:
         return self._state(self._read_joints(), self._read_poses())
 
     def info(self) -> dict[str, Any]:
-        """Return what the task oracle reads of table, doors, lights and blocks (specification, section 10)."""
+        """Return what the task oracle reads of table, doors, lights and blocks."""
         return self._description(self._read_joints(), self._read_poses())
 
     def observe_with_info(self) -> tuple[NDArray[np.float64], dict[str, Any]]:

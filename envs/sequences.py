@@ -1,4 +1,4 @@
-"""The 1000 evaluation chains and the states they start from (specification, section 12).
+"""The 1000 evaluation chains and the states they start from.
 
 `make_sequences` returns the chains in the benchmark's order; `start_state` converts the symbolic state of a chain into
 the numbers that `CalvinEnv.reset` takes. Both equal the published ones exactly. That depends on the seeds, the order of

@@ -1,7 +1,7 @@
 """CALVIN trajectories as training windows: image, instruction, codes of the dLDM, and where labeled, actions.
 
 Actions are read of the trajectories that `label_fraction` selects and of the held-out ones; for all others that array
-is never opened. Images come from a frame cache, which holds video alone. Method specification 3.1 and 3.3.
+is never opened. Images come from a frame cache, which holds video alone.
 """
 
 # n windows · H latent steps · s clip frames per step · A action dims · L trajectory length

@@ -1,6 +1,6 @@
 """What fine-tuning minimizes: the action loss on labeled windows, the code loss on labeled and unlabeled ones.
 
-    L = mean over valid actions [ ||a_arm - â_arm||² + w_g L_g ] + lambda_ce · CE(codes)      (method specification 3.4)
+    L = mean over valid actions [ ||a_arm - â_arm||² + w_g L_g ] + lambda_ce · CE(codes)
 
 in normalized units, with L_g the squared error against -1 and +1, or the binary cross-entropy of the gripper's logit.
 With `pose_weight` the head also predicts the pose of the end effector: one camera far away hides depth from a policy

@@ -1,6 +1,6 @@
 """The policy that fine-tuning begins with, pre-trained (with the dLDM of its codes) or not, and what of it trains.
 
-What trains is all of it, nothing (the head alone), low-rank adapters, or the last layers. Method specification 3.2.
+What trains is all of it, nothing (the head alone), low-rank adapters, or the last layers.
 """
 
 from __future__ import annotations

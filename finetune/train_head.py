@@ -3,10 +3,10 @@
     vw2-finetune policy=runs/first data.path=DIR label_fraction=0.1 run_dir=runs/first/finetune
     vw2-finetune method=oracle data.path=DIR label_fraction=0.1 run_dir=runs/oracle
 
-Method specification section 3: an MLP on the hidden states of each latent step, trained with L2 on normalized actions,
-while the code loss keeps a weight of `lambda_ce`. The selected labels are listed in labels.json; all other actions stay
-unread. With `unlabeled.weight` the trajectories without labels train the policy on their codes. The error on all
-held-out windows is written to validation.json.
+An MLP on the hidden states of each latent step, trained with L2 on normalized actions, while the code loss keeps a
+weight of `lambda_ce`. The selected labels are listed in labels.json; all other actions stay unread. With
+`unlabeled.weight` the trajectories without labels train the policy on their codes. The error on all held-out windows is
+written to validation.json.
 """
 
 from __future__ import annotations

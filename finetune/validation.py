@@ -1,8 +1,8 @@
 """The error of predicted actions on held-out windows, with an interval, and how much of it predicted codes cause.
 
 In control the policy acts on the codes that it predicts itself, so the error with those is the one that counts. The
-same windows with the dLDM's codes show how much of it comes from predicting codes (method specification 3.4: "log the
-gap"). Windows of one trajectory are alike, so the interval is a bootstrap over whole trajectories.
+same windows with the dLDM's codes show how much of it comes from predicting codes. Windows of one trajectory are alike,
+so the interval is a bootstrap over whole trajectories.
 """
 
 # n windows · R = s·H actions of a window · A action dims

@@ -316,6 +316,8 @@ def finished_stage(config: PretrainConfig, stage: Literal["vdm", "dldm"]) -> Pat
         InputError: the stage was never run, or its last step is not the one that this configuration ends at.
     """
     total = config.train_vdm.train_steps if stage == "vdm" else config.train_dldm.total
+    if not config.stage_dir(stage).exists():
+        raise InputError(f"{config.stage_dir(stage)} does not exist; run vw2-train-{stage} with the same run_dir first")
     checkpoint = resolve(config.stage_dir(stage))
     if checkpoint.name != f"step_{total}":
         raise InputError(

@@ -1,9 +1,8 @@
 """The two losses of the dLDM, and the stop-gradients that keep appearance out of its codes.
 
-Phase 1: L2(dec(z_q, f_0), x), with gradients everywhere in the autoencoder.
-Phase 2: L_rec(dec(sg(z_q), sg(f_0)), x) + w_d * L_den(VDM(x | proj(z_q), sg(rec), frame 0)).
-Method specification 1.9; its table of gradients is a test, row by row. Both phases may add a penalty on correlated FSQ
-dimensions, which is not in the paper.
+Phase 1: L2(dec(z_q, f_0), x), with gradients everywhere in the autoencoder. Phase 2: L_rec(dec(sg(z_q), sg(f_0)), x) +
+w_d * L_den(VDM(x | proj(z_q), sg(rec), frame 0)). The table of gradients in docs/concepts.md is a test, row by row.
+Both phases may add a penalty on correlated FSQ dimensions, which is not in the paper.
 """
 
 # B batch · T frames · M latent steps · N codes per step · s temporal stride

@@ -2,7 +2,7 @@
 
 Place in the flow: policy (or an encoder) -> codes -> dLDM decoder -> coarse clip -> VDM, if there is one -> rendered
 clip. A segment is one clip of the dLDM: 1 + s·M frames, or every gap-th of them. It begins with the last frame of the
-segment before it, and that double is left out where segments are joined. Method specification 4.
+segment before it, and that double is left out where segments are joined.
 
     plan     full: the policy predicts all codes from the first image, later ones conditioned on earlier ones
              requery: it predicts the codes of every segment from the frame that the segment begins with

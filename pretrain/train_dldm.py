@@ -4,7 +4,7 @@
 
 Phase 1 (warm-up) reconstructs. In phase 2 (disentangled) the decoder still reconstructs but no longer shapes the codes;
 they learn only from what the video diffusion model needs beyond the first frame and the coarse clip. Losses and
-stop-gradients are in `dldm_losses.py`. Method specification 1.10.
+stop-gradients are in `dldm_losses.py`.
 """
 
 # B batch · T frames · M latent steps

@@ -2,8 +2,8 @@
 
     vw2-train-policy data=bridge_sample data.path=DIR model=tiny run_dir=runs/first
 
-Method specification 2.4: cross-entropy on latent positions of valid steps only; text, image, specials and padding carry
-no label. No action is ever read. The checkpoint holds the policy and the dLDM of its codes, so it needs no other file.
+Cross-entropy on latent positions of valid steps only; text, image, specials and padding carry no label. No action is
+ever read. The checkpoint holds the policy and the dLDM of its codes, so it needs no other file.
 """
 
 # B batch · H latent steps · N codes per step · px side of the policy's image

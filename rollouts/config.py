@@ -7,14 +7,18 @@ is importable by name, since each worker process opens its own benchmark.
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
 import platform
+import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 
 from vw2_robot import __version__
+from vw2_robot.aliases import new_key
 from vw2_robot.contracts import Benchmark, EvalSequence, Policy
 from vw2_robot.errors import InputError, MissingExtraError
 
@@ -168,12 +172,28 @@ def open_benchmark(env: dict[str, Any]) -> Benchmark:
         if isinstance(cause, InputError | MissingExtraError):
             raise cause from None
         if cause is None or isinstance(cause, TypeError | ImportError | ValueError):
-            raise InputError(f"env={env['_target_']} cannot be built: {error}") from error
+            message = " ".join(str(cause or error).split())
+            raise InputError(
+                f"env={env['_target_']} cannot be built: {message}{_known_arguments(env, cause)}"
+            ) from error
         raise cause from None
     # `isinstance` with the protocol would not name what is missing.
     if missing := [name for name in BENCHMARK if not hasattr(benchmark, name)]:
         raise InputError(f"env={env['_target_']} is no benchmark: it has no {', '.join(missing)}; try env=calvin")
     return cast(Benchmark, benchmark)
+
+
+def _known_arguments(env: dict[str, Any], cause: BaseException | None) -> str:
+    """Return which arguments a benchmark has, the nearest or all, if `cause` is that one is unknown; else nothing."""
+    from hydra.utils import get_object
+
+    found = re.search(r"unexpected keyword argument '(\w+)'", str(cause)) if isinstance(cause, TypeError) else None
+    if found is None:
+        return ""
+    known = list(inspect.signature(get_object(env["_target_"])).parameters)
+    new = new_key(found[1], env.get(found[1]))
+    near = [new] if new in known else get_close_matches(found[1], known, n=3)
+    return f"; {'nearest' if near else 'known'}: {', '.join(f'env.{name}' for name in near or known)}"
 
 
 def open_policy(config: RolloutConfig, benchmark: Benchmark) -> Policy:

@@ -1,8 +1,8 @@
-"""The long-horizon protocol of CALVIN: run a policy in a benchmark, chain by chain, and return one row per chain.
+"""CALVIN's long-horizon protocol (LH-MTLC): run a policy in a benchmark, chain by chain, and return one row per chain.
 
 A chain is a start state and five subtasks. Before each subtask the policy is reset with that subtask's instruction. It
 then has up to `benchmark.max_steps` control steps. After a success the next subtask starts in the world as it is; the
-first failure ends the chain (CALVIN, Mees et al. 2022; specification 12.5).
+first failure ends the chain (CALVIN, Mees et al. 2022).
 
 The policy is called every `n_action_steps` control steps, and the first `n_action_steps` actions of its chunk are
 executed; nothing is rendered in between. A row depends on (policy, sequence, seed) only. The order of chains, the

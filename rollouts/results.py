@@ -5,8 +5,8 @@
     summary.json    success rates, average length, intervals, per-task counts, and what produced them
 
 Success rate i is the share of chains with at least i solved subtasks; average length is the mean number solved; a task
-counts as attempted when it was solved or ended its chain (Calvin specification 12.5). Shares carry Wilson intervals,
-means a t interval (`statistics`). This file needs no policy and no simulator.
+counts as attempted when it was solved or ended its chain. Shares carry Wilson intervals, means a t interval
+(`statistics`). This file needs no policy and no simulator.
 
 Every line carries a checksum of itself, summary.json one of its content, so a bit that flipped on the disk is reported
 and not counted. Folders of older releases have no checksums and are read without.

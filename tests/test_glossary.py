@@ -141,7 +141,9 @@ def test_what_a_user_reads_is_in_the_words_of_the_glossary() -> None:
 
 if __name__ == "__main__":
     for path in python_files(*sys.argv[1:]):
-        print(*(f"{path.relative_to(REPO)}:{what}" for what in wrong_names(path)), sep="\n")
+        for what in wrong_names(path):
+            print(f"{path.relative_to(REPO)}:{what}")
     for path in text_files():
         if path.relative_to(REPO).as_posix().startswith(tuple(sys.argv[1:])):
-            print(*(f"{path.relative_to(REPO)}:{what}" for what in wrong_text(path)), sep="\n")
+            for what in wrong_text(path):
+                print(f"{path.relative_to(REPO)}:{what}")

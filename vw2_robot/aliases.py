@@ -85,6 +85,11 @@ WEIGHTS = (
 """old -> new part of a weight's name, split at the dots"""
 
 
+def new_key(key: str, value: Any) -> str:
+    """Return today's name of a key with this value; the same name if it is in no table."""
+    return TYPED_KEYS[key](value) if key in TYPED_KEYS else KEYS.get(key, key)
+
+
 def with_new_keys(tree: Any, *, section: str = "", depth: int = 0) -> Any:
     """Return nested values with today's keys; where a new key is there already, its old one is dropped.
 
@@ -101,9 +106,7 @@ def with_new_keys(tree: Any, *, section: str = "", depth: int = 0) -> Any:
     for key, value in tree.items():
         # A benchmark of others has words of its own, which are not ours to translate.
         is_ours = section != "env" or key in ENV_KEYS
-        new: str = str(key)
-        if is_ours:
-            new = TYPED_KEYS[key](value) if key in TYPED_KEYS else KEYS.get(new, new)
+        new = new_key(str(key), value) if is_ours else str(key)
         if new == key or new not in tree:
             new_values = VALUES.get(new, {})
             is_old = isinstance(value, str) and value in new_values

@@ -2,7 +2,7 @@
 
     config.json             format_version, kind ("vdm", "dldm", "policy"), the model's config, and facts worth keeping
     model.safetensors       weights; names are "<module>.<parameter>"
-    stats.json, tokens.json policies only: action statistics, latent vocabulary (interfaces specification section 7)
+    stats.json, tokens.json policies only: action statistics, latent vocabulary
     backbone.json           policies on a pretrained language model: the description that rebuilds it
     optimizer.safetensors, training.json   only while a run can be resumed
     manifest.json           SHA-256 of all of these, compared when the checkpoint is loaded
@@ -214,9 +214,10 @@ def resolve(path: str | Path) -> Path:
     if (found := last_checkpoint(folder)) is not None:
         return found
     what = "does not exist" if not folder.exists() else "holds neither config.json nor a file 'latest'"
-    raise InputError(
-        f"{folder} is no checkpoint: it {what}; give a checkpoint folder or the run folder of a training stage"
-    )
+    below = sorted(str(latest.parent) for latest in folder.glob("*/latest"))  # the run_dir of several stages
+    stages = f"one of its stages ({', '.join(below)})"
+    give = stages if below else "a checkpoint folder or the run folder of a training stage"
+    raise InputError(f"{folder} is no checkpoint: it {what}; give {give}")
 
 
 def last_checkpoint(run: Path) -> Path | None:
@@ -256,8 +257,8 @@ def is_our_checkpoint(folder: Path) -> bool:
         return False
     files = manifest.get("sha256")
     listed = {MANIFEST, *(files if isinstance(files, dict | tuple) else ())}
-    strangers = [e for e in folder.iterdir() if e.name not in listed or e.is_symlink() or not e.is_file()]
-    return "format_version" in description and description.get("kind") in KINDS and not strangers
+    others = [e for e in folder.iterdir() if e.name not in listed or e.is_symlink() or not e.is_file()]
+    return "format_version" in description and description.get("kind") in KINDS and not others
 
 
 def load_checkpoint(path: str | Path, *, kind: str, verify: bool = True) -> Checkpoint:

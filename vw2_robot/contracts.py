@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # CALVIN `rel_actions`: entries 0..5 in [-1, 1]; one unit is 0.02 m (position) or 0.05 rad (fixed-axis x-y-z Euler
-# angle); entry 6 is -1 (close) or +1 (open). Calvin specification: section 6.
+# angle); entry 6 is -1 (close) or +1 (open).
 ACTION_NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
 ACTION_DIM = len(ACTION_NAMES)
 GRIPPER_INDEX = 6

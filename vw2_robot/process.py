@@ -35,8 +35,8 @@ Handler = Callable[[int, FrameType | None], None]
 def orderly(name: str) -> Iterator[None]:
     """Run the program `name` so that signals and closed streams end in a message or in nothing, never in a traceback.
 
-    A stop gives exit status 130 (Ctrl-C) or 143 (SIGTERM). The first argument of the exception, if there is one, tells
-    the user how to continue.
+    A stop gives exit status 130 (Ctrl-C) or 143 (SIGTERM). The first argument of the exception, if there is one, is
+    the advice how to continue.
     """
     with _standard_streams():
         if threading.current_thread() is not threading.main_thread():  # signals are for the main thread alone

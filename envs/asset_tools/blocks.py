@@ -1,7 +1,7 @@
 """The colored blocks and the floor, as URDF, OBJ and PNG files.
 
-Sizes, masses and friction are those of the CALVIN benchmark (specification, section 4). Lengths are meters in the
-world, after the simulator has loaded a block with `globalScaling=0.8`.
+Sizes, masses and friction are those of the CALVIN benchmark. Lengths are meters in the world, after the simulator has
+loaded a block with `globalScaling=0.8`.
 """
 
 from __future__ import annotations

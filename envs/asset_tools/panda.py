@@ -1,9 +1,8 @@
 """The Panda arm with longer fingers: a URDF of our own, few triangles, hulls of a few dozen corners.
 
 Shapes come from the meshes in pybullet's data (`pybullet_data/franka_panda`, Apache-2.0, Franka Emika); joint frames,
-limits and masses are the manufacturer's, the contact values of the fingers those of the CALVIN benchmark
-(specification, section 2). Fingers, finger tips and camera are our own boxes. Bullet computes inertias from the
-collision shapes.
+limits and masses are the manufacturer's, the contact values of the fingers those of the CALVIN benchmark. Fingers,
+finger tips and camera are our own boxes. Bullet computes inertias from the collision shapes.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Motions of the scripted experts: the state that they read, and straight lines of the tool center point (TCP).
 
-`WorldState` is a read-only view of one moment (calvin specification, section 10). `EndEffector` turns waypoints into
-CALVIN's relative actions, one per control step. Every demonstration has a seeded `Style`: its own speed, a small tremor
-and its own detours. The skills (`skills.py`, `block_skills.py`) are generators made of these motions; nothing in this
-file knows a task.
+`WorldState` is a read-only view of one moment. `EndEffector` turns waypoints into CALVIN's relative actions, one per
+control step. Every demonstration has a seeded `Style`: its own speed, a small tremor and its own detours. The skills
+(`skills.py`, `block_skills.py`) are generators made of these motions; nothing in this file knows a task.
 
 Relative actions accumulate on a *stored* target pose, not on the measured one (quirk Q2). The commands nevertheless
 depend on the *measured* pose alone: an image does not show the stored target, so a policy that learns from images could
@@ -52,7 +51,7 @@ BLOCK_COLORS = ("red", "blue", "pink")
 
 @dataclass(frozen=True)
 class Fixtures:
-    """Where the furniture of a scene is while its joints are at 0; meters, world frame (specification, section 3)."""
+    """Where the furniture of a scene is while its joints are at 0; meters, world frame."""
 
     button: tuple[float, float]
     switch_x: float

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -248,9 +249,9 @@ def expand_tasks(names: Sequence[str]) -> tuple[str, ...]:
     tasks: list[str] = []
     for name in names:
         if name not in TASK_GROUPS and name not in SKILLS:
-            raise InputError(
-                f"unknown task {name!r}; groups: {', '.join(TASK_GROUPS)}; tasks: {', '.join(sorted(SKILLS))}"
-            )
+            near = get_close_matches(name, [*TASK_GROUPS, *SKILLS], n=3)
+            tasks_known = f"nearest: {', '.join(near)}" if near else f"tasks: {', '.join(sorted(SKILLS))}"
+            raise InputError(f"unknown task {name!r}; groups: {', '.join(TASK_GROUPS)}; {tasks_known}")
         tasks.extend(TASK_GROUPS.get(name, (name,)))
     if not tasks:
         raise InputError(f"no task to demonstrate; name tasks or groups ({', '.join(TASK_GROUPS)})")

@@ -1,8 +1,8 @@
 """The action probe: R2 of true actions predicted from codes and from baseline features, within a data set and across.
 
-Method specification 7, item 16. Rows of one demonstration are never on two sides. Across data sets, a probe is fitted
-in one and evaluated on the test demonstrations of another, with sign accuracy and rank correlation beside R2. Where
-units differ (another robot), only translations are compared, each data set's standardized by its mean and deviation.
+Rows of one demonstration are never on two sides. Across data sets, a probe is fitted in one and evaluated on the test
+demonstrations of another, with sign accuracy and rank correlation beside R2. Where units differ (another robot), only
+translations are compared, each data set's standardized by its mean and deviation.
 """
 
 # R rows (valid steps) · D features · A targets

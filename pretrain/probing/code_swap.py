@@ -1,11 +1,11 @@
 """The swap test: the first frame of clip A is decoded with the codes of clip B, and its motion compared with B's.
 
-Method specification 4 and 7, item 17. If codes carry motion and the anchor carries appearance, the decoded clip moves
-as B did. Motion is estimated from images by a reader that was fitted on true clips of other demonstrations: change of
-the shrunk image -> displacement of the end effector. It sees the change only, not the first frame, so it cannot guess
-A's motion from A's position. It is fitted on windows that begin at every step of the training demonstrations of all
-data sets. Its correlation on true clips is the ceiling of the test (`ceiling`); beside it stands that on clips decoded
-with the codes they were encoded to (`unswapped`). Negative control: the motion of a random third clip.
+If codes carry motion and the anchor carries appearance, the decoded clip moves as B did. Motion is estimated from
+images by a reader that was fitted on true clips of other demonstrations: change of the shrunk image -> displacement of
+the end effector. It sees the change only, not the first frame, so it cannot guess A's motion from A's position. It is
+fitted on windows that begin at every step of the training demonstrations of all data sets. Its correlation on true
+clips is the ceiling of the test (`ceiling`); beside it stands that on clips decoded with the codes they were encoded to
+(`unswapped`). Negative control: the motion of a random third clip.
 """
 
 # P pairs · n clips · T frames · M latent steps · D pixels of the shrunk change

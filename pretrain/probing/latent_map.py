@@ -1,9 +1,9 @@
 """A map of the codes: whether steps with similar motion have similar codes, in whatever data set.
 
-Method specification 4 (figure A.6 of the paper, with numbers). Every step that moves is a vector of its code values;
-its label is the direction of its translation, one of six (the axis with the largest share, and its sign). A plot in two
-dimensions misleads easily, so there are numbers beside it: silhouettes in the full space by direction (should be high)
-and by source (should be near 0), and how often the nearest neighbors in another data set move in the same direction.
+Figure A.6 of the paper, with numbers. Every step that moves is a vector of its code values; its label is the direction
+of its translation, one of six (the axis with the largest share, and its sign). A plot in two dimensions misleads
+easily, so there are numbers beside it: silhouettes in the full space by direction (should be high) and by source
+(should be near 0), and how often the nearest neighbors in another data set move in the same direction.
 """
 
 # R rows (steps that move) · D numbers of a step's codes · k neighbors

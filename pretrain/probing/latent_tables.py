@@ -10,13 +10,21 @@ from vw2_robot.contracts import ACTION_NAMES
 FEATURES = {
     "codes_one_hot": "codes, one-hot FSQ dimensions",
     "code_values": "codes, values",
-    "pixels_equal": "pixel difference, as wide",
+    "pixels_equal": "pixel difference, same width",
     "pixels_wide": "pixel difference, wider",
     "untrained_codes": "codes of an untrained encoder",
     "random_codes": "random codes",
     "shuffled_codes": "shuffled codes",
 }
 """What `probe` compares, in the order of the tables."""
+SWAP = {
+    "follows_donor": "donor of the codes",
+    "follows_own": "the clip itself",
+    "follows_third": "a third clip",
+    "unswapped": "itself, from its codes",
+    "ceiling": "itself, true images",
+}
+"""Whose motion the swap test compares with, in the order of the table."""
 
 
 def latent_tables(report: Mapping[str, Any]) -> str:
@@ -84,12 +92,11 @@ def transfer_table(kind: str, tables: Mapping[str, Any], *, units: int) -> str:
 
 def swap_table(swaps: Sequence[Mapping[str, Any]]) -> str:
     """Return the table of the swap test: correlation with each motion."""
-    columns = ("follows_donor", "follows_own", "follows_third", "unswapped", "ceiling")
     body = [
-        [f"{s['first']}, codes of {s['donor']}", str(s["pairs"]), *(cell(s[c]["mean"], "correlation") for c in columns)]
+        [f"{s['first']}, codes of {s['donor']}", str(s["pairs"]), *(cell(s[c]["mean"], "correlation") for c in SWAP)]
         for s in swaps
     ]
-    head = ["first frames", "pairs", "donor's motion", "own motion", "a third clip's", "unswapped", "true clips"]
+    head = ["first frames", "pairs", *SWAP.values()]
     return "Swap test, correlation of the motion estimated from the decoded clip:\n\n" + table(head, body)
 
 
@@ -107,14 +114,15 @@ def nuisance_table(nuisance: Mapping[str, Any]) -> str:
 
 
 def map_table(found: Mapping[str, Any]) -> str:
-    """Return the table of nearest neighbors: how often their majority has the right direction."""
+    """Return the table of nearest neighbors: how often their majority moves in the same direction."""
     body = [
         [feature, known, query, cell(entry["accuracy"], "ratio"), cell(entry["commonest"], "ratio")]
         for feature, sources in found["neighbors"].items()
         for known, row in sources.items()
         for query, entry in row.items()
     ]
-    silhouettes = ", ".join(f"by {name} {value}" for name, value in found["silhouette"].items())
-    return f"Direction by the nearest neighbors' majority (silhouettes: {silhouettes}):\n\n" + table(
-        ["features", "neighbors in", "queries in", "right", "always the commonest"], body
+    scores = {name: "undefined" if value is None else f"{value:.2f}" for name, value in found["silhouette"].items()}
+    silhouettes = ", ".join(f"by {name} {score}" for name, score in scores.items())
+    return f"Direction by the nearest neighbors' majority (silhouette score {silhouettes}):\n\n" + table(
+        ["features", "neighbors in", "queries in", "accuracy", "most frequent class"], body
     )

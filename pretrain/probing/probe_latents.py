@@ -2,9 +2,9 @@
 
     vw2-probe-latents dldm=runs/first/dldm labeled=[runs/record/A,runs/record/B] out=runs/first/latent_report
 
-Method specification 4 and 7 (items 15 to 17). The dLDM was trained on video alone; here its codes are compared with
-true motion. Everything is measured on demonstrations that no probe was fitted on, with intervals over demonstrations,
-and beside baseline features. These files are written to `out`, and `vw2-report` makes a section of them:
+The dLDM was trained on video alone; here its codes are compared with true motion. Everything is measured on
+demonstrations that no probe was fitted on, with intervals over demonstrations, and beside baseline features. These
+files are written to `out`, and `vw2-report` makes a section of them:
 
     latent_report.json   all numbers: action probe, swap test, nuisances, map, code use
     latent_report.md     the main ones as tables

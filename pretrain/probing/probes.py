@@ -1,10 +1,10 @@
 """Linear and small non-linear probes, and their scores with intervals over episodes.
 
-Used to measure how much of an action latent codes contain (method specification 4 and 7, item 16). A probe is fitted on
-some episodes, its penalty is chosen on others, and it is evaluated on a third set. Rows of one episode are never on two
-sides (`split_groups`), since neighboring steps are nearly copies of each other. R2 is taken about the mean of the
-evaluated rows, so a probe without information scores 0 or a little less, and a wrong one can be far below 0. Intervals
-resample whole episodes, since the rows of one are not independent. The linear part is in float64 throughout.
+Used to measure how much of an action latent codes contain. A probe is fitted on some episodes, its penalty is chosen on
+others, and it is evaluated on a third set. Rows of one episode are never on two sides (`split_groups`), since
+neighboring steps are nearly copies of each other. R2 is taken about the mean of the evaluated rows, so a probe without
+information scores 0 or a little less, and a wrong one can be far below 0. Intervals resample whole episodes, since the
+rows of one are not independent. The linear part is in float64 throughout.
 """
 
 # n rows · D features · A targets · G groups (episodes) · S bootstrap samples

@@ -129,8 +129,8 @@ def covered_request(subtasks: Sequence[str]) -> int | None:
     """Return the position in the chain of a request for a block that the sliding door covers; None without one.
 
     place_in_slider puts the held block into the open compartment; each move of the door covers that compartment or
-    opens it again. The reference records the block in the other compartment and so overlooks these chains (Calvin
-    specification Q21, docs/simulator.md).
+    opens it again. The reference records the block in the other compartment and so overlooks these chains
+    (docs/simulator.md).
 
     Args:
         subtasks: Task names of the chain, in order.

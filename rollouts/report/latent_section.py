@@ -37,9 +37,9 @@ SWAP = {
 NUISANCE = {
     "pixel_change": "change of the image",
     "to_actions": "distance to actions",
-    "sensitivity": "trace in the code",
+    "sensitivity": "sensitivity of the code",
     "on_action": "effect on an action's code",
-    "phantom_motion": "motion read from it",
+    "phantom_motion": "motion predicted from its code",
 }
 IMAGES = {
     "swap": "A first and last, B first and last, A with the codes of B, A with the codes of A",

@@ -24,7 +24,7 @@ class PaperRow(NamedTuple):
     length: float
 
 
-# VideoWorld 2, CALVIN table, as far as its rows are known (method specification 3.5); tasks 2 to 4 are not given there.
+# VideoWorld 2, CALVIN table, as far as its rows are known; tasks 2 to 4 are not given there.
 PAPER_ROWS = (
     PaperRow("Transformer", "none", "100 % (22k)", 80.9, 24.6, 2.36),
     PaperRow("Transformer", "none", "10 %", 50.5, 0.0, 1.11),

@@ -244,7 +244,7 @@ def test_a_misspelt_path_does_not_spoil_the_run_folder(refuse, miniature, tuning
 )
 def test_a_stage_whose_forerunner_is_missing_or_unfinished(refuse, pretrained, miniature, tmp_path, module, needs):
     overrides = miniature(tmp_path / "run")
-    assert f"{needs} is no checkpoint: it does not exist" in refuse(module, overrides)
+    assert f"{needs} does not exist; run vw2-train-{needs} with the same run_dir first" in refuse(module, overrides)
     shutil.copytree(pretrained / needs, tmp_path / "run" / needs)
     steps = "train_vdm.train_steps=50" if needs == "vdm" else "train_dldm.phase2.train_steps=50"
     error = refuse(module, [*overrides, steps])

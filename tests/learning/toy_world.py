@@ -1,7 +1,7 @@
 """A world whose state is known: a square arm moves by discrete actions, a smaller square moves by itself.
 
 Smooth random background for each clip, slow drift of brightness. So it can be said exactly what codes should carry (the
-arm) and what they should not (the distractor), without a simulator. Method specification, section 7.
+arm) and what they should not (the distractor), without a simulator.
 """
 
 from __future__ import annotations

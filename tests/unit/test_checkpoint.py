@@ -129,6 +129,10 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
         load_checkpoint(tmp_path / "gone", kind="vdm")
     with pytest.raises(InputError, match=r"holds neither config\.json nor a file 'latest'"):
         load_checkpoint(tmp_path, kind="vdm")
+    (tmp_path / "finetune").mkdir()
+    (tmp_path / "finetune" / "latest").write_text("step_7\n")
+    with pytest.raises(InputError, match=r"; give one of its stages \(.*/finetune\)"):
+        load_checkpoint(tmp_path, kind="vdm")
     (tmp_path / "latest").write_text("step_7\n")
     with pytest.raises(InputError, match=r"latest names step_7, but .*step_7/config\.json is missing; restore"):
         load_checkpoint(tmp_path, kind="vdm")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import dacite
 
+from vw2_robot.aliases import new_key
 from vw2_robot.errors import InputError
 from vw2_robot.limits import check_number
 
@@ -59,8 +60,7 @@ def _with_tuples(cls: type, values: Mapping[str, Any], *, where: str, prefix: st
     prepared: dict[str, Any] = {}
     for key, value in values.items():
         if key not in known:
-            nearest = get_close_matches(str(key), known, n=3) or known
-            raise InputError(f"{where}: there is no key {prefix}{key}; nearest: {', '.join(nearest)}")
+            raise InputError(f"{where}: there is no key {prefix}{key}; {_suggestion(cls, str(key), value, prefix)}")
         annotation = annotations[key]
         path = f"{prefix}{key}."
         # `X | None` with a value is X.
@@ -77,6 +77,28 @@ def _with_tuples(cls: type, values: Mapping[str, Any], *, where: str, prefix: st
             check_number(annotation, value, f"{where}: {prefix}{key}")
             prepared[key] = _nested(annotation, value, where=where, prefix=path)
     return prepared
+
+
+def _suggestion(cls: type, key: str, value: Any, prefix: str) -> str:
+    """Return which keys of `cls` may be meant by an unknown one: its present name, similar ones, or all."""
+    known = [field.name for field in fields(cls)]
+    if (new := new_key(key, value)) in known:
+        return f"it is now called {prefix}{new}"
+    if near := get_close_matches(key, known, n=3):
+        return f"nearest: {', '.join(prefix + name for name in near)}"
+    if below := [path for name in (key, new) for path in _paths_to(cls, name, prefix)]:
+        return f"nearest: {', '.join(dict.fromkeys(below))}"
+    return f"known: {', '.join(prefix + name for name in known)}"
+
+
+def _paths_to(cls: type, key: str, prefix: str) -> Iterator[str]:
+    """Yield the dotted names of keys called `key` in the dataclasses inside `cls`."""
+    for name, annotation in get_type_hints(cls).items():
+        if name == key:
+            yield f"{prefix}{name}"
+        for kind in (annotation, *get_args(annotation)):
+            if isinstance(kind, type) and is_dataclass(kind):
+                yield from _paths_to(kind, key, f"{prefix}{name}.")
 
 
 def _nested(annotation: Any, value: Any, *, where: str, prefix: str) -> Any:

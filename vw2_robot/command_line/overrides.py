@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
+from importlib import resources
 from typing import Any, get_args, get_origin, get_type_hints
 
 _NESTED = re.compile(r"[A-Za-z_]\w*(\.\w+)+")
@@ -25,13 +26,15 @@ def as_typed(arguments: Sequence[str], config_cls: type) -> list[str]:
     """Return arguments that Hydra parses as the fields of `config_cls` need them.
 
     The yaml files show only what is often changed, so a nested key gets the plus signs with which Hydra accepts a key
-    that no yaml file has. `config_from` refuses unknown keys and wrong types later. The commas of a sweep stay.
+    that no yaml file has. An unknown key at the top gets them too, unless it is a group of yaml files, since Hydra's
+    message suggests no other key. `config_from` refuses unknown keys and wrong types later. The commas of a sweep stay.
 
     Args:
         arguments: of the command, without its name.
         config_cls: root dataclass of the program.
     """
     sweeps = any(argument in ("-m", "--multirun") for argument in arguments)
+    known = {field.name for field in fields(config_cls)} | _groups()
     typed = []
     for argument in arguments:
         found = _ARGUMENT.fullmatch(argument)
@@ -43,13 +46,18 @@ def as_typed(arguments: Sequence[str], config_cls: type) -> list[str]:
         if key.startswith("hydra."):
             typed.append(argument)
             continue
-        if not sign and _NESTED.fullmatch(key):
+        if not sign and (_NESTED.fullmatch(key) or (key.isidentifier() and key not in known)):
             sign = "++"
         # In quotes, the commas of a sweep would become part of a single value.
         if not (sweeps and _parsed(f"{key}={value}", sweep=True)):
             value = _value(key, value, _kinds(config_cls, key))
         typed.append(f"{sign}{key}={value}")
     return typed
+
+
+def _groups() -> set[str]:
+    """Return the names of the groups of yaml files, each a folder of `vw2_robot.configs`."""
+    return {entry.name for entry in resources.files("vw2_robot.configs").iterdir() if entry.is_dir()}
 
 
 def _kinds(config_cls: type, key: str) -> tuple[Any, ...]:

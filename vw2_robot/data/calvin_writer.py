@@ -41,7 +41,7 @@ from vw2_robot.storage.files import MANIFEST, atomic_write, read_json, sha256_of
 from .sources.calvin import CalvinSplit, frame_name
 from .sources.calvin_instructions import EMBEDDING_WIDTH, instruction_embedding
 
-# array -> dtype on disk and shape of one time step (-1: any); calvin specification, section 13
+# array -> dtype on disk and shape of one time step (-1: any), as in the published files
 STEP_ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {
     "rgb_static": ("uint8", (-1, -1, 3)),
     "rgb_gripper": ("uint8", (-1, -1, 3)),

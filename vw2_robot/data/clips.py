@@ -1,9 +1,8 @@
 """Clips: windows of T frames of an episode, their valid latent steps, and random batches of them from the frame cache.
 
-Time alignment (an interface, method specification 1.1): frame 0 of a clip is the anchor, latent step k covers frames
-s(k-1)+1 .. sk. A clip whose T-1 is no multiple of s is read up to the next multiple; an episode that ends earlier
-repeats its last frame. A step is valid only if all its frames lie inside the episode, and every loss must respect
-`valid`.
+Time alignment (docs/concepts.md): frame 0 of a clip is the anchor, latent step k covers frames s(k-1)+1 .. sk. A clip
+whose T-1 is no multiple of s is read up to the next multiple; an episode that ends earlier repeats its last frame. A
+step is valid only if all its frames lie inside the episode, and every loss must respect `valid`.
 
 Time is configured in seconds, not in frames, since sources run from 2 to 30 Hz. A run sets one of two options or none
 (none: consecutive frames, as released). Both keep the fraction until rounding.
@@ -133,7 +132,8 @@ def make_windows(
     """Cut an episode into windows for the latent cache.
 
     Only windows with at least one valid step are made, so an episode of fewer than s + 1 frames gives none. The steps
-    of a window are valid up to the end of the episode: `valid.sum(axis=1)` is H_cache of method specification 2.5.
+    of a window are valid up to the end of the episode: `valid.sum(axis=1)` latent
+    steps are stored.
 
     Args:
         length: frames of the episode.

@@ -1,8 +1,7 @@
 """The choice of labeled trajectories for a label fraction: stratified, nested and exact.
 
 "10 % labels" is comparable between runs only if all of them choose the same trajectories. The choice is a pure function
-of (strata, episode ids, fraction, seed), independent of file order, platform and Python's hash seed. Method
-specification: section 3.1.
+of (strata, episode ids, fraction, seed), independent of file order, platform and Python's hash seed.
 
 All fractions are prefixes of ONE order of the episodes, so with one seed 10 % is a subset of 20 % is a subset of 100 %,
 and a fraction f selects exactly round(f * total). Rounding every stratum on its own by largest remainders would not be

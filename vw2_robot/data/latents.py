@@ -1,9 +1,8 @@
 """The latent cache: the codes of every window of every episode, written once and read by later stages.
 
-Place in the flow: dLDM -> latent cache -> AR policy. Method specification 2.5. A window starts at every
-`cache_stride`-th frame of an episode and holds the codes of the (up to) M latent steps that follow; its first frame is
-the policy's image. Codes are encoded for each window, not sliced from the episode's codes, since the causal trunk sees
-the past of its window only.
+Place in the flow: dLDM -> latent cache -> AR policy. A window starts at every `cache_stride`-th frame of an episode and
+holds the codes of the (up to) M latent steps that follow; its first frame is the policy's image. Codes are encoded for
+each window, not sliced from the episode's codes, since the causal trunk sees the past of its window only.
 
     index.json              format_version, encoder hash, levels, steps, stride, frames digest, counts, slice agreement,
                             the sha256 of each shard, and of itself

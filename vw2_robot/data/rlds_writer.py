@@ -1,8 +1,7 @@
 """Writer of demonstrations as an RLDS data set.
 
 The place in the flow: recordings of a simulator -> RLDS. `tfds.builder_from_directory` opens the folder, so other
-programs can read it; this package reads it with `RldsSource`. TensorFlow is imported by
-`rlds_builder.load_tensorflow`. Interfaces specification: section 9.4.
+programs can read it; this package reads it with `RldsSource`. TensorFlow is imported by `rlds_builder.load_tensorflow`.
 """
 
 from __future__ import annotations

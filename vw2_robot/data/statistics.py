@@ -1,10 +1,9 @@
 """Action statistics, action normalization and its exact inverse.
 
-Statistics are computed once from the selected labels only and stored with the data and in every checkpoint. Method
-specification: section 3.3. By default dimension d is mapped so that its 1 % and 99 % quantiles become -1 and +1, and
-clipped there; so normalize followed by unnormalize is the identity between the quantiles and saturates outside. The
-gripper is never scaled: it is -1 (close) or +1 (open) on both sides. A dimension that is nearly constant (spread below
-1e-6) is not scaled either.
+Statistics are computed once from the selected labels only and stored with the data and in every checkpoint. By default
+dimension d is mapped so that its 1 % and 99 % quantiles become -1 and +1, and clipped there; so normalize followed by
+unnormalize is the identity between the quantiles and saturates outside. The gripper is never scaled: it is -1 (close)
+or +1 (open) on both sides. A dimension that is nearly constant (spread below 1e-6) is not scaled either.
 
 CALVIN's `rel_actions` are already scaled (units of 0.02 m and 0.05 rad); they are not scaled again here.
 """

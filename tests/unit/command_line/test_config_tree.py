@@ -48,8 +48,13 @@ def test_a_configuration_survives_json_and_yaml():
     ("change", "message"),
     [
         ({"nmae": "a"}, r"there is no key nmae; nearest: name"),
-        ({"inner": {"width": 1, "rat": 2}}, r"there is no key inner\.rat; nearest: rate"),
-        ({"levels": [{"width": 1, "whatever": 2}]}, r"there is no key levels\.whatever; nearest: width, rate"),
+        ({"inner": {"width": 1, "rat": 2}}, r"there is no key inner\.rat; nearest: inner\.rate"),
+        (
+            {"levels": [{"width": 1, "whatever": 2}]},
+            r"there is no key levels\.whatever; known: levels\.width, levels\.rate",
+        ),
+        ({"width": 1}, r"there is no key width; nearest: levels\.width, inner\.width"),
+        ({"rte": 1}, r"there is no key rte; known: name, levels, pair"),
         ({"inner": {"width": "8"}}, r"inner\.width must be int, found '8'"),
         ({"levels": [3]}, r"levels must be tuple\[.*Level.*found \(3,\)"),
         ({"words": "one"}, r"words must be a list, found 'one'"),

@@ -193,6 +193,8 @@ def test_a_benchmark_without_experts_cannot_demonstrate(config, counting_world, 
     [
         ({"_target_": "no_such_module.World"}, "no_such_module"),
         ({"_target_": "counting_world.CountingBenchmark", "tables": 3}, "tables"),
+        ({"_target_": "vw2_robot.envs.benchmark.CalvinBenchmark", "scen": "D"}, "'scen'; nearest: env.scene"),
+        ({"_target_": "vw2_robot.envs.benchmark.CalvinBenchmark", "sentences": "x"}, "nearest: env.instructions"),
         ({"_target_": "counting_world.ScriptedPolicy"}, "is no benchmark: it has no sequences"),
     ],
 )

@@ -1,9 +1,9 @@
 """A LeRobotDataset v3.0 as an `EpisodeSource`: images, instructions and the frame rate, read without LeRobot.
 
-Layout (interfaces specification, section 2.9): `meta/info.json` describes the data set, `meta/episodes/` has one row
-per episode, and the images are in `videos/<camera>/chunk-*/file-*.mp4`, many episodes to a file, or inside
-`data/chunk-*/file-*.parquet`. One such file is one part and is read in one pass; a video is decoded from the first
-wanted episode on. Only this file imports PyArrow, when a source is opened.
+Layout: `meta/info.json` describes the data set, `meta/episodes/` has one row per episode, and the images are in
+`videos/<camera>/chunk-*/file-*.mp4`, many episodes to a file, or inside `data/chunk-*/file-*.parquet`. One such file is
+one part and is read in one pass; a video is decoded from the first wanted episode on. Only this file imports PyArrow,
+when a source is opened.
 
 Images of videos are held as JPEG, those of parquet files as stored. Versions 1 and 2 have another layout and are
 refused. Actions and states are not read. An episode with several tasks gets the first one. An episode of more than

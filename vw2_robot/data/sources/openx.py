@@ -3,7 +3,7 @@
 The rows are data in `openx_sources.yaml`, not code. `image_key` and `wrist_key` are names inside a step's `observation`
 (some contain slashes: they are names, not paths); `language_key` is the path from the step to the instruction. Rates
 follow two public conversion tables. Weights are those of the two published mixtures and multiply the size of a data
-set; 0 means not used there. Interfaces specification: section 9.5.
+set; 0 means not used there.
 
 A row describes the usual version; `rlds.RldsSource` checks it against the features of the copy on disk. Only images,
 instructions and rates matter here: actions of other robots never enter fine-tuning. Nothing is downloaded.

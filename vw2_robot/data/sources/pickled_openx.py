@@ -1,8 +1,7 @@
 """The unpacked pickle copy of Open-X of the Hugging Face Hub (`jxu124/OpenX-Embodiment`) as an `EpisodeSource`.
 
 One folder per data set, one `.pickle` or `.pkl` file per episode: a dict with `steps` (older: `step`), a list of dicts
-with `observation`, whose image is encoded bytes or an array; or a dict with `obs_images` [T, C, H, W]. Interfaces
-specification, section 9.6.
+with `observation`, whose image is encoded bytes or an array; or a dict with `obs_images` [T, C, H, W].
 
 Python's own unpickler runs code from the file. These files are read by the unpickler of `object_arrays`, which supports
 plain containers, numbers, text and NumPy arrays and refuses everything else, torch tensors included. A missing image is

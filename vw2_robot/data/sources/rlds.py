@@ -2,7 +2,7 @@
 
 It is the first step of the flow: Open-X folders -> episodes -> clips. `rlds_builder` finds and opens folders. Images
 stay JPEG/PNG bytes, and only the chosen camera, the instruction and the frame rate are read from a record. A part is a
-file, read from front to back. Interfaces specification: sections 9.1 to 9.4.
+file, read from front to back.
 
 Episodes come in file order and are called `<split>/<position>`. The position counts in the whole split, also where only
 a slice of it is read, so the name of an episode does not depend on the slice. Image, instruction and rate of a data set

@@ -2,7 +2,7 @@
 
 Only this file imports TensorFlow and TFDS, when a function is called; they see no GPU, so that torch keeps it. A data
 set is opened from its folder (`builder_from_directory`), never by name, so the network is used only if the path says so
-(`gs://...`). `rlds` reads the episodes. Interfaces specification: sections 9.1 to 9.3.
+(`gs://...`). `rlds` reads the episodes.
 
 A description may name any Python class, and TFDS imports the module of a class that it does not know. Such descriptions
 are refused before TFDS reads them. Descriptions that this package wrote are compared with their `manifest.json`.

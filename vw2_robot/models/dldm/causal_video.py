@@ -1,8 +1,7 @@
 """The causal video encoder and decoder of the dLDM: 3-D convolutions and attention that never see a later frame.
 
-Place in the flow: video -> features -> video, the trunk of the dLDM. Method specification section 1.2 (MAGVITv2 style
-blocks, the Cosmos-Tokenize1 DV8x16x16 layout at paper size). Feature step 0 holds frame 0 alone; step k holds frames
-s(k-1)+1 .. sk.
+Place in the flow: video -> features -> video, the trunk of the dLDM. MAGVITv2 style blocks, the Cosmos-Tokenize1
+DV8x16x16 layout at paper size. Feature step 0 holds frame 0 alone; step k holds frames s(k-1)+1 .. sk.
 
 Time is the second axis everywhere ([B, T, C, H, W]), so that space folds into the batch without a copy. Causality:
 convolutions pad on the left with the first frame, norms run per frame (a norm pooled over time would leak the future),

@@ -1,7 +1,7 @@
 """The decoder of the dLDM: codes and the feature of the first frame become a coarse clip.
 
-Place in the flow: codes -> decoder -> reconstruction (`dldm.py`), which is also the control video of the VDM. Method
-specification 1.5. Frame 0 never sees a code, and no frame a code of a later step.
+Place in the flow: codes -> decoder -> reconstruction (`dldm.py`), which is also the control video of the VDM. Frame 0
+never sees a code, and no frame a code of a later step.
 """
 
 # B batch · T frames · K = 1 + ceil((T-1)/s) feature steps · M = K-1 latent steps · N codes per step · L code dimensions

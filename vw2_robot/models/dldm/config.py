@@ -1,7 +1,7 @@
 """The configuration of the dLDM, and what follows from it: stride, latent steps, grid, vocabulary.
 
 Place in the flow: configs/model -> `DLDMConfig` -> `dldm.py`. Defaults are the paper's sizes; the switches are those of
-its tables, of the release, and of the predecessor LAPA (method specification 1.1 to 1.5, 5.1).
+its tables, of the release, and of the predecessor LAPA.
 """
 
 # B batch · T frames · M latent steps · N codes per step · L code dimensions

@@ -1,8 +1,8 @@
 """The dynamics-enhanced latent dynamics model (dLDM): a clip becomes a few discrete codes per latent step, and back.
 
-Place in the flow: clips -> dLDM -> latent codes. Causal encoder, learnable queries (q-former), FSQ, decoder; method
-specification sections 1.1 to 1.5. The video diffusion model, which frees the codes of appearance, is in `vdm.py`;
-phases and stop-gradients are in `pretrain/dldm_losses.py`.
+Place in the flow: clips -> dLDM -> latent codes. Causal encoder, learnable queries (q-former), FSQ, decoder. The video
+diffusion model, which frees the codes of appearance, is in `vdm.py`; phases and stop-gradients are in
+`pretrain/dldm_losses.py`.
 
 Time alignment, an interface that the action head relies on: feature step 0 is frame 0 alone (the anchor); latent step k
 (1 .. M) covers frames s(k-1)+1 .. sk, the transitions caused by actions a[s(k-1)] .. a[sk-1]. In tensors of M steps,

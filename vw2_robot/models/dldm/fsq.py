@@ -1,8 +1,8 @@
 """Finite scalar quantization (FSQ): a few bounded numbers, each rounded to a few values, make one code.
 
-Place in the flow: dLDM queries -> FSQ -> latent action tokens. Method specification section 1.4; Mentzer et al.,
-"Finite Scalar Quantization" (2023). It has no codebook, no commitment loss and no state; with levels [8, 5, 5, 5] there
-are 1000 codes. Not a learned vector quantizer.
+Place in the flow: dLDM queries -> FSQ -> latent action tokens. Mentzer et al., "Finite Scalar Quantization" (2023). It
+has no codebook, no commitment loss and no state; with levels [8, 5, 5, 5] there are 1000 codes. Not a learned vector
+quantizer.
 
 Always computed in float32, also under autocast: index arithmetic in bfloat16 is exact for small level sets only by
 luck. Never feed a *code* to the quantizer again: `bound` is not the identity on codes, and about half of them would

@@ -1,7 +1,7 @@
 """The Q-Former of the dLDM: learnable queries that read the change out of each step's features.
 
-Place in the flow: causal encoder -> Q-Former -> quantizer (`dldm.py`). Method specification 1.3. All steps are computed
-at once; the same queries serve every step, and a step attends to no feature after its own.
+Place in the flow: causal encoder -> Q-Former -> quantizer (`dldm.py`). All steps are computed at once; the same queries
+serve every step, and a step attends to no feature after its own.
 """
 
 # B batch · T frames · K = 1 + ceil((T-1)/s) feature steps · M = K-1 latent steps · N codes per step · L code dimensions

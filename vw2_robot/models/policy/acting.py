@@ -1,9 +1,9 @@
 """The codes that a policy acts with, and the states for its action head: one function for control and validation.
 
 Place in the flow: AR policy -> these states -> action head. With codes "predicted" the policy decodes its latent action
-tokens greedily or by sampling, and the head reads the states that predicted them (method specification 2.7). With codes
-"none" every slot is fed the null code in one forward pass: same network, same head, no latent action in between. That
-is for policies that never learned codes (method `oracle`) or do not use them after pre-training (method `lapa`).
+tokens greedily or by sampling, and the head reads the states that predicted them. With codes "none" every slot is fed
+the null code in one forward pass: same network, same head, no latent action in between. That is for policies that never
+learned codes (method `oracle`) or do not use them after pre-training (method `lapa`).
 """
 
 # B batch · H latent steps · N codes per step · D width

@@ -1,7 +1,7 @@
 """The action head: an MLP from the hidden states of one latent step to the s actions that the step spans.
 
 Place in the flow: on top of the AR policy, in fine-tuning and control. Latent step k covers frames s(k-1)+1 .. sk, so
-its N hidden states give actions a[s(k-1)] .. a[sk-1]. Method specification 2.6; the paper says "an MLP layer".
+its N hidden states give actions a[s(k-1)] .. a[sk-1]. The paper says "an MLP layer".
 """
 
 # B batch · H latent steps · N codes per step · D hidden width · s actions per step · A action dims

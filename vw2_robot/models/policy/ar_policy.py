@@ -1,6 +1,6 @@
 """The autoregressive (AR) policy: instruction and first image -> latent action tokens, one after the other.
 
-Place in the flow: latent cache -> AR policy -> action head. Sequence (method specification 2.4):
+Place in the flow: latent cache -> AR policy -> action head. Sequence:
 
     <bos> <instr> text </instr> <img> I_1 .. I_n </img> <lat> z_1^1 .. z_1^N  z_2^1 .. z_H^N
 

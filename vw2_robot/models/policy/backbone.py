@@ -2,8 +2,8 @@
 
 Place in the flow: under `ar_policy.py`. The embedded default is a small Llama that transformers builds from a config,
 with a tokenizer of this package, so nothing has to be downloaded. With `weights` it is any `AutoModelForCausalLM`, or,
-for a policy with `image: vlm`, any `AutoModelForImageTextToText`, from a folder or a hub id. Method specification 2.2
-and 2.3; the vocabulary is in `vocabulary.py`. transformers is imported when a backbone is built, not before.
+for a policy with `image: vlm`, any `AutoModelForImageTextToText`, from a folder or a hub id. The vocabulary is in
+`vocabulary.py`. transformers is imported when a backbone is built, not before.
 """
 
 # B batch · S sequence · D hidden width · V latent codes

@@ -1,8 +1,8 @@
 """Decoding of latent action tokens from a prompt, one latent step at a time, with a key-value cache.
 
-Place in the flow: under `ar_policy.py`; method specification 2.4 (sampling) and 2.7. `Decoding` reads the prompt once;
-then every `step` gives the N codes of the next latent step and the states that predicted them. Control decodes one step
-or a few, imagination many. Greedy at temperature 0.
+Place in the flow: under `ar_policy.py`. `Decoding` reads the prompt once; then every `step` gives the N codes of the
+next latent step and the states that predicted them. Control decodes one step or a few, imagination many. Greedy at
+temperature 0.
 """
 
 # B batch · P prompt length · S positions so far · H latent steps · N codes per step · D width · V codes

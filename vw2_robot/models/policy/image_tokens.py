@@ -1,6 +1,6 @@
 """Image tokenizers of the policy's prompt: three ways that need no vision-language model.
 
-Place in the flow: under `ar_policy.py`. Method specification 2.4, `image: pixels | features | discrete`:
+Place in the flow: under `ar_policy.py`. `image: pixels | features | discrete`:
 
     PixelTokens      a small convolution stack that knows the instruction, trained with the policy    soft tokens
     FeatureTokens    f_0 of the frozen dLDM encoder, pooled to a grid; a linear map is trained    soft tokens

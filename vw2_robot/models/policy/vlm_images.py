@@ -1,9 +1,9 @@
 """The first image for a vision-language model: its pixel tensors, and the number of image tokens in the sequence.
 
-Place in the flow: under `ar_policy.py`, `image: vlm` (method specification 2.4). The model's image processor makes
-the tensors; in the sequence its image token is repeated between `<img>` and `</img>`. The text around it is laid out as
-for every other policy. Differs from the model's chat processor on purpose: those of several families need torchvision,
-and add markers that an extended vocabulary makes superfluous.
+Place in the flow: under `ar_policy.py`, `image: vlm`. The model's image processor makes the tensors; in the sequence
+its image token is repeated between `<img>` and `</img>`. The text around it is laid out as for every other policy.
+Differs from the model's chat processor on purpose: those of several families need torchvision, and add markers that an
+extended vocabulary makes superfluous.
 """
 
 # B batch · n image tokens · R rows of an image tensor per sample

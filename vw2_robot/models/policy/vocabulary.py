@@ -1,9 +1,9 @@
 """The tokenizers of instructions, and the vocabulary of a language model extended by image and latent tokens.
 
-Place in the flow: under `backbone.py`. Method specification 2.3. After the V0 rows that a model brings come
-`<lat> </lat> <img> </img> <instr> </instr>`, then the image tokens (`image: discrete` only), then the V latent
-tokens, last and contiguous; rows that fill the table up to a round number follow them and are never used. Old rows
-and old logits stay bit-equal, in the input table and in an untied output table.
+Place in the flow: under `backbone.py`. After the V0 rows that a model brings come `<lat> </lat> <img> </img> <instr>
+</instr>`, then the image tokens (`image: discrete` only), then the V latent tokens, last and contiguous; rows that fill
+the table up to a round number follow them and are never used. Old rows and old logits stay bit-equal, in the input
+table and in an untied output table.
 """
 
 # V0 old rows · V latent codes · L code dimensions · D width

@@ -1,7 +1,7 @@
 """The projection of codes to context tokens of the video diffusion model, and the masks of its cross-attention.
 
-Place in the flow: between the dLDM's codes and the cross-attention of `vdm.py`, in place of the text. Method
-specification 1.6 and 1.7; Table A.2 of the paper compares the MLP alone (`layers=0`) with causal self-attention.
+Place in the flow: between the dLDM's codes and the cross-attention of `vdm.py`, in place of the text. Table A.2 of the
+paper compares the MLP alone (`layers=0`) with causal self-attention.
 """
 
 # B batch · M latent steps · N codes per step · L code dimensions · S = 1 + M*N keys (null token first)

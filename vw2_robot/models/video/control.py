@@ -2,8 +2,8 @@
 
 Place in the flow: beside the transformer in `vdm.py`; the control video is the coarse clip of the dLDM, as latents.
 There are two variants. In both `residuals[i]` is added to the output of block i, and both begin at exactly zero, so
-that a new branch changes no bit of the transformer's output. Method specification 1.8. Table 3a of the paper compares
-training with and without this branch.
+that a new branch changes no bit of the transformer's output. Table 3a of the paper compares training with and without
+this branch.
 """
 
 # B batch · K latent frames · C latent channels · h, w latent grid · Q = K * h/2 * w/2 tokens · W width of a token

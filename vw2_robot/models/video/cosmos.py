@@ -2,7 +2,7 @@
 
 Place in the flow: below `vdm.py` and `video_codec.py`. diffusers and peft are imported when something is built. Masks
 enter through attention processors and adapters through peft, so the names and shapes of all weights stay those of stock
-diffusers; `cosmos_folder.py` reads and writes them. Method specification 1.12.
+diffusers; `cosmos_folder.py` reads and writes them.
 
 The padding mask: stock diffusers needs torchvision to resize a mask that is zero for whole images. Here both mask
 channels are given together, so `in_channels` grows by one and `concat_padding_mask` is off while running. The weights

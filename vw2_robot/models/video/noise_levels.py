@@ -1,7 +1,7 @@
 """Noise levels of the video diffusion model: how they are sampled in training, weighted, and stepped through.
 
 Place in the flow: arithmetic below `vdm.py`, no weights. Rectified flow with t = sigma / (1 + sigma) in (0, 1): the
-network gets (1-t) x0 + t eps and predicts the velocity v = eps - x0. Method specification 1.12.
+network gets (1-t) x0 + t eps and predicts the velocity v = eps - x0.
 """
 
 # B batch · K latent frames · C latent channels · h, w latent grid

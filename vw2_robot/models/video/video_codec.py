@@ -3,7 +3,7 @@
 Place in the flow: between the clip and `vdm.py`. `DCTCodec` is the parameter-free default: blocks of s x p x p pixels
 keep their lowest frequencies. It is exactly causal per latent step, invertible up to its band limit (37 to 39 dB on
 smooth clips with p = 4), and needs no download. `WanCodec` wraps diffusers' `AutoencoderKLWan`, the VAE that
-Cosmos-Predict2 was trained with; it is always frozen. Method specification section 1.12.
+Cosmos-Predict2 was trained with; it is always frozen.
 
 Layout: pixels are [B, T, 3, H, W] in [-1, 1]; latents are diffusers' [B, C, K, h, w], where latent frame 0 is frame 0
 alone and latent frame k holds frames s(k-1)+1 .. sk, the same convention as the dLDM's steps.
