@@ -78,7 +78,7 @@ def test_video_of_one_robot_becomes_a_policy_and_a_report_for_another(tmp_path):
     assert summary["num_sequences"] == 2
     assert summary["label_fraction"] == 0.5
 
-    out = run("rollouts.report", f"runs=[{tmp_path}]", f"out={tmp_path}/report")
+    out = run("rollouts.report.report", f"runs=[{tmp_path}]", f"out={tmp_path}/report")
     page = (tmp_path / "report/report.html").read_text()
     assert "report.html" in out
     for part in ("pretrain/dldm", "pretrain/policy", "finetune", "data:video/mp4", "data:image/png"):
