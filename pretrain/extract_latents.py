@@ -192,9 +192,9 @@ def describe_windows(config: PretrainConfig, frame_cache: FrameCache, windows: L
 def log_summary(folder: Path, facts: dict[str, object]) -> None:
     """Print one line on the finished cache, and write it to log.txt."""
     agreement = facts["slice_agreement"]
-    compared = "no code could be compared with slicing (windows of one step, or starts that never meet)"
+    compared = "no codes of overlapping windows to compare (windows of one step, or starts that never meet)"
     if isinstance(agreement, float):
-        compared = f"slicing instead of encoding every window would give {100 * agreement:.1f} % of the codes alike"
+        compared = f"{100 * agreement:.1f} % of the codes would be equal if sliced from longer windows"
     line = f"latents: {facts['windows']} windows, {facts['codes_used']} different codes; {compared}"
     print(line, flush=True)
     write_text(folder / "log.txt", line + "\n")

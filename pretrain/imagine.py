@@ -4,8 +4,9 @@
     vw2-imagine policy=runs/first frame_cache=runs/first/frames episode=4 codes=encoded out=runs/first/encoded.mp4
 
 Decoding alone takes seconds on a CPU; `vdm=DIR` (the dLDM stage) renders the video too. An image from a frame cache
-has a true continuation: PSNR and SSIM against it are in the json beside the video, next to those of a still image.
-`codes=encoded` decodes the codes of that continuation instead of predicted ones: the best that the decoder could show.
+has a true continuation: PSNR and SSIM against it are in the json beside the video, next to those of copying the
+first frame. `codes=encoded` decodes the codes of that continuation instead of predicted ones: the best that the decoder
+could show.
 """
 
 # T frames · M latent steps of a segment · N codes per step
@@ -331,7 +332,7 @@ def write_results(config: ImagineConfig, begin: Beginning, imagined: Imagined, *
     }
     if begin.true is not None and len(begin.true) > 1:
         facts["compared_frames"] = len(begin.true) - 1  # without the first one, which is given
-        for name, video in (*pixels.items(), ("still", np.broadcast_to(begin.true[:1], begin.true.shape))):
+        for name, video in (*pixels.items(), ("copy_first_frame", np.broadcast_to(begin.true[:1], begin.true.shape))):
             facts[name] = compare(video[: len(begin.true)], begin.true)
             print(f"{name}: " + ", ".join(f"{key} {value['mean']:.3f}" for key, value in facts[name].items()))
         # An episode that ends before the video does is shown with its last frame held.

@@ -51,16 +51,30 @@ def config_from(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
         raise InputError(f"{where}: {error}") from error
 
 
+def check_keys(cls: type, values: Mapping[str, Any], *, where: str = "", prefix: str = "") -> None:
+    """Raise an InputError with a suggestion for a key that `cls` does not have; nested keys are not checked.
+
+    Args:
+        cls: a dataclass.
+        values: by key.
+        where: the configuration, for the message; default: that of `cls`.
+        prefix: of the keys, for the message.
+    """
+    known = [field.name for field in fields(cls)]
+    for key, value in values.items():
+        if key not in known:
+            where = where or f"configuration of {cls.__name__}"
+            raise InputError(f"{where}: there is no key {prefix}{key}; {_suggestion(cls, str(key), value, prefix)}")
+
+
 def _with_tuples(cls: type, values: Mapping[str, Any], *, where: str, prefix: str) -> dict[str, Any]:
     """Return the values with a tuple for every list where `cls`, or a dataclass inside it, has a tuple."""
     if not isinstance(values, Mapping):
         raise InputError(f"{where}: {prefix[:-1] or 'it'} must hold keys and values, found {values!r}")
     annotations = get_type_hints(cls, include_extras=True)
-    known = [field.name for field in fields(cls)]
+    check_keys(cls, values, where=where, prefix=prefix)
     prepared: dict[str, Any] = {}
     for key, value in values.items():
-        if key not in known:
-            raise InputError(f"{where}: there is no key {prefix}{key}; {_suggestion(cls, str(key), value, prefix)}")
         annotation = annotations[key]
         path = f"{prefix}{key}."
         # `X | None` with a value is X.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vw2_robot import __version__
-from vw2_robot.command_line.config_tree import config_from
+from vw2_robot.command_line.config_tree import check_keys, config_from
 from vw2_robot.command_line.keys import print_keys
 from vw2_robot.command_line.overrides import as_typed
 from vw2_robot.errors import InputError, MissingExtraError, require
@@ -90,6 +90,8 @@ def program(
                             f"WORLD_SIZE={ranks}: this program is one process, and each of several ranks would train "
                             "the whole run; start it without torchrun, or set WORLD_SIZE=1"
                         )
+                    # Before values that are missing: a misspelt key may be the reason.
+                    check_keys(config_cls, {str(key): OmegaConf.select(tree, str(key), default=None) for key in tree})
                     try:
                         values: Any = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
                     except OmegaConfBaseException as error:

@@ -165,7 +165,7 @@ def test_trouble_in_a_process_is_named(dldm_stage):
 def test_log_and_indexlog_summary_how_slicing_compares(tmp_path, capsys):
     facts = {"windows": 7, "codes_used": 3, "slice_agreement": 0.25}
     log_summary(tmp_path, facts)
-    assert "would give 25.0 % of the codes alike" in (tmp_path / "log.txt").read_text()
+    assert "25.0 % of the codes would be equal if sliced" in (tmp_path / "log.txt").read_text()
     assert capsys.readouterr().out == (tmp_path / "log.txt").read_text()
     log_summary(tmp_path, facts | {"slice_agreement": None})
-    assert "no code could be compared" in capsys.readouterr().out
+    assert "no codes of overlapping windows to compare" in capsys.readouterr().out
