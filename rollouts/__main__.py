@@ -148,7 +148,7 @@ def _rollout(config: RolloutConfig) -> dict[str, Any]:
         chains = shard_sequences(all_chains, config.shard)
         early_stopping = None
         if config.against is not None:
-            early_stopping = EarlyStopping(Path(config.against), chains, error=config.error)
+            early_stopping = EarlyStopping(Path(config.against), chains, alpha=config.alpha)
         # 2. The policy: in a process of its own where several workers share it.
         if config.workers > 1 and is_served(config):
             policy_process = PolicyProcess(functools.partial(open_checkpoint, config), rows=config.batch_size)
@@ -256,7 +256,7 @@ def finish(
     rows = early_stopping.rows_until_decision(log.rows) if early_stopping is not None else None
     summary = log.finish(provenance, rows=rows)
     if early_stopping is not None:
-        comparison = compare(log.rows, early_stopping.base, error=config.error)
+        comparison = compare(log.rows, early_stopping.base, alpha=config.alpha)
         write_json(config.folder / "comparison.json", comparison, sealed=True)
         log.message("\n".join(lines(comparison)))
     write_report([config.folder], config.folder)

@@ -1,6 +1,6 @@
 """Program `vw2-compare`: test whether one policy is better than another, on the chains that both ran.
 
-    vw2-compare run=runs/second/rollout base=runs/first/rollout
+    vw2-compare run=runs/second/rollout against=runs/first/rollout
 
 Prints the difference in average length with its interval, wins and losses, the p value of a sign-flip test, and the
 decision of a sequential test that takes the chains in order: how many of them would have been enough.
@@ -31,26 +31,26 @@ class CompareConfig:
 
     run: str
     """folder of a rollout"""
-    base: str
+    against: str
     """folder of the rollout to compare it with"""
-    error: float = 0.05
+    alpha: float = 0.05
     """probability of finding a difference between equally good policies"""
     out: str | None = None
     """file for the numbers, as JSON"""
 
     def __post_init__(self) -> None:
         """Reject what cannot work."""
-        if not 0 < self.error < 1:
-            raise ValueError(f"error={self.error}, expected a probability between 0 and 1, such as 0.05")
+        if not 0 < self.alpha < 1:
+            raise ValueError(f"alpha={self.alpha}, expected a probability between 0 and 1, such as 0.05")
 
 
-def compare(rows: Sequence[Row], base: Sequence[Row], *, error: float = 0.05) -> dict[str, Any]:
+def compare(rows: Sequence[Row], base: Sequence[Row], *, alpha: float = 0.05) -> dict[str, Any]:
     """Compare two sets of rows, chain by chain.
 
     Args:
         rows: Rows of the first rollout.
         base: Rows of the rollout to compare with.
-        error: Probability that the sequential test decides wrongly where both are equally good.
+        alpha: Probability that the sequential test decides wrongly where both are equally good.
 
     Returns:
         The content of comparison.json: number of common chains, mean difference with its interval, wins, ties, losses,
@@ -67,7 +67,7 @@ def compare(rows: Sequence[Row], base: Sequence[Row], *, error: float = 0.05) ->
     mean, low, high, count = difference
     differences = [a["solved"] - b["solved"] for a, b in pairs]
     # In the order of chain numbers, which is fixed, and not in the order of finishing.
-    test = SequentialTest(largest=longest_chain([a for a, _ in pairs]), error=error)
+    test = SequentialTest(largest=longest_chain([a for a, _ in pairs]), alpha=alpha)
     for value in differences:
         test.add(value)
     return {
@@ -78,7 +78,7 @@ def compare(rows: Sequence[Row], base: Sequence[Row], *, error: float = 0.05) ->
         "ties": differences.count(0),
         "losses": sum(value < 0 for value in differences),
         "sign_flip_p": sign_flip_p(differences),
-        "error": error,
+        "alpha": alpha,
         "decision": {1: "better", -1: "worse", 0: "undecided"}[test.decision],
         "decided_after": test.decided_after,
     }
@@ -91,13 +91,13 @@ class EarlyStopping:
     and not of the order in which workers finish.
     """
 
-    def __init__(self, folder: Path, sequences: Sequence[EvalSequence], *, error: float) -> None:
+    def __init__(self, folder: Path, sequences: Sequence[EvalSequence], *, alpha: float) -> None:
         """Read the finished rollout.
 
         Args:
             folder: Folder of the finished rollout.
             sequences: Chains of the rollout that runs, in order.
-            error: Probability of a wrong decision where both are equally good.
+            alpha: Probability of a wrong decision where both are equally good.
 
         Raises:
             InputError: The folder does not hold all these chains.
@@ -105,7 +105,7 @@ class EarlyStopping:
         self._base = {row["sequence"]: row for row in read_results(folder)}
         self.base = list(self._base.values())
         self._order = list(sequences)
-        self._error = error
+        self._alpha = alpha
         for chain in self._order:
             row = self._base.get(chain.number)
             if row is None or row["subtasks"] != list(chain.subtasks):
@@ -118,7 +118,7 @@ class EarlyStopping:
         """Return the rows up to the decision, in the order of chains; None while undecided."""
         # Computed anew each time: a few hundred additions, and no state to keep in step with the rows.
         done = {row["sequence"]: row for row in rows}
-        test = SequentialTest(largest=max(len(chain.subtasks) for chain in self._order), error=self._error)
+        test = SequentialTest(largest=max(len(chain.subtasks) for chain in self._order), alpha=self._alpha)
         used = []
         for chain in self._order:
             if chain.number not in done:
@@ -137,7 +137,7 @@ def lines(result: dict[str, Any]) -> list[str]:
         f"chains in common   {result['chains']}: {result['wins']} won, {result['ties']} equal, {result['losses']} lost",
         f"average length     {result['mean_difference']:+.3f} [{low:+.3f}, {high:+.3f}]",
         f"sign-flip test     p = {result['sign_flip_p']:.4f} (for a number of chains fixed beforehand)",
-        f"sequential test    {result['decision']}, {after} (error at most {result['error']:g})",
+        f"sequential test    {result['decision']}, {after} (alpha {result['alpha']:g})",
     ]
 
 
@@ -145,11 +145,11 @@ def lines(result: dict[str, Any]) -> list[str]:
 def main(config: CompareConfig) -> None:
     """Console script `vw2-compare`."""
     sides = []
-    for name, folder in (("run", config.run), ("base", config.base)):
+    for name, folder in (("run", config.run), ("against", config.against)):
         if not (rows := read_results(Path(folder))):
             raise InputError(f"{name}={folder} holds no results.jsonl with finished chains; give a rollout's run_dir")
         sides.append(rows)
-    result = compare(*sides, error=config.error)
+    result = compare(*sides, alpha=config.alpha)
     print("\n".join(lines(result)))
     if config.out is not None:
         write_json(Path(config.out), result)

@@ -68,7 +68,7 @@ class RolloutConfig:
     """record the policy's outputs, chain by chain (rollouts/recording.py)"""
     against: str | None = None
     """run_dir of a finished rollout on the same chains: stop as soon as one of the two is better"""
-    error: float = 0.05
+    alpha: float = 0.05
     """probability of a wrong decision where both are equally good (against)"""
     n_action_steps: int | None = None
     """actions executed per policy call; none: the value that the policy was trained for"""
@@ -88,8 +88,8 @@ class RolloutConfig:
                 raise ValueError(f"{name}={getattr(self, name)}, expected at least {smallest}")
         if self.n_action_steps is not None and self.n_action_steps < 1:
             raise ValueError(f"n_action_steps={self.n_action_steps}, expected at least 1 (or null, as in training)")
-        if not 0 < self.error < 1:
-            raise ValueError(f"error={self.error}, expected a probability between 0 and 1, such as 0.05")
+        if not 0 < self.alpha < 1:
+            raise ValueError(f"alpha={self.alpha}, expected a probability between 0 and 1, such as 0.05")
         if self.shard is not None:
             parse_shard(self.shard)
             if self.against is not None:

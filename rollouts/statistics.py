@@ -118,19 +118,19 @@ class SequentialTest:
         log_capital: Side (1 or -1) -> logarithm of the capital of the bets on that side, 0 at the start.
     """
 
-    def __init__(self, *, largest: float, error: float = 0.05) -> None:
+    def __init__(self, *, largest: float, alpha: float = 0.05) -> None:
         """Start without data.
 
         Args:
             largest: Upper bound of the absolute value of a difference.
-            error: Probability of a wrong decision where both policies are equally good.
+            alpha: Probability of a wrong decision where both policies are equally good.
 
         Raises:
             ValueError: `error` is not between 0 and 1.
         """
-        if not 0 < error < 1:
-            raise ValueError(f"error={error}, expected a probability between 0 and 1, such as 0.05")
-        self.error = error
+        if not 0 < alpha < 1:
+            raise ValueError(f"alpha={alpha}, expected a probability between 0 and 1, such as 0.05")
+        self.error = alpha
         self.decision = 0
         self.decided_after: int | None = None
         self.log_capital = {1: 0.0, -1: 0.0}

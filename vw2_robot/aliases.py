@@ -49,6 +49,8 @@ KEYS = {
 """old key -> new key, at any depth"""
 
 TYPED_KEYS: Mapping[str, Callable[[Any], str]] = {
+    # The significance level of a comparison; a text is a message
+    "error": lambda value: "alpha" if isinstance(value, float) else "error",
     # How many frames of a clip, or the folder of a frame cache (none given: null)
     "frames": lambda value: "num_frames" if isinstance(value, int) else "frame_cache",
     # How many files of a source are read at the same time, or the place in each of them

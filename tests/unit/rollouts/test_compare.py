@@ -44,7 +44,7 @@ def test_a_decision_does_not_depend_on_the_order_in_which_rows_come(tmp_path):
     chains = [EvalSequence(n, {}, tuple(TASKS)) for n in range(60)]
     for number in range(60):
         append_row(tmp_path / "results.jsonl", {**row(number, 0), "instructions": []})
-    stopping = EarlyStopping(tmp_path, chains, error=0.05)
+    stopping = EarlyStopping(tmp_path, chains, alpha=0.05)
     rows = [row(n, 4) for n in range(60)]
     used = stopping.rows_until_decision(rows)
     assert len(used) == compare(rows, stopping.base)["decided_after"]

@@ -270,7 +270,7 @@ def test_workers_of_the_console_script_import_no_torch_either(tmp_path, monkeypa
             for name in ("workers", "num_sequences", "n_action_steps", "threads", "batch_size", "rollouts_per_task")
         ),
         *({name: -1} for name in ("videos", "seed", "retries")),
-        {"error": 1.0},
+        {"alpha": 1.0},
     ],
 )
 def test_settings_that_cannot_work_are_refused_with_their_number(config, changes):
@@ -313,4 +313,4 @@ def test_a_benchmark_without_single_tasks_says_so(config, counting_world, monkey
 def test_help_names_the_job_and_an_example(module):
     done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True)
     assert "Example:" in done.stdout
-    assert "run_dir" in done.stdout or "runs=" in done.stdout or "base=" in done.stdout
+    assert "run_dir" in done.stdout or "runs=" in done.stdout or "against=" in done.stdout

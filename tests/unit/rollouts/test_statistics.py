@@ -125,9 +125,9 @@ def test_the_sign_flip_test_finds_a_difference_between_equal_policies_as_seldom_
     assert np.mean(found) < 0.075  # 0.05 and more than two standard errors
 
 
-def run_test(rng, first, second, *, limit, error=0.05):
+def run_test(rng, first, second, *, limit, alpha=0.05):
     """Decision and number of chains used; both policies meet the same luck on half of the chains."""
-    one = SequentialTest(largest=5, error=error)
+    one = SequentialTest(largest=5, alpha=alpha)
     same = rng.random(limit) < 0.5
     a, b = chains(rng, first, limit), chains(rng, second, limit)
     b = np.where(same & (first == second), a, b)
@@ -140,7 +140,7 @@ def run_test(rng, first, second, *, limit, error=0.05):
 @pytest.mark.parametrize("chance", [0.3, 0.8])
 def test_equal_policies_are_found_different_less_often_than_stated(chance):
     rng = np.random.default_rng(1)
-    decisions = [run_test(rng, chance, chance, limit=400, error=0.1)[0] for _ in range(600)]
+    decisions = [run_test(rng, chance, chance, limit=400, alpha=0.1)[0] for _ in range(600)]
     assert np.mean(np.array(decisions) != 0) < 0.1
 
 
@@ -166,7 +166,7 @@ def test_a_sequential_test_is_symmetric_and_keeps_its_decision():
 
 
 def test_a_sequential_test_refuses_values_out_of_range():
-    with pytest.raises(ValueError, match=r"error=1\.5"):
-        SequentialTest(largest=5, error=1.5)
+    with pytest.raises(ValueError, match=r"alpha=1\.5"):
+        SequentialTest(largest=5, alpha=1.5)
     with pytest.raises(ValueError, match="larger than the bound 5"):
         SequentialTest(largest=5).add(6)
