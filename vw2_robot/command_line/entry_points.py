@@ -76,6 +76,8 @@ def replay() -> None:
     asks_for_help = command in ("--help", "-h")
     if command and not asks_for_help:
         lines.insert(0, f"{name}: error: there is no subcommand {command!r}; expected one of these:")
-    lines.append(f"{name} {next(iter(REPLAY_COMMANDS))} --help shows the options and an example.")
+    lines.append(f"{name} {next(iter(REPLAY_COMMANDS))} --help shows the options of a subcommand. Example:")
+    lines.append(f"  {name} serve path=runs/replay port=8765 num_frames=9 listen=all")
+    lines.append(f"  {name} fill address=127.0.0.1:8765 'data.sources=[{{path: DIR/bridge_dataset/1.0.0}}]'")
     print("\n".join(lines), file=sys.stdout if asks_for_help else sys.stderr)
     raise SystemExit(0 if asks_for_help else 2)
