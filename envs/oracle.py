@@ -64,6 +64,11 @@ class TaskOracle:
     def get_task_info_for_set(self, start_info: Info, end_info: Info, task_filter: Iterable[str]) -> set[str]:
         """Return the names in `task_filter` whose tasks happened between `start_info` and `end_info`.
 
+        Args:
+            start_info: task info at the first of the two moments.
+            end_info: task info at the second one.
+            task_filter: names of the tasks to check.
+
         Raises:
             InputError: an unknown name.
         """
@@ -85,6 +90,12 @@ def rotate_object(start: Info, end: Info, *, block: str, degrees: float) -> bool
     """Return whether a block was rotated about the vertical by more than `degrees` (positive: counter-clockwise).
 
     It must also be neither shifted nor tilted, and put down.
+
+    Args:
+        start: task info at the first of the two moments.
+        end: task info at the second one.
+        block: name of the block.
+        degrees: threshold of the rotation in degrees in (-180, 180), with its direction as the sign.
     """
     before = _block(start, block)
     after = _block(end, block)
@@ -105,7 +116,18 @@ def rotate_object(start: Info, end: Info, *, block: str, degrees: float) -> bool
 
 
 def push_object(start: Info, end: Info, *, block: str, dx: float, dy: float) -> bool:
-    """Return whether a block moved along x by more than `dx` (negative: to the left) and still stands on the same."""
+    """Return whether a block moved along x by more than `dx` (negative: to the left) and still stands on the same.
+
+    Args:
+        start: task info at the first of the two moments.
+        end: task info at the second one.
+        block: name of the block.
+        dx: threshold of the shift along x in meters, with its direction as the sign.
+        dy: must be 0.
+
+    Raises:
+        AssertionError: `dy` is not 0.
+    """
     assert dy == 0, "the benchmark pushes along x only"
     before = _block(start, block)
     after = _block(end, block)
@@ -121,7 +143,16 @@ def push_object(start: Info, end: Info, *, block: str, dx: float, dy: float) -> 
 
 
 def lift_object(start: Info, end: Info, *, block: str, dz: float, body: str, link: str) -> bool:
-    """Return whether a block that was on `link` of `body` was raised by more than `dz` and touches only the robot."""
+    """Return whether a block that was on `link` of `body` was raised by more than `dz` and touches only the robot.
+
+    Args:
+        start: task info at the first of the two moments.
+        end: task info at the second one.
+        block: name of the block.
+        dz: threshold of the rise in meters.
+        body: piece of furniture that the block was on.
+        link: link of `body` that the block was on.
+    """
     before = _block(start, block)
     after = _block(end, block)
     return bool(
@@ -132,7 +163,14 @@ def lift_object(start: Info, end: Info, *, block: str, dz: float, body: str, lin
 
 
 def place_object(start: Info, end: Info, *, body: str, link: str) -> bool:
-    """Return whether the one block in the gripper has been released and touches `link` of `body`."""
+    """Return whether the one block in the gripper has been released and touches `link` of `body`.
+
+    Args:
+        start: task info at the first of the two moments.
+        end: task info at the second one.
+        body: piece of furniture to place the block on.
+        link: link of `body` that the block must touch at the end.
+    """
     robot = start["robot_info"]
     held = _touched_bodies(robot)
     # At the start the robot touches one block and nothing else, and that block touches only the robot.
@@ -150,7 +188,17 @@ def place_object(start: Info, end: Info, *, body: str, link: str) -> bool:
 def push_object_into(
     start: Info, end: Info, *, blocks: list[str], from_body: str, from_link: str, to_body: str, to_link: str
 ) -> bool:
-    """Return whether a block that touched only one surface now touches the other (quirk: module docstring)."""
+    """Return whether a block that touched only one surface now touches the other (quirk: module docstring).
+
+    Args:
+        start: task info at the first of the two moments.
+        end: task info at the second one.
+        blocks: names of the blocks; any one of them is enough.
+        from_body: piece of furniture that the block touched at the start.
+        from_link: link of `from_body` that it touched, and nothing else.
+        to_body: piece of furniture that the block must touch at the end.
+        to_link: link of `to_body` that it must touch.
+    """
     source = _surface(start, from_body, from_link)
     goal = _surface(end, to_body, to_link)
     return any(
@@ -160,13 +208,28 @@ def push_object_into(
 
 
 def move_door_rel(start: Info, end: Info, *, joint: str, change: float) -> bool:
-    """Return whether slide or drawer moved by more than `change` meters, in the direction of its sign."""
+    """Return whether slide or drawer moved by more than `change` meters, in the direction of its sign.
+
+    Args:
+        start: task info at the first of the two moments.
+        end: task info at the second one.
+        joint: name of the joint of slide or drawer.
+        change: threshold of the joint's change in meters, with its direction as the sign.
+    """
     before, after = (info["scene_info"]["doors"][joint]["current_state"] for info in (start, end))
     return bool(after - before > change if change > 0 else after - before < change)
 
 
 def toggle_light(start: Info, end: Info, *, light: str, before: int, after: int) -> bool:
-    """Return whether the light was `before` (0 or 1) and is `after`."""
+    """Return whether the light was `before` (0 or 1) and is `after`.
+
+    Args:
+        start: task info at the first of the two moments.
+        end: task info at the second one.
+        light: name of the light, `lightbulb` or `led`.
+        before: state at the start, 0 (off) or 1 (on).
+        after: state at the end, 0 (off) or 1 (on).
+    """
     states = [info["scene_info"]["lights"][light]["logical_state"] for info in (start, end)]
     return bool(states == [before, after])
 
@@ -175,6 +238,11 @@ def stack_objects(start: Info, end: Info, *, max_velocity: float = 1) -> bool:
     """Return whether a block that touched no other block now touches blocks and nothing else, at rest.
 
     At rest: every component of its velocity is below `max_velocity`, m/s or rad/s.
+
+    Args:
+        start: task info at the first of the two moments.
+        end: task info at the second one.
+        max_velocity: limit at the end, of linear velocity in m/s and of angular velocity in rad/s.
     """
     uids = {block["uid"] for block in _blocks(end).values()}
     for name, after in _blocks(end).items():
@@ -187,7 +255,13 @@ def stack_objects(start: Info, end: Info, *, max_velocity: float = 1) -> bool:
 
 
 def unstack_objects(start: Info, end: Info, *, max_velocity: float = 1) -> bool:
-    """Return whether a block that touched blocks and nothing else, at rest, now touches none; it may be held."""
+    """Return whether a block that touched blocks and nothing else, at rest, now touches none; it may be held.
+
+    Args:
+        start: task info at the first of the two moments.
+        end: task info at the second one.
+        max_velocity: limit at the start, of linear velocity in m/s and of angular velocity in rad/s.
+    """
     uids = {block["uid"] for block in _blocks(start).values()}
     for name, before in _blocks(start).items():
         before_touched = _touched_bodies(before)

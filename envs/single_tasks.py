@@ -54,6 +54,12 @@ def needs_prelude(sequence: EvalSequence) -> bool:
 
 
 def go_to_single_start(env: CalvinEnv, sequence: EvalSequence, oracle: Any) -> None:
-    """Bring an environment to the start of a sequence that needs a prelude, with the scripted expert."""
+    """Bring an environment to the start of a sequence that needs a prelude, with the scripted expert.
+
+    Args:
+        env: the environment; it is reset.
+        sequence: one for which `needs_prelude` is true; its initial state holds the seed of the expert.
+        oracle: judges the tasks that must come before.
+    """
     rng = np.random.default_rng(sequence.initial_state[PRELUDE])
     go_to_start(env, sequence.subtasks[0], oracle, rng)

@@ -121,7 +121,16 @@ def log_rates(init: PolicyInit, run: Run) -> None:
 
 
 def cache_images(dataset: CalvinDataset, init: PolicyInit, folder: Path) -> CachedDataset:
-    """Cache the images of a data set in both sizes, each resized from the original, as the agent resizes its own."""
+    """Cache the images of a data set in both sizes, each resized from the original, as the agent resizes its own.
+
+    Args:
+        dataset: where the images are.
+        init: the policy, and the dLDM if there is one; they decide the sizes.
+        folder: of frame caches, one for each size.
+
+    Returns:
+        The data set with its caches, which are one where both sizes are equal.
+    """
     px = init.policy.config.image_px
     frame_cache = cache_size(dataset, folder, init.frame_size)
     if init.frame_size == (px, px):
@@ -130,7 +139,13 @@ def cache_images(dataset: CalvinDataset, init: PolicyInit, folder: Path) -> Cach
 
 
 def cache_size(dataset: CalvinDataset, folder: Path, size: tuple[int, int]) -> FrameCache:
-    """Return the images of a data set in one (height, width); wait where another run is making them now."""
+    """Return the images of a data set in one (height, width); wait where another run is making them now.
+
+    Args:
+        dataset: where the images are.
+        folder: of frame caches; the cache is a folder inside, named by data set, split and size.
+        size: (height, width) of the cached images, pixels.
+    """
     height, width = size
     # Data sets of the same folder name may share `folder`, so the cache's name has a digest of the whole path.
     digest = hashlib.sha256(str(dataset.path.resolve()).encode()).hexdigest()[:8]

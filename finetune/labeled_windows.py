@@ -245,7 +245,13 @@ class VideoWindows:
         self.codes = np.concatenate(found)
 
     def images(self, rows: NDArray[np.int64], *, image_px: int, device: torch.device) -> Tensor:
-        """Return float [B, 3, px, px] in [-1, 1]: the image at each start."""
+        """Return float [B, 3, px, px] in [-1, 1]: the image at each start.
+
+        Args:
+            rows: int64 [B], numbers of the windows.
+            image_px: height and width of the images in pixels.
+            device: where the images are put.
+        """
         pixels = self.policy_frame_cache.read_batch(self.episode[rows], self.start[rows][:, None])[:, 0]
         resized = np.stack([resize_frame(frame, height=image_px, width=image_px) for frame in pixels])
         return to_model_range(torch.from_numpy(resized).to(device))

@@ -61,7 +61,17 @@ def action_errors(config: FinetuneConfig, predicted: Tensor, actions: Tensor) ->
 
 
 def action_loss(config: FinetuneConfig, predicted: Tensor, actions: Tensor, action_mask: Tensor) -> Tensor:
-    """Return the mean of `action_errors` over the actions [B, R] that are no padding."""
+    """Return the mean of `action_errors` over the actions [B, R] that are no padding.
+
+    Args:
+        config: `gripper_loss` and `gripper_weight`.
+        predicted: [B, R, A] of the head, in normalized units; with `bce` the gripper's is a logit.
+        actions: [B, R, A], the actions of the data set in normalized units.
+        action_mask: [B, R], true or 1 where the action is no padding.
+
+    Returns:
+        A scalar; 0 if all actions are padding.
+    """
     return (action_errors(config, predicted, actions) * action_mask).sum() / action_mask.sum().clamp(min=1)
 
 

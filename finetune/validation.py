@@ -133,7 +133,14 @@ def validate(
 def masked_errors(
     config: FinetuneConfig, predicted: Tensor, windows: LabeledWindows, rows: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Return [n, R]: the loss of each action, 0 for padding."""
+    """Return [n, R]: the loss of each action, 0 for padding.
+
+    Args:
+        config: `gripper_loss` and `gripper_weight`.
+        predicted: [n, R, A] of the head, on the CPU, in normalized units; with `bce` the gripper's is a logit.
+        windows: labeled; their actions and action masks are compared with.
+        rows: [n], positions of the windows that were predicted.
+    """
     errors = action_errors(config, predicted, torch.from_numpy(windows.actions[rows]))
     # float64 for the sums over all windows.
     return errors.double().numpy() * windows.action_mask[rows]

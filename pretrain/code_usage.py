@@ -108,6 +108,12 @@ class CodeUsageMonitor(nn.Module):
 def code_usage(dldm: DLDM, frame_cache: FrameCache, config: PretrainConfig, *, device: torch.device) -> dict[str, Any]:
     """Count codes over `train_dldm.usage_clips` windows of all episodes, and write codes.json: in total and by slot.
 
+    Args:
+        dldm: encodes the windows; its parameters must be on `device`.
+        frame_cache: the frames of all episodes.
+        config: gives the number and length of the windows, their time base, the seed, and the folder of codes.json.
+        device: of the dLDM.
+
     Returns:
         What codes.json holds: histogram [V], by_slot [N][V], used, perplexity, clips.
     """

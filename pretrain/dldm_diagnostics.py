@@ -85,6 +85,14 @@ def shuffle_ratio(
     """Return L_den with the codes of the neighbor in the batch over L_den with the right ones, under equal noise.
 
     1 where the VDM ignores the codes; the more above 1, the more it needs them.
+
+    Args:
+        vdm: the video model whose denoising loss L_den is compared.
+        latents: [B, C, K, h, w], clean latents of the clips.
+        codes: [B, M, N, L], quantized codes of the clips.
+        control_video: [B, C, K, h, w], latents of the control video.
+        valid: [B, M], False on latent steps that hold padding.
+        seed: of the noise, which is the same for both losses.
     """
     losses = []
     # Codes of another clip, not random ones: they have the right distribution and the wrong motion.

@@ -172,7 +172,17 @@ def open_encoder(
 
 
 def describe_windows(config: PretrainConfig, frame_cache: FrameCache, windows: LatentWindows) -> dict[str, object]:
-    """Return the facts on all windows that index.json holds."""
+    """Return the facts on all windows that index.json holds.
+
+    Args:
+        config: how windows are cut, and the shape of the codes.
+        frame_cache: the frames that were encoded; its episodes give the frame rates in Hz.
+        windows: all n windows with their codes [n, M, N], in order of episode and start.
+
+    Returns:
+        Name -> fact: `levels` of the quantizer, `stride` and `cache_stride` in frames, `steps` (latent steps per
+        window), `hz` (sorted effective rates in Hz), `windows` and `codes_used` (counts), and `slice_agreement`.
+    """
     stride = config.dldm.temporal_stride
     cache_stride = config.extract_latents.cache_stride
     return {

@@ -220,6 +220,16 @@ def plan_segments(
 ) -> PlanSegment:
     """Return the function that gives the codes of a segment: predicted, encoded, or of a file.
 
+    Args:
+        config: `codes` says which; also number of segments, plan, sampling and seed.
+        policy: on the device; used for predicted codes alone.
+        dldm: on the device; its size decides the M latent steps and N codes per step of a segment.
+        begin: its instruction for predicted codes, its true continuation for encoded ones.
+        device: where encoded codes and those of a file are put.
+
+    Returns:
+        (number of the segment from 0, its first frame [1, 3, H, W]) -> codes [1, M, N].
+
     Raises:
         InputError: there are too few codes for all segments, or the file does not hold codes.
     """
@@ -246,7 +256,16 @@ def plan_segments(
 
 
 def encode_true(dldm: DLDM, begin: Beginning, device: torch.device) -> Tensor:
-    """Return [latent steps, N]: codes of each segment of the true continuation, encoded from its own first frame."""
+    """Return [latent steps, N]: codes of each segment of the true continuation, encoded from its own first frame.
+
+    Args:
+        dldm: on the device; encodes clips of 1 + M * temporal_stride frames.
+        begin: with a true continuation, uint8 [1 + L, H, W, 3]; frames after the last whole segment are left out.
+        device: where the clips are encoded.
+
+    Returns:
+        int64 codes on the device, M latent steps for each whole segment; [0, N] where there is none.
+    """
     assert begin.true is not None
     span = dldm.config.latent_steps * dldm.config.temporal_stride
     # Neighboring clips share a frame, as decoded segments do.
@@ -276,6 +295,15 @@ def read_codes(file: Path, dldm: DLDM) -> Tensor:
 
 def open_renderer(folder: str, config: ImagineConfig, dldm: DLDM, device: torch.device) -> Renderer:
     """Return the VDM of the dLDM stage in `folder`, or in a run folder of pretrain-on-openx.
+
+    Args:
+        folder: folder of the dLDM stage, or the run folder that has it as `dldm`.
+        config: `grayscale_control` and `sample_steps` of the renderer.
+        dldm: that of the policy; the stage must have the same encoder.
+        device: where VDM and codec are put.
+
+    Returns:
+        VDM and codec in eval mode, and how they render.
 
     Raises:
         InputError: it belongs to another dLDM than the policy, or the stage was trained without a VDM.

@@ -161,7 +161,17 @@ def build_modules(
 
 
 def restore(path: Path, modules: Modules, training: TrainingClips) -> None:
-    """Continue where that checkpoint was written: weights, counted codes, and the position in the training clips."""
+    """Continue where that checkpoint was written: weights, counted codes, and the position in the training clips.
+
+    Args:
+        path: the checkpoint folder of this stage.
+        modules: all modules of the run; their weights are replaced in place.
+        training: the training clips, which are set to the stored position.
+
+    Raises:
+        InputError: the checkpoint is damaged or of another kind, does not fit the modules, or is of a run on other
+            clips.
+    """
     checkpoint = load_checkpoint(path, kind="dldm")
     learning: dict[str, nn.Module] = {"dldm": modules.dldm}
     if modules.vdm is not None:
@@ -255,7 +265,19 @@ def train_phase(
 
 
 def dldm_loss(config: PretrainConfig, modules: Modules, x: Tensor, valid: Tensor, *, phase: int, step: int) -> DLDMLoss:
-    """Return the loss of one training batch under autocast; its noise depends on the seed and the step alone."""
+    """Return the loss of one training batch under autocast; its noise depends on the seed and the step alone.
+
+    Args:
+        config: the seed, the loss weights and switches of both phases, and the precision of autocast.
+        modules: the dLDM, and for phase 2 the VDM with its codec; without them phase 2 has the loss of phase 1.
+        x: pixels of the clips [B, T, 3, H, W] in [-1, 1].
+        valid: bool [B, M], the latent steps that are no padding.
+        phase: 1 or 2.
+        step: number of the training step, from 0 over both phases.
+
+    Returns:
+        The loss (a scalar), its parts for the log without gradient, and the codes [B, M, N] of the batch.
+    """
     phases = config.train_dldm
     noise = generator(config.seed, step, stream=STREAM_LOSS)
     with config.hardware.autocast(x.device):
@@ -273,7 +295,17 @@ def dldm_loss(config: PretrainConfig, modules: Modules, x: Tensor, valid: Tensor
 
 
 def validate_on(sampler: ClipSampler, config: PretrainConfig, modules: Modules, *, phase: int) -> dict[str, float]:
-    """Return what `validate` finds on the first clips of that sampler, the same ones every time."""
+    """Return what `validate` finds on the first clips of that sampler, the same ones every time.
+
+    Args:
+        sampler: where the clips are read, held-out or training ones.
+        config: the number of clips, the seed, and whether the control video is gray.
+        modules: the averages are validated if there are any, else the trained modules.
+        phase: 1 or 2; shuffle ratios are measured in phase 2 with a VDM alone.
+
+    Returns:
+        {name in the log: value}, with `dldm/ratio_to_copy`, `dldm/codes_used` and `dldm/perplexity`.
+    """
     dldm, vdm = modules.evaluated()
     clips = to_device(sampler.batch(0, config.train_dldm.validation_clips), next(dldm.parameters()).device)
     grayscale = config.train_dldm.control_grayscale
@@ -282,6 +314,13 @@ def validate_on(sampler: ClipSampler, config: PretrainConfig, modules: Modules, 
 
 def check_advance(config: PretrainConfig, run: Run, modules: Modules, clips: Clips) -> None:
     """Log it, or with `advance=ratio` stop, when phase 2 is about to begin on a reconstruction that shows no motion.
+
+    Args:
+        config: `train_dldm.advance` and `train_dldm.advance_ratio`, the most that the error may be of that of
+            copy-first-frame.
+        run: gets the log message.
+        modules: as they are after phase 1.
+        clips: held-out clips decide; training clips without augmentation are measured for the message.
 
     Raises:
         InputError: `advance=ratio`, and the ratio was not reached in all of phase 1.
@@ -311,7 +350,17 @@ def save(
     *,
     frames_digest: str,
 ) -> None:
-    """Write all that the next stages or a resumed run need, after `step + 1` steps."""
+    """Write all that the next stages or a resumed run need, after `step + 1` steps.
+
+    Args:
+        config: sizes of the modules and the time base, which the checkpoint holds.
+        run: writes the checkpoint into its folder.
+        modules: the averages if there are any, and the trained weights.
+        clips: of which the position in the training clips is stored.
+        step: number of the last finished step, from 0 over both phases.
+        optimizer: of the current phase.
+        frames_digest: digest of the frame cache, stored in the checkpoint.
+    """
     dldm, vdm = modules.evaluated()
     write = partial(
         save_checkpoint,
@@ -332,7 +381,15 @@ def save(
 
 
 def summarize(config: PretrainConfig, run: Run, modules: Modules, clips: Clips, frame_cache: FrameCache) -> None:
-    """Write codes.json and reconstructions.png, and log one line on reconstruction and codes."""
+    """Write codes.json and reconstructions.png, and log one line on reconstruction and codes.
+
+    Args:
+        config: of the run.
+        run: its folder gets both files, its log the line.
+        modules: after training; the averages are measured if there are any.
+        clips: held-out clips, and training clips without augmentation.
+        frame_cache: its frames are encoded to count the codes.
+    """
     dldm, vdm = modules.evaluated()
     device = next(dldm.parameters()).device
     usage = code_usage(dldm, frame_cache, config, device=device)

@@ -150,7 +150,14 @@ def train_codes(config: PretrainConfig, run: Run) -> None:
 
 
 def drop_codes(policy: LatentPolicy, codes: torch.Tensor, *, share: float, noise: torch.Generator) -> torch.Tensor:
-    """Return the codes [B, H, N] with null codes in every slot of a random share of the samples."""
+    """Return the codes [B, H, N] with null codes in every slot of a random share of the samples.
+
+    Args:
+        policy: gives the null code.
+        codes: code indices int [B, H, N].
+        share: probability in [0, 1] that the codes of a sample are dropped.
+        noise: CPU generator that the dropped samples are drawn with; not used if `share` is 0.
+    """
     if share == 0:
         return codes
     dropped = torch.rand(len(codes), generator=noise).to(codes.device) < share
@@ -182,6 +189,11 @@ def open_datasets(config: PretrainConfig) -> PolicyDatasets:
 
 def resize_windows(config: PretrainConfig, windows: LatentWindows, frame_cache: FrameCache) -> LatentWindows:
     """Return the windows with `train_policy.latent_steps` latent steps each: cut, or joined end to end.
+
+    Args:
+        config: its `train_policy.latent_steps` is the number wanted; None keeps the windows as they are.
+        windows: windows of the latent cache, with `dldm.latent_steps` latent steps each.
+        frame_cache: gives the frame rate of each episode, Hz.
 
     Raises:
         InputError: longer ones are wanted and no window of the cache begins where another one ends.
@@ -217,7 +229,15 @@ def save(
     policy: LatentPolicy,
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Write policy and dLDM: all that later stages and a resumed run need."""
+    """Write policy and dLDM: all that later stages and a resumed run need.
+
+    Args:
+        path: the checkpoint to write.
+        config: configuration of policy, dLDM and data, which is stored.
+        datasets: gives the dLDM, the rate of its clips in Hz, and what the policy was trained on.
+        policy: the policy to store.
+        optimizer: its state is stored, so that a run can be resumed.
+    """
     dldm = datasets.dldm
     save_checkpoint(
         path,

@@ -76,7 +76,13 @@ def open_vdm(config: PretrainConfig, clips: ClipSampler) -> tuple[VDM, VideoCode
 
 
 def prepare_codec(config: PretrainConfig, codec: VideoCodec, clips: ClipSampler) -> None:
-    """Load the codec's weights, or measure the scale of its latents on training clips."""
+    """Load the codec's weights, or measure the scale of its latents on training clips.
+
+    Args:
+        config: `codec.weights` is the folder to load from, if any.
+        codec: is changed in place.
+        clips: sampler of training clips; one batch of 64 clips is measured.
+    """
     if isinstance(codec, WanCodec) and config.codec.weights is not None:
         codec.load_folder(config.codec.weights)
     else:
@@ -87,7 +93,18 @@ def prepare_codec(config: PretrainConfig, codec: VideoCodec, clips: ClipSampler)
 def prior_loss(
     config: PretrainConfig, vdm: VDM, codec: VideoCodec, clips: tuple[Tensor, Tensor], noise: torch.Generator
 ) -> Tensor:
-    """Return the denoising loss of a batch (pixels, valid steps) without codes and without control."""
+    """Return the denoising loss of a batch without codes and without control.
+
+    Args:
+        config: precision, and the shape of the codes that are hidden.
+        vdm: the model to train.
+        codec: encodes the clips into latents.
+        clips: (pixels [B, T, 3, H, W] in [-1, 1], valid steps bool [B, M]), on the device.
+        noise: generator of noise levels and noise, on the CPU.
+
+    Returns:
+        The loss, a scalar tensor.
+    """
     x, valid = clips
     with config.hardware.autocast(x.device):
         # The shape of codes matters, their values do not: `drop_codes` puts the null context in their place.

@@ -170,7 +170,14 @@ def _rollout(config: RolloutConfig) -> dict[str, Any]:
 
 
 def log_start(log: RolloutLog, benchmark: Benchmark, config: RolloutConfig, *, done: int) -> None:
-    """Log how many chains are done already, and a warning where the schedule can change results."""
+    """Log how many chains are done already, and a warning where the schedule can change results.
+
+    Args:
+        log: Takes the messages.
+        benchmark: Its metadata tell whether resets are legacy ones.
+        config: Configuration of the rollout; `workers` counts.
+        done: Number of chains that have a row already.
+    """
     if done:
         log.message(f"{done} of {log.total} chains are done, continuing with the rest")
     if benchmark.metadata.get("reset_mode") == "legacy" and (config.workers > 1 or done):
@@ -251,7 +258,17 @@ def _run_jobs(
 def finish(
     config: RolloutConfig, log: RolloutLog, provenance: dict[str, Any], early_stopping: EarlyStopping | None
 ) -> dict[str, Any]:
-    """Write summary.json, comparison.json and the report; returns the summary."""
+    """Write summary.json, comparison.json and the report; returns the summary.
+
+    Args:
+        config: Configuration of the rollout; its folder takes the files.
+        log: The rows of the chains.
+        provenance: Content of provenance.json.
+        early_stopping: The comparison with a finished rollout; None: no comparison.json, and all rows count.
+
+    Returns:
+        The content of summary.json.
+    """
     # Rows up to the decision only: which further chains other workers finished meanwhile is a matter of timing.
     rows = early_stopping.rows_until_decision(log.rows) if early_stopping is not None else None
     summary = log.finish(provenance, rows=rows)

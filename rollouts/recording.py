@@ -39,7 +39,13 @@ class Recording:
         self._outputs: list[PolicyOutput] = []
 
     def on_policy_call(self, subtask: int, observation: Observation, output: PolicyOutput) -> None:
-        """Keep one output."""
+        """Keep one output.
+
+        Args:
+            subtask: Position of the subtask within the chain, from 0.
+            observation: What the policy was given; not kept.
+            output: What the policy returned, before clipping: actions [H, A], and latent tokens where it has them.
+        """
         self._subtasks.append(subtask)
         self._outputs.append(output)
 

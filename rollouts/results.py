@@ -163,7 +163,13 @@ def append_row(path: Path, row: Row) -> None:
 
 
 def append_seconds(path: Path, number: int, seconds: float) -> None:
-    """Append the time that a chain took."""
+    """Append the time that a chain took.
+
+    Args:
+        path: timing.jsonl.
+        number: of the chain.
+        seconds: time that the chain took; rounded to 0.0001 seconds.
+    """
     append_line(path, sealed_line({"sequence": number, "seconds": round(seconds, 4)}))
 
 

@@ -117,7 +117,13 @@ class ChainVideo:
         self._recording = Recording()
 
     def on_policy_call(self, subtask: int, observation: Observation, output: PolicyOutput) -> None:
-        """Keep the output, and the image of the first camera."""
+        """Keep the output, and the image of the first camera at every `stride`-th call of a subtask.
+
+        Args:
+            subtask: Position of the subtask within the chain, from 0.
+            observation: What the policy was given; its images are uint8 [H, W, 3].
+            output: What the policy returned, before clipping.
+        """
         self._recording.on_policy_call(subtask, observation, output)
         while len(self._frames) <= subtask:
             self._frames.append([])

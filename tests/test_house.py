@@ -497,3 +497,16 @@ def test_the_tree_of_the_contributing_page_is_the_tree_of_the_repository() -> No
     assert all((REPO / folder).is_dir() for folder in folders)
     packages = {path.parent for path in modules().values()} - {REPO / "vw2_robot" / "models"}
     assert {path.relative_to(REPO).as_posix() for path in packages} <= folders
+
+
+def test_public_functions_of_three_arguments_or_more_describe_each_of_them() -> None:
+    lacking = []
+    for name, path in modules().items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+        for node in (node for owner in (tree, *classes) for node in owner.body if isinstance(node, ast.FunctionDef)):
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            count = sum(argument.arg not in {"self", "cls"} for argument in arguments)
+            if count > 2 and not node.name.startswith("_") and "Args:" not in (ast.get_docstring(node) or ""):
+                lacking.append(f"{name}:{node.lineno} {node.name}")
+    assert not lacking, "\n".join(["", *lacking])

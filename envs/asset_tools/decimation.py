@@ -30,7 +30,16 @@ def decimate(vertices: Floats, triangles: Triangles, *, target: int, cell_m: flo
 
 
 def cluster(vertices: Floats, triangles: Triangles, *, cell_m: float) -> tuple[Floats, Triangles]:
-    """Merge the vertices of each cell of a grid into their mean; drop triangles that vanish."""
+    """Merge the vertices of each cell of a grid into their mean; drop triangles that vanish.
+
+    Args:
+        vertices: [N, 3], meters.
+        triangles: [M, 3], indices of vertices.
+        cell_m: edge of a cell, meters.
+
+    Returns:
+        The merged vertices that have a triangle, [at most N, 3] in meters, and the triangles left, [at most M, 3].
+    """
     cells = np.floor(vertices / cell_m).astype(np.int64)
     _, group = np.unique(cells, axis=0, return_inverse=True)
     group = group.reshape(-1)
@@ -44,7 +53,16 @@ def cluster(vertices: Floats, triangles: Triangles, *, cell_m: float) -> tuple[F
 
 
 def collapse(vertices: Floats, triangles: Triangles, *, target: int) -> tuple[Floats, Triangles]:
-    """Collapse the edge of least quadric error until `target` triangles are left."""
+    """Collapse the edge of least quadric error until `target` triangles are left.
+
+    Args:
+        vertices: [N, 3], meters.
+        triangles: [M, 3], indices of vertices.
+        target: number of triangles to reach; more are left where no edge can collapse without flipping a triangle.
+
+    Returns:
+        The vertices that have a triangle, [at most N, 3] in meters, and the triangles left, [at most M, 3].
+    """
     position = [tuple(row) for row in vertices.tolist()]
     faces: dict[int, tuple[int, int, int]] = {k: (a, b, c) for k, (a, b, c) in enumerate(triangles.tolist())}
     # Numbers of the faces around each vertex.

@@ -60,7 +60,14 @@ class Mesh:
         self.polygons.append(([(float(x), float(y), float(z)) for x, y, z in points], uv))
 
     def add_box(self, low: Point, high: Point, *, grain_axis: int | None = None, hidden: Collection[str] = ()) -> None:
-        """Add an axis-aligned box without the faces ("+z", "-x", ...) in `hidden`, which other parts always cover."""
+        """Add an axis-aligned box.
+
+        Args:
+            low: corner with the lowest x, y, z, in meters.
+            high: corner with the highest x, y, z, in meters.
+            grain_axis: axis (0, 1, 2) along which the grain of the wood runs; None: the longest side of the box.
+            hidden: faces ("+z", "-x", ...) to leave out, because other parts always cover them.
+        """
         if grain_axis is None:
             grain_axis = int(np.argmax(np.subtract(high, low)))
         corners = box_corners(low, high)
@@ -71,7 +78,12 @@ class Mesh:
     def add_prism(self, outline: Sequence[tuple[float, float]], axis: int, start: float, end: float) -> None:
         """Extrude a convex outline along `axis` from `start` to `end`.
 
-        The outline runs counter-clockwise in the two other axes, taken in cyclic order (y, z; z, x; or x, y).
+        Args:
+            outline: corners in meters, counter-clockwise in the two other axes, taken in cyclic order (y, z; z, x; or
+                x, y).
+            axis: axis of the extrusion (0, 1, 2).
+            start: coordinate of the lower end along `axis`, in meters.
+            end: coordinate of the upper end along `axis`, in meters.
         """
         rings: list[list[Point]] = []
         for level in (start, end):
@@ -144,7 +156,16 @@ def polygon_normal(points: Sequence[Point]) -> Point:
 
 
 def chamfered(width: float, height: float, cut: float) -> list[tuple[float, float]]:
-    """Return the outline of a rectangle around the origin with its corners cut off, for `Mesh.add_prism`."""
+    """Return the outline of a rectangle around the origin with its corners cut off, for `Mesh.add_prism`.
+
+    Args:
+        width: side along the first axis of the outline, in meters.
+        height: side along the second axis of the outline, in meters.
+        cut: length that each corner takes from both of its sides, in meters.
+
+    Returns:
+        Eight corners in meters, counter-clockwise.
+    """
     x = width / 2
     y = height / 2
     return [

@@ -50,14 +50,33 @@ class Embodiment:
 
 
 def ball(middle: float, radius: float, *, start: float, tube: float) -> Profile:
-    """Return the profile of a tube from `start` that ends in a ball around `middle`."""
+    """Return the profile of a tube from `start` that ends in a ball around `middle`.
+
+    Args:
+        middle: height of the center of the ball along the axis, in meters.
+        radius: of the ball, in meters.
+        start: height at which the tube begins, in meters.
+        tube: radius of the tube, in meters.
+
+    Returns:
+        Pairs (height along the axis, radius), in meters: the start of the tube, then 7 points of the ball.
+    """
     first = math.acos(min(1.0, tube / radius))
     angles = np.linspace(-first, QUARTER, 7)
     return ((start, tube), *((middle + radius * math.sin(a), max(radius * math.cos(a), 1e-4)) for a in angles.tolist()))
 
 
 def band(low: float, high: float, radius: float) -> Profile:
-    """Return the profile of a ring with beveled edges."""
+    """Return the profile of a ring with beveled edges.
+
+    Args:
+        low: height of its lower end along the axis, in meters.
+        high: height of its upper end along the axis, in meters.
+        radius: of the ring between the bevels, in meters; 0.004 less at both ends.
+
+    Returns:
+        4 pairs (height along the axis, radius), in meters.
+    """
     return ((low, radius - 0.004), (low + 0.003, radius), (high - 0.003, radius), (high, radius - 0.004))
 
 
@@ -195,7 +214,14 @@ def base_link(files: Files, arm: Embodiment) -> list[str]:
 
 
 def arm_link(files: Files, number: int, link: RobotLink, arm: Embodiment) -> list[str]:
-    """Return the URDF lines of link `number`, from 1, with its joint, and add its meshes to `files`."""
+    """Return the URDF lines of link `number`, from 1, with its joint, and add its meshes to `files`.
+
+    Args:
+        files: path -> content; the OBJ files of shell and ring are added here.
+        number: of the link, from 1; the parent of link 1 is the base.
+        link: mass, joint pose and limits, and shapes of this link.
+        arm: the robot, for the colors of shell and ring.
+    """
     name = f"arm_{number}"
     parent = f"arm_{number - 1}" if number > 1 else "base"
     lines = [f'  <link name="{name}">']

@@ -94,7 +94,13 @@ def panda_files(source: Path) -> Files:
 
 
 def arm_link(link: PandaLink, source: Path, files: Files) -> list[str]:
-    """Return the URDF lines of a link and of its joint, and add the meshes to `files`."""
+    """Return the URDF lines of a link and of its joint, and add the meshes to `files`.
+
+    Args:
+        link: the link, with the joint that carries it.
+        source: the folder pybullet_data/franka_panda, where the meshes are read.
+        files: path relative to the assets folder -> content; the meshes of the link are added.
+    """
     lines = [f'  <link name="{link.name}">', *_inertial(link.mass, link.center)]
     if link.mesh is not None:
         for shade, (vertices, triangles) in shaded_parts(source, link).items():
@@ -158,7 +164,13 @@ def dark_materials(path: Path) -> set[str]:
 
 
 def finger_links(number: int, side: str, sign: int) -> list[str]:
-    """Return the URDF lines of a finger and its pad; `sign` is 1 for the left one and -1 for the right one."""
+    """Return the URDF lines of a finger and its pad.
+
+    Args:
+        number: number in the name of the finger's joint, 1 for the left finger and 2 for the right one.
+        side: `left` or `right`, as in the names of the links.
+        sign: 1 for the left finger, which slides along +y, and -1 for the right one, which slides along -y.
+    """
     rotation = 0.0 if sign == 1 else 2 * QUARTER
     return [
         f'  <link name="panda_{side}finger">',

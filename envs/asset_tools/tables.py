@@ -301,7 +301,15 @@ def plank_link() -> Link:
 
 
 def add_ball(mesh: Mesh, center: Point, radius: float, *, rings: int = 7, sides: int = 12) -> None:
-    """Add a ball of flat facets, poles along y."""
+    """Add a ball of flat facets, poles along y.
+
+    Args:
+        mesh: the facets are added here.
+        center: (x, y, z) of the ball in the frame of the mesh, in meters.
+        radius: of the ball, in meters.
+        rings: number of rings of facets from pole to pole.
+        sides: number of facets around each ring.
+    """
     for i in range(rings):
         low = math.pi * i / rings
         high = math.pi * (i + 1) / rings

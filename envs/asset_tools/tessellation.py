@@ -93,7 +93,16 @@ def _cost(edges: tuple[Vector, Vector], choice: tuple[int, int, bool], view: Vie
 
 
 def cell(face: Face, across: tuple[float, float], along: tuple[float, float]) -> Face:
-    """Return the part of a parallelogram between fractions of its first edge and of its last one."""
+    """Return the part of a parallelogram between fractions of its first edge and of its last one.
+
+    Args:
+        face: four corners and their texture coordinates.
+        across: (start, end) along the edge from corner 0 to corner 1, fractions in [0, 1].
+        along: (start, end) along the edge from corner 0 to corner 3, fractions in [0, 1].
+
+    Returns:
+        The four corners of the part and their texture coordinates, in the order of the corners of `face`.
+    """
     places = [(across[0], along[0]), (across[1], along[0]), (across[1], along[1]), (across[0], along[1])]
 
     def at(values: Vector, s: float, t: float) -> list[float]:

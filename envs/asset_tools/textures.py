@@ -57,7 +57,15 @@ def plain_png(color: tuple[int, int, int]) -> bytes:
 
 
 def floor_png(tile: tuple[int, int, int], other: tuple[int, int, int], joint: tuple[int, int, int]) -> bytes:
-    """Return the PNG bytes of a 2 x 2 checkerboard of floor tiles with thin joints, which is repeated."""
+    """Return the PNG bytes of a 2 x 2 checkerboard of floor tiles with thin joints, which is repeated.
+
+    The image has 64 x 64 pixels; the joints are one pixel wide.
+
+    Args:
+        tile: RGB color of two tiles on a diagonal, each channel in 0..255.
+        other: RGB color of the other two tiles, each channel in 0..255.
+        joint: RGB color of the joints, each channel in 0..255.
+    """
     half = 32
     index = np.zeros((2 * half, 2 * half), dtype=np.uint8)
     index[:half, half:] = index[half:, :half] = 1

@@ -48,7 +48,16 @@ DRAWER_REACH_M = 0.13
 
 
 def push_block(ee: EndEffector, color: str, *, right: bool) -> Motion:
-    """Descend beside the block with closed fingers and push it along x."""
+    """Descend beside the block with closed fingers and push it along x.
+
+    Args:
+        ee: the end effector.
+        color: of the block, "red", "blue" or "pink".
+        right: whether to push toward +x; otherwise toward -x.
+
+    Returns:
+        Generator of relative actions [7].
+    """
     yield from back_off(ee)
     ee.gripper = CLOSE
     side = -1.0 if right else 1.0
@@ -84,6 +93,14 @@ def rotate_block(ee: EndEffector, color: str, *, right: bool) -> Motion:
     """Grasp a block and rotate it in place by a little more than 90 degrees; left is counter-clockwise from above.
 
     The grasp begins half of that rotation before the neutral yaw, so that the wrist stays within its limits.
+
+    Args:
+        ee: the end effector.
+        color: of the block, "red", "blue" or "pink".
+        right: whether to rotate clockwise, seen from above; otherwise counter-clockwise.
+
+    Returns:
+        Generator of relative actions [7].
     """
     if not _is_over(ee, color):
         yield from back_off(ee)
@@ -246,12 +263,30 @@ def grasp_yaw(block: BlockState, middle: float) -> float:
 
 
 def half_width_x(block: BlockState, *, long_m: float = HALF_LENGTH_M, short_m: float = 0.02) -> float:
-    """Return the half extent along x of a block with these half edges; the default is the largest block."""
+    """Return the half extent along x of a block with these half edges; the default is the largest block.
+
+    Args:
+        block: its yaw is used, radians.
+        long_m: half of the block's long edge, meters.
+        short_m: half of the block's short edge, meters.
+
+    Returns:
+        The half extent in meters.
+    """
     return long_m * abs(math.cos(block.yaw)) + short_m * abs(math.sin(block.yaw))
 
 
 def half_width_y(block: BlockState, *, long_m: float = HALF_LENGTH_M, short_m: float = 0.02) -> float:
-    """Return the half extent along y of a block with these half edges; the default is the largest block."""
+    """Return the half extent along y of a block with these half edges; the default is the largest block.
+
+    Args:
+        block: its yaw is used, radians.
+        long_m: half of the block's long edge, meters.
+        short_m: half of the block's short edge, meters.
+
+    Returns:
+        The half extent in meters.
+    """
     return long_m * abs(math.sin(block.yaw)) + short_m * abs(math.cos(block.yaw))
 
 

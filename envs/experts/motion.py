@@ -352,7 +352,13 @@ class EndEffector:
 
 
 def vector(x: float, y: float, z: float) -> NDArray[np.float64]:
-    """Return a point or an offset [3], meters."""
+    """Return a point or an offset [3], meters.
+
+    Args:
+        x: along the x axis, meters.
+        y: along the y axis, meters.
+        z: along the z axis, meters.
+    """
     return np.array([x, y, z])
 
 

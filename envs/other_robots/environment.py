@@ -119,6 +119,12 @@ def solved_episodes(
 def check_world(count: int, hz: float, image_size: int, embodiments: Sequence[str]) -> None:
     """Check the arguments of `solved_episodes`.
 
+    Args:
+        count: number of episodes, at least 0.
+        hz: frames per second, above 0 and at most `COMMAND_HZ` (30).
+        image_size: height and width of the images in pixels, at least 8.
+        embodiments: names of the robots, one or more of `EMBODIMENTS`.
+
     Raises:
         InputError: a number that cannot work, no robot, or an unknown one.
     """

@@ -82,7 +82,13 @@ class CalvinOutput:
         return self._writer(split).is_complete(number * self._spacing)
 
     def add(self, split: CalvinSplit, number: int, recording: RecordedDemonstration) -> None:
-        """Write recording `number` of a split."""
+        """Write recording `number` of a split.
+
+        Args:
+            split: the split to write to.
+            number: of the recording within its split; its first frame is `number * spacing`.
+            recording: arrays [L, ...] of its L control steps, with scene, labels and failed attempts.
+        """
         self._writer(split).write_recording(
             recording.arrays,
             first_frame=number * self._spacing,
@@ -135,7 +141,13 @@ class PartsOutput:
         return self._part(split, number).is_file()
 
     def add(self, split: CalvinSplit, number: int, recording: RecordedDemonstration) -> None:
-        """Store recording `number` of a split, its images as JPEG."""
+        """Store recording `number` of a split, its images as JPEG.
+
+        Args:
+            split: the split that it belongs to.
+            number: of the recording within its split, part of the file's name.
+            recording: of L control steps; `rgb_static` and `commanded_actions` [L, 7] are kept of its arrays.
+        """
         # JPEG keeps the parts small.
         jpegs = [np.frombuffer(encode_jpeg(image), dtype=np.uint8) for image in recording.arrays["rgb_static"]]
         labels = [dataclasses.asdict(label) for label in recording.labels]

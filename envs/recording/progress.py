@@ -38,7 +38,17 @@ def show_progress(
 
 
 def progress_lines(finished: Iterable[None], *, total: int, already: int, unit: str) -> Iterator[str]:
-    """Yield the lines when they are due; the last one when all is done. Arguments as in `show_progress`."""
+    """Yield the lines when they are due; the last one when all is done.
+
+    Args:
+        finished: yields after each item.
+        total: number of items, with those that were complete at the start.
+        already: how many of them were complete at the start.
+        unit: name of one item, in the singular.
+
+    Yields:
+        One line: items done, seconds for each, and minutes left.
+    """
     started = last_line = time.monotonic()
     count = already
     next_count = already + LINE_SHARE * total

@@ -29,7 +29,13 @@ STREAM_SPLIT, STREAM_RANDOM, STREAM_SHUFFLE, STREAM_BOOTSTRAP = range(4)
 
 
 def split_sets(sets: Sequence[StepRows], *, shares: Sequence[float], seed: int) -> list[Split]:
-    """Return the split of each data set by demonstrations; `shares` are those of validation and test."""
+    """Return the split of each data set by demonstrations.
+
+    Args:
+        sets: the steps of each data set.
+        shares: of the demonstrations, in [0, 1], for validation and for test.
+        seed: decides which demonstrations go where.
+    """
     return [
         # A stream for each data set: one more at the end leaves the splits of the others as they were.
         split_groups(rows.group, rng=np.random.default_rng([seed, STREAM_SPLIT, i]), shares=shares)
@@ -134,7 +140,19 @@ def means_of(kind: Target) -> dict[str, tuple[str, ...]]:
 def score_probes(
     features: NDArray[np.float32], rows: StepRows, split: Split, kind: Target, *, seed: int, mlp: bool
 ) -> dict[str, Any]:
-    """Return the test scores of a linear probe on one feature, and with `mlp` those of a small network."""
+    """Return the test scores of a linear probe on one feature, and with `mlp` those of a small network.
+
+    Args:
+        features: [R, D], one feature of all rows.
+        rows: the steps of the data set; their motion [R, 7] is the target.
+        split: of the rows.
+        kind: which description of motion; "moved" only where `rows` has it.
+        seed: of the small network and of the intervals.
+        mlp: also fit a small network.
+
+    Returns:
+        {"linear": scores} or {"linear": scores, "mlp": scores}, with scores as in `score_r2`.
+    """
     targets = targets_of(rows, kind)
     names = target_names(kind)
     probe = fit_linear(features, targets, split)
@@ -156,7 +174,13 @@ def score_probes(
 
 
 def fit_code_probe(rows: StepRows, split: Split, quantizer: Quantizer) -> LinearProbe:
-    """Fit the linear probe from one-hot codes to the motion that can be seen [7]."""
+    """Fit the linear probe from one-hot codes to the motion that can be seen [7].
+
+    Args:
+        rows: the steps of the data set, with their codes [R, N] and motion [R, 7].
+        split: of the rows.
+        quantizer: of the dLDM that made the codes, on the CPU.
+    """
     return fit_linear(one_hot_fsq(rows.indices, quantizer), rows.motion, split)
 
 

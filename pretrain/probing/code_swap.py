@@ -165,6 +165,15 @@ def sample_pairs(
 
     a and b are on the test side. Of c only the motion is used, so it may be on any.
 
+    Args:
+        first: the data set of clips a.
+        donor: the data set of clips b and c; may be the same object as `first`.
+        pairs: number of samples drawn, before those that share a demonstration are left out.
+        rng: generator that the clips are drawn with.
+
+    Returns:
+        Clip indices a, b and c, each int [P], where P is at most `pairs`.
+
     Raises:
         InputError: there are not enough whole clips on the test side.
     """
@@ -192,7 +201,20 @@ def decode_last(
     *,
     batch_size: int = 32,
 ) -> NDArray[np.uint8]:
-    """Return the last frames [P, H, W, 3] of clips `a` of `first`, decoded with the codes of clips `b` of `donor`."""
+    """Return the last frames [P, H, W, 3] of clips `a` of `first`, decoded with the codes of clips `b` of `donor`.
+
+    Args:
+        decode: the decoder under test.
+        first: gives anchor and first frame.
+        a: int [P], indices of clips of `first`.
+        donor: gives the codes; may be the same data set.
+        b: int [P], indices of clips of `donor`.
+        device: of the decoder.
+        batch_size: pairs that are decoded at once.
+
+    Returns:
+        Pixels uint8 [P, H, W, 3] in [0, 255].
+    """
     last = []
     for i in range(0, len(a), batch_size):
         x_a, x_b = (

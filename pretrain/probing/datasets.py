@@ -140,6 +140,15 @@ def open_video(
 ) -> LabeledVideo:
     """Open one data set in CALVIN's layout or in RLDS, as in `open_sets`.
 
+    Args:
+        path: folder of the data set.
+        name: what it is called.
+        cache: folder of the frame caches; that of this data set is a folder in it.
+        shape: the dLDM's configuration; gives height and width of the frames in pixels.
+        split: of the data set.
+        episodes: at most so many demonstrations.
+        seed: of the choice of demonstrations.
+
     Raises:
         InputError: it has fewer than three demonstrations that share no frame.
     """

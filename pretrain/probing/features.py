@@ -96,7 +96,18 @@ def step_rows(
 def encode_steps(
     dldm: DLDM, video: LabeledVideo, steps: LabeledSteps, *, device: torch.device, batch_size: int = 64
 ) -> NDArray[np.int64]:
-    """Return the codes [n, M, N] of every clip."""
+    """Return the codes [n, M, N] of every clip.
+
+    Args:
+        dldm: the model that encodes; its quantizer gives the codes.
+        video: the data set; its frame cache holds the pixels.
+        steps: n clips of the data set, with the ids [n, T] of their frames.
+        device: of the model; pixels are moved there.
+        batch_size: clips that are encoded at once.
+
+    Returns:
+        int64 [n, M, N], also of steps that are not valid.
+    """
     found = []
     for i in range(0, len(steps.episode), batch_size):
         pixels = video.frame_cache.read_batch(steps.episode[i : i + batch_size], steps.frame_ids[i : i + batch_size])
@@ -105,7 +116,16 @@ def encode_steps(
 
 
 def pixel_differences(video: LabeledVideo, steps: LabeledSteps, *, stride: int) -> NDArray[np.float32]:
-    """Return the last frame of each step minus that of the step before, shrunk to 16 x 16: [n, M, 16 * 16 * 3]."""
+    """Return the last frame of each step minus that of the step before, shrunk to 16 x 16: [n, M, 16 * 16 * 3].
+
+    Args:
+        video: the data set; its frame cache holds the pixels.
+        steps: n clips of the data set, with the ids [n, T] of their frames.
+        stride: frames of a latent step.
+
+    Returns:
+        float32 [n, M, 16 * 16 * 3] in [-1, 1], also of steps that are not valid.
+    """
     # Every stride-th frame ends one step and begins the next.
     edges = steps.frame_ids[:, ::stride]
     found = np.zeros((*steps.valid.shape, DIFFERENCE_PX**2 * 3), np.float32)
@@ -138,7 +158,16 @@ def code_values(indices: NDArray[np.int64], quantizer: Quantizer) -> NDArray[np.
 
 
 def project(fitted_on: NDArray[np.float32], features: NDArray[np.float32], width: int) -> NDArray[np.float32]:
-    """Return the coordinates of all rows of `features` on the first `width` principal components of `fitted_on`."""
+    """Return the coordinates of all rows of `features` on the first `width` principal components of `fitted_on`.
+
+    Args:
+        fitted_on: [R', D], rows that the mean and the principal components are computed from.
+        features: [R, D], rows to project.
+        width: number of principal components, at most.
+
+    Returns:
+        float32 [R, width]; fewer columns if `fitted_on` varies in fewer directions.
+    """
     mean, directions = principal_components(fitted_on, width)
     return ((features - mean) @ directions).astype(np.float32)
 
@@ -147,6 +176,15 @@ def untrained_clone(config: DLDMConfig, clips: NDArray[np.uint8], *, seed: int, 
     """Return a dLDM with random weights, its running statistics settled on `clips` [n, T, H, W, 3].
 
     Without settled statistics its codes would all be alike, and too weak a baseline.
+
+    Args:
+        config: configuration of the model.
+        clips: uint8 [n, T, H, W, 3], the clips that settle the statistics.
+        seed: of the random weights.
+        device: where the model is built and run.
+
+    Returns:
+        The model, in evaluation mode.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -30,7 +30,16 @@ def write_columns(path: Path, columns: Sequence[Pixels]) -> None:
 
 
 def write_grid(path: Path, rows: Sequence[Sequence[Pixels]], *, every: int = 1, break_px: int = 0) -> None:
-    """Write rows of frames [H, W, 3] as a PNG, with `break_px` more white after each `every` frames of a row."""
+    """Write rows of frames [H, W, 3] as a PNG, with `break_px` more white after each `every` frames of a row.
+
+    Frames with a height below `MIN_SIDE` pixels are enlarged by a whole number.
+
+    Args:
+        path: of the PNG.
+        rows: frames uint8 [H, W, 3] in 0..255, all of one size; a row may be shorter than others.
+        every: number of frames between two breaks, at least 1.
+        break_px: width of a break in pixels of the PNG, beside the gap of `GAP` pixels between frames.
+    """
     scale = max(1, -(-MIN_SIDE // rows[0][0].shape[0]))  # rounded up
     height, width = (scale * side for side in rows[0][0].shape[:2])
     columns = max(map(len, rows))

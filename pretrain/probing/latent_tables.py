@@ -64,7 +64,16 @@ def data_table(sets: Sequence[Mapping[str, Any]]) -> str:
 
 
 def probe_table(report: Mapping[str, Any], name: str, kind: str) -> str:
-    """Return the table of R2 within one data set, by feature and by dimension."""
+    """Return the table of R2 within one data set, by feature and by dimension.
+
+    Args:
+        report: the whole latent report; its entry "probe" is read.
+        name: of the data set.
+        kind: the motion that is predicted, "commanded" or "moved".
+
+    Returns:
+        Markdown: a caption and the table.
+    """
     scores = report["probe"]["in_scene"][name][kind]
     columns = list(scores["codes_one_hot"]["linear"])
     widths = report["probe"]["widths"]
@@ -78,7 +87,16 @@ def probe_table(report: Mapping[str, Any], name: str, kind: str) -> str:
 
 
 def transfer_table(kind: str, tables: Mapping[str, Any], *, units: int) -> str:
-    """Return the table of R2 across data sets; `units` is the number of different units among them."""
+    """Return the table of R2 across data sets.
+
+    Args:
+        kind: the motion that is predicted, "commanded" or "moved".
+        tables: feature -> data set fitted in -> data set evaluated in -> scores.
+        units: number of different units among the data sets; if not 1, the caption names the standardization.
+
+    Returns:
+        Markdown: a caption and the table; "–" where a pair of data sets has no score.
+    """
     goals = list(next(iter(tables["codes_one_hot"].values())))
     body = [
         [FEATURES[feature], source, *(cell(row[goal]["translation"], "r2") if goal in row else "–" for goal in goals)]

@@ -51,7 +51,16 @@ def crop_to(frame: Pixels, box: tuple[float, float, float, float]) -> Pixels:
 
 
 def shift_camera(clip: Pixels, amount_T: NDArray[np.float64], angle: float) -> Pixels:
-    """Move the view by amount * share of the side, in the direction of the angle."""
+    """Move the view by amount * share of the side, in the direction of the angle.
+
+    Args:
+        clip: uint8 frames [T, H, W, 3], in [0, 255].
+        amount_T: [T], shift of each frame, in latent steps: 0 is none, 1 that of one whole step.
+        angle: direction of the shift in radians, in [0, 2 pi); 0 is to the right, pi / 2 is down.
+
+    Returns:
+        The shifted clip, uint8 [T, H, W, 3].
+    """
     height, width = clip.shape[1:3]
     # The direction of the shift is the clip's angle, its size grows with time.
     moved = [
@@ -62,7 +71,16 @@ def shift_camera(clip: Pixels, amount_T: NDArray[np.float64], angle: float) -> P
 
 
 def zoom_camera(clip: Pixels, amount_T: NDArray[np.float64], angle: float) -> Pixels:
-    """Zoom in for angles below pi, out above."""
+    """Zoom in for angles below pi, out above.
+
+    Args:
+        clip: uint8 frames [T, H, W, 3], in [0, 255].
+        amount_T: [T], zoom of each frame, in latent steps: 0 is none, 1 that of one whole step.
+        angle: radians, in [0, 2 pi); only the side of pi it is on matters.
+
+    Returns:
+        The zoomed clip, uint8 [T, H, W, 3].
+    """
     height, width = clip.shape[1:3]
     sign = 1.0 if angle < np.pi else -1.0
     # Half of it on each side.
@@ -76,7 +94,16 @@ def zoom_camera(clip: Pixels, amount_T: NDArray[np.float64], angle: float) -> Pi
 
 
 def change_light(clip: Pixels, amount_T: NDArray[np.float64], angle: float) -> Pixels:
-    """Brighten for angles below pi, darken above."""
+    """Brighten for angles below pi, darken above.
+
+    Args:
+        clip: uint8 frames [T, H, W, 3], in [0, 255].
+        amount_T: [T], change of each frame, in latent steps: 0 is none, 1 that of one whole step.
+        angle: radians, in [0, 2 pi); only the side of pi it is on matters.
+
+    Returns:
+        The changed clip, uint8 [T, H, W, 3], rounded and clipped to [0, 255].
+    """
     sign = 1.0 if angle < np.pi else -1.0
     gain = 1 + sign * LIGHT_SHARE * amount_T
     return np.clip(np.rint(clip * gain[:, None, None, None]), 0, 255).astype(np.uint8)
@@ -171,7 +198,14 @@ def nuisance_examples(clips: Pixels, stride: int) -> list[list[Pixels]]:
 
 
 def encode_first_step(dldm: DLDM, clips: Pixels, device: torch.device, *, batch_size: int = 64) -> NDArray[np.int64]:
-    """Return the codes [R, N] of the first step of each clip."""
+    """Return the codes [R, N] of the first step of each clip.
+
+    Args:
+        dldm: the model, on `device` and in eval mode.
+        clips: uint8 [R, T, H, W, 3], in [0, 255].
+        device: where the model is.
+        batch_size: clips encoded at once.
+    """
     found = [
         dldm.indices(to_model_range(torch.from_numpy(clips[i : i + batch_size]).to(device)))[:, 0].cpu().numpy()
         for i in range(0, len(clips), batch_size)

@@ -190,7 +190,20 @@ def measure(config: ProbeLatentsConfig, dldm: DLDM, sets: Sequence[Labeled], *, 
 def run_swap_tests(
     config: ProbeLatentsConfig, dldm: DLDM, sets: Sequence[Labeled], splits: Sequence[Split], *, device: torch.device
 ) -> list[dict[str, Any]]:
-    """Run the swap test within each data set, and with codes from the next one in the same units."""
+    """Run the swap test within each data set, and with codes from the next one in the same units.
+
+    Writes example images to swap.png in `out`.
+
+    Args:
+        config: of the program.
+        dldm: in evaluation mode, on the device.
+        sets: the labeled data sets.
+        splits: train, validation and test rows of each data set.
+        device: where the dLDM is.
+
+    Returns:
+        Results of `swap_test`, one for each pair of a data set and the donor of its codes.
+    """
     decode = decode_with_codes_of(dldm)
     found = []
     every = []
@@ -215,6 +228,18 @@ def run_nuisance_tests(
     config: ProbeLatentsConfig, dldm: DLDM, sets: Sequence[Labeled], splits: Sequence[Split], *, device: torch.device
 ) -> dict[str, Any]:
     """Run the camera-cut test in each data set, on first steps that move and that the probe was not fitted on.
+
+    Writes example images of the first data set to nuisances.png in `out`.
+
+    Args:
+        config: of the program.
+        dldm: in evaluation mode, on the device.
+        sets: the labeled data sets.
+        splits: train, validation and test rows of each data set.
+        device: where the dLDM is.
+
+    Returns:
+        Name of the data set -> result of `nuisance_test`.
 
     Raises:
         InputError: there are too few of them.

@@ -107,7 +107,13 @@ def fit_linear(
 
 
 def ridge(features: NDArray[np.floating[Any]], targets: NDArray[np.floating[Any]], penalty: float) -> LinearProbe:
-    """Fit a ridge regression with one penalty: (X'X / n + penalty I) W = X'Y / n on standardized X, centered Y."""
+    """Fit a ridge regression with one penalty: (X'X / n + penalty I) W = X'Y / n on standardized X, centered Y.
+
+    Args:
+        features: [n, D], the rows that are fitted; they are standardized here.
+        targets: [n, A], in any unit; predictions have the same.
+        penalty: of the squared weights, the same for all targets.
+    """
     x = features.astype(np.float64)
     y = targets.astype(np.float64)
     mean = x.mean(0)
@@ -332,7 +338,17 @@ def score_ratio(
     *,
     rng: np.random.Generator,
 ) -> dict[str, Any]:
-    """Return mean(above) / mean(below) of two [n], with its 95 % interval over groups: {"ratio", "ci95"}."""
+    """Return mean(above) / mean(below) of two [n], with its 95 % interval over groups: {"ratio", "ci95"}.
+
+    Args:
+        above: [n], the values of the numerator.
+        below: [n], the values of the denominator.
+        group_n: [n], the group of each row; the bootstrap samples whole groups.
+        rng: of the bootstrap.
+
+    Returns:
+        {"ratio": value, "ci95": [low, high]}; None where the mean of `below` is not positive.
+    """
     table = np.stack([above, below], axis=1).astype(np.float64)
     sums, samples = resample_groups(sum_by_group(table, group_n), rng=rng)
     # The inner `where` keeps the division from dividing by zero where the outer one takes NaN.

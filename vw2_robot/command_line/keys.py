@@ -116,7 +116,16 @@ def describe_type(annotation: Any) -> str:
 
 
 def print_keys(config_cls: type, config_name: str, prefix: str) -> bool:
-    """Print the keys of a program that begin with `prefix`, one block each; False where there is none."""
+    """Print the keys of a program that begin with `prefix`, one block each.
+
+    Args:
+        config_cls: configuration dataclass of the program.
+        config_name: name of its yaml file, without the suffix.
+        prefix: start of the full names of keys; empty for all keys.
+
+    Returns:
+        Whether any key was found.
+    """
     found = [key for key in keys_of(config_cls, defaults_of(config_name)) if key.name.startswith(prefix)]
     for key in found:
         default = f", default {key.default}" if key.default else ""

@@ -125,7 +125,19 @@ class CalvinWriter:
     def write_episode(
         self, arrays: Mapping[str, NDArray[Any]], *, first_frame: int, task: str, instruction: str, scene: str
     ) -> None:
-        """Write a recording that is one demonstration from its first to its last time step."""
+        """Write a recording that is one demonstration from its first to its last time step.
+
+        Args:
+            arrays: name -> array with the time axis first, see `STEP_ARRAYS`.
+            first_frame: number of its first time step in the split.
+            task: name of the task done.
+            instruction: instruction of the demonstration.
+            scene: letter of the CALVIN scene.
+
+        Raises:
+            KeyError: `rgb_static` is missing.
+            InputError: see `write_recording`.
+        """
         label = Label(task, instruction, 0, len(arrays["rgb_static"]) - 1)
         self.write_recording(arrays, first_frame=first_frame, scene=scene, labels=(label,))
 

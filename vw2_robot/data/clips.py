@@ -104,7 +104,17 @@ def _ratio(hz: float, target_hz: float | None, gap_seconds: float | None, tempor
 def effective_hz(
     hz: float, target_hz: float | None, *, gap_seconds: float | None = None, temporal_stride: int = 4
 ) -> float:
-    """Return the frame rate of clips of a source with `hz` frames per second; repeated frames count."""
+    """Return the frame rate of clips of a source with `hz` frames per second; repeated frames count.
+
+    Args:
+        hz: frame rate of the source, Hz.
+        target_hz: frame rate of a clip, Hz; None for no such limit. Not used with `gap_seconds`.
+        gap_seconds: duration of a latent step, seconds; None if it is not set.
+        temporal_stride: frames of a latent step; used with `gap_seconds` only.
+
+    Returns:
+        The frame rate in Hz. A source slower than `target_hz` keeps its own.
+    """
     if gap_seconds is not None:
         return hz / _ratio(hz, target_hz, gap_seconds, temporal_stride)
     return min(hz, target_hz or hz)
@@ -174,7 +184,22 @@ def clip_offsets(
     target_hz: float | None = None,
     gap_seconds: float | None = None,
 ) -> NDArray[np.int64]:
-    """Return the `frame_offsets` of a clip that is extended to a whole number of latent steps."""
+    """Return the `frame_offsets` of a clip that is extended to a whole number of latent steps.
+
+    Args:
+        num_frames: frames of the clip before it is extended, at least 2.
+        temporal_stride: frames of a latent step, at least 1.
+        hz: frame rate of the episode, Hz.
+        target_hz: frame rate of the clip, Hz; see the top of this file.
+        gap_seconds: duration of a latent step, seconds; see the top of this file.
+
+    Returns:
+        Offsets int64 [T] in episode frames, where T is `num_frames` rounded up so that T-1 is a multiple of the stride.
+
+    Raises:
+        InputError: there are too few frames, both `target_hz` and `gap_seconds` are given, or a rate, time or stride is
+            not positive.
+    """
     if num_frames < 2 or temporal_stride < 1:
         raise InputError(f"clips need num_frames >= 2 (found {num_frames}) and stride >= 1 (found {temporal_stride})")
     return frame_offsets(
@@ -189,7 +214,17 @@ def clip_offsets(
 def windows_at(
     start: NDArray[np.int64], length: NDArray[np.int64], offsets: NDArray[np.int64], temporal_stride: int
 ) -> Windows:
-    """Return the windows that begin at `start` [n] in episodes of `length` [n] frames, for `offsets` [n, T]."""
+    """Return the windows that begin at `start` [n] in episodes of `length` [n] frames, for `offsets` [n, T].
+
+    Frames behind the end of an episode repeat its last frame.
+
+    Args:
+        start: int [n], the first frame of each window.
+        length: int [n], the number of frames of the episode of each window.
+        offsets: int [n, T], the frames of each window relative to its first, in episode frames; T-1 is a multiple of
+            the stride.
+        temporal_stride: frames of a latent step.
+    """
     wanted = start[:, None] + offsets
     last = (length - 1)[:, None]
     # Offsets never decrease, so a step lies inside the episode if its last frame does.
@@ -334,7 +369,13 @@ class ClipSampler:
 
 
 def augment(clip: NDArray[np.uint8], options: Augmentation, rng: np.random.Generator) -> None:
-    """Augment a clip uint8 [T, H, W, 3] in place, all frames alike."""
+    """Augment a clip uint8 [T, H, W, 3] in place, all frames alike.
+
+    Args:
+        clip: pixels uint8 [T, H, W, 3] in [0, 255]; changed in place.
+        options: how strong each change may be.
+        rng: generator of the random numbers; its state advances equally for all options.
+    """
     # All random numbers are sampled whether used or not, so that one option does not change the others.
     height, width = clip.shape[1:3]
     # The area is uniform, so the side is its square root.

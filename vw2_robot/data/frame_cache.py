@@ -382,6 +382,14 @@ def split_episodes(cache: FrameCache, *, validation_fraction: float, seed: int) 
 
     The choice depends on the seed and on the pixels only, not on order, names or shards. With a positive fraction and
     at least two different videos, neither side is empty.
+
+    Args:
+        cache: the frame cache whose episodes are split.
+        validation_fraction: part of the different videos that is held out, in [0, 1); 0 holds out none.
+        seed: of the choice.
+
+    Raises:
+        InputError: `validation_fraction` is not in [0, 1).
     """
     if not 0.0 <= validation_fraction < 1.0:
         raise InputError(f"validation_fraction must lie in [0, 1), found {validation_fraction}")

@@ -147,6 +147,11 @@ def open_labeled_calvin(
 def check_same_episodes(frame_cache: FrameCache, names: Sequence[str], path: Path | str) -> None:
     """Check that a frame cache holds these episodes: the data set may have changed since it was made.
 
+    Args:
+        frame_cache: the cache that was made or found.
+        names: ids of the E sampled episodes, in the order of the cache.
+        path: the data set they are sampled from, for the message.
+
     Raises:
         InputError: it holds others; the message names the folder to delete.
     """

@@ -36,7 +36,16 @@ FORMAT_VERSION = 1
 
 
 def label_stratum(*, task: str | None, scene: str, instruction: str) -> str:
-    """Return the stratum of a trajectory: its task, or scene and instruction (case and spacing ignored) without one."""
+    """Return the stratum of a trajectory: its task, or scene and instruction (case and spacing ignored) without one.
+
+    Args:
+        task: name of the task; None or empty: not known.
+        scene: name of the scene; used only without a task.
+        instruction: text of the instruction; used only without a task.
+
+    Returns:
+        "task:" and the task, or "text:", scene and instruction.
+    """
     return f"task:{task}" if task else f"text:{scene}:{' '.join(instruction.casefold().split())}"
 
 
@@ -58,12 +67,30 @@ def label_budget(total: int, fraction: float) -> int:
 
 
 def select_labels(strata: Sequence[str], episode_ids: Sequence[str], *, fraction: float, seed: int) -> list[int]:
-    """Return the positions of the selected episodes, ascending; `strata[i]` is the stratum of `episode_ids[i]`."""
+    """Return the positions of the selected episodes, ascending; `strata[i]` is the stratum of `episode_ids[i]`.
+
+    Args:
+        strata: stratum of each episode, as from `label_stratum`.
+        episode_ids: unique id of each episode, in the order of `strata`.
+        fraction: share of the episodes to select, in [0, 1].
+        seed: of the random order of episodes inside a stratum, and of strata that are tied.
+
+    Raises:
+        InputError: as from `label_order` and `label_budget`.
+    """
     return sorted(label_order(strata, episode_ids, seed=seed)[: label_budget(len(episode_ids), fraction)])
 
 
 def label_order(strata: Sequence[str], episode_ids: Sequence[str], *, seed: int) -> list[int]:
     """Return all positions in the order in which a growing label budget reveals them.
+
+    Args:
+        strata: stratum of each episode, as from `label_stratum`.
+        episode_ids: unique id of each episode, in the order of `strata`.
+        seed: of the random order of episodes inside a stratum, and of strata that are tied.
+
+    Returns:
+        Every index into `episode_ids` once.
 
     Raises:
         InputError: the lists differ in length, or an episode id occurs twice.
@@ -145,7 +172,20 @@ class Labels:
 
 
 def choose_labels(strata: Sequence[str], episode_ids: Sequence[str], *, fraction: float, seed: int) -> Labels:
-    """Select trajectories, and count the selected ones of each stratum; arguments as for `select_labels`."""
+    """Select trajectories, and count the selected ones of each stratum.
+
+    Args:
+        strata: stratum of each episode, as from `label_stratum`.
+        episode_ids: unique id of each episode, in the order of `strata`.
+        fraction: share of the episodes to select, in [0, 1].
+        seed: of the random order of episodes inside a stratum, and of strata that are tied.
+
+    Returns:
+        The selected ids in the order of `episode_ids`, the counts, and the settings of the choice.
+
+    Raises:
+        InputError: as from `select_labels`.
+    """
     selected = select_labels(strata, episode_ids, fraction=fraction, seed=seed)
     chosen = Counter(strata[position] for position in selected)
     available = Counter(strata)

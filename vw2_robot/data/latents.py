@@ -81,7 +81,13 @@ def joined(windows: LatentWindows, *, ends: NDArray[np.int64], latent_steps: int
 
 
 def write_shard(folder: Path, number: int, windows: LatentWindows) -> None:
-    """Write one shard atomically."""
+    """Write one shard atomically.
+
+    Args:
+        folder: of the latent cache.
+        number: of the shard, counted from 0; it gives the file name.
+        windows: the n windows of the shard, M latent steps of N codes each.
+    """
     write_arrays(_shard(folder, number), {name: getattr(windows, name) for name in _KINDS})
 
 
@@ -112,7 +118,13 @@ def read_shards(folder: Path, count: int) -> LatentWindows:
 
 
 def finish(folder: Path, *, shards: int, facts: Mapping[str, Any]) -> None:
-    """Write index.json, which makes the folder a finished cache."""
+    """Write index.json, which makes the folder a finished cache.
+
+    Args:
+        folder: of the latent cache; all shards must be in it.
+        shards: number of shards.
+        facts: further entries of index.json, by name: what identifies and describes the cache.
+    """
     sums = [sha256_of(_shard(folder, number)) for number in range(shards)]
     index = {"format_version": FORMAT_VERSION, "shards": shards, "sha256": sums, **facts}
     write_json(folder / "index.json", index, sealed=True)

@@ -63,6 +63,11 @@ class ActionStatistics:
     ) -> ActionStatistics:
         """Compute the statistics of actions [N, A].
 
+        Args:
+            actions: N actions of A dimensions [N, A], in robot units.
+            mode: kind of normalization that the statistics are for: "q01_q99", "mean_std" or "none".
+            gripper_index: dimension of the gripper, -1 (close) or +1 (open) in every action; None if there is none.
+
         Raises:
             InputError: there is no action, a number is not finite, or a gripper value is neither -1 nor +1.
         """

@@ -132,7 +132,13 @@ def _sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str, *, sync: bool = True) -> None:
-    """Write a small text file in UTF-8, whole or not at all; `sync` as in `atomic_write`."""
+    """Write a small text file in UTF-8, whole or not at all.
+
+    Args:
+        path: the file to make or to replace.
+        text: the whole content.
+        sync: see `atomic_write`.
+    """
     with atomic_write(path, sync=sync) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

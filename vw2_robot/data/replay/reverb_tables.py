@@ -177,7 +177,16 @@ def make_tables(options: ServerOptions, *, session: int) -> list[Any]:
 
 
 def writer_config(offsets: Sequence[int], *, table: str, number: int) -> Any:
-    """Return the configuration with which a structured writer fills `table` with the windows that belong to it."""
+    """Return the configuration with which a structured writer fills `table` with the windows that belong to it.
+
+    Args:
+        offsets: frame offsets [T] of a window, in frames of the episode; never decreasing, the window ends at the last.
+        table: name of the table on the server.
+        number: value of the step entry `table` where a window for this table ends, from 1 on; 0 in a step is no table.
+
+    Returns:
+        A configuration for Reverb's structured writer, which takes one for each table.
+    """
     writer = load_reverb()[0].structured_writer
     pattern = writer.pattern_from_transform(step_spec(), window_pattern(offsets))
     return writer.create_config(pattern, table=table, conditions=[wanted_at(number, step_spec())])
@@ -203,6 +212,14 @@ class ReplayLayout:
 def layout_of(client: Any, address: str, timeout_seconds: float) -> ReplayLayout:
     """Request the layout of a server.
 
+    Args:
+        client: Reverb client of the server.
+        address: host:port of the server, for the message.
+        timeout_seconds: limit of the request in seconds; rounded, at least 1.
+
+    Returns:
+        Window tables with their sizes, number of ingest processes, and frames T of a window.
+
     Raises:
         ReplayTimeout: it does not answer.
     """
@@ -218,6 +235,14 @@ def layout_of(client: Any, address: str, timeout_seconds: float) -> ReplayLayout
 
 def server_info(client: Any, address: str, timeout_seconds: float) -> dict[str, Any]:
     """Request a description of all tables of a server.
+
+    Args:
+        client: Reverb client of the server.
+        address: host:port of the server, for the message.
+        timeout_seconds: limit of the request in seconds; rounded, at least 1.
+
+    Returns:
+        Reverb's description of each table, by the table's name.
 
     Raises:
         ReplayTimeout: it does not answer.
@@ -238,6 +263,11 @@ def session_of(info: dict[str, Any]) -> int:
 def read_record(client: Any, table: str, address: str) -> dict[str, Any]:
     """Return the JSON object in a table that holds one.
 
+    Args:
+        client: Reverb client of the server.
+        table: name of the table, such as `checkpoint`; it must hold a record, for the request waits for one.
+        address: host:port of the server, for the message.
+
     Raises:
         ReplayTimeout: the server does not answer.
     """
@@ -249,13 +279,27 @@ def read_record(client: Any, table: str, address: str) -> dict[str, Any]:
 
 
 def write_record(writer: Any, table: str, record: dict[str, Any]) -> None:
-    """Put a JSON object into a table that holds one; the trajectory writer still has to be flushed."""
+    """Put a JSON object into a table that holds one; the trajectory writer still has to be flushed.
+
+    Args:
+        writer: Reverb trajectory writer of the server.
+        table: name of the table; the new record replaces the old one.
+        record: content, which JSON can hold.
+    """
     writer.append({"record": json.dumps(record).encode()})
     writer.create_item(table, 1.0, {"record": writer.history["record"][-1:]})
 
 
 def store_windows(client: Any, address: str, timeout_seconds: float) -> str:
     """Let the server store all its tables; return the folder, once they are safely on its disk.
+
+    Args:
+        client: Reverb client of the server.
+        address: host:port of the server, for the message.
+        timeout_seconds: limit in seconds for writing the checkpoint and moving it to its folder.
+
+    Returns:
+        Path of the checkpoint on the server's disk.
 
     Raises:
         ReplayTimeout: it took longer, or the server ended meanwhile.

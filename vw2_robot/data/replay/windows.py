@@ -223,7 +223,16 @@ def decode(
 
 
 def decode_window(window: ReplayWindow, out: NDArray[np.uint8], *, aspect: Aspect = "stretch") -> None:
-    """Write the frames of one window to `out`, uint8 [T, H, W, 3]; otherwise as `decode`."""
+    """Write the frames of one window to `out`; otherwise as `decode`.
+
+    Args:
+        window: T compressed frames; b"" is replaced by the frame before it.
+        out: uint8 [T, H, W, 3], written in place; its H and W are the size in pixels.
+        aspect: see `resize_frame`.
+
+    Raises:
+        ImageError: a frame is no image; names source, episode and frame of the window.
+    """
     # Messages count frames from the start of the window, so the name has to tell it.
     name = f"{window.episode_id} from frame {window.start}"
     # A missing or repeated frame is taken from the one before it, so that it is decoded once.
@@ -235,7 +244,16 @@ def decode_window(window: ReplayWindow, out: NDArray[np.uint8], *, aspect: Aspec
 
 
 def batch_of(windows: Sequence[ReplayWindow], pixels: NDArray[np.uint8], *, temporal_stride: int) -> StreamBatch:
-    """Return the training batch of windows and their pixels, uint8 [B, T, H, W, 3]."""
+    """Return the training batch of windows and their pixels.
+
+    Args:
+        windows: B windows, at least one; all have the same number of frames.
+        pixels: uint8 [B, T, H, W, 3], the decoded frames in the order of `windows`; not copied.
+        temporal_stride: frames of a latent step.
+
+    Returns:
+        The pixels, the valid latent steps [B, M], and where each window comes from.
+    """
     return StreamBatch(
         pixels=pixels,
         valid=np.stack([window.valid(temporal_stride) for window in windows]),

@@ -116,6 +116,18 @@ class CalvinDataset:
         """Return array `key` of the time steps `frame_ids` (0 = first of the trajectory; None = all), stacked.
 
         No other array of these files is opened.
+
+        Args:
+            trajectory: of this split.
+            key: name of the array, as "rgb_static" or "rel_actions".
+            frame_ids: n offsets from the first frame of the trajectory, in [0, length); None: all.
+
+        Returns:
+            [n, ...], with the shape of one time step and the dtype of the files.
+
+        Raises:
+            IndexError: an offset lies outside the trajectory.
+            InputError: as from `read_together`.
         """
         return self.read_together(trajectory, (key,), frame_ids)[0]
 
@@ -124,7 +136,16 @@ class CalvinDataset:
     ) -> tuple[NDArray[Any], ...]:
         """Return several arrays, each as from `read`; each file is opened once.
 
+        Args:
+            trajectory: of this split.
+            keys: names of the arrays.
+            frame_ids: n offsets from the first frame of the trajectory, in [0, length); None: all.
+
+        Returns:
+            One array [n, ...] for each of `keys`, in their order.
+
         Raises:
+            IndexError: an offset lies outside the trajectory.
             InputError: a file is damaged, or an array changes its shape or dtype within the trajectory.
         """
         offsets = range(trajectory.length) if frame_ids is None else frame_ids
@@ -151,7 +172,17 @@ class CalvinDataset:
     def read_images(
         self, trajectory: Trajectory, frame_ids: Sequence[int] | None = None, *, camera: str = "static"
     ) -> NDArray[np.uint8]:
-        """Return uint8 [n, H, W, 3] images at the given offsets (None = all); opens nothing but the images."""
+        """Return uint8 [n, H, W, 3] images at the given offsets (None = all); opens nothing but the images.
+
+        Args:
+            trajectory: of this split.
+            frame_ids: n offsets from the first frame of the trajectory, in [0, length); None: all.
+            camera: name of the camera; the array is "rgb_" and this name.
+
+        Raises:
+            IndexError: an offset lies outside the trajectory.
+            InputError: the array is not uint8 [H, W, 3] per time step, or as from `read_together`.
+        """
         images = self.read(trajectory, f"rgb_{camera}", frame_ids)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise InputError(

@@ -262,7 +262,19 @@ def find_image_keys(builder: Any, folder: str) -> dict[str, tuple[int | None, in
 
 
 def image_path(builder: Any, folder: str, name: str) -> tuple[str, ...]:
-    """Return the place of the image of that name in a step."""
+    """Return the place of the image of that name in a step.
+
+    Args:
+        builder: the TFDS builder of the data set.
+        folder: of the data set, for error messages.
+        name: of the image, a key of `find_image_keys`; `wrist/rgb` is an image in a nested dictionary.
+
+    Returns:
+        The keys from the step down to the image; the first is "observation".
+
+    Raises:
+        KeyError: the observation has no image of that name.
+    """
     return _images(builder, folder)[name][0]
 
 
@@ -284,6 +296,11 @@ def _images(builder: Any, folder: str) -> dict[str, tuple[tuple[str, ...], tuple
 def choose_image_key(builder: Any, folder: str, keys: Sequence[str]) -> str:
     """Return the first of `keys` that the data set has; without keys, its only image.
 
+    Args:
+        builder: the TFDS builder of the data set.
+        folder: of the data set, for error messages.
+        keys: names of images, the preferred one first; may be empty.
+
     Raises:
         InputError: there is none, or a choice is needed.
     """
@@ -304,6 +321,11 @@ def find_language_key(builder: Any, folder: str, source: OpenXSource | None) -> 
 
     It is taken from the table of sources, else from the places that most data sets use. Some data sets store the
     instruction once for an episode: then the path begins with "episode_metadata".
+
+    Args:
+        builder: the TFDS builder of the data set.
+        folder: of the data set, for error messages.
+        source: the row of the data set in the table of sources; None if it has none.
     """
     candidates: tuple[tuple[str, ...], ...] = (
         *((source.language_key,) if source is not None else ()),

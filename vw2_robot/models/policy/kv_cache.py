@@ -58,7 +58,17 @@ class LibraryCache:
         self._name = "cache" if "cache" in parameters else "past_key_values"  # transformers renamed it in 5.24
 
     def advance(self, inputs: Tensor, *, mask: Tensor, positions: Tensor, **images: Tensor) -> Tensor:
-        """Run the model's forward pass over the new positions; see `Cache.advance`."""
+        """Run the model's forward pass over the new positions; see `Cache.advance`.
+
+        Args:
+            inputs: embeddings [B, S, D], or token ids [B, S].
+            mask: [B, t + S], False on padding.
+            positions: position ids [B, S], real tokens count from 0; passed on only if the model takes them.
+            images: image tensors of a vision-language model, passed on by name.
+
+        Returns:
+            The state of the last position, [B, D].
+        """
         name = "inputs_embeds" if inputs.is_floating_point() else "input_ids"
         where = {"position_ids": positions} if self._takes_positions else {}
         out = self._model(
@@ -122,7 +132,16 @@ class StaticCache:
 
     @torch.no_grad()
     def advance(self, inputs: Tensor, *, mask: Tensor, positions: Tensor, **images: Tensor) -> Tensor:
-        """Append S positions and return the state of the last one; `positions` must be those of the constructor.
+        """Append S positions and return the state of the last one.
+
+        Args:
+            inputs: embeddings [B, S, D].
+            mask: [B, t + S], False on padding; only positions of the first call may be padding.
+            positions: [B, S], those of the constructor or the ones that follow; not read here.
+            images: not used by a model without images.
+
+        Returns:
+            The state of the last position after the final norm, float32 [B, D].
 
         Raises:
             ValueError: more positions than the memory was reserved for.

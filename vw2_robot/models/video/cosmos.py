@@ -41,7 +41,16 @@ def build_transformer(options: Mapping[str, Any]) -> nn.Module:
 
 
 def build_vae(base_dim: int, *, dim_mult: Sequence[int], res_blocks: int) -> Any:
-    """Build an `AutoencoderKLWan` of 16 latent channels with random weights; the arguments are `WanConfig`'s fields."""
+    """Build an `AutoencoderKLWan` of 16 latent channels with random weights; the arguments are `WanConfig`'s fields.
+
+    Args:
+        base_dim: channels of the first level.
+        dim_mult: channels of each of the four levels over `base_dim`.
+        res_blocks: residual blocks per level.
+
+    Returns:
+        The VAE, a module of diffusers.
+    """
     diffusers = require("diffusers", extra="train")
     return diffusers.AutoencoderKLWan(base_dim=base_dim, dim_mult=list(dim_mult), num_res_blocks=res_blocks)
 
