@@ -22,7 +22,7 @@ from vw2_robot.models.dldm.config import DLDMConfig
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.lora import LoRA
 from vw2_robot.models.policy.ar_policy import LatentPolicy, PolicyConfig
-from vw2_robot.runs import generator
+from vw2_robot.random_numbers import generator
 
 from .config import FinetuneConfig
 from .labeled_windows import window_offsets

@@ -26,7 +26,8 @@ from vw2_robot.data.labels import write_labels
 from vw2_robot.models.lora import LoRA
 from vw2_robot.models.policy.action_head import ActionHead, ActionHeadConfig
 from vw2_robot.optim import build_optimizer, optimizer_step
-from vw2_robot.runs import Run, generator
+from vw2_robot.random_numbers import generator
+from vw2_robot.runs import Run
 from vw2_robot.storage.files import write_json
 
 from .config import FinetuneConfig

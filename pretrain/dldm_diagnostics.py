@@ -19,7 +19,7 @@ from vw2_robot.models.dldm.dldm import DLDM, pad_to_stride
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import VideoCodec
 from vw2_robot.pixels import to_model_range, to_pixels
-from vw2_robot.runs import generator
+from vw2_robot.random_numbers import generator
 from vw2_robot.storage.files import atomic_write
 
 from .code_usage import used_and_perplexity

@@ -38,7 +38,8 @@ from vw2_robot.models.policy.ar_policy import LatentPolicy, Sampling
 from vw2_robot.models.video.vdm import VDM, Geometry, VDMConfig
 from vw2_robot.models.video.video_codec import CodecConfig, build_codec
 from vw2_robot.pixels import to_model_range, to_pixels
-from vw2_robot.runs import Hardware, generator
+from vw2_robot.random_numbers import generator
+from vw2_robot.runs import Hardware
 from vw2_robot.storage.arrays import read_array
 from vw2_robot.storage.files import write_json
 

@@ -31,7 +31,8 @@ from vw2_robot.models.policy.acting import null_codes
 from vw2_robot.models.policy.ar_policy import LatentPolicy
 from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.pixels import shift_randomly, to_model_range
-from vw2_robot.runs import Run, generator
+from vw2_robot.random_numbers import generator
+from vw2_robot.runs import Run
 
 from .cache_frames import open_frames, training_split
 from .config import PretrainConfig, alone, finished_stage

@@ -26,7 +26,8 @@ from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import VideoCodec, WanCodec, build_codec
 from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.pixels import to_model_range
-from vw2_robot.runs import Run, generator
+from vw2_robot.random_numbers import generator
+from vw2_robot.runs import Run
 
 from .cache_frames import open_frames, training_split
 from .clips import TrainingClips, clip_sampler, to_device, training_clips

@@ -8,7 +8,7 @@
     run_dir/.lock              while a process trains here
 
 A folder is written by one process at a time, and no file that was not written here is ever changed or deleted.
-Everything random in training comes from `generator(seed, step)`, so a run needs no stored generator state: killed at
+Everything random in training comes from `random_numbers`, so a run needs no stored generator state: killed at
 any moment and started again it gives the same weights bit for bit. The training loops are in the programs.
 """
 
@@ -86,19 +86,6 @@ class Hardware:
     def autocast(self, device: torch.device) -> torch.autocast:
         """Return the precision context of forward passes."""
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
-
-
-def generator(seed: int, step: int, *, stream: int = 0) -> torch.Generator:
-    """Return a CPU generator that depends on (seed, stream, step) alone.
-
-    Args:
-        seed: of the run.
-        step: training step, or any other number.
-        stream: separates uses of randomness in the same step.
-    """
-    # Odd 64-bit constants of SplitMix64: neighboring steps and streams get seeds without a common pattern.
-    mixed = (seed * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9 + step * 0x94D049BB133111EB) & (2**63 - 1)
-    return torch.Generator().manual_seed(mixed)
 
 
 class Run:
