@@ -5,7 +5,7 @@ together holds the j-th segment of the batch, and rank r the r-th share of that 
 whose statistics are taken together lies within one micro-batch, whatever the number of ranks.
 """
 
-# B samples of this rank in one micro-batch · G groups
+# B samples of this rank in one micro-batch · G groups that this rank sees · A all groups of a micro-batch
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
@@ -105,7 +106,7 @@ class StatisticsGroups:
         group = (ranks.rank() * batch + torch.arange(batch, device=device)) // clips
         return _members(group, batch * size // clips), True
 
-    def sums(self, values: Float[Tensor, B * rest]) -> Float[Tensor, G * rest]:
+    def sums(self, values: Float[Tensor, "B ..."]) -> Float[Tensor, "G ..."]:
         """Return the sum of each group, over ranks where it spans them; gradients flow to all clips of the group.
 
         Computed in float64: the sums of one rank and of several then round to the same numbers nearly always.
@@ -115,11 +116,25 @@ class StatisticsGroups:
             sums = (member @ values.to(member.dtype).flatten(1)).unflatten(1, values.shape[1:])
         return ranks.global_sum(sums) if spans else sums
 
-    def spread(self, statistics: Float[Tensor, G * rest], batch: int) -> Float[Tensor, B * rest]:
+    def spread(self, statistics: Float[Tensor, "G ..."], batch: int) -> Float[Tensor, "B ..."]:
         """Return for each clip of this rank the value of its group."""
         member, _ = self.place(batch, statistics.device)
         with torch.autocast(statistics.device.type, enabled=False):
             return (member.T.to(statistics.dtype) @ statistics.flatten(1)).unflatten(1, statistics.shape[1:])
+
+    def of_all_ranks(self, statistics: Float[Tensor, "G ..."], batch: int) -> Float[Tensor, "A ..."]:
+        """Return the statistics of all groups of a micro-batch, in order and without gradient.
+
+        Args:
+            statistics: of the groups that this rank sees.
+            batch: clips of this rank.
+        """
+        _, spans = self.place(batch, statistics.device)
+        if spans or ranks.world_size() == 1:
+            return statistics
+        found = [torch.empty_like(statistics) for _ in range(ranks.world_size())]
+        dist.all_gather(found, statistics.contiguous())
+        return torch.cat(found)
 
 
 def _members(group: Int[Tensor, " B"], groups: int) -> Float[Tensor, "G B"]:
