@@ -25,6 +25,7 @@ from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.command_line.program import program
 from vw2_robot.data.clips import ClipSampler
 from vw2_robot.data.frame_cache import FrameCache
+from vw2_robot.distributed.batch_share import BatchShare
 from vw2_robot.errors import InputError
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.video.vdm import VDM
@@ -234,7 +235,9 @@ def train_phase(
         assert run.checkpoint is not None
         load_optimizer(run.checkpoint, optimizer)
     for step in run.steps(stop, what=f"phase {phase}"):
-        x, valid = to_device(clips.training.batch(step, loop.batch_size), next(modules.dldm.parameters()).device)
+        x, valid = to_device(
+            clips.training.batch(step, BatchShare.of(loop.batch_size)), next(modules.dldm.parameters()).device
+        )
         loss, metrics, indices = dldm_loss(config, modules, x, valid, phase=phase, step=step)
         # Codes of the weights before this step; those of padded steps are not counted.
         modules.code_usage.count(indices, valid)

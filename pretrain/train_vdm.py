@@ -22,6 +22,7 @@ from vw2_robot.checkpoint import load_checkpoint, load_optimizer, save_checkpoin
 from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.command_line.program import program
 from vw2_robot.data.clips import ClipSampler
+from vw2_robot.distributed.batch_share import BatchShare
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import VideoCodec, WanCodec, build_codec
 from vw2_robot.optim import build_optimizer, optimizer_step
@@ -177,7 +178,7 @@ def train_prior(
         training.restore(checkpoint.fact("clips"))
     run.begin()
     for step in run.steps():
-        clips = to_device(training.batch(step, loop.batch_size), device)
+        clips = to_device(training.batch(step, BatchShare.of(loop.batch_size)), device)
         # The noise is a function of seed and step, so a resumed run samples the same.
         loss = prior_loss(config, vdm, codec, clips, generator(config.seed, step, stream=STREAM_NOISE))
         norm = optimizer_step(loss, optimizer, step=step, config=loop.optim, total_steps=loop.train_steps)
