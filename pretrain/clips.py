@@ -4,9 +4,9 @@
     data sets           `data.stream=true`: read, cut and shuffled during training, in this process
     replay              `replay=memory` or `replay=reverb`: windows that a thread or other processes have cut
 
-All give the same pixels for the same window. From the cache, batch i is a pure function of (seed, i); a stream and a
-replay have a position, which goes into every checkpoint. A resumed run sees the batches it would have seen; from a
-Reverb server, it sees none of those that its checkpoint counts.
+All give the same pixels for the same window. Each rank reads its share of the global batch. From the cache, batch i is
+a pure function of (seed, i); a stream and a replay have a position, which goes into every checkpoint. A resumed run
+sees the batches it would have seen; from a Reverb server, it sees none of those that its checkpoint counts.
 """
 
 # B batch · T frames · M latent steps
@@ -24,6 +24,7 @@ from vw2_robot.data.blocks import WindowOptions
 from vw2_robot.data.clips import Augmentation, ClipBatch, ClipSampler
 from vw2_robot.data.frame_cache import FrameCache
 from vw2_robot.data.stream import ClipStream, StreamBatch, StreamOptions
+from vw2_robot.distributed.batch_share import BatchShare
 from vw2_robot.errors import InputError
 from vw2_robot.pixels import to_model_range
 
@@ -39,9 +40,9 @@ class CachedClips:
     def __init__(self, sampler: ClipSampler) -> None:
         self._sampler = sampler
 
-    def batch(self, step: int, size: int) -> ClipBatch:
-        """Return the clips of one training step."""
-        return self._sampler.batch(step, size)
+    def batch(self, step: int, share: BatchShare) -> ClipBatch:
+        """Return this rank's clips of one training step, in the order of `share.rows`."""
+        return self._sampler.batch(step, share.batch_size, share.rows)
 
     def state(self) -> None:
         """Return nothing: batches depend on the step alone."""
@@ -60,9 +61,9 @@ class StreamedClips:
     def __init__(self, stream: ClipStream) -> None:
         self._stream = stream
 
-    def batch(self, step: int, size: int) -> StreamBatch:
-        """Return the next clips."""
-        return self._stream.batch(size)
+    def batch(self, step: int, share: BatchShare) -> StreamBatch:
+        """Return this rank's next clips, in the order of `share.rows`."""
+        return self._stream.batch(len(share.rows))
 
     def state(self) -> dict[str, Any]:
         """Return the position after the last batch."""

@@ -55,9 +55,9 @@ class CodeUsageMonitor(nn.Module):
         self.register_buffer("counts", torch.zeros(vocabulary, dtype=torch.long))
         self.register_buffer("streaks", torch.zeros(2, dtype=torch.long))
 
-    def count(self, indices: Int[Tensor, "B M N"], valid: Bool[Tensor, "B M"]) -> None:
-        """Add the codes of the valid steps of one batch."""
-        self.counts += torch.bincount(indices[valid].flatten(), minlength=len(self.counts))
+    def count(self, histogram: Int[Tensor, " V"]) -> None:
+        """Add the codes of one batch: how often each occurred in valid steps, over all ranks."""
+        self.counts += histogram
 
     def metrics(self) -> dict[str, float]:
         """Return different codes, dead codes, perplexity and entropy since the last call of `alarms`."""

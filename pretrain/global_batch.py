@@ -56,16 +56,19 @@ class GlobalBatch:
         return SampleNoise(seed, step, stream=stream, samples=self.share.rows[part].tolist(), device=self.x.device)
 
 
-def batch_on_device(training: TrainingClips, step: int, share: BatchShare, hardware: Hardware) -> GlobalBatch:
+def batch_on_device(
+    training: TrainingClips, step: int, share: BatchShare, hardware: Hardware, *, device: torch.device
+) -> GlobalBatch:
     """Read the clips of one step that this rank computes, and count the valid steps of all.
 
     Args:
         training: where they are read.
         step: training step.
         share: of this rank.
-        hardware: device and precision.
+        hardware: precision of the pixels.
+        device: of the tensors.
     """
-    x, valid = to_device(training.batch(step, share), hardware.torch_device())
+    x, valid = to_device(training.batch(step, share), device)
     return GlobalBatch(share, x.to(hardware.dtype), valid, global_sum(valid.sum()))
 
 

@@ -30,6 +30,8 @@ from vw2_robot.data.replay.ingest import IngestPlan, ingest
 from vw2_robot.data.replay.open_replay import ReplayConfig, open_replay
 from vw2_robot.data.replay.windows import Replay, ReplayWindow, ReplayWriter, batch_of, decode_window
 from vw2_robot.data.stream import StreamBatch
+from vw2_robot.distributed import ranks
+from vw2_robot.distributed.batch_share import BatchShare
 from vw2_robot.errors import InputError
 
 from .config import PretrainConfig
@@ -82,12 +84,12 @@ class ReplayedClips:
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode") if threads else None
         self.skipped: dict[str, str] = {}
 
-    def batch(self, step: int, size: int) -> StreamBatch:
-        """Return the next clips.
+    def batch(self, step: int, share: BatchShare) -> StreamBatch:
+        """Return this rank's next clips, in the order of `share.rows`.
 
         Args:
             step: the training step, which decides the augmentation.
-            size: number of clips.
+            share: of this rank.
 
         Raises:
             ReplayTimeout: not so many windows came within `replay.timeout_seconds`.
@@ -97,8 +99,9 @@ class ReplayedClips:
         windows: list[ReplayWindow] = []
         clips: list[NDArray[np.uint8]] = []
         # A window that cannot be decoded is replaced by the next usable one, so batches are full.
-        while len(windows) < size:
-            sampled = self._sample_usable(size - len(windows))
+        rows = share.rows.tolist()
+        while len(windows) < len(rows):
+            sampled = self._sample_usable(len(rows) - len(windows))
             decoded = (self._decoders.map if self._decoders is not None else map)(self._decode, sampled)
             for window, clip in zip(sampled, decoded, strict=True):
                 if isinstance(clip, ImageError):
@@ -107,9 +110,9 @@ class ReplayedClips:
                     windows.append(window)
                     clips.append(clip)
         if self._config.data.augmentation != Augmentation():
-            for number, clip in enumerate(clips):
+            for row, clip in zip(rows, clips, strict=True):
                 # A generator of its own for each clip: what it gets does not depend on the clips before it.
-                key = [self._config.seed, STREAM_AUGMENTATION, step, number]
+                key = [self._config.seed, STREAM_AUGMENTATION, step, row]
                 augment(clip, self._config.data.augmentation, np.random.default_rng(key))
         return batch_of(windows, np.stack(clips), temporal_stride=self._config.dldm.temporal_stride)
 
@@ -151,9 +154,13 @@ class ReplayedClips:
 
     def _open(self) -> Replay:
         if self._replay is None:
-            # Pre-training is one process, so there is one rank.
             opening = open_replay(
-                self._options, rank=0, ranks=1, seed=self._config.seed, fill=self._fill, state=self._position
+                self._options,
+                rank=ranks.rank(),
+                ranks=ranks.world_size(),
+                seed=self._config.seed,
+                fill=self._fill,
+                state=self._position,
             )
             self._replay = self._closing.enter_context(opening)
         return self._replay

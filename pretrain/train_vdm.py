@@ -24,7 +24,7 @@ from vw2_robot.command_line.program import program
 from vw2_robot.data.clips import ClipSampler
 from vw2_robot.distributed.batch_share import BatchShare
 from vw2_robot.distributed.ranks import global_sum, is_main, main_first
-from vw2_robot.distributed.sharding import LossParts, Objective, Parallel, gathered, shard, state_bytes
+from vw2_robot.distributed.sharding import LossParts, Objective, Parallel, full_state, shard, state_bytes
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import VideoCodec, WanCodec, build_codec
 from vw2_robot.optim import build_optimizer, optimizer_step
@@ -210,7 +210,7 @@ def train_prior(
     parallel = Parallel(Objective({"vdm": vdm}, loss_of), hardware.sharding)
     run.begin(state_bytes=state_bytes([vdm, codec], optimizer))
     for step in run.steps():
-        batch = batch_on_device(training, step, share, hardware)
+        batch = batch_on_device(training, step, share, hardware, device=device_of(vdm))
         # The noise is a function of seed, step and the clip's place in the batch: no rank or resume changes it.
         loss = parallel.backward(
             batch.parts,
@@ -226,9 +226,7 @@ def train_prior(
             run.log(step, {"vdm/denoising_loss": loss, "vdm/validation_loss": validation, "vdm/grad_norm": norm})
         if step + 1 == loop.train_steps:
             # For diffusers, and for `vdm.weights` of other runs. Before the last checkpoint: a complete run has it.
-            with gathered(vdm), main_first():
-                if is_main():
-                    vdm.save_folder(run.path / "diffusers")
+            save_diffusers(config, vdm, run.path / "diffusers")
         if run.checkpoint_due(step, loop.save_every):
             facts = {
                 "geometry": config.geometry._asdict(),
@@ -244,6 +242,25 @@ def train_prior(
                 optimizer=optimizer,
             )
             run.save(step, write)
+
+
+def save_diffusers(config: PretrainConfig, vdm: VDM, folder: Path) -> None:
+    """Write the transformer in diffusers' layout, on rank 0; all ranks must call it.
+
+    Args:
+        config: of the run.
+        vdm: with the trained prior, sharded or not.
+        folder: to write into.
+    """
+    whole = vdm
+    if config.hardware.shards_weights:
+        weights = full_state(vdm)
+        if is_main():
+            whole, _ = build_vdm(config)
+            whole.load_state_dict(weights)
+    with main_first():
+        if is_main():
+            whole.save_folder(folder)
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from vw2_robot.aliases import first_name, with_new_keys, with_new_names
 from vw2_robot.distributed.optimizer_shards import read_shards, shapes_of, write_shards
 from vw2_robot.distributed.ranks import from_main, is_main
-from vw2_robot.distributed.sharding import full, is_sharded_tensor, like
+from vw2_robot.distributed.sharding import full, full_state, is_sharded_tensor, like
 from vw2_robot.errors import InputError
 from vw2_robot.storage.allocation import AllocationLimit
 from vw2_robot.storage.files import MANIFEST, atomic_folder, read_json, read_text, write_json, write_manifest
@@ -153,12 +153,7 @@ def save_checkpoint(
         training: content of training.json, written with the optimizer.
     """
     # Copies on the CPU: safetensors refuses tensors that share memory, such as tied embeddings. All ranks gather.
-    weights: dict[str, Tensor] = {}
-    for name, module in modules.items():
-        for key, value in module.state_dict().items():
-            whole = full(value.detach())
-            if is_main():
-                weights[f"{name}.{key}"] = whole.cpu().contiguous().clone()
+    weights = {f"{name}.{key}": value for name, module in modules.items() for key, value in full_state(module).items()}
     state = {} if optimizer is None else _optimizer_state(optimizer)
     sharded = any(is_sharded_tensor(value) for value in state.values())
     description = {"format_version": FORMAT_VERSION, "kind": kind, "config": dict(config), "facts": dict(facts or {})}

@@ -88,6 +88,11 @@ class Hardware:
     """seconds from SIGTERM to the kill; a checkpoint of more than 1 GB is written at a stop only with more than 10"""
 
     @property
+    def shards_weights(self) -> bool:
+        """Return whether weights are sharded: with `sharding=fsdp` and several ranks."""
+        return self.sharding == "fsdp" and world_size() > 1
+
+    @property
     def dtype(self) -> torch.dtype:
         """Return the type of weights and pixels."""
         return torch.float64 if self.precision == "float64" else torch.float32

@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.data.frame_cache import FrameCache
+from vw2_robot.distributed.batch_share import BatchShare
 from vw2_robot.errors import InputError
 from vw2_robot.pretrain import train_dldm, train_vdm
 from vw2_robot.pretrain.cache_frames import open_frames, training_split
@@ -85,7 +86,7 @@ def test_a_stream_never_shows_a_held_out_episode_and_its_clips_are_the_caches(st
     assert isinstance(clips, StreamedClips)
     seen = set()
     for step in range(60):
-        batch = clips.batch(step, 2)
+        batch = clips.batch(step, BatchShare.of(2))
         seen |= set(batch.episode_id)
     clips.close()
     assert seen == set(names)

@@ -23,6 +23,7 @@ from vw2_robot.data.episodes import Episode
 from vw2_robot.data.frame_cache import FrameCache
 from vw2_robot.data.replay.ingest import IngestPlan, ingest
 from vw2_robot.data.replay.windows import ReplayTimeout, cut_episode, window_of
+from vw2_robot.distributed.batch_share import BatchShare
 from vw2_robot.errors import InputError
 from vw2_robot.pretrain import cache_frames, train_dldm, train_vdm
 from vw2_robot.pretrain.cache_frames import open_frames, open_sources, training_split
@@ -118,7 +119,7 @@ def test_every_training_window_comes_once_an_epoch_and_a_held_out_one_never(trai
     seen: Counter[tuple[str, int]] = Counter()
     index = {episode.episode_id: number for number, episode in enumerate(frames.episodes)}
     for step in range(2 * wanted.total() // 5):
-        batch = clips.batch(step, 5)
+        batch = clips.batch(step, BatchShare.of(5))
         seen.update(names(batch))
         for name, start, pixels in zip(batch.episode_id, batch.start.tolist(), batch.pixels, strict=True):
             shown = [min(start + t, frames.episodes[index[name]].length - 1) for t in range(5)]
@@ -132,19 +133,19 @@ def test_a_resumed_run_goes_on_behind_the_clips_that_its_checkpoint_counts(train
     clips, frames, train, _ = opened(config)
     training.feed(config, epochs=1)
     wanted = everything(frames, train)
-    before = [clips.batch(step, 3) for step in range(4)]
+    before = [clips.batch(step, BatchShare.of(3)) for step in range(4)]
     state = json.loads(json.dumps(clips.state()))
-    after = [clips.batch(step, 3) for step in range(4, 7)]
+    after = [clips.batch(step, BatchShare.of(3)) for step in range(4, 7)]
     if training.engine == "memory":
         clips.close()
         clips = opened(training.config("run", "data.decode_threads=0"))[0]
         clips.restore(state)
-        again = [clips.batch(step, 3) for step in range(4, 7)]
+        again = [clips.batch(step, BatchShare.of(3)) for step in range(4, 7)]
         assert [names(batch) for batch in again] == [names(batch) for batch in after]
         np.testing.assert_array_equal([batch.pixels for batch in again], [batch.pixels for batch in after])
     else:
         clips.restore(state)  # the server lives on, so what was drawn after the checkpoint is gone
-        after += [clips.batch(step, 3) for step in range(7, wanted.total() // 3)]
+        after += [clips.batch(step, BatchShare.of(3)) for step in range(7, wanted.total() // 3)]
         assert Counter(name for batch in before + after for name in names(batch)) <= wanted
     clips.close()
 
@@ -157,9 +158,9 @@ def test_the_end_of_the_data_is_said(training: Training) -> None:
     training.feed(config, epochs=1)
     total = everything(frames, train).total()
     for step in range(total // 4):
-        clips.batch(step, 4)
+        clips.batch(step, BatchShare.of(4))
     with pytest.raises(InputError, match=r"delivered all of its windows.*data\.epochs"):
-        clips.batch(0, total)
+        clips.batch(0, BatchShare.of(total))
     clips.close()
 
 
@@ -169,7 +170,7 @@ def test_a_replay_that_nobody_fills_ends_in_time(training: Training, monkeypatch
     if training.engine == "memory":
         monkeypatch.setattr(cache_frames, "open_sources", lambda _: threading.Event().wait(3))
     with pytest.raises(ReplayTimeout, match=r"no replay server listens|gave 0 of 2 windows"):
-        clips.batch(0, 2)
+        clips.batch(0, BatchShare.of(2))
     clips.close()
 
 
@@ -182,7 +183,7 @@ def test_windows_of_another_kind_are_refused(training: Training) -> None:
     else:
         training.feed(config, epochs=1, windows=WindowOptions(num_frames=5, target_hz=15.0))
         with pytest.raises(InputError, match=r"\(5, 15\.0, None\), this run trains on \(5, None, None\)"):
-            clips.batch(0, 2)
+            clips.batch(0, BatchShare.of(2))
     clips.close()
 
 
@@ -204,12 +205,12 @@ def test_windows_that_were_cut_for_another_stride_are_refused_where_the_stride_t
 
 
 def other_plan(training: Training, clips: ReplayedClips) -> None:
-    clips.batch(0, 2)
+    clips.batch(0, BatchShare.of(2))
     state = clips.state()
     clips.close()
     other, *_ = opened(training.config("run", "seed=1"))
     other.restore(state)
-    other.batch(1, 2)
+    other.batch(1, BatchShare.of(2))
 
 
 def test_an_episode_that_the_cache_does_not_know_is_left_out(
@@ -220,11 +221,11 @@ def test_an_episode_that_the_cache_does_not_know_is_left_out(
     clips, *_ = opened(config := training.config("run", *words))
     training.feed(config, epochs=2)
     with pytest.raises(InputError, match=r"too many.*is not in the frame cache .* set data\.cache_episodes"):
-        clips.batch(0, 2)
+        clips.batch(0, BatchShare.of(2))
     clips.close()
     if training.engine == "memory":
         clips, *_ = opened(training.config("other", *words, "data.cache_episodes=10"))
-        assert len(clips.batch(0, 2).start) == 2
+        assert len(clips.batch(0, BatchShare.of(2)).start) == 2
         clips.close()
 
 
@@ -247,7 +248,7 @@ def test_a_broken_image_is_counted_and_its_windows_are_left_out(
     for module in (cache_frames, __import__(__name__, fromlist=["open_sources"])):
         monkeypatch.setattr(module, "open_sources", lambda _: [(Broken(), weight)])
     training.feed(config, epochs=1)
-    seen = [name for step in range(20) for name in names(clips.batch(step, 1))]
+    seen = [name for step in range(20) for name in names(clips.batch(step, BatchShare.of(1)))]
     assert (last.episode_id, 0) not in seen
     assert len(clips.skipped) <= 1
     clips.close()

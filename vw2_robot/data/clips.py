@@ -14,8 +14,8 @@ Time is configured in seconds, not in frames, since sources run from 2 to 30 Hz.
   time, a clip repeats some of them.
 
 Only these functions turn seconds into frames; training from the cache, streams and replays all call them.
-`ClipSampler.batch` is a pure function of (seed, step): a resumed run sees the batches it would have seen. Everything is
-numpy, uint8 [0, 255] HWC; `vw2_robot.pixels` turns it into [-1, 1] CHW.
+Clip k of `ClipSampler.batch` is a pure function of (seed, step, k): a resumed run sees the batches it would have seen,
+with any number of ranks. Everything is numpy, uint8 [0, 255] HWC; `vw2_robot.pixels` turns it into [-1, 1] CHW.
 """
 
 from __future__ import annotations
@@ -342,19 +342,19 @@ class ClipSampler:
         """Return the number of different (episode, start) pairs."""
         return int(self._ends[-1])
 
-    def batch(self, step: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> ClipBatch:
+    def batch(self, step: int, batch_size: int, rows: NDArray[np.int64] | None = None) -> ClipBatch:
         """Return the clips of one training step.
 
         Args:
             step: number of the training step.
-            batch_size: clips of this rank.
-            rank: of this process; all ranks together sample one global batch, and each gets its part of it.
-            world_size: number of ranks.
+            batch_size: clips of the global batch.
+            rows: positions int [B] in the global batch of the clips to read, in any order; None: all. A clip depends on
+                its position alone, not on what else is read.
         """
-        # All ranks sample the global batch with the same generator, so that the number of ranks changes nothing.
-        mine = slice(rank * batch_size, (rank + 1) * batch_size)
+        # The whole batch is sampled, which is cheap, so that the number of ranks changes nothing.
+        mine = slice(None) if rows is None else rows
         rng = np.random.default_rng([self.seed, step])
-        pair = rng.integers(len(self), size=world_size * batch_size)[mine]
+        pair = rng.integers(len(self), size=batch_size)[mine]
         chosen = np.searchsorted(self._ends, pair, side="right")
         start = pair - (self._ends[chosen] - np.diff(self._ends, prepend=0)[chosen])
         windows = windows_at(start, self._length[chosen], self._offsets[self._rate[chosen]], self.temporal_stride)
@@ -362,7 +362,7 @@ class ClipSampler:
         pixels = self.cache.read_batch(episode, windows.frame_ids)
         if self.augmentation != Augmentation():
             # A seed for each clip: its augmentation does not depend on the other clips of the batch.
-            seeds = np.random.default_rng([self.seed, step, 1]).integers(2**63, size=world_size * batch_size)[mine]
+            seeds = np.random.default_rng([self.seed, step, 1]).integers(2**63, size=batch_size)[mine]
             for clip, clip_seed in zip(pixels, seeds.tolist(), strict=True):
                 augment(clip, self.augmentation, np.random.default_rng(clip_seed))
         return ClipBatch(pixels=pixels, valid=windows.valid, episode=episode, start=start)

@@ -30,10 +30,12 @@ PartT = TypeVar("PartT")
 
 
 class LossParts(NamedTuple):
-    """The loss of one forward pass, and its parts for the log, which add up over passes and ranks, without gradient."""
+    """The loss of one forward pass and, without gradient, what is logged of it; all add up over passes and ranks."""
 
     loss: Tensor
     metrics: dict[str, Tensor]
+    counts: Tensor | None = None
+    """whole numbers, such as how often each code occurred"""
 
 
 class Objective(nn.Module):
@@ -80,6 +82,16 @@ def is_sharded_tensor(value: Tensor) -> bool:
 def full(value: Tensor) -> Tensor:
     """Return a tensor with all of its shards; all ranks must call it for a sharded one."""
     return value.full_tensor() if is_sharded_tensor(value) else value  # type: ignore[operator]
+
+
+def full_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return all weights of a module, whole and on the CPU, on rank 0, and nothing on the others; all must call it."""
+    state = {}
+    for name, value in module.state_dict().items():
+        whole = full(value.detach())
+        if ranks.is_main():
+            state[name] = whole.cpu().contiguous().clone()
+    return state
 
 
 def like(value: Tensor, sharded: Tensor) -> Tensor:
@@ -139,19 +151,23 @@ class Parallel:
             inputs: gives the arguments of the objective for one of them; its work is freed before the next.
         """
         total: Tensor | None = None
+        counted: Tensor | None = None
         names: list[str] = []
         for number, part in enumerate(parts):
             with self._synchronized(last=number + 1 == len(parts)):
-                loss, metrics = self._objective(*inputs(part))
+                loss, metrics, counts = self._objective(*inputs(part))
                 (loss * self._scale).backward()
             names = list(metrics)
             values = torch.stack([loss.detach().double(), *(value.double() for value in metrics.values())])
             total = values if total is None else total + values
+            counted = counts if counted is None else counted + counts
         assert total is not None
         if self._sharding == "none" and ranks.world_size() > 1:
             self._sum_gradients()
         loss_sum, *others = ranks.global_sum(total).unbind()
-        return LossParts(loss_sum, dict(zip(names, others, strict=True)))
+        return LossParts(
+            loss_sum, dict(zip(names, others, strict=True)), None if counted is None else ranks.global_sum(counted)
+        )
 
     @contextmanager
     def _synchronized(self, *, last: bool) -> Iterator[None]:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from vw2_robot.data.clips import Augmentation, ClipSampler, effective_hz, frame_offsets, make_windows, padded_frames
 from vw2_robot.data.episodes import Episode
 from vw2_robot.data.frame_cache import FrameCache, cache_frames
+from vw2_robot.distributed.batch_share import BatchShare
 from vw2_robot.errors import InputError
 
 LENGTHS = (12, 3, 30, 5, 9, 4)
@@ -193,9 +194,11 @@ def test_a_batch_is_a_function_of_seed_and_step(frames: FrameCache) -> None:
 def test_ranks_divide_the_batch_of_one_process(photos: FrameCache) -> None:
     taken = sampler(photos, num_frames=5, augmentation=Augmentation(crop_min_scale=0.5, color=0.3))
     whole = taken.batch(2, 6)
-    parts = [taken.batch(2, 2, rank=rank, world_size=3) for rank in range(3)]
-    np.testing.assert_array_equal(whole.pixels, np.concatenate([part.pixels for part in parts]))
-    np.testing.assert_array_equal(whole.start, np.concatenate([part.start for part in parts]))
+    for ranks, micro_batches in ((3, 1), (2, 3), (1, 2)):
+        for share in (BatchShare(6, micro_batches, rank, ranks) for rank in range(ranks)):
+            part = taken.batch(2, 6, share.rows)
+            np.testing.assert_array_equal(part.pixels, whole.pixels[share.rows])
+            np.testing.assert_array_equal(part.start, whole.start[share.rows])
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,30 @@ class DLDM(nn.Module):
         out: Tensor = self.decoder(codes, anchor, first_frame)
         return out
 
+    def share_statistics(self, groups: StatisticsGroups, groups_per_batch: int, *, micro_batches: int) -> None:
+        """Set how a training batch is divided, for what couples its clips: statistics before FSQ, use of a codebook.
+
+        Args:
+            groups: of clips that are standardized together.
+            groups_per_batch: how many a batch has.
+            micro_batches: forward passes of each rank for one batch.
+        """
+        for module in self.modules():
+            if isinstance(module, Standardize):
+                module.groups = groups
+                module.groups_per_batch = groups_per_batch
+            elif isinstance(module, VQ):
+                module.micro_batches = micro_batches
+
+    def blocks(self) -> list[nn.Module]:
+        """Return the blocks that sharded training gathers one after the other, in order."""
+        return [self.encoder, self.qformer, self.decoder]
+
+    def compile_blocks(self) -> None:
+        """Compile encoder and decoder in place: names of parameters stay as they are."""
+        self.encoder.compile()
+        self.decoder.compile()
+
     def checkpoint_gradients(self) -> None:
         """Keep only the input of each block of the trunk, and compute the rest again in the backward pass."""
         self.encoder.checkpointing = self.decoder.up.checkpointing = True

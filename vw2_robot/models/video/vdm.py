@@ -230,6 +230,19 @@ class VDM(nn.Module):
         save_weights(self.transformer, path, "transformer", options=stock, merged=merged)
         save_scheduler(path)
 
+    def blocks(self) -> list[nn.Module]:
+        """Return the blocks that sharded training gathers one after the other, in order.
+
+        The control branch itself is not one of them: it calls the transformer's embeddings.
+        """
+        copied = list(self.control.blocks) if isinstance(self.control, FullControl) else []
+        return [*blocks_of(self.transformer), *copied]
+
+    def compile_blocks(self) -> None:
+        """Compile each block in place: names of parameters stay as they are."""
+        for block in self.blocks():
+            block.compile(fullgraph=True)
+
     def checkpoint_gradients(self) -> None:
         """Keep one activation per block for the backward pass and compute the others again: less memory, more time."""
         self.transformer.enable_gradient_checkpointing()  # type: ignore[operator]
