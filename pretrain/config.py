@@ -17,6 +17,8 @@ from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.data.clips import Augmentation, TimeBase, frame_offsets
 from vw2_robot.data.images import Aspect
 from vw2_robot.data.replay.open_replay import ReplayConfig
+from vw2_robot.distributed.batch_share import BatchShare
+from vw2_robot.distributed.ranks import locked_on_main
 from vw2_robot.errors import InputError
 from vw2_robot.limits import Rate, Share, Unbounded
 from vw2_robot.models.dldm.config import DLDMConfig
@@ -25,7 +27,6 @@ from vw2_robot.models.video.vdm import Geometry, VDMConfig
 from vw2_robot.models.video.video_codec import CodecConfig
 from vw2_robot.optim import LoopConfig
 from vw2_robot.runs import Hardware
-from vw2_robot.storage.locks import lock_folder
 
 Stage = Literal["vdm", "dldm", "latents", "policy"]
 

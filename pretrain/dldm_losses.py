@@ -61,7 +61,8 @@ def phase_one_loss(
     encoded = dldm.encode(x if encoder_input is None else encoder_input)
     anchor = encoded.anchor_BChw if anchor_grad else encoded.anchor_BChw.detach()
     rec = dldm.decode(encoded.codes_BMNL, anchor, x[:, 0])
-    rec_loss = frame_error(rec, dldm.subsample(x), valid, norm=norm, part=part)
+    frames = None if part is None else part.frames(dldm.config.temporal_stride // dldm.config.gap)
+    rec_loss = frame_error(rec, dldm.subsample(x), valid, norm=norm, frames=frames)
     code_correlation = correlation(encoded.codes_BMNL, valid, groups) * (1.0 if part is None else part.share)
     metrics = {f"dldm/reconstruction_{norm}": rec_loss.detach(), "dldm/correlation": code_correlation.detach()}
     return DLDMLoss(rec_loss + decorrelation * code_correlation, metrics, encoded.indices_BMN)
@@ -98,7 +99,8 @@ def phase_two_loss(
     codes_for_decoder = codes.detach() if phases.stop_gradient else codes
     anchor = f[:, 0].detach() if phases.stop_gradient and not phases.anchor_grad else f[:, 0]
     rec = dldm.decode(codes_for_decoder, anchor, x[:, 0])
-    rec_loss = frame_error(rec, x, valid, norm=phases.reconstruction_loss, part=part)
+    frames = None if part is None else part.frames(dldm.config.temporal_stride)
+    rec_loss = frame_error(rec, x, valid, norm=phases.reconstruction_loss, frames=frames)
 
     # The control video carries no gradient: the denoising loss reaches the encoder through the codes alone.
     control = make_control_video(rec.detach(), grayscale=phases.control_grayscale)

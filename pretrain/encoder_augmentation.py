@@ -41,7 +41,9 @@ def drift(x: Float[Tensor, "B T 3 H W"], *, strength: float, noise: SampleNoise)
     uniform = noise.rand(5).to(x)
     amount = (uniform[:, 1:] * 2 - 1) * strength * (uniform[:, :1] < SHARE_AUGMENTED)
     # Linear in time, zero at frame 0: the anchor of the clip shows no drift.
-    at_frame = amount[:, None] * torch.linspace(0, 1, num_frames, device=x.device, dtype=x.dtype)[None, :, None]  # [B, T, 4]
+    at_frame = (
+        amount[:, None] * torch.linspace(0, 1, num_frames, device=x.device, dtype=x.dtype)[None, :, None]
+    )  # [B, T, 4]
     view = x.new_zeros(batch, num_frames, 2, 3)
     # The grid maps output to input: a factor above 1 shrinks the image, and repeats its edges around it.
     zoom = 1 + MAX_ZOOM * at_frame[..., 2]

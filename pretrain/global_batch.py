@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vw2_robot.data.clips import ClipSampler
-from vw2_robot.distributed.batch_share import BatchShare, PartOfBatch
-from vw2_robot.distributed.ranks import global_sum, rank, world_size
+from vw2_robot.distributed.batch_share import BatchShare, PartOfBatch, shared_chunks
+from vw2_robot.distributed.ranks import global_sum
 from vw2_robot.random_numbers import SampleNoise
 from vw2_robot.runs import Hardware
 
@@ -86,19 +86,9 @@ def validation_chunks(
     Yields:
         (positions in the batch [B], pixels [B, T, 3, H, W] in [-1, 1], valid steps [B, M]).
     """
-    # Every rank gets as many chunks as the others, some of them without a clip: sharded modules run in step.
-    size = min(hardware.validation_batch, -(-count // world_size()))
-    chunks = -(-count // (size * world_size()))
-    for number in range(chunks):
-        first = (number * world_size() + rank()) * size
-        rows = np.arange(first, min(count, first + size))
-        if not len(rows):
-            rows = np.array([count - 1])
-            x, valid = to_device(held_out.batch(0, count, rows=rows), device)
-            yield rows, x.to(hardware.dtype), torch.zeros_like(valid)
-            continue
+    for rows, counts in shared_chunks(count, hardware.validation_batch):
         x, valid = to_device(held_out.batch(0, count, rows=rows), device)
-        yield rows, x.to(hardware.dtype), valid
+        yield rows, x.to(hardware.dtype), valid & counts
 
 
 def device_of(module: nn.Module) -> torch.device:

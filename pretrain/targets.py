@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from vw2_robot.distributed.batch_share import PartOfBatch, StatisticsGroups
+from vw2_robot.distributed.batch_share import StatisticsGroups
 from vw2_robot.models.dldm.dldm import pad_to_stride
 from vw2_robot.models.precision import at_least_float32
 from vw2_robot.random_numbers import SampleNoise
@@ -23,7 +23,7 @@ def frame_error(
     *,
     with_anchor: bool = True,
     norm: Literal["l2", "l1"] = "l2",
-    part: PartOfBatch | None = None,
+    frames: Tensor | float | None = None,
 ) -> Float[Tensor, ""]:
     """Return the mean squared (or absolute) error over frame 0 and the frames of valid steps; padding never counts.
 
@@ -33,7 +33,8 @@ def frame_error(
         valid: the latent steps that are no padding; each covers the `stride` frames that end it.
         with_anchor: False leaves frame 0 out, which the decoder is given.
         norm: l2 squares differences, l1 takes their size.
-        part: of which batch this is a part: the mean is over that batch, and the parts add up to it.
+        frames: what the sum of the errors is divided by: the frames of the whole batch where this is a part of it;
+            None: those that count here.
     """
     # From the shapes: with `dldm.gap` the decoder makes fewer frames of a step than its temporal stride.
     stride = (rec.shape[1] - 1) // max(1, valid.shape[1])
@@ -42,8 +43,7 @@ def frame_error(
     )
     distance = F.mse_loss if norm == "l2" else F.l1_loss
     error = distance(at_least_float32(rec), pad_to_stride(x, stride), reduction="none").mean(dim=(2, 3, 4))
-    count = frame_mask.sum() if part is None else with_anchor * part.clips + stride * part.valid_steps
-    return (error * frame_mask).sum() / count.clamp(min=1)
+    return (error * frame_mask).sum() / (frame_mask.sum().clamp(min=1) if frames is None else frames)
 
 
 def correlation(
@@ -89,9 +89,7 @@ def make_control_video(rec: Float[Tensor, "B T 3 H W"], *, grayscale: bool) -> F
     return torch.einsum("btchw,c->bthw", rec, luma)[:, :, None].expand_as(rec)
 
 
-def jitter_color(
-    x: Float[Tensor, "B T 3 H W"], *, strength: float, noise: SampleNoise
-) -> Float[Tensor, "B T 3 H W"]:
+def jitter_color(x: Float[Tensor, "B T 3 H W"], *, strength: float, noise: SampleNoise) -> Float[Tensor, "B T 3 H W"]:
     """Return the clips with changed brightness, contrast and channel gains, still in [-1, 1].
 
     Args:

@@ -27,7 +27,6 @@ from vw2_robot.data.clips import ClipSampler
 from vw2_robot.data.frame_cache import FrameCache
 from vw2_robot.distributed.batch_share import BatchShare, PartOfBatch, StatisticsGroups
 from vw2_robot.distributed.sharding import LossParts, Objective, Parallel, shard, state_bytes
-from vw2_robot.distributed.batch_share import BatchShare
 from vw2_robot.errors import InputError
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.video.vdm import VDM
@@ -37,7 +36,7 @@ from vw2_robot.random_numbers import SampleNoise, generator
 from vw2_robot.runs import Run
 
 from .cache_frames import open_frames, training_split
-from .clips import TrainingClips, clip_sampler, to_device, training_clips
+from .clips import TrainingClips, clip_sampler, training_clips
 from .code_usage import CodeUsageMonitor, code_usage
 from .config import PretrainConfig, alone
 from .dldm_diagnostics import explain_shortfall, validate, write_reconstructions
@@ -255,13 +254,19 @@ def train_phase(
     if run.start > first:
         assert run.checkpoint is not None
         load_optimizer(run.checkpoint, optimizer)
+    parallel = Parallel(dldm_objective(config, modules, groups, phase=phase), config.hardware.sharding)
     for step in run.steps(stop, what=f"phase {phase}"):
-        x, valid = to_device(
-            clips.training.batch(step, BatchShare.of(loop.batch_size)), next(modules.dldm.parameters()).device
+        batch = batch_on_device(clips.training, step, share, config.hardware, device=device_of(modules.dldm))
+        noises = [batch.noise(config.seed, step, part, stream=STREAM_LOSS) for part in batch.parts]
+        loss, metrics, counts = parallel.backward(
+            [
+                (batch.x[part], batch.valid[part], noise, batch.part_of_batch)
+                for part, noise in zip(batch.parts, noises, strict=True)
+            ]
         )
-        loss, metrics, indices = dldm_loss(config, modules, x, valid, phase=phase, step=step)
-        # Codes of the weights before this step; those of padded steps are not counted.
-        modules.code_usage.count(indices, valid)
+        # Codes of the weights before this step.
+        assert counts is not None
+        modules.code_usage.count(counts)
         # Each phase has its own warm-up and decay, counted from its first step.
         norm = optimizer_step(
             loss, optimizer, step=step - first, config=loop.optim, total_steps=loop.train_steps, first_step=first
@@ -308,9 +313,7 @@ def dldm_objective(config: PretrainConfig, modules: Modules, groups: StatisticsG
     def loss_of(x: Tensor, valid: Tensor, noise: SampleNoise, part: PartOfBatch) -> LossParts:
         with config.hardware.autocast(x.device):
             if phase == 2 and vdm is not None and codec is not None:
-                found = phase_two_loss(
-                    dldm, vdm, codec, x, valid, phases=phases, noise=noise, part=part, groups=groups
-                )
+                found = phase_two_loss(dldm, vdm, codec, x, valid, phases=phases, noise=noise, part=part, groups=groups)
             else:
                 found = phase_one_loss(
                     dldm,

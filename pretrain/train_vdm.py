@@ -34,8 +34,8 @@ from vw2_robot.runs import Run
 
 from .cache_frames import open_frames, training_split
 from .clips import TrainingClips, clip_sampler, training_clips
-from .global_batch import batch_on_device, device_of, validation_chunks
 from .config import PretrainConfig, alone, finished_stage
+from .global_batch import batch_on_device, device_of, validation_chunks
 
 # Streams of `runs.generator`: random numbers of one stage never depend on those of another.
 STREAM_INIT, STREAM_NOISE, STREAM_VALIDATION = 10, 11, 12
@@ -204,6 +204,7 @@ def train_prior(
         checkpoint.load_into(vdm=vdm, codec=codec)
         load_optimizer(run.checkpoint, optimizer)
         training.restore(checkpoint.fact("clips"))
+
     def loss_of(clips: tuple[Tensor, Tensor], noise: SampleNoise, valid_steps: Tensor) -> LossParts:
         return LossParts(prior_loss(config, vdm, codec, clips, noise, valid_steps=valid_steps), {})
 
@@ -212,13 +213,9 @@ def train_prior(
     for step in run.steps():
         batch = batch_on_device(training, step, share, hardware, device=device_of(vdm))
         # The noise is a function of seed, step and the clip's place in the batch: no rank or resume changes it.
+        parts = [(part, batch.noise(config.seed, step, part, stream=STREAM_NOISE)) for part in batch.parts]
         loss = parallel.backward(
-            batch.parts,
-            lambda part, batch=batch, step=step: (
-                (batch.x[part], batch.valid[part]),
-                batch.noise(config.seed, step, part, stream=STREAM_NOISE),
-                batch.valid_steps,
-            ),
+            [((batch.x[part], batch.valid[part]), noise, batch.valid_steps) for part, noise in parts]
         ).loss
         norm = optimizer_step(loss, optimizer, step=step, config=loop.optim, total_steps=loop.train_steps)
         if run.due(step, loop.log_every):

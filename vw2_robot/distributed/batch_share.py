@@ -8,6 +8,7 @@ whose statistics are taken together lies within one micro-batch, whatever the nu
 # B samples of this rank in one micro-batch · G groups that this rank sees · A all groups of a micro-batch
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -66,6 +67,25 @@ class BatchShare:
         return [slice(i * self.size, (i + 1) * self.size) for i in range(self.micro_batches)]
 
 
+def shared_chunks(count: int, size: int) -> Iterator[tuple[NDArray[np.int64], bool]]:
+    """Yield this rank's positions among `count` samples, a few at a time, and whether they count.
+
+    Every rank gets as many chunks as the others, since sharded modules run in step; what is left over does not count.
+
+    Args:
+        count: samples of all ranks.
+        size: most of one chunk.
+    """
+    size = min(size, -(-count // ranks.world_size()))
+    for first in range(
+        ranks.rank() * size,
+        -(-count // (size * ranks.world_size())) * size * ranks.world_size(),
+        size * ranks.world_size(),
+    ):
+        rows = np.arange(first, min(count, first + size))
+        yield (rows, True) if len(rows) else (np.array([count - 1]), False)
+
+
 class PartOfBatch(NamedTuple):
     """What one forward pass is of its global batch: the losses of all passes and ranks add up to that of the batch."""
 
@@ -75,6 +95,10 @@ class PartOfBatch(NamedTuple):
     """samples of the global batch"""
     valid_steps: Tensor
     """valid latent steps of the global batch, a scalar"""
+
+    def frames(self, per_step: int) -> Tensor:
+        """Return the frames of the global batch that count: the first of each clip, and those of valid steps."""
+        return self.clips + per_step * self.valid_steps
 
 
 class StatisticsGroups:

@@ -11,12 +11,20 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from vw2_robot.errors import InputError
+
+
+def _library() -> Any:
+    """Return PyTorch's module of distributed checkpoints, whose import takes seconds."""
+    from torch.distributed import checkpoint
+
+    return checkpoint
 
 
 def write_shards(state: Mapping[str, Tensor], folder: Path) -> None:
@@ -26,12 +34,11 @@ def write_shards(state: Mapping[str, Tensor], folder: Path) -> None:
         state: sharded tensors by name; a scalar counts as equal on all ranks.
         folder: empty or not there.
     """
-    from torch.distributed import checkpoint as dcp
-
     # The format has no tensors without an axis.
     shaped = {name: value.reshape(1) if value.ndim == 0 else value for name, value in state.items()}
     with _quiet():
-        dcp.save(shaped, storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True))
+        library = _library()
+        library.save(shaped, storage_writer=library.HuggingFaceStorageWriter(str(folder), save_distributed=True))
     dist.barrier()
 
 
@@ -41,10 +48,8 @@ def shapes_of(folder: Path, *, cure: str) -> dict[str, torch.Size]:
     Raises:
         InputError: a file is damaged.
     """
-    from torch.distributed import checkpoint as dcp
-
     with _reading(folder, cure=cure):
-        metadata = dcp.HuggingFaceStorageReader(str(folder)).read_metadata()
+        metadata = _library().HuggingFaceStorageReader(str(folder)).read_metadata()
         return {name: value.size for name, value in metadata.state_dict_metadata.items()}
 
 
@@ -59,10 +64,9 @@ def read_shards(into: dict[str, Tensor], folder: Path, *, cure: str) -> None:
     Raises:
         InputError: a file is missing or damaged.
     """
-    from torch.distributed import checkpoint as dcp
-
     with _reading(folder, cure=cure), _quiet():
-        dcp.load(into, storage_reader=dcp.HuggingFaceStorageReader(str(folder)))
+        library = _library()
+        library.load(into, storage_reader=library.HuggingFaceStorageReader(str(folder)))
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
     objective = Objective({"dldm": dldm}, loss)
     parallel = Parallel(objective, sharding="fsdp", blocks=...)
-    total, metrics = parallel.backward(parts, lambda part: objective inputs of that micro-batch)
+    loss, metrics, _ = parallel.backward([arguments of one micro-batch, ...])
 
     none    every rank holds everything; gradients are summed after the last micro-batch
     ddp     the same with DistributedDataParallel: sums travel while the backward pass still runs
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -26,7 +26,6 @@ from torch.nn.parallel import DistributedDataParallel
 from . import ranks
 
 Sharding = Literal["none", "ddp", "fsdp"]
-PartT = TypeVar("PartT")
 
 
 class LossParts(NamedTuple):
@@ -81,7 +80,8 @@ def is_sharded_tensor(value: Tensor) -> bool:
 
 def full(value: Tensor) -> Tensor:
     """Return a tensor with all of its shards; all ranks must call it for a sharded one."""
-    return value.full_tensor() if is_sharded_tensor(value) else value  # type: ignore[operator]
+    sharded: Any = value
+    return sharded.full_tensor() if is_sharded_tensor(value) else value
 
 
 def full_state(module: nn.Module) -> dict[str, Tensor]:
@@ -114,7 +114,8 @@ def is_sharded(module: nn.Module) -> bool:
 def gathered(*modules: nn.Module) -> Iterator[None]:
     """Hold the full weights of sharded modules inside the `with`, for code that reads them without `forward`."""
     with ExitStack() as closing:
-        for module in (m for root in modules for m in root.modules() if is_sharded(m)):
+        shards: list[Any] = [module for root in modules for module in root.modules() if is_sharded(module)]
+        for module in shards:
             module.unshard()
             module.set_reshard_after_forward(False, recurse=False)
             closing.callback(module.reshard)
@@ -143,26 +144,25 @@ class Parallel:
                 objective, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
             )
 
-    def backward(self, parts: Sequence[PartT], inputs: Callable[[PartT], tuple[Any, ...]]) -> LossParts:
+    def backward(self, parts: Sequence[tuple[Any, ...]]) -> LossParts:
         """Add the gradients of all micro-batches of all ranks to `grad`, and return loss and metrics of the batch.
 
         Args:
-            parts: the micro-batches of this rank.
-            inputs: gives the arguments of the objective for one of them; its work is freed before the next.
+            parts: the arguments of the objective for each micro-batch of this rank.
         """
         total: Tensor | None = None
         counted: Tensor | None = None
         names: list[str] = []
         for number, part in enumerate(parts):
             with self._synchronized(last=number + 1 == len(parts)):
-                loss, metrics, counts = self._objective(*inputs(part))
+                loss, metrics, counts = self._objective(*part)
                 (loss * self._scale).backward()
             names = list(metrics)
             values = torch.stack([loss.detach().double(), *(value.double() for value in metrics.values())])
             total = values if total is None else total + values
             counted = counts if counted is None else counted + counts
         assert total is not None
-        if self._sharding == "none" and ranks.world_size() > 1:
+        if self._sharding != "ddp" and ranks.world_size() > 1:
             self._sum_gradients()
         loss_sum, *others = ranks.global_sum(total).unbind()
         return LossParts(
@@ -181,10 +181,14 @@ class Parallel:
             yield
 
     def _sum_gradients(self) -> None:
+        """Sum the gradients that no wrapper sums: of all parameters, or with fsdp of those that are not sharded."""
+        gradients = [p.grad for p in self._parameters if p.grad is not None and not is_sharded_tensor(p)]
+        if not gradients:
+            return
         # In one message: a small model has hundreds of small tensors.
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         dist.all_reduce(flat)
+        flat /= self._scale
         for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(summed.view_as(gradient))
 

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from vw2_robot.distributed.batch_share import StatisticsGroups
 
 from ..precision import at_least_float32
-
 from .causal_video import CausalEncoder
 from .code_decoder import CodeDecoder
 from .config import DLDMConfig

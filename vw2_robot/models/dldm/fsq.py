@@ -4,8 +4,8 @@ Place in the flow: dLDM queries -> FSQ -> latent action tokens. Mentzer et al., 
 has no codebook, no commitment loss and no state; with levels [8, 5, 5, 5] there are 1000 codes. Not a learned vector
 quantizer.
 
-Always computed in float32 or more, also under autocast: index arithmetic in bfloat16 is exact for small level sets only by
-luck. Never feed a *code* to the quantizer again: `bound` is not the identity on codes, and about half of them would
+Always computed in float32 or more, also under autocast: index arithmetic in bfloat16 is exact for small level sets only
+by luck. Never feed a *code* to the quantizer again: `bound` is not the identity on codes, and about half of them would
 change.
 """
 

@@ -9,7 +9,7 @@ z + |z - e| * v / |v| with Gaussian v, a point at the right distance in a random
 and e, so there is neither a codebook loss nor a straight-through estimator. In eval mode codes are entries.
 
 Entries that hardly any batch uses are moved onto used ones on a fixed schedule, often at first and never after batch
-4500. The noise of a clip depends on a saved count of batches and on its place in the batch alone, so a resumed run samples
+4500. The noise of a clip depends on a saved count of batches and on its place in the batch alone: a resumed run samples
 the same noise, and so do several ranks.
 """
 

@@ -238,6 +238,28 @@ class Backbone(nn.Module):
             logits = torch.tanh(logits / cap) * cap
         return logits
 
+    def blocks(self) -> list[nn.Module]:
+        """Return the layers of the language model: the longest list of modules in it, whatever its architecture."""
+        lists = [list(module) for module in self.modules() if isinstance(module, nn.ModuleList)]
+        return max(lists, key=len)
+
+    def compile_blocks(self) -> None:
+        """Compile each layer in place: names of parameters stay as they are."""
+        for block in self.blocks():
+            block.compile(fullgraph=True)
+
+    def check_sharding(self) -> None:
+        """Refuse to be sharded where some rows of a table are frozen, which sharded weights do not know.
+
+        Raises:
+            InputError: `train` is not full.
+        """
+        if self.config.train != "full":
+            raise InputError(
+                f"policy.backbone.train={self.config.train} with hardware.sharding=fsdp: the frozen rows of the "
+                "embedding tables cannot be sharded; use hardware.sharding=ddp"
+            )
+
     def merge_adapters(self) -> None:
         """Add the adapters to the weights of the layers they adapt, and drop them."""
         if self.adapters is not None:

@@ -317,7 +317,9 @@ class VDM(nn.Module):
         self._masks.cross = cross
         self._masks.self_attention = None
         if self.config.temporal_causal_self_attention:
-            self._masks.self_attention = frame_of_query[None] <= frame_of_query[:, None]
+            # With axes for samples and heads: diffusers takes a mask of two axes for one of samples and keys as soon as
+            # there are as many samples as tokens.
+            self._masks.self_attention = (frame_of_query[None] <= frame_of_query[:, None])[None, None]
 
     def denoising_loss(
         self,

@@ -190,7 +190,9 @@ class WanCodec(nn.Module):
         """Return pixels in [-1, 1] (clamped by the VAE)."""
         dtype = next(self.vae.parameters()).dtype
         with torch.autocast(latents.device.type, enabled=False):
-            unscaled = (at_least_float32(latents) * self.std[:, None, None, None] + self.mean[:, None, None, None]).to(dtype)
+            unscaled = (at_least_float32(latents) * self.std[:, None, None, None] + self.mean[:, None, None, None]).to(
+                dtype
+            )
             x = torch.cat([self.vae.decode(clip, return_dict=False)[0] for clip in unscaled.split(1)])
         return rearrange(at_least_float32(x), "b c t h w -> b t c h w")
 
