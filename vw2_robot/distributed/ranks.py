@@ -26,7 +26,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn import functional as differentiable
 
 from vw2_robot.errors import InputError
 
@@ -76,6 +75,8 @@ def global_sum(values: Tensor) -> Tensor:
     if world_size() == 1:
         return values
     if values.requires_grad:
+        from torch.distributed.nn import functional as differentiable  # seconds, and only needed here
+
         summed: Tensor = differentiable.all_reduce(values)
         return summed
     values = values.clone()
