@@ -186,7 +186,7 @@ def joined_ranks() -> Iterator[None]:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=_silence()), init_method="env://")
         # The time limit of the beginning is short, that of later collectives is the life of the ranks.
-        dist.distributed_c10d._get_default_group()._set_default_timeout(_LONGEST_WAIT)
+        dist.distributed_c10d._set_pg_timeout(_LONGEST_WAIT)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
