@@ -19,6 +19,7 @@ from vw2_robot.data.sources.formats import open_training, recognize
 from vw2_robot.data.sources.mixtures import open_mixture
 from vw2_robot.data.sources.openx import find_source
 from vw2_robot.data.sources.rlds import RldsSource
+from vw2_robot.distributed import ranks
 from vw2_robot.errors import InputError
 from vw2_robot.storage.files import read_json, write_json
 
@@ -28,9 +29,22 @@ from .config import DataConfig, PretrainConfig
 def open_frames(config: PretrainConfig) -> FrameCache:
     """Return the frame cache of this run; it is made from the data sets first if it is not there.
 
+    All ranks must call it together: rank 0 makes the cache, then the others open it.
+
     Raises:
-        InputError: no data were named, or they cannot be read.
+        InputError: no data were named, they cannot be read, or ranks see different caches.
     """
+    with ranks.main_first():
+        cache = _open_or_make(config)
+    ranks.check_same(
+        "the frame cache",
+        {"path": str(cache.path), "digest": cache.digest},
+        advice="give all ranks the same data.frame_cache, or a run_dir that all machines share",
+    )
+    return cache
+
+
+def _open_or_make(config: PretrainConfig) -> FrameCache:
     data = config.data
     if data.frame_cache is not None:
         cache = FrameCache(Path(data.frame_cache))
@@ -45,7 +59,8 @@ def open_frames(config: PretrainConfig) -> FrameCache:
             "no data: set data.path to the folder of a data set (for example .../bridge_dataset/1.0.0), or "
             "data.frame_cache to a frame cache made before"
         )
-    return cache_sources(config, config.stage_dir("frames"))
+    folder = config.stage_dir("frames")
+    return cache_sources(config, folder) if ranks.is_main() else FrameCache(folder)
 
 
 def training_split(config: PretrainConfig, cache: FrameCache) -> tuple[list[int], list[int]]:

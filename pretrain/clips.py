@@ -23,7 +23,9 @@ from torch import Tensor
 from vw2_robot.data.blocks import WindowOptions
 from vw2_robot.data.clips import Augmentation, ClipBatch, ClipSampler
 from vw2_robot.data.frame_cache import FrameCache
-from vw2_robot.data.stream import ClipStream, StreamBatch, StreamOptions
+from vw2_robot.data.sharded_stream import ShardedStream, default_shards
+from vw2_robot.data.stream import StreamBatch, StreamOptions
+from vw2_robot.distributed import ranks
 from vw2_robot.distributed.batch_share import BatchShare
 from vw2_robot.errors import InputError
 from vw2_robot.pixels import to_model_range
@@ -58,15 +60,15 @@ class CachedClips:
 class StreamedClips:
     """Training clips from the data sets themselves; `batch` must be called for every step, in order."""
 
-    def __init__(self, stream: ClipStream) -> None:
+    def __init__(self, stream: ShardedStream) -> None:
         self._stream = stream
 
     def batch(self, step: int, share: BatchShare) -> StreamBatch:
         """Return this rank's next clips, in the order of `share.rows`."""
-        return self._stream.batch(len(share.rows))
+        return self._stream.batch(step, share.batch_size, share.rows)
 
     def state(self) -> dict[str, Any]:
-        """Return the position after the last batch."""
+        """Return the position of all ranks after the last batch; all of them must call it together."""
         return self._stream.state()
 
     def restore(self, state: Position) -> None:
@@ -117,19 +119,25 @@ def training_clips(
 
     # By name, since a stream reads the data sets themselves and knows no index of the cache.
     hidden = {(frame_cache.episodes[index].source, frame_cache.episodes[index].episode_id) for index in held_out}
+    sources = open_sources(data)
+    shards = data.stream_shards or default_shards(sources)
     options = StreamOptions(
         WindowOptions(num_frames=config.dldm.num_frames, temporal_stride=config.dldm.temporal_stride, **data.time_base),
         height=config.dldm.height,
         width=config.dldm.width,
         aspect=data.aspect,
         shuffle_bytes=data.shuffle_mb * 2**20,
+        # Several shards mix files already, and each more reader is one more open file of every source.
+        interleaved_readers=2 if shards == 1 else 1,
         max_skipped=data.max_skipped,
         augmentation=data.augmentation,
     )
-    stream = ClipStream(
-        open_sources(data),
+    stream = ShardedStream(
+        sources,
         options,
         seed=config.seed,
+        shards=shards,
+        gather=ranks.gather,
         threads=data.decode_threads,
         keep=lambda episode: (episode.source, episode.episode_id) not in hidden,
     )

@@ -55,7 +55,10 @@ class DataConfig:
     cache_episodes: int | None = None
     """episodes of each data set (and split) that go into the frame cache, the first ones of each file; null: all"""
     shuffle_mb: int = 256
-    """with `stream`: MiB of compressed images held for shuffling"""
+    """with `stream`: MiB of compressed images held for shuffling, over all ranks"""
+    stream_shards: int | None = None
+    """with `stream`: parts into which the data are divided for good, so that a run can continue with other ranks; a
+    multiple of ranks x micro-batches, and no more than there are files; null: 8, or half the files if that is less"""
     decode_threads: int = 2
     """with `stream` or a replay: threads that decode images; 0 decodes in the training loop"""
     frame_cache: str | None = None
@@ -73,7 +76,7 @@ class DataConfig:
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
-        for name in ("cache_episodes", "shuffle_mb"):
+        for name in ("cache_episodes", "shuffle_mb", "stream_shards"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"data.{name} must be at least 1, found {value}")
         chosen = {"source": self.source, "image_key": self.image_key, "hz": self.hz}

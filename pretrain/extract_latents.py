@@ -3,24 +3,27 @@
     vw2-extract-latents data=bridge_sample data.path=DIR model=tiny run_dir=runs/first workers=4
 
 Every window is encoded from its own first frame (method 2.5). Log and index report how often the cheaper alternative,
-slicing the codes of one encoding of the whole clip, would have given the same codes. The cache is written in shards, by
-`workers` processes; a killed run is continued, with any number of them.
+slicing the codes of one encoding of the whole clip, would have given the same codes. The cache is written in shards:
+each rank (torchrun, also on several machines that share the folder) writes some of them, with `workers` processes. A
+killed run is continued with any number of both; the bytes are the same.
 """
 
-# n windows · T frames · M latent steps · N codes per step
+# n windows · B windows of a batch · T frames · M latent steps · N codes per step · H, W pixels
 from __future__ import annotations
 
 import functools
 import itertools
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 from vw2_robot.aliases import with_new_keys
@@ -30,6 +33,7 @@ from vw2_robot.command_line.program import program
 from vw2_robot.data.clips import effective_hz, make_windows
 from vw2_robot.data.frame_cache import FrameCache
 from vw2_robot.data.latents import LatentCache, LatentWindows, finish, missing_shards, read_shards, write_shard
+from vw2_robot.distributed import ranks
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.pixels import to_model_range
 from vw2_robot.storage.files import read_json, write_json, write_text
@@ -46,15 +50,26 @@ EPISODES_PER_SHARD = 64
 def extract_latents(config: PretrainConfig) -> None:
     """Write run_dir/latents, or return at once when it is complete."""
     folder = config.stage_dir("latents")
-    with lock_folder(folder, what="encoding latents"):
+    with lock_folder(folder, what="encoding latents") if ranks.is_main() else nullcontext():
         # Compared first without the frames: a finished cache is recognized without opening any data.
         options = config.stage_tree("extract_latents") | config.data.time_base
         check_plan(folder, options)
-        if (folder / "index.json").is_file():
-            LatentCache(folder)  # raises unless all of its shards are there
+        if ranks.on_main(functools.partial(is_finished, folder)):
             return
         config.hardware.torch_device()  # raises before anything is written where the device is missing
         write_latents(config, folder, options)
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether a folder holds a finished latent cache.
+
+    Raises:
+        InputError: it holds a damaged one.
+    """
+    if not (folder / "index.json").is_file():
+        return False
+    LatentCache(folder)  # raises unless all of its shards are there
+    return True
 
 
 def write_latents(config: PretrainConfig, folder: Path, options: dict[str, Any]) -> None:
@@ -70,27 +85,49 @@ def write_latents(config: PretrainConfig, folder: Path, options: dict[str, Any])
     dldm = DLDM(config.dldm)
     load_checkpoint(checkpoint, kind="dldm").load_into(dldm=dldm)
     identity = {"encoder_hash": encoder_hash(dldm), "frames_digest": frame_cache.digest}
-    plan = identity | options | {"episodes_per_shard": EPISODES_PER_SHARD}
+    precision = {"precision": config.hardware.precision}  # codes depend on it, so a cache is continued in the same one
+    plan = identity | options | {"episodes_per_shard": EPISODES_PER_SHARD} | precision
+    episodes = range(len(frame_cache.episodes))
+    shards = [episodes[first : first + EPISODES_PER_SHARD] for first in episodes[::EPISODES_PER_SHARD]]
+    missing = ranks.on_main(functools.partial(begin_cache, folder, plan, len(shards)))
+    # Shards are independent, so any number of ranks and processes writes the same bytes.
+    mine = missing[ranks.rank() :: ranks.world_size()]
+    written = write_shards(Encoder(config, dldm, frame_cache), checkpoint, {n: shards[n] for n in mine})
+    done = len(shards) - len(missing)
+    with (
+        closing(written),
+        tqdm(desc="latents", total=done + len(mine), initial=done, unit="shard", disable=None) as bar,
+    ):
+        for _ in written:
+            bar.update()
+    ranks.gather(None)  # until all of them have written their shards
+
+    def finish_cache() -> None:
+        windows = read_shards(folder, len(shards))
+        facts = describe_windows(config, frame_cache, windows)
+        finish(folder, shards=len(shards), facts=identity | facts)
+        log_summary(folder, facts)
+
+    ranks.on_main(finish_cache)
+
+
+def begin_cache(folder: Path, plan: dict[str, Any], count: int) -> list[int]:
+    """Write plan.json and return the numbers of the shards that are missing.
+
+    Args:
+        folder: of the latent cache.
+        plan: what the cache is made from and how it is cut.
+        count: shards of the whole cache.
+
+    Raises:
+        InputError: the cache was begun with another plan.
+    """
     check_plan(folder, plan)
     # Before the first shard, so that a killed run is continued only with the plan that it was begun with.
     write_json(folder / "plan.json", plan, sealed=True)
     for leftover in folder.glob(".windows-*.tmp"):  # of a process that was killed while it wrote a shard
         leftover.unlink()
-    episodes = range(len(frame_cache.episodes))
-    shards = [episodes[first : first + EPISODES_PER_SHARD] for first in episodes[::EPISODES_PER_SHARD]]
-    missing = missing_shards(folder, len(shards))
-    # Shards are independent, so any number of processes writes the same bytes.
-    written = write_shards(Encoder(config, dldm, frame_cache), checkpoint, {n: shards[n] for n in missing})
-    with (
-        closing(written),
-        tqdm(desc="latents", total=len(shards), initial=len(shards) - len(missing), unit="shard", disable=None) as bar,
-    ):
-        for _ in written:
-            bar.update()
-    windows = read_shards(folder, len(shards))
-    facts = describe_windows(config, frame_cache, windows)
-    finish(folder, shards=len(shards), facts=identity | facts)
-    log_summary(folder, facts)
+    return missing_shards(folder, count)
 
 
 class Encoder:
@@ -100,12 +137,16 @@ class Encoder:
         config: how windows are cut, and where the cache is.
         dldm: the trained dLDM.
         frame_cache: the frames to encode.
+        device: of the dLDM; None: that of the configuration.
     """
 
-    def __init__(self, config: PretrainConfig, dldm: DLDM, frame_cache: FrameCache) -> None:
+    def __init__(
+        self, config: PretrainConfig, dldm: DLDM, frame_cache: FrameCache, *, device: torch.device | None = None
+    ) -> None:
         self.config = config
         self.frame_cache = frame_cache
-        self.device = config.hardware.torch_device()
+        found = config.hardware.torch_device()  # sets the number of threads too
+        self.device = device or found
         self.dldm = dldm.to(self.device).eval()
 
     def write(self, number: int, episodes: range) -> None:
@@ -145,14 +186,16 @@ def write_shards(encoder: Encoder, checkpoint: Path, missing: dict[int, range]) 
         return
     # Every worker opens dLDM and frame cache itself: neither is sent between processes.
     threads = max(1, torch.get_num_threads() // workers)  # all processes together use as many as this one does
-    build = functools.partial(open_encoder, config, checkpoint, encoder.frame_cache.path, threads)
+    build = functools.partial(
+        open_encoder, config, checkpoint, encoder.frame_cache.path, threads=threads, device=encoder.device
+    )
     pool: WorkerPool[LatentShard, None] = WorkerPool(build, name="encoding process")
     yield from pool.run(itertools.starmap(LatentShard, missing.items()), workers=workers)
 
 
 @contextmanager
 def open_encoder(
-    config: PretrainConfig, checkpoint: Path, frame_cache: Path, threads: int
+    config: PretrainConfig, checkpoint: Path, frame_cache: Path, *, threads: int, device: torch.device
 ) -> Iterator[Callable[[LatentShard], None]]:
     """Open a worker's encoder, and give the function that encodes one shard.
 
@@ -161,12 +204,16 @@ def open_encoder(
         checkpoint: of the dLDM.
         frame_cache: folder of the frame cache.
         threads: of torch in this worker.
+        device: that of the rank which the worker belongs to.
     """
     torch.set_num_threads(threads)
     dldm = DLDM(config.dldm)
     load_checkpoint(checkpoint, kind="dldm").load_into(dldm=dldm)
     encoder = Encoder(
-        replace(config, hardware=replace(config.hardware, threads=threads)), dldm, FrameCache(frame_cache)
+        replace(config, hardware=replace(config.hardware, threads=threads)),
+        dldm,
+        FrameCache(frame_cache),
+        device=device,
     )
     yield lambda shard: encoder.write(*shard)
 
@@ -219,6 +266,7 @@ def check_plan(folder: Path, plan: dict[str, object]) -> None:
     file = folder / "plan.json"
     if file.exists():
         old = with_new_keys(read_json(file, cure="restore it, or delete it to have it made again"))
+        old.setdefault("precision", "float32")  # plans of earlier releases, which always encoded in float32
         check_same_config(
             folder,
             {key: old.get(key) for key in plan},
@@ -259,10 +307,52 @@ def encode_episodes(
     # In batches over all windows, whatever their episodes: short episodes would leave batches small.
     # No batch crosses a shard: kernels may round otherwise for another batch, and codes must not depend on `workers`.
     size = config.extract_latents.batch_size
-    for i in range(0, len(episode_n), size):
-        pixels: NDArray[np.uint8] = frame_cache.read_batch(episode_n[i : i + size], frames_nT[i : i + size])
-        codes[i : i + size] = dldm.indices(to_model_range(torch.from_numpy(pixels).to(device))).cpu().numpy()
+    first = 0
+    with config.hardware.autocast(device):
+        for pixels in window_pixels(frame_cache, episode_n, frames_nT, batch_size=size, device=device):
+            codes[first : first + size] = dldm.indices(to_model_range(pixels)).cpu().numpy()
+            first += size
     return LatentWindows(episode_n.astype(np.int32), start_n.astype(np.int32), codes, valid_nM)
+
+
+def window_pixels(
+    frame_cache: FrameCache,
+    episode: NDArray[np.int64],
+    frame_ids: NDArray[np.int64],
+    *,
+    batch_size: int,
+    device: torch.device,
+) -> Iterator[UInt8[Tensor, "B T H W 3"]]:
+    """Yield the pixels of n windows in batches, on the device.
+
+    Windows overlap: each frame is read and sent to the device once, as long as neighboring windows show it.
+
+    Args:
+        frame_cache: the frames.
+        episode: int [n], the episode of each window.
+        frame_ids: int [n, T], the frames of each window.
+        batch_size: windows of a batch; the last one may have fewer.
+        device: where the windows are put together.
+    """
+    # One number for each frame of any episode.
+    span = max(one.length for one in frame_cache.episodes)
+    numbers = episode[:, None] * span + frame_ids
+    held = np.zeros(0, np.int64)
+    pixels = torch.zeros((0, frame_cache.height, frame_cache.width, 3), dtype=torch.uint8, device=device)
+    for first in range(0, len(numbers), batch_size):
+        some = numbers[first : first + batch_size]
+        wanted = np.unique(some)
+        there = np.isin(wanted, held)
+        new = wanted[~there]
+        read = torch.from_numpy(frame_cache.read_batch(new // span, new[:, None] % span)[:, 0])
+        kept = torch.from_numpy(np.searchsorted(held, wanted[there])).to(device)
+        pixels = torch.cat([pixels[kept], read.to(device)])
+        held = np.concatenate([wanted[there], new])
+        # In the order of their numbers, so that they can be looked up.
+        order = np.argsort(held)
+        held = held[order]
+        pixels = pixels[torch.from_numpy(order).to(device)]
+        yield pixels[torch.from_numpy(np.searchsorted(held, some)).to(device)]
 
 
 def slice_agreement(windows: LatentWindows, *, stride: int, cache_stride: int) -> float | None:

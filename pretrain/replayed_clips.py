@@ -7,6 +7,9 @@ The frame cache alone decides what is held out, so every window is checked when 
 held-out episode is dropped. So is one of an episode that the cache does not have, since it might be held out elsewhere;
 the episode is logged and counted against `data.max_skipped`, as are images that cannot be decoded. Only if
 `data.cache_episodes` limits the cache to some of the episodes are all others trained on.
+
+Several ranks sample from shares of the data (memory) or queues of their own (reverb). So the clips of a run depend on
+the number of ranks, and it continues with the same number only.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,31 +121,48 @@ class ReplayedClips:
         return batch_of(windows, np.stack(clips), temporal_stride=self._config.dldm.temporal_stride)
 
     def state(self) -> dict[str, Any]:
-        """Return the position after the last batch; the replay stores its windows first.
+        """Return the positions of all ranks after the last batch; all of them must call it together.
+
+        The replay stores its windows first.
 
         Raises:
             ReplayTimeout: that took longer than `replay.checkpoint_timeout_seconds`.
         """
         replay = self._open()
-        replay.checkpoint(timeout_seconds=self._options.checkpoint_timeout_seconds)
-        return {"replay": self._options.engine, "skipped": dict(self.skipped), "position": replay.state()}
+        store = partial(replay.checkpoint, timeout_seconds=self._options.checkpoint_timeout_seconds)
+        if self._options.engine == "memory":  # each rank has its own
+            store()
+        else:
+            ranks.gather(None)  # no rank samples from the server while it stores what it has sent
+            ranks.on_main(store)
+        positions = ranks.gather({"skipped": dict(self.skipped), "position": replay.state()})
+        # A single rank stores it as before there were several.
+        return {"replay": self._options.engine, **(positions[0] if len(positions) == 1 else {"ranks": positions})}
 
     def restore(self, state: Mapping[str, Any] | None) -> None:
         """Continue from the position that a checkpoint holds.
 
         Raises:
-            InputError: its run sampled from no replay, or from one of the other engine.
+            InputError: its run sampled from no replay, from one of the other engine, or with another number of ranks.
         """
         if state is None or state.get("replay") != self._options.engine:
             raise InputError(
                 f"the checkpoint was written by a run with replay={(state or {}).get('replay', 'null')}, this one has "
                 f"replay={self._options.engine}; continue with the replay of that run, or use another run_dir"
             )
+        positions = state.get("ranks", [state])
+        if len(positions) != ranks.world_size():
+            raise InputError(
+                f"the checkpoint was written by {len(positions)} ranks that each sampled from a share of the replay, "
+                f"now WORLD_SIZE is {ranks.world_size()}; continue with the old number of ranks, or use another "
+                "run_dir (runs on the frame cache or with data.stream=true continue with any number)"
+            )
         # Opened again at that position by the next `batch`.
         self._closing.close()
         self._replay = None
-        self._position = state["position"]
-        self.skipped = dict(state["skipped"])
+        mine = positions[ranks.rank()]
+        self._position = mine["position"]
+        self.skipped = dict(mine["skipped"])
 
     def close(self) -> None:
         """Close the replay and stop the decoding threads."""
@@ -169,7 +190,10 @@ class ReplayedClips:
         from .cache_frames import open_sources  # with RLDS it needs TensorFlow
 
         data = self._config.data
-        ingest(open_sources(data), IngestPlan(self._cut, seed=self._config.seed, epochs=_ENDLESS), writer)
+        plan = IngestPlan(
+            self._cut, seed=self._config.seed, epochs=_ENDLESS, ingest=ranks.rank(), ingests=ranks.world_size()
+        )
+        ingest(open_sources(data), plan, writer)
 
     @property
     def _cut(self) -> WindowOptions:

@@ -23,6 +23,7 @@ from vw2_robot.data.episodes import Episode
 from vw2_robot.data.frame_cache import FrameCache
 from vw2_robot.data.replay.ingest import IngestPlan, ingest
 from vw2_robot.data.replay.windows import ReplayTimeout, cut_episode, window_of
+from vw2_robot.distributed import ranks
 from vw2_robot.distributed.batch_share import BatchShare
 from vw2_robot.errors import InputError
 from vw2_robot.pretrain import cache_frames, train_dldm, train_vdm
@@ -147,6 +148,37 @@ def test_a_resumed_run_goes_on_behind_the_clips_that_its_checkpoint_counts(train
         clips.restore(state)  # the server lives on, so what was drawn after the checkpoint is gone
         after += [clips.batch(step, BatchShare.of(3)) for step in range(7, wanted.total() // 3)]
         assert Counter(name for batch in before + after for name in names(batch)) <= wanted
+    clips.close()
+
+
+def test_two_ranks_train_on_shares_of_a_memory_replay_and_only_two_continue(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if training.engine != "memory":
+        pytest.skip("a server has queues for its number of ranks, see test_windows.py")
+    monkeypatch.setattr(ranks, "world_size", lambda: 2)
+    seen, states, after = [], [], []
+    config = training.config("run")
+    for rank in range(2):
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(ranks, "gather", lambda value: [value, value])
+        clips = opened(config)[0]
+        seen.append({name for step in range(4) for name in names(clips.batch(step, BatchShare.of(4)))})
+        states.append(clips.state())
+        after.append(names(clips.batch(4, BatchShare.of(4))))
+        clips.close()
+    assert not seen[0] & seen[1]
+    state = {"replay": "memory", "ranks": [state["ranks"][0] for state in states]}
+    for rank in range(2):
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+        clips = opened(config)[0]
+        clips.restore(state)
+        assert names(clips.batch(4, BatchShare.of(4))) == after[rank]
+        clips.close()
+    monkeypatch.undo()
+    clips = opened(config)[0]
+    with pytest.raises(InputError, match=r"written by 2 ranks .* now WORLD_SIZE is 1"):
+        clips.restore(state)
     clips.close()
 
 

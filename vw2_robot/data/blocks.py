@@ -195,17 +195,18 @@ class _UnlimitedSkips(SkippedEpisodes):
 
 
 class BlockReader:
-    """Reader of the shuffle blocks of one rank.
+    """Reader of the shuffle blocks of one stream.
 
     Args:
         sources: each with its weight, see `vw2_robot.data.shards`.
         options: how episodes are cut into windows.
         seed: seed of all random choices, together with epoch, rank and block.
-        rank: of this process.
-        world_size: how many ranks share the data.
+        rank: of this stream.
+        world_size: how many streams share the data.
         interleaved_readers: files of one source that are open at the same time.
         block_bytes: size of a block.
         keep: which episodes are used; all if None.
+        most_empty_epochs: how many epochs of this stream may give no window, one after the other.
 
     Raises:
         InputError: a source has no episodes, or a weight that is not positive.
@@ -222,6 +223,7 @@ class BlockReader:
         interleaved_readers: int,
         block_bytes: int,
         keep: Callable[[Episode], bool] | None = None,
+        most_empty_epochs: int = 0,
     ) -> None:
         self._options = options
         self._seed = seed
@@ -230,6 +232,7 @@ class BlockReader:
         self._readers_per_source = interleaved_readers
         self._block_bytes = block_bytes
         self._keep = keep
+        self._most_empty_epochs = most_empty_epochs
         self._sources: list[tuple[EpisodeSource, float]] = []
         self.parts = [list(source.parts()) for source, _ in sources]
         for (source, weight), parts in zip(sources, self.parts, strict=True):
@@ -244,6 +247,7 @@ class BlockReader:
             self._sources.append((source, weight))
         self._readers: list[_InterleavedReader] = []
         self._position: Position | None = None
+        self._empty_epochs = 0  # one after the other
         # An epoch that fits into one block is kept in memory: what it reads, its episodes, and what was skipped.
         self._kept: tuple[list[tuple[int, ...]], list[_CutEpisode], dict[str, str]] | None = None
 
@@ -257,7 +261,7 @@ class BlockReader:
             The block.
 
         Raises:
-            InputError: a whole epoch of this rank gives no window.
+            InputError: more whole epochs of this stream than allowed give no window.
         """
         self._open_readers(position)
         plan = self._coverage()
@@ -275,14 +279,16 @@ class BlockReader:
             self._kept = None
         else:
             end = Position(position.epoch + 1, 0)
-            self._kept = (plan, cuts, skipped) if position.block == 0 else None
-            if not cuts and not position.windows:
+            self._kept = (plan, cuts, skipped) if position.block == 0 and cuts else None
+            self._empty_epochs = 0 if cuts or position.windows else self._empty_epochs + 1
+            # One of several streams may get held-out or short episodes alone, and others in the next epoch.
+            if self._empty_epochs > self._most_empty_epochs:
                 names = ", ".join(source.name for source, _ in self._sources)
                 why = f"; left out: {next(iter(skipped.values()))}" if skipped else ""
                 raise InputError(
-                    f"rank {self._rank} of {self._world_size} finds no clip in epoch {position.epoch} of {names}: "
-                    f"episodes are too few, or too short for {self._options}{why}; use fewer ranks, other data, a "
-                    "higher target_hz or a shorter gap_seconds"
+                    f"shard {self._rank} of {self._world_size} finds no clip in epoch {position.epoch} of {names}: "
+                    f"episodes are too few, or too short for {self._options}{why}; use fewer shards "
+                    "(data.stream_shards), other data, a higher target_hz or a shorter gap_seconds"
                 )
         self._position = end
         return self._shuffled(cuts, skipped, begin=position, end=end)

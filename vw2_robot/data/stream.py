@@ -10,7 +10,8 @@ multiplies its size.
 
 The order of clips is a pure function of (seed, epoch, rank) for given sources and options; the number of decoding
 threads changes nothing. In an epoch every window of a source with weight 1 comes exactly once over all ranks. Epochs
-follow each other without end, each rank at its own pace.
+follow each other without end, each rank at its own pace. `sharded_stream` lets several of these streams, whose ranks
+are logical, fill the global batches of a training run with any number of processes.
 
 `state` returns the position after the last batch as a few JSON values; after `restore` the same clips follow. Restoring
 reads the block in which the position lies again (at most half of `shuffle_bytes`).
@@ -31,7 +32,7 @@ import hashlib
 import itertools
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -46,7 +47,7 @@ from vw2_robot.errors import InputError
 
 from .blocks import BlockReader, Position, ShuffleBlock, WindowOptions
 from .clips import Augmentation, augment, clip_offsets, padded_frames, windows_at
-from .episodes import Episode, EpisodeSource
+from .episodes import Episode, EpisodeSource, Part
 from .images import Aspect, ImageError, read_clip
 from .read_ahead import ReadAhead
 
@@ -115,18 +116,89 @@ class _Unreadable:
     why: str
 
 
+@dataclass(frozen=True)
+class StreamPools:
+    """The threads of one or several streams."""
+
+    decoders: ThreadPoolExecutor
+    reader: ThreadPoolExecutor
+    """one thread, since the blocks of a stream are read in order"""
+
+    @classmethod
+    def of(cls, threads: int) -> StreamPools | None:
+        """Return new threads, of which so many decode; None for 0."""
+        if not threads:
+            return None
+        return cls(
+            ThreadPoolExecutor(threads, thread_name_prefix="decode"), ThreadPoolExecutor(1, thread_name_prefix="read")
+        )
+
+    def close(self) -> None:
+        """Stop the threads."""
+        for pool in (self.reader, self.decoders):
+            pool.shutdown(cancel_futures=True)
+
+
+def stream_identity(
+    sources: Sequence[tuple[EpisodeSource, float]],
+    options: StreamOptions,
+    *,
+    seed: int,
+    world_size: int,
+    parts: Sequence[Sequence[Part]],
+) -> dict[str, Any]:
+    """Return everything that the order of clips depends on, apart from the rank.
+
+    Args:
+        sources: each with its weight.
+        options: of the stream.
+        seed: of the stream.
+        world_size: how many streams share the data.
+        parts: of each source.
+    """
+    # A hash of the parts: data sets may have thousands of files, and the state should stay small.
+    listings = (repr([(part.name, part.episodes) for part in some]).encode() for some in parts)
+    return {
+        **dataclasses.asdict(options.windows),
+        "shuffle_bytes": options.shuffle_bytes,
+        "interleaved_readers": options.interleaved_readers,
+        "seed": seed,
+        "world_size": world_size,
+        "sources": [
+            [source.name, weight, hashlib.sha256(listing).hexdigest()[:16]]
+            for (source, weight), listing in zip(sources, listings, strict=True)
+        ],
+    }
+
+
+def check_identity(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Compare the identity in a stored position with that of the stream that is to continue there.
+
+    Raises:
+        InputError: they differ.
+    """
+    differing = [key for key, value in wanted.items() if found.get(key) != value]
+    if differing:
+        pairs = ", ".join(f"{key}: {found.get(key)!r} then, {wanted[key]!r} now" for key in differing)
+        raise InputError(f"the position of the clip stream was stored for another stream ({pairs})")
+
+
 class ClipStream:
-    """An endless stream of clips for one rank; see the top of this file.
+    """An endless stream of clips; see the top of this file.
 
     Args:
         sources: each with its weight.
         options: size, length and augmentation of the clips, and memory limits.
         seed: not negative.
-        rank: of this process.
-        world_size: how many ranks share the data.
+        rank: of this stream.
+        world_size: how many streams share the data.
         threads: number of decoding threads; with 0 everything runs in the caller's thread, when a batch is requested.
         prefetch: clips that are decoded ahead.
         keep: which episodes are used; all if None. Must give the same answer each time.
+        state: position to begin at, as for `restore`; None: at the beginning.
+        pools: threads that this stream uses instead of its own, and does not end.
+        skipped_elsewhere: places that other streams of this process have left out; they count against `max_skipped`.
+        most_empty_epochs: how many epochs without a clip may follow each other.
 
     Raises:
         InputError: there is nothing to read, or settings exclude each other.
@@ -143,6 +215,10 @@ class ClipStream:
         threads: int = 2,
         prefetch: int = 32,
         keep: Callable[[Episode], bool] | None = None,
+        state: Mapping[str, Any] | None = None,
+        pools: StreamPools | None = None,
+        skipped_elsewhere: Callable[[], Iterable[str]] = tuple,
+        most_empty_epochs: int = 0,
     ) -> None:
         if not sources or not 0 <= rank < world_size or seed < 0 or threads < 0:
             raise InputError(
@@ -153,7 +229,6 @@ class ClipStream:
         self.options = options
         self._seed = seed
         self._rank = rank
-        self._ahead = prefetch if threads else 0
         self._reader = BlockReader(
             sources,
             cut,
@@ -163,21 +238,31 @@ class ClipStream:
             interleaved_readers=options.interleaved_readers,
             block_bytes=max(1, options.shuffle_bytes // 2),
             keep=keep,
+            most_empty_epochs=most_empty_epochs,
         )
         # Stored with each position, to detect that data or options have changed.
-        self._made_with = self._describe(sources, world_size)
+        self._made_with = {
+            **stream_identity(sources, options, seed=seed, world_size=world_size, parts=self._reader.parts),
+            "rank": rank,
+        }
         self._shape = (padded_frames(cut.num_frames, cut.temporal_stride), options.height, options.width, 3)
         self._spare: deque[NDArray[np.uint8]] = deque(maxlen=prefetch + _CLIPS_PER_TASK)  # buffers for reuse
-        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode") if threads else None
-        # One thread, since blocks are read in order.
-        self._read_ahead = ThreadPoolExecutor(1, thread_name_prefix="read") if threads else None
+        self._own_pools = StreamPools.of(threads) if pools is None else None
+        used = pools or self._own_pools
+        self._decoders = used.decoders if used is not None else None
+        self._read_ahead = used.reader if used is not None else None
+        self._ahead = prefetch if used is not None else 0
+        self._skipped_elsewhere = skipped_elsewhere
         self.skipped: dict[str, str] = {}
         """images, episodes and parts left out so far: where -> why"""
         self._failed: tuple[int, InputError] | None = None
         """the epoch that cannot be finished, and why"""
         self._position: tuple[Position, int]
         """a block, and how many of its windows are taken"""
-        self._begin(Position(0, 0), 0)
+        if state is None:
+            self._begin(Position(0, 0), 0)
+        else:
+            self._begin(*self._read_state(state))
 
     # ------------------------------------------------------------------------------------------------------ batches
 
@@ -263,24 +348,24 @@ class ClipStream:
         Raises:
             InputError: the state belongs to other data, options, seed or number of ranks.
         """
+        position, taken = self._read_state(state)
+        self._blocks.close()
+        self._begin(position, taken)
+
+    def _read_state(self, state: Mapping[str, Any]) -> tuple[Position, int]:
+        """Return the block and the windows taken of it, after the state was compared with this stream."""
         state = with_new_keys(dict(state))  # checkpoints of earlier releases
-        found = state["made_with"]
-        differing = [key for key, value in self._made_with.items() if found.get(key) != value]
-        if differing:
-            pairs = ", ".join(f"{key}: {found.get(key)!r} then, {self._made_with[key]!r} now" for key in differing)
-            raise InputError(f"the position of the clip stream was stored for another stream ({pairs})")
+        check_identity(state["made_with"], self._made_with)
+        self.skipped = dict(state["skipped"])
         # JSON has lists where a position has tuples.
         readers = tuple((chunk, used) for chunk, used in state["block"]["readers"])
-        self.skipped = dict(state["skipped"])
-        self._blocks.close()
-        self._begin(Position(**{**state["block"], "readers": readers}), int(state["taken"]))
+        return Position(**{**state["block"], "readers": readers}), int(state["taken"])
 
     def close(self) -> None:
-        """Stop the threads and close all files."""
+        """Close all files and stop the threads, unless they were given."""
         self._blocks.close()
-        for pool in (self._read_ahead, self._decoders):
-            if pool is not None:
-                pool.shutdown(cancel_futures=True)
+        if self._own_pools is not None:
+            self._own_pools.close()
         self._pending.clear()
         self._reader.close()
 
@@ -291,24 +376,6 @@ class ClipStream:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-    def _describe(self, sources: Sequence[tuple[EpisodeSource, float]], world_size: int) -> dict[str, Any]:
-        """Return everything that the order of clips depends on."""
-        # A hash of the parts: data sets may have thousands of files, and the state should stay small.
-        parts = (repr([(part.name, part.episodes) for part in parts]).encode() for parts in self._reader.parts)
-        names = [
-            [source.name, weight, hashlib.sha256(listing).hexdigest()[:16]]
-            for (source, weight), listing in zip(sources, parts, strict=True)
-        ]
-        return {
-            **dataclasses.asdict(self.options.windows),
-            "shuffle_bytes": self.options.shuffle_bytes,
-            "interleaved_readers": self.options.interleaved_readers,
-            "seed": self._seed,
-            "rank": self._rank,
-            "world_size": world_size,
-            "sources": names,
-        }
 
     # ----------------------------------------------------------------------------------------------------- pipeline
 
@@ -321,9 +388,14 @@ class ClipStream:
         self._blocks = ReadAhead(self._reader, position, limit=self.options.shuffle_bytes, pool=self._read_ahead)
         self._windows = self._sequence(taken)
 
-    def _fill_pipeline(self) -> None:
+    def decode_ahead(self, clips: int) -> None:
+        """Let the decoders begin with the next clips, as many as given."""
+        if self._decoders is not None:
+            self._fill_pipeline(clips)
+
+    def _fill_pipeline(self, clips: int = 0) -> None:
         """Give windows to the decoders. An error of reading is kept until the clips before it are delivered."""
-        while self._failed is None and len(self._pending) <= self._ahead:
+        while self._failed is None and len(self._pending) <= max(self._ahead, clips - 1):
             windows: list[_Window] = []
             try:
                 windows.extend(itertools.islice(self._windows, _CLIPS_PER_TASK if self._decoders is not None else 1))
@@ -380,10 +452,11 @@ class ClipStream:
         if where in self.skipped:
             return
         self.skipped[where] = why
-        if len(self.skipped) > self.options.max_skipped:
+        count = len({*self.skipped, *self._skipped_elsewhere()})
+        if count > self.options.max_skipped:
             raise InputError(
-                f"too many unreadable images and files: {len(self.skipped)} where {self.options.max_skipped} were "
-                f"allowed; the last: {why}"
+                f"too many unreadable images and files: {count} where {self.options.max_skipped} were allowed; "
+                f"the last: {why}"
             )
         _LOG.warning("left out: %s", why)
 

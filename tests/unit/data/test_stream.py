@@ -485,7 +485,7 @@ def test_a_part_shorter_than_promised_is_named() -> None:
         ),
         (lambda: open_stream(shelf([[9]]), cut=WindowOptions(1)), "frames >= 2"),
         (lambda: open_stream(shelf([[2, 2]])).batch(1), "finds no clip in epoch 0 of shelf"),
-        (lambda: open_stream(shelf([[9]]), rank=1, world_size=3).batch(1), "rank 1 of 3 finds no clip"),
+        (lambda: open_stream(shelf([[9]]), rank=1, world_size=3).batch(1), "shard 1 of 3 finds no clip"),
     ],
 )
 def test_impossible_streams_are_refused(make: Callable[[], Any], message: str) -> None:

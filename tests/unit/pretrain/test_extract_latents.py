@@ -54,7 +54,10 @@ def test_every_window_holds_the_codes_of_the_frames_it_begins_with(tmp_path):
     torch.manual_seed(0)
     dldm = DLDM(CONFIG).eval()
     config = SimpleNamespace(
-        dldm=CONFIG, extract_latents=ExtractLatentsConfig(cache_stride=3, batch_size=4), data=DataConfig()
+        dldm=CONFIG,
+        extract_latents=ExtractLatentsConfig(cache_stride=3, batch_size=4),
+        data=DataConfig(),
+        hardware=Hardware("cpu"),
     )
     windows = encode_episodes(config, dldm, frames, range(3), torch.device("cpu"))
     assert windows.episode.tolist() == [1, 1, 2, 2, 2, 2]
