@@ -28,7 +28,7 @@ from vw2_robot.command_line.program import program
 from vw2_robot.data.labels import write_labels
 from vw2_robot.distributed.batch_share import BatchShare
 from vw2_robot.distributed.ranks import is_main
-from vw2_robot.distributed.sharding import LossParts, Objective, Parallel, shard, state_bytes
+from vw2_robot.distributed.sharding import LossParts, Parallel, state_bytes
 from vw2_robot.errors import InputError
 from vw2_robot.models.lora import LoRA
 from vw2_robot.models.policy.action_head import ActionHead, ActionHeadConfig
@@ -68,7 +68,8 @@ def train_actions(config: FinetuneConfig, run: Run) -> None:
     policy = init.policy.to(device, hardware.dtype)
     head = build_head(config, init).to(device, hardware.dtype)
     adapters = freeze(policy, config)
-    prepare_for_hardware(config, policy, head)
+    trained = {"policy": policy, "head": head} | ({} if adapters is None else {"lora": adapters})
+    parallel = prepare_for_hardware(config, policy, trained)
     # The head begins untrained, so it learns faster than the policy.
     optimizer = build_optimizer(
         trainable_parameters(policy, adapters), loop.optim, fast=head.parameters(), fast_mult=config.head_lr_mult
@@ -78,21 +79,16 @@ def train_actions(config: FinetuneConfig, run: Run) -> None:
         learned: dict[str, nn.Module] = {"policy": policy} if adapters is None else {"lora": adapters}
         load_checkpoint(run.checkpoint, kind="policy").load_into(head=head, **learned)
         load_optimizer(run.checkpoint, optimizer)
-    trained = {"policy": policy, "head": head} | ({} if adapters is None else {"lora": adapters})
-    parallel = Parallel(finetune_objective(config, datasets, policy, head, trained), hardware.sharding)
     run.begin(state_bytes=state_bytes(trained.values(), optimizer))
     # Before the first step, so that every checkpoint has its labels beside it.
     if is_main():
         write_labels(run.path / "labels.json", datasets.split.labels)
     for step in run.steps():
-        parts = batch_parts(config, datasets, policy, step, device=device)
-        loss, losses, _ = parallel.backward(parts)
+        parts = parallel.run(batch_parts, config, datasets, policy, step)
+        loss, losses, _ = parallel.backward(partial(finetune_loss, config, datasets, policy, head), parts)
         norm = optimizer_step(loss, optimizer, step=step, config=loop.optim, total_steps=loop.train_steps)
         if run.due(step, loop.log_every):
-            with hardware.autocast(device):
-                held_out = validate(
-                    config, policy, head, datasets.held_out, device=device, max_windows=config.validation_windows
-                )
+            held_out = parallel.run(validate, config, policy, head, datasets.held_out, config.validation_windows)
             optional = {"unlabeled_loss": datasets.unlabeled is not None, "pose_loss": config.pose_weight > 0}
             metrics = {
                 "finetune/action_l2": losses["action"],
@@ -105,8 +101,7 @@ def train_actions(config: FinetuneConfig, run: Run) -> None:
             run.log(step, metrics)
         if step + 1 == loop.train_steps:
             # Before the last checkpoint: a run that is complete has its validation.json.
-            with hardware.autocast(device):
-                write_validation(run, validate(config, policy, head, datasets.held_out, device=device))
+            write_validation(run, parallel.run(validate, config, policy, head, datasets.held_out))
         if run.checkpoint_due(step, loop.save_every):
             write = partial(
                 save,
@@ -133,7 +128,7 @@ class FinetunePart(NamedTuple):
 
 
 def batch_parts(
-    config: FinetuneConfig, datasets: FinetuneDatasets, policy: LatentPolicy, step: int, *, device: torch.device
+    config: FinetuneConfig, datasets: FinetuneDatasets, policy: LatentPolicy, step: int
 ) -> list[FinetunePart]:
     """Sample the batch of a step and return this rank's micro-batches.
 
@@ -142,8 +137,8 @@ def batch_parts(
         datasets: windows.
         policy: on the device; predicts codes where the step asks for them.
         step: training step.
-        device: of the policy.
     """
+    device = next(policy.parameters()).device
     micro_batches = config.hardware.micro_batches
     share = BatchShare.of(config.loop.batch_size, micro_batches=micro_batches)
     # With replacement, from seed and step: a resumed run needs no position in the data.
@@ -192,68 +187,70 @@ def _sample_rows(windows: int, count: int, seed: int, step: int, *, stream: int)
     return rows
 
 
-def finetune_objective(
+def finetune_loss(
     config: FinetuneConfig,
     datasets: FinetuneDatasets,
     policy: LatentPolicy,
     head: ActionHead,
-    trained: Mapping[str, nn.Module],
-) -> Objective:
-    """Return the loss as a module; its inputs are the fields of a `FinetunePart`.
+    batch: WindowBatch,
+    totals: Totals,
+    video_rows: NDArray[np.int64],
+    video_noise: SampleNoise,
+    video_codes: Tensor,
+) -> LossParts:
+    """Return the losses of a part of a batch.
 
     Args:
         config: of the run.
         datasets: windows.
         policy: on the device.
         head: on the device.
-        trained: all modules with trained weights.
+        batch: this and the further arguments are the fields of a `FinetunePart`.
+        totals: see there.
+        video_rows: see there.
+        video_noise: see there.
+        video_codes: see there.
     """
-
-    def loss_of(
-        batch: WindowBatch,
-        totals: Totals,
-        video_rows: NDArray[np.int64],
-        video_noise: SampleNoise,
-        video_codes: Tensor,
-    ) -> LossParts:
-        device = batch.image.device
-        with config.hardware.autocast(device):
-            total, metrics, _ = window_losses(config, policy, head, datasets.train, batch, totals)
-            if datasets.unlabeled is not None:
-                video = unlabeled_loss(
-                    config,
-                    policy,
-                    datasets.unlabeled,
-                    video_rows,
-                    device=device,
-                    noise=video_noise,
-                    codes_in_batch=video_codes,
-                )
-                total = total + config.unlabeled.weight * video
-                metrics["unlabeled"] = video.detach()
-        return LossParts(total, metrics)
-
-    return Objective(trained, loss_of)
+    device = batch.image.device
+    with config.hardware.autocast(device):
+        total, metrics, _ = window_losses(config, policy, head, datasets.train, batch, totals)
+        if datasets.unlabeled is not None:
+            video = unlabeled_loss(
+                config,
+                policy,
+                datasets.unlabeled,
+                video_rows,
+                device=device,
+                noise=video_noise,
+                codes_in_batch=video_codes,
+            )
+            total = total + config.unlabeled.weight * video
+            metrics["unlabeled"] = video.detach()
+    return LossParts(total, metrics)
 
 
-def prepare_for_hardware(config: FinetuneConfig, policy: LatentPolicy, head: ActionHead) -> None:
-    """Switch on what the hardware options ask for, and shard the weights; what is trained must be chosen before.
+def prepare_for_hardware(config: FinetuneConfig, policy: LatentPolicy, trained: Mapping[str, nn.Module]) -> Parallel:
+    """Switch on what the hardware options ask for; what is trained must be chosen before.
+
+    Args:
+        config: of the run.
+        policy: on the device.
+        trained: all modules with trained weights, by name.
 
     Raises:
         InputError: adapters cannot be sharded.
     """
-    if config.hardware.compile:
+    hardware = config.hardware
+    if hardware.compile:
         policy.backbone.compile_blocks()
-    if not config.hardware.shards_weights:
-        return
-    if config.preset == "lora":
-        raise InputError(
-            "preset=lora with hardware.sharding=fsdp: adapters are added by hooks and cannot be sharded; use "
-            "hardware.sharding=ddp"
-        )
-    policy.backbone.check_sharding()
-    shard(policy, blocks=policy.backbone.blocks(), methods=("prompt", "states", "code_loss", "decode"))
-    shard(head, blocks=(), methods=("end_effector_pose",))
+    if hardware.shards_weights:
+        if config.preset == "lora":
+            raise InputError(
+                "preset=lora with hardware.sharding=fsdp: merged weights, which every checkpoint holds, cannot be made "
+                "of sharded ones; use hardware.sharding=ddp"
+            )
+        policy.backbone.check_sharding()
+    return Parallel(trained, sharding=hardware.sharding, blocks=policy.backbone.blocks())
 
 
 def write_validation(run: Run, found: Validation) -> None:

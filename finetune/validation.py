@@ -76,8 +76,6 @@ def validate(
     policy: LatentPolicy,
     head: ActionHead,
     windows: LabeledWindows,
-    *,
-    device: torch.device,
     max_windows: int | None = None,
 ) -> Validation:
     """Predict the actions of all windows, or of `max_windows` of them, evenly spread; ranks share them.
@@ -87,9 +85,9 @@ def validate(
         policy: on the device.
         head: on the device.
         windows: labeled and held out.
-        device: where batches go.
         max_windows: None takes all.
     """
+    device = next(policy.parameters()).device
     count = len(windows) if max_windows is None else min(max_windows, len(windows))
     # Not the first ones: windows are in the order of their trajectories, and neighbors are nearly copies.
     check = np.linspace(0, len(windows) - 1, count).astype(np.int64)
@@ -103,9 +101,10 @@ def validate(
         image = windows.images(rows, image_px=policy.config.image_px, device=device).to(config.hardware.dtype)
         for found, is_predicted in ((predicted, True), (with_ground_truth, False)):
             if is_predicted or has_codes:
-                inputs = input_codes(config, policy, windows, rows, image, torch.full((len(rows),), is_predicted))
-                prompt = policy.prompt(windows.instructions(rows), image)
-                found[places] += counts * head(policy.states(prompt, inputs)).float().cpu()
+                with config.hardware.autocast(device):
+                    inputs = input_codes(config, policy, windows, rows, image, torch.full((len(rows),), is_predicted))
+                    prompt = policy.prompt(windows.instructions(rows), image)
+                    found[places] += counts * head(policy.states(prompt, inputs)).float().cpu()
     # Each window was predicted by one rank; the others have zeros for it.
     predicted = global_sum(predicted)
     with_ground_truth = global_sum(with_ground_truth)

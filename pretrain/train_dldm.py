@@ -10,6 +10,7 @@ stop-gradients are in `dldm_losses.py`.
 # B batch · T frames · M latent steps
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +27,7 @@ from vw2_robot.command_line.program import program
 from vw2_robot.data.clips import ClipSampler
 from vw2_robot.data.frame_cache import FrameCache
 from vw2_robot.distributed.batch_share import BatchShare, PartOfBatch, StatisticsGroups
-from vw2_robot.distributed.sharding import LossParts, Objective, Parallel, shard, state_bytes
+from vw2_robot.distributed.sharding import LossParts, Parallel, state_bytes
 from vw2_robot.errors import InputError
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.video.vdm import VDM
@@ -68,6 +69,8 @@ class Modules:
     codec: VideoCodec | None
     average: Average | None
     code_usage: CodeUsageMonitor
+    parallel: Parallel | None = None
+    """all of them on all ranks, from `prepare_for_hardware` on"""
 
     def evaluated(self) -> tuple[DLDM, VDM | None]:
         """Return what is validated and handed on: the averages if there are any, else the trained modules."""
@@ -194,27 +197,21 @@ def restore(path: Path, modules: Modules, training: TrainingClips) -> None:
 
 def prepare_for_hardware(config: PretrainConfig, modules: Modules) -> None:
     """Switch on gradient checkpointing, compilation and sharding where the configuration asks for them."""
-    averages = {} if modules.average is None else modules.average.modules
-    for dldm in (modules.dldm, averages.get("dldm")):
-        if isinstance(dldm, DLDM):
-            prepare_dldm(config, dldm)
-    if modules.vdm is not None:
-        modules.vdm.trainable_parameters()  # sharding must know what is trained
-    for vdm in (modules.vdm, averages.get("vdm")):
-        if isinstance(vdm, VDM):
-            prepare_vdm(config, vdm)
-
-
-def prepare_dldm(config: PretrainConfig, dldm: DLDM) -> None:
-    """Switch on what the hardware options ask for, and shard the weights."""
     if config.hardware.gradient_checkpointing:
         # Recomputes activations in the backward pass: less memory, one more forward pass.
-        dldm.checkpoint_gradients()
+        modules.dldm.checkpoint_gradients()
     if config.hardware.compile:
         # In place: `torch.compile(module)` would put a prefix before all names of parameters in checkpoints.
-        dldm.compile_blocks()
-    if config.hardware.shards_weights:
-        shard(dldm, blocks=dldm.blocks(), methods=("encode", "features", "quantize", "decode", "indices"))
+        modules.dldm.compile_blocks()
+    held: dict[str, nn.Module] = {"dldm": modules.dldm}
+    if modules.vdm is not None:
+        prepare_vdm(config, modules.vdm)
+        modules.vdm.trainable_parameters()  # what is trained must be known
+        held["vdm"] = modules.vdm
+    if modules.average is not None:
+        held |= {f"average_{name}": module for name, module in modules.average.modules.items()}
+    blocks = [block for module in held.values() if isinstance(module, DLDM | VDM) for block in module.blocks()]
+    modules.parallel = Parallel(held, sharding=config.hardware.sharding, blocks=blocks)
 
 
 def train_phase(
@@ -249,20 +246,27 @@ def train_phase(
     )
     # The VDM learns in phase 2 alone. It may be faster than the encoder, whose codes it has yet to use.
     fast = modules.vdm.trainable_parameters() if phase == 2 and modules.vdm is not None else ()
+    if phase == 1 and modules.vdm is not None and not config.hardware.shards_weights:
+        # Nobody sums the gradients that it does not get. Sharded weights fix what is trained when they are sharded.
+        modules.vdm.requires_grad_(False)
     optimizer = build_optimizer(modules.dldm.parameters(), loop.optim, fast=fast, fast_mult=phases.vdm_lr_mult)
     # Loaded within a phase only: the moments of phase 1 belong to another loss.
     if run.start > first:
         assert run.checkpoint is not None
         load_optimizer(run.checkpoint, optimizer)
-    parallel = Parallel(dldm_objective(config, modules, groups, phase=phase), config.hardware.sharding)
+    parallel = modules.parallel
+    assert parallel is not None
+    parallel.begin_phase()
+    loss_of = dldm_loss(config, modules, groups, phase=phase)
     for step in run.steps(stop, what=f"phase {phase}"):
         batch = batch_on_device(clips.training, step, share, config.hardware, device=device_of(modules.dldm))
         noises = [batch.noise(config.seed, step, part, stream=STREAM_LOSS) for part in batch.parts]
         loss, metrics, counts = parallel.backward(
+            loss_of,
             [
                 (batch.x[part], batch.valid[part], noise, batch.part_of_batch)
                 for part, noise in zip(batch.parts, noises, strict=True)
-            ]
+            ],
         )
         # Codes of the weights before this step.
         assert counts is not None
@@ -294,8 +298,10 @@ def train_phase(
             save(config, run, modules, clips, step, optimizer, frames_digest=frames_digest)
 
 
-def dldm_objective(config: PretrainConfig, modules: Modules, groups: StatisticsGroups, *, phase: int) -> Objective:
-    """Return the loss of one phase as a module; the noise of a clip depends on seed, step and its place in the batch.
+def dldm_loss(
+    config: PretrainConfig, modules: Modules, groups: StatisticsGroups, *, phase: int
+) -> Callable[[Tensor, Tensor, SampleNoise, PartOfBatch], LossParts]:
+    """Return the loss function of one phase.
 
     Args:
         config: the loss weights and switches of both phases, and the precision of autocast.
@@ -304,7 +310,7 @@ def dldm_objective(config: PretrainConfig, modules: Modules, groups: StatisticsG
         phase: 1 or 2.
 
     Returns:
-        A module: pixels [B, T, 3, H, W] in [-1, 1], valid steps bool [B, M], noise, part of the batch -> loss, its
+        A function: pixels [B, T, 3, H, W] in [-1, 1], valid steps bool [B, M], noise, part of the batch -> loss, its
         parts for the log, and how often each code occurred in valid steps.
     """
     phases = config.train_dldm
@@ -329,10 +335,7 @@ def dldm_objective(config: PretrainConfig, modules: Modules, groups: StatisticsG
         counts = torch.bincount(found.indices_BMN[valid].flatten(), minlength=dldm.fsq.vocabulary)
         return LossParts(found.loss, found.metrics, counts)
 
-    trained: dict[str, nn.Module] = {"dldm": dldm}
-    if phase == 2 and vdm is not None:
-        trained["vdm"] = vdm
-    return Objective(trained, loss_of)
+    return loss_of
 
 
 def validate_on(sampler: ClipSampler, config: PretrainConfig, modules: Modules, *, phase: int) -> dict[str, float]:
@@ -352,8 +355,13 @@ def validate_on(sampler: ClipSampler, config: PretrainConfig, modules: Modules, 
         validation_chunks, sampler, config.train_dldm.validation_clips, config.hardware, device=device_of(dldm)
     )
     grayscale = config.train_dldm.control_grayscale
-    with config.hardware.autocast(device_of(dldm)):
-        return validate(dldm, vdm, modules.codec, clips, phase=phase, seed=config.seed, grayscale=grayscale)
+
+    def found() -> dict[str, float]:
+        with config.hardware.autocast(device_of(dldm)):
+            return validate(dldm, vdm, modules.codec, clips, phase=phase, seed=config.seed, grayscale=grayscale)
+
+    assert modules.parallel is not None
+    return modules.parallel.run(found)
 
 
 def check_advance(config: PretrainConfig, run: Run, modules: Modules, clips: Clips) -> None:
@@ -436,7 +444,8 @@ def summarize(config: PretrainConfig, run: Run, modules: Modules, clips: Clips, 
     """
     dldm, vdm = modules.evaluated()
     device = next(dldm.parameters()).device
-    usage = code_usage(dldm, frame_cache, config, device=device)
+    assert modules.parallel is not None
+    usage = modules.parallel.run(partial(code_usage, dldm, frame_cache, config, device=device))
     held_out = validate_on(clips.held_out, config, modules, phase=2)
     training_ratio = validate_on(clips.training_plain, config, modules, phase=1)["dldm/ratio_to_copy"]
     shuffled = f", shuffle ratio {held_out['dldm/shuffle_ratio']:.3f}" if vdm is not None else ""
@@ -445,15 +454,18 @@ def summarize(config: PretrainConfig, run: Run, modules: Modules, clips: Clips, 
         f"{training_ratio:.3f} on training clips, {usage['used']} different codes, perplexity "
         f"{usage['perplexity']:.0f}{shuffled}"
     )
-    write_reconstructions(
-        run.path,
-        dldm,
-        vdm,
-        modules.codec,
-        clips.held_out,
-        seed=config.seed,
-        phases=config.train_dldm,
-        device=device,
+    modules.parallel.run(
+        partial(
+            write_reconstructions,
+            run.path,
+            dldm,
+            vdm,
+            modules.codec,
+            clips.held_out,
+            seed=config.seed,
+            phases=config.train_dldm,
+            device=device,
+        )
     )
 
 

@@ -10,6 +10,7 @@ ever read. The checkpoint holds the policy and the dLDM of its codes, so it need
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from vw2_robot.checkpoint import load_checkpoint, load_optimizer, save_checkpoint
 from vw2_robot.command_line.config_tree import config_tree
@@ -28,7 +29,7 @@ from vw2_robot.data.images import resize_frame
 from vw2_robot.data.latents import LatentCache, LatentWindows, joined
 from vw2_robot.distributed.batch_share import BatchShare, shared_chunks
 from vw2_robot.distributed.ranks import global_sum
-from vw2_robot.distributed.sharding import LossParts, Objective, Parallel, shard, state_bytes
+from vw2_robot.distributed.sharding import LossParts, Parallel, state_bytes
 from vw2_robot.errors import InputError
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.policy.acting import null_codes
@@ -117,12 +118,11 @@ def train_codes(config: PretrainConfig, run: Run) -> None:
     share = BatchShare.of(loop.batch_size, micro_batches=hardware.micro_batches)
     datasets = open_datasets(config)
     policy = build_policy(config, datasets.dldm).to(device, hardware.dtype)
-    prepare_policy(hardware, policy)
+    parallel = parallel_policy(hardware, {"policy": policy}, policy)
     optimizer = build_optimizer(policy.parameters(), loop.optim)
     if run.checkpoint is not None:
         load_checkpoint(run.checkpoint, kind="policy").load_into(policy=policy)
         load_optimizer(run.checkpoint, optimizer)
-    parallel = Parallel(policy_objective(config, policy), hardware.sharding)
     run.begin(state_bytes=state_bytes([policy, datasets.dldm], optimizer))
     for step in run.steps():
         # With replacement, from seed and step: a resumed run needs no position in the data.
@@ -138,62 +138,62 @@ def train_codes(config: PretrainConfig, run: Run) -> None:
             SampleNoise(config.seed, step, stream=STREAM_NOISE, samples=p.tolist(), device=device) for p in places
         ]
         loss, parts, _ = parallel.backward(
+            partial(policy_loss, config, policy),
             [
                 (*datasets.train.read(rows[here], device), noise, count)
                 for here, noise in zip(places, noises, strict=True)
-            ]
+            ],
         )
         # The language model's text positions carry no label, so the gradient comes from codes alone.
         norm = optimizer_step(loss, optimizer, step=step, config=loop.optim, total_steps=loop.train_steps)
         if run.due(step, loop.log_every):
-            validation = validate(config, policy, datasets.held_out, device=device)
+            validation = parallel.run(validate, config, policy, datasets.held_out)
             metrics = {"policy/code_loss": loss, "policy/accuracy": parts["accuracy"], "policy/grad_norm": norm}
             run.log(step, metrics | validation)
         if run.checkpoint_due(step, loop.save_every):
             run.save(step, partial(save, config=config, datasets=datasets, policy=policy, optimizer=optimizer))
 
 
-def prepare_policy(hardware: Hardware, policy: LatentPolicy) -> None:
-    """Switch on what the hardware options ask for, and shard the weights; what is trained must be chosen before."""
-    if hardware.compile:
-        policy.backbone.compile_blocks()
-    if hardware.shards_weights:
-        policy.backbone.check_sharding()
-        shard(policy, blocks=policy.backbone.blocks(), methods=("prompt", "states", "code_loss", "decode"))
+def policy_loss(
+    config: PretrainConfig,
+    policy: LatentPolicy,
+    instructions: list[str],
+    image: Tensor,
+    codes: Tensor,
+    valid: Tensor,
+    noise: SampleNoise,
+    count: Tensor,
+) -> LossParts:
+    """Return the code loss of a part of a batch.
 
-
-def policy_objective(config: PretrainConfig, policy: LatentPolicy) -> Objective:
-    """Return the code loss as a module.
-
-    Its inputs: instructions, images in [-1, 1], codes [B, H, N], valid [B, H], noise of the samples, and the number of
-    valid codes of the whole batch.
+    Args:
+        config: of the run.
+        policy: on the device.
+        instructions: of the B samples.
+        image: [B, 3, px, px] in [-1, 1].
+        codes: int [B, H, N].
+        valid: bool [B, H], the latent steps that count.
+        noise: of the samples.
+        count: valid codes of the whole batch.
     """
     options = config.train_policy
-
-    def loss_of(
-        instructions: list[str], image: Tensor, codes: Tensor, valid: Tensor, noise: SampleNoise, count: Tensor
-    ) -> LossParts:
-        image = shift_randomly(image.to(config.hardware.dtype), most=options.image_shift_px, noise=noise)
-        input_codes = drop_codes(policy, codes, share=options.code_dropout, noise=noise)
-        with config.hardware.autocast(image.device):
-            states = policy.states(policy.prompt(instructions, image), input_codes)
-            return LossParts(*policy.code_loss(states, codes, valid, count=count))
-
-    return Objective({"policy": policy}, loss_of)
+    image = shift_randomly(image.to(config.hardware.dtype), most=options.image_shift_px, noise=noise)
+    input_codes = drop_codes(policy, codes, share=options.code_dropout, noise=noise)
+    with config.hardware.autocast(image.device):
+        states = policy.states(policy.prompt(instructions, image), input_codes)
+        return LossParts(*policy.code_loss(states, codes, valid, count=count))
 
 
 @torch.no_grad()
-def validate(
-    config: PretrainConfig, policy: LatentPolicy, held_out: PolicyBatches, *, device: torch.device
-) -> dict[str, Tensor]:
+def validate(config: PretrainConfig, policy: LatentPolicy, held_out: PolicyBatches) -> dict[str, Tensor]:
     """Return loss and accuracy on held-out windows, the same ones every time; ranks share them.
 
     Args:
         config: of the run.
         policy: on the device.
         held_out: windows.
-        device: of the policy.
     """
+    device = next(policy.parameters()).device
     # Evenly spread over all of them.
     count = min(VALIDATION_WINDOWS, len(held_out.windows))
     check = np.linspace(0, len(held_out.windows) - 1, count).astype(np.int64)
@@ -213,6 +213,24 @@ def validate(
         "policy/validation_loss": loss_sum / codes_in_all.clamp(min=1),
         "policy/validation_accuracy": correct / codes_in_all.clamp(min=1),
     }
+
+
+def parallel_policy(hardware: Hardware, modules: Mapping[str, nn.Module], policy: LatentPolicy) -> Parallel:
+    """Prepare a policy, and what is trained with it, for the hardware; what is trained must be chosen before.
+
+    Args:
+        hardware: compilation and sharding.
+        modules: the policy and whatever is trained with it, by name.
+        policy: its language model has the blocks.
+
+    Raises:
+        InputError: the policy cannot be sharded.
+    """
+    if hardware.compile:
+        policy.backbone.compile_blocks()
+    if hardware.shards_weights:
+        policy.backbone.check_sharding()
+    return Parallel(modules, sharding=hardware.sharding, blocks=policy.backbone.blocks())
 
 
 def drop_codes(policy: LatentPolicy, codes: torch.Tensor, *, share: float, noise: SampleNoise) -> torch.Tensor:

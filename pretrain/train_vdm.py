@@ -24,7 +24,7 @@ from vw2_robot.command_line.program import program
 from vw2_robot.data.clips import ClipSampler
 from vw2_robot.distributed.batch_share import BatchShare
 from vw2_robot.distributed.ranks import global_sum, is_main, main_first
-from vw2_robot.distributed.sharding import LossParts, Objective, Parallel, full_state, shard, state_bytes
+from vw2_robot.distributed.sharding import LossParts, Parallel, full_state, state_bytes
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import VideoCodec, WanCodec, build_codec
 from vw2_robot.optim import build_optimizer, optimizer_step
@@ -157,21 +157,18 @@ def train_vdm(config: PretrainConfig) -> None:
             prepare_codec(config, codec, clip_sampler(config, frame_cache, train_ids))
             vdm = vdm.to(device, config.hardware.dtype)
             codec = codec.to(device, config.hardware.dtype)
-            vdm.trainable_parameters(prior=True)
             prepare_vdm(config, vdm)
             held_out = clip_sampler(config, frame_cache, validation_ids, augment=False)
             train_prior(config, run, vdm, codec, training, held_out, frames_digest=frame_cache.digest)
 
 
 def prepare_vdm(config: PretrainConfig, vdm: VDM) -> None:
-    """Switch on what the hardware options ask for, and shard the weights; what is trained must be chosen before."""
+    """Switch on what the hardware options ask for."""
     if config.hardware.gradient_checkpointing:
         # Recomputes activations in the backward pass: less memory, one more forward pass.
         vdm.checkpoint_gradients()
     if config.hardware.compile:
         vdm.compile_blocks()
-    if config.hardware.shards_weights:
-        shard(vdm, blocks=vdm.blocks(), methods=("denoising_loss", "sample"))
 
 
 def train_prior(
@@ -198,6 +195,8 @@ def train_prior(
     loop = config.train_vdm
     hardware = config.hardware
     share = BatchShare.of(loop.batch_size, micro_batches=hardware.micro_batches)
+    vdm.trainable_parameters(prior=True)
+    parallel = Parallel({"vdm": vdm}, sharding=hardware.sharding, blocks=vdm.blocks())
     optimizer = build_optimizer(vdm.trainable_parameters(prior=True), loop.optim)
     if run.checkpoint is not None:
         checkpoint = load_checkpoint(run.checkpoint, kind="vdm")
@@ -208,18 +207,17 @@ def train_prior(
     def loss_of(clips: tuple[Tensor, Tensor], noise: SampleNoise, valid_steps: Tensor) -> LossParts:
         return LossParts(prior_loss(config, vdm, codec, clips, noise, valid_steps=valid_steps), {})
 
-    parallel = Parallel(Objective({"vdm": vdm}, loss_of), hardware.sharding)
     run.begin(state_bytes=state_bytes([vdm, codec], optimizer))
     for step in run.steps():
         batch = batch_on_device(training, step, share, hardware, device=device_of(vdm))
         # The noise is a function of seed, step and the clip's place in the batch: no rank or resume changes it.
         parts = [(part, batch.noise(config.seed, step, part, stream=STREAM_NOISE)) for part in batch.parts]
         loss = parallel.backward(
-            [((batch.x[part], batch.valid[part]), noise, batch.valid_steps) for part, noise in parts]
+            loss_of, [((batch.x[part], batch.valid[part]), noise, batch.valid_steps) for part, noise in parts]
         ).loss
         norm = optimizer_step(loss, optimizer, step=step, config=loop.optim, total_steps=loop.train_steps)
         if run.due(step, loop.log_every):
-            validation = validation_loss(config, vdm, codec, held_out)
+            validation = parallel.run(validation_loss, config, vdm, codec, held_out)
             run.log(step, {"vdm/denoising_loss": loss, "vdm/validation_loss": validation, "vdm/grad_norm": norm})
         if step + 1 == loop.train_steps:
             # For diffusers, and for `vdm.weights` of other runs. Before the last checkpoint: a complete run has it.

@@ -1,22 +1,23 @@
-"""One module in training on all ranks: gradients that are summed, weights that may be sharded.
+"""Modules in training on all ranks: gradients that are summed, weights that may be sharded.
 
-    objective = Objective({"dldm": dldm}, loss)
-    parallel = Parallel(objective, sharding="fsdp", blocks=...)
-    loss, metrics, _ = parallel.backward([arguments of one micro-batch, ...])
+    parallel = Parallel({"dldm": dldm}, sharding="fsdp", blocks=dldm.blocks())
+    loss, metrics, _ = parallel.backward(loss_function, [arguments of one micro-batch, ...])
+    found = parallel.run(validate, ...)         # weights are gathered where they are needed
 
     none    every rank holds everything; gradients are summed after the last micro-batch
     ddp     the same with DistributedDataParallel: sums travel while the backward pass still runs
     fsdp    weights, gradients and optimizer states are sharded over the ranks (FSDP2, `fully_shard`)
 
-The loss is the `forward` of a module on purpose: DDP and FSDP2 hook `forward` alone, and a loss that is called as a
-method of the wrapped module would train every rank by itself, without a word.
+Whatever computes with the modules runs inside the `forward` of one module that holds all of them. DDP and FSDP2 hook
+`forward` alone: a loss that is called past it trains every rank by itself, without a word. And a sharded module that is
+entered twice in one pass, by two of its methods, can lose gradients, as silently.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any, Literal, NamedTuple
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from . import ranks
 
 Sharding = Literal["none", "ddp", "fsdp"]
+ResultT = TypeVar("ResultT")
 
 
 class LossParts(NamedTuple):
@@ -37,40 +39,132 @@ class LossParts(NamedTuple):
     """whole numbers, such as how often each code occurred"""
 
 
-class Objective(nn.Module):
-    """The loss of a training stage as a module.
+class Enclosing(nn.Module):
+    """A module around others, whose `forward` calls any function."""
 
-    Args:
-        trained: modules that the loss trains, by name.
-        loss: computes it, with these very modules.
-    """
-
-    def __init__(self, trained: Mapping[str, nn.Module], loss: Callable[..., LossParts]) -> None:
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
         super().__init__()
-        self.trained = nn.ModuleDict(trained)
-        self._loss = loss
+        self.enclosed = nn.ModuleDict(modules)
 
-    def forward(self, *inputs: Any, **options: Any) -> LossParts:
-        """Return the loss of one micro-batch."""
-        return self._loss(*inputs, **options)
+    def forward(self, function: Callable[..., ResultT], *inputs: Any) -> ResultT:
+        """Return what the function returns for the inputs."""
+        return function(*inputs)
 
 
-def shard(module: nn.Module, *, blocks: Iterable[nn.Module], methods: Sequence[str]) -> None:
-    """Shard the weights of a module over all ranks, in place; its parameters are DTensors afterwards.
+class Parallel:
+    """Modules that are trained on all ranks; build it before the optimizer, since it may replace the parameters.
 
     Args:
-        module: the root: what is in no block is gathered once per pass.
-        blocks: modules inside, each gathered when it runs and freed afterwards.
-        methods: of the root that compute with its weights, beside `forward`: they gather them first.
+        modules: by name; their `requires_grad` says what is trained.
+        sharding: see the top of this file.
+        blocks: modules inside, which fsdp gathers one after the other; the rest is gathered for a whole pass.
     """
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # seconds, and only needed here
 
-    for block in blocks:
-        if any(parameter.numel() for parameter in block.parameters()):
-            fully_shard(block)
-    fully_shard(module)
-    for name in methods:
-        register_fsdp_forward_method(module, name)
+    def __init__(
+        self, modules: Mapping[str, nn.Module], *, sharding: Sharding, blocks: Iterable[nn.Module] = ()
+    ) -> None:
+        self._sharding = sharding if ranks.world_size() > 1 else "none"
+        self._enclosing = Enclosing(modules)
+        self._called: nn.Module = self._enclosing
+        if self._sharding == "fsdp":
+            from torch.distributed.fsdp import fully_shard  # seconds, and only needed here
+
+            for block in blocks:
+                if any(parameter.numel() for parameter in block.parameters()):
+                    fully_shard(block)
+            fully_shard(self._enclosing)
+        self._shards: list[Any] = [m for m in self._enclosing.modules() if is_sharded(m)]
+        # Both average gradients over the ranks; their sum is wanted.
+        self._scale = 1.0 if self._sharding == "none" else float(ranks.world_size())
+        self.begin_phase()
+
+    def begin_phase(self) -> None:
+        """Take notice of what is trained from now on, by `requires_grad` of the parameters."""
+        self._parameters = [p for p in self._enclosing.parameters() if p.requires_grad]
+        if self._sharding == "ddp":
+            # Buffers are equal on all ranks by themselves. Some losses leave parameters out (heads, null codes).
+            self._called = DistributedDataParallel(
+                self._enclosing, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
+            )
+
+    def run(self, function: Callable[..., ResultT], *inputs: Any) -> ResultT:
+        """Call a function that computes with the modules without training them: a validation; all ranks call it."""
+        if not self._shards:
+            return function(*inputs)
+        with torch.no_grad():
+            found: ResultT = self._enclosing(function, *inputs)
+        shards: Any = self._enclosing
+        shards.reshard()
+        return found
+
+    def backward(self, loss: Callable[..., LossParts], parts: Sequence[tuple[Any, ...]]) -> LossParts:
+        """Add the gradients of all micro-batches of all ranks to `grad`, and return loss and metrics of the batch.
+
+        Args:
+            loss: computes the loss of a micro-batch with the modules.
+            parts: its arguments for each micro-batch of this rank.
+        """
+        total: Tensor | None = None
+        counted: Tensor | None = None
+        names: list[str] = []
+        for number, part in enumerate(parts):
+            with self._synchronized(last=number + 1 == len(parts)):
+                found = self._called(loss, *part)
+                (found.loss * self._scale).backward()
+            names = list(found.metrics)
+            values = torch.stack([found.loss.detach().double(), *(value.double() for value in found.metrics.values())])
+            total = values if total is None else total + values
+            counted = found.counts if counted is None else counted + found.counts
+        assert total is not None
+        if self._sharding != "ddp" and ranks.world_size() > 1:
+            self._sum_gradients()
+        loss_sum, *others = ranks.global_sum(total).unbind()
+        return LossParts(
+            loss_sum, dict(zip(names, others, strict=True)), None if counted is None else ranks.global_sum(counted)
+        )
+
+    @contextmanager
+    def _synchronized(self, *, last: bool) -> Iterator[None]:
+        """Exchange gradients in the last micro-batch only."""
+        for module in self._shards:
+            module.set_requires_gradient_sync(last, recurse=False)
+        if isinstance(self._called, DistributedDataParallel) and not last:
+            with self._called.no_sync():
+                yield
+        else:
+            yield
+
+    def _sum_gradients(self) -> None:
+        """Sum the gradients that no wrapper sums: of all parameters, or with fsdp of those that are not sharded."""
+        gradients = [p.grad for p in self._parameters if p.grad is not None and not is_sharded_tensor(p)]
+        if not gradients:
+            return
+        # In one message: a small model has hundreds of small tensors.
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= self._scale
+        for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(summed.view_as(gradient))
+
+
+@contextmanager
+def gathered(module: nn.Module) -> Iterator[None]:
+    """Hold the full weights of all sharded blocks inside the `with`, for code that reads them without `forward`."""
+    shards: list[Any] = [block for block in module.modules() if is_sharded(block)]
+    for block in shards:
+        block.unshard()
+        block.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for block in shards:
+            block.set_reshard_after_forward(True, recurse=False)
+            block.reshard()
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Return whether a module is a block, or the whole, of sharded weights."""
+    return hasattr(module, "unshard")
 
 
 def is_sharded_tensor(value: Tensor) -> bool:
@@ -103,94 +197,6 @@ def like(value: Tensor, sharded: Tensor) -> Tensor:
     placed: Any = sharded
     value = value.to(device=placed.device, dtype=placed.dtype)
     return distribute_tensor(value, placed.device_mesh, placed.placements, src_data_rank=None)
-
-
-def is_sharded(module: nn.Module) -> bool:
-    """Return whether `shard` was called on a module."""
-    return hasattr(module, "unshard")
-
-
-@contextmanager
-def gathered(*modules: nn.Module) -> Iterator[None]:
-    """Hold the full weights of sharded modules inside the `with`, for code that reads them without `forward`."""
-    with ExitStack() as closing:
-        shards: list[Any] = [module for root in modules for module in root.modules() if is_sharded(module)]
-        for module in shards:
-            module.unshard()
-            module.set_reshard_after_forward(False, recurse=False)
-            closing.callback(module.reshard)
-            closing.callback(module.set_reshard_after_forward, True, recurse=False)
-        yield
-
-
-class Parallel:
-    """An objective on all ranks.
-
-    Args:
-        objective: its modules are sharded already where `sharding` is fsdp (`shard`).
-        sharding: see the top of this file.
-    """
-
-    def __init__(self, objective: Objective, sharding: Sharding) -> None:
-        self._sharding = sharding if ranks.world_size() > 1 else "none"
-        self._objective: nn.Module = objective
-        self._parameters = [p for p in objective.parameters() if p.requires_grad]
-        self._shards: list[Any] = [m for m in objective.modules() if is_sharded(m)]
-        # Both average gradients over the ranks; their sum is wanted.
-        self._scale = 1.0 if self._sharding == "none" else float(ranks.world_size())
-        if self._sharding == "ddp":
-            # Buffers are equal on all ranks by themselves. Some losses leave parameters out (heads, null codes).
-            self._objective = DistributedDataParallel(
-                objective, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
-            )
-
-    def backward(self, parts: Sequence[tuple[Any, ...]]) -> LossParts:
-        """Add the gradients of all micro-batches of all ranks to `grad`, and return loss and metrics of the batch.
-
-        Args:
-            parts: the arguments of the objective for each micro-batch of this rank.
-        """
-        total: Tensor | None = None
-        counted: Tensor | None = None
-        names: list[str] = []
-        for number, part in enumerate(parts):
-            with self._synchronized(last=number + 1 == len(parts)):
-                loss, metrics, counts = self._objective(*part)
-                (loss * self._scale).backward()
-            names = list(metrics)
-            values = torch.stack([loss.detach().double(), *(value.double() for value in metrics.values())])
-            total = values if total is None else total + values
-            counted = counts if counted is None else counted + counts
-        assert total is not None
-        if self._sharding != "ddp" and ranks.world_size() > 1:
-            self._sum_gradients()
-        loss_sum, *others = ranks.global_sum(total).unbind()
-        return LossParts(
-            loss_sum, dict(zip(names, others, strict=True)), None if counted is None else ranks.global_sum(counted)
-        )
-
-    @contextmanager
-    def _synchronized(self, *, last: bool) -> Iterator[None]:
-        """Exchange gradients in the last micro-batch only."""
-        for module in self._shards:
-            module.set_requires_gradient_sync(last, recurse=False)
-        if isinstance(self._objective, DistributedDataParallel) and not last:
-            with self._objective.no_sync():
-                yield
-        else:
-            yield
-
-    def _sum_gradients(self) -> None:
-        """Sum the gradients that no wrapper sums: of all parameters, or with fsdp of those that are not sharded."""
-        gradients = [p.grad for p in self._parameters if p.grad is not None and not is_sharded_tensor(p)]
-        if not gradients:
-            return
-        # In one message: a small model has hundreds of small tensors.
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        dist.all_reduce(flat)
-        flat /= self._scale
-        for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(summed.view_as(gradient))
 
 
 def state_bytes(modules: Iterable[nn.Module], optimizer: torch.optim.Optimizer | None = None) -> int:
