@@ -214,43 +214,28 @@ class _NarrowNorm(torch.autograd.Function):
         ctx: Any, x: Float[Tensor, "N C H W"], weight: Tensor, bias: Tensor, eps: float, silu: bool
     ) -> Float[Tensor, "N C H W"]:
         """Normalize each image of the batch, and round the result to the input's precision."""
-        y, mean, rstd = _group_norm(x, weight, bias, eps)
-        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        ctx.save_for_backward(x, weight, bias)
         ctx.options = (eps, silu)
+        y = F.group_norm(x.float(), 1, weight.float(), bias.float(), eps)
         return (F.silu(y) if silu else y).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Float[Tensor, "N C H W"]) -> tuple[Tensor | None, ...]:
         """Return the gradients of images, weight and bias."""
-        x, weight, bias, mean, rstd = ctx.saved_tensors
+        x, weight, bias = ctx.saved_tensors
         eps, silu = ctx.options
-        grad = grad.float()
+        batch, channels, height, width = x.shape
+        size = (batch, channels, height * width, 1)
+        # These functions read memory as it lies: without `contiguous` a channels-last tensor gives wrong gradients.
+        wide = x.float().contiguous()
+        grad = grad.float().contiguous()
+        y, mean, rstd = torch.native_group_norm(wide, weight.float(), bias.float(), *size, eps)
         if silu:
-            grad = torch.ops.aten.silu_backward(grad, _group_norm(x, weight, bias, eps)[0])
-        gradients = torch.ops.aten.native_group_norm_backward(
-            grad.contiguous(),
-            x.float().contiguous(),
-            mean,
-            rstd,
-            weight.float(),
-            x.shape[0],
-            x.shape[1],
-            x[0, 0].numel(),
-            1,  # group
-            list(ctx.needs_input_grad[:3]),
-        )
+            grad = torch.ops.aten.silu_backward(grad, y)
+        which = list(ctx.needs_input_grad[:3])
+        gradients = torch.ops.aten.native_group_norm_backward(grad, wide, mean, rstd, weight.float(), *size, which)
         narrow = (g if g is None else g.to(like.dtype) for g, like in zip(gradients, (x, weight, bias), strict=True))
         return (*narrow, None, None)
-
-
-def _group_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the norm in float32, and the mean and reciprocal deviation of each image."""
-    wide = x.float().contiguous()
-    pixels = x[0, 0].numel()
-    y, mean, rstd = torch.native_group_norm(
-        wide, weight.float(), bias.float(), x.shape[0], x.shape[1], pixels, 1, eps
-    )
-    return y, mean, rstd
 
 
 class FrameNorm(nn.Module):
