@@ -15,7 +15,7 @@ therefore keep their input alone and compute the rest again: the temporal convol
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -70,7 +70,7 @@ class LevelConfig:
 
 
 def _autocast(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-    """Return the tensors in the precision that autocast gives a convolution; it does not look into our own functions."""
+    """Return the tensors in the precision that autocast gives a convolution; inside our own functions it gives none."""
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
         return tuple(tensor.to(dtype) for tensor in (x, *weights))
@@ -189,8 +189,10 @@ class CausalConv3d(nn.Module):
         if k_t > 1:
             # 3-D as 2-D: the taps in time of one output frame are put side by side in the channels.
             weight = self.weight.transpose(1, 2).flatten(1, 2)
-            x, weight, bias = _autocast(x.unflatten(0, frames), weight, self.bias)
-            y: Tensor = _TemporalConv.apply(x, weight, bias, k_t, self.temporal_stride, self.spatial_stride, padding)
+            inputs = _autocast(x.unflatten(0, frames), weight, self.bias)
+            y: Tensor = _TemporalConv.apply(  # type: ignore[no-untyped-call]
+                *inputs, k_t, self.temporal_stride, self.spatial_stride, padding
+            )
             return y
         y = F.conv2d(x, self.weight[:, :, 0], self.bias, stride=self.spatial_stride, padding=padding)
         return y.unflatten(0, frames)
@@ -253,8 +255,9 @@ class FrameNorm(nn.Module):
         """Normalize each frame over channels and space."""
         frames = x.shape[:2]
         if x.dtype in (torch.bfloat16, torch.float16):
-            norm = self.norm
-            y: Tensor = _NarrowNorm.apply(x.flatten(0, 1), norm.weight, norm.bias, norm.eps, self.silu)
+            y: Tensor = _NarrowNorm.apply(  # type: ignore[no-untyped-call]
+                x.flatten(0, 1), self.norm.weight, self.norm.bias, self.norm.eps, self.silu
+            )
         else:
             y = self.norm(x.flatten(0, 1))
             y = F.silu(y) if self.silu else y
@@ -391,11 +394,30 @@ def _haar(size: int) -> Tensor:
     return matrix
 
 
+BLOCK_CLASSES = (ResidualBlock, FrameAttention, Downsample, Upsample)
+"""The classes of the trunk's blocks: the units that are compiled, recomputed, or sharded over ranks one by one."""
+
+
+def blocks_of(trunk: nn.Module) -> list[nn.Module]:
+    """Return the blocks inside an encoder, a decoder or a whole dLDM, in the order in which they were built."""
+    return [module for module in trunk.modules() if isinstance(module, BLOCK_CLASSES)]
+
+
 def _run(body: nn.Sequential, x: Tensor, *, checkpointing: bool) -> Tensor:
     """Run the blocks in order; with `checkpointing` only their inputs are kept for the backward pass."""
     for block in body:
         x = checkpoint(block, x, use_reentrant=False) if checkpointing and torch.is_grad_enabled() else block(x)
     return x
+
+
+def _compile(body: nn.Sequential) -> None:
+    """Compile the blocks in place, each by itself."""
+    # All blocks of a class share one cache, with an entry for each width, grid and mode; torch's limit of 8 entries is
+    # for functions that are compiled over and over by mistake.
+    torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
+    for block in body:
+        # Shapes are constants of the compiled code: sizes that vary would make slower code, and clips have one size.
+        block.compile(fullgraph=True, dynamic=False)
 
 
 class CausalEncoder(nn.Module):
@@ -425,6 +447,10 @@ class CausalEncoder(nn.Module):
         ]
         # The middle attends at the coarsest resolution, whether the levels do or not.
         self.body = nn.Sequential(*body, *middle, FrameNorm(width, silu=True))
+
+    def compile_blocks(self) -> None:
+        """Compile each block in place, without graph breaks; names of parameters stay, the first step takes minutes."""
+        _compile(self.body)
 
     def forward(self, x: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B K C h w"]:
         """Return features of pixels in [-1, 1]; T = 1 + a multiple of the stride."""
@@ -459,6 +485,10 @@ class CausalDecoder(nn.Module):
                     body += [FrameAttention(width, axis="space"), FrameAttention(width, axis="time")]
         self.body = nn.Sequential(*body, FrameNorm(width, silu=True))
         self.head = CausalConv3d(width, self.patcher.channels, (1, stem.spatial_kernel_size, stem.spatial_kernel_size))
+
+    def compile_blocks(self) -> None:
+        """Compile each block in place, without graph breaks; names of parameters stay, the first step takes minutes."""
+        _compile(self.body)
 
     def features(self, h: Float[Tensor, "B K C h w"]) -> Float[Tensor, "B K2 C2 h2 w2"]:
         """Return the last features before pixels, on the grid of patches; K2 - 1 steps of patches after frame 0."""
