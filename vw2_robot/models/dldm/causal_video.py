@@ -15,7 +15,7 @@ therefore keep their input alone and compute the rest again: the temporal convol
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -101,8 +101,8 @@ def _side_by_side(x: Float[Tensor, "B T C H W"], k_t: int, stride: int) -> Float
 class _TemporalConv(torch.autograd.Function):
     """A convolution over taps in time that keeps its frames for the backward pass, not their `k_t` copies side by side.
 
-    The arithmetic is that of `F.conv2d` on `_side_by_side`. `F.conv3d` would keep as little, but takes up to twice as
-    long on a CPU.
+    The arithmetic is that of `F.conv2d` on `_side_by_side`. `F.conv3d` would keep as little, but takes up to a
+    quarter longer on a CPU at the widths of `model=h200`.
     """
 
     @staticmethod
@@ -177,9 +177,11 @@ class CausalConv3d(nn.Module):
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
 
     def forward(self, x: Float[Tensor, "B T C H W"]) -> Float[Tensor, "B T2 C2 H2 W2"]:
-        """Convolve; T2 = ceil(T / temporal_stride), height and width shrink by spatial_stride."""
+        """Convolve; T2 = T / temporal_stride, height and width shrink by spatial_stride."""
         k_t, k_h, k_w = self.kernel
         padding = (k_h // 2, k_w // 2)
+        if k_t == 1:
+            x = x[:, :: self.temporal_stride]
         frames = x.shape[:2]
         x = x.flatten(0, 1)
         if self.spatial_stride > 1:
@@ -410,12 +412,12 @@ def _run(body: nn.Sequential, x: Tensor, *, checkpointing: bool) -> Tensor:
     return x
 
 
-def _compile(body: nn.Sequential) -> None:
-    """Compile the blocks in place, each by itself."""
+def compile_in_place(blocks: Iterable[nn.Module]) -> None:
+    """Compile each block by itself, without graph breaks; names of parameters stay, the first step takes minutes."""
     # All blocks of a class share one cache, with an entry for each width, grid and mode; torch's limit of 8 entries is
     # for functions that are compiled over and over by mistake.
     torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
-    for block in body:
+    for block in blocks:
         # Shapes are constants of the compiled code: sizes that vary would make slower code, and clips have one size.
         block.compile(fullgraph=True, dynamic=False)
 
@@ -449,8 +451,8 @@ class CausalEncoder(nn.Module):
         self.body = nn.Sequential(*body, *middle, FrameNorm(width, silu=True))
 
     def compile_blocks(self) -> None:
-        """Compile each block in place, without graph breaks; names of parameters stay, the first step takes minutes."""
-        _compile(self.body)
+        """Compile the blocks in place, the last norm included."""
+        compile_in_place(self.body)
 
     def forward(self, x: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B K C h w"]:
         """Return features of pixels in [-1, 1]; T = 1 + a multiple of the stride."""
@@ -487,8 +489,8 @@ class CausalDecoder(nn.Module):
         self.head = CausalConv3d(width, self.patcher.channels, (1, stem.spatial_kernel_size, stem.spatial_kernel_size))
 
     def compile_blocks(self) -> None:
-        """Compile each block in place, without graph breaks; names of parameters stay, the first step takes minutes."""
-        _compile(self.body)
+        """Compile the blocks in place, the last norm included."""
+        compile_in_place(self.body)
 
     def features(self, h: Float[Tensor, "B K C h w"]) -> Float[Tensor, "B K2 C2 h2 w2"]:
         """Return the last features before pixels, on the grid of patches; K2 - 1 steps of patches after frame 0."""
