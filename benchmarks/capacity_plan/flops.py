@@ -46,6 +46,7 @@ class Work:
 
     @property
     def total(self) -> int:
+        """Return the work of both directions."""
         return self.forward + self.backward
 
 

@@ -1,8 +1,8 @@
 """What one clip of each training stage costs: arithmetic by part, weights, and the memory of activations.
 
-Nothing here depends on the number of GPUs; `schedule.py` divides it. The VDM and the dLDM have no data: shapes and types
-alone are computed with. The policy is small, so it runs on one sample; its attention is written out on a CPU, which
-keeps the matrices of scores that a GPU does not keep.
+Nothing here depends on the number of GPUs; `schedule.py` divides it. VDM and dLDM are computed on tensors without data,
+by shape and type alone. The policy is small, so it runs on one sample; on a CPU its attention is written out, and the
+matrices of scores, which a GPU does not keep, count as activations.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class Stage:
     """A stage of training and what one sample of it costs. All sizes are in bytes."""
 
     name: str
-    size: str
-    """pixels of its clips"""
+    pixels: tuple[int, int]
+    """height and width of its clips"""
     frames: int
     """frames that are read for a sample"""
     batch: int
@@ -85,10 +85,11 @@ class Stage:
 
     @property
     def gradients(self) -> int:
-        """Return the bytes of the gradients: one of three float32 numbers for each weight that learns."""
+        """Return the bytes of the gradients: one of the three float32 numbers of each weight that learns."""
         return self.learning // 3
 
     def flops(self, *, recompute: bool) -> int:
+        """Return the work of one sample, in floating-point operations."""
         return sum(part.total for part in self.work.values()) + (sum(self.recomputed.values()) if recompute else 0)
 
 
@@ -190,14 +191,12 @@ def training_stage(
         block = max(weight_bytes(block) for block in blocks_with_checkpoints(dldm, vdm))
     encodings = ENCODINGS[name.split(",", 1)[0]]
     if encodings:
-        forward = codec_flops(preset, enlarge=enlarge)
-        work["video codec"] = Work(forward=encodings * forward)
+        work["video codec"] = Work(forward=encodings * codec_flops(preset, enlarge=enlarge))
     with torch.device("meta"):
         codec = build_codec(preset.codec)
-    height, width = (enlarge * side for side in (preset.dldm.height, preset.dldm.width))
     return Stage(
         name,
-        f"{height}x{width}",
+        (enlarge * preset.dldm.height, enlarge * preset.dldm.width),
         preset.dldm.num_frames,
         loop.batch_size,
         loop.train_steps * loop.batch_size,
@@ -253,7 +252,7 @@ def latent_stage(preset: Preset) -> Stage:
             dldm.indices(preset.dldm.fake_clip(1))
     return Stage(
         "latents",
-        f"{preset.dldm.height}x{preset.dldm.width}",
+        (preset.dldm.height, preset.dldm.width),
         preset.dldm.num_frames,
         config.batch_size,
         CACHED_WINDOWS,
@@ -269,11 +268,10 @@ def latent_stage(preset: Preset) -> Stage:
 def policy_stages(preset: Preset) -> Iterator[Stage]:
     """Yield the pre-training of the policy, and its fine-tuning with the defaults of `configs/finetune.yaml`."""
     config = config_from(PolicyConfig, preset.tree["policy"])
-    px = f"{config.image_px}x{config.image_px}"
     loop = config_from(TrainPolicyConfig, preset.tree["train_policy"]).loop
     policy = LatentPolicy(config, generator=torch.Generator().manual_seed(0))
     steps = preset.dldm.latent_steps
-    yield _policy_stage(policy, None, "policy", px, loop, latent_steps=steps, predicted_share=0.0)
+    yield _policy_stage(policy, None, "policy", loop, latent_steps=steps, predicted_share=0.0)
     path = Path(__file__).parents[2] / "configs" / "finetune.yaml"
     tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     head = ActionHead(
@@ -288,7 +286,6 @@ def policy_stages(preset: Preset) -> Iterator[Stage]:
         policy,
         head,
         "fine-tuning",
-        px,
         config_from(LoopConfig, tree["loop"]),
         latent_steps=tree["latent_steps"],
         predicted_share=(sampling["start"] + sampling["end"]) / 2,
@@ -299,7 +296,6 @@ def _policy_stage(
     policy: LatentPolicy,
     head: ActionHead | None,
     name: str,
-    size: str,
     loop: LoopConfig,
     *,
     latent_steps: int,
@@ -328,7 +324,7 @@ def _policy_stage(
         work["decoding of codes"] = Work(forward=round(predicted_share * decoding))
     return Stage(
         name,
-        size,
+        (px, px),
         1,
         loop.batch_size,
         loop.train_steps * loop.batch_size,
