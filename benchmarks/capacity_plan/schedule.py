@@ -172,7 +172,7 @@ def rows_of(stage: Stage, gpus: int, cluster: Cluster, *, decode_ms: float) -> I
                 micro_batch,
                 gpus * share if stage.batch_is_per_gpu else stage.batch,
                 share * stage.flops(recompute=recompute) / (cluster.mfu * cluster.peak),
-                share * stage.frames * decode_ms / 1000 / cluster.cores_per_gpu,
+                share * stage.num_frames * decode_ms / 1000 / cluster.cores_per_gpu,
                 sent / cluster.link(gpus),
                 sent,
             )

@@ -58,7 +58,7 @@ class Stage:
     name: str
     pixels: tuple[int, int]
     """height and width of its clips"""
-    frames: int
+    num_frames: int
     """frames that are read for a sample"""
     batch: int
     """samples of one step, over all GPUs"""

@@ -186,7 +186,7 @@ def _schedule_cells(row: Row, by_side: Mapping[int, float]) -> list[str]:
     cells = [str(row.gpus), row.sharding, "yes" if row.recompute else "no"]
     if row.micro_batch == 0:
         return [*cells, "0", *[NONE] * (8 + len(by_side)), row.bottleneck]
-    frames = row.clips_per_second * row.stage.frames
+    frames = row.clips_per_second * row.stage.num_frames
     return [
         *cells,
         f"{row.micro_batch:,}",
