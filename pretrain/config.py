@@ -15,6 +15,7 @@ from typing import Any, Literal
 from vw2_robot.checkpoint import resolve
 from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.data.clips import Augmentation, TimeBase, frame_offsets
+from vw2_robot.data.frame_storage import Storage
 from vw2_robot.data.images import Aspect
 from vw2_robot.data.replay.open_replay import ReplayConfig
 from vw2_robot.errors import InputError
@@ -59,9 +60,12 @@ class DataConfig:
     """with `stream`: parts into which the data are divided for good, so that a run can continue with other ranks; a
     multiple of ranks x micro-batches, and no more than there are files; null: 8, or half the files if that is less"""
     decode_threads: int = 2
-    """with `stream` or a replay: threads that decode images; 0 decodes in the training loop"""
+    """with `stream`, a replay or compressed frames: threads that decode images; 0 decodes in the training loop"""
     frame_cache: str | None = None
     """a finished frame cache to read instead of `path`: no TensorFlow is needed then"""
+    frame_storage: Storage = "decoded"
+    """how the frame cache holds images. decoded: read at memory speed; compressed: as JPEG or PNG of the data set, a
+    tenth of the disk or less, decoded whenever they are read. Same pixels"""
     aspect: Aspect = "stretch"
     """how images get the dLDM's size: stretched, or padded to keep their proportions"""
     max_skipped: int = 10
@@ -299,6 +303,7 @@ class PretrainConfig:
         tree = config_tree(self)
         # As it was written when ("train",) was the default, so that older runs can be resumed.
         tree["data"]["splits"] = list(self.data.splits or ("train",))
+        del tree["data"]["frame_storage"]  # changes no pixel
         return {name: tree[name] for name in sections}
 
 
