@@ -115,10 +115,8 @@ class PrefetchedClips:
         """Forget what was read ahead."""
         if not self._waiting:
             return
-        for ahead in self._waiting:
-            ahead.task.cancel()
-        for ahead in self._waiting:
-            if not ahead.task.cancelled():
+        for ahead in reversed(self._waiting):
+            if not ahead.task.cancel():  # it is being read, or was
                 ahead.task.exception()  # waits; an error that belongs to a batch nobody wants is not raised
         self._waiting.clear()
         self._clips.rewind(self._snapshot)

@@ -40,7 +40,7 @@ from vw2_robot.storage.files import read_json, write_json, write_text
 from vw2_robot.storage.locks import clear_dead_lock, lock_folder
 
 from .episodes import Episode
-from .frame_storage import CachedEpisode, Storage, shard_reader, shard_writer
+from .frame_storage import CachedEpisode, FramesOfEpisode, Storage, shard_reader, shard_writer
 from .images import Aspect
 
 # n, B, T frames that are read · H, W pixels
@@ -189,7 +189,7 @@ def _write_shard(
     rows: list[dict[str, Any]] = []
     writer = shard_writer(
         plan.get("storage", "decoded"),
-        frames=sum(map(len, episodes)),
+        num_frames=sum(map(len, episodes)),
         height=plan["height"],
         width=plan["width"],
         aspect=plan["aspect"],
@@ -347,7 +347,8 @@ class FrameCache:
                         f"{episode.episode_id} are not what was written (SHA-256 differs); {_cure(self.path)}"
                     )
                 self._unchecked.discard(index)
-        self._reader.read(episodes, frame_ids.astype(np.int64), pixels)
+        clips = zip(episodes, frame_ids.astype(np.int64), strict=True)
+        self._reader.read([FramesOfEpisode(*clip) for clip in clips], pixels)
         return pixels
 
     def _rows(self, number: int) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,13 @@ class CachedEpisode:
     """compressed: of its bytes in the two files"""
 
 
+class FramesOfEpisode(NamedTuple):
+    """Some frames [T] of an episode; they must lie in it."""
+
+    episode: CachedEpisode
+    frame_ids: NDArray[np.int64]
+
+
 # --------------------------------------------------------------------------------------------------------- writing
 
 
@@ -75,14 +82,14 @@ class DecodedWriter:
     """Frames as they will be read.
 
     Args:
-        frames: most frames of the shard.
+        num_frames: most frames of the shard.
         height: pixels.
         width: pixels.
         aspect: see `resize_frame`.
     """
 
-    def __init__(self, frames: int, *, height: int, width: int, aspect: Aspect) -> None:
-        self._pixels = np.empty((frames, height, width, 3), np.uint8)
+    def __init__(self, num_frames: int, *, height: int, width: int, aspect: Aspect) -> None:
+        self._pixels = np.empty((num_frames, height, width, 3), np.uint8)
         self._aspect = aspect
         self._count = 0
 
@@ -137,19 +144,19 @@ class CompressedWriter:
             np.save(file, np.cumsum([len(image) for image in self._images], dtype=np.int64), allow_pickle=False)
 
 
-def shard_writer(storage: Storage, *, frames: int, height: int, width: int, aspect: Aspect) -> ShardWriter:
+def shard_writer(storage: Storage, *, num_frames: int, height: int, width: int, aspect: Aspect) -> ShardWriter:
     """Return the writer of a shard.
 
     Args:
         storage: of the cache.
-        frames: most frames of the shard.
+        num_frames: most frames of the shard.
         height: pixels.
         width: pixels.
         aspect: see `resize_frame`.
     """
     if storage == "compressed":
         return CompressedWriter(height=height, width=width, aspect=aspect)
-    return DecodedWriter(frames, height=height, width=width, aspect=aspect)
+    return DecodedWriter(num_frames, height=height, width=width, aspect=aspect)
 
 
 def _png(frame: NDArray[np.uint8]) -> bytes:
@@ -176,8 +183,8 @@ class ShardReader(Protocol):
     def file(self, episode: CachedEpisode) -> Path:
         """Return the file of an episode, for messages."""
 
-    def read(self, episodes: Sequence[CachedEpisode], frame_ids: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
-        """Read frames [B, T] of B episodes into `out` uint8 [B, T, H, W, 3]; the frames must be there."""
+    def read(self, clips: Sequence[FramesOfEpisode], out: NDArray[np.uint8]) -> None:
+        """Read B clips into `out` uint8 [B, T, H, W, 3]."""
 
 
 class DecodedReader:
@@ -207,9 +214,9 @@ class DecodedReader:
         stored = self._shard(episode.shard)[episode.offset : episode.offset + episode.length]
         return hashlib.sha256(stored.data).hexdigest() == episode.sha256
 
-    def read(self, episodes: Sequence[CachedEpisode], frame_ids: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+    def read(self, clips: Sequence[FramesOfEpisode], out: NDArray[np.uint8]) -> None:
         """See `ShardReader`."""
-        for episode, ids, pixels in zip(episodes, frame_ids, out, strict=True):
+        for (episode, ids), pixels in zip(clips, out, strict=True):
             # mode="clip" lets numpy write into `out` without a buffer; the caller has checked the bounds.
             np.take(self._shard(episode.shard), ids + episode.offset, axis=0, out=pixels, mode="clip")
 
@@ -253,21 +260,21 @@ class CompressedReader:
         images, ends = self._stored(episode)
         return _stored_sha256(ends, images.data) == episode.stored_sha256
 
-    def read(self, episodes: Sequence[CachedEpisode], frame_ids: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+    def read(self, clips: Sequence[FramesOfEpisode], out: NDArray[np.uint8]) -> None:
         """See `ShardReader`.
 
         Raises:
             InputError: an image cannot be decoded.
         """
-        clips = [self._clip(episode, ids.tolist()) for episode, ids in zip(episodes, frame_ids, strict=True)]
 
-        def decode(row: int) -> None:
-            read_clip(clips[row], frame_ids[row].tolist(), out[row], aspect=self._aspect)
+        def decode(clip: FramesOfEpisode, pixels: NDArray[np.uint8]) -> None:
+            ids = clip.frame_ids.tolist()
+            read_clip(self._with_images(clip.episode, ids), ids, pixels, aspect=self._aspect)
 
-        for _ in (map if self._decoders is None else self._decoders.map)(decode, range(len(clips))):
+        for _ in (map if self._decoders is None else self._decoders.map)(decode, clips, out):
             pass
 
-    def _clip(self, episode: CachedEpisode, frame_ids: list[int]) -> Episode:
+    def _with_images(self, episode: CachedEpisode, frame_ids: list[int]) -> Episode:
         """Return the episode with its images of these frames; the others are empty."""
         stored, ends = self._stored(episode)
         images = [b""] * episode.length
