@@ -1,18 +1,22 @@
 """GPU memory that dLDM training takes at the paper's size, one clip at a time: one table, computed without a GPU.
 
-Run: python -m benchmarks.memory_plan [--preset paper] [--layers N]
+Run: python -m benchmarks.memory_plan [--preset paper] [--layers N] [--phase 1]
 
-The forward pass of phase 2 runs on tensors without data, in bfloat16 autocast over float32 weights, and everything that
-autograd keeps for the backward pass is counted once. CUDA runs norms in float32 under autocast; this is added here, as
-the tensors are on a CPU. Weights, gradients and AdamW's two moments are computed from sizes. With recomputed
-activations the largest block is added, since it is recomputed in the backward pass. The sum is a lower bound: context,
-fragmentation, workspaces, and temporaries of the backward pass and of AdamW are not counted; a tenth of the GPU is left
-for them. The Wan VAE runs first and without gradients: its weights are counted, its activations are not.
+Phase 2 (the default): the whole sum for each way of training. Phase 1: what is kept for the backward pass, by block.
+
+The forward pass of the phase runs on tensors without data, in bfloat16 autocast over float32 weights, and everything
+that autograd keeps for the backward pass is counted once. CUDA runs torch's norms in float32 under autocast; this is
+added here, as the tensors are on a CPU. Weights, gradients and AdamW's two moments are computed from sizes. With
+recomputed activations the largest block is added, since it is recomputed in the backward pass. The sum is a lower
+bound: context, fragmentation, workspaces, and temporaries of the backward pass and of AdamW are not counted; a tenth
+of the GPU is left for them. The Wan VAE runs first and without gradients: its weights are counted, its activations are
+not.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,14 +30,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from vw2_robot.command_line.config_tree import config_from
+from vw2_robot.models.dldm.causal_video import CausalConv3d, FrameNorm
+from vw2_robot.models.dldm.causal_video import blocks_of as trunk_blocks
 from vw2_robot.models.dldm.config import DLDMConfig
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.video.control import FullControl
 from vw2_robot.models.video.cosmos import blocks_of
 from vw2_robot.models.video.vdm import VDM, Geometry, VDMConfig
 from vw2_robot.models.video.video_codec import CodecConfig, build_codec
+from vw2_robot.pretrain.dldm_losses import phase_one_loss
 
 GB = 1e9
+MB = 1e6
 CARDS = (80, 141)  # GB of an A100 or H100, and of an H200
 HEADROOM = 0.9  # share of it that is usable
 
@@ -55,6 +63,8 @@ class Kept:
         self._weights = {t.untyped_storage()._cdata for m in models for t in (*m.parameters(), *m.buffers())}
         self._seen: dict[int, Tensor] = {}  # holds the tensors, so that no storage is seen twice under one address
         self.bytes = self.largest = 0
+        self.inside: Counter[nn.Module | None] = Counter()  # by the innermost counted block, None outside of all
+        self._running: list[nn.Module | None] = [None]
 
     def pack(self, tensor: Tensor) -> Tensor:
         """Count a tensor; autograd calls this for every tensor that it keeps."""
@@ -63,6 +73,7 @@ class Kept:
         if key not in self._weights and key not in self._seen:
             self._seen[key] = tensor
             self.bytes += tensor.untyped_storage().nbytes()
+            self.inside[self._running[-1]] += tensor.untyped_storage().nbytes()
         return tensor
 
     @contextmanager
@@ -72,9 +83,11 @@ class Kept:
 
         def begin(block: nn.Module, _: Any) -> None:
             begun[block] = self.bytes
+            self._running.append(block)
 
         def end(block: nn.Module, _: Any, __: Any) -> None:
             self.largest = max(self.largest, self.bytes - begun[block])
+            self._running.pop()
 
         handles = [h for b in blocks for h in (b.register_forward_pre_hook(begin), b.register_forward_hook(end))]
         with torch.autograd.graph.saved_tensors_hooks(self.pack, lambda tensor: tensor):
@@ -144,6 +157,59 @@ def _forward(dldm: DLDM, vdm: VDM, blocks: list[nn.Module]) -> Kept:
     return kept
 
 
+def phase_one_kept(dldm: DLDM, blocks: list[nn.Module], *, clips: int = 1) -> Kept:
+    """Return what autograd keeps of some clips in phase 1."""
+    kept = Kept(dldm)
+    valid = torch.ones(clips, dldm.config.latent_steps, dtype=torch.bool)
+    with kept.counting(blocks), torch.autocast("cpu", dtype=torch.bfloat16), NormsInFloat32():
+        phase_one_loss(dldm, dldm.config.fake_clip(clips), valid)
+    return kept
+
+
+def phase_one_rows(config: DLDMConfig) -> None:
+    """Print MB kept in phase 1: a row for the blocks of one kind at one size, a column for the layers that keep it."""
+    with torch.device("meta"):
+        dldm = DLDM(config)
+    half = {module: name.partition(".")[0] for name, module in dldm.named_modules()}
+    row_of: dict[nn.Module | None, str] = {None: "loss"}
+    for module, name in half.items():
+        row_of[module] = f"rest of the {name}" if name in ("encoder", "decoder") else "q-former and quantizer"
+    number: Counter[str] = Counter()
+
+    def name_row(block: nn.Module, _: Any, out: Tensor) -> None:
+        width, height, breadth = out.shape[2:]
+        row = f"{half[block]}, {type(block).__name__}, {width} x {height} x {breadth}"
+        number[row] += 1
+        row_of.update((module, row) for module in block.modules())
+
+    blocks = trunk_blocks(dldm)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        dldm = dldm.to_empty(device="cpu")
+        handles = [block.register_forward_hook(name_row) for block in blocks]
+        kept = phase_one_kept(dldm, list(dldm.modules()))
+        for handle in handles:
+            handle.remove()
+        two_clips = phase_one_kept(dldm, [], clips=2).bytes
+        dldm.checkpoint_gradients()
+        recomputed = phase_one_kept(dldm, []).bytes
+    columns: dict[str, Counter[str]] = defaultdict(Counter)
+    for module, size in kept.inside.items():
+        norm = isinstance(module, FrameNorm | nn.GroupNorm | nn.LayerNorm)
+        column = "norms" if norm else "convolutions" if isinstance(module, CausalConv3d) else "rest"
+        columns[row_of[module]][column] += size
+    print(f"{'kept in phase 1, MB':<44}{'blocks':>7}{'norms':>8}{'convolutions':>14}{'rest':>7}{'sum':>8}")
+    for row, sizes in columns.items():
+        norms, convolutions, rest = (sizes[column] / MB for column in ("norms", "convolutions", "rest"))
+        total = sizes.total() / MB
+        print(f"{row:<44}{number[row] or '':>7}{norms:>8.0f}{convolutions:>14.0f}{rest:>7.0f}{total:>8.0f}")
+    print(f"{'all':<73}{kept.bytes / MB:>15.0f}")
+    # Less than the first one: copies of the weights in bfloat16 are kept once.
+    print(f"{'each further clip':<73}{(two_clips - kept.bytes) / MB:>15.0f}")
+    # The largest block is held again while it is recomputed.
+    largest = max(sum(kept.inside[module] for module in block.modules()) for block in blocks)
+    print(f"{'with recomputation':<73}{(recomputed + largest) / MB:>15.0f}")
+
+
 def states(dldm_config: DLDMConfig, vdm_config: VDMConfig, geometry: Geometry, codec: CodecConfig) -> tuple[int, int]:
     """Return the bytes of all weights, and of gradients and AdamW's moments (float32) of trained ones."""
     with torch.device("meta"):
@@ -174,8 +240,12 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--preset", default="paper")
     arguments.add_argument("--layers", type=int, help="fewer blocks of the VDM, for a quick run")
+    arguments.add_argument("--phase", type=int, choices=(1, 2), default=2)
     chosen = arguments.parse_args()
     dldm, vdm, codec = load_preset(chosen.preset)
+    if chosen.phase == 1:
+        phase_one_rows(dldm)
+        return
     vdm = replace(vdm, layers=chosen.layers or vdm.layers)
     describe(dldm, vdm, geometry_of(dldm, codec), codec)
     print(

@@ -12,6 +12,7 @@ from vw2_robot.data.clips import time_base_of
 from vw2_robot.data.frame_cache import FrameCache
 from vw2_robot.data.sources.calvin import CALVIN_HZ, CalvinDataset
 from vw2_robot.data.statistics import ActionStatistics
+from vw2_robot.distributed.ranks import main_first
 from vw2_robot.errors import InputError
 from vw2_robot.runs import Run
 from vw2_robot.storage.locks import lock_folder
@@ -93,7 +94,7 @@ def open_datasets(config: FinetuneConfig, init: PolicyInit, run: Run, device: to
     unlabeled = cut_unlabeled(config, init, run, folder, training, split.unlabeled)
     # Encoded once and from images without random shift: the dLDM is frozen, so a window's codes never change.
     if init.dldm is not None:
-        init.dldm.to(device).eval()
+        init.dldm.to(device, config.hardware.dtype).eval()
         # Without codes in training nothing reads those of labeled windows; unlabeled ones need theirs as targets.
         labeled = [train, held_out] if config.code_source != "none" else []
         for windows in (*labeled, *([unlabeled] if unlabeled is not None else [])):
@@ -150,7 +151,8 @@ def cache_size(dataset: CalvinDataset, folder: Path, size: tuple[int, int]) -> F
     # Data sets of the same folder name may share `folder`, so the cache's name has a digest of the whole path.
     digest = hashlib.sha256(str(dataset.path.resolve()).encode()).hexdigest()[:8]
     out = folder / f"{dataset.path.name}_{digest}_{dataset.split}_{height}x{width}"
-    with lock_folder(out, what="making a frame cache", beside=True, wait=True):
+    # Of several ranks rank 0 makes it; the others then find it complete.
+    with main_first(), lock_folder(out, what="making a frame cache", beside=True, wait=True):
         return cache_calvin(dataset, out, height=height, width=width)
 
 

@@ -23,6 +23,7 @@ from vw2_robot.data.images import resize_frame
 from vw2_robot.data.labels import Labels, choose_labels, label_stratum
 from vw2_robot.data.sources.calvin import CalvinDataset
 from vw2_robot.data.statistics import ActionStatistics, NormalizationMode, check_relative
+from vw2_robot.distributed.ranks import gather, rank, world_size
 from vw2_robot.errors import InputError
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.pixels import to_model_range
@@ -227,22 +228,25 @@ class VideoWindows:
         return self.codes.shape[-1] > 0
 
     def encode_codes(self, dldm: DLDM, device: torch.device, *, batch_size: int = 128) -> None:
-        """Fill `codes` with the dLDM's codes of the frames that follow each start.
+        """Fill `codes` with the dLDM's codes of the frames that follow each start; ranks share the work.
 
         Args:
             dldm: the trained model, on the device.
             device: where clips are encoded.
             batch_size: windows that are encoded at once.
         """
-        found = []
-        for i in tqdm(range(0, len(self), batch_size), desc="codes", unit="batch", disable=None, dynamic_ncols=True):
+        found = {}
+        mine = range(rank() * batch_size, len(self), world_size() * batch_size)
+        for i in tqdm(mine, desc="codes", unit="batch", disable=None, dynamic_ncols=True):
             rows = slice(i, i + batch_size)
             # Past its end a trajectory stands still; codes of such steps are not valid.
             times = np.minimum(self.start[rows, None] + self.ahead, self._lengths[rows, None] - 1)
             pixels = self.frame_cache.read_batch(self.episode[rows], times)
             # `indices` encodes in eval mode: running statistics before FSQ must not move with the labeled images.
-            found.append(dldm.indices(to_model_range(torch.from_numpy(pixels).to(device))).cpu().numpy())
-        self.codes = np.concatenate(found)
+            x = to_model_range(torch.from_numpy(pixels).to(device)).to(next(dldm.parameters()).dtype)
+            found[i] = dldm.indices(x).cpu().numpy()
+        batches = {i: codes for part in gather(found) for i, codes in part.items()}
+        self.codes = np.concatenate([batches[i] for i in sorted(batches)])
 
     def images(self, rows: NDArray[np.int64], *, image_px: int, device: torch.device) -> Tensor:
         """Return float [B, 3, px, px] in [-1, 1]: the image at each start.

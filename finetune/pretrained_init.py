@@ -145,7 +145,7 @@ def freeze(policy: LatentPolicy, config: FinetuneConfig) -> LoRA | None:
     # Frozen parameters get no optimizer state and no weight decay.
     policy.requires_grad_(config.preset == "full")
     if config.preset == "last_n":
-        layers = transformer_layers(policy)
+        layers = policy.backbone.blocks()
         if config.last_n > len(layers):
             raise InputError(f"last_n={config.last_n}, but the language model has {len(layers)} layers")
         # Those nearest to the head. Embeddings, image tokens and the final norm stay as they were pre-trained.
@@ -158,12 +158,6 @@ def freeze(policy: LatentPolicy, config: FinetuneConfig) -> LoRA | None:
     noise = generator(config.seed, 0, stream=STREAM_LORA)
     # Adapters start as no change: the first step sees the pre-trained policy.
     return LoRA(policy.backbone, config.lora, generator=noise, skip=(output,))
-
-
-def transformer_layers(policy: LatentPolicy) -> nn.ModuleList:
-    """Return the layers of the language model: the longest list of modules in it, whatever its architecture."""
-    lists = [module for module in policy.backbone.modules() if isinstance(module, nn.ModuleList)]
-    return max(lists, key=len)
 
 
 def saved_policy(policy: LatentPolicy, adapters: LoRA | None) -> nn.Module:

@@ -11,32 +11,41 @@ written to validation.json.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from vw2_robot.checkpoint import load_checkpoint, load_optimizer, save_checkpoint, weights_digest
 from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.command_line.program import program
 from vw2_robot.data.labels import write_labels
+from vw2_robot.distributed.batch_share import BatchShare
+from vw2_robot.distributed.ranks import is_main
+from vw2_robot.distributed.sharding import LossParts, Parallel, state_bytes
+from vw2_robot.errors import InputError
 from vw2_robot.models.lora import LoRA
 from vw2_robot.models.policy.action_head import ActionHead, ActionHeadConfig
+from vw2_robot.models.policy.ar_policy import LatentPolicy
 from vw2_robot.optim import build_optimizer, optimizer_step
-from vw2_robot.random_numbers import generator
+from vw2_robot.random_numbers import SampleNoise, generator
 from vw2_robot.runs import Run
 from vw2_robot.storage.files import write_json
 
 from .config import FinetuneConfig
 from .datasets import FinetuneDatasets, open_datasets
-from .losses import unlabeled_loss, window_losses
+from .losses import Totals, WindowBatch, totals_of, unlabeled_loss, window_batch, window_losses
 from .pretrained_init import PolicyInit, freeze, init_policy, saved_policy, trainable_parameters
 from .validation import Validation, validate
 
 STREAM_INIT, STREAM_BATCH, STREAM_UNLABELED = 50, 51, 52
+STREAM_NOISE, STREAM_VIDEO_NOISE = 55, 56
 
 
 def finetune(config: FinetuneConfig) -> None:
@@ -51,13 +60,16 @@ def finetune(config: FinetuneConfig) -> None:
 def train_actions(config: FinetuneConfig, run: Run) -> None:
     """Train all steps that are left, from the last checkpoint on."""
     loop = config.loop
-    device = config.hardware.torch_device()
+    hardware = config.hardware
+    device = hardware.torch_device()
     init = init_policy(config)
     datasets = open_datasets(config, init, run, device)
     # The policy is moved after the data are encoded, so that the dLDM alone is on the device until then.
-    policy = init.policy.to(device)
-    head = build_head(config, init).to(device)
+    policy = init.policy.to(device, hardware.dtype)
+    head = build_head(config, init).to(device, hardware.dtype)
     adapters = freeze(policy, config)
+    trained = {"policy": policy, "head": head} | ({} if adapters is None else {"lora": adapters})
+    parallel = prepare_for_hardware(config, policy, trained)
     # The head begins untrained, so it learns faster than the policy.
     optimizer = build_optimizer(
         trainable_parameters(policy, adapters), loop.optim, fast=head.parameters(), fast_mult=config.head_lr_mult
@@ -67,55 +79,30 @@ def train_actions(config: FinetuneConfig, run: Run) -> None:
         learned: dict[str, nn.Module] = {"policy": policy} if adapters is None else {"lora": adapters}
         load_checkpoint(run.checkpoint, kind="policy").load_into(head=head, **learned)
         load_optimizer(run.checkpoint, optimizer)
-    run.begin()
+    run.begin(state_bytes=state_bytes(trained.values(), optimizer))
     # Before the first step, so that every checkpoint has its labels beside it.
-    write_labels(run.path / "labels.json", datasets.split.labels)
+    if is_main():
+        write_labels(run.path / "labels.json", datasets.split.labels)
     for step in run.steps():
-        noise = generator(config.seed, step, stream=STREAM_BATCH)
-        # With replacement, from seed and step: a resumed run needs no position in the data.
-        rows = torch.randint(len(datasets.train), (loop.batch_size,), generator=noise).numpy()
-        with config.hardware.autocast(device):
-            losses = window_losses(
-                config,
-                policy,
-                head,
-                datasets.train,
-                rows,
-                device=device,
-                predicted_share=config.predicted_share(step),
-                noise=noise,
-            )
-            total = losses.total
-            extra = {}
-            if datasets.unlabeled is not None:
-                # A stream of its own, so that labeled batches are the same with and without unlabeled video.
-                noise = generator(config.seed, step, stream=STREAM_UNLABELED)
-                rows = torch.randint(len(datasets.unlabeled), (config.unlabeled.batch_size,), generator=noise).numpy()
-                video = unlabeled_loss(config, policy, datasets.unlabeled, rows, device=device, noise=noise)
-                total = total + config.unlabeled.weight * video
-                extra["finetune/unlabeled_loss"] = video.detach()
-        norm = optimizer_step(total, optimizer, step=step, config=loop.optim, total_steps=loop.train_steps)
+        parts = parallel.run(batch_parts, config, datasets, policy, step)
+        loss, losses, _ = parallel.backward(partial(finetune_loss, config, datasets, policy, head), parts)
+        norm = optimizer_step(loss, optimizer, step=step, config=loop.optim, total_steps=loop.train_steps)
         if run.due(step, loop.log_every):
-            with config.hardware.autocast(device):
-                held_out = validate(
-                    config, policy, head, datasets.held_out, device=device, max_windows=config.validation_windows
-                )
-            if config.pose_weight > 0:
-                extra["finetune/pose_loss"] = losses.pose
+            held_out = parallel.run(validate, config, policy, head, datasets.held_out, config.validation_windows)
+            optional = {"unlabeled_loss": datasets.unlabeled is not None, "pose_loss": config.pose_weight > 0}
             metrics = {
-                "finetune/action_l2": losses.action,
+                "finetune/action_l2": losses["action"],
                 **held_out.metrics("finetune/validation"),
-                "finetune/code_loss": losses.code,
-                "finetune/accuracy": losses.accuracy,
-                **extra,
+                "finetune/code_loss": losses["code"],
+                "finetune/accuracy": losses["accuracy"],
+                **{f"finetune/{name}": losses[name.removesuffix("_loss")] for name, on in optional.items() if on},
                 "finetune/grad_norm": norm,
             }
             run.log(step, metrics)
         if step + 1 == loop.train_steps:
             # Before the last checkpoint: a run that is complete has its validation.json.
-            with config.hardware.autocast(device):
-                write_validation(run, validate(config, policy, head, datasets.held_out, device=device))
-        if run.due(step, loop.save_every):
+            write_validation(run, parallel.run(validate, config, policy, head, datasets.held_out))
+        if run.checkpoint_due(step, loop.save_every):
             write = partial(
                 save,
                 config=config,
@@ -128,9 +115,148 @@ def train_actions(config: FinetuneConfig, run: Run) -> None:
             run.save(step, write)
 
 
+class FinetunePart(NamedTuple):
+    """What the objective gets of one micro-batch."""
+
+    batch: WindowBatch
+    totals: Totals
+    video_rows: NDArray[np.int64]
+    """unlabeled windows; empty without any"""
+    video_noise: SampleNoise
+    video_codes: Tensor
+    """valid codes of the unlabeled windows of the whole batch"""
+
+
+def batch_parts(
+    config: FinetuneConfig, datasets: FinetuneDatasets, policy: LatentPolicy, step: int
+) -> list[FinetunePart]:
+    """Sample the batch of a step and return this rank's micro-batches.
+
+    Args:
+        config: of the run.
+        datasets: windows.
+        policy: on the device; predicts codes where the step asks for them.
+        step: training step.
+    """
+    device = next(policy.parameters()).device
+    micro_batches = config.hardware.micro_batches
+    share = BatchShare.of(config.loop.batch_size, micro_batches=micro_batches)
+    # With replacement, from seed and step: a resumed run needs no position in the data.
+    rows = _sample_rows(len(datasets.train), config.loop.batch_size, config.seed, step, stream=STREAM_BATCH)
+    batches = []
+    with config.hardware.autocast(device):
+        for part in share.slices():
+            here = share.rows[part]
+            noise = SampleNoise(config.seed, step, stream=STREAM_NOISE, samples=here.tolist(), device=device)
+            batches.append(
+                window_batch(
+                    config,
+                    policy,
+                    datasets.train,
+                    rows[here],
+                    device=device,
+                    predicted_share=config.predicted_share(step),
+                    noise=noise,
+                )
+            )
+    totals = totals_of(datasets.train, rows, batches)
+    video_rows = np.zeros(0, np.int64)
+    video_codes = torch.zeros((), dtype=torch.long, device=device)
+    places = [np.zeros(0, np.int64)] * micro_batches
+    if datasets.unlabeled is not None:
+        # A stream of its own, so that labeled batches are the same with and without unlabeled video.
+        size = config.unlabeled.batch_size
+        video_share = BatchShare.of(size, micro_batches=micro_batches)
+        video_rows = _sample_rows(len(datasets.unlabeled), size, config.seed, step, stream=STREAM_UNLABELED)
+        video_codes = video_codes + int(datasets.unlabeled.valid[video_rows].sum()) * policy.config.queries
+        places = [video_share.rows[part] for part in video_share.slices()]
+    return [
+        FinetunePart(
+            batch,
+            totals,
+            video_rows[here],
+            SampleNoise(config.seed, step, stream=STREAM_VIDEO_NOISE, samples=here.tolist(), device=device),
+            video_codes,
+        )
+        for batch, here in zip(batches, places, strict=True)
+    ]
+
+
+def _sample_rows(windows: int, count: int, seed: int, step: int, *, stream: int) -> NDArray[np.int64]:
+    rows: NDArray[np.int64] = torch.randint(windows, (count,), generator=generator(seed, step, stream=stream)).numpy()
+    return rows
+
+
+def finetune_loss(
+    config: FinetuneConfig,
+    datasets: FinetuneDatasets,
+    policy: LatentPolicy,
+    head: ActionHead,
+    batch: WindowBatch,
+    totals: Totals,
+    video_rows: NDArray[np.int64],
+    video_noise: SampleNoise,
+    video_codes: Tensor,
+) -> LossParts:
+    """Return the losses of a part of a batch.
+
+    Args:
+        config: of the run.
+        datasets: windows.
+        policy: on the device.
+        head: on the device.
+        batch: this and the further arguments are the fields of a `FinetunePart`.
+        totals: see there.
+        video_rows: see there.
+        video_noise: see there.
+        video_codes: see there.
+    """
+    device = batch.image.device
+    with config.hardware.autocast(device):
+        total, metrics, _ = window_losses(config, policy, head, datasets.train, batch, totals)
+        if datasets.unlabeled is not None:
+            video = unlabeled_loss(
+                config,
+                policy,
+                datasets.unlabeled,
+                video_rows,
+                device=device,
+                noise=video_noise,
+                codes_in_batch=video_codes,
+            )
+            total = total + config.unlabeled.weight * video
+            metrics["unlabeled"] = video.detach()
+    return LossParts(total, metrics)
+
+
+def prepare_for_hardware(config: FinetuneConfig, policy: LatentPolicy, trained: Mapping[str, nn.Module]) -> Parallel:
+    """Switch on what the hardware options ask for; what is trained must be chosen before.
+
+    Args:
+        config: of the run.
+        policy: on the device.
+        trained: all modules with trained weights, by name.
+
+    Raises:
+        InputError: adapters cannot be sharded.
+    """
+    hardware = config.hardware
+    if hardware.compile:
+        policy.backbone.compile_blocks()
+    if hardware.shards_weights:
+        if config.preset == "lora":
+            raise InputError(
+                "preset=lora with hardware.sharding=fsdp: merged weights, which every checkpoint holds, cannot be made "
+                "of sharded ones; use hardware.sharding=ddp"
+            )
+        policy.backbone.check_sharding()
+    return Parallel(trained, sharding=hardware.sharding, blocks=policy.backbone.blocks())
+
+
 def write_validation(run: Run, found: Validation) -> None:
     """Write validation.json and log what is in it."""
-    write_json(run.path / "validation.json", asdict(found), sealed=True)
+    if is_main():
+        write_json(run.path / "validation.json", asdict(found), sealed=True)
     run.log_message(
         f"held out: loss {found.action_loss:.4f} [{found.low:.4f}, {found.high:.4f}], arm error {found.arm_error:.4f} "
         f"in normalized units, gripper right in {100 * found.gripper_accuracy:.1f} % ({found.windows} windows of "
@@ -154,6 +280,7 @@ def open_run(config: FinetuneConfig) -> Run:
         total_steps=loop.train_steps,
         save_every=loop.save_every,
         log_every=loop.log_every,
+        grace_seconds=config.hardware.grace_seconds,
     )
 
 
@@ -235,7 +362,7 @@ def save(
     )
 
 
-main = program(FinetuneConfig, config_name="finetune", one_process=True)(finetune)
+main = program(FinetuneConfig, config_name="finetune", ranks=True)(finetune)
 
 if __name__ == "__main__":
     main()

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vw2_robot.contracts import GRIPPER_INDEX
+from vw2_robot.distributed.batch_share import shared_chunks
+from vw2_robot.distributed.ranks import global_sum
 from vw2_robot.models.policy.action_head import ActionHead
 from vw2_robot.models.policy.ar_policy import LatentPolicy
 
@@ -74,43 +76,44 @@ def validate(
     policy: LatentPolicy,
     head: ActionHead,
     windows: LabeledWindows,
-    *,
-    device: torch.device,
     max_windows: int | None = None,
 ) -> Validation:
-    """Predict the actions of all windows, or of `max_windows` of them, evenly spread.
+    """Predict the actions of all windows, or of `max_windows` of them, evenly spread; ranks share them.
 
     Args:
         config: losses and code source.
         policy: on the device.
         head: on the device.
         windows: labeled and held out.
-        device: where batches go.
         max_windows: None takes all.
     """
+    device = next(policy.parameters()).device
     count = len(windows) if max_windows is None else min(max_windows, len(windows))
     # Not the first ones: windows are in the order of their trajectories, and neighbors are nearly copies.
     check = np.linspace(0, len(windows) - 1, count).astype(np.int64)
     has_codes = windows.has_codes and config.code_source != "none"
-    with_predicted: list[Tensor] = []
-    with_ground_truth: list[Tensor] = []
+    span = windows.actions.shape[1:]
+    predicted = torch.zeros(count, *span)
+    with_ground_truth = torch.zeros(count, *span)
     # Without image shift: what the policy sees in control is not shifted either.
-    for i in range(0, count, BATCH):
-        rows = check[i : i + BATCH]
-        prompt = policy.prompt(
-            windows.instructions(rows), windows.images(rows, image_px=policy.config.image_px, device=device)
-        )
-        for found, is_predicted in ((with_predicted, True), (with_ground_truth, False)):
+    for places, counts in shared_chunks(count, BATCH):
+        rows = check[places]
+        image = windows.images(rows, image_px=policy.config.image_px, device=device).to(config.hardware.dtype)
+        for found, is_predicted in ((predicted, True), (with_ground_truth, False)):
             if is_predicted or has_codes:
-                inputs = input_codes(config, policy, windows, rows, prompt, torch.full((len(rows),), is_predicted))
-                found.append(head(policy.states(prompt, inputs)).float().cpu())
-    predicted = torch.cat(with_predicted)
+                with config.hardware.autocast(device):
+                    inputs = input_codes(config, policy, windows, rows, image, torch.full((len(rows),), is_predicted))
+                    prompt = policy.prompt(windows.instructions(rows), image)
+                    found[places] += counts * head(policy.states(prompt, inputs)).float().cpu()
+    # Each window was predicted by one rank; the others have zeros for it.
+    predicted = global_sum(predicted)
+    with_ground_truth = global_sum(with_ground_truth)
     mask = windows.action_mask[check]
     actions = windows.actions[check]
     errors = masked_errors(config, predicted, windows, check)
     ground_truth_codes_loss = None
     if has_codes:
-        others = masked_errors(config, torch.cat(with_ground_truth), windows, check)
+        others = masked_errors(config, with_ground_truth, windows, check)
         ground_truth_codes_loss = float(others.sum() / mask.sum())
     low, high = bootstrap_interval(errors.sum(1), mask.sum(1), windows.episode[check])
     # [n, R, A] -> [actions that are no padding, A].

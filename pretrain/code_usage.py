@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from vw2_robot.data.clips import ClipSampler
 from vw2_robot.data.frame_cache import FrameCache
+from vw2_robot.distributed.ranks import global_sum, is_main, rank, world_size
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.pixels import to_model_range
 from vw2_robot.storage.files import write_json
@@ -55,9 +56,9 @@ class CodeUsageMonitor(nn.Module):
         self.register_buffer("counts", torch.zeros(vocabulary, dtype=torch.long))
         self.register_buffer("streaks", torch.zeros(2, dtype=torch.long))
 
-    def count(self, indices: Int[Tensor, "B M N"], valid: Bool[Tensor, "B M"]) -> None:
-        """Add the codes of the valid steps of one batch."""
-        self.counts += torch.bincount(indices[valid].flatten(), minlength=len(self.counts))
+    def count(self, histogram: Int[Tensor, " V"]) -> None:
+        """Add the codes of one batch: how often each occurred in valid steps, over all ranks."""
+        self.counts += histogram
 
     def metrics(self) -> dict[str, float]:
         """Return different codes, dead codes, perplexity and entropy since the last call of `alarms`."""
@@ -128,13 +129,19 @@ def code_usage(dldm: DLDM, frame_cache: FrameCache, config: PretrainConfig, *, d
         seed=config.seed,
     )
     clips = config.train_dldm.usage_clips
-    for i in range(math.ceil(clips / USAGE_BATCH)):
+    # Ranks share the batches; all encode equally many, since sharded modules run in step.
+    batches = math.ceil(clips / USAGE_BATCH)
+    for i in range(rank(), -(-batches // world_size()) * world_size(), world_size()):
+        counted = i < batches
+        i = min(i, batches - 1)
         batch = sampler.batch(i, min(USAGE_BATCH, clips - i * USAGE_BATCH))
-        indices = dldm.indices(to_model_range(torch.from_numpy(batch.pixels).to(device))).cpu()
+        x = to_model_range(torch.from_numpy(batch.pixels).to(device)).to(next(dldm.parameters()).dtype)
+        indices = dldm.indices(x).cpu()
         # By slot, since in the total a collapsed slot hides behind the others.
         for slot in range(config.dldm.queries):
             valid_indices = indices[..., slot][torch.from_numpy(batch.valid)]
-            histogram_NV[slot] += torch.bincount(valid_indices, minlength=dldm.fsq.vocabulary)
+            histogram_NV[slot] += counted * torch.bincount(valid_indices, minlength=dldm.fsq.vocabulary)
+    histogram_NV = global_sum(histogram_NV)
     used, perplexity = used_and_perplexity(histogram_NV.sum(0))
     usage = {
         "histogram": histogram_NV.sum(0).tolist(),
@@ -143,5 +150,6 @@ def code_usage(dldm: DLDM, frame_cache: FrameCache, config: PretrainConfig, *, d
         "perplexity": perplexity,
         "clips": clips,
     }
-    write_json(config.stage_dir("dldm") / "codes.json", usage, sealed=True)
+    if is_main():
+        write_json(config.stage_dir("dldm") / "codes.json", usage, sealed=True)
     return usage

@@ -18,6 +18,8 @@ from vw2_robot.data.clips import Augmentation, TimeBase, frame_offsets
 from vw2_robot.data.frame_storage import Storage
 from vw2_robot.data.images import Aspect
 from vw2_robot.data.replay.open_replay import ReplayConfig
+from vw2_robot.distributed.batch_share import BatchShare
+from vw2_robot.distributed.ranks import locked_on_main
 from vw2_robot.errors import InputError
 from vw2_robot.limits import Rate, Share, Unbounded
 from vw2_robot.models.dldm.config import DLDMConfig
@@ -26,7 +28,6 @@ from vw2_robot.models.video.vdm import Geometry, VDMConfig
 from vw2_robot.models.video.video_codec import CodecConfig
 from vw2_robot.optim import LoopConfig
 from vw2_robot.runs import Hardware
-from vw2_robot.storage.locks import lock_folder
 
 Stage = Literal["vdm", "dldm", "latents", "policy"]
 
@@ -144,6 +145,9 @@ class TrainDLDMConfig:
     """the control video is gray, so that the VDM takes colors from the conditioning frame"""
     target_color_jitter: float = 0.3
     """strength of brightness, contrast and channel gains on the VDM's target clip; 0 switches it off"""
+    statistics_group: int | None = None
+    """clips that are standardized together before FSQ, and correlated for `decorrelation`; null: the whole batch, which
+    then is one micro-batch. With n clips the statistics of a group vary by about 1/sqrt(n x latent steps) more"""
     decorrelation: float = 0.0
     """weight of the mean squared correlation between the FSQ dimensions of a latent step; 0: the paper"""
     encoder_augmentation: float = 0.0
@@ -170,6 +174,13 @@ class TrainDLDMConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.ema < 1:
             raise ValueError(f"train_dldm.ema must lie in [0, 1), found {self.ema}")
+        if self.statistics_group is not None:
+            for loop in (self.phase1, self.phase2):
+                if self.statistics_group < 2 or loop.batch_size % self.statistics_group:
+                    raise ValueError(
+                        "train_dldm.statistics_group must be at least 2 and divide the batch sizes of both phases, "
+                        f"found {self.statistics_group} and batches of {loop.batch_size}"
+                    )
         for name in ("usage_clips", "alarm_after"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train_dldm.{name} must be at least 1, found {getattr(self, name)}")
@@ -316,10 +327,38 @@ def alone(stage: Callable[[PretrainConfig], None]) -> Callable[[PretrainConfig],
     """Return the stage as a program: while it runs, no other one can work in this run_dir, whatever its stage."""
 
     def locked(config: PretrainConfig) -> None:
-        with lock_folder(Path(config.run_dir), what="pre-training"):
+        check_batches(config)
+        with locked_on_main(Path(config.run_dir), what="pre-training"):
             stage(config)
 
     return locked
+
+
+def check_batches(config: PretrainConfig) -> None:
+    """Check that ranks and micro-batches divide every batch, before any long work.
+
+    Raises:
+        InputError: they do not, or the statistics of a whole batch are wanted of micro-batches.
+    """
+    micro_batches = config.hardware.micro_batches
+    phases = config.train_dldm
+    for loop in (config.train_vdm, phases.phase1, phases.phase2, config.train_policy.loop):
+        BatchShare.of(loop.batch_size, micro_batches=micro_batches)
+    coupled = config.dldm.z_norm == "batch" or phases.decorrelation > 0
+    if coupled and micro_batches > 1 and phases.statistics_group is None:
+        raise InputError(
+            f"hardware.micro_batches={micro_batches}: dldm.z_norm=batch and train_dldm.decorrelation take statistics "
+            "over the whole batch, which is in no micro-batch; set train_dldm.statistics_group to the number of clips "
+            "that share their statistics (16 or more; it is part of the result)"
+        )
+    if coupled and phases.statistics_group is not None:
+        for loop in (phases.phase1, phases.phase2):
+            if (loop.batch_size // micro_batches) % phases.statistics_group:
+                raise InputError(
+                    f"train_dldm.statistics_group={phases.statistics_group} does not divide a micro-batch of "
+                    f"{loop.batch_size // micro_batches} clips over all ranks (batch_size {loop.batch_size}, "
+                    f"hardware.micro_batches={micro_batches}); use fewer micro-batches"
+                )
 
 
 def finished_stage(config: PretrainConfig, stage: Literal["vdm", "dldm"]) -> Path:

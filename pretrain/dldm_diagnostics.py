@@ -6,6 +6,7 @@ A good reconstruction alone is no evidence: it can come with empty codes, and ph
 # B batch · T frames · M latent steps · N codes per step · h, w feature grid
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from vw2_robot.data.clips import ClipSampler
+from vw2_robot.distributed.ranks import gather, global_sum, is_main
 from vw2_robot.models.dldm.dldm import DLDM, pad_to_stride
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import VideoCodec
 from vw2_robot.pixels import to_model_range, to_pixels
-from vw2_robot.random_numbers import generator
+from vw2_robot.random_numbers import SampleNoise, generator
 from vw2_robot.storage.files import atomic_write
 
 from .code_usage import used_and_perplexity
@@ -31,12 +33,16 @@ SHUFFLE_SAMPLES = 4
 """samples of noise over which a shuffle ratio is averaged"""
 
 
+Chunks = Callable[[], Iterator[tuple[NDArray[np.int64], Tensor, Tensor]]]
+"""this rank's clips, a few at a time: positions [b], pixels [b, T, 3, H, W] in [-1, 1], valid steps [b, M]"""
+
+
 @torch.no_grad()
 def validate(
     dldm: DLDM,
     vdm: VDM | None,
     codec: VideoCodec | None,
-    clips: tuple[Tensor, Tensor],
+    clips: Chunks,
     *,
     phase: int,
     seed: int,
@@ -45,74 +51,104 @@ def validate(
     """Return reconstruction over copy-first-frame, codes used, perplexity, and in phase 2 two shuffle ratios.
 
     The shuffle ratio is L_den with the codes of another clip over L_den with the right ones. It is given with the
-    control video (`shuffle_ratio`) and with one that does not move (`shuffle_ratio_no_control`).
+    control video (`shuffle_ratio`) and with one that does not move (`shuffle_ratio_no_control`). All ranks call it, and
+    get the same values; these do not depend on the size of the chunks.
 
     Args:
         dldm: the model; it is put back into the mode (training or evaluation) that it was in.
         vdm: None has no shuffle ratios.
         codec: of the VDM.
-        clips: (pixels [B, T, 3, H, W] in [-1, 1], valid steps [B, M]).
+        clips: gives the clips, from the first on each time that it is called.
         phase: 1 or 2.
         seed: of the noise; the same seed gives the same noise for every call and every set of codes.
         grayscale: whether the control video is gray.
     """
-    x, valid = clips
     was_training = dldm.training
     # Running statistics before FSQ are used but do not move: a validation must not change training.
     dldm.eval()
-    encoded = dldm.encode(x)
-    rec = dldm.decode(encoded.codes_BMNL, encoded.anchor_BChw, x[:, 0])
-    target = dldm.subsample(x)
-    still = x[:, :1].expand_as(target)
-    # Without frame 0, which the decoder is given and a copy reproduces exactly.
-    ratio = frame_error(rec, target, valid, with_anchor=False) / frame_error(still, target, valid, with_anchor=False)
-    used, perplexity = used_and_perplexity(
-        torch.bincount(encoded.indices_BMN[valid].flatten(), minlength=dldm.fsq.vocabulary)
-    )
-    found = {"dldm/ratio_to_copy": float(ratio), "dldm/codes_used": used, "dldm/perplexity": perplexity}
+    errors = torch.zeros(2, dtype=torch.float64)
+    histogram = torch.zeros(dldm.fsq.vocabulary, dtype=torch.long)
+    codes_of: dict[int, Tensor] = {}
+    for rows, x, valid in clips():
+        encoded = dldm.encode(x)
+        rec = dldm.decode(encoded.codes_BMNL, encoded.anchor_BChw, x[:, 0])
+        target = dldm.subsample(x)
+        still = x[:, :1].expand_as(target)
+        for number, video in enumerate((rec, still)):
+            # A sum, without frame 0, which the decoder is given and a copy reproduces exactly.
+            errors[number] += frame_error(video, target, valid, with_anchor=False, frames=1).cpu()
+        histogram += torch.bincount(encoded.indices_BMN[valid].flatten(), minlength=len(histogram)).cpu()
+        codes_of |= {int(row): codes.cpu() for row, codes in zip(rows, encoded.codes_BMNL, strict=True)}
+    errors = global_sum(errors)
+    used, perplexity = used_and_perplexity(global_sum(histogram))
+    found = {
+        "dldm/ratio_to_copy": float(errors[0] / errors[1]),
+        "dldm/codes_used": used,
+        "dldm/perplexity": perplexity,
+    }
     if phase == 2 and vdm is not None and codec is not None:
-        latents = codec.encode(target)
-        for name, control in (("shuffle_ratio", rec), ("shuffle_ratio_no_control", still)):
-            control_latents = codec.encode(make_control_video(control, grayscale=grayscale))
-            found[f"dldm/{name}"] = shuffle_ratio(vdm, latents, encoded.codes_BMNL, control_latents, valid, seed=seed)
+        all_codes = {row: codes for part in gather(codes_of) for row, codes in part.items()}
+        found |= shuffle_ratios(dldm, vdm, codec, clips, all_codes, seed=seed, grayscale=grayscale)
     dldm.train(was_training)
     return found
 
 
-def shuffle_ratio(
-    vdm: VDM, latents: Tensor, codes: Tensor, control_video: Tensor, valid: Tensor, *, seed: int
-) -> float:
+@torch.no_grad()
+def shuffle_ratios(
+    dldm: DLDM,
+    vdm: VDM,
+    codec: VideoCodec,
+    clips: Chunks,
+    codes: dict[int, Tensor],
+    *,
+    seed: int,
+    grayscale: bool,
+) -> dict[str, float]:
     """Return L_den with the codes of the neighbor in the batch over L_den with the right ones, under equal noise.
 
     1 where the VDM ignores the codes; the more above 1, the more it needs them.
 
     Args:
+        dldm: in eval mode; makes the control video.
         vdm: the video model whose denoising loss L_den is compared.
-        latents: [B, C, K, h, w], clean latents of the clips.
-        codes: [B, M, N, L], quantized codes of the clips.
-        control_video: [B, C, K, h, w], latents of the control video.
-        valid: [B, M], False on latent steps that hold padding.
-        seed: of the noise, which is the same for both losses.
+        codec: of the VDM.
+        clips: see `validate`.
+        codes: of all clips by position, quantized [M, N, L].
+        seed: of the noise, which is the same for all losses.
+        grayscale: whether the control video is gray.
+
+    Returns:
+        `dldm/shuffle_ratio` and `dldm/shuffle_ratio_no_control`.
     """
-    losses = []
-    # Codes of another clip, not random ones: they have the right distribution and the wrong motion.
-    for given in (codes, codes.roll(1, dims=0)):
-        # The noise depends on the number of the sample alone, so both sums see the same.
-        samples = (
-            float(
-                vdm.denoising_loss(
-                    latents,
-                    given,
-                    control_video=control_video,
-                    valid=valid,
-                    generator=generator(seed, i, stream=STREAM_VALIDATION),
-                )
-            )
-            for i in range(SHUFFLE_SAMPLES)
-        )
-        losses.append(sum(samples))
-    right, wrong = losses
-    return wrong / right
+    losses = torch.zeros(2, 2, dtype=torch.float64)  # with and without control video; right and wrong codes
+    for rows, x, valid in clips():
+        target = dldm.subsample(x)
+        latents = codec.encode(target)
+        encoded = dldm.encode(x)
+        rec = dldm.decode(encoded.codes_BMNL, encoded.anchor_BChw, x[:, 0])
+        # Codes of another clip, not random ones: they have the right distribution and the wrong motion.
+        others = torch.stack([codes[(int(row) - 1) % len(codes)] for row in rows]).to(encoded.codes_BMNL)
+        for i, control in enumerate((rec, x[:, :1].expand_as(target))):
+            control_latents = codec.encode(make_control_video(control, grayscale=grayscale))
+            for k, given in enumerate((encoded.codes_BMNL, others)):
+                for sample in range(SHUFFLE_SAMPLES):
+                    # The noise depends on clip and number of the sample alone, so all sums see the same.
+                    noise = SampleNoise(
+                        seed, sample, stream=STREAM_VALIDATION, samples=rows.tolist(), device=latents.device
+                    )
+                    losses[i, k] += vdm.denoising_loss(
+                        latents,
+                        given,
+                        control_video=control_latents,
+                        valid=valid,
+                        noise=noise,
+                        valid_steps=latents.new_ones(()),
+                    ).cpu()
+    with_control, without_control = global_sum(losses)
+    return {
+        "dldm/shuffle_ratio": float(with_control[1] / with_control[0]),
+        "dldm/shuffle_ratio_no_control": float(without_control[1] / without_control[0]),
+    }
 
 
 def explain_shortfall(held_out: float, training: float, *, limit: float) -> str:
@@ -145,6 +181,8 @@ def write_reconstructions(
 ) -> None:
     """Write reconstructions.png: first frame, target, coarse reconstruction and any VDM's rendering of moving clips.
 
+    All ranks call it, and rank 0 writes.
+
     Args:
         folder: where it goes.
         dldm: the model; left in evaluation mode.
@@ -158,7 +196,7 @@ def write_reconstructions(
     """
     # Batch 1, since batch 0 is the one that every validation uses.
     batch = held_out.batch(1, 8 * rows)
-    x = to_model_range(torch.from_numpy(batch.pixels).to(device))
+    x = to_model_range(torch.from_numpy(batch.pixels).to(device)).to(next(dldm.parameters()).dtype)
     # Clips with padding would show a still end, so they count as not moving.
     moved = (x[:, -1] - x[:, 0]).square().mean(dim=(1, 2, 3)) * torch.from_numpy(batch.valid).all(1).to(device)
     x = pad_to_stride(x[one_per_episode(moved.cpu().numpy(), batch.episode, rows)], dldm.config.temporal_stride)
@@ -173,6 +211,8 @@ def write_reconstructions(
         # The codec is causal: latent frame 0 is that of frame 0 alone, and shows nothing of what is to be rendered.
         latents = vdm.sample(codec.encode(x)[:, :, 0], encoded.codes_BMNL, control_video=control, generator=noise)
         columns.append(codec.decode(latents)[:, -1])
+    if not is_main():
+        return
     sheet = contact_sheet([to_pixels(images).detach().cpu().numpy() for images in columns])
     with atomic_write(folder / "reconstructions.png") as temporary:
         Image.fromarray(sheet).save(temporary, format="PNG")

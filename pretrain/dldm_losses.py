@@ -14,9 +14,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from vw2_robot.distributed.batch_share import PartOfBatch, StatisticsGroups
 from vw2_robot.models.dldm.dldm import DLDM, pad_to_stride
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import VideoCodec
+from vw2_robot.random_numbers import SampleNoise
 
 from .config import TrainDLDMConfig
 from .encoder_augmentation import drift
@@ -40,6 +42,8 @@ def phase_one_loss(
     anchor_grad: bool = True,
     encoder_input: Float[Tensor, "B T 3 H W"] | None = None,
     decorrelation: float = 0.0,
+    part: PartOfBatch | None = None,
+    groups: StatisticsGroups | None = None,
 ) -> DLDMLoss:
     """Return the reconstruction loss, with gradients everywhere in the autoencoder.
 
@@ -51,12 +55,15 @@ def phase_one_loss(
         anchor_grad: False keeps gradients off the anchor f_0 (LAPA).
         encoder_input: what the encoder sees instead of `x`: the same clip, augmented.
         decorrelation: weight of the correlation between FSQ dimensions.
+        part: of which batch these clips are a part; the losses of its parts add up. None: they are a batch.
+        groups: of clips over which the correlation is taken.
     """
     encoded = dldm.encode(x if encoder_input is None else encoder_input)
     anchor = encoded.anchor_BChw if anchor_grad else encoded.anchor_BChw.detach()
     rec = dldm.decode(encoded.codes_BMNL, anchor, x[:, 0])
-    rec_loss = frame_error(rec, dldm.subsample(x), valid, norm=norm)
-    code_correlation = correlation(encoded.codes_BMNL, valid)
+    frames = None if part is None else part.frames(dldm.config.temporal_stride // dldm.config.gap)
+    rec_loss = frame_error(rec, dldm.subsample(x), valid, norm=norm, frames=frames)
+    code_correlation = correlation(encoded.codes_BMNL, valid, groups) * (1.0 if part is None else part.share)
     metrics = {f"dldm/reconstruction_{norm}": rec_loss.detach(), "dldm/correlation": code_correlation.detach()}
     return DLDMLoss(rec_loss + decorrelation * code_correlation, metrics, encoded.indices_BMN)
 
@@ -69,7 +76,9 @@ def phase_two_loss(
     valid: Bool[Tensor, "B M"],
     *,
     phases: TrainDLDMConfig,
-    noise: torch.Generator,
+    noise: SampleNoise,
+    part: PartOfBatch | None = None,
+    groups: StatisticsGroups | None = None,
 ) -> DLDMLoss:
     """Return reconstruction for the decoder alone plus denoising for everything else; the stop-gradients stand here.
 
@@ -81,6 +90,8 @@ def phase_two_loss(
         valid: the latent steps that are no padding.
         phases: weights and switches.
         noise: of augmentation, control dropout, color jitter and diffusion, sampled in this order.
+        part: of which batch these clips are a part; the losses of its parts add up. None: they are a batch.
+        groups: of clips over which the correlation is taken.
     """
     f = dldm.features(drift(x, strength=phases.encoder_augmentation, noise=noise))
     codes, indices = dldm.quantize(f)
@@ -88,22 +99,28 @@ def phase_two_loss(
     codes_for_decoder = codes.detach() if phases.stop_gradient else codes
     anchor = f[:, 0].detach() if phases.stop_gradient and not phases.anchor_grad else f[:, 0]
     rec = dldm.decode(codes_for_decoder, anchor, x[:, 0])
-    rec_loss = frame_error(rec, x, valid, norm=phases.reconstruction_loss)
+    frames = None if part is None else part.frames(dldm.config.temporal_stride)
+    rec_loss = frame_error(rec, x, valid, norm=phases.reconstruction_loss, frames=frames)
 
     # The control video carries no gradient: the denoising loss reaches the encoder through the codes alone.
     control = make_control_video(rec.detach(), grayscale=phases.control_grayscale)
     # Dropped per sample, so that the VDM needs the codes for the motion; its first frame stays, repeated.
-    dropped = torch.rand(len(x), generator=noise).to(x.device) < phases.control_dropout
+    dropped = noise.rand().to(x.device) < phases.control_dropout
     control = torch.where(dropped[:, None, None, None, None], control[:, :1].expand_as(control), control)
     # The encoder saw the true colors, so the target gets others: the VDM must take them from the conditioning frame.
     target = jitter_color(
         pad_to_stride(x, dldm.config.temporal_stride), strength=phases.target_color_jitter, noise=noise
     )
     den_loss = vdm.denoising_loss(
-        codec.encode(target), codes, control_video=codec.encode(control), valid=valid, generator=noise
+        codec.encode(target),
+        codes,
+        control_video=codec.encode(control),
+        valid=valid,
+        noise=noise,
+        valid_steps=None if part is None else part.valid_steps,
     )
     # Not in the paper. Of the codes with their gradient: the penalty reaches the queries, which L_rec does not.
-    code_correlation = correlation(codes, valid)
+    code_correlation = correlation(codes, valid, groups) * (1.0 if part is None else part.share)
     loss = (
         phases.reconstruction_weight * rec_loss
         + phases.denoise_weight * den_loss

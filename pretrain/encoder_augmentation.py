@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from vw2_robot.random_numbers import SampleNoise
+
 SHARE_AUGMENTED = 0.5
 MAX_SHIFT = 0.15
 """of the image's side, from frame 0 to the last frame at strength 1"""
@@ -24,23 +26,25 @@ MAX_GAIN = 0.3
 """of its brightness"""
 
 
-def drift(x: Float[Tensor, "B T 3 H W"], *, strength: float, noise: torch.Generator) -> Float[Tensor, "B T 3 H W"]:
+def drift(x: Float[Tensor, "B T 3 H W"], *, strength: float, noise: SampleNoise) -> Float[Tensor, "B T 3 H W"]:
     """Return the clips, half of them with a drifting view (shift and zoom) and light; frame 0 stays as it is.
 
     Args:
         x: pixels in [-1, 1].
         strength: multiplies the largest drift; 0 returns `x` itself and samples nothing.
-        noise: on the CPU.
+        noise: of these B clips.
     """
     if strength == 0:
         return x
     batch, num_frames = x.shape[:2]
     # One uniform number decides whether a clip is augmented, four how: shift in x and y, zoom, gain.
-    uniform = torch.rand(batch, 5, generator=noise).to(x.device)
+    uniform = noise.rand(5).to(x)
     amount = (uniform[:, 1:] * 2 - 1) * strength * (uniform[:, :1] < SHARE_AUGMENTED)
     # Linear in time, zero at frame 0: the anchor of the clip shows no drift.
-    at_frame = amount[:, None] * torch.linspace(0, 1, num_frames, device=x.device)[None, :, None]  # [B, T, 4]
-    view = torch.zeros(batch, num_frames, 2, 3, device=x.device)
+    at_frame = (
+        amount[:, None] * torch.linspace(0, 1, num_frames, device=x.device, dtype=x.dtype)[None, :, None]
+    )  # [B, T, 4]
+    view = x.new_zeros(batch, num_frames, 2, 3)
     # The grid maps output to input: a factor above 1 shrinks the image, and repeats its edges around it.
     zoom = 1 + MAX_ZOOM * at_frame[..., 2]
     view[..., 0, 0] = zoom

@@ -42,7 +42,7 @@ def pretrain_on_openx(config: PretrainConfig) -> None:
             print(f"{name}: {time.monotonic() - begin:.0f} s, {config.run_dir}/{name}", flush=True)
 
 
-main = program(PretrainConfig, config_name="pretrain", one_process=True)(alone(pretrain_on_openx))
+main = program(PretrainConfig, config_name="pretrain", ranks=True)(alone(pretrain_on_openx))
 
 if __name__ == "__main__":
     main()

@@ -10,7 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from vw2_robot.distributed.batch_share import StatisticsGroups
 from vw2_robot.models.dldm.dldm import pad_to_stride
+from vw2_robot.models.precision import at_least_float32
+from vw2_robot.random_numbers import SampleNoise
 
 
 def frame_error(
@@ -20,6 +23,7 @@ def frame_error(
     *,
     with_anchor: bool = True,
     norm: Literal["l2", "l1"] = "l2",
+    frames: Tensor | float | None = None,
 ) -> Float[Tensor, ""]:
     """Return the mean squared (or absolute) error over frame 0 and the frames of valid steps; padding never counts.
 
@@ -29,35 +33,50 @@ def frame_error(
         valid: the latent steps that are no padding; each covers the `stride` frames that end it.
         with_anchor: False leaves frame 0 out, which the decoder is given.
         norm: l2 squares differences, l1 takes their size.
+        frames: what the sum of the errors is divided by: the frames of the whole batch where this is a part of it;
+            None: those that count here.
     """
     # From the shapes: with `dldm.gap` the decoder makes fewer frames of a step than its temporal stride.
     stride = (rec.shape[1] - 1) // max(1, valid.shape[1])
     frame_mask = torch.cat(
         [valid.new_full((len(valid), 1), with_anchor), valid.repeat_interleave(stride, dim=1)], dim=1
-    ).float()
+    )
     distance = F.mse_loss if norm == "l2" else F.l1_loss
-    error = distance(rec.float(), pad_to_stride(x, stride), reduction="none").mean(dim=(2, 3, 4))
-    return (error * frame_mask).sum() / frame_mask.sum().clamp(min=1)
+    error = distance(at_least_float32(rec), pad_to_stride(x, stride), reduction="none").mean(dim=(2, 3, 4))
+    return (error * frame_mask).sum() / (frame_mask.sum().clamp(min=1) if frames is None else frames)
 
 
-def correlation(codes: Float[Tensor, "B M N L"], valid: Bool[Tensor, "B M"]) -> Float[Tensor, ""]:
+def correlation(
+    codes: Float[Tensor, "B M N L"], valid: Bool[Tensor, "B M"], groups: StatisticsGroups | None = None
+) -> Float[Tensor, ""]:
     """Return the mean squared correlation of two different FSQ dimensions of a latent step, over valid steps.
 
     1 if all N x L dimensions of a step are copies of one another, about 1 / (valid steps) if they are independent, 0 at
     best. Not in the paper. Without it, small models put one direction of motion into all dimensions
     (docs/concepts.md).
+
+    Args:
+        codes: of the clips of this rank.
+        valid: the latent steps that are no padding.
+        groups: clips over which a correlation is taken, and the mean over the groups returned; None: all clips.
     """
-    values = codes.float().flatten(2)
-    weight = valid.unsqueeze(-1).float()
-    count = weight.sum().clamp(min=1)
-    # Standardize each dimension over the valid steps; the constant keeps a dimension that never varies finite.
-    values = (values - (values * weight).sum((0, 1)) / count) * weight
-    values = values / ((values.square().sum((0, 1)) / count) + 1e-4).sqrt()
-    # In float32 also under autocast: the sum over all steps of a batch loses too much in bfloat16.
-    with torch.autocast(values.device.type, enabled=False):
-        between = torch.einsum("bmi,bmj->ij", values, values) / count
-    pairs = len(between) * (len(between) - 1)
-    return (between.square().sum() - between.diagonal().square().sum()) / max(1, pairs)
+    groups = groups or StatisticsGroups()
+    # In float32 or more also under autocast: the sum over all steps of a batch loses too much in bfloat16.
+    with torch.autocast(codes.device.type, enabled=False):
+        values = at_least_float32(codes).flatten(2)
+        batch = len(values)
+        weight = valid.unsqueeze(-1).to(values)
+        count = groups.sums(weight.sum(1)).clamp(min=1)  # [G, 1]
+        mean = groups.spread(groups.sums((values * weight).sum(1)) / count, batch)
+        # Standardize each dimension over the valid steps; the constant keeps a dimension that never varies finite.
+        values = (values - mean[:, None].to(values)) * weight
+        variance = groups.spread(groups.sums(values.square().sum(1)) / count, batch)
+        values = values / (variance[:, None] + 1e-4).sqrt().to(values)
+        between = groups.sums(torch.einsum("bmi,bmj->bij", values, values)) / count[:, :, None]
+    dims = between.shape[-1]
+    diagonal = between.diagonal(dim1=1, dim2=2)
+    pairs = max(1, dims * (dims - 1))
+    return ((between.square().sum((1, 2)) - diagonal.square().sum(1)) / pairs).mean().to(values)
 
 
 def make_control_video(rec: Float[Tensor, "B T 3 H W"], *, grayscale: bool) -> Float[Tensor, "B T 3 H W"]:
@@ -66,23 +85,21 @@ def make_control_video(rec: Float[Tensor, "B T 3 H W"], *, grayscale: bool) -> F
     rec = rec.clamp(-1, 1)
     if not grayscale:
         return rec
-    luma = torch.tensor([0.299, 0.587, 0.114], device=rec.device)  # ITU-R BT.601
+    luma = torch.tensor([0.299, 0.587, 0.114], device=rec.device, dtype=rec.dtype)  # ITU-R BT.601
     return torch.einsum("btchw,c->bthw", rec, luma)[:, :, None].expand_as(rec)
 
 
-def jitter_color(
-    x: Float[Tensor, "B T 3 H W"], *, strength: float, noise: torch.Generator
-) -> Float[Tensor, "B T 3 H W"]:
+def jitter_color(x: Float[Tensor, "B T 3 H W"], *, strength: float, noise: SampleNoise) -> Float[Tensor, "B T 3 H W"]:
     """Return the clips with changed brightness, contrast and channel gains, still in [-1, 1].
 
     Args:
         x: pixels in [-1, 1].
         strength: largest change; 0 returns `x` itself and samples nothing.
-        noise: on the CPU; one sample per clip, so all frames of a clip change alike.
+        noise: of these B clips; all frames of a clip change alike.
     """
     if strength == 0:
         return x
-    change = (torch.rand(len(x), 5, generator=noise) * 2 - 1).to(x.device) * strength
+    change = (noise.rand(5) * 2 - 1).to(x) * strength
     brightness = change[:, 0, None, None, None, None]
     contrast = 1 + change[:, 1, None, None, None, None]
     gains = 1 + 0.5 * change[:, None, 2:, None, None]  # of red, green and blue

@@ -10,6 +10,7 @@ stop-gradients are in `dldm_losses.py`.
 # B batch · T frames · M latent steps
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -25,23 +26,25 @@ from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.command_line.program import program
 from vw2_robot.data.clips import ClipSampler
 from vw2_robot.data.frame_cache import FrameCache
-from vw2_robot.distributed.batch_share import BatchShare
+from vw2_robot.distributed.batch_share import BatchShare, PartOfBatch, StatisticsGroups
+from vw2_robot.distributed.sharding import LossParts, Parallel, state_bytes
 from vw2_robot.errors import InputError
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import VideoCodec
 from vw2_robot.optim import build_optimizer, optimizer_step
-from vw2_robot.random_numbers import generator
+from vw2_robot.random_numbers import SampleNoise, generator
 from vw2_robot.runs import Run
 
 from .cache_frames import open_frames, training_split
-from .clips import TrainingClips, clip_sampler, to_device, training_clips
+from .clips import TrainingClips, clip_sampler, training_clips
 from .code_usage import CodeUsageMonitor, code_usage
 from .config import PretrainConfig, alone
 from .dldm_diagnostics import explain_shortfall, validate, write_reconstructions
-from .dldm_losses import DLDMLoss, phase_one_loss, phase_two_loss
+from .dldm_losses import phase_one_loss, phase_two_loss
 from .encoder_augmentation import drift
-from .train_vdm import build_vdm, open_vdm
+from .global_batch import batch_on_device, device_of, validation_chunks
+from .train_vdm import build_vdm, open_vdm, prepare_vdm
 
 STREAM_INIT, STREAM_LOSS = 20, 21
 
@@ -66,6 +69,8 @@ class Modules:
     codec: VideoCodec | None
     average: Average | None
     code_usage: CodeUsageMonitor
+    parallel: Parallel | None = None
+    """all of them on all ranks, from `prepare_for_hardware` on"""
 
     def evaluated(self) -> tuple[DLDM, VDM | None]:
         """Return what is validated and handed on: the averages if there are any, else the trained modules."""
@@ -113,6 +118,7 @@ def train_dldm(config: PretrainConfig) -> None:
         total_steps=config.train_dldm.total,
         save_every=config.train_dldm.phase1.save_every,
         log_every=config.train_dldm.phase1.log_every,
+        grace_seconds=config.hardware.grace_seconds,
     ) as run:
         # The image is written last: a run that was killed between the last checkpoint and the image makes it now.
         if run.complete and (run.path / "reconstructions.png").is_file():
@@ -128,7 +134,7 @@ def train_dldm(config: PretrainConfig) -> None:
                 restore(run.checkpoint, modules, training)
             # Last, when all modules are built and have their weights.
             prepare_for_hardware(config, modules)
-            run.begin()
+            run.begin(state_bytes=state_bytes(modules.to_save().values()))
             # A finished phase is skipped inside, so a resumed run enters the right one.
             for phase in (1, 2):
                 train_phase(config, run, modules, clips, phase=phase, frames_digest=frame_cache.digest)
@@ -148,14 +154,14 @@ def build_modules(
         resumed: the VDM's weights will come from a checkpoint of this stage, so no prior is read.
     """
     # Built on the CPU, so that the weights do not depend on the device.
-    dldm = build_dldm(config).to(device)
+    dldm = build_dldm(config).to(device, config.hardware.dtype)
     vdm = codec = None
     learning: dict[str, nn.Module] = {"dldm": dldm}
     if config.train_dldm.with_vdm:
         # The codec is measured on clips as they are trained on, with augmentation.
         vdm, codec = build_vdm(config) if resumed else open_vdm(config, clip_sampler(config, frame_cache, train_ids))
-        vdm = vdm.to(device)
-        codec = codec.to(device)
+        vdm = vdm.to(device, config.hardware.dtype)
+        codec = codec.to(device, config.hardware.dtype)
         learning["vdm"] = vdm
     # Averages are modules of their own: the trained weights stay as the optimizer left them.
     average = Average(learning, config.train_dldm.ema) if config.train_dldm.ema else None
@@ -190,16 +196,22 @@ def restore(path: Path, modules: Modules, training: TrainingClips) -> None:
 
 
 def prepare_for_hardware(config: PretrainConfig, modules: Modules) -> None:
-    """Switch on gradient checkpointing and compilation where the configuration asks for them."""
+    """Switch on gradient checkpointing, compilation and sharding where the configuration asks for them."""
     if config.hardware.gradient_checkpointing:
         # Recomputes activations in the backward pass: less memory, one more forward pass.
         modules.dldm.checkpoint_gradients()
-        if modules.vdm is not None:
-            modules.vdm.checkpoint_gradients()
     if config.hardware.compile:
         # In place: `torch.compile(module)` would put a prefix before all names of parameters in checkpoints.
-        modules.dldm.encoder.compile()
-        modules.dldm.decoder.compile()
+        modules.dldm.compile_blocks()
+    held: dict[str, nn.Module] = {"dldm": modules.dldm}
+    if modules.vdm is not None:
+        prepare_vdm(config, modules.vdm)
+        modules.vdm.trainable_parameters()  # what is trained must be known
+        held["vdm"] = modules.vdm
+    if modules.average is not None:
+        held |= {f"average_{name}": module for name, module in modules.average.modules.items()}
+    blocks = [block for module in held.values() if isinstance(module, DLDM | VDM) for block in module.blocks()]
+    modules.parallel = Parallel(held, sharding=config.hardware.sharding, blocks=blocks)
 
 
 def train_phase(
@@ -227,20 +239,38 @@ def train_phase(
     # Once, where phase 2 begins: a run that is resumed within it has passed the check.
     if phase == 2 and run.start == first and modules.vdm is not None:
         check_advance(config, run, modules, clips)
+    share = BatchShare.of(loop.batch_size, micro_batches=config.hardware.micro_batches)
+    groups = StatisticsGroups(phases.statistics_group)
+    modules.dldm.share_statistics(
+        groups, loop.batch_size // (phases.statistics_group or loop.batch_size), micro_batches=share.micro_batches
+    )
     # The VDM learns in phase 2 alone. It may be faster than the encoder, whose codes it has yet to use.
     fast = modules.vdm.trainable_parameters() if phase == 2 and modules.vdm is not None else ()
+    if phase == 1 and modules.vdm is not None and not config.hardware.shards_weights:
+        # Nobody sums the gradients that it does not get. Sharded weights fix what is trained when they are sharded.
+        modules.vdm.requires_grad_(False)
     optimizer = build_optimizer(modules.dldm.parameters(), loop.optim, fast=fast, fast_mult=phases.vdm_lr_mult)
     # Loaded within a phase only: the moments of phase 1 belong to another loss.
     if run.start > first:
         assert run.checkpoint is not None
         load_optimizer(run.checkpoint, optimizer)
+    parallel = modules.parallel
+    assert parallel is not None
+    parallel.begin_phase()
+    loss_of = dldm_loss(config, modules, groups, phase=phase)
     for step in run.steps(stop, what=f"phase {phase}"):
-        x, valid = to_device(
-            clips.training.batch(step, BatchShare.of(loop.batch_size)), next(modules.dldm.parameters()).device
+        batch = batch_on_device(clips.training, step, share, config.hardware, device=device_of(modules.dldm))
+        noises = [batch.noise(config.seed, step, part, stream=STREAM_LOSS) for part in batch.parts]
+        loss, metrics, counts = parallel.backward(
+            loss_of,
+            [
+                (batch.x[part], batch.valid[part], noise, batch.part_of_batch)
+                for part, noise in zip(batch.parts, noises, strict=True)
+            ],
         )
-        loss, metrics, indices = dldm_loss(config, modules, x, valid, phase=phase, step=step)
-        # Codes of the weights before this step; those of padded steps are not counted.
-        modules.code_usage.count(indices, valid)
+        # Codes of the weights before this step.
+        assert counts is not None
+        modules.code_usage.count(counts)
         # Each phase has its own warm-up and decay, counted from its first step.
         norm = optimizer_step(
             loss, optimizer, step=step - first, config=loop.optim, total_steps=loop.train_steps, first_step=first
@@ -264,38 +294,48 @@ def train_phase(
             save(config, run, modules, clips, stop - 1, optimizer, frames_digest=frames_digest)
             run.skip_to(stop)
             break
-        if run.due(step, loop.save_every) or step + 1 == stop:
+        if run.checkpoint_due(step, loop.save_every) or step + 1 == stop:
             save(config, run, modules, clips, step, optimizer, frames_digest=frames_digest)
 
 
-def dldm_loss(config: PretrainConfig, modules: Modules, x: Tensor, valid: Tensor, *, phase: int, step: int) -> DLDMLoss:
-    """Return the loss of one training batch under autocast; its noise depends on the seed and the step alone.
+def dldm_loss(
+    config: PretrainConfig, modules: Modules, groups: StatisticsGroups, *, phase: int
+) -> Callable[[Tensor, Tensor, SampleNoise, PartOfBatch], LossParts]:
+    """Return the loss function of one phase.
 
     Args:
-        config: the seed, the loss weights and switches of both phases, and the precision of autocast.
+        config: the loss weights and switches of both phases, and the precision of autocast.
         modules: the dLDM, and for phase 2 the VDM with its codec; without them phase 2 has the loss of phase 1.
-        x: pixels of the clips [B, T, 3, H, W] in [-1, 1].
-        valid: bool [B, M], the latent steps that are no padding.
+        groups: of clips over which correlations are taken.
         phase: 1 or 2.
-        step: number of the training step, from 0 over both phases.
 
     Returns:
-        The loss (a scalar), its parts for the log without gradient, and the codes [B, M, N] of the batch.
+        A function: pixels [B, T, 3, H, W] in [-1, 1], valid steps bool [B, M], noise, part of the batch -> loss, its
+        parts for the log, and how often each code occurred in valid steps.
     """
     phases = config.train_dldm
-    noise = generator(config.seed, step, stream=STREAM_LOSS)
-    with config.hardware.autocast(x.device):
-        if phase == 2 and modules.vdm is not None and modules.codec is not None:
-            return phase_two_loss(modules.dldm, modules.vdm, modules.codec, x, valid, phases=phases, noise=noise)
-        return phase_one_loss(
-            modules.dldm,
-            x,
-            valid,
-            norm=phases.reconstruction_loss,
-            anchor_grad=phases.anchor_grad_phase1,
-            encoder_input=drift(x, strength=phases.encoder_augmentation, noise=noise),
-            decorrelation=phases.decorrelation,
-        )
+    dldm, vdm, codec = modules.dldm, modules.vdm, modules.codec
+
+    def loss_of(x: Tensor, valid: Tensor, noise: SampleNoise, part: PartOfBatch) -> LossParts:
+        with config.hardware.autocast(x.device):
+            if phase == 2 and vdm is not None and codec is not None:
+                found = phase_two_loss(dldm, vdm, codec, x, valid, phases=phases, noise=noise, part=part, groups=groups)
+            else:
+                found = phase_one_loss(
+                    dldm,
+                    x,
+                    valid,
+                    norm=phases.reconstruction_loss,
+                    anchor_grad=phases.anchor_grad_phase1,
+                    encoder_input=drift(x, strength=phases.encoder_augmentation, noise=noise),
+                    decorrelation=phases.decorrelation,
+                    part=part,
+                    groups=groups,
+                )
+        counts = torch.bincount(found.indices_BMN[valid].flatten(), minlength=dldm.fsq.vocabulary)
+        return LossParts(found.loss, found.metrics, counts)
+
+    return loss_of
 
 
 def validate_on(sampler: ClipSampler, config: PretrainConfig, modules: Modules, *, phase: int) -> dict[str, float]:
@@ -311,9 +351,17 @@ def validate_on(sampler: ClipSampler, config: PretrainConfig, modules: Modules, 
         {name in the log: value}, with `dldm/ratio_to_copy`, `dldm/codes_used` and `dldm/perplexity`.
     """
     dldm, vdm = modules.evaluated()
-    clips = to_device(sampler.batch(0, config.train_dldm.validation_clips), next(dldm.parameters()).device)
+    clips = partial(
+        validation_chunks, sampler, config.train_dldm.validation_clips, config.hardware, device=device_of(dldm)
+    )
     grayscale = config.train_dldm.control_grayscale
-    return validate(dldm, vdm, modules.codec, clips, phase=phase, seed=config.seed, grayscale=grayscale)
+
+    def found() -> dict[str, float]:
+        with config.hardware.autocast(device_of(dldm)):
+            return validate(dldm, vdm, modules.codec, clips, phase=phase, seed=config.seed, grayscale=grayscale)
+
+    assert modules.parallel is not None
+    return modules.parallel.run(found)
 
 
 def check_advance(config: PretrainConfig, run: Run, modules: Modules, clips: Clips) -> None:
@@ -396,7 +444,8 @@ def summarize(config: PretrainConfig, run: Run, modules: Modules, clips: Clips, 
     """
     dldm, vdm = modules.evaluated()
     device = next(dldm.parameters()).device
-    usage = code_usage(dldm, frame_cache, config, device=device)
+    assert modules.parallel is not None
+    usage = modules.parallel.run(partial(code_usage, dldm, frame_cache, config, device=device))
     held_out = validate_on(clips.held_out, config, modules, phase=2)
     training_ratio = validate_on(clips.training_plain, config, modules, phase=1)["dldm/ratio_to_copy"]
     shuffled = f", shuffle ratio {held_out['dldm/shuffle_ratio']:.3f}" if vdm is not None else ""
@@ -405,15 +454,18 @@ def summarize(config: PretrainConfig, run: Run, modules: Modules, clips: Clips, 
         f"{training_ratio:.3f} on training clips, {usage['used']} different codes, perplexity "
         f"{usage['perplexity']:.0f}{shuffled}"
     )
-    write_reconstructions(
-        run.path,
-        dldm,
-        vdm,
-        modules.codec,
-        clips.held_out,
-        seed=config.seed,
-        phases=config.train_dldm,
-        device=device,
+    modules.parallel.run(
+        partial(
+            write_reconstructions,
+            run.path,
+            dldm,
+            vdm,
+            modules.codec,
+            clips.held_out,
+            seed=config.seed,
+            phases=config.train_dldm,
+            device=device,
+        )
     )
 
 
@@ -422,7 +474,7 @@ def encoder_hash(dldm: DLDM) -> str:
     return weights_digest(dldm.encoder, dldm.qformer, dldm.pre_quant, dldm.fsq)
 
 
-main = program(PretrainConfig, config_name="pretrain", one_process=True)(alone(train_dldm))
+main = program(PretrainConfig, config_name="pretrain", ranks=True)(alone(train_dldm))
 
 if __name__ == "__main__":
     main()

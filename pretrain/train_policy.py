@@ -10,6 +10,7 @@ ever read. The checkpoint holds the policy and the dLDM of its codes, so it need
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from vw2_robot.checkpoint import load_checkpoint, load_optimizer, save_checkpoint
 from vw2_robot.command_line.config_tree import config_tree
@@ -25,20 +27,23 @@ from vw2_robot.data.clips import clip_offsets
 from vw2_robot.data.frame_cache import FrameCache
 from vw2_robot.data.images import resize_frame
 from vw2_robot.data.latents import LatentCache, LatentWindows, joined
+from vw2_robot.distributed.batch_share import BatchShare, shared_chunks
+from vw2_robot.distributed.ranks import global_sum
+from vw2_robot.distributed.sharding import LossParts, Parallel, state_bytes
 from vw2_robot.errors import InputError
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.policy.acting import null_codes
 from vw2_robot.models.policy.ar_policy import LatentPolicy
 from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.pixels import shift_randomly, to_model_range
-from vw2_robot.random_numbers import generator
-from vw2_robot.runs import Run
+from vw2_robot.random_numbers import SampleNoise, generator
+from vw2_robot.runs import Hardware, Run
 
 from .cache_frames import open_frames, training_split
 from .config import PretrainConfig, alone, finished_stage
 from .train_dldm import encoder_hash
 
-STREAM_INIT, STREAM_BATCH = 40, 41
+STREAM_INIT, STREAM_BATCH, STREAM_NOISE = 40, 41, 42
 VALIDATION_WINDOWS = 256
 
 
@@ -99,6 +104,7 @@ def train_policy(config: PretrainConfig) -> None:
         total_steps=loop.train_steps,
         save_every=loop.save_every,
         log_every=loop.log_every,
+        grace_seconds=config.hardware.grace_seconds,
     ) as run:
         if not run.complete:
             train_codes(config, run)
@@ -107,61 +113,138 @@ def train_policy(config: PretrainConfig) -> None:
 def train_codes(config: PretrainConfig, run: Run) -> None:
     """Train all steps that are left, from the last checkpoint on."""
     loop = config.train_policy.loop
-    device = config.hardware.torch_device()
+    hardware = config.hardware
+    device = hardware.torch_device()
+    share = BatchShare.of(loop.batch_size, micro_batches=hardware.micro_batches)
     datasets = open_datasets(config)
-    policy = build_policy(config, datasets.dldm).to(device)
+    policy = build_policy(config, datasets.dldm).to(device, hardware.dtype)
+    parallel = parallel_policy(hardware, {"policy": policy}, policy)
     optimizer = build_optimizer(policy.parameters(), loop.optim)
     if run.checkpoint is not None:
         load_checkpoint(run.checkpoint, kind="policy").load_into(policy=policy)
         load_optimizer(run.checkpoint, optimizer)
-    run.begin()
-    # The same held-out windows at every validation, evenly spread over all of them.
-    held_out = datasets.held_out
-    check = np.linspace(0, len(held_out.windows) - 1, min(VALIDATION_WINDOWS, len(held_out.windows))).astype(np.int64)
+    run.begin(state_bytes=state_bytes([policy, datasets.dldm], optimizer))
     for step in run.steps():
-        noise = generator(config.seed, step, stream=STREAM_BATCH)
         # With replacement, from seed and step: a resumed run needs no position in the data.
-        rows = torch.randint(len(datasets.train.windows), (loop.batch_size,), generator=noise).numpy()
-        instructions, image, codes, valid = datasets.train.read(rows, device)
-        image = shift_randomly(image, most=config.train_policy.image_shift_px, noise=noise)
-        input_codes = drop_codes(policy, codes, share=config.train_policy.code_dropout, noise=noise)
-        with config.hardware.autocast(device):
-            states = policy.states(policy.prompt(instructions, image), input_codes)
-            loss, parts = policy.code_loss(states, codes, valid)
+        rows = torch.randint(
+            len(datasets.train.windows),
+            (loop.batch_size,),
+            generator=generator(config.seed, step, stream=STREAM_BATCH),
+        ).numpy()
+        # The codes that count in the whole batch: every rank knows all rows.
+        count = torch.tensor(int(datasets.train.windows.valid[rows].sum()) * config.policy.queries, device=device)
+        places = [share.rows[part] for part in share.slices()]
+        noises = [
+            SampleNoise(config.seed, step, stream=STREAM_NOISE, samples=p.tolist(), device=device) for p in places
+        ]
+        loss, parts, _ = parallel.backward(
+            partial(policy_loss, config, policy),
+            [
+                (*datasets.train.read(rows[here], device), noise, count)
+                for here, noise in zip(places, noises, strict=True)
+            ],
+        )
         # The language model's text positions carry no label, so the gradient comes from codes alone.
         norm = optimizer_step(loss, optimizer, step=step, config=loop.optim, total_steps=loop.train_steps)
         if run.due(step, loop.log_every):
-            with torch.no_grad(), config.hardware.autocast(device):
-                instructions, image, codes, valid = held_out.read(check, device)
-                # All codes are given, also with `code_dropout`, so that runs with and without it can be compared.
-                states = policy.states(policy.prompt(instructions, image), codes)
-                validation, validation_parts = policy.code_loss(states, codes, valid)
-            run.log(
-                step,
-                {
-                    "policy/code_loss": loss.detach(),
-                    "policy/validation_loss": validation,
-                    "policy/accuracy": parts["accuracy"],
-                    "policy/validation_accuracy": validation_parts["accuracy"],
-                    "policy/grad_norm": norm,
-                },
-            )
-        if run.due(step, loop.save_every):
+            validation = parallel.run(validate, config, policy, datasets.held_out)
+            metrics = {"policy/code_loss": loss, "policy/accuracy": parts["accuracy"], "policy/grad_norm": norm}
+            run.log(step, metrics | validation)
+        if run.checkpoint_due(step, loop.save_every):
             run.save(step, partial(save, config=config, datasets=datasets, policy=policy, optimizer=optimizer))
 
 
-def drop_codes(policy: LatentPolicy, codes: torch.Tensor, *, share: float, noise: torch.Generator) -> torch.Tensor:
+def policy_loss(
+    config: PretrainConfig,
+    policy: LatentPolicy,
+    instructions: list[str],
+    image: Tensor,
+    codes: Tensor,
+    valid: Tensor,
+    noise: SampleNoise,
+    count: Tensor,
+) -> LossParts:
+    """Return the code loss of a part of a batch.
+
+    Args:
+        config: of the run.
+        policy: on the device.
+        instructions: of the B samples.
+        image: [B, 3, px, px] in [-1, 1].
+        codes: int [B, H, N].
+        valid: bool [B, H], the latent steps that count.
+        noise: of the samples.
+        count: valid codes of the whole batch.
+    """
+    options = config.train_policy
+    image = shift_randomly(image.to(config.hardware.dtype), most=options.image_shift_px, noise=noise)
+    input_codes = drop_codes(policy, codes, share=options.code_dropout, noise=noise)
+    with config.hardware.autocast(image.device):
+        states = policy.states(policy.prompt(instructions, image), input_codes)
+        return LossParts(*policy.code_loss(states, codes, valid, count=count))
+
+
+@torch.no_grad()
+def validate(config: PretrainConfig, policy: LatentPolicy, held_out: PolicyBatches) -> dict[str, Tensor]:
+    """Return loss and accuracy on held-out windows, the same ones every time; ranks share them.
+
+    Args:
+        config: of the run.
+        policy: on the device.
+        held_out: windows.
+    """
+    device = next(policy.parameters()).device
+    # Evenly spread over all of them.
+    count = min(VALIDATION_WINDOWS, len(held_out.windows))
+    check = np.linspace(0, len(held_out.windows) - 1, count).astype(np.int64)
+    total = torch.zeros(3, dtype=torch.float64)
+    one = torch.ones((), device=device)
+    for rows, counts in shared_chunks(count, config.hardware.validation_batch):
+        instructions, image, codes, valid = held_out.read(check[rows], device)
+        valid = valid & counts
+        with config.hardware.autocast(device):
+            # All codes are given, also with `code_dropout`, so that runs with and without it can be compared.
+            states = policy.states(policy.prompt(instructions, image.to(config.hardware.dtype)), codes)
+            loss, parts = policy.code_loss(states, codes, valid, count=one)
+        codes_here = valid.sum() * config.policy.queries
+        total += torch.stack([loss.double(), parts["accuracy"].double(), codes_here.double()]).cpu()
+    loss_sum, correct, codes_in_all = global_sum(total)
+    return {
+        "policy/validation_loss": loss_sum / codes_in_all.clamp(min=1),
+        "policy/validation_accuracy": correct / codes_in_all.clamp(min=1),
+    }
+
+
+def parallel_policy(hardware: Hardware, modules: Mapping[str, nn.Module], policy: LatentPolicy) -> Parallel:
+    """Prepare a policy, and what is trained with it, for the hardware; what is trained must be chosen before.
+
+    Args:
+        hardware: compilation and sharding.
+        modules: the policy and whatever is trained with it, by name.
+        policy: its language model has the blocks.
+
+    Raises:
+        InputError: the policy cannot be sharded.
+    """
+    if hardware.compile:
+        policy.backbone.compile_blocks()
+    if hardware.shards_weights:
+        policy.backbone.check_sharding()
+    return Parallel(modules, sharding=hardware.sharding, blocks=policy.backbone.blocks())
+
+
+def drop_codes(policy: LatentPolicy, codes: torch.Tensor, *, share: float, noise: SampleNoise) -> torch.Tensor:
     """Return the codes [B, H, N] with null codes in every slot of a random share of the samples.
 
     Args:
         policy: gives the null code.
         codes: code indices int [B, H, N].
         share: probability in [0, 1] that the codes of a sample are dropped.
-        noise: CPU generator that the dropped samples are drawn with; not used if `share` is 0.
+        noise: of these B samples; not used if `share` is 0.
     """
     if share == 0:
         return codes
-    dropped = torch.rand(len(codes), generator=noise).to(codes.device) < share
+    dropped = noise.rand().to(codes.device) < share
     null = null_codes(policy, len(codes), latent_steps=codes.shape[1], device=codes.device)
     return torch.where(dropped[:, None, None], null, codes)
 
@@ -259,7 +342,7 @@ def save(
     )
 
 
-main = program(PretrainConfig, config_name="pretrain", one_process=True)(alone(train_policy))
+main = program(PretrainConfig, config_name="pretrain", ranks=True)(alone(train_policy))
 
 if __name__ == "__main__":
     main()

@@ -23,16 +23,19 @@ from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.command_line.program import program
 from vw2_robot.data.clips import ClipSampler
 from vw2_robot.distributed.batch_share import BatchShare
+from vw2_robot.distributed.ranks import global_sum, is_main, main_first
+from vw2_robot.distributed.sharding import LossParts, Parallel, full_state, state_bytes
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import VideoCodec, WanCodec, build_codec
 from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.pixels import to_model_range
-from vw2_robot.random_numbers import generator
+from vw2_robot.random_numbers import SampleNoise, generator
 from vw2_robot.runs import Run
 
 from .cache_frames import open_frames, training_split
-from .clips import TrainingClips, clip_sampler, to_device, training_clips
+from .clips import TrainingClips, clip_sampler, training_clips
 from .config import PretrainConfig, alone, finished_stage
+from .global_batch import batch_on_device, device_of, validation_chunks
 
 # Streams of `runs.generator`: random numbers of one stage never depend on those of another.
 STREAM_INIT, STREAM_NOISE, STREAM_VALIDATION = 10, 11, 12
@@ -93,7 +96,13 @@ def prepare_codec(config: PretrainConfig, codec: VideoCodec, clips: ClipSampler)
 
 
 def prior_loss(
-    config: PretrainConfig, vdm: VDM, codec: VideoCodec, clips: tuple[Tensor, Tensor], noise: torch.Generator
+    config: PretrainConfig,
+    vdm: VDM,
+    codec: VideoCodec,
+    clips: tuple[Tensor, Tensor],
+    noise: SampleNoise,
+    *,
+    valid_steps: Tensor | None = None,
 ) -> Tensor:
     """Return the denoising loss of a batch without codes and without control.
 
@@ -102,7 +111,8 @@ def prior_loss(
         vdm: the model to train.
         codec: encodes the clips into latents.
         clips: (pixels [B, T, 3, H, W] in [-1, 1], valid steps bool [B, M]), on the device.
-        noise: generator of noise levels and noise, on the CPU.
+        noise: of these clips.
+        valid_steps: see `VDM.denoising_loss`.
 
     Returns:
         The loss, a scalar tensor.
@@ -112,7 +122,13 @@ def prior_loss(
         # The shape of codes matters, their values do not: `drop_codes` puts the null context in their place.
         codes = x.new_zeros(len(x), config.dldm.latent_steps, config.dldm.queries, config.dldm.code_dims)
         return vdm.denoising_loss(
-            codec.encode(x), codes, control_video=None, valid=valid, generator=noise, drop_codes=True
+            codec.encode(x),
+            codes,
+            control_video=None,
+            valid=valid,
+            noise=noise,
+            drop_codes=True,
+            valid_steps=valid_steps,
         )
 
 
@@ -128,6 +144,7 @@ def train_vdm(config: PretrainConfig) -> None:
         total_steps=config.train_vdm.train_steps,
         save_every=config.train_vdm.save_every,
         log_every=config.train_vdm.log_every,
+        grace_seconds=config.hardware.grace_seconds,
     ) as run:
         if run.complete:
             return
@@ -138,13 +155,20 @@ def train_vdm(config: PretrainConfig) -> None:
         with closing(training_clips(config, frame_cache, train_ids, validation_ids, run.path)) as training:
             vdm, codec = build_vdm(config)
             prepare_codec(config, codec, clip_sampler(config, frame_cache, train_ids))
-            vdm = vdm.to(device)
-            codec = codec.to(device)
-            if config.hardware.gradient_checkpointing:
-                vdm.checkpoint_gradients()
-            sampler = clip_sampler(config, frame_cache, validation_ids, augment=False)
-            held_out = to_device(sampler.batch(0, VALIDATION_CLIPS), device)
+            vdm = vdm.to(device, config.hardware.dtype)
+            codec = codec.to(device, config.hardware.dtype)
+            prepare_vdm(config, vdm)
+            held_out = clip_sampler(config, frame_cache, validation_ids, augment=False)
             train_prior(config, run, vdm, codec, training, held_out, frames_digest=frame_cache.digest)
+
+
+def prepare_vdm(config: PretrainConfig, vdm: VDM) -> None:
+    """Switch on what the hardware options ask for."""
+    if config.hardware.gradient_checkpointing:
+        # Recomputes activations in the backward pass: less memory, one more forward pass.
+        vdm.checkpoint_gradients()
+    if config.hardware.compile:
+        vdm.compile_blocks()
 
 
 def train_prior(
@@ -153,7 +177,7 @@ def train_prior(
     vdm: VDM,
     codec: VideoCodec,
     training: TrainingClips,
-    held_out: tuple[Tensor, Tensor],
+    held_out: ClipSampler,
     *,
     frames_digest: str,
 ) -> None:
@@ -165,36 +189,40 @@ def train_prior(
         vdm: is trained in place.
         codec: is not trained.
         training: clips to train on.
-        held_out: (pixels, valid steps) to validate on.
+        held_out: clips to validate on.
         frames_digest: of the frame cache, for checkpoints.
     """
     loop = config.train_vdm
-    device = held_out[0].device
+    hardware = config.hardware
+    share = BatchShare.of(loop.batch_size, micro_batches=hardware.micro_batches)
+    vdm.trainable_parameters(prior=True)
+    parallel = Parallel({"vdm": vdm}, sharding=hardware.sharding, blocks=vdm.blocks())
     optimizer = build_optimizer(vdm.trainable_parameters(prior=True), loop.optim)
     if run.checkpoint is not None:
         checkpoint = load_checkpoint(run.checkpoint, kind="vdm")
         checkpoint.load_into(vdm=vdm, codec=codec)
         load_optimizer(run.checkpoint, optimizer)
         training.restore(checkpoint.fact("clips"))
-    run.begin()
+
+    def loss_of(clips: tuple[Tensor, Tensor], noise: SampleNoise, valid_steps: Tensor) -> LossParts:
+        return LossParts(prior_loss(config, vdm, codec, clips, noise, valid_steps=valid_steps), {})
+
+    run.begin(state_bytes=state_bytes([vdm, codec], optimizer))
     for step in run.steps():
-        clips = to_device(training.batch(step, BatchShare.of(loop.batch_size)), device)
-        # The noise is a function of seed and step, so a resumed run samples the same.
-        loss = prior_loss(config, vdm, codec, clips, generator(config.seed, step, stream=STREAM_NOISE))
+        batch = batch_on_device(training, step, share, hardware, device=device_of(vdm))
+        # The noise is a function of seed, step and the clip's place in the batch: no rank or resume changes it.
+        parts = [(part, batch.noise(config.seed, step, part, stream=STREAM_NOISE)) for part in batch.parts]
+        loss = parallel.backward(
+            loss_of, [((batch.x[part], batch.valid[part]), noise, batch.valid_steps) for part, noise in parts]
+        ).loss
         norm = optimizer_step(loss, optimizer, step=step, config=loop.optim, total_steps=loop.train_steps)
         if run.due(step, loop.log_every):
-            with torch.no_grad():
-                # The same noise at every validation, so that two of them differ by the weights alone.
-                noise = generator(config.seed, 0, stream=STREAM_VALIDATION)
-                validation = prior_loss(config, vdm, codec, held_out, noise)
-            run.log(
-                step,
-                {"vdm/denoising_loss": loss.detach(), "vdm/validation_loss": validation, "vdm/grad_norm": norm},
-            )
+            validation = parallel.run(validation_loss, config, vdm, codec, held_out)
+            run.log(step, {"vdm/denoising_loss": loss, "vdm/validation_loss": validation, "vdm/grad_norm": norm})
         if step + 1 == loop.train_steps:
             # For diffusers, and for `vdm.weights` of other runs. Before the last checkpoint: a complete run has it.
-            vdm.save_folder(run.path / "diffusers")
-        if run.due(step, loop.save_every):
+            save_diffusers(config, vdm, run.path / "diffusers")
+        if run.checkpoint_due(step, loop.save_every):
             facts = {
                 "geometry": config.geometry._asdict(),
                 "frames_digest": frames_digest,
@@ -211,7 +239,47 @@ def train_prior(
             run.save(step, write)
 
 
-main = program(PretrainConfig, config_name="pretrain", one_process=True)(alone(train_vdm))
+def save_diffusers(config: PretrainConfig, vdm: VDM, folder: Path) -> None:
+    """Write the transformer in diffusers' layout, on rank 0; all ranks must call it.
+
+    Args:
+        config: of the run.
+        vdm: with the trained prior, sharded or not.
+        folder: to write into.
+    """
+    whole = vdm
+    if config.hardware.shards_weights:
+        weights = full_state(vdm)
+        if is_main():
+            whole, _ = build_vdm(config)
+            whole.load_state_dict(weights)
+    with main_first():
+        if is_main():
+            whole.save_folder(folder)
+
+
+@torch.no_grad()
+def validation_loss(config: PretrainConfig, vdm: VDM, codec: VideoCodec, held_out: ClipSampler) -> Tensor:
+    """Return the loss on the first held-out clips, the same clips and noise every time; ranks share the clips.
+
+    Args:
+        config: of the run.
+        vdm: the model.
+        codec: of the VDM.
+        held_out: where the clips are read.
+    """
+    total = torch.zeros(2, dtype=torch.float64)
+    for rows, x, valid in validation_chunks(held_out, VALIDATION_CLIPS, config.hardware, device=device_of(vdm)):
+        # The same noise at every validation, so that two of them differ by the weights alone.
+        noise = SampleNoise(config.seed, 0, stream=STREAM_VALIDATION, samples=rows, device=x.device)
+        one = torch.ones((), device=x.device)
+        loss = prior_loss(config, vdm, codec, (x, valid), noise, valid_steps=one)
+        total += torch.stack([loss.double(), valid.sum().double()]).cpu()
+    total = global_sum(total)
+    return total[0] / total[1].clamp(min=1)
+
+
+main = program(PretrainConfig, config_name="pretrain", ranks=True)(alone(train_vdm))
 
 if __name__ == "__main__":
     main()

@@ -16,6 +16,8 @@ from torch import nn
 class Average:
     """Exponential moving averages of modules, by name in `modules`: parameters and running statistics.
 
+    Made before the modules are sharded; then the averages are sharded alike, and each rank updates its own shards.
+
     Args:
         learning: the modules in training, by name.
         decay: of the average per step, in (0, 1).

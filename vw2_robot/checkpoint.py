@@ -4,8 +4,11 @@
     model.safetensors       weights; names are "<module>.<parameter>"
     stats.json, tokens.json policies only: action statistics, latent vocabulary
     backbone.json           policies on a pretrained language model: the description that rebuilds it
-    optimizer.safetensors, training.json   only while a run can be resumed
+    optimizer.safetensors, training.json   only while a run can be resumed; sharded runs have a folder optimizer/
     manifest.json           SHA-256 of all of these, compared when the checkpoint is loaded
+
+Of several ranks rank 0 writes, of sharded weights the whole; every rank writes its shards of the optimizer. So a
+checkpoint is read by any number of ranks, also by a single process.
 
 A folder is written under a temporary name, synced and renamed, so a folder that exists is complete. A checkpoint alone
 rebuilds its model. A run directory may be given wherever a checkpoint is expected: its file `latest` names the last
@@ -18,7 +21,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vw2_robot.aliases import first_name, with_new_keys, with_new_names
+from vw2_robot.distributed.optimizer_shards import read_shards, shapes_of, write_shards
+from vw2_robot.distributed.ranks import from_main, is_main
+from vw2_robot.distributed.sharding import full, full_state, is_sharded_tensor, like
 from vw2_robot.errors import InputError
 from vw2_robot.storage.allocation import AllocationLimit
 from vw2_robot.storage.files import MANIFEST, atomic_folder, read_json, read_text, write_json, write_manifest
@@ -38,8 +44,16 @@ FORMAT_VERSION = 1
 KINDS = ("vdm", "dldm", "policy")
 CURE = "copy the checkpoint again"
 STEP_FOLDER = re.compile(r"step_(0|[1-9]\d{0,17})")
-_OPTIMIZER_FILES = ("optimizer.safetensors", "training.json")
-_FILES = ("config.json", "model.safetensors", "stats.json", "tokens.json", "backbone.json", *_OPTIMIZER_FILES)
+_OPTIMIZER = "optimizer"
+_FILES = (
+    "config.json",
+    "model.safetensors",
+    "stats.json",
+    "tokens.json",
+    "backbone.json",
+    "optimizer.safetensors",
+    "training.json",
+)
 _LOG = logging.getLogger(__name__)
 
 
@@ -72,7 +86,7 @@ class Checkpoint:
                     f"checkpoint {self.path} does not fit the module '{name}' that its config describes: "
                     f"missing {missing[:5]}, unexpected {unexpected[:5]}, other shape {sorted(shapes)[:5]}"
                 )
-            module.load_state_dict(found)
+            load_weights(module, found)
 
     @contextmanager
     def building(self) -> Iterator[None]:
@@ -138,27 +152,41 @@ def save_checkpoint(
         optimizer: its state, for a run that can be resumed.
         training: content of training.json, written with the optimizer.
     """
-    # Copies on the CPU: safetensors refuses tensors that share memory, such as tied embeddings.
-    weights = {
-        f"{name}.{key}": value.detach().cpu().contiguous().clone()
-        for name, module in modules.items()
-        for key, value in module.state_dict().items()
-    }
+    # Copies on the CPU: safetensors refuses tensors that share memory, such as tied embeddings. All ranks gather.
+    weights = {f"{name}.{key}": value for name, module in modules.items() for key, value in full_state(module).items()}
+    state = {} if optimizer is None else _optimizer_state(optimizer)
+    sharded = any(is_sharded_tensor(value) for value in state.values())
     description = {"format_version": FORMAT_VERSION, "kind": kind, "config": dict(config), "facts": dict(facts or {})}
-    with atomic_folder(path) as folder:
-        save_tensors(weights, folder / "model.safetensors")
-        write_json(folder / "config.json", description, sync=False)
-        for name, content in (files or {}).items():
-            write_json(folder / f"{name}.json", content, sync=False)
-        if optimizer is not None:
-            state = {
-                f"{index}.{key}": torch.as_tensor(value).detach().cpu().clone()
-                for index, entry in optimizer.state_dict()["state"].items()
-                for key, value in entry.items()
-            }
-            save_tensors(state, folder / "optimizer.safetensors")
-            write_json(folder / "training.json", dict(training or {}), sync=False)
-        write_manifest(folder, sync=False)  # `atomic_folder` syncs the whole folder
+    with ExitStack() as closing:
+        folder = Path(from_main(str(closing.enter_context(atomic_folder(path)) if is_main() else "")))
+        if sharded:
+            write_shards(state, folder / _OPTIMIZER)
+        if is_main():
+            save_tensors(weights, folder / "model.safetensors")
+            write_json(folder / "config.json", description, sync=False)
+            for name, content in (files or {}).items():
+                write_json(folder / f"{name}.json", content, sync=False)
+            if optimizer is not None:
+                if not sharded:
+                    whole_state = {key: value.detach().cpu().clone() for key, value in state.items()}
+                    save_tensors(whole_state, folder / "optimizer.safetensors")
+                write_json(folder / "training.json", dict(training or {}), sync=False)
+            write_manifest(folder, sync=False)  # `atomic_folder` syncs the whole folder
+    from_main(None)  # the folder has its name when any rank goes on
+
+
+def _optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{index}.{key}": torch.as_tensor(value)
+        for index, entry in optimizer.state_dict()["state"].items()
+        for key, value in entry.items()
+    }
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy whole weights into a module, which may be sharded: every rank keeps its shards of them."""
+    state = module.state_dict()
+    module.load_state_dict({key: like(value, state[key]) for key, value in weights.items()})
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -181,25 +209,48 @@ def load_optimizer(path: Path, optimizer: torch.optim.Optimizer, *, verify: bool
     Raises:
         InputError: a file is missing, damaged, or of an optimizer of other parameters.
     """
-    file = path / "optimizer.safetensors"
-    if verify:
-        compare_with_manifest(path, cure=CURE, names=_OPTIMIZER_FILES)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    shards = path / _OPTIMIZER
+    sharded = shards.is_dir()
+    if verify:
+        names = [f"{_OPTIMIZER}/{file.name}" for file in sorted(shards.iterdir())] if sharded else []
+        compare_with_manifest(path, cure=CURE, names=[*(names or ["optimizer.safetensors"]), "training.json"])
     state: dict[int, dict[str, Tensor]] = {}
-    # Names are "<number of the parameter>.<key of AdamW>". Checked here, since AdamW itself fails in the first step.
-    for name, value in _read_tensors(file).items():
-        index, _, key = name.partition(".")
-        number = int(index) if re.fullmatch(r"\d{1,9}", index) else len(parameters)
-        if number >= len(parameters) or not (value.ndim == 0 or _fits(value, parameters[number])):
-            raise InputError(f"{file}: {name} {list(value.shape)} belongs to no parameter of this run; {CURE}")
-        state.setdefault(number, {})[key] = value
+    if sharded:
+        shapes = shapes_of(shards, cure=CURE)
+        for name, shape in shapes.items():
+            number, key = _place(name, shape, parameters, file=shards)
+            # Shards like those of the parameter, whatever they were when they were written.
+            scalar = key == "step"
+            state.setdefault(number, {})[key] = torch.zeros(1) if scalar else torch.zeros_like(parameters[number])
+        flat = {f"{number}.{key}": value for number, entry in state.items() for key, value in entry.items()}
+        read_shards(flat, shards, cure=CURE)
+        state = {n: {k: v.reshape(()) if k == "step" else v for k, v in entry.items()} for n, entry in state.items()}
+    else:
+        file = path / "optimizer.safetensors"
+        for name, value in _read_tensors(file).items():
+            number, key = _place(name, value.shape, parameters, file=file)
+            state.setdefault(number, {})[key] = value if value.ndim == 0 else like(value, parameters[number])
     # AdamW has the same keys for every parameter that was ever updated.
     if len({frozenset(entry) for entry in state.values()}) > 1:
-        raise InputError(f"{file} lacks numbers of some parameters; {CURE}")
+        raise InputError(f"{shards if sharded else file} lacks numbers of some parameters; {CURE}")
     # The groups are those of this run: their learning rate follows from the step and is not stored.
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     return read_json(path / "training.json", cure=CURE)
+
+
+def _place(name: str, shape: torch.Size, parameters: list[nn.Parameter], *, file: Path) -> tuple[int, str]:
+    """Return parameter number and key of "<number of the parameter>.<key of AdamW>".
+
+    Raises:
+        InputError: there is no such parameter, or it has another shape; AdamW itself would fail in its first step.
+    """
+    index, _, key = name.partition(".")
+    number = int(index) if re.fullmatch(r"\d{1,9}", index) else len(parameters)
+    if number >= len(parameters) or not (shape in ((), (1,)) or shape == parameters[number].shape):
+        raise InputError(f"{file}: {name} {list(shape)} belongs to no parameter of this run; {CURE}")
+    return number, key
 
 
 def resolve(path: str | Path) -> Path:
@@ -257,7 +308,9 @@ def is_our_checkpoint(folder: Path) -> bool:
         return False
     files = manifest.get("sha256")
     listed = {MANIFEST, *(files if isinstance(files, dict | tuple) else ())}
-    others = [e for e in folder.iterdir() if e.name not in listed or e.is_symlink() or not e.is_file()]
+    entries = [entry for entry in folder.rglob("*") if entry.is_symlink() or not entry.is_dir()]
+    folders = [entry for entry in folder.iterdir() if entry.is_dir() and entry.name != _OPTIMIZER]
+    others = [e for e in entries if e.relative_to(folder).as_posix() not in listed or e.is_symlink()] + folders
     return "format_version" in description and description.get("kind") in KINDS and not others
 
 
@@ -310,7 +363,7 @@ def weights_digest(*modules: nn.Module) -> str:
     for module in modules:
         # Sorted by the same names, since the order of the weights is part of the digest.
         for name, value in sorted({first_name(n): v for n, v in module.state_dict().items()}.items()):
-            array = value.detach().cpu().contiguous()
+            array = full(value.detach()).cpu().contiguous()
             digest.update(f"{name}:{tuple(array.shape)}:{array.dtype}".encode())
             # Seen as bytes in torch, since NumPy has no bfloat16; flat, since a scalar has no axis for `view`.
             digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vw2_robot.distributed.sharding import full, is_sharded_tensor
 from vw2_robot.errors import InputError
 from vw2_robot.limits import Rate, Unbounded
 
@@ -122,10 +123,10 @@ def optimizer_step(
     total_steps: int,
     first_step: int = 0,
 ) -> Tensor:
-    """Back-propagate, clip the gradient, and update the parameters.
+    """Clip the gradient of a batch, update the parameters, and forget the gradient.
 
     Args:
-        loss: a scalar.
+        loss: of the whole batch, a scalar without gradient; `Parallel.backward` has computed it with the gradients.
         optimizer: from `build_optimizer`.
         step: of the schedule, from 0.
         config: schedule and clipping.
@@ -143,15 +144,29 @@ def optimizer_step(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_mult"]
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-    # Loss and gradient in one test: it waits for the device, once per step.
-    if not bool(torch.isfinite(norm + loss.detach())):
+    norm = clip_gradients(parameters, config.clip_norm)
+    # Loss and gradient in one test: it waits for the device, once per step. Both are equal on all ranks.
+    if not bool(torch.isfinite(norm + loss)):
         raise NonFiniteLossError(
             f"the loss is {loss.item()} and its gradient norm {norm.item()} at step {first_step + step}. Nothing was "
             "saved after the last checkpoint, which is sound, but the same step comes again from there: lower optim.lr "
             "(in a new run_dir), use hardware.precision=float32, or look at the data"
         )
     optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], most: float) -> Tensor:
+    """Scale the gradients of all parameters, sharded or not, to a norm of at most `most`; return the norm before."""
+    trained = [p for p in parameters if p.grad is not None]
+    # Sharded and whole tensors cannot be mixed in one call of PyTorch's.
+    kinds = [[p for p in trained if is_sharded_tensor(p) == sharded] for sharded in (False, True)]
+    norms = [
+        full(torch.nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds if kind
+    ]
+    norm = torch.stack(norms).norm() if len(norms) > 1 else norms[0]
+    for kind in kinds:
+        if kind:
+            torch.nn.utils.clip_grads_with_norm_(kind, most, norm)
     return norm

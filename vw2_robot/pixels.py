@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from vw2_robot.random_numbers import SampleNoise
+
 
 def to_model_range(pixels: UInt8[Tensor, "*batch H W 3"]) -> Float[Tensor, "*batch 3 H W"]:
     """Return float32 [-1, 1], channels first, of uint8 [0, 255], channels last; on the device of the pixels."""
@@ -21,18 +23,18 @@ def to_pixels(x: Float[Tensor, "*batch 3 H W"]) -> UInt8[Tensor, "*batch H W 3"]
     return torch.movedim(((x.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8), -3, -1)
 
 
-def shift_randomly(x: Float[Tensor, "B 3 H W"], *, most: int, noise: torch.Generator) -> Float[Tensor, "B 3 H W"]:
+def shift_randomly(x: Float[Tensor, "B 3 H W"], *, most: int, noise: SampleNoise) -> Float[Tensor, "B 3 H W"]:
     """Translate every image by a random offset, repeating the edge (the random shift of DrQ).
 
     Args:
         x: images.
         most: largest offset in each direction, in pixels; 0 returns `x`.
-        noise: generator on the CPU; one offset per image.
+        noise: of these B images; one offset each.
     """
     if most == 0:
         return x
-    batch, _, height, width = x.shape
-    offset = torch.randint(-most, most + 1, (batch, 2), generator=noise).to(x.device)
+    height, width = x.shape[-2:]
+    offset = noise.randint(-most, most + 1, 2).to(x.device)
     rows = (torch.arange(height, device=x.device) + offset[:, :1]).clamp(0, height - 1)
     columns = (torch.arange(width, device=x.device) + offset[:, 1:]).clamp(0, width - 1)
     # By index, not by interpolation: pixel values stay what they were.

@@ -3,6 +3,7 @@
     stop_at_once(name)   before a program is imported
     orderly(name)        around a whole program: SIGTERM and Ctrl-C become exceptions, standard streams may be closed
     stops_held_back()    around the start of worker processes (`vw2_robot.worker_pool`)
+    DeferredStop()       around a training loop: the step in progress ends first, and a checkpoint is saved
 
 SIGTERM raises `Terminated`, Ctrl-C `KeyboardInterrupt`, both in the main thread, so that files and folders under a
 temporary name are removed before the exit. A second signal ends the process at once. A watchdog thread does the same
@@ -128,6 +129,64 @@ def stops_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number in arrived:
             signal.raise_signal(number)
+
+
+class DeferredStop:
+    """Signals that wait for the end of a training step: inside the `with` the first one is only noted.
+
+    A second signal is handled at once, and so is the first one when nobody has taken notice of it after `seconds`.
+
+    Args:
+        seconds: how long the step may still take.
+
+    Attributes:
+        signal: the one that arrived; None before.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._before: dict[int, Any] = {}
+        self.signal: signal.Signals | None = None
+
+    def __enter__(self) -> DeferredStop:
+        if threading.current_thread() is threading.main_thread():
+            self._before = _install(self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+        if self.signal is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, self._alarm_before)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self.signal is not None:
+            self._pass_on()
+            return
+        self.signal = signal.Signals(number)
+        self._alarm_before = signal.signal(signal.SIGALRM, lambda *_: self._pass_on())
+        signal.setitimer(signal.ITIMER_REAL, self._seconds)
+
+    def _pass_on(self) -> None:
+        """Let the handlers from before the `with` have the signal that was noted."""
+        assert self.signal is not None
+        self._restore()
+        signal.raise_signal(self.signal)
+
+    def stop(self, advice: str) -> None:
+        """End the program as the signal would have, or SIGTERM where another rank got it.
+
+        Args:
+            advice: what the message says after "stopped by ...".
+        """
+        if self.signal == signal.SIGINT:
+            raise KeyboardInterrupt(advice)
+        raise Terminated(advice)
 
 
 def end_children() -> None:

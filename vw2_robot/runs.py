@@ -7,7 +7,8 @@
     run_dir/checkpoints/step_N/ and run_dir/latest
     run_dir/.lock              while a process trains here
 
-A folder is written by one process at a time, and no file that was not written here is ever changed or deleted.
+A folder is written by one process at a time (of several ranks by rank 0), and no file that was not written here is
+ever changed or deleted. A signal lets the step in progress end and a checkpoint be written.
 Everything random in training comes from `random_numbers`, so a run needs no stored generator state: killed at
 any moment and started again it gives the same weights bit for bit. The training loops are in the programs.
 """
@@ -34,7 +35,11 @@ from vw2_robot.aliases import with_new_keys
 from vw2_robot.binding import check_same_config
 from vw2_robot.checkpoint import CURE, STEP_FOLDER, is_our_checkpoint, last_checkpoint
 from vw2_robot.devices import open_device
+from vw2_robot.distributed.ranks import any_rank, is_main, local_rank, main_first, world_size
+from vw2_robot.distributed.sharding import Sharding
 from vw2_robot.errors import InputError, require
+from vw2_robot.limits import Count, Rate
+from vw2_robot.process import DeferredStop
 from vw2_robot.storage.files import (
     append_line,
     named,
@@ -51,6 +56,9 @@ CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 LATEST = "latest"
 CHECKPOINTS = "checkpoints"
+# What is written in a moment on any disk, so that a stop may always wait for it.
+QUICK_BYTES = 10**9
+QUICK_SECONDS = 10.0
 _LEFTOVER = re.compile(rf"\.{STEP_FOLDER.pattern}\.(tmp|old)")
 
 
@@ -60,14 +68,34 @@ class Hardware:
 
     device: str = "auto"
     """auto, cpu, cuda, cuda:0, ..."""
-    precision: Literal["float32", "bf16"] = "float32"
-    """bf16: autocast for matrix products; quantizer, losses and weights stay float32"""
+    precision: Literal["float32", "bf16", "float64"] = "float32"
+    """bf16: autocast for matrix products; quantizer, losses and weights stay float32. float64: everything, to compare
+    runs on other numbers of ranks; slow"""
     threads: int = 0
     """CPU threads of torch; 0: torch decides. Bit-exact resume needs the same number."""
     compile: bool = False
     """dLDM stage: encoder and decoder through torch.compile; minutes at the start, worth it on a GPU"""
     gradient_checkpointing: bool = False
     """VDM and dLDM stages: recompute activations in the backward pass instead of keeping them; same numbers"""
+    sharding: Sharding = "ddp"
+    """with several ranks. none: each holds everything, gradients are summed after the backward pass; ddp: during it;
+    fsdp: weights, gradients and optimizer states are sharded over the ranks. Same numbers"""
+    micro_batches: Count = 1
+    """forward passes of each rank for one batch, whose gradients are added: less memory, same numbers"""
+    validation_batch: Count = 16
+    """held-out clips in one forward pass; same numbers"""
+    grace_seconds: Rate = 10.0
+    """seconds from SIGTERM to the kill; a checkpoint of more than 1 GB is written at a stop only with more than 10"""
+
+    @property
+    def shards_weights(self) -> bool:
+        """Return whether weights are sharded: with `sharding=fsdp` and several ranks."""
+        return self.sharding == "fsdp" and world_size() > 1
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the type of weights and pixels."""
+        return torch.float64 if self.precision == "float64" else torch.float32
 
     def torch_device(self, *, option: str = "hardware.device") -> torch.device:
         """Return the device, after setting the number of threads.
@@ -78,6 +106,10 @@ class Hardware:
         if self.threads > 0:
             torch.set_num_threads(self.threads)
         device = open_device(self.device, option=option)
+        if device.type == "cuda" and world_size() > 1:
+            # One GPU for each rank of a machine, also where the option names one for a single process.
+            device = open_device(f"cuda:{local_rank()}", option=option)
+            torch.cuda.set_device(device)
         if device.type == "cuda":
             # TF32: the range of float32 with 10 bits of mantissa, and several times as fast on GPUs that have it.
             torch.backends.cuda.matmul.allow_tf32 = True
@@ -101,6 +133,7 @@ class Run:
         total_steps: training steps of the whole run.
         save_every: steps between checkpoints; the last step is always saved.
         log_every: steps between lines of metrics.
+        grace_seconds: see `Hardware`.
 
     Raises:
         InputError: another process works here, the folder is not that of such a run, or a file in it is damaged.
@@ -115,6 +148,7 @@ class Run:
         total_steps: int,
         save_every: int,
         log_every: int,
+        grace_seconds: float = 10.0,
     ) -> None:
         self.path = Path(path)
         self.stage = stage
@@ -124,33 +158,45 @@ class Run:
         self._tree = dict(config)
         self._board: Board | None = None
         self._bar: tqdm[int] | None = None
-        self._lock = lock_folder(self.path, what=f"training ({stage})")
-        try:
-            # 1. No links among the run's files: what is written or deleted through them lies elsewhere.
-            for name in (CONFIG, METRICS, LATEST, CHECKPOINTS, "log.txt", "tensorboard"):
-                if (self.path / name).is_symlink():
-                    raise InputError(
-                        f"{self.path / name} is a link, and a run writes and deletes in its own folder alone; replace "
-                        "it by what it points to, or use another run_dir"
-                    )
-            # 2. The last checkpoint. Without `latest` (lost, or a kill came before it was written): the newest one.
-            unnamed = (folder for folder in self._step_folders() if is_our_checkpoint(folder))
-            self.checkpoint = last_checkpoint(self.path) or max(unnamed, key=_step_of, default=None)
-            self.start = 0 if self.checkpoint is None else _step_of(self.checkpoint)
-            # 3. The configuration, and foreign folders where checkpoints will be written.
-            self._check_configuration()
-            for folder in self._step_folders():
-                if self.start < _step_of(folder) <= self.total_steps:
-                    self._check_place(folder)
-            # 4. A complete run: its checkpoint will not be loaded here, and `begin` will not be called.
-            if self.checkpoint is not None and self.complete:
-                verify(self.checkpoint, cure=CURE)
-                self._drop_older_checkpoints()
-            if self.checkpoint is not None and not (self.path / LATEST).exists():
-                write_text(self.path / LATEST, self.checkpoint.name + "\n")  # the next stage reads it
-        except BaseException:
-            self._lock.release()
-            raise
+        self._grace_seconds = grace_seconds
+        self._state_bytes = 0
+        self._stopping: DeferredStop | None = None
+        self._stopped = ""
+        """what is said when the run stops after this step; empty: it goes on"""
+        with main_first():
+            self._lock = lock_folder(self.path, what=f"training ({stage})") if is_main() else None
+            try:
+                self._open()
+            except BaseException:
+                self.close()
+                raise
+
+    def _open(self) -> None:
+        """Find the last checkpoint, and refuse what cannot be continued."""
+        # 1. No links among the run's files: what is written or deleted through them lies elsewhere.
+        for name in (CONFIG, METRICS, LATEST, CHECKPOINTS, "log.txt", "tensorboard"):
+            if (self.path / name).is_symlink():
+                raise InputError(
+                    f"{self.path / name} is a link, and a run writes and deletes in its own folder alone; replace "
+                    "it by what it points to, or use another run_dir"
+                )
+        # 2. The last checkpoint. Without `latest` (lost, or a kill came before it was written): the newest one.
+        unnamed = (folder for folder in self._step_folders() if is_our_checkpoint(folder))
+        self.checkpoint = last_checkpoint(self.path) or max(unnamed, key=_step_of, default=None)
+        self.start = 0 if self.checkpoint is None else _step_of(self.checkpoint)
+        # 3. The configuration, and foreign folders where checkpoints will be written.
+        self._check_configuration()
+        for folder in self._step_folders():
+            if self.start < _step_of(folder) <= self.total_steps:
+                self._check_place(folder)
+        if not is_main():
+            return
+        # 4. A complete run: its checkpoint will not be loaded here, and `begin` will not be called.
+        if self.checkpoint is not None and self.complete:
+            verify(self.checkpoint, cure=CURE)
+            self._drop_older_checkpoints()
+        if self.checkpoint is not None and not (self.path / LATEST).exists():
+            write_text(self.path / LATEST, self.checkpoint.name + "\n")  # the next stage reads it
 
     @property
     def complete(self) -> bool:
@@ -202,8 +248,18 @@ class Run:
                 "or use another run_dir"
             )
 
-    def begin(self) -> None:
-        """Write this configuration into the folder, and drop what came after the last checkpoint."""
+    def begin(self, *, state_bytes: int = 0) -> None:
+        """Write this configuration into the folder, and drop what came after the last checkpoint.
+
+        Args:
+            state_bytes: of a checkpoint; one that takes longer than a stop may last is not written at a stop.
+        """
+        self._state_bytes = state_bytes
+        with main_first():
+            if is_main():
+                self._begin()
+
+    def _begin(self) -> None:
         write_yaml(self.path / CONFIG, self._tree, note=f"a {self.stage} run of vw2_robot")
         file = self.path / METRICS
         damaged = 0
@@ -235,10 +291,13 @@ class Run:
             initial=self.start, total=stop, desc=name, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True
         ) as bar:
             self._bar = bar
-            while self.start < stop:
-                yield self.start
-                self.start += 1
-                bar.update()
+            with DeferredStop(self._grace_seconds) as self._stopping:
+                while self.start < stop:
+                    yield self.start
+                    self.start += 1
+                    bar.update()
+                    if self._stopped:
+                        self._stopping.stop(self._stopped)
             self._bar = None
 
     def skip_to(self, step: int) -> None:
@@ -250,8 +309,30 @@ class Run:
         """Return whether the step just finished is a multiple of `every`, or the last one."""
         return (step + 1) % every == 0 or step + 1 == self.total_steps
 
+    def checkpoint_due(self, step: int, every: int) -> bool:
+        """Return whether a checkpoint is written after this step; call it once at the end of every step, on all ranks.
+
+        Args:
+            step: number of the step just finished.
+            every: steps between two checkpoints.
+        """
+        if not any_rank(self._stopping is not None and self._stopping.signal is not None):
+            return self.due(step, every)
+        fits = self._state_bytes <= QUICK_BYTES or self._grace_seconds > QUICK_SECONDS
+        due = fits or self.due(step, every)
+        last = step + 1 if due else 0 if self.checkpoint is None else _step_of(self.checkpoint)
+        self._stopped = f"resumable: the same command continues from step {last} of {self.stage}"
+        if not due:
+            self._stopped += (
+                f" (a checkpoint of {self._state_bytes / 1e9:.1f} GB is not written within {self._grace_seconds:g} s; "
+                "hardware.grace_seconds says how long a stop may take)"
+            )
+        return due
+
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Write one line of metrics (tensors are fetched here) after `step + 1` finished steps."""
+        """Write one line of metrics (tensors are fetched here) after `step + 1` finished steps; rank 0 writes."""
+        if not is_main():
+            return
         plain = {key: round(float(value), 8) for key, value in values.items()}
         append_line(self.path / METRICS, json.dumps({"step": step + 1, **plain}))
         if self._bar is not None:
@@ -269,7 +350,9 @@ class Run:
             self.log_message(f"no more metrics for TensorBoard: {error}")
 
     def log_message(self, message: str) -> None:
-        """Print a message to the terminal, and append it to log.txt."""
+        """Print a message to the terminal, and append it to log.txt; rank 0 does."""
+        if not is_main():
+            return
         line = f"[{self.stage}] {message}"
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
@@ -280,18 +363,22 @@ class Run:
 
         Args:
             step: number of the step just finished, from 0.
-            write: writes the checkpoint into the folder that it is given.
+            write: writes the checkpoint into the folder that it is given; all ranks call it.
         """
         # The order matters for a kill in between: older ones go last, when the new one and its name are on disk.
         folder = self.path / CHECKPOINTS / f"step_{step + 1}"
-        folder.parent.mkdir(exist_ok=True)
-        self._check_place(folder)
+        with main_first():
+            folder.parent.mkdir(exist_ok=True)
+            self._check_place(folder)
         write(folder)
-        # Metrics up to this step are on disk before `latest`: a resumed run does not compute these steps again.
-        sync_files(file for file in [self.path / METRICS] if file.is_file())
-        write_text(self.path / LATEST, folder.name + "\n")
-        self.checkpoint = folder
-        self._drop_older_checkpoints()
+        with main_first():
+            if is_main():
+                # Metrics up to this step are on disk before `latest`: a resumed run does not compute them again.
+                sync_files(file for file in [self.path / METRICS] if file.is_file())
+                write_text(self.path / LATEST, folder.name + "\n")
+            self.checkpoint = folder
+            if is_main():
+                self._drop_older_checkpoints()
 
     def _drop_older_checkpoints(self) -> None:
         """Delete the run's checkpoints before the last one, and what a kill left half-written or half-deleted."""
@@ -307,7 +394,8 @@ class Run:
 
     def close(self) -> None:
         """Release the lock of the folder."""
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
 
     def __enter__(self) -> Run:
         return self

@@ -72,6 +72,36 @@ def test_bytes_that_autograd_keeps_of_a_small_network_are_counted(memory):
     assert kept.largest == 4 * 2 * 8
 
 
+def test_kept_bytes_are_attributed_to_the_innermost_module(memory):
+    inner, outer = torch.nn.Linear(4, 4), torch.nn.Sequential(torch.nn.Sigmoid())
+    outer.append(inner)
+    x, kept = torch.randn(2, 4, requires_grad=True), memory.Kept(outer)
+    with kept.counting(list(outer.modules())):
+        outer(x).exp()
+    # Sigmoid and exp keep their outputs, and the layer its input, which is the sigmoid's output.
+    assert kept.inside == {outer[0]: 32, None: 32}
+
+
+def test_rows_of_phase_one_add_up_and_recomputation_keeps_less(memory, capsys):
+    memory.phase_one_rows(memory.load_preset("h200")[0])
+    *rows, everything, further, recomputed = [row.split() for row in capsys.readouterr().out.splitlines()[1:]]
+    total = sum(float(row[-1]) for row in rows)
+    assert total == pytest.approx(float(everything[-1]), abs=0.5 * len(rows))
+    assert float(recomputed[-1]) < total / 2
+    assert total / 2 < float(further[-1]) < total  # the copies of the weights are not kept again
+    # Two blocks at 9 steps x 128 x 32 x 32. Each keeps the inputs of two norms and of four convolutions in bfloat16,
+    # and copies of the weights: two pairs of 3 x 3 in space and 3 in time.
+    first = next(row for row in rows if row[:3] == ["encoder,", "ResidualBlock,", "128"])
+    inputs = 9 * 128 * 32 * 32 * 2
+    weights = 2 * (9 + 3) * 128 * 128 * 2
+    assert [float(cell) for cell in first[-5:-1]] == [
+        2,
+        round(4 * inputs / 1e6),
+        round((8 * inputs + 2 * weights) / 1e6),
+        0,
+    ]
+
+
 def test_norms_keep_float32_as_under_cuda_autocast(memory):
     norm, x = torch.nn.LayerNorm(8), torch.randn(2, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16), memory.NormsInFloat32():

@@ -11,12 +11,12 @@ import errno
 import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from vw2_robot import __version__
-from vw2_robot.command_line.config_tree import check_keys, config_from
+from vw2_robot.command_line.config_tree import check_keys, config_from, config_tree, differing_keys
 from vw2_robot.command_line.keys import print_keys
 from vw2_robot.command_line.overrides import as_typed
 from vw2_robot.errors import InputError, MissingExtraError, require
@@ -49,7 +49,7 @@ _LIMITS = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
 
 
 def program(
-    config_cls: type[ConfigT], *, config_name: str, extra: str = "train", one_process: bool = False
+    config_cls: type[ConfigT], *, config_name: str, extra: str = "train", ranks: bool = False
 ) -> Callable[[Callable[[ConfigT], None]], Callable[[], None]]:
     """Decorate `run(config)` into a console-script `main()` that is configured by `configs/<config_name>.yaml`.
 
@@ -57,7 +57,7 @@ def program(
         config_cls: root dataclass of the program.
         config_name: of its yaml file.
         extra: installs what the program needs, Hydra first of all.
-        one_process: refuse to be started as one of several ranks, each of which would do all of the work.
+        ranks: may be started as several ranks (torchrun, srun), which are joined while it runs.
     """
 
     def decorate(run: Callable[[ConfigT], None]) -> Callable[[], None]:
@@ -84,24 +84,25 @@ def program(
             @hydra.main(version_base="1.3", config_path="pkg://vw2_robot.configs", config_name=config_name)
             def job(tree: DictConfig) -> None:
                 try:
-                    ranks = os.environ.get("WORLD_SIZE", "")
-                    if one_process and ranks not in ("", "0", "1"):
-                        raise InputError(
-                            f"WORLD_SIZE={ranks}: this program is one process, and each of several ranks would train "
-                            "the whole run; start it without torchrun, or set WORLD_SIZE=1"
+                    with all_ranks() if ranks else nullcontext():
+                        # Before values that are missing: a misspelt key may be the reason.
+                        check_keys(
+                            config_cls, {str(key): OmegaConf.select(tree, str(key), default=None) for key in tree}
                         )
-                    # Before values that are missing: a misspelt key may be the reason.
-                    check_keys(config_cls, {str(key): OmegaConf.select(tree, str(key), default=None) for key in tree})
-                    try:
-                        values: Any = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
-                    except OmegaConfBaseException as error:
-                        what = str(error).splitlines()[0]
-                        raise InputError(f"{what}; give {error.full_key}=... (--help shows an example)") from error
-                    run(config_from(config_cls, values))
+                        try:
+                            values: Any = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+                        except OmegaConfBaseException as error:
+                            what = str(error).splitlines()[0]
+                            raise InputError(f"{what}; give {error.full_key}=... (--help shows an example)") from error
+                        config = config_from(config_cls, values)
+                        if ranks:
+                            check_same_on_all_ranks(config)
+                        run(config)
                 except Exception as error:
                     if (message := _message(error)) is None or os.environ.get("HYDRA_FULL_ERROR"):
                         raise
-                    _print_error(config_name, message)
+                    if not getattr(error, "silent", False):  # of several ranks one prints
+                        _print_error(config_name, message)
                     facts = HydraConfig.get()
                     if facts.mode != RunMode.MULTIRUN:
                         raise SystemExit(1) from None
@@ -131,6 +132,34 @@ def program(
         return main
 
     return decorate
+
+
+def all_ranks() -> AbstractContextManager[None]:
+    """Return the context in which the ranks that the environment names are joined; nothing for a single process."""
+    if os.environ.get("WORLD_SIZE", "") in ("", "0", "1"):
+        return nullcontext()
+    from vw2_robot.distributed.ranks import joined_ranks  # torch, which a single process need not load here
+
+    return joined_ranks()
+
+
+def check_same_on_all_ranks(config: Any) -> None:
+    """Compare the configuration of all ranks.
+
+    Raises:
+        InputError: they differ; names the keys.
+    """
+    if os.environ.get("WORLD_SIZE", "") in ("", "0", "1"):
+        return
+    from vw2_robot.distributed.ranks import gather
+
+    trees = gather(config_tree(config))
+    for number, tree in enumerate(trees):
+        if names := differing_keys(trees[0], tree):
+            raise InputError(
+                f"rank 0 and rank {number} have different configurations ({', '.join(names[:5])}); start all ranks "
+                "with the same command"
+            )
 
 
 def _message(error: Exception) -> str | None:

@@ -5,14 +5,16 @@ together holds the j-th segment of the batch, and rank r the r-th share of that 
 whose statistics are taken together lies within one micro-batch, whatever the number of ranks.
 """
 
-# B samples of this rank in one micro-batch · G groups
+# B samples of this rank in one micro-batch · G groups that this rank sees · A all groups of a micro-batch
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
@@ -65,6 +67,25 @@ class BatchShare:
         return [slice(i * self.size, (i + 1) * self.size) for i in range(self.micro_batches)]
 
 
+def shared_chunks(count: int, size: int) -> Iterator[tuple[NDArray[np.int64], bool]]:
+    """Yield this rank's positions among `count` samples, a few at a time, and whether they count.
+
+    Every rank gets as many chunks as the others, since sharded modules run in step; what is left over does not count.
+
+    Args:
+        count: samples of all ranks.
+        size: most of one chunk.
+    """
+    size = min(size, -(-count // ranks.world_size()))
+    for first in range(
+        ranks.rank() * size,
+        -(-count // (size * ranks.world_size())) * size * ranks.world_size(),
+        size * ranks.world_size(),
+    ):
+        rows = np.arange(first, min(count, first + size))
+        yield (rows, True) if len(rows) else (np.array([count - 1]), False)
+
+
 class PartOfBatch(NamedTuple):
     """What one forward pass is of its global batch: the losses of all passes and ranks add up to that of the batch."""
 
@@ -74,6 +95,10 @@ class PartOfBatch(NamedTuple):
     """samples of the global batch"""
     valid_steps: Tensor
     """valid latent steps of the global batch, a scalar"""
+
+    def frames(self, per_step: int) -> Tensor:
+        """Return the frames of the global batch that count: the first of each clip, and those of valid steps."""
+        return self.clips + per_step * self.valid_steps
 
 
 class StatisticsGroups:
@@ -105,7 +130,7 @@ class StatisticsGroups:
         group = (ranks.rank() * batch + torch.arange(batch, device=device)) // clips
         return _members(group, batch * size // clips), True
 
-    def sums(self, values: Float[Tensor, B * rest]) -> Float[Tensor, G * rest]:
+    def sums(self, values: Float[Tensor, "B ..."]) -> Float[Tensor, "G ..."]:
         """Return the sum of each group, over ranks where it spans them; gradients flow to all clips of the group.
 
         Computed in float64: the sums of one rank and of several then round to the same numbers nearly always.
@@ -115,11 +140,25 @@ class StatisticsGroups:
             sums = (member @ values.to(member.dtype).flatten(1)).unflatten(1, values.shape[1:])
         return ranks.global_sum(sums) if spans else sums
 
-    def spread(self, statistics: Float[Tensor, G * rest], batch: int) -> Float[Tensor, B * rest]:
+    def spread(self, statistics: Float[Tensor, "G ..."], batch: int) -> Float[Tensor, "B ..."]:
         """Return for each clip of this rank the value of its group."""
         member, _ = self.place(batch, statistics.device)
         with torch.autocast(statistics.device.type, enabled=False):
             return (member.T.to(statistics.dtype) @ statistics.flatten(1)).unflatten(1, statistics.shape[1:])
+
+    def of_all_ranks(self, statistics: Float[Tensor, "G ..."], batch: int) -> Float[Tensor, "A ..."]:
+        """Return the statistics of all groups of a micro-batch, in order and without gradient.
+
+        Args:
+            statistics: of the groups that this rank sees.
+            batch: clips of this rank.
+        """
+        _, spans = self.place(batch, statistics.device)
+        if spans or ranks.world_size() == 1:
+            return statistics
+        found = [torch.empty_like(statistics) for _ in range(ranks.world_size())]
+        dist.all_gather(found, statistics.contiguous())
+        return torch.cat(found)
 
 
 def _members(group: Int[Tensor, " B"], groups: int) -> Float[Tensor, "G B"]:

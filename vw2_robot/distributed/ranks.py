@@ -28,6 +28,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vw2_robot.errors import InputError
+from vw2_robot.storage.locks import lock_folder
 
 Value = TypeVar("Value")
 
@@ -140,6 +141,20 @@ def main_first() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def locked_on_main(folder: Path, *, what: str) -> Iterator[None]:
+    """Lock a folder for all ranks, by rank 0, for the time of the `with`; see `lock_folder`."""
+    lock = None
+    with main_first():
+        if is_main():
+            lock = lock_folder(folder, what=what)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
+
+
 def check_same(what: str, values: Mapping[str, Any], *, advice: str) -> None:
     """Compare plain values over all ranks.
 
@@ -186,7 +201,7 @@ def joined_ranks() -> Iterator[None]:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=_silence()), init_method="env://")
         # The time limit of the beginning is short, that of later collectives is the life of the ranks.
-        dist.distributed_c10d._set_pg_timeout(_LONGEST_WAIT)
+        dist.distributed_c10d._set_pg_timeout(_LONGEST_WAIT, None)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
@@ -199,7 +214,13 @@ def joined_ranks() -> Iterator[None]:
             yield
         dist.barrier()
     except Exception as error:
-        raise watch.explained(error) from error
+        explained = watch.explained(error)
+        if explained is error:
+            raise
+        raise explained from error
+    except KeyboardInterrupt:  # or SIGTERM; where all ranks stop together nobody reads this
+        watch.post(number, "stopped by a signal")
+        raise
     finally:
         watch.stop()
         with suppress(RuntimeError):  # a peer may be gone
@@ -234,7 +255,7 @@ class _Watch:
         self._number = number
         self._size = size
         # Connections of their own: a store serves one call at a time, and some of them wait.
-        store = dist.distributed_c10d._get_default_store()
+        store: Any = dist.distributed_c10d._get_default_store()
         self._store = store.clone()
         self._posted = store.clone()
         self._silence = _silence()
@@ -249,21 +270,24 @@ class _Watch:
 
     def explained(self, error: Exception) -> Exception:
         """Return the error to raise: this rank's own, which the others are told, or that of the rank that failed."""
-        if not isinstance(error, OtherRankError) and not _lost_peer(error):
-            self._post(self._number, str(error) or type(error).__name__)
-        deadline = time.monotonic() + (self._silence + 5 * BEAT_SECONDS if _lost_peer(error) else 2 * BEAT_SECONDS)
-        while self.failure is None and time.monotonic() < deadline:
+        lost = _lost_peer(error)
+        if not lost and not isinstance(error, OtherRankError):
+            self.post(self._number, str(error) or type(error).__name__)
+        # Also the rank that failed waits a little: the store may end with it, and the others have to read it.
+        deadline = time.monotonic() + (self._silence + 5 * BEAT_SECONDS if lost else 2 * BEAT_SECONDS)
+        while time.monotonic() < deadline and not (lost and self.failure is not None):
             time.sleep(0.1)
-        if isinstance(error, OtherRankError) or self.failure is None:
+        if self.failure is None or self.failure[0] == self._number or isinstance(error, OtherRankError):
             return error
         failed, message = self.failure
-        if not _lost_peer(error) and (failed == self._number or message != str(error)):
+        if not lost and message != str(error):
             return error
-        if failed == self._number:
-            return error
-        return OtherRankError(f"rank {failed}: {message}", silent=failed == 0 or "died" not in message)
+        # Who failed prints. Of the dead rank 0 speaks, or everybody where it is dead itself.
+        speaks = message.startswith("died") and (self._number == 0 or failed == 0)
+        return OtherRankError(f"rank {failed}: {message}", silent=not speaks)
 
-    def _post(self, failed: int, message: str) -> None:
+    def post(self, failed: int, message: str) -> None:
+        """Tell all ranks that one has failed; the first message counts."""
         with suppress(RuntimeError):  # the store may be gone with its rank
             self._posted.compare_set(_FAILED, "", f"{failed}\n{message}")
 
@@ -284,7 +308,7 @@ class _Watch:
                     if other not in seen or seen[other][0] != count:
                         seen[other] = (count, now)
                     elif now - seen[other][1] > self._silence:
-                        self._post(
+                        self.post(
                             other, f"died, or has not answered for {self._silence:g} s; the last checkpoint counts"
                         )
             except (RuntimeError, ValueError) as error:
@@ -319,7 +343,7 @@ def _quiet(on: bool) -> Iterator[None]:
     before = (sys.stdout, sys.stderr)
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         sys.stdout = nowhere
-        sys.stderr = _NoTerminal(sys.stderr)  # type: ignore[assignment]
+        sys.stderr = _NoTerminal(sys.stderr)
         try:
             yield
         finally:

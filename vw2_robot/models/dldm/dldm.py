@@ -19,6 +19,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from vw2_robot.distributed.batch_share import StatisticsGroups
+
+from ..precision import at_least_float32
 from .causal_video import CausalEncoder
 from .code_decoder import CodeDecoder
 from .config import DLDMConfig
@@ -42,22 +45,55 @@ def pad_to_stride(x: Float[Tensor, "B T 3 H W"], stride: int) -> Float[Tensor, "
 
 
 class Standardize(nn.Module):
-    """Zero mean and unit variance for each dimension of each query: over the batch, or by running statistics in eval.
+    """Zero mean and unit variance for each dimension of each query: over a group of clips, or by running statistics.
 
     Each query has statistics of its own: over all queries together, a constant difference between them would count as
     variance. Encode for other stages in eval mode: only there does a code depend on its own clip's past alone.
+
+    Attributes:
+        groups: the clips of a batch that are standardized together; training programs set it. Groups are equal on any
+            number of ranks and micro-batches, and so are codes and running statistics.
     """
 
     def __init__(self, queries: int, fsq_dims: int) -> None:
         super().__init__()
+        # Used in eval mode, and for its buffers.
         self.norm = nn.BatchNorm1d(queries * fsq_dims, affine=False, momentum=0.1)
+        self.groups = StatisticsGroups()
+        self.groups_per_batch = 1
 
     def forward(self, z: Float[Tensor, "B M N L"]) -> Float[Tensor, "B M N L"]:
-        """Return z, standardized, in float32."""
+        """Return z, standardized, in float32 or more."""
         # float32 on purpose: running statistics in bfloat16 stop moving, since their updates round to zero.
         with torch.autocast(z.device.type, enabled=False):
-            out: Tensor = self.norm(z.float().flatten(2).flatten(0, 1)).view_as(z)
-            return out
+            z = at_least_float32(z)
+            if not self.training:
+                out: Tensor = self.norm(z.flatten(2).flatten(0, 1)).view_as(z)
+                return out
+            values = z.flatten(2)  # [B, M, N * L]
+            batch = len(values)
+            count = self.groups.sums(torch.full_like(values[:, 0, :1], values.shape[1]))  # latent steps of a group
+            mean = self.groups.sums(values.sum(1)) / count
+            centered = values - self.groups.spread(mean, batch)[:, None].to(z.dtype)
+            variance = self.groups.sums(centered.square().sum(1)) / count
+            self._follow(mean.detach(), variance.detach() * count / (count - 1).clamp(min=1), batch=batch)
+            scale = (self.groups.spread(variance, batch) + self.norm.eps).rsqrt().to(z.dtype)
+            return (centered * scale[:, None]).view_as(z)
+
+    @torch.no_grad()
+    def _follow(self, mean: Float[Tensor, "G D"], variance: Float[Tensor, "G D"], *, batch: int) -> None:
+        """Move the running statistics; a batch moves them by the same share whatever the number of its groups."""
+        assert self.norm.momentum is not None
+        assert self.norm.running_mean is not None
+        assert self.norm.running_var is not None
+        assert self.norm.num_batches_tracked is not None
+        every = self.groups.of_all_ranks(torch.stack([mean, variance], 1), batch)
+        share = 1 - (1 - self.norm.momentum) ** (1 / self.groups_per_batch)
+        # One after the other, in the order of the batch.
+        for group_mean, group_variance in every.to(self.norm.running_mean.dtype):
+            self.norm.running_mean.lerp_(group_mean, share)
+            self.norm.running_var.lerp_(group_variance, share)
+        self.norm.num_batches_tracked += len(every)
 
 
 class DLDM(nn.Module):
@@ -130,6 +166,30 @@ class DLDM(nn.Module):
         """
         out: Tensor = self.decoder(codes, anchor, first_frame)
         return out
+
+    def share_statistics(self, groups: StatisticsGroups, groups_per_batch: int, *, micro_batches: int) -> None:
+        """Set how a training batch is divided, for what couples its clips: statistics before FSQ, use of a codebook.
+
+        Args:
+            groups: of clips that are standardized together.
+            groups_per_batch: how many a batch has.
+            micro_batches: forward passes of each rank for one batch.
+        """
+        for module in self.modules():
+            if isinstance(module, Standardize):
+                module.groups = groups
+                module.groups_per_batch = groups_per_batch
+            elif isinstance(module, VQ):
+                module.micro_batches = micro_batches
+
+    def blocks(self) -> list[nn.Module]:
+        """Return the blocks that sharded training gathers one after the other, in order."""
+        return [self.encoder, self.qformer, self.decoder]
+
+    def compile_blocks(self) -> None:
+        """Compile encoder and decoder in place: names of parameters stay as they are."""
+        self.encoder.compile()
+        self.decoder.compile()
 
     def checkpoint_gradients(self) -> None:
         """Keep only the input of each block of the trunk, and compute the rest again in the backward pass."""

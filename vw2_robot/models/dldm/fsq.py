@@ -4,8 +4,8 @@ Place in the flow: dLDM queries -> FSQ -> latent action tokens. Mentzer et al., 
 has no codebook, no commitment loss and no state; with levels [8, 5, 5, 5] there are 1000 codes. Not a learned vector
 quantizer.
 
-Always computed in float32, also under autocast: index arithmetic in bfloat16 is exact for small level sets only by
-luck. Never feed a *code* to the quantizer again: `bound` is not the identity on codes, and about half of them would
+Always computed in float32 or more, also under autocast: index arithmetic in bfloat16 is exact for small level sets only
+by luck. Never feed a *code* to the quantizer again: `bound` is not the identity on codes, and about half of them would
 change.
 """
 
@@ -18,6 +18,8 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from ..precision import at_least_float32
 
 
 class FSQ(nn.Module):
@@ -62,7 +64,7 @@ class FSQ(nn.Module):
 
     def bound(self, z: Float[Tensor, "*batch L"]) -> Float[Tensor, "*batch L"]:
         """Return each number squashed smoothly into the interval whose integers are its levels."""
-        return torch.tanh(z.float() + self.shift) * self.radius - self.offset
+        return torch.tanh(at_least_float32(z) + self.shift) * self.radius - self.offset
 
     def forward(self, z: Float[Tensor, "*batch L"]) -> Float[Tensor, "*batch L"]:
         """Return codes in [-1, 1]; the gradient is that of `bound`, straight through the rounding."""
@@ -74,7 +76,7 @@ class FSQ(nn.Module):
 
     def indices(self, codes: Float[Tensor, "*batch L"]) -> Int[Tensor, "*batch"]:
         """Return the index in [0, V) of each code; the inverse of `codes_of`."""
-        level_numbers = (codes.detach().float() * self.half_width).round().long() + self.half_width
+        level_numbers = (at_least_float32(codes.detach()) * self.half_width).round().long() + self.half_width
         return (level_numbers * self.basis).sum(-1)
 
     def codes_of(self, indices: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch L"]:

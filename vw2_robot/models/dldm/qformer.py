@@ -84,11 +84,11 @@ class QFormer(nn.Module):
 
     def position(self, height: int, width: int) -> Float[Tensor, "hw C"]:
         """Return the 2-D position code of a grid of that size."""
-        device = self.frequencies.device
-        rows = torch.linspace(0, 1, height, device=device)
-        columns = torch.linspace(0, 1, width, device=device)
+        frequencies = self.frequencies
+        rows = torch.linspace(0, 1, height, device=frequencies.device, dtype=frequencies.dtype)
+        columns = torch.linspace(0, 1, width, device=frequencies.device, dtype=frequencies.dtype)
         grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)
-        angle = 2 * math.pi * grid @ self.frequencies
+        angle = 2 * math.pi * grid @ frequencies
         return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
     def _context(self, f: Float[Tensor, "B K C h w"]) -> tuple[Tensor, Tensor, Tensor | None]:

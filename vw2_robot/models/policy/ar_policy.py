@@ -30,6 +30,7 @@ from vw2_robot.limits import Count
 from ..dldm.config import DLDMConfig
 from ..dldm.dldm import DLDM
 from ..dldm.fsq import FSQ
+from ..precision import at_least_float32
 from .backbone import Backbone, BackboneConfig
 from .decoding import Decoded, Decoding, Prompt, Sampling
 from .image_tokens import NORM_GROUPS, DiscreteTokens, FeatureTokens, PixelTokens
@@ -267,7 +268,12 @@ class LatentPolicy(nn.Module):
         return rearrange(hidden[:, -latent_steps * queries :], "b (h n) d -> b h n d", n=queries)
 
     def code_loss(
-        self, states: Float[Tensor, "B H N D"], codes: Int[Tensor, "B H N"], valid: Bool[Tensor, "B H *N"]
+        self,
+        states: Float[Tensor, "B H N D"],
+        codes: Int[Tensor, "B H N"],
+        valid: Bool[Tensor, "B H *N"],
+        *,
+        count: Tensor | None = None,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Return the cross-entropy of the latent tokens and, under "accuracy", the share predicted right.
 
@@ -275,6 +281,8 @@ class LatentPolicy(nn.Module):
             states: from `states`.
             codes: the right ones.
             valid: what the two means go over: whole steps [B, H], or single codes [B, H, N].
+            count: what both sums are divided by: the valid codes of the whole batch where this is a part of it; None:
+                those of `valid`.
         """
         first, end = self.backbone.vocabulary.latent
         if not self.config.restrict_softmax:
@@ -287,10 +295,11 @@ class LatentPolicy(nn.Module):
             labels = codes
         # float32 on purpose: the logarithm of a softmax over a thousand codes loses its small parts in bfloat16.
         with torch.autocast(logits.device.type, enabled=False):
-            loss_BHN = F.cross_entropy(logits.float().flatten(0, 2), labels.flatten(), reduction="none").view_as(codes)
-            weight = (valid if valid.ndim == 3 else valid[..., None]).expand_as(codes).float()
-            total = weight.sum().clamp(min=1)
-            correct = (chosen == codes).float()
+            loss_BHN = F.cross_entropy(at_least_float32(logits).flatten(0, 2), labels.flatten(), reduction="none")
+            loss_BHN = loss_BHN.view_as(codes)
+            weight = (valid if valid.ndim == 3 else valid[..., None]).expand_as(codes).to(loss_BHN)
+            total = (weight.sum() if count is None else count).clamp(min=1)
+            correct = (chosen == codes).to(loss_BHN)
             return (loss_BHN * weight).sum() / total, {"accuracy": ((correct * weight).sum() / total).detach()}
 
     def begin(

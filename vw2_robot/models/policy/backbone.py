@@ -174,7 +174,9 @@ class Backbone(nn.Module):
         """
         if self.config.weights is None:
             # Written out on a CPU: torch's fused attention takes a third of a training step of 30 tokens in bf16 there.
-            attention = "eager" if inputs.device.type == "cpu" else "sdpa"
+            # Not in float64: there transformers computes the softmax in float32 all the same.
+            written_out = inputs.device.type == "cpu" and inputs.dtype != torch.float64
+            attention = "eager" if written_out else "sdpa"
             if self.model.config._attn_implementation != attention:
                 self.model.set_attn_implementation(attention)
         name = "inputs_embeds" if inputs.is_floating_point() else "input_ids"
@@ -237,6 +239,28 @@ class Backbone(nn.Module):
         if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
             logits = torch.tanh(logits / cap) * cap
         return logits
+
+    def blocks(self) -> list[nn.Module]:
+        """Return the layers of the language model: the longest list of modules in it, whatever its architecture."""
+        lists = [list(module) for module in self.modules() if isinstance(module, nn.ModuleList)]
+        return max(lists, key=len)
+
+    def compile_blocks(self) -> None:
+        """Compile each layer in place: names of parameters stay as they are."""
+        for block in self.blocks():
+            block.compile(fullgraph=True)
+
+    def check_sharding(self) -> None:
+        """Refuse to be sharded where some rows of a table are frozen, which sharded weights do not know.
+
+        Raises:
+            InputError: `train` is not full.
+        """
+        if self.config.train != "full":
+            raise InputError(
+                f"policy.backbone.train={self.config.train} with hardware.sharding=fsdp: the frozen rows of the "
+                "embedding tables cannot be sharded; use hardware.sharding=ddp"
+            )
 
     def merge_adapters(self) -> None:
         """Add the adapters to the weights of the layers they adapt, and drop them."""

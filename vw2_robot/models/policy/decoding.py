@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..precision import at_least_float32
 from .backbone import Backbone
 from .vlm_images import flat_rows
 
@@ -87,7 +88,7 @@ class Sampling:
         if self.temperature == 0:
             return logits.argmax(-1)
         # On the CPU, so that a seed gives the same codes on every device.
-        probabilities, codes = (logits.float() / self.temperature).softmax(-1).cpu().sort(-1, descending=True)
+        probabilities, codes = (at_least_float32(logits) / self.temperature).softmax(-1).cpu().sort(-1, descending=True)
         # top_p: a code stays as long as the likelier ones together are below p, so the likeliest always stays.
         before = probabilities.cumsum(-1) - probabilities
         probabilities = probabilities.masked_fill(before >= self.top_p, 0.0)
@@ -178,7 +179,7 @@ class Decoding:
                 self._next_position = self._next_position + 1
             # 2. Choose the next code. float32 on purpose: a thousand logits differ by less than bfloat16 resolves.
             with torch.autocast(state.device.type, enabled=False):
-                logits = self._backbone.latent_logits(state.float())
+                logits = self._backbone.latent_logits(at_least_float32(state))
             self._code = self._sampling.choose(logits, self._generator)
             codes.append(self._code)
             states.append(state)

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..precision import at_least_float32
 from .llama_weights import LayerWeights, LlamaWeights
 
 # Instructions whose keys and values are kept per model, the latest ones.
@@ -169,7 +170,7 @@ class StaticCache:
             kept = (-1, -1, keys, -1)
             cos = torch.cat([cos.expand(rotated), torch.ones_like(cos).expand(kept)], dim=2)
             sin = torch.cat([sin.expand(rotated), torch.zeros_like(sin).expand(kept)], dim=2)
-            x = inputs.float().flatten(0, 1)
+            x = at_least_float32(inputs).flatten(0, 1)
             for number, (layer, memory) in enumerate(zip(self._weights.layers, self._memory.unbind(0), strict=True)):
                 # 1. Queries, keys and values; keys and values go into the memory.
                 heads = self._project(layer, self._rms_norm(x, layer.norm_attention), (batch, count), cos, sin)

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vw2_robot.random_numbers import SampleNoise
+
 # Timestep that marks the clean conditioning frame: sigma = 1e-4 (method 1.12).
 CLEAN_TIME = 1e-4 / (1 + 1e-4)
 # Size of what moves, in units of the codec's latents (EDM preconditioning, Karras et al. 2022); measured: 1.06.
@@ -27,20 +29,19 @@ SIGMA_LAST = 0.002
 ORDER = 7
 
 
-def sample_times(batch: int, generator: torch.Generator, *, num_frames: int, shift: float = 1.0) -> Float[Tensor, " B"]:
+def sample_times(noise: SampleNoise, *, num_frames: int, shift: float = 1.0) -> Float[Tensor, " B"]:
     """Sample noise levels t of training: ln sigma ~ N(0, 1), sigma times `shift` sqrt(K), with a log-uniform tail.
 
     Args:
-        batch: how many.
-        generator: on the CPU.
+        noise: of the B samples.
         num_frames: K, latent frames; more frames hide less under the same noise.
         shift: see `VDMConfig.noise_shift`.
     """
-    sigma = torch.randn(batch, generator=generator).exp() * math.sqrt(num_frames) * shift
+    sigma = noise.randn().exp() * math.sqrt(num_frames) * shift
     low = math.log(TAIL_LOW)
     high = math.log(TAIL_HIGH)
-    tail = (low + (high - low) * torch.rand(batch, generator=generator)).exp()
-    sigma = torch.where(torch.rand(batch, generator=generator) < TAIL_PROBABILITY, tail, sigma)
+    tail = (low + (high - low) * noise.rand()).exp()
+    sigma = torch.where(noise.rand() < TAIL_PROBABILITY, tail, sigma)
     return sigma / (1 + sigma)
 
 

@@ -25,7 +25,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vw2_robot.limits import Count, Rate
+from vw2_robot.random_numbers import SampleNoise
 
+from ..precision import at_least_float32
 from .code_projection import CodeProjection, key_steps, visible_keys
 from .control import FullControl, LightControl, residuals_added
 from .cosmos import Masks, add_lora, blocks_of, build_scheduler, build_transformer, install_masks, is_adapter
@@ -228,6 +230,19 @@ class VDM(nn.Module):
         save_weights(self.transformer, path, "transformer", options=stock, merged=merged)
         save_scheduler(path)
 
+    def blocks(self) -> list[nn.Module]:
+        """Return the blocks that sharded training gathers one after the other, in order.
+
+        The control branch itself is not one of them: it calls the transformer's embeddings.
+        """
+        copied = list(self.control.blocks) if isinstance(self.control, FullControl) else []
+        return [*blocks_of(self.transformer), *copied]
+
+    def compile_blocks(self) -> None:
+        """Compile each block in place: names of parameters stay as they are."""
+        for block in self.blocks():
+            block.compile(fullgraph=True)
+
     def checkpoint_gradients(self) -> None:
         """Keep one activation per block for the backward pass and compute the others again: less memory, more time."""
         self.transformer.enable_gradient_checkpointing()  # type: ignore[operator]
@@ -287,7 +302,7 @@ class VDM(nn.Module):
         if self.config.prediction == "velocity":
             prediction: Tensor = out
             return prediction
-        return velocity_of_change(out.float(), noisy, time, first)
+        return velocity_of_change(at_least_float32(out), noisy, time, first)
 
     def _set_masks(
         self, num_frames: int, height: int, width: int, keep_codes: Tensor | None, device: torch.device
@@ -302,7 +317,9 @@ class VDM(nn.Module):
         self._masks.cross = cross
         self._masks.self_attention = None
         if self.config.temporal_causal_self_attention:
-            self._masks.self_attention = frame_of_query[None] <= frame_of_query[:, None]
+            # With axes for samples and heads: diffusers takes a mask of two axes for one of samples and keys as soon as
+            # there are as many samples as tokens.
+            self._masks.self_attention = (frame_of_query[None] <= frame_of_query[:, None])[None, None]
 
     def denoising_loss(
         self,
@@ -311,8 +328,9 @@ class VDM(nn.Module):
         *,
         control_video: Float[Tensor, "B C K h w"] | None,
         valid: Bool[Tensor, "B M"],
-        generator: torch.Generator,
+        noise: SampleNoise,
         drop_codes: bool = False,
+        valid_steps: Tensor | None = None,
     ) -> Float[Tensor, ""]:
         """Return the weighted velocity error over latent frames 1 .. K-1 whose step is valid.
 
@@ -321,26 +339,27 @@ class VDM(nn.Module):
             codes: quantized codes.
             control_video: latents of the coarse clip; None leaves the control branch out.
             valid: False on latent steps that hold padding.
-            generator: on the CPU.
+            noise: of these B samples.
             drop_codes: hide the codes of every sample, to train the prior.
+            valid_steps: what the sum is divided by: the valid steps of the whole batch where this is a part of it;
+                None: those of `valid`.
         """
         # The order of the random numbers is part of every seed: noise level, noise, dropout of codes.
         device = latents.device
         shift = self.config.noise_shift
-        time = sample_times(latents.shape[0], generator, num_frames=self.geometry.latent_steps + 1, shift=shift).to(
-            device
-        )
-        noise = torch.randn(latents.shape, generator=generator).to(device)
+        time = sample_times(noise, num_frames=self.geometry.latent_steps + 1, shift=shift).to(latents)
+        eps = noise.randn(*latents.shape[1:]).to(latents)
         dropout = 1.0 if drop_codes else self.config.code_dropout
-        keep = (torch.rand(latents.shape[0], generator=generator) >= dropout).to(device)
+        keep = (noise.rand() >= dropout).to(device)
         t = time[:, None, None, None, None]
-        noisy = (1 - t) * latents + t * noise
+        noisy = (1 - t) * latents + t * eps
         predicted = self.velocity(noisy, time, latents[:, :, 0], codes, control_video=control_video, keep_codes=keep)
         # float32 on purpose: a mean of squares.
         with torch.autocast(device.type, enabled=False):
-            error = F.mse_loss(predicted.float(), noise - latents, reduction="none")[:, :, 1:].mean(dim=(1, 3, 4))
+            error = F.mse_loss(at_least_float32(predicted), eps - latents, reduction="none")[:, :, 1:]
             weight = loss_weight(time)[:, None] * valid
-            return (weight * error).sum() / valid.sum().clamp(min=1)
+            count = valid.sum() if valid_steps is None else valid_steps
+            return (weight * error.mean(dim=(1, 3, 4))).sum() / count.clamp(min=1)
 
     @torch.no_grad()
     def sample(

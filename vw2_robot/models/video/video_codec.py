@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from vw2_robot.limits import Count
 
+from ..precision import at_least_float32
 from .cosmos import build_vae
 from .cosmos_folder import load_weights
 
@@ -179,7 +180,8 @@ class WanCodec(nn.Module):
         dtype = next(self.vae.parameters()).dtype
         with torch.autocast(x.device.type, enabled=False):
             clips = rearrange(x, "b t c h w -> b c t h w").to(dtype).split(1)
-            latents = torch.cat([self.vae.encode(clip).latent_dist.mode() for clip in clips]).float()
+            latents = torch.cat([self.vae.encode(clip).latent_dist.mode() for clip in clips])
+            latents = at_least_float32(latents)
         # Unit size per channel, as the transformer was trained.
         return (latents - self.mean[:, None, None, None]) / self.std[:, None, None, None]
 
@@ -188,9 +190,11 @@ class WanCodec(nn.Module):
         """Return pixels in [-1, 1] (clamped by the VAE)."""
         dtype = next(self.vae.parameters()).dtype
         with torch.autocast(latents.device.type, enabled=False):
-            unscaled = (latents.float() * self.std[:, None, None, None] + self.mean[:, None, None, None]).to(dtype)
+            unscaled = (at_least_float32(latents) * self.std[:, None, None, None] + self.mean[:, None, None, None]).to(
+                dtype
+            )
             x = torch.cat([self.vae.decode(clip, return_dict=False)[0] for clip in unscaled.split(1)])
-        return rearrange(x.float(), "b c t h w -> b t c h w")
+        return rearrange(at_least_float32(x), "b c t h w -> b t c h w")
 
 
 VideoCodec = DCTCodec | WanCodec
