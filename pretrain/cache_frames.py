@@ -1,7 +1,7 @@
 """Opening of data sets and of the frame cache that is made from them.
 
-Videos are decoded and resized once per run. With RLDS data sets this is the only step of pre-training that needs
-TensorFlow.
+Episodes are stored once per run, as `data.frame_storage` says. With RLDS data sets this is the only step of
+pre-training that needs TensorFlow.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def open_frames(config: PretrainConfig) -> FrameCache:
 def _open_or_make(config: PretrainConfig) -> FrameCache:
     data = config.data
     if data.frame_cache is not None:
-        cache = FrameCache(Path(data.frame_cache))
+        cache = FrameCache(Path(data.frame_cache), threads=data.decode_threads)
         if (cache.height, cache.width) != (config.dldm.height, config.dldm.width):
             raise InputError(
                 f"data.frame_cache={data.frame_cache} holds {cache.height} x {cache.width} images, "
@@ -60,7 +60,7 @@ def _open_or_make(config: PretrainConfig) -> FrameCache:
             "data.frame_cache to a frame cache made before"
         )
     folder = config.stage_dir("frames")
-    return cache_sources(config, folder) if ranks.is_main() else FrameCache(folder)
+    return cache_sources(config, folder) if ranks.is_main() else FrameCache(folder, threads=data.decode_threads)
 
 
 def training_split(config: PretrainConfig, cache: FrameCache) -> tuple[list[int], list[int]]:
@@ -170,6 +170,7 @@ def cache_sources(config: PretrainConfig, out: Path) -> FrameCache:
             height=config.dldm.height,
             width=config.dldm.width,
             aspect=data.aspect,
+            storage=data.frame_storage,
             max_skipped=data.max_skipped,
             description={
                 "path": absolute if isinstance(data.path, list) else absolute[0],
@@ -184,7 +185,7 @@ def cache_sources(config: PretrainConfig, out: Path) -> FrameCache:
             progress=progress,
         )
     report_new_parts(out, [source for source, _ in sources], was_complete=was_complete)
-    return FrameCache(out)
+    return FrameCache(out, threads=data.decode_threads)
 
 
 def report_new_parts(out: Path, sources: Sequence[EpisodeSource], *, was_complete: bool) -> None:

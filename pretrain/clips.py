@@ -31,6 +31,7 @@ from vw2_robot.errors import InputError
 from vw2_robot.pixels import to_model_range
 
 from .config import PretrainConfig
+from .prefetched_clips import PrefetchedClips
 from .replayed_clips import ReplayedClips
 
 Position = Mapping[str, Any] | None
@@ -46,8 +47,14 @@ class CachedClips:
         """Return this rank's clips of one training step, in the order of `share.rows`."""
         return self._sampler.batch(step, share.batch_size, share.rows)
 
-    def state(self) -> None:
+    def snapshot(self) -> None:
         """Return nothing: batches depend on the step alone."""
+
+    def rewind(self, snapshot: Position) -> None:
+        """Do nothing, as there is no position."""
+
+    def state(self, snapshot: Position = None) -> None:
+        """Return nothing, as there is no position."""
 
     def restore(self, state: Position) -> None:
         """Check that the checkpoint's run read the frame cache as well."""
@@ -67,9 +74,17 @@ class StreamedClips:
         """Return this rank's next clips, in the order of `share.rows`."""
         return self._stream.batch(step, share.batch_size, share.rows)
 
-    def state(self) -> dict[str, Any]:
-        """Return the position of all ranks after the last batch; all of them must call it together."""
-        return self._stream.state()
+    def snapshot(self) -> dict[str, Any]:
+        """Return the position of this rank after the last batch."""
+        return self._stream.snapshot()
+
+    def rewind(self, snapshot: Position) -> None:
+        """Go back to a snapshot that was taken since the share changed last."""
+        self._stream.rewind(snapshot or {})
+
+    def state(self, snapshot: Position = None) -> dict[str, Any]:
+        """Return the position of all ranks, after the last batch or at their snapshots; all must call it together."""
+        return self._stream.state(snapshot)
 
     def restore(self, state: Position) -> None:
         """Continue from the position that a checkpoint holds."""
@@ -95,7 +110,7 @@ def _check_origin(kind: str, state: Position) -> Mapping[str, Any]:
     return state or {}
 
 
-TrainingClips = CachedClips | StreamedClips | ReplayedClips
+TrainingClips = CachedClips | StreamedClips | ReplayedClips | PrefetchedClips
 
 
 def training_clips(
@@ -114,7 +129,7 @@ def training_clips(
     if config.replay is not None:
         return ReplayedClips(config, config.replay, frame_cache, held_out, folder=folder / "replay")
     if not data.stream:
-        return CachedClips(clip_sampler(config, frame_cache, train))
+        return _prefetched(config, CachedClips(clip_sampler(config, frame_cache, train)))
     from .cache_frames import open_sources  # with RLDS it needs TensorFlow
 
     # By name, since a stream reads the data sets themselves and knows no index of the cache.
@@ -141,7 +156,14 @@ def training_clips(
         threads=data.decode_threads,
         keep=lambda episode: (episode.source, episode.episode_id) not in hidden,
     )
-    return StreamedClips(stream)
+    return _prefetched(config, StreamedClips(stream))
+
+
+def _prefetched(config: PretrainConfig, clips: CachedClips | StreamedClips) -> TrainingClips:
+    ahead = config.data.prefetch_batches if config.data.decode_threads else 0
+    if not ahead:
+        return clips
+    return PrefetchedClips(clips, ahead=ahead, pinned=config.hardware.torch_device().type == "cuda")
 
 
 def clip_sampler(

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from vw2_robot.checkpoint import resolve
 from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.data.clips import Augmentation, TimeBase, frame_offsets
+from vw2_robot.data.frame_storage import Storage
 from vw2_robot.data.images import Aspect
 from vw2_robot.data.replay.open_replay import ReplayConfig
 from vw2_robot.distributed.batch_share import BatchShare
@@ -60,9 +61,15 @@ class DataConfig:
     """with `stream`: parts into which the data are divided for good, so that a run can continue with other ranks; a
     multiple of ranks x micro-batches, and no more than there are files; null: 8, or half the files if that is less"""
     decode_threads: int = 2
-    """with `stream` or a replay: threads that decode images; 0 decodes in the training loop"""
+    """with `stream`, a replay or compressed frames: threads that decode images; 0 decodes in the training loop"""
+    prefetch_batches: int = 1
+    """batches of clips that a thread reads ahead of training, unless `decode_threads` is 0 or clips come from a
+    replay; each costs the memory of one; 0: none"""
     frame_cache: str | None = None
     """a finished frame cache to read instead of `path`: no TensorFlow is needed then"""
+    frame_storage: Storage = "decoded"
+    """how the frame cache holds images. decoded: read at memory speed; compressed: as JPEG or PNG of the data set, a
+    tenth of the disk or less, decoded whenever they are read. Same pixels"""
     aspect: Aspect = "stretch"
     """how images get the dLDM's size: stretched, or padded to keep their proportions"""
     max_skipped: int = 10
@@ -91,8 +98,9 @@ class DataConfig:
                 "data.source with a list, since those apply to one folder"
             )
         frame_offsets(1, hz=1.0, **self.time_base)  # raises where target_hz and gap_seconds exclude one another
-        if self.decode_threads < 0:
-            raise ValueError(f"data.decode_threads must not be negative, found {self.decode_threads}")
+        for name in ("decode_threads", "prefetch_batches"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"data.{name} must not be negative, found {getattr(self, name)}")
         if self.stream and self.path is None:
             raise ValueError("data.stream=true needs data.path, since a frame cache is no data set to stream from")
 
@@ -310,6 +318,8 @@ class PretrainConfig:
         tree = config_tree(self)
         # As it was written when ("train",) was the default, so that older runs can be resumed.
         tree["data"]["splits"] = list(self.data.splits or ("train",))
+        for name in ("frame_storage", "prefetch_batches"):  # change no pixel
+            del tree["data"][name]
         return {name: tree[name] for name in sections}
 
 

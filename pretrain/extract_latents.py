@@ -212,7 +212,7 @@ def open_encoder(
     encoder = Encoder(
         replace(config, hardware=replace(config.hardware, threads=threads)),
         dldm,
-        FrameCache(frame_cache),
+        FrameCache(frame_cache, threads=config.data.decode_threads),
         device=device,
     )
     yield lambda shard: encoder.write(*shard)

@@ -77,7 +77,7 @@ def test_a_killed_streaming_run_ends_in_the_bytes_of_an_undisturbed_one(streamin
 
 
 def test_a_stream_never_shows_a_held_out_episode_and_its_clips_are_the_caches(streaming, tmp_path):
-    config = streaming(tmp_path)
+    config = streaming(tmp_path, "data.prefetch_batches=0")
     frames = open_frames(config)
     train, held_out = training_split(config, frames)
     assert held_out
@@ -93,7 +93,7 @@ def test_a_stream_never_shows_a_held_out_episode_and_its_clips_are_the_caches(st
 
 
 def test_without_streaming_the_cache_is_sampled(streaming, tmp_path):
-    config = streaming(tmp_path, "data.stream=false")
+    config = streaming(tmp_path, "data.stream=false", "data.prefetch_batches=0")
     frames = open_frames(config)
     assert isinstance(training_clips(config, frames, *training_split(config, frames), tmp_path), CachedClips)
 

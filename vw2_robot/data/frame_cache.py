@@ -1,7 +1,7 @@
-"""The frame cache: every episode decoded and resized once, then read at memory speed by all pixel training.
+"""The frame cache: every episode, decoded and resized once, then read by all pixel training without its source.
 
     out/plan.json          the request (size, aspect, shard length, description of the source); written first
-    out/shard-00000.npy    uint8 [F, H, W, 3], the frames of some episodes one after the other; memory-mapped by readers
+    out/shard-00000.npy    the frames of some episodes, see `frame_storage`: decoded, or compressed in two other files
     out/shard-00000.jsonl  one line an episode: its place in the shard, sha256 of its pixels, instruction, frame rate
     out/index.json         written last: totals and the digest that later stages store
 
@@ -9,8 +9,8 @@
 shards are kept, the rest is made, and the folder ends up with the same bytes. One process at a time makes a cache. A
 folder without `index.json` is unfinished and is not read.
 
-Damage is detected: at every opening the index is recomputed from `plan.json` and the rows and compared, and the pixels
-of an episode are compared with the sha256 in its row when they are first read.
+Damage is detected: at every opening the index is recomputed from `plan.json` and the rows and compared, and what is
+stored of an episode is compared with the sha256 in its row when it is first read.
 
 `split_episodes` decides what is held out, by the sha256 of the cached pixels. Public samples contain the same video
 under two names (the `val` split of the small Bridge V2 sample is its `train` split in another order); equal pixels
@@ -28,7 +28,6 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -37,30 +36,16 @@ from numpy.typing import NDArray
 
 from vw2_robot.aliases import with_new_keys
 from vw2_robot.errors import InputError
-from vw2_robot.storage.arrays import map_array
-from vw2_robot.storage.files import atomic_write, read_json, write_json, write_text
+from vw2_robot.storage.files import read_json, write_json, write_text
 from vw2_robot.storage.locks import clear_dead_lock, lock_folder
 
 from .episodes import Episode
-from .images import Aspect, resize_frame
+from .frame_storage import CachedEpisode, FramesOfEpisode, Storage, shard_reader, shard_writer
+from .images import Aspect
 
-# F frames of a shard · n, B, T frames that are read · H, W pixels
-FORMAT_VERSION = 1
+# n, B, T frames that are read · H, W pixels
+FORMAT_VERSIONS: dict[Storage, int] = {"decoded": 1, "compressed": 2}
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class CachedEpisode:
-    """An episode in the cache. `sha256` is computed from the cached pixels, so equal videos have equal hashes."""
-
-    source: str
-    episode_id: str
-    instruction: str
-    hz: float
-    length: int
-    shard: int
-    offset: int
-    sha256: str
 
 
 # --------------------------------------------------------------------------------------------------------- writing
@@ -74,6 +59,7 @@ def cache_frames(
     width: int,
     description: Mapping[str, Any],
     aspect: Aspect = "stretch",
+    storage: Storage = "decoded",
     episodes_per_shard: int = 64,
     max_skipped: int = 10,
     progress: Callable[[int, int], None] | None = None,
@@ -87,6 +73,7 @@ def cache_frames(
         width: pixels.
         description: what the episodes are (path, split, keys), as JSON values; compared when a cache is continued.
         aspect: see `resize_frame`.
+        storage: of the frames; the pixels that are read are the same.
         episodes_per_shard: one shard is held in memory and is the unit that is lost when the program is killed.
         max_skipped: episodes with an undecodable frame are named in the log, skipped and counted; one more than this
             stops the run.
@@ -96,18 +83,21 @@ def cache_frames(
         InputError: `out` holds another cache, the episodes are not those of the earlier call, or too many of them are
             unreadable.
     """
-    if height < 1 or width < 1 or episodes_per_shard < 1 or aspect not in get_args(Aspect):
+    known = aspect in get_args(Aspect) and storage in get_args(Storage)
+    if height < 1 or width < 1 or episodes_per_shard < 1 or not known:
         raise InputError(
             f"frame cache: height {height}, width {width}, episodes_per_shard {episodes_per_shard} must be positive, "
-            f"aspect {aspect!r} one of {get_args(Aspect)}"
+            f"aspect {aspect!r} one of {get_args(Aspect)}, storage {storage!r} one of {get_args(Storage)}"
         )
     plan = {
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSIONS[storage],
         "height": height,
         "width": width,
         "aspect": aspect,
         "episodes_per_shard": episodes_per_shard,
         "description": dict(description),
+        # Only where it is set, so that decoded caches keep the plan of earlier releases.
+        **({} if storage == "decoded" else {"storage": storage}),
     }
     plan = json.loads(json.dumps(plan))  # tuples become lists, as they will be when read back
     # A finished cache needs no lock, so that several runs can start on it at once.
@@ -191,14 +181,19 @@ def _is_begun(out: Path, plan: dict[str, Any]) -> bool:
 def _write_shard(
     out: Path, number: int, episodes: list[Episode], plan: dict[str, Any], *, max_skipped: int
 ) -> list[dict[str, Any]]:
-    """Write pixels first and rows last, since a shard counts as finished when its rows exist; return the rows.
+    """Write frames first and rows last, since a shard counts as finished when its rows exist; return the rows.
 
     Raises:
         InputError: more than `max_skipped` episodes are unreadable.
     """
     rows: list[dict[str, Any]] = []
-    # Room for all frames; those of a skipped episode are overwritten by the next one.
-    pixels = np.empty((sum(map(len, episodes)), plan["height"], plan["width"], 3), np.uint8)
+    writer = shard_writer(
+        plan.get("storage", "decoded"),
+        num_frames=sum(map(len, episodes)),
+        height=plan["height"],
+        width=plan["width"],
+        aspect=plan["aspect"],
+    )
     offset = 0
     for episode in episodes:
         row: dict[str, Any] = {
@@ -208,23 +203,19 @@ def _write_shard(
             "hz": float(episode.hz),
             "length": len(episode),
         }
-        part = pixels[offset : offset + len(episode)]
         try:
             if len(episode) == 0 or not (math.isfinite(episode.hz) and episode.hz > 0):
                 raise InputError(
                     f"{episode.source}, episode {episode.episode_id}: {len(episode)} frames at {episode.hz} Hz; "
                     "expected at least one frame and a positive rate"
                 )
-            for index in range(len(episode)):
-                part[index] = resize_frame(
-                    episode.decode(index), height=plan["height"], width=plan["width"], aspect=plan["aspect"]
-                )
+            hashes = writer.add(episode)
         except InputError as error:
             _LOG.warning("episode skipped: %s", error)
             row["skipped"] = str(error)
         else:
-            row |= {"shard": number, "offset": offset, "sha256": hashlib.sha256(part.data).hexdigest()}
-            offset += len(part)
+            row |= {"shard": number, "offset": offset, **hashes}
+            offset += len(episode)
         rows.append(row)
     # Before anything is stored, so that the same call works once the data are repaired.
     skipped = [row["skipped"] for row in rows if "skipped" in row]
@@ -232,8 +223,7 @@ def _write_shard(
         raise InputError(
             f"too many unreadable episodes: {len(skipped)} where {max_skipped} were allowed; the last: {skipped[-1]}"
         )
-    with atomic_write(_shard_path(out, number)) as temporary, temporary.open("wb") as file:
-        np.save(file, pixels[:offset], allow_pickle=False)
+    writer.save(out, number)
     write_text(_rows_path(out, number), "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
     return rows
 
@@ -258,6 +248,8 @@ def _index_of(plan: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dic
 class FrameCache:
     """A finished frame cache. Opening reads index and rows; a shard is memory-mapped when one of its frames is read.
 
+    Several threads may read at once.
+
     Attributes:
         episodes: one `CachedEpisode` for each, in the order of the source.
         height: pixels.
@@ -272,15 +264,16 @@ class FrameCache:
     digest: str
     description: dict[str, Any]
 
-    def __init__(self, path: Path, *, verify: bool = True) -> None:
+    def __init__(self, path: Path, *, verify: bool = True, threads: int = 0) -> None:
         """Open a cache.
 
         Args:
             path: its folder.
-            verify: compare the pixels of an episode with their sha256 when they are first read.
+            verify: compare what is stored of an episode with its sha256 when it is first read.
+            threads: that decode compressed frames; 0 decodes them in the thread that reads.
 
         Raises:
-            InputError: it is unfinished, damaged, or no frame cache; reading frames raises it for damaged pixels.
+            InputError: it is unfinished, damaged, or no frame cache; reading frames raises it for damaged ones.
         """
         self.path = Path(path)
         if not (self.path / "index.json").is_file():
@@ -289,10 +282,12 @@ class FrameCache:
                 state = "does not exist or is no frame cache: expected a folder with plan.json and index.json"
             raise InputError(f"frame cache {self.path} {state}")
         index = read_json(self.path / "index.json", cure=_cure(self.path))
-        if index.get("format_version") != FORMAT_VERSION:
+        storage = index.get("storage", "decoded")
+        version = index.get("format_version")
+        if (version, storage) not in [(number, name) for name, number in FORMAT_VERSIONS.items()]:
             raise InputError(
-                f"frame cache {self.path} has format version {index.get('format_version')}, this program reads "
-                f"{FORMAT_VERSION}; {_cure(self.path)}"
+                f"frame cache {self.path} has format version {version} ({storage}), this program reads 1 (decoded) "
+                f"and 2 (compressed); {_cure(self.path)}"
             )
         try:
             rows = [row for number in range(index["shards"]) for row in self._rows(number)]
@@ -305,19 +300,28 @@ class FrameCache:
             if _index_of(read_json(self.path / "plan.json", cure=_cure(self.path)), rows) != index:
                 raise InputError(f"{self.path / 'index.json'} does not fit plan.json and the rows; {_cure(self.path)}")
             names = CachedEpisode.__dataclass_fields__
-            self.episodes = [CachedEpisode(**{name: row[name] for name in names}) for row in stored]
+            self.episodes = [CachedEpisode(**{name: row[name] for name in names if name in row}) for row in stored]
             self.height = index["height"]
             self.width = index["width"]
             self.digest = index["digest"]
             self.description = dict(index["description"])
+            self._reader = shard_reader(
+                storage,
+                self.path,
+                self.episodes,
+                height=self.height,
+                width=self.width,
+                aspect=index["aspect"],
+                threads=threads,
+                cure=_cure(self.path),
+            )
         except InputError:
             raise
         except (LookupError, TypeError, ValueError, RecursionError) as error:
             raise InputError(
                 f"the index of frame cache {self.path} is damaged ({error!r}); {_cure(self.path)}"
             ) from error
-        # Pixels are checked when they are first read: checking all of them would make opening slow.
-        self._shards: dict[int, NDArray[np.uint8]] = {}
+        # Frames are checked when they are first read: checking all of them would make opening slow.
         self._unchecked = set(range(len(self.episodes))) if verify else set[int]()
 
     def read(self, episode_index: int, frame_ids: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
@@ -330,38 +334,22 @@ class FrameCache:
     ) -> NDArray[np.uint8]:
         """Return frames [B, T] of episodes [B] as a new array uint8 [B, T, H, W, 3]."""
         pixels = np.empty((*frame_ids.shape, self.height, self.width, 3), np.uint8)
-        for row, episode_index in enumerate(episode_indices.tolist()):
-            episode = self.episodes[episode_index]
+        episodes = [self.episodes[index] for index in episode_indices.tolist()]
+        for row, (index, episode) in enumerate(zip(episode_indices.tolist(), episodes, strict=True)):
             if frame_ids.shape[1] and not 0 <= int(frame_ids[row].min()) <= int(frame_ids[row].max()) < episode.length:
                 raise IndexError(
-                    f"frames {frame_ids[row].tolist()} of episode {episode_index}, which has {episode.length} frames"
+                    f"frames {frame_ids[row].tolist()} of episode {index}, which has {episode.length} frames"
                 )
-            shard = self._shard(episode.shard)
-            if episode_index in self._unchecked:
-                # Costs one reading of all pixels of the episode, once.
-                stored = shard[episode.offset : episode.offset + episode.length]
-                if hashlib.sha256(stored.data).hexdigest() != episode.sha256:
+            if index in self._unchecked:
+                if not self._reader.check(episode):
                     raise InputError(
-                        f"{_shard_path(self.path, episode.shard)} is damaged: the pixels of {episode.source}, episode "
+                        f"{self._reader.file(episode)} is damaged: the frames of {episode.source}, episode "
                         f"{episode.episode_id} are not what was written (SHA-256 differs); {_cure(self.path)}"
                     )
-                self._unchecked.discard(episode_index)
-            # mode="clip" lets numpy write into `out` without a buffer; the bounds were checked above.
-            np.take(shard, frame_ids[row] + episode.offset, axis=0, out=pixels[row], mode="clip")
+                self._unchecked.discard(index)
+        clips = zip(episodes, frame_ids.astype(np.int64), strict=True)
+        self._reader.read([FramesOfEpisode(*clip) for clip in clips], pixels)
         return pixels
-
-    def _shard(self, number: int) -> NDArray[np.uint8]:
-        """Return the mapped pixels [F, H, W, 3] of a shard."""
-        if number not in self._shards:
-            path = _shard_path(self.path, number)
-            wanted = (sum(e.length for e in self.episodes if e.shard == number), self.height, self.width, 3)
-            shard = map_array(path, cure=_cure(self.path))
-            if shard.shape != wanted or shard.dtype != np.uint8 or not shard.flags.c_contiguous:
-                raise InputError(
-                    f"{path} holds {shard.dtype} {shard.shape}, expected uint8 {wanted}; {_cure(self.path)}"
-                )
-            self._shards[number] = shard
-        return self._shards[number]
 
     def _rows(self, number: int) -> list[dict[str, Any]]:
         """Return the rows of a shard; the places of the frames, which are not in the index, are checked here."""
@@ -407,10 +395,6 @@ def split_episodes(cache: FrameCache, *, validation_fraction: float, seed: int) 
 
 
 # ------------------------------------------------------------------------------------------------------ small files
-
-
-def _shard_path(folder: Path, number: int) -> Path:
-    return folder / f"shard-{number:05d}.npy"
 
 
 def _rows_path(folder: Path, number: int) -> Path:

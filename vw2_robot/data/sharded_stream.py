@@ -5,14 +5,14 @@ global batch is a function of (k, step, batch size, V) alone, and neighboring po
 a rank opens only the shards of its own positions, and a run continues with another number of ranks at the same clips.
 
     V <= batch: each shard gives batch / V neighboring clips of every batch
-    V >  batch: each position has about V / batch shards of its own, which take turns
+    V >  batch: each position has about V / batch shards of its own, which alternate
 
 A shard whose positions belong to two ranks is read and decoded by both, and each keeps its own clips; that never
 happens where V is a multiple of ranks x micro-batches. `shuffle_bytes` is divided over the shards, so all ranks
 together hold that much. Every shard goes through its epochs at its own pace.
 
 Choosing V: at least ranks x micro-batches, at most the number of files. A shard reads whole files as far as it can;
-with fewer files than shards, a file is opened by several, and the records before a shard's part are read in vain.
+with fewer files than shards, a file is opened by several, and the records before a shard's part are read for nothing.
 """
 
 # B clips of this rank · T frames · H, W pixels
@@ -56,12 +56,12 @@ def shards_of_batch(step: int, batch_size: int, shards: int) -> NDArray[np.int64
         batch_size: clips of the global batch.
         shards: V.
     """
-    first, count = _turns(batch_size, shards)
+    first, count = _alternatives(batch_size, shards)
     return first + step % count
 
 
-def _turns(batch_size: int, shards: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return for each position its first shard and the number of shards that take turns there."""
+def _alternatives(batch_size: int, shards: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return for each position its first shard and the number of shards that alternate there."""
     first = np.arange(batch_size + 1) * shards // batch_size
     return first[:-1], np.maximum(1, np.diff(first))
 
@@ -221,9 +221,9 @@ class ShardedStream:
 
     def _numbers(self, batch_size: int, rows: NDArray[np.int64]) -> set[int]:
         """Return the shards that give these rows, at any step."""
-        first, count = _turns(batch_size, self._shards)
+        first, count = _alternatives(batch_size, self._shards)
         pairs = zip(first[rows].tolist(), count[rows].tolist(), strict=True)
-        return {begin + turn for begin, turns in pairs for turn in range(turns)}
+        return {begin + index for begin, number in pairs for index in range(number)}
 
     def _stream(self, number: int, state: Mapping[str, Any] | None) -> ClipStream:
         # The identity of all shards was compared before.

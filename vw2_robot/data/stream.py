@@ -247,8 +247,8 @@ class ClipStream:
         }
         self._shape = (padded_frames(cut.num_frames, cut.temporal_stride), options.height, options.width, 3)
         self._spare: deque[NDArray[np.uint8]] = deque(maxlen=prefetch + _CLIPS_PER_TASK)  # buffers for reuse
-        self._own_pools = StreamPools.of(threads) if pools is None else None
-        used = pools or self._own_pools
+        self._started_pools = StreamPools.of(threads) if pools is None else None
+        used = pools or self._started_pools
         self._decoders = used.decoders if used is not None else None
         self._read_ahead = used.reader if used is not None else None
         self._ahead = prefetch if used is not None else 0
@@ -364,8 +364,8 @@ class ClipStream:
     def close(self) -> None:
         """Close all files and stop the threads, unless they were given."""
         self._blocks.close()
-        if self._own_pools is not None:
-            self._own_pools.close()
+        if self._started_pools is not None:
+            self._started_pools.close()
         self._pending.clear()
         self._reader.close()
 

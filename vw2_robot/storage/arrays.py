@@ -87,6 +87,12 @@ def map_array(path: Path, *, cure: str) -> NDArray[Any]:
         return np.asarray(np.memmap(file, header.dtype, "r", file.tell(), header.shape, header.order))
 
 
+def map_bytes(path: Path, *, cure: str) -> NDArray[np.uint8]:
+    """Return the bytes of a file that is not empty, mapped and read-only; raises like `read_array`."""
+    with _named(path, cure):
+        return np.asarray(np.memmap(path, np.uint8, "r"))
+
+
 def array_names(path: Path, *, cure: str) -> list[str]:
     """Return the names of the arrays in a `.npz` file; opens each, unpacks none, raises like `read_arrays`."""
     with _named(path, cure), zipfile.ZipFile(path) as archive:

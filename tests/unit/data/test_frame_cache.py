@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import shutil
@@ -242,7 +243,7 @@ def test_missing_unfinished_damaged_and_foreign_caches_are_refused(tmp_path: Pat
 
     index = broken("version") / "index.json"
     index.write_text(json.dumps({**json.loads(index.read_text()), "format_version": 99}))
-    with pytest.raises(InputError, match="format version 99, this program reads 1"):
+    with pytest.raises(InputError, match=r"format version 99 \(decoded\), this program reads 1"):
         FrameCache(tmp_path / "version")
 
     (broken("rows") / "shard-00001.jsonl").unlink()
@@ -278,6 +279,86 @@ def test_a_changed_pixel_is_noticed_when_its_episode_is_first_read(tmp_path: Pat
         ):
             frames.read(2, [0])
     FrameCache(tmp_path / "c", verify=False).read(2, [0])
+
+
+# ------------------------------------------------------------------------------------------------------- compressed
+
+
+def photo(seed: int, *, height: int = 30, width: int = 40) -> Image.Image:
+    """A smooth image, so that JPEG and PNG make it smaller."""
+    small = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encoded(seed: int, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    photo(seed, **options).save(buffer, format=kind)
+    return buffer.getvalue()
+
+
+MIXED = [
+    Episode("mixed", "jpeg", "", 5.0, tuple(encoded(n, "JPEG") for n in range(5))),
+    Episode("mixed", "png", "", 5.0, tuple(encoded(n, "PNG") for n in range(5, 8))),
+    Episode("mixed", "arrays", "", 5.0, tuple(np.asarray(photo(n)) for n in range(8, 12))),
+    # More bytes than its pixels in the cache.
+    Episode("mixed", "large", "", 5.0, (encoded(12, "JPEG", height=600, width=800), encoded(13, "JPEG"))),
+    Episode("mixed", "damaged", "", 5.0, (b"no image",)),
+]
+
+
+@pytest.mark.parametrize("aspect", ["stretch", "pad"])
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_compressed_cache_gives_the_pixels_split_and_digest_of_a_decoded_one(
+    tmp_path: Path, aspect: str, threads: int
+) -> None:
+    options = {"height": 20, "width": 20, "aspect": aspect}
+    cache(tmp_path / "decoded", MIXED, **options)
+    cache(tmp_path / "compressed", MIXED, storage="compressed", **options)
+    decoded, compressed = (FrameCache(tmp_path / name, threads=threads) for name in ("decoded", "compressed"))
+    assert decoded.digest == compressed.digest
+    assert [e.sha256 for e in decoded.episodes] == [e.sha256 for e in compressed.episodes]
+    splits = [split_episodes(frames, validation_fraction=0.4, seed=3) for frames in (decoded, compressed)]
+    assert splits[0] == splits[1]
+    for index, episode in enumerate(decoded.episodes):
+        every = [*range(episode.length), 0, episode.length - 1, episode.length - 1]
+        np.testing.assert_array_equal(decoded.read(index, every), compressed.read(index, every))
+    batch = (np.array([3, 0, 2]), np.array([[1, 1, 0], [4, 0, 2], [3, 2, 2]]))
+    np.testing.assert_array_equal(decoded.read_batch(*batch), compressed.read_batch(*batch))
+    stored = (tmp_path / "compressed/shard-00000.images").read_bytes()
+    assert MIXED[0].images[4] in stored  # the source's own bytes
+    assert len((tmp_path / "compressed/shard-00001.images").read_bytes()) < 2 * 20 * 20 * 3
+
+
+def test_a_compressed_cache_is_continued_and_is_not_mixed_with_a_decoded_one(tmp_path: Path) -> None:
+    cache(tmp_path / "whole", MIXED, storage="compressed")
+
+    def interrupted() -> Iterator[Episode]:
+        yield from MIXED[:4]
+        raise Killed
+
+    with pytest.raises(Killed):
+        cache(tmp_path / "killed", interrupted(), storage="compressed")
+    cache(tmp_path / "killed", MIXED, storage="compressed")
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    with pytest.raises(InputError, match="storage: 'compressed' there, None requested"):
+        cache(tmp_path / "whole", MIXED)
+
+
+def test_a_changed_byte_of_a_compressed_cache_is_noticed_when_its_episode_is_first_read(tmp_path: Path) -> None:
+    cache(tmp_path / "c", MIXED, storage="compressed", height=20, width=20)
+    for name, place in (("shard-00000.images", 700), ("shard-00000.ends.npy", -8 * 11)):
+        file = tmp_path / "c" / name
+        good = file.read_bytes()
+        data = bytearray(good)
+        data[place] ^= 1
+        file.write_bytes(data)
+        with pytest.raises(InputError, match=rf"shard-00000\.(images|ends\.npy) .*; delete {tmp_path}/c and make it"):
+            FrameCache(tmp_path / "c").read(0, [0])
+        file.write_bytes(good[:-1])
+        with pytest.raises(InputError, match=rf"shard-00000\.(images|ends\.npy) .*; delete {tmp_path}/c and make it"):
+            FrameCache(tmp_path / "c").read(0, [0])
+        file.write_bytes(good)
+    FrameCache(tmp_path / "c").read(0, [0])
 
 
 def test_an_index_that_does_not_fit_plan_and_rows_is_refused(tmp_path: Path) -> None:
