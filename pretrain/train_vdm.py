@@ -155,8 +155,8 @@ def train_vdm(config: PretrainConfig) -> None:
         with closing(training_clips(config, frame_cache, train_ids, validation_ids, run.path)) as training:
             vdm, codec = build_vdm(config)
             prepare_codec(config, codec, clip_sampler(config, frame_cache, train_ids))
-            vdm = vdm.to(device, config.hardware.dtype)
-            codec = codec.to(device, config.hardware.dtype)
+            vdm = config.hardware.placed(vdm, device)
+            codec = config.hardware.placed(codec, device)
             prepare_vdm(config, vdm)
             held_out = clip_sampler(config, frame_cache, validation_ids, augment=False)
             train_prior(config, run, vdm, codec, training, held_out, frames_digest=frame_cache.digest)
