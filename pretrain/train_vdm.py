@@ -88,8 +88,9 @@ def prepare_codec(config: PretrainConfig, codec: VideoCodec, clips: ClipSampler)
         codec: is changed in place.
         clips: sampler of training clips; one batch of 64 clips is measured.
     """
-    if isinstance(codec, WanCodec) and config.codec.weights is not None:
-        codec.load_folder(config.codec.weights)
+    if isinstance(codec, WanCodec):  # its scale comes with its weights, so no clips are read
+        if config.codec.weights is not None:
+            codec.load_folder(config.codec.weights)
     else:
         # Always the same batch, so that the scale depends on data and seed alone.
         codec.measure(to_model_range(torch.from_numpy(clips.batch(0, 64).pixels)))

@@ -53,6 +53,7 @@ from vw2_robot.storage.files import (
 )
 from vw2_robot.storage.locks import lock_folder
 
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 LATEST = "latest"
@@ -117,7 +118,7 @@ class Hardware:
         return device
 
     def placed(self, module: ModuleT, device: torch.device) -> ModuleT:
-        """Return the module on the device. Weights keep their type, since frozen ones may be bfloat16, but for float64."""
+        """Return the module on the device; its weights keep their types, frozen ones bfloat16, except in float64."""
         return nn.Module.to(module, device, torch.float64 if self.precision == "float64" else None)
 
     def autocast(self, device: torch.device) -> torch.autocast:

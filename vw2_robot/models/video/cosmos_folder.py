@@ -58,7 +58,9 @@ def load_weights(module: nn.Module, path: str | Path, part: str, *, section: str
     for file in _weight_files(folder):
         for name, value in _tensors(file, folder):
             if name not in missing or value.shape != wanted[name].shape:
-                raise InputError(f"{file} holds {name} {list(value.shape)}, which {folder}/config.json does not describe")
+                raise InputError(
+                    f"{file} holds {name} {list(value.shape)}, which {folder}/config.json does not describe"
+                )
             with torch.no_grad():
                 wanted[name].copy_(value)
             missing.remove(name)
@@ -80,7 +82,9 @@ def _weight_files(folder: Path) -> list[Path]:
     if whole.is_file():
         return [whole]
     if not index.is_file():
-        raise InputError(f"{folder} cannot be read: it holds neither {whole.name} nor {index.name}; copy the folder again")
+        raise InputError(
+            f"{folder} cannot be read: it holds neither {whole.name} nor {index.name}; copy the folder again"
+        )
     places = read_json(index, cure="copy the folder again").get("weight_map")
     names = sorted(map(str, set(places.values()))) if isinstance(places, dict) else []
     # Files of this folder alone: an index may come from anywhere.
