@@ -70,6 +70,6 @@ def test_no_program_needs_more_memory_than_its_weights_explain(took):
     """A second copy of a model, or bfloat16 weights in float32, would be half a GiB or more."""
     _, figures = took
     peaks = {name: took.peak_bytes / GIB for name, took in figures.items()}
-    assert peaks["dLDM, phases 1 and 2"] < 8.0
+    assert peaks["dLDM, phases 1 and 2"] < 8.2
     assert peaks["latents"] < 4.0
     assert peaks["policy"] < 4.0
