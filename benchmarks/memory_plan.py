@@ -39,6 +39,7 @@ from vw2_robot.models.video.cosmos import blocks_of
 from vw2_robot.models.video.vdm import VDM, Geometry, VDMConfig
 from vw2_robot.models.video.video_codec import CodecConfig, build_codec
 from vw2_robot.pretrain.dldm_losses import phase_one_loss
+from vw2_robot.random_numbers import SampleNoise
 
 GB = 1e9
 MB = 1e6
@@ -120,6 +121,10 @@ class Step:
     learning: Callable[[DLDM, VDM], list[nn.Parameter]]
 
 
+def noise_of_one_clip(device: torch.device | str = "cpu") -> SampleNoise:
+    return SampleNoise(0, 0, stream=0, samples=[0], device=device)
+
+
 def phase_two_forward(dldm: DLDM, vdm: VDM) -> Tensor:
     """Return the two losses of phase 2 for one clip, latents given (the same memory, without masks and jitter)."""
     x = dldm.config.fake_clip(1)
@@ -133,7 +138,7 @@ def phase_two_forward(dldm: DLDM, vdm: VDM) -> Tensor:
         codes,
         control_video=latents,
         valid=torch.ones(1, grid.latent_steps, dtype=torch.bool),
-        generator=torch.Generator(),
+        noise=noise_of_one_clip(),
     )
     return (rec - x).square().mean() + denoising
 

@@ -28,6 +28,7 @@ from benchmarks.memory_plan import (
     learning_bytes,
     load_preset,
     models_without_data,
+    noise_of_one_clip,
     trained_as,
     weight_bytes,
 )
@@ -134,7 +135,7 @@ def prior_forward(dldm: DLDM, vdm: VDM) -> Tensor:
         torch.zeros(1, grid.latent_steps, grid.queries, grid.fsq_dims),
         control_video=None,
         valid=torch.ones(1, grid.latent_steps, dtype=torch.bool),
-        generator=torch.Generator(),
+        noise=noise_of_one_clip(),
         drop_codes=True,
     )
 
