@@ -121,15 +121,15 @@ class Step:
     learning: Callable[[DLDM, VDM], list[nn.Parameter]]
 
 
-def noise_of_one_clip(device: torch.device | str = "cpu") -> SampleNoise:
-    return SampleNoise(0, 0, stream=0, samples=[0], device=device)
+def noise_of(clips: int) -> SampleNoise:
+    return SampleNoise(0, 0, stream=0, samples=range(clips))
 
 
-def phase_two_forward(dldm: DLDM, vdm: VDM) -> Tensor:
-    """Return the two losses of phase 2 for one clip, latents given (the same memory, without masks and jitter)."""
-    x = dldm.config.fake_clip(1)
+def phase_two_forward(dldm: DLDM, vdm: VDM, *, clips: int = 1) -> Tensor:
+    """Return the two losses of phase 2, latents given (the same memory, without masks and jitter)."""
+    x = dldm.config.fake_clip(clips)
     grid = vdm.geometry
-    latents = torch.zeros(1, grid.channels, grid.latent_steps + 1, grid.height, grid.width)
+    latents = torch.zeros(clips, grid.channels, grid.latent_steps + 1, grid.height, grid.width)
     f = dldm.features(x)
     codes, _ = dldm.quantize(f)
     rec = dldm.decode(codes.detach(), f[:, 0].detach(), x[:, 0])
@@ -137,8 +137,8 @@ def phase_two_forward(dldm: DLDM, vdm: VDM) -> Tensor:
         latents,
         codes,
         control_video=latents,
-        valid=torch.ones(1, grid.latent_steps, dtype=torch.bool),
-        noise=noise_of_one_clip(),
+        valid=torch.ones(clips, grid.latent_steps, dtype=torch.bool),
+        noise=noise_of(clips),
     )
     return (rec - x).square().mean() + denoising
 

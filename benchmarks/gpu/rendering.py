@@ -1,0 +1,62 @@
+"""Steps of the simulator with an image each: by EGL where it works, and by the CPU renderer in any case."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from vw2_robot.envs.calvin import CalvinEnv
+from vw2_robot.errors import InputError
+
+from .measured import Measured, Settings
+
+CPU_RENDERER = "layered"
+
+
+def steps_per_second(renderer: str, *, seconds: float) -> float:
+    """Return control steps/s of one environment with the static camera's image at each step.
+
+    Args:
+        renderer: of `CalvinEnv`.
+        seconds: that are measured.
+
+    Raises:
+        InputError: the renderer does not work here.
+    """
+    env = CalvinEnv(renderer=renderer, cameras=("static",))
+    try:
+        env.reset(seed=0)
+        rng = np.random.default_rng(0)
+        env.step(rng.uniform(-1, 1, 7))  # warms up
+        count = 0
+        begin = time.perf_counter()
+        while (took := time.perf_counter() - begin) < seconds:
+            env.step(rng.uniform(-1, 1, 7))
+            count += 1
+        return count / took
+    finally:
+        env.close()
+
+
+def rendering_row(settings: Settings) -> Measured:
+    """Measure both renderers; without EGL the note gives the reason, and the row is that of the CPU renderer."""
+    seconds = 1.0 if settings.toy else 5.0
+    cpu = steps_per_second(CPU_RENDERER, seconds=seconds)
+    try:
+        rate = steps_per_second("egl", seconds=seconds)
+        renderer = "egl"
+        note = f"EGL, 200 x 200; the CPU renderer {cpu:.0f} steps/s"
+        reason = ""
+    except InputError as error:
+        rate = cpu
+        renderer = CPU_RENDERER
+        reason = str(error)
+        note = f"the CPU renderer, 200 x 200; EGL: not available here ({reason})"
+    return Measured(
+        milliseconds=1000 / rate,
+        per_second=rate,
+        unit="steps/s",
+        note=note,
+        values={"renderer": renderer, "cpu_steps_per_second": cpu, "egl_missing": reason},
+    )
