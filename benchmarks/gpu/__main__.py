@@ -30,7 +30,7 @@ import torch
 from vw2_robot.storage.files import write_json
 
 from .machine import Machine
-from .measured import Outcome, Settings
+from .measured import NotMeasuredError, Outcome, Settings
 from .row_process import RowFailedError, RowProcess
 from .rows import Row, chosen_rows
 from .table import HEAD, as_json, machine_lines, table_line
@@ -72,12 +72,14 @@ def run_rows(rows: Sequence[Row], settings: Settings, *, out: Path, seconds: flo
 
 
 def _outcome(row: Row, process: RowProcess, *, left: float) -> Outcome:
-    if left < row.seconds:
-        reason = f"{max(0.0, left):.0f} s are left, it may take {row.seconds:.0f} s"
+    if left < row.seconds / 2:
+        reason = f"{max(0.0, left):.0f} s are left, it takes up to {row.seconds:.0f} s"
         return Outcome(row.name, row.group, "not run", reason=reason)
     begun = time.monotonic()
     try:
-        found = process.run(row.name, seconds=row.seconds)
+        found = process.run(row.name, seconds=min(left, row.seconds))
+    except NotMeasuredError as error:
+        return Outcome(row.name, row.group, "not run", time.monotonic() - begun, str(error))
     except RowFailedError as error:
         return Outcome(row.name, row.group, "failed", time.monotonic() - begun, str(error))
     return Outcome(row.name, row.group, "measured", time.monotonic() - begun, measured=found)

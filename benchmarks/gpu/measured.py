@@ -9,6 +9,10 @@ from typing import Literal
 Status = Literal["measured", "failed", "not run"]
 
 
+class NotMeasuredError(Exception):
+    """A row has nothing to measure here; the message gives the reason."""
+
+
 @dataclass
 class Measured:
     """Numbers of a row; None where it has none of that kind."""
@@ -50,3 +54,8 @@ class Settings:
     """sizes for a CPU: the same code in about a minute"""
     folder: Path
     """for generated data and checkpoints; deleted at the end"""
+
+    @property
+    def output(self) -> Path:
+        """Return the file that gets what the process of the rows prints."""
+        return self.folder / "output.txt"

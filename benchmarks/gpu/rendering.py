@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 
 import numpy as np
@@ -12,6 +13,7 @@ from vw2_robot.errors import InputError
 from .measured import Measured, Settings
 
 CPU_RENDERER = "layered"
+GL_RENDERER = "GL_RENDERER="
 
 
 def steps_per_second(renderer: str, *, seconds: float) -> float:
@@ -39,18 +41,34 @@ def steps_per_second(renderer: str, *, seconds: float) -> float:
         env.close()
 
 
+def gl_driver(settings: Settings, *, before: str) -> str:
+    """Return what renders by EGL, as PyBullet prints it: a GPU, or llvmpipe where Mesa renders on the CPU.
+
+    Args:
+        settings: where this process prints to.
+        before: what was printed before the renderer was loaded.
+    """
+    ctypes.CDLL(None).fflush(None)  # PyBullet prints by C's own buffer
+    printed = settings.output.read_text(errors="replace").removeprefix(before) if settings.output.is_file() else ""
+    lines = [line.removeprefix(GL_RENDERER) for line in printed.splitlines() if line.startswith(GL_RENDERER)]
+    return lines[-1] if lines else "driver not told"
+
+
 def rendering_row(settings: Settings) -> Measured:
     """Measure both renderers; without EGL the note gives the reason, and the row is that of the CPU renderer."""
+    text = settings.output.read_text(errors="replace") if settings.output.is_file() else ""
     seconds = 1.0 if settings.toy else 5.0
     cpu = steps_per_second(CPU_RENDERER, seconds=seconds)
     try:
         rate = steps_per_second("egl", seconds=seconds)
         renderer = "egl"
-        note = f"EGL, 200 x 200; the CPU renderer {cpu:.0f} steps/s"
+        driver = gl_driver(settings, before=text)
+        note = f"EGL ({driver}), 200 x 200; the CPU renderer {cpu:.0f} steps/s"
         reason = ""
     except InputError as error:
         rate = cpu
         renderer = CPU_RENDERER
+        driver = ""
         reason = str(error)
         note = f"the CPU renderer, 200 x 200; EGL: not available here ({reason})"
     return Measured(
@@ -58,5 +76,5 @@ def rendering_row(settings: Settings) -> Measured:
         per_second=rate,
         unit="steps/s",
         note=note,
-        values={"renderer": renderer, "cpu_steps_per_second": cpu, "egl_missing": reason},
+        values={"renderer": renderer, "gl_driver": driver, "cpu_steps_per_second": cpu, "egl_missing": reason},
     )

@@ -5,12 +5,12 @@ The process is used for one row after the other, until a row fails or takes too 
 
 from __future__ import annotations
 
-import io
 import logging
 import multiprocessing
+import os
+import sys
 import traceback
 import warnings
-from contextlib import redirect_stdout
 from multiprocessing.connection import Connection
 
 import torch
@@ -18,13 +18,13 @@ import torch
 from vw2_robot.errors import InputError
 
 from .machine import Machine, forget_memory, machine_of
-from .measured import Measured, Settings
+from .measured import Measured, NotMeasuredError, Settings
 from .rows import ROWS
 from .training import Training
 
 START_SECONDS = 150.0  # imports and the first use of a GPU, on a slow disk
 PATIENCE_SECONDS = 5.0  # for a process that is asked to end
-Answer = Measured | Machine | str
+Answer = Measured | Machine | NotMeasuredError | str
 
 
 class RowFailedError(Exception):
@@ -60,6 +60,7 @@ class RowProcess:
 
         Raises:
             RowFailedError: the row or its process failed, or took too long.
+            NotMeasuredError: there is nothing to measure here.
         """
         if self._process is None:
             self._start(seconds)
@@ -69,12 +70,16 @@ class RowProcess:
         assert isinstance(found, Measured)
         return found
 
-    def close(self) -> None:
-        """End the process."""
+    def close(self, *, patience: float = PATIENCE_SECONDS) -> None:
+        """End the process.
+
+        Args:
+            patience: seconds that it is given to end by itself.
+        """
         if self._process is not None:
             assert self._connection is not None
             self._connection.close()  # which ends it where it waits for the next row
-            self._process.join(PATIENCE_SECONDS)
+            self._process.join(patience)
             self._process.kill()
             self._process.join()
         self._process = None
@@ -94,7 +99,7 @@ class RowProcess:
         assert self._process is not None
         try:
             if not self._connection.poll(seconds):
-                self.close()
+                self.close(patience=0.0)
                 raise RowFailedError(f"ended after {seconds:.0f} s")
             found: Answer = self._connection.recv()
         except EOFError:
@@ -102,6 +107,8 @@ class RowProcess:
             code = self._process.exitcode
             self.close()
             raise RowFailedError(f"its process ended with exit status {code}") from None
+        if isinstance(found, NotMeasuredError):
+            raise found
         if isinstance(found, str):
             # A new process for the next row: after some errors a GPU context cannot be used any more.
             self.close()
@@ -120,6 +127,13 @@ def serve(connection: Connection, settings: Settings, machine: Machine | None) -
     # What the programs print or warn of belongs to a log, not into a table.
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
+    settings.folder.mkdir(parents=True, exist_ok=True)
+    with settings.output.open("ab") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())  # PyBullet prints past Python
+    if not settings.toy:
+        # Empty at first, so that seconds of compilation are those of a new machine.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(settings.folder / "inductor")
+        os.environ["TRITON_CACHE_DIR"] = str(settings.folder / "triton")
     torch.set_num_threads(1 if settings.toy else torch.get_num_threads())
     device = torch.device(settings.device)
     answer: Answer
@@ -140,8 +154,9 @@ def serve(connection: Connection, settings: Settings, machine: Machine | None) -
             return
         forget_memory(device)
         try:
-            with redirect_stdout(io.StringIO()):
-                answer = rows[name].run(training)
+            answer = rows[name].run(training)
+        except NotMeasuredError as error:
+            answer = error
         except Exception as error:
             answer = reason_of(error)
         connection.send(answer)

@@ -21,7 +21,7 @@ class Row:
     name: str
     group: str
     seconds: float
-    """after which it is ended; it is not begun with less than that left"""
+    """after which it is ended; it is not begun with less than half of that left"""
     run: Callable[[Training], Measured]
 
 
@@ -36,9 +36,9 @@ ROWS = (
     Row("decoding x16", "decoding", 40, partial(decoding_row, batch=16)),
     Row("LoRA", "lora", 120, lambda training: lora_row(training.settings, training.machine)),
     Row("rendering", "rendering", 60, lambda training: rendering_row(training.settings)),
-    Row("phase 1 compiled", "compile", 120, partial(compiled_row, stage="phase 1")),
-    Row("policy compiled", "compile", 90, partial(compiled_row, stage="policy")),
-    Row("phase 2 compiled", "compile", 150, partial(compiled_row, stage="phase 2")),
+    Row("phase 1 compiled", "compile", 150, partial(compiled_row, stage="phase 1")),
+    Row("phase 2 compiled", "compile", 180, partial(compiled_row, stage="phase 2")),
+    Row("policy compiled", "compile", 100, partial(compiled_row, stage="policy")),
 )
 GROUPS = tuple(dict.fromkeys(row.group for row in ROWS))
 

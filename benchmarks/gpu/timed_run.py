@@ -22,7 +22,7 @@ import torch
 from benchmarks.capacity_plan.flops import PartsCounter
 from vw2_robot.runs import Run
 
-from .machine import now, peak_bytes
+from .machine import forget_memory, now, peak_bytes
 
 WARM_UP = 3
 FEWEST = 3
@@ -92,6 +92,7 @@ class TimedRun(Run):
             if len(self.seconds) == 1:
                 self._counting.close()
                 self.flops = 0 if self._counter is None else self._counter.total
+                forget_memory(self._device)
             self.start += 1
         self._peak = peak_bytes(self._device)
 

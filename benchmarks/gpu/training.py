@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import closing
@@ -34,7 +35,7 @@ from vw2_robot.runs import Run
 
 from .datasets import write_calvin, write_frames
 from .machine import Machine, forget_memory
-from .measured import Measured, Settings
+from .measured import Measured, NotMeasuredError, Settings
 from .memory import ClipStage, PlannedMemory, micro_batches_that_fit, plan_clips, plan_policy
 from .presets import Tree, changed, finetune_config, h200_tree, preset_of, pretrain_config
 from .timed_run import TimedRun
@@ -288,7 +289,16 @@ def measured_step(run: TimedRun, machine: Machine, *, clips: int, planned: int |
 
 
 def compiled_row(training: Training, stage: StageName) -> Measured:
-    """Measure the step of a stage with compiled blocks, beside the one without."""
+    """Measure the step of a stage with compiled blocks, beside the one without.
+
+    Raises:
+        NotMeasuredError: on a CPU, where the compiler is missing or takes minutes.
+    """
+    if training.device.type == "cpu":
+        if stage != "policy":
+            raise NotMeasuredError("torch's compiler takes minutes for these blocks on a CPU")
+        if shutil.which("g++") is None:
+            raise NotMeasuredError("torch.compile on a CPU needs g++, which is missing here")
     eager, micro_batches = training.measured(stage)
     try:
         run = training.run_stage(stage, compiled=True, micro_batches=micro_batches)
