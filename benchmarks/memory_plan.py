@@ -115,9 +115,12 @@ def geometry_of(dldm: DLDMConfig, codec: CodecConfig, *, enlarge: int = 1) -> Ge
 
 @dataclass(frozen=True)
 class Step:
-    """A training step of one clip: its loss, and the parameters that learn (asking for them sets `requires_grad`)."""
+    """A training step of one clip, or of `clips=` more: its loss, and the parameters that learn.
 
-    forward: Callable[[DLDM, VDM], Tensor]
+    Asking for the parameters sets `requires_grad`.
+    """
+
+    forward: Callable[..., Tensor]
     learning: Callable[[DLDM, VDM], list[nn.Parameter]]
 
 

@@ -50,7 +50,7 @@ def run_rows(rows: Sequence[Row], settings: Settings, *, out: Path, seconds: flo
     begun = time.monotonic()
     outcomes: list[Outcome] = []
     machine: Machine | None = None
-    process = RowProcess(settings)
+    process = RowProcess(settings, rows)
     write = partial(_write, out, settings=settings, limit=seconds, begun=begun)
     try:
         try:

@@ -65,7 +65,7 @@ def loss_on(
     part = PartOfBatch(1.0, len(x), valid.sum().to(device))
     loss_of = dldm_loss(config, modules, StatisticsGroups(), phase=1)
     loss = loss_of(x.to(device), valid.to(device), noise, part).loss
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in dldm.parameters() if p.grad is not None])
     return float(loss), float(norm)
 

@@ -20,7 +20,7 @@ from .measured import Measured, Settings
 from .memory import plan_clips
 from .presets import lora_tree, pretrain_config
 from .timed_run import TimedRun
-from .training import measured_step, run_phase
+from .training import Training, measured_step, run_phase
 
 # The paper's clip first; shorter ones where it does not fit.
 NUM_FRAMES = (93, 49, 25)
@@ -43,12 +43,12 @@ def build_on(device: torch.device, config: PretrainConfig) -> Modules:
     return Modules(dldm.to(device), vdm.to(device), codec.to(device), None, monitor)
 
 
-def lora_row(settings: Settings, machine: Machine) -> Measured:
+def lora_row(training: Training) -> Measured:
     """Measure the step with the longest clip that fits."""
-    lengths = TOY_FRAMES if settings.toy else NUM_FRAMES
+    lengths = TOY_FRAMES if training.settings.toy else NUM_FRAMES
     for num_frames in lengths:
         try:
-            return lora_step(settings, machine, num_frames=num_frames)
+            return lora_step(training.settings, training.machine, num_frames=num_frames)
         except torch.cuda.OutOfMemoryError:
             if num_frames == lengths[-1]:
                 raise

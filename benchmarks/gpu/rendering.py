@@ -11,6 +11,7 @@ from vw2_robot.envs.calvin import CalvinEnv
 from vw2_robot.errors import InputError
 
 from .measured import Measured, Settings
+from .training import Training
 
 CPU_RENDERER = "layered"
 GL_RENDERER = "GL_RENDERER="
@@ -54,8 +55,9 @@ def gl_driver(settings: Settings, *, before: str) -> str:
     return lines[-1] if lines else "driver not told"
 
 
-def rendering_row(settings: Settings) -> Measured:
+def rendering_row(training: Training) -> Measured:
     """Measure both renderers; without EGL the note gives the reason, and the row is that of the CPU renderer."""
+    settings = training.settings
     text = settings.output.read_text(errors="replace") if settings.output.is_file() else ""
     seconds = 1.0 if settings.toy else 5.0
     cpu = steps_per_second(CPU_RENDERER, seconds=seconds)

@@ -8,9 +8,11 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-import sys
+import time
 import traceback
 import warnings
+from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 
 import torch
@@ -19,7 +21,7 @@ from vw2_robot.errors import InputError
 
 from .machine import Machine, forget_memory, machine_of
 from .measured import Measured, NotMeasuredError, Settings
-from .rows import ROWS
+from .rows import Row
 from .training import Training
 
 START_SECONDS = 150.0  # imports and the first use of a GPU, on a slow disk
@@ -36,10 +38,12 @@ class RowProcess:
 
     Args:
         settings: what all rows share.
+        rows: those that will be asked for.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, rows: Sequence[Row]) -> None:
         self._settings = settings
+        self._rows = tuple(rows)
         self._machine: Machine | None = None
         self._process: multiprocessing.process.BaseProcess | None = None
         self._connection: Connection | None = None
@@ -62,11 +66,14 @@ class RowProcess:
             RowFailedError: the row or its process failed, or took too long.
             NotMeasuredError: there is nothing to measure here.
         """
+        begun = time.monotonic()
         if self._process is None:
             self._start(seconds)
         assert self._connection is not None
-        self._connection.send(name)
-        found = self._answer(seconds)
+        # The process may be gone since its last row; then there is no answer, and that is found there.
+        with suppress(BrokenPipeError):
+            self._connection.send(name)
+        found = self._answer(seconds - (time.monotonic() - begun))
         assert isinstance(found, Measured)
         return found
 
@@ -87,7 +94,9 @@ class RowProcess:
     def _start(self, seconds: float) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, self._settings, self._machine), daemon=True)
+        self._process = context.Process(
+            target=serve, args=(theirs, self._settings, self._rows, self._machine), daemon=True
+        )
         self._process.start()
         theirs.close()
         found = self._answer(seconds)
@@ -98,15 +107,15 @@ class RowProcess:
         assert self._connection is not None
         assert self._process is not None
         try:
-            if not self._connection.poll(seconds):
+            if not self._connection.poll(max(0.0, seconds)):
                 self.close(patience=0.0)
-                raise RowFailedError(f"ended after {seconds:.0f} s")
+                raise RowFailedError("took too long and was ended")
             found: Answer = self._connection.recv()
         except EOFError:
             self._process.join()
             code = self._process.exitcode
             self.close()
-            raise RowFailedError(f"its process ended with exit status {code}") from None
+            raise RowFailedError(f"its process ended with exit status {code}; {self._last_line()}") from None
         if isinstance(found, NotMeasuredError):
             raise found
         if isinstance(found, str):
@@ -115,13 +124,21 @@ class RowProcess:
             raise RowFailedError(found)
         return found
 
+    def _last_line(self) -> str:
+        """Return what the process printed last."""
+        output = self._settings.output
+        lines = output.read_text(errors="replace").split("\n") if output.is_file() else []
+        printed = [line.strip() for line in lines if line.strip()]
+        return f"its last message: {printed[-1][:200]}" if printed else "it printed nothing"
 
-def serve(connection: Connection, settings: Settings, machine: Machine | None) -> None:
+
+def serve(connection: Connection, settings: Settings, rows: Sequence[Row], machine: Machine | None) -> None:
     """Send the machine, then run the rows that are asked for, until the parent process ends.
 
     Args:
         connection: names come in; numbers, or the reason for none, go out.
         settings: what all rows share.
+        rows: those that may be asked for.
         machine: measured before by another process; None measures it.
     """
     # What the programs print or warn of belongs to a log, not into a table.
@@ -129,7 +146,8 @@ def serve(connection: Connection, settings: Settings, machine: Machine | None) -
     logging.disable(logging.WARNING)
     settings.folder.mkdir(parents=True, exist_ok=True)
     with settings.output.open("ab") as file:
-        os.dup2(file.fileno(), sys.stdout.fileno())  # PyBullet prints past Python
+        for stream in (1, 2):  # by number: PyBullet prints past Python
+            os.dup2(file.fileno(), stream)
     if not settings.toy:
         # Empty at first, so that seconds of compilation are those of a new machine.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(settings.folder / "inductor")
@@ -146,7 +164,7 @@ def serve(connection: Connection, settings: Settings, machine: Machine | None) -
     if machine is None:
         return
     training = Training(settings, machine)
-    rows = {row.name: row for row in ROWS}
+    run_by_name = {row.name: row.run for row in rows}
     while True:
         try:
             name = connection.recv()
@@ -154,7 +172,7 @@ def serve(connection: Connection, settings: Settings, machine: Machine | None) -
             return
         forget_memory(device)
         try:
-            answer = rows[name].run(training)
+            answer = run_by_name[name](training)
         except NotMeasuredError as error:
             answer = error
         except Exception as error:

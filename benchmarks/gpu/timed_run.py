@@ -118,6 +118,9 @@ class TimedRun(Run):
     def save(self, step: int, write: Callable[[Path], None]) -> None:
         """Do nothing: the weights are random."""
 
+    def __enter__(self) -> TimedRun:
+        return self
+
     def close(self) -> None:
         """Stop counting, also after an error in the first step, and release the folder."""
         self._counting.close()
