@@ -92,6 +92,7 @@ class TimedRun(Run):
             if len(self.seconds) == 1:
                 self._counting.close()
                 self.flops = 0 if self._counter is None else self._counter.total
+                self._counter = None  # it may refer to activations
                 forget_memory(self._device)
             self.start += 1
         self._peak = peak_bytes(self._device)
