@@ -1,9 +1,9 @@
 """The GPU table: how rows end, what fits into memory, and the whole program at toy size on a CPU."""
 
-import faulthandler
 import json
 import operator
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -207,18 +207,23 @@ def test_an_error_in_the_counted_step_ends_the_counting(tmp_path) -> None:
 # ------------------------------------------------------------------------------------------------ whole programs
 
 
+def crash(training):
+    print("a driver's last message", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 @pytest.mark.slow
 def test_a_crash_an_error_and_a_row_that_hangs_end_alone(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     rows = [
-        Row("crash", "training", 120.0, faulthandler._sigsegv),
+        Row("crash", "training", 120.0, crash),
         Row("error", "training", 120.0, operator.attrgetter("no_such_thing")),
         Row("hangs", "training", 0.01, ROWS[0].run),
         Row("equality", "equality", 120.0, ROWS[0].run),
     ]
     outcomes = run_rows(rows, Settings("cpu", True, tmp_path / "data"), out=tmp_path / "gpu.json", seconds=500)
     assert [outcome.status for outcome in outcomes] == ["failed", "failed", "failed", "measured"]
-    assert outcomes[0].reason.startswith("its process ended with exit status -11")
+    assert outcomes[0].reason == "its process ended with exit status -9; its last message: a driver's last message"
     assert outcomes[1].reason.startswith("AttributeError: 'Training' object has no attribute 'no_such_thing'")
     assert outcomes[2].reason == "took too long and was ended"
 
