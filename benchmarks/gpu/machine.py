@@ -115,6 +115,7 @@ def forget_memory(device: torch.device) -> None:
     """Give back what nothing refers to, and begin a new measurement of the largest allocation."""
     gc.collect()
     if device.type == "cuda":
+        torch.cuda.init()  # a new process has no statistics yet
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 

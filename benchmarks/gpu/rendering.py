@@ -7,10 +7,9 @@ import time
 
 import numpy as np
 
-from vw2_robot.envs.calvin import CalvinEnv
 from vw2_robot.errors import InputError
 
-from .measured import Measured, Settings
+from .measured import Measured, NotMeasuredError, Settings
 from .training import Training
 
 CPU_RENDERER = "layered"
@@ -27,6 +26,8 @@ def steps_per_second(renderer: str, *, seconds: float) -> float:
     Raises:
         InputError: the renderer does not work here.
     """
+    from vw2_robot.envs.calvin import CalvinEnv  # an extra, which no other row needs
+
     env = CalvinEnv(renderer=renderer, cameras=("static",))
     try:
         env.reset(seed=0)
@@ -56,11 +57,18 @@ def gl_driver(settings: Settings, *, before: str) -> str:
 
 
 def rendering_row(training: Training) -> Measured:
-    """Measure both renderers; without EGL the note gives the reason, and the row is that of the CPU renderer."""
+    """Measure both renderers; without EGL the note gives the reason, and the row is that of the CPU renderer.
+
+    Raises:
+        NotMeasuredError: the simulator is not installed.
+    """
     settings = training.settings
     text = settings.output.read_text(errors="replace") if settings.output.is_file() else ""
     seconds = 1.0 if settings.toy else 5.0
-    cpu = steps_per_second(CPU_RENDERER, seconds=seconds)
+    try:
+        cpu = steps_per_second(CPU_RENDERER, seconds=seconds)
+    except ImportError as error:
+        raise NotMeasuredError(f"not available here: {error}") from error
     try:
         rate = steps_per_second("egl", seconds=seconds)
         renderer = "egl"

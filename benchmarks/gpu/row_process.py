@@ -152,7 +152,8 @@ def serve(connection: Connection, settings: Settings, rows: Sequence[Row], machi
         # Empty at first, so that seconds of compilation are those of a new machine.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(settings.folder / "inductor")
         os.environ["TRITON_CACHE_DIR"] = str(settings.folder / "triton")
-    torch.set_num_threads(1 if settings.toy else torch.get_num_threads())
+    if settings.toy:
+        torch.set_num_threads(1)
     device = torch.device(settings.device)
     answer: Answer
     try:

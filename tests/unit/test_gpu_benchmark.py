@@ -16,11 +16,13 @@ from benchmarks.gpu.__main__ import main, run_rows
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.measured import Measured, NotMeasuredError, Outcome, Settings
 from benchmarks.gpu.memory import PlannedMemory, micro_batches_that_fit
+from benchmarks.gpu.rendering import rendering_row
 from benchmarks.gpu.row_process import RowFailedError
 from benchmarks.gpu.rows import GROUPS, ROWS, Row, chosen_rows
 from benchmarks.gpu.table import table_line
 from benchmarks.gpu.timed_run import FEWEST, MOST, WARM_UP, TimedRun
 from benchmarks.gpu.training import Training, measured_step
+from vw2_robot.errors import InputError, MissingExtraError
 from vw2_robot.storage.files import read_json
 
 REPO = Path(__file__).parents[2]
@@ -126,6 +128,28 @@ def test_rows_are_chosen_by_group_or_name() -> None:
 def test_a_row_without_numbers_of_a_kind_leaves_the_cell_empty() -> None:
     line = table_line(Outcome("equality", "equality", "measured", measured=Measured(note="equal")))
     assert line.split() == ["equality", "equal"]
+
+
+def renderers(monkeypatch, tmp_path, **rates):
+    def rate(renderer, *, seconds):
+        if isinstance(rates[renderer], Exception):
+            raise rates[renderer]
+        return rates[renderer]
+
+    monkeypatch.setattr("benchmarks.gpu.rendering.steps_per_second", rate)
+    return rendering_row(Training(Settings("cpu", True, tmp_path), MACHINE))
+
+
+def test_egl_is_measured_where_it_works_and_else_the_reason_is_in_the_row(monkeypatch, tmp_path) -> None:
+    found = renderers(monkeypatch, tmp_path, layered=50.0, egl=200.0)
+    assert found.per_second == 200
+    assert found.values["renderer"] == "egl"
+    found = renderers(monkeypatch, tmp_path, layered=50.0, egl=InputError("no driver"))
+    assert found.per_second == 50
+    assert found.values["renderer"] == "layered"
+    assert found.note.endswith("EGL: not available here (no driver)")
+    with pytest.raises(NotMeasuredError, match="not available here: pybullet is not installed"):
+        renderers(monkeypatch, tmp_path, layered=MissingExtraError("pybullet is not installed"))
 
 
 # --------------------------------------------------------------------------------------- memory and measured steps
