@@ -297,3 +297,49 @@ def test_an_array_of_shards_is_merged_and_only_its_own_shard_is_queued_again(slu
     assert [slurm.facts(task)["Restarts"] for task in tasks] == ["0", "1"]
     assert lines(run_dir / "results.jsonl") == 4
     assert (run_dir / "summary.json").is_file()
+
+
+def test_the_launcher_of_hydra_sweeps_and_continues_after_a_preemption(slurm, miniature, calvin_folder, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install hydra-submitit-launcher")
+    launcher = ("hydra/launcher=submitit_slurm", "hydra.launcher.partition=main", "hydra.launcher.cpus_per_task=2")
+
+    def sweep(module, *overrides):
+        command = [sys.executable, "-m", f"vw2_robot.{module}", "--multirun", *launcher, "hydra.launcher.mem_gb=1"]
+        return subprocess.Popen(
+            [*command, f"hydra.sweep.dir={tmp_path / 'jobs'}", *overrides],
+            env=slurm.environment,
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    loop = "{train_steps: 150, batch_size: 2, log_every: 1, save_every: 20, optim: {lr: 0.003, warmup_steps: 2}}"
+    run = tmp_path / "run"
+    chain = sweep("pretrain.pretrain_on_openx", *miniature(run), f"++train_vdm={loop}")
+    slurm.wait_for(lambda: lines(run / "vdm" / "metrics.jsonl") >= 50, "50 steps")
+    job = slurm.call("squeue", "--noheader", "--format=%i", check=True).stdout.strip()
+    slurm.call("scancel", "--signal=USR2", job, check=True)  # submitit asks Slurm for this signal
+    slurm.hurry(job, restarts=1)
+    text, _ = chain.communicate(timeout=120)
+    assert chain.returncode == 0, text
+    assert slurm.facts(job)["Restarts"] == "1"
+    assert lines(run / "vdm" / "metrics.jsonl") == 150
+    # Fine-tuning with two seeds: a folder each, or no start. The second sweep has a job that fails.
+    loop = "{train_steps: 4, batch_size: 4, log_every: 1, save_every: 2, optim: {lr: 0.003, warmup_steps: 2}}"
+    overrides = (f"policy={run}", f"data.path={calvin_folder}", "data.validation_fraction=0.25", "head.hidden=8")
+    overrides = (*overrides, f"++loop={loop}", "++hardware={device: cpu, threads: 1}")
+    refused = sweep("finetune.train_head", *overrides, "seed=0,1", f"run_dir={tmp_path / 'tuned'}")
+    assert "is the folder of all runs of this sweep over seed" in refused.communicate(timeout=60)[0]
+    assert refused.returncode == 1
+    tuned = sweep("finetune.train_head", *overrides, "seed=0,1", f"run_dir={tmp_path}/tuned_${{seed}}")
+    text, _ = tuned.communicate(timeout=120)
+    assert tuned.returncode == 0, text
+    weights = [next((tmp_path / f"tuned_{seed}").rglob("*.safetensors")).read_bytes() for seed in range(2)]
+    assert weights[0] != weights[1]
+    failing = sweep(
+        "finetune.train_head", *overrides, "label_fraction=0.5,2", f"run_dir={tmp_path}/f_${{label_fraction}}"
+    )
+    text, _ = failing.communicate(timeout=120)
+    assert failing.returncode == 1
+    assert "finetune: error: job #1 failed: " in text
