@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,14 @@ def geometry_of(dldm: DLDMConfig, codec: CodecConfig, *, enlarge: int = 1) -> Ge
     return Geometry(codec.channels, dldm.latent_steps, height, width, dldm.queries, len(dldm.fsq_levels))
 
 
+@dataclass(frozen=True)
+class Step:
+    """A training step of one clip: its loss, and the parameters that learn (asking for them sets `requires_grad`)."""
+
+    forward: Callable[[DLDM, VDM], Tensor]
+    learning: Callable[[DLDM, VDM], list[nn.Parameter]]
+
+
 def phase_two_forward(dldm: DLDM, vdm: VDM) -> Tensor:
     """Return the two losses of phase 2 for one clip, latents given (the same memory, without masks and jitter)."""
     x = dldm.config.fake_clip(1)
@@ -130,31 +138,73 @@ def phase_two_forward(dldm: DLDM, vdm: VDM) -> Tensor:
     return (rec - x).square().mean() + denoising
 
 
-def activations(dldm_config: DLDMConfig, vdm_config: VDMConfig, geometry: Geometry, *, recompute: bool) -> int:
-    """Return the bytes of a phase-2 step that are neither weights nor gradients nor optimizer states."""
+PHASE_TWO = Step(phase_two_forward, lambda dldm, vdm: [*dldm.parameters(), *vdm.trainable_parameters()])
+
+
+@contextmanager
+def models_without_data(
+    dldm_config: DLDMConfig, vdm_config: VDMConfig, geometry: Geometry
+) -> Iterator[tuple[DLDM, VDM]]:
+    """Give both models on tensors that have a shape and a type but no data, inside the context alone.
+
+    Args:
+        dldm_config: of the dLDM.
+        vdm_config: of the VDM.
+        geometry: of the VDM.
+    """
     with torch.device("meta"):
         dldm, vdm = DLDM(dldm_config), VDM(vdm_config, geometry)
-    # For its effect: it sets `requires_grad`, and autograd keeps less for frozen weights.
-    vdm.trainable_parameters()
     with FakeTensorMode(allow_non_fake_inputs=True):
-        dldm, vdm = dldm.to_empty(device="cpu"), vdm.to_empty(device="cpu")
-        blocks = [*dldm.encoder.body, *dldm.decoder.up.body, *blocks_of(vdm.transformer)]
-        if isinstance(vdm.control, FullControl):
-            blocks += vdm.control.blocks
+        yield dldm.to_empty(device="cpu"), vdm.to_empty(device="cpu")
+
+
+def blocks_with_checkpoints(dldm: DLDM, vdm: VDM) -> list[nn.Module]:
+    """Return the blocks whose activations are recomputed with `hardware.gradient_checkpointing`."""
+    blocks = [*dldm.encoder.body, *dldm.decoder.up.body, *blocks_of(vdm.transformer)]
+    if isinstance(vdm.control, FullControl):
+        blocks += vdm.control.blocks
+    return blocks
+
+
+def kept_by(dldm: DLDM, vdm: VDM, step: Step) -> tuple[Kept, Tensor]:
+    """Run a forward pass, and return what autograd keeps of it and its loss.
+
+    Args:
+        dldm: without data.
+        vdm: without data.
+        step: gives the loss.
+    """
+    kept = Kept(dldm, vdm)
+    with (
+        kept.counting(blocks_with_checkpoints(dldm, vdm)),
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        NormsInFloat32(),
+    ):
+        loss = step.forward(dldm, vdm)
+    return kept, loss
+
+
+def activations(dldm_config: DLDMConfig, vdm_config: VDMConfig, geometry: Geometry, *, recompute: bool) -> int:
+    """Return the bytes of a phase-2 step that are neither weights nor gradients nor optimizer states."""
+    with models_without_data(dldm_config, vdm_config, geometry) as (dldm, vdm):
+        # For its effect: it sets `requires_grad`, and autograd keeps less for frozen weights.
+        PHASE_TWO.learning(dldm, vdm)
         # With recomputation the largest block is held again in the backward pass.
         largest = 0
         if recompute:
-            largest = _forward(dldm, vdm, blocks).largest
+            largest = kept_by(dldm, vdm, PHASE_TWO)[0].largest
             dldm.checkpoint_gradients()
             vdm.checkpoint_gradients()
-        return _forward(dldm, vdm, blocks).bytes + largest
+        return kept_by(dldm, vdm, PHASE_TWO)[0].bytes + largest
 
 
-def _forward(dldm: DLDM, vdm: VDM, blocks: list[nn.Module]) -> Kept:
-    kept = Kept(dldm, vdm)
-    with kept.counting(blocks), torch.autocast("cpu", dtype=torch.bfloat16), NormsInFloat32():
-        phase_two_forward(dldm, vdm)
-    return kept
+def weight_bytes(*models: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for model in models for p in model.parameters())
+
+
+def learning_bytes(learning: Iterable[nn.Parameter]) -> int:
+    """Return the bytes of gradients and AdamW's two moments, in float32."""
+    return sum(p.numel() for p in learning) * 3 * 4
 
 
 def phase_one_kept(dldm: DLDM, blocks: list[nn.Module], *, clips: int = 1) -> Kept:
@@ -214,15 +264,11 @@ def states(dldm_config: DLDMConfig, vdm_config: VDMConfig, geometry: Geometry, c
     """Return the bytes of all weights, and of gradients and AdamW's moments (float32) of trained ones."""
     with torch.device("meta"):
         dldm, vdm, wan = DLDM(dldm_config), VDM(vdm_config, geometry), build_codec(codec)
-    learning = [*dldm.parameters(), *vdm.trainable_parameters()]
-    weights = sum(p.numel() * p.element_size() for m in (dldm, vdm, wan) for p in m.parameters())
-    # A gradient and two moments, 4 bytes each.
-    return weights, sum(p.numel() for p in learning) * 3 * 4
+    return weight_bytes(dldm, vdm, wan), learning_bytes(PHASE_TWO.learning(dldm, vdm))
 
 
-def describe(dldm_config: DLDMConfig, vdm_config: VDMConfig, geometry: Geometry, codec: CodecConfig) -> None:
-    with torch.device("meta"):
-        dldm, vdm, wan = DLDM(dldm_config), VDM(vdm_config, geometry), build_codec(codec)
+def parameters_by_part(dldm: DLDM, vdm: VDM, wan: nn.Module) -> dict[str, int]:
+    """Return the number of parameters by the name of each part; the decoder is a part of the dLDM."""
     parts = {
         "dLDM": dldm,
         "its decoder": dldm.decoder,
@@ -231,9 +277,23 @@ def describe(dldm_config: DLDMConfig, vdm_config: VDMConfig, geometry: Geometry,
         "control branch": vdm.control,
         "codec": wan,
     }
-    for name, part in parts.items():
-        if part is not None:
-            print(f"{name:<18}{sum(p.numel() for p in part.parameters()) / 1e6:>10.1f} M parameters")
+    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items() if part is not None}
+
+
+def trained_as(vdm: VDMConfig, train: str) -> VDMConfig:
+    """Return the configuration of a VDM that is trained `full`, with `lora` or `frozen`."""
+    # Frozen bf16 weights are allowed only with pretrained ones; the name is never opened here.
+    precision = "float32" if train == "full" else "bf16"
+    config = replace(vdm, train=train, frozen_precision=precision, weights="given")  # type: ignore[arg-type]
+    # LoRA uses the light control branch: copied blocks would be trained in full.
+    return replace(config, control="light", control_layers=0) if train == "lora" else config
+
+
+def describe(dldm_config: DLDMConfig, vdm_config: VDMConfig, geometry: Geometry, codec: CodecConfig) -> None:
+    with torch.device("meta"):
+        dldm, vdm, wan = DLDM(dldm_config), VDM(vdm_config, geometry), build_codec(codec)
+    for name, count in parameters_by_part(dldm, vdm, wan).items():
+        print(f"{name:<18}{count / 1e6:>10.1f} M parameters")
 
 
 def main() -> None:
@@ -255,12 +315,7 @@ def main() -> None:
     for enlarge in (1, 2):
         geometry = geometry_of(dldm, codec, enlarge=enlarge)
         for train in ("full", "lora", "frozen"):
-            kept = "float32" if train == "full" else "bf16"
-            # Frozen bf16 weights are allowed only with pretrained ones; the name is never opened here.
-            config = replace(vdm, train=train, frozen_precision=kept, weights="given")  # type: ignore[arg-type]
-            # LoRA uses the light control branch: copied blocks would be trained in full.
-            if train == "lora":
-                config = replace(config, control="light", control_layers=0)
+            config = trained_as(vdm, train)
             weights, learning = (size / GB for size in states(dldm, config, geometry, codec))
             for recompute in (False, True):
                 held = activations(dldm, config, geometry, recompute=recompute) / GB

@@ -15,6 +15,7 @@ entered twice in one pass, by two of its methods, can lose gradients, as silentl
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -69,6 +70,8 @@ class Parallel:
         if self._sharding == "fsdp":
             from torch.distributed.fsdp import fully_shard  # seconds, and only needed here
 
+            # Nothing here changes the output of a block in place.
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
             for block in blocks:
                 if any(parameter.numel() for parameter in block.parameters()):
                     fully_shard(block)

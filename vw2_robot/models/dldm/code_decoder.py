@@ -114,7 +114,7 @@ class CodeDecoder(nn.Module):
             tokens = tokens + self.cross(self.norm(tokens), z, z, mask)
             tokens = tokens + self.mlp(tokens)
             moved = rearrange(tokens, "b (m h w) c -> b m c h w", m=latent_steps, h=grid_h)
-            h = torch.cat([h[:, :1], moved], dim=1)
+            h = torch.cat([h[:, :1], moved.to(h.dtype)], dim=1)  # under autocast the sum above is float32
         # 4. Mix in space, then along the past, and up-sample to pixels.
         h = self.block_out(self.time(self.space(h)))
         features = self.up.features(h)

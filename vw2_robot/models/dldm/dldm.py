@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from vw2_robot.distributed.batch_share import StatisticsGroups
 
 from ..precision import at_least_float32
-from .causal_video import CausalEncoder
+from .causal_video import CausalEncoder, blocks_of, compile_in_place
 from .code_decoder import CodeDecoder
 from .config import DLDMConfig
 from .fsq import FSQ
@@ -184,12 +184,11 @@ class DLDM(nn.Module):
 
     def blocks(self) -> list[nn.Module]:
         """Return the blocks that sharded training gathers one after the other, in order."""
-        return [self.encoder, self.qformer, self.decoder]
+        return [*blocks_of(self), self.qformer]
 
     def compile_blocks(self) -> None:
-        """Compile encoder and decoder in place: names of parameters stay as they are."""
-        self.encoder.compile()
-        self.decoder.compile()
+        """Compile the blocks of encoder and decoder in place: names of parameters stay as they are."""
+        compile_in_place(blocks_of(self))
 
     def checkpoint_gradients(self) -> None:
         """Keep only the input of each block of the trunk, and compute the rest again in the backward pass."""
