@@ -291,7 +291,8 @@ class Run:
             initial=self.start, total=stop, desc=name, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True
         ) as bar:
             self._bar = bar
-            with DeferredStop(self._hardware.grace_seconds) as self._stopping:
+            # A little less than the time there is, for the rest of the way out.
+            with DeferredStop(max(1.0, self._hardware.grace_seconds - 2.0)) as self._stopping:
                 while self.start < stop:
                     yield self.start
                     self.start += 1
@@ -324,8 +325,8 @@ class Run:
         self._stopped = f"resumable: the same command continues from step {last} of {self.stage}"
         if not due:
             self._stopped += (
-                f" (a checkpoint of {self._state_bytes / 1e9:.1f} GB is not written within {self._hardware.grace_seconds:g} s; "
-                "hardware.grace_seconds says how long a stop may take)"
+                f" (a checkpoint of {self._state_bytes / 1e9:.1f} GB is not written within "
+                f"{self._hardware.grace_seconds:g} s; hardware.grace_seconds says how long a stop may take)"
             )
         return due
 

@@ -17,6 +17,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from vw2_robot.command_line.config_tree import config_from
+from vw2_robot.command_line.program import check_same_on_all_ranks
 from vw2_robot.distributed.ranks import is_main, joined_ranks, rank
 from vw2_robot.finetune import train_head
 from vw2_robot.finetune.config import FinetuneConfig
@@ -53,7 +54,9 @@ def run(program, overrides, losses, signals=()):
     cls, function = PROGRAMS[program]
     with initialize_config_module("vw2_robot.configs", version_base="1.3"):
         tree = OmegaConf.to_container(compose(program, overrides), resolve=True)
-    function(config_from(cls, tree))
+    config = config_from(cls, tree)
+    check_same_on_all_ranks(config)
+    function(config)
 
 
 if __name__ == "__main__":

@@ -253,7 +253,7 @@ def test_all_stages_of_the_tiny_model_are_planned() -> None:
 
 @pytest.mark.slow
 def test_the_page_has_the_tables_that_the_program_prints() -> None:
-    pages = [REPO / "docs" / name for name in ("scaling.md", "scaling_capacity.part.md")]
+    pages = [REPO / "docs" / "scaling.md"]
     texts = [page.read_text(encoding="utf-8") for page in pages if page.is_file()]
     page = next(text for text in texts if markers("work")[0] in text)
     for name, table in tables(make_plan(("h200", "paper"), (1, 8, 64), Cluster())).items():
