@@ -7,8 +7,8 @@
 
 SIGTERM raises `Terminated`, Ctrl-C `KeyboardInterrupt`, both in the main thread, so that files and folders under a
 temporary name are removed before the exit. A second Ctrl-C ends the process at once; a second SIGTERM is ignored, since
-launchers and schedulers both send one. A watchdog thread ends the process `GRACE_SECONDS` after the first signal: Python
-handles signals between two instructions only, and a library call may take longer than that.
+launchers and schedulers both send one. A watchdog thread ends the process `GRACE_SECONDS` after the first signal, since
+Python handles signals between two instructions only, and a library call may take longer than that.
 """
 
 from __future__ import annotations

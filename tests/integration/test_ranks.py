@@ -274,9 +274,9 @@ def test_the_commands_of_the_page_run(jobs_of, miniature, frames_folder, calvin_
             at = words.index("-m") + 2
             overrides = tune if "finetune" in command else tiny
             line = [sys.executable, "-m", "torch.distributed.run", *words[1:at], *overrides]
-            log = (tmp_path / f"{run}{number}.out").open("w")
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            started.append(subprocess.Popen(line, env=environment, stdout=log, stderr=subprocess.STDOUT))
+            with (tmp_path / f"{run}{number}.out").open("w") as log:
+                started.append(subprocess.Popen(line, env=environment, stdout=log, stderr=subprocess.STDOUT))
             if run == "one":  # one after the other; the two machines at the same time
                 assert started[-1].wait(300) == 0, (tmp_path / f"{run}{number}.out").read_text()[-3000:]
         assert [process.wait(300) for process in started] == [0, 0], (tmp_path / f"{run}0.out").read_text()[-3000:]
