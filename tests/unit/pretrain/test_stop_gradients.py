@@ -321,7 +321,7 @@ def test_errors_of_the_parts_of_a_batch_add_up_to_its_error(with_anchor):
     torch.manual_seed(0)
     rec, x = torch.randn(6, 9, 3, 4, 4), torch.randn(6, 9, 3, 4, 4)
     valid = torch.tensor([[True, True], [True, False], [False, False], [True, True], [True, False], [True, True]])
-    frames = 6 * with_anchor + 4 * int(valid.sum())
+    frames = 6.0 * with_anchor + 4 * int(valid.sum())
     parts = [
         frame_error(rec[part], x[part], valid[part], with_anchor=with_anchor, frames=frames)
         for part in (slice(1), slice(1, 3), slice(3, 6))
