@@ -227,7 +227,7 @@ def test_codes_are_hidden_as_often_as_the_configuration_says():
 
 
 def test_noise_levels_have_the_published_quantiles(monkeypatch):
-    noise = noise_of(20_000)
+    noise = noise_of(50_000)
     with_tail = sample_times(noise, num_frames=24)
     monkeypatch.setattr("vw2_robot.models.video.noise_levels.TAIL_PROBABILITY", 0.0)
     t = sample_times(noise, num_frames=24)
