@@ -134,7 +134,7 @@ def stops_held_back() -> Iterator[None]:
 class DeferredStop:
     """Signals that wait for the end of a training step: inside the `with` the first one is only noted.
 
-    A second signal is handled at once, and so is the first one when nobody has taken notice of it after `seconds`.
+    A second signal is handled at once, and so is the first one after `seconds`, or at the end of the `with`.
 
     Args:
         seconds: how long the step may still take.
@@ -153,7 +153,9 @@ class DeferredStop:
             self._before = _install(self._note)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.signal is not None and kind is None:  # it came after the last step
+            self._pass_on()
         self._restore()
 
     def _restore(self) -> None:
