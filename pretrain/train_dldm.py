@@ -118,7 +118,7 @@ def train_dldm(config: PretrainConfig) -> None:
         total_steps=config.train_dldm.total,
         save_every=config.train_dldm.phase1.save_every,
         log_every=config.train_dldm.phase1.log_every,
-        grace_seconds=config.hardware.grace_seconds,
+        hardware=config.hardware,
     ) as run:
         # The image is written last: a run that was killed between the last checkpoint and the image makes it now.
         if run.complete and (run.path / "reconstructions.png").is_file():

@@ -144,7 +144,7 @@ def train_vdm(config: PretrainConfig) -> None:
         total_steps=config.train_vdm.train_steps,
         save_every=config.train_vdm.save_every,
         log_every=config.train_vdm.log_every,
-        grace_seconds=config.hardware.grace_seconds,
+        hardware=config.hardware,
     ) as run:
         if run.complete:
             return

@@ -15,7 +15,7 @@ import torch
 from vw2_robot.checkpoint import save_checkpoint
 from vw2_robot.errors import Terminated
 from vw2_robot.process import DeferredStop
-from vw2_robot.runs import Run
+from vw2_robot.runs import Hardware, Run
 
 GIGABYTE = 10**9
 
@@ -62,15 +62,19 @@ def test_without_a_signal_nothing_happens_and_a_stop_of_another_rank_ends_as_sig
         stopping.stop("resumable")
 
 
-@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_is_handled_at_once_as_the_first_one(second: signal.Signals) -> None:
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_ctrl_c_is_handled_at_once_as_the_first_signal_and_a_second_sigterm_is_not(
+    first: signal.Signals,
+) -> None:
     passed = []
-    with pytest.raises(ArrivedError, match="SIGTERM"), DeferredStop(60):
-        send(signal.SIGTERM)
+    with pytest.raises(ArrivedError, match=first.name), DeferredStop(60):
+        send(first)
         passed.append(1)
-        send(second)
+        send(signal.SIGTERM)
         passed.append(2)
-    assert passed == [1]
+        send(signal.SIGINT)
+        passed.append(3)
+    assert passed == [1, 2]
 
 
 def test_a_signal_of_which_nobody_takes_notice_is_handled_after_its_time() -> None:
@@ -108,10 +112,8 @@ def train(
     taken: list[int] | None = None,
 ) -> None:
     """Ten steps with a checkpoint every four, as the programs do."""
-    run = Run(
-        path, {"seed": 0}, stage="test", total_steps=10, save_every=4, log_every=4, grace_seconds=grace_seconds
-    )
-    with run:
+    hardware = Hardware(grace_seconds=grace_seconds)
+    with Run(path, {"seed": 0}, stage="test", total_steps=10, save_every=4, log_every=4, hardware=hardware) as run:
         run.begin(state_bytes=state_bytes)
         for step in run.steps():
             in_step(step)
@@ -172,17 +174,18 @@ def test_a_large_checkpoint_is_written_where_it_is_due_anyway(tmp_path: Path, st
     assert saved(tmp_path / "r") == kept
 
 
-def test_a_second_signal_ends_the_step_too(tmp_path: Path) -> None:
-    def twice(step: int) -> None:
-        if step == 5:
-            send(signal.SIGTERM)
-            send(signal.SIGTERM)
+def test_a_second_ctrl_c_ends_the_step_too_and_a_second_sigterm_does_not(tmp_path: Path) -> None:
+    def twice(number: int) -> Callable[[int], None]:
+        return lambda step: [send(number), send(number)] if step == 5 else None
 
     taken: list[int] = []
     with pytest.raises(ArrivedError):
-        train(tmp_path / "r", in_step=twice, taken=taken)
+        train(tmp_path / "r", in_step=twice(signal.SIGINT), taken=taken)
     assert taken == list(range(5))
     assert saved(tmp_path / "r") == ["step_4"]
+    with pytest.raises(Terminated, match="from step 6 of test"):
+        train(tmp_path / "r", in_step=twice(signal.SIGTERM), taken=taken)
+    assert saved(tmp_path / "r") == ["step_6"]
 
 
 def test_a_step_that_takes_longer_than_a_stop_may_is_cut_off(tmp_path: Path) -> None:

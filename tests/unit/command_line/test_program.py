@@ -136,11 +136,22 @@ def test_a_sweep_goes_on_after_a_job_that_fails_and_names_it(call):
         if config.seed == 1:
             raise InputError("the drawer is closed")
 
-    status, text = call(run, "run_dir=x", "seed=0,1,2", "--multirun")
+    status, text = call(run, "run_dir=x_${seed}", "seed=0,1,2", "--multirun")
     assert (status, seen) == (1, [0, 1, 2])
     assert "pretrain: error: the drawer is closed" in text
-    assert "1 of the jobs failed: #1 (run_dir=x seed=1)" in text
+    assert "1 of the jobs failed: #1 (run_dir=x_$\\{seed\\} seed=1)" in text
     assert "Traceback" not in text
+
+
+def test_the_runs_of_a_sweep_need_a_run_dir_each(call):
+    seen = []
+    status, text = call(seen.append, "run_dir=x", "seed=0,1", "--multirun", "hydra.sweep.dir=a,b")
+    assert (status, seen) == (1, [])
+    assert "run_dir=x is the folder of all runs of this sweep over seed" in text
+    assert "write 'run_dir=x/seed_${seed}' in quotes" in text
+    for words in (("run_dir=x/seed_${seed}", "seed=0,1"), ("run_dir=x,y",), ("run_dir=x", "seed=0")):
+        assert call(seen.append, *words, "--multirun") == (0, "")
+    assert [config.run_dir for config in seen] == ["x/seed_0", "x/seed_1", "x", "y", "x"]
 
 
 def test_ranks_are_joined_by_the_programs_that_train_on_several_and_by_no_other(monkeypatch, capsys):
@@ -181,7 +192,7 @@ def test_a_person_who_asks_gets_the_whole_trace(call, monkeypatch):
 
 
 @pytest.mark.parametrize(("stop", "status", "name"), [(KeyboardInterrupt, 130, "Ctrl-C"), (Terminated, 143, "SIGTERM")])
-@pytest.mark.parametrize("words", [("run_dir=x",), ("run_dir=x", "seed=0,1", "--multirun")])
+@pytest.mark.parametrize("words", [("run_dir=x",), ("run_dir=x_${seed}", "seed=0,1", "--multirun")])
 def test_a_stop_is_one_message_and_says_where_to_go_on(call, stop, status, name, words):
     def run(config):
         raise stop("the same command continues from step 4 of vdm")
