@@ -301,7 +301,7 @@ class Run:
             self._bar = None
 
     def skip_to(self, step: int) -> None:
-        """Skip the steps up to `step`; call it at the end of a step in the loop over `steps`, with a checkpoint saved."""
+        """Skip the steps up to `step`; call it at the end of a step, inside the loop, with a checkpoint saved."""
         self.start = step - 1  # the loop counts the present step
 
     def due(self, step: int, every: int) -> bool:
@@ -323,8 +323,8 @@ class Run:
         self._stopped = f"resumable: the same command continues from step {last} of {self.stage}"
         if not due:
             self._stopped += (
-                f" (a checkpoint of {self._state_bytes / 1e9:.1f} GB is not written within {self._hardware.grace_seconds:g} s; "
-                "hardware.grace_seconds says how long a stop may take)"
+                f" (a checkpoint of {self._state_bytes / 1e9:.1f} GB is not written within "
+                f"{self._hardware.grace_seconds:g} s; hardware.grace_seconds says how long a stop may take)"
             )
         return due
 

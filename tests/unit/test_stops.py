@@ -45,21 +45,29 @@ def send(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
+def held_back(seconds: float, body: Callable[[DeferredStop], None]) -> None:
+    with DeferredStop(seconds) as stopping:
+        body(stopping)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_first_signal_waits_and_the_end_is_that_of_its_kind(number: signal.Signals) -> None:
-    with pytest.raises(KeyboardInterrupt, match="resumable") as caught, DeferredStop(60) as stopping:
+    def body(stopping: DeferredStop) -> None:
         assert stopping.signal is None
         send(number)
         assert stopping.signal == number
         stopping.stop("resumable")
+
+    with pytest.raises(KeyboardInterrupt, match="resumable") as caught:
+        held_back(60, body)
     assert isinstance(caught.value, Terminated) == (number == signal.SIGTERM)
 
 
 def test_without_a_signal_nothing_happens_and_a_stop_of_another_rank_ends_as_sigterm() -> None:
-    with DeferredStop(60) as stopping:
+    with DeferredStop(60):
         assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
-    with pytest.raises(Terminated, match="resumable"), DeferredStop(60) as stopping:
-        stopping.stop("resumable")
+    with pytest.raises(Terminated, match="resumable"):
+        held_back(60, lambda stopping: stopping.stop("resumable"))
 
 
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
@@ -67,27 +75,31 @@ def test_a_second_ctrl_c_is_handled_at_once_as_the_first_signal_and_a_second_sig
     first: signal.Signals,
 ) -> None:
     passed = []
-    with pytest.raises(ArrivedError, match=first.name), DeferredStop(60):
-        send(first)
-        passed.append(1)
-        send(signal.SIGTERM)
-        passed.append(2)
-        send(signal.SIGINT)
-        passed.append(3)
-    assert passed == [1, 2]
+
+    def body(_: DeferredStop) -> None:
+        for number in (first, signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+            send(number)
+            passed.append(number)
+
+    with pytest.raises(ArrivedError, match=first.name):
+        held_back(60, body)
+    assert passed == [first, signal.SIGTERM]
 
 
 def test_a_signal_of_which_nobody_takes_notice_is_handled_after_its_time() -> None:
-    begin = time.monotonic()
-    with pytest.raises(ArrivedError, match="SIGINT"), DeferredStop(0.1):
+    def body(_: DeferredStop) -> None:
         send(signal.SIGINT)
         time.sleep(30)
+
+    begin = time.monotonic()
+    with pytest.raises(ArrivedError, match="SIGINT"):
+        held_back(0.1, body)
     assert 0.1 <= time.monotonic() - begin < 5
 
 
 def test_a_signal_after_the_last_step_is_handled_at_the_end() -> None:
-    with pytest.raises(ArrivedError, match="SIGTERM"), DeferredStop(60):
-        send(signal.SIGTERM)
+    with pytest.raises(ArrivedError, match="SIGTERM"):
+        held_back(60, lambda stopping: send(signal.SIGTERM))
 
 
 def test_a_signal_that_is_ignored_stays_ignored() -> None:
