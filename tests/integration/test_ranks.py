@@ -190,3 +190,90 @@ def test_ranks_sharding_and_micro_batches_change_no_loss(trained, one_process, s
     assert difference(single, base, "dldm", slice(20)) < 2e-5  # phase 1: FSQ's rounding amplifies
     for stage in ("policy", "head"):
         assert difference(Path(f"{single}-codes"), base, stage) < 5e-6
+
+
+def test_two_ranks_train_what_one_process_trains(jobs_of, tmp_path):
+    options = {"stages": ("vdm", "dldm"), "train_steps": 3}
+    processes = start(1, jobs_of(tmp_path / "one", **options), tmp_path / "of1")
+    ways = {"fsdp": 2, "ddp": 1}
+    jobs = [
+        job
+        for sharding, micro_batches in ways.items()
+        for job in jobs_of(tmp_path / sharding, sharding=sharding, micro_batches=micro_batches, **options)
+    ]
+    run_ranks(2, jobs, tmp_path / "of2")
+    assert finish(processes, tmp_path / "of1")[0] == [0]
+    for sharding in ways:
+        for stage in ("vdm", "dldm"):
+            # Gradient norms too: a gradient that is not summed, or lost in a sharded module, shows at once.
+            found = losses(tmp_path / sharding)[stage]
+            np.testing.assert_allclose(found, losses(tmp_path / "one")[stage], rtol=1e-12)
+
+
+@pytest.mark.slow
+def test_stopped_runs_continue_on_another_number_of_ranks(jobs_of, tmp_path):
+    """2, 1, 2, 1, 2 ranks, each stopped by a SIGTERM to one of its ranks, against one process that nobody stopped."""
+    options = {"micro_batches": 2, "save_every": 1000}
+    run_ranks(1, jobs_of(tmp_path / "undisturbed", **options), tmp_path / "of1")
+    jobs = jobs_of(tmp_path / "stopped", sharding="fsdp", **options)
+    stops = [(2, ["vdm", 1, 4]), (1, ["dldm", 0, 30]), (2, ["policy", 0, 6]), (1, ["head", 0, 2])]
+    for number, (size, place) in enumerate(stops):
+        signals = [[*place, signal.SIGTERM]]
+        folder = tmp_path / f"part{number}"
+        statuses, printed = finish(start(size, [{**job, "signals": signals} for job in jobs], folder), folder)
+        assert statuses == [128 + signal.SIGTERM] * size, printed
+        assert "resumable" in printed[0]
+    run_ranks(2, jobs, tmp_path / "last")
+    assert np.array_equal(codes(tmp_path / "stopped"), codes(tmp_path / "undisturbed"))
+    for stage in ("vdm", "dldm", "policy", "finetune"):
+        expected = weights(tmp_path / "undisturbed", stage)
+        for name, value in weights(tmp_path / "stopped", stage).items():
+            np.testing.assert_allclose(value, expected[name], rtol=0, atol=1e-9, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_or_stopped_rank_ends_the_others_and_the_run_continues_to_the_same_bits(jobs_of, tmp_path, number):
+    options = {"sharding": "fsdp", "stages": ("vdm", "dldm"), "save_every": 7, "precision": "float32"}
+    run_ranks(2, jobs_of(tmp_path / "undisturbed", **options), tmp_path / "whole")
+    jobs = jobs_of(tmp_path / "hit", **options)
+    for stage, call in (("vdm", 9), ("dldm", 25)):
+        folder = tmp_path / stage
+        hit = [{**job, "signals": [[stage, 1, call, number]]} for job in jobs]
+        begin = time.monotonic()
+        statuses, printed = finish(start(2, hit, folder, VW2_RANK_TIMEOUT="5"), folder)
+        assert time.monotonic() - begin < 60
+        if number == signal.SIGKILL:
+            assert statuses == [1, -signal.SIGKILL], printed
+            assert "rank 1: died" in printed[0]
+        else:
+            assert statuses == [143, 143], printed
+    run_ranks(2, jobs, tmp_path / "last")
+    for stage in ("vdm", "dldm"):
+        expected = weights(tmp_path / "undisturbed", stage)
+        found = weights(tmp_path / "hit", stage)
+        assert [name for name in expected if not np.array_equal(found[name], expected[name])] == []
+
+
+@pytest.mark.slow
+def test_what_ranks_cannot_agree_on_ends_in_one_message(jobs_of, tmp_path):
+    jobs = jobs_of(tmp_path / "run", stages=("vdm",), train_steps=3)
+    other = [{**job, "overrides": [*job["overrides"], "seed=1"]} for job in jobs]
+    cases = {
+        "configuration": (2, [jobs, other], "rank 0 and rank 1 have different configurations (seed (0 -> 1))"),
+        "batch": (3, jobs, "WORLD_SIZE=3 and hardware.micro_batches=1 do not divide a batch of 8"),
+    }
+    for name, (size, some, message) in cases.items():
+        folder = tmp_path / name
+        statuses, printed = finish(start(size, some, folder), folder)
+        assert statuses == [1] * size, printed
+        assert sum(text.count(message) for text in printed) >= 1, printed
+    # Two runs in one folder: the second is refused and names the first, which goes on.
+    first = start(2, jobs_of(tmp_path / "run", stages=("vdm",), train_steps=200), tmp_path / "first")
+    while not (tmp_path / "run" / "vdm" / ".lock").exists():
+        time.sleep(0.1)
+        assert [process.poll() for process in first] == [None, None]
+    statuses, printed = finish(start(2, jobs, tmp_path / "second"), tmp_path / "second")
+    assert statuses == [1, 1], printed
+    assert "is in use by another run: pre-training, process" in printed[0]
+    assert finish(first, tmp_path / "first")[0] == [0, 0]
