@@ -7,8 +7,8 @@
 
 SIGTERM raises `Terminated`, Ctrl-C `KeyboardInterrupt`, both in the main thread, so that files and folders under a
 temporary name are removed before the exit. A second Ctrl-C ends the process at once; a second SIGTERM is ignored, since
-launchers and schedulers both send one. A watchdog thread ends the process `GRACE_SECONDS` after the first signal: Python
-handles signals between two instructions only, and a library call may take longer than that.
+launchers and schedulers both send one. A watchdog thread ends the process `GRACE_SECONDS` after the first signal:
+Python handles signals between two instructions only, and a library call may take longer than that.
 """
 
 from __future__ import annotations
@@ -134,8 +134,8 @@ def stops_held_back() -> Iterator[None]:
 class DeferredStop:
     """Signals that wait for the end of a training step: inside the `with` the first one is only noted.
 
-    A second Ctrl-C is handled at once, a second SIGTERM is ignored. The first signal is handled after `seconds` when the
-    step has not ended by then, and at the end of the `with` when it came after the last step.
+    A second Ctrl-C is handled at once, a second SIGTERM is ignored. The first signal is handled after `seconds` when
+    the step has not ended by then, and at the end of the `with` when it came after the last step.
 
     Args:
         seconds: how long the step may still take.
