@@ -49,7 +49,7 @@ def test_a_step_is_that_of_adamw_at_the_scheduled_rate_on_clipped_gradients():
         loss = 100 * net(torch.ones(2)).sum()
         loss.backward()
         norm = optimizer_step(loss.detach(), mine, step=step, config=config, total_steps=10)
-        assert net.weight.grad is None  # the next batch begins from nothing
+        assert net.weight.grad is None  # the next batch begins at zero
         assert float(norm) == pytest.approx(100 * 2**0.5)  # as it was before clipping
         reference.weight.grad = torch.full((1, 2), 0.5**0.5)
         theirs.param_groups[0]["lr"] = 0.5 * (10 - step) / 10

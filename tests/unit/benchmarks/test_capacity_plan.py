@@ -26,7 +26,7 @@ from vw2_robot.pretrain.config import TrainDLDMConfig
 from vw2_robot.pretrain.dldm_losses import phase_two_loss
 from vw2_robot.random_numbers import SampleNoise
 
-REPO = Path(__file__).parents[2]
+REPO = Path(__file__).parents[3]
 
 # 8 GB of weights and 24 GB of gradients and moments, so 2 G parameters that all learn; 10 GB of activations a clip.
 ROUND = Stage(
