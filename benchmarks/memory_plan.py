@@ -39,6 +39,7 @@ from vw2_robot.models.video.cosmos import blocks_of
 from vw2_robot.models.video.vdm import VDM, Geometry, VDMConfig
 from vw2_robot.models.video.video_codec import CodecConfig, build_codec
 from vw2_robot.pretrain.dldm_losses import phase_one_loss
+from vw2_robot.random_numbers import SampleNoise
 
 GB = 1e9
 MB = 1e6
@@ -133,7 +134,7 @@ def phase_two_forward(dldm: DLDM, vdm: VDM) -> Tensor:
         codes,
         control_video=latents,
         valid=torch.ones(1, grid.latent_steps, dtype=torch.bool),
-        generator=torch.Generator(),
+        noise=SampleNoise(0, 0, stream=0, samples=[0]),
     )
     return (rec - x).square().mean() + denoising
 

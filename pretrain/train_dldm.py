@@ -293,8 +293,7 @@ def train_phase(
             # Saved as the last step of phase 1, so that a resumed run begins with phase 2 as this one does.
             save(config, run, modules, clips, stop - 1, optimizer, frames_digest=frames_digest)
             run.skip_to(stop)
-            break
-        if run.checkpoint_due(step, loop.save_every) or step + 1 == stop:
+        elif run.checkpoint_due(step, loop.save_every) or step + 1 == stop:
             save(config, run, modules, clips, step, optimizer, frames_digest=frames_digest)
 
 

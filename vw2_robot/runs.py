@@ -302,9 +302,8 @@ class Run:
             self._bar = None
 
     def skip_to(self, step: int) -> None:
-        """Skip the steps up to `step`; call it after leaving the loop over `steps`, with a checkpoint saved."""
-        self.start = step
-        self._bar = None
+        """Skip the steps up to `step`; call it at the end of a step, inside the loop, with a checkpoint saved."""
+        self.start = step - 1  # the loop counts the present step
 
     def due(self, step: int, every: int) -> bool:
         """Return whether the step just finished is a multiple of `every`, or the last one."""

@@ -41,6 +41,7 @@ from vw2_robot.models.video.video_codec import CodecConfig, build_codec
 from vw2_robot.optim import LoopConfig
 from vw2_robot.pretrain.config import ExtractLatentsConfig, TrainDLDMConfig, TrainPolicyConfig
 from vw2_robot.pretrain.dldm_losses import phase_one_loss
+from vw2_robot.random_numbers import SampleNoise
 
 from .flops import PartsCounter, Work
 
@@ -134,7 +135,7 @@ def prior_forward(dldm: DLDM, vdm: VDM) -> Tensor:
         torch.zeros(1, grid.latent_steps, grid.queries, grid.fsq_dims),
         control_video=None,
         valid=torch.ones(1, grid.latent_steps, dtype=torch.bool),
-        generator=torch.Generator(),
+        noise=SampleNoise(0, 0, stream=0, samples=[0]),
         drop_codes=True,
     )
 

@@ -154,25 +154,32 @@ def test_the_runs_of_a_sweep_need_a_run_dir_each(call):
     assert [config.run_dir for config in seen] == ["x/seed_0", "x/seed_1", "x", "y", "x"]
 
 
-def test_several_ranks_are_refused_by_what_is_one_process(monkeypatch, capsys):
+def test_ranks_are_joined_by_the_programs_that_train_on_several_and_by_no_other(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(sys, "argv", ["vw2-test", "run_dir=x"])
     seen = []
     program(PretrainConfig, config_name="pretrain")(seen.append)()
     assert len(seen) == 1
-    with pytest.raises(SystemExit):
-        program(PretrainConfig, config_name="pretrain", one_process=True)(seen.append)()
-    assert "WORLD_SIZE=2: this program is one process" in capsys.readouterr().err
+    for rank, message in ((None, "RANK='' in the environment is no number"), ("2", "without MASTER_ADDR and")):
+        if rank is not None:
+            monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit):
+            program(PretrainConfig, config_name="pretrain", ranks=True)(seen.append)()
+        error = capsys.readouterr().err
+        assert message in error
+        assert "torchrun" in error
     monkeypatch.setenv("WORLD_SIZE", "1")
-    program(PretrainConfig, config_name="pretrain", one_process=True)(seen.append)()
+    program(PretrainConfig, config_name="pretrain", ranks=True)(seen.append)()
     assert len(seen) == 2
 
 
-def test_every_training_program_refuses_ranks():
+def test_every_training_program_runs_on_ranks():
     for name in ("pretrain_on_openx", "train_vdm", "train_dldm", "extract_latents", "train_policy", "finetune"):
         module = getattr(entry_points, name).args[0]
         path = module.removeprefix("vw2_robot.").replace(".", "/") + ".py"
-        assert "one_process=True" in (Path(__file__).parents[3] / path).read_text()
+        assert "ranks=True" in (Path(__file__).parents[3] / path).read_text()
 
 
 def test_a_person_who_asks_gets_the_whole_trace(call, monkeypatch):
