@@ -7,7 +7,7 @@
 
 SIGTERM raises `Terminated`, Ctrl-C `KeyboardInterrupt`, both in the main thread, so that files and folders under a
 temporary name are removed before the exit. A second Ctrl-C ends the process at once; a second SIGTERM is ignored, since
-launchers and schedulers both send one. A watchdog thread ends the process `GRACE_SECONDS` after the first signal, since
+launchers and schedulers both send one. A watchdog thread ends the process `GRACE_SECONDS` after the first signal:
 Python handles signals between two instructions only, and a library call may take longer than that.
 """
 
@@ -134,8 +134,8 @@ def stops_held_back() -> Iterator[None]:
 class DeferredStop:
     """Signals that wait for the end of a training step: inside the `with` the first one is only noted.
 
-    A second Ctrl-C is handled at once, a second SIGTERM is ignored. After `seconds` the first signal is handled even if
-    the step has not ended.
+    A second Ctrl-C is handled at once, a second SIGTERM is ignored. The first signal is handled after `seconds` when
+    the step has not ended by then, and at the end of the `with` when it came after the last step.
 
     Args:
         seconds: how long the step may still take.
@@ -154,7 +154,9 @@ class DeferredStop:
             self._before = _install(self._note)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.signal is not None and kind is None:  # it came after the last step
+            self._pass_on()
         self._restore()
 
     def _restore(self) -> None:
