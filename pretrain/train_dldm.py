@@ -154,14 +154,14 @@ def build_modules(
         resumed: the VDM's weights will come from a checkpoint of this stage, so no prior is read.
     """
     # Built on the CPU, so that the weights do not depend on the device.
-    dldm = build_dldm(config).to(device, config.hardware.dtype)
+    dldm = config.hardware.placed(build_dldm(config), device)
     vdm = codec = None
     learning: dict[str, nn.Module] = {"dldm": dldm}
     if config.train_dldm.with_vdm:
         # The codec is measured on clips as they are trained on, with augmentation.
         vdm, codec = build_vdm(config) if resumed else open_vdm(config, clip_sampler(config, frame_cache, train_ids))
-        vdm = vdm.to(device, config.hardware.dtype)
-        codec = codec.to(device, config.hardware.dtype)
+        vdm = config.hardware.placed(vdm, device)
+        codec = config.hardware.placed(codec, device)
         learning["vdm"] = vdm
     # Averages are modules of their own: the trained weights stay as the optimizer left them.
     average = Average(learning, config.train_dldm.ema) if config.train_dldm.ema else None

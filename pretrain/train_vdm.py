@@ -88,8 +88,9 @@ def prepare_codec(config: PretrainConfig, codec: VideoCodec, clips: ClipSampler)
         codec: is changed in place.
         clips: sampler of training clips; one batch of 64 clips is measured.
     """
-    if isinstance(codec, WanCodec) and config.codec.weights is not None:
-        codec.load_folder(config.codec.weights)
+    if isinstance(codec, WanCodec):  # its scale comes with its weights, so no clips are read
+        if config.codec.weights is not None:
+            codec.load_folder(config.codec.weights)
     else:
         # Always the same batch, so that the scale depends on data and seed alone.
         codec.measure(to_model_range(torch.from_numpy(clips.batch(0, 64).pixels)))
@@ -155,8 +156,8 @@ def train_vdm(config: PretrainConfig) -> None:
         with closing(training_clips(config, frame_cache, train_ids, validation_ids, run.path)) as training:
             vdm, codec = build_vdm(config)
             prepare_codec(config, codec, clip_sampler(config, frame_cache, train_ids))
-            vdm = vdm.to(device, config.hardware.dtype)
-            codec = codec.to(device, config.hardware.dtype)
+            vdm = config.hardware.placed(vdm, device)
+            codec = config.hardware.placed(codec, device)
             prepare_vdm(config, vdm)
             held_out = clip_sampler(config, frame_cache, validation_ids, augment=False)
             train_prior(config, run, vdm, codec, training, held_out, frames_digest=frame_cache.digest)

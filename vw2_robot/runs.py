@@ -26,9 +26,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from vw2_robot.aliases import with_new_keys
@@ -52,6 +53,7 @@ from vw2_robot.storage.files import (
 )
 from vw2_robot.storage.locks import lock_folder
 
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 LATEST = "latest"
@@ -114,6 +116,10 @@ class Hardware:
             # TF32: the range of float32 with 10 bits of mantissa, and several times as fast on GPUs that have it.
             torch.backends.cuda.matmul.allow_tf32 = True
         return device
+
+    def placed(self, module: ModuleT, device: torch.device) -> ModuleT:
+        """Return the module on the device; its weights keep their types, frozen ones bfloat16, except in float64."""
+        return nn.Module.to(module, device, torch.float64 if self.precision == "float64" else None)
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """Return the precision context of forward passes."""
