@@ -217,7 +217,7 @@ def measure_step(
     def step() -> None:
         with torch.autocast(device.type, dtype=torch.bfloat16):
             loss = loss_of()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer_step(loss.detach(), optimizer, step=0, config=loop.optim, total_steps=loop.train_steps)
 
     # Counted in the first step, which also warms up.

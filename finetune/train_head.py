@@ -280,7 +280,7 @@ def open_run(config: FinetuneConfig) -> Run:
         total_steps=loop.train_steps,
         save_every=loop.save_every,
         log_every=loop.log_every,
-        grace_seconds=config.hardware.grace_seconds,
+        hardware=config.hardware,
     )
 
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
@@ -131,16 +132,22 @@ def code_usage(dldm: DLDM, frame_cache: FrameCache, config: PretrainConfig, *, d
     clips = config.train_dldm.usage_clips
     # Ranks share the batches; all encode equally many, since sharded modules run in step.
     batches = math.ceil(clips / USAGE_BATCH)
+    size = config.hardware.validation_batch
     for i in range(rank(), -(-batches // world_size()) * world_size(), world_size()):
         counted = i < batches
         i = min(i, batches - 1)
-        batch = sampler.batch(i, min(USAGE_BATCH, clips - i * USAGE_BATCH))
-        x = to_model_range(torch.from_numpy(batch.pixels).to(device)).to(next(dldm.parameters()).dtype)
-        indices = dldm.indices(x).cpu()
-        # By slot, since in the total a collapsed slot hides behind the others.
-        for slot in range(config.dldm.queries):
-            valid_indices = indices[..., slot][torch.from_numpy(batch.valid)]
-            histogram_NV[slot] += counted * torch.bincount(valid_indices, minlength=dldm.fsq.vocabulary)
+        count = min(USAGE_BATCH, clips - i * USAGE_BATCH)
+        # As many forward passes for a shorter last batch, for the same reason.
+        for begin in range(0, USAGE_BATCH, size):
+            rows = np.arange(min(begin, count - 1), min(begin + size, count))
+            batch = sampler.batch(i, count, rows)
+            x = to_model_range(torch.from_numpy(batch.pixels).to(device)).to(next(dldm.parameters()).dtype)
+            indices = dldm.indices(x).cpu()
+            valid = torch.from_numpy(batch.valid) & (counted and begin < count)
+            # By slot, since in the total a collapsed slot hides behind the others.
+            for slot in range(config.dldm.queries):
+                valid_indices = indices[..., slot][valid]
+                histogram_NV[slot] += torch.bincount(valid_indices, minlength=dldm.fsq.vocabulary)
     histogram_NV = global_sum(histogram_NV)
     used, perplexity = used_and_perplexity(histogram_NV.sum(0))
     usage = {

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vw2_robot.data.clips import ClipSampler
+from vw2_robot.data.clips import ClipBatch, ClipSampler
 from vw2_robot.distributed.ranks import gather, global_sum, is_main
 from vw2_robot.models.dldm.dldm import DLDM, pad_to_stride
 from vw2_robot.models.video.vdm import VDM
@@ -76,7 +76,7 @@ def validate(
         still = x[:, :1].expand_as(target)
         for number, video in enumerate((rec, still)):
             # A sum, without frame 0, which the decoder is given and a copy reproduces exactly.
-            errors[number] += frame_error(video, target, valid, with_anchor=False, frames=1).cpu()
+            errors[number] += frame_error(video, target, valid, with_anchor=False, frames=1.0).cpu()
         histogram += torch.bincount(encoded.indices_BMN[valid].flatten(), minlength=len(histogram)).cpu()
         codes_of |= {int(row): codes.cpu() for row, codes in zip(rows, encoded.codes_BMNL, strict=True)}
     errors = global_sum(errors)
@@ -195,11 +195,12 @@ def write_reconstructions(
         rows: clips, chosen from eight times as many.
     """
     # Batch 1, since batch 0 is the one that every validation uses.
-    batch = held_out.batch(1, 8 * rows)
+    count = 8 * rows
+    # One by one: together, clips of the paper's size take 5 GB as numbers.
+    moved, episode = zip(*(motion(held_out.batch(1, count, np.array([row]))) for row in range(count)), strict=True)
+    batch = held_out.batch(1, count, np.array(one_per_episode(np.array(moved), np.array(episode), rows)))
     x = to_model_range(torch.from_numpy(batch.pixels).to(device)).to(next(dldm.parameters()).dtype)
-    # Clips with padding would show a still end, so they count as not moving.
-    moved = (x[:, -1] - x[:, 0]).square().mean(dim=(1, 2, 3)) * torch.from_numpy(batch.valid).all(1).to(device)
-    x = pad_to_stride(x[one_per_episode(moved.cpu().numpy(), batch.episode, rows)], dldm.config.temporal_stride)
+    x = pad_to_stride(x, dldm.config.temporal_stride)
     dldm.eval()
     with torch.no_grad():
         encoded = dldm.encode(x)
@@ -218,7 +219,16 @@ def write_reconstructions(
         Image.fromarray(sheet).save(temporary, format="PNG")
 
 
-def one_per_episode(moved: NDArray[np.float32], episode: NDArray[np.int64], rows: int) -> list[int]:
+def motion(clip: ClipBatch) -> tuple[float, int]:
+    """Return how much one clip moves (mean square of the change in pixel values), and its episode.
+
+    A clip with padding counts as not moving, since its end would show a still image.
+    """
+    change = clip.pixels[0, -1].astype(np.float32) - clip.pixels[0, 0]
+    return float(np.square(change).mean()) * bool(clip.valid.all()), int(clip.episode[0])
+
+
+def one_per_episode(moved: NDArray[np.floating], episode: NDArray[np.int64], rows: int) -> list[int]:
     """Return the `rows` clips that move most, each from another episode as long as there are enough.
 
     Args:

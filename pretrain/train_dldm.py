@@ -118,7 +118,7 @@ def train_dldm(config: PretrainConfig) -> None:
         total_steps=config.train_dldm.total,
         save_every=config.train_dldm.phase1.save_every,
         log_every=config.train_dldm.phase1.log_every,
-        grace_seconds=config.hardware.grace_seconds,
+        hardware=config.hardware,
     ) as run:
         # The image is written last: a run that was killed between the last checkpoint and the image makes it now.
         if run.complete and (run.path / "reconstructions.png").is_file():
@@ -154,14 +154,14 @@ def build_modules(
         resumed: the VDM's weights will come from a checkpoint of this stage, so no prior is read.
     """
     # Built on the CPU, so that the weights do not depend on the device.
-    dldm = build_dldm(config).to(device, config.hardware.dtype)
+    dldm = config.hardware.placed(build_dldm(config), device)
     vdm = codec = None
     learning: dict[str, nn.Module] = {"dldm": dldm}
     if config.train_dldm.with_vdm:
         # The codec is measured on clips as they are trained on, with augmentation.
         vdm, codec = build_vdm(config) if resumed else open_vdm(config, clip_sampler(config, frame_cache, train_ids))
-        vdm = vdm.to(device, config.hardware.dtype)
-        codec = codec.to(device, config.hardware.dtype)
+        vdm = config.hardware.placed(vdm, device)
+        codec = config.hardware.placed(codec, device)
         learning["vdm"] = vdm
     # Averages are modules of their own: the trained weights stay as the optimizer left them.
     average = Average(learning, config.train_dldm.ema) if config.train_dldm.ema else None
@@ -293,8 +293,7 @@ def train_phase(
             # Saved as the last step of phase 1, so that a resumed run begins with phase 2 as this one does.
             save(config, run, modules, clips, stop - 1, optimizer, frames_digest=frames_digest)
             run.skip_to(stop)
-            break
-        if run.checkpoint_due(step, loop.save_every) or step + 1 == stop:
+        elif run.checkpoint_due(step, loop.save_every) or step + 1 == stop:
             save(config, run, modules, clips, step, optimizer, frames_digest=frames_digest)
 
 

@@ -104,7 +104,7 @@ def train_policy(config: PretrainConfig) -> None:
         total_steps=loop.train_steps,
         save_every=loop.save_every,
         log_every=loop.log_every,
-        grace_seconds=config.hardware.grace_seconds,
+        hardware=config.hardware,
     ) as run:
         if not run.complete:
             train_codes(config, run)

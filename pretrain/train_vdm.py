@@ -37,7 +37,7 @@ from .clips import TrainingClips, clip_sampler, training_clips
 from .config import PretrainConfig, alone, finished_stage
 from .global_batch import batch_on_device, device_of, validation_chunks
 
-# Streams of `runs.generator`: random numbers of one stage never depend on those of another.
+# Streams of `random_numbers`: random numbers of one stage never depend on those of another.
 STREAM_INIT, STREAM_NOISE, STREAM_VALIDATION = 10, 11, 12
 VALIDATION_CLIPS = 32
 
@@ -88,8 +88,9 @@ def prepare_codec(config: PretrainConfig, codec: VideoCodec, clips: ClipSampler)
         codec: is changed in place.
         clips: sampler of training clips; one batch of 64 clips is measured.
     """
-    if isinstance(codec, WanCodec) and config.codec.weights is not None:
-        codec.load_folder(config.codec.weights)
+    if isinstance(codec, WanCodec):  # its scale comes with its weights, so no clips are read
+        if config.codec.weights is not None:
+            codec.load_folder(config.codec.weights)
     else:
         # Always the same batch, so that the scale depends on data and seed alone.
         codec.measure(to_model_range(torch.from_numpy(clips.batch(0, 64).pixels)))
@@ -144,7 +145,7 @@ def train_vdm(config: PretrainConfig) -> None:
         total_steps=config.train_vdm.train_steps,
         save_every=config.train_vdm.save_every,
         log_every=config.train_vdm.log_every,
-        grace_seconds=config.hardware.grace_seconds,
+        hardware=config.hardware,
     ) as run:
         if run.complete:
             return
@@ -155,8 +156,8 @@ def train_vdm(config: PretrainConfig) -> None:
         with closing(training_clips(config, frame_cache, train_ids, validation_ids, run.path)) as training:
             vdm, codec = build_vdm(config)
             prepare_codec(config, codec, clip_sampler(config, frame_cache, train_ids))
-            vdm = vdm.to(device, config.hardware.dtype)
-            codec = codec.to(device, config.hardware.dtype)
+            vdm = config.hardware.placed(vdm, device)
+            codec = config.hardware.placed(codec, device)
             prepare_vdm(config, vdm)
             held_out = clip_sampler(config, frame_cache, validation_ids, augment=False)
             train_prior(config, run, vdm, codec, training, held_out, frames_digest=frame_cache.digest)

@@ -53,7 +53,6 @@ WRAPPED = {
     "av": {"data/sources/video_files.py"},
     "pyarrow": {"data/sources/lerobot_dataset.py"},
     "lerobot": {"serving/lerobot_policy"},
-    "accelerate": {"models/video/cosmos_folder.py"},
     "gymnasium": {"envs"},
 }
 # envs/__init__.py asks for these by their extra, before any other file of that folder is read.

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from vw2_robot.aliases import first_name, with_new_keys, with_new_names
 from vw2_robot.distributed.optimizer_shards import read_shards, shapes_of, write_shards
 from vw2_robot.distributed.ranks import from_main, is_main
-from vw2_robot.distributed.sharding import full, full_state, is_sharded_tensor, like
+from vw2_robot.distributed.sharding import full, full_state, is_sharded_tensor, like, on_cpu
 from vw2_robot.errors import InputError
 from vw2_robot.storage.allocation import AllocationLimit
 from vw2_robot.storage.files import MANIFEST, atomic_folder, read_json, read_text, write_json, write_manifest
@@ -152,7 +152,7 @@ def save_checkpoint(
         optimizer: its state, for a run that can be resumed.
         training: content of training.json, written with the optimizer.
     """
-    # Copies on the CPU: safetensors refuses tensors that share memory, such as tied embeddings. All ranks gather.
+    # On the CPU, tied embeddings twice: safetensors refuses tensors that share memory. All ranks gather.
     weights = {f"{name}.{key}": value for name, module in modules.items() for key, value in full_state(module).items()}
     state = {} if optimizer is None else _optimizer_state(optimizer)
     sharded = any(is_sharded_tensor(value) for value in state.values())
@@ -168,8 +168,7 @@ def save_checkpoint(
                 write_json(folder / f"{name}.json", content, sync=False)
             if optimizer is not None:
                 if not sharded:
-                    whole_state = {key: value.detach().cpu().clone() for key, value in state.items()}
-                    save_tensors(whole_state, folder / "optimizer.safetensors")
+                    save_tensors(on_cpu(state), folder / "optimizer.safetensors")
                 write_json(folder / "training.json", dict(training or {}), sync=False)
             write_manifest(folder, sync=False)  # `atomic_folder` syncs the whole folder
     from_main(None)  # the folder has its name when any rank goes on

@@ -15,6 +15,9 @@ from vw2_robot.distributed.sharding import full, is_sharded_tensor
 from vw2_robot.errors import InputError
 from vw2_robot.limits import Rate, Unbounded
 
+FUSED = {"cpu", "cuda"}
+"""devices for which torch has AdamW in one kernel"""
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -95,7 +98,10 @@ def build_optimizer(
             if chosen:
                 decay = config.weight_decay if decayed else 0.0
                 groups.append({"params": chosen, "weight_decay": decay, "lr_mult": multiplier})
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2))
+    # Fused: several times as fast, without temporaries as large as all weights. Not for sharded beside whole weights.
+    chosen = [parameter for group in groups for parameter in group["params"]]
+    fused = len({is_sharded_tensor(p) for p in chosen}) == 1 and {p.device.type for p in chosen} <= FUSED
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=fused)
 
 
 def learning_rate(step: int, config: OptimConfig, *, total_steps: int) -> float:

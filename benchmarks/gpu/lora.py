@@ -87,6 +87,6 @@ def lora_step(settings: Settings, machine: Machine, *, num_frames: int) -> Measu
         f"{parameters / 1e9:.2f} B parameters, {num_frames} frames of {size['height']} x {size['width']}, "
         "recomputed activations"
     )
-    found = measured_step(run, machine, clips=1, planned=planned, note=note)
+    found = measured_step(run, machine, samples=1, unit="clips", planned=planned, note=note)
     found.values |= {"num_frames": num_frames, "transformer_parameters": parameters}
     return found

@@ -168,8 +168,8 @@ def run_prior(config: PretrainConfig, run: TimedRun) -> None:
     with closing(training_clips(config, frame_cache, train_ids, validation_ids, run.path)) as training:
         vdm, codec = build_vdm(config)
         prepare_codec(config, codec, clip_sampler(config, frame_cache, train_ids))
-        vdm = vdm.to(device, config.hardware.dtype)
-        codec = codec.to(device, config.hardware.dtype)
+        vdm = config.hardware.placed(vdm, device)
+        codec = config.hardware.placed(codec, device)
         prepare_vdm(config, vdm)
         held_out = clip_sampler(config, frame_cache, validation_ids, augment=False)
         train_prior(config, run, vdm, codec, training, held_out, frames_digest=frame_cache.digest)
@@ -195,7 +195,7 @@ def run_phase(config: PretrainConfig, run: TimedRun, *, phase: int, modules: Mod
             modules = build_modules(config, frame_cache, train_ids, device=device, resumed=False)
         prepare_for_hardware(config, modules)
         if phase == 2:
-            run.skip_to(config.train_dldm.phase1.train_steps)
+            run.start = config.train_dldm.phase1.train_steps
         run.begin()
         train_phase(config, run, modules, clips, phase=phase, frames_digest=frame_cache.digest)
 
@@ -260,31 +260,40 @@ def step_row(training: Training, stage: StageName) -> Measured:
     """Measure the step of a stage."""
     run, micro_batches = training.measured(stage)
     planned = training.plan(stage).of(training.batch(stage) // micro_batches)
-    note = f"{training.batch(stage)} clips" if stage in get_args(ClipStage) else f"{training.batch(stage)} windows"
-    note += f" in {micro_batches} micro-batches" if micro_batches > 1 else ""
-    return measured_step(run, training.machine, clips=training.batch(stage), planned=planned, note=note)
+    batch = training.batch(stage)
+    note = f"{batch} {unit_of(stage)}" + (f" in {micro_batches} micro-batches" if micro_batches > 1 else "")
+    found = measured_step(run, training.machine, samples=batch, unit=unit_of(stage), planned=planned, note=note)
+    found.values["micro_batches"] = micro_batches
+    return found
 
 
-def measured_step(run: TimedRun, machine: Machine, *, clips: int, planned: int | None, note: str) -> Measured:
+def unit_of(stage: StageName) -> str:
+    return "clips" if stage in get_args(ClipStage) else "windows"
+
+
+def measured_step(
+    run: TimedRun, machine: Machine, *, samples: int, unit: str, planned: int | None, note: str
+) -> Measured:
     """Return the numbers of a measured run.
 
     Args:
         run: has counted its first step.
         machine: gives the peak that MFU is a share of.
-        clips: samples of a step.
+        samples: of a step.
+        unit: what a sample is.
         planned: bytes.
         note: for the table.
     """
     return Measured(
         milliseconds=1000 * run.step_seconds,
-        per_second=clips / run.step_seconds,
-        unit="clips/s",
+        per_second=samples / run.step_seconds,
+        unit=f"{unit}/s",
         # Recomputed activations count as arithmetic of the step, as in the capacity plan.
         bound_share=run.flops / run.step_seconds / machine.peak_flops,
         peak_bytes=run.peak_bytes,
         planned_bytes=planned,
         note=note,
-        values={"flops_per_step": run.flops, "samples_per_step": clips, "steps_timed": len(run.timed)},
+        values={"flops_per_step": run.flops, "samples_per_step": samples, "steps_timed": len(run.timed)},
     )
 
 
@@ -310,7 +319,8 @@ def compiled_row(training: Training, stage: StageName) -> Measured:
     found = measured_step(
         run,
         training.machine,
-        clips=training.batch(stage),
+        samples=training.batch(stage),
+        unit=unit_of(stage),
         planned=None,
         note=f"off {1000 * eager.step_seconds:.1f} ms, {ratio:.2f} times as fast; compiled in {compile_seconds:.0f} s",
     )

@@ -182,13 +182,29 @@ def full(value: Tensor) -> Tensor:
 
 
 def full_state(module: nn.Module) -> dict[str, Tensor]:
-    """Return all weights of a module, whole and on the CPU, on rank 0, and nothing on the others; all must call it."""
+    """Return all weights of a module, whole and on the CPU, on rank 0, and nothing on the others; all must call it.
+
+    What is on the CPU already is not copied, as long as no two tensors share memory: use it before the next step.
+    """
     state = {}
     for name, value in module.state_dict().items():
         whole = full(value.detach())
         if ranks.is_main():
-            state[name] = whole.cpu().contiguous().clone()
-    return state
+            state[name] = whole
+    return on_cpu(state)
+
+
+def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors on the CPU, contiguous, of which no two share memory; only where that needs it they are copied."""
+    moved = {}
+    known: set[int] = set()
+    for name, value in tensors.items():
+        there = value.detach().cpu().contiguous()
+        # A view of something larger would be fine for itself, and not beside another view of it.
+        storage = there.untyped_storage().data_ptr()
+        moved[name] = there.clone() if storage in known else there
+        known.add(storage)
+    return moved
 
 
 def like(value: Tensor, sharded: Tensor) -> Tensor:

@@ -145,7 +145,6 @@ class Decoding:
             prompt.positions_BP, further=further, instruction_tokens=prompt.instruction_tokens
         )
         self._mask = torch.cat([prompt.mask_BP, prompt.mask_BP.new_ones(len(prompt.mask_BP), further)], dim=1)
-        self._length = prompt.mask_BP.shape[1]
         self._next_position = prompt.positions_BP[:, -1:] + 1
         self._embeds = prompt.inputs.is_floating_point()
         self._prompt: Prompt | None = prompt
@@ -170,10 +169,9 @@ class Decoding:
             else:
                 assert self._code is not None
                 token = self._code[:, None] + self._first
-                self._length += 1
                 state = self._cache.advance(
                     self._embed(token) if self._embeds else token,
-                    mask=self._mask[:, : self._length],
+                    mask=self._mask,
                     positions=self._next_position,
                 )
                 self._next_position = self._next_position + 1

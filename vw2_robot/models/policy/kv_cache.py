@@ -39,7 +39,7 @@ class Cache(Protocol):
 
         Args:
             inputs: embeddings [B, S, D], or token ids [B, S].
-            mask: [B, t + S], False on padding.
+            mask: [B, t + S] or longer, False on padding; what lies beyond t + S does not count.
             positions: [B, S], real tokens count from 0.
             images: image tensors of a vision-language model.
         """
@@ -53,6 +53,7 @@ class LibraryCache:
         from transformers import DynamicCache
 
         self._model = model
+        self._length = 0
         self._cache = DynamicCache()
         self._takes_positions = takes_positions(model)
         parameters = inspect.signature(model.forward).parameters
@@ -63,7 +64,7 @@ class LibraryCache:
 
         Args:
             inputs: embeddings [B, S, D], or token ids [B, S].
-            mask: [B, t + S], False on padding.
+            mask: [B, t + S] or longer, False on padding; cut, since this cache grows with every call.
             positions: position ids [B, S], real tokens count from 0; passed on only if the model takes them.
             images: image tensors of a vision-language model, passed on by name.
 
@@ -72,9 +73,10 @@ class LibraryCache:
         """
         name = "inputs_embeds" if inputs.is_floating_point() else "input_ids"
         where = {"position_ids": positions} if self._takes_positions else {}
+        self._length += inputs.shape[1]
         out = self._model(
             **{name: inputs, self._name: self._cache},
-            attention_mask=mask.long(),
+            attention_mask=mask[:, : self._length].long(),
             use_cache=True,
             **where,
             **images,
@@ -96,13 +98,18 @@ class StaticCache:
         weights: of the decoder.
         positions: [B, P], those of the prompt, padded on the left.
         further: most positions that will follow the prompt.
+        fixed_shape: let every later token attend to all places that were reserved, those beyond it masked, so that one
+            CUDA graph fits all tokens; None: except on a CPU, where that takes 5 % longer.
     """
 
-    def __init__(self, weights: LlamaWeights, *, positions: Tensor, further: int) -> None:
+    def __init__(
+        self, weights: LlamaWeights, *, positions: Tensor, further: int, fixed_shape: bool | None = None
+    ) -> None:
         self._weights = weights
         self._length = 0
         self._begun = False
-        self._padding: Tensor | None = None
+        self._fixed_shape = weights.norm.device.type != "cpu" if fixed_shape is None else fixed_shape
+        self._later: Tensor | None = None
         batch, prompt = positions.shape
         self._capacity = prompt + further
         shape = (len(weights.layers), batch, 2 * weights.keys, self._capacity, weights.head_width)
@@ -137,7 +144,7 @@ class StaticCache:
 
         Args:
             inputs: embeddings [B, S, D].
-            mask: [B, t + S], False on padding; only positions of the first call may be padding.
+            mask: [B, t + S] or longer, False on padding; read in the first call alone, nothing after it is padding.
             positions: [B, S], those of the constructor or the ones that follow; not read here.
             images: not used by a model without images.
 
@@ -154,14 +161,19 @@ class StaticCache:
         keys = self._weights.keys
         if end > self._capacity:
             raise ValueError(f"the cache was reserved for {self._capacity} positions, {end} were asked for")
-        # The mask's values are read once, at the prompt (on a GPU that waits for the device): nothing after it is
-        # padding.
-        if not self._begun and not bool(mask.all()):
-            seen = F.pad(mask, (0, self._capacity - end), value=True)
-            self._padding = self._weights.norm.new_zeros(seen.shape).masked_fill_(~seen, -torch.inf)
+        read = end
+        if not self._begun:
+            self._begin(mask[:, :end])
+        if count > 1:
+            bias = self._attention_bias(mask[:, :end], begin, end)
+        else:
+            bias = self._later
+            if bias is not None and self._fixed_shape:
+                bias[..., begin] = 0.0
+                read = self._capacity
+            elif bias is not None:
+                bias = bias[..., :end]
         self._length = end
-        self._begun = True
-        bias = self._attention_bias(mask, begin, end)
         with torch.autocast(inputs.device.type, enabled=False):
             # Rotary factors [B, S, queries + 2 keys, E]: queries and keys are rotated, values are multiplied by 1.
             cos = self._cos[:, begin:end]
@@ -182,7 +194,7 @@ class StaticCache:
                     q = q[:, -1:]
                     bias = None if bias is None else bias[:, :, -(queries // keys) :]
                 # 3. Attention and its output projection, added to the residual stream.
-                mixed = self._attend(memory[:, :, :end], q, bias)
+                mixed = self._attend(memory[:, :, :read], q, bias)
                 x = torch.addmm(x if layer.out_bias is None else x + layer.out_bias, mixed, layer.out)
                 # 4. The gated MLP, both of its input projections as one product.
                 both = self._rms_norm(x, layer.norm_mlp) @ layer.gate_up
@@ -223,14 +235,24 @@ class StaticCache:
         mixed = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=bias, scale=self._weights.scale)
         return mixed.unflatten(2, (count, -1)).transpose(1, 2).reshape(batch * count, -1)
 
+    def _begin(self, mask: Tensor) -> None:
+        """Take over where the prompt is padded, from its mask [B, t]: later tokens attend to everything else."""
+        self._begun = True
+        # The mask's values are read once, and only where that saves a mask: on a GPU it would wait for the device.
+        if not self._fixed_shape and bool(mask.all()):
+            return
+        groups = self._weights.queries // self._weights.keys
+        # With a fixed shape, later places are opened one by one; else what is read ends at the present one.
+        seen = F.pad(mask, (0, self._capacity - mask.shape[1]), value=not self._fixed_shape)
+        bias = self._weights.norm.new_zeros(seen.shape).masked_fill_(~seen, -torch.inf)
+        self._later = bias[:, None, None].repeat(1, 1, groups, 1)
+
     def _attention_bias(self, mask: Tensor, begin: int, end: int) -> Tensor | None:
         """Return the causal mask as a bias [B, 1, S * groups, t + S]; None where nothing is masked.
 
         Padding attends to itself, or its row of the softmax would be empty; nothing else attends to padding.
         """
         groups = self._weights.queries // self._weights.keys
-        if end - begin == 1:
-            return None if self._padding is None else self._padding[:, None, None, :end].expand(-1, -1, groups, -1)
         place = torch.arange(end, device=mask.device)
         rows = place[begin:, None]
         seen = mask[:, None] & (place <= rows)

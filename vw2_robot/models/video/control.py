@@ -54,7 +54,11 @@ class FullControl(nn.Module):
 
     def __init__(self, transformer: nn.Module, channels: int, *, width: int, blocks: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(copy.deepcopy(block) for block in blocks_of(transformer)[:blocks])
+        self.blocks = nn.ModuleList(
+            # Trained, so in float32, also beside a frozen transformer in bfloat16.
+            copy.deepcopy(block).float()
+            for block in blocks_of(transformer)[:blocks]
+        )
         self.embed = nn.Conv3d(channels, width, (1, 2, 2), stride=(1, 2, 2))
         widths = (width, *FULL_CONTROL_WIDTHS, width)
         layers = [layer for i, o in pairwise(widths) for layer in (nn.SiLU(), nn.Linear(i, o))]

@@ -12,8 +12,10 @@ are the same, and a saved folder has the options of the stock model.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from vw2_robot.errors import require
@@ -29,15 +31,30 @@ class Masks:
     self_attention: Tensor | None = None
 
 
-def build_transformer(options: Mapping[str, Any]) -> nn.Module:
-    """Build a `CosmosTransformer3DModel` with random weights; `options` are those of the stock constructor."""
+def build_transformer(
+    options: Mapping[str, Any], *, dtype: torch.dtype = torch.float32, filled: bool = True
+) -> nn.Module:
+    """Build a `CosmosTransformer3DModel`.
+
+    Args:
+        options: of the stock constructor.
+        dtype: of the weights.
+        filled: with random weights. Else memory is only reserved: the weights will be read, and billions of random
+            numbers and a float32 copy of a bfloat16 model are saved.
+
+    Returns:
+        The model.
+    """
     diffusers = require("diffusers", extra="train")
     # While running, the padding mask is one of the input channels (see the module docstring).
     in_channels = options["in_channels"] + int(options["concat_padding_mask"])
-    model: nn.Module = diffusers.CosmosTransformer3DModel(
-        **{**options, "in_channels": in_channels, "concat_padding_mask": False}
-    )
-    return model
+    stock = {**options, "in_channels": in_channels, "concat_padding_mask": False}
+    device = torch.get_default_device()
+    with nullcontext() if filled else torch.device("meta"):
+        model: nn.Module = diffusers.CosmosTransformer3DModel(**stock)
+    nn.Module.to(model, dtype)  # the `to` of diffusers warns without cause
+    # The model has no buffers, whose values would be lost.
+    return model if filled else model.to_empty(device=device)
 
 
 def build_vae(base_dim: int, *, dim_mult: Sequence[int], res_blocks: int) -> Any:

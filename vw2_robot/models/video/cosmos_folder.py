@@ -11,16 +11,17 @@ the size that the configuration describes, so that a checkpoint alone can rebuil
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 
-from vw2_robot.errors import InputError, require
+from vw2_robot.errors import InputError
 from vw2_robot.storage.allocation import AllocationLimit
-from vw2_robot.storage.files import atomic_folder
+from vw2_robot.storage.files import atomic_folder, read_json
 
 from .cosmos import build_scheduler, plain_state
 
@@ -41,7 +42,6 @@ def load_weights(module: nn.Module, path: str | Path, part: str, *, section: str
 
     Raises:
         InputError: no such folder, a model of another size, weights missing or unreadable.
-        MissingExtraError: accelerate is not installed.
     """
     folder = Path(path) / part
     if not (folder / "config.json").is_file():
@@ -51,24 +51,61 @@ def load_weights(module: nn.Module, path: str | Path, part: str, *, section: str
         )
     kind: Any = type(module)
     facts = _same_size(module, kind, folder, section=section)
-    # With accelerate diffusers fills an empty model, so the weights are held twice and not three times. The Cosmos
-    # transformer, which keeps a part in float32, is not loaded at all without it.
-    require("accelerate", extra="cosmos")
-    try:
-        loaded, report = kind.from_pretrained(
-            str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True
+    # Read here and not by `from_pretrained`, which builds a second model, in float32 by default: with this the weights
+    # are in memory once, beside pages of the files that the system may drop.
+    wanted = plain_state(module)
+    missing = set(wanted)
+    for file in _weight_files(folder):
+        for name, value in _tensors(file, folder):
+            if name not in missing or value.shape != wanted[name].shape:
+                raise InputError(
+                    f"{file} holds {name} {list(value.shape)}, which {folder}/config.json does not describe"
+                )
+            with torch.no_grad():
+                wanted[name].copy_(value)
+            missing.remove(name)
+    if missing:
+        raise InputError(
+            f"{folder} does not hold all weights that its config.json describes: {sorted(missing)[:5]} are missing"
         )
-    except Exception as error:  # of many kinds: those of diffusers, accelerate and safetensors
-        raise InputError(f"the weights in {folder} cannot be read ({error}); copy the folder again") from error
-    found = loaded.state_dict()
-    # A tensor that no file of a sharded folder holds stays on the meta device without being reported as missing.
-    lost = {*report["missing_keys"], *(name for name, value in found.items() if value.is_meta)}
-    if wrong := sorted({*lost, *report["unexpected_keys"]}):
-        raise InputError(f"{folder} does not hold exactly the weights that its config.json describes: {wrong[:5]}")
-    with torch.no_grad():
-        for name, value in plain_state(module).items():
-            value.copy_(found[name])
     return facts
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a model of diffusers: one, or those that its index names.
+
+    Raises:
+        InputError: there is neither, or the index is damaged.
+    """
+    whole = folder / "diffusion_pytorch_model.safetensors"
+    index = folder / f"{whole.name}.index.json"
+    if whole.is_file():
+        return [whole]
+    if not index.is_file():
+        raise InputError(
+            f"{folder} cannot be read: it holds neither {whole.name} nor {index.name}; copy the folder again"
+        )
+    places = read_json(index, cure="copy the folder again").get("weight_map")
+    names = sorted(map(str, set(places.values()))) if isinstance(places, dict) else []
+    # Files of this folder alone: an index may come from anywhere.
+    if not names or any(Path(name).name != name or not (folder / name).is_file() for name in names):
+        raise InputError(f"{index} names no files of this folder: {names[:3]}; copy the folder again")
+    return [folder / name for name in names]
+
+
+def _tensors(file: Path, folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and value of every tensor of a file, one after the other.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 - no mapping
+                yield name, opened.get_tensor(name)
+    except (OSError, SafetensorError, RuntimeError, ValueError, TypeError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"the weights in {folder} cannot be read ({reason}); copy the folder again") from error
 
 
 def _same_size(module: Any, kind: Any, folder: Path, *, section: str) -> dict[str, Any]:

@@ -138,7 +138,8 @@ class Geometry(NamedTuple):
 class VDM(nn.Module):
     """Transformer, code projection and control branch in one module, with the loss and the sampler.
 
-    Names and shapes of all parameters follow from the configuration alone, adapters included.
+    Names and shapes of all parameters follow from the configuration alone, adapters included. With `config.weights` the
+    transformer holds no values until `load_folder` or a checkpoint fills it.
 
     Args:
         config: size of the transformer and how codes enter it.
@@ -164,7 +165,13 @@ class VDM(nn.Module):
             layers=config.projection_layers,
             head_dim=config.projection_head_dim,
         )
-        self.transformer: nn.Module = build_transformer(stock_options(config, geometry))
+        is_bf16 = config.frozen_precision == "bf16"
+        self.transformer: nn.Module = build_transformer(
+            stock_options(config, geometry),
+            dtype=torch.bfloat16 if is_bf16 else torch.float32,
+            # From a folder, or from a checkpoint of a run that began with it.
+            filled=config.weights is None,
+        )
         self.control: LightControl | FullControl | None = None
         if config.control == "light":
             self.control = LightControl(
@@ -174,8 +181,6 @@ class VDM(nn.Module):
             self.control = FullControl(
                 self.transformer, geometry.channels, width=config.width, blocks=config.controlled
             )
-        if config.frozen_precision == "bf16":
-            nn.Module.to(self.transformer, torch.bfloat16)  # the `to` of diffusers warns without cause
         if config.train == "lora":
             add_lora(self.transformer, config.lora_rank)
         self._masks = Masks()

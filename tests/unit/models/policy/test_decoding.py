@@ -1,10 +1,12 @@
 """Latent step by latent step, long plans, and how a code is chosen."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
+from vw2_robot.models.policy import backbone as backbone_module
 from vw2_robot.models.policy.ar_policy import LatentPolicy, PolicyConfig
 from vw2_robot.models.policy.backbone import BackboneConfig
 from vw2_robot.models.policy.decoding import Sampling
@@ -219,3 +221,22 @@ def test_only_so_many_instructions_are_remembered(policy):
     assert any(
         bytes(t for t in tokens if t < 256) == b"push 39" for tokens in policy.backbone._instruction_cache._known
     )
+
+
+def test_tokens_of_a_fixed_shape_are_those_of_a_growing_one(policy, prompt, monkeypatch):
+    growing = policy.decode(prompt, latent_steps=3)
+    widths = []
+    real = StaticCache._attend
+
+    def attend(cache, memory, q, bias):
+        if q.shape[1] == 1 and bias is not None:
+            widths.append((memory.shape[2], bias.shape[-1]))
+        return real(cache, memory, q, bias)
+
+    monkeypatch.setattr(StaticCache, "_attend", attend)
+    monkeypatch.setattr(backbone_module, "StaticCache", partial(StaticCache, fixed_shape=True))
+    fixed = policy.decode(prompt, latent_steps=3)
+    reserved = prompt.mask_BP.shape[1] + 3 * 4 - 1
+    assert set(widths[1:]) == {(reserved, reserved)}
+    assert torch.equal(fixed.codes_BHN, growing.codes_BHN)
+    torch.testing.assert_close(fixed.states_BHND, growing.states_BHND, atol=2e-6, rtol=2e-6)

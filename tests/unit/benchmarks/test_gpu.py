@@ -25,7 +25,7 @@ from benchmarks.gpu.training import Training, measured_step
 from vw2_robot.errors import InputError, MissingExtraError
 from vw2_robot.storage.files import read_json
 
-REPO = Path(__file__).parents[2]
+REPO = Path(__file__).parents[3]
 CPU = torch.device("cpu")
 MACHINE = Machine(
     device="a card",
@@ -204,7 +204,7 @@ def test_a_timed_run_counts_its_first_step_and_leaves_when_it_has_enough(tmp_pat
     assert len(run.seconds) == WARM_UP + MOST
     assert run.flops == 2 * 4 * 8 * 16
     run.seconds = [9.0] * WARM_UP + [0.1, 0.3, 0.2]
-    found = measured_step(run, MACHINE, clips=4, planned=None, note="")
+    found = measured_step(run, MACHINE, samples=4, unit="clips", planned=None, note="")
     assert found.milliseconds == pytest.approx(200)
     assert found.per_second == pytest.approx(20)
     assert found.bound_share == pytest.approx(run.flops / 0.2 / 1e12)  # MFU
