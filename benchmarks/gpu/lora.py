@@ -6,8 +6,10 @@ import tempfile
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from vw2_robot.models.dldm.dldm import DLDM
+from vw2_robot.models.video.cosmos import is_adapter
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import build_codec
 from vw2_robot.pretrain.code_usage import CodeUsageMonitor
@@ -38,9 +40,22 @@ def build_on(device: torch.device, config: PretrainConfig) -> Modules:
         dldm = DLDM(config.dldm)
         vdm = VDM(config.vdm, config.geometry)
         codec = build_codec(config.codec)
+    fill(vdm.transformer)
     vdm.finish_prior()
     monitor = CodeUsageMonitor(config.dldm.vocabulary).to(device)
     return Modules(dldm.to(device), vdm.to(device), codec.to(device), None, monitor)
+
+
+@torch.no_grad()
+def fill(transformer: nn.Module) -> None:
+    """Give values to a transformer that would be read from a folder: norms begin at one, matrices keep their size."""
+    for name, value in transformer.named_parameters():
+        if is_adapter(f".{name}"):
+            continue
+        if value.ndim < 2:
+            value.fill_(1.0)
+        else:
+            value.normal_(std=value[0].numel() ** -0.5)
 
 
 def lora_row(training: Training) -> Measured:

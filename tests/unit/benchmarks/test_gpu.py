@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from benchmarks.gpu.__main__ import main, run_rows
+from benchmarks.gpu.lora import build_on
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.measured import Measured, NotMeasuredError, Outcome, Settings
 from benchmarks.gpu.memory import PlannedMemory, micro_batches_that_fit
+from benchmarks.gpu.presets import lora_tree, pretrain_config
 from benchmarks.gpu.rendering import rendering_row
 from benchmarks.gpu.row_process import RowFailedError
 from benchmarks.gpu.rows import GROUPS, ROWS, Row, chosen_rows
@@ -250,6 +252,17 @@ def test_a_crash_an_error_and_a_row_that_hangs_end_alone(tmp_path, monkeypatch) 
     assert outcomes[0].reason == "its process ended with exit status -9; its last message: a driver's last message"
     assert outcomes[1].reason.startswith("AttributeError: 'Training' object has no attribute 'no_such_thing'")
     assert outcomes[2].reason == "took too long and was ended"
+
+
+def test_the_transformer_of_the_lora_step_has_values_and_frozen_bfloat16_weights(tmp_path) -> None:
+    settings = Settings("cpu", True, tmp_path)
+    config = pretrain_config(lora_tree(settings, num_frames=9), settings, frame_cache=tmp_path)
+    vdm = build_on(CPU, config).vdm
+    frozen = {name: value for name, value in vdm.transformer.named_parameters() if "lora_" not in name}
+    assert {value.dtype for value in frozen.values()} == {torch.bfloat16}
+    assert all(torch.isfinite(value).all() and value.abs().max() > 0 for value in frozen.values())
+    vdm.trainable_parameters()
+    assert not any(value.requires_grad for value in frozen.values())
 
 
 @pytest.mark.slow
