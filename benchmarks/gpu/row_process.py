@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from vw2_robot.errors import InputError
+from vw2_robot.errors import InputError, MissingExtraError
 
 from .machine import Machine, forget_memory, machine_of
 from .measured import Measured, NotMeasuredError, Settings
@@ -184,7 +184,7 @@ def serve(connection: Connection, settings: Settings, rows: Sequence[Row], machi
 def reason_of(error: Exception) -> str:
     """Return one line on an error: its kind, its message, and where it was raised."""
     message = " ".join(str(error).split())
-    if isinstance(error, InputError):
+    if isinstance(error, InputError | MissingExtraError):
         return message
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return f"out of memory: {message[:300]}"
