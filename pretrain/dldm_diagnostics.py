@@ -228,7 +228,7 @@ def motion(clip: ClipBatch) -> tuple[float, int]:
     return float(np.square(change).mean()) * bool(clip.valid.all()), int(clip.episode[0])
 
 
-def one_per_episode(moved: NDArray[np.floating], episode: NDArray[np.int64], rows: int) -> list[int]:
+def one_per_episode(moved: NDArray[np.float64], episode: NDArray[np.int64], rows: int) -> list[int]:
     """Return the `rows` clips that move most, each from another episode as long as there are enough.
 
     Args:
