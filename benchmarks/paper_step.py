@@ -2,10 +2,11 @@
 
 Run: python -m benchmarks.paper_step [--folder DIR]
 
-The programs themselves are run one after the other: the dLDM stage with one step of each phase, in phase 2 with adapters
-on a frozen bfloat16 transformer of Cosmos-Predict2-2B's shape, then latents, then one step of the policy. All of it has
-the width and depth of `model=paper`; frames, height and width are the smallest that the models take. Transformer and VAE
-are read from a folder that diffusers has saved, with random weights. Needs 12 GiB of memory and 15 GB of disk.
+The programs themselves are run one after the other: the dLDM stage with one step of each phase, in phase 2 with
+adapters on a frozen bfloat16 transformer of Cosmos-Predict2-2B's shape, then latents, then one step of the policy. All
+of it has the width and depth of `model=paper`; frames, height and width are the smallest that the models take.
+Transformer and VAE are read from a folder that diffusers has saved, with random weights. Needs 12 GiB of memory and
+15 GB of disk.
 
 Peak memory is what the kernel counts (VmHWM): it includes pages of files that are mapped, which the kernel can drop.
 """

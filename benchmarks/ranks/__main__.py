@@ -41,7 +41,7 @@ MB = 2**20
 OPTIM = OptimConfig(warmup_steps=1)
 
 
-def phase_one_seconds(*, batch_size: int, steps: int, preset: str) -> float:
+def phase_one_seconds(*, batch_size: int, train_steps: int, preset: str) -> float:
     """Return the median time of a step of phase 1 on this rank."""
     torch.manual_seed(0)
     dldm = DLDM(config_from(DLDMConfig, preset_tree(preset)["dldm"]))
@@ -57,7 +57,7 @@ def phase_one_seconds(*, batch_size: int, steps: int, preset: str) -> float:
         return LossParts(found.loss, found.metrics)
 
     taken = []
-    for step in range(steps + 2):
+    for step in range(train_steps + 2):
         begin = time.perf_counter()
         part = PartOfBatch(1 / share.world_size, batch_size, global_sum(valid.sum()))
         loss = parallel.backward(loss_of, [(x, valid, part)]).loss
@@ -86,10 +86,10 @@ def policy_memory(*, sharding: Sharding, width: int, layers: int) -> tuple[float
             Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here: moments exist, building is over
         loss = parallel.backward(loss_of, [()]).loss
         optimizer_step(loss, optimizer, step=step, config=OPTIM, total_steps=100)
-    held = [getattr(p, "_local_tensor", p) for p in policy.parameters()]
-    own = sum(4 * p.numel() * p.element_size() for p in held) / MB  # weight, gradient, two moments
+    shards = [getattr(p, "_local_tensor", p) for p in policy.parameters()]
+    held = sum(4 * p.numel() * p.element_size() for p in shards) / MB  # weight, gradient, two moments
     whole = sum(4 * p.numel() * p.element_size() for p in policy.parameters()) / MB
-    return memory_mb("VmHWM") - before, own, whole
+    return memory_mb("VmHWM") - before, held, whole
 
 
 def memory_mb(field: str) -> float:
@@ -150,7 +150,7 @@ def main() -> None:
         run_rank(json.loads(chosen.rank))
         return
     taken: dict[int, list[float]] = {1: [], 2: []}
-    speed = {"kind": "speed", "batch_size": chosen.batch, "steps": chosen.steps, "preset": chosen.preset}
+    speed = {"kind": "speed", "batch_size": chosen.batch, "train_steps": chosen.steps, "preset": chosen.preset}
     for _ in range(chosen.rounds):
         for size, times in taken.items():
             times.append(max(start_ranks(size, **speed)))
@@ -161,8 +161,8 @@ def main() -> None:
     print(f"\n{'policy, MB of a rank':<40}{'resident':>12}{'held':>12}")
     for size, sharding in ((1, "none"), (2, "ddp"), (2, "fsdp")):
         found = start_ranks(size, kind="memory", sharding=sharding, width=chosen.width, layers=chosen.layers)
-        resident, own = (max(row[i] for row in found) for i in (0, 1))
-        print(f"{f'{size} rank' + 's' * (size > 1) + f', {sharding}':<40}{resident:>12.0f}{own:>12.0f}", flush=True)
+        resident, held = (max(row[i] for row in found) for i in (0, 1))
+        print(f"{f'{size} rank' + 's' * (size > 1) + f', {sharding}':<40}{resident:>12.0f}{held:>12.0f}", flush=True)
 
 
 if __name__ == "__main__":
