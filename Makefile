@@ -20,7 +20,7 @@ NEWER ?= tests/golden tests/unit tests/property tests/test_import.py tests/test_
 # Two test processes on two cores: one thread each, or they fight. TensorFlow's banner is not news.
 TEST_ENV := OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3
 
-.PHONY: help setup demo results configuration test test-all test-3.12 test-newer lint bench clean
+.PHONY: help setup demo results configuration test test-all test-3.12 test-newer lint bench gpu clean
 
 help: ## what can be done here
 	@grep -hE '^[a-z0-9.-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9.-]+):.*## /  make \1\t/' | expand -t 18
@@ -97,6 +97,11 @@ lint: $(READY) ## format, lint and type checks
 bench: $(READY) ## print the tables of benchmarks/
 	@for table in clip_loading clip_augmentation decode_latency environment_steps; do \
 	    echo "== $$table"; TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m "benchmarks.$$table"; done
+
+GPU_TABLE ?= runs/gpu/gpu.json
+
+gpu: $(READY) ## measure a GPU in nine minutes: training, decoding, rendering; into GPU_TABLE=runs/gpu/gpu.json
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m benchmarks.gpu --out $(GPU_TABLE)
 
 clean: ## remove build products and caches (runs/ and .venv* stay)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov outputs multirun

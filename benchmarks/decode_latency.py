@@ -119,14 +119,22 @@ def prompts(policy: LatentPolicy, batch: int, device: torch.device) -> Prompt:
     return policy.prompt([INSTRUCTIONS[i % len(INSTRUCTIONS)] for i in range(batch)], image.to(device))
 
 
-def read_seconds(policy: LatentPolicy, device: torch.device) -> float:
-    """Return the time to read every weight of the language model once, at the bandwidth of a large copy."""
-    # 1 GiB: larger than any cache.
-    source = torch.empty(2**30, dtype=torch.uint8, device=device)
+def copy_bandwidth(device: torch.device, *, size: int = 2**30) -> float:
+    """Return bytes/s that a large copy reads and writes; the default of 1 GiB is larger than any cache."""
+    source = torch.empty(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     seconds = float(alternate(device, lambda: target.copy_(source)).min())
-    weights = sum(p.numel() * p.element_size() for p in policy.backbone.model.base_model.parameters())
-    return weights / (2 * source.numel() / seconds)  # a copy reads and writes
+    return 2 * size / seconds  # a copy reads and writes
+
+
+def read_bytes(policy: LatentPolicy) -> int:
+    """Return the bytes of all weights of the language model, which are read for each token."""
+    return sum(p.numel() * p.element_size() for p in policy.backbone.model.base_model.parameters())
+
+
+def read_seconds(policy: LatentPolicy, device: torch.device) -> float:
+    """Return the time to read every weight of the language model once, at the bandwidth of a large copy."""
+    return read_bytes(policy) / copy_bandwidth(device)
 
 
 def compare(policy: LatentPolicy, device: torch.device) -> None:

@@ -37,6 +37,7 @@ from vw2_robot.models.video.video_codec import CodecConfig, VideoCodec, build_co
 from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.pretrain.config import TrainDLDMConfig
 from vw2_robot.pretrain.dldm_losses import phase_one_loss, phase_two_loss
+from vw2_robot.random_numbers import SampleNoise
 
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bfloat16, vendor's tables
 LAQ_TOKENS = 8  # side of LAQ's grid of patches, as published (256 px in patches of 32)
@@ -216,7 +217,8 @@ def measure_step(
     def step() -> None:
         with torch.autocast(device.type, dtype=torch.bfloat16):
             loss = loss_of()
-        optimizer_step(loss, optimizer, step=0, config=loop.optim, total_steps=loop.train_steps)
+        loss.backward()
+        optimizer_step(loss.detach(), optimizer, step=0, config=loop.optim, total_steps=loop.train_steps)
 
     # Counted in the first step, which also warms up.
     counter = FlopCounterMode(display=False)
@@ -240,7 +242,7 @@ def phase_rows(preset: str, device: torch.device, *, batch: int | None = None) -
     clips = batch or parts.phases.phase2.batch_size
     x = parts.dldm.config.fake_clip(clips).to(device)
     valid = torch.ones(clips, parts.dldm.config.latent_steps, dtype=torch.bool, device=device)
-    noise = torch.Generator().manual_seed(0)
+    noise = SampleNoise(0, 0, stream=0, samples=range(clips), device=device)
     dldm_only = list(parts.dldm.parameters())
     both = [*dldm_only, *parts.vdm.trainable_parameters()]
 
@@ -264,9 +266,9 @@ def lora_row(device: torch.device, *, layers: int | None = None, **change: Any) 
     latents = torch.randn(1, grid.channels, grid.latent_steps + 1, grid.height, grid.width, device=device)
     codes = torch.rand(1, grid.latent_steps, grid.queries, grid.fsq_dims, device=device)
     valid = torch.ones(1, grid.latent_steps, dtype=torch.bool, device=device)
-    noise = torch.Generator().manual_seed(0)
+    noise = SampleNoise(0, 0, stream=0, samples=[0], device=device)
     learning = parts.vdm.trainable_parameters()
-    loss_of = lambda: parts.vdm.denoising_loss(latents, codes, control_video=latents, valid=valid, generator=noise)  # noqa: E731
+    loss_of = lambda: parts.vdm.denoising_loss(latents, codes, control_video=latents, valid=valid, noise=noise)  # noqa: E731
     training_row("LoRA step, 2B shape", 1, measure_step(parts, loss_of, learning, device=device), device)
 
 

@@ -35,6 +35,7 @@ from vw2_robot.models.policy.action_head import ActionHead, ActionHeadConfig
 from vw2_robot.models.policy.ar_policy import LatentPolicy
 from vw2_robot.models.policy.image_tokens import PixelTokens
 from vw2_robot.pixels import shift_randomly, to_model_range
+from vw2_robot.random_numbers import SampleNoise
 
 WIDTHS = (64, 128, 128)  # channels of the convolutions
 WIDTH = 128  # of the image tokens
@@ -89,16 +90,17 @@ def errors(training: Observations, test: Observations, *, train_steps: int, shif
     )
     generator = torch.Generator().manual_seed(0)
 
-    def guess(images: Tensor, moved: int) -> Tensor:
-        image = shift_randomly(to_model_range(images), most=moved, noise=generator)
+    def guess(images: Tensor, moved: int, step: int = 0) -> Tensor:
+        noise = SampleNoise(0, step, stream=0, samples=range(len(images)))
+        image = shift_randomly(to_model_range(images), most=moved, noise=noise)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             # The encoder also takes the mean embedding of the instruction; zeros leave that out.
             out: Tensor = head(encoder(image, torch.zeros(len(image), WIDTH)).flatten(1))
         return out.float()
 
-    for _ in range(train_steps):
+    for step in range(train_steps):
         rows = torch.randint(len(training[1]), (BATCH,), generator=generator)
-        loss = F.mse_loss(guess(training[0][rows], shift), (training[1][rows] - mean) / spread)
+        loss = F.mse_loss(guess(training[0][rows], shift, step), (training[1][rows] - mean) / spread)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -39,6 +39,7 @@ from vw2_robot.models.video.cosmos import blocks_of
 from vw2_robot.models.video.vdm import VDM, Geometry, VDMConfig
 from vw2_robot.models.video.video_codec import CodecConfig, build_codec
 from vw2_robot.pretrain.dldm_losses import phase_one_loss
+from vw2_robot.random_numbers import SampleNoise
 
 GB = 1e9
 MB = 1e6
@@ -114,17 +115,24 @@ def geometry_of(dldm: DLDMConfig, codec: CodecConfig, *, enlarge: int = 1) -> Ge
 
 @dataclass(frozen=True)
 class Step:
-    """A training step of one clip: its loss, and the parameters that learn (asking for them sets `requires_grad`)."""
+    """A training step of one clip, or of `clips=` more: its loss, and the parameters that learn.
 
-    forward: Callable[[DLDM, VDM], Tensor]
+    Asking for the parameters sets `requires_grad`.
+    """
+
+    forward: Callable[..., Tensor]
     learning: Callable[[DLDM, VDM], list[nn.Parameter]]
 
 
-def phase_two_forward(dldm: DLDM, vdm: VDM) -> Tensor:
-    """Return the two losses of phase 2 for one clip, latents given (the same memory, without masks and jitter)."""
-    x = dldm.config.fake_clip(1)
+def noise_of(clips: int) -> SampleNoise:
+    return SampleNoise(0, 0, stream=0, samples=range(clips))
+
+
+def phase_two_forward(dldm: DLDM, vdm: VDM, *, clips: int = 1) -> Tensor:
+    """Return the two losses of phase 2, latents given (the same memory, without masks and jitter)."""
+    x = dldm.config.fake_clip(clips)
     grid = vdm.geometry
-    latents = torch.zeros(1, grid.channels, grid.latent_steps + 1, grid.height, grid.width)
+    latents = torch.zeros(clips, grid.channels, grid.latent_steps + 1, grid.height, grid.width)
     f = dldm.features(x)
     codes, _ = dldm.quantize(f)
     rec = dldm.decode(codes.detach(), f[:, 0].detach(), x[:, 0])
@@ -132,8 +140,8 @@ def phase_two_forward(dldm: DLDM, vdm: VDM) -> Tensor:
         latents,
         codes,
         control_video=latents,
-        valid=torch.ones(1, grid.latent_steps, dtype=torch.bool),
-        generator=torch.Generator(),
+        valid=torch.ones(clips, grid.latent_steps, dtype=torch.bool),
+        noise=noise_of(clips),
     )
     return (rec - x).square().mean() + denoising
 

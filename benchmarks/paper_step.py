@@ -2,11 +2,19 @@
 
 Run: python -m benchmarks.paper_step [--folder DIR]
 
+<<<<<<< HEAD
 The programs themselves run, one after the other: the dLDM stage with one step of each phase, in phase 2 with adapters
 on a frozen bfloat16 transformer of Cosmos-Predict2-2B's shape, then latents, then one step of the policy. All of it has
 the width and depth of `model=paper`; frames, height and width are the smallest that the models take. The transformer
 and the VAE are read from a folder that diffusers has saved, with random weights. Needs 16 GiB of memory and 16 GB of
 disk. `--layers` makes the transformer less deep.
+=======
+The programs themselves are run one after the other: the dLDM stage with one step of each phase, in phase 2 with
+adapters on a frozen bfloat16 transformer of Cosmos-Predict2-2B's shape, then latents, then one step of the policy. All
+of it has the width and depth of `model=paper`; frames, height and width are the smallest that the models take.
+Transformer and VAE are read from a folder that diffusers has saved, with random weights. Needs 12 GiB of memory and
+15 GB of disk.
+>>>>>>> main
 
 Peak memory is what the kernel counts (VmHWM): it includes pages of files that are mapped, which the kernel can drop.
 """

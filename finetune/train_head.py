@@ -250,7 +250,7 @@ def prepare_for_hardware(config: FinetuneConfig, policy: LatentPolicy, trained: 
                 "of sharded ones; use hardware.sharding=ddp"
             )
         policy.backbone.check_sharding()
-    return Parallel(trained, sharding=hardware.sharding, blocks=policy.backbone.blocks())
+    return Parallel(trained, sharding=hardware.sharding, blocks=policy.backbone.blocks(), partial_use=True)
 
 
 def write_validation(run: Run, found: Validation) -> None:
@@ -280,7 +280,7 @@ def open_run(config: FinetuneConfig) -> Run:
         total_steps=loop.train_steps,
         save_every=loop.save_every,
         log_every=loop.log_every,
-        grace_seconds=config.hardware.grace_seconds,
+        hardware=config.hardware,
     )
 
 

@@ -263,7 +263,7 @@ class PretrainConfig:
     replay: ReplayConfig | None = None
     """train the video prior and the dLDM on clips sampled from a replay (docs/scaling.md), not from the frame cache"""
     workers: int = 1
-    """processes that write the latent cache; its content does not depend on it"""
+    """processes of each rank that write the latent cache; its content does not depend on it"""
     hardware: Hardware = field(default_factory=Hardware)
 
     def __post_init__(self) -> None:
@@ -318,7 +318,9 @@ class PretrainConfig:
         tree = config_tree(self)
         # As it was written when ("train",) was the default, so that older runs can be resumed.
         tree["data"]["splits"] = list(self.data.splits or ("train",))
-        for name in ("frame_storage", "prefetch_batches"):  # change no pixel
+        # The first two change no pixel. A position in a stream is compared with the third, also one of a release whose
+        # streams had a single shard.
+        for name in ("frame_storage", "prefetch_batches", "stream_shards"):
             del tree["data"][name]
         return {name: tree[name] for name in sections}
 

@@ -76,7 +76,7 @@ def validate(
         still = x[:, :1].expand_as(target)
         for number, video in enumerate((rec, still)):
             # A sum, without frame 0, which the decoder is given and a copy reproduces exactly.
-            errors[number] += frame_error(video, target, valid, with_anchor=False, frames=1).cpu()
+            errors[number] += frame_error(video, target, valid, with_anchor=False, frames=1.0).cpu()
         histogram += torch.bincount(encoded.indices_BMN[valid].flatten(), minlength=len(histogram)).cpu()
         codes_of |= {int(row): codes.cpu() for row, codes in zip(rows, encoded.codes_BMNL, strict=True)}
     errors = global_sum(errors)
@@ -228,7 +228,7 @@ def motion(clip: ClipBatch) -> tuple[float, int]:
     return float(np.square(change).mean()) * bool(clip.valid.all()), int(clip.episode[0])
 
 
-def one_per_episode(moved: NDArray[np.floating], episode: NDArray[np.int64], rows: int) -> list[int]:
+def one_per_episode(moved: NDArray[np.float64], episode: NDArray[np.int64], rows: int) -> list[int]:
     """Return the `rows` clips that move most, each from another episode as long as there are enough.
 
     Args:

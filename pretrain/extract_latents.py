@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +37,6 @@ from vw2_robot.distributed import ranks
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.pixels import to_model_range
 from vw2_robot.storage.files import read_json, write_json, write_text
-from vw2_robot.storage.locks import lock_folder
 from vw2_robot.worker_pool import WorkerPool
 
 from .cache_frames import open_frames
@@ -50,7 +49,7 @@ EPISODES_PER_SHARD = 64
 def extract_latents(config: PretrainConfig) -> None:
     """Write run_dir/latents, or return at once when it is complete."""
     folder = config.stage_dir("latents")
-    with lock_folder(folder, what="encoding latents") if ranks.is_main() else nullcontext():
+    with ranks.locked_on_main(folder, what="encoding latents"):
         # Compared first without the frames: a finished cache is recognized without opening any data.
         options = config.stage_tree("extract_latents") | config.data.time_base
         check_plan(folder, options)
@@ -147,7 +146,7 @@ class Encoder:
         self.frame_cache = frame_cache
         found = config.hardware.torch_device()  # sets the number of threads too
         self.device = device or found
-        self.dldm = dldm.to(self.device).eval()
+        self.dldm = dldm.to(self.device, config.hardware.dtype).eval()
 
     def write(self, number: int, episodes: range) -> None:
         """Encode these episodes and write shard `number`."""
@@ -310,7 +309,7 @@ def encode_episodes(
     first = 0
     with config.hardware.autocast(device):
         for pixels in window_pixels(frame_cache, episode_n, frames_nT, batch_size=size, device=device):
-            codes[first : first + size] = dldm.indices(to_model_range(pixels)).cpu().numpy()
+            codes[first : first + size] = dldm.indices(to_model_range(pixels).to(config.hardware.dtype)).cpu().numpy()
             first += size
     return LatentWindows(episode_n.astype(np.int32), start_n.astype(np.int32), codes, valid_nM)
 

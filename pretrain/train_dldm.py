@@ -118,7 +118,7 @@ def train_dldm(config: PretrainConfig) -> None:
         total_steps=config.train_dldm.total,
         save_every=config.train_dldm.phase1.save_every,
         log_every=config.train_dldm.phase1.log_every,
-        grace_seconds=config.hardware.grace_seconds,
+        hardware=config.hardware,
     ) as run:
         # The image is written last: a run that was killed between the last checkpoint and the image makes it now.
         if run.complete and (run.path / "reconstructions.png").is_file():
@@ -297,8 +297,7 @@ def train_phase(
             # Saved as the last step of phase 1, so that a resumed run begins with phase 2 as this one does.
             save(config, run, modules, clips, stop - 1, optimizer, frames_digest=frames_digest)
             run.skip_to(stop)
-            break
-        if run.checkpoint_due(step, loop.save_every) or step + 1 == stop:
+        elif run.checkpoint_due(step, loop.save_every) or step + 1 == stop:
             save(config, run, modules, clips, step, optimizer, frames_digest=frames_digest)
     return validation
 

@@ -104,7 +104,7 @@ def train_policy(config: PretrainConfig) -> None:
         total_steps=loop.train_steps,
         save_every=loop.save_every,
         log_every=loop.log_every,
-        grace_seconds=config.hardware.grace_seconds,
+        hardware=config.hardware,
     ) as run:
         if not run.complete:
             train_codes(config, run)
@@ -230,7 +230,7 @@ def parallel_policy(hardware: Hardware, modules: Mapping[str, nn.Module], policy
         policy.backbone.compile_blocks()
     if hardware.shards_weights:
         policy.backbone.check_sharding()
-    return Parallel(modules, sharding=hardware.sharding, blocks=policy.backbone.blocks())
+    return Parallel(modules, sharding=hardware.sharding, blocks=policy.backbone.blocks(), partial_use=True)
 
 
 def drop_codes(policy: LatentPolicy, codes: torch.Tensor, *, share: float, noise: SampleNoise) -> torch.Tensor:

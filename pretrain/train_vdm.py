@@ -37,7 +37,7 @@ from .clips import TrainingClips, clip_sampler, training_clips
 from .config import PretrainConfig, alone, finished_stage
 from .global_batch import batch_on_device, device_of, validation_chunks
 
-# Streams of `runs.generator`: random numbers of one stage never depend on those of another.
+# Streams of `random_numbers`: random numbers of one stage never depend on those of another.
 STREAM_INIT, STREAM_NOISE, STREAM_VALIDATION = 10, 11, 12
 VALIDATION_CLIPS = 32
 
@@ -145,7 +145,7 @@ def train_vdm(config: PretrainConfig) -> None:
         total_steps=config.train_vdm.train_steps,
         save_every=config.train_vdm.save_every,
         log_every=config.train_vdm.log_every,
-        grace_seconds=config.hardware.grace_seconds,
+        hardware=config.hardware,
     ) as run:
         if run.complete:
             return

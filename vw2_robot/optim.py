@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +89,7 @@ def build_optimizer(
         fast: parameters with another learning rate, for instance those of a new head.
         fast_mult: factor of their learning rate.
     """
-    groups = []
+    groups: list[dict[str, Any]] = []
     for members, multiplier in ((list(parameters), 1.0), (list(fast), fast_mult)):
         # The order of the groups is part of every checkpoint: optimizer states are stored by number.
         matrices = [p for p in members if p.ndim >= 2 and not getattr(p, "no_weight_decay", False)]
@@ -99,8 +100,8 @@ def build_optimizer(
                 decay = config.weight_decay if decayed else 0.0
                 groups.append({"params": chosen, "weight_decay": decay, "lr_mult": multiplier})
     # Fused: several times as fast, without temporaries as large as all weights. Not for sharded beside whole weights.
-    chosen = [parameter for group in groups for parameter in group["params"]]
-    fused = len({is_sharded_tensor(p) for p in chosen}) == 1 and {p.device.type for p in chosen} <= FUSED
+    trained = [parameter for group in groups for parameter in group["params"]]
+    fused = len({is_sharded_tensor(p) for p in trained}) == 1 and {p.device.type for p in trained} <= FUSED
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=fused)
 
 

@@ -6,9 +6,9 @@
     DeferredStop()       around a training loop: the step in progress ends first, and a checkpoint is saved
 
 SIGTERM raises `Terminated`, Ctrl-C `KeyboardInterrupt`, both in the main thread, so that files and folders under a
-temporary name are removed before the exit. A second signal ends the process at once. A watchdog thread does the same
-`GRACE_SECONDS` after the first one: Python handles signals between two instructions only, and a library call may take
-longer than that.
+temporary name are removed before the exit. A second Ctrl-C ends the process at once; a second SIGTERM is ignored, since
+launchers and schedulers both send one. A watchdog thread ends the process `GRACE_SECONDS` after the first signal:
+Python handles signals between two instructions only, and a library call may take longer than that.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _signals(name: str) -> Iterator[list[int]]:
     def stop(number: int, _: FrameType | None) -> None:
         arrived.append(number)
         for other in before:
-            signal.signal(other, signal.SIG_DFL)
+            signal.signal(other, signal.SIG_IGN if other == signal.SIGTERM else signal.SIG_DFL)
         raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     def enforce() -> None:
@@ -134,7 +134,8 @@ def stops_held_back() -> Iterator[None]:
 class DeferredStop:
     """Signals that wait for the end of a training step: inside the `with` the first one is only noted.
 
-    A second signal is handled at once, and so is the first one when nobody has taken notice of it after `seconds`.
+    A second Ctrl-C is handled at once, a second SIGTERM is ignored. The first signal is handled after `seconds` when
+    the step has not ended by then, and at the end of the `with` when it came after the last step.
 
     Args:
         seconds: how long the step may still take.
@@ -153,7 +154,9 @@ class DeferredStop:
             self._before = _install(self._note)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.signal is not None and kind is None:  # it came after the last step
+            self._pass_on()
         self._restore()
 
     def _restore(self) -> None:
@@ -166,7 +169,8 @@ class DeferredStop:
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if self.signal is not None:
-            self._pass_on()
+            if number == signal.SIGINT:
+                self._pass_on()
             return
         self.signal = signal.Signals(number)
         self._alarm_before = signal.signal(signal.SIGALRM, lambda *_: self._pass_on())

@@ -139,7 +139,7 @@ class Run:
         total_steps: training steps of the whole run.
         save_every: steps between checkpoints; the last step is always saved.
         log_every: steps between lines of metrics.
-        grace_seconds: see `Hardware`.
+        hardware: how long a stop may take, and the precision, in which metrics are written; None: the defaults.
 
     Raises:
         InputError: another process works here, the folder is not that of such a run, or a file in it is damaged.
@@ -154,7 +154,7 @@ class Run:
         total_steps: int,
         save_every: int,
         log_every: int,
-        grace_seconds: float = 10.0,
+        hardware: Hardware | None = None,
     ) -> None:
         self.path = Path(path)
         self.stage = stage
@@ -164,7 +164,7 @@ class Run:
         self._tree = dict(config)
         self._board: Board | None = None
         self._bar: tqdm[int] | None = None
-        self._grace_seconds = grace_seconds
+        self._hardware = hardware or Hardware()
         self._state_bytes = 0
         self._stopping: DeferredStop | None = None
         self._stopped = ""
@@ -297,7 +297,8 @@ class Run:
             initial=self.start, total=stop, desc=name, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True
         ) as bar:
             self._bar = bar
-            with DeferredStop(self._grace_seconds) as self._stopping:
+            # A little less than the time there is, for the rest of the way out.
+            with DeferredStop(max(1.0, self._hardware.grace_seconds - 2.0)) as self._stopping:
                 while self.start < stop:
                     yield self.start
                     self.start += 1
@@ -307,9 +308,8 @@ class Run:
             self._bar = None
 
     def skip_to(self, step: int) -> None:
-        """Skip the steps up to `step`; call it after leaving the loop over `steps`, with a checkpoint saved."""
-        self.start = step
-        self._bar = None
+        """Skip the steps up to `step`; call it at the end of a step, inside the loop, with a checkpoint saved."""
+        self.start = step - 1  # the loop counts the present step
 
     def due(self, step: int, every: int) -> bool:
         """Return whether the step just finished is a multiple of `every`, or the last one."""
@@ -324,14 +324,14 @@ class Run:
         """
         if not any_rank(self._stopping is not None and self._stopping.signal is not None):
             return self.due(step, every)
-        fits = self._state_bytes <= QUICK_BYTES or self._grace_seconds > QUICK_SECONDS
+        fits = self._state_bytes <= QUICK_BYTES or self._hardware.grace_seconds > QUICK_SECONDS
         due = fits or self.due(step, every)
         last = step + 1 if due else 0 if self.checkpoint is None else _step_of(self.checkpoint)
         self._stopped = f"resumable: the same command continues from step {last} of {self.stage}"
         if not due:
             self._stopped += (
-                f" (a checkpoint of {self._state_bytes / 1e9:.1f} GB is not written within {self._grace_seconds:g} s; "
-                "hardware.grace_seconds says how long a stop may take)"
+                f" (a checkpoint of {self._state_bytes / 1e9:.1f} GB is not written within "
+                f"{self._hardware.grace_seconds:g} s; hardware.grace_seconds says how long a stop may take)"
             )
         return due
 
@@ -339,7 +339,8 @@ class Run:
         """Write one line of metrics (tensors are fetched here) after `step + 1` finished steps; rank 0 writes."""
         if not is_main():
             return
-        plain = {key: round(float(value), 8) for key, value in values.items()}
+        decimals = 17 if self._hardware.precision == "float64" else 8
+        plain = {key: round(float(value), decimals) for key, value in values.items()}
         append_line(self.path / METRICS, json.dumps({"step": step + 1, **plain}))
         if self._bar is not None:
             shown = {key.split("/", 1)[1]: f"{value:.3g}" for key, value in list(plain.items())[:4]}

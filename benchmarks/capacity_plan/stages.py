@@ -28,6 +28,7 @@ from benchmarks.memory_plan import (
     learning_bytes,
     load_preset,
     models_without_data,
+    noise_of,
     trained_as,
     weight_bytes,
 )
@@ -126,22 +127,22 @@ def stages_of(preset: Preset) -> Iterator[Stage]:
 # -------------------------------------------------------------------------------------- video model and dLDM
 
 
-def prior_forward(dldm: DLDM, vdm: VDM) -> Tensor:
-    """Return the loss of the video prior for one clip: no codes, no control video."""
+def prior_forward(dldm: DLDM, vdm: VDM, *, clips: int = 1) -> Tensor:
+    """Return the loss of the video prior: no codes, no control video."""
     grid = vdm.geometry
     return vdm.denoising_loss(
-        torch.zeros(1, grid.channels, grid.latent_steps + 1, grid.height, grid.width),
-        torch.zeros(1, grid.latent_steps, grid.queries, grid.fsq_dims),
+        torch.zeros(clips, grid.channels, grid.latent_steps + 1, grid.height, grid.width),
+        torch.zeros(clips, grid.latent_steps, grid.queries, grid.fsq_dims),
         control_video=None,
-        valid=torch.ones(1, grid.latent_steps, dtype=torch.bool),
-        generator=torch.Generator(),
+        valid=torch.ones(clips, grid.latent_steps, dtype=torch.bool),
+        noise=noise_of(clips),
         drop_codes=True,
     )
 
 
-def phase_one_forward(dldm: DLDM, vdm: VDM) -> Tensor:
-    valid = torch.ones(1, dldm.config.latent_steps, dtype=torch.bool)
-    return phase_one_loss(dldm, dldm.config.fake_clip(1), valid).loss
+def phase_one_forward(dldm: DLDM, vdm: VDM, *, clips: int = 1) -> Tensor:
+    valid = torch.ones(clips, dldm.config.latent_steps, dtype=torch.bool)
+    return phase_one_loss(dldm, dldm.config.fake_clip(clips), valid).loss
 
 
 PRIOR = Step(prior_forward, lambda dldm, vdm: vdm.trainable_parameters(prior=True))

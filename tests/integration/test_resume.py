@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -327,3 +329,27 @@ def test_a_real_signal_in_every_stage_changes_nothing(miniature, calvin_folder, 
     end_when(tuning, overrides(tuned), lambda: lines(tuned / "metrics.jsonl") >= 5, number)
     finish(tuning, overrides(tuned))
     assert_equal_contents(contents(tuned), contents(tmp_path / "calm_tuning"))
+
+
+@pytest.mark.slow
+def test_two_ranks_continue_the_latent_cache_of_one_process_to_the_same_bytes(miniature, pretrained, tmp_path):
+    shutil.copytree(pretrained, tmp_path / "run")
+    folder = tmp_path / "run" / "latents"
+    for name in ("index.json", "log.txt", "windows-00000.npz", "windows-00002.npz", "windows-00003.npz"):
+        (folder / name).unlink()
+    jobs = tmp_path / "jobs.json"
+    jobs.write_text(
+        json.dumps([{"program": "pretrain", "overrides": [*miniature(tmp_path / "run"), "stages=[latents]"]}])
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{probe.getsockname()[1]}", "WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("rank.py")), str(jobs)],
+            env={**os.environ, **address, "RANK": f"{rank}"},
+        )
+        for rank in range(2)
+    ]
+    assert [rank.wait(120) for rank in ranks] == [0, 0]
+    assert_equal_contents(contents(folder), contents(pretrained / "latents"))

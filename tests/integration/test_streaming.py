@@ -1,4 +1,5 @@
-"""Training on clips that are read from the data sets all the time: resumed exactly, and blind to held-out episodes."""
+"""Training where decoded frames do not fit on the disk: clips streamed from the data sets, resumed exactly and blind to
+held-out episodes; a compressed frame cache."""
 
 import pytest
 import torch
@@ -115,3 +116,16 @@ def test_another_data_set_does_not_continue_the_stream(streaming, tmp_path, calv
             pretrain_on_openx(streaming(tmp_path))
     with pytest.raises(InputError, match="shuffle_mb"):
         pretrain_on_openx(streaming(tmp_path, "data.shuffle_mb=7"))
+
+
+@pytest.mark.slow
+def test_all_stages_give_the_same_weights_and_codes_from_compressed_frames(streaming, tmp_path):
+    stages = "stages=[vdm,dldm,latents,policy]"
+    for storage in ("decoded", "compressed"):
+        config = streaming(tmp_path / storage, "data.stream=false", f"data.frame_storage={storage}", stages)
+        pretrain_on_openx(config)
+    decoded, compressed = files(tmp_path / "decoded"), files(tmp_path / "compressed")
+    assert "frames/shard-00000.images" in compressed
+    results = [name for name in decoded if name.endswith((".safetensors", ".npz"))]
+    assert len(results) >= 4
+    assert [name for name in results if decoded[name] != compressed[name]] == []

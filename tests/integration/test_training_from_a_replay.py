@@ -156,26 +156,31 @@ def test_two_ranks_train_on_shares_of_a_memory_replay_and_only_two_continue(
 ) -> None:
     if training.engine != "memory":
         pytest.skip("a server has queues for its number of ranks, see test_windows.py")
-    monkeypatch.setattr(ranks, "world_size", lambda: 2)
-    seen, states, after = [], [], []
     config = training.config("run")
-    for rank in range(2):
-        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
-        monkeypatch.setattr(ranks, "gather", lambda value: [value, value])
+
+    def rank_clips(rank: int) -> ReplayedClips:
         clips = opened(config)[0]
+        monkeypatch.setattr(ranks, "rank", lambda: rank)
+        monkeypatch.setattr(ranks, "world_size", lambda: 2)
+        monkeypatch.setattr(ranks, "gather", lambda value: [value, value])
+        return clips
+
+    seen, positions, after = [], [], []
+    for rank in range(2):
+        clips = rank_clips(rank)
         seen.append({name for step in range(4) for name in names(clips.batch(step, BatchShare.of(4)))})
-        states.append(clips.state())
+        positions.append(clips.state()["ranks"][rank])
         after.append(names(clips.batch(4, BatchShare.of(4))))
         clips.close()
+        monkeypatch.undo()
     assert not seen[0] & seen[1]
-    state = {"replay": "memory", "ranks": [state["ranks"][0] for state in states]}
+    state = json.loads(json.dumps({"replay": "memory", "ranks": positions}))
     for rank in range(2):
-        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
-        clips = opened(config)[0]
+        clips = rank_clips(rank)
         clips.restore(state)
         assert names(clips.batch(4, BatchShare.of(4))) == after[rank]
         clips.close()
-    monkeypatch.undo()
+        monkeypatch.undo()
     clips = opened(config)[0]
     with pytest.raises(InputError, match=r"written by 2 ranks .* now WORLD_SIZE is 1"):
         clips.restore(state)

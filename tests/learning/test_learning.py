@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from vw2_robot.optim import LoopConfig, OptimConfig, build_optimizer, optimizer_
 from vw2_robot.pretrain.config import TrainDLDMConfig
 from vw2_robot.pretrain.dldm_diagnostics import validate
 from vw2_robot.pretrain.dldm_losses import phase_one_loss, phase_two_loss
+from vw2_robot.random_numbers import SampleNoise
 
 pytestmark = pytest.mark.slow
 
@@ -63,7 +65,8 @@ def phase_one(dldm: DLDM, clips, *, train_steps: int, optim: OptimConfig = PHASE
     for step in range(train_steps):
         x = clips(step)
         loss, _, _ = phase_one_loss(dldm, x, all_valid(x, dldm.config))
-        optimizer_step(loss, optimizer, step=step, config=optim, total_steps=train_steps)
+        loss.backward()
+        optimizer_step(loss.detach(), optimizer, step=step, config=optim, total_steps=train_steps)
 
 
 def prior(vdm: VDM, codec: DCTCodec, clips, *, config: DLDMConfig, train_steps: int) -> None:
@@ -72,11 +75,12 @@ def prior(vdm: VDM, codec: DCTCodec, clips, *, config: DLDMConfig, train_steps: 
     for step in range(train_steps):
         x = clips(step)
         codes = x.new_zeros(len(x), config.latent_steps, config.queries, config.code_dims)
-        noise = torch.Generator().manual_seed(step)
+        noise = SampleNoise(0, step, stream=0, samples=range(len(x)))
         loss = vdm.denoising_loss(
-            codec.encode(x), codes, control_video=None, valid=all_valid(x, config), generator=noise, drop_codes=True
+            codec.encode(x), codes, control_video=None, valid=all_valid(x, config), noise=noise, drop_codes=True
         )
-        optimizer_step(loss, optimizer, step=step, config=PHASE1, total_steps=train_steps)
+        loss.backward()
+        optimizer_step(loss.detach(), optimizer, step=step, config=PHASE1, total_steps=train_steps)
 
 
 def phase_two(
@@ -92,9 +96,10 @@ def phase_two(
     optimizer = build_optimizer(dldm.parameters(), optim, fast=vdm.trainable_parameters(), fast_mult=phases.vdm_lr_mult)
     for step in range(train_steps):
         x = clips(step)
-        noise = torch.Generator().manual_seed(step)
+        noise = SampleNoise(0, step, stream=1, samples=range(len(x)))
         loss, _, _ = phase_two_loss(dldm, vdm, codec, x, all_valid(x, dldm.config), phases=phases, noise=noise)
-        optimizer_step(loss, optimizer, step=step, config=optim, total_steps=train_steps)
+        loss.backward()
+        optimizer_step(loss.detach(), optimizer, step=step, config=optim, total_steps=train_steps)
 
 
 @torch.no_grad()
@@ -177,7 +182,11 @@ def shuffle_ratios(dldm: DLDM, clips) -> tuple[float, float]:
     phases = replace(PHASES, vdm_lr_mult=20.0, target_color_jitter=0.0)
     phase_two(dldm, vdm, codec, clips, phases=phases, train_steps=200, optim=replace(PHASE2, lr=1e-4))
     x = clips(3 * 10**6, 128)
-    validation = validate(dldm, vdm, codec, (x, all_valid(x, config)), phase=2, seed=0, grayscale=True)
+
+    def chunks():
+        yield np.arange(len(x)), x, all_valid(x, config)
+
+    validation = validate(dldm, vdm, codec, chunks, phase=2, seed=0, grayscale=True)
     return validation["dldm/shuffle_ratio"], validation["dldm/shuffle_ratio_no_control"]
 
 

@@ -28,7 +28,9 @@ def save(path, net, **options):
 def train(net, optimizer, steps, *, start=0):
     for step in range(start, start + steps):
         x = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
-        optimizer_step(net(x).square().mean(), optimizer, step=step, config=OPTIM, total_steps=10)
+        loss = net(x).square().mean()
+        loss.backward()
+        optimizer_step(loss.detach(), optimizer, step=step, config=OPTIM, total_steps=10)
 
 
 def test_weights_config_facts_and_files_come_back_exactly(tmp_path):

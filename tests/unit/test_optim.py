@@ -2,7 +2,15 @@ import pytest
 import torch
 from torch import nn
 
-from vw2_robot.optim import LoopConfig, NonFiniteLossError, OptimConfig, build_optimizer, learning_rate, optimizer_step
+from vw2_robot.optim import (
+    LoopConfig,
+    NonFiniteLossError,
+    OptimConfig,
+    build_optimizer,
+    clip_gradients,
+    learning_rate,
+    optimizer_step,
+)
 
 
 def test_rate_rises_linearly_and_then_falls_linearly_to_zero():
@@ -38,7 +46,10 @@ def test_a_step_is_that_of_adamw_at_the_scheduled_rate_on_clipped_gradients():
     mine = build_optimizer(net.parameters(), config)
     theirs = torch.optim.AdamW(reference.parameters(), lr=0.5, betas=(0.9, 0.9), weight_decay=0.1)
     for step in range(3):
-        norm = optimizer_step(100 * net(torch.ones(2)).sum(), mine, step=step, config=config, total_steps=10)
+        loss = 100 * net(torch.ones(2)).sum()
+        loss.backward()
+        norm = optimizer_step(loss.detach(), mine, step=step, config=config, total_steps=10)
+        assert net.weight.grad is None  # the next batch begins at zero
         assert float(norm) == pytest.approx(100 * 2**0.5)  # as it was before clipping
         reference.weight.grad = torch.full((1, 2), 0.5**0.5)
         theirs.param_groups[0]["lr"] = 0.5 * (10 - step) / 10
@@ -51,8 +62,10 @@ def test_a_loss_that_is_not_finite_stops_before_anything_moves(bad):
     net = nn.Linear(2, 2)
     before = net.weight.detach().clone()
     optimizer = build_optimizer(net.parameters(), OptimConfig())
+    loss = net(torch.ones(2)).sum() * bad
+    loss.backward()
     with pytest.raises(NonFiniteLossError, match="at step 7"):
-        optimizer_step(net(torch.ones(2)).sum() * bad, optimizer, step=7, config=OptimConfig(), total_steps=10)
+        optimizer_step(loss.detach(), optimizer, step=7, config=OptimConfig(), total_steps=10)
     assert torch.equal(net.weight, before)
     assert not optimizer.state
 
@@ -62,11 +75,25 @@ def test_a_gradient_that_is_not_finite_stops_before_anything_moves_and_names_the
     before = net.weight.detach().clone()
     loss = (net(torch.zeros(1)).sum() - 0.0).abs().sqrt()  # zero, with an infinite slope
     assert torch.isfinite(loss)
+    loss.backward()
     optimizer = build_optimizer(net.parameters(), OptimConfig())
     with pytest.raises(NonFiniteLossError, match=r"step 107.*last checkpoint"):
-        optimizer_step(loss, optimizer, step=7, config=OptimConfig(), total_steps=10, first_step=100)
+        optimizer_step(loss.detach(), optimizer, step=7, config=OptimConfig(), total_steps=10, first_step=100)
     assert torch.equal(net.weight, before)
     assert not optimizer.state
+
+
+@pytest.mark.parametrize("most", [0.5, 1e6])
+def test_gradients_are_scaled_down_together_and_never_up(most):
+    net, unused = nn.Linear(3, 2), nn.Linear(3, 2)
+    (10 * net(torch.ones(3)).sum()).backward()
+    before = [parameter.grad.clone() for parameter in net.parameters()]
+    norm = clip_gradients([*net.parameters(), *unused.parameters()], most)
+    assert float(norm) == pytest.approx(10 * 8**0.5)  # six weights and two biases, each with a slope of 10
+    factor = min(1.0, most / float(norm))
+    for parameter, gradient in zip(net.parameters(), before, strict=True):
+        torch.testing.assert_close(parameter.grad, factor * gradient)
+    assert all(parameter.grad is None for parameter in unused.parameters())
 
 
 @pytest.mark.parametrize("change", [{"lr": 0.0}, {"clip_norm": -1.0}, {"warmup_steps": -1}, {"beta2": 1.0}])

@@ -62,13 +62,19 @@ time.sleep(60)"""
 
 
 @pytest.mark.parametrize(("number", "name"), STOPS)
-def test_a_second_stop_ends_the_clean_up_at_once(number: int, name: str) -> None:
-    waiting = "print('{}', flush=True)\n    time.sleep(60)"
-    started = start(f"try:\n    {waiting.format('ready')}\nfinally:\n    {waiting.format('cleaning')}")
+def test_a_second_ctrl_c_ends_the_clean_up_at_once_and_a_second_sigterm_does_not(number: int, name: str) -> None:
+    waiting = "print('{}', flush=True)\n    time.sleep({})"
+    started = start(f"try:\n    {waiting.format('ready', 60)}\nfinally:\n    {waiting.format('cleaning', 0.5)}")
     started.send_signal(number)
     assert started.stdout is not None
     assert started.stdout.readline() == "cleaning\n"
-    assert stop(started, number)[0] == -number
+    started.send_signal(signal.SIGTERM)
+    assert stop(started, signal.SIGTERM)[0] == 128 + number  # cleaned up to the end
+    started = start(f"try:\n    {waiting.format('ready', 60)}\nfinally:\n    {waiting.format('cleaning', 60)}")
+    started.send_signal(number)
+    assert started.stdout is not None
+    assert started.stdout.readline() == "cleaning\n"
+    assert stop(started, signal.SIGINT)[0] == -signal.SIGINT
 
 
 def test_a_program_that_does_not_listen_is_cut_off_and_its_workers_with_it() -> None:

@@ -16,6 +16,8 @@ from dataclasses import fields, is_dataclass
 from importlib import resources
 from typing import Any, get_args, get_origin, get_type_hints
 
+from vw2_robot.errors import InputError
+
 _NESTED = re.compile(r"[A-Za-z_]\w*(\.\w+)+")
 _ARGUMENT = re.compile(r"([+~]{0,2})([A-Za-z_][\w./@-]*)=(.*)", re.DOTALL)
 _PLAIN = r"(?!\s*['\"])[^\[\]{},]*"  # an element without quotes around it
@@ -53,6 +55,31 @@ def as_typed(arguments: Sequence[str], config_cls: type) -> list[str]:
             value = _value(key, value, _kinds(config_cls, key))
         typed.append(f"{sign}{key}={value}")
     return typed
+
+
+def check_sweep(arguments: Sequence[str], config_cls: type) -> None:
+    """Refuse a sweep whose runs would all write into one run_dir; the shards of a rollout are meant to.
+
+    Raises:
+        InputError: run_dir is the same for all of them.
+    """
+    names = {field.name for field in fields(config_cls)}
+    if (
+        not any(argument in ("-m", "--multirun") for argument in arguments)
+        or "run_dir" not in names
+        or "shard" in names
+    ):
+        return
+    values = {found[2]: found[3] for argument in arguments if (found := _ARGUMENT.fullmatch(argument)) is not None}
+    swept = [
+        key for key, value in values.items() if not key.startswith("hydra.") and _parsed(f"{key}={value}", sweep=True)
+    ]
+    run_dir = values.get("run_dir", "${")
+    if swept and "run_dir" not in swept and "${" not in run_dir:
+        raise InputError(
+            f"run_dir={run_dir} is the folder of all runs of this sweep over {', '.join(swept)}, and each needs its "
+            f"own: write 'run_dir={run_dir}/{swept[0]}_${{{swept[0]}}}' in quotes"
+        )
 
 
 def _groups() -> set[str]:

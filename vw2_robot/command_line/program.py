@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 from vw2_robot import __version__
 from vw2_robot.command_line.config_tree import check_keys, config_from, config_tree, differing_keys
 from vw2_robot.command_line.keys import print_keys
-from vw2_robot.command_line.overrides import as_typed
+from vw2_robot.command_line.overrides import as_typed, check_sweep
 from vw2_robot.errors import InputError, MissingExtraError, require
 from vw2_robot.process import orderly
 from vw2_robot.storage.files import os_error
@@ -75,11 +76,13 @@ def program(
                 return
             import hydra
             from hydra.core.hydra_config import HydraConfig
+            from hydra.errors import CompactHydraException
             from hydra.types import RunMode
             from omegaconf import DictConfig, OmegaConf
             from omegaconf.errors import OmegaConfBaseException
 
             failed: list[str] = []
+            started_by = (socket.gethostname(), os.getpid())
 
             @hydra.main(version_base="1.3", config_path="pkg://vw2_robot.configs", config_name=config_name)
             def job(tree: DictConfig) -> None:
@@ -106,12 +109,22 @@ def program(
                     facts = HydraConfig.get()
                     if facts.mode != RunMode.MULTIRUN:
                         raise SystemExit(1) from None
+                    if (socket.gethostname(), os.getpid()) != started_by:
+                        # A job of a cluster: Hydra hands this to the process that waits for the sweep.
+                        raise CompactHydraException(
+                            f"{config_name}: error: job #{facts.job.num} failed: {message}"
+                        ) from None
                     # In a sweep an exception would keep Hydra from starting the next job.
                     failed.append(f"#{facts.job.num} ({' '.join(facts.overrides.task)})")
 
             # Otherwise tokenizers warns at every fork after it has used its threads.
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
             with orderly(config_name):
+                try:
+                    check_sweep(sys.argv[1:], config_cls)
+                except InputError as error:
+                    _print_error(config_name, str(error))
+                    raise SystemExit(1) from None
                 # Hydra reads `sys.argv` itself.
                 sys.argv[1:] = as_typed(sys.argv[1:], config_cls)
                 job()

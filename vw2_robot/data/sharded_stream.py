@@ -171,6 +171,12 @@ class ShardedStream:
             state = with_new_keys(dict(state))
             rest = {key: value for key, value in state.items() if key != "made_with"}
             state = {"made_with": state["made_with"], "shards": {"0": rest}}
+        found = state["made_with"].get("world_size")
+        if found != self._shards:
+            raise InputError(
+                f"the checkpoint was written by a run whose stream had {found} shards, now it has {self._shards}; "
+                f"continue with data.stream_shards={found}, or use another run_dir"
+            )
         check_identity(state["made_with"], self._made_with)
         self._close_streams()
         self._known = dict(state["shards"])

@@ -76,13 +76,27 @@ def global_sum(values: Tensor) -> Tensor:
     if world_size() == 1:
         return values
     if values.requires_grad:
-        from torch.distributed.nn import functional as differentiable  # seconds, and only needed here
-
-        summed: Tensor = differentiable.all_reduce(values)
+        summed: Tensor = _GlobalSum.apply(values)  # type: ignore[no-untyped-call]
         return summed
     values = values.clone()
     dist.all_reduce(values)
     return values
+
+
+class _GlobalSum(torch.autograd.Function):
+    """A sum over ranks: the gradient of a term is the sum of the gradients that all ranks have for the result."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        summed = values.clone()
+        dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        summed = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(summed)
+        return summed
 
 
 def any_rank(flag: bool) -> bool:

@@ -25,6 +25,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vw2_robot.errors import InputError
+
 from . import ranks
 
 Sharding = Literal["none", "ddp", "fsdp"]
@@ -59,17 +61,31 @@ class Parallel:
         modules: by name; their `requires_grad` says what is trained.
         sharding: see the top of this file.
         blocks: modules inside, which fsdp gathers one after the other; the rest is gathered for a whole pass.
+        partial_use: some losses use only a part of what is trained (a head that has no loss, unused vision layers).
+
+    Raises:
+        InputError: this torch has no FSDP2.
     """
 
     def __init__(
-        self, modules: Mapping[str, nn.Module], *, sharding: Sharding, blocks: Iterable[nn.Module] = ()
+        self,
+        modules: Mapping[str, nn.Module],
+        *,
+        sharding: Sharding,
+        blocks: Iterable[nn.Module] = (),
+        partial_use: bool = False,
     ) -> None:
+        self._partial_use = partial_use
         self._sharding = sharding if ranks.world_size() > 1 else "none"
         self._enclosing = Enclosing(modules)
         self._called: nn.Module = self._enclosing
         if self._sharding == "fsdp":
-            from torch.distributed.fsdp import fully_shard  # seconds, and only needed here
-
+            try:
+                from torch.distributed.fsdp import fully_shard  # seconds, and only needed here
+            except ImportError as error:
+                raise InputError(
+                    f"hardware.sharding=fsdp needs torch 2.8 or later, found {torch.__version__}; use ddp"
+                ) from error
             # Nothing here changes the output of a block in place.
             warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
             for block in blocks:
@@ -85,10 +101,15 @@ class Parallel:
         """Take notice of what is trained from now on, by `requires_grad` of the parameters."""
         self._parameters = [p for p in self._enclosing.parameters() if p.requires_grad]
         if self._sharding == "ddp":
-            # Buffers are equal on all ranks by themselves. Some losses leave parameters out (heads, null codes).
-            self._called = DistributedDataParallel(
-                self._enclosing, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
-            )
+            # Buffers are equal on all ranks by themselves. The option has another name in newer versions of torch.
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+                self._called = DistributedDataParallel(
+                    self._enclosing,
+                    broadcast_buffers=False,
+                    find_unused_parameters=self._partial_use,
+                    gradient_as_bucket_view=True,
+                )
 
     def run(self, function: Callable[..., ResultT], *inputs: Any) -> ResultT:
         """Call a function that computes with the modules without training them: a validation; all ranks call it."""

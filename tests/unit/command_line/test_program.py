@@ -136,32 +136,50 @@ def test_a_sweep_goes_on_after_a_job_that_fails_and_names_it(call):
         if config.seed == 1:
             raise InputError("the drawer is closed")
 
-    status, text = call(run, "run_dir=x", "seed=0,1,2", "--multirun")
+    status, text = call(run, "run_dir=x_${seed}", "seed=0,1,2", "--multirun")
     assert (status, seen) == (1, [0, 1, 2])
     assert "pretrain: error: the drawer is closed" in text
-    assert "1 of the jobs failed: #1 (run_dir=x seed=1)" in text
+    assert "1 of the jobs failed: #1 (run_dir=x_$\\{seed\\} seed=1)" in text
     assert "Traceback" not in text
 
 
-def test_several_ranks_are_refused_by_what_is_one_process(monkeypatch, capsys):
+def test_the_runs_of_a_sweep_need_a_run_dir_each(call):
+    seen = []
+    status, text = call(seen.append, "run_dir=x", "seed=0,1", "--multirun", "hydra.sweep.dir=a,b")
+    assert (status, seen) == (1, [])
+    assert "run_dir=x is the folder of all runs of this sweep over seed" in text
+    assert "write 'run_dir=x/seed_${seed}' in quotes" in text
+    for words in (("run_dir=x/seed_${seed}", "seed=0,1"), ("run_dir=x,y",), ("run_dir=x", "seed=0")):
+        assert call(seen.append, *words, "--multirun") == (0, "")
+    assert [config.run_dir for config in seen] == ["x/seed_0", "x/seed_1", "x", "y", "x"]
+
+
+def test_ranks_are_joined_by_the_programs_that_train_on_several_and_by_no_other(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(sys, "argv", ["vw2-test", "run_dir=x"])
     seen = []
     program(PretrainConfig, config_name="pretrain")(seen.append)()
     assert len(seen) == 1
-    with pytest.raises(SystemExit):
-        program(PretrainConfig, config_name="pretrain", one_process=True)(seen.append)()
-    assert "WORLD_SIZE=2: this program is one process" in capsys.readouterr().err
+    for rank, message in ((None, "RANK='' in the environment is no number"), ("2", "without MASTER_ADDR and")):
+        if rank is not None:
+            monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit):
+            program(PretrainConfig, config_name="pretrain", ranks=True)(seen.append)()
+        error = capsys.readouterr().err
+        assert message in error
+        assert "torchrun" in error
     monkeypatch.setenv("WORLD_SIZE", "1")
-    program(PretrainConfig, config_name="pretrain", one_process=True)(seen.append)()
+    program(PretrainConfig, config_name="pretrain", ranks=True)(seen.append)()
     assert len(seen) == 2
 
 
-def test_every_training_program_refuses_ranks():
+def test_every_training_program_runs_on_ranks():
     for name in ("pretrain_on_openx", "train_vdm", "train_dldm", "extract_latents", "train_policy", "finetune"):
         module = getattr(entry_points, name).args[0]
         path = module.removeprefix("vw2_robot.").replace(".", "/") + ".py"
-        assert "one_process=True" in (Path(__file__).parents[3] / path).read_text()
+        assert "ranks=True" in (Path(__file__).parents[3] / path).read_text()
 
 
 def test_a_person_who_asks_gets_the_whole_trace(call, monkeypatch):
@@ -174,7 +192,7 @@ def test_a_person_who_asks_gets_the_whole_trace(call, monkeypatch):
 
 
 @pytest.mark.parametrize(("stop", "status", "name"), [(KeyboardInterrupt, 130, "Ctrl-C"), (Terminated, 143, "SIGTERM")])
-@pytest.mark.parametrize("words", [("run_dir=x",), ("run_dir=x", "seed=0,1", "--multirun")])
+@pytest.mark.parametrize("words", [("run_dir=x",), ("run_dir=x_${seed}", "seed=0,1", "--multirun")])
 def test_a_stop_is_one_message_and_says_where_to_go_on(call, stop, status, name, words):
     def run(config):
         raise stop("the same command continues from step 4 of vdm")

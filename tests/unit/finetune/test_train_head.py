@@ -11,12 +11,17 @@ from vw2_robot.data.labels import read_labels
 from vw2_robot.data.statistics import ActionStatistics
 from vw2_robot.errors import InputError
 from vw2_robot.finetune import datasets
-from vw2_robot.finetune.losses import action_loss, unlabeled_loss, window_losses
+from vw2_robot.finetune.losses import action_loss, totals_of, unlabeled_loss, window_batch, window_losses
 from vw2_robot.finetune.pretrained_init import load_pretrained
 from vw2_robot.finetune.train_head import finetune
 from vw2_robot.models.policy.acting import null_codes
 from vw2_robot.models.policy.action_head import ActionHead, ActionHeadConfig
 from vw2_robot.optim import OptimConfig
+from vw2_robot.random_numbers import SampleNoise
+
+
+def noise_of(count, seed=0):
+    return SampleNoise(seed, 0, stream=0, samples=range(count))
 
 
 def weights(run_dir):
@@ -59,6 +64,28 @@ class FewWindows:
         return [f"do {row}" for row in rows]
 
 
+MIXED_SEED = 3
+"""of noise that gives predicted codes to sample 0 and not to sample 1, at a share of one half"""
+
+
+def parts_of(config, policy, windows, division, *, predicted_share, seed=0):
+    """What `window_losses` gets of each part of a batch of all windows."""
+    batches = [
+        window_batch(
+            config,
+            policy,
+            windows,
+            rows,
+            device=torch.device("cpu"),
+            predicted_share=predicted_share,
+            noise=SampleNoise(seed, 0, stream=0, samples=rows),
+        )
+        for rows in division
+    ]
+    totals = totals_of(windows, np.concatenate(division), batches)
+    return [(batch, totals) for batch in batches]
+
+
 @pytest.mark.parametrize("source", ["ground_truth", "predicted", "mixed"])
 def test_code_loss_counts_codes_whose_prefix_is_right(pretrained, configure, source):
     policy, _, _ = load_pretrained(str(pretrained))
@@ -71,43 +98,75 @@ def test_code_loss_counts_codes_whose_prefix_is_right(pretrained, configure, sou
     ground_truth = predicted_codes.clone()
     ground_truth[0, 0, 1] = (ground_truth[0, 0, 1] + 1) % 1000  # sample 0 differs from the second code on
     windows.codes = ground_truth.numpy()
-    noise = torch.Generator().manual_seed(1)
     is_predicted = torch.ones(3, dtype=torch.bool)
     if source == "ground_truth":
         is_predicted = torch.zeros(3, dtype=torch.bool)
     if source == "mixed":
-        is_predicted = torch.rand(3, generator=torch.Generator().manual_seed(1)) < 0.5
-        assert is_predicted[:2].tolist() == [False, True] or is_predicted.any()
+        is_predicted = noise_of(3, MIXED_SEED).rand() < 0.5
+        assert is_predicted[:2].tolist() == [True, False]
     config = configure("unused", code_source=source, image_shift_px=0, lambda_ce=2.0)
-    found = window_losses(
-        config,
-        policy,
-        head,
-        windows,
-        rows,
-        device=torch.device("cpu"),
-        predicted_share=config.predicted_share(0),
-        noise=noise,
-    )
+    parts = parts_of(config, policy, windows, [rows], predicted_share=config.predicted_share(0), seed=MIXED_SEED)
+    total, found, _ = window_losses(config, policy, head, windows, *parts[0])
 
     inputs = torch.where(is_predicted[:, None, None], predicted_codes, ground_truth)
     states = policy.states(prompt, inputs)
     log_p = policy.backbone.latent_logits(states).log_softmax(-1).gather(-1, ground_truth[..., None])[:, 0, :, 0]
     counted = torch.tensor([[True, True, not is_predicted[0], not is_predicted[0]], [True] * 4, [False] * 4])
-    torch.testing.assert_close(found.code, -(log_p * counted).sum() / counted.sum())
+    torch.testing.assert_close(found["code"], -(log_p * counted).sum() / counted.sum())
     l2 = action_loss(config, head(states), torch.zeros(3, 4, 7), torch.ones(3, 4, dtype=torch.bool))
-    torch.testing.assert_close(found.action, l2)
-    torch.testing.assert_close(found.total, l2 + 2.0 * found.code)
+    torch.testing.assert_close(found["action"], l2.detach())
+    torch.testing.assert_close(total.detach(), l2.detach() + 2.0 * found["code"])
+
+
+@pytest.mark.parametrize("source", ["ground_truth", "mixed"])
+def test_losses_of_the_parts_of_a_batch_add_up_to_its_losses(pretrained, configure, source):
+    policy, _, _ = load_pretrained(str(pretrained))
+    policy.eval()
+    torch.manual_seed(0)
+    head = ActionHead(ActionHeadConfig(8, pose=True), width=16, queries=4, stride=4)
+    windows = FewWindows(np.arange(12).reshape(3, 1, 4))
+    windows.actions = np.random.default_rng(0).normal(size=(3, 4, 7)).astype(np.float32)
+    windows.action_mask[1, 2:] = False
+    windows.poses = np.ones((3, head.end_effector_pose(torch.zeros(1, 1, 4, 16)).shape[1]), np.float32)
+    config = configure("unused", code_source=source, image_shift_px=1, lambda_ce=2.0, pose_weight=0.5)
+    found = []
+    for division in ([np.arange(3)], [np.arange(1), np.arange(1, 3)]):
+        parts = parts_of(config, policy, windows, division, predicted_share=0.5, seed=MIXED_SEED)
+        losses = [window_losses(config, policy, head, windows, *part) for part in parts]
+        found.append(
+            {"total": sum(one.loss.detach() for one in losses)}
+            | {name: sum(one.metrics[name] for one in losses) for name in losses[0].metrics}
+        )
+    assert found[0].keys() == {"total", "action", "pose", "code", "accuracy"}
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value)
+
+
+def test_unlabeled_losses_of_the_parts_of_a_batch_add_up_to_its_loss(pretrained, configure):
+    policy, _, _ = load_pretrained(str(pretrained))
+    policy.eval()
+    windows = FewWindows(np.arange(12).reshape(3, 1, 4))
+    config = configure("unused", image_shift_px=1)
+
+    def loss(first, end, codes=None):
+        noise = SampleNoise(0, 0, stream=0, samples=range(first, end))
+        rows = np.arange(first, end)
+        cpu = torch.device("cpu")
+        return unlabeled_loss(config, policy, windows, rows, device=cpu, noise=noise, codes_in_batch=codes)
+
+    count = torch.tensor(4 * windows.valid.sum())
+    torch.testing.assert_close(loss(0, 1, count) + loss(1, 3, count), loss(0, 3))
 
 
 @pytest.mark.parametrize("source", ["ground_truth", "none"])
 def test_unlabeled_codes_are_predicted_as_the_policy_acts_with_or_without_those_before(pretrained, configure, source):
     policy, _, _ = load_pretrained(str(pretrained))
     policy.eval()
-    rows, cpu = np.arange(3), torch.device("cpu")
+    rows = np.arange(3)
+    cpu = torch.device("cpu")
     windows = FewWindows(np.arange(12).reshape(3, 1, 4))
     config = configure("unused", code_source=source, image_shift_px=0, lambda_ce=0.0)
-    found = unlabeled_loss(config, policy, windows, rows, device=cpu, noise=torch.Generator())
+    found = unlabeled_loss(config, policy, windows, rows, device=cpu, noise=noise_of(3))
     ground_truth = torch.from_numpy(windows.codes)
     inputs = ground_truth if source == "ground_truth" else null_codes(policy, 3, latent_steps=1, device=cpu)
     prompt = policy.prompt(windows.instructions(rows), windows.images(rows, image_px=8, device=None))

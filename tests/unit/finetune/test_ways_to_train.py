@@ -16,10 +16,11 @@ from vw2_robot.data.labels import read_labels
 from vw2_robot.errors import InputError
 from vw2_robot.finetune import datasets, train_head
 from vw2_robot.finetune.config import CalvinDataConfig, NetworkConfig, ScheduledSamplingConfig, UnlabeledConfig
-from vw2_robot.finetune.losses import action_errors, window_losses
+from vw2_robot.finetune.losses import action_errors, totals_of, window_batch, window_losses
 from vw2_robot.finetune.pretrained_init import init_policy
 from vw2_robot.finetune.train_head import finetune
 from vw2_robot.models.lora import LoRAConfig
+from vw2_robot.random_numbers import SampleNoise
 
 SCRATCH = {"policy": "scratch", "code_source": "none", "lambda_ce": 0.0}
 WAYS = {
@@ -379,15 +380,19 @@ def test_no_code_loss_is_counted_without_ground_truth_codes(configured, write_ca
     start = init_policy(config)
     found = datasets.open_datasets(config, start, train_head.open_run(config), torch.device("cpu"))
     head = train_head.build_head(config, start)
-    losses = window_losses(
+    rows = np.arange(3)
+    batch = window_batch(
         config,
         start.policy,
-        head,
         found.train,
-        np.arange(3),
+        rows,
         device=torch.device("cpu"),
         predicted_share=0.0,
-        noise=torch.Generator().manual_seed(0),
+        noise=SampleNoise(0, 0, stream=0, samples=rows),
     )
-    assert float(losses.code) == 0
-    torch.testing.assert_close(losses.total.detach(), losses.action)
+    assert batch.counted is None
+    totals = totals_of(found.train, rows, [batch])
+    assert int(totals.codes) == 0
+    losses = window_losses(config, start.policy, head, found.train, batch, totals)
+    assert float(losses.metrics["code"]) == 0
+    torch.testing.assert_close(losses.loss.detach(), losses.metrics["action"])

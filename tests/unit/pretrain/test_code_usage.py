@@ -14,15 +14,14 @@ LOOP = LoopConfig(train_steps=1, batch_size=1, optim=OptimConfig())
 PHASES = TrainDLDMConfig(phase1=LOOP, phase2=LOOP, alarm_after=3, perplexity_alarm=0.1, shuffle_alarm=1.02)
 
 
-def codes(*values):
-    return torch.tensor(values).view(1, -1, 1), torch.ones(1, len(values), dtype=torch.bool)
+def histogram(*values, vocabulary=10):
+    return torch.bincount(torch.tensor(values), minlength=vocabulary)
 
 
-def test_codes_of_valid_steps_are_counted_until_the_next_validation():
+def test_codes_are_counted_until_the_next_validation():
     monitor = CodeUsageMonitor(10)
-    monitor.count(*codes(0, 0, 7, 7))
-    indices, _ = codes(1, 2)
-    monitor.count(indices, torch.tensor([[False, False]]))
+    monitor.count(histogram(0, 7))
+    monitor.count(histogram(7, 0))
     assert monitor.metrics() == {
         "dldm/train_codes_used": 2,
         "dldm/dead_codes": 8,
@@ -36,7 +35,7 @@ def test_codes_of_valid_steps_are_counted_until_the_next_validation():
 def alarms_of(monitor, *, batch, validation, count, phases=PHASES):
     alarms = []
     for _ in range(count):
-        monitor.count(*codes(*batch))
+        monitor.count(histogram(*batch, vocabulary=len(monitor.counts)))
         alarms.append(monitor.alarms(validation, phases))
     return alarms
 
@@ -73,7 +72,7 @@ def test_counts_and_streaks_go_into_a_checkpoint():
     monitor = CodeUsageMonitor(10)
     again = CodeUsageMonitor(10)
     alarms_of(monitor, batch=[3] * 40, validation={}, count=2)
-    monitor.count(*codes(3, 3))
+    monitor.count(histogram(3, 3))
     again.load_state_dict(monitor.state_dict())
     assert again.metrics() == monitor.metrics()
     assert len(again.alarms({}, replace(PHASES, alarm_after=3))) == 1

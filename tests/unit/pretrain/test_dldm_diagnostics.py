@@ -38,14 +38,15 @@ class Renderer:
     def __init__(self, right, weight):
         self.right = right
         self.weight = weight
-        self.seeds = []
+        self.noises = []
 
-    def denoising_loss(self, latents, codes, *, control_video, valid, generator):
-        self.seeds.append(generator.initial_seed())
-        return 1 + self.weight * (codes - self.right).abs().mean() + 0.0 * control_video.sum()
+    def denoising_loss(self, latents, codes, *, control_video, valid, noise, valid_steps):
+        self.noises.append(noise.randn())
+        right = self.right[self.rows]
+        return (1 + self.weight * (codes - right).abs().mean(dim=(1, 2, 3)) + 0.0 * control_video.sum()).sum()
 
 
-def validation(*, rec=None, weight=0.0, phase=2):
+def validation(*, rec=None, weight=0.0, phase=2, chunk=6):
     torch.manual_seed(0)
     dldm = DLDM(CONFIG).train()
     x = CONFIG.fake_clip(6)
@@ -55,9 +56,15 @@ def validation(*, rec=None, weight=0.0, phase=2):
     encoded = dldm.encode(x)
     dldm.train()
     if rec is not None:
-        dldm.decode = lambda codes, anchor, first: rec(x)
+        dldm.decode = lambda codes, anchor, first: rec(x[renderer.rows])
     renderer = Renderer(encoded.codes_BMNL.detach(), weight)
-    values = validate(dldm, renderer, DCTCodec(CodecConfig()), (x, valid), phase=phase, seed=0, grayscale=True)
+
+    def clips():
+        for rows in np.split(np.arange(6), range(chunk, 6, chunk)):
+            renderer.rows = rows
+            yield rows, x[rows], valid[rows]
+
+    values = validate(dldm, renderer, DCTCodec(CodecConfig()), clips, phase=phase, seed=0, grayscale=True)
     assert dldm.training
     return values, renderer, encoded, valid
 
@@ -80,13 +87,21 @@ def test_shuffle_ratio_tells_a_renderer_that_reads_the_codes_from_one_that_does_
     attentive, _, _, _ = validation(weight=5.0)
     assert attentive["dldm/shuffle_ratio"] > 1.1
     # Right and shuffled codes are judged on the same noise.
-    assert renderer.seeds[:4] == renderer.seeds[4:8]
-    assert len(set(renderer.seeds[:4])) == 4
+    samples = torch.stack(renderer.noises)
+    assert torch.equal(samples[:4], samples[4:8])
+    assert len(samples[:4].unique()) == 4 * 6
+
+
+def test_a_validation_in_several_chunks_finds_what_one_finds():
+    whole, _, _, _ = validation(weight=5.0)
+    parts, renderer, _, _ = validation(weight=5.0, chunk=4)
+    assert {len(noise) for noise in renderer.noises} == {4, 2}
+    assert parts == pytest.approx(whole, rel=1e-5)
 
 
 def test_phase_one_does_not_ask_the_renderer():
     values, renderer, _, _ = validation(phase=1)
-    assert renderer.seeds == []
+    assert renderer.noises == []
     assert set(values) == {"dldm/ratio_to_copy", "dldm/codes_used", "dldm/perplexity"}
 
 

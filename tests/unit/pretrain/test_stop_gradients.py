@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from vw2_robot.distributed.batch_share import PartOfBatch, StatisticsGroups
 from vw2_robot.models.dldm.causal_video import LevelConfig, StemConfig
 from vw2_robot.models.dldm.config import DLDMConfig, QFormerConfig
 from vw2_robot.models.dldm.dldm import DLDM
@@ -15,6 +16,7 @@ from vw2_robot.optim import LoopConfig, OptimConfig, build_optimizer, optimizer_
 from vw2_robot.pretrain.config import TrainDLDMConfig
 from vw2_robot.pretrain.dldm_losses import phase_one_loss, phase_two_loss
 from vw2_robot.pretrain.targets import frame_error, jitter_color, make_control_video
+from vw2_robot.random_numbers import SampleNoise
 
 DLDM_TINY = DLDMConfig(
     num_frames=9,
@@ -45,6 +47,10 @@ def build(*, shaken=True):
     return dldm, vdm, DCTCodec(CodecConfig())
 
 
+def noise_of(count, seed=0):
+    return SampleNoise(seed, 0, stream=0, samples=range(count))
+
+
 def groups(dldm, vdm):
     return {
         "trunk": list(dldm.encoder.parameters()),
@@ -73,8 +79,7 @@ def learners(loss, dldm, vdm):
 def two(dldm, vdm, codec, *, phases=PHASES, seed=0):
     x = DLDM_TINY.fake_clip(4)
     valid = torch.ones(4, 2, dtype=torch.bool)
-    noise = torch.Generator().manual_seed(seed)
-    return phase_two_loss(dldm, vdm, codec, x, valid, phases=phases, noise=noise)[0]
+    return phase_two_loss(dldm, vdm, codec, x, valid, phases=phases, noise=noise_of(4, seed))[0]
 
 
 AUTOENCODER = {"trunk", "queries", "pre-quantization projection", "decoder"}
@@ -137,7 +142,7 @@ def test_the_reconstruction_loss_is_squared_or_absolute():
     assert float(frame_error(rec, x, valid)) == pytest.approx(0.25)
     assert float(frame_error(rec, x, valid, norm="l1")) == pytest.approx(0.5)
     dldm, vdm, codec = build()
-    noise = torch.Generator().manual_seed(0)
+    noise = noise_of(4)
     clip = DLDM_TINY.fake_clip(4), torch.ones(4, 2, dtype=torch.bool)
     parts = phase_two_loss(dldm, vdm, codec, *clip, phases=replace(PHASES, reconstruction_loss="l1"), noise=noise)[1]
     assert set(parts) == {"dldm/reconstruction_l1", "dldm/denoising_loss", "dldm/correlation"}
@@ -158,8 +163,7 @@ def test_under_autocast_matrix_products_are_bfloat16_but_codes_and_losses_are_fl
         assert products == [torch.bfloat16]
         assert codes.dtype == torch.float32
         assert phase_one_loss(dldm, x, valid)[0].dtype == torch.float32
-        noise = torch.Generator().manual_seed(0)
-        loss, parts, _ = phase_two_loss(dldm, vdm, codec, x, valid, phases=PHASES, noise=noise)
+        loss, parts, _ = phase_two_loss(dldm, vdm, codec, x, valid, phases=PHASES, noise=noise_of(4))
     assert {loss.dtype, *(part.dtype for part in parts.values())} == {torch.float32}
     loss.backward()
     assert {p.grad.dtype for p in dldm.parameters() if p.grad is not None} == {torch.float32}
@@ -180,9 +184,10 @@ def test_control_learns_from_its_second_step_on():
     optimizer = build_optimizer(vdm.parameters(), OPTIM)
     for step in range(2):
         loss = two(dldm, vdm, codec)
-        optimizer_step(loss, optimizer, step=step, config=OPTIM, total_steps=10)
+        loss.backward()
         assert any(p.grad.any() for p in vdm.control.out.parameters())
         assert bool(vdm.control.embed.weight.grad.any()) == (step > 0)
+        optimizer_step(loss.detach(), optimizer, step=step, config=OPTIM, total_steps=10)
 
 
 def test_steps_move_only_the_parameters_of_their_phase_although_weight_decay_is_on():
@@ -192,12 +197,16 @@ def test_steps_move_only_the_parameters_of_their_phase_although_weight_decay_is_
     frozen = copy.deepcopy(vdm.state_dict()), copy.deepcopy(codec.state_dict())
     before = [p.detach().clone() for p in dldm.parameters()]
     optimizer = build_optimizer(dldm.parameters(), OPTIM)
-    optimizer_step(phase_one_loss(dldm, x, valid)[0], optimizer, step=0, config=OPTIM, total_steps=10)
+    loss = phase_one_loss(dldm, x, valid)[0]
+    loss.backward()
+    optimizer_step(loss.detach(), optimizer, step=0, config=OPTIM, total_steps=10)
     assert all(torch.equal(value, frozen[0][name]) for name, value in vdm.state_dict().items())
     assert not any(torch.equal(a, b) for a, b in zip(before, dldm.parameters(), strict=True) if a.ndim > 1)
 
     moved = build_optimizer([*dldm.parameters(), *vdm.parameters()], OPTIM)
-    optimizer_step(two(dldm, vdm, codec), moved, step=0, config=OPTIM, total_steps=10)
+    loss = two(dldm, vdm, codec)
+    loss.backward()
+    optimizer_step(loss.detach(), moved, step=0, config=OPTIM, total_steps=10)
     assert all(torch.equal(value, frozen[1][name]) for name, value in codec.state_dict().items())
     assert not torch.equal(vdm.projection.null, frozen[0]["projection.null"])
 
@@ -218,7 +227,7 @@ def test_the_control_video_is_gray_in_the_luma_of_its_colors_and_stays_in_range(
 class RecordingLoss:
     """Stands for `VDM.denoising_loss`: keeps what it was given."""
 
-    def __call__(self, latents, codes, *, control_video, valid, generator):
+    def __call__(self, latents, codes, *, control_video, valid, noise, valid_steps):
         self.latents = latents
         self.codes = codes
         self.control_video = control_video
@@ -233,8 +242,7 @@ def given_to_the_vdm(phases, *, batch=64, seed=0):
     vdm.denoising_loss = RecordingLoss()
     x = DLDM_TINY.fake_clip(batch)
     valid = torch.ones(batch, 2, dtype=torch.bool)
-    noise = torch.Generator().manual_seed(seed)
-    phase_two_loss(dldm, vdm, codec, x, valid, phases=phases, noise=noise)
+    phase_two_loss(dldm, vdm, codec, x, valid, phases=phases, noise=noise_of(batch, seed))
     given = vdm.denoising_loss
     encoded = dldm.encode(x)
     rec = dldm.decode(encoded.codes_BMNL, encoded.anchor_BChw, x[:, 0])
@@ -270,20 +278,20 @@ def test_the_renderers_target_is_jittered_while_the_encoder_sees_true_colors():
 
 def test_jitter_is_one_change_of_colors_for_a_whole_clip():
     still = torch.rand(8, 1, 3, 4, 4).expand(-1, 5, -1, -1, -1) * 1.2 - 0.6
-    moved = jitter_color(still, strength=0.3, noise=torch.Generator().manual_seed(0))
+    moved = jitter_color(still, strength=0.3, noise=noise_of(8))
     assert torch.equal(moved, moved[:, :1].expand_as(moved))
     assert moved.abs().max() <= 1
     change = (moved - still)[:, 0].flatten(2)
     assert (change.mean(2).std(0) > 0.01).all()  # clips differ from one another
     assert (change.mean(2).std(1) > 0.001).all()  # channels differ within a clip
-    again = jitter_color(still, strength=0.3, noise=torch.Generator().manual_seed(0))
+    again = jitter_color(still, strength=0.3, noise=noise_of(8))
     assert torch.equal(again, moved)
-    assert jitter_color(still, strength=0.0, noise=torch.Generator()) is still
+    assert jitter_color(still, strength=0.0, noise=noise_of(8)) is still
 
 
 def test_jitter_is_affine_in_every_channel_so_that_edges_stay_where_they_are():
     x = torch.linspace(-0.3, 0.3, 16).view(1, 1, 1, 4, 4).expand(1, 1, 3, 4, 4)
-    y = jitter_color(x, strength=0.2, noise=torch.Generator().manual_seed(0)).flatten(3)
+    y = jitter_color(x, strength=0.2, noise=noise_of(1)).flatten(3)
     slopes = y.diff(dim=-1) / x.flatten(3).diff(dim=-1)
     torch.testing.assert_close(slopes, slopes[..., :1].expand_as(slopes), atol=1e-4, rtol=0)
     assert (slopes > 0.5).all()
@@ -306,3 +314,54 @@ def test_frame_error_pads_a_short_clip_like_the_encoder():
 def test_padding_alone_costs_nothing():
     x = torch.randn(1, 5, 3, 2, 2)
     assert float(frame_error(-x, x, torch.tensor([[False]]), with_anchor=False)) == 0
+
+
+@pytest.mark.parametrize("with_anchor", [True, False])
+def test_errors_of_the_parts_of_a_batch_add_up_to_its_error(with_anchor):
+    torch.manual_seed(0)
+    rec, x = torch.randn(6, 9, 3, 4, 4), torch.randn(6, 9, 3, 4, 4)
+    valid = torch.tensor([[True, True], [True, False], [False, False], [True, True], [True, False], [True, True]])
+    frames = 6.0 * with_anchor + 4 * int(valid.sum())
+    parts = [
+        frame_error(rec[part], x[part], valid[part], with_anchor=with_anchor, frames=frames)
+        for part in (slice(1), slice(1, 3), slice(3, 6))
+    ]
+    torch.testing.assert_close(sum(parts), frame_error(rec, x, valid, with_anchor=with_anchor))
+
+
+@pytest.mark.parametrize("phase", [1, 2])
+def test_both_losses_and_their_gradients_are_those_of_all_parts_together(phase):
+    """Correlations are taken within groups of two clips, and each part has whole groups."""
+    dldm, vdm, codec = build()
+    dldm.share_statistics(StatisticsGroups(2), 4, micro_batches=1)
+    x = DLDM_TINY.fake_clip(8)
+    valid = torch.ones(8, 2, dtype=torch.bool)
+    valid[1, 1] = valid[6, 0] = valid[6, 1] = False
+    phases = replace(PHASES, encoder_augmentation=0.5, control_dropout=0.5, target_color_jitter=0.1)
+
+    def found(*parts):
+        for module in (dldm, vdm):
+            module.zero_grad(set_to_none=True)
+        losses = []
+        for rows in parts:
+            here = slice(rows.start, rows.stop)
+            options = {
+                "part": PartOfBatch(len(rows) / 8, 8, valid.sum()),
+                "groups": StatisticsGroups(2),
+            }
+            if phase == 1:
+                found = phase_one_loss(dldm, x[here], valid[here], decorrelation=0.3, **options)
+            else:
+                noise = SampleNoise(0, 0, stream=0, samples=rows)
+                given = replace(phases, decorrelation=0.3)
+                found = phase_two_loss(dldm, vdm, codec, x[here], valid[here], phases=given, noise=noise, **options)
+            found.loss.backward()
+            losses.append(found.loss.detach())
+        return sum(losses), [p.grad for module in (dldm, vdm) for p in module.parameters() if p.grad is not None]
+
+    loss, gradients = found(range(8))
+    parts, gradients_of_parts = found(range(4), range(4, 6), range(6, 8))
+    torch.testing.assert_close(parts, loss)
+    assert len(gradients) == len(gradients_of_parts) > 10
+    for one, other in zip(gradients, gradients_of_parts, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-5)

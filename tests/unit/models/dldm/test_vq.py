@@ -55,6 +55,18 @@ def test_noise_depends_on_the_saved_count_of_batches_alone():
     assert torch.equal(vq(z), again(z))
 
 
+def test_micro_batches_give_the_codes_and_counts_of_the_batch():
+    whole, parts, z = build().train(), build().train(), torch.randn(12, 2, 4)
+    parts.micro_batches = 3
+    for _ in range(12):  # entries are replaced before batch 10
+        expected = whole(z)
+        torch.testing.assert_close(torch.cat([parts(part) for part in z.split(4)]), expected)
+        z = z + 0.1
+    assert int(whole.batches) == 12
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[name], value)
+
+
 def test_entries_that_no_batch_uses_join_used_ones_and_stop_joining_late_in_training():
     vq = build().train()
     near = vq.codebook[3].detach() + 0.01 * torch.randn(200, 4)

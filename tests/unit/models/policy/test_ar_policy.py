@@ -99,6 +99,25 @@ def test_loss_counts_latent_positions_of_valid_steps_and_nothing_else():
     assert torch.equal(again_parts["accuracy"], parts["accuracy"])
 
 
+@pytest.mark.parametrize("of_codes", [False, True])
+def test_losses_and_accuracies_of_the_parts_of_a_batch_add_up(of_codes):
+    policy, codes = build(), some_codes(3, 2)
+    states = policy.states(policy.prompt(INSTRUCTIONS[:3], images(3)), codes)
+    codes[1] = policy.backbone.latent_logits(states)[1].argmax(-1)  # some are right
+    valid = torch.tensor([[True, True], [True, False], [False, False]])
+    if of_codes:
+        valid = valid[..., None] & torch.tensor([True, True, False, True])
+    count = valid.expand_as(codes).sum() if of_codes else 4 * valid.sum()
+    whole, found = policy.code_loss(states, codes, valid)
+    assert 0 < float(found["accuracy"]) < 1
+    parts = [
+        policy.code_loss(states[rows], codes[rows], valid[rows], count=count)
+        for rows in (slice(1), slice(1, 2), slice(2, 3))
+    ]
+    torch.testing.assert_close(sum(loss for loss, _ in parts), whole)
+    torch.testing.assert_close(sum(more["accuracy"] for _, more in parts), found["accuracy"])
+
+
 def test_no_gradient_reaches_a_word_or_special_token_as_a_label():
     policy, codes = build(), some_codes(2, 1)
     states = policy.states(policy.prompt(INSTRUCTIONS[:2], images(2)), codes)

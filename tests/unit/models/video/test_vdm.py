@@ -10,6 +10,7 @@ from torch import nn
 from vw2_robot.models.video.code_projection import CodeProjection, key_steps, visible_keys
 from vw2_robot.models.video.noise_levels import CHANGE_STD, CLEAN_TIME, sample_times
 from vw2_robot.models.video.vdm import VDM, Geometry, VDMConfig
+from vw2_robot.random_numbers import SampleNoise
 
 GEOMETRY = Geometry(channels=3, latent_steps=3, height=4, width=4, queries=4, fsq_dims=4)
 TINY = VDMConfig(heads=2, head_dim=12, layers=2, adaln_lora_dim=8, context_width=16, control_width=8, code_dropout=0.0)
@@ -23,6 +24,10 @@ def build(**change):
         for parameter in model.transformer.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
     return model
+
+
+def noise_of(count, seed=0):
+    return SampleNoise(seed, 0, stream=0, samples=range(count))
 
 
 def inputs(batch=1, seed=0):
@@ -176,9 +181,9 @@ def loss_of(error, *, latents, valid=None, seed=0, model=None, **options):
     answer.latents = latents
     model.velocity = answer
     valid = torch.ones(len(latents), 3, dtype=torch.bool) if valid is None else valid
-    generator = torch.Generator().manual_seed(seed)
     codes = torch.zeros(len(latents), 3, 4, 4)
-    return model.denoising_loss(latents, codes, control_video=None, valid=valid, generator=generator, **options), answer
+    noise = noise_of(len(latents), seed)
+    return model.denoising_loss(latents, codes, control_video=None, valid=valid, noise=noise, **options), answer
 
 
 def test_a_perfect_prediction_costs_nothing():
@@ -222,13 +227,13 @@ def test_codes_are_hidden_as_often_as_the_configuration_says():
 
 
 def test_noise_levels_have_the_published_quantiles(monkeypatch):
-    generator = torch.Generator().manual_seed(0)
-    with_tail = sample_times(100_000, generator, num_frames=24)
+    noise = noise_of(50_000)
+    with_tail = sample_times(noise, num_frames=24)
     monkeypatch.setattr("vw2_robot.models.video.noise_levels.TAIL_PROBABILITY", 0.0)
-    t = sample_times(100_000, generator, num_frames=24)
+    t = sample_times(noise, num_frames=24)
     found = t.quantile(torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95]))
     torch.testing.assert_close(found, torch.tensor([0.49, 0.71, 0.83, 0.91, 0.96]), atol=0.006, rtol=0)
-    shifted = sample_times(100_000, torch.Generator().manual_seed(0), num_frames=24, shift=5.0)
+    shifted = sample_times(noise, num_frames=24, shift=5.0)
     level = shifted.quantile(0.5) / (1 - shifted.quantile(0.5))
     assert float(level) == pytest.approx(5 * math.sqrt(24), rel=0.02)
     high = (with_tail > 200 / 201).float().mean()
@@ -236,17 +241,38 @@ def test_noise_levels_have_the_published_quantiles(monkeypatch):
     assert float(with_tail.max()) < 1
 
 
-def test_the_loss_depends_on_the_generator_alone():
+def test_the_loss_depends_on_the_seed_of_the_noise_alone():
     model, latents = build(), torch.randn(2, 3, 4, 4, 4)
     valid, codes = torch.ones(2, 3, dtype=torch.bool), inputs(2)[3]
     losses = [
-        model.denoising_loss(
-            latents, codes, control_video=None, valid=valid, generator=torch.Generator().manual_seed(seed)
-        )
+        model.denoising_loss(latents, codes, control_video=None, valid=valid, noise=noise_of(2, seed))
         for seed in (1, 1, 2)
     ]
     assert torch.equal(losses[0], losses[1])
     assert not torch.equal(losses[0], losses[2])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_losses_of_the_parts_of_a_batch_add_up_to_its_loss(causal):
+    """Also with as many samples as tokens, 16: diffusers takes a mask of two axes for one of samples and keys then."""
+    model = build(temporal_causal_self_attention=causal, code_dropout=0.3)
+    latents = torch.randn(16, 3, 4, 4, 4)
+    codes = inputs(16)[3]
+    valid = torch.rand(16, 3) < 0.7
+    noise = [SampleNoise(0, 0, stream=0, samples=part) for part in (range(16), range(5), range(5, 16))]
+    whole = model.denoising_loss(latents, codes, control_video=latents, valid=valid, noise=noise[0])
+    parts = [
+        model.denoising_loss(
+            latents[part],
+            codes[part],
+            control_video=latents[part],
+            valid=valid[part],
+            noise=noise[number],
+            valid_steps=valid.sum(),
+        )
+        for number, part in ((1, slice(5)), (2, slice(5, 16)))
+    ]
+    torch.testing.assert_close(sum(parts), whole)
 
 
 def test_stock_diffusers_loads_what_the_wrapper_saves_and_answers_alike(tmp_path):

@@ -11,6 +11,7 @@ from vw2_robot.models.video.control import FullControl
 from vw2_robot.models.video.cosmos import blocks_of, build_transformer, is_adapter, plain_state
 from vw2_robot.models.video.vdm import VDM, Geometry, VDMConfig, stock_options
 from vw2_robot.optim import OptimConfig, build_optimizer, optimizer_step
+from vw2_robot.random_numbers import SampleNoise
 
 GEOMETRY = Geometry(channels=3, latent_steps=3, height=4, width=4, queries=4, fsq_dims=4)
 TINY = VDMConfig(
@@ -37,7 +38,7 @@ def denoise(model, *, control_video=True, **options):
         codes,
         control_video=noisy.flip(0) if control_video else None,
         valid=torch.ones(2, 3, dtype=torch.bool),
-        generator=torch.Generator().manual_seed(0),
+        noise=SampleNoise(0, 0, stream=0, samples=range(2)),
         **options,
     )
 
@@ -48,7 +49,8 @@ def moved_by_two_steps(model, **options):
     optimizer = build_optimizer(model.trainable_parameters(**options), OPTIM)
     for step in range(2):
         loss = denoise(model, control_video=not options, drop_codes=bool(options))
-        optimizer_step(loss, optimizer, step=step, config=OPTIM, total_steps=10)
+        loss.backward()
+        optimizer_step(loss.detach(), optimizer, step=step, config=OPTIM, total_steps=10)
     return {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from vw2_robot.distributed.batch_share import StatisticsGroups
 from vw2_robot.models.dldm.dldm import Standardize
 from vw2_robot.pretrain.targets import correlation
 
@@ -31,6 +32,18 @@ def test_correlation_agrees_with_numpys_and_skips_invalid_steps() -> None:
     assert correlation(codes, valid).item() == pytest.approx(off, rel=1e-3)
     spoiled = torch.where(valid[..., None, None], codes, torch.full_like(codes, 9.0))
     torch.testing.assert_close(correlation(spoiled, valid), correlation(codes, valid))
+
+
+def test_the_correlation_of_several_groups_is_the_mean_of_theirs() -> None:
+    noise = torch.Generator().manual_seed(1)
+    codes = torch.randn(12, 3, 2, 2, generator=noise).requires_grad_()
+    valid = torch.rand(12, 3, generator=noise) > 0.3
+    found = correlation(codes, valid, StatisticsGroups(4))
+    wanted = torch.stack([correlation(codes[i : i + 4], valid[i : i + 4]) for i in (0, 4, 8)]).mean()
+    torch.testing.assert_close(found, wanted)
+    gradients = [torch.autograd.grad(loss, codes)[0] for loss in (found, wanted)]
+    torch.testing.assert_close(gradients[0], gradients[1])
+    assert abs((correlation(codes, valid) - found).item()) > 0.01
 
 
 def test_following_the_gradient_decorrelates_the_dimensions() -> None:

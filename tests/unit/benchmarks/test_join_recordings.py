@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # benchmarks are not part of the package
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # benchmarks are not part of the package
 
 from benchmarks.results.join_recordings import join
 from vw2_robot.data.calvin_writer import CalvinWriter, Label

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # benchmarks are not part of the package
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # benchmarks are not part of the package
 
 from benchmarks.results.__main__ import is_below
 from benchmarks.results.archive import Archive, add_settings, finished_jobs, keep, read_archive
@@ -22,7 +22,7 @@ from benchmarks.results.seeds import over_seeds, seed_interval
 from benchmarks.results.settings import PROGRAMS, settings_of
 from vw2_robot.rollouts.results import read_rows
 
-REPO = Path(__file__).resolve().parents[2]
+REPO = Path(__file__).resolve().parents[3]
 ARCHIVE = REPO / "benchmarks" / "results" / "archive"
 
 WORKER = """
