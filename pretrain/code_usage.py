@@ -142,7 +142,8 @@ def code_usage(dldm: DLDM, frame_cache: FrameCache, config: PretrainConfig, *, d
             rows = np.arange(min(begin, count - 1), min(begin + size, count))
             batch = sampler.batch(i, count, rows)
             x = to_model_range(torch.from_numpy(batch.pixels).to(device)).to(next(dldm.parameters()).dtype)
-            indices = dldm.indices(x).cpu()
+            with config.hardware.autocast(device):  # as the next stage encodes
+                indices = dldm.indices(x).cpu()
             valid = torch.from_numpy(batch.valid) & (counted and begin < count)
             # By slot, since in the total a collapsed slot hides behind the others.
             for slot in range(config.dldm.queries):

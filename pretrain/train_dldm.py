@@ -137,8 +137,8 @@ def train_dldm(config: PretrainConfig) -> None:
             run.begin(state_bytes=state_bytes(modules.to_save().values()))
             # A finished phase is skipped inside, so a resumed run enters the right one.
             for phase in (1, 2):
-                train_phase(config, run, modules, clips, phase=phase, frames_digest=frame_cache.digest)
-            summarize(config, run, modules, clips, frame_cache)
+                held_out_last = train_phase(config, run, modules, clips, phase=phase, frames_digest=frame_cache.digest)
+            summarize(config, run, modules, clips, frame_cache, held_out_last)
 
 
 def build_modules(
@@ -216,7 +216,7 @@ def prepare_for_hardware(config: PretrainConfig, modules: Modules) -> None:
 
 def train_phase(
     config: PretrainConfig, run: Run, modules: Modules, clips: Clips, *, phase: int, frames_digest: str
-) -> None:
+) -> dict[str, float] | None:
     """Train the steps of one phase that are left. Each phase has its own optimizer and schedule.
 
     Args:
@@ -227,6 +227,9 @@ def train_phase(
         phase: 1 or 2.
         frames_digest: of the frame cache, for checkpoints.
 
+    Returns:
+        The validation after the last step; None where no step was left.
+
     Raises:
         InputError: see `check_advance`.
     """
@@ -234,8 +237,9 @@ def train_phase(
     loop = phases.phase1 if phase == 1 else phases.phase2
     first = 0 if phase == 1 else phases.phase1.train_steps
     stop = first + loop.train_steps
+    validation: dict[str, float] | None = None
     if run.start >= stop:
-        return
+        return validation
     # Once, where phase 2 begins: a run that is resumed within it has passed the check.
     if phase == 2 and run.start == first and modules.vdm is not None:
         check_advance(config, run, modules, clips)
@@ -295,6 +299,7 @@ def train_phase(
             run.skip_to(stop)
         elif run.checkpoint_due(step, loop.save_every) or step + 1 == stop:
             save(config, run, modules, clips, step, optimizer, frames_digest=frames_digest)
+    return validation
 
 
 def dldm_loss(
@@ -431,7 +436,14 @@ def save(
     run.save(step, write)
 
 
-def summarize(config: PretrainConfig, run: Run, modules: Modules, clips: Clips, frame_cache: FrameCache) -> None:
+def summarize(
+    config: PretrainConfig,
+    run: Run,
+    modules: Modules,
+    clips: Clips,
+    frame_cache: FrameCache,
+    held_out: dict[str, float] | None,
+) -> None:
     """Write codes.json and reconstructions.png, and log one line on reconstruction and codes.
 
     Args:
@@ -440,12 +452,14 @@ def summarize(config: PretrainConfig, run: Run, modules: Modules, clips: Clips, 
         modules: after training; the averages are measured if there are any.
         clips: held-out clips, and training clips without augmentation.
         frame_cache: its frames are encoded to count the codes.
+        held_out: the validation after the last step, if this process has made it.
     """
     dldm, vdm = modules.evaluated()
     device = next(dldm.parameters()).device
     assert modules.parallel is not None
     usage = modules.parallel.run(partial(code_usage, dldm, frame_cache, config, device=device))
-    held_out = validate_on(clips.held_out, config, modules, phase=2)
+    if held_out is None:
+        held_out = validate_on(clips.held_out, config, modules, phase=2)
     training_ratio = validate_on(clips.training_plain, config, modules, phase=1)["dldm/ratio_to_copy"]
     shuffled = f", shuffle ratio {held_out['dldm/shuffle_ratio']:.3f}" if vdm is not None else ""
     run.log_message(

@@ -8,6 +8,7 @@ from torch import nn
 
 from vw2_robot import checkpoint
 from vw2_robot.checkpoint import load_checkpoint, load_optimizer, resolve, save_checkpoint, weights_digest
+from vw2_robot.distributed.sharding import full_state
 from vw2_robot.errors import InputError
 from vw2_robot.optim import OptimConfig, build_optimizer, optimizer_step
 from vw2_robot.storage.files import write_manifest
@@ -260,3 +261,14 @@ def test_digest_knows_names_shapes_and_every_bit():
     a.register_buffer("x", torch.zeros(2, 3))
     b.register_buffer("x", torch.zeros(3, 2))
     assert weights_digest(a) != weights_digest(b)
+
+
+def test_weights_on_the_cpu_are_written_without_a_copy_and_shared_ones_twice(tmp_path):
+    net = small_net()
+    net.tied = net[2]
+    state = full_state(net)
+    assert state["0.weight"].data_ptr() == net[0].weight.data_ptr()
+    assert state["tied.weight"].data_ptr() != state["2.weight"].data_ptr()
+    save(tmp_path / "c", net)
+    loaded = load_checkpoint(tmp_path / "c", kind="vdm").weights
+    assert all(torch.equal(value, loaded[f"net.{name}"]) for name, value in net.state_dict().items())

@@ -347,3 +347,12 @@ def test_bf16_is_for_products_only():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
     with Hardware().autocast(torch.device("cpu")):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_modules_keep_the_precision_of_their_weights_on_the_device_except_in_float64():
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).bfloat16())
+    assert Hardware(precision="bf16").placed(net, torch.device("cpu"))[1].weight.dtype == torch.bfloat16
+    assert net[0].weight.dtype == torch.float32
+    assert {p.dtype for p in Hardware(precision="float64").placed(net, torch.device("cpu")).parameters()} == {
+        torch.float64
+    }

@@ -391,7 +391,10 @@ class VDM(nn.Module):
         num_frames = codes.shape[1] + 1
         x = torch.randn(batch, channels, num_frames, height, width, generator=generator).to(first.device)
         for time, t in zip(scheduler.timesteps, scheduler.sigmas[:-1], strict=True):
-            predicted = self.velocity(x, t.expand(batch).to(x), first, codes, control_video=control_video)
+            # float32: the scheduler rounds what it returns to the precision of the velocity, step after step.
+            predicted = at_least_float32(
+                self.velocity(x, t.expand(batch).to(x), first, codes, control_video=control_video)
+            )
             x = scheduler.step(predicted, time, x, return_dict=False)[0]
         return torch.cat([first[:, :, None], x[:, :, 1:]], dim=2)
 

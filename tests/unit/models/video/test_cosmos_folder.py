@@ -240,3 +240,15 @@ def test_the_vae_of_a_folder_becomes_the_codec(folder):
         mean = source.encode(x.transpose(1, 2)).latent_dist.mode()
     offset, size = (torch.tensor(source.config[name])[:, None, None, None] for name in ("latents_mean", "latents_std"))
     torch.testing.assert_close(codec.encode(x), (mean - offset) / size)
+
+
+@pytest.mark.parametrize("named", ["../elsewhere.safetensors", "absent.safetensors"])
+def test_an_index_names_files_of_its_own_folder_alone(folder, tmp_path, named):
+    copied = broken(folder, tmp_path, "transformer")
+    shutil.copy(sorted(copied.glob("*.safetensors"))[0], tmp_path / "elsewhere.safetensors")
+    index = copied / "diffusion_pytorch_model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"] = dict.fromkeys(content["weight_map"], named)
+    index.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="names no files of this folder"):
+        build().load_folder(tmp_path)

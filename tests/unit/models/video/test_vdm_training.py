@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from vw2_robot.models.video.control import FullControl
-from vw2_robot.models.video.cosmos import blocks_of, is_adapter, plain_state
-from vw2_robot.models.video.vdm import VDM, Geometry, VDMConfig
+from vw2_robot.models.video.cosmos import blocks_of, build_transformer, is_adapter, plain_state
+from vw2_robot.models.video.vdm import VDM, Geometry, VDMConfig, stock_options
 from vw2_robot.optim import OptimConfig, build_optimizer, optimizer_step
 from vw2_robot.random_numbers import SampleNoise
 
@@ -212,3 +212,24 @@ def test_weights_kept_in_bfloat16_give_nearly_the_same_velocity_while_adapters_s
 def test_choices_that_contradict_each_other_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         replace(TINY, **change)
+
+
+def test_a_frozen_transformer_in_bfloat16_is_sampled_in_float32_and_copies_of_its_blocks_learn_in_float32():
+    model = build(train="frozen", control="full", frozen_precision="bf16", weights="somewhere")
+    reference = build(train="frozen", control="full")
+    model.load_state_dict(reference.state_dict())
+    model.finish_prior()
+    assert {p.dtype for p in model.control.parameters()} == {torch.float32}
+    _, _, first, codes = inputs()
+    latents = model.sample(first, codes, control_video=None, generator=torch.Generator().manual_seed(0), num_steps=3)
+    assert latents.dtype == torch.float32
+    assert torch.equal(latents[:, :, 0], first)
+
+
+def test_weights_that_a_folder_will_fill_take_no_random_numbers_and_no_float32():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    transformer = build_transformer(stock_options(TINY, GEOMETRY), dtype=torch.bfloat16, filled=False)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert {p.dtype for p in transformer.parameters()} == {torch.bfloat16}
+    assert {p.device.type for p in transformer.parameters()} == {"cpu"}
