@@ -35,7 +35,7 @@ from vw2_robot.data.frame_cache import cache_frames
 from vw2_robot.models.video.cosmos import build_vae
 from vw2_robot.models.video.vdm import Geometry, VDMConfig, stock_options
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 SIDE = 32
 NUM_FRAMES = 5
 BATCH = 4
@@ -190,5 +190,3 @@ def main() -> None:
             print(f"{name:30}{took.seconds:9.0f}{took.cpu_seconds:9.0f}{took.peak_bytes / GIB:10.2f}", flush=True)
 
 
-if __name__ == "__main__":
-    main()
