@@ -2,19 +2,11 @@
 
 Run: python -m benchmarks.paper_step [--folder DIR]
 
-<<<<<<< HEAD
 The programs themselves run, one after the other: the dLDM stage with one step of each phase, in phase 2 with adapters
 on a frozen bfloat16 transformer of Cosmos-Predict2-2B's shape, then latents, then one step of the policy. All of it has
 the width and depth of `model=paper`; frames, height and width are the smallest that the models take. The transformer
 and the VAE are read from a folder that diffusers has saved, with random weights. Needs 16 GiB of memory and 16 GB of
 disk. `--layers` makes the transformer less deep.
-=======
-The programs themselves are run one after the other: the dLDM stage with one step of each phase, in phase 2 with
-adapters on a frozen bfloat16 transformer of Cosmos-Predict2-2B's shape, then latents, then one step of the policy. All
-of it has the width and depth of `model=paper`; frames, height and width are the smallest that the models take.
-Transformer and VAE are read from a folder that diffusers has saved, with random weights. Needs 12 GiB of memory and
-15 GB of disk.
->>>>>>> main
 
 Peak memory is what the kernel counts (VmHWM): it includes pages of files that are mapped, which the kernel can drop.
 """
@@ -31,7 +23,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +35,7 @@ from vw2_robot.data.frame_cache import cache_frames
 from vw2_robot.models.video.cosmos import build_vae
 from vw2_robot.models.video.vdm import Geometry, VDMConfig, stock_options
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 SIDE = 32
 NUM_FRAMES = 5
 BATCH = 4
@@ -71,7 +62,7 @@ def save_folder(folder: Path, layers: int) -> None:
     geometry = Geometry(channels=16, latent_steps=1, height=4, width=4, queries=4, fsq_dims=4)
     options = stock_options(config_from(VDMConfig, preset["vdm"] | {"layers": layers}), geometry)
     with torch.device("meta"):
-        transformer: Any = diffusers.CosmosTransformer3DModel(**options)  # type: ignore[no-untyped-call]
+        transformer = diffusers.CosmosTransformer3DModel(**options)
     transformer = nn.Module.to(transformer, torch.bfloat16).to_empty(device="cpu")
     # The same random numbers in all layers: two billion new ones take as long as a training step.
     numbers = torch.randn(max(p.numel() for p in transformer.parameters()), generator=torch.Generator().manual_seed(0))
@@ -199,5 +190,3 @@ def main() -> None:
             print(f"{name:30}{took.seconds:9.0f}{took.cpu_seconds:9.0f}{took.peak_bytes / GIB:10.2f}", flush=True)
 
 
-if __name__ == "__main__":
-    main()

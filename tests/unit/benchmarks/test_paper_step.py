@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from benchmarks.paper_step import GIB, measure
+from benchmarks.paper_step.steps import GIB, measure
 from vw2_robot.checkpoint import resolve
 
 # Widths of the paper, fewer blocks: three have copies in the control branch, so four at least.
