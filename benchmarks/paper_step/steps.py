@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +63,7 @@ def save_folder(folder: Path, layers: int) -> None:
     geometry = Geometry(channels=16, latent_steps=1, height=4, width=4, queries=4, fsq_dims=4)
     options = stock_options(config_from(VDMConfig, preset["vdm"] | {"layers": layers}), geometry)
     with torch.device("meta"):
-        transformer = diffusers.CosmosTransformer3DModel(**options)
+        transformer: Any = diffusers.CosmosTransformer3DModel(**options)  # type: ignore[no-untyped-call]
     transformer = nn.Module.to(transformer, torch.bfloat16).to_empty(device="cpu")
     # The same random numbers in all layers: two billion new ones take as long as a training step.
     numbers = torch.randn(max(p.numel() for p in transformer.parameters()), generator=torch.Generator().manual_seed(0))
