@@ -189,5 +189,3 @@ def main() -> None:
         print(f"{'':30}{'seconds':>9}{'of CPU':>9}{'peak GiB':>10}", flush=True)
         for name, took in measure(options.folder or Path(temporary), layers=options.layers):
             print(f"{name:30}{took.seconds:9.0f}{took.cpu_seconds:9.0f}{took.peak_bytes / GIB:10.2f}", flush=True)
-
-
