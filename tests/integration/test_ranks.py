@@ -192,24 +192,6 @@ def test_ranks_sharding_and_micro_batches_change_no_loss(trained, one_process, s
         assert difference(Path(f"{single}-codes"), base, stage) < 5e-6
 
 
-def test_two_ranks_train_what_one_process_trains(jobs_of, tmp_path):
-    options = {"stages": ("vdm", "dldm"), "train_steps": 3}
-    processes = start(1, jobs_of(tmp_path / "one", **options), tmp_path / "of1")
-    ways = {"fsdp": 2, "ddp": 1}
-    jobs = [
-        job
-        for sharding, micro_batches in ways.items()
-        for job in jobs_of(tmp_path / sharding, sharding=sharding, micro_batches=micro_batches, **options)
-    ]
-    run_ranks(2, jobs, tmp_path / "of2")
-    assert finish(processes, tmp_path / "of1")[0] == [0]
-    for sharding in ways:
-        for stage in ("vdm", "dldm"):
-            # Gradient norms too: a gradient that is not summed, or lost in a sharded module, shows at once.
-            found = losses(tmp_path / sharding)[stage]
-            np.testing.assert_allclose(found, losses(tmp_path / "one")[stage], rtol=1e-12)
-
-
 @pytest.mark.slow
 def test_stopped_runs_continue_on_another_number_of_ranks(jobs_of, tmp_path):
     """2, 1, 2, 1, 2 ranks, each stopped by a SIGTERM to one of its ranks, against one process that nobody stopped."""

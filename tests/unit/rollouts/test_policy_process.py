@@ -78,7 +78,8 @@ def test_what_a_batch_cannot_hold_is_refused(checkpoint):
         FixedBatch(load(checkpoint), 2).infer([(0, {**observations(1)[0], "prompt": "please " * 20})])
 
 
-@pytest.mark.parametrize("rows", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [1, 3])
 def test_the_process_answers_as_the_policy_does_here(checkpoint, rows, tmp_path, monkeypatch):
     long = tmp_path / ("scratch_of_a_batch_system_" * 5)  # longer than the name of a socket may be
     long.mkdir()

@@ -503,6 +503,7 @@ def test_a_length_beyond_the_file_is_refused_before_tensorflow_makes_room(
         list(data.read_numbers(1, [("action",)]))
 
 
+@pytest.mark.slow
 def test_tensorflow_leaves_nothing_behind_where_there_is_no_home(tmp_path: Path) -> None:
     code = "from vw2_robot.data.sources.rlds_builder import load_tensorflow; load_tensorflow()"
     environment = {key: value for key, value in os.environ.items() if key not in ("HOME", "KERAS_HOME")}

@@ -201,6 +201,7 @@ def test_door_covers_one_compartment_and_leaves_the_other_open(scene: str, table
     assert (is_open(left), is_open(right)) == (False, True)
 
 
+@pytest.mark.slow
 def test_generator_makes_exactly_the_committed_files(generated: dict[str, bytes]) -> None:
     committed = {path.relative_to(ASSETS).as_posix() for path in ASSETS.rglob("*") if path.is_file()}
     assert committed == set(generated)
