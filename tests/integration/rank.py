@@ -40,17 +40,17 @@ def record(file, stage, signals):
             if (where, who, call) == (stage, rank(), calls):
                 os.kill(os.getpid(), number)
         calls += 1
-        if is_main():
-            with file.open("a") as lines:
+        if is_main() and file is not None:
+            with Path(file).open("a") as lines:
                 lines.write(json.dumps([stage, float(loss), float(norm)]) + "\n")
         return norm
 
     return step
 
 
-def run(program, overrides, losses, signals=()):
+def run(program, overrides, losses=None, signals=()):
     for module in (train_vdm, train_dldm, train_policy, train_head):
-        module.optimizer_step = record(Path(losses), module.__name__.rpartition("_")[2], signals)
+        module.optimizer_step = record(losses, module.__name__.rpartition("_")[2], signals)
     cls, function = PROGRAMS[program]
     with initialize_config_module("vw2_robot.configs", version_base="1.3"):
         tree = OmegaConf.to_container(compose(program, overrides), resolve=True)

@@ -255,7 +255,7 @@ def windows_in(port: int) -> int:
 
 
 def blocks_of_the_page(language: str) -> list[str]:
-    page = (REPO / "docs" / "scaling.md").read_text(encoding="utf-8").split("## Evaluation on a cluster")[0]
+    page = (REPO / "docs" / "scaling.md").read_text(encoding="utf-8").split("\n## Replay")[1].split("\n## ")[0]
     return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
 
 

@@ -26,8 +26,8 @@ def available_memory() -> int:
 def took(tmp_path_factory):
     """The folder, and what each program took."""
     folder = tmp_path_factory.mktemp("paper")
-    if (memory := available_memory()) < 20 * GIB:
-        pytest.skip(f"20 GiB of memory are needed, {memory / GIB:.0f} are available")
+    if (memory := available_memory()) < 12 * GIB:
+        pytest.skip(f"12 GiB of memory are needed, {memory / GIB:.0f} are available")
     if (disk := shutil.disk_usage(folder).free) < 10 * 10**9:
         pytest.skip(f"10 GB of disk are needed, {disk / 1e9:.0f} are free")
     yield folder, dict(measure(folder, layers=LAYERS))
