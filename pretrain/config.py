@@ -325,28 +325,35 @@ class PretrainConfig:
         return {name: tree[name] for name in sections}
 
 
-def alone(stage: Callable[[PretrainConfig], None]) -> Callable[[PretrainConfig], None]:
-    """Return the stage as a program: while it runs, no other one can work in this run_dir, whatever its stage."""
+def alone(stage: Callable[[PretrainConfig], None], *names: Stage) -> Callable[[PretrainConfig], None]:
+    """Return the stage as a program: while it runs, no other one can work in this run_dir, whatever its stage.
+
+    Args:
+        stage: what runs.
+        names: of the stages that it runs; without any: those of `config.stages`.
+    """
 
     def locked(config: PretrainConfig) -> None:
-        check_batches(config)
+        check_batches(config, names or config.stages)
         with locked_on_main(Path(config.run_dir), what="pre-training"):
             stage(config)
 
     return locked
 
 
-def check_batches(config: PretrainConfig) -> None:
-    """Check that ranks and micro-batches divide every batch, before any long work.
+def check_batches(config: PretrainConfig, stages: tuple[Stage, ...]) -> None:
+    """Check that ranks and micro-batches divide every batch of these stages, before any long work.
 
     Raises:
         InputError: they do not, or the statistics of a whole batch are wanted of micro-batches.
     """
     micro_batches = config.hardware.micro_batches
     phases = config.train_dldm
-    for loop in (config.train_vdm, phases.phase1, phases.phase2, config.train_policy.loop):
-        BatchShare.of(loop.batch_size, micro_batches=micro_batches)
-    coupled = config.dldm.z_norm == "batch" or phases.decorrelation > 0
+    loops = {"vdm": [config.train_vdm], "dldm": [phases.phase1, phases.phase2], "policy": [config.train_policy.loop]}
+    for stage in stages:
+        for loop in loops.get(stage, []):  # extracting latents has no batch of its own
+            BatchShare.of(loop.batch_size, micro_batches=micro_batches)
+    coupled = "dldm" in stages and (config.dldm.z_norm == "batch" or phases.decorrelation > 0)
     if coupled and micro_batches > 1 and phases.statistics_group is None:
         raise InputError(
             f"hardware.micro_batches={micro_batches}: dldm.z_norm=batch and train_dldm.decorrelation take statistics "

@@ -378,7 +378,7 @@ def slice_agreement(windows: LatentWindows, *, stride: int, cache_stride: int) -
     return round(float((early == late)[both].mean()), 4) if both.any() else None
 
 
-main = program(PretrainConfig, config_name="pretrain", ranks=True)(alone(extract_latents))
+main = program(PretrainConfig, config_name="pretrain", ranks=True)(alone(extract_latents, "latents"))
 
 if __name__ == "__main__":
     main()

@@ -487,7 +487,7 @@ def encoder_hash(dldm: DLDM) -> str:
     return weights_digest(dldm.encoder, dldm.qformer, dldm.pre_quant, dldm.fsq)
 
 
-main = program(PretrainConfig, config_name="pretrain", ranks=True)(alone(train_dldm))
+main = program(PretrainConfig, config_name="pretrain", ranks=True)(alone(train_dldm, "dldm"))
 
 if __name__ == "__main__":
     main()

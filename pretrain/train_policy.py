@@ -342,7 +342,7 @@ def save(
     )
 
 
-main = program(PretrainConfig, config_name="pretrain", ranks=True)(alone(train_policy))
+main = program(PretrainConfig, config_name="pretrain", ranks=True)(alone(train_policy, "policy"))
 
 if __name__ == "__main__":
     main()

@@ -280,7 +280,7 @@ def validation_loss(config: PretrainConfig, vdm: VDM, codec: VideoCodec, held_ou
     return total[0] / total[1].clamp(min=1)
 
 
-main = program(PretrainConfig, config_name="pretrain", ranks=True)(alone(train_vdm))
+main = program(PretrainConfig, config_name="pretrain", ranks=True)(alone(train_vdm, "vdm"))
 
 if __name__ == "__main__":
     main()

@@ -76,7 +76,7 @@ class Hardware:
     threads: int = 0
     """CPU threads of torch; 0: torch decides. Bit-exact resume needs the same number."""
     compile: bool = False
-    """dLDM stage: encoder and decoder through torch.compile; minutes at the start, worth it on a GPU"""
+    """blocks of the dLDM, VDM and language model through torch.compile; minutes at the start, worth it on a GPU"""
     gradient_checkpointing: bool = False
     """VDM and dLDM stages: recompute activations in the backward pass instead of keeping them; same numbers"""
     sharding: Sharding = "ddp"
