@@ -283,11 +283,11 @@ def test_ranks_on_two_nodes_meet_and_continue(slurm, tmp_path, launcher):
 @pytest.mark.sim
 def test_an_array_of_shards_is_merged_and_only_its_own_shard_is_queued_again(slurm, tmp_path):
     run_dir = tmp_path / "rollout"
-    overrides = ("policy=random", "num_sequences=4", "videos=0", "env.max_steps=3", f"run_dir={run_dir}")
+    overrides = ("policy=random", "num_sequences=40", "videos=0", "env.max_steps=3", f"run_dir={run_dir}")
     job = slurm.submit("rollout_array.sbatch", *overrides, options=("--array=0-1",))
     tasks = [f"{job}_{task}" for task in range(2)]
-    slurm.wait_for(lambda: slurm.facts(tasks[1])["JobState"] == "RUNNING", "shard 1", tasks[1])
-    time.sleep(1)
+    # Now its script has set its traps (the controller calls a task running earlier), and it has work left.
+    slurm.wait_for(lambda: lines(run_dir / "shard_1_of_2" / "results.jsonl") >= 1, "a chain of shard 1", tasks[1])
     # The number of the last task is that of the array, so that `requeue` of this number concerns all of them.
     assert slurm.facts(tasks[1])["JobId"] == job
     slurm.call("scancel", "--batch", "--signal=USR1", tasks[1], check=True)
@@ -295,7 +295,7 @@ def test_an_array_of_shards_is_merged_and_only_its_own_shard_is_queued_again(slu
     for task in tasks:
         slurm.wait_for_end(task, "COMPLETED")
     assert [slurm.facts(task)["Restarts"] for task in tasks] == ["0", "1"]
-    assert lines(run_dir / "results.jsonl") == 4
+    assert lines(run_dir / "results.jsonl") == 40
     assert (run_dir / "summary.json").is_file()
 
 

@@ -276,11 +276,13 @@ class _Watch:
         self._over = threading.Event()
         self.failure: tuple[int, str] | None = None
         """the rank that failed first, and its message"""
-        threading.Thread(target=self._run, name="ranks", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="ranks", daemon=True)
+        self._thread.start()
 
     def stop(self) -> None:
-        """End the thread."""
+        """End the thread, and wait for it: one that is still in a call of the store aborts an ending interpreter."""
         self._over.set()
+        self._thread.join(timeout=10.0)
 
     def explained(self, error: Exception) -> Exception:
         """Return the error to raise: this rank's own, which the others are told, or that of the rank that failed."""

@@ -1,0 +1,1 @@
+"""What things cost beside a peer or a physical bound: `make bench`."""
