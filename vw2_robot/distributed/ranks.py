@@ -282,7 +282,7 @@ class _Watch:
     def stop(self) -> None:
         """End the thread, and wait for it: one that is still in a call of the store aborts an ending interpreter."""
         self._over.set()
-        self._thread.join(timeout=10.0)
+        self._thread.join(timeout=self._silence)
 
     def explained(self, error: Exception) -> Exception:
         """Return the error to raise: this rank's own, which the others are told, or that of the rank that failed."""

@@ -43,6 +43,7 @@ def test_ranks_agree(found):
         assert one["gather"] == [0, 1]
         assert one["any"] == [True, False]
         assert one["main"] == [0, "made by 0"]
+        assert one["threads"] == []
         assert one["differ"] == "rank 0 and rank 1 differ in the data (digest: 0 and 1); give one frame cache"
 
 

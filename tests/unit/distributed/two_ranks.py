@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 
 import torch
 from torch import nn
@@ -77,4 +78,6 @@ if __name__ == "__main__":
     with joined_ranks():
         ways = {f"{s}-{m}": train(s, m) for s in ("none", "ddp", "fsdp") for m in (1, 2, 4)}
         result = {"trained": ways, "agreed": agree()}
-        sys.stderr.write("\nfound " + json.dumps(result) + "\n")
+    # A thread that is still in a call of the store aborts an ending interpreter.
+    result["threads"] = [thread.name for thread in threading.enumerate() if thread.name == "ranks"]
+    sys.stderr.write("\nfound " + json.dumps(result) + "\n")
