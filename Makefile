@@ -94,9 +94,9 @@ lint: $(READY) ## format, lint and type checks
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(READY) ## print the tables of benchmarks/
-	@for table in clip_loading clip_augmentation decode_latency environment_steps; do \
-	    echo "== $$table"; TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m "benchmarks.$$table"; done
+bench: $(READY) ## the table of docs/performance.md in 15 minutes, and how costs grow; leave the machine alone meanwhile
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m benchmarks.speed
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m benchmarks.speed.growth
 
 GPU_TABLE ?= runs/gpu/gpu.json
 

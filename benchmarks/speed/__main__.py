@@ -3,7 +3,8 @@
     python -m benchmarks.speed [--only PART ...] [--out speed.json]
     python -m benchmarks.speed --part benchmarks.clip_loading     # one part, in this process
 
-`baseline.json` beside this folder holds the ratios of a quiet machine; a ratio that is 20 % lower is marked.
+`baseline.json` beside this folder holds the ratios of a quiet machine (--write-baseline); a ratio that is 20 % lower is
+marked.
 """
 
 from __future__ import annotations
@@ -26,13 +27,17 @@ ALLOWED_FALL = 0.2
 """of a ratio against its baseline"""
 
 
-def run_part(part: Part) -> tuple[list[SpeedRow], float]:
+def run_part(part: Part, *, scale: float = 1.0) -> tuple[list[SpeedRow], float]:
     """Run one part in a process of its own and return its rows and its peak memory in MiB.
+
+    Args:
+        part: which.
+        scale: its time, as a multiple of the planned one.
 
     Raises:
         RuntimeError: the part failed; the message ends with what it printed.
     """
-    command = [sys.executable, "-m", "benchmarks.speed", "--part", part.module, "--seconds", str(part.seconds)]
+    command = [sys.executable, "-m", "benchmarks.speed", "--part", part.module, "--seconds", str(scale * part.seconds)]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     found = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if found.returncode != 0:
@@ -64,7 +69,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], help="parts, by the last word of their module")
     parser.add_argument("--part", help="run this module in this process and print its rows as JSON")
     parser.add_argument("--seconds", type=float, default=60, help="time of --part")
+    parser.add_argument("--scale", type=float, default=1, help="time of all parts, as a multiple of the planned time")
     parser.add_argument("--out", type=Path, help="where the rows go, as JSON")
+    parser.add_argument("--write-baseline", action="store_true", help="the ratios become the baseline")
     options = parser.parse_args()
     if options.part:
         rows = importlib.import_module(options.part).speed_rows(options.seconds)
@@ -75,7 +82,7 @@ def main() -> None:
     print(f"{'what':<34}{'ours':>10} {'other':>10} {'unit':<10}{'ratio':>6} {'[rounds]':<15}{'wanted':>6}  against")
     found: list[SpeedRow] = []
     for part in chosen:
-        rows, peak = run_part(part)
+        rows, peak = run_part(part, scale=options.scale)
         for row in rows:
             print(line(row), flush=True)
         print(f"{'':<34}peak memory of {part.module}: {peak:.0f} MiB", flush=True)
@@ -84,6 +91,9 @@ def main() -> None:
         options.out.write_text(json.dumps([asdict(row) for row in found], indent=1) + "\n")
     for sentence in below_baseline(found, baseline):
         print(f"below the baseline: {sentence}")
+    if options.write_baseline:
+        measured = {row.name: round(row.ratio, 3) for row in found if not math.isnan(row.ratio)}
+        BASELINE.write_text(json.dumps({**baseline, **measured}, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

@@ -25,4 +25,5 @@ PARTS = (
     Part("benchmarks.decode_latency", 90),
     Part("benchmarks.speed.training_steps", 120),
     Part("benchmarks.speed.start_up", 30),
+    Part("benchmarks.speed.stage_memory", 120),
 )

@@ -1,6 +1,6 @@
 """The resident memory of each stage of the chain, and whether it grows while the stage runs.
 
-Each program runs by its command line with `model=tiny` on a small frame cache of moving squares, and with as many CALVIN
+Each program runs by its command line with `model=tiny` on a small frame cache of moving squares, and on as many CALVIN
 trajectories. The memory of the process and of its workers is sampled from the first thing that it logs to its end; a
 stage is flat where the highest sample of the second half is that of the first.
 """
