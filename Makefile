@@ -74,7 +74,7 @@ results: $(READY) ## docs/results.md from an empty folder: days on two cores, co
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m benchmarks.results --out $(RESULTS) --stages $(STAGES)
 
 configuration: $(READY) ## docs/configuration.md from the docstrings of the configurations
-	$(BIN)/python -m vw2_robot.command_line.keys docs/configuration.md
+	$(BIN)/python -m vw2_robot.command_line.configuration_page docs/configuration.md
 
 test: $(READY) ## the default test suite
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

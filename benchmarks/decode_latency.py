@@ -33,8 +33,9 @@ from vw2_robot.checkpoint import save_checkpoint
 from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.data.images import resize_frame
 from vw2_robot.data.statistics import ActionStatistics
-from vw2_robot.models.policy.action_head import ActionHead, ActionHeadConfig
-from vw2_robot.models.policy.ar_policy import LatentPolicy, PolicyConfig
+from vw2_robot.models.policy.action_head import ActionHead
+from vw2_robot.models.policy.ar_policy import LatentPolicy
+from vw2_robot.models.policy.config import ActionHeadConfig, PolicyConfig
 from vw2_robot.models.policy.decoding import Decoding, Prompt
 from vw2_robot.pixels import to_model_range
 

@@ -28,12 +28,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from vw2_robot.command_line.config_tree import config_from
-from vw2_robot.models.dldm.causal_video import LevelConfig
-from vw2_robot.models.dldm.config import DLDMConfig, QFormerConfig
-from vw2_robot.models.dldm.dldm import DLDM
+from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, QFormerConfig
+from vw2_robot.models.dldm.dldm import DLDM, fake_clip
 from vw2_robot.models.dldm.qformer import QFormer
-from vw2_robot.models.video.vdm import VDM, Geometry, VDMConfig
-from vw2_robot.models.video.video_codec import CodecConfig, VideoCodec, build_codec
+from vw2_robot.models.video.config import CodecConfig, Geometry, VDMConfig
+from vw2_robot.models.video.vdm import VDM
+from vw2_robot.models.video.video_codec import VideoCodec, build_codec
 from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.pretrain.config import TrainDLDMConfig
 from vw2_robot.pretrain.dldm_losses import phase_one_loss, phase_two_loss
@@ -127,7 +127,7 @@ def extraction_rows(laq: Path | None, sizes: tuple[Size, ...], device: torch.dev
         config = replace(config, height=size.px, width=size.px, num_frames=size.num_frames)
         width = config.levels[-1].width
         dldm = DLDM(config).to(device).eval()
-        x = config.fake_clip(size.clips).to(device)
+        x = fake_clip(config, size.clips).to(device)
         frames = x.shape[0] * x.shape[1]
         ours = frames / seconds(lambda d=dldm, x=x: d.indices(x), repeats=repeats, device=device)  # type: ignore[misc]
         # Bound as defaults: a closure would see the values of the last size.
@@ -240,7 +240,7 @@ def phase_rows(preset: str, device: torch.device, *, batch: int | None = None) -
     """Print phases 1 and 2 of a preset, at its batch size or another."""
     parts = build_parts(preset, device)
     clips = batch or parts.phases.phase2.batch_size
-    x = parts.dldm.config.fake_clip(clips).to(device)
+    x = fake_clip(parts.dldm.config, clips).to(device)
     valid = torch.ones(clips, parts.dldm.config.latent_steps, dtype=torch.bool, device=device)
     noise = SampleNoise(0, 0, stream=0, samples=range(clips), device=device)
     dldm_only = list(parts.dldm.parameters())

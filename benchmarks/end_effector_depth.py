@@ -31,8 +31,9 @@ from vw2_robot.data.sources.calvin import CalvinDataset
 from vw2_robot.envs.cameras import STATIC_CAMERA_POSITION, STATIC_CAMERA_TARGET
 from vw2_robot.finetune.labeled_windows import end_effector_poses
 from vw2_robot.models.policy.acting import null_codes
-from vw2_robot.models.policy.action_head import ActionHead, ActionHeadConfig
+from vw2_robot.models.policy.action_head import ActionHead
 from vw2_robot.models.policy.ar_policy import LatentPolicy
+from vw2_robot.models.policy.config import ActionHeadConfig
 from vw2_robot.models.policy.image_tokens import PixelTokens
 from vw2_robot.pixels import shift_randomly, to_model_range
 from vw2_robot.random_numbers import SampleNoise

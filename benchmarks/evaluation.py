@@ -41,7 +41,7 @@ GOAL = 6.0
 # The folders go to the end of the path: packages that the interpreter has itself come first.
 START = (
     "import sys; sys.path += [folder for folder in [{more!r}] if folder]; "
-    "from vw2_robot.rollouts.__main__ import main; sys.argv[0] = 'vw2-rollout'; main()"
+    "from vw2_robot.command_line.entry_points import rollout; sys.argv[0] = 'vw2-rollout'; rollout()"
 )
 
 

@@ -33,11 +33,12 @@ from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.models.dldm.causal_video import CausalConv3d, FrameNorm
 from vw2_robot.models.dldm.causal_video import blocks_of as trunk_blocks
 from vw2_robot.models.dldm.config import DLDMConfig
-from vw2_robot.models.dldm.dldm import DLDM
+from vw2_robot.models.dldm.dldm import DLDM, fake_clip
+from vw2_robot.models.video.config import CodecConfig, Geometry, VDMConfig
 from vw2_robot.models.video.control import FullControl
 from vw2_robot.models.video.cosmos import blocks_of
-from vw2_robot.models.video.vdm import VDM, Geometry, VDMConfig
-from vw2_robot.models.video.video_codec import CodecConfig, build_codec
+from vw2_robot.models.video.vdm import VDM
+from vw2_robot.models.video.video_codec import build_codec
 from vw2_robot.pretrain.dldm_losses import phase_one_loss
 from vw2_robot.random_numbers import SampleNoise
 
@@ -130,7 +131,7 @@ def noise_of(clips: int) -> SampleNoise:
 
 def phase_two_forward(dldm: DLDM, vdm: VDM, *, clips: int = 1) -> Tensor:
     """Return the two losses of phase 2, latents given (the same memory, without masks and jitter)."""
-    x = dldm.config.fake_clip(clips)
+    x = fake_clip(dldm.config, clips)
     grid = vdm.geometry
     latents = torch.zeros(clips, grid.channels, grid.latent_steps + 1, grid.height, grid.width)
     f = dldm.features(x)
@@ -220,7 +221,7 @@ def phase_one_kept(dldm: DLDM, blocks: list[nn.Module], *, clips: int = 1) -> Ke
     kept = Kept(dldm)
     valid = torch.ones(clips, dldm.config.latent_steps, dtype=torch.bool)
     with kept.counting(blocks), torch.autocast("cpu", dtype=torch.bfloat16), NormsInFloat32():
-        phase_one_loss(dldm, dldm.config.fake_clip(clips), valid)
+        phase_one_loss(dldm, fake_clip(dldm.config, clips), valid)
     return kept
 
 

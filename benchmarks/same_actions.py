@@ -29,8 +29,9 @@ from vw2_robot.checkpoint import save_checkpoint
 from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.contracts import Observation
 from vw2_robot.data.statistics import ActionStatistics
-from vw2_robot.models.policy.action_head import ActionHead, ActionHeadConfig
-from vw2_robot.models.policy.ar_policy import LatentPolicy, PolicyConfig
+from vw2_robot.models.policy.action_head import ActionHead
+from vw2_robot.models.policy.ar_policy import LatentPolicy
+from vw2_robot.models.policy.config import ActionHeadConfig, PolicyConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 INSTRUCTIONS = ("open the drawer", "push the red block to the left", "Größe egal: 打开抽屉")  # not only ASCII

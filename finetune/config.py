@@ -6,12 +6,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from vw2_robot.data.statistics import NormalizationMode
+from vw2_robot.devices import Hardware
 from vw2_robot.limits import Count
-from vw2_robot.models.lora import LoRAConfig
-from vw2_robot.models.policy.action_head import ActionHeadConfig
-from vw2_robot.models.policy.ar_policy import PolicyConfig
-from vw2_robot.optim import LoopConfig
-from vw2_robot.runs import Hardware
+from vw2_robot.models.policy.config import ActionHeadConfig, LoRAConfig, PolicyConfig
+from vw2_robot.schedule import LoopConfig
 
 SCRATCH = "scratch"
 

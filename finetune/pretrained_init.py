@@ -21,7 +21,8 @@ from vw2_robot.errors import InputError
 from vw2_robot.models.dldm.config import DLDMConfig
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.lora import LoRA
-from vw2_robot.models.policy.ar_policy import LatentPolicy, PolicyConfig
+from vw2_robot.models.policy.ar_policy import LatentPolicy
+from vw2_robot.models.policy.config import PolicyConfig
 from vw2_robot.random_numbers import generator
 
 from .config import FinetuneConfig

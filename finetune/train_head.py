@@ -23,16 +23,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vw2_robot.checkpoint import load_checkpoint, load_optimizer, save_checkpoint, weights_digest
+from vw2_robot.command_line import entry_points
 from vw2_robot.command_line.config_tree import config_tree
-from vw2_robot.command_line.program import program
 from vw2_robot.data.labels import write_labels
 from vw2_robot.distributed.batch_share import BatchShare
 from vw2_robot.distributed.ranks import is_main
 from vw2_robot.distributed.sharding import LossParts, Parallel, state_bytes
 from vw2_robot.errors import InputError
 from vw2_robot.models.lora import LoRA
-from vw2_robot.models.policy.action_head import ActionHead, ActionHeadConfig
+from vw2_robot.models.policy.action_head import ActionHead
 from vw2_robot.models.policy.ar_policy import LatentPolicy
+from vw2_robot.models.policy.config import ActionHeadConfig
 from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.random_numbers import SampleNoise, generator
 from vw2_robot.runs import Run
@@ -362,7 +363,5 @@ def save(
     )
 
 
-main = program(FinetuneConfig, config_name="finetune", ranks=True)(finetune)
-
 if __name__ == "__main__":
-    main()
+    entry_points.finetune.main()

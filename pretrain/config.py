@@ -7,29 +7,26 @@ trained dLDM.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from vw2_robot.checkpoint import resolve
 from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.data.clips import Augmentation, TimeBase, frame_offsets
 from vw2_robot.data.frame_storage import Storage
 from vw2_robot.data.images import Aspect
 from vw2_robot.data.replay.open_replay import ReplayConfig
-from vw2_robot.distributed.batch_share import BatchShare
-from vw2_robot.distributed.ranks import locked_on_main
-from vw2_robot.errors import InputError
+from vw2_robot.devices import Hardware
 from vw2_robot.limits import Rate, Share, Unbounded
 from vw2_robot.models.dldm.config import DLDMConfig
-from vw2_robot.models.policy.ar_policy import PolicyConfig
-from vw2_robot.models.video.vdm import Geometry, VDMConfig
-from vw2_robot.models.video.video_codec import CodecConfig
-from vw2_robot.optim import LoopConfig
-from vw2_robot.runs import Hardware
+from vw2_robot.models.policy.config import PolicyConfig, Sampling
+from vw2_robot.models.video.config import CodecConfig, Geometry, VDMConfig
+from vw2_robot.schedule import LoopConfig
 
 Stage = Literal["vdm", "dldm", "latents", "policy"]
+Anchor = Literal["coarse", "rendered"]
+Plan = Literal["full", "requery"]
+PREDICTED, ENCODED = "predicted", "encoded"
 
 
 @dataclass(frozen=True)
@@ -325,64 +322,62 @@ class PretrainConfig:
         return {name: tree[name] for name in sections}
 
 
-def alone(stage: Callable[[PretrainConfig], None], *names: Stage) -> Callable[[PretrainConfig], None]:
-    """Return the stage as a program: while it runs, no other one can work in this run_dir, whatever its stage.
+@dataclass(frozen=True)
+class ImagineConfig:
+    """The root configuration of `vw2-imagine`."""
 
-    Args:
-        stage: what runs.
-        names: of the stages that it runs; without any: those of `config.stages`.
-    """
+    policy: str
+    """checkpoint or run folder of a policy that has a dLDM (a pretrain-on-openx run_dir too), or builtin:NAME"""
+    out: str
+    """the mp4; a json of the same name lies beside it"""
+    image: str | None = None
+    """file of the first image"""
+    prompt: str | None = None
+    """the instruction; default: that of the episode, where the image comes from a frame cache"""
+    frame_cache: str | None = None
+    """a frame cache to take the first image and its true continuation from, instead of `image`"""
+    episode: int = 0
+    """its number in the frame cache"""
+    start: int = 0
+    """frame of the episode to begin with"""
+    codes: str = PREDICTED
+    """predicted: by the policy; encoded: of the true continuation; or a .npy file, integers [latent steps, N]"""
+    segments: int = 1
+    """clips of the dLDM that are joined"""
+    plan: Plan = "requery"
+    """full: the policy predicts all codes from the first image; requery: those of each segment from its first frame"""
+    anchor: Anchor = "coarse"
+    """coarse: each video continues from its own last frame; rendered: both continue from the rendered one"""
+    vdm: str | None = None
+    """folder of the dLDM stage: its VDM renders the video"""
+    grayscale_control: bool = True
+    """as the VDM was trained: train_dldm.control_grayscale"""
+    sample_steps: int = 10
+    """denoising steps of the VDM"""
+    sampling: Sampling = field(default_factory=Sampling)
+    fps: Rate | None = None
+    """frames per second of the video; default: the rate at which the policy was pre-trained"""
+    enlarge: int = 4
+    """side of the square of pixels that shows one pixel"""
+    seed: int = 0
+    """of sampled codes and of the VDM's noise"""
+    hardware: Hardware = field(default_factory=Hardware)
 
-    def locked(config: PretrainConfig) -> None:
-        check_batches(config, names or config.stages)
-        with locked_on_main(Path(config.run_dir), what="pre-training"):
-            stage(config)
-
-    return locked
-
-
-def check_batches(config: PretrainConfig, stages: tuple[Stage, ...]) -> None:
-    """Check that ranks and micro-batches divide every batch of these stages, before any long work.
-
-    Raises:
-        InputError: they do not, or the statistics of a whole batch are wanted of micro-batches.
-    """
-    micro_batches = config.hardware.micro_batches
-    phases = config.train_dldm
-    loops = {"vdm": [config.train_vdm], "dldm": [phases.phase1, phases.phase2], "policy": [config.train_policy.loop]}
-    for stage in stages:
-        for loop in loops.get(stage, []):  # extracting latents has no batch of its own
-            BatchShare.of(loop.batch_size, micro_batches=micro_batches)
-    coupled = "dldm" in stages and (config.dldm.z_norm == "batch" or phases.decorrelation > 0)
-    if coupled and micro_batches > 1 and phases.statistics_group is None:
-        raise InputError(
-            f"hardware.micro_batches={micro_batches}: dldm.z_norm=batch and train_dldm.decorrelation take statistics "
-            "over the whole batch, which is in no micro-batch; set train_dldm.statistics_group to the number of clips "
-            "that share their statistics (16 or more; it is part of the result)"
-        )
-    if coupled and phases.statistics_group is not None:
-        for loop in (phases.phase1, phases.phase2):
-            if (loop.batch_size // micro_batches) % phases.statistics_group:
-                raise InputError(
-                    f"train_dldm.statistics_group={phases.statistics_group} does not divide a micro-batch of "
-                    f"{loop.batch_size // micro_batches} clips over all ranks (batch_size {loop.batch_size}, "
-                    f"hardware.micro_batches={micro_batches}); use fewer micro-batches"
-                )
-
-
-def finished_stage(config: PretrainConfig, stage: Literal["vdm", "dldm"]) -> Path:
-    """Return the last checkpoint of a stage that the next one builds on.
-
-    Raises:
-        InputError: the stage was never run, or its last step is not the one that this configuration ends at.
-    """
-    total = config.train_vdm.train_steps if stage == "vdm" else config.train_dldm.total
-    if not config.stage_dir(stage).exists():
-        raise InputError(f"{config.stage_dir(stage)} does not exist; run vw2-train-{stage} with the same run_dir first")
-    checkpoint = resolve(config.stage_dir(stage))
-    if checkpoint.name != f"step_{total}":
-        raise InputError(
-            f"{config.stage_dir(stage)} has got to {checkpoint.name}, the stage ends at step_{total}; "
-            f"finish it first: stages=[{stage}]"
-        )
-    return checkpoint
+    def __post_init__(self) -> None:
+        for name in ("segments", "sample_steps", "enlarge"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if Path(self.out).suffix.lower() not in (".mp4", ".m4v", ".mov"):
+            raise ValueError(f"out={self.out}: give the name of a video, such as imagined.mp4; a json lies beside it")
+        if (self.image is None) == (self.frame_cache is None):
+            raise ValueError(
+                "give the first image: either image=FILE or frame_cache=DIR (a frame cache) with episode=N"
+            )
+        if self.codes == ENCODED and self.frame_cache is None:
+            raise ValueError(
+                "codes=encoded needs a true continuation: give frame_cache=DIR and episode=N instead of image"
+            )
+        if self.codes == PREDICTED and self.prompt is None and self.frame_cache is None:
+            raise ValueError("codes=predicted needs an instruction, such as prompt='open the drawer'")
+        if self.anchor == "rendered" and self.vdm is None:
+            raise ValueError("anchor=rendered needs a VDM that renders: vdm=DIR, the folder of the dLDM stage")

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from vw2_robot.aliases import with_new_keys
 from vw2_robot.binding import check_same_config
 from vw2_robot.checkpoint import load_checkpoint
-from vw2_robot.command_line.program import program
+from vw2_robot.command_line import entry_points
 from vw2_robot.data.clips import effective_hz, make_windows
 from vw2_robot.data.frame_cache import FrameCache
 from vw2_robot.data.latents import LatentCache, LatentWindows, finish, missing_shards, read_shards, write_shard
@@ -40,7 +40,8 @@ from vw2_robot.storage.files import read_json, write_json, write_text
 from vw2_robot.worker_pool import WorkerPool
 
 from .cache_frames import open_frames
-from .config import PretrainConfig, alone, finished_stage
+from .config import PretrainConfig
+from .stages import alone, finished_stage
 from .train_dldm import encoder_hash
 
 EPISODES_PER_SHARD = 64
@@ -378,7 +379,7 @@ def slice_agreement(windows: LatentWindows, *, stride: int, cache_stride: int) -
     return round(float((early == late)[both].mean()), 4) if both.any() else None
 
 
-main = program(PretrainConfig, config_name="pretrain", ranks=True)(alone(extract_latents, "latents"))
+main = alone(extract_latents, "latents")
 
 if __name__ == "__main__":
-    main()
+    entry_points.extract_latents.main()

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vw2_robot.data.clips import ClipSampler
+from vw2_robot.devices import Hardware
 from vw2_robot.distributed.batch_share import BatchShare, PartOfBatch, shared_chunks
 from vw2_robot.distributed.ranks import global_sum
 from vw2_robot.random_numbers import SampleNoise
-from vw2_robot.runs import Hardware
 
 from .clips import TrainingClips, to_device
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,14 +23,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vw2_robot.models.dldm.dldm import DLDM
-from vw2_robot.models.policy.ar_policy import LatentPolicy, Sampling
+from vw2_robot.models.policy.ar_policy import LatentPolicy
+from vw2_robot.models.policy.config import Sampling
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import VideoCodec
 
+from .config import Anchor, Plan
 from .targets import make_control_video
 
-Anchor = Literal["coarse", "rendered"]
-Plan = Literal["full", "requery"]
 PlanSegment = Callable[[int, Tensor], Tensor]
 """(number of the segment, the frame [1, 3, H, W] it begins with) -> codes [1, M, N]"""
 

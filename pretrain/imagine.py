@@ -12,7 +12,6 @@ could show.
 # T frames · M latent steps of a segment · N codes per step
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,93 +23,31 @@ from torch import Tensor
 
 from vw2_robot.agent import policy_folder
 from vw2_robot.checkpoint import load_checkpoint
+from vw2_robot.command_line import entry_points
 from vw2_robot.command_line.config_tree import config_from
-from vw2_robot.command_line.program import program
 from vw2_robot.data.clips import TimeBase, frame_offsets, time_base_of
 from vw2_robot.data.frame_cache import FrameCache
 from vw2_robot.data.images import resize_frame
 from vw2_robot.errors import InputError
 from vw2_robot.image_metrics import WINDOW, psnr, ssim
-from vw2_robot.limits import Rate
 from vw2_robot.models.dldm.config import DLDMConfig
 from vw2_robot.models.dldm.dldm import DLDM
-from vw2_robot.models.policy.ar_policy import LatentPolicy, Sampling
-from vw2_robot.models.video.vdm import VDM, Geometry, VDMConfig
-from vw2_robot.models.video.video_codec import CodecConfig, build_codec
+from vw2_robot.models.policy.ar_policy import LatentPolicy
+from vw2_robot.models.video.config import CodecConfig, Geometry, VDMConfig
+from vw2_robot.models.video.vdm import VDM
+from vw2_robot.models.video.video_codec import build_codec
+from vw2_robot.mp4 import Mp4Writer
 from vw2_robot.pixels import to_model_range, to_pixels
 from vw2_robot.random_numbers import generator
-from vw2_robot.runs import Hardware
 from vw2_robot.storage.arrays import read_array
 from vw2_robot.storage.files import write_json
 
-from .imagination import Anchor, Imagined, Plan, PlanSegment, Renderer, imagine_segments, plan_of, policy_decoder
+from .config import ENCODED, PREDICTED, ImagineConfig
+from .imagination import Imagined, PlanSegment, Renderer, imagine_segments, plan_of, policy_decoder
 from .train_dldm import encoder_hash
-from .video_writer import write_video
 
 STREAM_CODES, STREAM_RENDER = 60, 61
 DEFAULT_FPS = 10.0
-PREDICTED, ENCODED = "predicted", "encoded"
-
-
-@dataclass(frozen=True)
-class ImagineConfig:
-    """The root configuration of `vw2-imagine`."""
-
-    policy: str
-    """checkpoint or run folder of a policy that has a dLDM (a pretrain-on-openx run_dir too), or builtin:NAME"""
-    out: str
-    """the mp4; a json of the same name lies beside it"""
-    image: str | None = None
-    """file of the first image"""
-    prompt: str | None = None
-    """the instruction; default: that of the episode, where the image comes from a frame cache"""
-    frame_cache: str | None = None
-    """a frame cache to take the first image and its true continuation from, instead of `image`"""
-    episode: int = 0
-    """its number in the frame cache"""
-    start: int = 0
-    """frame of the episode to begin with"""
-    codes: str = PREDICTED
-    """predicted: by the policy; encoded: of the true continuation; or a .npy file, integers [latent steps, N]"""
-    segments: int = 1
-    """clips of the dLDM that are joined"""
-    plan: Plan = "requery"
-    """full: the policy predicts all codes from the first image; requery: those of each segment from its first frame"""
-    anchor: Anchor = "coarse"
-    """coarse: each video continues from its own last frame; rendered: both continue from the rendered one"""
-    vdm: str | None = None
-    """folder of the dLDM stage: its VDM renders the video"""
-    grayscale_control: bool = True
-    """as the VDM was trained: train_dldm.control_grayscale"""
-    sample_steps: int = 10
-    """denoising steps of the VDM"""
-    sampling: Sampling = field(default_factory=Sampling)
-    fps: Rate | None = None
-    """frames per second of the video; default: the rate at which the policy was pre-trained"""
-    enlarge: int = 4
-    """side of the square of pixels that shows one pixel"""
-    seed: int = 0
-    """of sampled codes and of the VDM's noise"""
-    hardware: Hardware = field(default_factory=Hardware)
-
-    def __post_init__(self) -> None:
-        for name in ("segments", "sample_steps", "enlarge"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
-        if Path(self.out).suffix.lower() not in (".mp4", ".m4v", ".mov"):
-            raise ValueError(f"out={self.out}: give the name of a video, such as imagined.mp4; a json lies beside it")
-        if (self.image is None) == (self.frame_cache is None):
-            raise ValueError(
-                "give the first image: either image=FILE or frame_cache=DIR (a frame cache) with episode=N"
-            )
-        if self.codes == ENCODED and self.frame_cache is None:
-            raise ValueError(
-                "codes=encoded needs a true continuation: give frame_cache=DIR and episode=N instead of image"
-            )
-        if self.codes == PREDICTED and self.prompt is None and self.frame_cache is None:
-            raise ValueError("codes=predicted needs an instruction, such as prompt='open the drawer'")
-        if self.anchor == "rendered" and self.vdm is None:
-            raise ValueError("anchor=rendered needs a VDM that renders: vdm=DIR, the folder of the dLDM stage")
 
 
 class Beginning(NamedTuple):
@@ -390,7 +327,27 @@ def compare(video: NDArray[np.uint8], true: NDArray[np.uint8]) -> dict[str, dict
     }
 
 
-main = program(ImagineConfig, config_name="imagine")(imagine)
+def write_video(path: Path, frames: NDArray[np.uint8], *, fps: float, enlarge: int = 1) -> None:
+    """Write frames as a video; the same frames give the same bytes.
+
+    Args:
+        path: of the video; its folder is made.
+        frames: uint8 [T, H, W, 3].
+        fps: frames per second.
+        enlarge: side of the square that every pixel becomes.
+
+    Raises:
+        MissingExtraError: imageio-ffmpeg is not installed.
+        OSError, InputError: ffmpeg did not write the file.
+    """
+    large = frames.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
+    # H.264 with subsampled colors needs even sides: an odd one loses its last row or column.
+    large = large[:, : large.shape[1] // 2 * 2, : large.shape[2] // 2 * 2]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with Mp4Writer(path, fps=fps, encoding=["-crf", "20", "-preset", "medium", "-movflags", "+faststart"]) as video:
+        for frame in large:
+            video.add(frame)
+
 
 if __name__ == "__main__":
-    main()
+    entry_points.imagine.main()

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import time
 
-from vw2_robot.command_line.program import program
+from vw2_robot.command_line import entry_points
 
 from .cache_frames import open_frames
-from .config import PretrainConfig, alone
+from .config import PretrainConfig
 from .extract_latents import extract_latents
+from .stages import alone
 from .train_dldm import train_dldm
 from .train_policy import train_policy
 from .train_vdm import train_vdm
@@ -42,7 +43,7 @@ def pretrain_on_openx(config: PretrainConfig) -> None:
             print(f"{name}: {time.monotonic() - begin:.0f} s, {config.run_dir}/{name}", flush=True)
 
 
-main = program(PretrainConfig, config_name="pretrain", ranks=True)(alone(pretrain_on_openx))
+main = alone(pretrain_on_openx)
 
 if __name__ == "__main__":
-    main()
+    entry_points.pretrain_on_openx.main()

@@ -20,15 +20,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vw2_robot.averaging import Average
 from vw2_robot.checkpoint import load_checkpoint, load_optimizer, save_checkpoint, weights_digest
+from vw2_robot.command_line import entry_points
 from vw2_robot.command_line.config_tree import config_tree
-from vw2_robot.command_line.program import program
 from vw2_robot.data.clips import ClipSampler
 from vw2_robot.data.frame_cache import FrameCache
 from vw2_robot.distributed.batch_share import BatchShare, PartOfBatch, StatisticsGroups
 from vw2_robot.distributed.sharding import LossParts, Parallel, state_bytes
 from vw2_robot.errors import InputError
+from vw2_robot.models.averaging import Average
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import VideoCodec
@@ -39,11 +39,12 @@ from vw2_robot.runs import Run
 from .cache_frames import open_frames, training_split
 from .clips import TrainingClips, clip_sampler, training_clips
 from .code_usage import CodeUsageMonitor, code_usage
-from .config import PretrainConfig, alone
+from .config import PretrainConfig
 from .dldm_diagnostics import explain_shortfall, validate, write_reconstructions
 from .dldm_losses import phase_one_loss, phase_two_loss
 from .encoder_augmentation import drift
 from .global_batch import batch_on_device, device_of, validation_chunks
+from .stages import alone
 from .train_vdm import build_vdm, open_vdm, prepare_vdm
 
 STREAM_INIT, STREAM_LOSS = 20, 21
@@ -487,7 +488,7 @@ def encoder_hash(dldm: DLDM) -> str:
     return weights_digest(dldm.encoder, dldm.qformer, dldm.pre_quant, dldm.fsq)
 
 
-main = program(PretrainConfig, config_name="pretrain", ranks=True)(alone(train_dldm, "dldm"))
+main = alone(train_dldm, "dldm")
 
 if __name__ == "__main__":
-    main()
+    entry_points.train_dldm.main()

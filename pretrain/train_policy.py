@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vw2_robot.checkpoint import load_checkpoint, load_optimizer, save_checkpoint
+from vw2_robot.command_line import entry_points
 from vw2_robot.command_line.config_tree import config_tree
-from vw2_robot.command_line.program import program
 from vw2_robot.data.clips import clip_offsets
 from vw2_robot.data.frame_cache import FrameCache
 from vw2_robot.data.images import resize_frame
 from vw2_robot.data.latents import LatentCache, LatentWindows, joined
+from vw2_robot.devices import Hardware
 from vw2_robot.distributed.batch_share import BatchShare, shared_chunks
 from vw2_robot.distributed.ranks import global_sum
 from vw2_robot.distributed.sharding import LossParts, Parallel, state_bytes
@@ -37,10 +38,11 @@ from vw2_robot.models.policy.ar_policy import LatentPolicy
 from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.pixels import shift_randomly, to_model_range
 from vw2_robot.random_numbers import SampleNoise, generator
-from vw2_robot.runs import Hardware, Run
+from vw2_robot.runs import Run
 
 from .cache_frames import open_frames, training_split
-from .config import PretrainConfig, alone, finished_stage
+from .config import PretrainConfig
+from .stages import alone, finished_stage
 from .train_dldm import encoder_hash
 
 STREAM_INIT, STREAM_BATCH, STREAM_NOISE = 40, 41, 42
@@ -342,7 +344,7 @@ def save(
     )
 
 
-main = program(PretrainConfig, config_name="pretrain", ranks=True)(alone(train_policy, "policy"))
+main = alone(train_policy, "policy")
 
 if __name__ == "__main__":
-    main()
+    entry_points.train_policy.main()

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from vw2_robot.checkpoint import load_checkpoint, load_optimizer, save_checkpoint
+from vw2_robot.command_line import entry_points
 from vw2_robot.command_line.config_tree import config_tree
-from vw2_robot.command_line.program import program
 from vw2_robot.data.clips import ClipSampler
 from vw2_robot.distributed.batch_share import BatchShare
 from vw2_robot.distributed.ranks import global_sum, is_main, main_first
@@ -34,8 +34,9 @@ from vw2_robot.runs import Run
 
 from .cache_frames import open_frames, training_split
 from .clips import TrainingClips, clip_sampler, training_clips
-from .config import PretrainConfig, alone, finished_stage
+from .config import PretrainConfig
 from .global_batch import batch_on_device, device_of, validation_chunks
+from .stages import alone, finished_stage
 
 # Streams of `random_numbers`: random numbers of one stage never depend on those of another.
 STREAM_INIT, STREAM_NOISE, STREAM_VALIDATION = 10, 11, 12
@@ -280,7 +281,7 @@ def validation_loss(config: PretrainConfig, vdm: VDM, codec: VideoCodec, held_ou
     return total[0] / total[1].clamp(min=1)
 
 
-main = program(PretrainConfig, config_name="pretrain", ranks=True)(alone(train_vdm, "vdm"))
+main = alone(train_vdm, "vdm")
 
 if __name__ == "__main__":
-    main()
+    entry_points.train_vdm.main()

@@ -19,8 +19,8 @@ from typing import Any
 
 from vw2_robot.aliases import with_new_keys
 from vw2_robot.binding import bind_folder, check_same_config
+from vw2_robot.command_line import entry_points
 from vw2_robot.command_line.config_tree import config_tree
-from vw2_robot.command_line.program import program
 from vw2_robot.commands import resolve_n_action_steps
 from vw2_robot.contracts import Benchmark, EvalSequence, Policy
 from vw2_robot.errors import InputError, require
@@ -281,7 +281,6 @@ def finish(
     return summary
 
 
-@program(RolloutConfig, config_name="rollout", extra="calvin")
 def main(config: RolloutConfig) -> None:
     """Console script `vw2-rollout`."""
     # As under `python -m`. Otherwise each worker imports the console script again, and torch with it (150 MB).
@@ -291,4 +290,4 @@ def main(config: RolloutConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    entry_points.rollout.main()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vw2_robot.command_line.program import program
+from vw2_robot.command_line import entry_points
 from vw2_robot.contracts import EvalSequence
 from vw2_robot.errors import InputError
 from vw2_robot.storage.files import write_json
@@ -141,7 +141,6 @@ def lines(result: dict[str, Any]) -> list[str]:
     ]
 
 
-@program(CompareConfig, config_name="compare", extra="report")
 def main(config: CompareConfig) -> None:
     """Console script `vw2-compare`."""
     sides = []
@@ -156,4 +155,4 @@ def main(config: CompareConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    entry_points.compare.main()

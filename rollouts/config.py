@@ -226,7 +226,7 @@ def open_checkpoint(config: RolloutConfig) -> Policy:
     """
     # Imported here: a worker that runs a RemotePolicy needs no torch (150 MB).
     from vw2_robot.agent import VW2Agent
-    from vw2_robot.runs import Hardware
+    from vw2_robot.devices import Hardware
 
     device = Hardware(device=config.device, threads=config.threads).torch_device(option="device")
     return VW2Agent.from_pretrained(config.policy, device=str(device), n_action_steps=config.n_action_steps)

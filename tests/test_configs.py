@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import configparser
 import copy
 import functools
-import importlib
 import math
 import re
 import shlex
@@ -21,12 +19,12 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from vw2_robot.command_line.config_tree import config_from, config_tree
+from vw2_robot.command_line.configuration_page import all_programs
 from vw2_robot.command_line.entry_points import REPLAY_COMMANDS
 from vw2_robot.errors import InputError
 
 REPO = Path(__file__).resolve().parents[1]
 CONFIGS = REPO / "configs"
-PROGRAM_FOLDERS = ("envs", "pretrain", "finetune", "rollouts", "vw2_robot")
 # Groups that no defaults list names, since they are left out as a rule: given as `+group=choice` to this program.
 APPENDED = {"experiment": "pretrain"}
 # Choices of a shared group that one of its programs has no use for -> what it says.
@@ -38,20 +36,10 @@ def root_names() -> list[str]:
     return sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "quiet")
 
 
+@functools.cache
 def dataclass_of(config_name: str) -> Any:
-    """Return the dataclass of the program that is configured by `config_name`, found where `program(...)` is called."""
-    for folder in PROGRAM_FOLDERS:
-        for path in (REPO / folder).rglob("*.py"):
-            for call in (node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if is_program(node)):
-                if [word.value.value for word in call.keywords if word.arg == "config_name"] == [config_name]:
-                    parts = path.relative_to(REPO).with_suffix("").parts
-                    module = ".".join(parts if folder == "vw2_robot" else ("vw2_robot", *parts))
-                    return getattr(importlib.import_module(module), call.args[0].id)
-    raise AssertionError(f"no program is configured by configs/{config_name}.yaml")
-
-
-def is_program(node: ast.AST) -> bool:
-    return isinstance(node, ast.Call) and getattr(node.func, "id", "") == "program"
+    """Return the dataclass of the program that is configured by `config_name`."""
+    return {name: config_cls for config_cls, name in all_programs().values()}[config_name]
 
 
 def help_of(config_name: str) -> dict[str, str]:

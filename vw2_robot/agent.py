@@ -37,8 +37,9 @@ from vw2_robot.errors import InputError
 from vw2_robot.limits import is_count, is_finite_number
 from vw2_robot.models.dldm.config import DLDMConfig
 from vw2_robot.models.policy.acting import act
-from vw2_robot.models.policy.action_head import ActionHead, ActionHeadConfig
+from vw2_robot.models.policy.action_head import ActionHead
 from vw2_robot.models.policy.ar_policy import LatentPolicy
+from vw2_robot.models.policy.config import ActionHeadConfig
 from vw2_robot.pixels import to_model_range
 
 CAMERA = "static"

@@ -1,6 +1,6 @@
 """Signal handling and standard streams of a program: a clean stop in limited time, also without a reader of its output.
 
-    stop_at_once(name)   before a program is imported
+    stop_at_once(name)   around imports
     orderly(name)        around a whole program: SIGTERM and Ctrl-C become exceptions, standard streams may be closed
     stops_held_back()    around the start of worker processes (`vw2_robot.worker_pool`)
     DeferredStop()       around a training loop: the step in progress ends first, and a checkpoint is saved
@@ -61,12 +61,19 @@ def orderly(name: str) -> Iterator[None]:
                 raise SystemExit(128 + number) from None
 
 
-def stop_at_once(name: str) -> None:
-    """Let Ctrl-C and SIGTERM end the process with a message from now on: for imports, before anything is written.
+@contextmanager
+def stop_at_once(name: str) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the process with a message inside the `with`: for imports, before anything is written.
 
-    `orderly` replaces this when the program begins.
+    Libraries may swallow an exception that comes while they are imported.
     """
-    _install(lambda number, _: _exit_with_message(name, number, ""))
+    in_main = threading.current_thread() is threading.main_thread()
+    before = _install(lambda number, _: _exit_with_message(name, number, "")) if in_main else {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _install(handler: Handler) -> dict[int, Any]:

@@ -23,23 +23,19 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-import torch
 from torch import nn
 from tqdm import tqdm
 
 from vw2_robot.aliases import with_new_keys
 from vw2_robot.binding import check_same_config
 from vw2_robot.checkpoint import CURE, STEP_FOLDER, is_our_checkpoint, last_checkpoint
-from vw2_robot.devices import open_device
-from vw2_robot.distributed.ranks import any_rank, is_main, local_rank, main_first, world_size
-from vw2_robot.distributed.sharding import Sharding
+from vw2_robot.devices import Hardware
+from vw2_robot.distributed.ranks import any_rank, is_main, main_first
 from vw2_robot.errors import InputError, require
-from vw2_robot.limits import Count, Rate
 from vw2_robot.process import DeferredStop
 from vw2_robot.storage.files import (
     append_line,
@@ -62,68 +58,6 @@ CHECKPOINTS = "checkpoints"
 QUICK_BYTES = 10**9
 QUICK_SECONDS = 10.0
 _LEFTOVER = re.compile(rf"\.{STEP_FOLDER.pattern}\.(tmp|old)")
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """Options that depend on the machine; they may differ between two starts of one run."""
-
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:0, ..."""
-    precision: Literal["float32", "bf16", "float64"] = "float32"
-    """bf16: autocast for matrix products; quantizer, losses and weights stay float32. float64: everything, to compare
-    runs on other numbers of ranks; slow"""
-    threads: int = 0
-    """CPU threads of torch; 0: torch decides. Bit-exact resume needs the same number."""
-    compile: bool = False
-    """blocks of the dLDM, VDM and language model through torch.compile; minutes at the start, worth it on a GPU"""
-    gradient_checkpointing: bool = False
-    """VDM and dLDM stages: recompute activations in the backward pass instead of keeping them; same numbers"""
-    sharding: Sharding = "ddp"
-    """with several ranks. none: each holds everything, gradients are summed after the backward pass; ddp: during it;
-    fsdp: weights, gradients and optimizer states are sharded over the ranks. Same numbers"""
-    micro_batches: Count = 1
-    """forward passes of each rank for one batch, whose gradients are added: less memory, same numbers"""
-    validation_batch: Count = 16
-    """held-out clips in one forward pass; same numbers"""
-    grace_seconds: Rate = 10.0
-    """seconds from SIGTERM to the kill; a checkpoint of more than 1 GB is written at a stop only with more than 10"""
-
-    @property
-    def shards_weights(self) -> bool:
-        """Return whether weights are sharded: with `sharding=fsdp` and several ranks."""
-        return self.sharding == "fsdp" and world_size() > 1
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Return the type of weights and pixels."""
-        return torch.float64 if self.precision == "float64" else torch.float32
-
-    def torch_device(self, *, option: str = "hardware.device") -> torch.device:
-        """Return the device, after setting the number of threads.
-
-        Raises:
-            InputError: there is no such device; names `option`.
-        """
-        if self.threads > 0:
-            torch.set_num_threads(self.threads)
-        device = open_device(self.device, option=option)
-        if device.type == "cuda" and world_size() > 1:
-            # One GPU for each rank of a machine, also where the option names one for a single process.
-            device = open_device(f"cuda:{local_rank()}", option=option)
-            torch.cuda.set_device(device)
-        if device.type == "cuda":
-            # TF32: the range of float32 with 10 bits of mantissa, and several times as fast on GPUs that have it.
-            torch.backends.cuda.matmul.allow_tf32 = True
-        return device
-
-    def placed(self, module: ModuleT, device: torch.device) -> ModuleT:
-        """Return the module on the device; its weights keep their types, frozen ones bfloat16, except in float64."""
-        return nn.Module.to(module, device, torch.float64 if self.precision == "float64" else None)
-
-    def autocast(self, device: torch.device) -> torch.autocast:
-        """Return the precision context of forward passes."""
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
 
 class Run:

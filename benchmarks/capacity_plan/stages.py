@@ -34,14 +34,16 @@ from benchmarks.memory_plan import (
 )
 from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.models.dldm.config import DLDMConfig
-from vw2_robot.models.dldm.dldm import DLDM
-from vw2_robot.models.policy.action_head import ActionHead, ActionHeadConfig
-from vw2_robot.models.policy.ar_policy import LatentPolicy, PolicyConfig
-from vw2_robot.models.video.vdm import VDM, VDMConfig
-from vw2_robot.models.video.video_codec import CodecConfig, build_codec
-from vw2_robot.optim import LoopConfig
+from vw2_robot.models.dldm.dldm import DLDM, fake_clip
+from vw2_robot.models.policy.action_head import ActionHead
+from vw2_robot.models.policy.ar_policy import LatentPolicy
+from vw2_robot.models.policy.config import ActionHeadConfig, PolicyConfig
+from vw2_robot.models.video.config import CodecConfig, VDMConfig
+from vw2_robot.models.video.vdm import VDM
+from vw2_robot.models.video.video_codec import build_codec
 from vw2_robot.pretrain.config import ExtractLatentsConfig, TrainDLDMConfig, TrainPolicyConfig
 from vw2_robot.pretrain.dldm_losses import phase_one_loss
+from vw2_robot.schedule import LoopConfig
 
 from .flops import PartsCounter, Work
 
@@ -142,7 +144,7 @@ def prior_forward(dldm: DLDM, vdm: VDM, *, clips: int = 1) -> Tensor:
 
 def phase_one_forward(dldm: DLDM, vdm: VDM, *, clips: int = 1) -> Tensor:
     valid = torch.ones(clips, dldm.config.latent_steps, dtype=torch.bool)
-    return phase_one_loss(dldm, dldm.config.fake_clip(clips), valid).loss
+    return phase_one_loss(dldm, fake_clip(dldm.config, clips), valid).loss
 
 
 PRIOR = Step(prior_forward, lambda dldm, vdm: vdm.trainable_parameters(prior=True))
@@ -250,7 +252,7 @@ def latent_stage(preset: Preset) -> Stage:
         dldm = dldm.to_empty(device="cpu")
         encoder = {"dLDM encoder": [dldm.encoder, dldm.qformer, dldm.pre_quant]}
         with PartsCounter(encoder) as counter, torch.autocast("cpu", dtype=torch.bfloat16):
-            dldm.indices(preset.dldm.fake_clip(1))
+            dldm.indices(fake_clip(preset.dldm, 1))
     return Stage(
         "latents",
         (preset.dldm.height, preset.dldm.width),

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vw2_robot.devices import Hardware
 from vw2_robot.distributed.batch_share import PartOfBatch, StatisticsGroups
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.pixels import to_model_range
@@ -19,7 +20,6 @@ from vw2_robot.pretrain.code_usage import CodeUsageMonitor
 from vw2_robot.pretrain.config import PretrainConfig
 from vw2_robot.pretrain.train_dldm import Modules, build_dldm, dldm_loss
 from vw2_robot.random_numbers import SampleNoise
-from vw2_robot.runs import Hardware
 
 from .measured import Measured
 from .training import Training

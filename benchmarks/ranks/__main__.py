@@ -26,16 +26,18 @@ from torch import Tensor
 
 from benchmarks.dldm import preset_tree
 from vw2_robot.command_line.config_tree import config_from
+from vw2_robot.devices import Sharding
 from vw2_robot.distributed.batch_share import BatchShare, PartOfBatch, StatisticsGroups
 from vw2_robot.distributed.ranks import gather, global_sum, is_main, joined_ranks
-from vw2_robot.distributed.sharding import LossParts, Parallel, Sharding
+from vw2_robot.distributed.sharding import LossParts, Parallel
 from vw2_robot.models.dldm.config import DLDMConfig
-from vw2_robot.models.dldm.dldm import DLDM
-from vw2_robot.models.policy.ar_policy import LatentPolicy, PolicyConfig
-from vw2_robot.models.policy.backbone import BackboneConfig
-from vw2_robot.optim import OptimConfig, build_optimizer, optimizer_step
+from vw2_robot.models.dldm.dldm import DLDM, fake_clip
+from vw2_robot.models.policy.ar_policy import LatentPolicy
+from vw2_robot.models.policy.config import BackboneConfig, PolicyConfig
+from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.pretrain.dldm_losses import phase_one_loss
 from vw2_robot.random_numbers import generator
+from vw2_robot.schedule import OptimConfig
 
 MB = 2**20
 OPTIM = OptimConfig(warmup_steps=1)
@@ -46,7 +48,7 @@ def phase_one_seconds(*, batch_size: int, train_steps: int, preset: str) -> floa
     torch.manual_seed(0)
     dldm = DLDM(config_from(DLDMConfig, preset_tree(preset)["dldm"]))
     share = BatchShare.of(batch_size)
-    x = dldm.config.fake_clip(batch_size)[share.rows]
+    x = fake_clip(dldm.config, batch_size)[share.rows]
     valid = torch.ones(len(x), dldm.config.latent_steps, dtype=torch.bool)
     groups = StatisticsGroups()
     parallel = Parallel({"dldm": dldm}, sharding="ddp")

@@ -20,7 +20,6 @@ cross-embodiment pre-training.
 from __future__ import annotations
 
 import functools
-import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
@@ -28,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from vw2_robot.binding import bind_folder
+from vw2_robot.command_line import entry_points
 from vw2_robot.command_line.config_tree import config_tree
-from vw2_robot.command_line.program import program
 from vw2_robot.data.sources.calvin import CalvinSplit
 from vw2_robot.errors import InputError, require
 from vw2_robot.storage.locks import lock_folder
@@ -94,12 +93,6 @@ def _record(config: RecordConfig) -> None:
         print(f"{task:<28}{recorded[task]:>9}{failed[task]:>13}")
     print(f"{'all':<28}{recorded.total():>9}{failed.total():>13}")
     print(f"data set: {config.out}")
-
-
-@program(RecordConfig, config_name="record", extra="calvin")
-def main(config: RecordConfig) -> None:
-    """Console script `vw2-record`."""
-    record(config)
 
 
 def bind_output(out: Path, wanted: dict[str, Any]) -> None:
@@ -167,4 +160,4 @@ def open_worker(config: RecordConfig) -> Iterator[Callable[[RecordingJob], None]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry_points.record.main()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vw2_robot import __version__
-from vw2_robot.command_line.program import program
+from vw2_robot.command_line import entry_points
 from vw2_robot.errors import require
 from vw2_robot.limits import Unbounded
 from vw2_robot.storage.files import write_text
@@ -186,7 +186,6 @@ def _stage_card(stage: Stage, *, ids: str) -> dict[str, Any]:
     }
 
 
-@program(ReportConfig, config_name="report", extra="report")
 def main(config: ReportConfig) -> None:
     """Console script `vw2-report`."""
     with lock_folder(Path(config.out), what="a report"):
@@ -195,4 +194,4 @@ def main(config: ReportConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    entry_points.report.main()

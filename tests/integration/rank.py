@@ -22,8 +22,9 @@ from vw2_robot.distributed.ranks import is_main, joined_ranks, rank
 from vw2_robot.finetune import train_head
 from vw2_robot.finetune.config import FinetuneConfig
 from vw2_robot.pretrain import extract_latents, train_dldm, train_policy, train_vdm
-from vw2_robot.pretrain.config import PretrainConfig, alone
+from vw2_robot.pretrain.config import PretrainConfig
 from vw2_robot.pretrain.pretrain_on_openx import pretrain_on_openx
+from vw2_robot.pretrain.stages import alone
 from vw2_robot.process import orderly
 
 PROGRAMS = {"pretrain": (PretrainConfig, alone(pretrain_on_openx)), "finetune": (FinetuneConfig, train_head.finetune)}

@@ -12,8 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from vw2_robot.finetune import train_head
-from vw2_robot.pretrain import extract_latents, pretrain_on_openx, train_dldm, train_policy, train_vdm
+from vw2_robot.command_line.entry_points import (
+    extract_latents,
+    finetune,
+    pretrain_on_openx,
+    train_dldm,
+    train_policy,
+    train_vdm,
+)
 from vw2_robot.storage.files import read_json, write_json, write_manifest
 
 torch.set_num_threads(1)
@@ -23,11 +29,11 @@ torch.set_num_threads(1)
 def refuse(monkeypatch, capsys):
     """Run a program's main in this process; it must leave with one message, which is returned."""
 
-    def start(module, overrides):
+    def start(program, overrides):
         monkeypatch.setattr(sys, "argv", ["vw2", *map(str, overrides)])
         monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
         with pytest.raises(SystemExit) as leave:
-            module.main()
+            program.main()
         error = capsys.readouterr().err
         assert leave.value.code == 1
         assert "Traceback" not in error
@@ -37,9 +43,9 @@ def refuse(monkeypatch, capsys):
     return start
 
 
-def succeed(monkeypatch, module, overrides):
+def succeed(monkeypatch, program, overrides):
     monkeypatch.setattr(sys, "argv", ["vw2", *map(str, overrides)])
-    module.main()
+    program.main()
 
 
 @pytest.fixture
@@ -82,12 +88,12 @@ def test_no_data_at_all(refuse, chain):
 def test_a_folder_that_is_not_there(refuse, chain, tuning, tmp_path):
     gone = tmp_path / "gone"
     assert f"frame cache {gone} does not exist" in refuse(pretrain_on_openx, chain(f"data.frame_cache={gone}"))
-    assert f"{gone} is not a folder" in refuse(train_head, tuning(data=gone))
+    assert f"{gone} is not a folder" in refuse(finetune, tuning(data=gone))
 
 
 def test_a_folder_that_is_no_data_set(refuse, chain, tuning, tmp_path):
     assert "is no frame cache" in refuse(train_vdm, chain(f"data.frame_cache={tmp_path}"))
-    assert "expected layout" in refuse(train_head, tuning(data=tmp_path))
+    assert "expected layout" in refuse(finetune, tuning(data=tmp_path))
 
 
 def test_images_of_another_size_than_the_model(refuse, chain, frames_folder):
@@ -119,7 +125,7 @@ def damaged(calvin_folder, tmp_path, change):
 )
 def test_images_and_actions_of_a_wrong_shape(refuse, tuning, calvin_folder, tmp_path, name, value, message):
     data = damaged(calvin_folder, tmp_path, lambda content: content.update({name: value}))
-    error = refuse(train_head, tuning("label_fraction=1.0", "data.validation_fraction=0.25", data=data))
+    error = refuse(finetune, tuning("label_fraction=1.0", "data.validation_fraction=0.25", data=data))
     assert message in error
     assert "training" in error
 
@@ -127,7 +133,7 @@ def test_images_and_actions_of_a_wrong_shape(refuse, tuning, calvin_folder, tmp_
 def test_a_missing_step(refuse, tuning, calvin_folder, tmp_path):
     shutil.copytree(calvin_folder, tmp_path / "data")
     (tmp_path / "data" / "training" / "episode_0000203.npz").unlink()
-    assert "episode_0000203.npz" in refuse(train_head, tuning(data=tmp_path / "data"))
+    assert "episode_0000203.npz" in refuse(finetune, tuning(data=tmp_path / "data"))
 
 
 def test_a_shard_of_frames_that_was_cut_off(refuse, chain, frames_folder, tmp_path):
@@ -144,7 +150,7 @@ from pathlib import Path
 import numpy as np
 from vw2_robot.data.episodes import Demonstration, Episode
 from vw2_robot.data.rlds_writer import write_rlds
-from vw2_robot.pretrain import pretrain_on_openx
+from vw2_robot.command_line.entry_points import pretrain_on_openx
 
 out, overrides = Path(sys.argv[1]), sys.argv[2:]
 video = tuple(np.full((16, 16, 3), 20 * t, np.uint8) for t in range(8))
@@ -205,11 +211,9 @@ def test_a_missing_diffusers_is_named(refuse, miniature, tmp_path, monkeypatch):
 # --------------------------------------------------------------------------------------------------- configuration
 
 
-@pytest.mark.parametrize(
-    "module", [pretrain_on_openx, train_vdm, train_dldm, extract_latents, train_policy, train_head]
-)
-def test_an_unknown_key(refuse, module):
-    assert "labelfraction" in refuse(module, ["run_dir=x", "labelfraction=0.1"])
+@pytest.mark.parametrize("program", [pretrain_on_openx, train_vdm, train_dldm, extract_latents, train_policy, finetune])
+def test_an_unknown_key(refuse, program):
+    assert "labelfraction" in refuse(program, ["run_dir=x", "labelfraction=0.1"])
 
 
 def test_another_configuration_in_the_folder_of_a_run(refuse, pretrained, miniature):
@@ -222,13 +226,13 @@ def test_another_configuration_in_the_folder_of_a_run(refuse, pretrained, miniat
 def test_a_folder_that_cannot_be_made(refuse, miniature, tuning, tmp_path):
     (tmp_path / "file").write_text("in the way")
     assert "file" in refuse(train_vdm, miniature(tmp_path / "file" / "run"))
-    assert "file" in refuse(train_head, [*tuning(), f"run_dir={tmp_path / 'file' / 'run'}"])
+    assert "file" in refuse(finetune, [*tuning(), f"run_dir={tmp_path / 'file' / 'run'}"])
 
 
 def test_a_misspelt_path_does_not_spoil_the_run_folder(refuse, miniature, tuning, tmp_path, monkeypatch):
-    refuse(train_head, tuning(policy=tmp_path / "gone"))
-    refuse(train_head, tuning(data=tmp_path / "gone"))
-    succeed(monkeypatch, train_head, tuning())
+    refuse(finetune, tuning(policy=tmp_path / "gone"))
+    refuse(finetune, tuning(data=tmp_path / "gone"))
+    succeed(monkeypatch, finetune, tuning())
     assert (tmp_path / "tuned" / "latest").is_file()
     refuse(train_vdm, [*miniature(tmp_path / "run"), f"data.frame_cache={tmp_path / 'gone'}"])
     succeed(monkeypatch, train_vdm, miniature(tmp_path / "run"))
@@ -278,25 +282,25 @@ def test_a_policy_of_another_format_version(refuse, pretrained, tuning, tmp_path
     file = next((tmp_path / "policy" / "checkpoints").iterdir()) / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"format_version": 2}))
     write_manifest(file.parent)
-    assert "has format_version 2, this release reads 1" in refuse(train_head, tuning(policy=tmp_path / "policy"))
+    assert "has format_version 2, this release reads 1" in refuse(finetune, tuning(policy=tmp_path / "policy"))
 
 
 def test_a_policy_folder_that_is_none_or_another_stage(refuse, pretrained, tuning, tmp_path):
-    assert "is no checkpoint" in refuse(train_head, tuning(policy=tmp_path))
-    assert "is a checkpoint of kind 'dldm', expected 'policy'" in refuse(train_head, tuning(policy=pretrained / "dldm"))
+    assert "is no checkpoint" in refuse(finetune, tuning(policy=tmp_path))
+    assert "is a checkpoint of kind 'dldm', expected 'policy'" in refuse(finetune, tuning(policy=pretrained / "dldm"))
 
 
 def test_weights_that_were_cut_off(refuse, pretrained, tuning, tmp_path):
     shutil.copytree(pretrained / "policy", tmp_path / "policy")
     file = next((tmp_path / "policy" / "checkpoints").iterdir()) / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
-    assert "model.safetensors is damaged" in refuse(train_head, tuning(policy=tmp_path / "policy"))
+    assert "model.safetensors is damaged" in refuse(finetune, tuning(policy=tmp_path / "policy"))
 
 
 def test_more_actions_per_policy_call_than_the_policy_gives(refuse, tuning):
-    assert "n_action_steps=5, but 1 latent steps give only 4 actions" in refuse(train_head, tuning("n_action_steps=5"))
+    assert "n_action_steps=5, but 1 latent steps give only 4 actions" in refuse(finetune, tuning("n_action_steps=5"))
 
 
 def test_fewer_labels_than_one(refuse, tuning):
-    assert "label_fraction" in refuse(train_head, tuning("label_fraction=0.01"))
-    assert "label_fraction must lie in (0, 1]" in refuse(train_head, tuning("label_fraction=2"))
+    assert "label_fraction" in refuse(finetune, tuning("label_fraction=0.01"))
+    assert "label_fraction must lie in (0, 1]" in refuse(finetune, tuning("label_fraction=2"))

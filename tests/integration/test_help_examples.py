@@ -5,7 +5,6 @@ The examples of the other programs become their configuration in `tests/test_con
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 import shlex
@@ -24,6 +23,7 @@ from omegaconf import OmegaConf
 
 from vw2_robot.agent import VW2Agent
 from vw2_robot.checkpoint import load_checkpoint
+from vw2_robot.command_line.entry_points import Program, finetune, pretrain_on_openx
 
 pytest.importorskip("tensorflow_datasets", reason="TFDS is not installed (extra openx)")
 torch.set_num_threads(1)
@@ -66,11 +66,11 @@ def write_bridge(folder: Path) -> None:
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Run the program of a module in this process, as a shell would."""
+    """Run a program in this process, as a shell would."""
 
-    def run(module: str, *overrides: str) -> None:
-        monkeypatch.setattr(sys, "argv", [module, *overrides])
-        importlib.import_module(f"vw2_robot.{module}").main()
+    def run(program: Program, *overrides: str) -> None:
+        monkeypatch.setattr(sys, "argv", [program.config_name, *overrides])
+        program.main()
 
     return run
 
@@ -95,12 +95,12 @@ def test_training_works_as_the_help_shows_it(
     for stage in STAGES:  # one by one "with the same overrides", then the chain finds them complete
         start(f"pretrain.{stage}", *from_openx, *sizes)
     capsys.readouterr()
-    start("pretrain.pretrain_on_openx", *from_openx, *sizes)
+    start(pretrain_on_openx, *from_openx, *sizes)
     assert "frames: 8 episodes, 80 images of 16 x 16" in capsys.readouterr().out
     assert load_checkpoint("runs/first/policy", kind="policy").facts["latent_hz"] == [5.0]
 
     for overrides in examples("finetune"):
-        start("finetune.train_head", *overrides, *SMALL_HEAD, "++hardware={device: cpu, threads: 1}")
+        start(finetune, *overrides, *SMALL_HEAD, "++hardware={device: cpu, threads: 1}")
         run = next(word.partition("=")[2] for word in overrides if word.startswith("run_dir="))
         assert json.loads(Path(run, "validation.json").read_text())["windows"] > 0
         assert VW2Agent.from_pretrained(run).metadata["chunk_size"] == 4

@@ -264,7 +264,10 @@ def alive_in_group(group):
 def test_worker_processes_end_with_a_stop_and_nothing_of_theirs_stays(miniature, pretrained, tmp_path, number):
     shutil.copytree(pretrained, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "latents")
-    code = "from vw2_robot.pretrain import extract_latents as e; e.EPISODES_PER_SHARD = 3; e.main()"
+    code = (
+        "from vw2_robot.pretrain import extract_latents as stage; stage.EPISODES_PER_SHARD = 3; "
+        "stage.entry_points.extract_latents.main()"
+    )
     command = [sys.executable, "-c", code, *miniature(tmp_path / "run"), "workers=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 

@@ -13,16 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vw2_robot.models.dldm.causal_video import LevelConfig, StemConfig
-from vw2_robot.models.dldm.config import DLDMConfig, QFormerConfig
+from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, QFormerConfig, StemConfig
 from vw2_robot.models.dldm.dldm import DLDM
-from vw2_robot.models.video.vdm import VDM, Geometry, VDMConfig
-from vw2_robot.models.video.video_codec import CodecConfig, DCTCodec
-from vw2_robot.optim import LoopConfig, OptimConfig, build_optimizer, optimizer_step
+from vw2_robot.models.video.config import CodecConfig, Geometry, VDMConfig
+from vw2_robot.models.video.vdm import VDM
+from vw2_robot.models.video.video_codec import DCTCodec
+from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.pretrain.config import TrainDLDMConfig
 from vw2_robot.pretrain.dldm_diagnostics import validate
 from vw2_robot.pretrain.dldm_losses import phase_one_loss, phase_two_loss
 from vw2_robot.random_numbers import SampleNoise
+from vw2_robot.schedule import LoopConfig, OptimConfig
 
 pytestmark = pytest.mark.slow
 

@@ -14,11 +14,10 @@ from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.contracts import ACTION_NAMES, Policy
 from vw2_robot.data.statistics import ActionStatistics
 from vw2_robot.errors import InputError
-from vw2_robot.models.dldm.causal_video import LevelConfig, StemConfig
-from vw2_robot.models.dldm.config import DLDMConfig
-from vw2_robot.models.policy.action_head import ActionHead, ActionHeadConfig
-from vw2_robot.models.policy.ar_policy import LatentPolicy, PolicyConfig
-from vw2_robot.models.policy.backbone import BackboneConfig
+from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, StemConfig
+from vw2_robot.models.policy.action_head import ActionHead
+from vw2_robot.models.policy.ar_policy import LatentPolicy
+from vw2_robot.models.policy.config import ActionHeadConfig, BackboneConfig, PolicyConfig
 from vw2_robot.pixels import to_model_range
 from vw2_robot.storage.files import write_manifest
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from vw2_robot.averaging import Average
+from vw2_robot.models.averaging import Average
 
 
 def test_an_average_follows_the_recurrence_for_parameters_and_statistics():

@@ -10,7 +10,8 @@ from vw2_robot import checkpoint
 from vw2_robot.checkpoint import load_checkpoint, load_optimizer, resolve, save_checkpoint, weights_digest
 from vw2_robot.distributed.sharding import full_state
 from vw2_robot.errors import InputError
-from vw2_robot.optim import OptimConfig, build_optimizer, optimizer_step
+from vw2_robot.optim import build_optimizer, optimizer_step
+from vw2_robot.schedule import OptimConfig
 from vw2_robot.storage.files import write_manifest
 
 OPTIM = OptimConfig(lr=1e-2, warmup_steps=1)

@@ -2,15 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from vw2_robot.optim import (
-    LoopConfig,
-    NonFiniteLossError,
-    OptimConfig,
-    build_optimizer,
-    clip_gradients,
-    learning_rate,
-    optimizer_step,
-)
+from vw2_robot.optim import NonFiniteLossError, build_optimizer, clip_gradients, optimizer_step
+from vw2_robot.schedule import LoopConfig, OptimConfig, learning_rate
 
 
 def test_rate_rises_linearly_and_then_falls_linearly_to_zero():

@@ -132,8 +132,13 @@ with stops_held_back():
 @pytest.mark.parametrize(("number", "name"), STOPS)
 def test_a_stop_during_the_import_of_a_program_is_no_traceback(tmp_path: Path, number: int, name: str) -> None:
     (tmp_path / "slow_module.py").write_text("import time\nprint('ready', flush=True)\ntime.sleep(60)\n")
-    body = f"import vw2_robot.command_line.entry_points\nsys.path.insert(0, {str(tmp_path)!r})\nsys.argv[0] = '/bin/vw2-slow'\nvw2_robot.command_line.entry_points._start('slow_module')"  # noqa: E501
-    assert stop(start(body, program="if True:"), number) == (128 + number, f"\nvw2-slow: stopped by {name}\n")
+    names = {"run": "slow_module:run", "config": "vw2_robot.rollouts.config:RolloutConfig", "config_name": "rollout"}
+    body = f"""
+from vw2_robot.command_line.entry_points import Program
+sys.path.insert(0, {str(tmp_path)!r})
+sys.argv = ["/bin/vw2-slow", "policy=random", "run_dir=x"]
+Program(**{names!r})()"""
+    assert stop(start(body, program="if True:"), number) == (128 + number, f"\nrollout: stopped by {name}\n")
 
 
 def run(command: str, body: str) -> subprocess.CompletedProcess[str]:

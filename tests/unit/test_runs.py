@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from vw2_robot.checkpoint import save_checkpoint
+from vw2_robot.devices import Hardware
 from vw2_robot.errors import InputError
 from vw2_robot.random_numbers import generator
-from vw2_robot.runs import Hardware, Run
+from vw2_robot.runs import Run
 
 CONFIG = {"optim": {"lr": 1e-3, "beta": 0.9}, "levels": [8, 5], "seed": 0}
 

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from vw2_robot.checkpoint import save_checkpoint
+from vw2_robot.devices import Hardware
 from vw2_robot.errors import Terminated
 from vw2_robot.process import DeferredStop
-from vw2_robot.runs import Hardware, Run
+from vw2_robot.runs import Run
 
 GIGABYTE = 10**9
 

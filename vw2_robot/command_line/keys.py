@@ -1,7 +1,6 @@
 """The keys of a configuration: their names, types, defaults and meanings, for the terminal and for the documentation.
 
     COMMAND --keys [PREFIX]     prints the keys of one program, or those that begin with PREFIX
-    python -m vw2_robot.command_line.keys docs/configuration.md     writes the page of all programs
 
 The meaning of a key is the docstring below its field. Defaults are those of the program's yaml file.
 """
@@ -9,25 +8,15 @@ The meaning of a key is the docstring below its field. Defaults are those of the
 from __future__ import annotations
 
 import ast
-import importlib
 import inspect
-import sys
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
-from functools import cache, partial
-from pathlib import Path
+from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from vw2_robot.command_line import entry_points
 from vw2_robot.limits import Limit
 
-PAGE_HEAD = """# Configuration reference
-
-Every key of every program: type, default, meaning. Written by `make configuration` from the docstrings of the
-configuration dataclasses; `COMMAND --keys [PREFIX]` prints the same on the terminal. Set a key with `KEY=VALUE` on the
-command line. A default of `???` must be given.
-"""
 _WIDTH = 100
 
 
@@ -148,39 +137,6 @@ def defaults_of(config_name: str) -> dict[str, Any]:
     return values
 
 
-def configuration_page(programs: Mapping[str, tuple[type, str]]) -> str:
-    """Return docs/configuration.md.
-
-    Args:
-        programs: command -> its configuration dataclass and the name of its yaml file. Commands with the same
-            dataclass share a section.
-    """
-    sections: dict[tuple[type, str], list[str]] = {}
-    for command, described in programs.items():
-        sections.setdefault(described, []).append(command)
-    parts = [PAGE_HEAD]
-    for (config_cls, config_name), commands in sections.items():
-        parts.append(f"\n## {', '.join(f'`{command}`' for command in commands)}\n")
-        parts.append(f"`configs/{config_name}.yaml`\n")
-        parts.append("| key | type | default | meaning |\n|---|---|---|---|")
-        for key in keys_of(config_cls, defaults_of(config_name)):
-            cells = (f"`{key.name}`", key.type, f"`{key.default}`" if key.default else "", key.meaning)
-            parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(parts) + "\n"
-
-
-def all_programs() -> dict[str, tuple[type, str]]:
-    """Return what `configuration_page` takes, for every program of the package."""
-    found: dict[str, tuple[type, str]] = {}
-    for name, start in vars(entry_points).items():
-        if isinstance(start, partial):
-            (module,) = start.args
-            main = importlib.import_module(module).main
-            command = name.replace("replay_", "replay ").replace("_", "-")  # subcommands of vw2-replay
-            found[command if command.startswith("pretrain") else f"vw2-{command}"] = (main.config_cls, main.config_name)
-    return found
-
-
 def _shown(value: Any) -> str:
     """Return a default as a command line would take it."""
     if value is None or isinstance(value, bool):
@@ -192,7 +148,3 @@ def _shown(value: Any) -> str:
     if is_dataclass(value) and not isinstance(value, type):
         return _shown(asdict(value))
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(configuration_page(all_programs()), encoding="utf-8")

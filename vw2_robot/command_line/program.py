@@ -69,7 +69,7 @@ def program(
             try:
                 require("hydra", extra=extra)
             except MissingExtraError as error:
-                _print_error(config_name, str(error))
+                print_error(config_name, str(error))
                 raise SystemExit(1) from None
             if "--keys" in sys.argv[1:]:
                 _print_keys()
@@ -105,7 +105,7 @@ def program(
                     if (message := _message(error)) is None or os.environ.get("HYDRA_FULL_ERROR"):
                         raise
                     if not getattr(error, "silent", False):  # of several ranks one prints
-                        _print_error(config_name, message)
+                        print_error(config_name, message)
                     facts = HydraConfig.get()
                     if facts.mode != RunMode.MULTIRUN:
                         raise SystemExit(1) from None
@@ -123,13 +123,13 @@ def program(
                 try:
                     check_sweep(sys.argv[1:], config_cls)
                 except InputError as error:
-                    _print_error(config_name, str(error))
+                    print_error(config_name, str(error))
                     raise SystemExit(1) from None
                 # Hydra reads `sys.argv` itself.
                 sys.argv[1:] = as_typed(sys.argv[1:], config_cls)
                 job()
                 if failed:
-                    _print_error(config_name, f"{len(failed)} of the jobs failed: {'; '.join(failed)}")
+                    print_error(config_name, f"{len(failed)} of the jobs failed: {'; '.join(failed)}")
                     raise SystemExit(1)
 
         def _print_keys() -> None:
@@ -137,11 +137,9 @@ def program(
             with orderly(config_name):
                 for prefix in arguments or [""]:
                     if not print_keys(config_cls, config_name, prefix):
-                        _print_error(config_name, f"no key begins with {prefix!r}; --keys alone lists all of them")
+                        print_error(config_name, f"no key begins with {prefix!r}; --keys alone lists all of them")
                         raise SystemExit(1)
 
-        main.config_cls = config_cls  # type: ignore[attr-defined]  # for docs/configuration.md
-        main.config_name = config_name  # type: ignore[attr-defined]
         return main
 
     return decorate
@@ -198,7 +196,8 @@ def _message(error: Exception) -> str | None:
     return f"{names or 'a limit of this machine'}: {error.strerror}; {_CURES[error.errno]}"
 
 
-def _print_error(program_name: str, message: str) -> None:
+def print_error(program_name: str, message: str) -> None:
+    """Print an error that is meant for a user."""
     with suppress(OSError):  # the disk behind the streams may be full as well
         sys.stdout.flush()
         print(f"{program_name}: error: {message}\nSet HYDRA_FULL_ERROR=1 for a full stack trace.", file=sys.stderr)

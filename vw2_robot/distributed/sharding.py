@@ -18,18 +18,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vw2_robot.devices import Sharding
 from vw2_robot.errors import InputError
 
 from . import ranks
 
-Sharding = Literal["none", "ddp", "fsdp"]
 ResultT = TypeVar("ResultT")
 
 

@@ -11,12 +11,11 @@ required.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vw2_robot.command_line.program import program
+from vw2_robot.command_line import entry_points
 from vw2_robot.data.sources.mixtures import find_set, mixture_weights
 from vw2_robot.data.sources.openx import OpenXSource, copy_command
 from vw2_robot.errors import install_command
@@ -91,17 +90,6 @@ def run(config: DoctorConfig) -> None:
         raise SystemExit(1)
 
 
-def main() -> None:
-    """Run the program; leading arguments without `=` become the option `sections`."""
-    # Hydra takes options with `=` only.
-    sections = []
-    while len(sys.argv) > 1 and sys.argv[1].isalpha():
-        sections.append(sys.argv.pop(1))
-    if sections:
-        sys.argv.insert(1, f"sections=[{','.join(sections)}]")
-    _configured()
-
-
 def _show_data(config: DoctorConfig) -> bool:
     """Print the data sets, and write the report if requested; return whether all are readable."""
     roots = config.data.roots
@@ -167,9 +155,5 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
         print("  " + "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-_configured = program(DoctorConfig, config_name="doctor")(run)
-# docs/configuration.md is made from these attributes of a `main`.
-vars(main).update(vars(_configured))
-
 if __name__ == "__main__":
-    main()
+    entry_points.doctor.main()

@@ -10,25 +10,12 @@ dict stays that of the base, bit for bit. `merged` gives a copy with the sum in 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-
-@dataclass(frozen=True)
-class LoRAConfig:
-    """Size of the adapters."""
-
-    rank: int = 16
-    """of the low-rank updates"""
-    alpha: float = 32.0
-    """the adapters' output is scaled by alpha / rank"""
-
-    def __post_init__(self) -> None:
-        if self.rank < 1 or not self.alpha > 0:
-            raise ValueError(f"lora.rank and lora.alpha must be positive, found {self.rank} and {self.alpha}")
+from .policy.config import LoRAConfig
 
 
 class LoRA(nn.Module):

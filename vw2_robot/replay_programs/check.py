@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vw2_robot.command_line.program import program
+from vw2_robot.command_line import entry_points
 from vw2_robot.data.replay.reverb_reader import ReverbReader
 from vw2_robot.data.replay.windows import ReplayWindow, decode
 from vw2_robot.errors import InputError
@@ -153,7 +153,5 @@ def log_line(window: ReplayWindow) -> str:
     return json.dumps(values, ensure_ascii=False) + "\n"
 
 
-main = program(ReplayCheckConfig, config_name="replay_check")(check)
-
 if __name__ == "__main__":
-    main()
+    entry_points.replay_check.main()

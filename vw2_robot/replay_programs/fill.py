@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
-from vw2_robot.command_line.program import program
+from vw2_robot.command_line import entry_points
 from vw2_robot.data.blocks import WindowOptions
 from vw2_robot.data.episodes import EpisodeSource
 from vw2_robot.data.replay import rlds_transformations
@@ -161,7 +161,5 @@ def fill_server(config: ReplayFillConfig) -> None:
     print(f"ingest {config.ingest} of {config.ingests}: {stored} windows stored, nothing left to do", flush=True)
 
 
-main = program(ReplayFillConfig, config_name="replay_fill")(fill_server)
-
 if __name__ == "__main__":
-    main()
+    entry_points.replay_fill.main()

@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from vw2_robot.command_line.program import program
+from vw2_robot.command_line import entry_points
 from vw2_robot.data.replay.reverb_server import ReplayServer
 from vw2_robot.data.replay.reverb_tables import ServerOptions
 from vw2_robot.errors import InputError
@@ -103,7 +103,5 @@ def describe_tables(server: ReplayServer) -> str:
     return ", ".join(f"{name} {size} windows" for name, size in server.sizes().items())
 
 
-main = program(ReplayServeConfig, config_name="replay_serve")(serve)
-
 if __name__ == "__main__":
-    main()
+    entry_points.replay_serve.main()

@@ -19,7 +19,7 @@ from benchmarks.capacity_plan.tables import insert, markers, tables
 from benchmarks.memory_plan import PHASE_TWO, activations, geometry_of, states
 from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.errors import InputError
-from vw2_robot.models.dldm.dldm import DLDM
+from vw2_robot.models.dldm.dldm import DLDM, fake_clip
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import build_codec
 from vw2_robot.pretrain.config import TrainDLDMConfig
@@ -199,7 +199,7 @@ def test_phase_two_has_the_work_of_the_loss_that_is_trained(small, phase_two: St
     phases = config_from(TrainDLDMConfig, small.tree["train_dldm"])
     valid = torch.ones(1, small.dldm.latent_steps, dtype=torch.bool)
     noise = SampleNoise(0, 0, stream=0, samples=[0])
-    x = small.dldm.fake_clip(1)
+    x = fake_clip(small.dldm, 1)
     # The penalty on correlated codes is no part of the plan.
     phases = replace(phases, decorrelation=0.0)
     with FlopCounterMode(display=False, custom_mapping=ATTENTION_ON_CPU) as counter:

@@ -9,9 +9,10 @@ from typing import Literal
 
 import pytest
 
-from vw2_robot.command_line.keys import all_programs, configuration_page, keys_of
+from vw2_robot.command_line.configuration_page import all_programs, configuration_page
+from vw2_robot.command_line.entry_points import rollout
+from vw2_robot.command_line.keys import keys_of
 from vw2_robot.limits import Count
-from vw2_robot.rollouts.__main__ import main as rollout
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "configuration.md"
 
@@ -54,11 +55,11 @@ def test_keys_have_type_default_and_meaning_of_bases_and_inner_dataclasses_too()
 
 def test_a_program_prints_its_keys(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["vw2-rollout", "--keys", "n_action"])
-    rollout()
+    rollout.main()
     assert capsys.readouterr().out.startswith("n_action_steps  (integer or null, default null)\n    ")
     monkeypatch.setattr(sys, "argv", ["vw2-rollout", "--keys", "nothing"])
     with pytest.raises(SystemExit, match="1"):
-        rollout()
+        rollout.main()
     assert "no key begins with 'nothing'" in capsys.readouterr().err
 
 

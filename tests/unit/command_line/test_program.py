@@ -177,9 +177,7 @@ def test_ranks_are_joined_by_the_programs_that_train_on_several_and_by_no_other(
 
 def test_every_training_program_runs_on_ranks():
     for name in ("pretrain_on_openx", "train_vdm", "train_dldm", "extract_latents", "train_policy", "finetune"):
-        module = getattr(entry_points, name).args[0]
-        path = module.removeprefix("vw2_robot.").replace(".", "/") + ".py"
-        assert "ranks=True" in (Path(__file__).parents[3] / path).read_text()
+        assert getattr(entry_points, name).ranks
 
 
 def test_a_person_who_asks_gets_the_whole_trace(call, monkeypatch):
@@ -253,13 +251,25 @@ def test_version_is_ours_and_not_that_of_hydra(monkeypatch, capsys):
     assert capsys.readouterr().out == f"vw2_robot {vw2_robot.__version__}\n"
 
 
-def test_help_of_a_real_process_shows_groups_and_an_example():
-    done = subprocess.run(
-        [sys.executable, "-m", "vw2_robot.pretrain.pretrain_on_openx", "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+HELP_OF_ALL = """
+import contextlib, sys
+from vw2_robot.command_line import entry_points
+
+for name, program in sorted(vars(entry_points).items()):
+    if isinstance(program, entry_points.Program):
+        for arguments in (["--help"], ["--keys"], ["sed=1"]):
+            sys.argv = [name, *arguments]
+            with contextlib.suppress(SystemExit):
+                program.main()
+print("loaded:", *sys.modules, file=sys.stderr)
+"""
+
+
+def test_help_keys_and_wrong_keys_of_all_programs_load_nothing_that_takes_seconds():
+    done = subprocess.run([sys.executable, "-c", HELP_OF_ALL], capture_output=True, text=True, check=True)
+    *errors, loaded = done.stderr.splitlines()
     assert "pretrain-on-openx data=bridge_sample" in done.stdout
-    assert "train_dldm:" in done.stdout
-    assert done.stderr == ""
+    assert "train_dldm.phase1.train_steps" in done.stdout
+    assert sum("there is no key sed" in line for line in errors) == 16
+    slow = {"torch", "transformers", "tensorflow", "tensorflow_datasets", "pybullet", "diffusers", "matplotlib"}
+    assert not slow & set(loaded.split())

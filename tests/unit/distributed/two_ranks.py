@@ -11,7 +11,8 @@ from vw2_robot.distributed.batch_share import BatchShare, StatisticsGroups
 from vw2_robot.distributed.ranks import any_rank, check_same, from_main, gather, global_sum, joined_ranks, on_main, rank
 from vw2_robot.distributed.sharding import LossParts, Parallel, full, gathered
 from vw2_robot.errors import InputError
-from vw2_robot.optim import OptimConfig, build_optimizer, optimizer_step
+from vw2_robot.optim import build_optimizer, optimizer_step
+from vw2_robot.schedule import OptimConfig
 
 OPTIM = OptimConfig(warmup_steps=1, lr=0.01)
 BATCH = 8

@@ -10,9 +10,9 @@ import sys
 import numpy as np
 import pytest
 
+from vw2_robot.command_line.entry_points import doctor
 from vw2_robot.data.calvin_writer import CalvinWriter
 from vw2_robot.data.clips import clip_offsets
-from vw2_robot.doctor import __main__ as doctor
 from vw2_robot.doctor.data_report import ClipOptions, format_bytes, spread_episodes, write_data_report
 from vw2_robot.doctor.data_sets import describe, find_data_sets
 from vw2_robot.doctor.packages import CORE, list_packages, missing_extras

@@ -8,15 +8,13 @@ import torch
 
 from vw2_robot.checkpoint import save_checkpoint
 from vw2_robot.command_line.config_tree import config_tree
+from vw2_robot.devices import Hardware
 from vw2_robot.finetune.config import CalvinDataConfig, FinetuneConfig
-from vw2_robot.models.dldm.causal_video import LevelConfig, StemConfig
-from vw2_robot.models.dldm.config import DLDMConfig, QFormerConfig
+from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, QFormerConfig, StemConfig
 from vw2_robot.models.dldm.dldm import DLDM
-from vw2_robot.models.policy.action_head import ActionHeadConfig
-from vw2_robot.models.policy.ar_policy import LatentPolicy, PolicyConfig
-from vw2_robot.models.policy.backbone import BackboneConfig
-from vw2_robot.optim import LoopConfig, OptimConfig
-from vw2_robot.runs import Hardware
+from vw2_robot.models.policy.ar_policy import LatentPolicy
+from vw2_robot.models.policy.config import ActionHeadConfig, BackboneConfig, PolicyConfig
+from vw2_robot.schedule import LoopConfig, OptimConfig
 
 torch.set_num_threads(1)  # the models are tiny; two test processes share two cores
 LENGTH = 7

@@ -13,8 +13,7 @@ from vw2_robot.finetune.labeled_windows import (
     split_trajectories,
     window_offsets,
 )
-from vw2_robot.models.dldm.causal_video import LevelConfig, StemConfig
-from vw2_robot.models.dldm.config import DLDMConfig, QFormerConfig
+from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, QFormerConfig, StemConfig
 from vw2_robot.models.dldm.dldm import DLDM
 
 

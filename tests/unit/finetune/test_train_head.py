@@ -15,9 +15,10 @@ from vw2_robot.finetune.losses import action_loss, totals_of, unlabeled_loss, wi
 from vw2_robot.finetune.pretrained_init import load_pretrained
 from vw2_robot.finetune.train_head import finetune
 from vw2_robot.models.policy.acting import null_codes
-from vw2_robot.models.policy.action_head import ActionHead, ActionHeadConfig
-from vw2_robot.optim import OptimConfig
+from vw2_robot.models.policy.action_head import ActionHead
+from vw2_robot.models.policy.config import ActionHeadConfig
 from vw2_robot.random_numbers import SampleNoise
+from vw2_robot.schedule import OptimConfig
 
 
 def noise_of(count, seed=0):

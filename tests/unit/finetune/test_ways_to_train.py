@@ -19,7 +19,7 @@ from vw2_robot.finetune.config import CalvinDataConfig, NetworkConfig, Scheduled
 from vw2_robot.finetune.losses import action_errors, totals_of, window_batch, window_losses
 from vw2_robot.finetune.pretrained_init import init_policy
 from vw2_robot.finetune.train_head import finetune
-from vw2_robot.models.lora import LoRAConfig
+from vw2_robot.models.policy.config import LoRAConfig
 from vw2_robot.random_numbers import SampleNoise
 
 SCRATCH = {"policy": "scratch", "code_source": "none", "lambda_ce": 0.0}

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from vw2_robot.models.lora import LoRA, LoRAConfig
+from vw2_robot.models.lora import LoRA
+from vw2_robot.models.policy.config import LoRAConfig
 
 
 def network():

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vw2_robot.optim import LoopConfig, OptimConfig
 from vw2_robot.pretrain.code_usage import CodeUsageMonitor
 from vw2_robot.pretrain.config import TrainDLDMConfig
+from vw2_robot.schedule import LoopConfig, OptimConfig
 
 LOOP = LoopConfig(train_steps=1, batch_size=1, optim=OptimConfig())
 PHASES = TrainDLDMConfig(phase1=LOOP, phase2=LOOP, alarm_after=3, perplexity_alarm=0.1, shuffle_alarm=1.02)

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from vw2_robot.models.dldm.causal_video import LevelConfig, StemConfig
-from vw2_robot.models.dldm.config import DLDMConfig, QFormerConfig
-from vw2_robot.models.dldm.dldm import DLDM
-from vw2_robot.models.video.video_codec import CodecConfig, DCTCodec
+from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, QFormerConfig, StemConfig
+from vw2_robot.models.dldm.dldm import DLDM, fake_clip
+from vw2_robot.models.video.config import CodecConfig
+from vw2_robot.models.video.video_codec import DCTCodec
 from vw2_robot.pretrain.code_usage import used_and_perplexity
 from vw2_robot.pretrain.dldm_diagnostics import contact_sheet, explain_shortfall, one_per_episode, validate
 
@@ -49,7 +49,7 @@ class Renderer:
 def validation(*, rec=None, weight=0.0, phase=2, chunk=6):
     torch.manual_seed(0)
     dldm = DLDM(CONFIG).train()
-    x = CONFIG.fake_clip(6)
+    x = fake_clip(CONFIG, 6)
     valid = torch.ones(6, 2, dtype=torch.bool)
     valid[3, 1] = False
     dldm.eval()

@@ -9,9 +9,9 @@ from vw2_robot.checkpoint import load_checkpoint, save_checkpoint
 from vw2_robot.data.episodes import Episode
 from vw2_robot.data.frame_cache import FrameCache, cache_frames
 from vw2_robot.data.latents import LatentWindows, missing_shards
+from vw2_robot.devices import Hardware
 from vw2_robot.errors import InputError
-from vw2_robot.models.dldm.causal_video import LevelConfig, StemConfig
-from vw2_robot.models.dldm.config import DLDMConfig, QFormerConfig
+from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, QFormerConfig, StemConfig
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.pixels import to_model_range
 from vw2_robot.pretrain.config import DataConfig, ExtractLatentsConfig, PretrainConfig
@@ -23,7 +23,6 @@ from vw2_robot.pretrain.extract_latents import (
     slice_agreement,
     write_shards,
 )
-from vw2_robot.runs import Hardware
 
 CONFIG = DLDMConfig(
     num_frames=9,

@@ -10,21 +10,22 @@ from vw2_robot.checkpoint import load_checkpoint, save_checkpoint
 from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.data.episodes import Episode
 from vw2_robot.data.frame_cache import FrameCache, cache_frames
+from vw2_robot.devices import Hardware
 from vw2_robot.errors import InputError
 from vw2_robot.image_metrics import psnr
-from vw2_robot.models.dldm.causal_video import LevelConfig, StemConfig
-from vw2_robot.models.dldm.config import DLDMConfig, QFormerConfig
+from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, QFormerConfig, StemConfig
 from vw2_robot.models.dldm.dldm import DLDM
-from vw2_robot.models.policy.ar_policy import LatentPolicy, PolicyConfig
-from vw2_robot.models.policy.backbone import BackboneConfig
-from vw2_robot.models.video.vdm import VDM, Geometry, VDMConfig
-from vw2_robot.models.video.video_codec import CodecConfig, DCTCodec
+from vw2_robot.models.policy.ar_policy import LatentPolicy
+from vw2_robot.models.policy.config import BackboneConfig, PolicyConfig
+from vw2_robot.models.video.config import CodecConfig, Geometry, VDMConfig
+from vw2_robot.models.video.vdm import VDM
+from vw2_robot.models.video.video_codec import DCTCodec
 from vw2_robot.pixels import to_model_range, to_pixels
 from vw2_robot.pretrain import imagine as program
+from vw2_robot.pretrain.config import ImagineConfig
 from vw2_robot.pretrain.imagination import Renderer, imagine_segments, plan_of
-from vw2_robot.pretrain.imagine import ImagineConfig, imagine, read_photograph
+from vw2_robot.pretrain.imagine import imagine, read_photograph
 from vw2_robot.pretrain.train_dldm import encoder_hash
-from vw2_robot.runs import Hardware
 
 CONFIG = DLDMConfig(
     num_frames=9,
@@ -245,7 +246,7 @@ def test_codes_of_a_file_are_decoded(trained, recorded):
 
 def test_a_video_is_an_mp4_of_even_size(tmp_path):
     pytest.importorskip("imageio_ffmpeg")
-    from vw2_robot.pretrain.video_writer import write_video
+    from vw2_robot.pretrain.imagine import write_video
 
     write_video(tmp_path / "deep" / "a.mp4", np.zeros((3, 5, 7, 3), np.uint8), fps=5.0, enlarge=3)
     assert b"ftyp" in (tmp_path / "deep" / "a.mp4").read_bytes()[:12]

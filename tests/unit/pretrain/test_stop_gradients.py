@@ -7,16 +7,17 @@ import pytest
 import torch
 
 from vw2_robot.distributed.batch_share import PartOfBatch, StatisticsGroups
-from vw2_robot.models.dldm.causal_video import LevelConfig, StemConfig
-from vw2_robot.models.dldm.config import DLDMConfig, QFormerConfig
-from vw2_robot.models.dldm.dldm import DLDM
-from vw2_robot.models.video.vdm import VDM, Geometry, VDMConfig
-from vw2_robot.models.video.video_codec import CodecConfig, DCTCodec
-from vw2_robot.optim import LoopConfig, OptimConfig, build_optimizer, optimizer_step
+from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, QFormerConfig, StemConfig
+from vw2_robot.models.dldm.dldm import DLDM, fake_clip
+from vw2_robot.models.video.config import CodecConfig, Geometry, VDMConfig
+from vw2_robot.models.video.vdm import VDM
+from vw2_robot.models.video.video_codec import DCTCodec
+from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.pretrain.config import TrainDLDMConfig
 from vw2_robot.pretrain.dldm_losses import phase_one_loss, phase_two_loss
 from vw2_robot.pretrain.targets import frame_error, jitter_color, make_control_video
 from vw2_robot.random_numbers import SampleNoise
+from vw2_robot.schedule import LoopConfig, OptimConfig
 
 DLDM_TINY = DLDMConfig(
     num_frames=9,
@@ -77,7 +78,7 @@ def learners(loss, dldm, vdm):
 
 
 def two(dldm, vdm, codec, *, phases=PHASES, seed=0):
-    x = DLDM_TINY.fake_clip(4)
+    x = fake_clip(DLDM_TINY, 4)
     valid = torch.ones(4, 2, dtype=torch.bool)
     return phase_two_loss(dldm, vdm, codec, x, valid, phases=phases, noise=noise_of(4, seed))[0]
 
@@ -88,7 +89,7 @@ RENDERER = {"projection", "null token", "transformer", "control"}
 
 def test_phase_one_trains_the_whole_autoencoder_and_nothing_else():
     dldm, vdm, _ = build()
-    loss, parts, _ = phase_one_loss(dldm, DLDM_TINY.fake_clip(4), torch.ones(4, 2, dtype=torch.bool))
+    loss, parts, _ = phase_one_loss(dldm, fake_clip(DLDM_TINY, 4), torch.ones(4, 2, dtype=torch.bool))
     assert learners(loss, dldm, vdm) == AUTOENCODER
     assert not parts["dldm/reconstruction_l2"].requires_grad
     assert all(p.grad is not None for p in dldm.parameters())
@@ -120,7 +121,7 @@ def test_without_the_stop_gradient_reconstruction_still_trains_the_whole_autoenc
 
 def test_phase_one_can_keep_the_gradient_off_the_first_feature():
     dldm, _, _ = build()
-    x = DLDM_TINY.fake_clip(4)
+    x = fake_clip(DLDM_TINY, 4)
     valid = torch.ones(4, 2, dtype=torch.bool)
     with torch.no_grad():
         f = dldm.features(x)
@@ -143,7 +144,7 @@ def test_the_reconstruction_loss_is_squared_or_absolute():
     assert float(frame_error(rec, x, valid, norm="l1")) == pytest.approx(0.5)
     dldm, vdm, codec = build()
     noise = noise_of(4)
-    clip = DLDM_TINY.fake_clip(4), torch.ones(4, 2, dtype=torch.bool)
+    clip = fake_clip(DLDM_TINY, 4), torch.ones(4, 2, dtype=torch.bool)
     parts = phase_two_loss(dldm, vdm, codec, *clip, phases=replace(PHASES, reconstruction_loss="l1"), noise=noise)[1]
     assert set(parts) == {"dldm/reconstruction_l1", "dldm/denoising_loss", "dldm/correlation"}
 
@@ -154,7 +155,7 @@ def test_under_autocast_matrix_products_are_bfloat16_but_codes_and_losses_are_fl
     levels, width = ((8, 5, 5, 5), 4) if quantizer == "fsq" else ((8,), 4)
     dldm = DLDM(replace(DLDM_TINY, quantizer=quantizer, fsq_levels=levels, vq_width=width))
     _, vdm, codec = build()
-    x = DLDM_TINY.fake_clip(4)
+    x = fake_clip(DLDM_TINY, 4)
     valid = torch.ones(4, 2, dtype=torch.bool)
     products = []
     dldm.qformer.cross[0].register_forward_hook(lambda module, inputs, output: products.append(output.dtype))
@@ -192,7 +193,7 @@ def test_control_learns_from_its_second_step_on():
 
 def test_steps_move_only_the_parameters_of_their_phase_although_weight_decay_is_on():
     dldm, vdm, codec = build()
-    x = DLDM_TINY.fake_clip(4)
+    x = fake_clip(DLDM_TINY, 4)
     valid = torch.ones(4, 2, dtype=torch.bool)
     frozen = copy.deepcopy(vdm.state_dict()), copy.deepcopy(codec.state_dict())
     before = [p.detach().clone() for p in dldm.parameters()]
@@ -240,7 +241,7 @@ def given_to_the_vdm(phases, *, batch=64, seed=0):
     dldm, codec = DLDM(DLDM_TINY).eval(), DCTCodec(CodecConfig(keep=4))
     vdm = VDM(VDM_TINY, Geometry(channels=192, latent_steps=2, height=2, width=2, queries=4, fsq_dims=4))
     vdm.denoising_loss = RecordingLoss()
-    x = DLDM_TINY.fake_clip(batch)
+    x = fake_clip(DLDM_TINY, batch)
     valid = torch.ones(batch, 2, dtype=torch.bool)
     phase_two_loss(dldm, vdm, codec, x, valid, phases=phases, noise=noise_of(batch, seed))
     given = vdm.denoising_loss
@@ -334,7 +335,7 @@ def test_both_losses_and_their_gradients_are_those_of_all_parts_together(phase):
     """Correlations are taken within groups of two clips, and each part has whole groups."""
     dldm, vdm, codec = build()
     dldm.share_statistics(StatisticsGroups(2), 4, micro_batches=1)
-    x = DLDM_TINY.fake_clip(8)
+    x = fake_clip(DLDM_TINY, 8)
     valid = torch.ones(8, 2, dtype=torch.bool)
     valid[1, 1] = valid[6, 0] = valid[6, 1] = False
     phases = replace(PHASES, encoder_augmentation=0.5, control_dropout=0.5, target_color_jitter=0.1)

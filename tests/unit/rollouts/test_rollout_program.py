@@ -244,7 +244,8 @@ def test_workers_of_the_console_script_import_no_torch_either(tmp_path, monkeypa
     (tmp_path / "env/telling.yaml").write_text("_target_: telling.World\n")
     script = tmp_path / "vw2-rollout"  # as pip writes it
     script.write_text(
-        "import sys\nfrom vw2_robot.rollouts.__main__ import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
+        "import sys\nfrom vw2_robot.command_line.entry_points import rollout\n"
+        "if __name__ == '__main__':\n    sys.exit(rollout())\n"
     )
     places = [str(tmp_path), str(Path(__file__).parent), str(Path(__file__).parents[3])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(places))

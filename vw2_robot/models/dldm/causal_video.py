@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -26,47 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vw2_robot.limits import Count
-
-
-@dataclass(frozen=True)
-class StemConfig:
-    """The lossless rearrangement of pixels into the first feature grid; it has no weights."""
-
-    patch: Literal["haar", "pixel"] = "haar"
-    """haar: orthonormal Haar wavelets inside each patch; pixel: the pixels themselves."""
-    temporal_patch_size: int = 4
-    """frames that become one place of the feature map"""
-    spatial_patch_size: int = 4
-    """side of the square of pixels that becomes one place of the feature map"""
-    spatial_kernel_size: int = 3
-    """side of the convolution between channels and the first width (and back); 1 saves most of a tiny model's time"""
-
-    def __post_init__(self) -> None:
-        for name, size in (
-            ("temporal_patch_size", self.temporal_patch_size),
-            ("spatial_patch_size", self.spatial_patch_size),
-        ):
-            if size < 1 or size & (size - 1):
-                raise ValueError(f"stem.{name} must be a power of two, found {size}")
-        if self.spatial_kernel_size % 2 == 0:
-            raise ValueError(f"stem.spatial_kernel_size must be odd, found {self.spatial_kernel_size}")
-
-
-@dataclass(frozen=True)
-class LevelConfig:
-    """One resolution of the trunk; down-sampling follows its blocks."""
-
-    width: Count
-    """channels"""
-    blocks: Count = 2
-    """residual blocks"""
-    downsample_time: bool = False
-    """halve the number of frames at the end of the level"""
-    downsample_space: bool = False
-    """halve height and width at the end of the level"""
-    attention: bool = False
-    """spatial and causal temporal attention after each block"""
+from .config import LevelConfig, StemConfig
 
 
 def _autocast(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:

@@ -11,13 +11,47 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
 from vw2_robot.limits import Count
 
-from .causal_video import LevelConfig, StemConfig
+
+@dataclass(frozen=True)
+class StemConfig:
+    """The lossless rearrangement of pixels into the first feature grid; it has no weights."""
+
+    patch: Literal["haar", "pixel"] = "haar"
+    """haar: orthonormal Haar wavelets inside each patch; pixel: the pixels themselves."""
+    temporal_patch_size: int = 4
+    """frames that become one place of the feature map"""
+    spatial_patch_size: int = 4
+    """side of the square of pixels that becomes one place of the feature map"""
+    spatial_kernel_size: int = 3
+    """side of the convolution between channels and the first width (and back); 1 saves most of a tiny model's time"""
+
+    def __post_init__(self) -> None:
+        for name, size in (
+            ("temporal_patch_size", self.temporal_patch_size),
+            ("spatial_patch_size", self.spatial_patch_size),
+        ):
+            if size < 1 or size & (size - 1):
+                raise ValueError(f"stem.{name} must be a power of two, found {size}")
+        if self.spatial_kernel_size % 2 == 0:
+            raise ValueError(f"stem.spatial_kernel_size must be odd, found {self.spatial_kernel_size}")
+
+
+@dataclass(frozen=True)
+class LevelConfig:
+    """One resolution of the trunk; down-sampling follows its blocks."""
+
+    width: Count
+    """channels"""
+    blocks: Count = 2
+    """residual blocks"""
+    downsample_time: bool = False
+    """halve the number of frames at the end of the level"""
+    downsample_space: bool = False
+    """halve height and width at the end of the level"""
+    attention: bool = False
+    """spatial and causal temporal attention after each block"""
 
 
 @dataclass(frozen=True)
@@ -131,8 +165,3 @@ class DLDMConfig:
     def code_dims(self) -> int:
         """Return L, the numbers of one code: FSQ dimensions, or the width of a codebook entry with `quantizer=vq`."""
         return len(self.fsq_levels) if self.quantizer == "fsq" else self.vq_width
-
-    def fake_clip(self, batch: int = 2, *, seed: int = 0) -> Float[Tensor, "B T 3 H W"]:
-        """Return a random clip of this configuration's shape, in [-1, 1]; for tests."""
-        generator = torch.Generator().manual_seed(seed)
-        return torch.rand(batch, self.num_frames, 3, self.height, self.width, generator=generator) * 2 - 1

@@ -202,3 +202,15 @@ class DLDM(nn.Module):
         indices = self.encode(x).indices_BMN
         self.train(was_training)
         return indices
+
+
+def fake_clip(config: DLDMConfig, batch: int = 2, *, seed: int = 0) -> Float[Tensor, "B T 3 H W"]:
+    """Return a random clip of a configuration's shape, in [-1, 1]; for tests.
+
+    Args:
+        config: of the model.
+        batch: B, clips.
+        seed: of the pixels.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(batch, config.num_frames, 3, config.height, config.width, generator=generator) * 2 - 1

@@ -7,26 +7,15 @@ its N hidden states give actions a[s(k-1)] .. a[sk-1]. The paper says "an MLP la
 # B batch · H latent steps · N codes per step · D hidden width · s actions per step · A action dims
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vw2_robot.contracts import ACTION_DIM
-from vw2_robot.limits import Count
+
+from .config import ActionHeadConfig
 
 POSE_DIM = 10  # position, sine and cosine of the three angles, opening of the fingers
-
-
-@dataclass(frozen=True)
-class ActionHeadConfig:
-    """Size of the head."""
-
-    hidden: Count = 1024
-    """width of the one hidden layer is 4 * min(D, hidden)"""
-    pose: bool = False
-    """a second output for training: the end effector's pose, see `ActionHead.end_effector_pose`"""
 
 
 class ActionHead(nn.Module):

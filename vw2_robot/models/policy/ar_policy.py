@@ -12,9 +12,9 @@ The state at the token *before* z_k^n predicts it; the N states that predict ste
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,70 +25,17 @@ from torch import Tensor, nn
 from vw2_robot.checkpoint import CURE, Checkpoint
 from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.errors import InputError
-from vw2_robot.limits import Count
 
 from ..dldm.config import DLDMConfig
 from ..dldm.dldm import DLDM
 from ..dldm.fsq import FSQ
 from ..precision import at_least_float32
-from .backbone import Backbone, BackboneConfig
-from .decoding import Decoded, Decoding, Prompt, Sampling
-from .image_tokens import NORM_GROUPS, DiscreteTokens, FeatureTokens, PixelTokens
+from .backbone import Backbone
+from .config import PolicyConfig, Sampling
+from .decoding import Decoded, Decoding, Prompt
+from .image_tokens import DiscreteTokens, FeatureTokens, PixelTokens
 
-__all__ = ["Decoded", "Decoding", "LatentPolicy", "PolicyConfig", "Prompt", "Sampling"]
-
-MAX_IMAGE_PX = 4096
-
-
-@dataclass(frozen=True)
-class PolicyConfig:
-    """Backbone, image input and prompt layout. Defaults: the embedded tiny policy."""
-
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    image: Literal["pixels", "features", "discrete", "vlm"] = "pixels"
-    """pixels: a small trainable convolution stack; features: f_0 of the frozen dLDM encoder; discrete: a fixed
-    tokenizer's ids; vlm: the image encoder of backbone.weights, a vision-language model"""
-    image_px: Count = 64
-    """side of the square image that the policy gets"""
-    image_widths: tuple[int, ...] = (32, 64, 128, 128)
-    """pixels: channels of the convolutions, multiples of 8; each halves the side, the last grid is the image tokens"""
-    image_block: Count = 1
-    """pixels: side of the square of pixels that is one place before the first convolution"""
-    image_grid: int = 4
-    """features: the feature map is pooled to a grid of this side"""
-    image_patch: int = 8
-    """discrete: side of the patch that becomes one token"""
-    text_limit: Count = 64
-    """most tokens of an instruction; the rest is cut off"""
-    queries: Count = 4
-    """N, codes per latent step"""
-    fsq_levels: tuple[int, ...] = (8, 5, 5, 5)
-    """values of each FSQ dimension of a code; those of the dLDM"""
-    restrict_softmax: bool = True
-    """the loss compares latent tokens with one another; false: with the whole vocabulary"""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.image_px <= MAX_IMAGE_PX:
-            raise ValueError(f"policy.image_px must lie in 1..{MAX_IMAGE_PX}, found {self.image_px}")
-        smallest = self.image_block * 2 ** len(self.image_widths)
-        if self.image == "pixels" and (self.image_block < 1 or self.image_px % smallest):
-            raise ValueError(
-                f"policy.image_px must be a multiple of {smallest} (blocks of {self.image_block}, "
-                f"{len(self.image_widths)} halvings), found {self.image_px}"
-            )
-        if not self.image_widths or any(width < 1 or width % NORM_GROUPS for width in self.image_widths):
-            raise ValueError(f"policy.image_widths must be multiples of {NORM_GROUPS}, found {self.image_widths}")
-        if self.image_grid < 1 or self.image_patch < 2:
-            raise ValueError(
-                "policy.image_grid must be at least 1 and policy.image_patch at least 2, found "
-                f"{self.image_grid} and {self.image_patch}"
-            )
-        if self.image == "discrete" and self.image_px % self.image_patch:
-            raise ValueError(
-                f"policy.image_px must be a multiple of policy.image_patch={self.image_patch}, found {self.image_px}"
-            )
-        if self.image == "vlm" and self.backbone.weights is None:
-            raise ValueError("policy.image=vlm needs policy.backbone.weights, a vision-language model")
+__all__ = ["Decoded", "Decoding", "LatentPolicy", "Prompt"]
 
 
 class LatentPolicy(nn.Module):

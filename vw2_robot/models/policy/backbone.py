@@ -11,68 +11,22 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vw2_robot.errors import InputError
-from vw2_robot.limits import Count
 
 from ..dldm.fsq import FSQ
-from ..lora import LoRA, LoRAConfig
+from ..lora import LoRA
+from .config import BackboneConfig
 from .kv_cache import Cache, InstructionCache, LibraryCache, StaticCache, takes_positions
 from .llama_weights import LlamaWeights, is_llama_shaped
 from .pretrained import Kind, read_pretrained, rebuild_pretrained
 from .vlm_images import VLMImages
-from .vocabulary import TOKENIZERS, EmbeddedTokenizer, LatentInit, Tokenizer, embedding_tables, extend_vocabulary
-
-
-@dataclass(frozen=True)
-class BackboneConfig:
-    """Size of the embedded Llama, or the name of a pretrained model. Defaults: a tiny Llama, about 1 M parameters."""
-
-    hidden: Count = 128
-    """width of the language model; with `weights` it comes from there, like the sizes below"""
-    ffn: Count = 384
-    """width of the feed-forward layers"""
-    layers: Count = 4
-    """transformer blocks"""
-    heads: Count = 4
-    """attention heads"""
-    kv_heads: Count = 2
-    """heads of keys and values (grouped-query attention)"""
-    max_positions: Count = 1024
-    """longest sequence, in tokens"""
-    tokenizer: Literal["words", "bytes"] = "words"
-    """words: one token for each of about 500 words of robot instructions, bytes for the rest; bytes: bytes alone, about
-    four times as many tokens"""
-    weights: str | None = None
-    """folder or hub id of a transformers model with safetensors weights; the sizes above are then not used"""
-    latent_init: LatentInit = "fsq"
-    """new rows of codes: fsq, neighbors in the codebook start as neighbors; normal, independent rows"""
-    pad_to_multiple_of: int = 1
-    """round the embedding tables up to a multiple of this; the extra rows are never used"""
-    train: Literal["full", "freeze_base", "lora"] = "full"
-    """what latent pre-training trains: everything; the new rows alone; adapters and the new rows"""
-    lora: LoRAConfig = field(default_factory=LoRAConfig)
-    """train=lora: size of the adapters"""
-
-    def __post_init__(self) -> None:
-        if self.hidden % self.heads or self.heads % self.kv_heads:
-            raise ValueError(
-                f"backbone: hidden ({self.hidden}) must be a multiple of heads ({self.heads}), "
-                f"and heads a multiple of kv_heads ({self.kv_heads})"
-            )
-        if self.pad_to_multiple_of < 1:
-            raise ValueError(f"backbone.pad_to_multiple_of must be at least 1, found {self.pad_to_multiple_of}")
-        if self.train != "full" and self.weights is None:
-            raise ValueError(
-                f"backbone.train={self.train} keeps the base model as it is, but the embedded one begins untrained; "
-                "set backbone.weights, or train=full"
-            )
+from .vocabulary import TOKENIZERS, EmbeddedTokenizer, Tokenizer, embedding_tables, extend_vocabulary
 
 
 class Backbone(nn.Module):

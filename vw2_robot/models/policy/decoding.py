@@ -8,7 +8,6 @@ temperature 0.
 # B batch · P prompt length · S positions so far · H latent steps · N codes per step · D width · V codes
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from ..precision import at_least_float32
 from .backbone import Backbone
+from .config import Sampling
 from .vlm_images import flat_rows
 
 
@@ -58,44 +58,34 @@ class Prompt(NamedTuple):
         return flat_rows(self.images) | backbone.image_marks(self.inputs)
 
 
+def choose_codes(
+    logits: Float[Tensor, "B V"], sampling: Sampling, generator: torch.Generator | None
+) -> Int[Tensor, " B"]:
+    """Return one code per row.
+
+    Args:
+        logits: of all codes.
+        sampling: how a code is chosen.
+        generator: on the CPU.
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    # On the CPU, so that a seed gives the same codes on every device.
+    probabilities, codes = (at_least_float32(logits) / sampling.temperature).softmax(-1).cpu().sort(-1, descending=True)
+    # top_p: a code stays as long as the likelier ones together are below p, so the likeliest always stays.
+    before = probabilities.cumsum(-1) - probabilities
+    probabilities = probabilities.masked_fill(before >= sampling.top_p, 0.0)
+    if sampling.top_k is not None:
+        probabilities[:, sampling.top_k :] = 0.0
+    place = torch.multinomial(probabilities, 1, generator=generator)
+    return codes.gather(-1, place)[:, 0].to(logits.device)
+
+
 class Decoded(NamedTuple):
     """Decoded latent steps. codes_BHN: indices of the codes. states_BHND: the states that predicted them."""
 
     codes_BHN: Tensor
     states_BHND: Tensor
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next code is chosen: the likeliest at temperature 0, else sampled from what top_k and top_p leave."""
-
-    temperature: float = 0.0
-    """of predicted codes; 0 takes the most likely one"""
-    top_k: int | None = None
-    """sample from the k likeliest codes"""
-    top_p: float = 1.0
-    """sample from the likeliest codes that together have at least this probability"""
-
-    def __post_init__(self) -> None:
-        if not self.temperature >= 0 or not 0 < self.top_p <= 1 or (self.top_k is not None and self.top_k < 1):
-            raise ValueError(
-                "temperature must not be negative, top_k at least 1 and top_p in (0, 1], found "
-                f"{self.temperature}, {self.top_k} and {self.top_p}"
-            )
-
-    def choose(self, logits: Float[Tensor, "B V"], generator: torch.Generator | None) -> Int[Tensor, " B"]:
-        """Return one code per row; the generator is on the CPU."""
-        if self.temperature == 0:
-            return logits.argmax(-1)
-        # On the CPU, so that a seed gives the same codes on every device.
-        probabilities, codes = (at_least_float32(logits) / self.temperature).softmax(-1).cpu().sort(-1, descending=True)
-        # top_p: a code stays as long as the likelier ones together are below p, so the likeliest always stays.
-        before = probabilities.cumsum(-1) - probabilities
-        probabilities = probabilities.masked_fill(before >= self.top_p, 0.0)
-        if self.top_k is not None:
-            probabilities[:, self.top_k :] = 0.0
-        place = torch.multinomial(probabilities, 1, generator=generator)
-        return codes.gather(-1, place)[:, 0].to(logits.device)
 
 
 class Decoding:
@@ -178,7 +168,7 @@ class Decoding:
             # 2. Choose the next code. float32 on purpose: a thousand logits differ by less than bfloat16 resolves.
             with torch.autocast(state.device.type, enabled=False):
                 logits = self._backbone.latent_logits(at_least_float32(state))
-            self._code = self._sampling.choose(logits, self._generator)
+            self._code = choose_codes(logits, self._sampling, self._generator)
             codes.append(self._code)
             states.append(state)
         return Decoded(torch.stack(codes, 1)[:, None], torch.stack(states, 1)[:, None])

@@ -23,9 +23,8 @@ from torch import Tensor, nn
 from ..dldm.dldm import DLDM
 from ..dldm.fsq import FSQ
 from ..video.video_codec import dct_basis
+from .config import NORM_GROUPS
 
-# Groups of the norms between the image convolutions.
-NORM_GROUPS = 8
 # What DiscreteTokens keeps of a patch: brightness, two color differences, slope of brightness across and down.
 DISCRETE_LEVELS = (8, 5, 5, 5, 5)
 # Their usual size in photographs of table-top scenes, in units where pixels lie in [-1, 1]; FSQ saturates at about 2.

@@ -13,18 +13,17 @@ import re
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..dldm.fsq import FSQ
+from .config import LatentInit
 
 SPECIAL_TOKENS = ("<lat>", "</lat>", "<img>", "</img>", "<instr>", "</instr>")
 # Size of the random spread of new rows around the mean of the old ones (method 2.3).
 NEW_ROW_STD = 0.02
-
-LatentInit = Literal["fsq", "normal"]
 
 
 class Tokenizer(Protocol):

@@ -13,73 +13,16 @@ alone and latent frame k holds frames s(k-1)+1 .. sk, the same convention as the
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vw2_robot.limits import Count
-
 from ..precision import at_least_float32
+from .config import CodecConfig
 from .cosmos import build_vae
 from .cosmos_folder import load_weights
-
-
-@dataclass(frozen=True)
-class WanConfig:
-    """Size of the VAE. Defaults: Wan 2.1, 126.9 M parameters; its strides are 4 in time and 8 in space."""
-
-    base_dim: int = 96
-    """channels of the first level"""
-    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
-    """channels of each level over base_dim"""
-    res_blocks: int = 2
-    """residual blocks per level"""
-
-    def __post_init__(self) -> None:
-        if len(self.dim_mult) != 4:
-            raise ValueError(f"codec.wan.dim_mult needs four numbers (three halvings of space), found {self.dim_mult}")
-
-
-@dataclass(frozen=True)
-class CodecConfig:
-    """The kind of codec, its block size, and how many of the lowest frequencies `dct` keeps along each axis."""
-
-    kind: Literal["dct", "wan"] = "dct"
-    """pixels to the latents of the video model. dct: fixed cosine transform; wan: pretrained video VAE"""
-    stride: Count = 4
-    """frames per latent frame after the first"""
-    block: Count = 4
-    """dct only: side of the square of pixels that is transformed"""
-    keep: Count = 2
-    """dct only"""
-    weights: str | None = None
-    """wan only: a folder in diffusers' layout whose sub-folder vae/ is read when a run begins"""
-    wan: WanConfig = field(default_factory=WanConfig)
-    precision: Literal["float32", "bf16"] = "bf16"
-    """wan only: precision of the frozen weights and their arithmetic; latents are float32 in any case"""
-
-    def __post_init__(self) -> None:
-        if self.kind == "wan":
-            if (self.stride, self.block) != (4, 8):
-                raise ValueError(
-                    f"codec.kind=wan has codec.stride=4 and codec.block=8, found {self.stride} and {self.block}"
-                )
-            return
-        if self.weights is not None:
-            raise ValueError(f"codec.weights={self.weights} is for codec.kind=wan; the DCT codec has no weights")
-        if not 1 <= self.keep <= min(self.stride, self.block):
-            raise ValueError(
-                f"codec.keep must lie in 1 .. min(stride, block) = {min(self.stride, self.block)}, found {self.keep}"
-            )
-
-    @property
-    def channels(self) -> int:
-        """Return C, latent channels: three colors times keep^3 frequencies; 16 for Wan."""
-        return 16 if self.kind == "wan" else 3 * self.keep**3
 
 
 def dct_basis(size: int, keep: int) -> Float[Tensor, "keep size"]:

@@ -146,7 +146,7 @@ def test_a_folder_without_videos_says_what_was_looked_for(tmp_path):
 def test_what_the_recorder_writes_as_video_is_read(tmp_path, monkeypatch):
     pytest.importorskip("pybullet", reason="PyBullet is not installed (extra calvin)")
     pytest.importorskip("imageio_ffmpeg", reason="imageio-ffmpeg is not installed (extra report)")
-    from vw2_robot.envs.recording import record
+    from vw2_robot.command_line.entry_points import record
 
     arguments = ["env.scene=D", "episodes=2", "validation_episodes=1", "tasks=basic", "format=video"]
     monkeypatch.setattr("sys.argv", ["vw2-record", *arguments, f"out={tmp_path / 'videos'}"])

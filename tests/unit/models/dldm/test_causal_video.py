@@ -13,13 +13,12 @@ from vw2_robot.models.dldm.causal_video import (
     Downsample,
     FrameAttention,
     FrameNorm,
-    LevelConfig,
     Patcher,
     ResidualBlock,
-    StemConfig,
     Upsample,
     blocks_of,
 )
+from vw2_robot.models.dldm.config import LevelConfig, StemConfig
 
 LEVELS = (LevelConfig(8, 1, downsample_space=True, attention=True), LevelConfig(8, 1, downsample_time=True))
 

@@ -3,10 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vw2_robot.models.dldm.causal_video import LevelConfig, StemConfig
 from vw2_robot.models.dldm.code_decoder import visible_codes
-from vw2_robot.models.dldm.config import DLDMConfig, QFormerConfig
-from vw2_robot.models.dldm.dldm import DLDM, pad_to_stride
+from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, QFormerConfig, StemConfig
+from vw2_robot.models.dldm.dldm import DLDM, fake_clip, pad_to_stride
 
 TINY = DLDMConfig(
     num_frames=13,
@@ -24,7 +23,7 @@ def build(config=TINY):
     model = DLDM(config)
     model.train()
     for seed in range(3):  # running statistics of real inputs
-        model.encode(config.fake_clip(8, seed=seed))
+        model.encode(fake_clip(config, 8, seed=seed))
     return model.eval()
 
 
@@ -32,7 +31,7 @@ def build(config=TINY):
 @pytest.mark.parametrize("frame", range(13))
 def test_changing_any_frame_after_a_codes_step_leaves_that_code_unchanged(context, frame):
     model = build(replace(TINY, qformer=QFormerConfig(heads=2, context=context)))
-    x = TINY.fake_clip(4)
+    x = fake_clip(TINY, 4)
     changed = x.clone()
     changed[:, frame + 1 :] = torch.rand_like(changed[:, frame + 1 :]) * 2 - 1
     finished = frame // 4  # latent step k ends with frame 4k
@@ -48,7 +47,7 @@ def test_changing_any_frame_after_a_codes_step_leaves_that_code_unchanged(contex
 @pytest.mark.parametrize("frames", [2, 6, 11])
 def test_extreme_values_after_a_step_leave_its_code_bit_equal_also_where_the_clip_is_padded(frames):
     model = build()
-    x = TINY.fake_clip(4)[:, :frames]
+    x = fake_clip(TINY, 4)[:, :frames]
     changed = x.clone()
     finished = (frames - 1) // 4
     changed[:, 4 * finished + 1 :] = 1e6
@@ -58,7 +57,7 @@ def test_extreme_values_after_a_step_leave_its_code_bit_equal_also_where_the_cli
 
 def test_a_short_clip_has_the_same_codes_alone_and_padded_into_a_batch_of_longer_ones():
     model = build()
-    x = TINY.fake_clip(3)
+    x = fake_clip(TINY, 3)
     short = x[:1, :6]
     padded = torch.cat([short, short[:, -1:].expand(-1, 7, -1, -1, -1)], dim=1)
     together = model.indices(torch.cat([padded, x[1:]]))
@@ -69,11 +68,11 @@ def test_a_short_clip_has_the_same_codes_alone_and_padded_into_a_batch_of_longer
 
 def test_a_clip_of_one_frame_has_no_codes_and_decodes_to_its_anchor():
     model = build(replace(TINY, output="change"))
-    x = TINY.fake_clip(2)[:, :1]
+    x = fake_clip(TINY, 2)[:, :1]
     encoded = model.encode(x)
     rec = model.decode(encoded.codes_BMNL, encoded.anchor_BChw, x[:, 0])
     assert encoded.indices_BMN.shape == (2, 0, 4)
-    with_codes = model.encode(TINY.fake_clip(2))
+    with_codes = model.encode(fake_clip(TINY, 2))
     whole = model.decode(with_codes.codes_BMNL, with_codes.anchor_BChw, x[:, 0])
     assert rec.shape == (2, 1, 3, 16, 16)
     torch.testing.assert_close(rec, whole[:, :1])
@@ -123,7 +122,7 @@ def test_motion_in_one_step_changes_only_that_steps_code_input(context, expected
             torch.nn.init.zeros_(module.out.bias)
         if getattr(module, "kernel", None) == (3, 1, 1):
             module.weight.data[:, :, :2] = 0
-    still = config.fake_clip(1)[:, :1].expand(-1, 13, -1, -1, -1).clone()
+    still = fake_clip(config, 1)[:, :1].expand(-1, 13, -1, -1, -1).clone()
     moving = still.clone()
     moving[:, 5:9] += 0.5  # frames of latent step 2
     z_still, z_moving = (model.pre_quant(model.qformer(model.features(x))) for x in (still, moving))
@@ -134,7 +133,7 @@ def test_motion_in_one_step_changes_only_that_steps_code_input(context, expected
 @pytest.mark.parametrize(("frames", "steps"), [(1, 0), (2, 1), (5, 1), (6, 2), (12, 3), (13, 3)])
 def test_lengths_that_are_no_multiple_of_the_stride_are_padded_with_the_last_frame(frames, steps):
     model = build()
-    x = TINY.fake_clip(2)[:, :frames]
+    x = fake_clip(TINY, 2)[:, :frames]
     encoded = model.encode(x)
     assert encoded.indices_BMN.shape == (2, steps, 4)
     rec = model.decode(encoded.codes_BMNL, encoded.anchor_BChw, x[:, 0])
@@ -145,7 +144,7 @@ def test_lengths_that_are_no_multiple_of_the_stride_are_padded_with_the_last_fra
 
 def test_a_clip_is_encoded_the_same_alone_and_in_a_batch():
     model = build()
-    x = TINY.fake_clip(5)
+    x = fake_clip(TINY, 5)
     together = model.indices(x)
     assert torch.equal(together, torch.cat([model.indices(x[i : i + 1]) for i in range(5)]))
 
@@ -160,7 +159,7 @@ def test_decoder_attention_sees_exactly_the_codes_that_the_switch_allows(visibil
 def test_decoder_output_never_depends_on_codes_of_later_steps():
     model = build()
     codes = torch.rand(1, 3, 4, 4, requires_grad=True)
-    x = TINY.fake_clip(1)
+    x = fake_clip(TINY, 1)
     rec = model.decode(codes, model.encode(x).anchor_BChw.detach(), x[:, 0])
     rec[:, 5:9].square().sum().backward()  # frames of step 2
     gradient = codes.grad.abs().amax(dim=(0, 2, 3))
@@ -182,7 +181,7 @@ def test_with_a_gap_only_every_gap_th_frame_is_read_and_reconstructed():
     config = replace(TINY, num_frames=9, gap=4, stem=StemConfig("pixel", 1, 4, 1))
     assert (config.temporal_stride, config.latent_steps) == (4, 2)
     model = build(config)
-    x = config.fake_clip(2)
+    x = fake_clip(config, 2)
     unseen = x.clone()
     unseen[:, [1, 2, 3, 5, 6, 7]] = 0.9
     assert torch.equal(model.indices(x), model.indices(unseen))
@@ -194,7 +193,7 @@ def test_with_a_gap_only_every_gap_th_frame_is_read_and_reconstructed():
 def test_a_learned_codebook_takes_the_place_of_fsq():
     config = replace(TINY, quantizer="vq", fsq_levels=(8,), vq_width=5, z_norm="none")
     model = build(config)
-    x = config.fake_clip(4)
+    x = fake_clip(config, 4)
     encoded = model.encode(x)
     assert (config.vocabulary, config.code_dims) == (8, 5)
     assert torch.equal(encoded.codes_BMNL, model.fsq.codes_of(encoded.indices_BMN))
@@ -215,7 +214,7 @@ def test_recomputed_activations_change_neither_outputs_nor_gradients():
         model.train()
         if switch:
             model.checkpoint_gradients()
-        x = TINY.fake_clip(2)
+        x = fake_clip(TINY, 2)
         encoded = model.encode(x)
         rec = model.decode(encoded.codes_BMNL, encoded.anchor_BChw, x[:, 0])
         (rec - x).square().mean().backward()
@@ -231,14 +230,14 @@ def test_recomputing_keeps_fewer_activations():
             model.checkpoint_gradients()
         sizes = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
-            model.features(TINY.fake_clip(2))
+            model.features(fake_clip(TINY, 2))
         kept[switch] = sum(sizes)
     assert kept[True] < 0.5 * kept[False]
 
 
 def test_encoding_keeps_the_training_mode_it_found():
     model = build().train()
-    model.indices(TINY.fake_clip(2))
+    model.indices(fake_clip(TINY, 2))
     assert model.training
 
 

@@ -3,9 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vw2_robot.models.dldm.causal_video import LevelConfig, StemConfig
-from vw2_robot.models.dldm.config import DLDMConfig, QFormerConfig
-from vw2_robot.models.dldm.dldm import DLDM
+from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, QFormerConfig, StemConfig
+from vw2_robot.models.dldm.dldm import DLDM, fake_clip
 from vw2_robot.models.dldm.frame_warp import FLOW_SCALE, FrameWarp
 
 TINY = DLDMConfig(
@@ -34,7 +33,7 @@ TINY = DLDMConfig(
 )
 def test_an_untrained_warping_decoder_shows_the_first_frame_all_the_time(config):
     model = DLDM(config).eval()
-    x = config.fake_clip(2)
+    x = fake_clip(config, 2)
     encoded = model.encode(x)
     rec = model.decode(encoded.codes_BMNL, encoded.anchor_BChw, x[:, 0])
     torch.testing.assert_close(rec, x[:, :1].expand_as(x))
@@ -61,7 +60,7 @@ def test_motion_reaches_the_codes_from_the_second_step_on():
     """The flow layer starts at zero, so it moves first; then the codes get a gradient through it."""
     torch.manual_seed(0)
     model = DLDM(TINY)
-    x = TINY.fake_clip(4)
+    x = fake_clip(TINY, 4)
     optimizer = torch.optim.SGD(model.decoder.parameters(), lr=0.1)
     for _ in range(2):
         model.zero_grad()

@@ -1,6 +1,7 @@
 import torch
 
-from vw2_robot.models.policy.action_head import ActionHead, ActionHeadConfig
+from vw2_robot.models.policy.action_head import ActionHead
+from vw2_robot.models.policy.config import ActionHeadConfig
 
 
 def build(stride=4, hidden=8):

@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vw2_robot.models.policy.ar_policy import LatentPolicy, PolicyConfig
-from vw2_robot.models.policy.backbone import BackboneConfig
+from vw2_robot.models.policy.ar_policy import LatentPolicy
+from vw2_robot.models.policy.config import BackboneConfig, PolicyConfig
 
 TINY = PolicyConfig(
     backbone=BackboneConfig(hidden=32, ffn=64, layers=2, heads=4, kv_heads=2),

@@ -9,7 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from vw2_robot.envs.instructions import read_instructions
 from vw2_robot.models.dldm.fsq import FSQ
-from vw2_robot.models.policy.backbone import Backbone, BackboneConfig
+from vw2_robot.models.policy.backbone import Backbone
+from vw2_robot.models.policy.config import BackboneConfig
 from vw2_robot.models.policy.vocabulary import (
     SPECIAL_TOKENS,
     ByteTokenizer,

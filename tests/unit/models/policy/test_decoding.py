@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from vw2_robot.models.policy import backbone as backbone_module
-from vw2_robot.models.policy.ar_policy import LatentPolicy, PolicyConfig
-from vw2_robot.models.policy.backbone import BackboneConfig
-from vw2_robot.models.policy.decoding import Sampling
+from vw2_robot.models.policy.ar_policy import LatentPolicy
+from vw2_robot.models.policy.config import BackboneConfig, PolicyConfig, Sampling
+from vw2_robot.models.policy.decoding import choose_codes
 from vw2_robot.models.policy.kv_cache import StaticCache
 
 TINY = PolicyConfig(
@@ -94,7 +94,7 @@ def test_a_long_plan_is_drawn_from_the_generator(policy, prompt):
 
 def drawn(sampling, logits, draws=4000):
     rows = torch.tensor(logits).expand(draws, -1)
-    codes = sampling.choose(rows, torch.Generator().manual_seed(0))
+    codes = choose_codes(rows, sampling, torch.Generator().manual_seed(0))
     return torch.bincount(codes, minlength=len(logits)).float() / draws
 
 

@@ -7,13 +7,13 @@ import torch
 
 from vw2_robot.checkpoint import load_checkpoint, save_checkpoint, weights_digest
 from vw2_robot.command_line.config_tree import config_tree
-from vw2_robot.models.dldm.causal_video import LevelConfig, StemConfig
-from vw2_robot.models.dldm.config import DLDMConfig
+from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, StemConfig
 from vw2_robot.models.dldm.dldm import DLDM
-from vw2_robot.models.policy.ar_policy import LatentPolicy, PolicyConfig
-from vw2_robot.models.policy.backbone import BackboneConfig
+from vw2_robot.models.policy.ar_policy import LatentPolicy
+from vw2_robot.models.policy.config import BackboneConfig, PolicyConfig
 from vw2_robot.models.policy.image_tokens import DISCRETE_LEVELS, DiscreteTokens, FeatureTokens, PixelTokens
-from vw2_robot.optim import OptimConfig, build_optimizer
+from vw2_robot.optim import build_optimizer
+from vw2_robot.schedule import OptimConfig
 
 DLDM_CONFIG = DLDMConfig(
     num_frames=5,

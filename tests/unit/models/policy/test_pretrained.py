@@ -10,12 +10,12 @@ import torch
 from vw2_robot.checkpoint import load_checkpoint, save_checkpoint
 from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.errors import InputError
-from vw2_robot.models.lora import LoRAConfig
-from vw2_robot.models.policy.ar_policy import LatentPolicy, PolicyConfig
-from vw2_robot.models.policy.backbone import BackboneConfig
+from vw2_robot.models.policy.ar_policy import LatentPolicy
+from vw2_robot.models.policy.config import BackboneConfig, LoRAConfig, PolicyConfig
 from vw2_robot.models.policy.kv_cache import LibraryCache, StaticCache
 from vw2_robot.models.policy.pretrained import read_pretrained, rebuild_pretrained
-from vw2_robot.optim import OptimConfig, build_optimizer
+from vw2_robot.optim import build_optimizer
+from vw2_robot.schedule import OptimConfig
 
 FAMILIES = ("llama", "llama_tied", "qwen2", "qwen3", "gemma2", "gpt2")
 INSTRUCTIONS = ["open the drawer", "push", "", "Lift the red block, <image> please"]

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from vw2_robot.models.video.code_projection import CodeProjection, key_steps, visible_keys
+from vw2_robot.models.video.config import Geometry, VDMConfig
 from vw2_robot.models.video.noise_levels import CHANGE_STD, CLEAN_TIME, sample_times
-from vw2_robot.models.video.vdm import VDM, Geometry, VDMConfig
+from vw2_robot.models.video.vdm import VDM
 from vw2_robot.random_numbers import SampleNoise
 
 GEOMETRY = Geometry(channels=3, latent_steps=3, height=4, width=4, queries=4, fsq_dims=4)

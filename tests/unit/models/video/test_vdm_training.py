@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from vw2_robot.models.video.config import Geometry, VDMConfig
 from vw2_robot.models.video.control import FullControl
 from vw2_robot.models.video.cosmos import blocks_of, build_transformer, is_adapter, plain_state
-from vw2_robot.models.video.vdm import VDM, Geometry, VDMConfig, stock_options
-from vw2_robot.optim import OptimConfig, build_optimizer, optimizer_step
+from vw2_robot.models.video.vdm import VDM, stock_options
+from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.random_numbers import SampleNoise
+from vw2_robot.schedule import OptimConfig
 
 GEOMETRY = Geometry(channels=3, latent_steps=3, height=4, width=4, queries=4, fsq_dims=4)
 TINY = VDMConfig(

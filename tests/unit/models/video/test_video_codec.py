@@ -4,9 +4,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vw2_robot.models.dldm.causal_video import LevelConfig, StemConfig
-from vw2_robot.models.dldm.config import DLDMConfig
-from vw2_robot.models.video.video_codec import CodecConfig, DCTCodec, WanConfig, build_codec, dct_basis
+from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, StemConfig
+from vw2_robot.models.video.config import CodecConfig, WanConfig
+from vw2_robot.models.video.video_codec import DCTCodec, build_codec, dct_basis
 
 
 def moving_blob(num_frames=13, side=32):

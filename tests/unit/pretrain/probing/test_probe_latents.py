@@ -14,13 +14,13 @@ from vw2_robot.checkpoint import load_checkpoint, save_checkpoint
 from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.data.calvin_writer import CalvinWriter
 from vw2_robot.data.episodes import Demonstration, Episode
+from vw2_robot.devices import Hardware
 from vw2_robot.errors import InputError
-from vw2_robot.models.dldm.causal_video import LevelConfig, StemConfig
-from vw2_robot.models.dldm.config import DLDMConfig, QFormerConfig
+from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, QFormerConfig, StemConfig
 from vw2_robot.models.dldm.dldm import DLDM
+from vw2_robot.pretrain.probing.config import ProbeLatentsConfig
 from vw2_robot.pretrain.probing.datasets import short_names
-from vw2_robot.pretrain.probing.probe_latents import ProbeLatentsConfig, probe_latents, trained_time_base
-from vw2_robot.runs import Hardware
+from vw2_robot.pretrain.probing.probe_latents import probe_latents, trained_time_base
 
 CONFIG = DLDMConfig(
     num_frames=9,

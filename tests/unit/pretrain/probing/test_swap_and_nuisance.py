@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from vw2_robot.models.dldm.causal_video import LevelConfig, StemConfig
-from vw2_robot.models.dldm.config import DLDMConfig, QFormerConfig
-from vw2_robot.models.dldm.dldm import DLDM
+from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, QFormerConfig, StemConfig
+from vw2_robot.models.dldm.dldm import DLDM, fake_clip
 from vw2_robot.pretrain.probing.code_swap import (
     Changes,
     MotionReader,
@@ -119,7 +118,7 @@ def test_the_codes_of_another_data_set_can_be_the_donor(world):
 def test_the_decoder_under_test_takes_only_the_first_frame_of_a():
     torch.manual_seed(0)
     decode = decode_with_codes_of(DLDM(CONFIG).eval())
-    a, b, c = (CONFIG.fake_clip(2, seed=s) for s in range(3))
+    a, b, c = (fake_clip(CONFIG, 2, seed=s) for s in range(3))
     same_start = torch.cat([a[:, :1], c[:, 1:]], dim=1)
     assert torch.equal(decode(a, b), decode(same_start, b))
     assert not torch.equal(decode(a, b), decode(c, b))

@@ -1,0 +1,62 @@
+"""The configuration of `vw2-probe-latents`, in a module that needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from vw2_robot.data.clips import frame_offsets
+from vw2_robot.devices import Hardware
+from vw2_robot.limits import Rate
+
+
+@dataclass(frozen=True)
+class ProbeLatentsConfig:
+    """The root configuration of `vw2-probe-latents`."""
+
+    dldm: str
+    """a checkpoint, or the run folder of the stage"""
+    labeled: list[str]
+    """labeled data sets in CALVIN's layout or RLDS, for example one for each scene, or another robot's"""
+    out: str
+    """folder of the report"""
+    names: list[str] | None = None
+    """names of the data sets in the report; default: those of their folders"""
+    split: Literal["training", "validation"] = "training"
+    """the split of each data set"""
+    episodes: int = 200
+    """demonstrations to use of each data set, sampled by the seed"""
+    frame_cache: str | None = None
+    """folder of the decoded frames; default: out/frames"""
+    target_hz: Rate | None = None
+    """Hz of the clips' frames; if gap_seconds is null too: what the dLDM was trained at"""
+    gap_seconds: Rate | None = None
+    """instead of target_hz: seconds that a latent step lasts"""
+    pairs: int = 400
+    """pairs of clips in the swap test"""
+    nuisance_clips: int = 200
+    """clips in the camera-cut test"""
+    validation_share: float = 0.2
+    """share of the demonstrations on which the penalty of a probe is chosen"""
+    test_share: float = 0.3
+    """share of the demonstrations on which a probe is evaluated"""
+    seed: int = 0
+    """of demonstrations, splits, pairs and intervals"""
+    hardware: Hardware = field(default_factory=Hardware)
+
+    def __post_init__(self) -> None:
+        """Reject what cannot work."""
+        if not self.labeled:
+            raise ValueError("labeled is empty; give the folders of labeled data sets: labeled=[DIR,...]")
+        if self.names is not None and (len(self.names) != len(self.labeled) or len(set(self.names)) < len(self.names)):
+            raise ValueError(f"names={self.names}: expected {len(self.labeled)} different names, one for each data set")
+        # Raises where target_hz and gap_seconds exclude one another.
+        frame_offsets(1, hz=1.0, target_hz=self.target_hz, gap_seconds=self.gap_seconds)
+        if self.episodes < 3:
+            raise ValueError(f"episodes={self.episodes}; a probe needs at least 3 (training, validation, test)")
+        for name in ("pairs", "nuisance_clips"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}, expected at least 1")
+        shares = (self.validation_share, self.test_share)
+        if min(shares) <= 0 or sum(shares) >= 1:
+            raise ValueError(f"validation_share and test_share must be positive and sum to less than 1, found {shares}")

@@ -1,0 +1,156 @@
+"""The configuration of the policy: backbone, adapters, images, prompt, sampling and action head.
+
+Place in the flow: configs/model -> `PolicyConfig` -> `ar_policy.py`. Nothing here needs torch, so that programs can
+explain their options without it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from vw2_robot.limits import Count
+
+LatentInit = Literal["fsq", "normal"]
+NORM_GROUPS = 8
+"""of the norms between the image convolutions"""
+MAX_IMAGE_PX = 4096
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Size of the adapters."""
+
+    rank: int = 16
+    """of the low-rank updates"""
+    alpha: float = 32.0
+    """the adapters' output is scaled by alpha / rank"""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not self.alpha > 0:
+            raise ValueError(f"lora.rank and lora.alpha must be positive, found {self.rank} and {self.alpha}")
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Size of the embedded Llama, or the name of a pretrained model. Defaults: a tiny Llama, about 1 M parameters."""
+
+    hidden: Count = 128
+    """width of the language model; with `weights` it comes from there, like the sizes below"""
+    ffn: Count = 384
+    """width of the feed-forward layers"""
+    layers: Count = 4
+    """transformer blocks"""
+    heads: Count = 4
+    """attention heads"""
+    kv_heads: Count = 2
+    """heads of keys and values (grouped-query attention)"""
+    max_positions: Count = 1024
+    """longest sequence, in tokens"""
+    tokenizer: Literal["words", "bytes"] = "words"
+    """words: one token for each of about 500 words of robot instructions, bytes for the rest; bytes: bytes alone, about
+    four times as many tokens"""
+    weights: str | None = None
+    """folder or hub id of a transformers model with safetensors weights; the sizes above are then not used"""
+    latent_init: LatentInit = "fsq"
+    """new rows of codes: fsq, neighbors in the codebook start as neighbors; normal, independent rows"""
+    pad_to_multiple_of: int = 1
+    """round the embedding tables up to a multiple of this; the extra rows are never used"""
+    train: Literal["full", "freeze_base", "lora"] = "full"
+    """what latent pre-training trains: everything; the new rows alone; adapters and the new rows"""
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    """train=lora: size of the adapters"""
+
+    def __post_init__(self) -> None:
+        if self.hidden % self.heads or self.heads % self.kv_heads:
+            raise ValueError(
+                f"backbone: hidden ({self.hidden}) must be a multiple of heads ({self.heads}), "
+                f"and heads a multiple of kv_heads ({self.kv_heads})"
+            )
+        if self.pad_to_multiple_of < 1:
+            raise ValueError(f"backbone.pad_to_multiple_of must be at least 1, found {self.pad_to_multiple_of}")
+        if self.train != "full" and self.weights is None:
+            raise ValueError(
+                f"backbone.train={self.train} keeps the base model as it is, but the embedded one begins untrained; "
+                "set backbone.weights, or train=full"
+            )
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """Backbone, image input and prompt layout. Defaults: the embedded tiny policy."""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    image: Literal["pixels", "features", "discrete", "vlm"] = "pixels"
+    """pixels: a small trainable convolution stack; features: f_0 of the frozen dLDM encoder; discrete: a fixed
+    tokenizer's ids; vlm: the image encoder of backbone.weights, a vision-language model"""
+    image_px: Count = 64
+    """side of the square image that the policy gets"""
+    image_widths: tuple[int, ...] = (32, 64, 128, 128)
+    """pixels: channels of the convolutions, multiples of 8; each halves the side, the last grid is the image tokens"""
+    image_block: Count = 1
+    """pixels: side of the square of pixels that is one place before the first convolution"""
+    image_grid: int = 4
+    """features: the feature map is pooled to a grid of this side"""
+    image_patch: int = 8
+    """discrete: side of the patch that becomes one token"""
+    text_limit: Count = 64
+    """most tokens of an instruction; the rest is cut off"""
+    queries: Count = 4
+    """N, codes per latent step"""
+    fsq_levels: tuple[int, ...] = (8, 5, 5, 5)
+    """values of each FSQ dimension of a code; those of the dLDM"""
+    restrict_softmax: bool = True
+    """the loss compares latent tokens with one another; false: with the whole vocabulary"""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.image_px <= MAX_IMAGE_PX:
+            raise ValueError(f"policy.image_px must lie in 1..{MAX_IMAGE_PX}, found {self.image_px}")
+        smallest = self.image_block * 2 ** len(self.image_widths)
+        if self.image == "pixels" and (self.image_block < 1 or self.image_px % smallest):
+            raise ValueError(
+                f"policy.image_px must be a multiple of {smallest} (blocks of {self.image_block}, "
+                f"{len(self.image_widths)} halvings), found {self.image_px}"
+            )
+        if not self.image_widths or any(width < 1 or width % NORM_GROUPS for width in self.image_widths):
+            raise ValueError(f"policy.image_widths must be multiples of {NORM_GROUPS}, found {self.image_widths}")
+        if self.image_grid < 1 or self.image_patch < 2:
+            raise ValueError(
+                "policy.image_grid must be at least 1 and policy.image_patch at least 2, found "
+                f"{self.image_grid} and {self.image_patch}"
+            )
+        if self.image == "discrete" and self.image_px % self.image_patch:
+            raise ValueError(
+                f"policy.image_px must be a multiple of policy.image_patch={self.image_patch}, found {self.image_px}"
+            )
+        if self.image == "vlm" and self.backbone.weights is None:
+            raise ValueError("policy.image=vlm needs policy.backbone.weights, a vision-language model")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next code is chosen: the likeliest at temperature 0, else sampled from what top_k and top_p leave."""
+
+    temperature: float = 0.0
+    """of predicted codes; 0 takes the most likely one"""
+    top_k: int | None = None
+    """sample from the k likeliest codes"""
+    top_p: float = 1.0
+    """sample from the likeliest codes that together have at least this probability"""
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0 or not 0 < self.top_p <= 1 or (self.top_k is not None and self.top_k < 1):
+            raise ValueError(
+                "temperature must not be negative, top_k at least 1 and top_p in (0, 1], found "
+                f"{self.temperature}, {self.top_k} and {self.top_p}"
+            )
+
+
+@dataclass(frozen=True)
+class ActionHeadConfig:
+    """Size of the head."""
+
+    hidden: Count = 1024
+    """width of the one hidden layer is 4 * min(D, hidden)"""
+    pose: bool = False
+    """a second output for training: the end effector's pose, see `ActionHead.end_effector_pose`"""

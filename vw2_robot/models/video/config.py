@@ -1,0 +1,166 @@
+"""The configuration of the video model: the transformer, its codec, and the sizes that others define.
+
+Place in the flow: configs/model -> `VDMConfig` -> `vdm.py`, `CodecConfig` -> `video_codec.py`. Nothing
+here needs torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from vw2_robot.limits import Count, Rate
+
+
+@dataclass(frozen=True)
+class WanConfig:
+    """Size of the VAE. Defaults: Wan 2.1, 126.9 M parameters; its strides are 4 in time and 8 in space."""
+
+    base_dim: int = 96
+    """channels of the first level"""
+    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
+    """channels of each level over base_dim"""
+    res_blocks: int = 2
+    """residual blocks per level"""
+
+    def __post_init__(self) -> None:
+        if len(self.dim_mult) != 4:
+            raise ValueError(f"codec.wan.dim_mult needs four numbers (three halvings of space), found {self.dim_mult}")
+
+
+@dataclass(frozen=True)
+class CodecConfig:
+    """The kind of codec, its block size, and how many of the lowest frequencies `dct` keeps along each axis."""
+
+    kind: Literal["dct", "wan"] = "dct"
+    """pixels to the latents of the video model. dct: fixed cosine transform; wan: pretrained video VAE"""
+    stride: Count = 4
+    """frames per latent frame after the first"""
+    block: Count = 4
+    """dct only: side of the square of pixels that is transformed"""
+    keep: Count = 2
+    """dct only"""
+    weights: str | None = None
+    """wan only: a folder in diffusers' layout whose sub-folder vae/ is read when a run begins"""
+    wan: WanConfig = field(default_factory=WanConfig)
+    precision: Literal["float32", "bf16"] = "bf16"
+    """wan only: precision of the frozen weights and their arithmetic; latents are float32 in any case"""
+
+    def __post_init__(self) -> None:
+        if self.kind == "wan":
+            if (self.stride, self.block) != (4, 8):
+                raise ValueError(
+                    f"codec.kind=wan has codec.stride=4 and codec.block=8, found {self.stride} and {self.block}"
+                )
+            return
+        if self.weights is not None:
+            raise ValueError(f"codec.weights={self.weights} is for codec.kind=wan; the DCT codec has no weights")
+        if not 1 <= self.keep <= min(self.stride, self.block):
+            raise ValueError(
+                f"codec.keep must lie in 1 .. min(stride, block) = {min(self.stride, self.block)}, found {self.keep}"
+            )
+
+    @property
+    def channels(self) -> int:
+        """Return C, latent channels: three colors times keep^3 frequencies; 16 for Wan."""
+        return 16 if self.kind == "wan" else 3 * self.keep**3
+
+
+@dataclass(frozen=True)
+class VDMConfig:
+    """Size of the transformer and how codes enter it. Defaults: the embedded tiny model (about 1 M parameters)."""
+
+    heads: Count = 4
+    """attention heads"""
+    head_dim: int = 32
+    """width of an attention head"""
+    layers: Count = 4
+    """transformer blocks"""
+    mlp_ratio: Rate = 2.0
+    """width of the MLP over the width of the transformer"""
+    adaln_lora_dim: int = 32
+    """rank of the adaptive layer norms' modulation"""
+    rope_scale: tuple[float, ...] = (1.0, 1.0, 1.0)
+    """of time, height and width; (1, 3, 3) in Cosmos-Predict2"""
+    padding_channel: bool = False
+    """a channel that marks padded pixels (none here), as pretrained weights have"""
+    context_width: Count = 64
+    """D, width of the projected codes (1024 for Cosmos-Predict2)"""
+    projection_layers: int = 1
+    """of causal self-attention over the codes; 0: the MLP alone (Table A.2)"""
+    projection_head_dim: Count = 64
+    """width of an attention head of the code projection"""
+    code_visibility: Literal["causal", "current", "none"] = "causal"
+    """latent frame t attends to codes of steps <= t, of step t alone, or to all (release parity)"""
+    temporal_causal_self_attention: bool = True
+    """strict causality over latent frames; off for pretrained weights, whose prior is bidirectional"""
+    prediction: Literal["velocity", "change"] = "velocity"
+    """what the network's output means. velocity: eps - x0, as in pretrained weights; change: the preconditioned
+    difference of x0 from the first frame, from which the velocity follows. An untrained network then starts at a still
+    image instead of at noise, so that it learns motion alone: for models trained from scratch"""
+    noise_shift: float = 1.0
+    """factor of the noise levels in training. Above 1 for latents whose motion is much larger than one, such as those
+    of the DCT codec: weak noise hides no motion there, and the VDM learns to ignore the codes"""
+    control: Literal["light", "full", "none"] = "light"
+    """light: an MLP on the coarse clip; full: copies of the first blocks, as released"""
+    control_layers: int = 0
+    """blocks that get a residual of the branch; 0: all (light), 3 (full)"""
+    control_width: Count = 64
+    """width inside the light branch"""
+    code_dropout: float = 0.1
+    """probability per sample that all codes are hidden (null context), as classifier-free guidance needs it"""
+    train: Literal["full", "lora", "frozen"] = "full"
+    """what of the transformer is trained in phase 2 (Table A.3); projection and control branch always are"""
+    lora_rank: int = 16
+    """train=lora: rank of the adapters"""
+    init: Literal["prior", "random"] = "prior"
+    """phase 2 begins with the video prior (its own stage, or `weights`), or with random weights (Table A.3)"""
+    weights: str | None = None
+    """folder in diffusers' layout whose transformer/ is the prior, instead of training one"""
+    frozen_precision: Literal["float32", "bf16"] = "float32"
+    """lora and frozen, with `weights`: precision of the transformer's frozen weights; bf16 halves their memory"""
+
+    def __post_init__(self) -> None:
+        if self.head_dim < 12:
+            raise ValueError(f"vdm.head_dim must be at least 12 (rotary split into three axes), found {self.head_dim}")
+        if not 0 <= self.code_dropout < 1:
+            raise ValueError(f"vdm.code_dropout must lie in [0, 1), found {self.code_dropout}")
+        if not self.noise_shift > 0:
+            raise ValueError(f"vdm.noise_shift must be positive, found {self.noise_shift}")
+        if len(self.rope_scale) != 3:
+            raise ValueError(f"vdm.rope_scale needs three numbers (time, height, width), found {self.rope_scale}")
+        if not 0 <= self.control_layers <= self.layers or (self.control == "full" and self.controlled > self.layers):
+            raise ValueError(
+                f"vdm.control_layers must lie in 0 .. vdm.layers = {self.layers}, found {self.control_layers} "
+                f"({self.controlled} with vdm.control={self.control})"
+            )
+        if self.lora_rank < 1:
+            raise ValueError(f"vdm.lora_rank must be at least 1, found {self.lora_rank}")
+        if self.weights is not None and self.init == "random":
+            raise ValueError(f"vdm.init=random and vdm.weights={self.weights} contradict each other; drop one")
+        if self.frozen_precision == "bf16" and (self.train == "full" or self.weights is None):
+            raise ValueError(
+                "vdm.frozen_precision=bf16 is for weights that never learn: it needs vdm.weights and vdm.train=lora or "
+                f"frozen, found weights={self.weights} and train={self.train}"
+            )
+
+    @property
+    def width(self) -> int:
+        """Return W, the width of the transformer's tokens."""
+        return self.heads * self.head_dim
+
+    @property
+    def controlled(self) -> int:
+        """Return how many blocks get a residual of the control branch."""
+        return self.control_layers or {"light": self.layers, "full": 3, "none": 0}[self.control]
+
+
+class Geometry(NamedTuple):
+    """Sizes that other parts define: latent channels and grid, latent steps, codes per step, code dimensions."""
+
+    channels: int
+    latent_steps: int
+    height: int
+    width: int
+    queries: int
+    fsq_dims: int
