@@ -98,8 +98,8 @@ class CodeDecoder(nn.Module):
             raise ValueError(
                 f"the decoder was built for at most {self.config.latent_steps} latent steps, got {latent_steps}"
             )
-        # 1. Every step starts as a copy of the anchor.
-        h = self.block_in(repeat(anchor, "b c h w -> b k c h w", k=latent_steps + 1))
+        # 1. Every step starts as a copy of the anchor; causal layers would give every copy the same.
+        h = self.block_in(anchor[:, None]).expand(-1, latent_steps + 1, -1, -1, -1)
         if latent_steps:
             # 2. Codes become keys and values, with their step and slot.
             z = self.post_quant(codes) + self.step[:latent_steps, None] + self.slot
@@ -108,13 +108,15 @@ class CodeDecoder(nn.Module):
             grid_h, grid_w = h.shape[-2:]
             place = repeat(self.step[:latent_steps], "m c -> (m s) c", s=grid_h * grid_w)
             place = place + self.position.repeat(latent_steps, 1)
-            tokens = rearrange(h[:, 1:], "b m c h w -> b (m h w) c") + place
+            rows = rearrange(h, "b k c h w -> b k h w c")  # as it lies in memory
+            tokens = rows[:, 1:].flatten(1, 3) + place
             seen = visible_codes(latent_steps, queries, visibility=self.config.code_visibility, device=z.device)
             mask = seen.repeat_interleave(grid_h * grid_w, dim=0)
             tokens = tokens + self.cross(self.norm(tokens), z, z, mask)
             tokens = tokens + self.mlp(tokens)
-            moved = rearrange(tokens, "b (m h w) c -> b m c h w", m=latent_steps, h=grid_h)
-            h = torch.cat([h[:, :1], moved.to(h.dtype)], dim=1)  # under autocast the sum above is float32
+            moved = rearrange(tokens, "b (m h w) c -> b m h w c", m=latent_steps, h=grid_h)
+            rows = torch.cat([rows[:, :1], moved.to(h.dtype)], dim=1)  # under autocast the sum above is float32
+            h = rearrange(rows, "b k h w c -> b k c h w")
         # 4. Mix in space, then along the past, and up-sample to pixels.
         h = self.block_out(self.time(self.space(h)))
         features = self.up.features(h)
