@@ -89,8 +89,8 @@ def main() -> None:
         found += rows
     if options.out:
         options.out.write_text(json.dumps([asdict(row) for row in found], indent=1) + "\n")
-    for sentence in below_baseline(found, baseline):
-        print(f"below the baseline: {sentence}")
+    for message in below_baseline(found, baseline):
+        print(f"below the baseline: {message}")
     if options.write_baseline:
         measured = {row.name: round(row.ratio, 3) for row in found if not math.isnan(row.ratio)}
         BASELINE.write_text(json.dumps({**baseline, **measured}, indent=1, sort_keys=True) + "\n")
