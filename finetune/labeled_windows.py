@@ -68,6 +68,7 @@ def cache_calvin(dataset: CalvinDataset, out: Path, *, height: int, width: int) 
             height=height,
             width=width,
             max_skipped=0,
+            decode="full",  # raw images: there is nothing to scale
             description={"calvin": str(dataset.path.resolve()), "split": dataset.split},
             progress=lambda stored, _: bar.update(stored - bar.n) and None,
         )

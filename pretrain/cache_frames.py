@@ -170,6 +170,7 @@ def cache_sources(config: PretrainConfig, out: Path) -> FrameCache:
             height=config.dldm.height,
             width=config.dldm.width,
             aspect=data.aspect,
+            decode=data.decode,
             storage=data.frame_storage,
             max_skipped=data.max_skipped,
             description={

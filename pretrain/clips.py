@@ -141,6 +141,7 @@ def training_clips(
         height=config.dldm.height,
         width=config.dldm.width,
         aspect=data.aspect,
+        decode=data.decode,
         shuffle_bytes=data.shuffle_mb * 2**20,
         # Several shards mix files already, and each more reader is one more open file of every source.
         interleaved_readers=2 if shards == 1 else 1,

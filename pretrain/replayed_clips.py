@@ -250,10 +250,10 @@ class ReplayedClips:
         return False
 
     def _decode(self, window: ReplayWindow) -> NDArray[np.uint8] | ImageError:
-        dldm = self._config.dldm
+        data, dldm = self._config.data, self._config.dldm
         pixels = np.empty((len(window.frames), dldm.height, dldm.width, 3), np.uint8)
         try:
-            decode_window(window, pixels, aspect=self._config.data.aspect)
+            decode_window(window, pixels, aspect=data.aspect, decode=data.decode)
         except ImageError as error:
             return error
         return pixels

@@ -124,6 +124,7 @@ def open_labeled_calvin(
         width=width,
         # None may be left out: the motion is read separately, trajectory by trajectory.
         max_skipped=0,
+        decode="full",  # raw images: there is nothing to scale
         description={"calvin": str(path.resolve()), "split": split, "episodes": count, "seed": seed},
     )
     frame_cache = FrameCache(cache)
