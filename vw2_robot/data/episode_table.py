@@ -1,9 +1,10 @@
 """The episodes of a frame cache as columns of numbers and texts: a million of them open in a tenth of a second.
 
-    episodes.npz    int64 [E]: length, shard, offset; float64 [E]: hz; uint8 [E, 32]: sha256, stored_sha256
-                    of each text (source, episode_id, instruction): the UTF-8 bytes one after the other, and int64 [E],
-                    the byte behind each
-                    digest: the SHA-256 of the index that the table belongs to
+    episodes.npz    length, shard, offset int64 [E]; hz float64 [E]; sha256 uint8 [E, 32]
+                    stored_sha256 uint8 [E, 32], or [0, 32] where the cache holds decoded frames
+                    source, episode_id, instruction: UTF-8 bytes, one text after the other
+                    source_ends, episode_id_ends, instruction_ends int64 [E]: the byte behind each text
+                    digest uint8 [32]: of the cache that the table belongs to
 
 A column is read and checked (by the sums of the archive) when it is first used, and nothing is held for an episode but
 its places in the columns.
@@ -12,7 +13,6 @@ its places in the columns.
 # E episodes
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,6 @@ from vw2_robot.storage.arrays import read_arrays, write_arrays
 TABLE = "episodes.npz"
 _TEXTS = ("source", "episode_id", "instruction")
 _NUMBERS = {"length": np.int64, "shard": np.int64, "offset": np.int64, "hz": np.float64}
-_HASHES = ("sha256", "stored_sha256")
 
 
 @dataclass(frozen=True)
@@ -58,10 +57,9 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, NDArray[Any]]:
         if not all(type(value) is (float if kind is np.float64 else int) for value in values):
             raise TypeError(f"{name} is no number everywhere")
         columns[name] = np.array(values, kind)
-    for name in _HASHES:
-        if name in rows[0]:
-            digests = b"".join(bytes.fromhex(row[name]) for row in rows)
-            columns[name] = np.frombuffer(digests, np.uint8).reshape(len(rows), 32)
+    for name, missing in (("sha256", None), ("stored_sha256", "")):
+        digests = b"".join(bytes.fromhex(row.get(name, missing)) for row in rows)
+        columns[name] = np.frombuffer(digests, np.uint8).reshape(-1, 32)
     for name in _TEXTS:
         texts = [row[name].encode() for row in rows]
         columns[name] = np.frombuffer(b"".join(texts), np.uint8)
@@ -95,37 +93,29 @@ class EpisodeTable(Sequence[CachedEpisode]):
         self._count = count
         self._columns = dict(columns)
         self._cure = cure
-        self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, folder: Path, *, count: int, digest: str, compressed: bool, cure: str) -> EpisodeTable:
+    def open(cls, folder: Path, *, count: int, digest: str, cure: str) -> EpisodeTable:
         """Open the table of a cache; reads only what is needed to find frames.
 
         Args:
             folder: of the cache.
             count: E.
             digest: of the cache.
-            compressed: whether the cache stores compressed images, which have hashes of their own.
             cure: what a user should do about damage, as the end of a message.
 
         Raises:
             InputError: it is missing, damaged, or that of another cache.
         """
-        path = folder / TABLE
-        columns = read_arrays(path, ("digest", *_NUMBERS, "sha256"), cure=cure)
-        table = cls(path, count, columns, cure=cure)
-        if columns.pop("digest").tobytes().hex() != digest:
-            raise InputError(f"{path} does not belong to the index beside it; {cure}")
-        if not compressed:
-            table._columns["stored_sha256"] = np.zeros((0, 32), np.uint8)
-        lengths = table.length
-        begins = np.cumsum(lengths) - lengths
-        shard = table.shard
-        # The first episode of each shard begins at 0 of it, and shards follow each other.
-        first = np.diff(shard, prepend=-1) != 0
-        wanted = begins - np.maximum.accumulate(np.where(first, begins, 0))
-        if lengths.min() < 1 or shard[0] < 0 or (np.diff(shard) < 0).any() or (table.offset != wanted).any():
-            raise InputError(f"{path} is damaged: its episodes do not follow each other; {cure}")
+        table = cls(folder / TABLE, count, {}, cure=cure)
+        if table._column("digest").tobytes().hex() != digest:
+            raise InputError(f"{table._path} does not belong to the index beside it; {cure}")
+        begins = np.cumsum(table.length) - table.length
+        # Shards follow each other, and the first episode of each begins at its frame 0.
+        rise = np.diff(table.shard, prepend=-1)
+        offset = begins - np.maximum.accumulate(np.where(rise, begins, 0))
+        if table.length.min() < 1 or rise[0] < 1 or rise.min() < 0 or (table.offset != offset).any():
+            raise InputError(f"{table._path} is damaged: its episodes do not follow each other; {cure}")
         return table
 
     @property
@@ -187,8 +177,17 @@ class EpisodeTable(Sequence[CachedEpisode]):
         return self._column(name)[begin : int(ends[number])].tobytes().decode()
 
     def _column(self, name: str) -> NDArray[Any]:
-        with self._lock:  # several threads read clips, and a column is read once
-            if name not in self._columns:
-                self._columns |= read_arrays(self._path, (name,), cure=self._cure)
-            column = self._columns[name]
-        return column
+        if name not in self._columns:
+            column = read_arrays(self._path, (name,), cure=self._cure)[name]
+            if name.endswith("_ends") or name in _NUMBERS:
+                fits = column.shape == (self._count,) and column.dtype == _NUMBERS.get(name, np.int64)
+            elif name in _TEXTS:
+                ends = self._column(f"{name}_ends")
+                fits = column.dtype == np.uint8 and np.diff(ends, prepend=0).min() >= 0 and column.shape == (ends[-1],)
+            else:
+                fits = column.dtype == np.uint8 and column.ndim in (1, 2) and column.shape[-1] == 32
+                fits &= column.ndim == 1 or len(column) in (0, self._count)
+            if not fits:
+                raise InputError(f"{self._path} is damaged: {name} is {column.dtype} {column.shape}; {self._cure}")
+            self._columns[name] = column
+        return self._columns[name]

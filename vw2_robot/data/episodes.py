@@ -207,8 +207,8 @@ def _decode_jpeg(
         # Four inks become RGB by another rule than Pillow's.
         if colors in ("CMYK", "YCCK") or height * width > MAX_PIXELS:
             return None
-        scales = () if at_least is None else (8, 4, 2)
-        scale = next((n for n in scales if height >= n * at_least[0] and width >= n * at_least[1]), 1)
+        ratio = 1 if at_least is None else min(height // at_least[0], width // at_least[1])
+        scale = next((power for power in (8, 4, 2) if ratio >= power), 1)
         size = (-(-height // scale), -(-width // scale))
         buffer = out if out is not None and out.shape[:2] == size else None
         pixels = simplejpeg.decode_jpeg(data, min_height=size[0], min_width=size[1], buffer=buffer)

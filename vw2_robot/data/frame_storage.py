@@ -19,7 +19,6 @@ import hashlib
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -31,26 +30,11 @@ from vw2_robot.errors import InputError
 from vw2_robot.storage.arrays import map_array, map_bytes, read_array
 from vw2_robot.storage.files import atomic_write
 
+from .episode_table import CachedEpisode
 from .episodes import Episode
 from .images import Aspect, Decode, read_clip, read_frame
 
 Storage = Literal["decoded", "compressed"]
-
-
-@dataclass(frozen=True)
-class CachedEpisode:
-    """An episode in the cache. `sha256` is computed from the cached pixels, so equal videos have equal hashes."""
-
-    source: str
-    episode_id: str
-    instruction: str
-    hz: float
-    length: int
-    shard: int
-    offset: int
-    sha256: str
-    stored_sha256: str = ""
-    """compressed: of its bytes in the two files"""
 
 
 class FramesOfEpisode(NamedTuple):
@@ -229,7 +213,7 @@ class DecodedReader:
         """Return the mapped pixels [F, H, W, 3] of a shard."""
         if number not in self._shards:
             path = _decoded_path(self._folder, number)
-            wanted = (self._frames[number], *self._size, 3)
+            wanted = (int(self._frames[number]), *self._size, 3)
             shard = map_array(path, cure=self._cure)
             if shard.shape != wanted or shard.dtype != np.uint8 or not shard.flags.c_contiguous:
                 raise InputError(f"{path} holds {shard.dtype} {shard.shape}, expected uint8 {wanted}; {self._cure}")

@@ -156,7 +156,7 @@ def check_same_episodes(frame_cache: FrameCache, names: Sequence[str], path: Pat
     Raises:
         InputError: it holds others; the message names the folder to delete.
     """
-    if [episode.episode_id for episode in frame_cache.episodes] != list(names):
+    if frame_cache.episodes.texts("episode_id") != list(names):
         raise InputError(
             f"{frame_cache.path} was made from other episodes than are sampled from {path} now; delete "
             f"{frame_cache.path} to have it made again"
