@@ -80,7 +80,8 @@ class Episode:
 
         Args:
             index: of the frame.
-            at_least: H and W that are needed: a JPEG may come at 1/2, 1/4 or 1/8 of its size where that is as large.
+            at_least: H and W that are needed: a JPEG comes at the smallest of 1/8, 2/8, 3/8 and 4/8 of its size that is
+                as large, or at its own size.
             out: a contiguous array that a JPEG of its size is written to, and that is returned then.
 
         Raises:
@@ -202,16 +203,15 @@ def _decode_jpeg(
     data: bytes, at_least: tuple[int, int] | None, out: NDArray[np.uint8] | None
 ) -> NDArray[np.uint8] | None:
     """Return the pixels of a JPEG as `Episode.decode` does; None for what is left to Pillow, damaged data included."""
+    # Scales above 1/2 would save nothing: the decoder is slow at them, and a resize follows anyway.
+    scale = {} if at_least is None else {"min_height": at_least[0], "min_width": at_least[1], "min_factor": 2.0}
     try:
-        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(data, **scale)
         # Four inks become RGB by another rule than Pillow's.
         if colors in ("CMYK", "YCCK") or height * width > MAX_PIXELS:
             return None
-        ratio = 1 if at_least is None else min(height // at_least[0], width // at_least[1])
-        scale = next((power for power in (8, 4, 2) if ratio >= power), 1)
-        size = (-(-height // scale), -(-width // scale))
-        buffer = out if out is not None and out.shape[:2] == size else None
-        pixels = simplejpeg.decode_jpeg(data, min_height=size[0], min_width=size[1], buffer=buffer)
+        buffer = out if out is not None and out.shape[:2] == (height, width) else None
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, **scale, buffer=buffer)
     except ValueError:
         return None
     return pixels if buffer is None else buffer
