@@ -207,6 +207,8 @@ LOADERS: dict[str, Callable[[Case], Iterator[int]]] = {
 def run_loader(name: str, case: Case, clips: int, pipe: Connection) -> None:
     """Run in a process of its own: answer each message with seconds and CPU seconds per clip."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    next(LOADERS[name](case))  # imports, and finds the data
+    pipe.send(None)
     while pipe.recv():
         batches = LOADERS[name](case)
         # Warm-up: buffers fill, files open.
@@ -248,6 +250,8 @@ def measure(
         pipes[name], end = context.Pipe()
         processes.append(context.Process(target=run_loader, args=(name, case, clips, end), daemon=True))
         processes[-1].start()
+    for name in names:
+        pipes[name].recv()  # all start at once
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for _ in range(rounds):
         begin = time.perf_counter()

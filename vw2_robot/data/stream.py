@@ -245,6 +245,7 @@ class ClipStream:
             "rank": rank,
         }
         self._shape = (padded_frames(cut.num_frames, cut.temporal_stride), options.height, options.width, 3)
+        self._augments = options.augmentation != Augmentation()
         self._spare: deque[NDArray[np.uint8]] = deque(maxlen=prefetch + _CLIPS_PER_TASK)  # buffers for reuse
         self._started_pools = StreamPools.of(threads) if pools is None else None
         used = pools or self._started_pools
@@ -436,7 +437,7 @@ class ClipStream:
             read_clip(episode, window.frame_ids, pixels, aspect=options.aspect, decode=options.decode)
         except ImageError as error:
             return _Unreadable(f"{episode.source}, episode {episode.episode_id}, frame {error.frame}", str(error))
-        if options.augmentation != Augmentation():
+        if self._augments:
             # Keyed by the clip's place, so that the number of threads changes nothing.
             key = [self._seed, 3, window.block.epoch, self._rank, window.block.block, window.number]
             augment(pixels, options.augmentation, np.random.default_rng(key))
