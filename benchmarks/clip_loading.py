@@ -5,7 +5,7 @@ Run: python -m benchmarks.clip_loading [--bridge FOLDER] [--dlimp CHECKOUT] [--w
 Two data sets: real Bridge V2 episodes (64 x 64 pixels, four cameras) where `--bridge` names them, and episodes of
 256 x 256 pixels at 15 Hz, synthesized here and stored as RLDS. Clips of 9 frames at 5 Hz, 64 and 128 pixels.
 
-    pillow        the upper bound: only decode and resize the needed frames of clips in memory
+    pillow        a decode bound: only decode and resize the needed frames of clips in memory, all of it by Pillow
     ClipStream    read, shuffle, decode, resize, batch
     tfds          plain TFDS with default decoding of everything; windows cut from the decoded episodes, unshuffled
     dlimp         the loader that Octo uses, in Octo's order: chunk, flatten, shuffle, decode, resize, batch.
@@ -16,6 +16,9 @@ Each runs in a process of its own with the same number of threads; they alternat
 ClipStream is the median over rounds of the ratio within a round. CPU time is that of all threads. Overlapping clips
 share no decoding in ClipStream and dlimp; plain TFDS decodes a frame once for all windows that contain it, so small
 window strides favor it, at the cost of decoded episodes in memory.
+
+`speed_rows` compares ClipStream with dlimp and with the decode bound alone. The environment variables VW2_BRIDGE and
+VW2_DLIMP stand for the two options there.
 """
 
 from __future__ import annotations
@@ -23,14 +26,16 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
+import math
 import multiprocessing
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -47,6 +52,9 @@ from vw2_robot.data.rlds_writer import write_rlds
 from vw2_robot.data.sources.rlds import RldsSource
 from vw2_robot.data.stream import ClipStream, StreamOptions
 
+from .speed.row import Rounds, SpeedRow, not_measured
+
+BRIDGE = "../shared/openx/bridge_dataset/1.0.0"
 NUM_FRAMES = 9
 TARGET_HZ = 5.0
 BATCH = 16
@@ -199,6 +207,8 @@ LOADERS: dict[str, Callable[[Case], Iterator[int]]] = {
 def run_loader(name: str, case: Case, clips: int, pipe: Connection) -> None:
     """Run in a process of its own: answer each message with seconds and CPU seconds per clip."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    next(LOADERS[name](case))  # imports, and finds the data
+    pipe.send(None)
     while pipe.recv():
         batches = LOADERS[name](case)
         # Warm-up: buffers fill, files open.
@@ -213,24 +223,43 @@ def run_loader(name: str, case: Case, clips: int, pipe: Connection) -> None:
         batches.close()  # type: ignore[attr-defined]
 
 
-def measure(case: Case, *, rounds: int, clips: int) -> dict[str, list[tuple[float, float]]]:
-    """Return for each loader the seconds and CPU seconds of a clip, round by round."""
+def loaders_of(case: Case) -> list[str]:
+    """Return the names of all loaders that can read the data of a case."""
+    with_dlimp = ["dlimp", "dlimp, no resize"] if case.native else ["dlimp"]
+    return ["pillow", "ClipStream", "tfds", *(with_dlimp if case.dlimp is not None else [])]
+
+
+def measure(
+    case: Case, names: Sequence[str], *, rounds: int, clips: int, seconds: float = math.inf
+) -> dict[str, list[tuple[float, float]]]:
+    """Return for each loader the seconds and CPU seconds of a clip, round by round.
+
+    Args:
+        case: the data.
+        names: of the loaders.
+        rounds: how many; fewer where they would take longer than `seconds`, but one at least.
+        clips: of a round.
+        seconds: how long all of it may take.
+    """
+    deadline = time.perf_counter() + seconds
     # The threads of TensorFlow do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    names = ["pillow", "ClipStream", "tfds"]
-    if case.dlimp is not None:
-        names += ["dlimp", "dlimp, no resize"] if case.native else ["dlimp"]
     pipes = {}
     processes = []
     for name in names:
         pipes[name], end = context.Pipe()
         processes.append(context.Process(target=run_loader, args=(name, case, clips, end), daemon=True))
         processes[-1].start()
+    for name in names:
+        pipes[name].recv()  # all start at once
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for _ in range(rounds):
+        begin = time.perf_counter()
         for name in names:
             pipes[name].send(True)
             found[name].append(pipes[name].recv())
+        if time.perf_counter() + (time.perf_counter() - begin) > deadline:
+            break
     for name, process in zip(names, processes, strict=True):
         pipes[name].send(False)
         process.join()
@@ -267,11 +296,47 @@ def write_photos(folder: Path, *, episodes: int = 48, length: int = 60, px: int 
     write_rlds(folder, name="photos", version="1.0.0", episodes={"train": demonstrations()}, max_episodes_per_shard=24)
 
 
+def speed_rows(seconds: float) -> list[SpeedRow]:
+    """Return the rows of the speed table; both loaders of a row have two threads."""
+    bridge = os.environ.get("VW2_BRIDGE", BRIDGE)
+    dlimp = os.environ.get("VW2_DLIMP")
+    shared: dict[str, Any] = {"window_stride": 8, "threads": 2, "dlimp": dlimp}
+    wanted = {"RLDS to clips, 64 px, CPU": 1.8, "RLDS to clips, 64 px, wall": 1.5}
+    rows = []
+    if dlimp is None or not Path(bridge).is_dir() or find_spec("tensorflow") is None:
+        why = (
+            "set VW2_DLIMP to a checkout of github.com/kvablack/dlimp, VW2_BRIDGE to bridge_dataset/1.0.0; extra openx"
+        )
+        rows = [
+            not_measured(name, unit="ms/clip", against="dlimp", wanted=least, why=why) for name, least in wanted.items()
+        ]
+    else:
+        case = Case("", bridge, "image_0", px=64, native=True, **shared)
+        costs = measure(case, ["ClipStream", "dlimp, no resize"], rounds=15, clips=1000, seconds=0.6 * seconds)
+        for (name, least), kind in zip(wanted.items(), (1, 0), strict=True):
+            rounds = Rounds({loader: [1000 * each[kind] for each in found] for loader, found in costs.items()})
+            against = "dlimp without resize"
+            rows.append(
+                rounds.row(
+                    name, ours="ClipStream", other="dlimp, no resize", against=against, unit="ms/clip", wanted=least
+                )
+            )
+    name = "256 to 128 px against decoding"
+    against = "Pillow: decode, resize; CPU time"
+    if find_spec("tensorflow") is None:
+        return [*rows, not_measured(name, unit="ms/clip", against=against, wanted=1.5, why="needs the extra openx")]
+    with tempfile.TemporaryDirectory() as folder:
+        photos = Path(folder) / "photos" / "1.0.0"
+        write_photos(photos)
+        case = Case("", str(photos), "image", px=128, native=False, **shared)
+        costs = measure(case, ["ClipStream", "pillow"], rounds=9, clips=200, seconds=0.25 * seconds)
+    rounds = Rounds({loader: [1000 * cpu for _, cpu in found] for loader, found in costs.items()})
+    return [*rows, rounds.row(name, ours="ClipStream", other="pillow", against=against, unit="ms/clip", wanted=1.5)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="clips per second of the loaders")
-    parser.add_argument(
-        "--bridge", default="../shared/openx/bridge_dataset/1.0.0", help="RLDS folder with real episodes"
-    )
+    parser.add_argument("--bridge", default=BRIDGE, help="RLDS folder with real episodes")
     parser.add_argument("--dlimp", help="checkout of github.com/kvablack/dlimp")
     parser.add_argument("--window-stride", type=int, default=8, help="clip frames between the starts of windows")
     parser.add_argument("--rounds", type=int, default=5)
@@ -285,14 +350,14 @@ def main() -> None:
     }
     if Path(options.bridge).is_dir():
         bridge = Case("Bridge V2, 64 px, real", options.bridge, "image_0", px=64, native=True, **shared)
-        print_rows(bridge, measure(bridge, rounds=options.rounds, clips=1600))
+        print_rows(bridge, measure(bridge, loaders_of(bridge), rounds=options.rounds, clips=1600))
     else:
         print(f"{'Bridge V2, 64 px, real':<26} not measured: no folder {options.bridge}")
     with tempfile.TemporaryDirectory() as folder:
         photos = Path(folder) / "photos" / "1.0.0"
         write_photos(photos)
         made = Case("256 px, to 128", str(photos), "image", px=128, native=False, **shared)
-        print_rows(made, measure(made, rounds=options.rounds, clips=480))
+        print_rows(made, measure(made, loaders_of(made), rounds=options.rounds, clips=480))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def main() -> None:
         photos = Path(folder) / "photos" / "1.0.0"
         write_photos(photos)
         cut = WindowOptions(num_frames=5, target_hz=5.0, window_stride=8)
-        stream_options = StreamOptions(cut, height=64, width=64, shuffle_bytes=options.shuffle_mb * 2**20, draft=True)
+        stream_options = StreamOptions(cut, height=64, width=64, shuffle_bytes=options.shuffle_mb * 2**20)
         print(f"{'batch':>8}{'epoch':>8}{'resident MB':>14}")
         found: list[float] = []
         with ClipStream([(RldsSource(photos), 1.0)], stream_options, seed=0) as stream:

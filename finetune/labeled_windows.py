@@ -68,13 +68,14 @@ def cache_calvin(dataset: CalvinDataset, out: Path, *, height: int, width: int) 
             height=height,
             width=width,
             max_skipped=0,
+            decode="full",  # raw images: there is nothing to scale
             description={"calvin": str(dataset.path.resolve()), "split": dataset.split},
             progress=lambda stored, _: bar.update(stored - bar.n) and None,
         )
     cache = FrameCache(out)
     # A finished cache is opened whatever the data set holds now; its names are compared.
     names = [t.trajectory_id for t in dataset.trajectories]
-    if [e.episode_id for e in cache.episodes] != names:
+    if cache.episodes.texts("episode_id") != names:
         raise InputError(f"{out} was made from other trajectories than {dataset.path} holds now; delete {out}")
     return cache
 
@@ -103,7 +104,8 @@ def split_trajectories(
         InputError: nothing is left on one of the sides.
     """
     share = 0.0 if validation_fraction is None else validation_fraction
-    train, validation = split_episodes(frame_cache, validation_fraction=share, seed=label_seed)
+    sides = split_episodes(frame_cache, validation_fraction=share, seed=label_seed)
+    train, validation = (side.tolist() for side in sides)
     if not validation and validation_fraction is not None:
         raise InputError(
             f"{dataset.path}: none of {len(dataset)} trajectories is held out at validation_fraction="
@@ -211,7 +213,7 @@ class VideoWindows:
         self.start = np.concatenate(starts)
         if not len(self.start):
             raise InputError(f"{dataset.path}: none of the {len(starts)} chosen trajectories has two time steps")
-        self._lengths = np.array([frame_cache.episodes[i].length for i in self.episode])
+        self._lengths = frame_cache.episodes.length[self.episode]
         # All trajectories of a CALVIN data set have one rate.
         hz = frame_cache.episodes[trajectories[0]].hz
         self.ahead = window_offsets(latent_steps, stride=stride, hz=hz, target_hz=target_hz, gap_seconds=gap_seconds)

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from vw2_robot.data.episodes import Episode, EpisodeSource, SkippedEpisodes, TooManySkippedError
@@ -63,7 +65,7 @@ def _open_or_make(config: PretrainConfig) -> FrameCache:
     return cache_sources(config, folder) if ranks.is_main() else FrameCache(folder, threads=data.decode_threads)
 
 
-def training_split(config: PretrainConfig, cache: FrameCache) -> tuple[list[int], list[int]]:
+def training_split(config: PretrainConfig, cache: FrameCache) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the indices of (training, validation) episodes; equal videos never lie on both sides."""
     return split_episodes(cache, validation_fraction=config.data.validation_fraction, seed=config.seed)
 
@@ -170,6 +172,7 @@ def cache_sources(config: PretrainConfig, out: Path) -> FrameCache:
             height=config.dldm.height,
             width=config.dldm.width,
             aspect=data.aspect,
+            decode=data.decode,
             storage=data.frame_storage,
             max_skipped=data.max_skipped,
             description={

@@ -17,7 +17,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vw2_robot.data.blocks import WindowOptions
@@ -114,7 +116,11 @@ TrainingClips = CachedClips | StreamedClips | ReplayedClips | PrefetchedClips
 
 
 def training_clips(
-    config: PretrainConfig, frame_cache: FrameCache, train: list[int], held_out: list[int], folder: Path
+    config: PretrainConfig,
+    frame_cache: FrameCache,
+    train: NDArray[np.int64],
+    held_out: NDArray[np.int64],
+    folder: Path,
 ) -> TrainingClips:
     """Return the clips that a stage trains on.
 
@@ -133,7 +139,7 @@ def training_clips(
     from .cache_frames import open_sources  # with RLDS it needs TensorFlow
 
     # By name, since a stream reads the data sets themselves and knows no index of the cache.
-    hidden = {(frame_cache.episodes[index].source, frame_cache.episodes[index].episode_id) for index in held_out}
+    hidden = {(episode.source, episode.episode_id) for episode in map(frame_cache.episodes.__getitem__, held_out)}
     sources = open_sources(data)
     shards = data.stream_shards or default_shards(sources)
     options = StreamOptions(
@@ -141,6 +147,7 @@ def training_clips(
         height=config.dldm.height,
         width=config.dldm.width,
         aspect=data.aspect,
+        decode=data.decode,
         shuffle_bytes=data.shuffle_mb * 2**20,
         # Several shards mix files already, and each more reader is one more open file of every source.
         interleaved_readers=2 if shards == 1 else 1,
@@ -167,7 +174,7 @@ def _prefetched(config: PretrainConfig, clips: CachedClips | StreamedClips) -> T
 
 
 def clip_sampler(
-    config: PretrainConfig, frame_cache: FrameCache, episodes: list[int], *, augment: bool = True
+    config: PretrainConfig, frame_cache: FrameCache, episodes: NDArray[np.int64], *, augment: bool = True
 ) -> ClipSampler:
     """Return the sampler of clips of these episodes of the cache; batch i is a pure function of (seed, i).
 
@@ -180,9 +187,9 @@ def clip_sampler(
     Raises:
         InputError: there is no episode on this side of the split, or none is long enough.
     """
-    if not episodes:
+    if not len(episodes):
         # By content: copies of one video always lie on one side of the split.
-        different = len({episode.sha256 for episode in frame_cache.episodes})
+        different = len(np.unique(frame_cache.episodes.sha256, axis=0))
         raise InputError(
             f"data.validation_fraction={config.data.validation_fraction}: nothing can be held out of "
             f"{frame_cache.path}, whose {len(frame_cache.episodes)} episodes are {different} different videos; "

@@ -123,7 +123,7 @@ def code_usage(dldm: DLDM, frame_cache: FrameCache, config: PretrainConfig, *, d
     # Both sides of the split and no augmentation: this is what the next stage encodes.
     sampler = ClipSampler(
         frame_cache,
-        list(range(len(frame_cache.episodes))),
+        np.arange(len(frame_cache.episodes)),
         num_frames=config.dldm.num_frames,
         temporal_stride=config.dldm.temporal_stride,
         **config.data.time_base,

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.data.clips import Augmentation, TimeBase, frame_offsets
 from vw2_robot.data.frame_storage import Storage
-from vw2_robot.data.images import Aspect
+from vw2_robot.data.images import Aspect, Decode
 from vw2_robot.data.replay.open_replay import ReplayConfig
 from vw2_robot.devices import Hardware
 from vw2_robot.limits import Rate, Share, Unbounded
@@ -69,6 +69,9 @@ class DataConfig:
     tenth of the disk or less, decoded whenever they are read. Same pixels"""
     aspect: Aspect = "stretch"
     """how images get the dLDM's size: stretched, or padded to keep their proportions"""
+    decode: Decode = "scaled"
+    """JPEG at least twice as large as the dLDM's images. scaled: decoded at 1/2, 1/4 or 1/8 of their size, then
+    resized, three times as fast; full: decoded as a whole, then resized, as the policy's images are at control time"""
     max_skipped: int = 10
     """undecodable episodes that are named and skipped before the run stops"""
     target_hz: Rate | None = None

@@ -238,7 +238,10 @@ def describe_windows(config: PretrainConfig, frame_cache: FrameCache, windows: L
         "steps": config.dldm.latent_steps,
         "cache_stride": cache_stride,
         "hz": sorted(
-            {effective_hz(e.hz, temporal_stride=stride, **config.data.time_base) for e in frame_cache.episodes}
+            {
+                effective_hz(hz, temporal_stride=stride, **config.data.time_base)
+                for hz in set(frame_cache.episodes.hz.tolist())
+            }
         ),
         "windows": len(windows),
         "codes_used": len(np.unique(windows.codes[windows.valid])),
@@ -335,7 +338,7 @@ def window_pixels(
         device: where the windows are put together.
     """
     # One number for each frame of any episode.
-    span = max(one.length for one in frame_cache.episodes)
+    span = int(frame_cache.episodes.length.max())
     numbers = episode[:, None] * span + frame_ids
     held = np.zeros(0, np.int64)
     pixels = torch.zeros((0, frame_cache.height, frame_cache.width, 3), dtype=torch.uint8, device=device)

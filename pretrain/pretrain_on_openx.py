@@ -28,9 +28,9 @@ def pretrain_on_openx(config: PretrainConfig) -> None:
     config.hardware.torch_device()  # raises before hours of decoding where the device is missing
     frame_cache = open_frames(config)
     episodes = frame_cache.episodes
-    without = sum(not episode.instruction for episode in episodes)
+    without = episodes.texts("instruction").count("")
     print(
-        f"frames: {len(episodes)} episodes, {sum(episode.length for episode in episodes)} images of "
+        f"frames: {len(episodes)} episodes, {episodes.length.sum()} images of "
         f"{frame_cache.height} x {frame_cache.width}"
         + (f"; {without} episodes have no instruction" if without else ""),
         flush=True,

@@ -68,7 +68,7 @@ class ReplayedClips:
         config: PretrainConfig,
         replay: ReplayConfig,
         frame_cache: FrameCache,
-        held_out: list[int],
+        held_out: NDArray[np.int64],
         *,
         folder: Path,
     ) -> None:
@@ -78,7 +78,7 @@ class ReplayedClips:
         self._config = config
         self._options = replay
         self._frame_cache = frame_cache
-        names = [(episode.source, episode.episode_id) for episode in frame_cache.episodes]
+        names = list(zip(frame_cache.episodes.texts("source"), frame_cache.episodes.texts("episode_id"), strict=True))
         self._known = set(names)
         self._held_out = {names[index] for index in held_out}
         self._closing = ExitStack()
@@ -250,10 +250,10 @@ class ReplayedClips:
         return False
 
     def _decode(self, window: ReplayWindow) -> NDArray[np.uint8] | ImageError:
-        dldm = self._config.dldm
+        data, dldm = self._config.data, self._config.dldm
         pixels = np.empty((len(window.frames), dldm.height, dldm.width, 3), np.uint8)
         try:
-            decode_window(window, pixels, aspect=self._config.data.aspect)
+            decode_window(window, pixels, aspect=data.aspect, decode=data.decode)
         except ImageError as error:
             return error
         return pixels

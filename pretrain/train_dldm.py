@@ -17,7 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vw2_robot.checkpoint import load_checkpoint, load_optimizer, save_checkpoint, weights_digest
@@ -143,7 +145,12 @@ def train_dldm(config: PretrainConfig) -> None:
 
 
 def build_modules(
-    config: PretrainConfig, frame_cache: FrameCache, train_ids: list[int], *, device: torch.device, resumed: bool
+    config: PretrainConfig,
+    frame_cache: FrameCache,
+    train_ids: NDArray[np.int64],
+    *,
+    device: torch.device,
+    resumed: bool,
 ) -> Modules:
     """Build all modules on the device.
 

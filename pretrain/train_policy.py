@@ -292,10 +292,10 @@ def resize_windows(config: PretrainConfig, windows: LatentWindows, frame_cache: 
     # Frames from the start of a clip to its end, which depend on the rate of the episode.
     reach = {
         hz: int(clip_offsets(dldm.num_frames, temporal_stride=dldm.temporal_stride, hz=hz, **config.data.time_base)[-1])
-        for hz in {episode.hz for episode in frame_cache.episodes}
+        for hz in set(frame_cache.episodes.hz.tolist())
     }
     # Windows of the cache overlap: one that begins where another ends continues it.
-    ends = windows.start + np.array([reach[frame_cache.episodes[episode].hz] for episode in windows.episode])
+    ends = windows.start + np.array([reach[hz] for hz in frame_cache.episodes.hz[windows.episode].tolist()])
     resized = joined(windows, ends=ends, latent_steps=wanted)
     if wanted > cached and len(windows) and not resized.valid[:, cached].any():
         raise InputError(

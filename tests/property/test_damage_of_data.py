@@ -39,7 +39,7 @@ def write_frames(folder: Path) -> None:
 def read_frames(folder: Path) -> Any:
     cache = FrameCache(folder)
     pixels = [cache.read(n, range(episode.length)) for n, episode in enumerate(cache.episodes)]
-    return cache.episodes, cache.digest, cache.description, [part.tobytes() for part in pixels]
+    return list(cache.episodes), cache.digest, cache.description, [part.tobytes() for part in pixels]
 
 
 def write_latents(folder: Path) -> None:

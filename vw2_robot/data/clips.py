@@ -290,7 +290,7 @@ class ClipSampler:
     def __init__(
         self,
         cache: FrameCache,
-        episode_indices: Sequence[int],
+        episode_indices: Sequence[int] | NDArray[np.int64],
         *,
         num_frames: int,
         seed: int,
@@ -310,18 +310,19 @@ class ClipSampler:
             raise InputError(
                 f"min_valid_steps must lie in 1..{self.latent_steps} for {num_frames} frames, found {min_valid_steps}"
             )
-        chosen = [cache.episodes[index] for index in episode_indices]
+        chosen = np.asarray(episode_indices, np.int64)
         # Offsets depend on the frame rate only: one row of the table for each rate.
-        rates = sorted({episode.hz for episode in chosen})
+        hz = cache.episodes.hz[chosen]
+        rates = np.unique(hz)
         table = [
             clip_offsets(
                 num_frames, temporal_stride=temporal_stride, hz=hz, target_hz=target_hz, gap_seconds=gap_seconds
             )
-            for hz in rates
+            for hz in rates.tolist()
         ]
         self._offsets = np.array(table, np.int64).reshape(len(rates), self.num_frames)
-        rate = np.array([rates.index(episode.hz) for episode in chosen], np.int64)
-        length = np.array([episode.length for episode in chosen], np.int64)
+        rate = np.searchsorted(rates, hz)
+        length = cache.episodes.length[chosen]
         # An episode is used if its first latent step is complete.
         usable = length > self._offsets[rate, temporal_stride]
         if not usable.any():
@@ -331,12 +332,14 @@ class ClipSampler:
                 f"{longest} frames, a step needs {temporal_stride + 1} clip frames (target_hz {target_hz}, "
                 f"gap_seconds {gap_seconds}): use a higher target_hz, a shorter gap_seconds or longer episodes"
             )
-        self._episode = np.array(episode_indices, np.int64)[usable]
+        self._episode = chosen[usable]
         self._rate = rate[usable]
         self._length = length[usable]
         # All (episode, start) pairs are numbered through; `_ends` is where the numbers of each episode end.
         starts = self._length - self._offsets[self._rate, min_valid_steps * temporal_stride]
-        self._ends = np.cumsum(np.maximum(1, starts))
+        counts = np.maximum(1, starts)
+        self._ends = np.cumsum(counts)
+        self._begins = self._ends - counts
 
     def __len__(self) -> int:
         """Return the number of different (episode, start) pairs."""
@@ -356,7 +359,7 @@ class ClipSampler:
         rng = np.random.default_rng([self.seed, step])
         pair = rng.integers(len(self), size=batch_size)[mine]
         chosen = np.searchsorted(self._ends, pair, side="right")
-        start = pair - (self._ends[chosen] - np.diff(self._ends, prepend=0)[chosen])
+        start = pair - self._begins[chosen]
         windows = windows_at(start, self._length[chosen], self._offsets[self._rate[chosen]], self.temporal_stride)
         episode = self._episode[chosen]
         pixels = self.cache.read_batch(episode, windows.frame_ids)

@@ -3,14 +3,16 @@
     out/plan.json          the request (size, aspect, shard length, description of the source); written first
     out/shard-00000.npy    the frames of some episodes, see `frame_storage`: decoded, or compressed in two other files
     out/shard-00000.jsonl  one line an episode: its place in the shard, sha256 of its pixels, instruction, frame rate
+    out/episodes.npz       all these lines as columns, see `episode_table`: what a reader opens
     out/index.json         written last: totals and the digest that later stages store
 
 `cache_frames` may be killed at any moment, also by a power failure, and started again with the same arguments: finished
 shards are kept, the rest is made, and the folder ends up with the same bytes. One process at a time makes a cache. A
 folder without `index.json` is unfinished and is not read.
 
-Damage is detected: at every opening the index is recomputed from `plan.json` and the rows and compared, and what is
-stored of an episode is compared with the sha256 in its row when it is first read.
+Damage is detected: the index carries its own sha256, each column its checksum, and what is stored of an episode is
+compared with its sha256 when it is first read. A cache of an earlier release, without `episodes.npz`, is read from its
+rows, which are compared with the index.
 
 `split_episodes` decides what is held out, by the sha256 of the cached pixels. Public samples contain the same video
 under two names (the `val` split of the small Bridge V2 sample is its `train` split in another order); equal pixels
@@ -39,9 +41,10 @@ from vw2_robot.errors import InputError
 from vw2_robot.storage.files import read_json, write_json, write_text
 from vw2_robot.storage.locks import clear_dead_lock, lock_folder
 
+from .episode_table import TABLE, EpisodeTable, columns_of, write_table
 from .episodes import Episode
-from .frame_storage import CachedEpisode, FramesOfEpisode, Storage, shard_reader, shard_writer
-from .images import Aspect
+from .frame_storage import FramesOfEpisode, Storage, shard_reader, shard_writer
+from .images import Aspect, Decode
 
 # n, B, T frames that are read · H, W pixels
 FORMAT_VERSIONS: dict[Storage, int] = {"decoded": 1, "compressed": 2}
@@ -59,6 +62,7 @@ def cache_frames(
     width: int,
     description: Mapping[str, Any],
     aspect: Aspect = "stretch",
+    decode: Decode = "scaled",
     storage: Storage = "decoded",
     episodes_per_shard: int = 64,
     max_skipped: int = 10,
@@ -73,6 +77,7 @@ def cache_frames(
         width: pixels.
         description: what the episodes are (path, split, keys), as JSON values; compared when a cache is continued.
         aspect: see `resize_frame`.
+        decode: of JPEG that is much larger than needed, see `images`.
         storage: of the frames; the pixels that are read are the same.
         episodes_per_shard: one shard is held in memory and is the unit that is lost when the program is killed.
         max_skipped: episodes with an undecodable frame are named in the log, skipped and counted; one more than this
@@ -83,11 +88,12 @@ def cache_frames(
         InputError: `out` holds another cache, the episodes are not those of the earlier call, or too many of them are
             unreadable.
     """
-    known = aspect in get_args(Aspect) and storage in get_args(Storage)
+    known = aspect in get_args(Aspect) and decode in get_args(Decode) and storage in get_args(Storage)
     if height < 1 or width < 1 or episodes_per_shard < 1 or not known:
         raise InputError(
             f"frame cache: height {height}, width {width}, episodes_per_shard {episodes_per_shard} must be positive, "
-            f"aspect {aspect!r} one of {get_args(Aspect)}, storage {storage!r} one of {get_args(Storage)}"
+            f"aspect {aspect!r} one of {get_args(Aspect)}, decode {decode!r} one of {get_args(Decode)}, storage "
+            f"{storage!r} one of {get_args(Storage)}"
         )
     plan = {
         "format_version": FORMAT_VERSIONS[storage],
@@ -96,7 +102,8 @@ def cache_frames(
         "aspect": aspect,
         "episodes_per_shard": episodes_per_shard,
         "description": dict(description),
-        # Only where it is set, so that decoded caches keep the plan of earlier releases.
+        # Only where they are set, so that other caches keep the plan of earlier releases.
+        **({} if decode == "full" else {"decode": decode}),
         **({} if storage == "decoded" else {"storage": storage}),
     }
     plan = json.loads(json.dumps(plan))  # tuples become lists, as they will be when read back
@@ -152,7 +159,9 @@ def _write_shards(
     if len(names) < len(stored):
         repeated = names.most_common(1)[0][0]
         raise InputError(f"frame cache {out}: episode {repeated} occurs twice; (source, episode id) must be unique")
-    write_json(out / "index.json", _index_of(plan, rows))
+    index = _index_of(plan, rows)
+    write_table(out, columns_of(stored), digest=index["digest"])
+    write_json(out / "index.json", index, sealed=True)
 
 
 def _is_begun(out: Path, plan: dict[str, Any]) -> bool:
@@ -193,6 +202,7 @@ def _write_shard(
         height=plan["height"],
         width=plan["width"],
         aspect=plan["aspect"],
+        decode=plan.get("decode", "full"),
     )
     offset = 0
     for episode in episodes:
@@ -246,19 +256,19 @@ def _index_of(plan: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dic
 
 
 class FrameCache:
-    """A finished frame cache. Opening reads index and rows; a shard is memory-mapped when one of its frames is read.
+    """A finished frame cache. Opening reads where its episodes are; a shard is mapped when one of its frames is read.
 
     Several threads may read at once.
 
     Attributes:
-        episodes: one `CachedEpisode` for each, in the order of the source.
+        episodes: one `CachedEpisode` for each, in the order of the source, and all of them as columns.
         height: pixels.
         width: pixels.
         digest: sha256 of content and order; stored with everything that is made from this cache.
         description: as given to `cache_frames`.
     """
 
-    episodes: list[CachedEpisode]
+    episodes: EpisodeTable
     height: int
     width: int
     digest: str
@@ -290,17 +300,7 @@ class FrameCache:
                 f"and 2 (compressed); {_cure(self.path)}"
             )
         try:
-            rows = [row for number in range(index["shards"]) for row in self._rows(number)]
-            # More shards may follow that hold no frame, since all their episodes were skipped.
-            for number in itertools.count(index["shards"]):
-                if not _rows_path(self.path, number).is_file():
-                    break
-                rows += self._rows(number)
-            stored = [row for row in rows if "skipped" not in row]
-            if _index_of(read_json(self.path / "plan.json", cure=_cure(self.path)), rows) != index:
-                raise InputError(f"{self.path / 'index.json'} does not fit plan.json and the rows; {_cure(self.path)}")
-            names = CachedEpisode.__dataclass_fields__
-            self.episodes = [CachedEpisode(**{name: row[name] for name in names if name in row}) for row in stored]
+            self.episodes = self._open_table(index)
             self.height = index["height"]
             self.width = index["width"]
             self.digest = index["digest"]
@@ -308,10 +308,11 @@ class FrameCache:
             self._reader = shard_reader(
                 storage,
                 self.path,
-                self.episodes,
+                np.bincount(self.episodes.shard, self.episodes.length).astype(np.int64),
                 height=self.height,
                 width=self.width,
                 aspect=index["aspect"],
+                decode=index.get("decode", "full"),
                 threads=threads,
                 cure=_cure(self.path),
             )
@@ -322,7 +323,7 @@ class FrameCache:
                 f"the index of frame cache {self.path} is damaged ({error!r}); {_cure(self.path)}"
             ) from error
         # Frames are checked when they are first read: checking all of them would make opening slow.
-        self._unchecked = set(range(len(self.episodes))) if verify else set[int]()
+        self._unchecked = np.full(len(self.episodes), verify)
 
     def read(self, episode_index: int, frame_ids: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.uint8]:
         """Return the given frames of one episode as a new array uint8 [n, H, W, 3]."""
@@ -340,16 +341,37 @@ class FrameCache:
                 raise IndexError(
                     f"frames {frame_ids[row].tolist()} of episode {index}, which has {episode.length} frames"
                 )
-            if index in self._unchecked:
+            if self._unchecked[index]:
                 if not self._reader.check(episode):
                     raise InputError(
                         f"{self._reader.file(episode)} is damaged: the frames of {episode.source}, episode "
                         f"{episode.episode_id} are not what was written (SHA-256 differs); {_cure(self.path)}"
                     )
-                self._unchecked.discard(index)
+                self._unchecked[index] = False
         clips = zip(episodes, frame_ids.astype(np.int64), strict=True)
         self._reader.read([FramesOfEpisode(*clip) for clip in clips], pixels)
         return pixels
+
+    def _open_table(self, index: Mapping[str, Any]) -> EpisodeTable:
+        """Return the episodes that fit the index; those of an earlier release from its rows."""
+        cure = _cure(self.path)
+        plan = read_json(self.path / "plan.json", cure=cure)
+        if (self.path / TABLE).is_file():
+            table = EpisodeTable.open(self.path, count=index["episodes"], digest=index["digest"], cure=cure)
+            totals = {"shards": int(table.shard[-1]) + 1, "frames": int(table.length.sum())}
+            if any(index[key] != value for key, value in {**plan, **totals}.items()):
+                raise InputError(f"{self.path / 'index.json'} does not fit plan.json and {TABLE}; {cure}")
+            return table
+        rows = [row for number in range(index["shards"]) for row in self._rows(number)]
+        # More shards may follow that hold no frame, since all their episodes were skipped.
+        for number in itertools.count(index["shards"]):
+            if not _rows_path(self.path, number).is_file():
+                break
+            rows += self._rows(number)
+        if _index_of(plan, rows) != index:
+            raise InputError(f"{self.path / 'index.json'} does not fit plan.json and the rows; {cure}")
+        columns = columns_of([row for row in rows if "skipped" not in row])
+        return EpisodeTable(self.path / TABLE, index["episodes"], columns, cure=cure)
 
     def _rows(self, number: int) -> list[dict[str, Any]]:
         """Return the rows of a shard; the places of the frames, which are not in the index, are checked here."""
@@ -365,7 +387,9 @@ class FrameCache:
         return rows
 
 
-def split_episodes(cache: FrameCache, *, validation_fraction: float, seed: int) -> tuple[list[int], list[int]]:
+def split_episodes(
+    cache: FrameCache, *, validation_fraction: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return (training, validation) episode indices, both ascending; equal videos are never on both sides.
 
     The choice depends on the seed and on the pixels only, not on order, names or shards. With a positive fraction and
@@ -381,17 +405,17 @@ def split_episodes(cache: FrameCache, *, validation_fraction: float, seed: int) 
     """
     if not 0.0 <= validation_fraction < 1.0:
         raise InputError(f"validation_fraction must lie in [0, 1), found {validation_fraction}")
-    videos = {episode.sha256 for episode in cache.episodes}
+    # Seed and hash are mixed to 64 bits, which order the videos at random and equally for every order of the cache.
+    key = np.random.default_rng(seed).integers(2**64, dtype=np.uint64)
+    mixed = cache.episodes.sha256[:, :8].copy().view("<u8")[:, 0] ^ key
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    mixed ^= mixed >> np.uint64(31)
+    videos = np.unique(mixed)
     # Rounded to the nearest, but at least one and never all.
     count = min(len(videos) - 1, max(1, math.floor(validation_fraction * len(videos) + 0.5)))
-    if validation_fraction == 0.0:
-        count = 0
-    # A hash with the seed orders the videos at random, and equally for every order of the cache.
-    held_out = set(sorted(videos, key=lambda video: hashlib.sha256(f"{seed}\0{video}".encode()).hexdigest())[:count])
-    sides: tuple[list[int], list[int]] = ([], [])
-    for number, episode in enumerate(cache.episodes):
-        sides[episode.sha256 in held_out].append(number)
-    return sides
+    is_held_out = mixed < videos[count] if validation_fraction else np.zeros(len(mixed), bool)
+    return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
 
 # ------------------------------------------------------------------------------------------------------ small files

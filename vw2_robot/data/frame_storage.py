@@ -17,10 +17,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -32,26 +30,11 @@ from vw2_robot.errors import InputError
 from vw2_robot.storage.arrays import map_array, map_bytes, read_array
 from vw2_robot.storage.files import atomic_write
 
+from .episode_table import CachedEpisode
 from .episodes import Episode
-from .images import Aspect, read_clip, resize_frame
+from .images import Aspect, Decode, read_clip, read_frame
 
 Storage = Literal["decoded", "compressed"]
-
-
-@dataclass(frozen=True)
-class CachedEpisode:
-    """An episode in the cache. `sha256` is computed from the cached pixels, so equal videos have equal hashes."""
-
-    source: str
-    episode_id: str
-    instruction: str
-    hz: float
-    length: int
-    shard: int
-    offset: int
-    sha256: str
-    stored_sha256: str = ""
-    """compressed: of its bytes in the two files"""
 
 
 class FramesOfEpisode(NamedTuple):
@@ -86,20 +69,21 @@ class DecodedWriter:
         height: pixels.
         width: pixels.
         aspect: see `resize_frame`.
+        decode: see `images`.
     """
 
-    def __init__(self, num_frames: int, *, height: int, width: int, aspect: Aspect) -> None:
+    def __init__(self, num_frames: int, *, height: int, width: int, aspect: Aspect, decode: Decode) -> None:
         self._pixels = np.empty((num_frames, height, width, 3), np.uint8)
         self._aspect = aspect
+        self._decode = decode
         self._count = 0
 
     def add(self, episode: Episode) -> dict[str, Any]:
         """See `ShardWriter`."""
         # Frames of an episode that fails are overwritten by the next one.
         part = self._pixels[self._count : self._count + len(episode)]
-        height, width = part.shape[1:3]
         for index in range(len(episode)):
-            part[index] = resize_frame(episode.decode(index), height=height, width=width, aspect=self._aspect)
+            read_frame(episode, index, part[index], aspect=self._aspect, decode=self._decode)
         self._count += len(episode)
         return {"sha256": hashlib.sha256(part.data).hexdigest()}
 
@@ -116,21 +100,23 @@ class CompressedWriter:
         height: pixels.
         width: pixels.
         aspect: see `resize_frame`.
+        decode: see `images`.
     """
 
-    def __init__(self, *, height: int, width: int, aspect: Aspect) -> None:
-        self._height = height
-        self._width = width
+    def __init__(self, *, height: int, width: int, aspect: Aspect, decode: Decode) -> None:
+        self._frame = np.empty((height, width, 3), np.uint8)
         self._aspect = aspect
+        self._decode = decode
         self._images: list[bytes] = []
 
     def add(self, episode: Episode) -> dict[str, Any]:
         """See `ShardWriter`."""
         pixels = hashlib.sha256()
         images = []
+        frame = self._frame
         for index, image in enumerate(episode.images):
-            frame = resize_frame(episode.decode(index), height=self._height, width=self._width, aspect=self._aspect)
-            pixels.update(np.ascontiguousarray(frame).data)
+            read_frame(episode, index, frame, aspect=self._aspect, decode=self._decode)
+            pixels.update(frame.data)
             images.append(image if isinstance(image, bytes) and len(image) <= frame.nbytes else _png(frame))
         ends = np.cumsum([len(image) for image in images], dtype=np.int64)
         self._images += images
@@ -144,7 +130,9 @@ class CompressedWriter:
             np.save(file, np.cumsum([len(image) for image in self._images], dtype=np.int64), allow_pickle=False)
 
 
-def shard_writer(storage: Storage, *, num_frames: int, height: int, width: int, aspect: Aspect) -> ShardWriter:
+def shard_writer(
+    storage: Storage, *, num_frames: int, height: int, width: int, aspect: Aspect, decode: Decode
+) -> ShardWriter:
     """Return the writer of a shard.
 
     Args:
@@ -153,10 +141,11 @@ def shard_writer(storage: Storage, *, num_frames: int, height: int, width: int, 
         height: pixels.
         width: pixels.
         aspect: see `resize_frame`.
+        decode: see `images`.
     """
     if storage == "compressed":
-        return CompressedWriter(height=height, width=width, aspect=aspect)
-    return DecodedWriter(num_frames, height=height, width=width, aspect=aspect)
+        return CompressedWriter(height=height, width=width, aspect=aspect, decode=decode)
+    return DecodedWriter(num_frames, height=height, width=width, aspect=aspect, decode=decode)
 
 
 def _png(frame: NDArray[np.uint8]) -> bytes:
@@ -198,7 +187,7 @@ class DecodedReader:
         cure: what a user should do about damage, as the end of a message.
     """
 
-    def __init__(self, folder: Path, frames: Counter[int], *, height: int, width: int, cure: str) -> None:
+    def __init__(self, folder: Path, frames: NDArray[np.int64], *, height: int, width: int, cure: str) -> None:
         self._folder = folder
         self._frames = frames
         self._size = (height, width)
@@ -224,7 +213,7 @@ class DecodedReader:
         """Return the mapped pixels [F, H, W, 3] of a shard."""
         if number not in self._shards:
             path = _decoded_path(self._folder, number)
-            wanted = (self._frames[number], *self._size, 3)
+            wanted = (int(self._frames[number]), *self._size, 3)
             shard = map_array(path, cure=self._cure)
             if shard.shape != wanted or shard.dtype != np.uint8 or not shard.flags.c_contiguous:
                 raise InputError(f"{path} holds {shard.dtype} {shard.shape}, expected uint8 {wanted}; {self._cure}")
@@ -239,14 +228,18 @@ class CompressedReader:
         folder: of the cache.
         frames: number of frames of each shard.
         aspect: of the cache.
+        decode: of the cache.
         threads: that decode; 0 decodes in the thread that reads.
         cure: what a user should do about damage, as the end of a message.
     """
 
-    def __init__(self, folder: Path, frames: Counter[int], *, aspect: Aspect, threads: int, cure: str) -> None:
+    def __init__(
+        self, folder: Path, frames: NDArray[np.int64], *, aspect: Aspect, decode: Decode, threads: int, cure: str
+    ) -> None:
         self._folder = folder
         self._frames = frames
         self._aspect = aspect
+        self._decode = decode
         self._cure = cure
         self._shards: dict[int, tuple[NDArray[np.uint8], NDArray[np.int64]]] = {}
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode") if threads else None
@@ -269,7 +262,7 @@ class CompressedReader:
 
         def decode(clip: FramesOfEpisode, pixels: NDArray[np.uint8]) -> None:
             ids = clip.frame_ids.tolist()
-            read_clip(self._with_images(clip.episode, ids), ids, pixels, aspect=self._aspect)
+            read_clip(self._with_images(clip.episode, ids), ids, pixels, aspect=self._aspect, decode=self._decode)
 
         for _ in (map if self._decoders is None else self._decoders.map)(decode, clips, out):
             pass
@@ -306,11 +299,12 @@ class CompressedReader:
 def shard_reader(
     storage: Storage,
     folder: Path,
-    episodes: Sequence[CachedEpisode],
+    frames: NDArray[np.int64],
     *,
     height: int,
     width: int,
     aspect: Aspect,
+    decode: Decode,
     threads: int,
     cure: str,
 ) -> ShardReader:
@@ -319,18 +313,16 @@ def shard_reader(
     Args:
         storage: of the cache.
         folder: of the cache.
-        episodes: all that it holds.
+        frames: number of frames of each shard.
         height: pixels.
         width: pixels.
         aspect: see `resize_frame`.
+        decode: see `images`.
         threads: that decode compressed frames.
         cure: what a user should do about damage, as the end of a message.
     """
-    frames: Counter[int] = Counter()
-    for episode in episodes:
-        frames[episode.shard] += episode.length
     if storage == "compressed":
-        return CompressedReader(folder, frames, aspect=aspect, threads=threads, cure=cure)
+        return CompressedReader(folder, frames, aspect=aspect, decode=decode, threads=threads, cure=cure)
     return DecodedReader(folder, frames, height=height, width=width, cure=cure)
 
 

@@ -103,7 +103,7 @@ def open_labeled_rlds(
     found = keep_motion(
         cache / "motion.npz",
         lambda: _read_motion(source, sampled, frame_cache, rule),
-        lengths=[episode.length for episode in frame_cache.episodes],
+        lengths=frame_cache.episodes.length.tolist(),
     )
     group = np.arange(len(frame_cache.episodes))  # episodes share no frames here
     actions = found["commanded"]

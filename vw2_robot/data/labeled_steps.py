@@ -124,6 +124,7 @@ def open_labeled_calvin(
         width=width,
         # None may be left out: the motion is read separately, trajectory by trajectory.
         max_skipped=0,
+        decode="full",  # raw images: there is nothing to scale
         description={"calvin": str(path.resolve()), "split": split, "episodes": count, "seed": seed},
     )
     frame_cache = FrameCache(cache)
@@ -155,7 +156,7 @@ def check_same_episodes(frame_cache: FrameCache, names: Sequence[str], path: Pat
     Raises:
         InputError: it holds others; the message names the folder to delete.
     """
-    if [episode.episode_id for episode in frame_cache.episodes] != list(names):
+    if frame_cache.episodes.texts("episode_id") != list(names):
         raise InputError(
             f"{frame_cache.path} was made from other episodes than are sampled from {path} now; delete "
             f"{frame_cache.path} to have it made again"

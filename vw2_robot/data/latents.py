@@ -178,7 +178,7 @@ class LatentCache:
                 raise InputError(f"{path} is damaged: it is not what was written (SHA-256 differs); {_CURE}")
         self.windows = read_shards(folder, count)
 
-    def of_episodes(self, episodes: list[int]) -> LatentWindows:
+    def of_episodes(self, episodes: NDArray[np.int64]) -> LatentWindows:
         """Return the windows of these episodes, in cache order."""
         chosen = np.isin(self.windows.episode, episodes)
         w = self.windows

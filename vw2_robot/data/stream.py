@@ -17,9 +17,8 @@ are logical, fill the global batches of a training run with any number of proces
 reads the block in which the position lies again (at most half of `shuffle_bytes`).
 
 Memory: `shuffle_bytes` of compressed images (see `vw2_robot.data.blocks`), `prefetch` decoded clips, one batch. JPEG is
-decoded by Pillow in threads, not processes: the decoder releases the interpreter's lock, so that two threads are 1.7
-times (64 pixels) to 1.9 times (256 pixels) as fast as one, nothing is copied between processes, and TensorFlow is
-loaded once.
+decoded in threads, not processes: the decoder releases the interpreter's lock, nothing is copied between processes, and
+TensorFlow is loaded once.
 
 An image that cannot be decoded removes the clips that need it from the stream. Such images and damaged files are named
 in the log and counted, each once; one more than `max_skipped` stops the run after the last readable clip.
@@ -48,7 +47,7 @@ from vw2_robot.errors import InputError
 from .blocks import BlockReader, Position, ShuffleBlock, WindowOptions
 from .clips import Augmentation, augment, clip_offsets, padded_frames, windows_at
 from .episodes import Episode, EpisodeSource, Part
-from .images import Aspect, ImageError, read_clip
+from .images import Aspect, Decode, ImageError, read_clip
 from .read_ahead import ReadAhead
 
 # B batch · T frames · M latent steps · H, W pixels
@@ -71,8 +70,8 @@ class StreamOptions:
     """files of each source that are read at the same time; the order of clips depends on it"""
     max_skipped: int = 10
     """unreadable images and files that each rank skips before the run stops"""
-    draft: bool = False
-    """decode JPEG at 1/2, 1/4 or 1/8 of its size where that is enough: faster, but not the pixels of the frame cache"""
+    decode: Decode = "scaled"
+    """of JPEG that is much larger than needed, see `images`"""
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
@@ -246,6 +245,7 @@ class ClipStream:
             "rank": rank,
         }
         self._shape = (padded_frames(cut.num_frames, cut.temporal_stride), options.height, options.width, 3)
+        self._augments = options.augmentation != Augmentation()
         self._spare: deque[NDArray[np.uint8]] = deque(maxlen=prefetch + _CLIPS_PER_TASK)  # buffers for reuse
         self._started_pools = StreamPools.of(threads) if pools is None else None
         used = pools or self._started_pools
@@ -434,10 +434,10 @@ class ClipStream:
         except IndexError:
             pixels = np.empty(self._shape, np.uint8)
         try:
-            read_clip(episode, window.frame_ids, pixels, aspect=options.aspect, draft=options.draft)
+            read_clip(episode, window.frame_ids, pixels, aspect=options.aspect, decode=options.decode)
         except ImageError as error:
             return _Unreadable(f"{episode.source}, episode {episode.episode_id}, frame {error.frame}", str(error))
-        if options.augmentation != Augmentation():
+        if self._augments:
             # Keyed by the clip's place, so that the number of threads changes nothing.
             key = [self._seed, 3, window.block.epoch, self._rank, window.block.block, window.number]
             augment(pixels, options.augmentation, np.random.default_rng(key))

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
-from vw2_robot.data.folder_files import files_below
 from vw2_robot.data.sources.calvin import CALVIN_HZ, CalvinDataset, CalvinSplit, frame_name, read_spans
+from vw2_robot.data.sources.folder_files import files_below
 from vw2_robot.data.sources.formats import Format, recognize
 from vw2_robot.data.sources.lerobot_dataset import describe_lerobot
 from vw2_robot.data.sources.openx import known_source

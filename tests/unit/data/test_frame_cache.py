@@ -16,6 +16,7 @@ from vw2_robot.data.episodes import Episode
 from vw2_robot.data.frame_cache import FrameCache, cache_frames, split_episodes
 from vw2_robot.data.images import resize_frame
 from vw2_robot.errors import InputError
+from vw2_robot.storage.arrays import read_arrays, write_arrays
 
 LENGTHS = (3, 1, 5, 2, 4, 3, 2)
 
@@ -49,6 +50,7 @@ def test_what_was_cached_is_read_back(tmp_path: Path) -> None:
         assert (cached.instruction, cached.hz) == (original.instruction, original.hz)
         np.testing.assert_array_equal(frames.read(number, range(len(original))), np.stack(original.images))
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == [
+        "episodes.npz",
         "index.json",
         "plan.json",
         *(f"shard-0000{number}.{kind}" for number in range(3) for kind in ("jsonl", "npy")),
@@ -82,7 +84,10 @@ def test_killed_before_or_after_any_rename_and_started_again_gives_identical_byt
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache(tmp_path / "whole")
-    wanted, renames = contents(tmp_path / "whole"), 2 + 2 * 3  # plan, index, and two files for each of three shards
+    wanted, renames = (
+        contents(tmp_path / "whole"),
+        3 + 2 * 3,
+    )  # plan, table, index, and two files for each of three shards
     real_replace = Path.replace
     for last, after in [(last, after) for last in range(renames) for after in (False, True)]:
         done = 0
@@ -242,11 +247,12 @@ def test_missing_unfinished_damaged_and_foreign_caches_are_refused(tmp_path: Pat
         FrameCache(tmp_path / "unfinished")
 
     index = broken("version") / "index.json"
-    index.write_text(json.dumps({**json.loads(index.read_text()), "format_version": 99}))
+    index.write_text(json.dumps({"format_version": 99}))
     with pytest.raises(InputError, match=r"format version 99 \(decoded\), this program reads 1"):
         FrameCache(tmp_path / "version")
 
-    (broken("rows") / "shard-00001.jsonl").unlink()
+    of_an_earlier_release(broken("rows"))
+    (tmp_path / "rows/shard-00001.jsonl").unlink()
     with pytest.raises(InputError, match=r"shard-00001\.jsonl is missing"):
         FrameCache(tmp_path / "rows")
 
@@ -317,8 +323,10 @@ def test_a_compressed_cache_gives_the_pixels_split_and_digest_of_a_decoded_one(
     decoded, compressed = (FrameCache(tmp_path / name, threads=threads) for name in ("decoded", "compressed"))
     assert decoded.digest == compressed.digest
     assert [e.sha256 for e in decoded.episodes] == [e.sha256 for e in compressed.episodes]
-    splits = [split_episodes(frames, validation_fraction=0.4, seed=3) for frames in (decoded, compressed)]
-    assert splits[0] == splits[1]
+    splits = [
+        np.concatenate(split_episodes(frames, validation_fraction=0.4, seed=3)) for frames in (decoded, compressed)
+    ]
+    np.testing.assert_array_equal(*splits)
     for index, episode in enumerate(decoded.episodes):
         every = [*range(episode.length), 0, episode.length - 1, episode.length - 1]
         np.testing.assert_array_equal(decoded.read(index, every), compressed.read(index, every))
@@ -361,8 +369,60 @@ def test_a_changed_byte_of_a_compressed_cache_is_noticed_when_its_episode_is_fir
     FrameCache(tmp_path / "c").read(0, [0])
 
 
-def test_an_index_that_does_not_fit_plan_and_rows_is_refused(tmp_path: Path) -> None:
+def test_a_table_or_plan_that_does_not_fit_the_index_is_refused(tmp_path: Path) -> None:
     cache(tmp_path / "c")
+    cache(tmp_path / "other", [*EPISODES[:6], make_episode(6, seed=99)])
+    cache(tmp_path / "cut", EPISODES[:6])
+    message = rf"{tmp_path}/c.*; delete {tmp_path}/c and make it again"
+    for name, damaged in (
+        ("plan.json", (tmp_path / "c/plan.json").read_bytes().replace(b'"path": "x"', b'"path": "y"')),
+        ("index.json", (tmp_path / "c/index.json").read_bytes().replace(b'"frames": 20', b'"frames": 21')),
+        ("episodes.npz", (tmp_path / "other/episodes.npz").read_bytes()),
+        ("episodes.npz", (tmp_path / "cut/episodes.npz").read_bytes()),
+        ("episodes.npz", (tmp_path / "c/episodes.npz").read_bytes()[:-1]),
+    ):
+        file = tmp_path / "c" / name
+        good = file.read_bytes()
+        assert good != damaged
+        file.write_bytes(damaged)
+        with pytest.raises(InputError, match=message):
+            FrameCache(tmp_path / "c")
+        file.write_bytes(good)
+    # With columns that contradict one another, or the place of a text, although every checksum is right.
+    whole = read_arrays(tmp_path / "c/episodes.npz", cure="")
+    for column, value in (("length", 1), ("offset", 1), ("shard", 5), ("instruction_ends", 99)):
+        changed = whole[column].copy()
+        changed[3] = value
+        write_arrays(tmp_path / "c/episodes.npz", {**whole, column: changed})
+        with pytest.raises(InputError, match=message):
+            list(FrameCache(tmp_path / "c").episodes)
+
+
+def of_an_earlier_release(folder: Path) -> None:
+    """Remove what earlier releases did not write."""
+    (folder / "episodes.npz").unlink()
+    index = json.loads((folder / "index.json").read_text())
+    del index["sha256_of_the_rest"]
+    (folder / "index.json").write_text(json.dumps(index))
+
+
+def test_a_cache_of_an_earlier_release_is_read_from_its_rows(tmp_path: Path) -> None:
+    for name, storage in (("c", "decoded"), ("d", "compressed")):
+        cache(tmp_path / name, storage=storage, decode="full")
+        wanted = FrameCache(tmp_path / name)
+        episodes = list(wanted.episodes)
+        of_an_earlier_release(tmp_path / name)
+        found = FrameCache(tmp_path / name)
+        assert (list(found.episodes), found.digest) == (episodes, wanted.digest)
+        np.testing.assert_array_equal(found.read(6, [1, 0]), wanted.read(6, [1, 0]))
+    cache(tmp_path / "c", decode="full")  # is taken as finished
+    with pytest.raises(InputError, match="decode: None there, 'scaled' requested"):
+        cache(tmp_path / "c")
+
+
+def test_rows_of_an_earlier_release_that_do_not_fit_its_index_are_refused(tmp_path: Path) -> None:
+    cache(tmp_path / "c")
+    of_an_earlier_release(tmp_path / "c")
     for name, old, new in (
         ("index.json", '"frames": 20', '"frames": 21'),
         ("plan.json", '"path": "x"', '"path": "y"'),
@@ -425,7 +485,7 @@ def test_pixels_are_on_disk_before_the_rows_and_rows_before_the_index(
     cache(tmp_path / "c", EPISODES[:2])
     assert events == [
         event
-        for name in ("plan.json", "shard-00000.npy", "shard-00000.jsonl", "index.json")
+        for name in ("plan.json", "shard-00000.npy", "shard-00000.jsonl", "episodes.npz", "index.json")
         for event in (f".{name}.tmp", f"rename {name}", "c")
     ]
 
@@ -436,7 +496,7 @@ def test_equal_videos_are_never_on_both_sides_of_the_split(tmp_path: Path) -> No
     frames = FrameCache(tmp_path / "c")
     for seed in range(20):
         training, validation = split_episodes(frames, validation_fraction=0.3, seed=seed)
-        assert sorted(training + validation) == list(range(14))
+        assert sorted([*training, *validation]) == list(range(14))
         assert {number % 7 for number in training}.isdisjoint(number % 7 for number in validation)
         assert len(validation) == 4  # two videos of seven, each twice
 
@@ -458,8 +518,9 @@ def test_small_splits_leave_something_on_both_sides(tmp_path: Path) -> None:
     two, one = FrameCache(tmp_path / "two"), FrameCache(tmp_path / "one")
     for fraction in (0.01, 0.99):
         assert [len(side) for side in split_episodes(two, validation_fraction=fraction, seed=0)] == [1, 1]
-    assert split_episodes(two, validation_fraction=0.0, seed=0) == ([0, 1], [])
-    assert split_episodes(one, validation_fraction=0.5, seed=0) == ([0, 1], [])  # one video under two names
+    # The second one holds one video under two names.
+    for frames, fraction in ((two, 0.0), (one, 0.5)):
+        assert [side.tolist() for side in split_episodes(frames, validation_fraction=fraction, seed=0)] == [[0, 1], []]
     with pytest.raises(InputError, match=r"must lie in \[0, 1\)"):
         split_episodes(two, validation_fraction=1.0, seed=0)
 

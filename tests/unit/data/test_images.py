@@ -57,16 +57,22 @@ OTHER = {
 @pytest.mark.parametrize("aspect", ["stretch", "pad"])
 @pytest.mark.parametrize(("height", "width"), [(48, 64), (20, 20), (96, 100)])
 @pytest.mark.parametrize("kind", [*PLAIN, *OTHER])
-def test_pixels_are_those_of_the_frame_cache(kind: str, height: int, width: int, aspect: Aspect) -> None:
+def test_pixels_are_those_of_pillow(kind: str, height: int, width: int, aspect: Aspect) -> None:
     held = episode({**PLAIN, **OTHER}[kind])
-    wanted = resize_frame(held.decode(0), height=height, width=width, aspect=aspect)
-    np.testing.assert_array_equal(read_frame(held, 0, height=height, width=width, aspect=aspect), wanted)
+    frame = held.images[0]
+    if isinstance(frame, bytes):
+        with Image.open(io.BytesIO(frame)) as image:
+            frame = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(held.decode(0), frame)
+    wanted = resize_frame(frame, height=height, width=width, aspect=aspect)
+    found = read_frame(held, 0, height=height, width=width, aspect=aspect, decode="full")
+    np.testing.assert_array_equal(found, wanted)
 
 
-@pytest.mark.parametrize("kind", PLAIN)
-def test_plain_jpeg_needs_no_header_in_python(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(Episode, "decode")
-    assert read_frame(episode(PLAIN[kind]), 0, height=20, width=20).shape == (20, 20, 3)
+@pytest.mark.parametrize("kind", [*PLAIN, "gray", "RGB without conversion"])
+def test_jpeg_needs_no_pillow_where_its_colors_are_plain(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(Image, "open")
+    assert read_frame(episode({**PLAIN, **OTHER}[kind]), 0, height=48, width=64).shape == (48, 64, 3)
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"no image", PLAIN["subsampled"][:-900], PLAIN["subsampled"][:40]])
@@ -75,24 +81,27 @@ def test_damaged_images_are_named(data: bytes) -> None:
         read_frame(episode(data), 0, height=8, width=8)
 
 
-def test_a_draft_is_close_and_is_taken_only_where_the_image_is_twice_as_large() -> None:
+@pytest.mark.parametrize("aspect", ["stretch", "pad"])
+def test_scaled_is_close_to_full_and_is_taken_only_where_the_image_is_twice_as_large(aspect: Aspect) -> None:
     held = episode(stored(photo(240, 320), quality=95))
-    exact, draft = (read_frame(held, 0, height=60, width=80, draft=draft).astype(int) for draft in (False, True))
-    assert 0 < abs(draft - exact).max() < 12
-    assert abs(draft - exact).mean() < 1.5
-    same = read_frame(held, 0, height=130, width=170, draft=True)
-    np.testing.assert_array_equal(same, read_frame(held, 0, height=130, width=170))
+    for size, differs in ((60, True), (100, True), (170, False)):
+        full, scaled = (
+            read_frame(held, 0, height=size, width=size, aspect=aspect, decode=decode).astype(int)
+            for decode in ("full", "scaled")
+        )
+        assert (0 < abs(scaled - full).max() < 12) == differs
+        assert abs(scaled - full).mean() < 1.5
 
 
-def test_a_draft_is_the_one_of_the_decoder() -> None:
-    data = stored(photo(240, 320), quality=95)
+def test_scaled_is_the_scale_of_the_decoder() -> None:
+    data = stored(photo(241, 321), quality=95)
     with Image.open(io.BytesIO(data)) as image:
         image.draft("RGB", (80, 60))
-        wanted = np.asarray(image.convert("RGB"))
-    np.testing.assert_array_equal(read_frame(episode(data), 0, height=60, width=80, draft=True), wanted)
+        wanted = resize_frame(np.asarray(image.convert("RGB")), height=60, width=80)
+    np.testing.assert_array_equal(read_frame(episode(data), 0, height=60, width=80), wanted)
 
 
-@pytest.mark.parametrize(("height", "width"), [(48, 64), (300, 400)], ids=["in one strip", "in several"])
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (30, 40)], ids=["as they are", "resized"])
 def test_a_clip_of_all_kinds_holds_each_frame_at_its_place(height: int, width: int) -> None:
     rng = np.random.default_rng(1)
     kinds = [encode_jpeg(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)) for _ in range(3)] + list(OTHER.values())

@@ -40,7 +40,7 @@ from vw2_robot.errors import InputError
 from ..blocks import WindowOptions
 from ..clips import clip_offsets, make_windows
 from ..episodes import Episode
-from ..images import Aspect, read_clip
+from ..images import Aspect, Decode, read_clip
 from ..stream import StreamBatch
 
 # B windows · T frames · M latent steps · s temporal stride · H, W pixels
@@ -201,7 +201,13 @@ def share_of(window: ReplayWindow, shares: int) -> int:
 
 
 def decode(
-    windows: Sequence[ReplayWindow], *, temporal_stride: int, height: int, width: int, aspect: Aspect = "stretch"
+    windows: Sequence[ReplayWindow],
+    *,
+    temporal_stride: int,
+    height: int,
+    width: int,
+    aspect: Aspect = "stretch",
+    decode: Decode = "scaled",
 ) -> StreamBatch:
     """Decode windows into a training batch with the same pixels as `ClipStream.batch`.
 
@@ -211,6 +217,7 @@ def decode(
         height: pixels.
         width: pixels.
         aspect: see `resize_frame`.
+        decode: see `images`.
 
     Raises:
         ImageError: a frame is no image; names source, episode and frame of the window.
@@ -218,17 +225,20 @@ def decode(
     # Each window writes into its part of the batch: no copy is needed afterwards.
     pixels = np.empty((len(windows), len(windows[0].frames), height, width, 3), np.uint8)
     for clip, window in zip(pixels, windows, strict=True):
-        decode_window(window, clip, aspect=aspect)
+        decode_window(window, clip, aspect=aspect, decode=decode)
     return batch_of(windows, pixels, temporal_stride=temporal_stride)
 
 
-def decode_window(window: ReplayWindow, out: NDArray[np.uint8], *, aspect: Aspect = "stretch") -> None:
+def decode_window(
+    window: ReplayWindow, out: NDArray[np.uint8], *, aspect: Aspect = "stretch", decode: Decode = "scaled"
+) -> None:
     """Write the frames of one window to `out`; otherwise as `decode`.
 
     Args:
         window: T compressed frames; b"" is replaced by the frame before it.
         out: uint8 [T, H, W, 3], written in place; its H and W are the size in pixels.
         aspect: see `resize_frame`.
+        decode: see `images`.
 
     Raises:
         ImageError: a frame is no image; names source, episode and frame of the window.
@@ -240,7 +250,7 @@ def decode_window(window: ReplayWindow, out: NDArray[np.uint8], *, aspect: Aspec
     for index in shown[1:]:
         if window.frames[index] in (b"", window.frames[index - 1]):
             shown[index] = shown[index - 1]
-    read_clip(Episode(window.source, name, "", window.hz, window.frames), shown, out, aspect=aspect)
+    read_clip(Episode(window.source, name, "", window.hz, window.frames), shown, out, aspect=aspect, decode=decode)
 
 
 def batch_of(windows: Sequence[ReplayWindow], pixels: NDArray[np.uint8], *, temporal_stride: int) -> StreamBatch:

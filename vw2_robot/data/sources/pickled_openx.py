@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from vw2_robot.errors import InputError
 
 from ..episodes import Episode, Part
-from ..folder_files import files_below, name_below
+from .folder_files import files_below, name_below
 from .object_arrays import load_pickle
 from .openx import known_source
 

@@ -24,7 +24,7 @@ from typing import Any
 from vw2_robot.errors import InputError
 
 from ..episodes import Episode, Part
-from ..folder_files import files_below, name_below
+from .folder_files import files_below, name_below
 from .video_files import HIGHEST_HZ, SEGMENT_FRAMES, describe_video, frames_at_rate, timed_frames
 
 VIDEO_ENDINGS = (".mp4", ".webm", ".mkv", ".mov", ".m4v", ".avi")
