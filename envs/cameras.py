@@ -28,6 +28,8 @@ Renderer = Literal["tiny", "layered", "egl"]
 CameraName = Literal["static", "gripper"]
 CAMERA_NAMES: tuple[str, ...] = get_args(CameraName)
 RENDERERS: tuple[str, ...] = get_args(Renderer)
+RENDERER_VERSIONS = {"tiny": 1, "layered": 2, "egl": 1}
+"""Raised when a renderer's images change; stored with recordings and results."""
 
 # The plug-in renders its first images without shadows; load_egl renders as many, so that no later image depends on it.
 _EGL_IMAGES_WITHOUT_SHADOWS = 2
