@@ -1,17 +1,18 @@
 """What rests in the static camera's image, rendered once; images then take a quarter of the time.
 
 Floor, table and the foot of the arm fill most of that image, while the software renderer pays for every pixel of every
-triangle. They are rendered once per process, in a simulation of their own, and the furniture (doors, button, lever)
-once for each of its positions, in a second one. In the simulation itself all of them are hidden: an image is the arm,
-the blocks and the lights over that backdrop, wherever they are nearer. The software renderer has no shadows, so this is
-the whole image except for pixels where two surfaces are equally near, to a few micrometers: which of them is seen then
-hangs on rounding. At most two pixels of an image are affected, none in most (tests/unit/envs/test_backdrop.py). An
-image depends on the present state alone, not on those before.
+triangle. They are rendered once per process, in a simulation of their own, and each part of the furniture (doors,
+button, lever) once wherever it comes to rest, in a second one. In the simulation itself all of them are hidden: an
+image is the arm, the blocks and the lights over that backdrop, wherever they are nearer. The software renderer has no
+shadows, so this is the whole image except for pixels where two surfaces are equally near, to a few micrometers: which
+of them is seen then hangs on rounding. At most two pixels of an image are affected, none in most
+(tests/unit/envs/test_backdrop.py). An image depends on the present state alone, not on those before.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -70,7 +71,6 @@ class Backdrop:
         self._scene_name = scene_name
         self._assets_dir = assets_dir
         self._physics: Physics | None = None
-        self._joints: tuple[float, ...] = ()
 
     def layer(self, joints: Iterable[float]) -> Layer:
         """Return the image for these positions of the `TABLE_JOINTS`."""
@@ -79,7 +79,10 @@ class Backdrop:
             self._load()
         if rounded != self._joints:
             self._furniture.set_joints(rounded)
-            self._layer = self._static.under(self._camera.render_layer())
+            for number, (now, before) in enumerate(zip(rounded, self._joints, strict=True)):
+                if now != before:
+                    self._layers[number] = self._render_alone(self._shapes[number])
+            self._layer = functools.reduce(Layer.under, self._layers, self._static)
             self._joints = rounded
         return self._layer
 
@@ -93,9 +96,20 @@ class Backdrop:
         self._static = _static_layer(self._scene_name, self._assets_dir)
         physics = Physics()
         self._furniture = _load_scene(physics, self._scene_name, self._assets_dir)
-        _hide_all_but(physics, self._furniture.moving_parts)
+        self._shapes = [Shapes(physics, [part]) for part in self._furniture.moving_parts]
+        _hide_all_but(physics, ())
         self._camera = StaticCamera(physics, near_m=NEAR_M)
+        # No position equals NaN, so the first image renders each part.
+        self._joints = (math.nan,) * len(self._shapes)
+        self._layers = [self._static] * len(self._shapes)
         self._physics = physics
+
+    def _render_alone(self, shapes: Shapes) -> Layer:
+        """Return the image of one part of the furniture."""
+        shapes.show()
+        layer = self._camera.render_layer()
+        shapes.hide()
+        return layer
 
 
 class FrontCamera(StaticCamera):
