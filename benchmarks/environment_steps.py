@@ -6,7 +6,8 @@ The original (`calvin_env`, see vw2_robot/envs/calvin_reference.py) runs in a ch
 has it; without it the table has our rows only. It is measured in its fastest setting, `env.step(action)` with the
 static camera only (by default it renders the gripper camera too). It renders at every step, our simulator only on
 request: every fourth step here, as for a policy that executes four actions per call. Our "evaluation" rows include the
-task oracle, the original's do not.
+task oracle, the original's do not. With the original's assets our renderer is `tiny`, whose images are the original's;
+in the built-in scene it is the default, `layered`.
 
 Both execute the same recorded actions, with contacts, and alternate in short rounds, so that other load on the machine
 hits both; a ratio is the median over the rounds, of CPU seconds of the process. In the same run the states of all steps
@@ -43,10 +44,26 @@ from vw2_robot.envs.oracle import TaskOracle
 from vw2_robot.envs.physics import pybullet_version
 from vw2_robot.errors import InputError
 
-from .environment_worlds import IMAGE_EVERY, RECORDING, TASK, Original, Ours, Recording, has_image, read_recording
+from .environment_worlds import (
+    IMAGE_EVERY,
+    ORIGINAL_ASSETS,
+    RECORDING,
+    TASK,
+    Original,
+    Ours,
+    Recording,
+    has_image,
+    read_recording,
+)
+from .speed.row import SpeedRow, interleaved
 
 # Speed-ups that README and docs/simulator.md state.
-GOALS = {"same": 3.5, "builtin": 8.0, "state": 20.0, "workers": 1.8}
+GOALS = {"same": 3.5, "builtin": 12.0, "state": 20.0, "workers": 1.8}
+# Of the rows of the speed table that are not compared with the original's meshes.
+GOAL_BUILTIN_STAND_IN = 5.0
+GOAL_IMAGE = 3.5
+
+ROUND_STEPS = 24  # a multiple of the steps between images
 
 
 @dataclass
@@ -57,6 +74,11 @@ class Row:
     run: Callable[[int, int], float]
     goal: float | None = None
     seconds: list[float] = field(default_factory=list)
+
+
+def renderer_for(assets: str) -> str:
+    """Return the default renderer for the built-in scene; for other assets the one of the original."""
+    return "layered" if assets == "builtin" else "tiny"
 
 
 def rounds(count: int, length: int) -> list[tuple[int, int]]:
@@ -101,7 +123,7 @@ def compare(original: dict[str, list[str]], ours: Ours) -> bool:
 
 def profile(recording: Recording, assets: str, title: str) -> None:
     """Print the time of a step part by part; the time of an image is spread over the steps between images."""
-    world = Ours(recording, assets)
+    world = Ours(recording, assets, renderer_for(assets))
     env = world.env
     oracle = TaskOracle()
     before = env.task_info()
@@ -139,7 +161,7 @@ def profile(recording: Recording, assets: str, title: str) -> None:
 
 def work(connection: Connection, recording: Recording, assets: str) -> None:
     """Run requested segments in a worker process, answer with CPU seconds; None ends it."""
-    world = Ours(recording, assets)
+    world = Ours(recording, assets, renderer_for(assets))
     connection.send(0.0)
     while (segment := connection.recv()) is not None:
         world.restart()
@@ -193,10 +215,7 @@ def print_head(recording: Recording, original: Original) -> None:
     else:
         theirs = ", ".join(f"{name} {version}" for name, version in original.about["versions"].items())
         print(f"original: calvin_env {original.about['commit'][:7]}, {theirs}")
-    print(
-        f"actions: {recording.origin}, {len(recording.actions)} steps; scene {recording.scene}, TinyRenderer, "
-        f"200 x 200, static"
-    )
+    print(f"actions: {recording.origin}, {len(recording.actions)} steps; scene {recording.scene}, 200 x 200, static")
     print(f"machine: {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
 
 
@@ -205,7 +224,7 @@ def main() -> None:
     parser.add_argument("--reference-python", default=sys.executable, help="interpreter that has calvin_env")
     parser.add_argument("--assets", help="directory for the rows with original assets; default: the original's own")
     parser.add_argument("--recording", type=Path, default=RECORDING, help="recorded actions, .npz")
-    parser.add_argument("--round-steps", type=int, default=24, help="steps per round; a multiple of 4")
+    parser.add_argument("--round-steps", type=int, default=ROUND_STEPS, help="steps per round; a multiple of 4")
     parser.add_argument("--worker-rounds", type=int, default=5, help="0: leave out the workers")
     options = parser.parse_args()
     if options.round_steps < IMAGE_EVERY or options.round_steps % IMAGE_EVERY:
@@ -248,7 +267,11 @@ def compare_speed(recording: Recording, original: Original, assets: str | None, 
     same = assets or original.about.get("data")
     # Three worlds per kind of assets, since every row keeps its own state.
     worlds = {"original assets": same, "built-in scene": "builtin"}
-    made = {name: [Ours(recording, path) for _ in range(3)] for name, path in worlds.items() if path is not None}
+    made = {
+        name: [Ours(recording, path, renderer_for(path)) for _ in range(3)]
+        for name, path in worlds.items()
+        if path is not None
+    }
     for name, (evaluated, stepped, read) in made.items():
         goal = GOALS["builtin" if name == "built-in scene" else "same"]
         rows += [
@@ -279,6 +302,78 @@ def with_gripper(original: Original, recording: Recording, segments: list[tuple[
     row = Row("original, its default of two cameras", step_both)
     measure([row], segments)
     return row
+
+
+def speed_rows(seconds: float) -> list[SpeedRow]:
+    """Compare a step in the built-in scene with the original's, and an image with one of a single pass.
+
+    Without the original the step is compared with our physics and images in the original's way, bit for bit its own
+    where its assets are here. CALVIN_PYTHON names an interpreter that has `calvin_env`.
+    """
+    recording = read_recording(RECORDING)
+    layered = Ours(recording, "builtin", "layered")
+    tiny = Ours(recording, "builtin", "tiny")
+    original = Original(os.environ.get("CALVIN_PYTHON", sys.executable), recording.scene)
+    wanted = GOALS["builtin"]
+    steps = {"ours": in_turn(layered.evaluate, layered.restart, recording)}
+    if "error" not in original.about:
+        against = "the original (calvin_env), image every step, CPU time"
+        steps["other"] = in_turn(
+            lambda first, last: float(original.step(recording.actions[first:last])["seconds"]),
+            lambda: original.reset(recording),
+            recording,
+        )
+    else:
+        against = "a stand-in for the original: this simulator, image in one pass every step, CPU time, assets: "
+        if ORIGINAL_ASSETS.is_dir():
+            stand_in = Ours(recording, str(ORIGINAL_ASSETS), "tiny")
+            against += "the original's"
+        else:
+            stand_in = tiny
+            against += "built-in (smaller meshes)"
+            wanted = GOAL_BUILTIN_STAND_IN
+        steps["other"] = in_turn(stand_in.original_way, stand_in.restart, recording)
+    images = {
+        "ours": in_turn(layered.images_only, layered.restart, recording, per=IMAGE_EVERY),
+        "other": in_turn(tiny.images_only, tiny.restart, recording, per=IMAGE_EVERY),
+    }
+    rows = [
+        interleaved(steps, seconds=0.7 * seconds).row(
+            "CALVIN step, image each 4th",
+            ours="ours",
+            other="other",
+            against=against,
+            unit="ms/step",
+            wanted=wanted,
+        ),
+        interleaved(images, seconds=0.2 * seconds).row(
+            "picture", ours="ours", other="other", against="one pass (tiny), CPU time", unit="ms", wanted=GOAL_IMAGE
+        ),
+    ]
+    original.close()
+    return rows
+
+
+def in_turn(
+    run: Callable[[int, int], float], restart: Callable[[], None], recording: Recording, *, per: int = 1
+) -> Callable[[], float]:
+    """Return a function that runs the next segment, from the start again after the last, and returns milliseconds.
+
+    Args:
+        run: executes the actions from `first` to `last` and returns CPU seconds.
+        restart: goes to the start state.
+        recording: the actions.
+        per: the number of steps that a cost is for.
+    """
+    segments = itertools.cycle(rounds(len(recording.actions), ROUND_STEPS))
+
+    def cost() -> float:
+        first, last = next(segments)
+        if first == 0:
+            restart()
+        return 1000 * per * run(first, last) / ROUND_STEPS
+
+    return cost
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from .original_steps import digest
 
 REPO = Path(__file__).resolve().parents[1]
 RECORDING = REPO.parent / "shared/calvin/golden/D_stack_unstack.npz"
+ORIGINAL_ASSETS = REPO.parent / "shared/calvin/data"
 IMAGE_EVERY = 4
 TASK = "stack_block"  # the task that the oracle checks at every step
 
@@ -121,9 +122,9 @@ class Original:
 class Ours:
     """One world of ours at the start state; its methods are what the rows of the table run."""
 
-    def __init__(self, recording: Recording, assets: str) -> None:
+    def __init__(self, recording: Recording, assets: str, renderer: str) -> None:
         self._recording = recording
-        self.benchmark = CalvinBenchmark(scene=recording.scene, assets=assets, renderer="tiny")
+        self.benchmark = CalvinBenchmark(scene=recording.scene, assets=assets, renderer=renderer)
         self.env = self.benchmark.env
         self.states: list[str] = []
         self.images: dict[int, str] = {}
@@ -146,6 +147,27 @@ class Ours:
             self.states.append(digest(self.env.robot_obs(), self.env.scene_obs()))
             if image is not None:
                 self.images[number] = digest(image)
+        return seconds
+
+    def original_way(self, first: int, last: int) -> float:
+        """Step and render at every step, without the oracle, as the original does; return CPU seconds."""
+        begin = time.process_time()
+        for number in range(first, last):
+            self.env.step_physics(self._recording.actions[number])
+            self.env.robot_obs()
+            self.env.scene_obs()
+            self.env.render_camera("static")
+        return time.process_time() - begin
+
+    def images_only(self, first: int, last: int) -> float:
+        """Execute actions with an image after every fourth; return CPU seconds of the images."""
+        seconds = 0.0
+        for number in range(first, last):
+            self.env.step_physics(self._recording.actions[number])
+            if has_image(number):
+                begin = time.process_time()
+                self.env.render_camera("static")
+                seconds += time.process_time() - begin
         return seconds
 
     def physics(self, first: int, last: int) -> float:

@@ -25,6 +25,7 @@ from vw2_robot.errors import InputError
 
 from . import CALVIN_ID
 from .calvin import CONTROL_HZ, CalvinEnv
+from .cameras import RENDERER_VERSIONS
 from .experts.demonstrator import DemonstratorPolicy
 from .instructions import choose_instruction, read_instructions
 from .oracle import TaskOracle
@@ -174,6 +175,7 @@ class CalvinBenchmark(CalvinProtocol):
             "scene": scene,
             "assets": str(assets),
             "renderer": renderer,
+            "renderer_version": RENDERER_VERSIONS[self.env.renderer],
             "reset_mode": reset_mode,
             "versions": {
                 "vw2_robot": vw2_robot.__version__,

@@ -9,7 +9,6 @@ Rendering costs many times what physics costs (docs/simulator.md), so only the r
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -26,8 +25,8 @@ from vw2_robot.errors import InputError
 
 from .actions import parse_action
 from .asset_files import find_assets
-from .backdrop import Backdrop, Layer, hide_all_but, paintable
-from .cameras import CAMERA_NAMES, INTRINSICS, RENDERERS, load_egl, make_cameras, static_camera
+from .backdrop import Backdrop, layered_cameras
+from .cameras import CAMERA_NAMES, INTRINSICS, RENDERERS, Camera, GripperCamera, StaticCamera, load_egl
 from .option_validation import check_choice
 from .physics import Physics, SimulationClosedError
 from .robot import ROBOT_OBS_SIZE, Panda
@@ -128,6 +127,8 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
         self._world: WorldState = "incomplete"
         # From here on an error must free the client, which Python's garbage collection may do late.
         self._physics = Physics()
+        # What rests is hidden in this world and rendered in another.
+        self._backdrop = Backdrop(scene, self.assets_dir) if renderer == "layered" else None
         try:
             if renderer == "egl":
                 load_egl(self._physics)
@@ -206,8 +207,10 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
         return self.render_camera("static")
 
     def close(self) -> None:
-        """Free the physics client. A second call does nothing; the finalizer of the object frees a forgotten one."""
+        """Free the simulations. A second call does nothing; the finalizers of the objects free forgotten ones."""
         self._physics.close()
+        if self._backdrop is not None:
+            self._backdrop.close()
 
     def begin_task(self, task: str) -> dict[str, Any]:
         """Set the task from this moment until the next reset, without a reset, and return `info`."""
@@ -275,13 +278,16 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
 
     def render_camera(self, name: str) -> NDArray[np.uint8]:
         """Return one image, uint8 [H, W, 3], whether or not `name` is among `cameras`."""
-        return self.render_depth(name)[0]
+        return self._camera(name).render()
 
     def render_depth(self, name: str) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """Return image, uint8 [H, W, 3], and depth in meters, float32 [H, W], of the same moment."""
+        return self._camera(name).render_depth()
+
+    def _camera(self, name: str) -> Camera:
         check_choice("camera", name, CAMERA_NAMES)
         self._refuse_if_closed("render")
-        return self.cameras[name].render()
+        return self.cameras[name]
 
     def _build_world(self) -> None:
         """Load everything into an empty simulation, in the one order that reproduces recordings."""
@@ -293,14 +299,13 @@ class CalvinEnv(gymnasium.Env[Observation, Any]):
         self.robot = Panda(physics, self.assets_dir / scene_files(self.scene_name).robot)
         # The poses at load time influence later physics through the broad phase, so they are the same in every build.
         self.scene = Scene(physics, self.scene_name, self.assets_dir, seeding.np_random(LOAD_SEED)[0])
-        # The static parts are hidden in this world and rendered once in another, see backdrop.py.
-        backdrop = None
-        if self.renderer == "layered":
-            static = paintable(physics, self.scene.static_parts)
-            layer = functools.partial(_static_layer, self.scene_name, self.assets_dir)
-            backdrop = Backdrop(physics, static, layer)
-        self.cameras = make_cameras(physics, self.robot, backdrop)
+        self.cameras = self._make_cameras()
         self._world = "loaded"
+
+    def _make_cameras(self) -> dict[str, Camera]:
+        if self._backdrop is None:
+            return {"static": StaticCamera(self._physics), "gripper": GripperCamera(self._physics, self.robot)}
+        return layered_cameras(self._physics, self.robot, self.scene, self._backdrop)
 
     def _build_fresh_world(self) -> None:
         if self._world != "loaded":
@@ -364,15 +369,3 @@ def _read_state(name: str, value: ArrayLike | None) -> NDArray[np.float64] | Non
             f"{state[LIGHTS_IN_SCENE_OBS].tolist()}"
         )
     return state
-
-
-@functools.lru_cache(maxsize=16)
-def _static_layer(scene_name: str, assets_dir: Path) -> Layer:
-    """Return the static camera's image of a scene's static parts alone, rendered once per process."""
-    physics = Physics()
-    try:
-        scene = Scene(physics, scene_name, assets_dir, seeding.np_random(LOAD_SEED)[0])
-        hide_all_but(physics, paintable(physics, scene.static_parts))
-        return static_camera(physics).render_layer()
-    finally:
-        physics.close()

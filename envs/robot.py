@@ -83,7 +83,9 @@ class Panda:
             rgbaColor=[1, 1, 1, 1],
             visualFramePosition=[-0.39, -0.46, 0.12],
         )
-        physics.createMultiBody(baseMass=0, baseVisualShapeIndex=pedestal)
+        pedestal_uid: int = physics.createMultiBody(baseMass=0, baseVisualShapeIndex=pedestal)
+        self.static_parts = ((self.uid, -1), (pedestal_uid, -1))
+        """(body, link) of the parts that never move: the arm's base and the pedestal."""
         # A gear between the fingers keeps them symmetric.
         gear = physics.createConstraint(
             self.uid,

@@ -13,6 +13,7 @@ switch logically off, whatever the position of the lever.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -185,6 +186,8 @@ class Scene:
         plane: int = physics.loadURDF(str(root / files.plane))
         self.static_parts = ((plane, -1), (self.table_uid, -1), (self.table_uid, self.links["plank_link"]))
         """(body, link) of the parts that never move and never change color."""
+        self.moving_parts = tuple((self.table_uid, joint) for joint in self._table_joints)
+        """(body, link) of the parts that the `TABLE_JOINTS` move. A link has the number of its joint."""
 
     def reset_to(self, scene_obs: NDArray[np.float64]) -> None:
         """Set doors, lights, button, switch and blocks, in this order, to `scene_obs` [24]."""
@@ -218,7 +221,7 @@ class Scene:
 
     def update_button_and_switch(self) -> None:
         """Set the lights by button and lever; call it once per control step, after the physics steps."""
-        _, _, button, switch = self._read_joints()
+        _, _, button, switch = self.joints()
         pressed = button > BUTTON_PRESSED_M
         if pressed and not self._button_was_pressed:  # a light toggles at the moment of pressing, not while pressed
             self._button_state = 1 - self._button_state
@@ -229,23 +232,28 @@ class Scene:
             self._switch_state = lever
             self._lights["lightbulb"].set(lever)
 
+    def joints(self) -> list[float]:
+        """Return the positions of the `TABLE_JOINTS`."""
+        return [state[0] for state in self._physics.getJointStates(self.table_uid, self._table_joints)]
+
+    def set_joints(self, positions: Iterable[float]) -> None:
+        """Move the `TABLE_JOINTS`, and nothing that depends on them."""
+        for joint, position in zip(TABLE_JOINTS, positions, strict=True):
+            self._set_joint(joint, position)
+
     def observe(self) -> NDArray[np.float64]:
         """Return `scene_obs` [24], as described in the module docstring."""
-        return self._state(self._read_joints(), self._read_poses())
+        return self._state(self.joints(), self._read_poses())
 
     def info(self) -> dict[str, Any]:
         """Return what the task oracle reads of table, doors, lights and blocks."""
-        return self._description(self._read_joints(), self._read_poses())
+        return self._description(self.joints(), self._read_poses())
 
     def observe_with_info(self) -> tuple[NDArray[np.float64], dict[str, Any]]:
         """Return `observe` and `info` of the same moment, with one reading of the simulation."""
-        joints = self._read_joints()
+        joints = self.joints()
         poses = self._read_poses()
         return self._state(joints, poses), self._description(joints, poses)
-
-    def _read_joints(self) -> list[float]:
-        """Return the positions of the `TABLE_JOINTS`."""
-        return [state[0] for state in self._physics.getJointStates(self.table_uid, self._table_joints)]
 
     def _read_poses(self) -> list[Pose]:
         """Return the poses of the blocks, in scene order."""

@@ -26,7 +26,7 @@ GRAIN = 1.1  # textures per meter
 TABLE_FRICTION = 0.5
 HANDLE_GRAY = (0.30, 0.30, 0.31, 1.0)
 METAL = (0.45, 0.46, 0.48, 1.0)
-# Colors of the base link, as textures: only a link of one color can be hidden and shown again (backdrop.py).
+# Colors of the base link, as textures.
 PLAIN = {"dark": (51, 43, 38), "metal": (115, 117, 122)}
 SLOT_Z = (0.492, 0.592)
 SLOT_WIDTH = 0.014

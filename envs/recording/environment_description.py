@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from vw2_robot import __version__
 
 from ..calvin import CONTROL_HZ, PHYSICS_HZ
-from ..cameras import INTRINSICS, STATIC_CAMERA_POSITION, STATIC_CAMERA_TARGET, STATIC_CAMERA_UP
+from ..cameras import INTRINSICS, RENDERER_VERSIONS, STATIC_CAMERA_POSITION, STATIC_CAMERA_TARGET, STATIC_CAMERA_UP
 from ..robot import (
     ARM_FORCE,
     ARM_JOINTS,
@@ -74,6 +74,7 @@ def environment_yaml(*, scene: str, cameras: tuple[str, ...], renderer: str, ass
             "scene": [f"calvin_scene_{name}" for name in scene] if len(scene) > 1 else f"calvin_scene_{scene}",
             "assets": assets,
             "renderer": renderer,
+            "renderer_version": RENDERER_VERSIONS[renderer],
         },
     }
     return OmegaConf.to_yaml(OmegaConf.create(tree))

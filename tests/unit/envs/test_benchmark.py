@@ -32,8 +32,14 @@ def test_the_config_builds_the_published_benchmark() -> None:
     assert isinstance(built, CalvinBenchmark)
     assert built.max_steps == 360
     assert built.control_hz == 30
-    settings = {key: built.metadata[key] for key in ("scene", "assets", "renderer", "reset_mode")}
-    assert settings == {"scene": "D", "assets": "builtin", "renderer": "layered", "reset_mode": "exact"}
+    settings = {key: built.metadata[key] for key in ("scene", "assets", "renderer", "renderer_version", "reset_mode")}
+    assert settings == {
+        "scene": "D",
+        "assets": "builtin",
+        "renderer": "layered",
+        "renderer_version": 2,
+        "reset_mode": "exact",
+    }
     assert set(built.metadata["versions"]) == {"vw2_robot", *pybullet_version(), "gymnasium", "numpy"}
     built.close()
 

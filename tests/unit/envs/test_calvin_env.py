@@ -196,15 +196,18 @@ def test_the_gripper_closes_and_opens(env: CalvinEnv) -> None:
         assert env.robot_obs()[6] == pytest.approx(width, abs=0.003)
 
 
-def test_close_frees_the_client_and_may_be_called_twice() -> None:
+def test_close_frees_both_clients_and_may_be_called_twice() -> None:
     import pybullet
 
     env = CalvinEnv(cameras=())
-    client = env._physics._client
-    assert pybullet.isConnected(client)
+    env.render_camera("static")  # what rests has a simulation of its own
+    assert env._backdrop is not None
+    assert env._backdrop._physics is not None
+    clients = {env._physics._client, env._backdrop._physics._client}
+    assert [pybullet.isConnected(client) for client in clients] == [True, True]
     env.close()
     env.close()
-    assert not pybullet.isConnected(client)
+    assert not any(pybullet.isConnected(client) for client in clients)
 
 
 def test_focal_lengths_are_those_of_the_published_cameras() -> None:
