@@ -135,7 +135,15 @@ def open_policy_process(config: RolloutConfig) -> PolicyProcess:
     """Start the process that loads the policy for all workers."""
     # macOS has fork, but its libraries do not survive it.
     may_fork = sys.platform == "linux" and config.threads == 1
-    return PolicyProcess(functools.partial(open_checkpoint, config), rows=config.batch_size, may_fork=may_fork)
+    return PolicyProcess(functools.partial(_load_for_workers, config), rows=config.batch_size, may_fork=may_fork)
+
+
+def _load_for_workers(config: RolloutConfig) -> Policy:
+    """Return the policy, after importing what each worker opens its benchmark with."""
+    from hydra.utils import get_object
+
+    get_object(config.env["_target_"])
+    return open_checkpoint(config)
 
 
 def choose_sequences(config: RolloutConfig, benchmark: Benchmark) -> list[EvalSequence]:

@@ -16,9 +16,9 @@ their last bits (benchmarks/evaluation.py counts them). A forward pass therefore
   kernels of a fixed shape do not mix rows; tests/unit/rollouts/test_policy_process.py checks this for the agent. Only
   for policies without state between calls: no temporal ensembling, greedy decoding.
 
-The parent starts the process (`PolicyProcess`). It gives the process one end of a socket pair for each worker (`connect`,
-`fork_worker`); a worker that is not forked gets the other, and holds a `RemotePolicy`. No socket has a name, so TMPDIR
-may be long, full or read-only. Policies that need the simulator are built in the workers instead
+The parent starts the process (`PolicyProcess`). It gives the process one end of a socket pair for each worker
+(`connect`, `fork_worker`); a worker that is not forked gets the other, and holds a `RemotePolicy`. No socket has a
+name, so TMPDIR may be long, full or read-only. Policies that need the simulator are built in the workers instead
 (`workers.open_worker`). If the parent ends, this process ends.
 """
 
