@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,11 +80,16 @@ class Reaper:
 
     def _kill_workers(self) -> None:
         while len(self.killed) < self._limit and not self._stop.wait(self._rng.expovariate(1 / KILL_EVERY_SECONDS)):
-            # Not the policy process: its death ends a run on purpose.
-            workers = [child for child in multiprocessing.active_children() if child.name.startswith("rollout worker")]
-            if workers and (pid := self._rng.choice(workers).pid) is not None:
-                os.kill(pid, signal.SIGKILL)
-                self.killed.append(pid)
+            # Not the policy process, whose death ends a run on purpose, but the workers that it has forked.
+            children = {child.pid: child.name for child in multiprocessing.active_children()}
+            workers = [pid for pid, name in children.items() if name.startswith("rollout worker")]
+            for pid in [pid for pid, name in children.items() if name == "policy process"]:
+                with suppress(OSError):  # it has ended
+                    workers += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+            if workers:
+                victim = self._rng.choice(workers)
+                os.kill(victim, signal.SIGKILL)
+                self.killed.append(victim)
 
 
 def schedules(plan: Plan) -> Iterator[tuple[str, Path, int]]:

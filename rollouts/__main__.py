@@ -37,7 +37,7 @@ from .config import (
     make_provenance,
     open_alone,
     open_benchmark,
-    open_checkpoint,
+    open_policy_process,
 )
 from .evaluate import Row, unfinished
 from .merge import merge, merge_if_last
@@ -140,18 +140,20 @@ def rollout(config: RolloutConfig) -> dict[str, Any]:
 def _rollout(config: RolloutConfig) -> dict[str, Any]:
     """Run or continue an evaluation whose folder is locked."""
     check_config(config.folder, config)
-    benchmark = open_benchmark(config.env)
-    policy_process: PolicyProcess | None = None
-    try:
-        # 1. The chains: those of all shards, and those of this one.
+    with contextlib.ExitStack() as stack:
+        # 1. The policy: in a process of its own where several workers share it, which loads it during what follows.
+        policy_process: PolicyProcess | None = None
+        if config.workers > 1 and is_served(config):
+            policy_process = open_policy_process(config)
+            stack.callback(policy_process.close)
+        benchmark = open_benchmark(config.env)
+        stack.callback(benchmark.close)
+        # 2. The chains: those of all shards, and those of this one.
         all_chains = choose_sequences(config, benchmark)
         chains = shard_sequences(all_chains, config.shard)
         early_stopping = None
         if config.against is not None:
             early_stopping = EarlyStopping(Path(config.against), chains, alpha=config.alpha)
-        # 2. The policy: in a process of its own where several workers share it.
-        if config.workers > 1 and is_served(config):
-            policy_process = PolicyProcess(functools.partial(open_checkpoint, config), rows=config.batch_size)
         policy = policy_process if policy_process is not None else open_alone(config, benchmark)
         n_action_steps = resolve_n_action_steps(policy.metadata, config.n_action_steps)
         # 3. The folder: from here on it belongs to this rollout.
@@ -162,10 +164,6 @@ def _rollout(config: RolloutConfig) -> dict[str, Any]:
         log_start(log, benchmark, config, done=len(chains) - len(waiting))
         # 4. The chains that have no row yet.
         run_chains(config, log, benchmark, policy, waiting, early_stopping, n_action_steps=n_action_steps)
-    finally:
-        if policy_process is not None:
-            policy_process.close()
-        benchmark.close()
     return finish(config, log, provenance, early_stopping)
 
 
@@ -238,14 +236,18 @@ def _run_jobs(
         for job in jobs:
             yield run_job(policy, benchmark, job, protocol)
         return
-    # Workers build their own policy where it needs the simulator.
     policy_process = policy if isinstance(policy, PolicyProcess) else None
+    way: dict[str, Any] = {}  # workers build their own policy where it needs the simulator
+    if policy_process is not None and policy_process.forks_workers:
+        way["start_worker"] = policy_process.fork_worker
+    elif policy_process is not None:
+        way["arguments"] = lambda: (policy_process.connect(),)
     pool: WorkerPool[ChainJob, tuple[Row, float]] = WorkerPool(
         functools.partial(open_worker, config, protocol, policy.metadata),
         name="rollout worker",
-        arguments=tuple if policy_process is None else lambda: (policy_process.connect(),),
         retries=config.retries,
         on_loss=log.message,
+        **way,
     )
     try:
         yield from pool.run(jobs, workers=config.workers)

@@ -6,10 +6,12 @@ is importable by name, since each worker process opens its own benchmark.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import inspect
 import platform
 import re
+import sys
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,7 +24,7 @@ from vw2_robot.aliases import new_key
 from vw2_robot.contracts import Benchmark, EvalSequence, Policy
 from vw2_robot.errors import InputError, MissingExtraError
 
-from .policy_process import LocalPolicy
+from .policy_process import LocalPolicy, PolicyProcess
 from .random_policy import RandomPolicy
 from .recording import FOLDER
 from .selection import parse_shard, select, shard_folder, shard_sequences
@@ -127,6 +129,21 @@ def open_alone(config: RolloutConfig, benchmark: Benchmark) -> Policy:
     policy = open_policy(config, benchmark)
     # In the same fixed shapes as the policy process: else one worker could give other last bits than two.
     return LocalPolicy(policy, config.batch_size) if is_served(config) else policy
+
+
+def open_policy_process(config: RolloutConfig) -> PolicyProcess:
+    """Start the process that loads the policy for all workers."""
+    # macOS has fork, but its libraries do not survive it.
+    may_fork = sys.platform == "linux" and config.threads == 1
+    return PolicyProcess(functools.partial(_load_for_workers, config), rows=config.batch_size, may_fork=may_fork)
+
+
+def _load_for_workers(config: RolloutConfig) -> Policy:
+    """Return the policy, after importing what each worker opens its benchmark with."""
+    from hydra.utils import get_object
+
+    get_object(config.env["_target_"])
+    return open_checkpoint(config)
 
 
 def choose_sequences(config: RolloutConfig, benchmark: Benchmark) -> list[EvalSequence]:

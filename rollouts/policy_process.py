@@ -1,4 +1,9 @@
-"""The policy process: one process holds the policy and answers the simulators of all workers.
+"""The policy process: one process loads the policy for all workers, and answers their simulators or forks them.
+
+On a CPU with one thread, workers are forked from it (`_fork_workers`): each has the policy in its own memory, which it
+shares with the others, without a second start of torch, and no image crosses a pipe. A forked process has the thread
+that forked it alone, so the contexts of GPUs and pools of threads do not work in it, and neither would much of what a
+program has opened; this process has nothing but the policy. Otherwise the process answers the workers.
 
 An action must not depend on which other workers call at that moment. Matrix products of different heights differ in
 their last bits (benchmarks/evaluation.py counts them). A forward pass therefore always has the same shape:
@@ -11,9 +16,10 @@ their last bits (benchmarks/evaluation.py counts them). A forward pass therefore
   kernels of a fixed shape do not mix rows; tests/unit/rollouts/test_policy_process.py checks this for the agent. Only
   for policies without state between calls: no temporal ensembling, greedy decoding.
 
-The parent starts the process (`PolicyProcess`). It gives each worker one end of a socket pair and the process the other
-(`connect`). No socket has a name, so TMPDIR may be long, full or read-only. A worker holds a `RemotePolicy`. Policies
-that need the simulator are built in the workers instead (`workers.open_worker`). If the parent ends, this process ends.
+The parent starts the process (`PolicyProcess`). It gives the process one end of a socket pair for each worker
+(`connect`, `fork_worker`); a worker that is not forked gets the other, and holds a `RemotePolicy`. No socket has a
+name, so TMPDIR may be long, full or read-only. Policies that need the simulator are built in the workers instead
+(`workers.open_worker`). If the parent ends, this process ends.
 """
 
 from __future__ import annotations
@@ -21,11 +27,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import multiprocessing
+import os
 import queue
 import signal
 import threading
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import recv_handle, send_handle
 from typing import Any, Literal
 
@@ -33,7 +41,8 @@ import numpy as np
 
 from vw2_robot.contracts import Observation, Policy, PolicyOutput
 from vw2_robot.errors import InputError
-from vw2_robot.worker_pool import described, end, how_it_ended, live_with_parent, start
+from vw2_robot.process import stops_held_back
+from vw2_robot.worker_pool import described, end, how_it_ended, live_with_parent, start, work
 
 LONGEST_INSTRUCTION = 100
 """bytes; only where several requests share a pass"""
@@ -46,7 +55,7 @@ Reset = tuple[str | None, int | None]
 """Arguments of `Policy.reset`: prompt and seed."""
 Message = tuple[Connection, Request | Reset | None]
 """Connection of a worker and what it sent; None: the worker has ended."""
-Kind = Literal["ready", "output", "error", "memory", "bug"]
+Kind = Literal["ready", "forked", "output", "error", "memory", "bug"]
 
 
 class FixedBatch:
@@ -190,26 +199,62 @@ def _content(kind: Kind, content: Any) -> Any:
 class PolicyProcess:
     """The parent's handle of the policy process. `connect` and `metadata` give what a `RemotePolicy` needs."""
 
-    def __init__(self, build: Callable[[], Policy], *, rows: int) -> None:
-        """Start the process and wait until its policy is loaded.
+    def __init__(self, build: Callable[[], Policy], *, rows: int, may_fork: bool = False) -> None:
+        """Start the process; it loads the policy while this one goes on.
 
         Args:
             build: Makes the policy, in the process; must be picklable.
             rows: Requests per forward pass; 1: one at a time.
+            may_fork: Workers may be forked from the process, if the policy is on a CPU: it has one thread.
+        """
+        self._control, self.process = start(_run, build, rows, may_fork, name="policy process")
+
+    @functools.cached_property
+    def _loaded(self) -> tuple[dict[str, Any], bool]:
+        """The policy's metadata, and whether workers are forked; waits until the policy is loaded."""
+        try:
+            loaded: tuple[dict[str, Any], bool] = _content(*self._control.recv())
+        except EOFError:
+            raise self.death() from None
+        return loaded
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Metadata of the policy.
 
         Raises:
             InputError, MissingExtraError, OSError: The policy cannot be built.
             RuntimeError: It failed otherwise; carries its traceback.
         """
-        self._control, self.process = start(_serve, build, rows, name="policy process")
+        return self._loaded[0]
+
+    @property
+    def forks_workers(self) -> bool:
+        """Whether workers are started by `fork_worker`, and not given a connection."""
+        return self._loaded[1]
+
+    def fork_worker(self, build: bytes, arguments: tuple[Any, ...], name: str) -> tuple[Connection, ForkedWorker]:
+        """Fork a worker that has the policy: a `start_worker` of `WorkerPool`.
+
+        Args:
+            build: Makes the worker's function from `arguments` and the policy; pickled.
+            arguments: Those before the policy.
+            name: Of the worker.
+
+        Raises:
+            PolicyLostError: The process is gone.
+            OSError: No processes or memory are left.
+        """
+        theirs, ours = multiprocessing.Pipe()
         try:
-            self.metadata: dict[str, Any] = _content(*self._control.recv())
-        except EOFError:
-            raise self.death() from None
-        # Also on Ctrl-C: the process must not stay behind.
-        except BaseException:
-            self.close()
-            raise
+            self._control.send((build, arguments, name))
+            send_handle(self._control, theirs.fileno(), self.process.pid)
+            pid = _content(*self._control.recv())
+        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+            raise PolicyLostError from error
+        finally:
+            theirs.close()
+        return ours, ForkedWorker(self._control, pid, name)
 
     def connect(self) -> Connection:
         """Return a new connection: give it to a worker process as an argument, then close it here.
@@ -247,34 +292,119 @@ class PolicyProcess:
         end([self.process])
 
 
-def _serve(control: Connection, build: Callable[[], Policy], rows: int) -> None:
-    """Run the policy process: load the policy, accept workers, answer them until the parent closes `control`."""
+class ForkedWorker:
+    """A worker that the policy process has forked, as the pool sees it; only its parent can learn its exit code."""
 
-    def load_and_answer() -> None:
+    def __init__(self, control: Connection, pid: int, name: str) -> None:
+        self.name = name
+        self.pid = pid
+        self.exitcode: int | None = None
+        self._control = control
+
+    def is_alive(self) -> bool:
+        """Return whether it runs."""
+        self.join(0.0)
+        return self.exitcode is None
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for its end.
+
+        Raises:
+            PolicyLostError: The policy process is gone.
+        """
+        if self.exitcode is not None:
+            return
         try:
-            policy = build()
+            self._control.send((self.pid, timeout))
+            self.exitcode = self._control.recv()
+        except (EOFError, OSError) as error:
+            raise PolicyLostError from error
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        os.kill(self.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        os.kill(self.pid, signal.SIGKILL)
+
+
+def _run(control: Connection, build: Callable[[], Policy], rows: int, may_fork: bool) -> None:
+    """Run the policy process: load the policy, then fork or answer workers until the parent closes `control`."""
+
+    def life() -> None:
+        try:
+            policy: Any = build()
             batch = FixedBatch(policy, rows) if rows > 1 else None
         except Exception as error:  # the parent shows it, whatever it is
             control.send(described(error))
             return
-        inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
-        threading.Thread(target=_accept_workers, args=(control, inbox), daemon=True).start()
-        control.send(("ready", policy.metadata))
-        clones: dict[Connection, Policy] = {}
-        while True:
-            # Take all that has arrived, so that requests which came during the last pass share the next one.
-            messages = [inbox.get()]
-            while not inbox.empty():
-                messages.append(inbox.get())
-            if None in messages:
-                return
-            arrived = [message for message in messages if message is not None]
-            if batch is None:
-                _answer_in_order(policy, clones, arrived)
-            else:
-                _answer_in_batch(batch, arrived)
+        forks = may_fork and batch is None and policy.device == "cpu"
+        control.send(("ready", (policy.metadata, forks)))
+        if forks:
+            _fork_workers(control, policy)
+        else:
+            _serve(control, policy, batch)
 
-    live_with_parent(load_and_answer)
+    live_with_parent(life)
+
+
+def _fork_workers(control: Connection, policy: Policy) -> None:
+    """Fork a worker for each request of the parent, and tell it the exit codes, until it closes `control`."""
+    context = multiprocessing.get_context("fork")
+    # A daemon may have no children. This one ends its workers when it ends: they are daemons.
+    multiprocessing.current_process().daemon = False
+    workers: dict[int, BaseProcess] = {}
+    while True:
+        try:
+            request = control.recv()
+            if len(request) == 2:  # a pid, and how long to wait for the exit code
+                process = workers[request[0]]
+                process.join(request[1])
+                control.send(process.exitcode)
+                continue
+            build, arguments, name = request
+            connection = Connection(recv_handle(control))
+            work_here = (control, connection, build, (*arguments, policy))
+            try:
+                process = context.Process(target=_work, args=work_here, name=name, daemon=True)
+                with stops_held_back():
+                    process.start()
+            except OSError as error:
+                control.send(described(error))
+                continue
+            finally:
+                connection.close()
+            assert process.pid is not None
+            workers[process.pid] = process
+            control.send(("forked", process.pid))
+        except (EOFError, ConnectionResetError, BrokenPipeError):  # the parent is gone, or has closed it
+            return
+
+
+def _work(control: Connection, connection: Connection, build: bytes, arguments: tuple[Any, ...]) -> None:
+    """Run a forked worker."""
+    control.close()  # so that the end of the policy process is the end of the pipe
+    work(connection, build, arguments)
+
+
+def _serve(control: Connection, policy: Policy, batch: FixedBatch | None) -> None:
+    """Accept workers and answer them until the parent closes `control`."""
+    inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+    threading.Thread(target=_accept_workers, args=(control, inbox), daemon=True).start()
+    clones: dict[Connection, Policy] = {}
+    while True:
+        # Take all that has arrived, so that requests which came during the last pass share the next one.
+        messages = [inbox.get()]
+        while not inbox.empty():
+            messages.append(inbox.get())
+        if None in messages:
+            return
+        arrived = [message for message in messages if message is not None]
+        if batch is None:
+            _answer_in_order(policy, clones, arrived)
+        else:
+            _answer_in_batch(batch, arrived)
 
 
 def _accept_workers(control: Connection, inbox: queue.SimpleQueue[Message | None]) -> None:

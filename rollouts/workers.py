@@ -2,7 +2,8 @@
 
 Each worker has its own benchmark and gets one chain at a time (`vw2_robot.worker_pool`). A row depends on (policy,
 chain, seed) only, so neither the number of workers nor the death of one changes the results. The policy lives in the
-policy process (`policy_process`) or, if it needs the simulator, in the worker.
+policy process, or in the worker: built there if it needs the simulator, inherited from the policy process on a CPU
+(`policy_process`).
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def run_job(policy: Policy, benchmark: Benchmark, job: ChainJob, protocol: Proto
 
 @contextmanager
 def open_worker(
-    config: RolloutConfig, protocol: Protocol, metadata: dict[str, Any], connection: Connection | None = None
+    config: RolloutConfig, protocol: Protocol, metadata: dict[str, Any], source: Connection | Policy | None = None
 ) -> Iterator[Callable[[ChainJob], tuple[Row, float]]]:
     """Open a worker's benchmark and policy, and yield the function that runs a chain.
 
@@ -106,11 +107,15 @@ def open_worker(
         config: Configuration of the rollout.
         protocol: Settings of the evaluation.
         metadata: The policy's metadata.
-        connection: Connection to the policy process; None: the policy is built in this worker.
+        source: Connection to the policy process, or the policy itself; None: the policy is built in this worker.
     """
     benchmark = open_benchmark(config.env)
     try:
-        policy = open_policy(config, benchmark) if connection is None else RemotePolicy(connection, metadata)
+        policy: Policy
+        if isinstance(source, Connection):
+            policy = RemotePolicy(source, metadata)
+        else:
+            policy = open_policy(config, benchmark) if source is None else source
         yield functools.partial(run_job, policy, benchmark, protocol=protocol)
     finally:
         benchmark.close()

@@ -157,6 +157,11 @@ class VW2Agent:
             temperature=temperature,
         )
 
+    @property
+    def device(self) -> str:
+        """Return the device of the weights: "cpu", "cuda:0", ..."""
+        return str(next(self._head.parameters()).device)
+
     def clone(self) -> VW2Agent:
         """Return an agent with the same weights and a state of its own, to run another episode at the same time.
 

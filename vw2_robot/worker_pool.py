@@ -1,9 +1,9 @@
 """A pool of worker processes: each free worker gets the next job, so that a slow job delays no other.
 
-Each worker is a fresh process (spawn) with a pipe to this one; there are no semaphores and no files, so neither
-/dev/shm nor TMPDIR matters. A worker that dies is replaced and its job is started again, `retries` times before that
-job is named as the cause. Whatever ends this process ends the workers: on SIGTERM they clean up and exit, and if this
-process is killed they notice it themselves.
+Each worker is a fresh process (spawn), or what `start_worker` starts, with a pipe to this one; there are no semaphores
+and no files, so neither /dev/shm nor TMPDIR matters. A worker that dies is replaced and its job is started again,
+`retries` times before that job is named as the cause. Whatever ends this process ends the workers: on SIGTERM they
+clean up and exit, and if this process is killed they notice it themselves.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, Generic, Literal, NoReturn, TypeVar
+from typing import Any, Generic, Literal, NoReturn, Protocol, TypeVar
 
 from vw2_robot.errors import InputError, MissingExtraError, Terminated
 from vw2_robot.process import stops_held_back
@@ -36,6 +36,28 @@ _TERMINATED = 128 + signal.SIGTERM
 _NO_MEMORY = ("out of memory", "can't allocate memory", "failed to map segment from shared object")
 
 
+class Worker(Protocol):
+    """What the pool uses of a worker's process; each process of `multiprocessing` is one."""
+
+    name: str
+
+    @property
+    def exitcode(self) -> int | None:
+        """Exit code; None while it runs."""
+
+    def is_alive(self) -> bool:
+        """Return whether it runs."""
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for its end."""
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+
+
 class WorkerPool(Generic[Job, Answer]):
     """Worker processes and the job of each.
 
@@ -46,6 +68,7 @@ class WorkerPool(Generic[Job, Answer]):
         arguments: makes the arguments of `build` for each worker; connections among them are closed here.
         retries: times that a job is started again after its worker died.
         on_loss: callback with a message for every worker that died.
+        start_worker: starts a process that runs `work(connection, build, arguments)`, from the last two and its name.
     """
 
     def __init__(
@@ -56,13 +79,15 @@ class WorkerPool(Generic[Job, Answer]):
         arguments: Callable[[], tuple[Any, ...]] = tuple,
         retries: int = 0,
         on_loss: Callable[[str], None] = lambda message: None,
+        start_worker: Callable[[bytes, tuple[Any, ...], str], tuple[Connection, Worker]] | None = None,
     ) -> None:
         self._build = build
         self._name = name
         self._arguments = arguments
         self._retries = retries
         self._on_loss = on_loss
-        self._workers: dict[Connection, BaseProcess] = {}
+        self._start_worker = start_worker or _spawn_worker
+        self._workers: dict[Connection, Worker] = {}
         self._busy: dict[Connection, Job] = {}
         self._lost: Counter[str] = Counter()
         self._started = 0
@@ -123,7 +148,7 @@ class WorkerPool(Generic[Job, Answer]):
         else:
             arguments = self._arguments()
             build = pickle.dumps(self._build)  # unpickled, and with it imported, only when the process can be stopped
-            connection, process = start(_work, build, arguments, name=f"{self._name} {self._started}")
+            connection, process = self._start_worker(build, arguments, f"{self._name} {self._started}")
             for one in arguments:
                 if isinstance(one, Connection):
                     one.close()
@@ -179,7 +204,7 @@ def start(target: Callable[..., None], *arguments: Any, name: str) -> tuple[Conn
     return ours, process
 
 
-def how_it_ended(process: BaseProcess) -> str:
+def how_it_ended(process: Worker) -> str:
     """Return a text for the exit code of a process, with what ended it and the usual cause."""
     code = process.exitcode
     if code == -signal.SIGKILL:
@@ -189,7 +214,7 @@ def how_it_ended(process: BaseProcess) -> str:
     return f"exit code {code}" + (f" ({signal.Signals(-code).name})" if code is not None and code < 0 else "")
 
 
-def end(processes: Iterable[BaseProcess]) -> None:
+def end(processes: Iterable[Worker]) -> None:
     """Wait for processes that are about to end; kill those that take longer than `ORDERLY_SECONDS`."""
     waiting = list(processes)
     deadline = time.monotonic() + ORDERLY_SECONDS
@@ -229,8 +254,18 @@ def live_with_parent(life: Callable[[], None]) -> None:
         sys.exit(_TERMINATED)
 
 
-def _work(connection: Connection, build: bytes, arguments: tuple[Any, ...]) -> None:
-    """Run a worker process: build, then answer each job until the pipe ends."""
+def _spawn_worker(build: bytes, arguments: tuple[Any, ...], name: str) -> tuple[Connection, Worker]:
+    return start(work, build, arguments, name=name)
+
+
+def work(connection: Connection, build: bytes, arguments: tuple[Any, ...]) -> None:
+    """Run a worker process: build, then answer each job until the pipe ends.
+
+    Args:
+        connection: to the pool.
+        build: of the pool, pickled.
+        arguments: of `build`.
+    """
 
     def life() -> None:
         try:

@@ -100,6 +100,7 @@ class ScriptedPolicy:
     """Succeeds at the tasks in `knows`; `chunk` overrides its actions."""
 
     hash = "ab" * 32
+    device = "cpu"
 
     def __init__(
         self, knows: tuple[str, ...] = TASKS, *, chunk: np.ndarray | None = None, n_action_steps: int | None = 4

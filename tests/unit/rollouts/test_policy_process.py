@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 from vw2_robot.errors import InputError
+from vw2_robot.rollouts.evaluate import evaluate
 from vw2_robot.rollouts.policy_process import FixedBatch, LocalPolicy, PolicyLostError, PolicyProcess, RemotePolicy
+from vw2_robot.rollouts.workers import ChainJob, Protocol, open_worker
+from vw2_robot.worker_pool import WorkerPool
 
 INSTRUCTIONS = ("open the drawer", "push the sliding door to the left side", "lift it", "press the button")
 
@@ -102,6 +105,35 @@ def test_the_process_answers_as_the_policy_does_here(checkpoint, rows, tmp_path,
     assert not list(long.iterdir())
 
 
+def test_forked_workers_have_the_policy_and_their_ends_are_known(config, counting_world, tmp_path):
+    settings = config(env={"trouble": str(tmp_path / "died")})  # the worker of chain 3 dies once
+    served = PolicyProcess(counting_world.ScriptedPolicy, rows=1, may_fork=True)
+    protocol = Protocol(n_action_steps=4, seed=0, videos=0, run_dir=tmp_path)
+    build, lost = functools.partial(open_worker, settings, protocol, served.metadata), []
+    pool = WorkerPool(build, name="worker", retries=1, on_loss=lost.append, start_worker=served.fork_worker)
+    chains = counting_world.CountingBenchmark().sequences(6)
+    jobs = [ChainJob(chain, {}) for chain in chains]
+    try:
+        assert served.forks_workers
+        rows = sorted((row for row, _ in pool.run(jobs, workers=2)), key=lambda row: row["sequence"])
+        assert rows == evaluate(counting_world.ScriptedPolicy(), counting_world.CountingBenchmark(), chains)
+        assert re.fullmatch(r"worker \d died with exit code -9 \(SIGKILL: .*\) while it had chain 3; .*", *lost)
+        os.kill(served.process.pid, signal.SIGKILL)
+        with pytest.raises(PolicyLostError):
+            list(pool.run(jobs, workers=1))
+    finally:
+        served.close()
+
+
+def test_a_batch_or_more_threads_keep_the_policy_in_its_process(counting_world):
+    for changes in ({"may_fork": False, "rows": 1}, {"may_fork": True, "rows": 2}):
+        served = PolicyProcess(counting_world.ScriptedPolicy, **changes)
+        try:
+            assert not served.forks_workers
+        finally:
+            served.close()
+
+
 @pytest.mark.slow
 def test_each_worker_has_its_own_state(checkpoint):
     build = functools.partial(load, checkpoint, temporal_ensemble=0.5, temperature=1.0)
@@ -135,4 +167,4 @@ def test_a_dead_process_is_noticed_and_explained(checkpoint):
 @pytest.mark.slow
 def test_a_policy_that_cannot_be_loaded_says_why_in_the_parent(tmp_path):
     with pytest.raises(InputError, match="nothing_here"):
-        PolicyProcess(functools.partial(load, tmp_path / "nothing_here"), rows=1)
+        _ = PolicyProcess(functools.partial(load, tmp_path / "nothing_here"), rows=1).metadata
