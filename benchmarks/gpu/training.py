@@ -134,7 +134,7 @@ class Training:
             "phase 1": partial(run_phase, phase=1),
             "phase 2": partial(run_phase, phase=2),
             "policy": run_policy,
-            "fine-tuning": partial(run_fine_tuning, training=self),
+            "fine-tuning": partial(run_fine_tuning, settings=self.settings, calvin=self.calvin),
         }
         folder = Path(tempfile.mkdtemp(dir=self.settings.folder))
         total = config.train_dldm.total if stage.startswith("phase") else 1000
@@ -228,15 +228,16 @@ def write_dldm(config: PretrainConfig) -> None:
         )
 
 
-def run_fine_tuning(config: PretrainConfig, run: TimedRun, *, training: Training) -> None:
+def run_fine_tuning(config: PretrainConfig, run: TimedRun, *, settings: Settings, calvin: Path) -> None:
     """Train policy and head on labeled windows.
 
     Args:
-        config: sizes and seed of the untrained policy that it begins with.
+        config: sizes and seed of the untrained policy that it begins with, and the hardware.
         run: counts the steps.
-        training: the labeled data.
+        settings: device and folder.
+        calvin: the labeled data.
     """
-    folder = training.settings.folder / "untrained_policy"
+    folder = settings.folder / "untrained_policy"
     if not folder.exists():
         dldm = build_dldm(config)
         policy = build_policy(config, dldm)
@@ -248,9 +249,8 @@ def run_fine_tuning(config: PretrainConfig, run: TimedRun, *, training: Training
             facts={"encoder_hash": encoder_hash(dldm)},
             files=policy.files(),
         )
-    hardware = config.hardware
-    changes: Tree = {"hardware": {"compile": hardware.compile, "micro_batches": hardware.micro_batches}}
-    train_actions(finetune_config(training.settings, policy=folder, data=training.calvin, changes=changes), run)
+    changes: Tree = {"hardware": config_tree(config.hardware)}
+    train_actions(finetune_config(settings, policy=folder, data=calvin, changes=changes), run)
 
 
 # ------------------------------------------------------------------------------------------------------- rows

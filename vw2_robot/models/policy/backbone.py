@@ -88,6 +88,10 @@ class Backbone(nn.Module):
             latent_init=config.latent_init,
             pad_to_multiple_of=config.pad_to_multiple_of,
         )
+        text = self._text_config  # looked up here: transformers takes longer for it than a token for its logits
+        self._logit_scale = float(getattr(text, "logit_scale", None) or 1.0)  # Cohere
+        self._logit_scale /= getattr(text, "logits_scaling", None) or 1.0  # Granite
+        self._logit_cap = getattr(text, "final_logit_softcapping", None)  # Gemma 2
         if config.weights is not None:
             self.model.eval()
             self._check_head()
@@ -185,13 +189,10 @@ class Backbone(nn.Module):
         if getattr(head, "bias", None) is not None:
             logits = logits + head.bias[first:end]
         # What some families do to their logits; `_check_head` refuses a model that does anything else.
-        config = self._text_config
-        if scale := getattr(config, "logit_scale", None):  # Cohere
-            logits = logits * scale
-        if divisor := getattr(config, "logits_scaling", None):  # Granite
-            logits = logits / divisor
-        if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
-            logits = torch.tanh(logits / cap) * cap
+        if self._logit_scale != 1.0:
+            logits = logits * self._logit_scale
+        if self._logit_cap is not None:
+            logits = torch.tanh(logits / self._logit_cap) * self._logit_cap
         return logits
 
     def blocks(self) -> list[nn.Module]:

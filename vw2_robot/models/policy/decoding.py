@@ -140,35 +140,37 @@ class Decoding:
         self._prompt: Prompt | None = prompt
         self._code: Tensor | None = None
 
-    @torch.no_grad()
     def step(self) -> Decoded:
         """Decode the next latent step: codes [B, 1, N] and states [B, 1, N, D]."""
         codes = []
         states = []
-        for _ in range(self._queries):
-            # 1. Feed what the model has not read yet: at first the prompt, later the last code.
-            if self._prompt is not None:
-                prompt = self._prompt
-                self._prompt = None
-                state = self._cache.advance(
-                    prompt.inputs[:, self._known :],
-                    mask=prompt.mask_BP,
-                    positions=prompt.positions_BP[:, self._known :],
-                    **prompt.for_model(self._backbone),
-                )
-            else:
-                assert self._code is not None
-                token = self._code[:, None] + self._first
-                state = self._cache.advance(
-                    self._embed(token) if self._embeds else token,
-                    mask=self._mask,
-                    positions=self._next_position,
-                )
-                self._next_position = self._next_position + 1
-            # 2. Choose the next code. float32 on purpose: a thousand logits differ by less than bfloat16 resolves.
-            with torch.autocast(state.device.type, enabled=False):
-                logits = self._backbone.latent_logits(at_least_float32(state))
-            self._code = choose_codes(logits, self._sampling, self._generator)
-            codes.append(self._code)
-            states.append(state)
+        # Without any bookkeeping of autograd, which takes a tenth of a token's time.
+        with torch.inference_mode():
+            for _ in range(self._queries):
+                # 1. Feed what the model has not read yet: at first the prompt, later the last code.
+                if self._prompt is not None:
+                    prompt = self._prompt
+                    self._prompt = None
+                    state = self._cache.advance(
+                        prompt.inputs[:, self._known :],
+                        mask=prompt.mask_BP,
+                        positions=prompt.positions_BP[:, self._known :],
+                        **prompt.for_model(self._backbone),
+                    )
+                else:
+                    assert self._code is not None
+                    token = self._code[:, None] + self._first
+                    state = self._cache.advance(
+                        self._embed(token) if self._embeds else token,
+                        mask=self._mask,
+                        positions=self._next_position,
+                    )
+                    self._next_position = self._next_position + 1
+                # 2. Choose the next code. float32 on purpose: a thousand logits differ by less than bfloat16 resolves.
+                with torch.autocast(state.device.type, enabled=False):
+                    logits = self._backbone.latent_logits(at_least_float32(state))
+                self._code = choose_codes(logits, self._sampling, self._generator)
+                codes.append(self._code)
+                states.append(state)
+        # Stacked outside, so that both are ordinary tensors.
         return Decoded(torch.stack(codes, 1)[:, None], torch.stack(states, 1)[:, None])

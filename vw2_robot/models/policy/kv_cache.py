@@ -175,64 +175,70 @@ class StaticCache:
                 bias = bias[..., :end]
         self._length = end
         with torch.autocast(inputs.device.type, enabled=False):
-            # Rotary factors [B, S, queries + 2 keys, E]: queries and keys are rotated, values are multiplied by 1.
             cos = self._cos[:, begin:end]
             sin = self._sin[:, begin:end]
-            rotated = (-1, -1, queries + keys, -1)
-            kept = (-1, -1, keys, -1)
-            cos = torch.cat([cos.expand(rotated), torch.ones_like(cos).expand(kept)], dim=2)
-            sin = torch.cat([sin.expand(rotated), torch.zeros_like(sin).expand(kept)], dim=2)
+            # Views of every layer's memory, made for all layers at once: what is filled now, and what is read.
+            new_keys, new_values = self._keys_and_values(begin, end)
+            all_keys, all_values = self._keys_and_values(0, read)
             x = at_least_float32(inputs).flatten(0, 1)
-            for number, (layer, memory) in enumerate(zip(self._weights.layers, self._memory.unbind(0), strict=True)):
+            for number, layer in enumerate(self._weights.layers):
                 # 1. Queries, keys and values; keys and values go into the memory.
-                heads = self._project(layer, self._rms_norm(x, layer.norm_attention), (batch, count), cos, sin)
-                memory[:, :, begin:end] = heads[:, :, queries:].transpose(1, 2)
-                q = heads[:, :, :queries]
+                heads = F.linear(self._rms_norm(x, layer.norm_attention), layer.qkv, layer.qkv_bias)
+                qk, v = heads.view(batch, count, -1, cos.shape[-1]).split([queries + keys, keys], dim=2)
+                q, k = self._rotated(layer, qk, cos, sin).split([queries, keys], dim=2)
+                new_keys[number].copy_(k.transpose(1, 2))
+                new_values[number].copy_(v.transpose(1, 2))
                 # 2. In the last layer nothing reads the other positions any more.
                 if count > 1 and number == len(self._weights.layers) - 1:
                     x = x.view(batch, count, -1)[:, -1]
                     q = q[:, -1:]
                     bias = None if bias is None else bias[:, :, -(queries // keys) :]
                 # 3. Attention and its output projection, added to the residual stream.
-                mixed = self._attend(memory[:, :, :read], q, bias)
-                x = torch.addmm(x if layer.out_bias is None else x + layer.out_bias, mixed, layer.out)
+                mixed = self._attend(q, all_keys[number], all_values[number], bias)
+                x = F.linear(mixed, layer.out, layer.out_bias).add_(x)
                 # 4. The gated MLP, both of its input projections as one product.
-                both = self._rms_norm(x, layer.norm_mlp) @ layer.gate_up
-                if layer.gate_up_bias is not None:
-                    both = both + layer.gate_up_bias
-                gate, up = both.chunk(2, dim=-1)
-                residual = x if layer.down_bias is None else x + layer.down_bias
-                x = torch.addmm(residual, self._weights.activation(gate) * up, layer.down)
+                gate_up = F.linear(self._rms_norm(x, layer.norm_mlp), layer.gate_up, layer.gate_up_bias)
+                gate, up = gate_up.chunk(2, dim=-1)
+                x = F.linear(self._weights.activation(gate).mul_(up), layer.down, layer.down_bias).add_(x)
             return self._rms_norm(x, self._weights.norm)
 
     def _rms_norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """Return RMSNorm in few operations: on a CPU, torch's own is made of more and slower ones."""
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return x * torch.addcmul(self._weights.eps, length, length, value=1 / x.shape[-1]).rsqrt_() * weight
+        factor = torch.addcmul(self._weights.eps, length, length, value=1 / x.shape[-1]).rsqrt_()
+        return (x * factor).mul_(weight)
 
-    def _project(self, layer: LayerWeights, h: Tensor, shape: tuple[int, int], cos: Tensor, sin: Tensor) -> Tensor:
-        """Return queries and keys, rotated, and values: [B, S, queries + 2 keys, E]."""
-        out = h @ layer.qkv if layer.qkv_bias is None else torch.addmm(layer.qkv_bias, h, layer.qkv)
-        heads = out.view(*shape, -1, self._weights.head_width)
+    def _keys_and_values(self, begin: int, end: int) -> tuple[tuple[Tensor, ...], ...]:
+        """Return some positions of the keys and of the values of each layer, views [B, keys, end - begin, E]."""
+        parts = self._memory[:, :, :, begin:end].split(self._weights.keys, dim=2)
+        return tuple(part.unbind(0) for part in parts)
+
+    def _rotated(self, layer: LayerWeights, qk: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Return queries and keys [B, S, queries + keys, E] rotated by their positions."""
         if layer.norm_q is not None and layer.norm_k is not None:  # Qwen3
-            q, k, v = heads.split([self._weights.queries, self._weights.keys, self._weights.keys], dim=2)
-            heads = torch.cat([self._rms_norm(q, layer.norm_q), self._rms_norm(k, layer.norm_k), v], dim=2)
-        first, second = heads.chunk(2, dim=-1)
-        return torch.addcmul(heads * cos, torch.cat([second, first], dim=-1), sin)
+            q, k = qk.split([self._weights.queries, self._weights.keys], dim=2)
+            qk = torch.cat([self._rms_norm(q, layer.norm_q), self._rms_norm(k, layer.norm_k)], dim=2)
+        return torch.addcmul(qk * cos, qk.roll(qk.shape[-1] // 2, -1), sin)
 
-    def _attend(self, memory: Tensor, q: Tensor, bias: Tensor | None) -> Tensor:
+    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         """Return attended values [B * S, queries * E].
 
         Queries that share a key head are stacked along the positions, so that no key is copied.
+
+        Args:
+            q: [B, S, queries, E].
+            keys: [B, keys, t, E].
+            values: like the keys.
+            bias: [B, 1, S * groups, t]; None where nothing is masked.
         """
         batch, count, _, width = q.shape
-        keys, values = memory.split(self._weights.keys, dim=1)
         if count == 1:
             grouped = q.view(batch, self._weights.keys, -1, width)
-            mixed = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=bias, scale=self._weights.scale)
-            return mixed.reshape(batch, -1)
-        grouped = q.unflatten(2, (self._weights.keys, -1)).transpose(1, 2).flatten(2, 3)
+        else:
+            grouped = q.unflatten(2, (self._weights.keys, -1)).transpose(1, 2).flatten(2, 3)
         mixed = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=bias, scale=self._weights.scale)
+        if count == 1:
+            return mixed.reshape(batch, -1)
         return mixed.unflatten(2, (count, -1)).transpose(1, 2).reshape(batch * count, -1)
 
     def _begin(self, mask: Tensor) -> None:

@@ -18,7 +18,7 @@ LLAMA_SHAPED = ("llama", "mistral", "qwen2", "qwen3")
 
 
 class LayerWeights(NamedTuple):
-    """The weights of one layer, matrices transposed."""
+    """The weights of one layer, matrices [out, in]."""
 
     norm_attention: Tensor
     qkv: Tensor
@@ -107,9 +107,9 @@ def is_llama_shaped(decoder: nn.Module) -> bool:
 
 
 def _side_by_side(linears: list[Any]) -> tuple[Tensor, Tensor | None]:
-    """Return the weights of linear layers as one matrix [in, out], and their biases."""
+    """Return the weights of linear layers as one matrix [out, in], and their biases."""
     bias = None if linears[0].bias is None else _adjacent([linear.bias for linear in linears])
-    return _adjacent([linear.weight for linear in linears]).T, bias
+    return _adjacent([linear.weight for linear in linears]), bias
 
 
 def _adjacent(parameters: list[nn.Parameter]) -> Tensor:

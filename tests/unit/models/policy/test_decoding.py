@@ -228,10 +228,10 @@ def test_tokens_of_a_fixed_shape_are_those_of_a_growing_one(policy, prompt, monk
     widths = []
     real = StaticCache._attend
 
-    def attend(cache, memory, q, bias):
+    def attend(cache, q, keys, values, bias):
         if q.shape[1] == 1 and bias is not None:
-            widths.append((memory.shape[2], bias.shape[-1]))
-        return real(cache, memory, q, bias)
+            widths.append((keys.shape[2], bias.shape[-1]))
+        return real(cache, q, keys, values, bias)
 
     monkeypatch.setattr(StaticCache, "_attend", attend)
     monkeypatch.setattr(backbone_module, "StaticCache", partial(StaticCache, fixed_shape=True))
