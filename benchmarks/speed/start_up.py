@@ -19,7 +19,7 @@ from .row import SpeedRow, interleaved
 ROLLOUT = (
     "import sys; sys.argv = ['vw2-rollout', '{}']; from vw2_robot.command_line.entry_points import rollout; rollout()"
 )
-# name of the row -> (ours, other, what the other is, limit in seconds)
+# name of the row -> (code, floor, what the floor is, limit in seconds)
 ROWS = {
     "import of the package": ("import vw2_robot", "pass", "a Python that does nothing", 0.1),
     "vw2-rollout --help": (ROLLOUT.format("--help"), "import hydra, numpy", "import of hydra and numpy alone", 1.5),
@@ -34,11 +34,11 @@ ROWS = {
 
 def speed_rows(seconds: float) -> list[SpeedRow]:
     """Return a row for each start; `wanted` is the ratio that the limit in seconds would give."""
-    codes = {code for ours, other, _, _ in ROWS.values() for code in (ours, other)}
+    codes = {code for pair in ROWS.values() for code in pair[:2]}
     rounds = interleaved({code: cpu_seconds(code) for code in sorted(codes)}, seconds=seconds)
     rows = []
-    for name, (ours, other, against, limit) in ROWS.items():
-        row = rounds.row(name, ours=ours, other=other, against=against, unit="s", wanted=0, why=f"limit {limit:g} s")
+    for name, (code, floor, against, limit) in ROWS.items():
+        row = rounds.row(name, ours=code, other=floor, against=against, unit="s", wanted=0, why=f"limit {limit:g} s")
         rows.append(replace(row, wanted=row.other / limit))
     return rows
 
