@@ -7,6 +7,10 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
+# pip compiles nothing here (half of set-up); instead the first import of each module keeps its bytecode. Without that
+# every process compiles torch and TensorFlow again, for seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTHON ?=
 # Reverb ends at 3.11, so that comes first.
 PYTHONS ?= 3.11 3.10 3.12 3.13

@@ -257,8 +257,8 @@ from vw2_robot.command_line import entry_points
 
 for name, program in sorted(vars(entry_points).items()):
     if isinstance(program, entry_points.Program):
-        for arguments in (["--help"], ["--keys"], ["sed=1"]):
-            sys.argv = [name, *arguments]
+        for argument in ("--help", "--keys", "sed=1") if name == "pretrain_on_openx" else ("sed=1",):
+            sys.argv = [name, argument]
             with contextlib.suppress(SystemExit):
                 program.main()
 print("loaded:", *sys.modules, file=sys.stderr)

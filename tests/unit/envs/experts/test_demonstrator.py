@@ -20,7 +20,7 @@ from vw2_robot.errors import InputError
 
 pytestmark = pytest.mark.sim
 
-STARTS = 3
+STARTS = 2
 STEPS = 200
 
 
