@@ -188,15 +188,17 @@ class FrameNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T C H W"]) -> Float[Tensor, "B T C H W"]:
         """Normalize each frame over channels and space."""
-        frames = x.shape[:2]
+        frames = x.flatten(0, 1)
+        weight, bias = self.norm.weight, self.norm.bias
         if x.dtype in (torch.bfloat16, torch.float16):
-            y: Tensor = _NarrowNorm.apply(  # type: ignore[no-untyped-call]
-                x.flatten(0, 1), self.norm.weight, self.norm.bias, self.norm.eps, self.silu
-            )
+            y: Tensor = _NarrowNorm.apply(frames, weight, bias, self.norm.eps, self.silu)  # type: ignore[no-untyped-call]
         else:
-            y = self.norm(x.flatten(0, 1))
+            if torch.is_grad_enabled() and weight.requires_grad and not x.requires_grad:
+                # Channels-last, torch's backward pass crashes the process when it should leave the input out.
+                frames = frames.contiguous()
+            y = self.norm(frames)
             y = F.silu(y) if self.silu else y
-        return y.unflatten(0, frames)
+        return y.unflatten(0, x.shape[:2])
 
 
 class ResidualBlock(nn.Module):

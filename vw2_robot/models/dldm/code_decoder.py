@@ -99,6 +99,7 @@ class CodeDecoder(nn.Module):
                 f"the decoder was built for at most {self.config.latent_steps} latent steps, got {latent_steps}"
             )
         # 1. Every step starts as a copy of the anchor; causal layers would give every copy the same.
+        anchor = anchor.contiguous(memory_format=torch.channels_last)  # as one dense tensor, not a frame of a clip
         h = self.block_in(anchor[:, None]).expand(-1, latent_steps + 1, -1, -1, -1)
         if latent_steps:
             # 2. Codes become keys and values, with their step and slot.

@@ -92,14 +92,8 @@ class FullControl(nn.Module):
             context: projected codes.
             control_video: latents of the coarse clip.
         """
-        batch, _, num_frames = x.shape[:3]
         tokens = transformer.patch_embed(x).flatten(1, 3)  # type: ignore[operator]
-        per_frame = tokens.shape[1] // num_frames
-        # One noise level per latent frame, repeated for its tokens.
-        temb, embedded = (
-            t.view(batch, num_frames, -1).repeat_interleave(per_frame, dim=1)
-            for t in transformer.time_embed(tokens, times.flatten())  # type: ignore[operator]
-        )
+        temb, embedded = transformer.time_embed(tokens, times.flatten())  # type: ignore[operator]
         rotary = transformer.rope(x, fps=None)  # type: ignore[operator]
         residuals = []
         for i, (block, after) in enumerate(zip(self.blocks, self.after, strict=True)):

@@ -1,8 +1,9 @@
 """Wrappers of diffusers' Cosmos-Predict2 parts: transformer, VAE, scheduler, attention masks, adapters.
 
 Place in the flow: below `vdm.py` and `video_codec.py`. diffusers and peft are imported when something is built. Masks
-enter through attention processors and adapters through peft, so the names and shapes of all weights stay those of stock
-diffusers; `cosmos_folder.py` reads and writes them.
+enter through attention processors and adapters through peft, and layers that are computed another way change their
+class alone, so the names and shapes of all weights stay those of stock diffusers; `cosmos_folder.py` reads and writes
+them.
 
 The padding mask: stock diffusers needs torchvision to resize a mask that is zero for whole images. Here both mask
 channels are given together, so `in_channels` grows by one and `concat_padding_mask` is off while running. The weights
@@ -16,9 +17,13 @@ from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from vw2_robot.errors import require
+
+from ..dense import Dense
 
 # Linear layers of a block that get adapters (method 1.12).
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
@@ -53,8 +58,35 @@ def build_transformer(
     with nullcontext() if filled else torch.device("meta"):
         model: nn.Module = diffusers.CosmosTransformer3DModel(**stock)
     nn.Module.to(model, dtype)  # the `to` of diffusers warns without cause
+    _compute_faster(model)
     # The model has no buffers, whose values would be lost.
     return model if filled else model.to_empty(device=device)
+
+
+def _compute_faster(transformer: nn.Module) -> None:
+    """Let the linear layers run on oneDNN, and the norms modulate by frame; weights and their names stay.
+
+    The noise level is the same for all tokens of a frame. Stock diffusers gives the time embedding of every token to
+    every norm; here it has a row for each frame: [B K, C], which `timestep` of one axis gives.
+    """
+    from diffusers.models.transformers.transformer_cosmos import CosmosAdaLayerNorm, CosmosAdaLayerNormZero
+
+    def modulated(
+        self: Any, hidden_states: Tensor, embedded_timestep: Tensor, temb: Tensor
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        modulation = self.linear_2(self.linear_1(self.activation(embedded_timestep)))
+        modulation = modulation + temb[:, : modulation.shape[-1]]
+        shift, scale, *gate = modulation[:, None].split(hidden_states.shape[-1], dim=-1)
+        frames = self.norm(hidden_states).view(len(modulation), -1, hidden_states.shape[-1])
+        out = (frames * (1 + scale) + shift).view_as(hidden_states)
+        return (out, gate[0].expand_as(frames).reshape(hidden_states.shape)) if gate else out
+
+    by_frame = {
+        stock: type(f"Framewise{stock.__name__}", (stock,), {"forward": modulated})
+        for stock in (CosmosAdaLayerNorm, CosmosAdaLayerNormZero)
+    }
+    for module in transformer.modules():
+        module.__class__ = {nn.Linear: Dense, **by_frame}.get(type(module), type(module))
 
 
 def build_vae(base_dim: int, *, dim_mult: Sequence[int], res_blocks: int) -> Any:
@@ -89,6 +121,8 @@ def install_masks(blocks: Iterable[nn.Module], masks: Masks) -> None:
     from diffusers.models.transformers.transformer_cosmos import CosmosAttnProcessor2_0
 
     class MaskedProcessor(CosmosAttnProcessor2_0):
+        """The stock attention with masks, without its copies of keys and values, and with fewer in the rotation."""
+
         def __init__(self, kind: Literal["cross", "self_attention"]) -> None:
             super().__init__()  # type: ignore[no-untyped-call]
             self.kind = kind
@@ -102,13 +136,35 @@ def install_masks(blocks: Iterable[nn.Module], masks: Masks) -> None:
             attention_mask: Tensor | None = None,  # that of diffusers can be [B, S] only; `masks` has one per query
             image_rotary_emb: Any = None,
         ) -> Tensor:
-            mask = getattr(self.masks, self.kind)
-            out: Tensor = super().__call__(attn, hidden_states, encoder_hidden_states, mask, image_rotary_emb)
-            return out
+            context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+            q, k, v = (
+                layer(tokens).unflatten(2, (attn.heads, -1))
+                for layer, tokens in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context))
+            )
+            q, k = attn.norm_q(q), attn.norm_k(k)
+            if image_rotary_emb is not None:
+                q, k = rotated(q, image_rotary_emb), rotated(k, image_rotary_emb)
+            q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=getattr(self.masks, self.kind))
+            return attn.to_out[1](attn.to_out[0](mixed.transpose(1, 2).flatten(2).to(q.dtype)))
 
     for block in blocks:
         block.attn1.set_processor(MaskedProcessor("self_attention"))  # type: ignore[union-attr,operator]
         block.attn2.set_processor(MaskedProcessor("cross"))  # type: ignore[union-attr,operator]
+
+
+def rotated(x: Float[Tensor, "B S A D"], angles: tuple[Tensor, Tensor]) -> Float[Tensor, "B S A D"]:
+    """Return queries or keys with rotary positions: entries d and d + D/2 are a pair.
+
+    Args:
+        x: A heads.
+        angles: cosines and sines [S, D], as diffusers gives them.
+    """
+    cos, sin = (part[:, None] for part in angles)
+    half = x.shape[-1] // 2
+    signed = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
+    # float32, as in diffusers: positions reach thousands of radians.
+    return torch.addcmul(x.float() * cos, x.float().roll(half, dims=-1), signed).to(x.dtype)
 
 
 def add_lora(transformer: nn.Module, rank: int) -> None:

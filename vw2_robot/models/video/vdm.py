@@ -197,7 +197,7 @@ class VDM(nn.Module):
             with residuals_added(self.transformer, residuals):
                 out = self.transformer(
                     hidden_states=x,
-                    timestep=times[:, None, :, None, None],
+                    timestep=times.flatten(),  # a row for each frame, see `cosmos.py`
                     encoder_hidden_states=context,
                     condition_mask=marks,
                     fps=None,  # rotary positions in latent frames, as the original 2B model (method 1.12, trap 3)
