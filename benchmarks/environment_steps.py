@@ -315,10 +315,10 @@ def speed_rows(seconds: float) -> list[SpeedRow]:
     tiny = Ours(recording, "builtin", "tiny")
     original = Original(os.environ.get("CALVIN_PYTHON", sys.executable), recording.scene)
     wanted = GOALS["builtin"]
-    steps = {"ours": in_turn(layered.evaluate, layered.restart, recording)}
+    steps = {"ours": segment_by_segment(layered.evaluate, layered.restart, recording)}
     if "error" not in original.about:
         against = "the original (calvin_env), image every step, CPU time"
-        steps["other"] = in_turn(
+        steps["other"] = segment_by_segment(
             lambda first, last: float(original.step(recording.actions[first:last])["seconds"]),
             lambda: original.reset(recording),
             recording,
@@ -332,10 +332,10 @@ def speed_rows(seconds: float) -> list[SpeedRow]:
             stand_in = tiny
             against += "built-in (smaller meshes)"
             wanted = GOAL_BUILTIN_STAND_IN
-        steps["other"] = in_turn(stand_in.original_way, stand_in.restart, recording)
+        steps["other"] = segment_by_segment(stand_in.original_way, stand_in.restart, recording)
     images = {
-        "ours": in_turn(layered.images_only, layered.restart, recording, per=IMAGE_EVERY),
-        "other": in_turn(tiny.images_only, tiny.restart, recording, per=IMAGE_EVERY),
+        "ours": segment_by_segment(layered.images_only, layered.restart, recording, per=IMAGE_EVERY),
+        "other": segment_by_segment(tiny.images_only, tiny.restart, recording, per=IMAGE_EVERY),
     }
     rows = [
         interleaved(steps, seconds=0.7 * seconds).row(
@@ -347,14 +347,19 @@ def speed_rows(seconds: float) -> list[SpeedRow]:
             wanted=wanted,
         ),
         interleaved(images, seconds=0.2 * seconds).row(
-            "picture", ours="ours", other="other", against="one pass (tiny), CPU time", unit="ms", wanted=GOAL_IMAGE
+            "CALVIN image",
+            ours="ours",
+            other="other",
+            against="one pass (tiny), CPU time",
+            unit="ms",
+            wanted=GOAL_IMAGE,
         ),
     ]
     original.close()
     return rows
 
 
-def in_turn(
+def segment_by_segment(
     run: Callable[[int, int], float], restart: Callable[[], None], recording: Recording, *, per: int = 1
 ) -> Callable[[], float]:
     """Return a function that runs the next segment, from the start again after the last, and returns milliseconds.

@@ -71,6 +71,7 @@ class Backdrop:
         self._scene_name = scene_name
         self._assets_dir = assets_dir
         self._physics: Physics | None = None
+        self._joints: tuple[float, ...] = ()
 
     def layer(self, joints: Iterable[float]) -> Layer:
         """Return the image for these positions of the `TABLE_JOINTS`."""
@@ -101,7 +102,7 @@ class Backdrop:
         self._camera = StaticCamera(physics, near_m=NEAR_M)
         # No position equals NaN, so the first image renders each part.
         self._joints = (math.nan,) * len(self._shapes)
-        self._layers = [self._static] * len(self._shapes)
+        self._layers: list[Layer] = [self._static] * len(self._shapes)
         self._physics = physics
 
     def _render_alone(self, shapes: Shapes) -> Layer:

@@ -47,7 +47,7 @@ from vw2_robot.errors import InputError, MissingExtraError
 
 from .actions import parse_action
 from .benchmark import MAX_STEPS, CalvinProtocol, check_max_steps
-from .cameras import CAMERA_NAMES, load_egl
+from .cameras import CAMERA_NAMES, RENDERER_VERSIONS, load_egl
 from .instructions import read_instructions
 from .oracle import load_tasks
 from .physics import Physics, pybullet_version
@@ -191,6 +191,7 @@ class CalvinReference(CalvinProtocol):
             "scene": scene,
             "assets": PACKAGE,
             "renderer": renderer,
+            "renderer_version": RENDERER_VERSIONS[renderer],
             "reset_mode": "legacy",
             "versions": {
                 "vw2_robot": vw2_robot.__version__,
