@@ -245,6 +245,7 @@ class PolicyProcess:
             PolicyLostError: The process is gone.
             OSError: No processes or memory are left.
         """
+        assert self.forks_workers  # also: the first message, which says so, has been read
         theirs, ours = multiprocessing.Pipe()
         try:
             self._control.send((build, arguments, name))
