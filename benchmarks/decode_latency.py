@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from benchmarks.speed.row import SpeedRow, interleaved
 from vw2_robot.agent import VW2Agent
 from vw2_robot.checkpoint import save_checkpoint
 from vw2_robot.command_line.config_tree import config_tree
@@ -42,6 +43,7 @@ from vw2_robot.pixels import to_model_range
 INSTRUCTIONS = ("open the drawer", "push the red block to the left", "lift the pink block from the table")
 LATENT_STEPS = (1, 4, 23)  # one step, a long chunk, the paper's clip of 92 tokens
 ROUNDS = 15
+REPEAT = 5  # decodings of a round of the speed table
 STRIDE = 4  # actions per latent step
 ARITHMETIC = (
     "aten::mm",
@@ -226,6 +228,39 @@ def one_policy_call(policy: LatentPolicy, device: torch.device) -> None:
     print(f"{'part of one policy call':<42}{'ms':>8}{'share':>8}")
     for name, seconds in rows:
         print(f"{name:<42}{1e3 * seconds:>8.2f}{seconds / total:>8.0%}")
+
+
+@torch.no_grad()
+def speed_rows(seconds: float) -> list[SpeedRow]:
+    """Return a row for each batch size: one latent step, as in control, against `generate`.
+
+    Args:
+        seconds: of all of them.
+    """
+    torch.set_num_threads(1)
+    device = torch.device("cpu")
+    policy = LatentPolicy(PolicyConfig(), generator=torch.Generator().manual_seed(0)).eval()
+    rows = []
+    for batch, wanted in ((1, 3.0), (16, 2.2)):
+        prompt = prompts(policy, batch, device)
+
+        def milliseconds(job: Callable[[], object]) -> float:
+            begin = clock(device)
+            for _ in range(REPEAT):
+                job()
+            return 1000 * (clock(device) - begin) / REPEAT
+
+        rounds = interleaved(
+            {
+                "ours": partial(milliseconds, partial(policy.decode, prompt, latent_steps=1)),
+                "generate": partial(milliseconds, partial(by_generate, policy, prompt, 1)),
+            },
+            seconds=seconds / 3,
+        )
+        name = f"decoding, batch {batch}"
+        against = "generate of transformers, CPU time"
+        rows.append(rounds.row(name, ours="ours", other="generate", against=against, unit="ms", wanted=wanted))
+    return rows
 
 
 @torch.no_grad()

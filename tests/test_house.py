@@ -38,7 +38,12 @@ WRAPPED = {
     "pybullet_data": {"envs/asset_tools/make_assets.py", "envs/physics.py"},
     "diffusers": {"models/video/cosmos.py"},
     "peft": {"models/video/cosmos.py"},
-    "transformers": {"models/policy/backbone.py", "models/policy/pretrained.py", "models/policy/kv_cache.py"},
+    "transformers": {
+        "models/policy/backbone.py",
+        "models/policy/last_layer.py",
+        "models/policy/pretrained.py",
+        "models/policy/kv_cache.py",
+    },
     "tokenizers": {"models/policy/pretrained.py"},
     "hydra": {"command_line", "rollouts/config.py"},  # rollouts: opens the benchmark that a yaml file names
     "matplotlib": {"rollouts/report/curves.py"},

@@ -210,9 +210,13 @@ class LatentPolicy(nn.Module):
         latent_steps, queries = codes.shape[1:]
         whole = prompt.followed_by(codes.flatten(1)[:, :-1] + self.backbone.vocabulary.latent[0], self.backbone)
         hidden = self.backbone.hidden(
-            whole.inputs, mask=whole.mask_BP, positions=whole.positions_BP, images=whole.for_model(self.backbone)
+            whole.inputs,
+            mask=whole.mask_BP,
+            positions=whole.positions_BP,
+            images=whole.for_model(self.backbone),
+            last=latent_steps * queries,
         )
-        return rearrange(hidden[:, -latent_steps * queries :], "b (h n) d -> b h n d", n=queries)
+        return rearrange(hidden, "b (h n) d -> b h n d", n=queries)
 
     def code_loss(
         self,

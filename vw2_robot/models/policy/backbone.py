@@ -6,7 +6,7 @@ for a policy with `image: vlm`, any `AutoModelForImageTextToText`, from a folder
 `vocabulary.py`. transformers is imported when a backbone is built, not before.
 """
 
-# B batch · S sequence · D hidden width · V latent codes
+# B batch · S sequence · R positions that are read · D hidden width · V latent codes
 from __future__ import annotations
 
 import inspect
@@ -121,7 +121,8 @@ class Backbone(nn.Module):
         mask: Bool[Tensor, "B S"],
         positions: Int[Tensor, "B S"],
         images: Mapping[str, Tensor] | None = None,
-    ) -> Float[Tensor, "B S D"]:
+        last: int | None = None,
+    ) -> Float[Tensor, "B R D"]:
         """Return last-layer states after the final norm.
 
         Args:
@@ -129,8 +130,13 @@ class Backbone(nn.Module):
             mask: False on padding.
             positions: count real tokens from 0.
             images: image tensors of a vision-language model.
+            last: R, positions at the end whose states are wanted; None: all.
         """
+        more: dict[str, Any] = dict(images or {})
+        if takes_positions(self.model.base_model):
+            more["position_ids"] = positions
         if self.config.weights is None:
+            more["last"] = last  # see `LastLayer`
             # Written out on a CPU: torch's fused attention takes a third of a training step of 30 tokens in bf16 there.
             # Not in float64: there transformers computes the softmax in float32 all the same.
             written_out = inputs.device.type == "cpu" and inputs.dtype != torch.float64
@@ -138,12 +144,9 @@ class Backbone(nn.Module):
             if self.model.config._attn_implementation != attention:
                 self.model.set_attn_implementation(attention)
         name = "inputs_embeds" if inputs.is_floating_point() else "input_ids"
-        where = {"position_ids": positions} if takes_positions(self.model.base_model) else {}
-        out = self.model.base_model(
-            **{name: inputs}, attention_mask=mask.long(), use_cache=False, **where, **(images or {})
-        )
+        out = self.model.base_model(**{name: inputs}, attention_mask=mask.long(), use_cache=False, **more)
         states: Tensor = out.last_hidden_state
-        return states
+        return states if last is None else states[:, -last:]
 
     def new_cache(
         self, positions: Int[Tensor, "B P"], *, further: int, instruction_tokens: Sequence[tuple[int, ...]] = ()
@@ -264,12 +267,14 @@ class Backbone(nn.Module):
             table.no_weight_decay = True  # type: ignore[attr-defined]  # AdamW's decay would move the old rows
 
 
-def _build_llama(config: BackboneConfig, tokenizer: EmbeddedTokenizer, generator: torch.Generator) -> nn.Module:
+def _build_llama(config: BackboneConfig, tokenizer: EmbeddedTokenizer, generator: torch.Generator) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
+
+    from .last_layer import LastLayer
 
     with torch.random.fork_rng(devices=[]):  # transformers initializes from the global generator
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
-        model: nn.Module = LlamaForCausalLM(
+        model: Any = LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=tokenizer.size,
                 hidden_size=config.hidden,
@@ -284,4 +289,5 @@ def _build_llama(config: BackboneConfig, tokenizer: EmbeddedTokenizer, generator
                 eos_token_id=tokenizer.eos,
             )
         )
+    model.model.layers[-1].__class__ = LastLayer  # the same weights
     return model
