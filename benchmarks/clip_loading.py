@@ -312,7 +312,7 @@ def speed_rows(seconds: float) -> list[SpeedRow]:
         ]
     else:
         case = Case("", bridge, "image_0", px=64, native=True, **shared)
-        costs = measure(case, ["ClipStream", "dlimp, no resize"], rounds=15, clips=1000, seconds=0.6 * seconds)
+        costs = measure(case, ["ClipStream", "dlimp, no resize"], rounds=15, clips=600, seconds=0.6 * seconds)
         for (name, least), kind in zip(wanted.items(), (1, 0), strict=True):
             rounds = Rounds({loader: [1000 * each[kind] for each in found] for loader, found in costs.items()})
             against = "dlimp without resize"
@@ -327,7 +327,7 @@ def speed_rows(seconds: float) -> list[SpeedRow]:
         return [*rows, not_measured(name, unit="ms/clip", against=against, wanted=1.5, why="needs the extra openx")]
     with tempfile.TemporaryDirectory() as folder:
         photos = Path(folder) / "photos" / "1.0.0"
-        write_photos(photos)
+        write_photos(photos, episodes=24)
         case = Case("", str(photos), "image", px=128, native=False, **shared)
         costs = measure(case, ["ClipStream", "pillow"], rounds=9, clips=200, seconds=0.25 * seconds)
     rounds = Rounds({loader: [1000 * cpu for _, cpu in found] for loader, found in costs.items()})

@@ -70,7 +70,7 @@ class DataConfig:
     aspect: Aspect = "stretch"
     """how images get the dLDM's size: stretched, or padded to keep their proportions"""
     decode: Decode = "scaled"
-    """JPEG at least twice as large as the dLDM's images. scaled: decoded at 1/2, 1/4 or 1/8 of their size, then
+    """JPEG at least twice as large as the dLDM's images. scaled: decoded at 1/8 to 4/8 of their size, then
     resized, three times as fast; full: decoded as a whole, then resized, as the policy's images are at control time"""
     max_skipped: int = 10
     """undecodable episodes that are named and skipped before the run stops"""

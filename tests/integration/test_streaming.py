@@ -81,7 +81,7 @@ def test_a_stream_never_shows_a_held_out_episode_and_its_clips_are_the_caches(st
     config = streaming(tmp_path, "data.prefetch_batches=0")
     frames = open_frames(config)
     train, held_out = training_split(config, frames)
-    assert held_out
+    assert len(held_out)
     names = {frames.episodes[index].episode_id: index for index in train}
     clips = training_clips(config, frames, train, held_out, tmp_path)
     assert isinstance(clips, StreamedClips)

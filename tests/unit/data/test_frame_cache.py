@@ -337,6 +337,20 @@ def test_a_compressed_cache_gives_the_pixels_split_and_digest_of_a_decoded_one(
     assert len((tmp_path / "compressed/shard-00001.images").read_bytes()) < 2 * 20 * 20 * 3
 
 
+def test_scaled_decoding_gives_a_cache_of_another_digest_in_both_storages(tmp_path: Path) -> None:
+    large = Episode("mixed", "large", "", 5.0, (encoded(1, "JPEG", height=120, width=160),))
+    found = {}
+    for decode in ("scaled", "full"):
+        for storage in ("decoded", "compressed"):
+            out = tmp_path / f"{decode}-{storage}"
+            cache(out, [large], height=50, width=50, decode=decode, storage=storage)
+            frames = FrameCache(out)
+            found[decode, storage] = (frames.digest, frames.read(0, [0]).tobytes())
+    assert found["scaled", "decoded"] == found["scaled", "compressed"]
+    assert found["full", "decoded"] == found["full", "compressed"]
+    assert all(a != b for a, b in zip(found["scaled", "decoded"], found["full", "decoded"], strict=True))
+
+
 def test_a_compressed_cache_is_continued_and_is_not_mixed_with_a_decoded_one(tmp_path: Path) -> None:
     cache(tmp_path / "whole", MIXED, storage="compressed")
 
