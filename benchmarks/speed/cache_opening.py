@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from vw2_robot.data.clips import ClipSampler
 from vw2_robot.data.episode_table import write_table
-from vw2_robot.data.frame_cache import FrameCache, split_episodes
+from vw2_robot.data.frame_cache import FORMAT_VERSIONS, FrameCache, split_episodes
 from vw2_robot.storage.files import write_json
 
 from .row import SpeedRow, interleaved, not_measured, timed
@@ -53,7 +53,13 @@ def simulated(episodes: int) -> Iterator[tuple[Path, dict[str, NDArray[Any]]]]:
         texts[name] = np.frombuffer(joined, np.uint8)
         texts[f"{name}_ends"] = (number + 1) * (len(joined) // episodes)
     shards = -(-episodes // PER_SHARD)
-    plan = {"format_version": 1, "height": SIDE, "width": SIDE, "aspect": "stretch", "description": {}}
+    plan = {
+        "format_version": FORMAT_VERSIONS["decoded"],
+        "height": SIDE,
+        "width": SIDE,
+        "aspect": "stretch",
+        "description": {},
+    }
     totals = {"episodes": episodes, "frames": FRAMES * episodes, "shards": shards, "skipped": [], "digest": DIGEST}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

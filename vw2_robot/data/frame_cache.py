@@ -11,8 +11,8 @@ shards are kept, the rest is made, and the folder ends up with the same bytes. O
 folder without `index.json` is unfinished and is not read.
 
 Damage is detected: the index carries its own sha256, each column its checksum, and what is stored of an episode is
-compared with its sha256 when it is first read. A cache of an earlier release, without `episodes.npz`, is read from its
-rows, which are compared with the index.
+compared with its sha256 when it is first read. Caches of earlier releases are refused: for one seed other episodes were
+held out of them, so a run that continued would validate on what it was trained on.
 
 `split_episodes` decides what is held out, by the sha256 of the cached pixels. Public samples contain the same video
 under two names (the `val` split of the small Bridge V2 sample is its `train` split in another order); equal pixels
@@ -47,7 +47,9 @@ from .frame_storage import FramesOfEpisode, Storage, shard_reader, shard_writer
 from .images import Aspect, Decode
 
 # n, B, T frames that are read · H, W pixels
-FORMAT_VERSIONS: dict[Storage, int] = {"decoded": 1, "compressed": 2}
+FORMAT_VERSIONS: dict[Storage, int] = {"decoded": 3, "compressed": 4}
+_SPLIT = "split 2"
+"""which episodes `split_episodes` holds out for a seed; part of the digest: no run continues on another split"""
 _LOG = logging.getLogger(__name__)
 
 
@@ -242,13 +244,14 @@ def _index_of(plan: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dic
     """Return the content of index.json. The digest depends on content and order of the episodes, not on the shards."""
     stored = [row for row in rows if "skipped" not in row]
     keys = ("source", "episode_id", "instruction", "hz", "length", "sha256")
+    content = [_SPLIT, *([row[key] for key in keys] for row in stored)]
     return {
         **plan,
         "shards": stored[-1]["shard"] + 1,
         "episodes": len(stored),
         "frames": sum(row["length"] for row in stored),
         "skipped": [[row["source"], row["episode_id"]] for row in rows if "skipped" in row],
-        "digest": hashlib.sha256(json.dumps([[row[key] for key in keys] for row in stored]).encode()).hexdigest(),
+        "digest": hashlib.sha256(json.dumps(content).encode()).hexdigest(),
     }
 
 
@@ -296,8 +299,8 @@ class FrameCache:
         version = index.get("format_version")
         if (version, storage) not in [(number, name) for name, number in FORMAT_VERSIONS.items()]:
             raise InputError(
-                f"frame cache {self.path} has format version {version} ({storage}), this program reads 1 (decoded) "
-                f"and 2 (compressed); {_cure(self.path)}"
+                f"frame cache {self.path} has format version {version} ({storage}), this program reads 3 (decoded) "
+                f"and 4 (compressed); {_cure(self.path)}"
             )
         try:
             self.episodes = self._open_table(index)
@@ -353,38 +356,14 @@ class FrameCache:
         return pixels
 
     def _open_table(self, index: Mapping[str, Any]) -> EpisodeTable:
-        """Return the episodes that fit the index; those of an earlier release from its rows."""
+        """Return the episodes that fit the index."""
         cure = _cure(self.path)
         plan = read_json(self.path / "plan.json", cure=cure)
-        if (self.path / TABLE).is_file():
-            table = EpisodeTable.open(self.path, count=index["episodes"], digest=index["digest"], cure=cure)
-            totals = {"shards": int(table.shard[-1]) + 1, "frames": int(table.length.sum())}
-            if any(index[key] != value for key, value in {**plan, **totals}.items()):
-                raise InputError(f"{self.path / 'index.json'} does not fit plan.json and {TABLE}; {cure}")
-            return table
-        rows = [row for number in range(index["shards"]) for row in self._rows(number)]
-        # More shards may follow that hold no frame, since all their episodes were skipped.
-        for number in itertools.count(index["shards"]):
-            if not _rows_path(self.path, number).is_file():
-                break
-            rows += self._rows(number)
-        if _index_of(plan, rows) != index:
-            raise InputError(f"{self.path / 'index.json'} does not fit plan.json and the rows; {cure}")
-        columns = columns_of([row for row in rows if "skipped" not in row])
-        return EpisodeTable(self.path / TABLE, index["episodes"], columns, cure=cure)
-
-    def _rows(self, number: int) -> list[dict[str, Any]]:
-        """Return the rows of a shard; the places of the frames, which are not in the index, are checked here."""
-        rows = _read_rows(self.path, number)
-        if rows is None:
-            raise InputError(f"{_rows_path(self.path, number)} is missing; {_cure(self.path)}")
-        offset = 0
-        for row in rows:
-            if "skipped" not in row:
-                if (row["shard"], row["offset"]) != (number, offset) or row["length"] < 1:
-                    raise InputError(f"{_rows_path(self.path, number)} is damaged; {_cure(self.path)}")
-                offset += row["length"]
-        return rows
+        table = EpisodeTable.open(self.path, count=index["episodes"], digest=index["digest"], cure=cure)
+        totals = {"shards": int(table.shard[-1]) + 1, "frames": int(table.length.sum())}
+        if any(index[key] != value for key, value in {**plan, **totals}.items()):
+            raise InputError(f"{self.path / 'index.json'} does not fit plan.json and {TABLE}; {cure}")
+        return table
 
 
 def split_episodes(

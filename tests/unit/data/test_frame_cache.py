@@ -248,13 +248,12 @@ def test_missing_unfinished_damaged_and_foreign_caches_are_refused(tmp_path: Pat
 
     index = broken("version") / "index.json"
     index.write_text(json.dumps({"format_version": 99}))
-    with pytest.raises(InputError, match=r"format version 99 \(decoded\), this program reads 1"):
+    with pytest.raises(InputError, match=r"format version 99 \(decoded\), this program reads 3"):
         FrameCache(tmp_path / "version")
 
-    of_an_earlier_release(broken("rows"))
-    (tmp_path / "rows/shard-00001.jsonl").unlink()
-    with pytest.raises(InputError, match=r"shard-00001\.jsonl is missing"):
-        FrameCache(tmp_path / "rows")
+    (broken("table") / "episodes.npz").unlink()
+    with pytest.raises(InputError, match=r"episodes\.npz"):
+        FrameCache(tmp_path / "table")
 
     (broken("json") / "index.json").write_text("{")
     with pytest.raises(InputError, match=r"index\.json is damaged"):
@@ -412,48 +411,17 @@ def test_a_table_or_plan_that_does_not_fit_the_index_is_refused(tmp_path: Path) 
             list(FrameCache(tmp_path / "c").episodes)
 
 
-def of_an_earlier_release(folder: Path) -> None:
-    """Remove what earlier releases did not write."""
-    (folder / "episodes.npz").unlink()
-    index = json.loads((folder / "index.json").read_text())
-    del index["sha256_of_the_rest"]
-    (folder / "index.json").write_text(json.dumps(index))
-
-
-def test_a_cache_of_an_earlier_release_is_read_from_its_rows(tmp_path: Path) -> None:
-    for name, storage in (("c", "decoded"), ("d", "compressed")):
-        cache(tmp_path / name, storage=storage, decode="full")
-        wanted = FrameCache(tmp_path / name)
-        episodes = list(wanted.episodes)
-        of_an_earlier_release(tmp_path / name)
-        found = FrameCache(tmp_path / name)
-        assert (list(found.episodes), found.digest) == (episodes, wanted.digest)
-        np.testing.assert_array_equal(found.read(6, [1, 0]), wanted.read(6, [1, 0]))
-    cache(tmp_path / "c", decode="full")  # is taken as finished
-    with pytest.raises(InputError, match="decode: None there, 'scaled' requested"):
-        cache(tmp_path / "c")
-
-
-def test_rows_of_an_earlier_release_that_do_not_fit_its_index_are_refused(tmp_path: Path) -> None:
-    cache(tmp_path / "c")
-    of_an_earlier_release(tmp_path / "c")
-    for name, old, new in (
-        ("index.json", '"frames": 20', '"frames": 21'),
-        ("plan.json", '"path": "x"', '"path": "y"'),
-        ("shard-00001.jsonl", '"hz": 8.0', '"hz": 9.0'),
-        ("shard-00001.jsonl", '"offset": 2', '"offset": 1'),
-        ("shard-00001.jsonl", '"length": 2', '"length": "2"'),
-        ("shard-00001.jsonl", '"shard": 1', '"shart": 1'),
-        ("shard-00001.jsonl", '{"', "[" * 100_000 + '{"'),
-    ):
-        file = tmp_path / "c" / name
-        good = file.read_text()
-        assert old in good
-        file.write_text(good.replace(old, new, 1))
-        with pytest.raises(InputError, match=rf"{tmp_path}/c.*; delete {tmp_path}/c and make it again"):
-            FrameCache(tmp_path / "c")
-        file.write_text(good)
-    FrameCache(tmp_path / "c")
+def test_a_cache_of_an_earlier_release_is_refused_since_its_split_was_another(tmp_path: Path) -> None:
+    for name, storage, version in (("c", "decoded", 1), ("d", "compressed", 2)):
+        cache(tmp_path / name, storage=storage)
+        for file in ("plan.json", "index.json"):
+            content = json.loads((tmp_path / name / file).read_text())
+            content.pop("sha256_of_the_rest", None)
+            (tmp_path / name / file).write_text(json.dumps({**content, "format_version": version}))
+        with pytest.raises(InputError, match=f"format version {version}.*; delete {tmp_path}/{name} and make it again"):
+            FrameCache(tmp_path / name)
+        with pytest.raises(InputError, match=f"format_version: {version} there, {version + 2} requested"):
+            cache(tmp_path / name, storage=storage)
 
 
 HOLD = """
