@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..dense import Dense, dense
+from ..precision import at_least_float32
 from .config import LevelConfig, StemConfig
 
 
@@ -140,10 +141,11 @@ class FactorizedConv(nn.Sequential):
         super().__init__(CausalConv3d(width_in, width_out, (1, 3, 3)), CausalConv3d(width_out, width_out, (3, 1, 1)))
 
 
-class _NarrowNorm(torch.autograd.Function):
-    """Group norm with one group (and SiLU) of a bfloat16 input: computed in float32, only the input is kept.
+class _Norm(torch.autograd.Function):
+    """Group norm with one group (and SiLU), in float32 or wider, of which only the input is kept.
 
-    Autocast would keep two float32 copies, of the norm's input and of SiLU's.
+    Autograd would keep the input of SiLU too, under autocast both in float32. And of a channels-last norm whose input
+    needs no gradient torch's backward pass crashes the process; here all gradients are computed.
     """
 
     @staticmethod
@@ -153,7 +155,8 @@ class _NarrowNorm(torch.autograd.Function):
         """Normalize each image of the batch, and round the result to the input's precision."""
         ctx.save_for_backward(x, weight, bias)
         ctx.options = (eps, silu)
-        y = F.group_norm(x.float(), 1, weight.float(), bias.float(), eps)
+        wide = at_least_float32(x)
+        y = F.group_norm(wide, 1, weight.to(wide.dtype), bias.to(wide.dtype), eps)
         return (F.silu(y) if silu else y).to(x.dtype)
 
     @staticmethod
@@ -163,15 +166,17 @@ class _NarrowNorm(torch.autograd.Function):
         eps, silu = ctx.options
         batch, channels, height, width = x.shape
         size = (batch, channels, height * width, 1)
-        # These functions read memory as it lies: without `contiguous` a channels-last tensor gives wrong gradients.
-        wide = x.float().contiguous()
-        grad = grad.float().contiguous()
-        y, mean, rstd = torch.native_group_norm(wide, weight.float(), bias.float(), *size, eps)
+        # These functions read memory as it lies: both tensors must have one layout, on a GPU the plain one.
+        strides = (channels * height * width, 1, width * channels, channels)  # exactly: also of a single image
+        is_last = x.device.type == "cpu" and x.stride() == strides
+        layout = torch.channels_last if is_last else torch.contiguous_format
+        wide, grad = (at_least_float32(tensor).contiguous(memory_format=layout) for tensor in (x, grad))
+        weight_wide = weight.to(wide.dtype)
+        y, mean, rstd = torch.native_group_norm(wide, weight_wide, bias.to(wide.dtype), *size, eps)
         if silu:
             grad = torch.ops.aten.silu_backward(grad, y)
-        which = list(ctx.needs_input_grad[:3])
-        gradients = torch.ops.aten.native_group_norm_backward(grad, wide, mean, rstd, weight.float(), *size, which)
-        narrow = (g if g is None else g.to(like.dtype) for g, like in zip(gradients, (x, weight, bias), strict=True))
+        gradients = torch.ops.aten.native_group_norm_backward(grad, wide, mean, rstd, weight_wide, *size, [True] * 3)
+        narrow = (g.to(like.dtype) for g, like in zip(gradients, (x, weight, bias), strict=True))
         return (*narrow, None, None)
 
 
@@ -188,16 +193,10 @@ class FrameNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T C H W"]) -> Float[Tensor, "B T C H W"]:
         """Normalize each frame over channels and space."""
-        frames = x.flatten(0, 1)
-        weight, bias = self.norm.weight, self.norm.bias
-        if x.dtype in (torch.bfloat16, torch.float16):
-            y: Tensor = _NarrowNorm.apply(frames, weight, bias, self.norm.eps, self.silu)  # type: ignore[no-untyped-call]
-        else:
-            if torch.is_grad_enabled() and weight.requires_grad and not x.requires_grad:
-                # Channels-last, torch's backward pass crashes the process when it should leave the input out.
-                frames = frames.contiguous()
-            y = self.norm(frames)
-            y = F.silu(y) if self.silu else y
+        norm = self.norm
+        y: Tensor = _Norm.apply(  # type: ignore[no-untyped-call]
+            x.flatten(0, 1), norm.weight, norm.bias, norm.eps, self.silu
+        )
         return y.unflatten(0, x.shape[:2])
 
 

@@ -14,6 +14,7 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ..dense import Dense
 from .causal_video import CausalDecoder, FrameAttention, ResidualBlock
 from .config import DLDMConfig
 from .frame_warp import FrameWarp
@@ -62,9 +63,7 @@ class CodeDecoder(nn.Module):
         self.block_in = ResidualBlock(width, width)
         self.norm = nn.LayerNorm(width)
         self.cross = CrossAttention(width, inner=width, heads=config.qformer.heads)
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
-        )
+        self.mlp = nn.Sequential(nn.LayerNorm(width), Dense(width, 2 * width), nn.GELU(), Dense(2 * width, width))
         self.space = FrameAttention(width, axis="space")
         self.time = FrameAttention(width, axis="time")
         self.block_out = ResidualBlock(width, width)

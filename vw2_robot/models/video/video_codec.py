@@ -37,15 +37,16 @@ def dct_basis(size: int, keep: int) -> Float[Tensor, "keep size"]:
 class DCTCodec(nn.Module):
     """A fixed orthonormal transform; `scale` (one number per channel, saved) brings latents to unit size."""
 
-    basis_time: Tensor
-    basis_space: Tensor
+    basis: Tensor
     scale: Tensor
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
         self.config = config
-        self.register_buffer("basis_time", dct_basis(config.stride, config.keep), persistent=False)
-        self.register_buffer("basis_space", dct_basis(config.block, config.keep), persistent=False)
+        # A separable transform: one matrix for time, height and width together.
+        space = dct_basis(config.block, config.keep)
+        basis = torch.kron(torch.kron(dct_basis(config.stride, config.keep), space), space)
+        self.register_buffer("basis", basis, persistent=False)
         self.register_buffer("scale", torch.ones(config.channels))
 
     @torch.no_grad()
@@ -61,23 +62,17 @@ class DCTCodec(nn.Module):
         s = self.config.stride
         p = self.config.block
         x = torch.cat([x[:, :1].expand(-1, s - 1, -1, -1, -1), x], dim=1)
-        blocks = rearrange(x, "b (k s) c (h p) (w q) -> b k h w c s p q", s=s, p=p, q=p)
-        # One axis after the other, the last one first; each result moves to the front of the three.
-        for basis in (self.basis_space, self.basis_space, self.basis_time):
-            blocks = torch.movedim(blocks @ basis.T, -1, 5)
-        latents = rearrange(blocks, "b k h w c i j l -> b (c i j l) k h w")
+        blocks = rearrange(x, "b (k s) c (h p) (w q) -> b k h w c (s p q)", s=s, p=p, q=p)
+        latents = rearrange(blocks @ self.basis.T, "b k h w c n -> b (c n) k h w")
         return latents / self.scale[:, None, None, None]
 
     def decode(self, latents: Float[Tensor, "B C K h w"]) -> Float[Tensor, "B T 3 H W"]:
         """Return pixels: the transpose of `encode`, without the copies of the first frame."""
-        n = self.config.keep
-        blocks = rearrange(
-            latents * self.scale[:, None, None, None], "b (c i j l) k h w -> b k h w c i j l", c=3, i=n, j=n, l=n
-        )
-        for basis in (self.basis_time, self.basis_space, self.basis_space):
-            blocks = torch.movedim(blocks, 5, -1) @ basis
-        x = rearrange(blocks, "b k h w c s p q -> b (k s) c (h p) (w q)")
-        return x[:, self.config.stride - 1 :]
+        s = self.config.stride
+        p = self.config.block
+        blocks = rearrange(latents * self.scale[:, None, None, None], "b (c n) k h w -> b k h w c n", c=3) @ self.basis
+        x = rearrange(blocks, "b k h w c (s p q) -> b (k s) c (h p) (w q)", s=s, p=p, q=p)
+        return x[:, s - 1 :]
 
 
 class WanCodec(nn.Module):

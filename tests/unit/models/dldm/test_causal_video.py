@@ -79,6 +79,14 @@ def test_time_halves_from_one_plus_2m_to_one_plus_m_and_back():
     assert Upsample(4, 4, time=True, space=True)(small).shape == x.shape
 
 
+def test_a_channels_last_norm_learns_although_its_input_is_frozen():
+    x = torch.randn(6, 8, 5, 4).contiguous(memory_format=torch.channels_last).unflatten(0, (2, 3))
+    norm = FrameNorm(8)
+    expected = gradients_of(norm(x.clone().requires_grad_()), *norm.parameters())
+    for found, wanted in zip(gradients_of(norm(x), *norm.parameters()), expected, strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("patch", ["haar", "pixel"])
 def test_patcher_is_orthonormal_and_exactly_invertible(patch):
     patcher, x = Patcher(StemConfig(patch, 4, 4)), torch.randn(2, 9, 3, 8, 8)

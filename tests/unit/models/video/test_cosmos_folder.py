@@ -139,7 +139,12 @@ def test_the_padding_channel_stands_where_stock_diffusers_puts_it(folder, monkey
     with torch.no_grad():
         ours = model.velocity(noisy, torch.tensor([0.7]), first, torch.rand(1, 2, 4, 4), control_video=None)
         theirs = stock("CosmosTransformer3DModel", folder / "transformer")(
-            **{**seen, "condition_mask": seen["condition_mask"][:, :1]}, padding_mask=torch.zeros(1, 1, 32, 48)
+            **{
+                **seen,
+                "condition_mask": seen["condition_mask"][:, :1],
+                "timestep": seen["timestep"].view(1, 1, 3, 1, 1),
+            },
+            padding_mask=torch.zeros(1, 1, 32, 48),
         )[0]
     torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
 

@@ -1,0 +1,107 @@
+"""Token extraction at `model=paper` beside its own arithmetic: the convolutions and products of a clip, alone.
+
+Run: python -m benchmarks.speed --part benchmarks.speed.encoding --seconds 90
+
+One clip of 5 frames, 240 x 416, one thread, float32. The convolutions and matrix products that the encoder calls are
+recorded with the shape and memory layout of their operands, and called again alone.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vw2_robot.command_line.config_tree import config_from
+from vw2_robot.models.dldm.config import DLDMConfig
+from vw2_robot.models.dldm.dldm import DLDM
+
+from .row import SpeedRow, interleaved
+
+NUM_FRAMES = 5
+WANTED = 0.8
+PRODUCTS = {"convolution", "mm", "addmm", "bmm", "_scaled_dot_product_flash_attention_for_cpu"}
+
+
+class Recorder(TorchDispatchMode):
+    """Collects the calls of convolutions and matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Callable[[], object]] = []
+        self.sizes: list[tuple[int, int, int]] = []
+        """rows, inner size and columns of each convolution as one matrix product"""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ in PRODUCTS:
+            self.calls.append(partial(func, *args, **(kwargs or {})))
+        if func.overloadpacket.__name__ == "convolution":
+            weight: Tensor = args[1]
+            self.sizes.append((out.numel() // out.shape[1], weight[0].numel(), weight.shape[0]))
+        return out
+
+
+def speed_rows(seconds: float) -> list[SpeedRow]:
+    """Measure rounds of one clip for about that long."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    tree = yaml.safe_load((Path(__file__).parents[2] / "configs" / "model" / "paper.yaml").read_text(encoding="utf-8"))
+    config = replace(config_from(DLDMConfig, tree["dldm"]), num_frames=NUM_FRAMES)
+    dldm = DLDM(config).eval()
+    x = config.fake_clip(1)
+    recorder = Recorder()
+    with torch.no_grad(), recorder:
+        dldm.indices(x)
+
+    @torch.no_grad()
+    def alone() -> None:
+        for call in recorder.calls:
+            call()
+
+    # Plain products of the convolutions' sizes; equal sizes share their operands.
+    operands = {(m, k, n): (torch.randn(m, k), torch.randn(k, n)) for m, k, n in set(recorder.sizes)}
+
+    def plain() -> None:
+        for size in recorder.sizes:
+            torch.mm(*operands[size])
+
+    ways = {"encode": partial(dldm.indices, x), "alone": alone, "mm": plain}
+    rounds = interleaved({name: partial(_cpu_seconds, work) for name, work in ways.items()}, seconds=seconds * 0.6)
+    work = 2e-9 * sum(math.prod(size) for size in recorder.sizes)
+    why = f"{work:.0f} GFLOP, one thread, CPU time"
+    return [
+        rounds.row(
+            "token extraction, paper",
+            ours="encode",
+            other="alone",
+            against="its convolutions and products alone",
+            unit="s/clip",
+            wanted=WANTED,
+            why=why,
+        ),
+        rounds.row(
+            "token extraction, torch.mm",
+            ours="encode",
+            other="mm",
+            against="torch.mm of the same sizes",
+            unit="s/clip",
+            wanted=WANTED,
+            why=why,
+        ),
+    ]
+
+
+def _cpu_seconds(work: Callable[[], object]) -> float:
+    begin = time.process_time()
+    work()
+    return time.process_time() - begin
