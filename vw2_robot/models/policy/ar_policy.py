@@ -186,13 +186,17 @@ class LatentPolicy(nn.Module):
             count = backbone.images.count(backbone.model, images)
             places = before.new_full((len(before), count), backbone.images.token)
             return torch.cat([before, places, after], dim=1), images
+        # All tokens in one look-up: each has a gradient as large as the table.
+        length = before.shape[1]
+        around = backbone.embed(torch.cat([before, after], dim=1))
         if isinstance(self.image, PixelTokens):
             # The mean embedding of each instruction's tokens; of `<instr>` where there are none. One flat row of
             # tokens, summed per sample: the result does not depend on the padding of the batch.
-            texts = [text or [backbone.vocabulary.special["<instr>"]] for text in texts]
-            counts = torch.tensor([len(text) for text in texts], device=image.device)
-            embedded = backbone.embed(torch.tensor([token for text in texts for token in text], device=image.device))
+            end = length - 2  # before </instr> and <img>
+            counts = torch.tensor([max(len(text), 1) for text in texts], device=image.device)
             samples = torch.repeat_interleave(counts)
+            columns = [i for text in texts for i in range(end - max(len(text), 1), end)]
+            embedded = around[samples, torch.tensor(columns, device=image.device)]
             total = embedded.new_zeros(len(texts), embedded.shape[1]).index_add(0, samples, embedded)
             seen = self.image(image, total / counts[:, None])
         elif isinstance(self.image, DiscreteTokens):
@@ -200,7 +204,7 @@ class LatentPolicy(nn.Module):
             seen = backbone.embed(self.image(image) + backbone.vocabulary.image[0])
         else:
             seen = self.image(image)
-        return torch.cat([backbone.embed(before), seen, backbone.embed(after)], dim=1), None
+        return torch.cat([around[:, :length], seen, around[:, length:]], dim=1), None
 
     def states(self, prompt: Prompt, codes: Int[Tensor, "B H N"]) -> Float[Tensor, "B H N D"]:
         """Return the states that predict each code when the codes before it are given (one forward pass).
