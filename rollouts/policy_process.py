@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import multiprocessing
 import os
 import queue
@@ -334,12 +335,17 @@ def _run(control: Connection, build: Callable[[], Policy], rows: int, may_fork: 
     """Run the policy process: load the policy, then fork or answer workers until the parent closes `control`."""
 
     def life() -> None:
+        # Nothing that is loaded becomes garbage: collections would take a tenth of the time of the imports, and later
+        # walk through all of it in each worker and thereby copy the shared memory.
+        gc.disable()
         try:
             policy: Any = build()
             batch = FixedBatch(policy, rows) if rows > 1 else None
         except Exception as error:  # the parent shows it, whatever it is
             control.send(described(error))
             return
+        gc.freeze()
+        gc.enable()
         forks = may_fork and batch is None and policy.device == "cpu"
         control.send(("ready", (policy.metadata, forks)))
         if forks:
