@@ -324,11 +324,15 @@ class ForkedWorker:
 
     def terminate(self) -> None:
         """Send SIGTERM."""
-        os.kill(self.pid, signal.SIGTERM)
+        self._send(signal.SIGTERM)
 
     def kill(self) -> None:
         """Send SIGKILL."""
-        os.kill(self.pid, signal.SIGKILL)
+        self._send(signal.SIGKILL)
+
+    def _send(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it ended with the policy process
+            os.kill(self.pid, number)
 
 
 def _run(control: Connection, build: Callable[[], Policy], rows: int, may_fork: bool) -> None:
