@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import multiprocessing
 import os
 import queue
@@ -323,23 +324,32 @@ class ForkedWorker:
 
     def terminate(self) -> None:
         """Send SIGTERM."""
-        os.kill(self.pid, signal.SIGTERM)
+        self._send(signal.SIGTERM)
 
     def kill(self) -> None:
         """Send SIGKILL."""
-        os.kill(self.pid, signal.SIGKILL)
+        self._send(signal.SIGKILL)
+
+    def _send(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it ended with the policy process
+            os.kill(self.pid, number)
 
 
 def _run(control: Connection, build: Callable[[], Policy], rows: int, may_fork: bool) -> None:
     """Run the policy process: load the policy, then fork or answer workers until the parent closes `control`."""
 
     def life() -> None:
+        # Nothing that is loaded becomes garbage: collections would take a tenth of the time of the imports, and later
+        # walk through all of it in each worker and thereby copy the shared memory.
+        gc.disable()
         try:
             policy: Any = build()
             batch = FixedBatch(policy, rows) if rows > 1 else None
         except Exception as error:  # the parent shows it, whatever it is
             control.send(described(error))
             return
+        gc.freeze()
+        gc.enable()
         forks = may_fork and batch is None and policy.device == "cpu"
         control.send(("ready", (policy.metadata, forks)))
         if forks:
