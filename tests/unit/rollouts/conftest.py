@@ -43,17 +43,23 @@ def checkpoint(tmp_path_factory):
         return importlib.import_module("tiny_policy").save_tiny_policy(tmp_path_factory.mktemp("tiny_policy"))
 
 
-@pytest.fixture
-def config(counting_world, tmp_path):
+@pytest.fixture(scope="module")
+def config_in(counting_world):
     """Makes configurations of rollouts in the counting world; chains 0..5 end after 2, 1, 0, 4, 3, 2 subtasks."""
 
-    def make(folder="run", *, policy="demonstrator", env=(), **changes):
+    def make(folder, *, policy="demonstrator", env=(), **changes):
         world = {
             "_target_": "counting_world.CountingBenchmark",
             "knows": ["open", "close", "lift", "turn"],
             **dict(env),
         }
         chosen = {"num_sequences": 6, "videos": 0, **changes}
-        return RolloutConfig(policy=policy, env=world, run_dir=str(tmp_path / folder), **chosen)
+        return RolloutConfig(policy=policy, env=world, run_dir=str(folder), **chosen)
 
     return make
+
+
+@pytest.fixture
+def config(config_in, tmp_path):
+    """The same, in a folder of the test."""
+    return lambda folder="run", **options: config_in(tmp_path / folder, **options)

@@ -8,39 +8,28 @@ import sys
 import pytest
 import yaml
 
+from vw2_robot.command_line import entry_points
 from vw2_robot.errors import InputError
 from vw2_robot.rollouts.__main__ import rollout
 from vw2_robot.rollouts.merge import find_shards, merge
 from vw2_robot.storage.locks import lock_folder
 
+OPTIONS = {"policy": "random", "env": {"max_steps": 9}, "videos": 2, "record": True}
+
+
+@pytest.fixture(scope="module")
+def finished(config_in, tmp_path_factory):
+    """A rollout in three shards."""
+    folder = tmp_path_factory.mktemp("shards") / "parts"
+    for number in range(3):
+        rollout(config_in(folder, shard=f"{number}/3", **OPTIONS))
+    return folder
+
 
 @pytest.fixture
-def sharded(config, tmp_path):
-    """Four chains' worth of a rollout in three shards, finished."""
-    for number in range(3):
-        rollout(config("parts", policy="random", env={"max_steps": 9}, videos=2, record=True, shard=f"{number}/3"))
-    return tmp_path / "parts"
-
-
-def test_merged_shards_are_the_bytes_of_one_rollout(config, sharded, tmp_path):
-    summary = rollout(config("whole", policy="random", env={"max_steps": 9}, videos=2, record=True))
-    for path in [path for path in sharded.iterdir() if not path.name.startswith("shard_")]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()  # what the last shard has merged
-    merged = merge(sharded)
-    whole = tmp_path / "whole"
-    names = ["results.jsonl", *(f"videos/{f.name}" for f in (whole / "videos").iterdir())]
-    names += [f"actions/{f.name}" for f in (whole / "actions").iterdir()]
-    assert len(names) == 1 + 2 * 3 + 6  # rows; two videos with poster and answers; recordings
-    for name in names:
-        assert (sharded / name).read_bytes() == (whole / name).read_bytes()
-    assert len(list((sharded / "videos").iterdir())) == 6
-    for one in (summary, merged):
-        one.pop("seconds")
-    assert merged == summary
-    assert (sharded / "provenance.json").read_bytes() == (whole / "provenance.json").read_bytes()
-    assert yaml.safe_load((sharded / "config.yaml").read_text())["shard"] is None
-    assert (sharded / "report.html").is_file()
-    merge(sharded)  # again: nothing is in the way
+def sharded(finished, tmp_path):
+    """A copy of it that may be changed."""
+    return shutil.copytree(finished, tmp_path / "parts")
 
 
 def test_a_shard_that_is_missing_or_cut_is_named(sharded):
@@ -60,7 +49,7 @@ def test_a_shard_that_is_missing_or_cut_is_named(sharded):
 
 def test_shards_of_different_rollouts_are_refused(config, sharded):
     shutil.rmtree(sharded / "shard_2_of_3")
-    rollout(config("parts", policy="random", env={"max_steps": 9}, videos=2, record=True, shard="2/3", seed=1))
+    rollout(config("parts", shard="2/3", seed=1, **OPTIONS))
     with pytest.raises(InputError, match=r"shard_2_of_3 is no shard of the rollout .*seed \(0 -> 1\)"):
         merge(sharded)
 
@@ -72,26 +61,30 @@ def merged_files(folder):
     return {path.relative_to(folder): path.read_bytes() for path in paths if path.is_file()}
 
 
-def test_the_shard_that_finishes_last_merges_all(config, tmp_path, capsys):
-    options = {"policy": "random", "env": {"max_steps": 9}, "videos": 2, "record": True}
+def test_the_shard_that_finishes_last_merges_all_into_the_bytes_of_one_rollout(config, tmp_path, capsys):
+    parts, whole = tmp_path / "parts", tmp_path / "whole"
     for number in (2, 0, 1):  # in any order
-        assert not (tmp_path / "parts/results.jsonl").exists()
-        rollout(config("parts", shard=f"{number}/3", **options))
+        assert not (parts / "results.jsonl").exists()
+        rollout(config("parts", shard=f"{number}/3", **OPTIONS))
     output = capsys.readouterr().out
     assert "1 of 3 shards are finished" in output
     assert "2 of 3 shards are finished" in output
-    assert f"all 3 shards are finished; merged in {tmp_path / 'parts'}" in output
-    assert (tmp_path / "parts/report.html").is_file()
-    assert not (tmp_path / "parts/.lock").exists()
-    before = merged_files(tmp_path / "parts")
-    assert len(before) == 3 + 2 * 3 + 6
-    rollout(config("parts", shard="0/3", **options))  # started again: nothing to do, merged again
-    assert merged_files(tmp_path / "parts") == before
-    rollout(config("whole", **options))
-    whole = merged_files(tmp_path / "whole")
+    assert f"all 3 shards are finished; merged in {parts}" in output
+    assert (parts / "report.html").is_file()
+    assert not (parts / ".lock").exists()
+    before = merged_files(parts)
+    assert len(before) == 3 + 2 * 3 + 6  # rows and two descriptions; two videos with poster and answers; recordings
+    rollout(config("parts", shard="0/3", **OPTIONS))  # started again: nothing to do, merged again
+    assert merged_files(parts) == before
+    summary = rollout(config("whole", **OPTIONS))
     assert {k: v for k, v in before.items() if k.name != "config.yaml"} == {
-        k: v for k, v in whole.items() if k.name != "config.yaml"
+        k: v for k, v in merged_files(whole).items() if k.name != "config.yaml"
     }
+    for path in [path for path in parts.iterdir() if not path.name.startswith("shard_")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()  # what the last shard has merged
+    assert {**merge(parts), "seconds": 0} == {**summary, "seconds": 0}
+    assert merged_files(parts) == before
+    assert yaml.safe_load((parts / "config.yaml").read_text())["shard"] is None
 
 
 def test_a_shard_is_finished_whatever_is_wrong_with_the_others(config, tmp_path, capsys):
@@ -126,14 +119,15 @@ def test_a_shard_without_chains_does_not_stop_the_others(config, tmp_path):
     assert (tmp_path / "parts/summary.json").is_file()
 
 
-def test_the_program_merges_on_request(sharded):
+def test_the_program_merges_on_request(sharded, monkeypatch, capsys):
     for name in ("results.jsonl", "summary.json", "report.html"):
         (sharded / name).unlink()
-    command = [sys.executable, "-m", "vw2_robot.rollouts", "merge=true", f"run_dir={sharded}"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "average length" in done.stdout
-    assert f"report: {sharded / 'report.html'}" in done.stdout
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)  # the program sets it
+    monkeypatch.setattr(sys, "argv", ["vw2-rollout", "merge=true", f"run_dir={sharded}"])
+    entry_points.rollout.main()
+    output = capsys.readouterr().out
+    assert "average length" in output
+    assert f"report: {sharded / 'report.html'}" in output
     assert (sharded / "summary.json").is_file()
 
 

@@ -306,12 +306,3 @@ def test_a_benchmark_without_single_tasks_says_so(config, counting_world, monkey
     monkeypatch.delattr(counting_world.CountingBenchmark, "single_tasks")
     with pytest.raises(InputError, match="no start states for single tasks"):
         rollout(config(protocol="single"))
-
-
-@pytest.mark.parametrize(
-    "module", ["vw2_robot.rollouts", "vw2_robot.rollouts.report.report", "vw2_robot.rollouts.compare"]
-)
-def test_help_names_the_job_and_an_example(module):
-    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True)
-    assert "Example:" in done.stdout
-    assert "run_dir" in done.stdout or "runs=" in done.stdout or "against=" in done.stdout
