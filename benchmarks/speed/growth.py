@@ -22,7 +22,10 @@ from benchmarks.dldm import preset_tree
 from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.models.dldm.config import DLDMConfig
 from vw2_robot.models.dldm.dldm import DLDM
-from vw2_robot.models.policy.ar_policy import LatentPolicy, PolicyConfig
+from vw2_robot.models.policy.ar_policy import LatentPolicy
+from vw2_robot.models.policy.config import PolicyConfig
+
+from . import cache_opening, chains
 
 REPEAT = 5
 
@@ -93,7 +96,27 @@ def decoding() -> list[Curve]:
     ]
 
 
-CURVES: dict[str, Callable[[], list[Curve]]] = {"encoding": encoding, "decoding": decoding}
+def episodes() -> list[Curve]:
+    """Measure the opening of frame caches, to the first batch."""
+    found = cache_opening.growth()
+    return [Curve("open a frame cache", "episodes", list(found), list(found.values()))]
+
+
+def rollouts() -> list[Curve]:
+    """Measure `vw2-rollout` by wall clock, its start included."""
+    found = chains.growth()
+    return [
+        Curve("vw2-rollout, two workers", "chains", list(found["chains"]), list(found["chains"].values())),
+        Curve("vw2-rollout, eight chains", "workers", list(found["workers"]), list(found["workers"].values())),
+    ]
+
+
+CURVES: dict[str, Callable[[], list[Curve]]] = {
+    "episodes": episodes,
+    "encoding": encoding,
+    "decoding": decoding,
+    "rollouts": rollouts,
+}
 
 
 def plot(curves: list[Curve], path: Path) -> None:
