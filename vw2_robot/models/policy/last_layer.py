@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 
-class LastLayer(LlamaDecoderLayer):
+class LastLayer(LlamaDecoderLayer):  # type: ignore[no-untyped-call]
     """A layer with the weights of `LlamaDecoderLayer` that can leave out all but the last positions."""
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,

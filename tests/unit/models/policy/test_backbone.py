@@ -111,6 +111,23 @@ def test_latent_logits_are_the_models_own_logits_of_the_latent_tokens():
     torch.testing.assert_close(backbone.latent_logits(hidden), backbone.model(tokens).logits[..., first:end])
 
 
+@pytest.mark.parametrize("padding", [0, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_states_of_the_last_positions_are_those_of_a_pass_over_all_with_the_same_gradients(dtype, padding):
+    backbone = Backbone(TINY, FSQ(LEVELS), generator=torch.Generator().manual_seed(0)).to(dtype)
+    mask = torch.ones(2, 7, dtype=torch.bool)
+    mask[1, :padding] = False
+    positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+    tokens = torch.arange(14).view(2, 7)
+    found = []
+    for last in (None, 3):
+        backbone.zero_grad()
+        states = backbone.hidden(backbone.embed(tokens), mask=mask, positions=positions, last=last)[:, -3:]
+        states.sin().sum().backward()
+        found.append([states, *(p.grad for p in backbone.parameters() if p.grad is not None)])
+    torch.testing.assert_close(found[0], found[1])
+
+
 def test_text_becomes_lower_case_bytes_up_to_the_limit():
     tokenizer = ByteTokenizer()
     assert tokenizer.encode("  Öffne ", limit=64) == list("öffne".encode())
