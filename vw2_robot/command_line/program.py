@@ -21,7 +21,7 @@ from vw2_robot.command_line.config_tree import check_keys, config_from, config_t
 from vw2_robot.command_line.keys import print_keys
 from vw2_robot.command_line.overrides import as_typed, check_sweep
 from vw2_robot.errors import InputError, MissingExtraError, require
-from vw2_robot.process import orderly
+from vw2_robot.process import orderly, stop_at_once
 from vw2_robot.storage.files import os_error
 
 ConfigT = TypeVar("ConfigT")
@@ -87,7 +87,7 @@ def program(
             @hydra.main(version_base="1.3", config_path="pkg://vw2_robot.configs", config_name=config_name)
             def job(tree: DictConfig) -> None:
                 try:
-                    with all_ranks() if ranks else nullcontext():
+                    with all_ranks(config_name) if ranks else nullcontext():
                         # Before values that are missing: a misspelt key may be the reason.
                         check_keys(
                             config_cls, {str(key): OmegaConf.select(tree, str(key), default=None) for key in tree}
@@ -145,11 +145,12 @@ def program(
     return decorate
 
 
-def all_ranks() -> AbstractContextManager[None]:
+def all_ranks(name: str) -> AbstractContextManager[None]:
     """Return the context in which the ranks that the environment names are joined; nothing for a single process."""
     if os.environ.get("WORLD_SIZE", "") in ("", "0", "1"):
         return nullcontext()
-    from vw2_robot.distributed.ranks import joined_ranks  # torch, which a single process need not load here
+    with stop_at_once(name):
+        from vw2_robot.distributed.ranks import joined_ranks  # torch, which a single process need not load here
 
     return joined_ranks()
 
