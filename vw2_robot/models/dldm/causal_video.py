@@ -276,12 +276,12 @@ class FrameAttention(nn.Module):
         q, k, v = self.qkv(tokens).chunk(3, dim=-1)
         # Attention runs over the last axis but one, for each entry of the two axes before it.
         if self.axis == "space":
-            mixed = F.scaled_dot_product_attention(*(part.flatten(0, 1)[:, None] for part in (q, k, v)))
-            mixed = mixed.view_as(tokens)
+            q, k, v = (part.flatten(0, 1)[:, None] for part in (q, k, v))
+            mixed = F.scaled_dot_product_attention(q, k, v).view_as(tokens)
         else:
             # `is_causal` lets a frame attend to itself and the past only.
-            mixed = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in (q, k, v)), is_causal=True)
-            mixed = mixed.transpose(1, 2)
+            q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
         return x + rearrange(self.out(mixed), "b t (h w) c -> b t c h w", h=x.shape[3])
 
 
