@@ -19,7 +19,13 @@ BATCHES = range(16, 129)
 
 
 def dense(x: Float[Tensor, "*batch C"], weight: Float[Tensor, "D C"], bias: Tensor | None) -> Float[Tensor, "*batch D"]:
-    """Return `F.linear`, on a CPU in float32 by way of oneDNN."""
+    """Return `F.linear`, on a CPU in float32 by way of oneDNN.
+
+    Args:
+        x: tokens.
+        weight: as `nn.Linear` has it.
+        bias: None adds nothing.
+    """
     tokens = x.numel() // x.shape[-1]
     images = next((n for n in BATCHES if tokens % n == 0), 0) if tokens >= FEWEST_TOKENS else 0
     if not images or x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
