@@ -4,7 +4,7 @@ The frame cache, streams and replays all read frames by `read_frame`, so their p
 
 `decode` says what happens to a JPEG that is at least twice as large as needed. `scaled` decodes it at 1/8 to 4/8 of
 its size (the decoder transforms the low frequencies of a block alone) and resizes the rest of the way; `full` decodes
-all of it first, as a simulator's pictures are resized at control time. Scaled pixels are a little sharper.
+all of it first, as a simulator's images are resized at control time. Scaled pixels are a little sharper.
 """
 
 from __future__ import annotations

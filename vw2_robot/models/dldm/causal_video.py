@@ -141,11 +141,24 @@ class FactorizedConv(nn.Sequential):
         super().__init__(CausalConv3d(width_in, width_out, (1, 3, 3)), CausalConv3d(width_out, width_out, (3, 1, 1)))
 
 
-class _Norm(torch.autograd.Function):
-    """Group norm with one group (and SiLU), in float32 or wider, of which only the input is kept.
+def _normalized(x: Float[Tensor, "N C H W"], weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
+    """Return the images in float32 or wider and dense, their group norm with one group, its means and scales."""
+    batch, channels, height, width = x.shape
+    # The functions below read memory as it lies: channels-last or plain, on a GPU plain.
+    strides = (channels * height * width, 1, width * channels, channels)
+    is_last = x.device.type == "cpu" and x.stride() == strides
+    wide = at_least_float32(x).contiguous(memory_format=torch.channels_last if is_last else torch.contiguous_format)
+    found = torch.native_group_norm(
+        wide, weight.to(wide.dtype), bias.to(wide.dtype), batch, channels, height * width, 1, eps
+    )
+    return wide, *found
 
-    Autograd would keep the input of SiLU too, under autocast both in float32. And of a channels-last norm whose input
-    needs no gradient torch's backward pass crashes the process; here all gradients are computed.
+
+class _Norm(torch.autograd.Function):
+    """Group norm with one group (and SiLU), in float32 or wider; of a narrow input nothing else is kept.
+
+    Autocast would keep two float32 copies, of the norm's input and of SiLU's. And of a channels-last norm whose input
+    needs no gradient torch's own backward pass crashes the process; here all gradients are computed.
     """
 
     @staticmethod
@@ -153,28 +166,26 @@ class _Norm(torch.autograd.Function):
         ctx: Any, x: Float[Tensor, "N C H W"], weight: Tensor, bias: Tensor, eps: float, silu: bool
     ) -> Float[Tensor, "N C H W"]:
         """Normalize each image of the batch, and round the result to the input's precision."""
-        ctx.save_for_backward(x, weight, bias)
+        wide, y, mean, rstd = _normalized(x, weight, bias, eps)
+        kept = (x,) if wide.dtype != x.dtype else (wide, y, mean, rstd)
+        ctx.save_for_backward(weight, bias, *kept)
         ctx.options = (eps, silu)
-        wide = at_least_float32(x)
-        y = F.group_norm(wide, 1, weight.to(wide.dtype), bias.to(wide.dtype), eps)
         return (F.silu(y) if silu else y).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Float[Tensor, "N C H W"]) -> tuple[Tensor | None, ...]:
         """Return the gradients of images, weight and bias."""
-        x, weight, bias = ctx.saved_tensors
+        weight, bias, x, *rest = ctx.saved_tensors
         eps, silu = ctx.options
-        batch, channels, height, width = x.shape
-        size = (batch, channels, height * width, 1)
-        # These functions read memory as it lies: both tensors must have one layout, on a GPU the plain one.
-        strides = (channels * height * width, 1, width * channels, channels)  # exactly: also of a single image
-        is_last = x.device.type == "cpu" and x.stride() == strides
+        wide, y, mean, rstd = (x, *rest) if rest else _normalized(x, weight, bias, eps)
+        is_last = wide.stride(1) == 1 and wide.stride(3) != 1
         layout = torch.channels_last if is_last else torch.contiguous_format
-        wide, grad = (at_least_float32(tensor).contiguous(memory_format=layout) for tensor in (x, grad))
-        weight_wide = weight.to(wide.dtype)
-        y, mean, rstd = torch.native_group_norm(wide, weight_wide, bias.to(wide.dtype), *size, eps)
+        grad = at_least_float32(grad).contiguous(memory_format=layout)
         if silu:
             grad = torch.ops.aten.silu_backward(grad, y)
+        batch, channels, height, width = x.shape
+        size = (batch, channels, height * width, 1)
+        weight_wide = weight.to(wide.dtype)
         gradients = torch.ops.aten.native_group_norm_backward(grad, wide, mean, rstd, weight_wide, *size, [True] * 3)
         narrow = (g.to(like.dtype) for g, like in zip(gradients, (x, weight, bias), strict=True))
         return (*narrow, None, None)
@@ -234,12 +245,12 @@ class FrameAttention(nn.Module):
         q, k, v = self.qkv(tokens).chunk(3, dim=-1)
         # Attention runs over the last axis but one, for each entry of the two axes before it.
         if self.axis == "space":
-            mixed = F.scaled_dot_product_attention(*(part.flatten(0, 1)[:, None] for part in (q, k, v)))
-            mixed = mixed.view_as(tokens)
+            q, k, v = (part.flatten(0, 1)[:, None] for part in (q, k, v))
+            mixed = F.scaled_dot_product_attention(q, k, v).view_as(tokens)
         else:
             # `is_causal` lets a frame attend to itself and the past only.
-            mixed = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in (q, k, v)), is_causal=True)
-            mixed = mixed.transpose(1, 2)
+            q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
         return x + rearrange(self.out(mixed), "b t (h w) c -> b t c h w", h=x.shape[3])
 
 

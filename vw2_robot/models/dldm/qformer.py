@@ -16,7 +16,6 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ..dense import Dense
 from .config import DLDMConfig
 
 
@@ -26,10 +25,10 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, *, inner: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.q = Dense(width, inner)
-        self.k = Dense(width, inner)
-        self.v = Dense(width, inner)
-        self.out = Dense(inner, width)
+        self.q = nn.Linear(width, inner)
+        self.k = nn.Linear(width, inner)
+        self.v = nn.Linear(width, inner)
+        self.out = nn.Linear(inner, width)
 
     def forward(
         self,

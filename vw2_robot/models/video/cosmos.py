@@ -81,12 +81,11 @@ def _compute_faster(transformer: nn.Module) -> None:
         out = (frames * (1 + scale) + shift).view_as(hidden_states)
         return (out, gate[0].expand_as(frames).reshape(hidden_states.shape)) if gate else out
 
-    by_frame = {
-        stock: type(f"Framewise{stock.__name__}", (stock,), {"forward": modulated})
-        for stock in (CosmosAdaLayerNorm, CosmosAdaLayerNormZero)
-    }
+    ours: dict[type, type] = {nn.Linear: Dense}
+    for stock in (CosmosAdaLayerNorm, CosmosAdaLayerNormZero):
+        ours[stock] = type(f"Framewise{stock.__name__}", (stock,), {"forward": modulated})
     for module in transformer.modules():
-        module.__class__ = {nn.Linear: Dense, **by_frame}.get(type(module), type(module))
+        module.__class__ = ours.get(type(module), type(module))
 
 
 def build_vae(base_dim: int, *, dim_mult: Sequence[int], res_blocks: int) -> Any:
