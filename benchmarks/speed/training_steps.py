@@ -1,93 +1,188 @@
-"""Training steps of pre-training at `model=tiny`, beside those of the commit before the kernels were chosen.
+"""Training steps of `model=tiny` on a CPU, beside those of an earlier commit: all stages by their command lines.
 
-Run: python -m benchmarks.speed --part benchmarks.speed.training_steps --seconds 120
+`git archive` writes the earlier tree into a temporary folder. Both trees train at the same time on the same recordings,
+each with one thread, and read, cache and augment them themselves. The cost of a step is the CPU time of the program
+between two lines of its log: everything that a step takes, and nothing that other programs do.
 
-Both trees run in processes of their own with the same sizes and seeds, in turn: one thread and its CPU time, since two
-threads that wait for each other measure the load of the machine. The older tree comes from this checkout's history;
-without it nothing is measured.
+    python -m benchmarks.speed --part benchmarks.speed.training_steps
 """
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 import tarfile
 import tempfile
-from functools import partial
-from io import BytesIO
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
-from .row import SpeedRow, interleaved, not_measured
+from .row import Rounds, SpeedRow, not_measured
+from .stage_memory import write_data
 
+REPO = Path(__file__).resolve().parents[2]
 BEFORE = "19f57af"
-ROOT = Path(__file__).parents[2]
+"""the last commit before the work on speed"""
 WANTED = 1.5
-STAGES = {"prior": "video prior", "phase1": "dLDM phase 1", "phase2": "dLDM phase 2"}
-AGAINST = f"commit {BEFORE}"
-UNIT = "ms/step"
+STEPS, LOG_EVERY, WARM_UP = 60, 5, 2
+"""of each stage; lines of its log that are not counted"""
+PAUSE = 0.01
 
 
-class Steps:
-    """A process that runs training steps of one tree; close it."""
+@dataclass(frozen=True)
+class Logged:
+    """A stage: its row, its log below the folder of the tree, and which of the lines are its own."""
 
-    def __init__(self, tree: Path) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("stage_steps.py"))],
-            cwd=tree,
-            env={**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+    name: str
+    log: str
+    first_line: int = 0
+
+
+PRETRAIN = (
+    Logged("video prior, step", "run/vdm/metrics.jsonl"),
+    Logged("phase 1, step", "run/dldm/metrics.jsonl"),
+    Logged("phase 2, step", "run/dldm/metrics.jsonl", first_line=STEPS // LOG_EVERY),
+    Logged("policy, step", "run/policy/metrics.jsonl"),
+)
+FINETUNE = (Logged("fine-tuning, step", "tuned/metrics.jsonl"),)
+
+
+def pretrain_overrides(data: Path, out: Path) -> list[str]:
+    """Return the arguments of `pretrain-on-openx`."""
+    loop = f"train_steps: {STEPS}, log_every: {LOG_EVERY}, save_every: {STEPS}"
+    return [
+        "model=tiny",
+        f"run_dir={out / 'run'}",
+        f"data.path={data / 'calvin'}",
+        "data.validation_fraction=0.1",
+        f"++train_vdm={{{loop}, batch_size: 8}}",
+        f"++train_dldm.phase1={{{loop}, batch_size: 16}}",
+        f"++train_dldm.phase2={{{loop}, batch_size: 16}}",
+        f"++train_policy.loop={{{loop}, batch_size: 16}}",
+        "++train_dldm.validation_clips=2",
+        "++hardware={device: cpu, threads: 1}",
+    ]
+
+
+def finetune_overrides(data: Path, out: Path) -> list[str]:
+    """Return the arguments of `vw2-finetune`."""
+    return [
+        f"policy={out / 'run'}",
+        f"run_dir={out / 'tuned'}",
+        f"data.path={data / 'calvin'}",
+        f"++loop={{train_steps: {STEPS}, log_every: {LOG_EVERY}, save_every: {STEPS}, batch_size: 16}}",
+        "++hardware={device: cpu, threads: 1}",
+    ]
+
+
+@dataclass
+class Program:
+    """A running program of one tree, and its CPU time at each line of its logs."""
+
+    process: subprocess.Popen[bytes]
+    out: Path
+    printed: Path
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    def look(self) -> bool:
+        """Note the CPU time of new lines, and return whether the program still runs.
+
+        Raises:
+            RuntimeError: it failed.
+        """
+        running = self.process.poll() is None
+        for log in {stage.log for stage in (*PRETRAIN, *FINETUNE)}:
+            lines = (self.out / log).read_bytes().count(b"\n") if (self.out / log).exists() else 0
+            noted = self.seconds.setdefault(log, [])
+            if running and lines > len(noted):
+                noted += [cpu_seconds(self.process.pid)] * (lines - len(noted))
+        if self.process.returncode:
+            raise RuntimeError(f"{self.process.args!r} failed: {self.printed.read_text()[-1500:]}")
+        return running
+
+
+def cpu_seconds(process: int) -> float:
+    """Return the CPU time of a process so far."""
+    # Counted from behind the name, which may hold blanks: user and system time are fields 14 and 15 of all.
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def run_together(trees: dict[str, Path], module: str, overrides: dict[str, list[str]], out: Path) -> dict[str, Program]:
+    """Run one program in each tree at the same time, to its end.
+
+    Args:
+        trees: roots of the source, by name.
+        module: of the program.
+        overrides: its arguments, by name of the tree.
+        out: holds the folder of each tree.
+    """
+    with ExitStack() as stack:
+        programs = {}
+        for name, tree in trees.items():
+            printed = out / name / f"{module}.txt"
+            printed.parent.mkdir(exist_ok=True)
+            process = subprocess.Popen(
+                [sys.executable, "-m", f"vw2_robot.{module}", *overrides[name]],
+                cwd=tree,
+                env={**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"},
+                stdout=stack.enter_context(printed.open("wb")),
+                stderr=subprocess.STDOUT,
+            )
+            stack.callback(process.kill)
+            programs[name] = Program(process, out / name, printed)
+        while sum(program.look() for program in programs.values()):
+            time.sleep(PAUSE)
+    return programs
+
+
+def rounds_of(stage: Logged, programs: dict[str, Program]) -> Rounds:
+    """Return the milliseconds of a step in each tree, line by line of the log."""
+    first = stage.first_line + WARM_UP
+    costs = {}
+    for name, program in programs.items():
+        seconds = program.seconds[stage.log][first : stage.first_line + STEPS // LOG_EVERY]
+        costs[name] = [1000 * (b - a) / LOG_EVERY for a, b in pairwise(seconds)]
+    count = min(map(len, costs.values()))
+    return Rounds({name: values[:count] for name, values in costs.items()})
+
+
+def rows_of(stages: Sequence[Logged], programs: dict[str, Program]) -> list[SpeedRow]:
+    """Return a row for each stage."""
+    against = f"commit {BEFORE}, CPU time"
+    return [
+        rounds_of(stage, programs).row(
+            stage.name, ours="ours", other="before", against=against, unit="ms/step", wanted=WANTED
         )
-
-    def milliseconds(self, stage: str) -> float:
-        """Return the CPU time of a step."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        print(stage, file=self._process.stdin, flush=True)
-        return 1000 * float(self._process.stdout.readline())
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.communicate()
-
-
-def _tree_before(folder: Path) -> Path | None:
-    """Write the tree of the older commit there; None where this is no checkout that has it."""
-    found = subprocess.run(["git", "archive", BEFORE], cwd=ROOT, capture_output=True, check=False)
-    if found.returncode != 0:
-        return None
-    with tarfile.open(fileobj=BytesIO(found.stdout)) as archive:
-        archive.extractall(folder, filter="data")
-    return folder
+        for stage in stages
+    ]
 
 
 def speed_rows(seconds: float) -> list[SpeedRow]:
-    """Measure all stages for about that long."""
-    with tempfile.TemporaryDirectory() as folder:
-        tree = _tree_before(Path(folder))
-        if tree is None:
-            why = f"needs a git checkout with commit {BEFORE}: git fetch --unshallow"
-            return [
-                not_measured(f"training step, {name}", unit=UNIT, against=AGAINST, wanted=WANTED, why=why)
-                for name in STAGES.values()
-            ]
-        ours, before = Steps(ROOT), Steps(tree)
+    """Return a row for each stage; `seconds` is not used: the runs are as short as they can be."""
+    found = subprocess.run(["git", "archive", BEFORE], cwd=REPO, capture_output=True, check=False)
+    if found.returncode:
+        why = f"commit {BEFORE} is not in this checkout: git fetch --unshallow"
+        return [
+            not_measured(stage.name, unit="ms/step", against=f"commit {BEFORE}", wanted=WANTED, why=why)
+            for stage in (*PRETRAIN, *FINETUNE)
+        ]
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        write_data(folder)
+        with tarfile.open(fileobj=io.BytesIO(found.stdout)) as archive:
+            archive.extractall(folder / "tree", filter="data")
+        trees = {"ours": REPO, "before": folder / "tree"}
         rows = []
-        for stage, name in STAGES.items():
-            ways = {"ours": partial(ours.milliseconds, stage), "before": partial(before.milliseconds, stage)}
-            rounds = interleaved(ways, seconds=0.6 * seconds / len(STAGES))
-            row = rounds.row(
-                f"training step, {name}",
-                ours="ours",
-                other="before",
-                against=AGAINST,
-                unit=UNIT,
-                wanted=WANTED,
-                why="one thread, CPU time",
-            )
-            rows.append(row)
-        ours.close()
-        before.close()
-        return rows
+        for module, overrides, stages in (
+            ("pretrain.pretrain_on_openx", pretrain_overrides, PRETRAIN),
+            ("finetune.train_head", finetune_overrides, FINETUNE),
+        ):
+            arguments = {name: overrides(folder, folder / name) for name in trees}
+            rows += rows_of(stages, run_together(trees, module, arguments, folder))
+    return rows

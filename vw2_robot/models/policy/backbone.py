@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from vw2_robot.errors import InputError
 
+from ..dense import Dense
 from ..dldm.fsq import FSQ
 from ..lora import LoRA
 from .config import BackboneConfig
@@ -289,5 +290,9 @@ def _build_llama(config: BackboneConfig, tokenizer: EmbeddedTokenizer, generator
                 eos_token_id=tokenizer.eos,
             )
         )
-    model.model.layers[-1].__class__ = LastLayer  # the same weights
+    # The same weights, computed faster.
+    model.model.layers[-1].__class__ = LastLayer
+    for layer in model.modules():
+        if type(layer) is nn.Linear:
+            layer.__class__ = Dense
     return model
