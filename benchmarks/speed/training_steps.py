@@ -1,8 +1,11 @@
 """Training steps of `model=tiny` on a CPU, beside those of an earlier commit: all stages by their command lines.
 
-`git archive` writes the earlier tree into a temporary folder. Both trees train at the same time on the same recordings,
-each with one thread, and read, cache and augment them themselves. The cost of a step is the CPU time of the program
-between two lines of its log: everything that a step takes, and nothing that other programs do.
+`git archive` writes the earlier tree into a temporary folder. Both trees train on the same recordings, and read, cache
+and augment them themselves.
+
+1. At the same time, each with one thread. The cost of a step is the CPU time of the program between two lines of its
+   log: everything that a step takes, and nothing that other programs do.
+2. One after the other with two threads, by wall clock.
 
     python -m benchmarks.speed --part benchmarks.speed.training_steps
 """
@@ -16,8 +19,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -29,7 +31,7 @@ REPO = Path(__file__).resolve().parents[2]
 BEFORE = "19f57af"
 """the last commit before the work on speed"""
 WANTED = 1.5
-STEPS, LOG_EVERY, WARM_UP = 60, 5, 2
+STEPS, LOG_EVERY, WARM_UP = 40, 5, 2
 """of each stage; lines of its log that are not counted"""
 PAUSE = 0.01
 
@@ -65,7 +67,8 @@ def pretrain_overrides(data: Path, out: Path) -> list[str]:
         f"++train_dldm.phase2={{{loop}, batch_size: 16}}",
         f"++train_policy.loop={{{loop}, batch_size: 16}}",
         "++train_dldm.validation_clips=2",
-        "++hardware={device: cpu, threads: 1}",
+        "++hardware.device=cpu",
+        "++hardware.threads=1",
     ]
 
 
@@ -76,21 +79,24 @@ def finetune_overrides(data: Path, out: Path) -> list[str]:
         f"run_dir={out / 'tuned'}",
         f"data.path={data / 'calvin'}",
         f"++loop={{train_steps: {STEPS}, log_every: {LOG_EVERY}, save_every: {STEPS}, batch_size: 16}}",
-        "++hardware={device: cpu, threads: 1}",
+        "++hardware.device=cpu",
+        "++hardware.threads=1",
     ]
 
 
 @dataclass
 class Program:
-    """A running program of one tree, and its CPU time at each line of its logs."""
+    """A running program of one tree, and what its clock showed at each line of its logs."""
 
     process: subprocess.Popen[bytes]
     out: Path
     printed: Path
+    clock: Callable[[int], float]
+    """from the number of the process to seconds"""
     seconds: dict[str, list[float]] = field(default_factory=dict)
 
     def look(self) -> bool:
-        """Note the CPU time of new lines, and return whether the program still runs.
+        """Note the time of new lines, and return whether the program still runs.
 
         Raises:
             RuntimeError: it failed.
@@ -100,7 +106,7 @@ class Program:
             lines = (self.out / log).read_bytes().count(b"\n") if (self.out / log).exists() else 0
             noted = self.seconds.setdefault(log, [])
             if running and lines > len(noted):
-                noted += [cpu_seconds(self.process.pid)] * (lines - len(noted))
+                noted += [self.clock(self.process.pid)] * (lines - len(noted))
         if self.process.returncode:
             raise RuntimeError(f"{self.process.args!r} failed: {self.printed.read_text()[-1500:]}")
         return running
@@ -113,31 +119,79 @@ def cpu_seconds(process: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def run_together(trees: dict[str, Path], module: str, overrides: dict[str, list[str]], out: Path) -> dict[str, Program]:
-    """Run one program in each tree at the same time, to its end.
+def wall_seconds(_: int) -> float:
+    """Return the time."""
+    return time.perf_counter()
 
-    Args:
-        trees: roots of the source, by name.
-        module: of the program.
-        overrides: its arguments, by name of the tree.
-        out: holds the folder of each tree.
-    """
-    with ExitStack() as stack:
-        programs = {}
-        for name, tree in trees.items():
-            printed = out / name / f"{module}.txt"
-            printed.parent.mkdir(exist_ok=True)
+
+@dataclass
+class Trees:
+    """The two trees, their data, and the folder of each."""
+
+    folder: Path
+    roots: dict[str, Path]
+
+    def start(self, name: str, module: str, overrides: list[str], clock: Callable[[int], float]) -> Program:
+        """Start a program of one tree, which ends within `run`.
+
+        Args:
+            name: of the tree.
+            module: of the program.
+            overrides: its arguments.
+            clock: of its log.
+        """
+        printed = self.folder / name / f"{module}.txt"
+        printed.parent.mkdir(exist_ok=True)
+        with printed.open("wb") as out:
             process = subprocess.Popen(
-                [sys.executable, "-m", f"vw2_robot.{module}", *overrides[name]],
-                cwd=tree,
-                env={**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"},
-                stdout=stack.enter_context(printed.open("wb")),
+                [sys.executable, "-m", f"vw2_robot.{module}", *overrides],
+                cwd=self.roots[name],
+                env={**os.environ, "PYTHONPATH": str(self.roots[name])},
+                stdout=out,
                 stderr=subprocess.STDOUT,
             )
-            stack.callback(process.kill)
-            programs[name] = Program(process, out / name, printed)
+        return Program(process, self.folder / name, printed, clock)
+
+    def together(self, module: str, overrides: Callable[[Path, Path], list[str]]) -> dict[str, Program]:
+        """Run a program in both trees at the same time, one thread each, and note their CPU time.
+
+        Args:
+            module: of the program.
+            overrides: its arguments, from the folder of the data and that of the tree.
+        """
+        return run(
+            {
+                name: self.start(name, module, overrides(self.folder, self.folder / name), cpu_seconds)
+                for name in self.roots
+            }
+        )
+
+    def in_turn(self, module: str, overrides: Callable[[Path, Path], list[str]]) -> dict[str, Program]:
+        """Run a program in one tree after the other with two threads, and note the time.
+
+        Args:
+            module: of the program.
+            overrides: its arguments, from the folder of the data and that of the tree.
+        """
+        found = {}
+        for name in self.roots:
+            out = self.folder / name / "two_threads"
+            arguments = [*overrides(self.folder, out), "++hardware.threads=2"]
+            program = self.start(name, module, arguments, wall_seconds)
+            program.out = out
+            found |= run({name: program})
+        return found
+
+
+def run(programs: dict[str, Program]) -> dict[str, Program]:
+    """Wait for the end of programs."""
+    try:
         while sum(program.look() for program in programs.values()):
             time.sleep(PAUSE)
+    finally:
+        for program in programs.values():
+            program.process.kill()
+            program.process.wait()
     return programs
 
 
@@ -152,19 +206,25 @@ def rounds_of(stage: Logged, programs: dict[str, Program]) -> Rounds:
     return Rounds({name: values[:count] for name, values in costs.items()})
 
 
-def rows_of(stages: Sequence[Logged], programs: dict[str, Program]) -> list[SpeedRow]:
-    """Return a row for each stage."""
-    against = f"commit {BEFORE}, CPU time"
+def rows_of(stages: Sequence[Logged], programs: dict[str, Program], *, kind: str = "") -> list[SpeedRow]:
+    """Return a row for each stage.
+
+    Args:
+        stages: those of the program.
+        programs: of both trees.
+        kind: of the rows, for their names.
+    """
+    against = f"commit {BEFORE}, {'wall clock' if kind else 'CPU time'}"
     return [
         rounds_of(stage, programs).row(
-            stage.name, ours="ours", other="before", against=against, unit="ms/step", wanted=WANTED
+            stage.name + kind, ours="ours", other="before", against=against, unit="ms/step", wanted=WANTED
         )
         for stage in stages
     ]
 
 
 def speed_rows(seconds: float) -> list[SpeedRow]:
-    """Return a row for each stage; `seconds` is not used: the runs are as short as they can be."""
+    """Return the rows; `seconds` is not used: the runs are as short as they can be."""
     found = subprocess.run(["git", "archive", BEFORE], cwd=REPO, capture_output=True, check=False)
     if found.returncode:
         why = f"commit {BEFORE} is not in this checkout: git fetch --unshallow"
@@ -177,12 +237,10 @@ def speed_rows(seconds: float) -> list[SpeedRow]:
         write_data(folder)
         with tarfile.open(fileobj=io.BytesIO(found.stdout)) as archive:
             archive.extractall(folder / "tree", filter="data")
-        trees = {"ours": REPO, "before": folder / "tree"}
-        rows = []
-        for module, overrides, stages in (
-            ("pretrain.pretrain_on_openx", pretrain_overrides, PRETRAIN),
-            ("finetune.train_head", finetune_overrides, FINETUNE),
-        ):
-            arguments = {name: overrides(folder, folder / name) for name in trees}
-            rows += rows_of(stages, run_together(trees, module, arguments, folder))
+        trees = Trees(folder, {"ours": REPO, "before": folder / "tree"})
+        pretrain, finetune = "pretrain.pretrain_on_openx", "finetune.train_head"
+        rows = rows_of(PRETRAIN, trees.together(pretrain, pretrain_overrides))
+        rows += rows_of(FINETUNE, trees.together(finetune, finetune_overrides))
+        rows += rows_of(PRETRAIN, trees.in_turn(pretrain, pretrain_overrides), kind=", two threads")
+        rows += rows_of(FINETUNE, trees.in_turn(finetune, finetune_overrides), kind=", two threads")
     return rows
