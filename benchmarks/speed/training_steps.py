@@ -95,7 +95,7 @@ class Program:
     """from the number of the process to seconds"""
     seconds: dict[str, list[float]] = field(default_factory=dict)
 
-    def look(self) -> bool:
+    def note_lines(self) -> bool:
         """Note the time of new lines, and return whether the program still runs.
 
         Raises:
@@ -166,7 +166,7 @@ class Trees:
             }
         )
 
-    def in_turn(self, module: str, overrides: Callable[[Path, Path], list[str]]) -> dict[str, Program]:
+    def one_by_one(self, module: str, overrides: Callable[[Path, Path], list[str]]) -> dict[str, Program]:
         """Run a program in one tree after the other with two threads, and note the time.
 
         Args:
@@ -186,7 +186,7 @@ class Trees:
 def run(programs: dict[str, Program]) -> dict[str, Program]:
     """Wait for the end of programs."""
     try:
-        while sum(program.look() for program in programs.values()):
+        while sum(program.note_lines() for program in programs.values()):
             time.sleep(PAUSE)
     finally:
         for program in programs.values():
@@ -241,6 +241,6 @@ def speed_rows(seconds: float) -> list[SpeedRow]:
         pretrain, finetune = "pretrain.pretrain_on_openx", "finetune.train_head"
         rows = rows_of(PRETRAIN, trees.together(pretrain, pretrain_overrides))
         rows += rows_of(FINETUNE, trees.together(finetune, finetune_overrides))
-        rows += rows_of(PRETRAIN, trees.in_turn(pretrain, pretrain_overrides), kind=", two threads")
-        rows += rows_of(FINETUNE, trees.in_turn(finetune, finetune_overrides), kind=", two threads")
+        rows += rows_of(PRETRAIN, trees.one_by_one(pretrain, pretrain_overrides), kind=", two threads")
+        rows += rows_of(FINETUNE, trees.one_by_one(finetune, finetune_overrides), kind=", two threads")
     return rows
