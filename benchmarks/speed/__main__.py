@@ -81,8 +81,13 @@ def main() -> None:
     baseline = json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
     print(f"{'what':<34}{'ours':>10} {'other':>10} {'unit':<10}{'ratio':>6} {'[rounds]':<15}{'wanted':>6}  against")
     found: list[SpeedRow] = []
+    failed = []
     for part in chosen:
-        rows, peak = run_part(part, scale=options.scale)
+        try:
+            rows, peak = run_part(part, scale=options.scale)
+        except RuntimeError as error:  # the other parts are measured all the same
+            failed.append(str(error))
+            continue
         for row in rows:
             print(line(row), flush=True)
         print(f"{'':<34}peak memory of {part.module}: {peak:.0f} MiB", flush=True)
@@ -91,9 +96,13 @@ def main() -> None:
         options.out.write_text(json.dumps([asdict(row) for row in found], indent=1) + "\n")
     for message in below_baseline(found, baseline):
         print(f"below the baseline: {message}")
+    for message in failed:
+        print(f"not measured: {message}")
     if options.write_baseline:
         measured = {row.name: round(row.ratio, 3) for row in found if not math.isnan(row.ratio)}
         BASELINE.write_text(json.dumps({**baseline, **measured}, indent=1, sort_keys=True) + "\n")
+    if failed:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -133,8 +133,8 @@ def speed_rows(seconds: float, *, episodes: int = EPISODES) -> list[SpeedRow]:
         rounds = interleaved(ways, seconds=seconds - 1.5 * (time.perf_counter() - begin), min_rounds=3)
     found = [rounds.row(name, ours="ours", other="json", unit=unit, **json_lines)]
     if "parquet" in ways:
-        return [*found, rounds.row(f"{name} (2)", ours="ours", other="parquet", unit=unit, **parquet)]
-    return [*found, not_measured(f"{name} (2)", unit=unit, why="pip install 'vw2-robot[lerobot]'", **parquet)]
+        return [*found, rounds.row(f"{name}, Parquet", ours="ours", other="parquet", unit=unit, **parquet)]
+    return [*found, not_measured(f"{name}, Parquet", unit=unit, why="pip install 'vw2-robot[lerobot]'", **parquet)]
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.models.dldm.config import DLDMConfig
-from vw2_robot.models.dldm.dldm import DLDM
+from vw2_robot.models.dldm.dldm import DLDM, fake_clip
 
 from .row import SpeedRow, interleaved
 
@@ -58,7 +58,7 @@ def speed_rows(seconds: float) -> list[SpeedRow]:
     tree = yaml.safe_load((Path(__file__).parents[2] / "configs" / "model" / "paper.yaml").read_text(encoding="utf-8"))
     config = replace(config_from(DLDMConfig, tree["dldm"]), num_frames=NUM_FRAMES)
     dldm = DLDM(config).eval()
-    x = config.fake_clip(1)
+    x = fake_clip(config, 1)
     recorder = Recorder()
     with torch.no_grad(), recorder:
         dldm.indices(x)
