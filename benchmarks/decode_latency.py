@@ -16,17 +16,20 @@ bandwidth.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from benchmarks.speed.row import SpeedRow, interleaved
 from vw2_robot.agent import VW2Agent
@@ -34,10 +37,12 @@ from vw2_robot.checkpoint import save_checkpoint
 from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.data.images import resize_frame
 from vw2_robot.data.statistics import ActionStatistics
+from vw2_robot.models.dense import Dense
 from vw2_robot.models.policy.action_head import ActionHead
 from vw2_robot.models.policy.ar_policy import LatentPolicy
 from vw2_robot.models.policy.config import ActionHeadConfig, PolicyConfig
 from vw2_robot.models.policy.decoding import Decoding, Prompt
+from vw2_robot.models.policy.last_layer import LastLayer
 from vw2_robot.pixels import to_model_range
 
 INSTRUCTIONS = ("open the drawer", "push the red block to the left", "lift the pink block from the table")
@@ -68,10 +73,17 @@ class LatentsOnly(LogitsProcessor):
         return masked
 
 
-def by_generate(policy: LatentPolicy, prompt: Prompt, latent_steps: int) -> Tensor:
-    """Return the codes [B, latent_steps * N] that `generate` decodes."""
+def by_generate(policy: LatentPolicy, prompt: Prompt, latent_steps: int, *, model: Any = None) -> Tensor:
+    """Return the codes [B, latent_steps * N] that `generate` decodes.
+
+    Args:
+        policy: for its vocabulary.
+        prompt: of the policy.
+        latent_steps: how many.
+        model: whose `generate` runs; None is that of the policy.
+    """
     first, end = policy.backbone.vocabulary.latent
-    tokens: Tensor = policy.backbone.model.generate(
+    tokens: Tensor = (policy.backbone.model if model is None else model).generate(
         inputs_embeds=prompt.inputs,
         attention_mask=prompt.mask_BP.long(),
         max_new_tokens=latent_steps * policy.config.queries,
@@ -81,6 +93,14 @@ def by_generate(policy: LatentPolicy, prompt: Prompt, latent_steps: int) -> Tens
         logits_processor=LogitsProcessorList([LatentsOnly(first, end)]),
     )
     return tokens - first
+
+
+def stock_model(policy: LatentPolicy) -> Any:
+    """Return a copy of the embedded Llama as transformers computes it, without our faster layers."""
+    model = copy.deepcopy(policy.backbone.model)
+    for layer in model.modules():
+        layer.__class__ = {Dense: nn.Linear, LastLayer: LlamaDecoderLayer}.get(type(layer), type(layer))
+    return model
 
 
 def clock(device: torch.device) -> float:
@@ -240,6 +260,7 @@ def speed_rows(seconds: float) -> list[SpeedRow]:
     torch.set_num_threads(1)
     device = torch.device("cpu")
     policy = LatentPolicy(PolicyConfig(), generator=torch.Generator().manual_seed(0)).eval()
+    stock = stock_model(policy)
     rows = []
     for batch, wanted in ((1, 3.0), (16, 2.2)):
         prompt = prompts(policy, batch, device)
@@ -253,7 +274,7 @@ def speed_rows(seconds: float) -> list[SpeedRow]:
         rounds = interleaved(
             {
                 "ours": partial(milliseconds, partial(policy.decode, prompt, latent_steps=1)),
-                "generate": partial(milliseconds, partial(by_generate, policy, prompt, 1)),
+                "generate": partial(milliseconds, partial(by_generate, policy, prompt, 1, model=stock)),
             },
             seconds=seconds / 3,
         )
