@@ -21,7 +21,7 @@ from benchmarks.decode_latency import prompts
 from benchmarks.dldm import preset_tree
 from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.models.dldm.config import DLDMConfig
-from vw2_robot.models.dldm.dldm import DLDM
+from vw2_robot.models.dldm.dldm import DLDM, fake_clip
 from vw2_robot.models.policy.ar_policy import LatentPolicy
 from vw2_robot.models.policy.config import PolicyConfig
 
@@ -66,11 +66,11 @@ def encoding() -> list[Curve]:
     with torch.inference_mode():
         for count in frames:
             dldm = DLDM(config_from(DLDMConfig, {**tree, "num_frames": count})).eval()
-            clip = dldm.config.fake_clip(1)
+            clip = fake_clip(dldm.config, 1)
             by_frames.append(cpu_seconds(lambda dldm=dldm, clip=clip: dldm.encode(clip)))  # type: ignore[misc]
         dldm = DLDM(config_from(DLDMConfig, tree)).eval()
         batches = [1, 2, 4, 8, 16, 32]
-        clips = {size: dldm.config.fake_clip(size) for size in batches}
+        clips = {size: fake_clip(dldm.config, size) for size in batches}
         by_batch = [cpu_seconds(lambda size=size: dldm.encode(clips[size])) for size in batches]
     return [
         Curve("dLDM, encode a clip", "frames", frames, by_frames),
