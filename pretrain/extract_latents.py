@@ -8,7 +8,8 @@ each rank (torchrun, also on several machines that share the folder) writes some
 killed run is continued with any number of both; the bytes are the same.
 """
 
-# n windows · B windows of a batch · T frames · M latent steps · N codes per step · H, W pixels
+# n windows · T frames of a window · F frames of all windows of a batch
+# M latent steps · N codes per step · H, W pixels
 from __future__ import annotations
 
 import functools
@@ -35,6 +36,7 @@ from vw2_robot.data.frame_cache import FrameCache
 from vw2_robot.data.latents import LatentCache, LatentWindows, finish, missing_shards, read_shards, write_shard
 from vw2_robot.distributed import ranks
 from vw2_robot.models.dldm.dldm import DLDM
+from vw2_robot.models.dldm.shared_windows import lay_out
 from vw2_robot.pixels import to_model_range
 from vw2_robot.storage.files import read_json, write_json, write_text
 from vw2_robot.worker_pool import WorkerPool
@@ -310,40 +312,45 @@ def encode_episodes(
     # In batches over all windows, whatever their episodes: short episodes would leave batches small.
     # No batch crosses a shard: kernels may round otherwise for another batch, and codes must not depend on `workers`.
     size = config.extract_latents.batch_size
+    # One number for each frame of any episode.
+    span = int(frame_cache.episodes.length.max())
+    numbers_nT = episode_n[:, None] * span + frames_nT
+    layouts = [
+        lay_out(
+            numbers_nT[first : first + size],
+            stride=config.dldm.temporal_stride,
+            cache_stride=config.extract_latents.cache_stride,
+        )
+        for first in range(0, len(numbers_nT), size)
+    ]
+    videos = video_pixels(frame_cache, [layout.frame_ids for layout in layouts], span=span, device=device)
     first = 0
     with config.hardware.autocast(device):
-        for pixels in window_pixels(frame_cache, episode_n, frames_nT, batch_size=size, device=device):
-            codes[first : first + size] = dldm.indices(to_model_range(pixels).to(config.hardware.dtype)).cpu().numpy()
-            first += size
+        for layout, pixels in zip(layouts, videos, strict=True):
+            video = to_model_range(pixels).to(config.hardware.dtype)
+            found = dldm.window_indices(video, torch.from_numpy(layout.starts).to(device))
+            codes[first : first + len(found)] = found.cpu().numpy()
+            first += len(found)
     return LatentWindows(episode_n.astype(np.int32), start_n.astype(np.int32), codes, valid_nM)
 
 
-def window_pixels(
-    frame_cache: FrameCache,
-    episode: NDArray[np.int64],
-    frame_ids: NDArray[np.int64],
-    *,
-    batch_size: int,
-    device: torch.device,
-) -> Iterator[UInt8[Tensor, "B T H W 3"]]:
-    """Yield the pixels of n windows in batches, on the device.
+def video_pixels(
+    frame_cache: FrameCache, numbers: list[NDArray[np.int64]], *, span: int, device: torch.device
+) -> Iterator[UInt8[Tensor, "F H W 3"]]:
+    """Yield the pixels of videos, on the device.
 
-    Windows overlap: each frame is read and sent to the device once, as long as neighboring windows show it.
+    Windows overlap, also those of two batches: each frame is read and sent to the device once, as long as neighboring
+    videos show it.
 
     Args:
         frame_cache: the frames.
-        episode: int [n], the episode of each window.
-        frame_ids: int [n, T], the frames of each window.
-        batch_size: windows of a batch; the last one may have fewer.
-        device: where the windows are put together.
+        numbers: int [F] of each video: for each of its frames, `span` times its episode plus its place in there.
+        span: more than any place.
+        device: where the videos are put together.
     """
-    # One number for each frame of any episode.
-    span = int(frame_cache.episodes.length.max())
-    numbers = episode[:, None] * span + frame_ids
     held = np.zeros(0, np.int64)
     pixels = torch.zeros((0, frame_cache.height, frame_cache.width, 3), dtype=torch.uint8, device=device)
-    for first in range(0, len(numbers), batch_size):
-        some = numbers[first : first + batch_size]
+    for some in numbers:
         wanted = np.unique(some)
         there = np.isin(wanted, held)
         new = wanted[~there]

@@ -1,9 +1,11 @@
-"""Token extraction at `model=paper` beside its own arithmetic: the convolutions and products of a clip, alone.
+"""Token extraction at `model=paper` beside its own arithmetic, and of overlapping windows beside one window by itself.
 
 Run: python -m benchmarks.speed --part benchmarks.speed.encoding --seconds 90
 
 One clip of 5 frames, 240 x 416, one thread, float32. The convolutions and matrix products that the encoder calls are
 recorded with the shape and memory layout of their operands, and called again alone.
+
+The windows of an episode of 60 frames, in small images: at the paper's size they would take minutes.
 """
 
 from __future__ import annotations
@@ -20,15 +22,22 @@ import torch
 import yaml
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from vw2_robot.command_line.config_tree import config_from
+from vw2_robot.data.clips import make_windows
 from vw2_robot.models.dldm.config import DLDMConfig
 from vw2_robot.models.dldm.dldm import DLDM, fake_clip
+from vw2_robot.models.dldm.shared_windows import lay_out
 
 from .row import SpeedRow, interleaved
 
 NUM_FRAMES = 5
 WANTED = 0.8
+EPISODE_FRAMES = 60
+SMALL = {"height": 32, "width": 48}
+WINDOWS_WANTED = 1.7
+"""the ratio of arithmetic"""
 PRODUCTS = {"convolution", "mm", "addmm", "bmm", "_scaled_dot_product_flash_attention_for_cpu"}
 
 
@@ -52,11 +61,18 @@ class Recorder(TorchDispatchMode):
 
 
 def speed_rows(seconds: float) -> list[SpeedRow]:
-    """Measure rounds of one clip for about that long."""
+    """Measure rounds of one clip, then of the windows of one episode, for about that long."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     tree = yaml.safe_load((Path(__file__).parents[2] / "configs" / "model" / "paper.yaml").read_text(encoding="utf-8"))
-    config = replace(config_from(DLDMConfig, tree["dldm"]), num_frames=NUM_FRAMES)
+    config = config_from(DLDMConfig, tree["dldm"])
+    clip = clip_rows(replace(config, num_frames=NUM_FRAMES), 0.4 * seconds)
+    windows = windows_row(replace(config, **SMALL), tree["extract_latents"]["cache_stride"], 0.4 * seconds)
+    return [*clip, windows]
+
+
+def clip_rows(config: DLDMConfig, seconds: float) -> list[SpeedRow]:
+    """Measure one clip beside the products that it consists of."""
     dldm = DLDM(config).eval()
     x = fake_clip(config, 1)
     recorder = Recorder()
@@ -76,7 +92,7 @@ def speed_rows(seconds: float) -> list[SpeedRow]:
             torch.mm(*operands[size])
 
     ways = {"encode": partial(dldm.indices, x), "alone": alone, "mm": plain}
-    rounds = interleaved({name: partial(_cpu_seconds, work) for name, work in ways.items()}, seconds=seconds * 0.6)
+    rounds = interleaved({name: partial(_cpu_seconds, work) for name, work in ways.items()}, seconds=seconds)
     work = 2e-9 * sum(math.prod(size) for size in recorder.sizes)
     why = f"{work:.0f} GFLOP, one thread, CPU time"
     return [
@@ -99,6 +115,41 @@ def speed_rows(seconds: float) -> list[SpeedRow]:
             why=why,
         ),
     ]
+
+
+def windows_row(config: DLDMConfig, cache_stride: int, seconds: float) -> SpeedRow:
+    """Measure the windows of one episode, encoded as token extraction does it, and each from its first frame on."""
+    dldm = DLDM(config).eval().requires_grad_(False)  # the counter fails on weights with gradients
+    stride = config.temporal_stride
+    frame_ids = make_windows(
+        EPISODE_FRAMES,
+        num_frames=config.num_frames,
+        cache_stride=cache_stride,
+        hz=10.0,
+        temporal_stride=stride,
+    ).frame_ids
+    video, starts = lay_out(frame_ids, stride=stride, cache_stride=cache_stride)
+    frames = fake_clip(replace(config, num_frames=EPISODE_FRAMES), 1)[0]
+    ways: dict[str, Callable[[], Tensor]] = {
+        "shared": lambda: dldm.window_indices(frames[video], torch.from_numpy(starts)),
+        "alone": lambda: dldm.indices(frames[frame_ids]),
+    }
+    work, codes = {}, {}
+    for name, way in ways.items():
+        with FlopCounterMode(display=False) as counter:
+            codes[name] = way()
+        work[name] = counter.get_total_flops() * 1e-9
+    equal = (codes["shared"] == codes["alone"]).double().mean().item()
+    rounds = interleaved({name: partial(_cpu_seconds, way) for name, way in ways.items()}, seconds=seconds)
+    return rounds.row(
+        "extraction of overlapping windows",
+        ours="shared",
+        other="alone",
+        against="window by window",
+        unit="s/episode",
+        wanted=WINDOWS_WANTED,
+        why=f"{work['shared']:.0f} of {work['alone']:.0f} GFLOP, {equal:.1%} of the codes equal, one thread, CPU time",
+    )
 
 
 def _cpu_seconds(work: Callable[[], object]) -> float:

@@ -1,4 +1,4 @@
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -34,6 +34,7 @@ CONFIG = DLDMConfig(
     z_channels=8,
     z_norm="layer",
 )
+DEEP = (LevelConfig(8, 1, downsample_time=True, downsample_space=True), LevelConfig(8, 1, attention=True))
 
 
 def test_every_window_holds_the_codes_of_the_frames_it_begins_with(tmp_path):
@@ -74,6 +75,34 @@ def test_every_window_holds_the_codes_of_the_frames_it_begins_with(tmp_path):
     clip = to_model_range(torch.from_numpy(frames.read(2, np.minimum(2 * np.arange(9), 13))))[None]
     assert windows.codes[1].tolist() == dldm.indices(clip)[0].tolist()
     assert describe_windows(slow, frames, windows)["hz"] == [2.5]
+
+
+@pytest.mark.parametrize("changes", [{"levels": DEEP}, {"gap": 2}])
+def test_codes_of_overlapping_windows_are_those_of_each_window_alone_in_batches_of_any_size(changes, dldm_stage):
+    deep = replace(CONFIG, num_frames=32, stem=StemConfig("haar", 2, 4, 3), **changes)
+    rng = np.random.default_rng(1)
+    cache_frames(
+        (
+            Episode("noise", str(n), "", 5.0, tuple(rng.integers(0, 256, (length, 8, 8, 3), dtype=np.uint8)))
+            for n, length in enumerate((40, 27))
+        ),
+        dldm_stage / "long",
+        height=8,
+        width=8,
+        description={},
+    )
+    frames = FrameCache(dldm_stage / "long")
+    torch.manual_seed(0)
+    dldm = DLDM(deep).eval()
+    for batch_size in (5, 64):
+        options = ExtractLatentsConfig(cache_stride=2, batch_size=batch_size)
+        config = Settings(str(dldm_stage), 1, dldm=deep, extract_latents=options)
+        windows = encode_episodes(config, dldm, frames, range(2), torch.device("cpu"))
+        assert len(np.unique(windows.codes)) > 10  # or equality would mean little
+        for episode, start, codes in zip(windows.episode, windows.start, windows.codes, strict=True):
+            last = frames.episodes[int(episode)].length - 1
+            clip = frames.read(int(episode), np.minimum(start + np.arange(33), last))
+            assert codes.tolist() == dldm.indices(to_model_range(torch.from_numpy(clip))[None])[0].tolist()
 
 
 def cached(codes, starts_per_episode):

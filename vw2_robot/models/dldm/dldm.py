@@ -27,6 +27,7 @@ from .code_decoder import CodeDecoder
 from .config import DLDMConfig
 from .fsq import FSQ
 from .qformer import QFormer
+from .shared_windows import window_features
 from .vq import VQ
 
 
@@ -122,11 +123,7 @@ class DLDM(nn.Module):
         self.decoder = CodeDecoder(config)
 
     def subsample(self, x: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B T2 3 H W"]:
-        """Return the frames that the model reads and reconstructs: T padded to the stride, then every gap-th."""
-        return pad_to_stride(x, self.config.temporal_stride)[:, :: self.config.gap]
-
-    def features(self, x: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B K C h w"]:
-        """Return causal features of a clip in [-1, 1]; T is padded to the stride by repeating the last frame.
+        """Return the frames that the model reads and reconstructs: T padded to the stride, then every gap-th.
 
         Raises:
             ValueError: if the frame size is not the configured one.
@@ -135,6 +132,10 @@ class DLDM(nn.Module):
             raise ValueError(
                 f"the dLDM was built for {self.config.height} x {self.config.width} pixels, got {tuple(x.shape[-2:])}"
             )
+        return pad_to_stride(x, self.config.temporal_stride)[:, :: self.config.gap]
+
+    def features(self, x: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B K C h w"]:
+        """Return causal features of a clip in [-1, 1]; T is padded to the stride by repeating the last frame."""
         out: Tensor = self.encoder(self.subsample(x))
         return out
 
@@ -202,6 +203,13 @@ class DLDM(nn.Module):
         indices = self.encode(x).indices_BMN
         self.train(was_training)
         return indices
+
+    @torch.no_grad()
+    def window_indices(self, video: Float[Tensor, "F 3 H W"], starts: Int[Tensor, " B"]) -> Int[Tensor, "B M N"]:
+        """Return the latent action tokens of overlapping windows (`shared_windows.lay_out`); call it in eval mode."""
+        frames = self.subsample(video[None])[0]
+        num_frames = 1 + self.config.latent_steps * self.config.temporal_stride // self.config.gap
+        return self.quantize(window_features(self.encoder, frames, starts, num_frames=num_frames))[1]
 
 
 def fake_clip(config: DLDMConfig, batch: int = 2, *, seed: int = 0) -> Float[Tensor, "B T 3 H W"]:
