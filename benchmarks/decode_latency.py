@@ -164,16 +164,17 @@ def compare(policy: LatentPolicy, device: torch.device) -> None:
     """Print table 1."""
     columns = ("ours ms", "no cache ms", "generate ms", "times as fast", "no cache", "arithmetic")
     print(f"{'batch':<8}{'tokens':<8}" + "".join(f"{name:>15}" for name in columns))
+    stock = stock_model(policy)
     for batch in (1, 16):
         prompt = prompts(policy, batch, device)
         for steps in LATENT_STEPS:
             ours = policy.decode(prompt, latent_steps=steps).codes_BHN.flatten(1)
-            theirs = by_generate(policy, prompt, steps)
+            theirs = by_generate(policy, prompt, steps, model=stock)
             assert torch.equal(ours, theirs), "the two decoders disagree, so their times cannot be compared"
             jobs: tuple[Callable[[], object], ...] = (
                 partial(policy.decode, prompt, latent_steps=steps),
                 partial(policy.decode, prompt._replace(instruction_tokens=()), latent_steps=steps),
-                partial(by_generate, policy, prompt, steps),
+                partial(by_generate, policy, prompt, steps, model=stock),
             )
             seconds = alternate(device, *jobs)
             cells = [f"{1e3 * value:>15.1f}" for value in np.median(seconds, axis=0)]

@@ -46,12 +46,17 @@ def run_part(part: Part, *, scale: float = 1.0) -> tuple[list[SpeedRow], float]:
     return [SpeedRow(**row) for row in answer["rows"]], answer["peak_mib"]
 
 
+def key(row: SpeedRow) -> str:
+    """Return the name of a ratio in the baseline; against another peer it is another one."""
+    return f"{row.name} | {row.against}"
+
+
 def below_baseline(rows: list[SpeedRow], baseline: dict[str, float]) -> list[str]:
-    """Return a sentence for each ratio that fell by more than `ALLOWED_FALL`."""
+    """Return a message for each ratio that fell by more than `ALLOWED_FALL`."""
     return [
-        f"{row.name}: ratio {row.ratio:.2f}, {1 - row.ratio / baseline[row.name]:.0%} below {baseline[row.name]:.2f}"
+        f"{row.name}: ratio {row.ratio:.2f}, {1 - row.ratio / baseline[key(row)]:.0%} below {baseline[key(row)]:.2f}"
         for row in rows
-        if row.name in baseline and row.ratio < (1 - ALLOWED_FALL) * baseline[row.name]
+        if key(row) in baseline and row.ratio < (1 - ALLOWED_FALL) * baseline[key(row)]
     ]
 
 
@@ -99,7 +104,7 @@ def main() -> None:
     for message in failed:
         print(f"not measured: {message}")
     if options.write_baseline:
-        measured = {row.name: round(row.ratio, 3) for row in found if not math.isnan(row.ratio)}
+        measured = {key(row): round(row.ratio, 3) for row in found if not math.isnan(row.ratio)}
         BASELINE.write_text(json.dumps({**baseline, **measured}, indent=1, sort_keys=True) + "\n")
     if failed:
         raise SystemExit(1)

@@ -26,11 +26,11 @@ def test_a_ratio_is_the_median_of_ratios_within_a_round():
 
 
 def test_only_a_fall_of_more_than_a_fifth_is_reported():
-    assert below_baseline([row([1.0], [2.0])], {"loading": 2.4}) == []
+    assert below_baseline([row([1.0], [2.0])], {"loading | a peer": 2.4}) == []
     assert below_baseline([row([1.0], [2.0])], {}) == []
-    assert below_baseline([row([1.0], [2.0])], {"loading": 4}) == ["loading: ratio 2.00, 50% below 4.00"]
+    assert below_baseline([row([1.0], [2.0])], {"loading | a peer": 4}) == ["loading: ratio 2.00, 50% below 4.00"]
     absent = not_measured("loading", unit="ms", against="a peer", wanted=2, why="no peer here")
-    assert below_baseline([absent], {"loading": 4}) == []
+    assert below_baseline([absent], {"loading | a peer": 4}) == []
 
 
 def test_ways_take_turns_and_the_first_round_does_not_count():
@@ -48,10 +48,18 @@ def test_the_exponent_is_that_of_large_sizes():
     assert Curve("", "", sizes, [size**2 for size in sizes]).exponent == pytest.approx(2)
 
 
+LONG = ("training_steps", "stage_memory")
+"""parts whose runs cannot be made shorter; `make bench` has them"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.module.rpartition(".")[2])
+@pytest.mark.parametrize(
+    "part", [part for part in PARTS if not part.module.endswith(LONG)], ids=lambda part: part.module.rpartition(".")[2]
+)
 def test_no_ratio_is_a_fifth_below_the_baseline(part):
     baseline = json.loads(BASELINE.read_text())
+    # Wall clock on cores that other tests use says nothing.
+    baseline = {name: ratio for name, ratio in baseline.items() if "wall" not in name}
     for _ in range(3):  # other processes are at work while tests run
         rows, _ = run_part(part, scale=0.2)
         fallen = below_baseline(rows, baseline)
