@@ -90,7 +90,18 @@ def _signals(name: str) -> Iterator[list[int]]:
         arrived.append(number)
         for other in before:
             signal.signal(other, signal.SIG_IGN if other == signal.SIGTERM else signal.SIG_DFL)
-        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        raise_stop()
+
+    def raise_stop(*_: object) -> None:
+        raise Terminated if arrived[0] == signal.SIGTERM else KeyboardInterrupt
+
+    def swallowed(unraisable: sys.UnraisableHookArgs) -> None:
+        # Python drops an exception that a signal raises in a finalizer (__del__), so it is raised again a moment later.
+        if arrived and isinstance(unraisable.exc_value, KeyboardInterrupt):
+            signal.signal(signal.SIGALRM, raise_stop)
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+        else:
+            hook_before(unraisable)
 
     def enforce() -> None:
         # The watchdog: the C part of Python writes the number of a signal here at once, whatever the main thread does.
@@ -102,6 +113,8 @@ def _signals(name: str) -> Iterator[list[int]]:
         os.close(reading)
 
     before = _install(stop)
+    hook_before = sys.unraisablehook
+    sys.unraisablehook = swallowed
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     waker = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -109,6 +122,7 @@ def _signals(name: str) -> Iterator[list[int]]:
     try:
         yield arrived
     finally:
+        sys.unraisablehook = hook_before
         if not arrived:  # else the watchdog stays until the process has ended
             signal.set_wakeup_fd(waker)
             os.close(writing)

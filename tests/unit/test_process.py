@@ -48,6 +48,19 @@ with atomic_folder(Path(sys.argv[1]) / "step_1") as folder:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_stop_that_arrives_in_a_finalizer_is_not_lost() -> None:
+    body = """
+class Closing:
+    def __del__(self):
+        print("ready", flush=True)
+        time.sleep(0.5)
+Closing()
+time.sleep(60)"""
+    begin = time.monotonic()
+    assert stop(start(body), signal.SIGTERM) == (143, "\ntest: stopped by SIGTERM; start the same command again\n")
+    assert time.monotonic() - begin < process.GRACE_SECONDS
+
+
 def test_a_stop_waits_for_no_thread_and_removes_what_goes_at_exit(tmp_path: Path) -> None:
     body = """
 import tempfile, threading
