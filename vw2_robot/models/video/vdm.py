@@ -1,9 +1,9 @@
 """The video diffusion model (VDM): it renders appearance, conditioned on latent codes and a coarse clip.
 
-Place in the flow: beside the dLDM in phase 2. diffusers' `CosmosTransformer3DModel` is wrapped, never subclassed or
-changed: codes enter as `encoder_hidden_states`, masks through attention processors, control through forward hooks,
-adapters through peft. So its weights load in stock diffusers, and those of stock diffusers here. Its parts are in
-`code_projection.py`, `control.py` and `cosmos.py`.
+Place in the flow: beside the dLDM in phase 2. diffusers' `CosmosTransformer3DModel` is wrapped: codes enter as
+`encoder_hidden_states`, masks through attention processors, control through forward hooks, adapters through peft, and
+linear layers and norms are computed faster (`cosmos.py`). Names and layout of its weights stay those of diffusers, so
+they load there, and those of stock diffusers here. Its parts are in `code_projection.py`, `control.py` and `cosmos.py`.
 
 Noise (`noise_levels.py`): rectified flow; the network gets (1-t) x0 + t eps and predicts the velocity v = eps - x0.
 Latent frame 0 is the conditioning frame: always clean, never in the loss. diffusers is imported when a model is built,
