@@ -106,8 +106,8 @@ def rollouts() -> list[Curve]:
     """Measure `vw2-rollout` by wall clock, its start included."""
     found = chains.growth()
     return [
-        Curve("vw2-rollout, two workers", "chains", list(found["chains"]), list(found["chains"].values())),
-        Curve("vw2-rollout, eight chains", "workers", list(found["workers"]), list(found["workers"].values())),
+        Curve("rollout, two workers", "chains", list(found["chains"]), list(found["chains"].values())),
+        Curve("rollout, eight chains", "workers", list(found["workers"]), list(found["workers"].values())),
     ]
 
 

@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 
 from vw2_robot.agent import VW2Agent
 from vw2_robot.checkpoint import load_checkpoint
+from vw2_robot.command_line import entry_points
 from vw2_robot.command_line.entry_points import Program, finetune, pretrain_on_openx
 
 pytest.importorskip("tensorflow_datasets", reason="TFDS is not installed (extra openx)")
@@ -93,7 +94,7 @@ def test_training_works_as_the_help_shows_it(
 
     from_openx, from_replay = examples("pretrain")
     for stage in STAGES:  # one by one "with the same overrides", then the chain finds them complete
-        start(f"pretrain.{stage}", *from_openx, *sizes)
+        start(getattr(entry_points, stage), *from_openx, *sizes)
     capsys.readouterr()
     start(pretrain_on_openx, *from_openx, *sizes)
     assert "frames: 8 episodes, 80 images of 16 x 16" in capsys.readouterr().out

@@ -126,6 +126,7 @@ def test_all_stages_give_the_same_weights_and_codes_from_compressed_frames(strea
         pretrain_on_openx(config)
     decoded, compressed = files(tmp_path / "decoded"), files(tmp_path / "compressed")
     assert "frames/shard-00000.images" in compressed
-    results = [name for name in decoded if name.endswith((".safetensors", ".npz"))]
+    # The table of episodes says how each is stored.
+    results = [name for name in decoded if name.endswith((".safetensors", ".npz")) and name != "frames/episodes.npz"]
     assert len(results) >= 4
     assert [name for name in results if decoded[name] != compressed[name]] == []

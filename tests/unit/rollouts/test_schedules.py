@@ -61,7 +61,7 @@ def assert_same(one: Path, other: Path, *, chains: int) -> None:
 def test_a_program_that_is_killed_again_and_again_goes_on(checkpoint, tmp_path, victim):
     """From outside, as a user or a machine that runs out of memory would do it."""
     world = {"_target_": "vw2_robot.envs.benchmark.CalvinBenchmark", "max_steps": MAX_STEPS}
-    fixed = {"policy": str(checkpoint), "num_sequences": 16, "videos": 0, "record": True}
+    fixed = {"policy": str(checkpoint), "num_sequences": 64, "videos": 0, "record": True}
     rollout(RolloutConfig(env=world, run_dir=str(tmp_path / "one"), **fixed))
     overrides = [*(f"{key}={value}" for key, value in fixed.items()), f"env.max_steps={MAX_STEPS}", "workers=2"]
     command = [sys.executable, "-m", "vw2_robot.rollouts", *overrides, f"run_dir={tmp_path / 'many'}"]
@@ -77,7 +77,7 @@ def test_a_program_that_is_killed_again_and_again_goes_on(checkpoint, tmp_path, 
             os.kill(process.pid if victim == "the program" else child_of(process.pid), signal.SIGKILL)
         errors += process.communicate()[1]
     subprocess.run(command, check=True, capture_output=True)
-    assert_same(tmp_path / "one", tmp_path / "many", chains=16)
+    assert_same(tmp_path / "one", tmp_path / "many", chains=64)
     if victim == "the policy process":
         assert re.search("the policy process died with exit code -9 .*; finished chains are kept", errors)
         assert "Traceback" not in errors
