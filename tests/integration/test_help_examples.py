@@ -138,7 +138,7 @@ def _train_from_a_replay(folder: Path, overrides: list[str], sizes: list[str], s
         (folder / "DIR/frames").symlink_to(folder / "runs/first/frames")
         here = [word.replace("HOST:8765", address).replace("runs/first", "runs/replay") for word in overrides]
         start(
-            "pretrain.train_dldm",
+            entry_points.train_dldm,
             *here,
             *sizes,
             "data.gap_seconds=0.6",
