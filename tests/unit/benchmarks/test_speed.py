@@ -58,8 +58,8 @@ LONG = ("training_steps", "stage_memory")
 )
 def test_no_ratio_is_a_fifth_below_the_baseline(part):
     baseline = json.loads(BASELINE.read_text())
-    # Wall clock on cores that other tests use says nothing.
-    baseline = {name: ratio for name, ratio in baseline.items() if "wall" not in name}
+    # Wall clock on cores that other tests use says nothing, and MKL's products depend on who made the processor.
+    baseline = {name: ratio for name, ratio in baseline.items() if "wall" not in name and "torch.mm" not in name}
     for _ in range(3):  # other processes are at work while tests run
         rows, _ = run_part(part, scale=0.2)
         fallen = below_baseline(rows, baseline)
