@@ -1,7 +1,7 @@
 """Linear layers of float32 on a CPU as convolutions of size 1, which oneDNN computes instead of MKL.
 
 Torch gives matrix products in float32 to MKL, and convolutions to oneDNN. On AMD's processors MKL uses half of the
-vector width: 106 GFLOP/s of a core where oneDNN reaches 232 (docs/performance.md). Anywhere else `F.linear` runs.
+vector width: 109 GFLOP/s of a core where oneDNN reaches 241 (docs/performance.md). Anywhere else `F.linear` runs.
 """
 
 # M tokens, over all leading axes · C, D channels
