@@ -111,11 +111,33 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class ReaderConfig:
+    """The stage between the phases: the video model learns to read the codes of a frozen encoder."""
+
+    loop: LoopConfig
+    """its steps are the most that it may take"""
+    patience: int = 4
+    """it ends after so many validations in a row without a rise of the explained change"""
+    min_rise: float = 0.01
+    """a rise is at least this much above the best so far"""
+
+    def __post_init__(self) -> None:
+        if self.patience < 1 or not self.min_rise >= 0:
+            raise ValueError(
+                "train_dldm.reader.patience must be at least 1 and min_rise not negative, found "
+                f"{self.patience} and {self.min_rise}"
+            )
+
+
+@dataclass(frozen=True)
 class TrainDLDMConfig:
     """The two phases of training the dLDM (method 1.9, 1.10)."""
 
     phase1: LoopConfig
     phase2: LoopConfig
+    reader: ReaderConfig | None = None
+    """between the phases: encoder frozen, the VDM learns without control video to read its codes; our aid where the
+    prior is weak and meets its first code in phase 2; null: no such stage"""
     advance: Literal["steps", "ratio"] = "steps"
     """when phase 2 begins. steps: after phase 1's steps, with a line in the log if `advance_ratio` is not reached;
     ratio: at the first validation at or below it, and never before; phase 1's steps are then the most it may take"""
@@ -138,9 +160,9 @@ class TrainDLDMConfig:
     """the same in phase 1; LAPA's decoder sees the first frame without gradient"""
     reconstruction_loss: Literal["l2", "l1"] = "l2"
     """l2: the paper; l1: the release"""
-    control_dropout: float = 0.7
-    """probability, per sample, that the control video is its repeated first frame; without it small runs lose their
-    codes (method 5.1)"""
+    control_dropout: float = 0.0
+    """phase 2: probability, per sample, that the control video is a still one (vdm.still_control); without it small
+    runs lose their codes (method 5.1)"""
     control_grayscale: bool = True
     """the control video is gray, so that the VDM takes colors from the conditioning frame"""
     target_color_jitter: float = 0.3
@@ -163,13 +185,21 @@ class TrainDLDMConfig:
     shuffle_alarm: Unbounded = 1.02
     """phase 2: denoising loss with another clip's codes over that with the right ones, below which the VDM is taken to
     ignore codes"""
+    explained_alarm: Unbounded = 0.15
+    """explained change with the right codes less that with null codes, at the highest noise level, below which the VDM
+    is taken not to read them; small models reach 0.3 and more"""
     alarm_after: int = 3
     """validations in a row that must miss a limit for an alarm"""
 
     @property
     def total(self) -> int:
-        """Training steps of both phases."""
-        return self.phase1.train_steps + self.phase2.train_steps
+        """Training steps of both phases, and of the reader between them."""
+        return self.phase1.train_steps + self.reader_steps + self.phase2.train_steps
+
+    @property
+    def reader_steps(self) -> int:
+        """Training steps of the reader; 0 without one, or without a VDM."""
+        return 0 if self.reader is None or not self.with_vdm else self.reader.loop.train_steps
 
     def __post_init__(self) -> None:
         if not 0 <= self.ema < 1:
@@ -285,6 +315,13 @@ class PretrainConfig:
                 f"the policy predicts {self.policy.queries} codes of levels {self.policy.fsq_levels} per latent step, "
                 f"the dLDM encodes {self.dldm.queries} of {self.dldm.fsq_levels}; make policy and dldm equal"
             )
+        dropout = self.train_dldm.control_dropout
+        if dropout > 0 and self.train_dldm.with_vdm and self.vdm.control != "none" and not self.vdm.still_control:
+            raise ValueError(
+                f"train_dldm.control_dropout={dropout} gives still control videos: set vdm.still_control=true"
+            )
+        if self.vdm.warp and self.codec.kind != "dct":
+            raise ValueError(f"vdm.warp=true moves pixels of the DCT codec, found codec.kind={self.codec.kind}")
         if self.dldm.gap > 1 and self.train_dldm.with_vdm:
             raise ValueError(
                 f"dldm.gap={self.dldm.gap} leaves out frames that the VDM renders; set train_dldm.with_vdm=false"

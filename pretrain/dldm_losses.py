@@ -1,6 +1,7 @@
-"""The two losses of the dLDM, and the stop-gradients that keep appearance out of its codes.
+"""The losses of the dLDM, and the stop-gradients that keep appearance out of its codes.
 
-Phase 1: L2(dec(z_q, f_0), x), with gradients everywhere in the autoencoder. Phase 2: L_rec(dec(sg(z_q), sg(f_0)), x) +
+Phase 1: L2(dec(z_q, f_0), x), with gradients everywhere in the autoencoder. Reader (ours, optional): L_den for the
+video model alone. Phase 2: L_rec(dec(sg(z_q), sg(f_0)), x) +
 w_d * L_den(VDM(x | proj(z_q), sg(rec), frame 0)). The table of gradients in docs/concepts.md is a test, row by row.
 Both phases may add a penalty on correlated FSQ dimensions, which is not in the paper.
 """
@@ -68,6 +69,44 @@ def phase_one_loss(
     return DLDMLoss(rec_loss + decorrelation * code_correlation, metrics, encoded.indices_BMN)
 
 
+def reader_loss(
+    dldm: DLDM,
+    vdm: VDM,
+    codec: VideoCodec,
+    x: Float[Tensor, "B T 3 H W"],
+    valid: Bool[Tensor, "B M"],
+    *,
+    phases: TrainDLDMConfig,
+    noise: SampleNoise,
+    part: PartOfBatch | None = None,
+) -> DLDMLoss:
+    """Return the denoising loss without control video, for the video model alone: the codes are given.
+
+    Args:
+        dldm: in eval mode; not trained.
+        vdm: trained.
+        codec: pixels <-> latents of the VDM.
+        x: pixels in [-1, 1].
+        valid: the latent steps that are no padding.
+        phases: for the color jitter.
+        noise: of color jitter and diffusion, sampled in this order.
+        part: of which batch these clips are a part; the losses of its parts add up. None: they are a batch.
+    """
+    with torch.no_grad():
+        codes, indices = dldm.quantize(dldm.features(x))
+        target = pad_to_stride(x, dldm.config.temporal_stride)
+        latents = codec.encode(jitter_color(target, strength=phases.target_color_jitter, noise=noise))
+    loss = vdm.denoising_loss(
+        latents,
+        codes,
+        control_video=vdm.still_video(latents[:, :, 0], latents.shape[2]),
+        valid=valid,
+        noise=noise,
+        valid_steps=None if part is None else part.valid_steps,
+    )
+    return DLDMLoss(loss, {"dldm/denoising_loss": loss.detach()}, indices)
+
+
 def phase_two_loss(
     dldm: DLDM,
     vdm: VDM,
@@ -104,17 +143,21 @@ def phase_two_loss(
 
     # The control video carries no gradient: the denoising loss reaches the encoder through the codes alone.
     control = make_control_video(rec.detach(), grayscale=phases.control_grayscale)
-    # Dropped per sample, so that the VDM needs the codes for the motion; its first frame stays, repeated.
     dropped = noise.rand().to(x.device) < phases.control_dropout
-    control = torch.where(dropped[:, None, None, None, None], control[:, :1].expand_as(control), control)
     # The encoder saw the true colors, so the target gets others: the VDM must take them from the conditioning frame.
     target = jitter_color(
         pad_to_stride(x, dldm.config.temporal_stride), strength=phases.target_color_jitter, noise=noise
     )
+    latents = codec.encode(target)
+    control_latents = codec.encode(control)
+    still = vdm.still_video(latents[:, :, 0], latents.shape[2])
+    if still is not None:
+        # Dropped per sample, so that the VDM needs the codes for the motion.
+        control_latents = torch.where(dropped[:, None, None, None, None], still, control_latents)
     den_loss = vdm.denoising_loss(
-        codec.encode(target),
+        latents,
         codes,
-        control_video=codec.encode(control),
+        control_video=control_latents,
         valid=valid,
         noise=noise,
         valid_steps=None if part is None else part.valid_steps,

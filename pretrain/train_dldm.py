@@ -3,8 +3,9 @@
     vw2-train-dldm data=bridge_sample data.path=DIR model=tiny run_dir=runs/first
 
 Phase 1 (warm-up) reconstructs. In phase 2 (disentangled) the decoder still reconstructs but no longer shapes the codes;
-they learn only from what the video diffusion model needs beyond the first frame and the coarse clip. Losses and
-stop-gradients are in `dldm_losses.py`.
+they learn only from what the video diffusion model needs beyond the first frame and the coarse clip. Between the two,
+an optional reader (ours) lets the video model learn the codes of the frozen encoder. Losses and stop-gradients are in
+`dldm_losses.py`.
 """
 
 # B batch · T frames · M latent steps
@@ -15,7 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -37,19 +38,49 @@ from vw2_robot.models.video.video_codec import VideoCodec
 from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.random_numbers import SampleNoise, generator
 from vw2_robot.runs import Run
+from vw2_robot.schedule import LoopConfig
 
 from .cache_frames import open_frames, training_split
 from .clips import TrainingClips, clip_sampler, training_clips
-from .code_usage import CodeUsageMonitor, code_usage
-from .config import PretrainConfig
-from .dldm_diagnostics import explain_shortfall, validate, write_reconstructions
-from .dldm_losses import phase_one_loss, phase_two_loss
+from .config import PretrainConfig, TrainDLDMConfig
+from .diagnostics.code_usage import CodeUsageMonitor, code_usage
+from .diagnostics.explained_change import EXPLAINED, RiseMonitor
+from .diagnostics.reconstructions import write_reconstructions
+from .diagnostics.validation import explain_shortfall, validate
+from .dldm_losses import phase_one_loss, phase_two_loss, reader_loss
 from .encoder_augmentation import drift
 from .global_batch import batch_on_device, device_of, validation_chunks
 from .stages import alone
 from .train_vdm import build_vdm, open_vdm, prepare_vdm
 
 STREAM_INIT, STREAM_LOSS = 20, 21
+
+
+PhaseName = Literal["phase 1", "reader", "phase 2"]
+
+
+class Phase(NamedTuple):
+    """A part of the stage with its own loss, optimizer and schedule; `first` counts the steps of the run before it."""
+
+    name: PhaseName
+    loop: LoopConfig
+    first: int
+
+    @property
+    def stop(self) -> int:
+        """The steps of the run when it ends."""
+        return self.first + self.loop.train_steps
+
+
+def phases_of(config: PretrainConfig) -> list[Phase]:
+    """Return the phases of this configuration in their order."""
+    phases = config.train_dldm
+    first = phases.phase1.train_steps
+    found = [Phase("phase 1", phases.phase1, 0)]
+    if phases.reader_steps:
+        assert phases.reader is not None
+        found.append(Phase("reader", phases.reader.loop, first))
+    return [*found, Phase("phase 2", phases.phase2, first + phases.reader_steps)]
 
 
 class Clips(NamedTuple):
@@ -72,6 +103,8 @@ class Modules:
     codec: VideoCodec | None
     average: Average | None
     code_usage: CodeUsageMonitor
+    rise: RiseMonitor
+    """of the explained change in the reader"""
     parallel: Parallel | None = None
     """all of them on all ranks, from `prepare_for_hardware` on"""
 
@@ -93,6 +126,7 @@ class Modules:
             "vdm": vdm,
             "codec": self.codec,
             "code_usage": self.code_usage,
+            "rise": self.rise,
         }
         if self.average is not None:
             # The averages have the plain names: later stages load those and need not know of averaging.
@@ -139,7 +173,7 @@ def train_dldm(config: PretrainConfig) -> None:
             prepare_for_hardware(config, modules)
             run.begin(state_bytes=state_bytes(modules.to_save().values()))
             # A finished phase is skipped inside, so a resumed run enters the right one.
-            for phase in (1, 2):
+            for phase in phases_of(config):
                 held_out_last = train_phase(config, run, modules, clips, phase=phase, frames_digest=frame_cache.digest)
             summarize(config, run, modules, clips, frame_cache, held_out_last)
 
@@ -173,7 +207,8 @@ def build_modules(
         learning["vdm"] = vdm
     # Averages are modules of their own: the trained weights stay as the optimizer left them.
     average = Average(learning, config.train_dldm.ema) if config.train_dldm.ema else None
-    return Modules(dldm, vdm, codec, average, CodeUsageMonitor(config.dldm.vocabulary).to(device))
+    usage = CodeUsageMonitor(config.dldm.vocabulary).to(device)
+    return Modules(dldm, vdm, codec, average, usage, RiseMonitor())
 
 
 def restore(path: Path, modules: Modules, training: TrainingClips) -> None:
@@ -192,7 +227,7 @@ def restore(path: Path, modules: Modules, training: TrainingClips) -> None:
     learning: dict[str, nn.Module] = {"dldm": modules.dldm}
     if modules.vdm is not None:
         learning["vdm"] = modules.vdm
-    checkpoint.load_into(code_usage=modules.code_usage)
+    checkpoint.load_into(code_usage=modules.code_usage, rise=modules.rise)
     if modules.codec is not None:
         checkpoint.load_into(codec=modules.codec)
     if modules.average is None:
@@ -223,16 +258,16 @@ def prepare_for_hardware(config: PretrainConfig, modules: Modules) -> None:
 
 
 def train_phase(
-    config: PretrainConfig, run: Run, modules: Modules, clips: Clips, *, phase: int, frames_digest: str
+    config: PretrainConfig, run: Run, modules: Modules, clips: Clips, *, phase: Phase, frames_digest: str
 ) -> dict[str, float] | None:
     """Train the steps of one phase that are left. Each phase has its own optimizer and schedule.
 
     Args:
         config: of the run.
-        run: counts the steps of both phases.
+        run: counts the steps of all phases.
         modules: are trained in place.
         clips: training and held-out clips.
-        phase: 1 or 2.
+        phase: which one.
         frames_digest: of the frame cache, for checkpoints.
 
     Returns:
@@ -242,35 +277,28 @@ def train_phase(
         InputError: see `check_advance`.
     """
     phases = config.train_dldm
-    loop = phases.phase1 if phase == 1 else phases.phase2
-    first = 0 if phase == 1 else phases.phase1.train_steps
-    stop = first + loop.train_steps
+    loop, first = phase.loop, phase.first
     validation: dict[str, float] | None = None
-    if run.start >= stop:
+    if run.start >= phase.stop:
         return validation
-    # Once, where phase 2 begins: a run that is resumed within it has passed the check.
-    if phase == 2 and run.start == first and modules.vdm is not None:
+    # Once, where the VDM begins to learn: a run that is resumed later has passed the check.
+    if run.start == first == phases.phase1.train_steps and modules.vdm is not None:
         check_advance(config, run, modules, clips)
     share = BatchShare.of(loop.batch_size, micro_batches=config.hardware.micro_batches)
     groups = StatisticsGroups(phases.statistics_group)
     modules.dldm.share_statistics(
         groups, loop.batch_size // (phases.statistics_group or loop.batch_size), micro_batches=share.micro_batches
     )
-    # The VDM learns in phase 2 alone. It may be faster than the encoder, whose codes it has yet to use.
-    fast = modules.vdm.trainable_parameters() if phase == 2 and modules.vdm is not None else ()
-    if phase == 1 and modules.vdm is not None and not config.hardware.shards_weights:
-        # Nobody sums the gradients that it does not get. Sharded weights fix what is trained when they are sharded.
-        modules.vdm.requires_grad_(False)
-    optimizer = build_optimizer(modules.dldm.parameters(), loop.optim, fast=fast, fast_mult=phases.vdm_lr_mult)
-    # Loaded within a phase only: the moments of phase 1 belong to another loss.
+    optimizer = phase_optimizer(config, modules, phase)
+    # Loaded within a phase only: the moments of another phase belong to another loss.
     if run.start > first:
         assert run.checkpoint is not None
         load_optimizer(run.checkpoint, optimizer)
     parallel = modules.parallel
     assert parallel is not None
     parallel.begin_phase()
-    loss_of = dldm_loss(config, modules, groups, phase=phase)
-    for step in run.steps(stop, what=f"phase {phase}"):
+    loss_of = dldm_loss(config, modules, groups, phase=phase.name)
+    for step in run.steps(phase.stop, what=phase.name):
         batch = batch_on_device(clips.training, step, share, config.hardware, device=device_of(modules.dldm))
         noises = [batch.noise(config.seed, step, part, stream=STREAM_LOSS) for part in batch.parts]
         loss, metrics, counts = parallel.backward(
@@ -289,29 +317,71 @@ def train_phase(
         )
         if modules.average is not None:
             modules.average.update(step)
-        ready = False
+        ended = ""
         # Also after the last step of a phase, so that each ends with a validation.
-        if run.due(step, loop.log_every) or step + 1 == stop:
-            validation = validate_on(clips.held_out, config, modules, phase=phase)
+        if run.due(step, loop.log_every) or step + 1 == phase.stop:
+            validation = validate_on(clips.held_out, config, modules, reads_codes=phase.name != "phase 1")
             counted = modules.code_usage.metrics()
-            run.log(step, {"dldm/phase": phase, **metrics, "dldm/grad_norm": norm, **validation, **counted})
+            number = {"dldm/phase": {"phase 1": 1.0, "reader": 1.5, "phase 2": 2.0}[phase.name]}
+            run.log(step, {**number, **metrics, "dldm/grad_norm": norm, **validation, **counted})
             for alarm in modules.code_usage.alarms(validation, phases):
                 run.log_message(f"step {step + 1}: {alarm}")
-            ready = phases.advance == "ratio" and validation["dldm/ratio_to_copy"] <= phases.advance_ratio
-        if phase == 1 and ready and modules.vdm is not None:
-            run.log_message(
-                f"phase 1 reaches {phases.advance_ratio} of copy-first-frame after {step + 1} steps; phase 2 begins"
-            )
-            # Saved as the last step of phase 1, so that a resumed run begins with phase 2 as this one does.
-            save(config, run, modules, clips, stop - 1, optimizer, frames_digest=frames_digest)
-            run.skip_to(stop)
-        elif run.checkpoint_due(step, loop.save_every) or step + 1 == stop:
+            ended = phase_ended(phases, modules, validation, phase=phase.name)
+        if ended and step + 1 < phase.stop:
+            run.log_message(f"{phase.name} ends after {step + 1 - first} steps: {ended}")
+            # Saved as the last step of the phase, so that a resumed run begins with the next one as this one does.
+            save(config, run, modules, clips, phase.stop - 1, optimizer, frames_digest=frames_digest)
+            run.skip_to(phase.stop)
+        elif run.checkpoint_due(step, loop.save_every) or step + 1 == phase.stop:
             save(config, run, modules, clips, step, optimizer, frames_digest=frames_digest)
     return validation
 
 
+def phase_optimizer(config: PretrainConfig, modules: Modules, phase: Phase) -> torch.optim.Optimizer:
+    """Return the optimizer of what learns in this phase, and switch the gradients of the rest off.
+
+    Args:
+        config: of the run.
+        modules: `requires_grad` of their parameters is set.
+        phase: 1: the dLDM; reader: the VDM; 2: both.
+    """
+    dldm, vdm = modules.dldm, modules.vdm
+    # Nobody sums the gradients that are not made. Sharded weights fix what is trained when they are sharded.
+    if not config.hardware.shards_weights:
+        dldm.requires_grad_(phase.name != "reader")
+        if vdm is not None:
+            vdm.requires_grad_(False)
+    learning_vdm = vdm.trainable_parameters() if vdm is not None and phase.name != "phase 1" else []
+    if phase.name == "reader":
+        return build_optimizer(learning_vdm, phase.loop.optim)
+    # The VDM may be faster than the encoder, whose codes it has yet to use.
+    return build_optimizer(
+        dldm.parameters(), phase.loop.optim, fast=learning_vdm, fast_mult=config.train_dldm.vdm_lr_mult
+    )
+
+
+def phase_ended(phases: TrainDLDMConfig, modules: Modules, validation: dict[str, float], *, phase: PhaseName) -> str:
+    """Return why a phase ends before its last step; an empty text where it goes on.
+
+    Args:
+        phases: when phases end.
+        modules: whose `rise` takes notice of a validation of the reader.
+        validation: of the present step.
+        phase: which one.
+    """
+    by_ratio = phase == "phase 1" and modules.vdm is not None and phases.advance == "ratio"
+    if by_ratio and validation["dldm/ratio_to_copy"] <= phases.advance_ratio:
+        return f"{phases.advance_ratio} of copy-first-frame is reached"
+    if phase == "reader" and phases.reader is not None:
+        reader = phases.reader
+        value = validation[f"dldm/{EXPLAINED}"]
+        if modules.rise.stopped(value, patience=reader.patience, min_rise=reader.min_rise):
+            return f"the explained change is at {value:.3f} and has not risen at {reader.patience} validations"
+    return ""
+
+
 def dldm_loss(
-    config: PretrainConfig, modules: Modules, groups: StatisticsGroups, *, phase: int
+    config: PretrainConfig, modules: Modules, groups: StatisticsGroups, *, phase: PhaseName
 ) -> Callable[[Tensor, Tensor, SampleNoise, PartOfBatch], LossParts]:
     """Return the loss function of one phase.
 
@@ -319,7 +389,7 @@ def dldm_loss(
         config: the loss weights and switches of both phases, and the precision of autocast.
         modules: the dLDM, and for phase 2 the VDM with its codec; without them phase 2 has the loss of phase 1.
         groups: of clips over which correlations are taken.
-        phase: 1 or 2.
+        phase: which one.
 
     Returns:
         A function: pixels [B, T, 3, H, W] in [-1, 1], valid steps bool [B, M], noise, part of the batch -> loss, its
@@ -328,10 +398,16 @@ def dldm_loss(
     phases = config.train_dldm
     dldm, vdm, codec = modules.dldm, modules.vdm, modules.codec
 
-    def loss_of(x: Tensor, valid: Tensor, noise: SampleNoise, part: PartOfBatch) -> LossParts:
+    def loss_of(x: Tensor, valid: Tensor, noise: SampleNoise, share: PartOfBatch) -> LossParts:
         with config.hardware.autocast(x.device):
-            if phase == 2 and vdm is not None and codec is not None:
-                found = phase_two_loss(dldm, vdm, codec, x, valid, phases=phases, noise=noise, part=part, groups=groups)
+            if phase == "reader":
+                assert vdm is not None
+                assert codec is not None
+                found = reader_loss(dldm.eval(), vdm, codec, x, valid, phases=phases, noise=noise, part=share)
+            elif phase == "phase 2" and vdm is not None and codec is not None:
+                found = phase_two_loss(
+                    dldm.train(), vdm, codec, x, valid, phases=phases, noise=noise, part=share, groups=groups
+                )
             else:
                 found = phase_one_loss(
                     dldm,
@@ -341,7 +417,7 @@ def dldm_loss(
                     anchor_grad=phases.anchor_grad_phase1,
                     encoder_input=drift(x, strength=phases.encoder_augmentation, noise=noise),
                     decorrelation=phases.decorrelation,
-                    part=part,
+                    part=share,
                     groups=groups,
                 )
         counts = torch.bincount(found.indices_BMN[valid].flatten(), minlength=dldm.fsq.vocabulary)
@@ -350,14 +426,16 @@ def dldm_loss(
     return loss_of
 
 
-def validate_on(sampler: ClipSampler, config: PretrainConfig, modules: Modules, *, phase: int) -> dict[str, float]:
+def validate_on(
+    sampler: ClipSampler, config: PretrainConfig, modules: Modules, *, reads_codes: bool
+) -> dict[str, float]:
     """Return what `validate` finds on the first clips of that sampler, the same ones every time.
 
     Args:
         sampler: where the clips are read, held-out or training ones.
         config: the number of clips, the seed, and whether the control video is gray.
         modules: the averages are validated if there are any, else the trained modules.
-        phase: 1 or 2; shuffle ratios are measured in phase 2 with a VDM alone.
+        reads_codes: whether a VDM has been trained with codes, so that it is validated too.
 
     Returns:
         {name in the log: value}, with `dldm/ratio_to_copy`, `dldm/codes_used` and `dldm/perplexity`.
@@ -370,7 +448,9 @@ def validate_on(sampler: ClipSampler, config: PretrainConfig, modules: Modules, 
 
     def found() -> dict[str, float]:
         with config.hardware.autocast(device_of(dldm)):
-            return validate(dldm, vdm, modules.codec, clips, phase=phase, seed=config.seed, grayscale=grayscale)
+            return validate(
+                dldm, vdm, modules.codec, clips, reads_codes=reads_codes, seed=config.seed, grayscale=grayscale
+            )
 
     assert modules.parallel is not None
     return modules.parallel.run(found)
@@ -390,11 +470,10 @@ def check_advance(config: PretrainConfig, run: Run, modules: Modules, clips: Cli
         InputError: `advance=ratio`, and the ratio was not reached in all of phase 1.
     """
     phases = config.train_dldm
-    # As in phase 1: shuffle ratios are not needed here.
-    ratio = validate_on(clips.held_out, config, modules, phase=1)["dldm/ratio_to_copy"]
+    ratio = validate_on(clips.held_out, config, modules, reads_codes=False)["dldm/ratio_to_copy"]
     if ratio <= phases.advance_ratio:
         return
-    training_ratio = validate_on(clips.training_plain, config, modules, phase=1)["dldm/ratio_to_copy"]
+    training_ratio = validate_on(clips.training_plain, config, modules, reads_codes=False)["dldm/ratio_to_copy"]
     shortfall = explain_shortfall(ratio, training_ratio, limit=phases.advance_ratio)
     if phases.advance == "ratio":
         raise InputError(
@@ -467,8 +546,8 @@ def summarize(
     assert modules.parallel is not None
     usage = modules.parallel.run(partial(code_usage, dldm, frame_cache, config, device=device))
     if held_out is None:
-        held_out = validate_on(clips.held_out, config, modules, phase=2)
-    training_ratio = validate_on(clips.training_plain, config, modules, phase=1)["dldm/ratio_to_copy"]
+        held_out = validate_on(clips.held_out, config, modules, reads_codes=True)
+    training_ratio = validate_on(clips.training_plain, config, modules, reads_codes=False)["dldm/ratio_to_copy"]
     shuffled = f", shuffle ratio {held_out['dldm/shuffle_ratio']:.3f}" if vdm is not None else ""
     run.log_message(
         f"reconstruction {held_out['dldm/ratio_to_copy']:.3f} of copy-first-frame on held-out clips, "

@@ -48,7 +48,7 @@ def build_vdm(config: PretrainConfig) -> tuple[VDM, VideoCodec]:
     # PyTorch initializes layers from the global generator: it is seeded here and put back afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator(config.seed, 0, stream=STREAM_INIT))))
-        return VDM(config.vdm, config.geometry), build_codec(config.codec)
+        return VDM(config.vdm, config.geometry, config.codec), build_codec(config.codec)
 
 
 def load_vdm(path: str | Path, config: PretrainConfig) -> tuple[VDM, VideoCodec]:
@@ -106,7 +106,7 @@ def prior_loss(
     *,
     valid_steps: Tensor | None = None,
 ) -> Tensor:
-    """Return the denoising loss of a batch without codes and without control.
+    """Return the denoising loss of a batch without codes, and without control video but a still one.
 
     Args:
         config: precision, and the shape of the codes that are hidden.
@@ -123,10 +123,11 @@ def prior_loss(
     with config.hardware.autocast(x.device):
         # The shape of codes matters, their values do not: `drop_codes` puts the null context in their place.
         codes = x.new_zeros(len(x), config.dldm.latent_steps, config.dldm.queries, config.dldm.code_dims)
+        latents = codec.encode(x)
         return vdm.denoising_loss(
-            codec.encode(x),
+            latents,
             codes,
-            control_video=None,
+            control_video=vdm.still_video(latents[:, :, 0], latents.shape[2]),
             valid=valid,
             noise=noise,
             drop_codes=True,

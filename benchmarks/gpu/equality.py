@@ -16,8 +16,8 @@ from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.pixels import to_model_range
 from vw2_robot.pretrain.cache_frames import open_frames, training_split
 from vw2_robot.pretrain.clips import clip_sampler
-from vw2_robot.pretrain.code_usage import CodeUsageMonitor
 from vw2_robot.pretrain.config import PretrainConfig
+from vw2_robot.pretrain.diagnostics.code_usage import CodeUsageMonitor
 from vw2_robot.pretrain.train_dldm import Modules, build_dldm, dldm_loss
 from vw2_robot.random_numbers import SampleNoise
 

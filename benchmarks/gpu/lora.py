@@ -12,8 +12,8 @@ from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.video.cosmos import is_adapter
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import build_codec
-from vw2_robot.pretrain.code_usage import CodeUsageMonitor
 from vw2_robot.pretrain.config import PretrainConfig
+from vw2_robot.pretrain.diagnostics.code_usage import CodeUsageMonitor
 from vw2_robot.pretrain.train_dldm import Modules
 
 from .datasets import write_frames

@@ -20,7 +20,7 @@ from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import DCTCodec
 from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.pretrain.config import TrainDLDMConfig
-from vw2_robot.pretrain.dldm_diagnostics import validate
+from vw2_robot.pretrain.diagnostics.validation import validate
 from vw2_robot.pretrain.dldm_losses import phase_one_loss, phase_two_loss
 from vw2_robot.random_numbers import SampleNoise
 from vw2_robot.schedule import LoopConfig, OptimConfig

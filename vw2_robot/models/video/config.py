@@ -101,6 +101,15 @@ class VDMConfig:
     noise_shift: float = 1.0
     """factor of the noise levels in training. Above 1 for latents whose motion is much larger than one, such as those
     of the DCT codec: weak noise hides no motion there, and the VDM learns to ignore the codes"""
+    high_noise: float = 0.0
+    """share of the training samples with so much noise that only codes tell where the clip goes (sigma from 4 to 1000,
+    log-uniform); our aid for models trained from scratch"""
+    warp: bool = False
+    """the change is predicted from frame 0 as a flow field moves it, instead of from a still frame (`latent_warp.py`);
+    our aid for models trained from scratch, with prediction=change and the DCT codec"""
+    still_control: bool = False
+    """without a control video (prior, reader, `control_dropout`) the control branch gets frame 0 repeated; off: it is
+    left out there"""
     control: Literal["light", "full", "none"] = "light"
     """light: an MLP on the coarse clip; full: copies of the first blocks, as released"""
     control_layers: int = 0
@@ -125,6 +134,15 @@ class VDMConfig:
             raise ValueError(f"vdm.head_dim must be at least 12 (rotary split into three axes), found {self.head_dim}")
         if not 0 <= self.code_dropout < 1:
             raise ValueError(f"vdm.code_dropout must lie in [0, 1), found {self.code_dropout}")
+        if not 0 <= self.high_noise <= 1:
+            raise ValueError(f"vdm.high_noise must lie in [0, 1], found {self.high_noise}")
+        if self.warp and (self.prediction != "change" or self.weights is not None):
+            raise ValueError(
+                "vdm.warp=true is for models trained from scratch that predict a change: set vdm.prediction=change and "
+                f"no vdm.weights, found prediction={self.prediction} and weights={self.weights}"
+            )
+        if self.still_control and self.control == "none":
+            raise ValueError("vdm.still_control=true gives the control branch a still video, but vdm.control=none")
         if not self.noise_shift > 0:
             raise ValueError(f"vdm.noise_shift must be positive, found {self.noise_shift}")
         if len(self.rope_scale) != 3:

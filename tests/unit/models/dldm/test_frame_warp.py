@@ -5,7 +5,8 @@ import torch
 
 from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, QFormerConfig, StemConfig
 from vw2_robot.models.dldm.dldm import DLDM, fake_clip
-from vw2_robot.models.dldm.frame_warp import FLOW_SCALE, FrameWarp
+from vw2_robot.models.dldm.frame_warp import FrameWarp
+from vw2_robot.models.warping import FLOW_SCALE
 
 TINY = DLDMConfig(
     num_frames=9,

@@ -6,8 +6,9 @@ from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, QFormerConfig,
 from vw2_robot.models.dldm.dldm import DLDM, fake_clip
 from vw2_robot.models.video.config import CodecConfig
 from vw2_robot.models.video.video_codec import DCTCodec
-from vw2_robot.pretrain.code_usage import used_and_perplexity
-from vw2_robot.pretrain.dldm_diagnostics import contact_sheet, explain_shortfall, one_per_episode, validate
+from vw2_robot.pretrain.diagnostics.code_usage import used_and_perplexity
+from vw2_robot.pretrain.diagnostics.reconstructions import contact_sheet, one_per_episode
+from vw2_robot.pretrain.diagnostics.validation import explain_shortfall, validate
 
 CONFIG = DLDMConfig(
     num_frames=9,
