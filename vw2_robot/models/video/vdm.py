@@ -211,7 +211,8 @@ class VDM(nn.Module):
                 else:
                     marked = torch.cat([x, marks], dim=1)
                     residuals = self.control(self.transformer, marked, times, context, control_video)
-            with residuals_added(self.transformer, residuals), last_tokens(self.transformer) as tokens:
+            collected = nullcontext([]) if self.warp is None else last_tokens(self.transformer)
+            with residuals_added(self.transformer, residuals), collected as tokens:
                 out = self.transformer(
                     hidden_states=x,
                     timestep=times.flatten(),  # a row for each frame, see `cosmos.py`
