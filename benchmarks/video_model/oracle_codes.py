@@ -40,17 +40,16 @@ HELD_OUT = 0.2
 HELD_OUT_CLIPS = 64
 MOTION_STD = 0.02
 """meters; displacements of a latent step over this are of unit size"""
+NONE = ("vdm.warp=false", "vdm.high_noise=0", "vdm.still_control=false", "train_dldm.control_dropout=0")
+PER_CHANNEL = "and a scale for each channel"
+"""as until 2026-11-29: every channel of the codec is divided by its size"""
 VARIANTS = {
     "all aids": (),
     "no warp output": ("vdm.warp=false",),
     "no high noise": ("vdm.high_noise=0",),
     "no still control video": ("vdm.still_control=false", "train_dldm.control_dropout=0"),
-    "none of the three": (
-        "vdm.warp=false",
-        "vdm.high_noise=0",
-        "vdm.still_control=false",
-        "train_dldm.control_dropout=0",
-    ),
+    "none of the three": NONE,
+    PER_CHANNEL: NONE,
 }
 
 
@@ -116,7 +115,14 @@ def open_clips(paths: Sequence[str], config: PretrainConfig, cache: Path) -> Cli
 
 
 def read_oracle_codes(
-    config: PretrainConfig, clips: Clips, *, train_steps: int, seed: int, batch_size: int = 8, lr: float = 2e-3
+    config: PretrainConfig,
+    clips: Clips,
+    *,
+    train_steps: int,
+    seed: int,
+    batch_size: int = 8,
+    lr: float = 2e-3,
+    per_channel: bool = False,
 ) -> dict[str, float]:
     """Train a video model on oracle codes, and return its explained change on held-out clips.
 
@@ -127,6 +133,7 @@ def read_oracle_codes(
         seed: of weights, clips and noise.
         batch_size: clips of a step.
         lr: peak learning rate.
+        per_channel: divide each channel of the codec by its own size.
 
     Returns:
         What `explained_change` returns; `ratio`, the error with shuffled codes over that with the right ones at the
@@ -139,7 +146,11 @@ def read_oracle_codes(
     vdm = VDM(config.vdm, geometry, config.codec)
     rng = np.random.default_rng(seed)
     training = np.flatnonzero(~clips.held_out)
-    codec.measure(clips.read(rng.choice(training, min(64, len(training)), replace=False))[0])
+    pixels = clips.read(rng.choice(training, min(64, len(training)), replace=False))[0]
+    codec.measure(pixels)
+    if per_channel:
+        size_of_channels = codec.encode(pixels).square().mean(dim=(0, 2, 3, 4)).sqrt()
+        codec.scale *= size_of_channels.clamp(min=float(size_of_channels.max()) * 0.01)
     optim = OptimConfig(lr=lr, weight_decay=0.01, warmup_steps=20)
     optimizer = build_optimizer(vdm.trainable_parameters(), optim)
     begin = time.process_time()
@@ -191,9 +202,12 @@ def main() -> None:
         config = compose_config([*args.override, *overrides])
         clips = open_clips(args.data, config, args.cache)
         for seed in args.seeds:
-            found = read_oracle_codes(config, clips, train_steps=args.train_steps, seed=seed)
+            found = read_oracle_codes(
+                config, clips, train_steps=args.train_steps, seed=seed, per_channel=name == PER_CHANNEL
+            )
             cells = "".join(
-                "/".join(f"{found[f'explained_change{kind}_t{t}']:6.2f}" for kind in ("", "_shuffled", "_null")) + "    "
+                "/".join(f"{found[f'explained_change{kind}_t{t}']:6.2f}" for kind in ("", "_shuffled", "_null"))
+                + "    "
                 for t in TIMES
             )
             print(f"{name:28}{seed:>5}  {cells}{found['ratio']:5.2f}{found['cpu_seconds']:8.0f}", flush=True)

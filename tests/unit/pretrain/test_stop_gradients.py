@@ -14,7 +14,7 @@ from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import DCTCodec
 from vw2_robot.optim import build_optimizer, optimizer_step
 from vw2_robot.pretrain.config import TrainDLDMConfig
-from vw2_robot.pretrain.dldm_losses import phase_one_loss, phase_two_loss
+from vw2_robot.pretrain.dldm_losses import phase_one_loss, phase_two_loss, reader_loss
 from vw2_robot.pretrain.targets import frame_error, jitter_color, make_control_video
 from vw2_robot.random_numbers import SampleNoise
 from vw2_robot.schedule import LoopConfig, OptimConfig
@@ -29,7 +29,14 @@ DLDM_TINY = DLDMConfig(
     z_channels=16,
 )
 VDM_TINY = VDMConfig(
-    heads=2, head_dim=12, layers=2, adaln_lora_dim=8, context_width=16, control_width=8, code_dropout=0.0
+    heads=2,
+    head_dim=12,
+    layers=2,
+    adaln_lora_dim=8,
+    context_width=16,
+    control_width=8,
+    code_dropout=0.0,
+    still_control=True,
 )
 OPTIM = OptimConfig(lr=1e-3, weight_decay=0.1, warmup_steps=1)
 LOOP = LoopConfig(train_steps=10, batch_size=2, optim=OPTIM)
@@ -93,6 +100,13 @@ def test_phase_one_trains_the_whole_autoencoder_and_nothing_else():
     assert learners(loss, dldm, vdm) == AUTOENCODER
     assert not parts["dldm/reconstruction_l2"].requires_grad
     assert all(p.grad is not None for p in dldm.parameters())
+
+
+def test_the_reader_trains_the_video_model_alone():
+    dldm, vdm, codec = build()
+    x, valid = fake_clip(DLDM_TINY, 4), torch.ones(4, 2, dtype=torch.bool)
+    loss = reader_loss(dldm.eval(), vdm, codec, x, valid, phases=PHASES, noise=noise_of(4))[0]
+    assert learners(loss, dldm, vdm) == RENDERER
 
 
 @pytest.mark.parametrize("anchor_grad", [False, True])
@@ -250,12 +264,12 @@ def given_to_the_vdm(phases, *, batch=64, seed=0):
     return x, rec.detach(), codec.decode(given.latents), codec.decode(given.control_video)
 
 
-def test_a_dropped_control_video_is_its_first_frame_repeated_and_drops_fall_per_sample():
-    _, rec, _, control = given_to_the_vdm(replace(PHASES, control_dropout=0.7))
+def test_a_dropped_control_video_is_frame_0_repeated_and_drops_fall_per_sample():
+    x, rec, _, control = given_to_the_vdm(replace(PHASES, control_dropout=0.7))
     whole = make_control_video(rec, grayscale=True)
     frozen = torch.tensor([torch.allclose(h, h[:1].expand_as(h), atol=1e-5) for h in control])
     torch.testing.assert_close(control[~frozen], whole[~frozen], atol=1e-5, rtol=0)
-    torch.testing.assert_close(control[frozen], whole[frozen][:, :1].expand(-1, 9, -1, -1, -1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(control[frozen], x[frozen][:, :1].expand(-1, 9, -1, -1, -1), atol=1e-5, rtol=0)
     assert 32 <= int(frozen.sum()) <= 58  # 0.7 of 64
     for share, dropped in ((0.0, 0), (1.0, 64)):
         control = given_to_the_vdm(replace(PHASES, control_dropout=share))[3]

@@ -141,8 +141,6 @@ class VDMConfig:
                 "vdm.warp=true is for models trained from scratch that predict a change: set vdm.prediction=change and "
                 f"no vdm.weights, found prediction={self.prediction} and weights={self.weights}"
             )
-        if self.still_control and self.control == "none":
-            raise ValueError("vdm.still_control=true gives the control branch a still video, but vdm.control=none")
         if not self.noise_shift > 0:
             raise ValueError(f"vdm.noise_shift must be positive, found {self.noise_shift}")
         if len(self.rope_scale) != 3:
