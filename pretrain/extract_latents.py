@@ -43,8 +43,8 @@ from vw2_robot.worker_pool import WorkerPool
 
 from .cache_frames import open_frames
 from .config import PretrainConfig
+from .dldm_modules import encoder_hash
 from .stages import alone, finished_stage
-from .train_dldm import encoder_hash
 
 EPISODES_PER_SHARD = 64
 

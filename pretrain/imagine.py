@@ -43,8 +43,8 @@ from vw2_robot.storage.arrays import read_array
 from vw2_robot.storage.files import write_json
 
 from .config import ENCODED, PREDICTED, ImagineConfig
+from .dldm_modules import encoder_hash
 from .imagination import Imagined, PlanSegment, Renderer, imagine_segments, plan_of, policy_decoder
-from .train_dldm import encoder_hash
 
 STREAM_CODES, STREAM_RENDER = 60, 61
 DEFAULT_FPS = 10.0

@@ -13,47 +13,44 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from vw2_robot.checkpoint import load_checkpoint, load_optimizer, save_checkpoint, weights_digest
+from vw2_robot.checkpoint import load_checkpoint, load_optimizer
 from vw2_robot.command_line import entry_points
-from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.data.clips import ClipSampler
 from vw2_robot.data.frame_cache import FrameCache
 from vw2_robot.distributed.batch_share import BatchShare, PartOfBatch, StatisticsGroups
-from vw2_robot.distributed.sharding import LossParts, Parallel, state_bytes
+from vw2_robot.distributed.ranks import is_main
+from vw2_robot.distributed.sharding import LossParts, full_state, state_bytes
 from vw2_robot.errors import InputError
-from vw2_robot.models.averaging import Average
 from vw2_robot.models.dldm.dldm import DLDM
-from vw2_robot.models.video.vdm import VDM
-from vw2_robot.models.video.video_codec import VideoCodec
 from vw2_robot.optim import build_optimizer, optimizer_step
-from vw2_robot.random_numbers import SampleNoise, generator
+from vw2_robot.random_numbers import SampleNoise
 from vw2_robot.runs import Run
 from vw2_robot.schedule import LoopConfig
+from vw2_robot.storage.files import write_json
 
 from .cache_frames import open_frames, training_split
 from .clips import TrainingClips, clip_sampler, training_clips
 from .config import PretrainConfig, TrainDLDMConfig
-from .diagnostics.code_usage import CodeUsageMonitor, code_usage
-from .diagnostics.explained_change import EXPLAINED, RiseMonitor
+from .diagnostics.code_usage import code_usage
+from .diagnostics.encoder_movement import encoder_movement
+from .diagnostics.explained_change import EXPLAINED, EXPLAINED_NULL
 from .diagnostics.reconstructions import write_reconstructions
 from .diagnostics.validation import explain_shortfall, validate
 from .dldm_losses import phase_one_loss, phase_two_loss, reader_loss
+from .dldm_modules import Modules, build_dldm, build_modules, prepare_for_hardware, restore, save_dldm
 from .encoder_augmentation import drift
 from .global_batch import batch_on_device, device_of, validation_chunks
 from .stages import alone
-from .train_vdm import build_vdm, open_vdm, prepare_vdm
 
-STREAM_INIT, STREAM_LOSS = 20, 21
+STREAM_LOSS = 21
+PHASE_1 = "phase_1"
+"""folder of the dLDM as phase 1 left it"""
 
 
 PhaseName = Literal["phase 1", "reader", "phase 2"]
@@ -91,56 +88,6 @@ class Clips(NamedTuple):
     training_plain: ClipSampler
 
 
-@dataclass
-class Modules:
-    """All modules with state: what is trained, its moving averages if there are any, and the counter of codes.
-
-    `vdm` and `codec` are None where phase 2 has no VDM.
-    """
-
-    dldm: DLDM
-    vdm: VDM | None
-    codec: VideoCodec | None
-    average: Average | None
-    code_usage: CodeUsageMonitor
-    rise: RiseMonitor
-    """of the explained change in the reader"""
-    parallel: Parallel | None = None
-    """all of them on all ranks, from `prepare_for_hardware` on"""
-
-    def evaluated(self) -> tuple[DLDM, VDM | None]:
-        """Return what is validated and handed on: the averages if there are any, else the trained modules."""
-        if self.average is None:
-            return self.dldm, self.vdm
-        dldm = self.average.modules["dldm"]
-        vdm = self.average.modules.get("vdm")
-        assert isinstance(dldm, DLDM)
-        assert vdm is None or isinstance(vdm, VDM)
-        return dldm, vdm
-
-    def to_save(self) -> dict[str, nn.Module]:
-        """Return the modules of a checkpoint, by name; trained weights have names of their own beside averages."""
-        dldm, vdm = self.evaluated()
-        modules: dict[str, nn.Module | None] = {
-            "dldm": dldm,
-            "vdm": vdm,
-            "codec": self.codec,
-            "code_usage": self.code_usage,
-            "rise": self.rise,
-        }
-        if self.average is not None:
-            # The averages have the plain names: later stages load those and need not know of averaging.
-            modules |= {f"learning_{name}": module for name, module in self.average.learning.items()}
-        return {name: module for name, module in modules.items() if module is not None}
-
-
-def build_dldm(config: PretrainConfig) -> DLDM:
-    """Return an untrained dLDM; its weights depend on the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator(config.seed, 0, stream=STREAM_INIT))))
-        return DLDM(config.dldm)
-
-
 def train_dldm(config: PretrainConfig) -> None:
     """Train both phases, then leave codes.json and reconstructions.png; return at once when complete.
 
@@ -176,85 +123,6 @@ def train_dldm(config: PretrainConfig) -> None:
             for phase in phases_of(config):
                 held_out_last = train_phase(config, run, modules, clips, phase=phase, frames_digest=frame_cache.digest)
             summarize(config, run, modules, clips, frame_cache, held_out_last)
-
-
-def build_modules(
-    config: PretrainConfig,
-    frame_cache: FrameCache,
-    train_ids: NDArray[np.int64],
-    *,
-    device: torch.device,
-    resumed: bool,
-) -> Modules:
-    """Build all modules on the device.
-
-    Args:
-        config: their sizes and the seed.
-        frame_cache: where the codec is measured, if no stage has done it.
-        train_ids: its episodes that train.
-        device: where they train.
-        resumed: the VDM's weights will come from a checkpoint of this stage, so no prior is read.
-    """
-    # Built on the CPU, so that the weights do not depend on the device.
-    dldm = config.hardware.placed(build_dldm(config), device)
-    vdm = codec = None
-    learning: dict[str, nn.Module] = {"dldm": dldm}
-    if config.train_dldm.with_vdm:
-        # The codec is measured on clips as they are trained on, with augmentation.
-        vdm, codec = build_vdm(config) if resumed else open_vdm(config, clip_sampler(config, frame_cache, train_ids))
-        vdm = config.hardware.placed(vdm, device)
-        codec = config.hardware.placed(codec, device)
-        learning["vdm"] = vdm
-    # Averages are modules of their own: the trained weights stay as the optimizer left them.
-    average = Average(learning, config.train_dldm.ema) if config.train_dldm.ema else None
-    usage = CodeUsageMonitor(config.dldm.vocabulary).to(device)
-    return Modules(dldm, vdm, codec, average, usage, RiseMonitor())
-
-
-def restore(path: Path, modules: Modules, training: TrainingClips) -> None:
-    """Continue where that checkpoint was written: weights, counted codes, and the position in the training clips.
-
-    Args:
-        path: the checkpoint folder of this stage.
-        modules: all modules of the run; their weights are replaced in place.
-        training: the training clips, which are set to the stored position.
-
-    Raises:
-        InputError: the checkpoint is damaged or of another kind, does not fit the modules, or is of a run on other
-            clips.
-    """
-    checkpoint = load_checkpoint(path, kind="dldm")
-    learning: dict[str, nn.Module] = {"dldm": modules.dldm}
-    if modules.vdm is not None:
-        learning["vdm"] = modules.vdm
-    checkpoint.load_into(code_usage=modules.code_usage, rise=modules.rise)
-    if modules.codec is not None:
-        checkpoint.load_into(codec=modules.codec)
-    if modules.average is None:
-        checkpoint.load_into(**learning)
-    else:
-        checkpoint.load_into(**modules.average.modules)
-        checkpoint.load_into(**{f"learning_{name}": module for name, module in learning.items()})
-    training.restore(checkpoint.fact("clips"))
-
-
-def prepare_for_hardware(config: PretrainConfig, modules: Modules) -> None:
-    """Switch on gradient checkpointing, compilation and sharding where the configuration asks for them."""
-    if config.hardware.gradient_checkpointing:
-        # Recomputes activations in the backward pass: less memory, one more forward pass.
-        modules.dldm.checkpoint_gradients()
-    if config.hardware.compile:
-        # In place: `torch.compile(module)` would put a prefix before all names of parameters in checkpoints.
-        modules.dldm.compile_blocks()
-    held: dict[str, nn.Module] = {"dldm": modules.dldm}
-    if modules.vdm is not None:
-        prepare_vdm(config, modules.vdm)
-        modules.vdm.trainable_parameters()  # what is trained must be known
-        held["vdm"] = modules.vdm
-    if modules.average is not None:
-        held |= {f"average_{name}": module for name, module in modules.average.modules.items()}
-    blocks = [block for module in held.values() if isinstance(module, DLDM | VDM) for block in module.blocks()]
-    modules.parallel = Parallel(held, sharding=config.hardware.sharding, blocks=blocks)
 
 
 def train_phase(
@@ -327,6 +195,9 @@ def train_phase(
             for alarm in modules.code_usage.alarms(validation, phases):
                 run.log_message(f"step {step + 1}: {alarm}")
             ended = phase_ended(phases, modules, validation, phase=phase.name)
+        if phase.name == "phase 1" and (ended or step + 1 == phase.stop):
+            # What phase 2 makes of the codes is compared with it. First, so that a finished phase has it.
+            save_dldm(config, run.path / PHASE_1, modules, frames_digest=frames_digest)
         if ended and step + 1 < phase.stop:
             run.log_message(f"{phase.name} ends after {step + 1 - first} steps: {ended}")
             # Saved as the last step of the phase, so that a resumed run begins with the next one as this one does.
@@ -504,20 +375,12 @@ def save(
         optimizer: of the current phase.
         frames_digest: digest of the frame cache, stored in the checkpoint.
     """
-    dldm, vdm = modules.evaluated()
     write = partial(
-        save_checkpoint,
-        kind="dldm",
-        config=config_tree(config.dldm),
-        modules=modules.to_save(),
-        facts={
-            "encoder_hash": encoder_hash(dldm),
-            "vdm": None if vdm is None else config_tree(config.vdm),
-            "codec": None if vdm is None else config_tree(config.codec),
-            "frames_digest": frames_digest,
-            "time_base": config.data.time_base,
-            "clips": clips.training.state(),
-        },
+        save_dldm,
+        config,
+        modules=modules,
+        frames_digest=frames_digest,
+        clips=clips.training.state(),
         optimizer=optimizer,
     )
     run.save(step, write)
@@ -531,11 +394,11 @@ def summarize(
     frame_cache: FrameCache,
     held_out: dict[str, float] | None,
 ) -> None:
-    """Write codes.json and reconstructions.png, and log one line on reconstruction and codes.
+    """Write codes.json, phases.json and reconstructions.png, and log a line on reconstruction, codes and encoder.
 
     Args:
         config: of the run.
-        run: its folder gets both files, its log the line.
+        run: its folder gets the files, its log the line.
         modules: after training; the averages are measured if there are any.
         clips: held-out clips, and training clips without augmentation.
         frame_cache: its frames are encoded to count the codes.
@@ -548,11 +411,21 @@ def summarize(
     if held_out is None:
         held_out = validate_on(clips.held_out, config, modules, reads_codes=True)
     training_ratio = validate_on(clips.training_plain, config, modules, reads_codes=False)["dldm/ratio_to_copy"]
-    shuffled = f", shuffle ratio {held_out['dldm/shuffle_ratio']:.3f}" if vdm is not None else ""
+    movement = movement_of_phases(config, run, dldm)
+    read = ""
+    if vdm is not None:
+        # Without control video: with one, its motion is in the control video already.
+        read = (
+            f"; the VDM explains {held_out[f'dldm/{EXPLAINED}']:.2f} of the change with the right codes, "
+            f"{held_out[f'dldm/{EXPLAINED_NULL}']:.2f} with none, {held_out['dldm/explained_change_decoder']:.2f} the "
+            f"decoder; shuffle ratio {held_out['dldm/shuffle_ratio_no_control']:.2f} without control video, "
+            f"{held_out['dldm/shuffle_ratio']:.2f} with it"
+        )
     run.log_message(
         f"reconstruction {held_out['dldm/ratio_to_copy']:.3f} of copy-first-frame on held-out clips, "
         f"{training_ratio:.3f} on training clips, {usage['used']} different codes, perplexity "
-        f"{usage['perplexity']:.0f}{shuffled}"
+        f"{usage['perplexity']:.0f}{read}; phase 2 made {100 * movement['phase_2_share']:.0f} % of the movement of the "
+        "encoder"
     )
     modules.parallel.run(
         partial(
@@ -569,9 +442,21 @@ def summarize(
     )
 
 
-def encoder_hash(dldm: DLDM) -> str:
-    """Return the identity of everything that decides a code: trunk, queries, projection, any codebook."""
-    return weights_digest(dldm.encoder, dldm.qformer, dldm.pre_quant, dldm.fsq)
+def movement_of_phases(config: PretrainConfig, run: Run, dldm: DLDM) -> dict[str, float]:
+    """Return `encoder_movement` of the run, and write it to phases.json; all ranks call it, rank 0 has numbers.
+
+    Args:
+        config: of the run; gives the untrained weights.
+        run: its folder holds the dLDM of phase 1.
+        dldm: at the end.
+    """
+    at_end = full_state(dldm)
+    before = load_checkpoint(run.path / PHASE_1, kind="dldm").weights
+    after_phase_1 = {name.removeprefix("dldm."): value for name, value in before.items()}
+    found = encoder_movement(build_dldm(config).state_dict(), after_phase_1, at_end or after_phase_1)
+    if is_main():
+        write_json(run.path / "phases.json", {"encoder_movement": found}, sealed=True)
+    return found
 
 
 main = alone(train_dldm, "dldm")

@@ -42,8 +42,8 @@ from vw2_robot.runs import Run
 
 from .cache_frames import open_frames, training_split
 from .config import PretrainConfig
+from .dldm_modules import encoder_hash
 from .stages import alone, finished_stage
-from .train_dldm import encoder_hash
 
 STREAM_INIT, STREAM_BATCH, STREAM_NOISE = 40, 41, 42
 VALIDATION_WINDOWS = 256

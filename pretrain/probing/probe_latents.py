@@ -33,7 +33,7 @@ from vw2_robot.models.dldm.config import DLDMConfig
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.storage.files import read_yaml, write_text
 
-from ..train_dldm import encoder_hash
+from ..dldm_modules import encoder_hash
 from .action_probe import fit_code_probe, probe_actions, split_sets
 from .code_swap import MotionReader, decode_with_codes_of, swap_examples, swap_test
 from .config import ProbeLatentsConfig

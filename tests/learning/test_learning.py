@@ -38,7 +38,14 @@ DLDM_CONFIG = DLDMConfig(
     output="warp",
 )
 VDM_CONFIG = VDMConfig(
-    heads=2, head_dim=32, layers=2, adaln_lora_dim=16, context_width=32, control_width=32, prediction="change"
+    heads=2,
+    head_dim=32,
+    layers=2,
+    adaln_lora_dim=16,
+    context_width=32,
+    control_width=32,
+    prediction="change",
+    still_control=True,
 )
 CODEC_CONFIG = CodecConfig(block=8, keep=2)
 PHASE1 = OptimConfig(lr=2e-3, weight_decay=0.01, warmup_steps=20)
@@ -187,7 +194,7 @@ def shuffle_ratios(dldm: DLDM, clips) -> tuple[float, float]:
     def chunks():
         yield np.arange(len(x)), x, all_valid(x, config)
 
-    validation = validate(dldm, vdm, codec, chunks, phase=2, seed=0, grayscale=True)
+    validation = validate(dldm, vdm, codec, chunks, reads_codes=True, seed=0, grayscale=True)
     return validation["dldm/shuffle_ratio"], validation["dldm/shuffle_ratio_no_control"]
 
 

@@ -23,9 +23,9 @@ from vw2_robot.models.video.video_codec import DCTCodec
 from vw2_robot.pixels import to_model_range, to_pixels
 from vw2_robot.pretrain import imagine as program
 from vw2_robot.pretrain.config import ImagineConfig
+from vw2_robot.pretrain.dldm_modules import encoder_hash
 from vw2_robot.pretrain.imagination import Renderer, imagine_segments, plan_of
 from vw2_robot.pretrain.imagine import imagine, read_photograph
-from vw2_robot.pretrain.train_dldm import encoder_hash
 
 CONFIG = DLDMConfig(
     num_frames=9,

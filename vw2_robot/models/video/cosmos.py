@@ -119,7 +119,7 @@ def blocks_of(transformer: nn.Module) -> list[nn.Module]:
 def last_tokens(transformer: nn.Module) -> Iterator[list[Tensor]]:
     """Collect, inside the `with`, what the transformer's last layer reads: one [B, Q, W] for each forward pass."""
     found: list[Tensor] = []
-    handle = transformer.proj_out.register_forward_pre_hook(lambda _, args: found.append(args[0]))  # type: ignore[operator,union-attr]
+    handle = transformer.proj_out.register_forward_pre_hook(lambda _, args: found.append(args[0]))  # type: ignore[union-attr]
     try:
         yield found
     finally:

@@ -14,7 +14,7 @@ not with this module.
 # Q = K * h/2 * w/2 tokens of the transformer · S = 1 + M*N keys (null token first) · D width of the cross-attention
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -211,8 +211,8 @@ class VDM(nn.Module):
                 else:
                     marked = torch.cat([x, marks], dim=1)
                     residuals = self.control(self.transformer, marked, times, context, control_video)
-            collected = nullcontext([]) if self.warp is None else last_tokens(self.transformer)
-            with residuals_added(self.transformer, residuals), collected as tokens:
+            with residuals_added(self.transformer, residuals), ExitStack() as stack:
+                tokens = [] if self.warp is None else stack.enter_context(last_tokens(self.transformer))
                 out = self.transformer(
                     hidden_states=x,
                     timestep=times.flatten(),  # a row for each frame, see `cosmos.py`
