@@ -100,9 +100,6 @@ class RolloutConfig:
                 raise ValueError(f"{name}={getattr(self, name)}, expected at least {smallest}")
         if self.n_action_steps is not None and self.n_action_steps < 1:
             raise ValueError(f"n_action_steps={self.n_action_steps}, expected at least 1 (or null, as in training)")
-        other_protocol = ("starts_seed",) if self.protocol == "chain" else ("first_sequence", "sequences_seed")
-        if unused := [name for name in other_protocol if getattr(self, name)]:
-            raise ValueError(f"{unused[0]}={getattr(self, unused[0])} means nothing with protocol={self.protocol}")
         if not 0 < self.alpha < 1:
             raise ValueError(f"alpha={self.alpha}, expected a probability between 0 and 1, such as 0.05")
         if self.shard is not None:
@@ -186,6 +183,9 @@ def choose_sequences(config: RolloutConfig, benchmark: Benchmark) -> list[EvalSe
     Raises:
         InputError: The benchmark has no single tasks, or not the requested chains.
     """
+    other_protocol = ("starts_seed",) if config.protocol == "chain" else ("first_sequence", "sequences_seed")
+    if unused := [name for name in other_protocol if getattr(config, name)]:
+        raise InputError(f"{unused[0]}={getattr(config, unused[0])} means nothing with protocol={config.protocol}")
     make: Callable[..., list[EvalSequence]] | None
     if config.protocol == "single":
         make, count, seed = getattr(benchmark, "single_tasks", None), config.rollouts_per_task, config.starts_seed

@@ -305,8 +305,8 @@ def test_skipped_chains_and_other_seeds_are_in_the_provenance(config, tmp_path):
         rollout(config("others", sequences_seed=2))
     with pytest.raises(InputError, match=r"first_sequence \(4 -> 3\)"):
         rollout(config("last", num_sequences=2, first_sequence=3))
-    with pytest.raises(ValueError, match="starts_seed=1 means nothing with protocol=chain"):
-        config(starts_seed=1)
+    with pytest.raises(InputError, match="starts_seed=1 means nothing with protocol=chain"):
+        rollout(config("starts", starts_seed=1))
     with pytest.raises(InputError, match="has one list of chains alone"):
         rollout(config("starts", protocol="single", starts_seed=1))
 
