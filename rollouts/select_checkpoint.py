@@ -4,8 +4,8 @@
     vw2-select policy=runs/first/finetune workers=8
 
 Held-out action errors may rank policies wrongly, so each checkpoint is rolled out, all on the same starts, and never on
-those of seed 0, on which policies are measured. Leaves a rollout per checkpoint and selection.json in `run_dir`, and the file
-`selected` in the run folder, which from then on stands for the chosen checkpoint. Training on removes it.
+those of seed 0, on which policies are measured. Leaves a rollout per checkpoint and selection.json in `run_dir`, and
+the file `selected` in the run folder, which from then on stands for the chosen checkpoint. Training on removes it.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ def lines(found: dict[str, Any]) -> list[str]:
     table = [f"{'checkpoint':<24} {'solved':>6}  95 % interval"]
     for one in measured:
         low, high = one["success_intervals95"][0] if found["protocol"] == "single" else one["average_length_ci95"]
-        mark = "  selected" if one["checkpoint"] == found["selected"] else ""
-        table.append(f"{one['checkpoint']:<24} {one['average_length']:>6.3f}  [{low:.3f}, {high:.3f}]{mark}")
+        selected = "  selected" if one["checkpoint"] == found["selected"] else ""
+        table.append(f"{one['checkpoint']:<24} {one['average_length']:>6.3f}  [{low:.3f}, {high:.3f}]{selected}")
     return [
         *table,
         f"{measured[0]['num_sequences']} rollouts each, seed {found['seed']}",
