@@ -12,6 +12,8 @@ from vw2_robot.models.policy.config import ActionHeadConfig, LoRAConfig, PolicyC
 from vw2_robot.schedule import LoopConfig
 
 SCRATCH = "scratch"
+MOST_KEPT = 20
+"""checkpoints that a run may keep beside its last one"""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,22 @@ class NetworkConfig:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     stride: Count = 4
     """s, actions per latent step"""
+
+
+@dataclass(frozen=True)
+class FinetuneLoopConfig(LoopConfig):
+    """The training loop of fine-tuning, whose checkpoints may be compared afterwards."""
+
+    keep_every: int = 0
+    """steps between two checkpoints that are kept for `vw2-select`, without optimizer; 0: the last one alone"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keep_every < 0 or (self.keep_every and self.train_steps > MOST_KEPT * self.keep_every):
+            raise ValueError(
+                f"loop.keep_every={self.keep_every}, expected 0, or at least {-(-self.train_steps // MOST_KEPT)} for "
+                f"train_steps={self.train_steps}: a run keeps at most {MOST_KEPT} checkpoints"
+            )
 
 
 @dataclass(frozen=True)
@@ -93,7 +111,7 @@ class FinetuneConfig:
     policy: str
     """checkpoint or run folder of the pre-trained policy (a pretrain-on-openx run_dir too), builtin:NAME, or scratch"""
     data: CalvinDataConfig
-    loop: LoopConfig
+    loop: FinetuneLoopConfig
     method: str | None = None
     """name of the method that is compared, for tables; configs/method sets it"""
     network: NetworkConfig = field(default_factory=NetworkConfig)

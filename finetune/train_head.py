@@ -103,17 +103,12 @@ def train_actions(config: FinetuneConfig, run: Run) -> None:
         if step + 1 == loop.train_steps:
             # Before the last checkpoint: a run that is complete has its validation.json.
             write_validation(run, parallel.run(validate, config, policy, head, datasets.held_out))
+        write = partial(save, config=config, init=init, datasets=datasets, head=head, adapters=adapters)
+        # The last one stays without being kept.
+        if loop.keep_every and (step + 1) % loop.keep_every == 0 and step + 1 < loop.train_steps:
+            run.keep(step, partial(write, optimizer=None))
         if run.checkpoint_due(step, loop.save_every):
-            write = partial(
-                save,
-                config=config,
-                init=init,
-                datasets=datasets,
-                head=head,
-                adapters=adapters,
-                optimizer=optimizer,
-            )
-            run.save(step, write)
+            run.save(step, partial(write, optimizer=optimizer))
 
 
 class FinetunePart(NamedTuple):
@@ -309,7 +304,7 @@ def save(
     datasets: FinetuneDatasets,
     head: ActionHead,
     adapters: LoRA | None,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | None,
 ) -> None:
     """Write a checkpoint that acts by itself; adapters are merged into its policy, and saved beside it for a resume.
 
@@ -320,14 +315,14 @@ def save(
         datasets: for the statistics, the digest of the labels and the control rate.
         head: as it is now.
         adapters: as they are now; None without LoRA.
-        optimizer: its state.
+        optimizer: its state; None for a checkpoint that no run continues from.
     """
     policy = init.policy
     dldm = init.dldm
     modules: dict[str, nn.Module] = {"policy": saved_policy(policy, adapters), "head": head}
     if dldm is not None:
         modules["dldm"] = dldm
-    if adapters is not None:
+    if adapters is not None and optimizer is not None:
         modules["lora"] = adapters
     save_checkpoint(
         path,

@@ -12,9 +12,11 @@ import inspect
 import platform
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -39,8 +41,9 @@ class RolloutConfig:
     """The root of `vw2-rollout`."""
 
     policy: str
-    """a checkpoint or fine-tuning run folder, a Hub id "owner/name", "random", "demonstrator", or the run_dir of a
-    rollout with recorded actions to replay; required unless merge=true"""
+    """a checkpoint or fine-tuning run folder, a Hub id "owner/name", "random", "demonstrator", the run_dir of a rollout
+    with recorded actions to replay, or "package.module:Name", called without arguments for a Policy; required unless
+    merge=true"""
     env: dict[str, Any]
     """`_target_` of a Benchmark and its arguments"""
     run_dir: str
@@ -48,9 +51,15 @@ class RolloutConfig:
     protocol: Literal["chain", "single"] = "chain"
     """chain: the benchmark's chains, no reset between subtasks; single: one task at a time, each from a start state"""
     num_sequences: int = 1000
-    """chains of the benchmark to consider (protocol=chain)"""
+    """chains of the benchmark to consider (protocol=chain); a larger number continues a folder with the missing ones"""
+    first_sequence: int = 0
+    """chains of the benchmark to skip before those (protocol=chain)"""
+    sequences_seed: int = 0
+    """which chains (protocol=chain): 0: the benchmark's, another: sampled by its protocol from that seed"""
     rollouts_per_task: int = 10
-    """starts of each task (protocol=single)"""
+    """starts of each task (protocol=single); a larger number continues a folder with the missing ones"""
+    starts_seed: int = 0
+    """which starts (protocol=single); other seeds have other block poses"""
     sequences: list[Any] | str | int | None = None
     """numbers and ranges of chains, such as 0:100 or [0:50,704]; none: all considered"""
     shard: str | None = None
@@ -84,7 +93,8 @@ class RolloutConfig:
     def __post_init__(self) -> None:
         """Reject what cannot work."""
         at_least_one = ("num_sequences", "rollouts_per_task", "workers", "batch_size", "threads")
-        smallest_values = dict.fromkeys(at_least_one, 1) | {"videos": 0, "seed": 0, "retries": 0}
+        at_least_zero = ("videos", "seed", "retries", "first_sequence", "sequences_seed", "starts_seed")
+        smallest_values = dict.fromkeys(at_least_one, 1) | dict.fromkeys(at_least_zero, 0)
         for name, smallest in smallest_values.items():
             if getattr(self, name) < smallest:
                 raise ValueError(f"{name}={getattr(self, name)}, expected at least {smallest}")
@@ -115,13 +125,34 @@ def is_served(config: RolloutConfig) -> bool:
     """Return whether the policy can live in the policy process.
 
     True for checkpoints: their output depends on image and instruction alone, while the other policies need the
-    simulator or the chain.
+    simulator or the chain, or may keep a state.
     """
-    return config.policy not in LOCAL_POLICIES and not _is_recording(config.policy)
+    return config.policy not in LOCAL_POLICIES and not _is_recording(config.policy) and not _is_object(config.policy)
 
 
 def _is_recording(policy: str) -> bool:
     return (Path(policy) / FOLDER).is_dir()
+
+
+def _is_object(policy: str) -> bool:
+    """Return whether a policy is given as "package.module:Name"; "builtin:NAME" is a checkpoint."""
+    is_name = re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", policy) is not None
+    return is_name and not policy.startswith("builtin:")
+
+
+def _open_object(policy: str) -> Policy:
+    """Return what "package.module:Name" makes.
+
+    Raises:
+        InputError: There is no such name, or it makes no policy.
+    """
+    try:
+        made = resolve_name(policy)()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise InputError(f"policy={policy} cannot be made ({error}); it must be callable without arguments") from error
+    if missing := [name for name in ("metadata", "reset", "infer") if not hasattr(made, name)]:
+        raise InputError(f"policy={policy} makes no Policy: it has no {', '.join(missing)} (vw2_robot/contracts.py)")
+    return cast(Policy, made)
 
 
 def open_alone(config: RolloutConfig, benchmark: Benchmark) -> Policy:
@@ -152,13 +183,22 @@ def choose_sequences(config: RolloutConfig, benchmark: Benchmark) -> list[EvalSe
     Raises:
         InputError: The benchmark has no single tasks, or not the requested chains.
     """
+    other_protocol = ("starts_seed",) if config.protocol == "chain" else ("first_sequence", "sequences_seed")
+    if unused := [name for name in other_protocol if getattr(config, name)]:
+        raise InputError(f"{unused[0]}={getattr(config, unused[0])} means nothing with protocol={config.protocol}")
+    make: Callable[..., list[EvalSequence]] | None
     if config.protocol == "single":
-        single_tasks = getattr(benchmark, "single_tasks", None)
-        if single_tasks is None:
+        make, count, seed = getattr(benchmark, "single_tasks", None), config.rollouts_per_task, config.starts_seed
+        if make is None:
             raise InputError(f"protocol=single, but {config.env['_target_']} has no start states for single tasks")
-        chains = single_tasks(config.rollouts_per_task)
     else:
-        chains = benchmark.sequences(config.num_sequences)
+        make, count, seed = benchmark.sequences, config.first_sequence + config.num_sequences, config.sequences_seed
+    if seed and "seed" not in inspect.signature(make).parameters:
+        raise InputError(
+            f"{config.env['_target_']} has one list of chains alone; leave sequences_seed and starts_seed 0"
+        )
+    chains = make(count, seed=seed) if seed else make(count)
+    chains = chains[config.first_sequence :]
     specs = config.sequences
     if specs is None:
         return select(chains, [])
@@ -232,6 +272,8 @@ def open_policy(config: RolloutConfig, benchmark: Benchmark) -> Policy:
         from .action_replay import ActionReplay
 
         return ActionReplay(config.policy)
+    if _is_object(config.policy):
+        return _open_object(config.policy)
     return open_checkpoint(config)
 
 
@@ -276,6 +318,9 @@ def make_provenance(
         "n_action_steps": n_action_steps,
         "seed": config.seed,
         "protocol": config.protocol,
+        "first_sequence": config.first_sequence,
+        "sequences_seed": config.sequences_seed,
+        "starts_seed": config.starts_seed,
         "batch_size": config.batch_size,
         "num_sequences": len(shard_sequences(chains, config.shard)),
         "instructions": {task: benchmark.instruction(task) for task in tasks},

@@ -95,6 +95,12 @@ finetune = Program(
 rollout = Program(
     "vw2_robot.rollouts.__main__:main", "vw2_robot.rollouts.config:RolloutConfig", "rollout", extra="calvin"
 )
+select = Program(
+    "vw2_robot.rollouts.select_checkpoint:main",
+    "vw2_robot.rollouts.select_checkpoint:SelectConfig",
+    "select",
+    extra="calvin",
+)
 report = Program(
     "vw2_robot.rollouts.report.report:main", "vw2_robot.rollouts.report.report:ReportConfig", "report", extra="report"
 )

@@ -9,12 +9,12 @@ import torch
 from vw2_robot.checkpoint import save_checkpoint
 from vw2_robot.command_line.config_tree import config_tree
 from vw2_robot.devices import Hardware
-from vw2_robot.finetune.config import CalvinDataConfig, FinetuneConfig
+from vw2_robot.finetune.config import CalvinDataConfig, FinetuneConfig, FinetuneLoopConfig
 from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, QFormerConfig, StemConfig
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.policy.ar_policy import LatentPolicy
 from vw2_robot.models.policy.config import ActionHeadConfig, BackboneConfig, PolicyConfig
-from vw2_robot.schedule import LoopConfig, OptimConfig
+from vw2_robot.schedule import OptimConfig
 
 torch.set_num_threads(1)  # the models are tiny; two test processes share two cores
 LENGTH = 7
@@ -30,7 +30,9 @@ DLDM_TINY = DLDMConfig(
     qformer=QFormerConfig(heads=2),
     z_channels=8,
 )
-LOOP = LoopConfig(train_steps=2, batch_size=4, log_every=1, save_every=2, optim=OptimConfig(lr=1e-2, warmup_steps=1))
+LOOP = FinetuneLoopConfig(
+    train_steps=2, batch_size=4, log_every=1, save_every=2, optim=OptimConfig(lr=1e-2, warmup_steps=1)
+)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from vw2_robot.data.labels import read_labels
 from vw2_robot.data.statistics import ActionStatistics
 from vw2_robot.errors import InputError
 from vw2_robot.finetune import datasets
+from vw2_robot.finetune.config import FinetuneLoopConfig
 from vw2_robot.finetune.losses import action_loss, totals_of, unlabeled_loss, window_batch, window_losses
 from vw2_robot.finetune.pretrained_init import load_pretrained
 from vw2_robot.finetune.train_head import finetune
@@ -315,6 +316,13 @@ def test_held_out_actions_are_measured_in_the_units_of_the_labels(configure, wri
     train, held_out = made
     assert held_out.statistics is train.statistics
     assert not set(train.episode) & set(held_out.episode)
+
+
+def test_no_more_checkpoints_are_kept_than_a_disk_can_hold():
+    loop = FinetuneLoopConfig(train_steps=1000, batch_size=1, optim=OptimConfig(), keep_every=50)
+    for keep_every in (-1, 49):
+        with pytest.raises(ValueError, match=f"keep_every={keep_every}, expected 0, or at least 50"):
+            replace(loop, keep_every=keep_every)
 
 
 def test_another_configuration_in_the_same_folder_is_refused(configure, write_calvin):

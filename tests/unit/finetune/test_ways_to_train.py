@@ -65,7 +65,7 @@ def observation():
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_resumes_to_the_same_bytes_and_acts(configured, write_calvin, tmp_path, monkeypatch, way):
     data = write_calvin()
-    loop = replace(configured(data, way).loop, train_steps=4, save_every=2)
+    loop = replace(configured(data, way).loop, train_steps=4, save_every=2, keep_every=1)
     finetune(configured(data, way, loop=loop, run="calm"))
     real, calls = train_head.optimizer_step, []
 
@@ -83,6 +83,13 @@ def test_every_way_resumes_to_the_same_bytes_and_acts(configured, write_calvin, 
     calm, killed = tmp_path / "calm" / "checkpoints" / "step_4", tmp_path / "killed" / "checkpoints" / "step_4"
     for name in ("model.safetensors", "optimizer.safetensors", "config.json", "stats.json"):
         assert (calm / name).read_bytes() == (killed / name).read_bytes(), name
+    kept = [
+        sorted(file for file in (tmp_path / run / "kept").rglob("*") if file.is_file()) for run in ("calm", "killed")
+    ]
+    assert {file.parent.name for file in kept[0]} == {"step_1", "step_2", "step_3"}
+    assert not any("optimizer" in file.name for file in kept[0])
+    assert [file.read_bytes() for file in kept[0]] == [file.read_bytes() for file in kept[1]]
+    assert VW2Agent.from_pretrained(tmp_path / "calm/kept/step_1").infer(observation())["actions"].shape == (4, 7)
     assert (tmp_path / "calm" / "metrics.jsonl").read_text() == (tmp_path / "killed" / "metrics.jsonl").read_text()
     assert (tmp_path / "calm" / "validation.json").is_file()
     assert VW2Agent.from_pretrained(tmp_path / "killed").infer(observation())["actions"].shape == (4, 7)

@@ -270,7 +270,7 @@ def test_workers_of_the_console_script_import_no_torch_either(tmp_path, monkeypa
             {name: 0}
             for name in ("workers", "num_sequences", "n_action_steps", "threads", "batch_size", "rollouts_per_task")
         ),
-        *({name: -1} for name in ("videos", "seed", "retries")),
+        *({name: -1} for name in ("videos", "seed", "retries", "first_sequence", "sequences_seed", "starts_seed")),
         {"alpha": 1.0},
     ],
 )
@@ -290,6 +290,74 @@ def test_a_subset_has_the_rows_of_the_whole(config, tmp_path):
     assert read_rows(tmp_path / "one/results.jsonl") == [whole[2]]
     with pytest.raises(InputError, match="asks for chain 6, but there are chains 0 to 5"):
         rollout(config("none", sequences=6))
+
+
+def test_skipped_chains_and_other_seeds_are_in_the_provenance(config, tmp_path):
+    rollout(config("whole"))
+    whole = {row["sequence"]: row for row in read_rows(tmp_path / "whole/results.jsonl")}
+    rollout(config("last", num_sequences=2, first_sequence=4))
+    assert read_rows(tmp_path / "last/results.jsonl") == [whole[4], whole[5]]
+    rollout(config("others", sequences_seed=1))
+    assert [row["solved"] for row in read_rows(tmp_path / "others/results.jsonl")] == [1, 0, 4, 3, 2, 1]
+    kept = read_json(tmp_path / "others/provenance.json", cure="", sealed=True)
+    assert (kept["sequences_seed"], kept["first_sequence"], kept["starts_seed"]) == (1, 0, 0)
+    with pytest.raises(InputError, match=r"sequences_seed \(1 -> 2\)"):
+        rollout(config("others", sequences_seed=2))
+    with pytest.raises(InputError, match=r"first_sequence \(4 -> 3\)"):
+        rollout(config("last", num_sequences=2, first_sequence=3))
+    with pytest.raises(InputError, match="starts_seed=1 means nothing with protocol=chain"):
+        rollout(config("starts", starts_seed=1))
+    with pytest.raises(InputError, match="has one list of chains alone"):
+        rollout(config("starts", protocol="single", starts_seed=1))
+
+
+@pytest.mark.parametrize("more", [{"num_sequences": 6}, {"protocol": "single", "rollouts_per_task": 3}])
+def test_more_chains_continue_a_finished_folder_to_the_bytes_of_all(config, tmp_path, more):
+    fewer = {**more, **{key: 1 for key, value in more.items() if isinstance(value, int)}}
+    first = rollout(config("grown", videos=2, **fewer))
+    summary = rollout(config("grown", videos=2, **more))
+    assert (
+        rollout(config("whole", videos=2, **more))["num_sequences"] == summary["num_sequences"] > first["num_sequences"]
+    )
+    grown, whole = tmp_path / "grown", tmp_path / "whole"
+    names = ["results.jsonl", "provenance.json", *(f"videos/{path.name}" for path in (whole / "videos").iterdir())]
+    assert all((grown / name).read_bytes() == (whole / name).read_bytes() for name in names)
+    assert "is not finished" not in (grown / "report.html").read_text(encoding="utf-8")
+    with pytest.raises(InputError, match="another configuration"):
+        rollout(config("grown", videos=2, **fewer))
+    with pytest.raises(InputError, match=r"another configuration.*seed \(0 -> 1\)"):
+        rollout(config("grown", videos=2, **{**more, "seed": 1}))
+
+
+def test_growing_brings_instructions_of_more_tasks_but_changes_none(config, counting_world, tmp_path, monkeypatch):
+    few = {"protocol": "single", "sequences": "0:1"}
+    rollout(config(**few))
+    file = tmp_path / "run/provenance.json"
+    assert len(read_json(file, cure="", sealed=True)["instructions"]) == 1
+    (tmp_path / "run/config.yaml").unlink()  # as its cure says
+    rollout(config(protocol="single", rollouts_per_task=1))
+    assert len(read_json(file, cure="", sealed=True)["instructions"]) == 5
+    monkeypatch.setattr(counting_world.CountingBenchmark, "instruction", lambda self, task: f"now {task}")
+    with pytest.raises(InputError, match=r"instructions\.open"):
+        rollout(config(protocol="single", rollouts_per_task=2))
+
+
+def test_shards_cannot_be_given_more_chains(config):
+    rollout(config(num_sequences=4, shard="0/2"))
+    with pytest.raises(InputError, match=r"num_sequences \(4 -> 6\)"):
+        rollout(config(shard="0/2"))
+
+
+def test_a_policy_may_be_named_by_its_module(config, counting_world, tmp_path):
+    summary = rollout(config(policy="counting_world:ScriptedPolicy", workers=2))
+    assert (summary["policy"], summary["average_length"]) == ("scripted", 5.0)
+    for name, message in (
+        ("counting_world:Missing", "cannot be made"),
+        ("counting_world:CountingBenchmark", "makes no Policy: it has no infer"),
+        ("no_such_module:Policy", "cannot be made"),
+    ):
+        with pytest.raises(InputError, match=message):
+            rollout(config("other", policy=name))
 
 
 def test_single_tasks_are_counted_task_by_task(config, tmp_path):
