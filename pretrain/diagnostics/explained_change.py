@@ -11,7 +11,6 @@ sampler of a distribution explains less than its mean.
 # B batch · T frames · M latent steps · N codes per step
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -121,7 +120,7 @@ class RiseMonitor(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("best", torch.tensor(-math.inf, dtype=torch.float64))
+        self.register_buffer("best", torch.tensor(torch.finfo(torch.float32).min))
         self.register_buffer("misses", torch.tensor(0))
 
     def stopped(self, value: float, *, patience: int, min_rise: float) -> bool:
