@@ -32,6 +32,10 @@ class ProbeLatentsConfig:
     """Hz of the clips' frames; if gap_seconds is null too: what the dLDM was trained at"""
     gap_seconds: Rate | None = None
     """instead of target_hz: seconds that a latent step lasts"""
+    before: str | None = None
+    """a second checkpoint, such as that of phase 1: the report states what has changed since, on the same clips"""
+    explained_clips: int = 64
+    """test clips of each data set on which the video model is judged, where the checkpoint has one"""
     pairs: int = 400
     """pairs of clips in the swap test"""
     nuisance_clips: int = 200
@@ -54,7 +58,7 @@ class ProbeLatentsConfig:
         frame_offsets(1, hz=1.0, target_hz=self.target_hz, gap_seconds=self.gap_seconds)
         if self.episodes < 3:
             raise ValueError(f"episodes={self.episodes}; a probe needs at least 3 (training, validation, test)")
-        for name in ("pairs", "nuisance_clips"):
+        for name in ("explained_clips", "pairs", "nuisance_clips"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}, expected at least 1")
         shares = (self.validation_share, self.test_share)
