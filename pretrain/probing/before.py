@@ -61,16 +61,17 @@ def r2_differences(
         quantizers: of both, in this order, on the CPU.
         seed: of the intervals.
     """
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for kind in kinds_of(now):
         targets = targets_of(now, kind)
-        predicted = [
+        predicted, predicted_before = (
             fit_linear(x, targets, split).predict(x[split.test])
             for x in (one_hot_fsq(rows.indices, q) for rows, q in zip((now, before), quantizers, strict=True))
-        ]
+        )
         found[kind] = score_r2_difference(
             targets[split.test],
-            *predicted,
+            predicted,
+            predicted_before,
             now.group[split.test],
             target_names(kind),
             seed=[seed, STREAM_BOOTSTRAP],

@@ -76,14 +76,14 @@ def measures_of(report: Mapping[str, Any], name: str) -> dict[str, float | None]
     explained = video[EXPLAINED]
     decoder = video["explained_change_decoder"]
     codes, pixels = (scores_of(report, name, feature) for feature in ("codes_one_hot", "pixels_quantized"))
-    known = None not in (codes["all"], pixels["all"])
+    mean, pixels_mean = codes["all"], pixels["all"]
     return {
         "explained change": explained,
         # Of a decoder that explains nothing there is no share.
         "explained change over the decoder's": explained / decoder if decoder > 0 else None,
         "shuffle ratio": video[SHUFFLE_RATIO],
         **{f"R2 {column}": codes[column] for column in ("translation", *ROTATIONS_AND_GRIPPER)},
-        "R2 above quantized pixel differences": codes["all"] - pixels["all"] if known else None,
+        "R2 above quantized pixel differences": None if mean is None or pixels_mean is None else mean - pixels_mean,
     }
 
 
