@@ -31,6 +31,11 @@ NUISANCES = ("on_action", "sensitivity")
 def check_clips(now: DLDMConfig, before: DLDMConfig, *, path: str) -> None:
     """Check that both encode the same clips.
 
+    Args:
+        now: configuration of the dLDM that the report is about.
+        before: that of the other one.
+        path: of the other one, for the message.
+
     Raises:
         InputError: they differ in size, length or stride.
     """
@@ -43,7 +48,13 @@ def check_clips(now: DLDMConfig, before: DLDMConfig, *, path: str) -> None:
 
 
 def encoded_by(dldm: DLDM, labeled: Labeled, *, device: torch.device) -> Labeled:
-    """Return the data set with the codes of another dLDM, which is on the device."""
+    """Return the data set with the codes of another dLDM.
+
+    Args:
+        dldm: in evaluation mode.
+        labeled: the data set.
+        device: of the dLDM.
+    """
     rows = labeled.rows
     indices = encode_steps(dldm, labeled.video, labeled.steps, device=device)[rows.clip, rows.step]
     return replace(labeled, rows=replace(rows, indices=indices))

@@ -88,7 +88,13 @@ def measures_of(report: Mapping[str, Any], name: str) -> dict[str, float | None]
 
 
 def scores_of(report: Mapping[str, Any], name: str, feature: str) -> dict[str, float | None]:
-    """Return R2 of the motion that images show: translation, each rotation, gripper, and the mean of all columns."""
+    """Return R2 of the motion that images show: translation, each rotation, gripper, and the mean of all columns.
+
+    Args:
+        report: content of latent_report.json.
+        name: of the data set.
+        feature: what a linear probe predicts it from, such as "codes_one_hot".
+    """
     kinds = report["probe"]["in_scene"][name]
     kind = "moved" if "moved" in kinds else "commanded"
     scores = kinds[kind][feature]["linear"]
