@@ -33,9 +33,6 @@ from vw2_robot.image_metrics import WINDOW, psnr, ssim
 from vw2_robot.models.dldm.config import DLDMConfig
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.policy.ar_policy import LatentPolicy
-from vw2_robot.models.video.config import CodecConfig, Geometry, VDMConfig
-from vw2_robot.models.video.vdm import VDM
-from vw2_robot.models.video.video_codec import build_codec
 from vw2_robot.mp4 import Mp4Writer
 from vw2_robot.pixels import to_model_range, to_pixels
 from vw2_robot.random_numbers import generator
@@ -45,6 +42,7 @@ from vw2_robot.storage.files import write_json
 from .config import ENCODED, PREDICTED, ImagineConfig
 from .dldm_modules import encoder_hash
 from .imagination import Imagined, PlanSegment, Renderer, imagine_segments, plan_of, policy_decoder
+from .train_vdm import vdm_of_dldm
 
 STREAM_CODES, STREAM_RENDER = 60, 61
 DEFAULT_FPS = 10.0
@@ -255,23 +253,11 @@ def open_renderer(folder: str, config: ImagineConfig, dldm: DLDM, device: torch.
             f"{checkpoint.path} belongs to encoder {found[:8]}, the policy predicts codes of {wanted[:8]}; give the "
             "dLDM stage that the policy was trained on"
         )
-    if checkpoint.facts.get("vdm") is None:
+    video = vdm_of_dldm(checkpoint, dldm.config)
+    if video is None:
         raise InputError(f"{checkpoint.path} was trained without a VDM, so nothing can be rendered; leave out vdm")
-    size = dldm.config
-    with checkpoint.building():
-        codec_config = config_from(CodecConfig, checkpoint.fact("codec"))
-        codec = build_codec(codec_config)
-        geometry = Geometry(
-            channels=codec_config.channels,
-            latent_steps=size.latent_steps,
-            height=size.height // codec_config.block,
-            width=size.width // codec_config.block,
-            queries=size.queries,
-            fsq_dims=len(size.fsq_levels),
-        )
-        vdm = VDM(config_from(VDMConfig, checkpoint.facts["vdm"]), geometry)
-        checkpoint.load_into(vdm=vdm, codec=codec)
-    return Renderer(vdm.to(device).eval(), codec.to(device).eval(), config.grayscale_control, config.sample_steps)
+    vdm, codec = video
+    return Renderer(vdm.to(device), codec.to(device), config.grayscale_control, config.sample_steps)
 
 
 def write_results(config: ImagineConfig, begin: Beginning, imagined: Imagined, *, fps: float) -> None:

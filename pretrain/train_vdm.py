@@ -18,13 +18,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vw2_robot.checkpoint import load_checkpoint, load_optimizer, save_checkpoint
+from vw2_robot.checkpoint import Checkpoint, load_checkpoint, load_optimizer, save_checkpoint
 from vw2_robot.command_line import entry_points
-from vw2_robot.command_line.config_tree import config_tree
+from vw2_robot.command_line.config_tree import config_from, config_tree
 from vw2_robot.data.clips import ClipSampler
 from vw2_robot.distributed.batch_share import BatchShare
 from vw2_robot.distributed.ranks import global_sum, is_main, main_first
 from vw2_robot.distributed.sharding import LossParts, Parallel, full_state, state_bytes
+from vw2_robot.models.dldm.config import DLDMConfig
+from vw2_robot.models.video.config import CodecConfig, Geometry, VDMConfig
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import VideoCodec, WanCodec, build_codec
 from vw2_robot.optim import build_optimizer, optimizer_step
@@ -57,6 +59,30 @@ def load_vdm(path: str | Path, config: PretrainConfig) -> tuple[VDM, VideoCodec]
     load_checkpoint(path, kind="vdm").load_into(vdm=vdm, codec=codec)
     vdm.finish_prior()
     return vdm, codec
+
+
+def vdm_of_dldm(checkpoint: Checkpoint, dldm: DLDMConfig) -> tuple[VDM, VideoCodec] | None:
+    """Return the VDM and codec of a checkpoint of stage `dldm`, in evaluation mode; None where it has none.
+
+    Raises:
+        InputError: the checkpoint describes a VDM that its weights do not fit.
+    """
+    if checkpoint.facts.get("vdm") is None:
+        return None
+    with checkpoint.building():
+        codec_config = config_from(CodecConfig, checkpoint.fact("codec"))
+        codec = build_codec(codec_config)
+        geometry = Geometry(
+            channels=codec_config.channels,
+            latent_steps=dldm.latent_steps,
+            height=dldm.height // codec_config.block,
+            width=dldm.width // codec_config.block,
+            queries=dldm.queries,
+            fsq_dims=dldm.code_dims,
+        )
+        vdm = VDM(config_from(VDMConfig, checkpoint.facts["vdm"]), geometry, codec_config)
+        checkpoint.load_into(vdm=vdm, codec=codec)
+    return vdm.eval(), codec.eval()
 
 
 def open_vdm(config: PretrainConfig, clips: ClipSampler) -> tuple[VDM, VideoCodec]:
