@@ -20,7 +20,7 @@ Shape = Literal["box", "cylinder"]
 PANDA = "panda"
 MIDDLE = (0.0, -0.02, 0.44)
 """of the table top, which the camera is directed at"""
-AZIMUTH = (-1.75, 0.0)
+AZIMUTH = (-1.5, 0.0)
 """of the camera about `MIDDLE`, radians: 0 is the right end of the table, -pi/2 its front"""
 ELEVATION = (0.35, 0.95)
 FOV_DEG = (8.0, 42.0)
@@ -128,7 +128,8 @@ def sample_appearance(rng: np.random.Generator, *, embodiments: Sequence[str]) -
 
 
 def _sample_robot_color(rng: np.random.Generator) -> Color:
-    return sample_color(rng, saturation=float(rng.uniform(0, 0.8)))
+    """Return the color of one material: gray in half of the cases."""
+    return sample_color(rng, saturation=float(max(0.0, rng.uniform(-0.8, 0.8))))
 
 
 def _sample_block(rng: np.random.Generator, table: Sequence[float]) -> BlockAppearance:

@@ -26,7 +26,7 @@ FIRST_SOLUTIONS = 30
 """of the first frame; each begins at the one before and comes nearer"""
 SOLUTIONS = 2
 """of every other frame"""
-PLACES = ((-0.4, -0.65, 0.2), (0.1, -0.45, 0.42))
+PLACES = ((-0.5, -0.65, 0.2), (-0.15, -0.45, 0.42))
 """Where another arm may stand: low and high corner."""
 SIZES = (1.0, 1.25)
 WORKSPACE = (0.05, 0.0)

@@ -10,20 +10,22 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from gymnasium.utils import seeding
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..asset_files import find_assets
-from ..backdrop import Part, Shapes
+from ..asset_files import BUILTIN_ASSETS
+from ..backdrop import Part
 from ..cameras import Layer
 from ..physics import Physics
-from ..scene import DOOR_JOINTS, LIGHTS, TABLE_JOINTS, Scene, Vector, scene_files
-from .appearance import MIDDLE, PANDA, Appearance, BlockAppearance, Shape
-from .arms import Arm, load_other_arm, load_panda
+from ..scene import LIGHTS, TABLE_JOINTS, Scene, Vector, scene_files
+from .appearance import MIDDLE, PANDA, Appearance, Shape
+from .embodiments import Arm, load_other_arm, load_panda
 from .textures import Color, Texture, texture_image
 
 Floats = NDArray[np.float64]
@@ -35,6 +37,8 @@ RESTING = 1e-4
 """meters or radians; what moves less within a video rests"""
 FLOOR_M = (8.0, 8.0, 0.02)
 WALL_M = (0.02, 8.0, 5.0)
+TILES = 4
+"""of their textures, along each side"""
 WALL_DISTANCE_M = 1.3
 """from the middle of the table, away from the camera"""
 WOOD = {"base_link": (0, 2), "plank_link": (0,)}
@@ -42,34 +46,38 @@ WOOD = {"base_link": (0, 2), "plank_link": (0,)}
 
 
 def render_video(
-    physics: Physics, scene: str, appearance: Appearance, robot_obs: Floats, scene_obs: Floats, *, image_size: int
+    scene: str, appearance: Appearance, robot_obs: Floats, scene_obs: Floats, *, image_size: int
 ) -> NDArray[np.uint8]:
     """Return the video of recorded states, uint8 [L, H, W, 3], a function of the arguments.
 
     Args:
-        physics: a simulation; everything in it is removed.
         scene: "A", "B", "C" or "D".
         appearance: of the video.
         robot_obs: states of the robot [L, 15].
         scene_obs: states of the scene [L, 24].
         image_size: height and width of the frames.
     """
-    stage = Stage(physics, scene, appearance, robot_obs, scene_obs)
     size = image_size * OVERSAMPLING
-    resting = stage.resting_layer(size)
     video = np.empty((len(robot_obs), image_size, image_size, 3), np.uint8)
-    for index, frame in enumerate(video):
-        stage.set_frame(index)
-        image = resting.under(stage.render_layer(size)).rgb
-        frame[:] = np.asarray(Image.fromarray(image).reduce(OVERSAMPLING))
+    # A simulation for each video: one that is emptied for the next keeps a megabyte of textures each time.
+    physics = Physics()
+    try:
+        rendered = RerenderedScene(physics, scene, appearance, robot_obs, scene_obs)
+        resting = rendered.resting_layer(size)
+        for index, frame in enumerate(video):
+            rendered.set_frame(index)
+            image = resting.under(rendered.render_layer(size)).rgb
+            frame[:] = np.asarray(Image.fromarray(image).reduce(OVERSAMPLING))
+    finally:
+        physics.close()
     return video
 
 
-class Stage:
+class RerenderedScene:
     """A scene in one appearance, at the first of its recorded states.
 
     Args:
-        physics: a simulation; everything in it is removed.
+        physics: an empty simulation.
         scene: "A", "B", "C" or "D".
         appearance: of everything.
         robot_obs: states of the robot [L, 15].
@@ -82,12 +90,11 @@ class Stage:
         self._physics = physics
         self._scene_obs = scene_obs
         self._appearance = appearance
-        physics.resetSimulation()
-        assets = find_assets("builtin", scene)
-        self._scene = Scene(physics, scene, assets, seeding.np_random(0)[0])
+        self._colors: dict[tuple[int, int, int], Color] = {}  # of each visual shape: body, link, number in the link
+        self._scene = Scene(physics, scene, BUILTIN_ASSETS, seeding.np_random(0)[0])
         plane = self._scene.static_parts[0][0]
         physics.removeBody(plane)
-        self._arm = self._load_arm(assets / scene_files(scene).robot, robot_obs)
+        self._arm = self._load_arm(BUILTIN_ASSETS / scene_files(scene).robot, robot_obs)
         self._paint_robot()
         self._paint_table()
         self._replace_blocks()
@@ -108,15 +115,11 @@ class Stage:
 
     def resting_layer(self, size_px: int) -> Layer:
         """Return the image of all that rests throughout the video, and hide it in later ones."""
-        physics = self._physics
         moving = self._moving_parts()
-        bodies = map(physics.getBodyUniqueId, range(physics.getNumBodies()))
-        everything = {(uid, row[1]) for uid in bodies for row in physics.getVisualShapeData(uid)}
-        front = Shapes(physics, moving)
-        front.hide()
+        self._set_visible(moving, visible=False)
         layer = self.render_layer(size_px)
-        front.show()
-        Shapes(physics, everything - moving).hide()
+        self._set_visible(moving, visible=True)
+        self._set_visible({(uid, link) for uid, link, _ in self._colors} - moving, visible=False)
         return layer
 
     def render_layer(self, size_px: int) -> Layer:
@@ -179,8 +182,8 @@ class Stage:
                 self._paint(table, row[1], number, (1, 1, 1), wood)
             elif name in ("slide_link", "drawer_link") and number == 0:
                 self._paint(table, row[1], number, (1, 1, 1), doors)
-            elif name not in lights:
-                self._paint(table, row[1], number, self._appearance.fittings)
+            else:
+                self._paint(table, row[1], number, (1, 1, 1) if name in lights else self._appearance.fittings)
 
     def _replace_blocks(self) -> None:
         """Put other objects in place of the blocks."""
@@ -193,9 +196,9 @@ class Stage:
     def _add_room(self) -> None:
         """Add the floor, and a wall behind the table as seen from the camera."""
         physics = self._physics
-        floor = self._add("box", FLOOR_M, (1, 1, 1), self._load_texture(self._appearance.floor))
+        floor = self._add("box", FLOOR_M, (1, 1, 1), self._load_texture(self._appearance.floor, repeats=TILES))
         physics.resetBasePositionAndOrientation(floor, (0, 0, -FLOOR_M[2] / 2), (0, 0, 0, 1))
-        wall = self._add("box", WALL_M, (1, 1, 1), self._load_texture(self._appearance.wall))
+        wall = self._add("box", WALL_M, (1, 1, 1), self._load_texture(self._appearance.wall, repeats=TILES))
         x, y = np.subtract(MIDDLE, self._appearance.camera.position)[:2]
         away = math.atan2(y, x)
         center = (MIDDLE[0] + WALL_DISTANCE_M * math.cos(away), MIDDLE[1] + WALL_DISTANCE_M * math.sin(away), 0.0)
@@ -211,32 +214,39 @@ class Stage:
             texture: PyBullet's id.
         """
         physics = self._physics
-        rgba = (*color, 1)
         if shape == "box":
-            half = [edge / 2 for edge in edges]
-            visual = physics.createVisualShape(physics.GEOM_BOX, halfExtents=half, rgbaColor=rgba)
+            visual = physics.createVisualShape(physics.GEOM_BOX, halfExtents=[edge / 2 for edge in edges])
         else:
             radius = (edges[0] + edges[1]) / 4
-            visual = physics.createVisualShape(physics.GEOM_CYLINDER, radius=radius, length=edges[2], rgbaColor=rgba)
+            visual = physics.createVisualShape(physics.GEOM_CYLINDER, radius=radius, length=edges[2])
         uid: int = physics.createMultiBody(0, -1, visual)
-        if texture is not None:
-            physics.changeVisualShape(uid, -1, textureUniqueId=texture)
+        self._paint(uid, -1, 0, color, texture)
         return uid
 
     def _paint(self, uid: int, link: int, number: int, color: Color, texture: int | None = None) -> None:
+        """Give one visual shape of a link a color and perhaps a texture; every shape is painted once."""
+        self._colors[uid, link, number] = color
         options = {} if texture is None else {"textureUniqueId": texture}
         self._physics.changeVisualShape(uid, link, shapeIndex=number, rgbaColor=(*color, 1), **options)
 
-    def _load_texture(self, texture: Texture) -> int:
-        """Return PyBullet's id of a texture; it reads them from files alone."""
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder, "texture.png")
-            Image.fromarray(texture_image(texture)).save(file)
-            uid: int = self._physics.loadTexture(str(file))
+    def _set_visible(self, parts: set[Part], *, visible: bool) -> None:
+        """Hide parts, or show them; the software renderer skips what is fully transparent."""
+        # By the stored colors: PyBullet reports one color for all shapes of a link once one of them was changed.
+        for (uid, link, number), color in self._colors.items():
+            if (uid, link) in parts:
+                self._physics.changeVisualShape(uid, link, shapeIndex=number, rgbaColor=(*color, float(visible)))
+
+    def _load_texture(self, texture: Texture, *, repeats: int = 1) -> int:
+        """Return PyBullet's id of a texture, `repeats` times along each side; PyBullet reads files alone."""
+        image = Image.fromarray(np.tile(texture_image(texture), (repeats, repeats, 1)))
+        with tempfile.NamedTemporaryFile(suffix=".bmp") as file:  # not compressed: a tenth of the time
+            image.save(file)
+            file.flush()
+            uid: int = self._physics.loadTexture(file.name)
         return uid
 
 
-def _numbered_shapes(physics: Physics, uid: int):
+def _numbered_shapes(physics: Physics, uid: int) -> Iterator[tuple[int, tuple[Any, ...]]]:
     """Yield each visual shape of a body after its number within its link."""
     counts: dict[int, int] = {}
     for row in physics.getVisualShapeData(uid):
