@@ -1,4 +1,4 @@
-"""Recordings rendered again: appearances differ and show the table; a video is that of one pass, and repeats exactly."""
+"""Recordings rendered again: appearances differ and show the table; a video is that of one pass, and repeats."""
 
 import itertools
 import json
