@@ -16,8 +16,9 @@ from .formats import MAX_FRAME, CalvinOutput, Format, Output, frames_per_recordi
 SPLITS: tuple[CalvinSplit, ...] = ("training", "validation")
 CALVIN_TARGET = "vw2_robot.envs.benchmark.CalvinBenchmark"
 OTHER_ROBOTS_TARGET = "vw2_robot.envs.other_robots.environment.solved_episodes"
+RERENDERED_TARGET = "vw2_robot.envs.rerendering.rendering.render_video"
 CALVIN_DEFAULTS = {"scene": "D", "assets": "builtin", "renderer": "layered"}
-WORLDS = {CALVIN_TARGET: "calvin", OTHER_ROBOTS_TARGET: "other_robots"}
+WORLDS = {CALVIN_TARGET: "calvin", OTHER_ROBOTS_TARGET: "other_robots", RERENDERED_TARGET: "rerendered"}
 
 
 class RecordingJob(NamedTuple):
@@ -39,10 +40,11 @@ class RecordConfig:
     """folder of the data set; it appears when it is complete"""
     env: dict[str, Any]
     """the environment: with env=calvin `scene` (D, or several, as ABC), `assets` and `renderer` are used, with
-    env=other_robots `hz`, `image_size` and `embodiments`
+    env=other_robots `hz`, `image_size` and `embodiments`, with env=rerendered `data`, `variants`, `image_size` and
+    `embodiments`
     """
     episodes: int = 150
-    """recordings in the training split"""
+    """recordings in the training split; with env=rerendered labeled windows of `env.data`, the first ones"""
     validation_episodes: int = 0
     """recordings of the validation split; null: a tenth of `episodes`"""
     format: Format = "calvin"
@@ -111,7 +113,7 @@ class RecordConfig:
 
     @property
     def world(self) -> str:
-        """Which environment is recorded, "calvin" or "other_robots"."""
+        """What is recorded, "calvin", "other_robots" or "rerendered"."""
         return WORLDS[self.env["_target_"]]
 
     @property

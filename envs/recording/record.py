@@ -14,7 +14,8 @@ recordings take turns; the others are what is feasible then.
 
 `format`: "calvin" (a folder like the published data sets), "rlds" (TFDS, opened by `tfds.builder_from_directory`),
 "video" (mp4 and captions). With `env=other_robots` the demonstrations come from three other robots, for
-cross-embodiment pre-training.
+cross-embodiment pre-training. With `env=rerendered` they are the windows of recordings that exist, `env.data`, each
+rendered again in `env.variants` sampled appearances: other materials, light, camera, objects and robots.
 """
 
 from __future__ import annotations
