@@ -49,7 +49,7 @@ def save_policy(folder, *, steps=2, head=True, **settings):
     files = {"tokens": policy.backbone.vocabulary.to_json()}
     if head:
         modules["head"] = ActionHead(ActionHeadConfig(16), width=32, queries=4, stride=4)
-        config |= {"head": {"hidden": 16}, "latent_steps": steps, "n_action_steps": 3, **settings}
+        config |= {"head": config_tree(ActionHeadConfig(16)), "acting": "argmax", "latent_steps": steps, "n_action_steps": 3, **settings}
         files["stats"] = {"calvin": labels().to_json()}
     save_checkpoint(
         folder,
@@ -363,7 +363,7 @@ def test_a_checkpoint_without_a_key_that_the_agent_needs_is_named(folder, tmp_pa
 
 def test_a_head_for_another_width_is_named(folder, tmp_path):
     def widen(content):
-        content["config"]["head"] = {"hidden": 64}
+        content["config"]["head"]["hidden"] = 64
         return content
 
     with pytest.raises(InputError, match="does not fit the module 'head'"):

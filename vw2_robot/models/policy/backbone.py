@@ -22,6 +22,7 @@ from vw2_robot.errors import InputError
 from ..dense import Dense
 from ..dldm.fsq import FSQ
 from ..lora import LoRA
+from ..precision import at_least_float32
 from .config import BackboneConfig
 from .kv_cache import Cache, InstructionCache, LibraryCache, StaticCache, takes_positions
 from .llama_weights import LlamaWeights, is_llama_shaped
@@ -41,6 +42,7 @@ class Backbone(nn.Module):
         kind: "image_text" for a vision-language model.
         description: content of a checkpoint's backbone.json; the network is then built from it and `config.weights`
             is not opened.
+        null_token: false for a checkpoint from before there was one.
 
     Raises:
         InputError: `config.weights` cannot be loaded, or its logits do not follow from its output embeddings in a way
@@ -56,6 +58,7 @@ class Backbone(nn.Module):
         image_fsq: FSQ | None = None,
         kind: Kind = "causal",
         description: dict[str, Any] | None = None,
+        null_token: bool = True,
     ) -> None:
         super().__init__()
         self.config = config
@@ -88,6 +91,7 @@ class Backbone(nn.Module):
             image_fsq=image_fsq,
             latent_init=config.latent_init,
             pad_to_multiple_of=config.pad_to_multiple_of,
+            null_token=null_token,
         )
         text = self._text_config  # looked up here: transformers takes longer for it than a token for its logits
         self._logit_scale = float(getattr(text, "logit_scale", None) or 1.0)  # Cohere
@@ -148,6 +152,14 @@ class Backbone(nn.Module):
         out = self.model.base_model(**{name: inputs}, attention_mask=mask.long(), use_cache=False, **more)
         states: Tensor = out.last_hidden_state
         return states if last is None else states[:, -last:]
+
+    def expected_embeddings(self, logits: Float[Tensor, "*batch V"]) -> Float[Tensor, "*batch D"]:
+        """Return the mean of the latent tokens' embeddings, weighted by the probabilities that the logits give them."""
+        embeddings = self.embed(torch.arange(*self.vocabulary.latent, device=logits.device))
+        # float32 on purpose: most of a thousand probabilities are below what bfloat16 resolves.
+        with torch.autocast(logits.device.type, enabled=False):
+            mean = at_least_float32(logits).softmax(-1) @ at_least_float32(embeddings)
+        return mean.to(embeddings.dtype)
 
     def new_cache(
         self, positions: Int[Tensor, "B P"], *, further: int, instruction_tokens: Sequence[tuple[int, ...]] = ()

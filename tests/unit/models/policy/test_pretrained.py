@@ -50,7 +50,7 @@ def test_old_rows_are_those_of_the_folder_and_old_logits_stay_bit_equal(family, 
     base = plain.get_input_embeddings().weight.shape[0]
     tokens = torch.arange(4, 250).view(2, -1)[:, :60]
     assert vocabulary.base == base
-    assert vocabulary.latent == (base + 6, base + 1006)
+    assert vocabulary.latent == (base + 7, base + 1007)
     assert model.get_input_embeddings().weight.shape[0] % 64 == 0
     for of in ("get_input_embeddings", "get_output_embeddings"):
         assert torch.equal(getattr(model, of)().weight[:base], getattr(plain, of)().weight)
@@ -213,13 +213,13 @@ def test_the_base_model_stays_bit_equal_with_weight_decay_on(family, train, mode
         optimizer.step()
     base = policy.backbone.vocabulary.base
     tables = {
-        name for name, value in policy.named_parameters() if value.shape[:1] == (base + 1006,) and "backbone" in name
+        name for name, value in policy.named_parameters() if value.shape[:1] == (base + 1007,) and "backbone" in name
     }
     assert tables
     for name, value in policy.state_dict().items():
         if name.startswith("image.") or ".adapters." in name:
             assert not torch.equal(value, before[name]) or not value.is_floating_point(), name
-        elif value.shape[:1] == (base + 1006,):
+        elif value.shape[:1] == (base + 1007,):
             assert torch.equal(value[:base], before[name][:base]), name
             moved = (value[base:] != before[name][base:]).any(dim=-1)
             assert moved[6:].float().mean() > 0.02, name  # every code that was fed or predicted
