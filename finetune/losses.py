@@ -213,9 +213,7 @@ def input_codes(
         with gathered(policy):
             prompt = policy.prompt(instructions, image)
             steps = config.latent_steps
-            return act(
-                policy, prompt, latent_steps=steps, acting=config.acting, last_code=False, generator=noise
-            ).read
+            return act(policy, prompt, latent_steps=steps, acting=config.acting, last_code=False, generator=noise).read
     codes = torch.from_numpy(windows.codes[rows]).to(device)
     if source == "ground_truth" or hindsight_share == 0:
         return codes

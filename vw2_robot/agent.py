@@ -249,9 +249,7 @@ class VW2Agent:
         actions[..., arm] = actions[..., arm].clip(-1.0, 1.0)
         end = time.perf_counter()
         share = {"infer_s": (end - begin) / len(obs), "prepare_s": (prepared - begin) / len(obs)}
-        outputs: list[PolicyOutput] = [
-            {"actions": np.ascontiguousarray(one), "timing": dict(share)} for one in actions
-        ]
+        outputs: list[PolicyOutput] = [{"actions": np.ascontiguousarray(one), "timing": dict(share)} for one in actions]
         if codes is not None:
             for output, tokens in zip(outputs, codes, strict=True):
                 output["latent_tokens"] = tokens

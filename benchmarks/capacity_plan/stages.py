@@ -320,9 +320,7 @@ def _policy_stage(
     work = dict(counter.work)
     if head is not None:
         # code_source=hindsight: codes are sampled from one more pass, without gradient.
-        sampling = _flops_of(
-            lambda: policy.states(policy.prompt([INSTRUCTION], torch.zeros(1, 3, px, px)), codes)
-        )
+        sampling = _flops_of(lambda: policy.states(policy.prompt([INSTRUCTION], torch.zeros(1, 3, px, px)), codes))
         work["sampling of codes"] = Work(forward=sampling)
     return Stage(
         name,

@@ -405,9 +405,7 @@ class LatentPolicy(nn.Module):
         return codes
 
 
-def states_of_steps(
-    states: Float[Tensor, "B S D"], *, queries: int, last_code: bool
-) -> Float[Tensor, "B H R D"]:
+def states_of_steps(states: Float[Tensor, "B S D"], *, queries: int, last_code: bool) -> Float[Tensor, "B H R D"]:
     """Return the states of each latent step from those of a sequence.
 
     Args:
