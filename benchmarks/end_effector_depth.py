@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vw2_robot.checkpoint import load_checkpoint
-from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.data.images import resize_frame
 from vw2_robot.data.sources.calvin import CalvinDataset
 from vw2_robot.envs.cameras import STATIC_CAMERA_POSITION, STATIC_CAMERA_TARGET

@@ -124,7 +124,13 @@ def window_batch(
 
 
 def totals_of(windows: LabeledWindows, rows: NDArray[np.int64], device: torch.device) -> Totals:
-    """Return the numbers of a whole batch, whose rows every rank knows."""
+    """Return the numbers of a whole batch.
+
+    Args:
+        windows: all training windows.
+        rows: of the whole batch, which every rank knows.
+        device: of the numbers.
+    """
     actions = int(windows.action_mask[rows].sum())
     codes = int(windows.valid[rows].sum()) * windows.codes.shape[-1]
     return Totals(len(rows), *(torch.tensor(count, device=device) for count in (actions, codes)))

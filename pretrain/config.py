@@ -381,7 +381,8 @@ class ImagineConfig:
     start: int = 0
     """frame of the episode to begin with"""
     codes: str = PREDICTED
-    """predicted: by the policy, as it acts; encoded: of the true continuation; or a .npy file, integers [latent steps, N]"""
+    """predicted: by the policy, as it acts; encoded: of the true continuation; or a .npy file, integers
+    [latent steps, N]"""
     segments: int = 1
     """clips of the dLDM that are joined"""
     plan: Plan = "requery"

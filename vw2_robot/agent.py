@@ -121,8 +121,8 @@ class VW2Agent:
             n_action_steps: actions executed per call of `infer`; None: as stored in training.
             temporal_ensemble: average the chunks that overlap in time, each weighted by exp(-decay * number of chunks
                 since the oldest); the decay, "off", or as stored in training.
-            acting: what the policy reads in the slots of its codes (`models/policy/acting.py`); None: as it was trained.
-                One that decodes code by code can act by expected, sampled or argmax.
+            acting: what the policy reads in the slots of its codes (`models/policy/acting.py`); None: as it was
+                trained. One that decodes code by code can act by expected, sampled or argmax.
             temperature: acting=sampled: of the latent tokens, which depend on the seed given to `reset`; None: 1.
             verify: compare every file with the checkpoint's manifest first.
 

@@ -252,10 +252,10 @@ def test_another_mode_is_refused_where_the_policy_was_not_trained_to_read_so(tmp
         if possible is not None:
             assert VW2Agent.from_pretrained(tmp_path / stored, acting=possible).metadata["acting"] == possible
     with pytest.raises(
-        InputError, match="acting=parallel, .*trained with acting=argmax: use expected, sampled, argmax"
+        InputError, match=r"acting=parallel, .*trained with acting=argmax: use expected, sampled, argmax"
     ):
         VW2Agent.from_pretrained(tmp_path / "argmax", acting="parallel")
-    with pytest.raises(InputError, match="acting=argmax, .*trained with acting=none: use none"):
+    with pytest.raises(InputError, match=r"acting=argmax, .*trained with acting=none: use none"):
         VW2Agent.from_pretrained(tmp_path / "none", acting="argmax")
     for wrong in ({"temperature": 0.5}, {"acting": "sampled", "temperature": 0.0}):
         with pytest.raises(InputError, match=r"only acting=sampled has one, and it is above 0"):

@@ -65,7 +65,7 @@ def observation():
     return {"images": {"static": image}, "prompt": "do 1"}
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "no code loss"])
 def test_every_way_resumes_to_the_same_bytes_and_acts(configured, write_calvin, tmp_path, monkeypatch, way):
     data = write_calvin()
     loop = replace(configured(data, way).loop, train_steps=4, save_every=2)
@@ -265,7 +265,7 @@ def test_scratch_has_the_network_of_the_pretrained_policy_and_none_of_its_weight
     [
         ({"preset": "head"}, "nothing to keep frozen"),
         ({"acting": "argmax"}, "no dLDM to take codes from.*acting=argmax, code_source=hindsight"),
-        ({"lambda_ce": 0.1}, "set lambda_ce=0"),
+        ({"lambda_ce": 0.1}, "lambda_ce=0 and .*'lambda_ce'"),
         ({"unlabeled": UnlabeledConfig(weight=1.0)}, r"unlabeled\.weight"),
     ],
 )

@@ -34,7 +34,8 @@ class Acted(NamedTuple):
     """Codes and states of a policy call.
 
     Attributes:
-        codes_BHN: the decoded codes: chosen ones, or the likeliest of each slot for expected and parallel; None for none.
+        codes_BHN: the decoded codes: chosen ones, or the likeliest of each slot for expected and parallel; None where
+            acting is none.
         states_BHRD: what the action head reads.
         read: what the policy read in the slots: codes [B, H, N], or for expected embeddings [B, H, N, D].
     """

@@ -2,8 +2,8 @@
 
 Place in the flow: under `backbone.py`. After the V0 rows that a model brings come `<lat> </lat> <img> </img> <instr>
 </instr> <null>`, then the image tokens (`image: discrete` only), then the V latent tokens, last and contiguous; rows
-that fill the table up to a round number follow them and are never used. `<null>` stands in a slot without a code. Old rows and old logits stay bit-equal, in the input
-table and in an untied output table.
+that fill the table up to a round number follow them and are never used. `<null>` stands in a slot without a code. Old
+rows and old logits stay bit-equal, in the input table and in an untied output table.
 """
 
 # V0 old rows · V latent codes · L code dimensions · D width
