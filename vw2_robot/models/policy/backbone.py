@@ -22,7 +22,6 @@ from vw2_robot.errors import InputError
 from ..dense import Dense
 from ..dldm.fsq import FSQ
 from ..lora import LoRA
-from ..precision import at_least_float32
 from .config import BackboneConfig
 from .kv_cache import Cache, InstructionCache, LibraryCache, StaticCache, takes_positions
 from .llama_weights import LlamaWeights, is_llama_shaped
@@ -152,14 +151,6 @@ class Backbone(nn.Module):
         out = self.model.base_model(**{name: inputs}, attention_mask=mask.long(), use_cache=False, **more)
         states: Tensor = out.last_hidden_state
         return states if last is None else states[:, -last:]
-
-    def expected_embeddings(self, logits: Float[Tensor, "*batch V"]) -> Float[Tensor, "*batch D"]:
-        """Return the mean of the latent tokens' embeddings, weighted by the probabilities that the logits give them."""
-        embeddings = self.embed(torch.arange(*self.vocabulary.latent, device=logits.device))
-        # float32 on purpose: most of a thousand probabilities are below what bfloat16 resolves.
-        with torch.autocast(logits.device.type, enabled=False):
-            mean = at_least_float32(logits).softmax(-1) @ at_least_float32(embeddings)
-        return mean.to(embeddings.dtype)
 
     def new_cache(
         self, positions: Int[Tensor, "B P"], *, further: int, instruction_tokens: Sequence[tuple[int, ...]] = ()

@@ -155,7 +155,12 @@ class Decoding:
         self._queries = queries
         self._generator = generator
         self._sampling = sampling or Sampling()
-        self._expected = expected
+        self._embeddings: Tensor | None = None
+        if expected:  # of all codes, once for all slots
+            with torch.no_grad():
+                self._embeddings = backbone.embed(
+                    torch.arange(*backbone.vocabulary.latent, device=prompt.inputs.device)
+                )
         self._cache, self._known = backbone.new_cache(
             prompt.positions_BP, further=further, instruction_tokens=prompt.instruction_tokens
         )
@@ -177,16 +182,18 @@ class Decoding:
                 # float32 on purpose: a thousand logits differ by less than bfloat16 resolves.
                 with torch.autocast(state.device.type, enabled=False):
                     logits = self._backbone.latent_logits(at_least_float32(state))
-                code = choose_codes(logits, self._sampling, self._generator)
-                self._read = self._backbone.expected_embeddings(logits) if self._expected else code
+                    code = choose_codes(logits, self._sampling, self._generator)
+                    self._read = code
+                    if self._embeddings is not None:
+                        mean = logits.softmax(-1) @ at_least_float32(self._embeddings)
+                        self._read = mean.to(self._embeddings.dtype)
                 codes.append(code)
                 states.append(state)
                 read.append(self._read)
         # Stacked outside, so that all are ordinary tensors.
         chosen = torch.stack(codes, 1)[:, None]
-        return Decoded(
-            chosen, torch.stack(states, 1)[:, None], torch.stack(read, 1)[:, None] if self._expected else chosen
-        )
+        in_slots = chosen if self._embeddings is None else torch.stack(read, 1)[:, None]
+        return Decoded(chosen, torch.stack(states, 1)[:, None], in_slots)
 
     def state_after(self) -> Float[Tensor, "B D"]:
         """Return the state after the last code of the steps decoded so far, which ends the decoding."""
@@ -207,7 +214,7 @@ class Decoding:
             )
         assert self._read is not None
         inputs = self._read[:, None]
-        if not self._expected:
+        if self._embeddings is None:
             inputs = inputs + self._first
             inputs = self._embed(inputs) if self._embeds else inputs
         state = self._cache.advance(inputs, mask=self._mask, positions=self._next_position)
