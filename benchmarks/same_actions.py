@@ -76,7 +76,8 @@ def act(folder: Path) -> dict[str, Any]:
         "torch": torch.__version__,
         "tensorflow": "tensorflow" in sys.modules,
         "hash": agent.metadata["policy_hash"],
-        "codes": [output["latent_tokens"].tolist() for output in outputs],
+        # A policy with acting=none decodes none.
+        "codes": [output["latent_tokens"].tolist() for output in outputs if "latent_tokens" in output],
         "actions": [output["actions"].tolist() for output in outputs],
     }
 

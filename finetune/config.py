@@ -8,12 +8,13 @@ from typing import Literal
 from vw2_robot.data.statistics import NormalizationMode
 from vw2_robot.devices import Hardware
 from vw2_robot.limits import Count
-from vw2_robot.models.policy.config import ActionHeadConfig, LoRAConfig, PolicyConfig
+from vw2_robot.models.policy.config import Acting, ActionHeadConfig, LoRAConfig, PolicyConfig
 from vw2_robot.schedule import LoopConfig
 
 SCRATCH = "scratch"
 MOST_KEPT = 20
 """checkpoints that a run may keep beside its last one"""
+CodeSource = Literal["ground_truth", "predicted", "hindsight"]
 
 
 @dataclass(frozen=True)
@@ -69,18 +70,18 @@ class FinetuneLoopConfig(LoopConfig):
 
 
 @dataclass(frozen=True)
-class ScheduledSamplingConfig:
-    """code_source=mixed: chance of a sample to be given predicted codes, linear from the first to the last step."""
+class HindsightConfig:
+    """code_source=hindsight: share of the slots that get a sampled code, linear from the first to the last step."""
 
-    start: float = 0.5
-    """chance at the first step"""
-    end: float = 0.5
-    """chance at the last step"""
+    start: float = 0.25
+    """share at the first step"""
+    end: float = 0.25
+    """share at the last step"""
 
     def __post_init__(self) -> None:
         for name in ("start", "end"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"scheduled_sampling.{name} must lie in [0, 1], found {getattr(self, name)}")
+                raise ValueError(f"hindsight.{name} must lie in [0, 1], found {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -134,10 +135,14 @@ class FinetuneConfig:
     """actions that are executed per policy call, stored for rollouts"""
     temporal_ensemble: float | None = None
     """decay of the weights with which overlapping chunks are averaged in control, stored for rollouts; null: off"""
-    code_source: Literal["ground_truth", "predicted", "mixed", "none"] = "mixed"
-    """codes that the policy is given in training: the dLDM's, its own greedy predictions, a mixture by
-    `scheduled_sampling`; none: it acts without codes, in training and in control"""
-    scheduled_sampling: ScheduledSamplingConfig = field(default_factory=ScheduledSamplingConfig)
+    acting: Acting = "expected"
+    """what the policy reads in the slots of its codes, in validation and control: expected, the mean embedding under
+    the distribution of each code; sampled or argmax, a code from it; parallel, null tokens, and all codes are predicted
+    at once; none: the same, and no code is decoded"""
+    code_source: CodeSource = "hindsight"
+    """codes that the policy reads in training: the dLDM's; predicted, what it reads in control; hindsight, the dLDM's
+    with a share of the slots replaced by samples of the policy. Not read with acting=parallel or none"""
+    hindsight: HindsightConfig = field(default_factory=HindsightConfig)
     lambda_ce: float = 0.1
     """weight of the code loss; 0 in the paper"""
     unlabeled: UnlabeledConfig = field(default_factory=UnlabeledConfig)
@@ -174,19 +179,15 @@ class FinetuneConfig:
     def _check_codes(self) -> None:
         code_losses = {"lambda_ce": self.lambda_ce, "unlabeled.weight": self.unlabeled.weight}
         active = [name for name, weight in code_losses.items() if weight > 0]
-        # Unlabeled video may keep its code loss: there each code is predicted from null codes (`unlabeled_loss`).
-        if self.code_source == "none" and self.lambda_ce > 0:
-            raise ValueError(
-                f"code_source=none uses no codes, so there is no code loss: set lambda_ce=0, found {active}"
-            )
         if not self.from_scratch:
             return
         if self.preset != "full":
             raise ValueError(f"policy=scratch has nothing to keep frozen: set preset=full, found {self.preset}")
-        if active or self.code_source in ("ground_truth", "mixed"):
+        if active or (self.reads_codes and self.code_source != "predicted"):
             raise ValueError(
-                f"policy=scratch has no dLDM to take codes from: set code_source=none (or predicted), lambda_ce=0 and "
-                f"unlabeled.weight=0, found code_source={self.code_source} and {active or 'no code loss'}"
+                f"policy=scratch has no dLDM to take codes from: set acting=none (or code_source=predicted), "
+                f"lambda_ce=0 and unlabeled.weight=0, found acting={self.acting}, code_source={self.code_source} and "
+                f"{active or 'no code loss'}"
             )
 
     @property
@@ -194,11 +195,17 @@ class FinetuneConfig:
         """Whether the policy begins untrained."""
         return self.policy == SCRATCH
 
-    def predicted_share(self, step: int) -> float:
-        """Return the chance of a sample to be given predicted codes at this step."""
-        # Scheduled sampling (Bengio et al. 2015), but chosen once for a sample and not for every code.
-        if self.code_source == "mixed":
-            progress = step / max(1, self.loop.train_steps - 1)
-            sampling = self.scheduled_sampling
-            return sampling.start + progress * (sampling.end - sampling.start)
-        return 1.0 if self.code_source == "predicted" else 0.0
+    @property
+    def reads_codes(self) -> bool:
+        """Whether the policy reads codes, or embeddings in their place; else null tokens."""
+        return self.acting not in ("parallel", "none")
+
+    @property
+    def needs_codes(self) -> bool:
+        """Whether anything is learned or measured with the codes of labeled windows."""
+        return self.acting != "none" or self.lambda_ce > 0
+
+    def hindsight_share(self, step: int) -> float:
+        """Return the share of slots that get a sampled code at this step, with code_source=hindsight."""
+        progress = step / max(1, self.loop.train_steps - 1)
+        return self.hindsight.start + progress * (self.hindsight.end - self.hindsight.start)

@@ -4,7 +4,8 @@
     vw2-finetune method=oracle data.path=DIR label_fraction=0.1 run_dir=runs/oracle
 
 An MLP on the hidden states of each latent step, trained with L2 on normalized actions, while the code loss keeps a
-weight of `lambda_ce`. The selected labels are listed in labels.json; all other actions stay unread. With
+weight of `lambda_ce`. The policy acts through the codes that it predicts (`acting`), in validation as in control. The
+selected labels are listed in labels.json; all other actions stay unread. With
 `unlabeled.weight` the trajectories without labels train the policy on their codes. The error on all held-out windows is
 written to validation.json.
 """
@@ -151,11 +152,11 @@ def batch_parts(
                     datasets.train,
                     rows[here],
                     device=device,
-                    predicted_share=config.predicted_share(step),
+                    hindsight_share=config.hindsight_share(step),
                     noise=noise,
                 )
             )
-    totals = totals_of(datasets.train, rows, batches)
+    totals = totals_of(datasets.train, rows, device)
     video_rows = np.zeros(0, np.int64)
     video_codes = torch.zeros((), dtype=torch.long, device=device)
     places = [np.zeros(0, np.int64)] * micro_batches
@@ -335,7 +336,7 @@ def save(
             "latent_steps": config.latent_steps,
             "n_action_steps": config.n_action_steps,
             "temporal_ensemble": config.temporal_ensemble,
-            "codes": "none" if config.code_source == "none" else "predicted",
+            "acting": config.acting,
         },
         modules=modules,
         facts={

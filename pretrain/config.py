@@ -257,7 +257,7 @@ class TrainPolicyConfig:
     image_shift_px: int = 3
     """largest random translation of the input image, edge-padded"""
     code_dropout: float = 0.0
-    """share of samples that predict every code without the codes before it, as code_source=none acts"""
+    """share of samples that read null tokens in place of codes, as acting=parallel and none do"""
     latent_steps: int | None = None
     """latent steps that are predicted from an image; null: those of one clip of the dLDM; more: the codes of
     consecutive clips, joined"""
@@ -381,7 +381,8 @@ class ImagineConfig:
     start: int = 0
     """frame of the episode to begin with"""
     codes: str = PREDICTED
-    """predicted: by the policy; encoded: of the true continuation; or a .npy file, integers [latent steps, N]"""
+    """predicted: by the policy, as it acts; encoded: of the true continuation; or a .npy file, integers
+    [latent steps, N]"""
     segments: int = 1
     """clips of the dLDM that are joined"""
     plan: Plan = "requery"

@@ -23,8 +23,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vw2_robot.models.dldm.dldm import DLDM
+from vw2_robot.models.policy.acting import act
 from vw2_robot.models.policy.ar_policy import LatentPolicy
-from vw2_robot.models.policy.config import Sampling
+from vw2_robot.models.policy.config import Acting, Sampling
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import VideoCodec
 
@@ -144,30 +145,44 @@ def plan_of(decode: Callable[[Tensor, int], Tensor], *, plan: Plan, latent_steps
 
 
 def policy_decoder(
-    policy: LatentPolicy, instruction: str, *, chunk_size: int, sampling: Sampling, generator: torch.Generator
+    policy: LatentPolicy,
+    instruction: str,
+    *,
+    acting: Acting,
+    chunk_size: int,
+    sampling: Sampling,
+    generator: torch.Generator,
 ) -> Callable[[Tensor, int], Tensor]:
     """Return the function (frame, number of latent steps) -> codes that the policy predicts for the instruction.
 
     Args:
         policy: predicts.
         instruction: what the prompt asks for.
+        acting: as the policy acts; of expected and parallel, codes are the likeliest of each slot. Not none.
         chunk_size: latent steps of the policy's training windows; longer plans continue window by window.
-        sampling: temperature, top-k and top-p.
+        sampling: temperature, top-k and top-p, for a policy that decodes; temperature 0: as the policy acts.
         generator: of the sampling.
     """
+    temperature = sampling.temperature or float(acting == "sampled")
 
     def decode(frame: Tensor, latent_steps: int) -> Int[Tensor, "1 H N"]:
         px = policy.config.image_px
         # As the agent resizes what it is given, so that the policy sees images of its own kind.
         image = F.interpolate(frame, size=(px, px), mode="bilinear", antialias=True)
+        prompt = policy.prompt([instruction], image)
+        if acting == "parallel":  # all of them at once, since no code depends on another
+            codes = act(policy, prompt, latent_steps=latent_steps, acting=acting, last_code=False).codes_BHN
+            assert codes is not None
+            return codes
         return policy.long_plan(
-            policy.prompt([instruction], image),
+            prompt,
             latent_steps=latent_steps,
             window=chunk_size,
-            temperature=sampling.temperature,
+            temperature=temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,
             generator=generator,
+            expected=acting == "expected" and not temperature,
         )
 
     return decode

@@ -6,7 +6,7 @@
 Decoding alone takes seconds on a CPU; `vdm=DIR` (the dLDM stage) renders the video too. An image from a frame cache
 has a true continuation: PSNR and SSIM against it are in the json beside the video, next to those of copying the
 first frame. `codes=encoded` decodes the codes of that continuation instead of predicted ones: the best that the decoder
-could show.
+could show. A fine-tuned policy predicts them as it acts (`acting`): what is drawn is what it means to do.
 """
 
 # T frames · M latent steps of a segment · N codes per step
@@ -32,7 +32,9 @@ from vw2_robot.errors import InputError
 from vw2_robot.image_metrics import WINDOW, psnr, ssim
 from vw2_robot.models.dldm.config import DLDMConfig
 from vw2_robot.models.dldm.dldm import DLDM
+from vw2_robot.models.policy.acting import acting_of
 from vw2_robot.models.policy.ar_policy import LatentPolicy
+from vw2_robot.models.policy.config import Acting
 from vw2_robot.mp4 import Mp4Writer
 from vw2_robot.pixels import to_model_range, to_pixels
 from vw2_robot.random_numbers import generator
@@ -79,13 +81,21 @@ def imagine(config: ImagineConfig) -> None:
         checkpoint.load_into(dldm=dldm)
     dldm = dldm.to(device).eval()
     begin = open_beginning(config, dldm, time_base_of(checkpoint.facts))
+    with checkpoint.building():
+        # Before fine-tuning a policy has no mode yet.
+        acting: Acting = "argmax" if checkpoint.config.get("head") is None else acting_of(checkpoint.config)
+    if acting == "none" and config.codes == PREDICTED:
+        raise InputError(
+            f"{checkpoint.path} acts without codes (acting=none), so it predicts none that could be drawn; give "
+            "codes=encoded, or the policy that it was fine-tuned from"
+        )
     policy = LatentPolicy.from_checkpoint(checkpoint).to(device).eval()
     # Opened before anything is decoded: a wrong folder ends the program at once.
     renderer = None if config.vdm is None else open_renderer(config.vdm, config, dldm, device)
     imagined = imagine_segments(
         dldm,
         to_model_range(torch.from_numpy(begin.first[None]).to(device)),
-        plan_segments(config, policy, dldm, begin, device),
+        plan_segments(config, policy, dldm, begin, acting, device),
         segments=config.segments,
         anchor=config.anchor,
         renderer=renderer,
@@ -152,7 +162,12 @@ def read_photograph(file: str) -> NDArray[np.uint8]:
 
 
 def plan_segments(
-    config: ImagineConfig, policy: LatentPolicy, dldm: DLDM, begin: Beginning, device: torch.device
+    config: ImagineConfig,
+    policy: LatentPolicy,
+    dldm: DLDM,
+    begin: Beginning,
+    acting: Acting,
+    device: torch.device,
 ) -> PlanSegment:
     """Return the function that gives the codes of a segment: predicted, encoded, or of a file.
 
@@ -161,6 +176,7 @@ def plan_segments(
         policy: on the device; used for predicted codes alone.
         dldm: on the device; its size decides the M latent steps and N codes per step of a segment.
         begin: its instruction for predicted codes, its true continuation for encoded ones.
+        acting: how the policy acts, for predicted codes.
         device: where encoded codes and those of a file are put.
 
     Returns:
@@ -174,6 +190,7 @@ def plan_segments(
         decode = policy_decoder(
             policy,
             begin.prompt,
+            acting=acting,
             chunk_size=latent_steps,
             sampling=config.sampling,
             generator=generator(config.seed, 0, stream=STREAM_CODES),

@@ -25,6 +25,7 @@ from vw2_robot import __version__
 from vw2_robot.aliases import new_key
 from vw2_robot.contracts import Benchmark, EvalSequence, Policy
 from vw2_robot.errors import InputError, MissingExtraError
+from vw2_robot.models.policy.config import Acting
 
 from .policy_process import LocalPolicy, PolicyProcess
 from .random_policy import RandomPolicy
@@ -83,6 +84,11 @@ class RolloutConfig:
     """probability of a wrong decision where both are equally good (against)"""
     n_action_steps: int | None = None
     """actions executed per policy call; none: the value that the policy was trained for"""
+    acting: Acting | None = None
+    """what the policy reads in the slots of its codes; none: as it was trained. One that was trained to read codes can
+    act by expected, sampled or argmax (docs/finetuning.md)"""
+    temperature: float | None = None
+    """acting=sampled: of the sampled codes; none: 1"""
     seed: int = 0
     """seed of the evaluation; each subtask gets a seed derived from it"""
     device: str = "auto"
@@ -257,8 +263,13 @@ def open_policy(config: RolloutConfig, benchmark: Benchmark) -> Policy:
     """Return the policy that `config.policy` names.
 
     Raises:
-        InputError: No such checkpoint, or a benchmark without scripted experts.
+        InputError: No such checkpoint, a benchmark without scripted experts, or an acting mode for a policy without.
     """
+    if not is_served(config) and (config.acting, config.temperature) != (None, None):
+        raise InputError(
+            f"policy={config.policy} decodes no codes: leave out acting and temperature, found acting={config.acting} "
+            f"and temperature={config.temperature}"
+        )
     if config.policy == "random":
         return RandomPolicy(chunk_size=config.n_action_steps or 4)
     if config.policy == "demonstrator":
@@ -288,7 +299,13 @@ def open_checkpoint(config: RolloutConfig) -> Policy:
     from vw2_robot.devices import Hardware
 
     device = Hardware(device=config.device, threads=config.threads).torch_device(option="device")
-    return VW2Agent.from_pretrained(config.policy, device=str(device), n_action_steps=config.n_action_steps)
+    return VW2Agent.from_pretrained(
+        config.policy,
+        device=str(device),
+        n_action_steps=config.n_action_steps,
+        acting=config.acting,
+        temperature=config.temperature,
+    )
 
 
 def make_provenance(

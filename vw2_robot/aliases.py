@@ -32,7 +32,6 @@ KEYS = {
     "max_bad": "max_skipped",
     "mistakes": "failed_attempts",
     "normalisation": "normalization",
-    "own_codes": "scheduled_sampling",
     "patch_s": "spatial_patch_size",
     "patch_t": "temporal_patch_size",
     "quantiser": "quantizer",
@@ -49,6 +48,8 @@ KEYS = {
 """old key -> new key, at any depth"""
 
 TYPED_KEYS: Mapping[str, Callable[[Any], str]] = {
+    # Which codes fine-tuning reads in training, or that it reads none in training and in control
+    "code_source": lambda value: "acting" if value == "none" else "code_source",
     # The significance level of a comparison; a text is a message
     "error": lambda value: "alpha" if isinstance(value, float) else "error",
     # How many frames of a clip, or the folder of a frame cache (none given: null)

@@ -39,7 +39,7 @@ class PolicyOutput(TypedDict, total=False):
     """The output of a policy call.
 
     actions: float32 [H, A], robot units.
-    latent_tokens: int64 [latent steps, N], the codes that the actions were decoded from.
+    latent_tokens: int64 [latent steps, N], the codes that were decoded before the actions; absent where none were.
     timing: seconds by name.
     """
 

@@ -274,7 +274,7 @@ def policy_stages(preset: Preset) -> Iterator[Stage]:
     loop = config_from(TrainPolicyConfig, preset.tree["train_policy"]).loop
     policy = LatentPolicy(config, generator=torch.Generator().manual_seed(0))
     steps = preset.dldm.latent_steps
-    yield _policy_stage(policy, None, "policy", loop, latent_steps=steps, predicted_share=0.0)
+    yield _policy_stage(policy, None, "policy", loop, latent_steps=steps)
     path = Path(__file__).parents[2] / "configs" / "finetune.yaml"
     tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     head = ActionHead(
@@ -283,15 +283,12 @@ def policy_stages(preset: Preset) -> Iterator[Stage]:
         queries=config.queries,
         stride=preset.dldm.temporal_stride,
     )
-    # Mean over the steps of the share of samples whose codes the policy predicts first.
-    sampling = tree["scheduled_sampling"]
     yield _policy_stage(
         policy,
         head,
         "fine-tuning",
         config_from(LoopConfig, tree["loop"]),
         latent_steps=tree["latent_steps"],
-        predicted_share=(sampling["start"] + sampling["end"]) / 2,
     )
 
 
@@ -302,7 +299,6 @@ def _policy_stage(
     loop: LoopConfig,
     *,
     latent_steps: int,
-    predicted_share: float,
 ) -> Stage:
     px = policy.config.image_px
     models: list[nn.Module] = [policy] if head is None else [policy, head]
@@ -310,8 +306,10 @@ def _policy_stage(
     kept = Kept(*models)
 
     def losses() -> Tensor:
-        states = policy.states(policy.prompt([INSTRUCTION], torch.zeros(1, 3, px, px)), codes)
-        loss, _ = policy.code_loss(states, codes, torch.ones(1, latent_steps, dtype=torch.bool))
+        prompt = policy.prompt([INSTRUCTION], torch.zeros(1, 3, px, px))
+        states = policy.states(prompt, codes, last_code=head is not None)
+        valid = torch.ones(1, latent_steps, dtype=torch.bool)
+        loss, _ = policy.code_loss(states[:, :, : policy.config.queries], codes, valid)
         return loss if head is None else loss + head(states).float().square().mean()
 
     parts: dict[str, list[nn.Module]] = {} if head is None else {"action head": [head]}
@@ -320,11 +318,10 @@ def _policy_stage(
             loss = losses()
         counter.backward(loss)
     work = dict(counter.work)
-    if predicted_share:
-        decoding = _flops_of(
-            lambda: policy.decode(policy.prompt([INSTRUCTION], torch.zeros(1, 3, px, px)), latent_steps=latent_steps)
-        )
-        work["decoding of codes"] = Work(forward=round(predicted_share * decoding))
+    if head is not None:
+        # code_source=hindsight: codes are sampled from one more pass, without gradient.
+        sampling = _flops_of(lambda: policy.states(policy.prompt([INSTRUCTION], torch.zeros(1, 3, px, px)), codes))
+        work["sampling of codes"] = Work(forward=sampling)
     return Stage(
         name,
         (px, px),

@@ -34,7 +34,7 @@ PARTS = {
     "control branch": ("control branch",),
     "VDM transformer": ("VDM transformer",),
     "video codec": ("video codec",),
-    "policy": ("policy", "decoding of codes"),
+    "policy": ("policy", "sampling of codes"),
     "action head": ("action head",),
 }
 

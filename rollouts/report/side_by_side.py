@@ -19,7 +19,7 @@ from .failures import average_length_without, covered_chains, endings, step_hist
 from .run_folders import Rollout
 from .tables import length_cell, rate_cells
 
-POLICY_FACTS = ("method", "cameras", "chunk_size", "temperature", "temporal_ensemble")
+POLICY_FACTS = ("method", "cameras", "chunk_size", "acting", "temperature", "temporal_ensemble")
 
 
 def comparisons(rollouts: Sequence[Rollout]) -> dict[str, Any] | None:

@@ -215,7 +215,7 @@ def test_the_policy_and_the_latents_are_counted_too(small) -> None:
     forward, backward = policy.work["policy"].forward, policy.work["policy"].backward
     assert forward < backward <= 2 * forward
     assert tuned.work["action head"].backward > 0
-    assert tuned.work["decoding of codes"].forward > 0
+    assert tuned.work["sampling of codes"].forward > 0
 
 
 # ------------------------------------------------------------------------------------------------------- tables

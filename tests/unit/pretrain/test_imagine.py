@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from vw2_robot.checkpoint import load_checkpoint, save_checkpoint
@@ -15,6 +16,7 @@ from vw2_robot.errors import InputError
 from vw2_robot.image_metrics import psnr
 from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, QFormerConfig, StemConfig
 from vw2_robot.models.dldm.dldm import DLDM
+from vw2_robot.models.policy.acting import act
 from vw2_robot.models.policy.ar_policy import LatentPolicy
 from vw2_robot.models.policy.config import BackboneConfig, PolicyConfig
 from vw2_robot.models.video.config import CodecConfig, Geometry, VDMConfig
@@ -25,7 +27,8 @@ from vw2_robot.pretrain import imagine as program
 from vw2_robot.pretrain.config import ImagineConfig
 from vw2_robot.pretrain.dldm_modules import encoder_hash
 from vw2_robot.pretrain.imagination import Renderer, imagine_segments, plan_of
-from vw2_robot.pretrain.imagine import imagine, read_photograph
+from vw2_robot.pretrain.imagine import STREAM_CODES, imagine, read_photograph
+from vw2_robot.random_numbers import generator
 
 CONFIG = DLDMConfig(
     num_frames=9,
@@ -233,6 +236,45 @@ def test_an_image_and_an_instruction_become_predicted_codes_and_a_rendered_video
     np.testing.assert_array_equal(frames[0], np.concatenate([resized, resized], axis=1))
     np.testing.assert_array_equal(frames[:9, :, :16], full[:9, :, :16])  # the first segment is planned alike
     assert "coarse" not in json.loads(path.with_suffix(".json").read_text())  # nothing to compare with
+
+
+@pytest.mark.parametrize("acting", ["expected", "sampled", "argmax", "parallel"])
+def test_a_fine_tuned_policy_is_drawn_by_the_codes_that_it_acts_with(trained, recorded, acting):
+    checkpoint = load_checkpoint(trained / "policy", kind="policy")
+    policy = LatentPolicy.from_checkpoint(checkpoint).eval()
+    with torch.no_grad():  # sure of its codes, so that the modes differ
+        policy.backbone.model.get_output_embeddings().weight.mul_(30)
+    config = checkpoint.config | {"head": {"hidden": 8}, "acting": acting}
+    save_checkpoint(
+        trained / "tuned",
+        kind="policy",
+        config=config,
+        modules={"policy": policy, "dldm": dldm()},
+        files=checkpoint.files,
+        facts=checkpoint.facts,
+    )
+    imagine(settings(trained, policy=str(trained / "tuned")))
+    image = to_model_range(torch.from_numpy(FrameCache(trained / "frames").read(0, [0])))
+    image = F.interpolate(image, size=(8, 8), mode="bilinear", antialias=True)
+    noise = generator(0, 0, stream=STREAM_CODES)
+    with torch.no_grad():
+        prompt = policy.prompt(["do 0"], image)
+        acted = act(policy, prompt, latent_steps=2, acting=acting, last_code=True, generator=noise)
+    assert json.loads((trained / "seen.json").read_text())["codes"] == acted.codes_BHN[0].tolist()
+    if acting == "argmax":  # as the policy before fine-tuning
+        return
+    with torch.no_grad():
+        greedy = act(policy, prompt, latent_steps=2, acting="argmax", last_code=True).codes_BHN
+    assert not torch.equal(acted.codes_BHN, greedy)
+
+
+def test_a_policy_that_acts_without_codes_has_none_to_draw(trained):
+    checkpoint = load_checkpoint(trained / "policy", kind="policy")
+    config = checkpoint.config | {"head": {"hidden": 8}, "acting": "none"}
+    modules = {"policy": LatentPolicy.from_checkpoint(checkpoint), "dldm": dldm()}
+    save_checkpoint(trained / "tuned", kind="policy", config=config, modules=modules, facts=checkpoint.facts)
+    with pytest.raises(InputError, match=r"acts without codes \(acting=none\)"):
+        imagine(settings(trained, policy=str(trained / "tuned")))
 
 
 def test_codes_of_a_file_are_decoded(trained, recorded):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from vw2_robot.errors import InputError
 from vw2_robot.rollouts.__main__ import rollout
 from vw2_robot.rollouts.config import open_benchmark
+from vw2_robot.rollouts.recording import recording_path
 from vw2_robot.rollouts.results import read_rows
 from vw2_robot.storage.files import read_json
 
@@ -38,6 +40,19 @@ def test_the_summary_names_what_produced_it(config):
     assert (summary["env"]["scene"], summary["seed"], summary["n_action_steps"]) == ("count", 5, 2)
     assert {"vw2_robot", "python", "torch"} <= summary["versions"].keys()
     assert summary["env_steps"] == 12 * 3 + 6 * 12  # twelve solved subtasks of 3 steps, six failures at the limit
+
+
+def test_a_policy_acts_as_asked_and_its_codes_are_recorded(config, checkpoint, tmp_path):
+    asked = {"acting": "sampled", "temperature": 5.0, "policy": str(checkpoint), "num_sequences": 1}
+    rollout(config(record=True, env={"max_steps": 9}, **asked))
+    policy = read_json(tmp_path / "run" / "provenance.json", cure="", sealed=True)["policy"]
+    assert (policy["acting"], policy["temperature"]) == ("sampled", 5.0)
+    with np.load(recording_path(tmp_path / "run", 0)) as file:
+        assert len(np.unique(file["tokens"])) > 4  # one image: by argmax these would be four
+    with pytest.raises(InputError, match=r"keeps state between calls .*acting=sampled"):
+        rollout(config("batch", batch_size=2, **asked))
+    with pytest.raises(InputError, match="policy=random decodes no codes: leave out acting and temperature"):
+        rollout(config("no", policy="random", acting="argmax"))
 
 
 @pytest.fixture(scope="module")

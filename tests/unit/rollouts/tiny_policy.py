@@ -36,7 +36,8 @@ def save_tiny_policy(folder: Path, *, shift: float = 0.0, step: int = 1) -> Path
         config={
             "policy": config_tree(config),
             "stride": STRIDE,
-            "head": {"hidden": 16},
+            "head": config_tree(ActionHeadConfig(16)),
+            "acting": "expected",
             "latent_steps": 1,
             "n_action_steps": STRIDE,
         },

@@ -6,12 +6,16 @@ explain their options without it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.limits import Count
 
 LatentInit = Literal["fsq", "normal"]
+Acting = Literal["expected", "sampled", "argmax", "parallel", "none"]
+"""what the policy reads in the slots of its codes, see `acting.py`"""
 NORM_GROUPS = 8
 """of the norms between the image convolutions"""
 MAX_IMAGE_PX = 4096
@@ -154,3 +158,10 @@ class ActionHeadConfig:
     """width of the one hidden layer is 4 * min(D, hidden)"""
     pose: bool = False
     """a second output for training: the end effector's pose, see `ActionHead.end_effector_pose`"""
+    last_code: bool = True
+    """read N + 1 states of a latent step, those that predict its codes and the one after its last code; false: N"""
+
+    @classmethod
+    def of_checkpoint(cls, config: Mapping[str, Any]) -> ActionHeadConfig:
+        """Return the configuration of a checkpoint's head; the first ones did not read the last code."""
+        return config_from(cls, {"last_code": False, **config["head"]})

@@ -21,10 +21,10 @@ from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.video.config import CodecConfig, Geometry, VDMConfig
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import DCTCodec
+from vw2_robot.pretrain.dldm_modules import encoder_hash
 from vw2_robot.pretrain.probing.config import ProbeLatentsConfig
 from vw2_robot.pretrain.probing.datasets import short_names
 from vw2_robot.pretrain.probing.probe_latents import probe_latents, trained_time_base
-from vw2_robot.pretrain.dldm_modules import encoder_hash
 
 CONFIG = DLDMConfig(
     num_frames=9,
