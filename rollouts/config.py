@@ -45,12 +45,13 @@ class RolloutConfig:
     """`_target_` of a Benchmark and its arguments"""
     run_dir: str
     """folder of the rollout; started again with the same folder it continues"""
-    protocol: Literal["chain", "single"] = "chain"
-    """chain: the benchmark's chains, no reset between subtasks; single: one task at a time, each from a start state"""
+    protocol: Literal["chain", "single", "fork"] = "chain"
+    """chain: the benchmark's chains, no reset between subtasks; single: one task at a time, each from a start state;
+    fork: only tasks with two routes whose mean is bad, from where both are open"""
     num_sequences: int = 1000
     """chains of the benchmark to consider (protocol=chain)"""
     rollouts_per_task: int = 10
-    """starts of each task (protocol=single)"""
+    """starts of each task (protocol=single or fork)"""
     sequences: list[Any] | str | int | None = None
     """numbers and ranges of chains, such as 0:100 or [0:50,704]; none: all considered"""
     shard: str | None = None
@@ -152,13 +153,13 @@ def choose_sequences(config: RolloutConfig, benchmark: Benchmark) -> list[EvalSe
     Raises:
         InputError: The benchmark has no single tasks, or not the requested chains.
     """
-    if config.protocol == "single":
-        single_tasks = getattr(benchmark, "single_tasks", None)
-        if single_tasks is None:
-            raise InputError(f"protocol=single, but {config.env['_target_']} has no start states for single tasks")
-        chains = single_tasks(config.rollouts_per_task)
-    else:
+    if config.protocol == "chain":
         chains = benchmark.sequences(config.num_sequences)
+    else:
+        tasks = getattr(benchmark, f"{config.protocol}_tasks", None)
+        if tasks is None:
+            raise InputError(f"protocol={config.protocol}, but {config.env['_target_']} has no start states for it")
+        chains = tasks(config.rollouts_per_task)
     specs = config.sequences
     if specs is None:
         return select(chains, [])

@@ -7,6 +7,7 @@ center. On the shelf behind the door the gripper leans back, because the wall st
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -179,7 +180,9 @@ def unstack_block(ee: EndEffector) -> Motion:
         return
     ee.gripper = CLOSE
     block = ee.world.blocks[color]
-    side = -ee.side or (1.0 if block.position[0] > 0.13 else -1.0)  # without a route: push toward the middle of the table
+    side = -ee.side or (
+        1.0 if block.position[0] > 0.13 else -1.0
+    )  # without a route: push toward the middle of the table
     beside = block.position + vector(side * (half_width_x(block) + 0.045), 0.0, 0.004)
     yield from ee.move_to(ee.near(beside + vector(0.0, 0.0, 0.07)), yaw=NEUTRAL_YAW, tolerance=0.025)
     yield from ee.move_to(beside, yaw=NEUTRAL_YAW)
@@ -235,7 +238,10 @@ def cross_over(ee: EndEffector, color: str) -> Motion:
     yield from back_off(ee)
     ee.gripper = OPEN
     block = ee.world.blocks[color]
-    yaw = min((grasp_yaw(block, WRIST_MIDDLE) + quarter for quarter in (-math.pi / 2, math.pi / 2)), key=lambda yaw: abs(yaw - WRIST_MIDDLE))
+    yaw = min(
+        (grasp_yaw(block, WRIST_MIDDLE) + quarter for quarter in (-math.pi / 2, math.pi / 2)),
+        key=lambda yaw: abs(yaw - WRIST_MIDDLE),
+    )
     yield from ee.move_to(block.position + vector(0.0, 0.0, ABOVE_M), yaw=yaw + ee.rng.uniform(-0.3, 0.3))
 
 
@@ -526,13 +532,15 @@ def _go_around(ee: EndEffector, color: str, way: NDArray[np.float64], aside: NDA
     passing = aside * (clearance(ee.world.blocks[color], aside) + 0.005)
     start = -way * clearance(ee.world.blocks[color], way)
     offset = ee.world.tcp - center
+    # Behind a block the gripper leans back, clear of the door's knob.
+    move_low = functools.partial(ee.move_to, yaw=NEUTRAL_YAW, pitch=SHELF_PITCH if aside[1] > 0 else 0.0, tolerance=0.02)
     if offset[2] > 2 * HALF_HEIGHT_M:
-        yield from ee.move_to(ee.near(center + passing + vector(0.0, 0.0, 0.08)), yaw=NEUTRAL_YAW, tolerance=0.025)
-        yield from ee.move_to(center + passing, yaw=NEUTRAL_YAW, tolerance=0.02)
+        yield from move_low(ee.near(center + passing + vector(0.0, 0.0, 0.08)))
+        yield from move_low(center + passing)
     elif offset @ way > 0.5 * (start @ way):
         along = way * max(float(offset @ way), 0.0)
-        yield from ee.move_to(center + along + passing, yaw=NEUTRAL_YAW, tolerance=0.02, limit=25)
-    yield from ee.move_to(center + start + passing, yaw=NEUTRAL_YAW, tolerance=0.02, limit=25)
+        yield from move_low(center + along + passing, limit=25)
+    yield from move_low(center + start + passing, limit=25)
     yield from ee.move_to(center + start, yaw=NEUTRAL_YAW, limit=25)
 
 

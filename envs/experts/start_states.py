@@ -23,7 +23,7 @@ from ..scene import SCENES
 from ..sequences import TASKS, all_initial_states, start_state
 from .block_skills import blocks_before_drawer, cross_over, wait_before
 from .demonstrator import SKILLS, Demonstrator, feasible, observe_world
-from .motion import Action, EndEffector, Motion, Style, vector
+from .motion import BLOCK_COLORS, Action, EndEffector, Motion, Style, vector
 from .ways import FORKS, routes
 
 SCATTER_SHARE = 0.5
@@ -40,8 +40,8 @@ FAILED_ATTEMPT_ERROR_M = (0.06, 0.04, 0.02)
 """Largest position error of a failed attempt along x, y and z."""
 FAILED_ATTEMPT_STEPS = (10, 60)
 """A failed attempt takes at least 10 and fewer than 60 steps."""
-WRIST_SHARE = 0.5
-"""Share of the starts near a lift at which the wrist has to rotate first."""
+FORK_SHARE = 0.5
+"""Share of the starts near a goal that are at a fork, where the task has one."""
 MAX_STARTS = 1000
 """Candidates for a start; in scene B few of them place a block in front of the drawer."""
 BLOCK_GAP_M = 0.12
@@ -107,6 +107,17 @@ def go_to_start(
         states = [state for state in all_initial_states() if "drawer" not in task or state["drawer"] == "open"]
     else:
         states = [state for state in all_initial_states() if TASKS[task].apply(state) is not None]
+    # Before the first candidate, since a fork is rarer than other starts.
+    is_near = at_fork or (near_starts > 0 and rng.random() < near_starts)
+    if is_near and task in FORKS:
+        at_fork = at_fork or rng.random() < FORK_SHARE
+    if at_fork and task == "stack_block":  # two blocks on the table, and the third where it can be lifted
+        shelf = [f"lift_{color}_block_slider" for color in BLOCK_COLORS]
+        states = [
+            state
+            for state in states
+            if list(state.values()).count("table") == 2 and any(TASKS[lift].apply(state) is not None for lift in shelf)
+        ]
     for _ in range(MAX_STARTS):
         # 1. A start state of the protocol, perhaps with its blocks moved.
         robot_obs, scene_obs = start_state(states[int(rng.integers(len(states)))], env.scene_name)
@@ -120,7 +131,7 @@ def go_to_start(
         # 3. Perhaps a failed attempt, or the beginning of the task; the task may then no longer be possible.
         if failed_attempts > 0 and rng.random() < failed_attempts:
             actions += execute(env, failed_attempt(env, task, rng))
-        if at_fork or (near_starts > 0 and rng.random() < near_starts):
+        if is_near:
             actions += execute(env, near_start(env, task, rng, at_fork=at_fork))
         world = observe_world(env)
         if feasible(task, world) and (not at_fork or routes(task, world) == FORKS[task]):
@@ -199,14 +210,14 @@ def near_start(env: CalvinEnv, task: str, rng: np.random.Generator, *, at_fork: 
     """Yield the actions that lead near the goal of a task: to where gripper or wrist are next to move.
 
     Before a push the closed fingers wait on the side of the block to which it leads, so that they must go around it.
-    Before a lift the gripper is over the block with the wrist across it, or at the grasp, still open. Before a rotation
-    it is at the grasp, before placing or stacking at the place of release. Other tasks have no such start.
+    Before a lift or a rotation the gripper is at the grasp, still open; before placing in the drawer, at the place of
+    release. At a fork it is over the block to lift, with the wrist across it. Other tasks have no such start.
 
     Args:
         env: the environment; the caller executes each action before it takes the next.
         task: name of the task.
         rng: generator of all random choices.
-        at_fork: whether the wrist must be across the block before a lift; no other start near the goal is at a fork.
+        at_fork: whether both routes of a task of `FORKS` must stay open.
     """
     verb, color, *rest = task.split("_")
     if task == "push_into_drawer":
@@ -216,9 +227,9 @@ def near_start(env: CalvinEnv, task: str, rng: np.random.Generator, *, at_fork: 
     elif verb == "push":
         way = vector(1.0 if rest[-1] == "right" else -1.0, 0.0, 0.0)
         yield from _moved(env, functools.partial(wait_before, color=color, way=way), rng)
-    elif verb == "lift" and rest[-1] != "slider" and (at_fork or rng.random() < WRIST_SHARE):
+    elif verb == "lift" and rest[-1] != "slider" and at_fork:
         yield from _moved(env, functools.partial(cross_over, color=color), rng)
-    elif verb in ("lift", "rotate", "place", "stack") and not at_fork:
+    elif task == "place_in_drawer" or (verb in ("lift", "rotate") and not at_fork):
         expert = Demonstrator()
         expert.start(task, env, rng)
         action = expert.act(env)
@@ -230,9 +241,7 @@ def near_start(env: CalvinEnv, task: str, rng: np.random.Generator, *, at_fork: 
                 return
 
 
-def _moved(
-    env: CalvinEnv, motion: Callable[[EndEffector], Motion], rng: np.random.Generator
-) -> Iterator[Action]:
+def _moved(env: CalvinEnv, motion: Callable[[EndEffector], Motion], rng: np.random.Generator) -> Iterator[Action]:
     """Yield the actions of a motion from the present state."""
     end_effector = EndEffector(observe_world(env), rng, Style.sample(rng))
     for action in motion(end_effector):

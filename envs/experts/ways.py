@@ -50,9 +50,9 @@ FORKS: Mapping[str, tuple[str, str]] = {
     "stack_block": SIDES,
     "unstack_block": SIDES,
 }
-"""Tasks with two routes whose mean is bad: it leads through the block, to a place between two blocks, or to a wrist that
-closes the fingers on a block's long side. Where two routes differ in anything else, their mean is a third good one. A
-policy that learns the mean of its demonstrations is seen to fail here and nowhere else (`vw2-rollout protocol=fork`)."""
+"""Tasks with two routes whose mean is bad: it leads through the block, to a place between two blocks, or to a wrist
+that closes the fingers on a block's long side. Where routes differ in anything else, their mean is one more good route.
+A policy that learns the mean of its demonstrations is seen to fail here, and hardly elsewhere (`protocol=fork`)."""
 
 
 @dataclass(frozen=True)
