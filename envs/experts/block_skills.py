@@ -525,7 +525,7 @@ def _go_around(ee: EndEffector, color: str, way: NDArray[np.float64], aside: NDA
         way: unit vector [3] of the push, along x or y.
         aside: unit vector [3] across, toward the side on which to pass.
     """
-    if not _is_low_near(ee.world, color):
+    if not is_low_near(ee.world, color):
         yield from back_off(ee)
     ee.gripper = CLOSE
     center = ee.world.blocks[color].position + vector(0.0, 0.0, 0.002)
@@ -533,18 +533,23 @@ def _go_around(ee: EndEffector, color: str, way: NDArray[np.float64], aside: NDA
     start = -way * clearance(ee.world.blocks[color], way)
     offset = ee.world.tcp - center
     # Behind a block the gripper leans back, clear of the door's knob.
-    move_low = functools.partial(ee.move_to, yaw=NEUTRAL_YAW, pitch=SHELF_PITCH if aside[1] > 0 else 0.0, tolerance=0.02)
+    move_low = functools.partial(
+        ee.move_to, yaw=NEUTRAL_YAW, pitch=SHELF_PITCH if aside[1] > 0 else 0.0, tolerance=0.02
+    )
     if offset[2] > 2 * HALF_HEIGHT_M:
         yield from move_low(ee.near(center + passing + vector(0.0, 0.0, 0.08)))
         yield from move_low(center + passing)
     elif offset @ way > 0.5 * (start @ way):
-        along = way * max(float(offset @ way), 0.0)
-        yield from move_low(center + along + passing, limit=25)
+        if abs(offset @ aside) < passing @ aside:
+            # Off the block before sideways, or friction takes it along.
+            free = way * max(float(offset @ way), -float(start @ way))
+            yield from move_low(center + free + aside * (offset @ aside), limit=10)
+        yield from move_low(center + way * max(float((ee.world.tcp - center) @ way), 0.0) + passing, limit=25)
     yield from move_low(center + start + passing, limit=25)
-    yield from ee.move_to(center + start, yaw=NEUTRAL_YAW, limit=25)
+    yield from ee.move_to(center + start, yaw=NEUTRAL_YAW, tolerance=0.006, limit=30)
 
 
-def _is_low_near(world: WorldState, color: str) -> bool:
+def is_low_near(world: WorldState, color: str) -> bool:
     """Return whether the closed fingers are low beside a block, so that they need not rise to get around it."""
     offset = world.tcp - world.blocks[color].position
     return world.target_grip < 0 and abs(offset[2]) < HALF_HEIGHT_M and float(np.linalg.norm(offset)) < 0.16

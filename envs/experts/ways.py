@@ -31,6 +31,7 @@ from .block_skills import (
     clearance,
     free_shelf_places,
     grasp_yaws,
+    is_low_near,
     is_over,
     stack_places,
     stacked,
@@ -43,6 +44,8 @@ SPEEDS: Mapping[str, tuple[float, float]] = {"slow": (0.5, 0.65), "fast": (0.85,
 """Name of a speed -> range of the share of full speed."""
 BEHIND_Y = -0.02
 """Farthest the closed fingers go behind a block; door and knob stand behind."""
+KNOB_HALF_WIDTH_M = 0.07
+"""Of the door's knob together with the fingers, along x."""
 FORKS: Mapping[str, tuple[str, str]] = {
     **{f"push_{color}_block_{side}": ("in front", "behind") for color in BLOCK_COLORS for side in SIDES},
     **{f"lift_{color}_block_table": ("wrist left", "wrist right") for color in BLOCK_COLORS},
@@ -81,8 +84,7 @@ def routes(task: str, world: WorldState) -> tuple[str, ...]:
     if verb == "rotate":
         return "low", "high"
     if verb == "push" and color in BLOCK_COLORS:
-        behind = world.blocks[color].position[1] + clearance(world.blocks[color], vector(0.0, 1.0, 0.0))
-        return FORKS[task] if behind < BEHIND_Y else ("in front",)
+        return FORKS[task] if _has_room_behind(world, color) else ("in front",)
     if verb == "lift" and rest[-1] == "slider":
         return SIDES
     if verb == "lift":
@@ -90,6 +92,14 @@ def routes(task: str, world: WorldState) -> tuple[str, ...]:
             return "wrist left", "wrist right"
         return ("only",) if rest[-1] == "drawer" or is_over(world, color) else ("low", "high")
     return SIDES if _has_two_sides(task, world) else ("only",)
+
+
+def _has_room_behind(world: WorldState, color: str) -> bool:
+    """Return whether the closed fingers can pass behind a block: in front of the door, and not down onto its knob."""
+    x, y, _ = world.blocks[color].position
+    knob = world.fixtures.slide_handle_x - world.slide
+    is_clear = is_low_near(world, color) or abs(knob - x) > KNOB_HALF_WIDTH_M
+    return is_clear and y + clearance(world.blocks[color], vector(0.0, 1.0, 0.0)) < BEHIND_Y
 
 
 def _has_two_sides(task: str, world: WorldState) -> bool:
