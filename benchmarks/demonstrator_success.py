@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import re
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -63,7 +64,8 @@ def run_job(job: Job, seeds: list[int], ways: Ways, max_steps: int) -> list[dict
             if oracle.get_task_info_for_set(start, env.task_info(), (task,)):
                 steps = step
                 break
-        name = task if way is None else f"{task}, {way.route}"
+        # Colors of blocks share a row of the table of ways.
+        name = task if way is None else f"{re.sub('_(red|blue|pink)', '', task)}, {way.route}"
         world = {"assets": label(assets), "scene": scene, "task": task, "seed": seed}
         rows.append({**world, "name": name, "speed": "" if way is None else way.speed, "env_steps": steps})
     env.close()

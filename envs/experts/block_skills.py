@@ -164,6 +164,10 @@ def stack_block(ee: EndEffector) -> Motion:
     below = {"left": others[0], "right": others[-1]}.get(ee.route, nearest)
     x, y, z = below.position
     yaw = grasp_yaw(below, ee.world.target_euler[2])
+    if ee.side and ee.world.tcp[1] > 0.0:  # from the shelf: before the door's knob, which the straight line may meet
+        shelf_x, shelf_y, _ = ee.world.tcp
+        for front_y in (min(shelf_y, 0.06), FRONT_Y):
+            yield from ee.move_to((shelf_x, front_y, TRAVEL_Z + 0.03), pitch=ee.pitch, tolerance=0.03, limit=30)
     yield from _carry(ee, (x, y, z + 0.12), yaw=yaw)
     # The block must be over the other one, not the tool: subtract where the block sits between the fingers.
     x, y = below.position[:2] - (ee.world.blocks[held].position - ee.world.tcp)[:2]

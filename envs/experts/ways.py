@@ -43,9 +43,12 @@ SIDES = ("left", "right")
 SPEEDS: Mapping[str, tuple[float, float]] = {"slow": (0.5, 0.65), "fast": (0.85, 1.0)}
 """Name of a speed -> range of the share of full speed."""
 BEHIND_Y = -0.02
-"""Farthest the closed fingers go behind a block; door and knob stand behind."""
+BEFORE_KNOB_Y = -0.035
+"""Farthest the closed fingers go behind a block, before the door and before its knob."""
 KNOB_HALF_WIDTH_M = 0.07
 """Of the door's knob together with the fingers, along x."""
+KNOB_REACH_M = 0.15
+"""A block that near to the knob, along x, is passed before the knob."""
 FORKS: Mapping[str, tuple[str, str]] = {
     **{f"push_{color}_block_{side}": ("in front", "behind") for color in BLOCK_COLORS for side in SIDES},
     **{f"lift_{color}_block_table": ("wrist left", "wrist right") for color in BLOCK_COLORS},
@@ -95,11 +98,13 @@ def routes(task: str, world: WorldState) -> tuple[str, ...]:
 
 
 def _has_room_behind(world: WorldState, color: str) -> bool:
-    """Return whether the closed fingers can pass behind a block: in front of the door, and not down onto its knob."""
+    """Return whether the closed fingers can pass behind a block: in front of the door and of its knob."""
     x, y, _ = world.blocks[color].position
-    knob = world.fixtures.slide_handle_x - world.slide
-    is_clear = is_low_near(world, color) or abs(knob - x) > KNOB_HALF_WIDTH_M
-    return is_clear and y + clearance(world.blocks[color], vector(0.0, 1.0, 0.0)) < BEHIND_Y
+    behind = y + clearance(world.blocks[color], vector(0.0, 1.0, 0.0))
+    to_knob = abs(world.fixtures.slide_handle_x - world.slide - x)
+    if to_knob < KNOB_HALF_WIDTH_M and not is_low_near(world, color):
+        return False  # the fingers would come down on it
+    return behind < (BEHIND_Y if to_knob > KNOB_REACH_M else BEFORE_KNOB_Y)
 
 
 def _has_two_sides(task: str, world: WorldState) -> bool:
