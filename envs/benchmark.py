@@ -31,7 +31,7 @@ from .instructions import choose_instruction, read_instructions
 from .oracle import TaskOracle
 from .physics import pybullet_version
 from .sequences import make_sequences, start_state
-from .single_tasks import block_poses, go_to_single_start, needs_prelude, single_tasks
+from .single_tasks import block_poses, fork_tasks, go_to_single_start, needs_prelude, single_tasks
 
 MAX_STEPS = 360
 
@@ -88,6 +88,10 @@ class CalvinProtocol:
     def single_tasks(self, per_task: int, *, seed: int = 0) -> list[EvalSequence]:
         """Return each of the 34 tasks as a chain of one, `per_task` times; another seed has other starts."""
         return single_tasks(per_task, seed=seed)
+
+    def fork_tasks(self, per_task: int, *, seed: int = 0) -> list[EvalSequence]:
+        """Return each task with two routes whose mean is bad as a chain of one, `per_task` times."""
+        return fork_tasks(per_task, seed=seed)
 
     def instruction(self, task: str) -> str:
         """Return the instruction for `task` in the present chain; before any chain, the first of the task.

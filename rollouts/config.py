@@ -49,8 +49,9 @@ class RolloutConfig:
     """`_target_` of a Benchmark and its arguments"""
     run_dir: str
     """folder of the rollout; started again with the same folder it continues"""
-    protocol: Literal["chain", "single"] = "chain"
-    """chain: the benchmark's chains, no reset between subtasks; single: one task at a time, each from a start state"""
+    protocol: Literal["chain", "single", "fork"] = "chain"
+    """chain: the benchmark's chains, no reset between subtasks; single: one task at a time, each from a start state;
+    fork: only tasks with two routes whose mean is bad, from where both are open"""
     num_sequences: int = 1000
     """chains of the benchmark to consider (protocol=chain); a larger number continues a folder with the missing ones"""
     first_sequence: int = 0
@@ -58,9 +59,9 @@ class RolloutConfig:
     sequences_seed: int = 0
     """which chains (protocol=chain): 0: the benchmark's, another: sampled by its protocol from that seed"""
     rollouts_per_task: int = 10
-    """starts of each task (protocol=single); a larger number continues a folder with the missing ones"""
+    """starts of each task (protocol=single or fork); a larger number continues a folder with the missing ones"""
     starts_seed: int = 0
-    """which starts (protocol=single); other seeds have other block poses"""
+    """which starts (protocol=single or fork); other seeds have other block poses"""
     sequences: list[Any] | str | int | None = None
     """numbers and ranges of chains, such as 0:100 or [0:50,704]; none: all considered"""
     shard: str | None = None
@@ -193,12 +194,13 @@ def choose_sequences(config: RolloutConfig, benchmark: Benchmark) -> list[EvalSe
     if unused := [name for name in other_protocol if getattr(config, name)]:
         raise InputError(f"{unused[0]}={getattr(config, unused[0])} means nothing with protocol={config.protocol}")
     make: Callable[..., list[EvalSequence]] | None
-    if config.protocol == "single":
-        make, count, seed = getattr(benchmark, "single_tasks", None), config.rollouts_per_task, config.starts_seed
-        if make is None:
-            raise InputError(f"protocol=single, but {config.env['_target_']} has no start states for single tasks")
-    else:
+    if config.protocol == "chain":
         make, count, seed = benchmark.sequences, config.first_sequence + config.num_sequences, config.sequences_seed
+    else:
+        make = getattr(benchmark, f"{config.protocol}_tasks", None)
+        count, seed = config.rollouts_per_task, config.starts_seed
+        if make is None:
+            raise InputError(f"protocol={config.protocol}, but {config.env['_target_']} has no start states for it")
     if seed and "seed" not in inspect.signature(make).parameters:
         raise InputError(
             f"{config.env['_target_']} has one list of chains alone; leave sequences_seed and starts_seed 0"

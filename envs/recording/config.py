@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from vw2_robot.data.sources.calvin import CalvinSplit
 
 from ..experts.start_states import PAUSE_STEPS
+from ..experts.ways import Ways
 from .demonstrations import expand_tasks
 from .environment_description import environment_yaml
 from .formats import MAX_FRAME, CalvinOutput, Format, Output, frames_per_recording, parts_output
@@ -68,6 +69,12 @@ class RecordConfig:
     """probability of each step to be the first of a push against the arm; `commanded_actions` stay the expert's"""
     failed_attempts: float = 0.0
     """share of tasks that begin after a failed attempt, in which the expert acted on wrong object positions"""
+    ways: Ways = "single"
+    """several: every task is done in a way chosen at random, by another route and at another speed, and the labels
+    state it; single: the expert's usual way (docs/simulator.md)
+    """
+    near_starts: float = 0.0
+    """share of tasks that begin near their goal, where gripper or wrist are next to move, or at a fork of two routes"""
     wrist_camera: bool = False
     """also record the wrist camera"""
     depth: bool = False
@@ -91,7 +98,7 @@ class RecordConfig:
                 f"episodes={self.episodes}, validation_episodes={self.validation_episodes}: the seven-digit frame"
                 f" numbers of the CALVIN format have room for {most} recordings of {self.spacing}; use several folders"
             )
-        for name in ("perturbations", "failed_attempts"):
+        for name in ("perturbations", "failed_attempts", "near_starts"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}, expected a probability from 0 to below 1")
         if not 0 <= self.compress_level <= 9:
@@ -105,10 +112,12 @@ class RecordConfig:
         if self.depth and self.format != "calvin":
             raise ValueError(f"format={self.format} holds no depth; leave out depth=true or choose format=calvin")
         if self.world != "calvin" and (
-            self.play > 1 or self.max_window is not None or self.perturbations > 0 or self.failed_attempts > 0
+            (self.play, self.max_window, self.perturbations, self.failed_attempts) != (1, None, 0, 0)
+            or (self.ways, self.near_starts) != ("single", 0)
         ):
             raise ValueError(
-                f"env={self.world} has no play, max_window, perturbations or failed_attempts; leave them out"
+                f"env={self.world} has no play, max_window, perturbations, failed_attempts, ways or near_starts;"
+                " leave them out"
             )
 
     @property

@@ -41,6 +41,7 @@ from .progress import show_progress
 from .sources import open_source
 
 FREE = ("workers", "out")  # keys that do not change what is recorded
+LATER = {"ways": "single", "near_starts": 0.0}  # with these values a recording of an earlier release is continued
 
 
 def record(config: RecordConfig) -> None:
@@ -61,7 +62,8 @@ def record(config: RecordConfig) -> None:
         require("imageio_ffmpeg", extra="report")
     # One recording at a time: two programs with the same output would overwrite each other.
     with lock_folder(out, what="a recording", beside=True):
-        bind_output(out, {key: value for key, value in config_tree(config).items() if key not in FREE})
+        tree = config_tree(config)
+        bind_output(out, {key: tree[key] for key in tree if key not in FREE and tree[key] != LATER.get(key, ...)})
         _record(config)
 
 

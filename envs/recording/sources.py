@@ -54,6 +54,8 @@ class CalvinDemonstrations:
             depth=config.depth,
             perturbations=config.perturbations,
             failed_attempts=config.failed_attempts,
+            ways=config.ways,
+            near_starts=config.near_starts,
         )
 
     def make(self, split: int, number: int) -> RecordedDemonstration:

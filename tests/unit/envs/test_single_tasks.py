@@ -73,6 +73,26 @@ def test_a_start_that_needs_the_expert_is_the_same_every_time_and_can_be_solved_
     world.close()
 
 
+@pytest.mark.sim
+def test_at_a_fork_both_routes_are_open_and_the_start_is_the_same_every_time() -> None:
+    from vw2_robot.envs.benchmark import CalvinBenchmark
+    from vw2_robot.envs.experts.demonstrator import observe_world
+    from vw2_robot.envs.experts.ways import FORKS, routes
+
+    world = CalvinBenchmark()
+    chains = world.fork_tasks(2)
+    assert {chain.subtasks for chain in chains} == {(task,) for task in FORKS}
+    assert len({chain.number for chain in chains}) == 2 * len(FORKS)
+    chain = next(chain for chain in chains if chain.subtasks == ("push_into_drawer",))
+    states = []
+    for _ in range(2):
+        world.reset(chain)
+        states.append(np.concatenate([world.env.robot_obs(), world.env.scene_obs()]))
+    np.testing.assert_array_equal(*states)
+    assert routes("push_into_drawer", observe_world(world.env)) == FORKS["push_into_drawer"]
+    world.close()
+
+
 def test_enriched_instructions_are_three_a_task_and_in_no_other_set() -> None:
     enriched = read_instructions("enriched")
     known = {

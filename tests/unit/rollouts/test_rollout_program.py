@@ -387,5 +387,5 @@ def test_single_tasks_are_counted_task_by_task(config, tmp_path):
 
 def test_a_benchmark_without_single_tasks_says_so(config, counting_world, monkeypatch):
     monkeypatch.delattr(counting_world.CountingBenchmark, "single_tasks")
-    with pytest.raises(InputError, match="no start states for single tasks"):
+    with pytest.raises(InputError, match="no start states for it"):
         rollout(config(protocol="single"))
