@@ -236,7 +236,7 @@ def open_renderer(folder: str, config: ImagineConfig, dldm: DLDM, device: torch.
 
     Args:
         folder: folder of the dLDM stage, or the run folder that has it as `dldm`.
-        config: `grayscale_control` and `sample_steps` of the renderer.
+        config: `grayscale_control`, `sample_steps` and `guidance` of the renderer.
         dldm: that of the policy; the stage must have the same encoder.
         device: where VDM and codec are put.
 
@@ -244,7 +244,8 @@ def open_renderer(folder: str, config: ImagineConfig, dldm: DLDM, device: torch.
         VDM and codec in eval mode, and how they render.
 
     Raises:
-        InputError: it belongs to another dLDM than the policy, or the stage was trained without a VDM.
+        InputError: it belongs to another dLDM than the policy, or the stage was trained without a VDM, or without null
+            codes where guidance needs them.
     """
     path = Path(folder)
     checkpoint = load_checkpoint(path / "dldm" if (path / "dldm" / "latest").is_file() else path, kind="dldm")
@@ -269,9 +270,23 @@ def open_renderer(folder: str, config: ImagineConfig, dldm: DLDM, device: torch.
             queries=size.queries,
             fsq_dims=len(size.fsq_levels),
         )
-        vdm = VDM(config_from(VDMConfig, checkpoint.facts["vdm"]), geometry)
+        vdm = VDM(config_from(VDMConfig, checkpoint.facts["vdm"]), geometry, codec_config)
         checkpoint.load_into(vdm=vdm, codec=codec)
-    return Renderer(vdm.to(device).eval(), codec.to(device).eval(), config.grayscale_control, config.sample_steps)
+    if config.guidance != 1 and not vdm.config.code_dropout:
+        raise InputError(
+            f"guidance={config.guidance}: the VDM of {checkpoint.path} was trained without null codes "
+            "(aids.code_dropout=0); use guidance=1"
+        )
+    grayscale = config.grayscale_control
+    if grayscale is None:
+        grayscale = bool(checkpoint.facts.get("control_grayscale", True))  # earlier releases store none, and had it on
+    return Renderer(
+        vdm.to(device).eval(),
+        codec.to(device).eval(),
+        grayscale_control=grayscale,
+        sample_steps=config.sample_steps,
+        guidance=config.guidance,
+    )
 
 
 def write_results(config: ImagineConfig, begin: Beginning, imagined: Imagined, *, fps: float) -> None:

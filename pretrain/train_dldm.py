@@ -516,6 +516,8 @@ def save(
             "codec": None if vdm is None else config_tree(config.codec),
             "frames_digest": frames_digest,
             "time_base": config.data.time_base,
+            "aids": config.aids.names,
+            "control_grayscale": config.train_dldm.control_grayscale,
             "clips": clips.training.state(),
         },
         optimizer=optimizer,

@@ -52,7 +52,7 @@ class VW2Agent:
 
     Attributes:
         metadata: name, version, action_space, chunk_size, n_action_steps, temporal_ensemble, cameras, control_hz,
-            policy_hash, label_fraction.
+            policy_hash, label_fraction, method, aids (those of all training; None where that is not known).
     """
 
     metadata: dict[str, Any]
@@ -96,6 +96,7 @@ class VW2Agent:
             "policy_hash": weights_digest(policy, head),
             "label_fraction": checkpoint.facts["label_fraction"],
             "method": checkpoint.facts.get("method"),
+            "aids": checkpoint.facts.get("aids"),
         }
 
     @classmethod

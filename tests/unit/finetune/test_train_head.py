@@ -11,6 +11,7 @@ from vw2_robot.data.labels import read_labels
 from vw2_robot.data.statistics import ActionStatistics
 from vw2_robot.errors import InputError
 from vw2_robot.finetune import datasets
+from vw2_robot.finetune.config import FinetuneAids
 from vw2_robot.finetune.losses import action_loss, totals_of, unlabeled_loss, window_batch, window_losses
 from vw2_robot.finetune.pretrained_init import load_pretrained
 from vw2_robot.finetune.train_head import finetune
@@ -129,7 +130,9 @@ def test_losses_of_the_parts_of_a_batch_add_up_to_its_losses(pretrained, configu
     windows.actions = np.random.default_rng(0).normal(size=(3, 4, 7)).astype(np.float32)
     windows.action_mask[1, 2:] = False
     windows.poses = np.ones((3, head.end_effector_pose(torch.zeros(1, 1, 4, 16)).shape[1]), np.float32)
-    config = configure("unused", code_source=source, image_shift_px=1, lambda_ce=2.0, pose_weight=0.5)
+    config = configure(
+        "unused", code_source=source, image_shift_px=1, lambda_ce=2.0, aids=FinetuneAids(pose_weight=0.5)
+    )
     found = []
     for division in ([np.arange(3)], [np.arange(1), np.arange(1, 3)]):
         parts = parts_of(config, policy, windows, division, predicted_share=0.5, seed=MIXED_SEED)
@@ -198,7 +201,7 @@ def test_two_steps_leave_a_policy_that_acts(configure, write_calvin, tmp_path):
 def test_the_end_effector_pose_is_learned_beside_the_actions_and_not_needed_to_act(configure, write_calvin, tmp_path):
     data = write_calvin()
     finetune(configure(data, run="without"))
-    finetune(configure(data, pose_weight=1.0))
+    finetune(configure(data, aids=FinetuneAids(pose_weight=1.0)))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert lines[0]["finetune/pose_loss"] > lines[1]["finetune/pose_loss"] > 0
     found, plain = weights(tmp_path / "run"), weights(tmp_path / "without")

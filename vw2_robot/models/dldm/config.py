@@ -64,18 +64,18 @@ class QFormerConfig:
     """layers of cross-attention"""
     heads: Count = 4
     """attention heads"""
-    role_embedding: bool = True
-    """a learned embedding that marks previous and current frame; our addition, off in the release"""
-    value_pos: bool = True
-    """position code on the values too, not on the keys only; off in the release"""
-    difference_values: bool = True
-    """adjacent only: values of the previous frame enter with a learned gain that starts at -1, those of the current one
-    at +1, so that even uniform attention reads the change instead of the mean; our addition, off in the release"""
+    role_embedding: bool = False
+    """aids.role_embedding: a learned embedding that marks previous and current frame"""
+    value_pos: bool = False
+    """aids.value_positions: position code on the values too, not on the keys only"""
+    difference_values: bool = False
+    """aids.difference_values, adjacent only: values of the previous frame enter with a learned gain that starts at -1,
+    those of the current one at +1, so that even uniform attention reads the change instead of the mean"""
 
 
 @dataclass(frozen=True)
 class DLDMConfig:
-    """Size and switches of the dLDM. Defaults: the paper's size with our remedies against collapse (method 5.1)."""
+    """Size and switches of the dLDM. Defaults: the paper's."""
 
     num_frames: int = 93
     """T, frames of a training clip"""
@@ -101,15 +101,15 @@ class DLDMConfig:
     """vq: dimensions of a codebook entry"""
     z_channels: Count = 256
     """channels of the features before quantization"""
-    z_norm: Literal["batch", "layer", "none"] = "batch"
-    """normalization before FSQ, so that all its levels are used. layer: LayerNorm, then a linear layer of unit output
-    variance; batch: the same, then each number standardized over the batch in training and by running statistics in
-    eval (small runs collapse to one code without it); none: as in the release"""
+    z_norm: Literal["batch", "layer", "none"] = "none"
+    """aids.standardize: normalization before FSQ, so that all its levels are used. layer: LayerNorm, then a linear
+    layer of unit output variance; batch: the same, then each number standardized over the batch in training and by
+    running statistics in eval (small runs collapse to one code without it); none: as in the release"""
     code_visibility: Literal["causal", "current"] = "causal"
     """decoder step k attends to the codes of steps <= k, or of step k alone"""
     output: Literal["pixels", "change", "warp"] = "pixels"
-    """what the decoder predicts: the pixels themselves (paper); their change from the first frame; or a flow field that
-    moves the pixels of the first frame, plus a change (`frame_warp.py`)"""
+    """aids.decoder_output: what the decoder predicts: the pixels themselves (paper); their change from the first frame;
+    or a flow field that moves the pixels of the first frame, plus a change (`frame_warp.py`)"""
     post_quant: Literal["linear", "conv"] = "linear"
     """linear: each code is projected by itself; conv: with its two predecessors in the flat row (release)"""
     gap: int = 1

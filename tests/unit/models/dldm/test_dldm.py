@@ -14,7 +14,8 @@ TINY = DLDMConfig(
     stem=StemConfig("pixel", 4, 4, 1),
     levels=(LevelConfig(16, 1),),
     z_channels=16,
-    qformer=QFormerConfig(heads=2),
+    qformer=QFormerConfig(heads=2, role_embedding=True, value_pos=True, difference_values=True),
+    z_norm="batch",
 )
 
 
@@ -30,7 +31,14 @@ def build(config=TINY):
 @pytest.mark.parametrize("context", ["adjacent", "all", "current"])
 @pytest.mark.parametrize("frame", range(13))
 def test_changing_any_frame_after_a_codes_step_leaves_that_code_unchanged(context, frame):
-    model = build(replace(TINY, qformer=QFormerConfig(heads=2, context=context)))
+    model = build(
+        replace(
+            TINY,
+            qformer=QFormerConfig(
+                heads=2, context=context, role_embedding=True, value_pos=True, difference_values=True
+            ),
+        )
+    )
     x = fake_clip(TINY, 4)
     changed = x.clone()
     changed[:, frame + 1 :] = torch.rand_like(changed[:, frame + 1 :]) * 2 - 1
@@ -80,7 +88,14 @@ def test_a_clip_of_one_frame_has_no_codes_and_decodes_to_its_anchor():
 
 @pytest.mark.parametrize(("context", "seen"), [("adjacent", {1, 2}), ("all", {0, 1, 2}), ("current", {2})])
 def test_queries_of_a_step_see_exactly_the_frames_of_their_context(context, seen):
-    model = build(replace(TINY, qformer=QFormerConfig(heads=2, context=context)))
+    model = build(
+        replace(
+            TINY,
+            qformer=QFormerConfig(
+                heads=2, context=context, role_embedding=True, value_pos=True, difference_values=True
+            ),
+        )
+    )
     f = torch.randn(1, 4, 16, 4, 4, requires_grad=True)
     model.qformer(f)[:, 1].square().sum().backward()  # latent step 2
     gradient = f.grad.abs().amax(dim=(0, 2, 3, 4))
@@ -89,7 +104,14 @@ def test_queries_of_a_step_see_exactly_the_frames_of_their_context(context, seen
 
 @pytest.mark.parametrize("context", ["adjacent", "all", "current"])
 def test_vectorised_queries_equal_one_step_at_a_time(context):
-    model = build(replace(TINY, qformer=QFormerConfig(heads=2, context=context)))
+    model = build(
+        replace(
+            TINY,
+            qformer=QFormerConfig(
+                heads=2, context=context, role_embedding=True, value_pos=True, difference_values=True
+            ),
+        )
+    )
     f = torch.randn(2, 4, 16, 4, 4)
     together = model.qformer(f)
     for k in range(1, 4):
@@ -101,7 +123,7 @@ def test_adjacent_queries_know_which_frame_came_first():
     model = build()
     f = torch.randn(1, 2, 16, 4, 4)
     assert not torch.allclose(model.qformer(f), model.qformer(f.flip(1)))
-    blind = build(replace(TINY, qformer=QFormerConfig(heads=2, role_embedding=False, difference_values=False)))
+    blind = build(replace(TINY, qformer=QFormerConfig(heads=2, value_pos=True)))
     torch.testing.assert_close(blind.qformer(f), blind.qformer(f.flip(1)), atol=1e-5, rtol=1e-5)
 
 
@@ -113,7 +135,10 @@ def test_adjacent_queries_know_which_frame_came_first():
     ],
 )
 def test_motion_in_one_step_changes_only_that_steps_code_input(context, expected):
-    config = replace(TINY, qformer=QFormerConfig(heads=2, context=context))
+    config = replace(
+        TINY,
+        qformer=QFormerConfig(heads=2, context=context, role_embedding=True, value_pos=True, difference_values=True),
+    )
     model = build(config)
     # without temporal attention and with flat temporal kernels the trunk is local in time
     for module in model.encoder.modules():
