@@ -107,6 +107,11 @@ class DLDMConfig:
     running statistics in eval (small runs collapse to one code without it); none: as in the release"""
     code_visibility: Literal["causal", "current"] = "causal"
     """decoder step k attends to the codes of steps <= k, or of step k alone"""
+    code_attention: Literal["every", "lowest", "middle"] = "middle"
+    """decoder blocks that attend to codes. middle: one before the levels, enough for small models; lowest: also each
+    block of the lowest resolution (release); every: also each block of every resolution (Algorithm 1)"""
+    decoder_extra_blocks: int = 0
+    """residual blocks that a level of the decoder has beyond those of the encoder's (release: 1)"""
     output: Literal["pixels", "change", "warp"] = "pixels"
     """aids.decoder_output: what the decoder predicts: the pixels themselves (paper); their change from the first frame;
     or a flow field that moves the pixels of the first frame, plus a change (`frame_warp.py`)"""
@@ -129,6 +134,13 @@ class DLDMConfig:
             raise ValueError("dldm.post_quant=conv mixes codes of neighboring steps, so code_visibility must be causal")
         if not self.levels:
             raise ValueError("dldm.levels is empty; give at least one resolution")
+        if self.decoder_extra_blocks < 0:
+            raise ValueError(f"dldm.decoder_extra_blocks must not be negative, found {self.decoder_extra_blocks}")
+        if any(level.width % self.qformer.heads for level in self.attending_levels):
+            raise ValueError(
+                f"dldm.code_attention={self.code_attention}: widths of levels must be multiples of "
+                f"{self.qformer.heads} heads, found {[level.width for level in self.levels]}"
+            )
         shrink = self.stem.spatial_patch_size * 2 ** sum(level.downsample_space for level in self.levels)
         # Down-sampling halves exactly; a remainder would move the grid against the pixels.
         for name, size in (("height", self.height), ("width", self.width)):
@@ -139,6 +151,11 @@ class DLDMConfig:
             raise ValueError(
                 f"the last level's width {self.levels[-1].width} must be a multiple of 2 x {self.qformer.heads} heads"
             )
+
+    @property
+    def attending_levels(self) -> tuple[LevelConfig, ...]:
+        """Return the levels whose blocks attend to codes in the decoder."""
+        return {"middle": (), "lowest": self.levels[-1:], "every": self.levels}[self.code_attention]
 
     @property
     def temporal_stride(self) -> int:
