@@ -6,8 +6,8 @@
 In the image of one distant camera, end effectors at different depths can be at the same pixel; only the rest of the arm
 differs. So the convolutions of `policy.image=pixels` (as in model=tiny, blocks proportional to the side) are trained to
 predict only the end effector's position, from images and robot_obs of some demonstrations, and tested on others. The
-bound is the spread of positions. `--policies` tests policies that were fine-tuned with `pose_weight` instead, without
-codes.
+bound is the spread of positions. `--policies` tests policies that were fine-tuned with `aids.pose_weight`
+instead, without codes.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sides", nargs="+", type=int, default=[64, 96, 128], help="multiples of 32, in pixels")
     parser.add_argument("--demonstrations", type=int, default=900)
     parser.add_argument("--train-steps", type=int, default=2000)
-    parser.add_argument("--policies", nargs="+", default=[], help="run folders of vw2-finetune with pose_weight")
+    parser.add_argument("--policies", nargs="+", default=[], help="run folders of vw2-finetune with aids.pose_weight")
     parser.add_argument("--shift", type=int, default=2, help="random shift of training images, in pixels")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)

@@ -104,6 +104,23 @@ class UnlabeledConfig:
 
 
 @dataclass(frozen=True)
+class FinetuneAids:
+    """What is not the paper's in fine-tuning. Defaults: none."""
+
+    pose_weight: float = 0.0
+    """weight of the error of the predicted end-effector pose, in training only; reads robot_obs of labeled windows"""
+
+    def __post_init__(self) -> None:
+        if not self.pose_weight >= 0:
+            raise ValueError(f"aids.pose_weight must not be negative, found {self.pose_weight}")
+
+    @property
+    def names(self) -> list[str]:
+        """The aids that are on, with their value."""
+        return [f"pose_weight={self.pose_weight}"] if self.pose_weight else []
+
+
+@dataclass(frozen=True)
 class FinetuneConfig:
     """The root configuration of `vw2-finetune`."""
 
@@ -146,8 +163,8 @@ class FinetuneConfig:
     lambda_ce: float = 0.1
     """weight of the code loss; 0 in the paper"""
     unlabeled: UnlabeledConfig = field(default_factory=UnlabeledConfig)
-    pose_weight: float = 0.0
-    """weight of the error of the predicted end-effector pose, in training only; reads robot_obs of labeled windows"""
+    aids: FinetuneAids = field(default_factory=FinetuneAids)
+    """what is not the paper's; the one place where it is set"""
     gripper_loss: Literal["l2", "bce"] = "l2"
     """l2: squared error against -1 and +1; bce: binary cross-entropy of a logit"""
     gripper_weight: float = 1.0
@@ -168,7 +185,7 @@ class FinetuneConfig:
         for name in ("latent_steps", "n_action_steps", "last_n", "validation_windows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
-        for name in ("lambda_ce", "gripper_weight", "pose_weight", "image_shift_px", "temporal_ensemble"):
+        for name in ("lambda_ce", "gripper_weight", "image_shift_px", "temporal_ensemble"):
             # `not >=` instead of `<`, so that NaN is refused as well.
             if (value := getattr(self, name)) is not None and not value >= 0:
                 raise ValueError(f"{name} must not be negative, found {value}")

@@ -183,7 +183,7 @@ def cut_labeled(
         policy_frame_cache=cached.policy_frame_cache,
         statistics=statistics,
         normalization=config.normalization,
-        with_poses=config.pose_weight > 0,
+        with_poses=config.aids.pose_weight > 0,
     )
 
 

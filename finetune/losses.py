@@ -3,8 +3,8 @@
     L = mean over valid actions [ ||a_arm - â_arm||² + w_g L_g ] + lambda_ce · CE(codes)
 
 in normalized units, with L_g the squared error against -1 and +1, or the binary cross-entropy of the gripper's logit.
-With `pose_weight` the head also predicts the pose of the end effector: one camera far away hides depth from a policy
-that learns actions alone, and then it reaches for a place on the same line of sight (docs/lab_log.md).
+With `aids.pose_weight` the head also predicts the pose of the end effector: one camera far away hides depth from a
+policy that learns actions alone, and then it reaches for a place on the same line of sight (docs/lab_log.md).
 """
 
 # B batch · H latent steps · N codes per step · s actions per step · A action dims · R = s·H
@@ -168,12 +168,12 @@ def window_losses(
     total = action
     zero = torch.zeros((), device=device)
     parts = {"action": action.detach(), "pose": zero, "code": zero, "accuracy": zero}
-    if config.pose_weight > 0:
+    if config.aids.pose_weight > 0:
         true_pose = torch.from_numpy(windows.poses[rows]).to(device)
         # Summed over the numbers of a pose, as the action loss is over those of an action.
         errors = (at_least_float32(head.end_effector_pose(states)) - true_pose).square().sum(1)
         pose = errors.sum() / totals.windows
-        total = total + config.pose_weight * pose
+        total = total + config.aids.pose_weight * pose
         parts["pose"] = pose.detach()
     if windows.has_codes:
         codes = torch.from_numpy(windows.codes[rows]).to(device)

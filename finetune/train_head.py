@@ -91,7 +91,7 @@ def train_actions(config: FinetuneConfig, run: Run) -> None:
         norm = optimizer_step(loss, optimizer, step=step, config=loop.optim, total_steps=loop.train_steps)
         if run.due(step, loop.log_every):
             held_out = parallel.run(validate, config, policy, head, datasets.held_out, config.validation_windows)
-            optional = {"unlabeled_loss": datasets.unlabeled is not None, "pose_loss": config.pose_weight > 0}
+            optional = {"unlabeled_loss": datasets.unlabeled is not None, "pose_loss": config.aids.pose_weight > 0}
             metrics = {
                 "finetune/action_l2": losses["action"],
                 **held_out.metrics("finetune/validation"),
@@ -283,7 +283,7 @@ def open_run(config: FinetuneConfig) -> Run:
 
 def head_config(config: FinetuneConfig) -> ActionHeadConfig:
     """Return the head's sizes; with a weight on the pose it predicts one."""
-    return replace(config.head, pose=config.head.pose or config.pose_weight > 0)
+    return replace(config.head, pose=config.head.pose or config.aids.pose_weight > 0)
 
 
 def build_head(config: FinetuneConfig, init: PolicyInit) -> ActionHead:
@@ -320,6 +320,8 @@ def save(
     """
     policy = init.policy
     dldm = init.dldm
+    # Of pre-training; None where an earlier release did it and did not store them.
+    known = init.facts.get("aids", [] if dldm is None else None)
     modules: dict[str, nn.Module] = {"policy": saved_policy(policy, adapters), "head": head}
     if dldm is not None:
         modules["dldm"] = dldm
@@ -343,6 +345,7 @@ def save(
             # Facts of pre-training first, so that those of this run replace them.
             **init.facts,
             "method": config.method,
+            "aids": None if known is None else [*known, *config.aids.names],
             "preset": config.preset,
             "label_fraction": config.label_fraction,
             "label_seed": config.label_seed,

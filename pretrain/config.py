@@ -8,6 +8,7 @@ trained dLDM.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,8 @@ from vw2_robot.models.dldm.config import DLDMConfig
 from vw2_robot.models.policy.config import PolicyConfig, Sampling
 from vw2_robot.models.video.config import CodecConfig, Geometry, VDMConfig
 from vw2_robot.schedule import LoopConfig
+
+from .aids import KEYS, Aids
 
 Stage = Literal["vdm", "dldm", "latents", "policy"]
 Anchor = Literal["coarse", "rendered"]
@@ -135,9 +138,11 @@ class TrainDLDMConfig:
 
     phase1: LoopConfig
     phase2: LoopConfig
+    with_reader: bool = False
+    """aids.reader: between the phases, `reader` trains"""
     reader: ReaderConfig | None = None
-    """between the phases: encoder frozen, the VDM learns without control video to read its codes; our aid where the
-    prior is weak and meets its first code in phase 2; null: no such stage"""
+    """encoder frozen, the VDM learns without control video to read its codes; for a weak prior, which would otherwise
+    meet its first code in phase 2"""
     advance: Literal["steps", "ratio"] = "steps"
     """when phase 2 begins. steps: after phase 1's steps, with a line in the log if `advance_ratio` is not reached;
     ratio: at the first validation at or below it, and never before; phase 1's steps are then the most it may take"""
@@ -161,19 +166,20 @@ class TrainDLDMConfig:
     reconstruction_loss: Literal["l2", "l1"] = "l2"
     """l2: the paper; l1: the release"""
     control_dropout: float = 0.0
-    """phase 2: probability, per sample, that the control video is a still one (vdm.still_control); without it small
-    runs lose their codes (method 5.1)"""
-    control_grayscale: bool = True
-    """the control video is gray, so that the VDM takes colors from the conditioning frame"""
-    target_color_jitter: float = 0.3
-    """strength of brightness, contrast and channel gains on the VDM's target clip; 0 switches it off"""
+    """aids.control_dropout: phase 2: probability, per sample, that the control video is a still one
+    (aids.still_control); without it small runs lose their codes (method 5.1)"""
+    control_grayscale: bool = False
+    """the control video is gray, so that the VDM takes colors from the conditioning frame (release)"""
+    target_color_jitter: float = 0.0
+    """strength of brightness, contrast and channel gains on the VDM's target clip (release: 0.3)"""
     statistics_group: int | None = None
     """clips that are standardized together before FSQ, and correlated for `decorrelation`; null: the whole batch, which
     then is one micro-batch. With n clips the statistics of a group vary by about 1/sqrt(n x latent steps) more"""
     decorrelation: float = 0.0
-    """weight of the mean squared correlation between the FSQ dimensions of a latent step; 0: the paper"""
+    """aids.decorrelation: weight of the mean squared correlation between the FSQ dimensions of a latent step"""
     encoder_augmentation: float = 0.0
-    """strength of a drift of view and light that only the encoder sees, so that codes leave it out; 0: none"""
+    """aids.encoder_augmentation: strength of a drift of view and light that only the encoder sees, so that codes leave
+    it out; 0: none"""
     ema: float = 0.0
     """decay of averaged weights (such as 0.999), which are then validated and used by later stages; 0: none"""
     validation_clips: int = 64
@@ -199,9 +205,11 @@ class TrainDLDMConfig:
     @property
     def reader_steps(self) -> int:
         """Training steps of the reader; 0 without one, or without a VDM."""
-        return 0 if self.reader is None or not self.with_vdm else self.reader.loop.train_steps
+        return self.reader.loop.train_steps if self.reader and self.with_reader and self.with_vdm else 0
 
     def __post_init__(self) -> None:
+        if self.with_reader and self.reader is None:
+            raise ValueError("aids.reader=true needs train_dldm.reader.loop, the reader's steps and learning rate")
         if not 0 <= self.ema < 1:
             raise ValueError(f"train_dldm.ema must lie in [0, 1), found {self.ema}")
         if self.statistics_group is not None:
@@ -257,7 +265,8 @@ class TrainPolicyConfig:
     image_shift_px: int = 3
     """largest random translation of the input image, edge-padded"""
     code_dropout: float = 0.0
-    """share of samples that read null tokens in place of codes, as acting=parallel and none do"""
+    """aids.policy_code_dropout: share of samples that read null tokens in place of codes, as acting=parallel and none
+    do"""
     latent_steps: int | None = None
     """latent steps that are predicted from an image; null: those of one clip of the dLDM; more: the codes of
     consecutive clips, joined"""
@@ -286,6 +295,8 @@ class PretrainConfig:
     train_dldm: TrainDLDMConfig
     extract_latents: ExtractLatentsConfig
     train_policy: TrainPolicyConfig
+    aids: Aids = field(default_factory=Aids)
+    """what is not the paper's; the one place where each of them is set"""
     stages: tuple[Stage, ...] = ("vdm", "dldm", "latents", "policy")
     """what pretrain-on-openx runs, in this order"""
     seed: int = 0
@@ -299,6 +310,10 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise ValueError(f"workers must be at least 1, found {self.workers}")
+        for aid, key in KEYS.items():
+            if (value := attrgetter(key)(self)) != getattr(self.aids, aid):
+                shown = str(value).lower() if isinstance(value, bool) else value
+                raise ValueError(f"{key}={shown}: set aids.{aid}={shown}")
         memory = self.replay is not None and self.replay.engine == "memory"
         if self.replay is not None and (self.data.stream or (memory and self.data.path is None)):
             raise ValueError(
@@ -317,8 +332,18 @@ class PretrainConfig:
             )
         dropout = self.train_dldm.control_dropout
         if dropout > 0 and self.train_dldm.with_vdm and self.vdm.control != "none" and not self.vdm.still_control:
+            raise ValueError(f"aids.control_dropout={dropout} gives still control videos: set aids.still_control=true")
+        # Here and not in the configurations of VDM and codec: those of a checkpoint have their weights beside them.
+        if self.train_dldm.with_vdm and self.vdm.init == "weights" and self.vdm.weights is None:
             raise ValueError(
-                f"train_dldm.control_dropout={dropout} gives still control videos: set vdm.still_control=true"
+                "vdm.init=weights needs vdm.weights, a folder in diffusers' layout; vdm.init=prior trains a prior "
+                "first, vdm.init=random begins with random weights"
+            )
+        is_random = self.codec.kind == "wan" and self.codec.weights is None
+        if self.train_dldm.with_vdm and is_random and self.codec.init != "random":
+            raise ValueError(
+                "codec.kind=wan needs codec.weights, a folder in diffusers' layout; codec.init=random takes random "
+                "weights, whose latents are of no use"
             )
         if self.vdm.warp and self.codec.kind != "dct":
             raise ValueError(f"vdm.warp=true moves pixels of the DCT codec, found codec.kind={self.codec.kind}")
@@ -391,10 +416,13 @@ class ImagineConfig:
     """coarse: each video continues from its own last frame; rendered: both continue from the rendered one"""
     vdm: str | None = None
     """folder of the dLDM stage: its VDM renders the video"""
-    grayscale_control: bool = True
-    """as the VDM was trained: train_dldm.control_grayscale"""
+    grayscale_control: bool | None = None
+    """whether the control video is gray; null: as the VDM was trained"""
     sample_steps: int = 10
     """denoising steps of the VDM"""
+    guidance: float = 1.0
+    """weight of the codes against null codes; 1: the codes as they are; others need a VDM trained with
+    aids.code_dropout, and take twice the time"""
     sampling: Sampling = field(default_factory=Sampling)
     fps: Rate | None = None
     """frames per second of the video; default: the rate at which the policy was pre-trained"""
@@ -408,6 +436,8 @@ class ImagineConfig:
         for name in ("segments", "sample_steps", "enlarge"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if not self.guidance >= 0:
+            raise ValueError(f"guidance must not be negative, found {self.guidance}")
         if Path(self.out).suffix.lower() not in (".mp4", ".m4v", ".mov"):
             raise ValueError(f"out={self.out}: give the name of a video, such as imagined.mp4; a json lies beside it")
         if (self.image is None) == (self.frame_cache is None):

@@ -194,6 +194,8 @@ def save_dldm(
             "codec": config_tree(config.codec) if has_vdm else None,
             "frames_digest": frames_digest,
             "time_base": config.data.time_base,
+            "aids": config.aids.names,
+            "control_grayscale": config.train_dldm.control_grayscale,
             "clips": clips,
         },
         optimizer=optimizer,

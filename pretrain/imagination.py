@@ -44,6 +44,7 @@ class Renderer:
     codec: VideoCodec
     grayscale_control: bool
     sample_steps: int
+    guidance: float = 1.0
 
     @torch.no_grad()
     def render(
@@ -64,7 +65,12 @@ class Renderer:
         control = self.codec.encode(make_control_video(coarse, grayscale=self.grayscale_control))
         anchor = self.codec.encode(first[:, None])[:, :, 0]
         latents = self.vdm.sample(
-            anchor, codes, control_video=control, generator=generator, num_steps=self.sample_steps
+            anchor,
+            codes,
+            control_video=control,
+            generator=generator,
+            num_steps=self.sample_steps,
+            guidance=self.guidance,
         )
         return self.codec.decode(latents).clamp(-1, 1)
 

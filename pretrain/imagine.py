@@ -251,7 +251,7 @@ def open_renderer(folder: str, config: ImagineConfig, dldm: DLDM, device: torch.
 
     Args:
         folder: folder of the dLDM stage, or the run folder that has it as `dldm`.
-        config: `grayscale_control` and `sample_steps` of the renderer.
+        config: `grayscale_control`, `sample_steps` and `guidance` of the renderer.
         dldm: that of the policy; the stage must have the same encoder.
         device: where VDM and codec are put.
 
@@ -259,7 +259,8 @@ def open_renderer(folder: str, config: ImagineConfig, dldm: DLDM, device: torch.
         VDM and codec in eval mode, and how they render.
 
     Raises:
-        InputError: it belongs to another dLDM than the policy, or the stage was trained without a VDM.
+        InputError: it belongs to another dLDM than the policy, or the stage was trained without a VDM, or without null
+            codes where guidance needs them.
     """
     path = Path(folder)
     checkpoint = load_checkpoint(path / "dldm" if (path / "dldm" / "latest").is_file() else path, kind="dldm")
@@ -274,7 +275,21 @@ def open_renderer(folder: str, config: ImagineConfig, dldm: DLDM, device: torch.
     if video is None:
         raise InputError(f"{checkpoint.path} was trained without a VDM, so nothing can be rendered; leave out vdm")
     vdm, codec = video
-    return Renderer(vdm.to(device), codec.to(device), config.grayscale_control, config.sample_steps)
+    if config.guidance != 1 and not vdm.config.code_dropout:
+        raise InputError(
+            f"guidance={config.guidance}: the VDM of {checkpoint.path} was trained without null codes "
+            "(aids.code_dropout=0); use guidance=1"
+        )
+    grayscale = config.grayscale_control
+    if grayscale is None:
+        grayscale = bool(checkpoint.facts.get("control_grayscale", True))  # earlier releases store none, and had it on
+    return Renderer(
+        vdm.to(device),
+        codec.to(device),
+        grayscale_control=grayscale,
+        sample_steps=config.sample_steps,
+        guidance=config.guidance,
+    )
 
 
 def write_results(config: ImagineConfig, begin: Beginning, imagined: Imagined, *, fps: float) -> None:

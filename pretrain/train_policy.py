@@ -331,6 +331,7 @@ def save(
             "encoder_hash": encoder_hash(dldm),
             "latent_hz": datasets.latent_hz,
             "time_base": config.data.time_base,
+            "aids": config.aids.names,
             "pretraining": {
                 "frames_digest": datasets.train.frame_cache.digest,
                 "windows": len(datasets.train.windows),

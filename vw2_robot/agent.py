@@ -52,7 +52,8 @@ class VW2Agent:
 
     Attributes:
         metadata: name, version, action_space, chunk_size, n_action_steps, temporal_ensemble, cameras, control_hz,
-            policy_hash, label_fraction, acting, temperature.
+            policy_hash, label_fraction, method, acting, temperature, aids (those of all training; None where that is
+            not known).
     """
 
     metadata: dict[str, Any]
@@ -98,6 +99,7 @@ class VW2Agent:
             "policy_hash": weights_digest(policy, head),
             "label_fraction": checkpoint.facts["label_fraction"],
             "method": checkpoint.facts.get("method"),
+            "aids": checkpoint.facts.get("aids"),
         }
 
     @classmethod

@@ -61,6 +61,9 @@ TYPED_KEYS: Mapping[str, Callable[[Any], str]] = {
 }
 """old key -> new key, for keys with two meanings that differ in the type of the value"""
 
+MOVED = {"pose_weight": "aids"}
+"""key -> the section into which it moved"""
+
 VALUES = {
     "_target_": {
         "vw2_robot.envs.other_robots.environment.arms_episodes": (
@@ -107,6 +110,9 @@ def with_new_keys(tree: Any, *, section: str = "", depth: int = 0) -> Any:
         return tree
     renamed: dict[str, Any] = {}
     for key, value in tree.items():
+        if (moved := MOVED.get(key, section)) != section:
+            renamed.setdefault(moved, {})[key] = value
+            continue
         # A benchmark of others has words of its own, which are not ours to translate.
         is_ours = section != "env" or key in ENV_KEYS
         new = new_key(str(key), value) if is_ours else str(key)

@@ -179,7 +179,7 @@ def training_stage(
         The stage, with and without recomputation.
     """
     geometry = geometry_of(preset.dldm, preset.codec, enlarge=enlarge)
-    with models_without_data(preset.dldm, vdm_config, geometry) as (dldm, vdm):
+    with models_without_data(preset.dldm, vdm_config, geometry, preset.codec) as (dldm, vdm):
         learning = step.learning(dldm, vdm)
         kept, work = count_step(dldm, vdm, step)
         dldm.checkpoint_gradients()

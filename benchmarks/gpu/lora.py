@@ -39,7 +39,7 @@ def build_on(device: torch.device, config: PretrainConfig) -> Modules:
     """
     with torch.device(device):
         dldm = DLDM(config.dldm)
-        vdm = VDM(config.vdm, config.geometry)
+        vdm = VDM(config.vdm, config.geometry, config.codec)
         codec = build_codec(config.codec)
     fill(vdm.transformer)
     vdm.finish_prior()

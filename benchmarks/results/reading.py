@@ -78,7 +78,7 @@ def control_entry(archive: Archive, runs: Mapping[str, Runs]) -> str:
     """Return the entry on how the policies act, from the settings of their fine-tunings."""
     names = [f"finetune/{method}/seed_{seed}" for method, found in runs.items() for seed in found.single]
     notes = [archive.jobs.get(name) for name in (*names, "few/finetune", "reference/finetune")]
-    sources, poses = ({setting(note, key) for note in notes if note} for key in ("code_source", "pose_weight"))
+    sources, poses = ({setting(note, key) for note in notes if note} for key in ("code_source", "aids.pose_weight"))
     if sources != {"none"}:
         return bullet(f"**How the policies act.** Fine-tuned with `code_source={listed(sources)}`.")
     return bullet(

@@ -121,6 +121,7 @@ def _provenance_facts(rollout: Rollout) -> dict[str, Any]:
         "policy hash": summary["policy_hash"] or "none (no weights)",
         "action labels": labels_text(summary["label_fraction"]),
         **{name.replace("_", " "): policy.get(name) for name in POLICY_FACTS},
+        "aids": "none" if policy.get("aids") == [] else policy.get("aids"),
         "protocol": provenance.get("protocol"),
         "chains": f"{summary['num_sequences']} of {rollout.num_requested} requested",
         "first chain": provenance.get("first_sequence"),

@@ -33,7 +33,8 @@ DLDM_CONFIG = DLDMConfig(
     width=64,
     stem=StemConfig("pixel", 4, 8, 1),
     levels=(LevelConfig(32, 1),),
-    qformer=QFormerConfig(heads=4, depth=1),
+    qformer=QFormerConfig(heads=4, depth=1, role_embedding=True, value_pos=True, difference_values=True),
+    z_norm="batch",
     z_channels=32,
     output="warp",
 )
@@ -46,12 +47,15 @@ VDM_CONFIG = VDMConfig(
     control_width=32,
     prediction="change",
     still_control=True,
+    code_dropout=0.1,
 )
 CODEC_CONFIG = CodecConfig(block=8, keep=2)
 PHASE1 = OptimConfig(lr=2e-3, weight_decay=0.01, warmup_steps=20)
 PHASE2 = OptimConfig(lr=2e-4, weight_decay=0.01, warmup_steps=20)
 LOOP = LoopConfig(train_steps=1, batch_size=16, optim=PHASE2)
-PHASES = TrainDLDMConfig(phase1=LOOP, phase2=LOOP, control_dropout=0.7, vdm_lr_mult=10.0)
+PHASES = TrainDLDMConfig(
+    phase1=LOOP, phase2=LOOP, control_dropout=0.7, control_grayscale=True, target_color_jitter=0.3, vdm_lr_mult=10.0
+)
 BATCH = 16
 
 

@@ -56,7 +56,10 @@ def test_a_key_that_only_the_dataclass_shows_needs_no_plus_sign(call):
         ([], ["run_dir", "--help"]),
         (["sed=1"], ["there is no key sed; nearest: seed"]),
         (["run_dir=x", "sed=1"], ["there is no key sed; nearest: seed"]),
-        (["run_dir=x", "loop.train_steps=5"], ["there is no key loop; nearest: train_policy.loop"]),
+        (
+            ["run_dir=x", "loop.train_steps=5"],
+            ["there is no key loop; nearest: train_dldm.reader.loop, train_policy.loop"],
+        ),
         (["run_dir=x", "train_policy.loop.steps=5"], ["it is now called train_policy.loop.train_steps"]),
         (["run_dir=x", "train_policy.loop.batch=5"], ["it is now called train_policy.loop.batch_size"]),
         (["run_dir=x", "data.max_bad=5"], ["it is now called data.max_skipped"]),

@@ -19,7 +19,10 @@ from vw2_robot.schedule import OptimConfig
 torch.set_num_threads(1)  # the models are tiny; two test processes share two cores
 LENGTH = 7
 POLICY = PolicyConfig(
-    backbone=BackboneConfig(hidden=16, ffn=16, layers=1, heads=2, kv_heads=1), image_px=8, image_widths=(8,)
+    backbone=BackboneConfig(hidden=16, ffn=16, layers=1, heads=2, kv_heads=1),
+    image_px=8,
+    image_widths=(8,),
+    restrict_softmax=True,
 )
 DLDM_TINY = DLDMConfig(
     num_frames=5,
@@ -27,7 +30,8 @@ DLDM_TINY = DLDMConfig(
     width=8,
     stem=StemConfig("pixel", 4, 4, 1),
     levels=(LevelConfig(8, 1),),
-    qformer=QFormerConfig(heads=2),
+    qformer=QFormerConfig(heads=2, role_embedding=True, value_pos=True, difference_values=True),
+    z_norm="batch",
     z_channels=8,
 )
 LOOP = FinetuneLoopConfig(

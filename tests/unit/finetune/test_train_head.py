@@ -11,7 +11,7 @@ from vw2_robot.data.labels import read_labels
 from vw2_robot.data.statistics import ActionStatistics
 from vw2_robot.errors import InputError
 from vw2_robot.finetune import datasets
-from vw2_robot.finetune.config import FinetuneLoopConfig
+from vw2_robot.finetune.config import FinetuneAids, FinetuneLoopConfig
 from vw2_robot.finetune.losses import (
     action_loss,
     input_codes,
@@ -196,7 +196,14 @@ def test_losses_of_the_parts_of_a_batch_add_up_to_its_losses(pretrained, configu
     windows.actions = np.random.default_rng(0).normal(size=(3, 4, 7)).astype(np.float32)
     windows.action_mask[1, 2:] = False
     windows.poses = np.ones((3, head.end_effector_pose(torch.zeros(1, 1, 5, 16)).shape[1]), np.float32)
-    config = configure("unused", acting=acting, code_source=source, image_shift_px=1, lambda_ce=2.0, pose_weight=0.5)
+    config = configure(
+        "unused",
+        acting=acting,
+        code_source=source,
+        image_shift_px=1,
+        lambda_ce=2.0,
+        aids=FinetuneAids(pose_weight=0.5),
+    )
     found = []
     for division in ([np.arange(3)], [np.arange(1), np.arange(1, 3)]):
         parts = parts_of(config, policy, windows, division)
@@ -268,7 +275,7 @@ def test_the_end_effector_pose_is_learned_beside_the_actions_and_not_needed_to_a
     # Slow enough that two steps lower the loss.
     config = replace(config, loop=replace(config.loop, optim=OptimConfig(lr=1e-3, warmup_steps=1)))
     finetune(config)
-    finetune(replace(config, run_dir=str(tmp_path / "run"), pose_weight=1.0))
+    finetune(replace(config, run_dir=str(tmp_path / "run"), aids=FinetuneAids(pose_weight=1.0)))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert lines[0]["finetune/pose_loss"] > lines[1]["finetune/pose_loss"] > 0
     found, plain = weights(tmp_path / "run"), weights(tmp_path / "without")

@@ -25,7 +25,8 @@ DLDM_TINY = DLDMConfig(
     width=8,
     stem=StemConfig("pixel", 4, 4, 1),
     levels=(LevelConfig(16, 1),),
-    qformer=QFormerConfig(heads=2),
+    qformer=QFormerConfig(heads=2, role_embedding=True, value_pos=True, difference_values=True),
+    z_norm="batch",
     z_channels=16,
 )
 VDM_TINY = VDMConfig(

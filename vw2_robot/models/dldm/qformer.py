@@ -5,7 +5,7 @@ serve every step, and a step attends to no feature after its own.
 """
 
 # B batch · T frames · K = 1 + ceil((T-1)/s) feature steps · M = K-1 latent steps · N codes per step · L code dimensions
-# C feature width · h, w feature grid · s temporal stride
+# C feature width · Z width of keys and values · h, w feature grid · s temporal stride
 from __future__ import annotations
 
 import math
@@ -20,21 +20,28 @@ from .config import DLDMConfig
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of one token set on another; the inner width may differ from the token width."""
+    """Multi-head attention of one token set on another; the inner width may differ from the token width.
 
-    def __init__(self, width: int, *, inner: int, heads: int) -> None:
+    Args:
+        width: C, of the queries and of what is returned.
+        inner: of queries, keys and values inside, over all heads.
+        heads: H.
+        context: of keys and values; None: C.
+    """
+
+    def __init__(self, width: int, *, inner: int, heads: int, context: int | None = None) -> None:
         super().__init__()
         self.heads = heads
         self.q = nn.Linear(width, inner)
-        self.k = nn.Linear(width, inner)
-        self.v = nn.Linear(width, inner)
+        self.k = nn.Linear(context or width, inner)
+        self.v = nn.Linear(context or width, inner)
         self.out = nn.Linear(inner, width)
 
     def forward(
         self,
         queries: Float[Tensor, "B Q C"],
-        keys: Float[Tensor, "B S C"],
-        values: Float[Tensor, "B S C"],
+        keys: Float[Tensor, "B S Z"],
+        values: Float[Tensor, "B S Z"],
         mask: Bool[Tensor, "*#B #Q S"] | None = None,
     ) -> Float[Tensor, "B Q C"]:
         """Return the attended values.

@@ -104,8 +104,8 @@ class PolicyConfig:
     """N, codes per latent step"""
     fsq_levels: tuple[int, ...] = (8, 5, 5, 5)
     """values of each FSQ dimension of a code; those of the dLDM"""
-    restrict_softmax: bool = True
-    """the loss compares latent tokens with one another; false: with the whole vocabulary"""
+    restrict_softmax: bool = False
+    """aids.restrict_softmax: the loss compares latent tokens with one another; false: with the whole vocabulary"""
 
     def __post_init__(self) -> None:
         if not 1 <= self.image_px <= MAX_IMAGE_PX:

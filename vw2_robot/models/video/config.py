@@ -42,6 +42,8 @@ class CodecConfig:
     """dct only"""
     weights: str | None = None
     """wan only: a folder in diffusers' layout whose sub-folder vae/ is read when a run begins"""
+    init: Literal["weights", "random"] = "weights"
+    """wan only: a VAE with random weights, which encodes nothing of use, must be asked for"""
     wan: WanConfig = field(default_factory=WanConfig)
     precision: Literal["float32", "bf16"] = "bf16"
     """wan only: precision of the frozen weights and their arithmetic; latents are float32 in any case"""
@@ -95,35 +97,37 @@ class VDMConfig:
     temporal_causal_self_attention: bool = True
     """strict causality over latent frames; off for pretrained weights, whose prior is bidirectional"""
     prediction: Literal["velocity", "change"] = "velocity"
-    """what the network's output means. velocity: eps - x0, as in pretrained weights; change: the preconditioned
-    difference of x0 from the first frame, from which the velocity follows. An untrained network then starts at a still
-    image instead of at noise, so that it learns motion alone: for models trained from scratch"""
+    """aids.prediction: what the network's output means. velocity: eps - x0, as in pretrained weights; change: the
+    preconditioned difference of x0 from the first frame, from which the velocity follows. An untrained network then
+    starts at a still image instead of at noise, so that it learns motion alone: for models trained from scratch"""
     noise_shift: float = 1.0
-    """factor of the noise levels in training. Above 1 for latents whose motion is much larger than one, such as those
-    of the DCT codec: weak noise hides no motion there, and the VDM learns to ignore the codes"""
+    """aids.noise_shift: factor of the noise levels in training. Above 1 for latents whose motion is much larger than
+    one, such as those of the DCT codec: weak noise hides no motion there, and the VDM learns to ignore the codes"""
     high_noise: float = 0.0
-    """share of the training samples with so much noise that only codes tell where the clip goes (sigma from 4 to 1000,
-    log-uniform); our aid for models trained from scratch"""
+    """aids.high_noise: share of the training samples with so much noise that only codes tell where the clip goes (sigma
+    from 4 to 1000, log-uniform); for models trained from scratch"""
     warp: bool = False
-    """the change is predicted from frame 0 as a flow field moves it, instead of from a still frame (`latent_warp.py`);
-    our aid for models trained from scratch, with prediction=change and the DCT codec"""
+    """aids.warp_output: the change is predicted from frame 0 as a flow field moves it, instead of from a still frame
+    (`latent_warp.py`); for models trained from scratch, with prediction=change and the DCT codec"""
     still_control: bool = False
-    """without a control video (prior, reader, `control_dropout`) the control branch gets frame 0 repeated; off: it is
-    left out there"""
+    """aids.still_control: without a control video (prior, reader, `control_dropout`) the control branch gets frame 0
+    repeated; off: it is left out there"""
     control: Literal["light", "full", "none"] = "light"
     """light: an MLP on the coarse clip; full: copies of the first blocks, as released"""
     control_layers: int = 0
     """blocks that get a residual of the branch; 0: all (light), 3 (full)"""
     control_width: Count = 64
     """width inside the light branch"""
-    code_dropout: float = 0.1
-    """probability per sample that all codes are hidden (null context), as classifier-free guidance needs it"""
+    code_dropout: float = 0.0
+    """aids.code_dropout: probability per sample that all codes are hidden (null context), as classifier-free guidance
+    needs it"""
     train: Literal["full", "lora", "frozen"] = "full"
     """what of the transformer is trained in phase 2 (Table A.3); projection and control branch always are"""
     lora_rank: int = 16
     """train=lora: rank of the adapters"""
-    init: Literal["prior", "random"] = "prior"
-    """phase 2 begins with the video prior (its own stage, or `weights`), or with random weights (Table A.3)"""
+    init: Literal["prior", "weights", "random"] = "prior"
+    """what phase 2 begins with. prior: the video prior of `weights`, or without them of its stage; weights: that of
+    `weights`, and of nothing else; random: random weights (Table A.3)"""
     weights: str | None = None
     """folder in diffusers' layout whose transformer/ is the prior, instead of training one"""
     frozen_precision: Literal["float32", "bf16"] = "float32"

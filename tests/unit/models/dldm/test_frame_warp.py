@@ -15,7 +15,8 @@ TINY = DLDMConfig(
     stem=StemConfig("pixel", 4, 4, 1),
     levels=(LevelConfig(16, 1),),
     z_channels=16,
-    qformer=QFormerConfig(heads=2),
+    qformer=QFormerConfig(heads=2, role_embedding=True, value_pos=True, difference_values=True),
+    z_norm="batch",
     output="warp",
 )
 
