@@ -40,14 +40,15 @@ HELD_OUT = 0.2
 HELD_OUT_CLIPS = 64
 MOTION_STD = 0.02
 """meters; displacements of a latent step over this are of unit size"""
-NONE = ("vdm.warp=false", "vdm.high_noise=0", "vdm.still_control=false", "train_dldm.control_dropout=0")
+NO_STILL = ("aids.still_control=false", "aids.control_dropout=0")
+NONE = ("aids.warp_output=false", "aids.high_noise=0", *NO_STILL)
 PER_CHANNEL = "and a scale for each channel"
 """as until 2026-11-29: every channel of the codec is divided by its size"""
 VARIANTS = {
     "all aids": (),
-    "no warp output": ("vdm.warp=false",),
-    "no high noise": ("vdm.high_noise=0",),
-    "no still control video": ("vdm.still_control=false", "train_dldm.control_dropout=0"),
+    "no warp output": ("aids.warp_output=false",),
+    "no high noise": ("aids.high_noise=0",),
+    "no still control video": NO_STILL,
     "none of the three": NONE,
     PER_CHANNEL: NONE,
 }
