@@ -41,6 +41,6 @@ def test_only_the_oracle_begins_untrained_and_lapa_leaves_its_codes_unused():
 
 
 def test_no_method_reads_the_robots_state_and_all_others_act_through_decoded_codes():
-    assert all(method(name).pose_weight == 0 for name in METHODS)
+    assert all(method(name).aids.pose_weight == 0 for name in METHODS)
     modes = {(found.acting, found.code_source) for found in map(method, METHODS) if found.acting != "none"}
     assert modes == {("expected", "hindsight")}
