@@ -165,6 +165,7 @@ def stack_block(ee: EndEffector) -> Motion:
     x, y, z = below.position
     yaw = grasp_yaw(below, ee.world.target_euler[2])
     if ee.side and ee.world.tcp[1] > 0.0:  # from the shelf: before the door's knob, which the straight line may meet
+        ee.gripper = CLOSE
         shelf_x, shelf_y, _ = ee.world.tcp
         for front_y in (min(shelf_y, 0.06), FRONT_Y):
             yield from ee.move_to((shelf_x, front_y, TRAVEL_Z + 0.03), pitch=ee.pitch, tolerance=0.03, limit=30)
@@ -184,9 +185,8 @@ def unstack_block(ee: EndEffector) -> Motion:
         return
     ee.gripper = CLOSE
     block = ee.world.blocks[color]
-    side = -ee.side or (
-        1.0 if block.position[0] > 0.13 else -1.0
-    )  # without a route: push toward the middle of the table
+    # Without a route it is pushed toward the middle of the table.
+    side = -ee.side or (1.0 if block.position[0] > 0.13 else -1.0)
     beside = block.position + vector(side * (half_width_x(block) + 0.045), 0.0, 0.004)
     yield from ee.move_to(ee.near(beside + vector(0.0, 0.0, 0.07)), yaw=NEUTRAL_YAW, tolerance=0.025)
     yield from ee.move_to(beside, yaw=NEUTRAL_YAW)
@@ -544,11 +544,12 @@ def _go_around(ee: EndEffector, color: str, way: NDArray[np.float64], aside: NDA
         yield from move_low(ee.near(center + passing + vector(0.0, 0.0, 0.08)))
         yield from move_low(center + passing)
     elif offset @ way > 0.5 * (start @ way):
-        if abs(offset @ aside) < passing @ aside:
+        along, across = float(offset @ way), float(offset @ aside)
+        if abs(across) < passing @ aside:
             # Off the block before sideways, or friction takes it along.
-            free = way * max(float(offset @ way), -float(start @ way))
-            yield from move_low(center + free + aside * (offset @ aside), limit=10)
-        yield from move_low(center + way * max(float((ee.world.tcp - center) @ way), 0.0) + passing, limit=25)
+            along = max(along, -float(start @ way))
+            yield from move_low(center + way * along + aside * across, limit=10)
+        yield from move_low(center + way * max(along, 0.0) + passing, limit=25)
     yield from move_low(center + start + passing, limit=25)
     yield from ee.move_to(center + start, yaw=NEUTRAL_YAW, tolerance=0.006, limit=30)
 

@@ -74,7 +74,13 @@ class Way:
 
 
 def choose_way(task: str, world: WorldState, rng: np.random.Generator) -> Way:
-    """Return a random way to do `task` from this state."""
+    """Return a random way to do a task.
+
+    Args:
+        task: name of the task.
+        world: the state from which it is done.
+        rng: generator of the choice.
+    """
     possible = routes(task, world)
     return Way(possible[int(rng.integers(len(possible)))], str(rng.choice(list(SPEEDS))))
 
