@@ -52,7 +52,7 @@ def save_policy(folder: Path) -> None:
     save_checkpoint(
         folder,
         kind="policy",
-        config=tree | {"latent_steps": 2, "n_action_steps": 4},
+        config=tree | {"acting": "expected", "latent_steps": 2, "n_action_steps": 4},
         modules={"policy": policy, "head": head},
         facts={"control_hz": 30.0, "label_fraction": 1.0},
         files=policy.files() | {"stats": {"calvin": ActionStatistics.from_actions(actions).to_json()}},

@@ -133,7 +133,7 @@ def validate(
                     codes, valid = (torch.from_numpy(of[rows]).to(device) for of in (windows.codes, windows.valid))
                     predicting = states[:, :, : policy.config.queries]
                     loss, more = policy.code_loss(predicting, codes, valid & counts, count=one)
-                    code_sums[number] += torch.stack([loss, more["accuracy"]]).double().cpu()
+                    code_sums[number] += torch.stack([loss, more["accuracy"]]).cpu().double()
     # Each window was predicted by one rank; the others have zeros for it.
     predicted = global_sum(predicted)
     mask = windows.action_mask[check]

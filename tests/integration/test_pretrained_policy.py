@@ -127,6 +127,7 @@ def test_from_a_folder_to_actions(
                 "head.hidden=8",
                 f"++loop={loop}",
                 "++hardware={device: cpu, threads: 1}",
+                *(["acting=argmax"] if family == "smolvlm" else []),
             ],
         )
     )

@@ -7,6 +7,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from vw2_robot.command_line.config_tree import config_from
+from vw2_robot.errors import InputError
 from vw2_robot.finetune.config import FinetuneConfig
 
 METHODS = ("oracle", "indomain", "crossdomain", "videoworld", "lapa")
@@ -38,6 +39,11 @@ def test_methods_share_head_data_schedule_and_losses(name):
 def test_only_the_oracle_begins_untrained_and_lapa_leaves_its_codes_unused():
     assert [name for name in METHODS if method(name).from_scratch] == ["oracle"]
     assert [name for name in METHODS if method(name).acting == "none"] == ["oracle", "lapa"]
+
+
+def test_the_old_way_to_act_without_codes_is_named_by_its_present_key():
+    with pytest.raises(InputError, match=r"code_source must be .*found 'none'; this is now acting=none"):
+        method("indomain", "code_source=none")
 
 
 def test_no_method_reads_the_robots_state_and_all_others_act_through_decoded_codes():

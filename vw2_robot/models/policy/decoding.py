@@ -80,9 +80,8 @@ def choose_codes(
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    of_samples = isinstance(generator, SampleNoise)
     # A generator is on the CPU, so that a seed gives the same codes on every device.
-    uniform = generator.rand() if of_samples else torch.rand(len(logits), generator=generator)
+    uniform = generator.rand() if isinstance(generator, SampleNoise) else torch.rand(len(logits), generator=generator)
     scaled = at_least_float32(logits).to(uniform.device) / sampling.temperature
     probabilities, codes = scaled.softmax(-1).sort(-1, descending=True)
     # top_p: a code stays as long as the likelier ones together are below p, so the likeliest always stays.
