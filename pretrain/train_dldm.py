@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -33,6 +33,7 @@ from vw2_robot.distributed.sharding import LossParts, Parallel, state_bytes
 from vw2_robot.errors import InputError
 from vw2_robot.models.averaging import Average
 from vw2_robot.models.dldm.dldm import DLDM
+from vw2_robot.models.perceptual import PerceptualDistance
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import VideoCodec
 from vw2_robot.optim import build_optimizer, optimizer_step
@@ -103,8 +104,10 @@ class Modules:
     codec: VideoCodec | None
     average: Average | None
     code_usage: CodeUsageMonitor
-    rise: RiseMonitor
+    rise: RiseMonitor = field(default_factory=RiseMonitor)
     """of the explained change in the reader"""
+    perceptual: PerceptualDistance | None = None
+    """with frozen weights, in no checkpoint"""
     parallel: Parallel | None = None
     """all of them on all ranks, from `prepare_for_hardware` on"""
 
@@ -208,7 +211,11 @@ def build_modules(
     # Averages are modules of their own: the trained weights stay as the optimizer left them.
     average = Average(learning, config.train_dldm.ema) if config.train_dldm.ema else None
     usage = CodeUsageMonitor(config.dldm.vocabulary).to(device)
-    return Modules(dldm, vdm, codec, average, usage, RiseMonitor())
+    perceptual = None
+    if config.train_dldm.perceptual_weight:
+        assert config.train_dldm.perceptual_weights is not None
+        perceptual = PerceptualDistance(config.train_dldm.perceptual_weights).to(device)
+    return Modules(dldm, vdm, codec, average, usage, perceptual=perceptual)
 
 
 def restore(path: Path, modules: Modules, training: TrainingClips) -> None:
@@ -406,7 +413,16 @@ def dldm_loss(
                 found = reader_loss(dldm.eval(), vdm, codec, x, valid, phases=phases, noise=noise, part=share)
             elif phase == "phase 2" and vdm is not None and codec is not None:
                 found = phase_two_loss(
-                    dldm.train(), vdm, codec, x, valid, phases=phases, noise=noise, part=share, groups=groups
+                    dldm.train(),
+                    vdm,
+                    codec,
+                    x,
+                    valid,
+                    phases=phases,
+                    noise=noise,
+                    perceptual=modules.perceptual,
+                    part=share,
+                    groups=groups,
                 )
             else:
                 found = phase_one_loss(
@@ -417,6 +433,8 @@ def dldm_loss(
                     anchor_grad=phases.anchor_grad_phase1,
                     encoder_input=drift(x, strength=phases.encoder_augmentation, noise=noise),
                     decorrelation=phases.decorrelation,
+                    perceptual=modules.perceptual,
+                    perceptual_weight=phases.perceptual_weight,
                     part=share,
                     groups=groups,
                 )
