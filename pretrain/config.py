@@ -165,6 +165,10 @@ class TrainDLDMConfig:
     """the same in phase 1; LAPA's decoder sees the first frame without gradient"""
     reconstruction_loss: Literal["l2", "l1"] = "l2"
     """l2: the paper; l1: the release"""
+    perceptual_weight: float = 0.0
+    """of the perceptual distance that is added to the reconstruction error (release: 0.1)"""
+    perceptual_weights: str | None = None
+    """VGG16 under torchvision's names: a safetensors or .pth file, or a folder with one"""
     control_dropout: float = 0.0
     """aids.control_dropout: phase 2: probability, per sample, that the control video is a still one
     (aids.still_control); without it small runs lose their codes (method 5.1)"""
@@ -228,11 +232,17 @@ class TrainDLDMConfig:
             "denoise_weight",
             "reconstruction_weight",
             "target_color_jitter",
+            "perceptual_weight",
             "decorrelation",
             "encoder_augmentation",
         ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"train_dldm.{name} must not be negative, found {getattr(self, name)}")
+        if self.perceptual_weight > 0 and self.perceptual_weights is None:
+            raise ValueError(
+                f"train_dldm.perceptual_weight={self.perceptual_weight} needs train_dldm.perceptual_weights, a file of "
+                "VGG16's weights"
+            )
         if self.validation_clips < 2:
             raise ValueError(
                 "train_dldm.validation_clips must be at least 2, since the shuffle ratio swaps the codes of two clips; "

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from vw2_robot.distributed.batch_share import PartOfBatch, StatisticsGroups
 from vw2_robot.models.dldm.dldm import DLDM, pad_to_stride
+from vw2_robot.models.perceptual import PerceptualDistance
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import VideoCodec
 from vw2_robot.random_numbers import SampleNoise
 
 from .config import TrainDLDMConfig
 from .encoder_augmentation import drift
-from .targets import correlation, frame_error, jitter_color, make_control_video
+from .targets import correlation, frame_error, jitter_color, make_control_video, perceptual_error
 
 
 class DLDMLoss(NamedTuple):
@@ -43,6 +44,8 @@ def phase_one_loss(
     anchor_grad: bool = True,
     encoder_input: Float[Tensor, "B T 3 H W"] | None = None,
     decorrelation: float = 0.0,
+    perceptual: PerceptualDistance | None = None,
+    perceptual_weight: float = 0.0,
     part: PartOfBatch | None = None,
     groups: StatisticsGroups | None = None,
 ) -> DLDMLoss:
@@ -56,6 +59,8 @@ def phase_one_loss(
         anchor_grad: False keeps gradients off the anchor f_0 (LAPA).
         encoder_input: what the encoder sees instead of `x`: the same clip, augmented.
         decorrelation: weight of the correlation between FSQ dimensions.
+        perceptual: a distance that is added to the error, or None.
+        perceptual_weight: its weight.
         part: of which batch these clips are a part; the losses of its parts add up. None: they are a batch.
         groups: of clips over which the correlation is taken.
     """
@@ -63,9 +68,15 @@ def phase_one_loss(
     anchor = encoded.anchor_BChw if anchor_grad else encoded.anchor_BChw.detach()
     rec = dldm.decode(encoded.codes_BMNL, anchor, x[:, 0])
     frames = None if part is None else part.frames(dldm.config.temporal_stride // dldm.config.gap)
-    rec_loss = frame_error(rec, dldm.subsample(x), valid, norm=norm, frames=frames)
+    target = dldm.subsample(x)
+    rec_loss = frame_error(rec, target, valid, norm=norm, frames=frames)
+    metrics = {f"dldm/reconstruction_{norm}": rec_loss.detach()}
+    if perceptual is not None:
+        distance = perceptual_error(perceptual, rec, target, valid, frames=frames)
+        rec_loss = rec_loss + perceptual_weight * distance
+        metrics["dldm/perceptual"] = distance.detach()
     code_correlation = correlation(encoded.codes_BMNL, valid, groups) * (1.0 if part is None else part.share)
-    metrics = {f"dldm/reconstruction_{norm}": rec_loss.detach(), "dldm/correlation": code_correlation.detach()}
+    metrics["dldm/correlation"] = code_correlation.detach()
     return DLDMLoss(rec_loss + decorrelation * code_correlation, metrics, encoded.indices_BMN)
 
 
@@ -116,6 +127,7 @@ def phase_two_loss(
     *,
     phases: TrainDLDMConfig,
     noise: SampleNoise,
+    perceptual: PerceptualDistance | None = None,
     part: PartOfBatch | None = None,
     groups: StatisticsGroups | None = None,
 ) -> DLDMLoss:
@@ -129,6 +141,7 @@ def phase_two_loss(
         valid: the latent steps that are no padding.
         phases: weights and switches.
         noise: of augmentation, control dropout, color jitter and diffusion, sampled in this order.
+        perceptual: a distance that is added to the reconstruction error, or None.
         part: of which batch these clips are a part; the losses of its parts add up. None: they are a batch.
         groups: of clips over which the correlation is taken.
     """
@@ -140,6 +153,11 @@ def phase_two_loss(
     rec = dldm.decode(codes_for_decoder, anchor, x[:, 0])
     frames = None if part is None else part.frames(dldm.config.temporal_stride)
     rec_loss = frame_error(rec, x, valid, norm=phases.reconstruction_loss, frames=frames)
+    metrics = {f"dldm/reconstruction_{phases.reconstruction_loss}": rec_loss.detach()}
+    if perceptual is not None:
+        distance = perceptual_error(perceptual, rec, x, valid, frames=frames)
+        rec_loss = rec_loss + phases.perceptual_weight * distance
+        metrics["dldm/perceptual"] = distance.detach()
 
     # The control video carries no gradient: the denoising loss reaches the encoder through the codes alone.
     control = make_control_video(rec.detach(), grayscale=phases.control_grayscale)
@@ -169,9 +187,5 @@ def phase_two_loss(
         + phases.denoise_weight * den_loss
         + phases.decorrelation * code_correlation
     )
-    metrics = {
-        f"dldm/reconstruction_{phases.reconstruction_loss}": rec_loss.detach(),
-        "dldm/denoising_loss": den_loss.detach(),
-        "dldm/correlation": code_correlation.detach(),
-    }
+    metrics |= {"dldm/denoising_loss": den_loss.detach(), "dldm/correlation": code_correlation.detach()}
     return DLDMLoss(loss, metrics, indices)

@@ -5,7 +5,7 @@ Place in the flow: under `train_dldm.py`, which trains them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from vw2_robot.data.frame_cache import FrameCache
 from vw2_robot.distributed.sharding import Parallel
 from vw2_robot.models.averaging import Average
 from vw2_robot.models.dldm.dldm import DLDM
+from vw2_robot.models.perceptual import PerceptualDistance
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import VideoCodec
 from vw2_robot.random_numbers import generator
@@ -45,8 +46,10 @@ class Modules:
     codec: VideoCodec | None
     average: Average | None
     code_usage: CodeUsageMonitor
-    rise: RiseMonitor
+    rise: RiseMonitor = field(default_factory=RiseMonitor)
     """of the explained change in the reader"""
+    perceptual: PerceptualDistance | None = None
+    """with frozen weights, in no checkpoint"""
     parallel: Parallel | None = None
     """all of them on all ranks, from `prepare_for_hardware` on"""
 
@@ -113,7 +116,11 @@ def build_modules(
     # Averages are modules of their own: the trained weights stay as the optimizer left them.
     average = Average(learning, config.train_dldm.ema) if config.train_dldm.ema else None
     usage = CodeUsageMonitor(config.dldm.vocabulary).to(device)
-    return Modules(dldm, vdm, codec, average, usage, RiseMonitor())
+    perceptual = None
+    if config.train_dldm.perceptual_weight:
+        assert config.train_dldm.perceptual_weights is not None
+        perceptual = PerceptualDistance(config.train_dldm.perceptual_weights).to(device)
+    return Modules(dldm, vdm, codec, average, usage, perceptual=perceptual)
 
 
 def restore(path: Path, modules: Modules, training: TrainingClips) -> None:

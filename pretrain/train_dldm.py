@@ -277,7 +277,16 @@ def dldm_loss(
                 found = reader_loss(dldm.eval(), vdm, codec, x, valid, phases=phases, noise=noise, part=share)
             elif phase == "phase 2" and vdm is not None and codec is not None:
                 found = phase_two_loss(
-                    dldm.train(), vdm, codec, x, valid, phases=phases, noise=noise, part=share, groups=groups
+                    dldm.train(),
+                    vdm,
+                    codec,
+                    x,
+                    valid,
+                    phases=phases,
+                    noise=noise,
+                    perceptual=modules.perceptual,
+                    part=share,
+                    groups=groups,
                 )
             else:
                 found = phase_one_loss(
@@ -288,6 +297,8 @@ def dldm_loss(
                     anchor_grad=phases.anchor_grad_phase1,
                     encoder_input=drift(x, strength=phases.encoder_augmentation, noise=noise),
                     decorrelation=phases.decorrelation,
+                    perceptual=modules.perceptual,
+                    perceptual_weight=phases.perceptual_weight,
                     part=share,
                     groups=groups,
                 )

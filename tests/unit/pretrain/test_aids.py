@@ -15,6 +15,7 @@ from vw2_robot.command_line.config_tree import config_from
 from vw2_robot.errors import InputError
 from vw2_robot.pretrain.aids import KEYS, OFF, Aids
 from vw2_robot.pretrain.config import PretrainConfig
+from vw2_robot.schedule import learning_rate
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 PRESETS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
@@ -52,6 +53,19 @@ def test_the_paper_and_the_release_have_no_aid_and_small_presets_say_which() -> 
     assert configured("demo").aids == configured("tiny").aids
     assert {"warp_output", "still_control", "reader", "high_noise=0.7"} <= set(configured("tiny").aids.names)
     assert not OFF.names
+
+
+def test_the_release_trains_as_published() -> None:
+    phases, dldm = configured("release").train_dldm, configured("release").dldm
+    for loop in (phases.phase1, phases.phase2):
+        rates = [learning_rate(step, loop.optim, total_steps=loop.train_steps) for step in (2000, 201_000)]
+        assert rates == pytest.approx([0.6 * 2**-14.5, 0.45 * 2**-14.5], rel=0.01)
+    assert (phases.phase1.train_steps, phases.phase2.train_steps) == (100_000, 30_000)
+    assert (dldm.code_attention, dldm.post_quant, dldm.z_norm) == ("lowest", "conv", "none")
+    paper = configured("paper")
+    assert (paper.dldm.code_attention, paper.train_dldm.denoise_weight) == ("every", 1.0)
+    with pytest.raises(InputError, match=r"perceptual_weight=0\.1 needs train_dldm\.perceptual_weights"):
+        configured("release", "train_dldm.perceptual_weight=0.1")
 
 
 def test_an_aid_is_set_in_one_place() -> None:

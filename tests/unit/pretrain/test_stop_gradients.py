@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from vw2_robot.distributed.batch_share import PartOfBatch, StatisticsGroups
 from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, QFormerConfig, StemConfig
 from vw2_robot.models.dldm.dldm import DLDM, fake_clip
+from vw2_robot.models.perceptual import BLOCKS, PerceptualDistance
 from vw2_robot.models.video.config import CodecConfig, Geometry, VDMConfig
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import DCTCodec
@@ -192,6 +194,21 @@ def test_both_losses_add_up_with_their_weights():
     den = two(dldm, vdm, codec, phases=replace(PHASES, reconstruction_weight=0.0))
     both = two(dldm, vdm, codec, phases=replace(PHASES, denoise_weight=10.0, reconstruction_weight=0.5))
     torch.testing.assert_close(both, 0.5 * rec + 10 * den)
+
+
+def test_a_perceptual_distance_is_added_to_the_reconstruction_with_its_weight(tmp_path):
+    layers = [number for block in BLOCKS for number in block]
+    parts = {f"features.{n}.weight": torch.randn(2, 3 if n == 0 else 2, 3, 3) for n in layers}
+    save_file(parts | {f"features.{n}.bias": torch.zeros(2) for n in layers}, tmp_path / "vgg.safetensors")
+    perceptual = PerceptualDistance(tmp_path)
+    config = replace(DLDM_TINY, height=16, width=16)  # VGG halves an image four times
+    large, x, valid = DLDM(config), fake_clip(config, 2), torch.ones(2, 2, dtype=torch.bool)
+    plain = phase_one_loss(large, x, valid)
+    found = phase_one_loss(large, x, valid, perceptual=perceptual, perceptual_weight=0.5)
+    distance = found.metrics["dldm/perceptual"]
+    assert distance > 0
+    torch.testing.assert_close(found.loss, plain.loss + 0.5 * distance)
+    torch.testing.assert_close(found.metrics["dldm/reconstruction_l2"], plain.loss.detach())
 
 
 def test_control_learns_from_its_second_step_on():

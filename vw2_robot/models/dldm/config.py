@@ -64,6 +64,11 @@ class QFormerConfig:
     """layers of cross-attention"""
     heads: Count = 4
     """attention heads"""
+    last_residual: bool = False
+    """the last cross-attention adds to its queries, which count twice in the comparison with keys; as in the release"""
+    centered_positions: bool = False
+    """positions of the grid are those of the places' centers in [-1, 1], not of their corners in [0, 1]; as in the
+    release"""
     role_embedding: bool = False
     """aids.role_embedding: a learned embedding that marks previous and current frame"""
     value_pos: bool = False

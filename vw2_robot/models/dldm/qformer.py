@@ -92,8 +92,16 @@ class QFormer(nn.Module):
     def position(self, height: int, width: int) -> Float[Tensor, "hw C"]:
         """Return the 2-D position code of a grid of that size."""
         frequencies = self.frequencies
-        rows = torch.linspace(0, 1, height, device=frequencies.device, dtype=frequencies.dtype)
-        columns = torch.linspace(0, 1, width, device=frequencies.device, dtype=frequencies.dtype)
+        rows, columns = (
+            # Ends at the last center, 1 - 1 / side, or at the border.
+            torch.linspace(
+                *((1 / side - 1, 1 - 1 / side) if self.config.centered_positions else (0, 1)),
+                side,
+                device=frequencies.device,
+                dtype=frequencies.dtype,
+            )
+            for side in (height, width)
+        )
         grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)
         angle = 2 * math.pi * grid @ frequencies
         return torch.cat([angle.sin(), angle.cos()], dim=-1)
@@ -137,10 +145,13 @@ class QFormer(nn.Module):
         latent_steps = f.shape[1] - 1
         keys, values, mask = self._context(f)
         q = self.queries.to(f.dtype).expand(batch * latent_steps, -1, -1)
-        # The last cross-attention has neither skip connection nor MLP: what leaves is read from the features alone.
         for i, cross in enumerate(self.cross):
-            mixed = cross(q, keys, values, mask)
-            q = self.norm_cross[i](mixed if i == len(self.mlp) else q + mixed)
             if i < len(self.mlp):
+                q = self.norm_cross[i](q + cross(q, keys, values, mask))
                 q = self.norm_mlp[i](q + self.mlp[i](q))
+            elif self.config.last_residual:
+                q = self.norm_cross[i](q + cross(2 * q, keys, values, mask))
+            else:
+                # Neither skip connection nor MLP: what leaves is read from the features alone.
+                q = self.norm_cross[i](cross(q, keys, values, mask))
         return q.unflatten(0, (batch, latent_steps))

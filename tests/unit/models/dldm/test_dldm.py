@@ -10,7 +10,7 @@ from vw2_robot.models.dldm.code_attention import CodeAttention, Codes, attend, v
 from vw2_robot.models.dldm.code_decoder import CodeDecoder
 from vw2_robot.models.dldm.config import DLDMConfig, LevelConfig, QFormerConfig, StemConfig
 from vw2_robot.models.dldm.dldm import DLDM, fake_clip, pad_to_stride
-from vw2_robot.models.dldm.qformer import CrossAttention
+from vw2_robot.models.dldm.qformer import CrossAttention, QFormer
 
 TINY = DLDMConfig(
     num_frames=13,
@@ -130,6 +130,21 @@ def test_adjacent_queries_know_which_frame_came_first():
     assert not torch.allclose(model.qformer(f), model.qformer(f.flip(1)))
     blind = build(replace(TINY, qformer=QFormerConfig(heads=2, value_pos=True)))
     torch.testing.assert_close(blind.qformer(f), blind.qformer(f.flip(1)), atol=1e-5, rtol=1e-5)
+
+
+def test_the_released_queries_have_a_last_residual_and_positions_of_centers():
+    model = build(replace(TINY, qformer=QFormerConfig(heads=2, last_residual=True, centered_positions=True)))
+    qformer = model.qformer
+    angles = 2 * torch.pi * torch.tensor([-0.75, 0.25]) @ qformer.frequencies  # row 0, column 2 of 4 x 4
+    torch.testing.assert_close(qformer.position(4, 4)[2], torch.cat([angles.sin(), angles.cos()]), atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        for parameter in qformer.cross[-1].out.parameters():
+            parameter.zero_()
+    f = torch.randn(1, 3, 16, 4, 4)
+    assert qformer(f).std() > 0.1  # what the layers before have found is still there
+    unlike = QFormer(replace(TINY, qformer=QFormerConfig(heads=2)))
+    unlike.load_state_dict(qformer.state_dict())
+    assert unlike(f).abs().max() == 0
 
 
 @pytest.mark.parametrize(
