@@ -89,7 +89,7 @@ class GateThresholds:
     gripper: float = 0.1
     """R2 of the gripper's opening"""
     above_pixels: float = 0.001
-    """mean R2 of all columns less that of pixel differences that are quantized as the codes are"""
+    """mean R2 of the seven columns, each at least 0, less that of pixel differences quantized as the codes are"""
 
 
 @dataclass(frozen=True)

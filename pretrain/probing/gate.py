@@ -76,7 +76,7 @@ def measures_of(report: Mapping[str, Any], name: str) -> dict[str, float | None]
     explained = video[EXPLAINED]
     decoder = video["explained_change_decoder"]
     codes, pixels = (scores_of(report, name, feature) for feature in ("codes_one_hot", "pixels_quantized"))
-    mean, pixels_mean = codes["all"], pixels["all"]
+    mean, pixels_mean = codes["mean"], pixels["mean"]
     return {
         "explained change": explained,
         # Of a decoder that explains nothing there is no share.
@@ -88,7 +88,9 @@ def measures_of(report: Mapping[str, Any], name: str) -> dict[str, float | None]
 
 
 def scores_of(report: Mapping[str, Any], name: str, feature: str) -> dict[str, float | None]:
-    """Return R2 of the motion that images show: translation, each rotation, gripper, and the mean of all columns.
+    """Return R2 of the motion that images show: translation, each rotation, gripper, and the mean of the seven columns.
+
+    In the mean a column counts at least 0: one that hardly varies can be at -10, and would decide alone.
 
     Args:
         report: content of latent_report.json.
@@ -98,11 +100,13 @@ def scores_of(report: Mapping[str, Any], name: str, feature: str) -> dict[str, f
     kinds = report["probe"]["in_scene"][name]
     kind = "moved" if "moved" in kinds else "commanded"
     scores = kinds[kind][feature]["linear"]
-    columns = dict(zip(ROTATIONS_AND_GRIPPER, target_names(kind)[3:], strict=True))
-    # A mean over columns that do not vary is left out of a report.
+    columns = target_names(kind)
+    known = [max(0.0, scores[column]["r2"]) for column in columns if scores[column]["r2"] is not None]
     return {
-        key: scores[column]["r2"] if column in scores else None
-        for key, column in {"translation": "translation", **columns, "all": "all"}.items()
+        # Left out of a report where no translation varies.
+        "translation": scores["translation"]["r2"] if "translation" in scores else None,
+        **{name: scores[column]["r2"] for name, column in zip(ROTATIONS_AND_GRIPPER, columns[3:], strict=True)},
+        "mean": sum(known) / len(known) if known else None,
     }
 
 

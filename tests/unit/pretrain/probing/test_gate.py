@@ -10,7 +10,7 @@ from vw2_robot.errors import InputError
 from vw2_robot.pretrain.probing.config import GateLatentsConfig, GateThresholds
 from vw2_robot.pretrain.probing.gate import gate, main
 
-COLUMNS = {"translation": 0.6, "roll": 0.4, "pitch": 0.2, "yaw": 0.2, "opening": 0.2, "all": 0.4}
+COLUMNS = {"x": 0.6, "y": 0.6, "z": 0.6, "translation": 0.6, "roll": 0.4, "pitch": 0.2, "yaw": 0.2, "opening": 0.2}
 
 
 def report(seed):
@@ -20,7 +20,7 @@ def report(seed):
         return {"linear": {name: {"r2": r2 - less} for name, r2 in COLUMNS.items()}}
 
     video = {"explained_change_t0.97": 0.6, "explained_change_decoder": 0.7, "shuffle_ratio_no_control": 3.0}
-    probes = {"moved": {"codes_one_hot": in_scene(0.0), "pixels_quantized": in_scene(0.1)}}
+    probes = {"moved": {"codes_one_hot": in_scene(0.0), "pixels_quantized": in_scene(0.05)}}
     accuracy = {feature: {"ratio": 0.7} for feature in ("codes_one_hot", "pixels_quantized", "pixels_equal")}
     # Through JSON: nothing is shared between data sets.
     return json.loads(
@@ -68,13 +68,19 @@ def spoiled(place, value):
         ("R2 pitch", "probe/in_scene/a/moved/codes_one_hot/linear/pitch/r2", 0.09),
         ("R2 yaw", "probe/in_scene/a/moved/codes_one_hot/linear/yaw/r2", -0.1),
         ("R2 gripper", "probe/in_scene/a/moved/codes_one_hot/linear/opening/r2", None),
-        ("R2 above quantized pixel differences", "probe/in_scene/a/moved/pixels_quantized/linear/all/r2", 0.4),
+        ("R2 above quantized pixel differences", "probe/in_scene/a/moved/pixels_quantized/linear/x/r2", 1.0),
     ],
 )
 def test_each_measure_fails_by_itself_on_the_seed_that_misses_it(measure, place, value):
     checks = gate(spoiled(place, value), GateThresholds(), unseen=["b"])
     failed = [(check.measure, check.data_set, check.passed) for check in checks if not all(check.passed)]
     assert failed == [(measure, "a", [True, False, True])]
+
+
+def test_a_column_far_below_zero_counts_as_zero_in_the_mean():
+    *_, check = gate(spoiled("probe/in_scene/b/moved/pixels_quantized/linear/pitch/r2", -10.0), GateThresholds())
+    assert (check.measure, check.data_set) == ("R2 above quantized pixel differences", "b")
+    assert check.values == pytest.approx([0.05, 0.05 + 0.15 / 7, 0.05])
 
 
 def test_the_exit_status_and_the_table_state_whether_all_seeds_pass(tmp_path, capsys):
@@ -91,7 +97,7 @@ def test_the_exit_status_and_the_table_state_whether_all_seeds_pass(tmp_path, ca
 
 
 def test_a_column_that_pixel_differences_predict_better_is_named_and_not_judged(tmp_path, capsys):
-    reports = spoiled("probe/in_scene/a/moved/pixels_quantized/linear/roll/r2", 0.9)
+    reports = spoiled("probe/in_scene/a/moved/pixels_quantized/linear/roll/r2", 0.45)
     main(GateLatentsConfig(reports=write(tmp_path, reports), unseen=["b"]))
     assert "a: quantized pixel differences predict roll better on 1 of 3 seeds" in capsys.readouterr().out
 
