@@ -40,7 +40,7 @@ class SelectConfig(RolloutConfig):
     policy: str
     """run folder of a fine-tuning with `loop.keep_every`"""
     run_dir: str
-    """folder of the rollouts, one below it for each checkpoint, and of selection.json"""
+    """folder of the rollouts, one below it for each checkpoint, and of selection.json; "": selection/ in the run"""
     protocol: Literal["chain", "single"] = "single"
     """see `vw2-rollout`"""
     num_sequences: int = 100
@@ -57,6 +57,8 @@ class SelectConfig(RolloutConfig):
     def __post_init__(self) -> None:
         """Reject what cannot work."""
         super().__post_init__()
+        if not self.run_dir:
+            object.__setattr__(self, "run_dir", str(Path(self.policy) / "selection"))
         for name in ("sequences_seed", "starts_seed"):
             if getattr(self, name) == 0:
                 raise ValueError(f"{name}=0 has the starts that policies are measured on; select on others")
