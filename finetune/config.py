@@ -8,7 +8,7 @@ from typing import Literal
 from vw2_robot.data.statistics import NormalizationMode
 from vw2_robot.devices import Hardware
 from vw2_robot.limits import Count
-from vw2_robot.models.policy.config import Acting, ActionHeadConfig, LoRAConfig, PolicyConfig
+from vw2_robot.models.policy.config import DECODING, Acting, ActionHeadConfig, LoRAConfig, PolicyConfig
 from vw2_robot.schedule import LoopConfig
 
 SCRATCH = "scratch"
@@ -215,7 +215,7 @@ class FinetuneConfig:
     @property
     def reads_codes(self) -> bool:
         """Whether the policy reads codes, or embeddings in their place; else null tokens."""
-        return self.acting not in ("parallel", "none")
+        return self.acting in DECODING
 
     @property
     def needs_codes(self) -> bool:

@@ -24,10 +24,7 @@ from vw2_robot.errors import InputError
 from vw2_robot.random_numbers import SampleNoise
 
 from .ar_policy import NULL_CODE, LatentPolicy, Prompt
-from .config import Acting
-
-DECODING: tuple[Acting, ...] = ("expected", "sampled", "argmax")
-"""modes that decode code by code; a policy that acts by one can act by the others"""
+from .config import DECODING, Acting
 
 
 class Acted(NamedTuple):

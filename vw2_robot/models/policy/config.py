@@ -16,6 +16,8 @@ from vw2_robot.limits import Count
 LatentInit = Literal["fsq", "normal"]
 Acting = Literal["expected", "sampled", "argmax", "parallel", "none"]
 """what the policy reads in the slots of its codes, see `acting.py`"""
+DECODING: tuple[Acting, ...] = ("expected", "sampled", "argmax")
+"""acting modes that decode code by code; the others read null tokens"""
 NORM_GROUPS = 8
 """of the norms between the image convolutions"""
 MAX_IMAGE_PX = 4096
