@@ -33,16 +33,16 @@ from vw2_robot.image_metrics import WINDOW, psnr, ssim
 from vw2_robot.models.dldm.config import DLDMConfig
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.policy.ar_policy import LatentPolicy
-from vw2_robot.models.video.config import CodecConfig, Geometry, VDMConfig
+from vw2_robot.models.video.config import CodecConfig, VDMConfig
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import build_codec
 from vw2_robot.mp4 import Mp4Writer
-from vw2_robot.pixels import to_model_range, to_pixels
+from vw2_robot.pixels import resize_video, to_model_range, to_pixels
 from vw2_robot.random_numbers import generator
 from vw2_robot.storage.arrays import read_array
 from vw2_robot.storage.files import write_json
 
-from .config import ENCODED, PREDICTED, ImagineConfig
+from .config import ENCODED, PREDICTED, ImagineConfig, make_geometry, rendered_size
 from .imagination import Imagined, PlanSegment, Renderer, imagine_segments, plan_of, policy_decoder
 from .train_dldm import encoder_hash
 
@@ -80,10 +80,13 @@ def imagine(config: ImagineConfig) -> None:
         dldm = DLDM(config_from(DLDMConfig, checkpoint.config["dldm"]))
         checkpoint.load_into(dldm=dldm)
     dldm = dldm.to(device).eval()
-    begin = open_beginning(config, dldm, time_base_of(checkpoint.facts))
-    policy = LatentPolicy.from_checkpoint(checkpoint).to(device).eval()
     # Opened before anything is decoded: a wrong folder ends the program at once.
     renderer = None if config.vdm is None else open_renderer(config.vdm, config, dldm, device)
+    size = (dldm.config.height, dldm.config.width)
+    if renderer is not None:
+        size = rendered_size(dldm.config, renderer.vdm.config)
+    begin = open_beginning(config, dldm, time_base_of(checkpoint.facts), size)
+    policy = LatentPolicy.from_checkpoint(checkpoint).to(device).eval()
     imagined = imagine_segments(
         dldm,
         to_model_range(torch.from_numpy(begin.first[None]).to(device)),
@@ -93,6 +96,7 @@ def imagine(config: ImagineConfig) -> None:
         renderer=renderer,
         generator=generator(config.seed, 0, stream=STREAM_RENDER),
     )
+    imagined = imagined._replace(coarse=resize_video(imagined.coarse[None], *size)[0])
     # Data sets of several rates: the video is shown at the lowest one.
     rates = checkpoint.facts.get("latent_hz") or [DEFAULT_FPS]
     # The decoder makes every gap-th frame, so that is what its video is compared with and how fast it is shown.
@@ -100,19 +104,19 @@ def imagine(config: ImagineConfig) -> None:
     write_results(config, decoded, imagined, fps=config.fps or float(rates[0]) / dldm.config.gap)
 
 
-def open_beginning(config: ImagineConfig, dldm: DLDM, time_base: TimeBase) -> Beginning:
+def open_beginning(config: ImagineConfig, dldm: DLDM, time_base: TimeBase, size: tuple[int, int]) -> Beginning:
     """Return the first image, from a file or from a frame cache with its continuation.
 
     Args:
         config: names one of them.
-        dldm: for the size of images and the length of a segment.
+        dldm: for the length of a segment.
         time_base: in which the codes were learned.
+        size: height and width of the images.
 
     Raises:
         InputError: the file is no image, or there is no such episode or frame.
     """
-    height = dldm.config.height
-    width = dldm.config.width
+    height, width = size
     if config.image is not None:
         image = read_photograph(config.image)
         return Beginning(np.array(resize_frame(image, height=height, width=width)), config.prompt or "", None)
@@ -210,7 +214,8 @@ def encode_true(dldm: DLDM, begin: Beginning, device: torch.device) -> Tensor:
     clips = [begin.true[i : i + span + 1] for i in range(0, len(begin.true) - span, span)]
     if not clips:
         return torch.zeros(0, dldm.config.queries, dtype=torch.int64, device=device)
-    return dldm.indices(to_model_range(torch.from_numpy(np.stack(clips)).to(device))).flatten(0, 1)
+    pixels = to_model_range(torch.from_numpy(np.stack(clips)).to(device))
+    return dldm.indices(dldm.resized(pixels)).flatten(0, 1)
 
 
 def read_codes(file: Path, dldm: DLDM) -> Tensor:
@@ -258,19 +263,11 @@ def open_renderer(folder: str, config: ImagineConfig, dldm: DLDM, device: torch.
         )
     if checkpoint.facts.get("vdm") is None:
         raise InputError(f"{checkpoint.path} was trained without a VDM, so nothing can be rendered; leave out vdm")
-    size = dldm.config
     with checkpoint.building():
         codec_config = config_from(CodecConfig, checkpoint.fact("codec"))
         codec = build_codec(codec_config)
-        geometry = Geometry(
-            channels=codec_config.channels,
-            latent_steps=size.latent_steps,
-            height=size.height // codec_config.block,
-            width=size.width // codec_config.block,
-            queries=size.queries,
-            fsq_dims=len(size.fsq_levels),
-        )
-        vdm = VDM(config_from(VDMConfig, checkpoint.facts["vdm"]), geometry, codec_config)
+        vdm_config = config_from(VDMConfig, checkpoint.facts["vdm"])
+        vdm = VDM(vdm_config, make_geometry(dldm.config, vdm_config, codec_config), codec_config)
         checkpoint.load_into(vdm=vdm, codec=codec)
     if config.guidance != 1 and not vdm.config.code_dropout:
         raise InputError(

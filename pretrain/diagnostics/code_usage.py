@@ -152,7 +152,7 @@ def code_usage(dldm: DLDM, frame_cache: FrameCache, config: PretrainConfig, *, d
             batch = sampler.batch(i, count, rows)
             x = to_model_range(torch.from_numpy(batch.pixels).to(device)).to(next(dldm.parameters()).dtype)
             with config.hardware.autocast(device):  # as the next stage encodes
-                indices = dldm.indices(x).cpu()
+                indices = dldm.indices(dldm.resized(x)).cpu()
             valid = torch.from_numpy(batch.valid) & (counted and begin < count)
             # By slot, since in the total a collapsed slot hides behind the others.
             for slot in range(config.dldm.queries):

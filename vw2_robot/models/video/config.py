@@ -72,6 +72,10 @@ class CodecConfig:
 class VDMConfig:
     """Size of the transformer and how codes enter it. Defaults: the embedded tiny model (about 1 M parameters)."""
 
+    frame_height: Count | None = None
+    """of the frames that it renders, pixels; null: the dLDM's. The dLDM gets these clips made smaller"""
+    frame_width: Count | None = None
+    """of the frames that it renders, pixels; null: the dLDM's"""
     heads: Count = 4
     """attention heads"""
     head_dim: int = 32
@@ -134,6 +138,10 @@ class VDMConfig:
     """lora and frozen, with `weights`: precision of the transformer's frozen weights; bf16 halves their memory"""
 
     def __post_init__(self) -> None:
+        if (self.frame_height is None) != (self.frame_width is None):
+            raise ValueError(
+                f"give both of vdm.frame_height and vdm.frame_width, found {self.frame_height} and {self.frame_width}"
+            )
         if self.head_dim < 12:
             raise ValueError(f"vdm.head_dim must be at least 12 (rotary split into three axes), found {self.head_dim}")
         if not 0 <= self.code_dropout < 1:
