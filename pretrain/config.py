@@ -227,7 +227,7 @@ class TrainDLDMConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"train_dldm.{name} must be at least 1, found {getattr(self, name)}")
         if not 0 <= self.control_dropout <= 1:
-            raise ValueError(f"train_dldm.control_dropout must lie in [0, 1], found {self.control_dropout}")
+            raise ValueError(f"aids.control_dropout must lie in [0, 1], found {self.control_dropout}")
         for name in (
             "denoise_weight",
             "reconstruction_weight",
@@ -285,7 +285,7 @@ class TrainPolicyConfig:
         if self.image_shift_px < 0:
             raise ValueError(f"train_policy.image_shift_px must not be negative, found {self.image_shift_px}")
         if not 0 <= self.code_dropout <= 1:
-            raise ValueError(f"train_policy.code_dropout must lie in [0, 1], found {self.code_dropout}")
+            raise ValueError(f"aids.policy_code_dropout must lie in [0, 1], found {self.code_dropout}")
         if self.latent_steps is not None and self.latent_steps < 1:
             raise ValueError(f"train_policy.latent_steps must be positive, found {self.latent_steps}")
 
@@ -391,7 +391,7 @@ class PretrainConfig:
                 f"no smaller than the dLDM's, {self.dldm.height} x {self.dldm.width}"
             )
         if self.vdm.warp and self.codec.kind != "dct":
-            raise ValueError(f"vdm.warp=true moves pixels of the DCT codec, found codec.kind={self.codec.kind}")
+            raise ValueError(f"aids.warp_output=true moves pixels of the DCT codec, found codec.kind={self.codec.kind}")
         if self.dldm.gap > 1 and self.train_dldm.with_vdm:
             raise ValueError(
                 f"dldm.gap={self.dldm.gap} leaves out frames that the VDM renders; set train_dldm.with_vdm=false"

@@ -98,19 +98,19 @@ class CodeUsageMonitor(nn.Module):
         if collapsed:
             alarms.append(
                 f"ALARM codes collapse: perplexity {perplexity:.2f} in training, below {floor:.2f} at "
-                f"{phases.alarm_after} validations in a row; dldm.z_norm=batch and a lower learning rate help"
+                f"{phases.alarm_after} validations in a row; aids.standardize=batch and a lower learning rate help"
             )
         if ignored:
             alarms.append(
                 f"ALARM codes ignored: the VDM loses only {shuffle:.3f} x with the codes of another clip (limit "
                 f"{phases.shuffle_alarm}) at {phases.alarm_after} validations in a row; raise "
-                f"train_dldm.control_dropout, or vdm.noise_shift where the VDM is trained from scratch"
+                f"aids.control_dropout, or aids.noise_shift where the VDM is trained from scratch"
             )
         if unread:
             alarms.append(
                 f"ALARM codes not read: without control video they explain {explained:.3f} more of the change than "
                 f"none (limit {phases.explained_alarm}) at {phases.alarm_after} validations in a row; where the VDM is "
-                "trained from scratch, train_dldm.reader, vdm.high_noise and vdm.warp help"
+                "trained from scratch, aids.reader, aids.high_noise and aids.warp_output help"
             )
         return alarms
 

@@ -150,11 +150,12 @@ class VDMConfig:
             raise ValueError(f"vdm.high_noise must lie in [0, 1], found {self.high_noise}")
         if self.warp and (self.prediction != "change" or self.weights is not None):
             raise ValueError(
-                "vdm.warp=true is for models trained from scratch that predict a change: set vdm.prediction=change and "
-                f"no vdm.weights, found prediction={self.prediction} and weights={self.weights}"
+                "aids.warp_output=true is for models trained from scratch that predict a change: set "
+                "aids.prediction=change and no vdm.weights, found "
+                f"prediction={self.prediction} and weights={self.weights}"
             )
         if self.still_control and self.control == "none":
-            raise ValueError("vdm.still_control=true gives the control branch a still video, but vdm.control=none")
+            raise ValueError("aids.still_control=true gives the control branch a still video, but vdm.control=none")
         if not self.noise_shift > 0:
             raise ValueError(f"vdm.noise_shift must be positive, found {self.noise_shift}")
         if len(self.rope_scale) != 3:
