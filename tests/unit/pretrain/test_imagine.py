@@ -22,7 +22,7 @@ from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import DCTCodec
 from vw2_robot.pixels import to_model_range, to_pixels
 from vw2_robot.pretrain import imagine as program
-from vw2_robot.pretrain.config import ImagineConfig
+from vw2_robot.pretrain.config import ImagineConfig, make_geometry
 from vw2_robot.pretrain.imagination import Renderer, imagine_segments, plan_of
 from vw2_robot.pretrain.imagine import imagine, read_photograph
 from vw2_robot.pretrain.train_dldm import encoder_hash
@@ -236,6 +236,44 @@ def test_an_image_and_an_instruction_become_predicted_codes_and_a_rendered_video
     assert "coarse" not in json.loads(path.with_suffix(".json").read_text())  # nothing to compare with
 
 
+def test_a_larger_vdm_renders_with_guidance_beside_an_enlarged_coarse_video(trained, recorded):
+    model, codec = dldm(), CodecConfig()
+    larger = replace(TINY_VDM, frame_height=32, frame_width=32, code_dropout=0.1)
+    torch.manual_seed(0)
+    vdm = VDM(larger, make_geometry(CONFIG, larger, codec))
+    save_checkpoint(
+        trained / "larger",
+        kind="dldm",
+        config=config_tree(CONFIG),
+        modules={"dldm": model, "vdm": vdm, "codec": DCTCodec(codec)},
+        facts={
+            "encoder_hash": encoder_hash(model),
+            "vdm": config_tree(larger),
+            "codec": config_tree(codec),
+            "control_grayscale": False,
+        },
+    )
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(image).save(trained / "table.png")
+    made = settings(
+        trained,
+        frame_cache=None,
+        image=str(trained / "table.png"),
+        prompt="open the drawer",
+        vdm=str(trained / "larger"),
+        sample_steps=2,
+    )
+    imagine(made)
+    imagine(replace(made, guidance=3.0))
+    imagine(replace(made, grayscale_control=False))
+    plain, guided, colored = (frames for _, frames, _ in recorded)
+    assert plain.shape == guided.shape == (9, 32, 64, 3)  # coarse, rendered
+    np.testing.assert_array_equal(plain[0, :, 32:], image)
+    np.testing.assert_array_equal(plain[:, :, :32], guided[:, :, :32])
+    assert not np.array_equal(plain[1:, :, 32:], guided[1:, :, 32:])
+    np.testing.assert_array_equal(plain, colored)  # as it was trained
+
+
 def test_codes_of_a_file_are_decoded(trained, recorded):
     np.save(trained / "codes.npy", codes(3).numpy())
     imagine(settings(trained, codes=str(trained / "codes.npy")))
@@ -271,6 +309,7 @@ def other_encoder(trained):
         ({"codes": "flat.npy"}, r"expected integers \[latent steps, 4\]"),
         ({"vdm": "other"}, "belongs to encoder 00000000, the policy predicts"),
         ({"frame_cache": None, "image": "gone.png", "prompt": "x"}, "cannot be read as an image"),
+        ({"vdm": "dldm", "guidance": 2.0}, r"guidance=2\.0: the VDM of .* was trained without null codes"),
     ],
 )
 def test_wrong_input_is_named(trained, recorded, monkeypatch, change, message):
