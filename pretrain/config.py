@@ -227,7 +227,7 @@ class TrainDLDMConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"train_dldm.{name} must be at least 1, found {getattr(self, name)}")
         if not 0 <= self.control_dropout <= 1:
-            raise ValueError(f"train_dldm.control_dropout must lie in [0, 1], found {self.control_dropout}")
+            raise ValueError(f"aids.control_dropout must lie in [0, 1], found {self.control_dropout}")
         for name in (
             "denoise_weight",
             "reconstruction_weight",
@@ -285,9 +285,33 @@ class TrainPolicyConfig:
         if self.image_shift_px < 0:
             raise ValueError(f"train_policy.image_shift_px must not be negative, found {self.image_shift_px}")
         if not 0 <= self.code_dropout <= 1:
-            raise ValueError(f"train_policy.code_dropout must lie in [0, 1], found {self.code_dropout}")
+            raise ValueError(f"aids.policy_code_dropout must lie in [0, 1], found {self.code_dropout}")
         if self.latent_steps is not None and self.latent_steps < 1:
             raise ValueError(f"train_policy.latent_steps must be positive, found {self.latent_steps}")
+
+
+def rendered_size(dldm: DLDMConfig, vdm: VDMConfig) -> tuple[int, int]:
+    """Return height and width of the frames that the VDM renders, in pixels."""
+    return vdm.frame_height or dldm.height, vdm.frame_width or dldm.width
+
+
+def make_geometry(dldm: DLDMConfig, vdm: VDMConfig, codec: CodecConfig) -> Geometry:
+    """Return the sizes of latents and codes.
+
+    Args:
+        dldm: gives codes and latent steps.
+        vdm: its size in pixels, if it has one of its own.
+        codec: turns a square of `block` pixels into a latent.
+    """
+    height, width = rendered_size(dldm, vdm)
+    return Geometry(
+        channels=codec.channels,
+        latent_steps=dldm.latent_steps,
+        height=height // codec.block,
+        width=width // codec.block,
+        queries=dldm.queries,
+        fsq_dims=dldm.code_dims,
+    )
 
 
 @dataclass(frozen=True)
@@ -355,8 +379,19 @@ class PretrainConfig:
                 "codec.kind=wan needs codec.weights, a folder in diffusers' layout; codec.init=random takes random "
                 "weights, whose latents are of no use"
             )
+        height, width = rendered_size(self.dldm, self.vdm)
+        if (
+            height < self.dldm.height
+            or width < self.dldm.width
+            or height % self.codec.block
+            or width % self.codec.block
+        ):
+            raise ValueError(
+                f"the VDM's frames, {height} x {width} pixels, must be multiples of codec.block={self.codec.block} and "
+                f"no smaller than the dLDM's, {self.dldm.height} x {self.dldm.width}"
+            )
         if self.vdm.warp and self.codec.kind != "dct":
-            raise ValueError(f"vdm.warp=true moves pixels of the DCT codec, found codec.kind={self.codec.kind}")
+            raise ValueError(f"aids.warp_output=true moves pixels of the DCT codec, found codec.kind={self.codec.kind}")
         if self.dldm.gap > 1 and self.train_dldm.with_vdm:
             raise ValueError(
                 f"dldm.gap={self.dldm.gap} leaves out frames that the VDM renders; set train_dldm.with_vdm=false"
@@ -370,16 +405,12 @@ class PretrainConfig:
     @property
     def geometry(self) -> Geometry:
         """The sizes of latents and codes, which the VDM takes from codec and dLDM."""
-        # Height and width in latents: the codec turns a square of `block` pixels into one.
-        block = self.codec.block
-        return Geometry(
-            channels=self.codec.channels,
-            latent_steps=self.dldm.latent_steps,
-            height=self.dldm.height // block,
-            width=self.dldm.width // block,
-            queries=self.dldm.queries,
-            fsq_dims=self.dldm.code_dims,
-        )
+        return make_geometry(self.dldm, self.vdm, self.codec)
+
+    @property
+    def clip_size(self) -> tuple[int, int]:
+        """Height and width of the clips that are read: the VDM's where there is one."""
+        return rendered_size(self.dldm, self.vdm) if self.train_dldm.with_vdm else (self.dldm.height, self.dldm.width)
 
     def stage_dir(self, stage: Stage | Literal["frames"]) -> Path:
         """Return run_dir/<stage>."""

@@ -64,7 +64,8 @@ def phase_one_loss(
         part: of which batch these clips are a part; the losses of its parts add up. None: they are a batch.
         groups: of clips over which the correlation is taken.
     """
-    encoded = dldm.encode(x if encoder_input is None else encoder_input)
+    x = dldm.resized(x)
+    encoded = dldm.encode(x if encoder_input is None else dldm.resized(encoder_input))
     anchor = encoded.anchor_BChw if anchor_grad else encoded.anchor_BChw.detach()
     rec = dldm.decode(encoded.codes_BMNL, anchor, x[:, 0])
     frames = None if part is None else part.frames(dldm.config.temporal_stride // dldm.config.gap)
@@ -104,7 +105,7 @@ def reader_loss(
         part: of which batch these clips are a part; the losses of its parts add up. None: they are a batch.
     """
     with torch.no_grad():
-        codes, indices = dldm.quantize(dldm.features(x))
+        codes, indices = dldm.quantize(dldm.features(dldm.resized(x)))
         target = pad_to_stride(x, dldm.config.temporal_stride)
         latents = codec.encode(jitter_color(target, strength=phases.target_color_jitter, noise=noise))
     loss = vdm.denoising_loss(
@@ -145,22 +146,23 @@ def phase_two_loss(
         part: of which batch these clips are a part; the losses of its parts add up. None: they are a batch.
         groups: of clips over which the correlation is taken.
     """
-    f = dldm.features(drift(x, strength=phases.encoder_augmentation, noise=noise))
+    small = dldm.resized(x)
+    f = dldm.features(drift(small, strength=phases.encoder_augmentation, noise=noise))
     codes, indices = dldm.quantize(f)
     # Differs from the release: f_0 is detached unless anchor_grad, so L_rec trains the decoder and nothing else.
     codes_for_decoder = codes.detach() if phases.stop_gradient else codes
     anchor = f[:, 0].detach() if phases.stop_gradient and not phases.anchor_grad else f[:, 0]
-    rec = dldm.decode(codes_for_decoder, anchor, x[:, 0])
+    rec = dldm.decode(codes_for_decoder, anchor, small[:, 0])
     frames = None if part is None else part.frames(dldm.config.temporal_stride)
-    rec_loss = frame_error(rec, x, valid, norm=phases.reconstruction_loss, frames=frames)
+    rec_loss = frame_error(rec, small, valid, norm=phases.reconstruction_loss, frames=frames)
     metrics = {f"dldm/reconstruction_{phases.reconstruction_loss}": rec_loss.detach()}
     if perceptual is not None:
-        distance = perceptual_error(perceptual, rec, x, valid, frames=frames)
+        distance = perceptual_error(perceptual, rec, small, valid, frames=frames)
         rec_loss = rec_loss + phases.perceptual_weight * distance
         metrics["dldm/perceptual"] = distance.detach()
 
     # The control video carries no gradient: the denoising loss reaches the encoder through the codes alone.
-    control = make_control_video(rec.detach(), grayscale=phases.control_grayscale)
+    control = make_control_video(rec.detach(), size=x.shape[-2:], grayscale=phases.control_grayscale)
     dropped = noise.rand().to(x.device) < phases.control_dropout
     # The encoder saw the true colors, so the target gets others: the VDM must take them from the conditioning frame.
     target = jitter_color(

@@ -62,7 +62,7 @@ class Renderer:
             first: the conditioning frame.
             generator: of the noise.
         """
-        control = self.codec.encode(make_control_video(coarse, grayscale=self.grayscale_control))
+        control = self.codec.encode(make_control_video(coarse, size=first.shape[-2:], grayscale=self.grayscale_control))
         anchor = self.codec.encode(first[:, None])[:, :, 0]
         latents = self.vdm.sample(
             anchor,
@@ -76,7 +76,10 @@ class Renderer:
 
 
 class Imagined(NamedTuple):
-    """Videos [T, 3, H, W] in [-1, 1] with the first frame as given, and the codes [M · segments, N] behind them."""
+    """Videos [T, 3, H, W] in [-1, 1] with the first frame as given, and the codes [M · segments, N] behind them.
+
+    The coarse one has the dLDM's size, the rendered one that of the first frame.
+    """
 
     coarse: Tensor
     rendered: Tensor | None
@@ -98,20 +101,22 @@ def imagine_segments(
 
     Args:
         dldm: decodes.
-        first: pixels in [-1, 1] that the video begins with.
+        first: pixels in [-1, 1] that the video begins with, of the renderer's size.
         plan: gives the codes of a segment.
         segments: how many.
         anchor: see the file's docstring; without a renderer it is always coarse.
         renderer: None gives no rendered video.
         generator: of the renderer's noise.
     """
-    coarse_start = rendered_start = first
-    coarse_parts = [first]
+    rendered_start = first
+    coarse_start = dldm.resized(first[None])[0]
+    coarse_parts = [coarse_start]
     rendered_parts = [first]
     codes = []
     for number in range(segments):
         # What the next segment is decoded from: the last frame of the chosen video.
         seen = rendered_start if renderer is not None and anchor == "rendered" else coarse_start
+        seen = dldm.resized(seen[None])[0]
         indices = plan(number, seen)
         # Token -> code values, as the decoder takes them.
         levels = dldm.fsq.codes_of(indices)

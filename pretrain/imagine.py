@@ -36,12 +36,12 @@ from vw2_robot.models.policy.acting import acting_of
 from vw2_robot.models.policy.ar_policy import LatentPolicy
 from vw2_robot.models.policy.config import Acting
 from vw2_robot.mp4 import Mp4Writer
-from vw2_robot.pixels import to_model_range, to_pixels
+from vw2_robot.pixels import resize_video, to_model_range, to_pixels
 from vw2_robot.random_numbers import generator
 from vw2_robot.storage.arrays import read_array
 from vw2_robot.storage.files import write_json
 
-from .config import ENCODED, PREDICTED, ImagineConfig
+from .config import ENCODED, PREDICTED, ImagineConfig, rendered_size
 from .dldm_modules import encoder_hash
 from .imagination import Imagined, PlanSegment, Renderer, imagine_segments, plan_of, policy_decoder
 from .train_vdm import vdm_of_dldm
@@ -80,7 +80,6 @@ def imagine(config: ImagineConfig) -> None:
         dldm = DLDM(config_from(DLDMConfig, checkpoint.config["dldm"]))
         checkpoint.load_into(dldm=dldm)
     dldm = dldm.to(device).eval()
-    begin = open_beginning(config, dldm, time_base_of(checkpoint.facts))
     with checkpoint.building():
         # Before fine-tuning a policy has no mode yet.
         acting: Acting = "argmax" if checkpoint.config.get("head") is None else acting_of(checkpoint.config)
@@ -89,9 +88,13 @@ def imagine(config: ImagineConfig) -> None:
             f"{checkpoint.path} acts without codes (acting=none), so it predicts none that could be drawn; give "
             "codes=encoded, or the policy that it was fine-tuned from"
         )
-    policy = LatentPolicy.from_checkpoint(checkpoint).to(device).eval()
     # Opened before anything is decoded: a wrong folder ends the program at once.
     renderer = None if config.vdm is None else open_renderer(config.vdm, config, dldm, device)
+    size = (dldm.config.height, dldm.config.width)
+    if renderer is not None:
+        size = rendered_size(dldm.config, renderer.vdm.config)
+    begin = open_beginning(config, dldm, time_base_of(checkpoint.facts), size)
+    policy = LatentPolicy.from_checkpoint(checkpoint).to(device).eval()
     imagined = imagine_segments(
         dldm,
         to_model_range(torch.from_numpy(begin.first[None]).to(device)),
@@ -101,6 +104,7 @@ def imagine(config: ImagineConfig) -> None:
         renderer=renderer,
         generator=generator(config.seed, 0, stream=STREAM_RENDER),
     )
+    imagined = imagined._replace(coarse=resize_video(imagined.coarse[None], *size)[0])
     # Data sets of several rates: the video is shown at the lowest one.
     rates = checkpoint.facts.get("latent_hz") or [DEFAULT_FPS]
     # The decoder makes every gap-th frame, so that is what its video is compared with and how fast it is shown.
@@ -108,19 +112,19 @@ def imagine(config: ImagineConfig) -> None:
     write_results(config, decoded, imagined, fps=config.fps or float(rates[0]) / dldm.config.gap)
 
 
-def open_beginning(config: ImagineConfig, dldm: DLDM, time_base: TimeBase) -> Beginning:
+def open_beginning(config: ImagineConfig, dldm: DLDM, time_base: TimeBase, size: tuple[int, int]) -> Beginning:
     """Return the first image, from a file or from a frame cache with its continuation.
 
     Args:
         config: names one of them.
-        dldm: for the size of images and the length of a segment.
+        dldm: for the length of a segment.
         time_base: in which the codes were learned.
+        size: height and width of the images.
 
     Raises:
         InputError: the file is no image, or there is no such episode or frame.
     """
-    height = dldm.config.height
-    width = dldm.config.width
+    height, width = size
     if config.image is not None:
         image = read_photograph(config.image)
         return Beginning(np.array(resize_frame(image, height=height, width=width)), config.prompt or "", None)
@@ -225,7 +229,8 @@ def encode_true(dldm: DLDM, begin: Beginning, device: torch.device) -> Tensor:
     clips = [begin.true[i : i + span + 1] for i in range(0, len(begin.true) - span, span)]
     if not clips:
         return torch.zeros(0, dldm.config.queries, dtype=torch.int64, device=device)
-    return dldm.indices(to_model_range(torch.from_numpy(np.stack(clips)).to(device))).flatten(0, 1)
+    pixels = to_model_range(torch.from_numpy(np.stack(clips)).to(device))
+    return dldm.indices(dldm.resized(pixels)).flatten(0, 1)
 
 
 def read_codes(file: Path, dldm: DLDM) -> Tensor:

@@ -3,6 +3,7 @@
 # B batch · T frames · M latent steps · N codes per step · L FSQ dimensions of a code
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -14,6 +15,7 @@ from vw2_robot.distributed.batch_share import StatisticsGroups
 from vw2_robot.models.dldm.dldm import pad_to_stride
 from vw2_robot.models.perceptual import PerceptualDistance
 from vw2_robot.models.precision import at_least_float32
+from vw2_robot.pixels import resize_video
 from vw2_robot.random_numbers import SampleNoise
 
 
@@ -111,10 +113,18 @@ def correlation(
     return ((between.square().sum((1, 2)) - diagonal.square().sum(1)) / pairs).mean().to(values)
 
 
-def make_control_video(rec: Float[Tensor, "B T 3 H W"], *, grayscale: bool) -> Float[Tensor, "B T 3 H W"]:
-    """Return the coarse clip as control: clamped to [-1, 1], and with `grayscale` gray in all three channels."""
+def make_control_video(
+    rec: Float[Tensor, "B T 3 h w"], *, size: Sequence[int], grayscale: bool
+) -> Float[Tensor, "B T 3 H W"]:
+    """Return the coarse clip as control: clamped to [-1, 1], and as large as the VDM's frames.
+
+    Args:
+        rec: the coarse clip.
+        size: height and width of the VDM's frames; a smaller clip is enlarged, bilinear.
+        grayscale: make it gray, in all three channels.
+    """
     # As in the release: clamped, then gray (method 1.8).
-    rec = rec.clamp(-1, 1)
+    rec = resize_video(rec.clamp(-1, 1), *size)
     if not grayscale:
         return rec
     luma = torch.tensor([0.299, 0.587, 0.114], device=rec.device, dtype=rec.dtype)  # ITU-R BT.601

@@ -26,7 +26,7 @@ from vw2_robot.distributed.batch_share import BatchShare
 from vw2_robot.distributed.ranks import global_sum, is_main, main_first
 from vw2_robot.distributed.sharding import LossParts, Parallel, full_state, state_bytes
 from vw2_robot.models.dldm.config import DLDMConfig
-from vw2_robot.models.video.config import CodecConfig, Geometry, VDMConfig
+from vw2_robot.models.video.config import CodecConfig, VDMConfig
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import VideoCodec, WanCodec, build_codec
 from vw2_robot.optim import build_optimizer, optimizer_step
@@ -36,7 +36,7 @@ from vw2_robot.runs import Run
 
 from .cache_frames import open_frames, training_split
 from .clips import TrainingClips, clip_sampler, training_clips
-from .config import PretrainConfig
+from .config import PretrainConfig, make_geometry
 from .global_batch import batch_on_device, device_of, validation_chunks
 from .stages import alone, finished_stage
 
@@ -72,15 +72,8 @@ def vdm_of_dldm(checkpoint: Checkpoint, dldm: DLDMConfig) -> tuple[VDM, VideoCod
     with checkpoint.building():
         codec_config = config_from(CodecConfig, checkpoint.fact("codec"))
         codec = build_codec(codec_config)
-        geometry = Geometry(
-            channels=codec_config.channels,
-            latent_steps=dldm.latent_steps,
-            height=dldm.height // codec_config.block,
-            width=dldm.width // codec_config.block,
-            queries=dldm.queries,
-            fsq_dims=dldm.code_dims,
-        )
-        vdm = VDM(config_from(VDMConfig, checkpoint.facts["vdm"]), geometry, codec_config)
+        vdm_config = config_from(VDMConfig, checkpoint.facts["vdm"])
+        vdm = VDM(vdm_config, make_geometry(dldm, vdm_config, codec_config), codec_config)
         checkpoint.load_into(vdm=vdm, codec=codec)
     return vdm.eval(), codec.eval()
 

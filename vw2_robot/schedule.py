@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vw2_robot.limits import Rate, Share, Unbounded
+from vw2_robot.limits import Rate, Unbounded
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class OptimConfig:
     """steps of linear warm-up"""
     decay_steps: int | None = None
     """steps until the decay ends, warm-up included; null: those of the loop"""
-    decay_to: Share = 0.0
+    decay_to: float = 0.0
     """learning rate at the end of the decay over `lr`"""
     clip_norm: Unbounded = 1.0
     """gradients are scaled down to this norm"""

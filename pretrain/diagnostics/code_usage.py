@@ -98,19 +98,19 @@ class CodeUsageMonitor(nn.Module):
         if collapsed:
             alarms.append(
                 f"ALARM codes collapse: perplexity {perplexity:.2f} in training, below {floor:.2f} at "
-                f"{phases.alarm_after} validations in a row; dldm.z_norm=batch and a lower learning rate help"
+                f"{phases.alarm_after} validations in a row; aids.standardize=batch and a lower learning rate help"
             )
         if ignored:
             alarms.append(
                 f"ALARM codes ignored: the VDM loses only {shuffle:.3f} x with the codes of another clip (limit "
                 f"{phases.shuffle_alarm}) at {phases.alarm_after} validations in a row; raise "
-                f"train_dldm.control_dropout, or vdm.noise_shift where the VDM is trained from scratch"
+                f"aids.control_dropout, or aids.noise_shift where the VDM is trained from scratch"
             )
         if unread:
             alarms.append(
                 f"ALARM codes not read: without control video they explain {explained:.3f} more of the change than "
                 f"none (limit {phases.explained_alarm}) at {phases.alarm_after} validations in a row; where the VDM is "
-                "trained from scratch, train_dldm.reader, vdm.high_noise and vdm.warp help"
+                "trained from scratch, aids.reader, aids.high_noise and aids.warp_output help"
             )
         return alarms
 
@@ -152,7 +152,7 @@ def code_usage(dldm: DLDM, frame_cache: FrameCache, config: PretrainConfig, *, d
             batch = sampler.batch(i, count, rows)
             x = to_model_range(torch.from_numpy(batch.pixels).to(device)).to(next(dldm.parameters()).dtype)
             with config.hardware.autocast(device):  # as the next stage encodes
-                indices = dldm.indices(x).cpu()
+                indices = dldm.indices(dldm.resized(x)).cpu()
             valid = torch.from_numpy(batch.valid) & (counted and begin < count)
             # By slot, since in the total a collapsed slot hides behind the others.
             for slot in range(config.dldm.queries):

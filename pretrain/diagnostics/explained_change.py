@@ -23,6 +23,7 @@ from vw2_robot.distributed.ranks import global_sum
 from vw2_robot.models.dldm.dldm import DLDM
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import VideoCodec
+from vw2_robot.pixels import resize_video
 from vw2_robot.random_numbers import SampleNoise
 
 from ..targets import frame_error
@@ -74,9 +75,10 @@ def explained_change(
         still = first[:, :, None].expand_as(latents)
         errors[-1] += _error(codec.decode(still), target, valid)
         if dldm is not None:
-            encoded = dldm.encode(x)
-            rec = dldm.decode(encoded.codes_BMNL, encoded.anchor_BChw, x[:, 0])
-            errors[-2] += _error(codec.decode(codec.encode(rec)), target, valid)
+            small = dldm.resized(x)
+            encoded = dldm.encode(small)
+            rec = dldm.decode(encoded.codes_BMNL, encoded.anchor_BChw, small[:, 0])
+            errors[-2] += _error(codec.decode(codec.encode(resize_video(rec, *x.shape[-2:]))), target, valid)
         right = torch.stack([codes[int(row)] for row in rows]).to(latents)
         # Those of another clip, not random ones: they have the right distribution and the wrong motion.
         others = torch.stack([codes[(int(row) - 1) % len(codes)] for row in rows]).to(latents)

@@ -15,7 +15,7 @@ from vw2_robot.distributed.ranks import is_main
 from vw2_robot.models.dldm.dldm import DLDM, pad_to_stride
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import VideoCodec
-from vw2_robot.pixels import to_model_range, to_pixels
+from vw2_robot.pixels import resize_video, to_model_range, to_pixels
 from vw2_robot.random_numbers import generator
 from vw2_robot.storage.files import atomic_write
 
@@ -61,11 +61,12 @@ def write_reconstructions(
     x = pad_to_stride(x, dldm.config.temporal_stride)
     dldm.eval()
     with torch.no_grad():
-        encoded = dldm.encode(x)
-        rec = dldm.decode(encoded.codes_BMNL, encoded.anchor_BChw, x[:, 0])
-    columns = [x[:, 0], x[:, -1], rec[:, -1]]
+        small = dldm.resized(x)
+        encoded = dldm.encode(small)
+        rec = dldm.decode(encoded.codes_BMNL, encoded.anchor_BChw, small[:, 0])
+    columns = [x[:, 0], x[:, -1], resize_video(rec, *x.shape[-2:])[:, -1]]
     if vdm is not None and codec is not None:
-        control = codec.encode(make_control_video(rec, grayscale=phases.control_grayscale))
+        control = codec.encode(make_control_video(rec, size=x.shape[-2:], grayscale=phases.control_grayscale))
         noise = generator(seed, 0, stream=STREAM_IMAGE)
         # The codec is causal: latent frame 0 is that of frame 0 alone, and shows nothing of what is to be rendered.
         latents = vdm.sample(codec.encode(x)[:, :, 0], encoded.codes_BMNL, control_video=control, generator=noise)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vw2_robot.distributed.ranks import gather, global_sum
-from vw2_robot.models.dldm.dldm import DLDM
+from vw2_robot.models.dldm.dldm import DLDM, pad_to_stride
 from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import VideoCodec
 from vw2_robot.random_numbers import SampleNoise
@@ -57,6 +57,7 @@ def validate(
     histogram = torch.zeros(dldm.fsq.vocabulary, dtype=torch.long)
     codes_of: dict[int, Tensor] = {}
     for rows, x, valid in clips():
+        x = dldm.resized(x)
         encoded = dldm.encode(x)
         rec = dldm.decode(encoded.codes_BMNL, encoded.anchor_BChw, x[:, 0])
         target = dldm.subsample(x)
@@ -111,13 +112,13 @@ def shuffle_ratios(
     """
     losses = torch.zeros(2, 2, dtype=torch.float64)  # with and without control video; right and wrong codes
     for rows, x, valid in clips():
-        target = dldm.subsample(x)
-        latents = codec.encode(target)
-        encoded = dldm.encode(x)
-        rec = dldm.decode(encoded.codes_BMNL, encoded.anchor_BChw, x[:, 0])
+        latents = codec.encode(pad_to_stride(x, dldm.config.temporal_stride))
+        small = dldm.resized(x)
+        encoded = dldm.encode(small)
+        rec = dldm.decode(encoded.codes_BMNL, encoded.anchor_BChw, small[:, 0])
         # Codes of another clip, not random ones: they have the right distribution and the wrong motion.
         others = torch.stack([codes[(int(row) - 1) % len(codes)] for row in rows]).to(encoded.codes_BMNL)
-        control_video = codec.encode(make_control_video(rec, grayscale=grayscale))
+        control_video = codec.encode(make_control_video(rec, size=x.shape[-2:], grayscale=grayscale))
         for i, control in enumerate((control_video, vdm.still_video(latents[:, :, 0], latents.shape[2]))):
             for k, given in enumerate((encoded.codes_BMNL, others)):
                 for sample in range(SHUFFLE_SAMPLES):

@@ -49,7 +49,7 @@ def test_a_share_of_the_samples_is_fed_no_codes(share, miniature, encoded, tmp_p
     shutil.copytree(encoded, run)
     mine = [
         *miniature(run),
-        f"++train_policy.code_dropout={share}",
+        f"aids.policy_code_dropout={share}",
         "train_policy.loop.train_steps=8",
         "stages=[policy]",
     ]

@@ -81,7 +81,7 @@ def jobs_of(miniature, calvin_folder):
         names = ("train_vdm", "train_dldm.phase1", "train_dldm.phase2", "train_policy.loop")
         kept = [option for option in miniature(run) if not option.startswith(("++train_", "++hardware"))]
         # What couples the clips of a batch is on.
-        coupled = ["++dldm.z_norm=batch", "++train_dldm.decorrelation=0.1", "++train_dldm.statistics_group=2"]
+        coupled = ["aids.standardize=batch", "aids.decorrelation=0.1", "++train_dldm.statistics_group=2"]
         first = f"stages=[{','.join(stage for stage in stages if stage != 'finetune')}]"
         found = [{"program": "pretrain", "overrides": [*kept, hardware, *coupled, first]}]
         found[0]["overrides"] += [f"++{name}={loop}" for name in names]

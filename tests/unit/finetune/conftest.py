@@ -89,7 +89,7 @@ def save_pretrained(folder, **facts):
 
 @pytest.fixture
 def pretrained(tmp_path):
-    return save_pretrained(tmp_path / "pretrained")
+    return save_pretrained(tmp_path / "pretrained", aids=["restrict_softmax"])
 
 
 @pytest.fixture

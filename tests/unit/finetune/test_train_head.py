@@ -281,9 +281,9 @@ def test_the_end_effector_pose_is_learned_beside_the_actions_and_not_needed_to_a
     found, plain = weights(tmp_path / "run"), weights(tmp_path / "without")
     assert found.keys() - plain.keys() == {"head.pose.weight", "head.pose.bias"}
     assert any(not torch.equal(found[name], plain[name]) for name in plain if name.startswith("policy.image"))
-    out = VW2Agent.from_pretrained(tmp_path / "run").infer(
-        {"images": {"static": np.zeros((8, 8, 3), np.uint8)}, "prompt": "do 1"}
-    )
+    agent = VW2Agent.from_pretrained(tmp_path / "run")
+    assert agent.metadata["aids"] == ["restrict_softmax", "pose_weight=1.0"]  # those of pre-training, then its own
+    out = agent.infer({"images": {"static": np.zeros((8, 8, 3), np.uint8)}, "prompt": "do 1"})
     assert out["actions"].shape == (4, 7)
     head = ActionHead(ActionHeadConfig(8), width=16, queries=4, stride=4)
     with pytest.raises(ValueError, match=r"without head\.pose"):
@@ -296,7 +296,7 @@ def test_a_pretrained_run_folder_is_accepted_as_the_policy(pretrained, tmp_path)
     pretrained.rename(stage / "checkpoints" / "step_9")
     (stage / "latest").write_text("step_9\n")
     for path in (tmp_path / "chain", stage):
-        assert load_pretrained(str(path))[2] == {"encoder_hash": "e" * 64}
+        assert load_pretrained(str(path))[2]["encoder_hash"] == "e" * 64
 
 
 @pytest.mark.parametrize("how", ["nan", "deleted"])

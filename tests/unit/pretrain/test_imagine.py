@@ -24,7 +24,7 @@ from vw2_robot.models.video.vdm import VDM
 from vw2_robot.models.video.video_codec import DCTCodec
 from vw2_robot.pixels import to_model_range, to_pixels
 from vw2_robot.pretrain import imagine as program
-from vw2_robot.pretrain.config import ImagineConfig
+from vw2_robot.pretrain.config import ImagineConfig, make_geometry
 from vw2_robot.pretrain.dldm_modules import encoder_hash
 from vw2_robot.pretrain.imagination import Renderer, imagine_segments, plan_of
 from vw2_robot.pretrain.imagine import STREAM_CODES, imagine, read_photograph
@@ -278,6 +278,44 @@ def test_a_policy_that_acts_without_codes_has_none_to_draw(trained):
         imagine(settings(trained, policy=str(trained / "tuned")))
 
 
+def test_a_larger_vdm_renders_with_guidance_beside_an_enlarged_coarse_video(trained, recorded):
+    model, codec = dldm(), CodecConfig()
+    larger = replace(TINY_VDM, frame_height=32, frame_width=32, code_dropout=0.1)
+    torch.manual_seed(0)
+    vdm = VDM(larger, make_geometry(CONFIG, larger, codec))
+    save_checkpoint(
+        trained / "larger",
+        kind="dldm",
+        config=config_tree(CONFIG),
+        modules={"dldm": model, "vdm": vdm, "codec": DCTCodec(codec)},
+        facts={
+            "encoder_hash": encoder_hash(model),
+            "vdm": config_tree(larger),
+            "codec": config_tree(codec),
+            "control_grayscale": False,
+        },
+    )
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(image).save(trained / "table.png")
+    made = settings(
+        trained,
+        frame_cache=None,
+        image=str(trained / "table.png"),
+        prompt="open the drawer",
+        vdm=str(trained / "larger"),
+        sample_steps=2,
+    )
+    imagine(made)
+    imagine(replace(made, guidance=3.0))
+    imagine(replace(made, grayscale_control=False))
+    plain, guided, colored = (frames for _, frames, _ in recorded)
+    assert plain.shape == guided.shape == (9, 32, 64, 3)  # coarse, rendered
+    np.testing.assert_array_equal(plain[0, :, 32:], image)
+    np.testing.assert_array_equal(plain[:, :, :32], guided[:, :, :32])
+    assert not np.array_equal(plain[1:, :, 32:], guided[1:, :, 32:])
+    np.testing.assert_array_equal(plain, colored)  # as it was trained
+
+
 def test_codes_of_a_file_are_decoded(trained, recorded):
     np.save(trained / "codes.npy", codes(3).numpy())
     imagine(settings(trained, codes=str(trained / "codes.npy")))
@@ -313,6 +351,7 @@ def other_encoder(trained):
         ({"codes": "flat.npy"}, r"expected integers \[latent steps, 4\]"),
         ({"vdm": "other"}, "belongs to encoder 00000000, the policy predicts"),
         ({"frame_cache": None, "image": "gone.png", "prompt": "x"}, "cannot be read as an image"),
+        ({"vdm": "dldm", "guidance": 2.0}, r"guidance=2\.0: the VDM of .* was trained without null codes"),
     ],
 )
 def test_wrong_input_is_named(trained, recorded, monkeypatch, change, message):

@@ -246,15 +246,17 @@ def test_steps_move_only_the_parameters_of_their_phase_although_weight_decay_is_
 
 def test_the_control_video_is_gray_in_the_luma_of_its_colors_and_stays_in_range():
     rec = torch.rand(2, 3, 3, 4, 4) * 4 - 2
-    gray = make_control_video(rec, grayscale=True)
+    gray = make_control_video(rec, size=rec.shape[-2:], grayscale=True)
     assert torch.equal(gray[:, :, 0], gray[:, :, 1])
     assert torch.equal(gray[:, :, 0], gray[:, :, 2])
     clamped = rec.clamp(-1, 1)
     torch.testing.assert_close(
         gray[:, :, 0], 0.299 * clamped[:, :, 0] + 0.587 * clamped[:, :, 1] + 0.114 * clamped[:, :, 2]
     )
-    torch.testing.assert_close(make_control_video(torch.ones(1, 1, 3, 2, 2), grayscale=True), torch.ones(1, 1, 3, 2, 2))
-    assert torch.equal(make_control_video(rec, grayscale=False), clamped)
+    torch.testing.assert_close(
+        make_control_video(torch.ones(1, 1, 3, 2, 2), size=(4, 6), grayscale=True), torch.ones(1, 1, 3, 4, 6)
+    )
+    assert torch.equal(make_control_video(rec, size=rec.shape[-2:], grayscale=False), clamped)
 
 
 class RecordingLoss:

@@ -92,17 +92,19 @@ class QFormer(nn.Module):
     def position(self, height: int, width: int) -> Float[Tensor, "hw C"]:
         """Return the 2-D position code of a grid of that size."""
         frequencies = self.frequencies
-        rows, columns = (
-            # Ends at the last center, 1 - 1 / side, or at the border.
+        # From border to border in [0, 1], or from center to center in [-1, 1].
+        centered = self.config.centered_positions
+        axes = [
             torch.linspace(
-                *((1 / side - 1, 1 - 1 / side) if self.config.centered_positions else (0, 1)),
+                1 / side - 1 if centered else 0.0,
+                1 - 1 / side if centered else 1.0,
                 side,
                 device=frequencies.device,
                 dtype=frequencies.dtype,
             )
             for side in (height, width)
-        )
-        grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)
+        ]
+        grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)
         angle = 2 * math.pi * grid @ frequencies
         return torch.cat([angle.sin(), angle.cos()], dim=-1)
 

@@ -72,6 +72,10 @@ class CodecConfig:
 class VDMConfig:
     """Size of the transformer and how codes enter it. Defaults: the embedded tiny model (about 1 M parameters)."""
 
+    frame_height: Count | None = None
+    """of the frames that it renders, pixels; null: the dLDM's. The dLDM gets these clips made smaller"""
+    frame_width: Count | None = None
+    """of the frames that it renders, pixels; null: the dLDM's"""
     heads: Count = 4
     """attention heads"""
     head_dim: int = 32
@@ -134,6 +138,10 @@ class VDMConfig:
     """lora and frozen, with `weights`: precision of the transformer's frozen weights; bf16 halves their memory"""
 
     def __post_init__(self) -> None:
+        if (self.frame_height is None) != (self.frame_width is None):
+            raise ValueError(
+                f"give both of vdm.frame_height and vdm.frame_width, found {self.frame_height} and {self.frame_width}"
+            )
         if self.head_dim < 12:
             raise ValueError(f"vdm.head_dim must be at least 12 (rotary split into three axes), found {self.head_dim}")
         if not 0 <= self.code_dropout < 1:
@@ -142,8 +150,9 @@ class VDMConfig:
             raise ValueError(f"vdm.high_noise must lie in [0, 1], found {self.high_noise}")
         if self.warp and (self.prediction != "change" or self.weights is not None):
             raise ValueError(
-                "vdm.warp=true is for models trained from scratch that predict a change: set vdm.prediction=change and "
-                f"no vdm.weights, found prediction={self.prediction} and weights={self.weights}"
+                "aids.warp_output=true is for models trained from scratch that predict a change: set "
+                "aids.prediction=change and no vdm.weights, found "
+                f"prediction={self.prediction} and weights={self.weights}"
             )
         if not self.noise_shift > 0:
             raise ValueError(f"vdm.noise_shift must be positive, found {self.noise_shift}")
