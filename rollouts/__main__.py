@@ -60,6 +60,10 @@ LEGACY_NOTE = (
 )
 
 
+FIRST_VALUES = {"first_sequence": 0, "sequences_seed": 0, "starts_seed": 0, "acting": None, "temperature": None}
+"""options that folders of earlier releases do not have, with what they did"""
+
+
 def check_config(folder: Path, config: RolloutConfig) -> None:
     """Check that the folder is free or holds a rollout with this configuration.
 
@@ -74,7 +78,7 @@ def check_config(folder: Path, config: RolloutConfig) -> None:
     if file.is_file():
         cure = "delete it to continue; provenance.json beside it still says what produced the results"
         # Written by an older release, perhaps: its keys are translated before they are compared.
-        old = with_new_keys(read_yaml(file, cure=cure))
+        old = {**FIRST_VALUES, **with_new_keys(read_yaml(file, cure=cure))}
         if not {"policy", "env"} <= old.keys():
             raise InputError(f"{folder} holds another kind of run (see its config.yaml); use another run_dir")
         new = with_new_keys(config_tree(config))  # both: a benchmark's own keys may be among them

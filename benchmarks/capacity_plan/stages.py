@@ -33,6 +33,7 @@ from benchmarks.memory_plan import (
     weight_bytes,
 )
 from vw2_robot.command_line.config_tree import config_from
+from vw2_robot.finetune.config import FinetuneLoopConfig
 from vw2_robot.models.dldm.config import DLDMConfig
 from vw2_robot.models.dldm.dldm import DLDM, fake_clip
 from vw2_robot.models.policy.action_head import ActionHead
@@ -287,7 +288,7 @@ def policy_stages(preset: Preset) -> Iterator[Stage]:
         policy,
         head,
         "fine-tuning",
-        config_from(LoopConfig, tree["loop"]),
+        config_from(FinetuneLoopConfig, tree["loop"]),
         latent_steps=tree["latent_steps"],
     )
 

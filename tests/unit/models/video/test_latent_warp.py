@@ -73,7 +73,7 @@ def test_other_latents_and_pretrained_weights_are_refused():
     with pytest.raises(ValueError, match=r"codec\.kind=dct"):
         VDM(replace(CONFIG, warp=True), GEOMETRY)
     for change in ({"prediction": "velocity"}, {"weights": "somewhere"}):
-        with pytest.raises(ValueError, match=r"vdm\.warp=true"):
+        with pytest.raises(ValueError, match=r"aids\.warp_output=true"):
             replace(CONFIG, **{"warp": True, **change})
 
 
